@@ -1,0 +1,63 @@
+# Every target sets up what it needs: an environment of $(PYTHON) in $(VENV), the packages of
+# pyproject's groups, and the release build of the extension. What is up to date is left alone.
+
+PYTHON ?= python3
+VENV ?= .venv
+
+bin := $(VENV)/bin
+stamps := $(VENV)/stamps
+sources := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
+
+# An environment of another interpreter is no use.
+ifneq ($(shell $(PYTHON) scripts/toolchain.py id),$(shell cat $(stamps)/id 2>/dev/null))
+$(shell rm -rf $(VENV))
+endif
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-all lint bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1:\2/p' Makefile | column -t -s :
+
+demo: $(stamps)/build ## a server and its clients on port 1234, tomada and plain sockets
+	@$(bin)/python -m tomada demo
+
+test: $(stamps)/build $(stamps)/group-test ## the Rust unit tests and the Python suite
+	cargo test --quiet --no-default-features
+	$(bin)/python -m pytest $(PYTEST_ARGS)
+
+test-all: ## the suite on every CPython from 3.11 up that is installed
+	@$(PYTHON) scripts/toolchain.py list | while read -r tag python; do \
+		echo "== $$python"; \
+		$(MAKE) --no-print-directory test PYTHON=$$python VENV=.venv-$$tag </dev/null || exit 1; \
+	done
+
+lint: $(stamps)/build $(stamps)/group-lint $(stamps)/group-test ## formatting, lints, types, stubs
+	cargo fmt --check
+	cargo clippy --quiet --all-targets -- -D warnings
+	$(bin)/ruff check --quiet
+	$(bin)/ruff format --quiet --check
+	$(bin)/python -m mypy
+	$(bin)/python -m mypy.stubtest --ignore-disjoint-bases tomada._core tomada._constants
+
+bench: $(stamps)/build ## the benchmarks, whose tables go to docs/benchmarks
+	$(bin)/python -m benches.per_call
+
+clean: ## remove all that was built
+	rm -rf .venv* target dist site python/tomada/*.so
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(stamps)/venv: pyproject.toml
+	@$(PYTHON) scripts/toolchain.py check
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(bin)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@mkdir -p $(stamps) && $(PYTHON) scripts/toolchain.py id >$(stamps)/id && touch $@
+
+$(stamps)/group-%: $(stamps)/venv
+	@$(bin)/python -m pip install --quiet --group $*
+	@touch $@
+
+$(stamps)/build: $(sources) $(stamps)/group-build
+	@$(PYTHON) scripts/toolchain.py check
+	@VIRTUAL_ENV=$(abspath $(VENV)) $(bin)/maturin develop --quiet --release
+	@touch $@

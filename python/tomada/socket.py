@@ -1,0 +1,159 @@
+"""The standard ``socket`` module with tomada's datagram sockets in it.
+
+``from tomada import socket`` is the one line that changes in a program. Every public name of the
+standard module is here. Sockets of type ``SOCK_DGRAM`` in the families ``AF_INET``, ``AF_INET6``
+and ``AF_UNIX`` are tomada's; every other socket is the standard library's own object. The kernel's
+constants that the standard module lacks (``UDP_SEGMENT``, ``SO_TIMESTAMPNS``, ``IP_RECVERR``, …)
+are here too.
+"""
+
+from __future__ import annotations
+
+import socket as _std
+from types import FunctionType as _FunctionType
+from typing import TYPE_CHECKING, Any
+
+from socket import *
+from tomada import _core
+from tomada._constants import *
+
+if TYPE_CHECKING:
+    # To a type checker a tomada socket is a standard one, so that it may go wherever an
+    # annotation asks for socket.socket. It has every method of that class.
+    _Interface = _std.socket
+else:
+    _Interface = object
+
+__all__ = sorted({*_std.__all__, *_core.CONSTANTS})  # noqa: PLE0605 - a list, though not a literal one
+
+# What "import *" leaves out, like socket.EAGAIN or socket.errno; and where both have a constant,
+# the standard module's, which is an enum's member.
+globals().update({name: item for name, item in vars(_std).items() if not name.startswith("__")})
+
+_FAMILIES = frozenset({_std.AF_INET, _std.AF_INET6, _std.AF_UNIX})
+_TYPE_FLAGS = _std.SOCK_NONBLOCK | _std.SOCK_CLOEXEC
+
+
+def _is_ours(family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> bool:
+    """Say whether a socket of this kind is tomada's."""
+    if fileno is None:
+        family = _std.AF_INET if family == -1 else family
+        type = _std.SOCK_STREAM if type == -1 else type
+    elif family == -1 or type == -1:
+        try:
+            found_family, found_type = _core.kind_of(fileno)
+        except (OSError, TypeError, ValueError, OverflowError):
+            return False  # the standard class has the right words for it
+        family = found_family if family == -1 else family
+        type = found_type if type == -1 else type
+    return family in _FAMILIES and type & ~_TYPE_FLAGS == _std.SOCK_DGRAM
+
+
+class _SocketMeta(type):
+    """Makes ``socket(…)`` a call that chooses the class, as the kind of socket demands."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if cls is socket and not _is_ours(*args, **kwargs):
+            return _std.socket(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+    # socket.socket(AF_INET, SOCK_STREAM) is an instance of socket.socket here as there.
+    def __instancecheck__(cls, instance: object) -> bool:
+        return super().__instancecheck__(instance) or (
+            cls is socket and isinstance(instance, _std.socket)
+        )
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return super().__subclasscheck__(subclass) or (
+            cls is socket and issubclass(subclass, _std.socket)
+        )
+
+
+class socket(_core.Socket, _Interface, metaclass=_SocketMeta):  # type: ignore[no-redef]
+    """A datagram socket with the interface of :class:`socket.socket`, and more.
+
+    ``socket(family=AF_INET, type=SOCK_STREAM, proto=0, fileno=None)``
+
+    The arguments, methods and exceptions are those of the standard class. What comes on top of it
+    is documented with :class:`tomada._core.Socket`, which has it.
+
+    A subclass may also open stream sockets in the same families; they work, without the additions.
+    """
+
+    # The standard class is itself a layer of Python over one of C. The layer serves here too:
+    # makefile, dup, accept, repr, with and the rest are the running interpreter's own code. What
+    # calls super() belongs to its class, and is written again below.
+    vars().update(
+        {
+            name: item
+            for name, item in vars(_std.socket).items()
+            if isinstance(item, _FunctionType) and "__class__" not in item.__code__.co_freevars
+        }
+    )
+    __slots__ = ("__weakref__", "_closed", "_io_refs")
+
+    def __init__(
+        self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None
+    ) -> None:
+        if fileno is None:
+            family = _std.AF_INET if family == -1 else family
+            type = _std.SOCK_STREAM if type == -1 else type
+            proto = 0 if proto == -1 else proto
+        self._open(family, type, proto, fileno, _std.getdefaulttimeout())
+        self._io_refs = 0
+        self._closed = False
+
+    def _real_close(self) -> None:
+        _core.Socket.close(self)
+
+    def detach(self) -> int:
+        """Close the object without closing the descriptor, and return the descriptor, or -1.
+
+        Calls that wait on the socket in other threads end with an :class:`OSError`.
+        """
+        self._closed = True
+        return _core.Socket.detach(self)
+
+    @property
+    def family(self) -> AddressFamily:
+        """The address family."""
+        family: AddressFamily = _member(AddressFamily, super().family)
+        return family
+
+    @property
+    def type(self) -> SocketKind:
+        """The type of socket, without flags."""
+        kind: SocketKind = _member(SocketKind, super().type)
+        return kind
+
+    def sendmsg_afalg(self, *args: Any, **kwargs: Any) -> int:
+        """Raise :class:`OSError`: the socket is none of ``AF_ALG``."""
+        raise OSError("algset is only supported for AF_ALG")
+
+
+def _member(enum: Any, value: int) -> Any:
+    try:
+        return enum(value)
+    except ValueError:
+        return value  # an object that was never opened
+
+
+SocketType = socket  # type: ignore[misc, assignment]
+
+
+def fromfd(fd: int, family: int, type: int, proto: int = 0) -> socket:  # type: ignore[no-redef]
+    """Make a socket of a duplicate of ``fd``, as :func:`socket.fromfd`."""
+    return socket(family, type, proto, dup(fd))
+
+
+def socketpair(  # type: ignore[no-redef]
+    family: int | None = None, type: int = SOCK_STREAM, proto: int = 0
+) -> tuple[_std.socket, _std.socket]:
+    """Make two sockets that are connected to each other, as :func:`socket.socketpair`."""
+    first, second = _std.socketpair(AF_UNIX if family is None else family, type, proto)
+    if not _is_ours(first.family, first.type):
+        return first, second
+    return (
+        socket(first.family, first.type, proto, first.detach()),
+        socket(second.family, second.type, proto, second.detach()),
+    )

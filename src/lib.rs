@@ -1,0 +1,24 @@
+//! tomada: UDP sockets for Python on Linux.
+//!
+//! [`net`] is the engine, pure Rust. The `python` layer over it is what Python imports as
+//! `tomada._core`.
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("tomada needs Linux: it is built on recvmmsg, sendmmsg, UDP_GRO and UDP_SEGMENT");
+
+pub mod net;
+#[cfg(feature = "python")]
+mod python;
+
+/// What Python imports.
+#[cfg(feature = "python")]
+#[pyo3::pymodule(gil_used = false)]
+mod _core {
+    #[pymodule_export]
+    use crate::python::socket::{Socket, kind_of};
+
+    #[pymodule_init]
+    fn init(module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
+        crate::python::constants::add_to(module)
+    }
+}

@@ -1,0 +1,121 @@
+//! Control messages: what `sendmsg` and `recvmsg` carry beside the payload (`cmsg(3)`).
+//!
+//! The format is the kernel's: a `size_t` length that includes the header, two `int`s, the data,
+//! and padding to the size of a `long`. It is read and written as bytes, so that no pointer is
+//! ever cast and no alignment assumed: musl aligns `struct cmsghdr` less than glibc does.
+
+use std::ffi::c_int;
+
+const LEVEL: usize = size_of::<usize>();
+const KIND: usize = LEVEL + size_of::<c_int>();
+const HEADER: usize = KIND + size_of::<c_int>();
+
+/// One control message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ControlMessage<'a> {
+    /// The protocol level: `SOL_SOCKET`, `IPPROTO_IP`, …
+    pub level: c_int,
+    /// The type within the level: `SCM_RIGHTS`, `IP_PKTINFO`, …
+    pub kind: c_int,
+    /// The payload.
+    pub data: &'a [u8],
+    /// Whether the header promised more than the buffer holds, as after `MSG_CTRUNC` on some
+    /// kernels. It is the last message then.
+    pub is_cut: bool,
+}
+
+/// How many bytes a message with `len` bytes of data takes: `CMSG_SPACE`.
+pub const fn space(len: usize) -> usize {
+    align(HEADER) + align(len)
+}
+
+const fn align(len: usize) -> usize {
+    len.next_multiple_of(size_of::<usize>())
+}
+
+/// Reads the messages of a control buffer, as long as the kernel said that it is.
+///
+/// Whatever the bytes are, this ends and reads nothing beyond them.
+pub fn decode(control: &[u8]) -> impl Iterator<Item = ControlMessage<'_>> {
+    let mut rest = control;
+    std::iter::from_fn(move || {
+        let (header, body) = rest.split_at_checked(HEADER)?;
+        let len = usize::from_ne_bytes(*header.first_chunk()?);
+        let level = c_int::from_ne_bytes(*header[LEVEL..].first_chunk()?);
+        let kind = c_int::from_ne_bytes(*header[KIND..].first_chunk()?);
+        let data_len = len.checked_sub(HEADER)?;
+        let is_cut = data_len > body.len();
+        let data = &body[..data_len.min(body.len())];
+        rest = body.get(align(data.len())..).unwrap_or_default();
+        Some(ControlMessage { level, kind, data, is_cut })
+    })
+}
+
+/// Appends a message to a control buffer.
+pub fn encode(control: &mut Vec<u8>, level: c_int, kind: c_int, data: &[u8]) {
+    let end = control.len() + space(data.len());
+    control.reserve_exact(space(data.len()));
+    control.extend_from_slice(&(HEADER + data.len()).to_ne_bytes());
+    control.extend_from_slice(&level.to_ne_bytes());
+    control.extend_from_slice(&kind.to_ne_bytes());
+    control.extend_from_slice(data);
+    control.resize(end, 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(level: c_int, kind: c_int, data: &[u8]) -> ControlMessage<'_> {
+        ControlMessage { level, kind, data, is_cut: false }
+    }
+
+    #[test]
+    fn messages_survive_the_trip_through_a_buffer() {
+        let mut control = Vec::new();
+        encode(&mut control, 1, 2, b"");
+        encode(&mut control, 3, 4, b"five5");
+        encode(&mut control, 6, 7, &[8; 8]);
+        assert_eq!(control.len(), space(0) + space(5) + space(8));
+        let decoded: Vec<_> = decode(&control).collect();
+        let expected = [message(1, 2, b""), message(3, 4, b"five5"), message(6, 7, &[8; 8])];
+        assert_eq!(decoded, expected);
+    }
+
+    #[test]
+    fn the_layout_is_the_c_librarys() {
+        for len in 0..64 {
+            // SAFETY: CMSG_SPACE and CMSG_LEN compute, and touch nothing.
+            let (total, end) = unsafe { (libc::CMSG_SPACE(len), libc::CMSG_LEN(len)) };
+            assert_eq!(space(len as usize), total as usize);
+            let mut control = Vec::new();
+            encode(&mut control, 0, 0, &vec![0; len as usize]);
+            assert_eq!(control[..size_of::<usize>()], (end as usize).to_ne_bytes());
+        }
+    }
+
+    #[test]
+    fn a_last_message_without_padding_is_read() {
+        let mut control = Vec::new();
+        encode(&mut control, 1, 2, b"abc");
+        control.truncate(HEADER + 3);
+        assert_eq!(decode(&control).collect::<Vec<_>>(), [message(1, 2, b"abc")]);
+    }
+
+    #[test]
+    fn a_message_longer_than_the_buffer_is_cut_and_ends_the_list() {
+        let mut control = Vec::new();
+        encode(&mut control, 1, 2, b"abcdefgh");
+        control.truncate(HEADER + 3);
+        let decoded: Vec<_> = decode(&control).collect();
+        assert_eq!(decoded, [ControlMessage { level: 1, kind: 2, data: b"abc", is_cut: true }]);
+    }
+
+    #[test]
+    fn nonsense_ends_the_list() {
+        assert_eq!(decode(&[]).count(), 0);
+        assert_eq!(decode(&[0; 256]).count(), 0);
+        assert_eq!(decode(&[1; 15]).count(), 0);
+        assert_eq!(decode(&[0xff; 64]).count(), 1); // an enormous length: one message, cut
+    }
+}

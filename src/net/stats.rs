@@ -1,0 +1,77 @@
+//! Counters of what passed through a socket.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// One socket's counters, which any thread may raise.
+#[derive(Debug, Default)]
+pub struct Counters {
+    received: Direction,
+    sent: Direction,
+    truncated: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Direction {
+    datagrams: AtomicU64,
+    bytes: AtomicU64,
+    calls: AtomicU64,
+}
+
+/// The counters at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Datagrams received. One looked at with `MSG_PEEK` does not count until it is taken.
+    pub received: u64,
+    /// Their payload, in bytes, as far as it was taken.
+    pub received_bytes: u64,
+    /// System calls that received them.
+    pub receive_calls: u64,
+    /// Datagrams sent.
+    pub sent: u64,
+    /// Their payload, in bytes.
+    pub sent_bytes: u64,
+    /// System calls that sent them.
+    pub send_calls: u64,
+    /// Received datagrams of which a part was cut off, because the buffer was too small.
+    pub truncated: u64,
+}
+
+impl Counters {
+    /// Counts `datagrams` with `bytes` of payload, received by one call.
+    pub fn count_received(&self, datagrams: usize, bytes: usize) {
+        self.received.count(datagrams, bytes);
+    }
+
+    /// Counts `datagrams` with `bytes` of payload, sent by one call.
+    pub fn count_sent(&self, datagrams: usize, bytes: usize) {
+        self.sent.count(datagrams, bytes);
+    }
+
+    /// Counts datagrams that did not fit.
+    pub fn count_truncated(&self, datagrams: usize) {
+        self.truncated.fetch_add(datagrams as u64, Ordering::Relaxed);
+    }
+
+    /// Reads all counters. Each is exact, but one may be read before and another after a datagram
+    /// that passes meanwhile.
+    pub fn read(&self) -> Stats {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Stats {
+            received: load(&self.received.datagrams),
+            received_bytes: load(&self.received.bytes),
+            receive_calls: load(&self.received.calls),
+            sent: load(&self.sent.datagrams),
+            sent_bytes: load(&self.sent.bytes),
+            send_calls: load(&self.sent.calls),
+            truncated: load(&self.truncated),
+        }
+    }
+}
+
+impl Direction {
+    fn count(&self, datagrams: usize, bytes: usize) {
+        self.datagrams.fetch_add(datagrams as u64, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.calls.fetch_add(1, Ordering::Relaxed);
+    }
+}

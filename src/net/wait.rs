@@ -1,0 +1,362 @@
+//! Waiting until a socket is ready: with a deadline, awake or asleep, and woken by a close.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::descriptor::Descriptor;
+use super::sys;
+
+/// What to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interest {
+    /// A datagram to read.
+    Read,
+    /// Room to write one.
+    Write,
+    /// An entry in the error queue.
+    Error,
+}
+
+/// The instant at which waiting ends, if ever.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline(Option<Instant>);
+
+impl Deadline {
+    /// No end.
+    pub const NEVER: Self = Self(None);
+
+    /// The instant that lies `timeout` from now. One too far for the clock is never.
+    pub fn after(timeout: Duration) -> Self {
+        Self(Instant::now().checked_add(timeout))
+    }
+
+    /// How long it is until then: nothing where that is past, `None` where there is no end.
+    pub fn remaining(self) -> Option<Duration> {
+        self.0.map(|end| end.saturating_duration_since(Instant::now()))
+    }
+
+    fn is_past(self) -> bool {
+        self.0.is_some_and(|end| end <= Instant::now())
+    }
+}
+
+/// Why waiting ended without a result.
+#[derive(Debug)]
+pub enum Stop {
+    /// The deadline came.
+    TimedOut,
+    /// The descriptor was closed, here or in another thread.
+    Closed,
+    /// The operation, or the wait, failed. `EINTR` asks for the signal handlers to run, then to
+    /// wait again.
+    Failed(io::Error),
+}
+
+/// How long a thread spins before it lets its signal handlers run.
+const SPIN_SLICE: Duration = Duration::from_millis(20);
+/// How often a thread that could not have a [`Waker`] looks whether it was closed meanwhile.
+const NO_WAKER_SLICE: Duration = Duration::from_millis(50);
+/// A poll that returns within this time did not sleep.
+const INSTANT: Duration = Duration::from_micros(50);
+/// The longest pause where the kernel says "ready" and "try again" in turns.
+const LONGEST_PAUSE: Duration = Duration::from_millis(5);
+
+/// A thread's intention to wait for a descriptor.
+///
+/// It is made and dropped while the thread is attached to the Python interpreter (see
+/// [`Descriptor`]); [`run`](Self::run) is for when it is not.
+pub struct Waiting<'a> {
+    descriptor: &'a Descriptor,
+    waker: Option<Arc<Waker>>,
+}
+
+impl<'a> Waiting<'a> {
+    /// Registers the calling thread to be woken when `descriptor` is closed.
+    pub fn new(descriptor: &'a Descriptor) -> Self {
+        let waker = Waker::of_this_thread();
+        if let Some(waker) = &waker {
+            descriptor.register(waker);
+        }
+        Self { descriptor, waker }
+    }
+
+    /// Waits until `attempt` has a result other than `EAGAIN`.
+    ///
+    /// Until `spin` the thread stays awake and keeps trying; then it sleeps until the kernel says
+    /// that trying makes sense.
+    pub fn run<T>(
+        &self,
+        interest: Interest,
+        deadline: Deadline,
+        spin: Option<Instant>,
+        mut attempt: impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
+    ) -> Result<T, Stop> {
+        let in_flight = self.descriptor.enter().map_err(|_| Stop::Closed)?;
+        let fd = in_flight.as_fd();
+        if let Some(until) = spin
+            && let Some(result) = self.spin(fd, deadline, until, &mut attempt)
+        {
+            return result;
+        }
+        let mut pause = Duration::ZERO;
+        loop {
+            let started = Instant::now();
+            if !self.sleep(fd, interest, deadline)? {
+                continue;
+            }
+            match attempt(fd) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return result.map_err(Stop::Failed),
+            }
+            // Ready, and yet not: another thread was faster; or the kernel reports something else
+            // (a full queue at the peer's end of an AF_UNIX send, an error queue with entries).
+            // Once is nothing, but to poll again and again would burn the core.
+            if deadline.is_past() {
+                return Err(Stop::TimedOut);
+            }
+            if started.elapsed() < INSTANT {
+                self.pause(deadline, pause)?;
+                pause = (2 * pause).clamp(Duration::from_micros(20), LONGEST_PAUSE);
+            } else {
+                pause = Duration::ZERO;
+            }
+        }
+    }
+
+    fn spin<T>(
+        &self,
+        fd: BorrowedFd<'_>,
+        deadline: Deadline,
+        until: Instant,
+        attempt: &mut impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
+    ) -> Option<Result<T, Stop>> {
+        let slice_end = Instant::now() + SPIN_SLICE;
+        loop {
+            match attempt(fd) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Some(result.map_err(Stop::Failed)),
+            }
+            if self.descriptor.is_closed() {
+                return Some(Err(Stop::Closed));
+            }
+            let now = Instant::now();
+            if deadline.is_past() {
+                return Some(Err(Stop::TimedOut));
+            }
+            if now >= until {
+                return None;
+            }
+            if now >= slice_end {
+                return Some(Err(Stop::Failed(io::ErrorKind::Interrupted.into())));
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Sleeps until there is something to try, and says whether there is.
+    fn sleep(
+        &self,
+        fd: BorrowedFd<'_>,
+        interest: Interest,
+        deadline: Deadline,
+    ) -> Result<bool, Stop> {
+        let events = match interest {
+            Interest::Read => libc::POLLIN,
+            Interest::Write => libc::POLLOUT,
+            Interest::Error => 0, // poll always reports POLLERR
+        };
+        let socket = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+        Ok(self.poll(socket, deadline.remaining())? != 0)
+    }
+
+    /// Sleeps for `time`, whatever the socket does.
+    fn pause(&self, deadline: Deadline, time: Duration) -> Result<(), Stop> {
+        let nothing = libc::pollfd { fd: -1, events: 0, revents: 0 };
+        let time = deadline.remaining().map_or(time, |remaining| time.min(remaining));
+        match self.poll(nothing, Some(time)) {
+            Ok(_) | Err(Stop::TimedOut) => Ok(()),
+            Err(stop) => Err(stop),
+        }
+    }
+
+    fn poll(&self, socket: libc::pollfd, timeout: Option<Duration>) -> Result<libc::c_short, Stop> {
+        let event = self.waker.as_ref().map_or(-1, |waker| waker.event.as_raw_fd());
+        let mut fds = [socket, libc::pollfd { fd: event, events: libc::POLLIN, revents: 0 }];
+        let slice = match (&self.waker, timeout) {
+            (Some(_), timeout) => timeout,
+            (None, timeout) => {
+                Some(timeout.map_or(NO_WAKER_SLICE, |left| left.min(NO_WAKER_SLICE)))
+            }
+        };
+        let ready = sys::poll(&mut fds, slice).map_err(Stop::Failed)?;
+        if self.descriptor.is_closed() {
+            return Err(Stop::Closed);
+        }
+        if fds[1].revents != 0 {
+            // Woken for another socket that this thread waits for too, in an outer call that a
+            // signal handler interrupted. That call will see for itself that it was closed.
+            self.clear();
+        }
+        if ready == 0 && slice == timeout {
+            return Err(Stop::TimedOut);
+        }
+        Ok(fds[0].revents)
+    }
+
+    fn clear(&self) {
+        if let Some(waker) = &self.waker {
+            waker.clear();
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(waker) = &self.waker {
+            self.descriptor.unregister(waker);
+            waker.clear();
+        }
+    }
+}
+
+/// What wakes a sleeping thread: an eventfd that it polls beside the socket.
+///
+/// There is one for each thread that ever waited, not one for each socket: a program with a
+/// thousand sockets keeps its descriptors.
+pub(super) struct Waker {
+    event: OwnedFd,
+    signalled: AtomicBool,
+    generation: u32,
+}
+
+impl Waker {
+    /// The calling thread's waker, or `None` where no descriptor is left to make one.
+    fn of_this_thread() -> Option<Arc<Self>> {
+        thread_local! {
+            static WAKER: RefCell<Option<Arc<Waker>>> = const { RefCell::new(None) };
+        }
+        let generation = sys::fork_generation();
+        WAKER
+            .try_with(|waker| {
+                let mut waker = waker.borrow_mut();
+                // A fork shares the eventfd with the parent, which it must not wake.
+                if waker.as_ref().is_none_or(|waker| waker.generation != generation) {
+                    let event = sys::eventfd().ok()?;
+                    let signalled = AtomicBool::new(false);
+                    *waker = Some(Arc::new(Self { event, signalled, generation }));
+                }
+                waker.clone()
+            })
+            .ok()
+            .flatten()
+    }
+
+    pub(super) fn wake(&self) {
+        self.signalled.store(true, Ordering::Release);
+        // An eventfd whose counter is full is readable, which is all that matters.
+        let _ = sys::signal_event(self.event.as_fd());
+    }
+
+    fn clear(&self) {
+        if self.signalled.swap(false, Ordering::AcqRel) {
+            // EAGAIN: it was cleared before.
+            let _ = sys::clear_event(self.event.as_fd());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+
+    fn pair() -> (Descriptor, UdpSocket) {
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sender.connect(receiver.local_addr().unwrap()).unwrap();
+        (Descriptor::new(receiver.into()), sender)
+    }
+
+    fn receive(fd: BorrowedFd<'_>) -> io::Result<usize> {
+        let mut buffer = [0; 64];
+        sys::recv_from(fd, &mut sys::RecvSlice::new(&mut buffer), None, libc::MSG_DONTWAIT)
+    }
+
+    #[test]
+    fn a_datagram_ends_the_wait() {
+        let (receiver, sender) = pair();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                Waiting::new(&receiver).run(Interest::Read, Deadline::NEVER, None, receive)
+            });
+            sender.send(b"seven..").unwrap();
+            assert_eq!(waiting.join().unwrap().unwrap(), 7);
+        });
+    }
+
+    #[test]
+    fn the_deadline_ends_the_wait_asleep_and_awake() {
+        let (receiver, _sender) = pair();
+        let timeout = Duration::from_millis(5);
+        for spin in [None, Some(Instant::now() + Duration::from_secs(60))] {
+            let started = Instant::now();
+            let deadline = Deadline::after(timeout);
+            let result = Waiting::new(&receiver).run(Interest::Read, deadline, spin, receive);
+            assert!(matches!(result, Err(Stop::TimedOut)), "{result:?}");
+            assert!(started.elapsed() >= timeout);
+        }
+    }
+
+    #[test]
+    fn spinning_gives_signal_handlers_a_turn_and_ends_by_itself() {
+        let (receiver, _sender) = pair();
+        let long = Some(Instant::now() + Duration::from_secs(60));
+        let result = Waiting::new(&receiver).run(Interest::Read, Deadline::NEVER, long, receive);
+        let Err(Stop::Failed(error)) = result else { panic!("{result:?}") };
+        assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+        let past = Some(Instant::now());
+        let deadline = Deadline::after(Duration::from_millis(5));
+        let result = Waiting::new(&receiver).run(Interest::Read, deadline, past, receive);
+        assert!(matches!(result, Err(Stop::TimedOut)), "{result:?}");
+    }
+
+    #[test]
+    fn a_close_wakes_every_waiter() {
+        let (receiver, _sender) = pair();
+        std::thread::scope(|scope| {
+            let waiters: Vec<_> = (0..3)
+                .map(|_| {
+                    scope.spawn(|| {
+                        Waiting::new(&receiver).run(Interest::Read, Deadline::NEVER, None, receive)
+                    })
+                })
+                .collect();
+            while receiver.waiters() < 3 {
+                std::thread::yield_now();
+            }
+            receiver.close().unwrap();
+            for waiter in waiters {
+                assert!(matches!(waiter.join().unwrap(), Err(Stop::Closed)));
+            }
+        });
+    }
+
+    #[test]
+    fn false_readiness_does_not_burn_the_core() {
+        // An unconnected AF_UNIX socket always polls writable; only the peer knows that it is full.
+        let (receiver, sender) = pair();
+        sender.send(b"x").unwrap();
+        let mut attempts = 0;
+        let deadline = Deadline::after(Duration::from_millis(50));
+        let result = Waiting::new(&receiver).run(Interest::Read, deadline, None, |_| {
+            attempts += 1;
+            io::Result::<()>::Err(io::ErrorKind::WouldBlock.into())
+        });
+        assert!(matches!(result, Err(Stop::TimedOut)), "{result:?}");
+        assert!(attempts < 100, "{attempts} attempts in 50 ms");
+    }
+}

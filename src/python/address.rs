@@ -1,0 +1,362 @@
+//! Addresses between Python's tuples and the kernel's bytes.
+
+use std::ffi::{CString, c_int};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
+use std::sync::Mutex;
+
+use pyo3::exceptions::{PyOSError, PyOverflowError, PyTypeError};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyBytes, PyInt, PyString, PyTuple};
+
+use super::buffer::{Readable, TypeName};
+use super::error::{Error, Result};
+use crate::net::address::{format_v4, format_v6, interface_index};
+use crate::net::{Address, AddressKind};
+
+/// What the standard module makes of an address: `(host, port)` for IPv4, `(host, port, flowinfo,
+/// scope_id)` for IPv6, a `str` or, for an abstract name, `bytes` for `AF_UNIX`, `None` for none.
+pub(crate) fn to_python<'py>(py: Python<'py>, address: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    match AddressKind::of(address) {
+        AddressKind::Unnamed => Ok(py.None().into_bound(py)),
+        AddressKind::V4(address) => {
+            (format_v4(*address.ip()), address.port()).into_pyobject(py).map(Bound::into_any)
+        }
+        AddressKind::V6(address) => {
+            let host = format_v6(*address.ip());
+            (host, address.port(), address.flowinfo(), address.scope_id())
+                .into_pyobject(py)
+                .map(Bound::into_any)
+        }
+        AddressKind::Path(path) => {
+            py.import(intern!(py, "os"))?.call_method1(intern!(py, "fsdecode"), (path,))
+        }
+        AddressKind::Abstract(name) => Ok(PyBytes::new(py, name).into_any()),
+        AddressKind::Other(family) => {
+            (family, PyBytes::new(py, &address[2..])).into_pyobject(py).map(Bound::into_any)
+        }
+    }
+}
+
+/// Reads an address as the standard module does for a socket of `family`, with the same
+/// exceptions; `caller` is the method they name.
+///
+/// A numeric host never reaches the resolver; a name is resolved detached from the interpreter.
+pub(crate) fn parse(family: c_int, object: &Bound<'_, PyAny>, caller: &str) -> Result<Address> {
+    match family {
+        libc::AF_INET => inet(object, caller),
+        libc::AF_INET6 => inet6(object, caller),
+        libc::AF_UNIX => unix(object),
+        _ => Err(PyOSError::new_err(format!("{caller}(): bad family")).into()),
+    }
+}
+
+fn inet(object: &Bound<'_, PyAny>, caller: &str) -> Result<Address> {
+    let address = tuple(object, caller, "AF_INET")?;
+    if address.len() != 2 {
+        return Err(type_error("AF_INET address must be a pair (host, port)"));
+    }
+    let port = port(&address.get_item(1)?, caller)?;
+    let resolved = resolve(&address.get_item(0)?, libc::AF_INET)?;
+    match resolved.kind() {
+        AddressKind::V4(resolved) => {
+            Ok(SocketAddrV4::new(*resolved.ip(), port.get(caller)?).into())
+        }
+        _ => Err(foreign()),
+    }
+}
+
+fn inet6(object: &Bound<'_, PyAny>, caller: &str) -> Result<Address> {
+    let address = tuple(object, caller, "AF_INET6")?;
+    if !(2..=4).contains(&address.len()) {
+        return Err(type_error(
+            "AF_INET6 address must be a tuple (host, port[, flowinfo[, scopeid]])",
+        ));
+    }
+    let port = port(&address.get_item(1)?, caller)?;
+    let word = |index| match address.get_item(index) {
+        Ok(item) => masked_word(&item),
+        Err(_) => Ok(0),
+    };
+    let (flow, scope) = (word(2)?, word(3)?);
+    let resolved = resolve(&address.get_item(0)?, libc::AF_INET6)?;
+    let AddressKind::V6(resolved) = resolved.kind() else { return Err(foreign()) };
+    let port = port.get(caller)?;
+    if flow > 0xfffff {
+        let message = format!("{caller}(): flowinfo must be 0-1048575.");
+        return Err(PyOverflowError::new_err(message).into());
+    }
+    // The host's own scope ("fe80::1%eth0") holds where the tuple gives none.
+    let scope = if scope == 0 { resolved.scope_id() } else { scope };
+    Ok(SocketAddrV6::new(*resolved.ip(), port, flow, scope).into())
+}
+
+fn unix(object: &Bound<'_, PyAny>) -> Result<Address> {
+    if let Ok(path) = object.cast::<PyString>() {
+        let path = path.py().import("os")?.call_method1("fsencode", (path,))?;
+        return Ok(Address::unix(path.cast::<PyBytes>().map_err(PyErr::from)?.as_bytes())?);
+    }
+    let buffer = Readable::new(object)?;
+    Ok(Address::unix(&buffer.to_vec())?)
+}
+
+fn tuple<'a, 'py>(
+    object: &'a Bound<'py, PyAny>,
+    caller: &str,
+    family: &str,
+) -> Result<&'a Bound<'py, PyTuple>> {
+    object.cast().map_err(|_| {
+        let found = TypeName(object);
+        type_error(&format!("{caller}(): {family} address must be tuple, not {found}"))
+    })
+}
+
+fn type_error(message: &str) -> Error {
+    PyTypeError::new_err(message.to_owned()).into()
+}
+
+fn foreign() -> Error {
+    PyOSError::new_err("unknown address family").into()
+}
+
+/// A port that is an `int`, but perhaps no port. The standard module resolves the host before it
+/// looks, so that a bad host is told before a bad port.
+struct Port(c_int);
+
+fn port(object: &Bound<'_, PyAny>, caller: &str) -> Result<Port> {
+    object.extract().map(Port).map_err(|error| {
+        if error.is_instance_of::<PyOverflowError>(object.py()) {
+            return bad_port(caller);
+        }
+        error.into()
+    })
+}
+
+impl Port {
+    fn get(&self, caller: &str) -> Result<u16> {
+        self.0.try_into().map_err(|_| bad_port(caller))
+    }
+}
+
+fn bad_port(caller: &str) -> Error {
+    PyOverflowError::new_err(format!("{caller}(): port must be 0-65535.")).into()
+}
+
+/// An `unsigned int` as the standard module reads it here: the low 32 bits of any integer.
+fn masked_word(object: &Bound<'_, PyAny>) -> Result<u32> {
+    let word = object.call_method1(intern!(object.py(), "__and__"), (u32::MAX,));
+    match word.and_then(|word| word.extract()) {
+        Ok(word) => Ok(word),
+        Err(_) => Err(object
+            .extract::<u32>()
+            .err()
+            .unwrap_or_else(|| PyTypeError::new_err("flowinfo and scope_id must be integers")))?,
+    }
+}
+
+/// The IP address of a host, with the port zero.
+fn resolve(host: &Bound<'_, PyAny>, family: c_int) -> Result<Address> {
+    if let Ok(host) = host.cast::<PyString>() {
+        // UTF-8 of a str is cached in it, and for ASCII, the usual case, is the str itself.
+        return match host.to_str() {
+            Ok(ascii) if ascii.is_ascii() => resolve_bytes(host.py(), ascii.as_bytes(), family),
+            _ => match host.call_method1(intern!(host.py(), "encode"), ("idna",)) {
+                Ok(encoded) => {
+                    let encoded = encoded.cast::<PyBytes>().map_err(PyErr::from)?;
+                    resolve_bytes(host.py(), encoded.as_bytes(), family)
+                }
+                Err(_) => Err(type_error("encoding of hostname failed")),
+            },
+        };
+    }
+    if let Ok(host) = host.cast::<PyBytes>() {
+        return resolve_bytes(host.py(), host.as_bytes(), family);
+    }
+    if let Ok(host) = host.cast::<PyByteArray>() {
+        return resolve_bytes(host.py(), &host.to_vec(), family);
+    }
+    let found = TypeName(host);
+    Err(type_error(&format!("str, bytes or bytearray expected, not {found}")))
+}
+
+fn resolve_bytes(py: Python<'_>, host: &[u8], family: c_int) -> Result<Address> {
+    let Ok(terminated) = CString::new(host) else {
+        return Err(type_error("host name must not contain null character"));
+    };
+    let text = std::str::from_utf8(host).unwrap_or_default();
+    match (text, family) {
+        ("", _) if !host.is_empty() => {} // not UTF-8
+        ("", libc::AF_INET) => return Ok(v4(Ipv4Addr::UNSPECIFIED)),
+        ("", _) => return Ok(v6(Ipv6Addr::UNSPECIFIED, 0)),
+        ("<broadcast>" | "255.255.255.255", libc::AF_INET) => return Ok(v4(Ipv4Addr::BROADCAST)),
+        ("<broadcast>" | "255.255.255.255", _) => {
+            return Err(PyOSError::new_err("address family mismatched").into());
+        }
+        (_, libc::AF_INET) => {
+            if let Ok(ip) = text.parse() {
+                return Ok(v4(ip));
+            }
+        }
+        _ => {
+            if let Some((ip, scope)) = numeric_v6(text) {
+                return Ok(v6(ip, scope));
+            }
+        }
+    }
+    py.detach(|| Address::resolve(&terminated, family)).map_err(Error::from)
+}
+
+/// A numeric IPv6 host with its scope: `fe80::1%eth0` or `fe80::1%2`.
+fn numeric_v6(host: &str) -> Option<(Ipv6Addr, u32)> {
+    match host.split_once('%') {
+        None => Some((host.parse().ok()?, 0)),
+        Some((ip, scope)) => {
+            let scope = CString::new(scope).ok()?;
+            Some((ip.parse().ok()?, interface_index(&scope).ok()?))
+        }
+    }
+}
+
+fn v4(ip: Ipv4Addr) -> Address {
+    SocketAddrV4::new(ip, 0).into()
+}
+
+fn v6(ip: Ipv6Addr, scope: u32) -> Address {
+    SocketAddrV6::new(ip, 0, 0, scope).into()
+}
+
+/// The addresses that one socket meets again and again, as Python's tuples and as the kernel's
+/// bytes, so that a busy peer costs neither an allocation nor a parse.
+///
+/// Two small tables in which each address has one place. A table that another thread is using is
+/// passed over: a cache is no reason to wait.
+#[derive(Default)]
+pub(crate) struct AddressCache {
+    received: Mutex<Table>,
+    sent: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table(Option<Box<[Option<Entry>; TABLE_LEN]>>);
+
+const TABLE_LEN: usize = 16;
+
+struct Entry {
+    raw: [u8; IP_ADDRESS_LEN],
+    len: u8,
+    object: Py<PyAny>,
+}
+
+/// Only IP addresses are kept: `sockaddr_in6` is the longer of them.
+const IP_ADDRESS_LEN: usize = size_of::<libc::sockaddr_in6>();
+
+impl AddressCache {
+    /// As [`to_python`].
+    pub(crate) fn object<'py>(
+        &self,
+        py: Python<'py>,
+        address: &[u8],
+    ) -> PyResult<Bound<'py, PyAny>> {
+        if address.is_empty() || address.len() > IP_ADDRESS_LEN {
+            return to_python(py, address);
+        }
+        let place = place(hash(address));
+        if let Ok(table) = self.received.try_lock()
+            && let Some(entry) = table.get(place)
+            && entry.raw() == address
+        {
+            return Ok(entry.object.bind(py).clone());
+        }
+        // The lock is free while Python allocates, which may run a finalizer that comes here.
+        let object = to_python(py, address)?;
+        if let Ok(mut table) = self.received.try_lock() {
+            table.set(place, Entry::new(address, &object));
+        }
+        Ok(object)
+    }
+
+    /// As [`parse`].
+    pub(crate) fn parse(
+        &self,
+        family: c_int,
+        object: &Bound<'_, PyAny>,
+        caller: &str,
+    ) -> Result<Address> {
+        let place = place(object.as_ptr() as u64 >> 4);
+        if let Ok(table) = self.sent.try_lock()
+            && let Some(entry) = table.get(place)
+            && entry.object.is(object)
+        {
+            return Ok(Address::from_bytes(entry.raw()));
+        }
+        let address = parse(family, object, caller)?;
+        if is_constant(object)
+            && address.as_bytes().len() <= IP_ADDRESS_LEN
+            && let Ok(mut table) = self.sent.try_lock()
+        {
+            table.set(place, Entry::new(address.as_bytes(), object));
+        }
+        Ok(address)
+    }
+}
+
+/// Whether an address object always means the same: a tuple of `int`s and a numeric host. (A name
+/// may resolve to something else tomorrow, a bytearray may change.)
+fn is_constant(object: &Bound<'_, PyAny>) -> bool {
+    object.cast_exact::<PyTuple>().is_ok_and(|address| {
+        address.iter_borrowed().enumerate().all(|(index, item)| match index {
+            0 => {
+                item.cast_exact::<PyString>().is_ok_and(|host| host.to_str().is_ok_and(is_numeric))
+            }
+            _ => item.cast_exact::<PyInt>().is_ok(),
+        })
+    })
+}
+
+fn is_numeric(host: &str) -> bool {
+    host.parse::<Ipv4Addr>().is_ok() || host.parse::<Ipv6Addr>().is_ok()
+}
+
+impl Table {
+    fn get(&self, place: usize) -> Option<&Entry> {
+        self.0.as_ref()?[place].as_ref()
+    }
+
+    fn set(&mut self, place: usize, entry: Entry) {
+        self.0.get_or_insert_default()[place] = Some(entry);
+    }
+}
+
+impl Entry {
+    fn new(raw: &[u8], object: &Bound<'_, PyAny>) -> Self {
+        let mut entry = Self {
+            raw: [0; IP_ADDRESS_LEN],
+            len: raw.len() as u8,
+            object: object.clone().unbind(),
+        };
+        entry.raw[..raw.len()].copy_from_slice(raw);
+        entry
+    }
+
+    fn raw(&self) -> &[u8] {
+        &self.raw[..usize::from(self.len)]
+    }
+}
+
+/// Mixes an address's bytes: family and port are in the first four, an IPv4 host in the next, an
+/// IPv6 host's varying end further on.
+fn hash(address: &[u8]) -> u64 {
+    let word = |at: usize| {
+        address.get(at..at + 8).map_or(0, |bytes| {
+            u64::from_ne_bytes([
+                bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7],
+            ])
+        })
+    };
+    word(0) ^ word(8).rotate_left(17) ^ word(16).rotate_left(31)
+}
+
+fn place(hash: u64) -> usize {
+    // Multiplying by 2^64 / golden ratio spreads what differs in few bits (Knuth, TAOCP 6.4).
+    (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % TABLE_LEN
+}

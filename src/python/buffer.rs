@@ -1,0 +1,178 @@
+//! Python's buffers as memory for the kernel.
+
+use std::ptr;
+
+use pyo3::exceptions::{PyMemoryError, PyTypeError};
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList};
+
+use crate::net::{RecvSlice, SendSlice};
+
+/// A bytes-like object whose bytes are held in place, to be sent.
+pub(crate) enum Readable<'py> {
+    /// The usual case, which needs no export: `bytes` never change and never move.
+    Bytes(Bound<'py, PyBytes>),
+    Exported(Export<'py>),
+}
+
+impl<'py> Readable<'py> {
+    /// Takes any bytes-like object; otherwise a `TypeError`.
+    pub(crate) fn new(object: &Bound<'py, PyAny>) -> PyResult<Self> {
+        match object.cast_exact::<PyBytes>() {
+            Ok(bytes) => Ok(Self::Bytes(bytes.clone())),
+            Err(_) => Export::new(object, ffi::PyBUF_SIMPLE).map(Self::Exported),
+        }
+    }
+
+    /// Takes every item of an iterable; `message` is the `TypeError` where it is none.
+    pub(crate) fn all(iterable: &Bound<'py, PyAny>, message: &'static str) -> PyResult<Vec<Self>> {
+        if let Ok(list) = iterable.cast_exact::<PyList>() {
+            return list.iter().map(|item| Self::new(&item)).collect();
+        }
+        let items = iterable.try_iter().map_err(|_| PyTypeError::new_err(message))?;
+        items.map(|item| Self::new(&item?)).collect()
+    }
+
+    pub(crate) fn slice(&self) -> SendSlice<'_> {
+        match self {
+            Self::Bytes(bytes) => SendSlice::new(bytes.as_bytes()),
+            // SAFETY: the exporter keeps the memory in place until the export is dropped.
+            Self::Exported(export) => unsafe {
+                SendSlice::from_raw(export.view.buf.cast(), export.len())
+            },
+        }
+    }
+
+    /// A copy, for what is short and must stand still while it is read.
+    pub(crate) fn to_vec(&self) -> Vec<u8> {
+        match self {
+            Self::Bytes(bytes) => bytes.as_bytes().to_vec(),
+            Self::Exported(export) => {
+                let mut copy = Vec::with_capacity(export.len());
+                // SAFETY: the memory is in place, as above, and the copy has room for it. Were
+                // another thread to write there meanwhile, the copy would be garbled, as the
+                // exporter allows.
+                unsafe {
+                    ptr::copy_nonoverlapping(
+                        export.view.buf.cast(),
+                        copy.as_mut_ptr(),
+                        export.len(),
+                    );
+                    copy.set_len(export.len());
+                }
+                copy
+            }
+        }
+    }
+}
+
+/// A writable bytes-like object whose memory is held in place, to be received into.
+pub(crate) struct Writable<'py>(Export<'py>);
+
+impl<'py> Writable<'py> {
+    /// Takes a writable, contiguous buffer; otherwise a `TypeError` that begins with `what`.
+    pub(crate) fn new(object: &Bound<'py, PyAny>, what: &str) -> PyResult<Self> {
+        Export::new(object, ffi::PyBUF_WRITABLE).map(Self).map_err(|_| {
+            let found = TypeName(object);
+            PyTypeError::new_err(format!(
+                "{what} must be read-write bytes-like object, not {found}"
+            ))
+        })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The first `len` bytes.
+    pub(crate) fn slice(&mut self, len: usize) -> RecvSlice<'_> {
+        let len = len.min(self.len());
+        // SAFETY: the exporter keeps the memory in place until the export is dropped, and promises
+        // that any bytes may be written there.
+        unsafe { RecvSlice::from_raw(self.0.view.buf.cast(), len) }
+    }
+}
+
+/// A buffer that an object has exported (`PyObject_GetBuffer`), until this is dropped.
+///
+/// Boxed, because an exporter may point into the view.
+pub(crate) struct Export<'py> {
+    view: Box<ffi::Py_buffer>,
+    /// Dropping needs the interpreter.
+    _attached: Python<'py>,
+}
+
+impl<'py> Export<'py> {
+    fn new(object: &Bound<'py, PyAny>, flags: i32) -> PyResult<Self> {
+        let mut view = Box::<ffi::Py_buffer>::new_uninit();
+        // SAFETY: attached, with an object and room for the view.
+        if unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), view.as_mut_ptr(), flags) } == -1 {
+            return Err(PyErr::fetch(object.py()));
+        }
+        // SAFETY: the call has filled it.
+        let view = unsafe { view.assume_init() };
+        Ok(Self { view, _attached: object.py() })
+    }
+
+    fn len(&self) -> usize {
+        self.view.len as usize
+    }
+}
+
+impl Drop for Export<'_> {
+    fn drop(&mut self) {
+        // SAFETY: attached, and the view is one that PyObject_GetBuffer filled.
+        unsafe { ffi::PyBuffer_Release(ptr::from_mut(&mut *self.view)) };
+    }
+}
+
+/// New `bytes` of uninitialised memory, to receive into where the thread's scratch is too small.
+pub(crate) struct NewBytes<'py>(Bound<'py, PyBytes>);
+
+impl<'py> NewBytes<'py> {
+    pub(crate) fn new(py: Python<'py>, len: usize) -> PyResult<Self> {
+        let len = isize::try_from(len).map_err(|_| PyMemoryError::new_err(()))?;
+        // SAFETY: attached; the call returns new bytes or sets an exception.
+        unsafe {
+            let bytes = ffi::PyBytes_FromStringAndSize(ptr::null(), len);
+            Ok(Self(Bound::from_owned_ptr_or_err(py, bytes)?.cast_into_unchecked()))
+        }
+    }
+
+    pub(crate) fn slice(&mut self) -> RecvSlice<'_> {
+        // SAFETY: the bytes are new and known to nobody else, so they may still be written.
+        unsafe {
+            let start = ffi::PyBytes_AsString(self.0.as_ptr());
+            RecvSlice::from_raw(start.cast(), ffi::PyBytes_Size(self.0.as_ptr()) as usize)
+        }
+    }
+
+    /// The first `len` bytes.
+    ///
+    /// # Safety
+    /// The kernel has written them.
+    pub(crate) unsafe fn finish(self, len: usize) -> Bound<'py, PyBytes> {
+        // SAFETY: the memory is there, and its first bytes are written, as the caller says.
+        unsafe {
+            let (start, capacity) =
+                (ffi::PyBytes_AsString(self.0.as_ptr()), ffi::PyBytes_Size(self.0.as_ptr()));
+            if len == capacity as usize {
+                return self.0;
+            }
+            PyBytes::new(self.0.py(), std::slice::from_raw_parts(start.cast(), len))
+        }
+    }
+}
+
+/// The name of an object's type, for error messages.
+pub(crate) struct TypeName<'a, 'py>(pub(crate) &'a Bound<'py, PyAny>);
+
+impl std::fmt::Display for TypeName<'_, '_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0.get_type().name() {
+            Ok(name) => name.fmt(f),
+            Err(_) => f.write_str("this type"),
+        }
+    }
+}

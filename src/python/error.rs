@@ -1,0 +1,104 @@
+//! Errors on their way to Python, errno kept.
+
+use std::io;
+
+use pyo3::exceptions::{PyOSError, PyTimeoutError};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyType;
+
+use crate::net::Stop;
+use crate::net::address::{PathTooLong, ResolveError, resolver_message};
+
+/// What can go wrong in a method, and how Python hears of it.
+pub(crate) enum Error {
+    /// A system call failed: the `OSError` subclass of its errno.
+    Os(io::Error),
+    /// A host name has no address: `socket.gaierror`.
+    Resolve(ResolveError),
+    /// `TimeoutError`, with the standard module's text.
+    TimedOut,
+    /// The socket was closed by another thread while this one waited.
+    Closed,
+    /// An exception that is one already.
+    Python(PyErr),
+}
+
+pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        Self::Os(error)
+    }
+}
+
+impl From<ResolveError> for Error {
+    fn from(error: ResolveError) -> Self {
+        match error {
+            ResolveError::System(error) => Self::Os(error),
+            ResolveError::Resolver(_) => Self::Resolve(error),
+        }
+    }
+}
+
+impl From<Stop> for Error {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::TimedOut => Self::TimedOut,
+            Stop::Closed => Self::Closed,
+            Stop::Failed(error) => Self::Os(error),
+        }
+    }
+}
+
+impl From<PathTooLong> for Error {
+    fn from(_: PathTooLong) -> Self {
+        Self::Python(PyOSError::new_err("AF_UNIX path too long"))
+    }
+}
+
+impl From<PyErr> for Error {
+    fn from(error: PyErr) -> Self {
+        Self::Python(error)
+    }
+}
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Os(error) | Error::Resolve(ResolveError::System(error)) => os_error(&error),
+            Error::Resolve(ResolveError::Resolver(code)) => resolver_error(code),
+            Error::TimedOut => PyTimeoutError::new_err("timed out"),
+            Error::Closed => PyOSError::new_err((
+                libc::EBADF,
+                "the socket was closed while this call waited for it",
+            )),
+            Error::Python(error) => error,
+        }
+    }
+}
+
+/// `OSError(errno, strerror)`, which Python makes an instance of the errno's own subclass.
+fn os_error(error: &io::Error) -> PyErr {
+    match error.raw_os_error() {
+        Some(errno) => Python::attach(|py| match strerror(py, errno) {
+            Ok(message) => PyOSError::new_err((errno, message)),
+            Err(error) => error,
+        }),
+        None => PyOSError::new_err(error.to_string()),
+    }
+}
+
+/// The C library's text, as the standard module's errors have it.
+fn strerror(py: Python<'_>, errno: i32) -> PyResult<Py<PyAny>> {
+    static STRERROR: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    STRERROR.import(py, "os", "strerror")?.call1((errno,)).map(Bound::unbind)
+}
+
+fn resolver_error(code: i32) -> PyErr {
+    static GAIERROR: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    Python::attach(|py| match GAIERROR.import(py, "socket", "gaierror") {
+        Ok(gaierror) => PyErr::from_type(gaierror.clone(), (code, resolver_message(code))),
+        Err(error) => error,
+    })
+}

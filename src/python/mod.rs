@@ -1,0 +1,12 @@
+//! What Python sees: thin classes over [`crate::net`] that convert arguments, detach from the
+//! interpreter to wait, and convert results.
+//!
+//! The documentation that users read is in `_core.pyi`; the comments here become the one-line
+//! `__doc__` of each method.
+
+mod address;
+mod audit;
+mod buffer;
+pub(crate) mod constants;
+mod error;
+pub(crate) mod socket;

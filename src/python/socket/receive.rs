@@ -1,0 +1,264 @@
+//! Receiving single datagrams: the standard class's methods.
+
+use std::ffi::c_int;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+use pyo3::exceptions::{PyMemoryError, PyRuntimeWarning, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList};
+
+use super::Socket;
+use crate::net::{Address, Interest, RecvSlice, Scratch, cmsg};
+use crate::python::buffer::{NewBytes, Writable};
+use crate::python::error::Result;
+
+/// What `recvmsg` returns after the data: control messages, flags, and the sender.
+struct Rest<'py> {
+    control: Bound<'py, PyList>,
+    flags: c_int,
+    from: Bound<'py, PyAny>,
+}
+
+type Message<'py, T> = (T, Bound<'py, PyList>, c_int, Bound<'py, PyAny>);
+
+impl<'py> Rest<'py> {
+    fn after<T>(self, data: T) -> Message<'py, T> {
+        (data, self.control, self.flags, self.from)
+    }
+}
+
+#[pymethods]
+impl Socket {
+    /// Receive a datagram of up to bufsize bytes.
+    #[pyo3(signature = (bufsize, flags=0, /))]
+    fn recv<'py>(
+        &self,
+        py: Python<'py>,
+        bufsize: isize,
+        flags: c_int,
+    ) -> Result<Bound<'py, PyBytes>> {
+        let bufsize = checked_len(bufsize, "negative buffersize in recv")?;
+        if bufsize == 0 {
+            return Ok(PyBytes::new(py, b""));
+        }
+        self.receive_bytes(py, bufsize, flags, None)
+    }
+
+    /// Receive a datagram of up to bufsize bytes, and its sender's address.
+    #[pyo3(signature = (bufsize, flags=0, /))]
+    fn recvfrom<'py>(
+        &self,
+        py: Python<'py>,
+        bufsize: isize,
+        flags: c_int,
+    ) -> Result<(Bound<'py, PyBytes>, Bound<'py, PyAny>)> {
+        let bufsize = checked_len(bufsize, "negative buffersize in recvfrom")?;
+        let mut from = Address::UNNAMED;
+        let data = self.receive_bytes(py, bufsize, flags, Some(&mut from))?;
+        Ok((data, self.addresses.object(py, from.as_bytes())?))
+    }
+
+    /// Receive a datagram into a buffer, and return how many bytes.
+    #[pyo3(signature = (buffer, nbytes=0, flags=0))]
+    fn recv_into(
+        &self,
+        py: Python<'_>,
+        buffer: &Bound<'_, PyAny>,
+        nbytes: isize,
+        flags: c_int,
+    ) -> Result<usize> {
+        let mut buffer = Writable::new(buffer, "recv_into() argument 1")?;
+        let nbytes = checked_len(nbytes, "negative buffersize in recv_into")?;
+        if nbytes > buffer.len() {
+            return Err(PyValueError::new_err("buffer too small for requested bytes").into());
+        }
+        let len = if nbytes == 0 { buffer.len() } else { nbytes };
+        if len == 0 {
+            return Ok(0);
+        }
+        self.receive_into(py, &mut buffer.slice(len), flags, None)
+    }
+
+    /// Receive a datagram into a buffer, and return how many bytes, and its sender's address.
+    #[pyo3(signature = (buffer, nbytes=0, flags=0))]
+    fn recvfrom_into<'py>(
+        &self,
+        py: Python<'py>,
+        buffer: &Bound<'py, PyAny>,
+        nbytes: isize,
+        flags: c_int,
+    ) -> Result<(usize, Bound<'py, PyAny>)> {
+        let mut buffer = Writable::new(buffer, "recvfrom_into() argument 1")?;
+        let nbytes = checked_len(nbytes, "negative buffersize in recvfrom_into")?;
+        if nbytes > buffer.len() {
+            let message = "nbytes is greater than the length of the buffer";
+            return Err(PyValueError::new_err(message).into());
+        }
+        let len = if nbytes == 0 { buffer.len() } else { nbytes };
+        let mut from = Address::UNNAMED;
+        let received = self.receive_into(py, &mut buffer.slice(len), flags, Some(&mut from))?;
+        Ok((received, self.addresses.object(py, from.as_bytes())?))
+    }
+
+    /// Receive a datagram with control messages.
+    #[pyo3(signature = (bufsize, ancbufsize=0, flags=0, /))]
+    fn recvmsg<'py>(
+        &self,
+        py: Python<'py>,
+        bufsize: isize,
+        ancbufsize: isize,
+        flags: c_int,
+    ) -> Result<Message<'py, Bound<'py, PyBytes>>> {
+        let bufsize = checked_len(bufsize, "negative buffer size in recvmsg()")?;
+        let len = self.useful_len(bufsize)?;
+        if len <= Scratch::LEN {
+            let mut scratch = Scratch::take();
+            let memory = &mut [scratch.slice(len)];
+            let (len, rest) = self.receive_message(py, memory, ancbufsize, flags)?;
+            let data = PyBytes::new(py, scratch.bytes(len.min(Scratch::LEN)));
+            return Ok(rest.after(data));
+        }
+        let mut data = NewBytes::new(py, len)?;
+        let (received, rest) = self.receive_message(py, &mut [data.slice()], ancbufsize, flags)?;
+        // SAFETY: the kernel has written them.
+        let data = unsafe { data.finish(received.min(len)) };
+        Ok(rest.after(data))
+    }
+
+    /// Receive a datagram with control messages into several buffers.
+    #[pyo3(signature = (buffers, ancbufsize=0, flags=0, /))]
+    fn recvmsg_into<'py>(
+        &self,
+        py: Python<'py>,
+        buffers: &Bound<'py, PyAny>,
+        ancbufsize: isize,
+        flags: c_int,
+    ) -> Result<Message<'py, usize>> {
+        let what = "recvmsg_into() argument 1";
+        let mut buffers = buffers
+            .try_iter()?
+            .map(|buffer| Writable::new(&buffer?, what))
+            .collect::<PyResult<Vec<_>>>()?;
+        let mut memory: Vec<_> = buffers
+            .iter_mut()
+            .map(|buffer| {
+                let len = buffer.len();
+                buffer.slice(len)
+            })
+            .collect();
+        let (len, rest) = self.receive_message(py, &mut memory, ancbufsize, flags)?;
+        Ok(rest.after(len))
+    }
+}
+
+impl Socket {
+    /// Receives into memory that is kept for it, and copies out exactly what came: a large
+    /// `bufsize` costs nothing.
+    fn receive_bytes<'py>(
+        &self,
+        py: Python<'py>,
+        bufsize: usize,
+        flags: c_int,
+        from: Option<&mut Address>,
+    ) -> Result<Bound<'py, PyBytes>> {
+        let len = self.useful_len(bufsize)?;
+        if len > Scratch::LEN {
+            let mut data = NewBytes::new(py, len)?;
+            let received = self.receive_into(py, &mut data.slice(), flags, from)?;
+            // SAFETY: the kernel has written them.
+            return Ok(unsafe { data.finish(received.min(len)) });
+        }
+        let mut scratch = Scratch::take();
+        let received = self.receive_into(py, &mut scratch.slice(len), flags, from)?;
+        if received > len {
+            // MSG_TRUNC asked for the full length, which the standard class returns as that many
+            // bytes, the last of them garbage. Here they are zeroes.
+            return Ok(PyBytes::new_with(py, received, |bytes| {
+                bytes[..len].copy_from_slice(scratch.bytes(len));
+                Ok(())
+            })?);
+        }
+        Ok(PyBytes::new(py, scratch.bytes(received)))
+    }
+
+    /// Receives one datagram, and says how many bytes as the kernel would: more than there was
+    /// room for only where `flags` has `MSG_TRUNC`.
+    fn receive_into(
+        &self,
+        py: Python<'_>,
+        memory: &mut RecvSlice<'_>,
+        flags: c_int,
+        mut from: Option<&mut Address>,
+    ) -> Result<usize> {
+        let received = self.transfer(py, interest(flags), flags, |socket, fd, flags| {
+            socket.receive(fd, memory, from.as_deref_mut(), flags)
+        })?;
+        Ok(if flags & libc::MSG_TRUNC == 0 { received.len } else { received.full_len })
+    }
+
+    fn receive_message<'py>(
+        &self,
+        py: Python<'py>,
+        memory: &mut [RecvSlice<'_>],
+        ancbufsize: isize,
+        flags: c_int,
+    ) -> Result<(usize, Rest<'py>)> {
+        let control_len = c_int::try_from(ancbufsize)
+            .ok()
+            .and_then(|len| usize::try_from(len).ok())
+            .ok_or_else(|| PyValueError::new_err("invalid ancillary data buffer length"))?;
+        let mut control = Vec::new();
+        control.try_reserve_exact(control_len).map_err(|_| PyMemoryError::new_err(()))?;
+        control.resize(control_len, 0);
+        let mut from = Address::UNNAMED;
+        let info = self.transfer(py, interest(flags), flags, |socket, fd, flags| {
+            socket.receive_message(fd, memory, &mut from, &mut control, flags)
+        })?;
+        let control = &control[..info.control_len.min(control_len)];
+        let convert = || {
+            let from = self.addresses.object(py, from.as_bytes())?;
+            Ok(Rest { control: control_list(py, control)?, flags: info.flags, from })
+        };
+        convert().map(|rest| (info.len, rest)).inspect_err(|_| close_descriptors(control))
+    }
+
+    /// How much of a buffer a datagram can fill.
+    fn useful_len(&self, bufsize: usize) -> Result<usize> {
+        Ok(self.socket()?.largest_datagram().map_or(bufsize, |largest| bufsize.min(largest)))
+    }
+}
+
+fn checked_len(len: isize, message: &'static str) -> Result<usize> {
+    Ok(usize::try_from(len).map_err(|_| PyValueError::new_err(message))?)
+}
+
+fn interest(flags: c_int) -> Interest {
+    if flags & libc::MSG_ERRQUEUE == 0 { Interest::Read } else { Interest::Error }
+}
+
+/// The control messages as a list of `(level, type, data)`.
+fn control_list<'py>(py: Python<'py>, control: &[u8]) -> Result<Bound<'py, PyList>> {
+    let list = PyList::empty(py);
+    for message in cmsg::decode(control) {
+        if message.is_cut {
+            let category = py.get_type::<PyRuntimeWarning>();
+            let text = c"received malformed or improperly-truncated ancillary data";
+            PyErr::warn(py, &category, text, 1)?;
+        }
+        list.append((message.level, message.kind, PyBytes::new(py, message.data)))?;
+    }
+    Ok(list)
+}
+
+/// Closes the descriptors of a message that never reached its reader (`unix(7)`, `SCM_RIGHTS`).
+fn close_descriptors(control: &[u8]) {
+    let rights = cmsg::decode(control)
+        .filter(|message| (message.level, message.kind) == (libc::SOL_SOCKET, libc::SCM_RIGHTS));
+    for message in rights {
+        for fd in message.data.chunks_exact(size_of::<c_int>()) {
+            let fd = c_int::from_ne_bytes([fd[0], fd[1], fd[2], fd[3]]);
+            // SAFETY: the kernel has just made this descriptor for the message's receiver.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Sending single datagrams: the standard class's methods.
+
+use std::ffi::c_int;
+
+use pyo3::exceptions::{PyOSError, PyTypeError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyTuple};
+
+use super::Socket;
+use crate::net::{Address, Interest, cmsg};
+use crate::python::audit;
+use crate::python::buffer::Readable;
+use crate::python::error::Result;
+
+/// An argument that may be left out, but is not `None`.
+struct Given<'py>(Option<Bound<'py, PyAny>>);
+
+impl<'py> FromPyObject<'_, 'py> for Given<'py> {
+    type Error = std::convert::Infallible;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> std::result::Result<Self, Self::Error> {
+        Ok(Self(Some(object.to_owned())))
+    }
+}
+
+#[pymethods]
+impl Socket {
+    /// Send a datagram to the connected peer, and return how many bytes.
+    #[pyo3(signature = (data, flags=0, /))]
+    fn send(&self, py: Python<'_>, data: &Bound<'_, PyAny>, flags: c_int) -> Result<usize> {
+        self.send_buffer(py, &Readable::new(data)?, None, flags)
+    }
+
+    /// Send a datagram to the connected peer; a stream socket goes on until all is sent.
+    #[pyo3(signature = (data, flags=0, /))]
+    fn sendall(&self, py: Python<'_>, data: &Bound<'_, PyAny>, flags: c_int) -> Result<()> {
+        let data = Readable::new(data)?;
+        if self.socket()?.is_datagram() {
+            return self.send_buffer(py, &data, None, flags).map(drop);
+        }
+        let mut rest = data.slice();
+        while !rest.is_empty() {
+            let sent = self.transfer(py, Interest::Write, flags, |socket, fd, flags| {
+                socket.send(fd, rest, None, flags)
+            })?;
+            rest = rest.after(sent);
+            py.check_signals()?;
+        }
+        Ok(())
+    }
+
+    /// Send a datagram to an address, and return how many bytes.
+    #[pyo3(signature = (*args))]
+    fn sendto(slf: &Bound<'_, Self>, args: &Bound<'_, PyTuple>) -> Result<usize> {
+        let (data, flags, address) = match args.len() {
+            2 => (args.get_borrowed_item(0)?, 0, args.get_borrowed_item(1)?),
+            3 => {
+                let flags = args.get_borrowed_item(1)?.extract()?;
+                (args.get_borrowed_item(0)?, flags, args.get_borrowed_item(2)?)
+            }
+            given => {
+                let message = format!("sendto() takes 2 or 3 arguments ({given} given)");
+                return Err(PyTypeError::new_err(message).into());
+            }
+        };
+        let this = slf.get();
+        let data = Readable::new(&data)?;
+        let to = this.parse_address(&address, "sendto")?;
+        audit::event(c"socket.sendto", slf.as_any(), &address)?;
+        this.send_buffer(slf.py(), &data, Some(&to), flags)
+    }
+
+    /// Send a datagram gathered from several buffers, with control messages.
+    #[pyo3(signature = (buffers, ancdata=Given(None), flags=0, address=None, /))]
+    fn sendmsg(
+        slf: &Bound<'_, Self>,
+        buffers: &Bound<'_, PyAny>,
+        ancdata: Given<'_>,
+        flags: c_int,
+        address: Option<&Bound<'_, PyAny>>,
+    ) -> Result<usize> {
+        let (this, py) = (slf.get(), slf.py());
+        let to = address.map(|address| this.parse_address(address, "sendmsg")).transpose()?;
+        let none = py.None().into_bound(py);
+        audit::event(c"socket.sendmsg", slf.as_any(), address.unwrap_or(&none))?;
+        let buffers = Readable::all(buffers, "sendmsg() argument 1 must be an iterable")?;
+        let memory: Vec<_> = buffers.iter().map(Readable::slice).collect();
+        let control = control_buffer(ancdata)?;
+        this.transfer(py, Interest::Write, flags, |socket, fd, flags| {
+            socket.send_message(fd, &memory, to.as_ref(), &control, flags)
+        })
+    }
+}
+
+impl Socket {
+    fn send_buffer(
+        &self,
+        py: Python<'_>,
+        data: &Readable<'_>,
+        to: Option<&Address>,
+        flags: c_int,
+    ) -> Result<usize> {
+        let memory = data.slice();
+        self.transfer(py, Interest::Write, flags, |socket, fd, flags| {
+            socket.send(fd, memory, to, flags)
+        })
+    }
+
+    pub(super) fn parse_address(
+        &self,
+        address: &Bound<'_, PyAny>,
+        caller: &str,
+    ) -> Result<Address> {
+        self.addresses.parse(self.family(), address, caller)
+    }
+}
+
+/// The control messages of a list of `(level, type, data)`.
+fn control_buffer(ancdata: Given<'_>) -> Result<Vec<u8>> {
+    let mut control = Vec::new();
+    let Given(Some(items)) = ancdata else { return Ok(control) };
+    let items = items
+        .try_iter()
+        .map_err(|_| PyTypeError::new_err("sendmsg() argument 2 must be an iterable"))?;
+    for item in items {
+        let item = item?;
+        let parts = item
+            .try_iter()
+            .and_then(Iterator::collect::<PyResult<Vec<_>>>)
+            .ok()
+            .filter(|parts| parts.len() == 3 && !item.is_instance_of::<PyBytes>())
+            .ok_or_else(|| {
+                PyTypeError::new_err("[sendmsg() ancillary data items] must be 3-item tuples")
+            })?;
+        let (level, kind) = (parts[0].extract()?, parts[1].extract()?);
+        let data = Readable::new(&parts[2])?;
+        if control.len() + cmsg::space(data.slice().len()) > c_int::MAX as usize {
+            return Err(PyOSError::new_err("too much ancillary data").into());
+        }
+        cmsg::encode(&mut control, level, kind, &data.to_vec());
+    }
+    Ok(control)
+}
