@@ -6,7 +6,7 @@ VENV ?= .venv
 
 bin := $(VENV)/bin
 stamps := $(VENV)/stamps
-sources := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
+sources := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml README.md
 
 # An environment of another interpreter is no use.
 ifneq ($(shell $(PYTHON) scripts/toolchain.py id),$(shell cat $(stamps)/id 2>/dev/null))
@@ -47,17 +47,19 @@ clean: ## remove all that was built
 	rm -rf .venv* target dist site python/tomada/*.so
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-$(stamps)/venv: pyproject.toml
+$(stamps)/venv:
 	@$(PYTHON) scripts/toolchain.py check
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(bin)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	@mkdir -p $(stamps) && $(PYTHON) scripts/toolchain.py id >$(stamps)/id && touch $@
 
-$(stamps)/group-%: $(stamps)/venv
+$(stamps)/group-%: pyproject.toml | $(stamps)/venv
 	@$(bin)/python -m pip install --quiet --group $*
 	@touch $@
 
 $(stamps)/build: $(sources) $(stamps)/group-build
 	@$(PYTHON) scripts/toolchain.py check
-	@VIRTUAL_ENV=$(abspath $(VENV)) $(bin)/maturin develop --quiet --release
+	@echo "building the extension for $$($(bin)/python --version) (a minute or so the first time)"
+	@VIRTUAL_ENV=$(abspath $(VENV)) $(bin)/maturin develop --release >$(stamps)/log 2>&1 \
+		|| { cat $(stamps)/log; exit 1; }
 	@touch $@

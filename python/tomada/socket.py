@@ -17,10 +17,13 @@ from socket import *
 from tomada import _core
 from tomada._constants import *
 
+# Kept by a name of ours: some programs put our class in the standard module's place.
+_StdSocket = _std.socket
+
 if TYPE_CHECKING:
     # To a type checker a tomada socket is a standard one, so that it may go wherever an
     # annotation asks for socket.socket. It has every method of that class.
-    _Interface = _std.socket
+    _Interface = _StdSocket
 else:
     _Interface = object
 
@@ -54,18 +57,18 @@ class _SocketMeta(type):
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         if cls is socket and not _is_ours(*args, **kwargs):
-            return _std.socket(*args, **kwargs)
+            return _StdSocket(*args, **kwargs)
         return super().__call__(*args, **kwargs)
 
     # socket.socket(AF_INET, SOCK_STREAM) is an instance of socket.socket here as there.
     def __instancecheck__(cls, instance: object) -> bool:
         return super().__instancecheck__(instance) or (
-            cls is socket and isinstance(instance, _std.socket)
+            cls is socket and isinstance(instance, _StdSocket)
         )
 
     def __subclasscheck__(cls, subclass: type) -> bool:
         return super().__subclasscheck__(subclass) or (
-            cls is socket and issubclass(subclass, _std.socket)
+            cls is socket and issubclass(subclass, _StdSocket)
         )
 
 
@@ -86,7 +89,7 @@ class socket(_core.Socket, _Interface, metaclass=_SocketMeta):  # type: ignore[n
     vars().update(
         {
             name: item
-            for name, item in vars(_std.socket).items()
+            for name, item in vars(_StdSocket).items()
             if isinstance(item, _FunctionType) and "__class__" not in item.__code__.co_freevars
         }
     )
@@ -148,12 +151,8 @@ def fromfd(fd: int, family: int, type: int, proto: int = 0) -> socket:  # type: 
 
 def socketpair(  # type: ignore[no-redef]
     family: int | None = None, type: int = SOCK_STREAM, proto: int = 0
-) -> tuple[_std.socket, _std.socket]:
+) -> tuple[_StdSocket, _StdSocket]:
     """Make two sockets that are connected to each other, as :func:`socket.socketpair`."""
-    first, second = _std.socketpair(AF_UNIX if family is None else family, type, proto)
-    if not _is_ours(first.family, first.type):
-        return first, second
-    return (
-        socket(first.family, first.type, proto, first.detach()),
-        socket(second.family, second.type, proto, second.detach()),
-    )
+    pair = _std.socketpair(AF_UNIX if family is None else family, type, proto)
+    first, second = (socket(end.family, end.type, proto, end.detach()) for end in pair)
+    return first, second

@@ -1,0 +1,7 @@
+"""``python -m tomada``."""
+
+import sys
+
+from tomada.cli import main
+
+sys.exit(main())

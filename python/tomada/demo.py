@@ -1,0 +1,194 @@
+"""``tomada demo``: the lines of a text, sent to a server and answered, between two processes.
+
+The same two programs run three times: with tomada at both ends, with the standard ``socket`` module
+at the client's, and at the server's. Both modules run the same lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+HOST, PORT = "127.0.0.1", 1234
+LARGEST = 65_507  # bytes in a UDP datagram over IPv4
+TIMEOUT = 2.0
+SHOWN = 5
+WIDTH = 34
+
+
+class DemoError(Exception):
+    """The demonstration could not be given."""
+
+
+@dataclass
+class Result:
+    """What one client measured."""
+
+    datagrams: int = 0
+    bytes: int = 0
+    mismatches: int = 0
+    median_us: float = 0.0
+    shown: list[tuple[str, str]] = field(default_factory=list)
+
+
+def answer(line: bytes) -> bytes:
+    """Return what the server answers to a line."""
+    return line.decode().upper().encode()
+
+
+def serve(module: ModuleType, port: int) -> None:
+    """Answer every datagram until the process is ended. The first line of output is the address."""
+    with module.socket(module.AF_INET, module.SOCK_DGRAM) as s:
+        try:
+            s.bind((HOST, port))
+        except OSError:
+            s.bind((HOST, 0))
+        print(json.dumps(s.getsockname()), flush=True)
+        while True:
+            line, client = s.recvfrom(65_535)
+            s.sendto(answer(line), client)
+
+
+def converse(module: ModuleType, port: int, lines: Sequence[bytes]) -> Result:
+    """Send each line, wait for its answer, and compare."""
+    result, times = Result(), []
+    with module.socket(module.AF_INET, module.SOCK_DGRAM) as s:
+        s.connect((HOST, port))
+        s.settimeout(TIMEOUT)
+        for line in lines:
+            started = time.perf_counter()
+            s.send(line)
+            try:
+                reply = s.recv(65_535)
+            except TimeoutError:
+                reply = b"(no answer)"
+            times.append(time.perf_counter() - started)
+            result.datagrams += 1
+            result.bytes += len(line)
+            result.mismatches += reply != answer(line)
+            if len(result.shown) < SHOWN and line:
+                result.shown.append((line.decode(), reply.decode()))
+    result.median_us = statistics.median(times) * 1e6
+    return result
+
+
+def peer(role: str, module_name: str, port: str) -> None:
+    """Be one of the two processes: ``server`` or ``client``."""
+    module = importlib.import_module(module_name)
+    with contextlib.suppress(KeyboardInterrupt):
+        if role == "client":
+            lines = sys.stdin.buffer.read().splitlines()
+            print(json.dumps(asdict(converse(module, int(port), lines))))
+        else:
+            threading.Thread(target=end_with_parent, daemon=True).start()
+            serve(module, int(port))
+
+
+def end_with_parent() -> None:
+    """End the process when the other end of its standard input is gone."""
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+@contextlib.contextmanager
+def started(role: str, module_name: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process, and have it ended and reaped in any case."""
+    command = [sys.executable, "-m", "tomada.demo", role, module_name, str(port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def run_pair(server: str, client: str, port: int, text: bytes) -> Result:
+    """Run one server and one client, and say on which address."""
+    with started("server", server, port) as serving:
+        assert serving.stdout
+        address = serving.stdout.readline()
+        if not address:
+            raise DemoError(f"the {name(server)} server did not start")
+        _, bound = json.loads(address)
+        if bound != port:
+            print(f"port {port} is taken, so the server has {bound}")
+        print(f"{name(server)} server on {HOST}:{bound} (process {serving.pid})", end=", ")
+        with started("client", client, bound) as conversing:
+            print(f"{name(client)} client (process {conversing.pid})", flush=True)
+            output, _ = conversing.communicate(text)
+    if not output:
+        raise DemoError(f"the {name(client)} client ended without a result")
+    result = Result(**json.loads(output))
+    for line, reply in result.shown:
+        print(f"  {shorten(line)} -> {shorten(reply).rstrip()}")
+    print(flush=True)
+    return result
+
+
+def name(module_name: str) -> str:
+    return "tomada" if module_name == "tomada.socket" else "plain socket"
+
+
+def shorten(text: str) -> str:
+    return (text if len(text) <= WIDTH else text[: WIDTH - 1] + "…").ljust(WIDTH)
+
+
+def read_text(file: str | None) -> tuple[str, bytes]:
+    """Return a text's name and its bytes: a file's, or those of the README tomada came with."""
+    if file is None:
+        readme: Any = metadata("tomada")
+        return "tomada's README", (readme.get_payload() or readme["Description"]).encode()
+    text = Path(file).read_bytes()
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        raise DemoError(f"{file} is no UTF-8 text: {error}") from None
+    longest = max(map(len, text.splitlines()), default=0)
+    if longest > LARGEST:
+        raise DemoError(f"{file} has a line of {longest:,} bytes; a datagram takes {LARGEST:,}")
+    return file, text
+
+
+def main(file: str | None = None, port: int = PORT) -> int:
+    """Run the demonstration; return 0 only if every reply was right.
+
+    :raises DemoError: It could not be given, and why.
+    """
+    title, text = read_text(file)
+    lines = text.splitlines()
+    print(f"{title}: {len(lines)} lines, each a datagram; the server answers in capitals.\n")
+    pairs = [
+        ("tomada.socket", "tomada.socket"),
+        ("tomada.socket", "socket"),
+        ("socket", "tomada.socket"),
+    ]
+    results = [(*pair, run_pair(*pair, port, text)) for pair in pairs]
+    print("server        client        datagrams    bytes  mismatches  round trip (median)")
+    for server, client, result in results:
+        print(
+            f"{name(server):12}  {name(client):12}  {result.datagrams:9,}  {result.bytes:7,}"
+            f"  {result.mismatches:10,}  {result.median_us:11.1f} µs"
+        )
+    wrong = sum(result.mismatches for *_, result in results)
+    expected = len(pairs) * len(lines)
+    if wrong or sum(result.datagrams for *_, result in results) != expected:
+        print(f"\n{wrong} replies were wrong or missing")
+        return 1
+    print("\nevery reply matched")
+    return 0
+
+
+if __name__ == "__main__":
+    peer(*sys.argv[1:])

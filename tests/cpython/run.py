@@ -1,0 +1,88 @@
+"""Runs the interpreter's own tests, with or without tomada in the place of ``socket.socket``.
+
+``python run.py stock|tomada MODULE …`` prints JSON: a line with the class of a datagram socket,
+then one for each test: its name, its outcome (passed, skipped or failed), and the reason or
+traceback.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import socket
+import sys
+import unittest
+from collections.abc import Iterator
+
+from test import support
+
+# Families that are never tomada's. Some of their tests hang where a kernel has half of the family.
+FOREIGN = [
+    "*VSOCK*",
+    "*CAN*",
+    "*ISOTP*",
+    "*J1939*",
+    "*RDS*",
+    "*QIPCRTR*",
+    "*Bluetooth*",
+    "*HyperV*",
+]
+FOREIGN += ["*TIPC*", "LinuxKernelCryptoAPI", "*SCTP*"]
+
+
+class Report(unittest.TestResult):
+    """Prints each outcome as it comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.buffer = True
+
+    def _say(self, test: unittest.TestCase, outcome: str, why: str = "") -> None:
+        line = json.dumps({"test": test.id(), "outcome": outcome, "why": why})
+        print(line, file=sys.__stdout__, flush=True)
+
+    def addSuccess(self, test: unittest.TestCase) -> None:
+        super().addSuccess(test)
+        self._say(test, "passed")
+
+    def addSkip(self, test: unittest.TestCase, reason: str) -> None:
+        super().addSkip(test, reason)
+        self._say(test, "skipped", reason)
+
+    def addFailure(self, test, error) -> None:
+        super().addFailure(test, error)
+        self._say(test, "failed", self.failures[-1][1])
+
+    def addError(self, test, error) -> None:
+        super().addError(test, error)
+        self._say(test, "failed", self.errors[-1][1])
+
+
+def substitute() -> None:
+    """Put tomada's class where the standard module, and all that import it, look it up."""
+    import tomada.socket
+
+    socket.socket = tomada.socket.socket
+
+
+def selected(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
+    for test in suite:
+        if isinstance(test, unittest.TestSuite):
+            yield from selected(test)
+        elif not any(fnmatch.fnmatchcase(type(test).__name__, name) for name in FOREIGN):
+            yield test
+
+
+def main(variant: str, modules: list[str]) -> None:
+    if variant == "tomada":
+        substitute()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        print(json.dumps({"class": f"{type(sock).__module__}.{type(sock).__qualname__}"}))
+    support.use_resources = ["network"]  # loopback only; "urlfetch" and the like stay off
+    for module in modules:
+        suite = unittest.defaultTestLoader.loadTestsFromName(f"test.{module}")
+        unittest.TestSuite(selected(suite)).run(Report())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
