@@ -15,10 +15,19 @@ mod python;
 #[pyo3::pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
+    use crate::python::batch::Batch;
+    #[pymodule_export]
+    use crate::python::datagram::Datagram;
+    #[pymodule_export]
+    use crate::python::records::{DatagramError, Stats};
+    #[pymodule_export]
     use crate::python::socket::{Socket, kind_of};
 
+    use pyo3::prelude::*;
+
     #[pymodule_init]
-    fn init(module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         crate::python::constants::add_to(module)
     }
 }

@@ -3,6 +3,6 @@
 ``from tomada import socket`` replaces ``import socket``.
 """
 
-from importlib.metadata import version as _version
+from tomada._core import Batch, Datagram, DatagramError, Stats, __version__
 
-__version__ = _version("tomada")
+__all__ = ["Batch", "Datagram", "DatagramError", "Stats", "__version__"]

@@ -1,12 +1,23 @@
 """The Rust core: :class:`Socket` is the base of :class:`tomada.socket.socket`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from socket import _Address, _RetAddress
-from typing import Final, Self, TypeAlias, overload
+from typing import Final, Literal, Self, TypeAlias, final, overload
 
 from _typeshed import ReadableBuffer, WriteableBuffer
 
-__all__ = ["CONSTANTS", "Socket", "kind_of"]
+__all__ = [
+    "CONSTANTS",
+    "Batch",
+    "Datagram",
+    "DatagramError",
+    "Socket",
+    "Stats",
+    "__version__",
+    "kind_of",
+]
+
+__version__: Final[str]
 
 _CMSG: TypeAlias = tuple[int, int, bytes]
 _CMSGArg: TypeAlias = tuple[int, int, ReadableBuffer]
@@ -222,6 +233,172 @@ class Socket:
 
     @overload
     def sendto(self, data: ReadableBuffer, flags: int, address: _Address, /) -> int: ...
+    @property
+    def gro(self) -> bool:
+        """Whether the kernel may hand over several datagrams glued together (``UDP_GRO``, ``udp(7)``).
+
+        Set it for a socket that receives much from few peers: one trip through the kernel then
+        brings up to 64 datagrams of one size from one peer. Every receiving method takes them apart
+        again, in order; nothing else changes for who calls them. What a call did not take waits in
+        the socket (:attr:`pending`), where ``select`` and other processes do not see it: that is
+        why it is off by default. Switched off again, the socket goes on splitting what was queued.
+
+        :raises OSError: ``ENOPROTOOPT``, where the socket is not UDP or the kernel older than 5.0.
+        """
+
+    @gro.setter
+    def gro(self, is_on: bool) -> None: ...
+    @property
+    def pending(self) -> int:
+        """How many datagrams were taken from the kernel and wait for the next receive of any kind.
+
+        There are some only with :attr:`gro`, when a call wanted fewer than came glued together.
+        """
+
+    @property
+    def spin(self) -> float:
+        """How long a receive stays awake and tries again before it sleeps, in seconds; 0 at first.
+
+        A thread that sleeps needs 30 to 70 µs to wake up; one that spins has the datagram within a
+        few. Other Python threads run meanwhile. The price is one processor core, fully used for as
+        long as no datagram comes, up to this time for each wait: for who has a core to spare.
+
+        :raises ValueError: It is negative or not a number.
+        """
+
+    @spin.setter
+    def spin(self, seconds: float) -> None: ...
+    def errors(self) -> list[DatagramError]:
+        """Take what the kernel has noted about datagrams that failed on their way.
+
+        It notes them once it was told to, by ``setsockopt(IPPROTO_IP, IP_RECVERR, 1)`` or
+        ``setsockopt(IPPROTO_IPV6, IPV6_RECVERR, 1)`` (``ip(7)``, ``ipv6(7)``). With that option the
+        next call on the socket also raises such an error, even where it is not connected. Never
+        waits; an empty list means that there is nothing. Up to 256 notes are kept while a call
+        waits for datagrams, beyond which the oldest go; ``stats().errors`` has counted them.
+        """
+
+    def join_group(
+        self, group: str, interface: str | int | None = None, source: str | None = None
+    ) -> None:
+        """Join a multicast group (``MCAST_JOIN_GROUP``, ``MCAST_JOIN_SOURCE_GROUP``, :rfc:`3678`).
+
+        From the first on, the socket gets only what is sent to groups that it joined itself, and
+        not what other sockets of this machine joined (``IP_MULTICAST_ALL`` off), unless the option
+        was set before. Bind the socket to the group's port. For sending, the options
+        ``IP_MULTICAST_LOOP`` (do own sockets of this machine hear it), ``IP_MULTICAST_TTL`` (how
+        far it goes; 1 stays on the link) and ``IP_MULTICAST_IF``, or those of IPv6, hold.
+
+        :param group: The group's address.
+        :param interface: By name, by index, or by an address that it has; without it, the routes
+            decide.
+        :param source: The only sender to hear, by address; without it, every one.
+        :raises ValueError: The group is none, or the source of another family.
+        :raises OSError: With what to do: ``ENOBUFS`` (too many groups), ``ENODEV`` (no such
+            interface, or no route), ``EADDRINUSE`` (joined before), …
+        """
+
+    def leave_group(
+        self, group: str, interface: str | int | None = None, source: str | None = None
+    ) -> None:
+        """Leave a multicast group that was joined with the same arguments. Closing leaves all."""
+
+    def recv_batch(self, batch: Batch, flags: int = 0) -> int:
+        """Receive into a :class:`Batch`, over what it holds, and return how many datagrams.
+
+        Waits for one datagram, then takes all that are there, as far as the batch has slots
+        (``recvmmsg(2)``). No Python object is made for a datagram. Nothing is truncated, as long as
+        the batch's slots are as long as the datagrams: they are for every datagram of IP.
+
+        :raises RuntimeError: Another call is using the batch.
+        :raises ValueError: ``flags`` has ``MSG_PEEK`` or ``MSG_ERRQUEUE``.
+        """
+
+    def recv_datagram(self, flags: int = 0) -> Datagram:
+        """Receive one datagram with all that the kernel tells about it, as :meth:`recv_datagrams`."""
+
+    def recv_datagrams(self, max_datagrams: int = 64, flags: int = 0) -> list[Datagram]:
+        """Receive datagrams with all that the kernel tells about each; otherwise as :meth:`recv_many`.
+
+        The first call makes the kernel tell it (``SO_TIMESTAMPNS``, ``IP_PKTINFO``, ``IP_RECVTTL``,
+        ``IP_RECVTOS``, ``SO_RXQ_OVFL``, and IPv6's). An option that was set before, on or off,
+        stays as it is. Of datagrams that were in the queue before, the interface is not known.
+        """
+
+    def recv_many(self, max_datagrams: int = 64, flags: int = 0) -> list[tuple[bytes, _RetAddress]]:
+        """Wait for one datagram, then take all that are there, up to a maximum (``recvmmsg(2)``).
+
+        Returns at least one, each as :meth:`recvfrom` would, but never truncated. It does not wait
+        for the maximum to come together.
+
+        :raises ValueError: The maximum is less than 1, or ``flags`` has ``MSG_PEEK`` or
+            ``MSG_ERRQUEUE``.
+        :raises OSError: As :meth:`recvfrom`; an error that comes after a datagram is kept for the
+            next call.
+        """
+
+    @overload
+    def send_batch(
+        self,
+        batch: Batch,
+        address: _Address | None = None,
+        flags: int = 0,
+        *,
+        errors: Literal["raise"] = "raise",
+    ) -> int:
+        """Send the datagrams of a :class:`Batch`, each to its own address, or all to ``address``.
+
+        One without an address goes to the connected peer. Otherwise as :meth:`send_many`.
+
+        :raises RuntimeError: Another call is using the batch.
+        """
+
+    @overload
+    def send_batch(
+        self,
+        batch: Batch,
+        address: _Address | None = None,
+        flags: int = 0,
+        *,
+        errors: Literal["continue"],
+    ) -> list[tuple[int, OSError]]: ...
+    @overload
+    def send_many(
+        self,
+        datagrams: Iterable[ReadableBuffer] | Iterable[tuple[ReadableBuffer, _Address]],
+        address: _Address | None = None,
+        flags: int = 0,
+        *,
+        errors: Literal["raise"] = "raise",
+    ) -> int:
+        """Send many datagrams, in order, and return how many (``sendmmsg(2)``).
+
+        :param datagrams: Bytes-like objects for ``address`` or, without it, for the connected peer;
+            or pairs ``(bytes-like, address)``. An IPv4 address will do on an IPv6 socket too.
+            Consecutive ones of one size to one peer leave as one send that the kernel cuts up
+            (``UDP_SEGMENT``), where it can.
+        :param errors: With ``"raise"``, the first datagram that fails ends the call with its
+            exception, whose ``index`` says which it was, and ``sent`` how many left before it. With
+            ``"continue"`` all are tried, and the call returns a list of ``(index, exception)``.
+        :raises BlockingIOError: With the timeout 0, where there was no room for the first. Where
+            there was room for some, the call returns how many.
+        :raises TimeoutError: There was no room for the next within the timeout, which holds for the
+            whole call. ``sent`` says how many left.
+        :raises TypeError: An item is no datagram. Those before it have left, as ``sent`` says.
+        """
+
+    @overload
+    def send_many(
+        self,
+        datagrams: Iterable[ReadableBuffer] | Iterable[tuple[ReadableBuffer, _Address]],
+        address: _Address | None = None,
+        flags: int = 0,
+        *,
+        errors: Literal["continue"],
+    ) -> list[tuple[int, OSError]]: ...
+    def stats(self) -> Stats:
+        """Return the socket's counters since it was opened. They outlive :meth:`close`."""
+
     def setblocking(self, flag: bool, /) -> None:
         """Set the timeout to ``None`` (true) or 0 (false)."""
 
@@ -248,3 +425,223 @@ class Socket:
 
         :raises OSError: ``ENOTCONN``, where the socket is not connected.
         """
+
+@final
+class Batch:
+    """A reusable container of datagrams, in one piece of memory.
+
+    ``Batch(slots=64, *, slot_size=65536)``
+
+    Made for :meth:`Socket.recv_batch` and :meth:`Socket.send_batch`. It has the buffer protocol:
+    ``memoryview(batch)`` is the memory, writable, and with :attr:`offsets` and :attr:`lengths` says
+    where each payload lies; numpy reads all three without a copy. They stay valid while the batch
+    exists, and show what it holds by then: the next receive overwrites the last one's payloads.
+
+    One call at a time may use a batch, so that each thread wants its own.
+
+    :param slots: How many of the kernel's messages a receive takes at the most, 1 to 4096. A
+        message is one datagram or, with :attr:`Socket.gro`, up to 64 of one size. A slot takes
+        address space, and memory as far as datagrams reach into it.
+    :param slot_size: The longest message, in bytes. The default holds any datagram of IP; a
+        longer one of ``AF_UNIX`` is truncated.
+    :raises ValueError: An argument is out of range.
+    :raises MemoryError: There is not so much address space.
+    """
+
+    def __new__(cls, slots: int = 64, *, slot_size: int = 65536) -> Self: ...
+    @property
+    def slots(self) -> int:
+        """How many of the kernel's messages a receive takes at the most."""
+
+    @property
+    def offsets(self) -> memoryview:
+        """Where each payload starts, in bytes: read-only, of the format ``"I"``, one per datagram."""
+
+    @property
+    def lengths(self) -> memoryview:
+        """How long each payload is, in bytes: read-only, of the format ``"I"``, one per datagram."""
+
+    @property
+    def addresses(self) -> list[_RetAddress]:
+        """Each datagram's address: its sender's, or the one given to :meth:`append`, or ``None``."""
+
+    @property
+    def truncated(self) -> list[int]:
+        """The indexes of received datagrams whose end was cut off, for want of ``slot_size``."""
+
+    def append(self, data: ReadableBuffer, address: _Address | None = None) -> None:
+        """Copy a datagram in behind the others.
+
+        After a receive, :meth:`clear` the batch first.
+
+        :param address: Where :meth:`Socket.send_batch` sends it; without it, to its own ``address``
+            argument, or to the connected peer.
+        :raises ValueError: There is no room.
+        """
+
+    def extend(self, data: ReadableBuffer, size: int, address: _Address | None = None) -> None:
+        """Cut a buffer into datagrams of ``size`` bytes, the last perhaps shorter, and append them.
+
+        :raises ValueError: There is no room for all of them, and none was appended; or ``size`` is
+            0.
+        """
+
+    def clear(self) -> None:
+        """Take all datagrams out."""
+
+    def __len__(self) -> int:
+        """Return how many datagrams there are."""
+
+    def __getitem__(self, index: int, /) -> memoryview:
+        """Return a payload, as a view of the batch's memory."""
+
+    def __iter__(self) -> Iterator[tuple[memoryview, _RetAddress]]:
+        """Go through payloads and addresses."""
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
+class Datagram:
+    """A received datagram with all that the kernel tells about it. Immutable."""
+
+    @property
+    def data(self) -> bytes:
+        """The payload."""
+
+    @property
+    def address(self) -> _RetAddress:
+        """The sender's address, as :meth:`Socket.recvfrom` gives it."""
+
+    @property
+    def host(self) -> str | None:
+        """The sender's IP address without its port; that of an IPv4 peer of an IPv6 socket as IPv4."""
+
+    @property
+    def port(self) -> int | None:
+        """The sender's port."""
+
+    @property
+    def destination(self) -> str | None:
+        """The IP address that was asked: one of this machine, a group's, or a broadcast address."""
+
+    @property
+    def interface(self) -> int | None:
+        """The index of the interface that it came by; see :func:`socket.if_indextoname`."""
+
+    @property
+    def timestamp_ns(self) -> int | None:
+        """When the kernel received it, in nanoseconds since 1970 UTC (as :func:`time.time_ns`)."""
+
+    @property
+    def ttl(self) -> int | None:
+        """Its time to live (IPv4) or hop limit (IPv6) on arrival."""
+
+    @property
+    def tos(self) -> int | None:
+        """Its type of service (IPv4) or traffic class (IPv6): six bits of DSCP, two of ECN."""
+
+    @property
+    def ecn(self) -> int | None:
+        """Its explicit congestion notification, 0 to 3 (:rfc:`3168`)."""
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the end of the payload was cut off."""
+
+    @property
+    def kernel_drops(self) -> int:
+        """How many datagrams the socket's queue had dropped when this one was queued."""
+
+    def reply(self, data: ReadableBuffer, flags: int = 0) -> int:
+        """Send an answer from the address that was asked, and return its length.
+
+        On a machine of several addresses a plain ``sendto`` answers from the address that the route
+        prefers, and a peer that is connected to another one never hears it. An answer to a group or
+        a broadcast leaves from the interface's own address. Errors are those of
+        :meth:`Socket.sendto`.
+        """
+
+    def __len__(self) -> int:
+        """Return the payload's length."""
+
+@final
+class DatagramError:
+    """What the kernel noted about a datagram that failed on its way. Immutable."""
+
+    @property
+    def peer(self) -> _RetAddress:
+        """Where the datagram was sent to."""
+
+    @property
+    def errno(self) -> int:
+        """Why it failed: ``ECONNREFUSED``, ``EHOSTUNREACH``, ``EMSGSIZE``, …"""
+
+    @property
+    def offender(self) -> str | None:
+        """The IP address of the router or host that said so; ``None`` for this machine itself."""
+
+    @property
+    def mtu(self) -> int | None:
+        """With ``EMSGSIZE``, the longest packet that the path takes, in bytes, headers included."""
+
+    @property
+    def origin(self) -> int:
+        """Who found out: a constant ``SO_EE_ORIGIN_…``."""
+
+    @property
+    def type(self) -> int:
+        """The ICMP type."""
+
+    @property
+    def code(self) -> int:
+        """The ICMP code."""
+
+    @property
+    def data(self) -> bytes:
+        """The beginning of the datagram, as far as the ICMP message quotes it."""
+
+@final
+class Stats:
+    """A socket's counters since it was opened. Immutable."""
+
+    @property
+    def received(self) -> int:
+        """Datagrams received, those that are :attr:`Socket.pending` included."""
+
+    @property
+    def received_bytes(self) -> int:
+        """Their payload, in bytes."""
+
+    @property
+    def receive_calls(self) -> int:
+        """System calls that brought them."""
+
+    @property
+    def sent(self) -> int:
+        """Datagrams sent: taken by the kernel, which does not mean that they arrived."""
+
+    @property
+    def sent_bytes(self) -> int:
+        """Their payload, in bytes."""
+
+    @property
+    def send_calls(self) -> int:
+        """System calls that took them."""
+
+    @property
+    def truncated(self) -> int:
+        """Received datagrams whose end was cut off, because the buffer was too small."""
+
+    @property
+    def kernel_drops(self) -> int:
+        """Datagrams that the kernel dropped (``SO_MEMINFO``).
+
+        Because the socket's buffer was full, a checksum was wrong, or a filter refused them. Of a
+        run that was glued together for :attr:`Socket.gro`, the kernel counts one.
+        """
+
+    @property
+    def errors(self) -> int:
+        """Entries that came out of the error queue."""
+
+    def __eq__(self, other: object, /) -> bool: ...

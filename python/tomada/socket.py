@@ -9,9 +9,11 @@ are here too.
 
 from __future__ import annotations
 
+import _socket
 import socket as _std
+import sys as _sys
 from types import FunctionType as _FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from socket import *
 from tomada import _core
@@ -59,6 +61,13 @@ class _SocketMeta(type):
         if cls is socket and not _is_ours(*args, **kwargs):
             return _StdSocket(*args, **kwargs)
         return super().__call__(*args, **kwargs)
+
+    @property
+    def __signature__(cls) -> Any:
+        import inspect  # noqa: PLC0415 - nobody asks but interactive users
+
+        signature = inspect.signature((_StdSocket if cls is socket else cls).__init__)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
 
     # socket.socket(AF_INET, SOCK_STREAM) is an instance of socket.socket here as there.
     def __instancecheck__(cls, instance: object) -> bool:
@@ -129,6 +138,15 @@ class socket(_core.Socket, _Interface, metaclass=_SocketMeta):  # type: ignore[n
         kind: SocketKind = _member(SocketKind, super().type)
         return kind
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        # multiprocessing sends sockets from one process to another, in which case it is who asks.
+        # It knows the standard class by name; other picklers get the standard class's TypeError.
+        reduction = _sys.modules.get("multiprocessing.reduction")
+        if reduction and _sys._getframe(1).f_globals is vars(reduction):
+            descriptor = reduction.DupFd(self.fileno())
+            return _rebuild, (descriptor, self.family, self.type, self.proto)
+        return super().__reduce_ex__(protocol)
+
     def sendmsg_afalg(self, *args: Any, **kwargs: Any) -> int:
         """Raise :class:`OSError`: the socket is none of ``AF_ALG``."""
         raise OSError("algset is only supported for AF_ALG")
@@ -139,6 +157,10 @@ def _member(enum: Any, value: int) -> Any:
         return enum(value)
     except ValueError:
         return value  # an object that was never opened
+
+
+def _rebuild(descriptor: Any, family: int, type: int, proto: int) -> socket:
+    return socket(family, type, proto, fileno=descriptor.detach())
 
 
 SocketType = socket  # type: ignore[misc, assignment]
@@ -153,6 +175,7 @@ def socketpair(  # type: ignore[no-redef]
     family: int | None = None, type: int = SOCK_STREAM, proto: int = 0
 ) -> tuple[_StdSocket, _StdSocket]:
     """Make two sockets that are connected to each other, as :func:`socket.socketpair`."""
-    pair = _std.socketpair(AF_UNIX if family is None else family, type, proto)
-    first, second = (socket(end.family, end.type, proto, end.detach()) for end in pair)
+    family = AF_UNIX if family is None else family
+    ends = _socket.socketpair(family, type, proto)
+    first, second = (socket(family, type, proto, end.detach()) for end in ends)
     return first, second

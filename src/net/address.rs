@@ -223,7 +223,8 @@ pub fn format_v6(ip: Ipv6Addr) -> String {
 
 /// The index of a network interface, given its name or its number in decimal.
 pub fn interface_index(name: &CStr) -> io::Result<u32> {
-    let number = name.to_str().ok().and_then(|name| name.parse().ok());
+    let digits = name.to_str().ok().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
+    let number = digits.and_then(|digits| digits.parse().ok());
     number.map_or_else(|| sys::interface_index(name), Ok)
 }
 

@@ -55,11 +55,45 @@ pub fn decode(control: &[u8]) -> impl Iterator<Item = ControlMessage<'_>> {
 pub fn encode(control: &mut Vec<u8>, level: c_int, kind: c_int, data: &[u8]) {
     let end = control.len() + space(data.len());
     control.reserve_exact(space(data.len()));
-    control.extend_from_slice(&(HEADER + data.len()).to_ne_bytes());
-    control.extend_from_slice(&level.to_ne_bytes());
-    control.extend_from_slice(&kind.to_ne_bytes());
+    control.extend_from_slice(&header(level, kind, data.len()));
     control.extend_from_slice(data);
     control.resize(end, 0);
+}
+
+fn header(level: c_int, kind: c_int, len: usize) -> [u8; HEADER] {
+    let mut header = [0; HEADER];
+    header[..LEVEL].copy_from_slice(&(HEADER + len).to_ne_bytes());
+    header[LEVEL..KIND].copy_from_slice(&level.to_ne_bytes());
+    header[KIND..].copy_from_slice(&kind.to_ne_bytes());
+    header
+}
+
+/// The few control messages that this library sends with a datagram, in place.
+#[derive(Clone, Copy, Debug)]
+pub struct ControlBuffer {
+    bytes: [u8; Self::CAPACITY],
+    len: usize,
+}
+
+impl ControlBuffer {
+    /// A segment size and an IPv6 source address, the most that is ever sent.
+    const CAPACITY: usize = space(size_of::<u16>()) + space(size_of::<libc::in6_pktinfo>());
+
+    /// No message.
+    pub const EMPTY: Self = Self { bytes: [0; Self::CAPACITY], len: 0 };
+
+    /// Appends a message. There is room for each that this library sends.
+    pub fn push(&mut self, level: c_int, kind: c_int, data: &[u8]) {
+        let place = &mut self.bytes[self.len..][..space(data.len())];
+        place[..HEADER].copy_from_slice(&header(level, kind, data.len()));
+        place[HEADER..HEADER + data.len()].copy_from_slice(data);
+        self.len += place.len();
+    }
+
+    /// The messages.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
 }
 
 #[cfg(test)]
@@ -80,6 +114,17 @@ mod tests {
         let decoded: Vec<_> = decode(&control).collect();
         let expected = [message(1, 2, b""), message(3, 4, b"five5"), message(6, 7, &[8; 8])];
         assert_eq!(decoded, expected);
+    }
+
+    #[test]
+    fn a_control_buffer_holds_what_a_vector_would() {
+        let (mut control, mut in_place) = (Vec::new(), ControlBuffer::EMPTY);
+        assert!(in_place.as_bytes().is_empty());
+        for (kind, data) in [(1, &[9; 2][..]), (2, &[7; 20])] {
+            encode(&mut control, 5, kind, data);
+            in_place.push(5, kind, data);
+        }
+        assert_eq!(in_place.as_bytes(), control);
     }
 
     #[test]

@@ -3,10 +3,21 @@
 //! A [`Socket`] owns a [`Descriptor`] and counts what passes. Its operations never block: they are
 //! attempts, made inside [`Descriptor::enter`]; who gets `EAGAIN` and wants to wait gives the
 //! attempt to [`Waiting::run`].
+//!
+//! Many datagrams at once come in through a [`RecvRing`] and go out through a [`SendQueue`].
 
 pub mod address;
 pub mod cmsg;
 mod descriptor;
+pub mod errors;
+mod inbox;
+pub mod meta;
+pub mod multicast;
+mod offload;
+mod outbox;
+mod pending;
+mod queue;
+mod ring;
 mod scratch;
 mod socket;
 pub mod stats;
@@ -15,7 +26,12 @@ mod wait;
 
 pub use address::{Address, AddressKind};
 pub use descriptor::{Descriptor, InFlight};
+pub use inbox::Taken;
+pub use meta::{Meta, Source};
+pub use pending::Held;
+pub use queue::{SendQueue, Sent};
+pub use ring::{Filled, Received, RecvRing, SlotKind, ThreadRing};
 pub use scratch::Scratch;
-pub use socket::{Received, Socket};
-pub use sys::{MessageInfo, RecvSlice, SendSlice};
+pub use socket::Socket;
+pub use sys::{Memory, MessageInfo, RecvSlice, SendSlice};
 pub use wait::{Deadline, Interest, Stop, Waiting};

@@ -1,13 +1,19 @@
-//! A socket: its descriptor, what it is, and single datagrams in and out.
+//! A socket: its descriptor, what it is, its names and its options.
 
 use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::address::Address;
 use super::descriptor::Descriptor;
+use super::errors::ErrorQueue;
+use super::inbox::Inbox;
+use super::meta;
+use super::offload::Offload;
 use super::stats::Counters;
-use super::sys::{self, MessageInfo, RecvSlice, SendSlice};
+use super::sys;
 
 /// A socket of any type, made for datagrams.
 ///
@@ -18,15 +24,14 @@ pub struct Socket {
     kind: c_int,
     protocol: c_int,
     counters: Counters,
-}
-
-/// What became of one received datagram.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Received {
-    /// Bytes that are in the buffer now.
-    pub len: usize,
-    /// Bytes that the datagram had.
-    pub full_len: usize,
+    pub(super) inbox: Inbox,
+    pub(super) offload: Offload,
+    pub(super) error_queue: ErrorQueue,
+    /// Options that the user has set, so that nothing else touches them.
+    set_by_user: Mutex<Vec<(c_int, c_int)>>,
+    tells_metadata: AtomicBool,
+    /// The kernel's drop counter as it was on closing.
+    final_drops: AtomicU32,
 }
 
 /// A datagram is never longer than this on `AF_INET` and `AF_INET6`, whose length fields have 16
@@ -69,6 +74,9 @@ impl Socket {
 
     /// The family and type of an open socket; `EBADF` or `ENOTSOCK` where there is none.
     pub fn kind_of(fd: RawFd) -> io::Result<(c_int, c_int)> {
+        if fd < 0 {
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
+        }
         // SAFETY: where it is closed, or closed meanwhile, the calls fail with EBADF, or tell of
         // another descriptor; they change none.
         let fd = unsafe { sys::borrow_fd(fd) };
@@ -78,8 +86,21 @@ impl Socket {
 
     fn new(fd: OwnedFd, family: c_int, kind: c_int, protocol: c_int) -> Self {
         let kind = kind & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
-        let (descriptor, counters) = (Descriptor::new(fd), Counters::default());
-        Self { descriptor, family, kind, protocol, counters }
+        let is_ip = matches!(family, libc::AF_INET | libc::AF_INET6);
+        let is_udp = kind == libc::SOCK_DGRAM && matches!(protocol, 0 | libc::IPPROTO_UDP);
+        Self {
+            descriptor: Descriptor::new(fd),
+            family,
+            kind,
+            protocol,
+            counters: Counters::default(),
+            inbox: Inbox::default(),
+            offload: Offload::new(is_ip && is_udp),
+            error_queue: ErrorQueue::default(),
+            set_by_user: Mutex::default(),
+            tells_metadata: AtomicBool::new(false),
+            final_drops: AtomicU32::new(0),
+        }
     }
 
     /// The descriptor.
@@ -112,10 +133,78 @@ impl Socket {
         self.kind == libc::SOCK_DGRAM
     }
 
+    /// Whether the family is `AF_INET` or `AF_INET6`.
+    pub fn is_ip(&self) -> bool {
+        matches!(self.family, libc::AF_INET | libc::AF_INET6)
+    }
+
     /// The most bytes that one receive can yield, where the protocol has a limit.
     pub fn largest_datagram(&self) -> Option<usize> {
-        let is_ip = matches!(self.family, libc::AF_INET | libc::AF_INET6);
-        (self.is_datagram() && is_ip).then_some(LARGEST_IP_DATAGRAM)
+        (self.is_datagram() && self.is_ip()).then_some(LARGEST_IP_DATAGRAM)
+    }
+
+    /// Closes the descriptor: see [`Descriptor::close`].
+    pub fn close(&self) -> io::Result<()> {
+        self.final_drops.store(self.kernel_drops(), Ordering::Relaxed);
+        self.descriptor.close()
+    }
+
+    /// How many datagrams the kernel has dropped, because the socket's buffer was full, their
+    /// checksum was wrong, or a filter refused them (`SO_MEMINFO` in `socket(7)`).
+    pub fn kernel_drops(&self) -> u32 {
+        // linux/sock_diag.h numbers the fields; SK_MEMINFO_DROPS is the ninth.
+        const DROPS: usize = size_of::<[u32; 8]>();
+        let mut fields = [0; DROPS + size_of::<u32>()];
+        match self.option(libc::SOL_SOCKET, libc::SO_MEMINFO, &mut fields) {
+            Ok(len) if len == fields.len() => {
+                fields[DROPS..].first_chunk().map_or(0, |drops| u32::from_ne_bytes(*drops))
+            }
+            _ => self.final_drops.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Takes note that the user has set an option: it is nobody else's to change from now on.
+    pub fn option_was_set(&self, level: c_int, name: c_int) {
+        if (level, name) == (libc::SOL_UDP, libc::UDP_SEGMENT) {
+            self.offload.forget();
+        }
+        let mut set = self.set_by_user.lock().unwrap_or_else(PoisonError::into_inner);
+        if !set.contains(&(level, name)) {
+            set.push((level, name));
+        }
+    }
+
+    /// Whether the user has set an option.
+    pub fn is_set_by_user(&self, level: c_int, name: c_int) -> bool {
+        let set = self.set_by_user.lock().unwrap_or_else(PoisonError::into_inner);
+        set.contains(&(level, name))
+    }
+
+    /// Makes the kernel tell with each datagram what [`super::Meta`] holds. An option that the user
+    /// has set, on or off, stays as it is.
+    pub fn tell_metadata(&self) -> io::Result<()> {
+        if self.tells_metadata.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        for &(level, name) in meta::options(self.family) {
+            let rivals: &[c_int] = match (level, name) {
+                (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS) => &meta::TIMESTAMPS,
+                _ => &[name],
+            };
+            let is_users = |&rival: &c_int| {
+                self.is_set_by_user(level, rival)
+                    || self.int_option(level, rival).is_ok_and(|value| value != 0)
+            };
+            if rivals.iter().any(is_users) {
+                continue;
+            }
+            match self.set_int_option(level, name, 1) {
+                // An IPv6 socket that refuses IPv4 need not know IPv4's options.
+                Err(error) if error.raw_os_error() != Some(libc::ENOPROTOOPT) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Makes the descriptor wait or fail with `EAGAIN` in calls that do not say `MSG_DONTWAIT`.
@@ -188,75 +277,11 @@ impl Socket {
         self.with(|fd| sys::set_option_len(fd, level, name, len))
     }
 
-    /// Receives one datagram, and its sender where `from` is given: `recvfrom(2)`.
-    pub fn receive(
-        &self,
-        fd: BorrowedFd<'_>,
-        memory: &mut RecvSlice<'_>,
-        from: Option<&mut Address>,
-        flags: c_int,
-    ) -> io::Result<Received> {
-        // On a datagram socket MSG_TRUNC makes the call return the full length, so that a datagram
-        // too long for the buffer is noticed at no cost. On a stream it would discard data.
-        let ask_len = if self.is_datagram() { libc::MSG_TRUNC } else { 0 };
-        let full_len = sys::recv_from(fd, memory, from, flags | ask_len)?;
-        let received = Received { len: full_len.min(memory.len()), full_len };
-        self.count_received(flags, received.len, received.full_len > received.len);
-        Ok(received)
-    }
-
-    /// Receives one datagram into several pieces of memory, with control messages: `recvmsg(2)`.
-    pub fn receive_message(
-        &self,
-        fd: BorrowedFd<'_>,
-        memory: &mut [RecvSlice<'_>],
-        from: &mut Address,
-        control: &mut [u8],
-        flags: c_int,
-    ) -> io::Result<MessageInfo> {
-        let info = sys::recv_message(fd, memory, from, control, flags)?;
-        self.count_received(flags, info.len, info.flags & libc::MSG_TRUNC != 0);
-        Ok(info)
-    }
-
-    fn count_received(&self, flags: c_int, len: usize, is_truncated: bool) {
-        if flags & (libc::MSG_PEEK | libc::MSG_ERRQUEUE) == 0 {
-            self.counters.count_received(1, len);
-            if is_truncated {
-                self.counters.count_truncated(1);
-            }
-        }
-    }
-
-    /// Sends one datagram: `sendto(2)`.
-    pub fn send(
-        &self,
-        fd: BorrowedFd<'_>,
-        memory: SendSlice<'_>,
-        to: Option<&Address>,
-        flags: c_int,
-    ) -> io::Result<usize> {
-        let sent = sys::send_to(fd, memory, to, flags)?;
-        self.counters.count_sent(1, sent);
-        Ok(sent)
-    }
-
-    /// Sends one datagram gathered from several pieces, with control messages: `sendmsg(2)`.
-    pub fn send_message(
-        &self,
-        fd: BorrowedFd<'_>,
-        memory: &[SendSlice<'_>],
-        to: Option<&Address>,
-        control: &[u8],
-        flags: c_int,
-    ) -> io::Result<usize> {
-        let sent = sys::send_message(fd, memory, to, control, flags)?;
-        self.counters.count_sent(1, sent);
-        Ok(sent)
-    }
-
     /// Runs one operation on the descriptor.
-    fn with<T>(&self, operation: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
+    pub fn with<T>(
+        &self,
+        operation: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
+    ) -> io::Result<T> {
         let in_flight = self.descriptor.enter()?;
         operation(in_flight.as_fd())
     }
@@ -266,58 +291,6 @@ impl Socket {
 mod tests {
     use super::*;
     use std::os::fd::{AsRawFd, IntoRawFd};
-
-    fn bound(family: c_int, address: &Address) -> Socket {
-        let socket = Socket::open(family, libc::SOCK_DGRAM, 0).unwrap();
-        socket.bind(address).unwrap();
-        socket
-    }
-
-    fn loopback() -> Socket {
-        bound(libc::AF_INET, &"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into())
-    }
-
-    fn receive(socket: &Socket, buffer: &mut [u8], flags: c_int) -> io::Result<Received> {
-        let inside = socket.descriptor().enter()?;
-        let flags = flags | libc::MSG_DONTWAIT;
-        socket.receive(inside.as_fd(), &mut RecvSlice::new(buffer), None, flags)
-    }
-
-    fn send(from: &Socket, to: &Socket, payload: &[u8]) {
-        let inside = from.descriptor().enter().unwrap();
-        let to = to.local_address().unwrap();
-        from.send(inside.as_fd(), SendSlice::new(payload), Some(&to), 0).unwrap();
-    }
-
-    #[test]
-    fn a_datagram_arrives_with_its_sender() {
-        let (sender, receiver) = (loopback(), loopback());
-        send(&sender, &receiver, b"hello");
-        let (mut buffer, mut from) = ([0; 16], Address::UNNAMED);
-        let inside = receiver.descriptor().enter().unwrap();
-        let mut memory = RecvSlice::new(&mut buffer);
-        let received = receiver.receive(inside.as_fd(), &mut memory, Some(&mut from), 0).unwrap();
-        assert_eq!(received, Received { len: 5, full_len: 5 });
-        assert_eq!(from, sender.local_address().unwrap());
-        assert_eq!(&buffer[..5], b"hello");
-    }
-
-    #[test]
-    fn what_passes_is_counted() {
-        let (sender, receiver) = (loopback(), loopback());
-        for payload in [&b"four"[..], b"", b"more than four"] {
-            send(&sender, &receiver, payload);
-        }
-        let mut buffer = [0; 4];
-        assert_eq!(receive(&receiver, &mut buffer, libc::MSG_PEEK).unwrap().len, 4);
-        for full_len in [4, 0, 14] {
-            assert_eq!(receive(&receiver, &mut buffer, 0).unwrap().full_len, full_len);
-        }
-        let (sent, received) = (sender.counters().read(), receiver.counters().read());
-        assert_eq!((sent.sent, sent.sent_bytes, sent.send_calls), (3, 18, 3));
-        assert_eq!((received.received, received.received_bytes), (3, 8));
-        assert_eq!((received.receive_calls, received.truncated), (3, 1));
-    }
 
     #[test]
     fn an_adopted_socket_knows_what_it_is() {

@@ -8,6 +8,7 @@ pub struct Counters {
     received: Direction,
     sent: Direction,
     truncated: AtomicU64,
+    errors: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -34,6 +35,9 @@ pub struct Stats {
     pub send_calls: u64,
     /// Received datagrams of which a part was cut off, because the buffer was too small.
     pub truncated: u64,
+    /// Entries of the error queue: datagrams that failed on their way, as far as the socket asks
+    /// to hear of them (`IP_RECVERR`).
+    pub errors: u64,
 }
 
 impl Counters {
@@ -52,6 +56,11 @@ impl Counters {
         self.truncated.fetch_add(datagrams as u64, Ordering::Relaxed);
     }
 
+    /// Counts entries of the error queue.
+    pub fn count_errors(&self, entries: usize) {
+        self.errors.fetch_add(entries as u64, Ordering::Relaxed);
+    }
+
     /// Reads all counters. Each is exact, but one may be read before and another after a datagram
     /// that passes meanwhile.
     pub fn read(&self) -> Stats {
@@ -64,6 +73,7 @@ impl Counters {
             sent_bytes: load(&self.sent.bytes),
             send_calls: load(&self.sent.calls),
             truncated: load(&self.truncated),
+            errors: load(&self.errors),
         }
     }
 }

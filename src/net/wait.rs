@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::descriptor::Descriptor;
+use super::socket::Socket;
 use super::sys;
 
 /// What to wait for.
@@ -65,26 +65,27 @@ const INSTANT: Duration = Duration::from_micros(50);
 /// The longest pause where the kernel says "ready" and "try again" in turns.
 const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 
-/// A thread's intention to wait for a descriptor.
+/// A thread's intention to wait for a socket.
 ///
 /// It is made and dropped while the thread is attached to the Python interpreter (see
-/// [`Descriptor`]); [`run`](Self::run) is for when it is not.
+/// [`Descriptor`](super::Descriptor)); [`run`](Self::run) is for when it is not.
 pub struct Waiting<'a> {
-    descriptor: &'a Descriptor,
+    socket: &'a Socket,
     waker: Option<Arc<Waker>>,
 }
 
 impl<'a> Waiting<'a> {
-    /// Registers the calling thread to be woken when `descriptor` is closed.
-    pub fn new(descriptor: &'a Descriptor) -> Self {
+    /// Registers the calling thread to be woken when `socket` is closed.
+    pub fn new(socket: &'a Socket) -> Self {
         let waker = Waker::of_this_thread();
         if let Some(waker) = &waker {
-            descriptor.register(waker);
+            socket.descriptor().register(waker);
         }
-        Self { descriptor, waker }
+        Self { socket, waker }
     }
 
-    /// Waits until `attempt` has a result other than `EAGAIN`.
+    /// Waits until `attempt` has a result other than `EAGAIN`. It is told whether the socket was
+    /// shut down, so that a call on a blocking descriptor would return at once.
     ///
     /// Until `spin` the thread stays awake and keeps trying; then it sleeps until the kernel says
     /// that trying makes sense.
@@ -93,9 +94,9 @@ impl<'a> Waiting<'a> {
         interest: Interest,
         deadline: Deadline,
         spin: Option<Instant>,
-        mut attempt: impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
+        mut attempt: impl FnMut(BorrowedFd<'_>, bool) -> io::Result<T>,
     ) -> Result<T, Stop> {
-        let in_flight = self.descriptor.enter().map_err(|_| Stop::Closed)?;
+        let in_flight = self.socket.descriptor().enter().map_err(|_| Stop::Closed)?;
         let fd = in_flight.as_fd();
         if let Some(until) = spin
             && let Some(result) = self.spin(fd, deadline, until, &mut attempt)
@@ -105,16 +106,20 @@ impl<'a> Waiting<'a> {
         let mut pause = Duration::ZERO;
         loop {
             let started = Instant::now();
-            if !self.sleep(fd, interest, deadline)? {
+            let ready = self.sleep(fd, interest, deadline)?;
+            if ready == 0 {
                 continue;
             }
-            match attempt(fd) {
+            match attempt(fd, ready & (libc::POLLHUP | libc::POLLRDHUP) != 0) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return result.map_err(Stop::Failed),
             }
-            // Ready, and yet not: another thread was faster; or the kernel reports something else
-            // (a full queue at the peer's end of an AF_UNIX send, an error queue with entries).
-            // Once is nothing, but to poll again and again would burn the core.
+            // Ready, and yet not. An error queue with entries counts as ready until it is empty.
+            if ready & libc::POLLERR != 0 && interest != Interest::Error {
+                self.socket.keep_error_messages(fd);
+            }
+            // Or another thread was faster; or the kernel cannot know, as with an AF_UNIX peer
+            // whose queue is full. Once is nothing, but to poll on and on would burn the core.
             if deadline.is_past() {
                 return Err(Stop::TimedOut);
             }
@@ -132,15 +137,15 @@ impl<'a> Waiting<'a> {
         fd: BorrowedFd<'_>,
         deadline: Deadline,
         until: Instant,
-        attempt: &mut impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
+        attempt: &mut impl FnMut(BorrowedFd<'_>, bool) -> io::Result<T>,
     ) -> Option<Result<T, Stop>> {
         let slice_end = Instant::now() + SPIN_SLICE;
         loop {
-            match attempt(fd) {
+            match attempt(fd, false) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return Some(result.map_err(Stop::Failed)),
             }
-            if self.descriptor.is_closed() {
+            if self.socket.descriptor().is_closed() {
                 return Some(Err(Stop::Closed));
             }
             let now = Instant::now();
@@ -157,20 +162,20 @@ impl<'a> Waiting<'a> {
         }
     }
 
-    /// Sleeps until there is something to try, and says whether there is.
+    /// Sleeps until there is something to try, and returns what: `POLLIN`, …, or nothing.
     fn sleep(
         &self,
         fd: BorrowedFd<'_>,
         interest: Interest,
         deadline: Deadline,
-    ) -> Result<bool, Stop> {
+    ) -> Result<libc::c_short, Stop> {
         let events = match interest {
-            Interest::Read => libc::POLLIN,
+            Interest::Read => libc::POLLIN | libc::POLLRDHUP,
             Interest::Write => libc::POLLOUT,
             Interest::Error => 0, // poll always reports POLLERR
         };
         let socket = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
-        Ok(self.poll(socket, deadline.remaining())? != 0)
+        self.poll(socket, deadline.remaining())
     }
 
     /// Sleeps for `time`, whatever the socket does.
@@ -193,7 +198,7 @@ impl<'a> Waiting<'a> {
             }
         };
         let ready = sys::poll(&mut fds, slice).map_err(Stop::Failed)?;
-        if self.descriptor.is_closed() {
+        if self.socket.descriptor().is_closed() {
             return Err(Stop::Closed);
         }
         if fds[1].revents != 0 {
@@ -217,7 +222,7 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if let Some(waker) = &self.waker {
-            self.descriptor.unregister(waker);
+            self.socket.descriptor().unregister(waker);
             waker.clear();
         }
     }
@@ -273,15 +278,18 @@ impl Waker {
 mod tests {
     use super::*;
     use std::net::UdpSocket;
+    use std::os::fd::IntoRawFd;
 
-    fn pair() -> (Descriptor, UdpSocket) {
+    fn pair() -> (Socket, UdpSocket) {
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         sender.connect(receiver.local_addr().unwrap()).unwrap();
-        (Descriptor::new(receiver.into()), sender)
+        // SAFETY: the descriptor was just given up.
+        let receiver = unsafe { Socket::adopt(receiver.into_raw_fd(), None, None, None) };
+        (receiver.unwrap(), sender)
     }
 
-    fn receive(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    fn receive(fd: BorrowedFd<'_>, _hung_up: bool) -> io::Result<usize> {
         let mut buffer = [0; 64];
         sys::recv_from(fd, &mut sys::RecvSlice::new(&mut buffer), None, libc::MSG_DONTWAIT)
     }
@@ -335,14 +343,39 @@ mod tests {
                     })
                 })
                 .collect();
-            while receiver.waiters() < 3 {
+            while receiver.descriptor().waiters() < 3 {
                 std::thread::yield_now();
             }
-            receiver.close().unwrap();
+            receiver.descriptor().close().unwrap();
             for waiter in waiters {
                 assert!(matches!(waiter.join().unwrap(), Err(Stop::Closed)));
             }
         });
+    }
+
+    #[test]
+    fn entries_of_the_error_queue_neither_burn_the_core_nor_get_lost() {
+        let nobody = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (waiter, _sender) = pair();
+        waiter.set_int_option(libc::IPPROTO_IP, libc::IP_RECVERR, 1).unwrap();
+        let waiting = Waiting::new(&waiter);
+        let fd = waiter.descriptor().enter().unwrap();
+        let payload = crate::net::SendSlice::new(b"to nobody");
+        waiter.send(fd.as_fd(), payload, Some(&nobody.into()), 0).unwrap();
+        let deadline = Deadline::after(Duration::from_millis(50));
+        let refused = waiting.run(Interest::Read, Deadline::NEVER, None, receive);
+        let Err(Stop::Failed(error)) = refused else { panic!("{refused:?}") };
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        let mut attempts = 0;
+        let result = waiting.run(Interest::Read, deadline, None, |fd, hung_up| {
+            attempts += 1;
+            receive(fd, hung_up)
+        });
+        assert!(matches!(result, Err(Stop::TimedOut)), "{result:?}");
+        assert!(attempts < 10, "{attempts} attempts in 50 ms");
+        let entry = waiter.take_error_message(fd.as_fd()).unwrap();
+        assert_eq!(entry.peer.ip(), Some(nobody));
+        assert_eq!(entry.decode().unwrap().errno, libc::ECONNREFUSED);
     }
 
     #[test]
@@ -352,7 +385,7 @@ mod tests {
         sender.send(b"x").unwrap();
         let mut attempts = 0;
         let deadline = Deadline::after(Duration::from_millis(50));
-        let result = Waiting::new(&receiver).run(Interest::Read, deadline, None, |_| {
+        let result = Waiting::new(&receiver).run(Interest::Read, deadline, None, |_, _| {
             attempts += 1;
             io::Result::<()>::Err(io::ErrorKind::WouldBlock.into())
         });

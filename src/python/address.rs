@@ -1,7 +1,8 @@
 //! Addresses between Python's tuples and the kernel's bytes.
 
-use std::ffi::{CString, c_int};
+use std::ffi::{CString, OsStr, c_int};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Mutex;
 
 use pyo3::exceptions::{PyOSError, PyOverflowError, PyTypeError};
@@ -28,9 +29,7 @@ pub(crate) fn to_python<'py>(py: Python<'py>, address: &[u8]) -> PyResult<Bound<
                 .into_pyobject(py)
                 .map(Bound::into_any)
         }
-        AddressKind::Path(path) => {
-            py.import(intern!(py, "os"))?.call_method1(intern!(py, "fsdecode"), (path,))
-        }
+        AddressKind::Path(path) => Ok(OsStr::from_bytes(path).into_pyobject(py)?.into_any()),
         AddressKind::Abstract(name) => Ok(PyBytes::new(py, name).into_any()),
         AddressKind::Other(family) => {
             (family, PyBytes::new(py, &address[2..])).into_pyobject(py).map(Bound::into_any)
@@ -38,14 +37,28 @@ pub(crate) fn to_python<'py>(py: Python<'py>, address: &[u8]) -> PyResult<Bound<
     }
 }
 
+/// What an IPv4 address is to a socket of IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mapping {
+    /// A foreign one, as the standard class has it.
+    Strict,
+    /// The mapped one of RFC 4291, section 2.5.5.2, by which such a socket reaches IPv4 peers.
+    Mapped,
+}
+
 /// Reads an address as the standard module does for a socket of `family`, with the same
 /// exceptions; `caller` is the method they name.
 ///
 /// A numeric host never reaches the resolver; a name is resolved detached from the interpreter.
-pub(crate) fn parse(family: c_int, object: &Bound<'_, PyAny>, caller: &str) -> Result<Address> {
+pub(crate) fn parse(
+    family: c_int,
+    object: &Bound<'_, PyAny>,
+    caller: &str,
+    mapping: Mapping,
+) -> Result<Address> {
     match family {
         libc::AF_INET => inet(object, caller),
-        libc::AF_INET6 => inet6(object, caller),
+        libc::AF_INET6 => inet6(object, caller, mapping),
         libc::AF_UNIX => unix(object),
         _ => Err(PyOSError::new_err(format!("{caller}(): bad family")).into()),
     }
@@ -66,7 +79,7 @@ fn inet(object: &Bound<'_, PyAny>, caller: &str) -> Result<Address> {
     }
 }
 
-fn inet6(object: &Bound<'_, PyAny>, caller: &str) -> Result<Address> {
+fn inet6(object: &Bound<'_, PyAny>, caller: &str, mapping: Mapping) -> Result<Address> {
     let address = tuple(object, caller, "AF_INET6")?;
     if !(2..=4).contains(&address.len()) {
         return Err(type_error(
@@ -79,7 +92,11 @@ fn inet6(object: &Bound<'_, PyAny>, caller: &str) -> Result<Address> {
         Err(_) => Ok(0),
     };
     let (flow, scope) = (word(2)?, word(3)?);
-    let resolved = resolve(&address.get_item(0)?, libc::AF_INET6)?;
+    let host = address.get_item(0)?;
+    let resolved = match mapped(&host, mapping) {
+        Some(mapped) => mapped,
+        None => resolve(&host, libc::AF_INET6)?,
+    };
     let AddressKind::V6(resolved) = resolved.kind() else { return Err(foreign()) };
     let port = port.get(caller)?;
     if flow > 0xfffff {
@@ -89,6 +106,15 @@ fn inet6(object: &Bound<'_, PyAny>, caller: &str) -> Result<Address> {
     // The host's own scope ("fe80::1%eth0") holds where the tuple gives none.
     let scope = if scope == 0 { resolved.scope_id() } else { scope };
     Ok(SocketAddrV6::new(*resolved.ip(), port, flow, scope).into())
+}
+
+/// A numeric IPv4 host as IPv6 has it.
+fn mapped(host: &Bound<'_, PyAny>, mapping: Mapping) -> Option<Address> {
+    if mapping == Mapping::Strict {
+        return None;
+    }
+    let ip: Ipv4Addr = host.cast::<PyString>().ok()?.to_str().ok()?.parse().ok()?;
+    Some(v6(ip.to_ipv6_mapped(), 0))
 }
 
 fn unix(object: &Bound<'_, PyAny>) -> Result<Address> {
@@ -143,7 +169,7 @@ fn bad_port(caller: &str) -> Error {
 }
 
 /// An `unsigned int` as the standard module reads it here: the low 32 bits of any integer.
-fn masked_word(object: &Bound<'_, PyAny>) -> Result<u32> {
+pub(super) fn masked_word(object: &Bound<'_, PyAny>) -> Result<u32> {
     let word = object.call_method1(intern!(object.py(), "__and__"), (u32::MAX,));
     match word.and_then(|word| word.extract()) {
         Ok(word) => Ok(word),
@@ -206,15 +232,16 @@ fn resolve_bytes(py: Python<'_>, host: &[u8], family: c_int) -> Result<Address> 
     py.detach(|| Address::resolve(&terminated, family)).map_err(Error::from)
 }
 
-/// A numeric IPv6 host with its scope: `fe80::1%eth0` or `fe80::1%2`.
+/// A numeric IPv6 host with its scope: `fe80::1%eth0` or `fe80::1%2`. What has a scope but none to
+/// have is the C library's to judge.
 fn numeric_v6(host: &str) -> Option<(Ipv6Addr, u32)> {
-    match host.split_once('%') {
-        None => Some((host.parse().ok()?, 0)),
-        Some((ip, scope)) => {
-            let scope = CString::new(scope).ok()?;
-            Some((ip.parse().ok()?, interface_index(&scope).ok()?))
-        }
+    let Some((ip, scope)) = host.split_once('%') else { return Some((host.parse().ok()?, 0)) };
+    let ip: Ipv6Addr = ip.parse().ok()?;
+    let is_of_link_group = ip.is_multicast() && matches!(ip.octets()[1] & 0xf, 1 | 2);
+    if !ip.is_unicast_link_local() && !is_of_link_group {
+        return None;
     }
+    Some((ip, interface_index(&CString::new(scope).ok()?).ok()?))
 }
 
 fn v4(ip: Ipv4Addr) -> Address {
@@ -281,6 +308,7 @@ impl AddressCache {
         family: c_int,
         object: &Bound<'_, PyAny>,
         caller: &str,
+        mapping: Mapping,
     ) -> Result<Address> {
         let place = place(object.as_ptr() as u64 >> 4);
         if let Ok(table) = self.sent.try_lock()
@@ -289,8 +317,8 @@ impl AddressCache {
         {
             return Ok(Address::from_bytes(entry.raw()));
         }
-        let address = parse(family, object, caller)?;
-        if is_constant(object)
+        let address = parse(family, object, caller, mapping)?;
+        if is_constant(family, object)
             && address.as_bytes().len() <= IP_ADDRESS_LEN
             && let Ok(mut table) = self.sent.try_lock()
         {
@@ -300,21 +328,22 @@ impl AddressCache {
     }
 }
 
-/// Whether an address object always means the same: a tuple of `int`s and a numeric host. (A name
-/// may resolve to something else tomorrow, a bytearray may change.)
-fn is_constant(object: &Bound<'_, PyAny>) -> bool {
+/// Whether an address object always means the same: a tuple of `int`s and a host that is numeric in
+/// the family. (A name may resolve to something else tomorrow, a bytearray may change, and an IPv4
+/// address means something to some methods of an IPv6 socket only.)
+fn is_constant(family: c_int, object: &Bound<'_, PyAny>) -> bool {
+    let is_numeric = |host: &str| match family {
+        libc::AF_INET => host.parse::<Ipv4Addr>().is_ok(),
+        _ => host.parse::<Ipv6Addr>().is_ok(),
+    };
     object.cast_exact::<PyTuple>().is_ok_and(|address| {
         address.iter_borrowed().enumerate().all(|(index, item)| match index {
             0 => {
-                item.cast_exact::<PyString>().is_ok_and(|host| host.to_str().is_ok_and(is_numeric))
+                item.cast_exact::<PyString>().is_ok_and(|host| host.to_str().is_ok_and(&is_numeric))
             }
             _ => item.cast_exact::<PyInt>().is_ok(),
         })
     })
-}
-
-fn is_numeric(host: &str) -> bool {
-    host.parse::<Ipv4Addr>().is_ok() || host.parse::<Ipv6Addr>().is_ok()
 }
 
 impl Table {

@@ -5,7 +5,7 @@ use std::ptr;
 use pyo3::exceptions::{PyMemoryError, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList};
+use pyo3::types::{PyBytes, PyIterator, PyList};
 
 use crate::net::{RecvSlice, SendSlice};
 
@@ -30,7 +30,7 @@ impl<'py> Readable<'py> {
         if let Ok(list) = iterable.cast_exact::<PyList>() {
             return list.iter().map(|item| Self::new(&item)).collect();
         }
-        let items = iterable.try_iter().map_err(|_| PyTypeError::new_err(message))?;
+        let items = iterate(iterable, message)?;
         items.map(|item| Self::new(&item?)).collect()
     }
 
@@ -65,6 +65,17 @@ impl<'py> Readable<'py> {
             }
         }
     }
+}
+
+/// Iterates; `message` is the `TypeError` where that is impossible. Other exceptions pass.
+pub(crate) fn iterate<'py>(
+    iterable: &Bound<'py, PyAny>,
+    message: &'static str,
+) -> PyResult<Bound<'py, PyIterator>> {
+    iterable.try_iter().map_err(|error| {
+        let is_no_iterable = error.is_instance_of::<PyTypeError>(iterable.py());
+        if is_no_iterable { PyTypeError::new_err(message) } else { error }
+    })
 }
 
 /// A writable bytes-like object whose memory is held in place, to be received into.

@@ -3,6 +3,7 @@
 use std::io;
 
 use pyo3::exceptions::{PyOSError, PyTimeoutError};
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
@@ -80,19 +81,23 @@ impl From<Error> for PyErr {
 
 /// `OSError(errno, strerror)`, which Python makes an instance of the errno's own subclass.
 fn os_error(error: &io::Error) -> PyErr {
-    match error.raw_os_error() {
-        Some(errno) => Python::attach(|py| match strerror(py, errno) {
-            Ok(message) => PyOSError::new_err((errno, message)),
-            Err(error) => error,
-        }),
-        None => PyOSError::new_err(error.to_string()),
-    }
-}
-
-/// The C library's text, as the standard module's errors have it.
-fn strerror(py: Python<'_>, errno: i32) -> PyResult<Py<PyAny>> {
-    static STRERROR: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    STRERROR.import(py, "os", "strerror")?.call1((errno,)).map(Bound::unbind)
+    let Some(errno) = error.raw_os_error() else {
+        return match error.kind() {
+            // std's own way to say what the kernel says with a number.
+            io::ErrorKind::WouldBlock => os_error(&io::Error::from_raw_os_error(libc::EAGAIN)),
+            io::ErrorKind::Interrupted => os_error(&io::Error::from_raw_os_error(libc::EINTR)),
+            _ => PyOSError::new_err(error.to_string()),
+        };
+    };
+    // Python's own way from errno to exception: it knows the subclass, and the C library's text.
+    Python::attach(|py| {
+        // SAFETY: attached; errno belongs to this thread.
+        unsafe {
+            *libc::__errno_location() = errno;
+            ffi::PyErr_SetFromErrno(ffi::PyExc_OSError);
+        }
+        PyErr::fetch(py)
+    })
 }
 
 fn resolver_error(code: i32) -> PyErr {

@@ -6,7 +6,10 @@
 
 mod address;
 mod audit;
+pub(crate) mod batch;
 mod buffer;
 pub(crate) mod constants;
+pub(crate) mod datagram;
 mod error;
+pub(crate) mod records;
 pub(crate) mod socket;

@@ -3,12 +3,11 @@
 use std::ffi::c_int;
 use std::io;
 use std::os::fd::{IntoRawFd, RawFd};
-use std::sync::atomic::Ordering;
 
 use pyo3::prelude::*;
 
-use super::{Socket, deadline};
-use crate::net::{Address, Interest, Stop, Waiting};
+use super::Socket;
+use crate::net::{Address, Interest};
 use crate::python::audit;
 use crate::python::error::{Error, Result};
 
@@ -45,13 +44,13 @@ impl Socket {
 
     /// Return the socket's own address.
     fn getsockname<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyAny>> {
-        let address = self.socket()?.local_address()?;
+        let address = self.named_socket()?.local_address()?;
         Ok(self.addresses.object(py, address.as_bytes())?)
     }
 
     /// Return the connected peer's address.
     fn getpeername<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyAny>> {
-        let address = self.socket()?.peer_address()?;
+        let address = self.named_socket()?.peer_address()?;
         Ok(self.addresses.object(py, address.as_bytes())?)
     }
 
@@ -63,8 +62,14 @@ impl Socket {
 
     /// Take a connection, and return its descriptor and the peer's address.
     fn _accept<'py>(&self, py: Python<'py>) -> Result<(RawFd, Bound<'py, PyAny>)> {
-        let (fd, address) =
-            self.transfer(py, Interest::Read, 0, |socket, fd, _| socket.accept(fd))?;
+        self.named_socket()?;
+        let mut patience = self.patience();
+        let (fd, address) = if patience.timeout == super::BLOCKING {
+            // accept has no flag that keeps it from blocking, so that the wait comes first.
+            self.wait(py, &mut patience, Interest::Read, |socket, fd, _| socket.accept(fd))?
+        } else {
+            self.transfer(py, &mut patience, Interest::Read, 0, |socket, fd, _| socket.accept(fd))?
+        };
         let address = self.addresses.object(py, address.as_bytes())?;
         Ok((fd.into_raw_fd(), address))
     }
@@ -89,22 +94,11 @@ impl Socket {
             }
             Err(error) => return Err(error.into()),
         }
-        let timeout = self.timeout.load(Ordering::Relaxed);
-        if timeout == 0 {
+        let mut patience = self.patience();
+        if patience.timeout == 0 {
             return Err(io::Error::from_raw_os_error(libc::EINPROGRESS).into());
         }
-        let waiting = Waiting::new(socket.descriptor());
-        let deadline = deadline(timeout);
-        loop {
-            let wait =
-                || waiting.run(Interest::Write, deadline, None, |fd| socket.connect_result(fd));
-            match py.detach(wait) {
-                Err(Stop::Failed(error)) if error.kind() == io::ErrorKind::Interrupted => {
-                    py.check_signals()?;
-                }
-                result => return Ok(result?),
-            }
-        }
+        self.wait(py, &mut patience, Interest::Write, |socket, fd, _| socket.connect_result(fd))
     }
 }
 

@@ -1,25 +1,30 @@
 //! The socket class: its life, its timeout, and how every operation waits.
 
+mod batch;
 mod connect;
+mod extras;
+mod many;
 mod options;
 mod receive;
 mod send;
 
 use std::ffi::{CString, c_int};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, RawFd};
+use std::os::fd::{BorrowedFd, IntoRawFd, RawFd};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{
+    PyOSError, PyOverflowError, PyRuntimeError, PyTypeError, PyValueError, PyWarning,
+};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyFloat, PyTuple};
 
 use super::address::AddressCache;
 use super::audit;
-use super::error::{Error, Result};
+use super::error::Result;
 use crate::net::{self, Deadline, Interest, Stop, Waiting};
 
 /// A datagram socket.
@@ -29,7 +34,15 @@ pub(crate) struct Socket {
     inner: OnceLock<net::Socket>,
     /// In nanoseconds; 0 does not wait, [`BLOCKING`] waits for ever.
     timeout: AtomicI64,
+    /// How long to stay awake before sleeping, in nanoseconds.
+    spin: AtomicU64,
     addresses: AddressCache,
+}
+
+/// How long one call waits, however often it has to.
+struct Patience {
+    timeout: i64,
+    deadline: Option<Deadline>,
 }
 
 const BLOCKING: i64 = -1;
@@ -50,6 +63,7 @@ impl Socket {
         Self {
             inner: OnceLock::new(),
             timeout: AtomicI64::new(BLOCKING),
+            spin: AtomicU64::new(0),
             addresses: AddressCache::default(),
         }
     }
@@ -66,7 +80,7 @@ impl Socket {
     ) -> Result<()> {
         audit::new_socket(slf.as_any(), family, r#type, proto)?;
         let default = parse_timeout(default_timeout)?;
-        let timeout = if r#type != -1 && r#type & libc::SOCK_NONBLOCK != 0 { 0 } else { default };
+        let is_nonblocking = r#type != -1 && r#type & libc::SOCK_NONBLOCK != 0;
         let socket = match fileno {
             None => net::Socket::open(family, r#type, proto)?,
             Some(fileno) => {
@@ -74,7 +88,8 @@ impl Socket {
                     let message = "integer argument expected, got float";
                     return Err(PyTypeError::new_err(message).into());
                 }
-                let fd: RawFd = fileno.extract()?;
+                // As the standard class does, of a long only the lower half is looked at.
+                let fd = fileno.extract::<i64>()? as RawFd;
                 if fd < 0 {
                     return Err(PyValueError::new_err("negative file descriptor").into());
                 }
@@ -92,16 +107,17 @@ impl Socket {
             }
             return Err(PyRuntimeError::new_err("this socket object was opened before").into());
         }
-        this.timeout.store(timeout, Ordering::Relaxed);
-        if timeout >= 0 {
-            this.socket()?.set_nonblocking(true)?;
+        if is_nonblocking {
+            this.timeout.store(0, Ordering::Relaxed);
+        } else if default != BLOCKING {
+            this.set_timeout(default)?;
         }
         Ok(())
     }
 
     /// Close the socket.
     fn close(&self, py: Python<'_>) -> Result<()> {
-        match py.detach(|| self.inner.get().map_or(Ok(()), |socket| socket.descriptor().close())) {
+        match py.detach(|| self.inner.get().map_or(Ok(()), net::Socket::close)) {
             // The descriptor is closed in any case, and what the peer does is no error of ours.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
             result => Ok(result?),
@@ -141,7 +157,8 @@ impl Socket {
     #[getter]
     fn timeout(&self) -> Option<f64> {
         let timeout = self.timeout.load(Ordering::Relaxed);
-        (timeout >= 0).then(|| Duration::from_nanos(timeout as u64).as_secs_f64())
+        #[allow(clippy::cast_precision_loss)] // as in the standard class, to the last bit
+        (timeout >= 0).then(|| timeout as f64 / 1e9)
     }
 
     /// Return the timeout in seconds, or None.
@@ -158,7 +175,13 @@ impl Socket {
     /// Wait for ever, or not at all.
     #[pyo3(signature = (flag, /))]
     fn setblocking(&self, flag: &Bound<'_, PyAny>) -> Result<()> {
-        self.set_timeout(if flag.is_truthy()? { BLOCKING } else { 0 })
+        // CPython 3.11 wants an int, later ones the truth of anything.
+        let is_blocking = if flag.py().version_info() < (3, 12) {
+            flag.extract::<i64>()? != 0
+        } else {
+            flag.is_truthy()?
+        };
+        self.set_timeout(if is_blocking { BLOCKING } else { 0 })
     }
 
     /// Return whether operations wait.
@@ -184,12 +207,18 @@ impl Socket {
         if slf.get().fileno() == -1 {
             return Ok(());
         }
-        let message = CString::new(format!("unclosed {}", slf.repr()?)).unwrap_or_default();
+        let Ok(repr) = slf.repr() else { return Ok(()) }; // the interpreter is ending
+        let message = CString::new(format!("unclosed {repr}")).unwrap_or_default();
         // SAFETY: attached; the format takes one C string.
         let result = unsafe {
             ffi::PyErr_ResourceWarning(slf.as_ptr(), 1, c"%s".as_ptr(), message.as_ptr())
         };
-        if result == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
+        if result == 0 {
+            return Ok(());
+        }
+        // A warning that was made an error is told. Others come from an interpreter that is ending.
+        let error = PyErr::fetch(slf.py());
+        if error.is_instance_of::<PyWarning>(slf.py()) { Err(error) } else { Ok(()) }
     }
 }
 
@@ -197,6 +226,24 @@ impl Socket {
     /// The open socket; `EBADF` where it was never opened.
     fn socket(&self) -> Result<&net::Socket> {
         self.inner.get().ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF).into())
+    }
+
+    /// The open socket, for a call that returns an address: the standard class fails differently
+    /// there, because a socket that was never opened has no family.
+    fn named_socket(&self) -> Result<&net::Socket> {
+        let message = "getsockaddrlen: bad family";
+        self.inner.get().ok_or_else(|| PyOSError::new_err(message).into())
+    }
+
+    fn patience(&self) -> Patience {
+        Patience { timeout: self.timeout.load(Ordering::Relaxed), deadline: None }
+    }
+
+    fn spin_until(&self, interest: Interest) -> Option<Instant> {
+        let spin = self.spin.load(Ordering::Relaxed);
+        (spin > 0 && interest == Interest::Read)
+            .then(|| Instant::now().checked_add(Duration::from_nanos(spin)))
+            .flatten()
     }
 
     fn set_timeout(&self, timeout: i64) -> Result<()> {
@@ -213,37 +260,47 @@ impl Socket {
     fn transfer<T: Send>(
         &self,
         py: Python<'_>,
+        patience: &mut Patience,
         interest: Interest,
         flags: c_int,
         mut attempt: impl FnMut(&net::Socket, BorrowedFd<'_>, c_int) -> io::Result<T> + Send,
     ) -> Result<T> {
         let socket = self.socket()?;
-        let timeout = self.timeout.load(Ordering::Relaxed);
-        if timeout == BLOCKING && !socket.is_datagram() {
-            return blocking(py, socket, |fd| attempt(socket, fd, flags));
-        }
-        let asks = flags;
+        let blocks = patience.timeout == BLOCKING;
+        let waits = patience.timeout > 0 || blocks && flags & libc::MSG_DONTWAIT == 0;
+        let asked = flags;
         let flags = flags | libc::MSG_DONTWAIT;
         loop {
-            let result = {
-                let in_flight = socket.descriptor().enter()?;
-                attempt(socket, in_flight.as_fd(), flags)
-            };
-            match result {
+            match socket.with(|fd| attempt(socket, fd, flags)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => py.check_signals()?,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if timeout == 0 || asks & libc::MSG_DONTWAIT != 0 {
-                        return Err(error.into());
-                    }
-                    break;
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && waits => break,
                 result => return Ok(result?),
             }
         }
-        let deadline = deadline(timeout);
-        let waiting = Waiting::new(socket.descriptor());
+        self.wait(py, patience, interest, |socket, fd, hung_up| {
+            // A socket that was shut down has no datagram and never will. Only a call that may
+            // block says so, with a length of zero; others say EAGAIN for ever.
+            let flags = if hung_up && blocks { asked } else { flags };
+            attempt(socket, fd, flags)
+        })
+    }
+
+    /// Waits until an attempt, made when the kernel says that it makes sense, succeeds.
+    fn wait<T: Send>(
+        &self,
+        py: Python<'_>,
+        patience: &mut Patience,
+        interest: Interest,
+        mut attempt: impl FnMut(&net::Socket, BorrowedFd<'_>, bool) -> io::Result<T> + Send,
+    ) -> Result<T> {
+        let socket = self.socket()?;
+        let deadline = patience.deadline();
+        let spin = self.spin_until(interest);
+        let waiting = Waiting::new(socket);
         loop {
-            let wait = || waiting.run(interest, deadline, None, |fd| attempt(socket, fd, flags));
+            let wait = || {
+                waiting.run(interest, deadline, spin, |fd, hung_up| attempt(socket, fd, hung_up))
+            };
             match py.detach(wait) {
                 Err(Stop::Failed(error)) if error.kind() == io::ErrorKind::Interrupted => {
                     py.check_signals()?;
@@ -254,30 +311,18 @@ impl Socket {
     }
 }
 
-/// Makes an attempt that blocks in the kernel, as streams do that a subclass opened.
-fn blocking<T: Send>(
-    py: Python<'_>,
-    socket: &net::Socket,
-    mut attempt: impl FnMut(BorrowedFd<'_>) -> io::Result<T> + Send,
-) -> Result<T> {
-    loop {
-        let result = py.detach(|| {
-            let in_flight = socket.descriptor().enter()?;
-            attempt(in_flight.as_fd())
-        });
-        match result {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => py.check_signals()?,
-            result => return result.map_err(Error::from),
-        }
+impl Patience {
+    /// The deadline, counted from the first time that it is asked for.
+    fn deadline(&mut self) -> Deadline {
+        *self.deadline.get_or_insert_with(|| match u64::try_from(self.timeout) {
+            Ok(timeout) => Deadline::after(Duration::from_nanos(timeout)),
+            Err(_) => Deadline::NEVER,
+        })
     }
 }
 
-fn deadline(timeout: i64) -> Deadline {
-    u64::try_from(timeout).map_or(Deadline::NEVER, |ns| Deadline::after(Duration::from_nanos(ns)))
-}
-
-/// Reads a timeout as the standard module does: `None`, or seconds that are not negative and not
-/// more than `poll` can count, rounded up to a nanosecond.
+/// Reads a timeout as the standard module does: `None`, or seconds that are not negative, rounded
+/// away from zero to a nanosecond.
 fn parse_timeout(timeout: Option<&Bound<'_, PyAny>>) -> Result<i64> {
     let Some(timeout) = timeout else { return Ok(BLOCKING) };
     let nanoseconds = match timeout.cast::<PyFloat>() {
@@ -285,6 +330,7 @@ fn parse_timeout(timeout: Option<&Bound<'_, PyAny>>) -> Result<i64> {
             return Err(PyValueError::new_err("Invalid value NaN (not a number)").into());
         }
         // A number beyond the range of i64 becomes its end.
+        Ok(seconds) if seconds.value() < 0.0 => (seconds.value() * 1e9).floor() as i64,
         Ok(seconds) => (seconds.value() * 1e9).ceil() as i64,
         Err(_) => timeout.extract::<i64>()?.saturating_mul(1_000_000_000),
     };
@@ -294,9 +340,6 @@ fn parse_timeout(timeout: Option<&Bound<'_, PyAny>>) -> Result<i64> {
     }
     if nanoseconds < 0 {
         return Err(PyValueError::new_err("Timeout value out of range").into());
-    }
-    if nanoseconds / 1_000_000 > c_int::MAX.into() {
-        return Err(PyOverflowError::new_err("timeout doesn't fit into C timeval").into());
     }
     Ok(nanoseconds)
 }

@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::Socket;
+use crate::python::address::masked_word;
 use crate::python::buffer::Readable;
 use crate::python::error::Result;
 
@@ -39,41 +40,68 @@ impl Socket {
     }
 
     /// Set a socket option to an int, to bytes, or, with a length, to a null value.
-    #[pyo3(signature = (level, optname, value, optlen=None, /))]
+    #[pyo3(signature = (level, optname, value, optlen=Given(None), /))]
     fn setsockopt(
         &self,
-        py: Python<'_>,
-        level: c_int,
-        optname: c_int,
+        level: &Bound<'_, PyAny>,
+        optname: &Bound<'_, PyAny>,
         value: &Bound<'_, PyAny>,
-        optlen: Option<u32>,
+        optlen: Given<'_>,
     ) -> Result<()> {
-        let socket = self.socket()?;
-        match (value.is_none(), optlen) {
-            (true, Some(optlen)) => return Ok(socket.set_option_len(level, optname, optlen)?),
-            (true, None) => {
-                let message =
-                    "setsockopt() takes a length as its fourth argument when the value is None";
-                return Err(PyTypeError::new_err(message).into());
-            }
-            (false, Some(_)) => {
-                let message = "setsockopt() takes a fourth argument only when the value is None";
-                return Err(PyTypeError::new_err(message).into());
-            }
-            (false, None) => {}
+        if let Given(Some(optlen)) = optlen {
+            return self.set_null_option(level, optname, value, &optlen);
         }
-        let Ok(value) = value.extract::<c_int>() else {
-            return Ok(socket.set_option(level, optname, &Readable::new(value)?.to_vec())?);
-        };
-        socket.set_int_option(level, optname, value)?;
-        if level == libc::SOL_SOCKET && matches!(optname, libc::SO_RCVBUF | libc::SO_SNDBUF) {
-            self.warn_if_clamped(py, optname, value)?;
+        let (level, optname) = (level.extract()?, optname.extract()?);
+        if value.is_none() {
+            let message = "setsockopt() takes a length as well for the value None";
+            return Err(PyTypeError::new_err(message).into());
+        }
+        let socket = self.socket()?;
+        match value.extract::<c_int>() {
+            Ok(value) => socket.set_int_option(level, optname, value)?,
+            Err(_) => socket.set_option(level, optname, &Readable::new(value)?.to_vec())?,
+        }
+        socket.option_was_set(level, optname);
+        if level == libc::SOL_SOCKET
+            && matches!(optname, libc::SO_RCVBUF | libc::SO_SNDBUF)
+            && let Ok(asked) = value.extract()
+        {
+            self.warn_if_clamped(value.py(), optname, asked)?;
         }
         Ok(())
     }
 }
 
+/// An argument that may be left out, but is not `None`.
+pub(super) struct Given<'py>(pub(super) Option<Bound<'py, PyAny>>);
+
+impl<'py> FromPyObject<'_, 'py> for Given<'py> {
+    type Error = std::convert::Infallible;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> std::result::Result<Self, Self::Error> {
+        Ok(Self(Some(object.to_owned())))
+    }
+}
+
 impl Socket {
+    /// Sets an option to a null value with a length. Whatever is wrong with the arguments, the
+    /// standard class, which tries one form of the call after the other, ends with a `TypeError`.
+    fn set_null_option(
+        &self,
+        level: &Bound<'_, PyAny>,
+        optname: &Bound<'_, PyAny>,
+        value: &Bound<'_, PyAny>,
+        optlen: &Bound<'_, PyAny>,
+    ) -> Result<()> {
+        let (Ok(level), Ok(optname), true, Ok(optlen)) =
+            (level.extract(), optname.extract(), value.is_none(), masked_word(optlen))
+        else {
+            let message = "with a length, setsockopt() takes (int, int, None, int)";
+            return Err(PyTypeError::new_err(message).into());
+        };
+        Ok(self.socket()?.set_option_len(level, optname, optlen)?)
+    }
+
     /// Warns where the kernel gave a smaller buffer than was asked for, which it does without a
     /// word. It reports twice the size that it was given (`socket(7)`).
     fn warn_if_clamped(&self, py: Python<'_>, optname: c_int, asked: c_int) -> Result<()> {

@@ -53,6 +53,7 @@ impl Socket {
         flags: c_int,
     ) -> Result<(Bound<'py, PyBytes>, Bound<'py, PyAny>)> {
         let bufsize = checked_len(bufsize, "negative buffersize in recvfrom")?;
+        self.named_socket()?;
         let mut from = Address::UNNAMED;
         let data = self.receive_bytes(py, bufsize, flags, Some(&mut from))?;
         Ok((data, self.addresses.object(py, from.as_bytes())?))
@@ -95,6 +96,7 @@ impl Socket {
             return Err(PyValueError::new_err(message).into());
         }
         let len = if nbytes == 0 { buffer.len() } else { nbytes };
+        self.named_socket()?;
         let mut from = Address::UNNAMED;
         let received = self.receive_into(py, &mut buffer.slice(len), flags, Some(&mut from))?;
         Ok((received, self.addresses.object(py, from.as_bytes())?))
@@ -110,12 +112,14 @@ impl Socket {
         flags: c_int,
     ) -> Result<Message<'py, Bound<'py, PyBytes>>> {
         let bufsize = checked_len(bufsize, "negative buffer size in recvmsg()")?;
+        self.named_socket()?;
         let len = self.useful_len(bufsize)?;
         if len <= Scratch::LEN {
             let mut scratch = Scratch::take();
             let memory = &mut [scratch.slice(len)];
-            let (len, rest) = self.receive_message(py, memory, ancbufsize, flags)?;
-            let data = PyBytes::new(py, scratch.bytes(len.min(Scratch::LEN)));
+            // With MSG_TRUNC the received length is the datagram's, beyond what was written.
+            let (received, rest) = self.receive_message(py, memory, ancbufsize, flags)?;
+            let data = PyBytes::new(py, scratch.bytes(received.min(len)));
             return Ok(rest.after(data));
         }
         let mut data = NewBytes::new(py, len)?;
@@ -190,9 +194,13 @@ impl Socket {
         flags: c_int,
         mut from: Option<&mut Address>,
     ) -> Result<usize> {
-        let received = self.transfer(py, interest(flags), flags, |socket, fd, flags| {
-            socket.receive(fd, memory, from.as_deref_mut(), flags)
-        })?;
+        let received = self.transfer(
+            py,
+            &mut self.patience(),
+            interest(flags),
+            flags,
+            |socket, fd, flags| socket.receive(fd, memory, from.as_deref_mut(), flags),
+        )?;
         Ok(if flags & libc::MSG_TRUNC == 0 { received.len } else { received.full_len })
     }
 
@@ -203,6 +211,7 @@ impl Socket {
         ancbufsize: isize,
         flags: c_int,
     ) -> Result<(usize, Rest<'py>)> {
+        self.named_socket()?;
         let control_len = c_int::try_from(ancbufsize)
             .ok()
             .and_then(|len| usize::try_from(len).ok())
@@ -211,9 +220,13 @@ impl Socket {
         control.try_reserve_exact(control_len).map_err(|_| PyMemoryError::new_err(()))?;
         control.resize(control_len, 0);
         let mut from = Address::UNNAMED;
-        let info = self.transfer(py, interest(flags), flags, |socket, fd, flags| {
-            socket.receive_message(fd, memory, &mut from, &mut control, flags)
-        })?;
+        let info = self.transfer(
+            py,
+            &mut self.patience(),
+            interest(flags),
+            flags,
+            |socket, fd, flags| socket.receive_message(fd, memory, &mut from, &mut control, flags),
+        )?;
         let control = &control[..info.control_len.min(control_len)];
         let convert = || {
             let from = self.addresses.object(py, from.as_bytes())?;

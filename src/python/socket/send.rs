@@ -7,21 +7,12 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 
 use super::Socket;
+use super::options::Given;
 use crate::net::{Address, Interest, cmsg};
+use crate::python::address::Mapping;
 use crate::python::audit;
-use crate::python::buffer::Readable;
+use crate::python::buffer::{Readable, iterate};
 use crate::python::error::Result;
-
-/// An argument that may be left out, but is not `None`.
-struct Given<'py>(Option<Bound<'py, PyAny>>);
-
-impl<'py> FromPyObject<'_, 'py> for Given<'py> {
-    type Error = std::convert::Infallible;
-
-    fn extract(object: Borrowed<'_, 'py, PyAny>) -> std::result::Result<Self, Self::Error> {
-        Ok(Self(Some(object.to_owned())))
-    }
-}
 
 #[pymethods]
 impl Socket {
@@ -39,10 +30,12 @@ impl Socket {
             return self.send_buffer(py, &data, None, flags).map(drop);
         }
         let mut rest = data.slice();
+        let mut patience = self.patience();
         while !rest.is_empty() {
-            let sent = self.transfer(py, Interest::Write, flags, |socket, fd, flags| {
-                socket.send(fd, rest, None, flags)
-            })?;
+            let sent =
+                self.transfer(py, &mut patience, Interest::Write, flags, |socket, fd, flags| {
+                    socket.send(fd, rest, None, flags)
+                })?;
             rest = rest.after(sent);
             py.check_signals()?;
         }
@@ -86,7 +79,7 @@ impl Socket {
         let buffers = Readable::all(buffers, "sendmsg() argument 1 must be an iterable")?;
         let memory: Vec<_> = buffers.iter().map(Readable::slice).collect();
         let control = control_buffer(ancdata)?;
-        this.transfer(py, Interest::Write, flags, |socket, fd, flags| {
+        this.transfer(py, &mut this.patience(), Interest::Write, flags, |socket, fd, flags| {
             socket.send_message(fd, &memory, to.as_ref(), &control, flags)
         })
     }
@@ -101,17 +94,27 @@ impl Socket {
         flags: c_int,
     ) -> Result<usize> {
         let memory = data.slice();
-        self.transfer(py, Interest::Write, flags, |socket, fd, flags| {
+        self.transfer(py, &mut self.patience(), Interest::Write, flags, |socket, fd, flags| {
             socket.send(fd, memory, to, flags)
         })
     }
 
+    /// Reads an address as the standard class does.
     pub(super) fn parse_address(
         &self,
         address: &Bound<'_, PyAny>,
         caller: &str,
     ) -> Result<Address> {
-        self.addresses.parse(self.family(), address, caller)
+        self.addresses.parse(self.family(), address, caller, Mapping::Strict)
+    }
+
+    /// Reads an address; one of IPv4 will do on a socket of IPv6, where the kernel wants it mapped.
+    pub(super) fn parse_any_address(
+        &self,
+        address: &Bound<'_, PyAny>,
+        caller: &str,
+    ) -> Result<Address> {
+        self.addresses.parse(self.family(), address, caller, Mapping::Mapped)
     }
 }
 
@@ -119,19 +122,13 @@ impl Socket {
 fn control_buffer(ancdata: Given<'_>) -> Result<Vec<u8>> {
     let mut control = Vec::new();
     let Given(Some(items)) = ancdata else { return Ok(control) };
-    let items = items
-        .try_iter()
-        .map_err(|_| PyTypeError::new_err("sendmsg() argument 2 must be an iterable"))?;
-    for item in items {
+    for item in iterate(&items, "sendmsg() argument 2 must be an iterable")? {
         let item = item?;
-        let parts = item
-            .try_iter()
-            .and_then(Iterator::collect::<PyResult<Vec<_>>>)
-            .ok()
-            .filter(|parts| parts.len() == 3 && !item.is_instance_of::<PyBytes>())
-            .ok_or_else(|| {
-                PyTypeError::new_err("[sendmsg() ancillary data items] must be 3-item tuples")
-            })?;
+        let message = "[sendmsg() ancillary data items] must be 3-item sequences";
+        let parts = iterate(&item, message)?.collect::<PyResult<Vec<_>>>()?;
+        if parts.len() != 3 || item.is_instance_of::<PyBytes>() {
+            return Err(PyTypeError::new_err(message).into());
+        }
         let (level, kind) = (parts[0].extract()?, parts[1].extract()?);
         let data = Readable::new(&parts[2])?;
         if control.len() + cmsg::space(data.slice().len()) > c_int::MAX as usize {

@@ -1,0 +1,239 @@
+//! The kernel's error queue: which datagram failed on its way, who said so, and why
+//! (`recvmsg(2)` with `MSG_ERRQUEUE`, `IP_RECVERR` in `ip(7)`).
+
+use std::collections::VecDeque;
+use std::ffi::c_int;
+use std::io;
+use std::mem::offset_of;
+use std::os::fd::BorrowedFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::address::{Address, AddressKind};
+use super::cmsg;
+use super::socket::Socket;
+use super::sys::{self, MessageInfo, RecvSlice};
+
+/// One entry of a socket's error queue, as the kernel gave it.
+#[derive(Clone, Debug)]
+pub struct ErrorMessage {
+    /// The beginning of the datagram that failed.
+    pub payload: Vec<u8>,
+    /// Control messages, the extended error among them.
+    pub control: Vec<u8>,
+    /// Where the datagram was sent to.
+    pub peer: Address,
+    /// `msg_flags`
+    pub flags: c_int,
+}
+
+/// What an entry says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketError {
+    /// Why the datagram failed: `ECONNREFUSED`, `EHOSTUNREACH`, `EMSGSIZE`, …
+    pub errno: c_int,
+    /// Who found out: one of the `SO_EE_ORIGIN_…` constants.
+    pub origin: u8,
+    /// The ICMP type.
+    pub kind: u8,
+    /// The ICMP code.
+    pub code: u8,
+    /// More about it; with `EMSGSIZE`, the path's MTU.
+    pub info: u32,
+    /// The node that sent the ICMP message.
+    pub offender: Option<Address>,
+}
+
+/// As much of a failed datagram as is kept.
+const PAYLOAD_LEN: usize = 2048;
+const CONTROL_LEN: usize = 512;
+
+impl ErrorMessage {
+    /// Takes an entry out of the queue; `EAGAIN` where there is none.
+    pub fn receive(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let (mut payload, mut control) = (vec![0; PAYLOAD_LEN], vec![0; CONTROL_LEN]);
+        let mut peer = Address::UNNAMED;
+        let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
+        let memory = &mut [RecvSlice::new(&mut payload)];
+        let info = sys::recv_message(fd, memory, &mut peer, &mut control, flags)?;
+        payload.truncate(info.len);
+        control.truncate(info.control_len);
+        Ok(Self { payload, control, peer, flags: info.flags })
+    }
+
+    /// Reads the extended error (`struct sock_extended_err`); `None` where the entry is something
+    /// else, such as a timestamp of a datagram that was sent.
+    pub fn decode(&self) -> Option<SocketError> {
+        let message = cmsg::decode(&self.control).find(|message| {
+            matches!(
+                (message.level, message.kind),
+                (libc::IPPROTO_IP, libc::IP_RECVERR) | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
+            )
+        })?;
+        let (error, offender) =
+            message.data.split_at_checked(size_of::<libc::sock_extended_err>())?;
+        let word = |at: usize| {
+            error.get(at..).and_then(<[u8]>::first_chunk).map(|bytes| u32::from_ne_bytes(*bytes))
+        };
+        let has_name = matches!(AddressKind::of(offender), AddressKind::V4(_) | AddressKind::V6(_));
+        Some(SocketError {
+            errno: word(offset_of!(libc::sock_extended_err, ee_errno))? as c_int,
+            origin: error[offset_of!(libc::sock_extended_err, ee_origin)],
+            kind: error[offset_of!(libc::sock_extended_err, ee_type)],
+            code: error[offset_of!(libc::sock_extended_err, ee_code)],
+            info: word(offset_of!(libc::sock_extended_err, ee_info))?,
+            offender: has_name.then(|| Address::from_bytes(offender)),
+        })
+    }
+
+    /// Gives the entry to a caller of `recvmsg` with `MSG_ERRQUEUE`, as the kernel would have.
+    pub fn copy_to(
+        &self,
+        memory: &mut [RecvSlice<'_>],
+        peer: &mut Address,
+        control: &mut [u8],
+    ) -> MessageInfo {
+        let mut rest = &self.payload[..];
+        for slice in memory {
+            rest = &rest[slice.fill(rest)..];
+        }
+        *peer = self.peer;
+        let control_len = self.control.len().min(control.len());
+        control[..control_len].copy_from_slice(&self.control[..control_len]);
+        let mut flags = self.flags;
+        if !rest.is_empty() {
+            flags |= libc::MSG_TRUNC;
+        }
+        if control_len < self.control.len() {
+            flags |= libc::MSG_CTRUNC;
+        }
+        MessageInfo { len: self.payload.len() - rest.len(), control_len, flags }
+    }
+}
+
+impl SocketError {
+    /// The MTU of the path, where the datagram was too long for it.
+    pub fn mtu(&self) -> Option<u32> {
+        (self.errno == libc::EMSGSIZE && self.info != 0).then_some(self.info)
+    }
+}
+
+/// Entries that were taken out of the kernel's queue before anybody asked for them.
+///
+/// A poll reports a queue that is not empty as readiness, for ever; who waits for datagrams has to
+/// empty it in order to sleep.
+#[derive(Default)]
+pub(super) struct ErrorQueue {
+    messages: Mutex<VecDeque<ErrorMessage>>,
+}
+
+/// As many entries are kept; beyond them the oldest goes.
+const KEPT: usize = 256;
+
+impl Socket {
+    /// Takes an entry out of the error queue; `EAGAIN` where there is none.
+    pub fn take_error_message(&self, fd: BorrowedFd<'_>) -> io::Result<ErrorMessage> {
+        match self.kept_errors().pop_front() {
+            Some(message) => Ok(message),
+            None => ErrorMessage::receive(fd).inspect(|message| self.count_error(message)),
+        }
+    }
+
+    /// Empties the kernel's error queue into this socket's own.
+    pub fn keep_error_messages(&self, fd: BorrowedFd<'_>) {
+        while let Ok(message) = ErrorMessage::receive(fd) {
+            self.count_error(&message);
+            let mut kept = self.kept_errors();
+            if kept.len() == KEPT {
+                kept.pop_front();
+            }
+            kept.push_back(message);
+        }
+    }
+
+    pub(super) fn receive_error_message(
+        &self,
+        fd: BorrowedFd<'_>,
+        memory: &mut [RecvSlice<'_>],
+        peer: &mut Address,
+        control: &mut [u8],
+        flags: c_int,
+    ) -> io::Result<MessageInfo> {
+        if let Some(message) = self.kept_errors().pop_front() {
+            return Ok(message.copy_to(memory, peer, control));
+        }
+        let info = sys::recv_message(fd, memory, peer, control, flags)?;
+        self.counters().count_errors(1);
+        Ok(info)
+    }
+
+    fn count_error(&self, message: &ErrorMessage) {
+        if message.decode().is_some() {
+            self.counters().count_errors(1);
+        }
+    }
+
+    fn kept_errors(&self) -> MutexGuard<'_, VecDeque<ErrorMessage>> {
+        self.error_queue.messages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::SocketAddr;
+
+    fn message(level: c_int, kind: c_int, data: &[u8]) -> ErrorMessage {
+        let mut control = Vec::new();
+        cmsg::encode(&mut control, libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS, &[0; 16]);
+        cmsg::encode(&mut control, level, kind, data);
+        let peer = SocketAddr::from(([192, 0, 2, 1], 53)).into();
+        ErrorMessage { payload: b"datagram".to_vec(), control, peer, flags: libc::MSG_ERRQUEUE }
+    }
+
+    fn extended(errno: c_int, info: u32, offender: &[u8]) -> Vec<u8> {
+        [&errno.to_ne_bytes()[..], &[2, 3, 4, 0], &info.to_ne_bytes(), &[0; 4], offender].concat()
+    }
+
+    #[test]
+    fn an_icmp_error_names_its_sender_and_the_mtu() {
+        let router = Address::from(SocketAddr::from(([10, 0, 0, 1], 0)));
+        let data = extended(libc::EMSGSIZE, 1400, router.as_bytes());
+        let error = message(libc::IPPROTO_IP, libc::IP_RECVERR, &data).decode().unwrap();
+        assert_eq!((error.errno, error.origin, error.kind, error.code), (libc::EMSGSIZE, 2, 3, 4));
+        assert_eq!(error.offender, Some(router));
+        assert_eq!(error.mtu(), Some(1400));
+    }
+
+    #[test]
+    fn a_local_error_has_no_offender_and_most_have_no_mtu() {
+        let data = extended(libc::ECONNREFUSED, 1400, &[0; 16]);
+        let error = message(libc::IPPROTO_IPV6, libc::IPV6_RECVERR, &data).decode().unwrap();
+        assert_eq!(error.offender, None);
+        assert_eq!(error.mtu(), None);
+    }
+
+    #[test]
+    fn what_is_no_error_or_is_cut_is_none() {
+        assert!(message(libc::IPPROTO_IP, libc::IP_TTL, &[0; 32]).decode().is_none());
+        for len in 0..16 {
+            let cut = message(libc::IPPROTO_IP, libc::IP_RECVERR, &vec![0xff; len]);
+            assert!(cut.decode().is_none());
+        }
+    }
+
+    #[test]
+    fn a_copy_says_what_did_not_fit() {
+        let entry = message(libc::IPPROTO_IP, libc::IP_RECVERR, &[0; 16]);
+        let (mut first, mut second, mut control) = ([0; 3], [0; 2], [0; 8]);
+        let mut peer = Address::UNNAMED;
+        let info = entry.copy_to(
+            &mut [RecvSlice::new(&mut first), RecvSlice::new(&mut second)],
+            &mut peer,
+            &mut control,
+        );
+        assert_eq!((&first, &second), (b"dat", b"ag"));
+        assert_eq!((info.len, info.control_len), (5, 8));
+        assert_eq!(info.flags, libc::MSG_ERRQUEUE | libc::MSG_TRUNC | libc::MSG_CTRUNC);
+        assert_eq!(peer, entry.peer);
+    }
+}

@@ -1,0 +1,121 @@
+//! Datagrams that the kernel handed over but nobody has taken yet.
+
+use std::collections::VecDeque;
+
+use super::address::Address;
+use super::ring::{Received, RecvRing, Split};
+
+/// The rest of coalesced runs of which a receive wanted less. It comes first in the next receive,
+/// in order.
+#[derive(Default)]
+pub(super) struct Pending {
+    messages: VecDeque<Held>,
+    datagrams: usize,
+}
+
+/// One message of the kernel's, with the datagrams of it that nobody has taken.
+pub struct Held {
+    payload: Box<[u8]>,
+    from: Address,
+    control: Box<[u8]>,
+    is_truncated: bool,
+    split: Split,
+}
+
+impl Pending {
+    /// How many datagrams there are.
+    pub(super) fn len(&self) -> usize {
+        self.datagrams
+    }
+
+    /// Takes what a ring has from its cursor on.
+    pub(super) fn keep_rest_of(&mut self, ring: &RecvRing) {
+        for (rest, split) in ring.rest() {
+            self.datagrams += split.remaining();
+            self.messages.push_back(Held {
+                payload: rest.payload.into(),
+                from: Address::from_bytes(rest.from),
+                control: rest.control.into(),
+                is_truncated: rest.is_truncated,
+                split,
+            });
+        }
+    }
+
+    /// The first datagram.
+    pub(super) fn current(&self) -> Option<Received<'_>> {
+        self.messages.front().map(Held::current)
+    }
+
+    /// Drops the first datagram, which was taken.
+    pub(super) fn advance(&mut self) {
+        if let Some(held) = self.messages.front_mut() {
+            self.datagrams -= 1;
+            if !held.advance() {
+                self.messages.pop_front();
+            }
+        }
+    }
+
+    /// Takes the first message out.
+    pub(super) fn pop_front(&mut self) -> Option<Held> {
+        let held = self.messages.pop_front()?;
+        self.datagrams -= held.split.remaining();
+        Some(held)
+    }
+
+    /// Puts a message, of which something is left, back in the first place.
+    pub(super) fn push_front(&mut self, held: Held) {
+        self.datagrams += held.split.remaining();
+        self.messages.push_front(held);
+    }
+}
+
+impl Held {
+    /// The next datagram.
+    pub fn current(&self) -> Received<'_> {
+        Received {
+            payload: &self.payload[self.split.range()],
+            from: self.from.as_bytes(),
+            control: &self.control,
+            is_truncated: self.is_truncated,
+        }
+    }
+
+    /// Goes on to the next datagram; false where that was the last.
+    pub fn advance(&mut self) -> bool {
+        self.split.advance()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn what_a_ring_has_left_comes_back_in_order() {
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let mut pending = Pending::default();
+        assert!(pending.current().is_none());
+        let mut ring = RecvRing::new(4, 64).unwrap();
+        for payload in [&b"taken"[..], b"", b"last"] {
+            sender.send_to(payload, receiver.local_addr().unwrap()).unwrap();
+        }
+        ring.receive(receiver.as_fd(), 4, 0, true).unwrap();
+        ring.advance();
+        pending.keep_rest_of(&ring);
+        assert_eq!(pending.len(), 2);
+        for expected in [&b""[..], b"last"] {
+            let datagram = pending.current().unwrap();
+            assert_eq!(datagram.payload, expected);
+            assert_eq!(Address::from_bytes(datagram.from).ip(), Some(sender.local_addr().unwrap()));
+            pending.advance();
+        }
+        assert_eq!(pending.len(), 0);
+        pending.advance();
+        assert_eq!(pending.len(), 0);
+    }
+}

@@ -1,0 +1,429 @@
+//! Receiving many datagrams with one system call.
+
+use std::cell::Cell;
+use std::ffi::c_int;
+use std::io;
+use std::ops::{Deref, DerefMut, Range};
+use std::os::fd::BorrowedFd;
+use std::sync::OnceLock;
+
+use super::meta::Meta;
+use super::sys::{Memory, RecvMessages};
+
+/// A ring of slots that `recvmmsg` fills, and a cursor that goes through what it filled, datagram
+/// by datagram: what the kernel glued together (`UDP_GRO`) comes apart again here.
+pub struct RecvRing {
+    messages: RecvMessages,
+    /// Of each message of the last receive, how it splits.
+    splits: Vec<Split>,
+    /// The message under the cursor.
+    slot: usize,
+}
+
+/// One received datagram. It lies in memory that the next receive overwrites.
+#[derive(Clone, Copy, Debug)]
+pub struct Received<'a> {
+    /// Its bytes.
+    pub payload: &'a [u8],
+    /// The sender's address as the kernel writes it, for [`super::AddressKind::of`].
+    pub from: &'a [u8],
+    /// The control messages that came with it, for [`Meta::decode`]. Datagrams that were glued
+    /// together share them.
+    pub control: &'a [u8],
+    /// Whether its end was cut off, for want of room.
+    pub is_truncated: bool,
+}
+
+/// What a receive brought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Filled {
+    /// Messages of the kernel's, each of one datagram or, glued, of several.
+    pub messages: usize,
+    /// Datagrams.
+    pub datagrams: usize,
+    /// Bytes of payload.
+    pub bytes: usize,
+    /// Datagrams whose end was cut off.
+    pub truncated: usize,
+    /// The most datagrams that one message has.
+    pub most_per_message: usize,
+    /// Whether all messages came that were asked for, so that there may be more.
+    pub is_full: bool,
+}
+
+impl RecvRing {
+    /// Reserves address space for `slots` messages of up to `slot_len` bytes. Memory is used only
+    /// as far as messages reach.
+    pub fn new(slots: usize, slot_len: usize) -> io::Result<Self> {
+        let messages = RecvMessages::new(slots, slot_len)?;
+        Ok(Self { messages, splits: Vec::with_capacity(slots), slot: 0 })
+    }
+
+    /// How many messages one receive takes at the most.
+    pub fn slots(&self) -> usize {
+        self.messages.slots()
+    }
+
+    /// Receives up to `count` messages that are there, without waiting, and puts the cursor on the
+    /// first datagram. What was in the ring is gone. Control messages come where they are wanted;
+    /// otherwise the kernel discards them, and with them descriptors that a peer may pass.
+    pub fn receive(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        count: usize,
+        flags: c_int,
+        wants_control: bool,
+    ) -> io::Result<Filled> {
+        self.splits.clear();
+        self.slot = 0;
+        let count = count.min(self.slots());
+        let messages = self.messages.receive(fd, count, flags, wants_control)?;
+        let mut filled = Filled { messages, is_full: messages == count, ..Filled::default() };
+        for slot in 0..messages {
+            let message = self.messages.message(slot);
+            let split = Split::new(message.len, Meta::segment(message.control));
+            filled.datagrams += split.remaining();
+            filled.most_per_message = filled.most_per_message.max(split.remaining());
+            filled.bytes += message.len;
+            filled.truncated += usize::from(message.flags & libc::MSG_TRUNC != 0);
+            self.splits.push(split);
+        }
+        Ok(filled)
+    }
+
+    /// The datagram under the cursor, or `None` at the end.
+    #[inline]
+    pub fn current(&self) -> Option<Received<'_>> {
+        let split = self.splits.get(self.slot)?;
+        let message = self.messages.message(self.slot);
+        let payload = &self.messages.memory().bytes()[message.offset..][..message.len];
+        Some(Received {
+            payload: &payload[split.range()],
+            from: message.name,
+            control: message.control,
+            is_truncated: message.flags & libc::MSG_TRUNC != 0,
+        })
+    }
+
+    /// Puts the cursor on the next datagram.
+    #[inline]
+    pub fn advance(&mut self) {
+        if let Some(split) = self.splits.get_mut(self.slot)
+            && !split.advance()
+        {
+            self.slot += 1;
+        }
+    }
+
+    /// How many datagrams there are from the cursor on.
+    pub fn remaining(&self) -> usize {
+        self.splits.iter().skip(self.slot).map(Split::remaining).sum()
+    }
+
+    /// The messages from the cursor on, each with what is left of its split.
+    pub(super) fn rest(&self) -> impl Iterator<Item = (Received<'_>, Split)> {
+        (self.slot..self.splits.len()).map(|slot| {
+            let message = self.messages.message(slot);
+            let split = self.splits[slot];
+            let payload = &self.messages.memory().bytes()[message.offset..][..message.len];
+            let rest = Received {
+                payload: &payload[split.start..],
+                from: message.name,
+                control: message.control,
+                is_truncated: message.flags & libc::MSG_TRUNC != 0,
+            };
+            (rest, Split { start: 0, len: split.len - split.start, ..split })
+        })
+    }
+
+    /// Says of each datagram from the cursor on where in the slots' memory it lies, and in which
+    /// slot, until there is no more or no place for it. The cursor stops there.
+    pub fn drain_layout(&mut self, mut place: impl FnMut(Range<usize>, usize) -> bool) {
+        while let Some(split) = self.splits.get_mut(self.slot) {
+            let offset = self.messages.message(self.slot).offset;
+            loop {
+                let range = split.range();
+                if !place(offset + range.start..offset + range.end, self.slot) {
+                    return;
+                }
+                if !split.advance() {
+                    break;
+                }
+            }
+            self.slot += 1;
+        }
+    }
+
+    /// The sender of the message in a slot.
+    pub fn sender(&self, slot: usize) -> &[u8] {
+        self.messages.message(slot).name
+    }
+
+    /// Whether the end of the message in a slot was cut off.
+    pub fn is_truncated(&self, slot: usize) -> bool {
+        self.messages.message(slot).flags & libc::MSG_TRUNC != 0
+    }
+
+    /// The slots' memory.
+    pub fn memory(&self) -> &Memory {
+        self.messages.memory()
+    }
+}
+
+/// A glued message, and the datagram in it that comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Split {
+    start: usize,
+    len: usize,
+    segment: usize,
+}
+
+impl Split {
+    /// A message of `len` bytes that consists of datagrams of `segment` bytes, the last of which
+    /// may be shorter. Without a segment length it is one datagram, which may be empty.
+    pub(super) fn new(len: usize, segment: Option<usize>) -> Self {
+        let segment = segment.filter(|&segment| segment > 0).unwrap_or(len);
+        Self { start: 0, len, segment }
+    }
+
+    /// Where the next datagram lies.
+    #[inline]
+    pub(super) fn range(&self) -> Range<usize> {
+        self.start..self.len.min(self.start.saturating_add(self.segment))
+    }
+
+    /// Goes on to the next datagram; false where this was the last.
+    #[inline]
+    pub(super) fn advance(&mut self) -> bool {
+        self.start = self.range().end;
+        self.start < self.len
+    }
+
+    /// How many datagrams are left, the next included.
+    pub(super) fn remaining(&self) -> usize {
+        (self.len - self.start).div_ceil(self.segment.max(1)).max(1)
+    }
+}
+
+/// The length of a slot that every datagram of IP fits into.
+const IP_SLOT_LEN: usize = 65_536;
+
+/// How long a slot must be, so that nothing is truncated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotKind {
+    /// A datagram of IP, whose length has 16 bits; what GRO glues together has no more.
+    Ip,
+    /// A datagram of `AF_UNIX`, which the sender's buffer bounds.
+    Unix,
+}
+
+impl SlotKind {
+    const SLOTS: usize = 64;
+    const UNIX_SLOTS: usize = 16;
+
+    fn make_ring(self) -> io::Result<RecvRing> {
+        match self {
+            Self::Ip => RecvRing::new(Self::SLOTS, IP_SLOT_LEN),
+            Self::Unix => RecvRing::new(Self::UNIX_SLOTS, largest_send_buffer()),
+        }
+    }
+}
+
+/// The largest `SO_SNDBUF` that the kernel gives without privilege: twice `net.core.wmem_max`.
+fn largest_send_buffer() -> usize {
+    static LARGEST: OnceLock<usize> = OnceLock::new();
+    *LARGEST.get_or_init(|| {
+        let limit = std::fs::read_to_string("/proc/sys/net/core/wmem_max");
+        let limit = limit.ok().and_then(|limit| limit.trim().parse().ok());
+        2 * limit.unwrap_or(1 << 20)
+    })
+}
+
+/// The calling thread's ring, until it is dropped.
+///
+/// A ring belongs to the thread that drains and not to a socket: ten thousand sockets need no ten
+/// thousand rings. Taken while the thread has it taken already, as by a finalizer that runs in the
+/// middle of a receive, it is a new one.
+pub struct ThreadRing {
+    ring: Option<RecvRing>,
+    kind: SlotKind,
+}
+
+thread_local! {
+    static IP: Cell<Option<RecvRing>> = const { Cell::new(None) };
+    static UNIX: Cell<Option<RecvRing>> = const { Cell::new(None) };
+}
+
+impl ThreadRing {
+    /// Takes the thread's ring of a kind. Its content is garbage.
+    pub fn take(kind: SlotKind) -> io::Result<Self> {
+        let kept = match kind {
+            SlotKind::Ip => IP.try_with(Cell::take),
+            SlotKind::Unix => UNIX.try_with(Cell::take),
+        };
+        let ring = kept.ok().flatten().map_or_else(|| kind.make_ring(), Ok)?;
+        Ok(Self { ring: Some(ring), kind })
+    }
+}
+
+impl Deref for ThreadRing {
+    type Target = RecvRing;
+
+    fn deref(&self) -> &RecvRing {
+        self.ring.as_ref().expect("only drop takes the ring out")
+    }
+}
+
+impl DerefMut for ThreadRing {
+    fn deref_mut(&mut self) -> &mut RecvRing {
+        self.ring.as_mut().expect("only drop takes the ring out")
+    }
+}
+
+impl Drop for ThreadRing {
+    fn drop(&mut self) {
+        let ring = self.ring.take();
+        // A thread that is ending has no place to keep it.
+        let _ = match self.kind {
+            SlotKind::Ip => IP.try_with(|kept| kept.set(ring)),
+            SlotKind::Unix => UNIX.try_with(|kept| kept.set(ring)),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+    use std::os::fd::AsFd;
+
+    fn sizes(len: usize, segment: Option<usize>) -> Vec<usize> {
+        let mut split = Split::new(len, segment);
+        let count = split.remaining();
+        let mut sizes = vec![split.range().len()];
+        while split.advance() {
+            sizes.push(split.range().len());
+        }
+        assert_eq!(sizes.len(), count);
+        assert_eq!(sizes.iter().sum::<usize>(), len);
+        sizes
+    }
+
+    #[test]
+    fn a_glued_message_comes_apart_with_a_short_last_datagram() {
+        assert_eq!(sizes(5000, Some(1000)), [1000; 5]);
+        assert_eq!(sizes(4001, Some(1000)), [1000, 1000, 1000, 1000, 1]);
+        assert_eq!(sizes(3, Some(1)), [1, 1, 1]);
+    }
+
+    #[test]
+    fn what_is_not_glued_is_one_datagram() {
+        assert_eq!(sizes(700, None), [700]);
+        assert_eq!(sizes(0, None), [0]);
+        assert_eq!(sizes(700, Some(700)), [700]);
+        assert_eq!(sizes(700, Some(9000)), [700]);
+        assert_eq!(sizes(700, Some(0)), [700]);
+        assert_eq!(sizes(700, Some(usize::MAX)), [700]);
+    }
+
+    fn pair() -> (UdpSocket, UdpSocket) {
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sender.connect(receiver.local_addr().unwrap()).unwrap();
+        (receiver, sender)
+    }
+
+    fn payloads(ring: &mut RecvRing) -> Vec<Vec<u8>> {
+        let mut payloads = Vec::new();
+        while let Some(datagram) = ring.current() {
+            payloads.push(datagram.payload.to_vec());
+            ring.advance();
+        }
+        payloads
+    }
+
+    #[test]
+    fn one_call_takes_what_is_there_and_the_next_starts_afresh() {
+        let (receiver, sender) = pair();
+        let mut ring = RecvRing::new(4, 2048).unwrap();
+        for round in [&[&b"one"[..], b"", b"three"][..], &[b"x"], &[b"longer than before", b"y"]] {
+            for payload in round {
+                sender.send(payload).unwrap();
+            }
+            let filled = ring.receive(receiver.as_fd(), 4, 0, true).unwrap();
+            assert_eq!((filled.messages, filled.datagrams), (round.len(), round.len()));
+            assert_eq!(filled.bytes, round.iter().map(|payload| payload.len()).sum::<usize>());
+            assert_eq!(ring.remaining(), round.len());
+            let from = crate::net::AddressKind::of(ring.current().unwrap().from);
+            let std::net::SocketAddr::V4(expected) = sender.local_addr().unwrap() else { panic!() };
+            assert_eq!(from, crate::net::AddressKind::V4(expected));
+            assert_eq!(payloads(&mut ring), round);
+            assert_eq!(ring.remaining(), 0);
+        }
+        let error = ring.receive(receiver.as_fd(), 4, 0, true).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert!(ring.current().is_none());
+    }
+
+    #[test]
+    fn no_more_is_taken_than_asked_for() {
+        let (receiver, sender) = pair();
+        let mut ring = RecvRing::new(8, 64).unwrap();
+        for payload in [b"1", b"2", b"3"] {
+            sender.send(payload).unwrap();
+        }
+        assert_eq!(ring.receive(receiver.as_fd(), 2, 0, true).unwrap().messages, 2);
+        assert_eq!(ring.receive(receiver.as_fd(), 99, 0, true).unwrap().messages, 1);
+        assert_eq!(payloads(&mut ring), [b"3"]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_marked() {
+        let (receiver, sender) = pair();
+        let mut ring = RecvRing::new(2, 64).unwrap();
+        sender.send(&[7; 65]).unwrap();
+        sender.send(&[8; 64]).unwrap();
+        assert_eq!(ring.receive(receiver.as_fd(), 2, 0, true).unwrap().truncated, 1);
+        let first = ring.current().unwrap();
+        assert!(first.is_truncated);
+        assert_eq!(first.payload, [7; 64]);
+        ring.advance();
+        assert!(!ring.current().unwrap().is_truncated);
+    }
+
+    #[test]
+    fn a_coalesced_run_comes_apart() {
+        let (receiver, sender) = pair();
+        let gro = 1_i32.to_ne_bytes();
+        super::super::sys::set_option(receiver.as_fd(), libc::SOL_UDP, libc::UDP_GRO, &gro)
+            .unwrap();
+        let size = 1000_u16.to_ne_bytes();
+        let mut control = super::super::cmsg::ControlBuffer::EMPTY;
+        control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &size);
+        let payload: Vec<u8> = (0..4500).map(|at| (at / 1000) as u8).collect();
+        super::super::sys::send_message(
+            sender.as_fd(),
+            &[super::super::SendSlice::new(&payload)],
+            None,
+            control.as_bytes(),
+            0,
+        )
+        .unwrap();
+        let mut ring = RecvRing::new(4, IP_SLOT_LEN).unwrap();
+        let filled = ring.receive(receiver.as_fd(), 4, 0, true).unwrap();
+        assert_eq!((filled.datagrams, filled.bytes), (5, 4500));
+        let expected: Vec<Vec<u8>> = payload.chunks(1000).map(<[u8]>::to_vec).collect();
+        assert_eq!(payloads(&mut ring), expected);
+    }
+
+    #[test]
+    fn a_thread_keeps_its_ring() {
+        let start = |ring: &ThreadRing| ring.memory().start();
+        let first = ThreadRing::take(SlotKind::Ip).unwrap();
+        let address = start(&first);
+        let second = ThreadRing::take(SlotKind::Ip).unwrap();
+        assert_ne!(start(&second), address);
+        drop((second, first));
+        assert_eq!(start(&ThreadRing::take(SlotKind::Ip).unwrap()), address);
+    }
+}

@@ -1,0 +1,53 @@
+//! Memory straight from the kernel.
+
+use std::io;
+use std::ptr::{self, NonNull};
+
+/// Zeroed memory that takes up a page only once that page is written: `mmap(2)`.
+pub struct Memory {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: it is plain memory, owned by whoever owns this.
+unsafe impl Send for Memory {}
+// SAFETY: shared references only read it.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    /// Reserves `len` bytes of address space, which must not be zero.
+    pub fn new(len: usize) -> io::Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new anonymous mapping, which touches nobody's memory.
+        let mapped = unsafe { libc::mmap(ptr::null_mut(), len, protection, flags, -1, 0) };
+        match NonNull::new(mapped.cast()) {
+            Some(start) if mapped != libc::MAP_FAILED => Ok(Self { start, len }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// The whole of it.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the mapping has `len` readable bytes and lives as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+
+    /// The whole of it, to write.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and `self` is borrowed for writing.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+
+    /// Where it starts.
+    pub fn start(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nobody borrows from it any more. It cannot fail.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}

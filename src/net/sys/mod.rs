@@ -1,0 +1,37 @@
+//! System calls behind safe functions.
+//!
+//! All unsafe code of the engine is here. Every function takes its descriptor as a
+//! [`BorrowedFd`](std::os::fd::BorrowedFd), so that it is open for the whole call, and its memory
+//! as a [`SendSlice`] or a [`RecvSlice`], so that it is valid for the whole call. Errors are what
+//! the kernel said: [`std::io::Error`] with its errno.
+
+/// Calls a libc function that returns -1 and sets errno when it fails.
+///
+/// The caller gives pointers that are valid for what the function does with them; each use says
+/// why they are.
+macro_rules! syscall {
+    ($function:ident ( $($argument:expr),* $(,)? )) => {{
+        // SAFETY: the pointers are valid, as the note beside this use of the macro says.
+        let result = unsafe { libc::$function($($argument),*) };
+        if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    }};
+}
+
+mod event;
+mod fork;
+mod memory;
+mod messages;
+mod names;
+mod single;
+mod slices;
+mod socket;
+
+pub(super) use event::*;
+pub(super) use fork::*;
+pub use memory::*;
+pub(super) use messages::*;
+pub use names::*;
+pub use single::MessageInfo;
+pub(super) use single::*;
+pub use slices::*;
+pub(super) use socket::*;

@@ -1,0 +1,151 @@
+//! A socket's names, connections and options.
+
+use std::ffi::{c_int, c_void};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use super::single::name_of;
+use crate::net::address::Address;
+
+/// Gives the socket its local address: `bind(2)`.
+pub(in crate::net) fn bind(fd: BorrowedFd<'_>, address: &Address) -> io::Result<()> {
+    let (name, len) = name_of(Some(address));
+    // The pointers: the name is readable for its length.
+    syscall!(bind(fd.as_raw_fd(), name, len)).map(drop)
+}
+
+/// Gives the socket its peer: `connect(2)`.
+pub(in crate::net) fn connect(fd: BorrowedFd<'_>, address: &Address) -> io::Result<()> {
+    let (name, len) = name_of(Some(address));
+    // The pointers: the name is readable for its length.
+    syscall!(connect(fd.as_raw_fd(), name, len)).map(drop)
+}
+
+/// Takes a connection: `accept4(2)`, close-on-exec.
+pub(in crate::net) fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, Address)> {
+    let mut address = Address::UNNAMED;
+    let mut len = Address::CAPACITY;
+    let name = address.storage_mut().as_mut_ptr().cast();
+    // The pointers: the name is an Address's storage with its capacity.
+    let fd = syscall!(accept4(fd.as_raw_fd(), name, &raw mut len, libc::SOCK_CLOEXEC))?;
+    address.set_len(len);
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok((unsafe { OwnedFd::from_raw_fd(fd) }, address))
+}
+
+/// Lets peers connect: `listen(2)`.
+pub(in crate::net) fn listen(fd: BorrowedFd<'_>, backlog: c_int) -> io::Result<()> {
+    // No pointers.
+    syscall!(listen(fd.as_raw_fd(), backlog)).map(drop)
+}
+
+/// Ends receiving, sending or both: `shutdown(2)`.
+pub(in crate::net) fn shutdown(fd: BorrowedFd<'_>, how: c_int) -> io::Result<()> {
+    // No pointers.
+    syscall!(shutdown(fd.as_raw_fd(), how)).map(drop)
+}
+
+/// The socket's own address: `getsockname(2)`.
+pub(in crate::net) fn local_address(fd: BorrowedFd<'_>) -> io::Result<Address> {
+    let mut address = Address::UNNAMED;
+    let mut len = Address::CAPACITY;
+    let name = address.storage_mut().as_mut_ptr().cast();
+    // The pointers: the name is an Address's storage with its capacity.
+    syscall!(getsockname(fd.as_raw_fd(), name, &raw mut len))?;
+    address.set_len(len);
+    Ok(address)
+}
+
+/// The connected peer's address: `getpeername(2)`.
+pub(in crate::net) fn peer_address(fd: BorrowedFd<'_>) -> io::Result<Address> {
+    let mut address = Address::UNNAMED;
+    let mut len = Address::CAPACITY;
+    let name = address.storage_mut().as_mut_ptr().cast();
+    // The pointers: the name is an Address's storage with its capacity.
+    syscall!(getpeername(fd.as_raw_fd(), name, &raw mut len))?;
+    address.set_len(len);
+    Ok(address)
+}
+
+/// Reads an option into `value` and says how many bytes it has: `getsockopt(2)`.
+pub(in crate::net) fn option(
+    fd: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+    value: &mut [u8],
+) -> io::Result<usize> {
+    let mut len = value.len() as libc::socklen_t;
+    let start = value.as_mut_ptr().cast::<c_void>();
+    // The pointers: `value` is writable for its length.
+    syscall!(getsockopt(fd.as_raw_fd(), level, name, start, &raw mut len))?;
+    Ok(len as usize)
+}
+
+/// Reads an option that is an `int`.
+pub(in crate::net) fn int_option(
+    fd: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+) -> io::Result<c_int> {
+    let mut value = [0; size_of::<c_int>()];
+    option(fd, level, name, &mut value)?;
+    Ok(c_int::from_ne_bytes(value))
+}
+
+/// Sets an option: `setsockopt(2)`.
+pub(in crate::net) fn set_option(
+    fd: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+    value: &[u8],
+) -> io::Result<()> {
+    let (start, len) = (value.as_ptr().cast::<c_void>(), value.len() as libc::socklen_t);
+    // The pointers: `value` is readable for its length.
+    syscall!(setsockopt(fd.as_raw_fd(), level, name, start, len)).map(drop)
+}
+
+/// Sets an option that is an `int`.
+pub(in crate::net) fn set_int_option(
+    fd: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+    value: c_int,
+) -> io::Result<()> {
+    set_option(fd, level, name, &value.to_ne_bytes())
+}
+
+/// Sets an option to no value but a length, as a few options of `AF_ALG` want it.
+pub(in crate::net) fn set_option_len(
+    fd: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+    len: libc::socklen_t,
+) -> io::Result<()> {
+    // The pointers: a null value, which the kernel rejects or ignores.
+    syscall!(setsockopt(fd.as_raw_fd(), level, name, ptr::null(), len)).map(drop)
+}
+
+/// Closes a descriptor and says what the kernel said. It is gone in either case.
+pub(in crate::net) fn close(fd: OwnedFd) -> io::Result<()> {
+    // No pointers; the descriptor is ours to close.
+    syscall!(close(fd.into_raw_fd())).map(drop)
+}
+
+/// Borrows a descriptor by its number.
+///
+/// # Safety
+/// It must stay open for `'a`.
+pub(in crate::net) unsafe fn borrow_fd<'a>(fd: RawFd) -> BorrowedFd<'a> {
+    // SAFETY: the caller's promise.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+/// Takes a descriptor over by its number.
+///
+/// # Safety
+/// It must be open, and nobody else's to close.
+pub(in crate::net) unsafe fn own_fd(fd: RawFd) -> OwnedFd {
+    // SAFETY: the caller's promise.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}

@@ -1,0 +1,434 @@
+//! A reusable container of datagrams, in memory that Python reads without a copy.
+
+use std::ffi::{c_int, c_void};
+use std::ptr;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, TryLockError};
+
+use pyo3::exceptions::{PyIndexError, PyMemoryError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::{PyList, PyMemoryView, PySlice};
+
+use super::address::{Mapping, parse, to_python};
+use super::buffer::Readable;
+use super::error::Result;
+use crate::net::{Address, RecvRing, SendQueue, SendSlice};
+
+/// Datagrams in one piece of memory.
+#[pyclass(frozen, module = "tomada")]
+pub(crate) struct Batch {
+    contents: Mutex<Contents>,
+    /// Where the payloads are. The mapping lives as long as `contents`, and never moves.
+    memory: *mut u8,
+    memory_len: usize,
+    /// Of each datagram, where its payload starts and how long it is. Exported to Python, which may
+    /// look at them at any time.
+    offsets: Box<[AtomicU32]>,
+    lengths: Box<[AtomicU32]>,
+    len: AtomicUsize,
+}
+
+// SAFETY: the pointer leads to memory that `contents` owns and keeps in place.
+unsafe impl Send for Batch {}
+// SAFETY: the memory holds plain bytes, which are written by who holds the lock, or, through
+// exported buffers, by Python, as with any writable buffer.
+unsafe impl Sync for Batch {}
+
+/// What only one call at a time may use.
+pub(crate) struct Contents {
+    ring: RecvRing,
+    /// Of each datagram, its address's place in `addresses`.
+    senders: Vec<u32>,
+    addresses: Vec<Address>,
+    /// Datagrams whose end was cut off.
+    truncated: Vec<usize>,
+    /// The end of what was appended.
+    end: usize,
+}
+
+/// So many datagrams fit for each slot: what the kernel glues into one message at the most.
+const DATAGRAMS_PER_SLOT: usize = 128;
+const MOST_SLOTS: usize = 4096;
+const NO_ADDRESS: u32 = u32::MAX;
+
+impl Batch {
+    /// Locks the contents, or says that another call has them.
+    pub(crate) fn lock(&self) -> Result<MutexGuard<'_, Contents>> {
+        match self.contents.try_lock() {
+            Ok(contents) => Ok(contents),
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => {
+                let message = "this Batch is in use by another call; give each thread its own";
+                Err(PyRuntimeError::new_err(message).into())
+            }
+        }
+    }
+
+    /// How many datagrams there are.
+    pub(crate) fn len(&self) -> usize {
+        self.len.load(Ordering::Acquire)
+    }
+
+    /// Lays out what the ring has received. What finds no place stays in the ring.
+    pub(crate) fn lay_out(&self, contents: &mut Contents) {
+        let mut len = 0;
+        let Contents { ring, senders, .. } = contents;
+        senders.clear();
+        ring.drain_layout(|range, slot| {
+            let (Some(offset), Some(length)) = (self.offsets.get(len), self.lengths.get(len))
+            else {
+                return false;
+            };
+            offset.store(range.start as u32, Ordering::Relaxed);
+            length.store(range.len() as u32, Ordering::Relaxed);
+            senders.push(slot as u32);
+            len += 1;
+            true
+        });
+        contents.addresses.clear();
+        contents.truncated.clear();
+        let slots = contents.senders.last().map_or(0, |&slot| slot as usize + 1);
+        for slot in 0..slots {
+            contents.addresses.push(Address::from_bytes(contents.ring.sender(slot)));
+            if contents.ring.is_truncated(slot) {
+                let index = contents.senders.partition_point(|&sender| (sender as usize) < slot);
+                contents.truncated.push(index);
+            }
+        }
+        contents.end = self.memory_len; // append() must not overwrite a slot
+        self.len.store(len, Ordering::Release);
+    }
+
+    /// Copies a datagram in behind the others; false where there is no room.
+    pub(crate) fn push(
+        &self,
+        contents: &mut Contents,
+        payload: &[u8],
+        address: Option<Address>,
+        is_truncated: bool,
+    ) -> bool {
+        let (index, start) = (self.len(), contents.end);
+        let (Some(offset), Some(length)) = (self.offsets.get(index), self.lengths.get(index))
+        else {
+            return false;
+        };
+        if payload.len() > self.memory_len - start {
+            return false;
+        }
+        // SAFETY: `start + payload.len()` is within the memory, as was just checked. It may be
+        // exported; then Python sees the new bytes.
+        unsafe {
+            ptr::copy_nonoverlapping(payload.as_ptr(), self.memory.add(start), payload.len());
+        }
+        offset.store(start as u32, Ordering::Relaxed);
+        length.store(payload.len() as u32, Ordering::Relaxed);
+        let sender = address.map_or(NO_ADDRESS, |address| {
+            if contents.addresses.last() != Some(&address) {
+                contents.addresses.push(address);
+            }
+            contents.addresses.len() as u32 - 1
+        });
+        contents.senders.push(sender);
+        if is_truncated {
+            contents.truncated.push(index);
+        }
+        contents.end = start + payload.len();
+        self.len.store(index + 1, Ordering::Release);
+        true
+    }
+
+    /// Takes all datagrams out.
+    pub(crate) fn empty(&self, contents: &mut Contents) {
+        self.len.store(0, Ordering::Release);
+        contents.senders.clear();
+        contents.addresses.clear();
+        contents.truncated.clear();
+        contents.end = 0;
+    }
+
+    /// The datagrams as a queue: each to its own address, or all to one.
+    pub(crate) fn queue<'a>(&'a self, contents: &Contents, to: Option<&Address>) -> SendQueue<'a> {
+        let mut queue = SendQueue::with_capacity(self.len());
+        for index in 0..self.len() {
+            let own = || contents.addresses.get(contents.senders[index] as usize);
+            let to = to.or_else(own).filter(|to| !to.as_bytes().is_empty());
+            queue.push(self.payload(index), to, None);
+        }
+        queue
+    }
+
+    fn payload(&self, index: usize) -> SendSlice<'_> {
+        let start = self.offsets[index].load(Ordering::Relaxed) as usize;
+        let len = self.lengths[index].load(Ordering::Relaxed) as usize;
+        // SAFETY: the two were stored together, of a place within the memory, which lives as long
+        // as `self`.
+        unsafe { SendSlice::from_raw(self.memory.add(start), len) }
+    }
+}
+
+impl Contents {
+    /// The ring to receive into.
+    pub(crate) fn ring(&mut self) -> &mut RecvRing {
+        &mut self.ring
+    }
+}
+
+#[pymethods]
+impl Batch {
+    #[new]
+    #[pyo3(signature = (slots=64, *, slot_size=65_536))]
+    fn new(slots: usize, slot_size: usize) -> Result<Self> {
+        if !(1..=MOST_SLOTS).contains(&slots) {
+            let message = format!("slots must be in 1 to {MOST_SLOTS}, not {slots}");
+            return Err(PyValueError::new_err(message).into());
+        }
+        let largest = u32::MAX as usize / slots - 2 * 64;
+        if !(1..=largest).contains(&slot_size) {
+            let message = format!("slot_size must be in 1 to {largest}, not {slot_size}");
+            return Err(PyValueError::new_err(message).into());
+        }
+        let ring = RecvRing::new(slots, slot_size)
+            .map_err(|error| PyMemoryError::new_err(error.to_string()))?;
+        let (memory, memory_len) = (ring.memory().start(), ring.memory().bytes().len());
+        let zeroes = || (0..slots * DATAGRAMS_PER_SLOT).map(|_| AtomicU32::new(0)).collect();
+        let contents = Contents {
+            ring,
+            senders: Vec::new(),
+            addresses: Vec::new(),
+            truncated: Vec::new(),
+            end: 0,
+        };
+        Ok(Self {
+            contents: Mutex::new(contents),
+            memory,
+            memory_len,
+            offsets: zeroes(),
+            lengths: zeroes(),
+            len: AtomicUsize::new(0),
+        })
+    }
+
+    /// How many of the kernel's messages one receive takes at the most.
+    #[getter]
+    fn slots(&self) -> Result<usize> {
+        Ok(self.lock()?.ring.slots())
+    }
+
+    /// Where each payload starts, as unsigned 32-bit integers.
+    #[getter]
+    fn offsets<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyMemoryView>> {
+        Index::view(slf, Column::Offsets)
+    }
+
+    /// How long each payload is, as unsigned 32-bit integers.
+    #[getter]
+    fn lengths<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyMemoryView>> {
+        Index::view(slf, Column::Lengths)
+    }
+
+    /// Each datagram's address.
+    #[getter]
+    fn addresses<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyList>> {
+        let contents = self.lock()?;
+        let objects = contents
+            .addresses
+            .iter()
+            .map(|address| to_python(py, address.as_bytes()))
+            .collect::<PyResult<Vec<_>>>()?;
+        let none = py.None().into_bound(py);
+        let of_each =
+            contents.senders.iter().map(|&sender| objects.get(sender as usize).unwrap_or(&none));
+        Ok(PyList::new(py, of_each)?)
+    }
+
+    /// The indexes of datagrams whose end was cut off.
+    #[getter]
+    fn truncated(&self) -> Result<Vec<usize>> {
+        Ok(self.lock()?.truncated.clone())
+    }
+
+    /// Take all datagrams out.
+    fn clear(&self) -> Result<()> {
+        let mut contents = self.lock()?;
+        self.empty(&mut contents);
+        Ok(())
+    }
+
+    /// Copy a datagram in behind the others.
+    #[pyo3(signature = (data, address=None))]
+    fn append(&self, data: &Bound<'_, PyAny>, address: Option<&Bound<'_, PyAny>>) -> Result<()> {
+        let address = address.map(parse_of_any_family).transpose()?;
+        let payload = Readable::new(data)?.to_vec();
+        let mut contents = self.lock()?;
+        if self.push(&mut contents, &payload, address, false) {
+            return Ok(());
+        }
+        Err(self.no_room(payload.len(), &contents))
+    }
+
+    /// Cut a buffer into datagrams of `size` bytes, the last perhaps shorter, and copy them in.
+    #[pyo3(signature = (data, size, address=None))]
+    fn extend(
+        &self,
+        data: &Bound<'_, PyAny>,
+        size: usize,
+        address: Option<&Bound<'_, PyAny>>,
+    ) -> Result<()> {
+        if size == 0 {
+            return Err(PyValueError::new_err("size must be at least 1").into());
+        }
+        let address = address.map(parse_of_any_family).transpose()?;
+        let payload = Readable::new(data)?.to_vec();
+        let mut contents = self.lock()?;
+        let count = payload.len().div_ceil(size);
+        let room = self.memory_len - contents.end;
+        if payload.len() > room || count > self.offsets.len() - self.len() {
+            return Err(self.no_room(payload.len(), &contents));
+        }
+        for datagram in payload.chunks(size) {
+            self.push(&mut contents, datagram, address, false);
+        }
+        Ok(())
+    }
+
+    fn __len__(&self) -> usize {
+        self.len()
+    }
+
+    fn __getitem__<'py>(slf: &Bound<'py, Self>, index: isize) -> PyResult<Bound<'py, PyAny>> {
+        let this = slf.get();
+        let len = this.len();
+        let from_end = if index < 0 { index + len as isize } else { index };
+        let index = usize::try_from(from_end).ok().filter(|&index| index < len);
+        let index = index.ok_or_else(|| PyIndexError::new_err("Batch index out of range"))?;
+        let start = this.offsets[index].load(Ordering::Relaxed) as isize;
+        let end = start + this.lengths[index].load(Ordering::Relaxed) as isize;
+        PyMemoryView::from(slf)?.get_item(PySlice::new(slf.py(), start, end, 1))
+    }
+
+    fn __iter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let addresses = slf.get().addresses(slf.py())?;
+        let payloads = (0..addresses.len())
+            .map(|index| Self::__getitem__(slf, index as isize))
+            .collect::<PyResult<Vec<_>>>()?;
+        let pairs = payloads.into_iter().zip(addresses.iter()).collect::<Vec<_>>();
+        PyList::new(slf.py(), pairs)?.into_any().try_iter().map(Bound::into_any)
+    }
+
+    /// # Safety
+    /// Called by Python, with room for a view.
+    unsafe fn __getbuffer__(
+        slf: Bound<'_, Self>,
+        view: *mut ffi::Py_buffer,
+        flags: c_int,
+    ) -> PyResult<()> {
+        let (start, len) = (slf.get().memory.cast(), slf.get().memory_len as isize);
+        // SAFETY: the memory is writable, and lives as long as the object, to which the view holds
+        // a reference.
+        match unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start, len, 0, flags) } {
+            0 => Ok(()),
+            _ => Err(PyErr::fetch(slf.py())),
+        }
+    }
+
+    fn __repr__(&self) -> String {
+        let len = self.len();
+        let bytes: usize =
+            self.lengths[..len].iter().map(|length| length.load(Ordering::Relaxed) as usize).sum();
+        format!("<tomada.Batch of {len} datagrams, {bytes} bytes>")
+    }
+}
+
+impl Batch {
+    fn no_room(&self, len: usize, contents: &Contents) -> super::error::Error {
+        let (count, most) = (self.len(), self.offsets.len());
+        let left = self.memory_len - contents.end;
+        let message = format!(
+            "no room for {len} bytes more: the batch has {count} of {most} datagrams, and {left} \
+             bytes left; clear() it, or make one of more slots"
+        );
+        PyValueError::new_err(message).into()
+    }
+}
+
+/// Reads an address of whatever family it looks like.
+fn parse_of_any_family(address: &Bound<'_, PyAny>) -> Result<Address> {
+    let family = match address.get_item(0) {
+        _ if !address.is_instance_of::<pyo3::types::PyTuple>() => libc::AF_UNIX,
+        Ok(host) => match host.extract::<&str>() {
+            Ok(host) if host.contains(':') => libc::AF_INET6,
+            _ if address.len()? > 2 => libc::AF_INET6,
+            _ => libc::AF_INET,
+        },
+        Err(_) => {
+            let message = "an address is a tuple (host, port) or an AF_UNIX name";
+            return Err(PyTypeError::new_err(message).into());
+        }
+    };
+    parse(family, address, "append", Mapping::Mapped)
+}
+
+/// What a view of the index shows.
+#[derive(Clone, Copy)]
+enum Column {
+    Offsets,
+    Lengths,
+}
+
+/// The exporter of one column of a batch's index.
+#[pyclass(frozen)]
+struct Index {
+    batch: Py<Batch>,
+    column: Column,
+    /// `shape[0]` of the view: how many datagrams there were when it was made.
+    len: ffi::Py_ssize_t,
+}
+
+impl Index {
+    fn view<'py>(batch: &Bound<'py, Batch>, column: Column) -> PyResult<Bound<'py, PyMemoryView>> {
+        let len = batch.get().len() as ffi::Py_ssize_t;
+        let index = Bound::new(batch.py(), Self { batch: batch.clone().unbind(), column, len })?;
+        PyMemoryView::from(&index)
+    }
+}
+
+#[pymethods]
+impl Index {
+    /// # Safety
+    /// Called by Python, with room for a view.
+    unsafe fn __getbuffer__(
+        slf: Bound<'_, Self>,
+        view: *mut ffi::Py_buffer,
+        flags: c_int,
+    ) -> PyResult<()> {
+        const ITEM: isize = size_of::<u32>() as isize;
+        let this = slf.get();
+        let batch = this.batch.bind(slf.py()).get();
+        let column = match this.column {
+            Column::Offsets => &batch.offsets,
+            Column::Lengths => &batch.lengths,
+        };
+        let start = column.as_ptr().cast_mut().cast::<c_void>();
+        let len = this.len * ITEM;
+        // SAFETY: the column has at least `len` bytes, lives as long as the batch, to which this
+        // object holds a reference, as the view does to this object; it is exported read-only.
+        unsafe {
+            if ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start, len, 1, flags) != 0 {
+                return Err(PyErr::fetch(slf.py()));
+            }
+            // FillInfo describes bytes; these are unsigned ints.
+            (*view).itemsize = ITEM;
+            if flags & ffi::PyBUF_FORMAT == ffi::PyBUF_FORMAT {
+                (*view).format = c"I".as_ptr().cast_mut();
+            }
+            if flags & ffi::PyBUF_ND == ffi::PyBUF_ND {
+                (*view).shape = ptr::from_ref(&this.len).cast_mut();
+            }
+            if flags & ffi::PyBUF_STRIDES == ffi::PyBUF_STRIDES {
+                (*view).strides = &raw mut (*view).itemsize;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,129 @@
+//! A received datagram with all that the kernel tells about it.
+
+use std::ffi::c_int;
+use std::net::IpAddr;
+
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use super::error::Result;
+use super::socket::Socket;
+use crate::net::{Address, AddressKind, Meta, Received, Source};
+
+/// A received datagram.
+#[pyclass(frozen, module = "tomada")]
+pub(crate) struct Datagram {
+    /// The payload.
+    #[pyo3(get)]
+    data: Py<PyBytes>,
+    /// The sender's address, as `recvfrom` gives it.
+    #[pyo3(get)]
+    address: Py<PyAny>,
+    /// Whether the end of the payload was cut off.
+    #[pyo3(get)]
+    truncated: bool,
+    from: Address,
+    meta: Meta,
+    socket: Py<Socket>,
+}
+
+impl Datagram {
+    pub(crate) fn new(
+        socket: &Bound<'_, Socket>,
+        received: &Received<'_>,
+        address: Bound<'_, PyAny>,
+    ) -> Self {
+        Self {
+            data: PyBytes::new(socket.py(), received.payload).unbind(),
+            address: address.unbind(),
+            truncated: received.is_truncated,
+            from: Address::from_bytes(received.from),
+            meta: Meta::decode(received.control),
+            socket: socket.clone().unbind(),
+        }
+    }
+
+    /// Where an answer leaves from: the address that was asked.
+    fn source(&self) -> Option<Source> {
+        let address = self.meta.local?;
+        // An address of a link means something on that link only.
+        let is_of_link = matches!(address, IpAddr::V6(ip) if ip.is_unicast_link_local());
+        let interface = if is_of_link { self.meta.interface.unwrap_or(0) } else { 0 };
+        Some(Source { address, interface })
+    }
+}
+
+#[pymethods]
+impl Datagram {
+    /// The sender's IP address without its port, that of an IPv4 peer as plain IPv4.
+    #[getter]
+    fn host(&self) -> Option<String> {
+        self.from.ip().map(|from| from.ip().to_canonical().to_string())
+    }
+
+    /// The sender's port.
+    #[getter]
+    fn port(&self) -> Option<u16> {
+        self.from.ip().map(|from| from.port())
+    }
+
+    /// The IP address that it was sent to.
+    #[getter]
+    fn destination(&self) -> Option<String> {
+        self.meta.destination.map(|ip| ip.to_string())
+    }
+
+    /// The index of the interface that it came by.
+    #[getter]
+    fn interface(&self) -> Option<u32> {
+        self.meta.interface.filter(|&index| index != 0)
+    }
+
+    /// When the kernel received it, in nanoseconds since 1970.
+    #[getter]
+    fn timestamp_ns(&self) -> Option<i64> {
+        self.meta.timestamp_ns
+    }
+
+    /// Its time to live, or hop limit, on arrival.
+    #[getter]
+    fn ttl(&self) -> Option<u8> {
+        self.meta.ttl
+    }
+
+    /// Its type of service, or traffic class.
+    #[getter]
+    fn tos(&self) -> Option<u8> {
+        self.meta.tos
+    }
+
+    /// Its explicit congestion notification, the last two bits of `tos`.
+    #[getter]
+    fn ecn(&self) -> Option<u8> {
+        self.meta.tos.map(|tos| tos & 3)
+    }
+
+    /// How many datagrams the socket's queue had dropped by then.
+    #[getter]
+    fn kernel_drops(&self) -> u32 {
+        self.meta.drops.unwrap_or(0) // the kernel leaves a zero out
+    }
+
+    /// Send an answer from the address that was asked, and return its length.
+    #[pyo3(signature = (data, flags=0))]
+    fn reply(&self, py: Python<'_>, data: &Bound<'_, PyAny>, flags: c_int) -> Result<usize> {
+        let to = (self.from.kind() != AddressKind::Unnamed).then_some(&self.from);
+        self.socket.bind(py).get().reply(py, data, to, self.source(), flags)
+    }
+
+    fn __len__(&self, py: Python<'_>) -> usize {
+        self.data.bind(py).as_bytes().len()
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> String {
+        let (len, from) = (self.__len__(py), self.address.bind(py));
+        let destination = self.destination().map_or_else(String::new, |ip| format!(" to {ip}"));
+        let cut = if self.truncated { ", truncated" } else { "" };
+        format!("<tomada.Datagram of {len} bytes from {from}{destination}{cut}>")
+    }
+}

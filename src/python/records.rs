@@ -1,0 +1,102 @@
+//! Small immutable records.
+
+use std::ffi::c_int;
+
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::net::errors::SocketError;
+use crate::net::stats;
+
+/// A socket's counters.
+#[pyclass(frozen, get_all, eq, module = "tomada")]
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(crate) struct Stats {
+    received: u64,
+    received_bytes: u64,
+    receive_calls: u64,
+    sent: u64,
+    sent_bytes: u64,
+    send_calls: u64,
+    truncated: u64,
+    kernel_drops: u64,
+    errors: u64,
+}
+
+impl Stats {
+    pub(crate) fn new(stats: stats::Stats, kernel_drops: u32) -> Self {
+        Self {
+            received: stats.received,
+            received_bytes: stats.received_bytes,
+            receive_calls: stats.receive_calls,
+            sent: stats.sent,
+            sent_bytes: stats.sent_bytes,
+            send_calls: stats.send_calls,
+            truncated: stats.truncated,
+            kernel_drops: kernel_drops.into(),
+            errors: stats.errors,
+        }
+    }
+}
+
+#[pymethods]
+impl Stats {
+    fn __repr__(&self) -> String {
+        format!(
+            "Stats(received={}, received_bytes={}, receive_calls={}, sent={}, sent_bytes={}, \
+             send_calls={}, truncated={}, kernel_drops={}, errors={})",
+            self.received,
+            self.received_bytes,
+            self.receive_calls,
+            self.sent,
+            self.sent_bytes,
+            self.send_calls,
+            self.truncated,
+            self.kernel_drops,
+            self.errors,
+        )
+    }
+}
+
+/// A datagram that failed on its way.
+#[pyclass(frozen, get_all, module = "tomada")]
+pub(crate) struct DatagramError {
+    peer: Py<PyAny>,
+    errno: c_int,
+    offender: Option<String>,
+    mtu: Option<u32>,
+    origin: u8,
+    r#type: u8,
+    code: u8,
+    data: Py<PyBytes>,
+}
+
+impl DatagramError {
+    pub(crate) fn new(peer: Py<PyAny>, error: &SocketError, payload: &[u8]) -> Self {
+        let data = Python::attach(|py| PyBytes::new(py, payload).unbind());
+        Self {
+            peer,
+            errno: error.errno,
+            offender: error
+                .offender
+                .and_then(|offender| offender.ip())
+                .map(|ip| ip.ip().to_canonical().to_string()),
+            mtu: error.mtu(),
+            origin: error.origin,
+            r#type: error.kind,
+            code: error.code,
+            data,
+        }
+    }
+}
+
+#[pymethods]
+impl DatagramError {
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let message = py.import("os")?.call_method1("strerror", (self.errno,))?;
+        let peer = self.peer.bind(py);
+        let by = self.offender.as_ref().map_or_else(String::new, |by| format!(", says {by}"));
+        let mtu = self.mtu.map_or_else(String::new, |mtu| format!(", MTU {mtu}"));
+        Ok(format!("<tomada.DatagramError to {peer}: {message}{by}{mtu}>"))
+    }
+}

@@ -1,0 +1,261 @@
+//! What the standard class has not: metadata, the error queue, counters, groups, and tuning.
+
+use std::ffi::{CString, c_int};
+use std::io;
+use std::net::IpAddr;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyInt, PyList, PyString};
+
+use super::Socket;
+use super::many::Senders;
+use crate::net::address::interface_index;
+use crate::net::cmsg::ControlBuffer;
+use crate::net::errors::ErrorMessage;
+use crate::net::multicast::{Change, Membership, interface_with_address};
+use crate::net::{Address, Interest, Source};
+use crate::python::buffer::Readable;
+use crate::python::datagram::Datagram;
+use crate::python::error::{Error, Result};
+use crate::python::records::{DatagramError, Stats};
+
+#[pymethods]
+impl Socket {
+    /// Receive a datagram with its metadata.
+    #[pyo3(signature = (flags=0))]
+    fn recv_datagram(slf: &Bound<'_, Self>, flags: c_int) -> Result<Datagram> {
+        let mut datagrams = Self::receive_datagrams(slf, 1, flags)?;
+        // receive_many waits for at least one.
+        datagrams.pop().ok_or_else(|| io::Error::from(io::ErrorKind::WouldBlock).into())
+    }
+
+    /// Wait for one datagram, then take all that are there with their metadata, up to a maximum.
+    #[pyo3(signature = (max_datagrams=64, flags=0))]
+    fn recv_datagrams<'py>(
+        slf: &Bound<'py, Self>,
+        max_datagrams: isize,
+        flags: c_int,
+    ) -> Result<Bound<'py, PyList>> {
+        Ok(PyList::new(slf.py(), Self::receive_datagrams(slf, max_datagrams, flags)?)?)
+    }
+
+    /// Take what the kernel has noted about datagrams that failed on their way.
+    fn errors(&self, py: Python<'_>) -> Result<Vec<DatagramError>> {
+        let socket = self.socket()?;
+        let mut errors = Vec::new();
+        loop {
+            match socket.with(|fd| socket.take_error_message(fd)) {
+                Ok(message) => errors.extend(self.describe(py, message)?),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(errors),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Return the socket's counters.
+    fn stats(&self) -> Stats {
+        self.inner.get().map_or_else(Stats::default, |socket| {
+            Stats::new(socket.counters().read(), socket.kernel_drops())
+        })
+    }
+
+    /// Join a multicast group.
+    #[pyo3(signature = (group, interface=None, source=None))]
+    fn join_group(
+        &self,
+        group: &str,
+        interface: Option<&Bound<'_, PyAny>>,
+        source: Option<&str>,
+    ) -> Result<()> {
+        let membership = Self::membership(group, interface, source)?;
+        let socket = self.socket()?;
+        // Otherwise the socket would also get what is sent to groups that other sockets joined.
+        let (level, all) = match membership.group {
+            IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MULTICAST_ALL),
+            IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_ALL),
+        };
+        if !socket.is_set_by_user(level, all) {
+            match socket.set_int_option(level, all, 0) {
+                Err(error) if error.raw_os_error() != Some(libc::ENOPROTOOPT) => {
+                    return Err(error.into());
+                }
+                _ => {}
+            }
+        }
+        self.change_membership(&membership, Change::Join, group)
+    }
+
+    /// Leave a multicast group.
+    #[pyo3(signature = (group, interface=None, source=None))]
+    fn leave_group(
+        &self,
+        group: &str,
+        interface: Option<&Bound<'_, PyAny>>,
+        source: Option<&str>,
+    ) -> Result<()> {
+        let membership = Self::membership(group, interface, source)?;
+        self.change_membership(&membership, Change::Leave, group)
+    }
+
+    /// How long to stay awake before sleeping, in seconds.
+    #[getter]
+    fn spin(&self) -> f64 {
+        Duration::from_nanos(self.spin.load(Ordering::Relaxed)).as_secs_f64()
+    }
+
+    #[setter]
+    fn set_spin(&self, seconds: f64) -> Result<()> {
+        let spin = Duration::try_from_secs_f64(seconds)
+            .ok()
+            .and_then(|spin| u64::try_from(spin.as_nanos()).ok());
+        let message = || format!("spin must be a number of seconds, not {seconds}");
+        let spin = spin.ok_or_else(|| PyValueError::new_err(message()))?;
+        self.spin.store(spin, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether the kernel glues datagrams together, for receives to take apart.
+    #[getter]
+    fn gro(&self) -> Result<bool> {
+        Ok(self.socket()?.gro())
+    }
+
+    #[setter]
+    fn set_gro(&self, is_on: bool) -> Result<()> {
+        Ok(self.socket()?.set_gro(is_on)?)
+    }
+
+    /// How many datagrams were received from the kernel and wait to be taken.
+    #[getter]
+    fn pending(&self) -> usize {
+        self.inner.get().map_or(0, crate::net::Socket::pending)
+    }
+}
+
+impl Socket {
+    fn receive_datagrams(
+        slf: &Bound<'_, Self>,
+        max_datagrams: isize,
+        flags: c_int,
+    ) -> Result<Vec<Datagram>> {
+        let this = slf.get();
+        this.socket()?.tell_metadata()?;
+        let mut senders = Senders::new(&this.addresses);
+        this.receive_many(slf.py(), max_datagrams, flags, |received| {
+            let address = senders.object(slf.py(), received.from)?;
+            Ok(Datagram::new(slf, received, address))
+        })
+    }
+
+    /// Sends a datagram from a given local address.
+    pub(crate) fn reply(
+        &self,
+        py: Python<'_>,
+        data: &Bound<'_, PyAny>,
+        to: Option<&Address>,
+        source: Option<Source>,
+        flags: c_int,
+    ) -> Result<usize> {
+        let data = Readable::new(data)?;
+        let memory = [data.slice()];
+        let mut control = ControlBuffer::EMPTY;
+        if let Some(source) = source {
+            source.encode(&mut control);
+        }
+        self.transfer(py, &mut self.patience(), Interest::Write, flags, |socket, fd, flags| {
+            socket.send_message(fd, &memory, to, control.as_bytes(), flags)
+        })
+    }
+
+    fn describe(&self, py: Python<'_>, message: ErrorMessage) -> Result<Option<DatagramError>> {
+        let Some(error) = message.decode() else { return Ok(None) };
+        let peer = self.addresses.object(py, message.peer.as_bytes())?.unbind();
+        Ok(Some(DatagramError::new(peer, &error, &message.payload)))
+    }
+
+    fn membership(
+        group: &str,
+        interface: Option<&Bound<'_, PyAny>>,
+        source: Option<&str>,
+    ) -> Result<Membership> {
+        let address = parse_ip(group, "group")?;
+        if !address.is_multicast() {
+            let message = format!("{group} is no multicast group (224.0.0.0/4 or ff00::/8)");
+            return Err(PyValueError::new_err(message).into());
+        }
+        let source = source.map(|source| parse_ip(source, "source")).transpose()?;
+        if source.is_some_and(|source| source.is_ipv4() != address.is_ipv4()) {
+            let message = "the source's address is of another family than the group's";
+            return Err(PyValueError::new_err(message).into());
+        }
+        Ok(Membership { group: address, interface: index_of(interface)?, source })
+    }
+
+    fn change_membership(
+        &self,
+        membership: &Membership,
+        change: Change,
+        group: &str,
+    ) -> Result<()> {
+        let (level, name, value) = membership.option(change);
+        let Err(error) = self.socket()?.set_option(level, name, &value) else { return Ok(()) };
+        let hint = match (error.raw_os_error(), membership.group) {
+            (Some(libc::ENOBUFS), IpAddr::V4(_)) => {
+                "the socket is in as many groups as sysctl net.ipv4.igmp_max_memberships allows; \
+                 raise it, or use another socket"
+            }
+            (Some(libc::ENOBUFS), IpAddr::V6(_)) => {
+                "the socket's option memory is used up; raise sysctl net.core.optmem_max, or use \
+                 another socket"
+            }
+            (Some(libc::ENODEV), _) if membership.interface == 0 => {
+                "no route leads to the group; name an interface"
+            }
+            (Some(libc::ENODEV), _) => "there is no such interface",
+            (Some(libc::EADDRINUSE), _) => "the socket is in the group already",
+            (Some(libc::EADDRNOTAVAIL), _) => "the socket is not in the group on that interface",
+            (Some(libc::EINVAL), _) if membership.source.is_some() => {
+                "one socket cannot be in a group for every source and for one"
+            }
+            (Some(libc::ENOPROTOOPT), _) => "the group is of another family than the socket",
+            _ => return Err(error.into()),
+        };
+        let verb = if change == Change::Join { "join" } else { "leave" };
+        let text = format!("cannot {verb} {group}: {hint}");
+        Err(PyOSError::new_err((error.raw_os_error(), text)).into())
+    }
+}
+
+fn parse_ip(text: &str, what: &str) -> Result<IpAddr> {
+    text.parse().map_err(|_| {
+        PyValueError::new_err(format!("{what} must be a numeric IP address, not {text:?}")).into()
+    })
+}
+
+/// An interface's index, of its name, its number, or an address that it has.
+fn index_of(interface: Option<&Bound<'_, PyAny>>) -> Result<u32> {
+    let Some(interface) = interface else { return Ok(0) };
+    if interface.is_instance_of::<PyInt>() {
+        return Ok(interface.extract()?);
+    }
+    let Ok(name) = interface.cast::<PyString>() else {
+        let message = "interface must be a name, an index or an address of the interface's";
+        return Err(PyTypeError::new_err(message).into());
+    };
+    let name = name.to_str()?;
+    let index = match name.parse::<IpAddr>() {
+        Ok(address) => interface_with_address(address),
+        Err(_) => match CString::new(name) {
+            Ok(name) => interface_index(&name),
+            Err(_) => Err(io::Error::from_raw_os_error(libc::ENODEV)),
+        },
+    };
+    index.map_err(|error| {
+        let text = format!("no interface {name:?}");
+        Error::Python(PyOSError::new_err((error.raw_os_error(), text)))
+    })
+}

@@ -1,0 +1,89 @@
+"""The same call on the standard module and on tomada's, and what comes of each."""
+
+import contextlib
+import itertools
+import os
+import socket as std
+
+from tomada import socket as ours
+
+_names = itertools.count()
+
+
+class Side:
+    """One of the two modules, with the sockets that a case opens from it."""
+
+    def __init__(self, module):
+        self.module = module
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._open.close()
+
+    def keep(self, sock):
+        """Close the socket when the case is over."""
+        # Once it is closed or detached, this does nothing.
+        self._open.callback(sock.close)
+        return sock
+
+    def open(self, family=std.AF_INET):
+        """Open a datagram socket that does not wait."""
+        sock = self.keep(self.module.socket(family, std.SOCK_DGRAM))
+        sock.setblocking(False)
+        return sock
+
+    def bound(self, family=std.AF_INET):
+        sock = self.open(family)
+        sock.bind(fresh(family))
+        return sock
+
+    def connected(self, family=std.AF_INET):
+        """Open a socket that is connected to a plain one, and return both."""
+        sock = self.bound(family)
+        peer = self.keep(std.socket(family, std.SOCK_DGRAM))
+        peer.bind(fresh(family))
+        peer.connect(sock.getsockname())
+        sock.connect(peer.getsockname())
+        return sock, peer
+
+
+def fresh(family):
+    """Make an address that nobody is bound to."""
+    if family == std.AF_UNIX:
+        return b"\0tomada parity %d %d" % (os.getpid(), next(_names))
+    return ("127.0.0.1" if family == std.AF_INET else "::1", 0)
+
+
+def outcome(module, case):
+    """Run a case, and describe what it returns or raises.
+
+    The texts of an OSError are the same on both sides: programs print them, and some search them.
+    Those of other exceptions tell the programmer what is wrong, in each module's own words.
+    """
+    try:
+        with Side(module) as side:
+            result = case(side)
+    except AssertionError:
+        raise
+    except OSError as error:
+        return "raises", type(error), error.errno, str(error)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it has to be the same
+        return "raises", type(error)
+    return "returns", type(result), result
+
+
+def assert_same(case, raises=None):
+    """Check that a case comes to the same with both modules, and raises what is expected."""
+    expected = outcome(std, case)
+    assert expected[0] == ("returns" if raises is None else "raises"), expected
+    assert raises is None or issubclass(expected[1], raises), expected
+    assert outcome(ours, case) == expected
+
+
+def assert_same_outcome(case):
+    """Check that a case comes to the same with both modules, whatever that is."""
+    expected = outcome(std, case)
+    assert outcome(ours, case) == expected

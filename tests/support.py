@@ -1,0 +1,214 @@
+"""What the suites share: programs in other processes, calls in other threads, polling."""
+
+import contextlib
+import errno
+import itertools
+import os
+import platform
+import select
+import signal
+import socket as std
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from peer import DEADLINE, dumps, loads
+
+PEER = Path(__file__).with_name("peer.py")
+
+# A thread that waits for the interpreter's lock, or for another thread, is in this call.
+FUTEX = {"x86_64": "202", "aarch64": "98"}.get(platform.machine())
+
+# How the text of the OSError begins that a call on a closed socket raises.
+CLOSED = rf"^\[Errno {errno.EBADF}\] "
+
+_numbers = itertools.count()
+
+
+def eventually(condition):
+    """Poll until the condition holds, and return its value; fail at the deadline."""
+    end = time.monotonic() + DEADLINE
+    while not (value := condition()):
+        assert time.monotonic() < end, "it never came to pass"
+        os.sched_yield()
+    return value
+
+
+def open_descriptors():
+    """Count the descriptors that this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def fill(sender, to):
+    """Fill the queue of an ``AF_UNIX`` socket, without waiting, and say how much fits."""
+    timeout = sender.gettimeout()
+    sender.setblocking(False)
+    for sent in itertools.count():
+        try:
+            sender.sendto(b"%d" % sent, to)
+        except BlockingIOError:
+            sender.settimeout(timeout)
+            return sent
+    raise AssertionError
+
+
+def sleeps_in_the_kernel(pid, thread):
+    """Say whether a thread waits in a system call, other than for a lock."""
+    task = Path(f"/proc/{pid}/task/{thread}")
+    try:
+        call = (task / "syscall").read_text().split()[0]
+    except OSError:
+        # Not every kernel shows it. Then any sleep counts.
+        return (task / "stat").read_text().rpartition(")")[2].split()[0] == "S"
+    return call not in {"running", "-1", FUTEX}
+
+
+class Call(threading.Thread):
+    """A call that runs in another thread at once."""
+
+    def __init__(self, function, *arguments):
+        # A daemon, so that a call that never returns fails its test and not the whole run.
+        super().__init__(daemon=True)
+        self._function = lambda: function(*arguments)
+        self._result = self._error = None
+        self.start()
+
+    def run(self):
+        try:
+            self._result = self._function()
+        except BaseException as error:  # noqa: BLE001 - it is raised again in the other thread
+            self._error = error
+
+    def until_it_waits(self):
+        """Return when the call sleeps in the kernel."""
+        eventually(lambda: not self.is_alive() or sleeps_in_the_kernel("self", self.native_id))
+        assert self.is_alive(), f"it did not wait: {self._result!r}, {self._error!r}"
+        return self
+
+    def result(self, deadline=DEADLINE):
+        """Wait for the call's end, and return its result or raise its exception."""
+        self.join(deadline)
+        assert not self.is_alive(), "the call does not end"
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return self._result
+
+
+class Child:
+    """A Python program in another process, with lines going in and out."""
+
+    def __init__(self, *arguments):
+        self._process = subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            # A group of its own, for what it starts in its turn.
+            process_group=0,
+        )
+        self._rest = b""
+
+    @property
+    def pid(self):
+        return self._process.pid
+
+    def line(self):
+        """Return the next line of output."""
+        output = self._process.stdout
+        while b"\n" not in self._rest:
+            assert select.select([output], [], [], DEADLINE)[0], "the program says nothing"
+            chunk = output.read(1 << 16)
+            assert chunk, f"the program has ended:\n{self._process.stderr.read().decode()}"
+            self._rest += chunk
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line.decode()
+
+    def tell(self, line):
+        self._process.stdin.write(line.encode())
+
+    def until_it_waits(self):
+        """Return when the program's main thread sleeps in the kernel."""
+        eventually(lambda: sleeps_in_the_kernel(self.pid, self.pid))
+
+    def signal(self, number):
+        self._process.send_signal(number)
+
+    def end(self):
+        """Wait for the program's end; return its status, the rest of its output, its errors."""
+        output, errors = self._process.communicate(timeout=DEADLINE)
+        return self._process.returncode, (self._rest + output).decode(), errors.decode()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if not self._process.stdout.closed:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._process.communicate()
+
+
+class Peer(Child):
+    """A plain standard-library socket in another process: ``peer.py``."""
+
+    def __init__(self, family, address):
+        # Isolated and without site-packages, it could not find tomada if it tried.
+        super().__init__("-I", "-S", PEER, int(family), dumps(address))
+        self.address = self.answer()
+
+    def ask(self, do, **arguments):
+        """Give a command, and do not wait for the answer."""
+        self.tell(dumps({"do": do, **arguments}))
+
+    def answer(self):
+        return loads(self.line())
+
+    def do(self, do, **arguments):
+        """Give a command, and return the answer."""
+        self.ask(do, **arguments)
+        return self.answer()
+
+
+def run(program, *arguments):
+    """Run the text of a program to its end, and return what it prints."""
+    with Child("-c", program, *arguments) as child:
+        status, output, errors = child.end()
+    assert status == 0, errors
+    return output
+
+
+class Kind:
+    """A family of addresses: ``AF_INET``, ``AF_INET6``, or ``AF_UNIX`` with paths or names."""
+
+    def __init__(self, name, folder):
+        self.name = name
+        self.family = getattr(std, name, std.AF_UNIX)
+        self.is_unix = self.family == std.AF_UNIX
+        self._folder = folder
+
+    def address(self):
+        """Make an address that nobody is bound to."""
+        if self.name == "path":
+            return str(self._folder / str(next(_numbers)))
+        if self.name == "abstract":
+            return b"\0tomada %d %d" % (os.getpid(), next(_numbers))
+        return ("127.0.0.1" if self.family == std.AF_INET else "::1", 0)
+
+    def open(self, module):
+        """Open a datagram socket with a deadline."""
+        sock = module.socket(self.family, module.SOCK_DGRAM)
+        sock.settimeout(DEADLINE)
+        return sock
+
+    def bound(self, module):
+        """Open a datagram socket with a deadline, bound to an address of its own."""
+        sock = self.open(module)
+        sock.bind(self.address())
+        return sock
+
+
+KINDS = ("AF_INET", "AF_INET6", "path", "abstract")

@@ -1,0 +1,322 @@
+"""Closing a socket that other threads use: they are woken, and the descriptor is free."""
+
+import contextlib
+import errno
+import os
+import socket as std
+import threading
+
+import pytest
+
+from parity import assert_same, fresh
+from support import CLOSED, DEADLINE, Call, eventually, fill, open_descriptors, run
+from tomada import socket
+
+RECEIVE = {
+    "recv": lambda sock: sock.recv(100),
+    "recvfrom": lambda sock: sock.recvfrom(100)[0],
+    "recv_into": lambda sock: sock.recv_into(bytearray(100)),
+    "recvfrom_into": lambda sock: sock.recvfrom_into(bytearray(100))[0],
+    "recvmsg": lambda sock: sock.recvmsg(100)[0],
+    "recvmsg_into": lambda sock: sock.recvmsg_into([bytearray(100)])[0],
+}
+
+every_receive = pytest.mark.parametrize("receive", RECEIVE.values(), ids=RECEIVE)
+
+
+def assert_ended(call):
+    with pytest.raises(OSError, match=CLOSED):
+        call.result()
+
+
+@every_receive
+@pytest.mark.parametrize("timeout", [None, 100])
+def test_close_ends_a_wait_in_another_thread(kind, receive, timeout):
+    sock = kind.bound(socket)
+    sock.settimeout(timeout)
+    call = Call(receive, sock).until_it_waits()
+    sock.close()
+    assert_ended(call)
+
+
+@every_receive
+def test_detach_ends_a_wait_in_another_thread(kind, receive):
+    sock = kind.bound(socket)
+    call = Call(receive, sock).until_it_waits()
+    fd = sock.detach()
+    assert_ended(call)
+    # The descriptor lives, and whoever has it gets what comes.
+    with std.socket(fileno=fd) as same:
+        same.sendto(b"x", same.getsockname())
+        assert same.recv(100) == b"x"
+
+
+def test_close_ends_the_wait_of_a_sender(unix):
+    with unix.bound(socket) as receiver:
+        for connect in (True, False):
+            sender = unix.open(socket)
+            fill(sender, receiver.getsockname())
+            if connect:
+                sender.connect(receiver.getsockname())
+                call = Call(sender.send, b"never").until_it_waits()
+            else:
+                call = Call(sender.sendto, b"never", receiver.getsockname()).until_it_waits()
+            sender.close()
+            assert_ended(call)
+
+
+def test_close_ends_every_wait(inet):
+    sock = inet.bound(socket)
+    calls = [Call(sock.recvfrom, 100).until_it_waits() for _ in range(20)]
+    sock.close()
+    for call in calls:
+        assert_ended(call)
+
+
+def test_close_ends_only_the_waits_for_this_socket(inet):
+    with inet.bound(socket) as other:
+        sock = inet.bound(socket)
+        staying = Call(other.recv, 100).until_it_waits()
+        going = Call(sock.recv, 100).until_it_waits()
+        sock.close()
+        assert_ended(going)
+        assert staying.is_alive()
+        other.sendto(b"x", other.getsockname())
+        assert staying.result() == b"x"
+
+
+def test_close_of_a_duplicate_ends_no_wait(inet):
+    with inet.bound(socket) as sock:
+        call = Call(sock.recv, 100).until_it_waits()
+        sock.dup().close()
+        assert call.is_alive()
+        sock.sendto(b"x", sock.getsockname())
+        assert call.result() == b"x"
+
+
+def test_the_port_is_free_when_close_returns(kind):
+    sock = kind.bound(socket)
+    address = sock.getsockname()
+    calls = [Call(sock.recvfrom, 100).until_it_waits() for _ in range(3)]
+    sock.close()
+    if kind.name == "path":
+        os.unlink(address)  # noqa: PTH108 - as a program would that binds it again
+    with kind.open(std) as successor:
+        successor.bind(address)
+    for call in calls:
+        assert_ended(call)
+
+
+def test_the_successor_of_a_descriptor_keeps_its_datagrams(inet):
+    sock = inet.bound(socket)
+    fd = sock.fileno()
+    calls = [Call(sock.recvfrom, 100).until_it_waits() for _ in range(3)]
+    sock.close()
+    successor = inet.bound(socket)
+    if successor.fileno() != fd:
+        # Something else was opened meanwhile.
+        successor = socket.socket(fileno=os.dup2(successor.detach(), fd))
+        successor.settimeout(DEADLINE)
+    with successor, inet.open(std) as sender:
+        assert successor.fileno() == fd
+        for number in range(10):
+            sender.sendto(b"%d" % number, successor.getsockname())
+        assert [int(successor.recv(100)) for _ in range(10)] == list(range(10))
+        for call in calls:
+            assert_ended(call)
+
+
+def test_a_socket_is_closed_while_many_threads_use_it(inet):
+    # Whatever a call meets, it ends, and with nothing but EBADF.
+    for _ in range(20):
+        sock = inet.bound(socket)
+        to = sock.getsockname()
+        begin = threading.Barrier(7)
+
+        def use(operation, sock=sock, begin=begin):
+            begin.wait()
+            while True:
+                operation(sock)
+
+        operations = (
+            lambda sock: sock.recv(100),
+            lambda sock: sock.recvfrom(100),
+            lambda sock: sock.recv_into(bytearray(10)),
+            lambda sock, to=to: sock.sendto(b"x", to),
+            lambda sock, to=to: sock.sendmsg([b"y"], [], 0, to),
+            lambda sock: sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF),
+        )
+        calls = [Call(use, operation) for operation in operations]
+        begin.wait()
+        sock.close()
+        for call in calls:
+            assert_ended(call)
+
+
+def test_two_threads_close_at_once(inet):
+    for _ in range(20):
+        sock = inet.bound(socket)
+        waiting = Call(sock.recv, 100).until_it_waits()
+        closing = [Call(sock.close) for _ in range(4)]
+        for call in closing:
+            assert call.result() is None
+        assert_ended(waiting)
+        assert sock.fileno() == -1
+
+
+def test_closed_sockets_leave_no_descriptors(inet):
+    before = open_descriptors()
+    for _ in range(10):
+        sock = inet.bound(socket)
+        calls = [Call(sock.recv, 100).until_it_waits() for _ in range(5)]
+        sock.close()
+        for call in calls:
+            assert_ended(call)
+    eventually(lambda: open_descriptors() == before)
+
+
+def test_a_thread_whose_wait_was_ended_can_wait_again(inet):
+    with inet.bound(socket) as second:
+
+        def use(first):
+            with pytest.raises(OSError, match=CLOSED):
+                first.recv(100)
+            second.settimeout(0.01)
+            with pytest.raises(TimeoutError):
+                second.recv(100)
+            second.settimeout(30)
+            return second.recv(100)
+
+        for _ in range(5):
+            sock = inet.bound(socket)
+            call = Call(use, sock).until_it_waits()
+            sock.close()
+            eventually(lambda: second.gettimeout() == 30)
+            second.sendto(b"x", second.getsockname())
+            assert call.result() == b"x"
+            second.settimeout(0)
+
+
+FAMILIES = (std.AF_INET, std.AF_INET6, std.AF_UNIX)
+
+
+@pytest.mark.parametrize("moment", ["before", "during"])
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_shutdown_ends_waits(family, moment):
+    def case(side):
+        sock, _ = side.connected(family)
+        sock.settimeout(None)
+        if moment == "before":
+            sock.shutdown(std.SHUT_RD)
+            call = Call(sock.recv, 100)
+        else:
+            call = Call(sock.recv, 100).until_it_waits()
+            sock.shutdown(std.SHUT_RD)
+        return call.result(deadline=3)
+
+    assert_same(case)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_shutdown_does_not_end_waits_with_a_timeout(family):
+    def case(side):
+        sock, _ = side.connected(family)
+        sock.settimeout(0.02)
+        sock.shutdown(std.SHUT_RD)
+        sock.recv(100)
+
+    assert_same(case, TimeoutError)
+
+
+def test_shutdown_ends_the_wait_of_an_unconnected_udp_socket():
+    # It says ENOTCONN, and does it all the same: programs use it to end their receiving thread.
+    def case(side):
+        sock = side.bound()
+        sock.settimeout(None)
+        call = Call(sock.recvfrom, 100).until_it_waits()
+        with pytest.raises(OSError, match=rf"^\[Errno {errno.ENOTCONN}\] "):
+            sock.shutdown(std.SHUT_RD)
+        return call.result(deadline=3)[0]
+
+    assert_same(case)
+
+
+class Stream(socket.socket):
+    """What opens streams in a program whose own class is derived from ``socket.socket``."""
+
+
+@pytest.mark.parametrize("timeout", [None, 100])
+def test_close_does_not_wait_for_a_connection(timeout):
+    sock = Stream(std.AF_INET, std.SOCK_STREAM)
+    sock.bind(fresh(std.AF_INET))
+    sock.listen()
+    sock.settimeout(timeout)
+    address = sock.getsockname()
+    accepting = Call(sock.accept).until_it_waits()
+    try:
+        assert Call(sock.close).result(deadline=3) is None
+    finally:
+        # The standard class leaves an accept without a timeout waiting. This ends it.
+        with std.socket() as client:
+            client.connect_ex(address)
+        with contextlib.suppress(OSError):
+            accepting.result()[0].close()
+
+
+@pytest.mark.parametrize("timeout", [None, 100])
+def test_close_does_not_wait_for_a_streams_data(timeout):
+    with std.create_server(("127.0.0.1", 0)) as server:
+        sock = Stream(std.AF_INET, std.SOCK_STREAM)
+        sock.connect(server.getsockname())
+        sock.settimeout(timeout)
+        connection, _ = server.accept()
+        receiving = Call(sock.recv, 100).until_it_waits()
+        try:
+            assert Call(sock.close).result(deadline=3) is None
+        finally:
+            connection.close()
+            with contextlib.suppress(OSError):
+                receiving.result()
+
+
+def test_waits_and_closing_work_where_no_more_descriptors_can_be_opened():
+    program = """
+import errno, os, resource, sys
+sys.path.insert(0, sys.argv[1])
+from support import CLOSED, Call
+from tomada import socket
+
+def bound():
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    return sock
+
+first, second, third = bound(), bound(), bound()
+third.settimeout(0.02)
+# support looks into /proc, which takes one; so that a thread gets none while it begins to wait.
+fill = []
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+try:
+    while True:
+        fill.append(os.dup(0))
+except OSError:
+    pass
+
+def wait(sock):
+    return sock.recv(100)
+
+calls = [Call(wait, first), Call(wait, second)]
+try:
+    third.recv(100)
+except TimeoutError:
+    print("timed out")
+first.sendto(b"x", first.getsockname())
+print(calls[0].result())
+second.close()
+try:
+    calls[1].result()
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+    folder = os.path.dirname(__file__)  # noqa: PTH120 - a str is wanted
+    assert run(program, folder) == "timed out\nb'x'\nEBADF\n"

@@ -1,0 +1,247 @@
+"""Sockets across ``fork`` and ``exec``."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from support import DEADLINE, run
+from tomada import socket
+
+# Each program is one of its own: pytest is no place to fork from.
+HEAD = """
+import os, sys, threading
+sys.path.insert(0, sys.argv[1])
+from support import Call
+from tomada import socket
+
+def bound():
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    sock.settimeout(10)
+    return sock
+
+def in_child(function):
+    # The answer comes through a pipe, the exit status tells of an exception.
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.write(writer, function())
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writer)
+    with open(reader, "rb") as answer:
+        text = answer.read()
+    assert os.waitpid(pid, 0)[1] == 0, "the child failed"
+    return text
+"""
+
+
+def run_forking(program):
+    return run(HEAD + program, os.path.dirname(__file__))  # noqa: PTH120 - a str is wanted
+
+
+def test_a_child_may_close_what_a_thread_of_its_parent_waits_for():
+    program = """
+sock = bound()
+call = Call(sock.recvfrom, 100).until_it_waits()
+
+def child():
+    sock.close()
+    assert sock.fileno() == -1
+    return b"closed"
+
+print(in_child(child))
+# The parent's is open as before.
+assert call.is_alive()
+sock.sendto(b"x", sock.getsockname())
+print(call.result()[0])
+sock.close()
+"""
+    assert run_forking(program) == "b'closed'\nb'x'\n"
+
+
+def test_a_child_uses_sockets_of_its_own_while_its_parent_waits():
+    program = """
+sock = bound()
+calls = [Call(sock.recvfrom, 100).until_it_waits() for _ in range(10)]
+
+def child():
+    sock.close()
+    mine = bound()
+    mine.sendto(b"one", mine.getsockname())
+    assert mine.recv(100) == b"one"
+    waiting = Call(mine.recv, 100).until_it_waits()
+    mine.sendto(b"two", mine.getsockname())
+    assert waiting.result() == b"two"
+    ended = Call(mine.recv, 100).until_it_waits()
+    mine.close()
+    try:
+        ended.result()
+    except OSError as error:
+        return error.strerror.encode() and b"ended"
+
+print(in_child(child))
+for call in calls:
+    sock.sendto(b"x", sock.getsockname())
+print({call.result()[0] for call in calls})
+sock.close()
+"""
+    assert run_forking(program) == "b'ended'\n{b'x'}\n"
+
+
+def test_a_child_receives_from_the_socket_that_it_inherits():
+    program = """
+sock = bound()
+sock.sendto(b"for the child", sock.getsockname())
+
+def child():
+    data = sock.recv(100)
+    sock.settimeout(0.01)
+    try:
+        sock.recv(100)
+    except TimeoutError:
+        return data
+
+print(in_child(child))
+sock.sendto(b"for the parent", sock.getsockname())
+print(sock.recv(100))
+sock.close()
+"""
+    assert run_forking(program) == "b'for the child'\nb'for the parent'\n"
+
+
+def test_a_child_may_wait_for_the_socket_that_a_thread_of_its_parent_waits_for():
+    program = """
+sock = bound()
+call = Call(sock.recv, 100).until_it_waits()
+
+def child():
+    mine = Call(sock.recv, 100).until_it_waits()
+    # Either process may get either datagram: one for each.
+    sock.sendto(b"x", sock.getsockname())
+    sock.sendto(b"x", sock.getsockname())
+    data = mine.result()
+    sock.close()
+    return data
+
+print(in_child(child))
+print(call.result())
+sock.close()
+"""
+    assert run_forking(program) == "b'x'\nb'x'\n"
+
+
+def test_a_child_may_detach_and_adopt_what_it_inherits():
+    program = """
+sock = bound()
+call = Call(sock.recv, 100).until_it_waits()
+
+def child():
+    number = sock.fileno()
+    fd = sock.detach()
+    assert fd == number
+    with socket.socket(fileno=fd) as same:
+        return b"%d" % (same.getsockname()[1])
+
+print(int(in_child(child)) == sock.getsockname()[1])
+sock.close()
+try:
+    call.result()
+except OSError:
+    print("ended")
+"""
+    assert run_forking(program) == "True\nended\n"
+
+
+def test_a_child_that_ends_as_programs_do_ends():
+    program = """
+sock = bound()
+calls = [Call(sock.recv, 100).until_it_waits() for _ in range(5)]
+sys.stdout.flush()
+pid = os.fork()
+if pid == 0:
+    # Finalizers run, with the parent's waiting threads in the socket's memory.
+    sys.exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+for call in calls:
+    sock.sendto(b"x", sock.getsockname())
+for call in calls:
+    call.result()
+sock.close()
+"""
+    assert run_forking(program) == "7\n"
+
+
+def test_children_of_children():
+    program = """
+sock = bound()
+call = Call(sock.recv, 100).until_it_waits()
+
+def child():
+    waiting = Call(sock.recv, 100).until_it_waits()
+
+    def grandchild():
+        sock.close()
+        mine = bound()
+        mine.sendto(b"grandchild", mine.getsockname())
+        return mine.recv(100)
+
+    answer = in_child(grandchild)
+    sock.close()
+    try:
+        waiting.result()
+    except OSError:
+        return answer
+
+print(in_child(child))
+sock.sendto(b"x", sock.getsockname())
+print(call.result())
+sock.close()
+"""
+    assert run_forking(program) == "b'grandchild'\nb'x'\n"
+
+
+@pytest.mark.parametrize("inheritable", [True, False])
+def test_a_started_program_inherits_a_socket_that_is_inheritable(inet, inheritable):
+    program = """
+import os, sys
+try:
+    os.fstat(int(sys.argv[1]))
+    print("open")
+except OSError:
+    print("closed")
+"""
+    with inet.bound(socket) as sock:
+        sock.set_inheritable(inheritable)
+        answer = subprocess.run(
+            [sys.executable, "-c", program, str(sock.fileno())],
+            close_fds=False,
+            capture_output=True,
+            timeout=DEADLINE,
+            check=True,
+        ).stdout
+    assert answer == (b"open\n" if inheritable else b"closed\n")
+
+
+def test_a_started_program_adopts_the_socket_that_it_inherits(inet):
+    program = """
+import sys
+from tomada import socket
+with socket.socket(fileno=int(sys.argv[1])) as sock:
+    data, address = sock.recvfrom(100)
+    sock.sendto(data.upper(), address)
+"""
+    with inet.bound(socket) as sock, inet.bound(socket) as client:
+        client.sendto(b"loud", sock.getsockname())
+        subprocess.run(
+            [sys.executable, "-c", program, str(sock.fileno())],
+            pass_fds=[sock.fileno()],
+            timeout=DEADLINE,
+            check=True,
+        )
+        assert client.recvfrom(100) == (b"LOUD", sock.getsockname())

@@ -1,0 +1,306 @@
+"""Signals during a wait: handlers run, and the call goes on (PEP 475) or ends as they say."""
+
+import errno
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from support import CLOSED, DEADLINE, Call, Child, eventually, fill, run, sleeps_in_the_kernel
+from tomada import socket
+
+RECEIVE = {
+    "recv": lambda sock: sock.recv(100),
+    "recvfrom": lambda sock: sock.recvfrom(100)[0],
+    "recv_into": lambda sock: sock.recv_into(bytearray(100)),
+    "recvfrom_into": lambda sock: sock.recvfrom_into(bytearray(100))[0],
+    "recvmsg": lambda sock: sock.recvmsg(100)[0],
+    "recvmsg_into": lambda sock: sock.recvmsg_into([bytearray(100)])[0],
+}
+
+every_receive = pytest.mark.parametrize("receive", RECEIVE.values(), ids=RECEIVE)
+
+# Signals interrupt the main thread, which these tests run in.
+MAIN = threading.main_thread()
+
+
+class RefusalError(Exception):
+    """What a handler raises."""
+
+
+@pytest.fixture
+def handler():
+    """Install a handler of SIGUSR1, and give a list of when it has been called."""
+    calls = []
+
+    def install(action=lambda: None):
+        def handle(*_):
+            calls.append(time.monotonic())
+            action()
+
+        signal.signal(signal.SIGUSR1, handle)
+        return calls
+
+    before = signal.getsignal(signal.SIGUSR1)
+    yield install
+    signal.signal(signal.SIGUSR1, before)
+
+
+def interrupt():
+    """Send SIGUSR1 to the main thread when that waits."""
+    eventually(lambda: sleeps_in_the_kernel("self", MAIN.native_id))
+    signal.pthread_kill(MAIN.ident, signal.SIGUSR1)
+
+
+@every_receive
+@pytest.mark.parametrize("timeout", [None, DEADLINE])
+def test_a_wait_goes_on_after_a_handler_that_returns(kind, handler, receive, timeout):
+    calls = handler()
+    with kind.bound(socket) as sock:
+        sock.settimeout(timeout)
+
+        def disturb():
+            for count in (1, 2, 3):
+                interrupt()
+                eventually(lambda count=count: len(calls) == count)
+            eventually(lambda: sleeps_in_the_kernel("self", MAIN.native_id))
+            sock.sendto(b"awaited", sock.getsockname())
+
+        disturbing = Call(disturb)
+        assert receive(sock) in {b"awaited", 7}
+        disturbing.result()
+        assert len(calls) == 3
+
+
+def test_a_sender_waits_on_after_a_handler_that_returns(unix, handler):
+    calls = handler()
+    with unix.bound(socket) as receiver, unix.open(socket) as sender:
+        count = fill(sender, receiver.getsockname())
+
+        def disturb():
+            interrupt()
+            eventually(lambda: calls)
+            return [receiver.recv(100) for _ in range(count + 1)]
+
+        disturbing = Call(disturb)
+        assert sender.sendto(b"late", receiver.getsockname()) == 4
+        assert disturbing.result()[-1] == b"late"
+
+
+def test_the_deadline_counts_however_often_handlers_run(inet, handler):
+    calls = handler()
+    over = threading.Event()
+
+    def disturb():
+        end = time.monotonic() + DEADLINE
+        while not over.wait(0.005) and time.monotonic() < end:
+            signal.pthread_kill(MAIN.ident, signal.SIGUSR1)
+
+    with inet.bound(socket) as sock:
+        sock.settimeout(0.1)
+        disturbing = Call(disturb)
+        start = time.monotonic()
+        with pytest.raises(TimeoutError):
+            sock.recv(100)
+        elapsed = time.monotonic() - start
+        over.set()
+        disturbing.result()
+        # A timeout that began anew with each signal would have lasted as long as they came.
+        assert 0.1 <= elapsed < DEADLINE
+        assert calls
+
+
+@every_receive
+def test_an_exception_of_a_handler_ends_the_wait_and_loses_nothing(kind, handler, receive):
+    def refuse():
+        raise RefusalError
+
+    handler(refuse)
+    with kind.bound(socket) as sock:
+        disturbing = Call(interrupt)
+        with pytest.raises(RefusalError):
+            receive(sock)
+        disturbing.result()
+        sock.sendto(b"still here", sock.getsockname())
+        assert sock.recv(100) == b"still here"
+
+
+def test_an_exception_of_a_handler_ends_the_wait_of_a_sender(unix, handler):
+    def refuse():
+        raise RefusalError
+
+    handler(refuse)
+    with unix.bound(socket) as receiver, unix.open(socket) as sender:
+        count = fill(sender, receiver.getsockname())
+        disturbing = Call(interrupt)
+        with pytest.raises(RefusalError):
+            sender.sendto(b"never", receiver.getsockname())
+        disturbing.result()
+        assert [int(receiver.recv(100)) for _ in range(count)] == list(range(count))
+        receiver.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            receiver.recv(100)
+
+
+@every_receive
+def test_a_handler_may_close_the_socket_that_is_waited_for(kind, handler, receive):
+    with kind.bound(socket) as sock:
+        handler(sock.close)
+        disturbing = Call(interrupt)
+        with pytest.raises(OSError, match=CLOSED):
+            receive(sock)
+        disturbing.result()
+        assert sock.fileno() == -1
+
+
+def test_a_handler_may_detach_the_socket_that_is_waited_for(inet, handler):
+    detached = []
+    with inet.bound(socket) as sock:
+        handler(lambda: detached.append(sock.detach()))
+        disturbing = Call(interrupt)
+        with pytest.raises(OSError, match=CLOSED):
+            sock.recv(100)
+        disturbing.result()
+        os.close(detached.pop())
+
+
+def test_a_handler_may_close_the_socket_that_is_sent_from(unix, handler):
+    with unix.bound(socket) as receiver, unix.open(socket) as sender:
+        fill(sender, receiver.getsockname())
+        handler(sender.close)
+        disturbing = Call(interrupt)
+        with pytest.raises(OSError, match=CLOSED):
+            sender.sendto(b"never", receiver.getsockname())
+        disturbing.result()
+
+
+def test_a_handler_may_receive_from_the_same_socket(inet, handler):
+    with inet.bound(socket) as sock:
+        received = []
+
+        def receive():
+            sock.sendto(b"for the handler", sock.getsockname())
+            received.append(sock.recv(100))
+
+        calls = handler(receive)
+
+        def disturb():
+            interrupt()
+            eventually(lambda: calls and received)
+            sock.sendto(b"for the call", sock.getsockname())
+
+        disturbing = Call(disturb)
+        assert sock.recv(100) == b"for the call"
+        disturbing.result()
+        assert received == [b"for the handler"]
+
+
+def test_a_handler_may_wait_for_another_socket_and_both_be_closed(inet, handler):
+    with inet.bound(socket) as outer, inet.bound(socket) as inner:
+        errors = []
+
+        def wait():
+            try:
+                inner.recv(100)
+            except OSError as error:
+                errors.append(error.errno)
+
+        calls = handler(wait)
+
+        def disturb():
+            interrupt()
+            eventually(lambda: calls)
+            eventually(lambda: sleeps_in_the_kernel("self", MAIN.native_id))
+            # The thread that is woken for the outer one is inside the handler still.
+            closing = Call(outer.close)
+            inner.close()
+            closing.result()
+
+        disturbing = Call(disturb)
+        with pytest.raises(OSError, match=CLOSED):
+            outer.recv(100)
+        disturbing.result()
+        assert errors == [errno.EBADF]
+
+
+def test_a_handler_may_change_the_timeout(inet, handler):
+    with inet.bound(socket) as sock:
+        sock.settimeout(None)
+        calls = handler(lambda: sock.settimeout(5))
+
+        def disturb():
+            interrupt()
+            eventually(lambda: calls)
+            sock.sendto(b"x", sock.getsockname())
+
+        disturbing = Call(disturb)
+        assert sock.recv(100) == b"x"
+        disturbing.result()
+        assert sock.gettimeout() == 5
+
+
+def test_a_signal_does_not_end_the_waits_of_other_threads(inet, handler):
+    calls = handler()
+    with inet.bound(socket) as sock, inet.bound(socket) as mine:
+        waiting = Call(sock.recv, 100).until_it_waits()
+        signal.pthread_kill(waiting.ident, signal.SIGUSR1)
+        eventually(lambda: calls)
+        assert waiting.is_alive()
+        mine.sendto(b"x", sock.getsockname())
+        assert waiting.result() == b"x"
+
+
+INTERRUPTED = """
+import sys
+from tomada import socket
+
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.bind(("127.0.0.1", 0))
+sock.settimeout({timeout})
+print(flush=True)
+try:
+    {call}
+finally:
+    sock.sendto(b"works", sock.getsockname())
+    print(sock.recv(10).decode())
+    sock.close()
+"""
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("timeout", ["None", "60"])
+@pytest.mark.parametrize("call", ["sock.recvfrom(10)", "sock.recv_into(bytearray(10))"])
+def test_control_c_ends_a_wait(timeout, call):
+    with Child("-c", INTERRUPTED.format(timeout=timeout, call=call)) as child:
+        child.line()
+        child.until_it_waits()
+        child.signal(signal.SIGINT)
+        status, output, errors = child.end()
+    assert errors.splitlines()[-1] == "KeyboardInterrupt"
+    assert output == "works\n"
+    # Python ends itself with the signal, so that a shell sees what it was.
+    assert status == -signal.SIGINT
+
+
+def test_an_interval_timer_neither_ends_nor_prolongs_a_wait():
+    program = """
+import signal, time
+from tomada import socket
+
+calls = []
+signal.signal(signal.SIGALRM, lambda *_: calls.append(1))
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.bind(("127.0.0.1", 0))
+    sock.settimeout(0.2)
+    start = time.monotonic()
+    signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+    try:
+        sock.recvfrom(100)
+    except TimeoutError:
+        print(time.monotonic() - start >= 0.2, len(calls) > 1)
+    # Python would end while its handler is gone and the timer goes on.
+    signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+    assert run(program) == "True True\n"
