@@ -235,7 +235,7 @@ class Socket:
     def sendto(self, data: ReadableBuffer, flags: int, address: _Address, /) -> int: ...
     @property
     def gro(self) -> bool:
-        """Whether the kernel may hand over several datagrams glued together (``UDP_GRO``, ``udp(7)``).
+        """Whether the kernel may hand over datagrams glued together (``UDP_GRO``, ``udp(7)``).
 
         Set it for a socket that receives much from few peers: one trip through the kernel then
         brings up to 64 datagrams of one size from one peer. Every receiving method takes them apart
@@ -315,10 +315,10 @@ class Socket:
         """
 
     def recv_datagram(self, flags: int = 0) -> Datagram:
-        """Receive one datagram with all that the kernel tells about it, as :meth:`recv_datagrams`."""
+        """Receive one datagram with all that is known of it, as :meth:`recv_datagrams`."""
 
     def recv_datagrams(self, max_datagrams: int = 64, flags: int = 0) -> list[Datagram]:
-        """Receive datagrams with all that the kernel tells about each; otherwise as :meth:`recv_many`.
+        """Receive datagrams with all that the kernel tells about each; else as :meth:`recv_many`.
 
         The first call makes the kernel tell it (``SO_TIMESTAMPNS``, ``IP_PKTINFO``, ``IP_RECVTTL``,
         ``IP_RECVTOS``, ``SO_RXQ_OVFL``, and IPv6's). An option that was set before, on or off,
@@ -455,15 +455,15 @@ class Batch:
 
     @property
     def offsets(self) -> memoryview:
-        """Where each payload starts, in bytes: read-only, of the format ``"I"``, one per datagram."""
+        """Where each payload starts, in bytes: read-only, in the format ``"I"``."""
 
     @property
     def lengths(self) -> memoryview:
-        """How long each payload is, in bytes: read-only, of the format ``"I"``, one per datagram."""
+        """How long each payload is, in bytes: read-only, in the format ``"I"``."""
 
     @property
     def addresses(self) -> list[_RetAddress]:
-        """Each datagram's address: its sender's, or the one given to :meth:`append`, or ``None``."""
+        """Each datagram's address: its sender's, or that given to :meth:`append`, or None."""
 
     @property
     def truncated(self) -> list[int]:
@@ -514,7 +514,7 @@ class Datagram:
 
     @property
     def host(self) -> str | None:
-        """The sender's IP address without its port; that of an IPv4 peer of an IPv6 socket as IPv4."""
+        """The sender's IP address; that of an IPv4 peer of an IPv6 socket as plain IPv4."""
 
     @property
     def port(self) -> int | None:
@@ -574,7 +574,7 @@ class DatagramError:
 
     @property
     def errno(self) -> int:
-        """Why it failed: ``ECONNREFUSED``, ``EHOSTUNREACH``, ``EMSGSIZE``, …"""
+        """Why it failed, as ``ECONNREFUSED``, ``EHOSTUNREACH`` or ``EMSGSIZE``."""
 
     @property
     def offender(self) -> str | None:

@@ -142,7 +142,7 @@ class socket(_core.Socket, _Interface, metaclass=_SocketMeta):  # type: ignore[n
         # multiprocessing sends sockets from one process to another, in which case it is who asks.
         # It knows the standard class by name; other picklers get the standard class's TypeError.
         reduction = _sys.modules.get("multiprocessing.reduction")
-        if reduction and _sys._getframe(1).f_globals is vars(reduction):
+        if reduction and _sys._getframe(1).f_globals is vars(reduction):  # noqa: SLF001
             descriptor = reduction.DupFd(self.fileno())
             return _rebuild, (descriptor, self.family, self.type, self.proto)
         return super().__reduce_ex__(protocol)
