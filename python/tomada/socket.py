@@ -66,7 +66,8 @@ class _SocketMeta(type):
     def __signature__(cls) -> Any:
         import inspect  # noqa: PLC0415 - nobody asks but interactive users
 
-        signature = inspect.signature((_StdSocket if cls is socket else cls).__init__)
+        made_by = _StdSocket if cls is socket else cls
+        signature = inspect.signature(made_by.__init__)  # type: ignore[misc]
         return signature.replace(parameters=list(signature.parameters.values())[1:])
 
     # socket.socket(AF_INET, SOCK_STREAM) is an instance of socket.socket here as there.
