@@ -26,7 +26,7 @@ def check():
     if not sys.platform.startswith("linux"):
         sys.exit("tomada needs Linux: it is built on system calls that only Linux has")
     if not shutil.which("cargo"):
-        sys.exit("tomada is built with Rust, and there is no cargo: install Rust 1.85 or newer")
+        sys.exit("tomada is built with Rust, and there is no cargo: install Rust 1.88 or newer")
     if not (shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")):
         sys.exit("Rust needs a C linker, and there is no cc here: install gcc")
     try:

@@ -22,6 +22,8 @@ mod _core {
     use crate::python::records::{DatagramError, Stats};
     #[pymodule_export]
     use crate::python::socket::{Socket, kind_of};
+    #[pymodule_export]
+    use crate::python::transport::{TransportCore, Turn};
 
     use pyo3::prelude::*;
 

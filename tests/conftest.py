@@ -4,10 +4,11 @@ import contextlib
 import os
 import signal
 import socket as std
+import time
 
 import pytest
 
-pytest.register_assert_rewrite("parity", "support")
+pytest.register_assert_rewrite("parity", "support", "traffic")
 
 from support import KINDS, Kind, Peer  # noqa: E402 - after its assertions are rewritten
 
@@ -70,3 +71,21 @@ def interruptible():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def handler():
+    """Install a handler of SIGUSR1, and give a list that grows with each of its calls."""
+    calls = []
+
+    def install(action=lambda: None):
+        def handle(*_):
+            calls.append(time.monotonic())
+            action()
+
+        signal.signal(signal.SIGUSR1, handle)
+        return calls
+
+    before = signal.getsignal(signal.SIGUSR1)
+    yield install
+    signal.signal(signal.SIGUSR1, before)

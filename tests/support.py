@@ -65,6 +65,20 @@ def sleeps_in_the_kernel(pid, thread):
     return call not in {"running", "-1", FUTEX}
 
 
+def interrupt():
+    """Send SIGUSR1 to the main thread when that waits."""
+    main = threading.main_thread()
+    eventually(lambda: sleeps_in_the_kernel("self", main.native_id))
+    signal.pthread_kill(main.ident, signal.SIGUSR1)
+
+
+class RefusalError(Exception):
+    """What a handler or an iterable raises; it cannot be made of a text alone."""
+
+    def __init__(self, what, why):
+        super().__init__(what, why)
+
+
 class Call(threading.Thread):
     """A call that runs in another thread at once."""
 

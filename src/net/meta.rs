@@ -64,6 +64,15 @@ impl Meta {
         meta
     }
 
+    /// Where an answer leaves from: the address that was asked.
+    pub fn source(&self) -> Option<Source> {
+        let address = self.local?;
+        // An address of a link means something on that link only.
+        let is_of_link = matches!(address, IpAddr::V6(ip) if ip.is_unicast_link_local());
+        let interface = if is_of_link { self.interface.unwrap_or(0) } else { 0 };
+        Some(Source { address, interface })
+    }
+
     /// The length of each datagram but the last, out of a message's control buffer; nothing else
     /// of it is read.
     pub fn segment(control: &[u8]) -> Option<usize> {
@@ -104,6 +113,17 @@ pub(super) fn options(family: c_int) -> &'static [(c_int, c_int)] {
     match family {
         libc::AF_INET => &ASKED[..5],
         libc::AF_INET6 => &ASKED,
+        _ => &[],
+    }
+}
+
+/// Those of them that make it tell the destination.
+pub(super) fn destination_options(family: c_int) -> &'static [(c_int, c_int)] {
+    match family {
+        libc::AF_INET => &[(libc::IPPROTO_IP, libc::IP_PKTINFO)],
+        libc::AF_INET6 => {
+            &[(libc::IPPROTO_IP, libc::IP_PKTINFO), (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)]
+        }
         _ => &[],
     }
 }

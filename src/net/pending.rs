@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::address::Address;
-use super::ring::{Received, RecvRing, Split};
+use super::ring::{Datagrams, Received, RecvRing, Split};
 
 /// The rest of coalesced runs of which a receive wanted less. It comes first in the next receive,
 /// in order.
@@ -19,7 +19,8 @@ pub struct Held {
     from: Address,
     control: Box<[u8]>,
     is_truncated: bool,
-    split: Split,
+    /// `None` once every datagram is taken.
+    split: Option<Split>,
 }
 
 impl Pending {
@@ -37,21 +38,22 @@ impl Pending {
                 from: Address::from_bytes(rest.from),
                 control: rest.control.into(),
                 is_truncated: rest.is_truncated,
-                split,
+                split: Some(split),
             });
         }
     }
 
     /// The first datagram.
     pub(super) fn current(&self) -> Option<Received<'_>> {
-        self.messages.front().map(Held::current)
+        self.messages.front()?.current()
     }
 
     /// Drops the first datagram, which was taken.
     pub(super) fn advance(&mut self) {
         if let Some(held) = self.messages.front_mut() {
             self.datagrams -= 1;
-            if !held.advance() {
+            held.advance();
+            if held.split.is_none() {
                 self.messages.pop_front();
             }
         }
@@ -60,31 +62,42 @@ impl Pending {
     /// Takes the first message out.
     pub(super) fn pop_front(&mut self) -> Option<Held> {
         let held = self.messages.pop_front()?;
-        self.datagrams -= held.split.remaining();
+        self.datagrams -= held.remaining();
         Some(held)
     }
 
-    /// Puts a message, of which something is left, back in the first place.
+    /// Puts a message, if something of it is left, back in the first place.
     pub(super) fn push_front(&mut self, held: Held) {
-        self.datagrams += held.split.remaining();
-        self.messages.push_front(held);
+        if held.split.is_some() {
+            self.datagrams += held.remaining();
+            self.messages.push_front(held);
+        }
     }
 }
 
 impl Held {
-    /// The next datagram.
-    pub fn current(&self) -> Received<'_> {
-        Received {
-            payload: &self.payload[self.split.range()],
+    fn remaining(&self) -> usize {
+        self.split.as_ref().map_or(0, Split::remaining)
+    }
+}
+
+impl Datagrams for Held {
+    fn current(&self) -> Option<Received<'_>> {
+        let split = self.split.as_ref()?;
+        Some(Received {
+            payload: &self.payload[split.range()],
             from: self.from.as_bytes(),
             control: &self.control,
             is_truncated: self.is_truncated,
-        }
+        })
     }
 
-    /// Goes on to the next datagram; false where that was the last.
-    pub fn advance(&mut self) -> bool {
-        self.split.advance()
+    fn advance(&mut self) {
+        if let Some(split) = &mut self.split
+            && !split.advance()
+        {
+            self.split = None;
+        }
     }
 }
 

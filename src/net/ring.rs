@@ -34,6 +34,15 @@ pub struct Received<'a> {
     pub is_truncated: bool,
 }
 
+/// Received datagrams, one after the other.
+pub trait Datagrams {
+    /// The next one, or `None` at the end.
+    fn current(&self) -> Option<Received<'_>>;
+
+    /// Goes on to the one behind it.
+    fn advance(&mut self);
+}
+
 /// What a receive brought.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Filled {
@@ -91,30 +100,6 @@ impl RecvRing {
         Ok(filled)
     }
 
-    /// The datagram under the cursor, or `None` at the end.
-    #[inline]
-    pub fn current(&self) -> Option<Received<'_>> {
-        let split = self.splits.get(self.slot)?;
-        let message = self.messages.message(self.slot);
-        let payload = &self.messages.memory().bytes()[message.offset..][..message.len];
-        Some(Received {
-            payload: &payload[split.range()],
-            from: message.name,
-            control: message.control,
-            is_truncated: message.flags & libc::MSG_TRUNC != 0,
-        })
-    }
-
-    /// Puts the cursor on the next datagram.
-    #[inline]
-    pub fn advance(&mut self) {
-        if let Some(split) = self.splits.get_mut(self.slot)
-            && !split.advance()
-        {
-            self.slot += 1;
-        }
-    }
-
     /// How many datagrams there are from the cursor on.
     pub fn remaining(&self) -> usize {
         self.splits.iter().skip(self.slot).map(Split::remaining).sum()
@@ -167,6 +152,30 @@ impl RecvRing {
     /// The slots' memory.
     pub fn memory(&self) -> &Memory {
         self.messages.memory()
+    }
+}
+
+impl Datagrams for RecvRing {
+    #[inline]
+    fn current(&self) -> Option<Received<'_>> {
+        let split = self.splits.get(self.slot)?;
+        let message = self.messages.message(self.slot);
+        let payload = &self.messages.memory().bytes()[message.offset..][..message.len];
+        Some(Received {
+            payload: &payload[split.range()],
+            from: message.name,
+            control: message.control,
+            is_truncated: message.flags & libc::MSG_TRUNC != 0,
+        })
+    }
+
+    #[inline]
+    fn advance(&mut self) {
+        if let Some(split) = self.splits.get_mut(self.slot)
+            && !split.advance()
+        {
+            self.slot += 1;
+        }
     }
 }
 

@@ -186,7 +186,17 @@ impl Socket {
         if self.tells_metadata.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
-        for &(level, name) in meta::options(self.family) {
+        self.switch_on(meta::options(self.family))
+    }
+
+    /// Makes the kernel tell with each datagram where it was sent to; otherwise as
+    /// [`tell_metadata`](Self::tell_metadata).
+    pub fn tell_destination(&self) -> io::Result<()> {
+        self.switch_on(meta::destination_options(self.family))
+    }
+
+    fn switch_on(&self, options: &[(c_int, c_int)]) -> io::Result<()> {
+        for &(level, name) in options {
             let rivals: &[c_int] = match (level, name) {
                 (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS) => &meta::TIMESTAMPS,
                 _ => &[name],

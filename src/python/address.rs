@@ -10,7 +10,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyInt, PyString, PyTuple};
 
-use super::buffer::{Readable, TypeName};
+use super::buffer::{Readable, TypeName, new_bytes};
 use super::error::{Error, Result};
 use crate::net::address::{format_v4, format_v6, interface_index};
 use crate::net::{Address, AddressKind};
@@ -30,9 +30,9 @@ pub(crate) fn to_python<'py>(py: Python<'py>, address: &[u8]) -> PyResult<Bound<
                 .map(Bound::into_any)
         }
         AddressKind::Path(path) => Ok(OsStr::from_bytes(path).into_pyobject(py)?.into_any()),
-        AddressKind::Abstract(name) => Ok(PyBytes::new(py, name).into_any()),
+        AddressKind::Abstract(name) => Ok(new_bytes(py, name)?.into_any()),
         AddressKind::Other(family) => {
-            (family, PyBytes::new(py, &address[2..])).into_pyobject(py).map(Bound::into_any)
+            (family, new_bytes(py, &address[2..])?).into_pyobject(py).map(Bound::into_any)
         }
     }
 }

@@ -138,6 +138,17 @@ impl Drop for Export<'_> {
     }
 }
 
+/// New `bytes`; a `MemoryError` where there is no memory, where pyo3's own constructor would panic.
+pub(crate) fn new_bytes<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+    let (start, len) = (bytes.as_ptr().cast(), bytes.len() as ffi::Py_ssize_t);
+    // SAFETY: attached; the memory is readable for the call, which returns new bytes or sets an
+    // exception.
+    unsafe {
+        let bytes = ffi::PyBytes_FromStringAndSize(start, len);
+        Ok(Bound::from_owned_ptr_or_err(py, bytes)?.cast_into_unchecked())
+    }
+}
+
 /// New `bytes` of uninitialised memory, to receive into where the thread's scratch is too small.
 pub(crate) struct NewBytes<'py>(Bound<'py, PyBytes>);
 
@@ -163,15 +174,15 @@ impl<'py> NewBytes<'py> {
     ///
     /// # Safety
     /// The kernel has written them.
-    pub(crate) unsafe fn finish(self, len: usize) -> Bound<'py, PyBytes> {
+    pub(crate) unsafe fn finish(self, len: usize) -> PyResult<Bound<'py, PyBytes>> {
         // SAFETY: the memory is there, and its first bytes are written, as the caller says.
         unsafe {
             let (start, capacity) =
                 (ffi::PyBytes_AsString(self.0.as_ptr()), ffi::PyBytes_Size(self.0.as_ptr()));
             if len == capacity as usize {
-                return self.0;
+                return Ok(self.0);
             }
-            PyBytes::new(self.0.py(), std::slice::from_raw_parts(start.cast(), len))
+            new_bytes(self.0.py(), std::slice::from_raw_parts(start.cast(), len))
         }
     }
 }

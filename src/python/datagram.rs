@@ -1,14 +1,13 @@
 //! A received datagram with all that the kernel tells about it.
 
 use std::ffi::c_int;
-use std::net::IpAddr;
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::error::Result;
 use super::socket::Socket;
-use crate::net::{Address, AddressKind, Meta, Received, Source};
+use crate::net::{Address, AddressKind, Meta, Received};
 
 /// A received datagram.
 #[pyclass(frozen, module = "tomada")]
@@ -31,25 +30,17 @@ impl Datagram {
     pub(crate) fn new(
         socket: &Bound<'_, Socket>,
         received: &Received<'_>,
+        data: Bound<'_, PyBytes>,
         address: Bound<'_, PyAny>,
     ) -> Self {
         Self {
-            data: PyBytes::new(socket.py(), received.payload).unbind(),
+            data: data.unbind(),
             address: address.unbind(),
             truncated: received.is_truncated,
             from: Address::from_bytes(received.from),
             meta: Meta::decode(received.control),
             socket: socket.clone().unbind(),
         }
-    }
-
-    /// Where an answer leaves from: the address that was asked.
-    fn source(&self) -> Option<Source> {
-        let address = self.meta.local?;
-        // An address of a link means something on that link only.
-        let is_of_link = matches!(address, IpAddr::V6(ip) if ip.is_unicast_link_local());
-        let interface = if is_of_link { self.meta.interface.unwrap_or(0) } else { 0 };
-        Some(Source { address, interface })
     }
 }
 
@@ -113,7 +104,7 @@ impl Datagram {
     #[pyo3(signature = (data, flags=0))]
     fn reply(&self, py: Python<'_>, data: &Bound<'_, PyAny>, flags: c_int) -> Result<usize> {
         let to = (self.from.kind() != AddressKind::Unnamed).then_some(&self.from);
-        self.socket.bind(py).get().reply(py, data, to, self.source(), flags)
+        self.socket.bind(py).get().reply(py, data, to, self.meta.source(), flags)
     }
 
     fn __len__(&self, py: Python<'_>) -> usize {

@@ -11,5 +11,7 @@ mod buffer;
 pub(crate) mod constants;
 pub(crate) mod datagram;
 mod error;
+mod outbox;
 pub(crate) mod records;
 pub(crate) mod socket;
+pub(crate) mod transport;

@@ -1,10 +1,12 @@
 //! Small immutable records.
 
 use std::ffi::c_int;
+use std::io;
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use super::error::Error;
 use crate::net::errors::SocketError;
 use crate::net::stats;
 
@@ -72,8 +74,7 @@ pub(crate) struct DatagramError {
 }
 
 impl DatagramError {
-    pub(crate) fn new(peer: Py<PyAny>, error: &SocketError, payload: &[u8]) -> Self {
-        let data = Python::attach(|py| PyBytes::new(py, payload).unbind());
+    pub(crate) fn new(peer: Py<PyAny>, error: &SocketError, data: Py<PyBytes>) -> Self {
         Self {
             peer,
             errno: error.errno,
@@ -87,6 +88,15 @@ impl DatagramError {
             code: error.code,
             data,
         }
+    }
+}
+
+impl DatagramError {
+    /// The `OSError` of its errno, with this as its `datagram_error`.
+    pub(crate) fn into_exception(self, py: Python<'_>) -> PyResult<PyErr> {
+        let error = PyErr::from(Error::Os(io::Error::from_raw_os_error(self.errno)));
+        error.value(py).setattr("datagram_error", Py::new(py, self)?)?;
+        Ok(error)
     }
 }
 

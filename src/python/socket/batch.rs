@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 
 use super::Socket;
 use super::many::{Sending, refuse_peeking};
-use crate::net::{Address, Interest};
+use crate::net::{Address, Datagrams, Interest};
 use crate::python::batch::Batch;
 use crate::python::error::Result;
 
@@ -22,20 +22,14 @@ impl Socket {
         if socket.pending() > 0 {
             batch.empty(&mut contents);
             while let Some(mut held) = socket.take_kept() {
-                let has_room = loop {
-                    let datagram = held.current();
+                while let Some(datagram) = held.current() {
                     let from = Some(Address::from_bytes(datagram.from));
                     let (payload, is_cut) = (datagram.payload, datagram.is_truncated);
                     if !batch.push(&mut contents, payload, from, is_cut) {
-                        break false;
+                        socket.put_back(held);
+                        return Ok(batch.len());
                     }
-                    if !held.advance() {
-                        break true;
-                    }
-                };
-                if !has_room {
-                    socket.put_back(held);
-                    break;
+                    held.advance();
                 }
             }
             return Ok(batch.len());

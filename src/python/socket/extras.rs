@@ -17,7 +17,7 @@ use crate::net::cmsg::ControlBuffer;
 use crate::net::errors::ErrorMessage;
 use crate::net::multicast::{Change, Membership, interface_with_address};
 use crate::net::{Address, Interest, Source};
-use crate::python::buffer::Readable;
+use crate::python::buffer::{Readable, new_bytes};
 use crate::python::datagram::Datagram;
 use crate::python::error::{Error, Result};
 use crate::python::records::{DatagramError, Stats};
@@ -147,7 +147,8 @@ impl Socket {
         let mut senders = Senders::new(&this.addresses);
         this.receive_many(slf.py(), max_datagrams, flags, |received| {
             let address = senders.object(slf.py(), received.from)?;
-            Ok(Datagram::new(slf, received, address))
+            let data = new_bytes(slf.py(), received.payload)?;
+            Ok(Datagram::new(slf, received, data, address))
         })
     }
 
@@ -171,10 +172,16 @@ impl Socket {
         })
     }
 
-    fn describe(&self, py: Python<'_>, message: ErrorMessage) -> Result<Option<DatagramError>> {
+    /// What an entry of the error queue says, if it is an error.
+    pub(crate) fn describe(
+        &self,
+        py: Python<'_>,
+        message: ErrorMessage,
+    ) -> Result<Option<DatagramError>> {
         let Some(error) = message.decode() else { return Ok(None) };
         let peer = self.addresses.object(py, message.peer.as_bytes())?.unbind();
-        Ok(Some(DatagramError::new(peer, &error, &message.payload)))
+        let data = new_bytes(py, &message.payload)?.unbind();
+        Ok(Some(DatagramError::new(peer, &error, data)))
     }
 
     fn membership(

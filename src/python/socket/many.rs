@@ -9,10 +9,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyList, PyMemoryView, PyString, PyTuple};
 
 use super::{Patience, Socket};
-use crate::net::{Address, Filled, Interest, Received, SendQueue, ThreadRing};
+use crate::net::{Address, Datagrams, Filled, Interest, Received, SendQueue, ThreadRing};
 use crate::python::address::AddressCache;
 use crate::python::audit;
-use crate::python::buffer::Readable;
+use crate::python::buffer::{Readable, new_bytes};
 use crate::python::error::{Error, Result};
 
 /// Up to so many datagrams pass attached to the interpreter. They take about a millisecond, less
@@ -34,7 +34,7 @@ impl Socket {
     ) -> Result<Bound<'py, PyList>> {
         let mut senders = Senders::new(&self.addresses);
         let datagrams = self.receive_many(py, max_datagrams, flags, |datagram| {
-            let data = PyBytes::new(py, datagram.payload).into_any();
+            let data = new_bytes(py, datagram.payload)?;
             pair(data, senders.object(py, datagram.from)?)
         })?;
         Ok(PyList::new(py, datagrams)?)
@@ -84,21 +84,10 @@ impl Socket {
         while converted.len() < max
             && let Some(mut held) = socket.take_kept()
         {
-            loop {
-                match convert(&held.current()) {
-                    Ok(object) => converted.push(object),
-                    Err(error) => {
-                        socket.put_back(held);
-                        return unless_some(converted, error.into());
-                    }
-                }
-                if !held.advance() {
-                    break;
-                }
-                if converted.len() == max {
-                    socket.put_back(held);
-                    return Ok(converted);
-                }
+            let result = convert_up_to(max, &mut held, &mut converted, &mut convert);
+            socket.put_back(held);
+            if let Err(error) = result {
+                return unless_some(converted, error.into());
             }
         }
         let mut ring = ThreadRing::take(socket.slot_kind())?;
@@ -122,20 +111,11 @@ impl Socket {
                 }
                 Err(error) => return unless_some(converted, error),
             };
-            let end = converted.len() + wanted;
-            while converted.len() < end
-                && let Some(datagram) = ring.current()
-            {
-                match convert(&datagram) {
-                    Ok(object) => converted.push(object),
-                    Err(error) => {
-                        socket.keep(&ring);
-                        return unless_some(converted, error.into());
-                    }
-                }
-                ring.advance();
-            }
+            let result = convert_up_to(max, &mut *ring, &mut converted, &mut convert);
             socket.keep(&ring);
+            if let Err(error) = result {
+                return unless_some(converted, error.into());
+            }
             if !filled.is_full {
                 break;
             }
@@ -159,13 +139,32 @@ impl Socket {
 }
 
 /// A tuple of a payload and an address.
-fn pair<'py>(data: Bound<'py, PyAny>, address: Bound<'py, PyAny>) -> PyResult<Bound<'py, PyTuple>> {
-    let pair = PyTuple::new(data.py(), [data, address])?;
+pub(crate) fn pair<'py>(
+    data: Bound<'py, PyBytes>,
+    address: Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyTuple>> {
+    let pair = PyTuple::new(data.py(), [data.into_any(), address])?;
     // SAFETY: attached. The tuple was made tracked a moment ago, and nobody else knows it. It holds
     // bytes and an address, neither of which can refer back to it, so that the garbage collector
     // has no business with it: with thousands of them in a list, its visits would cost a third.
     unsafe { ffi::PyObject_GC_UnTrack(pair.as_ptr().cast()) };
     Ok(pair)
+}
+
+/// Converts datagrams until there are `max`, or no more.
+fn convert_up_to<T>(
+    max: usize,
+    datagrams: &mut impl Datagrams,
+    converted: &mut Vec<T>,
+    convert: &mut impl FnMut(&Received<'_>) -> PyResult<T>,
+) -> PyResult<()> {
+    while converted.len() < max
+        && let Some(datagram) = datagrams.current()
+    {
+        converted.push(convert(&datagram)?);
+        datagrams.advance();
+    }
+    Ok(())
 }
 
 /// Returns what was converted before an error, which is lost then: it was of the interpreter's (no
@@ -196,17 +195,17 @@ pub(super) fn refuse_peeking(flags: c_int) -> Result<()> {
 }
 
 /// The addresses of one call's senders. Datagrams often come several from one sender.
-pub(super) struct Senders<'a, 'py> {
+pub(crate) struct Senders<'a, 'py> {
     addresses: &'a AddressCache,
     last: Option<(Address, Bound<'py, PyAny>)>,
 }
 
 impl<'a, 'py> Senders<'a, 'py> {
-    pub(super) fn new(addresses: &'a AddressCache) -> Self {
+    pub(crate) fn new(addresses: &'a AddressCache) -> Self {
         Self { addresses, last: None }
     }
 
-    pub(super) fn object(&mut self, py: Python<'py>, from: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    pub(crate) fn object(&mut self, py: Python<'py>, from: &[u8]) -> PyResult<Bound<'py, PyAny>> {
         if let Some((address, object)) = &self.last
             && address.as_bytes() == from
         {

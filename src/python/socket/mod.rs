@@ -8,6 +8,8 @@ mod options;
 mod receive;
 mod send;
 
+pub(crate) use many::{Senders, pair};
+
 use std::ffi::{CString, c_int};
 use std::io;
 use std::os::fd::{BorrowedFd, IntoRawFd, RawFd};
@@ -224,7 +226,7 @@ impl Socket {
 
 impl Socket {
     /// The open socket; `EBADF` where it was never opened.
-    fn socket(&self) -> Result<&net::Socket> {
+    pub(crate) fn socket(&self) -> Result<&net::Socket> {
         self.inner.get().ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF).into())
     }
 
@@ -233,6 +235,10 @@ impl Socket {
     fn named_socket(&self) -> Result<&net::Socket> {
         let message = "getsockaddrlen: bad family";
         self.inner.get().ok_or_else(|| PyOSError::new_err(message).into())
+    }
+
+    pub(crate) fn addresses(&self) -> &AddressCache {
+        &self.addresses
     }
 
     fn patience(&self) -> Patience {

@@ -4,11 +4,10 @@ use std::ffi::{CString, c_int};
 
 use pyo3::exceptions::{PyOSError, PyRuntimeWarning, PyTypeError};
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
 
 use super::Socket;
 use crate::python::address::masked_word;
-use crate::python::buffer::Readable;
+use crate::python::buffer::{Readable, new_bytes};
 use crate::python::error::Result;
 
 /// The longest option that `getsockopt` reads, as in the standard class.
@@ -36,7 +35,7 @@ impl Socket {
             .and_then(|len| value.get_mut(..len))
             .ok_or_else(|| PyOSError::new_err("getsockopt buflen out of range"))?;
         let len = socket.option(level, optname, value)?;
-        Ok(PyBytes::new(py, &value[..len]).into_any())
+        Ok(new_bytes(py, &value[..len])?.into_any())
     }
 
     /// Set a socket option to an int, to bytes, or, with a length, to a null value.

@@ -9,7 +9,7 @@ use pyo3::types::{PyBytes, PyList};
 
 use super::Socket;
 use crate::net::{Address, Interest, RecvSlice, Scratch, cmsg};
-use crate::python::buffer::{NewBytes, Writable};
+use crate::python::buffer::{NewBytes, Writable, new_bytes};
 use crate::python::error::Result;
 
 /// What `recvmsg` returns after the data: control messages, flags, and the sender.
@@ -39,7 +39,7 @@ impl Socket {
     ) -> Result<Bound<'py, PyBytes>> {
         let bufsize = checked_len(bufsize, "negative buffersize in recv")?;
         if bufsize == 0 {
-            return Ok(PyBytes::new(py, b""));
+            return Ok(new_bytes(py, b"")?);
         }
         self.receive_bytes(py, bufsize, flags, None)
     }
@@ -119,13 +119,13 @@ impl Socket {
             let memory = &mut [scratch.slice(len)];
             // With MSG_TRUNC the received length is the datagram's, beyond what was written.
             let (received, rest) = self.receive_message(py, memory, ancbufsize, flags)?;
-            let data = PyBytes::new(py, scratch.bytes(received.min(len)));
+            let data = new_bytes(py, scratch.bytes(received.min(len)))?;
             return Ok(rest.after(data));
         }
         let mut data = NewBytes::new(py, len)?;
         let (received, rest) = self.receive_message(py, &mut [data.slice()], ancbufsize, flags)?;
         // SAFETY: the kernel has written them.
-        let data = unsafe { data.finish(received.min(len)) };
+        let data = unsafe { data.finish(received.min(len)) }?;
         Ok(rest.after(data))
     }
 
@@ -170,7 +170,7 @@ impl Socket {
             let mut data = NewBytes::new(py, len)?;
             let received = self.receive_into(py, &mut data.slice(), flags, from)?;
             // SAFETY: the kernel has written them.
-            return Ok(unsafe { data.finish(received.min(len)) });
+            return Ok(unsafe { data.finish(received.min(len)) }?);
         }
         let mut scratch = Scratch::take();
         let received = self.receive_into(py, &mut scratch.slice(len), flags, from)?;
@@ -182,7 +182,7 @@ impl Socket {
                 Ok(())
             })?);
         }
-        Ok(PyBytes::new(py, scratch.bytes(received)))
+        Ok(new_bytes(py, scratch.bytes(received))?)
     }
 
     /// Receives one datagram, and says how many bytes as the kernel would: more than there was
@@ -258,7 +258,7 @@ fn control_list<'py>(py: Python<'py>, control: &[u8]) -> Result<Bound<'py, PyLis
             let text = c"received malformed or improperly-truncated ancillary data";
             PyErr::warn(py, &category, text, 1)?;
         }
-        list.append((message.level, message.kind, PyBytes::new(py, message.data)))?;
+        list.append((message.level, message.kind, new_bytes(py, message.data)?))?;
     }
     Ok(list)
 }

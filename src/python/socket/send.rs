@@ -109,7 +109,7 @@ impl Socket {
     }
 
     /// Reads an address; one of IPv4 will do on a socket of IPv6, where the kernel wants it mapped.
-    pub(super) fn parse_any_address(
+    pub(crate) fn parse_any_address(
         &self,
         address: &Bound<'_, PyAny>,
         caller: &str,

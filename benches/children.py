@@ -1,0 +1,175 @@
+"""The processes that are measured: started on a core of their own, watched, and always ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Self
+
+ROOT = Path(__file__).resolve().parents[1]
+LOADGEN = ROOT / "benches/loadgen/target/release/loadgen"
+
+# How long a program may take to start, and to end once it was told to.
+PATIENCE = 10.0
+
+
+class ChildFailed(Exception):  # noqa: N818 - it did
+    """A program did not do what it should; the text is what it said last."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a process had done at one moment."""
+
+    time_ns: int
+    cpu_ns: int
+    count: int
+
+
+class Child:
+    """A running program of the benchmarks.
+
+    ``program`` is ``loadgen`` and a command, or a module of ``benches.programs`` and a function;
+    options follow. Both kinds know the same ones.
+    """
+
+    def __init__(self, program: str, core: int, seconds: float, **options: object) -> None:
+        words = program.split()
+        if words[0] == "loadgen":
+            command = [str(LOADGEN), *words[1:]]
+        else:
+            command = [sys.executable, "-m", "benches.programs", *words]
+        counter = os.memfd_create("counter")
+        os.truncate(counter, 8)
+        self._counter = memoryview(mmap.mmap(counter, 8)).cast("Q")
+        given = {"core": core, "seconds": seconds, "counter": counter, **options}
+        for name, value in given.items():
+            if value is not False:
+                command.append(f"--{name}")
+                command.extend([] if value is True else str(value).split())
+        self._errors: IO[bytes] = tempfile.TemporaryFile()
+        self._output = b""
+        self._process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            pass_fds=[counter],
+            # Ctrl-C is for the driver, which ends its children itself.
+            process_group=0,
+        )
+        os.close(counter)
+        self._cpu_clock = ~self._process.pid << 3 | 2  # as clock_getcpuclockid(3) makes it
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def count(self) -> int:
+        """How many datagrams it has dealt with."""
+        return self._counter[0]
+
+    def look(self) -> Look:
+        """Read its counter, and the processor time that the system has seen it use."""
+        return Look(time.perf_counter_ns(), self._cpu_ns(), self.count)
+
+    def line(self) -> dict[str, Any]:
+        """Wait for the next line that it prints."""
+        while b"\n" not in self._output:
+            if not self._read(PATIENCE):
+                raise self._failure("ended early" if self._process.poll() else "says nothing")
+        line, self._output = self._output.split(b"\n", 1)
+        return dict(json.loads(line))
+
+    def go_on(self) -> None:
+        """Write it an empty line."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
+
+    def wait_until_idle(self) -> None:
+        """Wait until it uses no more processor time, as when it has received everything."""
+        deadline = time.monotonic() + PATIENCE
+        before = -1
+        while before != (before := self._cpu_ns()):
+            if time.monotonic() > deadline:
+                raise self._failure("is never idle")
+            time.sleep(0.03)
+
+    def stop(self) -> dict[str, Any]:
+        """Tell it to end, and return its last line of output."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        return self.result(PATIENCE)
+
+    def result(self, seconds: float) -> dict[str, Any]:
+        """Wait for its end, and return its last line of output."""
+        deadline = time.monotonic() + seconds
+        while self._read(deadline - time.monotonic()):
+            pass
+        try:
+            status = self._process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise self._failure("does not end") from None
+        if status:
+            raise self._failure(f"ended with {status}")
+        lines = self._output.split(b"\n")[:-1]
+        return dict(json.loads(lines[-1])) if lines else {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it, whatever it is doing."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+        self._errors.close()
+
+    def _cpu_ns(self) -> int:
+        return time.clock_gettime_ns(self._cpu_clock)
+
+    def _read(self, seconds: float) -> bool:
+        """Read some output; false at its end, or when none comes."""
+        assert self._process.stdout is not None
+        pipe = self._process.stdout.fileno()
+        if not select.select([pipe], [], [], max(0, seconds))[0]:
+            return False
+        data = os.read(pipe, 65536)
+        self._output += data
+        return bool(data)
+
+    def _failure(self, what: str) -> ChildFailed:
+        self._errors.seek(0)
+        said = self._errors.read().decode(errors="replace").strip().splitlines()
+        return ChildFailed(f"{what}: {said[-1]}" if said else what)
+
+
+def kernel_drops(port: int) -> int:
+    """Return how many messages the kernel has dropped for want of room in a port's socket."""
+    suffix = f":{port:04X}"
+    for line in Path("/proc/net/udp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[1].endswith(suffix):
+            return int(fields[-1])
+    raise ChildFailed(f"no socket has port {port}")
+
+
+def resident_bytes(pid: int) -> int:
+    """Return how much memory a process has."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

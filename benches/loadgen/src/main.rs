@@ -1,0 +1,65 @@
+//! Neutral load for the benchmarks: senders, drains, echo servers and clients that speak to any UDP
+//! program on loopback, and the same system calls in their barest form, as the limit of what a
+//! program can reach.
+//!
+//! Every command is pinned to `--core`, ends after `--seconds` or when its standard input is
+//! closed, whichever comes first, and prints its result as one line of JSON. One that binds a
+//! socket first prints a line with its port. With `--counter FD` it keeps the number of datagrams
+//! that it has sent, received or echoed as a 64-bit integer at the start of that file.
+
+mod args;
+mod echo;
+mod histogram;
+mod json;
+mod load;
+mod pingpong;
+mod receive;
+mod ring;
+mod send;
+mod sys;
+
+use std::process::ExitCode;
+
+use args::{Args, Result};
+
+const USAGE: &str = "\
+usage: loadgen COMMAND --core N --seconds S [--counter FD] [--size BYTES] ...
+
+  blast      --port P [--gso] [--rate N]         send to one port, connected
+  sink       [--rcvbuf BYTES]                    drain a port of every local address
+  echo       [--offload] [--spin] [--rcvbuf BYTES]
+                                                 send back what comes
+  load       --port P [--clients N] [--window N] [--gso] [--warmup S] [--timeout S]
+                                                 keep requests in flight, time the replies
+  pingpong   --port P [--spin] [--warmup S]      one request at a time
+  limit-recv [--gro] [--rcvbuf BYTES]            recvmmsg and nothing else
+  limit-send --port P --mode sendto|sendmmsg|gso [--peers N]
+                                                 the system call and nothing else
+";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(result) => {
+            result.print();
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("loadgen: {error}\n\n{USAGE}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<json::Line> {
+    let mut args = Args::parse(std::env::args().skip(1))?;
+    match args.command() {
+        "blast" => send::blast(&mut args),
+        "sink" => receive::sink(&mut args),
+        "echo" => echo::echo(&mut args),
+        "load" => load::load(&mut args),
+        "pingpong" => pingpong::pingpong(&mut args),
+        "limit-recv" => receive::limit(&mut args),
+        "limit-send" => send::limit(&mut args),
+        other => Err(format!("no command {other:?}").into()),
+    }
+}

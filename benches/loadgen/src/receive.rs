@@ -1,0 +1,60 @@
+//! Receivers: the drain for what others send, and the limit of what a receiver can do.
+
+use std::net::{Ipv4Addr, UdpSocket};
+
+use crate::args::{Args, Common, Result};
+use crate::json::{self, Line};
+use crate::ring::Ring;
+use crate::sys;
+
+/// Without `UDP_GRO` a message is a datagram, and more of them are worth a call.
+const PLAIN_SLOTS: usize = 256;
+const GRO_SLOTS: usize = 64;
+const LONGEST_MESSAGE: usize = 65_536;
+
+/// `sink`: takes everything that any local address gets, as fast as possible.
+pub(crate) fn sink(args: &mut Args) -> Result<Line> {
+    let buffer = args.optional("rcvbuf")?;
+    let common = args.start()?;
+    receive(&sys::bind(Ipv4Addr::UNSPECIFIED, buffer)?, true, common)
+}
+
+/// `limit-recv`: `recvmmsg` in a loop, with or without `UDP_GRO`.
+pub(crate) fn limit(args: &mut Args) -> Result<Line> {
+    let (gro, buffer) = (args.flag("gro"), args.optional("rcvbuf")?);
+    let common = args.start()?;
+    receive(&sys::bind(Ipv4Addr::LOCALHOST, buffer)?, gro, common)
+}
+
+fn receive(socket: &UdpSocket, gro: bool, mut common: Common) -> Result<Line> {
+    let mut ring = if gro {
+        sys::set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 1)?;
+        Ring::new(GRO_SLOTS, LONGEST_MESSAGE)
+    } else {
+        Ring::new(PLAIN_SLOTS, common.size.max(2048))
+    };
+    json::announce(socket.local_addr()?.port());
+    let mut bytes = 0;
+    while !common.stop.is_time_over() {
+        let messages = match ring.receive(socket, libc::MSG_WAITFORONE, gro) {
+            Ok(messages) => messages,
+            // Here and not before the queue is empty, so that what it had is counted.
+            Err(error) if sys::is_retry(&error) && common.stop.is_due() => break,
+            Err(error) if sys::is_retry(&error) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let mut datagrams = 0;
+        for slot in 0..messages {
+            let message = ring.message(slot);
+            datagrams += message.datagrams();
+            bytes += message.len;
+        }
+        common.counter.add(datagrams);
+    }
+    Ok(Line::default()
+        .with("received", common.counter.total())
+        .with("bytes", bytes)
+        .with("kernel_drops", sys::kernel_drops(socket)?)
+        .with("seconds", common.stop.elapsed().as_secs_f64())
+        .with("cpu_seconds", sys::cpu_time()?.as_secs_f64()))
+}

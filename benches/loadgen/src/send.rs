@@ -1,0 +1,115 @@
+//! Senders: the load on a receiver, and the limit of what a sender can do.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::thread;
+use std::time::Duration;
+
+use crate::args::{Args, Common, Result};
+use crate::json::Line;
+use crate::ring::Ring;
+use crate::sys;
+
+/// How many messages a `sendmmsg` of one-peer load takes.
+const MESSAGES: usize = 64;
+/// The same where each of them is a run of up to 64 datagrams.
+const RUNS: usize = 16;
+
+/// `blast`: sends to one port as fast as possible, or at a rate.
+pub(crate) fn blast(args: &mut Args) -> Result<Line> {
+    let (peer, gso) = (args.peer()?, args.flag("gso"));
+    let rate: Option<f64> = args.optional("rate")?;
+    let mut common = args.start()?;
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    socket.connect(peer)?;
+    let mut messages = Messages::new(common.size, gso, &[None]);
+    while !common.stop.is_due() {
+        let due = rate.map(|rate| rate * common.stop.elapsed().as_secs_f64());
+        if due.is_some_and(|due| common.counter.total() as f64 > due) {
+            thread::sleep(Duration::from_micros(50));
+            continue;
+        }
+        messages.send(&socket, &mut common)?;
+    }
+    Ok(result(&common)?.with("datagrams_per_message", messages.datagrams))
+}
+
+/// `limit-send`: a system call in a loop, to one peer or to many in turn.
+pub(crate) fn limit(args: &mut Args) -> Result<Line> {
+    let (first, mode) = (args.peer()?, args.required::<String>("mode")?);
+    let peers = peers(first, args.optional("peers")?.unwrap_or(1));
+    let mut common = args.start()?;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    if mode == "sendto" {
+        let payload = vec![b'x'; common.size];
+        while !common.stop.is_due() {
+            for peer in peers.iter().cycle().take(MESSAGES.max(peers.len())) {
+                socket.send_to(&payload, peer)?;
+            }
+            common.counter.add(MESSAGES.max(peers.len()));
+        }
+        return Ok(result(&common)?);
+    }
+    if !["sendmmsg", "gso"].contains(&mode.as_str()) {
+        return Err(format!("no mode {mode:?}").into());
+    }
+    let targets: Vec<_> = peers.into_iter().map(Some).collect();
+    let mut messages = Messages::new(common.size, mode == "gso", &targets);
+    while !common.stop.is_due() {
+        messages.send(&socket, &mut common)?;
+    }
+    Ok(result(&common)?.with("datagrams_per_message", messages.datagrams))
+}
+
+fn result(common: &Common) -> io::Result<Line> {
+    Ok(Line::default()
+        .with("sent", common.counter.total())
+        .with("seconds", common.stop.elapsed().as_secs_f64())
+        .with("cpu_seconds", sys::cpu_time()?.as_secs_f64()))
+}
+
+/// Addresses of this machine that one socket hears when it is bound to all of them.
+fn peers(first: SocketAddrV4, count: usize) -> Vec<SocketAddrV4> {
+    let others = (0..count).map(|index| {
+        let host = Ipv4Addr::new(127, 1, (index / 250) as u8, (index % 250 + 1) as u8);
+        SocketAddrV4::new(host, first.port())
+    });
+    if count == 1 { vec![first] } else { others.collect() }
+}
+
+/// What one `sendmmsg` sends, again and again.
+struct Messages {
+    ring: Ring,
+    /// How many each message carries.
+    datagrams: usize,
+}
+
+impl Messages {
+    fn new(size: usize, gso: bool, targets: &[Option<SocketAddrV4>]) -> Self {
+        let datagrams = if gso { sys::run_len(size) } else { 1 };
+        let len = size * datagrams;
+        let slots = targets.len().max(if gso { RUNS } else { MESSAGES });
+        let mut ring = Ring::new(slots, len);
+        for (slot, to) in (0..slots).zip(targets.iter().cycle()) {
+            ring.slot(slot).fill(b'x');
+            ring.prepare(slot, len, *to, (datagrams > 1).then_some(size));
+        }
+        Self { ring, datagrams }
+    }
+
+    fn send(&mut self, socket: &UdpSocket, common: &mut Common) -> io::Result<()> {
+        let mut next = 0;
+        while next < self.ring.slots() {
+            match self.ring.send(socket, next..self.ring.slots(), 0) {
+                Ok(sent) => {
+                    next += sent;
+                    common.counter.add(sent * self.datagrams);
+                }
+                Err(error) if sys::is_refused(&error) && !common.stop.is_due() => {}
+                Err(error) if sys::is_refused(&error) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}

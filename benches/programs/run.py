@@ -1,0 +1,129 @@
+"""What every measured program has in common: its options, its counter, and when it ends.
+
+A program announces itself with a line of JSON, runs until its standard input is closed, and keeps
+the number of datagrams that it has dealt with in a file that the driver reads at any time. The
+processor time that it takes is the operating system's to tell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import signal
+import socket as standard
+import sys
+import threading
+from collections.abc import Callable
+from types import ModuleType
+
+# Of datagrams dealt with one by one, this many are counted at once, lest counting be measured.
+CHUNK = range(64)
+
+
+class Stopped(Exception):  # noqa: N818 - nothing went wrong
+    """Raised out of whatever the main thread waits in, once the driver has heard enough."""
+
+
+class Run:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.size: int = options.size
+        self.peers: int = options.peers
+        self.port: int = options.port
+        self.receive_buffer: int = options.rcvbuf
+        self.seconds: float = options.seconds
+        self.warmup: float = options.warmup
+        self.gro: bool = options.gro
+        self.spin: float = options.spin
+        self.loop: str = options.loop
+        self.opens: list[int] = options.opens
+        self.is_stopped = False
+        self.socket: ModuleType = standard
+        if options.module == "tomada":
+            from tomada import socket  # noqa: PLC0415 - not in the other programs' memory
+
+            self.socket = socket
+        # No program outlives its time, whatever it hangs in.
+        signal.alarm(int(options.seconds) + 1)
+        self.counter: memoryview[int] = memoryview(bytearray(8)).cast("Q")
+        if options.counter is not None:
+            self.counter = memoryview(mmap.mmap(options.counter, 8)).cast("Q")
+
+    def bind(self) -> standard.socket:
+        """Open a socket on a free port, with the receive buffer that every receiver gets."""
+        sock: standard.socket = self.socket.socket(standard.AF_INET, standard.SOCK_DGRAM)
+        sock.bind(("127.0.0.1", 0))
+        sock.setsockopt(standard.SOL_SOCKET, standard.SO_RCVBUF, self.receive_buffer)
+        return sock
+
+    def open(self) -> standard.socket:
+        """Open a socket to send from."""
+        sock: standard.socket = self.socket.socket(standard.AF_INET, standard.SOCK_DGRAM)
+        return sock
+
+    def announce(self, **facts: float) -> None:
+        print(json.dumps(facts), flush=True)
+
+    def announce_socket(self, sock: standard.socket) -> None:
+        self.announce(port=sock.getsockname()[1])
+
+    def interrupt_at_end(self) -> None:
+        """Raise :class:`Stopped` in the main thread when standard input is closed."""
+
+        def raise_stopped(*_: object) -> None:
+            raise Stopped
+
+        signal.signal(signal.SIGTERM, raise_stopped)
+        main = threading.main_thread().ident or 0
+        self._when_input_ends(lambda: signal.pthread_kill(main, signal.SIGTERM))
+
+    def watch_for_end(self) -> None:
+        """Set ``is_stopped`` when standard input is closed."""
+        self._when_input_ends(lambda: None)
+
+    def _when_input_ends(self, act: Callable[[], None]) -> None:
+        def watch() -> None:
+            sys.stdin.buffer.read()
+            self.is_stopped = True
+            act()
+
+        # Asleep until the end, so that it takes nothing from the thread that is measured.
+        threading.Thread(target=watch, daemon=True).start()
+
+    def payloads(self, count: int) -> list[bytes]:
+        """Make datagrams, each an object of its own with a content of its own."""
+        return [index.to_bytes(8, "big") + bytes(self.size - 8) for index in range(count)]
+
+    def targets(self) -> list[tuple[str, int]]:
+        """Say where to send: one address of the sink's, or as many as there are to be peers."""
+        if self.peers == 1:
+            return [("127.0.0.1", self.port)]
+        hosts = (f"127.1.{index // 250}.{index % 250 + 1}" for index in range(self.peers))
+        return [(host, self.port) for host in hosts]
+
+    def pairs(self) -> list[tuple[bytes, tuple[str, int]]]:
+        """Make datagrams with addresses, the peers in turn."""
+        targets = self.targets()
+        count = max(len(targets), len(CHUNK))
+        payloads = self.payloads(count)
+        return [(payloads[index], targets[index % len(targets)]) for index in range(count)]
+
+
+def options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("program")
+    parser.add_argument("function")
+    parser.add_argument("--core", type=int, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--warmup", type=float, default=0)
+    parser.add_argument("--counter", type=int)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--rcvbuf", type=int, default=1 << 20)
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--peers", type=int, default=1)
+    parser.add_argument("--module", choices=["standard", "tomada"], default="standard")
+    parser.add_argument("--loop", choices=["asyncio", "uvloop", "aiofastnet"], default="asyncio")
+    parser.add_argument("--gro", action="store_true")
+    parser.add_argument("--spin", type=float, default=0)
+    parser.add_argument("--opens", type=int, nargs="*", default=[])
+    return parser

@@ -1,0 +1,310 @@
+"""The datagram transport of :mod:`tomada.asyncio`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import warnings
+from asyncio.trsock import TransportSocket
+from typing import TYPE_CHECKING, Any
+
+from tomada import _core
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tomada.socket import socket
+
+_logger = logging.getLogger("asyncio")
+
+HIGH_WATER = 64 * 1024
+LOST_SENDS_BEFORE_WARNING = 5  # as in asyncio.constants
+
+
+class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
+    """A datagram transport as :meth:`asyncio.loop.create_datagram_endpoint` makes it, and faster.
+
+    It keeps what :class:`asyncio.DatagramTransport` promises. Datagrams are received many at a
+    time, and delivered one by one to ``protocol.datagram_received(data, addr)`` or, where the
+    protocol's *type* defines it, as a list of such pairs to ``protocol.datagrams_received(list)``.
+    After a fraction of a millisecond other callbacks of the loop have their turn.
+
+    What a protocol sends from ``datagram_received`` leaves together when the datagrams at hand are
+    delivered; elsewhere, the first datagram of a turn of the loop leaves at once, and further ones
+    together at its end. They leave in order, and closing sends them first.
+
+    :meth:`get_extra_info` knows, besides ``"socket"``, ``"sockname"`` and ``"peername"``:
+
+    * ``"stats"``: the socket's :class:`tomada.Stats`.
+    * ``"datagram"``: the :class:`tomada.Datagram` that is being delivered, with its metadata, from
+      within ``datagram_received``. The first request switches it on for those that come after, and
+      returns ``None``: make it in ``connection_made``.
+    * ``"errors"``: a list of :class:`tomada.DatagramError`, drained from the error queue. Where the
+      socket asks for them (``IP_RECVERR``), ``error_received`` is called for each, with an
+      :class:`OSError` that has it as ``datagram_error``.
+
+    A peer that asked one of several local addresses is answered from that address.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket,
+        protocol: asyncio.BaseProtocol,
+        address: Any = None,
+        waiter: asyncio.Future[None] | None = None,
+        extra: dict[str, Any] | None = None,
+        *,
+        shown: Any = None,
+        turn: _core.Turn | None = None,
+    ) -> None:
+        super().__init__(extra)
+        self._loop: Any = loop
+        self._sock: Any = sock
+        self._sock_fd = sock.fileno()
+        self._shown = sock if shown is None else shown
+        self._extra: dict[str, Any] = {} if extra is None else extra
+        self._extra["socket"] = TransportSocket(self._shown)
+        self._extra["sockname"] = _name(sock.getsockname)
+        self._extra.setdefault("peername", _name(sock.getpeername))
+        self._closing = False
+        self._paused = False
+        self._conn_lost = 0
+        self._writing = False  # whether the loop watches for room
+        self._protocol_paused = False
+        self._high_water, self._low_water = HIGH_WATER, HIGH_WATER // 4
+
+        peername = self._extra["peername"]
+        self._core = core = _core.TransportCore(
+            sock,
+            loop,
+            self,
+            peer=address or peername,
+            is_connected=peername is not None,
+            must_rearm=not isinstance(loop, asyncio.SelectorEventLoop),
+            turn=turn,
+        )
+        # Straight to the core, without a frame of Python's in between.
+        self.sendto = core.sendto  # type: ignore[method-assign]
+        self.sendto_many = core.sendto_many
+        self.set_protocol(protocol)
+
+        loop.call_soon(protocol.connection_made, self)
+        # Reading begins, and the waiter wakes up, once connection_made was called.
+        loop.call_soon(self._start_reading)
+        if waiter is not None:
+            loop.call_soon(_wake_up, waiter)
+
+    if TYPE_CHECKING:
+
+        def sendto_many(self, datagrams: Iterable[Any], addr: Any = None) -> None: ...
+
+    def __repr__(self) -> str:
+        info = [type(self).__name__]
+        if self._sock is None:
+            info.append("closed")
+        elif self._closing:
+            info.append("closing")
+        info.append(f"fd={self._sock_fd}")
+        if self._sock is not None:
+            info.append(f"read={'polling' if self._core.reading else 'idle'}")
+            state = "polling" if self._writing else "idle"
+            info.append(f"write=<{state}, bufsize={self.get_write_buffer_size()}>")
+        return f"<{' '.join(info)}>"
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        if getattr(self, "_sock", None) is not None:
+            _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
+            self._close_sockets()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return information about the transport, as the class describes."""
+        if self._sock is not None:
+            if name == "stats":
+                return self._sock.stats()
+            if name == "datagram":
+                return self._core.datagram() or default
+            if name == "errors":
+                return self._sock.errors()
+        return self._extra.get(name, default)
+
+    # Reading
+
+    def is_reading(self) -> bool:
+        """Return whether datagrams are delivered."""
+        return not self._closing and not self._paused
+
+    def pause_reading(self) -> None:
+        """Deliver no datagram until :meth:`resume_reading`. They wait in the socket's buffer."""
+        if not self.is_reading():
+            return
+        self._paused = True
+        self._core.reading = False
+        self._loop.remove_reader(self._sock_fd)
+        if self._loop.get_debug():
+            _logger.debug("%r pauses reading", self)
+
+    def resume_reading(self) -> None:
+        """Deliver datagrams again."""
+        if self._closing or not self._paused:
+            return
+        self._paused = False
+        self._start_reading()
+        if self._loop.get_debug():
+            _logger.debug("%r resumes reading", self)
+
+    def _start_reading(self) -> None:
+        if self.is_reading():
+            self._core.reading = True
+            self._loop.add_reader(self._sock_fd, self._core.read_ready)
+            if self._sock.pending:
+                self._loop.call_soon(self._core.resume)
+
+    def _rearm(self) -> None:
+        # libuv stops to watch a descriptor once it has an error, such as an ICMP message brings.
+        if self._core.reading:
+            self._loop.remove_reader(self._sock_fd)
+            self._loop.add_reader(self._sock_fd, self._core.read_ready)
+        if self._writing:
+            self._loop.remove_writer(self._sock_fd)
+            self._loop.add_writer(self._sock_fd, self._core.write_ready)
+
+    # Writing; sendto and sendto_many are the core's.
+
+    def get_write_buffer_size(self) -> int:
+        """Return how many bytes of payload wait to be sent."""
+        return self._core.buffered
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        """Return the low and high water marks, in bytes."""
+        return self._low_water, self._high_water
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Set how many bytes wait when ``pause_writing`` and ``resume_writing`` are called."""
+        if high is None:
+            high = HIGH_WATER if low is None else 4 * low
+        if low is None:
+            low = high // 4
+        if not high >= low >= 0:
+            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
+        self._high_water, self._low_water = high, low
+        self._core.high_water = high
+        if self._core.buffered > high:
+            self._buffer_is_long()
+
+    def _buffer_is_long(self) -> None:
+        if not self._protocol_paused:
+            self._protocol_paused = True
+            self._tell("pause_writing")
+
+    def _buffer_is_full(self) -> None:
+        self._writing = True
+        self._loop.add_writer(self._sock_fd, self._core.write_ready)
+
+    def _buffer_is_shorter(self) -> None:
+        if self._protocol_paused and self._core.buffered <= self._low_water:
+            self._protocol_paused = False
+            self._tell("resume_writing")
+
+    def _buffer_has_room(self) -> None:
+        self._buffer_is_shorter()  # which may send, and fill it again
+        if self._core.queued or not self._writing:
+            return
+        self._writing = False
+        self._loop.remove_writer(self._sock_fd)
+        if self._closing and not self._conn_lost:
+            self._lose(None)
+
+    def _tell(self, method: str) -> None:
+        protocol: Any = self._protocol
+        try:
+            getattr(protocol, method)()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001 - as for any callback of the loop's
+            self._loop.call_exception_handler(
+                {
+                    "message": f"protocol.{method}() failed",
+                    "exception": error,
+                    "transport": self,
+                    "protocol": protocol,
+                }
+            )
+
+    def _sent_after_close(self) -> None:
+        if self._conn_lost >= LOST_SENDS_BEFORE_WARNING:
+            _logger.warning("socket.send() raised exception.")
+        self._conn_lost += 1
+
+    # The end
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Set a new protocol."""
+        self._protocol: asyncio.BaseProtocol | None = protocol
+        self._core.set_protocol(protocol)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """Return the current protocol."""
+        return self._protocol  # type: ignore[return-value]
+
+    def is_closing(self) -> bool:
+        """Return whether the transport is closing or closed."""
+        return self._closing
+
+    def close(self) -> None:
+        """Deliver nothing more, send what waits, then call ``connection_lost(None)``."""
+        if self._closing:
+            return
+        self._stop_reading()
+        self._core.flush()
+        if not self._core.queued and not self._conn_lost:
+            self._lose(None)
+
+    def abort(self) -> None:
+        """Close at once; what waits to be sent is lost."""
+        if self._conn_lost:
+            return
+        self._core.clear()
+        if not self._closing:
+            self._stop_reading()
+        self._lose(None)
+
+    def _stop_reading(self) -> None:
+        self._closing = True
+        self._core.reading = False
+        self._loop.remove_reader(self._sock_fd)
+
+    def _lose(self, error: Exception | None) -> None:
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._sock_fd)
+        self._conn_lost += 1
+        self._core.lose()
+        self._loop.call_soon(self._call_connection_lost, error)
+
+    def _call_connection_lost(self, error: Exception | None) -> None:
+        try:
+            if self._protocol is not None:
+                self._protocol.connection_lost(error)
+        finally:
+            self._close_sockets()
+            self._core.unlink()
+            self._protocol = None
+            self._loop = None
+
+    def _close_sockets(self) -> None:
+        sock, self._sock = self._sock, None
+        sock.close()
+        self._shown.close()
+
+
+def _name(ask: Any) -> Any:
+    try:
+        return ask()
+    except OSError:
+        return None
+
+
+def _wake_up(waiter: asyncio.Future[None]) -> None:
+    if not waiter.cancelled():
+        waiter.set_result(None)

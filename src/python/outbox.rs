@@ -1,0 +1,110 @@
+//! Datagrams of Python's that wait to be sent together.
+
+use std::collections::VecDeque;
+use std::io;
+
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::net::{self, Address, SendQueue, SendSlice, Source};
+
+/// Datagrams in the order in which they were accepted.
+#[derive(Default)]
+pub(crate) struct Outbox {
+    datagrams: VecDeque<Queued>,
+    bytes: usize,
+}
+
+struct Queued {
+    data: Py<PyBytes>,
+    to: Option<Address>,
+    source: Option<Source>,
+}
+
+/// How far a flush came.
+pub(crate) struct Flushed {
+    /// How many datagrams left.
+    pub(crate) sent: usize,
+    /// What was wrong with those that did not, or with earlier ones.
+    pub(crate) errors: Vec<io::Error>,
+    /// Whether the socket's buffer is full, so that the rest waits.
+    pub(crate) is_full: bool,
+}
+
+/// As many datagrams are handed to the kernel in one go, so that a long queue that leaves in small
+/// steps is not laid out anew for each of them.
+const STEP: usize = 512;
+
+impl Outbox {
+    pub(crate) fn push(
+        &mut self,
+        data: Py<PyBytes>,
+        len: usize,
+        to: Option<Address>,
+        source: Option<Source>,
+    ) {
+        self.bytes += len;
+        self.datagrams.push_back(Queued { data, to, source });
+    }
+
+    /// How many datagrams there are.
+    pub(crate) fn len(&self) -> usize {
+        self.datagrams.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.datagrams.is_empty()
+    }
+
+    /// Their payload, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Sends what goes without waiting. A datagram that is refused is given up, and the others are
+    /// sent.
+    ///
+    /// On a connected socket an error may belong to a datagram sent earlier, whose ICMP answer has
+    /// come meanwhile; the kernel tells it instead of sending. So each is tried twice.
+    pub(crate) fn flush(&mut self, py: Python<'_>, socket: &net::Socket) -> Flushed {
+        let mut flushed = Flushed { sent: 0, errors: Vec::new(), is_full: false };
+        while !self.is_empty() && !flushed.is_full {
+            let done = self.flush_step(py, socket, &mut flushed);
+            for queued in self.datagrams.drain(..done) {
+                self.bytes -= queued.data.bind(py).as_bytes().len();
+            }
+        }
+        flushed
+    }
+
+    /// Sends some of the first datagrams, and says how many are done with.
+    fn flush_step(&self, py: Python<'_>, socket: &net::Socket, flushed: &mut Flushed) -> usize {
+        let mut queue = SendQueue::with_capacity(self.len().min(STEP));
+        for queued in self.datagrams.iter().take(STEP) {
+            let payload = SendSlice::new(queued.data.bind(py).as_bytes());
+            queue.push(payload, queued.to.as_ref(), queued.source);
+        }
+        let mut retried = None;
+        while !queue.is_empty() {
+            match socket.with(|fd| socket.send_queue(fd, &mut queue, 0)) {
+                Ok(some) => flushed.sent += some.datagrams,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    flushed.is_full = true;
+                    break;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    let position = queue.position();
+                    let may_be_of_another = error.kind() == io::ErrorKind::ConnectionRefused;
+                    if may_be_of_another && retried != Some(position) {
+                        retried = Some(position);
+                    } else {
+                        queue.skip();
+                    }
+                    flushed.errors.push(error);
+                }
+            }
+        }
+        queue.position()
+    }
+}

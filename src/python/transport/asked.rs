@@ -1,0 +1,70 @@
+//! Which address a peer asked, so that it is answered from there.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::net::{self, Address, Meta, Source};
+
+/// The local addresses that peers sent to, on a socket that is bound to all of them. On a socket
+/// bound to one there is nothing to remember.
+pub(super) struct Asked {
+    is_on: AtomicBool,
+    table: Mutex<Vec<Option<Entry>>>,
+}
+
+struct Entry {
+    peer: Address,
+    source: Source,
+}
+
+/// So many peers are remembered; one more takes another's place, who is then answered from where
+/// the routes say, as from any socket.
+const PEERS: usize = 512;
+
+impl Asked {
+    /// For a socket; makes the kernel tell the address with each datagram, if it can differ.
+    pub(super) fn of(socket: &net::Socket) -> Self {
+        let is_bound_to_all = socket
+            .local_address()
+            .is_ok_and(|address| address.ip().is_some_and(|ip| ip.ip().is_unspecified()));
+        let is_connected = socket.peer_address().is_ok();
+        let is_on = is_bound_to_all && !is_connected && socket.tell_destination().is_ok();
+        Self { is_on: AtomicBool::new(is_on), table: Mutex::default() }
+    }
+
+    /// Takes note of where a message was sent to.
+    pub(super) fn note(&self, from: &[u8], control: &[u8]) {
+        if !self.is_on.load(Ordering::Relaxed) {
+            return;
+        }
+        let Some(source) = Meta::decode(control).source() else { return };
+        let peer = Address::from_bytes(from);
+        let mut table = self.table();
+        if table.is_empty() {
+            table.resize_with(PEERS, || None);
+        }
+        table[place(&peer)] = Some(Entry { peer, source });
+    }
+
+    /// Where to answer a peer from.
+    pub(super) fn source(&self, peer: &Address) -> Option<Source> {
+        if !self.is_on.load(Ordering::Relaxed) {
+            return None;
+        }
+        let table = self.table();
+        let entry = table.get(place(peer))?.as_ref()?;
+        (entry.peer == *peer).then_some(entry.source)
+    }
+
+    fn table(&self) -> MutexGuard<'_, Vec<Option<Entry>>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn place(peer: &Address) -> usize {
+    // FNV-1a: short, and good enough for a table that may forget.
+    let hash = peer.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    (hash >> 32) as usize % PEERS
+}

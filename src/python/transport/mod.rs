@@ -1,0 +1,307 @@
+//! The inside of an asyncio datagram transport: what must be fast. The rest of it is Python's.
+
+mod asked;
+mod read;
+mod write;
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+
+use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use self::asked::Asked;
+use super::datagram::Datagram;
+use super::error::Result;
+use super::outbox::Outbox;
+use super::socket::Socket;
+use crate::net::Address;
+
+/// A counter that an event loop raises once for each of its turns.
+#[pyclass(frozen, module = "tomada._core")]
+#[derive(Default)]
+pub(crate) struct Turn(AtomicU64);
+
+#[pymethods]
+impl Turn {
+    #[new]
+    fn new() -> Self {
+        // A transport has seen no turn when it has seen the zeroth.
+        Self(AtomicU64::new(1))
+    }
+
+    /// Begin the next turn.
+    fn advance(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Turn {
+    fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The inside of a datagram transport.
+#[pyclass(frozen, module = "tomada._core")]
+pub(crate) struct TransportCore {
+    socket: Py<Socket>,
+    links: Mutex<Option<Links>>,
+    /// Raised by `set_protocol`, so that a drain notices.
+    protocol_version: AtomicU64,
+    /// Whether the protocol's type takes whole batches.
+    takes_batches: AtomicBool,
+    /// Whether datagrams are to be delivered: not paused, not closing.
+    reading: AtomicBool,
+    /// Whether a drain that stopped for lack of time goes on in the next turn.
+    resume_scheduled: AtomicBool,
+    /// Whether the last drain was left out in favour of other callbacks.
+    gave_way: AtomicBool,
+    /// How many drains are running; more than one where a callback runs the loop.
+    draining: AtomicU32,
+    outbox: Mutex<Outbox>,
+    /// The only address that may be sent to, where there is one.
+    peer: Option<Py<PyAny>>,
+    /// That address for the kernel, where the socket is not connected to it.
+    default_address: Option<Address>,
+    turn: Option<Py<Turn>>,
+    /// The turn of the last send that left at once.
+    last_turn: AtomicU64,
+    /// Whether a flush at the end of the turn is under way.
+    flush_scheduled: AtomicBool,
+    /// Whether the socket's buffer is full, so that the loop watches for room.
+    is_full: AtomicBool,
+    high_water: AtomicUsize,
+    /// Whether the connection is lost: what is sent now goes nowhere.
+    is_lost: AtomicBool,
+    asked: Asked,
+    /// Whether the loop stops watching a descriptor that has an error, as libuv does.
+    must_rearm: bool,
+    /// Whether the loop can say how long it can do without a turn.
+    tells_spare_time: bool,
+    /// Whether the protocol wants to know all about each datagram.
+    tells_metadata: AtomicBool,
+    current: Mutex<Option<Py<Datagram>>>,
+    /// What one of the kernel's messages took to deliver, of late, in nanoseconds.
+    message_cost: AtomicU64,
+}
+
+/// The Python objects around a transport. They refer back to it.
+struct Links {
+    event_loop: Py<PyAny>,
+    transport: Py<PyAny>,
+    protocol: Py<PyAny>,
+}
+
+#[pymethods]
+impl TransportCore {
+    #[new]
+    #[pyo3(signature = (
+        socket,
+        event_loop,
+        transport,
+        *,
+        peer,
+        is_connected,
+        must_rearm,
+        turn,
+    ))]
+    fn new(
+        socket: &Bound<'_, Socket>,
+        event_loop: Py<PyAny>,
+        transport: Py<PyAny>,
+        peer: Option<Py<PyAny>>,
+        is_connected: bool,
+        must_rearm: bool,
+        turn: Option<Py<Turn>>,
+    ) -> Result<Self> {
+        let py = socket.py();
+        let default_address = match &peer {
+            Some(peer) if !is_connected => {
+                Some(socket.get().parse_any_address(peer.bind(py), "sendto")?)
+            }
+            _ => None,
+        };
+        let tells_spare_time = event_loop.bind(py).hasattr(intern!(py, "_spare_time"))?;
+        let asked = Asked::of(socket.get().socket()?);
+        let links = Links { event_loop, transport, protocol: py.None() };
+        Ok(Self {
+            socket: socket.clone().unbind(),
+            links: Mutex::new(Some(links)),
+            protocol_version: AtomicU64::new(0),
+            takes_batches: AtomicBool::new(false),
+            reading: AtomicBool::new(false),
+            resume_scheduled: AtomicBool::new(false),
+            gave_way: AtomicBool::new(false),
+            draining: AtomicU32::new(0),
+            outbox: Mutex::default(),
+            peer,
+            default_address,
+            turn,
+            last_turn: AtomicU64::new(0),
+            flush_scheduled: AtomicBool::new(false),
+            is_full: AtomicBool::new(false),
+            high_water: AtomicUsize::new(64 * 1024),
+            is_lost: AtomicBool::new(false),
+            asked,
+            must_rearm,
+            tells_spare_time,
+            tells_metadata: AtomicBool::new(false),
+            current: Mutex::new(None),
+            message_cost: AtomicU64::new(0),
+        })
+    }
+
+    /// Set the protocol that datagrams are delivered to.
+    fn set_protocol(&self, protocol: &Bound<'_, PyAny>) -> PyResult<()> {
+        let py = protocol.py();
+        // On the type, never on the instance: some protocols answer to any name.
+        let takes_batches = protocol.get_type().hasattr(intern!(py, "datagrams_received"))?;
+        let old = self
+            .links()
+            .as_mut()
+            .map(|links| std::mem::replace(&mut links.protocol, protocol.clone().unbind()));
+        self.takes_batches.store(takes_batches, Ordering::Relaxed);
+        self.protocol_version.fetch_add(1, Ordering::Relaxed);
+        drop(old); // which may run code, now that the lock is free
+        Ok(())
+    }
+
+    /// Begin or end to deliver datagrams.
+    #[setter]
+    fn set_reading(&self, is_on: bool) {
+        self.reading.store(is_on, Ordering::Relaxed);
+    }
+
+    /// Whether datagrams are delivered.
+    #[getter]
+    fn get_reading(&self) -> bool {
+        self.reading.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes wait to be sent.
+    #[getter]
+    fn buffered(&self) -> usize {
+        self.outbox().bytes()
+    }
+
+    /// How many datagrams wait to be sent.
+    #[getter]
+    fn queued(&self) -> usize {
+        self.outbox().len()
+    }
+
+    /// From how many bytes on the transport is told that the buffer is too long.
+    #[setter]
+    fn set_high_water(&self, bytes: usize) {
+        self.high_water.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Forget what waits to be sent.
+    fn clear(&self) {
+        let outbox = std::mem::take(&mut *self.outbox());
+        self.is_full.store(false, Ordering::Relaxed);
+        drop(outbox);
+    }
+
+    /// From now on, sending only warns.
+    fn lose(&self) {
+        self.is_lost.store(true, Ordering::Relaxed);
+    }
+
+    /// Let go of the loop, the transport and the protocol.
+    fn unlink(&self) {
+        let links = self.links().take();
+        let current = self.current().take();
+        drop((links, current));
+    }
+
+    /// The datagram that is being delivered, with its metadata.
+    fn datagram(&self, py: Python<'_>) -> Result<Option<Py<Datagram>>> {
+        if !self.tells_metadata.swap(true, Ordering::Relaxed) {
+            self.socket.bind(py).get().socket()?.tell_metadata()?;
+        }
+        Ok(self.current().as_ref().map(|datagram| datagram.clone_ref(py)))
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
+        // A lock that is taken belongs to a call, which keeps everything alive anyway.
+        let links = match self.links.try_lock() {
+            Ok(links) => links,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(()),
+        };
+        if let Some(links) = links.as_ref() {
+            visit.call(&links.event_loop)?;
+            visit.call(&links.transport)?;
+            visit.call(&links.protocol)?;
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self) {
+        self.unlink();
+    }
+}
+
+impl TransportCore {
+    fn links(&self) -> MutexGuard<'_, Option<Links>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn current(&self) -> MutexGuard<'_, Option<Py<Datagram>>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn protocol<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        self.links().as_ref().map(|links| links.protocol.bind(py).clone())
+    }
+
+    fn event_loop<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        self.links().as_ref().map(|links| links.event_loop.bind(py).clone())
+    }
+
+    fn transport<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        self.links().as_ref().map(|links| links.transport.bind(py).clone())
+    }
+
+    /// Asks the loop to call one of this object's methods in its next turn.
+    fn call_soon(slf: &Bound<'_, Self>, method: &str) -> PyResult<()> {
+        let py = slf.py();
+        if let Some(event_loop) = slf.get().event_loop(py) {
+            event_loop.call_method1(intern!(py, "call_soon"), (slf.getattr(method)?,))?;
+        }
+        Ok(())
+    }
+
+    /// Tells the protocol of an error that ends nothing.
+    fn tell_error(&self, py: Python<'_>, error: PyErr) -> PyResult<()> {
+        let Some(protocol) = self.protocol(py) else { return Ok(()) };
+        let result = protocol.call_method1(intern!(py, "error_received"), (error,));
+        self.catch(py, "error_received", result.map(drop))
+    }
+
+    /// Gives what a callback raised to the loop's exception handler, as a callback of its own would
+    /// have it. What ends the program passes.
+    fn catch(&self, py: Python<'_>, callback: &str, result: PyResult<()>) -> PyResult<()> {
+        let Err(error) = result else { return Ok(()) };
+        let ends_program = error.is_instance_of::<PySystemExit>(py)
+            || error.is_instance_of::<PyKeyboardInterrupt>(py);
+        let Some(event_loop) = self.event_loop(py).filter(|_| !ends_program) else {
+            return Err(error);
+        };
+        let context = PyDict::new(py);
+        context.set_item("message", format!("Exception in callback {callback}()"))?;
+        context.set_item("exception", error)?;
+        context.set_item("transport", self.transport(py))?;
+        context.set_item("protocol", self.protocol(py))?;
+        event_loop.call_method1(intern!(py, "call_exception_handler"), (context,)).map(drop)
+    }
+}

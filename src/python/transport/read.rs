@@ -1,0 +1,286 @@
+//! Datagrams to the protocol.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyList;
+
+use super::TransportCore;
+use crate::net::{self, Datagrams, Filled, Received, ThreadRing};
+use crate::python::buffer::new_bytes;
+use crate::python::datagram::Datagram;
+use crate::python::error::{Error, Result};
+use crate::python::socket::{Senders, Socket, pair};
+
+/// How long one drain may take on a loop that cannot say. Its other callbacks wait meanwhile.
+const BUDGET: Duration = Duration::from_micros(100);
+/// How long one drain may take while other callbacks wait.
+const BESIDE_OTHERS: Duration = Duration::from_micros(20);
+/// After so many callbacks a drain looks at the clock.
+const LOOK: usize = 16;
+/// So many errors in a row end a drain.
+const ERRORS: usize = 16;
+/// The most messages that one receive takes.
+const MESSAGES: u64 = 64;
+
+/// Whether a drain goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    GoOn,
+    /// The time is up, or the protocol has paused or closed the transport.
+    Stop,
+}
+
+#[pymethods]
+impl TransportCore {
+    /// Deliver the datagrams that are there, for a while, and send what the protocol answers.
+    fn read_ready(slf: &Bound<'_, Self>) -> Result<()> {
+        if slf.get().resume_scheduled.load(Ordering::Relaxed) {
+            return Ok(()); // that call comes in this turn too
+        }
+        Self::deliver(slf)
+    }
+
+    /// Go on where the last drain stopped for lack of time.
+    fn resume(slf: &Bound<'_, Self>) -> Result<()> {
+        slf.get().resume_scheduled.store(false, Ordering::Relaxed);
+        Self::deliver(slf)
+    }
+}
+
+impl TransportCore {
+    fn deliver(slf: &Bound<'_, Self>) -> Result<()> {
+        let (py, this) = (slf.py(), slf.get());
+        if !this.reading.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let spare_time = this.spare_time(py);
+        if spare_time.is_zero() && !this.gave_way.swap(true, Ordering::Relaxed) {
+            // Others first, but not twice in a row.
+            return Self::resume_if_pending(slf);
+        }
+        this.gave_way.store(false, Ordering::Relaxed);
+        this.draining.fetch_add(1, Ordering::Relaxed);
+        let drained = this.drain(py, spare_time.max(BESIDE_OTHERS));
+        let is_outermost = this.draining.fetch_sub(1, Ordering::Relaxed) == 1;
+        let flushed = if is_outermost { Self::flush(slf) } else { Ok(()) };
+        Self::resume_if_pending(slf)?;
+        drained.and(flushed)
+    }
+
+    /// Goes on in the next turn, where datagrams were received that nobody has taken: the kernel's
+    /// own queue may be empty, and then the loop would not call again.
+    fn resume_if_pending(slf: &Bound<'_, Self>) -> Result<()> {
+        let this = slf.get();
+        let socket = this.socket.bind(slf.py()).get().socket();
+        let is_left = socket.is_ok_and(|socket| socket.pending() > 0);
+        if is_left
+            && this.reading.load(Ordering::Relaxed)
+            && !this.resume_scheduled.swap(true, Ordering::Relaxed)
+        {
+            Self::call_soon(slf, "resume")?;
+        }
+        Ok(())
+    }
+
+    /// Delivers what is there.
+    fn drain(&self, py: Python<'_>, time: Duration) -> Result<()> {
+        let owner = self.socket.bind(py);
+        let socket = owner.get().socket()?;
+        let mut delivery = Delivery::new(self, owner, Instant::now() + time);
+        while let Some(mut held) = socket.take_kept() {
+            let result = delivery.run(&mut held);
+            socket.put_back(held);
+            if result? == Flow::Stop {
+                return Ok(());
+            }
+        }
+        let mut ring = ThreadRing::take(socket.slot_kind())?;
+        let mut errors = 0;
+        while errors < ERRORS {
+            let Some(count) = delivery.messages() else { return Ok(()) };
+            let started = Instant::now();
+            let received =
+                socket.with(|fd| socket.receive_messages(fd, &mut ring, count, libc::MSG_DONTWAIT));
+            match received {
+                Ok(filled) => {
+                    let result = delivery.run_timed(&mut *ring, filled, started);
+                    socket.keep(&ring);
+                    if result? == Flow::Stop || !filled.is_full {
+                        return Ok(());
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // Readable, and no datagram: then it is the error queue, or a datagram that
+                    // was dropped for its checksum.
+                    self.drain_errors(py, socket)?;
+                    return self.rearm(py);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    errors += 1;
+                    self.tell_error(py, Error::Os(error).into())?;
+                    self.rearm(py)?;
+                    if !self.reading.load(Ordering::Relaxed) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How long the loop can do without a turn; not at all while other callbacks wait.
+    fn spare_time(&self, py: Python<'_>) -> Duration {
+        let asked = if self.tells_spare_time { self.event_loop(py) } else { None };
+        asked
+            .and_then(|event_loop| event_loop.call_method0(intern!(py, "_spare_time")).ok())
+            .and_then(|seconds| Duration::try_from_secs_f64(seconds.extract().ok()?).ok())
+            .unwrap_or(BUDGET)
+    }
+
+    fn rearm(&self, py: Python<'_>) -> Result<()> {
+        if self.must_rearm { self.tell_transport(py, "_rearm") } else { Ok(()) }
+    }
+
+    /// Tells the protocol of the datagrams that failed on their way.
+    fn drain_errors(&self, py: Python<'_>, socket: &net::Socket) -> Result<()> {
+        let take = |fd: BorrowedFd<'_>| socket.take_error_message(fd);
+        for _ in 0..ERRORS {
+            let Ok(message) = socket.with(take) else { return Ok(()) };
+            if let Some(noted) = self.socket.bind(py).get().describe(py, message)? {
+                let error = noted.into_exception(py)?;
+                self.tell_error(py, error)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One drain's way of delivering.
+struct Delivery<'a, 'py> {
+    core: &'a TransportCore,
+    owner: &'a Bound<'py, Socket>,
+    senders: Senders<'a, 'py>,
+    deadline: Instant,
+    protocol: Option<(u64, Bound<'py, PyAny>)>,
+    delivered: usize,
+    /// The control messages last noted, by their place: datagrams that came glued share them.
+    noted: *const u8,
+}
+
+impl<'a, 'py> Delivery<'a, 'py> {
+    fn new(core: &'a TransportCore, owner: &'a Bound<'py, Socket>, deadline: Instant) -> Self {
+        let senders = Senders::new(owner.get().addresses());
+        let (protocol, delivered, noted) = (None, 0, std::ptr::null());
+        Self { core, owner, senders, deadline, protocol, delivered, noted }
+    }
+
+    /// How many messages can be delivered in the time that is left. In every drain it is one.
+    fn messages(&self) -> Option<usize> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let cost = self.core.message_cost.load(Ordering::Relaxed).max(1);
+        let count = (left.as_nanos() as u64 / cost).min(MESSAGES) as usize;
+        if self.delivered == 0 { Some(count.max(1)) } else { (count > 0).then_some(count) }
+    }
+
+    /// Delivers what a receive brought, and takes note of what a message costs.
+    fn run_timed(
+        &mut self,
+        datagrams: &mut impl Datagrams,
+        filled: Filled,
+        started: Instant,
+    ) -> Result<Flow> {
+        let (received, delivered) = (started.elapsed(), self.delivered);
+        let result = self.run(datagrams);
+        // The protocol may have stopped early: count what all would have taken.
+        let delivering = started.elapsed().saturating_sub(received);
+        let each = delivering / (self.delivered - delivered).max(1) as u32;
+        let cost = (received + each * filled.datagrams as u32) / filled.messages.max(1) as u32;
+        let cost = cost.as_nanos() as u64;
+        let before = self.core.message_cost.load(Ordering::Relaxed);
+        // Half of it at once: a protocol that turns slow must not hold the loop up for long.
+        self.core.message_cost.store(before.midpoint(cost), Ordering::Relaxed);
+        result
+    }
+
+    /// Delivers datagrams until there are no more, the time is up, or the protocol wants none.
+    fn run(&mut self, datagrams: &mut impl Datagrams) -> Result<Flow> {
+        if self.core.takes_batches.load(Ordering::Relaxed) {
+            return self.run_batch(datagrams);
+        }
+        while let Some(datagram) = datagrams.current() {
+            let Some(protocol) = self.protocol() else { return Ok(Flow::Stop) };
+            let py = self.owner.py();
+            let data = new_bytes(py, datagram.payload)?;
+            let address = self.senders.object(py, datagram.from)?;
+            self.note(&datagram);
+            if self.core.tells_metadata.load(Ordering::Relaxed) {
+                let about = Datagram::new(self.owner, &datagram, data.clone(), address.clone());
+                let about = Some(Py::new(py, about)?);
+                let old = std::mem::replace(&mut *self.core.current(), about);
+                drop(old);
+            }
+            // It counts as delivered, whatever the protocol makes of it.
+            datagrams.advance();
+            let name = intern!(py, "datagram_received");
+            let result = protocol.call_method1(name, (data, address)).map(drop);
+            self.core.catch(py, "datagram_received", result)?;
+            self.delivered += 1;
+            if self.must_stop() {
+                return Ok(Flow::Stop);
+            }
+        }
+        Ok(Flow::GoOn)
+    }
+
+    /// Delivers all datagrams as one list.
+    fn run_batch(&mut self, datagrams: &mut impl Datagrams) -> Result<Flow> {
+        let Some(protocol) = self.protocol() else { return Ok(Flow::Stop) };
+        let py = self.owner.py();
+        let mut batch = Vec::new();
+        while let Some(datagram) = datagrams.current() {
+            let data = new_bytes(py, datagram.payload)?;
+            batch.push(pair(data, self.senders.object(py, datagram.from)?)?);
+            self.note(&datagram);
+            datagrams.advance();
+        }
+        let len = batch.len();
+        let batch = PyList::new(py, batch)?;
+        let result = protocol.call_method1(intern!(py, "datagrams_received"), (batch,)).map(drop);
+        self.core.catch(py, "datagrams_received", result)?;
+        self.delivered += len.next_multiple_of(LOOK);
+        Ok(if self.must_stop() { Flow::Stop } else { Flow::GoOn })
+    }
+
+    /// The protocol of the moment: a callback may set another.
+    fn protocol(&mut self) -> Option<Bound<'py, PyAny>> {
+        let version = self.core.protocol_version.load(Ordering::Relaxed);
+        match &self.protocol {
+            Some((known, protocol)) if *known == version => Some(protocol.clone()),
+            _ => {
+                let protocol = self.core.protocol(self.owner.py())?;
+                self.protocol = Some((version, protocol.clone()));
+                Some(protocol)
+            }
+        }
+    }
+
+    fn must_stop(&self) -> bool {
+        if !self.core.reading.load(Ordering::Relaxed) {
+            return true;
+        }
+        self.delivered.is_multiple_of(LOOK) && Instant::now() >= self.deadline
+    }
+
+    fn note(&mut self, datagram: &Received<'_>) {
+        if self.noted != datagram.control.as_ptr() {
+            self.noted = datagram.control.as_ptr();
+            self.core.asked.note(datagram.from, datagram.control);
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Datagrams from the protocol.
+
+use std::sync::atomic::Ordering;
+
+use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyBytes, PyMemoryView, PyTuple};
+
+use super::TransportCore;
+use crate::net::Address;
+use crate::python::buffer::{Readable, TypeName, new_bytes};
+use crate::python::error::{Error, Result};
+
+/// When so many datagrams wait for the end of the turn, they leave before it.
+const QUEUED: usize = 1024;
+
+/// Where a datagram goes.
+#[derive(Clone, Copy)]
+enum Target {
+    /// To the connected peer.
+    Peer,
+    Address(Address),
+    /// Nowhere: the name has no address, as the protocol was told.
+    Nowhere,
+}
+
+#[pymethods]
+impl TransportCore {
+    /// Send a datagram: at once, or with others at the end of the turn.
+    #[pyo3(signature = (data, addr=None))]
+    fn sendto(
+        slf: &Bound<'_, Self>,
+        data: &Bound<'_, PyAny>,
+        addr: Option<&Bound<'_, PyAny>>,
+    ) -> Result<()> {
+        check_type(data)?;
+        let (py, this) = (slf.py(), slf.get());
+        if this.is_lost.load(Ordering::Relaxed) {
+            return this.warn_lost(py);
+        }
+        let target = this.target(py, addr)?;
+        let is_lone = this.outbox().is_empty();
+        this.enqueue(data, target)?;
+        if this.draining.load(Ordering::Relaxed) > 0 {
+            return this.flush_if_long(slf); // what a callback answers leaves when the drain ends
+        }
+        if is_lone && Self::is_first_of_turn(slf)? {
+            return Self::send_queued(slf);
+        }
+        this.flush_if_long(slf)?;
+        Self::schedule_flush(slf)
+    }
+
+    /// Send many datagrams, all for one address, or each a pair with its own.
+    #[pyo3(signature = (datagrams, addr=None))]
+    fn sendto_many(
+        slf: &Bound<'_, Self>,
+        datagrams: &Bound<'_, PyAny>,
+        addr: Option<&Bound<'_, PyAny>>,
+    ) -> Result<()> {
+        let (py, this) = (slf.py(), slf.get());
+        if this.is_lost.load(Ordering::Relaxed) {
+            return this.warn_lost(py);
+        }
+        let common = addr.map(|addr| this.target(py, Some(addr))).transpose()?;
+        for item in datagrams.try_iter()? {
+            let item = item?;
+            match (common, item.cast::<PyTuple>()) {
+                (None, Ok(pair)) if pair.len() == 2 => {
+                    let data = pair.get_item(0)?;
+                    check_type(&data)?;
+                    this.enqueue(&data, this.target(py, Some(&pair.get_item(1)?))?)?;
+                }
+                (common, _) => {
+                    check_type(&item)?;
+                    let target = common.map_or_else(|| this.target(py, None), Ok)?;
+                    this.enqueue(&item, target)?;
+                }
+            }
+            this.flush_if_long(slf)?;
+        }
+        if this.draining.load(Ordering::Relaxed) == 0 {
+            Self::flush(slf)?;
+        }
+        Ok(())
+    }
+
+    /// Send what waits for the end of the turn.
+    pub(super) fn flush(slf: &Bound<'_, Self>) -> Result<()> {
+        let this = slf.get();
+        this.flush_scheduled.store(false, Ordering::Relaxed);
+        if this.is_full.load(Ordering::Relaxed) || this.outbox().is_empty() {
+            return Ok(());
+        }
+        Self::send_queued(slf)
+    }
+
+    /// Send what waits for room in the socket's buffer.
+    fn write_ready(slf: &Bound<'_, Self>) -> Result<()> {
+        Self::send_queued(slf)
+    }
+}
+
+impl TransportCore {
+    /// Reads an address as `sendto` of the standard transport does.
+    fn target(&self, py: Python<'_>, addr: Option<&Bound<'_, PyAny>>) -> Result<Target> {
+        if let Some(peer) = &self.peer {
+            let peer = peer.bind(py);
+            if let Some(addr) = addr
+                && !addr.is(peer)
+                && !addr.eq(peer)?
+            {
+                let message = format!("Invalid address: must be None or {peer}");
+                return Err(PyValueError::new_err(message).into());
+            }
+            return Ok(self.default_address.map_or(Target::Peer, Target::Address));
+        }
+        let Some(addr) = addr else {
+            let message = "sendto() needs an address: the transport is not connected";
+            return Err(PyTypeError::new_err(message).into());
+        };
+        match self.socket.bind(py).get().parse_any_address(addr, "sendto") {
+            Ok(to) => Ok(Target::Address(to)),
+            Err(error) => {
+                let error = PyErr::from(error);
+                if !error.is_instance_of::<PyOSError>(py) {
+                    return Err(error.into());
+                }
+                self.tell_error(py, error)?;
+                Ok(Target::Nowhere)
+            }
+        }
+    }
+
+    /// Puts a datagram behind those that wait. What may change later is copied.
+    fn enqueue(&self, data: &Bound<'_, PyAny>, target: Target) -> Result<()> {
+        let to = match target {
+            Target::Peer => None,
+            Target::Address(to) => Some(to),
+            Target::Nowhere => return Ok(()),
+        };
+        let data = match data.cast_exact::<PyBytes>() {
+            Ok(data) => data.clone(),
+            Err(_) => new_bytes(data.py(), &Readable::new(data)?.to_vec())?,
+        };
+        let source = to.and_then(|to| self.asked.source(&to));
+        let len = data.as_bytes().len();
+        self.outbox().push(data.unbind(), len, to, source);
+        Ok(())
+    }
+
+    /// Sends early where many datagrams wait, and tells the transport where too many still do.
+    fn flush_if_long(&self, slf: &Bound<'_, Self>) -> Result<()> {
+        let (len, bytes) = {
+            let outbox = self.outbox();
+            (outbox.len(), outbox.bytes())
+        };
+        let high_water = self.high_water.load(Ordering::Relaxed);
+        if (len >= QUEUED || bytes > high_water) && !self.is_full.load(Ordering::Relaxed) {
+            Self::send_queued(slf)?;
+        }
+        if bytes > high_water && self.outbox().bytes() > high_water {
+            self.tell_transport(slf.py(), "_buffer_is_long")?;
+        }
+        Ok(())
+    }
+
+    /// Whether nothing left at once in this turn of the loop. On a loop that does not count its
+    /// turns, the first send of a turn asks for a call at its end.
+    fn is_first_of_turn(slf: &Bound<'_, Self>) -> Result<bool> {
+        let this = slf.get();
+        if let Some(turn) = &this.turn {
+            let turn = turn.bind(slf.py()).get().count();
+            return Ok(this.last_turn.swap(turn, Ordering::Relaxed) != turn);
+        }
+        if this.flush_scheduled.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        Self::schedule_flush(slf)?;
+        Ok(true)
+    }
+
+    fn schedule_flush(slf: &Bound<'_, Self>) -> Result<()> {
+        let this = slf.get();
+        let waits = this.is_full.load(Ordering::Relaxed);
+        if !waits && !this.flush_scheduled.swap(true, Ordering::Relaxed) {
+            Self::call_soon(slf, "flush")?;
+        }
+        Ok(())
+    }
+
+    /// Sends what goes, and has the loop watch for room where something is left.
+    fn send_queued(slf: &Bound<'_, Self>) -> Result<()> {
+        let (py, this) = (slf.py(), slf.get());
+        let owner = this.socket.bind(py);
+        // No Python code runs under the lock.
+        let flushed = this.outbox().flush(py, owner.get().socket()?);
+        for error in flushed.errors {
+            this.tell_error(py, Error::Os(error).into())?;
+        }
+        if this.is_full.swap(flushed.is_full, Ordering::Relaxed) != flushed.is_full {
+            let method = if flushed.is_full { "_buffer_is_full" } else { "_buffer_has_room" };
+            this.tell_transport(py, method)?;
+        } else if flushed.is_full {
+            this.tell_transport(py, "_buffer_is_shorter")?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn tell_transport(&self, py: Python<'_>, method: &str) -> Result<()> {
+        if let Some(transport) = self.transport(py) {
+            transport.call_method0(method)?;
+        }
+        Ok(())
+    }
+
+    fn warn_lost(&self, py: Python<'_>) -> Result<()> {
+        self.tell_transport(py, "_sent_after_close")
+    }
+}
+
+/// The types that the standard transports take.
+fn check_type(data: &Bound<'_, PyAny>) -> Result<()> {
+    let is_right = data.is_instance_of::<PyBytes>()
+        || data.is_instance_of::<PyByteArray>()
+        || data.is_instance_of::<PyMemoryView>();
+    if is_right {
+        return Ok(());
+    }
+    let found = TypeName(data);
+    let message = format!("data argument must be a bytes-like object, not '{found}'");
+    Err(PyTypeError::new_err(message).into())
+}

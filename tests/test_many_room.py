@@ -1,0 +1,234 @@
+"""send_many that waits for room: timeouts, partial sends, signals, and closing."""
+
+import errno
+import functools
+import signal
+import threading
+import time
+
+import pytest
+
+from support import CLOSED, DEADLINE, Call, Child, RefusalError, eventually, fill, interrupt, run
+from tomada import socket
+from traffic import everything, numbered, payloads
+
+
+@pytest.fixture
+def full(unix):
+    """Fill a socket's queue, and give it, a socket that has more to send, and how much there is."""
+    with unix.bound(socket) as receiver, unix.open(socket) as sender:
+        yield receiver, sender, fill(sender, receiver.getsockname())
+
+
+@pytest.mark.parametrize("timeout", [None, DEADLINE])
+def test_a_send_waits_for_room_until_all_has_left(full, timeout):
+    receiver, sender, count = full
+    sender.settimeout(timeout)
+    call = Call(sender.send_many, numbered(50), receiver.getsockname()).until_it_waits()
+    received = [receiver.recv(100) for _ in range(count + 50)]
+    assert call.result() == 50
+    assert received[count:] == numbered(50)
+
+
+def test_a_send_to_a_connected_peer_waits_for_room(unix, peer):
+    other = peer(unix)
+    with unix.bound(socket) as sender:
+        sender.connect(other.address)
+        count = fill(sender, other.address)
+        call = Call(sender.send_many, numbered(30)).until_it_waits()
+        received = other.do("collect", count=count + 30)
+        assert call.result() == 30
+        assert [data for data, _ in received[count:]] == numbered(30)
+
+
+def test_a_long_list_waits_for_room_again_and_again(unix):
+    datagrams = numbered(5000)
+    with unix.bound(socket) as receiver, unix.open(socket) as sender:
+        call = Call(sender.send_many, datagrams, receiver.getsockname())
+        received = []
+        while len(received) < 5000:
+            received += [data for data, _ in receiver.recv_many()]
+        assert call.result() == 5000
+        assert received == datagrams
+
+
+# A socket that does not wait, and a call that does not.
+UNWILLING = [(0, 0), (None, socket.MSG_DONTWAIT)]
+
+every_unwilling = pytest.mark.parametrize(("timeout", "flags"), UNWILLING, ids=["socket", "call"])
+
+
+@every_unwilling
+def test_a_send_that_does_not_wait_says_so_where_nothing_left(full, timeout, flags):
+    receiver, sender, count = full
+    sender.settimeout(timeout)
+    with pytest.raises(BlockingIOError) as caught:
+        sender.send_many([b"a", b"b"], receiver.getsockname(), flags)
+    error = caught.value
+    assert (error.errno, error.index, error.sent) == (errno.EAGAIN, 0, 0)
+    assert len(everything(receiver)) == count
+
+
+@every_unwilling
+@pytest.mark.parametrize("length", [40, 1500, 10_000])
+def test_a_send_that_does_not_wait_says_how_many_left(full, timeout, flags, length):
+    receiver, sender, count = full
+    receiver.recv_many(3)
+    sender.settimeout(timeout)
+    assert sender.send_many(numbered(length), receiver.getsockname(), flags) == 3
+    assert payloads(receiver)[count - 3 :] == numbered(length)[:3]
+
+
+@pytest.mark.parametrize("length", [40, 1500, 10_000])
+def test_an_item_that_is_no_datagram_is_not_told_before_its_turn(full, length):
+    receiver, sender, count = full
+    receiver.recv_many(3)
+    sender.setblocking(False)
+    # There is room for three, so that what comes at the end does not matter.
+    assert sender.send_many([*numbered(length), None], receiver.getsockname()) == 3
+    assert payloads(receiver)[count - 3 :] == numbered(length)[:3]
+
+
+def test_where_there_is_no_room_all_the_rest_fails_in_a_call_that_continues(full):
+    receiver, sender, count = full
+    receiver.recv_many(2)
+    sender.setblocking(False)
+    failures = sender.send_many(numbered(5), receiver.getsockname(), errors="continue")
+    assert [(index, type(error)) for index, error in failures] == [
+        (2, BlockingIOError),
+        (3, BlockingIOError),
+        (4, BlockingIOError),
+    ]
+    assert payloads(receiver)[count - 2 :] == numbered(5)[:2]
+
+
+def test_a_send_times_out_and_says_how_many_left(full):
+    receiver, sender, count = full
+    receiver.recv_many(2)
+    sender.settimeout(0.05)
+    start = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"^timed out \(datagram 2.*; 2 sent before it\)$") as c:
+        sender.send_many(numbered(9), receiver.getsockname())
+    assert time.monotonic() - start >= 0.05
+    assert (c.value.index, c.value.sent) == (2, 2)
+    assert payloads(receiver)[count - 2 :] == numbered(2)
+
+
+def test_the_timeout_holds_for_the_whole_call(full):
+    receiver, sender, count = full
+    over = threading.Event()
+    received = []
+
+    def read_slowly():
+        while not over.wait(0.01):
+            received.append(receiver.recv(100))
+
+    sender.settimeout(0.1)
+    reading = Call(read_slowly)
+    start = time.monotonic()
+    with pytest.raises(TimeoutError) as caught:
+        sender.send_many(numbered(3000), receiver.getsockname())
+    elapsed = time.monotonic() - start
+    over.set()
+    reading.result()
+    # A timeout for each datagram would have lasted as long as the reader reads.
+    assert 0.1 <= elapsed < 10
+    received += payloads(receiver)
+    assert received[count:] == numbered(3000)[: caught.value.sent]
+
+
+def test_a_waiting_send_does_not_burn_the_processor(full):
+    receiver, sender, _ = full
+    sender.settimeout(0.2)
+    start = time.process_time()
+    with pytest.raises(TimeoutError):
+        sender.send_many([b"late"], receiver.getsockname())
+    assert time.process_time() - start < 0.1
+
+
+@pytest.mark.parametrize("errors", ["raise", "continue"])
+def test_close_ends_a_send_in_another_thread(full, unix, errors):
+    receiver, _, count = full
+    with unix.open(socket) as sender:
+        send = functools.partial(sender.send_many, errors=errors)
+        call = Call(send, [b"never"] * 3, receiver.getsockname()).until_it_waits()
+        sender.close()
+        with pytest.raises(OSError, match=CLOSED):
+            call.result()
+    assert len(everything(receiver)) == count
+
+
+def test_a_send_goes_on_after_a_handler_that_returns(full, handler):
+    receiver, sender, count = full
+    calls = handler()
+
+    def disturb():
+        interrupt()
+        eventually(lambda: calls)
+        return [receiver.recv(100) for _ in range(count + 3)]
+
+    disturbing = Call(disturb)
+    assert sender.send_many([b"a", b"b", b"c"], receiver.getsockname()) == 3
+    assert disturbing.result()[count:] == [b"a", b"b", b"c"]
+
+
+@pytest.mark.parametrize("errors", ["raise", "continue"])
+@pytest.mark.parametrize(
+    "refusal",
+    [RefusalError("no", "because"), OSError(errno.ENOSPC, "of the handler"), SystemExit(3)],
+    ids=["its own", "an OSError", "an exit"],
+)
+def test_an_exception_of_a_handler_ends_a_send_as_it_is(full, handler, refusal, errors):
+    receiver, sender, count = full
+
+    def refuse():
+        raise refusal
+
+    handler(refuse)
+    sender.settimeout(3)
+    disturbing = Call(interrupt)
+    with pytest.raises(type(refusal)) as caught:
+        sender.send_many([b"never"] * 3, receiver.getsockname(), errors=errors)
+    disturbing.result()
+    assert caught.value.args == refusal.args
+    assert len(everything(receiver)) == count
+
+
+ENDLESS = """
+import faulthandler, itertools, threading
+from tomada import socket
+
+# Where nothing ends it, this does.
+faulthandler.dump_traceback_later(5, exit=True)
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.bind(("127.0.0.1", 0))
+"""
+
+
+STARTED = """
+def report():
+    while not sock.stats().sent:
+        pass
+    {action}
+
+threading.Thread(target=report).start()
+try:
+    sock.send_many(itertools.repeat(b"x" * 100), sock.getsockname())
+except BaseException as error:
+    print(repr(error))
+"""
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_control_c_ends_a_send_without_end():
+    with Child("-c", ENDLESS + STARTED.format(action="print(flush=True)")) as child:
+        child.line()
+        child.signal(signal.SIGINT)
+        status, output, errors = child.end()
+    assert status == 0, errors
+    assert output.startswith("KeyboardInterrupt(")
+
+
+def test_close_ends_a_send_without_end():
+    output = run(ENDLESS + STARTED.format(action="sock.close()"))
+    assert output.startswith(f"OSError({errno.EBADF}, ")
