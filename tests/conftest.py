@@ -10,6 +10,10 @@ import pytest
 
 pytest.register_assert_rewrite("parity", "support", "traffic")
 
+# Whoever starts the tests in the background of a shell has them ignore SIGINT, and the programs that
+# they start with them. One that has a handler starts programs that do not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 from support import KINDS, Kind, Peer  # noqa: E402 - after its assertions are rewritten
 
 # A name server that does not answer is not what is tested: ask once, and not for long.

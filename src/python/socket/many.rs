@@ -70,7 +70,7 @@ impl Socket {
 
 impl Socket {
     /// Waits for a datagram, and converts it and what else is there, up to a maximum.
-    pub(super) fn receive_many<T>(
+    pub(crate) fn receive_many<T>(
         &self,
         py: Python<'_>,
         max_datagrams: isize,

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::net::{self, Address, Meta, Source};
+use crate::net::{self, Address, Meta, Received, Source};
 
 /// The local addresses that peers sent to, on a socket that is bound to all of them. On a socket
 /// bound to one there is nothing to remember.
@@ -32,18 +32,9 @@ impl Asked {
         Self { is_on: AtomicBool::new(is_on), table: Mutex::default() }
     }
 
-    /// Takes note of where a message was sent to.
-    pub(super) fn note(&self, from: &[u8], control: &[u8]) {
-        if !self.is_on.load(Ordering::Relaxed) {
-            return;
-        }
-        let Some(source) = Meta::decode(control).source() else { return };
-        let peer = Address::from_bytes(from);
-        let mut table = self.table();
-        if table.is_empty() {
-            table.resize_with(PEERS, || None);
-        }
-        table[place(&peer)] = Some(Entry { peer, source });
+    /// To take notes of datagrams as they are received.
+    pub(super) fn notes(&self) -> Notes<'_> {
+        Notes { asked: self, last: std::ptr::null() }
     }
 
     /// Where to answer a peer from.
@@ -58,6 +49,29 @@ impl Asked {
 
     fn table(&self) -> MutexGuard<'_, Vec<Option<Entry>>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes note of where datagrams were sent to, for the time of one receive.
+pub(super) struct Notes<'a> {
+    asked: &'a Asked,
+    /// The control messages last noted, by their place: datagrams that came glued share them.
+    last: *const u8,
+}
+
+impl Notes<'_> {
+    pub(super) fn take(&mut self, datagram: &Received<'_>) {
+        if !self.asked.is_on.load(Ordering::Relaxed) || self.last == datagram.control.as_ptr() {
+            return;
+        }
+        self.last = datagram.control.as_ptr();
+        let Some(source) = Meta::decode(datagram.control).source() else { return };
+        let peer = Address::from_bytes(datagram.from);
+        let mut table = self.asked.table();
+        if table.is_empty() {
+            table.resize_with(PEERS, || None);
+        }
+        table[place(&peer)] = Some(Entry { peer, source });
     }
 }
 

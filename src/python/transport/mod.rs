@@ -2,6 +2,7 @@
 
 mod asked;
 mod read;
+mod take;
 mod write;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};

@@ -10,7 +10,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use super::TransportCore;
-use crate::net::{self, Datagrams, Filled, Received, ThreadRing};
+use super::asked::Notes;
+use crate::net::{self, Datagrams, Filled, ThreadRing};
 use crate::python::buffer::new_bytes;
 use crate::python::datagram::Datagram;
 use crate::python::error::{Error, Result};
@@ -148,7 +149,7 @@ impl TransportCore {
     }
 
     /// Tells the protocol of the datagrams that failed on their way.
-    fn drain_errors(&self, py: Python<'_>, socket: &net::Socket) -> Result<()> {
+    pub(super) fn drain_errors(&self, py: Python<'_>, socket: &net::Socket) -> Result<()> {
         let take = |fd: BorrowedFd<'_>| socket.take_error_message(fd);
         for _ in 0..ERRORS {
             let Ok(message) = socket.with(take) else { return Ok(()) };
@@ -169,15 +170,14 @@ struct Delivery<'a, 'py> {
     deadline: Instant,
     protocol: Option<(u64, Bound<'py, PyAny>)>,
     delivered: usize,
-    /// The control messages last noted, by their place: datagrams that came glued share them.
-    noted: *const u8,
+    notes: Notes<'a>,
 }
 
 impl<'a, 'py> Delivery<'a, 'py> {
     fn new(core: &'a TransportCore, owner: &'a Bound<'py, Socket>, deadline: Instant) -> Self {
         let senders = Senders::new(owner.get().addresses());
-        let (protocol, delivered, noted) = (None, 0, std::ptr::null());
-        Self { core, owner, senders, deadline, protocol, delivered, noted }
+        let (protocol, delivered, notes) = (None, 0, core.asked.notes());
+        Self { core, owner, senders, deadline, protocol, delivered, notes }
     }
 
     /// How many messages can be delivered in the time that is left. In every drain it is one.
@@ -218,7 +218,7 @@ impl<'a, 'py> Delivery<'a, 'py> {
             let py = self.owner.py();
             let data = new_bytes(py, datagram.payload)?;
             let address = self.senders.object(py, datagram.from)?;
-            self.note(&datagram);
+            self.notes.take(&datagram);
             if self.core.tells_metadata.load(Ordering::Relaxed) {
                 let about = Datagram::new(self.owner, &datagram, data.clone(), address.clone());
                 let about = Some(Py::new(py, about)?);
@@ -246,7 +246,7 @@ impl<'a, 'py> Delivery<'a, 'py> {
         while let Some(datagram) = datagrams.current() {
             let data = new_bytes(py, datagram.payload)?;
             batch.push(pair(data, self.senders.object(py, datagram.from)?)?);
-            self.note(&datagram);
+            self.notes.take(&datagram);
             datagrams.advance();
         }
         let len = batch.len();
@@ -275,12 +275,5 @@ impl<'a, 'py> Delivery<'a, 'py> {
             return true;
         }
         self.delivered.is_multiple_of(LOOK) && Instant::now() >= self.deadline
-    }
-
-    fn note(&mut self, datagram: &Received<'_>) {
-        if self.noted != datagram.control.as_ptr() {
-            self.noted = datagram.control.as_ptr();
-            self.core.asked.note(datagram.from, datagram.control);
-        }
     }
 }

@@ -1,0 +1,44 @@
+//! Datagrams to tasks, which take them as they like.
+
+use pyo3::prelude::*;
+use pyo3::types::{PyList, PyTuple};
+
+use super::TransportCore;
+use crate::net::Received;
+use crate::python::buffer::new_bytes;
+use crate::python::error::Result;
+use crate::python::socket::{Senders, pair};
+
+#[pymethods]
+impl TransportCore {
+    /// Take a datagram and its sender's address.
+    fn recvfrom<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyTuple>> {
+        // A maximum of one never gives none.
+        Ok(self.take(py, 1)?.swap_remove(0))
+    }
+
+    /// Take all datagrams that are there, up to a maximum, with their senders' addresses.
+    fn recv_many<'py>(&self, py: Python<'py>, max_datagrams: isize) -> Result<Bound<'py, PyList>> {
+        Ok(PyList::new(py, self.take(py, max_datagrams)?)?)
+    }
+
+    /// Tell the protocol of what the error queue has.
+    fn read_errors(&self, py: Python<'_>) -> Result<()> {
+        self.drain_errors(py, self.socket.bind(py).get().socket()?)
+    }
+}
+
+impl TransportCore {
+    fn take<'py>(&self, py: Python<'py>, max_datagrams: isize) -> Result<Vec<Bound<'py, PyTuple>>> {
+        let socket = self.socket.bind(py).get();
+        let mut senders = Senders::new(socket.addresses());
+        let mut notes = self.asked.notes();
+        let convert = |datagram: &Received<'_>| {
+            let data = new_bytes(py, datagram.payload)?;
+            let pair = pair(data, senders.object(py, datagram.from)?)?;
+            notes.take(datagram);
+            Ok(pair)
+        };
+        socket.receive_many(py, max_datagrams, libc::MSG_DONTWAIT, convert)
+    }
+}
