@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from socket import _Address, _RetAddress
-from typing import Final, Literal, Self, TypeAlias, final, overload
+from typing import Any, Final, Literal, Self, TypeAlias, final, overload
 
 from _typeshed import ReadableBuffer, WriteableBuffer
 
@@ -13,6 +13,8 @@ __all__ = [
     "DatagramError",
     "Socket",
     "Stats",
+    "TransportCore",
+    "Turn",
     "__version__",
     "kind_of",
 ]
@@ -645,3 +647,83 @@ class Stats:
         """Entries that came out of the error queue."""
 
     def __eq__(self, other: object, /) -> bool: ...
+
+@final
+class Turn:
+    """A counter that an event loop raises once for each of its turns."""
+
+    def __new__(cls) -> Turn: ...
+    def advance(self) -> None:
+        """Begin the next turn."""
+
+@final
+class TransportCore:
+    """The inside of :class:`tomada.asyncio.DatagramTransport`. Its interface is not public."""
+
+    def __new__(
+        cls,
+        socket: Socket,
+        event_loop: Any,
+        transport: Any,
+        *,
+        peer: Any,
+        is_connected: bool,
+        must_rearm: bool,
+        turn: Turn | None,
+    ) -> TransportCore: ...
+
+    reading: bool
+    """Whether datagrams are delivered."""
+
+    @property
+    def buffered(self) -> int:
+        """How many bytes wait to be sent."""
+
+    @property
+    def queued(self) -> int:
+        """How many datagrams wait to be sent."""
+
+    def set_high_water(self, bytes: int) -> None:
+        """Set from how many bytes on the transport is told that the buffer is too long."""
+
+    def set_protocol(self, protocol: Any) -> None:
+        """Set the protocol that datagrams are delivered to."""
+
+    def clear(self) -> None:
+        """Forget what waits to be sent."""
+
+    def lose(self) -> None:
+        """From now on, sending only warns."""
+
+    def unlink(self) -> None:
+        """Let go of the loop, the transport and the protocol."""
+
+    def datagram(self) -> Datagram | None:
+        """Return the datagram that is being delivered, with its metadata."""
+
+    def read_ready(self) -> None:
+        """Deliver the datagrams that are there, for a while, and send what the protocol answers."""
+
+    def resume(self) -> None:
+        """Go on where the last drain stopped for lack of time."""
+
+    def recvfrom(self) -> tuple[bytes, _RetAddress]:
+        """Take a datagram and its sender's address."""
+
+    def recv_many(self, max_datagrams: int) -> list[tuple[bytes, _RetAddress]]:
+        """Take all datagrams that are there, up to a maximum, with their senders' addresses."""
+
+    def read_errors(self) -> None:
+        """Tell the protocol of what the error queue has."""
+
+    def sendto(self, data: ReadableBuffer, addr: _Address | None = None) -> None:
+        """Send a datagram: at once, or with others at the end of the turn."""
+
+    def sendto_many(self, datagrams: Iterable[Any], addr: _Address | None = None) -> None:
+        """Send many datagrams, all for one address, or each a pair with its own."""
+
+    def flush(self) -> None:
+        """Send what waits for the end of the turn."""
+
+    def write_ready(self) -> None:
+        """Send what waits for room in the socket's buffer."""

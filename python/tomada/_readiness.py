@@ -10,13 +10,15 @@ from collections import deque
 class Readiness:
     """Lets tasks wait until a descriptor is readable; one event wakes one task.
 
-    The loop goes on to watch the descriptor after a wait: who waits in a row, as most do, saves the
-    system calls that begin and end the watch. It ends with an event that nobody waits for.
+    One that ``lasts`` has the loop watch the descriptor on after a wait, until an event that nobody
+    waits for: who waits in a row, as most do, saves the system calls that begin and end the watch.
+    Its owner must :meth:`stop` it before the descriptor is closed.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, *, lasts: bool) -> None:
         self._loop = loop
         self._fd = fd
+        self._lasts = lasts
         self._is_watched = False
         # A selector's loop asks for events before it runs what the last ones woke. So the event
         # after a wake-up is of the same datagram, which by then is taken.
@@ -35,6 +37,7 @@ class Readiness:
             if waiter.cancelled():
                 with contextlib.suppress(ValueError):
                     self.waiters.remove(waiter)
+                self._stop_if_idle()
             else:
                 self.wake()  # cancelled on the way to what it was woken for: that is another's now
             raise
@@ -45,6 +48,7 @@ class Readiness:
             waiter = self.waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
+                self._stop_if_idle()
                 return True
         return False
 
@@ -59,6 +63,10 @@ class Readiness:
         if self._is_watched:
             self._is_watched = False
             self._loop.remove_reader(self._fd)
+
+    def _stop_if_idle(self) -> None:
+        if not self._lasts and not self.waiters:
+            self.stop()
 
     def _watch(self) -> None:
         if not self._is_watched:

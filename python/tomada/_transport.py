@@ -6,14 +6,9 @@ import asyncio
 import logging
 import warnings
 from asyncio.trsock import TransportSocket
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tomada import _core
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from tomada.socket import socket
 
 _logger = logging.getLogger("asyncio")
 
@@ -49,7 +44,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        sock: socket,
+        sock: Any,
         protocol: asyncio.BaseProtocol,
         address: Any = None,
         waiter: asyncio.Future[None] | None = None,
@@ -57,18 +52,19 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         *,
         shown: Any = None,
         turn: _core.Turn | None = None,
+        delivers: bool = True,
     ) -> None:
         super().__init__(extra)
         self._loop: Any = loop
         self._sock: Any = sock
         self._sock_fd = sock.fileno()
-        self._shown = sock if shown is None else shown
+        self._shown: Any = sock if shown is None else shown
         self._extra: dict[str, Any] = {} if extra is None else extra
         self._extra["socket"] = TransportSocket(self._shown)
         self._extra["sockname"] = _name(sock.getsockname)
         self._extra.setdefault("peername", _name(sock.getpeername))
         self._closing = False
-        self._paused = False
+        self._paused = not delivers
         self._conn_lost = 0
         self._writing = False  # whether the loop watches for room
         self._protocol_paused = False
@@ -85,8 +81,8 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             turn=turn,
         )
         # Straight to the core, without a frame of Python's in between.
-        self.sendto = core.sendto  # type: ignore[method-assign]
-        self.sendto_many = core.sendto_many
+        self.sendto: Any = core.sendto
+        self.sendto_many: Any = core.sendto_many
         self.set_protocol(protocol)
 
         loop.call_soon(protocol.connection_made, self)
@@ -94,10 +90,6 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         loop.call_soon(self._start_reading)
         if waiter is not None:
             loop.call_soon(_wake_up, waiter)
-
-    if TYPE_CHECKING:
-
-        def sendto_many(self, datagrams: Iterable[Any], addr: Any = None) -> None: ...
 
     def __repr__(self) -> str:
         info = [type(self).__name__]
@@ -188,7 +180,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         if not high >= low >= 0:
             raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
         self._high_water, self._low_water = high, low
-        self._core.high_water = high
+        self._core.set_high_water(high)
         if self._core.buffered > high:
             self._buffer_is_long()
 

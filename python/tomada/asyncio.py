@@ -7,25 +7,30 @@ protocols, and what they call, stay as they are.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import selectors
 import socket as _std
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from tomada import _core
+from tomada._endpoint import Endpoint, Events
+from tomada._readiness import Readiness
 from tomada._transport import DatagramTransport
 from tomada.socket import socket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Generator
 
     from tomada._core import Turn
 
 __all__ = [
     "DatagramTransport",
+    "Endpoint",
     "EventLoop",
     "create_datagram_endpoint",
     "install",
+    "open_endpoint",
     "run",
 ]
 
@@ -34,6 +39,15 @@ __all__ = [
 # is to be done, and when a timer is due.
 LONGEST_DRAIN = 200e-6
 SOON = 1e-6
+
+
+class _Options(TypedDict, total=False):
+    family: int
+    proto: int
+    flags: int
+    reuse_port: bool | None
+    allow_broadcast: bool | None
+    sock: _std.socket | None
 
 
 class _CountingSelector(selectors.DefaultSelector):
@@ -57,22 +71,65 @@ class EventLoop(asyncio.SelectorEventLoop):
 
     def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
         super().__init__(_CountingSelector() if selector is None else selector)
+        # By descriptor: what tasks wait for in the socket methods below.
+        self._readiness: dict[int, Readiness] = {}
 
     def _spare_time(self) -> float:
         """Return how long a transport may deliver datagrams before others must have their turn."""
         if self._ready:  # type: ignore[attr-defined]
             return 0.0
         if timers := self._scheduled:  # type: ignore[attr-defined]
-            return max(SOON, min(LONGEST_DRAIN, timers[0].when() - self.time()))
+            until: float = timers[0].when() - self.time()
+            return max(SOON, min(LONGEST_DRAIN, until))
         return LONGEST_DRAIN
 
     async def create_datagram_endpoint(self, *args: Any, **kwargs: Any) -> Any:
         """Make a datagram endpoint: see :func:`tomada.asyncio.create_datagram_endpoint`."""
         return await create_datagram_endpoint(self, *args, **kwargs)
 
+    async def sock_recvfrom(self, sock: _std.socket, bufsize: int) -> Any:
+        """Receive a datagram, as :meth:`asyncio.loop.sock_recvfrom`, and lose none if cancelled."""
+        if not isinstance(sock, _core.Socket):
+            return await super().sock_recvfrom(sock, bufsize)
+        return await self._when_readable(sock, sock.recvfrom, bufsize)
+
+    async def sock_recvfrom_into(self, sock: _std.socket, buf: Any, nbytes: int = 0) -> Any:
+        """Receive a datagram into a buffer, as :meth:`asyncio.loop.sock_recvfrom_into`."""
+        if not isinstance(sock, _core.Socket):
+            return await super().sock_recvfrom_into(sock, buf, nbytes)
+        return await self._when_readable(sock, sock.recvfrom_into, buf, nbytes or len(buf))
+
+    async def sock_sendto(self, sock: _std.socket, data: Any, address: Any) -> Any:
+        """Send a datagram, as :meth:`asyncio.loop.sock_sendto`."""
+        if isinstance(sock, _core.Socket) and not (self.get_debug() and sock.gettimeout() != 0):
+            with contextlib.suppress(BlockingIOError, InterruptedError):
+                return sock.sendto(data, address)
+        return await super().sock_sendto(sock, data, address)
+
+    async def _when_readable(
+        self, sock: _core.Socket, receive: Callable[..., Any], *args: Any
+    ) -> Any:
+        if self.get_debug() and sock.gettimeout() != 0:
+            raise ValueError("the socket must be non-blocking")
+        while True:
+            try:
+                return receive(*args)
+            except (BlockingIOError, InterruptedError):
+                pass
+            fd = sock.fileno()
+            self._ensure_fd_no_transport(fd)  # type: ignore[attr-defined]
+            if fd not in self._readiness:
+                self._readiness[fd] = Readiness(self, fd, lasts=False)
+            readiness = self._readiness[fd]
+            try:
+                await readiness.wait()
+            finally:
+                if not readiness.waiters:
+                    self._readiness.pop(fd, None)
+
 
 def run(main: Coroutine[Any, Any, Any], *, debug: bool | None = None) -> Any:
-    """Run a coroutine on a new :class:`EventLoop`, as :func:`asyncio.run` does on a standard one."""
+    """Run a coroutine on a new :class:`EventLoop`, as :func:`asyncio.run` on a standard one."""
     with asyncio.Runner(debug=debug, loop_factory=EventLoop) as runner:
         return runner.run(main)
 
@@ -84,7 +141,7 @@ def install(loop: asyncio.AbstractEventLoop) -> None:
     stay as they are.
     """
     endpoint = functools.partial(create_datagram_endpoint, loop)
-    loop.create_datagram_endpoint = endpoint  # type: ignore[method-assign, assignment]
+    loop.create_datagram_endpoint = endpoint  # type: ignore[method-assign]
 
 
 async def create_datagram_endpoint(
@@ -93,35 +150,64 @@ async def create_datagram_endpoint(
     local_addr: tuple[str, int] | str | None = None,
     remote_addr: tuple[str, int] | str | None = None,
     *,
-    family: int = 0,
-    proto: int = 0,
-    flags: int = 0,
-    reuse_port: bool | None = None,
-    allow_broadcast: bool | None = None,
-    sock: _std.socket | None = None,
+    gro: bool = True,
+    **options: Unpack[_Options],
 ) -> tuple[DatagramTransport, Any]:
     """Make a datagram endpoint on any loop that has ``add_reader`` and ``add_writer``.
 
-    The arguments, the resolution of names, and the exceptions are those of
+    The other arguments (``family``, ``proto``, ``flags``, ``reuse_port``, ``allow_broadcast``,
+    ``sock``), the resolution of names, and the exceptions are those of
     :meth:`asyncio.loop.create_datagram_endpoint`, whose own code does this part.
 
     :param sock: A socket of tomada's or the standard library's, which becomes the transport's.
+    :param gro: Let the kernel hand over datagrams many at a time, where it can.
     :return: A :class:`DatagramTransport` and the protocol.
     """
-    maker: Any = _Maker(loop, sock)
-    result: tuple[DatagramTransport, Any] = await _standard_endpoint(
-        maker,
-        protocol_factory,
-        local_addr,
-        remote_addr,
-        family=family,
-        proto=proto,
-        flags=flags,
-        reuse_port=reuse_port,
-        allow_broadcast=allow_broadcast,
-        sock=sock,
-    )
-    return result
+    maker = _Maker(loop, gro=gro)
+    return await maker.make(protocol_factory, local_addr, remote_addr, **options)
+
+
+def open_endpoint(
+    local_addr: tuple[str, int] | str | None = None,
+    remote_addr: tuple[str, int] | str | None = None,
+    *,
+    gro: bool = True,
+    **options: Unpack[_Options],
+) -> _Opening:
+    """Open an :class:`Endpoint` on the running loop, whichever that is.
+
+    ``async with open_endpoint(...) as endpoint`` also closes it; ``await open_endpoint(...)`` gives
+    one to close with :meth:`Endpoint.aclose`.
+
+    The arguments are those of :func:`create_datagram_endpoint`.
+    """
+    return _Opening(local_addr, remote_addr, gro=gro, **options)
+
+
+class _Opening:
+    """An endpoint that is opened when it is awaited, or entered."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._args = args
+        self._options = options
+        self._endpoint: Endpoint | None = None
+
+    def __await__(self) -> Generator[Any, Any, Endpoint]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Endpoint:
+        self._endpoint = await self._open()
+        return self._endpoint
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._endpoint is not None:
+            await self._endpoint.aclose()
+
+    async def _open(self) -> Endpoint:
+        options = self._options.copy()
+        maker = _Maker(asyncio.get_running_loop(), gro=options.pop("gro"), delivers=False)
+        transport, events = await maker.make(Events, *self._args, **options)
+        return Endpoint(transport, events)
 
 
 _standard_endpoint: Any = asyncio.BaseEventLoop.create_datagram_endpoint
@@ -132,12 +218,21 @@ class _Maker:
 
     _ensure_resolved: Any = asyncio.BaseEventLoop._ensure_resolved  # type: ignore[attr-defined]
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, given: _std.socket | None) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, *, gro: bool, delivers: bool = True
+    ) -> None:
         self._loop = loop
-        self._given = given
+        self._gro = gro
+        self._delivers = delivers
+        self._given: _std.socket | None = None
         self._debug = loop.get_debug()
         self.getaddrinfo = loop.getaddrinfo
         self.create_future = loop.create_future
+
+    async def make(self, *args: Any, **options: Any) -> tuple[DatagramTransport, Any]:
+        self._given = options.get("sock")
+        result: tuple[DatagramTransport, Any] = await _standard_endpoint(self, *args, **options)
+        return result
 
     async def sock_connect(self, sock: _std.socket, address: Any) -> None:
         sock.connect(address)  # a datagram socket connects at once
@@ -147,26 +242,37 @@ class _Maker:
     ) -> DatagramTransport:
         ours, shown = _adopt(sock, sock is self._given)
         try:
+            if ours.gro != self._gro:
+                with contextlib.suppress(OSError):  # AF_UNIX, and kernels without it
+                    ours.gro = self._gro
             return DatagramTransport(
-                self._loop, ours, protocol, address, waiter, shown=shown, turn=_turn(self._loop)
+                self._loop,
+                ours,
+                protocol,
+                address,
+                waiter,
+                shown=shown,
+                turn=_turn(self._loop),
+                delivers=self._delivers,
             )
         except BaseException:
             ours.close()
             raise
 
 
-def _adopt(sock: _std.socket, is_users: bool) -> tuple[socket, _std.socket]:
+def _adopt(sock: _std.socket, is_users: bool) -> tuple[_core.Socket, _std.socket]:
     """Return a socket of tomada's, and the one to show to the user."""
     if isinstance(sock, _core.Socket):
-        return sock, sock  # type: ignore[return-value]
+        return sock, sock
     if not is_users:
-        ours = socket(sock.family, sock.type, sock.proto, sock.detach())
-        ours.setblocking(False)
-        return ours, ours
-    # The user's object stays in working order, and has a descriptor of its own.
-    ours = socket(sock.family, sock.type, sock.proto, _std.dup(sock.fileno()))
+        ours: Any = socket(sock.family, sock.type, sock.proto, sock.detach())
+        shown = ours
+    else:
+        # The user's object stays in working order, and has a descriptor of its own.
+        ours = socket(sock.family, sock.type, sock.proto, _std.dup(sock.fileno()))
+        shown = sock
     ours.setblocking(False)
-    return ours, sock
+    return ours, shown
 
 
 def _turn(loop: asyncio.AbstractEventLoop) -> Turn | None:

@@ -195,8 +195,7 @@ impl TransportCore {
         self.outbox().len()
     }
 
-    /// From how many bytes on the transport is told that the buffer is too long.
-    #[setter]
+    /// Set from how many bytes on the transport is told that the buffer is too long.
     fn set_high_water(&self, bytes: usize) {
         self.high_water.store(bytes, Ordering::Relaxed);
     }

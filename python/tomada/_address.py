@@ -1,0 +1,53 @@
+"""Addresses as people write them: ``127.0.0.1:1234``, ``[::1]:1234``, ``/run/it``, ``@name``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from socket import _Address, _RetAddress
+
+HIGHEST_PORT = 65_535
+
+
+def format_address(address: _Address | _RetAddress | None) -> str:
+    """Write an address of any family; an abstract name of ``AF_UNIX`` begins with ``@``."""
+    if isinstance(address, tuple):
+        host, port = address[:2]
+        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+    if not address:
+        return "(no address)"
+    text = bytes(address).decode(errors="replace") if not isinstance(address, str) else address
+    return "@" + text[1:] if text.startswith("\0") else text
+
+
+def parse_address(
+    text: str, *, host: str = "127.0.0.1", port: int | None = None
+) -> tuple[str, int] | str:
+    """Read an address: ``HOST:PORT``, ``[HOST]:PORT``, a path with a slash, or ``@`` and a name.
+
+    :param host: The host of ``:PORT`` or a bare ``PORT``.
+    :param port: The port of a text without one; without it such a text is refused.
+    :raises ValueError: The text is none of these, and why.
+    """
+    if text.startswith("@"):
+        return "\0" + text[1:]
+    if "/" in text:
+        return text
+    if text.startswith("["):
+        found, bracket, digits = text[1:].partition("]")
+        if not bracket or (digits and not digits.startswith(":")):
+            raise ValueError(f"{text!r} is no address: an IPv6 one is written [::1]:1234")
+        digits = digits[1:]
+    elif text.count(":") > 1:
+        raise ValueError(f"{text!r} is no address: an IPv6 one is written [::1]:1234")
+    elif ":" in text:
+        found, _, digits = text.partition(":")
+    else:
+        found, digits = ("", text) if text.isdecimal() else (text, "")
+    if not digits and port is None:
+        raise ValueError(f"{text!r} has no port: write HOST:PORT, such as 127.0.0.1:1234")
+    if digits and not (digits.isascii() and digits.isdecimal() and int(digits) <= HIGHEST_PORT):
+        raise ValueError(f"{digits!r} is no port: one is a number from 0 to {HIGHEST_PORT}")
+    chosen = int(digits) if digits or port is None else port
+    return found or host, chosen

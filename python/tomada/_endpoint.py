@@ -1,0 +1,352 @@
+"""The endpoint of :mod:`tomada.asyncio`: datagrams for tasks, in place of callbacks."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Self
+
+from tomada._readiness import Readiness
+from tomada._retry import Retry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Iterable
+
+    from tomada._core import Datagram, Socket, Stats
+    from tomada._transport import DatagramTransport
+
+# A task that finds datagrams without waiting lets others run after so many seconds. It looks at the
+# clock once for so many datagrams.
+LONGEST_RUN = 500e-6
+LOOK = 16
+
+
+class Endpoint:
+    """A datagram socket for tasks: what :func:`open_endpoint` makes.
+
+    There is no queue of its own: datagrams wait in the socket's buffer until a task asks, and the
+    kernel counts those that find it full (``endpoint.stats().kernel_drops``). A task that is
+    cancelled while it waits loses none. Several tasks may receive at once; each datagram goes to
+    one of them.
+
+    What went wrong with earlier datagrams, as ICMP messages tell it to a connected socket, is
+    raised once, as an :class:`OSError`, by the next method that receives, or by :meth:`drain`.
+
+    After :meth:`aclose`, which ``async with`` calls, every method raises :class:`OSError` with
+    ``EBADF``, those that wait among them, and ``async for`` ends.
+    """
+
+    def __init__(self, transport: DatagramTransport, events: Events) -> None:
+        loop = transport._loop
+        self._transport = transport
+        self._events = events
+        self._core = transport._core
+        self._socket: Socket = transport._sock
+        self._readiness = Readiness(loop, self._socket.fileno(), lasts=True)
+        self._is_libuv = not isinstance(loop, asyncio.SelectorEventLoop)
+        self._asking = asyncio.Lock()
+        self._taken = 0
+        self._rested = 0.0
+        events.wake = self._readiness.wake
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._transport!r}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    # Receiving
+
+    async def recv(self) -> tuple[bytes, Any]:
+        """Receive a datagram, and its sender's address."""
+        datagram: tuple[bytes, Any] = await self._receive(self._core.recvfrom)
+        return datagram
+
+    async def recv_many(self, max_datagrams: int = 64) -> list[tuple[bytes, Any]]:
+        """Wait for one datagram, and receive all that are there, up to a maximum."""
+        datagrams: list[tuple[bytes, Any]] = await self._receive(
+            self._core.recv_many, max_datagrams
+        )
+        return datagrams
+
+    async def recv_datagram(self) -> Datagram:
+        """Receive a datagram with its metadata, as :meth:`tomada.socket.socket.recv_datagram`."""
+        datagram: Datagram = await self._receive(self._socket.recv_datagram)
+        return datagram
+
+    async def __aiter__(self) -> AsyncGenerator[tuple[bytes, Any], None]:
+        """Receive datagrams, as :meth:`recv` does, until the endpoint is closed."""
+        take = self._core.recvfrom
+        try:
+            while not self.is_closing():
+                for _ in range(LOOK):
+                    try:
+                        datagram = take()
+                    except BlockingIOError:
+                        datagram = None
+                    yield await self.recv() if datagram is None else datagram
+                await self._rest()
+        except OSError:
+            if not self.is_closing():
+                raise
+
+    async def _receive(self, take: Callable[..., Any], *args: Any) -> Any:
+        self._taken += 1
+        if self._taken % LOOK == 0:
+            await self._rest()
+        has_waited = False
+        while True:
+            self._events.raise_first()
+            self._check_open()
+            try:
+                taken = take(*args)
+            except BlockingIOError:
+                if has_waited:
+                    # Readable, and no datagram: then it is the error queue.
+                    self._core.read_errors()
+                    self._rearm()
+                    if self._events.errors:
+                        continue
+            except OSError:
+                self._rearm()
+                raise
+            else:
+                if self._readiness.waiters and self._socket.pending:
+                    self._readiness.wake()  # the kernel says nothing of what it has handed over
+                return taken
+            await self._readiness.wait()
+            self._rested = time.monotonic()
+            has_waited = True
+
+    async def _rest(self) -> None:
+        """Let others run, if that was long ago."""
+        now = time.monotonic()
+        if now - self._rested >= LONGEST_RUN:
+            self._rested = now
+            await asyncio.sleep(0)
+
+    def _rearm(self) -> None:
+        if self._is_libuv:
+            self._readiness.rearm()
+
+    # Sending
+
+    def send(self, data: Any, addr: Any = None) -> None:
+        """Send a datagram: to ``addr``, or to the peer of a connected endpoint.
+
+        It leaves at once if it is the first in this turn of the loop; further ones leave together,
+        at the end of the turn. When the socket's buffer is full they wait, in order. Nothing limits
+        how many: call :meth:`drain` now and then.
+
+        A peer that asked one of several local addresses is answered from that address.
+
+        :raises OSError: The datagram can not leave; it is too long, for example.
+        """
+        self._check_open()
+        heard = self._events.heard
+        self._transport.sendto(data, addr)
+        if self._events.heard != heard:
+            self._events.raise_own()
+
+    def send_many(self, datagrams: Iterable[Any], addr: Any = None) -> None:
+        """Send many datagrams: all to ``addr`` or the peer, or each a pair with its own address.
+
+        They leave at once, together, but for what finds the socket's buffer full.
+
+        :raises OSError: One of them can not leave. The others did, or wait.
+        """
+        self._check_open()
+        heard = self._events.heard
+        self._transport.sendto_many(datagrams, addr)
+        if self._events.heard != heard:
+            self._events.raise_own()
+
+    async def drain(self) -> None:
+        """Wait until less is waiting to be sent than the transport's low-water mark.
+
+        :raises OSError: A datagram that had to wait could not leave.
+        """
+        self._events.raise_first()
+        self._check_open()
+        await self._rest()
+        while self._events.is_paused:
+            await self._events.change()
+            self._events.raise_first()
+
+    # Asking
+
+    async def request(
+        self,
+        data: Any,
+        *,
+        timeout: float = 1.0,
+        retries: int = 3,
+        match: Callable[[Any, bytes], bool] | None = None,
+        retry_refused: bool = True,
+    ) -> bytes:
+        """Send a request to the peer, and return its reply.
+
+        The endpoint must have a peer (``remote_addr``). Requests of several tasks wait for one
+        another before their time begins. No task should receive otherwise meanwhile: it would get
+        the reply.
+
+        What came before the request was sent, such as a late reply to an earlier one, is passed
+        over. To tell a late one that comes afterwards, give a ``match``.
+
+        :param timeout: The deadline of the whole request, in seconds.
+        :param retries: How often the request is sent again within it; the waits double.
+        :param match: Whether a reply, its second argument, answers a request, its first.
+        :param retry_refused: Go on when nobody listens, as if the datagram was lost. If false,
+            raise :class:`ConnectionRefusedError`.
+        :raises TimeoutError: No reply came; the text says how many attempts were made.
+        """
+        peer = self.get_extra_info("peername")
+        if peer is None:
+            raise ValueError("request() needs an endpoint with a peer: open it with a remote_addr")
+        async with self._asking:
+            self._pass_over()
+            attempts = Retry(timeout, retries).start(asyncio.get_running_loop().time)
+            for until in attempts:
+                try:
+                    self.send(data)
+                    reply = await self._reply(until, data, match)
+                except ConnectionRefusedError:
+                    if not retry_refused:
+                        raise
+                    await self._sleep(until)
+                else:
+                    if reply is not None:
+                        return reply
+            raise attempts.timed_out(peer)
+
+    async def _reply(
+        self, until: float, data: Any, match: Callable[[Any, bytes], bool] | None
+    ) -> bytes | None:
+        try:
+            async with asyncio.timeout_at(until) as limit:
+                while True:
+                    reply, _ = await self.recv()
+                    if match is None or match(data, reply):
+                        return reply
+        except TimeoutError:
+            if not limit.expired():
+                raise  # it is the match's
+            return None
+
+    async def _sleep(self, until: float) -> None:
+        await asyncio.sleep(until - asyncio.get_running_loop().time())
+
+    def _pass_over(self) -> None:
+        self._events.errors.clear()
+        for _ in range(LOOK):
+            try:
+                self._core.recv_many(1024)
+            except BlockingIOError:
+                return
+            except ConnectionRefusedError:
+                continue
+
+    # The rest
+
+    @property
+    def socket(self) -> Socket:
+        """The socket, for its options, groups, :meth:`~tomada.socket.socket.errors` and more."""
+        return self._socket
+
+    def stats(self) -> Stats:
+        """Return the socket's :class:`tomada.Stats`."""
+        return self._socket.stats()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return what the transport says of itself: ``"sockname"``, ``"peername"`` and more."""
+        return self._transport.get_extra_info(name, default)
+
+    def is_closing(self) -> bool:
+        """Return whether the endpoint is closing or closed."""
+        return self._transport.is_closing()
+
+    async def aclose(self) -> None:
+        """End every wait, send what waits to be sent, and close the socket.
+
+        A second call waits for the first. Cancelled, it goes on to close in the background.
+        """
+        if not self.is_closing():
+            self._transport.close()
+            self._end_waits()
+        while not self._events.is_lost:
+            await self._events.change()
+
+    def abort(self) -> None:
+        """Close at once; what waits to be sent is lost."""
+        self._transport.abort()
+        self._end_waits()
+
+    def _end_waits(self) -> None:
+        self._readiness.stop()
+        while self._readiness.wake():
+            pass
+
+    def _check_open(self) -> None:
+        if self.is_closing():
+            raise OSError(errno.EBADF, "the endpoint is closed")
+
+
+class Events(asyncio.DatagramProtocol):
+    """What the transport tells an endpoint."""
+
+    def __init__(self) -> None:
+        self.errors: deque[Exception] = deque(maxlen=64)  # nobody may be there to ask
+        self.heard = 0
+        self.is_paused = False
+        self.is_lost = False
+        self.wake: Callable[[], object] = bool
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def error_received(self, exc: Exception) -> None:
+        self.errors.append(exc)
+        self.heard += 1
+        self.wake()
+
+    def pause_writing(self) -> None:
+        self.is_paused = True
+
+    def resume_writing(self) -> None:
+        self.is_paused = False
+        self._tell()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None:
+            self.errors.append(exc)
+        self.is_paused = False
+        self.is_lost = True
+        self._tell()
+
+    def raise_first(self) -> None:
+        """Raise the error that has waited longest."""
+        if self.errors:
+            raise self.errors.popleft()
+
+    def raise_own(self) -> None:
+        """Raise the last error, after a send that caused it."""
+        # A refusal is the answer to an earlier datagram; the kernel tells it to the next send.
+        if self.errors and not isinstance(self.errors[-1], ConnectionRefusedError):
+            raise self.errors.pop()
+
+    async def change(self) -> None:
+        """Wait until ``is_paused`` or ``is_lost`` change."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.remove(waiter)
+
+    def _tell(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
