@@ -6,13 +6,17 @@ import asyncio
 import logging
 import warnings
 from asyncio.trsock import TransportSocket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tomada import _core
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _logger = logging.getLogger("asyncio")
 
 HIGH_WATER = 64 * 1024
+LOW_WATER = HIGH_WATER // 4
 LOST_SENDS_BEFORE_WARNING = 5  # as in asyncio.constants
 
 
@@ -68,7 +72,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         self._conn_lost = 0
         self._writing = False  # whether the loop watches for room
         self._protocol_paused = False
-        self._high_water, self._low_water = HIGH_WATER, HIGH_WATER // 4
+        self._high_water, self._low_water = HIGH_WATER, LOW_WATER
 
         peername = self._extra["peername"]
         self._core = core = _core.TransportCore(
@@ -82,7 +86,6 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         )
         # Straight to the core, without a frame of Python's in between.
         self.sendto: Any = core.sendto
-        self.sendto_many: Any = core.sendto_many
         self.set_protocol(protocol)
 
         loop.call_soon(protocol.connection_made, self)
@@ -161,7 +164,14 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             self._loop.remove_writer(self._sock_fd)
             self._loop.add_writer(self._sock_fd, self._core.write_ready)
 
-    # Writing; sendto and sendto_many are the core's.
+    # Writing; sendto is the core's.
+
+    def sendto_many(self, datagrams: Iterable[Any], addr: Any = None) -> None:
+        """Send many datagrams: all to ``addr`` or the peer, or each a pair with its own address.
+
+        They leave together, at once; from within a callback that receives, when it is done.
+        """
+        self._core.sendto_many(datagrams, addr)
 
     def get_write_buffer_size(self) -> int:
         """Return how many bytes of payload wait to be sent."""

@@ -255,8 +255,8 @@ fn v6(ip: Ipv6Addr, scope: u32) -> Address {
 /// The addresses that one socket meets again and again, as Python's tuples and as the kernel's
 /// bytes, so that a busy peer costs neither an allocation nor a parse.
 ///
-/// Two small tables in which each address has one place. A table that another thread is using is
-/// passed over: a cache is no reason to wait.
+/// Two small tables in which each address has one place; most sockets need a single one. A table
+/// that another thread is using is passed over: a cache is no reason to wait.
 #[derive(Default)]
 pub(crate) struct AddressCache {
     received: Mutex<Table>,
@@ -264,8 +264,9 @@ pub(crate) struct AddressCache {
 }
 
 #[derive(Default)]
-struct Table(Option<Box<[Option<Entry>; TABLE_LEN]>>);
+struct Table(Box<[Option<Entry>]>);
 
+/// How many places a table has once two addresses would take one.
 const TABLE_LEN: usize = 16;
 
 struct Entry {
@@ -287,9 +288,9 @@ impl AddressCache {
         if address.is_empty() || address.len() > IP_ADDRESS_LEN {
             return to_python(py, address);
         }
-        let place = place(hash(address));
+        let hash = hash(address);
         if let Ok(table) = self.received.try_lock()
-            && let Some(entry) = table.get(place)
+            && let Some(entry) = table.get(hash)
             && entry.raw() == address
         {
             return Ok(entry.object.bind(py).clone());
@@ -297,7 +298,7 @@ impl AddressCache {
         // The lock is free while Python allocates, which may run a finalizer that comes here.
         let object = to_python(py, address)?;
         if let Ok(mut table) = self.received.try_lock() {
-            table.set(place, Entry::new(address, &object));
+            table.set(hash, Entry::new(address, &object));
         }
         Ok(object)
     }
@@ -310,9 +311,9 @@ impl AddressCache {
         caller: &str,
         mapping: Mapping,
     ) -> Result<Address> {
-        let place = place(object.as_ptr() as u64 >> 4);
+        let hash = object.as_ptr() as u64 >> 4;
         if let Ok(table) = self.sent.try_lock()
-            && let Some(entry) = table.get(place)
+            && let Some(entry) = table.get(hash)
             && entry.object.is(object)
         {
             return Ok(Address::from_bytes(entry.raw()));
@@ -322,7 +323,7 @@ impl AddressCache {
             && address.as_bytes().len() <= IP_ADDRESS_LEN
             && let Ok(mut table) = self.sent.try_lock()
         {
-            table.set(place, Entry::new(address.as_bytes(), object));
+            table.set(hash, Entry::new(address.as_bytes(), object));
         }
         Ok(address)
     }
@@ -347,12 +348,22 @@ fn is_constant(family: c_int, object: &Bound<'_, PyAny>) -> bool {
 }
 
 impl Table {
-    fn get(&self, place: usize) -> Option<&Entry> {
-        self.0.as_ref()?[place].as_ref()
+    fn get(&self, hash: u64) -> Option<&Entry> {
+        self.0.get(self.place(hash))?.as_ref()
     }
 
-    fn set(&mut self, place: usize, entry: Entry) {
-        self.0.get_or_insert_default()[place] = Some(entry);
+    fn set(&mut self, hash: u64, entry: Entry) {
+        match self.0.len() {
+            0 => self.0 = Box::new([None]),
+            1 if self.0[0].is_some() => self.0 = (0..TABLE_LEN).map(|_| None).collect(),
+            _ => {}
+        }
+        self.0[self.place(hash)] = Some(entry);
+    }
+
+    fn place(&self, hash: u64) -> usize {
+        // Multiplying by 2^64 / golden ratio spreads what differs in few bits (Knuth, TAOCP 6.4).
+        (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & self.0.len().wrapping_sub(1)
     }
 }
 
@@ -383,9 +394,4 @@ fn hash(address: &[u8]) -> u64 {
         })
     };
     word(0) ^ word(8).rotate_left(17) ^ word(16).rotate_left(31)
-}
-
-fn place(hash: u64) -> usize {
-    // Multiplying by 2^64 / golden ratio spreads what differs in few bits (Knuth, TAOCP 6.4).
-    (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % TABLE_LEN
 }

@@ -1,5 +1,6 @@
 //! Datagrams of Python's that wait to be sent together.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 
@@ -19,6 +20,12 @@ struct Queued {
     data: Py<PyBytes>,
     to: Option<Address>,
     source: Option<Source>,
+}
+
+thread_local! {
+    /// Memory for a queue: an outbox has some only while it has something in it, and those of a
+    /// loop, which are flushed one after the other, take turns.
+    static SPARE: Cell<VecDeque<Queued>> = const { Cell::new(VecDeque::new()) };
 }
 
 /// How far a flush came.
@@ -43,6 +50,9 @@ impl Outbox {
         to: Option<Address>,
         source: Option<Source>,
     ) {
+        if self.datagrams.capacity() == 0 {
+            self.datagrams = SPARE.take();
+        }
         self.bytes += len;
         self.datagrams.push_back(Queued { data, to, source });
     }
@@ -73,6 +83,9 @@ impl Outbox {
             for queued in self.datagrams.drain(..done) {
                 self.bytes -= queued.data.bind(py).as_bytes().len();
             }
+        }
+        if self.is_empty() {
+            SPARE.set(std::mem::take(&mut self.datagrams));
         }
         flushed
     }

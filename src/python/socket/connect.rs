@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 
 use super::Socket;
 use crate::net::{Address, Interest};
+use crate::python::address::to_python;
 use crate::python::audit;
 use crate::python::error::{Error, Result};
 
@@ -45,13 +46,13 @@ impl Socket {
     /// Return the socket's own address.
     fn getsockname<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyAny>> {
         let address = self.named_socket()?.local_address()?;
-        Ok(self.addresses.object(py, address.as_bytes())?)
+        Ok(to_python(py, address.as_bytes())?)
     }
 
     /// Return the connected peer's address.
     fn getpeername<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyAny>> {
         let address = self.named_socket()?.peer_address()?;
-        Ok(self.addresses.object(py, address.as_bytes())?)
+        Ok(to_python(py, address.as_bytes())?)
     }
 
     /// Let peers connect, where the type of socket allows it.
@@ -70,7 +71,7 @@ impl Socket {
         } else {
             self.transfer(py, &mut patience, Interest::Read, 0, |socket, fd, _| socket.accept(fd))?
         };
-        let address = self.addresses.object(py, address.as_bytes())?;
+        let address = to_python(py, address.as_bytes())?;
         Ok((fd.into_raw_fd(), address))
     }
 

@@ -67,7 +67,7 @@ pub(crate) struct TransportCore {
     /// The only address that may be sent to, where there is one.
     peer: Option<Py<PyAny>>,
     /// That address for the kernel, where the socket is not connected to it.
-    default_address: Option<Address>,
+    default_address: Option<Box<Address>>,
     turn: Option<Py<Turn>>,
     /// The turn of the last send that left at once.
     last_turn: AtomicU64,
@@ -122,7 +122,7 @@ impl TransportCore {
         let py = socket.py();
         let default_address = match &peer {
             Some(peer) if !is_connected => {
-                Some(socket.get().parse_any_address(peer.bind(py), "sendto")?)
+                Some(Box::new(socket.get().parse_any_address(peer.bind(py), "sendto")?))
             }
             _ => None,
         };

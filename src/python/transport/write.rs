@@ -113,7 +113,8 @@ impl TransportCore {
                 let message = format!("Invalid address: must be None or {peer}");
                 return Err(PyValueError::new_err(message).into());
             }
-            return Ok(self.default_address.map_or(Target::Peer, Target::Address));
+            let address = self.default_address.as_deref();
+            return Ok(address.map_or(Target::Peer, |&address| Target::Address(address)));
         }
         let Some(addr) = addr else {
             let message = "sendto() needs an address: the transport is not connected";
