@@ -11,7 +11,7 @@ import contextlib
 import functools
 import selectors
 import socket as _std
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 from tomada import _core
 from tomada._endpoint import Endpoint, Events
@@ -39,6 +39,8 @@ __all__ = [
 # is to be done, and when a timer is due.
 LONGEST_DRAIN = 200e-6
 SOON = 1e-6
+
+Result = TypeVar("Result")
 
 
 class _Options(TypedDict, total=False):
@@ -128,7 +130,7 @@ class EventLoop(asyncio.SelectorEventLoop):
                     self._readiness.pop(fd, None)
 
 
-def run(main: Coroutine[Any, Any, Any], *, debug: bool | None = None) -> Any:
+def run(main: Coroutine[Any, Any, Result], *, debug: bool | None = None) -> Result:
     """Run a coroutine on a new :class:`EventLoop`, as :func:`asyncio.run` on a standard one."""
     with asyncio.Runner(debug=debug, loop_factory=EventLoop) as runner:
         return runner.run(main)
