@@ -90,13 +90,15 @@ class Retry:
         self,
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[float, float], float] = random.uniform,
+        started: float | None = None,
     ) -> Attempts:
-        """Begin a request: its deadline counts from now.
+        """Begin a request.
 
         :param clock: What the time is, in seconds; an event loop has a ``time`` of its own.
         :param uniform: Draws the jitter.
+        :param started: When the deadline began to count, by the clock; now, unless it is given.
         """
-        return Attempts(self, clock, uniform)
+        return Attempts(self, clock, uniform, clock() if started is None else started)
 
     def __repr__(self) -> str:
         return (
@@ -118,11 +120,12 @@ class Attempts:
         retry: Retry,
         clock: Callable[[], float],
         uniform: Callable[[float, float], float],
+        started: float,
     ) -> None:
         self._retry = retry
         self._clock = clock
         self._uniform = uniform
-        self._started = self._due = clock()
+        self._started = self._due = started
         self._wait = retry.first_wait
         #: When the request as a whole has failed, by the clock.
         self.deadline = self._started + retry.timeout

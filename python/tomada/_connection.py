@@ -1,0 +1,279 @@
+"""A client's sockets: connected to the server, and not used again while a reply may be late."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket as _std
+import threading
+import weakref
+from collections import deque
+from socket import AF_INET, AF_UNIX, SOCK_DGRAM
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from tomada._address import HIGHEST_PORT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from socket import _Address, _RetAddress
+
+    from _typeshed import ReadableBuffer
+
+    from tomada._core import Socket
+    from tomada._retry import Retry
+
+    # A type checker takes tomada's class for the standard one.
+    class socket(Socket, _std.socket): ...  # type: ignore[misc] # noqa: N801
+
+else:
+    from tomada.socket import socket
+
+# More than any datagram has. Room costs nothing, as only what a datagram fills is touched.
+LONGEST = 1 << 20
+
+# Why a datagram was not even sent: an earlier one was refused, or there is no connection.
+_UNASKED = frozenset({errno.ECONNREFUSED, errno.ENOTCONN, errno.EDESTADDRREQ})
+
+# How many sockets of a client may rest; beyond that the oldest is closed, to spare descriptors.
+MOST_RESTING = 64
+
+
+class RefusedError(Exception):
+    """There is no server: the argument is the :class:`OSError` that said so."""
+
+
+def resolve(address: _Address, family: int = 0) -> tuple[int, _Address]:
+    """Return the family and the numeric form of an address.
+
+    Of a name's addresses one of IPv4 is preferred, as with a socket of ``AF_INET``, unless a family
+    was asked for.
+    """
+    if isinstance(address, str | bytes | bytearray):
+        if not address:
+            raise ValueError("address must not be empty: it is where the server is")
+        return AF_UNIX, address
+    if not isinstance(address, tuple) or not 2 <= len(address) <= 4:  # noqa: PLR2004
+        raise TypeError(f"address must be (host, port), or a path of AF_UNIX, not {address!r}")
+    host, port, *scope = address
+    if not isinstance(port, int):
+        raise TypeError(f"the address's port must be an int, not {port!r}")
+    if not 0 < port <= HIGHEST_PORT:
+        raise ValueError(f"the address's port must be from 1 to {HIGHEST_PORT}, not {port}")
+    found = _std.getaddrinfo(host or None, port, family, SOCK_DGRAM)
+    chosen = min(found, key=lambda info: info[0] != AF_INET)
+    return chosen[0], (*chosen[4][:2], *scope) if scope else chosen[4]
+
+
+class Connection(socket):
+    """A socket that is connected to the server and hands out nothing but the server's datagrams."""
+
+    __slots__ = ("_to", "peer", "poll")
+
+    def __init__(self, family: int, to: _Address, spin: float) -> None:
+        super().__init__(family, SOCK_DGRAM)
+        self._to = to
+        #: The server's address, as the kernel gives it with a datagram.
+        self.peer: _RetAddress = None
+        try:
+            self.spin = spin
+            if family == AF_UNIX:
+                self.bind("")  # a free abstract name, where the reply can be sent
+            poll = select.poll()
+            poll.register(self.fileno(), select.POLLIN)
+            #: Says whether there is something in the queue; called with 0.
+            self.poll = poll.poll
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, data: ReadableBuffer, until: float) -> None:
+        """Send a request, and wait for room up to a moment.
+
+        :raises RefusedError: There is no server.
+        """
+        self.wait_until(until)
+        try:
+            try:
+                self.send(data)
+            except OSError as error:
+                if error.errno not in _UNASKED:
+                    raise
+                # A refusal is about an earlier datagram, and this one was not sent. A server of
+                # AF_UNIX may also have made way for another one, by the same name.
+                self.reconnect()
+                self.send(data)
+        except OSError as error:
+            if _is_refusal(error):
+                raise RefusedError(error) from None
+            raise
+
+    def ask_many(self, requests: Sequence[ReadableBuffer]) -> list[tuple[int, OSError]]:
+        """Send requests as :meth:`ask`, as far as there is room; return which were not, and why."""
+        self.settimeout(0)
+        failed = self.send_many(requests, errors="continue")
+        again = [index for index, error in failed if error.errno in _UNASKED]
+        if again:
+            failed = [item for item in failed if item[1].errno not in _UNASKED]
+            try:
+                self.reconnect()
+            except OSError as error:
+                raise (RefusedError(error) if _is_refusal(error) else error) from None
+            unsent = [requests[index] for index in again]
+            second = self.send_many(unsent, errors="continue")
+            failed += [(again[index], error) for index, error in second]
+        return failed
+
+    def reconnect(self) -> None:
+        """Connect to what has the server's address now."""
+        self.peer = None
+        self.connect(self._to)
+        self.peer = self.getpeername()
+
+    def wait_until(self, moment: float) -> float:
+        """Let calls wait up to a moment, and return how long that is."""
+        left = max(moment - monotonic(), 0.0)
+        self.settimeout(left)
+        return left
+
+    def answer(self, until: float, is_answer: Callable[[bytes], bool] | None) -> bytes | None:
+        """Wait up to a moment for an answer, and return it, if there is one.
+
+        :raises RefusedError: There is no server.
+        """
+        self.wait_until(until)
+        while True:
+            try:
+                data, sender = self.recvfrom(LONGEST)
+            except (TimeoutError, BlockingIOError):
+                return None
+            except ConnectionRefusedError as error:
+                raise RefusedError(error) from None
+            # A stranger's may have come in between bind and connect.
+            if sender == self.peer and (is_answer is None or is_answer(data)):
+                return data
+            if not self.wait_until(until):
+                return None
+
+    def empty(self) -> None:
+        """Throw away what is in the queue: it is late, or belongs to nothing."""
+        while self.poll(0):
+            self.settimeout(0)
+            try:
+                self.recv_many()
+            except BlockingIOError:
+                return
+            except ConnectionRefusedError:
+                pass
+
+
+def has_no_room(error: OSError) -> bool:
+    """Say whether a send failed because a queue was full, so that it will do later."""
+    return isinstance(error, TimeoutError | BlockingIOError) or error.errno == errno.ENOBUFS
+
+
+def _is_refusal(error: OSError) -> bool:
+    return isinstance(error, ConnectionRefusedError | FileNotFoundError)
+
+
+class Pool:
+    """The sockets of one client: as many as there are requests at once.
+
+    A request has a socket of its own, so that the port says whose reply a datagram is. One that was
+    sent twice may be answered twice: its socket has to rest, open and unused, so that no other has
+    the port when the second answer comes.
+    """
+
+    def __init__(self, family: int, address: _Address, retry: Retry, spin: float) -> None:
+        self._family = family
+        self._address = address
+        self._rest = retry.timeout
+        self._spin = spin
+        # What the first wait of a request is at the least.
+        self._wait = retry.first_wait * (1 - retry.jitter)
+        self._lock = threading.Lock()
+        self._all: set[Connection] = set()
+        self._resting: deque[tuple[float, Connection]] = deque()
+        #: Connections that wait to be used, with the timeout of a first attempt.
+        self.idle: list[Connection] = []
+        #: Called when the pool is closed, by who waits for something else than one connection.
+        self.wakers: set[Callable[[], None]] = set()
+        self.is_closed = False
+        _pools.add(self)
+
+    def take(self) -> Connection:
+        """Return a connection to use."""
+        try:
+            return self.idle.pop()
+        except IndexError:
+            return self._open()
+
+    def _open(self) -> Connection:
+        with self._lock:
+            if self.is_closed:
+                raise OSError(errno.EBADF, "the client is closed")
+            connection = Connection(self._family, self._address, self._spin)
+            self._all.add(connection)
+        return connection
+
+    def put(self, connection: Connection) -> None:
+        """Give back a connection for which no reply can be on its way."""
+        if not self.is_closed:
+            connection.settimeout(self._wait)
+            self.idle.append(connection)
+
+    def retire(self, connection: Connection) -> None:
+        """Give back a connection for which a reply may still come."""
+        now = monotonic()
+        with self._lock:
+            self._resting.append((now + self._rest, connection))
+            while self._resting[0][0] <= now or len(self._resting) > MOST_RESTING:
+                _, rested = self._resting.popleft()
+                self._all.discard(rested)
+                rested.close()
+
+    def add_waker(self, waker: Callable[[], None]) -> None:
+        """Have a function called by :meth:`close`."""
+        with self._lock:
+            if self.is_closed:
+                raise OSError(errno.EBADF, "the client is closed")
+            self.wakers.add(waker)
+
+    def remove_waker(self, waker: Callable[[], None]) -> None:
+        """Have a function not called any more; when this returns, it is not running either."""
+        with self._lock:
+            self.wakers.discard(waker)
+
+    def close(self) -> None:
+        """Close all connections; who waits on one of them gets an :class:`OSError`."""
+        with self._lock:
+            self.is_closed = True
+            for waker in self.wakers:
+                waker()
+            for connection in self._all:
+                connection.close()
+            self._all.clear()
+            self.idle.clear()
+            self._resting.clear()
+
+    def start_anew(self) -> None:
+        """Forget the connections after a fork: they are the parent's, and so are the replies."""
+        self._lock = threading.Lock()
+        self.wakers.clear()
+        for connection in self._all:
+            connection.close()
+        self._all.clear()
+        self.idle.clear()
+        self._resting.clear()
+
+
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for pool in list(_pools):
+        pool.start_anew()
+
+
+os.register_at_fork(after_in_child=_after_fork)

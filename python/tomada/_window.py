@@ -1,0 +1,334 @@
+"""Many requests of a client under way at once."""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import os
+import select
+from itertools import count, islice
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from tomada._connection import LONGEST, Connection, Pool, RefusedError, has_no_room
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from socket import _Address
+
+    from _typeshed import ReadableBuffer
+
+    from tomada._retry import Attempts, Retry
+
+# How many datagrams to take at once.
+MANY = 64
+
+# How long to wait for replies before trying again what there was no room for, in seconds.
+ROOM_WAIT = 1e-3
+
+
+class Volley:
+    """Requests that left together, and are due again together."""
+
+    __slots__ = ("attempts", "indices")
+
+    def __init__(self, attempts: Attempts, indices: Sequence[int]) -> None:
+        self.attempts = attempts
+        self.indices = indices
+
+
+class Window:
+    """Keeps up to so many requests under way, each with attempts and a deadline of its own.
+
+    How they leave and how replies find their requests is the subclasses' part.
+    """
+
+    def __init__(self, pool: Pool, retry: Retry, retry_refused: bool, address: _Address) -> None:
+        self._pool = pool
+        self._retry = retry
+        self._retry_refused = retry_refused
+        self._address = address
+        # Requests under way by their index, the oldest first.
+        self._flying: dict[int, ReadableBuffer] = {}
+        self._results: list[Any] = []
+        # The moments of next attempts, a number that makes them differ, and whose they are.
+        self._due: list[tuple[float, int, Volley]] = []
+        self._numbers = count()
+        # Requests that there was no room for, in any queue on the way. Only who goes on receiving
+        # makes room: the server may itself be waiting for this client.
+        self._unsent: list[int] = []
+        self._refusal: OSError | None = None
+        self._is_raising = True
+
+    def run(
+        self, requests: Iterable[ReadableBuffer], window: int, *, is_raising: bool
+    ) -> list[Any]:
+        """Send all requests, and return their replies, or exceptions, in order."""
+        self._is_raising = is_raising
+        source = iter(requests)
+        try:
+            while True:
+                fresh = list(islice(source, window - len(self._flying)))
+                if fresh:
+                    self._start(fresh)
+                elif not self._flying:
+                    return self._results
+                if self._flying:
+                    self._await(window)
+        finally:
+            self._close()
+
+    def _start(self, requests: list[ReadableBuffer]) -> None:
+        if any(isinstance(data, tuple) for data in requests):
+            # It would be taken for a datagram and its address.
+            raise TypeError("a bytes-like object is required, not 'tuple'")
+        first = len(self._results)
+        indices = range(first, first + len(requests))
+        self._results += [None] * len(requests)
+        self._flying.update(zip(indices, requests, strict=True))
+        self._fire(Volley(self._retry.start(), indices))
+
+    def _fire(self, volley: Volley) -> None:
+        """Make the next attempt, or give up where there is none left."""
+        until = next(volley.attempts, None)
+        if until is None:
+            for index in volley.indices:
+                error = volley.attempts.timed_out(self._address)
+                error.__cause__ = self._refusal
+                self._fail(index, error)
+        else:
+            heapq.heappush(self._due, (until, next(self._numbers), volley))
+            self._send(volley.indices)
+
+    def _await(self, window: int) -> None:
+        """Take replies up to the next moment that something is due, and do that."""
+        flying, due = self._flying, self._due
+        while not any(index in flying for index in due[0][2].indices):
+            heapq.heappop(due)
+        until = due[0][0]
+        if self._unsent:
+            self._receive(min(until, monotonic() + ROOM_WAIT))
+            unsent, self._unsent = dict.fromkeys(self._unsent), []
+            self._send([index for index in unsent if index in flying])
+        else:
+            self._receive(until)
+        if monotonic() < until:
+            return
+        # What came while this process was held up has come in time.
+        for _ in range(window):
+            if not self._receive(until):
+                break
+        while due and due[0][0] <= until:
+            _, _, volley = heapq.heappop(due)
+            volley.indices = [index for index in volley.indices if index in flying]
+            if volley.indices:
+                self._fire(volley)
+
+    def _land(self, index: int, reply: bytes) -> None:
+        del self._flying[index]
+        self._results[index] = reply
+        self._refusal = None
+
+    def _refused(self, indices: Iterable[int], error: OSError) -> None:
+        if self._retry_refused:
+            self._refusal = error
+        else:
+            for index in indices:
+                self._fail(index, error)
+
+    def _fail(self, index: int, error: OSError) -> None:
+        if self._is_raising or self._pool.is_closed:
+            error.index = index  # type: ignore[attr-defined]
+            raise error
+        self._give_up(index)
+        del self._flying[index]
+        self._results[index] = error
+
+    def _not_sent(self, index: int, error: OSError) -> None:
+        if has_no_room(error):
+            self._unsent.append(index)
+            # Behind those that can have a reply, in case that another request is the same.
+            self._flying[index] = self._flying.pop(index)
+        elif isinstance(error, ConnectionRefusedError):
+            self._refused([index], error)
+        else:
+            self._fail(index, error)
+
+    def _send(self, indices: Sequence[int]) -> None:
+        """Send requests, for the first time or again, without waiting for room."""
+        raise NotImplementedError
+
+    def _receive(self, until: float) -> bool:
+        """Wait up to a moment for datagrams, and say whether there were some."""
+        raise NotImplementedError
+
+    def _give_up(self, index: int) -> None:
+        """Expect no reply any more."""
+
+    def _close(self) -> None:
+        """Give the connections back."""
+        raise NotImplementedError
+
+
+class Together(Window):
+    """One connection for all: requests leave in batches, and ``match`` sorts the replies."""
+
+    def __init__(
+        self,
+        match: Callable[[Any, bytes], bool],
+        pool: Pool,
+        retry: Retry,
+        retry_refused: bool,
+        address: _Address,
+    ) -> None:
+        super().__init__(pool, retry, retry_refused, address)
+        self._match = match
+        self._connection = pool.take()
+
+    def _send(self, indices: Sequence[int]) -> None:
+        flying = self._flying
+        try:
+            failed = self._connection.ask_many([flying[index] for index in indices])
+        except RefusedError as refused:
+            self._refused(indices, refused.args[0])
+        else:
+            for place, error in failed:
+                self._not_sent(indices[place], error)
+
+    def _receive(self, until: float) -> bool:
+        connection, flying, match = self._connection, self._flying, self._match
+        connection.wait_until(until)
+        try:
+            datagrams = connection.recv_many(MANY)
+        except (TimeoutError, BlockingIOError):
+            return False
+        except ConnectionRefusedError as error:
+            # Nobody says which request it was about.
+            self._refused(list(flying), error)
+            return True
+        for data, sender in datagrams:
+            if sender == connection.peer:
+                for index, request in flying.items():
+                    if match(request, data):
+                        self._land(index, data)
+                        break
+        return True
+
+    def _close(self) -> None:
+        self._pool.put(self._connection)
+
+
+class Apart(Window):
+    """A connection for each request: the port says whose reply a datagram is."""
+
+    def __init__(self, pool: Pool, retry: Retry, retry_refused: bool, address: _Address) -> None:
+        super().__init__(pool, retry, retry_refused, address)
+        # By descriptor: all connections, and the requests that went over them.
+        self._connections: dict[int, Connection] = {}
+        self._asked: dict[int, int] = {}
+        # By request: its connection, and whether it went more than once.
+        self._own: dict[int, Connection] = {}
+        self._repeated: set[int] = set()
+        self._free: list[Connection] = []
+        self._epoll = select.epoll()
+        # Connections that another thread closes leave the epoll without a word.
+        self._closing = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self._epoll.register(self._closing, select.EPOLLIN)
+            pool.add_waker(self._wake)
+        except BaseException:
+            self._epoll.close()
+            os.close(self._closing)
+            raise
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._closing, 1)
+
+    def _send(self, indices: Sequence[int]) -> None:
+        if self._free:
+            self._drop_late()
+        for index in indices:
+            connection = self._own.get(index)
+            if connection is None:
+                connection = self._assign(index)
+            else:
+                self._repeated.add(index)
+            try:
+                connection.send(self._flying[index])
+            except OSError:
+                self._send_slowly(connection, index)
+
+    def _drop_late(self) -> None:
+        """Throw away what has come over connections that are free."""
+        for number, _ in self._epoll.poll(0):
+            if number not in self._asked and number != self._closing:
+                self._connections[number].empty()
+
+    def _assign(self, index: int) -> Connection:
+        if self._free:
+            connection = self._free.pop()
+        else:
+            connection = self._pool.take()
+            connection.empty()
+            connection.settimeout(0)
+            self._connections[connection.fileno()] = connection
+            self._epoll.register(connection.fileno(), select.EPOLLIN)
+        self._own[index] = connection
+        self._asked[connection.fileno()] = index
+        return connection
+
+    def _send_slowly(self, connection: Connection, index: int) -> None:
+        """Send what could not be sent just so, as the connection is new, or for another reason."""
+        try:
+            connection.ask(self._flying[index], 0.0)
+        except RefusedError as refused:
+            self._refused([index], refused.args[0])
+        except OSError as error:
+            self._not_sent(index, error)
+
+    def _receive(self, until: float) -> bool:
+        events = self._epoll.poll(max(until - monotonic(), 0.0), MANY)
+        for number, _ in events:
+            if number == self._closing:
+                raise OSError(errno.EBADF, "the client is closed")
+            index = self._asked.get(number)
+            connection = self._connections[number]
+            if index is None:
+                connection.empty()
+                continue
+            try:
+                reply, sender = connection.recvfrom(LONGEST)
+            except BlockingIOError:
+                continue
+            except ConnectionRefusedError as error:
+                self._refused([index], error)
+                continue
+            if sender == connection.peer:
+                self._release(index, is_sure=index not in self._repeated)
+                self._land(index, reply)
+        return bool(events)
+
+    def _release(self, index: int, *, is_sure: bool) -> None:
+        """Take the connection of a request, for which no reply is on its way, if that is sure."""
+        connection = self._own.pop(index)
+        self._repeated.discard(index)
+        number = connection.fileno()
+        del self._asked[number]
+        if is_sure:
+            self._free.append(connection)
+        else:
+            del self._connections[number]
+            self._epoll.unregister(number)
+            self._pool.retire(connection)
+
+    def _give_up(self, index: int) -> None:
+        self._release(index, is_sure=False)
+
+    def _close(self) -> None:
+        self._pool.remove_waker(self._wake)
+        self._epoll.close()
+        os.close(self._closing)
+        for connection in self._free:
+            self._pool.put(connection)
+        for connection in self._own.values():
+            self._pool.retire(connection)

@@ -1,0 +1,281 @@
+"""A client that asks a server over datagrams, and asks again when the network loses one."""
+
+from __future__ import annotations
+
+import errno
+import warnings
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
+
+from tomada._address import format_address
+from tomada._connection import LONGEST, Connection, Pool, RefusedError, has_no_room, resolve
+from tomada._retry import Retry
+from tomada._window import Apart, Together
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from socket import _Address
+
+    from _typeshed import ReadableBuffer
+
+__all__ = ["Client"]
+
+
+class Client:
+    """Sends requests to one server, each a datagram, and returns the replies.
+
+    ::
+
+        with tomada.Client(("127.0.0.1", 1234), timeout=0.5, retries=3) as client:
+            reply = client.request(b"ping")
+
+    A reply that does not come is asked for again, after waits that double, until the timeout is
+    over. So the server may get a request twice, and should mind only where that makes a difference.
+
+    Nothing is returned but the server's answer to this request: strangers' datagrams are dropped,
+    and so are late ones. Every request that is under way has a socket of its own, so that the port
+    tells whose reply a datagram is; a socket over which a request went twice is not used again.
+
+    Any number of threads may use a client at once. A child process after ``fork`` may too: it gets
+    sockets of its own. Close the client at the end, or use it in a ``with`` statement.
+
+    :param address: The server's: ``(host, port)``, or a path or abstract name of ``AF_UNIX``. A
+        name is resolved once, now, and to IPv4 where it can be.
+    :param timeout: The deadline of a whole request, in seconds.
+    :param retries: How often a request is sent again within the timeout, at the most. The waits
+        fill the timeout: with 0.5 s and 3 retries they are 33, 67, 133 and 267 ms.
+    :param backoff: How many times longer each wait is than the one before it.
+    :param jitter: By which share of a wait its end is moved at random, so that clients which
+        failed together do not come back together.
+    :param match: Says whether a datagram answers a request: ``match(request, reply) -> bool``. It
+        may be called often. With it, sockets are used again whatever happened, and
+        :meth:`request_many` is several times faster. It is wanted where the network or the server
+        sends one reply twice.
+    :param retry_refused: Whether to go on when there is no server (it may be about to start), or to
+        raise :class:`ConnectionRefusedError` at once.
+    :param family: ``AF_INET6`` or ``AF_INET``, for a name that has addresses of both.
+    :param spin: How long a wait stays awake before it sleeps, in seconds; see
+        :attr:`tomada.socket.socket.spin`.
+    :raises socket.gaierror: The host has no address.
+    :raises TypeError: An argument is of a wrong type.
+    :raises ValueError: An argument is out of range.
+    """
+
+    def __init__(  # noqa: PLR0913 - what can be said about a request
+        self,
+        address: _Address,
+        timeout: float = 1.0,
+        retries: int = 3,
+        *,
+        backoff: float = 2.0,
+        jitter: float = 0.25,
+        match: Callable[[Any, bytes], bool] | None = None,
+        retry_refused: bool = True,
+        family: int = 0,
+        spin: float = 0.0,
+    ) -> None:
+        self._retry = Retry(timeout, retries, backoff=backoff, jitter=jitter)
+        if match is not None and not callable(match):
+            raise TypeError(f"match must be a function of a request and a reply, not {match!r}")
+        if not isinstance(spin, int | float):
+            raise TypeError(f"spin must be a number of seconds, not {spin!r}")
+        if not spin >= 0:
+            raise ValueError(f"spin must be a number of seconds, 0 or more, not {spin!r}")
+        self._match = match
+        self._retry_refused = retry_refused
+        found, self._address = resolve(address, family)
+        self._pool = Pool(found, self._address, self._retry, spin)
+
+    @property
+    def address(self) -> _Address:
+        """The server's address, after its name was resolved."""
+        return self._address
+
+    def request(self, data: ReadableBuffer) -> bytes:
+        """Send a request, and return the reply.
+
+        It ends with an :class:`OSError` when another thread closes the client.
+
+        :raises TimeoutError: No reply came; the text says after how many attempts. Where there was
+            no server, ``__cause__`` has the :class:`ConnectionRefusedError`.
+        :raises ConnectionRefusedError: There is no server, and ``retry_refused`` is false; with
+            ``AF_UNIX`` it may be a :class:`FileNotFoundError`.
+        :raises OSError: ``EMSGSIZE``, where the request is longer than a datagram can be; what else
+            a socket raises.
+        """
+        started = monotonic()
+        pool, match = self._pool, self._match
+        try:
+            connection = pool.idle.pop()
+        except IndexError:
+            return self._insist(data, started, None)
+        # Most requests are answered, and this is their way: as little as can be between them and
+        # the kernel. A pooled connection has the timeout of a first attempt.
+        is_sent, refusal = False, None
+        try:
+            if match is None and connection.poll(0):
+                connection.empty()
+            connection.send(data)
+            is_sent = True
+            reply, sender = connection.recvfrom(LONGEST)
+        except ConnectionRefusedError as error:
+            refusal = error
+        except OSError:
+            pass  # the long way knows what it means
+        except BaseException:
+            pool.retire(connection)
+            raise
+        else:
+            try:
+                is_answer = sender == connection.peer and (match is None or match(data, reply))
+            except BaseException:
+                pool.put(connection)
+                raise
+            if is_answer:
+                pool.idle.append(connection)
+                return reply
+        return self._insist(data, started, connection, is_sent=is_sent, refusal=refusal)
+
+    def _insist(
+        self,
+        data: ReadableBuffer,
+        started: float,
+        connection: Connection | None,
+        *,
+        is_sent: bool = False,
+        refusal: OSError | None = None,
+    ) -> bytes:
+        """Make all attempts of a request, or those after it was sent."""
+        pool, match = self._opened(), self._match
+        is_answer = None if match is None else lambda reply: match(data, reply)
+        attempts = self._retry.start(started=started)
+        is_sure = match is not None
+        connection = connection or pool.take()
+        try:
+            if is_sent and refusal is not None and not self._retry_refused:
+                raise refusal
+            for until in attempts:
+                was_sent, is_sent = is_sent, False
+                try:
+                    if not was_sent:
+                        self._ask(connection, data, until)
+                    reply = connection.answer(until, is_answer)
+                except RefusedError as refused:
+                    refusal = refused.args[0]
+                    if not self._retry_refused:
+                        raise refusal from None
+                    # The server may be up again at the next attempt. Until then, an answer to the
+                    # one before is as welcome.
+                    reply = self._answer_later(connection, until, is_answer)
+                if reply is not None:
+                    is_sure = is_sure or attempts.made == 1
+                    return reply
+            raise attempts.timed_out(self._address) from refusal
+        except OSError as error:
+            self._explain(error)
+            raise
+        finally:
+            if is_sure:
+                pool.put(connection)
+            else:
+                pool.retire(connection)
+
+    @staticmethod
+    def _ask(connection: Connection, data: ReadableBuffer, until: float) -> None:
+        try:
+            connection.ask(data, until)
+        except OSError as error:
+            if not has_no_room(error):
+                raise
+            # As good as lost on the way.
+
+    @staticmethod
+    def _answer_later(
+        connection: Connection, until: float, is_answer: Callable[[bytes], bool] | None
+    ) -> bytes | None:
+        while True:
+            try:
+                return connection.answer(until, is_answer)
+            except RefusedError:
+                pass
+
+    @overload
+    def request_many(
+        self,
+        requests: Iterable[ReadableBuffer],
+        window: int = 32,
+        *,
+        errors: Literal["raise"] = "raise",
+    ) -> list[bytes]: ...
+    @overload
+    def request_many(
+        self, requests: Iterable[ReadableBuffer], window: int = 32, *, errors: Literal["return"]
+    ) -> list[bytes | OSError]: ...
+    def request_many(
+        self,
+        requests: Iterable[ReadableBuffer],
+        window: int = 32,
+        *,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> list[bytes] | list[bytes | OSError]:
+        """Send many requests, several at once, and return the replies in the requests' order.
+
+        Each request has the whole timeout for itself. With the client's ``match``, all share one
+        socket and leave in batches. Without it, each of those under way has its own, as nothing
+        else says reliably which reply is whose.
+
+        :param requests: Requests as of :meth:`request`; taken as the window moves on.
+        :param window: How many may be under way at once: no more than the server's queue takes.
+        :param errors: With ``"raise"``, the first request that fails ends the call with its
+            exception, whose ``index`` says which it was. With ``"return"`` the exception stands in
+            the reply's place, and the others go on.
+        :raises TimeoutError: And others, as :meth:`request`.
+        """
+        pool = self._opened()
+        if not isinstance(window, int):
+            raise TypeError(f"window must be an int, not {window!r}")
+        if window < 1:
+            raise ValueError(f"window must be 1 or more, not {window}")
+        if errors not in {"raise", "return"}:
+            raise ValueError(f"errors must be 'raise' or 'return', not {errors!r}")
+        how = self._retry, self._retry_refused, self._address
+        match = self._match
+        try:
+            work = Apart(pool, *how) if match is None else Together(match, pool, *how)
+            return work.run(requests, window, is_raising=errors == "raise")
+        except OSError as error:
+            self._explain(error)
+            raise
+
+    def _opened(self) -> Pool:
+        if self._pool.is_closed:
+            raise OSError(errno.EBADF, "the client is closed")
+        return self._pool
+
+    def _explain(self, error: OSError) -> None:
+        """Say what it means when a socket was closed under a request."""
+        if error.errno == errno.EBADF:
+            self._opened()
+
+    def close(self) -> None:
+        """Close the client: requests in other threads end with an :class:`OSError`.
+
+        Closing again does nothing.
+        """
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        pool = getattr(self, "_pool", None)
+        if pool is not None and not pool.is_closed:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            pool.close()
+
+    def __repr__(self) -> str:
+        state = " closed" if self._pool.is_closed else ""
+        return f"<tomada.Client of {format_address(self._address)}{state}>"
