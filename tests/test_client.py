@@ -1,5 +1,6 @@
 """The client, against plain ``socket`` servers that lose, delay, repeat and refuse."""
 
+import contextlib
 import errno
 import gc
 import itertools
@@ -29,7 +30,6 @@ class Server(threading.Thread):
         super().__init__(daemon=True)
         self.sock = std.socket(kind.family, std.SOCK_DGRAM)
         self.sock.bind(address or kind.address())
-        self.sock.settimeout(0.05)  # between looks at whether to end
         self.address = self.sock.getsockname()
         self.asked = []
         self._answer = answer
@@ -38,13 +38,17 @@ class Server(threading.Thread):
 
     def run(self):
         while not self._is_ending:
+            self.sock.settimeout(0.05)  # between looks at whether to end
             try:
                 data, sender = self.sock.recvfrom(1 << 17)
             except TimeoutError:
                 continue
             self.asked.append((data, sender))
+            self.sock.settimeout(DEADLINE)
             for reply in self._answer(data):
-                self.sock.sendto(reply, sender)
+                # A client that was answered once may have closed its end to the second answer.
+                with contextlib.suppress(ConnectionRefusedError, FileNotFoundError):
+                    self.sock.sendto(reply, sender)
 
     def end(self):
         self._is_ending = True

@@ -188,7 +188,9 @@ class Pool:
     def __init__(self, family: int, address: _Address, retry: Retry, spin: float) -> None:
         self._family = family
         self._address = address
-        self._rest = retry.timeout
+        # Names of AF_UNIX are seldom used twice; and what waits in a queue there keeps the server
+        # from sending.
+        self._rest = 0.0 if family == AF_UNIX else retry.timeout
         self._spin = spin
         # What the first wait of a request is at the least.
         self._wait = retry.first_wait * (1 - retry.jitter)
