@@ -230,14 +230,12 @@ class _Maker:
         self._debug = loop.get_debug()
         self.getaddrinfo = loop.getaddrinfo
         self.create_future = loop.create_future
+        self.sock_connect = loop.sock_connect
 
     async def make(self, *args: Any, **options: Any) -> tuple[DatagramTransport, Any]:
         self._given = options.get("sock")
         result: tuple[DatagramTransport, Any] = await _standard_endpoint(self, *args, **options)
         return result
-
-    async def sock_connect(self, sock: _std.socket, address: Any) -> None:
-        sock.connect(address)  # a datagram socket connects at once
 
     def _make_datagram_transport(
         self, sock: _std.socket, protocol: Any, address: Any, waiter: asyncio.Future[None]
