@@ -1,6 +1,8 @@
-"""Fixtures: families of addresses, and plain ``socket`` programs to talk to."""
+"""Fixtures: families of addresses, event loops, and plain ``socket`` programs to talk to."""
 
+import asyncio
 import contextlib
+import inspect
 import os
 import signal
 import socket as std
@@ -8,13 +10,15 @@ import time
 
 import pytest
 
-pytest.register_assert_rewrite("parity", "support", "traffic")
+pytest.register_assert_rewrite("parity", "support", "traffic", "transports")
 
 # Whoever starts the tests in the background of a shell has them ignore SIGINT, and the programs that
 # they start with them. One that has a handler starts programs that do not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from support import KINDS, Kind, Peer  # noqa: E402 - after its assertions are rewritten
+# After their assertions are rewritten.
+from support import KINDS, Kind, Peer  # noqa: E402
+from transports import LOOPS, Recorder, turns  # noqa: E402
 
 # A name server that does not answer is not what is tested: ask once, and not for long.
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
@@ -93,3 +97,55 @@ def handler():
     before = signal.getsignal(signal.SIGUSR1)
     yield install
     signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.fixture
+def problems():
+    """What the loop's exception handler was called with. Whatever is left fails the test."""
+    contexts = []
+    yield contexts
+    assert not contexts
+
+
+@pytest.fixture(params=LOOPS)
+def runner(request, problems):
+    """Each sort of event loop in turn. Tests that are coroutines run on it."""
+    with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
+        runner.get_loop().set_exception_handler(lambda _, context: problems.append(context))
+        yield runner
+
+
+@pytest.fixture
+def endpoint(runner):
+    """Make datagram endpoints on the running loop, with an address of their own if none is given.
+
+    They end with the test.
+    """
+    opened = []
+
+    async def make(factory=Recorder, **arguments):
+        if not arguments:
+            arguments = {"local_addr": ("127.0.0.1", 0)}
+        loop = asyncio.get_running_loop()
+        transport, protocol = await loop.create_datagram_endpoint(factory, **arguments)
+        opened.append(transport)
+        return transport, protocol
+
+    async def end():
+        for transport in opened:
+            transport.abort()
+        await turns(2)
+
+    yield make
+    runner.run(end())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Run a test that is a coroutine."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = inspect.signature(pyfuncitem.obj).parameters
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+    pyfuncitem.funcargs["runner"].run(pyfuncitem.obj(**arguments))
+    return True

@@ -1,0 +1,126 @@
+"""Event loops with tomada's transports on them, and a protocol that takes notes."""
+
+import asyncio
+
+import uvloop
+
+import tomada.asyncio
+from peer import DEADLINE
+from traffic import receive
+
+
+def installed(loop):
+    tomada.asyncio.install(loop)
+    return loop
+
+
+# Every sort of loop, each with transports of tomada's.
+LOOPS = {
+    "tomada": tomada.asyncio.EventLoop,
+    "asyncio": lambda: installed(asyncio.SelectorEventLoop()),
+    "uvloop": lambda: installed(uvloop.new_event_loop()),
+}
+
+
+class Recorder(asyncio.DatagramProtocol):
+    """Takes note of what is called, and wakes a test that waits for it."""
+
+    def __init__(self):
+        self.datagrams = []
+        self.errors = []
+        # What is called besides, in order.
+        self.calls = []
+        self._changed = asyncio.Event()
+
+    @property
+    def payloads(self):
+        return [data for data, _ in self.datagrams]
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self.note("made")
+
+    def datagram_received(self, data, addr):
+        self.datagrams.append((data, addr))
+        self._changed.set()
+
+    def error_received(self, error):
+        self.errors.append(error)
+        self._changed.set()
+
+    def pause_writing(self):
+        self.note("paused")
+
+    def resume_writing(self):
+        self.note("resumed")
+
+    def connection_lost(self, error):
+        assert error is None
+        self.note("lost")
+
+    def note(self, call):
+        self.calls.append(call)
+        self._changed.set()
+
+    async def until(self, condition):
+        """Wait until the condition holds. The loop sleeps meanwhile; each call to this asks anew."""
+        while not condition():
+            self._changed.clear()
+            await asyncio.wait_for(self._changed.wait(), DEADLINE)
+
+    async def received(self, count):
+        """Wait for so many datagrams in all, and return the payloads."""
+        await self.until(lambda: len(self.datagrams) >= count)
+        return self.payloads
+
+    async def lost(self):
+        await self.until(lambda: "lost" in self.calls)
+
+
+class Batches(Recorder):
+    """A recorder that takes whole batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = []
+
+    def datagrams_received(self, datagrams):
+        self.batches.append(datagrams)
+        self.datagrams += datagrams
+        self._changed.set()
+
+    def datagram_received(self, *_):
+        raise AssertionError
+
+
+def recorder(**methods):
+    """Make a class of recorders of which some methods do something else."""
+    return type("Special", (Recorder,), methods)
+
+
+def echo(self, data, addr):
+    """Answer a datagram: a ``datagram_received``."""
+    self.transport.sendto(data, addr)
+
+
+async def hear(sock, count=1):
+    """Wait for datagrams at a plain socket, and return the payloads."""
+    return [data for data, _ in await asyncio.to_thread(receive, sock, count)]
+
+
+async def turns(count=1):
+    """Let the loop turn."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def given(address):
+    """Make the form of an address that endpoints are made with."""
+    if isinstance(address, bytes):
+        return address.decode()
+    return address if isinstance(address, str) else address[:2]
+
+
+def local(kind):
+    """Make the arguments of an endpoint with an address of its own."""
+    return {"local_addr": given(kind.address()), "family": kind.family}
