@@ -17,7 +17,6 @@ _logger = logging.getLogger("asyncio")
 
 HIGH_WATER = 64 * 1024
 LOW_WATER = HIGH_WATER // 4
-LOST_SENDS_BEFORE_WARNING = 5  # as in asyncio.constants
 
 
 class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
@@ -232,11 +231,6 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
                     "protocol": protocol,
                 }
             )
-
-    def _sent_after_close(self) -> None:
-        if self._conn_lost >= LOST_SENDS_BEFORE_WARNING:
-            _logger.warning("socket.send() raised exception.")
-        self._conn_lost += 1
 
     # The end
 

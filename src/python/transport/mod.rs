@@ -78,6 +78,8 @@ pub(crate) struct TransportCore {
     high_water: AtomicUsize,
     /// Whether the connection is lost: what is sent now goes nowhere.
     is_lost: AtomicBool,
+    /// How many sends came after that.
+    lost_sends: AtomicU32,
     asked: Asked,
     /// Whether the loop stops watching a descriptor that has an error, as libuv does.
     must_rearm: bool,
@@ -147,6 +149,7 @@ impl TransportCore {
             is_full: AtomicBool::new(false),
             high_water: AtomicUsize::new(64 * 1024),
             is_lost: AtomicBool::new(false),
+            lost_sends: AtomicU32::new(0),
             asked,
             must_rearm,
             tells_spare_time,

@@ -14,6 +14,9 @@ use crate::python::error::{Error, Result};
 /// When so many datagrams wait for the end of the turn, they leave before it.
 const QUEUED: usize = 1024;
 
+/// As in asyncio.constants, where the end of the connection is counted as the first.
+const LOST_SENDS_BEFORE_WARNING: u32 = 4;
+
 /// Where a datagram goes.
 #[derive(Clone, Copy)]
 enum Target {
@@ -45,7 +48,8 @@ impl TransportCore {
             return this.flush_if_long(slf); // what a callback answers leaves when the drain ends
         }
         if is_lone && Self::is_first_of_turn(slf)? {
-            return Self::send_queued(slf);
+            Self::send_queued(slf)?;
+            return this.pause_if_long(py);
         }
         this.flush_if_long(slf)?;
         Self::schedule_flush(slf)
@@ -63,26 +67,12 @@ impl TransportCore {
             return this.warn_lost(py);
         }
         let common = addr.map(|addr| this.target(py, Some(addr))).transpose()?;
-        for item in datagrams.try_iter()? {
-            let item = item?;
-            match (common, item.cast::<PyTuple>()) {
-                (None, Ok(pair)) if pair.len() == 2 => {
-                    let data = pair.get_item(0)?;
-                    check_type(&data)?;
-                    this.enqueue(&data, this.target(py, Some(&pair.get_item(1)?))?)?;
-                }
-                (common, _) => {
-                    check_type(&item)?;
-                    let target = common.map_or_else(|| this.target(py, None), Ok)?;
-                    this.enqueue(&item, target)?;
-                }
-            }
-            this.flush_if_long(slf)?;
-        }
+        let enqueued = Self::enqueue_many(slf, datagrams, common);
         if this.draining.load(Ordering::Relaxed) == 0 {
+            // Those before one that is refused were accepted.
             Self::flush(slf)?;
         }
-        Ok(())
+        enqueued
     }
 
     /// Send what waits for the end of the turn.
@@ -133,6 +123,32 @@ impl TransportCore {
         }
     }
 
+    /// Puts datagrams, all for one target or each a pair with its own, behind those that wait.
+    fn enqueue_many(
+        slf: &Bound<'_, Self>,
+        datagrams: &Bound<'_, PyAny>,
+        common: Option<Target>,
+    ) -> Result<()> {
+        let (py, this) = (slf.py(), slf.get());
+        for item in datagrams.try_iter()? {
+            let item = item?;
+            match (common, item.cast::<PyTuple>()) {
+                (None, Ok(pair)) if pair.len() == 2 => {
+                    let data = pair.get_item(0)?;
+                    check_type(&data)?;
+                    this.enqueue(&data, this.target(py, Some(&pair.get_item(1)?))?)?;
+                }
+                (common, _) => {
+                    check_type(&item)?;
+                    let target = common.map_or_else(|| this.target(py, None), Ok)?;
+                    this.enqueue(&item, target)?;
+                }
+            }
+            this.flush_if_long(slf)?;
+        }
+        Ok(())
+    }
+
     /// Puts a datagram behind those that wait. What may change later is copied.
     fn enqueue(&self, data: &Bound<'_, PyAny>, target: Target) -> Result<()> {
         let to = match target {
@@ -160,8 +176,14 @@ impl TransportCore {
         if (len >= QUEUED || bytes > high_water) && !self.is_full.load(Ordering::Relaxed) {
             Self::send_queued(slf)?;
         }
-        if bytes > high_water && self.outbox().bytes() > high_water {
-            self.tell_transport(slf.py(), "_buffer_is_long")?;
+        if bytes > high_water { self.pause_if_long(slf.py()) } else { Ok(()) }
+    }
+
+    /// Tells the transport where more than it likes waits.
+    fn pause_if_long(&self, py: Python<'_>) -> Result<()> {
+        let bytes = self.outbox().bytes();
+        if bytes > self.high_water.load(Ordering::Relaxed) {
+            self.tell_transport(py, "_buffer_is_long")?;
         }
         Ok(())
     }
@@ -196,14 +218,15 @@ impl TransportCore {
         let owner = this.socket.bind(py);
         // No Python code runs under the lock.
         let flushed = this.outbox().flush(py, owner.get().socket()?);
-        for error in flushed.errors {
-            this.tell_error(py, Error::Os(error).into())?;
-        }
         if this.is_full.swap(flushed.is_full, Ordering::Relaxed) != flushed.is_full {
             let method = if flushed.is_full { "_buffer_is_full" } else { "_buffer_has_room" };
             this.tell_transport(py, method)?;
         } else if flushed.is_full {
             this.tell_transport(py, "_buffer_is_shorter")?;
+        }
+        // Last: a protocol that is told of an error may send, or close the transport.
+        for error in flushed.errors {
+            this.tell_error(py, Error::Os(error).into())?;
         }
         Ok(())
     }
@@ -215,8 +238,13 @@ impl TransportCore {
         Ok(())
     }
 
+    /// Warns as the standard transports do, which forgive a few.
     fn warn_lost(&self, py: Python<'_>) -> Result<()> {
-        self.tell_transport(py, "_sent_after_close")
+        if self.lost_sends.fetch_add(1, Ordering::Relaxed) >= LOST_SENDS_BEFORE_WARNING {
+            let logger = py.import("asyncio.log")?.getattr("logger")?;
+            logger.call_method1("warning", ("socket.send() raised exception.",))?;
+        }
+        Ok(())
     }
 }
 
