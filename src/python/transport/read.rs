@@ -21,7 +21,7 @@ use crate::python::socket::{Senders, Socket, pair};
 const BUDGET: Duration = Duration::from_micros(100);
 /// How long one drain may take while other callbacks wait.
 const BESIDE_OTHERS: Duration = Duration::from_micros(20);
-/// After so many callbacks a drain looks at the clock.
+/// After so many callbacks a drain looks at the clock, and sooner at its beginning.
 const LOOK: usize = 16;
 /// So many errors in a row end a drain.
 const ERRORS: usize = 16;
@@ -67,6 +67,8 @@ impl TransportCore {
         this.gave_way.store(false, Ordering::Relaxed);
         this.draining.fetch_add(1, Ordering::Relaxed);
         let drained = this.drain(py, spare_time.max(BESIDE_OTHERS));
+        let delivered = this.current().take();
+        drop(delivered);
         let is_outermost = this.draining.fetch_sub(1, Ordering::Relaxed) == 1;
         let flushed = if is_outermost { Self::flush(slf) } else { Ok(()) };
         Self::resume_if_pending(slf)?;
@@ -210,10 +212,13 @@ impl<'a, 'py> Delivery<'a, 'py> {
 
     /// Delivers datagrams until there are no more, the time is up, or the protocol wants none.
     fn run(&mut self, datagrams: &mut impl Datagrams) -> Result<Flow> {
-        if self.core.takes_batches.load(Ordering::Relaxed) {
-            return self.run_batch(datagrams);
-        }
+        // The ring's places have been filled anew.
+        self.notes = self.core.asked.notes();
         while let Some(datagram) = datagrams.current() {
+            // A callback may have set a protocol of another kind.
+            if self.core.takes_batches.load(Ordering::Relaxed) {
+                return self.run_batch(datagrams);
+            }
             let Some(protocol) = self.protocol() else { return Ok(Flow::Stop) };
             let py = self.owner.py();
             let data = new_bytes(py, datagram.payload)?;
@@ -274,6 +279,11 @@ impl<'a, 'py> Delivery<'a, 'py> {
         if !self.core.reading.load(Ordering::Relaxed) {
             return true;
         }
-        self.delivered.is_multiple_of(LOOK) && Instant::now() >= self.deadline
+        let looks = match self.delivered {
+            // A slow protocol must not keep the others waiting for many datagrams.
+            few @ 0..LOOK => few.is_power_of_two(),
+            many => many.is_multiple_of(LOOK),
+        };
+        looks && Instant::now() >= self.deadline
     }
 }
