@@ -94,6 +94,13 @@ impl Descriptor {
         Some(unsafe { sys::own_fd(fd) })
     }
 
+    /// Wakes who waits for the descriptor, to look for what did not come through it.
+    pub(super) fn wake(&self) {
+        for waker in self.lock().iter() {
+            waker.wake();
+        }
+    }
+
     /// Adds a waker to those that a close wakes.
     pub(super) fn register(&self, waker: &Arc<Waker>) {
         self.lock().push(Arc::clone(waker));

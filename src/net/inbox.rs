@@ -57,6 +57,9 @@ impl Socket {
             self.count_cut(flags, taken.full_len > taken.len);
             return Ok(taken);
         }
+        if flags & libc::MSG_ERRQUEUE == 0 {
+            self.raise_deferred()?;
+        }
         // On a datagram socket MSG_TRUNC makes the call return the full length, so that a datagram
         // too long for the buffer is noticed at no cost. On a stream it would discard data.
         let ask_len = if self.is_datagram() { libc::MSG_TRUNC } else { 0 };
@@ -89,6 +92,7 @@ impl Socket {
             self.count_cut(flags, info.flags & libc::MSG_TRUNC != 0);
             return Ok(info);
         }
+        self.raise_deferred()?;
         let info = sys::recv_message(fd, memory, from, control, flags)?;
         if flags & libc::MSG_PEEK == 0 {
             let room: usize = memory.iter().map(RecvSlice::len).sum();
@@ -99,7 +103,8 @@ impl Socket {
     }
 
     /// Receives into a ring what is there, in search of `wanted` datagrams, and puts its cursor on
-    /// the first. There may be more than wanted: [`keep`](Self::keep) what is not taken.
+    /// the first. There may be more than wanted: [`keep`](Self::keep) what is not taken. There is
+    /// none where another thread has kept some: [`take_kept`](Self::take_kept) those.
     pub fn receive_ring(
         &self,
         fd: BorrowedFd<'_>,
@@ -121,9 +126,11 @@ impl Socket {
         count: usize,
         flags: c_int,
     ) -> io::Result<Filled> {
-        match self.inbox.deferred.swap(0, Ordering::Relaxed) {
-            0 => {}
-            errno => return Err(io::Error::from_raw_os_error(errno)),
+        self.raise_deferred()?;
+        if self.pending() > 0 {
+            // Kept by another thread since the caller looked: they come first.
+            ring.clear();
+            return Ok(Filled::default());
         }
         let filled = ring.receive(fd, count, flags, self.is_ip()).map_err(|error| {
             // Told not to mind waiting, because nothing will ever come: the socket is shut down.
@@ -148,10 +155,10 @@ impl Socket {
         }
     }
 
-    /// Takes the first kept message out. Who does not take all its datagrams
-    /// [gives it back](Self::put_back).
+    /// Takes the first kept message out; none where the socket is closed. Who does not take all its
+    /// datagrams [gives it back](Self::put_back).
     pub fn take_kept(&self) -> Option<Held> {
-        if self.pending() == 0 {
+        if self.pending() == 0 || self.descriptor().is_closed() {
             return None;
         }
         self.with_pending(Pending::pop_front)
@@ -165,6 +172,25 @@ impl Socket {
     /// Keeps an error for the next receive, because this one has datagrams to return.
     pub fn defer(&self, error: &io::Error) {
         self.inbox.deferred.store(error.raw_os_error().unwrap_or(0), Ordering::Relaxed);
+    }
+
+    fn raise_deferred(&self) -> io::Result<()> {
+        if self.inbox.deferred.load(Ordering::Relaxed) == 0 {
+            return Ok(()); // the usual case
+        }
+        match self.inbox.deferred.swap(0, Ordering::Relaxed) {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+
+    /// Wakes the threads that sleep until the kernel has a datagram, where there are kept ones: the
+    /// kernel does not know of those. The caller is attached to the interpreter, as
+    /// [`Descriptor`](super::Descriptor) demands.
+    pub fn share_kept(&self) {
+        if self.pending() > 0 {
+            self.descriptor().wake();
+        }
     }
 
     /// How many datagrams were received from the kernel and wait to be taken.
@@ -195,9 +221,13 @@ impl Socket {
         if self.is_ip() { SlotKind::Ip } else { SlotKind::Unix }
     }
 
+    /// Whether messages of the kernel's may be several datagrams.
+    pub fn may_be_glued(&self) -> bool {
+        self.inbox.splits.load(Ordering::Relaxed)
+    }
+
     fn splits(&self, flags: c_int) -> bool {
-        let splits = self.inbox.splits.load(Ordering::Relaxed) || self.pending() > 0;
-        splits && flags & libc::MSG_ERRQUEUE == 0
+        (self.may_be_glued() || self.pending() > 0) && flags & libc::MSG_ERRQUEUE == 0
     }
 
     /// Receives one datagram by way of the kept ones, so that order holds and nothing is lost.

@@ -83,8 +83,7 @@ impl RecvRing {
         flags: c_int,
         wants_control: bool,
     ) -> io::Result<Filled> {
-        self.splits.clear();
-        self.slot = 0;
+        self.clear();
         let count = count.min(self.slots());
         let messages = self.messages.receive(fd, count, flags, wants_control)?;
         let mut filled = Filled { messages, is_full: messages == count, ..Filled::default() };
@@ -98,6 +97,12 @@ impl RecvRing {
             self.splits.push(split);
         }
         Ok(filled)
+    }
+
+    /// Drops what was received.
+    pub fn clear(&mut self) {
+        self.splits.clear();
+        self.slot = 0;
     }
 
     /// How many datagrams there are from the cursor on.

@@ -106,7 +106,11 @@ impl<'a> Waiting<'a> {
         let mut pause = Duration::ZERO;
         loop {
             let started = Instant::now();
-            let ready = self.sleep(fd, interest, deadline)?;
+            let ready = if interest == Interest::Read && self.socket.pending() > 0 {
+                libc::POLLIN // another thread has kept something, which the kernel does not know
+            } else {
+                self.sleep(fd, interest, deadline)?
+            };
             if ready == 0 {
                 continue;
             }
@@ -202,8 +206,8 @@ impl<'a> Waiting<'a> {
             return Err(Stop::Closed);
         }
         if fds[1].revents != 0 {
-            // Woken for another socket that this thread waits for too, in an outer call that a
-            // signal handler interrupted. That call will see for itself that it was closed.
+            // Woken to look at what was kept. Or for another socket that this thread waits for too,
+            // in an outer call that a signal handler interrupted; that call will see for itself.
             self.clear();
         }
         if ready == 0 && slice == timeout {

@@ -5,7 +5,9 @@ use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
-use pyo3::exceptions::{PyIndexError, PyMemoryError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{
+    PyIndexError, PyMemoryError, PyOverflowError, PyRuntimeError, PyTypeError, PyValueError,
+};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyMemoryView, PySlice};
@@ -13,7 +15,7 @@ use pyo3::types::{PyList, PyMemoryView, PySlice};
 use super::address::{Mapping, parse, to_python};
 use super::buffer::Readable;
 use super::error::Result;
-use crate::net::{Address, RecvRing, SendQueue, SendSlice};
+use crate::net::{Address, Received, RecvRing, SendQueue, SendSlice};
 
 /// Datagrams in one piece of memory.
 #[pyclass(frozen, module = "tomada")]
@@ -22,6 +24,9 @@ pub(crate) struct Batch {
     /// Where the payloads are. The mapping lives as long as `contents`, and never moves.
     memory: *mut u8,
     memory_len: usize,
+    slots: usize,
+    /// As the ring has it: what was asked for, rounded up.
+    slot_size: usize,
     /// Of each datagram, where its payload starts and how long it is. Exported to Python, which may
     /// look at them at any time.
     offsets: Box<[AtomicU32]>,
@@ -50,6 +55,8 @@ pub(crate) struct Contents {
 /// So many datagrams fit for each slot: what the kernel glues into one message at the most.
 const DATAGRAMS_PER_SLOT: usize = 128;
 const MOST_SLOTS: usize = 4096;
+/// The longest message of IP, glued together or not: its length has 16 bits.
+const LARGEST_MESSAGE: usize = 65_535;
 const NO_ADDRESS: u32 = u32::MAX;
 
 impl Batch {
@@ -92,8 +99,9 @@ impl Batch {
         for slot in 0..slots {
             contents.addresses.push(Address::from_bytes(contents.ring.sender(slot)));
             if contents.ring.is_truncated(slot) {
-                let index = contents.senders.partition_point(|&sender| (sender as usize) < slot);
-                contents.truncated.push(index);
+                // What was cut off was the end of the slot's last datagram.
+                let end = contents.senders.partition_point(|&sender| sender as usize <= slot);
+                contents.truncated.push(end - 1);
             }
         }
         contents.end = self.memory_len; // append() must not overwrite a slot
@@ -138,6 +146,25 @@ impl Batch {
         true
     }
 
+    /// Copies a received datagram in behind the others, as much of it as a slot takes; false where
+    /// there is no room.
+    pub(crate) fn push_received(&self, contents: &mut Contents, datagram: &Received<'_>) -> bool {
+        let payload = &datagram.payload[..datagram.payload.len().min(self.slot_size)];
+        let is_truncated = datagram.is_truncated || payload.len() < datagram.payload.len();
+        let from = Address::from_bytes(datagram.from);
+        self.push(contents, payload, Some(from), is_truncated)
+    }
+
+    /// How many of the kernel's messages one receive takes at the most.
+    pub(crate) fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// Whether a slot holds all that the kernel may glue together.
+    pub(crate) fn holds_any_message(&self) -> bool {
+        self.slot_size >= LARGEST_MESSAGE
+    }
+
     /// Takes all datagrams out.
     pub(crate) fn empty(&self, contents: &mut Contents) {
         self.len.store(0, Ordering::Release);
@@ -168,6 +195,11 @@ impl Batch {
 }
 
 impl Contents {
+    /// The addresses of datagrams, each as often as it begins anew.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = &Address> {
+        self.addresses.iter().filter(|address| !address.as_bytes().is_empty())
+    }
+
     /// The ring to receive into.
     pub(crate) fn ring(&mut self) -> &mut RecvRing {
         &mut self.ring
@@ -178,16 +210,13 @@ impl Contents {
 impl Batch {
     #[new]
     #[pyo3(signature = (slots=64, *, slot_size=65_536))]
-    fn new(slots: usize, slot_size: usize) -> Result<Self> {
-        if !(1..=MOST_SLOTS).contains(&slots) {
-            let message = format!("slots must be in 1 to {MOST_SLOTS}, not {slots}");
-            return Err(PyValueError::new_err(message).into());
-        }
-        let largest = u32::MAX as usize / slots - 2 * 64;
-        if !(1..=largest).contains(&slot_size) {
-            let message = format!("slot_size must be in 1 to {largest}, not {slot_size}");
-            return Err(PyValueError::new_err(message).into());
-        }
+    fn new(
+        #[pyo3(from_py_with = saturated)] slots: i64,
+        #[pyo3(from_py_with = saturated)] slot_size: i64,
+    ) -> Result<Self> {
+        let slots = checked(slots, "slots", MOST_SLOTS)?;
+        // An offset has 32 bits.
+        let slot_size = checked(slot_size, "slot_size", u32::MAX as usize / slots - 2 * 64)?;
         let ring = RecvRing::new(slots, slot_size)
             .map_err(|error| PyMemoryError::new_err(error.to_string()))?;
         let (memory, memory_len) = (ring.memory().start(), ring.memory().bytes().len());
@@ -203,6 +232,8 @@ impl Batch {
             contents: Mutex::new(contents),
             memory,
             memory_len,
+            slots,
+            slot_size: memory_len / slots - 64,
             offsets: zeroes(),
             lengths: zeroes(),
             len: AtomicUsize::new(0),
@@ -210,9 +241,9 @@ impl Batch {
     }
 
     /// How many of the kernel's messages one receive takes at the most.
-    #[getter]
-    fn slots(&self) -> Result<usize> {
-        Ok(self.lock()?.ring.slots())
+    #[getter(slots)]
+    fn slot_count(&self) -> usize {
+        self.slots
     }
 
     /// Where each payload starts, as unsigned 32-bit integers.
@@ -272,12 +303,10 @@ impl Batch {
     fn extend(
         &self,
         data: &Bound<'_, PyAny>,
-        size: usize,
+        #[pyo3(from_py_with = saturated)] size: i64,
         address: Option<&Bound<'_, PyAny>>,
     ) -> Result<()> {
-        if size == 0 {
-            return Err(PyValueError::new_err("size must be at least 1").into());
-        }
+        let size = checked(size, "size", isize::MAX as usize)?;
         let address = address.map(parse_of_any_family).transpose()?;
         let payload = Readable::new(data)?.to_vec();
         let mut contents = self.lock()?;
@@ -350,6 +379,22 @@ impl Batch {
         );
         PyValueError::new_err(message).into()
     }
+}
+
+/// Reads an `int`; one beyond the range of the type becomes its end.
+fn saturated(object: &Bound<'_, PyAny>) -> PyResult<i64> {
+    object.extract().or_else(|error: PyErr| {
+        if !error.is_instance_of::<PyOverflowError>(object.py()) {
+            return Err(error);
+        }
+        Ok(if object.lt(0)? { i64::MIN } else { i64::MAX })
+    })
+}
+
+fn checked(number: i64, name: &str, most: usize) -> PyResult<usize> {
+    usize::try_from(number).ok().filter(|number| (1..=most).contains(number)).ok_or_else(|| {
+        PyValueError::new_err(format!("{name} must be in 1 to {most}, not {number}"))
+    })
 }
 
 /// Reads an address of whatever family it looks like.

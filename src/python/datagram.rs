@@ -5,6 +5,7 @@ use std::ffi::c_int;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use super::audit;
 use super::error::Result;
 use super::socket::Socket;
 use crate::net::{Address, AddressKind, Meta, Received};
@@ -104,7 +105,11 @@ impl Datagram {
     #[pyo3(signature = (data, flags=0))]
     fn reply(&self, py: Python<'_>, data: &Bound<'_, PyAny>, flags: c_int) -> Result<usize> {
         let to = (self.from.kind() != AddressKind::Unnamed).then_some(&self.from);
-        self.socket.bind(py).get().reply(py, data, to, self.meta.source(), flags)
+        let socket = self.socket.bind(py);
+        if to.is_some() {
+            audit::event(c"socket.sendto", socket.as_any(), self.address.bind(py))?;
+        }
+        socket.get().reply(py, data, to, self.meta.source(), flags)
     }
 
     fn __len__(&self, py: Python<'_>) -> usize {

@@ -4,10 +4,11 @@ use std::ffi::c_int;
 
 use pyo3::prelude::*;
 
-use super::Socket;
-use super::many::{Sending, refuse_peeking};
-use crate::net::{Address, Datagrams, Interest};
-use crate::python::batch::Batch;
+use super::many::refuse_peeking;
+use super::sending::Sending;
+use super::{Patience, Socket};
+use crate::net::{Datagrams, Interest, ThreadRing};
+use crate::python::batch::{Batch, Contents};
 use crate::python::error::Result;
 
 #[pymethods]
@@ -19,29 +20,23 @@ impl Socket {
         refuse_peeking(flags)?;
         let batch = batch.get();
         let mut contents = batch.lock()?;
-        if socket.pending() > 0 {
-            batch.empty(&mut contents);
-            while let Some(mut held) = socket.take_kept() {
-                while let Some(datagram) = held.current() {
-                    let from = Some(Address::from_bytes(datagram.from));
-                    let (payload, is_cut) = (datagram.payload, datagram.is_truncated);
-                    if !batch.push(&mut contents, payload, from, is_cut) {
-                        socket.put_back(held);
-                        return Ok(batch.len());
-                    }
-                    held.advance();
-                }
-            }
-            return Ok(batch.len());
+        let slots = batch.slots();
+        let mut patience = self.patience();
+        if socket.pending() > 0 || socket.may_be_glued() && !batch.holds_any_message() {
+            return self.receive_copies(py, &mut patience, batch, &mut contents, flags);
         }
-        let slots = contents.ring().slots();
         let ring = contents.ring();
-        self.transfer(py, &mut self.patience(), Interest::Read, flags, |socket, fd, flags| {
+        self.transfer(py, &mut patience, Interest::Read, flags, |socket, fd, flags| {
             // As many messages as there are slots, however many datagrams each has.
             socket.receive_messages(fd, ring, slots, flags)
         })?;
+        if contents.ring().current().is_none() {
+            // Another thread has kept some meanwhile.
+            return self.receive_copies(py, &mut patience, batch, &mut contents, flags);
+        }
         batch.lay_out(&mut contents);
         socket.keep(contents.ring());
+        socket.share_kept();
         Ok(batch.len())
     }
 
@@ -55,11 +50,52 @@ impl Socket {
         errors: &str,
     ) -> Result<Bound<'py, PyAny>> {
         let mut sending = Sending::new(slf, flags, errors)?;
-        let to = address.map(|address| sending.resolve(address)).transpose()?;
+        let to = address.map(|address| sending.address(address, "send_batch")).transpose()?;
         let batch = batch.get();
         let contents = batch.lock()?;
+        if to.is_none() {
+            for address in contents.addresses() {
+                sending.audit(&slf.get().addresses.object(slf.py(), address.as_bytes())?)?;
+            }
+        }
         let mut queue = batch.queue(&contents, to.as_ref());
-        sending.portion(&mut queue, true)?;
+        sending.queue(&mut queue, true)?;
         sending.finish()
+    }
+}
+
+impl Socket {
+    /// Receives by way of the datagrams that are kept, which are copied: where there are some, and
+    /// where a glued message may be longer than a slot, in which the datagrams behind would be lost.
+    fn receive_copies(
+        &self,
+        py: Python<'_>,
+        patience: &mut Patience,
+        batch: &Batch,
+        contents: &mut Contents,
+        flags: c_int,
+    ) -> Result<usize> {
+        let socket = self.socket()?;
+        batch.empty(contents);
+        loop {
+            while let Some(mut held) = socket.take_kept() {
+                while let Some(datagram) = held.current() {
+                    if !batch.push_received(contents, &datagram) {
+                        socket.put_back(held);
+                        socket.share_kept();
+                        return Ok(batch.len());
+                    }
+                    held.advance();
+                }
+            }
+            if batch.len() > 0 {
+                return Ok(batch.len());
+            }
+            let mut ring = ThreadRing::take(socket.slot_kind())?;
+            self.transfer(py, patience, Interest::Read, flags, |socket, fd, flags| {
+                socket.receive_ring(fd, &mut ring, batch.slots(), flags)
+            })?;
+            socket.keep(&ring);
+        }
     }
 }

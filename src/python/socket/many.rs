@@ -2,25 +2,27 @@
 
 use std::ffi::c_int;
 use std::io;
+use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyList, PyMemoryView, PyString, PyTuple};
 
-use super::{Patience, Socket};
-use crate::net::{Address, Datagrams, Filled, Interest, Received, SendQueue, ThreadRing};
+use super::Socket;
+use super::sending::Sending;
+use crate::net::{self, Address, Datagrams, Filled, Interest, Received, ThreadRing};
 use crate::python::address::AddressCache;
-use crate::python::audit;
-use crate::python::buffer::{Readable, new_bytes};
+use crate::python::buffer::new_bytes;
 use crate::python::error::{Error, Result};
 
 /// Up to so many datagrams pass attached to the interpreter. They take about a millisecond, less
 /// than the interpreter lets a thread run before it looks for another one.
-const ATTACHED: usize = 1024;
+pub(super) const ATTACHED: usize = 1024;
 
-/// A call takes its datagrams in portions of so many, which bounds the memory that it needs.
-const PORTION: usize = 4096;
+/// A receive that keeps up with whoever sends finds more each time that it looks. After this time
+/// it returns what it has, so that signal handlers run and a large maximum fills no memory.
+const LONGEST_DRAIN: Duration = Duration::from_millis(50);
 
 #[pymethods]
 impl Socket {
@@ -50,7 +52,7 @@ impl Socket {
         errors: &str,
     ) -> Result<Bound<'py, PyAny>> {
         let mut sending = Sending::new(slf, flags, errors)?;
-        let to = address.map(|address| sending.resolve(address)).transpose()?;
+        let to = address.map(|address| sending.address(address, "send_many")).transpose()?;
         let is_one = datagrams.is_instance_of::<PyBytes>()
             || datagrams.is_instance_of::<PyByteArray>()
             || datagrams.is_instance_of::<PyMemoryView>()
@@ -81,18 +83,16 @@ impl Socket {
         let max = checked_max(max_datagrams)?;
         refuse_peeking(flags)?;
         let mut converted = Vec::with_capacity(max.min(64));
-        while converted.len() < max
-            && let Some(mut held) = socket.take_kept()
-        {
-            let result = convert_up_to(max, &mut held, &mut converted, &mut convert);
-            socket.put_back(held);
-            if let Err(error) = result {
-                return unless_some(converted, error.into());
-            }
-        }
         let mut ring = ThreadRing::take(socket.slot_kind())?;
         let mut patience = self.patience();
-        while converted.len() < max {
+        let mut end = None;
+        loop {
+            if let Err(error) = Self::convert_kept(socket, max, &mut converted, &mut convert) {
+                return unless_some(converted, error.into());
+            }
+            if converted.len() == max || is_over(converted.len(), &mut end) {
+                break;
+            }
             let wanted = max - converted.len();
             let received = if converted.is_empty() {
                 self.transfer(py, &mut patience, Interest::Read, flags, |socket, fd, flags| {
@@ -104,7 +104,10 @@ impl Socket {
             let filled = match received {
                 Ok(filled) => filled,
                 Err(Error::Os(error)) if !converted.is_empty() => {
-                    if error.kind() != io::ErrorKind::WouldBlock {
+                    if !matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                    ) {
                         socket.defer(&error);
                     }
                     break;
@@ -114,13 +117,32 @@ impl Socket {
             let result = convert_up_to(max, &mut *ring, &mut converted, &mut convert);
             socket.keep(&ring);
             if let Err(error) = result {
+                socket.share_kept();
                 return unless_some(converted, error.into());
             }
-            if !filled.is_full {
+            if !filled.is_full && !converted.is_empty() {
                 break;
             }
         }
+        socket.share_kept();
         Ok(converted)
+    }
+
+    /// Converts datagrams that an earlier receive has kept.
+    fn convert_kept<T>(
+        socket: &net::Socket,
+        max: usize,
+        converted: &mut Vec<T>,
+        convert: &mut impl FnMut(&Received<'_>) -> PyResult<T>,
+    ) -> PyResult<()> {
+        while converted.len() < max
+            && let Some(mut held) = socket.take_kept()
+        {
+            let result = convert_up_to(max, &mut held, converted, convert);
+            socket.put_back(held);
+            result?;
+        }
+        Ok(())
     }
 
     /// Receives without waiting.
@@ -173,6 +195,14 @@ fn unless_some<T>(converted: Vec<T>, error: Error) -> Result<Vec<T>> {
     if converted.is_empty() { Err(error) } else { Ok(converted) }
 }
 
+/// Whether a receive has lasted long enough, which it asks only where it has much.
+fn is_over(converted: usize, end: &mut Option<Instant>) -> bool {
+    converted > ATTACHED && {
+        let now = Instant::now();
+        *end.get_or_insert(now + LONGEST_DRAIN) < now
+    }
+}
+
 pub(super) fn checked_max(max_datagrams: isize) -> Result<usize> {
     match usize::try_from(max_datagrams) {
         Ok(max) if max > 0 => Ok(max),
@@ -214,232 +244,5 @@ impl<'a, 'py> Senders<'a, 'py> {
         let object = self.addresses.object(py, from)?;
         self.last = Some((Address::from_bytes(from), object.clone()));
         Ok(object)
-    }
-}
-
-/// One call of `send_many` or `send_batch`: what left, what failed, and how to go on.
-pub(super) struct Sending<'s, 'py> {
-    socket: &'s Bound<'py, Socket>,
-    flags: c_int,
-    patience: Patience,
-    /// Datagrams of portions that are done with.
-    done: usize,
-    sent: usize,
-    /// Failures to return; `None` where the first is raised.
-    failures: Option<Bound<'py, PyList>>,
-    /// Whether a socket that does not wait had no more room.
-    is_full: bool,
-}
-
-impl<'s, 'py> Sending<'s, 'py> {
-    pub(super) fn new(socket: &'s Bound<'py, Socket>, flags: c_int, errors: &str) -> Result<Self> {
-        let failures = match errors {
-            "raise" => None,
-            "continue" => Some(PyList::empty(socket.py())),
-            _ => {
-                let message = format!("errors must be 'raise' or 'continue', not {errors:?}");
-                return Err(PyValueError::new_err(message).into());
-            }
-        };
-        socket.get().socket()?;
-        let patience = socket.get().patience();
-        Ok(Self { socket, flags, patience, done: 0, sent: 0, failures, is_full: false })
-    }
-
-    /// Reads an address, which may be IPv4 on a socket of IPv6, and raises its audit event.
-    pub(super) fn resolve(&self, address: &Bound<'py, PyAny>) -> Result<Address> {
-        let to = self.socket.get().parse_any_address(address, "send_many")?;
-        audit::event(c"socket.sendto", self.socket.as_any(), address)?;
-        Ok(to)
-    }
-
-    /// Sends the items of an iterable, portion by portion.
-    fn all(
-        &mut self,
-        mut items: impl Iterator<Item = PyResult<Bound<'py, PyAny>>>,
-        to: Option<Address>,
-    ) -> Result<()> {
-        loop {
-            let mut portion = Portion::default();
-            let end = portion.fill(self, items.by_ref().take(PORTION), to.as_ref());
-            let is_last = portion.payloads.len() < PORTION;
-            let mut queue = portion.queue();
-            self.portion(&mut queue, portion.payloads.len() > ATTACHED)?;
-            // An item that is no datagram is told once those before it have left.
-            end.map_err(|error| self.about(error, None))?;
-            if is_last || self.is_full {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Sends a queue to its end, or to an error that is to be raised.
-    pub(super) fn portion(&mut self, queue: &mut SendQueue<'_>, detached: bool) -> Result<()> {
-        let py = self.socket.py();
-        let this = self.socket.get();
-        let len = queue.len();
-        let before = self.sent;
-        let mut skipped = 0;
-        while !queue.is_empty() {
-            let result = if detached {
-                self.send_detached(queue)
-            } else {
-                this.transfer(
-                    py,
-                    &mut self.patience,
-                    Interest::Write,
-                    self.flags,
-                    |socket, fd, flags| socket.send_queue(fd, queue, flags).map(drop),
-                )
-            };
-            self.sent = before + queue.position() - skipped;
-            let Err(error) = result else { continue };
-            if self.failures.is_none() {
-                if matches!(&error, Error::Os(error) if error.kind() == io::ErrorKind::WouldBlock)
-                    && self.sent > 0
-                {
-                    self.is_full = true;
-                    return Ok(());
-                }
-                return Err(self.about(error.into(), Some(queue)).into());
-            }
-            let index = self.done + queue.position();
-            let error = self.about(error.into(), Some(queue));
-            if !error.is_instance_of::<PyOSError>(py) {
-                return Err(error.into()); // a signal handler's
-            }
-            if let Some(failures) = &self.failures {
-                failures.append((index, error))?;
-            }
-            queue.skip();
-            skipped += 1;
-        }
-        self.done += len;
-        Ok(())
-    }
-
-    /// Sends as much of a queue as goes without waiting, detached from the interpreter all the
-    /// while; waits only where nothing goes.
-    fn send_detached(&mut self, queue: &mut SendQueue<'_>) -> Result<()> {
-        let (py, this) = (self.socket.py(), self.socket.get());
-        let (socket, flags) = (this.socket()?, self.flags);
-        let result = py.detach(|| {
-            socket.with(|fd| {
-                while !queue.is_empty() {
-                    socket.send_queue(fd, queue, flags)?;
-                }
-                Ok(())
-            })
-        });
-        match result {
-            // Asked once more, attached, it waits as the socket's timeout says.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => this.transfer(
-                py,
-                &mut self.patience,
-                Interest::Write,
-                flags,
-                |socket, fd, flags| socket.send_queue(fd, queue, flags).map(drop),
-            ),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(py.check_signals()?),
-            result => Ok(result?),
-        }
-    }
-
-    /// Says in an exception which datagram it is about, and how many left before it.
-    fn about(&self, error: PyErr, queue: Option<&SendQueue<'_>>) -> PyErr {
-        let py = self.socket.py();
-        let index = self.done + queue.map_or(0, SendQueue::position);
-        let this = self.socket.get();
-        let to = queue
-            .and_then(SendQueue::next_address)
-            .and_then(|to| this.addresses.object(py, to.as_bytes()).ok())
-            .map_or_else(String::new, |to| format!(" to {to}"));
-        let context = format!("datagram {index}{to}; {} sent before it", self.sent);
-        let value = error.value(py);
-        let errno = value.getattr("errno").and_then(|errno| errno.extract::<c_int>());
-        let error = match errno {
-            Ok(errno) => {
-                let text = value
-                    .getattr("strerror")
-                    .map_or_else(|_| String::new(), |text| text.to_string());
-                PyOSError::new_err((errno, format!("{text} ({context})")))
-            }
-            Err(_) => {
-                PyErr::from_type(error.get_type(py), format!("{} ({context})", error.value(py)))
-            }
-        };
-        // Any exception takes attributes; were this one not to, it would still say it in words.
-        let _ = error.value(py).setattr("index", index);
-        let _ = error.value(py).setattr("sent", self.sent);
-        error
-    }
-
-    /// What the call returns.
-    pub(super) fn finish(self) -> Result<Bound<'py, PyAny>> {
-        match self.failures {
-            Some(failures) => Ok(failures.into_any()),
-            None => Ok(self.sent.into_pyobject(self.socket.py()).map_err(PyErr::from)?.into_any()),
-        }
-    }
-}
-
-/// Some of the datagrams of a call, held in place while they leave.
-#[derive(Default)]
-struct Portion<'py> {
-    payloads: Vec<Readable<'py>>,
-    /// Of each datagram, its address's place in `addresses`, which has no repetitions in a row.
-    targets: Vec<Option<usize>>,
-    addresses: Vec<Address>,
-}
-
-impl<'py> Portion<'py> {
-    /// Takes datagrams until one is none.
-    fn fill(
-        &mut self,
-        sending: &Sending<'_, 'py>,
-        items: impl Iterator<Item = PyResult<Bound<'py, PyAny>>>,
-        to: Option<&Address>,
-    ) -> PyResult<()> {
-        self.addresses.extend(to);
-        let mut last: Option<Bound<'py, PyAny>> = None;
-        for item in items {
-            let item = item?;
-            if to.is_some() {
-                self.payloads.push(Readable::new(&item)?);
-                self.targets.push(Some(0));
-                continue;
-            }
-            let Ok(pair) = item.cast::<PyTuple>() else {
-                self.payloads.push(Readable::new(&item)?);
-                self.targets.push(None);
-                continue;
-            };
-            if pair.len() != 2 {
-                let message = format!(
-                    "a datagram is a bytes-like object or a pair (bytes-like object, address), \
-                     not a tuple of {}",
-                    pair.len()
-                );
-                return Err(PyTypeError::new_err(message));
-            }
-            let payload = Readable::new(&pair.get_item(0)?)?;
-            let address = pair.get_item(1)?;
-            if !last.as_ref().is_some_and(|last| last.is(&address)) {
-                self.addresses.push(sending.resolve(&address)?);
-                last = Some(address);
-            }
-            self.payloads.push(payload);
-            self.targets.push(Some(self.addresses.len() - 1));
-        }
-        Ok(())
-    }
-
-    fn queue(&self) -> SendQueue<'_> {
-        let mut queue = SendQueue::with_capacity(self.payloads.len());
-        for (payload, target) in self.payloads.iter().zip(&self.targets) {
-            let to = target.and_then(|target| self.addresses.get(target));
-            queue.push(payload.slice(), to, None);
-        }
-        queue
     }
 }

@@ -7,6 +7,7 @@ mod many;
 mod options;
 mod receive;
 mod send;
+mod sending;
 
 pub(crate) use many::{Senders, pair};
 
@@ -280,15 +281,20 @@ impl Socket {
             match socket.with(|fd| attempt(socket, fd, flags)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => py.check_signals()?,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && waits => break,
-                result => return Ok(result?),
+                result => {
+                    socket.share_kept();
+                    return Ok(result?);
+                }
             }
         }
-        self.wait(py, patience, interest, |socket, fd, hung_up| {
+        let result = self.wait(py, patience, interest, |socket, fd, hung_up| {
             // A socket that was shut down has no datagram and never will. Only a call that may
             // block says so, with a length of zero; others say EAGAIN for ever.
             let flags = if hung_up && blocks { asked } else { flags };
             attempt(socket, fd, flags)
-        })
+        });
+        socket.share_kept();
+        result
     }
 
     /// Waits until an attempt, made when the kernel says that it makes sense, succeeds.
