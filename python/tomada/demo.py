@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -107,11 +108,31 @@ def end_with_parent() -> None:
 def started(role: str, module_name: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """Start a process, and have it ended and reaped in any case."""
     command = [sys.executable, "-m", "tomada.demo", role, module_name, str(port)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    with contextlib.ExitStack() as stack:
+        with interrupts_put_off():
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            stack.enter_context(process)
+            stack.callback(process.kill)
+        yield process
+
+
+@contextlib.contextmanager
+def interrupts_put_off() -> Iterator[None]:
+    """Hold a Ctrl-C back for the block.
+
+    Amid the start of a process it would leave one behind that nobody knows.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if came:
+            raise KeyboardInterrupt
 
 
 def run_pair(server: str, client: str, port: int, text: bytes) -> Result:
