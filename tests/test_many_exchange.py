@@ -84,6 +84,18 @@ def test_a_sender_without_a_name_is_none(unix):
         assert sock.recv_many() == [(b"a", None), (b"b", None)]
 
 
+@pytest.mark.parametrize("count", [63, 64, 65, 128, 200])
+def test_a_receive_that_finds_no_more_leaves_no_error_behind(inet, count):
+    with inet.bound(socket) as sock:
+        sock.settimeout(None)
+        for _ in range(2):
+            sock.send_many(numbered(count), sock.getsockname())
+            assert [data for data, _ in sock.recv_many(1000)] == numbered(count)
+        sock.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            sock.recv_many(1000)
+
+
 @pytest.mark.parametrize("most", [1, 2, 63, 64, 65, 150, 200])
 def test_no_more_than_the_maximum_is_taken_and_the_rest_stays(inet, most):
     datagrams = numbered(200)

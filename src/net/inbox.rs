@@ -140,12 +140,16 @@ impl Socket {
             }
             error
         })?;
+        self.count(&filled);
+        Ok(filled)
+    }
+
+    fn count(&self, filled: &Filled) {
         self.inbox.per_message.store(filled.most_per_message, Ordering::Relaxed);
         self.counters().count_received(filled.datagrams, filled.bytes);
         if filled.truncated > 0 {
             self.counters().count_truncated(filled.truncated);
         }
-        Ok(filled)
     }
 
     /// Keeps the datagrams that a ring has from its cursor on for the next receive.
@@ -204,15 +208,37 @@ impl Socket {
     }
 
     /// Lets the kernel glue datagrams of one size from one peer together (`UDP_GRO` in `udp(7)`),
-    /// and every receive take them apart.
+    /// and every receive take them apart. Switched off, it keeps what is queued: of a message that
+    /// was glued before, the kernel would not tell the sizes any more.
     pub fn set_gro(&self, is_on: bool) -> io::Result<()> {
         if is_on {
-            // Before the first glued message can come; and for good, because some may still be in
-            // the queue when it is off again.
+            // Before the first glued message can come; and for good, because one may come between
+            // the look at the queue and the switch.
             self.inbox.splits.store(true, Ordering::Relaxed);
+        } else if self.gro() {
+            self.keep_queued()?;
         }
         self.set_int_option(libc::SOL_UDP, libc::UDP_GRO, is_on.into())?;
         self.inbox.gro.store(is_on, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes what is in the kernel's queue, but no more than a queue can hold.
+    fn keep_queued(&self) -> io::Result<()> {
+        let mut ring = ThreadRing::take(self.slot_kind())?;
+        for _ in 0..LONGEST_QUEUE / ring.slots() {
+            let slots = ring.slots();
+            let received = self.with(|fd| ring.receive(fd, slots, libc::MSG_DONTWAIT, true));
+            match received {
+                Ok(filled) => {
+                    self.count(&filled);
+                    self.keep(&ring);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.raw_os_error() == Some(libc::EBADF) => return Err(error),
+                Err(error) => self.defer(&error),
+            }
+        }
         Ok(())
     }
 
@@ -266,6 +292,9 @@ impl Socket {
         }
     }
 }
+
+/// More messages than a receive buffer has room for: each takes at least half a kilobyte of it.
+const LONGEST_QUEUE: usize = 1 << 16;
 
 /// Fills in what `recvmsg` returns for a datagram that came out of a glued message.
 fn copy_message(

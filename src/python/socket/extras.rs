@@ -126,7 +126,10 @@ impl Socket {
 
     #[setter]
     fn set_gro(&self, is_on: bool) -> Result<()> {
-        Ok(self.socket()?.set_gro(is_on)?)
+        let socket = self.socket()?;
+        let result = socket.set_gro(is_on);
+        socket.share_kept();
+        Ok(result?)
     }
 
     /// How many datagrams were received from the kernel and wait to be taken.

@@ -155,6 +155,7 @@ impl Socket {
         flags: c_int,
     ) -> Result<Filled> {
         let socket = self.socket()?;
+        let flags = flags | libc::MSG_DONTWAIT;
         let mut receive = || socket.with(|fd| socket.receive_ring(fd, ring, wanted, flags));
         Ok(if detached { py.detach(receive) } else { receive() }?)
     }

@@ -1,0 +1,379 @@
+"""Coalescing (``UDP_GRO``): runs come apart in order, and what a call leaves comes first in the next.
+
+A run that a plain socket sends with ``UDP_SEGMENT`` stays in one piece on its way through the
+loopback device, and reaches a socket with ``gro`` as one message.
+"""
+
+import errno
+import functools
+import os
+import select
+import socket as std
+import struct
+import threading
+
+import pytest
+
+import tomada
+from support import CLOSED, DEADLINE, Call, eventually, run
+from tomada import socket
+from traffic import RECEIVE_SOME, numbered, payloads, receive, send_run
+
+RUN = numbered(10)
+# A run whose last datagram is shorter.
+UNEVEN = [*numbered(4), b"end"]
+
+
+@pytest.fixture(params=["AF_INET", "AF_INET6"])
+def gro(request):
+    """Give a socket that has coalescing on, and a plain one that sends to it."""
+    kind = request.getfixturevalue("inet" if request.param == "AF_INET" else "inet6")
+    with kind.bound(socket) as sock, kind.bound(std) as sender:
+        sock.gro = True
+        yield sock, sender
+
+
+def from_recv(sock):
+    return sock.recv(100)
+
+
+def from_recv_into(sock):
+    buffer = bytearray(100)
+    return bytes(buffer[: sock.recv_into(buffer)])
+
+
+def from_recvfrom_into(sock):
+    buffer = bytearray(100)
+    return bytes(buffer[: sock.recvfrom_into(buffer)[0]])
+
+
+def from_recvmsg_into(sock):
+    buffers = [bytearray(3), bytearray(100)]
+    length = sock.recvmsg_into(buffers)[0]
+    return b"".join(buffers)[:length]
+
+
+# Each takes exactly one datagram.
+RECEIVE_ONE = {
+    "recv": from_recv,
+    "recvfrom": lambda sock: sock.recvfrom(100)[0],
+    "recv_into": from_recv_into,
+    "recvfrom_into": from_recvfrom_into,
+    "recvmsg": lambda sock: sock.recvmsg(100)[0],
+    "recvmsg_into": from_recvmsg_into,
+    "recv_many": lambda sock: sock.recv_many(1)[0][0],
+    "recv_datagram": lambda sock: sock.recv_datagram().data,
+    "recv_datagrams": lambda sock: sock.recv_datagrams(1)[0].data,
+}
+
+every_single = pytest.mark.parametrize("take", RECEIVE_ONE.values(), ids=RECEIVE_ONE)
+every_way = pytest.mark.parametrize("way", RECEIVE_SOME)
+
+
+def test_coalescing_is_off_until_it_is_switched_on(inet):
+    with inet.bound(socket) as sock:
+        assert (sock.gro, sock.pending) == (False, 0)
+        sock.gro = True
+        assert sock.gro is True
+        assert sock.getsockopt(socket.IPPROTO_UDP, socket.UDP_GRO) == 1
+        sock.gro = False
+        assert sock.gro is False
+        assert sock.getsockopt(socket.IPPROTO_UDP, socket.UDP_GRO) == 0
+
+
+def test_what_is_not_udp_has_no_coalescing(unix):
+    with unix.open(socket) as sock:
+        with pytest.raises(OSError) as caught:
+            sock.gro = True
+        assert caught.value.errno in {errno.ENOPROTOOPT, errno.EOPNOTSUPP}
+        assert (sock.gro, sock.pending) == (False, 0)
+
+
+@every_way
+@pytest.mark.parametrize("datagrams", [RUN, UNEVEN], ids=["even", "uneven"])
+def test_a_run_comes_apart_in_order(gro, way, datagrams):
+    sock, sender = gro
+    send_run(sender, sock.getsockname(), b"".join(datagrams), 8)
+    expected = [(data, sender.getsockname()) for data in datagrams]
+    assert receive(sock, len(datagrams), way) == expected
+    assert sock.pending == 0
+    assert payloads(sock) == []
+
+
+def test_one_call_takes_runs_and_single_datagrams_together(gro):
+    sock, sender = gro
+    here = sock.getsockname()
+    send_run(sender, here, b"".join(RUN), 8)
+    sender.sendto(b"", here)
+    send_run(sender, here, b"".join(UNEVEN), 8)
+    sender.sendto(b"single", here)
+    assert [data for data, _ in sock.recv_many()] == [*RUN, b"", *UNEVEN, b"single"]
+    # Four of the kernel's messages, and one call.
+    assert (sock.stats().receive_calls, sock.stats().received) == (1, 17)
+
+
+def test_a_batch_takes_runs_and_single_datagrams_together(gro):
+    sock, sender = gro
+    here, there = sock.getsockname(), sender.getsockname()
+    send_run(sender, here, b"".join(RUN), 8)
+    sender.sendto(b"", here)
+    send_run(sender, here, b"".join(UNEVEN), 8)
+    batch = tomada.Batch(3)
+    assert sock.recv_batch(batch) == 16
+    assert [(bytes(data), to) for data, to in batch] == [
+        (data, there) for data in (*RUN, b"", *UNEVEN)
+    ]
+    assert sock.stats().receive_calls == 1
+
+
+@every_single
+def test_a_call_that_wants_less_leaves_the_rest_waiting(gro, take):
+    sock, sender = gro
+    send_run(sender, sock.getsockname(), b"".join(UNEVEN), 8)
+    for number, data in enumerate(UNEVEN, 1):
+        assert take(sock) == data
+        assert sock.pending == len(UNEVEN) - number
+
+
+@every_single
+@every_way
+def test_the_rest_comes_first_in_the_next_receive_of_any_kind(gro, take, way):
+    sock, sender = gro
+    here = sock.getsockname()
+    send_run(sender, here, b"".join(RUN), 8)
+    sender.sendto(b"after it", here)
+    first = [data for data, _ in sock.recv_many(3)]
+    second = [take(sock)]
+    rest = [data for data, _ in receive(sock, 7, way)]
+    assert [*first, *second, *rest] == [*RUN, b"after it"]
+    assert sock.pending == 0
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 7, 10, 11, 64])
+def test_maxima_of_every_size_take_all_in_order(gro, most):
+    sock, sender = gro
+    expected = []
+    for number in range(5):
+        datagrams = [b"%d %d" % (number, at) for at in range(7)]
+        send_run(sender, sock.getsockname(), b"".join(datagrams), 3)
+        expected += datagrams
+    received = []
+    while len(received) < 35:
+        some = sock.recv_many(most)
+        assert 1 <= len(some) <= most
+        received += [data for data, _ in some]
+    assert received == expected
+    assert sock.pending == 0
+
+
+def test_a_batch_with_too_few_places_leaves_the_rest_waiting(gro):
+    sock, sender = gro
+    here = sock.getsockname()
+    expected = []
+    # 64 datagrams a message is what every kernel allows, 128 what a batch has places for.
+    for number in range(6):
+        datagrams = [b"%d%02d" % (number, at) for at in range(64)]
+        send_run(sender, here, b"".join(datagrams), 3)
+        expected += datagrams
+    batch, received = tomada.Batch(1), []
+    while len(received) < len(expected):
+        assert sock.recv_batch(batch) > 0
+        received += [bytes(data) for data, _ in batch]
+    assert received == expected
+
+
+def test_a_batch_of_short_slots_loses_nothing_of_a_run(gro):
+    sock, sender = gro
+    send_run(sender, sock.getsockname(), b"".join(numbered(60, 1000)), 1000)
+    batch, received = tomada.Batch(4, slot_size=1000), []
+    while len(received) < 60:
+        assert sock.recv_batch(batch) > 0
+        assert batch.truncated == []
+        received += [bytes(data) for data, _ in batch]
+    assert received == numbered(60, 1000)
+    assert sock.stats().truncated == 0
+
+
+def test_a_datagram_longer_than_a_batchs_slots_is_cut_alone(gro):
+    sock, sender = gro
+    send_run(sender, sock.getsockname(), b"".join([b"x" * 300, b"y" * 300, b"z"]), 300)
+    batch = tomada.Batch(4, slot_size=128)
+    assert sock.recv_batch(batch) == 3
+    assert [bytes(data) for data, _ in batch] == [b"x" * 128, b"y" * 128, b"z"]
+    assert batch.truncated == [0, 1]
+
+
+def test_a_datagram_of_a_run_is_cut_as_a_single_one_is(gro):
+    sock, sender = gro
+    send_run(sender, sock.getsockname(), b"firstothertail", 5)
+    assert sock.recvfrom(3) == (b"fir", sender.getsockname())
+    data, _, flags, _ = sock.recvmsg(2)
+    assert (data, bool(flags & socket.MSG_TRUNC)) == (b"ot", True)
+    assert sock.recv(100) == b"tail"
+    assert sock.stats().truncated == 2
+
+
+def test_the_segment_size_is_not_told_of_a_datagram(gro):
+    sock, sender = gro
+    send_run(sender, sock.getsockname(), b"onetwo", 3)
+    for data in (b"one", b"two"):
+        assert sock.recvmsg(100, 1000) == (data, [], 0, sender.getsockname())
+
+
+def test_a_look_ahead_takes_nothing(gro):
+    sock, sender = gro
+    send_run(sender, sock.getsockname(), b"onetwo", 3)
+    for _ in range(2):
+        assert sock.recv(100, socket.MSG_PEEK) == b"one"
+    assert sock.pending == 2
+    assert [data for data, _ in sock.recv_many()] == [b"one", b"two"]
+
+
+def test_what_waits_in_the_socket_is_unseen_by_select(gro):
+    sock, sender = gro
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    send_run(sender, sock.getsockname(), b"onetwo", 3)
+    assert poll.poll(DEADLINE * 1000) == [(sock.fileno(), select.POLLIN)]
+    assert sock.recv(100) == b"one"
+    # That is what `pending` is for: a loop around select() looks there first.
+    assert (sock.pending, poll.poll(0), select.select([sock], [], [], 0)[0]) == (1, [], [])
+    sender.sendto(b"three", sock.getsockname())
+    assert poll.poll(DEADLINE * 1000)
+    assert [sock.recv(100), sock.recv(100)] == [b"two", b"three"]
+
+
+def test_a_loop_around_select_that_looks_at_pending_gets_everything(gro):
+    sock, sender = gro
+    sock.setblocking(False)
+    expected = []
+    for number in range(10):
+        send_run(sender, sock.getsockname(), b"".join(numbered(number + 2, 8)), 8)
+        expected += numbered(number + 2, 8)
+    received = []
+    while len(received) < len(expected):
+        assert sock.pending or select.select([sock], [], [], DEADLINE)[0]
+        received.append(sock.recv(100))
+    assert received == expected
+
+
+def test_switched_off_it_still_takes_apart_what_was_queued(gro):
+    sock, sender = gro
+    send_run(sender, sock.getsockname(), b"onetwo", 3)
+    sock.gro = False
+    sender.sendto(b"three", sock.getsockname())
+    assert [sock.recv(100) for _ in range(3)] == [b"one", b"two", b"three"]
+
+
+def test_a_plain_option_is_taken_apart_by_the_calls_for_many(inet):
+    with inet.bound(socket) as sock, inet.bound(std) as sender:
+        sock.setsockopt(socket.IPPROTO_UDP, socket.UDP_GRO, 1)
+        send_run(sender, sock.getsockname(), b"onetwosix", 3)
+        assert [data for data, _ in sock.recv_many(2)] == [b"one", b"two"]
+        assert (sock.pending, sock.recv(100)) == (1, b"six")
+        # Who sets the option by hand and receives by hand sees what the kernel sees.
+        send_run(sender, sock.getsockname(), b"onetwosix", 3)
+        data, ancillary, _, _ = sock.recvmsg(100, 100)
+        assert data == b"onetwosix"
+        assert [(level, kind) for level, kind, _ in ancillary] == [
+            (socket.IPPROTO_UDP, socket.UDP_GRO)
+        ]
+        assert struct.unpack("i", ancillary[0][2]) == (3,)
+
+
+def test_the_largest_run_arrives(gro):
+    sock, sender = gro
+    data = os.urandom(64 * 1000)
+    send_run(sender, sock.getsockname(), data, 1000)
+    assert b"".join(data for data, _ in receive(sock, 64, "recv_many")) == data
+
+
+@pytest.mark.parametrize("timeout", [None, DEADLINE])
+def test_what_one_thread_leaves_wakes_another_that_waits(gro, timeout):
+    sock, sender = gro
+    sock.settimeout(timeout)
+    for take in RECEIVE_ONE.values():
+        calls = [Call(take, sock).until_it_waits() for _ in range(3)]
+        # Whichever of them takes it from the kernel.
+        send_run(sender, sock.getsockname(), b"onetwosix", 3)
+        assert {call.result() for call in calls} == {b"one", b"two", b"six"}
+        assert sock.pending == 0
+
+
+def test_what_one_thread_leaves_wakes_another_that_waits_with_a_batch(gro):
+    sock, sender = gro
+    batch = tomada.Batch()
+    for _ in range(20):
+        first = Call(sock.recv, 100).until_it_waits()
+        second = Call(sock.recv_batch, batch).until_it_waits()
+        send_run(sender, sock.getsockname(), b"onetwo", 3)
+        eventually(lambda: not (first.is_alive() and second.is_alive()))
+        if first.is_alive() and second.result() == 2:
+            sender.sendto(b"one", sock.getsockname())  # the other was faster, and took both
+        assert first.result() == b"one"
+        assert second.result() == len(batch)
+        assert bytes(batch[len(batch) - 1]) == b"two"
+
+
+def test_threads_that_share_a_socket_get_each_datagram_exactly_once(gro):
+    sock, sender = gro
+    received = []
+
+    def take(way):
+        while True:
+            some = [data for data, _ in RECEIVE_SOME[way](sock, 5)]
+            received.extend(data for data in some if data != b"end")
+            if b"end" in some:
+                return
+
+    calls = [Call(take, way) for way in RECEIVE_SOME]
+    expected = []
+    for number in range(100):
+        datagrams = [b"%04d %d" % (number, at) for at in range(8)]
+        send_run(sender, sock.getsockname(), b"".join(datagrams), 6)
+        expected += datagrams
+        # The socket's buffer holds them all, but not on every machine.
+        eventually(lambda: len(received) >= len(expected) - 400)
+    eventually(lambda: len(received) == len(expected))
+    while any(call.is_alive() for call in calls):
+        sender.sendto(b"end", sock.getsockname())
+        threading.Event().wait(0.001)
+    for call in calls:
+        call.result()
+    assert sorted(received) == sorted(expected)
+
+
+def test_what_waits_is_gone_with_the_socket(gro):
+    sock, sender = gro
+    send_run(sender, sock.getsockname(), b"onetwo", 3)
+    assert sock.recv(100) == b"one"
+    sock.close()
+    for take in (*RECEIVE_ONE.values(), functools.partial(RECEIVE_SOME["recv_batch"], count=1)):
+        with pytest.raises(OSError, match=CLOSED):
+            take(sock)
+
+
+def test_ten_thousand_runs_leave_no_memory_behind():
+    program = """
+import resource, socket as std, struct
+from tomada import socket
+def used():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.bind(("127.0.0.1", 0))
+sock.gro = True
+sender = std.socket(std.AF_INET, std.SOCK_DGRAM)
+segment = [(std.IPPROTO_UDP, socket.UDP_SEGMENT, struct.pack("H", 1000))]
+def rounds(count):
+    for _ in range(count):
+        sender.sendmsg([bytes(5000)], segment, 0, sock.getsockname())
+        assert len(sock.recv_many(2)) == 2
+        assert sock.pending == 3
+        for _ in range(3):
+            sock.recv(2000)
+rounds(100)
+before = used()
+rounds(10_000)
+assert used() - before < 8, (before, used())
+"""
+    assert run(program) == ""
