@@ -10,13 +10,14 @@ import time
 
 import pytest
 
-pytest.register_assert_rewrite("parity", "support", "traffic", "transports")
+pytest.register_assert_rewrite("links", "parity", "support", "traffic", "transports")
 
 # Whoever starts the tests in the background of a shell has them ignore SIGINT, and the programs that
 # they start with them. One that has a handler starts programs that do not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # After their assertions are rewritten.
+import links  # noqa: E402
 from support import KINDS, Kind, Peer  # noqa: E402
 from transports import LOOPS, Recorder, turns  # noqa: E402
 
@@ -68,6 +69,20 @@ def peer():
             return stack.enter_context(Peer(kind.family, kind.address()))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def namespaces():
+    """Say that there can be network namespaces."""
+    if (why_not := links.why_not()) is not None:
+        pytest.skip(why_not)
+
+
+@pytest.fixture
+def network(namespaces):  # noqa: ARG001 - no test without them
+    """Make network namespaces that end with the test."""
+    with contextlib.ExitStack() as stack:
+        yield links.Network(stack)
 
 
 @pytest.fixture

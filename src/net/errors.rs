@@ -47,6 +47,9 @@ pub struct SocketError {
 const PAYLOAD_LEN: usize = 2048;
 const CONTROL_LEN: usize = 512;
 
+/// `linux/errqueue.h`
+const SO_EE_ORIGIN_ZEROCOPY: u8 = 5;
+
 impl ErrorMessage {
     /// Takes an entry out of the queue; `EAGAIN` where there is none.
     pub fn receive(fd: BorrowedFd<'_>) -> io::Result<Self> {
@@ -74,10 +77,14 @@ impl ErrorMessage {
         let word = |at: usize| {
             error.get(at..).and_then(<[u8]>::first_chunk).map(|bytes| u32::from_ne_bytes(*bytes))
         };
+        let origin = error[offset_of!(libc::sock_extended_err, ee_origin)];
+        if matches!(origin, libc::SO_EE_ORIGIN_TIMESTAMPING | SO_EE_ORIGIN_ZEROCOPY) {
+            return None;
+        }
         let has_name = matches!(AddressKind::of(offender), AddressKind::V4(_) | AddressKind::V6(_));
         Some(SocketError {
             errno: word(offset_of!(libc::sock_extended_err, ee_errno))? as c_int,
-            origin: error[offset_of!(libc::sock_extended_err, ee_origin)],
+            origin,
             kind: error[offset_of!(libc::sock_extended_err, ee_type)],
             code: error[offset_of!(libc::sock_extended_err, ee_code)],
             info: word(offset_of!(libc::sock_extended_err, ee_info))?,
@@ -135,6 +142,14 @@ impl Socket {
         match self.kept_errors().pop_front() {
             Some(message) => Ok(message),
             None => ErrorMessage::receive(fd).inspect(|message| self.count_error(message)),
+        }
+    }
+
+    /// Gives entries back that were taken out, for who asks for something else than errors.
+    pub fn put_back_error_messages(&self, messages: Vec<ErrorMessage>) {
+        let mut kept = self.kept_errors();
+        for message in messages.into_iter().rev().take(KEPT) {
+            kept.push_front(message);
         }
     }
 
@@ -210,6 +225,15 @@ mod tests {
         let error = message(libc::IPPROTO_IPV6, libc::IPV6_RECVERR, &data).decode().unwrap();
         assert_eq!(error.offender, None);
         assert_eq!(error.mtu(), None);
+    }
+
+    #[test]
+    fn a_timestamp_or_a_sign_of_zerocopy_is_no_error() {
+        for origin in [libc::SO_EE_ORIGIN_TIMESTAMPING, SO_EE_ORIGIN_ZEROCOPY] {
+            let mut data = extended(libc::ENOMSG, 0, &[0; 16]);
+            data[4] = origin;
+            assert!(message(libc::IPPROTO_IP, libc::IP_RECVERR, &data).decode().is_none());
+        }
     }
 
     #[test]

@@ -45,15 +45,18 @@ impl Socket {
     /// Take what the kernel has noted about datagrams that failed on their way.
     fn errors(&self, py: Python<'_>) -> Result<Vec<DatagramError>> {
         let socket = self.socket()?;
-        let mut errors = Vec::new();
-        loop {
+        let (mut errors, mut others) = (Vec::new(), Vec::new());
+        let end = loop {
             match socket.with(|fd| socket.take_error_message(fd)) {
+                Ok(message) if message.decode().is_none() => others.push(message),
                 Ok(message) => errors.extend(self.describe(py, message)?),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(errors),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => break error,
             }
-        }
+        };
+        // Timestamps of what was sent are for recvmsg with MSG_ERRQUEUE.
+        socket.put_back_error_messages(others);
+        if end.kind() == io::ErrorKind::WouldBlock { Ok(errors) } else { Err(end.into()) }
     }
 
     /// Return the socket's counters.

@@ -1,0 +1,160 @@
+"""Machines on a wire: network namespaces joined by veth devices, with addresses of both families.
+
+A namespace lives as long as a descriptor of it is open, and the devices in it no longer: whatever
+becomes of the tests, nothing is left behind.
+"""
+
+import contextlib
+import ctypes
+import os
+import shutil
+import socket as std
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support import DEADLINE, Call
+from tomada import socket
+
+CLONE_NEWNET = 0x40000000
+SCOPE = "fe80::%d"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _checked(result):
+    if result == -1:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+
+
+class Namespace:
+    """A network of its own, with a loopback device."""
+
+    def __init__(self):
+        self._fd = Call(self._make).result()
+        self.command("ip", "link", "set", "lo", "up")
+
+    @staticmethod
+    def _make():
+        # Of the calling thread alone, which ends here.
+        _checked(_libc.unshare(CLONE_NEWNET))
+        return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+    def run(self, function, *arguments):
+        """Call a function in a thread that is in the namespace; sockets opened there stay in it."""
+
+        def enter():
+            _checked(_libc.setns(self._fd, CLONE_NEWNET))
+            return function(*arguments)
+
+        return Call(enter).result()
+
+    def command(self, *command):
+        """Run a program in the namespace, and return its output."""
+        path = shutil.which(command[0])
+        options = {"capture_output": True, "text": True, "timeout": DEADLINE, "check": False}
+        result = self.run(lambda: subprocess.run([path, *command[1:]], **options))
+        assert result.returncode == 0, (command, result.stderr)
+        return result.stdout
+
+    def set(self, option, value):
+        """Set a sysctl of the namespace, given with slashes."""
+        self.run(lambda: Path("/proc/sys/net", option).write_text(str(value)))
+
+    def open(self, module, family=socket.AF_INET):
+        """Open a datagram socket with a deadline."""
+
+        def make():
+            sock = module.socket(family, socket.SOCK_DGRAM)
+            sock.settimeout(DEADLINE)
+            return sock
+
+        return self.run(make)
+
+    def bound(self, module, address):
+        """Open a datagram socket bound to a numeric address, and a port of its own."""
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        sock = self.open(module, family)
+        self.run(sock.bind, address)
+        return sock
+
+    def join(self, device, other, other_device, addresses, other_addresses):
+        """Join another namespace by a pair of devices, with these addresses."""
+        there = f"/proc/{os.getpid()}/fd/{other._fd}"  # noqa: SLF001 - of the same class
+        pair = (device, "type", "veth", "peer", "name", other_device, "netns", there)
+        self.command("ip", "link", "add", *pair)
+        self._set_up(device, addresses)
+        other._set_up(other_device, other_addresses)  # noqa: SLF001
+
+    def _set_up(self, device, addresses):
+        # No address of the kernel's choice, and none that is tried out for a second first.
+        self.command("ip", "link", "set", device, "addrgenmode", "none")
+        for address in addresses:
+            options = ["nodad"] if ":" in address else []
+            self.command("ip", "address", "add", address, "dev", device, *options)
+        self.command("ip", "link", "set", device, "up")
+
+    def index(self, device):
+        return self.run(std.if_nametoindex, device)
+
+    def close(self):
+        os.close(self._fd)
+
+
+class Network:
+    """Some namespaces that end together."""
+
+    def __init__(self, stack):
+        self._stack = stack
+
+    def namespace(self):
+        return self._stack.enter_context(contextlib.closing(Namespace()))
+
+    def link(self):
+        """Join two namespaces, and return them.
+
+        They are 10.77.0.1 and 10.77.0.2, the second 10.77.0.22 too; fd77::1 and fd77::2, fd77::22;
+        fe80::1 and fe80::2. The devices are called left and right.
+        """
+        left, right = self.namespace(), self.namespace()
+        left.join(
+            "left",
+            right,
+            "right",
+            ["10.77.0.1/24", "fd77::1/64", "fe80::1/64"],
+            ["10.77.0.2/24", "10.77.0.22/24", "fd77::2/64", "fd77::22/64", "fe80::2/64"],
+        )
+        for there in ("10.77.0.2", "fd77::2"):
+            self.find(left, right, there)
+        return left, right
+
+    @staticmethod
+    def find(left, right, there):
+        """Have the neighbours find each other, so that nothing is lost for want of that."""
+        here = there.rpartition(":" if ":" in there else ".")[0]
+        here = f"{here}{':' if ':' in there else '.'}1"
+        with left.bound(std, (here, 0)) as sock, right.bound(std, (there, 0)) as other:
+            sock.sendto(b"are you there?", other.getsockname())
+            other.sendto(*other.recvfrom(100))
+            sock.recv(100)
+
+
+def why_not():
+    """Say why there can be no namespaces here, if so."""
+    if os.geteuid() != 0:
+        return "network namespaces want root"
+    if shutil.which("ip") is None:
+        return "there is no ip command (iproute2)"
+    try:
+        Namespace().close()
+    except OSError as error:
+        return f"there are no network namespaces: {error}"
+    return None
+
+
+def needed(program):
+    """Skip the test where there is no such program."""
+    if shutil.which(program) is None:
+        pytest.skip(f"there is no {program} command")

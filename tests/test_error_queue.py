@@ -1,0 +1,252 @@
+"""errors(): which datagram failed on its way, who said so, and what a full queue does to a wait."""
+
+import errno
+import select
+import socket as std
+import time
+
+import pytest
+
+import tomada
+from support import CLOSED, DEADLINE, Call, eventually
+from tomada import socket
+
+# What an ICMP message says where nobody is bound to the port: its origin, type, code.
+UNREACHABLE = {
+    std.AF_INET: (socket.SO_EE_ORIGIN_ICMP, 3, 3),
+    std.AF_INET6: (socket.SO_EE_ORIGIN_ICMP6, 1, 4),
+}
+
+
+def listen(sock):
+    """Ask the kernel to note errors, for both families."""
+    if sock.family == std.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVERR, 1)
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVERR, 1)
+
+
+def dead(kind):
+    """Make an address of UDP that nobody is bound to."""
+    with kind.bound(std) as sock:
+        return sock.getsockname()
+
+
+def send(sock, data, to):
+    """Send a datagram, which an error of an earlier one may keep from leaving."""
+    while True:
+        try:
+            return sock.sendto(data, to)
+        except ConnectionRefusedError:
+            continue
+
+
+@pytest.fixture(params=["inet", "inet6"])
+def family(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_an_unreachable_peer_is_named(family):
+    to = dead(family)
+    with family.bound(socket) as sock:
+        listen(sock)
+        assert sock.errors() == []
+        sock.sendto(b"anybody?", to)
+        (error,) = eventually(sock.errors)
+        assert (error.peer, error.errno) == (to, errno.ECONNREFUSED)
+        assert error.offender == to[0]
+        assert error.mtu is None
+        assert (error.origin, error.type, error.code) == UNREACHABLE[family.family]
+        assert error.data == b"anybody?"
+        assert sock.errors() == []
+        assert sock.stats().errors == 1
+
+
+def test_peers_of_ipv4_are_named_on_a_dual_socket(inet, inet6):
+    to = dead(inet)
+    with inet6.open(socket) as sock:
+        listen(sock)
+        sock.bind(("::", 0))
+        sock.send_many([b"anybody?"], to)
+        (error,) = eventually(sock.errors)
+        assert (error.peer, error.errno) == ((f"::ffff:{to[0]}", to[1], 0, 0), errno.ECONNREFUSED)
+        assert error.offender == "127.0.0.1"
+
+
+def test_each_of_many_peers_is_named(inet):
+    peers = [dead(inet) for _ in range(3)]
+    with inet.bound(socket) as sock:
+        listen(sock)
+        for number, to in enumerate(peers):
+            send(sock, b"%d" % number, to)
+        noted = []
+        eventually(lambda: noted.extend(sock.errors()) or len(noted) == 3)
+        assert [(error.peer, error.data) for error in noted] == [
+            (to, b"%d" % number) for number, to in enumerate(peers)
+        ]
+
+
+def test_a_run_is_noted_once(inet):
+    to = dead(inet)
+    with inet.bound(socket) as sock:
+        listen(sock)
+        sock.send_many([b"datagram"] * 10, to)
+        errors = eventually(sock.errors)
+        assert {error.peer for error in errors} == {to}
+        assert all(error.data.startswith(b"datagram") for error in errors)
+
+
+def test_who_did_not_ask_is_not_told(inet):
+    with inet.bound(socket) as sock:
+        sock.sendto(b"anybody?", dead(inet))
+        sock.sendto(b"me", sock.getsockname())
+        assert sock.recv(10) == b"me"
+        assert (sock.errors(), sock.stats().errors) == ([], 0)
+
+
+def test_the_next_call_raises_the_error_too(inet):
+    to = dead(inet)
+    with inet.bound(socket) as sock:
+        listen(sock)
+        sock.sendto(b"anybody?", to)
+        with pytest.raises(ConnectionRefusedError):
+            sock.recv_many()
+        assert [error.peer for error in sock.errors()] == [to]
+
+
+@pytest.fixture
+def noted(inet):
+    """Give a socket whose error queue has entries, and its peer that is not there."""
+    to = dead(inet)
+    with inet.bound(socket) as sock:
+        listen(sock)
+        for _ in range(5):
+            send(sock, b"anybody?", to)
+        poll = select.poll()
+        poll.register(sock, 0)
+        assert poll.poll(DEADLINE * 1000)
+        # The error itself is told once.
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        yield sock, to
+
+
+WAITS = {
+    "recv": lambda sock: sock.recv(10),
+    "recv_many": lambda sock: sock.recv_many(),
+    "recv_batch": lambda sock: sock.recv_batch(tomada.Batch()),
+    "recv_datagrams": lambda sock: sock.recv_datagrams(),
+}
+
+every_wait = pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+
+
+@every_wait
+def test_a_full_error_queue_does_not_keep_a_wait_awake(noted, wait):
+    sock, to = noted
+    sock.settimeout(0.2)
+    start = time.process_time()
+    with pytest.raises(TimeoutError):
+        wait(sock)
+    assert time.process_time() - start < 0.1
+    # And what it held can still be had.
+    assert [error.peer for error in sock.errors()] == [to] * 5
+    assert sock.stats().errors == 5
+
+
+@every_wait
+def test_a_datagram_arrives_past_a_full_error_queue(noted, wait):
+    sock, _ = noted
+    call = Call(wait, sock).until_it_waits()
+    sock.sendto(b"x", sock.getsockname())
+    assert call.result()
+    assert len(sock.errors()) == 5
+
+
+def test_what_a_wait_has_kept_comes_with_recvmsg_as_well(noted):
+    sock, to = noted
+    sock.settimeout(0.02)
+    with pytest.raises(TimeoutError):
+        sock.recv(10)
+    for _ in range(5):
+        data, ancillary, flags, peer = sock.recvmsg(100, 1000, socket.MSG_ERRQUEUE)
+        assert (data, peer) == (b"anybody?", to)
+        assert flags & socket.MSG_ERRQUEUE
+        assert (socket.IPPROTO_IP, socket.IP_RECVERR) in [item[:2] for item in ancillary]
+    assert sock.errors() == []
+
+
+def test_no_more_is_kept_than_a_program_that_never_asks_can_bear(inet):
+    to = dead(inet)
+    with inet.bound(socket) as sock:
+        listen(sock)
+        sock.settimeout(0.005)
+        for number in range(300):
+            send(sock, b"%d" % number, to)
+            with pytest.raises((TimeoutError, ConnectionRefusedError)):
+                sock.recv(10)
+            with pytest.raises((TimeoutError, ConnectionRefusedError)):
+                sock.recv(10)
+        errors = sock.errors()
+        assert 256 <= len(errors) <= 300
+        assert errors[-1].data == b"299"
+        assert sock.stats().errors == 300
+
+
+def test_the_error_of_a_connected_peer_is_noted_too(inet):
+    to = dead(inet)
+    with inet.bound(socket) as sock:
+        listen(sock)
+        sock.connect(to)
+        sock.send(b"anybody?")
+        with pytest.raises(ConnectionRefusedError):
+            sock.recv(10)
+        (error,) = sock.errors()
+        assert (error.peer, error.errno) == (to, errno.ECONNREFUSED)
+
+
+def test_timestamps_of_what_was_sent_are_no_errors_and_stay(inet):
+    software = 0x2 | 0x10 | 0x800  # TX_SOFTWARE, SOFTWARE, OPT_TSONLY
+    with inet.bound(socket) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_TIMESTAMPING, software)
+        sock.sendto(b"x", sock.getsockname())
+        poll = select.poll()
+        poll.register(sock, 0)
+        assert poll.poll(DEADLINE * 1000)
+        for _ in range(2):
+            assert (sock.errors(), sock.stats().errors) == ([], 0)
+        _, ancillary, _, _ = sock.recvmsg(100, 1000, socket.MSG_ERRQUEUE)
+        assert (socket.SOL_SOCKET, socket.SO_TIMESTAMPING) in [item[:2] for item in ancillary]
+
+
+def test_there_is_nothing_of_af_unix(unix):
+    with unix.bound(socket) as sock:
+        assert sock.errors() == []
+
+
+def test_a_closed_socket_has_no_errors_to_tell(inet):
+    sock = inet.bound(socket)
+    sock.close()
+    with pytest.raises(OSError, match=CLOSED):
+        sock.errors()
+
+
+def test_an_error_cannot_be_made_or_changed(noted):
+    sock, to = noted
+    error = sock.errors()[0]
+    assert repr(error) == f"<tomada.DatagramError to {to}: Connection refused, says 127.0.0.1>"
+    with pytest.raises(TypeError):
+        type(error)()
+    for name in ("peer", "errno", "offender", "mtu", "origin", "type", "code", "data"):
+        with pytest.raises(AttributeError):
+            setattr(error, name, None)
+
+
+def test_a_broken_poll_loop_is_mended_by_errors(noted):
+    sock, _ = noted
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    # Whoever polls by hand is told so until the queue is empty.
+    assert poll.poll(0) == [(sock.fileno(), select.POLLERR)]
+    assert len(sock.errors()) == 5
+    assert poll.poll(0) == []
+
+

@@ -1,0 +1,240 @@
+"""Segmentation offload (``UDP_SEGMENT``): runs leave in one piece where that helps, and as single
+datagrams where it cannot be.
+
+A plain socket with ``UDP_GRO`` sees what left as one piece: the loopback device leaves it whole.
+"""
+
+import itertools
+import socket as std
+import struct
+
+import pytest
+
+import tomada
+from support import DEADLINE
+from tomada import socket
+from traffic import numbered, payloads
+
+ONE = [b"12345678"] * 10
+
+
+@pytest.fixture(params=["inet", "inet6"])
+def pair(request):
+    """Give a socket that sends, and a plain one that shows in how many pieces it did."""
+    kind = request.getfixturevalue(request.param)
+    with kind.bound(socket) as sender, kind.bound(std) as receiver:
+        receiver.setsockopt(std.IPPROTO_UDP, socket.UDP_GRO, 1)
+        sender.connect(receiver.getsockname())
+        yield sender, receiver
+
+
+def pieces(receiver):
+    """Take the pieces that have come, as (length, segment length)."""
+    receiver.setblocking(False)
+    seen = []
+    try:
+        while True:
+            data, ancillary, _, _ = receiver.recvmsg(1 << 17, 100)
+            sizes = [struct.unpack("i", value)[0] for *_, value in ancillary]
+            seen.append((len(data), sizes[0] if sizes else None))
+    except BlockingIOError:
+        return seen
+    finally:
+        receiver.settimeout(DEADLINE)
+
+
+def by_list(sender, datagrams):
+    return sender.send_many(datagrams)
+
+
+def by_generator(sender, datagrams):
+    return sender.send_many(iter(datagrams))
+
+
+def by_batch(sender, datagrams):
+    batch = tomada.Batch()
+    for data in datagrams:
+        batch.append(data)
+    return sender.send_batch(batch)
+
+
+every_way = pytest.mark.parametrize("send", [by_list, by_generator, by_batch])
+
+
+@every_way
+def test_datagrams_of_one_size_leave_in_one_piece(pair, send):
+    sender, receiver = pair
+    assert send(sender, ONE) == 10
+    assert pieces(receiver) == [(80, 8)]
+    assert (sender.stats().sent, sender.stats().send_calls) == (10, 1)
+
+
+@every_way
+def test_the_last_of_a_piece_may_be_shorter(pair, send):
+    sender, receiver = pair
+    sizes = [8, 8, 3, 8, 8, 9, 9, 1, 1, 0, 5, 0, 0, 7]
+    assert send(sender, [bytes(size) for size in sizes]) == len(sizes)
+    assert pieces(receiver) == [
+        (19, 8),
+        (16, 8),
+        (19, 9),
+        (1, None),
+        (0, None),
+        (5, None),
+        (0, None),
+        (0, None),
+        (7, None),
+    ]
+
+
+@every_way
+def test_a_piece_has_no_more_than_every_kernel_takes(pair, send):
+    sender, receiver = pair
+    assert send(sender, [b"x" * 20] * 150) == 150
+    assert pieces(receiver) == [(64 * 20, 20), (64 * 20, 20), (22 * 20, 20)]
+    assert send(sender, [bytes(20_000)] * 7) == 7
+    assert pieces(receiver) == [(60_000, 20_000), (60_000, 20_000), (20_000, None)]
+    assert send(sender, [bytes(40_000)] * 2) == 2
+    assert pieces(receiver) == [(40_000, None)] * 2
+
+
+def test_a_piece_goes_to_one_peer(inet):
+    with inet.bound(socket) as sender, inet.bound(std) as first, inet.bound(std) as second:
+        for receiver in (first, second):
+            receiver.setsockopt(std.IPPROTO_UDP, socket.UDP_GRO, 1)
+        near, far = first.getsockname(), second.getsockname()
+        to = [near, near, far, near, far, far]
+        assert sender.send_many([(b"x" * 8, address) for address in to]) == 6
+        assert pieces(first) == [(16, 8), (8, None)]
+        assert pieces(second) == [(8, None), (16, 8)]
+        # Equal addresses are one, whatever the objects.
+        assert sender.send_many([(b"x" * 8, (near[0], int(str(near[1])))) for _ in range(5)]) == 5
+        assert pieces(first) == [(40, 8)]
+
+
+def test_pieces_of_memory_that_lie_apart_leave_in_one(pair):
+    sender, receiver = pair
+    datagrams = [bytearray(b"%08d" % number) for number in range(64)]
+    assert sender.send_many(datagrams) == 64
+    data, _, _, _ = receiver.recvmsg(1 << 16, 100)
+    assert data == b"".join(datagrams)
+
+
+@pytest.fixture
+def refused(inet):
+    """Give a socket that is not allowed pieces, and a plain one.
+
+    Without a checksum there is no segmentation (EINVAL), which stands in for a device that has none.
+    """
+    with inet.bound(socket) as sender, inet.bound(std) as receiver:
+        receiver.setsockopt(std.IPPROTO_UDP, socket.UDP_GRO, 1)
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_NO_CHECK, 1)
+        sender.connect(receiver.getsockname())
+        yield sender, receiver
+
+
+@every_way
+def test_what_is_refused_in_one_piece_leaves_one_by_one(refused, send):
+    sender, receiver = refused
+    for _ in range(3):
+        assert send(sender, ONE) == 10
+        assert pieces(receiver) == [(8, None)] * 10
+    assert sender.stats().sent == 30
+
+
+@pytest.mark.parametrize("errors", ["raise", "continue"])
+def test_a_refused_piece_is_no_error(refused, errors):
+    sender, receiver = refused
+    datagrams = [*numbered(30), bytes(100), b"x", *numbered(10, 3)]
+    assert sender.send_many(datagrams, errors=errors) == (42 if errors == "raise" else [])
+    assert payloads_of(receiver) == datagrams
+
+
+def payloads_of(receiver):
+    receiver.setblocking(False)
+    received = []
+    try:
+        while True:
+            received.append(receiver.recv(1 << 17))
+    except BlockingIOError:
+        return received
+
+
+@every_way
+def test_a_refused_piece_costs_one_more_call_and_only_once(refused, send):
+    sender, _ = refused
+    send(sender, ONE)
+    before = sender.stats().send_calls
+    send(sender, ONE)
+    # The others of this size do not try again.
+    assert sender.stats().send_calls == before + 1
+
+
+def test_what_is_too_long_among_others_does_not_end_their_pieces(pair):
+    sender, receiver = pair
+    datagrams = [*ONE, bytes(65_536), *ONE]
+    failures = sender.send_many(datagrams, errors="continue")
+    assert [index for index, _ in failures] == [10]
+    assert pieces(receiver) == [(80, 8), (80, 8)]
+    assert sender.send_many(ONE) == 10
+    assert pieces(receiver) == [(80, 8)]
+
+
+def test_a_segment_size_of_the_users_own_is_left_alone(pair):
+    sender, receiver = pair
+    sender.setsockopt(socket.IPPROTO_UDP, socket.UDP_SEGMENT, 4)
+    assert sender.send_many([b"12345678"] * 2) == 2
+    # Each was cut by the kernel as the user asked.
+    assert pieces(receiver) == [(8, 4), (8, 4)]
+    assert sender.getsockopt(socket.IPPROTO_UDP, socket.UDP_SEGMENT) == 4
+
+
+def test_a_segment_size_that_comes_later_is_seen(pair):
+    sender, receiver = pair
+    assert sender.send_many(ONE) == 10
+    assert pieces(receiver) == [(80, 8)]
+    sender.setsockopt(socket.IPPROTO_UDP, socket.UDP_SEGMENT, 4)
+    assert sender.send_many([b"12345678"] * 2) == 2
+    assert pieces(receiver) == [(8, 4), (8, 4)]
+
+
+def test_with_more_to_come_the_kernel_joins_what_is_sent(pair):
+    sender, receiver = pair
+    assert sender.send_many([b"one", b"two"], flags=socket.MSG_MORE) == 2
+    assert pieces(receiver) == []
+    sender.send(b"six")
+    assert receiver.recv(100) == b"onetwosix"
+
+
+def test_af_unix_has_no_pieces(unix):
+    with unix.bound(socket) as sock:
+        assert sock.send_many(ONE, sock.getsockname()) == 10
+        assert payloads(sock) == ONE
+
+
+@pytest.mark.parametrize("size", [1, 2, 63, 64, 511, 1023, 1024, 1472, 1473, 8000, 32_753, 32_754])
+@pytest.mark.parametrize("gro", [False, True], ids=["plain", "coalescing"])
+def test_every_size_arrives_in_order(inet, size, gro):
+    with inet.bound(socket) as sender, inet.bound(socket) as receiver:
+        receiver.gro = gro
+        sender.connect(receiver.getsockname())
+        for count in (1, 2, 3, 63, 64, 65):
+            datagrams = numbered(count, size) if size > 1 else [b"%d" % (at % 10) for at in range(count)]
+            # As much at a time as the receiver has room for.
+            step = max(1, 100_000 // (size + 1000))
+            for start in range(0, count, step):
+                some = datagrams[start : start + step]
+                assert sender.send_many(some) == len(some)
+                received = []
+                while len(received) < len(some):
+                    received += [data for data, _ in receiver.recv_many()]
+                assert received == some
+
+
+def test_sizes_in_every_order_arrive_in_order(inet):
+    with inet.bound(socket) as sender, inet.bound(std) as receiver:
+        sender.connect(receiver.getsockname())
+        for sizes in itertools.product([0, 1, 2, 3], repeat=4):
+            datagrams = [bytes([at]) * size for at, size in enumerate(sizes)]
+            assert sender.send_many(datagrams) == 4
+            assert payloads_of(receiver) == datagrams
