@@ -12,8 +12,8 @@ import pytest
 
 pytest.register_assert_rewrite("links", "parity", "support", "traffic", "transports")
 
-# Whoever starts the tests in the background of a shell has them ignore SIGINT, and the programs that
-# they start with them. One that has a handler starts programs that do not.
+# Whoever starts the tests in the background of a shell has them ignore SIGINT, and the programs
+# that they start with them. One that has a handler starts programs that do not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # After their assertions are rewritten.

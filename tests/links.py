@@ -6,6 +6,7 @@ becomes of the tests, nothing is left behind.
 
 import contextlib
 import ctypes
+import functools
 import os
 import shutil
 import socket as std
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from support import DEADLINE, Call
+from support import DEADLINE, Call, eventually
 from tomada import socket
 
 CLONE_NEWNET = 0x40000000
@@ -54,8 +55,11 @@ class Namespace:
     def command(self, *command):
         """Run a program in the namespace, and return its output."""
         path = shutil.which(command[0])
-        options = {"capture_output": True, "text": True, "timeout": DEADLINE, "check": False}
-        result = self.run(lambda: subprocess.run([path, *command[1:]], **options))
+        result = self.run(
+            lambda: subprocess.run(
+                [path, *command[1:]], capture_output=True, text=True, timeout=DEADLINE, check=False
+            )
+        )
         assert result.returncode == 0, (command, result.stderr)
         return result.stdout
 
@@ -85,8 +89,13 @@ class Namespace:
         there = f"/proc/{os.getpid()}/fd/{other._fd}"  # noqa: SLF001 - of the same class
         pair = (device, "type", "veth", "peer", "name", other_device, "netns", there)
         self.command("ip", "link", "add", *pair)
-        self._set_up(device, addresses)
-        other._set_up(other_device, other_addresses)  # noqa: SLF001
+        ends = ((self, device, addresses), (other, other_device, other_addresses))
+        for namespace, name, own in ends:
+            namespace._set_up(name, own)  # noqa: SLF001
+        # What is sent before that is dropped, and a question for a neighbour asked again after a
+        # second.
+        for namespace, name, _ in ends:
+            eventually(functools.partial(namespace.is_up, name))
 
     def _set_up(self, device, addresses):
         # No address of the kernel's choice, and none that is tried out for a second first.
@@ -95,6 +104,9 @@ class Namespace:
             options = ["nodad"] if ":" in address else []
             self.command("ip", "address", "add", address, "dev", device, *options)
         self.command("ip", "link", "set", device, "up")
+
+    def is_up(self, device):
+        return "state UP" in self.command("ip", "-oneline", "link", "show", "dev", device)
 
     def index(self, device):
         return self.run(std.if_nametoindex, device)

@@ -6,6 +6,7 @@ import socket as std
 import pytest
 
 import tomada
+from support import CLOSED
 from tomada import socket
 from traffic import numbered, payloads
 
@@ -28,7 +29,9 @@ def test_what_plain_sockets_send_is_received_into_a_batch(kind, peer):
         assert [to for _, to in batch] == batch.addresses
         assert batch.lengths.tolist() == [len(data) for data in contents(batch)]
         memory = memoryview(batch)
-        found = [memory[at : at + size] for at, size in zip(batch.offsets, batch.lengths)]
+        found = [
+            memory[at : at + size] for at, size in zip(batch.offsets, batch.lengths, strict=True)
+        ]
         assert found == contents(batch)
         assert batch.truncated == []
 
@@ -231,6 +234,21 @@ def test_an_empty_batch_is_nothing_sent(inet):
         assert sock.send_batch(tomada.Batch(), sock.getsockname()) == 0
         assert sock.send_batch(tomada.Batch(), errors="continue") == []
         assert payloads(sock) == []
+
+
+def test_a_closed_socket_has_no_use_for_a_batch(inet):
+    sock = inet.bound(socket)
+    here = sock.getsockname()
+    sock.close()
+    full = tomada.Batch()
+    full.append(b"x")
+    for batch in (tomada.Batch(), full):
+        with pytest.raises(OSError, match=CLOSED):
+            sock.send_batch(batch, here)
+        with pytest.raises(OSError, match=CLOSED):
+            sock.send_batch(batch, here, errors="continue")
+        with pytest.raises(OSError, match=CLOSED):
+            sock.recv_batch(batch)
 
 
 def test_a_batch_may_be_sent_again_and_again(inet):

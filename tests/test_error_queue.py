@@ -248,5 +248,3 @@ def test_a_broken_poll_loop_is_mended_by_errors(noted):
     assert poll.poll(0) == [(sock.fileno(), select.POLLERR)]
     assert len(sock.errors()) == 5
     assert poll.poll(0) == []
-
-

@@ -1,5 +1,4 @@
-"""Segmentation offload (``UDP_SEGMENT``): runs leave in one piece where that helps, and as single
-datagrams where it cannot be.
+"""Segmentation offload (``UDP_SEGMENT``): runs leave in one piece, or one by one where they must.
 
 A plain socket with ``UDP_GRO`` sees what left as one piece: the loopback device leaves it whole.
 """
@@ -124,7 +123,7 @@ def test_pieces_of_memory_that_lie_apart_leave_in_one(pair):
 def refused(inet):
     """Give a socket that is not allowed pieces, and a plain one.
 
-    Without a checksum there is no segmentation (EINVAL), which stands in for a device that has none.
+    Without a checksum there is no segmentation (EINVAL): a stand-in for a device that has none.
     """
     with inet.bound(socket) as sender, inet.bound(std) as receiver:
         receiver.setsockopt(std.IPPROTO_UDP, socket.UDP_GRO, 1)
@@ -219,7 +218,9 @@ def test_every_size_arrives_in_order(inet, size, gro):
         receiver.gro = gro
         sender.connect(receiver.getsockname())
         for count in (1, 2, 3, 63, 64, 65):
-            datagrams = numbered(count, size) if size > 1 else [b"%d" % (at % 10) for at in range(count)]
+            datagrams = (
+                numbered(count, size) if size > 1 else [b"%d" % (at % 10) for at in range(count)]
+            )
             # As much at a time as the receiver has room for.
             step = max(1, 100_000 // (size + 1000))
             for start in range(0, count, step):

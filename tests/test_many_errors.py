@@ -80,6 +80,18 @@ def test_a_bad_item_far_behind_is_told_with_its_index(inet, place):
         assert sender.stats().sent == place
 
 
+def test_an_exception_of_an_addresss_own_passes_with_its_words(inet):
+    class Port:
+        def __index__(self):
+            raise RefusalError("no", "because")
+
+    with inet.bound(socket) as sock:
+        with pytest.raises(RefusalError) as caught:
+            sock.send_many([(b"a", sock.getsockname()), (b"b", ("127.0.0.1", Port()))])
+        assert (caught.value.args, caught.value.index) == (("no", "because"), 1)
+        assert payloads(sock) == [b"a"]
+
+
 def test_a_buffer_that_is_not_contiguous_is_told_as_sendto_does(inet):
     with inet.bound(socket) as sock:
         with pytest.raises(BufferError) as caught:
@@ -297,5 +309,7 @@ def test_a_closed_socket_says_so(inet):
     sock.close()
     with pytest.raises(OSError, match=CLOSED):
         sock.recv_many()
-    with pytest.raises(OSError, match=CLOSED):
-        sock.send_many([b"x"], here)
+    for datagrams in ([b"x"], []):
+        for errors in ("raise", "continue"):
+            with pytest.raises(OSError, match=CLOSED):
+                sock.send_many(datagrams, here, errors=errors)

@@ -89,6 +89,33 @@ def test_an_item_that_is_no_datagram_is_not_told_before_its_turn(full, length):
     assert payloads(receiver)[count - 3 :] == numbered(length)[:3]
 
 
+def test_an_exception_of_the_iterable_is_told_even_where_there_is_no_room(full):
+    receiver, sender, count = full
+    receiver.recv_many(3)
+    sender.setblocking(False)
+
+    def datagrams():
+        yield from numbered(10)
+        raise RefusalError("no", "because")
+
+    with pytest.raises(RefusalError):
+        sender.send_many(datagrams(), receiver.getsockname())
+    assert payloads(receiver)[count - 3 :] == numbered(3)
+
+
+def test_an_exception_of_the_iterable_tells_of_an_error_before_it(full):
+    receiver, sender, _ = full
+    sender.settimeout(0.01)
+
+    def datagrams():
+        yield b"there is no room for this"
+        raise RefusalError("no", "because")
+
+    with pytest.raises(RefusalError) as caught:
+        sender.send_many(datagrams(), receiver.getsockname())
+    assert isinstance(caught.value.__context__, TimeoutError)
+
+
 def test_where_there_is_no_room_all_the_rest_fails_in_a_call_that_continues(full):
     receiver, sender, count = full
     receiver.recv_many(2)
@@ -213,22 +240,28 @@ def report():
 
 threading.Thread(target=report).start()
 try:
-    sock.send_many(itertools.repeat(b"x" * 100), sock.getsockname())
+    sock.send_many(itertools.repeat(b"x" * 100), sock.getsockname(), errors="{errors}")
 except BaseException as error:
     print(repr(error))
 """
 
 
+either = pytest.mark.parametrize("errors", ["raise", "continue"])
+
+
 @pytest.mark.usefixtures("interruptible")
-def test_control_c_ends_a_send_without_end():
-    with Child("-c", ENDLESS + STARTED.format(action="print(flush=True)")) as child:
+@either
+def test_control_c_ends_a_send_without_end(errors):
+    program = ENDLESS + STARTED.format(action="print(flush=True)", errors=errors)
+    with Child("-c", program) as child:
         child.line()
         child.signal(signal.SIGINT)
-        status, output, errors = child.end()
-    assert status == 0, errors
+        status, output, complaints = child.end()
+    assert status == 0, complaints
     assert output.startswith("KeyboardInterrupt(")
 
 
-def test_close_ends_a_send_without_end():
-    output = run(ENDLESS + STARTED.format(action="sock.close()"))
+@either
+def test_close_ends_a_send_without_end(errors):
+    output = run(ENDLESS + STARTED.format(action="sock.close()", errors=errors))
     assert output.startswith(f"OSError({errno.EBADF}, ")

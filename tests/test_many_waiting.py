@@ -2,6 +2,7 @@
 
 import errno
 import socket as std
+import sys
 import threading
 import time
 
@@ -191,6 +192,26 @@ def test_threads_that_share_a_socket_send_each_datagram_exactly_once(inet):
         for number in range(4):
             mine = [data for data in received if data.startswith(b"%d " % number)]
             assert mine == [b"%d %03d" % (number, at) for at in range(50)]
+
+
+@pytest.mark.parametrize("most", [1 << 20, sys.maxsize])
+def test_a_receive_ends_though_datagrams_keep_coming(inet, most):
+    over = threading.Event()
+    with inet.bound(socket) as sock, inet.open(socket) as sender:
+        sock.gro = True
+        sender.connect(sock.getsockname())
+
+        def flood():
+            while not over.is_set():
+                sender.send_many([b"x" * 16] * 64)
+
+        flooding = Call(flood)
+        try:
+            for _ in range(3):
+                assert Call(sock.recv_many, most).result()
+        finally:
+            over.set()
+        flooding.result()
 
 
 def test_other_threads_run_while_one_waits(inet):

@@ -1,4 +1,4 @@
-"""recv_datagram and recv_datagrams: what the kernel tells of a datagram, and what it costs nobody."""
+"""recv_datagram and recv_datagrams: what the kernel tells of a datagram, to who asks."""
 
 import functools
 import socket as std
@@ -147,7 +147,7 @@ def test_each_datagram_of_a_run_has_the_metadata_of_all(asked):
     sock.gro = True
     sender.setsockopt(std.IPPROTO_IP, std.IP_TTL, 5)
     send_run(sender, sock.getsockname(), b"".join(numbered(6)), 8)
-    datagrams = sock.recv_datagrams(4) + [sock.recv_datagram()]
+    datagrams = [*sock.recv_datagrams(4), sock.recv_datagram()]
     assert [item.data for item in datagrams] == numbered(5)
     assert {(item.ttl, item.destination, item.interface) for item in datagrams} == {
         (5, "127.0.0.1", LO)

@@ -137,9 +137,7 @@ def test_over_ipv6_a_member_hears_its_group(network):
     for interface in ("left", left.index("left")):
         with left.bound(socket, ("::", 0)) as sock, right.bound(std, ("fd77::2", 0)) as speaker:
             port = sock.getsockname()[1]
-            speaker.setsockopt(
-                std.IPPROTO_IPV6, std.IPV6_MULTICAST_IF, right.index("right")
-            )
+            speaker.setsockopt(std.IPPROTO_IPV6, std.IPV6_MULTICAST_IF, right.index("right"))
             left.run(sock.join_group, GROUP6, interface)
             assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_ALL) == 0
             speaker.sendto(b"to another", ("ff15::78", port))

@@ -54,7 +54,9 @@ def kind_of_ip(request):
 
 
 ENDS = [
-    pytest.param(sending, receiving, gro, id=f"{sending} {receiving}{' coalescing' if gro else ''}")
+    pytest.param(
+        (sending, receiving, gro), id=f"{sending} {receiving}{' coalescing' if gro else ''}"
+    )
     for sending in ("tomada", "plain")
     for receiving, gro in (("tomada", False), ("tomada", True), ("plain", False))
     if "tomada" in {sending, receiving}
@@ -62,14 +64,15 @@ ENDS = [
 MODULES = {"tomada": socket, "plain": std}
 
 
-@pytest.mark.parametrize(("sending", "receiving", "gro"), ENDS)
+@pytest.mark.parametrize("ends", ENDS)
 @hypothesis.given(plan=plans, data=st.data())
 @hypothesis.settings(
     max_examples=60,
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
-def test_what_arrives_is_what_was_sent(kind_of_ip, sending, receiving, gro, plan, data):
+def test_what_arrives_is_what_was_sent(kind_of_ip, ends, plan, data):
+    sending, receiving, gro = ends
     sends = st.sampled_from(list(SEND_ALL) if sending == "tomada" else ["sendto", "a run"])
     ways = st.sampled_from(list(RECEIVE_SOME) if receiving == "tomada" else ["recvfrom"])
     with contextlib.ExitStack() as stack:

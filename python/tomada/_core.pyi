@@ -243,7 +243,10 @@ class Socket:
         brings up to 64 datagrams of one size from one peer. Every receiving method takes them apart
         again, in order; nothing else changes for who calls them. What a call did not take waits in
         the socket (:attr:`pending`), where ``select`` and other processes do not see it: that is
-        why it is off by default. Switched off again, the socket goes on splitting what was queued.
+        why it is off by default. A loop around ``select`` looks at :attr:`pending` first.
+
+        Switching it off takes over what the kernel has queued, which is then :attr:`pending` too. A
+        run that arrives in that very moment may come as one datagram.
 
         :raises OSError: ``ENOPROTOOPT``, where the socket is not UDP or the kernel older than 5.0.
         """
@@ -255,6 +258,7 @@ class Socket:
         """How many datagrams were taken from the kernel and wait for the next receive of any kind.
 
         There are some only with :attr:`gro`, when a call wanted fewer than came glued together.
+        They come first, in order, and end the wait of another thread. :meth:`close` drops them.
         """
 
     @property
@@ -277,7 +281,9 @@ class Socket:
         ``setsockopt(IPPROTO_IPV6, IPV6_RECVERR, 1)`` (``ip(7)``, ``ipv6(7)``). With that option the
         next call on the socket also raises such an error, even where it is not connected. Never
         waits; an empty list means that there is nothing. Up to 256 notes are kept while a call
-        waits for datagrams, beyond which the oldest go; ``stats().errors`` has counted them.
+        waits for datagrams, beyond which the oldest go; ``stats().errors`` has counted them. Other
+        entries of the queue, such as timestamps of what was sent, stay for :meth:`recvmsg` with
+        ``MSG_ERRQUEUE``.
         """
 
     def join_group(
@@ -309,8 +315,9 @@ class Socket:
         """Receive into a :class:`Batch`, over what it holds, and return how many datagrams.
 
         Waits for one datagram, then takes all that are there, as far as the batch has slots
-        (``recvmmsg(2)``). No Python object is made for a datagram. Nothing is truncated, as long as
-        the batch's slots are as long as the datagrams: they are for every datagram of IP.
+        (``recvmmsg(2)``); or those that are :attr:`pending`, where there are some. No Python object
+        is made for a datagram. Nothing is truncated, as long as the batch's slots are as long as
+        the datagrams: they are for every datagram of IP.
 
         :raises RuntimeError: Another call is using the batch.
         :raises ValueError: ``flags`` has ``MSG_PEEK`` or ``MSG_ERRQUEUE``.
@@ -331,7 +338,8 @@ class Socket:
         """Wait for one datagram, then take all that are there, up to a maximum (``recvmmsg(2)``).
 
         Returns at least one, each as :meth:`recvfrom` would, but never truncated. It does not wait
-        for the maximum to come together.
+        for the maximum to come together, and where datagrams come as fast as it takes them, it
+        returns after 50 ms.
 
         :raises ValueError: The maximum is less than 1, or ``flags`` has ``MSG_PEEK`` or
             ``MSG_ERRQUEUE``.
@@ -378,10 +386,12 @@ class Socket:
         :param datagrams: Bytes-like objects for ``address`` or, without it, for the connected peer;
             or pairs ``(bytes-like, address)``. An IPv4 address will do on an IPv6 socket too.
             Consecutive ones of one size to one peer leave as one send that the kernel cuts up
-            (``UDP_SEGMENT``), where it can.
+            (``UDP_SEGMENT``), where it can. An iterable is read up to 4096 items ahead.
         :param errors: With ``"raise"``, the first datagram that fails ends the call with its
             exception, whose ``index`` says which it was, and ``sent`` how many left before it. With
-            ``"continue"`` all are tried, and the call returns a list of ``(index, exception)``.
+            ``"continue"`` all are tried, and the call returns a list of ``(index, exception)``. An
+            exception of a signal handler's, of an audit hook's or of the iterable's own ends the
+            call in either case, as it is; so does a close.
         :raises BlockingIOError: With the timeout 0, where there was no room for the first. Where
             there was room for some, the call returns how many.
         :raises TimeoutError: There was no room for the next within the timeout, which holds for the
@@ -572,7 +582,7 @@ class DatagramError:
 
     @property
     def peer(self) -> _RetAddress:
-        """Where the datagram was sent to."""
+        """Where the datagram was sent to; the port is 0 where the kernel does not tell it."""
 
     @property
     def errno(self) -> int:
