@@ -116,7 +116,7 @@ def handler():
 
 @pytest.fixture
 def problems():
-    """What the loop's exception handler was called with. Whatever is left fails the test."""
+    """List what the loop's exception handler is called with. What is left fails the test."""
     contexts = []
     yield contexts
     assert not contexts

@@ -14,8 +14,6 @@ from tomada import socket
 from traffic import numbered, payloads, receive, send_run
 from transports import Batches, Recorder, echo, given, hear, local, recorder, turns
 
-pytestmark = pytest.mark.usefixtures("runner")
-
 
 async def test_a_transport_is_what_programs_take_it_for(endpoint):
     transport, protocol = await endpoint()

@@ -11,8 +11,6 @@ from tomada import socket
 from traffic import numbered, payloads, send_run
 from transports import Batches, Recorder, hear, local, recorder, turns
 
-pytestmark = pytest.mark.usefixtures("runner")
-
 
 def send_all(inet, transport, datagrams):
     """Send datagrams from a plain socket, and return its address."""
@@ -275,7 +273,9 @@ async def test_floods_of_several_transports_share_the_loop(flood):
     loop = asyncio.get_running_loop()
     for _ in range(20):
         before = [protocol.count for protocol in floods]
-        while any(protocol.count < start + 10 for protocol, start in zip(floods, before, strict=True)):
+        while any(
+            protocol.count < start + 10 for protocol, start in zip(floods, before, strict=True)
+        ):
             await turns()
     assert loop.is_running()
 

@@ -12,8 +12,6 @@ from support import fill
 from traffic import numbered, payloads
 from transports import Recorder, hear, local, recorder, turns
 
-pytestmark = pytest.mark.usefixtures("runner")
-
 SEND_ONE = {
     "sendto": lambda transport, data, to=None: transport.sendto(data, to),
     "sendto_many": lambda transport, data, to=None: transport.sendto_many([data], to),
@@ -25,13 +23,14 @@ every_way = pytest.mark.parametrize("send", SEND_ONE.values(), ids=SEND_ONE)
 @pytest.fixture
 def full(endpoint, unix):
     """Connect a transport to a plain socket that has no room, and return both."""
-
     opened = contextlib.ExitStack()
 
     async def connect(factory=Recorder):
         other = opened.enter_context(unix.bound(std))
         other.setsockopt(std.SOL_SOCKET, std.SO_RCVBUF, 1)
-        transport, protocol = await endpoint(factory, remote_addr=other.getsockname(), **local(unix))
+        transport, protocol = await endpoint(
+            factory, remote_addr=other.getsockname(), **local(unix)
+        )
         with unix.open(std) as stranger:
             fill(stranger, other.getsockname())
         return transport, protocol, other
@@ -62,7 +61,9 @@ async def test_another_address_on_a_connected_transport(endpoint, inet, send):
         address = other.getsockname()
         transport, _ = await endpoint(remote_addr=address)
         for wrong in (("127.0.0.1", 1), ("127.0.0.2", address[1]), address[:1], "x", 1):
-            with pytest.raises(ValueError, match=r"^Invalid address: must be None or \('127") as info:
+            with pytest.raises(
+                ValueError, match=r"^Invalid address: must be None or \('127"
+            ) as info:
                 send(transport, b"x", wrong)
             assert str(info.value) == f"Invalid address: must be None or {address}"
         send(transport, b"without", None)
@@ -220,7 +221,7 @@ async def test_with_high_water_at_zero_the_first_that_waits_pauses(full, send):
 
 
 async def test_limits_that_are_lowered_pause_at_once(full):
-    transport, protocol, other = await full()
+    transport, protocol, _ = await full()
     transport.sendto(b"item")
     assert protocol.calls == ["made"]
     transport.set_write_buffer_limits(high=3)

@@ -63,7 +63,7 @@ class Recorder(asyncio.DatagramProtocol):
         self._changed.set()
 
     async def until(self, condition):
-        """Wait until the condition holds. The loop sleeps meanwhile; each call to this asks anew."""
+        """Wait until the condition holds. The loop may sleep meanwhile."""
         while not condition():
             self._changed.clear()
             await asyncio.wait_for(self._changed.wait(), DEADLINE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import warnings
 from asyncio.trsock import TransportSocket
@@ -109,6 +110,8 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
     def __del__(self, _warn: Any = warnings.warn) -> None:
         if getattr(self, "_sock", None) is not None:
             _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
+            with contextlib.suppress(Exception):
+                self._core.flush()  # what the loop's last turn left behind
             self._close_sockets()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:

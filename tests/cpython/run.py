@@ -1,8 +1,8 @@
 """Runs the interpreter's own tests, with or without tomada in the place of the standard classes.
 
-``python run.py stock|socket|loop|both MODULE …`` prints JSON: a line with the classes that datagrams go
-through, then one for each test: its name, its outcome (passed, skipped or failed), and the reason
-or traceback.
+``python run.py stock|socket|loop|both MODULE …`` prints JSON: a line with the classes that
+datagrams go through, then one for each test: its name, its outcome (passed, skipped or failed), and
+the reason or traceback.
 """
 
 from __future__ import annotations
