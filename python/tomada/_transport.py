@@ -59,6 +59,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         delivers: bool = True,
     ) -> None:
         super().__init__(extra)
+        connection_made = protocol.connection_made  # before there is anything to close
         self._loop: Any = loop
         self._sock: Any = sock
         self._sock_fd = sock.fileno()
@@ -88,7 +89,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         self.sendto: Any = core.sendto
         self.set_protocol(protocol)
 
-        loop.call_soon(protocol.connection_made, self)
+        loop.call_soon(connection_made, self)
         # Reading begins, and the waiter wakes up, once connection_made was called.
         loop.call_soon(self._start_reading)
         if waiter is not None:

@@ -232,14 +232,30 @@ class _Maker:
         self.create_future = loop.create_future
         self.sock_connect = loop.sock_connect
 
-    async def make(self, *args: Any, **options: Any) -> tuple[DatagramTransport, Any]:
+    async def make(
+        self, protocol_factory: Callable[[], Any], *args: Any, **options: Any
+    ) -> tuple[DatagramTransport, Any]:
         self._given = options.get("sock")
-        result: tuple[DatagramTransport, Any] = await _standard_endpoint(self, *args, **options)
+
+        def factory() -> Any:
+            try:
+                return protocol_factory()
+            except BaseException as error:  # noqa: BLE001 - it is raised again below
+                return _Failed(error)
+
+        result: tuple[DatagramTransport, Any] = await _standard_endpoint(
+            self, factory, *args, **options
+        )
         return result
 
     def _make_datagram_transport(
         self, sock: _std.socket, protocol: Any, address: Any, waiter: asyncio.Future[None]
     ) -> DatagramTransport:
+        if isinstance(protocol, _Failed):
+            # The standard library leaves the socket that it has made to the garbage collector.
+            if sock is not self._given:
+                sock.close()
+            raise protocol.error
         ours, shown = _adopt(sock, sock is self._given)
         try:
             if ours.gro != self._gro:
@@ -256,8 +272,16 @@ class _Maker:
                 delivers=self._delivers,
             )
         except BaseException:
-            ours.close()
+            if ours is not self._given:
+                ours.close()
             raise
+
+
+class _Failed:
+    """In the place of a protocol: what its factory raised."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
 
 
 def _adopt(sock: _std.socket, is_users: bool) -> tuple[_core.Socket, _std.socket]:
