@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import warnings
 from asyncio.trsock import TransportSocket
@@ -71,6 +72,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         self._closing = False
         self._paused = not delivers
         self._conn_lost = 0
+        self._context: contextvars.Context | None = None  # in which datagrams are delivered
         self._writing = False  # whether the loop watches for room
         self._protocol_paused = False
         self._high_water, self._low_water = HIGH_WATER, LOW_WATER
@@ -154,15 +156,24 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
     def _start_reading(self) -> None:
         if self.is_reading():
             self._core.reading = True
-            self._loop.add_reader(self._sock_fd, self._core.read_ready)
+            self._watch()
             if self._sock.pending:
-                self._loop.call_soon(self._core.resume)
+                self._resume_soon()
+
+    def _watch(self) -> None:
+        if self._context is None:
+            self._context = contextvars.copy_context()
+        self._loop.add_reader(self._sock_fd, self._context.run, self._core.read_ready)
+
+    def _resume_soon(self) -> None:
+        # What one callback sets in its context the next one finds there.
+        self._loop.call_soon(self._core.resume, context=self._context)
 
     def _rearm(self) -> None:
         # libuv stops to watch a descriptor once it has an error, such as an ICMP message brings.
         if self._core.reading:
             self._loop.remove_reader(self._sock_fd)
-            self._loop.add_reader(self._sock_fd, self._core.read_ready)
+            self._watch()
         if self._writing:
             self._loop.remove_writer(self._sock_fd)
             self._loop.add_writer(self._sock_fd, self._core.write_ready)

@@ -75,7 +75,8 @@ impl Outbox {
     /// sent.
     ///
     /// On a connected socket an error may belong to a datagram sent earlier, whose ICMP answer has
-    /// come meanwhile; the kernel tells it instead of sending. So each is tried twice.
+    /// come meanwhile; the kernel tells it instead of sending. So each is tried twice. A socket of
+    /// another family than the Internet's tells only what it is asked to do.
     pub(crate) fn flush(&mut self, py: Python<'_>, socket: &net::Socket) -> Flushed {
         let mut flushed = Flushed { sent: 0, errors: Vec::new(), is_full: false };
         while !self.is_empty() && !flushed.is_full {
@@ -108,7 +109,8 @@ impl Outbox {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     let position = queue.position();
-                    let may_be_of_another = error.kind() == io::ErrorKind::ConnectionRefused;
+                    let may_be_of_another =
+                        error.kind() == io::ErrorKind::ConnectionRefused && socket.is_ip();
                     if may_be_of_another && retried != Some(position) {
                         retried = Some(position);
                     } else {

@@ -85,7 +85,7 @@ impl TransportCore {
             && this.reading.load(Ordering::Relaxed)
             && !this.resume_scheduled.swap(true, Ordering::Relaxed)
         {
-            Self::call_soon(slf, "resume")?;
+            this.tell_transport(slf.py(), "_resume_soon")?;
         }
         Ok(())
     }

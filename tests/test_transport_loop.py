@@ -1,0 +1,247 @@
+"""Transports and what a loop has around them: debug mode, contexts, tasks, forks."""
+
+import asyncio
+import contextvars
+import logging
+import socket as std
+import sys
+
+import pytest
+import uvloop
+
+import tomada.asyncio
+from support import run
+from traffic import numbered
+from transports import LOOPS, Recorder, echo, hear, recorder, turns
+
+number = contextvars.ContextVar("number")
+
+
+async def test_callbacks_run_in_the_context_in_which_the_endpoint_was_made(endpoint, inet):
+    seen = []
+
+    class Noting(Recorder):
+        def connection_made(self, transport):
+            super().connection_made(transport)
+            seen.append(("made", number.get()))
+
+        def datagram_received(self, data, addr):
+            seen.append((data, number.get()))
+            super().datagram_received(data, addr)
+
+        def connection_lost(self, error):
+            seen.append(("lost", number.get()))
+            super().connection_lost(error)
+
+    number.set("of the maker")
+    transport, protocol = await endpoint(Noting)
+    number.set("of the closer")
+    with inet.bound(std) as other:
+        for data in numbered(3):
+            other.sendto(data, transport.get_extra_info("sockname"))
+        await protocol.received(3)
+        transport.close()
+        await protocol.lost()
+    assert seen == [
+        ("made", "of the maker"),
+        *((data, "of the maker") for data in numbered(3)),
+        ("lost", "of the closer"),
+    ]
+
+
+async def test_what_callbacks_set_in_their_context_stays(endpoint, inet):
+    # Each datagram finds what the one before has left, however a drain is interrupted.
+    class Counting(Recorder):
+        def datagram_received(self, data, addr):
+            number.set(number.get() + 1)
+            self.last = number.get()
+            for _ in range(2_000):
+                pass
+            super().datagram_received(data, addr)
+
+    number.set(0)
+    transport, protocol = await endpoint(Counting)
+    with inet.bound(std) as other:
+        for data in numbered(100):
+            other.sendto(data, transport.get_extra_info("sockname"))
+        await protocol.received(50)
+        for data in numbered(100):
+            other.sendto(data, transport.get_extra_info("sockname"))
+        await protocol.received(200)
+    assert protocol.last == 200
+    assert number.get() == 0
+
+
+def test_debug_mode(runner, endpoint, inet, caplog):
+    loop = runner.get_loop()
+    loop.set_debug(True)
+    loop.slow_callback_duration = 0
+
+    async def main():
+        transport, protocol = await endpoint(recorder(datagram_received=echo))
+        with inet.bound(std) as other:
+            other.sendto(b"x", transport.get_extra_info("sockname"))
+            assert await hear(other) == [b"x"]
+        transport.pause_reading()
+        transport.resume_reading()
+        transport.close()
+        await protocol.lost()
+
+    with caplog.at_level(logging.DEBUG, "asyncio"):
+        runner.run(main())
+    text = "\n".join(caplog.messages)
+    assert "Datagram endpoint local_addr=('127.0.0.1', 0) remote_addr=None created" in text
+    assert "created: (<DatagramTransport " in text
+    assert "pauses reading" in text
+    assert "resumes reading" in text
+    if not isinstance(loop, uvloop.Loop):
+        # uvloop does not tell how long a descriptor's callback took.
+        assert "Executing <Handle Context.run(<built-in met" in text
+
+
+async def test_a_transport_needs_no_task(endpoint, inet):
+    before = asyncio.all_tasks()
+    transport, protocol = await endpoint()
+    with inet.bound(std) as other:
+        other.sendto(b"x", transport.get_extra_info("sockname"))
+        await protocol.received(1)
+    assert asyncio.all_tasks() == before
+
+
+@pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS)
+def test_tasks_are_cancelled_at_shutdown_and_may_still_send(new_loop, inet):
+    async def say_goodbye(to):
+        transport, protocol = await asyncio.get_running_loop().create_datagram_endpoint(
+            Recorder, local_addr=("127.0.0.1", 0)
+        )
+        try:
+            await asyncio.Event().wait()
+        finally:
+            transport.sendto(b"good", to)
+            transport.sendto(b"bye", to)
+            transport.close()
+            await protocol.lost()
+
+    async def main(to):
+        task = asyncio.ensure_future(say_goodbye(to))
+        await turns(5)
+        return task
+
+    with inet.bound(std) as other:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            task = runner.run(main(other.getsockname()))
+        assert task.cancelled()
+        assert [other.recv(10) for _ in range(2)] == [b"good", b"bye"]
+
+
+def test_run_makes_the_loop():
+    async def main():
+        loop = asyncio.get_running_loop()
+        return type(loop), loop.get_debug()
+
+    assert tomada.asyncio.run(main()) == (tomada.asyncio.EventLoop, False)
+    assert tomada.asyncio.run(main(), debug=True) == (tomada.asyncio.EventLoop, True)
+    with pytest.raises(ValueError, match="a coroutine was expected"):
+        tomada.asyncio.run(main)
+
+
+def test_a_loop_as_asyncio_makes_it():
+    async def main():
+        return type(asyncio.get_running_loop())
+
+    if sys.version_info >= (3, 12):
+        assert (
+            asyncio.run(main(), loop_factory=tomada.asyncio.EventLoop) is tomada.asyncio.EventLoop
+        )
+    with asyncio.Runner(loop_factory=tomada.asyncio.EventLoop) as runner:
+        assert runner.run(main()) is tomada.asyncio.EventLoop
+
+
+FORKS = """
+import asyncio, os, socket, sys, tomada.asyncio
+
+class Echo(asyncio.DatagramProtocol):
+    def __init__(self):
+        self.heard = asyncio.get_running_loop().create_future()
+    def connection_made(self, transport):
+        self.transport = transport
+    def datagram_received(self, data, addr):
+        if not self.heard.done():
+            self.heard.set_result(data)
+
+async def exchange():
+    loop = asyncio.get_running_loop()
+    transport, protocol = await loop.create_datagram_endpoint(Echo, local_addr=("127.0.0.1", 0))
+    transport.sendto(b"to myself", transport.get_extra_info("sockname"))
+    data = await asyncio.wait_for(protocol.heard, 30)
+    return transport, data
+
+async def main():
+    transport, data = await exchange()
+    assert data == b"to myself"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        other.settimeout(30)
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                # The transport is the child's as well; its loop is not for use in the child.
+                transport.sendto(b"from the child", other.getsockname())
+                asyncio.events._set_running_loop(None)
+                child = asyncio.Runner(loop_factory=tomada.asyncio.EventLoop)
+                _, data = child.run(exchange())
+                assert data == b"to myself"
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert other.recv(100) == b"from the child"
+        transport.sendto(b"from the parent", other.getsockname())
+        assert other.recv(100) == b"from the parent"
+    _, data = await exchange()
+    assert data == b"to myself"
+    transport.close()
+    print("done")
+
+tomada.asyncio.run(main())
+"""
+
+
+def test_a_child_without_exec_goes_its_own_way():
+    assert run(FORKS) == "done\n"
+
+
+async def test_two_loops_in_two_threads(endpoint):
+    # Ring memory belongs to a thread: neither sees what is the other's.
+    def in_a_thread():
+        async def main():
+            transport, protocol = await asyncio.get_running_loop().create_datagram_endpoint(
+                Recorder, local_addr=("127.0.0.1", 0)
+            )
+            for data in numbered(500):
+                transport.sendto(data, transport.get_extra_info("sockname"))
+                await turns()
+            await protocol.received(500)
+            transport.close()
+            await protocol.lost()
+            return protocol.payloads
+
+        return tomada.asyncio.run(main())
+
+    other = asyncio.ensure_future(asyncio.to_thread(in_a_thread))
+    transport, protocol = await endpoint()
+    for data in numbered(500, size=20):
+        transport.sendto(data, transport.get_extra_info("sockname"))
+        await turns()
+    assert await protocol.received(500) == numbered(500, size=20)
+    assert await other == numbered(500)
+
+
+async def test_datagrams_wake_a_loop_that_sleeps(endpoint, inet, peer):
+    transport, protocol = await endpoint()
+    other = peer(inet)
+    for count in range(1, 6):
+        other.ask("send", datagrams=[b"x"], to=transport.get_extra_info("sockname"))
+        await protocol.received(count)
+        await asyncio.to_thread(other.answer)
