@@ -244,7 +244,7 @@ async def test_a_factory_that_raises_leaves_no_socket_behind(endpoint, inet, rec
 
     before = open_descriptors()
     for arguments in ({"local_addr": ("127.0.0.1", 0)}, {"remote_addr": ("127.0.0.1", 9)}):
-        with pytest.raises(LookupError, match="^no protocol today$"):
+        with pytest.raises(LookupError, match=r"^no protocol today$"):
             await endpoint(factory, **arguments)
         assert open_descriptors() == before
     for module in (std, socket):

@@ -1,4 +1,4 @@
-"""What goes wrong around a transport, and that it goes on: ICMP, raising protocols, lost sockets."""
+"""What goes wrong around transports, which go on: ICMP, raising protocols, lost sockets."""
 
 import asyncio
 import errno
@@ -228,7 +228,7 @@ async def test_a_descriptor_that_is_closed_under_its_transport(endpoint, inet):
     await turns(3)
     sock = transport.get_extra_info("socket")
     # Something else takes the number, so that nothing that is closed later has it.
-    spare = os.open("/dev/null", os.O_RDONLY)  # noqa: ASYNC230
+    spare = os.open("/dev/null", os.O_RDONLY)
     os.dup2(spare, sock.fileno())
     os.close(spare)
     with inet.bound(std) as other:

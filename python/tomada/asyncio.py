@@ -226,7 +226,7 @@ class _Maker:
         self._loop = loop
         self._gro = gro
         self._delivers = delivers
-        self._given: _std.socket | None = None
+        self._given: object = None  # the user's socket
         self._debug = loop.get_debug()
         self.getaddrinfo = loop.getaddrinfo
         self.create_future = loop.create_future
