@@ -23,6 +23,16 @@ def test_what_plain_sockets_send_is_received_together(kind, peer):
         assert sock.recv_many() == expected
 
 
+@pytest.mark.parametrize("count", [63, 64, 65, 128])
+def test_a_receive_that_empties_the_queue_at_its_last_slot_is_no_end(count):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        for _ in range(3):
+            sent = numbered(count)
+            sock.send_many(sent, sock.getsockname())
+            assert [data for data, _ in sock.recv_many(1024)] == sent
+
+
 def test_what_is_sent_together_reaches_plain_sockets_in_order(kind, peer):
     first, second = peer(kind), peer(kind)
     with kind.bound(socket) as sock:
