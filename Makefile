@@ -8,13 +8,16 @@ bin := $(VENV)/bin
 stamps := $(VENV)/stamps
 sources := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml README.md
 
+# The load of the benchmarks is a program of its own, with its own dependencies.
+loadgen := benches/loadgen/target/release/loadgen
+
 # An environment of another interpreter is no use.
 ifneq ($(shell $(PYTHON) scripts/toolchain.py id),$(shell cat $(stamps)/id 2>/dev/null))
 $(shell rm -rf $(VENV))
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo test test-all lint bench bench-quick clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1:\2/p' Makefile | column -t -s :
@@ -22,8 +25,9 @@ help: ## list the targets
 demo: $(stamps)/build ## a server and its clients on port 1234, tomada and plain sockets
 	@$(bin)/python -m tomada demo
 
-test: $(stamps)/build $(stamps)/group-test ## the Rust unit tests and the Python suite
+test: $(stamps)/build $(stamps)/group-test $(loadgen) ## the Rust unit tests and the Python suite
 	cargo test --quiet --no-default-features
+	cargo test --quiet --manifest-path benches/loadgen/Cargo.toml
 	$(bin)/python -m pytest $(PYTEST_ARGS)
 
 test-all: ## the suite on every CPython from 3.11 up that is installed
@@ -35,17 +39,25 @@ test-all: ## the suite on every CPython from 3.11 up that is installed
 lint: $(stamps)/build $(stamps)/group-lint $(stamps)/group-test ## formatting, lints, types, stubs
 	cargo fmt --check
 	cargo clippy --quiet --all-targets -- -D warnings
+	cargo fmt --check --manifest-path benches/loadgen/Cargo.toml
+	cargo clippy --quiet --all-targets --manifest-path benches/loadgen/Cargo.toml -- -D warnings
 	$(bin)/ruff check --quiet
 	$(bin)/ruff format --quiet --check
 	$(bin)/python -m mypy
 	$(bin)/python -m mypy.stubtest --ignore-disjoint-bases --ignore-unused-allowlist \
 		--allowlist scripts/stubtest-allowlist tomada._core tomada._constants
 
-bench: $(stamps)/build ## the benchmarks, whose tables go to docs/benchmarks
-	$(bin)/python -m benches.per_call
+bench: $(stamps)/build $(stamps)/group-bench $(loadgen) ## the benchmarks, whose tables go to docs/benchmarks
+	@status=0; \
+	$(bin)/python -m benches || status=1; \
+	$(bin)/python -m benches.per_call || status=1; \
+	exit $$status
+
+bench-quick: $(stamps)/build $(stamps)/group-bench $(loadgen) ## the most telling ones, in two minutes
+	$(bin)/python -m benches --quick --rounds 3 --seconds 0.2 --directory target/bench-quick
 
 clean: ## remove all that was built
-	rm -rf .venv* target dist site python/tomada/*.so
+	rm -rf .venv* target benches/loadgen/target dist site python/tomada/*.so
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(stamps)/venv:
@@ -63,4 +75,8 @@ $(stamps)/build: $(sources) $(stamps)/group-build
 	@echo "building the extension for $$($(bin)/python --version) (a minute or so the first time)"
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(bin)/maturin develop --release >$(stamps)/log 2>&1 \
 		|| { cat $(stamps)/log; exit 1; }
+	@touch $@
+
+$(loadgen): $(wildcard benches/loadgen/src/*.rs) benches/loadgen/Cargo.toml benches/loadgen/Cargo.lock
+	cargo build --quiet --release --locked --manifest-path benches/loadgen/Cargo.toml
 	@touch $@

@@ -32,6 +32,8 @@ class Look:
 
     time_ns: int
     cpu_ns: int
+    # How long it was kept from its core by others.
+    delay_ns: int
     count: int
 
 
@@ -56,7 +58,7 @@ class Child:
             if value is not False:
                 command.append(f"--{name}")
                 command.extend([] if value is True else str(value).split())
-        self._errors: IO[bytes] = tempfile.TemporaryFile()
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed at the exit
         self._output = b""
         self._process = subprocess.Popen(
             command,
@@ -82,7 +84,8 @@ class Child:
 
     def look(self) -> Look:
         """Read its counter, and the processor time that the system has seen it use."""
-        return Look(time.perf_counter_ns(), self._cpu_ns(), self.count)
+        schedule = Path(f"/proc/{self.pid}/schedstat").read_text().split()
+        return Look(time.perf_counter_ns(), self._cpu_ns(), int(schedule[1]), self.count)
 
     def line(self) -> dict[str, Any]:
         """Wait for the next line that it prints."""
@@ -98,14 +101,15 @@ class Child:
         self._process.stdin.write(b"\n")
         self._process.stdin.flush()
 
-    def wait_until_idle(self) -> None:
-        """Wait until it uses no more processor time, as when it has received everything."""
+    def wait_until_counting(self) -> None:
+        """Wait until it has dealt with its first datagrams."""
         deadline = time.monotonic() + PATIENCE
-        before = -1
-        while before != (before := self._cpu_ns()):
+        while not self.count:
+            if self._process.poll() is not None:
+                raise self._failure("ended early")
             if time.monotonic() > deadline:
-                raise self._failure("is never idle")
-            time.sleep(0.03)
+                raise self._failure("counts nothing")
+            time.sleep(0.005)
 
     def stop(self) -> dict[str, Any]:
         """Tell it to end, and return its last line of output."""
@@ -156,20 +160,14 @@ class Child:
     def _failure(self, what: str) -> ChildFailed:
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines()
-        return ChildFailed(f"{what}: {said[-1]}" if said else what)
-
-
-def kernel_drops(port: int) -> int:
-    """Return how many messages the kernel has dropped for want of room in a port's socket."""
-    suffix = f":{port:04X}"
-    for line in Path("/proc/net/udp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[1].endswith(suffix):
-            return int(fields[-1])
-    raise ChildFailed(f"no socket has port {port}")
+        # Of a traceback the last line, of a usage the first.
+        reason = said[0] if said[:1] and said[0].startswith("loadgen:") else said[-1:]
+        return ChildFailed(f"{what}: {''.join(reason)}" if said else what)
 
 
 def resident_bytes(pid: int) -> int:
-    """Return how much memory a process has."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    """Return how much memory a process has, without the approximation of ``statm``."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Rss:"):
+            return int(line.split()[1]) * 1024
+    raise ChildFailed("its memory is unknown")

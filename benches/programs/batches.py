@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, cast
 
-from tomada import Batch
-
 from benches.programs.run import Run, Stopped
+from tomada import Batch
 
 if TYPE_CHECKING:
     from tomada.socket import socket

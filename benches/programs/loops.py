@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from benches.programs.run import Run
@@ -12,7 +12,7 @@ from benches.programs.run import Run
 
 def start(run: Run, main: Coroutine[Any, Any, None]) -> None:
     """Run a coroutine on the loop that the options name."""
-    factory = asyncio.new_event_loop
+    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
     if run.loop == "uvloop":
         import uvloop  # noqa: PLC0415 - only where it is what is measured
 
@@ -21,6 +21,10 @@ def start(run: Run, main: Coroutine[Any, Any, None]) -> None:
         import aiofastnet  # noqa: PLC0415 - as uvloop
 
         factory = aiofastnet.loop_factory()
+    if run.loop == "tomada":
+        import tomada.asyncio  # noqa: PLC0415 - as uvloop
+
+        factory = tomada.asyncio.EventLoop
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(main)
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from typing import TYPE_CHECKING, cast
 
 from benches.programs.loops import input_end, start
 from benches.programs.run import CHUNK, Run
+
+if TYPE_CHECKING:
+    from tomada import socket as tomada
 
 
 class Counting(asyncio.DatagramProtocol):
@@ -19,6 +24,20 @@ class Counting(asyncio.DatagramProtocol):
         self.received += 1
         if not self.received % len(CHUNK):
             self.counter[0] = self.received
+
+
+class CountingBatches(asyncio.DatagramProtocol):
+    """Counts what comes, a list of datagrams at a time, as tomada's transport offers it."""
+
+    def __init__(self, counter: memoryview[int]) -> None:
+        self.counter = counter
+        self.received = 0
+
+    def datagrams_received(self, datagrams: list[tuple[bytes, tuple[str, int]]]) -> None:
+        for _data, _address in datagrams:
+            pass
+        self.received += len(datagrams)
+        self.counter[0] = self.received
 
 
 class Echoing(asyncio.DatagramProtocol):
@@ -39,23 +58,37 @@ class Echoing(asyncio.DatagramProtocol):
 
 
 def receive(run: Run) -> None:
-    async def main() -> None:
-        end, sock = input_end(), run.bind()
-        endpoint = asyncio.get_running_loop().create_datagram_endpoint
-        _, protocol = await endpoint(lambda: Counting(run.counter), sock=sock)
-        run.announce_socket(sock)
-        await end
-        run.counter[0] = protocol.received
+    start(run, count(run, Counting))
 
-    start(run, main())
+
+def receive_batches(run: Run) -> None:
+    start(run, count(run, CountingBatches))
+
+
+async def count(run: Run, protocol_type: type[Counting | CountingBatches]) -> None:
+    end, sock = input_end(), run.bind()
+    endpoint = asyncio.get_running_loop().create_datagram_endpoint
+    _, protocol = await endpoint(lambda: protocol_type(run.counter), sock=sock)
+    set_gro(run, sock)
+    run.announce_socket(sock)
+    await end
+    run.counter[0] = protocol.received
 
 
 def send(run: Run) -> None:
+    """In bursts, one in each turn of the loop: to one peer connected, to many by their address."""
+
     async def main() -> None:
         end, pairs, counter = input_end(), run.pairs(), run.counter
         endpoint = asyncio.get_running_loop().create_datagram_endpoint
-        transport, _ = await endpoint(asyncio.DatagramProtocol, local_addr=("0.0.0.0", 0))  # noqa: S104
+        remote = run.targets()[0] if run.peers == 1 else None
+        local = None if remote else ("0.0.0.0", 0)  # noqa: S104 - peers at many addresses
+        transport, _ = await endpoint(
+            asyncio.DatagramProtocol, local_addr=local, remote_addr=remote
+        )
         sendto = transport.sendto
+        if remote:
+            pairs = [(data, None) for data, _ in pairs]
         while not end.done():
             for data, address in pairs:
                 sendto(data, address)
@@ -70,7 +103,14 @@ def echo(run: Run) -> None:
         end, sock = input_end(), run.bind()
         endpoint = asyncio.get_running_loop().create_datagram_endpoint
         await endpoint(lambda: Echoing(run.counter), sock=sock)
+        set_gro(run, sock)
         run.announce_socket(sock)
         await end
 
     start(run, main())
+
+
+def set_gro(run: Run, sock: socket.socket) -> None:
+    """Switch what tomada's transport switches on by itself."""
+    if run.loop == "tomada":
+        cast("tomada.socket", sock).gro = run.gro

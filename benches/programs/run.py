@@ -10,15 +10,17 @@ from __future__ import annotations
 import argparse
 import json
 import mmap
+import os
 import signal
 import socket as standard
-import sys
 import threading
 from collections.abc import Callable
 from types import ModuleType
 
 # Of datagrams dealt with one by one, this many are counted at once, lest counting be measured.
 CHUNK = range(64)
+
+LOOPS = ["asyncio", "uvloop", "aiofastnet", "tomada"]
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
@@ -69,13 +71,20 @@ class Run:
 
     def interrupt_at_end(self) -> None:
         """Raise :class:`Stopped` in the main thread when standard input is closed."""
+        main, is_heard = threading.main_thread().ident or 0, threading.Event()
 
         def raise_stopped(*_: object) -> None:
-            raise Stopped
+            if not is_heard.is_set():
+                is_heard.set()
+                raise Stopped
+
+        def interrupt() -> None:
+            # Whoever is about to sleep misses a signal: once is not enough.
+            while not is_heard.wait(0.02):
+                signal.pthread_kill(main, signal.SIGTERM)
 
         signal.signal(signal.SIGTERM, raise_stopped)
-        main = threading.main_thread().ident or 0
-        self._when_input_ends(lambda: signal.pthread_kill(main, signal.SIGTERM))
+        self._when_input_ends(interrupt)
 
     def watch_for_end(self) -> None:
         """Set ``is_stopped`` when standard input is closed."""
@@ -83,7 +92,9 @@ class Run:
 
     def _when_input_ends(self, act: Callable[[], None]) -> None:
         def watch() -> None:
-            sys.stdin.buffer.read()
+            # Not through sys.stdin, whose lock would be held when the interpreter ends.
+            while os.read(0, 1):
+                pass
             self.is_stopped = True
             act()
 
@@ -122,7 +133,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--peers", type=int, default=1)
     parser.add_argument("--module", choices=["standard", "tomada"], default="standard")
-    parser.add_argument("--loop", choices=["asyncio", "uvloop", "aiofastnet"], default="asyncio")
+    parser.add_argument("--loop", choices=LOOPS, default="asyncio")
     parser.add_argument("--gro", action="store_true")
     parser.add_argument("--spin", type=float, default=0)
     parser.add_argument("--opens", type=int, nargs="*", default=[])

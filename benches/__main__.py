@@ -1,0 +1,84 @@
+"""The benchmarks: ``python -m benches [SCENARIO ...]``.
+
+Without names every scenario is measured; with them only these, and their results take the place of
+the former ones in the result file. The pages are then written anew from all that the file has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from benches import report, suite
+from benches.figures import Result, verdicts
+from benches.loads import Window
+from benches.plan import Scenario, scenarios
+
+
+def main() -> int:
+    planned = scenarios()
+    options = parser(planned).parse_args()
+    names = options.scenarios or [s.name for s in planned if s.is_quick or not options.quick]
+    chosen = [scenario for scenario in planned if scenario.name in names]
+    window = Window(options.seconds, warmup=min(0.25, options.seconds / 2))
+    measured = {result.scenario.name: result for result in measure(chosen, window, options.rounds)}
+
+    path = options.directory / "results.json"
+    results = {result.scenario.name: result for result in suite.load(path, planned)} | measured
+    ordered = [results[scenario.name] for scenario in planned if scenario.name in results]
+    machine = suite.machine()
+    suite.save(path, ordered, machine)
+    report.write(options.directory, ordered, machine)
+    print(f"written to {options.directory}")
+
+    missed = 0
+    for result in measured.values():
+        for verdict in verdicts(result):
+            missed += not verdict.is_met
+            print(f"{result.scenario.name:16} {report.sentence(verdict)}")
+        for name, outcome in result.outcomes.items():
+            if outcome.failure is not None:
+                print(f"{result.scenario.name:16} {name} failed: {outcome.failure}")
+    return int(missed > 0)
+
+
+def measure(chosen: list[Scenario], window: Window, rounds: int) -> list[Result]:
+    """Measure, and show how far it is."""
+    columns = (
+        TextColumn("{task.description:46}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    # It shares a core with the load: a few looks a second take nothing from that.
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=2) as bar:
+        task = bar.add_task("", total=rounds * sum(len(scenario.subjects) for scenario in chosen))
+        done = -1
+
+        def begin(what: str) -> None:
+            nonlocal done
+            done += 1
+            bar.update(task, description=what, completed=done)
+
+        results = [suite.measure(scenario, window, rounds, begin) for scenario in chosen]
+        bar.update(task, description="done", completed=done + 1)
+    return results
+
+
+def parser(planned: tuple[Scenario, ...]) -> argparse.ArgumentParser:
+    names = [scenario.name for scenario in planned]
+    parser = argparse.ArgumentParser(prog="python -m benches", description=__doc__)
+    parser.add_argument("scenarios", nargs="*", choices=[*names, []], metavar="SCENARIO")
+    parser.add_argument("--quick", action="store_true", help="only the scenarios that matter most")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.5, help="how long each looks at one")
+    parser.add_argument("--directory", type=Path, default=Path("docs/benchmarks"))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

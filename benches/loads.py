@@ -1,0 +1,225 @@
+"""How each kind of load is put on a program, and what is read off it.
+
+The program that is measured has one core, the load another. Rates come from the programs' own
+counters, processor time from the operating system, latencies from the clients that see them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from benches.children import Child, ChildFailed, Look, resident_bytes
+
+# Of everything that receives. The kernel doubles it, for its own bookkeeping.
+RECEIVE_BUFFER = 1 << 20
+# The drain behind a sender is not what is measured.
+SINK_BUFFER = 4 << 20
+
+# What one measurement found, by the names of the metrics.
+Sample = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A program that is measured: a limit, a peer, or one way to use tomada."""
+
+    name: str
+    group: str
+    program: str
+    options: Mapping[str, object] = field(default_factory=dict)
+    # Of a round trip the other end, with the same options; else a neutral one.
+    client: str | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """How long to measure, in seconds, after how long a warm-up."""
+
+    seconds: float
+    warmup: float
+
+    @property
+    def lifetime(self) -> float:
+        """The time after which a program ends of its own accord, whatever has gone wrong."""
+        return self.warmup + self.seconds + 10
+
+
+@dataclass(frozen=True)
+class Load(ABC):
+    """A kind of load, and its parameters."""
+
+    size: int = 64
+
+    # Those of which a result has all that its table shows.
+    metrics: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def measure(self, subject: Subject, window: Window) -> Sample: ...
+
+    def start(self, subject: Subject, window: Window, **options: object) -> Child:
+        """Start the program that is measured, on its core."""
+        given = {"size": self.size, **options, **subject.options}
+        return Child(subject.program, cores()[1], window.lifetime, **given)
+
+
+@dataclass(frozen=True)
+class Receive(Load):
+    """A sender that never pauses, and a program that receives."""
+
+    gso: bool = True
+    metrics = ("rate", "cpu_ns", "busy", "lost")
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        with self.start(subject, window, rcvbuf=RECEIVE_BUFFER) as receiver:
+            target = {"port": receiver.line()["port"], "size": self.size, "gso": self.gso}
+            with Child("loadgen blast", cores()[0], window.lifetime, **target) as sender:
+                sample = watch(receiver, sender, window)
+            receiver.stop()
+        return sample
+
+
+@dataclass(frozen=True)
+class Send(Load):
+    """A program that sends, to one peer or to many in turn, and a drain for all of them."""
+
+    peers: int = 1
+    metrics = ("rate", "cpu_ns", "busy", "lost")
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        with Child("loadgen sink", cores()[0], window.lifetime, rcvbuf=SINK_BUFFER) as sink:
+            target = {"port": sink.line()["port"], "peers": self.peers}
+            with self.start(subject, window, **target) as sender:
+                sample = watch(sender, sender, window)
+                sender.stop()
+                # The drain empties its queue before it ends.
+                sample["lost"] = share_lost(sender.count, sink.stop()["received"])
+        return sample
+
+
+@dataclass(frozen=True)
+class Echo(Load):
+    """Clients that keep requests in flight, and a server that sends back what comes."""
+
+    clients: int = 8
+    in_flight: int = 8
+    gso: bool = False
+    metrics = ("rate", "cpu_ns", "busy", "lost", "p50", "p99")
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        with self.start(subject, window, rcvbuf=RECEIVE_BUFFER) as server:
+            load = Child(
+                "loadgen load",
+                cores()[0],
+                window.warmup + window.seconds,
+                port=server.line()["port"],
+                size=self.size,
+                clients=self.clients,
+                window=self.in_flight,
+                gso=self.gso,
+                warmup=window.warmup,
+            )
+            with load:
+                load.wait_until_counting()
+                sample = answered(server, load, window)
+            server.stop()
+        return sample
+
+
+@dataclass(frozen=True)
+class RoundTrip(Load):
+    """One request in flight: nothing but the way there and back."""
+
+    metrics = ("rate", "p50", "p99", "busy")
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        with self.start(subject, window, rcvbuf=RECEIVE_BUFFER) as server:
+            options = subject.options if subject.client else {}
+            client = Child(
+                subject.client or "loadgen pingpong",
+                cores()[0],
+                window.warmup + window.seconds,
+                port=server.line()["port"],
+                size=self.size,
+                warmup=window.warmup,
+                **options,
+            )
+            with client:
+                time.sleep(window.warmup)
+                sample = answered(server, client, window)
+            server.stop()
+        return sample
+
+
+@dataclass(frozen=True)
+class Memory(Load):
+    """Many open sockets, each of which has received."""
+
+    sockets: int = 10_000
+    metrics = ("bytes",)
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        # The first ones bring what is there once, however many follow.
+        opens = (self.sockets // 10, self.sockets + self.sockets // 10)
+        resident = []
+        with self.start(subject, window, opens="{} {}".format(*opens)) as holder:
+            for _ in opens:
+                holder.line()
+                resident.append(resident_bytes(holder.pid))
+                holder.go_on()
+            holder.stop()
+        return {"bytes": (resident[1] - resident[0]) / self.sockets}
+
+
+def cores() -> tuple[int, int]:
+    """Return the core for the load, and the one for what is measured."""
+    usable = sorted(os.sched_getaffinity(0))
+    if len(usable) == 1:
+        raise ChildFailed("the load and what it is put on need a core each, and there is but one")
+    return usable[0], usable[1]
+
+
+def watch(child: Child, source: Child, window: Window) -> Sample:
+    """Look at a program twice, and at what has fed it."""
+    source.wait_until_counting()
+    time.sleep(window.warmup)
+    before, fed_before = child.look(), source.count
+    time.sleep(window.seconds)
+    after, fed = child.look(), source.count - fed_before
+    return speed(before, after) | {"lost": share_lost(fed, after.count - before.count)}
+
+
+def answered(server: Child, client: Child, window: Window) -> Sample:
+    """Look at a server twice, and take a client's result."""
+    before = server.look()
+    time.sleep(window.seconds * 0.9)
+    sample = speed(before, server.look())
+    result = client.result(window.seconds + 5)
+    names = ("rate", "p50", "p90", "p99", "p999")
+    sample |= {name: float(result[name]) for name in names}
+    losses = result.get("losses", 0)
+    sample["lost"] = share_lost(losses + result.get("replies", 1), result.get("replies", 1))
+    return sample
+
+
+def speed(before: Look, after: Look) -> Sample:
+    """Return what a program has done between two looks at it."""
+    elapsed = after.time_ns - before.time_ns
+    datagrams, cpu = after.count - before.count, after.cpu_ns - before.cpu_ns
+    if not datagrams:
+        raise ChildFailed("no datagram was counted")
+    return {
+        "rate": datagrams / elapsed * 1e9,
+        "cpu_ns": cpu / datagrams,
+        "busy": cpu / elapsed,
+        "disturbed": (after.delay_ns - before.delay_ns) / elapsed,
+    }
+
+
+def share_lost(sent: int, received: int) -> float:
+    """Return the share of datagrams that did not arrive; one more may have, from before."""
+    return max(0.0, 1 - received / sent) if sent else 0.0

@@ -1,0 +1,196 @@
+"""The pages: tables in Markdown, and what stands against the bars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from benches import plots
+from benches.figures import Outcome, Result, Verdict, speed, verdicts
+
+# Pages in their order, each with what its scenarios have in common.
+PAGES = {
+    "receive": (
+        "One-way receive",
+        """\
+A sender in Rust sends to one program as fast as it can. With GSO up to 64 datagrams pass through
+its side of the kernel as one. Without, the sender is slower than the fastest receivers: what counts
+then is the processor time per datagram.""",
+    ),
+    "send": (
+        "One-way send",
+        """\
+A program sends as fast as it can, and a drain in Rust takes it all. On loopback the sender pays for
+nearly the whole way through the kernel.""",
+    ),
+    "echo": (
+        "Echo",
+        """\
+Clients in Rust keep a number of requests in flight each, and never sleep; the server sends back
+what comes. The latency is what the clients see.""",
+    ),
+    "round-trip": (
+        "Round trip",
+        """\
+One request in flight. Each end has a core: most of the time is what it takes to wake a sleeping
+thread. Who spins does not sleep, and pays for that with a busy core.""",
+    ),
+    "memory": (
+        "Memory",
+        """\
+What a process has resident, for each of many open sockets. What the kernel keeps for a socket is
+the same for all, and not in it.""",
+    ),
+}
+
+
+def write(directory: Path, results: list[Result], machine: dict[str, str]) -> None:
+    """Write a page for each kind of scenario, the plots, and the page that leads to them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "README.md").write_text(overview(results, machine))
+    for page in PAGES:
+        mine = [result for result in results if result.scenario.page == page]
+        if not mine:
+            continue
+        (directory / f"{page}.md").write_text(page_of(page, mine))
+        for result in mine:
+            plot = plots.chart(result)
+            (directory / f"{result.scenario.name}.svg").write_text(plot)
+
+
+def overview(results: list[Result], machine: dict[str, str]) -> str:
+    pages = [page for page in PAGES if any(r.scenario.page == page for r in results)]
+    links = "\n".join(f"- [{PAGES[page][0]}]({page}.md)" for page in pages)
+    stands = [line for result in results if (line := bars(result, with_title=True))]
+    facts = ", ".join(f"{name} {value}" for name, value in machine.items())
+    return f"""# Benchmarks
+
+{links}
+- [Call by call](per-call.md)
+
+Loopback, the measured program on one core, the load on another. The subjects of a table take turns
+within each round; figures are medians over the rounds, the spread is the distance of the extremes.
+Rates come from the programs' own counters, processor time from the operating system. *Rust* is the
+limit: the bare system calls in a loop. All samples are in [results.json](results.json).
+
+{facts}. Figures move from one machine and one day to another: compare within a table only. To
+repeat them: `make bench`, or in two minutes `make bench-quick`.
+
+## What the project holds itself to
+
+{chr(10).join(stands)}"""
+
+
+def page_of(page: str, results: list[Result]) -> str:
+    title, text = PAGES[page]
+    parts = [f"# {title}\n\n{text}\n"]
+    for result in results:
+        scenario = result.scenario
+        parts.append(f"## {scenario.title[:1].upper()}{scenario.title[1:]}\n")
+        parts.append(f"![{scenario.title}]({scenario.name}.svg)\n")
+        parts.append(table(result))
+        parts.append(bars(result, with_title=False))
+        date = result.measured_at.partition("T")[0]
+        parts.append(f"{date}, {result.rounds} rounds of {result.seconds:g} s each.\n")
+    return "\n".join(part for part in parts if part)
+
+
+def bars(result: Result, *, with_title: bool) -> str:
+    """Make the table of the bars of a scenario, or nothing where it has none."""
+    judged = verdicts(result)
+    if not judged:
+        return ""
+    scenario = result.scenario
+    title = f"### [{PAGES[scenario.page][0]}]({scenario.page}.md): {scenario.title}\n\n"
+    lines = [bar_row(verdict) for verdict in judged]
+    head = "| subject | against | bar | measured | |\n|---|---|---:|---:|---|\n"
+    return (title if with_title else "") + head + "\n".join(lines) + "\n"
+
+
+def bar_row(verdict: Verdict) -> str:
+    bar = verdict.bar
+    found = "failed" if verdict.value is None else amount(verdict.value, bar.metric)
+    metric = "" if bar.metric in ("speed", "bytes") else f", {bar.metric}"
+    basis = ", CPU per datagram" if verdict.is_by_cpu else ""
+    sign = "≥" if bar.metric == "speed" else "≤"
+    stand = "met" if verdict.is_met else "**missed**"
+    limit = amount(bar.limit, bar.metric)
+    return (
+        f"| {bar.subject}{metric} | {bar.reference} | {sign} {limit} | {found}{basis} | {stand} |"
+    )
+
+
+def sentence(verdict: Verdict) -> str:
+    """Say where a subject stands, for a terminal."""
+    subject, reference, limit, found, stand = bar_row(verdict).strip("| ").split(" | ")
+    return f"{subject}: {found} of {reference}, {limit}: {stand.strip('*')}"
+
+
+def amount(value: float, metric: str) -> str:
+    if metric == "bytes":
+        return f"{value / 1024:.2f} KiB more"
+    return f"{value:.3g} ×" if value < 100 else f"{value:.0f} ×"
+
+
+# The columns of a table: a heading and a cell for each metric that a load has.
+COLUMNS: dict[str, tuple[str, Callable[[Outcome], str]]] = {
+    "rate": ("datagrams/s", lambda outcome: f"{digits(outcome.median('rate'))}"),
+    "spread": ("spread", lambda outcome: f"{outcome.spread('rate'):.0%}"),
+    "cpu_ns": ("CPU per datagram", lambda outcome: duration(outcome.median("cpu_ns"))),
+    "busy": ("busy", lambda outcome: f"{min(1, outcome.median('busy')):.0%}"),
+    "lost": ("lost", lambda outcome: f"{outcome.median('lost'):.1%}"),
+    "p50": ("p50", lambda outcome: duration(outcome.median("p50"))),
+    "p99": ("p99", lambda outcome: duration(outcome.median("p99"))),
+    "bytes": ("per socket", lambda outcome: f"{outcome.median('bytes') / 1024:.2f} KiB"),
+}
+
+
+def table(result: Result) -> str:
+    """Make the table of a scenario: a row for each subject."""
+    metrics = result.scenario.load.metrics
+    names = [
+        name for name in COLUMNS if name in metrics or (name == "spread" and "rate" in metrics)
+    ]
+    reference = result.outcomes.get(result.scenario.reference)
+    has_speed = "cpu_ns" in metrics and reference is not None and bool(reference.samples)
+    headings = [COLUMNS[name][0] for name in names]
+    if has_speed:
+        headings.append(f"× {result.scenario.reference}")
+    lines = [
+        f"| | {' | '.join(headings)} |",
+        f"|---|{'---:|' * len(headings)}",
+    ]
+    notes = []
+    for subject, outcome in result.outcomes.items():
+        if outcome.failure is not None:
+            notes.append(f"{subject} failed: {outcome.failure}")
+        if not outcome.samples:
+            cells = ["failed", *[""] * (len(headings) - 1)]
+        else:
+            cells = [COLUMNS[name][1](outcome) for name in names]
+            if has_speed and reference is not None:
+                found = speed(outcome, reference)
+                cells.append(f"{found.ratio:.2f}{' by CPU' if found.is_by_cpu else ''}")
+        lines.append(f"| {subject} | {' | '.join(cells)} |")
+    text = "\n".join(lines) + "\n"
+    if has_speed and any("by CPU" in line for line in lines):
+        text += (
+            "\n*By CPU*: the load was the bottleneck, so that processor time per datagram is "
+            "compared and not the rate.\n"
+        )
+    return text + "".join(f"\n{note}\n" for note in notes)
+
+
+def digits(number: float) -> str:
+    """Write a rate with three significant digits."""
+    if number >= 1e6:
+        return f"{number / 1e6:.3g} M"
+    return f"{number / 1e3:.3g} k"
+
+
+def duration(nanoseconds: float) -> str:
+    if nanoseconds < 1000:
+        return f"{nanoseconds:.0f} ns"
+    if nanoseconds < 1e6:
+        return f"{nanoseconds / 1e3:.3g} µs"
+    return f"{nanoseconds / 1e6:.3g} ms"
