@@ -2,6 +2,7 @@
 
 use std::ffi::c_int;
 use std::io;
+use std::iter;
 use std::os::fd::BorrowedFd;
 
 use super::address::Address;
@@ -63,12 +64,21 @@ impl<'a> SendQueue<'a> {
         Self { datagrams: Vec::with_capacity(datagrams), ..Self::default() }
     }
 
-    /// Appends a datagram to the connected peer, or, given one, to the address of the last
-    /// [`push_to`](Self::push_to).
+    /// Appends a datagram to a peer, or, without an address, to the connected one.
     pub fn push(&mut self, payload: SendSlice<'a>, to: Option<&Address>, source: Option<Source>) {
+        self.push_all(iter::once(payload), to, source);
+    }
+
+    /// Appends datagrams that have one peer and one source.
+    pub fn push_all(
+        &mut self,
+        payloads: impl Iterator<Item = SendSlice<'a>>,
+        to: Option<&Address>,
+        source: Option<Source>,
+    ) {
         let to = to.map_or(NONE, |to| place(&mut self.addresses, *to));
         let source = source.map_or(NONE, |source| place(&mut self.sources, source));
-        self.datagrams.push(Datagram { payload, to, source });
+        self.datagrams.extend(payloads.map(|payload| Datagram { payload, to, source }));
     }
 
     /// How many datagrams have not left.
@@ -159,18 +169,9 @@ impl<'a> SendQueue<'a> {
         let mut at = self.next;
         while at < self.datagrams.len() && runs.len() < SEND_MESSAGES {
             let longest = if at < self.alone_until { 0 } else { longest };
-            let datagrams = self.run_len(at, longest);
-            let members = &self.datagrams[at..at + datagrams];
             let first_slice = self.slices.len();
-            let mut bytes = 0;
-            for datagram in members {
-                bytes += datagram.payload.len();
-                // Those that lie one after the other in memory need one entry of the list.
-                let last = self.slices[first_slice..].last_mut();
-                if !last.is_some_and(|last| last.extend(datagram.payload)) {
-                    self.slices.push(datagram.payload);
-                }
-            }
+            let (datagrams, bytes) = self.gather_run(at, longest);
+            let members = &self.datagrams[at..at + datagrams];
             let mut control = ControlBuffer::EMPTY;
             if let Some(source) = self.sources.get(members[0].source as usize) {
                 source.encode(&mut control);
@@ -186,16 +187,16 @@ impl<'a> SendQueue<'a> {
         runs
     }
 
-    /// How many datagrams from `at` on may leave as one: equal in size, the last perhaps shorter,
-    /// none empty, to one peer and from one source.
-    fn run_len(&self, at: usize, longest: usize) -> usize {
+    /// Gathers the payloads of as many datagrams from `at` on as may leave as one: equal in size,
+    /// the last perhaps shorter, none empty, to one peer and from one source. Says how many those
+    /// are, and of how many bytes.
+    fn gather_run(&mut self, at: usize, longest: usize) -> (usize, usize) {
         let first = &self.datagrams[at];
         let len = first.payload.len();
-        if len == 0 || len > longest {
-            return 1;
-        }
-        let most = LONGEST_RUN.min(LARGEST_RUN / len);
-        let mut count = 1;
+        let most = if len == 0 || len > longest { 1 } else { LONGEST_RUN.min(LARGEST_RUN / len) };
+        let (mut count, mut bytes) = (1, len);
+        // Payloads that lie one after the other in memory need one entry of the list.
+        let mut adjacent = first.payload;
         for datagram in self.datagrams[at + 1..].iter().take(most.saturating_sub(1)) {
             let next_len = datagram.payload.len();
             if (datagram.to, datagram.source) != (first.to, first.source)
@@ -204,12 +205,18 @@ impl<'a> SendQueue<'a> {
             {
                 break;
             }
+            if !adjacent.extend(datagram.payload) {
+                self.slices.push(adjacent);
+                adjacent = datagram.payload;
+            }
             count += 1;
+            bytes += next_len;
             if next_len < len {
                 break;
             }
         }
-        count
+        self.slices.push(adjacent);
+        (count, bytes)
     }
 
     fn outgoing<'b>(&'b self, runs: &'b [Run]) -> impl Iterator<Item = Outgoing<'b>> {
@@ -301,6 +308,17 @@ mod tests {
 
     fn errno(errno: c_int) -> io::Error {
         io::Error::from_raw_os_error(errno)
+    }
+
+    #[test]
+    fn datagrams_pushed_together_go_to_one_peer() {
+        let mut queue = SendQueue::with_capacity(0);
+        for port in [1, 2] {
+            let payloads = [SendSlice::new(b"first"), SendSlice::new(b"next")];
+            queue.push_all(payloads.into_iter(), Some(&peer(port)), None);
+        }
+        let (left, _) = send_all(&mut queue, &Offload::new(true), all);
+        assert_eq!(left, [(Some(1), Some(5), 9), (Some(2), Some(5), 9)]);
     }
 
     #[test]

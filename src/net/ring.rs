@@ -34,6 +34,19 @@ pub struct Received<'a> {
     pub is_truncated: bool,
 }
 
+/// Where in the slots' memory the datagrams of a message lie: one behind the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The start of the first.
+    pub start: usize,
+    /// The end of the last.
+    pub end: usize,
+    /// The length of each but the last, which may be shorter.
+    pub segment: usize,
+    /// How many there are, one at least.
+    pub datagrams: usize,
+}
+
 /// Received datagrams, one after the other.
 pub trait Datagrams {
     /// The next one, or `None` at the end.
@@ -126,19 +139,22 @@ impl RecvRing {
         })
     }
 
-    /// Says of each datagram from the cursor on where in the slots' memory it lies, and in which
-    /// slot, until there is no more or no place for it. The cursor stops there.
-    pub fn drain_layout(&mut self, mut place: impl FnMut(Range<usize>, usize) -> bool) {
+    /// Says of each message from the cursor on, by its slot, where its datagrams lie. `place`
+    /// returns for how many of them it has a place; where those are not all, the cursor stops
+    /// behind them.
+    pub fn drain_layout(&mut self, mut place: impl FnMut(usize, Run) -> usize) {
         while let Some(split) = self.splits.get_mut(self.slot) {
             let offset = self.messages.message(self.slot).offset;
-            loop {
-                let range = split.range();
-                if !place(offset + range.start..offset + range.end, self.slot) {
-                    return;
-                }
-                if !split.advance() {
-                    break;
-                }
+            let run = Run {
+                start: offset + split.start,
+                end: offset + split.len,
+                segment: split.segment,
+                datagrams: split.remaining(),
+            };
+            let placed = place(self.slot, run);
+            if placed < run.datagrams {
+                split.start += placed * split.segment;
+                return;
             }
             self.slot += 1;
         }

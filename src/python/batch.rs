@@ -1,6 +1,7 @@
 //! A reusable container of datagrams, in memory that Python reads without a copy.
 
 use std::ffi::{c_int, c_void};
+use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
@@ -82,16 +83,24 @@ impl Batch {
         let mut len = 0;
         let Contents { ring, senders, .. } = contents;
         senders.clear();
-        ring.drain_layout(|range, slot| {
-            let (Some(offset), Some(length)) = (self.offsets.get(len), self.lengths.get(len))
-            else {
-                return false;
-            };
-            offset.store(range.start as u32, Ordering::Relaxed);
-            length.store(range.len() as u32, Ordering::Relaxed);
-            senders.push(slot as u32);
-            len += 1;
-            true
+        ring.drain_layout(|slot, run| {
+            let places = len..self.offsets.len().min(len + run.datagrams);
+            let mut start = run.start;
+            for (offset, length) in
+                self.offsets[places.clone()].iter().zip(&self.lengths[places.clone()])
+            {
+                offset.store(start as u32, Ordering::Relaxed);
+                length.store(run.segment as u32, Ordering::Relaxed);
+                start += run.segment;
+            }
+            if places.len() == run.datagrams {
+                // The last may be shorter than the others.
+                let last = run.end - (start - run.segment);
+                self.lengths[places.end - 1].store(last as u32, Ordering::Relaxed);
+            }
+            senders.resize(places.end, slot as u32);
+            len = places.end;
+            places.len()
         });
         contents.addresses.clear();
         contents.truncated.clear();
@@ -177,20 +186,27 @@ impl Batch {
     /// The datagrams as a queue: each to its own address, or all to one.
     pub(crate) fn queue<'a>(&'a self, contents: &Contents, to: Option<&Address>) -> SendQueue<'a> {
         let mut queue = SendQueue::with_capacity(self.len());
-        for index in 0..self.len() {
-            let own = || contents.addresses.get(contents.senders[index] as usize);
+        let senders = &contents.senders[..self.len()];
+        let mut start = 0;
+        for group in senders.chunk_by(|one, other| to.is_some() || one == other) {
+            let own = || contents.addresses.get(group[0] as usize);
             let to = to.or_else(own).filter(|to| !to.as_bytes().is_empty());
-            queue.push(self.payload(index), to, None);
+            let end = start + group.len();
+            queue.push_all(self.payloads(start..end), to, None);
+            start = end;
         }
         queue
     }
 
-    fn payload(&self, index: usize) -> SendSlice<'_> {
-        let start = self.offsets[index].load(Ordering::Relaxed) as usize;
-        let len = self.lengths[index].load(Ordering::Relaxed) as usize;
-        // SAFETY: the two were stored together, of a place within the memory, which lives as long
-        // as `self`.
-        unsafe { SendSlice::from_raw(self.memory.add(start), len) }
+    fn payloads(&self, indexes: Range<usize>) -> impl Iterator<Item = SendSlice<'_>> {
+        let places = self.offsets[indexes.clone()].iter().zip(&self.lengths[indexes]);
+        places.map(|(start, len)| {
+            let start = start.load(Ordering::Relaxed) as usize;
+            let len = len.load(Ordering::Relaxed) as usize;
+            // SAFETY: the two were stored together, of a place within the memory, which lives as
+            // long as `self`.
+            unsafe { SendSlice::from_raw(self.memory.add(start), len) }
+        })
     }
 }
 
