@@ -230,8 +230,9 @@ class Pool:
         now = monotonic()
         with self._lock:
             self._resting.append((now + self._rest, connection))
-            while self._resting[0][0] <= now or len(self._resting) > MOST_RESTING:
-                _, rested = self._resting.popleft()
+            resting = self._resting
+            while resting and (resting[0][0] <= now or len(resting) > MOST_RESTING):
+                _, rested = resting.popleft()
                 self._all.discard(rested)
                 rested.close()
 
