@@ -3,6 +3,8 @@
 ``from tomada import socket`` replaces ``import socket``.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any
 
 from tomada._core import Batch, Datagram, DatagramError, Stats, __version__
@@ -10,20 +12,28 @@ from tomada._core import Batch, Datagram, DatagramError, Stats, __version__
 if TYPE_CHECKING:
     from tomada.client import Client
 
-__all__ = ["Batch", "Client", "Datagram", "DatagramError", "Stats", "__version__"]
+__all__ = [
+    "Batch",
+    "Client",
+    "Datagram",
+    "DatagramError",
+    "Stats",
+    "__version__",
+]
 
-# Who wants a socket alone does not wait for the rest to be imported.
-_MODULES = {"Client": "client"}
+# What is loaded when it is first used, so that a program that wants a socket loads no more.
+_LAZY = {"Client": "tomada.client"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module  # noqa: PLC0415 - as above
+    import importlib  # noqa: PLC0415 - as above
 
-    value = globals()[name] = getattr(import_module(f"tomada.{_MODULES[name]}"), name)
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    return sorted({*globals(), *__all__})

@@ -3,19 +3,44 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import tomada
+from tomada._cli import bench, info, listen, send, serve
+from tomada._cli.common import FAILURE, INTERRUPTED, CommandError
+
+DESCRIPTION = """
+UDP for Python on Linux, with a Rust core. To begin, start a server in one terminal,
+
+  tomada serve
+
+and talk to it from another:
+
+  tomada send 127.0.0.1:1234 hello --expect-reply
+  tomada bench 127.0.0.1:1234
+
+tomada COMMAND --help says more about each.
+"""
 
 
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
-        prog="tomada", description="UDP sockets for Python on Linux, with a Rust core."
+        prog="tomada",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     root.add_argument("--version", action="version", version=f"tomada {tomada.__version__}")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (serve, send, listen, bench, info):
+        command.add(commands)
+    _add_demo(commands)
+    return root
 
+
+def _add_demo(commands: Any) -> None:
     demo = commands.add_parser(
         "demo",
         help="a server and a client exchange a text, with tomada and with plain sockets",
@@ -25,7 +50,6 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("file", nargs="?", help="a UTF-8 text (default: tomada's README)")
     demo.add_argument("--port", type=int, default=1234, help="the server's port (default: 1234)")
     demo.set_defaults(run=_demo)
-    return root
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -38,18 +62,37 @@ def _demo(arguments: argparse.Namespace) -> int:
         return _fail(arguments, error)
 
 
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    root = parser()
+    parsed, rest = root.parse_known_args(arguments)
+    # Of "send HOST:PORT --hex ff00", argparse leaves what follows the option over.
+    if rest and (not hasattr(parsed, "text") or any(word.startswith("-") for word in rest)):
+        root.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.text += rest
+    return parsed
+
+
 def _fail(arguments: argparse.Namespace, error: Exception) -> int:
     print(f"tomada {arguments.command}: {error}", file=sys.stderr)
-    return 1
+    return FAILURE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command, and return the exit status: 0, 1 for a failure, 130 for Ctrl-C."""
-    parsed = parser().parse_args(arguments)
+    """Run a command; return its exit status: 0, 1 for a failure, 130 for Ctrl-C.
+
+    Wrong arguments end the program with the status 2.
+    """
+    parsed = _parse(arguments)
     try:
         status: int = parsed.run(parsed)
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        return 130
-    except OSError as error:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of the output has gone, as head does. Python would complain at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
+    except (OSError, CommandError) as error:
         return _fail(parsed, error)
     return status

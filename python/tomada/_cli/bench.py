@@ -1,0 +1,182 @@
+"""``tomada bench``: how fast a server answers, or what tomada gains on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tomada._address import format_address
+from tomada._cli.common import (
+    FAILURE,
+    SUCCESS,
+    CommandError,
+    add_json,
+    address,
+    console,
+    count,
+    note,
+    seconds,
+)
+from tomada._cli.load import LABEL, Histogram, Load, Result
+
+EXAMPLES = """
+examples:
+  tomada serve & tomada bench 127.0.0.1:1234
+  tomada bench 127.0.0.1:1234 --clients 8 --window 32 --duration 10
+  tomada bench --local
+
+The server has to send back what it gets, as tomada serve does. The load is a closed loop: each
+reply is followed by the next datagram, so that a slow server is asked less often. It is made by one
+Python process, which may itself be the limit.
+
+exit status:
+  0  replies came
+  1  none did
+"""
+
+QUANTILES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
+BAR = 50
+LARGEST = 65_507
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="measure a server: rate, loss and latency; or this machine",
+        description="Ask an echo server as fast as it answers, and show how fast that is: "
+        "datagrams per second, the share that was lost, and the times of the round trips.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "address", metavar="HOST:PORT", type=address, nargs="?", help="an echo server"
+    )
+    parser.add_argument(
+        "--local",
+        action="store_true",
+        help="compare servers of tomada, socket and asyncio on this machine instead",
+    )
+    parser.add_argument(
+        "--clients", type=count, metavar="N", help="sockets to ask from (default: 1; local: 8)"
+    )
+    parser.add_argument(
+        "--window", type=count, metavar="N", help="under way on each (default: 1; local: 8)"
+    )
+    parser.add_argument(
+        "--size", type=count, default=64, metavar="B", help="bytes in a datagram (default: 64)"
+    )
+    parser.add_argument(
+        "--duration", type=seconds, metavar="S", help="seconds (default: 5; local: 1 for each)"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        default=1.0,
+        metavar="S",
+        help="seconds after which a datagram counts as lost (default: 1)",
+    )
+    add_json(parser, "the results")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from tomada._cli.local import compare
+
+    if arguments.local == (arguments.address is not None):
+        raise CommandError("say what to measure: HOST:PORT, or --local")
+    if not LABEL.size <= arguments.size <= LARGEST:
+        raise CommandError(
+            f"a datagram takes {LABEL.size} to {LARGEST:,} bytes, not {arguments.size:,}"
+        )
+    if arguments.local:
+        return compare(arguments)
+    duration = arguments.duration or 5.0
+    load = Load(
+        arguments.address,
+        clients=arguments.clients or 1,
+        window=arguments.window or 1,
+        size=arguments.size,
+        timeout=arguments.timeout,
+    )
+    where = format_address(arguments.address)
+    with (
+        progress_bar(f"asking {where}", duration) as progress,
+        contextlib.suppress(KeyboardInterrupt),
+    ):
+        load.run(duration, progress)
+    result = load.result
+    if arguments.json:
+        print(json.dumps({"address": where, **as_json(result)}))
+    else:
+        print("\n".join(report(result)))
+    if result.received:
+        return SUCCESS
+    why = "nobody listens there" if result.refused else "is it an echo server?"
+    note(f"tomada bench: no reply from {where}: {why}")
+    return FAILURE
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    return {
+        "seconds": result.seconds,
+        "sent": result.sent,
+        "received": result.received,
+        "lost": result.lost,
+        "loss": result.loss,
+        "late": result.late,
+        "refused": result.refused,
+        "rate": result.rate,
+        "latency_us": dict(latencies(result.latency)),
+        "histogram_us": [[low / 1e3, times] for low, times in result.latency.doubling()],
+    }
+
+
+def latencies(latency: Histogram) -> Iterator[tuple[str, float | None]]:
+    for name, share in QUANTILES.items():
+        value = latency.quantile(share)
+        yield name, None if value is None else value / 1e3
+
+
+def report(result: Result) -> Iterator[str]:
+    """Give the lines that tell a result."""
+    yield f"{result.rate:12,.0f}  round trips per second, for {result.seconds:.2f} s"
+    yield f"{result.sent:12,}  datagrams sent"
+    yield f"{result.received:12,}  answered"
+    yield f"{result.lost:12,}  lost ({result.loss:.3%})"
+    if result.late:
+        yield f"{result.late:12,}  replies came late, twice, or for somebody else"
+    if result.refused:
+        yield f"{result.refused:12,}  refused"
+    if not result.received:
+        return
+    yield ""
+    yield "  ".join(f"{name} {value:,.1f} µs" for name, value in latencies(result.latency))
+    yield ""
+    buckets = result.latency.doubling()
+    most = max(times for _, times in buckets)
+    for low, times in buckets:
+        bar = "█" * round(BAR * times / most) or ("▏" if times else "")
+        yield f"{low / 1e3:12,.1f} µs {times:10,}  {bar}"
+
+
+@contextlib.contextmanager
+def progress_bar(what: str, total: float) -> Iterator[Callable[[float], None]]:
+    """Show how far something is: a bar where rich is there, else a line; nothing in a pipe."""
+    terminal = console()
+    if terminal is not None:
+        from rich.progress import Progress
+
+        with Progress(console=terminal, transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda done: bar.update(task, completed=done)
+    elif sys.stderr.isatty():
+        yield lambda done: print(
+            f"\r\x1b[K{what}: {done / total:.0%}", end="", file=sys.stderr, flush=True
+        )
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    else:
+        yield lambda _: None

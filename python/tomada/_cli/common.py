@@ -1,0 +1,137 @@
+"""What the commands share: arguments, exit statuses, and how datagrams are shown."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import socket as _std
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from tomada._address import parse_address
+
+# What a script can tell apart. argparse ends with 2 where the arguments are wrong.
+SUCCESS, FAILURE, INTERRUPTED = 0, 1, 130
+
+HOST, PORT = "127.0.0.1", 1234
+
+Address = tuple[str, int] | str
+
+
+class CommandError(Exception):
+    """Why a command failed, in one line for the user."""
+
+
+def address(text: str) -> Address:
+    """Read the address of an argument; for ``argparse``."""
+    try:
+        return parse_address(text, host=HOST)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def number(text: str, kind: Callable[[str], Any], least: float, what: str) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return value
+
+
+def count(text: str) -> int:
+    value: int = number(text, int, 1, "a whole number from 1 up")
+    return value
+
+
+def count_or_none(text: str) -> int:
+    value: int = number(text, int, 0, "a whole number from 0 up")
+    return value
+
+
+def seconds(text: str) -> float:
+    value: float = number(text, float, 1e-6, "a number of seconds greater than 0")
+    return value
+
+
+def rate(text: str) -> float:
+    value: float = number(text, float, 1e-6, "a number greater than 0")
+    return value
+
+
+def add_address(parser: argparse.ArgumentParser, what: str, *, has_default: bool) -> None:
+    """Add the argument that says where."""
+    default = f"{HOST}:{PORT}"
+    parser.add_argument(
+        "address",
+        metavar="HOST:PORT",
+        type=address,
+        nargs="?" if has_default else None,
+        default=default if has_default else None,
+        help=f"{what}; also [::1]:PORT, a path, or @name (AF_UNIX)"
+        + (f" (default: {default})" if has_default else ""),
+    )
+
+
+def add_json(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--json", action="store_true", help=f"print {what} as JSON")
+
+
+def family_and_name(where: Address, *, is_local: bool = False) -> tuple[int, Any]:
+    """Resolve an address, to IPv4 where a name has one, for a socket to bind or to connect."""
+    if isinstance(where, str):
+        return _std.AF_UNIX, where
+    host, port = where
+    flags = _std.AI_PASSIVE if is_local else 0
+    found = _std.getaddrinfo(host or None, port, 0, _std.SOCK_DGRAM, 0, flags)
+    chosen = min(found, key=lambda info: info[0] != _std.AF_INET)
+    return chosen[0], chosen[4]
+
+
+def text_of(data: bytes) -> str | None:
+    """Return a datagram as text, or ``None`` where it is none."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return None
+    return text if all(char.isprintable() or char in "\t\n\r" for char in text) else None
+
+
+def shown(data: bytes) -> str:
+    """Return a datagram on one line: as text, where it is that, or in hexadecimal."""
+    text = text_of(data)
+    if text is None:
+        return f"0x{data.hex()}"
+    return text.replace("\\", "\\\\").replace("\r", "\\r").replace("\n", "\\n").replace("\t", "\\t")
+
+
+def described(data: bytes) -> dict[str, Any]:
+    """Return a datagram for JSON: its text, where it is that, or its bytes in hexadecimal."""
+    try:
+        return {"size": len(data), "text": data.decode()}
+    except UnicodeDecodeError:
+        return {"size": len(data), "hex": data.hex()}
+
+
+def put_json(item: dict[str, Any]) -> None:
+    """Print an object on a line of its own, for a reader at the other end of a pipe."""
+    print(json.dumps(item), flush=True)
+
+
+def note(line: str) -> None:
+    """Print a line for the human, apart from the results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def console() -> Any:
+    """Return rich's console on the terminal, or ``None`` without a terminal or without rich."""
+    if not sys.stderr.isatty():
+        return None
+    try:
+        from rich.console import Console
+    except ImportError:
+        return None
+    return Console(stderr=True)

@@ -1,0 +1,85 @@
+"""Captures of datagrams, as tcpdump, tshark and Wireshark read them.
+
+A socket sees payloads. The headers of IP and UDP around them are made again here, from what the
+kernel tells about each datagram. The format is https://www.ietf.org/archive/id/draft-ietf-opsawg-pcap
+with times in nanoseconds, and packets that begin with the IP header (``LINKTYPE_RAW``).
+"""
+
+from __future__ import annotations
+
+import struct
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from socket import IPPROTO_UDP
+from typing import BinaryIO
+
+MAGIC_NANOSECONDS = 0xA1B23C4D
+VERSION = (2, 4)
+LINKTYPE_RAW = 101
+LONGEST = 0xFFFF + 40  # bytes of a packet: a full IPv6 payload, and its header
+
+FILE_HEADER = struct.Struct("=IHHiIII")
+RECORD_HEADER = struct.Struct("=IIII")
+UDP_HEADER = struct.Struct("!HHHH")
+IPV4_HEADER = struct.Struct("!BBHHHBBH4s4s")
+IPV6_HEADER = struct.Struct("!IHBB16s16s")
+
+DEFAULT_TTL = 64
+NANOSECONDS = 10**9
+
+End = tuple[str, int]
+
+
+class Writer:
+    """Writes datagrams to a file, each at once."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        file.write(FILE_HEADER.pack(MAGIC_NANOSECONDS, *VERSION, 0, 0, LONGEST, LINKTYPE_RAW))
+        file.flush()
+
+    def write(self, packet: bytes, time_ns: int) -> None:
+        """Write a packet, and when it came, in nanoseconds since 1970 UTC."""
+        whole, fraction = divmod(time_ns, NANOSECONDS)
+        self._file.write(RECORD_HEADER.pack(whole, fraction, len(packet), len(packet)) + packet)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def packet_of(
+    data: bytes, source: End, destination: End, ttl: int | None = None, tos: int | None = None
+) -> bytes:
+    """Put the headers of UDP and IP before a payload, with their checksums.
+
+    :param source: The address and port that it came from.
+    :param destination: The address and port that it went to, of the same family.
+    """
+    ttl, tos = ttl or DEFAULT_TTL, tos or 0
+    # A scope belongs to this machine, and not to the packet.
+    ours, theirs = (ip_address(host.partition("%")[0]) for host, _ in (source, destination))
+    length = UDP_HEADER.size + len(data)
+    ends = ours.packed + theirs.packed
+    pseudo = ends + struct.pack("!II", length, IPPROTO_UDP)
+    ports = source[1], destination[1]
+    # 0 would mean that there is no checksum.
+    check = checksum(pseudo + UDP_HEADER.pack(*ports, length, 0) + data) or 0xFFFF
+    udp = UDP_HEADER.pack(*ports, length, check) + data
+    if isinstance(ours, IPv4Address) and isinstance(theirs, IPv4Address):
+        total = IPV4_HEADER.size + length
+        fields = (0x45, tos, total, 0, 0, ttl, IPPROTO_UDP)
+        check = checksum(IPV4_HEADER.pack(*fields, 0, ours.packed, theirs.packed))
+        return IPV4_HEADER.pack(*fields, check, ours.packed, theirs.packed) + udp
+    if isinstance(ours, IPv6Address) and isinstance(theirs, IPv6Address):
+        first = 6 << 28 | tos << 20
+        header = IPV6_HEADER.pack(first, length, IPPROTO_UDP, ttl, ours.packed, theirs.packed)
+        return header + udp
+    raise ValueError(f"{ours} and {theirs} are not of one family")
+
+
+def checksum(data: bytes) -> int:
+    """Return the Internet checksum (:rfc:`1071`)."""
+    if len(data) % 2:
+        data += b"\0"
+    # 2¹⁶ is 1 modulo 2¹⁶ - 1, so that the sum of all words is the remainder of the whole number.
+    total = int.from_bytes(data) % 0xFFFF
+    return 0xFFFF - (total or (0xFFFF if any(data) else 0))

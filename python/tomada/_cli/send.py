@@ -1,0 +1,191 @@
+"""``tomada send``: datagrams from arguments, a file or standard input."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tomada._address import format_address
+from tomada._cli.common import (
+    FAILURE,
+    SUCCESS,
+    CommandError,
+    add_address,
+    add_json,
+    count,
+    count_or_none,
+    described,
+    family_and_name,
+    note,
+    put_json,
+    rate,
+    seconds,
+    shown,
+)
+
+EXAMPLES = """
+examples:
+  tomada send 127.0.0.1:1234 hello           one datagram
+  tomada send 127.0.0.1:1234 hello --expect-reply
+  tomada send 127.0.0.1:1234 --count 1000 --rate 100 hello
+  seq 5 | tomada send 127.0.0.1:1234         a datagram for each line
+  tomada send 127.0.0.1:1234 --hex 0a0b ff   two datagrams of these bytes
+
+exit status:
+  0  everything was sent and, with --expect-reply, answered
+  1  something was not, or nobody listens there
+"""
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "send",
+        help="send datagrams, and print the replies",
+        description="Send datagrams to an address: each TEXT, a file, or each line of standard "
+        "input. UDP itself does not say whether they arrive; --expect-reply does.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_address(parser, "where to", has_default=False)
+    parser.add_argument("text", metavar="TEXT", nargs="*", help="a datagram")
+    parser.add_argument("--file", metavar="F", help="a file to send as one datagram; - is stdin")
+    parser.add_argument("--hex", action="store_true", help="TEXT, or the lines, are hexadecimal")
+    parser.add_argument(
+        "--count", type=count, default=1, metavar="N", help="send everything N times (default: 1)"
+    )
+    parser.add_argument(
+        "--rate", type=rate, metavar="R", help="at most R datagrams per second (default: no limit)"
+    )
+    parser.add_argument(
+        "--expect-reply", action="store_true", help="wait for a reply to each, and print it"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        default=2.0,
+        metavar="S",
+        help="seconds to wait for a reply, retries included (default: 2)",
+    )
+    parser.add_argument(
+        "--retries",
+        type=count_or_none,
+        default=3,
+        metavar="N",
+        help="how often to send again what is not answered (default: 3)",
+    )
+    add_json(parser, "the replies and a summary")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    datagrams = paced(payloads(arguments), arguments.rate)
+    if arguments.expect_reply:
+        return ask(arguments, datagrams)
+    return send(arguments, datagrams)
+
+
+def payloads(arguments: argparse.Namespace) -> Iterator[bytes]:
+    """Give the datagrams, as often as asked for."""
+    if arguments.file is not None:
+        if arguments.text:
+            raise CommandError("give either TEXT or --file")
+        is_stdin = arguments.file == "-"
+        data = sys.stdin.buffer.read() if is_stdin else Path(arguments.file).read_bytes()
+        once = [data]
+    elif arguments.text:
+        once = [encoded(text, arguments.hex) for text in arguments.text]
+    elif arguments.count == 1:
+        # As they come, in case that somebody types them.
+        yield from (encoded(line.rstrip("\n"), arguments.hex) for line in lines())
+        return
+    else:
+        once = [encoded(line.rstrip("\n"), arguments.hex) for line in lines()]
+    for _ in range(arguments.count):
+        yield from once
+
+
+def lines() -> Iterator[str]:
+    for line in iter(sys.stdin.buffer.readline, b""):
+        yield os.fsdecode(line)
+
+
+def encoded(text: str, is_hex: bool) -> bytes:
+    if not is_hex:
+        return os.fsencode(text)
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise CommandError(f"{text!r} is not hexadecimal, such as 0a0b") from None
+
+
+def paced(datagrams: Iterator[bytes], per_second: float | None) -> Iterator[bytes]:
+    """Give each datagram when its time has come."""
+    started = time.monotonic()
+    for index, data in enumerate(datagrams):
+        if per_second is not None:
+            time.sleep(max(started + index / per_second - time.monotonic(), 0.0))
+        yield data
+
+
+def send(arguments: argparse.Namespace, datagrams: Iterator[bytes]) -> int:
+    """Send without waiting for replies."""
+    from tomada import socket
+
+    sent = size = refused = 0
+    family, name = family_and_name(arguments.address)
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.connect(name)
+        for data in datagrams:
+            try:
+                size += sock.send(data)
+            except ConnectionRefusedError:
+                # About the one before; this one was not sent.
+                refused += 1
+                size += sock.send(data)
+            sent += 1
+        refused += sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+    where = format_address(name)
+    if arguments.json:
+        put_json({"sent": sent, "bytes": size, "to": where, "is_refused": bool(refused)})
+    else:
+        note(f"sent {plural(sent)}, {size:,} bytes, to {where}")
+    if refused:
+        raise CommandError(f"nobody listens on {where}")
+    return SUCCESS
+
+
+def ask(arguments: argparse.Namespace, datagrams: Iterator[bytes]) -> int:
+    """Send, and print the reply to each."""
+    from tomada.client import Client
+
+    sent = lost = 0
+    with Client(arguments.address, arguments.timeout, arguments.retries) as client:
+        for data in datagrams:
+            sent += 1
+            started = time.perf_counter()
+            try:
+                reply = client.request(data)
+            except TimeoutError as error:
+                lost += 1
+                cause = f" ({error.__cause__})" if error.__cause__ else ""
+                note(f"tomada send: {error}{cause}")
+                continue
+            took = time.perf_counter() - started
+            if arguments.json:
+                put_json({"reply": described(reply), "seconds": took})
+            else:
+                print(shown(reply), flush=True)
+    if arguments.json:
+        put_json({"sent": sent, "replies": sent - lost, "lost": lost})
+    elif lost or sent > 1:
+        note(f"sent {plural(sent)}, {sent - lost:,} answered")
+    return FAILURE if lost else SUCCESS
+
+
+def plural(datagrams: int) -> str:
+    return "1 datagram" if datagrams == 1 else f"{datagrams:,} datagrams"

@@ -1,0 +1,190 @@
+"""``tomada serve``: a server of an own handler, or one to try a client with."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tomada._address import format_address
+from tomada._cli.common import (
+    SUCCESS,
+    CommandError,
+    add_address,
+    add_json,
+    count,
+    note,
+    seconds,
+    shown,
+)
+
+EXAMPLES = """
+examples:
+  tomada serve                               an echo on 127.0.0.1:1234, until Ctrl-C
+  tomada serve 0.0.0.0:1234 --app service:handle --workers 4
+  tomada serve :1234 --discard               takes everything, says nothing
+
+A handler is a function of the datagram's bytes and the sender's address; what it returns is the
+reply, None is none. The module is looked for in the current directory, too.
+
+signals:
+  SIGINT, SIGTERM  answer what is queued, and end
+  SIGHUP           replace the workers one by one, with nothing lost
+
+exit status:
+  0  it was asked to end
+  1  it could not start, or its workers could not
+"""
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="answer datagrams: as an echo, or with a handler of your own",
+        description="Serve an address. Without an option, send every datagram back.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_address(parser, "where to serve", has_default=True)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--echo", action="store_true", help="send each datagram back (the default)")
+    what.add_argument("--discard", action="store_true", help="take datagrams, and answer none")
+    what.add_argument("--print", action="store_true", help="print datagrams, and answer none")
+    what.add_argument("--app", metavar="MODULE:HANDLER", help="call a handler with each datagram")
+    parser.add_argument(
+        "--workers", type=count, default=1, metavar="N", help="processes to serve with (default: 1)"
+    )
+    parser.add_argument(
+        "--group", metavar="G", action="append", default=[], help="join a multicast group"
+    )
+    parser.add_argument(
+        "--drain",
+        type=seconds,
+        default=5.0,
+        metavar="S",
+        help="seconds that answering what is queued may take at the end (default: 5)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no status line")
+    add_json(parser, "the counters, at the end,")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from tomada import Server
+
+    logging.basicConfig(format="tomada serve: %(message)s", level=logging.INFO)
+    handler = handler_of(arguments)
+    try:
+        server = Server(
+            arguments.address,
+            handler,
+            workers=arguments.workers,
+            groups=arguments.group,
+            drain=arguments.drain,
+        )
+        server.start()
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    note(f"serving {format_address(server.address)} (process {os.getpid()}); Ctrl-C ends it")
+    with contextlib.nullcontext() if arguments.quiet else status_line(server):
+        server.serve_forever()
+    stats = counters(server.stats())
+    if arguments.json:
+        print(json.dumps(stats))
+    else:
+        note(", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in stats.items()))
+    return SUCCESS
+
+
+def handler_of(arguments: argparse.Namespace) -> Callable[[bytes, Any], bytes | None]:
+    if arguments.app is not None:
+        return load(arguments.app)
+    if arguments.print:
+        return show
+    return discard if arguments.discard else echo
+
+
+def echo(data: bytes, _address: Any) -> bytes:
+    return data
+
+
+def discard(_data: bytes, _address: Any) -> None:
+    return None
+
+
+def show(data: bytes, address: Any) -> None:
+    print(f"{format_address(address)} {len(data)} bytes: {shown(data)}", flush=True)
+
+
+def load(name: str) -> Callable[[bytes, Any], bytes | None]:
+    """Import a handler."""
+    module_name, colon, attribute = name.partition(":")
+    if not (module_name and colon and attribute):
+        raise CommandError(f"{name!r} names no handler: write MODULE:HANDLER")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # of the module itself, whose author wants to see where
+        raise CommandError(f"there is no module {module_name!r} here") from None
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise CommandError(f"there is no {attribute!r} in {module_name}") from None
+    if not callable(found):
+        raise CommandError(f"{name} is no function, but {type(found).__name__}")
+    handler: Callable[[bytes, Any], bytes | None] = found
+    return handler
+
+
+def counters(stats: Any) -> dict[str, int]:
+    """Return the counters that are plain numbers, by name."""
+    names = [name for name in dir(stats) if not name.startswith("_")]
+    values = {name: getattr(stats, name) for name in names}
+    return {name: value for name, value in values.items() if isinstance(value, int)}
+
+
+@contextlib.contextmanager
+def status_line(server: Any) -> Iterator[None]:
+    """Show once a second what the server does, where there is a terminal to show it on."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    ended = threading.Event()
+    thread = threading.Thread(target=show_status, args=(server, ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def show_status(server: Any, ended: threading.Event) -> None:
+    before, then = counters(server.stats()), time.monotonic()
+    while not ended.wait(1.0):
+        now, at = counters(server.stats()), time.monotonic()
+        rates = [
+            f"{name} {(now[name] - before[name]) / (at - then):,.0f}/s"
+            for name in ("received", "sent")
+        ]
+        troubles = [
+            f"{name.replace('_', ' ')} {now[name]:,}"
+            for name in ("handler_errors", "kernel_drops", "truncated")
+            if now.get(name)
+        ]
+        line = "  ".join([*rates, f"total {now['received']:,}", *troubles])
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+        before, then = now, at

@@ -1,0 +1,89 @@
+"""The command line in processes of its own."""
+
+import os
+import pty
+import select
+import socket as std
+import subprocess
+import sys
+import threading
+
+from peer import DEADLINE
+
+
+def run(*arguments, stdin=b"", **options):
+    """Run a command to its end; return its status, its output and its errors as text."""
+    command = [sys.executable, "-m", "tomada", *map(str, arguments)]
+    ended = subprocess.run(
+        command, input=stdin, capture_output=True, timeout=2 * DEADLINE, check=False, **options
+    )
+    return ended.returncode, ended.stdout.decode(), ended.stderr.decode()
+
+
+def at(address):
+    """Write an address as an argument."""
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class OnTerminal:
+    """A command whose standard error is a terminal."""
+
+    def __init__(self, *arguments):
+        self._screen, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tomada", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+        )
+        os.close(theirs)
+        self.shown = ""
+
+    def until(self, text):
+        """Return when the terminal has shown a text."""
+        while text not in self.shown:
+            assert select.select([self._screen], [], [], DEADLINE)[0], self.shown
+            self.shown += os.read(self._screen, 1 << 16).decode(errors="replace")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        if not self.process.stdout.closed:
+            self.process.communicate()
+        os.close(self._screen)
+
+
+class Echo(threading.Thread):
+    """A plain socket that sends back what it gets, but for what a function refuses."""
+
+    def __init__(self, answers=lambda _data: True):
+        super().__init__(daemon=True)
+        self._sock = std.socket(std.AF_INET, std.SOCK_DGRAM)
+        self._sock.bind(("127.0.0.1", 0))
+        self.address = self._sock.getsockname()
+        self.received = []
+        self._answers = answers
+        self._is_ending = False
+        self.start()
+
+    def run(self):
+        while True:
+            data, sender = self._sock.recvfrom(1 << 16)
+            if self._is_ending:
+                return
+            self.received.append(data)
+            if self._answers(data):
+                self._sock.sendto(data, sender)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._is_ending = True
+        with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+            sock.sendto(b"", self.address)
+        self.join()
+        self._sock.close()

@@ -1,0 +1,170 @@
+"""``tomada serve``, asked by plain sockets."""
+
+import json
+import re
+import signal
+import socket as std
+
+import pytest
+
+from command import OnTerminal, run
+from support import Child
+from tomada import cli
+
+pytest.importorskip("tomada.server")
+pytestmark = pytest.mark.usefixtures("interruptible")
+
+
+class Serving(Child):
+    """``tomada serve``, once it serves."""
+
+    def __init__(self, *arguments):
+        super().__init__("-m", "tomada", "serve", *arguments)
+        said = self._process.stderr.readline().decode()
+        found = re.match(r"serving (.*):(\d+) \(process (\d+)\); Ctrl-C ends it$", said)
+        assert found, said + self._process.stderr.read().decode()
+        assert int(found[3]) == self.pid
+        self.address = found[1].strip("[]"), int(found[2])
+
+
+@pytest.fixture
+def serving():
+    started = []
+
+    def start(*arguments):
+        started.append(Serving(*arguments))
+        return started[-1]
+
+    yield start
+    for item in started:
+        item.__exit__()
+
+
+@pytest.fixture
+def client(inet):
+    with inet.bound(std) as sock:
+        yield sock
+
+
+def ask(sock, address, data):
+    sock.sendto(data, address)
+    return sock.recv(1 << 16)
+
+
+@pytest.mark.parametrize("options", [(), ("--echo",), ("--workers", 2)])
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_an_echo_until_it_is_asked_to_end(serving, client, options, end):
+    server = serving("127.0.0.1:0", *options)
+    for number in range(20):
+        assert ask(client, server.address, b"%d" % number) == b"%d" % number
+    server.signal(end)
+    status, output, errors = server.end()
+    assert (status, output) == (0, "")
+    assert re.search(r"\b20 received, ", errors)
+
+
+def test_counters_as_json(serving, client):
+    server = serving("127.0.0.1:0", "--json")
+    ask(client, server.address, b"abc")
+    server.signal(signal.SIGTERM)
+    status, output, _ = server.end()
+    counters = json.loads(output)
+    assert status == 0
+    assert (counters["received"], counters["received_bytes"], counters["sent"]) == (1, 3, 1)
+
+
+def test_discarded_datagrams_are_counted_and_not_answered(serving, client):
+    server = serving("127.0.0.1:0", "--discard", "--json")
+    for _ in range(5):
+        client.sendto(b"x", server.address)
+    server.signal(signal.SIGTERM)  # what is queued is taken before the end
+    counters = json.loads(server.end()[1])
+    assert (counters["received"], counters["sent"]) == (5, 0)
+
+
+def test_datagrams_are_printed(serving, client):
+    server = serving("127.0.0.1:0", "--print")
+    client.sendto(b"abc", server.address)
+    host, port = client.getsockname()
+    assert server.line() == f"{host}:{port} 3 bytes: abc"
+
+
+@pytest.fixture
+def app(tmp_path, monkeypatch):
+    (tmp_path / "service.py").write_text(
+        "def upper(data, address):\n    return data.upper()\n"
+        "class Group:\n    lower = staticmethod(lambda data, address: data.lower())\n"
+        "number = 5\n"
+    )
+    (tmp_path / "broken.py").write_text("import no_such_module_at_all\n")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("app")
+@pytest.mark.parametrize(
+    ("name", "reply"), [("service:upper", b"ABC"), ("service:Group.lower", b"abc")]
+)
+def test_an_app_is_found_in_the_current_directory(serving, client, name, reply):
+    server = serving("127.0.0.1:0", "--app", name)
+    assert ask(client, server.address, b"aBc") == reply
+
+
+def test_a_group_is_joined(serving, client):
+    server = serving("0.0.0.0:0", "--group", "239.255.12.35")
+    client.setsockopt(std.IPPROTO_IP, std.IP_MULTICAST_IF, std.inet_aton("127.0.0.1"))
+    try:
+        client.sendto(b"abc", ("239.255.12.35", server.address[1]))
+    except OSError:
+        pytest.skip("this machine has no route for multicast")
+    assert ask(client, ("127.0.0.1", server.address[1]), b"abc") == b"abc"
+
+
+def test_a_terminal_shows_what_it_does(client):
+    with OnTerminal("serve", "127.0.0.1:0") as server:
+        server.until("Ctrl-C ends it")
+        _, port = re.search(r"serving (\S+):(\d+)", server.shown).groups()
+        for _ in range(5):
+            ask(client, ("127.0.0.1", int(port)), b"x")
+        server.until("total 5")
+        assert re.search(r"received [\d,]+/s  sent [\d,]+/s  total 5", server.shown)
+        server.process.send_signal(signal.SIGINT)
+        server.until("5 received")
+        assert server.process.wait() == 0
+
+
+@pytest.mark.usefixtures("app")
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--app", "service"], "'service' names no handler: write MODULE:HANDLER"),
+        (["--app", "nowhere:handle"], "there is no module 'nowhere' here"),
+        (["--app", "service:nothing"], "there is no 'nothing' in service"),
+        (["--app", "service:number"], "service:number is no function, but int"),
+    ],
+)
+def test_an_app_that_is_none_is_status_1_and_one_line(arguments, complaint):
+    status, _, errors = run("serve", "127.0.0.1:0", *arguments)
+    assert status == 1
+    assert errors == f"tomada serve: {complaint}\n"
+
+
+@pytest.mark.usefixtures("app")
+def test_an_app_that_cannot_be_imported_shows_its_author_where():
+    status, _, errors = run("serve", "127.0.0.1:0", "--app", "broken:handle")
+    assert status == 1
+    assert "broken.py" in errors
+    assert "no_such_module_at_all" in errors
+
+
+def test_a_taken_port_is_status_1(client):
+    host, port = client.getsockname()
+    status, _, errors = run("serve", f"{host}:{port}")
+    assert status == 1
+    assert "Address already in use" in errors
+
+
+def test_two_things_at_once_are_refused(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["serve", "--echo", "--discard"])
+    assert ended.value.code == 2
+    assert "not allowed with argument" in capsys.readouterr().err
