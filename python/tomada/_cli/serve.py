@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import json
 import logging
@@ -11,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,22 +80,33 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from tomada import Server
 
+    status = StatusLine()
+
+    class Announced(Server):
+        """Says that it has started: when signals are heeded, and the workers forked."""
+
+        def start(self) -> None:
+            super().start()
+            where = format_address(self.address)
+            note(f"serving {where} (process {os.getpid()}); Ctrl-C ends it")
+            if sys.stderr.isatty() and not arguments.quiet:
+                status.start(self)
+
     logging.basicConfig(format="tomada serve: %(message)s", level=logging.INFO)
     handler = handler_of(arguments)
     try:
-        server = Server(
+        server = Announced(
             arguments.address,
             handler,
             workers=arguments.workers,
             groups=arguments.group,
             drain=arguments.drain,
         )
-        server.start()
+        server.serve_forever()
     except ValueError as error:
         raise CommandError(str(error)) from None
-    note(f"serving {format_address(server.address)} (process {os.getpid()}); Ctrl-C ends it")
-    with contextlib.nullcontext() if arguments.quiet else status_line(server):
-        server.serve_forever()
+    finally:
+        status.end()
     stats = counters(server.stats())
     if arguments.json:
         print(json.dumps(stats))
@@ -155,36 +165,39 @@ def counters(stats: Any) -> dict[str, int]:
     return {name: value for name, value in values.items() if isinstance(value, int)}
 
 
-@contextlib.contextmanager
-def status_line(server: Any) -> Iterator[None]:
-    """Show once a second what the server does, where there is a terminal to show it on."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    ended = threading.Event()
-    thread = threading.Thread(target=show_status, args=(server, ended), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+class StatusLine:
+    """A line of the terminal that tells once a second what a server does."""
 
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
 
-def show_status(server: Any, ended: threading.Event) -> None:
-    before, then = counters(server.stats()), time.monotonic()
-    while not ended.wait(1.0):
-        now, at = counters(server.stats()), time.monotonic()
-        rates = [
-            f"{name} {(now[name] - before[name]) / (at - then):,.0f}/s"
-            for name in ("received", "sent")
-        ]
-        troubles = [
-            f"{name.replace('_', ' ')} {now[name]:,}"
-            for name in ("handler_errors", "kernel_drops", "truncated")
-            if now.get(name)
-        ]
-        line = "  ".join([*rates, f"total {now['received']:,}", *troubles])
+    def start(self, server: Any) -> None:
+        self._thread = threading.Thread(target=self._show, args=(server,), daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._put("")
+
+    def _show(self, server: Any) -> None:
+        before, then = counters(server.stats()), time.monotonic()
+        while not self._ended.wait(1.0):
+            now, at = counters(server.stats()), time.monotonic()
+            rates = [
+                f"{name} {(now[name] - before[name]) / (at - then):,.0f}/s"
+                for name in ("received", "sent")
+            ]
+            troubles = [
+                f"{name.replace('_', ' ')} {now[name]:,}"
+                for name in ("handler_errors", "send_errors", "kernel_drops", "restarts")
+                if now.get(name)
+            ]
+            self._put("  ".join([*rates, f"total {now['received']:,}", *troubles]))
+            before, then = now, at
+
+    @staticmethod
+    def _put(line: str) -> None:
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-        before, then = now, at
