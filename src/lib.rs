@@ -21,7 +21,11 @@ mod _core {
     #[pymodule_export]
     use crate::python::records::{DatagramError, Stats};
     #[pymodule_export]
+    use crate::python::server::{ServerCore, end_with_parent, steer};
+    #[pymodule_export]
     use crate::python::socket::{Socket, kind_of};
+    #[pymodule_export]
+    use crate::python::tally::{ServerCounters, ServerStats};
     #[pymodule_export]
     use crate::python::transport::{TransportCore, Turn};
 

@@ -94,8 +94,9 @@ impl Descriptor {
         Some(unsafe { sys::own_fd(fd) })
     }
 
-    /// Wakes who waits for the descriptor, to look for what did not come through it.
-    pub(super) fn wake(&self) {
+    /// Wakes who waits for the descriptor, to make another attempt: what the attempt looks at has
+    /// changed.
+    pub fn wake(&self) {
         for waker in self.lock().iter() {
             waker.wake();
         }

@@ -21,7 +21,9 @@ mod ring;
 mod scratch;
 mod socket;
 pub mod stats;
+mod steering;
 mod sys;
+mod tally;
 mod wait;
 
 pub use address::{Address, AddressKind};
@@ -33,5 +35,7 @@ pub use queue::{SendQueue, Sent};
 pub use ring::{Datagrams, Filled, Received, RecvRing, SlotKind, ThreadRing};
 pub use scratch::Scratch;
 pub use socket::Socket;
-pub use sys::{Memory, MessageInfo, RecvSlice, SendSlice};
+pub use steering::Steering;
+pub use sys::{Memory, MessageInfo, RecvSlice, SendSlice, end_with_parent};
+pub use tally::{Count, Tally};
 pub use wait::{Deadline, Interest, Stop, Waiting};

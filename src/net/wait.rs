@@ -85,7 +85,8 @@ impl<'a> Waiting<'a> {
     }
 
     /// Waits until `attempt` has a result other than `EAGAIN`. It is told whether the socket was
-    /// shut down, so that a call on a blocking descriptor would return at once.
+    /// shut down, so that a call on a blocking descriptor would return at once. It is made when the
+    /// kernel says so, and after a [`Descriptor::wake`](super::Descriptor::wake).
     ///
     /// Until `spin` the thread stays awake and keeps trying; then it sleeps until the kernel says
     /// that trying makes sense.
@@ -111,12 +112,12 @@ impl<'a> Waiting<'a> {
             } else {
                 self.sleep(fd, interest, deadline)?
             };
-            if ready == 0 {
-                continue;
-            }
             match attempt(fd, ready & (libc::POLLHUP | libc::POLLRDHUP) != 0) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return result.map_err(Stop::Failed),
+            }
+            if ready == 0 {
+                continue; // woken, and not by the socket
             }
             // Ready, and yet not. An error queue with entries counts as ready until it is empty.
             if ready & libc::POLLERR != 0 && interest != Interest::Error {
@@ -354,6 +355,26 @@ mod tests {
             for waiter in waiters {
                 assert!(matches!(waiter.join().unwrap(), Err(Stop::Closed)));
             }
+        });
+    }
+
+    #[test]
+    fn a_wake_asks_for_another_attempt() {
+        let (receiver, _sender) = pair();
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                Waiting::new(&receiver).run(Interest::Read, Deadline::NEVER, None, |fd, hung_up| {
+                    let over = is_over.load(Ordering::Relaxed);
+                    if over { Ok(0) } else { receive(fd, hung_up) }
+                })
+            });
+            while receiver.descriptor().waiters() < 1 {
+                std::thread::yield_now();
+            }
+            is_over.store(true, Ordering::Relaxed);
+            receiver.descriptor().wake();
+            assert_eq!(waiting.join().unwrap().unwrap(), 0);
         });
     }
 

@@ -5,6 +5,7 @@
 //! `__doc__` of each method.
 
 mod address;
+mod asked;
 mod audit;
 pub(crate) mod batch;
 mod buffer;
@@ -13,5 +14,7 @@ pub(crate) mod datagram;
 mod error;
 mod outbox;
 pub(crate) mod records;
+pub(crate) mod server;
 pub(crate) mod socket;
+pub(crate) mod tally;
 pub(crate) mod transport;

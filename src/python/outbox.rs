@@ -7,7 +7,7 @@ use std::io;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::net::{self, Address, SendQueue, SendSlice, Source};
+use crate::net::{self, Address, SendQueue, SendSlice, Sent, Source};
 
 /// Datagrams in the order in which they were accepted.
 #[derive(Default)]
@@ -30,12 +30,23 @@ thread_local! {
 
 /// How far a flush came.
 pub(crate) struct Flushed {
-    /// How many datagrams left.
-    pub(crate) sent: usize,
-    /// What was wrong with those that did not, or with earlier ones.
-    pub(crate) errors: Vec<io::Error>,
+    /// What left.
+    pub(crate) sent: Sent,
+    /// How many calls it took.
+    pub(crate) calls: usize,
+    /// What was wrong with datagrams that did not leave, or with earlier ones.
+    pub(crate) errors: Vec<Refused>,
     /// Whether the socket's buffer is full, so that the rest waits.
     pub(crate) is_full: bool,
+}
+
+/// An error, and the datagram that it came up with.
+pub(crate) struct Refused {
+    pub(crate) error: io::Error,
+    pub(crate) to: Option<Address>,
+    pub(crate) len: usize,
+    /// Whether the datagram is lost; otherwise the error was of an earlier one.
+    pub(crate) is_lost: bool,
 }
 
 /// As many datagrams are handed to the kernel in one go, so that a long queue that leaves in small
@@ -78,9 +89,21 @@ impl Outbox {
     /// come meanwhile; the kernel tells it instead of sending. So each is tried twice. A socket of
     /// another family than the Internet's tells only what it is asked to do.
     pub(crate) fn flush(&mut self, py: Python<'_>, socket: &net::Socket) -> Flushed {
-        let mut flushed = Flushed { sent: 0, errors: Vec::new(), is_full: false };
+        self.flush_or(py, socket, |_| None)
+    }
+
+    /// As [`flush`](Self::flush), but where the socket's buffer is full, `wait` may send what is
+    /// next; `EAGAIN` from it gives the next datagram up, and `None` all of them their place.
+    pub(crate) fn flush_or(
+        &mut self,
+        py: Python<'_>,
+        socket: &net::Socket,
+        mut wait: impl FnMut(&mut SendQueue<'_>) -> Option<io::Result<Sent>>,
+    ) -> Flushed {
+        let mut flushed =
+            Flushed { sent: Sent::default(), calls: 0, errors: Vec::new(), is_full: false };
         while !self.is_empty() && !flushed.is_full {
-            let done = self.flush_step(py, socket, &mut flushed);
+            let done = self.flush_step(py, socket, &mut flushed, &mut wait);
             for queued in self.datagrams.drain(..done) {
                 self.bytes -= queued.data.bind(py).as_bytes().len();
             }
@@ -92,7 +115,13 @@ impl Outbox {
     }
 
     /// Sends some of the first datagrams, and says how many are done with.
-    fn flush_step(&self, py: Python<'_>, socket: &net::Socket, flushed: &mut Flushed) -> usize {
+    fn flush_step(
+        &self,
+        py: Python<'_>,
+        socket: &net::Socket,
+        flushed: &mut Flushed,
+        wait: &mut impl FnMut(&mut SendQueue<'_>) -> Option<io::Result<Sent>>,
+    ) -> usize {
         let mut queue = SendQueue::with_capacity(self.len().min(STEP));
         for queued in self.datagrams.iter().take(STEP) {
             let payload = SendSlice::new(queued.data.bind(py).as_bytes());
@@ -100,23 +129,35 @@ impl Outbox {
         }
         let mut retried = None;
         while !queue.is_empty() {
-            match socket.with(|fd| socket.send_queue(fd, &mut queue, 0)) {
-                Ok(some) => flushed.sent += some.datagrams,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            let mut result =
+                socket.with(|fd| socket.send_queue(fd, &mut queue, libc::MSG_DONTWAIT));
+            if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+                let Some(later) = wait(&mut queue) else {
                     flushed.is_full = true;
                     break;
+                };
+                result = later;
+            }
+            match result {
+                Ok(some) => {
+                    flushed.sent.datagrams += some.datagrams;
+                    flushed.sent.bytes += some.bytes;
+                    flushed.calls += 1;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     let position = queue.position();
+                    let queued = &self.datagrams[position];
                     let may_be_of_another =
                         error.kind() == io::ErrorKind::ConnectionRefused && socket.is_ip();
-                    if may_be_of_another && retried != Some(position) {
-                        retried = Some(position);
-                    } else {
+                    let is_lost = !may_be_of_another || retried == Some(position);
+                    if is_lost {
                         queue.skip();
+                    } else {
+                        retried = Some(position);
                     }
-                    flushed.errors.push(error);
+                    let len = queued.data.bind(py).as_bytes().len();
+                    flushed.errors.push(Refused { error, to: queued.to, len, is_lost });
                 }
             }
         }

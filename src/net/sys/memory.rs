@@ -1,7 +1,9 @@
 //! Memory straight from the kernel.
 
 use std::io;
+use std::ops::Deref;
 use std::ptr::{self, NonNull};
+use std::sync::atomic::AtomicU64;
 
 /// Zeroed memory that takes up a page only once that page is written: `mmap(2)`.
 pub struct Memory {
@@ -49,5 +51,49 @@ impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and nobody borrows from it any more. It cannot fail.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
+/// Counters that this process and those forked from it share.
+pub(in crate::net) struct SharedCounters {
+    start: NonNull<AtomicU64>,
+    len: usize,
+}
+
+// SAFETY: the memory is plain, owned by whoever owns this, and reached through atomics only.
+unsafe impl Send for SharedCounters {}
+// SAFETY: as above.
+unsafe impl Sync for SharedCounters {}
+
+impl SharedCounters {
+    /// Maps `len` counters, all zero; `len` must not be zero.
+    pub(in crate::net) fn new(len: usize) -> io::Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+        let bytes = len * size_of::<AtomicU64>();
+        // SAFETY: a new anonymous mapping, which touches nobody's memory.
+        let mapped = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, flags, -1, 0) };
+        match NonNull::new(mapped.cast()) {
+            Some(start) if mapped != libc::MAP_FAILED => Ok(Self { start, len }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+impl Deref for SharedCounters {
+    type Target = [AtomicU64];
+
+    fn deref(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping has room for `len` of them, is aligned to a page, lives as long as
+        // `self`, and began as zeroes, which are valid. Other processes use atomics too.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for SharedCounters {
+    fn drop(&mut self) {
+        let bytes = self.len * size_of::<AtomicU64>();
+        // SAFETY: the mapping is ours, and nobody borrows from it any more. It cannot fail.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), bytes) };
     }
 }

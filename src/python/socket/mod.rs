@@ -246,7 +246,8 @@ impl Socket {
         Patience { timeout: self.timeout.load(Ordering::Relaxed), deadline: None }
     }
 
-    fn spin_until(&self, interest: Interest) -> Option<Instant> {
+    /// Until when to stay awake before sleeping, where the socket is asked to.
+    pub(crate) fn spin_until(&self, interest: Interest) -> Option<Instant> {
         let spin = self.spin.load(Ordering::Relaxed);
         (spin > 0 && interest == Interest::Read)
             .then(|| Instant::now().checked_add(Duration::from_nanos(spin)))

@@ -1,6 +1,5 @@
 //! The inside of an asyncio datagram transport: what must be fast. The rest of it is Python's.
 
-mod asked;
 mod read;
 mod take;
 mod write;
@@ -14,7 +13,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use self::asked::Asked;
+use super::asked::Asked;
 use super::datagram::Datagram;
 use super::error::Result;
 use super::outbox::Outbox;

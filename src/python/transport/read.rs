@@ -10,8 +10,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use super::TransportCore;
-use super::asked::Notes;
 use crate::net::{self, Datagrams, Filled, ThreadRing};
+use crate::python::asked::Notes;
 use crate::python::buffer::new_bytes;
 use crate::python::datagram::Datagram;
 use crate::python::error::{Error, Result};
@@ -198,6 +198,7 @@ impl<'a, 'py> Delivery<'a, 'py> {
         started: Instant,
     ) -> Result<Flow> {
         let (received, delivered) = (started.elapsed(), self.delivered);
+        self.notes.begin();
         let result = self.run(datagrams);
         // The protocol may have stopped early: count what all would have taken.
         let delivering = started.elapsed().saturating_sub(received);

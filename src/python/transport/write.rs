@@ -225,8 +225,8 @@ impl TransportCore {
             this.tell_transport(py, "_buffer_is_shorter")?;
         }
         // Last: a protocol that is told of an error may send, or close the transport.
-        for error in flushed.errors {
-            this.tell_error(py, Error::Os(error).into())?;
+        for refused in flushed.errors {
+            this.tell_error(py, Error::Os(refused.error).into())?;
         }
         Ok(())
     }

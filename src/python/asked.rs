@@ -7,7 +7,7 @@ use crate::net::{self, Address, Meta, Received, Source};
 
 /// The local addresses that peers sent to, on a socket that is bound to all of them. On a socket
 /// bound to one there is nothing to remember.
-pub(super) struct Asked {
+pub(crate) struct Asked {
     is_on: AtomicBool,
     table: Mutex<Vec<Option<Entry>>>,
 }
@@ -23,7 +23,7 @@ const PEERS: usize = 512;
 
 impl Asked {
     /// For a socket; makes the kernel tell the address with each datagram, if it can differ.
-    pub(super) fn of(socket: &net::Socket) -> Self {
+    pub(crate) fn of(socket: &net::Socket) -> Self {
         let is_bound_to_all = socket
             .local_address()
             .is_ok_and(|address| address.ip().is_some_and(|ip| ip.ip().is_unspecified()));
@@ -33,12 +33,12 @@ impl Asked {
     }
 
     /// To take notes of datagrams as they are received.
-    pub(super) fn notes(&self) -> Notes<'_> {
-        Notes { asked: self, last: std::ptr::null() }
+    pub(crate) fn notes(&self) -> Notes<'_> {
+        Notes { asked: self, last: (std::ptr::null(), None) }
     }
 
     /// Where to answer a peer from.
-    pub(super) fn source(&self, peer: &Address) -> Option<Source> {
+    pub(crate) fn source(&self, peer: &Address) -> Option<Source> {
         if !self.is_on.load(Ordering::Relaxed) {
             return None;
         }
@@ -47,31 +47,46 @@ impl Asked {
         (entry.peer == *peer).then_some(entry.source)
     }
 
+    fn put(&self, entry: Entry) {
+        let mut table = self.table();
+        if table.is_empty() {
+            table.resize_with(PEERS, || None);
+        }
+        let place = place(&entry.peer);
+        table[place] = Some(entry);
+    }
+
     fn table(&self) -> MutexGuard<'_, Vec<Option<Entry>>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Takes note of where datagrams were sent to, for the time of one receive.
-pub(super) struct Notes<'a> {
+/// Takes note of where datagrams were sent to.
+pub(crate) struct Notes<'a> {
     asked: &'a Asked,
-    /// The control messages last noted, by their place: datagrams that came glued share them.
-    last: *const u8,
+    /// The control messages last noted, by their place, and where they say to answer from:
+    /// datagrams that came glued share them.
+    last: (*const u8, Option<Source>),
 }
 
 impl Notes<'_> {
-    pub(super) fn take(&mut self, datagram: &Received<'_>) {
-        if !self.asked.is_on.load(Ordering::Relaxed) || self.last == datagram.control.as_ptr() {
-            return;
+    /// Begins with the datagrams of another receive, whose control messages may lie where those of
+    /// the one before lay.
+    pub(crate) fn begin(&mut self) {
+        self.last = (std::ptr::null(), None);
+    }
+
+    /// Takes note of a datagram, and returns where to answer it from, if not from anywhere.
+    pub(crate) fn take(&mut self, datagram: &Received<'_>) -> Option<Source> {
+        let place = datagram.control.as_ptr();
+        if !self.asked.is_on.load(Ordering::Relaxed) || self.last.0 == place {
+            return self.last.1;
         }
-        self.last = datagram.control.as_ptr();
-        let Some(source) = Meta::decode(datagram.control).source() else { return };
-        let peer = Address::from_bytes(datagram.from);
-        let mut table = self.asked.table();
-        if table.is_empty() {
-            table.resize_with(PEERS, || None);
+        self.last = (place, Meta::decode(datagram.control).source());
+        if let Some(source) = self.last.1 {
+            self.asked.put(Entry { peer: Address::from_bytes(datagram.from), source });
         }
-        table[place(&peer)] = Some(Entry { peer, source });
+        self.last.1
     }
 }
 

@@ -1,0 +1,293 @@
+//! Datagrams to the handler, and its answers.
+
+use std::cell::Cell;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyBytes, PyList, PyMemoryView, PyString};
+
+use super::{ServerCore, Takes};
+use crate::net::{self, Address, Count, Datagrams, Filled, Source};
+use crate::python::asked::Notes;
+use crate::python::buffer::{Readable, TypeName, new_bytes};
+use crate::python::datagram::Datagram;
+use crate::python::error::Result;
+use crate::python::socket::{Senders, Socket, pair};
+
+/// The most messages that one receive takes.
+const MESSAGES: u64 = 64;
+/// No more is received at once than is handled in this time, as far as can be foreseen: a worker
+/// that dies loses it, and one that is to end finishes it first.
+const FORESEEN: Duration = Duration::from_millis(10);
+/// An answer leaves after this time, though others of its batch are not ready.
+const LATEST: Duration = Duration::from_micros(500);
+/// After so many calls of a fast handler the server looks at the clock.
+const LOOK: usize = 16;
+/// A handler that takes this long is slow: after each of its calls the server looks at the clock.
+const SLOW: Duration = Duration::from_micros(10);
+/// The longest payload of a datagram of IPv4: 65,535 bytes less the headers of IP and UDP.
+const LARGEST_V4: usize = 65_507;
+/// That of a datagram of IPv6, whose length does not count IP's own header.
+const LARGEST_V6: usize = 65_527;
+
+/// How one thread delivers.
+pub(super) struct Delivery<'a, 'py> {
+    py: Python<'py>,
+    core: &'a ServerCore,
+    owner: &'a Bound<'py, Socket>,
+    socket: &'a net::Socket,
+    handler: &'a Bound<'py, PyAny>,
+    senders: Senders<'a, 'py>,
+    largest: usize,
+    /// What one of the kernel's messages took of late.
+    message_cost: Duration,
+    /// What one call of the handler took of late.
+    call_cost: Duration,
+    calls: usize,
+    left: usize,
+    flushed_at: Instant,
+    /// Since when this thread is attached to the interpreter.
+    attached_at: Cell<Instant>,
+    notes: Notes<'a>,
+}
+
+impl<'a, 'py> Delivery<'a, 'py> {
+    pub(super) fn new(
+        py: Python<'py>,
+        core: &'a ServerCore,
+        owner: &'a Bound<'py, Socket>,
+        socket: &'a net::Socket,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            py,
+            core,
+            owner,
+            socket,
+            handler: core.handler.bind(py),
+            senders: Senders::new(owner.get().addresses()),
+            largest: match socket.family() {
+                libc::AF_INET => LARGEST_V4,
+                libc::AF_INET6 => LARGEST_V6,
+                _ => usize::MAX, // the kernel's to say
+            },
+            message_cost: Duration::ZERO,
+            call_cost: Duration::ZERO,
+            calls: 0,
+            left: 0,
+            flushed_at: now,
+            attached_at: Cell::new(now),
+            notes: core.asked.notes(),
+        }
+    }
+
+    pub(super) fn socket(&self) -> &'a net::Socket {
+        self.socket
+    }
+
+    /// How many messages to receive.
+    pub(super) fn messages(&self) -> usize {
+        let cost = self.message_cost.as_nanos().max(1) as u64;
+        (FORESEEN.as_nanos() as u64 / cost).clamp(1, MESSAGES) as usize
+    }
+
+    /// How many received datagrams no handler was called for, because there was no time.
+    pub(super) fn left(&self) -> usize {
+        self.left
+    }
+
+    /// How long other threads have waited for the interpreter, unless the handler let them.
+    pub(super) fn attached(&self) -> Duration {
+        self.attached_at.get().elapsed()
+    }
+
+    /// Calls a function detached from the interpreter.
+    pub(super) fn detach<T: Send>(&self, call: impl FnOnce() -> T + Send) -> T {
+        let result = self.py.detach(call);
+        self.attached_at.set(Instant::now());
+        result
+    }
+
+    /// Delivers what a receive brought, and counts it.
+    pub(super) fn run_counted(
+        &mut self,
+        datagrams: &mut impl Datagrams,
+        filled: Filled,
+    ) -> Result<()> {
+        let (core, started, calls) = (self.core, Instant::now(), self.calls);
+        core.count(Count::Received, filled.datagrams);
+        core.count(Count::ReceivedBytes, filled.bytes);
+        core.count(Count::ReceiveCalls, 1);
+        if filled.truncated > 0 {
+            core.count(Count::Truncated, filled.truncated);
+        }
+        core.counters.get().tally().add_batch(core.worker, filled.datagrams);
+        self.flushed_at = started;
+        let result = self.run(datagrams);
+        let took = started.elapsed();
+        self.message_cost = (self.message_cost + took / filled.messages.max(1) as u32) / 2;
+        let calls = (self.calls - calls).max(1) as u32;
+        self.call_cost = (self.call_cost + took / calls) / 2;
+        result
+    }
+
+    /// Delivers datagrams, and sends the answers.
+    pub(super) fn run(&mut self, datagrams: &mut impl Datagrams) -> Result<()> {
+        self.core.delivering.store(this_thread(), Ordering::Relaxed);
+        self.notes.begin();
+        let started = Instant::now();
+        let result = match self.core.takes {
+            Takes::Data | Takes::Datagram => self.run_each(datagrams),
+            Takes::Batch => self.run_batch(datagrams),
+        };
+        let took = started.elapsed().as_nanos() as usize;
+        self.core.delivering.store(0, Ordering::Relaxed);
+        let flushed = self.core.flush(self.py, self.socket);
+        self.core.count(Count::HandlerTime, took);
+        result?;
+        Ok(flushed?)
+    }
+
+    fn run_each(&mut self, datagrams: &mut impl Datagrams) -> Result<()> {
+        while let Some(datagram) = datagrams.current() {
+            let data = new_bytes(self.py, datagram.payload)?;
+            let address = self.senders.object(self.py, datagram.from)?;
+            let source = self.notes.take(&datagram);
+            let result = if self.core.takes == Takes::Data {
+                self.handler.call1((data, &address))
+            } else {
+                let about = Datagram::new(self.owner, &datagram, data, address.clone());
+                self.handler.call1((Bound::new(self.py, about)?,))
+            };
+            let answered = result
+                .and_then(|reply| self.answer(datagram.from, source, &reply))
+                .or_else(|error| self.fail(error, Some(&address)));
+            datagrams.advance(); // it counts as handled, whatever the handler made of it
+            answered?;
+            self.calls += 1;
+            if self.call_cost > SLOW || self.calls.is_multiple_of(LOOK) {
+                let now = Instant::now();
+                if now - self.flushed_at >= LATEST {
+                    self.core.flush(self.py, self.socket)?;
+                    self.flushed_at = now;
+                    if self.core.is_overdue() {
+                        break;
+                    }
+                }
+            }
+        }
+        while datagrams.current().is_some() {
+            datagrams.advance();
+            self.left += 1;
+        }
+        Ok(())
+    }
+
+    fn run_batch(&mut self, datagrams: &mut impl Datagrams) -> Result<()> {
+        let (mut batch, mut senders) = (Vec::new(), Vec::new());
+        while let Some(datagram) = datagrams.current() {
+            let data = new_bytes(self.py, datagram.payload)?;
+            let address = self.senders.object(self.py, datagram.from)?;
+            batch.push(pair(data, address)?);
+            let sender = (Address::from_bytes(datagram.from), self.notes.take(&datagram));
+            match senders.last_mut() {
+                Some((last, count)) if *last == sender => *count += 1,
+                _ => senders.push((sender, 1_usize)),
+            }
+            datagrams.advance();
+        }
+        self.calls += 1;
+        let replies = self
+            .handler
+            .call1((PyList::new(self.py, batch)?,))
+            .and_then(|replies| self.answer_batch(&replies, &senders));
+        Ok(replies.or_else(|error| self.fail(error, None))?)
+    }
+
+    /// Queues the answers to a batch. One that is none does not keep the others back.
+    fn answer_batch(
+        &self,
+        replies: &Bound<'py, PyAny>,
+        senders: &[((Address, Option<Source>), usize)],
+    ) -> PyResult<()> {
+        if replies.is_none() {
+            return Ok(());
+        }
+        let is_one = replies.is_instance_of::<PyBytes>()
+            || replies.is_instance_of::<PyByteArray>()
+            || replies.is_instance_of::<PyMemoryView>()
+            || replies.is_instance_of::<PyString>();
+        if is_one {
+            let message = "a handler of batches returns an iterable with a reply (or None) for \
+                           each datagram, or None, and not one reply";
+            return Err(PyTypeError::new_err(message));
+        }
+        let mut each =
+            senders.iter().flat_map(|(sender, count)| std::iter::repeat_n(sender, *count));
+        for reply in replies.try_iter()? {
+            let reply = reply?;
+            let Some((to, source)) = each.next() else {
+                let message = "a handler of batches returned more replies than there were \
+                               datagrams; use sendto() for others";
+                return Err(PyValueError::new_err(message));
+            };
+            self.answer(to.as_bytes(), *source, &reply).or_else(|error| {
+                let address = self.owner.get().addresses().object(self.py, to.as_bytes())?;
+                self.fail(error, Some(&address))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Queues an answer.
+    fn answer(&self, to: &[u8], source: Option<Source>, reply: &Bound<'py, PyAny>) -> PyResult<()> {
+        if reply.is_none() {
+            return Ok(());
+        }
+        let data = match reply.cast_exact::<PyBytes>() {
+            Ok(data) => data.clone(),
+            Err(_) => to_bytes(reply)?,
+        };
+        let len = data.as_bytes().len();
+        if len > self.largest {
+            let message = format!(
+                "a reply of {len} bytes is too long for a datagram, which takes {}; split it",
+                self.largest
+            );
+            return Err(PyOSError::new_err((libc::EMSGSIZE, message)));
+        }
+        if to.is_empty() && !self.core.is_connected {
+            let message = "the sender is bound to no address, so that it cannot be answered";
+            return Err(PyOSError::new_err((libc::EDESTADDRREQ, message)));
+        }
+        let to = (!to.is_empty()).then(|| Address::from_bytes(to));
+        self.core.outbox().push(data.unbind(), len, to, source);
+        Ok(())
+    }
+
+    /// Counts and reports what went wrong with one call.
+    fn fail(&self, error: PyErr, address: Option<&Bound<'py, PyAny>>) -> PyResult<()> {
+        self.core.count(Count::HandlerErrors, 1);
+        self.core.report_error(self.py, "handler", error, address)
+    }
+}
+
+/// A reply that is not `bytes`, as bytes that nobody changes.
+fn to_bytes<'py>(reply: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+    if let Ok(data) = Readable::new(reply) {
+        return new_bytes(reply.py(), &data.to_vec());
+    }
+    let found = TypeName(reply);
+    let hint = if reply.is_instance_of::<PyString>() { "; encode() it" } else { "" };
+    let message =
+        format!("a handler returns a bytes-like object, or None for no reply, not {found}{hint}");
+    Err(PyTypeError::new_err(message))
+}
+
+/// A number that no other thread of this process has, and that is not 0.
+pub(super) fn this_thread() -> usize {
+    thread_local! { static MARK: u8 = const { 0 } }
+    MARK.with(|mark| std::ptr::from_ref(mark) as usize)
+}

@@ -1,0 +1,302 @@
+//! The inside of a server: batches in, the handler's answers out. Processes, signals and the rest
+//! are Python's.
+
+mod deliver;
+mod send;
+
+use std::ffi::c_int;
+use std::io;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit, PyValueError};
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::prelude::*;
+
+use self::deliver::Delivery;
+use super::asked::Asked;
+use super::error::{Error, Result};
+use super::outbox::Outbox;
+use super::socket::Socket;
+use super::tally::ServerCounters;
+use crate::net::{self, Count, Deadline, Filled, Interest, Steering, Stop, ThreadRing, Waiting};
+
+/// An idle server looks after itself so often: a signal that came in the instant before it went to
+/// sleep has its handler run by then.
+const TICK: Duration = Duration::from_secs(1);
+/// A receiving socket that has refused new datagrams for so long has no more on their way.
+const SETTLE: Duration = Duration::from_millis(2);
+/// So long the interpreter is kept from other threads, where the handler is not Python's.
+const SWITCH: Duration = Duration::from_millis(5);
+/// So many errors in a row, and no datagram between them, end a server.
+const ERRORS: usize = 64;
+
+/// What a handler is called with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Takes {
+    /// The payload and the sender's address.
+    Data,
+    /// A datagram with its metadata.
+    Datagram,
+    /// A list of pairs of payload and address.
+    Batch,
+}
+
+/// Until when a server runs.
+const RUNNING: u8 = 0;
+/// Until what was received is answered. Others go on with the socket.
+const RETIRING: u8 = 1;
+/// Until what the kernel has queued is answered too.
+const DRAINING: u8 = 2;
+
+/// One thread's part of a server.
+#[pyclass(frozen, module = "tomada._core")]
+pub(crate) struct ServerCore {
+    socket: Py<Socket>,
+    handler: Py<PyAny>,
+    takes: Takes,
+    counters: Py<ServerCounters>,
+    /// Whose counters these are.
+    worker: usize,
+    /// Called with what goes wrong, to log it.
+    report: Py<PyAny>,
+    asked: Asked,
+    /// Whether there is a peer to answer that has no name.
+    is_connected: bool,
+    outbox: Mutex<Outbox>,
+    /// The thread that is in the handler: what it sends leaves with the answers.
+    delivering: AtomicUsize,
+    state: AtomicU8,
+    /// When draining ends, whatever is left.
+    deadline: Mutex<Option<Instant>>,
+}
+
+#[pymethods]
+impl ServerCore {
+    #[new]
+    #[pyo3(signature = (socket, handler, takes, counters, worker, report))]
+    fn new(
+        socket: &Bound<'_, Socket>,
+        handler: Py<PyAny>,
+        takes: &str,
+        counters: Py<ServerCounters>,
+        worker: usize,
+        report: Py<PyAny>,
+    ) -> Result<Self> {
+        let takes = match takes {
+            "data" => Takes::Data,
+            "datagram" => Takes::Datagram,
+            "batch" => Takes::Batch,
+            _ => {
+                let message = format!("takes must be 'data', 'datagram' or 'batch', not {takes:?}");
+                return Err(PyValueError::new_err(message).into());
+            }
+        };
+        let inner = socket.get().socket()?;
+        if takes == Takes::Datagram {
+            inner.tell_metadata()?;
+        }
+        Ok(Self {
+            asked: Asked::of(inner),
+            is_connected: inner.peer_address().is_ok(),
+            socket: socket.clone().unbind(),
+            handler,
+            takes,
+            counters,
+            worker,
+            report,
+            outbox: Mutex::default(),
+            delivering: AtomicUsize::new(0),
+            state: AtomicU8::new(RUNNING),
+            deadline: Mutex::new(None),
+        })
+    }
+
+    /// Receive, call the handler and send its answers until `stop` is called, and return how many
+    /// received datagrams had to be left unhandled.
+    fn run(slf: &Bound<'_, Self>) -> Result<usize> {
+        let (py, this) = (slf.py(), slf.get());
+        let owner = this.socket.bind(py);
+        let socket = owner.get().socket()?;
+        let waiting = Waiting::new(socket);
+        let mut ring = ThreadRing::take(socket.slot_kind())?;
+        let mut delivery = Delivery::new(py, this, owner, socket);
+        let (mut errors, mut told_at) = (0, Instant::now());
+        while let Some(mut held) = socket.take_kept() {
+            delivery.run(&mut held)?;
+        }
+        loop {
+            py.check_signals()?;
+            match this.receive(py, &waiting, &mut ring, &delivery) {
+                Ok(Received::Messages(filled)) => {
+                    errors = 0;
+                    delivery.run_counted(&mut *ring, filled)?;
+                    if this.is_overdue() {
+                        return Ok(delivery.left());
+                    }
+                }
+                Ok(Received::Nothing) => {}
+                Ok(Received::End) => return Ok(delivery.left()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    errors += 1;
+                    if errors == ERRORS || socket.descriptor().is_closed() {
+                        return Err(error.into());
+                    }
+                    this.report_error(py, "receive", Error::Os(error).into(), None)?;
+                }
+            }
+            if told_at.elapsed() >= TICK {
+                told_at = Instant::now();
+                this.tell_drops(py, socket)?;
+            }
+        }
+    }
+
+    /// End `run`: after what was received or, given the seconds that this may take at the most,
+    /// after all that is queued.
+    #[pyo3(signature = (drain=None))]
+    fn stop(&self, py: Python<'_>, drain: Option<f64>) {
+        let state = match drain {
+            None => RETIRING,
+            Some(seconds) => {
+                let seconds = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or_default();
+                *self.deadline() = Instant::now().checked_add(seconds);
+                DRAINING
+            }
+        };
+        self.state.fetch_max(state, Ordering::Release);
+        if let Ok(socket) = self.socket.bind(py).get().socket() {
+            socket.descriptor().wake();
+        }
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
+        visit.call(&self.socket)?;
+        visit.call(&self.handler)?;
+        visit.call(&self.report)
+    }
+}
+
+/// What a receive came to.
+enum Received {
+    Messages(Filled),
+    Nothing,
+    /// There is no more to do.
+    End,
+}
+
+impl ServerCore {
+    /// Receives what is there. The first attempt is made attached to the interpreter, as those of a
+    /// socket are; waiting is not.
+    fn receive(
+        &self,
+        py: Python<'_>,
+        waiting: &Waiting<'_>,
+        ring: &mut ThreadRing,
+        delivery: &Delivery<'_, '_>,
+    ) -> io::Result<Received> {
+        if self.state() == RETIRING {
+            return Ok(Received::End);
+        }
+        let socket = delivery.socket();
+        let messages = delivery.messages();
+        let mut attempt =
+            || socket.with(|fd| socket.receive_messages(fd, ring, messages, libc::MSG_DONTWAIT));
+        let received =
+            if delivery.attached() < SWITCH { attempt() } else { delivery.detach(&mut attempt) };
+        match received {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return result.map(Received::Messages),
+        }
+        let (state, spin) = (self.state(), self.socket.bind(py).get().spin_until(Interest::Read));
+        let patience = if state == RUNNING { TICK } else { SETTLE };
+        let waited = delivery.detach(|| {
+            waiting.run(Interest::Read, Deadline::after(patience), spin, |fd, _| {
+                if self.state() != state {
+                    return Ok(Received::Nothing); // woken to look what is to be done
+                }
+                socket
+                    .receive_messages(fd, ring, messages, libc::MSG_DONTWAIT)
+                    .map(Received::Messages)
+            })
+        });
+        match waited {
+            Ok(received) => Ok(received),
+            Err(Stop::TimedOut) if state == RUNNING => Ok(Received::Nothing),
+            Err(Stop::TimedOut) => Ok(Received::End),
+            Err(Stop::Closed) => Err(io::Error::from_raw_os_error(libc::EBADF)),
+            Err(Stop::Failed(error)) => Err(error),
+        }
+    }
+
+    fn state(&self) -> u8 {
+        self.state.load(Ordering::Acquire)
+    }
+
+    /// Whether draining has taken too long.
+    fn is_overdue(&self) -> bool {
+        self.state() == DRAINING && self.deadline().is_some_and(|end| end <= Instant::now())
+    }
+
+    fn deadline(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, count: Count, n: usize) {
+        self.counters.get().tally().add(self.worker, count, n as u64);
+    }
+
+    /// Says, once for all workers, that the kernel drops datagrams.
+    fn tell_drops(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
+        let drops = socket.kernel_drops();
+        if drops > 0 && self.counters.get().tally().is_first_to_tell_drops() {
+            self.report.call1(py, ("drops", drops, py.None()))?;
+        }
+        Ok(())
+    }
+
+    /// Has an error logged. What ends the program passes.
+    fn report_error(
+        &self,
+        py: Python<'_>,
+        what: &str,
+        error: PyErr,
+        address: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let ends_program = error.is_instance_of::<PySystemExit>(py)
+            || error.is_instance_of::<PyKeyboardInterrupt>(py);
+        if ends_program {
+            return Err(error);
+        }
+        self.report.call1(py, (what, error, address)).map(drop)
+    }
+}
+
+/// Steer the group of a socket that shares its port, of so many sockets.
+#[pyfunction]
+#[pyo3(signature = (socket, how, sockets, /))]
+pub(crate) fn steer(socket: &Bound<'_, Socket>, how: &str, sockets: u32) -> Result<()> {
+    let steering = match how {
+        "hash" => Steering::Hash,
+        "cpu" => Steering::Cpu,
+        "random" => Steering::Random,
+        _ => {
+            let message = format!("steering must be 'hash', 'cpu' or 'random', not {how:?}");
+            return Err(PyValueError::new_err(message).into());
+        }
+    };
+    Ok(socket.get().socket()?.with(|fd| steering.attach(fd, sockets))?)
+}
+
+/// Have the kernel send this process a signal when its parent ends.
+#[pyfunction]
+#[pyo3(signature = (signal, /))]
+pub(crate) fn end_with_parent(signal: c_int) -> Result<()> {
+    Ok(net::end_with_parent(signal)?)
+}

@@ -1,0 +1,145 @@
+//! A server's datagrams to the kernel.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use pyo3::exceptions::PyOSError;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use super::ServerCore;
+use super::deliver::this_thread;
+use crate::net::{self, Count, Deadline, Interest, SendQueue, Sent, Stop, Waiting};
+use crate::python::buffer::{Readable, new_bytes};
+use crate::python::error::{Error, Result};
+use crate::python::outbox::{Outbox, Refused};
+
+/// How long the answers of one batch wait for room in the socket's buffer, which the device
+/// empties, before they are given up.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long they wait for peers of `AF_UNIX` whose queues are full: only those can make room, and
+/// one that does not read must not hold the others up.
+const UNIX_PATIENCE: Duration = Duration::from_millis(20);
+/// When the handler has sent so many datagrams, they leave before the others of its batch.
+const QUEUED: usize = 1024;
+
+#[pymethods]
+impl ServerCore {
+    /// Send a datagram: from a handler together with the replies, from elsewhere at once.
+    #[pyo3(signature = (data, address))]
+    fn sendto(
+        &self,
+        py: Python<'_>,
+        data: &Bound<'_, PyAny>,
+        address: &Bound<'_, PyAny>,
+    ) -> Result<()> {
+        let owner = self.socket.bind(py).get();
+        let to = owner.parse_any_address(address, "sendto")?;
+        let data = match data.cast_exact::<PyBytes>() {
+            Ok(data) => data.clone(),
+            Err(_) => new_bytes(py, &Readable::new(data)?.to_vec())?,
+        };
+        let (source, len) = (self.asked.source(&to), data.as_bytes().len());
+        if self.delivering.load(Ordering::Relaxed) == this_thread() {
+            let queued = {
+                let mut outbox = self.outbox();
+                outbox.push(data.unbind(), len, Some(to), source);
+                outbox.len()
+            };
+            if queued >= QUEUED {
+                self.flush(py, owner.socket()?)?;
+            }
+            return Ok(());
+        }
+        let mut outbox = Outbox::default();
+        outbox.push(data.unbind(), len, Some(to), source);
+        let refused = self.send(py, owner.socket()?, &mut outbox);
+        match refused.into_iter().find(|refused| refused.is_lost) {
+            Some(refused) => Err(refused.error.into()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl ServerCore {
+    /// Sends what is queued, and reports what could not be sent.
+    pub(super) fn flush(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
+        // Taken out of its lock, which nobody holds while waiting.
+        let mut outbox = std::mem::take(&mut *self.outbox());
+        if outbox.is_empty() {
+            return Ok(());
+        }
+        let refused = self.send(py, socket, &mut outbox);
+        {
+            let mut place = self.outbox();
+            if place.is_empty() {
+                *place = outbox; // for its memory
+            }
+        }
+        for refused in refused.into_iter().filter(|refused| refused.is_lost) {
+            self.report_refused(py, refused)?;
+        }
+        Ok(())
+    }
+
+    /// Sends all of an outbox, waiting for room where there is none, and returns what was refused.
+    fn send(&self, py: Python<'_>, socket: &net::Socket, outbox: &mut Outbox) -> Vec<Refused> {
+        let patience = if socket.is_ip() { PATIENCE } else { UNIX_PATIENCE };
+        let mut deadline = None;
+        let flushed = outbox.flush_or(py, socket, |queue| {
+            let deadline = *deadline.get_or_insert_with(|| Deadline::after(patience));
+            Some(wait_for_room(py, socket, deadline, queue))
+        });
+        self.count(Count::Sent, flushed.sent.datagrams);
+        self.count(Count::SentBytes, flushed.sent.bytes);
+        self.count(Count::SendCalls, flushed.calls);
+        let lost = flushed.errors.iter().filter(|refused| refused.is_lost).count();
+        if lost > 0 {
+            self.count(Count::SendErrors, lost);
+        }
+        flushed.errors
+    }
+
+    fn report_refused(&self, py: Python<'_>, refused: Refused) -> PyResult<()> {
+        let owner = self.socket.bind(py).get();
+        let to = refused.to.as_ref().map_or(&[][..], |to| to.as_bytes());
+        let address = owner.addresses().object(py, to)?;
+        let error = match refused.error.raw_os_error() {
+            Some(libc::EMSGSIZE) => {
+                let len = refused.len;
+                let message =
+                    format!("{len} bytes are too long for one datagram to this peer; split them");
+                PyOSError::new_err((libc::EMSGSIZE, message))
+            }
+            _ => Error::Os(refused.error).into(),
+        };
+        self.report_error(py, "send", error, Some(&address))
+    }
+}
+
+/// Sends what is next in a queue as soon as there is room for it, detached from the interpreter.
+/// `EAGAIN` where there is none in time.
+fn wait_for_room(
+    py: Python<'_>,
+    socket: &net::Socket,
+    deadline: Deadline,
+    queue: &mut SendQueue<'_>,
+) -> io::Result<Sent> {
+    let waiting = Waiting::new(socket);
+    loop {
+        let waited = py.detach(|| {
+            waiting.run(Interest::Write, deadline, None, |fd, _| {
+                socket.send_queue(fd, queue, libc::MSG_DONTWAIT)
+            })
+        });
+        return match waited {
+            Ok(sent) => Ok(sent),
+            // Signal handlers run when the batch is done.
+            Err(Stop::Failed(error)) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(Stop::Failed(error)) => Err(error),
+            Err(Stop::TimedOut) => Err(io::ErrorKind::WouldBlock.into()),
+            Err(Stop::Closed) => Err(io::Error::from_raw_os_error(libc::EBADF)),
+        };
+    }
+}
