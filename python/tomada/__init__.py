@@ -3,37 +3,38 @@
 ``from tomada import socket`` replaces ``import socket``.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
-from tomada._core import Batch, Datagram, DatagramError, Stats, __version__
+from tomada._core import Batch, Datagram, DatagramError, ServerStats, Stats, __version__
 
 if TYPE_CHECKING:
     from tomada.client import Client
+    from tomada.server import Server, serve
 
 __all__ = [
     "Batch",
     "Client",
     "Datagram",
     "DatagramError",
+    "Server",
+    "ServerStats",
     "Stats",
     "__version__",
+    "serve",
 ]
 
-# What is loaded when it is first used, so that a program that wants a socket loads no more.
-_LAZY = {"Client": "tomada.client"}
+# Who wants a socket alone does not wait for the rest to be imported.
+_MODULES = {"Client": "client", "Server": "server", "serve": "server"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib  # noqa: PLC0415 - as above
+    from importlib import import_module  # noqa: PLC0415 - as above
 
-    value = getattr(importlib.import_module(_LAZY[name]), name)
-    globals()[name] = value
+    value = globals()[name] = getattr(import_module(f"tomada.{_MODULES[name]}"), name)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_MODULES})

@@ -34,7 +34,8 @@ impl Asked {
 
     /// To take notes of datagrams as they are received.
     pub(crate) fn notes(&self) -> Notes<'_> {
-        Notes { asked: self, last: (std::ptr::null(), None) }
+        let (from, control, source) = (Address::UNNAMED, Vec::new(), None);
+        Notes { asked: self, from, control, source }
     }
 
     /// Where to answer a peer from.
@@ -64,29 +65,28 @@ impl Asked {
 /// Takes note of where datagrams were sent to.
 pub(crate) struct Notes<'a> {
     asked: &'a Asked,
-    /// The control messages last noted, by their place, and where they say to answer from:
-    /// datagrams that came glued share them.
-    last: (*const u8, Option<Source>),
+    /// What was noted last. Datagrams that came glued say the same again.
+    from: Address,
+    control: Vec<u8>,
+    source: Option<Source>,
 }
 
 impl Notes<'_> {
-    /// Begins with the datagrams of another receive, whose control messages may lie where those of
-    /// the one before lay.
-    pub(crate) fn begin(&mut self) {
-        self.last = (std::ptr::null(), None);
-    }
-
     /// Takes note of a datagram, and returns where to answer it from, if not from anywhere.
     pub(crate) fn take(&mut self, datagram: &Received<'_>) -> Option<Source> {
-        let place = datagram.control.as_ptr();
-        if !self.asked.is_on.load(Ordering::Relaxed) || self.last.0 == place {
-            return self.last.1;
+        if !self.asked.is_on.load(Ordering::Relaxed) {
+            return None;
         }
-        self.last = (place, Meta::decode(datagram.control).source());
-        if let Some(source) = self.last.1 {
-            self.asked.put(Entry { peer: Address::from_bytes(datagram.from), source });
+        if self.control != datagram.control || self.from.as_bytes() != datagram.from {
+            self.from = Address::from_bytes(datagram.from);
+            self.control.clear();
+            self.control.extend_from_slice(datagram.control);
+            self.source = Meta::decode(datagram.control).source();
+            if let Some(source) = self.source {
+                self.asked.put(Entry { peer: self.from, source });
+            }
         }
-        self.last.1
+        self.source
     }
 }
 

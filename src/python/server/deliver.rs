@@ -136,7 +136,6 @@ impl<'a, 'py> Delivery<'a, 'py> {
     /// Delivers datagrams, and sends the answers.
     pub(super) fn run(&mut self, datagrams: &mut impl Datagrams) -> Result<()> {
         self.core.delivering.store(this_thread(), Ordering::Relaxed);
-        self.notes.begin();
         let started = Instant::now();
         let result = match self.core.takes {
             Takes::Data | Takes::Datagram => self.run_each(datagrams),

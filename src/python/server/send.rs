@@ -26,6 +26,12 @@ const QUEUED: usize = 1024;
 
 #[pymethods]
 impl ServerCore {
+    /// Whether the calling thread is in the handler.
+    #[getter]
+    fn is_delivering(&self) -> bool {
+        self.is_in_handler()
+    }
+
     /// Send a datagram: from a handler together with the replies, from elsewhere at once.
     #[pyo3(signature = (data, address))]
     fn sendto(
@@ -41,7 +47,7 @@ impl ServerCore {
             Err(_) => new_bytes(py, &Readable::new(data)?.to_vec())?,
         };
         let (source, len) = (self.asked.source(&to), data.as_bytes().len());
-        if self.delivering.load(Ordering::Relaxed) == this_thread() {
+        if self.is_in_handler() {
             let queued = {
                 let mut outbox = self.outbox();
                 outbox.push(data.unbind(), len, Some(to), source);
@@ -63,6 +69,11 @@ impl ServerCore {
 }
 
 impl ServerCore {
+    /// Whether the calling thread is in the handler.
+    fn is_in_handler(&self) -> bool {
+        self.delivering.load(Ordering::Relaxed) == this_thread()
+    }
+
     /// Sends what is queued, and reports what could not be sent.
     pub(super) fn flush(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
         // Taken out of its lock, which nobody holds while waiting.

@@ -198,7 +198,6 @@ impl<'a, 'py> Delivery<'a, 'py> {
         started: Instant,
     ) -> Result<Flow> {
         let (received, delivered) = (started.elapsed(), self.delivered);
-        self.notes.begin();
         let result = self.run(datagrams);
         // The protocol may have stopped early: count what all would have taken.
         let delivering = started.elapsed().saturating_sub(received);

@@ -1,0 +1,256 @@
+"""The sockets that a server receives from."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from typing import Any
+
+from tomada import _core, socket
+from tomada._address import format_address
+from tomada._reports import largest_buffer, logger
+
+FIRST_PASSED_FD = 3  # SD_LISTEN_FDS_START in sd_listen_fds(3)
+
+
+class Listeners:
+    """The sockets of one server: one for all its workers, or one for each.
+
+    They are opened before any worker exists and stay open, in the process that starts the workers,
+    until the server ends. So a port that is taken is told at once; what the kernel has queued
+    for a worker that dies waits for the next one; and the group of sockets that share the port
+    (``SO_REUSEPORT``) never changes, so that a peer keeps its worker and no queue is thrown away
+    with a closed socket.
+    """
+
+    def __init__(self, sockets: Sequence[socket.socket], *, is_own: bool) -> None:
+        self.sockets = list(sockets)
+        self.address: Any = self.sockets[0].getsockname()
+        self._is_own = is_own
+        self._drops = 0
+        self._path = _identity(self.address) if is_own else None
+
+    def of(self, worker: int) -> socket.socket:
+        """Return the socket that a worker receives from."""
+        return self.sockets[worker % len(self.sockets)]
+
+    def refuse(self) -> None:
+        """Let no more datagrams in, while those that are queued can be received and answered.
+
+        New ones are refused as if the server were gone already, by ICMP or, on ``AF_UNIX``, by
+        ``EPIPE``: no datagram vanishes. Sockets that were given to the server are left as they are,
+        for whoever goes on with them.
+        """
+        if not self._is_own:
+            return
+        for sock in self.sockets:
+            with contextlib.suppress(OSError):
+                if sock.family == socket.AF_UNIX:
+                    sock.shutdown(socket.SHUT_RD)
+                else:
+                    # Connected to itself it has no other peer. What is sent from it still goes
+                    # where its address says.
+                    sock.connect(sock.getsockname())
+
+    def kernel_drops(self) -> int:
+        """Return how many datagrams the kernel has dropped."""
+        if self.sockets:
+            self._drops = sum(sock.stats().kernel_drops for sock in self.sockets)
+        return self._drops
+
+    def close(self) -> None:
+        """Close the sockets, and remove the path that binding to ``AF_UNIX`` made."""
+        self.kernel_drops()
+        for sock in self.sockets:
+            if not self._is_own:
+                with contextlib.suppress(OSError):
+                    sock.gro = False  # others may read it without knowing
+            sock.close()
+        self.sockets.clear()
+        if self._path is not None and self._path == _identity(self.address):
+            with contextlib.suppress(OSError):
+                os.unlink(self.address)
+
+
+def listen(  # noqa: PLR0913 - the server's own arguments
+    address: Any,
+    count: int,
+    *,
+    steering: str = "hash",
+    rcvbuf: int | None = None,
+    groups: Sequence[Any] = (),
+    gro: bool = True,
+    spin: float = 0.0,
+) -> Listeners:
+    """Open the sockets for ``count`` workers.
+
+    One socket serves all workers where the kernel cannot share a port between several, as on
+    ``AF_UNIX``, and where several would each get a copy, as in a multicast group.
+    """
+    family, name = resolve(address)
+    if family == socket.AF_UNIX or groups:
+        count = 1
+    with contextlib.ExitStack() as stack:
+        sockets: list[socket.socket] = []
+        for _ in range(count):
+            sock = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+            sockets.append(sock)
+            if family == socket.AF_INET6 and name[0] == "::":
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            if len(sockets) > 1:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            _bind(sock, name)
+            if count > 1 and len(sockets) == 1:
+                # Only now: bound without it, the first socket finds out that the port is taken,
+                # even by another server whose workers share it.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                name = sock.getsockname()
+            _tune(sock, gro=gro, spin=spin)
+            if rcvbuf is not None:
+                _set_buffer(sock, rcvbuf)
+        for group in groups:
+            sockets[0].join_group(*((group,) if isinstance(group, str) else group))
+        if count > 1:
+            _core.steer(sockets[0], steering, count)
+        listeners = Listeners(sockets, is_own=True)
+        stack.pop_all()
+    return listeners
+
+
+def adopt(
+    descriptors: Sequence[int],
+    *,
+    groups: Sequence[Any] = (),
+    rcvbuf: int | None = None,
+    gro: bool = True,
+    spin: float = 0.0,
+) -> Listeners:
+    """Take over sockets that are open and bound."""
+    sockets: list[socket.socket] = []
+    try:
+        for descriptor in descriptors:
+            sock = socket.socket(fileno=descriptor)
+            if not isinstance(sock, _core.Socket):
+                sock.detach()
+                raise ValueError(f"descriptor {descriptor} is no datagram socket")  # noqa: TRY004
+            sockets.append(sock)
+            if not _is_bound(sock):
+                raise ValueError(f"the socket of descriptor {descriptor} is bound to no address")
+            _tune(sock, gro=gro, spin=spin)
+            if rcvbuf is not None:
+                _set_buffer(sock, rcvbuf)
+            for group in groups:
+                sock.join_group(*((group,) if isinstance(group, str) else group))
+        return Listeners(sockets, is_own=False)
+    except BaseException:
+        for sock in sockets:
+            sock.detach()  # it stays the caller's
+        raise
+
+
+def passed_descriptors() -> list[int]:
+    """Return the descriptors that systemd has passed to this process, and forget them.
+
+    What ``sd_listen_fds(3)`` does: ``LISTEN_PID`` must be this process, and both variables go, so
+    that no child takes them for its own.
+    """
+    count, pid = os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_PID", "")
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if not count.isdecimal() or pid != str(os.getpid()):
+        return []
+    descriptors = list(range(FIRST_PASSED_FD, FIRST_PASSED_FD + int(count)))
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    return descriptors
+
+
+def resolve(address: Any) -> tuple[int, Any]:
+    """Return the family and the exact name of a local address."""
+    if isinstance(address, os.PathLike):
+        address = os.fspath(address)
+    if isinstance(address, str | bytes):
+        return socket.AF_UNIX, address
+    host, port, *rest = address
+    flags = socket.AI_PASSIVE
+    found = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_DGRAM, flags=flags)  # noqa: S104
+    family, _, _, _, name = found[0]
+    if family == socket.AF_INET6 and rest:
+        name = (*name[:2], *rest)
+    return family, name
+
+
+def _bind(sock: socket.socket, name: Any) -> None:
+    try:
+        sock.bind(name)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE and _is_stale(name):
+            os.unlink(name)
+            sock.bind(name)
+            return
+        raise OSError(error.errno, f"{error.strerror}: {format_address(name)}") from None
+
+
+def _is_stale(path: Any) -> bool:
+    """Say whether a path is taken by a socket that nobody has open any more."""
+    if _identity(path) is None:
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
+def _identity(path: Any) -> tuple[int, int] | None:
+    """Return what tells a socket's path from another one made in its place."""
+    if not isinstance(path, str | bytes) or not path or path[:1] in ("\0", b"\0"):
+        return None
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if stat.S_ISSOCK(found.st_mode) else None
+
+
+def _is_bound(sock: socket.socket) -> bool:
+    name = sock.getsockname()
+    return bool(name[1] if isinstance(name, tuple) else name or _is_connected(sock))
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+def _tune(sock: socket.socket, *, gro: bool, spin: float) -> None:
+    sock.spin = spin
+    if gro and sock.family != socket.AF_UNIX:
+        with contextlib.suppress(OSError):  # before Linux 5.0
+            sock.gro = True
+
+
+def _set_buffer(sock: socket.socket, size: int) -> None:
+    try:
+        # With CAP_NET_ADMIN there is no limit.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUFFORCE, size)
+    except OSError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+    # The kernel doubles what it is asked for, to allow for its own overhead (socket(7)).
+    got = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+    if got < size:
+        logger.warning(
+            "the receive buffer has %d bytes and not the %d of rcvbuf: sysctl net.core.rmem_max "
+            "is %d; raise it",
+            got,
+            size,
+            largest_buffer(),
+        )

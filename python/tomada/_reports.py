@@ -1,0 +1,70 @@
+"""What a server has to say: under the logger ``tomada``, and not more than a reader can take."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from socket import SO_RCVBUF, SOL_SOCKET
+from typing import Any
+
+from tomada._address import format_address
+
+logger = logging.getLogger("tomada")
+
+# Of one kind of trouble so much is logged; a flood of bad datagrams must not become one of lines.
+SECONDS_BETWEEN = 1.0
+
+RMEM_MAX = Path("/proc/sys/net/core/rmem_max")
+
+
+def largest_buffer() -> int:
+    """Return the largest ``rcvbuf`` that the kernel gives without privilege, or 0."""
+    try:
+        return int(RMEM_MAX.read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+class Reports:
+    """What :class:`tomada._core.ServerCore` reports, as lines of a log.
+
+    The counters in ``stats()`` have all of it. A line says how many were left out before it.
+    """
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+        self._left_out: dict[str, int] = {}
+        self._next: dict[str, float] = {}
+
+    def __call__(self, what: str, detail: Any, address: Any) -> None:
+        if what == "drops":
+            self._drops(detail)
+            return
+        now = time.monotonic()
+        if now < self._next.get(what, 0.0):
+            self._left_out[what] = self._left_out.get(what, 0) + 1
+            return
+        self._next[what] = now + SECONDS_BETWEEN
+        more = self._left_out.pop(what, 0)
+        suffix = f" ({more:,} more of this kind were not logged)" if more else ""
+        if what == "handler":
+            place = "" if address is None else f" with a datagram from {format_address(address)}"
+            logger.error("the handler failed%s%s", place, suffix, exc_info=detail)
+        elif what == "send":
+            logger.warning("not sent to %s: %s%s", format_address(address), detail, suffix)
+        else:
+            logger.warning("receiving failed: %s%s", detail, suffix)
+
+    def _drops(self, count: int) -> None:
+        sock = self._sock
+        logger.warning(
+            "the kernel has begun to drop datagrams for %s, %d so far: they come faster than the "
+            "handler takes them, and the receive buffer of %d bytes is full. Give the server a "
+            "larger rcvbuf (sysctl net.core.rmem_max allows %d), more workers, or a faster "
+            "handler; stats().kernel_drops counts on",
+            format_address(sock.getsockname()),
+            count,
+            sock.getsockopt(SOL_SOCKET, SO_RCVBUF),
+            largest_buffer(),
+        )

@@ -1,0 +1,335 @@
+"""Servers: a handler called with each datagram, its answers sent in batches."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Self, TypeAlias
+
+from tomada import _core, socket
+from tomada._bell import Bell
+from tomada._job import Job
+from tomada._listeners import Listeners, adopt, listen, passed_descriptors
+from tomada._threads import Threads
+from tomada._workers import Processes
+
+__all__ = ["Server", "serve"]
+
+Handler: TypeAlias = Callable[..., Any]
+Takes: TypeAlias = Literal["data", "datagram", "batch"]
+Steering: TypeAlias = Literal["hash", "cpu", "random"]
+
+
+class Server:
+    """A server: it receives datagrams in batches, calls a handler, and sends its answers in batches.
+
+    Each answer leaves from the address that was asked, which on a machine of several is not the one
+    that the routes prefer. Datagrams are never truncated. A handler that raises an exception,
+    returns what is no datagram, or one that is too long, is logged under ``tomada`` and counted,
+    and stops nothing.
+
+    :param address: ``(host, port)`` of IPv4 or IPv6, or a path or name of ``AF_UNIX``. The port 0
+        is any free one. ``"::"`` answers IPv4 as well: such peers have addresses like
+        ``("::ffff:127.0.0.1", 1234, 0, 0)``. ``None`` takes the sockets that systemd has passed
+        (``LISTEN_FDS``), or those of ``sock`` or ``fd``.
+    :param handler: Called with each datagram. What it returns is the reply: a bytes-like object, of
+        which an empty one is an empty datagram, or ``None`` for no reply. It is called by one
+        thread at a time in each process, or by ``threads`` of them.
+    :param takes: What the handler is called with: ``"data"``: ``(data, address)``; ``"datagram"``:
+        one :class:`tomada.Datagram`, with what the kernel knows about it; ``"batch"``: a list of
+        pairs ``(data, address)``, to return an iterable with the reply (or ``None``) to each, or
+        ``None``.
+    :param workers: The number of processes. With 1 the handler is called in this process, by a
+        thread of the server's. More are forked by :meth:`start`, each with its own socket
+        (``SO_REUSEPORT``) and supervised: one that dies is started again with backoff, and its
+        socket's queue waits for it meanwhile. A worker that cannot start ends the server with its
+        error, at the start at once, later after five attempts. Forking copies this process: start
+        such a server before other threads.
+    :param threads: The number of threads, for interpreters without a global lock.
+    :param init: Called once in each worker, before it takes datagrams.
+    :param steering: Which worker gets a datagram: ``"hash"``: each peer has its own; ``"cpu"``: that
+        of the CPU that received it; ``"random"``: any.
+    :param drain: How many seconds stopping may take to answer what is queued.
+    :param rcvbuf: The size of each receive buffer, in bytes. Where the kernel gives less (sysctl
+        ``net.core.rmem_max``), a line of the log says so.
+    :param gro: Whether the kernel may hand over several datagrams at once (``UDP_GRO``).
+    :param spin: How many seconds to stay awake for the next datagram before sleeping: shorter
+        round trips, at the cost of a core.
+    :param groups: Multicast groups to join, each an address, or the arguments of
+        :meth:`tomada.socket.socket.join_group`. Workers then share one socket, since several would
+        each get a copy.
+    :param sock: A bound socket to use instead of an address. It stays the caller's, to close.
+    :param fd: The descriptor of one, which becomes the server's.
+
+    A server can be used once: started, then stopped. All methods may be called from any thread.
+    """
+
+    def __init__(  # noqa: PLR0913 - what can be said about a server
+        self,
+        address: Any,
+        handler: Handler,
+        *,
+        takes: Takes = "data",
+        workers: int = 1,
+        threads: int = 1,
+        init: Callable[[], object] | None = None,
+        steering: Steering = "hash",
+        drain: float = 5.0,
+        rcvbuf: int | None = None,
+        gro: bool = True,
+        spin: float = 0.0,
+        groups: Sequence[Any] = (),
+        sock: Any = None,
+        fd: int | None = None,
+    ) -> None:
+        if not callable(handler):
+            raise TypeError(f"the handler must be callable, not {type(handler).__name__}")
+        if takes not in ("data", "datagram", "batch"):
+            raise ValueError(f"takes must be 'data', 'datagram' or 'batch', not {takes!r}")
+        if steering not in ("hash", "cpu", "random"):
+            raise ValueError(f"steering must be 'hash', 'cpu' or 'random', not {steering!r}")
+        if workers < 1 or threads < 1:
+            raise ValueError(f"workers and threads start at 1, not {min(workers, threads)}")
+        if not drain >= 0:
+            raise ValueError(f"drain must be a number of seconds, not {drain}")
+        if threads > 1:
+            _check_threads(workers)
+        if sum(given is not None for given in (address, sock, fd)) > 1:
+            raise ValueError("give one of address, sock and fd")
+        self._handler, self._takes, self._init = handler, takes, init
+        self._workers, self._threads, self._drain = workers, threads, drain
+        self._address, self._given, self._fd = address, sock, fd
+        self._steering = steering
+        self._options: dict[str, Any] = {
+            "rcvbuf": rcvbuf,
+            "gro": gro,
+            "spin": spin,
+            "groups": groups,
+        }
+        self.ready = threading.Event()
+        self._lock = threading.Lock()
+        self._job: Job | None = None
+        self._backend: Threads | Processes | None = None
+        self._stopped = self._close_at_end = False
+        self._closed = threading.Event()
+        self._bells: list[Bell] = []
+
+    def __repr__(self) -> str:
+        state = "stopped" if self._stopped else "running" if self.ready.is_set() else "not started"
+        name = self._address if self._job is None else self.address
+        return f"<tomada.Server at {name} {state}>"
+
+    @property
+    def address(self) -> Any:
+        """The address that the server is bound to, with the real port."""
+        return self._running().listeners.address
+
+    def start(self) -> None:
+        """Bind the address and start to serve, in the background; return when all workers are ready.
+
+        :attr:`ready`, a :class:`threading.Event`, is set then, for other threads to wait for.
+
+        :raises OSError: The address is taken (``EADDRINUSE``), not of this machine, …
+        :raises RuntimeError: The server was started before.
+
+        What ``init`` raises in a worker is raised here.
+        """
+        with self._lock:
+            if self._job is not None:
+                raise RuntimeError("a server is started once; make another one")
+            workers = max(self._workers, self._threads)
+            listeners = self._listen(workers)
+            try:
+                # One block of counters more, for what is sent from here.
+                counters = _core.ServerCounters(workers + 1)
+                job = Job(
+                    listeners,
+                    self._handler,
+                    self._takes,
+                    workers,
+                    self._init,
+                    self._drain,
+                    counters,
+                )
+                if self._workers > 1:
+                    job.add_core(workers)
+                    self._backend = Processes(job, self._on_end)
+                else:
+                    for worker in range(workers):
+                        job.add_core(worker)
+                    self._backend = Threads(job, self._on_end)
+                self._job = job
+                self._backend.start()
+            except BaseException:
+                self._stopped = True
+                listeners.close()
+                raise
+        atexit.register(self.stop)
+        self.ready.set()
+
+    def stop(self) -> None:
+        """Take no more datagrams, answer those that the kernel has queued, and end.
+
+        New datagrams are refused from the first moment (by ICMP), so that each is either answered
+        or refused. It takes up to ``drain`` seconds, and one more for a handler that does not
+        return: a process is killed then, a thread left behind. Stopping again does nothing.
+        """
+        job, backend = self._job, self._backend
+        if job is not None and job.owner != os.getpid():
+            job.ask_supervisor(signal.SIGTERM)
+            return
+        with self._lock:
+            is_first, self._stopped = not self._stopped, True
+        if job is None or backend is None:
+            return
+        if is_first:
+            try:
+                backend.stop()
+            except BaseException:  # a second Ctrl-C
+                backend.abort()
+                raise
+            finally:
+                if backend.is_own_thread:
+                    self._close_at_end = True  # the handler is still to return
+                else:
+                    self._close(job)
+        elif not backend.is_own_thread:
+            self._closed.wait()
+
+    def serve_forever(self) -> None:
+        """Serve until :meth:`stop` is called, or a signal asks for it; start first if need be.
+
+        In the main thread, SIGINT (Ctrl-C) and SIGTERM stop the server, as :meth:`stop` does, and
+        this returns; a second one raises :class:`KeyboardInterrupt` at once. SIGHUP replaces the
+        workers, where there are several, one by one: a new one takes over the socket of an old
+        one, which finishes what it has received; nothing is lost, and one that cannot start leaves
+        the old one in its place.
+
+        The handler is called by another thread, or by workers, so that a signal is heeded even
+        while it blocks.
+        """
+        asked = threading.Event()
+
+        def ask(*_: object) -> None:
+            if asked.is_set():
+                raise KeyboardInterrupt
+            asked.set()
+
+        handlers: dict[int, Callable[..., Any]] = {signal.SIGINT: ask, signal.SIGTERM: ask}
+        if self._workers > 1:
+            handlers[signal.SIGHUP] = lambda *_: self.replace_workers()
+        with Bell() as bell, contextlib.ExitStack() as stack:
+            self._bells.append(bell)
+            stack.callback(self._bells.remove, bell)
+            stack.enter_context(bell.rung_by(handlers))
+            if self._job is None:
+                self.start()
+            backend = self._backend
+            assert backend is not None  # noqa: S101 - start() has set it
+            while not (asked.is_set() or self._stopped or backend.ended):
+                bell.wait()
+            self.stop()
+            if backend.error is not None:
+                raise backend.error
+
+    def replace_workers(self) -> None:
+        """Replace each worker process by a new one, with nothing lost, as SIGHUP does.
+
+        It returns at once. In a server of one process there is nothing to replace.
+        """
+        if self._job is not None and self._job.owner != os.getpid():
+            self._job.ask_supervisor(signal.SIGHUP)
+        elif self._backend is not None:
+            self._backend.replace()
+
+    def stats(self) -> _core.ServerStats:
+        """Return what all workers have counted since the start, those that have died included."""
+        job = self._running()
+        return job.counters.stats(job.listeners.kernel_drops())
+
+    def sendto(self, data: Any, address: Any) -> None:
+        """Send a datagram from the server's port: a reply that comes later, or what nobody asked.
+
+        From the handler, it leaves with the replies of the batch, and what goes wrong is logged and
+        counted as with those; from elsewhere, at once, with an :class:`OSError` where it fails. A
+        peer that this worker has heard lately is answered from the address that it asked.
+        """
+        cores = self._running().cores
+        core = next((core for core in cores[1:] if core.is_delivering), cores[0])
+        core.sendto(data, address)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _running(self) -> Job:
+        if self._job is None:
+            raise RuntimeError("the server was not started")
+        return self._job
+
+    def _close(self, job: Job) -> None:
+        self.ready.clear()
+        job.listeners.close()
+        atexit.unregister(self.stop)
+        self._closed.set()
+        self._ring()
+
+    def _on_end(self) -> None:
+        """Note that a thread, or the supervisor, has ended."""
+        if self._close_at_end and self._job is not None and self._backend and self._backend.ended:
+            self._close(self._job)
+        self._ring()
+
+    def _ring(self) -> None:
+        for bell in self._bells.copy():
+            bell.ring()
+
+    def _listen(self, workers: int) -> Listeners:
+        if self._address is not None:
+            return listen(self._address, workers, steering=self._steering, **self._options)
+        if self._given is not None:
+            duplicate = os.dup(self._given.fileno())
+            try:
+                return adopt([duplicate], **self._options)
+            except BaseException:
+                os.close(duplicate)
+                raise
+        descriptors = [self._fd] if self._fd is not None else passed_descriptors()
+        if not descriptors:
+            raise ValueError(
+                "no address to serve: give one, or sock or fd, or start the program by systemd's "
+                "socket activation (LISTEN_FDS)"
+            )
+        if len(descriptors) > workers:
+            raise ValueError(
+                f"systemd has passed {len(descriptors)} sockets, each of which needs a worker: "
+                f"give workers={len(descriptors)}"
+            )
+        return adopt(descriptors, **self._options)
+
+
+def serve(address: Any, handler: Handler, **options: Any) -> None:
+    """Serve until SIGINT (Ctrl-C) or SIGTERM: ``Server(address, handler, …).serve_forever()``.
+
+    What the kernel has queued by then is answered, and the call returns.
+    """
+    Server(address, handler, **options).serve_forever()
+
+
+def _check_threads(workers: int) -> None:
+    if workers > 1:
+        raise ValueError("give either workers or threads")
+    is_locked: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
+    if is_locked():
+        raise ValueError(
+            "threads need an interpreter without the global lock (python3.13t or later); here it "
+            "would let one of them run at a time: use workers"
+        )
