@@ -1,0 +1,338 @@
+"""The server in one process: what it calls the handler with, and what becomes of the answers."""
+
+import array
+import os
+import socket as std
+import threading
+
+import pytest
+from serving import ask, client, server
+from support import Call, eventually
+from traffic import numbered, send_run
+
+import tomada
+
+
+def upper(data, address):
+    return data.upper()
+
+
+def address_for(kind):
+    return kind.address()
+
+
+def test_it_answers_in_every_family(kind, peer):
+    with server(upper, kind.address()) as serving:
+        asker = peer(kind)
+        asker.do("send", datagrams=[b"abc", b""], to=serving.address)
+        assert [tuple(item) for item in asker.do("collect", count=2)] == [
+            (b"ABC", serving.address),
+            (b"", serving.address),
+        ]
+
+
+def test_the_handler_gets_the_payload_and_the_address_of_the_peer(inet):
+    calls = []
+    with server(lambda *arguments: calls.append(arguments)) as serving, client(
+        serving.address
+    ) as sock:
+        sock.send(b"x")
+        eventually(lambda: calls)
+        assert calls == [(b"x", sock.getsockname())]
+
+
+def test_none_is_no_reply_and_empty_bytes_are_an_empty_datagram():
+    with server(lambda data, _: None if data == b"quiet" else b"") as serving, client(
+        serving.address
+    ) as sock:
+        sock.send(b"quiet")
+        sock.send(b"")
+        assert sock.recv(10) == b""
+        assert eventually(lambda: serving.stats().sent) == 1
+        assert serving.stats().received == 2
+
+
+@pytest.mark.parametrize("make", [bytearray, memoryview, lambda data: array.array("B", data)])
+def test_any_bytes_like_object_is_a_reply(make):
+    with server(lambda data, _: make(data)) as serving:
+        assert ask(serving.address, b"as it is") == b"as it is"
+
+
+def test_a_reply_that_is_changed_later_was_copied():
+    buffer = bytearray(b"first")
+
+    def handle(data, _):
+        serving.sendto(buffer, _)
+        buffer[:] = b"later"
+
+    with server(handle) as serving:
+        assert ask(serving.address) == b"first"
+
+
+def test_datagrams_come_with_metadata_where_they_are_asked_for():
+    seen = []
+
+    def handle(datagram):
+        seen.append(datagram)
+        return datagram.data[::-1]
+
+    with server(handle, takes="datagram") as serving:
+        assert ask(serving.address, b"abc") == b"cba"
+    (datagram,) = seen
+    assert isinstance(datagram, tomada.Datagram)
+    assert datagram.destination == "127.0.0.1"
+    assert datagram.timestamp_ns > 0
+    assert not datagram.truncated
+
+
+def test_a_batch_handler_gets_lists_and_returns_replies_in_their_order():
+    sizes, block = [], threading.Event()
+
+    def handle(batch):
+        if not sizes:
+            block.wait()
+        sizes.append(len(batch))
+        return (None if data == b"0003" else data for data, _ in batch)
+
+    with server(handle, takes="batch") as serving, client(serving.address) as sock:
+        sock.send(b"begin")
+        eventually(lambda: serving.stats().received)
+        for data in numbered(20, 4):
+            sock.send(data)
+        block.set()
+        expected = [b"begin", *(data for data in numbered(20, 4) if data != b"0003")]
+        assert [sock.recv(100) for _ in expected] == expected
+    assert sum(sizes) == 21
+    assert max(sizes) > 1
+
+
+def test_a_batch_handler_may_return_none_or_fewer_replies():
+    answers = iter([None, [], [b"only"]])
+    with server(lambda batch: next(answers), takes="batch") as serving, client(
+        serving.address
+    ) as sock:
+        for count in range(1, 4):
+            sock.send(b"x")
+            eventually(lambda: serving.stats().received == count)  # noqa: B023 - polled at once
+        assert sock.recv(100) == b"only"
+        assert serving.stats().handler_errors == 0
+
+
+def test_runs_that_the_kernel_glues_are_handled_one_by_one():
+    with server(lambda data, _: b"%d" % len(data)) as serving, client(serving.address) as sock:
+        send_run(sock, serving.address, bytes(64 * 1000 - 7), 1000)
+        sizes = sorted(int(sock.recv(100)) for _ in range(64))
+        assert sizes == [993, *[1000] * 63]
+        assert serving.stats().received == 64
+
+
+def test_the_largest_datagrams_pass_in_both_directions():
+    data = os.urandom(65_507)
+    with server(lambda data, _: data) as serving:
+        assert ask(serving.address, data) == data
+        assert serving.stats().truncated == 0
+
+
+def test_sendto_from_another_thread_reaches_the_peer():
+    peers = []
+    with server(lambda _, address: peers.append(address)) as serving, client(
+        serving.address
+    ) as sock:
+        sock.send(b"later, please")
+        eventually(lambda: peers)
+        Call(serving.sendto, b"later", peers[0]).result()
+        assert sock.recv(100) == b"later"
+        assert serving.stats().sent == 1
+
+
+def test_sendto_from_the_handler_leaves_in_order_with_the_reply():
+    def handle(data, address):
+        serving.sendto(b"1", address)
+        serving.sendto(bytearray(b"2"), address)
+        return b"3"
+
+    with server(handle) as serving, client(serving.address) as sock:
+        sock.send(b"x")
+        assert [sock.recv(10) for _ in range(3)] == [b"1", b"2", b"3"]
+
+
+def test_a_handler_may_send_thousands_for_one_datagram():
+    def handle(data, address):
+        for number in range(3000):
+            serving.sendto(b"%d" % number, collector.getsockname())
+
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as collector:
+        collector.bind(("127.0.0.1", 0))
+        with server(handle) as serving, client(serving.address) as sock:
+            sock.send(b"go")
+            assert eventually(lambda: serving.stats().sent >= 3000)
+
+
+def test_sendto_raises_what_goes_wrong():
+    with server(upper) as serving:
+        with pytest.raises(OSError, match="Message too long"):
+            serving.sendto(bytes(70_000), ("127.0.0.1", 9))
+        assert serving.stats().send_errors == 1
+        with pytest.raises(TypeError):
+            serving.sendto("text", ("127.0.0.1", 9))
+        with pytest.raises(TypeError):
+            serving.sendto(b"", "nowhere")
+
+
+def test_ready_says_that_the_port_is_bound():
+    serving = server(upper)
+    assert not serving.ready.is_set()
+    forever = Call(serving.serve_forever)
+    assert serving.ready.wait(30)
+    assert ask(serving.address) == b"PING"
+    serving.stop()
+    forever.result()
+    assert not serving.ready.is_set()
+
+
+def test_a_server_is_used_once():
+    with server(upper) as serving, pytest.raises(RuntimeError, match="once"):
+        serving.start()
+    serving.stop()
+    with pytest.raises(RuntimeError, match="once"):
+        serving.start()
+
+
+def test_before_the_start_there_is_nothing_to_ask():
+    serving = server(upper)
+    for ask_it in (lambda: serving.address, serving.stats, lambda: serving.sendto(b"", ("h", 1))):
+        with pytest.raises(RuntimeError, match="not started"):
+            ask_it()
+    assert "not started" in repr(serving)
+
+
+def test_what_is_queued_when_it_stops_is_answered_and_the_rest_refused():
+    handling, go_on = threading.Event(), threading.Event()
+
+    def handle(data, _):
+        handling.set()
+        go_on.wait()
+        return data
+
+    with server(handle) as serving, client(serving.address) as sock:
+        sock.send(b"first")
+        handling.wait()
+        queued = numbered(100)
+        for data in queued:
+            sock.send(data)
+        stopping = Call(serving.stop)
+        with client(serving.address, 0.01) as stranger:
+            eventually(lambda: refused(stranger))
+        go_on.set()
+        stopping.result()
+        assert [sock.recv(100) for _ in range(101)] == [b"first", *queued]
+        assert serving.stats().received == serving.stats().sent
+
+
+def refused(sock):
+    try:
+        sock.send(b"is anybody there")
+        sock.recv(100)
+    except ConnectionRefusedError:
+        return True
+    except TimeoutError:
+        return False
+    return False
+
+
+def test_draining_ends_with_its_time(caplog):
+    handling = threading.Event()
+
+    def handle(data, _):
+        handling.set()
+        threading.Event().wait(0.05)
+        return data
+
+    with server(handle, drain=0.2) as serving, client(serving.address) as sock:
+        for data in numbered(200):
+            sock.send(data)
+        handling.wait()
+    assert 0 < serving.stats().sent < 200
+
+
+def test_a_handler_may_stop_its_server():
+    def handle(data, _):
+        serving.stop()
+        return b"the last word"
+
+    serving = server(handle)
+    forever = Call(serving.serve_forever)
+    serving.ready.wait()
+    assert ask(serving.address) == b"the last word"
+    forever.result()
+
+
+def test_two_threads_may_stop_it_and_both_wait():
+    with server(upper) as serving:
+        address = serving.address
+        for call in [Call(serving.stop) for _ in range(4)]:
+            call.result()
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+        sock.bind(address)
+
+
+def test_a_path_is_removed_when_the_server_stops_and_taken_over_when_stale(unix, tmp_path):
+    path = unix.address()
+    with std.socket(std.AF_UNIX, std.SOCK_DGRAM) as stale:
+        stale.bind(path)
+    with server(upper, path) as serving:
+        assert os.path.exists(path)
+        with pytest.raises(OSError, match=r"in use.*" + path):
+            server(upper, path).start()
+        with client(path, local=unix.address()) as sock:
+            sock.send(b"x")
+            assert sock.recv(10) == b"X"
+        assert repr(serving)
+    assert not os.path.exists(path)
+
+
+def test_a_host_name_is_resolved_and_an_empty_host_is_every_address():
+    with server(upper, ("localhost", 0)) as serving:
+        assert ask(serving.address) == b"PING"
+    with server(upper, ("", 0)) as serving:
+        assert serving.address[0] == "0.0.0.0"
+        assert ask(("127.0.0.1", serving.address[1])) == b"PING"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"takes": "bytes"}, "takes must be"),
+        ({"steering": "fair"}, "steering must be"),
+        ({"workers": 0}, "start at 1"),
+        ({"drain": -1}, "drain"),
+        ({"drain": float("nan")}, "drain"),
+        ({"fd": 1}, "one of address, sock and fd"),
+        ({"threads": 2, "workers": 2}, "either workers or threads"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        server(upper, **options)
+
+
+def test_a_handler_must_be_callable():
+    with pytest.raises(TypeError, match="callable, not bytes"):
+        server(b"echo")
+
+
+def test_the_counters_tell_what_happened():
+    with server(upper) as serving, client(serving.address) as sock:
+        for data in (b"a", b"bc", b"def"):
+            sock.send(data)
+            sock.recv(10)
+        stats = serving.stats()
+        assert (stats.received, stats.received_bytes) == (3, 6)
+        assert (stats.sent, stats.sent_bytes) == (3, 6)
+        assert stats.receive_calls == stats.send_calls == 3
+        assert stats.batch_sizes[1] == 3
+        assert sum(stats.batch_sizes.values()) == 3
+        assert 0 < stats.handler_time < 3
+        assert (stats.truncated, stats.kernel_drops, stats.restarts) == (0, 0, 0)
+    assert serving.stats().received == 3
+    assert "received=3" in repr(serving.stats())
