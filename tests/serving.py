@@ -32,6 +32,18 @@ def ask(address, data=b"ping", timeout=DEADLINE):
         return sock.recv(1 << 17)
 
 
+def refused(sock):
+    """Say whether nobody receives what a connected socket sends."""
+    try:
+        sock.send(b"is anybody there")
+        sock.recv(100)
+    except ConnectionRefusedError:
+        return True
+    except TimeoutError:
+        return False
+    return False
+
+
 def server(handler, address=("127.0.0.1", 0), **options):
     """Make a server, and start it with ``with``."""
     return tomada.Server(address, handler, **options)

@@ -6,7 +6,7 @@ import socket as std
 import threading
 
 import pytest
-from serving import ask, client, server
+from serving import ask, client, refused, server
 from support import Call, eventually
 from traffic import numbered, send_run
 
@@ -15,10 +15,6 @@ import tomada
 
 def upper(data, address):
     return data.upper()
-
-
-def address_for(kind):
-    return kind.address()
 
 
 def test_it_answers_in_every_family(kind, peer):
@@ -227,17 +223,6 @@ def test_what_is_queued_when_it_stops_is_answered_and_the_rest_refused():
         stopping.result()
         assert [sock.recv(100) for _ in range(101)] == [b"first", *queued]
         assert serving.stats().received == serving.stats().sent
-
-
-def refused(sock):
-    try:
-        sock.send(b"is anybody there")
-        sock.recv(100)
-    except ConnectionRefusedError:
-        return True
-    except TimeoutError:
-        return False
-    return False
 
 
 def test_draining_ends_with_its_time(caplog):

@@ -32,12 +32,9 @@ class Processes:
         self._watcher: threading.Thread | None = None
         self._started = threading.Event()
         self._stopping = False
+        # Whether no datagram is handled any more, and what ended it.
+        self.ended = False
         self.error: BaseException | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether no datagram is handled any more."""
-        return self._watcher is not None and not self._watcher.is_alive()
 
     @property
     def is_own_thread(self) -> bool:
@@ -115,6 +112,7 @@ class Processes:
         self._job.listeners.refuse()
         self._started.set()
         channel.close()
+        self.ended = True
         self._on_end()
 
     def _reap(self) -> int:

@@ -168,6 +168,7 @@ class Server:
             except BaseException:
                 self._stopped = True
                 listeners.close()
+                self._closed.set()
                 raise
         atexit.register(self.stop)
         self.ready.set()
@@ -257,7 +258,9 @@ class Server:
 
         From the handler, it leaves with the replies of the batch, and what goes wrong is logged and
         counted as with those; from elsewhere, at once, with an :class:`OSError` where it fails. A
-        peer that this worker has heard lately is answered from the address that it asked.
+        peer that this worker has heard lately is answered from the address that it asked. (A
+        handler that uses its server must be able to find it in a worker, which is forked by
+        :meth:`start`: give it a name before, not by ``with Server(…) as server``.)
         """
         cores = self._running().cores
         core = next((core for core in cores[1:] if core.is_delivering), cores[0])

@@ -1,0 +1,261 @@
+"""Signals: what ends a server, what replaces its workers, and that no process is left."""
+
+import os
+import re
+import signal
+import textwrap
+from pathlib import Path
+
+import pytest
+from serving import Load, ask, client
+from support import Child, eventually
+
+# A server that says its address and, when it returns, what it has counted.
+PROGRAM = """
+import os, sys, threading, time, tomada
+
+def handle(data, address):
+    if data == b"block":
+        while True:
+            time.sleep(60)
+    return b"%d %s" % (os.getpid(), data)
+
+server = tomada.Server(("127.0.0.1", 0), handle, workers={workers}, drain={drain})
+
+def tell():
+    server.ready.wait()
+    print(*server.address, flush=True)
+
+threading.Thread(target=tell).start()
+server.serve_forever()
+stats = server.stats()
+print(stats.received, stats.sent, stats.restarts, flush=True)
+"""
+
+WORKERS = [1, 2]
+
+
+@pytest.fixture
+def serve(interruptible):
+    children = []
+
+    def start(workers=1, drain=5.0, program=PROGRAM):
+        child = Child("-c", textwrap.dedent(program).format(workers=workers, drain=drain))
+        children.append(child)
+        host, port = child.line().split()
+        return child, (host, int(port))
+
+    yield start
+    for child in children:
+        child.__exit__()
+
+
+def members(group):
+    """Return the processes of a process group that have not ended."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                state, _, its_group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+            except OSError:
+                continue
+            if int(its_group) == group and state != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def counts(child):
+    status, output, errors = child.end()
+    assert status == 0, errors
+    return [int(count) for count in output.split()], errors
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_under_load_answers_or_refuses_every_request(serve, workers, number):
+    child, address = serve(workers)
+    with Load(address) as load:
+        eventually(lambda: load.answered > 200)
+        child.signal(number)
+        load.join()
+    (received, sent, restarts), errors = counts(child)
+    assert load.lost == 0
+    assert load.refused == 4
+    assert received == sent == load.answered
+    assert restarts == 0
+    assert errors == ""
+    assert members(child.pid) == []
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_ctrl_c_in_a_terminal_reaches_all_processes_and_none_is_left(serve, workers):
+    child, address = serve(workers)
+    assert ask(address)
+    os.killpg(child.pid, signal.SIGINT)
+    (received, sent, restarts), errors = counts(child)
+    assert (received, sent, restarts) == (1, 1, 0)
+    assert errors == ""
+    assert members(child.pid) == []
+
+
+def test_sighup_replaces_the_workers_under_load_and_loses_nothing(serve):
+    child, address = serve(2)
+    with Load(address) as load:
+        eventually(lambda: len(load.replies) >= 1)
+        for _ in range(3):
+            before = set(load.replies)
+            child.signal(signal.SIGHUP)
+            eventually(lambda: load.replies - before)  # noqa: B023 - polled at once
+        load.stop()
+    child.signal(signal.SIGTERM)
+    (received, sent, restarts), errors = counts(child)
+    assert (load.lost, load.refused, restarts) == (0, 0, 0)
+    assert received == sent == load.answered
+    assert errors == ""
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_handler_that_blocks_does_not_keep_the_program_from_ending(serve, workers):
+    child, address = serve(workers, drain=0.1)
+    with client(address) as sock:
+        sock.send(b"block")
+        eventually(lambda: blocked(address, workers))
+        child.signal(signal.SIGTERM)
+        _, errors = counts(child)
+    assert re.search("has not returned|has not ended in time", errors)
+    assert members(child.pid) == []
+
+
+def blocked(address, workers):
+    """Say whether a worker does not answer; the peers of another one are answered."""
+    if workers > 1:
+        return True
+    with client(address, 0.05) as sock:
+        sock.send(b"x")
+        try:
+            sock.recv(10)
+        except TimeoutError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_second_ctrl_c_ends_it_at_once(serve, workers):
+    child, address = serve(workers, drain=1000)
+    with client(address) as sock:
+        sock.send(b"block")
+        eventually(lambda: blocked(address, workers))
+        child.signal(signal.SIGINT)
+        with client(address, 0.05) as other:
+            eventually(lambda: is_refused(other))
+        child.signal(signal.SIGINT)
+        status, _, errors = child.end()
+    assert status != 0
+    assert "KeyboardInterrupt" in errors
+    eventually(lambda: members(child.pid) == [])
+
+
+def is_refused(sock):
+    try:
+        sock.send(b"x")
+        sock.recv(10)
+    except ConnectionRefusedError:
+        return True
+    except TimeoutError:
+        pass
+    return False
+
+
+def test_workers_end_when_the_program_is_killed(serve):
+    child, address = serve(2)
+    assert ask(address)
+    child.signal(signal.SIGKILL)
+    eventually(lambda: members(child.pid) == [])
+
+
+def test_workers_end_and_the_program_fails_when_the_supervisor_is_killed(serve):
+    child, address = serve(2)
+    worker = int(ask(address).split()[0])
+    supervisor = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(supervisor, signal.SIGKILL)
+    status, _, errors = child.end()
+    assert status == 1
+    assert "supervisor of the workers has ended with status -9" in errors
+    eventually(lambda: members(child.pid) == [])
+
+
+def test_sigterm_to_the_supervisor_ends_all_in_order(serve):
+    child, address = serve(2)
+    worker = int(ask(address).split()[0])
+    supervisor = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(supervisor, signal.SIGTERM)
+    (received, sent, _), errors = counts(child)
+    assert received == sent == 1
+    assert errors == ""
+    assert members(child.pid) == []
+
+
+def test_a_server_in_the_background_ends_with_its_program(serve):
+    for workers in WORKERS:
+        child, address = serve(
+            workers,
+            program="""
+            import tomada
+            server = tomada.Server(("127.0.0.1", 0), lambda data, _: data, workers={workers})
+            server.start()
+            print(*server.address, flush=True)
+            input()
+            """,
+        )
+        assert ask(address) == b"ping"
+        child.tell("\n")
+        status, _, errors = child.end()
+        assert (status, errors) == (0, "")
+        eventually(lambda: members(child.pid) == [])  # noqa: B023 - polled at once
+
+
+def test_serve_is_a_whole_program(serve):
+    child, address = serve(
+        program="""
+        import tomada
+        def handle(data, address):
+            return b"%d bytes" % len(data)
+        import socket
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.bind(("127.0.0.1", 0))
+            address = s.getsockname()
+        print(*address, flush=True)
+        tomada.serve(address, handle)
+        print("served")
+        """,
+    )
+    eventually(lambda: answers(address, b"4 bytes"))
+    child.signal(signal.SIGTERM)
+    assert child.end()[:2] == (0, "served\n")
+
+
+def answers(address, expected):
+    try:
+        return ask(address, timeout=0.2) == expected
+    except (ConnectionRefusedError, TimeoutError):
+        return False
+
+
+def test_the_programs_own_handlers_are_back_when_it_returns(serve):
+    child, address = serve(
+        program="""
+        import signal, threading, tomada
+        mine = lambda *_: None
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        for number in numbers:
+            signal.signal(number, mine)
+        server = tomada.Server(("127.0.0.1", 0), lambda data, _: data, workers=2)
+        threading.Thread(
+            target=lambda: (server.ready.wait(), print(*server.address, flush=True))
+        ).start()
+        server.serve_forever()
+        print([signal.getsignal(number) is mine for number in numbers], signal.set_wakeup_fd(-1))
+        """,
+    )
+    child.signal(signal.SIGTERM)
+    assert child.end()[:2] == (0, "[True, True, True] -1\n")
