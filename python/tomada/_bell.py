@@ -23,6 +23,10 @@ class Bell:
         self._read.setblocking(False)
         self._write.setblocking(False)
 
+    def fileno(self) -> int:
+        """Return the descriptor from which a ring can be read."""
+        return self._read.fileno()
+
     def ring(self) -> None:
         """Wake who waits, or who waits next."""
         with contextlib.suppress(OSError):  # full, which rings as well; or closed

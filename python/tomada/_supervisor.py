@@ -283,19 +283,15 @@ def work(job: Job, number: int, supervisor: int, pipe: int) -> int:
     job.worker, job.supervisor = os.getpid(), supervisor
     job.cores.clear()
     core = job.add_core(number)
-    told: list[int] = []
 
     def drain(*_: object) -> None:
         # The kernel ends the process where its handler does not return, and nobody else is left.
         signal.setitimer(signal.ITIMER_REAL, job.drain + GRACE)
-        told.append(signal.SIGTERM)
         core.stop(job.drain)
 
     def retire(*_: object) -> None:
-        told.append(signal.SIGHUP)
         core.stop()
 
-    signal.set_wakeup_fd(-1)
     handlers: dict[int, Any] = {
         signal.SIGINT: _ignore,
         signal.SIGTERM: drain,
@@ -304,18 +300,17 @@ def work(job: Job, number: int, supervisor: int, pipe: int) -> int:
         signal.SIGCHLD: signal.SIG_DFL,
         signal.SIGALRM: signal.SIG_DFL,
     }
-    for which, handler in handlers.items():
-        signal.signal(which, handler)
-    _core.end_with_parent(signal.SIGTERM)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    if os.getppid() != supervisor:
-        return 1  # it died before it could be asked to tell
-    if job.init is not None:
-        job.init()
-    os.write(pipe, pack("ready", None))
-    os.close(pipe)
-    job.tell_left(core.run())
-    return 0
+    with Bell() as bell, bell.rung_by(handlers):
+        _core.end_with_parent(signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        if os.getppid() != supervisor:
+            return 1  # it died before it could be asked to tell
+        if job.init is not None:
+            job.init()
+        os.write(pipe, pack("ready", None))
+        os.close(pipe)
+        job.tell_left(core.run(bell.fileno()))
+        return 0
 
 
 def leave(status: int) -> NoReturn:

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -72,6 +72,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 pub struct Waiting<'a> {
     socket: &'a Socket,
     waker: Option<Arc<Waker>>,
+    signals: Option<BorrowedFd<'a>>,
 }
 
 impl<'a> Waiting<'a> {
@@ -81,7 +82,20 @@ impl<'a> Waiting<'a> {
         if let Some(waker) = &waker {
             socket.descriptor().register(waker);
         }
-        Self { socket, waker }
+        Self { socket, waker, signals: None }
+    }
+
+    /// Lets a byte that can be read from `signals` end the wait with `EINTR`, and reads it. A
+    /// handler that writes one wakes even a thread that is just about to sleep, which the signal
+    /// alone would not.
+    ///
+    /// # Safety
+    /// The descriptor must stay open, and non-blocking, for `'a`.
+    #[must_use]
+    pub unsafe fn signalled_by(mut self, signals: RawFd) -> Self {
+        // SAFETY: the caller's promise.
+        self.signals = Some(unsafe { sys::borrow_fd(signals) });
+        self
     }
 
     /// Waits until `attempt` has a result other than `EAGAIN`. It is told whether the socket was
@@ -195,7 +209,9 @@ impl<'a> Waiting<'a> {
 
     fn poll(&self, socket: libc::pollfd, timeout: Option<Duration>) -> Result<libc::c_short, Stop> {
         let event = self.waker.as_ref().map_or(-1, |waker| waker.event.as_raw_fd());
-        let mut fds = [socket, libc::pollfd { fd: event, events: libc::POLLIN, revents: 0 }];
+        let signals = self.signals.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+        let readable = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        let mut fds = [socket, readable(event), readable(signals)];
         let slice = match (&self.waker, timeout) {
             (Some(_), timeout) => timeout,
             (None, timeout) => {
@@ -205,6 +221,13 @@ impl<'a> Waiting<'a> {
         let ready = sys::poll(&mut fds, slice).map_err(Stop::Failed)?;
         if self.socket.descriptor().is_closed() {
             return Err(Stop::Closed);
+        }
+        if let Some(signals) = self.signals
+            && fds[2].revents != 0
+        {
+            // EAGAIN: another thread was faster.
+            let _ = sys::discard(signals);
+            return Err(Stop::Failed(io::ErrorKind::Interrupted.into()));
         }
         if fds[1].revents != 0 {
             // Woken to look at what was kept. Or for another socket that this thread waits for too,
@@ -376,6 +399,22 @@ mod tests {
             receiver.descriptor().wake();
             assert_eq!(waiting.join().unwrap().unwrap(), 0);
         });
+    }
+
+    #[test]
+    fn a_byte_of_a_signal_handler_interrupts_even_before_the_wait() {
+        let (receiver, _sender) = pair();
+        let (reader, mut writer) = std::os::unix::net::UnixStream::pair().unwrap();
+        reader.set_nonblocking(true).unwrap();
+        std::io::Write::write_all(&mut writer, b"ab").unwrap();
+        // SAFETY: it is open until the end.
+        let waiting = unsafe { Waiting::new(&receiver).signalled_by(reader.as_raw_fd()) };
+        let result = waiting.run(Interest::Read, Deadline::NEVER, None, receive);
+        let Err(Stop::Failed(error)) = result else { panic!("{result:?}") };
+        assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+        let deadline = Deadline::after(Duration::from_millis(5));
+        let result = waiting.run(Interest::Read, deadline, None, receive);
+        assert!(matches!(result, Err(Stop::TimedOut)), "{result:?}");
     }
 
     #[test]

@@ -43,3 +43,10 @@ pub(in crate::net) fn clear_event(fd: BorrowedFd<'_>) -> io::Result<()> {
     // The pointers: eight writable bytes.
     syscall!(read(fd.as_raw_fd(), count.as_mut_ptr().cast(), count.len())).map(drop)
 }
+
+/// Reads bytes that are there, and forgets them.
+pub(in crate::net) fn discard(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut bytes = [0_u8; 64];
+    // The pointers: as many writable bytes.
+    syscall!(read(fd.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len())).map(drop)
+}

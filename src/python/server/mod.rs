@@ -6,6 +6,7 @@ mod send;
 
 use std::ffi::c_int;
 use std::io;
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,8 +23,7 @@ use super::socket::Socket;
 use super::tally::ServerCounters;
 use crate::net::{self, Count, Deadline, Filled, Interest, Steering, Stop, ThreadRing, Waiting};
 
-/// An idle server looks after itself so often: a signal that came in the instant before it went to
-/// sleep has its handler run by then.
+/// A server looks after the kernel's drops so often.
 const TICK: Duration = Duration::from_secs(1);
 /// A receiving socket that has refused new datagrams for so long has no more on their way.
 const SETTLE: Duration = Duration::from_millis(2);
@@ -115,11 +115,16 @@ impl ServerCore {
 
     /// Receive, call the handler and send its answers until `stop` is called, and return how many
     /// received datagrams had to be left unhandled.
-    fn run(slf: &Bound<'_, Self>) -> Result<usize> {
+    #[pyo3(signature = (wakeup_fd=None))]
+    fn run(slf: &Bound<'_, Self>, wakeup_fd: Option<RawFd>) -> Result<usize> {
         let (py, this) = (slf.py(), slf.get());
         let owner = this.socket.bind(py);
         let socket = owner.get().socket()?;
-        let waiting = Waiting::new(socket);
+        let mut waiting = Waiting::new(socket);
+        if let Some(fd) = wakeup_fd {
+            // SAFETY: as the stub demands, it is open while this runs.
+            waiting = unsafe { waiting.signalled_by(fd) };
+        }
         let mut ring = ThreadRing::take(socket.slot_kind())?;
         let mut delivery = Delivery::new(py, this, owner, socket);
         let (mut errors, mut told_at) = (0, Instant::now());
