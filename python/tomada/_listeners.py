@@ -11,7 +11,6 @@ from typing import Any
 
 from tomada import _core, socket
 from tomada._address import format_address
-from tomada._reports import largest_buffer, logger
 
 FIRST_PASSED_FD = 3  # SD_LISTEN_FDS_START in sd_listen_fds(3)
 
@@ -243,14 +242,4 @@ def _set_buffer(sock: socket.socket, size: int) -> None:
         # With CAP_NET_ADMIN there is no limit.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUFFORCE, size)
     except OSError:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
-    # The kernel doubles what it is asked for, to allow for its own overhead (socket(7)).
-    got = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
-    if got < size:
-        logger.warning(
-            "the receive buffer has %d bytes and not the %d of rcvbuf: sysctl net.core.rmem_max "
-            "is %d; raise it",
-            got,
-            size,
-            largest_buffer(),
-        )
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)  # which warns of the limit

@@ -35,17 +35,17 @@ class Reports:
     def __init__(self, sock: Any) -> None:
         self._sock = sock
         self._left_out: dict[str, int] = {}
-        self._next: dict[str, float] = {}
+        self._last: dict[str, float] = {}
 
     def __call__(self, what: str, detail: Any, address: Any) -> None:
         if what == "drops":
             self._drops(detail)
             return
         now = time.monotonic()
-        if now < self._next.get(what, 0.0):
+        if now - self._last.get(what, -SECONDS_BETWEEN) < SECONDS_BETWEEN:
             self._left_out[what] = self._left_out.get(what, 0) + 1
             return
-        self._next[what] = now + SECONDS_BETWEEN
+        self._last[what] = now
         more = self._left_out.pop(what, 0)
         suffix = f" ({more:,} more of this kind were not logged)" if more else ""
         if what == "handler":

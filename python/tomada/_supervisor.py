@@ -85,8 +85,8 @@ class Supervisor:
             signal.set_wakeup_fd(-1)  # the parent's
             self._run()
             status = 0
-        except BaseException:  # noqa: BLE001 - there is nobody to tell but the log
-            logger.exception("the supervisor of the workers failed")
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the parent is to know
+            self._tell("error", error)
             for worker in self._workers():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(worker.pid, signal.SIGKILL)
@@ -190,7 +190,10 @@ class Supervisor:
             slot.failed_starts = 0
         if slot.start_at is not None and slot.start_at <= now:
             slot.start_at = None
-            slot.worker = self._fork(slot)
+            try:
+                slot.worker = self._fork(slot)
+            except OSError as error:  # no descriptor or no process is left
+                self._retry(slot, error, f"worker {slot.number} could not be started: {error}")
         if slot.successor is not None and slot.successor.ready and slot.worker is not None:
             self._retire(slot, slot.worker)
 
@@ -211,28 +214,32 @@ class Supervisor:
         slot.worker, slot.successor = slot.successor, None
         if self._stopping:
             return
-        if not worker.ready:
-            slot.failed_starts += 1
-            if not self._started or slot.failed_starts == ATTEMPTS:
-                self._error = worker.error or RuntimeError(
-                    f"worker {slot.number} {_cause(worker, status)}"
-                )
-                self._stop(kill_after=self._job.drain + GRACE)
-                return
+        what = f"worker {slot.number} (process {worker.pid}) {_cause(worker, status)}"
         if slot.worker is not None:
-            return  # the successor was at hand
-        lived = time.monotonic() - worker.started
-        slot.deaths = 1 if lived >= LONG_LIFE else slot.deaths + 1
-        delay = min(LAST_DELAY, FIRST_DELAY * 2 ** (slot.deaths - 1))
+            logger.error("%s; its successor was at hand", what)
+            return
+        if time.monotonic() - worker.started >= LONG_LIFE:
+            slot.deaths = 0
+        if worker.ready:
+            self._job.counters.add_restart(slot.number)
+            self._restart(slot, what)
+        else:
+            self._retry(slot, worker.error or RuntimeError(what), what)
+
+    def _retry(self, slot: Slot, error: BaseException, what: str) -> None:
+        """See to another worker after one could not start; after too many, end the server."""
+        slot.failed_starts += 1
+        if not self._started or slot.failed_starts == ATTEMPTS:
+            self._error = error
+            self._stop(kill_after=self._job.drain + GRACE)
+        else:
+            self._restart(slot, what)
+
+    def _restart(self, slot: Slot, what: str) -> None:
+        delay = min(LAST_DELAY, FIRST_DELAY * 2**slot.deaths)
+        slot.deaths += 1
         slot.start_at = time.monotonic() + delay
-        self._job.counters.add_restart(slot.number)
-        logger.error(
-            "worker %d (process %d) %s; another one starts in %g seconds",
-            slot.number,
-            worker.pid,
-            _cause(worker, status),
-            delay,
-        )
+        logger.error("%s; another one starts in %g seconds", what, delay)
 
     def _replace_next(self) -> None:
         """Start one successor at a time."""
@@ -241,7 +248,11 @@ class Supervisor:
         while self._to_replace:
             slot = self._to_replace.pop(0)
             if slot.worker is not None and slot.worker.ready:
-                slot.successor = self._fork(slot)
+                try:
+                    slot.successor = self._fork(slot)
+                except OSError as error:
+                    logger.error("worker %d keeps its process: %s", slot.number, error)  # noqa: TRY400
+                    self._to_replace.clear()
                 return
 
     def _retire(self, slot: Slot, worker: Worker) -> None:
@@ -254,10 +265,17 @@ class Supervisor:
 
     def _fork(self, slot: Slot) -> Worker:
         read, write = os.pipe()
+        os.set_blocking(read, False)
         # A signal must not find the child with the handlers of its parent.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         supervisor = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            os.close(read)
+            os.close(write)
+            raise
         if pid == 0:
             status = 1
             try:
@@ -274,7 +292,6 @@ class Supervisor:
                 leave(status)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         os.close(write)
-        os.set_blocking(read, False)
         return Worker(pid, read, time.monotonic())
 
 

@@ -50,19 +50,20 @@ class Processes:
                 stream.flush()
         # A signal must not find the child with the handlers of its parent.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        with warnings.catch_warnings():
-            # From CPython 3.12 on, of a fork with threads: the class's text says so too.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self._pid = os.fork()
-        if self._pid != 0:
+        try:
+            with warnings.catch_warnings():
+                # From CPython 3.12 on, of a fork with threads: the class's text says so too.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self._pid = os.fork()
+            if self._pid == 0:
+                self._channel.close()
+                Supervisor(self._job, theirs).run_and_exit()
+        finally:
+            theirs.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        else:
-            self._channel.close()
-            Supervisor(self._job, theirs).run_and_exit()
-        theirs.close()
         self._watcher = threading.Thread(target=self._watch, name="tomada.Server", daemon=True)
         self._watcher.start()
-        self._started.wait()
+        self._started.wait()  # which the watcher sets in any case
         if self.error is not None:
             self.stop()
             raise self.error

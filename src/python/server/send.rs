@@ -18,8 +18,9 @@ use crate::python::outbox::{Outbox, Refused};
 /// How long the answers of one batch wait for room in the socket's buffer, which the device
 /// empties, before they are given up.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long they wait for peers of `AF_UNIX` whose queues are full: only those can make room, and
-/// one that does not read must not hold the others up.
+/// How long they wait for peers of `AF_UNIX` whose queues are full: only those can make room, by
+/// reading, and one that does not must not hold the others up for long. (What a connected peer has
+/// not read takes up the server's own buffer, so that it can hold up others.)
 const UNIX_PATIENCE: Duration = Duration::from_millis(20);
 /// When the handler has sent so many datagrams, they leave before the others of its batch.
 const QUEUED: usize = 1024;

@@ -1,0 +1,76 @@
+"""A server's counters for Prometheus: the extra ``tomada[metrics]``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from tomada._address import format_address
+
+if TYPE_CHECKING:
+    from tomada.server import Server
+
+__all__ = ["ServerCollector"]
+
+COUNTERS = {
+    "received": "Datagrams received.",
+    "received_bytes": "Bytes of payload received.",
+    "sent": "Datagrams sent.",
+    "sent_bytes": "Bytes of payload sent.",
+    "truncated": "Received datagrams whose end was cut off.",
+    "kernel_drops": "Datagrams that the kernel dropped before they were received.",
+    "handler_errors": "Calls of the handler that failed.",
+    "send_errors": "Datagrams that could not be sent.",
+    "handler_time": "Seconds spent in the handler.",
+    "restarts": "Workers that died and were started again.",
+}
+
+
+class ServerCollector(Collector):
+    """Shows a server's :meth:`~tomada.Server.stats` to Prometheus, of all workers together.
+
+    Register it in the process that started the server, and serve the registry as
+    ``prometheus_client`` does, with ``start_http_server(8000)`` for one::
+
+        with tomada.Server(("0.0.0.0", 1234), handle, workers=4) as server:
+            tomada.metrics.ServerCollector(server)
+
+    Each metric has the label ``address``, the one that the server is bound to. The counters are
+    named ``tomada_server_received_total`` and so on; ``tomada_server_batch_size`` is a histogram of
+    how many datagrams one receive brought.
+
+    :param registry: Where to register; ``None`` does not register.
+    """
+
+    def __init__(self, server: Server, registry: CollectorRegistry | None = REGISTRY) -> None:
+        self._server = server
+        if registry is not None:
+            registry.register(self)
+
+    def describe(self) -> Iterator[Metric]:
+        """Return the metrics without values, so that registering needs no started server."""
+        for name, text in COUNTERS.items():
+            yield CounterMetricFamily(f"tomada_server_{name}", text)
+        yield HistogramMetricFamily("tomada_server_batch_size", "Datagrams in one batch.")
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the metrics of this moment."""
+        stats, labels = self._server.stats(), [format_address(self._server.address)]
+        for name, text in COUNTERS.items():
+            counter = CounterMetricFamily(f"tomada_server_{name}", text, labels=["address"])
+            counter.add_metric(labels, getattr(stats, name))
+            yield counter
+        histogram = HistogramMetricFamily(
+            "tomada_server_batch_size", "Datagrams in one batch.", labels=["address"]
+        )
+        buckets, total = [], 0
+        for size, batches in stats.batch_sizes.items():
+            total += batches
+            buckets.append((str(float(size)), total))
+        buckets[-1] = ("+Inf", total)
+        histogram.add_metric(labels, buckets, sum_value=stats.received)
+        yield histogram

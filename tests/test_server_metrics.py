@@ -1,0 +1,86 @@
+"""The Prometheus collector, scraped over HTTP as Prometheus does."""
+
+import re
+import urllib.request
+
+import pytest
+from serving import client, server
+from support import eventually
+
+prometheus_client = pytest.importorskip("prometheus_client")
+
+from tomada.metrics import ServerCollector  # noqa: E402 - needs the package above
+
+
+def scrape(port):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+        return response.read().decode()
+
+
+@pytest.fixture
+def scraped():
+    """Serve a registry over HTTP, and give it with a function that scrapes it."""
+    registry = prometheus_client.CollectorRegistry()
+    httpd, thread = prometheus_client.start_http_server(0, "127.0.0.1", registry)
+    yield registry, lambda: scrape(httpd.server_port)
+    httpd.shutdown()
+    httpd.server_close()
+    thread.join()
+
+
+def value(text, name, **labels):
+    (line,) = [
+        line
+        for line in text.splitlines()
+        if line.startswith(name + "{") and all(f'{k}="{v}"' in line for k, v in labels.items())
+    ]
+    return float(line.split()[-1])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_counters_of_all_workers_are_scraped(scraped, workers):
+    registry, read = scraped
+
+    def handle(data, _):
+        return data if data != b"bad" else 1
+
+    with server(handle, workers=workers) as serving:
+        ServerCollector(serving, registry)
+        for data in (b"one", b"four", b"bad"):
+            with client(serving.address) as sock:
+                sock.send(data)
+                if data != b"bad":
+                    assert sock.recv(10) == data
+        eventually(lambda: serving.stats().handler_errors and serving.stats().sent == 2)
+        text, (host, port) = read(), serving.address
+        address = f"{host}:{port}"
+        assert value(text, "tomada_server_received_total", address=address) == 3
+        assert value(text, "tomada_server_received_bytes_total") == 10
+        assert value(text, "tomada_server_sent_total") == 2
+        assert value(text, "tomada_server_handler_errors_total") == 1
+        assert value(text, "tomada_server_kernel_drops_total") == 0
+        assert value(text, "tomada_server_batch_size_bucket", le="1.0") == 3
+        assert value(text, "tomada_server_batch_size_bucket", le="+Inf") == 3
+        assert value(text, "tomada_server_batch_size_sum") == 3
+        assert 0 < value(text, "tomada_server_handler_time_total") < 3
+
+
+def test_it_can_be_registered_before_the_start_and_scraped_after_the_end(scraped):
+    registry, read = scraped
+    serving = server(lambda data, _: data)
+    ServerCollector(serving, registry)
+    with serving, client(serving.address) as sock:
+        sock.send(b"x")
+        sock.recv(1)
+    assert value(read(), "tomada_server_received_total") == 1
+
+
+def test_every_counter_is_documented(scraped):
+    registry, read = scraped
+    with server(lambda data, _: data) as serving:
+        ServerCollector(serving, registry)
+        text = read()
+    names = re.findall(r"^# TYPE (\S+)", text, re.M)
+    assert len(names) == 11
+    for name in names:
+        assert re.search(rf"^# HELP {name} \S", text, re.M)

@@ -1,0 +1,161 @@
+"""Sockets that a server is given: by the program, by number, and by systemd."""
+
+import os
+import shutil
+import socket as std
+import subprocess
+import sys
+
+import pytest
+from peer import DEADLINE
+from serving import ask, client, server
+from support import Kind, eventually, open_descriptors
+from traffic import numbered
+
+from tomada import socket
+from tomada._address import format_address
+
+
+def echo(data, _):
+    return data
+
+
+@pytest.mark.parametrize("module", [std, socket])
+def test_a_socket_of_the_caller_stays_open(module, inet):
+    with inet.bound(module) as sock:
+        with server(echo, None, sock=sock) as serving:
+            assert serving.address == sock.getsockname()
+            assert ask(serving.address, b"x") == b"x"
+        with client(sock.getsockname(), local=("127.0.0.1", 0)) as asker:
+            asker.send(b"after the server")
+            assert sock.recvfrom(100) == (b"after the server", asker.getsockname())
+
+
+def test_what_a_given_socket_has_queued_is_answered(inet):
+    with inet.bound(std) as sock, client(sock.getsockname()) as asker:
+        for data in numbered(5):
+            asker.send(data)
+        with server(echo, None, sock=sock):
+            assert [asker.recv(100) for _ in range(5)] == numbered(5)
+
+
+def test_what_a_given_socket_has_kept_is_answered(inet):
+    with inet.bound(socket) as sock, client(sock.getsockname()) as asker:
+        sock.gro = True
+        for data in numbered(5):
+            asker.send(data)
+        assert sock.recvfrom(100)[0] == numbered(5)[0]
+        with server(echo, None, sock=sock):
+            assert [asker.recv(100) for _ in range(4)] == numbered(5)[1:]
+
+
+def test_a_descriptor_becomes_the_servers(inet):
+    sock = inet.bound(std)
+    address, before = sock.getsockname(), open_descriptors()
+    with server(echo, None, fd=sock.detach()) as serving:
+        assert serving.address == address
+        assert ask(address, b"x") == b"x"
+    # The thread's own go with its last instant.
+    eventually(lambda: open_descriptors() <= before - 1)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_share_a_given_socket(inet, workers):
+    with inet.bound(std) as sock, server(echo, None, sock=sock, workers=workers) as serving:
+        for data in numbered(20):
+            assert ask(serving.address, data) == data
+
+
+def test_the_ends_of_a_pair_talk_without_names():
+    ours, theirs = std.socketpair(std.AF_UNIX, std.SOCK_DGRAM)
+    with theirs, ours, server(echo, None, sock=ours):
+        theirs.settimeout(DEADLINE)
+        theirs.send(b"x")
+        assert theirs.recv(10) == b"x"
+
+
+def test_what_is_no_bound_datagram_socket_is_refused_and_stays_open(inet):
+    before = open_descriptors()
+    with std.socket(std.AF_INET, std.SOCK_STREAM) as stream:
+        for options in ({"sock": stream}, {"fd": stream.fileno()}):
+            with pytest.raises(ValueError, match="no datagram socket"):
+                server(echo, None, **options).start()
+        assert stream.fileno() >= 0
+        assert stream.getsockname()
+    with inet.open(std) as unbound:
+        for options in ({"sock": unbound}, {"fd": unbound.fileno()}):
+            with pytest.raises(ValueError, match="bound to no address"):
+                server(echo, None, **options).start()
+        assert unbound.getsockname()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        server(echo, None, fd=12345).start()
+    eventually(lambda: open_descriptors() <= before)
+
+
+def test_without_any_address_it_says_what_there_is(monkeypatch):
+    monkeypatch.delenv("LISTEN_FDS", raising=False)
+    with pytest.raises(ValueError, match="LISTEN_FDS"):
+        server(echo, None).start()
+
+
+def test_descriptors_for_another_process_are_not_taken(monkeypatch):
+    monkeypatch.setenv("LISTEN_FDS", "1")
+    monkeypatch.setenv("LISTEN_PID", "1")
+    with pytest.raises(ValueError, match="no address to serve"):
+        server(echo, None).start()
+    assert "LISTEN_FDS" not in os.environ
+
+
+PROGRAM = """
+import os, sys, threading, tomada
+server = tomada.Server(None, lambda data, address: data[::-1], workers=int(sys.argv[1]))
+def tell():
+    server.ready.wait()
+    print(server.address, os.environ.get("LISTEN_FDS"), os.get_inheritable(3), flush=True)
+threading.Thread(target=tell).start()
+server.serve_forever()
+"""
+
+ACTIVATE = shutil.which("systemd-socket-activate")
+
+
+@pytest.mark.skipif(ACTIVATE is None, reason="systemd-socket-activate is not installed")
+@pytest.mark.parametrize("name", ["AF_INET", "AF_INET6", "path"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_systemd_passes_its_socket(tmp_path, name, workers, speaks_ipv6):
+    kind = Kind(name, tmp_path)
+    if name == "AF_INET6" and not speaks_ipv6:
+        pytest.skip("this machine has no IPv6")
+    address = kind.address()
+    if not kind.is_unix:
+        with kind.bound(std) as sock:
+            address = sock.getsockname()  # free in a moment
+    command = [ACTIVATE, "--datagram", "--listen", format_address(address)]
+    command += [sys.executable, "-c", PROGRAM]
+    with subprocess.Popen(
+        [*command, str(workers)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        process_group=0,
+    ) as process:
+        try:
+            eventually(lambda: is_listening(process))
+            # The first datagram is what starts the program, and it is answered too.
+            with client(address, local=kind.address()) as sock:
+                sock.send(b"first")
+                assert sock.recv(100) == b"tsrif"
+                assert f"{address} None False" in process.stdout.readline().decode()
+                for data in numbered(10):
+                    sock.send(data)
+                    assert sock.recv(100) == data[::-1]
+            process.terminate()
+            assert process.wait(DEADLINE) == 0
+        finally:
+            process.kill()
+
+
+def is_listening(process):
+    line = process.stderr.readline()
+    assert line, "it has ended"
+    return line.startswith(b"Listening on")
+
