@@ -58,6 +58,10 @@ class Processes:
             if self._pid == 0:
                 self._channel.close()
                 Supervisor(self._job, theirs).run_and_exit()
+        except OSError:  # no process is left
+            self._channel.close()
+            self._channel = None
+            raise
         finally:
             theirs.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
