@@ -6,9 +6,8 @@ import socket as std
 import threading
 import time
 
-from peer import DEADLINE
-
 import tomada
+from peer import DEADLINE
 
 
 @contextlib.contextmanager

@@ -4,13 +4,14 @@ import array
 import os
 import socket as std
 import threading
+from pathlib import Path
 
 import pytest
+
+import tomada
 from serving import ask, client, refused, server
 from support import Call, eventually
 from traffic import numbered, send_run
-
-import tomada
 
 
 def upper(data, address):
@@ -27,20 +28,22 @@ def test_it_answers_in_every_family(kind, peer):
         ]
 
 
-def test_the_handler_gets_the_payload_and_the_address_of_the_peer(inet):
+def test_the_handler_gets_the_payload_and_the_address_of_the_peer():
     calls = []
-    with server(lambda *arguments: calls.append(arguments)) as serving, client(
-        serving.address
-    ) as sock:
+    with (
+        server(lambda *arguments: calls.append(arguments)) as serving,
+        client(serving.address) as sock,
+    ):
         sock.send(b"x")
         eventually(lambda: calls)
         assert calls == [(b"x", sock.getsockname())]
 
 
 def test_none_is_no_reply_and_empty_bytes_are_an_empty_datagram():
-    with server(lambda data, _: None if data == b"quiet" else b"") as serving, client(
-        serving.address
-    ) as sock:
+    with (
+        server(lambda data, _: None if data == b"quiet" else b"") as serving,
+        client(serving.address) as sock,
+    ):
         sock.send(b"quiet")
         sock.send(b"")
         assert sock.recv(10) == b""
@@ -104,9 +107,10 @@ def test_a_batch_handler_gets_lists_and_returns_replies_in_their_order():
 
 def test_a_batch_handler_may_return_none_or_fewer_replies():
     answers = iter([None, [], [b"only"]])
-    with server(lambda batch: next(answers), takes="batch") as serving, client(
-        serving.address
-    ) as sock:
+    with (
+        server(lambda batch: next(answers), takes="batch") as serving,
+        client(serving.address) as sock,
+    ):
         for count in range(1, 4):
             sock.send(b"x")
             eventually(lambda: serving.stats().received == count)  # noqa: B023 - polled at once
@@ -131,9 +135,10 @@ def test_the_largest_datagrams_pass_in_both_directions():
 
 def test_sendto_from_another_thread_reaches_the_peer():
     peers = []
-    with server(lambda _, address: peers.append(address)) as serving, client(
-        serving.address
-    ) as sock:
+    with (
+        server(lambda _, address: peers.append(address)) as serving,
+        client(serving.address) as sock,
+    ):
         sock.send(b"later, please")
         eventually(lambda: peers)
         Call(serving.sendto, b"later", peers[0]).result()
@@ -225,7 +230,7 @@ def test_what_is_queued_when_it_stops_is_answered_and_the_rest_refused():
         assert serving.stats().received == serving.stats().sent
 
 
-def test_draining_ends_with_its_time(caplog):
+def test_draining_ends_with_its_time():
     handling = threading.Event()
 
     def handle(data, _):
@@ -261,19 +266,19 @@ def test_two_threads_may_stop_it_and_both_wait():
         sock.bind(address)
 
 
-def test_a_path_is_removed_when_the_server_stops_and_taken_over_when_stale(unix, tmp_path):
+def test_a_path_is_removed_when_the_server_stops_and_taken_over_when_stale(unix):
     path = unix.address()
     with std.socket(std.AF_UNIX, std.SOCK_DGRAM) as stale:
         stale.bind(path)
     with server(upper, path) as serving:
-        assert os.path.exists(path)
+        assert Path(path).is_socket()
         with pytest.raises(OSError, match=r"in use.*" + path):
             server(upper, path).start()
         with client(path, local=unix.address()) as sock:
             sock.send(b"x")
             assert sock.recv(10) == b"X"
         assert repr(serving)
-    assert not os.path.exists(path)
+    assert not Path(path).exists()
 
 
 def test_a_host_name_is_resolved_and_an_empty_host_is_every_address():

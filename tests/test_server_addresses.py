@@ -5,6 +5,7 @@ import struct
 import threading
 
 import pytest
+
 from serving import ask, client, refused, server
 from support import Call, eventually
 from traffic import LO, numbered, send_run
@@ -36,14 +37,16 @@ def test_every_local_address_is_answered_from(takes, handler, workers):
 
 @pytest.mark.parametrize(("takes", "handler"), HANDLERS)
 def test_one_peer_may_ask_two_addresses_in_turn(takes, handler):
-    with server(handler, ("0.0.0.0", 0), takes=takes) as serving:
-        with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
-            sock.settimeout(30)
-            port = serving.address[1]
-            asked = [(b"%d" % number, (f"127.0.0.{1 + number % 3}", port)) for number in range(30)]
-            for data, to in asked:
-                sock.sendto(data, to)
-            assert [sock.recvfrom(100) for _ in asked] == asked
+    with (
+        server(handler, ("0.0.0.0", 0), takes=takes) as serving,
+        std.socket(std.AF_INET, std.SOCK_DGRAM) as sock,
+    ):
+        sock.settimeout(30)
+        port = serving.address[1]
+        asked = [(b"%d" % number, (f"127.0.0.{1 + number % 3}", port)) for number in range(30)]
+        for data, to in asked:
+            sock.sendto(data, to)
+        assert [sock.recvfrom(100) for _ in asked] == asked
 
 
 def test_runs_to_two_addresses_are_answered_from_each():
@@ -87,7 +90,7 @@ def test_sendto_takes_a_plain_ipv4_address_on_an_ipv6_server(speaks_ipv6, inet):
         pytest.skip("this machine has no IPv6")
     with server(echo, ("::", 0)) as serving, inet.bound(std) as sock:
         serving.sendto(b"hello", sock.getsockname())
-        data, (host, port) = sock.recvfrom(100)
+        data, (_, port) = sock.recvfrom(100)
         assert (data, port) == (b"hello", serving.address[1])
 
 

@@ -8,11 +8,11 @@ import socket as std
 import threading
 
 import pytest
+
 from serving import ask, client, server
 from support import RefusalError, eventually, open_descriptors, run
-from traffic import numbered
-
 from tomada import _reports, socket
+from traffic import numbered
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +115,7 @@ def test_a_reply_that_only_the_kernel_finds_too_long_is_named(caplog, speaks_ipv
 def test_a_batch_handler_that_goes_wrong_stops_nothing(answer, error, text, caplog):
     answers = iter([answer, lambda batch: [data for data, _ in batch]])
     with (
-        server(lambda batch: next(answers)(batch), takes="batch") as serving,
+        server(lambda batch: next(answers)(batch), takes="batch") as serving,  # noqa: PLW0108
         client(serving.address) as sock,
     ):
         sock.send(b"first")
@@ -206,7 +206,7 @@ def test_a_port_that_is_taken_is_named(inet):
             with pytest.raises(OSError, match=rf"Address already in use: {host}:{port}") as caught:
                 server(echo, (host, port), workers=workers).start()
             assert caught.value.errno == 98
-            eventually(lambda: open_descriptors() <= before)
+            eventually(lambda: open_descriptors() <= before)  # noqa: B023 - polled at once
 
 
 def test_an_address_that_is_not_this_machines_is_named():
@@ -284,8 +284,8 @@ def test_a_receive_buffer_that_is_clamped_is_told(monkeypatch):
             super().setsockopt(level, name, *value)
 
     monkeypatch.setattr(socket, "socket", Unprivileged)
+    serving = server(echo, rcvbuf=1 << 30)
     with pytest.warns(RuntimeWarning, match="asked for 1073741824 bytes.*net.core.rmem_max"):
-        serving = server(echo, rcvbuf=1 << 30)
         serving.start()
     assert ask(serving.address, b"x") == b"x"
     serving.stop()

@@ -4,6 +4,7 @@ import re
 import urllib.request
 
 import pytest
+
 from serving import client, server
 from support import eventually
 
@@ -80,7 +81,7 @@ def test_every_counter_is_documented(scraped):
     with server(lambda data, _: data) as serving:
         ServerCollector(serving, registry)
         text = read()
-    names = re.findall(r"^# TYPE (\S+)", text, re.M)
+    names = re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)
     assert len(names) == 11
     for name in names:
-        assert re.search(rf"^# HELP {name} \S", text, re.M)
+        assert re.search(rf"^# HELP {name} \S", text, re.MULTILINE)

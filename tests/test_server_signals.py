@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
 from serving import Load, ask, client
 from support import Child, eventually
 
@@ -242,7 +243,7 @@ def answers(address, expected):
 
 
 def test_the_programs_own_handlers_are_back_when_it_returns(serve):
-    child, address = serve(
+    child, _ = serve(
         program="""
         import signal, threading, tomada
         mine = lambda *_: None

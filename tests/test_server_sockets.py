@@ -7,13 +7,13 @@ import subprocess
 import sys
 
 import pytest
+
 from peer import DEADLINE
 from serving import ask, client, server
 from support import Kind, eventually, open_descriptors
-from traffic import numbered
-
 from tomada import socket
 from tomada._address import format_address
+from traffic import numbered
 
 
 def echo(data, _):
@@ -158,4 +158,3 @@ def is_listening(process):
     line = process.stderr.readline()
     assert line, "it has ended"
     return line.startswith(b"Listening on")
-

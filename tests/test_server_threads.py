@@ -4,6 +4,7 @@ import sys
 import threading
 
 import pytest
+
 from serving import Load, ask, client, server
 from support import eventually, run
 

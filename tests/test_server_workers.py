@@ -2,11 +2,11 @@
 
 import os
 import signal
-import socket as std
 import threading
 import time
 
 import pytest
+
 from serving import Load, ask, client, refused, server
 from support import Call, eventually, open_descriptors, run
 from traffic import numbered
@@ -57,7 +57,9 @@ def test_a_killed_worker_is_replaced_under_load_and_its_counters_survive():
             # Every client goes on, those of the victim when its successor has taken its socket.
             progress = list(load.progress)
             eventually(
-                lambda: all(now > then + 10 for now, then in zip(load.progress, progress, strict=True))
+                lambda: all(
+                    now > then + 10 for now, then in zip(load.progress, progress, strict=True)
+                )
             )
             eventually(lambda: len(load.replies) == 3)
         stats = serving.stats()
@@ -109,7 +111,7 @@ def test_stopping_under_load_answers_or_refuses_every_request():
         assert stats.received == stats.sent == load.answered
 
 
-def test_a_successor_that_cannot_start_leaves_the_old_worker_in_place(tmp_path, caplog):
+def test_a_successor_that_cannot_start_leaves_the_old_worker_in_place(tmp_path):
     flag = tmp_path / "broken"
 
     def init():
@@ -199,7 +201,7 @@ def test_a_handler_may_stop_its_server_and_its_stats_are_those_of_all():
     forever.result()
 
 
-def test_a_handler_that_does_not_return_is_killed_when_the_server_stops(tmp_path):
+def test_a_handler_that_does_not_return_is_killed_when_the_server_stops():
     def handle(data, _):
         os.write(write, b"%d\n" % os.getpid())
         while True:

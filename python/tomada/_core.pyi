@@ -11,12 +11,17 @@ __all__ = [
     "Batch",
     "Datagram",
     "DatagramError",
+    "ServerCore",
+    "ServerCounters",
+    "ServerStats",
     "Socket",
     "Stats",
     "TransportCore",
     "Turn",
     "__version__",
+    "end_with_parent",
     "kind_of",
+    "steer",
 ]
 
 __version__: Final[str]
@@ -611,6 +616,118 @@ class DatagramError:
     @property
     def data(self) -> bytes:
         """The beginning of the datagram, as far as the ICMP message quotes it."""
+
+def end_with_parent(signal: int, /) -> None:
+    """Have the kernel send this process a signal when its parent ends (``PR_SET_PDEATHSIG``)."""
+
+def steer(socket: Socket, how: str, sockets: int, /) -> None:
+    """Steer the datagrams for a group of sockets that share a port (``SO_REUSEPORT``).
+
+    :param how: ``"hash"``, ``"cpu"`` or ``"random"``: see :class:`tomada.Server`.
+    :param sockets: How many sockets the group will have.
+    """
+
+@final
+class ServerCore:
+    """The inside of :class:`tomada.Server`. Its interface is not public."""
+
+    def __new__(
+        cls,
+        socket: Socket,
+        handler: Any,
+        takes: str,
+        counters: ServerCounters,
+        worker: int,
+        report: Any,
+    ) -> ServerCore: ...
+    @property
+    def is_delivering(self) -> bool:
+        """Whether the calling thread is in the handler."""
+
+    def run(self, wakeup_fd: int | None = None) -> int:
+        """Receive, call the handler and send its answers until :meth:`stop` is called.
+
+        :param wakeup_fd: What :func:`signal.set_wakeup_fd` writes to can be read from it. It must
+            be open until this returns.
+        :return: How many received datagrams had to be left unhandled, for lack of time.
+        """
+
+    def stop(self, drain: float | None = None) -> None:
+        """End :meth:`run`.
+
+        After what was received or, given the seconds that this may take at the most, after all that
+        is queued.
+        """
+
+    def sendto(self, data: ReadableBuffer, address: _Address) -> None:
+        """Send a datagram: from a handler together with the replies, from elsewhere at once."""
+
+@final
+class ServerCounters:
+    """Counters that a server's processes share. Its interface is not public."""
+
+    def __new__(cls, workers: int) -> ServerCounters: ...
+    def add_restart(self, worker: int) -> None:
+        """Count that a worker died and is started again."""
+
+    def stats(self, kernel_drops: int) -> ServerStats:
+        """Add up what all workers have counted."""
+
+@final
+class ServerStats:
+    """What all workers of a server have counted since it was started. Immutable."""
+
+    @property
+    def received(self) -> int:
+        """Datagrams received."""
+
+    @property
+    def received_bytes(self) -> int:
+        """Their payload, in bytes."""
+
+    @property
+    def receive_calls(self) -> int:
+        """System calls that brought them: the number of batches."""
+
+    @property
+    def sent(self) -> int:
+        """Datagrams sent: taken by the kernel, which does not mean that they arrived."""
+
+    @property
+    def sent_bytes(self) -> int:
+        """Their payload, in bytes."""
+
+    @property
+    def send_calls(self) -> int:
+        """System calls that took them."""
+
+    @property
+    def truncated(self) -> int:
+        """Received datagrams whose end was cut off, which a server's buffers rule out."""
+
+    @property
+    def kernel_drops(self) -> int:
+        """Datagrams that the kernel dropped, as :attr:`Stats.kernel_drops` has it."""
+
+    @property
+    def handler_errors(self) -> int:
+        """Replies that the handler failed to make: exceptions, wrong types, too many bytes."""
+
+    @property
+    def send_errors(self) -> int:
+        """Datagrams that the kernel refused, or that waited too long for room."""
+
+    @property
+    def handler_time(self) -> float:
+        """Seconds spent in the handler, and in making its arguments."""
+
+    @property
+    def restarts(self) -> int:
+        """Workers that died and were started again."""
+
+    @property
+    def batch_sizes(self) -> dict[int, int]:
+        """How many batches had up to 1, 2, 4, … datagrams, and more than half as many."""
 
 @final
 class Stats:

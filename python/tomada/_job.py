@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tomada import _core
-from tomada._listeners import Listeners
 from tomada._reports import Reports, logger
+
+if TYPE_CHECKING:
+    from tomada._listeners import Listeners
 
 # So long after the time for draining a worker may still be about its last call of the handler.
 GRACE = 1.0

@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tomada import _core, socket
@@ -25,14 +26,14 @@ class Listeners:
     with a closed socket.
     """
 
-    def __init__(self, sockets: Sequence[socket.socket], *, is_own: bool) -> None:
+    def __init__(self, sockets: Sequence[Any], *, is_own: bool) -> None:
         self.sockets = list(sockets)
         self.address: Any = self.sockets[0].getsockname()
         self._is_own = is_own
         self._drops = 0
         self._path = _identity(self.address) if is_own else None
 
-    def of(self, worker: int) -> socket.socket:
+    def of(self, worker: int) -> Any:
         """Return the socket that a worker receives from."""
         return self.sockets[worker % len(self.sockets)]
 
@@ -71,7 +72,7 @@ class Listeners:
         self.sockets.clear()
         if self._path is not None and self._path == _identity(self.address):
             with contextlib.suppress(OSError):
-                os.unlink(self.address)
+                Path(os.fsdecode(self.address)).unlink()
 
 
 def listen(  # noqa: PLR0913 - the server's own arguments
@@ -93,9 +94,9 @@ def listen(  # noqa: PLR0913 - the server's own arguments
     if family == socket.AF_UNIX or groups:
         count = 1
     with contextlib.ExitStack() as stack:
-        sockets: list[socket.socket] = []
+        sockets: list[Any] = []
         for _ in range(count):
-            sock = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+            sock: Any = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
             sockets.append(sock)
             if family == socket.AF_INET6 and name[0] == "::":
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -128,16 +129,11 @@ def adopt(
     spin: float = 0.0,
 ) -> Listeners:
     """Take over sockets that are open and bound."""
-    sockets: list[socket.socket] = []
+    sockets: list[Any] = []
     try:
         for descriptor in descriptors:
-            sock = socket.socket(fileno=descriptor)
-            if not isinstance(sock, _core.Socket):
-                sock.detach()
-                raise ValueError(f"descriptor {descriptor} is no datagram socket")  # noqa: TRY004
+            sock = _adopt_one(descriptor)
             sockets.append(sock)
-            if not _is_bound(sock):
-                raise ValueError(f"the socket of descriptor {descriptor} is bound to no address")
             _tune(sock, gro=gro, spin=spin)
             if rcvbuf is not None:
                 _set_buffer(sock, rcvbuf)
@@ -148,6 +144,18 @@ def adopt(
         for sock in sockets:
             sock.detach()  # it stays the caller's
         raise
+
+
+def _adopt_one(descriptor: int) -> Any:
+    sock = socket.socket(fileno=descriptor)
+    if not isinstance(sock, _core.Socket):
+        reason = "is no datagram socket"
+    elif not _is_bound(sock):
+        reason = "is bound to no address"
+    else:
+        return sock
+    sock.detach()
+    raise ValueError(f"the socket of descriptor {descriptor} {reason}")
 
 
 def passed_descriptors() -> list[int]:
@@ -186,7 +194,7 @@ def _bind(sock: socket.socket, name: Any) -> None:
         sock.bind(name)
     except OSError as error:
         if error.errno == errno.EADDRINUSE and _is_stale(name):
-            os.unlink(name)
+            Path(os.fsdecode(name)).unlink()
             sock.bind(name)
             return
         raise OSError(error.errno, f"{error.strerror}: {format_address(name)}") from None
@@ -211,7 +219,7 @@ def _identity(path: Any) -> tuple[int, int] | None:
     if not isinstance(path, str | bytes) or not path or path[:1] in ("\0", b"\0"):
         return None
     try:
-        found = os.stat(path)
+        found = Path(os.fsdecode(path)).stat()
     except OSError:
         return None
     return (found.st_dev, found.st_ino) if stat.S_ISSOCK(found.st_mode) else None
@@ -230,7 +238,7 @@ def _is_connected(sock: socket.socket) -> bool:
     return True
 
 
-def _tune(sock: socket.socket, *, gro: bool, spin: float) -> None:
+def _tune(sock: Any, *, gro: bool, spin: float) -> None:
     sock.spin = spin
     if gro and sock.family != socket.AF_UNIX:
         with contextlib.suppress(OSError):  # before Linux 5.0

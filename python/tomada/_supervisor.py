@@ -207,7 +207,9 @@ class Supervisor:
             slot.successor = None
             if not self._stopping:
                 logger.error(
-                    "worker %d keeps its process: the new one %s", slot.number, _cause(worker, status)
+                    "worker %d keeps its process: the new one %s",
+                    slot.number,
+                    _cause(worker, status),
                 )
                 self._to_replace.clear()
             return
@@ -251,7 +253,7 @@ class Supervisor:
                 try:
                     slot.successor = self._fork(slot)
                 except OSError as error:
-                    logger.error("worker %d keeps its process: %s", slot.number, error)  # noqa: TRY400
+                    logger.error("worker %d keeps its process: %s", slot.number, error)
                     self._to_replace.clear()
                 return
 

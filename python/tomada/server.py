@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self, TypeAlias
 
-from tomada import _core, socket
+from tomada import _core
 from tomada._bell import Bell
 from tomada._job import Job
 from tomada._listeners import Listeners, adopt, listen, passed_descriptors
@@ -26,7 +26,7 @@ Steering: TypeAlias = Literal["hash", "cpu", "random"]
 
 
 class Server:
-    """A server: it receives datagrams in batches, calls a handler, and sends its answers in batches.
+    """A server: it receives datagrams in batches, calls a handler, and sends the answers together.
 
     Each answer leaves from the address that was asked, which on a machine of several is not the one
     that the routes prefer. Datagrams are never truncated. A handler that raises an exception,
@@ -52,8 +52,8 @@ class Server:
         such a server before other threads.
     :param threads: The number of threads, for interpreters without a global lock.
     :param init: Called once in each worker, before it takes datagrams.
-    :param steering: Which worker gets a datagram: ``"hash"``: each peer has its own; ``"cpu"``: that
-        of the CPU that received it; ``"random"``: any.
+    :param steering: Which worker gets a datagram: ``"hash"``: each peer has its own; ``"cpu"``:
+        that of the CPU that received it; ``"random"``: any.
     :param drain: How many seconds stopping may take to answer what is queued.
     :param rcvbuf: The size of each receive buffer, in bytes. Where the kernel gives less (sysctl
         ``net.core.rmem_max``), a line of the log says so.
@@ -130,7 +130,7 @@ class Server:
         return self._running().listeners.address
 
     def start(self) -> None:
-        """Bind the address and start to serve, in the background; return when all workers are ready.
+        """Bind the address, and serve in the background; return when all workers are ready.
 
         :attr:`ready`, a :class:`threading.Event`, is set then, for other threads to wait for.
 
