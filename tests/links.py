@@ -94,8 +94,8 @@ class Namespace:
             namespace._set_up(name, own)  # noqa: SLF001
         # What is sent before that is dropped, and a question for a neighbour asked again after a
         # second.
-        for namespace, name, _ in ends:
-            eventually(functools.partial(namespace.is_up, name))
+        for namespace, name, own in ends:
+            eventually(functools.partial(namespace.is_ready, name, own))
 
     def _set_up(self, device, addresses):
         # No address of the kernel's choice, and none that is tried out for a second first.
@@ -105,8 +105,13 @@ class Namespace:
             self.command("ip", "address", "add", address, "dev", device, *options)
         self.command("ip", "link", "set", device, "up")
 
-    def is_up(self, device):
-        return "state UP" in self.command("ip", "-oneline", "link", "show", "dev", device)
+    def is_ready(self, device, addresses):
+        """Say whether a device is up, and its addresses of IPv6, which take longer, are there."""
+        if "state UP" not in self.command("ip", "-oneline", "link", "show", "dev", device):
+            return False
+        routes = self.command("ip", "-6", "route", "show", "table", "local")
+        own = (address.partition("/")[0] for address in addresses if ":" in address)
+        return all(f"local {address} dev {device} " in routes for address in own)
 
     def index(self, device):
         return self.run(std.if_nametoindex, device)
