@@ -17,7 +17,7 @@ $(shell rm -rf $(VENV))
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint bench bench-quick clean
+.PHONY: help demo test test-all test-peers lint bench bench-quick clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1:\2/p' Makefile | column -t -s :
@@ -35,6 +35,11 @@ test-all: ## the suite on every CPython from 3.11 up that is installed
 		echo "== $$python"; \
 		$(MAKE) --no-print-directory test PYTHON=$$python VENV=.venv-$$tag </dev/null || exit 1; \
 	done
+
+test-peers: ## the tests of libraries that use datagram endpoints, on the standard loop and tomada's
+	@$(MAKE) --no-print-directory VENV=.venv-peers \
+		.venv-peers/stamps/build .venv-peers/stamps/group-peers
+	@.venv-peers/bin/python tests/peers/run.py .venv-peers/peers
 
 lint: $(stamps)/build $(stamps)/group-lint $(stamps)/group-test ## formatting, lints, types, stubs
 	cargo fmt --check

@@ -45,9 +45,6 @@ KNOWN_DIFFERENCES = {
         "assigns to socket.socket.getsockname and expects a stream socket to have the new method; "
         "stream sockets are the standard library's own objects, of its own class"
     ),
-    "test_base_events.BaseEventLoopWithSelectorTests.test_create_datagram_endpoint_ip_addr": (
-        "makes an endpoint from a mock of a socket, which has no descriptor"
-    ),
     "test_base_events.BaseLoopSockSendfileTests.test__sock_sendfile_native_failure": (
         "wants a loop that is no more than the base class and so cannot send files; tomada's is "
         "also what the standard library's is on Unix, and can"

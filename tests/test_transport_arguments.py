@@ -325,3 +325,31 @@ async def test_a_hundred_at_once(endpoint):
     for transport, _ in others:
         transport.sendto(b"x", given(first.get_extra_info("sockname")))
     await made[0][1].received(99)
+
+
+def test_what_only_looks_like_a_socket_gets_a_standard_transport(inet):
+    # Programs test themselves with such doubles, whose methods are all that there is.
+    class Double:
+        family, type, proto = std.AF_INET, std.SOCK_DGRAM, 0
+
+        def __init__(self, sock):
+            self.sock = sock
+            self.sent = []
+
+        def __getattr__(self, name):
+            return getattr(self.sock, name)
+
+        def sendto(self, data, address):
+            self.sent.append((data, address))
+
+    async def main(sock):
+        double = Double(sock)
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(Recorder, sock=double)
+        transport.sendto(b"x", ("127.0.0.1", 9))
+        transport.abort()
+        await turns(2)
+        return double.sent
+
+    with inet.bound(std) as sock:
+        assert tomada.asyncio.run(main(sock)) == [(b"x", ("127.0.0.1", 9))]

@@ -256,6 +256,12 @@ class _Maker:
             if sock is not self._given:
                 sock.close()
             raise protocol.error
+        if not issubclass(type(sock), _std.socket | _core.Socket):
+            # It only looks like one, as the doubles in tests do, and lives by its methods.
+            double: Any = self._loop._make_datagram_transport(  # type: ignore[attr-defined]  # noqa: SLF001
+                sock, protocol, address, waiter
+            )
+            return double  # type: ignore[no-any-return]
         ours, shown = _adopt(sock, sock is self._given)
         try:
             if ours.gro != self._gro:
