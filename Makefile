@@ -17,7 +17,7 @@ $(shell rm -rf $(VENV))
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-peers lint bench bench-quick clean
+.PHONY: help demo test test-all test-peers quic lint bench bench-quick clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1:\2/p' Makefile | column -t -s :
@@ -40,6 +40,9 @@ test-peers: ## the tests of libraries that use datagram endpoints, on the standa
 	@$(MAKE) --no-print-directory VENV=.venv-peers \
 		.venv-peers/stamps/build .venv-peers/stamps/group-peers
 	@.venv-peers/bin/python tests/peers/run.py .venv-peers/peers
+
+quic: $(stamps)/build $(stamps)/group-examples ## a file over QUIC, timed on the standard loop, uvloop and tomada's
+	@$(bin)/python examples/quic_transfer.py
 
 lint: $(stamps)/build $(stamps)/group-lint $(stamps)/group-test ## formatting, lints, types, stubs
 	cargo fmt --check

@@ -46,9 +46,10 @@ def outcomes(variant: str, name: str, folder: Path) -> tuple[dict[str, str], dic
     log = folder / f"{variant}.jsonl"
     log.unlink(missing_ok=True)
     path = os.pathsep.join([str(TESTS / "peers"), str(TESTS / "cpython")])
+    options = ["-p", "outcomes", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", "."]
+    options += ["-o", "asyncio_default_fixture_loop_scope=function", "--timeout", "60"]
     subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "outcomes", "-p", "no:cacheprovider"]
-        + ["-c", os.devnull, "--rootdir", ".", "--timeout", "60", SUITES[name]],
+        [sys.executable, "-m", "pytest", "-q", *options, SUITES[name]],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": path, "OUTCOMES": log.name, "VARIANT": variant},
         stdout=subprocess.DEVNULL,
