@@ -258,7 +258,7 @@ class _Maker:
             raise protocol.error
         if not issubclass(type(sock), _std.socket | _core.Socket):
             # It only looks like one, as the doubles in tests do, and lives by its methods.
-            double: Any = self._loop._make_datagram_transport(  # type: ignore[attr-defined]  # noqa: SLF001
+            double: Any = self._loop._make_datagram_transport(  # type: ignore[attr-defined]
                 sock, protocol, address, waiter
             )
             return double  # type: ignore[no-any-return]
