@@ -10,7 +10,9 @@ import time
 
 import pytest
 
-pytest.register_assert_rewrite("links", "parity", "support", "traffic", "transports")
+pytest.register_assert_rewrite(
+    "answering", "command", "links", "parity", "support", "traffic", "transports"
+)
 
 # Whoever starts the tests in the background of a shell has them ignore SIGINT, and the programs
 # that they start with them. One that has a handler starts programs that do not.
@@ -18,6 +20,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # After their assertions are rewritten.
 import links  # noqa: E402
+from answering import same  # noqa: E402
 from support import KINDS, Kind, Peer  # noqa: E402
 from transports import LOOPS, Recorder, turns  # noqa: E402
 
@@ -164,3 +167,9 @@ def pytest_pyfunc_call(pyfuncitem):
     arguments = {name: pyfuncitem.funcargs[name] for name in names}
     pyfuncitem.funcargs["runner"].run(pyfuncitem.obj(**arguments))
     return True
+
+
+@pytest.fixture(params=[None, same], ids=["without match", "with match"])
+def match(request):
+    """Make clients without the argument ``match``, and with it."""
+    return request.param
