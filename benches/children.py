@@ -101,10 +101,10 @@ class Child:
         self._process.stdin.write(b"\n")
         self._process.stdin.flush()
 
-    def wait_until_counting(self) -> None:
-        """Wait until it has dealt with its first datagrams."""
+    def wait_until_counting(self, beyond: int = 0) -> None:
+        """Wait until it has dealt with its first datagrams, or with more than before."""
         deadline = time.monotonic() + PATIENCE
-        while not self.count:
+        while self.count <= beyond:
             if self._process.poll() is not None:
                 raise self._failure("ended early")
             if time.monotonic() > deadline:

@@ -125,7 +125,11 @@ class Echo(Load):
             )
             with load:
                 load.wait_until_counting()
-                sample = answered(server, load, window)
+                time.sleep(window.warmup)
+                before = server.look()
+                time.sleep(window.seconds * 0.9)
+                server.wait_until_counting(beyond=before.count)
+                sample = speed(before, server.look()) | answers(load, window)
             server.stop()
         return sample
 
@@ -149,8 +153,10 @@ class RoundTrip(Load):
                 **options,
             )
             with client:
-                time.sleep(window.warmup)
-                sample = answered(server, client, window)
+                client.wait_until_counting()
+                before = server.look()
+                time.sleep(window.seconds * 0.9)
+                sample = occupied(before, server.look()) | answers(client, window)
             server.stop()
         return sample
 
@@ -189,33 +195,37 @@ def watch(child: Child, source: Child, window: Window) -> Sample:
     time.sleep(window.warmup)
     before, fed_before = child.look(), source.count
     time.sleep(window.seconds)
+    child.wait_until_counting(beyond=before.count)
     after, fed = child.look(), source.count - fed_before
     return speed(before, after) | {"lost": share_lost(fed, after.count - before.count)}
 
 
-def answered(server: Child, client: Child, window: Window) -> Sample:
-    """Look at a server twice, and take a client's result."""
-    before = server.look()
-    time.sleep(window.seconds * 0.9)
-    sample = speed(before, server.look())
+def answers(client: Child, window: Window) -> Sample:
+    """Wait for a client's end, and return what it has seen."""
     result = client.result(window.seconds + 5)
-    names = ("rate", "p50", "p90", "p99", "p999")
-    sample |= {name: float(result[name]) for name in names}
+    sample = {name: float(result[name]) for name in ("rate", "p50", "p90", "p99", "p999")}
     losses = result.get("losses", 0)
-    sample["lost"] = share_lost(losses + result.get("replies", 1), result.get("replies", 1))
+    sample["lost"] = share_lost(losses + result["replies"], result["replies"])
     return sample
 
 
 def speed(before: Look, after: Look) -> Sample:
     """Return what a program has done between two looks at it."""
-    elapsed = after.time_ns - before.time_ns
-    datagrams, cpu = after.count - before.count, after.cpu_ns - before.cpu_ns
+    datagrams = after.count - before.count
     if not datagrams:
         raise ChildFailed("no datagram was counted")
     return {
-        "rate": datagrams / elapsed * 1e9,
-        "cpu_ns": cpu / datagrams,
-        "busy": cpu / elapsed,
+        "rate": datagrams / (after.time_ns - before.time_ns) * 1e9,
+        "cpu_ns": (after.cpu_ns - before.cpu_ns) / datagrams,
+        **occupied(before, after),
+    }
+
+
+def occupied(before: Look, after: Look) -> Sample:
+    """Return for how much of the time a program had its core, and others kept it from there."""
+    elapsed = after.time_ns - before.time_ns
+    return {
+        "busy": (after.cpu_ns - before.cpu_ns) / elapsed,
         "disturbed": (after.delay_ns - before.delay_ns) / elapsed,
     }
 

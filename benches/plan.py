@@ -67,6 +67,8 @@ def loops(function: str) -> tuple[Subject, ...]:
     )
 
 
+LOOP = {"module": "tomada", "loop": "tomada"}
+
 RECEIVERS = (
     limit("recvmmsg", "limit-recv"),
     limit("recvmmsg, GRO", "limit-recv", gro=True),
@@ -78,9 +80,11 @@ RECEIVERS = (
     ours("recv_batch", "batches recv_batch", module="tomada"),
     ours("recv_batch, gro", "batches recv_batch", module="tomada", gro=True),
     *loops("receive"),
-    ours("asyncio, gro off", "protocols receive", module="tomada", loop="tomada"),
-    ours("asyncio", "protocols receive", module="tomada", loop="tomada", gro=True),
-    ours("asyncio, batches", "protocols receive_batches", module="tomada", loop="tomada", gro=True),
+    ours("asyncio, gro off", "protocols receive", **LOOP),
+    ours("asyncio", "protocols receive", **LOOP, gro=True),
+    ours("asyncio, batches", "protocols receive_batches", **LOOP, gro=True),
+    ours("Endpoint", "endpoints receive", **LOOP, gro=True),
+    ours("Endpoint, recv_many", "endpoints receive_many", **LOOP, gro=True),
 )
 
 SENDERS = (
@@ -92,7 +96,7 @@ SENDERS = (
     ours("send_many", "batches send_many", module="tomada"),
     ours("send_batch", "batches send_batch", module="tomada"),
     *loops("send"),
-    ours("asyncio", "protocols send", module="tomada", loop="tomada"),
+    ours("asyncio", "protocols send", **LOOP),
 )
 
 ECHOES = (
@@ -105,7 +109,8 @@ ECHOES = (
     ours("the same, gro", "batches echo_many", module="tomada", gro=True),
     ours("recv_batch, send_batch, gro", "batches echo_batch", module="tomada", gro=True),
     *loops("echo"),
-    ours("asyncio", "protocols echo", module="tomada", loop="tomada", gro=True),
+    ours("asyncio", "protocols echo", **LOOP, gro=True),
+    ours("Endpoint", "endpoints echo", **LOOP, gro=True),
 )
 
 
@@ -137,6 +142,7 @@ def receiving() -> list[Scenario]:
         Bar("tomada: asyncio, gro off", "asyncio", 15),
         Bar("tomada: asyncio, gro off", "uvloop", 1.5),
         Bar("tomada: asyncio, batches", "tomada: asyncio", 1.3),
+        Bar("tomada: Endpoint", "asyncudp", 30),
     )
     return [
         Scenario(
@@ -244,7 +250,8 @@ def going_there_and_back() -> list[Scenario]:
             subjects=(
                 peer("socket", "blocking echo"),
                 *loops("echo"),
-                ours("asyncio", "protocols echo", module="tomada", loop="tomada", gro=True),
+                ours("asyncio", "protocols echo", **LOOP, gro=True),
+                ours("Endpoint", "endpoints echo", **LOOP, gro=True),
             ),
             bars=(Bar("tomada: asyncio", "asyncio", 1.0, "p50"),),
         ),

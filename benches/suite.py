@@ -29,12 +29,14 @@ def measure(
     window: Window,
     rounds: int,
     begin: Callable[[str], None] = lambda _: None,
+    attempts: int = ATTEMPTS,
 ) -> Result:
     """Measure every subject once in each round, each round from another one on.
 
     A subject that fails is left out of further rounds.
 
     :param begin: Called with what is measured next.
+    :param attempts: How often to measure, at the most, where other programs disturb it.
     """
     outcomes = {subject.name: Outcome() for subject in scenario.subjects}
     for number in range(rounds):
@@ -45,7 +47,7 @@ def measure(
             if outcome.failure is not None:
                 continue
             try:
-                sample = undisturbed(scenario.load, subject, window)
+                sample = undisturbed(scenario.load, subject, window, attempts)
             except (ChildFailed, OSError) as error:
                 outcome.failure = str(error)
             else:
@@ -55,10 +57,10 @@ def measure(
     return Result(scenario, rounds, window.seconds, now, outcomes)
 
 
-def undisturbed(load: Load, subject: Subject, window: Window) -> Sample:
+def undisturbed(load: Load, subject: Subject, window: Window, attempts: int) -> Sample:
     """Measure, and again where another program has had the core meanwhile."""
     samples = [load.measure(subject, window)]
-    while samples[-1].get("disturbed", 0) > DISTURBED and len(samples) < ATTEMPTS:
+    while samples[-1].get("disturbed", 0) > DISTURBED and len(samples) < attempts:
         samples.append(load.measure(subject, window))
     return min(samples, key=lambda sample: sample.get("disturbed", 0))
 

@@ -72,7 +72,7 @@ def ping(run: Run) -> None:
     sock.connect(("127.0.0.1", run.port))
     if run.spin:
         sock.spin = run.spin
-    send, receive, clock = sock.send, sock.recv, time.perf_counter_ns
+    send, receive, clock, counter = sock.send, sock.recv, time.perf_counter_ns, run.counter
     request = bytes(run.size)
     for seconds in (run.warmup, run.seconds - run.warmup):
         latencies = array("Q")
@@ -82,11 +82,13 @@ def ping(run: Run) -> None:
             send(request)
             receive(2048)
             latencies.append(clock() - sent_at)
+            counter[0] += 1
         elapsed = clock() - started
     ordered = sorted(latencies)
     shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
     percentiles = {name: ordered[int(share * len(ordered))] for name, share in shares.items()}
-    run.announce(rate=len(ordered) / elapsed * 1e9, **percentiles)
+    rate = len(ordered) / elapsed * 1e9
+    run.announce(replies=len(ordered), rate=rate, **percentiles)
 
 
 def memory(run: Run) -> None:

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from typing import TYPE_CHECKING, cast
 
 from benches.programs.loops import input_end, start
 from benches.programs.run import CHUNK, Run
-
-if TYPE_CHECKING:
-    from tomada import socket as tomada
 
 
 class Counting(asyncio.DatagramProtocol):
@@ -68,8 +63,7 @@ def receive_batches(run: Run) -> None:
 async def count(run: Run, protocol_type: type[Counting | CountingBatches]) -> None:
     end, sock = input_end(), run.bind()
     endpoint = asyncio.get_running_loop().create_datagram_endpoint
-    _, protocol = await endpoint(lambda: protocol_type(run.counter), sock=sock)
-    set_gro(run, sock)
+    _, protocol = await endpoint(lambda: protocol_type(run.counter), sock=sock, **options(run))
     run.announce_socket(sock)
     await end
     run.counter[0] = protocol.received
@@ -102,15 +96,13 @@ def echo(run: Run) -> None:
     async def main() -> None:
         end, sock = input_end(), run.bind()
         endpoint = asyncio.get_running_loop().create_datagram_endpoint
-        await endpoint(lambda: Echoing(run.counter), sock=sock)
-        set_gro(run, sock)
+        await endpoint(lambda: Echoing(run.counter), sock=sock, **options(run))
         run.announce_socket(sock)
         await end
 
     start(run, main())
 
 
-def set_gro(run: Run, sock: socket.socket) -> None:
-    """Switch what tomada's transport switches on by itself."""
-    if run.loop == "tomada":
-        cast("tomada.socket", sock).gro = run.gro
+def options(run: Run) -> dict[str, bool]:
+    """Return what create_datagram_endpoint() takes beside the standard arguments."""
+    return {"gro": run.gro} if run.loop == "tomada" else {}
