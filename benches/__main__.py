@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -25,18 +26,26 @@ def main() -> int:
     names = options.scenarios or [s.name for s in planned if s.is_quick or not options.quick]
     chosen = [scenario for scenario in planned if scenario.name in names]
     window = Window(options.seconds, warmup=min(0.25, options.seconds / 2))
-    measured = {result.scenario.name: result for result in measure(chosen, window, options.rounds)}
-
     path = options.directory / "results.json"
-    results = {result.scenario.name: result for result in suite.load(path, planned)} | measured
-    ordered = [results[scenario.name] for scenario in planned if scenario.name in results]
+    results = {result.scenario.name: result for result in suite.load(path, planned)}
     machine = suite.machine()
-    suite.save(path, ordered, machine)
-    report.write(options.directory, ordered, machine)
+    for result in measure(chosen, window, options.rounds):
+        results[result.scenario.name] = result
+        # At once: it takes long, and may be interrupted.
+        suite.save(path, ordered(planned, results), machine)
+    report.write(options.directory, ordered(planned, results), machine)
     print(f"written to {options.directory}")
+    return summary([results[scenario.name] for scenario in chosen])
 
+
+def ordered(planned: tuple[Scenario, ...], results: dict[str, Result]) -> list[Result]:
+    return [results[scenario.name] for scenario in planned if scenario.name in results]
+
+
+def summary(results: list[Result]) -> int:
+    """Print what stands against the bars, and what failed; return whether a bar was missed."""
     missed = 0
-    for result in measured.values():
+    for result in results:
         for verdict in verdicts(result):
             missed += not verdict.is_met
             print(f"{result.scenario.name:16} {report.sentence(verdict)}")
@@ -46,7 +55,7 @@ def main() -> int:
     return int(missed > 0)
 
 
-def measure(chosen: list[Scenario], window: Window, rounds: int) -> list[Result]:
+def measure(chosen: list[Scenario], window: Window, rounds: int) -> Iterator[Result]:
     """Measure, and show how far it is."""
     columns = (
         TextColumn("{task.description:46}"),
@@ -64,9 +73,9 @@ def measure(chosen: list[Scenario], window: Window, rounds: int) -> list[Result]
             done += 1
             bar.update(task, description=what, completed=done)
 
-        results = [suite.measure(scenario, window, rounds, begin) for scenario in chosen]
+        for scenario in chosen:
+            yield suite.measure(scenario, window, rounds, begin)
         bar.update(task, description="done", completed=done + 1)
-    return results
 
 
 def parser(planned: tuple[Scenario, ...]) -> argparse.ArgumentParser:

@@ -84,8 +84,11 @@ class Child:
 
     def look(self) -> Look:
         """Read its counter, and the processor time that the system has seen it use."""
-        schedule = Path(f"/proc/{self.pid}/schedstat").read_text().split()
-        return Look(time.perf_counter_ns(), self._cpu_ns(), int(schedule[1]), self.count)
+        schedules = [
+            path.read_text() for path in Path(f"/proc/{self.pid}/task").glob("*/schedstat")
+        ]
+        delay = sum(int(schedule.split()[1]) for schedule in schedules)
+        return Look(time.perf_counter_ns(), self._cpu_ns(), delay, self.count)
 
     def line(self) -> dict[str, Any]:
         """Wait for the next line that it prints."""

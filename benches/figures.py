@@ -67,7 +67,7 @@ class Verdict:
     def is_met(self) -> bool:
         if self.value is None:
             return False
-        if self.bar.metric == "speed":
+        if self.bar.metric in ("speed", "rate"):
             return self.value >= self.bar.limit
         return self.value <= self.bar.limit
 
@@ -88,6 +88,10 @@ def judge(bar: Bar, outcomes: dict[str, Outcome]) -> Verdict:
     if bar.metric == "speed":
         found = speed(ours, theirs)
         return Verdict(bar, found.ratio, found.is_by_cpu)
+    if bar.metric == "rate":
+        return Verdict(bar, ours.median("rate") / theirs.median("rate"))
+    if bar.metric == "cpu":
+        return Verdict(bar, ours.median("cpu_ns") / theirs.median("cpu_ns"))
     if bar.metric == "bytes":
         return Verdict(bar, ours.median("bytes") - theirs.median("bytes"))
     return Verdict(bar, ours.median(bar.metric) / theirs.median(bar.metric))

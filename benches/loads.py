@@ -55,7 +55,7 @@ class Load(ABC):
 
     size: int = 64
 
-    # Those of which a result has all that its table shows.
+    # What its table shows, and, first, what its plot does.
     metrics: ClassVar[tuple[str, ...]]
 
     @abstractmethod
@@ -138,7 +138,7 @@ class Echo(Load):
 class RoundTrip(Load):
     """One request in flight: nothing but the way there and back."""
 
-    metrics = ("rate", "p50", "p99", "busy")
+    metrics = ("p50", "p99", "rate", "busy")
 
     def measure(self, subject: Subject, window: Window) -> Sample:
         with self.start(subject, window, rcvbuf=RECEIVE_BUFFER) as server:
@@ -159,6 +159,74 @@ class RoundTrip(Load):
                 sample = occupied(before, server.look()) | answers(client, window)
             server.stop()
         return sample
+
+
+@dataclass(frozen=True)
+class Ask(Load):
+    """A client of a server that echoes at once: requests, as many as it can make."""
+
+    metrics = ("rate", "busy")
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        with Child("loadgen echo", cores()[0], window.lifetime, size=self.size) as server:
+            with self.start(subject, window, port=server.line()["port"]) as client:
+                sample = watch(client, client, window)
+                client.stop()
+            server.stop()
+        return sample
+
+
+@dataclass(frozen=True)
+class Timer(Load):
+    """A flood, and a timer on the loop that receives it: how late it is."""
+
+    metrics = ("p99", "p50")
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        # Enough of its periods for a percentile.
+        window = Window(max(2.0, window.seconds), window.warmup)
+        with self.start(subject, window, rcvbuf=RECEIVE_BUFFER) as receiver:
+            target = {"port": receiver.line()["port"], "size": self.size, "gso": True}
+            with Child("loadgen blast", cores()[0], window.lifetime, **target) as sender:
+                sample = watch(receiver, sender, window)
+            return sample | receiver.stop()
+
+
+@dataclass(frozen=True)
+class Endpoints(Load):
+    """Many endpoints on one loop, and a datagram to each of them in turn."""
+
+    endpoints: int = 2000
+    metrics = ("rate", "cpu_ns", "busy", "lost", "bytes")
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        many = {"peers": self.endpoints}
+        with self.start(subject, window, **many) as receiver:
+            port = receiver.line()["port"]
+            before = resident_bytes(receiver.pid)
+            receiver.line()
+            each = (resident_bytes(receiver.pid) - before) / self.endpoints
+            target = {"mode": "sendmmsg", "port": port, "size": self.size, **many}
+            with Child("loadgen limit-send", cores()[0], window.lifetime, **target) as sender:
+                sample = watch(receiver, sender, window)
+            receiver.stop()
+        return sample | {"bytes": each}
+
+
+@dataclass(frozen=True)
+class Work(Load):
+    """More datagrams than one core's worth of work, for a server on all cores."""
+
+    offered: int = 50_000
+    metrics = ("rate",)
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        with self.start(subject, window) as server:
+            target = {"port": server.line()["port"], "size": self.size, "rate": self.offered}
+            with Child("loadgen blast", cores()[0], window.lifetime, **target) as sender:
+                sample = watch(server, sender, window)
+            server.stop()
+        return {"rate": sample["rate"]}
 
 
 @dataclass(frozen=True)

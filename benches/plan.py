@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benches.loads import Echo, Load, Memory, Receive, RoundTrip, Send, Subject
+from benches.loads import (
+    Ask,
+    Echo,
+    Endpoints,
+    Load,
+    Memory,
+    Receive,
+    RoundTrip,
+    Send,
+    Subject,
+    Timer,
+    Work,
+)
 
 SIZES = (16, 64, 512, 1200, 8000)
 MANY_PEERS = 1000
@@ -17,8 +29,8 @@ SPIN = 0.001
 class Bar:
     """How a subject must compare with another one, in one scenario.
 
-    Of ``"speed"`` it is the least ratio. Of a latency it is the greatest ratio, and of ``"bytes"``
-    the greatest difference.
+    Of ``"speed"`` and ``"rate"`` it is the least ratio, ``"rate"`` whatever the processor time. Of
+    ``"cpu"`` and of latencies it is the greatest ratio, and of ``"bytes"`` the greatest difference.
     """
 
     subject: str
@@ -85,6 +97,7 @@ RECEIVERS = (
     ours("asyncio, batches", "protocols receive_batches", **LOOP, gro=True),
     ours("Endpoint", "endpoints receive", **LOOP, gro=True),
     ours("Endpoint, recv_many", "endpoints receive_many", **LOOP, gro=True),
+    ours("Server", "servers receive", module="tomada", gro=True),
 )
 
 SENDERS = (
@@ -111,6 +124,7 @@ ECHOES = (
     *loops("echo"),
     ours("asyncio", "protocols echo", **LOOP, gro=True),
     ours("Endpoint", "endpoints echo", **LOOP, gro=True),
+    ours("Server", "servers echo", module="tomada", gro=True),
 )
 
 
@@ -122,11 +136,20 @@ def round_trips() -> tuple[Subject, ...]:
         Subject("socket", "peer", "blocking echo", {}, ping),
         Subject("tomada", "tomada", "blocking echo", {"module": "tomada"}, ping),
         Subject("tomada: spin", "tomada", "blocking echo", spin, ping),
+        Subject("tomada: Server, spin", "tomada", "servers echo", spin, ping),
     )
 
 
 def scenarios() -> tuple[Scenario, ...]:
-    return (*receiving(), *sending(), *echoing(), *going_there_and_back(), holding())
+    return (
+        *receiving(),
+        *sending(),
+        *echoing(),
+        *going_there_and_back(),
+        *looping(),
+        *asking(),
+        holding(),
+    )
 
 
 def receiving() -> list[Scenario]:
@@ -143,6 +166,7 @@ def receiving() -> list[Scenario]:
         Bar("tomada: asyncio, gro off", "uvloop", 1.5),
         Bar("tomada: asyncio, batches", "tomada: asyncio", 1.3),
         Bar("tomada: Endpoint", "asyncudp", 30),
+        Bar("tomada: Server", "socket", 6),
     )
     return [
         Scenario(
@@ -200,6 +224,10 @@ def echoing() -> list[Scenario]:
         Bar("tomada: asyncio", "asyncio", 5),
         Bar("tomada: asyncio", "uvloop", 1.2),
         Bar("tomada: asyncio", "aiofastnet", 1.5),
+        Bar("tomada: Server", "socket", 1.2),
+        Bar("tomada: Server", "socketserver", 1.5),
+        Bar("tomada: Server", "asyncio", 5),
+        Bar("tomada: Server", "Rust: recvmmsg, sendmmsg", 1.3, "cpu"),
     )
     return [
         Scenario(
@@ -224,6 +252,7 @@ def echoing() -> list[Scenario]:
             title="64 bytes, 8 clients that send windows of 32 with GSO",
             load=Echo(in_flight=32, gso=True),
             subjects=ECHOES,
+            bars=(Bar("tomada: Server", "socket", 4),),
         ),
     ]
 
@@ -239,6 +268,7 @@ def going_there_and_back() -> list[Scenario]:
             bars=(
                 Bar("tomada: spin", "socket", 0.25, "p50"),
                 Bar("tomada: spin", "socket", 0.25, "p99"),
+                Bar("tomada: Server, spin", "socket", 0.1, "p99"),
             ),
             is_quick=True,
         ),
@@ -254,6 +284,73 @@ def going_there_and_back() -> list[Scenario]:
                 ours("Endpoint", "endpoints echo", **LOOP, gro=True),
             ),
             bars=(Bar("tomada: asyncio", "asyncio", 1.0, "p50"),),
+        ),
+    ]
+
+
+def looping() -> list[Scenario]:
+    loops = (
+        peer("asyncio", "protocols endpoints"),
+        peer("uvloop", "protocols endpoints", loop="uvloop"),
+        ours("asyncio", "protocols endpoints", **LOOP, gro=True),
+    )
+    return [
+        Scenario(
+            name="endpoints",
+            page="asyncio",
+            title="2,000 endpoints on one loop, a datagram to each in turn",
+            load=Endpoints(),
+            subjects=loops,
+            bars=(
+                Bar("tomada: asyncio", "asyncio", 2),
+                Bar("tomada: asyncio", "asyncio", 0, "bytes"),
+            ),
+            reference="asyncio",
+        ),
+        Scenario(
+            name="timer",
+            page="asyncio",
+            title="How late a timer of 10 ms is under a flood of datagrams",
+            load=Timer(),
+            subjects=(
+                peer("asyncio", "protocols timer"),
+                peer("uvloop", "protocols timer", loop="uvloop"),
+                peer("aiofastnet", "protocols timer", loop="aiofastnet"),
+                ours("asyncio", "protocols timer", **LOOP, gro=True),
+            ),
+            bars=(Bar("tomada: asyncio", "asyncio", 1.0, "p99"),),
+        ),
+    ]
+
+
+def asking() -> list[Scenario]:
+    return [
+        Scenario(
+            name="request",
+            page="client",
+            title="64 bytes, requests one by one and in windows of 32",
+            load=Ask(),
+            subjects=(
+                peer("socket", "clients standard"),
+                ours("Client.request", "clients request"),
+                ours("Client.request_many", "clients request_many"),
+                ours("Client.request_many, match", "clients request_many_matched"),
+            ),
+            bars=(
+                Bar("tomada: Client.request", "socket", 1.0, "rate"),
+                Bar("tomada: Client.request_many", "socket", 3, "rate"),
+            ),
+        ),
+        Scenario(
+            name="workers",
+            page="client",
+            title="A handler that computes for 100 µs, by one worker and by two",
+            load=Work(),
+            subjects=(
+                ours("Server", "servers work"),
+                ours("Server, 2 workers", "servers work", workers=2),
+            ),
+            bars=(Bar("tomada: Server, 2 workers", "tomada: Server", 1.7, "rate"),),
         ),
     ]
 

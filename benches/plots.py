@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from xml.sax.saxutils import escape
 
 from benches.figures import Outcome, Result
@@ -32,23 +31,24 @@ line { stroke: #d0d7de }
   .tomada { fill: #f0883e; stroke: #f0883e }
 }"""
 
-# What a chart shows of a load: the first of these that it has, and how that is written.
-METRICS: list[tuple[str, str, Callable[[float], str]]] = [
-    ("cpu_ns", "datagrams per second", lambda value: si(value, "")),
-    ("p50", "median latency, seconds", lambda value: si(value, "s")),
-    ("bytes", "bytes per socket", lambda value: si(value, "B")),
-]
+# What the first metric of a load is called, what to multiply it with, and the unit of that.
+METRICS = {
+    "rate": ("datagrams per second", 1.0, ""),
+    "p50": ("median latency", 1e-9, "s"),
+    "p99": ("99th percentile", 1e-9, "s"),
+    "bytes": ("bytes per socket", 1.0, "B"),
+}
 
 
 def chart(result: Result) -> str:
     """Draw a subject per row on a logarithmic scale: the median, and a line for the extremes."""
-    metrics = result.scenario.load.metrics
-    metric, label, write = next(entry for entry in METRICS if entry[0] in metrics)
-    of = values_of("rate" if metric == "cpu_ns" else metric)
+    metric = result.scenario.load.metrics[0]
+    label, factor, unit = METRICS[metric]
     rows = [
         (subject, values)
         for subject in result.scenario.subjects
-        if (outcome := result.outcomes.get(subject.name)) and (values := of(outcome))
+        if (outcome := result.outcomes.get(subject.name))
+        and (values := values_of(outcome, metric, factor))
     ]
     every = [value for _, values in rows for value in values] or [1.0]
     scale = Scale(min(every), max(every))
@@ -57,7 +57,7 @@ def chart(result: Result) -> str:
     for tick in scale.ticks():
         x = scale.x(tick)
         parts.append(f'<line x1="{x:.1f}" y1="{TOP - 8}" x2="{x:.1f}" y2="{bottom}"/>')
-        parts.append(text(x, bottom + 16, write(tick), "tick", "middle"))
+        parts.append(text(x, bottom + 16, si(tick, unit), "tick", "middle"))
     for number, (subject, values) in enumerate(rows):
         y = TOP + ROW * number + ROW // 2
         low, middle, high = (scale.x(value) for value in values)
@@ -65,7 +65,7 @@ def chart(result: Result) -> str:
             text(LEFT - 12, y + 4, subject.name, "", "end"),
             line(subject.group, low, high, y),
             f'<circle class="{subject.group}" cx="{middle:.1f}" cy="{y}" r="5"/>',
-            text(high + 12, y + 4, write(values[1]), "tick"),
+            text(high + 12, y + 4, si(values[1], unit), "tick"),
         ]
     height = bottom + 30
     return (
@@ -76,17 +76,12 @@ def chart(result: Result) -> str:
     )
 
 
-def values_of(metric: str) -> Callable[[Outcome], tuple[float, float, float] | None]:
-    """Return a function for the least, the median and the greatest of what was measured."""
-    factor = 1e-9 if metric == "p50" else 1.0
-
-    def values(outcome: Outcome) -> tuple[float, float, float] | None:
-        if not outcome.samples:
-            return None
-        every = [sample[metric] * factor for sample in outcome.samples]
-        return min(every), outcome.median(metric) * factor, max(every)
-
-    return values
+def values_of(outcome: Outcome, metric: str, factor: float) -> tuple[float, float, float] | None:
+    """Return the least, the median and the greatest of what was measured."""
+    if not outcome.samples:
+        return None
+    every = [sample[metric] * factor for sample in outcome.samples]
+    return min(every), outcome.median(metric) * factor, max(every)
 
 
 class Scale:

@@ -35,6 +35,17 @@ what comes. The latency is what the clients see.""",
 One request in flight. Each end has a core: most of the time is what it takes to wake a sleeping
 thread. Who spins does not sleep, and pays for that with a busy core.""",
     ),
+    "asyncio": (
+        "Event loops",
+        """\
+What else a loop with datagram endpoints must do well. How fast it receives, sends and echoes is on
+the pages of these.""",
+    ),
+    "client": (
+        "Servers and clients",
+        """\
+Requests to a server in Rust that echoes at once, and a server whose handler has work to do.""",
+    ),
     "memory": (
         "Memory",
         """\
@@ -107,12 +118,16 @@ def bars(result: Result, *, with_title: bool) -> str:
     return (title if with_title else "") + head + "\n".join(lines) + "\n"
 
 
+# How a bar's metric is called where the amount does not say it.
+METRICS = {"p50": "p50", "p99": "p99", "cpu": "CPU per datagram"}
+
+
 def bar_row(verdict: Verdict) -> str:
     bar = verdict.bar
     found = "failed" if verdict.value is None else amount(verdict.value, bar.metric)
-    metric = "" if bar.metric in ("speed", "bytes") else f", {bar.metric}"
+    metric = f", {METRICS[bar.metric]}" if bar.metric in METRICS else ""
     basis = ", CPU per datagram" if verdict.is_by_cpu else ""
-    sign = "≥" if bar.metric == "speed" else "≤"
+    sign = "≥" if bar.metric in ("speed", "rate") else "≤"
     stand = "met" if verdict.is_met else "**missed**"
     limit = amount(bar.limit, bar.metric)
     return (
@@ -128,7 +143,7 @@ def sentence(verdict: Verdict) -> str:
 
 def amount(value: float, metric: str) -> str:
     if metric == "bytes":
-        return f"{value / 1024:.2f} KiB more"
+        return f"{value / 1024:+.2f} KiB"
     return f"{value:.3g} ×" if value < 100 else f"{value:.0f} ×"
 
 

@@ -84,11 +84,8 @@ def ping(run: Run) -> None:
             latencies.append(clock() - sent_at)
             counter[0] += 1
         elapsed = clock() - started
-    ordered = sorted(latencies)
-    shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
-    percentiles = {name: ordered[int(share * len(ordered))] for name, share in shares.items()}
-    rate = len(ordered) / elapsed * 1e9
-    run.announce(replies=len(ordered), rate=rate, **percentiles)
+    rate = len(latencies) / elapsed * 1e9
+    run.announce_percentiles(latencies, replies=len(latencies), rate=rate)
 
 
 def memory(run: Run) -> None:

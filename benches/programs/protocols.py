@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from array import array
 
 from benches.programs.loops import input_end, start
 from benches.programs.run import CHUNK, Run
+
+PERIOD = 0.01
 
 
 class Counting(asyncio.DatagramProtocol):
@@ -99,6 +103,52 @@ def echo(run: Run) -> None:
         await endpoint(lambda: Echoing(run.counter), sock=sock, **options(run))
         run.announce_socket(sock)
         await end
+
+    start(run, main())
+
+
+def timer(run: Run) -> None:
+    """Keep a timer that is due every so often, while datagrams flood the loop."""
+
+    async def main() -> None:
+        end, sock, late = input_end(), run.bind(), array("Q")
+        loop = asyncio.get_running_loop()
+        await loop.create_datagram_endpoint(
+            lambda: Counting(run.counter), sock=sock, **options(run)
+        )
+
+        def tick(due: float) -> None:
+            late.append(int((loop.time() - due) * 1e9))
+            due += PERIOD
+            loop.call_at(due, tick, due)
+
+        loop.call_later(PERIOD, tick, loop.time() + PERIOD)
+        run.announce_socket(sock)
+        await end
+        run.announce_percentiles(late)
+
+    start(run, main())
+
+
+def endpoints(run: Run) -> None:
+    """Many endpoints on one loop, at as many addresses with one port."""
+
+    async def main() -> None:
+        end, protocol = input_end(), Counting(run.counter)
+        endpoint = asyncio.get_running_loop().create_datagram_endpoint
+        with run.open() as probe:
+            probe.bind(("0.0.0.0", 0))  # noqa: S104 - a port that is free at every address
+            run.port = probe.getsockname()[1]
+        gc.collect()
+        run.announce(port=run.port)
+        transports = []
+        for address in run.targets():
+            transport, _ = await endpoint(lambda: protocol, local_addr=address, **options(run))
+            transports.append(transport)
+        gc.collect()
+        run.announce(open=len(transports))
+        await end
+        run.counter[0] = protocol.received
 
     start(run, main())
 

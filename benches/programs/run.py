@@ -11,10 +11,11 @@ import argparse
 import json
 import mmap
 import os
+import select
 import signal
 import socket as standard
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 # Of datagrams dealt with one by one, this many are counted at once, lest counting be measured.
@@ -39,6 +40,7 @@ class Run:
         self.spin: float = options.spin
         self.loop: str = options.loop
         self.opens: list[int] = options.opens
+        self.workers: int = options.workers
         self.is_stopped = False
         self.socket: ModuleType = standard
         if options.module == "tomada":
@@ -63,6 +65,13 @@ class Run:
         sock: standard.socket = self.socket.socket(standard.AF_INET, standard.SOCK_DGRAM)
         return sock
 
+    def announce_percentiles(self, values: Sequence[int], **facts: float) -> None:
+        """Print the percentiles of some durations."""
+        ordered = sorted(values)
+        shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
+        found = {name: ordered[int(share * len(ordered))] for name, share in shares.items()}
+        self.announce(**facts, **found)
+
     def announce(self, **facts: float) -> None:
         print(json.dumps(facts), flush=True)
 
@@ -85,6 +94,14 @@ class Run:
 
         signal.signal(signal.SIGTERM, raise_stopped)
         self._when_input_ends(interrupt)
+
+    def wait_until_input_ends(self) -> None:
+        while not self.is_input_over():
+            pass
+
+    def is_input_over(self, seconds: float | None = None) -> bool:
+        """Wait for the end of standard input, for so long at the most."""
+        return bool(select.select([0], [], [], seconds)[0]) and not os.read(0, 1)
 
     def watch_for_end(self) -> None:
         """Set ``is_stopped`` when standard input is closed."""
@@ -136,5 +153,6 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--loop", choices=LOOPS, default="asyncio")
     parser.add_argument("--gro", action="store_true")
     parser.add_argument("--spin", type=float, default=0)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--opens", type=int, nargs="*", default=[])
     return parser
