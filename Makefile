@@ -17,7 +17,7 @@ $(shell rm -rf $(VENV))
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-peers quic lint bench bench-quick clean
+.PHONY: help demo test test-all test-peers quic lint bench bench-quick docs wheels clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1:\2/p' Makefile | column -t -s :
@@ -25,7 +25,7 @@ help: ## list the targets
 demo: $(stamps)/build ## a server and its clients on port 1234, tomada and plain sockets
 	@$(bin)/python -m tomada demo
 
-test: $(stamps)/build $(stamps)/group-test $(loadgen) ## the Rust unit tests and the Python suite
+test: $(stamps)/build $(stamps)/group-test $(stamps)/group-peers $(loadgen) ## the Rust unit tests and the Python suite
 	cargo test --quiet --no-default-features
 	cargo test --quiet --manifest-path benches/loadgen/Cargo.toml
 	$(bin)/python -m pytest $(PYTEST_ARGS)
@@ -63,6 +63,10 @@ bench: $(stamps)/build $(stamps)/group-bench $(loadgen) ## the benchmarks, whose
 
 bench-quick: $(stamps)/build $(stamps)/group-bench $(loadgen) ## the most telling ones, in two minutes
 	$(bin)/python -m benches --quick --rounds 3 --seconds 0.2 --directory target/bench-quick
+
+docs: $(stamps)/group-docs ## the documentation, as a site in site/
+	@NO_MKDOCS_2_WARNING=1 $(bin)/python -m mkdocs build --strict
+	@echo "site/index.html"
 
 clean: ## remove all that was built
 	rm -rf .venv* target benches/loadgen/target dist site python/tomada/*.so

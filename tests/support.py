@@ -114,9 +114,10 @@ class Call(threading.Thread):
 class Child:
     """A Python program in another process, with lines going in and out."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, program=sys.executable, **options):
         self._process = subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
+            [program, *map(str, arguments)],
+            **options,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

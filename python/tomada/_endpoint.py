@@ -24,7 +24,7 @@ LOOK = 16
 
 
 class Endpoint:
-    """A datagram socket for tasks: what :func:`open_endpoint` makes.
+    """A datagram socket for tasks: what :func:`tomada.asyncio.open_endpoint` makes.
 
     There is no queue of its own: datagrams wait in the socket's buffer until a task asks, and the
     kernel counts those that find it full (``endpoint.stats().kernel_drops``). A task that is

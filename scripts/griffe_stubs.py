@@ -1,0 +1,116 @@
+"""What the documentation's generator needs to be told of stubs and of docstrings like ours.
+
+A function of a stub may have overloads alone, which griffe does not take for a function. And the
+docstrings have Sphinx's roles and the names of manual pages, which become Markdown's links here.
+"""
+
+from __future__ import annotations
+
+import builtins
+import re
+import sys
+from typing import Any
+
+import griffe
+
+ROLE = re.compile(r":(?:py:)?(class|meth|attr|func|mod|data|exc|pep|rfc):`(~?)([^`<]+)`")
+MANUAL = re.compile(r"``?([a-z_]\w*)\((\d)\)``?")
+
+# Where a name is documented that is not found from where it stands.
+ALIASES = {
+    "tomada.socket.socket": "tomada._core.Socket",
+}
+PYTHON = "https://docs.python.org/3/library/"
+MANUALS = "https://man7.org/linux/man-pages"
+
+
+class Stubs(griffe.Extension):
+    """Completes a package once it is loaded."""
+
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        """Complete the package's modules, classes and functions."""
+        self._complete(pkg, pkg)
+
+    def _complete(self, obj: Any, package: griffe.Module) -> None:
+        if isinstance(obj, griffe.Module | griffe.Class):
+            for name, overloads in obj.overloads.items():
+                if name not in obj.members and overloads:
+                    obj.set_member(name, _function(name, overloads))
+            obj.overloads.clear()
+            if "__new__" in obj.members and "__init__" not in obj.members:
+                obj.set_member("__init__", obj.members["__new__"])
+            for member in list(obj.members.values()):
+                if not member.is_alias:
+                    self._complete(member, package)
+        if obj.docstring is not None:
+            obj.docstring.value = _links(obj.docstring.value, obj, package)
+
+
+def _function(name: str, overloads: list[griffe.Function]) -> griffe.Function:
+    first, longest = overloads[0], max(overloads, key=lambda one: len(one.parameters))
+    function = griffe.Function(
+        name,
+        lineno=first.lineno,
+        endlineno=overloads[-1].endlineno,
+        parameters=longest.parameters,
+        returns=first.returns,
+        docstring=first.docstring,
+    )
+    function.overloads = overloads
+    if function.docstring is not None:
+        function.docstring.parent = function
+    return function
+
+
+def _links(text: str, obj: griffe.Object, package: griffe.Module) -> str:
+    text = MANUAL.sub(rf"[`\1(\2)`]({MANUALS}/man\2/\1.\2.html)", text)
+    text = ROLE.sub(lambda role: _link(*role.groups(), obj, package), text)
+    return text.replace("``", "`")
+
+
+def _link(role: str, is_short: str, target: str, obj: Any, package: griffe.Module) -> str:
+    shown = target.rpartition(".")[2] if is_short else target
+    shown += "()" if role == "meth" else ""
+    shown = f"{role.upper()} {target}" if role in {"pep", "rfc"} else shown
+    for old, new in ALIASES.items():
+        if target == old or target.startswith(f"{old}."):
+            target = new + target.removeprefix(old)
+    place = _ours(target, obj, package)
+    if place is not None:
+        return f"[`{shown}`][{place}]"
+    place = _elsewhere(role, target)
+    return f"[`{shown}`]({place})" if place else f"`{shown}`"
+
+
+def _ours(target: str, obj: Any, package: griffe.Module) -> str | None:
+    scope: Any = obj
+    while scope is not None:
+        if path := _path(scope, target):
+            return path
+        scope = scope.parent
+    if not target.startswith(f"{package.name}."):
+        return None
+    return _path(package, target.removeprefix(f"{package.name}.")) or target
+
+
+def _elsewhere(role: str, target: str) -> str | None:
+    module = target.partition(".")[0]
+    if role == "pep":
+        return f"https://peps.python.org/pep-{int(target):04}/"
+    if role == "rfc":
+        return f"https://www.rfc-editor.org/rfc/rfc{target}"
+    if hasattr(builtins, target):
+        return f"{PYTHON}exceptions.html#{target}"
+    if module == "asyncio":
+        return f"{PYTHON}asyncio.html"  # its names are on many pages
+    return f"{PYTHON}{module}.html#{target}" if module in sys.stdlib_module_names else None
+
+
+def _path(scope: griffe.Object, target: str) -> str | None:
+    """Return the full name of what a scope calls so."""
+    if scope.name == target and not scope.is_module:
+        return scope.path
+    try:
+        return scope[target].canonical_path if target else None
+    except (KeyError, griffe.AliasResolutionError):
+        return None
