@@ -1,0 +1,71 @@
+"""An SNTP server (RFC 4330): tells the time of this machine, and when the kernel saw the question.
+
+python sntp_server.py --listen 127.0.0.1:12300
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import struct
+import time
+
+from tomada import Datagram, socket
+
+# Leap indicator, version and mode; stratum; poll; precision; root delay, root dispersion,
+# reference id; then the times: reference, originate, receive, transmit.
+PACKET = struct.Struct("!BBBb II4s QQQQ")
+CLIENT, SERVER = 3, 4
+SINCE_1900 = 2_208_988_800  # seconds from NTP's beginning to Unix's
+
+
+def timestamp(nanoseconds: int) -> int:
+    """Return a time of Unix as one of NTP: 32 bits of seconds, 32 bits of a fraction."""
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    return (seconds + SINCE_1900) % (1 << 32) << 32 | (rest << 32) // 1_000_000_000
+
+
+def answer(question: Datagram) -> bytes | None:
+    """Return the answer to a client's question, or None where it is none."""
+    if len(question.data) < PACKET.size or question.data[0] & 7 != CLIENT:
+        return None
+    first, _, poll, *_, transmitted = PACKET.unpack_from(question.data)
+    received = question.timestamp_ns or time.time_ns()
+    version = first & 0b111000
+    return PACKET.pack(
+        version | SERVER,
+        10,  # stratum: far from a clock of reference
+        poll,
+        -20,  # precision: 2^-20 s, a microsecond
+        0,
+        1 << 6,  # root dispersion: a millisecond
+        b"LOCL",
+        timestamp(received),
+        transmitted,
+        timestamp(received),
+        timestamp(time.time_ns()),
+    )
+
+
+def serve(sock: socket.socket) -> None:
+    while True:
+        for question in sock.recv_datagrams():
+            reply = answer(question)
+            if reply is not None:
+                # A client that is gone by now is no matter.
+                with contextlib.suppress(OSError):
+                    question.reply(reply)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--listen", default="127.0.0.1:12300")
+    given = parser.parse_args()
+    host, _, port = given.listen.rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_TIMESTAMPNS, 1)
+        server.setsockopt(socket.IPPROTO_IP, socket.IP_PKTINFO, 1)
+        server.bind((host, int(port)))
+        print("listening on {}:{}".format(*server.getsockname()), flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            serve(server)
