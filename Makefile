@@ -6,6 +6,8 @@ VENV ?= .venv
 
 bin := $(VENV)/bin
 stamps := $(VENV)/stamps
+# Some peers are not there for the newest interpreters: PEERS= tests without them.
+PEERS ?= $(stamps)/group-peers
 sources := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml README.md
 
 # The load of the benchmarks is a program of its own, with its own dependencies.
@@ -25,7 +27,7 @@ help: ## list the targets
 demo: $(stamps)/build ## a server and its clients on port 1234, tomada and plain sockets
 	@$(bin)/python -m tomada demo
 
-test: $(stamps)/build $(stamps)/group-test $(stamps)/group-peers $(loadgen) ## the Rust unit tests and the Python suite
+test: $(stamps)/build $(stamps)/group-test $(PEERS) $(loadgen) ## the Rust unit tests and the Python suite
 	cargo test --quiet --no-default-features
 	cargo test --quiet --manifest-path benches/loadgen/Cargo.toml
 	$(bin)/python -m pytest $(PYTEST_ARGS)
@@ -67,6 +69,9 @@ bench-quick: $(stamps)/build $(stamps)/group-bench $(loadgen) ## the most tellin
 docs: $(stamps)/group-docs ## the documentation, as a site in site/
 	@NO_MKDOCS_2_WARNING=1 $(bin)/python -m mkdocs build --strict
 	@echo "site/index.html"
+
+wheels: $(stamps)/group-wheels ## a wheel for every CPython that is installed, tried out, in dist/
+	$(bin)/python scripts/wheels.py dist $(WHEELS)
 
 clean: ## remove all that was built
 	rm -rf .venv* target benches/loadgen/target dist site python/tomada/*.so

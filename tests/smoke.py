@@ -1,0 +1,39 @@
+"""Uses each part of an installed package once, with nothing but the standard library beside it."""
+
+import asyncio
+import sys
+import threading
+
+import tomada
+from tomada import socket
+
+
+def serve(server):
+    data, address = server.recvfrom(2048)
+    server.sendto(data.upper(), address)
+
+
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+    server.bind(("127.0.0.1", 0))
+    server.settimeout(30)
+    thread = threading.Thread(target=serve, args=[server])
+    thread.start()
+    with tomada.Client(server.getsockname(), timeout=30) as client:
+        assert client.request(b"ping") == b"PING"
+    thread.join()
+    server.send_many([b"datagram"] * 10, server.getsockname())
+    batch = tomada.Batch()
+    while server.stats().received < 11:
+        assert server.recv_batch(batch) == len(batch) > 0
+
+
+async def main():
+    from tomada.asyncio import open_endpoint
+
+    async with open_endpoint(("127.0.0.1", 0)) as endpoint:
+        endpoint.send(b"ping", endpoint.get_extra_info("sockname"))
+        return await asyncio.wait_for(endpoint.recv(), 30)
+
+
+assert asyncio.run(main())[0] == b"ping"
+print(f"tomada {tomada.__version__} works on Python {sys.version.split()[0]}")
