@@ -31,7 +31,7 @@ from support import Child
 ROOT = Path(__file__).parent.parent
 ANY = "…"
 # What a program may import beside the standard library and tomada.
-PEERS = {"aiocoap", "numpy", "uvloop"}
+PEERS = {"aiocoap", "numpy", "prometheus_client", "uvloop"}
 INFO = re.compile(r'(?P<language>\w*)(?: title="(?P<title>[^"]*)")?(?P<rest>[^\n]*)\n')
 COMMAND = re.compile(r"^\$ ([^\n]*)\n((?:(?!\$ )[^\n]*\n)*)", re.MULTILINE)
 

@@ -112,6 +112,7 @@ class Server:
             "groups": groups,
         }
         self.ready = threading.Event()
+        """Set while the server is running: a :class:`threading.Event` to wait for."""
         self._lock = threading.Lock()
         self._job: Job | None = None
         self._backend: Threads | Processes | None = None
