@@ -40,7 +40,7 @@ test-all: ## the suite on every CPython from 3.11 up that is installed
 
 test-peers: ## the tests of libraries that use datagram endpoints, on the standard loop and tomada's
 	@$(MAKE) --no-print-directory VENV=.venv-peers \
-		.venv-peers/stamps/build .venv-peers/stamps/group-peers
+		.venv-peers/stamps/build .venv-peers/stamps/group-suites
 	@.venv-peers/bin/python tests/peers/run.py .venv-peers/peers
 
 quic: $(stamps)/build $(stamps)/group-examples ## a file over QUIC, timed on the standard loop, uvloop and tomada's
