@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from command import Echo, OnTerminal, at, run
-from support import DEADLINE, Child
+from support import DEADLINE, Child, eventually
 from tomada import cli
 from tomada._cli.bench import report
 from tomada._cli.load import LABEL, Histogram, Load, Result
@@ -136,8 +136,7 @@ def test_a_report_without_a_reply_has_no_latencies():
 @pytest.mark.usefixtures("interruptible")
 def test_interruption_ends_it_with_what_was_measured():
     with Echo() as echo, Child("-m", "tomada", "bench", at(echo.address), "--json") as child:
-        while not echo.received:
-            pass
+        eventually(lambda: len(echo.received) > 100)
         child.signal(signal.SIGINT)
         status, output, _ = child.end()
     assert status == 0

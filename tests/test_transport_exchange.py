@@ -222,6 +222,23 @@ async def test_the_reply_leaves_from_the_address_that_was_asked(endpoint, inet, 
                 assert await hear(client) == [b"%d" % number]
 
 
+async def test_replies_that_come_late_leave_from_the_addresses_that_were_asked(endpoint, inet):
+    transport, protocol = await endpoint(local_addr=("0.0.0.0", 0))  # noqa: S104
+    _, port = transport.get_extra_info("sockname")
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(inet.open(std)) for _ in range(60)]
+        for number, client in enumerate(clients):
+            client.connect((f"127.0.1.{number + 1}", port))
+            client.send(b"%d" % number)
+        await protocol.received(len(clients))
+        for data, peer in protocol.datagrams:
+            transport.sendto(data, peer)
+        await turns(3)
+        heard = [payloads(client) for client in clients]
+    # The table forgets a few of so many: they are answered from elsewhere, and hear nothing.
+    assert sum(data == [b"%d" % number] for number, data in enumerate(heard)) >= 50
+
+
 async def test_a_protocol_of_changing_speed_still_answers_from_the_address_asked(endpoint, inet):
     # A slow protocol is given fewer datagrams at a time, down to one.
     class Moody(Recorder):

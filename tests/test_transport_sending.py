@@ -68,7 +68,8 @@ async def test_another_address_on_a_connected_transport(endpoint, inet, send):
             assert str(info.value) == f"Invalid address: must be None or {address}"
         send(transport, b"without", None)
         send(transport, b"with", address)
-        assert await hear(other, 2) == [b"without", b"with"]
+        send(transport, b"by name", ("localhost", address[1]))
+        assert await hear(other, 3) == [b"without", b"with", b"by name"]
 
 
 @every_way
@@ -190,6 +191,23 @@ async def test_what_finds_no_room_leaves_later_and_in_order(full):
     assert received == sent
     assert transport.get_write_buffer_size() == 0
     assert protocol.calls == ["made"]
+
+
+async def test_a_loop_sleeps_while_a_peer_that_it_is_not_connected_to_has_no_room(endpoint, unix):
+    # The socket itself has, so that the kernel calls it writable all the time.
+    transport, protocol = await endpoint(**local(unix))
+    attempts = []
+    on_room = transport._on_room  # noqa: SLF001 - nothing else tells
+    transport._on_room = lambda: (attempts.append(1), on_room())  # noqa: SLF001
+    with unix.bound(std) as other, unix.open(std) as stranger:
+        fill(stranger, other.getsockname())
+        transport.sendto(b"x", other.getsockname())
+        await asyncio.sleep(0.2)
+        assert 0 < len(attempts) < 1000
+        assert transport.get_write_buffer_size() == 1
+        take_all(other)
+        assert await hear(other) == [b"x"]
+    assert protocol.errors == []
 
 
 async def test_the_protocol_pauses_above_high_water_and_resumes_below_low(full):

@@ -19,6 +19,7 @@ _logger = logging.getLogger("asyncio")
 
 HIGH_WATER = 64 * 1024
 LOW_WATER = HIGH_WATER // 4
+PAUSE = 1e-3  # in seconds
 
 
 class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
@@ -90,6 +91,9 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         # Straight to the core, without a frame of Python's in between.
         self.sendto: Any = core.sendto
         self.set_protocol(protocol)
+        # Should its owner close the socket, its descriptor stays until the transport is closed:
+        # libuv ends the whole process when one that it watches is gone.
+        sock._io_refs += 1
 
         loop.call_soon(connection_made, self)
         # Reading begins, and the waiter wakes up, once connection_made was called.
@@ -176,7 +180,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             self._watch()
         if self._writing:
             self._loop.remove_writer(self._sock_fd)
-            self._loop.add_writer(self._sock_fd, self._core.write_ready)
+            self._loop.add_writer(self._sock_fd, self._on_room)
 
     # Writing; sendto is the core's.
 
@@ -215,7 +219,20 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
 
     def _buffer_is_full(self) -> None:
         self._writing = True
-        self._loop.add_writer(self._sock_fd, self._core.write_ready)
+        self._loop.add_writer(self._sock_fd, self._on_room)
+
+    def _on_room(self) -> None:
+        queued = self._core.queued
+        self._core.write_ready()
+        if self._writing and self._core.queued == queued:
+            # An unconnected socket of AF_UNIX has room, while its peer has none. Nothing tells when
+            # it has: ask again in a while, and do not keep the loop awake meanwhile.
+            self._loop.remove_writer(self._sock_fd)
+            self._loop.call_later(PAUSE, self._watch_for_room)
+
+    def _watch_for_room(self) -> None:
+        if self._writing:
+            self._loop.add_writer(self._sock_fd, self._on_room)
 
     def _buffer_is_shorter(self) -> None:
         if self._protocol_paused and self._core.buffered <= self._low_water:
@@ -306,6 +323,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
     def _close_sockets(self) -> None:
         sock, self._sock = self._sock, None
         sock.close()
+        sock._decref_socketios()
         self._shown.close()
 
 

@@ -17,9 +17,12 @@ struct Entry {
     source: Source,
 }
 
-/// So many peers are remembered; one more takes another's place, who is then answered from where
-/// the routes say, as from any socket.
+/// So many peers are remembered at the most; one more takes another's place, who is then answered
+/// from where the routes say, as from any socket.
 const PEERS: usize = 512;
+
+/// A table grows so many times when two peers would take one place.
+const GROWTH: usize = 8;
 
 impl Asked {
     /// For a socket; makes the kernel tell the address with each datagram, if it can differ.
@@ -44,17 +47,29 @@ impl Asked {
             return None;
         }
         let table = self.table();
-        let entry = table.get(place(peer))?.as_ref()?;
+        let entry = table.get(place(peer, table.len()))?.as_ref()?;
         (entry.peer == *peer).then_some(entry.source)
     }
 
     fn put(&self, entry: Entry) {
         let mut table = self.table();
         if table.is_empty() {
-            table.resize_with(PEERS, || None);
+            table.push(None);
         }
-        let place = place(&entry.peer);
-        table[place] = Some(entry);
+        let mut at = place(&entry.peer, table.len());
+        while table.len() < PEERS
+            && table[at].as_ref().is_some_and(|other| other.peer != entry.peer)
+        {
+            let len = table.len() * GROWTH;
+            let old = std::mem::take(&mut *table);
+            table.resize_with(len, || None);
+            for other in old.into_iter().flatten() {
+                let at = place(&other.peer, len);
+                table[at] = Some(other);
+            }
+            at = place(&entry.peer, len);
+        }
+        table[at] = Some(entry);
     }
 
     fn table(&self) -> MutexGuard<'_, Vec<Option<Entry>>> {
@@ -90,10 +105,10 @@ impl Notes<'_> {
     }
 }
 
-fn place(peer: &Address) -> usize {
+fn place(peer: &Address, len: usize) -> usize {
     // FNV-1a: short, and good enough for a table that may forget.
     let hash = peer.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    (hash >> 32) as usize % PEERS
+    (hash >> 32) as usize & len.wrapping_sub(1)
 }

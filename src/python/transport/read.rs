@@ -125,7 +125,9 @@ impl TransportCore {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    errors += 1;
+                    let is_gone =
+                        matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK));
+                    errors += if is_gone { ERRORS } else { 1 };
                     self.tell_error(py, Error::Os(error).into())?;
                     self.rearm(py)?;
                     if !self.reading.load(Ordering::Relaxed) {
@@ -182,10 +184,14 @@ impl<'a, 'py> Delivery<'a, 'py> {
         Self { core, owner, senders, deadline, protocol, delivered, notes }
     }
 
-    /// How many messages can be delivered in the time that is left. In every drain it is one.
+    /// How many messages can be delivered in the time that is left. In every drain it is one; the
+    /// very first shows what they cost.
     fn messages(&self) -> Option<usize> {
+        let cost = self.core.message_cost.load(Ordering::Relaxed);
+        if cost == 0 {
+            return Some(1);
+        }
         let left = self.deadline.saturating_duration_since(Instant::now());
-        let cost = self.core.message_cost.load(Ordering::Relaxed).max(1);
         let count = (left.as_nanos() as u64 / cost).min(MESSAGES) as usize;
         if self.delivered == 0 { Some(count.max(1)) } else { (count > 0).then_some(count) }
     }
@@ -203,7 +209,7 @@ impl<'a, 'py> Delivery<'a, 'py> {
         let delivering = started.elapsed().saturating_sub(received);
         let each = delivering / (self.delivered - delivered).max(1) as u32;
         let cost = (received + each * filled.datagrams as u32) / filled.messages.max(1) as u32;
-        let cost = cost.as_nanos() as u64;
+        let cost = (cost.as_nanos() as u64).max(1);
         let before = self.core.message_cost.load(Ordering::Relaxed);
         // Half of it at once: a protocol that turns slow must not hold the loop up for long.
         self.core.message_cost.store(before.midpoint(cost), Ordering::Relaxed);

@@ -99,6 +99,7 @@ impl TransportCore {
             if let Some(addr) = addr
                 && !addr.is(peer)
                 && !addr.eq(peer)?
+                && !self.is_peer(addr)
             {
                 let message = format!("Invalid address: must be None or {peer}");
                 return Err(PyValueError::new_err(message).into());
@@ -120,6 +121,18 @@ impl TransportCore {
                 self.tell_error(py, error)?;
                 Ok(Target::Nowhere)
             }
+        }
+    }
+
+    /// Whether an address means the peer: a host may be written in several ways.
+    fn is_peer(&self, addr: &Bound<'_, PyAny>) -> bool {
+        let socket = self.socket.bind(addr.py()).get();
+        let Ok(meant) = socket.parse_any_address(addr, "sendto") else { return false };
+        match &self.default_address {
+            Some(peer) => meant == **peer,
+            None => socket
+                .socket()
+                .is_ok_and(|socket| socket.peer_address().is_ok_and(|peer| peer == meant)),
         }
     }
 
