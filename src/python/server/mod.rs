@@ -128,11 +128,11 @@ impl ServerCore {
         let mut ring = ThreadRing::take(socket.slot_kind())?;
         let mut delivery = Delivery::new(py, this, owner, socket);
         let (mut errors, mut told_at) = (0, Instant::now());
-        while let Some(mut held) = socket.take_kept() {
-            delivery.run(&mut held)?;
-        }
         loop {
             py.check_signals()?;
+            while let Some(mut held) = socket.take_kept() {
+                delivery.run(&mut held)?; // who gave the socket to the server received it
+            }
             match this.receive(py, &waiting, &mut ring, &delivery) {
                 Ok(Received::Messages(filled)) => {
                     errors = 0;
@@ -219,7 +219,7 @@ impl ServerCore {
         let patience = if state == RUNNING { TICK } else { SETTLE };
         let waited = delivery.detach(|| {
             waiting.run(Interest::Read, Deadline::after(patience), spin, |fd, _| {
-                if self.state() != state {
+                if self.state() != state || socket.pending() > 0 {
                     return Ok(Received::Nothing); // woken to look what is to be done
                 }
                 socket

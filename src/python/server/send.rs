@@ -83,12 +83,6 @@ impl ServerCore {
             return Ok(());
         }
         let refused = self.send(py, socket, &mut outbox);
-        {
-            let mut place = self.outbox();
-            if place.is_empty() {
-                *place = outbox; // for its memory
-            }
-        }
         for refused in refused.into_iter().filter(|refused| refused.is_lost) {
             self.report_refused(py, refused)?;
         }
