@@ -1,9 +1,11 @@
 """The server in one process: what it calls the handler with, and what becomes of the answers."""
 
 import array
+import gc
 import os
 import socket as std
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -326,3 +328,17 @@ def test_the_counters_tell_what_happened():
         assert (stats.truncated, stats.kernel_drops, stats.restarts) == (0, 0, 0)
     assert serving.stats().received == 3
     assert "received=3" in repr(serving.stats())
+
+
+def test_a_stopped_server_and_its_handler_are_collected():
+    def use():
+        def handle(data, _):
+            return b"%d" % serving.stats().received
+
+        with server(handle) as serving:
+            assert ask(serving.address) == b"1"
+        return weakref.ref(serving), weakref.ref(handle)
+
+    references = use()
+    gc.collect()
+    assert [reference() for reference in references] == [None, None]

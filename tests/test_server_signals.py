@@ -27,7 +27,7 @@ def tell():
     server.ready.wait()
     print(*server.address, flush=True)
 
-threading.Thread(target=tell).start()
+threading.Thread(target=tell, daemon=True).start()
 server.serve_forever()
 stats = server.stats()
 print(stats.received, stats.sent, stats.restarts, flush=True)

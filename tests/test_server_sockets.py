@@ -112,7 +112,7 @@ server = tomada.Server(None, lambda data, address: data[::-1], workers=int(sys.a
 def tell():
     server.ready.wait()
     print(server.address, os.environ.get("LISTEN_FDS"), os.get_inheritable(3), flush=True)
-threading.Thread(target=tell).start()
+threading.Thread(target=tell, daemon=True).start()
 server.serve_forever()
 """
 
@@ -154,7 +154,39 @@ def test_systemd_passes_its_socket(tmp_path, name, workers, speaks_ipv6):
             process.kill()
 
 
+@pytest.mark.skipif(ACTIVATE is None, reason="systemd-socket-activate is not installed")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_systemd_passes_several_sockets_to_as_many_workers(tmp_path, workers):
+    paths = [str(tmp_path / name) for name in ("first", "second")]
+    listens = [f"--listen={path}" for path in paths]
+    command = [ACTIVATE, "--datagram", *listens, sys.executable, "-c", PROGRAM, str(workers)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        try:
+            eventually(lambda: is_listening(process))
+            eventually(lambda: is_listening(process))
+            for number, path in enumerate(paths):
+                with client(path, local=str(tmp_path / str(number))) as sock:
+                    sock.send(b"abc")
+                    if workers == 2:
+                        assert sock.recv(100) == b"cba"
+            if workers == 1:
+                _, errors = process.communicate(timeout=DEADLINE)
+                assert b"each of which needs a worker: give workers=2" in errors
+        finally:
+            process.terminate()
+
+
 def is_listening(process):
     line = process.stderr.readline()
     assert line, "it has ended"
     return line.startswith(b"Listening on")
+
+
+@pytest.mark.parametrize("options", [{"groups": ["239.1.2.3"]}, {"fd": True}])
+def test_one_socket_for_all_workers_cannot_be_steered(options, inet):
+    address = ("127.0.0.1", 0)
+    with inet.bound(std) as sock:
+        if options.pop("fd", None):
+            address, options = None, {"sock": sock}
+        with pytest.raises(ValueError, match="nothing to steer"):
+            server(echo, address, workers=2, steering="cpu", **options).start()

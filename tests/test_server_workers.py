@@ -48,7 +48,7 @@ def test_workers_share_one_port_and_their_counters():
 
 
 def test_a_killed_worker_is_replaced_under_load_and_its_counters_survive():
-    with server(tell_pid, workers=2) as serving:
+    with server(tell_pid, workers=2, steering="random") as serving:
         with Load(serving.address, clients=6, timeout=1) as load:
             eventually(lambda: len(load.replies) == 2)
             before = serving.stats()
@@ -86,7 +86,10 @@ def test_what_is_queued_for_a_dead_worker_waits_for_the_next_one():
 
 
 def test_replacing_the_workers_under_load_loses_nothing():
-    with server(tell_pid, workers=2) as serving, Load(serving.address, clients=6) as load:
+    with (
+        server(tell_pid, workers=2, steering="random") as serving,
+        Load(serving.address, clients=6) as load,
+    ):
         eventually(lambda: len(load.replies) == 2)
         for count in (4, 6):
             serving.replace_workers()
@@ -101,7 +104,10 @@ def test_replacing_the_workers_under_load_loses_nothing():
 
 
 def test_stopping_under_load_answers_or_refuses_every_request():
-    with server(tell_pid, workers=2) as serving, Load(serving.address, clients=6) as load:
+    with (
+        server(tell_pid, workers=2, steering="random") as serving,
+        Load(serving.address, clients=6) as load,
+    ):
         eventually(lambda: load.answered > 200)
         serving.stop()
         load.join()

@@ -37,6 +37,11 @@ class Listeners:
         """Return the socket that a worker receives from."""
         return self.sockets[worker % len(self.sockets)]
 
+    def check_steering(self) -> None:
+        """Raise :class:`ValueError` where there is nothing to steer."""
+        if len(self.sockets) == 1:
+            raise ValueError("there is nothing to steer: the workers share one socket")
+
     def refuse(self) -> None:
         """Let no more datagrams in, while those that are queued can be received and answered.
 

@@ -146,6 +146,8 @@ class Server:
             workers = max(self._workers, self._threads)
             listeners = self._listen(workers)
             try:
+                if workers > 1 and self._steering != "hash":
+                    listeners.check_steering()
                 # One block of counters more, for what is sent from here.
                 counters = _core.ServerCounters(workers + 1)
                 job = Job(
