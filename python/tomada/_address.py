@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import ipaddress
+import re
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from socket import _Address, _RetAddress
@@ -19,6 +21,46 @@ def format_address(address: _Address | _RetAddress | None) -> str:
         return "(no address)"
     text = bytes(address).decode(errors="replace") if not isinstance(address, str) else address
     return "@" + text[1:] if text.startswith("\0") else text
+
+
+def check_address(address: Any) -> None:
+    """Check that an address is a pair with a port, or a path or name of ``AF_UNIX``.
+
+    :raises TypeError: It is neither, and what it would have to be.
+    :raises ValueError: It is a text that is meant for a pair.
+    """
+    if isinstance(address, str | bytes | bytearray):
+        _check_path(address)
+    elif not isinstance(address, tuple) or not 2 <= len(address) <= 4:  # noqa: PLR2004
+        raise TypeError(f"address must be (host, port), or a path of AF_UNIX, not {address!r}")
+    elif not isinstance(address[1], int):
+        raise TypeError(f"the address's port must be an int, not {address[1]!r}")
+
+
+def _check_path(path: str | bytes | bytearray) -> None:
+    if not path:
+        raise ValueError("address must not be empty: it is where the server is")
+    if not isinstance(path, str):
+        return
+    host, _, port = path.rpartition(":")
+    if re.fullmatch(r"[^/\0@:]*|\[.*\]", host) and port.isdecimal():
+        pair = f"({host.strip('[]')!r}, {int(port)})"
+    elif _is_numeric(path):
+        pair = f"({path!r}, port)"
+    else:
+        return
+    raise ValueError(
+        f"address must be a pair, {pair}, and not {path!r}, which would be a path of AF_UNIX; "
+        f"if one is meant, write './{path}'"
+    )
+
+
+def _is_numeric(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def parse_address(

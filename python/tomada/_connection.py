@@ -13,7 +13,8 @@ from socket import AF_INET, AF_UNIX, SOCK_DGRAM
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from tomada._address import HIGHEST_PORT
+from tomada._address import HIGHEST_PORT, check_address
+from tomada._advice import advise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,18 +51,17 @@ def resolve(address: _Address, family: int = 0) -> tuple[int, _Address]:
     Of a name's addresses one of IPv4 is preferred, as with a socket of ``AF_INET``, unless a family
     was asked for.
     """
-    if isinstance(address, str | bytes | bytearray):
-        if not address:
-            raise ValueError("address must not be empty: it is where the server is")
+    check_address(address)
+    if not isinstance(address, tuple):
         return AF_UNIX, address
-    if not isinstance(address, tuple) or not 2 <= len(address) <= 4:  # noqa: PLR2004
-        raise TypeError(f"address must be (host, port), or a path of AF_UNIX, not {address!r}")
     host, port, *scope = address
-    if not isinstance(port, int):
-        raise TypeError(f"the address's port must be an int, not {port!r}")
     if not 0 < port <= HIGHEST_PORT:
         raise ValueError(f"the address's port must be from 1 to {HIGHEST_PORT}, not {port}")
-    found = _std.getaddrinfo(host or None, port, family, SOCK_DGRAM)
+    try:
+        found = _std.getaddrinfo(host or None, port, family, SOCK_DGRAM)
+    except _std.gaierror as error:
+        advise(error, str(host))
+        raise
     chosen = min(found, key=lambda info: info[0] != AF_INET)
     return chosen[0], (*chosen[4][:2], *scope) if scope else chosen[4]
 

@@ -253,7 +253,8 @@ class Socket:
         Switching it off takes over what the kernel has queued, which is then :attr:`pending` too. A
         run that arrives in that very moment may come as one datagram.
 
-        :raises OSError: ``ENOPROTOOPT``, where the socket is not UDP or the kernel older than 5.0.
+        :raises OSError: ``EOPNOTSUPP`` or ``ENOPROTOOPT``, where the socket is not UDP or the
+            kernel older than 5.0.
         """
 
     @gro.setter

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tomada import _core, socket
-from tomada._address import format_address
+from tomada._address import check_address, format_address
+from tomada._advice import OF_BINDING, advise
 
 FIRST_PASSED_FD = 3  # SD_LISTEN_FDS_START in sd_listen_fds(3)
 
@@ -183,11 +184,16 @@ def resolve(address: Any) -> tuple[int, Any]:
     """Return the family and the exact name of a local address."""
     if isinstance(address, os.PathLike):
         address = os.fspath(address)
+    check_address(address)
     if isinstance(address, str | bytes):
         return socket.AF_UNIX, address
     host, port, *rest = address
     flags = socket.AI_PASSIVE
-    found = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_DGRAM, flags=flags)  # noqa: S104
+    try:
+        found = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_DGRAM, flags=flags)  # noqa: S104
+    except socket.gaierror as error:
+        advise(error, str(host))
+        raise
     family, _, _, _, name = found[0]
     if family == socket.AF_INET6 and rest:
         name = (*name[:2], *rest)
@@ -202,7 +208,8 @@ def _bind(sock: socket.socket, name: Any) -> None:
             Path(os.fsdecode(name)).unlink()
             sock.bind(name)
             return
-        raise OSError(error.errno, f"{error.strerror}: {format_address(name)}") from None
+        advise(error, format_address(name), OF_BINDING)
+        raise
 
 
 def _is_stale(path: Any) -> bool:

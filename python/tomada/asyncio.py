@@ -205,6 +205,12 @@ class _Opening:
         if self._endpoint is not None:
             await self._endpoint.aclose()
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"the endpoint is not open yet: write endpoint = await open_endpoint(...), or async "
+            f"with open_endpoint(...) as endpoint, before endpoint.{name}"
+        )
+
     async def _open(self) -> Endpoint:
         options = self._options.copy()
         maker = _Maker(asyncio.get_running_loop(), gro=options.pop("gro"), delivers=False)

@@ -8,6 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from tomada._address import format_address
+from tomada._advice import OF_SENDING, advise
 from tomada._connection import LONGEST, Connection, Pool, RefusedError, has_no_room, resolve
 from tomada._retry import Retry
 from tomada._window import Apart, Together
@@ -253,9 +254,11 @@ class Client:
         return self._pool
 
     def _explain(self, error: OSError) -> None:
-        """Say what it means when a socket was closed under a request."""
+        """Say what it means that a request could not be sent, or a socket was closed under it."""
         if error.errno == errno.EBADF:
             self._opened()
+        if error.errno in OF_SENDING:
+            advise(error, format_address(self._address), OF_SENDING)
 
     def close(self) -> None:
         """Close the client: requests in other threads end with an :class:`OSError`.

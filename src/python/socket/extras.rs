@@ -132,7 +132,14 @@ impl Socket {
         let socket = self.socket()?;
         let result = socket.set_gro(is_on);
         socket.share_kept();
-        Ok(result?)
+        result.map_err(|error| match error.raw_os_error() {
+            Some(errno @ (libc::EOPNOTSUPP | libc::ENOPROTOOPT)) => PyOSError::new_err((
+                errno,
+                "Operation not supported: gro needs AF_INET or AF_INET6, and Linux 5.0",
+            ))
+            .into(),
+            _ => error.into(),
+        })
     }
 
     /// How many datagrams were received from the kernel and wait to be taken.

@@ -166,8 +166,9 @@ impl<'s, 'py> Sending<'s, 'py> {
             .and_then(SendQueue::next_address)
             .and_then(|to| this.addresses.object(py, to.as_bytes()).ok())
             .map_or_else(String::new, |to| format!(" to {to}"));
-        let context = format!("(datagram {index}{to}; {} sent before it)", self.sent);
         let value = error.value(py);
+        let advice = advice(value.as_any());
+        let context = format!("(datagram {index}{to}; {} sent before it){advice}", self.sent);
         // What Python code raised, as in the __buffer__ of an item's, keeps its words. An exception
         // that takes no attributes loses no more than these.
         if error.traceback(py).is_none() {
@@ -196,6 +197,19 @@ fn after(result: Result<()>, error: PyErr) -> PyErr {
         });
     }
     error
+}
+
+/// What to do about an error that the kernel has but a few words for.
+fn advice(value: &Bound<'_, PyAny>) -> &'static str {
+    match value.getattr("errno").and_then(|errno| errno.extract()) {
+        Ok(libc::EMSGSIZE) => {
+            ": a datagram takes at most 65,507 bytes over IPv4, and less where the path or an \
+             option says so"
+        }
+        Ok(libc::EACCES) => ": to broadcast, set SO_BROADCAST first",
+        Ok(libc::EDESTADDRREQ) => ": give an address, or connect the socket",
+        _ => "",
+    }
 }
 
 /// Appends to an exception's text, where it has one: its last argument.

@@ -1,0 +1,201 @@
+"""Mistakes that are easily made, and whether the message says what to do."""
+
+import asyncio
+import logging
+import os
+import socket as std
+
+import pytest
+
+import tomada
+from tomada import socket
+from tomada.asyncio import open_endpoint
+
+DISCARD = ("127.0.0.1", 9)
+
+
+def answer(data, address):
+    del address
+    return data
+
+
+def udp(family=socket.AF_INET):
+    return socket.socket(family, socket.SOCK_DGRAM)
+
+
+@pytest.fixture
+def sock():
+    with udp() as sock:
+        yield sock
+
+
+# Bytes
+
+
+@pytest.mark.parametrize("call", ["send_many", "sendto"])
+def test_a_text_is_not_bytes(sock, call):
+    data = ["olá"] if call == "send_many" else "olá"
+    with pytest.raises(TypeError, match="a bytes-like object is required, not 'str'"):
+        getattr(sock, call)(data, DISCARD)
+
+
+def test_one_datagram_is_not_many(sock):
+    with pytest.raises(TypeError, match=r"takes an iterable of datagrams; for one there is send\("):
+        sock.send_many(b"hello", DISCARD)
+
+
+def test_a_datagram_is_too_long(sock):
+    limit = "a datagram takes at most 65,507 bytes over IPv4"
+    with pytest.raises(OSError, match=rf"datagram 1 to .*; 1 sent before it\): {limit}"):
+        sock.send_many([b"short", bytes(70_000)], DISCARD)
+    with tomada.Client(DISCARD) as client, pytest.raises(OSError, match=limit):
+        client.request(bytes(70_000))
+
+
+def test_a_handler_returns_a_text(sock, caplog):
+    with tomada.Server(("127.0.0.1", 0), lambda *_: "text") as server:
+        sock.sendto(b"x", server.address)  # answered before it has stopped
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert "not str; encode() it" in str(record.exc_info[1])
+
+
+# Addresses
+
+
+@pytest.mark.parametrize("make", [tomada.Client, lambda at: tomada.Server(at, answer).start()])
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        (
+            "127.0.0.1:1234",
+            r"must be a pair, \('127\.0\.0\.1', 1234\), .* write '\./127\.0\.0\.1:1234'",
+        ),
+        ("localhost:1234", r"must be a pair, \('localhost', 1234\)"),
+        ("[::1]:1234", r"must be a pair, \('::1', 1234\)"),
+        ("127.0.0.1", r"must be a pair, \('127\.0\.0\.1', port\)"),
+        ("::1", r"must be a pair, \('::1', port\)"),
+        ("", "must not be empty"),
+        (("127.0.0.1",), r"must be \(host, port\), or a path of AF_UNIX"),
+        (1234, r"must be \(host, port\), or a path of AF_UNIX"),
+        (("127.0.0.1", "1234"), "port must be an int, not '1234'"),
+    ],
+)
+def test_an_address_is_written_otherwise(make, address, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make(address)
+
+
+@pytest.mark.parametrize("name", ["x:y", "socket", "@name", "a/b:1"])
+def test_a_path_may_look_almost_like_an_address(name):
+    with tomada.Client(name) as client:
+        assert client.address == name
+
+
+def test_a_host_is_unknown():
+    with pytest.raises(std.gaierror, match=r"no-such-host\.invalid"):
+        tomada.Client(("no-such-host.invalid", 1234))
+    with pytest.raises(std.gaierror, match=r"no-such-host\.invalid"):
+        tomada.Server(("no-such-host.invalid", 1234), answer).start()
+
+
+def test_the_port_is_taken(sock):
+    sock.bind(("127.0.0.1", 0))
+    with pytest.raises(OSError, match=r"127\.0\.0\.1:.*another socket has it; take another port"):
+        tomada.Server(sock.getsockname(), answer).start()
+
+
+def test_the_address_is_anothers():
+    with pytest.raises(OSError, match=r"198\.51\.100\.1:1234 \(this machine has no such address"):
+        tomada.Server(("198.51.100.1", 1234), answer).start()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up the privilege")
+def test_a_port_takes_a_privilege():
+    os.seteuid(65534)
+    try:
+        with pytest.raises(PermissionError, match=r"127\.0\.0\.1:80 .*take a port from 1024 on"):
+            tomada.Server(("127.0.0.1", 80), answer).start()
+    finally:
+        os.seteuid(0)
+
+
+def test_there_is_no_address_to_send_to(sock):
+    with pytest.raises(OSError, match="give an address, or connect the socket"):
+        sock.send_many([b"x"])
+
+
+def test_a_broadcast_has_to_be_allowed(sock):
+    with pytest.raises(PermissionError, match="to broadcast, set SO_BROADCAST first"):
+        sock.send_many([b"x"], ("255.255.255.255", 9))
+
+
+def test_nobody_answers():
+    message = r"no reply from 127\.0\.0\.1:9: 2 attempts in"
+    with (
+        tomada.Client(DISCARD, timeout=0.01, retries=1) as client,
+        pytest.raises(TimeoutError, match=message),
+    ):
+        client.request(b"x")
+
+
+# Groups and options
+
+
+@pytest.mark.parametrize(
+    ("group", "interface", "message"),
+    [
+        ("192.0.2.1", None, r"is no multicast group \(224\.0\.0\.0/4"),
+        ("239.1.1.1", "no-such", 'no interface "no-such"'),
+        ("ff02::1", None, "the group is of another family than the socket"),
+        ("239.1.1.1", "127.0.0.77x", "no interface"),
+    ],
+)
+def test_a_group_cannot_be_joined(sock, group, interface, message):
+    with pytest.raises((OSError, ValueError), match=message):
+        sock.join_group(group, interface)
+
+
+def test_the_buffer_is_smaller_than_asked_for(sock):
+    with pytest.warns(RuntimeWarning, match=r"net\.core\.rmem_max"):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 30)
+
+
+def test_only_udp_can_coalesce():
+    with udp(socket.AF_UNIX) as sock, pytest.raises(OSError, match="gro needs AF_INET or AF_INET6"):
+        sock.gro = True
+
+
+# asyncio
+
+
+def test_an_endpoint_is_not_awaited():
+    with pytest.raises(AttributeError, match=r"await open_endpoint\(\.\.\.\)"):
+        open_endpoint(("127.0.0.1", 0)).send(b"x", DISCARD)
+
+
+def test_an_endpoint_has_no_peer():
+    async def main():
+        async with open_endpoint(("127.0.0.1", 0)) as endpoint:
+            with pytest.raises(TypeError, match="needs an address: the transport is not connected"):
+                endpoint.send(b"x")
+            with pytest.raises(ValueError, match="open it with a remote_addr"):
+                await endpoint.request(b"x")
+
+    asyncio.run(main())
+
+
+# Servers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((DISCARD, None), {}, "the handler must be callable, not NoneType"),
+        ((answer, DISCARD), {}, "the handler must be callable, not tuple"),
+        ((DISCARD, answer), {"workers": 0}, "workers and threads start at 1, not 0"),
+        ((DISCARD, answer), {"takes": "bytes"}, "must be 'data', 'datagram' or 'batch'"),
+    ],
+)
+def test_a_servers_argument_is_wrong(arguments, options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        tomada.Server(*arguments, **options)
