@@ -54,6 +54,17 @@ def fill(sender, to):
     raise AssertionError
 
 
+# Every method that receives one datagram of the standard class.
+RECEIVE = {
+    "recv": lambda sock: sock.recv(100),
+    "recvfrom": lambda sock: sock.recvfrom(100)[0],
+    "recv_into": lambda sock: sock.recv_into(bytearray(100)),
+    "recvfrom_into": lambda sock: sock.recvfrom_into(bytearray(100))[0],
+    "recvmsg": lambda sock: sock.recvmsg(100)[0],
+    "recvmsg_into": lambda sock: sock.recvmsg_into([bytearray(100)])[0],
+}
+
+
 def sleeps_in_the_kernel(pid, thread):
     """Say whether a thread waits in a system call, other than for a lock."""
     task = Path(f"/proc/{pid}/task/{thread}")

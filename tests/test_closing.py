@@ -9,17 +9,8 @@ import threading
 import pytest
 
 from parity import assert_same, fresh
-from support import CLOSED, DEADLINE, Call, eventually, fill, open_descriptors, run
+from support import CLOSED, DEADLINE, RECEIVE, Call, eventually, fill, open_descriptors, run
 from tomada import socket
-
-RECEIVE = {
-    "recv": lambda sock: sock.recv(100),
-    "recvfrom": lambda sock: sock.recvfrom(100)[0],
-    "recv_into": lambda sock: sock.recv_into(bytearray(100)),
-    "recvfrom_into": lambda sock: sock.recvfrom_into(bytearray(100))[0],
-    "recvmsg": lambda sock: sock.recvmsg(100)[0],
-    "recvmsg_into": lambda sock: sock.recvmsg_into([bytearray(100)])[0],
-}
 
 every_receive = pytest.mark.parametrize("receive", RECEIVE.values(), ids=RECEIVE)
 

@@ -8,50 +8,25 @@ import time
 
 import pytest
 
-from support import CLOSED, DEADLINE, Call, Child, eventually, fill, run, sleeps_in_the_kernel
+from support import (
+    CLOSED,
+    DEADLINE,
+    RECEIVE,
+    Call,
+    Child,
+    RefusalError,
+    eventually,
+    fill,
+    interrupt,
+    run,
+    sleeps_in_the_kernel,
+)
 from tomada import socket
-
-RECEIVE = {
-    "recv": lambda sock: sock.recv(100),
-    "recvfrom": lambda sock: sock.recvfrom(100)[0],
-    "recv_into": lambda sock: sock.recv_into(bytearray(100)),
-    "recvfrom_into": lambda sock: sock.recvfrom_into(bytearray(100))[0],
-    "recvmsg": lambda sock: sock.recvmsg(100)[0],
-    "recvmsg_into": lambda sock: sock.recvmsg_into([bytearray(100)])[0],
-}
 
 every_receive = pytest.mark.parametrize("receive", RECEIVE.values(), ids=RECEIVE)
 
 # Signals interrupt the main thread, which these tests run in.
 MAIN = threading.main_thread()
-
-
-class RefusalError(Exception):
-    """What a handler raises."""
-
-
-@pytest.fixture
-def handler():
-    """Install a handler of SIGUSR1, and give a list of when it has been called."""
-    calls = []
-
-    def install(action=lambda: None):
-        def handle(*_):
-            calls.append(time.monotonic())
-            action()
-
-        signal.signal(signal.SIGUSR1, handle)
-        return calls
-
-    before = signal.getsignal(signal.SIGUSR1)
-    yield install
-    signal.signal(signal.SIGUSR1, before)
-
-
-def interrupt():
-    """Send SIGUSR1 to the main thread when that waits."""
-    eventually(lambda: sleeps_in_the_kernel("self", MAIN.native_id))
-    signal.pthread_kill(MAIN.ident, signal.SIGUSR1)
 
 
 @every_receive
@@ -115,7 +90,7 @@ def test_the_deadline_counts_however_often_handlers_run(inet, handler):
 @every_receive
 def test_an_exception_of_a_handler_ends_the_wait_and_loses_nothing(kind, handler, receive):
     def refuse():
-        raise RefusalError
+        raise RefusalError("no", "why")
 
     handler(refuse)
     with kind.bound(socket) as sock:
@@ -129,7 +104,7 @@ def test_an_exception_of_a_handler_ends_the_wait_and_loses_nothing(kind, handler
 
 def test_an_exception_of_a_handler_ends_the_wait_of_a_sender(unix, handler):
     def refuse():
-        raise RefusalError
+        raise RefusalError("no", "why")
 
     handler(refuse)
     with unix.bound(socket) as receiver, unix.open(socket) as sender:

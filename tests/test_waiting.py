@@ -9,17 +9,8 @@ import time
 import pytest
 
 from parity import assert_same
-from support import DEADLINE, Call, eventually, fill, open_descriptors
+from support import DEADLINE, RECEIVE, Call, eventually, fill, open_descriptors
 from tomada import socket
-
-RECEIVE = {
-    "recv": lambda sock: sock.recv(100),
-    "recvfrom": lambda sock: sock.recvfrom(100)[0],
-    "recv_into": lambda sock: sock.recv_into(bytearray(100)),
-    "recvfrom_into": lambda sock: sock.recvfrom_into(bytearray(100))[0],
-    "recvmsg": lambda sock: sock.recvmsg(100)[0],
-    "recvmsg_into": lambda sock: sock.recvmsg_into([bytearray(100)])[0],
-}
 
 SEND = {
     "send": lambda sock: sock.send(b"late"),
