@@ -10,6 +10,7 @@ pub mod address;
 pub mod cmsg;
 mod descriptor;
 pub mod errors;
+pub mod guard;
 mod inbox;
 pub mod meta;
 pub mod multicast;

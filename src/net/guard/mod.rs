@@ -1,0 +1,519 @@
+//! Who is heard, how often, and how much he is answered: checked on arrival, before anybody makes
+//! anything of a datagram.
+//!
+//! Memory is bounded, whoever sends: see [`table`]. (Crates that limit rates by key keep a map that
+//! grows with the keys. Here the keys are the attacker's.)
+
+mod bucket;
+mod filter;
+mod networks;
+mod table;
+
+pub use filter::{filter, header, run};
+pub use networks::{NetworkError, Networks, parse_network};
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use libc::sock_filter;
+
+use self::bucket::Rate;
+use self::networks::MAPPED_LEN;
+use self::table::Table;
+use super::address::{Address, AddressKind};
+
+/// What a guard checks. What is `None` it does not.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Whom it hears.
+    pub networks: Option<Networks>,
+    /// Whether the kernel is given the networks as a filter.
+    pub filters: bool,
+    /// How many datagrams a second it lets pass from one source, and how many at once.
+    pub rate: Option<(f64, u32)>,
+    /// Addresses of IPv4 with so many bits in common are one source.
+    pub prefix_v4: u8,
+    /// Addresses of IPv6 with so many bits in common are one source.
+    pub prefix_v6: u8,
+    /// How many datagrams a second it lets pass in all.
+    pub ceiling: Option<f64>,
+    /// How many bytes may go to an address for each that came from it.
+    pub amplification: Option<f64>,
+    /// The longest payload that it lets pass.
+    pub max_size: Option<usize>,
+    /// How many sources it remembers.
+    pub sources: usize,
+}
+
+impl Default for Policy {
+    /// No check at all.
+    fn default() -> Self {
+        Self {
+            networks: None,
+            filters: true,
+            rate: None,
+            prefix_v4: 32,
+            prefix_v6: 128,
+            ceiling: None,
+            amplification: None,
+            max_size: None,
+            sources: 1 << 18,
+        }
+    }
+}
+
+/// Why a policy cannot be followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PolicyError(pub &'static str);
+
+/// Checks the datagrams of one or more sockets.
+pub struct Guard {
+    policy: Policy,
+    filter: Option<Vec<sock_filter>>,
+    rate: Option<Rate>,
+    ceiling: Option<Rate>,
+    memory: Option<Mutex<Memory>>,
+    counters: Counters,
+    started: Instant,
+}
+
+/// What it remembers.
+struct Memory {
+    table: Table,
+    /// When the bucket of all sources together is full.
+    ceiling_full: u64,
+}
+
+/// What came in one message of the kernel's, which is of one source.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    source: Option<IpAddr>,
+    /// Bytes of all datagrams.
+    bytes: usize,
+    /// Bytes of the longest.
+    longest: usize,
+    /// How many datagrams there are, and how many of them pass: the first.
+    datagrams: usize,
+    passing: usize,
+    hash: u64,
+}
+
+/// What became of datagrams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Passed.
+    pub admitted: u64,
+    /// Came from a network that is not heard.
+    pub denied: u64,
+    /// Were too long.
+    pub oversized: u64,
+    /// Came from a source that had used up its rate.
+    pub over_rate: u64,
+    /// Were more than is wanted in all.
+    pub over_ceiling: u64,
+    /// Were to be sent, and would have been more than what came from there is worth.
+    pub over_amplification: u64,
+}
+
+#[derive(Default)]
+struct Counters([AtomicU64; 6]);
+
+impl Guard {
+    /// A guard that has heard nobody yet.
+    pub fn new(policy: Policy) -> Result<Self, PolicyError> {
+        let limit = |rate: Option<(f64, u32)>, error| {
+            rate.map(|(rate, burst)| Rate::new(rate, burst).ok_or(PolicyError(error))).transpose()
+        };
+        let rate = limit(
+            policy.rate,
+            "rate must be a positive number of datagrams a second, and burst at least 1",
+        )?;
+        // A tenth of a second's worth at once, of which strangers leave half to the known.
+        let ceiling = policy.ceiling.map(|ceiling| (ceiling, ((ceiling / 10.0) as u32).max(64)));
+        let ceiling = limit(ceiling, "ceiling must be a positive number of datagrams a second")?;
+        if policy.amplification.is_some_and(|factor| !(factor > 0.0 && factor.is_finite())) {
+            return Err(PolicyError("amplification must be a positive number"));
+        }
+        if policy.prefix_v4 > 32 || policy.prefix_v6 > 128 {
+            return Err(PolicyError("prefixes must be at most 32 and 128 bits"));
+        }
+        if !(8..=1 << 24).contains(&policy.sources) {
+            return Err(PolicyError("sources must be in 8 to 16777216"));
+        }
+        let remembers = rate.is_some() || ceiling.is_some() || policy.amplification.is_some();
+        let memory = remembers.then(|| {
+            let table = Table::new(policy.sources.next_power_of_two());
+            Mutex::new(Memory { table, ceiling_full: 0 })
+        });
+        let filter = policy.networks.as_ref().filter(|_| policy.filters).and_then(filter);
+        let (counters, started) = (Counters::default(), Instant::now());
+        Ok(Self { policy, filter, rate, ceiling, memory, counters, started })
+    }
+
+    /// What it checks.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// The networks as a filter for the kernel, where that can have them.
+    pub fn filter(&self) -> Option<&[sock_filter]> {
+        self.filter.as_deref()
+    }
+
+    /// What became of the datagrams so far.
+    pub fn tally(&self) -> Tally {
+        let [admitted, denied, oversized, over_rate, over_ceiling, over_amplification] =
+            self.counters.0.each_ref().map(|counter| counter.load(Ordering::Relaxed));
+        Tally { admitted, denied, oversized, over_rate, over_ceiling, over_amplification }
+    }
+
+    /// Decides of each arrival how many of its datagrams pass, and says how many do not.
+    pub fn admit(&self, arrivals: &mut [Arrival]) -> usize {
+        self.admit_at(arrivals, self.now())
+    }
+
+    /// Whether a datagram would pass now. Nothing is counted or remembered.
+    pub fn would_admit(&self, arrival: &Arrival) -> bool {
+        let (arrival, now) = (&mut arrival.clone(), self.now());
+        if self.check(arrival).is_some() {
+            return false;
+        }
+        let (Some(source), Some(memory)) = (arrival.source, self.memory()) else { return true };
+        let place = memory.table.find(memory.table.hash(self.rate_key(source)));
+        let full = place.map_or(0, |place| memory.table.full(place));
+        let is_known = place.is_some_and(table::Place::is_known);
+        self.rate.is_none_or(|rate| rate.room(full, now) > 0)
+            && self.ceiling_room(&memory, is_known, now) > 0
+    }
+
+    /// Whether it limits what is sent.
+    pub fn limits_sending(&self) -> bool {
+        self.policy.amplification.is_some()
+    }
+
+    /// Takes a datagram that is to be sent off what its address may be sent. If that is less, the
+    /// datagram must not be sent.
+    pub fn spend(&self, to: &Address, bytes: usize) -> bool {
+        let (Some(to), Some(mut memory), true) = (to.ip(), self.memory(), self.limits_sending())
+        else {
+            return true;
+        };
+        let hash = memory.table.hash(key(to.ip()));
+        let place = memory.table.find(hash);
+        let is_paid = place.is_some_and(|place| memory.table.spend(place, bytes as u64));
+        if !is_paid {
+            self.counters.count(Tally { over_amplification: 1, ..Tally::default() });
+        }
+        is_paid
+    }
+
+    /// Gives back what a datagram has taken that was not sent after all.
+    pub fn refund(&self, to: &Address, bytes: usize) {
+        if let (Some(to), Some(mut memory)) = (to.ip(), self.memory()) {
+            let hash = memory.table.hash(key(to.ip()));
+            if let Some(place) = memory.table.find(hash) {
+                memory.table.grant(place, bytes as u64);
+            }
+        }
+    }
+
+    /// Takes the caller's word that an address is its sender's own (RFC 9000, section 8): it may be
+    /// sent anything from now on, and counts as known.
+    pub fn validate(&self, address: IpAddr) {
+        let now = self.now();
+        if let Some(mut memory) = self.memory() {
+            for key in [key(address), self.rate_key(address)] {
+                let hash = memory.table.hash(key);
+                memory.table.validate(hash, now);
+            }
+        }
+    }
+
+    fn admit_at(&self, arrivals: &mut [Arrival], now: u64) -> usize {
+        let mut tally = Tally::default();
+        for arrival in &mut *arrivals {
+            if let Some(reason) = self.check(arrival) {
+                *reason(&mut tally) += arrival.datagrams as u64;
+                arrival.passing = 0;
+            }
+        }
+        if let Some(mut memory) = self.memory() {
+            for arrival in &mut *arrivals {
+                if let Some(source) = arrival.source.filter(|_| arrival.passing > 0) {
+                    arrival.hash = memory.table.hash(self.rate_key(source));
+                    memory.table.prefetch(arrival.hash);
+                }
+            }
+            for arrival in &mut *arrivals {
+                if let Some(source) = arrival.source.filter(|_| arrival.passing > 0) {
+                    self.charge(&mut memory, arrival, source, now, &mut tally);
+                }
+            }
+        }
+        let total: usize = arrivals.iter().map(|arrival| arrival.datagrams).sum();
+        let passing: usize = arrivals.iter().map(|arrival| arrival.passing).sum();
+        tally.admitted = passing as u64;
+        self.counters.count(tally);
+        total - passing
+    }
+
+    /// Checks what needs no memory. Returns where to count a datagram that is refused.
+    fn check(&self, arrival: &Arrival) -> Option<fn(&mut Tally) -> &mut u64> {
+        if self.policy.max_size.is_some_and(|max_size| arrival.longest > max_size) {
+            return Some(|tally| &mut tally.oversized);
+        }
+        if let (Some(networks), Some(source)) = (&self.policy.networks, arrival.source)
+            && !networks.allow(source)
+        {
+            return Some(|tally| &mut tally.denied);
+        }
+        None
+    }
+
+    /// Takes as many tokens as there are, up to one for each datagram.
+    fn charge(
+        &self,
+        memory: &mut Memory,
+        arrival: &mut Arrival,
+        source: IpAddr,
+        now: u64,
+        tally: &mut Tally,
+    ) {
+        let place = memory.table.hear(arrival.hash, now);
+        let full = memory.table.full(place);
+        let wanted = arrival.datagrams as u64;
+        let in_rate = self.rate.map_or(wanted, |rate| rate.room(full, now).min(wanted));
+        let passing = self.ceiling_room(memory, place.is_known(), now).min(in_rate);
+        tally.over_rate += wanted - in_rate;
+        tally.over_ceiling += in_rate - passing;
+        arrival.passing = passing as usize;
+        if passing == 0 {
+            return;
+        }
+        if let Some(rate) = self.rate {
+            memory.table.set_full(place, rate.take(full, now, passing));
+        }
+        if let Some(ceiling) = self.ceiling {
+            memory.ceiling_full = ceiling.take(memory.ceiling_full, now, passing);
+        }
+        if let Some(factor) = self.policy.amplification {
+            let bytes = arrival.bytes.min(arrival.passing * arrival.longest);
+            #[allow(clippy::cast_precision_loss)] // 64 KiB at the most
+            let credit = (bytes as f64 * factor) as u64;
+            // Of an address, even where the rate is that of its network.
+            let hash = memory.table.hash(key(source));
+            let place = if hash == arrival.hash { place } else { memory.table.hear(hash, now) };
+            memory.table.grant(place, credit);
+        }
+    }
+
+    fn ceiling_room(&self, memory: &Memory, is_known: bool, now: u64) -> u64 {
+        match self.ceiling {
+            None => u64::MAX,
+            Some(ceiling) if is_known => ceiling.room(memory.ceiling_full, now),
+            Some(ceiling) => ceiling.half_room(memory.ceiling_full, now),
+        }
+    }
+
+    /// The number of the source that an address belongs to.
+    fn rate_key(&self, address: IpAddr) -> u128 {
+        let address = address.to_canonical();
+        let prefix_len = match address {
+            IpAddr::V4(_) => MAPPED_LEN + self.policy.prefix_v4,
+            IpAddr::V6(_) => self.policy.prefix_v6,
+        };
+        key(address) & u128::MAX.checked_shl(128 - u32::from(prefix_len)).unwrap_or(0)
+    }
+
+    fn memory(&self) -> Option<MutexGuard<'_, Memory>> {
+        Some(self.memory.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn now(&self) -> u64 {
+        self.started.elapsed().as_nanos() as u64
+    }
+}
+
+/// The number of an address, in which both families have a place.
+fn key(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().into(),
+        IpAddr::V6(address) => address.into(),
+    }
+}
+
+impl Arrival {
+    /// One datagram, given its sender as the kernel writes addresses.
+    pub fn one(from: &[u8], len: usize) -> Self {
+        Self::run(from, len, len, 1)
+    }
+
+    /// A run of datagrams that were glued together: `bytes` in all, of which the first, and longest,
+    /// has `longest`.
+    pub fn run(from: &[u8], bytes: usize, longest: usize, datagrams: usize) -> Self {
+        let source = match AddressKind::of(from) {
+            AddressKind::V4(address) => Some(IpAddr::V4(*address.ip())),
+            AddressKind::V6(address) => Some(IpAddr::V6(*address.ip())),
+            _ => None,
+        };
+        Self { source, bytes, longest, datagrams, passing: datagrams, hash: 0 }
+    }
+
+    /// How many datagrams pass: the first ones.
+    pub fn passing(&self) -> usize {
+        self.passing
+    }
+}
+
+impl Tally {
+    /// How many datagrams came and were refused.
+    pub fn refused(&self) -> u64 {
+        self.denied + self.oversized + self.over_rate + self.over_ceiling
+    }
+}
+
+impl Counters {
+    fn count(&self, tally: Tally) {
+        let Tally { admitted, denied, oversized, over_rate, over_ceiling, over_amplification } =
+            tally;
+        let counts = [admitted, denied, oversized, over_rate, over_ceiling, over_amplification];
+        for (counter, count) in self.0.iter().zip(counts) {
+            if count > 0 {
+                counter.fetch_add(count, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::SocketAddr;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn from(address: &str) -> Address {
+        address.parse::<SocketAddr>().unwrap().into()
+    }
+
+    fn passes(guard: &Guard, source: &str, len: usize, now: u64) -> bool {
+        let mut arrivals = [Arrival::one(from(source).as_bytes(), len)];
+        guard.admit_at(&mut arrivals, now);
+        arrivals[0].passing() == 1
+    }
+
+    fn rated(rate: f64, burst: u32) -> Policy {
+        Policy { rate: Some((rate, burst)), sources: 1 << 10, ..Policy::default() }
+    }
+
+    #[test]
+    fn what_is_refused_is_counted_by_its_reason() {
+        let deny = [parse_network("10.0.0.0/8").unwrap()];
+        let guard = Guard::new(Policy {
+            networks: Some(Networks::new(None, &deny).unwrap()),
+            max_size: Some(100),
+            ..rated(1.0, 1)
+        })
+        .unwrap();
+        assert!(!passes(&guard, "10.0.0.1:5", 1, SECOND));
+        assert!(!passes(&guard, "[::ffff:10.0.0.1]:5", 1, SECOND));
+        assert!(!passes(&guard, "192.0.2.1:5", 101, SECOND));
+        assert!(passes(&guard, "192.0.2.1:5", 100, SECOND));
+        assert!(!passes(&guard, "192.0.2.1:6", 100, SECOND));
+        assert!(!passes(&guard, "[::ffff:192.0.2.1]:6", 100, SECOND));
+        assert!(passes(&guard, "192.0.2.2:5", 100, SECOND));
+        let expected =
+            Tally { admitted: 2, denied: 2, oversized: 1, over_rate: 2, ..Tally::default() };
+        assert_eq!(guard.tally(), expected);
+        assert_eq!(guard.tally().refused(), 5);
+    }
+
+    #[test]
+    fn a_run_passes_as_far_as_its_tokens_reach() {
+        let guard = Guard::new(rated(1.0, 4)).unwrap();
+        let source = from("[2001:db8::1]:9");
+        let mut arrivals = [Arrival::run(source.as_bytes(), 550, 100, 6)];
+        assert_eq!(guard.admit_at(&mut arrivals, SECOND), 2);
+        assert_eq!(arrivals[0].passing(), 4);
+    }
+
+    #[test]
+    fn a_source_may_be_a_network() {
+        let guard = Guard::new(Policy { prefix_v4: 24, prefix_v6: 64, ..rated(1.0, 1) }).unwrap();
+        assert!(passes(&guard, "192.0.2.1:1", 1, SECOND));
+        assert!(!passes(&guard, "192.0.2.255:1", 1, SECOND));
+        assert!(passes(&guard, "192.0.3.1:1", 1, SECOND));
+        assert!(passes(&guard, "[2001:db8::1]:1", 1, SECOND));
+        assert!(!passes(&guard, "[2001:db8::ffff:0:0:0]:1", 1, SECOND));
+        assert!(passes(&guard, "[2001:db8:0:1::1]:1", 1, SECOND));
+        let all = Guard::new(Policy { prefix_v4: 0, prefix_v6: 0, ..rated(1.0, 1) }).unwrap();
+        assert!(passes(&all, "192.0.2.1:1", 1, SECOND));
+        assert!(!passes(&all, "203.0.113.1:1", 1, SECOND));
+    }
+
+    #[test]
+    fn strangers_at_the_ceiling_leave_room_for_the_known() {
+        let policy = Policy { ceiling: Some(1000.0), sources: 1 << 10, ..Policy::default() };
+        let guard = Guard::new(policy).unwrap();
+        for tick in 0..20 {
+            assert!(passes(&guard, "192.0.2.1:1", 1, SECOND + tick * SECOND / 10));
+        }
+        let (mut now, mut strangers) = (3 * SECOND, 0);
+        for round in 0..100_000_u32 {
+            now += 20_000; // 50,000 a second, for two seconds
+            let stranger = format!("10.{}.{}.1:1", round >> 8 & 0xff, round & 0xff);
+            strangers += u32::from(passes(&guard, &stranger, 1, now));
+            if round % 100 == 0 {
+                assert!(passes(&guard, "192.0.2.1:1", 1, now), "round {round}");
+            }
+        }
+        // 2000 in two seconds, half a burst, and the thousand that the known peer took.
+        assert!((1000..=1100).contains(&strangers), "{strangers}");
+    }
+
+    #[test]
+    fn an_address_gets_back_no_more_than_its_due_until_it_is_vouched_for() {
+        let policy = Policy { amplification: Some(3.0), sources: 1 << 10, ..Policy::default() };
+        let guard = Guard::new(Policy { prefix_v4: 24, ..policy }).unwrap();
+        let (peer, neighbour) = (from("192.0.2.1:7"), from("192.0.2.2:7"));
+        assert!(!guard.spend(&peer, 1));
+        assert!(passes(&guard, "192.0.2.1:7", 100, SECOND));
+        assert!(guard.spend(&peer, 200));
+        assert!(!guard.spend(&peer, 101));
+        guard.refund(&peer, 50);
+        assert!(guard.spend(&from("192.0.2.1:8"), 150));
+        assert!(!guard.spend(&neighbour, 1));
+        guard.validate(peer.ip().unwrap().ip());
+        assert!(guard.spend(&peer, 1 << 30));
+        assert!(!guard.spend(&neighbour, 1));
+        assert_eq!(guard.tally().over_amplification, 4);
+    }
+
+    #[test]
+    fn a_look_takes_no_token() {
+        let guard = Guard::new(rated(0.001, 1)).unwrap();
+        let arrival = Arrival::one(from("192.0.2.1:7").as_bytes(), 1);
+        assert!(guard.would_admit(&arrival) && guard.would_admit(&arrival));
+        assert_eq!(guard.admit(&mut [arrival]), 0);
+        assert!(!guard.would_admit(&arrival));
+        assert_eq!(guard.tally().admitted, 1);
+    }
+
+    #[test]
+    fn a_policy_must_make_sense() {
+        let with = |change: fn(&mut Policy)| {
+            let mut policy = Policy::default();
+            change(&mut policy);
+            Guard::new(policy).is_ok()
+        };
+        assert!(with(|_| {}));
+        assert!(!with(|policy| policy.rate = Some((0.0, 1))));
+        assert!(!with(|policy| policy.rate = Some((1.0, 0))));
+        assert!(!with(|policy| policy.ceiling = Some(-1.0)));
+        assert!(!with(|policy| policy.amplification = Some(f64::NAN)));
+        assert!(!with(|policy| policy.prefix_v4 = 33));
+        assert!(!with(|policy| policy.sources = 7));
+    }
+}

@@ -1,0 +1,343 @@
+//! What is remembered of sources, in a table of fixed size.
+//!
+//! A keyed hash (SipHash, with a key of this table's own) gives each source a set of eight places,
+//! so that nobody outside can choose whom he meets there. Half of a set is for strangers, half for
+//! the known: who was heard from over a second or longer, or was vouched for.
+//!
+//! Who is displaced, where a set is full:
+//!
+//! * By a new stranger, the stranger whose bucket lacks least, and of several the one not heard
+//!   from for the longest time. *The newcomer takes over what its bucket lacks* (as the counters of
+//!   Metwally's Space-Saving do). So a source never gets more than its rate, however many come and
+//!   go: what is held against it can only be more than it took.
+//! * By a stranger that becomes known, a known one not heard from for a minute (ten where it was
+//!   vouched for), and nobody else. So no flood displaces a known peer that is heard now and then.
+
+use std::hash::{BuildHasher, RandomState};
+use std::hint::black_box;
+
+/// Sources that a set holds.
+const WAYS: usize = 8;
+/// Those of them that are for the known.
+const KNOWN: usize = 4;
+
+/// A set's memory: of each place the source's hash (zero where it is free), the time its bucket is
+/// full, when it was first and last heard from, and what it may be sent. A line of the processor's
+/// cache each.
+type Set = [u64; 4 * WAYS];
+const FULL: usize = WAYS;
+const TIMES: usize = 2 * WAYS;
+const CREDIT: usize = 3 * WAYS;
+
+/// Who may be sent anything.
+const VALIDATED: u64 = u64::MAX;
+
+/// How long a stranger is heard until it is known, in milliseconds.
+const PROBATION: u32 = 1000;
+/// How long a known source keeps its place without being heard.
+const KEPT: u32 = 60_000;
+const KEPT_VALIDATED: u32 = 600_000;
+
+pub(super) struct Table {
+    sets: Vec<Set>,
+    keys: RandomState,
+}
+
+/// A place in the table, until the next search.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    set: usize,
+    way: usize,
+}
+
+impl Table {
+    /// A table for so many sources; a power of two, and at least eight. It takes 32 bytes for each,
+    /// once that many have come.
+    pub(super) fn new(sources: usize) -> Self {
+        Self { sets: vec![[0; 4 * WAYS]; sources / WAYS], keys: RandomState::new() }
+    }
+
+    /// What stands for a source.
+    pub(super) fn hash(&self, source: u128) -> u64 {
+        self.keys.hash_one(source).max(1)
+    }
+
+    /// Has the processor fetch a source's set, for soon.
+    pub(super) fn prefetch(&self, hash: u64) {
+        // Loads that nothing depends on run beside one another, and beside what follows.
+        let set = &self.sets[self.set_of(hash)];
+        black_box(set[0] ^ set[FULL]);
+    }
+
+    /// The place of a source, if it has one.
+    pub(super) fn find(&self, hash: u64) -> Option<Place> {
+        let set = self.set_of(hash);
+        let way = self.sets[set][..WAYS].iter().position(|&tag| tag == hash)?;
+        Some(Place { set, way })
+    }
+
+    /// The place of a source that was just heard from. A new one gets a stranger's.
+    pub(super) fn hear(&mut self, hash: u64, now: u64) -> Place {
+        let now_ms = milliseconds(now);
+        if let Some(place) = self.find(hash) {
+            let (first, last) = self.times(place);
+            let first = if is_past(last, now_ms, KEPT) { now_ms } else { first };
+            self.set_times(place, first, now_ms);
+            if !place.is_known() && is_past(first, now_ms, PROBATION) {
+                return self.promote(place, now);
+            }
+            return place;
+        }
+        let set = self.set_of(hash);
+        let way = (KNOWN..WAYS)
+            .min_by_key(|&way| {
+                let place = Place { set, way };
+                let idle = now_ms.wrapping_sub(self.times(place).1);
+                (self.full(place).saturating_sub(now), u32::MAX - idle)
+            })
+            .expect("there are places for strangers");
+        let place = Place { set, way };
+        // Its `full` stays: the newcomer takes it over.
+        self.sets[set][way] = hash;
+        self.set_times(place, now_ms, now_ms);
+        self.sets[set][CREDIT + way] = 0;
+        place
+    }
+
+    /// Vouches for a source: from now on it may be sent anything, and it is known.
+    pub(super) fn validate(&mut self, hash: u64, now: u64) {
+        let mut place = self.hear(hash, now);
+        if !place.is_known() {
+            let way = (0..KNOWN).min_by_key(|&way| {
+                let known = Place { set: place.set, way };
+                let idle = milliseconds(now).wrapping_sub(self.times(known).1);
+                (self.is_taken(known), self.is_validated(known), u32::MAX - idle)
+            });
+            let way = way.expect("there are places for the known");
+            place = self.swap(place, way);
+        }
+        self.sets[place.set][CREDIT + place.way] = VALIDATED;
+    }
+
+    /// When a source's bucket is full.
+    pub(super) fn full(&self, place: Place) -> u64 {
+        self.sets[place.set][FULL + place.way]
+    }
+
+    pub(super) fn set_full(&mut self, place: Place, full: u64) {
+        self.sets[place.set][FULL + place.way] = full;
+    }
+
+    /// Lets a source be sent more bytes.
+    pub(super) fn grant(&mut self, place: Place, bytes: u64) {
+        let credit = &mut self.sets[place.set][CREDIT + place.way];
+        if *credit != VALIDATED {
+            *credit = credit.saturating_add(bytes).min(VALIDATED - 1);
+        }
+    }
+
+    /// Takes bytes that a source is to be sent off what it may be sent, if that is enough.
+    pub(super) fn spend(&mut self, place: Place, bytes: u64) -> bool {
+        let credit = &mut self.sets[place.set][CREDIT + place.way];
+        match (*credit, credit.checked_sub(bytes)) {
+            (VALIDATED, _) => true,
+            (_, Some(rest)) => {
+                *credit = rest;
+                true
+            }
+            (_, None) => false,
+        }
+    }
+
+    fn set_of(&self, hash: u64) -> usize {
+        hash as usize & (self.sets.len() - 1)
+    }
+
+    fn is_taken(&self, place: Place) -> bool {
+        self.sets[place.set][place.way] != 0
+    }
+
+    fn is_validated(&self, place: Place) -> bool {
+        self.sets[place.set][CREDIT + place.way] == VALIDATED
+    }
+
+    /// When a source was first and last heard from. The clock comes round in seven weeks.
+    fn times(&self, place: Place) -> (u32, u32) {
+        let times = self.sets[place.set][TIMES + place.way];
+        ((times >> 32) as u32, times as u32)
+    }
+
+    fn set_times(&mut self, place: Place, first: u32, last: u32) {
+        self.sets[place.set][TIMES + place.way] = u64::from(first) << 32 | u64::from(last);
+    }
+
+    /// Gives a stranger a place among the known, if there is one.
+    fn promote(&mut self, stranger: Place, now: u64) -> Place {
+        let now_ms = milliseconds(now);
+        let free = (0..KNOWN).find(|&way| {
+            let known = Place { set: stranger.set, way };
+            let kept = if self.is_validated(known) { KEPT_VALIDATED } else { KEPT };
+            let is_idle = is_past(self.times(known).1, now_ms, kept) && self.full(known) <= now;
+            !self.is_taken(known) || is_idle
+        });
+        free.map_or(stranger, |way| self.swap(stranger, way))
+    }
+
+    /// Moves a stranger to the place of a known source, which becomes a stranger.
+    fn swap(&mut self, stranger: Place, way: usize) -> Place {
+        for field in [0, FULL, TIMES, CREDIT] {
+            self.sets[stranger.set].swap(field + stranger.way, field + way);
+        }
+        Place { way, ..stranger }
+    }
+}
+
+impl Place {
+    /// Whether the source there is known.
+    pub(super) fn is_known(self) -> bool {
+        self.way < KNOWN
+    }
+}
+
+fn milliseconds(now: u64) -> u32 {
+    (now / 1_000_000) as u32
+}
+
+/// Whether `span` has passed between two instants.
+fn is_past(since: u32, now: u32, span: u32) -> bool {
+    now.wrapping_sub(since) >= span
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bucket::Rate;
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    /// A table, and buckets of ten tokens, ten of which come in a second.
+    struct Limited {
+        table: Table,
+        rate: Rate,
+    }
+
+    impl Limited {
+        fn new(sources: usize) -> Self {
+            Self { table: Table::new(sources), rate: Rate::new(10.0, 10).unwrap() }
+        }
+
+        /// Whether a datagram passes.
+        fn hear(&mut self, source: u128, now: u64) -> bool {
+            let hash = self.table.hash(source);
+            let place = self.table.hear(hash, now);
+            let full = self.table.full(place);
+            let passes = self.rate.room(full, now) > 0;
+            self.table.set_full(place, self.rate.take(full, now, passes.into()));
+            passes
+        }
+
+        fn is_known(&self, source: u128) -> bool {
+            self.table.find(self.table.hash(source)).is_some_and(Place::is_known)
+        }
+    }
+
+    #[test]
+    fn a_flood_of_strangers_does_not_let_an_offender_back_in() {
+        let mut limited = Limited::new(64);
+        let mut now = SECOND;
+        let mut passed = 0;
+        for round in 0..200_000 {
+            now += 10_000; // 2 s in all, so that 30 may pass
+            passed += u32::from(limited.hear(7, now));
+            limited.hear(1000 + round, now);
+        }
+        assert!(passed <= 30, "{passed}");
+    }
+
+    #[test]
+    fn a_flood_of_strangers_does_not_lock_a_known_peer_out() {
+        let mut limited = Limited::new(64);
+        let mut now = SECOND;
+        for _ in 0..12 {
+            now += SECOND / 5;
+            assert!(limited.hear(7, now));
+        }
+        assert!(limited.is_known(7));
+        for round in 0..200_000 {
+            now += 100_000;
+            limited.hear(1000 + round, now);
+            if round % 2000 == 0 {
+                assert!(limited.hear(7, now), "round {round}");
+            }
+        }
+        assert!(limited.is_known(7));
+    }
+
+    #[test]
+    fn strangers_together_get_no_more_than_their_places() {
+        let mut limited = Limited::new(8);
+        let (mut now, mut passed) = (SECOND, 0);
+        for source in 0..10_000 {
+            now += 1_000_000; // 10 s in all: 4 places, 10 at once and 100 more each
+            passed += u32::from(limited.hear(source, now));
+        }
+        assert!((400..=440).contains(&passed), "{passed}");
+    }
+
+    #[test]
+    fn a_stranger_that_comes_alone_is_not_refused() {
+        let mut limited = Limited::new(1 << 10);
+        for source in 0..100_000 {
+            assert!(limited.hear(source, SECOND + source as u64 * 1_000_000));
+        }
+    }
+
+    #[test]
+    fn known_places_fall_free_after_a_minute_of_silence() {
+        let mut limited = Limited::new(8);
+        for source in 0..4 {
+            limited.hear(source, SECOND);
+            limited.hear(source, 2 * SECOND);
+        }
+        limited.hear(9, 3 * SECOND);
+        limited.hear(9, 5 * SECOND);
+        assert!(!limited.is_known(9) && (0..4).all(|source| limited.is_known(source)));
+        limited.hear(9, 61 * SECOND);
+        assert!(!limited.is_known(9));
+        limited.hear(9, 63 * SECOND);
+        assert!(limited.is_known(9));
+    }
+
+    #[test]
+    fn who_is_vouched_for_has_a_place_and_no_limit() {
+        let mut limited = Limited::new(8);
+        for source in 0..4 {
+            limited.hear(source, SECOND);
+            limited.hear(source, 2 * SECOND);
+        }
+        let hash = limited.table.hash(9);
+        limited.table.validate(hash, 3 * SECOND);
+        assert!(limited.is_known(9));
+        let place = limited.table.find(hash).unwrap();
+        limited.table.grant(place, 5);
+        assert!(limited.table.spend(place, 1 << 40));
+    }
+
+    #[test]
+    fn credit_is_spent_once_and_ends_with_the_place() {
+        let mut limited = Limited::new(8);
+        let hash = limited.table.hash(1);
+        let place = limited.table.hear(hash, SECOND);
+        limited.table.grant(place, 100);
+        assert!(limited.table.spend(place, 60));
+        assert!(!limited.table.spend(place, 60));
+        assert!(limited.table.spend(place, 40));
+        limited.table.grant(place, 100);
+        for source in 2..9 {
+            limited.hear(source, SECOND + 1_000_000);
+        }
+        assert_eq!(limited.table.find(hash), None);
+        let place = limited.table.hear(hash, 2 * SECOND);
+        assert!(!limited.table.spend(place, 1));
+    }
+}
