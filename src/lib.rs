@@ -19,6 +19,8 @@ mod _core {
     #[pymodule_export]
     use crate::python::datagram::Datagram;
     #[pymodule_export]
+    use crate::python::guard::{Guard, GuardStats};
+    #[pymodule_export]
     use crate::python::records::{DatagramError, Stats};
     #[pymodule_export]
     use crate::python::server::{ServerCore, end_with_parent, steer};

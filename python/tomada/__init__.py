@@ -5,7 +5,16 @@
 
 from typing import TYPE_CHECKING, Any
 
-from tomada._core import Batch, Datagram, DatagramError, ServerStats, Stats, __version__
+from tomada._core import (
+    Batch,
+    Datagram,
+    DatagramError,
+    Guard,
+    GuardStats,
+    ServerStats,
+    Stats,
+    __version__,
+)
 
 if TYPE_CHECKING:
     from tomada.client import Client
@@ -16,6 +25,8 @@ __all__ = [
     "Client",
     "Datagram",
     "DatagramError",
+    "Guard",
+    "GuardStats",
     "Server",
     "ServerStats",
     "Stats",

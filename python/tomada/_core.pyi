@@ -11,6 +11,8 @@ __all__ = [
     "Batch",
     "Datagram",
     "DatagramError",
+    "Guard",
+    "GuardStats",
     "ServerCore",
     "ServerCounters",
     "ServerStats",
@@ -259,6 +261,23 @@ class Socket:
 
     @gro.setter
     def gro(self, is_on: bool) -> None: ...
+    @property
+    def guard(self) -> Guard | None:
+        """The :class:`Guard` of what arrives, if any; several sockets may have the same.
+
+        Every receiving method passes over what it refuses, as if it had not come. After 1024
+        refusals in a row one that does not wait raises :class:`BlockingIOError`, although there may
+        be more, as ``select`` then says: so that a flood does not hold the caller up. What waits in
+        the socket when it is given a guard is checked too.
+
+        Setting it attaches the guard's kernel filter to the socket, unless a filter was set with
+        ``SO_ATTACH_FILTER``, or the kernel refuses it; then the guard does its work.
+
+        :raises OSError: ``EAFNOSUPPORT``; it is for ``AF_INET`` and ``AF_INET6``.
+        """
+
+    @guard.setter
+    def guard(self, guard: Guard | None) -> None: ...
     @property
     def pending(self) -> int:
         """How many datagrams were taken from the kernel and wait for the next receive of any kind.
@@ -763,6 +782,10 @@ class Stats:
         """Received datagrams whose end was cut off, because the buffer was too small."""
 
     @property
+    def refused(self) -> int:
+        """Datagrams that :attr:`Socket.guard` refused; they count as nothing else here."""
+
+    @property
     def kernel_drops(self) -> int:
         """Datagrams that the kernel dropped (``SO_MEMINFO``).
 
@@ -773,6 +796,126 @@ class Stats:
     @property
     def errors(self) -> int:
         """Entries that came out of the error queue."""
+
+    def __eq__(self, other: object, /) -> bool: ...
+
+@final
+class Guard:
+    """A check on what arrives, made before Python hears of it.
+
+    For a socket (``sock.guard = guard``), an endpoint of :mod:`tomada.asyncio` or a server
+    (``guard=``). Each part that is given is a check; they are made in this order, and a datagram is
+    refused by the first that fails. A refused datagram is counted, and nobody is told.
+
+    A *source* is an address without its port. Its IPv4 form and the one mapped to IPv6 are the same.
+
+    **Memory.** The table of sources has a fixed size (32 bytes each, 8 MiB as it comes), and a key
+    of its own, so that nobody can choose whom he displaces. A source becomes *known* when it is
+    heard over at least a second; half of the table is for the known, and one keeps its place there
+    as long as it is heard within every minute, whatever else arrives. The other half is for
+    strangers. A stranger who finds it full takes the place of one that used its rate least, and what
+    that one had used counts against the newcomer: so none gets more than its rate by being forgotten
+    in a flood, and strangers may be refused in one, but known peers are not.
+
+    :param allow: Networks (``"192.0.2.0/24"``, an address, or objects of :mod:`ipaddress`). If
+        given, others are refused.
+    :param deny: Networks to refuse. Where both have a source, the longest prefix decides.
+    :param max_size: The longest payload to let pass, in bytes.
+    :param rate: How many datagrams a second may come from one source.
+    :param burst: How many at once; a second's worth if not given.
+    :param prefixes: How many leading bits make a source, for IPv4 and IPv6. With ``(24, 64)`` the
+        rate is that of a network.
+    :param ceiling: How many datagrams a second may come in all, a tenth of a second's worth at
+        once. Strangers leave half of that to the known, who so have the first turn.
+    :param amplification: How many bytes of payload may go to an address for each that was let in
+        from it; 3 in QUIC (:rfc:`9000#section-8`). It may have another's address in its datagrams,
+        who would get the answers. More raises :class:`PermissionError`, in transports by
+        ``error_received``. An address that was not heard from may be sent nothing. Hearing from it
+        again proves nothing; see :meth:`validate`. The peer that a socket is connected to is not
+        limited.
+    :param sources: How many sources the table has, 8 to 16,777,216, rounded up to a power of two.
+        Make it eight times as many as there are known peers.
+    :param kernel_filter: Have the kernel drop what ``allow`` and ``deny`` refuse, before it takes
+        time or room (``SO_ATTACH_FILTER``). It then counts in ``kernel_drops`` of the socket's
+        :class:`Stats`, and not here.
+    :raises ValueError: A network is none, has host bits set, or is in both lists; a number makes no
+        sense.
+    """
+
+    def __new__(
+        cls,
+        *,
+        allow: Iterable[object] | None = None,
+        deny: Iterable[object] | None = None,
+        rate: float | None = None,
+        burst: int | None = None,
+        prefixes: tuple[int, int] = (32, 128),
+        ceiling: float | None = None,
+        amplification: float | None = None,
+        max_size: int | None = None,
+        sources: int = 262_144,
+        kernel_filter: bool = True,
+    ) -> Guard: ...
+    @property
+    def kernel_filter(self) -> bytes | None:
+        """The networks as an array of ``struct sock_filter`` (classic BPF).
+
+        ``None`` where there is no list, or ``kernel_filter=False``, or the program would be longer
+        than the kernel's limit of 4096 instructions: lists of about a thousand networks that do not
+        touch. Then the guard alone decides.
+        """
+
+    def attach(self, sock: Any, /) -> None:
+        """Attach :attr:`kernel_filter` alone to a socket of any module (``SO_ATTACH_FILTER``).
+
+        :raises ValueError: There is none.
+        :raises OSError: ``ENOMEM``, where it is longer than ``net.core.optmem_max`` allows.
+        """
+
+    def stats(self) -> GuardStats:
+        """Return what became of the datagrams so far, on all sockets that have this guard."""
+
+    def validate(self, address: str | tuple[Any, ...], /) -> None:
+        """Vouch for an address: it is known, and ``amplification`` does not hold for it any more.
+
+        Call it when a peer has sent something that it can only know from what it was sent, such as
+        a random number out of the first answer. Only that proves that it has the address. The word
+        holds until the address was silent for ten minutes and its place is wanted.
+
+        :param address: A numeric host, or an address as a receive gives it; the port is ignored.
+        """
+
+@final
+class GuardStats:
+    """A guard's counters. Immutable."""
+
+    @property
+    def admitted(self) -> int:
+        """Datagrams that were let in."""
+
+    @property
+    def refused(self) -> int:
+        """Datagrams that came and were not: the sum of the four that follow."""
+
+    @property
+    def denied(self) -> int:
+        """Of a network that ``allow`` and ``deny`` keep out, unless the kernel has dropped them."""
+
+    @property
+    def oversized(self) -> int:
+        """Longer than ``max_size``."""
+
+    @property
+    def over_rate(self) -> int:
+        """More than the ``rate`` of their source."""
+
+    @property
+    def over_ceiling(self) -> int:
+        """More than the ``ceiling``."""
+
+    @property
+    def over_amplification(self) -> int:
+        """Datagrams that were to be sent, and not, for ``amplification``."""
 
     def __eq__(self, other: object, /) -> bool: ...
 

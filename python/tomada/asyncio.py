@@ -22,7 +22,7 @@ from tomada.socket import socket
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
 
-    from tomada._core import Turn
+    from tomada._core import Guard, Turn
 
 __all__ = [
     "DatagramTransport",
@@ -153,6 +153,7 @@ async def create_datagram_endpoint(
     remote_addr: tuple[str, int] | str | None = None,
     *,
     gro: bool = True,
+    guard: Guard | None = None,
     **options: Unpack[_Options],
 ) -> tuple[DatagramTransport, Any]:
     """Make a datagram endpoint on any loop that has ``add_reader`` and ``add_writer``.
@@ -163,9 +164,10 @@ async def create_datagram_endpoint(
 
     :param sock: A socket of tomada's or the standard library's, which becomes the transport's.
     :param gro: Let the kernel hand over datagrams many at a time, where it can.
+    :param guard: A :class:`tomada.Guard` for what arrives; a ``sock`` may have one already.
     :return: A :class:`DatagramTransport` and the protocol.
     """
-    maker = _Maker(loop, gro=gro)
+    maker = _Maker(loop, gro=gro, guard=guard)
     return await maker.make(protocol_factory, local_addr, remote_addr, **options)
 
 
@@ -174,6 +176,7 @@ def open_endpoint(
     remote_addr: tuple[str, int] | str | None = None,
     *,
     gro: bool = True,
+    guard: Guard | None = None,
     **options: Unpack[_Options],
 ) -> _Opening:
     """Open an :class:`Endpoint` on the running loop, whichever that is.
@@ -183,7 +186,7 @@ def open_endpoint(
 
     The arguments are those of :func:`create_datagram_endpoint`.
     """
-    return _Opening(local_addr, remote_addr, gro=gro, **options)
+    return _Opening(local_addr, remote_addr, gro=gro, guard=guard, **options)
 
 
 class _Opening:
@@ -213,7 +216,9 @@ class _Opening:
 
     async def _open(self) -> Endpoint:
         options = self._options.copy()
-        maker = _Maker(asyncio.get_running_loop(), gro=options.pop("gro"), delivers=False)
+        gro, guard = options.pop("gro"), options.pop("guard")
+        loop = asyncio.get_running_loop()
+        maker = _Maker(loop, gro=gro, guard=guard, delivers=False)
         transport, events = await maker.make(Events, *self._args, **options)
         return Endpoint(transport, events)
 
@@ -227,10 +232,16 @@ class _Maker:
     _ensure_resolved: Any = asyncio.BaseEventLoop._ensure_resolved  # type: ignore[attr-defined]
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, *, gro: bool, delivers: bool = True
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        gro: bool,
+        guard: Guard | None,
+        delivers: bool = True,
     ) -> None:
         self._loop = loop
         self._gro = gro
+        self._guard = guard
         self._delivers = delivers
         self._given: object = None  # the user's socket
         self._debug = loop.get_debug()
@@ -273,6 +284,8 @@ class _Maker:
             if ours.gro != self._gro:
                 with contextlib.suppress(OSError):  # AF_UNIX, and kernels without it
                     ours.gro = self._gro
+            if self._guard is not None:
+                ours.guard = self._guard
             return DatagramTransport(
                 self._loop,
                 ours,

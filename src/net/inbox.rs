@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::address::Address;
 use super::cmsg;
+use super::guard::{Arrival, REFUSALS};
 use super::pending::{Held, Pending};
 use super::ring::{Datagrams, Filled, Received, RecvRing, SlotKind, ThreadRing};
 use super::socket::Socket;
@@ -46,6 +47,10 @@ impl Socket {
         from: Option<&mut Address>,
         flags: c_int,
     ) -> io::Result<Taken> {
+        let guard = self.guard_of(flags);
+        if let Some(guard) = guard.as_deref().filter(|_| flags & libc::MSG_PEEK != 0) {
+            self.pass_over(fd, guard)?;
+        }
         if self.splits(flags) {
             let taken = self.receive_held(fd, flags, |datagram| {
                 if let Some(from) = from {
@@ -63,7 +68,17 @@ impl Socket {
         // On a datagram socket MSG_TRUNC makes the call return the full length, so that a datagram
         // too long for the buffer is noticed at no cost. On a stream it would discard data.
         let ask_len = if self.is_datagram() { libc::MSG_TRUNC } else { 0 };
-        let full_len = sys::recv_from(fd, memory, from, flags | ask_len)?;
+        let full_len = match guard.filter(|_| flags & libc::MSG_PEEK == 0) {
+            None => sys::recv_from(fd, memory, from, flags | ask_len)?,
+            Some(guard) => {
+                let mut own = Address::UNNAMED;
+                let from = from.unwrap_or(&mut own);
+                self.receive_admitted(&guard, || {
+                    let full_len = sys::recv_from(fd, memory, Some(&mut *from), flags | ask_len)?;
+                    Ok((full_len, Arrival::one(from.as_bytes(), full_len)))
+                })?
+            }
+        };
         let taken = Taken { len: full_len.min(memory.len()), full_len };
         if flags & (libc::MSG_PEEK | libc::MSG_ERRQUEUE) == 0 {
             self.counters().count_received(1, taken.len);
@@ -84,6 +99,10 @@ impl Socket {
         if flags & libc::MSG_ERRQUEUE != 0 {
             return self.receive_error_message(fd, memory, from, control, flags);
         }
+        let guard = self.guard_of(flags);
+        if let Some(guard) = guard.as_deref().filter(|_| flags & libc::MSG_PEEK != 0) {
+            self.pass_over(fd, guard)?;
+        }
         if self.splits(flags) {
             let info = self.receive_held(fd, flags, |datagram| {
                 *from = Address::from_bytes(datagram.from);
@@ -93,9 +112,20 @@ impl Socket {
             return Ok(info);
         }
         self.raise_deferred()?;
-        let info = sys::recv_message(fd, memory, from, control, flags)?;
+        let room: usize = memory.iter().map(RecvSlice::len).sum();
+        let info = match guard.filter(|_| flags & libc::MSG_PEEK == 0) {
+            None => sys::recv_message(fd, memory, from, control, flags)?,
+            Some(guard) => self.receive_admitted(&guard, || {
+                let ask_len = flags | libc::MSG_TRUNC;
+                let mut info = sys::recv_message(fd, memory, from, control, ask_len)?;
+                let arrival = Arrival::one(from.as_bytes(), info.len);
+                if flags & libc::MSG_TRUNC == 0 {
+                    info.len = info.len.min(room);
+                }
+                Ok((info, arrival))
+            })?,
+        };
         if flags & libc::MSG_PEEK == 0 {
-            let room: usize = memory.iter().map(RecvSlice::len).sum();
             self.counters().count_received(1, info.len.min(room));
         }
         self.count_cut(flags, info.flags & libc::MSG_TRUNC != 0);
@@ -132,19 +162,26 @@ impl Socket {
             ring.clear();
             return Ok(Filled::default());
         }
-        let filled = ring.receive(fd, count, flags, self.is_ip()).map_err(|error| {
-            // Told not to mind waiting, because nothing will ever come: the socket is shut down.
-            let is_end = error.kind() == io::ErrorKind::WouldBlock;
-            if is_end && flags & libc::MSG_DONTWAIT == 0 {
-                return io::Error::from_raw_os_error(libc::ESHUTDOWN);
+        let mut refused = 0;
+        while refused < REFUSALS {
+            let filled = self.fill(fd, ring, count, flags).map_err(|error| {
+                // Told not to mind waiting, because nothing will ever come: it is shut down.
+                let is_end = error.kind() == io::ErrorKind::WouldBlock;
+                if is_end && flags & libc::MSG_DONTWAIT == 0 {
+                    return io::Error::from_raw_os_error(libc::ESHUTDOWN);
+                }
+                error
+            })?;
+            if filled.datagrams > 0 {
+                self.count(&filled);
+                return Ok(filled);
             }
-            error
-        })?;
-        self.count(&filled);
-        Ok(filled)
+            refused += filled.messages;
+        }
+        Err(io::ErrorKind::WouldBlock.into())
     }
 
-    fn count(&self, filled: &Filled) {
+    pub(super) fn count(&self, filled: &Filled) {
         self.inbox.per_message.store(filled.most_per_message, Ordering::Relaxed);
         self.counters().count_received(filled.datagrams, filled.bytes);
         if filled.truncated > 0 {
@@ -228,7 +265,7 @@ impl Socket {
         let mut ring = ThreadRing::take(self.slot_kind())?;
         for _ in 0..LONGEST_QUEUE / ring.slots() {
             let slots = ring.slots();
-            let received = self.with(|fd| ring.receive(fd, slots, libc::MSG_DONTWAIT, true));
+            let received = self.with(|fd| self.fill(fd, &mut ring, slots, libc::MSG_DONTWAIT));
             match received {
                 Ok(filled) => {
                     self.count(&filled);

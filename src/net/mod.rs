@@ -29,6 +29,7 @@ mod wait;
 
 pub use address::{Address, AddressKind};
 pub use descriptor::{Descriptor, InFlight};
+pub use guard::Guard;
 pub use inbox::Taken;
 pub use meta::{Meta, Source};
 pub use pending::Held;

@@ -18,7 +18,9 @@ impl Socket {
         to: Option<&Address>,
         flags: c_int,
     ) -> io::Result<usize> {
-        let sent = sys::send_to(fd, memory, to, flags)?;
+        self.spend(to, memory.len())?;
+        let sent =
+            sys::send_to(fd, memory, to, flags).inspect_err(|_| self.refund(to, memory.len()))?;
         self.counters().count_sent(1, sent);
         Ok(sent)
     }
@@ -32,7 +34,10 @@ impl Socket {
         control: &[u8],
         flags: c_int,
     ) -> io::Result<usize> {
-        let sent = sys::send_message(fd, memory, to, control, flags)?;
+        let len = memory.iter().map(SendSlice::len).sum();
+        self.spend(to, len)?;
+        let sent = sys::send_message(fd, memory, to, control, flags)
+            .inspect_err(|_| self.refund(to, len))?;
         self.counters().count_sent(1, sent);
         Ok(sent)
     }
@@ -45,7 +50,17 @@ impl Socket {
         queue: &mut SendQueue<'_>,
         flags: c_int,
     ) -> io::Result<Sent> {
-        let sent = queue.send(fd, &self.offload, flags)?;
+        let limiting = self.guard().filter(|guard| guard.limits_sending());
+        if let Some(guard) = &limiting
+            && queue.limit(|to, bytes| guard.spend(to, bytes)) == 0
+        {
+            return Err(guard.refuse_to_send());
+        }
+        let result = queue.send(fd, &self.offload, flags);
+        if let Some(guard) = &limiting {
+            queue.unlimit(|to, bytes| guard.refund(to, bytes));
+        }
+        let sent = result?;
         self.counters().count_sent(sent.datagrams, sent.bytes);
         Ok(sent)
     }

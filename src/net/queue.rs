@@ -22,6 +22,8 @@ pub struct SendQueue<'a> {
     sources: Vec<Source>,
     /// The first datagram that has not left.
     next: usize,
+    /// Datagrams from this one on do not leave yet, where there is a limit.
+    limit: Option<usize>,
     /// Datagrams before this one leave alone: they belong to a run that was refused.
     alone_until: usize,
     refused: Option<(io::Error, usize)>,
@@ -111,7 +113,26 @@ impl<'a> SendQueue<'a> {
         self.datagrams.clear();
         self.addresses.clear();
         self.sources.clear();
-        (self.next, self.alone_until, self.refused) = (0, 0, None);
+        (self.next, self.limit, self.alone_until, self.refused) = (0, None, 0, None);
+    }
+
+    /// Lets only those of the next datagrams leave that `may_leave`, given where they go and how long
+    /// they are, up to the first that may not. Says how many.
+    pub(super) fn limit(&mut self, may_leave: impl Fn(Option<&Address>, usize) -> bool) -> usize {
+        let next = self.datagrams[self.next..].iter().take(SEND_MESSAGES * LONGEST_RUN);
+        let leaving = next
+            .take_while(|datagram| may_leave(self.address(datagram), datagram.payload.len()))
+            .count();
+        self.limit = Some(self.next + leaving);
+        leaving
+    }
+
+    /// Ends the limit, and tells of the datagrams before it that have not left.
+    pub(super) fn unlimit(&mut self, mut stays: impl FnMut(Option<&Address>, usize)) {
+        let Some(limit) = self.limit.take() else { return };
+        for datagram in &self.datagrams[self.next..limit] {
+            stays(self.address(datagram), datagram.payload.len());
+        }
     }
 
     /// Sends as many datagrams as one call takes, without waiting. An error is about the next
@@ -167,7 +188,7 @@ impl<'a> SendQueue<'a> {
         self.slices.clear();
         let mut runs = Vec::with_capacity(SEND_MESSAGES);
         let mut at = self.next;
-        while at < self.datagrams.len() && runs.len() < SEND_MESSAGES {
+        while at < self.end() && runs.len() < SEND_MESSAGES {
             let longest = if at < self.alone_until { 0 } else { longest };
             let first_slice = self.slices.len();
             let (datagrams, bytes) = self.gather_run(at, longest);
@@ -197,7 +218,7 @@ impl<'a> SendQueue<'a> {
         let (mut count, mut bytes) = (1, len);
         // Payloads that lie one after the other in memory need one entry of the list.
         let mut adjacent = first.payload;
-        for datagram in self.datagrams[at + 1..].iter().take(most.saturating_sub(1)) {
+        for datagram in self.datagrams[at + 1..self.end()].iter().take(most.saturating_sub(1)) {
             let next_len = datagram.payload.len();
             if (datagram.to, datagram.source) != (first.to, first.source)
                 || next_len == 0
@@ -217,6 +238,10 @@ impl<'a> SendQueue<'a> {
         }
         self.slices.push(adjacent);
         (count, bytes)
+    }
+
+    fn end(&self) -> usize {
+        self.limit.unwrap_or(self.datagrams.len())
     }
 
     fn outgoing<'b>(&'b self, runs: &'b [Run]) -> impl Iterator<Item = Outgoing<'b>> {

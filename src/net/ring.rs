@@ -7,6 +7,7 @@ use std::ops::{Deref, DerefMut, Range};
 use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
 
+use super::guard::{Arrival, Guard};
 use super::meta::Meta;
 use super::sys::{Memory, RecvMessages};
 
@@ -14,10 +15,12 @@ use super::sys::{Memory, RecvMessages};
 /// by datagram: what the kernel glued together (`UDP_GRO`) comes apart again here.
 pub struct RecvRing {
     messages: RecvMessages,
-    /// Of each message of the last receive, how it splits.
-    splits: Vec<Split>,
-    /// The message under the cursor.
-    slot: usize,
+    /// Of each message of the last receive, its slot and how it splits.
+    splits: Vec<(usize, Split)>,
+    /// The one of them under the cursor.
+    next: usize,
+    /// Kept for its memory.
+    arrivals: Vec<Arrival>,
 }
 
 /// One received datagram. It lies in memory that the next receive overwrites.
@@ -78,7 +81,8 @@ impl RecvRing {
     /// as far as messages reach.
     pub fn new(slots: usize, slot_len: usize) -> io::Result<Self> {
         let messages = RecvMessages::new(slots, slot_len)?;
-        Ok(Self { messages, splits: Vec::with_capacity(slots), slot: 0 })
+        let (splits, arrivals) = (Vec::with_capacity(slots), Vec::new());
+        Ok(Self { messages, splits, next: 0, arrivals })
     }
 
     /// How many messages one receive takes at the most.
@@ -103,11 +107,9 @@ impl RecvRing {
         for slot in 0..messages {
             let message = self.messages.message(slot);
             let split = Split::new(message.len, Meta::segment(message.control));
-            filled.datagrams += split.remaining();
-            filled.most_per_message = filled.most_per_message.max(split.remaining());
-            filled.bytes += message.len;
-            filled.truncated += usize::from(message.flags & libc::MSG_TRUNC != 0);
-            self.splits.push(split);
+            let is_truncated = message.flags & libc::MSG_TRUNC != 0;
+            filled.count(split, is_truncated);
+            self.splits.push((slot, split));
         }
         Ok(filled)
     }
@@ -115,19 +117,42 @@ impl RecvRing {
     /// Drops what was received.
     pub fn clear(&mut self) {
         self.splits.clear();
-        self.slot = 0;
+        self.next = 0;
+    }
+
+    /// Throws out of what was just received what a guard refuses, and says how many datagrams.
+    pub(super) fn screen(&mut self, guard: &Guard, filled: &mut Filled) -> usize {
+        self.arrivals.clear();
+        self.arrivals.extend(self.splits.iter().map(|&(slot, split)| {
+            let from = self.messages.message(slot).name;
+            Arrival::run(from, split.len, split.range().len(), split.remaining())
+        }));
+        let refused = guard.admit(&mut self.arrivals);
+        if refused > 0 {
+            let mut arrivals = self.arrivals.iter();
+            self.splits.retain_mut(|(_, split)| {
+                let passing = arrivals.next().map_or(0, Arrival::passing);
+                split.keep(passing);
+                passing > 0
+            });
+            let Filled { messages, is_full, .. } = *filled;
+            *filled = Filled { messages, is_full, ..Filled::default() };
+            for &(slot, split) in &self.splits {
+                filled.count(split, self.is_truncated(slot));
+            }
+        }
+        refused
     }
 
     /// How many datagrams there are from the cursor on.
     pub fn remaining(&self) -> usize {
-        self.splits.iter().skip(self.slot).map(Split::remaining).sum()
+        self.splits.iter().skip(self.next).map(|(_, split)| split.remaining()).sum()
     }
 
     /// The messages from the cursor on, each with what is left of its split.
     pub(super) fn rest(&self) -> impl Iterator<Item = (Received<'_>, Split)> {
-        (self.slot..self.splits.len()).map(|slot| {
+        self.splits[self.next..].iter().map(|&(slot, split)| {
             let message = self.messages.message(slot);
-            let split = self.splits[slot];
             let payload = &self.messages.memory().bytes()[message.offset..][..message.len];
             let rest = Received {
                 payload: &payload[split.start..],
@@ -143,20 +168,20 @@ impl RecvRing {
     /// returns for how many of them it has a place; where those are not all, the cursor stops
     /// behind them.
     pub fn drain_layout(&mut self, mut place: impl FnMut(usize, Run) -> usize) {
-        while let Some(split) = self.splits.get_mut(self.slot) {
-            let offset = self.messages.message(self.slot).offset;
+        while let Some((slot, split)) = self.splits.get_mut(self.next) {
+            let offset = self.messages.message(*slot).offset;
             let run = Run {
                 start: offset + split.start,
                 end: offset + split.len,
                 segment: split.segment,
                 datagrams: split.remaining(),
             };
-            let placed = place(self.slot, run);
+            let placed = place(*slot, run);
             if placed < run.datagrams {
                 split.start += placed * split.segment;
                 return;
             }
-            self.slot += 1;
+            self.next += 1;
         }
     }
 
@@ -179,8 +204,8 @@ impl RecvRing {
 impl Datagrams for RecvRing {
     #[inline]
     fn current(&self) -> Option<Received<'_>> {
-        let split = self.splits.get(self.slot)?;
-        let message = self.messages.message(self.slot);
+        let (slot, split) = self.splits.get(self.next)?;
+        let message = self.messages.message(*slot);
         let payload = &self.messages.memory().bytes()[message.offset..][..message.len];
         Some(Received {
             payload: &payload[split.range()],
@@ -192,11 +217,20 @@ impl Datagrams for RecvRing {
 
     #[inline]
     fn advance(&mut self) {
-        if let Some(split) = self.splits.get_mut(self.slot)
+        if let Some((_, split)) = self.splits.get_mut(self.next)
             && !split.advance()
         {
-            self.slot += 1;
+            self.next += 1;
         }
+    }
+}
+
+impl Filled {
+    fn count(&mut self, split: Split, is_truncated: bool) {
+        self.datagrams += split.remaining();
+        self.most_per_message = self.most_per_message.max(split.remaining());
+        self.bytes += split.len;
+        self.truncated += usize::from(is_truncated);
     }
 }
 
@@ -227,6 +261,11 @@ impl Split {
     pub(super) fn advance(&mut self) -> bool {
         self.start = self.range().end;
         self.start < self.len
+    }
+
+    /// Forgets all but the first datagrams.
+    fn keep(&mut self, datagrams: usize) {
+        self.len = self.len.min(self.start.saturating_add(self.segment.saturating_mul(datagrams)));
     }
 
     /// How many datagrams are left, the next included.

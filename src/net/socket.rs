@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use super::address::Address;
 use super::descriptor::Descriptor;
 use super::errors::ErrorQueue;
+use super::guard::Watch;
 use super::inbox::Inbox;
 use super::meta;
 use super::offload::Offload;
@@ -27,6 +28,7 @@ pub struct Socket {
     pub(super) inbox: Inbox,
     pub(super) offload: Offload,
     pub(super) error_queue: ErrorQueue,
+    pub(super) watch: Watch,
     /// Options that the user has set, so that nothing else touches them.
     set_by_user: Mutex<Vec<(c_int, c_int)>>,
     tells_metadata: AtomicBool,
@@ -97,6 +99,7 @@ impl Socket {
             inbox: Inbox::default(),
             offload: Offload::new(is_ip && is_udp),
             error_queue: ErrorQueue::default(),
+            watch: Watch::default(),
             set_by_user: Mutex::default(),
             tells_metadata: AtomicBool::new(false),
             final_drops: AtomicU32::new(0),

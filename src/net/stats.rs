@@ -8,6 +8,7 @@ pub struct Counters {
     received: Direction,
     sent: Direction,
     truncated: AtomicU64,
+    refused: AtomicU64,
     errors: AtomicU64,
 }
 
@@ -35,6 +36,8 @@ pub struct Stats {
     pub send_calls: u64,
     /// Received datagrams of which a part was cut off, because the buffer was too small.
     pub truncated: u64,
+    /// Datagrams that the socket's guard refused. They count as nothing else.
+    pub refused: u64,
     /// Entries of the error queue: datagrams that failed on their way, as far as the socket asks
     /// to hear of them (`IP_RECVERR`).
     pub errors: u64,
@@ -56,6 +59,16 @@ impl Counters {
         self.truncated.fetch_add(datagrams as u64, Ordering::Relaxed);
     }
 
+    /// Counts datagrams that the guard refused.
+    pub fn count_refused(&self, datagrams: usize) {
+        self.refused.fetch_add(datagrams as u64, Ordering::Relaxed);
+    }
+
+    /// How many datagrams the guard has refused.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
     /// Counts entries of the error queue.
     pub fn count_errors(&self, entries: usize) {
         self.errors.fetch_add(entries as u64, Ordering::Relaxed);
@@ -73,6 +86,7 @@ impl Counters {
             sent_bytes: load(&self.sent.bytes),
             send_calls: load(&self.sent.calls),
             truncated: load(&self.truncated),
+            refused: self.refused(),
             errors: load(&self.errors),
         }
     }

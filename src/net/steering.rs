@@ -21,7 +21,7 @@ impl Steering {
     /// Steers the group that a socket belongs to, whose sockets count as they were bound.
     pub fn attach(self, fd: BorrowedFd<'_>, sockets: u32) -> io::Result<()> {
         match self.program(sockets.max(1)) {
-            Some(program) => sys::attach_reuseport_program(fd, &program),
+            Some(program) => sys::attach_program(fd, libc::SO_ATTACH_REUSEPORT_CBPF, &program),
             None => Ok(()),
         }
     }

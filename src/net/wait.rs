@@ -119,8 +119,10 @@ impl<'a> Waiting<'a> {
             return result;
         }
         let mut pause = Duration::ZERO;
+        let mut refusing_since = None;
         loop {
             let started = Instant::now();
+            let refused = self.socket.counters().refused();
             let ready = if interest == Interest::Read && self.socket.pending() > 0 {
                 libc::POLLIN // another thread has kept something, which the kernel does not know
             } else {
@@ -142,6 +144,15 @@ impl<'a> Waiting<'a> {
             if deadline.is_past() {
                 return Err(Stop::TimedOut);
             }
+            if self.socket.counters().refused() != refused {
+                // There was something, for the guard to refuse. There may be more, and behind it
+                // what passes. But in a flood the thread would never sleep, and hear no signal.
+                if refusing_since.get_or_insert(started).elapsed() > SPIN_SLICE {
+                    return Err(Stop::Failed(io::ErrorKind::Interrupted.into()));
+                }
+                continue;
+            }
+            refusing_since = None;
             if started.elapsed() < INSTANT {
                 self.pause(deadline, pause)?;
                 pause = (2 * pause).clamp(Duration::from_micros(20), LONGEST_PAUSE);

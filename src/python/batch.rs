@@ -108,9 +108,12 @@ impl Batch {
         for slot in 0..slots {
             contents.addresses.push(Address::from_bytes(contents.ring.sender(slot)));
             if contents.ring.is_truncated(slot) {
-                // What was cut off was the end of the slot's last datagram.
+                // What was cut off was the end of the slot's last datagram; the guard may have refused
+                // that.
                 let end = contents.senders.partition_point(|&sender| sender as usize <= slot);
-                contents.truncated.push(end - 1);
+                if end > 0 && contents.senders[end - 1] as usize == slot {
+                    contents.truncated.push(end - 1);
+                }
             }
         }
         contents.end = self.memory_len; // append() must not overwrite a slot

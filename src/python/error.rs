@@ -2,7 +2,7 @@
 
 use std::io;
 
-use pyo3::exceptions::{PyOSError, PyTimeoutError};
+use pyo3::exceptions::{PyOSError, PyPermissionError, PyTimeoutError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -86,6 +86,10 @@ fn os_error(error: &io::Error) -> PyErr {
             // std's own way to say what the kernel says with a number.
             io::ErrorKind::WouldBlock => os_error(&io::Error::from_raw_os_error(libc::EAGAIN)),
             io::ErrorKind::Interrupted => os_error(&io::Error::from_raw_os_error(libc::EINTR)),
+            // A guard's refusal, which says more than strerror(3) would.
+            io::ErrorKind::PermissionDenied => {
+                PyPermissionError::new_err((libc::EPERM, error.to_string()))
+            }
             _ => PyOSError::new_err(error.to_string()),
         };
     };

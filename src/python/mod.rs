@@ -12,6 +12,7 @@ mod buffer;
 pub(crate) mod constants;
 pub(crate) mod datagram;
 mod error;
+pub(crate) mod guard;
 mod outbox;
 pub(crate) mod records;
 pub(crate) mod server;

@@ -21,6 +21,7 @@ pub(crate) struct Stats {
     sent_bytes: u64,
     send_calls: u64,
     truncated: u64,
+    refused: u64,
     kernel_drops: u64,
     errors: u64,
 }
@@ -35,6 +36,7 @@ impl Stats {
             sent_bytes: stats.sent_bytes,
             send_calls: stats.send_calls,
             truncated: stats.truncated,
+            refused: stats.refused,
             kernel_drops: kernel_drops.into(),
             errors: stats.errors,
         }
@@ -46,7 +48,7 @@ impl Stats {
     fn __repr__(&self) -> String {
         format!(
             "Stats(received={}, received_bytes={}, receive_calls={}, sent={}, sent_bytes={}, \
-             send_calls={}, truncated={}, kernel_drops={}, errors={})",
+             send_calls={}, truncated={}, refused={}, kernel_drops={}, errors={})",
             self.received,
             self.received_bytes,
             self.receive_calls,
@@ -54,6 +56,7 @@ impl Stats {
             self.sent_bytes,
             self.send_calls,
             self.truncated,
+            self.refused,
             self.kernel_drops,
             self.errors,
         )

@@ -96,13 +96,11 @@ fn set(pieces: &mut Vec<(u32, Vec<Instruction>)>, start: u32, code: Vec<Instruct
 
 /// A binary search for the piece that the accumulator lies in.
 fn tree(pieces: &[(u32, Vec<Instruction>)]) -> Vec<Instruction> {
-    match pieces {
-        [(_, code)] => code.clone(),
-        _ => {
-            let (below, from) = pieces.split_at(pieces.len() / 2);
-            branch(from[0].0, &tree(below), &tree(from))
-        }
+    if let [(_, code)] = pieces {
+        return code.clone();
     }
+    let (below, from) = pieces.split_at(pieces.len() / 2);
+    branch(from[0].0, &tree(below), &tree(from))
 }
 
 /// Goes on with one code where the accumulator is below `value`, otherwise with the other.

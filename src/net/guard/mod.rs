@@ -8,10 +8,14 @@ mod bucket;
 mod filter;
 mod networks;
 mod table;
+mod watch;
 
 pub use filter::{filter, header, run};
 pub use networks::{NetworkError, Networks, parse_network};
+pub(super) use watch::{REFUSALS, Watch};
 
+use std::fmt;
+use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -117,6 +121,10 @@ pub struct Tally {
     pub over_amplification: u64,
 }
 
+/// The guard's word on a datagram that would amplify what came from where it is to go.
+#[derive(Debug)]
+struct TooMuch;
+
 #[derive(Default)]
 struct Counters([AtomicU64; 6]);
 
@@ -176,7 +184,7 @@ impl Guard {
 
     /// Whether a datagram would pass now. Nothing is counted or remembered.
     pub fn would_admit(&self, arrival: &Arrival) -> bool {
-        let (arrival, now) = (&mut arrival.clone(), self.now());
+        let now = self.now();
         if self.check(arrival).is_some() {
             return false;
         }
@@ -194,29 +202,35 @@ impl Guard {
     }
 
     /// Takes a datagram that is to be sent off what its address may be sent. If that is less, the
-    /// datagram must not be sent.
-    pub fn spend(&self, to: &Address, bytes: usize) -> bool {
-        let (Some(to), Some(mut memory), true) = (to.ip(), self.memory(), self.limits_sending())
-        else {
+    /// datagram must not be sent. The connected peer, who has no address here, is one that the user
+    /// has chosen, and may be sent anything.
+    pub fn spend(&self, to: Option<&Address>, bytes: usize) -> bool {
+        let (true, Some(to)) = (self.limits_sending(), to.and_then(Address::ip)) else {
             return true;
         };
-        let hash = memory.table.hash(key(to.ip()));
-        let place = memory.table.find(hash);
-        let is_paid = place.is_some_and(|place| memory.table.spend(place, bytes as u64));
-        if !is_paid {
-            self.counters.count(Tally { over_amplification: 1, ..Tally::default() });
-        }
-        is_paid
+        self.memory().is_none_or(|mut memory| {
+            let hash = memory.table.hash(key(to.ip()));
+            let place = memory.table.find(hash);
+            place.is_some_and(|place| memory.table.spend(place, bytes as u64))
+        })
     }
 
     /// Gives back what a datagram has taken that was not sent after all.
-    pub fn refund(&self, to: &Address, bytes: usize) {
-        if let (Some(to), Some(mut memory)) = (to.ip(), self.memory()) {
+    pub fn refund(&self, to: Option<&Address>, bytes: usize) {
+        if let (true, Some(to)) = (self.limits_sending(), to.and_then(Address::ip))
+            && let Some(mut memory) = self.memory()
+        {
             let hash = memory.table.hash(key(to.ip()));
             if let Some(place) = memory.table.find(hash) {
                 memory.table.grant(place, bytes as u64);
             }
         }
+    }
+
+    /// Counts a datagram that must not be sent, and makes the error that says so: `EPERM`.
+    pub(super) fn refuse_to_send(&self) -> io::Error {
+        self.counters.count(Tally { over_amplification: 1, ..Tally::default() });
+        io::Error::new(io::ErrorKind::PermissionDenied, TooMuch)
     }
 
     /// Takes the caller's word that an address is its sender's own (RFC 9000, section 8): it may be
@@ -374,6 +388,16 @@ impl Tally {
     }
 }
 
+impl fmt::Display for TooMuch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "the guard's amplification limit: the address has not sent enough to be sent so much",
+        )
+    }
+}
+
+impl std::error::Error for TooMuch {}
+
 impl Counters {
     fn count(&self, tally: Tally) {
         let Tally { admitted, denied, oversized, over_rate, over_ceiling, over_amplification } =
@@ -478,17 +502,18 @@ mod tests {
         let policy = Policy { amplification: Some(3.0), sources: 1 << 10, ..Policy::default() };
         let guard = Guard::new(Policy { prefix_v4: 24, ..policy }).unwrap();
         let (peer, neighbour) = (from("192.0.2.1:7"), from("192.0.2.2:7"));
-        assert!(!guard.spend(&peer, 1));
+        let other_port = from("192.0.2.1:8");
+        assert!(!guard.spend(Some(&peer), 1));
         assert!(passes(&guard, "192.0.2.1:7", 100, SECOND));
-        assert!(guard.spend(&peer, 200));
-        assert!(!guard.spend(&peer, 101));
-        guard.refund(&peer, 50);
-        assert!(guard.spend(&from("192.0.2.1:8"), 150));
-        assert!(!guard.spend(&neighbour, 1));
+        assert!(guard.spend(Some(&peer), 200));
+        assert!(!guard.spend(Some(&peer), 101));
+        guard.refund(Some(&peer), 50);
+        assert!(guard.spend(Some(&other_port), 150));
+        assert!(!guard.spend(Some(&neighbour), 1));
         guard.validate(peer.ip().unwrap().ip());
-        assert!(guard.spend(&peer, 1 << 30));
-        assert!(!guard.spend(&neighbour, 1));
-        assert_eq!(guard.tally().over_amplification, 4);
+        assert!(guard.spend(Some(&peer), 1 << 30));
+        assert!(!guard.spend(Some(&neighbour), 1));
+        assert!(guard.spend(None, 1));
     }
 
     #[test]

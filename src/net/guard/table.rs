@@ -1,7 +1,7 @@
 //! What is remembered of sources, in a table of fixed size.
 //!
-//! A keyed hash (SipHash, with a key of this table's own) gives each source a set of eight places,
-//! so that nobody outside can choose whom he meets there. Half of a set is for strangers, half for
+//! A keyed hash (`SipHash`, with a key of this table's own) gives each source a set of eight
+//! places, so that nobody outside can choose whom he meets there. Half of a set is for strangers, half for
 //! the known: who was heard from over a second or longer, or was vouched for.
 //!
 //! Who is displaced, where a set is full:

@@ -126,20 +126,22 @@ pub(in crate::net) fn set_option_len(
     syscall!(setsockopt(fd.as_raw_fd(), level, name, ptr::null(), len)).map(drop)
 }
 
-/// Gives a group of sockets that share a port the program that chooses one of them for each
-/// datagram: `SO_ATTACH_REUSEPORT_CBPF` in `socket(7)`.
-pub(in crate::net) fn attach_reuseport_program(
+/// Gives a socket a program of classic BPF: `SO_ATTACH_FILTER`, which has the kernel drop what the
+/// program does not let pass, or `SO_ATTACH_REUSEPORT_CBPF`, which has it choose one of a group of
+/// sockets that share a port for each datagram (`socket(7)`).
+pub(in crate::net) fn attach_program(
     fd: BorrowedFd<'_>,
+    name: c_int,
     program: &[libc::sock_filter],
 ) -> io::Result<()> {
     let program = libc::sock_fprog {
         len: program.len() as _,
         filter: program.as_ptr().cast_mut(), // which the kernel only reads
     };
-    let (level, name) = (libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF);
     let (start, len) = ((&raw const program).cast(), size_of::<libc::sock_fprog>());
+    let (level, len) = (libc::SOL_SOCKET, len as libc::socklen_t);
     // The pointers: a sock_fprog, which points to as many instructions as it says.
-    syscall!(setsockopt(fd.as_raw_fd(), level, name, start, len as libc::socklen_t)).map(drop)
+    syscall!(setsockopt(fd.as_raw_fd(), level, name, start, len)).map(drop)
 }
 
 /// Closes a descriptor and says what the kernel said. It is gone in either case.

@@ -28,6 +28,7 @@ use pyo3::types::{PyDict, PyFloat, PyTuple};
 use super::address::AddressCache;
 use super::audit;
 use super::error::Result;
+use super::guard::Post;
 use crate::net::{self, Deadline, Interest, Stop, Waiting};
 
 /// A datagram socket.
@@ -40,6 +41,7 @@ pub(crate) struct Socket {
     /// How long to stay awake before sleeping, in nanoseconds.
     spin: AtomicU64,
     addresses: AddressCache,
+    post: Post,
 }
 
 /// How long one call waits, however often it has to.
@@ -68,6 +70,7 @@ impl Socket {
             timeout: AtomicI64::new(BLOCKING),
             spin: AtomicU64::new(0),
             addresses: AddressCache::default(),
+            post: Post::default(),
         }
     }
 
@@ -240,6 +243,10 @@ impl Socket {
 
     pub(crate) fn addresses(&self) -> &AddressCache {
         &self.addresses
+    }
+
+    pub(crate) fn post(&self) -> &Post {
+        &self.post
     }
 
     fn patience(&self) -> Patience {

@@ -1,0 +1,152 @@
+//! A guard on its socket.
+
+use std::ffi::c_int;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{Arrival, Guard};
+use crate::net::address::Address;
+use crate::net::ring::{Filled, RecvRing, ThreadRing};
+use crate::net::socket::Socket;
+use crate::net::sys::{self, RecvSlice};
+
+/// Which guard a socket has.
+#[derive(Default)]
+pub(in crate::net) struct Watch {
+    /// Whether there is one, to be read without the lock.
+    is_on: AtomicBool,
+    guard: Mutex<Option<Arc<Guard>>>,
+    /// Whether the kernel has a filter of ours.
+    has_filter: AtomicBool,
+}
+
+/// So many messages are refused in one attempt to receive, until it ends as if there was none: who
+/// waits looks at the clock then, and who does not has the rest of his program to run.
+pub(in crate::net) const REFUSALS: usize = 1024;
+
+impl Socket {
+    /// Gives the socket a guard, or takes it away. The guard's filter, if it has one, is attached
+    /// to the socket, unless the user has attached one, or the kernel will not have it; then the
+    /// guard refuses by itself what the filter would have dropped.
+    ///
+    /// It is for datagrams of IP; other sockets say `EAFNOSUPPORT`.
+    pub fn set_guard(&self, guard: Option<Arc<Guard>>) -> io::Result<()> {
+        if guard.is_some() && !(self.is_ip() && self.is_datagram()) {
+            return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
+        }
+        let mut watched = self.watch.guard.lock().unwrap_or_else(PoisonError::into_inner);
+        self.watch.is_on.store(guard.is_some(), Ordering::Relaxed);
+        watched.clone_from(&guard);
+        if self.is_set_by_user(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER) {
+            return Ok(());
+        }
+        let filter = guard.as_ref().and_then(|guard| guard.filter());
+        let is_attached = filter.is_some_and(|filter| {
+            self.with(|fd| sys::attach_program(fd, libc::SO_ATTACH_FILTER, filter)).is_ok()
+        });
+        let had_filter = self.watch.has_filter.swap(is_attached, Ordering::Relaxed);
+        if had_filter && !is_attached {
+            self.set_int_option(libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0)?;
+        }
+        Ok(())
+    }
+
+    /// The socket's guard.
+    pub fn guard(&self) -> Option<Arc<Guard>> {
+        if !self.watch.is_on.load(Ordering::Relaxed) {
+            return None; // the usual case
+        }
+        self.watch.guard.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The guard of a receive. There is none for the error queue.
+    pub(in crate::net) fn guard_of(&self, flags: c_int) -> Option<Arc<Guard>> {
+        self.guard().filter(|_| flags & libc::MSG_ERRQUEUE == 0)
+    }
+
+    /// Receives single datagrams until one passes.
+    pub(in crate::net) fn receive_admitted<T>(
+        &self,
+        guard: &Guard,
+        mut receive: impl FnMut() -> io::Result<(T, Arrival)>,
+    ) -> io::Result<T> {
+        for _ in 0..REFUSALS {
+            let (received, arrival) = receive()?;
+            if guard.admit(&mut [arrival]) == 0 {
+                return Ok(received);
+            }
+            self.counters().count_refused(1);
+        }
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Fills a ring, and throws out what does not pass; nothing may be left.
+    pub(in crate::net) fn fill(
+        &self,
+        fd: BorrowedFd<'_>,
+        ring: &mut RecvRing,
+        count: usize,
+        flags: c_int,
+    ) -> io::Result<Filled> {
+        let mut filled = ring.receive(fd, count, flags, self.is_ip())?;
+        if let Some(guard) = self.guard() {
+            let refused = ring.screen(&guard, &mut filled);
+            if refused > 0 {
+                self.counters().count_refused(refused);
+            }
+        }
+        Ok(filled)
+    }
+
+    /// Takes what does not pass out of the kernel's queue, until something that does is first: for
+    /// who will look at that with `MSG_PEEK`.
+    pub(in crate::net) fn pass_over(&self, fd: BorrowedFd<'_>, guard: &Guard) -> io::Result<()> {
+        let look = libc::MSG_PEEK | libc::MSG_TRUNC | libc::MSG_DONTWAIT;
+        for _ in 0..REFUSALS {
+            let mut from = Address::UNNAMED;
+            if self.pending() > 0 {
+                return Ok(()); // it has passed
+            }
+            let len = match sys::recv_from(fd, &mut RecvSlice::new(&mut []), Some(&mut from), look)
+            {
+                Ok(len) => len,
+                // The caller will be told the same, or not mind.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            if guard.would_admit(&Arrival::one(from.as_bytes(), len)) {
+                return Ok(());
+            }
+            let mut ring = ThreadRing::take(self.slot_kind())?;
+            match self.fill(fd, &mut ring, 1, libc::MSG_DONTWAIT) {
+                // Nothing is left, or another thread was faster with the first, and this is the
+                // next.
+                Ok(filled) if filled.datagrams == 0 => {}
+                Ok(filled) => {
+                    self.count(&filled);
+                    self.keep(&ring);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Makes sure that a datagram may be sent where it is to go.
+    pub(in crate::net) fn spend(&self, to: Option<&Address>, bytes: usize) -> io::Result<()> {
+        match self.guard() {
+            Some(guard) if !guard.spend(to, bytes) => Err(guard.refuse_to_send()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes back what was spent for a datagram that did not leave.
+    pub(in crate::net) fn refund(&self, to: Option<&Address>, bytes: usize) {
+        if let Some(guard) = self.guard() {
+            guard.refund(to, bytes);
+        }
+    }
+}

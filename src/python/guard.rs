@@ -1,0 +1,224 @@
+//! Who may send to a socket, and how much.
+
+use std::mem::offset_of;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyString, PyTuple};
+
+use super::error::Result;
+use super::socket::Socket;
+use crate::net;
+use crate::net::guard::{NetworkError, Networks, Policy, PolicyError, Tally, parse_network};
+
+/// A check on what arrives, before Python hears of it.
+#[pyclass(frozen, module = "tomada")]
+pub(crate) struct Guard {
+    inner: Arc<net::Guard>,
+}
+
+/// A guard's counters.
+#[pyclass(frozen, get_all, eq, module = "tomada")]
+#[derive(PartialEq, Eq)]
+pub(crate) struct GuardStats {
+    admitted: u64,
+    refused: u64,
+    denied: u64,
+    oversized: u64,
+    over_rate: u64,
+    over_ceiling: u64,
+    over_amplification: u64,
+}
+
+/// The guard that a socket was given.
+#[derive(Default)]
+pub(crate) struct Post(Mutex<Option<Py<Guard>>>);
+
+impl From<NetworkError> for super::error::Error {
+    fn from(error: NetworkError) -> Self {
+        PyValueError::new_err(error.to_string()).into()
+    }
+}
+
+impl From<PolicyError> for super::error::Error {
+    fn from(error: PolicyError) -> Self {
+        PyValueError::new_err(error.0).into()
+    }
+}
+
+#[pymethods]
+impl Guard {
+    #[new]
+    #[pyo3(signature = (
+        *,
+        allow=None,
+        deny=None,
+        rate=None,
+        burst=None,
+        prefixes=(32, 128),
+        ceiling=None,
+        amplification=None,
+        max_size=None,
+        sources=262_144,
+        kernel_filter=true,
+    ))]
+    #[allow(clippy::too_many_arguments)] // each is a check of its own
+    fn new(
+        allow: Option<&Bound<'_, PyAny>>,
+        deny: Option<&Bound<'_, PyAny>>,
+        rate: Option<f64>,
+        burst: Option<u32>,
+        prefixes: (u8, u8),
+        ceiling: Option<f64>,
+        amplification: Option<f64>,
+        max_size: Option<usize>,
+        sources: usize,
+        kernel_filter: bool,
+    ) -> Result<Self> {
+        let allow = allow.map(|allow| networks(allow, "allow")).transpose()?;
+        let deny = deny.map(|deny| networks(deny, "deny")).transpose()?;
+        let has_list = allow.is_some() || deny.is_some();
+        let list = Networks::new(allow.as_deref(), &deny.unwrap_or_default())?;
+        let rate = match (rate, burst) {
+            (None, Some(_)) => return Err(PyValueError::new_err("burst needs a rate").into()),
+            (rate, Some(burst)) => rate.map(|rate| (rate, burst)),
+            // A second's worth.
+            (rate, None) => rate.map(|rate| (rate, rate.ceil().max(1.0) as u32)),
+        };
+        let (prefix_v4, prefix_v6) = prefixes;
+        let inner = net::Guard::new(Policy {
+            networks: has_list.then_some(list),
+            filters: kernel_filter,
+            rate,
+            prefix_v4,
+            prefix_v6,
+            ceiling,
+            amplification,
+            max_size,
+            sources,
+        })?;
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Return the counters.
+    fn stats(&self) -> GuardStats {
+        let tally = self.inner.tally();
+        let refused = tally.refused();
+        let Tally { admitted, denied, oversized, over_rate, over_ceiling, over_amplification } =
+            tally;
+        GuardStats {
+            admitted,
+            refused,
+            denied,
+            oversized,
+            over_rate,
+            over_ceiling,
+            over_amplification,
+        }
+    }
+
+    /// Vouch for an address.
+    #[pyo3(signature = (address, /))]
+    fn validate(&self, address: &Bound<'_, PyAny>) -> Result<()> {
+        let host = match address.cast::<PyTuple>() {
+            Ok(address) => address.get_item(0)?.str()?,
+            Err(_) => address.str()?,
+        };
+        let host = host.to_str()?;
+        let (ip, _scope) = host.split_once('%').unwrap_or((host, ""));
+        let ip: IpAddr = ip.parse().map_err(|_| {
+            PyValueError::new_err(format!("the address must be numeric, not {host:?}"))
+        })?;
+        self.inner.validate(ip);
+        Ok(())
+    }
+
+    /// The networks as a program of classic BPF, or None.
+    #[getter]
+    fn kernel_filter<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
+        let program = self.inner.filter()?;
+        let bytes: Vec<u8> = program
+            .iter()
+            .flat_map(|instruction| {
+                let mut bytes = [0; 8];
+                bytes[..2].copy_from_slice(&instruction.code.to_ne_bytes());
+                (bytes[2], bytes[3]) = (instruction.jt, instruction.jf);
+                bytes[4..].copy_from_slice(&instruction.k.to_ne_bytes());
+                bytes
+            })
+            .collect();
+        Some(PyBytes::new(py, &bytes))
+    }
+
+    /// Attach the kernel's filter alone to a socket.
+    #[pyo3(signature = (sock, /))]
+    fn attach(&self, sock: &Bound<'_, PyAny>) -> Result<()> {
+        // struct sock_fprog leads to the program where it is: the kernel copies it.
+        const FILTER: usize = offset_of!(libc::sock_fprog, filter);
+        let Some(program) = self.inner.filter() else {
+            let message = "the guard has no filter for the kernel: no networks, or too many";
+            return Err(PyValueError::new_err(message).into());
+        };
+        let mut option = [0; size_of::<libc::sock_fprog>()];
+        option[..2].copy_from_slice(&(program.len() as u16).to_ne_bytes());
+        let address = program.as_ptr().addr().to_ne_bytes();
+        option[FILTER..FILTER + address.len()].copy_from_slice(&address);
+        let option = PyBytes::new(sock.py(), &option);
+        let arguments = (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, option);
+        sock.call_method1("setsockopt", arguments)?;
+        Ok(())
+    }
+
+    fn __repr__(&self) -> String {
+        let tally = self.inner.tally();
+        format!("<tomada.Guard: {} admitted, {} refused>", tally.admitted, tally.refused())
+    }
+}
+
+#[pymethods]
+impl GuardStats {
+    fn __repr__(&self) -> String {
+        format!(
+            "GuardStats(admitted={}, refused={}, denied={}, oversized={}, over_rate={}, \
+             over_ceiling={}, over_amplification={})",
+            self.admitted,
+            self.refused,
+            self.denied,
+            self.oversized,
+            self.over_rate,
+            self.over_ceiling,
+            self.over_amplification,
+        )
+    }
+}
+
+#[pymethods]
+impl Socket {
+    /// The guard, or None.
+    #[getter]
+    fn guard(&self, py: Python<'_>) -> Option<Py<Guard>> {
+        let post = self.post().0.lock().unwrap_or_else(PoisonError::into_inner);
+        post.as_ref().map(|guard| guard.clone_ref(py))
+    }
+
+    #[setter]
+    fn set_guard(&self, guard: Option<Bound<'_, Guard>>) -> Result<()> {
+        self.socket()?.set_guard(guard.as_ref().map(|guard| guard.get().inner.clone()))?;
+        let mut post = self.post().0.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::replace(&mut *post, guard.map(Bound::unbind));
+        drop(post);
+        drop(old);
+        Ok(())
+    }
+}
+
+/// Reads a list of networks: texts, or objects whose text says it, as those of `ipaddress`.
+fn networks(list: &Bound<'_, PyAny>, name: &str) -> Result<Vec<ipnet::IpNet>> {
+    if list.is_instance_of::<PyString>() {
+        let message = format!("{name} must be a list of networks, not a single text");
+        return Err(PyTypeError::new_err(message).into());
+    }
+    list.try_iter()?.map(|network| Ok(parse_network(network?.str()?.to_str()?)?)).collect()
+}
