@@ -821,12 +821,12 @@ class Guard:
         given, others are refused.
     :param deny: Networks to refuse. Where both have a source, the longest prefix decides.
     :param max_size: The longest payload to let pass, in bytes.
+    :param ceiling: How many datagrams a second may come in all, a tenth of a second's worth at
+        once. Strangers leave half of that to the known, who so have the first turn.
     :param rate: How many datagrams a second may come from one source.
     :param burst: How many at once; a second's worth if not given.
     :param prefixes: How many leading bits make a source, for IPv4 and IPv6. With ``(24, 64)`` the
         rate is that of a network.
-    :param ceiling: How many datagrams a second may come in all, a tenth of a second's worth at
-        once. Strangers leave half of that to the known, who so have the first turn.
     :param amplification: How many bytes of payload may go to an address for each that was let in
         from it; 3 in QUIC (:rfc:`9000#section-8`). It may have another's address in its datagrams,
         who would get the answers. More raises :class:`PermissionError`, in transports by

@@ -25,7 +25,7 @@ use libc::sock_filter;
 
 use self::bucket::Rate;
 use self::networks::MAPPED_LEN;
-use self::table::Table;
+use self::table::{Place, Table};
 use super::address::{Address, AddressKind};
 
 /// What a guard checks. What is `None` it does not.
@@ -151,10 +151,9 @@ impl Guard {
             return Err(PolicyError("sources must be in 8 to 16777216"));
         }
         let remembers = rate.is_some() || ceiling.is_some() || policy.amplification.is_some();
-        let memory = remembers.then(|| {
-            let table = Table::new(policy.sources.next_power_of_two());
-            Mutex::new(Memory { table, ceiling_full: 0 })
-        });
+        let table = remembers.then(|| Table::new(policy.sources.next_power_of_two()));
+        let table = table.transpose().map_err(|_| PolicyError("there is no memory for sources"))?;
+        let memory = table.map(|table| Mutex::new(Memory { table, ceiling_full: 0 }));
         let filter = policy.networks.as_ref().filter(|_| policy.filters).and_then(filter);
         let (counters, started) = (Counters::default(), Instant::now());
         Ok(Self { policy, filter, rate, ceiling, memory, counters, started })
@@ -189,9 +188,10 @@ impl Guard {
             return false;
         }
         let (Some(source), Some(memory)) = (arrival.source, self.memory()) else { return true };
-        let place = memory.table.find(memory.table.hash(self.rate_key(source)));
-        let full = place.map_or(0, |place| memory.table.full(place));
-        let is_known = place.is_some_and(table::Place::is_known);
+        let hash = memory.table.hash(self.rate_key(source));
+        let place = memory.table.find(hash);
+        let is_known = place.is_some_and(Place::is_known);
+        let full = memory.table.full(place.unwrap_or_else(|| memory.table.place_for(hash, now)));
         self.rate.is_none_or(|rate| rate.room(full, now) > 0)
             && self.ceiling_room(&memory, is_known, now) > 0
     }
@@ -255,10 +255,12 @@ impl Guard {
         }
         if let Some(mut memory) = self.memory() {
             for arrival in &mut *arrivals {
-                if let Some(source) = arrival.source.filter(|_| arrival.passing > 0) {
+                if let Some(source) = arrival.source {
                     arrival.hash = memory.table.hash(self.rate_key(source));
-                    memory.table.prefetch(arrival.hash);
                 }
+            }
+            for arrival in &*arrivals {
+                memory.table.prefetch(arrival.hash);
             }
             for arrival in &mut *arrivals {
                 if let Some(source) = arrival.source.filter(|_| arrival.passing > 0) {
@@ -295,17 +297,25 @@ impl Guard {
         now: u64,
         tally: &mut Tally,
     ) {
-        let place = memory.table.hear(arrival.hash, now);
-        let full = memory.table.full(place);
         let wanted = arrival.datagrams as u64;
-        let in_rate = self.rate.map_or(wanted, |rate| rate.room(full, now).min(wanted));
-        let passing = self.ceiling_room(memory, place.is_known(), now).min(in_rate);
-        tally.over_rate += wanted - in_rate;
-        tally.over_ceiling += in_rate - passing;
-        arrival.passing = passing as usize;
+        let place = memory.table.find(arrival.hash);
+        // Who is refused changes nothing in the table, and costs no more than the look.
+        let is_known = place.is_some_and(Place::is_known);
+        let in_ceiling = self.ceiling_room(memory, is_known, now).min(wanted);
+        tally.over_ceiling += wanted - in_ceiling;
+        arrival.passing = 0;
+        if in_ceiling == 0 {
+            return;
+        }
+        let place = place.unwrap_or_else(|| memory.table.place_for(arrival.hash, now));
+        let full = memory.table.full(place);
+        let passing = self.rate.map_or(in_ceiling, |rate| rate.room(full, now).min(in_ceiling));
+        tally.over_rate += in_ceiling - passing;
         if passing == 0 {
             return;
         }
+        arrival.passing = passing as usize;
+        let place = memory.table.settle(place, arrival.hash, now);
         if let Some(rate) = self.rate {
             memory.table.set_full(place, rate.take(full, now, passing));
         }

@@ -15,6 +15,9 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::hint::black_box;
+use std::io;
+
+use crate::net::sys::Memory;
 
 /// Sources that a set holds.
 const WAYS: usize = 8;
@@ -22,9 +25,10 @@ const WAYS: usize = 8;
 const KNOWN: usize = 4;
 
 /// A set's memory: of each place the source's hash (zero where it is free), the time its bucket is
-/// full, when it was first and last heard from, and what it may be sent. A line of the processor's
+/// full, when it was first and last let in, and what it may be sent. A line of the processor's
 /// cache each.
-type Set = [u64; 4 * WAYS];
+const SET: usize = 4 * WAYS;
+const TAG: usize = 0;
 const FULL: usize = WAYS;
 const TIMES: usize = 2 * WAYS;
 const CREDIT: usize = 3 * WAYS;
@@ -39,11 +43,12 @@ const KEPT: u32 = 60_000;
 const KEPT_VALIDATED: u32 = 600_000;
 
 pub(super) struct Table {
-    sets: Vec<Set>,
+    memory: Memory,
+    sets: usize,
     keys: RandomState,
 }
 
-/// A place in the table, until the next search.
+/// A place in the table: where it begins in a set, and which of the set's it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     set: usize,
@@ -53,8 +58,10 @@ pub(super) struct Place {
 impl Table {
     /// A table for so many sources; a power of two, and at least eight. It takes 32 bytes for each,
     /// once that many have come.
-    pub(super) fn new(sources: usize) -> Self {
-        Self { sets: vec![[0; 4 * WAYS]; sources / WAYS], keys: RandomState::new() }
+    pub(super) fn new(sources: usize) -> io::Result<Self> {
+        let memory = Memory::new(sources * SET / WAYS * size_of::<u64>())?;
+        memory.prefer_large_pages();
+        Ok(Self { memory, sets: sources / WAYS, keys: RandomState::new() })
     }
 
     /// What stands for a source.
@@ -62,46 +69,54 @@ impl Table {
         self.keys.hash_one(source).max(1)
     }
 
-    /// Has the processor fetch a source's set, for soon.
+    /// Has the processor fetch what a search for a source looks at, for soon.
     pub(super) fn prefetch(&self, hash: u64) {
-        // Loads that nothing depends on run beside one another, and beside what follows.
-        let set = &self.sets[self.set_of(hash)];
+        // Loads that nothing depends on run beside one another.
+        let set = &self.memory.words()[self.set_of(hash)..];
         black_box(set[0] ^ set[FULL]);
     }
 
     /// The place of a source, if it has one.
     pub(super) fn find(&self, hash: u64) -> Option<Place> {
         let set = self.set_of(hash);
-        let way = self.sets[set][..WAYS].iter().position(|&tag| tag == hash)?;
+        let way = self.memory.words()[set..][..WAYS].iter().position(|&tag| tag == hash)?;
         Some(Place { set, way })
     }
 
-    /// The place of a source that was just heard from. A new one gets a stranger's.
-    pub(super) fn hear(&mut self, hash: u64, now: u64) -> Place {
+    /// The place that a source gets which has none, as it is now, somebody else's perhaps.
+    pub(super) fn place_for(&self, hash: u64, now: u64) -> Place {
+        let set = self.set_of(hash);
+        let strangers = (KNOWN..WAYS).map(|way| Place { set, way });
+        let by_use = |&place: &Place| {
+            let idle = milliseconds(now).wrapping_sub(self.times(place).1);
+            (self.full(place).saturating_sub(now), u32::MAX - idle)
+        };
+        strangers.min_by_key(by_use).expect("there are places for strangers")
+    }
+
+    /// Notes that a source was let in, which found its place or was given one. A newcomer takes over
+    /// when the bucket is full.
+    pub(super) fn settle(&mut self, place: Place, hash: u64, now: u64) -> Place {
         let now_ms = milliseconds(now);
-        if let Some(place) = self.find(hash) {
-            let (first, last) = self.times(place);
-            let first = if is_past(last, now_ms, KEPT) { now_ms } else { first };
-            self.set_times(place, first, now_ms);
-            if !place.is_known() && is_past(first, now_ms, PROBATION) {
-                return self.promote(place, now);
-            }
+        if self.word(place, TAG) != hash {
+            *self.word_mut(place, TAG) = hash;
+            *self.word_mut(place, CREDIT) = 0;
+            self.set_times(place, now_ms, now_ms);
             return place;
         }
-        let set = self.set_of(hash);
-        let way = (KNOWN..WAYS)
-            .min_by_key(|&way| {
-                let place = Place { set, way };
-                let idle = now_ms.wrapping_sub(self.times(place).1);
-                (self.full(place).saturating_sub(now), u32::MAX - idle)
-            })
-            .expect("there are places for strangers");
-        let place = Place { set, way };
-        // Its `full` stays: the newcomer takes it over.
-        self.sets[set][way] = hash;
-        self.set_times(place, now_ms, now_ms);
-        self.sets[set][CREDIT + way] = 0;
+        let (first, last) = self.times(place);
+        let first = if is_past(last, now_ms, KEPT) { now_ms } else { first };
+        self.set_times(place, first, now_ms);
+        if !place.is_known() && is_past(first, now_ms, PROBATION) {
+            return self.promote(place, now);
+        }
         place
+    }
+
+    /// Lets a source in, whatever it is.
+    pub(super) fn hear(&mut self, hash: u64, now: u64) -> Place {
+        let place = self.find(hash).unwrap_or_else(|| self.place_for(hash, now));
+        self.settle(place, hash, now)
     }
 
     /// Vouches for a source: from now on it may be sent anything, and it is known.
@@ -116,21 +131,21 @@ impl Table {
             let way = way.expect("there are places for the known");
             place = self.swap(place, way);
         }
-        self.sets[place.set][CREDIT + place.way] = VALIDATED;
+        *self.word_mut(place, CREDIT) = VALIDATED;
     }
 
     /// When a source's bucket is full.
     pub(super) fn full(&self, place: Place) -> u64 {
-        self.sets[place.set][FULL + place.way]
+        self.word(place, FULL)
     }
 
     pub(super) fn set_full(&mut self, place: Place, full: u64) {
-        self.sets[place.set][FULL + place.way] = full;
+        *self.word_mut(place, FULL) = full;
     }
 
     /// Lets a source be sent more bytes.
     pub(super) fn grant(&mut self, place: Place, bytes: u64) {
-        let credit = &mut self.sets[place.set][CREDIT + place.way];
+        let credit = self.word_mut(place, CREDIT);
         if *credit != VALIDATED {
             *credit = credit.saturating_add(bytes).min(VALIDATED - 1);
         }
@@ -138,7 +153,7 @@ impl Table {
 
     /// Takes bytes that a source is to be sent off what it may be sent, if that is enough.
     pub(super) fn spend(&mut self, place: Place, bytes: u64) -> bool {
-        let credit = &mut self.sets[place.set][CREDIT + place.way];
+        let credit = self.word_mut(place, CREDIT);
         match (*credit, credit.checked_sub(bytes)) {
             (VALIDATED, _) => true,
             (_, Some(rest)) => {
@@ -150,25 +165,33 @@ impl Table {
     }
 
     fn set_of(&self, hash: u64) -> usize {
-        hash as usize & (self.sets.len() - 1)
+        (hash as usize & (self.sets - 1)) * SET
+    }
+
+    fn word(&self, place: Place, field: usize) -> u64 {
+        self.memory.words()[place.set + field + place.way]
+    }
+
+    fn word_mut(&mut self, place: Place, field: usize) -> &mut u64 {
+        &mut self.memory.words_mut()[place.set + field + place.way]
     }
 
     fn is_taken(&self, place: Place) -> bool {
-        self.sets[place.set][place.way] != 0
+        self.word(place, TAG) != 0
     }
 
     fn is_validated(&self, place: Place) -> bool {
-        self.sets[place.set][CREDIT + place.way] == VALIDATED
+        self.word(place, CREDIT) == VALIDATED
     }
 
-    /// When a source was first and last heard from. The clock comes round in seven weeks.
+    /// When a source was first and last let in. The clock comes round in seven weeks.
     fn times(&self, place: Place) -> (u32, u32) {
-        let times = self.sets[place.set][TIMES + place.way];
+        let times = self.word(place, TIMES);
         ((times >> 32) as u32, times as u32)
     }
 
     fn set_times(&mut self, place: Place, first: u32, last: u32) {
-        self.sets[place.set][TIMES + place.way] = u64::from(first) << 32 | u64::from(last);
+        *self.word_mut(place, TIMES) = u64::from(first) << 32 | u64::from(last);
     }
 
     /// Gives a stranger a place among the known, if there is one.
@@ -185,8 +208,9 @@ impl Table {
 
     /// Moves a stranger to the place of a known source, which becomes a stranger.
     fn swap(&mut self, stranger: Place, way: usize) -> Place {
-        for field in [0, FULL, TIMES, CREDIT] {
-            self.sets[stranger.set].swap(field + stranger.way, field + way);
+        let set = &mut self.memory.words_mut()[stranger.set..][..SET];
+        for field in [TAG, FULL, TIMES, CREDIT] {
+            set.swap(field + stranger.way, field + way);
         }
         Place { way, ..stranger }
     }
@@ -223,7 +247,7 @@ mod tests {
 
     impl Limited {
         fn new(sources: usize) -> Self {
-            Self { table: Table::new(sources), rate: Rate::new(10.0, 10).unwrap() }
+            Self { table: Table::new(sources).unwrap(), rate: Rate::new(10.0, 10).unwrap() }
         }
 
         /// Whether a datagram passes.

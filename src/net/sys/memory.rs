@@ -29,6 +29,26 @@ impl Memory {
         }
     }
 
+    /// Asks for large pages, of which a search here and there touches fewer: `madvise(2)`. Where the
+    /// kernel has none to give, small ones do.
+    pub(in crate::net) fn prefer_large_pages(&self) {
+        // The pointer: the mapping's own.
+        let _ = syscall!(madvise(self.start.as_ptr().cast(), self.len, libc::MADV_HUGEPAGE));
+    }
+
+    /// The whole of it, as far as it has whole words.
+    pub(in crate::net) fn words(&self) -> &[u64] {
+        // SAFETY: a mapping starts at a page, aligned for anything, and has that many readable
+        // words, which may have any value. It lives as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), self.len / 8) }
+    }
+
+    /// The same, to write.
+    pub(in crate::net) fn words_mut(&mut self) -> &mut [u64] {
+        // SAFETY: as above, and `self` is borrowed for writing.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().cast(), self.len / 8) }
+    }
+
     /// The whole of it.
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: the mapping has `len` readable bytes and lives as long as `self`.
