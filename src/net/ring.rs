@@ -131,9 +131,9 @@ impl RecvRing {
         if refused > 0 {
             let mut arrivals = self.arrivals.iter();
             self.splits.retain_mut(|(_, split)| {
-                let passing = arrivals.next().map_or(0, Arrival::passing);
-                split.keep(passing);
-                passing > 0
+                let passing = arrivals.next().map_or(0..0, Arrival::passing);
+                split.keep(&passing);
+                !passing.is_empty()
             });
             let Filled { messages, is_full, .. } = *filled;
             *filled = Filled { messages, is_full, ..Filled::default() };
@@ -229,7 +229,7 @@ impl Filled {
     fn count(&mut self, split: Split, is_truncated: bool) {
         self.datagrams += split.remaining();
         self.most_per_message = self.most_per_message.max(split.remaining());
-        self.bytes += split.len;
+        self.bytes += split.len - split.start;
         self.truncated += usize::from(is_truncated);
     }
 }
@@ -263,9 +263,10 @@ impl Split {
         self.start < self.len
     }
 
-    /// Forgets all but the first datagrams.
-    fn keep(&mut self, datagrams: usize) {
-        self.len = self.len.min(self.start.saturating_add(self.segment.saturating_mul(datagrams)));
+    /// Forgets all but some of the datagrams, which were all left.
+    fn keep(&mut self, datagrams: &Range<usize>) {
+        let place = |index: usize| self.len.min(self.segment.saturating_mul(index));
+        (self.start, self.len) = (place(datagrams.start), place(datagrams.end));
     }
 
     /// How many datagrams are left, the next included.

@@ -17,6 +17,7 @@ pub(super) use watch::{REFUSALS, Watch};
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -98,8 +99,10 @@ pub struct Arrival {
     bytes: usize,
     /// Bytes of the longest.
     longest: usize,
-    /// How many datagrams there are, and how many of them pass: the first.
     datagrams: usize,
+    /// How many of them, from the first on, are too long.
+    oversized: usize,
+    /// How many of the others pass, from the first on.
     passing: usize,
     hash: u64,
 }
@@ -184,7 +187,9 @@ impl Guard {
     /// Whether a datagram would pass now. Nothing is counted or remembered.
     pub fn would_admit(&self, arrival: &Arrival) -> bool {
         let now = self.now();
-        if self.check(arrival).is_some() {
+        let mut arrival = *arrival;
+        self.check(&mut arrival, &mut Tally::default());
+        if arrival.passing == 0 {
             return false;
         }
         let (Some(source), Some(memory)) = (arrival.source, self.memory()) else { return true };
@@ -248,10 +253,7 @@ impl Guard {
     fn admit_at(&self, arrivals: &mut [Arrival], now: u64) -> usize {
         let mut tally = Tally::default();
         for arrival in &mut *arrivals {
-            if let Some(reason) = self.check(arrival) {
-                *reason(&mut tally) += arrival.datagrams as u64;
-                arrival.passing = 0;
-            }
+            self.check(arrival, &mut tally);
         }
         if let Some(mut memory) = self.memory() {
             for arrival in &mut *arrivals {
@@ -275,17 +277,20 @@ impl Guard {
         total - passing
     }
 
-    /// Checks what needs no memory. Returns where to count a datagram that is refused.
-    fn check(&self, arrival: &Arrival) -> Option<fn(&mut Tally) -> &mut u64> {
-        if self.policy.max_size.is_some_and(|max_size| arrival.longest > max_size) {
-            return Some(|tally| &mut tally.oversized);
-        }
+    /// Checks what needs no memory.
+    fn check(&self, arrival: &mut Arrival, tally: &mut Tally) {
         if let (Some(networks), Some(source)) = (&self.policy.networks, arrival.source)
             && !networks.allow(source)
         {
-            return Some(|tally| &mut tally.denied);
+            tally.denied += arrival.datagrams as u64;
+            arrival.passing = 0;
+            return;
         }
-        None
+        if let Some(max_size) = self.policy.max_size {
+            arrival.oversized = arrival.count_oversized(max_size);
+            arrival.passing -= arrival.oversized;
+            tally.oversized += arrival.oversized as u64;
+        }
     }
 
     /// Takes as many tokens as there are, up to one for each datagram.
@@ -297,7 +302,7 @@ impl Guard {
         now: u64,
         tally: &mut Tally,
     ) {
-        let wanted = arrival.datagrams as u64;
+        let wanted = arrival.passing as u64;
         let place = memory.table.find(arrival.hash);
         // Who is refused changes nothing in the table, and costs no more than the look.
         let is_known = place.is_some_and(Place::is_known);
@@ -323,7 +328,9 @@ impl Guard {
             memory.ceiling_full = ceiling.take(memory.ceiling_full, now, passing);
         }
         if let Some(factor) = self.policy.amplification {
-            let bytes = arrival.bytes.min(arrival.passing * arrival.longest);
+            let Range { start, end } = arrival.passing();
+            let place_of = |index: usize| arrival.bytes.min(index * arrival.longest);
+            let bytes = place_of(end) - place_of(start);
             #[allow(clippy::cast_precision_loss)] // 64 KiB at the most
             let credit = (bytes as f64 * factor) as u64;
             // Of an address, even where the rate is that of its network.
@@ -382,12 +389,22 @@ impl Arrival {
             AddressKind::V6(address) => Some(IpAddr::V6(*address.ip())),
             _ => None,
         };
-        Self { source, bytes, longest, datagrams, passing: datagrams, hash: 0 }
+        Self { source, bytes, longest, datagrams, oversized: 0, passing: datagrams, hash: 0 }
     }
 
-    /// How many datagrams pass: the first ones.
-    pub fn passing(&self) -> usize {
-        self.passing
+    /// Which datagrams pass.
+    pub fn passing(&self) -> Range<usize> {
+        self.oversized..self.oversized + self.passing
+    }
+
+    /// How many are too long: all, or all but the last, which may be shorter.
+    fn count_oversized(&self, max_size: usize) -> usize {
+        let last = self.bytes - self.longest * (self.datagrams - 1);
+        match (self.longest > max_size, last > max_size) {
+            (false, _) => 0,
+            (true, true) => self.datagrams,
+            (true, false) => self.datagrams - 1,
+        }
     }
 }
 
@@ -435,7 +452,7 @@ mod tests {
     fn passes(guard: &Guard, source: &str, len: usize, now: u64) -> bool {
         let mut arrivals = [Arrival::one(from(source).as_bytes(), len)];
         guard.admit_at(&mut arrivals, now);
-        arrivals[0].passing() == 1
+        arrivals[0].passing() == (0..1)
     }
 
     fn rated(rate: f64, burst: u32) -> Policy {
@@ -470,7 +487,22 @@ mod tests {
         let source = from("[2001:db8::1]:9");
         let mut arrivals = [Arrival::run(source.as_bytes(), 550, 100, 6)];
         assert_eq!(guard.admit_at(&mut arrivals, SECOND), 2);
-        assert_eq!(arrivals[0].passing(), 4);
+        assert_eq!(arrivals[0].passing(), 0..4);
+    }
+
+    #[test]
+    fn the_last_of_a_run_may_be_short_enough() {
+        let guard = Guard::new(Policy { max_size: Some(50), ..rated(1.0, 4) }).unwrap();
+        let source = from("192.0.2.1:9");
+        let mut arrivals = [
+            Arrival::run(source.as_bytes(), 550, 100, 6),
+            Arrival::run(source.as_bytes(), 551, 100, 6),
+            Arrival::run(source.as_bytes(), 0, 0, 1),
+            Arrival::run(source.as_bytes(), 150, 50, 3),
+        ];
+        assert_eq!(guard.admit_at(&mut arrivals, SECOND), 12);
+        assert_eq!(arrivals.map(|arrival| arrival.passing()), [5..6, 6..6, 0..1, 0..2]);
+        assert_eq!((guard.tally().oversized, guard.tally().over_rate), (11, 1));
     }
 
     #[test]
