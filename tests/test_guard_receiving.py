@@ -29,9 +29,7 @@ RECEIVE_ONE = {
     "recv_datagram": lambda sock: sock.recv_datagram().data,
     "recv with a small buffer": lambda sock: sock.recv(3),
     "recv with a large buffer": lambda sock: sock.recv(1 << 20),
-} | {
-    name: lambda sock, some=some: some(sock, 1)[0][0] for name, some in RECEIVE_SOME.items()
-}
+} | {name: lambda sock, some=some: some(sock, 1)[0][0] for name, some in RECEIVE_SOME.items()}
 
 
 @pytest.fixture(params=RECEIVE_ONE)
@@ -103,14 +101,12 @@ def test_a_truncated_datagram_is_judged_by_its_full_length():
 @pytest.mark.parametrize("receive", RECEIVE_SOME.values(), ids=RECEIVE_SOME)
 def test_a_glued_run_passes_as_far_as_the_rate_allows(receive):
     guard = tomada.Guard(rate=0.001, burst=3)
-    with guarded(guard) as (sock, send), guarded(module=socket) as (sender, _):
+    with guarded(guard) as (sock, _), guarded() as (sender, _):
         sock.gro = True
         send_run(sender, sock.getsockname(), b"11112222333344445", 4)
         received = []
-        sock.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            while True:
-                received += [data for data, _ in receive(sock, 2)]
+        while len(received) < 3:
+            received += [data for data, _ in receive(sock, 2)]
         assert received == [b"1111", b"2222", b"3333"]
         assert (sock.stats().received, sock.stats().refused) == (3, 2)
         assert sock.stats().received_bytes == 12

@@ -63,7 +63,8 @@ impl Guard {
         max_size=None,
         sources=262_144,
         kernel_filter=true,
-    ))]
+    ), text_signature = "(*, allow=None, deny=None, rate=None, burst=None, prefixes=(32, 128), \
+        ceiling=None, amplification=None, max_size=None, sources=262144, kernel_filter=True)")]
     #[allow(clippy::too_many_arguments)] // each is a check of its own
     fn new(
         allow: Option<&Bound<'_, PyAny>>,
