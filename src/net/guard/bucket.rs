@@ -30,12 +30,18 @@ impl Rate {
 
     /// How many datagrams have a token in a bucket that is full at `full`.
     pub(super) fn room(self, full: u64, now: u64) -> u64 {
-        self.capacity.saturating_sub(full.saturating_sub(now)) / self.interval
+        self.tokens(self.capacity, full, now)
     }
 
     /// As [`room`](Self::room), for those who leave half of the bucket to others.
     pub(super) fn half_room(self, full: u64, now: u64) -> u64 {
-        (self.capacity / 2).saturating_sub(full.saturating_sub(now)) / self.interval
+        self.tokens(self.capacity / 2, full, now)
+    }
+
+    fn tokens(self, capacity: u64, full: u64, now: u64) -> u64 {
+        let left = capacity.saturating_sub(full.saturating_sub(now));
+        // In a flood there is none, and a division would be a good part of the look.
+        if left < self.interval { 0 } else { left / self.interval }
     }
 
     /// When the bucket is full, once `datagrams` have taken their tokens.

@@ -261,8 +261,11 @@ impl Guard {
                     arrival.hash = memory.table.hash(self.rate_key(source));
                 }
             }
+            let is_shut = self.is_shut(&memory, now);
             for arrival in &*arrivals {
-                memory.table.prefetch(arrival.hash);
+                if !is_shut || memory.table.may_be_known(arrival.hash) {
+                    memory.table.prefetch(arrival.hash);
+                }
             }
             for arrival in &mut *arrivals {
                 if let Some(source) = arrival.source.filter(|_| arrival.passing > 0) {
@@ -303,6 +306,11 @@ impl Guard {
         tally: &mut Tally,
     ) {
         let wanted = arrival.passing as u64;
+        if self.is_shut(memory, now) && !memory.table.may_be_known(arrival.hash) {
+            tally.over_ceiling += wanted;
+            arrival.passing = 0;
+            return;
+        }
         let place = memory.table.find(arrival.hash);
         // Who is refused changes nothing in the table, and costs no more than the look.
         let is_known = place.is_some_and(Place::is_known);
@@ -338,6 +346,11 @@ impl Guard {
             let place = if hash == arrival.hash { place } else { memory.table.hear(hash, now) };
             memory.table.grant(place, credit);
         }
+    }
+
+    /// Whether strangers find no room under the ceiling.
+    fn is_shut(&self, memory: &Memory, now: u64) -> bool {
+        self.ceiling_room(memory, false, now) == 0
     }
 
     fn ceiling_room(&self, memory: &Memory, is_known: bool, now: u64) -> u64 {

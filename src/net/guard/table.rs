@@ -45,6 +45,9 @@ const KEPT_VALIDATED: u32 = 600_000;
 pub(super) struct Table {
     memory: Memory,
     sets: usize,
+    /// Of each set, a bit for each known source in it, which others may have as well. It is small
+    /// enough to stay in the processor's caches.
+    known: Vec<u8>,
     keys: RandomState,
 }
 
@@ -61,7 +64,8 @@ impl Table {
     pub(super) fn new(sources: usize) -> io::Result<Self> {
         let memory = Memory::new(sources * SET / WAYS * size_of::<u64>())?;
         memory.prefer_large_pages();
-        Ok(Self { memory, sets: sources / WAYS, keys: RandomState::new() })
+        let sets = sources / WAYS;
+        Ok(Self { memory, sets, known: vec![0; sets], keys: RandomState::new() })
     }
 
     /// What stands for a source.
@@ -72,8 +76,13 @@ impl Table {
     /// Has the processor fetch what a search for a source looks at, for soon.
     pub(super) fn prefetch(&self, hash: u64) {
         // Loads that nothing depends on run beside one another.
-        let set = &self.memory.words()[self.set_of(hash)..];
-        black_box(set[0] ^ set[FULL]);
+        black_box(self.memory.words()[self.set_of(hash)]);
+    }
+
+    /// Whether a source may be known; where not, it is a stranger for certain, and the table itself
+    /// was not touched to say so.
+    pub(super) fn may_be_known(&self, hash: u64) -> bool {
+        self.known[self.set_of(hash) / SET] & bit_of(hash) != 0
     }
 
     /// The place of a source, if it has one.
@@ -212,6 +221,8 @@ impl Table {
         for field in [TAG, FULL, TIMES, CREDIT] {
             set.swap(field + stranger.way, field + way);
         }
+        self.known[stranger.set / SET] =
+            set[..KNOWN].iter().filter(|&&tag| tag != 0).fold(0, |bits, &tag| bits | bit_of(tag));
         Place { way, ..stranger }
     }
 }
@@ -221,6 +232,10 @@ impl Place {
     pub(super) fn is_known(self) -> bool {
         self.way < KNOWN
     }
+}
+
+fn bit_of(hash: u64) -> u8 {
+    1 << (hash >> 61)
 }
 
 fn milliseconds(now: u64) -> u32 {
@@ -261,7 +276,10 @@ mod tests {
         }
 
         fn is_known(&self, source: u128) -> bool {
-            self.table.find(self.table.hash(source)).is_some_and(Place::is_known)
+            let hash = self.table.hash(source);
+            let is_known = self.table.find(hash).is_some_and(Place::is_known);
+            assert!(!is_known || self.table.may_be_known(hash));
+            is_known
         }
     }
 
