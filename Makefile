@@ -19,7 +19,7 @@ $(shell rm -rf $(VENV))
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-peers quic lint bench bench-quick docs wheels clean
+.PHONY: help demo test test-all test-peers quic fuzz lint bench bench-quick docs wheels clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1:\2/p' Makefile | column -t -s :
@@ -30,6 +30,7 @@ demo: $(stamps)/build ## a server and its clients on port 1234, tomada and plain
 test: $(stamps)/build $(stamps)/group-test $(PEERS) $(loadgen) ## the Rust unit tests and the Python suite
 	cargo test --quiet --no-default-features
 	cargo test --quiet --manifest-path benches/loadgen/Cargo.toml
+	cargo test --quiet --manifest-path fuzz/Cargo.toml
 	$(bin)/python -m pytest $(PYTEST_ARGS)
 
 test-all: ## the suite on every CPython from 3.11 up that is installed
@@ -46,11 +47,32 @@ test-peers: ## the tests of libraries that use datagram endpoints, on the standa
 quic: $(stamps)/build $(stamps)/group-examples ## a file over QUIC, timed on the standard loop, uvloop and tomada's
 	@$(bin)/python examples/quic_transfer.py
 
+# What cargo-fuzz builds with, but for the sanitizers, which only nightly toolchains have.
+fuzz_flags := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares \
+	-Cdebug-assertions -Coverflow-checks
+fuzz_host := $(shell rustc -vV | sed -n 's/^host: //p')
+FUZZ_RUNS ?= 10000000
+
+fuzz: ## ten million executions of each fuzz target, which need a C++ compiler; FUZZ_RUNS=n for others
+	@cd fuzz && RUSTFLAGS="$(fuzz_flags)" \
+		cargo build --quiet --release --features libfuzzer --target $(fuzz_host)
+	@cd fuzz && for corpus in corpus/*; do \
+		target=$${corpus#corpus/}; echo "== $$target"; \
+		mkdir -p target/corpus/$$target target/findings; \
+		target/$(fuzz_host)/release/$$target -runs=$(FUZZ_RUNS) -max_len=1024 -verbosity=0 \
+			-print_final_stats=1 -artifact_prefix=target/findings/$$target- \
+			target/corpus/$$target $$corpus || exit 1; \
+	done
+
 lint: $(stamps)/build $(stamps)/group-lint $(stamps)/group-test ## formatting, lints, types, stubs
 	cargo fmt --check
 	cargo clippy --quiet --all-targets -- -D warnings
 	cargo fmt --check --manifest-path benches/loadgen/Cargo.toml
 	cargo clippy --quiet --all-targets --manifest-path benches/loadgen/Cargo.toml -- -D warnings
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
+	cargo clippy --quiet --all-targets --manifest-path fuzz/Cargo.toml -- -D warnings
 	$(bin)/ruff check --quiet
 	$(bin)/ruff format --quiet --check
 	$(bin)/python -m mypy
@@ -74,7 +96,7 @@ wheels: $(stamps)/group-wheels ## a wheel for every CPython that is installed, t
 	$(bin)/python scripts/wheels.py dist $(WHEELS)
 
 clean: ## remove all that was built
-	rm -rf .venv* target benches/loadgen/target dist site python/tomada/*.so
+	rm -rf .venv* target benches/loadgen/target fuzz/target dist site python/tomada/*.so
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(stamps)/venv:

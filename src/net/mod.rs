@@ -34,7 +34,7 @@ pub use inbox::Taken;
 pub use meta::{Meta, Source};
 pub use pending::Held;
 pub use queue::{SendQueue, Sent};
-pub use ring::{Datagrams, Filled, Received, RecvRing, SlotKind, ThreadRing};
+pub use ring::{Datagrams, Filled, Received, RecvRing, SlotKind, Split, ThreadRing};
 pub use scratch::Scratch;
 pub use socket::Socket;
 pub use steering::Steering;

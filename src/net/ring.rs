@@ -236,7 +236,7 @@ impl Filled {
 
 /// A glued message, and the datagram in it that comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Split {
+pub struct Split {
     start: usize,
     len: usize,
     segment: usize,
@@ -245,32 +245,32 @@ pub(super) struct Split {
 impl Split {
     /// A message of `len` bytes that consists of datagrams of `segment` bytes, the last of which
     /// may be shorter. Without a segment length it is one datagram, which may be empty.
-    pub(super) fn new(len: usize, segment: Option<usize>) -> Self {
+    pub fn new(len: usize, segment: Option<usize>) -> Self {
         let segment = segment.filter(|&segment| segment > 0).unwrap_or(len);
         Self { start: 0, len, segment }
     }
 
     /// Where the next datagram lies.
     #[inline]
-    pub(super) fn range(&self) -> Range<usize> {
+    pub fn range(&self) -> Range<usize> {
         self.start..self.len.min(self.start.saturating_add(self.segment))
     }
 
     /// Goes on to the next datagram; false where this was the last.
     #[inline]
-    pub(super) fn advance(&mut self) -> bool {
+    pub fn advance(&mut self) -> bool {
         self.start = self.range().end;
         self.start < self.len
     }
 
     /// Forgets all but some of the datagrams, which were all left.
-    fn keep(&mut self, datagrams: &Range<usize>) {
+    pub fn keep(&mut self, datagrams: &Range<usize>) {
         let place = |index: usize| self.len.min(self.segment.saturating_mul(index));
         (self.start, self.len) = (place(datagrams.start), place(datagrams.end));
     }
 
     /// How many datagrams are left, the next included.
-    pub(super) fn remaining(&self) -> usize {
+    pub fn remaining(&self) -> usize {
         (self.len - self.start).div_ceil(self.segment.max(1)).max(1)
     }
 }

@@ -1,0 +1,195 @@
+//! What must hold for any bytes, for a fuzzer to refute.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use tomada::net::errors::ErrorMessage;
+use tomada::net::guard::{Networks, filter, header, parse_network, run};
+use tomada::net::{Address, AddressKind, Meta, Split, cmsg};
+
+/// One target: its name, which is also its corpus's, and what is to hold.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All targets.
+pub const TARGETS: [Target; 4] = [
+    ("control_messages", control_messages),
+    ("splitter", splitter),
+    ("addresses", addresses),
+    ("filters", filters),
+];
+
+/// Control messages lie within their buffer, and those that are whole survive being written again.
+pub fn control_messages(data: &[u8]) {
+    let (mut again, mut whole, mut bytes) = (Vec::new(), Vec::new(), 0);
+    let mut was_cut = false;
+    for message in cmsg::decode(data) {
+        assert!(!was_cut, "something comes behind a message that is cut");
+        let (all, part) = (data.as_ptr_range(), message.data.as_ptr_range());
+        assert!(all.start <= part.start && part.end <= all.end);
+        bytes += message.data.len();
+        was_cut = message.is_cut;
+        if !was_cut {
+            cmsg::encode(&mut again, message.level, message.kind, message.data);
+            whole.push(message);
+        }
+    }
+    assert!(bytes <= data.len());
+    assert_eq!(cmsg::decode(&again).collect::<Vec<_>>(), whole);
+
+    let meta = Meta::decode(data);
+    assert_eq!(Meta::segment(data), meta.segment);
+    if let Some(source) = meta.source() {
+        let mut control = cmsg::ControlBuffer::EMPTY;
+        source.encode(&mut control);
+        assert!(cmsg::decode(control.as_bytes()).count() == 1);
+    }
+    let control = data.to_vec();
+    let entry = ErrorMessage { payload: Vec::new(), control, peer: Address::UNNAMED, flags: 0 };
+    if let Some(error) = entry.decode() {
+        assert!(error.offender.is_none_or(|offender| offender.ip().is_some()));
+        assert!(error.mtu().is_none_or(|mtu| mtu == error.info));
+    }
+}
+
+/// A glued message comes apart into datagrams that make up the whole, in order, and of which as many
+/// stay as are to be kept.
+pub fn splitter(data: &[u8]) {
+    let mut numbers = Numbers(data);
+    let (len, segment) = (numbers.size() % (1 << 13), numbers.size());
+    let segment = (segment != 0 || len % 2 == 0).then_some(segment);
+    let (from, to) = (numbers.size() % 256, numbers.size() % 256);
+
+    let whole = Split::new(len, segment);
+    let ranges = ranges_of(whole);
+    assert_eq!(ranges.len(), whole.remaining());
+    assert_eq!((ranges[0].start, ranges[ranges.len() - 1].end), (0, len));
+    assert!(ranges.windows(2).all(|pair| pair[0].end == pair[1].start && !pair[0].is_empty()));
+    if let Some(segment) = segment.filter(|&segment| segment > 0) {
+        let (last, others) = ranges.split_last().unwrap();
+        assert!(others.iter().all(|range| range.len() == segment) && last.len() <= segment);
+    }
+
+    let (from, to) = (from.min(ranges.len() - 1), to.min(ranges.len()));
+    if from < to {
+        let mut some = whole;
+        some.keep(&(from..to));
+        assert_eq!(ranges_of(some), ranges[from..to]);
+        assert_eq!(some.remaining(), to - from);
+    }
+}
+
+fn ranges_of(mut split: Split) -> Vec<std::ops::Range<usize>> {
+    let mut ranges = vec![split.range()];
+    while split.advance() {
+        ranges.push(split.range());
+    }
+    ranges
+}
+
+/// Addresses from the kernel and from texts are read to the end and no further, and mean the same
+/// when they are written again.
+pub fn addresses(data: &[u8]) {
+    match (AddressKind::of(data), Address::from_bytes(data).ip()) {
+        (AddressKind::V4(address), ip) => {
+            assert_eq!(ip, Some(address.into()));
+            assert_eq!(Address::from(address).kind(), AddressKind::V4(address));
+        }
+        (AddressKind::V6(address), ip) => {
+            assert_eq!(ip, Some(address.into()));
+            assert_eq!(Address::from(address).kind(), AddressKind::V6(address));
+        }
+        (AddressKind::Path(path), _) => assert!(!path.contains(&0)),
+        (AddressKind::Abstract(name), _) => assert_eq!(name.first(), Some(&0)),
+        (AddressKind::Unnamed | AddressKind::Other(_), ip) => assert_eq!(ip, None),
+    }
+    if let Ok(address) = Address::unix(data) {
+        let end = data.iter().position(|&byte| byte == 0).unwrap_or(data.len());
+        let expected = match data.first() {
+            Some(0) => AddressKind::Abstract(data),
+            _ => AddressKind::Path(&data[..end]),
+        };
+        assert_eq!(address.kind(), expected);
+    } else {
+        assert!(data.len() > 107);
+    }
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        assert_eq!(Address::from(address).ip(), Some(address));
+    }
+    match parse_network(text) {
+        Ok(network) => assert_eq!(parse_network(&network.to_string()), Ok(network)),
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// A kernel filter lets the same sources pass as the lists that it was made of, and both as the
+/// longest prefix among those lists says.
+pub fn filters(data: &[u8]) {
+    let mut numbers = Numbers(data);
+    let has_allowed = numbers.byte() % 2 == 1;
+    let (mut allow, mut deny, mut probes) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..numbers.byte() % 24 {
+        let is_allowed = numbers.byte() % 2 == 1 && has_allowed;
+        let network = numbers.network();
+        if !allow.contains(&network) && !deny.contains(&network) {
+            probes.extend([network.network(), network.broadcast()]);
+            if is_allowed { allow.push(network) } else { deny.push(network) }
+        }
+    }
+    while !numbers.0.is_empty() && probes.len() < 64 {
+        probes.push(numbers.network().addr());
+    }
+    let list = has_allowed.then_some(&allow[..]);
+    let networks = Networks::new(list, &deny).expect("no network is in both lists");
+    let program = filter(&networks).expect("so short a list is not too long for the kernel");
+    for probe in probes {
+        let longest = |list: &[IpNet]| {
+            list.iter().filter(|network| network.contains(&probe)).map(IpNet::prefix_len).max()
+        };
+        let expected = match (longest(&allow), longest(&deny)) {
+            (None, None) => !has_allowed,
+            (allowed, denied) => allowed > denied,
+        };
+        if probe.to_canonical() == probe {
+            assert_eq!(networks.allow(probe), expected, "{probe}");
+            assert_eq!(run(&program, &header(probe)), expected, "{probe}");
+        }
+    }
+}
+
+/// Bytes as numbers; zeroes once they are used up.
+struct Numbers<'a>(&'a [u8]);
+
+impl Numbers<'_> {
+    fn byte(&mut self) -> u8 {
+        self.0.split_off_first().copied().unwrap_or(0)
+    }
+
+    fn bytes<const N: usize>(&mut self) -> [u8; N] {
+        std::array::from_fn(|_| self.byte())
+    }
+
+    fn size(&mut self) -> usize {
+        u32::from_ne_bytes(self.bytes()) as usize
+    }
+
+    /// A network as the lists have them: never one of IPv4 in IPv6's form.
+    fn network(&mut self) -> IpNet {
+        let (kind, prefix_len) = (self.byte(), self.byte());
+        let (address, longest) = match kind % 4 {
+            0 => (IpAddr::from([10, 0, kind / 128, self.byte()]), 32),
+            1 => (IpAddr::from(self.bytes::<4>()), 32),
+            2 => {
+                let mut octets = [0x20; 16];
+                (octets[3], octets[8], octets[15]) = (self.byte(), kind / 64, self.byte());
+                (IpAddr::from(octets), 128)
+            }
+            _ => {
+                let mut octets = self.bytes::<16>();
+                octets[0] |= 0x20;
+                (IpAddr::from(octets), 128)
+            }
+        };
+        IpNet::new_assert(address, prefix_len % (longest + 1)).trunc()
+    }
+}
