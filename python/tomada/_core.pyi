@@ -807,15 +807,15 @@ class Guard:
     (``guard=``). Each part that is given is a check; they are made in this order, and a datagram is
     refused by the first that fails. A refused datagram is counted, and nobody is told.
 
-    A *source* is an address without its port. Its IPv4 form and the one mapped to IPv6 are the same.
+    A *source* is an address without its port. IPv4 addresses mapped to IPv6 are IPv4 addresses.
 
     **Memory.** The table of sources has a fixed size (32 bytes each, 8 MiB as it comes), and a key
     of its own, so that nobody can choose whom he displaces. A source becomes *known* when it is
     heard over at least a second; half of the table is for the known, and one keeps its place there
     as long as it is heard within every minute, whatever else arrives. The other half is for
-    strangers. A stranger who finds it full takes the place of one that used its rate least, and what
-    that one had used counts against the newcomer: so none gets more than its rate by being forgotten
-    in a flood, and strangers may be refused in one, but known peers are not.
+    strangers. A stranger who finds it full takes the place of one that used its rate least, and
+    what that one had used counts against the newcomer: so none gets more than its rate by being
+    forgotten in a flood, and strangers may be refused in one, but known peers are not.
 
     :param allow: Networks (``"192.0.2.0/24"``, an address, or objects of :mod:`ipaddress`). If
         given, others are refused.
