@@ -65,6 +65,32 @@ sock.close()
     assert run_forking(program) == "b'closed'\nb'x'\n"
 
 
+def test_a_child_wakes_no_thread_of_its_parent():
+    program = """
+sock = bound()
+sock.settimeout(None)
+call = Call(sock.recvfrom, 100).until_it_waits()
+status = f"/proc/self/task/{call.native_id}/status"
+
+def switches():
+    with open(status) as lines:
+        return [line for line in lines if "ctxt_switches" in line]
+
+before = switches()
+
+def child():
+    sock.getsockname()
+    sock.close()
+    return b"closed"
+
+in_child(child)
+print(switches() == before)
+sock.sendto(b"x", sock.getsockname())
+print(call.result()[0])
+"""
+    assert run_forking(program) == "True\nb'x'\n"
+
+
 def test_a_child_uses_sockets_of_its_own_while_its_parent_waits():
     program = """
 sock = bound()

@@ -243,7 +243,7 @@ impl<'a> Waiting<'a> {
         if fds[1].revents != 0 {
             // Woken to look at what was kept. Or for another socket that this thread waits for too,
             // in an outer call that a signal handler interrupted; that call will see for itself.
-            self.clear();
+            self.empty();
         }
         if ready == 0 && slice == timeout {
             return Err(Stop::TimedOut);
@@ -251,9 +251,9 @@ impl<'a> Waiting<'a> {
         Ok(fds[0].revents)
     }
 
-    fn clear(&self) {
+    fn empty(&self) {
         if let Some(waker) = &self.waker {
-            waker.clear();
+            waker.empty();
         }
     }
 }
@@ -299,17 +299,30 @@ impl Waker {
             .flatten()
     }
 
+    /// Wakes the thread. One of the process that this one was forked from is not its business.
     pub(super) fn wake(&self) {
+        if self.generation != sys::fork_generation() {
+            return;
+        }
         self.signalled.store(true, Ordering::Release);
         // An eventfd whose counter is full is readable, which is all that matters.
         let _ = sys::signal_event(self.event.as_fd());
     }
 
+    /// Empties the eventfd, if there is something in it. A wake that is under way may escape; it
+    /// makes the next sleep a short one.
     fn clear(&self) {
-        if self.signalled.swap(false, Ordering::AcqRel) {
-            // EAGAIN: it was cleared before.
-            let _ = sys::clear_event(self.event.as_fd());
+        if self.signalled.load(Ordering::Acquire) {
+            self.empty();
         }
+    }
+
+    /// Empties the eventfd. Who has polled it knows better than the flag, which a wake raises
+    /// before it writes: two wakes close together may leave a full eventfd and a lowered flag.
+    fn empty(&self) {
+        self.signalled.store(false, Ordering::Release);
+        // EAGAIN: it was emptied before.
+        let _ = sys::clear_event(self.event.as_fd());
     }
 }
 
@@ -390,6 +403,22 @@ mod tests {
                 assert!(matches!(waiter.join().unwrap(), Err(Stop::Closed)));
             }
         });
+    }
+
+    #[test]
+    fn a_wake_that_the_flag_does_not_know_of_ends_one_sleep_only() {
+        let (receiver, _sender) = pair();
+        let waiting = Waiting::new(&receiver);
+        // As two wakes leave it, of which the second writes after the first was cleared.
+        sys::signal_event(waiting.waker.as_ref().unwrap().event.as_fd()).unwrap();
+        let mut attempts = 0;
+        let deadline = Deadline::after(Duration::from_millis(20));
+        let result = waiting.run(Interest::Read, deadline, None, |fd, hung_up| {
+            attempts += 1;
+            receive(fd, hung_up)
+        });
+        assert!(matches!(result, Err(Stop::TimedOut)), "{result:?}");
+        assert_eq!(attempts, 1);
     }
 
     #[test]
