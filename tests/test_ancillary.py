@@ -3,6 +3,7 @@
 import array
 import errno
 import os
+import resource
 import socket as std
 import struct
 
@@ -61,6 +62,24 @@ def test_received_descriptors_are_as_inheritable_as_the_standard_classs(unix, pe
             inheritable.append(os.get_inheritable(file))
             os.close(file)
     assert inheritable[0] == inheritable[1]
+
+
+def test_a_file_arrives_where_coalescing_was_asked_for_in_vain(unix, peer):
+    other = peer(unix)
+    with unix.bound(socket) as sock:
+        with pytest.raises(OSError, match="not supported"):
+            sock.gro = True
+        other.do("send_file", text="what is in it", to=sock.getsockname())
+        _, files, _, _ = socket.recv_fds(sock, 100, 4)
+        assert [contents(file) for file in files] == [b"what is in it"]
+
+
+def test_room_for_more_control_messages_than_there_can_be_takes_no_memory(inet):
+    with inet.bound(socket) as sock:
+        sock.sendto(b"x", sock.getsockname())
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert sock.recvmsg(10, 2**31 - 1)[:2] == (b"x", [])
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**10
 
 
 def test_several_files_travel_in_one_datagram_to_an_address(unix):

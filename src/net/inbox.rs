@@ -248,14 +248,17 @@ impl Socket {
     /// and every receive take them apart. Switched off, it keeps what is queued: of a message that
     /// was glued before, the kernel would not tell the sizes any more.
     pub fn set_gro(&self, is_on: bool) -> io::Result<()> {
-        if is_on {
-            // Before the first glued message can come; and for good, because one may come between
-            // the look at the queue and the switch.
-            self.inbox.splits.store(true, Ordering::Relaxed);
-        } else if self.gro() {
+        // Before the first glued message can come; and for good, because one may come between the
+        // look at the queue and the switch.
+        let was_splitting = self.inbox.splits.fetch_or(is_on, Ordering::Relaxed);
+        if !is_on && self.gro() {
             self.keep_queued()?;
         }
-        self.set_int_option(libc::SOL_UDP, libc::UDP_GRO, is_on.into())?;
+        self.set_int_option(libc::SOL_UDP, libc::UDP_GRO, is_on.into()).inspect_err(|_| {
+            // A socket that has no such option goes on as it was: only there recvmsg can pass
+            // descriptors on, for which a ring has no room.
+            self.inbox.splits.store(was_splitting, Ordering::Relaxed);
+        })?;
         self.inbox.gro.store(is_on, Ordering::Relaxed);
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 use std::os::fd::{FromRawFd, OwnedFd};
 
-use pyo3::exceptions::{PyMemoryError, PyRuntimeWarning, PyValueError};
+use pyo3::exceptions::{PyRuntimeWarning, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 
@@ -216,9 +216,8 @@ impl Socket {
             .ok()
             .and_then(|len| usize::try_from(len).ok())
             .ok_or_else(|| PyValueError::new_err("invalid ancillary data buffer length"))?;
-        let mut control = Vec::new();
-        control.try_reserve_exact(control_len).map_err(|_| PyMemoryError::new_err(()))?;
-        control.resize(control_len, 0);
+        let control_len = control_len.min(LONGEST_CONTROL);
+        let mut control = vec![0; control_len];
         let mut from = Address::UNNAMED;
         let info = self.transfer(
             py,
@@ -240,6 +239,10 @@ impl Socket {
         Ok(self.socket()?.largest_datagram().map_or(bufsize, |largest| bufsize.min(largest)))
     }
 }
+
+/// More control messages than a datagram ever has: 253 descriptors, or IPv6's extension headers, of
+/// which each takes 2 KiB at the most. More room would only cost the time to clear it.
+const LONGEST_CONTROL: usize = 1 << 16;
 
 fn checked_len(len: isize, message: &'static str) -> Result<usize> {
     Ok(usize::try_from(len).map_err(|_| PyValueError::new_err(message))?)
