@@ -6,6 +6,7 @@ import os
 import socket as std
 import sys
 import warnings
+import weakref
 
 import pytest
 
@@ -234,6 +235,20 @@ def test_an_unclosed_socket_in_a_reference_cycle_is_found():
     gc.collect()
     with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
         os.fstat(fd)
+
+
+def test_a_socket_that_keeps_a_datagram_of_its_own_is_found():
+    class Keeping(socket.socket):
+        pass
+
+    with Keeping(std.AF_INET, std.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.sendto(b"x", sock.getsockname())
+        sock.last = sock.recv_datagram()
+    known = weakref.ref(sock)
+    del sock
+    gc.collect()
+    assert known() is None
 
 
 def test_an_unclosed_socket_is_closed_where_the_warning_is_an_error(monkeypatch):

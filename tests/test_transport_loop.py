@@ -2,15 +2,18 @@
 
 import asyncio
 import contextvars
+import gc
 import logging
 import socket as std
 import sys
+import weakref
 
 import pytest
 import uvloop
 
 import tomada.asyncio
 from support import run
+from tomada import socket
 from traffic import numbered
 from transports import LOOPS, Recorder, echo, hear, recorder, turns
 
@@ -47,6 +50,54 @@ async def test_callbacks_run_in_the_context_in_which_the_endpoint_was_made(endpo
         *((data, "of the maker") for data in numbered(3)),
         ("lost", "of the closer"),
     ]
+
+
+@pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS)
+def test_a_socket_that_knows_its_transport_is_found(new_loop):
+    class Knowing(socket.socket):
+        pass
+
+    async def open_and_close():
+        loop = asyncio.get_running_loop()
+        sock = Knowing(std.AF_INET, std.SOCK_DGRAM)
+        sock.bind(("127.0.0.1", 0))
+        sock.setblocking(False)
+        sock.transport, protocol = await loop.create_datagram_endpoint(Recorder, sock=sock)
+        sock.transport.close()
+        await protocol.lost()
+        await turns()
+        return weakref.ref(sock)
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        known = runner.run(open_and_close())
+    gc.collect()
+    assert known() is None
+
+
+def test_an_interrupt_that_comes_while_the_loop_is_asked_for_its_time_ends_it():
+    class Interrupted(tomada.asyncio.EventLoop):
+        asked = 0
+
+        def _spare_time(self):
+            self.asked += 1
+            if self.asked == 1:
+                raise KeyboardInterrupt
+            return super()._spare_time()
+
+    loop = Interrupted()
+    try:
+        transport, protocol = loop.run_until_complete(
+            loop.create_datagram_endpoint(Recorder, local_addr=("127.0.0.1", 0))
+        )
+        transport.sendto(b"x", transport.get_extra_info("sockname"))
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(protocol.received(1))
+        # It has cost no datagram.
+        assert loop.run_until_complete(protocol.received(1)) == [b"x"]
+        transport.close()
+        loop.run_until_complete(protocol.lost())
+    finally:
+        loop.close()
 
 
 async def test_what_callbacks_set_in_their_context_stays(endpoint, inet):

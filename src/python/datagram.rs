@@ -2,6 +2,7 @@
 
 use std::ffi::c_int;
 
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -110,6 +111,11 @@ impl Datagram {
             audit::event(c"socket.sendto", socket.as_any(), self.address.bind(py))?;
         }
         socket.get().reply(py, data, to, self.meta.source(), flags)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
+        // A subclass's socket may keep a datagram of its own. What breaks the circle is its `dict`.
+        visit.call(&self.socket)
     }
 
     fn __len__(&self, py: Python<'_>) -> usize {

@@ -230,6 +230,9 @@ impl TransportCore {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
+        // A subclass's socket may refer to the transport; it and the peer stay after `unlink`.
+        visit.call(&self.socket)?;
+        visit.call(&self.peer)?;
         // A lock that is taken belongs to a call, which keeps everything alive anyway.
         let links = match self.links.try_lock() {
             Ok(links) => links,

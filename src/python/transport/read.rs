@@ -5,6 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use pyo3::exceptions::PyException;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
@@ -19,6 +20,8 @@ use crate::python::socket::{Senders, Socket, pair};
 
 /// How long one drain may take on a loop that cannot say. Its other callbacks wait meanwhile.
 const BUDGET: Duration = Duration::from_micros(100);
+/// How long one drain may take on any loop.
+const LONGEST_DRAIN: Duration = Duration::from_secs(1);
 /// How long one drain may take while other callbacks wait.
 const BESIDE_OTHERS: Duration = Duration::from_micros(20);
 /// After so many callbacks a drain looks at the clock, and sooner at its beginning.
@@ -59,7 +62,7 @@ impl TransportCore {
         if !this.reading.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let spare_time = this.spare_time(py);
+        let spare_time = this.spare_time(py)?;
         if spare_time.is_zero() && !this.gave_way.swap(true, Ordering::Relaxed) {
             // Others first, but not twice in a row.
             return Self::resume_if_pending(slf);
@@ -140,12 +143,18 @@ impl TransportCore {
     }
 
     /// How long the loop can do without a turn; not at all while other callbacks wait.
-    fn spare_time(&self, py: Python<'_>) -> Duration {
+    fn spare_time(&self, py: Python<'_>) -> Result<Duration> {
         let asked = if self.tells_spare_time { self.event_loop(py) } else { None };
-        asked
-            .and_then(|event_loop| event_loop.call_method0(intern!(py, "_spare_time")).ok())
-            .and_then(|seconds| Duration::try_from_secs_f64(seconds.extract().ok()?).ok())
-            .unwrap_or(BUDGET)
+        let Some(event_loop) = asked else { return Ok(BUDGET) };
+        match event_loop.call_method0(intern!(py, "_spare_time")) {
+            Ok(seconds) => Ok(seconds
+                .extract()
+                .ok()
+                .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+                .map_or(BUDGET, |time| time.min(LONGEST_DRAIN))),
+            Err(error) if error.is_instance_of::<PyException>(py) => Ok(BUDGET),
+            Err(error) => Err(error.into()), // Ctrl-C, which came just then
+        }
     }
 
     fn rearm(&self, py: Python<'_>) -> Result<()> {
