@@ -1,6 +1,7 @@
 """Options and timeouts, right and wrong, as on the standard class."""
 
 import array
+import ctypes
 import decimal
 import fcntl
 import fractions
@@ -139,6 +140,21 @@ def test_a_null_value_with_a_length(value, length):
 def test_lengths_of_every_kind(length):
     for name in (std.SO_BROADCAST, std.SO_RCVBUF, std.SO_LINGER):
         assert_same_outcome(lambda side: side.open().getsockopt(std.SOL_SOCKET, name, length))  # noqa: B023
+
+
+@pytest.mark.parametrize("instructions", [1, 3, 1000])
+def test_a_filter_stays_within_the_memory_for_it(instructions):
+    # The kernel takes the length for a number of instructions of eight bytes each.
+    accept = struct.pack("HBBI", 0x06, 0, 0, 0xFFFF) * instructions
+    memory = ctypes.create_string_buffer(accept)
+    program = struct.pack("HP", instructions, ctypes.addressof(memory))
+    with ours.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+        sock.setsockopt(std.SOL_SOCKET, ours.SO_ATTACH_FILTER, program)
+        for length in ((), (instructions,)):
+            with pytest.raises(OSError, match="Invalid argument"):
+                sock.getsockopt(std.SOL_SOCKET, ours.SO_ATTACH_FILTER, *length)
+        if len(accept) <= 1024:  # which is the longest that getsockopt reads
+            assert sock.getsockopt(std.SOL_SOCKET, ours.SO_ATTACH_FILTER, 1024) == accept
 
 
 @pytest.mark.parametrize("level", [-1, 99, 2**31, "x", None, std.IPPROTO_TCP, std.IPPROTO_UDP])

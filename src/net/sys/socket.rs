@@ -75,11 +75,17 @@ pub(in crate::net) fn option(
     name: c_int,
     value: &mut [u8],
 ) -> io::Result<usize> {
-    let mut len = value.len() as libc::socklen_t;
+    // A filter has its length in instructions. Taken for bytes, the kernel would write beyond them.
+    let is_filter = (level, name) == (libc::SOL_SOCKET, libc::SO_GET_FILTER);
+    let unit = if is_filter { size_of::<libc::sock_filter>() } else { 1 };
+    if value.len() < unit {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let mut len = (value.len() / unit) as libc::socklen_t;
     let start = value.as_mut_ptr().cast::<c_void>();
     // The pointers: `value` is writable for its length.
     syscall!(getsockopt(fd.as_raw_fd(), level, name, start, &raw mut len))?;
-    Ok(len as usize)
+    Ok(value.len().min(len as usize * unit))
 }
 
 /// Reads an option that is an `int`.
