@@ -175,6 +175,37 @@ def test_a_hook_that_raises_stops_the_call(name):
     assert run(program, "tomada.socket", name.split()[0]) == expected
 
 
+TRANSPORT = """
+import asyncio, importlib
+loops = {"tomada.socket": "tomada.asyncio", "socket": "asyncio"}
+run = importlib.import_module(loops[sys.argv[1]]).run
+
+async def main():
+    loop = asyncio.get_running_loop()
+    here = ("127.0.0.1", 0)
+    first, _ = await loop.create_datagram_endpoint(asyncio.DatagramProtocol, here)
+    there = first.get_extra_info("sockname")
+    second, _ = await loop.create_datagram_endpoint(asyncio.DatagramProtocol, here, there)
+    ports[there[1]] = "its port"
+    events.clear()
+    first.sendto(b"x", there)
+    first.sendto(b"x", there)
+    second.sendto(b"x")
+    second.sendto(b"x", there)
+    print(json.dumps(events))
+    first.close()
+    second.close()
+
+run(main())
+"""
+
+
+def test_the_events_of_a_transport_are_the_standard_ones():
+    ours, theirs = events("tomada.socket", TRANSPORT), events("socket", TRANSPORT)
+    assert len(theirs) > 1
+    assert ours == theirs
+
+
 def test_a_hook_sees_the_socket_itself_and_the_address_that_was_given():
     program = """
 seen = []

@@ -25,6 +25,17 @@ gai_strerror = ctypes.CDLL(None).gai_strerror
 gai_strerror.restype = ctypes.c_char_p
 
 
+class Index:
+    def __init__(self, number):
+        self._number = number
+
+    def __index__(self):
+        return self._number
+
+    def __repr__(self):
+        return f"Index({self._number})"
+
+
 class Text(str):
     __slots__ = ()
 
@@ -55,6 +66,8 @@ INET6 = [
     ("::1", 9, 2**32),
     ("::1", 9, 2**32 + 1),
     ("::1", 9, 2**64),
+    ("::1", Index(9), Index(1), Index(0)),
+    ("::1", 9, Index(-1)),
     ("::1", 9, None),
     ("::1", 9, "0"),
     ("::1", 9, 0.0),

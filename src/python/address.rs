@@ -1,18 +1,19 @@
 //! Addresses between Python's tuples and the kernel's bytes.
 
-use std::ffi::{CString, OsStr, c_int};
+use std::ffi::{CString, OsStr, c_int, c_ulong};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Mutex;
 
 use pyo3::exceptions::{PyOSError, PyOverflowError, PyTypeError};
+use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyInt, PyString, PyTuple};
 
 use super::buffer::{Readable, TypeName, new_bytes};
 use super::error::{Error, Result};
-use crate::net::address::{format_v4, format_v6, interface_index};
+use crate::net::address::{PathTooLong, format_v4, format_v6, interface_index};
 use crate::net::{Address, AddressKind};
 
 /// What the standard module makes of an address: `(host, port)` for IPv4, `(host, port, flowinfo,
@@ -123,7 +124,10 @@ fn unix(object: &Bound<'_, PyAny>) -> Result<Address> {
         return Ok(Address::unix(path.cast::<PyBytes>().map_err(PyErr::from)?.as_bytes())?);
     }
     let buffer = Readable::new(object)?;
-    Ok(Address::unix(&buffer.to_vec())?)
+    if buffer.len() > size_of::<libc::sockaddr_un>() {
+        return Err(PathTooLong.into());
+    }
+    Ok(Address::unix(&buffer.copy()?)?)
 }
 
 fn tuple<'a, 'py>(
@@ -170,13 +174,11 @@ fn bad_port(caller: &str) -> Error {
 
 /// An `unsigned int` as the standard module reads it here: the low 32 bits of any integer.
 pub(super) fn masked_word(object: &Bound<'_, PyAny>) -> Result<u32> {
-    let word = object.call_method1(intern!(object.py(), "__and__"), (u32::MAX,));
-    match word.and_then(|word| word.extract()) {
-        Ok(word) => Ok(word),
-        Err(_) => Err(object
-            .extract::<u32>()
-            .err()
-            .unwrap_or_else(|| PyTypeError::new_err("flowinfo and scope_id must be integers")))?,
+    // SAFETY: attached, with an object.
+    let word = unsafe { ffi::PyLong_AsUnsignedLongMask(object.as_ptr()) };
+    match PyErr::take(object.py()) {
+        Some(error) if word == c_ulong::MAX => Err(error.into()),
+        _ => Ok(word as u32),
     }
 }
 

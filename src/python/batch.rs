@@ -309,7 +309,7 @@ impl Batch {
     #[pyo3(signature = (data, address=None))]
     fn append(&self, data: &Bound<'_, PyAny>, address: Option<&Bound<'_, PyAny>>) -> Result<()> {
         let address = address.map(parse_of_any_family).transpose()?;
-        let payload = Readable::new(data)?.to_vec();
+        let payload = self.payload(data)?;
         let mut contents = self.lock()?;
         if self.push(&mut contents, &payload, address, false) {
             return Ok(());
@@ -327,7 +327,7 @@ impl Batch {
     ) -> Result<()> {
         let size = checked(size, "size", isize::MAX as usize)?;
         let address = address.map(parse_of_any_family).transpose()?;
-        let payload = Readable::new(data)?.to_vec();
+        let payload = self.payload(data)?;
         let mut contents = self.lock()?;
         let count = payload.len().div_ceil(size);
         let room = self.memory_len - contents.end;
@@ -389,6 +389,15 @@ impl Batch {
 }
 
 impl Batch {
+    /// A copy of what is to be appended. What is longer than the whole batch is not even copied.
+    fn payload(&self, data: &Bound<'_, PyAny>) -> Result<Vec<u8>> {
+        let payload = Readable::new(data)?;
+        if payload.len() > self.memory_len {
+            return Err(self.no_room(payload.len(), &*self.lock()?));
+        }
+        Ok(payload.copy()?)
+    }
+
     fn no_room(&self, len: usize, contents: &Contents) -> super::error::Error {
         let (count, most) = (self.len(), self.offsets.len());
         let left = self.memory_len - contents.end;

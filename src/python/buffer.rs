@@ -35,34 +35,52 @@ impl<'py> Readable<'py> {
     }
 
     pub(crate) fn slice(&self) -> SendSlice<'_> {
+        let (start, len) = self.memory();
+        // SAFETY: bytes never move, and an exporter keeps the memory in place until the export is
+        // dropped.
+        unsafe { SendSlice::from_raw(start, len) }
+    }
+
+    /// How many bytes there are.
+    pub(crate) fn len(&self) -> usize {
+        self.slice().len()
+    }
+
+    /// A copy, for what is short and must stand still while it is read; a `MemoryError` where it
+    /// is not as short as that (a mapped file may be longer than all memory).
+    pub(crate) fn copy(&self) -> PyResult<Vec<u8>> {
+        let (start, len) = self.memory();
+        let mut copy = Vec::new();
+        copy.try_reserve_exact(len).map_err(|_| PyMemoryError::new_err(()))?;
+        // SAFETY: the memory is in place, and the copy has room for it. Were another thread to
+        // write there meanwhile, the copy would be garbled, as the exporter allows.
+        unsafe {
+            ptr::copy_nonoverlapping(start, copy.as_mut_ptr(), len);
+            copy.set_len(len);
+        }
+        Ok(copy)
+    }
+
+    /// A copy of what is known to be short.
+    pub(crate) fn to_vec(&self) -> Vec<u8> {
+        self.copy().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The same as `bytes`, which are the object itself where it is one of exactly that type.
+    pub(crate) fn into_bytes(self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let (start, len) = self.memory();
         match self {
-            Self::Bytes(bytes) => SendSlice::new(bytes.as_bytes()),
-            // SAFETY: the exporter keeps the memory in place until the export is dropped.
-            Self::Exported(export) => unsafe {
-                SendSlice::from_raw(export.view.buf.cast(), export.len())
-            },
+            Self::Bytes(bytes) => Ok(bytes),
+            // SAFETY: the memory is in place until the export is dropped, as above.
+            Self::Exported(_) => unsafe { copied_bytes(py, start, len) },
         }
     }
 
-    /// A copy, for what is short and must stand still while it is read.
-    pub(crate) fn to_vec(&self) -> Vec<u8> {
+    fn memory(&self) -> (*const u8, usize) {
         match self {
-            Self::Bytes(bytes) => bytes.as_bytes().to_vec(),
-            Self::Exported(export) => {
-                let mut copy = Vec::with_capacity(export.len());
-                // SAFETY: the memory is in place, as above, and the copy has room for it. Were
-                // another thread to write there meanwhile, the copy would be garbled, as the
-                // exporter allows.
-                unsafe {
-                    ptr::copy_nonoverlapping(
-                        export.view.buf.cast(),
-                        copy.as_mut_ptr(),
-                        export.len(),
-                    );
-                    copy.set_len(export.len());
-                }
-                copy
-            }
+            Self::Bytes(bytes) => (bytes.as_bytes().as_ptr(), bytes.as_bytes().len()),
+            Self::Exported(export) if export.len() == 0 => (ptr::dangling(), 0),
+            Self::Exported(export) => (export.view.buf.cast_const().cast(), export.len()),
         }
     }
 }
@@ -140,11 +158,21 @@ impl Drop for Export<'_> {
 
 /// New `bytes`; a `MemoryError` where there is no memory, where pyo3's own constructor would panic.
 pub(crate) fn new_bytes<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
-    let (start, len) = (bytes.as_ptr().cast(), bytes.len() as ffi::Py_ssize_t);
+    // SAFETY: a slice is readable.
+    unsafe { copied_bytes(py, bytes.as_ptr(), bytes.len()) }
+}
+
+/// # Safety
+/// The memory must be readable. Other threads may write to it.
+unsafe fn copied_bytes(
+    py: Python<'_>,
+    start: *const u8,
+    len: usize,
+) -> PyResult<Bound<'_, PyBytes>> {
     // SAFETY: attached; the memory is readable for the call, which returns new bytes or sets an
     // exception.
     unsafe {
-        let bytes = ffi::PyBytes_FromStringAndSize(start, len);
+        let bytes = ffi::PyBytes_FromStringAndSize(start.cast(), len as ffi::Py_ssize_t);
         Ok(Bound::from_owned_ptr_or_err(py, bytes)?.cast_into_unchecked())
     }
 }

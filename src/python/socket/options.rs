@@ -58,7 +58,7 @@ impl Socket {
         let socket = self.socket()?;
         match value.extract::<c_int>() {
             Ok(value) => socket.set_int_option(level, optname, value)?,
-            Err(_) => socket.set_option(level, optname, &Readable::new(value)?.to_vec())?,
+            Err(_) => socket.set_option(level, optname, &Readable::new(value)?.copy()?)?,
         }
         socket.option_was_set(level, optname);
         if level == libc::SOL_SOCKET

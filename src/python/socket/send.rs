@@ -131,10 +131,13 @@ fn control_buffer(ancdata: Given<'_>) -> Result<Vec<u8>> {
         }
         let (level, kind) = (parts[0].extract()?, parts[1].extract()?);
         let data = Readable::new(&parts[2])?;
-        if control.len() + cmsg::space(data.slice().len()) > c_int::MAX as usize {
+        if cmsg::space(data.len()) > c_int::MAX as usize {
+            return Err(PyOSError::new_err("ancillary data item too large").into());
+        }
+        if control.len() + cmsg::space(data.len()) > c_int::MAX as usize {
             return Err(PyOSError::new_err("too much ancillary data").into());
         }
-        cmsg::encode(&mut control, level, kind, &data.to_vec());
+        cmsg::encode(&mut control, level, kind, &data.copy()?);
     }
     Ok(control)
 }

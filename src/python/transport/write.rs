@@ -8,7 +8,8 @@ use pyo3::types::{PyByteArray, PyBytes, PyMemoryView, PyTuple};
 
 use super::TransportCore;
 use crate::net::Address;
-use crate::python::buffer::{Readable, TypeName, new_bytes};
+use crate::python::audit;
+use crate::python::buffer::{Readable, TypeName};
 use crate::python::error::{Error, Result};
 
 /// When so many datagrams wait for the end of the turn, they leave before it.
@@ -104,15 +105,19 @@ impl TransportCore {
                 let message = format!("Invalid address: must be None or {peer}");
                 return Err(PyValueError::new_err(message).into());
             }
-            let address = self.default_address.as_deref();
-            return Ok(address.map_or(Target::Peer, |&address| Target::Address(address)));
+            let Some(&address) = self.default_address.as_deref() else { return Ok(Target::Peer) };
+            self.audit(py, peer)?;
+            return Ok(Target::Address(address));
         }
         let Some(addr) = addr else {
             let message = "sendto() needs an address: the transport is not connected";
             return Err(PyTypeError::new_err(message).into());
         };
         match self.socket.bind(py).get().parse_any_address(addr, "sendto") {
-            Ok(to) => Ok(Target::Address(to)),
+            Ok(to) => {
+                self.audit(py, addr)?;
+                Ok(Target::Address(to))
+            }
             Err(error) => {
                 let error = PyErr::from(error);
                 if !error.is_instance_of::<PyOSError>(py) {
@@ -134,6 +139,11 @@ impl TransportCore {
                 .socket()
                 .is_ok_and(|socket| socket.peer_address().is_ok_and(|peer| peer == meant)),
         }
+    }
+
+    /// Raises the event of the socket's method that a standard transport calls.
+    fn audit(&self, py: Python<'_>, addr: &Bound<'_, PyAny>) -> Result<()> {
+        audit::event(c"socket.sendto", self.socket.bind(py).as_any(), addr)
     }
 
     /// Puts datagrams, all for one target or each a pair with its own, behind those that wait.
@@ -169,10 +179,7 @@ impl TransportCore {
             Target::Address(to) => Some(to),
             Target::Nowhere => return Ok(()),
         };
-        let data = match data.cast_exact::<PyBytes>() {
-            Ok(data) => data.clone(),
-            Err(_) => new_bytes(data.py(), &Readable::new(data)?.to_vec())?,
-        };
+        let data = Readable::new(data)?.into_bytes(data.py())?;
         let source = to.and_then(|to| self.asked.source(&to));
         let len = data.as_bytes().len();
         self.outbox().push(data.unbind(), len, to, source);

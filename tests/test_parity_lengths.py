@@ -1,0 +1,60 @@
+"""Buffers that are longer than all memory: a mapped file, which takes none."""
+
+import mmap
+import os
+import socket as std
+
+import pytest
+
+import tomada
+from parity import assert_same
+from tomada import socket
+
+LONG = 2**42
+
+
+@pytest.fixture(scope="module")
+def long():
+    file = os.memfd_create("long")
+    os.truncate(file, LONG)
+    with mmap.mmap(file, LONG, access=mmap.ACCESS_READ) as mapped:
+        os.close(file)
+        yield mapped
+
+
+CALLS = {
+    "bind": lambda sock, long: sock.bind(long),
+    "connect": lambda sock, long: sock.connect(long),
+    "sendto": lambda sock, long: sock.sendto(b"x", long),
+    "send": lambda sock, long: sock.send(long),
+    "sendmsg": lambda sock, long: sock.sendmsg([long]),
+    "ancdata": lambda sock, long: sock.sendmsg([b"x"], [(1, 1, long)]),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_socket_refuses_it(call, long):
+    assert_same(lambda side: call(side.open(std.AF_UNIX), long), OSError)
+
+
+def test_an_option_is_never_so_long(long):
+    with (
+        socket.socket(std.AF_UNIX, std.SOCK_DGRAM) as sock,
+        pytest.raises((OSError, MemoryError)),
+    ):
+        sock.setsockopt(std.SOL_SOCKET, std.SO_REUSEADDR, long)
+
+
+def test_a_batch_has_no_room_for_it(long):
+    batch = tomada.Batch()
+    for append in (lambda: batch.append(long), lambda: batch.extend(long, 1000)):
+        with pytest.raises(ValueError, match=f"no room for {LONG} bytes more"):
+            append()
+    assert len(batch) == 0
+
+
+async def test_a_transport_has_no_memory_for_it(endpoint, long):
+    transport, _ = await endpoint()
+    with memoryview(long) as view, pytest.raises((OSError, MemoryError)):
+        transport.sendto(view, transport.get_extra_info("sockname"))
+    assert transport.get_write_buffer_size() == 0
