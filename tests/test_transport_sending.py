@@ -238,6 +238,15 @@ async def test_with_high_water_at_zero_the_first_that_waits_pauses(full, send):
     assert take_all(other) == [b"item"]
 
 
+async def test_limits_beyond_all_numbers(full):
+    transport, protocol, _ = await full()
+    for high in (1e9, 2**70, 1e300):
+        transport.set_write_buffer_limits(high=high)
+        assert transport.get_write_buffer_limits() == (high // 4, high)
+        transport.sendto(b"item")
+    assert protocol.calls == ["made"]
+
+
 async def test_limits_that_are_lowered_pause_at_once(full):
     transport, protocol, _ = await full()
     transport.sendto(b"item")

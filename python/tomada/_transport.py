@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import sys
 import warnings
 from asyncio.trsock import TransportSocket
 from typing import TYPE_CHECKING, Any
@@ -208,7 +209,8 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         if not high >= low >= 0:
             raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
         self._high_water, self._low_water = high, low
-        self._core.set_high_water(high)
+        # Whatever can be compared is a limit: any int, or a float.
+        self._core.set_high_water(int(min(high, sys.maxsize)))
         if self._core.buffered > high:
             self._buffer_is_long()
 
