@@ -127,7 +127,8 @@ class Reader:
         for line, shown in COMMAND.findall(source):
             # It is make that runs the tests.
             command = re.sub("^make ", f"make --dry-run -C {ROOT} ", line)
-            child = self._start("-c", command, program="/bin/sh")
+            # A terminal shows errors as well.
+            child = self._start("-c", f"exec 2>&1\n{command}", program="/bin/sh")
             self._read(child, shown.splitlines())
 
     def _read(self, child, shown):

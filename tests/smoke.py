@@ -27,6 +27,13 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         assert server.recv_batch(batch) == len(batch) > 0
 
 
+with (
+    tomada.Server(("127.0.0.1", 0), lambda data, _: data[::-1]) as server,
+    tomada.Client(server.address, timeout=30) as client,
+):
+    assert client.request(b"ping") == b"gnip"
+
+
 async def main():
     from tomada.asyncio import open_endpoint
 
