@@ -49,6 +49,9 @@ impl Turn {
 #[pyclass(frozen, module = "tomada._core")]
 pub(crate) struct TransportCore {
     socket: Py<Socket>,
+    /// Whether the socket may refer to the transport, being of a subclass that has attributes. Any
+    /// other is kept from the garbage collector, which would finalize it before the transport.
+    may_be_referred_to: bool,
     links: Mutex<Option<Links>>,
     /// Raised by `set_protocol`, so that a drain notices.
     protocol_version: AtomicU64,
@@ -132,6 +135,7 @@ impl TransportCore {
         let links = Links { event_loop, transport, protocol: py.None() };
         Ok(Self {
             socket: socket.clone().unbind(),
+            may_be_referred_to: socket.hasattr(intern!(py, "__dict__"))?,
             links: Mutex::new(Some(links)),
             protocol_version: AtomicU64::new(0),
             takes_batches: AtomicBool::new(false),
@@ -230,8 +234,10 @@ impl TransportCore {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
-        // A subclass's socket may refer to the transport; it and the peer stay after `unlink`.
-        visit.call(&self.socket)?;
+        // Both stay after `unlink`.
+        if self.may_be_referred_to {
+            visit.call(&self.socket)?;
+        }
         visit.call(&self.peer)?;
         // A lock that is taken belongs to a call, which keeps everything alive anyway.
         let links = match self.links.try_lock() {
