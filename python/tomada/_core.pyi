@@ -86,6 +86,13 @@ class Socket:
     def timeout(self) -> float | None:
         """The timeout in seconds, as :meth:`gettimeout` returns it."""
 
+    def _exchange(self, request: ReadableBuffer, /) -> bytes | None:
+        """Throw away what is queued, send a request, and return the next datagram.
+
+        It returns ``None`` where the request could not be sent, for whatever reason. What it raises
+        comes from waiting for the reply.
+        """
+
     def _accept(self) -> tuple[int, _RetAddress]:
         """Take a connection, and return its descriptor and the peer's address (``accept4(2)``)."""
 

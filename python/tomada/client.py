@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from tomada._address import format_address
 from tomada._advice import OF_SENDING, advise
-from tomada._connection import LONGEST, Connection, Pool, RefusedError, has_no_room, resolve
+from tomada._connection import Connection, Pool, RefusedError, has_no_room, resolve
 from tomada._retry import Retry
 from tomada._window import Apart, Together
 
@@ -111,49 +111,50 @@ class Client:
         except IndexError:
             return self._insist(data, started, None)
         # Most requests are answered, and this is their way: as little as can be between them and
-        # the kernel. A pooled connection has the timeout of a first attempt.
-        is_sent, refusal = False, None
+        # the kernel. A pooled connection has the timeout of a first attempt. It hears no strangers:
+        # what came before it was connected is thrown away with what is late.
+        refusal = None
         try:
-            if match is None and connection.poll(0):
-                connection.empty()
-            connection.send(data)
-            is_sent = True
-            reply, sender = connection.recvfrom(LONGEST)
+            reply = connection._exchange(data)  # noqa: SLF001 - made for this
         except ConnectionRefusedError as error:
             refusal = error
-        except OSError:
-            pass  # the long way knows what it means
-        except BaseException:
+        except TimeoutError:
+            pass
+        except BaseException as error:
             pool.retire(connection)
+            self._explain(error)
             raise
         else:
+            if reply is None:
+                pool.retire(connection)
+                return self._insist(data, started, None)
             try:
-                is_answer = sender == connection.peer and (match is None or match(data, reply))
+                is_answer = match is None or match(data, reply)
             except BaseException:
                 pool.put(connection)
                 raise
             if is_answer:
                 pool.idle.append(connection)
                 return reply
-        return self._insist(data, started, connection, is_sent=is_sent, refusal=refusal)
+        return self._insist(data, started, connection, refusal)
 
     def _insist(
         self,
         data: ReadableBuffer,
         started: float,
         connection: Connection | None,
-        *,
-        is_sent: bool = False,
         refusal: OSError | None = None,
     ) -> bytes:
-        """Make all attempts of a request, or those after it was sent."""
+        """Make all attempts of a request or, with the connection that it was sent on, the rest."""
         pool, match = self._opened(), self._match
         is_answer = None if match is None else lambda reply: match(data, reply)
         attempts = self._retry.start(started=started)
-        is_sure = match is not None
-        connection = connection or pool.take()
+        is_sure, is_sent = match is not None, connection is not None
+        if connection is None:
+            connection = pool.take()
+            connection.empty()
         try:
-            if is_sent and refusal is not None and not self._retry_refused:
+            if refusal is not None and not self._retry_refused:
                 raise refusal
             for until in attempts:
                 was_sent, is_sent = is_sent, False
@@ -253,8 +254,10 @@ class Client:
             raise OSError(errno.EBADF, "the client is closed")
         return self._pool
 
-    def _explain(self, error: OSError) -> None:
+    def _explain(self, error: BaseException) -> None:
         """Say what it means that a request could not be sent, or a socket was closed under it."""
+        if not isinstance(error, OSError):
+            return
         if error.errno == errno.EBADF:
             self._opened()
         if error.errno in OF_SENDING:

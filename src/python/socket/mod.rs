@@ -2,6 +2,7 @@
 
 mod batch;
 mod connect;
+mod exchange;
 mod extras;
 mod many;
 mod options;

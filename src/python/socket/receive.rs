@@ -158,7 +158,7 @@ impl Socket {
 impl Socket {
     /// Receives into memory that is kept for it, and copies out exactly what came: a large
     /// `bufsize` costs nothing.
-    fn receive_bytes<'py>(
+    pub(super) fn receive_bytes<'py>(
         &self,
         py: Python<'py>,
         bufsize: usize,

@@ -86,7 +86,7 @@ impl Socket {
 }
 
 impl Socket {
-    fn send_buffer(
+    pub(super) fn send_buffer(
         &self,
         py: Python<'_>,
         data: &Readable<'_>,

@@ -1,0 +1,53 @@
+//! A request and its reply in one call: what a client does most.
+
+use std::io;
+
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use super::Socket;
+use crate::net::Scratch;
+use crate::python::buffer::Readable;
+use crate::python::error::Result;
+
+/// More than any datagram has. Room costs nothing.
+const LONGEST: usize = 1 << 20;
+
+/// How many late datagrams to throw away before a request. Whoever sends more is no server.
+const MOST_LATE: usize = 64;
+
+#[pymethods]
+impl Socket {
+    /// Throw away what is queued, send a request, and return the next datagram; None where the
+    /// request could not be sent.
+    #[pyo3(signature = (request, /))]
+    fn _exchange<'py>(
+        &self,
+        py: Python<'py>,
+        request: &Bound<'py, PyAny>,
+    ) -> Result<Option<Bound<'py, PyBytes>>> {
+        let request = Readable::new(request)?;
+        if !self.empty_queue()? || self.send_buffer(py, &request, None, 0).is_err() {
+            return Ok(None);
+        }
+        self.receive_bytes(py, LONGEST, 0, None).map(Some)
+    }
+}
+
+impl Socket {
+    /// Throws away what is queued, and says whether that was all. What an earlier datagram has met
+    /// with (`ECONNREFUSED`) goes with it.
+    fn empty_queue(&self) -> Result<bool> {
+        let socket = self.socket()?;
+        let mut scratch = Scratch::take();
+        for _ in 0..MOST_LATE {
+            let mut memory = scratch.slice(Scratch::LEN);
+            match socket.with(|fd| socket.receive(fd, &mut memory, None, libc::MSG_DONTWAIT)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(error) if error.raw_os_error() == Some(libc::EBADF) => return Err(error.into()),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Ok(false)
+    }
+}
