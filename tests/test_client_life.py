@@ -12,7 +12,7 @@ import pytest
 
 import tomada
 from answering import LONG, Lossy, Server, echo, silence
-from support import Call, interrupt, open_descriptors, run
+from support import Call, fill, interrupt, open_descriptors, run
 from tomada import _connection
 
 
@@ -118,6 +118,28 @@ def test_signals_interrupt_a_request(inet, handler):
         call.start()
         with pytest.raises(StopError):
             client.request(b"x")
+        call.join()
+
+
+def test_signals_interrupt_a_request_that_waits_for_room(unix, handler):
+    class StopError(Exception):
+        pass
+
+    def stop():
+        raise StopError
+
+    with unix.bound(std) as server, tomada.Client(server.getsockname(), LONG) as client:
+        first = Call(client.request, b"x")
+        data, sender = server.recvfrom(10)
+        server.sendto(data, sender)
+        assert first.result() == b"x"
+        with unix.open(std) as other:
+            fill(other, server.getsockname())
+        handler(stop)
+        call = threading.Thread(target=interrupt)
+        call.start()
+        with pytest.raises(StopError):
+            client.request(b"y")
         call.join()
 
 

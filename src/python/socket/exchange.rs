@@ -8,7 +8,7 @@ use pyo3::types::PyBytes;
 use super::Socket;
 use crate::net::Scratch;
 use crate::python::buffer::Readable;
-use crate::python::error::Result;
+use crate::python::error::{Error, Result};
 
 /// More than any datagram has. Room costs nothing.
 const LONGEST: usize = 1 << 20;
@@ -27,8 +27,13 @@ impl Socket {
         request: &Bound<'py, PyAny>,
     ) -> Result<Option<Bound<'py, PyBytes>>> {
         let request = Readable::new(request)?;
-        if !self.empty_queue()? || self.send_buffer(py, &request, None, 0).is_err() {
+        if !self.empty_queue()? {
             return Ok(None);
+        }
+        match self.send_buffer(py, &request, None, 0) {
+            Ok(_) => {}
+            Err(Error::Os(_) | Error::TimedOut) => return Ok(None),
+            Err(error) => return Err(error), // a signal handler's exception is nobody's to keep
         }
         self.receive_bytes(py, LONGEST, 0, None).map(Some)
     }
