@@ -12,7 +12,7 @@ import pytest
 
 import tomada
 from answering import LONG, Lossy, Server, echo, silence
-from support import Call, fill, interrupt, open_descriptors, run
+from support import CLOSED, Call, fill, interrupt, open_descriptors, run
 from tomada import _connection
 
 
@@ -59,6 +59,18 @@ def test_sockets_that_rest_are_not_more_than_so_many(inet, monkeypatch):
             with pytest.raises(TimeoutError):
                 client.request(b"x")
         assert open_descriptors() <= before + 4
+
+
+def test_a_signal_handler_may_close_a_client_in_the_middle_of_its_work(inet):
+    # Between any two steps of the client's own, the one that holds its lock among them.
+    def interrupted():
+        with Server(inet, echo) as server, tomada.Client(server.address) as client:
+            with client._pool._lock:  # noqa: SLF001
+                client.close()
+            client.request(b"x")
+
+    with pytest.raises(OSError, match=CLOSED):
+        Call(interrupted).result()
 
 
 def test_an_unclosed_client_warns(inet):
@@ -205,7 +217,10 @@ def test_bad_addresses_are_refused_with_what_would_do(address, error, complaint)
         ({"timeout": -1}, ValueError, "timeout must be"),
         ({"retries": 1.5}, ValueError, "retries must be"),
         ({"match": 5}, TypeError, "match must be a function of a request and a reply, not 5"),
-        ({"spin": -1}, ValueError, "spin must be a number of seconds, 0 or more, not -1"),
+        ({"spin": -1}, ValueError, "spin must be a number of seconds, 0 or more, .* not -1"),
+        ({"spin": float("inf")}, ValueError, "spin must be"),
+        ({"spin": float("nan")}, ValueError, "spin must be"),
+        ({"timeout": 1e10}, ValueError, "timeout must be"),
         ({"spin": None}, TypeError, "spin must be"),
     ],
 )

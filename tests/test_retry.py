@@ -141,10 +141,11 @@ def test_one_attempt_is_no_plural():
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "complaint"),
     [
-        ((0,), {}, ValueError, "timeout must be a number of seconds greater than 0, not 0"),
+        ((0,), {}, ValueError, "timeout must be a number of seconds greater than 0, .* not 0"),
         ((-1,), {}, ValueError, "timeout must be"),
         ((float("nan"),), {}, ValueError, "timeout must be"),
         ((float("inf"),), {}, ValueError, "timeout must be"),
+        ((1e300,), {}, ValueError, "timeout must be"),
         ((None,), {}, TypeError, "timeout must be .* not None"),
         (("1",), {}, TypeError, "timeout must be"),
         ((1, -1), {}, ValueError, "retries must be an int, 0 or more, not -1"),

@@ -8,7 +8,7 @@ import socket as std
 
 import pytest
 
-from support import fill
+from support import Call, fill
 from traffic import numbered, payloads
 from transports import Recorder, hear, local, recorder, turns
 
@@ -236,6 +236,19 @@ async def test_with_high_water_at_zero_the_first_that_waits_pauses(full, send):
     assert take_all(other) == []
     await protocol.until(lambda: "resumed" in protocol.calls)
     assert take_all(other) == [b"item"]
+
+
+async def test_what_another_thread_sends_does_not_wait_for_the_loop(endpoint, inet):
+    with inet.bound(std) as other:
+        transport, _ = await endpoint(remote_addr=other.getsockname())
+
+        def send_and_receive():
+            for data in numbered(5):
+                transport.sendto(data)
+            return [other.recv(100) for _ in range(5)]
+
+        # The loop is held up here: its turn does not end.
+        assert Call(send_and_receive).result() == numbered(5)
 
 
 async def test_limits_beyond_all_numbers(full):

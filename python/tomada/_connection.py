@@ -194,7 +194,8 @@ class Pool:
         self._spin = spin
         # What the first wait of a request is at the least.
         self._wait = retry.first_wait * (1 - retry.jitter)
-        self._lock = threading.Lock()
+        # Not a plain lock: a signal handler may close the client in the middle of any of this.
+        self._lock = threading.RLock()
         self._all: set[Connection] = set()
         self._resting: deque[tuple[float, Connection]] = deque()
         #: Connections that wait to be used, with the timeout of a first attempt.
@@ -217,6 +218,8 @@ class Pool:
                 raise OSError(errno.EBADF, "the client is closed")
             connection = Connection(self._family, self._address, self._spin)
             self._all.add(connection)
+            if self.is_closed:  # by a signal handler, just now
+                self._forget()
         return connection
 
     def put(self, connection: Connection) -> None:
@@ -252,23 +255,21 @@ class Pool:
         """Close all connections; who waits on one of them gets an :class:`OSError`."""
         with self._lock:
             self.is_closed = True
-            for waker in self.wakers:
+            for waker in list(self.wakers):
                 waker()
-            for connection in self._all:
-                connection.close()
-            self._all.clear()
-            self.idle.clear()
-            self._resting.clear()
+            self._forget()
 
     def start_anew(self) -> None:
         """Forget the connections after a fork: they are the parent's, and so are the replies."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self.wakers.clear()
-        for connection in self._all:
-            connection.close()
-        self._all.clear()
+        self._forget()
+
+    def _forget(self) -> None:
+        while self._all:
+            self._all.pop().close()
         self.idle.clear()
-        self._resting.clear()
+        self._resting = deque()  # the old one may be in use
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()

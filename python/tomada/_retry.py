@@ -41,6 +41,10 @@ __all__ = ["Attempts", "Retry"]
 SHORTEST_WAIT = 1e-3
 
 
+# Some thirty years, in seconds. The sockets' own limit is not far from it.
+LONGEST_TIMEOUT = 1_000_000_000
+
+
 class Retry:
     """Divides the time for a request among its attempts. Immutable.
 
@@ -62,8 +66,9 @@ class Retry:
     def __init__(
         self, timeout: float = 1.0, retries: int = 3, *, backoff: float = 2.0, jitter: float = 0.25
     ) -> None:
-        if not (isinstance(timeout, int | float) and 0 < timeout < math.inf):
-            raise _wrong("timeout", timeout, "a number of seconds greater than 0")
+        if not (isinstance(timeout, int | float) and 0 < timeout <= LONGEST_TIMEOUT):
+            wanted = f"a number of seconds greater than 0, up to {LONGEST_TIMEOUT:,}"
+            raise _wrong("timeout", timeout, wanted)
         if not (isinstance(retries, int) and retries >= 0):
             raise _wrong("retries", retries, "an int, 0 or more")
         if not (isinstance(backoff, int | float) and 1 <= backoff < math.inf):

@@ -115,9 +115,13 @@ class EventLoop(asyncio.SelectorEventLoop):
             raise ValueError("the socket must be non-blocking")
         while True:
             try:
-                return receive(*args)
+                received = receive(*args)
             except (BlockingIOError, InterruptedError):
                 pass
+            else:
+                if sock.pending and (others := self._readiness.get(sock.fileno())):
+                    others.wake()  # the kernel says nothing of what it has handed over
+                return received
             fd = sock.fileno()
             self._ensure_fd_no_transport(fd)  # type: ignore[attr-defined]
             if fd not in self._readiness:

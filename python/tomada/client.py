@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from tomada._address import format_address
 from tomada._advice import OF_SENDING, advise
 from tomada._connection import Connection, Pool, RefusedError, has_no_room, resolve
-from tomada._retry import Retry
+from tomada._retry import LONGEST_TIMEOUT, Retry
 from tomada._window import Apart, Together
 
 if TYPE_CHECKING:
@@ -80,8 +80,9 @@ class Client:
             raise TypeError(f"match must be a function of a request and a reply, not {match!r}")
         if not isinstance(spin, int | float):
             raise TypeError(f"spin must be a number of seconds, not {spin!r}")
-        if not spin >= 0:
-            raise ValueError(f"spin must be a number of seconds, 0 or more, not {spin!r}")
+        if not 0 <= spin <= LONGEST_TIMEOUT:
+            wanted = f"a number of seconds, 0 or more, up to {LONGEST_TIMEOUT:,}"
+            raise ValueError(f"spin must be {wanted}, not {spin!r}")
         self._match = match
         self._retry_refused = retry_refused
         found, self._address = resolve(address, family)

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyByteArray, PyBytes, PyMemoryView, PyTuple};
 
 use super::TransportCore;
@@ -212,6 +213,9 @@ impl TransportCore {
     /// turns, the first send of a turn asks for a call at its end.
     fn is_first_of_turn(slf: &Bound<'_, Self>) -> Result<bool> {
         let this = slf.get();
+        if !this.is_loop_running_here(slf.py())? {
+            return Ok(true); // a turn has no end that comes by itself
+        }
         if let Some(turn) = &this.turn {
             let turn = turn.bind(slf.py()).get().count();
             return Ok(this.last_turn.swap(turn, Ordering::Relaxed) != turn);
@@ -230,6 +234,14 @@ impl TransportCore {
             Self::call_soon(slf, "flush")?;
         }
         Ok(())
+    }
+
+    /// Whether this is called by the loop. Programs send while it stands still, and some from other
+    /// threads, which no loop notices before its next turn.
+    fn is_loop_running_here(&self, py: Python<'_>) -> Result<bool> {
+        static RUNNING: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        let running = RUNNING.import(py, "asyncio", "_get_running_loop")?.call0()?;
+        Ok(self.event_loop(py).is_some_and(|event_loop| event_loop.is(&running)))
     }
 
     /// Sends what goes, and has the loop watch for room where something is left.
