@@ -25,6 +25,17 @@ class Port:
     objects: int = 1
     is_shared: bool = False
 
+    def hears(self, other):
+        return self.objects and self.peer in {None, other}
+
+    def may_send(self, to):
+        """Say whether no ICMP error will answer, which would come in its own time."""
+        return (
+            to.objects
+            and (self.peer is None or self.peer.objects)
+            and (self.peer is not to or to.hears(self))
+        )
+
 
 @dataclass(eq=False)
 class Twins:
@@ -84,7 +95,7 @@ class Sockets(RuleBasedStateMachine):
         return names.get(value, value)
 
     def arrive(self, to, sender, datagrams):
-        if to.objects and (to.peer is None or to.peer is sender):
+        if to.hears(sender):
             to.queue += [(data, sender.number) for data in datagrams]
 
     @rule(target=twins)
@@ -121,21 +132,21 @@ class Sockets(RuleBasedStateMachine):
     @rule(twins=twins, data=PAYLOADS, flags=st.sampled_from([0, std.MSG_DONTWAIT]))
     def send(self, twins, data, flags):
         peer = twins.port.peer
-        if peer is None or peer.objects:  # otherwise ICMP would answer, in its own time
+        if peer is None or twins.port.may_send(peer):
             outcome = self.both(twins, lambda sock: sock.send(data, flags))
             if outcome == len(data) and peer:
                 self.arrive(peer, twins.port, [data])
 
     @rule(twins=twins, peer=twins, data=PAYLOADS)
     def sendto(self, twins, peer, data):
-        if peer.port.objects and (twins.port.peer is None or twins.port.peer.objects):
+        if twins.port.may_send(peer.port):
             outcome = self.both(twins, lambda sock: sock.sendto(data, self.name(sock, peer)))
             if outcome == len(data) and twins.port.objects:
                 self.arrive(peer.port, twins.port, [data])
 
     @rule(twins=twins, peer=twins, items=MANY, as_batch=st.booleans())
     def send_many(self, twins, peer, items, as_batch):
-        if not peer.port.objects or (twins.port.peer and not twins.port.peer.objects):
+        if not twins.port.may_send(peer.port):
             return
 
         def send(sock):
@@ -232,7 +243,7 @@ class Sockets(RuleBasedStateMachine):
 
 TestSockets = Sockets.TestCase
 TestSockets.settings = settings(
-    max_examples=80,
+    max_examples=100,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),
