@@ -175,14 +175,14 @@ def test_a_thread_whose_wait_was_ended_can_wait_again(inet):
             second.settimeout(0.01)
             with pytest.raises(TimeoutError):
                 second.recv(100)
-            second.settimeout(30)
+            second.settimeout(29)
             return second.recv(100)
 
         for _ in range(5):
             sock = inet.bound(socket)
             call = Call(use, sock).until_it_waits()
             sock.close()
-            eventually(lambda: second.gettimeout() == 30)
+            eventually(lambda: second.gettimeout() == 29)
             second.sendto(b"x", second.getsockname())
             assert call.result() == b"x"
             second.settimeout(0)

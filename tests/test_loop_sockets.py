@@ -38,8 +38,9 @@ def test_tasks_that_wait_for_one_socket_each_get_a_datagram_of_a_run(sock, inet,
     async def main():
         loop = asyncio.get_running_loop()
         tasks = [asyncio.create_task(receive(loop, sock)) for _ in sent]
-        while len(loop._readiness) == 0:  # noqa: SLF001 - until they wait
+        for _ in range(3):  # until they wait
             await asyncio.sleep(0)
+        assert loop._readiness  # noqa: SLF001
         with inet.bound(std) as sender:
             if gro:
                 send_run(sender, sock.getsockname(), b"".join(sent), len(sent[0]))

@@ -1,8 +1,8 @@
 """Runs the interpreter's own tests, with or without tomada in the place of the standard classes.
 
-``python run.py stock|socket|loop|both MODULE …`` prints JSON: a line with the classes that
-datagrams go through, then one for each test: its name, its outcome (passed, skipped or failed), and
-the reason or traceback.
+``python run.py stock|socket|loop|both NAME …``, where a name is a module's or a test's, prints
+JSON: a line with the classes that datagrams go through, then one for each test: its name, its
+outcome (passed, skipped or failed), and the reason or traceback.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ def selected(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
             yield test
 
 
-def main(variant: str, modules: list[str]) -> None:
+def main(variant: str, names: list[str]) -> None:
     substitute(variant)
     print(json.dumps(asyncio.run(classes())), flush=True)
     support.use_resources = ["network"]  # loopback only; "urlfetch" and the like stay off
-    for module in modules:
-        suite = unittest.defaultTestLoader.loadTestsFromName(f"test.{module}")
+    for name in names:
+        suite = unittest.defaultTestLoader.loadTestsFromName(f"test.{name}")
         unittest.TestSuite(selected(suite)).run(Report())
 
 
