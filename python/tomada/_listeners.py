@@ -8,11 +8,14 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tomada import _core, socket
 from tomada._address import check_address, format_address
 from tomada._advice import OF_BINDING, advise
+
+if TYPE_CHECKING:
+    from tomada._core import Guard
 
 FIRST_PASSED_FD = 3  # SD_LISTEN_FDS_START in sd_listen_fds(3)
 
@@ -90,6 +93,7 @@ def listen(  # noqa: PLR0913 - the server's own arguments
     groups: Sequence[Any] = (),
     gro: bool = True,
     spin: float = 0.0,
+    guard: Guard | None = None,
 ) -> Listeners:
     """Open the sockets for ``count`` workers.
 
@@ -114,7 +118,7 @@ def listen(  # noqa: PLR0913 - the server's own arguments
                 # even by another server whose workers share it.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 name = sock.getsockname()
-            _tune(sock, gro=gro, spin=spin)
+            _tune(sock, gro=gro, spin=spin, guard=guard)
             if rcvbuf is not None:
                 _set_buffer(sock, rcvbuf)
         for group in groups:
@@ -126,13 +130,14 @@ def listen(  # noqa: PLR0913 - the server's own arguments
     return listeners
 
 
-def adopt(
+def adopt(  # noqa: PLR0913 - as above
     descriptors: Sequence[int],
     *,
     groups: Sequence[Any] = (),
     rcvbuf: int | None = None,
     gro: bool = True,
     spin: float = 0.0,
+    guard: Guard | None = None,
 ) -> Listeners:
     """Take over sockets that are open and bound."""
     sockets: list[Any] = []
@@ -140,7 +145,7 @@ def adopt(
         for descriptor in descriptors:
             sock = _adopt_one(descriptor)
             sockets.append(sock)
-            _tune(sock, gro=gro, spin=spin)
+            _tune(sock, gro=gro, spin=spin, guard=guard)
             if rcvbuf is not None:
                 _set_buffer(sock, rcvbuf)
             for group in groups:
@@ -250,7 +255,9 @@ def _is_connected(sock: socket.socket) -> bool:
     return True
 
 
-def _tune(sock: Any, *, gro: bool, spin: float) -> None:
+def _tune(sock: Any, *, gro: bool, spin: float, guard: Guard | None) -> None:
+    if guard is not None:
+        sock.guard = guard
     sock.spin = spin
     if gro and sock.family != socket.AF_UNIX:
         with contextlib.suppress(OSError):  # before Linux 5.0

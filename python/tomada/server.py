@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from tomada import _core
 from tomada._bell import Bell
@@ -17,6 +17,9 @@ from tomada._job import Job
 from tomada._listeners import Listeners, adopt, listen, passed_descriptors
 from tomada._threads import Threads
 from tomada._workers import Processes
+
+if TYPE_CHECKING:
+    from tomada._core import Guard
 
 __all__ = ["Server", "serve"]
 
@@ -63,6 +66,8 @@ class Server:
     :param groups: Multicast groups to join, each an address, or the arguments of
         :meth:`tomada.socket.socket.join_group`. Workers then share one socket, since several would
         each get a copy.
+    :param guard: A :class:`tomada.Guard` for what arrives and leaves. Each worker has a copy of it,
+        and so its own counts and limits.
     :param sock: A bound socket to use instead of an address. It stays the caller's, to close.
     :param fd: The descriptor of one, which becomes the server's.
 
@@ -84,6 +89,7 @@ class Server:
         gro: bool = True,
         spin: float = 0.0,
         groups: Sequence[Any] = (),
+        guard: Guard | None = None,
         sock: Any = None,
         fd: int | None = None,
     ) -> None:
@@ -110,6 +116,7 @@ class Server:
             "gro": gro,
             "spin": spin,
             "groups": groups,
+            "guard": guard,
         }
         self.ready = threading.Event()
         """Set while the server is running: a :class:`threading.Event` to wait for."""

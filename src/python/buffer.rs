@@ -61,11 +61,6 @@ impl<'py> Readable<'py> {
         Ok(copy)
     }
 
-    /// A copy of what is known to be short.
-    pub(crate) fn to_vec(&self) -> Vec<u8> {
-        self.copy().unwrap_or_else(|error| panic!("{error}"))
-    }
-
     /// The same as `bytes`, which are the object itself where it is one of exactly that type.
     pub(crate) fn into_bytes(self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         let (start, len) = self.memory();

@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
 
 use super::ServerCore;
 use super::deliver::this_thread;
 use crate::net::{self, Count, Deadline, Interest, SendQueue, Sent, Stop, Waiting};
-use crate::python::buffer::{Readable, new_bytes};
+use crate::python::buffer::Readable;
 use crate::python::error::{Error, Result};
 use crate::python::outbox::{Outbox, Refused};
 
@@ -43,10 +42,7 @@ impl ServerCore {
     ) -> Result<()> {
         let owner = self.socket.bind(py).get();
         let to = owner.parse_any_address(address, "sendto")?;
-        let data = match data.cast_exact::<PyBytes>() {
-            Ok(data) => data.clone(),
-            Err(_) => new_bytes(py, &Readable::new(data)?.to_vec())?,
-        };
+        let data = Readable::new(data)?.into_bytes(py)?;
         let (source, len) = (self.asked.source(&to), data.as_bytes().len());
         if self.is_in_handler() {
             let queued = {
