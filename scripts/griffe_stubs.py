@@ -75,6 +75,8 @@ def _link(role: str, is_short: str, target: str, obj: Any, package: griffe.Modul
     for old, new in ALIASES.items():
         if target == old or target.startswith(f"{old}."):
             target = new + target.removeprefix(old)
+    if role == "mod":
+        return f"`{shown}`"  # the pages are of what modules have
     place = _ours(target, obj, package)
     if place is not None:
         return f"[`{shown}`][{place}]"
