@@ -1,5 +1,6 @@
 """send_many that waits for room: timeouts, partial sends, signals, and closing."""
 
+import contextlib
 import errno
 import functools
 import signal
@@ -212,13 +213,40 @@ def test_an_exception_of_a_handler_ends_a_send_as_it_is(full, handler, refusal, 
         raise refusal
 
     handler(refuse)
-    sender.settimeout(3)
     disturbing = Call(interrupt)
     with pytest.raises(type(refusal)) as caught:
         sender.send_many([b"never"] * 3, receiver.getsockname(), errors=errors)
     disturbing.result()
     assert caught.value.args == refusal.args
     assert len(everything(receiver)) == count
+
+
+@pytest.mark.parametrize("errors", ["raise", "continue"])
+def test_an_exception_of_a_handler_that_comes_amid_a_failure_is_not_lost(unix, errors):
+    calls = []
+
+    def refuse(*_):
+        calls.append(1)
+        raise RefusalError("no", "because")
+
+    def send_until_it_comes(sock, pairs):
+        came = len(calls)
+        # pytest-timeout has the timer of real time.
+        signal.setitimer(signal.ITIMER_PROF, 0.001)
+        while len(calls) == came:
+            with contextlib.suppress(FileNotFoundError):
+                sock.send_many(pairs, errors=errors)
+
+    before = signal.signal(signal.SIGPROF, refuse)
+    try:
+        with unix.bound(socket) as sock:
+            pairs = [(b"x", str(unix.address())) for _ in range(50)]
+            for _ in range(50):
+                with pytest.raises(RefusalError):
+                    send_until_it_comes(sock, pairs)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 ENDLESS = """

@@ -210,6 +210,12 @@ impl<'py> NewBytes<'py> {
     }
 }
 
+/// An object's text, as `str` makes it. Before that, Python runs signal handlers: formatting the
+/// object itself would swallow their exceptions.
+pub(crate) fn text_of(object: &Bound<'_, PyAny>) -> PyResult<String> {
+    Ok(object.str()?.to_string_lossy().into_owned())
+}
+
 /// The name of an object's type, for error messages.
 pub(crate) struct TypeName<'a, 'py>(pub(crate) &'a Bound<'py, PyAny>);
 

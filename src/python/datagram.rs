@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::audit;
+use super::buffer::text_of;
 use super::error::Result;
 use super::socket::Socket;
 use crate::net::{Address, AddressKind, Meta, Received};
@@ -122,10 +123,10 @@ impl Datagram {
         self.data.bind(py).as_bytes().len()
     }
 
-    fn __repr__(&self, py: Python<'_>) -> String {
-        let (len, from) = (self.__len__(py), self.address.bind(py));
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let (len, from) = (self.__len__(py), text_of(self.address.bind(py))?);
         let destination = self.destination().map_or_else(String::new, |ip| format!(" to {ip}"));
         let cut = if self.truncated { ", truncated" } else { "" };
-        format!("<tomada.Datagram of {len} bytes from {from}{destination}{cut}>")
+        Ok(format!("<tomada.Datagram of {len} bytes from {from}{destination}{cut}>"))
     }
 }

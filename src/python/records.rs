@@ -6,6 +6,7 @@ use std::io;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use super::buffer::text_of;
 use super::error::Error;
 use crate::net::errors::SocketError;
 use crate::net::stats;
@@ -107,7 +108,7 @@ impl DatagramError {
 impl DatagramError {
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let message = py.import("os")?.call_method1("strerror", (self.errno,))?;
-        let peer = self.peer.bind(py);
+        let (message, peer) = (text_of(&message)?, text_of(self.peer.bind(py))?);
         let by = self.offender.as_ref().map_or_else(String::new, |by| format!(", says {by}"));
         let mtu = self.mtu.map_or_else(String::new, |mtu| format!(", MTU {mtu}"));
         Ok(format!("<tomada.DatagramError to {peer}: {message}{by}{mtu}>"))

@@ -11,7 +11,7 @@ use super::many::ATTACHED;
 use super::{Patience, Socket};
 use crate::net::{Address, Interest, SendQueue};
 use crate::python::audit;
-use crate::python::buffer::Readable;
+use crate::python::buffer::{Readable, text_of};
 use crate::python::error::{Error, Result};
 
 /// A call takes its datagrams in portions of so many, and between them signal handlers run.
@@ -83,7 +83,7 @@ impl<'s, 'py> Sending<'s, 'py> {
                 // Not mine to keep to myself, whatever became of the datagrams.
                 End::Raised(error) => return Err(after(result, error).into()),
                 _ if result.is_err() || self.is_full => return result,
-                End::NoDatagram(error) => return Err(self.about(error, None).into()),
+                End::NoDatagram(error) => return Err(self.about(error, None)?.into()),
                 End::OfIterable => return Ok(()),
                 End::OfPortion => self.socket.py().check_signals()?,
             }
@@ -113,12 +113,12 @@ impl<'s, 'py> Sending<'s, 'py> {
             let index = self.done + queue.position();
             let failure = || self.about(error.into(), Some(queue));
             match &self.failures {
-                Some(failures) => failures.append((index, failure()))?,
+                Some(failures) => failures.append((index, failure()?))?,
                 None if would_block && self.sent > 0 => {
                     self.is_full = true;
                     return Ok(());
                 }
-                None => return Err(failure().into()),
+                None => return Err(failure()?.into()),
             }
             queue.skip();
             skipped += 1;
@@ -157,26 +157,24 @@ impl<'s, 'py> Sending<'s, 'py> {
         }
     }
 
-    /// Says in an exception which datagram it is about, and how many left before it.
-    fn about(&self, error: PyErr, queue: Option<&SendQueue<'_>>) -> PyErr {
+    /// Says in an exception which datagram it is about, and how many left before it. An error is
+    /// another one that came meanwhile, such as a signal handler's.
+    fn about(&self, error: PyErr, queue: Option<&SendQueue<'_>>) -> PyResult<PyErr> {
         let py = self.socket.py();
         let index = self.done + queue.map_or(0, SendQueue::position);
         let this = self.socket.get();
-        let to = queue
-            .and_then(SendQueue::next_address)
-            .and_then(|to| this.addresses.object(py, to.as_bytes()).ok())
-            .map_or_else(String::new, |to| format!(" to {to}"));
+        let to = match queue.and_then(SendQueue::next_address) {
+            Some(to) => format!(" to {}", text_of(&this.addresses.object(py, to.as_bytes())?)?),
+            None => String::new(),
+        };
         let value = error.value(py);
         let advice = advice(value.as_any());
         let context = format!("(datagram {index}{to}; {} sent before it){advice}", self.sent);
-        // What Python code raised, as in the __buffer__ of an item's, keeps its words. An exception
-        // that takes no attributes loses no more than these.
-        if error.traceback(py).is_none() {
-            let _ = append(value.as_any(), &context);
-        }
+        // An exception that takes no changes loses no more than these.
+        let _ = append(value.as_any(), &context);
         let _ = value.setattr("index", index);
         let _ = value.setattr("sent", self.sent);
-        error
+        Ok(error)
     }
 
     /// What the call returns.
@@ -216,11 +214,8 @@ fn advice(value: &Bound<'_, PyAny>) -> &'static str {
 fn append(value: &Bound<'_, PyAny>, context: &str) -> PyResult<()> {
     let args = value.getattr("args")?.cast_into::<PyTuple>()?;
     let Some(last) = args.len().checked_sub(1) else { return Ok(()) };
-    let text = args.get_item(last)?;
-    if !text.is_instance_of::<PyString>() {
-        return Ok(());
-    }
-    let text = format!("{text} {context}");
+    let Ok(text) = args.get_item(last)?.cast_into::<PyString>() else { return Ok(()) };
+    let text = format!("{} {context}", text.to_string_lossy());
     // OSError shows what it was made with, and not its arguments.
     if value.is_instance_of::<PyOSError>() && last == 1 {
         value.setattr("strerror", &text)?;
@@ -248,8 +243,18 @@ enum End {
     OfIterable,
     /// An item is no datagram.
     NoDatagram(PyErr),
-    /// The iterable or an audit hook raised an exception, which passes as it is.
+    /// The iterable, an audit hook or a signal handler raised an exception, which passes as it is.
     Raised(PyErr),
+}
+
+impl End {
+    /// An item could not be read.
+    fn of_item(error: PyErr) -> Self {
+        // With a traceback it comes from Python code: an item's own, or a signal handler that ran
+        // meanwhile.
+        let is_raised = Python::attach(|py| error.traceback(py).is_some());
+        if is_raised { Self::Raised(error) } else { Self::NoDatagram(error) }
+    }
 }
 
 impl<'py> Portion<'py> {
@@ -283,15 +288,15 @@ impl<'py> Portion<'py> {
     ) -> std::result::Result<(), End> {
         let pair = if is_payload { None } else { item.cast::<PyTuple>().ok() };
         let Some(pair) = pair else {
-            let payload = Readable::new(item).map_err(End::NoDatagram)?;
+            let payload = Readable::new(item).map_err(End::of_item)?;
             self.push(payload, is_payload.then_some(0));
             return Ok(());
         };
-        let (payload, address) = halves(pair).map_err(End::NoDatagram)?;
-        let payload = Readable::new(&payload).map_err(End::NoDatagram)?;
+        let (payload, address) = halves(pair).map_err(End::of_item)?;
+        let payload = Readable::new(&payload).map_err(End::of_item)?;
         if !self.last.as_ref().is_some_and(|last| last.is(&address)) {
             let to = sending.parse(&address, "send_many");
-            let to = to.map_err(|error| End::NoDatagram(error.into()))?;
+            let to = to.map_err(|error| End::of_item(error.into()))?;
             sending.audit(&address).map_err(|error| End::Raised(error.into()))?;
             self.addresses.push(to);
             self.last = never_changes(&address).then_some(address);
