@@ -181,6 +181,17 @@ def test_a_batch_with_too_few_places_leaves_the_rest_waiting(gro):
     assert received == expected
 
 
+def test_a_batch_has_a_slot_for_each_message_that_waits(gro):
+    sock, sender = gro
+    for data in (b"one", b"two", b"three"):
+        sender.sendto(data, sock.getsockname())
+    sock.gro = False
+    assert sock.pending == 3
+    batch = tomada.Batch(2)
+    assert [sock.recv_batch(batch), sock.pending] == [2, 1]
+    assert [sock.recv_batch(batch), bytes(batch[0])] == [1, b"three"]
+
+
 def test_a_batch_of_short_slots_loses_nothing_of_a_run(gro):
     sock, sender = gro
     send_run(sender, sock.getsockname(), b"".join(numbered(60, 1000)), 1000)

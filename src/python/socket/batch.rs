@@ -78,17 +78,18 @@ impl Socket {
         let socket = self.socket()?;
         batch.empty(contents);
         loop {
-            while let Some(mut held) = socket.take_kept() {
-                while let Some(datagram) = held.current() {
-                    if !batch.push_received(contents, &datagram) {
-                        socket.put_back(held);
-                        socket.share_kept();
-                        return Ok(batch.len());
-                    }
+            // A slot is for one message, of one datagram or of several.
+            for _ in 0..batch.slots() {
+                let Some(mut held) = socket.take_kept() else { break };
+                while let Some(datagram) = held.current()
+                    && batch.push_received(contents, &datagram)
+                {
                     held.advance();
                 }
+                socket.put_back(held);
             }
             if batch.len() > 0 {
+                socket.share_kept();
                 return Ok(batch.len());
             }
             let mut ring = ThreadRing::take(socket.slot_kind())?;
