@@ -7,6 +7,8 @@ the former ones in the result file. The pages are then written anew from all tha
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +27,9 @@ def main() -> int:
     options = parser(planned).parse_args()
     names = options.scenarios or [s.name for s in planned if s.is_quick or not options.quick]
     chosen = [scenario for scenario in planned if scenario.name in names]
+    with contextlib.suppress(PermissionError):
+        # What else runs on the machine shall not take the cores from what is measured.
+        os.setpriority(os.PRIO_PROCESS, 0, -20)
     window = Window(options.seconds, warmup=min(0.25, options.seconds / 2))
     path = options.directory / "results.json"
     results = {result.scenario.name: result for result in suite.load(path, planned)}

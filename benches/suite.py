@@ -78,6 +78,7 @@ def machine() -> dict[str, str]:
         "Linux": platform.release(),
         "processor": model[0] if model else platform.machine(),
         "cores": str(os.cpu_count()),
+        "priority": str(os.getpriority(os.PRIO_PROCESS, 0)),
         **{name: version for name, version in versions.items() if version},
     }
 
