@@ -10,7 +10,7 @@ use pyo3::types::{PyByteArray, PyBytes, PyMemoryView, PyTuple};
 use super::TransportCore;
 use crate::net::Address;
 use crate::python::audit;
-use crate::python::buffer::{Readable, TypeName};
+use crate::python::buffer::{Readable, TypeName, text_of};
 use crate::python::error::{Error, Result};
 
 /// When so many datagrams wait for the end of the turn, they leave before it.
@@ -29,6 +29,13 @@ enum Target {
     Nowhere,
 }
 
+/// What the outbox has once a datagram is in it.
+#[derive(Clone, Copy)]
+struct Waiting {
+    datagrams: usize,
+    bytes: usize,
+}
+
 #[pymethods]
 impl TransportCore {
     /// Send a datagram: at once, or with others at the end of the turn.
@@ -44,16 +51,15 @@ impl TransportCore {
             return this.warn_lost(py);
         }
         let target = this.target(py, addr)?;
-        let is_lone = this.outbox().is_empty();
-        this.enqueue(data, target)?;
+        let Some(waiting) = this.enqueue(data, target)? else { return Ok(()) };
         if this.draining.load(Ordering::Relaxed) > 0 {
-            return this.flush_if_long(slf); // what a callback answers leaves when the drain ends
+            return this.flush_if_long(slf, waiting); // answers leave when the drain ends
         }
-        if is_lone && Self::is_first_of_turn(slf)? {
+        if waiting.datagrams == 1 && Self::is_first_of_turn(slf)? {
             Self::send_queued(slf)?;
             return this.pause_if_long(py);
         }
-        this.flush_if_long(slf)?;
+        this.flush_if_long(slf, waiting)?;
         Self::schedule_flush(slf)
     }
 
@@ -103,6 +109,7 @@ impl TransportCore {
                 && !addr.eq(peer)?
                 && !self.is_peer(addr)
             {
+                let peer = text_of(peer)?;
                 let message = format!("Invalid address: must be None or {peer}");
                 return Err(PyValueError::new_err(message).into());
             }
@@ -156,45 +163,46 @@ impl TransportCore {
         let (py, this) = (slf.py(), slf.get());
         for item in datagrams.try_iter()? {
             let item = item?;
-            match (common, item.cast::<PyTuple>()) {
+            let waiting = match (common, item.cast::<PyTuple>()) {
                 (None, Ok(pair)) if pair.len() == 2 => {
                     let data = pair.get_item(0)?;
                     check_type(&data)?;
-                    this.enqueue(&data, this.target(py, Some(&pair.get_item(1)?))?)?;
+                    let target = this.target(py, Some(&pair.get_item(1)?))?;
+                    this.enqueue(&data, target)?
                 }
                 (common, _) => {
                     check_type(&item)?;
                     let target = common.map_or_else(|| this.target(py, None), Ok)?;
-                    this.enqueue(&item, target)?;
+                    this.enqueue(&item, target)?
                 }
+            };
+            if let Some(waiting) = waiting {
+                this.flush_if_long(slf, waiting)?;
             }
-            this.flush_if_long(slf)?;
         }
         Ok(())
     }
 
     /// Puts a datagram behind those that wait. What may change later is copied.
-    fn enqueue(&self, data: &Bound<'_, PyAny>, target: Target) -> Result<()> {
+    fn enqueue(&self, data: &Bound<'_, PyAny>, target: Target) -> Result<Option<Waiting>> {
         let to = match target {
             Target::Peer => None,
             Target::Address(to) => Some(to),
-            Target::Nowhere => return Ok(()),
+            Target::Nowhere => return Ok(None),
         };
         let data = Readable::new(data)?.into_bytes(data.py())?;
         let source = to.and_then(|to| self.asked.source(&to));
         let len = data.as_bytes().len();
-        self.outbox().push(data.unbind(), len, to, source);
-        Ok(())
+        let mut outbox = self.outbox();
+        outbox.push(data.unbind(), len, to, source);
+        Ok(Some(Waiting { datagrams: outbox.len(), bytes: outbox.bytes() }))
     }
 
     /// Sends early where many datagrams wait, and tells the transport where too many still do.
-    fn flush_if_long(&self, slf: &Bound<'_, Self>) -> Result<()> {
-        let (len, bytes) = {
-            let outbox = self.outbox();
-            (outbox.len(), outbox.bytes())
-        };
+    fn flush_if_long(&self, slf: &Bound<'_, Self>, waiting: Waiting) -> Result<()> {
+        let Waiting { datagrams, bytes } = waiting;
         let high_water = self.high_water.load(Ordering::Relaxed);
-        if (len >= QUEUED || bytes > high_water) && !self.is_full.load(Ordering::Relaxed) {
+        if (datagrams >= QUEUED || bytes > high_water) && !self.is_full.load(Ordering::Relaxed) {
             Self::send_queued(slf)?;
         }
         if bytes > high_water { self.pause_if_long(slf.py()) } else { Ok(()) }
