@@ -175,3 +175,13 @@ def needed(program):
     """Skip the test where there is no such program."""
     if shutil.which(program) is None:
         pytest.skip(f"there is no {program} command")
+
+
+def drop(namespace, rule):
+    """Have a namespace treat datagrams by a rule of nftables: ``input`` or ``output``, and what."""
+    hook, _, rule = rule.partition(" ")
+    needed("nft")
+    chain = f"{{ type filter hook {hook} priority 0; }}"
+    namespace.command("nft", "add", "table", "inet", "test")
+    namespace.command("nft", "add", "chain", "inet", "test", "dropping", chain)
+    namespace.command("nft", "add", "rule", "inet", "test", "dropping", *rule.split())

@@ -10,7 +10,7 @@ import socket as std
 import pytest
 
 import tomada
-from links import needed
+from links import drop, needed
 from support import DEADLINE, eventually
 from tomada import socket
 from traffic import RECEIVE_SOME, SEND_ALL, numbered, payloads, receive
@@ -242,16 +242,6 @@ def test_a_router_without_a_route_is_the_one_who_says_so(routed, here, there, ro
         assert error.peer[:2] == (there, 9)
         assert error.errno in {errno.ENETUNREACH, errno.EHOSTUNREACH}
         assert (error.offender, error.data) == (router, b"anybody?")
-
-
-def drop(namespace, rule):
-    """Have a namespace treat datagrams by a rule of nftables: ``input`` or ``output``, and what."""
-    hook, _, rule = rule.partition(" ")
-    needed("nft")
-    chain = f"{{ type filter hook {hook} priority 0; }}"
-    namespace.command("nft", "add", "table", "inet", "test")
-    namespace.command("nft", "add", "chain", "inet", "test", "dropping", chain)
-    namespace.command("nft", "add", "rule", "inet", "test", "dropping", *rule.split())
 
 
 def test_what_the_senders_filter_drops_is_named(link, addresses):
