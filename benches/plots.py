@@ -76,12 +76,16 @@ def chart(result: Result) -> str:
     )
 
 
+# A scale of powers has no place for zero, as how late a timer is may be. In seconds, or a second.
+LEAST = 100e-9
+
+
 def values_of(outcome: Outcome, metric: str, factor: float) -> tuple[float, float, float] | None:
     """Return the least, the median and the greatest of what was measured."""
     if not outcome.samples:
         return None
-    every = [sample[metric] * factor for sample in outcome.samples]
-    return min(every), outcome.median(metric) * factor, max(every)
+    every = [max(sample[metric] * factor, LEAST) for sample in outcome.samples]
+    return min(every), max(outcome.median(metric) * factor, LEAST), max(every)
 
 
 class Scale:
