@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 import signal
 import socket as std
+import subprocess
 
 import pytest
 
@@ -168,3 +170,24 @@ def test_two_things_at_once_are_refused(capsys):
         cli.main(["serve", "--echo", "--discard"])
     assert ended.value.code == 2
     assert "not allowed with argument" in capsys.readouterr().err
+
+
+# Each sends its standard input as a datagram, and prints the answer.
+SHELL = {
+    "nc": ["nc", "-u", "{host}", "{port}"],
+    "socat": ["socat", "-", "UDP:{host}:{port}"],
+    "ncat": ["ncat", "-u", "{host}", "{port}"],
+}
+
+
+@pytest.mark.parametrize("name", SHELL)
+def test_a_client_of_the_shell_is_answered(serving, name):
+    if shutil.which(name) is None:
+        pytest.skip(f"there is no {name} command")
+    host, port = serving("127.0.0.1:0").address
+    command = [part.format(host=host, port=port) for part in SHELL[name]]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdin.write(b"hello")
+        process.stdin.flush()
+        assert process.stdout.read(5) == b"hello"
+        process.kill()

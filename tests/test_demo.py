@@ -84,7 +84,8 @@ def test_a_wrong_reply_is_counted_and_fails(text, monkeypatch, capsys):
     assert "3 replies were wrong or missing" in capsys.readouterr().out
 
 
-def test_a_client_counts_what_does_not_match():
+@pytest.mark.parametrize("asking", [demo.asking, demo.asking_with_tomada])
+def test_a_client_counts_what_does_not_match(asking):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
         server.settimeout(5)
@@ -97,7 +98,8 @@ def test_a_client_counts_what_does_not_match():
 
         thread = threading.Thread(target=answer_wrongly)
         thread.start()
-        result = demo.converse(socket, port, [b"RIGHT", b"wrong"])
+        with asking(port) as ask:
+            result = demo.converse(ask, [b"RIGHT", b"wrong"])
         thread.join()
     assert (result.datagrams, result.mismatches) == (2, 1)
 

@@ -1,27 +1,28 @@
 """``tomada demo``: the lines of a text, sent to a server and answered, between two processes.
 
-The same two programs run three times: with tomada at both ends, with the standard ``socket`` module
-at the client's, and at the server's. Both modules run the same lines.
+Three times: with tomada's :class:`~tomada.Server` and :class:`~tomada.Client`, with a client on the
+standard ``socket`` module, and with a server on it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+import tomada
 
 HOST, PORT = "127.0.0.1", 1234
 LARGEST = 65_507  # bytes in a UDP datagram over IPv4
@@ -50,9 +51,9 @@ def answer(line: bytes) -> bytes:
     return line.decode().upper().encode()
 
 
-def serve(module: ModuleType, port: int) -> None:
+def serve(port: int) -> None:
     """Answer every datagram until the process is ended. The first line of output is the address."""
-    with module.socket(module.AF_INET, module.SOCK_DGRAM) as s:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         try:
             s.bind((HOST, port))
         except OSError:
@@ -63,39 +64,76 @@ def serve(module: ModuleType, port: int) -> None:
             s.sendto(answer(line), client)
 
 
-def converse(module: ModuleType, port: int, lines: Sequence[bytes]) -> Result:
-    """Send each line, wait for its answer, and compare."""
-    result, times = Result(), []
-    with module.socket(module.AF_INET, module.SOCK_DGRAM) as s:
+def serve_with_tomada(port: int) -> None:
+    """As :func:`serve`."""
+
+    def handle(line: bytes, _client: object) -> bytes:
+        return answer(line)
+
+    server = tomada.Server((HOST, port), handle)
+    try:
+        server.start()
+    except OSError:
+        server = tomada.Server((HOST, 0), handle)
+        server.start()
+    try:
+        print(json.dumps(server.address), flush=True)
+        signal.pause()
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
+def asking(port: int) -> Iterator[Callable[[bytes], bytes]]:
+    """Give a function that sends a line and returns the answer, or raises a TimeoutError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         s.connect((HOST, port))
         s.settimeout(TIMEOUT)
-        for line in lines:
-            started = time.perf_counter()
+
+        def ask(line: bytes) -> bytes:
             s.send(line)
-            try:
-                reply = s.recv(65_535)
-            except TimeoutError:
-                reply = b"(no answer)"
-            times.append(time.perf_counter() - started)
-            result.datagrams += 1
-            result.bytes += len(line)
-            result.mismatches += reply != answer(line)
-            if len(result.shown) < SHOWN and line:
-                result.shown.append((line.decode(), reply.decode()))
+            return s.recv(65_535)
+
+        yield ask
+
+
+@contextlib.contextmanager
+def asking_with_tomada(port: int) -> Iterator[Callable[[bytes], bytes]]:
+    """As :func:`asking`."""
+    with tomada.Client((HOST, port), timeout=TIMEOUT, retry_refused=False) as client:
+        yield client.request
+
+
+def converse(ask: Callable[[bytes], bytes], lines: Sequence[bytes]) -> Result:
+    """Send each line, wait for its answer, and compare."""
+    result, times = Result(), []
+    for line in lines:
+        started = time.perf_counter()
+        try:
+            reply = ask(line)
+        except TimeoutError:
+            reply = b"(no answer)"
+        times.append(time.perf_counter() - started)
+        result.datagrams += 1
+        result.bytes += len(line)
+        result.mismatches += reply != answer(line)
+        if len(result.shown) < SHOWN and line:
+            result.shown.append((line.decode(), reply.decode()))
     result.median_us = statistics.median(times) * 1e6
     return result
 
 
-def peer(role: str, module_name: str, port: str) -> None:
+def peer(role: str, module: str, port: str) -> None:
     """Be one of the two processes: ``server`` or ``client``."""
-    module = importlib.import_module(module_name)
+    is_ours = module == "tomada"
     with contextlib.suppress(KeyboardInterrupt):
         if role == "client":
             lines = sys.stdin.buffer.read().splitlines()
-            print(json.dumps(asdict(converse(module, int(port), lines))))
+            with (asking_with_tomada if is_ours else asking)(int(port)) as ask:
+                print(json.dumps(asdict(converse(ask, lines))))
         else:
             threading.Thread(target=end_with_parent, daemon=True).start()
-            serve(module, int(port))
+            (serve_with_tomada if is_ours else serve)(int(port))
 
 
 def end_with_parent() -> None:
@@ -159,7 +197,7 @@ def run_pair(server: str, client: str, port: int, text: bytes) -> Result:
 
 
 def name(module_name: str) -> str:
-    return "tomada" if module_name == "tomada.socket" else "plain socket"
+    return "tomada" if module_name == "tomada" else "plain socket"
 
 
 def shorten(text: str) -> str:
@@ -191,9 +229,9 @@ def main(file: str | None = None, port: int = PORT) -> int:
     lines = text.splitlines()
     print(f"{title}: {len(lines)} lines, each a datagram; the server answers in capitals.\n")
     pairs = [
-        ("tomada.socket", "tomada.socket"),
-        ("tomada.socket", "socket"),
-        ("socket", "tomada.socket"),
+        ("tomada", "tomada"),
+        ("tomada", "socket"),
+        ("socket", "tomada"),
     ]
     results = [(*pair, run_pair(*pair, port, text)) for pair in pairs]
     print("server        client        datagrams    bytes  mismatches  round trip (median)")
