@@ -232,6 +232,29 @@ sock.close()
     assert run_forking(program) == "b'grandchild'\nb'x'\n"
 
 
+def test_a_child_does_not_deliver_what_its_parent_has_received():
+    program = """
+from traffic import send_run
+sock = bound()
+sock.gro = True
+send_run(sock, sock.getsockname(), b"onetwosix", 3)
+assert sock.recv(100) == b"one" and sock.pending == 2
+
+def child():
+    assert sock.pending == 0
+    sock.settimeout(0.01)
+    try:
+        return sock.recv(100)
+    except TimeoutError:
+        sock.sendto(b"another", sock.getsockname())
+        return sock.recv(100)
+
+print(in_child(child))
+print(sock.pending, sock.recv(100), sock.recv(100))
+"""
+    assert run_forking(program) == "b'another'\n2 b'two' b'six'\n"
+
+
 @pytest.mark.parametrize("inheritable", [True, False])
 def test_a_started_program_inherits_a_socket_that_is_inheritable(inet, inheritable):
     program = """

@@ -362,6 +362,31 @@ def test_what_waits_is_gone_with_the_socket(gro):
             take(sock)
 
 
+def test_more_control_messages_than_are_kept_are_flagged(inet):
+    wanted = {
+        (std.SOL_SOCKET, 35): 1,  # SO_TIMESTAMPNS
+        (std.SOL_SOCKET, 37): 1 << 3 | 1 << 4,  # SO_TIMESTAMPING: of software, on receiving
+        (std.IPPROTO_IP, socket.IP_PKTINFO): 1,
+        (std.IPPROTO_IP, socket.IP_RECVTOS): 1,
+        (std.IPPROTO_IP, socket.IP_RECVTTL): 1,
+        (std.IPPROTO_IP, 20): 1,  # IP_RECVORIGDSTADDR
+        (std.IPPROTO_IP, std.IP_RECVOPTS): 1,
+        (std.IPPROTO_IP, std.IP_RECVRETOPTS): 1,
+    }
+    with inet.bound(socket) as sock, inet.bound(std) as sender:
+        sock.gro = True
+        for (level, name), value in wanted.items():
+            sock.setsockopt(level, name, value)
+        sender.sendto(b"plain", sock.getsockname())
+        _, messages, flags, _ = sock.recvmsg(100, 1024)
+        assert (len(messages), flags & socket.MSG_CTRUNC) == (6, 0)
+        # 40 bytes of options, twice: all in all more than a receive with coalescing has room for.
+        sender.setsockopt(std.IPPROTO_IP, std.IP_OPTIONS, bytes([1]) * 40)
+        sender.sendto(b"with options", sock.getsockname())
+        data, messages, flags, _ = sock.recvmsg(100, 1024)
+        assert (data, flags & socket.MSG_CTRUNC) == (b"with options", socket.MSG_CTRUNC)
+
+
 def test_ten_thousand_runs_leave_no_memory_behind():
     program = """
 import resource, socket as std, struct

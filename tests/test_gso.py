@@ -195,6 +195,9 @@ def test_a_segment_size_that_comes_later_is_seen(pair):
     sender.setsockopt(socket.IPPROTO_UDP, socket.UDP_SEGMENT, 4)
     assert sender.send_many([b"12345678"] * 2) == 2
     assert pieces(receiver) == [(8, 4), (8, 4)]
+    sender.setsockopt(socket.IPPROTO_UDP, socket.UDP_SEGMENT, 0)
+    assert sender.send_many(ONE) == 10
+    assert pieces(receiver) == [(80, 8)]
 
 
 def test_with_more_to_come_the_kernel_joins_what_is_sent(pair):

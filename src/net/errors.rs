@@ -6,10 +6,10 @@ use std::ffi::c_int;
 use std::io;
 use std::mem::offset_of;
 use std::os::fd::BorrowedFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::address::{Address, AddressKind};
 use super::cmsg;
+use super::forked::{ForkMutex, ForkMutexGuard, Inherit, leave_to_parent};
 use super::socket::Socket;
 use super::sys::{self, MessageInfo, RecvSlice};
 
@@ -127,10 +127,18 @@ impl SocketError {
 /// Entries that were taken out of the kernel's queue before anybody asked for them.
 ///
 /// A poll reports a queue that is not empty as readiness, for ever; who waits for datagrams has to
-/// empty it in order to sleep.
+/// empty it in order to sleep. The lock is held from a look into this queue to the end of that into
+/// the kernel's, which never waits, so that nobody misses an entry on its way from one to the other.
 #[derive(Default)]
 pub(super) struct ErrorQueue {
-    messages: Mutex<VecDeque<ErrorMessage>>,
+    messages: ForkMutex<VecDeque<ErrorMessage>>,
+}
+
+/// Errors are the process's that they were kept for.
+impl Inherit for VecDeque<ErrorMessage> {
+    fn inherit(&mut self) {
+        leave_to_parent(self);
+    }
 }
 
 /// As many entries are kept; beyond them the oldest goes.
@@ -139,7 +147,8 @@ const KEPT: usize = 256;
 impl Socket {
     /// Takes an entry out of the error queue; `EAGAIN` where there is none.
     pub fn take_error_message(&self, fd: BorrowedFd<'_>) -> io::Result<ErrorMessage> {
-        match self.kept_errors().pop_front() {
+        let mut kept = self.kept_errors();
+        match kept.pop_front() {
             Some(message) => Ok(message),
             None => ErrorMessage::receive(fd).inspect(|message| self.count_error(message)),
         }
@@ -155,9 +164,9 @@ impl Socket {
 
     /// Empties the kernel's error queue into this socket's own.
     pub fn keep_error_messages(&self, fd: BorrowedFd<'_>) {
+        let mut kept = self.kept_errors();
         while let Ok(message) = ErrorMessage::receive(fd) {
             self.count_error(&message);
-            let mut kept = self.kept_errors();
             if kept.len() == KEPT {
                 kept.pop_front();
             }
@@ -173,7 +182,8 @@ impl Socket {
         control: &mut [u8],
         flags: c_int,
     ) -> io::Result<MessageInfo> {
-        if let Some(message) = self.kept_errors().pop_front() {
+        let mut kept = self.kept_errors();
+        if let Some(message) = kept.pop_front() {
             return Ok(message.copy_to(memory, peer, control));
         }
         let info = sys::recv_message(fd, memory, peer, control, flags)?;
@@ -187,8 +197,8 @@ impl Socket {
         }
     }
 
-    fn kept_errors(&self) -> MutexGuard<'_, VecDeque<ErrorMessage>> {
-        self.error_queue.messages.lock().unwrap_or_else(PoisonError::into_inner)
+    fn kept_errors(&self) -> ForkMutexGuard<'_, VecDeque<ErrorMessage>> {
+        self.error_queue.messages.lock()
     }
 }
 

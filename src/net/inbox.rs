@@ -3,26 +3,23 @@
 use std::ffi::c_int;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
 use super::address::Address;
 use super::cmsg;
+use super::forked::ForkMutex;
 use super::guard::{Arrival, REFUSALS};
 use super::pending::{Held, Pending};
-use super::ring::{Datagrams, Filled, Received, RecvRing, SlotKind, ThreadRing};
+use super::ring::{Datagrams, Filled, Received, RecvRing, ThreadRing};
 use super::socket::Socket;
 use super::sys::{self, MessageInfo, RecvSlice};
 
 /// What a socket has to remember between one receive and the next.
 #[derive(Default)]
 pub(super) struct Inbox {
-    pending: Mutex<Pending>,
+    pending: ForkMutex<Pending>,
     /// How many datagrams are pending, to be read without the lock.
     pending_len: AtomicUsize,
-    gro: AtomicBool,
-    /// Whether `gro` ever was on: from then on every receive takes apart what comes.
-    splits: AtomicBool,
     /// The most datagrams that a message of the last receive had.
     per_message: AtomicUsize,
     /// The errno that ended a receive which had something to return.
@@ -236,64 +233,11 @@ impl Socket {
 
     /// How many datagrams were received from the kernel and wait to be taken.
     pub fn pending(&self) -> usize {
-        self.inbox.pending_len.load(Ordering::Relaxed)
-    }
-
-    /// Whether the kernel glues datagrams together, and every receive takes them apart.
-    pub fn gro(&self) -> bool {
-        self.inbox.gro.load(Ordering::Relaxed)
-    }
-
-    /// Lets the kernel glue datagrams of one size from one peer together (`UDP_GRO` in `udp(7)`),
-    /// and every receive take them apart. Switched off, it keeps what is queued: of a message that
-    /// was glued before, the kernel would not tell the sizes any more.
-    pub fn set_gro(&self, is_on: bool) -> io::Result<()> {
-        // Before the first glued message can come; and for good, because one may come between the
-        // look at the queue and the switch.
-        let was_splitting = self.inbox.splits.fetch_or(is_on, Ordering::Relaxed);
-        if !is_on && self.gro() {
-            self.keep_queued()?;
+        match self.inbox.pending_len.load(Ordering::Relaxed) {
+            0 => 0, // the usual case
+            len if self.inbox.pending.is_own() => len,
+            _ => self.with_pending(|pending| pending.len()),
         }
-        self.set_int_option(libc::SOL_UDP, libc::UDP_GRO, is_on.into()).inspect_err(|_| {
-            // A socket that has no such option goes on as it was: only there recvmsg can pass
-            // descriptors on, for which a ring has no room.
-            self.inbox.splits.store(was_splitting, Ordering::Relaxed);
-        })?;
-        self.inbox.gro.store(is_on, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Takes what is in the kernel's queue, but no more than a queue can hold.
-    fn keep_queued(&self) -> io::Result<()> {
-        let mut ring = ThreadRing::take(self.slot_kind())?;
-        for _ in 0..LONGEST_QUEUE / ring.slots() {
-            let slots = ring.slots();
-            let received = self.with(|fd| self.fill(fd, &mut ring, slots, libc::MSG_DONTWAIT));
-            match received {
-                Ok(filled) => {
-                    self.count(&filled);
-                    self.keep(&ring);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.raw_os_error() == Some(libc::EBADF) => return Err(error),
-                Err(error) => self.defer(&error),
-            }
-        }
-        Ok(())
-    }
-
-    /// The kind of ring that holds every datagram of this socket in full.
-    pub fn slot_kind(&self) -> SlotKind {
-        if self.is_ip() { SlotKind::Ip } else { SlotKind::Unix }
-    }
-
-    /// Whether messages of the kernel's may be several datagrams.
-    pub fn may_be_glued(&self) -> bool {
-        self.inbox.splits.load(Ordering::Relaxed)
-    }
-
-    fn splits(&self, flags: c_int) -> bool {
-        (self.may_be_glued() || self.pending() > 0) && flags & libc::MSG_ERRQUEUE == 0
     }
 
     /// Receives one datagram by way of the kept ones, so that order holds and nothing is lost.
@@ -319,8 +263,7 @@ impl Socket {
     }
 
     fn with_pending<T>(&self, act: impl FnOnce(&mut Pending) -> T) -> T {
-        let mut pending: MutexGuard<'_, Pending> =
-            self.inbox.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pending = self.inbox.pending.lock();
         let result = act(&mut pending);
         self.inbox.pending_len.store(pending.len(), Ordering::Relaxed);
         result
@@ -333,9 +276,6 @@ impl Socket {
     }
 }
 
-/// More messages than a receive buffer has room for: each takes at least half a kilobyte of it.
-const LONGEST_QUEUE: usize = 1 << 16;
-
 /// Fills in what `recvmsg` returns for a datagram that came out of a glued message.
 fn copy_message(
     datagram: &Received<'_>,
@@ -347,8 +287,8 @@ fn copy_message(
     for slice in memory {
         rest = &rest[slice.fill(rest)..];
     }
-    let mut info_flags = 0;
-    if !rest.is_empty() || datagram.is_truncated {
+    let mut info_flags = datagram.flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC);
+    if !rest.is_empty() {
         info_flags |= libc::MSG_TRUNC;
     }
     let mut messages = Vec::new();
@@ -371,8 +311,8 @@ fn copy_message(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::SendSlice;
     use crate::net::cmsg::ControlBuffer;
+    use crate::net::{SendSlice, SlotKind};
     use std::os::fd::AsFd;
 
     fn bound(family: c_int, address: &Address) -> Socket {

@@ -10,6 +10,8 @@ pub mod address;
 pub mod cmsg;
 mod descriptor;
 pub mod errors;
+mod forked;
+mod gro;
 pub mod guard;
 mod inbox;
 pub mod meta;

@@ -59,9 +59,8 @@ impl Offload {
 
     /// Forgets what is known, after the user has changed an option that matters.
     pub fn forget(&self) {
-        if self.longest.load(Ordering::Relaxed) != OFF {
-            self.longest.store(UNKNOWN, Ordering::Relaxed);
-        }
+        // Only UDP sockets have options of segmentation.
+        self.longest.store(UNKNOWN, Ordering::Relaxed);
     }
 }
 

@@ -1,8 +1,10 @@
 //! Datagrams that the kernel handed over but nobody has taken yet.
 
 use std::collections::VecDeque;
+use std::ffi::c_int;
 
 use super::address::Address;
+use super::forked::{Inherit, leave_to_parent};
 use super::ring::{Datagrams, Received, RecvRing, Split};
 
 /// The rest of coalesced runs of which a receive wanted less. It comes first in the next receive,
@@ -18,9 +20,17 @@ pub struct Held {
     payload: Box<[u8]>,
     from: Address,
     control: Box<[u8]>,
-    is_truncated: bool,
+    flags: c_int,
     /// `None` once every datagram is taken.
     split: Option<Split>,
+}
+
+/// What a process has taken out of the kernel's queue is its own to deliver, as what it was given
+/// there: a child that had a copy would deliver it again.
+impl Inherit for Pending {
+    fn inherit(&mut self) {
+        leave_to_parent(self);
+    }
 }
 
 impl Pending {
@@ -37,7 +47,7 @@ impl Pending {
                 payload: rest.payload.into(),
                 from: Address::from_bytes(rest.from),
                 control: rest.control.into(),
-                is_truncated: rest.is_truncated,
+                flags: rest.flags,
                 split: Some(split),
             });
         }
@@ -88,7 +98,7 @@ impl Datagrams for Held {
             payload: &self.payload[split.range()],
             from: self.from.as_bytes(),
             control: &self.control,
-            is_truncated: self.is_truncated,
+            flags: self.flags,
         })
     }
 

@@ -33,8 +33,15 @@ pub struct Received<'a> {
     /// The control messages that came with it, for [`Meta::decode`]. Datagrams that were glued
     /// together share them.
     pub control: &'a [u8],
+    /// What the kernel says of the message: `MSG_TRUNC`, `MSG_CTRUNC`.
+    pub flags: c_int,
+}
+
+impl Received<'_> {
     /// Whether its end was cut off, for want of room.
-    pub is_truncated: bool,
+    pub fn is_truncated(&self) -> bool {
+        self.flags & libc::MSG_TRUNC != 0
+    }
 }
 
 /// Where in the slots' memory the datagrams of a message lie: one behind the other.
@@ -158,7 +165,7 @@ impl RecvRing {
                 payload: &payload[split.start..],
                 from: message.name,
                 control: message.control,
-                is_truncated: message.flags & libc::MSG_TRUNC != 0,
+                flags: message.flags,
             };
             (rest, Split { start: 0, len: split.len - split.start, ..split })
         })
@@ -211,7 +218,7 @@ impl Datagrams for RecvRing {
             payload: &payload[split.range()],
             from: message.name,
             control: message.control,
-            is_truncated: message.flags & libc::MSG_TRUNC != 0,
+            flags: message.flags,
         })
     }
 
@@ -455,10 +462,10 @@ mod tests {
         sender.send(&[8; 64]).unwrap();
         assert_eq!(ring.receive(receiver.as_fd(), 2, 0, true).unwrap().truncated, 1);
         let first = ring.current().unwrap();
-        assert!(first.is_truncated);
+        assert!(first.is_truncated());
         assert_eq!(first.payload, [7; 64]);
         ring.advance();
-        assert!(!ring.current().unwrap().is_truncated);
+        assert!(!ring.current().unwrap().is_truncated());
     }
 
     #[test]

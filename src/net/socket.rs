@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use super::address::Address;
 use super::descriptor::Descriptor;
 use super::errors::ErrorQueue;
+use super::gro::Gro;
 use super::guard::Watch;
 use super::inbox::Inbox;
 use super::meta;
@@ -26,6 +27,7 @@ pub struct Socket {
     protocol: c_int,
     counters: Counters,
     pub(super) inbox: Inbox,
+    pub(super) gro: Gro,
     pub(super) offload: Offload,
     pub(super) error_queue: ErrorQueue,
     pub(super) watch: Watch,
@@ -97,6 +99,7 @@ impl Socket {
             protocol,
             counters: Counters::default(),
             inbox: Inbox::default(),
+            gro: Gro::default(),
             offload: Offload::new(is_ip && is_udp),
             error_queue: ErrorQueue::default(),
             watch: Watch::default(),

@@ -162,7 +162,7 @@ impl Batch {
     /// there is no room.
     pub(crate) fn push_received(&self, contents: &mut Contents, datagram: &Received<'_>) -> bool {
         let payload = &datagram.payload[..datagram.payload.len().min(self.slot_size)];
-        let is_truncated = datagram.is_truncated || payload.len() < datagram.payload.len();
+        let is_truncated = datagram.is_truncated() || payload.len() < datagram.payload.len();
         let from = Address::from_bytes(datagram.from);
         self.push(contents, payload, Some(from), is_truncated)
     }

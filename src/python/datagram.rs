@@ -39,7 +39,7 @@ impl Datagram {
         Self {
             data: data.unbind(),
             address: address.unbind(),
-            truncated: received.is_truncated,
+            truncated: received.is_truncated(),
             from: Address::from_bytes(received.from),
             meta: Meta::decode(received.control),
             socket: socket.clone().unbind(),

@@ -19,7 +19,6 @@ use std::io;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use libc::sock_filter;
@@ -28,6 +27,7 @@ use self::bucket::Rate;
 use self::networks::MAPPED_LEN;
 use self::table::{Place, Table};
 use super::address::{Address, AddressKind};
+use super::forked::{ForkMutex, ForkMutexGuard, Inherit};
 
 /// What a guard checks. What is `None` it does not.
 #[derive(Clone, Debug)]
@@ -79,7 +79,7 @@ pub struct Guard {
     filter: Option<Vec<sock_filter>>,
     rate: Option<Rate>,
     ceiling: Option<Rate>,
-    memory: Option<Mutex<Memory>>,
+    memory: Option<ForkMutex<Memory>>,
     counters: Counters,
     started: Instant,
 }
@@ -89,6 +89,12 @@ struct Memory {
     table: Table,
     /// When the bucket of all sources together is full.
     ceiling_full: u64,
+}
+
+/// A child remembers what its parent did. These are numbers in places of their own, of which any is as
+/// good as the next: in the middle of a change, one source's are wrong.
+impl Inherit for Memory {
+    fn inherit(&mut self) {}
 }
 
 /// What came in one message of the kernel's, which is of one source.
@@ -156,7 +162,7 @@ impl Guard {
         let remembers = rate.is_some() || ceiling.is_some() || policy.amplification.is_some();
         let table = remembers.then(|| Table::new(policy.sources.next_power_of_two()));
         let table = table.transpose().map_err(|_| PolicyError("there is no memory for sources"))?;
-        let memory = table.map(|table| Mutex::new(Memory { table, ceiling_full: 0 }));
+        let memory = table.map(|table| ForkMutex::new(Memory { table, ceiling_full: 0 }));
         let filter = policy.networks.as_ref().filter(|_| policy.filters).and_then(filter);
         let (counters, started) = (Counters::default(), Instant::now());
         Ok(Self { policy, filter, rate, ceiling, memory, counters, started })
@@ -371,8 +377,8 @@ impl Guard {
         key(address) & u128::MAX.checked_shl(128 - u32::from(prefix_len)).unwrap_or(0)
     }
 
-    fn memory(&self) -> Option<MutexGuard<'_, Memory>> {
-        Some(self.memory.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
+    fn memory(&self) -> Option<ForkMutexGuard<'_, Memory>> {
+        Some(self.memory.as_ref()?.lock())
     }
 
     fn now(&self) -> u64 {

@@ -3,11 +3,12 @@
 use std::ffi::c_int;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Arrival, Guard};
 use crate::net::address::Address;
+use crate::net::forked::{ForkMutex, Inherit};
 use crate::net::ring::{Filled, RecvRing, ThreadRing};
 use crate::net::socket::Socket;
 use crate::net::sys::{self, RecvSlice};
@@ -17,9 +18,15 @@ use crate::net::sys::{self, RecvSlice};
 pub(in crate::net) struct Watch {
     /// Whether there is one, to be read without the lock.
     is_on: AtomicBool,
-    guard: Mutex<Option<Arc<Guard>>>,
+    guard: ForkMutex<Option<Arc<Guard>>>,
     /// Whether the kernel has a filter of ours.
     has_filter: AtomicBool,
+}
+
+/// A child keeps its parent's guard. Only a thread that is attached to the interpreter exchanges it,
+/// and none of those is in the middle of it while another forks.
+impl Inherit for Option<Arc<Guard>> {
+    fn inherit(&mut self) {}
 }
 
 /// So many messages are refused in one attempt to receive, until it ends as if there was none: who
@@ -36,7 +43,7 @@ impl Socket {
         if guard.is_some() && !(self.is_ip() && self.is_datagram()) {
             return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
         }
-        let mut watched = self.watch.guard.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = self.watch.guard.lock();
         self.watch.is_on.store(guard.is_some(), Ordering::Relaxed);
         watched.clone_from(&guard);
         if self.is_set_by_user(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER) {
@@ -58,7 +65,7 @@ impl Socket {
         if !self.watch.is_on.load(Ordering::Relaxed) {
             return None; // the usual case
         }
-        self.watch.guard.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.watch.guard.lock().clone()
     }
 
     /// The guard of a receive. There is none for the error queue.

@@ -1,0 +1,189 @@
+//! A lock that the child of a fork can have, whatever a thread of its parent was doing.
+
+use std::cell::UnsafeCell;
+use std::mem;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::sys;
+
+/// A mutex for what threads lock while they are not attached to the Python interpreter. Any of them
+/// may be inside while another calls `os.fork`. It does not exist in the child, where a plain
+/// mutex would stay locked for ever.
+///
+/// The first to lock it in a child gets a new lock, and has the value
+/// [made the child's own](Inherit::inherit) first.
+pub(super) struct ForkMutex<T> {
+    /// The [fork generation](sys::fork_generation) that the lock belongs to, twice, and one more
+    /// while a thread makes it its own.
+    owner: AtomicU64,
+    lock: UnsafeCell<Mutex<()>>,
+    value: UnsafeCell<T>,
+}
+
+/// A value that a fork copies.
+pub(super) trait Inherit {
+    /// Makes the value the child's own. A thread of the parent may have been changing it: only what
+    /// is sound in the middle of any change may be looked at.
+    fn inherit(&mut self);
+}
+
+impl<T: Inherit + Default> Default for ForkMutex<T> {
+    fn default() -> Self {
+        Self::new(T::default())
+    }
+}
+
+// SAFETY: the value is only reached under the lock, as that of a `Mutex`.
+unsafe impl<T: Send> Sync for ForkMutex<T> {}
+
+impl<T: Inherit> ForkMutex<T> {
+    pub(super) fn new(value: T) -> Self {
+        let owner = AtomicU64::new(owned_by_this_process());
+        Self { owner, lock: UnsafeCell::default(), value: UnsafeCell::new(value) }
+    }
+
+    /// Waits for the lock. What a panic has left behind is no obstacle.
+    pub(super) fn lock(&self) -> ForkMutexGuard<'_, T> {
+        if !self.is_own() {
+            self.make_own();
+        }
+        // SAFETY: only `make_own` replaces the lock, which is over.
+        let lock = unsafe { &*self.lock.get() };
+        let locked = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: whoever has locked it is alone with the value.
+        ForkMutexGuard { value: unsafe { &mut *self.value.get() }, _locked: locked }
+    }
+
+    /// Whether this process has ever locked it, or is the one that made it.
+    pub(super) fn is_own(&self) -> bool {
+        self.owner.load(Ordering::Acquire) == owned_by_this_process()
+    }
+
+    #[cold]
+    fn make_own(&self) {
+        let own = owned_by_this_process();
+        loop {
+            let seen = self.owner.load(Ordering::Acquire);
+            if seen == own {
+                return;
+            }
+            let being_made_own = own + 1;
+            let is_ours_to_make = seen != being_made_own
+                && self
+                    .owner
+                    .compare_exchange(seen, being_made_own, Ordering::Acquire, Ordering::Relaxed)
+                    .is_ok();
+            if is_ours_to_make {
+                // SAFETY: one thread of this process gets here, while the others wait below; those
+                // of the parent, who may have been inside, do not exist in it.
+                unsafe {
+                    self.lock.get().write(Mutex::default());
+                    (*self.value.get()).inherit();
+                }
+                self.owner.store(own, Ordering::Release);
+                return;
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
+fn owned_by_this_process() -> u64 {
+    2 * u64::from(sys::fork_generation())
+}
+
+/// Access to the value, as long as this exists.
+pub(super) struct ForkMutexGuard<'a, T> {
+    value: &'a mut T,
+    _locked: MutexGuard<'a, ()>,
+}
+
+impl<T> Deref for ForkMutexGuard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.value
+    }
+}
+
+impl<T> DerefMut for ForkMutexGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.value
+    }
+}
+
+/// Leaves a value to the parent. What it owns is not freed: it may be half changed.
+pub(super) fn leave_to_parent<T: Default>(value: &mut T) {
+    mem::forget(mem::take(value));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+
+    #[derive(Default)]
+    struct Inherited(bool);
+
+    impl Inherit for Inherited {
+        fn inherit(&mut self) {
+            self.0 = true;
+        }
+    }
+
+    /// Runs `child` in a child process, while a thread of this one is inside the lock.
+    fn fork_while_locked(lock: &ForkMutex<Inherited>, child: impl FnOnce() -> bool) -> bool {
+        let (is_inside, may_leave) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _inside = lock.lock();
+                is_inside.store(true, Ordering::Release);
+                while !may_leave.load(Ordering::Acquire) {
+                    std::thread::yield_now();
+                }
+            });
+            while !is_inside.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
+            // SAFETY: the child calls what is safe after a fork, and ends without unwinding.
+            let pid = unsafe { libc::fork() };
+            if pid == 0 {
+                // SAFETY: the alarm ends a child that is stuck, `_exit` one that is not.
+                unsafe {
+                    libc::alarm(10);
+                    libc::_exit(i32::from(!child()));
+                }
+            }
+            may_leave.store(true, Ordering::Release);
+            let mut status = -1;
+            // SAFETY: the child is ours, and the pointer is to a local variable.
+            assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+            status == 0
+        })
+    }
+
+    #[test]
+    fn a_child_has_the_lock_that_its_parents_thread_had() {
+        let lock = ForkMutex::new(Inherited(false));
+        assert!(fork_while_locked(&lock, || !lock.is_own() && lock.lock().0 && lock.is_own()));
+        assert!(lock.is_own() && !lock.lock().0);
+    }
+
+    #[test]
+    fn the_lock_lets_one_in_at_a_time() {
+        #[derive(Default)]
+        struct Count(u64);
+        impl Inherit for Count {
+            fn inherit(&mut self) {}
+        }
+        let count = ForkMutex::<Count>::default();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..10_000).for_each(|_| count.lock().0 += 1));
+            }
+        });
+        assert_eq!(count.lock().0, 40_000);
+    }
+}

@@ -1,0 +1,79 @@
+//! Generic receive offload: whether the kernel glues datagrams together (`UDP_GRO` in `udp(7)`).
+
+use std::ffi::c_int;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::ring::{SlotKind, ThreadRing};
+use super::socket::Socket;
+
+/// What a socket knows of it.
+#[derive(Default)]
+pub(super) struct Gro {
+    is_on: AtomicBool,
+    /// Whether it ever was on: from then on every receive takes apart what comes.
+    splits: AtomicBool,
+}
+
+/// More messages than a receive buffer has room for: each takes at least half a kilobyte of it.
+const LONGEST_QUEUE: usize = 1 << 16;
+
+impl Socket {
+    /// Whether the kernel glues datagrams together, and every receive takes them apart.
+    pub fn gro(&self) -> bool {
+        self.gro.is_on.load(Ordering::Relaxed)
+    }
+
+    /// Lets the kernel glue datagrams of one size from one peer together (`UDP_GRO` in `udp(7)`),
+    /// and every receive take them apart. Switched off, it keeps what is queued: of a message that
+    /// was glued before, the kernel would not tell the sizes any more.
+    pub fn set_gro(&self, is_on: bool) -> io::Result<()> {
+        // Before the first glued message can come; and for good, because one may come between the
+        // look at the queue and the switch.
+        let was_splitting = self.gro.splits.fetch_or(is_on, Ordering::Relaxed);
+        if !is_on && self.gro() {
+            self.keep_queued()?;
+        }
+        self.set_int_option(libc::SOL_UDP, libc::UDP_GRO, is_on.into()).inspect_err(|_| {
+            // A socket that has no such option goes on as it was: only there recvmsg can pass
+            // descriptors on, for which a ring has no room.
+            self.gro.splits.store(was_splitting, Ordering::Relaxed);
+        })?;
+        self.gro.is_on.store(is_on, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes what is in the kernel's queue, but no more than a queue can hold.
+    fn keep_queued(&self) -> io::Result<()> {
+        let mut ring = ThreadRing::take(self.slot_kind())?;
+        for _ in 0..LONGEST_QUEUE / ring.slots() {
+            let slots = ring.slots();
+            let received = self.with(|fd| self.fill(fd, &mut ring, slots, libc::MSG_DONTWAIT));
+            match received {
+                Ok(filled) => {
+                    self.count(&filled);
+                    self.keep(&ring);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.raw_os_error() == Some(libc::EBADF) => return Err(error),
+                Err(error) => self.defer(&error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The kind of ring that holds every datagram of this socket in full.
+    pub fn slot_kind(&self) -> SlotKind {
+        if self.is_ip() { SlotKind::Ip } else { SlotKind::Unix }
+    }
+
+    /// Whether messages of the kernel's may be several datagrams.
+    pub fn may_be_glued(&self) -> bool {
+        self.gro.splits.load(Ordering::Relaxed)
+    }
+
+    /// Whether a receive goes by way of the kept ones.
+    pub(super) fn splits(&self, flags: c_int) -> bool {
+        (self.may_be_glued() || self.pending() > 0) && flags & libc::MSG_ERRQUEUE == 0
+    }
+}
