@@ -1,48 +1,13 @@
 """Sockets across ``fork`` and ``exec``."""
 
-import os
 import subprocess
 import sys
 
 import pytest
 
-from support import DEADLINE, run
+from forking import run_forking
+from support import DEADLINE
 from tomada import socket
-
-# Each program is one of its own: pytest is no place to fork from.
-HEAD = """
-import os, sys, threading
-sys.path.insert(0, sys.argv[1])
-from support import Call
-from tomada import socket
-
-def bound():
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.bind(("127.0.0.1", 0))
-    sock.settimeout(10)
-    return sock
-
-def in_child(function):
-    # The answer comes through a pipe, the exit status tells of an exception.
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            os.write(writer, function())
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writer)
-    with open(reader, "rb") as answer:
-        text = answer.read()
-    assert os.waitpid(pid, 0)[1] == 0, "the child failed"
-    return text
-"""
-
-
-def run_forking(program):
-    return run(HEAD + program, os.path.dirname(__file__))  # noqa: PTH120 - a str is wanted
 
 
 def test_a_child_may_close_what_a_thread_of_its_parent_waits_for():

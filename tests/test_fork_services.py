@@ -1,0 +1,105 @@
+"""Servers, guards and batches across ``fork``; nothing of theirs across ``exec``."""
+
+from forking import run_forking
+
+
+def test_a_child_that_stops_its_parents_server_stops_nothing():
+    program = """
+import tomada
+server = tomada.Server(("127.0.0.1", 0), lambda data, peer: data.upper())
+with server, tomada.Client(server.address, timeout=10) as client:
+    def child():
+        server.stop()
+        return b"stopped"
+
+    print(in_child(child), client.request(b"heard"))
+"""
+    assert run_forking(program) == "b'stopped' b'HEARD'\n"
+
+
+def test_a_child_may_not_use_the_batch_that_a_thread_of_its_parent_receives_into():
+    program = """
+import tomada
+sock = bound()
+batch = tomada.Batch(4)
+call = Call(sock.recv_batch, batch).until_it_waits()
+
+def child():
+    mine = tomada.Batch(4)
+    with bound() as other:
+        other.sendto(b"x", other.getsockname())
+        other.recv_batch(mine)
+        try:
+            other.recv_batch(batch)
+        except RuntimeError as error:
+            return b"%d %s" % (len(mine), str(error).encode())
+
+print(in_child(child).decode())
+sock.sendto(b"x", sock.getsockname())
+print(call.result())
+"""
+    assert run_forking(program) == (
+        "1 this Batch is in use by another call; give each thread its own\n1\n"
+    )
+
+
+def test_a_child_remembers_whom_its_parents_guard_has_heard():
+    program = """
+import tomada
+guard = tomada.Guard(rate=1e-6, burst=2)
+
+def passing(count):
+    with bound() as sock:
+        sock.guard = guard
+        sock.send_many([b"x"] * count, sock.getsockname())
+        sock.setblocking(False)
+        try:
+            return len(sock.recv_many(count))
+        except BlockingIOError:
+            return 0
+
+print(passing(1), in_child(lambda: b"%d" % passing(2)), passing(2))
+"""
+    assert run_forking(program) == "1 b'1' 1\n"
+
+
+def test_a_started_program_inherits_no_descriptor():
+    program = """
+import asyncio, subprocess
+import tomada
+from tomada.asyncio import EventLoop
+
+# The listing's own descriptor is one of them.
+LIST = [sys.executable, "-c", "import os; print(*os.listdir('/proc/self/fd'))"]
+
+def inherited():
+    return subprocess.check_output(LIST, close_fds=False)
+
+async def endpoints():
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(
+        asyncio.DatagramProtocol, local_addr=("127.0.0.1", 0))
+    transport.sendto(b"x", transport.get_extra_info("sockname"))
+    async with tomada.asyncio.open_endpoint(("127.0.0.1", 0)):
+        listing = inherited()
+    transport.close()
+    return listing
+
+def reply(data, peer):
+    return inherited()
+
+before = inherited()
+sock = bound()
+call = Call(sock.recv_many, 10).until_it_waits()
+with asyncio.Runner(loop_factory=EventLoop) as runner:
+    print(runner.run(endpoints()) == before)
+for options in {}, {"workers": 2}:
+    with (
+        tomada.Server(("127.0.0.1", 0), reply, **options) as server,
+        tomada.Client(server.address, timeout=10) as client,
+    ):
+        print(client.request(b"?") == before, inherited() == before)
+sock.sendto(b"x", sock.getsockname())
+call.result()
+"""
+    assert run_forking(program) == "True\nTrue True\nTrue True\n"
