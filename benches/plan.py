@@ -82,6 +82,7 @@ def loops(function: str) -> tuple[Subject, ...]:
 LOOP = {"module": "tomada", "loop": "tomada"}
 
 RECEIVERS = (
+    limit("recvfrom", "limit-recv", single=True),
     limit("recvmmsg", "limit-recv"),
     limit("recvmmsg, GRO", "limit-recv", gro=True),
     peer("socket", "blocking recvfrom"),

@@ -64,9 +64,10 @@ def send_many(run: Run) -> None:
         (address,), payloads = run.targets(), run.payloads(MANY)
         while not run.is_stopped:
             counter[0] += send(payloads, address)
-    pairs = run.pairs()
-    while not run.is_stopped:
-        counter[0] += send(pairs)
+    else:
+        pairs = run.pairs()
+        while not run.is_stopped:
+            counter[0] += send(pairs)
 
 
 def send_batch(run: Run) -> None:
@@ -79,10 +80,11 @@ def send_batch(run: Run) -> None:
             batch.append(payload)
         while not run.is_stopped:
             counter[0] += send(batch, address)
-    for payload, address in run.pairs():
-        batch.append(payload, address)
-    while not run.is_stopped:
-        counter[0] += send(batch)
+    else:
+        for payload, address in run.pairs():
+            batch.append(payload, address)
+        while not run.is_stopped:
+            counter[0] += send(batch)
 
 
 def echo_many(run: Run) -> None:

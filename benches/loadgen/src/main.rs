@@ -32,7 +32,7 @@ usage: loadgen COMMAND --core N --seconds S [--counter FD] [--size BYTES] ...
   load       --port P [--clients N] [--window N] [--gso] [--warmup S] [--timeout S]
                                                  keep requests in flight, time the replies
   pingpong   --port P [--spin] [--warmup S]      one request at a time
-  limit-recv [--gro] [--rcvbuf BYTES]            recvmmsg and nothing else
+  limit-recv [--gro | --single] [--rcvbuf BYTES] recvmmsg, or recvfrom, and nothing else
   limit-send --port P --mode sendto|sendmmsg|gso [--peers N]
                                                  the system call and nothing else
 ";

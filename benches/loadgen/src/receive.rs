@@ -19,11 +19,30 @@ pub(crate) fn sink(args: &mut Args) -> Result<Line> {
     receive(&sys::bind(Ipv4Addr::UNSPECIFIED, buffer)?, true, common)
 }
 
-/// `limit-recv`: `recvmmsg` in a loop, with or without `UDP_GRO`.
+/// `limit-recv`: a system call in a loop: `recvmmsg`, with or without `UDP_GRO`, or `recvfrom`.
 pub(crate) fn limit(args: &mut Args) -> Result<Line> {
-    let (gro, buffer) = (args.flag("gro"), args.optional("rcvbuf")?);
+    let (gro, single, buffer) = (args.flag("gro"), args.flag("single"), args.optional("rcvbuf")?);
     let common = args.start()?;
-    receive(&sys::bind(Ipv4Addr::LOCALHOST, buffer)?, gro, common)
+    let socket = sys::bind(Ipv4Addr::LOCALHOST, buffer)?;
+    if single { receive_single(&socket, common) } else { receive(&socket, gro, common) }
+}
+
+fn receive_single(socket: &UdpSocket, mut common: Common) -> Result<Line> {
+    let mut buffer = vec![0; common.size.max(2048)];
+    json::announce(socket.local_addr()?.port());
+    let mut bytes = 0;
+    while !common.stop.is_time_over() {
+        match socket.recv_from(&mut buffer) {
+            Ok((len, _)) => {
+                bytes += len;
+                common.counter.add(1);
+            }
+            Err(error) if sys::is_retry(&error) && common.stop.is_due() => break,
+            Err(error) if sys::is_retry(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    result(socket, &common, bytes)
 }
 
 fn receive(socket: &UdpSocket, gro: bool, mut common: Common) -> Result<Line> {
@@ -51,6 +70,10 @@ fn receive(socket: &UdpSocket, gro: bool, mut common: Common) -> Result<Line> {
         }
         common.counter.add(datagrams);
     }
+    result(socket, &common, bytes)
+}
+
+fn result(socket: &UdpSocket, common: &Common, bytes: usize) -> Result<Line> {
     Ok(Line::default()
         .with("received", common.counter.total())
         .with("bytes", bytes)

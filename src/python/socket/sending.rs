@@ -313,9 +313,10 @@ impl<'py> Portion<'py> {
 
     fn queue(&self) -> SendQueue<'_> {
         let mut queue = SendQueue::with_capacity(self.payloads.len());
-        for (payload, target) in self.payloads.iter().zip(&self.targets) {
-            let to = target.and_then(|target| self.addresses.get(target));
-            queue.push(payload.slice(), to, None);
+        let mut payloads = self.payloads.iter().map(Readable::slice);
+        for group in self.targets.chunk_by(|one, other| one == other) {
+            let to = group[0].and_then(|target| self.addresses.get(target));
+            queue.push_all(payloads.by_ref().take(group.len()), to, None);
         }
         queue
     }
