@@ -72,13 +72,13 @@ GOOD = {
 )
 def test_advice_is_for_what_is_amiss(section, changed, advice):
     found = {**GOOD, section: {**GOOD[section], **changed}}
-    (line,) = info.advise(found)
+    (line,) = info.recommendations(found)
     assert advice in line
 
 
 def test_no_advice_where_all_is_well():
-    assert info.advise(GOOD) == []
+    assert info.recommendations(GOOD) == []
     unknown = {**GOOD, "limits": {**GOOD["limits"], "net.core.rmem_max": None}}
-    assert info.advise(unknown) == []
+    assert info.recommendations(unknown) == []
     endless = {**GOOD, "limits": {**GOOD["limits"], "open files (ulimit -n)": -1}}
-    assert info.advise(endless) == []
+    assert info.recommendations(endless) == []

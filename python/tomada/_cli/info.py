@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         "features": features(),
         "limits": limits(),
     }
-    advice = advise(found)
+    advice = recommendations(found)
     if arguments.json:
         print(json.dumps({**found, "advice": advice}, indent=2))
         return SUCCESS
@@ -209,7 +209,7 @@ def limits() -> dict[str, int | None]:
     return found
 
 
-def advise(found: dict[str, dict[str, Any]]) -> list[str]:
+def recommendations(found: dict[str, dict[str, Any]]) -> list[str]:
     """Say what to change, and how."""
     advice = []
     limits, features = found["limits"], found["features"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tomada._address import format_address
+from tomada._advice import OF_BINDING, advise
 from tomada._cli import pcap
 from tomada._cli.common import (
     FAILURE,
@@ -111,7 +112,11 @@ def opened(arguments: argparse.Namespace) -> Any:
         sock.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             sock.recv_datagrams()
-        sock.bind(name)
+        try:
+            sock.bind(name)
+        except OSError as error:
+            advise(error, format_address(name), OF_BINDING)
+            raise
         for group in arguments.group:
             sock.join_group(group, interface_of(arguments.interface))
         sock.settimeout(arguments.timeout)
