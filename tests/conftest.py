@@ -11,7 +11,7 @@ import time
 import pytest
 
 pytest.register_assert_rewrite(
-    "answering", "command", "links", "parity", "support", "traffic", "transports"
+    "answering", "command", "floods", "links", "parity", "support", "traffic", "transports"
 )
 
 # Whoever starts the tests in the background of a shell has them ignore SIGINT, and the programs

@@ -5,16 +5,13 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from benches import plots, report, suite
-from benches.children import LOADGEN, Child, ChildFailed
+from benches.children import Child, ChildFailed
 from benches.figures import Outcome, Result, judge, speed
 from benches.loads import Echo, Load, Memory, Receive, RoundTrip, Send, Window, share_lost
 from benches.plan import Bar, Scenario, limit, ours, peer, round_trips, scenarios
+from floods import needs_loadgen
 
 SHORT = Window(seconds=0.1, warmup=0.02)
-
-needs_loadgen = pytest.mark.skipif(
-    not LOADGEN.exists(), reason="the load generator is not built: make test builds it"
-)
 
 
 def sample(rate, cpu_ns, busy=1.0, **others):

@@ -59,6 +59,7 @@ def test_the_counters_of_all_workers_are_scraped(scraped, workers):
         assert value(text, "tomada_server_received_bytes_total") == 10
         assert value(text, "tomada_server_sent_total") == 2
         assert value(text, "tomada_server_handler_errors_total") == 1
+        assert value(text, "tomada_server_refused_total") == 0
         assert value(text, "tomada_server_kernel_drops_total") == 0
         assert value(text, "tomada_server_batch_size_bucket", le="1.0") == 3
         assert value(text, "tomada_server_batch_size_bucket", le="+Inf") == 3
@@ -82,6 +83,6 @@ def test_every_counter_is_documented(scraped):
         ServerCollector(serving, registry)
         text = read()
     names = re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)
-    assert len(names) == 11
+    assert len(names) == 12
     for name in names:
         assert re.search(rf"^# HELP {name} \S", text, re.MULTILINE)

@@ -733,8 +733,15 @@ class ServerStats:
         """Received datagrams whose end was cut off, which a server's buffers rule out."""
 
     @property
+    def refused(self) -> int:
+        """Datagrams that the workers' guards refused; they count as nothing else here."""
+
+    @property
     def kernel_drops(self) -> int:
-        """Datagrams that the kernel dropped, as :attr:`Stats.kernel_drops` has it."""
+        """Datagrams that the kernel dropped since the start: see :attr:`Stats.kernel_drops`.
+
+        What was sent is ``received + refused + kernel_drops``, once nothing waits in the queue.
+        """
 
     @property
     def handler_errors(self) -> int:
@@ -786,7 +793,10 @@ class Stats:
 
     @property
     def truncated(self) -> int:
-        """Received datagrams whose end was cut off, because the buffer was too small."""
+        """Received datagrams whose end was cut off, because the buffer was too small.
+
+        They are among those that :attr:`received` counts.
+        """
 
     @property
     def refused(self) -> int:
@@ -794,10 +804,15 @@ class Stats:
 
     @property
     def kernel_drops(self) -> int:
-        """Datagrams that the kernel dropped (``SO_MEMINFO``).
+        """Datagrams that the kernel dropped (``SO_MEMINFO``), up to this moment.
 
-        Because the socket's buffer was full, a checksum was wrong, or a filter refused them. Of a
-        run that was glued together for :attr:`Socket.gro`, the kernel counts one.
+        Because the socket's buffer was full, a checksum was wrong, or a filter refused them. What
+        was sent is ``received + refused + kernel_drops``, once nothing waits in the queue, except
+        with :attr:`Socket.gro`: of a run that was glued together, the kernel counts one, and so
+        each drop stands for 1 to 128 datagrams.
+
+        It is the kernel's count of the socket that it has, which duplicates share, since that was
+        opened. It has 32 bits there; counting goes on beyond, if this is read now and then.
         """
 
     @property

@@ -35,6 +35,8 @@ class Listeners:
         self.address: Any = self.sockets[0].getsockname()
         self._is_own = is_own
         self._drops = 0
+        # Sockets that were given may have dropped some before.
+        self._drops_before = self._all_drops()
         self._path = _identity(self.address) if is_own else None
 
     def of(self, worker: int) -> Any:
@@ -64,19 +66,32 @@ class Listeners:
                     # where its address says.
                     sock.connect(sock.getsockname())
 
+    def unglue(self) -> None:
+        """Have the kernel glue no datagrams together any more, on sockets that were given.
+
+        Whoever goes on with them may not expect it. What is glued already comes into the hands of
+        the calling process: it must be one that receives, and goes on until that is handled.
+        """
+        if not self._is_own:
+            for sock in self.sockets:
+                with contextlib.suppress(OSError):
+                    sock.gro = False
+
     def kernel_drops(self) -> int:
         """Return how many datagrams the kernel has dropped."""
         if self.sockets:
-            self._drops = sum(sock.stats().kernel_drops for sock in self.sockets)
+            self._drops = self._all_drops() - self._drops_before
         return self._drops
+
+    def _all_drops(self) -> int:
+        return sum(sock.stats().kernel_drops for sock in self.sockets)
 
     def close(self) -> None:
         """Close the sockets, and remove the path that binding to ``AF_UNIX`` made."""
         self.kernel_drops()
+        if any(_glues(sock) for sock in self.sockets):
+            self.unglue()  # whoever received from them did not come to it
         for sock in self.sockets:
-            if not self._is_own:
-                with contextlib.suppress(OSError):
-                    sock.gro = False  # others may read it without knowing
             sock.close()
         self.sockets.clear()
         if self._path is not None and self._path == _identity(self.address):
@@ -253,6 +268,13 @@ def _is_connected(sock: socket.socket) -> bool:
     except OSError:
         return False
     return True
+
+
+def _glues(sock: Any) -> bool:
+    try:
+        return bool(sock.getsockopt(socket.IPPROTO_UDP, socket.UDP_GRO))
+    except OSError:  # AF_UNIX, or before Linux 5.0
+        return False
 
 
 def _tune(sock: Any, *, gro: bool, spin: float, guard: Guard | None) -> None:

@@ -306,6 +306,7 @@ def work(job: Job, number: int, supervisor: int, pipe: int) -> int:
     def drain(*_: object) -> None:
         # The kernel ends the process where its handler does not return, and nobody else is left.
         signal.setitimer(signal.ITIMER_REAL, job.drain + GRACE)
+        job.listeners.unglue()
         core.stop(job.drain)
 
     def retire(*_: object) -> None:

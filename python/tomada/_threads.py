@@ -75,6 +75,7 @@ class Threads:
         """
         job = self._job
         job.listeners.refuse()
+        job.listeners.unglue()
         for core in job.cores:
             core.stop(job.drain)
         end = time.monotonic() + job.drain + GRACE

@@ -22,6 +22,7 @@ COUNTERS = {
     "sent": "Datagrams sent.",
     "sent_bytes": "Bytes of payload sent.",
     "truncated": "Received datagrams whose end was cut off.",
+    "refused": "Datagrams that the guard refused.",
     "kernel_drops": "Datagrams that the kernel dropped before they were received.",
     "handler_errors": "Calls of the handler that failed.",
     "send_errors": "Datagrams that could not be sent.",

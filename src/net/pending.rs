@@ -5,7 +5,7 @@ use std::ffi::c_int;
 
 use super::address::Address;
 use super::forked::{Inherit, leave_to_parent};
-use super::ring::{Datagrams, Received, RecvRing, Split};
+use super::ring::{Datagrams, Filled, Received, RecvRing, Split};
 
 /// The rest of coalesced runs of which a receive wanted less. It comes first in the next receive,
 /// in order.
@@ -86,6 +86,22 @@ impl Pending {
 }
 
 impl Held {
+    /// What is left, as if a receive had just brought it.
+    pub fn filled(&self) -> Filled {
+        let Some(split) = self.split else { return Filled::default() };
+        let bytes = self.payload.len() - split.range().start;
+        let truncated = usize::from(self.is_truncated);
+        let datagrams = split.remaining();
+        Filled {
+            messages: 1,
+            datagrams,
+            bytes,
+            truncated,
+            most_per_message: datagrams,
+            is_full: false,
+        }
+    }
+
     fn remaining(&self) -> usize {
         self.split.as_ref().map_or(0, Split::remaining)
     }

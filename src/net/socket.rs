@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::address::Address;
@@ -34,8 +34,8 @@ pub struct Socket {
     /// Options that the user has set, so that nothing else touches them.
     set_by_user: Mutex<Vec<(c_int, c_int)>>,
     tells_metadata: AtomicBool,
-    /// The kernel's drop counter as it was on closing.
-    final_drops: AtomicU32,
+    /// The drops that the kernel had counted when it was last asked.
+    known_drops: AtomicU64,
 }
 
 /// A datagram is never longer than this on `AF_INET` and `AF_INET6`, whose length fields have 16
@@ -105,7 +105,7 @@ impl Socket {
             watch: Watch::default(),
             set_by_user: Mutex::default(),
             tells_metadata: AtomicBool::new(false),
-            final_drops: AtomicU32::new(0),
+            known_drops: AtomicU64::new(0),
         }
     }
 
@@ -151,22 +151,40 @@ impl Socket {
 
     /// Closes the descriptor: see [`Descriptor::close`].
     pub fn close(&self) -> io::Result<()> {
-        self.final_drops.store(self.kernel_drops(), Ordering::Relaxed);
+        self.kernel_drops(); // to be remembered
         self.descriptor.close()
     }
 
+    /// Gives the descriptor away: see [`Descriptor::release`].
+    pub fn release(&self) -> Option<OwnedFd> {
+        self.kernel_drops(); // to be remembered
+        self.descriptor.release()
+    }
+
     /// How many datagrams the kernel has dropped, because the socket's buffer was full, their
-    /// checksum was wrong, or a filter refused them (`SO_MEMINFO` in `socket(7)`).
-    pub fn kernel_drops(&self) -> u32 {
+    /// checksum was wrong, or a filter refused them (`SO_MEMINFO` in `socket(7)`). Of a socket that
+    /// is closed, how many it had dropped by then.
+    ///
+    /// The kernel's counter has 32 bits. Who asks before it has gone all the way round misses none.
+    pub fn kernel_drops(&self) -> u64 {
+        loop {
+            let known = self.known_drops.load(Ordering::Acquire);
+            let Some(counter) = self.drop_counter() else { return known };
+            let drops = known + u64::from(counter.wrapping_sub(known as u32));
+            // Where another thread was faster, the counter may be older than what is known now.
+            let (same, other) = (Ordering::AcqRel, Ordering::Relaxed);
+            if self.known_drops.compare_exchange(known, drops, same, other).is_ok() {
+                return drops;
+            }
+        }
+    }
+
+    fn drop_counter(&self) -> Option<u32> {
         // linux/sock_diag.h numbers the fields; SK_MEMINFO_DROPS is the ninth.
         const DROPS: usize = size_of::<[u32; 8]>();
         let mut fields = [0; DROPS + size_of::<u32>()];
-        match self.option(libc::SOL_SOCKET, libc::SO_MEMINFO, &mut fields) {
-            Ok(len) if len == fields.len() => {
-                fields[DROPS..].first_chunk().map_or(0, |drops| u32::from_ne_bytes(*drops))
-            }
-            _ => self.final_drops.load(Ordering::Relaxed),
-        }
+        let len = self.option(libc::SOL_SOCKET, libc::SO_MEMINFO, &mut fields).ok()?;
+        fields[..len].get(DROPS..)?.first_chunk().map(|drops| u32::from_ne_bytes(*drops))
     }
 
     /// Takes note that the user has set an option: it is nobody else's to change from now on.

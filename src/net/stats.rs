@@ -9,6 +9,7 @@ pub struct Counters {
     sent: Direction,
     truncated: AtomicU64,
     refused: AtomicU64,
+    refused_told: AtomicU64,
     errors: AtomicU64,
 }
 
@@ -69,6 +70,16 @@ impl Counters {
         self.refused.load(Ordering::Relaxed)
     }
 
+    /// How many datagrams the guard has refused since this was last called, by any thread: for who
+    /// adds them up elsewhere.
+    pub fn take_refused(&self) -> u64 {
+        let refused = self.refused();
+        if refused == 0 {
+            return 0; // the usual case
+        }
+        refused.saturating_sub(self.refused_told.fetch_max(refused, Ordering::Relaxed))
+    }
+
     /// Counts entries of the error queue.
     pub fn count_errors(&self, entries: usize) {
         self.errors.fetch_add(entries as u64, Ordering::Relaxed);
@@ -97,5 +108,21 @@ impl Direction {
         self.datagrams.fetch_add(datagrams as u64, Ordering::Relaxed);
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.calls.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_refused_is_taken_once() {
+        let counters = Counters::default();
+        assert_eq!(counters.take_refused(), 0);
+        counters.count_refused(3);
+        assert_eq!(counters.take_refused(), 3);
+        counters.count_refused(2);
+        assert_eq!((counters.take_refused(), counters.take_refused()), (2, 0));
+        assert_eq!(counters.read().refused, 5);
     }
 }

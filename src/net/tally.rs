@@ -22,6 +22,8 @@ pub enum Count {
     SendCalls,
     /// Received datagrams whose end was cut off.
     Truncated,
+    /// Datagrams that the guard refused.
+    Refused,
     /// Calls of the handler that failed.
     HandlerErrors,
     /// Datagrams that were to be sent, and were not.

@@ -28,7 +28,7 @@ pub(crate) struct Stats {
 }
 
 impl Stats {
-    pub(crate) fn new(stats: stats::Stats, kernel_drops: u32) -> Self {
+    pub(crate) fn new(stats: stats::Stats, kernel_drops: u64) -> Self {
         Self {
             received: stats.received,
             received_bytes: stats.received_bytes,
@@ -38,7 +38,7 @@ impl Stats {
             send_calls: stats.send_calls,
             truncated: stats.truncated,
             refused: stats.refused,
-            kernel_drops: kernel_drops.into(),
+            kernel_drops,
             errors: stats.errors,
         }
     }

@@ -35,6 +35,7 @@ impl ServerCounters {
             sent_bytes: sum(Count::SentBytes),
             send_calls: sum(Count::SendCalls),
             truncated: sum(Count::Truncated),
+            refused: sum(Count::Refused),
             kernel_drops,
             handler_errors: sum(Count::HandlerErrors),
             send_errors: sum(Count::SendErrors),
@@ -69,6 +70,8 @@ pub(crate) struct ServerStats {
     #[pyo3(get)]
     truncated: u64,
     #[pyo3(get)]
+    refused: u64,
+    #[pyo3(get)]
     kernel_drops: u64,
     #[pyo3(get)]
     handler_errors: u64,
@@ -95,11 +98,12 @@ impl ServerStats {
 
     fn __repr__(&self) -> String {
         format!(
-            "ServerStats(received={}, sent={}, truncated={}, kernel_drops={}, handler_errors={}, \
-             send_errors={}, handler_time={:.3}, restarts={})",
+            "ServerStats(received={}, sent={}, truncated={}, refused={}, kernel_drops={}, \
+             handler_errors={}, send_errors={}, handler_time={:.3}, restarts={})",
             self.received,
             self.sent,
             self.truncated,
+            self.refused,
             self.kernel_drops,
             self.handler_errors,
             self.send_errors,

@@ -6,7 +6,7 @@ mod send;
 
 use std::ffi::c_int;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -130,8 +130,10 @@ impl ServerCore {
         let (mut errors, mut told_at) = (0, Instant::now());
         loop {
             py.check_signals()?;
+            // Kept when GRO was switched off, for whoever goes on with the socket.
             while let Some(mut held) = socket.take_kept() {
-                delivery.run(&mut held)?; // who gave the socket to the server received it
+                let filled = held.filled();
+                delivery.run_counted(&mut held, filled)?;
             }
             match this.receive(py, &waiting, &mut ring, &delivery) {
                 Ok(Received::Messages(filled)) => {
@@ -207,8 +209,7 @@ impl ServerCore {
         }
         let socket = delivery.socket();
         let messages = delivery.messages();
-        let mut attempt =
-            || socket.with(|fd| socket.receive_messages(fd, ring, messages, libc::MSG_DONTWAIT));
+        let mut attempt = || socket.with(|fd| self.receive_now(socket, fd, ring, messages));
         let received =
             if delivery.attached() < SWITCH { attempt() } else { delivery.detach(&mut attempt) };
         match received {
@@ -222,9 +223,7 @@ impl ServerCore {
                 if self.state() != state || socket.pending() > 0 {
                     return Ok(Received::Nothing); // woken to look what is to be done
                 }
-                socket
-                    .receive_messages(fd, ring, messages, libc::MSG_DONTWAIT)
-                    .map(Received::Messages)
+                self.receive_now(socket, fd, ring, messages).map(Received::Messages)
             })
         });
         match waited {
@@ -234,6 +233,22 @@ impl ServerCore {
             Err(Stop::Closed) => Err(io::Error::from_raw_os_error(libc::EBADF)),
             Err(Stop::Failed(error)) => Err(error),
         }
+    }
+
+    /// Receives without waiting, and counts at once what the guard has refused meanwhile.
+    fn receive_now(
+        &self,
+        socket: &net::Socket,
+        fd: BorrowedFd<'_>,
+        ring: &mut ThreadRing,
+        messages: usize,
+    ) -> io::Result<Filled> {
+        let received = socket.receive_messages(fd, ring, messages, libc::MSG_DONTWAIT);
+        match socket.counters().take_refused() {
+            0 => {}
+            refused => self.count(Count::Refused, refused as usize),
+        }
+        received
     }
 
     fn state(&self) -> u8 {

@@ -133,7 +133,7 @@ impl Socket {
 
     /// Close the socket object without closing the descriptor, and return the descriptor.
     fn detach(&self, py: Python<'_>) -> RawFd {
-        let release = || self.inner.get().and_then(|socket| socket.descriptor().release());
+        let release = || self.inner.get().and_then(net::Socket::release);
         py.detach(release).map_or(-1, IntoRawFd::into_raw_fd)
     }
 
