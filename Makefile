@@ -19,7 +19,7 @@ $(shell rm -rf $(VENV))
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-peers quic fuzz lint bench bench-quick docs wheels clean
+.PHONY: help demo test test-all test-peers quic fuzz soak lint bench bench-quick docs wheels clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1:\2/p' Makefile | column -t -s :
@@ -65,6 +65,15 @@ fuzz: ## ten million executions of each fuzz target, which need a C++ compiler; 
 			-print_final_stats=1 -artifact_prefix=target/findings/$$target- \
 			target/corpus/$$target $$corpus || exit 1; \
 	done
+
+SOAK_SECONDS ?= 900
+SOAK_DATAGRAMS ?= 200000000
+# Where reliability.md is, which gets the figures; SOAK_DIRECTORY= leaves it alone.
+SOAK_DIRECTORY ?= docs
+
+soak: $(stamps)/build $(stamps)/group-bench $(loadgen) ## all kinds of traffic at once, every datagram accounted for; SOAK_SECONDS=n
+	$(bin)/python -m benches.soak --seconds $(SOAK_SECONDS) --datagrams $(SOAK_DATAGRAMS) \
+		$(if $(SOAK_DIRECTORY),--directory $(SOAK_DIRECTORY)) $(SOAK_ARGS)
 
 lint: $(stamps)/build $(stamps)/group-lint $(stamps)/group-test ## formatting, lints, types, stubs
 	cargo fmt --check

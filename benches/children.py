@@ -90,10 +90,10 @@ class Child:
         delay = sum(int(schedule.split()[1]) for schedule in schedules)
         return Look(time.perf_counter_ns(), self._cpu_ns(), delay, self.count)
 
-    def line(self) -> dict[str, Any]:
+    def line(self, patience: float = PATIENCE) -> dict[str, Any]:
         """Wait for the next line that it prints."""
         while b"\n" not in self._output:
-            if not self._read(PATIENCE):
+            if not self._read(patience):
                 raise self._failure("ended early" if self._process.poll() else "says nothing")
         line, self._output = self._output.split(b"\n", 1)
         return dict(json.loads(line))
@@ -114,11 +114,15 @@ class Child:
                 raise self._failure("counts nothing")
             time.sleep(0.005)
 
-    def stop(self) -> dict[str, Any]:
-        """Tell it to end, and return its last line of output."""
+    def tell_to_end(self) -> None:
+        """Tell it to end, by the end of its input."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        return self.result(PATIENCE)
+
+    def stop(self, patience: float = PATIENCE) -> dict[str, Any]:
+        """Tell it to end, and return its last line of output."""
+        self.tell_to_end()
+        return self.result(patience)
 
     def result(self, seconds: float) -> dict[str, Any]:
         """Wait for its end, and return its last line of output."""
@@ -168,9 +172,15 @@ class Child:
         return ChildFailed(f"{what}: {''.join(reason)}" if said else what)
 
 
+def memory(pid: int | str) -> dict[str, int]:
+    """Return how much memory a process has, in bytes, by the names of ``/proc/PID/smaps_rollup``.
+
+    It has not the approximation of ``statm``.
+    """
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    return {name.rstrip(":"): int(size) * 1024 for name, size, *_ in map(str.split, lines)}
+
+
 def resident_bytes(pid: int) -> int:
-    """Return how much memory a process has, without the approximation of ``statm``."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Rss:"):
-            return int(line.split()[1]) * 1024
-    raise ChildFailed("its memory is unknown")
+    """Return how much memory of a process is resident."""
+    return memory(pid)["Rss"]

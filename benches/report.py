@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from benches import plots
@@ -73,7 +73,6 @@ def overview(results: list[Result], machine: dict[str, str]) -> str:
     pages = [page for page in PAGES if any(r.scenario.page == page for r in results)]
     links = "\n".join(f"- [{PAGES[page][0]}]({page}.md)" for page in pages)
     stands = [line for result in results if (line := bars(result, with_title=True))]
-    facts = ", ".join(f"{name} {value}" for name, value in machine.items())
     return f"""# Benchmarks
 
 {links}
@@ -84,7 +83,8 @@ within each round; figures are medians over the rounds, the spread is the distan
 Rates come from the programs' own counters, processor time from the operating system. *Rust* is the
 limit: the bare system calls in a loop. All samples are in [results.json](results.json).
 
-{facts}. Figures move from one machine and one day to another: compare within a table only. To
+{facts(machine)}. \
+Figures move from one machine and one day to another: compare within a table only. To
 repeat them: `make bench`, or in two minutes `make bench-quick`.
 
 ## What the project holds itself to
@@ -171,11 +171,7 @@ def table(result: Result) -> str:
     headings = [COLUMNS[name][0] for name in names]
     if has_speed:
         headings.append(f"× {result.scenario.reference}")
-    lines = [
-        f"| | {' | '.join(headings)} |",
-        f"|---|{'---:|' * len(headings)}",
-    ]
-    notes = []
+    rows, notes = [], []
     for subject, outcome in result.outcomes.items():
         if outcome.failure is not None:
             notes.append(f"{subject} failed: {outcome.failure}")
@@ -186,14 +182,30 @@ def table(result: Result) -> str:
             if has_speed and reference is not None:
                 found = speed(outcome, reference)
                 cells.append(f"{found.ratio:.2f}{' by CPU' if found.is_by_cpu else ''}")
-        lines.append(f"| {subject} | {' | '.join(cells)} |")
-    text = "\n".join(lines) + "\n"
-    if has_speed and any("by CPU" in line for line in lines):
+        rows.append([subject, *cells])
+    text = markdown(["", *headings], rows)
+    if has_speed and any("by CPU" in cell for row in rows for cell in row):
         text += (
             "\n*By CPU*: the load was the bottleneck, so that processor time per datagram is "
             "compared and not the rate.\n"
         )
     return text + "".join(f"\n{note}\n" for note in notes)
+
+
+def markdown(headings: list[str], rows: Iterable[list[str]]) -> str:
+    """Make a table of a column of names and columns of numbers."""
+    name, *others = headings
+    lines = [
+        f"| {name + ' ' if name else ''}| {' | '.join(others)} |",
+        f"|---|{'---:|' * len(others)}",
+        *(f"| {' | '.join(cells)} |" for cells in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def facts(machine: dict[str, str]) -> str:
+    """Say in a line what figures hold for."""
+    return ", ".join(f"{name} {value}" for name, value in machine.items())
 
 
 def digits(number: float) -> str:

@@ -41,6 +41,7 @@ class Run:
         self.loop: str = options.loop
         self.opens: list[int] = options.opens
         self.workers: int = options.workers
+        self.round: float = options.round
         self.is_stopped = False
         self.socket: ModuleType = standard
         if options.module == "tomada":
@@ -154,5 +155,6 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--gro", action="store_true")
     parser.add_argument("--spin", type=float, default=0)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--round", type=float, default=5)
     parser.add_argument("--opens", type=int, nargs="*", default=[])
     return parser

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::thread;
 use std::time::Duration;
 
 use crate::args::{Args, Result};
@@ -13,13 +14,20 @@ use crate::sys::{self, Clock};
 /// A request's number and the time when it was sent, at the start of its payload.
 const HEADER: usize = 2 * size_of::<u64>();
 
+/// How long to sleep when there is nothing to do.
+const IDLE: Duration = Duration::from_micros(100);
+
 /// `load`: a closed loop of clients. Each reply makes room for the next request, and a request
 /// that gets none in time is counted as lost and replaced.
 ///
 /// With `--gso` a client sends its whole window as one run, once all of the last was answered. The
-/// clients take turns without ever sleeping: a server that answers does not have to wake anybody.
+/// clients take turns without ever sleeping, so that a server that answers does not have to wake
+/// anybody; with `--sleep` they do sleep, for a moment, when there is nothing to do.
+///
+/// At the end it waits for the replies that are still to come, so that the result has what became
+/// of every request and every reply.
 pub(crate) fn load(args: &mut Args) -> Result<Line> {
-    let (peer, gso) = (args.peer()?, args.flag("gso"));
+    let (peer, gso, sleeps) = (args.peer()?, args.flag("gso"), args.flag("sleep"));
     let clients = args.optional("clients")?.unwrap_or(8);
     let window: usize = args.optional("window")?.unwrap_or(8);
     let warmup = args.optional("warmup")?.unwrap_or(0.0);
@@ -33,6 +41,8 @@ pub(crate) fn load(args: &mut Args) -> Result<Line> {
         clock: Clock::start(),
         counts_from: Duration::try_from_secs_f64(warmup)?.as_nanos() as u64,
         histogram: Histogram::new(),
+        sent: 0,
+        received: 0,
         lost: 0,
         late: 0,
     };
@@ -40,19 +50,41 @@ pub(crate) fn load(args: &mut Args) -> Result<Line> {
     let mut clients = (0..clients)
         .map(|_| Client::new(peer, window, size, gso))
         .collect::<io::Result<Vec<_>>>()?;
-    while !common.stop.is_due() {
+    let mut ended_at = None;
+    loop {
+        let mut replies = 0;
         for client in &mut clients {
-            let replies = client.receive(&mut results)?;
-            common.counter.add(replies);
+            replies += client.receive(&mut results)?;
             client.give_up(timeout, &mut results);
-            client.send(&results.clock)?;
+            if ended_at.is_none() {
+                client.send(&mut results)?;
+            }
+        }
+        common.counter.add(replies);
+        if ended_at.is_none() && common.stop.is_due() {
+            ended_at = Some(results.clock.now());
+        }
+        let in_flight: usize = clients.iter().map(|client| client.in_flight).sum();
+        if ended_at.is_some() && in_flight == 0 {
+            break;
+        }
+        if sleeps && replies == 0 {
+            thread::sleep(IDLE);
         }
     }
-    let seconds = results.clock.now().saturating_sub(results.counts_from) as f64 / 1e9;
+    let ended_at = ended_at.unwrap_or_default();
+    let seconds = ended_at.saturating_sub(results.counts_from) as f64 / 1e9;
+    let mut drops = 0;
+    for client in &clients {
+        drops += sys::kernel_drops(&client.socket)?;
+    }
     let line = Line::default()
         .with("replies", results.histogram.total())
         .with("seconds", seconds)
         .with("rate", results.histogram.total() as f64 / seconds)
+        .with("sent", results.sent)
+        .with("received", results.received)
+        .with("kernel_drops", drops)
         .with("losses", results.lost)
         .with("late", results.late);
     Ok(results.histogram.describe(line))
@@ -63,6 +95,9 @@ struct Results {
     /// The end of the warm-up; replies before it do not count.
     counts_from: u64,
     histogram: Histogram,
+    /// Requests that left, lost ones included, and all that came back, late ones included.
+    sent: usize,
+    received: usize,
     lost: u64,
     /// Replies to requests that were given up.
     late: u64,
@@ -126,6 +161,7 @@ impl Client {
         let mut answered = 0;
         for message in 0..messages {
             let segment = self.replies.message(message).segment.unwrap_or(self.size).max(1);
+            results.received += self.replies.message(message).datagrams();
             for reply in self.replies.payload(message).chunks(segment) {
                 let flight = reply.first_chunk().and_then(|id| {
                     let id = u64::from_ne_bytes(*id);
@@ -165,12 +201,12 @@ impl Client {
     }
 
     /// Fills the window.
-    fn send(&mut self, clock: &Clock) -> io::Result<()> {
+    fn send(&mut self, results: &mut Results) -> io::Result<()> {
         let free = self.window.len() - self.in_flight;
         if free == 0 || (self.gso && self.in_flight > 0) {
             return Ok(());
         }
-        let (now, size, places) = (clock.now(), self.size, self.window.len() as u64);
+        let (now, size, places) = (results.clock.now(), self.size, self.window.len() as u64);
         let mut requests = 0;
         for (place, flight) in (0..places).zip(&mut self.window) {
             if flight.is_open {
@@ -198,8 +234,10 @@ impl Client {
         };
         // What does not leave is lost, and is sent again as such.
         match self.requests.send(&self.socket, 0..messages, libc::MSG_DONTWAIT) {
-            Err(error) if !sys::is_retry(&error) && !sys::is_refused(&error) => Err(error),
-            _ => Ok(()),
+            Ok(sent) => results.sent += sent * requests / messages,
+            Err(error) if sys::is_retry(&error) || sys::is_refused(&error) => {}
+            Err(error) => return Err(error),
         }
+        Ok(())
     }
 }

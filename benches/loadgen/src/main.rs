@@ -29,7 +29,7 @@ usage: loadgen COMMAND --core N --seconds S [--counter FD] [--size BYTES] ...
   sink       [--rcvbuf BYTES]                    drain a port of every local address
   echo       [--offload] [--spin] [--rcvbuf BYTES]
                                                  send back what comes
-  load       --port P [--clients N] [--window N] [--gso] [--warmup S] [--timeout S]
+  load       --port P [--clients N] [--window N] [--gso] [--sleep] [--warmup S] [--timeout S]
                                                  keep requests in flight, time the replies
   pingpong   --port P [--spin] [--warmup S]      one request at a time
   limit-recv [--gro | --single] [--rcvbuf BYTES] recvmmsg, or recvfrom, and nothing else

@@ -1,0 +1,1 @@
+"""A soak: all kinds of traffic at once, for long, with every datagram accounted for."""

@@ -1,0 +1,234 @@
+"""The soak: ``python -m benches.soak``.
+
+Processes with servers, event loops and sockets get all kinds of traffic at once, while sockets are
+opened and closed, workers replaced and killed, receives cancelled and requests refused. After each
+round every datagram must be accounted for, by the public counters of who sent and who received;
+and memory, descriptors and threads must stay what they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime as dt
+import json
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+
+from benches import suite
+from benches.children import Child, ChildFailed
+from benches.soak import report
+from benches.soak.account import Account
+from benches.soak.watch import SELF, Growth, Sample, growth
+
+# What goes through each of these processes.
+PROGRAMS = {
+    "servers": "server",
+    "workers": "server",
+    "killed": "server",
+    "endpoints": "asyncio",
+    "plain": "socket",
+}
+# How long a process may be silent, beyond the length of a round.
+SILENCE = 120.0
+# Of how many samples a process's growth is judged: one that lives for less is not.
+FEW = 8
+# So many samples of a process are kept at the most.
+MOST = 25
+# What growth is allowed: memory in bytes.
+MEMORY = 2 << 20
+
+
+class Soak:
+    """What all processes have told so far."""
+
+    def __init__(self) -> None:
+        self.lanes: dict[str, Account] = {}
+        self.programs: dict[str, str] = {}
+        self.deeds: Counter[str] = Counter()
+        self.samples: dict[tuple[str, str, int], list[Sample]] = defaultdict(list)
+        self.failures: list[str] = []
+        self._lock = threading.Lock()
+
+    def listen(self, program: str, child: Child, patience: float, over: threading.Event) -> None:
+        """Take a process's lines until it ends."""
+        try:
+            while True:
+                self._take(program, child.line(patience))
+        except ChildFailed as failure:
+            # The end of its output is no failure once it was told to end.
+            if not over.is_set():
+                self.failures.append(f"{program} {failure}")
+                over.set()
+
+    def _take(self, program: str, facts: dict[str, Any]) -> None:
+        with self._lock:
+            for name, counts in facts["accounts"].items():
+                self.lanes.setdefault(name, Account()).add(Account(**counts))
+                self.programs[name] = program
+            self.deeds.update(facts["deeds"])
+            for found in facts["samples"]:
+                sample = Sample(**found)
+                self.samples[program, sample.process, sample.pid].append(sample)
+
+    def received(self) -> int:
+        """Return how many datagrams went through servers and asyncio."""
+        shares = self.shares()
+        return shares["server"] + shares["asyncio"]
+
+    def shares(self) -> Counter[str]:
+        """Return how many datagrams each kind received, and how many of all were sent singly."""
+        shares = Counter(dict.fromkeys([*PROGRAMS.values(), "all", "singly"], 0))
+        with self._lock:
+            for name, account in self.lanes.items():
+                if name.endswith(": replies"):
+                    continue
+                shares[PROGRAMS[self.programs[name]]] += account.received
+                shares["all"] += account.sent
+                shares["singly"] += account.singly
+        return shares
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        with self._lock:
+            return {name: asdict(self.lanes[name]) for name in sorted(self.lanes)}
+
+    def growths(self) -> list[Growth]:
+        """Return the growth of each process; of several workers, that of the one that grew most."""
+        found: dict[str, Growth] = {}
+        with self._lock:
+            for (program, process, _), samples in self.samples.items():
+                name = program if process == SELF else f"{program}: {process}"
+                new = growth(name, samples)
+                old = found.get(name)
+                # Replaced processes have few samples each.
+                longer = old is None or new.samples >= FEW > old.samples
+                if longer or (old and new.samples >= FEW and new.rss_growth > old.rss_growth):
+                    found[name] = new
+        return list(found.values())
+
+
+def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    soak, over, started = Soak(), threading.Event(), time.monotonic()
+    with contextlib.ExitStack() as stack:
+        children = {
+            program: stack.enter_context(
+                Child(f"soak {program}", 0, options.seconds + SILENCE * 4, round=options.round)
+            )
+            for program in PROGRAMS
+        }
+        listeners = [
+            threading.Thread(
+                target=soak.listen, args=(program, child, options.round + SILENCE, over)
+            )
+            for program, child in children.items()
+        ]
+        for listener in listeners:
+            listener.start()
+        watch(soak, over, started + options.seconds, options.datagrams, console)
+        over.set()
+        for child in children.values():
+            child.tell_to_end()
+        for listener in listeners:
+            listener.join()
+        for program, child in children.items():
+            try:
+                child.result(SILENCE)
+            except ChildFailed as failure:
+                soak.failures.append(f"{program} {failure}")
+    return results(soak, options, time.monotonic() - started)
+
+
+def watch(soak: Soak, over: threading.Event, until: float, wanted: int, console: Console) -> None:
+    """Show how it goes until the time is up and enough datagrams have passed."""
+
+    def table() -> Any:
+        return report.rich_table("traffic", report.TRAFFIC, report.traffic(soak.counts()))
+
+    with Live(console=console, auto_refresh=False) as live:
+        while not over.wait(1):
+            if console.is_terminal:
+                live.update(table(), refresh=True)
+            if time.monotonic() > until and soak.received() >= wanted:
+                return
+
+
+def results(soak: Soak, options: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    counts, growths = soak.counts(), soak.growths()
+    machine = {name: fact for name, fact in suite.machine().items() if name not in suite.PEERS}
+    missed = list(dict.fromkeys(soak.failures))
+    missed += [
+        f"{name}: {found['unexplained']:,} datagrams unexplained"
+        for name, found in counts.items()
+        if found["unexplained"]
+    ]
+    for found in growths:
+        if found.samples < FEW:
+            continue
+        if found.rss_growth > options.memory:
+            missed.append(f"{found.process}: memory grew by {found.rss_growth:,} bytes")
+        for name in ("descriptors", "threads"):
+            if (more := getattr(found, f"{name}_growth")) > 0:
+                missed.append(f"{found.process}: {more} {name} more")
+    return {
+        "command": options.command,
+        "measured_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds),
+        "machine": {"tomada": metadata.version("tomada"), **machine},
+        "shares": dict(soak.shares()),
+        "missed": missed,
+        "lanes": counts,
+        "deeds": dict(soak.deeds),
+        "processes": [asdict(found) for found in growths],
+        "samples": [
+            {"program": program, **asdict(sample)}
+            for (program, _, _), samples in soak.samples.items()
+            for sample in samples[:: len(samples) // MOST + 1]
+        ],
+    }
+
+
+def main() -> int:
+    options = parser().parse_args()
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    found = run(options, console)
+    report.show(found, console)
+    shares = found["shares"]
+    through = shares["server"] + shares["asyncio"]
+    console.print(f"{through:,} datagrams through servers and asyncio in {found['seconds']} s")
+    for reason in found["missed"]:
+        console.print(f"missed: {reason}")
+    if options.directory is not None and shares["all"]:
+        path = options.directory / "soak.json"
+        path.write_text(json.dumps(found, indent=1) + "\n")
+        report.write_into(options.directory / "reliability.md", report.section(found))
+        console.print(f"written to {options.directory}")
+    return bool(found["missed"])
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benches.soak", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60, help="how long, at the least")
+    parser.add_argument(
+        "--datagrams",
+        type=int,
+        default=0,
+        help="how many must go through servers and asyncio until it ends",
+    )
+    parser.add_argument("--round", type=float, default=4, help="the seconds of a round")
+    parser.add_argument("--memory", type=int, default=MEMORY, help="the growth that is allowed")
+    parser.add_argument("--directory", type=Path, help="where its page and its results are")
+    parser.add_argument("--command", default="make soak", help="how it was started")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

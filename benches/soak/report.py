@@ -1,0 +1,102 @@
+"""The tables of the soak: for the terminal, and for the page that they are part of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from benches.report import digits, facts, markdown
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# The page's text is written by hand, but for what is between these lines.
+BEGIN = "<!-- What follows, up to the end mark, is written by `make soak`. -->"
+END = "<!-- The end of what `make soak` writes. -->"
+
+Rows = list[list[str]]
+
+TRAFFIC = ["traffic", "sent", "received", "refused", "dropped", "killed", "unexplained"]
+PROCESSES = ["process", "samples", "resident", "growth", "private growth", "descriptors", "threads"]
+
+
+def traffic(lanes: dict[str, dict[str, int]]) -> Rows:
+    names = ("sent", "received", "refused", "kernel_drops", "lost_with_killed", "unexplained")
+    return [
+        [lane, *(f"{counts[name]:,}" for name in names)]
+        for lane, counts in [*lanes.items(), ("**all**", total(lanes))]
+    ]
+
+
+def total(lanes: dict[str, dict[str, int]]) -> dict[str, int]:
+    names = next(iter(lanes.values()), {})
+    return {name: sum(counts[name] for counts in lanes.values()) for name in names}
+
+
+def processes(found: list[dict[str, Any]]) -> Rows:
+    return [
+        [
+            growth["process"],
+            f"{growth['samples']:,}",
+            mebibytes(growth["rss"]),
+            f"{growth['rss_growth'] / 2**20:+.2f} MiB",
+            f"{growth['uss_growth'] / 2**20:+.2f} MiB",
+            f"{growth['descriptors']} ({growth['descriptors_growth']:+d})",
+            f"{growth['threads']} ({growth['threads_growth']:+d})",
+        ]
+        for growth in found
+    ]
+
+
+def mebibytes(size: float) -> str:
+    return f"{size / 2**20:.1f} MiB"
+
+
+def section(results: dict[str, Any]) -> str:
+    """Write what the page says of a run."""
+    shares, lanes = results["shares"], results["lanes"]
+    deeds = ", ".join(f"{count:,} {what}" for what, count in sorted(results["deeds"].items()))
+    verdict = "; ".join(results["missed"]) or "no datagram unexplained, and nothing grew"
+    through = shares["server"] + shares["asyncio"]
+    return f"""\
+`{results["command"]}`, {results["measured_at"].partition("T")[0]}: {digits(through)} datagrams
+received by servers ({digits(shares["server"])}) and asyncio ({digits(shares["asyncio"])}), and
+{digits(shares["socket"])} by sockets, in {results["seconds"] / 60:.1f} minutes.
+{shares["singly"] / shares["all"]:.0%} of all that was sent came one by one, the rest in runs
+(`UDP_SEGMENT`). **{verdict[:1].upper()}{verdict[1:]}.**
+
+{markdown(TRAFFIC, traffic(lanes))}
+*Dropped* is `kernel_drops`, which counts a run as one. *Killed* is what was lost with workers that
+were killed on purpose. A row of replies is what the load generator received of what was answered.
+
+Besides: {deeds}.
+
+{markdown(PROCESSES, processes(results["processes"]))}
+Samples are taken at rest, between two rounds. Growth is the most after the warm-up, the first
+quarter of the samples, less the most within it; descriptors and threads are the last count, and
+their growth. Private memory is what no other process has. Of processes of one kind, the one is
+shown that grew most. More samples are in [soak.json](soak.json). {facts(results["machine"])}.
+"""
+
+
+def write_into(page: Path, text: str) -> None:
+    """Put text in its place on a page."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+
+
+def show(results: dict[str, Any], console: Console) -> None:
+    console.print(rich_table("traffic", TRAFFIC, traffic(results["lanes"])))
+    console.print(rich_table("processes", PROCESSES, processes(results["processes"])))
+
+
+def rich_table(title: str, headings: list[str], rows: Rows) -> Table:
+    table = Table(title=title)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(cell.strip("*") for cell in row))
+    return table

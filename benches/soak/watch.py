@@ -1,0 +1,100 @@
+"""What processes have: memory, descriptors and threads, over time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benches.children import memory
+
+# The share of a process's samples that are its warm-up.
+WARM_UP = 0.25
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a process has at one moment; memory in bytes.
+
+    ``rss`` is what is resident, ``pss`` that with a share of what others have too, ``uss`` what no
+    other process has.
+    """
+
+    process: str
+    pid: int
+    rss: int
+    pss: int
+    uss: int
+    descriptors: int
+    threads: int
+
+
+def sample(process: str, pid: int) -> Sample:
+    folder = Path(f"/proc/{pid}")
+    found = memory(pid)
+    return Sample(
+        process,
+        pid,
+        found["Rss"],
+        found["Pss"],
+        found["Private_Clean"] + found["Private_Dirty"],
+        # The one that reads the folder is there only now.
+        sum(1 for _ in (folder / "fd").iterdir()) - (process == SELF),
+        sum(1 for _ in (folder / "task").iterdir()),
+    )
+
+
+def children(pid: int) -> Iterator[int]:
+    """Go through the processes that a process has started, in the order of their numbers."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        yield from map(int, (task / "children").read_text().split())
+
+
+SELF = "itself"
+
+
+def look_around(pid: int) -> list[Sample]:
+    """Take samples of a process, of the supervisors of its servers, and of their workers."""
+    samples = [sample(SELF, pid)]
+    for supervisor in children(pid):
+        samples.append(sample("supervisor", supervisor))
+        samples.extend(sample("worker", worker) for worker in children(supervisor))
+    return samples
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How much more a process had after its warm-up than within it, at the most."""
+
+    process: str
+    samples: int
+    rss: int
+    rss_growth: int
+    pss_growth: int
+    uss_growth: int
+    descriptors: int
+    descriptors_growth: int
+    threads: int
+    threads_growth: int
+
+
+def growth(process: str, samples: list[Sample]) -> Growth:
+    warm = max(1, int(len(samples) * WARM_UP))
+    before, after = samples[:warm], samples[warm:] or samples[-1:]
+
+    def more(name: str) -> int:
+        return max(getattr(s, name) for s in after) - max(getattr(s, name) for s in before)
+
+    last = samples[-1]
+    return Growth(
+        process,
+        len(samples),
+        last.rss,
+        more("rss"),
+        more("pss"),
+        more("uss"),
+        last.descriptors,
+        more("descriptors"),
+        last.threads,
+        more("threads"),
+    )

@@ -1,0 +1,90 @@
+"""The soak: what it makes of counters, and a short run of it."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from benches.children import ROOT
+from benches.soak import report
+from benches.soak.account import IN_HAND, LONGEST_RUN, Account
+from benches.soak.watch import Sample, growth
+from floods import needs_loadgen
+
+
+def counted(received, refused=0, kernel_drops=0):
+    return SimpleNamespace(received=received, refused=refused, kernel_drops=kernel_drops)
+
+
+@pytest.mark.parametrize(
+    ("sent", "stats", "options", "unexplained"),
+    [
+        (10, counted(7, 2, 1), {}, 0),
+        (10, counted(7, 2), {}, 1),
+        (10, counted(7, 2, 2), {}, 1),
+        (74, counted(7, 3, 1), {"run": 64}, 0),
+        (74, counted(7, 3, 1), {"run": None}, 0),
+        (10, counted(7, 3, 1), {"run": None}, 1),
+        (10 + LONGEST_RUN, counted(7, 3, 1), {"run": None}, 0),
+        (11 + LONGEST_RUN, counted(7, 3, 1), {"run": None}, 1),
+        (10 + IN_HAND, counted(10), {"killed": 1}, 0),
+        (11 + IN_HAND, counted(10), {"killed": 1}, 1),
+        (10, counted(11), {"killed": 1}, 1),
+    ],
+)
+def test_what_no_counter_explains_is_found(sent, stats, options, unexplained):
+    assert Account.of(sent, stats, **options).unexplained == unexplained
+
+
+def test_accounts_of_rounds_are_added_up_and_no_two_faults_cancel_out():
+    both = Account.of(10, counted(10), counted(1))
+    assert both.unexplained == 1
+    both.add(Account.of(9, counted(10)))
+    assert (both.sent, both.received) == (19, 19)
+    assert both.unexplained == 2
+
+
+def test_what_was_received_and_not_delivered_is_found():
+    assert Account.of(10, counted(10)).compare(10).unexplained == 0
+    assert Account.of(10, counted(10)).compare(9).unexplained == 1
+
+
+def test_growth_is_what_comes_after_the_warm_up():
+    def samples(*sizes):
+        return [Sample("itself", 1, size, size, size, 5, 1) for size in sizes]
+
+    assert growth("x", samples(10, 30, 20, 20, 20, 30, 30, 31)).rss_growth == 1
+    assert growth("x", samples(10, 30, 30, 20, 20, 20, 20, 20)).rss_growth == 0
+    assert growth("x", samples(10)).rss_growth == 0
+
+
+@needs_loadgen
+def test_a_short_soak_leaves_nothing_unexplained(tmp_path):
+    page = tmp_path / "reliability.md"
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-m", "benches.soak", "--seconds", "6", "--round", "1"),
+            *("--datagrams", "100000", "--directory", tmp_path),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    found = json.loads((tmp_path / "soak.json").read_text())
+    assert found["shares"]["server"] > 0
+    assert found["shares"]["asyncio"] > 0
+    for lane, counts in found["lanes"].items():
+        assert counts["sent"] > 0, lane
+    for deed in ("servers started", "workers replaced", "workers killed", "receives cancelled"):
+        assert found["deeds"][deed] > 0
+    assert {growth["process"] for growth in found["processes"]} >= {"servers", "workers: worker"}
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "| **all** |" in text
