@@ -90,7 +90,7 @@ impl Held {
     pub fn filled(&self) -> Filled {
         let Some(split) = self.split else { return Filled::default() };
         let bytes = self.payload.len() - split.range().start;
-        let truncated = usize::from(self.is_truncated);
+        let truncated = usize::from(self.flags & libc::MSG_TRUNC != 0);
         let datagrams = split.remaining();
         Filled {
             messages: 1,
