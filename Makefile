@@ -73,7 +73,8 @@ SOAK_DIRECTORY ?= docs
 
 soak: $(stamps)/build $(stamps)/group-bench $(loadgen) ## all kinds of traffic at once, every datagram accounted for; SOAK_SECONDS=n
 	$(bin)/python -m benches.soak --seconds $(SOAK_SECONDS) --datagrams $(SOAK_DATAGRAMS) \
-		$(if $(SOAK_DIRECTORY),--directory $(SOAK_DIRECTORY)) $(SOAK_ARGS)
+		$(if $(SOAK_DIRECTORY),--directory $(SOAK_DIRECTORY) --command \
+			"make soak SOAK_SECONDS=$(SOAK_SECONDS) SOAK_DATAGRAMS=$(SOAK_DATAGRAMS)") $(SOAK_ARGS)
 
 lint: $(stamps)/build $(stamps)/group-lint $(stamps)/group-test ## formatting, lints, types, stubs
 	cargo fmt --check

@@ -41,30 +41,39 @@ def servers(run: Run) -> None:
     batch: dict[str, Any] = {"takes": "batch"}
     in_threads(
         run,
-        Served("sink of runs", Counting(), blast(200_000, gso=True), run=RUN, **batch),
-        Served("echo of runs", echo, ask(window=32, gso=True), run=32),
-        Served("echo", Counting(echoes=True), ask(clients=4), **batch),
-        Served("guarded", Counting(), blast(30_000), blast(10_000, size=200), guard=guard, **batch),
-        Served("overrun", echo_short, blast(60_000, size=512), rcvbuf=SMALL_BUFFER),
+        Served("server, runs", Counting(), blast(200_000, gso=True), run=RUN, **batch),
+        Served("server, echo of runs", echo, ask(window=32, gso=True), run=32),
+        Served("server, echo", Counting(echoes=True), ask(clients=4), **batch),
+        Served(
+            "server, guarded",
+            Counting(),
+            blast(30_000),
+            blast(10_000, size=200),
+            guard=guard,
+            **batch,
+        ),
+        Served("server, overrun", echo_short, blast(60_000, size=512), rcvbuf=SMALL_BUFFER),
     )
 
 
 def workers(run: Run) -> None:
     """Two workers, replaced one by one, of a server that is never closed."""
     loads = ask(clients=4), ask(clients=4), blast(50_000, size=512, gso=True)
-    in_threads(run, Kept("two workers, replaced", echo_short, *loads, run=None, workers=2))
+    in_threads(run, Kept("server, workers replaced", echo_short, *loads, run=None, workers=2))
 
 
 def killed(run: Run) -> None:
     """Servers that lose one of two workers."""
-    in_threads(run, Killed("two workers, one killed", echo, ask(clients=4), workers=2))
+    in_threads(run, Killed("server, a worker killed", echo, ask(clients=4), workers=2))
 
 
 def endpoints(run: Run) -> None:
     """Transports and endpoints on one loop."""
     lanes = (
         loops.Transport("transport, runs", loops.Sink, blast(100_000, gso=True), run=RUN),
-        loops.Transport("batches, runs", loops.Batches, blast(150_000, gso=True), run=RUN),
+        loops.Transport(
+            "transport, batches of runs", loops.Batches, blast(150_000, gso=True), run=RUN
+        ),
         loops.Transport("transport, echo", loops.Echo, ask(clients=4)),
         loops.Transport(
             "transport, guarded", loops.Sink, blast(20_000), guard=tomada.Guard(rate=5000)
@@ -85,7 +94,7 @@ def plain(run: Run) -> None:
         sockets.Receiver(
             "socket, batches of runs", (sockets.into_batch(),), runs, gro=True, run=RUN
         ),
-        sockets.Sender("socket that sends", 100_000),
+        sockets.Sender("socket, sending", 100_000),
         sockets.Churn("sockets, misused"),
         sockets.Asking("clients"),
     )
@@ -107,6 +116,8 @@ def in_threads(run: Run, *lanes: Lane) -> None:
 
 async def on_loop(run: Run, lanes: Sequence[loops.AsyncLane]) -> None:
     prepare(run)
+    # As few that the first round has need of all.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
     while not run.is_stopped:
         tell(lanes, await asyncio.gather(*(lane.round_on_loop(run.round) for lane in lanes)))
 

@@ -163,7 +163,7 @@ def watch(soak: Soak, over: threading.Event, until: float, wanted: int, console:
 
 def results(soak: Soak, options: argparse.Namespace, seconds: float) -> dict[str, Any]:
     counts, growths = soak.counts(), soak.growths()
-    machine = {name: fact for name, fact in suite.machine().items() if name not in suite.PEERS}
+    machine = suite.machine()
     missed = list(dict.fromkeys(soak.failures))
     missed += [
         f"{name}: {found['unexplained']:,} datagrams unexplained"
@@ -182,7 +182,11 @@ def results(soak: Soak, options: argparse.Namespace, seconds: float) -> dict[str
         "command": options.command,
         "measured_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds),
-        "machine": {"tomada": metadata.version("tomada"), **machine},
+        "machine": {
+            "tomada": metadata.version("tomada"),
+            **{name: machine[name] for name in ("CPython", "Linux", "processor", "cores")},
+        },
+        "bar": options.memory,
         "shares": dict(soak.shares()),
         "missed": missed,
         "lanes": counts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -57,28 +58,32 @@ def mebibytes(size: float) -> str:
 def section(results: dict[str, Any]) -> str:
     """Write what the page says of a run."""
     shares, lanes = results["shares"], results["lanes"]
-    deeds = ", ".join(f"{count:,} {what}" for what, count in sorted(results["deeds"].items()))
-    verdict = "; ".join(results["missed"]) or "no datagram unexplained, and nothing grew"
-    through = shares["server"] + shares["asyncio"]
-    return f"""\
-`{results["command"]}`, {results["measured_at"].partition("T")[0]}: {digits(through)} datagrams
-received by servers ({digits(shares["server"])}) and asyncio ({digits(shares["asyncio"])}), and
-{digits(shares["socket"])} by sockets, in {results["seconds"] / 60:.1f} minutes.
-{shares["singly"] / shares["all"]:.0%} of all that was sent came one by one, the rest in runs
-(`UDP_SEGMENT`). **{verdict[:1].upper()}{verdict[1:]}.**
+    found = "; ".join(results["missed"]) or (
+        f"no datagram unexplained, and no process grown by more than {mebibytes(results['bar'])}"
+    )
+    day = results["measured_at"].partition("T")[0]
+    parts = [
+        f"`{results['command']}`, {day}, {facts(results['machine'])}: in {results['seconds'] / 60:.1f} minutes "
+        f"{digits(shares['server'])} datagrams were received by servers, "
+        f"{digits(shares['asyncio'])} by asyncio and {digits(shares['socket'])} by sockets. "
+        f"{shares['singly'] / shares['all']:.0%} of all that was sent came one by one, the rest "
+        f"in runs (`UDP_SEGMENT`). **{found[:1].upper()}{found[1:]}.**",
+        markdown(TRAFFIC, traffic(lanes)),
+        "*Dropped* is `kernel_drops`, which counts a run as one. *Killed* is what was lost with "
+        "workers that were killed on purpose. A row of replies is what the load generator received "
+        "of what was answered.",
+        f"Besides: {deeds(results['deeds'])}.",
+        markdown(PROCESSES, processes(results["processes"])),
+        "Samples are taken at rest, between two rounds. Growth is the most after the warm-up, the "
+        "first quarter of the samples, less the most within it; of descriptors and threads it "
+        "stands in brackets. Private memory is what no other process has. Of processes of one "
+        "kind, the one is shown that grew most. More samples are in [soak.json](soak.json).",
+    ]
+    return "\n\n".join(part.strip() if "|" in part else fill(part, 100) for part in parts) + "\n"
 
-{markdown(TRAFFIC, traffic(lanes))}
-*Dropped* is `kernel_drops`, which counts a run as one. *Killed* is what was lost with workers that
-were killed on purpose. A row of replies is what the load generator received of what was answered.
 
-Besides: {deeds}.
-
-{markdown(PROCESSES, processes(results["processes"]))}
-Samples are taken at rest, between two rounds. Growth is the most after the warm-up, the first
-quarter of the samples, less the most within it; descriptors and threads are the last count, and
-their growth. Private memory is what no other process has. Of processes of one kind, the one is
-shown that grew most. More samples are in [soak.json](soak.json). {facts(results["machine"])}.
-"""
+def deeds(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {what}" for what, count in sorted(counts.items()))
 
 
 def write_into(page: Path, text: str) -> None:
