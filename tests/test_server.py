@@ -86,6 +86,18 @@ def test_datagrams_come_with_metadata_where_they_are_asked_for():
     assert not datagram.truncated
 
 
+def test_what_the_handler_sends_itself_is_counted_too():
+    def handle(datagram):
+        datagram.reply(b"first")
+        return b"second"
+
+    with server(handle, takes="datagram") as serving, client(serving.address) as sock:
+        sock.send(b"x")
+        assert {sock.recv(10), sock.recv(10)} == {b"first", b"second"}
+        eventually(lambda: serving.stats().sent == 2)
+        assert (serving.stats().sent_bytes, serving.stats().send_calls) == (11, 2)
+
+
 def test_a_batch_handler_gets_lists_and_returns_replies_in_their_order():
     sizes, block = [], threading.Event()
 

@@ -59,7 +59,9 @@ def servers(run: Run) -> None:
 def workers(run: Run) -> None:
     """Two workers, replaced one by one, of a server that is never closed."""
     loads = ask(clients=4), ask(clients=4), blast(50_000, size=512, gso=True)
-    in_threads(run, Kept("server, workers replaced", echo_short, *loads, run=None, workers=2))
+    # Each worker gets some of everything, and so is warm after a round.
+    options: dict[str, Any] = {"workers": 2, "steering": "random"}
+    in_threads(run, Kept("server, workers replaced", echo_short, *loads, run=None, **options))
 
 
 def killed(run: Run) -> None:

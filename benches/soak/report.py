@@ -57,35 +57,31 @@ def mebibytes(size: float) -> str:
 
 def section(results: dict[str, Any]) -> str:
     """Write what the page says of a run."""
-    shares, lanes = results["shares"], results["lanes"]
+    shares = results["shares"]
     found = "; ".join(results["missed"]) or (
         f"no datagram unexplained, and no process grown by more than {mebibytes(results['bar'])}"
     )
-    day = results["measured_at"].partition("T")[0]
-    parts = [
-        (
-            f"`{results['command']}`, {day}, {facts(results['machine'])}: in {results['seconds'] / 60:.1f} minutes "
-            f"{digits(shares['server'])} datagrams were received by servers, "
-            f"{digits(shares['asyncio'])} by asyncio and {digits(shares['socket'])} by sockets. "
-            f"{shares['singly'] / shares['all']:.0%} of all that was sent came one by one, the rest "
-            f"in runs (`UDP_SEGMENT`). **{found[:1].upper()}{found[1:]}.**"
-        ),
-        markdown(TRAFFIC, traffic(lanes)),
-        (
-            "*Dropped* is `kernel_drops`, which counts a run as one. *Killed* is what was lost with "
-            "workers that were killed on purpose. A row of replies is what the load generator received "
-            "of what was answered."
-        ),
-        f"Besides: {deeds(results['deeds'])}.",
-        markdown(PROCESSES, processes(results["processes"])),
-        (
-            "Samples are taken at rest, between two rounds. Growth is the most after the warm-up, the "
-            "first quarter of the samples, less the most within it; of descriptors and threads it "
-            "stands in brackets. Private memory is what no other process has. Of processes of one "
-            "kind, the one is shown that grew most. More samples are in [soak.json](soak.json)."
-        ),
-    ]
-    return "\n\n".join(part.strip() if "|" in part else fill(part, 100) for part in parts) + "\n"
+    summary = f"""\
+`{results["command"]}`, {results["measured_at"].partition("T")[0]}, {facts(results["machine"])}: in
+{results["seconds"] / 60:.1f} minutes {digits(shares["server"])} datagrams were received by servers,
+{digits(shares["asyncio"])} by asyncio and {digits(shares["socket"])} by sockets.
+{shares["singly"] / shares["all"]:.0%} of all that was sent came one by one, the rest in runs
+(`UDP_SEGMENT`). **{found[:1].upper()}{found[1:]}.**"""
+    return f"""\
+{fill(summary, 100)}
+
+{markdown(TRAFFIC, traffic(results["lanes"]))}
+*Dropped* is `kernel_drops`, which counts a run as one. *Killed* is what was lost with workers that
+were killed on purpose. A row of replies is what the load generator received of what was answered.
+
+{fill(f"Besides: {deeds(results['deeds'])}.", 100)}
+
+{markdown(PROCESSES, processes(results["processes"]))}
+Samples are taken at rest, between two rounds. Growth is the most after the warm-up, the first
+quarter of the samples, less the most within it; of descriptors and threads it stands in brackets.
+Private memory is what no other process has. Of processes of one kind, the one is shown that grew
+most. More samples are in [soak.json](soak.json).
+"""
 
 
 def deeds(counts: dict[str, int]) -> str:

@@ -67,7 +67,7 @@ class Server:
         :meth:`tomada.socket.socket.join_group`. Workers then share one socket, since several would
         each get a copy.
     :param guard: A :class:`tomada.Guard` for what arrives and leaves. Each worker has a copy of it,
-        and so its own counts and limits.
+        and so its own counts and limits; :meth:`stats` has what all of them refused.
     :param sock: A bound socket to use instead of an address. It stays the caller's, to close.
     :param fd: The descriptor of one, which becomes the server's.
 

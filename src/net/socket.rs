@@ -170,7 +170,7 @@ impl Socket {
         loop {
             let known = self.known_drops.load(Ordering::Acquire);
             let Some(counter) = self.drop_counter() else { return known };
-            let drops = known + u64::from(counter.wrapping_sub(known as u32));
+            let drops = beyond_32_bits(known, counter);
             // Where another thread was faster, the counter may be older than what is known now.
             let (same, other) = (Ordering::AcqRel, Ordering::Relaxed);
             if self.known_drops.compare_exchange(known, drops, same, other).is_ok() {
@@ -321,6 +321,12 @@ impl Socket {
     }
 }
 
+/// What a counter of 32 bits has counted that was at `known` before, and has gone round once since
+/// then at the most.
+fn beyond_32_bits(known: u64, counter: u32) -> u64 {
+    known + u64::from(counter.wrapping_sub(known as u32))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -334,6 +340,16 @@ mod tests {
         assert_eq!(socket.family(), libc::AF_INET6);
         assert_eq!(socket.kind(), libc::SOCK_DGRAM);
         assert_eq!(socket.protocol(), libc::IPPROTO_UDP);
+    }
+
+    #[test]
+    fn drops_are_counted_beyond_32_bits() {
+        const ROUND: u64 = 1 << 32;
+        assert_eq!(beyond_32_bits(0, 7), 7);
+        assert_eq!(beyond_32_bits(7, 7), 7);
+        assert_eq!(beyond_32_bits(ROUND - 1, u32::MAX), ROUND - 1);
+        assert_eq!(beyond_32_bits(ROUND - 1, 2), ROUND + 2);
+        assert_eq!(beyond_32_bits(5 * ROUND + 9, 8), 6 * ROUND + 8);
     }
 
     #[test]

@@ -9,8 +9,8 @@ pub struct Counters {
     sent: Direction,
     truncated: AtomicU64,
     refused: AtomicU64,
-    refused_told: AtomicU64,
     errors: AtomicU64,
+    told: Told,
 }
 
 #[derive(Debug, Default)]
@@ -18,6 +18,25 @@ struct Direction {
     datagrams: AtomicU64,
     bytes: AtomicU64,
     calls: AtomicU64,
+}
+
+/// As far as [`Counters::take_untold`] has told of the counters.
+#[derive(Debug, Default)]
+struct Told {
+    refused: AtomicU64,
+    sent: AtomicU64,
+    sent_bytes: AtomicU64,
+    send_calls: AtomicU64,
+}
+
+/// What was counted since somebody last asked, by the names of [`Stats`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "they are those of Stats")]
+pub struct Untold {
+    pub refused: u64,
+    pub sent: u64,
+    pub sent_bytes: u64,
+    pub send_calls: u64,
 }
 
 /// The counters at one moment.
@@ -70,14 +89,21 @@ impl Counters {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// How many datagrams the guard has refused since this was last called, by any thread: for who
-    /// adds them up elsewhere.
-    pub fn take_refused(&self) -> u64 {
-        let refused = self.refused();
-        if refused == 0 {
-            return 0; // the usual case
+    /// What was counted since this was last called, by any thread: for who adds it up elsewhere.
+    pub fn take_untold(&self) -> Untold {
+        let take = |counter: &AtomicU64, told: &AtomicU64| {
+            let count = counter.load(Ordering::Relaxed);
+            if count == told.load(Ordering::Relaxed) {
+                return 0; // the usual case
+            }
+            count.saturating_sub(told.fetch_max(count, Ordering::Relaxed))
+        };
+        Untold {
+            refused: take(&self.refused, &self.told.refused),
+            sent: take(&self.sent.datagrams, &self.told.sent),
+            sent_bytes: take(&self.sent.bytes, &self.told.sent_bytes),
+            send_calls: take(&self.sent.calls, &self.told.send_calls),
         }
-        refused.saturating_sub(self.refused_told.fetch_max(refused, Ordering::Relaxed))
     }
 
     /// Counts entries of the error queue.
@@ -116,13 +142,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_refused_is_taken_once() {
+    fn what_was_counted_is_told_once() {
         let counters = Counters::default();
-        assert_eq!(counters.take_refused(), 0);
+        assert_eq!(counters.take_untold(), Untold::default());
         counters.count_refused(3);
-        assert_eq!(counters.take_refused(), 3);
+        counters.count_sent(2, 20);
+        let told = Untold { refused: 3, sent: 2, sent_bytes: 20, send_calls: 1 };
+        assert_eq!(counters.take_untold(), told);
         counters.count_refused(2);
-        assert_eq!((counters.take_refused(), counters.take_refused()), (2, 0));
-        assert_eq!(counters.read().refused, 5);
+        assert_eq!(counters.take_untold(), Untold { refused: 2, ..Untold::default() });
+        assert_eq!(counters.take_untold(), Untold::default());
+        assert_eq!((counters.read().refused, counters.read().sent), (5, 2));
     }
 }

@@ -30,10 +30,6 @@ thread_local! {
 
 /// How far a flush came.
 pub(crate) struct Flushed {
-    /// What left.
-    pub(crate) sent: Sent,
-    /// How many calls it took.
-    pub(crate) calls: usize,
     /// What was wrong with datagrams that did not leave, or with earlier ones.
     pub(crate) errors: Vec<Refused>,
     /// Whether the socket's buffer is full, so that the rest waits.
@@ -100,8 +96,7 @@ impl Outbox {
         socket: &net::Socket,
         mut wait: impl FnMut(&mut SendQueue<'_>) -> Option<io::Result<Sent>>,
     ) -> Flushed {
-        let mut flushed =
-            Flushed { sent: Sent::default(), calls: 0, errors: Vec::new(), is_full: false };
+        let mut flushed = Flushed { errors: Vec::new(), is_full: false };
         while !self.is_empty() && !flushed.is_full {
             let done = self.flush_step(py, socket, &mut flushed, &mut wait);
             for queued in self.datagrams.drain(..done) {
@@ -139,11 +134,7 @@ impl Outbox {
                 result = later;
             }
             match result {
-                Ok(some) => {
-                    flushed.sent.datagrams += some.datagrams;
-                    flushed.sent.bytes += some.bytes;
-                    flushed.calls += 1;
-                }
+                Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     let position = queue.position();

@@ -145,6 +145,8 @@ impl<'a, 'py> Delivery<'a, 'py> {
         self.core.delivering.store(0, Ordering::Relaxed);
         let flushed = self.core.flush(self.py, self.socket);
         self.core.count(Count::HandlerTime, took);
+        // The handler may have sent by Datagram.reply().
+        self.core.count_untold(self.socket);
         result?;
         Ok(flushed?)
     }

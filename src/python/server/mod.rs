@@ -235,7 +235,7 @@ impl ServerCore {
         }
     }
 
-    /// Receives without waiting, and counts at once what the guard has refused meanwhile.
+    /// Receives without waiting, and counts at once what the guard has refused.
     fn receive_now(
         &self,
         socket: &net::Socket,
@@ -244,11 +244,24 @@ impl ServerCore {
         messages: usize,
     ) -> io::Result<Filled> {
         let received = socket.receive_messages(fd, ring, messages, libc::MSG_DONTWAIT);
-        match socket.counters().take_refused() {
-            0 => {}
-            refused => self.count(Count::Refused, refused as usize),
-        }
+        self.count_untold(socket);
         received
+    }
+
+    /// Counts what the guard has refused, and what was sent, by whatever way.
+    fn count_untold(&self, socket: &net::Socket) {
+        let untold = socket.counters().take_untold();
+        let counts = [
+            (Count::Refused, untold.refused),
+            (Count::Sent, untold.sent),
+            (Count::SentBytes, untold.sent_bytes),
+            (Count::SendCalls, untold.send_calls),
+        ];
+        for (count, n) in counts {
+            if n > 0 {
+                self.count(count, n as usize);
+            }
+        }
     }
 
     fn state(&self) -> u8 {

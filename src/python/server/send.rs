@@ -93,9 +93,7 @@ impl ServerCore {
             let deadline = *deadline.get_or_insert_with(|| Deadline::after(patience));
             Some(wait_for_room(py, socket, deadline, queue))
         });
-        self.count(Count::Sent, flushed.sent.datagrams);
-        self.count(Count::SentBytes, flushed.sent.bytes);
-        self.count(Count::SendCalls, flushed.calls);
+        self.count_untold(socket);
         let lost = flushed.errors.iter().filter(|refused| refused.is_lost).count();
         if lost > 0 {
             self.count(Count::SendErrors, lost);
