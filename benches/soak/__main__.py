@@ -43,7 +43,7 @@ SILENCE = 120.0
 # Of how many samples a process's growth is judged: one that lives for less is not.
 FEW = 8
 # So many samples of a process are kept at the most.
-MOST = 25
+MOST = 10
 # What growth is allowed: memory in bytes.
 MEMORY = 2 << 20
 
