@@ -11,7 +11,15 @@ import time
 import pytest
 
 pytest.register_assert_rewrite(
-    "answering", "command", "floods", "links", "parity", "support", "traffic", "transports"
+    "answering",
+    "command",
+    "faults",
+    "floods",
+    "links",
+    "parity",
+    "support",
+    "traffic",
+    "transports",
 )
 
 # Whoever starts the tests in the background of a shell has them ignore SIGINT, and the programs
@@ -19,6 +27,7 @@ pytest.register_assert_rewrite(
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # After their assertions are rewritten.
+import faults  # noqa: E402
 import links  # noqa: E402
 from answering import same  # noqa: E402
 from support import KINDS, Kind, Peer  # noqa: E402
@@ -86,6 +95,17 @@ def network(namespaces):  # noqa: ARG001 - no test without them
     """Make network namespaces that end with the test."""
     with contextlib.ExitStack() as stack:
         yield links.Network(stack)
+
+
+@pytest.fixture(scope="session")
+def faults_library(tmp_path_factory):
+    return faults.build(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture
+def faulty(faults_library, tmp_path):
+    """Run programs whose system calls fail."""
+    return faults.Faulty(faults_library, tmp_path)
 
 
 @pytest.fixture

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-# By errno, for addresses that a server cannot have, and for datagrams that cannot be sent.
+from tomada._address import format_address
+
+if TYPE_CHECKING:
+    from threading import Thread
+
+# By errno, for what cannot be opened or started, for addresses that a server cannot have, and for
+# datagrams that cannot be sent.
+OF_OPENING = {
+    errno.EMFILE: "this process has as many descriptors as its limit allows: raise it (ulimit -n; "
+    "LimitNOFILE= in a unit of systemd), or close some",
+    errno.ENFILE: "the machine has as many descriptors as sysctl fs.file-max allows",
+    errno.EAGAIN: "no process or thread is left: the limit is that of the user (ulimit -u), of the "
+    "control group (pids.max, TasksMax=) or of the machine (kernel.threads-max)",
+    errno.ENOMEM: "the kernel has no memory for it",
+    errno.ENOBUFS: "the kernel has no memory for it",
+}
 OF_BINDING = {
     errno.EADDRINUSE: "another socket has it; take another port, or 0 for any free one",
     errno.EACCES: "it takes a privilege (CAP_NET_BIND_SERVICE); take a port from 1024 on",
@@ -16,6 +35,9 @@ OF_SENDING = {
     "an option says so",
     errno.EACCES: "to broadcast, set SO_BROADCAST first",
     errno.ENETUNREACH: "no route leads there",
+    errno.EHOSTUNREACH: "the host does not answer on its network, or a router knows no way to it",
+    errno.ENETDOWN: "the interface is down",
+    errno.EADDRNOTAVAIL: "the address to send from is no more this machine's",
 }
 
 
@@ -26,3 +48,22 @@ def advise(error: OSError, what: str, advice: dict[int, str] | None = None) -> N
         text += f" ({advice[error.errno]})"
     error.strerror = text
     error.args = (error.errno, text)
+
+
+@contextlib.contextmanager
+def advised(address: Any, advice: dict[int, str]) -> Iterator[None]:
+    """Say of an error that there is advice for which address it is about, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in advice:
+            advise(error, format_address(address), advice)
+        raise
+
+
+def start_thread(thread: Thread) -> None:
+    """Start a thread, or raise an :class:`OSError` where there can be none."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error

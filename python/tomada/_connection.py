@@ -14,7 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from tomada._address import HIGHEST_PORT, check_address
-from tomada._advice import advise
+from tomada._advice import OF_OPENING, advise, advised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 else:
     from tomada.socket import socket
+
+# Why one could not be sent from the address that the kernel has chosen on connecting. This machine may
+# have it no more, and another in its place.
+_UNROUTED = frozenset({errno.EINVAL, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL})
 
 # More than any datagram has. Room costs nothing, as only what a datagram fills is touched.
 LONGEST = 1 << 20
@@ -98,7 +102,9 @@ class Connection(socket):
             try:
                 self.send(data)
             except OSError as error:
-                if error.errno not in _UNASKED:
+                if error.errno in _UNROUTED and self.family != AF_UNIX:
+                    self._disconnect()
+                elif error.errno not in _UNASKED:
                     raise
                 # A refusal is about an earlier datagram, and this one was not sent. A server of
                 # AF_UNIX may also have made way for another one, by the same name.
@@ -113,10 +119,14 @@ class Connection(socket):
         """Send requests as :meth:`ask`, as far as there is room; return which were not, and why."""
         self.settimeout(0)
         failed = self.send_many(requests, errors="continue")
-        again = [index for index, error in failed if error.errno in _UNASKED]
+        unsure = _UNASKED if self.family == AF_UNIX else _UNASKED | _UNROUTED
+        again = [index for index, error in failed if error.errno in unsure]
         if again:
-            failed = [item for item in failed if item[1].errno not in _UNASKED]
+            is_unrouted = any(error.errno in _UNROUTED for _, error in failed)
+            failed = [item for item in failed if item[1].errno not in unsure]
             try:
+                if is_unrouted and self.family != AF_UNIX:
+                    self._disconnect()
                 self.reconnect()
             except OSError as error:
                 raise (RefusedError(error) if _is_refusal(error) else error) from None
@@ -216,7 +226,8 @@ class Pool:
         with self._lock:
             if self.is_closed:
                 raise OSError(errno.EBADF, "the client is closed")
-            connection = Connection(self._family, self._address, self._spin)
+            with advised(self._address, OF_OPENING):
+                connection = Connection(self._family, self._address, self._spin)
             self._all.add(connection)
             if self.is_closed:  # by a signal handler, just now
                 self._forget()

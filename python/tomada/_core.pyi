@@ -86,6 +86,9 @@ class Socket:
     def timeout(self) -> float | None:
         """The timeout in seconds, as :meth:`gettimeout` returns it."""
 
+    def _disconnect(self) -> None:
+        """End the connection, and with it the local address and port that the kernel chose."""
+
     def _exchange(self, request: ReadableBuffer, /) -> bytes | None:
         """Throw away what is queued, send a request, and return the next datagram.
 
@@ -670,6 +673,12 @@ class ServerCore:
     @property
     def is_delivering(self) -> bool:
         """Whether the calling thread is in the handler."""
+
+    def prepare(self) -> None:
+        """Take the memory that receiving needs, for the calling thread, which is to :meth:`run`.
+
+        :raises MemoryError: There is none.
+        """
 
     def run(self, wakeup_fd: int | None = None) -> int:
         """Receive, call the handler and send its answers until :meth:`stop` is called.

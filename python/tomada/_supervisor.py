@@ -15,6 +15,7 @@ from socket import MSG_DONTWAIT, socket
 from typing import Any, NoReturn
 
 from tomada import _core
+from tomada._advice import OF_OPENING
 from tomada._bell import Bell
 from tomada._job import GRACE, Job
 from tomada._reports import logger
@@ -193,7 +194,7 @@ class Supervisor:
             try:
                 slot.worker = self._fork(slot)
             except OSError as error:  # no descriptor or no process is left
-                self._retry(slot, error, f"worker {slot.number} could not be started: {error}")
+                self._restart(slot, f"worker {slot.number} could not be started: {error}")
         if slot.successor is not None and slot.successor.ready and slot.worker is not None:
             self._retire(slot, slot.worker)
 
@@ -229,8 +230,11 @@ class Supervisor:
             self._retry(slot, worker.error or RuntimeError(what), what)
 
     def _retry(self, slot: Slot, error: BaseException, what: str) -> None:
-        """See to another worker after one could not start; after too many, end the server."""
-        slot.failed_starts += 1
+        """See to another worker after one could not start; after too many, end the server.
+
+        What only the machine lacks, for as long as that lasts, is no reason to end.
+        """
+        slot.failed_starts += not _is_shortage(error)
         if not self._started or slot.failed_starts == ATTEMPTS:
             self._error = error
             self._stop(kill_after=self._job.drain + GRACE)
@@ -325,6 +329,7 @@ def work(job: Job, number: int, supervisor: int, pipe: int) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         if os.getppid() != supervisor:
             return 1  # it died before it could be asked to tell
+        core.prepare()
         if job.init is not None:
             job.init()
         os.write(pipe, pack("ready", None))
@@ -394,6 +399,12 @@ def _cause(worker: Worker, status: int) -> str:
     if status < 0:
         return f"was killed by {signal.Signals(-status).name}"
     return f"ended with status {status}"
+
+
+def _is_shortage(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno in OF_OPENING
+    )
 
 
 def _ignore(*_: object) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from tomada._advice import start_thread
 from tomada._job import GRACE, Job
 from tomada._reports import logger
 
@@ -39,8 +40,13 @@ class Threads:
 
     def start(self) -> None:
         """Start the threads, and return when each is ready, or raise what keeps it from it."""
-        for thread in self._threads:
-            thread.start()
+        for number, thread in enumerate(self._threads):
+            try:
+                start_thread(thread)
+            except OSError:
+                self._threads, self._running = self._threads[:number], number
+                self.stop()
+                raise
         for started in self._started:
             started.wait()
         if self.error is not None:
@@ -51,6 +57,7 @@ class Threads:
         core = self._job.cores[worker]
         try:
             try:
+                core.prepare()
                 if self._job.init is not None:
                     self._job.init()
             finally:

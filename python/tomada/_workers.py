@@ -13,6 +13,7 @@ from collections.abc import Callable
 from socket import AF_UNIX, SOCK_SEQPACKET, socket, socketpair
 from typing import Any
 
+from tomada._advice import start_thread
 from tomada._job import GRACE, Job
 from tomada._supervisor import LARGEST_MESSAGE, SIGNALS, Supervisor
 
@@ -65,8 +66,15 @@ class Processes:
         finally:
             theirs.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        self._watcher = threading.Thread(target=self._watch, name="tomada.Server", daemon=True)
-        self._watcher.start()
+        watcher = threading.Thread(target=self._watch, name="tomada.Server", daemon=True)
+        try:
+            start_thread(watcher)
+        except OSError:
+            # Nobody would hear what becomes of the workers.
+            self._tell(signal.SIGQUIT)
+            self._watch()
+            raise
+        self._watcher = watcher
         self._started.wait()  # which the watcher sets in any case
         if self.error is not None:
             self.stop()

@@ -14,6 +14,7 @@ import socket as _std
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 from tomada import _core
+from tomada._advice import OF_OPENING, advised
 from tomada._endpoint import Endpoint, Events
 from tomada._readiness import Readiness
 from tomada._transport import DatagramTransport
@@ -223,7 +224,9 @@ class _Opening:
         gro, guard = options.pop("gro"), options.pop("guard")
         loop = asyncio.get_running_loop()
         maker = _Maker(loop, gro=gro, guard=guard, delivers=False)
-        transport, events = await maker.make(Events, *self._args, **options)
+        where = next((name for name in self._args if name is not None), None)
+        with advised(where, OF_OPENING):
+            transport, events = await maker.make(Events, *self._args, **options)
         return Endpoint(transport, events)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from tomada import _core
+from tomada._advice import OF_OPENING, advised
 from tomada._bell import Bell
 from tomada._job import Job
 from tomada._listeners import Listeners, adopt, listen, passed_descriptors
@@ -174,7 +175,8 @@ class Server:
                         job.add_core(worker)
                     self._backend = Threads(job, self._on_end)
                 self._job = job
-                self._backend.start()
+                with advised(listeners.address, OF_OPENING):
+                    self._backend.start()
             except BaseException:
                 self._stopped = True
                 listeners.close()
@@ -307,7 +309,8 @@ class Server:
 
     def _listen(self, workers: int) -> Listeners:
         if self._address is not None:
-            return listen(self._address, workers, steering=self._steering, **self._options)
+            with advised(self._address, OF_OPENING):
+                return listen(self._address, workers, steering=self._steering, **self._options)
         if self._given is not None:
             duplicate = os.dup(self._given.fileno())
             try:

@@ -189,7 +189,8 @@ impl Socket {
     /// Keeps the datagrams that a ring has from its cursor on for the next receive.
     pub fn keep(&self, ring: &RecvRing) {
         if ring.current().is_some() {
-            self.with_pending(|pending| pending.keep_rest_of(ring));
+            let lost = self.with_pending(|pending| pending.keep_rest_of(ring));
+            self.counters().count_dropped(lost);
         }
     }
 

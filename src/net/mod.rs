@@ -40,6 +40,9 @@ pub use ring::{Datagrams, Filled, Received, RecvRing, SlotKind, Split, ThreadRin
 pub use scratch::Scratch;
 pub use socket::Socket;
 pub use steering::Steering;
-pub use sys::{Memory, MessageInfo, RecvSlice, SendSlice, end_with_parent};
+pub use sys::{
+    Memory, MessageInfo, RecvSlice, SendSlice, Zeroes, end_with_parent, make_room, no_memory,
+    with_room, zeroes,
+};
 pub use tally::{Count, Tally};
 pub use wait::{Deadline, Interest, Stop, Waiting};

@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 use std::ffi::c_int;
+use std::io;
 
 use super::address::Address;
 use super::forked::{Inherit, leave_to_parent};
 use super::ring::{Datagrams, Filled, Received, RecvRing, Split};
+use super::sys::with_room;
 
 /// The rest of coalesced runs of which a receive wanted less. It comes first in the next receive,
 /// in order.
@@ -39,18 +41,19 @@ impl Pending {
         self.datagrams
     }
 
-    /// Takes what a ring has from its cursor on.
-    pub(super) fn keep_rest_of(&mut self, ring: &RecvRing) {
+    /// Takes what a ring has from its cursor on, and says how many datagrams there was no memory for.
+    pub(super) fn keep_rest_of(&mut self, ring: &RecvRing) -> usize {
+        let mut lost = 0;
         for (rest, split) in ring.rest() {
-            self.datagrams += split.remaining();
-            self.messages.push_back(Held {
-                payload: rest.payload.into(),
-                from: Address::from_bytes(rest.from),
-                control: rest.control.into(),
-                flags: rest.flags,
-                split: Some(split),
-            });
+            match (self.messages.try_reserve(1), Held::copy(&rest, split)) {
+                (Ok(()), Ok(held)) => {
+                    self.datagrams += split.remaining();
+                    self.messages.push_back(held);
+                }
+                _ => lost += split.remaining(),
+            }
         }
+        lost
     }
 
     /// The first datagram.
@@ -86,6 +89,21 @@ impl Pending {
 }
 
 impl Held {
+    fn copy(rest: &Received<'_>, split: Split) -> io::Result<Self> {
+        let copy = |bytes: &[u8]| {
+            let mut copy = with_room(bytes.len(), "a datagram to be kept")?;
+            copy.extend_from_slice(bytes);
+            io::Result::Ok(copy.into_boxed_slice())
+        };
+        Ok(Self {
+            payload: copy(rest.payload)?,
+            from: Address::from_bytes(rest.from),
+            control: copy(rest.control)?,
+            flags: rest.flags,
+            split: Some(split),
+        })
+    }
+
     /// What is left, as if a receive had just brought it.
     pub fn filled(&self) -> Filled {
         let Some(split) = self.split else { return Filled::default() };
@@ -145,7 +163,7 @@ mod tests {
         }
         ring.receive(receiver.as_fd(), 4, 0, true).unwrap();
         ring.advance();
-        pending.keep_rest_of(&ring);
+        assert_eq!(pending.keep_rest_of(&ring), 0);
         assert_eq!(pending.len(), 2);
         for expected in [&b""[..], b"last"] {
             let datagram = pending.current().unwrap();

@@ -9,7 +9,7 @@ use super::address::Address;
 use super::cmsg::ControlBuffer;
 use super::meta::Source;
 use super::offload::{LARGEST_RUN, LONGEST_RUN, Offload, may_refuse_run};
-use super::sys::{self, Outgoing, SEND_MESSAGES, SendSlice};
+use super::sys::{self, Outgoing, SEND_MESSAGES, SendSlice, make_room, with_room};
 
 /// Datagrams on their way out, in order.
 ///
@@ -62,25 +62,34 @@ struct Run {
 
 impl<'a> SendQueue<'a> {
     /// An empty queue with room for `datagrams`.
-    pub fn with_capacity(datagrams: usize) -> Self {
-        Self { datagrams: Vec::with_capacity(datagrams), ..Self::default() }
+    pub fn with_room(datagrams: usize) -> io::Result<Self> {
+        let datagrams = with_room(datagrams, "datagrams to be sent")?;
+        Ok(Self { datagrams, ..Self::default() })
     }
 
-    /// Appends a datagram to a peer, or, without an address, to the connected one.
-    pub fn push(&mut self, payload: SendSlice<'a>, to: Option<&Address>, source: Option<Source>) {
-        self.push_all(iter::once(payload), to, source);
+    /// Appends a datagram to a peer, or, without an address, to the connected one. An error is want
+    /// of memory.
+    pub fn push(
+        &mut self,
+        payload: SendSlice<'a>,
+        to: Option<&Address>,
+        source: Option<Source>,
+    ) -> io::Result<()> {
+        self.push_all(iter::once(payload), to, source)
     }
 
     /// Appends datagrams that have one peer and one source.
     pub fn push_all(
         &mut self,
-        payloads: impl Iterator<Item = SendSlice<'a>>,
+        payloads: impl ExactSizeIterator<Item = SendSlice<'a>>,
         to: Option<&Address>,
         source: Option<Source>,
-    ) {
-        let to = to.map_or(NONE, |to| place(&mut self.addresses, *to));
-        let source = source.map_or(NONE, |source| place(&mut self.sources, source));
+    ) -> io::Result<()> {
+        make_room(&mut self.datagrams, payloads.len(), "datagrams to be sent")?;
+        let to = to.map_or(Ok(NONE), |to| place(&mut self.addresses, *to))?;
+        let source = source.map_or(Ok(NONE), |source| place(&mut self.sources, source))?;
         self.datagrams.extend(payloads.map(|payload| Datagram { payload, to, source }));
+        Ok(())
     }
 
     /// How many datagrams have not left.
@@ -106,6 +115,19 @@ impl<'a> SendQueue<'a> {
     /// Gives the next datagram up.
     pub fn skip(&mut self) {
         self.next += 1;
+    }
+
+    /// Lets the next datagram leave from where the routes say, and those behind it too that were to
+    /// leave from the same address. Returns the address, if there was one.
+    pub fn forget_source(&mut self) -> Option<Source> {
+        let gone = self.datagrams.get(self.next)?.source;
+        let source = *self.sources.get(gone as usize)?;
+        for datagram in &mut self.datagrams[self.next..] {
+            if self.sources.get(datagram.source as usize) == Some(&source) {
+                datagram.source = NONE;
+            }
+        }
+        Some(source)
     }
 
     /// Takes all datagrams out, for new ones.
@@ -155,7 +177,7 @@ impl<'a> SendQueue<'a> {
         mut transmit: impl FnMut(&mut dyn Iterator<Item = Outgoing<'_>>) -> io::Result<usize>,
     ) -> io::Result<Sent> {
         loop {
-            let runs = self.next_runs(longest);
+            let runs = self.next_runs(longest)?;
             let result = transmit(&mut self.outgoing(&runs));
             match result {
                 Ok(messages) => {
@@ -184,9 +206,11 @@ impl<'a> SendQueue<'a> {
     }
 
     /// Groups the next datagrams into as many messages as one call takes.
-    fn next_runs(&mut self, longest: usize) -> Vec<Run> {
+    fn next_runs(&mut self, longest: usize) -> io::Result<Vec<Run>> {
         self.slices.clear();
-        let mut runs = Vec::with_capacity(SEND_MESSAGES);
+        let most = self.len().min(SEND_MESSAGES * LONGEST_RUN);
+        make_room(&mut self.slices, most, "a system call's datagrams")?;
+        let mut runs = with_room(SEND_MESSAGES, "a system call's messages")?;
         let mut at = self.next;
         while at < self.end() && runs.len() < SEND_MESSAGES {
             let longest = if at < self.alone_until { 0 } else { longest };
@@ -205,7 +229,7 @@ impl<'a> SendQueue<'a> {
             runs.push(Run { datagrams, bytes, first_slice, slices, control });
             at += datagrams;
         }
-        runs
+        Ok(runs)
     }
 
     /// Gathers the payloads of as many datagrams from `at` on as may leave as one: equal in size,
@@ -260,11 +284,12 @@ impl<'a> SendQueue<'a> {
 }
 
 /// The place of a value that is most often the last one again.
-fn place<T: PartialEq>(values: &mut Vec<T>, value: T) -> u32 {
+fn place<T: PartialEq>(values: &mut Vec<T>, value: T) -> io::Result<u32> {
     if values.last() != Some(&value) {
+        make_room(values, 1, "addresses")?;
         values.push(value);
     }
-    values.len() as u32 - 1
+    Ok(values.len() as u32 - 1)
 }
 
 #[cfg(test)]
@@ -319,9 +344,9 @@ mod tests {
     }
 
     fn queue<'a>(payloads: &[(&'a [u8], u16)]) -> SendQueue<'a> {
-        let mut queue = SendQueue::with_capacity(payloads.len());
+        let mut queue = SendQueue::with_room(payloads.len()).unwrap();
         for (payload, port) in payloads {
-            queue.push(SendSlice::new(payload), Some(&peer(*port)), None);
+            queue.push(SendSlice::new(payload), Some(&peer(*port)), None).unwrap();
         }
         queue
     }
@@ -337,10 +362,10 @@ mod tests {
 
     #[test]
     fn datagrams_pushed_together_go_to_one_peer() {
-        let mut queue = SendQueue::with_capacity(0);
+        let mut queue = SendQueue::with_room(0).unwrap();
         for port in [1, 2] {
             let payloads = [SendSlice::new(b"first"), SendSlice::new(b"next")];
-            queue.push_all(payloads.into_iter(), Some(&peer(port)), None);
+            queue.push_all(payloads.into_iter(), Some(&peer(port)), None).unwrap();
         }
         let (left, _) = send_all(&mut queue, &Offload::new(true), all);
         assert_eq!(left, [(Some(1), Some(5), 9), (Some(2), Some(5), 9)]);
@@ -472,7 +497,7 @@ mod tests {
         let memory = [7; 40];
         let mut queue = SendQueue::default();
         for chunk in memory.chunks(10) {
-            queue.push(SendSlice::new(chunk), None, None);
+            queue.push(SendSlice::new(chunk), None, None).unwrap();
         }
         let pieces = queue.send_with(&Offload::new(true), LARGEST_RUN, |messages| {
             let message = messages.next().unwrap();
@@ -488,7 +513,7 @@ mod tests {
         let source = |last| Source { address: [127, 0, 0, last].into(), interface: 0 };
         let mut queue = SendQueue::default();
         for last in [1, 1, 2] {
-            queue.push(SendSlice::new(b"x"), Some(&peer(9)), Some(source(last)));
+            queue.push(SendSlice::new(b"x"), Some(&peer(9)), Some(source(last))).unwrap();
         }
         let mut sources = Vec::new();
         let sent = queue.send_with(&Offload::new(true), LARGEST_RUN, |messages| {

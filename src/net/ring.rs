@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use super::guard::{Arrival, Guard};
 use super::meta::Meta;
-use super::sys::{Memory, RecvMessages};
+use super::sys::{Memory, RecvMessages, make_room, with_room};
 
 /// A ring of slots that `recvmmsg` fills, and a cursor that goes through what it filled, datagram
 /// by datagram: what the kernel glued together (`UDP_GRO`) comes apart again here.
@@ -88,7 +88,7 @@ impl RecvRing {
     /// as far as messages reach.
     pub fn new(slots: usize, slot_len: usize) -> io::Result<Self> {
         let messages = RecvMessages::new(slots, slot_len)?;
-        let (splits, arrivals) = (Vec::with_capacity(slots), Vec::new());
+        let (splits, arrivals) = (with_room(slots, "slots")?, Vec::new());
         Ok(Self { messages, splits, next: 0, arrivals })
     }
 
@@ -125,6 +125,14 @@ impl RecvRing {
     pub fn clear(&mut self) {
         self.splits.clear();
         self.next = 0;
+    }
+
+    /// Has the memory to look at as many messages as a receive takes, so that
+    /// [`screen`](Self::screen) cannot want for it.
+    pub(super) fn prepare_to_screen(&mut self) -> io::Result<()> {
+        self.arrivals.clear();
+        let slots = self.slots();
+        make_room(&mut self.arrivals, slots, "messages for a guard")
     }
 
     /// Throws out of what was just received what a guard refuses, and says how many datagrams.

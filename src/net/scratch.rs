@@ -1,8 +1,9 @@
 //! Memory to receive into, one piece for each thread that receives.
 
 use std::cell::Cell;
+use std::io;
 
-use super::sys::RecvSlice;
+use super::sys::{RecvSlice, zeroes};
 
 /// 64 KiB that belong to the calling thread until they are dropped.
 ///
@@ -18,10 +19,10 @@ impl Scratch {
     pub const LEN: usize = 65_536;
 
     /// Takes the thread's memory. What it holds is garbage.
-    pub fn take() -> Self {
+    pub fn take() -> io::Result<Self> {
         let kept = KEPT.try_with(Cell::take).ok().flatten();
-        // Zeroed memory of this size comes from the kernel page by page, as it is touched.
-        Self { memory: kept.unwrap_or_else(|| vec![0; Self::LEN].into_boxed_slice()) }
+        let memory = kept.map_or_else(|| zeroes(Self::LEN, "a datagram to be received"), Ok)?;
+        Ok(Self { memory })
     }
 
     /// The first `len` bytes, to receive into.
@@ -53,12 +54,12 @@ mod tests {
 
     #[test]
     fn the_same_memory_comes_back_and_a_second_piece_is_another() {
-        let first = Scratch::take();
+        let first = Scratch::take().unwrap();
         let address = first.bytes(0).as_ptr();
-        let second = Scratch::take();
+        let second = Scratch::take().unwrap();
         assert_ne!(second.bytes(0).as_ptr(), address);
         drop(second);
         drop(first);
-        assert_eq!(Scratch::take().bytes(0).as_ptr(), address);
+        assert_eq!(Scratch::take().unwrap().bytes(0).as_ptr(), address);
     }
 }

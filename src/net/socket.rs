@@ -162,11 +162,16 @@ impl Socket {
     }
 
     /// How many datagrams the kernel has dropped, because the socket's buffer was full, their
-    /// checksum was wrong, or a filter refused them (`SO_MEMINFO` in `socket(7)`). Of a socket that
-    /// is closed, how many it had dropped by then.
+    /// checksum was wrong, or a filter refused them (`SO_MEMINFO` in `socket(7)`); and how many were
+    /// dropped here, because there was no memory to keep them. Of a socket that is closed, how many
+    /// it had dropped by then.
     ///
     /// The kernel's counter has 32 bits. Who asks before it has gone all the way round misses none.
     pub fn kernel_drops(&self) -> u64 {
+        self.dropped_by_kernel() + self.counters.dropped()
+    }
+
+    fn dropped_by_kernel(&self) -> u64 {
         loop {
             let known = self.known_drops.load(Ordering::Acquire);
             let Some(counter) = self.drop_counter() else { return known };
@@ -254,6 +259,13 @@ impl Socket {
     /// Starts to connect: `connect(2)`. On a datagram socket that is all there is to it.
     pub fn connect(&self, address: &Address) -> io::Result<()> {
         self.with(|fd| sys::connect(fd, address))
+    }
+
+    /// Ends the connection: `connect(2)` to `AF_UNSPEC`. What `bind` was not given, the kernel
+    /// chooses anew.
+    pub fn disconnect(&self) -> io::Result<()> {
+        const UNSPECIFIED: [u8; size_of::<libc::sockaddr>()] = [0; _];
+        self.connect(&Address::from_bytes(&UNSPECIFIED))
     }
 
     /// The outcome of a connection that did not complete at once: `SO_ERROR`.

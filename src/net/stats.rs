@@ -9,6 +9,7 @@ pub struct Counters {
     sent: Direction,
     truncated: AtomicU64,
     refused: AtomicU64,
+    dropped: AtomicU64,
     errors: AtomicU64,
     told: Told,
 }
@@ -104,6 +105,20 @@ impl Counters {
             sent_bytes: take(&self.sent.bytes, &self.told.sent_bytes),
             send_calls: take(&self.sent.calls, &self.told.send_calls),
         }
+    }
+
+    /// Counts received datagrams that there was no memory to keep. As the kernel's drops, they count
+    /// as not received.
+    pub fn count_dropped(&self, datagrams: usize) {
+        if datagrams > 0 {
+            self.dropped.fetch_add(datagrams as u64, Ordering::Relaxed);
+            self.received.datagrams.fetch_sub(datagrams as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// How many datagrams there was no memory to keep.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
     }
 
     /// Counts entries of the error queue.

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::net::{self, Address, Meta, Received, Source};
+use crate::net::{self, Address, Meta, Received, Source, with_room};
 
 /// The local addresses that peers sent to, on a socket that is bound to all of them. On a socket
 /// bound to one there is nothing to remember.
@@ -51,9 +51,21 @@ impl Asked {
         (entry.peer == *peer).then_some(entry.source)
     }
 
+    /// Forgets a local address, which this machine has no more.
+    pub(crate) fn forget(&self, source: Source) {
+        for place in self.table().iter_mut() {
+            if place.as_ref().is_some_and(|entry| entry.source == source) {
+                *place = None;
+            }
+        }
+    }
+
     fn put(&self, entry: Entry) {
         let mut table = self.table();
         if table.is_empty() {
+            if table.try_reserve(1).is_err() {
+                return; // it may forget
+            }
             table.push(None);
         }
         let mut at = place(&entry.peer, table.len());
@@ -61,7 +73,8 @@ impl Asked {
             && table[at].as_ref().is_some_and(|other| other.peer != entry.peer)
         {
             let len = table.len() * GROWTH;
-            let old = std::mem::take(&mut *table);
+            let Ok(larger) = with_room(len, "the peers of a socket") else { break };
+            let old = std::mem::replace(&mut *table, larger);
             table.resize_with(len, || None);
             for other in old.into_iter().flatten() {
                 let at = place(&other.peer, len);

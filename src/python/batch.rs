@@ -1,14 +1,13 @@
 //! A reusable container of datagrams, in memory that Python reads without a copy.
 
 use std::ffi::{c_int, c_void};
+use std::io;
 use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
-use pyo3::exceptions::{
-    PyIndexError, PyMemoryError, PyOverflowError, PyRuntimeError, PyTypeError, PyValueError,
-};
+use pyo3::exceptions::{PyIndexError, PyOverflowError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyMemoryView, PySlice};
@@ -16,7 +15,7 @@ use pyo3::types::{PyList, PyMemoryView, PySlice};
 use super::address::{Mapping, parse, to_python};
 use super::buffer::Readable;
 use super::error::Result;
-use crate::net::{Address, Received, RecvRing, SendQueue, SendSlice};
+use crate::net::{Address, Received, RecvRing, SendQueue, SendSlice, make_room, with_room, zeroes};
 
 /// Datagrams in one piece of memory.
 #[pyclass(frozen, module = "tomada")]
@@ -127,15 +126,16 @@ impl Batch {
         payload: &[u8],
         address: Option<Address>,
         is_truncated: bool,
-    ) -> bool {
+    ) -> Result<bool> {
         let (index, start) = (self.len(), contents.end);
         let (Some(offset), Some(length)) = (self.offsets.get(index), self.lengths.get(index))
         else {
-            return false;
+            return Ok(false);
         };
         if payload.len() > self.memory_len - start {
-            return false;
+            return Ok(false);
         }
+        contents.reserve_one()?;
         // SAFETY: `start + payload.len()` is within the memory, as was just checked. It may be
         // exported; then Python sees the new bytes.
         unsafe {
@@ -155,12 +155,16 @@ impl Batch {
         }
         contents.end = start + payload.len();
         self.len.store(index + 1, Ordering::Release);
-        true
+        Ok(true)
     }
 
     /// Copies a received datagram in behind the others, as much of it as a slot takes; false where
     /// there is no room.
-    pub(crate) fn push_received(&self, contents: &mut Contents, datagram: &Received<'_>) -> bool {
+    pub(crate) fn push_received(
+        &self,
+        contents: &mut Contents,
+        datagram: &Received<'_>,
+    ) -> Result<bool> {
         let payload = &datagram.payload[..datagram.payload.len().min(self.slot_size)];
         let is_truncated = datagram.is_truncated() || payload.len() < datagram.payload.len();
         let from = Address::from_bytes(datagram.from);
@@ -187,21 +191,25 @@ impl Batch {
     }
 
     /// The datagrams as a queue: each to its own address, or all to one.
-    pub(crate) fn queue<'a>(&'a self, contents: &Contents, to: Option<&Address>) -> SendQueue<'a> {
-        let mut queue = SendQueue::with_capacity(self.len());
+    pub(crate) fn queue<'a>(
+        &'a self,
+        contents: &Contents,
+        to: Option<&Address>,
+    ) -> Result<SendQueue<'a>> {
+        let mut queue = SendQueue::with_room(self.len())?;
         let senders = &contents.senders[..self.len()];
         let mut start = 0;
         for group in senders.chunk_by(|one, other| to.is_some() || one == other) {
             let own = || contents.addresses.get(group[0] as usize);
             let to = to.or_else(own).filter(|to| !to.as_bytes().is_empty());
             let end = start + group.len();
-            queue.push_all(self.payloads(start..end), to, None);
+            queue.push_all(self.payloads(start..end), to, None)?;
             start = end;
         }
-        queue
+        Ok(queue)
     }
 
-    fn payloads(&self, indexes: Range<usize>) -> impl Iterator<Item = SendSlice<'_>> {
+    fn payloads(&self, indexes: Range<usize>) -> impl ExactSizeIterator<Item = SendSlice<'_>> {
         let places = self.offsets[indexes.clone()].iter().zip(&self.lengths[indexes]);
         places.map(|(start, len)| {
             let start = start.load(Ordering::Relaxed) as usize;
@@ -214,6 +222,13 @@ impl Batch {
 }
 
 impl Contents {
+    /// Has the memory to take note of one datagram more.
+    fn reserve_one(&mut self) -> io::Result<()> {
+        make_room(&mut self.senders, 1, "the senders of datagrams")?;
+        make_room(&mut self.addresses, 1, "the senders of datagrams")?;
+        make_room(&mut self.truncated, 1, "the places of datagrams")
+    }
+
     /// The addresses of datagrams, each as often as it begins anew.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = &Address> {
         self.addresses.iter().filter(|address| !address.as_bytes().is_empty())
@@ -236,15 +251,15 @@ impl Batch {
         let slots = checked(slots, "slots", MOST_SLOTS)?;
         // An offset has 32 bits.
         let slot_size = checked(slot_size, "slot_size", u32::MAX as usize / slots - 2 * 64)?;
-        let ring = RecvRing::new(slots, slot_size)
-            .map_err(|error| PyMemoryError::new_err(error.to_string()))?;
+        let ring = RecvRing::new(slots, slot_size)?;
         let (memory, memory_len) = (ring.memory().start(), ring.memory().bytes().len());
-        let zeroes = || (0..slots * DATAGRAMS_PER_SLOT).map(|_| AtomicU32::new(0)).collect();
+        let index = || zeroes(slots * DATAGRAMS_PER_SLOT, "the places of datagrams");
+        // What was received is laid out without asking for memory.
         let contents = Contents {
             ring,
-            senders: Vec::new(),
-            addresses: Vec::new(),
-            truncated: Vec::new(),
+            senders: with_room(slots * DATAGRAMS_PER_SLOT, "the senders of datagrams")?,
+            addresses: with_room(slots, "the senders of datagrams")?,
+            truncated: with_room(slots, "the places of datagrams")?,
             end: 0,
         };
         Ok(Self {
@@ -253,8 +268,8 @@ impl Batch {
             memory_len,
             slots,
             slot_size: memory_len / slots - 64,
-            offsets: zeroes(),
-            lengths: zeroes(),
+            offsets: index()?,
+            lengths: index()?,
             len: AtomicUsize::new(0),
         })
     }
@@ -311,7 +326,7 @@ impl Batch {
         let address = address.map(parse_of_any_family).transpose()?;
         let payload = self.payload(data)?;
         let mut contents = self.lock()?;
-        if self.push(&mut contents, &payload, address, false) {
+        if self.push(&mut contents, &payload, address, false)? {
             return Ok(());
         }
         Err(self.no_room(payload.len(), &contents))
@@ -335,7 +350,7 @@ impl Batch {
             return Err(self.no_room(payload.len(), &contents));
         }
         for datagram in payload.chunks(size) {
-            self.push(&mut contents, datagram, address, false);
+            self.push(&mut contents, datagram, address, false)?;
         }
         Ok(())
     }

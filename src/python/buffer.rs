@@ -7,7 +7,8 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyIterator, PyList};
 
-use crate::net::{RecvSlice, SendSlice};
+use super::error::Error;
+use crate::net::{RecvSlice, SendSlice, make_room, with_room};
 
 /// A bytes-like object whose bytes are held in place, to be sent.
 pub(crate) enum Readable<'py> {
@@ -28,10 +29,10 @@ impl<'py> Readable<'py> {
     /// Takes every item of an iterable; `message` is the `TypeError` where it is none.
     pub(crate) fn all(iterable: &Bound<'py, PyAny>, message: &'static str) -> PyResult<Vec<Self>> {
         if let Ok(list) = iterable.cast_exact::<PyList>() {
-            return list.iter().map(|item| Self::new(&item)).collect();
+            return gather(list.iter().map(|item| Self::new(&item)));
         }
         let items = iterate(iterable, message)?;
-        items.map(|item| Self::new(&item?)).collect()
+        gather(items.map(|item| Self::new(&item?)))
     }
 
     pub(crate) fn slice(&self) -> SendSlice<'_> {
@@ -50,8 +51,7 @@ impl<'py> Readable<'py> {
     /// is not as short as that (a mapped file may be longer than all memory).
     pub(crate) fn copy(&self) -> PyResult<Vec<u8>> {
         let (start, len) = self.memory();
-        let mut copy = Vec::new();
-        copy.try_reserve_exact(len).map_err(|_| PyMemoryError::new_err(()))?;
+        let mut copy = with_room(len, "a copy of the data").map_err(Error::from)?;
         // SAFETY: the memory is in place, and the copy has room for it. Were another thread to
         // write there meanwhile, the copy would be garbled, as the exporter allows.
         unsafe {
@@ -78,6 +78,22 @@ impl<'py> Readable<'py> {
             Self::Exported(export) => (export.view.buf.cast_const().cast(), export.len()),
         }
     }
+}
+
+/// Takes every item of an iterator, however many there are.
+pub(crate) fn gather<T>(items: impl Iterator<Item = PyResult<T>>) -> PyResult<Vec<T>> {
+    let mut gathered = Vec::new();
+    for item in items {
+        push(&mut gathered, item?)?;
+    }
+    Ok(gathered)
+}
+
+/// Appends to a vector that may become long.
+pub(crate) fn push<T>(items: &mut Vec<T>, item: T) -> PyResult<()> {
+    make_room(items, 1, "a list").map_err(Error::from)?;
+    items.push(item);
+    Ok(())
 }
 
 /// Iterates; `message` is the `TypeError` where that is impossible. Other exceptions pass.
@@ -169,6 +185,22 @@ unsafe fn copied_bytes(
     unsafe {
         let bytes = ffi::PyBytes_FromStringAndSize(start.cast(), len as ffi::Py_ssize_t);
         Ok(Bound::from_owned_ptr_or_err(py, bytes)?.cast_into_unchecked())
+    }
+}
+
+/// A new list; a `MemoryError` where there is no memory, where pyo3's own constructor would panic.
+pub(crate) fn new_list<'py, T>(
+    py: Python<'py>,
+    items: Vec<Bound<'py, T>>,
+) -> PyResult<Bound<'py, PyList>> {
+    // SAFETY: attached. The list is new, with a place for each item, which takes its reference over.
+    unsafe {
+        let list = ffi::PyList_New(items.len() as ffi::Py_ssize_t);
+        let list = Bound::from_owned_ptr_or_err(py, list)?;
+        for (index, item) in items.into_iter().enumerate() {
+            ffi::PyList_SET_ITEM(list.as_ptr(), index as ffi::Py_ssize_t, item.into_ptr());
+        }
+        Ok(list.cast_into_unchecked())
     }
 }
 

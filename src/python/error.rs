@@ -2,7 +2,7 @@
 
 use std::io;
 
-use pyo3::exceptions::{PyOSError, PyPermissionError, PyTimeoutError};
+use pyo3::exceptions::{PyMemoryError, PyOSError, PyPermissionError, PyTimeoutError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -90,6 +90,8 @@ fn os_error(error: &io::Error) -> PyErr {
             io::ErrorKind::PermissionDenied => {
                 PyPermissionError::new_err((libc::EPERM, error.to_string()))
             }
+            // The kernel's own has a number.
+            io::ErrorKind::OutOfMemory => PyMemoryError::new_err(error.to_string()),
             _ => PyOSError::new_err(error.to_string()),
         };
     };
@@ -110,4 +112,25 @@ fn resolver_error(code: i32) -> PyErr {
         Ok(gaierror) => PyErr::from_type(gaierror.clone(), (code, resolver_message(code))),
         Err(error) => error,
     })
+}
+
+/// Whether a call failed for want of memory, of which there may be some again in a while.
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::OutOfMemory || error.raw_os_error() == Some(libc::ENOBUFS)
+}
+
+/// Whether a datagram may have been refused for the address that it was to leave from. Families and
+/// kernels differ in what they say of one that is no more.
+pub(crate) fn may_be_of_source(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::ENETUNREACH | libc::EADDRNOTAVAIL | libc::ENODEV)
+    )
+}
+
+/// What the C library calls an error.
+pub(crate) fn strerror(error: &io::Error) -> String {
+    let text = error.to_string();
+    // std adds the number.
+    text.split(" (os error ").next().unwrap_or_default().to_owned()
 }

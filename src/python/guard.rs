@@ -4,11 +4,12 @@ use std::mem::offset_of;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::{PyMemoryError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString, PyTuple};
 
-use super::error::Result;
+use super::buffer::gather;
+use super::error::{Error, Result};
 use super::socket::Socket;
 use crate::net;
 use crate::net::guard::{NetworkError, Networks, Policy, PolicyError, Tally, parse_network};
@@ -36,15 +37,21 @@ pub(crate) struct GuardStats {
 #[derive(Default)]
 pub(crate) struct Post(Mutex<Option<Py<Guard>>>);
 
-impl From<NetworkError> for super::error::Error {
+impl From<NetworkError> for Error {
     fn from(error: NetworkError) -> Self {
-        PyValueError::new_err(error.to_string()).into()
+        match error {
+            NetworkError::NoMemory => PyMemoryError::new_err(error.to_string()).into(),
+            _ => PyValueError::new_err(error.to_string()).into(),
+        }
     }
 }
 
-impl From<PolicyError> for super::error::Error {
+impl From<PolicyError> for Error {
     fn from(error: PolicyError) -> Self {
-        PyValueError::new_err(error.0).into()
+        match error {
+            PolicyError::Wrong(text) => PyValueError::new_err(text).into(),
+            PolicyError::NoMemory(text) => PyMemoryError::new_err(text).into(),
+        }
     }
 }
 
@@ -221,5 +228,8 @@ fn networks(list: &Bound<'_, PyAny>, name: &str) -> Result<Vec<ipnet::IpNet>> {
         let message = format!("{name} must be a list of networks, not a single text");
         return Err(PyTypeError::new_err(message).into());
     }
-    list.try_iter()?.map(|network| Ok(parse_network(network?.str()?.to_str()?)?)).collect()
+    let parse = |network: PyResult<Bound<'_, PyAny>>| {
+        Ok(parse_network(network?.str()?.to_str()?).map_err(Error::from)?)
+    };
+    Ok(gather(list.try_iter()?.map(parse))?)
 }

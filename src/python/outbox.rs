@@ -7,7 +7,9 @@ use std::io;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::net::{self, Address, SendQueue, SendSlice, Sent, Source};
+use super::asked::Asked;
+use super::error::may_be_of_source;
+use crate::net::{self, Address, SendQueue, SendSlice, Sent, Source, no_memory};
 
 /// Datagrams in the order in which they were accepted.
 #[derive(Default)]
@@ -56,12 +58,15 @@ impl Outbox {
         len: usize,
         to: Option<Address>,
         source: Option<Source>,
-    ) {
+    ) -> io::Result<()> {
         if self.datagrams.capacity() == 0 {
             self.datagrams = SPARE.take();
         }
+        let more = (self.len() + 1) * size_of::<Queued>();
+        self.datagrams.try_reserve(1).map_err(|_| no_memory(more, "datagrams to be sent"))?;
         self.bytes += len;
         self.datagrams.push_back(Queued { data, to, source });
+        Ok(())
     }
 
     /// How many datagrams there are.
@@ -84,8 +89,11 @@ impl Outbox {
     /// On a connected socket an error may belong to a datagram sent earlier, whose ICMP answer has
     /// come meanwhile; the kernel tells it instead of sending. So each is tried twice. A socket of
     /// another family than the Internet's tells only what it is asked to do.
-    pub(crate) fn flush(&mut self, py: Python<'_>, socket: &net::Socket) -> Flushed {
-        self.flush_or(py, socket, |_| None)
+    ///
+    /// One that was to leave from an address that this machine has no more leaves from where the
+    /// routes say, and that is forgotten of its peer.
+    pub(crate) fn flush(&mut self, py: Python<'_>, socket: &net::Socket, asked: &Asked) -> Flushed {
+        self.flush_or(py, socket, asked, |_| None)
     }
 
     /// As [`flush`](Self::flush), but where the socket's buffer is full, `wait` may send what is
@@ -94,11 +102,12 @@ impl Outbox {
         &mut self,
         py: Python<'_>,
         socket: &net::Socket,
+        asked: &Asked,
         mut wait: impl FnMut(&mut SendQueue<'_>) -> Option<io::Result<Sent>>,
     ) -> Flushed {
         let mut flushed = Flushed { errors: Vec::new(), is_full: false };
         while !self.is_empty() && !flushed.is_full {
-            let done = self.flush_step(py, socket, &mut flushed, &mut wait);
+            let done = self.flush_step(py, socket, asked, &mut flushed, &mut wait);
             for queued in self.datagrams.drain(..done) {
                 self.bytes -= queued.data.bind(py).as_bytes().len();
             }
@@ -114,15 +123,18 @@ impl Outbox {
         &self,
         py: Python<'_>,
         socket: &net::Socket,
+        asked: &Asked,
         flushed: &mut Flushed,
         wait: &mut impl FnMut(&mut SendQueue<'_>) -> Option<io::Result<Sent>>,
     ) -> usize {
-        let mut queue = SendQueue::with_capacity(self.len().min(STEP));
-        for queued in self.datagrams.iter().take(STEP) {
-            let payload = SendSlice::new(queued.data.bind(py).as_bytes());
-            queue.push(payload, queued.to.as_ref(), queued.source);
-        }
-        let mut retried = None;
+        let mut queue = match self.lay_out(py) {
+            Ok(queue) => queue,
+            Err(error) => {
+                flushed.errors.extend(self.refused(py, 0, error, true));
+                return 1;
+            }
+        };
+        let (mut retried, mut gone) = (None, None);
         while !queue.is_empty() {
             let mut result =
                 socket.with(|fd| socket.send_queue(fd, &mut queue, libc::MSG_DONTWAIT));
@@ -134,11 +146,21 @@ impl Outbox {
                 result = later;
             }
             match result {
-                Ok(_) => {}
+                Ok(_) => {
+                    if let Some(source) = gone.take() {
+                        asked.forget(source);
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error)
+                    if may_be_of_source(&error)
+                        && let Some(source) = queue.forget_source() =>
+                {
+                    gone = Some(source); // if without it the datagram leaves
+                }
                 Err(error) => {
+                    gone = None;
                     let position = queue.position();
-                    let queued = &self.datagrams[position];
                     let may_be_of_another =
                         error.kind() == io::ErrorKind::ConnectionRefused && socket.is_ip();
                     let is_lost = !may_be_of_another || retried == Some(position);
@@ -147,11 +169,38 @@ impl Outbox {
                     } else {
                         retried = Some(position);
                     }
-                    let len = queued.data.bind(py).as_bytes().len();
-                    flushed.errors.push(Refused { error, to: queued.to, len, is_lost });
+                    flushed.errors.extend(self.refused(py, position, error, is_lost));
                 }
             }
         }
         queue.position()
+    }
+
+    /// The first datagrams as a queue for the kernel: as many as a step takes, or there is memory
+    /// for.
+    fn lay_out<'a>(&'a self, py: Python<'a>) -> io::Result<SendQueue<'a>> {
+        let mut queue = SendQueue::with_room(self.len().min(STEP))?;
+        for queued in self.datagrams.iter().take(STEP) {
+            let payload = SendSlice::new(queued.data.bind(py).as_bytes());
+            match queue.push(payload, queued.to.as_ref(), queued.source) {
+                Err(error) if queue.is_empty() => return Err(error),
+                Err(_) => break,
+                Ok(()) => {}
+            }
+        }
+        Ok(queue)
+    }
+
+    /// What a datagram was refused with.
+    fn refused(
+        &self,
+        py: Python<'_>,
+        index: usize,
+        error: io::Error,
+        is_lost: bool,
+    ) -> Option<Refused> {
+        let queued = self.datagrams.get(index)?;
+        let len = queued.data.bind(py).as_bytes().len();
+        Some(Refused { error, to: queued.to, len, is_lost })
     }
 }

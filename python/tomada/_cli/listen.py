@@ -73,20 +73,26 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     show = show_json if arguments.json else show_hex if arguments.hex else show_text
-    status = SUCCESS
+    status, problem = SUCCESS, None
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(opened(arguments))
         own = sock.getsockname()
         writer = None
         if arguments.pcap:
-            writer = pcap.Writer(stack.enter_context(Path(arguments.pcap).open("wb")))
+            file = stack.enter_context(Path(arguments.pcap).open("wb", buffering=0))
+            writer = pcap.Writer(file)
         note(f"listening on {format_address(own)}; Ctrl-C ends it")
         try:
             for batch in batches(sock, arguments.count):
-                if writer is not None:
-                    capture(writer, batch, own)
+                try:
+                    if writer is not None:
+                        capture(writer, batch, own)
+                except OSError as error:  # no room is left
+                    problem = error
                 for item in batch:
                     show(item)
+                if problem is not None:
+                    break
         except KeyboardInterrupt:
             pass  # the usual end
         except TimeoutError:
@@ -96,6 +102,9 @@ def run(arguments: argparse.Namespace) -> int:
     count = f"{stats.received:,} datagram{'' if stats.received == 1 else 's'}"
     lost = f"; the kernel dropped {stats.kernel_drops:,}" if stats.kernel_drops else ""
     note(f"{count}, {stats.received_bytes:,} bytes{lost}")
+    if writer is not None and problem is not None:
+        note(f"the capture ends after {writer.packets:,} of them")
+        raise problem
     return status
 
 

@@ -7,10 +7,11 @@ with times in nanoseconds, and packets that begin with the IP header (``LINKTYPE
 
 from __future__ import annotations
 
+import contextlib
 import struct
+from io import FileIO
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from socket import IPPROTO_UDP
-from typing import BinaryIO
 
 MAGIC_NANOSECONDS = 0xA1B23C4D
 VERSION = (2, 4)
@@ -30,20 +31,49 @@ End = tuple[str, int]
 
 
 class Writer:
-    """Writes datagrams to a file, each at once."""
+    """Writes datagrams to a file that has no buffer of its own."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: FileIO) -> None:
         self._file = file
-        file.write(FILE_HEADER.pack(MAGIC_NANOSECONDS, *VERSION, 0, 0, LONGEST, LINKTYPE_RAW))
-        file.flush()
+        self._size = 0  # of what is whole
+        self._unwritten = [
+            FILE_HEADER.pack(MAGIC_NANOSECONDS, *VERSION, 0, 0, LONGEST, LINKTYPE_RAW)
+        ]
+        #: How many packets the file has.
+        self.packets = -1  # the header is none
+        self.flush()
 
     def write(self, packet: bytes, time_ns: int) -> None:
-        """Write a packet, and when it came, in nanoseconds since 1970 UTC."""
+        """Add a packet, and when it came, in nanoseconds since 1970 UTC."""
         whole, fraction = divmod(time_ns, NANOSECONDS)
-        self._file.write(RECORD_HEADER.pack(whole, fraction, len(packet), len(packet)) + packet)
+        header = RECORD_HEADER.pack(whole, fraction, len(packet), len(packet))
+        self._unwritten.append(header + packet)
 
     def flush(self) -> None:
-        self._file.flush()
+        """Write what was added. Where there is no room, the file ends with a whole packet.
+
+        :raises OSError: There is none; it names the file.
+        """
+        records, self._unwritten = self._unwritten, []
+        rest = memoryview(b"".join(records))
+        written = 0
+        problem = None
+        try:
+            while rest:
+                count = self._file.write(rest) or 0
+                rest, written = rest[count:], written + count
+        except OSError as error:
+            problem = error
+        for record in records:
+            if len(record) > written:
+                break
+            written -= len(record)
+            self._size += len(record)
+            self.packets += 1
+        if problem is not None:
+            with contextlib.suppress(OSError):  # a pipe, or a device
+                self._file.truncate(self._size)
+            raise OSError(problem.errno, problem.strerror, self._file.name)
 
 
 def packet_of(

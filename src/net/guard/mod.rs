@@ -71,7 +71,12 @@ impl Default for Policy {
 
 /// Why a policy cannot be followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PolicyError(pub &'static str);
+pub enum PolicyError {
+    /// What is wrong with it.
+    Wrong(&'static str),
+    /// There is no memory for what is to be remembered.
+    NoMemory(&'static str),
+}
 
 /// Checks the datagrams of one or more sockets.
 pub struct Guard {
@@ -141,7 +146,8 @@ impl Guard {
     /// A guard that has heard nobody yet.
     pub fn new(policy: Policy) -> Result<Self, PolicyError> {
         let limit = |rate: Option<(f64, u32)>, error| {
-            rate.map(|(rate, burst)| Rate::new(rate, burst).ok_or(PolicyError(error))).transpose()
+            rate.map(|(rate, burst)| Rate::new(rate, burst).ok_or(PolicyError::Wrong(error)))
+                .transpose()
         };
         let rate = limit(
             policy.rate,
@@ -151,17 +157,19 @@ impl Guard {
         let ceiling = policy.ceiling.map(|ceiling| (ceiling, ((ceiling / 10.0) as u32).max(64)));
         let ceiling = limit(ceiling, "ceiling must be a positive number of datagrams a second")?;
         if policy.amplification.is_some_and(|factor| !(factor > 0.0 && factor.is_finite())) {
-            return Err(PolicyError("amplification must be a positive number"));
+            return Err(PolicyError::Wrong("amplification must be a positive number"));
         }
         if policy.prefix_v4 > 32 || policy.prefix_v6 > 128 {
-            return Err(PolicyError("prefixes must be at most 32 and 128 bits"));
+            return Err(PolicyError::Wrong("prefixes must be at most 32 and 128 bits"));
         }
         if !(8..=1 << 24).contains(&policy.sources) {
-            return Err(PolicyError("sources must be in 8 to 16777216"));
+            return Err(PolicyError::Wrong("sources must be in 8 to 16777216"));
         }
         let remembers = rate.is_some() || ceiling.is_some() || policy.amplification.is_some();
         let table = remembers.then(|| Table::new(policy.sources.next_power_of_two()));
-        let table = table.transpose().map_err(|_| PolicyError("there is no memory for sources"))?;
+        let table = table
+            .transpose()
+            .map_err(|_| PolicyError::NoMemory("there is no memory for so many sources"))?;
         let memory = table.map(|table| ForkMutex::new(Memory { table, ceiling_full: 0 }));
         let filter = policy.networks.as_ref().filter(|_| policy.filters).and_then(filter);
         let (counters, started) = (Counters::default(), Instant::now());

@@ -1,9 +1,12 @@
 //! Which networks are heard: of those that hold a source, the one with the longest prefix decides.
 
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
+
+use crate::net::sys::with_room;
 
 /// The verdict on every address, as the places where it changes: lists of networks without their
 /// overlaps. A look-up is a binary search, and the kernel's filter is the same search unrolled.
@@ -29,6 +32,8 @@ pub enum NetworkError {
     HostBits(String),
     /// The network is in both lists.
     InBoth(IpNet),
+    /// There is no memory for the networks.
+    NoMemory,
 }
 
 /// Reads a network in the usual notation, or an address, which is a network of one.
@@ -69,11 +74,13 @@ impl Networks {
     pub fn new(allow: Option<&[IpNet]>, deny: &[IpNet]) -> Result<Self, NetworkError> {
         let is_default = allow.is_none();
         let allow = allow.unwrap_or_default();
-        let mut rules4 = Vec::new();
+        let len = allow.len() + deny.len();
+        let mut rules4 = with_room(len, "networks")?;
         // The kernel drops what comes by IPv6 from an IPv4 address in IPv6's form, so that here it
         // always stands for IPv4, and `v4` decides.
         let mapped = Ipv6Addr::from(MAPPED_START);
-        let mut rules6 = vec![Rule::new(mapped.into(), MAPPED_LEN, true)];
+        let mut rules6 = with_room(len + 1, "networks")?;
+        rules6.push(Rule::new(mapped.into(), MAPPED_LEN, true));
         let listed = allow.iter().map(|net| (net, true)).chain(deny.iter().map(|net| (net, false)));
         for (network, is_allowed) in listed {
             let rule = Rule::new(network.network(), network.prefix_len(), is_allowed);
@@ -82,15 +89,15 @@ impl Networks {
                 IpNet::V6(_) => rules6.push(rule),
             }
         }
-        let v4 = Ranges::new(rules4, is_default, u32::MAX.into()).map_err(|rule| {
-            let start = std::net::Ipv4Addr::from(rule.start as u32);
-            NetworkError::InBoth(IpNet::new_assert(start.into(), rule.prefix_len))
-        })?;
-        let v6 = Ranges::new(rules6, is_default, u128::MAX).map_err(|rule| {
-            let start = Ipv6Addr::from(rule.start);
-            NetworkError::InBoth(IpNet::new_assert(start.into(), rule.prefix_len))
-        })?;
-        let changes = v4.changes.iter().map(|&change| change as u32).collect();
+        let in_both = |rule: &Rule, start: IpAddr| {
+            NetworkError::InBoth(IpNet::new_assert(start, rule.prefix_len))
+        };
+        let v4 = Ranges::new(rules4, is_default, u32::MAX.into())?
+            .map_err(|rule| in_both(&rule, std::net::Ipv4Addr::from(rule.start as u32).into()))?;
+        let v6 = Ranges::new(rules6, is_default, u128::MAX)?
+            .map_err(|rule| in_both(&rule, Ipv6Addr::from(rule.start).into()))?;
+        let mut changes = with_room(v4.changes.len(), "networks")?;
+        changes.extend(v4.changes.iter().map(|&change| change as u32));
         Ok(Self { v4: Ranges { first: v4.first, changes }, v6 })
     }
 
@@ -116,12 +123,14 @@ impl Rule {
 }
 
 impl Ranges<u128> {
-    /// Lays the rules over one another, or returns one that contradicts another.
-    fn new(mut rules: Vec<Rule>, default: bool, last: u128) -> Result<Self, Rule> {
+    /// Lays the rules over one another, or returns one that contradicts another. An error is want of
+    /// memory.
+    fn new(mut rules: Vec<Rule>, default: bool, last: u128) -> io::Result<Result<Self, Rule>> {
         // Of two networks one holds the other or they have nothing in common. So in this order each
         // comes behind those that hold it.
-        rules.sort_by_key(|rule| (rule.start, rule.prefix_len));
-        let mut verdicts = vec![(0, default)];
+        rules.sort_unstable_by_key(|rule| (rule.start, rule.prefix_len));
+        let mut verdicts = with_room(2 * rules.len() + 1, "networks")?;
+        verdicts.push((0, default));
         let mut set = |start, verdict| {
             if verdicts.last().is_some_and(|&(last, _)| last == start) {
                 verdicts.pop();
@@ -135,7 +144,7 @@ impl Ranges<u128> {
                 && (twin.start, twin.prefix_len) == (rule.start, rule.prefix_len)
             {
                 if twin.is_allowed != rule.is_allowed {
-                    return Err(rule);
+                    return Ok(Err(rule));
                 }
                 continue;
             }
@@ -154,7 +163,9 @@ impl Ranges<u128> {
         }
         verdicts.dedup_by_key(|&mut (_, verdict)| verdict);
         let first = verdicts[0].1;
-        Ok(Self { first, changes: verdicts[1..].iter().map(|&(start, _)| start).collect() })
+        let mut changes = with_room(verdicts.len() - 1, "networks")?;
+        changes.extend(verdicts[1..].iter().map(|&(start, _)| start));
+        Ok(Ok(Self { first, changes }))
     }
 }
 
@@ -170,12 +181,20 @@ impl fmt::Display for NetworkError {
         match self {
             Self::Syntax(text) => write!(f, "{text:?} is no IP network and no IP address"),
             Self::HostBits(text) => write!(f, "{text:?} has host bits set"),
+            Self::NoMemory => f.write_str("there is no memory for so many networks"),
             Self::InBoth(network) => write!(f, "{network} is both allowed and denied"),
         }
     }
 }
 
 impl std::error::Error for NetworkError {}
+
+impl From<io::Error> for NetworkError {
+    /// Nothing else can fail here.
+    fn from(_: io::Error) -> Self {
+        Self::NoMemory
+    }
+}
 
 #[cfg(test)]
 pub(super) mod tests {

@@ -17,7 +17,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::hint::black_box;
 use std::io;
 
-use crate::net::sys::Memory;
+use crate::net::sys::{Memory, zeroes};
 
 /// Sources that a set holds.
 const WAYS: usize = 8;
@@ -47,7 +47,7 @@ pub(super) struct Table {
     sets: usize,
     /// Of each set, a bit for each known source in it, which others may have as well. It is small
     /// enough to stay in the processor's caches.
-    known: Vec<u8>,
+    known: Box<[u8]>,
     keys: RandomState,
 }
 
@@ -65,7 +65,8 @@ impl Table {
         let memory = Memory::new(sources * SET / WAYS * size_of::<u64>())?;
         memory.prefer_large_pages();
         let sets = sources / WAYS;
-        Ok(Self { memory, sets, known: vec![0; sets], keys: RandomState::new() })
+        let known = zeroes(sets, "what a guard knows of sources")?;
+        Ok(Self { memory, sets, known, keys: RandomState::new() })
     }
 
     /// What stands for a source.

@@ -97,8 +97,12 @@ impl Socket {
         count: usize,
         flags: c_int,
     ) -> io::Result<Filled> {
+        let guard = self.guard();
+        if guard.is_some() {
+            ring.prepare_to_screen()?;
+        }
         let mut filled = ring.receive(fd, count, flags, self.is_ip())?;
-        if let Some(guard) = self.guard() {
+        if let Some(guard) = guard {
             let refused = ring.screen(&guard, &mut filled);
             if refused > 0 {
                 self.counters().count_refused(refused);

@@ -1,9 +1,64 @@
-//! Memory straight from the kernel.
+//! Memory that may not be there: straight from the kernel, or large enough to ask before.
+//!
+//! Rust ends the process where an allocation fails. So what is large, or as large as a user or a
+//! peer says, is asked for with `try_reserve` or from here, and where there is none the error is one
+//! of [`io::ErrorKind::OutOfMemory`].
 
+use std::alloc::{Layout, alloc_zeroed};
 use std::io;
 use std::ops::Deref;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+/// The error where there is no memory for something of so many bytes.
+pub fn no_memory(bytes: usize, what: &str) -> io::Error {
+    let text = format!("there is no memory for {what} ({bytes} bytes)");
+    io::Error::new(io::ErrorKind::OutOfMemory, text)
+}
+
+/// An empty vector with room for `len` items, which are `what`.
+pub fn with_room<T>(len: usize, what: &str) -> io::Result<Vec<T>> {
+    let mut items = Vec::new();
+    let result = items.try_reserve_exact(len);
+    result.map_err(|_| no_memory(len.saturating_mul(size_of::<T>()), what))?;
+    Ok(items)
+}
+
+/// Makes room for `more` items, which are `what`, in a vector that grows.
+pub fn make_room<T>(items: &mut Vec<T>, more: usize, what: &str) -> io::Result<()> {
+    let len = items.len().saturating_add(more);
+    let result = items.try_reserve(more);
+    result.map_err(|_| no_memory(len.saturating_mul(size_of::<T>()), what))
+}
+
+/// Zeroed memory for `len` items, which are `what`.
+pub fn zeroes<T: Zeroes>(len: usize, what: &str) -> io::Result<Box<[T]>> {
+    if len == 0 {
+        return Ok(Box::default());
+    }
+    let layout = Layout::array::<T>(len).map_err(|_| no_memory(usize::MAX, what))?;
+    // SAFETY: the layout is not empty, as no type of `Zeroes` is.
+    let start = unsafe { alloc_zeroed(layout) };
+    if start.is_null() {
+        return Err(no_memory(layout.size(), what));
+    }
+    // SAFETY: the memory was allocated a moment ago with the layout of this slice, whose items are
+    // zeroes, which they may be.
+    Ok(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(start.cast(), len)) })
+}
+
+/// A type that has a size, and of which all bytes may be zero.
+///
+/// # Safety
+/// That is so.
+pub unsafe trait Zeroes {}
+
+// SAFETY: a byte may be zero.
+unsafe impl Zeroes for u8 {}
+// SAFETY: and so may several. No array of this crate's is empty.
+unsafe impl<const LEN: usize> Zeroes for [u8; LEN] {}
+// SAFETY: it is a number.
+unsafe impl Zeroes for AtomicU32 {}
 
 /// Zeroed memory that takes up a page only once that page is written: `mmap(2)`.
 pub struct Memory {
@@ -25,7 +80,7 @@ impl Memory {
         let mapped = unsafe { libc::mmap(ptr::null_mut(), len, protection, flags, -1, 0) };
         match NonNull::new(mapped.cast()) {
             Some(start) if mapped != libc::MAP_FAILED => Ok(Self { start, len }),
-            _ => Err(io::Error::last_os_error()),
+            _ => Err(no_memory(len, "what datagrams and their senders take")),
         }
     }
 
@@ -95,7 +150,7 @@ impl SharedCounters {
         let mapped = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, flags, -1, 0) };
         match NonNull::new(mapped.cast()) {
             Some(start) if mapped != libc::MAP_FAILED => Ok(Self { start, len }),
-            _ => Err(io::Error::last_os_error()),
+            _ => Err(no_memory(bytes, "counters")),
         }
     }
 }
@@ -115,5 +170,41 @@ impl Drop for SharedCounters {
         let bytes = self.len * size_of::<AtomicU64>();
         // SAFETY: the mapping is ours, and nobody borrows from it any more. It cannot fail.
         unsafe { libc::munmap(self.start.as_ptr().cast(), bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::Ordering;
+
+    #[test]
+    fn memory_is_zero_and_as_long_as_asked() {
+        for len in [0, 1, 1000] {
+            assert_eq!(*zeroes::<u8>(len, "bytes").unwrap(), vec![0; len]);
+            assert_eq!(*zeroes::<[u8; 3]>(len, "bytes").unwrap(), vec![[0; 3]; len]);
+            let words = zeroes::<AtomicU32>(len, "words").unwrap();
+            assert_eq!(words.len(), len);
+            assert!(words.iter().all(|word| word.load(Ordering::Relaxed) == 0));
+            assert!(with_room::<u64>(len, "words").unwrap().capacity() >= len);
+        }
+    }
+
+    #[test]
+    fn memory_that_is_not_there_is_an_error_that_says_so() {
+        const BEYOND: usize = isize::MAX as usize - 4096; // what no machine has
+        let errors = [
+            Memory::new(BEYOND).err(),
+            zeroes::<u8>(BEYOND, "bytes").err(),
+            zeroes::<[u8; 16]>(BEYOND, "bytes").err(),
+            with_room::<u8>(BEYOND, "bytes").err(),
+            with_room::<u64>(BEYOND, "words").err(),
+            make_room(&mut vec![1], BEYOND, "bytes").err(),
+            SharedCounters::new(BEYOND / 16).err(),
+        ];
+        for error in errors.map(Option::unwrap) {
+            assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
+            assert!(error.to_string().starts_with("there is no memory for "), "{error}");
+        }
     }
 }

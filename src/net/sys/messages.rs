@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
 use super::single::{empty_header, name_of};
-use super::{Memory, SendSlice};
+use super::{Memory, SendSlice, with_room, zeroes};
 use crate::net::address::Address;
 use crate::net::cmsg::ControlBuffer;
 
@@ -59,23 +59,23 @@ impl RecvMessages {
         // chosen by an address's lower bits: shift each by a cache line.
         let stride = slot_len.next_multiple_of(64) + 64;
         let memory = Memory::new(stride * slots)?;
-        let mut names = vec![[0; NAME_LEN]; slots].into_boxed_slice();
-        let mut controls = vec![[0; CONTROL_LEN]; slots].into_boxed_slice();
-        let mut iovecs: Box<[_]> = (0..slots)
-            .map(|slot| {
-                let iov_base = memory.start().wrapping_add(slot * stride).cast();
-                libc::iovec { iov_base, iov_len: stride - 64 }
-            })
-            .collect();
-        let headers = (0..slots).map(|slot| {
+        let mut names: Box<[[u8; NAME_LEN]]> = zeroes(slots, "the names of senders")?;
+        let mut controls: Box<[[u8; CONTROL_LEN]]> = zeroes(slots, "control messages")?;
+        let (mut iovecs, mut headers) = (with_room(slots, "slots")?, with_room(slots, "slots")?);
+        iovecs.extend((0..slots).map(|slot| {
+            let iov_base = memory.start().wrapping_add(slot * stride).cast();
+            libc::iovec { iov_base, iov_len: stride - 64 }
+        }));
+        let mut iovecs: Box<[_]> = iovecs.into();
+        headers.extend((0..slots).map(|slot| {
             let mut header = empty_header();
             header.msg_name = (&raw mut names[slot]).cast();
             header.msg_iov = &raw mut iovecs[slot];
             header.msg_iovlen = 1;
             header.msg_control = (&raw mut controls[slot]).cast();
             libc::mmsghdr { msg_hdr: header, msg_len: 0 }
-        });
-        let headers = headers.collect();
+        }));
+        let headers = headers.into();
         let (dirty, slot_len, control_len) = (slots, stride - 64, CONTROL_LEN);
         Ok(Self { memory, slot_len, headers, iovecs, names, controls, control_len, dirty })
     }

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyList, PyMemoryView, PyString};
+use pyo3::types::{PyByteArray, PyBytes, PyMemoryView, PyString, PyTuple};
 
 use super::{ServerCore, Takes};
-use crate::net::{self, Address, Count, Datagrams, Filled, Source};
+use crate::net::{self, Address, Count, Datagrams, Filled, Received, Source};
 use crate::python::asked::Notes;
-use crate::python::buffer::{Readable, TypeName, new_bytes};
+use crate::python::buffer::{Readable, TypeName, new_bytes, new_list, push};
 use crate::python::datagram::Datagram;
-use crate::python::error::Result;
+use crate::python::error::{Error, Result};
 use crate::python::socket::{Senders, Socket, pair};
 
 /// The most messages that one receive takes.
@@ -31,6 +31,9 @@ const SLOW: Duration = Duration::from_micros(10);
 const LARGEST_V4: usize = 65_507;
 /// That of a datagram of IPv6, whose length does not count IP's own header.
 const LARGEST_V6: usize = 65_527;
+
+/// Whom to answer, and from where.
+type Sender = (Address, Option<Source>);
 
 /// How one thread delivers.
 pub(super) struct Delivery<'a, 'py> {
@@ -153,20 +156,10 @@ impl<'a, 'py> Delivery<'a, 'py> {
 
     fn run_each(&mut self, datagrams: &mut impl Datagrams) -> Result<()> {
         while let Some(datagram) = datagrams.current() {
-            let data = new_bytes(self.py, datagram.payload)?;
-            let address = self.senders.object(self.py, datagram.from)?;
-            let source = self.notes.take(&datagram);
-            let result = if self.core.takes == Takes::Data {
-                self.handler.call1((data, &address))
-            } else {
-                let about = Datagram::new(self.owner, &datagram, data, address.clone());
-                self.handler.call1((Bound::new(self.py, about)?,))
-            };
-            let answered = result
-                .and_then(|reply| self.answer(datagram.from, source, &reply))
-                .or_else(|error| self.fail(error, Some(&address)));
+            let handled = self.handle(&datagram);
+            let handled = handled.or_else(|error| self.fail(error, Some(datagram.from)));
             datagrams.advance(); // it counts as handled, whatever the handler made of it
-            answered?;
+            handled?;
             self.calls += 1;
             if self.call_cost > SLOW || self.calls.is_multiple_of(LOOK) {
                 let now = Instant::now();
@@ -186,32 +179,61 @@ impl<'a, 'py> Delivery<'a, 'py> {
         Ok(())
     }
 
+    /// Calls the handler with one datagram, and queues the answer.
+    fn handle(&mut self, datagram: &Received<'_>) -> PyResult<()> {
+        let data = new_bytes(self.py, datagram.payload)?;
+        let address = self.senders.object(self.py, datagram.from)?;
+        let source = self.notes.take(datagram);
+        let reply = if self.core.takes == Takes::Data {
+            self.handler.call1((data, address))
+        } else {
+            let about = Datagram::new(self.owner, datagram, data, address);
+            self.handler.call1((Bound::new(self.py, about)?,))
+        };
+        self.answer(datagram.from, source, &reply?)
+    }
+
     fn run_batch(&mut self, datagrams: &mut impl Datagrams) -> Result<()> {
         let (mut batch, mut senders) = (Vec::new(), Vec::new());
         while let Some(datagram) = datagrams.current() {
-            let data = new_bytes(self.py, datagram.payload)?;
-            let address = self.senders.object(self.py, datagram.from)?;
-            batch.push(pair(data, address)?);
-            let sender = (Address::from_bytes(datagram.from), self.notes.take(&datagram));
-            match senders.last_mut() {
-                Some((last, count)) if *last == sender => *count += 1,
-                _ => senders.push((sender, 1_usize)),
-            }
+            let added = self.add(&datagram, &mut batch, &mut senders);
+            let added = added.or_else(|error| self.fail(error, Some(datagram.from)));
             datagrams.advance();
+            added?;
         }
         self.calls += 1;
-        let replies = self
-            .handler
-            .call1((PyList::new(self.py, batch)?,))
+        let replies = new_list(self.py, batch)
+            .and_then(|batch| self.handler.call1((batch,)))
             .and_then(|replies| self.answer_batch(&replies, &senders));
         Ok(replies.or_else(|error| self.fail(error, None))?)
+    }
+
+    /// Adds a datagram to a batch for the handler, and its sender to theirs.
+    fn add(
+        &mut self,
+        datagram: &Received<'_>,
+        batch: &mut Vec<Bound<'py, PyTuple>>,
+        senders: &mut Vec<(Sender, usize)>,
+    ) -> PyResult<()> {
+        let data = new_bytes(self.py, datagram.payload)?;
+        let pair = pair(data, self.senders.object(self.py, datagram.from)?)?;
+        let sender = (Address::from_bytes(datagram.from), self.notes.take(datagram));
+        match senders.last_mut() {
+            Some((last, count)) if *last == sender => *count += 1,
+            _ => push(senders, (sender, 1))?,
+        }
+        push(batch, pair).inspect_err(|_| {
+            if let Some((_, count)) = senders.last_mut() {
+                *count -= 1;
+            }
+        })
     }
 
     /// Queues the answers to a batch. One that is none does not keep the others back.
     fn answer_batch(
         &self,
         replies: &Bound<'py, PyAny>,
-        senders: &[((Address, Option<Source>), usize)],
+        senders: &[(Sender, usize)],
     ) -> PyResult<()> {
         if replies.is_none() {
             return Ok(());
@@ -234,10 +256,8 @@ impl<'a, 'py> Delivery<'a, 'py> {
                                datagrams; use sendto() for others";
                 return Err(PyValueError::new_err(message));
             };
-            self.answer(to.as_bytes(), *source, &reply).or_else(|error| {
-                let address = self.owner.get().addresses().object(self.py, to.as_bytes())?;
-                self.fail(error, Some(&address))
-            })?;
+            self.answer(to.as_bytes(), *source, &reply)
+                .or_else(|error| self.fail(error, Some(to.as_bytes())))?;
         }
         Ok(())
     }
@@ -264,14 +284,14 @@ impl<'a, 'py> Delivery<'a, 'py> {
             return Err(PyOSError::new_err((libc::EDESTADDRREQ, message)));
         }
         let to = (!to.is_empty()).then(|| Address::from_bytes(to));
-        self.core.outbox().push(data.unbind(), len, to, source);
-        Ok(())
+        let pushed = self.core.outbox().push(data.unbind(), len, to, source);
+        Ok(pushed.map_err(Error::from)?)
     }
 
-    /// Counts and reports what went wrong with one call.
-    fn fail(&self, error: PyErr, address: Option<&Bound<'py, PyAny>>) -> PyResult<()> {
+    /// Counts and reports what went wrong with one call, or with the datagrams for it.
+    fn fail(&self, error: PyErr, from: Option<&[u8]>) -> PyResult<()> {
         self.core.count(Count::HandlerErrors, 1);
-        self.core.report_error(self.py, "handler", error, address)
+        self.core.report_error(self.py, "handler", error, from)
     }
 }
 

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit, PyValueError};
@@ -17,7 +18,7 @@ use pyo3::prelude::*;
 
 use self::deliver::Delivery;
 use super::asked::Asked;
-use super::error::{Error, Result};
+use super::error::{Error, Result, is_shortage};
 use super::outbox::Outbox;
 use super::socket::Socket;
 use super::tally::ServerCounters;
@@ -29,6 +30,8 @@ const TICK: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_millis(2);
 /// So long the interpreter is kept from other threads, where the handler is not Python's.
 const SWITCH: Duration = Duration::from_millis(5);
+/// So long a server that has no memory to receive waits for some.
+const SHORTAGE: Duration = Duration::from_millis(10);
 /// So many errors in a row, and no datagram between them, end a server.
 const ERRORS: usize = 64;
 
@@ -113,6 +116,12 @@ impl ServerCore {
         })
     }
 
+    /// Take the memory that receiving needs, for the calling thread, which is to `run`.
+    fn prepare(&self, py: Python<'_>) -> Result<()> {
+        let kind = self.socket.bind(py).get().socket()?.slot_kind();
+        Ok(ThreadRing::take(kind).map(drop)?)
+    }
+
     /// Receive, call the handler and send its answers until `stop` is called, and return how many
     /// received datagrams had to be left unhandled.
     #[pyo3(signature = (wakeup_fd=None))]
@@ -146,6 +155,10 @@ impl ServerCore {
                 Ok(Received::Nothing) => {}
                 Ok(Received::End) => return Ok(delivery.left()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_shortage(&error) => {
+                    this.report_error(py, "receive", Error::Os(error).into(), None)?;
+                    delivery.detach(|| thread::sleep(SHORTAGE)); // it may end
+                }
                 Err(error) => {
                     errors += 1;
                     if errors == ERRORS || socket.descriptor().is_closed() {
@@ -294,21 +307,33 @@ impl ServerCore {
         Ok(())
     }
 
-    /// Has an error logged. What ends the program passes.
+    /// Has an error logged, with the peer that it is about. What ends the program passes.
     fn report_error(
         &self,
         py: Python<'_>,
         what: &str,
         error: PyErr,
-        address: Option<&Bound<'_, PyAny>>,
+        peer: Option<&[u8]>,
     ) -> PyResult<()> {
-        let ends_program = error.is_instance_of::<PySystemExit>(py)
-            || error.is_instance_of::<PyKeyboardInterrupt>(py);
-        if ends_program {
+        if ends_program(py, &error) {
             return Err(error);
         }
-        self.report.call1(py, (what, error, address)).map(drop)
+        let addresses = self.socket.bind(py).get().addresses();
+        let address = peer.and_then(|peer| addresses.object(py, peer).ok());
+        match self.report.call1(py, (what, error, address)) {
+            Err(error) if ends_program(py, &error) => Err(error),
+            // That there is no memory for a line of a log is no reason to stop, either.
+            Err(error) => {
+                error.write_unraisable(py, Some(self.report.bind(py)));
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+        }
     }
+}
+
+fn ends_program(py: Python<'_>, error: &PyErr) -> bool {
+    error.is_instance_of::<PySystemExit>(py) || error.is_instance_of::<PyKeyboardInterrupt>(py)
 }
 
 /// Steer the group of a socket that shares its port, of so many sockets.

@@ -47,7 +47,7 @@ impl ServerCore {
         if self.is_in_handler() {
             let queued = {
                 let mut outbox = self.outbox();
-                outbox.push(data.unbind(), len, Some(to), source);
+                outbox.push(data.unbind(), len, Some(to), source)?;
                 outbox.len()
             };
             if queued >= QUEUED {
@@ -56,7 +56,7 @@ impl ServerCore {
             return Ok(());
         }
         let mut outbox = Outbox::default();
-        outbox.push(data.unbind(), len, Some(to), source);
+        outbox.push(data.unbind(), len, Some(to), source)?;
         let refused = self.send(py, owner.socket()?, &mut outbox);
         match refused.into_iter().find(|refused| refused.is_lost) {
             Some(refused) => Err(refused.error.into()),
@@ -89,7 +89,7 @@ impl ServerCore {
     fn send(&self, py: Python<'_>, socket: &net::Socket, outbox: &mut Outbox) -> Vec<Refused> {
         let patience = if socket.is_ip() { PATIENCE } else { UNIX_PATIENCE };
         let mut deadline = None;
-        let flushed = outbox.flush_or(py, socket, |queue| {
+        let flushed = outbox.flush_or(py, socket, &self.asked, |queue| {
             let deadline = *deadline.get_or_insert_with(|| Deadline::after(patience));
             Some(wait_for_room(py, socket, deadline, queue))
         });
@@ -102,9 +102,7 @@ impl ServerCore {
     }
 
     fn report_refused(&self, py: Python<'_>, refused: Refused) -> PyResult<()> {
-        let owner = self.socket.bind(py).get();
         let to = refused.to.as_ref().map_or(&[][..], |to| to.as_bytes());
-        let address = owner.addresses().object(py, to)?;
         let error = match refused.error.raw_os_error() {
             Some(libc::EMSGSIZE) => {
                 let len = refused.len;
@@ -114,7 +112,7 @@ impl ServerCore {
             }
             _ => Error::Os(refused.error).into(),
         };
-        self.report_error(py, "send", error, Some(&address))
+        self.report_error(py, "send", error, Some(to))
     }
 }
 

@@ -58,7 +58,7 @@ impl Socket {
                 sending.audit(&slf.get().addresses.object(slf.py(), address.as_bytes())?)?;
             }
         }
-        let mut queue = batch.queue(&contents, to.as_ref());
+        let mut queue = batch.queue(&contents, to.as_ref())?;
         sending.queue(&mut queue, true)?;
         sending.finish()
     }
@@ -81,12 +81,18 @@ impl Socket {
             // A slot is for one message, of one datagram or of several.
             for _ in 0..batch.slots() {
                 let Some(mut held) = socket.take_kept() else { break };
-                while let Some(datagram) = held.current()
-                    && batch.push_received(contents, &datagram)
-                {
+                let mut result = Ok(true);
+                while let Some(datagram) = held.current() {
+                    result = batch.push_received(contents, &datagram);
+                    if !matches!(result, Ok(true)) {
+                        break;
+                    }
                     held.advance();
                 }
                 socket.put_back(held);
+                if result.is_err() && batch.len() == 0 {
+                    result?;
+                }
             }
             if batch.len() > 0 {
                 socket.share_kept();

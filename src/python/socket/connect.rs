@@ -75,6 +75,11 @@ impl Socket {
         Ok((fd.into_raw_fd(), address))
     }
 
+    /// End the connection, and with it the local address and port that the kernel chose for it.
+    fn _disconnect(&self) -> Result<()> {
+        Ok(self.socket()?.disconnect()?)
+    }
+
     /// Shut down receiving, sending or both.
     #[pyo3(signature = (how, /))]
     fn shutdown(&self, how: c_int) -> Result<()> {

@@ -44,7 +44,7 @@ impl Socket {
     /// with (`ECONNREFUSED`) goes with it.
     fn empty_queue(&self) -> Result<bool> {
         let socket = self.socket()?;
-        let mut scratch = Scratch::take();
+        let mut scratch = Scratch::take()?;
         for _ in 0..MOST_LATE {
             let mut memory = scratch.slice(Scratch::LEN);
             match socket.with(|fd| socket.receive(fd, &mut memory, None, libc::MSG_DONTWAIT)) {

@@ -19,7 +19,7 @@ use crate::net::multicast::{Change, Membership, interface_with_address};
 use crate::net::{Address, Interest, Source};
 use crate::python::buffer::{Readable, new_bytes};
 use crate::python::datagram::Datagram;
-use crate::python::error::{Error, Result};
+use crate::python::error::{Error, Result, may_be_of_source, strerror};
 use crate::python::records::{DatagramError, Stats};
 
 #[pymethods]
@@ -27,7 +27,7 @@ impl Socket {
     /// Receive a datagram with its metadata.
     #[pyo3(signature = (flags=0))]
     fn recv_datagram(slf: &Bound<'_, Self>, flags: c_int) -> Result<Datagram> {
-        let mut datagrams = Self::receive_datagrams(slf, 1, flags)?;
+        let mut datagrams = Self::receive_datagrams(slf, 1, flags, Ok)?;
         // receive_many waits for at least one.
         datagrams.pop().ok_or_else(|| io::Error::from(io::ErrorKind::WouldBlock).into())
     }
@@ -39,7 +39,10 @@ impl Socket {
         max_datagrams: isize,
         flags: c_int,
     ) -> Result<Bound<'py, PyList>> {
-        Ok(PyList::new(slf.py(), Self::receive_datagrams(slf, max_datagrams, flags)?)?)
+        let datagrams = Self::receive_datagrams(slf, max_datagrams, flags, |datagram| {
+            Bound::new(slf.py(), datagram)
+        })?;
+        slf.get().to_list(slf.py(), datagrams)
     }
 
     /// Take what the kernel has noted about datagrams that failed on their way.
@@ -150,18 +153,19 @@ impl Socket {
 }
 
 impl Socket {
-    fn receive_datagrams(
+    fn receive_datagrams<T>(
         slf: &Bound<'_, Self>,
         max_datagrams: isize,
         flags: c_int,
-    ) -> Result<Vec<Datagram>> {
+        convert: impl Fn(Datagram) -> PyResult<T>,
+    ) -> Result<Vec<T>> {
         let this = slf.get();
         this.socket()?.tell_metadata()?;
         let mut senders = Senders::new(&this.addresses);
         this.receive_many(slf.py(), max_datagrams, flags, |received| {
             let address = senders.object(slf.py(), received.from)?;
             let data = new_bytes(slf.py(), received.payload)?;
-            Ok(Datagram::new(slf, received, data, address))
+            convert(Datagram::new(slf, received, data, address))
         })
     }
 
@@ -180,9 +184,21 @@ impl Socket {
         if let Some(source) = source {
             source.encode(&mut control);
         }
-        self.transfer(py, &mut self.patience(), Interest::Write, flags, |socket, fd, flags| {
-            socket.send_message(fd, &memory, to, control.as_bytes(), flags)
-        })
+        let sent =
+            self.transfer(py, &mut self.patience(), Interest::Write, flags, |socket, fd, flags| {
+                socket.send_message(fd, &memory, to, control.as_bytes(), flags)
+            });
+        match (sent, source) {
+            (Err(Error::Os(error)), Some(Source { address, .. })) if may_be_of_source(&error) => {
+                let (errno, reason) = (error.raw_os_error(), strerror(&error));
+                let text = format!(
+                    "{reason}: no route leads to the peer from {address}, which it asked; perhaps \
+                     this machine has that address no more: sendto() sends from another"
+                );
+                Err(Error::Python(PyOSError::new_err((errno, text))))
+            }
+            (sent, _) => sent,
+        }
     }
 
     /// What an entry of the error queue says, if it is an error.

@@ -13,7 +13,7 @@ use super::Socket;
 use super::sending::Sending;
 use crate::net::{self, Address, Datagrams, Filled, Interest, Received, ThreadRing};
 use crate::python::address::AddressCache;
-use crate::python::buffer::new_bytes;
+use crate::python::buffer::{new_bytes, new_list, push};
 use crate::python::error::{Error, Result};
 
 /// Up to so many datagrams pass attached to the interpreter. They take about a millisecond, less
@@ -39,7 +39,7 @@ impl Socket {
             let data = new_bytes(py, datagram.payload)?;
             pair(data, senders.object(py, datagram.from)?)
         })?;
-        Ok(PyList::new(py, datagrams)?)
+        self.to_list(py, datagrams)
     }
 
     /// Send many datagrams, and return how many, or, going on after errors, what failed.
@@ -128,6 +128,16 @@ impl Socket {
         Ok(converted)
     }
 
+    /// Makes a list of received datagrams. There being no memory for it, they are lost, and count so.
+    pub(crate) fn to_list<'py, T>(
+        &self,
+        py: Python<'py>,
+        datagrams: Vec<Bound<'py, T>>,
+    ) -> Result<Bound<'py, PyList>> {
+        let (socket, count) = (self.socket()?, datagrams.len());
+        Ok(new_list(py, datagrams).inspect_err(|_| socket.counters().count_dropped(count))?)
+    }
+
     /// Converts datagrams that an earlier receive has kept.
     fn convert_kept<T>(
         socket: &net::Socket,
@@ -166,12 +176,18 @@ pub(crate) fn pair<'py>(
     data: Bound<'py, PyBytes>,
     address: Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyTuple>> {
-    let pair = PyTuple::new(data.py(), [data.into_any(), address])?;
-    // SAFETY: attached. The tuple was made tracked a moment ago, and nobody else knows it. It holds
-    // bytes and an address, neither of which can refer back to it, so that the garbage collector
-    // has no business with it: with thousands of them in a list, its visits would cost a third.
-    unsafe { ffi::PyObject_GC_UnTrack(pair.as_ptr().cast()) };
-    Ok(pair)
+    let py = data.py();
+    // SAFETY: attached. The tuple is new, with a place for each item, which takes its reference over;
+    // nobody else knows it. It holds bytes and an address, neither of which can refer back to it, so
+    // that the garbage collector has no business with it: with thousands of them in a list, its
+    // visits would cost a third.
+    unsafe {
+        let pair = Bound::from_owned_ptr_or_err(py, ffi::PyTuple_New(2))?;
+        ffi::PyTuple_SET_ITEM(pair.as_ptr(), 0, data.into_ptr());
+        ffi::PyTuple_SET_ITEM(pair.as_ptr(), 1, address.into_ptr());
+        ffi::PyObject_GC_UnTrack(pair.as_ptr().cast());
+        Ok(pair.cast_into_unchecked())
+    }
 }
 
 /// Converts datagrams until there are `max`, or no more.
@@ -184,7 +200,7 @@ fn convert_up_to<T>(
     while converted.len() < max
         && let Some(datagram) = datagrams.current()
     {
-        converted.push(convert(&datagram)?);
+        push(converted, convert(&datagram)?)?;
         datagrams.advance();
     }
     Ok(())

@@ -8,8 +8,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 
 use super::Socket;
-use crate::net::{Address, Interest, RecvSlice, Scratch, cmsg};
-use crate::python::buffer::{NewBytes, Writable, new_bytes};
+use crate::net::{Address, Interest, RecvSlice, Scratch, cmsg, with_room, zeroes};
+use crate::python::buffer::{NewBytes, Writable, gather, new_bytes};
 use crate::python::error::Result;
 
 /// What `recvmsg` returns after the data: control messages, flags, and the sender.
@@ -115,7 +115,7 @@ impl Socket {
         self.named_socket()?;
         let len = self.useful_len(bufsize)?;
         if len <= Scratch::LEN {
-            let mut scratch = Scratch::take();
+            let mut scratch = Scratch::take()?;
             let memory = &mut [scratch.slice(len)];
             // With MSG_TRUNC the received length is the datagram's, beyond what was written.
             let (received, rest) = self.receive_message(py, memory, ancbufsize, flags)?;
@@ -139,17 +139,12 @@ impl Socket {
         flags: c_int,
     ) -> Result<Message<'py, usize>> {
         let what = "recvmsg_into() argument 1";
-        let mut buffers = buffers
-            .try_iter()?
-            .map(|buffer| Writable::new(&buffer?, what))
-            .collect::<PyResult<Vec<_>>>()?;
-        let mut memory: Vec<_> = buffers
-            .iter_mut()
-            .map(|buffer| {
-                let len = buffer.len();
-                buffer.slice(len)
-            })
-            .collect();
+        let mut buffers = gather(buffers.try_iter()?.map(|buffer| Writable::new(&buffer?, what)))?;
+        let mut memory = with_room(buffers.len(), "a list of buffers")?;
+        memory.extend(buffers.iter_mut().map(|buffer| {
+            let len = buffer.len();
+            buffer.slice(len)
+        }));
         let (len, rest) = self.receive_message(py, &mut memory, ancbufsize, flags)?;
         Ok(rest.after(len))
     }
@@ -172,7 +167,7 @@ impl Socket {
             // SAFETY: the kernel has written them.
             return Ok(unsafe { data.finish(received.min(len)) }?);
         }
-        let mut scratch = Scratch::take();
+        let mut scratch = Scratch::take()?;
         let received = self.receive_into(py, &mut scratch.slice(len), flags, from)?;
         if received > len {
             // MSG_TRUNC asked for the full length, which the standard class returns as that many
@@ -217,7 +212,7 @@ impl Socket {
             .and_then(|len| usize::try_from(len).ok())
             .ok_or_else(|| PyValueError::new_err("invalid ancillary data buffer length"))?;
         let control_len = control_len.min(LONGEST_CONTROL);
-        let mut control = vec![0; control_len];
+        let mut control = zeroes(control_len, "control messages")?;
         let mut from = Address::UNNAMED;
         let info = self.transfer(
             py,

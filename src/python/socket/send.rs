@@ -8,7 +8,7 @@ use pyo3::types::{PyBytes, PyTuple};
 
 use super::Socket;
 use super::options::Given;
-use crate::net::{Address, Interest, cmsg};
+use crate::net::{Address, Interest, cmsg, make_room, with_room};
 use crate::python::address::Mapping;
 use crate::python::audit;
 use crate::python::buffer::{Readable, iterate};
@@ -77,7 +77,8 @@ impl Socket {
         let none = py.None().into_bound(py);
         audit::event(c"socket.sendmsg", slf.as_any(), address.unwrap_or(&none))?;
         let buffers = Readable::all(buffers, "sendmsg() argument 1 must be an iterable")?;
-        let memory: Vec<_> = buffers.iter().map(Readable::slice).collect();
+        let mut memory = with_room(buffers.len(), "a list of buffers")?;
+        memory.extend(buffers.iter().map(Readable::slice));
         let control = control_buffer(ancdata)?;
         this.transfer(py, &mut this.patience(), Interest::Write, flags, |socket, fd, flags| {
             socket.send_message(fd, &memory, to.as_ref(), &control, flags)
@@ -137,6 +138,8 @@ fn control_buffer(ancdata: Given<'_>) -> Result<Vec<u8>> {
         if control.len() + cmsg::space(data.len()) > c_int::MAX as usize {
             return Err(PyOSError::new_err("too much ancillary data").into());
         }
+        let space = cmsg::space(data.len());
+        make_room(&mut control, space, "control messages")?;
         cmsg::encode(&mut control, level, kind, &data.copy()?);
     }
     Ok(control)

@@ -11,7 +11,7 @@ use super::many::ATTACHED;
 use super::{Patience, Socket};
 use crate::net::{Address, Interest, SendQueue};
 use crate::python::audit;
-use crate::python::buffer::{Readable, text_of};
+use crate::python::buffer::{Readable, push, text_of};
 use crate::python::error::{Error, Result};
 
 /// A call takes its datagrams in portions of so many, and between them signal handlers run.
@@ -77,7 +77,8 @@ impl<'s, 'py> Sending<'s, 'py> {
             let mut portion = Portion::default();
             let end = portion.fill(self, &mut items, to.as_ref());
             let is_large = portion.payloads.len() > ATTACHED || portion.bytes > ATTACHED_BYTES;
-            let result = self.queue(&mut portion.queue(), is_large);
+            let queue = portion.queue().map_err(Error::from);
+            let result = queue.and_then(|mut queue| self.queue(&mut queue, is_large));
             // What is wrong behind the portion is told once its datagrams have left.
             match end {
                 // Not mine to keep to myself, whatever became of the datagrams.
@@ -204,6 +205,12 @@ fn advice(value: &Bound<'_, PyAny>) -> &'static str {
             ": a datagram takes at most 65,507 bytes over IPv4, and less where the path or an \
              option says so"
         }
+        Ok(libc::ENOBUFS) => {
+            ": a queue on the way to the device is full; send again in a while, or less at a time"
+        }
+        Ok(libc::ENETUNREACH) => {
+            ": no route leads there, or the address to send from is no more this machine's"
+        }
         Ok(libc::EACCES) => ": to broadcast, set SO_BROADCAST first",
         Ok(libc::EDESTADDRREQ) => ": give an address, or connect the socket",
         _ => "",
@@ -289,8 +296,7 @@ impl<'py> Portion<'py> {
         let pair = if is_payload { None } else { item.cast::<PyTuple>().ok() };
         let Some(pair) = pair else {
             let payload = Readable::new(item).map_err(End::of_item)?;
-            self.push(payload, is_payload.then_some(0));
-            return Ok(());
+            return self.push(payload, is_payload.then_some(0)).map_err(End::Raised);
         };
         let (payload, address) = halves(pair).map_err(End::of_item)?;
         let payload = Readable::new(&payload).map_err(End::of_item)?;
@@ -298,27 +304,26 @@ impl<'py> Portion<'py> {
             let to = sending.parse(&address, "send_many");
             let to = to.map_err(|error| End::of_item(error.into()))?;
             sending.audit(&address).map_err(|error| End::Raised(error.into()))?;
-            self.addresses.push(to);
+            push(&mut self.addresses, to).map_err(End::Raised)?;
             self.last = never_changes(&address).then_some(address);
         }
-        self.push(payload, Some(self.addresses.len() - 1));
-        Ok(())
+        self.push(payload, Some(self.addresses.len() - 1)).map_err(End::Raised)
     }
 
-    fn push(&mut self, payload: Readable<'py>, target: Option<usize>) {
+    fn push(&mut self, payload: Readable<'py>, target: Option<usize>) -> PyResult<()> {
+        push(&mut self.targets, target)?;
         self.bytes += payload.slice().len();
-        self.payloads.push(payload);
-        self.targets.push(target);
+        push(&mut self.payloads, payload)
     }
 
-    fn queue(&self) -> SendQueue<'_> {
-        let mut queue = SendQueue::with_capacity(self.payloads.len());
+    fn queue(&self) -> io::Result<SendQueue<'_>> {
+        let mut queue = SendQueue::with_room(self.payloads.len())?;
         let mut payloads = self.payloads.iter().map(Readable::slice);
         for group in self.targets.chunk_by(|one, other| one == other) {
             let to = group[0].and_then(|target| self.addresses.get(target));
-            queue.push_all(payloads.by_ref().take(group.len()), to, None);
+            queue.push_all(payloads.by_ref().take(group.len()), to, None)?;
         }
-        queue
+        Ok(queue)
     }
 }
 

@@ -18,7 +18,7 @@ use super::datagram::Datagram;
 use super::error::Result;
 use super::outbox::Outbox;
 use super::socket::Socket;
-use crate::net::Address;
+use crate::net::{Address, ThreadRing};
 
 /// A counter that an event loop raises once for each of its turns.
 #[pyclass(frozen, module = "tomada._core")]
@@ -130,6 +130,8 @@ impl TransportCore {
             }
             _ => None,
         };
+        // Reading would find no memory again and again, and nobody to tell.
+        drop(ThreadRing::take(socket.get().socket()?.slot_kind())?);
         let tells_spare_time = event_loop.bind(py).hasattr(intern!(py, "_spare_time"))?;
         let asked = Asked::of(socket.get().socket()?);
         let links = Links { event_loop, transport, protocol: py.None() };

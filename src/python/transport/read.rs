@@ -8,14 +8,13 @@ use std::time::{Duration, Instant};
 use pyo3::exceptions::PyException;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyList;
 
 use super::TransportCore;
 use crate::net::{self, Datagrams, Filled, ThreadRing};
 use crate::python::asked::Notes;
-use crate::python::buffer::new_bytes;
+use crate::python::buffer::{new_bytes, push};
 use crate::python::datagram::Datagram;
-use crate::python::error::{Error, Result};
+use crate::python::error::{Error, Result, is_shortage};
 use crate::python::socket::{Senders, Socket, pair};
 
 /// How long one drain may take on a loop that cannot say. Its other callbacks wait meanwhile.
@@ -130,7 +129,7 @@ impl TransportCore {
                 Err(error) => {
                     let is_gone =
                         matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK));
-                    errors += if is_gone { ERRORS } else { 1 };
+                    errors += if is_gone || is_shortage(&error) { ERRORS } else { 1 };
                     self.tell_error(py, Error::Os(error).into())?;
                     self.rearm(py)?;
                     if !self.reading.load(Ordering::Relaxed) {
@@ -264,13 +263,19 @@ impl<'a, 'py> Delivery<'a, 'py> {
         let py = self.owner.py();
         let mut batch = Vec::new();
         while let Some(datagram) = datagrams.current() {
-            let data = new_bytes(py, datagram.payload)?;
-            batch.push(pair(data, self.senders.object(py, datagram.from)?)?);
+            let added = new_bytes(py, datagram.payload)
+                .and_then(|data| pair(data, self.senders.object(py, datagram.from)?))
+                .and_then(|pair| push(&mut batch, pair));
+            match added {
+                Err(error) if batch.is_empty() => return Err(error.into()),
+                Err(_) => break, // what is left comes later
+                Ok(()) => {}
+            }
             self.notes.take(&datagram);
             datagrams.advance();
         }
         let len = batch.len();
-        let batch = PyList::new(py, batch)?;
+        let batch = self.owner.get().to_list(py, batch)?;
         let result = protocol.call_method1(intern!(py, "datagrams_received"), (batch,)).map(drop);
         self.core.catch(py, "datagrams_received", result)?;
         self.delivered += len.next_multiple_of(LOOK);

@@ -19,7 +19,8 @@ impl TransportCore {
 
     /// Take all datagrams that are there, up to a maximum, with their senders' addresses.
     fn recv_many<'py>(&self, py: Python<'py>, max_datagrams: isize) -> Result<Bound<'py, PyList>> {
-        Ok(PyList::new(py, self.take(py, max_datagrams)?)?)
+        let datagrams = self.take(py, max_datagrams)?;
+        self.socket.bind(py).get().to_list(py, datagrams)
     }
 
     /// Tell the protocol of what the error queue has.

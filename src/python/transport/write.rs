@@ -194,7 +194,7 @@ impl TransportCore {
         let source = to.and_then(|to| self.asked.source(&to));
         let len = data.as_bytes().len();
         let mut outbox = self.outbox();
-        outbox.push(data.unbind(), len, to, source);
+        outbox.push(data.unbind(), len, to, source)?;
         Ok(Some(Waiting { datagrams: outbox.len(), bytes: outbox.bytes() }))
     }
 
@@ -257,7 +257,7 @@ impl TransportCore {
         let (py, this) = (slf.py(), slf.get());
         let owner = this.socket.bind(py);
         // No Python code runs under the lock.
-        let flushed = this.outbox().flush(py, owner.get().socket()?);
+        let flushed = this.outbox().flush(py, owner.get().socket()?, &this.asked);
         if this.is_full.swap(flushed.is_full, Ordering::Relaxed) != flushed.is_full {
             let method = if flushed.is_full { "_buffer_is_full" } else { "_buffer_has_room" };
             this.tell_transport(py, method)?;
