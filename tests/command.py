@@ -4,11 +4,13 @@ import os
 import pty
 import select
 import socket as std
+import struct
 import subprocess
 import sys
 import threading
 
 from peer import DEADLINE
+from support import Child
 
 
 def run(*arguments, stdin=b"", **options):
@@ -87,3 +89,32 @@ class Echo(threading.Thread):
             sock.sendto(b"", self.address)
         self.join()
         self._sock.close()
+
+
+class Listening(Child):
+    """``tomada listen``, once it listens."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__("-m", "tomada", "listen", *arguments, **options)
+        # What it says to the human is on the other stream.
+        self.said = self._process.stderr.readline().decode()
+        assert self.said.startswith("listening on "), self.said
+        self.where = self.said.split()[2].rstrip(";")
+        host, _, port = self.where.rpartition(":")
+        self.address = (host.strip("[]"), int(port)) if port.isdecimal() else self.where
+
+
+def captured(path):
+    """Read a capture: the times, in nanoseconds, and the packets."""
+    data = path.read_bytes()
+    magic, major, minor, _, _, longest, link = struct.unpack_from("=IHHiIII", data)
+    assert (magic, major, minor, link) == (0xA1B23C4D, 2, 4, 101)
+    found, place = [], 24
+    while place < len(data):
+        seconds, nanoseconds, length, full = struct.unpack_from("=IIII", data, place)
+        assert length == full <= longest
+        place += 16
+        found.append((seconds * 10**9 + nanoseconds, data[place : place + length]))
+        place += length
+    assert place == len(data)
+    return found

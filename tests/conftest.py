@@ -30,6 +30,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 import faults  # noqa: E402
 import links  # noqa: E402
 from answering import same  # noqa: E402
+from command import Listening  # noqa: E402
 from support import KINDS, Kind, Peer  # noqa: E402
 from transports import LOOPS, Recorder, turns  # noqa: E402
 
@@ -193,3 +194,25 @@ def pytest_pyfunc_call(pyfuncitem):
 def match(request):
     """Make clients without the argument ``match``, and with it."""
     return request.param
+
+
+@pytest.fixture
+def sender():
+    """Open a plain socket."""
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock
+
+
+@pytest.fixture
+def listening(interruptible):  # noqa: ARG001 - what they are ended by
+    """Start ``tomada listen``."""
+    started = []
+
+    def start(*arguments, **options):
+        started.append(Listening(*arguments, **options))
+        return started[-1]
+
+    yield start
+    for item in started:
+        item.__exit__()

@@ -13,45 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from command import at, run
-from support import DEADLINE, Child
+from command import at, captured, run
+from support import DEADLINE
 from tomada import cli
 from tomada._cli import pcap
 
 pytestmark = pytest.mark.usefixtures("interruptible")
-
-
-class Listening(Child):
-    """``tomada listen``, once it listens."""
-
-    def __init__(self, *arguments):
-        super().__init__("-m", "tomada", "listen", *arguments)
-        # What it says to the human is on the other stream.
-        self.said = self._process.stderr.readline().decode()
-        assert self.said.startswith("listening on "), self.said
-        self.where = self.said.split()[2].rstrip(";")
-        host, _, port = self.where.rpartition(":")
-        self.address = (host.strip("[]"), int(port)) if port.isdecimal() else self.where
-
-
-@pytest.fixture
-def sender():
-    with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        yield sock
-
-
-@pytest.fixture
-def listening():
-    started = []
-
-    def start(*arguments):
-        started.append(Listening(*arguments))
-        return started[-1]
-
-    yield start
-    for item in started:
-        item.__exit__()
 
 
 def test_datagrams_are_printed_with_time_peer_and_size(listening, sender):
@@ -172,22 +139,6 @@ def test_a_reader_that_goes_away_is_no_traceback(sender):
         sender.sendto(b"x", (host, int(port)))
         assert process.wait(DEADLINE) == 1
         assert process.stderr.read() == ""
-
-
-def captured(path):
-    """Read a capture: the times, in nanoseconds, and the packets."""
-    data = path.read_bytes()
-    magic, major, minor, _, _, longest, link = struct.unpack_from("=IHHiIII", data)
-    assert (magic, major, minor, link) == (0xA1B23C4D, 2, 4, 101)
-    found, place = [], 24
-    while place < len(data):
-        seconds, nanoseconds, length, full = struct.unpack_from("=IIII", data, place)
-        assert length == full <= longest
-        place += 16
-        found.append((seconds * 10**9 + nanoseconds, data[place : place + length]))
-        place += length
-    assert place == len(data)
-    return found
 
 
 def folded_sum(data):

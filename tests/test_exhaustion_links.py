@@ -15,7 +15,6 @@ from links import Network, needed
 from support import DEADLINE, Call, eventually
 from tomada import _reports, socket
 from traffic import numbered, receive
-from transports import Recorder
 
 LEFT = ["10.77.0.1/24", "fd77::1/64", "fe80::1/64"]
 RIGHT = ["10.77.0.2/24", "10.77.0.22/24", "fd77::2/64", "fd77::22/64", "fe80::2/64"]
@@ -172,7 +171,7 @@ def runner(problems):
         yield runner
 
 
-async def test_a_full_device_is_told_to_the_protocol(runner, link, endpoint):
+async def test_a_full_device_is_told_to_the_protocol(link, endpoint):
     left, right = link
     with right.bound(std, ("10.77.0.2", 0)) as peer:
         sock = told(left.bound(socket, ("10.77.0.1", 0)))

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 else:
     from tomada.socket import socket
 
-# Why one could not be sent from the address that the kernel has chosen on connecting. This machine may
-# have it no more, and another in its place.
+# Why one could not be sent from the address that the kernel has chosen on connecting. This machine
+# may have it no more, and another in its place.
 _UNROUTED = frozenset({errno.EINVAL, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL})
 
 # More than any datagram has. Room costs nothing, as only what a datagram fills is touched.
