@@ -19,7 +19,8 @@ $(shell rm -rf $(VENV))
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-peers quic fuzz soak lint bench bench-quick docs wheels clean
+.PHONY: help demo test test-all test-peers quic fuzz soak valgrind lint bench bench-quick \
+	docs wheels clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1:\2/p' Makefile | column -t -s :
@@ -76,6 +77,22 @@ soak: $(stamps)/build $(stamps)/group-bench $(loadgen) ## all kinds of traffic a
 		$(if $(SOAK_DIRECTORY),--directory $(SOAK_DIRECTORY) --command \
 			"make soak SOAK_SECONDS=$(SOAK_SECONDS) SOAK_DATAGRAMS=$(SOAK_DATAGRAMS)") $(SOAK_ARGS)
 
+# What memcheck says of our own code is an error; of the interpreter, a suppression of ours.
+memcheck := valgrind --quiet --error-exitcode=99 --num-callers=30 --leak-check=full \
+	--show-leak-kinds=definite --errors-for-leak-kinds=definite \
+	--suppressions=$(CURDIR)/tests/valgrind/python.supp
+comma := ,
+# The same as a list of TOML's.
+memcheck_runner := ["$(subst $() ,"$(comma)",$(memcheck))"]
+
+valgrind: ## memcheck over the Rust unit tests and a run of everything from Python; takes minutes
+	@command -v valgrind >/dev/null || { \
+		echo "make valgrind needs valgrind: install the package of that name"; exit 1; }
+	PROPTEST_CASES=16 cargo test --quiet --no-default-features --lib --profile valgrind \
+		--config 'target."cfg(all())".runner = $(memcheck_runner)'
+	@$(MAKE) --no-print-directory VENV=.venv-valgrind .venv-valgrind/stamps/wheel
+	PYTHONMALLOC=malloc $(memcheck) .venv-valgrind/bin/python tests/valgrind/exercise.py
+
 lint: $(stamps)/build $(stamps)/group-lint $(stamps)/group-test ## formatting, lints, types, stubs
 	cargo fmt --check
 	cargo clippy --quiet --all-targets -- -D warnings
@@ -124,6 +141,15 @@ $(stamps)/build: $(sources) $(stamps)/group-build
 	@echo "building the extension for $$($(bin)/python --version) (a minute or so the first time)"
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(bin)/maturin develop --release >$(stamps)/log 2>&1 \
 		|| { cat $(stamps)/log; exit 1; }
+	@touch $@
+
+# Of a wheel the extension has a place of its own, and that of the other targets stays as it is.
+$(stamps)/wheel: $(sources) $(shell find python -name '*.py') $(stamps)/group-build
+	@echo "building the extension for memcheck"
+	@rm -rf target/memcheck
+	@$(bin)/maturin build --quiet --profile valgrind --strip false --out target/memcheck \
+		--interpreter $(bin)/python
+	@$(bin)/python -m pip install --quiet --force-reinstall target/memcheck/*.whl
 	@touch $@
 
 $(loadgen): $(wildcard benches/loadgen/src/*.rs) benches/loadgen/Cargo.toml benches/loadgen/Cargo.lock

@@ -1,7 +1,9 @@
 """Batch: the container itself, and what may be put into it."""
 
 import array
+import gc
 import struct
+import sys
 import threading
 
 import pytest
@@ -277,3 +279,15 @@ def test_threads_may_append_at_once():
     for thread in threads:
         thread.join()
     assert sorted(contents(batch)) == sorted([letter * 10 for letter in (b"a", b"b", b"c")] * 200)
+
+
+def test_looking_at_datagrams_leaves_nothing_behind():
+    batch = batch_of(*[bytes(1000)] * 50)  # places beyond the numbers that Python keeps
+    counts = []
+    for _ in range(3):
+        for _ in range(20):
+            assert len(list(batch)) == 50
+            assert len(batch[-1]) == 1000
+        gc.collect()
+        counts.append(sys.getallocatedblocks())
+    assert counts[2] - counts[1] < 100

@@ -42,7 +42,7 @@ pub use socket::Socket;
 pub use steering::Steering;
 pub use sys::{
     Memory, MessageInfo, RecvSlice, SendSlice, Zeroes, end_with_parent, make_room, no_memory,
-    with_room, zeroes,
+    program_option, with_room, zeroes,
 };
 pub use tally::{Count, Tally};
 pub use wait::{Deadline, Interest, Stop, Waiting};

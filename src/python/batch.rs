@@ -10,10 +10,10 @@ use std::sync::{Mutex, MutexGuard, TryLockError};
 use pyo3::exceptions::{PyIndexError, PyOverflowError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyMemoryView, PySlice};
+use pyo3::types::{PyList, PyMemoryView};
 
 use super::address::{Mapping, parse, to_python};
-use super::buffer::Readable;
+use super::buffer::{Readable, new_slice};
 use super::error::Result;
 use crate::net::{Address, Received, RecvRing, SendQueue, SendSlice, make_room, with_room, zeroes};
 
@@ -367,7 +367,7 @@ impl Batch {
         let index = index.ok_or_else(|| PyIndexError::new_err("Batch index out of range"))?;
         let start = this.offsets[index].load(Ordering::Relaxed) as isize;
         let end = start + this.lengths[index].load(Ordering::Relaxed) as isize;
-        PyMemoryView::from(slf)?.get_item(PySlice::new(slf.py(), start, end, 1))
+        PyMemoryView::from(slf)?.get_item(new_slice(slf.py(), start, end)?)
     }
 
     fn __iter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {

@@ -5,7 +5,7 @@ use std::ptr;
 use pyo3::exceptions::{PyMemoryError, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyIterator, PyList};
+use pyo3::types::{PyBytes, PyIterator, PyList, PySlice};
 
 use super::error::Error;
 use crate::net::{RecvSlice, SendSlice, make_room, with_room};
@@ -201,6 +201,16 @@ pub(crate) fn new_list<'py, T>(
             ffi::PyList_SET_ITEM(list.as_ptr(), index as ffi::Py_ssize_t, item.into_ptr());
         }
         Ok(list.cast_into_unchecked())
+    }
+}
+
+/// A slice of step one. That of pyo3 0.30 keeps its two numbers for ever.
+pub(crate) fn new_slice(py: Python<'_>, start: isize, end: isize) -> PyResult<Bound<'_, PySlice>> {
+    let (start, end) = (start.into_pyobject(py)?, end.into_pyobject(py)?);
+    // SAFETY: attached. The slice takes references of its own; no step is one.
+    unsafe {
+        let slice = ffi::PySlice_New(start.as_ptr(), end.as_ptr(), ptr::null_mut());
+        Ok(Bound::from_owned_ptr_or_err(py, slice)?.cast_into_unchecked())
     }
 }
 

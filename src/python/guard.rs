@@ -1,6 +1,5 @@
 //! Who may send to a socket, and how much.
 
-use std::mem::offset_of;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,6 +12,7 @@ use super::error::{Error, Result};
 use super::socket::Socket;
 use crate::net;
 use crate::net::guard::{NetworkError, Networks, Policy, PolicyError, Tally, parse_network};
+use crate::net::program_option;
 
 /// A check on what arrives, before Python hears of it.
 #[pyclass(frozen, module = "tomada")]
@@ -163,17 +163,12 @@ impl Guard {
     /// Attach the kernel's filter alone to a socket.
     #[pyo3(signature = (sock, /))]
     fn attach(&self, sock: &Bound<'_, PyAny>) -> Result<()> {
-        // struct sock_fprog leads to the program where it is: the kernel copies it.
-        const FILTER: usize = offset_of!(libc::sock_fprog, filter);
         let Some(program) = self.inner.filter() else {
             let message = "the guard has no filter for the kernel: no networks, or too many";
             return Err(PyValueError::new_err(message).into());
         };
-        let mut option = [0; size_of::<libc::sock_fprog>()];
-        option[..2].copy_from_slice(&(program.len() as u16).to_ne_bytes());
-        let address = program.as_ptr().addr().to_ne_bytes();
-        option[FILTER..FILTER + address.len()].copy_from_slice(&address);
-        let option = PyBytes::new(sock.py(), &option);
+        // The kernel copies the program that it leads to.
+        let option = PyBytes::new(sock.py(), &program_option(program));
         let arguments = (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, option);
         sock.call_method1("setsockopt", arguments)?;
         Ok(())

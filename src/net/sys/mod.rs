@@ -37,4 +37,5 @@ pub use process::*;
 pub use single::MessageInfo;
 pub(super) use single::*;
 pub use slices::*;
+pub use socket::program_option;
 pub(super) use socket::*;

@@ -2,6 +2,7 @@
 
 use std::ffi::{c_int, c_void};
 use std::io;
+use std::mem::offset_of;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 
@@ -140,14 +141,18 @@ pub(in crate::net) fn attach_program(
     name: c_int,
     program: &[libc::sock_filter],
 ) -> io::Result<()> {
-    let program = libc::sock_fprog {
-        len: program.len() as _,
-        filter: program.as_ptr().cast_mut(), // which the kernel only reads
-    };
-    let (start, len) = ((&raw const program).cast(), size_of::<libc::sock_fprog>());
-    let (level, len) = (libc::SOL_SOCKET, len as libc::socklen_t);
-    // The pointers: a sock_fprog, which points to as many instructions as it says.
-    syscall!(setsockopt(fd.as_raw_fd(), level, name, start, len)).map(drop)
+    set_option(fd, libc::SOL_SOCKET, name, &program_option(program))
+}
+
+/// The value of an option that is a program: a `struct sock_fprog`, which leads to the program where
+/// it is. As bytes, so that what lies between the fields is zero, and not what was on the stack.
+pub fn program_option(program: &[libc::sock_filter]) -> [u8; size_of::<libc::sock_fprog>()] {
+    const FILTER: usize = offset_of!(libc::sock_fprog, filter);
+    let mut option = [0; _];
+    option[..size_of::<u16>()].copy_from_slice(&(program.len() as u16).to_ne_bytes());
+    let address = program.as_ptr().addr().to_ne_bytes();
+    option[FILTER..FILTER + address.len()].copy_from_slice(&address);
+    option
 }
 
 /// Closes a descriptor and says what the kernel said. It is gone in either case.
