@@ -754,7 +754,10 @@ class ServerStats:
 
     @property
     def handler_errors(self) -> int:
-        """Replies that the handler failed to make: exceptions, wrong types, too many bytes."""
+        """Replies that the handler failed to make: exceptions, wrong types, too many bytes.
+
+        Datagrams, too, that there was no memory to call it with.
+        """
 
     @property
     def send_errors(self) -> int:
@@ -815,8 +818,8 @@ class Stats:
     def kernel_drops(self) -> int:
         """Datagrams that the kernel dropped (``SO_MEMINFO``), up to this moment.
 
-        Because the socket's buffer was full, a checksum was wrong, or a filter refused them. What
-        was sent is ``received + refused + kernel_drops``, once nothing waits in the queue, except
+        Because the socket's buffer was full, a checksum was wrong, or a filter refused them; and
+        those that this process had no memory to keep, which it had received. What was sent is ``received + refused + kernel_drops``, once nothing waits in the queue, except
         with :attr:`Socket.gro`: of a run that was glued together, the kernel counts one, and so
         each drop stands for 1 to 128 datagrams.
 
