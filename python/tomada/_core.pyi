@@ -819,12 +819,13 @@ class Stats:
         """Datagrams that the kernel dropped (``SO_MEMINFO``), up to this moment.
 
         Because the socket's buffer was full, a checksum was wrong, or a filter refused them; and
-        those that this process had no memory to keep, which it had received. What was sent is ``received + refused + kernel_drops``, once nothing waits in the queue, except
-        with :attr:`Socket.gro`: of a run that was glued together, the kernel counts one, and so
-        each drop stands for 1 to 128 datagrams.
+        those that this process had no memory to keep, which then do not count as received. What was
+        sent is ``received + refused + kernel_drops``, once nothing waits in the queue, except with
+        :attr:`Socket.gro`: of a run that was glued together, the kernel counts one, and so each
+        drop stands for 1 to 128 datagrams.
 
-        It is the kernel's count of the socket that it has, which duplicates share, since that was
-        opened. It has 32 bits there; counting goes on beyond, if this is read now and then.
+        The kernel counts since it opened the socket, which duplicates share. Its counter has 32
+        bits; counting goes on beyond, if this is read now and then.
         """
 
     @property
