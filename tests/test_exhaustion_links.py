@@ -25,6 +25,8 @@ UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL}
 def change_address(namespace, change, address, device):
     options = ["nodad"] if ":" in address and change != "del" else []
     namespace.command("ip", "address", change, address, "dev", device, *options)
+    if change != "del":
+        eventually(lambda: namespace.is_ready(device, [address]))  # what comes before is refused
 
 
 @pytest.fixture(scope="module")
