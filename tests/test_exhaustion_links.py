@@ -160,7 +160,7 @@ def test_a_full_device_costs_a_server_answers_and_no_more(link, caplog):
                 lambda: (found := server.stats()).sent + found.send_errors == 20 and found
             )
             assert stats.send_errors >= 15
-            assert "not sent to 10.77.0.1:" in caplog.text
+            eventually(lambda: "not sent to 10.77.0.1:" in caplog.text)
             assert "No buffer space available" in caplog.text
         eventually(lambda: answered(peer))
 
