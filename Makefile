@@ -8,6 +8,8 @@ bin := $(VENV)/bin
 stamps := $(VENV)/stamps
 # Some peers are not there for the newest interpreters: PEERS= tests without them.
 PEERS ?= $(stamps)/group-peers
+# In so many threads at once each test runs for `make test-parallel`.
+THREADS ?= 4
 sources := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml README.md
 
 # The load of the benchmarks is a program of its own, with its own dependencies.
@@ -19,8 +21,8 @@ $(shell rm -rf $(VENV))
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-peers quic fuzz soak valgrind lint bench bench-quick \
-	docs wheels clean
+.PHONY: help demo test test-all test-parallel test-freethreaded test-peers quic fuzz soak valgrind \
+	lint bench bench-quick docs wheels clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1:\2/p' Makefile | column -t -s :
@@ -39,6 +41,13 @@ test-all: ## the suite on every CPython from 3.11 up that is installed
 		echo "== $$python"; \
 		$(MAKE) --no-print-directory test PYTHON=$$python VENV=.venv-$$tag </dev/null || exit 1; \
 	done
+
+test-parallel: $(stamps)/build $(stamps)/group-test $(stamps)/group-parallel ## each test in several threads at once, as far as tests can
+	$(bin)/python -m pytest --parallel-threads=$(THREADS) --skip-thread-unsafe=1 -r fEX $(PYTEST_ARGS)
+
+test-freethreaded: ## the suite without the global lock, then in parallel; PYTHON=python3.14t or its path
+	@$(PYTHON) scripts/toolchain.py check-freethreaded
+	@$(MAKE) --no-print-directory test test-parallel VENV=.venv-ft PEERS= </dev/null
 
 test-peers: ## the tests of libraries that use datagram endpoints, on the standard loop and tomada's
 	@$(MAKE) --no-print-directory VENV=.venv-peers \

@@ -1,6 +1,8 @@
 """What the Makefile needs to know of this machine's tools. Runs on any Python 3.
 
 check   end with a sentence where Rust, a linker or a new enough Python is missing
+check-freethreaded
+        end with a sentence where this interpreter has a global lock
 id      print what tells this interpreter from another
 list    print a tag and a path for each CPython from 3.11 up that is installed
 """
@@ -35,6 +37,15 @@ def check():
     except ImportError:
         sys.exit(
             "%s cannot make environments: install its venv package (python3-venv)" % sys.executable
+        )
+
+
+def check_freethreaded():
+    if not abi_flags():
+        sys.exit(
+            "%s has a global lock, and is none to test without it: "
+            "install a free-threaded CPython and say make test-freethreaded PYTHON=python3.14t"
+            % sys.executable
         )
 
 
@@ -81,4 +92,9 @@ def interpreters():
 
 
 if __name__ == "__main__":
-    {"check": check, "id": identity, "list": interpreters}[sys.argv[1]]()
+    {
+        "check": check,
+        "check-freethreaded": check_freethreaded,
+        "id": identity,
+        "list": interpreters,
+    }[sys.argv[1]]()

@@ -6,6 +6,8 @@ import inspect
 import os
 import signal
 import socket as std
+import sys
+import sysconfig
 import time
 
 import pytest
@@ -29,13 +31,27 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # After their assertions are rewritten.
 import faults  # noqa: E402
 import links  # noqa: E402
+import parallel  # noqa: E402
 from answering import same  # noqa: E402
 from command import Listening  # noqa: E402
-from support import KINDS, Kind, Peer  # noqa: E402
+from support import FREE, KINDS, Kind, Peer, has_lock  # noqa: E402
 from transports import LOOPS, Recorder, turns  # noqa: E402
 
 # A name server that does not answer is not what is tested: ask once, and not for long.
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Keep tests out of several threads where they cannot be (pytest-run-parallel)."""
+    if int(getattr(config.option, "parallel_threads", 1)) > 1:
+        parallel.mark(items)
+
+
+def pytest_sessionfinish(session):
+    """Fail where an extension has brought the global lock back: the run has shown nothing then."""
+    if sysconfig.get_config_var("Py_GIL_DISABLED") and has_lock():
+        session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+        print("\nan extension module has switched the global lock on")
 
 
 @pytest.fixture(scope="session")
@@ -118,6 +134,14 @@ def interruptible():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def unlocked(request):
+    """Let a server have threads with a global lock too: they work there, if no faster."""
+    if not FREE:
+        monkeypatch = request.getfixturevalue("monkeypatch")
+        monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
 
 
 @pytest.fixture

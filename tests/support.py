@@ -21,6 +21,18 @@ PEER = Path(__file__).with_name("peer.py")
 # A thread that waits for the interpreter's lock, or for another thread, is in this call.
 FUTEX = {"x86_64": "202", "aarch64": "98"}.get(platform.machine())
 
+
+def has_lock():
+    """Say whether the interpreter's global lock is on."""
+    return getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
+# Whether threads run at the same time here, as far as there are cores.
+FREE = not has_lock()
+
+# How often a race is run for something to go wrong. Without the global lock more can.
+RACES = 30 if FREE else 5
+
 # How the text of the OSError begins that a call on a closed socket raises.
 CLOSED = rf"^\[Errno {errno.EBADF}\] "
 
@@ -112,6 +124,10 @@ class Call(threading.Thread):
         assert self.is_alive(), f"it did not wait: {self._result!r}, {self._error!r}"
         return self
 
+    def is_over(self):
+        """Say whether the call has returned; raise its exception if it has failed."""
+        return not self.is_alive() and (self.result(), True)[1]
+
     def result(self, deadline=DEADLINE):
         """Wait for the call's end, and return its result or raise its exception."""
         self.join(deadline)
@@ -120,6 +136,25 @@ class Call(threading.Thread):
         if error is not None:
             raise error
         return self._result
+
+
+def together(*functions):
+    """Call functions at the same time, each in a thread of its own, and return their results."""
+    barrier = threading.Barrier(len(functions))
+
+    def call(function):
+        barrier.wait(DEADLINE)
+        return function()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # where there is a global lock, it changes hands often
+    try:
+        calls = [Call(call, function) for function in functions]
+        # The first that fails tells why others may wait for it in vain.
+        eventually(lambda: all(call.is_over() for call in calls))
+        return [call.result() for call in calls]
+    finally:
+        sys.setswitchinterval(interval)
 
 
 class Child:

@@ -222,6 +222,13 @@ def test_there_is_nothing_of_af_unix(unix):
         assert sock.errors() == []
 
 
+def test_looking_for_errors_takes_no_datagram_of_af_unix(unix):
+    with unix.bound(socket) as sock:
+        sock.sendto(b"no error", sock.getsockname())
+        assert sock.errors() == []
+        assert sock.recv(100) == b"no error"
+
+
 def test_a_closed_socket_has_no_errors_to_tell(inet):
     sock = inet.bound(socket)
     sock.close()

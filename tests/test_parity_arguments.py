@@ -1,6 +1,7 @@
 """Wrong arguments to every method, as the standard class answers them."""
 
 import socket as std
+import sys
 from unittest import mock
 
 import pytest
@@ -129,6 +130,11 @@ def is_about_memory(method, position, name):
     )
 
 
+def hides_exceptions(method, position):
+    """Say whether the standard class puts a ``TypeError`` in the place of the argument's own."""
+    return (method, position) == ("sendmsg", 1) and sys.version_info >= (3, 14)
+
+
 @every_family
 @pytest.mark.parametrize(
     ("method", "position"),
@@ -148,7 +154,10 @@ def test_a_wrong_argument_in_one_place(family, method, position):
             answers[name] = outcome(module, lambda side: call(side, family, method, change))
         return answers
 
-    assert outcomes(ours) == outcomes(std)
+    expected = outcomes(std)
+    if hides_exceptions(method, position):
+        expected["unruly"] = ("raises", ZeroDivisionError)
+    assert outcomes(ours) == expected
 
 
 @every_family

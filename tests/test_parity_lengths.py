@@ -1,5 +1,6 @@
 """Buffers that are longer than all memory: a mapped file, which takes none."""
 
+import errno
 import mmap
 import os
 import socket as std
@@ -8,6 +9,7 @@ import pytest
 
 import tomada
 from parity import assert_same
+from serving import ask, server
 from tomada import socket
 
 LONG = 2**42
@@ -53,8 +55,21 @@ def test_a_batch_has_no_room_for_it(long):
     assert len(batch) == 0
 
 
-async def test_a_transport_has_no_memory_for_it(endpoint, long):
-    transport, _ = await endpoint()
-    with memoryview(long) as view, pytest.raises((OSError, MemoryError)):
+async def test_a_transport_refuses_it(endpoint, long):
+    transport, protocol = await endpoint()
+    with memoryview(long) as view:
         transport.sendto(view, transport.get_extra_info("sockname"))
+    assert [error.errno for error in protocol.errors] == [errno.EMSGSIZE]
     assert transport.get_write_buffer_size() == 0
+
+
+def test_a_server_refuses_it(long):
+    def handle(data, address):
+        with memoryview(long) as view:
+            try:
+                serving.sendto(view, address)
+            except OSError as error:
+                return b"%d" % error.errno
+
+    with server(handle) as serving:
+        assert ask(serving.address) == b"%d" % errno.EMSGSIZE

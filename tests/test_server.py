@@ -330,6 +330,8 @@ def test_the_counters_tell_what_happened():
         for data in (b"a", b"bc", b"def"):
             sock.send(data)
             sock.recv(10)
+        # The last answer may be here before it is counted.
+        eventually(lambda: serving.stats().sent == 3 and serving.stats().handler_time)
         stats = serving.stats()
         assert (stats.received, stats.received_bytes) == (3, 6)
         assert (stats.sent, stats.sent_bytes) == (3, 6)

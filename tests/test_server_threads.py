@@ -1,26 +1,17 @@
 """Threads instead of processes, and what the package loads when."""
 
-import sys
 import threading
 
 import pytest
 
 from serving import Load, ask, client, server
-from support import eventually, run
-
-FREE = not getattr(sys, "_is_gil_enabled", lambda: True)()
+from support import FREE, eventually, run
 
 
 @pytest.mark.skipif(FREE, reason="this interpreter has no global lock")
 def test_threads_are_refused_where_only_one_could_run():
     with pytest.raises(ValueError, match=r"without the global lock .* use workers"):
         server(lambda data, _: data, threads=2)
-
-
-@pytest.fixture
-def unlocked(monkeypatch):
-    """Let threads be used with a global lock too: they work there, if no faster."""
-    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
 
 
 def tell_thread(data, _):

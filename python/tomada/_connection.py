@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -73,7 +74,7 @@ def resolve(address: _Address, family: int = 0) -> tuple[int, _Address]:
 class Connection(socket):
     """A socket that is connected to the server and hands out nothing but the server's datagrams."""
 
-    __slots__ = ("_to", "peer", "poll")
+    __slots__ = ("_to", "number", "peer", "poll")
 
     def __init__(self, family: int, to: _Address, spin: float) -> None:
         super().__init__(family, SOCK_DGRAM)
@@ -84,8 +85,10 @@ class Connection(socket):
             self.spin = spin
             if family == AF_UNIX:
                 self.bind("")  # a free abstract name, where the reply can be sent
+            #: The descriptor, which another thread may close at any time.
+            self.number = self.fileno()
             poll = select.poll()
-            poll.register(self.fileno(), select.POLLIN)
+            poll.register(self.number, select.POLLIN)
             #: Says whether there is something in the queue; called with 0.
             self.poll = poll.poll
         except BaseException:
@@ -235,7 +238,7 @@ class Pool:
 
     def put(self, connection: Connection) -> None:
         """Give back a connection for which no reply can be on its way."""
-        if not self.is_closed:
+        with contextlib.suppress(OSError):  # closed with the pool, perhaps just now
             connection.settimeout(self._wait)
             self.idle.append(connection)
 

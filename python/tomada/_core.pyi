@@ -484,7 +484,8 @@ class Batch:
     where each payload lies; numpy reads all three without a copy. They stay valid while the batch
     exists, and show what it holds by then: the next receive overwrites the last one's payloads.
 
-    One call at a time may use a batch, so that each thread wants its own.
+    One call at a time may use a batch, so that each thread wants its own: while one receives or
+    sends, those of others raise :class:`RuntimeError`.
 
     :param slots: How many of the kernel's messages a receive takes at the most, 1 to 4096. A
         message is one datagram or, with :attr:`Socket.gro`, up to 64 of one size. A slot takes

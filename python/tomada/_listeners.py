@@ -34,7 +34,6 @@ class Listeners:
         self.sockets = list(sockets)
         self.address: Any = self.sockets[0].getsockname()
         self._is_own = is_own
-        self._drops = 0
         # Sockets that were given may have dropped some before.
         self._drops_before = self._all_drops()
         self._path = _identity(self.address) if is_own else None
@@ -78,22 +77,18 @@ class Listeners:
                     sock.gro = False
 
     def kernel_drops(self) -> int:
-        """Return how many datagrams the kernel has dropped."""
-        if self.sockets:
-            self._drops = self._all_drops() - self._drops_before
-        return self._drops
+        """Return how many datagrams the kernel has dropped, up to the closing if that was."""
+        return self._all_drops() - self._drops_before
 
     def _all_drops(self) -> int:
         return sum(sock.stats().kernel_drops for sock in self.sockets)
 
     def close(self) -> None:
         """Close the sockets, and remove the path that binding to ``AF_UNIX`` made."""
-        self.kernel_drops()
         if any(_glues(sock) for sock in self.sockets):
             self.unglue()  # whoever received from them did not come to it
         for sock in self.sockets:
             sock.close()
-        self.sockets.clear()
         if self._path is not None and self._path == _identity(self.address):
             with contextlib.suppress(OSError):
                 Path(os.fsdecode(self.address)).unlink()

@@ -44,7 +44,9 @@ class Threads:
             try:
                 start_thread(thread)
             except OSError:
-                self._threads, self._running = self._threads[:number], number
+                with self._lock:
+                    self._running -= len(self._threads) - number
+                self._threads = self._threads[:number]
                 self.stop()
                 raise
         for started in self._started:
@@ -56,18 +58,17 @@ class Threads:
     def _run(self, worker: int) -> None:
         core = self._job.cores[worker]
         try:
-            try:
-                core.prepare()
-                if self._job.init is not None:
-                    self._job.init()
-            finally:
-                self._started[worker].set()
+            core.prepare()
+            if self._job.init is not None:
+                self._job.init()
+            self._started[worker].set()
             self._job.tell_left(core.run())
         except BaseException as error:  # noqa: BLE001 - it is raised where the server is waited for
             self.error = error
             for other in self._job.cores:
                 other.stop(0.0)
         finally:
+            self._started[worker].set()  # after the error, for who looks at it then
             with self._lock:
                 self._running -= 1
             self._on_end()

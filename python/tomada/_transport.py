@@ -124,13 +124,19 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return information about the transport, as the class describes."""
-        if self._sock is not None:
-            if name == "stats":
-                return self._sock.stats()
-            if name == "datagram":
-                return self._core.datagram() or default
-            if name == "errors":
-                return self._sock.errors()
+        sock = self._sock
+        if sock is not None:
+            try:
+                if name == "stats":
+                    return sock.stats()
+                if name == "datagram":
+                    return self._core.datagram() or default
+                if name == "errors":
+                    return sock.errors()
+            except OSError:
+                if sock.fileno() != -1:
+                    raise
+                # The loop has closed it, while another thread asks.
         return self._extra.get(name, default)
 
     # Reading

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import heapq
 import os
@@ -271,10 +272,10 @@ class Apart(Window):
             connection = self._pool.take()
             connection.empty()
             connection.settimeout(0)
-            self._connections[connection.fileno()] = connection
-            self._epoll.register(connection.fileno(), select.EPOLLIN)
+            self._connections[connection.number] = connection
+            self._epoll.register(connection.number, select.EPOLLIN)
         self._own[index] = connection
-        self._asked[connection.fileno()] = index
+        self._asked[connection.number] = index
         return connection
 
     def _send_slowly(self, connection: Connection, index: int) -> None:
@@ -312,13 +313,13 @@ class Apart(Window):
         """Take the connection of a request, for which no reply is on its way, if that is sure."""
         connection = self._own.pop(index)
         self._repeated.discard(index)
-        number = connection.fileno()
-        del self._asked[number]
+        del self._asked[connection.number]
         if is_sure:
             self._free.append(connection)
         else:
-            del self._connections[number]
-            self._epoll.unregister(number)
+            del self._connections[connection.number]
+            with contextlib.suppress(OSError):  # closed with the client, just now
+                self._epoll.unregister(connection.number)
             self._pool.retire(connection)
 
     def _give_up(self, index: int) -> None:

@@ -144,13 +144,20 @@ class Server:
         :attr:`ready`, a :class:`threading.Event`, is set then, for other threads to wait for.
 
         :raises OSError: The address is taken (``EADDRINUSE``), not of this machine, …
-        :raises RuntimeError: The server was started before.
+        :raises RuntimeError: The server was started before, or stopped.
 
         What ``init`` raises in a worker is raised here.
         """
+        if not self._start():
+            raise RuntimeError("the server was stopped before it was started; make another one")
+
+    def _start(self) -> bool:
+        """Start, unless the server was stopped before it came to that."""
         with self._lock:
-            if self._job is not None:
+            if self._job is not None or self._closed.is_set():
                 raise RuntimeError("a server is started once; make another one")
+            if self._stopped:
+                return False
             workers = max(self._workers, self._threads)
             listeners = self._listen(workers)
             try:
@@ -182,8 +189,9 @@ class Server:
                 listeners.close()
                 self._closed.set()
                 raise
-        atexit.register(self.stop)
-        self.ready.set()
+            atexit.register(self.stop)
+            self.ready.set()
+        return True
 
     def stop(self) -> None:
         """Take no more datagrams, answer those that the kernel has queued, and end.
@@ -192,12 +200,13 @@ class Server:
         or refused. It takes up to ``drain`` seconds, and one more for a handler that does not
         return: a process is killed then, a thread left behind. Stopping again does nothing.
         """
-        job, backend = self._job, self._backend
+        job = self._job
         if job is not None and job.owner != os.getpid():
             job.ask_supervisor(signal.SIGTERM)
             return
-        with self._lock:
+        with self._lock:  # a start that is under way comes first
             is_first, self._stopped = not self._stopped, True
+            job, backend = self._job, self._backend
         if job is None or backend is None:
             return
         if is_first:
@@ -240,8 +249,8 @@ class Server:
             self._bells.append(bell)
             stack.callback(self._bells.remove, bell)
             stack.enter_context(bell.rung_by(handlers))
-            if self._job is None:
-                self.start()
+            if self._job is None and not self._start():
+                return
             backend = self._backend
             assert backend is not None  # noqa: S101 - start() has set it
             while not (asked.is_set() or self._stopped or backend.ended):

@@ -150,8 +150,21 @@ impl Socket {
         let mut kept = self.kept_errors();
         match kept.pop_front() {
             Some(message) => Ok(message),
-            None => ErrorMessage::receive(fd).inspect(|message| self.count_error(message)),
+            None => self.next_error_message(fd),
         }
+    }
+
+    /// Takes an entry out of the kernel's queue. `AF_UNIX` has none, and does not know the flag: it
+    /// would hand over a datagram.
+    fn next_error_message(&self, fd: BorrowedFd<'_>) -> io::Result<ErrorMessage> {
+        if !self.is_ip() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let message = ErrorMessage::receive(fd)?;
+        if message.decode().is_some() {
+            self.counters().count_errors(1);
+        }
+        Ok(message)
     }
 
     /// Gives entries back that were taken out, for who asks for something else than errors.
@@ -165,8 +178,7 @@ impl Socket {
     /// Empties the kernel's error queue into this socket's own.
     pub fn keep_error_messages(&self, fd: BorrowedFd<'_>) {
         let mut kept = self.kept_errors();
-        while let Ok(message) = ErrorMessage::receive(fd) {
-            self.count_error(&message);
+        while let Ok(message) = self.next_error_message(fd) {
             if kept.len() == KEPT {
                 kept.pop_front();
             }
@@ -189,12 +201,6 @@ impl Socket {
         let info = sys::recv_message(fd, memory, peer, control, flags)?;
         self.counters().count_errors(1);
         Ok(info)
-    }
-
-    fn count_error(&self, message: &ErrorMessage) {
-        if message.decode().is_some() {
-            self.counters().count_errors(1);
-        }
     }
 
     fn kept_errors(&self) -> ForkMutexGuard<'_, VecDeque<ErrorMessage>> {

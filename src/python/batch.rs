@@ -234,6 +234,18 @@ impl Contents {
         self.addresses.iter().filter(|address| !address.as_bytes().is_empty())
     }
 
+    /// The address of each datagram.
+    fn address_objects<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let objects = self
+            .addresses
+            .iter()
+            .map(|address| to_python(py, address.as_bytes()))
+            .collect::<PyResult<Vec<_>>>()?;
+        let none = py.None().into_bound(py);
+        let of_each = |&sender: &u32| objects.get(sender as usize).unwrap_or(&none).clone();
+        Ok(self.senders.iter().map(of_each).collect())
+    }
+
     /// The ring to receive into.
     pub(crate) fn ring(&mut self) -> &mut RecvRing {
         &mut self.ring
@@ -295,16 +307,8 @@ impl Batch {
     /// Each datagram's address.
     #[getter]
     fn addresses<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyList>> {
-        let contents = self.lock()?;
-        let objects = contents
-            .addresses
-            .iter()
-            .map(|address| to_python(py, address.as_bytes()))
-            .collect::<PyResult<Vec<_>>>()?;
-        let none = py.None().into_bound(py);
-        let of_each =
-            contents.senders.iter().map(|&sender| objects.get(sender as usize).unwrap_or(&none));
-        Ok(PyList::new(py, of_each)?)
+        let addresses = self.lock()?.address_objects(py)?;
+        Ok(PyList::new(py, addresses)?)
     }
 
     /// The indexes of datagrams whose end was cut off.
@@ -359,24 +363,24 @@ impl Batch {
         self.len()
     }
 
-    fn __getitem__<'py>(slf: &Bound<'py, Self>, index: isize) -> PyResult<Bound<'py, PyAny>> {
-        let this = slf.get();
-        let len = this.len();
+    fn __getitem__<'py>(slf: &Bound<'py, Self>, index: isize) -> Result<Bound<'py, PyAny>> {
+        let contents = slf.get().lock()?;
+        let len = contents.senders.len();
         let from_end = if index < 0 { index + len as isize } else { index };
         let index = usize::try_from(from_end).ok().filter(|&index| index < len);
         let index = index.ok_or_else(|| PyIndexError::new_err("Batch index out of range"))?;
-        let start = this.offsets[index].load(Ordering::Relaxed) as isize;
-        let end = start + this.lengths[index].load(Ordering::Relaxed) as isize;
-        PyMemoryView::from(slf)?.get_item(new_slice(slf.py(), start, end)?)
+        Ok(Self::view_payload(slf, index)?)
     }
 
-    fn __iter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        let addresses = slf.get().addresses(slf.py())?;
-        let payloads = (0..addresses.len())
-            .map(|index| Self::__getitem__(slf, index as isize))
+    fn __iter__<'py>(slf: &Bound<'py, Self>) -> Result<Bound<'py, PyAny>> {
+        let contents = slf.get().lock()?;
+        let addresses = contents.address_objects(slf.py())?;
+        let pairs = addresses
+            .into_iter()
+            .enumerate()
+            .map(|(index, address)| Ok((Self::view_payload(slf, index)?, address)))
             .collect::<PyResult<Vec<_>>>()?;
-        let pairs = payloads.into_iter().zip(addresses.iter()).collect::<Vec<_>>();
-        PyList::new(slf.py(), pairs)?.into_any().try_iter().map(Bound::into_any)
+        Ok(PyList::new(slf.py(), pairs)?.into_any().try_iter()?.into_any())
     }
 
     /// # Safety
@@ -404,6 +408,13 @@ impl Batch {
 }
 
 impl Batch {
+    /// A view of one payload. The caller has the lock, so that offset and length belong together.
+    fn view_payload<'py>(slf: &Bound<'py, Self>, index: usize) -> PyResult<Bound<'py, PyAny>> {
+        let start = slf.get().offsets[index].load(Ordering::Relaxed) as isize;
+        let end = start + slf.get().lengths[index].load(Ordering::Relaxed) as isize;
+        PyMemoryView::from(slf)?.get_item(new_slice(slf.py(), start, end)?)
+    }
+
     /// A copy of what is to be appended. What is longer than the whole batch is not even copied.
     fn payload(&self, data: &Bound<'_, PyAny>) -> Result<Vec<u8>> {
         let payload = Readable::new(data)?;

@@ -1,5 +1,7 @@
 //! Python's buffers as memory for the kernel.
 
+use std::ffi::c_int;
+use std::io;
 use std::ptr;
 
 use pyo3::exceptions::{PyMemoryError, PyTypeError};
@@ -7,8 +9,11 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyIterator, PyList, PySlice};
 
-use super::error::Error;
+use super::error::{Error, Result};
 use crate::net::{RecvSlice, SendSlice, make_room, with_room};
+
+/// More than a datagram of any family has: no call takes as much (`sendmsg(2)` in the kernel).
+const LONGEST: usize = c_int::MAX as usize;
 
 /// A bytes-like object whose bytes are held in place, to be sent.
 pub(crate) enum Readable<'py> {
@@ -61,13 +66,18 @@ impl<'py> Readable<'py> {
         Ok(copy)
     }
 
-    /// The same as `bytes`, which are the object itself where it is one of exactly that type.
-    pub(crate) fn into_bytes(self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+    /// The same as `bytes`, which are the object itself where it is one of exactly that type. What
+    /// is longer than any datagram is not copied, and an `EMSGSIZE`: a mapped file may be longer
+    /// than all memory, and not every allocator says so before the copy has filled it.
+    pub(crate) fn into_bytes(self, py: Python<'py>) -> Result<Bound<'py, PyBytes>> {
         let (start, len) = self.memory();
         match self {
             Self::Bytes(bytes) => Ok(bytes),
+            Self::Exported(_) if len > LONGEST => {
+                Err(io::Error::from_raw_os_error(libc::EMSGSIZE).into())
+            }
             // SAFETY: the memory is in place until the export is dropped, as above.
-            Self::Exported(_) => unsafe { copied_bytes(py, start, len) },
+            Self::Exported(_) => Ok(unsafe { copied_bytes(py, start, len) }?),
         }
     }
 

@@ -298,7 +298,7 @@ impl<'a, 'py> Delivery<'a, 'py> {
 /// A reply that is not `bytes`, as bytes that nobody changes.
 fn to_bytes<'py>(reply: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
     if let Ok(data) = Readable::new(reply) {
-        return data.into_bytes(reply.py());
+        return Ok(data.into_bytes(reply.py())?);
     }
     let found = TypeName(reply);
     let hint = if reply.is_instance_of::<PyString>() { "; encode() it" } else { "" };

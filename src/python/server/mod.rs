@@ -145,6 +145,8 @@ impl ServerCore {
                 delivery.run_counted(&mut held, filled)?;
             }
             match this.receive(py, &waiting, &mut ring, &delivery) {
+                // Another thread has kept what there was, for this one to take.
+                Ok(Received::Messages(filled)) if filled.datagrams == 0 => {}
                 Ok(Received::Messages(filled)) => {
                     errors = 0;
                     delivery.run_counted(&mut *ring, filled)?;

@@ -11,6 +11,7 @@ use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::sync::MutexExt;
 use pyo3::types::PyDict;
 
 use super::asked::Asked;
@@ -66,6 +67,9 @@ pub(crate) struct TransportCore {
     /// How many drains are running; more than one where a callback runs the loop.
     draining: AtomicU32,
     outbox: Mutex<Outbox>,
+    /// Whether the socket's buffer is full, so that the loop watches for room. It changes under the
+    /// outbox's lock.
+    is_full: AtomicBool,
     /// The only address that may be sent to, where there is one.
     peer: Option<Py<PyAny>>,
     /// That address for the kernel, where the socket is not connected to it.
@@ -75,8 +79,6 @@ pub(crate) struct TransportCore {
     last_turn: AtomicU64,
     /// Whether a flush at the end of the turn is under way.
     flush_scheduled: AtomicBool,
-    /// Whether the socket's buffer is full, so that the loop watches for room.
-    is_full: AtomicBool,
     high_water: AtomicUsize,
     /// Whether the connection is lost: what is sent now goes nowhere.
     is_lost: AtomicBool,
@@ -193,14 +195,14 @@ impl TransportCore {
 
     /// How many bytes wait to be sent.
     #[getter]
-    fn buffered(&self) -> usize {
-        self.outbox().bytes()
+    fn buffered(&self, py: Python<'_>) -> usize {
+        self.outbox(py).bytes()
     }
 
     /// How many datagrams wait to be sent.
     #[getter]
-    fn queued(&self) -> usize {
-        self.outbox().len()
+    fn queued(&self, py: Python<'_>) -> usize {
+        self.outbox(py).len()
     }
 
     /// Set from how many bytes on the transport is told that the buffer is too long.
@@ -209,10 +211,12 @@ impl TransportCore {
     }
 
     /// Forget what waits to be sent.
-    fn clear(&self) {
-        let outbox = std::mem::take(&mut *self.outbox());
+    fn clear(&self, py: Python<'_>) {
+        let mut outbox = self.outbox(py);
+        let cleared = std::mem::take(&mut *outbox);
         self.is_full.store(false, Ordering::Relaxed);
         drop(outbox);
+        drop(cleared);
     }
 
     /// From now on, sending only warns.
@@ -265,8 +269,10 @@ impl TransportCore {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn outbox(&self) -> MutexGuard<'_, Outbox> {
-        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Locks the outbox. Who waits for it is detached from the interpreter: another thread holds it
+    /// for system calls, and lets go of `bytes`, for which the interpreter has locks of its own.
+    fn outbox(&self, py: Python<'_>) -> MutexGuard<'_, Outbox> {
+        self.outbox.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
     }
 
     fn current(&self) -> MutexGuard<'_, Option<Py<Datagram>>> {

@@ -87,7 +87,7 @@ impl TransportCore {
     pub(super) fn flush(slf: &Bound<'_, Self>) -> Result<()> {
         let this = slf.get();
         this.flush_scheduled.store(false, Ordering::Relaxed);
-        if this.is_full.load(Ordering::Relaxed) || this.outbox().is_empty() {
+        if this.is_full.load(Ordering::Relaxed) || this.outbox(slf.py()).is_empty() {
             return Ok(());
         }
         Self::send_queued(slf)
@@ -190,10 +190,18 @@ impl TransportCore {
             Target::Address(to) => Some(to),
             Target::Nowhere => return Ok(None),
         };
-        let data = Readable::new(data)?.into_bytes(data.py())?;
+        let py = data.py();
+        let data = match Readable::new(data)?.into_bytes(py) {
+            Ok(data) => data,
+            Err(Error::Os(error)) => {
+                self.tell_error(py, Error::Os(error).into())?; // as it will be of one too long by less
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
         let source = to.and_then(|to| self.asked.source(&to));
         let len = data.as_bytes().len();
-        let mut outbox = self.outbox();
+        let mut outbox = self.outbox(py);
         outbox.push(data.unbind(), len, to, source)?;
         Ok(Some(Waiting { datagrams: outbox.len(), bytes: outbox.bytes() }))
     }
@@ -210,7 +218,7 @@ impl TransportCore {
 
     /// Tells the transport where more than it likes waits.
     fn pause_if_long(&self, py: Python<'_>) -> Result<()> {
-        let bytes = self.outbox().bytes();
+        let bytes = self.outbox(py).bytes();
         if bytes > self.high_water.load(Ordering::Relaxed) {
             self.tell_transport(py, "_buffer_is_long")?;
         }
@@ -256,9 +264,14 @@ impl TransportCore {
     fn send_queued(slf: &Bound<'_, Self>) -> Result<()> {
         let (py, this) = (slf.py(), slf.get());
         let owner = this.socket.bind(py);
-        // No Python code runs under the lock.
-        let flushed = this.outbox().flush(py, owner.get().socket()?, &this.asked);
-        if this.is_full.swap(flushed.is_full, Ordering::Relaxed) != flushed.is_full {
+        let (flushed, was_full) = {
+            // No Python code runs under the lock.
+            let mut outbox = this.outbox(py);
+            let flushed = outbox.flush(py, owner.get().socket()?, &this.asked);
+            let was_full = this.is_full.swap(flushed.is_full, Ordering::Relaxed);
+            (flushed, was_full)
+        };
+        if flushed.is_full != was_full {
             let method = if flushed.is_full { "_buffer_is_full" } else { "_buffer_has_room" };
             this.tell_transport(py, method)?;
         } else if flushed.is_full {

@@ -1,0 +1,136 @@
+"""Several threads on one batch: each call has it for itself, or is told that another has it."""
+
+import contextlib
+import itertools
+
+import pytest
+
+import tomada
+from support import DEADLINE, RACES, together
+from tomada import socket
+
+COUNT = 60 * RACES
+
+IN_USE = "in use by another call"
+
+# What a call may say where several threads share a batch: the next one has it, or it is full or
+# empty by now.
+EXPECTED = {RuntimeError: IN_USE, ValueError: "no room for", IndexError: "index out of range"}
+
+
+def attempt(call, *arguments):
+    """Call, and return the result, or None where the batch does not allow it at the moment."""
+    try:
+        return call(*arguments)
+    except tuple(EXPECTED) as error:
+        assert EXPECTED[type(error)] in str(error)
+
+
+@pytest.fixture
+def batch():
+    return tomada.Batch(8)
+
+
+def test_threads_that_receive_into_one_batch_count_every_datagram_once(inet, batch):
+    with inet.bound(socket) as sock, inet.bound(socket) as sender:
+        sock.settimeout(0.01)
+        taken, is_over = [], []
+
+        def receive():
+            while not is_over or sock.pending:
+                with contextlib.suppress(TimeoutError):
+                    taken.append(attempt(sock.recv_batch, batch) or 0)
+
+        def send():
+            for start in range(0, COUNT, 20):
+                assert sender.send_many([b"x" * 20] * 20, sock.getsockname()) == 20
+                while sum(taken) < start + 20:
+                    attempt(lambda: [len(data) for data, _ in batch])
+            is_over.append(True)
+
+        together(receive, receive, receive, send)
+        assert sum(taken) == COUNT == sock.stats().received
+
+
+def test_threads_that_send_one_batch_count_every_datagram_once(inet, batch):
+    with inet.bound(socket) as sock, inet.bound(socket) as sender:
+        sock.settimeout(DEADLINE)
+        to = sock.getsockname()
+        batch.extend(b"0123456789" * 5, 10)
+
+        def send():
+            left = 0
+            while left < COUNT:
+                sent = attempt(sender.send_batch, batch, to)
+                if sent is not None:
+                    assert sent == 5
+                    left += sent
+                    # The queue holds more than these.
+                    assert [sock.recv(100) for _ in range(5)] == [b"0123456789"] * 5
+
+        together(send, send, send)
+        assert sock.stats().received == sender.stats().sent == sum([3 * COUNT])
+
+
+def test_a_batch_that_threads_fill_and_clear_is_whole_at_any_time(batch):
+    # Of each payload the first byte is what all the others are, and stands for the address's port.
+    ports = itertools.cycle(range(1, 200))
+
+    def fill():
+        for port in itertools.islice(ports, COUNT):
+            data = bytes([port]) * (100 * port)
+            attempt(batch.append, data, ("127.0.0.1", port))
+            attempt(batch.extend, data, 100, ("127.0.0.1", port))
+
+    def clear():
+        for _ in range(COUNT // 4):
+            attempt(batch.clear)
+
+    def look():
+        for index in range(COUNT):
+            pairs = attempt(list, batch) or []
+            assert all(len(data) >= 100 for data, _ in pairs)
+            assert all(address is not None for _, address in pairs)
+            view = attempt(batch.__getitem__, index % 8)
+            assert view is None or len(view) % 100 == 0 < len(view)
+            addresses = attempt(lambda: batch.addresses) or []
+            assert all(1 <= port < 200 for _, port in addresses)
+            assert attempt(lambda: batch.truncated) in ([], None)
+
+    def measure():
+        for _ in range(COUNT):
+            # What is there now, though it may be gone when it is read.
+            lengths, offsets = batch.lengths, batch.offsets
+            assert all(length % 100 == 0 for length in lengths)
+            assert all(offset < len(memoryview(batch)) for offset in offsets)
+            assert 0 <= len(batch) <= 8 * 128
+            assert repr(batch).startswith("<tomada.Batch of ")
+
+    together(fill, fill, clear, look, measure)
+
+
+def test_a_batch_that_is_received_into_is_in_use(inet, batch):
+    with inet.bound(socket) as sock:
+        sock.settimeout(0.05)
+        sock.sendto(b"first", sock.getsockname())
+        assert sock.recv_batch(batch) == 1
+
+        def wait():
+            with pytest.raises(TimeoutError):
+                sock.recv_batch(batch)
+
+        def look():
+            errors = set()
+            for _ in range(200 * RACES):
+                for use in (batch.clear, lambda: batch[0], lambda: iter(batch), lambda: batch.addresses):
+                    try:
+                        use()
+                    except RuntimeError as error:
+                        assert IN_USE in str(error)
+                        errors.add(use)
+                    except IndexError:
+                        pass
+            return errors
+
+        while not together(wait, look)[1]:
+            pass
