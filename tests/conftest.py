@@ -229,6 +229,17 @@ def sender():
 
 
 @pytest.fixture
+def raw():
+    """Open a raw socket, whose datagrams begin with the header of UDP."""
+    try:
+        sock = std.socket(std.AF_INET, std.SOCK_RAW, std.IPPROTO_UDP)
+    except PermissionError:
+        pytest.skip("a raw socket needs root")
+    with sock:
+        yield sock
+
+
+@pytest.fixture
 def listening(interruptible):  # noqa: ARG001 - what they are ended by
     """Start ``tomada listen``."""
     started = []

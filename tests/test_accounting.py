@@ -156,16 +156,6 @@ def send_wrong(raw, to, size):
     raw.sendto(struct.pack("!HHHH", 9, to[1], 8 + size, 0xBAD) + bytes(size), (to[0], 0))
 
 
-@pytest.fixture
-def raw():
-    try:
-        sock = std.socket(std.AF_INET, std.SOCK_RAW, std.IPPROTO_UDP)
-    except PermissionError:
-        pytest.skip("a datagram with a wrong checksum needs a raw socket, and that needs root")
-    with sock:
-        yield sock
-
-
 @pytest.mark.parametrize("checks_early", [False, True], ids=["on receiving", "on arrival"])
 @pytest.mark.parametrize("receiver", RECEIVERS.values(), ids=RECEIVERS)
 def test_a_wrong_checksum_counts_as_dropped(receiver, checks_early, raw):

@@ -69,6 +69,31 @@ def test_what_is_sent_later_leaves_from_the_address_that_was_asked():
         assert sock.recv(100) == b"later"
 
 
+def test_a_peer_that_none_can_be_sent_to_changes_nothing_for_others(raw):
+    peers = []
+
+    def handle(data, peer):
+        if data == b"go":  # to all, in one go
+            for known in peers:
+                serving.sendto(b"later", known)
+        else:
+            peers.append(peer)
+
+    with (
+        server(handle, ("0.0.0.0", 0)) as serving,
+        client(("127.0.0.9", serving.address[1])) as sock,
+    ):
+        # From port 0, to which the kernel sends nothing: EINVAL.
+        raw.sendto(struct.pack("!HHHH", 0, serving.address[1], 8, 0), ("127.0.0.9", 0))
+        eventually(lambda: peers)
+        sock.send(b"x")
+        for _ in range(2):
+            sock.send(b"go")
+            assert sock.recv(100) == b"later"
+        eventually(lambda: serving.stats().send_errors == 2)
+        assert [port for _, port in peers] == [0, sock.getsockname()[1]]
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_ipv6_server_answers_ipv4_too(speaks_ipv6, workers):
     if not speaks_ipv6:

@@ -117,17 +117,11 @@ impl<'a> SendQueue<'a> {
         self.next += 1;
     }
 
-    /// Lets the next datagram leave from where the routes say, and those behind it too that were to
-    /// leave from the same address. Returns the address, if there was one.
-    pub fn forget_source(&mut self) -> Option<Source> {
-        let gone = self.datagrams.get(self.next)?.source;
-        let source = *self.sources.get(gone as usize)?;
-        for datagram in &mut self.datagrams[self.next..] {
-            if self.sources.get(datagram.source as usize) == Some(&source) {
-                datagram.source = NONE;
-            }
-        }
-        Some(source)
+    /// Lets the next datagram leave from where the routes say; false where it was to do so already.
+    /// Those behind it may have had the same address, and nothing says that it is wrong for them.
+    pub fn forget_source(&mut self) -> bool {
+        let next = self.datagrams.get_mut(self.next);
+        next.is_some_and(|datagram| std::mem::replace(&mut datagram.source, NONE) != NONE)
     }
 
     /// Takes all datagrams out, for new ones.
@@ -358,6 +352,23 @@ mod tests {
 
     fn errno(errno: c_int) -> io::Error {
         io::Error::from_raw_os_error(errno)
+    }
+
+    #[test]
+    fn one_datagram_forgets_its_source_and_those_behind_it_do_not() {
+        let source = Source { address: [127, 0, 0, 1].into(), interface: 0 };
+        let mut queue = SendQueue::default();
+        for port in [1, 2] {
+            queue.push(SendSlice::new(b"x"), Some(&peer(port)), Some(source)).unwrap();
+        }
+        assert!(queue.forget_source() && !queue.forget_source());
+        let mut have_sources = Vec::new();
+        let sent = queue.send_with(&Offload::new(true), LARGEST_RUN, |messages| {
+            have_sources = messages.map(|message| !message.control.as_bytes().is_empty()).collect();
+            Ok(have_sources.len())
+        });
+        assert_eq!((sent.unwrap().datagrams, have_sources), (2, vec![false, true]));
+        assert!(!queue.forget_source());
     }
 
     #[test]

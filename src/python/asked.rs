@@ -51,12 +51,14 @@ impl Asked {
         (entry.peer == *peer).then_some(entry.source)
     }
 
-    /// Forgets a local address, which this machine has no more.
-    pub(crate) fn forget(&self, source: Source) {
-        for place in self.table().iter_mut() {
-            if place.as_ref().is_some_and(|entry| entry.source == source) {
-                *place = None;
-            }
+    /// Forgets which address a peer asked, which this machine has no more.
+    pub(crate) fn forget(&self, peer: &Address) {
+        let mut table = self.table();
+        let at = place(peer, table.len());
+        if let Some(place) = table.get_mut(at)
+            && place.as_ref().is_some_and(|entry| entry.peer == *peer)
+        {
+            *place = None;
         }
     }
 

@@ -134,7 +134,7 @@ impl Outbox {
                 return 1;
             }
         };
-        let (mut retried, mut gone) = (None, None);
+        let (mut retried, mut moved) = (None, None);
         while !queue.is_empty() {
             let mut result =
                 socket.with(|fd| socket.send_queue(fd, &mut queue, libc::MSG_DONTWAIT));
@@ -147,19 +147,19 @@ impl Outbox {
             }
             match result {
                 Ok(_) => {
-                    if let Some(source) = gone.take() {
-                        asked.forget(source);
+                    if let Some(peer) = moved.take() {
+                        asked.forget(peer);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error)
-                    if may_be_of_source(&error)
-                        && let Some(source) = queue.forget_source() =>
-                {
-                    gone = Some(source); // if without it the datagram leaves
+                Err(error) if may_be_of_source(&error) && queue.forget_source() => {
+                    // If without it the datagram leaves. A peer that none can be sent to must not
+                    // have others answered from an address that they do not expect.
+                    moved =
+                        self.datagrams.get(queue.position()).and_then(|queued| queued.to.as_ref());
                 }
                 Err(error) => {
-                    gone = None;
+                    moved = None;
                     let position = queue.position();
                     let may_be_of_another =
                         error.kind() == io::ErrorKind::ConnectionRefused && socket.is_ip();
