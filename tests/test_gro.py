@@ -14,6 +14,7 @@ import struct
 import pytest
 
 import tomada
+from floods import Flood, needs_loadgen
 from support import CLOSED, DEADLINE, Call, eventually, run
 from tomada import socket
 from traffic import RECEIVE_SOME, numbered, payloads, receive, send_run
@@ -273,6 +274,23 @@ def test_switched_off_it_still_takes_apart_what_was_queued(gro):
     sock.gro = False
     sender.sendto(b"three", sock.getsockname())
     assert [sock.recv(100) for _ in range(3)] == [b"one", b"two", b"three"]
+
+
+@needs_loadgen
+def test_switched_off_in_a_flood_it_keeps_no_more_than_was_queued(inet):
+    size, message, messages = 1000, 65_536, 64
+    with inet.bound(socket) as sock:
+        # What is queued, the message that filled it up, and the last receive.
+        room = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) + (1 + messages) * message
+        with Flood(sock.getsockname(), gso=True, size=size, senders=2):
+            for _ in range(20):
+                sock.gro = True
+                before = sock.stats().kernel_drops
+                eventually(lambda before=before: sock.stats().kernel_drops > before)
+                sock.gro = False
+                assert sock.pending * size <= room
+                while sock.pending:
+                    sock.recv_many()
 
 
 def test_a_plain_option_is_taken_apart_by_the_calls_for_many(inet):

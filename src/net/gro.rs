@@ -15,8 +15,8 @@ pub(super) struct Gro {
     splits: AtomicBool,
 }
 
-/// More messages than a receive buffer has room for: each takes at least half a kilobyte of it.
-const LONGEST_QUEUE: usize = 1 << 16;
+/// What a message takes of a receive buffer at the least, beside its bytes.
+const OVERHEAD: usize = 512;
 
 impl Socket {
     /// Whether the kernel glues datagrams together, and every receive takes them apart.
@@ -43,20 +43,27 @@ impl Socket {
         Ok(())
     }
 
-    /// Takes what is in the kernel's queue, but no more than a queue can hold.
+    /// Takes what is in the kernel's queue, but no more than a queue can hold: what comes meanwhile
+    /// may come faster.
     fn keep_queued(&self) -> io::Result<()> {
         let mut ring = ThreadRing::take(self.slot_kind())?;
-        for _ in 0..LONGEST_QUEUE / ring.slots() {
+        let room = self.int_option(libc::SOL_SOCKET, libc::SO_RCVBUF)? as usize;
+        let mut taken = 0;
+        while taken <= room {
             let slots = ring.slots();
             let received = self.with(|fd| self.fill(fd, &mut ring, slots, libc::MSG_DONTWAIT));
             match received {
                 Ok(filled) => {
+                    taken += filled.bytes + filled.messages * OVERHEAD;
                     self.count(&filled);
                     self.keep(&ring);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.raw_os_error() == Some(libc::EBADF) => return Err(error),
-                Err(error) => self.defer(&error),
+                Err(error) => {
+                    taken += OVERHEAD;
+                    self.defer(&error);
+                }
             }
         }
         Ok(())
