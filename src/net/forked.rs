@@ -52,8 +52,7 @@ impl<T: Inherit> ForkMutex<T> {
         // SAFETY: only `make_own` replaces the lock, which is over.
         let lock = unsafe { &*self.lock.get() };
         let locked = lock.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: whoever has locked it is alone with the value.
-        ForkMutexGuard { value: unsafe { &mut *self.value.get() }, _locked: locked }
+        ForkMutexGuard { value: &self.value, _locked: locked }
     }
 
     /// Whether this process has ever locked it, or is the one that made it.
@@ -96,7 +95,9 @@ fn owned_by_this_process() -> u64 {
 
 /// Access to the value, as long as this exists.
 pub(super) struct ForkMutexGuard<'a, T> {
-    value: &'a mut T,
+    /// No reference to the value itself: that would have to be the only one until the guard is gone,
+    /// and the lock is given back a moment before.
+    value: &'a UnsafeCell<T>,
     _locked: MutexGuard<'a, ()>,
 }
 
@@ -104,13 +105,15 @@ impl<T> Deref for ForkMutexGuard<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        self.value
+        // SAFETY: whoever has locked it is alone with the value.
+        unsafe { &*self.value.get() }
     }
 }
 
 impl<T> DerefMut for ForkMutexGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        self.value
+        // SAFETY: as in `deref`, and nobody else has the guard.
+        unsafe { &mut *self.value.get() }
     }
 }
 

@@ -205,7 +205,8 @@ impl Socket {
 
     /// Puts a kept message, if something of it is left, back in its place.
     pub fn put_back(&self, held: Held) {
-        self.with_pending(|pending| pending.push_front(held));
+        let lost = self.with_pending(|pending| pending.push_front(held));
+        self.counters().count_dropped(lost);
     }
 
     /// Keeps an error for the next receive, because this one has datagrams to return.

@@ -79,12 +79,18 @@ impl Pending {
         Some(held)
     }
 
-    /// Puts a message, if something of it is left, back in the first place.
-    pub(super) fn push_front(&mut self, held: Held) {
-        if held.split.is_some() {
-            self.datagrams += held.remaining();
+    /// Puts a message, if something of it is left, back in the first place, and says how many
+    /// datagrams there was no memory for: another thread may have taken its room.
+    pub(super) fn push_front(&mut self, held: Held) -> usize {
+        let remaining = held.remaining();
+        if remaining > 0 {
+            if self.messages.try_reserve(1).is_err() {
+                return remaining;
+            }
+            self.datagrams += remaining;
             self.messages.push_front(held);
         }
+        0
     }
 }
 

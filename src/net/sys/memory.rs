@@ -33,11 +33,12 @@ pub fn make_room<T>(items: &mut Vec<T>, more: usize, what: &str) -> io::Result<(
 
 /// Zeroed memory for `len` items, which are `what`.
 pub fn zeroes<T: Zeroes>(len: usize, what: &str) -> io::Result<Box<[T]>> {
+    const { assert!(size_of::<T>() > 0, "there is no memory of no size") };
     if len == 0 {
         return Ok(Box::default());
     }
     let layout = Layout::array::<T>(len).map_err(|_| no_memory(usize::MAX, what))?;
-    // SAFETY: the layout is not empty, as no type of `Zeroes` is.
+    // SAFETY: the layout is not empty: neither an item nor the number of them is 0.
     let start = unsafe { alloc_zeroed(layout) };
     if start.is_null() {
         return Err(no_memory(layout.size(), what));
@@ -47,7 +48,7 @@ pub fn zeroes<T: Zeroes>(len: usize, what: &str) -> io::Result<Box<[T]>> {
     Ok(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(start.cast(), len)) })
 }
 
-/// A type that has a size, and of which all bytes may be zero.
+/// A type of which all bytes may be zero.
 ///
 /// # Safety
 /// That is so.
@@ -55,7 +56,7 @@ pub unsafe trait Zeroes {}
 
 // SAFETY: a byte may be zero.
 unsafe impl Zeroes for u8 {}
-// SAFETY: and so may several. No array of this crate's is empty.
+// SAFETY: and so may several.
 unsafe impl<const LEN: usize> Zeroes for [u8; LEN] {}
 // SAFETY: it is a number.
 unsafe impl Zeroes for AtomicU32 {}
