@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -74,13 +75,16 @@ def has_tests() -> bool:
 
 def outcomes(variant: str, *names: str) -> tuple[dict[str, str], Outcomes]:
     """Run tests; return the classes that they had, and what became of each test."""
-    run = subprocess.run(
-        [sys.executable, RUN, variant, *names],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    # Tests that are ended leave files where they run.
+    with tempfile.TemporaryDirectory() as folder:
+        run = subprocess.run(
+            [sys.executable, RUN, variant, *names],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
     assert run.returncode == 0, run.stderr
     classes, *tests = map(json.loads, run.stdout.splitlines())
     return classes, {test["test"]: (test["outcome"], test["why"]) for test in tests}
