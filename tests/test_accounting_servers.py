@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket as std
 import time
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 import tomada
 import tomada.asyncio
 from floods import (
+    RUN,
     SMALL_BUFFER,
     Flood,
     accounted,
@@ -21,7 +23,7 @@ from peer import DEADLINE
 from serving import server
 from support import eventually
 from tomada import socket
-from traffic import everything
+from traffic import everything, send_run
 from transports import turns
 
 pytestmark = needs_loadgen
@@ -121,6 +123,19 @@ def test_a_given_socket_keeps_what_the_server_leaves(inet, workers):
         received = serving.stats().received
         eventually(lambda: everything(sock) or accounted(sock.stats()) + received == sent)
         assert accounted(sock.stats()) + received == sent
+
+
+@workers
+def test_what_there_is_no_time_to_drain_counts_as_received(inet, workers):
+    runs = 20
+    with inet.bound(socket) as sock, inet.bound(std) as sender:
+        with server(slow, None, sock=sock, workers=workers, drain=0.0) as serving:
+            send_run(sender, sock.getsockname(), bytes(RUN), 1)
+            eventually(lambda: serving.stats().received)
+            for _ in range(runs - 1):
+                send_run(sender, sock.getsockname(), bytes(RUN), 1)
+        left = len(everything(sock))
+        assert serving.stats().received + left == runs * RUN
 
 
 def test_drops_from_before_the_server_are_not_its_own(inet):

@@ -96,8 +96,14 @@ impl<'a, 'py> Delivery<'a, 'py> {
         (FORESEEN.as_nanos() as u64 / cost).clamp(1, MESSAGES) as usize
     }
 
-    /// How many received datagrams no handler was called for, because there was no time.
-    pub(super) fn left(&self) -> usize {
+    /// Counts what the socket has kept, for which there is no time any more, and says how many
+    /// received datagrams no handler was called for.
+    pub(super) fn end(&mut self) -> usize {
+        while let Some(held) = self.socket.take_kept() {
+            let filled = held.filled();
+            self.count(&filled);
+            self.left += filled.datagrams;
+        }
         self.left
     }
 
@@ -119,14 +125,9 @@ impl<'a, 'py> Delivery<'a, 'py> {
         datagrams: &mut impl Datagrams,
         filled: Filled,
     ) -> Result<()> {
-        let (core, started, calls) = (self.core, Instant::now(), self.calls);
-        core.count(Count::Received, filled.datagrams);
-        core.count(Count::ReceivedBytes, filled.bytes);
-        core.count(Count::ReceiveCalls, 1);
-        if filled.truncated > 0 {
-            core.count(Count::Truncated, filled.truncated);
-        }
-        core.counters.get().tally().add_batch(core.worker, filled.datagrams);
+        let (started, calls) = (Instant::now(), self.calls);
+        self.count(&filled);
+        self.core.counters.get().tally().add_batch(self.core.worker, filled.datagrams);
         self.flushed_at = started;
         let result = self.run(datagrams);
         let took = started.elapsed();
@@ -134,6 +135,15 @@ impl<'a, 'py> Delivery<'a, 'py> {
         let calls = (self.calls - calls).max(1) as u32;
         self.call_cost = (self.call_cost + took / calls) / 2;
         result
+    }
+
+    fn count(&self, filled: &Filled) {
+        self.core.count(Count::Received, filled.datagrams);
+        self.core.count(Count::ReceivedBytes, filled.bytes);
+        self.core.count(Count::ReceiveCalls, 1);
+        if filled.truncated > 0 {
+            self.core.count(Count::Truncated, filled.truncated);
+        }
     }
 
     /// Delivers datagrams, and sends the answers.

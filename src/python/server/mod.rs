@@ -143,6 +143,9 @@ impl ServerCore {
             while let Some(mut held) = socket.take_kept() {
                 let filled = held.filled();
                 delivery.run_counted(&mut held, filled)?;
+                if this.is_overdue() {
+                    return Ok(delivery.end());
+                }
             }
             match this.receive(py, &waiting, &mut ring, &delivery) {
                 // Another thread has kept what there was, for this one to take.
@@ -151,11 +154,11 @@ impl ServerCore {
                     errors = 0;
                     delivery.run_counted(&mut *ring, filled)?;
                     if this.is_overdue() {
-                        return Ok(delivery.left());
+                        return Ok(delivery.end());
                     }
                 }
                 Ok(Received::Nothing) => {}
-                Ok(Received::End) => return Ok(delivery.left()),
+                Ok(Received::End) => return Ok(delivery.end()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if is_shortage(&error) => {
                     this.report_error(py, "receive", Error::Os(error).into(), None)?;
