@@ -25,6 +25,8 @@ LARGEST_MESSAGE = 1 << 16
 # A worker that dies is started again after so many seconds, twice as many the next time, and so
 # on up to the last. One that has lived long enough begins anew.
 FIRST_DELAY, LAST_DELAY, LONG_LIFE = 0.1, 5.0, 10.0
+# From so many deaths on, the wait is the longest.
+MOST_DEATHS = 16
 # A worker that cannot start so many times in a row ends the server.
 ATTEMPTS = 5
 # Should it miss that its parent has died, the supervisor looks after so many seconds.
@@ -243,7 +245,8 @@ class Supervisor:
 
     def _restart(self, slot: Slot, what: str) -> None:
         delay = min(LAST_DELAY, FIRST_DELAY * 2**slot.deaths)
-        slot.deaths += 1
+        # The power must stay a number that a float can be multiplied with.
+        slot.deaths = min(slot.deaths + 1, MOST_DEATHS)
         slot.start_at = time.monotonic() + delay
         logger.error("%s; another one starts in %g seconds", what, delay)
 
