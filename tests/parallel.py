@@ -53,7 +53,10 @@ TESTS = {
     "test_an_exception_of_a_handler_that_comes_amid_a_failure_is_not_lost": "it has a signal",
     "test_descriptors_that_come_with_datagrams_do_not_stay_open": "numbers are reused",
     "test_one_socket_for_all_workers_cannot_be_steered": "it changes its parameter",
+    "test_ports_that_are_none": "it binds one address",
+    "test_unusual_hosts": "it binds one address",
     "test_unusual_ipv6_addresses": "it binds one address",
+    "test_what_is_no_address_of_a_host_and_a_port": "it binds one address",
 }
 
 # What a test uses, by name: its own, or those of a function of its module's that it calls.
@@ -64,8 +67,8 @@ NAMES = {
     "open_descriptors": "it counts the process's descriptors",
     "process_time": "it measures the process's time",
     "run": "it runs programs",
+    "setdefaulttimeout": "the default timeout is the process's",
     "setrlimit": "limits are the process's",
-    "together": "it has threads of its own",
 }
 
 
@@ -79,28 +82,31 @@ def mark(items):
 
 
 def why_not(item):
+    """Return the first reason against it, or ``None``."""
+    return next(reasons(item), None)
+
+
+def reasons(item):
     suite = item.path.stem
-    if suite in SUITES or suite.startswith("test_cli"):
-        return SUITES.get(suite, "it runs programs")
+    if suite.startswith("test_cli"):
+        yield "it runs programs"
+    if suite.startswith("test_threads"):
+        yield "it has threads of its own"
+    if suite in SUITES:
+        yield SUITES[suite]
     if item.originalname in TESTS:
-        return TESTS[item.originalname]
-    for fixture, reason in FIXTURES.items():
-        if fixture in item.fixturenames:
-            return reason
+        yield TESTS[item.originalname]
+    yield from (reason for fixture, reason in FIXTURES.items() if fixture in item.fixturenames)
+    if inspect.iscoroutinefunction(item.function):
+        yield FIXTURES["runner"]
     fixtures = item._fixtureinfo.name2fixturedefs  # noqa: SLF001 - nothing public tells
     if any(is_open(definitions) for definitions in fixtures.values()):
-        return "its threads would share what a fixture has opened"
-    function = item.function
-    if inspect.iscoroutinefunction(function):
-        return FIXTURES["runner"]
-    for name in names_of(function):
-        if name in NAMES:
-            return NAMES[name]
-    return None
+        yield "its threads would share what a fixture has opened"
+    yield from (NAMES[name] for name in sorted(names_of(item.function) & set(NAMES)))
 
 
 def is_open(definitions):
-    """Say whether a fixture of a suite's own opens something for a test, and closes it afterwards."""
+    """Say whether a fixture of a suite's own opens something, and closes it after the test."""
     last = definitions[-1]
     return last.baseid.endswith(".py") and inspect.isgeneratorfunction(last.func)
 

@@ -64,7 +64,7 @@ async def test_a_transport_refuses_it(endpoint, long):
 
 
 def test_a_server_refuses_it(long):
-    def handle(data, address):
+    def handle(_, address):
         with memoryview(long) as view:
             try:
                 serving.sendto(view, address)

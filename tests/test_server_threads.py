@@ -18,7 +18,8 @@ def tell_thread(data, _):
     return b"%d %s" % (threading.get_ident(), data)
 
 
-def test_threads_share_one_port_and_their_counters(unlocked):
+@pytest.mark.usefixtures("unlocked")
+def test_threads_share_one_port_and_their_counters():
     before = threading.active_count()
     with server(tell_thread, threads=3) as serving:
         found = set()
@@ -28,7 +29,8 @@ def test_threads_share_one_port_and_their_counters(unlocked):
     assert threading.active_count() == before
 
 
-def test_what_a_handler_sends_leaves_in_order_in_every_thread(unlocked):
+@pytest.mark.usefixtures("unlocked")
+def test_what_a_handler_sends_leaves_in_order_in_every_thread():
     def handle(data, address):
         serving.sendto(b"1", address)
         return b"2"
@@ -40,7 +42,8 @@ def test_what_a_handler_sends_leaves_in_order_in_every_thread(unlocked):
                 assert [sock.recv(10), sock.recv(10)] == [b"1", b"2"]
 
 
-def test_stopping_threads_under_load_answers_or_refuses_every_request(unlocked):
+@pytest.mark.usefixtures("unlocked")
+def test_stopping_threads_under_load_answers_or_refuses_every_request():
     with server(tell_thread, threads=2) as serving, Load(serving.address) as load:
         eventually(lambda: load.answered > 100)
         serving.stop()
@@ -49,7 +52,8 @@ def test_stopping_threads_under_load_answers_or_refuses_every_request(unlocked):
     assert serving.stats().sent == load.answered
 
 
-def test_init_that_raises_in_one_thread_ends_all(unlocked):
+@pytest.mark.usefixtures("unlocked")
+def test_init_that_raises_in_one_thread_ends_all():
     calls = iter([None, LookupError("the second one"), None])
 
     def init():

@@ -13,6 +13,8 @@ from tomada import socket
 
 THREADS = 3
 
+pytestmark = pytest.mark.usefixtures("unlocked")
+
 
 def upper(data, _):
     return data.upper()
@@ -42,7 +44,7 @@ def place(request, inet):
         yield {"address": inet.address()}
 
 
-def test_threads_answer_every_request_while_others_ask_for_the_counters(unlocked, place):
+def test_threads_answer_every_request_while_others_ask_for_the_counters(place):
     called = itertools.count()
 
     def handle(data, _):
@@ -66,7 +68,7 @@ def test_threads_answer_every_request_while_others_ask_for_the_counters(unlocked
 
 
 @pytest.mark.parametrize("stoppers", [1, 3])
-def test_stopping_under_load_answers_or_refuses_every_request(unlocked, stoppers):
+def test_stopping_under_load_answers_or_refuses_every_request(stoppers):
     for _ in range(max(2, RACES // 5)):
         with server(upper, threads=THREADS) as serving, Load(serving.address) as load:
             eventually(lambda load=load: load.answered > 20)
@@ -80,19 +82,18 @@ def test_stopping_under_load_answers_or_refuses_every_request(unlocked, stoppers
         assert serving.stats().sent == load.answered
 
 
-def test_handlers_in_several_threads_may_stop_their_server(unlocked):
+def test_handlers_in_several_threads_may_stop_their_server():
     for _ in range(max(2, RACES // 5)):
 
         def handle(data, _):
             if data == b"stop":
-                serving.stop()  # noqa: B023 - of this round
+                serving.stop()
             return data
 
-        with server(handle, threads=THREADS) as serving:
-            with contextlib.ExitStack() as stack:
-                socks = [stack.enter_context(client(serving.address)) for _ in range(8)]
-                together(*(lambda sock=sock: sock.send(b"stop") for sock in socks))
-                eventually(lambda serving=serving: not serving.ready.is_set())
+        with server(handle, threads=THREADS) as serving, contextlib.ExitStack() as stack:
+            socks = [stack.enter_context(client(serving.address)) for _ in range(8)]
+            together(*(lambda sock=sock: sock.send(b"stop") for sock in socks))
+            eventually(lambda serving=serving: not serving.ready.is_set())
         assert serving.stats().handler_errors == 0
 
 
@@ -121,10 +122,10 @@ def test_a_server_that_was_stopped_before_does_not_start():
     serving.stop()
 
 
-def test_what_threads_send_beside_the_handlers_arrives(unlocked, inet):
+def test_what_threads_send_beside_the_handlers_arrives(inet):
     each = 20 * RACES
 
-    def handle(data, address):
+    def handle(_, address):
         serving.sendto(b"from the handler", address)
         return b"reply"
 
@@ -160,7 +161,7 @@ def test_what_threads_send_beside_the_handlers_arrives(unlocked, inet):
         eventually(lambda: serving.stats().sent == 5 * each)
 
 
-def test_a_guard_that_threads_share_counts_every_datagram(unlocked):
+def test_a_guard_that_threads_share_counts_every_datagram():
     guard = tomada.Guard(max_size=10, rate=1e6, kernel_filter=False)
     count = 60 * RACES
     with server(upper, threads=THREADS, guard=guard) as serving:
@@ -188,7 +189,7 @@ def test_a_guard_that_threads_share_counts_every_datagram(unlocked):
         assert serving.stats().received == 4 * count
 
 
-def test_metrics_are_collected_while_threads_serve(unlocked):
+def test_metrics_are_collected_while_threads_serve():
     metrics = pytest.importorskip("prometheus_client")
     from tomada.metrics import ServerCollector
 

@@ -69,12 +69,13 @@ def exchange(sock, sender, *others):
     """Send and receive in several threads at once, and beside others; check that all arrives."""
     to = sock.getsockname()
     ways = [way for way in SEND_ALL if way != "a run" or sock.family != std.AF_UNIX]
-    sent = numbered(COUNT * len(ways))
+    number = len(ways)
+    sent = numbered(COUNT * number)
     flow = Flow(len(sent))
     together(
         *(lambda way=way: flow.receive(sock, way) for way in RECEIVE_SOME),
         *(
-            lambda way=way, mine=sent[index :: len(ways)]: flow.send(sender, to, mine, way)
+            lambda way=way, mine=sent[index::number]: flow.send(sender, to, mine, way)
             for index, way in enumerate(ways)
         ),
         *(lambda other=other: other(flow) for other in others),

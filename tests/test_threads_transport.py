@@ -1,4 +1,4 @@
-"""A transport whose loop runs in one thread, and threads that ask it and send by way of the loop."""
+"""A transport, its loop's thread, and others that ask it and send by way of the loop."""
 
 import asyncio
 import threading
@@ -8,7 +8,7 @@ import pytest
 import tomada
 from support import DEADLINE, RACES, eventually, together
 from tomada import socket
-from traffic import everything
+from traffic import payloads
 from transports import LOOPS, Recorder, echo, recorder
 
 COUNT = 30 * RACES
@@ -77,50 +77,55 @@ def ask(transport):
     return transport.is_closing()
 
 
+class Traffic:
+    """Datagrams that threads send to a peer by way of a transport's loop."""
+
+    def __init__(self, loop, peer):
+        self._loop, self._transport, self._peer = loop, loop.transport, peer
+        self._to = peer.getsockname()
+        self._asked, self.received, self.accepted = [], [], []
+
+    def send(self, thread):
+        for number in range(COUNT):
+            self._asked.append(None)
+            self._loop.call(self._send_one, b"%d %d" % (thread, number))
+            # The peer's queue holds a few hundred.
+            eventually(
+                lambda: len(self._asked) - len(self.received) < 100 or self._transport.is_closing()
+            )
+
+    def _send_one(self, data):
+        if not self._transport.is_closing():
+            self._transport.sendto(data, self._to)
+            self.accepted.append(data)
+
+    def receive(self):
+        while "lost" not in self._loop.protocol.calls:
+            self.received += payloads(self._peer)
+        self.received += payloads(self._peer)
+
+
 @pytest.mark.parametrize("end", ["close", "abort"])
 def test_a_transport_ends_while_threads_send_through_its_loop(loop, inet, end):
-    accepted, asked = [], []
-    transport = loop.transport
     with inet.bound(socket) as peer:
-        peer.settimeout(DEADLINE)
-        to = peer.getsockname()
-
-        def send_one(data):
-            if not transport.is_closing():
-                transport.sendto(data, to)
-                accepted.append(data)
-
-        def send(thread):
-            for number in range(COUNT):
-                loop.call(send_one, b"%d %d" % (thread, number))
-                # The peer's queue holds a few hundred.
-                eventually(lambda: len(accepted) - peer.stats().received < 100 or closed())
-
-        def closed():
-            return transport.is_closing()
+        traffic = Traffic(loop, peer)
 
         def watch():
-            while not ask(transport):
-                asked.append(None)
-
-        def receive():
-            received = []
-            while not closed():
-                received += [data for data, _ in everything(peer)]
-            eventually(lambda: "lost" in loop.protocol.calls)
-            return received + [data for data, _ in everything(peer)]
+            while not ask(loop.transport):
+                pass
 
         def finish():
-            eventually(lambda: len(accepted) >= COUNT and asked)
-            loop.call(getattr(transport, end))
+            eventually(lambda: len(traffic.accepted) >= COUNT)
+            loop.call(getattr(loop.transport, end))
 
-        received, *_ = together(receive, finish, watch, watch, *[lambda: send(0), lambda: send(1)])
+        senders = [lambda: traffic.send(0), lambda: traffic.send(1)]
+        together(traffic.receive, finish, watch, watch, *senders)
+    received, accepted = traffic.received, traffic.accepted
     assert len(received) == len(set(received))
+    assert set(received) <= set(accepted)
     if end == "close":
-        assert sorted(received) == sorted(accepted)
-    else:
-        assert set(received) <= set(accepted)
-    assert ask(transport)
+        assert len(received) == len(accepted)
+    assert ask(loop.transport)
 
 
 def test_a_transport_ends_while_datagrams_arrive_and_threads_ask(inet):
