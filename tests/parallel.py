@@ -32,6 +32,7 @@ SUITES = {
     "test_guard_server": "it forks",
     "test_many_audit": "audit hooks hear every thread",
     "test_packaging": "it runs programs",
+    "test_refused": "ports are reused",
     "test_seed": "it runs programs",
     "test_server_signals": "it runs programs",
     "test_server_workers": "it forks",
@@ -55,6 +56,7 @@ TESTS = {
     "test_one_socket_for_all_workers_cannot_be_steered": "it changes its parameter",
     "test_ports_that_are_none": "it binds one address",
     "test_unusual_hosts": "it binds one address",
+    "test_unusual_ipv6_hosts": "it binds one address",
     "test_unusual_ipv6_addresses": "it binds one address",
     "test_what_is_no_address_of_a_host_and_a_port": "it binds one address",
 }
