@@ -122,6 +122,19 @@ def test_a_server_that_was_stopped_before_does_not_start():
     serving.stop()
 
 
+def test_serving_for_ever_starts_as_a_subclass_does():
+    class Announced(tomada.Server):
+        def start(self):
+            super().start()
+            announced.append(self.address)
+            self.stop()
+
+    announced = []
+    serving = Announced(("127.0.0.1", 0), upper)
+    serving.serve_forever()
+    assert announced == [serving.address]
+
+
 def test_what_threads_send_beside_the_handlers_arrives(inet):
     each = 20 * RACES
 

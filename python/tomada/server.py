@@ -148,16 +148,11 @@ class Server:
 
         What ``init`` raises in a worker is raised here.
         """
-        if not self._start():
-            raise RuntimeError("the server was stopped before it was started; make another one")
-
-    def _start(self) -> bool:
-        """Start, unless the server was stopped before it came to that."""
         with self._lock:
             if self._job is not None or self._closed.is_set():
                 raise RuntimeError("a server is started once; make another one")
             if self._stopped:
-                return False
+                raise RuntimeError("the server was stopped before it was started; make another one")
             workers = max(self._workers, self._threads)
             listeners = self._listen(workers)
             try:
@@ -191,7 +186,6 @@ class Server:
                 raise
             atexit.register(self.stop)
             self.ready.set()
-        return True
 
     def stop(self) -> None:
         """Take no more datagrams, answer those that the kernel has queued, and end.
@@ -249,8 +243,13 @@ class Server:
             self._bells.append(bell)
             stack.callback(self._bells.remove, bell)
             stack.enter_context(bell.rung_by(handlers))
-            if self._job is None and not self._start():
-                return
+            if self._job is None:
+                try:
+                    self.start()  # a subclass may have more to do
+                except RuntimeError:
+                    if self._job is None and self._stopped:
+                        return  # by another thread, before it came to that
+                    raise
             backend = self._backend
             assert backend is not None  # noqa: S101 - start() has set it
             while not (asked.is_set() or self._stopped or backend.ended):
