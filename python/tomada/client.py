@@ -153,8 +153,9 @@ class Client:
         is_sure, is_sent = match is not None, connection is not None
         if connection is None:
             connection = pool.take()
-            connection.empty()
         try:
+            if not is_sent:
+                connection.empty()
             if refusal is not None and not self._retry_refused:
                 raise refusal
             for until in attempts:
