@@ -2,7 +2,7 @@
 # pyproject's groups, and the release build of the extension. What is up to date is left alone.
 
 PYTHON ?= python3
-VENV ?= .venv
+VENV ?= $(if $(filter test-freethreaded,$(MAKECMDGOALS)),.venv-ft,.venv)
 
 bin := $(VENV)/bin
 stamps := $(VENV)/stamps
@@ -15,9 +15,12 @@ sources := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml R
 # The load of the benchmarks is a program of its own, with its own dependencies.
 loadgen := benches/loadgen/target/release/loadgen
 
-# An environment of another interpreter is no use.
-ifneq ($(shell $(PYTHON) scripts/toolchain.py id),$(shell cat $(stamps)/id 2>/dev/null))
+# An environment of another interpreter is no use. A dry run removes nothing.
+id := $(shell $(PYTHON) scripts/toolchain.py id 2>/dev/null)
+ifneq ($(id),$(shell cat $(stamps)/id 2>/dev/null))
+ifeq (,$(if $(id),,none)$(findstring n,$(firstword -$(MAKEFLAGS))))
 $(shell rm -rf $(VENV))
+endif
 endif
 
 .DELETE_ON_ERROR:
@@ -47,7 +50,7 @@ test-parallel: $(stamps)/build $(stamps)/group-test $(stamps)/group-parallel ## 
 
 test-freethreaded: ## the suite without the global lock, then in parallel; PYTHON=python3.14t or its path
 	@$(PYTHON) scripts/toolchain.py check-freethreaded
-	@$(MAKE) --no-print-directory test test-parallel VENV=.venv-ft PEERS= </dev/null
+	@$(MAKE) --no-print-directory test test-parallel VENV=$(VENV) PEERS= </dev/null
 
 test-peers: ## the tests of libraries that use datagram endpoints, on the standard loop and tomada's
 	@$(MAKE) --no-print-directory VENV=.venv-peers \

@@ -152,10 +152,8 @@ class Client:
         attempts = self._retry.start(started=started)
         is_sure, is_sent = match is not None, connection is not None
         if connection is None:
-            connection = pool.take()
+            connection = self._take()
         try:
-            if not is_sent:
-                connection.empty()
             if refusal is not None and not self._retry_refused:
                 raise refusal
             for until in attempts:
@@ -183,6 +181,17 @@ class Client:
                 pool.put(connection)
             else:
                 pool.retire(connection)
+
+    def _take(self) -> Connection:
+        """Return a connection with nothing in its queue."""
+        connection = self._pool.take()
+        try:
+            connection.empty()
+        except OSError as error:
+            self._pool.retire(connection)
+            self._explain(error)
+            raise
+        return connection
 
     @staticmethod
     def _ask(connection: Connection, data: ReadableBuffer, until: float) -> None:
