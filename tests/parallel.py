@@ -101,6 +101,8 @@ def reasons(item):
     yield from (reason for fixture, reason in FIXTURES.items() if fixture in item.fixturenames)
     if inspect.iscoroutinefunction(item.function):
         yield FIXTURES["runner"]
+    if getattr(item, "callspec", None) is not None and "workers" in item.callspec.params:
+        yield "it forks"
     fixtures = item._fixtureinfo.name2fixturedefs  # noqa: SLF001 - nothing public tells
     if any(is_open(definitions) for definitions in fixtures.values()):
         yield "its threads would share what a fixture has opened"

@@ -18,6 +18,20 @@ from tomada._job import GRACE, Job
 from tomada._supervisor import LARGEST_MESSAGE, SIGNALS, Supervisor
 
 
+class _Fork:
+    """One fork at a time: another would inherit this one's end of the channel, and keep it open."""
+
+    lock = threading.Lock()
+
+    @classmethod
+    def renew(cls) -> None:
+        """Have a lock in a child, whoever had its parent's."""
+        cls.lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_Fork.renew)
+
+
 class Processes:
     """A supervisor, which :meth:`start` forks, and its workers.
 
@@ -44,6 +58,23 @@ class Processes:
 
     def start(self) -> None:
         """Fork, and return when each worker is ready, or raise what keeps it from it."""
+        with _Fork.lock:
+            self._fork()
+        watcher = threading.Thread(target=self._watch, name="tomada.Server", daemon=True)
+        try:
+            start_thread(watcher)
+        except OSError:
+            # Nobody would hear what becomes of the workers.
+            self._tell(signal.SIGQUIT)
+            self._watch()
+            raise
+        self._watcher = watcher
+        self._started.wait()  # which the watcher sets in any case
+        if self.error is not None:
+            self.stop()
+            raise self.error
+
+    def _fork(self) -> None:
         self._channel, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
         # What is buffered would be written by every process.
         for stream in (sys.stdout, sys.stderr):
@@ -66,19 +97,6 @@ class Processes:
         finally:
             theirs.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        watcher = threading.Thread(target=self._watch, name="tomada.Server", daemon=True)
-        try:
-            start_thread(watcher)
-        except OSError:
-            # Nobody would hear what becomes of the workers.
-            self._tell(signal.SIGQUIT)
-            self._watch()
-            raise
-        self._watcher = watcher
-        self._started.wait()  # which the watcher sets in any case
-        if self.error is not None:
-            self.stop()
-            raise self.error
 
     def replace(self) -> None:
         """Have each worker replaced."""
