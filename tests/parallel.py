@@ -21,6 +21,7 @@ FIXTURES = {
 # Suites of programs in other processes, for which it makes no difference, and of what a process
 # has one of.
 SUITES = {
+    "test_accounting_servers": "it forks",
     "test_audit": "audit hooks hear every thread",
     "test_benches": "it runs programs",
     "test_cpython": "it runs programs",
@@ -101,7 +102,7 @@ def reasons(item):
     yield from (reason for fixture, reason in FIXTURES.items() if fixture in item.fixturenames)
     if inspect.iscoroutinefunction(item.function):
         yield FIXTURES["runner"]
-    if getattr(item, "callspec", None) is not None and "workers" in item.callspec.params:
+    if "workers" in item.fixturenames:
         yield "it forks"
     fixtures = item._fixtureinfo.name2fixturedefs  # noqa: SLF001 - nothing public tells
     if any(is_open(definitions) for definitions in fixtures.values()):
