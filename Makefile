@@ -25,7 +25,7 @@ endif
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-all test-parallel test-freethreaded test-peers quic fuzz soak valgrind \
-	lint bench bench-quick docs wheels clean
+	lint bench bench-quick bench-compare docs wheels clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1:\2/p' Makefile | column -t -s :
@@ -128,6 +128,9 @@ bench: $(stamps)/build $(stamps)/group-bench $(loadgen) ## the benchmarks, whose
 
 bench-quick: $(stamps)/build $(stamps)/group-bench $(loadgen) ## the most telling ones, in two minutes
 	$(bin)/python -m benches --quick --rounds 3 --seconds 0.2 --directory target/bench-quick
+
+bench-compare: $(stamps)/build $(stamps)/group-bench $(loadgen) ## this build beside another one; OLD=its interpreter
+	$(bin)/python -m benches.compare $(OLD) $(BENCH_ARGS)
 
 docs: $(stamps)/group-docs ## the documentation, as a site in site/
 	@NO_MKDOCS_2_WARNING=1 $(bin)/python -m mkdocs build --strict

@@ -41,15 +41,23 @@ class Child:
     """A running program of the benchmarks.
 
     ``program`` is ``loadgen`` and a command, or a module of ``benches.programs`` and a function;
-    options follow. Both kinds know the same ones.
+    options follow. Both kinds know the same ones. ``python`` is the interpreter of a module, and so
+    says which build of tomada it imports.
     """
 
-    def __init__(self, program: str, core: int, seconds: float, **options: object) -> None:
+    def __init__(
+        self,
+        program: str,
+        core: int,
+        seconds: float,
+        python: str | None = None,
+        **options: object,
+    ) -> None:
         words = program.split()
         if words[0] == "loadgen":
             command = [str(LOADGEN), *words[1:]]
         else:
-            command = [sys.executable, "-m", "benches.programs", *words]
+            command = [python or sys.executable, "-m", "benches.programs", *words]
         counter = os.memfd_create("counter")
         os.truncate(counter, 8)
         self._counter = memoryview(mmap.mmap(counter, 8)).cast("Q")

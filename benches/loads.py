@@ -34,6 +34,8 @@ class Subject:
     options: Mapping[str, object] = field(default_factory=dict)
     # Of a round trip the other end, with the same options; else a neutral one.
     client: str | None = None
+    # The interpreter that runs it, where that is not the driver's own.
+    python: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Load(ABC):
     def start(self, subject: Subject, window: Window, **options: object) -> Child:
         """Start the program that is measured, on its core."""
         given = {"size": self.size, **options, **subject.options}
-        return Child(subject.program, cores()[1], window.lifetime, **given)
+        return Child(subject.program, cores()[1], window.lifetime, subject.python, **given)
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ class RoundTrip(Load):
                 subject.client or "loadgen pingpong",
                 cores()[0],
                 window.warmup + window.seconds,
+                subject.python if subject.client else None,
                 port=server.line()["port"],
                 size=self.size,
                 warmup=window.warmup,

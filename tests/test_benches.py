@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from benches import plots, report, suite
+from benches import compare, plots, report, suite
 from benches.children import Child, ChildFailed
 from benches.figures import Outcome, Result, judge, speed
 from benches.loads import Echo, Load, Memory, Receive, RoundTrip, Send, Window, share_lost
@@ -212,3 +212,21 @@ def run(load, *subjects):
         assert set(load.metrics) <= set(found.samples[0])
     assert "failed" not in report.page_of("receive", [result])
     ET.fromstring(plots.chart(result))  # noqa: S314 - just made
+
+
+def test_two_builds_are_compared_by_the_metric_that_counts():
+    echo, memory = (next(s for s in scenarios() if s.name == n) for n in ("echo-64", "memory"))
+    fast, slow = outcome(sample(300, 3)), outcome(sample(100, 9))
+    idle = outcome(sample(100, 6, busy=0.5))
+    assert compare.compare(echo, slow, fast) == ("rate", 3)
+    assert compare.compare(echo, slow, idle) == ("cpu_ns", 1.5)
+    large, small = outcome(sample(1, 1, bytes=4096)), outcome(sample(1, 1, bytes=1024))
+    assert compare.compare(memory, large, small) == ("bytes", 4)
+
+
+def test_a_comparison_measures_each_of_our_subjects_by_both_builds():
+    echo = next(scenario for scenario in scenarios() if scenario.name == "echo-64")
+    subjects = compare.paired(echo, "/old/python").subjects
+    assert len(subjects) == 2 * len(compare.ours(echo))
+    assert [subject.python for subject in subjects[:2]] == ["/old/python", None]
+    assert subjects[0].program == subjects[1].program
