@@ -127,7 +127,8 @@ bench: $(stamps)/build $(stamps)/group-bench $(loadgen) ## the benchmarks, whose
 	exit $$status
 
 bench-quick: $(stamps)/build $(stamps)/group-bench $(loadgen) ## the most telling ones, in two minutes
-	$(bin)/python -m benches --quick --rounds 3 --seconds 0.2 --directory target/bench-quick
+	$(bin)/python -m benches --quick --rounds 3 --seconds 0.2 --directory target/bench-quick \
+		--results target/bench-quick/results.json
 
 bench-compare: $(stamps)/build $(stamps)/group-bench $(loadgen) ## this build beside another one; OLD=its interpreter
 	$(bin)/python -m benches.compare $(OLD) $(BENCH_ARGS)

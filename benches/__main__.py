@@ -1,7 +1,8 @@
 """The benchmarks: ``python -m benches [SCENARIO ...]``.
 
-Without names every scenario is measured; with them only these, and their results take the place of
-the former ones in the result file. The pages are then written anew from all that the file has.
+Without names every scenario is measured; with them only these, and their samples replace the former
+ones in the file of results, which is kept on this machine. A page is written when that file has all
+of its scenarios.
 """
 
 from __future__ import annotations
@@ -31,15 +32,19 @@ def main() -> int:
         # What else runs on the machine shall not take the cores from what is measured.
         os.setpriority(os.PRIO_PROCESS, 0, -20)
     window = Window(options.seconds, warmup=min(0.25, options.seconds / 2))
-    path = options.directory / "results.json"
+    path = options.results
     results = {result.scenario.name: result for result in suite.load(path, planned)}
     machine = suite.machine()
     for result in measure(chosen, window, options.rounds):
         results[result.scenario.name] = result
         # At once: it takes long, and may be interrupted.
         suite.save(path, ordered(planned, results), machine)
-    report.write(options.directory, ordered(planned, results), machine)
+    left = report.write(options.directory, planned, ordered(planned, results), machine)
     print(f"written to {options.directory}")
+    if left:
+        print(
+            f"not all scenarios were measured, so these pages stay as they are: {', '.join(left)}"
+        )
     return summary([results[scenario.name] for scenario in chosen])
 
 
@@ -91,6 +96,7 @@ def parser(planned: tuple[Scenario, ...]) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.5, help="how long each looks at one")
     parser.add_argument("--directory", type=Path, default=Path("docs/benchmarks"))
+    parser.add_argument("--results", type=Path, default=Path("target/bench/results.json"))
     return parser
 
 

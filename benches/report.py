@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benches import plots
 from benches.figures import Outcome, Result, Verdict, speed, verdicts
+from benches.plan import Scenario
 
 # Pages in their order, each with what its scenarios have in common.
 PAGES = {
@@ -55,18 +56,28 @@ the same for all, and not in it.""",
 }
 
 
-def write(directory: Path, results: list[Result], machine: dict[str, str]) -> None:
-    """Write a page for each kind of scenario, the plots, and the page that leads to them."""
+def write(
+    directory: Path, planned: Iterable[Scenario], results: list[Result], machine: dict[str, str]
+) -> list[str]:
+    """Write the pages whose scenarios were all measured, their charts, and the overview.
+
+    A page shows all its scenarios or stays as it is, and so does the overview. Returns the names of
+    those that stay.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "README.md").write_text(overview(results, machine))
+    measured = {result.scenario.name for result in results}
+    missing = {scenario.page for scenario in planned if scenario.name not in measured}
+    if not missing:
+        (directory / "README.md").write_text(overview(results, machine))
     for page in PAGES:
         mine = [result for result in results if result.scenario.page == page]
-        if not mine:
+        if page in missing or not mine:
             continue
         (directory / f"{page}.md").write_text(page_of(page, mine))
         for result in mine:
             plot = plots.chart(result)
             (directory / f"{result.scenario.name}.svg").write_text(plot)
+    return sorted(missing)
 
 
 def overview(results: list[Result], machine: dict[str, str]) -> str:
@@ -81,7 +92,7 @@ def overview(results: list[Result], machine: dict[str, str]) -> str:
 Loopback, the measured program on one core, the load on another. The subjects of a table take turns
 within each round; figures are medians over the rounds, the spread is the distance of the extremes.
 Rates come from the programs' own counters, processor time from the operating system. *Rust* is the
-limit: the bare system calls in a loop. All samples are in [results.json](results.json).
+limit: the bare system calls in a loop.
 
 {facts(machine)}. \
 Figures move from one machine and one day to another: compare within a table only. To

@@ -1,8 +1,11 @@
 """The benchmarks: what they make of samples, and one short run of each kind, without any peers."""
 
+import dataclasses
 import xml.etree.ElementTree as ET
 
 import pytest
+
+pytest.importorskip("matplotlib")
 
 from benches import compare, plots, report, suite
 from benches.children import Child, ChildFailed
@@ -101,9 +104,23 @@ def test_a_chart_has_a_row_for_each_that_was_measured():
         failed=Outcome(failure="why"),
     )
     chart = ET.fromstring(plots.chart(result))  # noqa: S314 - just made
-    marks = chart.findall("{http://www.w3.org/2000/svg}circle")
-    assert len(marks) == 2
-    assert float(marks[0].get("cx")) < float(marks[1].get("cx"))
+    svg = "{http://www.w3.org/2000/svg}"
+    marks = [chart.find(f".//{svg}g[@id='median-{row}']//{svg}use") for row in range(2)]
+    assert float(marks[0].get("x")) < float(marks[1].get("x"))
+    assert chart.find(f".//{svg}g[@id='median-2']") is None
+
+
+def test_a_page_stays_as_it_is_where_a_scenario_was_not_measured(tmp_path):
+    result = result_of(socket=outcome(sample(1, 2)))
+    other = dataclasses.replace(result.scenario, name="another")
+    assert report.write(tmp_path, [result.scenario, other], [result], {}) == ["receive"]
+    assert not list(tmp_path.iterdir())
+    assert report.write(tmp_path, [result.scenario], [result], {"cores": "2"}) == []
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "README.md",
+        "receive.md",
+        "a-scenario.svg",
+    }
 
 
 def test_results_are_read_as_they_were_written(tmp_path):

@@ -68,6 +68,7 @@ def test_a_short_soak_leaves_nothing_unexplained(tmp_path):
         [
             *(sys.executable, "-m", "benches.soak", "--seconds", "6", "--round", "1"),
             *("--datagrams", "100000", "--directory", tmp_path),
+            *("--results", tmp_path / "soak.json"),
         ],
         cwd=ROOT,
         capture_output=True,

@@ -210,9 +210,10 @@ def main() -> int:
     console.print(f"{through:,} datagrams through servers and asyncio in {found['seconds']} s")
     for reason in found["missed"]:
         console.print(f"missed: {reason}")
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    options.results.write_text(json.dumps(found, indent=1) + "\n")
+    console.print(f"all samples are in {options.results}")
     if options.directory is not None and shares["all"]:
-        path = options.directory / "soak.json"
-        path.write_text(json.dumps(found, indent=1) + "\n")
         report.write_into(options.directory / "reliability.md", report.section(found))
         console.print(f"written to {options.directory}")
     return bool(found["missed"])
@@ -229,7 +230,8 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--round", type=float, default=4, help="the seconds of a round")
     parser.add_argument("--memory", type=int, default=MEMORY, help="the growth that is allowed")
-    parser.add_argument("--directory", type=Path, help="where its page and its results are")
+    parser.add_argument("--directory", type=Path, help="where its page is")
+    parser.add_argument("--results", type=Path, default=Path("target/soak.json"))
     parser.add_argument("--command", default="make soak", help="how it was started")
     return parser
 

@@ -80,7 +80,7 @@ were killed on purpose. A row of replies is what the load generator received of 
 Samples are taken at rest, between two rounds. Growth is the most after the warm-up, the first
 quarter of the samples, less the most within it; of descriptors and threads it stands in brackets.
 Private memory is what no other process has. Of processes of one kind, the one is shown that grew
-most. More samples are in [soak.json](soak.json).
+most.
 """
 
 
