@@ -107,7 +107,7 @@ valgrind: ## memcheck over the Rust unit tests and a run of everything from Pyth
 	@$(MAKE) --no-print-directory VENV=.venv-valgrind .venv-valgrind/stamps/wheel
 	PYTHONMALLOC=malloc $(memcheck) .venv-valgrind/bin/python tests/valgrind/exercise.py
 
-lint: $(stamps)/build $(stamps)/group-lint $(stamps)/group-test ## formatting, lints, types, stubs
+lint: $(stamps)/build $(stamps)/group-lint $(stamps)/group-test ## formatting, lints, types, stubs, prose
 	cargo fmt --check
 	cargo clippy --quiet --all-targets -- -D warnings
 	cargo fmt --check --manifest-path benches/loadgen/Cargo.toml
@@ -116,6 +116,7 @@ lint: $(stamps)/build $(stamps)/group-lint $(stamps)/group-test ## formatting, l
 	cargo clippy --quiet --all-targets --manifest-path fuzz/Cargo.toml -- -D warnings
 	$(bin)/ruff check --quiet
 	$(bin)/ruff format --quiet --check
+	$(bin)/python scripts/prose.py
 	$(bin)/python -m mypy
 	$(bin)/python -m mypy.stubtest --ignore-disjoint-bases --ignore-unused-allowlist \
 		--allowlist scripts/stubtest-allowlist tomada._core tomada._constants

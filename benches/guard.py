@@ -44,7 +44,7 @@ CHECKS: dict[str, tuple[bool, dict[str, Any]]] = {
     "a denied network": (True, {"deny": ["127.0.0.0/8"], "kernel_filter": False}),
     "too long": (True, {"max_size": 10}),
     "one source over its rate": (False, {"rate": 0.001, "burst": 1}),
-    "strangers over the ceiling": (True, {"ceiling": 0.001}),
+    "unknown sources over the ceiling": (True, {"ceiling": 0.001}),
     "... with a rate and an amplification limit": (
         True,
         {"ceiling": 0.001, "rate": 10, "amplification": 3},
@@ -291,40 +291,40 @@ def page(costs: list[Cost], by_kernel: float, survived: Survived, rounds: int) -
     share = 100 * by_kernel / costs[0].plain
     return f"""# Guards
 
-## What a refusal costs
+## Cost of a refusal
 
-Processor time for each datagram of {len(PAYLOAD)} bytes that a guard refuses, in nanoseconds,
-beside plain `recvmmsg`, which receives it and does nothing with it. Before that the queue is
-filled with {QUEUED:,} datagrams from as many addresses (from one where it says so); medians of
-{rounds} rounds in which the two take turns. The bar is {BAR} ×.
+CPU time for each {len(PAYLOAD)}-byte datagram that a guard refuses, compared with plain
+`recvmmsg`, which receives it and ignores it. The queue is filled beforehand with {QUEUED:,}
+datagrams, each from a different address (or all from one, in the row that says so). Results are
+medians of {rounds} rounds, in which the two alternate. The target is {BAR} ×.
 
 | refused | recvmmsg, ns | guard, ns | ratio |
 |---|---:|---:|---:|
 {rows}
 
-Dropped by the kernel's filter, a denied datagram costs the receiving process {by_kernel:,.1f} ns,
-{share:.1f} % of `recvmmsg`'s; the bar is 5 %. (The filter runs when the datagram arrives, in the
-time of the network's interrupt or, on loopback, of the sender.)
+If the guard's kernel filter drops a denied datagram, it costs the receiving process
+{by_kernel:,.1f} ns, which is {share:.1f} % of `recvmmsg`; the target is 5 %. (The filter runs when
+the datagram arrives, in the time of the network interrupt or, on loopback, of the sender.)
 
-## A flood of strangers
+## Flood from forged addresses
 
-{survived.sources:,} datagrams, each from another source address in 127.0.0.0/8, sent by a raw
-socket within {survived.seconds:,.0f} seconds, to a socket with `Guard(rate=1000, ceiling=20_000,
-amplification=3)`, which answers what passes. Meanwhile a peer that was known before asks it every
-two milliseconds.
+A raw socket sends {survived.sources:,} datagrams in {survived.seconds:,.0f} seconds, each from a
+different source address in 127.0.0.0/8, to a socket with `Guard(rate=1000, ceiling=20_000,
+amplification=3)`, which replies to each admitted datagram. Meanwhile a peer that the guard already
+knew sends a request every two milliseconds.
 
-| | | bar |
+| | result | target |
 |---|---:|---:|
 | memory growth | {survived.growth / 2**20:.1f} MiB | ≤ 32 MiB |
 | known peer, requests | {survived.asked:,} | |
 | known peer, lost | {loss:.2f} % | ≤ 1 % |
-| let in | {stats.admitted:,} | |
+| admitted | {stats.admitted:,} | |
 | refused, over the ceiling | {stats.over_ceiling:,} | |
-| refused, over their rate | {stats.over_rate:,} | |
-| dropped by the kernel, for want of room | {survived.kernel_drops:,} | |
+| refused, over the rate | {stats.over_rate:,} | |
+| dropped by the kernel, buffer full | {survived.kernel_drops:,} | |
 
-CPython {platform.python_version()}, Linux {platform.release()}, {os.cpu_count()} cores. To repeat
-it, as root: `python -m benches.guard`.
+CPython {platform.python_version()}, Linux {platform.release()}, {os.cpu_count()} cores. To
+reproduce it, run as root: `python -m benches.guard`.
 """
 
 

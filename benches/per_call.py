@@ -185,7 +185,7 @@ def alternate(name: str, bar: float, rounds: int, run: Callable[[ModuleType], fl
 
 def table(rows: list[Row]) -> str:
     lines = [
-        "| call | standard, ns | tomada, ns | ratio | bar |",
+        "| call | standard, ns | tomada, ns | ratio | target |",
         "|---|---:|---:|---:|---:|",
     ]
     for row in rows:
@@ -197,15 +197,15 @@ def table(rows: list[Row]) -> str:
 def page(rows: list[Row], rounds: int) -> str:
     return f"""# Call by call
 
-What a single call takes, on a socket of the standard library and on one of tomada, with 64-byte
-datagrams on loopback. The two take turns within one process on one core, {rounds} rounds of {BATCH}
-calls each; the figures are medians over the rounds. The ratio is how many times faster tomada is;
-the bar is what the project holds itself to.
+The time of a single call, on a socket of the standard library and on one of tomada's, with 64-byte
+datagrams on loopback. The two alternate within one process on one core, in {rounds} rounds of
+{BATCH} calls each. Results are medians over the rounds. The ratio says how many times faster tomada
+is; the last column is the project's target.
 
 {table(rows)}
 
-CPython {platform.python_version()}, Linux {platform.release()}, {os.cpu_count()} cores. Figures
-move from one machine and one day to another: compare within a table only. To repeat it:
+CPython {platform.python_version()}, Linux {platform.release()}, {os.cpu_count()} cores. Results
+vary between machines and days, so compare only within a table. To reproduce them, run
 `make bench`.
 """
 

@@ -14,44 +14,44 @@ PAGES = {
     "receive": (
         "One-way receive",
         """\
-A sender in Rust sends to one program as fast as it can. With GSO up to 64 datagrams pass through
-its side of the kernel as one. Without, the sender is slower than the fastest receivers: what counts
-then is the processor time per datagram.""",
+A sender in Rust sends to one program as fast as it can. With GSO, up to 64 datagrams pass through
+the sender's side of the kernel as one. Without GSO, the sender is slower than the fastest
+receivers, so compare the CPU time per datagram instead.""",
     ),
     "send": (
         "One-way send",
         """\
-A program sends as fast as it can, and a drain in Rust takes it all. On loopback the sender pays for
-nearly the whole way through the kernel.""",
+A program sends as fast as it can to a receiver in Rust. On loopback, the sender pays for almost the
+whole way through the kernel.""",
     ),
     "echo": (
         "Echo",
         """\
-Clients in Rust keep a number of requests in flight each, and never sleep; the server sends back
-what comes. The latency is what the clients see.""",
+Each client, written in Rust, keeps several requests in flight and never sleeps; the server returns
+each datagram. The latency is measured by the clients.""",
     ),
     "round-trip": (
         "Round trip",
         """\
-One request in flight. Each end has a core: most of the time is what it takes to wake a sleeping
-thread. Who spins does not sleep, and pays for that with a busy core.""",
+One request is in flight at a time, and each end has a core of its own. Most of the time is spent
+waking a sleeping thread. With `spin`, a thread stays awake and keeps its core busy.""",
     ),
     "asyncio": (
         "Event loops",
         """\
-What else a loop with datagram endpoints must do well. How fast it receives, sends and echoes is on
-the pages of these.""",
+Other properties of an event loop with datagram endpoints. The pages on receiving, sending and echo
+compare their throughput.""",
     ),
     "client": (
         "Servers and clients",
         """\
-Requests to a server in Rust that echoes at once, and a server whose handler has work to do.""",
+Requests to an echo server in Rust, and servers whose handler computes.""",
     ),
     "memory": (
         "Memory",
         """\
-What a process has resident, for each of many open sockets. What the kernel keeps for a socket is
-the same for all, and not in it.""",
+Resident memory of a process for each of many open sockets. The kernel's memory for a socket is the
+same for all subjects and is not included.""",
     ),
 }
 
@@ -89,16 +89,16 @@ def overview(results: list[Result], machine: dict[str, str]) -> str:
 {links}
 - [Call by call](per-call.md)
 
-Loopback, the measured program on one core, the load on another. The subjects of a table take turns
-within each round; figures are medians over the rounds, the spread is the distance of the extremes.
-Rates come from the programs' own counters, processor time from the operating system. *Rust* is the
-limit: the bare system calls in a loop.
+All benchmarks run on loopback, with the measured program on one core and the load on another. The
+subjects of a table alternate within each round. Results are medians over the rounds; the spread is
+the difference between the extremes. Rates come from the programs' own counters, CPU time from the
+operating system. *Rust* is the upper limit: the same system calls in a bare loop.
 
 {facts(machine)}. \
-Figures move from one machine and one day to another: compare within a table only. To
-repeat them: `make bench`, or in two minutes `make bench-quick`.
+Results vary between machines and days, so compare only within a table. To
+reproduce them, run `make bench`, or `make bench-quick` in two minutes.
 
-## What the project holds itself to
+## Targets
 
 {chr(10).join(stands)}"""
 
@@ -125,7 +125,7 @@ def bars(result: Result, *, with_title: bool) -> str:
     scenario = result.scenario
     title = f"### [{PAGES[scenario.page][0]}]({scenario.page}.md): {scenario.title}\n\n"
     lines = [bar_row(verdict) for verdict in judged]
-    head = "| subject | against | bar | measured | |\n|---|---|---:|---:|---|\n"
+    head = "| subject | compared with | target | result | |\n|---|---|---:|---:|---|\n"
     return (title if with_title else "") + head + "\n".join(lines) + "\n"
 
 
@@ -197,8 +197,8 @@ def table(result: Result) -> str:
     text = markdown(["", *headings], rows)
     if has_speed and any("by CPU" in cell for row in rows for cell in row):
         text += (
-            "\n*By CPU*: the load was the bottleneck, so that processor time per datagram is "
-            "compared and not the rate.\n"
+            "\n*By CPU*: the load was the bottleneck, so CPU time per datagram is compared instead "
+            "of the rate.\n"
         )
     return text + "".join(f"\n{note}\n" for note in notes)
 

@@ -18,7 +18,7 @@ SOL_UDP, UDP_GRO = 17, 104
 
 def table():
     """Read the page's table of what was tried: a dictionary of rows by library."""
-    text = PAGE.read_text(encoding="utf-8").partition("## What was tried")[2].partition("\n\n*")[0]
+    text = PAGE.read_text(encoding="utf-8").partition("## Tested features")[2].partition("\n\n*")[0]
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in re.findall(r"^\|.*\|$", text, re.MULTILINE)
@@ -112,11 +112,11 @@ async def sends_runs_as_one(udp, plain, _):
 ROWS = {
     "sends an empty datagram": sends_empty,
     "receives 65,507 bytes": receives_the_longest,
-    "speaks `AF_UNIX`": speaks_unix,
-    "tells that nobody listens": tells_of_refusal,
-    "answers from the address that was asked": answers_from_where_it_was_asked,
-    "lets the kernel coalesce (GRO)": lets_the_kernel_coalesce,
-    "sends runs as one (GSO)": sends_runs_as_one,
+    "supports `AF_UNIX`": speaks_unix,
+    "reports a closed port": tells_of_refusal,
+    "replies from the address that received the request": answers_from_where_it_was_asked,
+    "receives with GRO": lets_the_kernel_coalesce,
+    "sends with GSO": sends_runs_as_one,
 }
 
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 # The page's text is written by hand, but for what is between these lines.
-BEGIN = "<!-- What follows, up to the end mark, is written by `make soak`. -->"
-END = "<!-- The end of what `make soak` writes. -->"
+BEGIN = "<!-- Written by `make soak`, up to the end mark. -->"
+END = "<!-- End of the text written by `make soak`. -->"
 
 Rows = list[list[str]]
 
@@ -63,24 +63,24 @@ def section(results: dict[str, Any]) -> str:
     )
     summary = f"""\
 `{results["command"]}`, {results["measured_at"].partition("T")[0]}, {facts(results["machine"])}: in
-{results["seconds"] / 60:.1f} minutes {digits(shares["server"])} datagrams were received by servers,
-{digits(shares["asyncio"])} by asyncio and {digits(shares["socket"])} by sockets.
-{shares["singly"] / shares["all"]:.0%} of all that was sent came one by one, the rest in runs
+{results["seconds"] / 60:.1f} minutes, servers received {digits(shares["server"])} datagrams,
+asyncio {digits(shares["asyncio"])} and sockets {digits(shares["socket"])}.
+{shares["singly"] / shares["all"]:.0%} of the datagrams were sent one by one, the others in runs
 (`UDP_SEGMENT`). **{found[:1].upper()}{found[1:]}.**"""
     return f"""\
 {fill(summary, 100)}
 
 {markdown(TRAFFIC, traffic(results["lanes"]))}
-*Dropped* is `kernel_drops`, which counts a run as one. *Killed* is what was lost with workers that
-were killed on purpose. A row of replies is what the load generator received of what was answered.
+*Dropped* is `kernel_drops`, which counts a run as one. *Killed* counts datagrams lost in workers
+that the test killed. The rows of replies count the replies that the load generator received.
 
-{fill(f"Besides: {deeds(results['deeds'])}.", 100)}
+{fill(f"The run also included: {deeds(results['deeds'])}.", 100)}
 
 {markdown(PROCESSES, processes(results["processes"]))}
-Samples are taken at rest, between two rounds. Growth is the most after the warm-up, the first
-quarter of the samples, less the most within it; of descriptors and threads it stands in brackets.
-Private memory is what no other process has. Of processes of one kind, the one is shown that grew
-most.
+Samples are taken between two rounds, when no traffic is in flight. The first quarter of the samples
+is the warm-up. Growth is the maximum after the warm-up minus the maximum during it; for descriptors
+and threads, it is in parentheses. Private memory is not shared with other processes. For several
+processes of one kind, the table shows the one that grew most.
 """
 
 
