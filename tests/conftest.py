@@ -32,6 +32,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 import faults  # noqa: E402
 import links  # noqa: E402
 import parallel  # noqa: E402
+import skips  # noqa: E402
+from skips import pytest_addoption, pytest_configure  # noqa: E402, F401
 from answering import same  # noqa: E402
 from command import Listening  # noqa: E402
 from support import FREE, KINDS, Kind, Peer, has_lock  # noqa: E402
@@ -56,19 +58,14 @@ def pytest_sessionfinish(session):
 
 @pytest.fixture(scope="session")
 def speaks_ipv6():
-    try:
-        with std.socket(std.AF_INET6, std.SOCK_DGRAM) as sock:
-            sock.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
+    return skips.speaks_ipv6()
 
 
 @pytest.fixture(params=KINDS)
 def kind(request, tmp_path, speaks_ipv6):
     """Every family of addresses in turn."""
     if request.param == "AF_INET6" and not speaks_ipv6:
-        pytest.skip("this machine has no IPv6")
+        pytest.skip(skips.NO_IPV6)
     return Kind(request.param, tmp_path)
 
 
@@ -80,7 +77,7 @@ def inet(tmp_path):
 @pytest.fixture
 def inet6(tmp_path, speaks_ipv6):
     if not speaks_ipv6:
-        pytest.skip("this machine has no IPv6")
+        pytest.skip(skips.NO_IPV6)
     return Kind("AF_INET6", tmp_path)
 
 
@@ -234,7 +231,7 @@ def raw():
     try:
         sock = std.socket(std.AF_INET, std.SOCK_RAW, std.IPPROTO_UDP)
     except PermissionError:
-        pytest.skip("a raw socket needs root")
+        pytest.skip(f"{skips.NO_ROOT} open a raw socket")
     with sock:
         yield sock
 

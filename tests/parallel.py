@@ -38,6 +38,7 @@ SUITES = {
     "test_server_signals": "it runs programs",
     "test_server_workers": "it forks",
     "test_signals": "signals are the main thread's",
+    "test_skips": "it runs programs",
     "test_spin": "it measures the process's time",
     "test_stateful": "hypothesis's state machines are no functions",
     "test_typing": "it runs programs",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import tomada
+from skips import NO_ROOT
 from support import DEADLINE, Call, fill, open_descriptors, run
 from tomada import socket
 from traffic import RECEIVE_SOME, payloads
@@ -151,7 +152,7 @@ def test_a_datagram_beyond_every_limit_is_not_truncated_either(unix):
             sender.setsockopt(std.SOL_SOCKET, socket.SO_SNDBUFFORCE, size)
             sender.sendto(bytes(size), sock.getsockname())
         except OSError as error:
-            pytest.skip(f"no datagram is so long here: {error}")
+            pytest.skip(f"{NO_ROOT} send a datagram this long: {error}")
         assert len(sock.recv_many()[0][0]) == size
 
 
