@@ -29,11 +29,12 @@ pytest.register_assert_rewrite(
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # After their assertions are rewritten.
+import families  # noqa: E402
 import faults  # noqa: E402
 import links  # noqa: E402
 import parallel  # noqa: E402
 import skips  # noqa: E402
-from skips import pytest_addoption, pytest_configure  # noqa: E402, F401
+from skips import pytest_addoption  # noqa: E402, F401
 from answering import same  # noqa: E402
 from command import Listening  # noqa: E402
 from support import FREE, KINDS, Kind, Peer, has_lock  # noqa: E402
@@ -43,8 +44,15 @@ from transports import LOOPS, Recorder, turns  # noqa: E402
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
 
 
+def pytest_configure(config):
+    families.configure(config)
+    skips.pytest_configure(config)
+
+
+@pytest.hookimpl(tryfirst=True)  # before markers select
 def pytest_collection_modifyitems(config, items):
-    """Keep tests out of several threads where they cannot be (pytest-run-parallel)."""
+    """Mark families; keep tests out of several threads where they cannot be."""
+    families.mark(items)
     if int(getattr(config.option, "parallel_threads", 1)) > 1:
         parallel.mark(items)
 

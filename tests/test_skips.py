@@ -107,7 +107,7 @@ def apt(monkeypatch):
     def find(program):
         return program if tools.PACKAGES[program] in installed else None
 
-    def run(command):
+    def run(command, _):
         calls.append(command[:2])
         packages = set(command) & set(tools.PACKAGES.values())
         if "nftables" in packages:

@@ -32,8 +32,8 @@ PACKAGES = {
 
 ATTEMPTS = 3
 PAUSE = 10
-# A mirror that hangs must not hang its caller. In seconds.
-LONGEST = 400
+# A mirror that hangs must not hang its caller: in seconds, for everything.
+LONGEST = 600
 
 INSTALL = [
     *("apt-get", "install", "--yes", "--quiet", "--no-install-recommends"),
@@ -55,15 +55,15 @@ def packages_of(programs):
     return sorted({PACKAGES[program] for program in programs})
 
 
-def run(command):
-    """Run a command that installs something, and say whether it succeeded."""
+def run(command, end):
+    """Run a command that installs something until it ends, and say whether it succeeded."""
     # tshark's package would ask who may capture.
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     if os.geteuid() != 0:
         command = ["sudo", "--non-interactive", "--preserve-env=DEBIAN_FRONTEND", *command]
     try:
         done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, timeout=LONGEST, check=False
+            command, env=environment, stdin=subprocess.DEVNULL, timeout=end - time.monotonic(), check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         print(error, file=sys.stderr)
@@ -71,12 +71,12 @@ def run(command):
     return done.returncode == 0
 
 
-def again_and_again(command):
+def again_and_again(command, end):
     """Run a command until it succeeds, a few times at most, and say whether it did."""
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(PAUSE * attempt)
-        if run(command):
+        if run(command, end):
             return True
     return False
 
@@ -100,11 +100,12 @@ def main():
     if not may_install():
         print("run this as root:", *INSTALL[:2], *packages)
         return
-    again_and_again(["apt-get", "update", "--quiet"])
-    if not again_and_again([*INSTALL, *packages]):
+    end = time.monotonic() + LONGEST
+    again_and_again(["apt-get", "update", "--quiet"], end)
+    if not again_and_again([*INSTALL, *packages], end):
         # One package that cannot be had must not hold up the others.
         for package in packages:
-            run([*INSTALL, package])
+            run([*INSTALL, package], end)
     if lacking := missing():
         print("could not install:", *packages_of(lacking))
         print("tests are skipped that use:", *lacking)
