@@ -141,15 +141,17 @@ toolchain := $(shell rustup toolchain list 2>/dev/null | grep -q ^nightly && ech
 has_source := $(wildcard $(shell rustc $(toolchain) --print sysroot)/lib/rustlib/src/rust/library)
 has_miri := $(if $(toolchain),$(shell cargo $(toolchain) miri --version 2>/dev/null))
 endif
+# A test asks for more memory than there can be.
+sanitizer_options := allocator_may_return_null=1
 sanitized = RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=$(1)" PROPTEST_CASES=16 cargo $(toolchain) test \
 	--quiet --no-default-features --lib --target $(fuzz_host) --target-dir target/sanitize/$(1)
 unavailable = @echo "not run: $(1)"
 
 sanitize: ## AddressSanitizer, ThreadSanitizer and Miri over the Rust unit tests, as far as installed
-	$(call sanitized,address)
-	$(if $(has_source),TSAN_OPTIONS="$(tsan_options)" $(call sanitized,thread) -Zbuild-std,\
+	ASAN_OPTIONS=$(sanitizer_options) $(call sanitized,address)
+	$(if $(has_source),TSAN_OPTIONS=$(sanitizer_options) $(call sanitized,thread) -Zbuild-std,\
 		$(call unavailable,ThreadSanitizer (rustup component add rust-src)))
-	$(if $(has_miri),MIRIFLAGS="$(miri_flags)" PROPTEST_CASES=4 $(PYTHON) scripts/miri.py \
+	$(if $(has_miri),MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=4 $(PYTHON) scripts/miri.py \
 		cargo $(toolchain) miri test --quiet --no-default-features --lib --target-dir target/sanitize/miri,\
 		$(call unavailable,Miri (rustup toolchain install nightly --component miri)))
 

@@ -15,8 +15,15 @@ import pytest
 from support import DEADLINE, run
 from tomada import socket
 
-anyio = pytest.importorskip("anyio")
-trio = pytest.importorskip("trio")
+
+@pytest.fixture
+def anyio():
+    return pytest.importorskip("anyio")
+
+
+@pytest.fixture
+def trio():
+    return pytest.importorskip("trio")
 
 
 class Own(socket.socket):
@@ -119,9 +126,9 @@ def test_its_class_cannot_be_replaced(sock):
     assert type(sock) is socket.socket
 
 
-async def exchange_by_anyio(module, kind):
+async def exchange_by_anyio(anyio, kind):
     """Give a socket to anyio, receive a question with it and send the answer."""
-    with kind.bound(module) as own, kind.bound(std) as other:
+    with kind.bound(socket) as own, kind.bound(std) as other:
         here, there = own.getsockname(), other.getsockname()
         wrapper = anyio.abc.UNIXDatagramSocket if kind.is_unix else anyio.abc.UDPSocket
         async with await wrapper.from_socket(own) as endpoint:
@@ -135,11 +142,11 @@ async def exchange_by_anyio(module, kind):
         return data, other.recvfrom(100) == (b"answer", here)
 
 
-def test_anyio_takes_it_on_asyncio(kind):
-    assert anyio.run(exchange_by_anyio, socket, kind) == (b"question", True)
+def test_anyio_takes_it_on_asyncio(anyio, kind):
+    assert anyio.run(exchange_by_anyio, anyio, kind) == (b"question", True)
 
 
-async def connect_by_anyio():
+async def connect_by_anyio(anyio):
     """Exchange bytes over a stream, and datagrams, all opened by anyio itself."""
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     port = listener.extra(anyio.abc.SocketAttribute.local_port)
@@ -164,12 +171,12 @@ async def connect_by_anyio():
     return received
 
 
-def test_anyio_opens_streams_where_the_class_is_replaced(monkeypatch):
+def test_anyio_opens_streams_where_the_class_is_replaced(anyio, monkeypatch):
     monkeypatch.setattr(std, "socket", socket.socket)
-    assert anyio.run(connect_by_anyio) == [b"STREAM", b"pair"]
+    assert anyio.run(connect_by_anyio, anyio) == [b"STREAM", b"pair"]
 
 
-def test_trio_takes_none_and_can_wait_for_it_all_the_same(sock, inet):
+def test_trio_takes_none_and_can_wait_for_it_all_the_same(trio, sock, inet):
     with pytest.raises(TypeError, match=r"socket\.socket"):
         trio.socket.from_stdlib_socket(sock)
 
@@ -186,7 +193,7 @@ def test_trio_takes_none_and_can_wait_for_it_all_the_same(sock, inet):
         assert trio.run(receive, other) == [(b"x", other.getsockname())]
 
 
-def test_trio_takes_a_standard_socket_of_the_same_descriptor(sock, inet):
+def test_trio_takes_a_standard_socket_of_the_same_descriptor(trio, sock, inet):
     async def receive(other):
         with trio.socket.from_stdlib_socket(std.socket(fileno=sock.detach())) as wrapped:
             other.sendto(b"x", wrapped.getsockname())
