@@ -22,7 +22,9 @@ def listed(command):
     )
     if output.returncode:
         sys.exit(output.returncode)
-    return [line[: -len(": test")] for line in output.stdout.splitlines() if line.endswith(": test")]
+    return [
+        line[: -len(": test")] for line in output.stdout.splitlines() if line.endswith(": test")
+    ]
 
 
 def outcome(command, name):

@@ -34,9 +34,9 @@ import faults  # noqa: E402
 import links  # noqa: E402
 import parallel  # noqa: E402
 import skips  # noqa: E402
-from skips import pytest_addoption  # noqa: E402, F401
 from answering import same  # noqa: E402
 from command import Listening  # noqa: E402
+from skips import pytest_addoption  # noqa: E402, F401
 from support import FREE, KINDS, Kind, Peer, has_lock  # noqa: E402
 from transports import LOOPS, Recorder, turns  # noqa: E402
 
@@ -46,6 +46,7 @@ os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
 
 def pytest_configure(config):
     families.configure(config)
+    parallel.configure(config)
     skips.pytest_configure(config)
 
 

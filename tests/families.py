@@ -19,7 +19,7 @@ family = pytest.mark.family
 
 
 def length(short, long=None):
-    """Return how often a family tries something, which is ``FACTOR`` times more often where long."""
+    """Return how often a family tries something: ``FACTOR`` times more often where long."""
     return (long or FACTOR * short) if LONG else short
 
 

@@ -1,5 +1,7 @@
 """Which tests cannot run in several threads at once, and why: for pytest-run-parallel.
 
+A new test that cannot is marked ``@pytest.mark.thread_unsafe(reason=…)`` where it stands.
+
 The plugin runs a test in several threads with the same fixtures. It finds out by itself who patches
 modules, captures output or warnings, or collects garbage.
 """
@@ -74,6 +76,11 @@ NAMES = {
     "setdefaulttimeout": "the default timeout is the process's",
     "setrlimit": "limits are the process's",
 }
+
+
+def configure(config):
+    """Declare the plugin's marker, for runs without the plugin."""
+    config.addinivalue_line("markers", "thread_unsafe(reason): it runs in one thread at a time")
 
 
 def mark(items):

@@ -30,7 +30,9 @@ NO_IPV6 = "this machine has no IPv6"
 # What program() says, and links.why_not().
 NO_PROGRAM = re.compile(r"there is no (\S+) command")
 # What pytest.importorskip, libraries and documents.py say.
-NO_PACKAGE = re.compile(r"(?:could not import |No module named )'([\w.]+)'|^(\S+) is not installed$")
+NO_PACKAGE = re.compile(
+    r"(?:could not import |No module named )'([\w.]+)'|^(\S+) is not installed$"
+)
 
 CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
 
@@ -103,10 +105,14 @@ ALLOWED = [
         lambda: importlib.util.find_spec("test.test_socket") is None,
         "some systems part the tests from the interpreter",
     ),
-    Allowed("gro is for IP", lambda: True, "AF_UNIX has no such option, and is a parameter by itself"),
+    Allowed(
+        "gro is for IP", lambda: True, "AF_UNIX has no such option, and is a parameter by itself"
+    ),
     Allowed("this interpreter has no global lock", lambda: FREE, "there is none to test with"),
     Allowed("this interpreter has a global lock", lambda: not FREE, "there is one"),
-    Allowed("the interpreter's allocator has reserved", lambda: FREE, "limits of memory do not hold"),
+    Allowed(
+        "the interpreter's allocator has reserved", lambda: FREE, "limits of memory do not hold"
+    ),
     Allowed(
         r"it depends on the release of 3\.12",
         lambda: sys.version_info[:2] == (3, 12),
@@ -141,7 +147,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.pluginmanager.register(Skips(strict=config.getoption("strict_skips")), "skips-of-run")
+    # pytest-run-parallel skips by itself what another run has tested in one thread.
+    parallel = config.getoption("skip_thread_unsafe", default=False)
+    strict = config.getoption("strict_skips") and not parallel
+    config.pluginmanager.register(Skips(strict=strict), "skips-of-run")
 
 
 class Skips:

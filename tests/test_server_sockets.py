@@ -116,6 +116,7 @@ threading.Thread(target=tell, daemon=True).start()
 server.serve_forever()
 """
 
+
 @needs("systemd-socket-activate")
 @pytest.mark.parametrize("name", ["AF_INET", "AF_INET6", "path"])
 @pytest.mark.parametrize("workers", [1, 2])
@@ -156,7 +157,15 @@ def test_systemd_passes_its_socket(tmp_path, name, workers, speaks_ipv6):
 def test_systemd_passes_several_sockets_to_as_many_workers(tmp_path, workers):
     paths = [str(tmp_path / name) for name in ("first", "second")]
     listens = [f"--listen={path}" for path in paths]
-    command = ["systemd-socket-activate", "--datagram", *listens, sys.executable, "-c", PROGRAM, str(workers)]
+    command = [
+        "systemd-socket-activate",
+        "--datagram",
+        *listens,
+        sys.executable,
+        "-c",
+        PROGRAM,
+        str(workers),
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         try:
             eventually(lambda: is_listening(process))

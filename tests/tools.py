@@ -37,7 +37,8 @@ LONGEST = 600
 
 INSTALL = [
     *("apt-get", "install", "--yes", "--quiet", "--no-install-recommends"),
-    *("-o", "Acquire::Retries=3", "-o", "Acquire::http::Timeout=30", "-o", "DPkg::Lock::Timeout=60"),
+    *("-o", "Acquire::Retries=3", "-o", "Acquire::http::Timeout=30"),
+    *("-o", "DPkg::Lock::Timeout=60"),
 ]
 
 
@@ -57,13 +58,16 @@ def packages_of(programs):
 
 def run(command, end):
     """Run a command that installs something until it ends, and say whether it succeeded."""
+    left = end - time.monotonic()
+    if left <= 0:
+        return False
     # tshark's package would ask who may capture.
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     if os.geteuid() != 0:
         command = ["sudo", "--non-interactive", "--preserve-env=DEBIAN_FRONTEND", *command]
     try:
         done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, timeout=end - time.monotonic(), check=False
+            command, env=environment, stdin=subprocess.DEVNULL, timeout=left, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         print(error, file=sys.stderr)
