@@ -154,7 +154,8 @@ def test_a_datagram_beyond_every_limit_is_not_truncated_either(unix):
         except PermissionError as error:
             pytest.skip(f"{NO_ROOT} send a datagram this long: {error}")
         except OSError as error:
-            assert error.errno == errno.ENOBUFS
+            if error.errno != errno.ENOBUFS:
+                raise
             pytest.skip("the kernel has no memory for so long a datagram")
         assert len(sock.recv_many()[0][0]) == size
 
