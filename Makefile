@@ -24,8 +24,9 @@ endif
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-parallel test-freethreaded test-peers quic fuzz soak valgrind \
-	lint bench bench-quick bench-compare docs wheels clean
+.PHONY: help demo test test-tools test-all test-repeat test-parallel test-freethreaded test-peers \
+	quic fuzz fuzz-targets families soak valgrind sanitize lint bench bench-quick \
+	bench-compare docs wheels clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1:\2/p' Makefile | column -t -s :
@@ -39,11 +40,27 @@ test: $(stamps)/build $(stamps)/group-test $(PEERS) $(loadgen) ## the Rust unit 
 	cargo test --quiet --manifest-path fuzz/Cargo.toml
 	$(bin)/python -m pytest $(PYTEST_ARGS)
 
+test-tools: ## install the programs that the tests use, where there is apt-get
+	@$(PYTHON) tests/tools.py
+
 test-all: ## the suite on every CPython from 3.11 up that is installed
 	@$(PYTHON) scripts/toolchain.py list | while read -r tag python; do \
 		echo "== $$python"; \
 		$(MAKE) --no-print-directory test PYTHON=$$python VENV=.venv-$$tag </dev/null || exit 1; \
 	done
+
+REPEAT ?= 10
+
+# Its own name for what is repeated: built once, and then run by itself.
+test-repeat: ## the suite ten times on every CPython from 3.11 up, beside a busy core; REPEAT=n
+	@status=0; $(PYTHON) scripts/toolchain.py list >target/interpreters; \
+	while read -r tag python; do \
+		echo "== $$python"; \
+		$(MAKE) --no-print-directory VENV=.venv-$$tag PYTHON=$$python test-once </dev/null || status=1; \
+	done <target/interpreters; exit $$status
+
+test-once: $(stamps)/build $(stamps)/group-test $(PEERS) $(loadgen)
+	@$(PYTHON) scripts/repeat.py $(REPEAT) $(bin)/python -m pytest -q $(PYTEST_ARGS)
 
 test-parallel: $(stamps)/build $(stamps)/group-test $(stamps)/group-parallel ## each test in several threads at once, as far as tests can
 	$(bin)/python -m pytest --parallel-threads=$(THREADS) --skip-thread-unsafe=1 -r fEX $(PYTEST_ARGS)
@@ -68,7 +85,10 @@ fuzz_flags := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 fuzz_host := $(shell rustc -vV | sed -n 's/^host: //p')
 FUZZ_RUNS ?= 10000000
 
-fuzz: ## ten million executions of each fuzz target, which need a C++ compiler; FUZZ_RUNS=n for others
+fuzz: fuzz-targets families ## both of the following
+
+# They need a C++ compiler.
+fuzz-targets: ## ten million executions of each fuzz target; FUZZ_RUNS=n for others
 	@cd fuzz && RUSTFLAGS="$(fuzz_flags)" \
 		cargo build --quiet --release --features libfuzzer --target $(fuzz_host)
 	@cd fuzz && for corpus in corpus/*; do \
@@ -78,6 +98,13 @@ fuzz: ## ten million executions of each fuzz target, which need a C++ compiler; 
 			-print_final_stats=1 -artifact_prefix=target/findings/$$target- \
 			target/corpus/$$target $$corpus || exit 1; \
 	done
+
+# As many examples for each property of the Rust code.
+families: export TOMADA_LONG := 1
+families: export PROPTEST_CASES := 20000
+families: $(stamps)/build $(stamps)/group-test $(PEERS) $(loadgen) ## the long form of all tests that are generated
+	cargo test --quiet --no-default-features --lib
+	$(bin)/python -m pytest -m family --timeout 7200 $(PYTEST_ARGS)
 
 SOAK_SECONDS ?= 900
 SOAK_DATAGRAMS ?= 200000000
@@ -106,6 +133,28 @@ valgrind: ## memcheck over the Rust unit tests and a run of everything from Pyth
 		--config 'target."cfg(all())".runner = $(memcheck_runner)' -- --skip $(memcheck_skip)
 	@$(MAKE) --no-print-directory VENV=.venv-valgrind .venv-valgrind/stamps/wheel
 	PYTHONMALLOC=malloc $(memcheck) .venv-valgrind/bin/python tests/valgrind/exercise.py
+
+# Sanitizers and Miri come with nightly toolchains. The stable compiler has AddressSanitizer hidden,
+# and ThreadSanitizer too where there is the source of its library (rust-src), which must be
+# instrumented as well. Miri is nightly's alone.
+ifneq (,$(filter sanitize,$(MAKECMDGOALS)))
+toolchain := $(shell rustup toolchain list 2>/dev/null | grep -q ^nightly && echo +nightly)
+has_source := $(wildcard $(shell rustc $(toolchain) --print sysroot)/lib/rustlib/src/rust/library)
+has_miri := $(if $(toolchain),$(shell cargo $(toolchain) miri --version 2>/dev/null))
+endif
+# A test asks for more memory than there can be.
+sanitizer_options := allocator_may_return_null=1
+sanitized = RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=$(1)" PROPTEST_CASES=16 cargo $(toolchain) test \
+	--quiet --no-default-features --lib --target $(fuzz_host) --target-dir target/sanitize/$(1)
+unavailable = @echo "not run: $(1)"
+
+sanitize: ## AddressSanitizer, ThreadSanitizer and Miri over the Rust unit tests, as far as installed
+	ASAN_OPTIONS=$(sanitizer_options) $(call sanitized,address)
+	$(if $(has_source),TSAN_OPTIONS=$(sanitizer_options) $(call sanitized,thread) -Zbuild-std,\
+		$(call unavailable,ThreadSanitizer (rustup component add rust-src)))
+	$(if $(has_miri),MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=4 $(PYTHON) scripts/miri.py \
+		cargo $(toolchain) miri test --quiet --no-default-features --lib --target-dir target/sanitize/miri,\
+		$(call unavailable,Miri (rustup toolchain install nightly --component miri)))
 
 lint: $(stamps)/build $(stamps)/group-lint $(stamps)/group-test ## formatting, lints, types, stubs, prose
 	cargo fmt --check

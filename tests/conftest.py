@@ -29,11 +29,14 @@ pytest.register_assert_rewrite(
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # After their assertions are rewritten.
+import families  # noqa: E402
 import faults  # noqa: E402
 import links  # noqa: E402
 import parallel  # noqa: E402
+import skips  # noqa: E402
 from answering import same  # noqa: E402
 from command import Listening  # noqa: E402
+from skips import pytest_addoption  # noqa: E402, F401
 from support import FREE, KINDS, Kind, Peer, has_lock  # noqa: E402
 from transports import LOOPS, Recorder, turns  # noqa: E402
 
@@ -41,8 +44,16 @@ from transports import LOOPS, Recorder, turns  # noqa: E402
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
 
 
+def pytest_configure(config):
+    families.configure(config)
+    parallel.configure(config)
+    skips.pytest_configure(config)
+
+
+@pytest.hookimpl(tryfirst=True)  # before markers select
 def pytest_collection_modifyitems(config, items):
-    """Keep tests out of several threads where they cannot be (pytest-run-parallel)."""
+    """Mark families; keep tests out of several threads where they cannot be."""
+    families.mark(items)
     if int(getattr(config.option, "parallel_threads", 1)) > 1:
         parallel.mark(items)
 
@@ -56,19 +67,14 @@ def pytest_sessionfinish(session):
 
 @pytest.fixture(scope="session")
 def speaks_ipv6():
-    try:
-        with std.socket(std.AF_INET6, std.SOCK_DGRAM) as sock:
-            sock.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
+    return skips.speaks_ipv6()
 
 
 @pytest.fixture(params=KINDS)
 def kind(request, tmp_path, speaks_ipv6):
     """Every family of addresses in turn."""
     if request.param == "AF_INET6" and not speaks_ipv6:
-        pytest.skip("this machine has no IPv6")
+        pytest.skip(skips.NO_IPV6)
     return Kind(request.param, tmp_path)
 
 
@@ -80,7 +86,7 @@ def inet(tmp_path):
 @pytest.fixture
 def inet6(tmp_path, speaks_ipv6):
     if not speaks_ipv6:
-        pytest.skip("this machine has no IPv6")
+        pytest.skip(skips.NO_IPV6)
     return Kind("AF_INET6", tmp_path)
 
 
@@ -234,7 +240,7 @@ def raw():
     try:
         sock = std.socket(std.AF_INET, std.SOCK_RAW, std.IPPROTO_UDP)
     except PermissionError:
-        pytest.skip("a raw socket needs root")
+        pytest.skip(f"{skips.NO_ROOT} open a raw socket")
     with sock:
         yield sock
 

@@ -1,7 +1,8 @@
 /* Fails system calls on demand: a library for LD_PRELOAD.
  *
  * The file that FAULTS names is mapped by every process that loads this, and has a place for each
- * call: the errno that it fails with, or zero, and how often it still is to. -1 is for ever.
+ * call: the errno that it fails with, or zero, and how often it still is to. -1 is for ever. A
+ * negative errno is a signal that arrives in the middle of the call, which does not fail.
  */
 
 #define _GNU_SOURCE
@@ -9,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
@@ -39,7 +41,7 @@ __attribute__((constructor)) static void map_faults(void)
 }
 
 /* The errno that a call is to fail with this time, or zero. */
-static int fault(int call)
+static int planned(int call)
 {
     if (!faults)
         return 0;
@@ -51,6 +53,16 @@ static int fault(int call)
         if (atomic_compare_exchange_weak(&faults[call].times, &times, times - 1))
             return error;
     return times == 0 ? 0 : error;
+}
+
+static int fault(int call)
+{
+    int error = planned(call);
+    if (error < 0) {
+        raise(-error);
+        return 0;
+    }
+    return error;
 }
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))

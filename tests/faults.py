@@ -50,6 +50,10 @@ class Faults:
         self._memory[place : place + FAULT.size] = FAULT.pack(0, 0)
         self._memory[place : place + FAULT.size] = FAULT.pack(error, times)
 
+    def signal(self, call, number):
+        """Have a signal arrive in the middle of the next call of its name, which does not fail."""
+        self.set(call, -number, times=1)
+
     @contextlib.contextmanager
     def failing(self, call, error):
         """Have a call fail for a while."""
@@ -69,7 +73,7 @@ def build(folder):
     """Build the library, and return its path; skip the tests where there is no compiler."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
-        pytest.skip("there is no C compiler (cc)")
+        pytest.skip("there is no cc command")
     library = folder / "faults.so"
     options = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]
     subprocess.run([compiler, *options, "-o", library, SOURCE, "-ldl"], check=True)

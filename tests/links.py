@@ -8,13 +8,12 @@ import contextlib
 import ctypes
 import functools
 import os
-import shutil
 import socket as std
 import subprocess
 from pathlib import Path
 
-import pytest
-
+import skips
+import tools
 from support import DEADLINE, Call, eventually
 from tomada import socket
 
@@ -54,7 +53,7 @@ class Namespace:
 
     def command(self, *command):
         """Run a program in the namespace, and return its output."""
-        path = shutil.which(command[0])
+        path = tools.find(command[0])
         result = self.run(
             lambda: subprocess.run(
                 [path, *command[1:]], capture_output=True, text=True, timeout=DEADLINE, check=False
@@ -161,26 +160,20 @@ class Network:
 def why_not():
     """Say why there can be no namespaces here, if so."""
     if os.geteuid() != 0:
-        return "network namespaces want root"
-    if shutil.which("ip") is None:
-        return "there is no ip command (iproute2)"
+        return f"{skips.NO_ROOT} make network namespaces"
+    if tools.find("ip") is None:
+        return "there is no ip command"
     try:
         Namespace().close()
     except OSError as error:
-        return f"there are no network namespaces: {error}"
+        return f"{skips.NO_ROOT} make network namespaces: {error}"
     return None
-
-
-def needed(program):
-    """Skip the test where there is no such program."""
-    if shutil.which(program) is None:
-        pytest.skip(f"there is no {program} command")
 
 
 def drop(namespace, rule):
     """Have a namespace treat datagrams by a rule of nftables: ``input`` or ``output``, and what."""
     hook, _, rule = rule.partition(" ")
-    needed("nft")
+    skips.program("nft")
     chain = f"{{ type filter hook {hook} priority 0; }}"
     namespace.command("nft", "add", "table", "inet", "test")
     namespace.command("nft", "add", "chain", "inet", "test", "dropping", chain)

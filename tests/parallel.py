@@ -1,5 +1,7 @@
 """Which tests cannot run in several threads at once, and why: for pytest-run-parallel.
 
+A new test that cannot is marked ``@pytest.mark.thread_unsafe(reason=…)`` where it stands.
+
 The plugin runs a test in several threads with the same fixtures. It finds out by itself who patches
 modules, captures output or warnings, or collects garbage.
 """
@@ -38,6 +40,7 @@ SUITES = {
     "test_server_signals": "it runs programs",
     "test_server_workers": "it forks",
     "test_signals": "signals are the main thread's",
+    "test_skips": "it runs programs",
     "test_spin": "it measures the process's time",
     "test_stateful": "hypothesis's state machines are no functions",
     "test_typing": "it runs programs",
@@ -73,6 +76,11 @@ NAMES = {
     "setdefaulttimeout": "the default timeout is the process's",
     "setrlimit": "limits are the process's",
 }
+
+
+def configure(config):
+    """Declare the plugin's marker, for runs without the plugin."""
+    config.addinivalue_line("markers", "thread_unsafe(reason): it runs in one thread at a time")
 
 
 def mark(items):

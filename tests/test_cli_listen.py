@@ -1,7 +1,6 @@
 """``tomada listen``, and the captures that it writes."""
 
 import json
-import shutil
 import signal
 import socket as std
 import struct
@@ -14,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from command import at, captured, run
+from skips import needs
 from support import DEADLINE
 from tomada import cli
 from tomada._cli import pcap
@@ -253,7 +253,7 @@ def test_a_capture_has_the_payloads_and_the_times(capture):
     assert times[-1] < after + second
 
 
-@pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed")
+@needs("tshark")
 def test_tshark_reads_the_same(capture):
     path, source, destination, _ = capture
     fields = [

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import signal
 import socket as std
 import subprocess
@@ -10,6 +9,7 @@ import subprocess
 import pytest
 
 from command import OnTerminal, run
+from skips import program
 from support import Child
 from tomada import cli
 
@@ -182,8 +182,7 @@ SHELL = {
 
 @pytest.mark.parametrize("name", SHELL)
 def test_a_client_of_the_shell_is_answered(serving, name):
-    if shutil.which(name) is None:
-        pytest.skip(f"there is no {name} command")
+    program(name)
     host, port = serving("127.0.0.1:0").address
     command = [part.format(host=host, port=port) for part in SHELL[name]]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import shutil
 import signal
 import socket as std
 import struct
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from skips import program
 from support import DEADLINE, Child, eventually
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -39,13 +39,6 @@ def end(child):
     status, output, errors = child.end()
     assert (status, errors) == (0, "")
     return output
-
-
-def program(name):
-    path = shutil.which(name)
-    if path is None:
-        pytest.skip(f"{name} is not installed")
-    return path
 
 
 def run(*command, **options):
@@ -357,7 +350,7 @@ def test_aiocoap_serves_plain_aiocoap(start, inet):
 
 
 def test_a_file_over_quic_arrives_intact_on_every_loop():
-    pytest.importorskip("aioquic", reason="the dependency group `examples` is not installed")
+    pytest.importorskip("aioquic", reason="aioquic is not installed")
     with Child(EXAMPLES / "quic_transfer.py", "0.125") as child:
         lines = [child.line().split() for _ in range(3)]
         status, rest, errors = child.end()

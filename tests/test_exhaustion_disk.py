@@ -2,7 +2,6 @@
 
 import os
 import resource
-import shutil
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import pytest
 
 from command import at, captured, run
 from peer import DEADLINE
+from skips import NO_ROOT, needs
 
 NO_ROOM, TOO_LARGE = "No space left on device", "File too large"
 
@@ -40,9 +40,8 @@ def test_a_capture_that_may_grow_no_more_ends_with_a_whole_datagram(listening, s
     assert f"{shown} datagrams, {400 * shown:,} bytes" in errors
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("unshare") is None, reason="a file system wants root"
-)
+@needs("unshare")
+@pytest.mark.skipif(os.geteuid() != 0, reason=f"{NO_ROOT} mount a file system")
 def test_a_capture_on_a_full_disk_ends_with_a_whole_datagram(sender, tmp_path):
     disk, kept = tmp_path / "disk", tmp_path / "kept.pcap"
     disk.mkdir()
@@ -64,7 +63,7 @@ exit $status
         said = process.stderr.readline()
         if not said.startswith("listening on "):
             process.wait()
-            pytest.skip(f"nothing can be mounted here: {said}")
+            pytest.skip(f"{NO_ROOT} mount a file system: {said}")
         host, _, port = said.split()[2].rstrip(";").rpartition(":")
         for number in range(30):
             sender.sendto(b"%01000d" % number, (host, int(port)))

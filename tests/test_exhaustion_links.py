@@ -11,7 +11,8 @@ import pytest
 
 import tomada
 import tomada.asyncio
-from links import Network, needed
+from links import Network
+from skips import program
 from support import DEADLINE, Call, eventually
 from tomada import _reports, socket
 from traffic import numbered, receive
@@ -97,7 +98,7 @@ class Slow:
     """A device whose queue takes some datagrams at once, and then hardly any."""
 
     def __init__(self, namespace, device):
-        needed("tc")
+        program("tc")
         self._command = ["tc", "qdisc", "replace", "dev", device, "root"]
         self._namespace = namespace
         # A bucket of 1,600 bytes, and as much of a queue.

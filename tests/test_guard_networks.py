@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tomada
+from families import length
 from support import DEADLINE
 from tomada import socket
 from traffic import payloads
@@ -164,7 +165,7 @@ NETWORKS = st.lists(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=length(30), deadline=None)
 @given(allow=st.none() | NETWORKS, deny=NETWORKS)
 def test_the_kernel_drops_what_the_guard_would_refuse(allow, deny):
     deny = [network for network in deny if network not in (allow or [])]

@@ -10,7 +10,8 @@ import socket as std
 import pytest
 
 import tomada
-from links import drop, needed
+from links import drop
+from skips import program
 from support import DEADLINE, eventually
 from tomada import socket
 from traffic import RECEIVE_SOME, SEND_ALL, numbered, payloads, receive
@@ -48,7 +49,7 @@ OFFLOADS = {
 
 def set_offload(link, features):
     if features:
-        needed("ethtool")
+        program("ethtool")
     for device, feature, value in features:
         namespace = link[0] if device == "left" else link[1]
         namespace.command("ethtool", "-K", device, feature, value)
@@ -92,7 +93,7 @@ def test_a_plain_peer_gets_what_crosses_a_link(link, addresses, features):
 
 
 def test_a_device_that_loses_its_checksums_goes_on(link):
-    needed("ethtool")
+    program("ethtool")
     left, right = link
     with left.bound(socket, ("10.77.0.1", 0)) as sender, right.bound(std, ("10.77.0.2", 0)) as peer:
         sender.connect(peer.getsockname())

@@ -200,6 +200,38 @@ def test_a_send_goes_on_after_a_handler_that_returns(full, handler):
     assert disturbing.result()[count:] == [b"a", b"b", b"c"]
 
 
+# The signal comes while the thread tries to send, and so interrupts no sleep.
+AWAKE = """
+import signal
+from faults import faults
+from support import DEADLINE, fill
+from tomada import socket
+
+with (
+    socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver,
+    socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
+):
+    receiver.bind("")
+    sender.settimeout(DEADLINE)
+    count = fill(sender, receiver.getsockname())
+    signal.signal(signal.SIGUSR1, lambda *_: receiver.recv_many(count))
+    faults().signal("{call}", signal.SIGUSR1)
+    {send}
+    print(len(receiver.recv_many()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "send"),
+    [
+        ("sendto", 'sender.sendto(b"a", receiver.getsockname())'),
+        ("sendmmsg", 'sender.send_many([b"a"] * 3, receiver.getsockname())'),
+    ],
+)
+def test_a_handler_runs_though_its_signal_interrupted_no_sleep(faulty, call, send):
+    assert int(faulty.run(AWAKE.format(call=call, send=send))) > 0
+
+
 @pytest.mark.parametrize("errors", ["raise", "continue"])
 @pytest.mark.parametrize(
     "refusal",

@@ -8,6 +8,7 @@ import socket as std
 import pytest
 
 import tomada
+from skips import NO_ROOT
 from tomada import socket
 from tomada.asyncio import open_endpoint
 
@@ -109,7 +110,7 @@ def test_the_address_is_anothers():
         tomada.Server(("198.51.100.1", 1234), answer).start()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up the privilege")
+@pytest.mark.skipif(os.geteuid() != 0, reason=f"{NO_ROOT} give up a privilege")
 def test_a_port_takes_a_privilege():
     os.seteuid(65534)
     try:

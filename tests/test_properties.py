@@ -7,6 +7,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+from families import length
 from tomada import socket
 from traffic import RECEIVE_SOME, SEND_ALL
 
@@ -67,7 +68,7 @@ MODULES = {"tomada": socket, "plain": std}
 @pytest.mark.parametrize("ends", ENDS)
 @hypothesis.given(plan=plans, data=st.data())
 @hypothesis.settings(
-    max_examples=60,
+    max_examples=length(60),
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
@@ -103,7 +104,7 @@ def test_what_arrives_is_what_was_sent(kind_of_ip, ends, plan, data):
 
 @hypothesis.given(sizes=st.lists(st.integers(0, 66_000), max_size=40))
 @hypothesis.settings(
-    max_examples=100,
+    max_examples=length(100),
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )

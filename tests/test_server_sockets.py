@@ -1,7 +1,6 @@
 """Sockets that a server is given: by the program, by number, and by systemd."""
 
 import os
-import shutil
 import socket as std
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import pytest
 
 from peer import DEADLINE
 from serving import ask, client, server
+from skips import needs
 from support import Kind, eventually, open_descriptors
 from tomada import socket
 from tomada._address import format_address
@@ -116,10 +116,8 @@ threading.Thread(target=tell, daemon=True).start()
 server.serve_forever()
 """
 
-ACTIVATE = shutil.which("systemd-socket-activate")
 
-
-@pytest.mark.skipif(ACTIVATE is None, reason="systemd-socket-activate is not installed")
+@needs("systemd-socket-activate")
 @pytest.mark.parametrize("name", ["AF_INET", "AF_INET6", "path"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_systemd_passes_its_socket(tmp_path, name, workers, speaks_ipv6):
@@ -130,7 +128,7 @@ def test_systemd_passes_its_socket(tmp_path, name, workers, speaks_ipv6):
     if not kind.is_unix:
         with kind.bound(std) as sock:
             address = sock.getsockname()  # free in a moment
-    command = [ACTIVATE, "--datagram", "--listen", format_address(address)]
+    command = ["systemd-socket-activate", "--datagram", "--listen", format_address(address)]
     command += [sys.executable, "-c", PROGRAM]
     with subprocess.Popen(
         [*command, str(workers)],
@@ -154,12 +152,20 @@ def test_systemd_passes_its_socket(tmp_path, name, workers, speaks_ipv6):
             process.kill()
 
 
-@pytest.mark.skipif(ACTIVATE is None, reason="systemd-socket-activate is not installed")
+@needs("systemd-socket-activate")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_systemd_passes_several_sockets_to_as_many_workers(tmp_path, workers):
     paths = [str(tmp_path / name) for name in ("first", "second")]
     listens = [f"--listen={path}" for path in paths]
-    command = [ACTIVATE, "--datagram", *listens, sys.executable, "-c", PROGRAM, str(workers)]
+    command = [
+        "systemd-socket-activate",
+        "--datagram",
+        *listens,
+        sys.executable,
+        "-c",
+        PROGRAM,
+        str(workers),
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         try:
             eventually(lambda: is_listening(process))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, multiple, rule
 
 import tomada
+from families import length
 from tomada import socket
 
 PAYLOADS = st.binary(max_size=40) | st.sampled_from([b"same size", b"size same", b"", b"x" * 1500])
@@ -243,7 +244,7 @@ class Sockets(RuleBasedStateMachine):
 
 TestSockets = Sockets.TestCase
 TestSockets.settings = settings(
-    max_examples=100,
+    max_examples=length(100),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),

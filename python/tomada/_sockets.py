@@ -10,7 +10,7 @@ import socket as _std
 import sys as _sys
 from socket import AF_UNIX, SOCK_STREAM, AddressFamily, SocketKind, dup
 from types import FunctionType as _FunctionType
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 from tomada import _core
 
@@ -75,6 +75,12 @@ class _SocketMeta(type):
         )
 
 
+def _answered_class(self: object) -> type:
+    # Libraries test isinstance(sock, socket.socket) with the standard class. A subclass is seldom
+    # given to them, and has methods that look up attributes of its own in self.__class__.
+    return _StdSocket if type(self) is socket else type(self)
+
+
 class socket(_core.Socket, _Interface, metaclass=_SocketMeta):
     """A datagram socket with the interface of :class:`socket.socket`, and more.
 
@@ -98,6 +104,8 @@ class socket(_core.Socket, _Interface, metaclass=_SocketMeta):
             if isinstance(item, _FunctionType) and "__class__" not in item.__code__.co_freevars
         }
     )
+    # An assignment in the body would hide the cell that super() needs.
+    vars()["__class__"] = property(_answered_class)
     __slots__ = ("__weakref__", "_closed", "_io_refs")
 
     def __init__(
@@ -110,6 +118,25 @@ class socket(_core.Socket, _Interface, metaclass=_SocketMeta):
         self._open(family, type, proto, fileno, _std.getdefaulttimeout())
         self._io_refs = 0
         self._closed = False
+
+    # These ask for __class__ in the standard library, or in object.
+
+    def __repr__(self) -> str:
+        text = _StdSocket.__repr__(self)
+        own, answered = type(self), self.__class__
+        if own is answered:
+            return text
+        name = f"<{own.__module__}.{own.__qualname__}"
+        return name + text.removeprefix(f"<{answered.__module__}.{answered.__qualname__}")
+
+    def __dir__(self) -> list[str]:
+        return sorted({*dir(type(self)), *getattr(self, "__dict__", ())})
+
+    def dup(self) -> Self:
+        """Duplicate the socket, with its timeout. The new descriptor is not inheritable."""
+        twin = type(self)(self.family, self.type, self.proto, fileno=dup(self.fileno()))
+        twin.settimeout(self.gettimeout())
+        return twin
 
     def _real_close(self) -> None:
         _core.Socket.close(self)

@@ -64,6 +64,9 @@ const NO_WAKER_SLICE: Duration = Duration::from_millis(50);
 const INSTANT: Duration = Duration::from_micros(50);
 /// The longest pause where the kernel says "ready" and "try again" in turns.
 const LONGEST_PAUSE: Duration = Duration::from_millis(5);
+/// How long a thread takes such pauses before it lets its signal handlers run. A signal that arrives
+/// between two pauses interrupts neither of them.
+const PAUSE_SLICE: Duration = Duration::from_millis(100);
 
 /// A thread's intention to wait for a socket.
 ///
@@ -119,6 +122,7 @@ impl<'a> Waiting<'a> {
             return result;
         }
         let mut pause = Duration::ZERO;
+        let mut pausing_since = None;
         let mut refusing_since = None;
         loop {
             let started = Instant::now();
@@ -154,10 +158,14 @@ impl<'a> Waiting<'a> {
             }
             refusing_since = None;
             if started.elapsed() < INSTANT {
+                if pausing_since.get_or_insert(started).elapsed() > PAUSE_SLICE {
+                    return Err(Stop::Failed(io::ErrorKind::Interrupted.into()));
+                }
                 self.pause(deadline, pause)?;
                 pause = (2 * pause).clamp(Duration::from_micros(20), LONGEST_PAUSE);
             } else {
                 pause = Duration::ZERO;
+                pausing_since = None;
             }
         }
     }
@@ -495,5 +503,18 @@ mod tests {
         });
         assert!(matches!(result, Err(Stop::TimedOut)), "{result:?}");
         assert!(attempts < 100, "{attempts} attempts in 50 ms");
+    }
+
+    #[test]
+    fn false_readiness_gives_signal_handlers_a_turn() {
+        // No sleep is interrupted here: as if each signal arrived between two of them.
+        let (receiver, sender) = pair();
+        sender.send(b"x").unwrap();
+        let deadline = Deadline::after(Duration::from_secs(10));
+        let result = Waiting::new(&receiver).run(Interest::Read, deadline, None, |_, _| {
+            io::Result::<()>::Err(io::ErrorKind::WouldBlock.into())
+        });
+        let Err(Stop::Failed(error)) = result else { panic!("{result:?}") };
+        assert_eq!(error.kind(), io::ErrorKind::Interrupted);
     }
 }

@@ -1,0 +1,62 @@
+"""Runs the Rust unit tests under Miri, each in a process of its own.
+
+Miri knows neither datagram sockets nor most of Linux's system calls, and ends a run at the first
+that it meets. A test that makes one is counted and passed over.
+
+``python miri.py cargo +nightly miri test …``: the command that runs them.
+"""
+
+import concurrent.futures
+import os
+import subprocess
+import sys
+
+UNSUPPORTED = "unsupported operation"
+# In seconds. A test that Miri cannot end in that time says nothing.
+LONGEST = 300
+
+
+def listed(command):
+    output = subprocess.run(
+        [*command, "--", "--list", "--format", "terse"], stdout=subprocess.PIPE, text=True
+    )
+    if output.returncode:
+        sys.exit(output.returncode)
+    return [
+        line[: -len(": test")] for line in output.stdout.splitlines() if line.endswith(": test")
+    ]
+
+
+def outcome(command, name):
+    """Run a test; return what became of it, and what was printed."""
+    try:
+        done = subprocess.run(
+            [*command, "--", "--exact", name],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=LONGEST,
+        )
+    except subprocess.TimeoutExpired:
+        return "took too long", ""
+    if done.returncode == 0:
+        return "passed", ""
+    return ("unsupported" if UNSUPPORTED in done.stdout else "failed"), done.stdout
+
+
+def main(command):
+    names = listed(command)
+    counts = {}
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        runs = {name: pool.submit(outcome, command, name) for name in names}
+        for name, run in runs.items():
+            what, output = run.result()
+            counts[what] = counts.get(what, 0) + 1
+            if what == "failed":
+                print("== %s\n%s" % (name, output), flush=True)
+    print("Miri:", ", ".join("%d %s" % (count, what) for what, count in sorted(counts.items())))
+    return 1 if "failed" in counts or not counts.get("passed") else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,231 @@
+"""Which tests may be skipped, and what would have them run.
+
+Plain ``pytest`` says at its end which tools unlock how many tests. With ``--strict-skips``, the
+default where ``CI`` is set, a test fails the session that is skipped though its program is
+installed, or for a reason that is not in ``ALLOWED`` or does not hold.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import socket as std
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+import tools
+from support import FREE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NO_ROOT = "only root may"
+NO_IPV6 = "this machine has no IPv6"
+
+# What program() says, and links.why_not().
+NO_PROGRAM = re.compile(r"there is no (\S+) command")
+# What pytest.importorskip, libraries and documents.py say.
+NO_PACKAGE = re.compile(
+    r"(?:could not import |No module named )'([\w.]+)'|^(\S+) is not installed$"
+)
+
+CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
+
+
+def program(name):
+    """Return the path of a program; skip the test where there is none."""
+    path = tools.find(name)
+    if path is None:
+        pytest.skip(f"there is no {name} command")
+    return path
+
+
+def needs(name):
+    """Mark a test that uses a program."""
+    return pytest.mark.skipif(tools.find(name) is None, reason=f"there is no {name} command")
+
+
+def speaks_ipv6():
+    try:
+        with std.socket(std.AF_INET6, std.SOCK_DGRAM) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def is_privileged():
+    """Say whether this process may do what root may outside containers."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    capabilities = int(re.search(r"^CapEff:\s*(\w+)", status, re.MULTILINE)[1], 16)
+    wanted = 1 << CAP_NET_ADMIN | 1 << CAP_SYS_ADMIN
+    return os.geteuid() == 0 and capabilities & wanted == wanted
+
+
+class Allowed(NamedTuple):
+    """A reason to skip a test that is good where a condition holds."""
+
+    reason: str
+    """A regular expression that the reason matches from its start."""
+    holds: Callable[[], bool]
+    why: str
+    """What cannot be done about it."""
+
+
+ALLOWED = [
+    Allowed(NO_ROOT, lambda: not is_privileged(), "a user has no networks of their own"),
+    Allowed(NO_IPV6, lambda: not speaks_ipv6(), "the kernel decides"),
+    Allowed(
+        "this machine has one CPU",
+        lambda: len(os.sched_getaffinity(0)) == 1,
+        "what is tested takes two",
+    ),
+    Allowed(
+        "this machine has no link-local address",
+        lambda: "fe80" not in read("/proc/net/if_inet6"),
+        "an address of the machine's own network, which tests leave alone",
+    ),
+    Allowed(
+        "this machine has no route for multicast",
+        lambda: not any(" 0003 " in line or "\t0003\t" in line for line in routes()),
+        "the machine's routes are not the tests' to change",
+    ),
+    Allowed(
+        "there is hardly a limit here",
+        lambda: int(read("/proc/sys/net/ipv4/igmp_max_memberships") or 0) > 1000,
+        "the limit is the machine's",
+    ),
+    Allowed(
+        "this interpreter was installed without its tests",
+        lambda: importlib.util.find_spec("test.test_socket") is None,
+        "some systems part the tests from the interpreter",
+    ),
+    Allowed(
+        "the kernel has no memory for so long a datagram",
+        lambda: True,
+        "it takes twice wmem_max in one piece, which may be more than any machine has",
+    ),
+    Allowed(
+        "gro is for IP", lambda: True, "AF_UNIX has no such option, and is a parameter by itself"
+    ),
+    Allowed("this interpreter has no global lock", lambda: FREE, "there is none to test with"),
+    Allowed("this interpreter has a global lock", lambda: not FREE, "there is one"),
+    Allowed(
+        "the interpreter's allocator has reserved", lambda: FREE, "limits of memory do not hold"
+    ),
+    Allowed(
+        r"it depends on the release of 3\.12",
+        lambda: sys.version_info[:2] == (3, 12),
+        "both answers are right",
+    ),
+]
+
+
+def read(path):
+    try:
+        return Path(path).read_text(encoding="ascii")
+    except OSError:
+        return ""
+
+
+def routes():
+    return read("/proc/net/route").splitlines()
+
+
+def lacks_wheels():
+    """Say whether packages may be missing: not every library supports every interpreter."""
+    return FREE or sys.version_info >= (3, 15)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--strict-skips",
+        action="store_true",
+        default="CI" in os.environ,
+        help="fail where a test is skipped for a reason that tests/skips.py does not allow",
+    )
+
+
+def pytest_configure(config):
+    # pytest-run-parallel skips by itself what another run has tested in one thread.
+    parallel = config.getoption("skip_thread_unsafe", default=False)
+    strict = config.getoption("strict_skips") and not parallel
+    config.pluginmanager.register(Skips(strict=strict), "skips-of-run")
+
+
+class Skips:
+    """The plugin: what was skipped, and why."""
+
+    def __init__(self, *, strict):
+        self._strict = strict
+        self._skipped = []
+
+    def pytest_runtest_logreport(self, report):
+        if report.skipped and not hasattr(report, "wasxfail"):
+            self._add(report)
+
+    def pytest_collectreport(self, report):
+        if report.skipped:
+            self._add(report)
+
+    def _add(self, report):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        self._skipped.append((report.nodeid, reason.removeprefix("Skipped: ")))
+
+    def wrong(self):
+        """Return the tests that must not be skipped, with what is wrong about it."""
+        found = ((test, why_not(reason), reason) for test, reason in self._skipped)
+        return [(test, reason, wrong) for test, wrong, reason in found if wrong]
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session):
+        if self._strict and self.wrong() and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter):
+        for line in summary([reason for _, reason in self._skipped]):
+            terminalreporter.write_line(line)
+        if self._strict and (wrong := self.wrong()):
+            terminalreporter.section("tests that must not be skipped", red=True)
+            for test, reason, why in wrong:
+                terminalreporter.write_line(f"{test}: {reason} ({why})")
+
+
+def why_not(reason):
+    """Say what is wrong about skipping a test for this reason, or nothing."""
+    if match := NO_PROGRAM.match(reason):
+        if match[1] not in tools.PACKAGES:
+            return "tests/tools.py does not know this program"
+        return "but there is one" if tools.find(match[1]) else None
+    if NO_PACKAGE.search(reason):
+        return None if lacks_wheels() else "install the dependency groups `test` and `peers`"
+    for allowed in ALLOWED:
+        if re.match(allowed.reason, reason):
+            return None if allowed.holds() else "but that is not so"
+    return "tests/skips.py does not allow this reason"
+
+
+def summary(reasons):
+    """Say in a line or two what would have the skipped tests run."""
+    programs = Counter(match[1] for reason in reasons if (match := NO_PROGRAM.match(reason)))
+    packages = Counter(
+        match[1] or match[2] for reason in reasons if (match := NO_PACKAGE.search(reason))
+    )
+    root = sum(reason.startswith(NO_ROOT) for reason in reasons)
+    if programs:
+        names = ", ".join(name for name, _ in programs.most_common())
+        yield f"{tests(programs.total())} skipped; `make test-tools` installs {names} for them"
+    if packages:
+        names = ", ".join(sorted(packages))
+        yield f"{tests(packages.total())} skipped that use Python packages: {names}"
+    if root:
+        yield f"{tests(root)} skipped that only root may run"
+
+
+def tests(count):
+    return f"{count} test{'s' * (count != 1)}"

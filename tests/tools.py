@@ -1,0 +1,121 @@
+"""The programs that the tests use, and where Debian and Ubuntu have them.
+
+``python tests/tools.py`` installs what is missing (``make test-tools``). Where it cannot, it says
+what to install and ends well: a mirror's bad hour blocks nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+# By program: the package that has it.
+PACKAGES = {
+    "cc": "gcc",
+    "dig": "bind9-dnsutils",
+    "ethtool": "ethtool",
+    "ip": "iproute2",
+    "logger": "bsdutils",
+    "nc": "netcat-openbsd",
+    "ncat": "ncat",
+    "nft": "nftables",
+    "socat": "socat",
+    "systemd-analyze": "systemd",
+    "systemd-socket-activate": "systemd",
+    "tc": "iproute2",
+    "tshark": "tshark",
+    "unshare": "util-linux",
+}
+
+ATTEMPTS = 3
+PAUSE = 10
+# A mirror that hangs must not hang its caller: in seconds, for everything.
+LONGEST = 600
+
+INSTALL = [
+    *("apt-get", "install", "--yes", "--quiet", "--no-install-recommends"),
+    *("-o", "Acquire::Retries=3", "-o", "Acquire::http::Timeout=30"),
+    *("-o", "DPkg::Lock::Timeout=60"),
+]
+
+
+def find(program):
+    """Return the path of a program, or ``None``."""
+    # A user's PATH may lack the folders of root's programs.
+    return shutil.which(program, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
+
+
+def missing():
+    return [program for program in PACKAGES if find(program) is None]
+
+
+def packages_of(programs):
+    return sorted({PACKAGES[program] for program in programs})
+
+
+def run(command, end):
+    """Run a command that installs something until it ends, and say whether it succeeded."""
+    left = end - time.monotonic()
+    if left <= 0:
+        return False
+    # tshark's package would ask who may capture.
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    if os.geteuid() != 0:
+        command = ["sudo", "--non-interactive", "--preserve-env=DEBIAN_FRONTEND", *command]
+    try:
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, timeout=left, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        print(error, file=sys.stderr)
+        return False
+    return done.returncode == 0
+
+
+def again_and_again(command, end):
+    """Run a command until it succeeds, a few times at most, and say whether it did."""
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(PAUSE * attempt)
+        if run(command, end):
+            return True
+    return False
+
+
+def may_install():
+    if os.geteuid() == 0:
+        return True
+    sudo = ["sudo", "--non-interactive", "true"]
+    return shutil.which("sudo") is not None and subprocess.run(sudo, check=False).returncode == 0
+
+
+def main():
+    lacking = missing()
+    if not lacking:
+        print("every program that the tests use is installed")
+        return
+    if shutil.which("apt-get") is None:
+        print("this is neither Debian nor Ubuntu; the tests also use:", *lacking)
+        return
+    packages = packages_of(lacking)
+    if not may_install():
+        print("run this as root:", *INSTALL[:2], *packages)
+        return
+    end = time.monotonic() + LONGEST
+    again_and_again(["apt-get", "update", "--quiet"], end)
+    if not again_and_again([*INSTALL, *packages], end):
+        # One package that cannot be had must not hold up the others.
+        for package in packages:
+            run([*INSTALL, package], end)
+    if lacking := missing():
+        print("could not install:", *packages_of(lacking))
+        print("tests are skipped that use:", *lacking)
+    else:
+        print("installed:", *packages)
+
+
+if __name__ == "__main__":
+    main()
