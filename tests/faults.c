@@ -1,7 +1,8 @@
 /* Fails system calls on demand: a library for LD_PRELOAD.
  *
  * The file that FAULTS names is mapped by every process that loads this, and has a place for each
- * call: the errno that it fails with, or zero, and how often it still is to. -1 is for ever.
+ * call: the errno that it fails with, or zero, and how often it still is to. -1 is for ever. A number
+ * below zero limits how many messages the call takes: -1 to none, -2 to one, and so on.
  */
 
 #define _GNU_SOURCE
@@ -58,7 +59,7 @@ static int fault(int call)
 #define FAIL(call)                                                                                 \
     do {                                                                                           \
         int error = fault(call);                                                                   \
-        if (error) {                                                                               \
+        if (error > 0) {                                                                             \
             errno = error;                                                                         \
             return -1;                                                                             \
         }                                                                                          \
@@ -120,8 +121,13 @@ int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags)
 int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, unsigned int flags)
 #endif
 {
-    FAIL(SENDMMSG);
-    return REAL(sendmmsg)(fd, messages, count, flags);
+    int limit = fault(SENDMMSG);
+    if (limit > 0) {
+        errno = limit;
+        return -1;
+    }
+    unsigned int most = -1 - limit;
+    return REAL(sendmmsg)(fd, messages, limit && most < count ? most : count, flags);
 }
 
 ssize_t recvfrom(int fd, void *restrict memory, size_t size, int flags,

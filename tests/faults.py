@@ -50,6 +50,10 @@ class Faults:
         self._memory[place : place + FAULT.size] = FAULT.pack(0, 0)
         self._memory[place : place + FAULT.size] = FAULT.pack(error, times)
 
+    def limit(self, call, most):
+        """Have a call that takes several messages take no more than these at once."""
+        self.set(call, -1 - most)
+
     @contextlib.contextmanager
     def failing(self, call, error):
         """Have a call fail for a while."""

@@ -10,10 +10,10 @@ use super::address::Address;
 use super::descriptor::Descriptor;
 use super::errors::ErrorQueue;
 use super::gro::Gro;
+use super::gso::Gso;
 use super::guard::Watch;
 use super::inbox::Inbox;
 use super::meta;
-use super::offload::Offload;
 use super::stats::Counters;
 use super::sys;
 
@@ -28,7 +28,9 @@ pub struct Socket {
     counters: Counters,
     pub(super) inbox: Inbox,
     pub(super) gro: Gro,
-    pub(super) offload: Offload,
+    pub(super) gso: Gso,
+    /// Whether the last datagram sent was left open for more (`MSG_MORE`), as far as is known.
+    pub(super) has_open_datagram: AtomicBool,
     pub(super) error_queue: ErrorQueue,
     pub(super) watch: Watch,
     /// Options that the user has set, so that nothing else touches them.
@@ -100,7 +102,8 @@ impl Socket {
             counters: Counters::default(),
             inbox: Inbox::default(),
             gro: Gro::default(),
-            offload: Offload::new(is_ip && is_udp),
+            gso: Gso::new(is_ip && is_udp),
+            has_open_datagram: AtomicBool::new(false),
             error_queue: ErrorQueue::default(),
             watch: Watch::default(),
             set_by_user: Mutex::default(),
@@ -194,8 +197,8 @@ impl Socket {
 
     /// Takes note that the user has set an option: it is nobody else's to change from now on.
     pub fn option_was_set(&self, level: c_int, name: c_int) {
-        if (level, name) == (libc::SOL_UDP, libc::UDP_SEGMENT) {
-            self.offload.forget();
+        if (level, name) != (libc::SOL_UDP, libc::UDP_CORK) {
+            self.gso.forget();
         }
         let mut set = self.set_by_user.lock().unwrap_or_else(PoisonError::into_inner);
         if !set.contains(&(level, name)) {
@@ -258,6 +261,7 @@ impl Socket {
 
     /// Starts to connect: `connect(2)`. On a datagram socket that is all there is to it.
     pub fn connect(&self, address: &Address) -> io::Result<()> {
+        self.gso.forget();
         self.with(|fd| sys::connect(fd, address))
     }
 
