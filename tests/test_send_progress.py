@@ -1,7 +1,7 @@
 """Progress of the sending side: each call returns or advances, whatever guards and the kernel do.
 
-Every datagram is sent once, or reported as failed, or not sent and accounted for. What could go on for
-ever runs in a program of its own, which a test can end.
+Every datagram is sent once, or reported as failed, or not sent and accounted for. A call that might
+never return runs in a program of its own, which a test can end.
 """
 
 import errno
@@ -83,6 +83,44 @@ def test_send_many_ends_while_another_thread_swaps_guards(errors):
     assert status == 0, problems
 
 
+TAKING_AWAY = """
+import sys, threading
+import tomada
+from tomada import socket
+
+count = int(sys.argv[1])
+receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+receiver.bind(("127.0.0.1", 0))
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+guard = sender.guard = tomada.Guard(amplification=1)
+gone = threading.Event()
+
+def take_away():
+    while not guard.stats().over_amplification:
+        pass
+    sender.guard = None
+    gone.set()
+
+taking = threading.Thread(target=take_away)
+taking.start()
+while not gone.is_set():
+    failures = sender.send_many([b"x"] * count, receiver.getsockname(), errors="continue")
+    assert len(failures) <= count
+taking.join()
+assert sender.send_many([b"x"] * count, receiver.getsockname(), errors="continue") == []
+print("over")
+"""
+
+
+@pytest.mark.parametrize("count", [100, 5000])
+def test_send_many_ends_when_another_thread_has_taken_the_guard_away(count):
+    for _ in range(max(1, ROUNDS // 4)):
+        with Child("-c", TAKING_AWAY, count) as child:
+            assert child.line() == "over"
+            status, _, problems = child.end()
+        assert status == 0, problems
+
+
 def test_a_guard_that_a_signal_handler_takes_away_is_gone(faulty):
     # The handler runs between two steps of one call, with the first datagram refused already.
     program = """
@@ -153,7 +191,8 @@ print(sock.stats().sent)
     assert faulty.run(START + program, size, most) == f"{200 if most else 0}\n"
 
 
-def test_a_kernel_that_takes_nothing_does_not_make_send_many_deaf_to_ctrl_c(faulty, interruptible):
+@pytest.mark.usefixtures("interruptible")
+def test_a_kernel_that_takes_nothing_does_not_make_send_many_deaf_to_ctrl_c(faulty):
     program = """
 import _thread
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -425,8 +425,8 @@ class Socket:
             datagrams instead. An iterable is read up to 4096 items ahead.
         :param errors: With ``"raise"``, the first datagram that fails ends the call with its
             exception, whose ``index`` says which it was, and ``sent`` how many left before it. With
-            ``"continue"`` all are tried, and the call returns a list of ``(index, exception)``. Where
-            datagrams left as one send, ``ENOBUFS`` and ``ENOMEM`` are about all of them. An
+            ``"continue"`` all are tried, and the call returns a list of ``(index, exception)``;
+            where several leave as one send, ``ENOBUFS`` and ``ENOMEM`` are about all of them. An
             exception of a signal handler's, of an audit hook's or of the iterable's own ends the
             call in either case, as it is; so does a close.
         :raises BlockingIOError: With the timeout 0, where there was no room for the first. Where
