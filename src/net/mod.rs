@@ -26,9 +26,11 @@ mod send_queue;
 mod socket;
 pub mod stats;
 mod steering;
+mod sync;
 mod sys;
 mod tally;
 mod wait;
+mod waker;
 
 pub use address::{Address, AddressKind};
 pub use descriptor::{Descriptor, InFlight};
