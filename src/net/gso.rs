@@ -207,7 +207,7 @@ pub(super) const LARGEST_RUN: usize = 65_507;
 /// It must mean that none has left, or they would be sent twice. The kernel raises these errors in
 /// `udp_send_skb` and `udp_v6_send_skb`, before the run goes on to IP: `EMSGSIZE`, and in kernels
 /// before 6.14 `EINVAL`, for the MTU; `EINVAL` without checksums; `EIO` without their offload, and
-/// with IPsec. Behind them it raises `EMSGSIZE` for a run all of whose datagrams are too long (see
+/// for a route with `xfrm`. Behind them it raises `EMSGSIZE` for a run all of whose datagrams are too long (see
 /// [`may_fail_in_part`] for the exception, which [`Limits::short_ends`] excludes), and `EINVAL` where
 /// its table of neighbours has no room for the one that the whole run goes to. (A run that it had to
 /// split, too, could find room for its later parts only. Nothing tells that apart; it takes a changed

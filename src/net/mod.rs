@@ -8,6 +8,7 @@
 
 pub mod address;
 pub mod cmsg;
+mod counted;
 mod descriptor;
 pub mod errors;
 mod forked;

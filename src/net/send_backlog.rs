@@ -265,14 +265,12 @@ mod tests {
     impl Outlet for Scripted {
         fn send(&mut self, queue: &mut SendQueue<'_>) -> io::Result<Sent> {
             self.calls += 1;
-            match self.answers.pop_front().flatten() {
-                Some(errno) => Err(io::Error::from_raw_os_error(errno)),
-                None => {
-                    self.taken += 1;
-                    queue.skip();
-                    Ok(Sent { datagrams: NonZero::<usize>::MIN, bytes: 1 })
-                }
+            if let Some(errno) = self.answers.pop_front().flatten() {
+                return Err(io::Error::from_raw_os_error(errno));
             }
+            self.taken += 1;
+            queue.skip();
+            Ok(Sent { datagrams: NonZero::<usize>::MIN, bytes: 1 })
         }
 
         fn wait(&mut self, _: &mut SendQueue<'_>) -> Option<io::Result<Sent>> {

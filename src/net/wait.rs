@@ -269,9 +269,9 @@ impl Drop for Waiting<'_> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicBool, Ordering};
     use std::net::UdpSocket;
     use std::os::fd::IntoRawFd;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     fn pair() -> (Socket, UdpSocket) {
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
