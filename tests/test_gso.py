@@ -225,12 +225,14 @@ def test_a_corked_socket_joins_what_is_sent(pair, send):
 
 
 def test_a_socket_that_another_holder_has_corked_joins_what_is_sent(pair):
-    sender, receiver = pair
-    with std.socket(fileno=os.dup(sender.fileno())) as other:
-        other.setsockopt(std.IPPROTO_UDP, socket.UDP_CORK, 1)
-        assert sender.send_many([b"a", b"b"]) == 2
-        other.setsockopt(std.IPPROTO_UDP, socket.UDP_CORK, 0)
-    assert pieces(receiver) == [(2, None)]
+    other, receiver = pair
+    with socket.socket(fileno=os.dup(other.fileno())) as sender:
+        for holder in (std.socket(fileno=os.dup(other.fileno())), other):
+            with holder:
+                holder.setsockopt(std.IPPROTO_UDP, socket.UDP_CORK, 1)
+                assert sender.send_many([b"a", b"b"]) == 2
+                holder.setsockopt(std.IPPROTO_UDP, socket.UDP_CORK, 0)
+                assert pieces(receiver) == [(2, None)]
 
 
 @every_way

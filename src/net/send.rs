@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use super::address::Address;
 use super::guard::Guard;
-use super::send_queue::{Budget, SendQueue, Sent};
+use super::send_queue::{Budget, Joining, SendQueue, Sent};
 use super::socket::Socket;
 use super::sys::{self, SendSlice};
 
@@ -68,8 +68,11 @@ impl Socket {
         flags: c_int,
     ) -> io::Result<Sent> {
         let limiting = self.guard().filter(|guard| guard.limits_sending());
-        let joins_open = self.has_open_datagram.load(Ordering::Relaxed);
-        let sent = queue.send(fd, &self.gso, flags, joins_open, limiting.as_deref())?;
+        let joining = Joining {
+            to_open: self.has_open_datagram.load(Ordering::Relaxed),
+            may_be_corked: self.may_be_corked.load(Ordering::Relaxed),
+        };
+        let sent = queue.send(fd, &self.gso, flags, joining, limiting.as_deref())?;
         self.note_more(flags);
         self.counters().count_sent(sent.datagrams.get(), sent.bytes);
         Ok(sent)

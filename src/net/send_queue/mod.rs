@@ -62,6 +62,15 @@ pub struct Sent {
     pub bytes: usize,
 }
 
+/// What the kernel may join to one datagram.
+#[derive(Clone, Copy)]
+pub(super) struct Joining {
+    /// Whether the first datagram is joined to one that an earlier call has left open (`MSG_MORE`).
+    pub(super) to_open: bool,
+    /// Whether all may be, so that the kernel has to be asked (`UDP_CORK`).
+    pub(super) may_be_corked: bool,
+}
+
 /// What limits how much may be sent to an address.
 pub(super) trait Budget {
     /// Takes a datagram off what may be sent to its address; false if that is less.
@@ -84,6 +93,7 @@ trait Kernel {
 struct SocketKernel<'a> {
     fd: BorrowedFd<'a>,
     flags: c_int,
+    may_be_corked: bool,
 }
 
 impl Kernel for SocketKernel<'_> {
@@ -92,8 +102,8 @@ impl Kernel for SocketKernel<'_> {
     }
 
     fn is_corked(&mut self) -> bool {
-        // Asked, and not remembered: another holder of the socket may have set it.
-        sys::int_option(self.fd, libc::SOL_UDP, libc::UDP_CORK).is_ok_and(|corked| corked != 0)
+        let asks = || sys::int_option(self.fd, libc::SOL_UDP, libc::UDP_CORK);
+        self.may_be_corked && asks().is_ok_and(|corked| corked != 0)
     }
 }
 
@@ -182,23 +192,23 @@ impl<'a> SendQueue<'a> {
     /// Sends as many datagrams as one call takes, without waiting: at least one, or this fails. An
     /// error is about the next datagrams, as many as [`failed`](Self::failed) says.
     ///
-    /// A datagram that does not leave is given back to the budget. If `joins_open`, the kernel joins
-    /// the first to a datagram that an earlier call has left open (`MSG_MORE`).
+    /// A datagram that does not leave is given back to the budget.
     pub(super) fn send(
         &mut self,
         fd: BorrowedFd<'_>,
         gso: &Gso,
         flags: c_int,
-        joins_open: bool,
+        joining: Joining,
         budget: Option<&impl Budget>,
     ) -> io::Result<Sent> {
         // With MSG_MORE the kernel joins what follows to a datagram that is still open.
         let limits = if flags & libc::MSG_MORE == 0 { gso.limits(fd) } else { Limits::NO_RUNS };
-        if joins_open {
+        if joining.to_open {
             // The kernel would take no notice of where the run is to be split.
             self.alone_until = self.alone_until.max(self.next + 1);
         }
-        self.send_by(&mut SocketKernel { fd, flags }, gso, limits, budget)
+        let mut kernel = SocketKernel { fd, flags, may_be_corked: joining.may_be_corked };
+        self.send_by(&mut kernel, gso, limits, budget)
     }
 
     fn send_by<B: Budget>(
