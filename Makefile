@@ -26,7 +26,7 @@ endif
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-tools test-all test-repeat test-parallel test-freethreaded test-peers \
 	quic fuzz fuzz-targets families soak valgrind sanitize lint bench bench-quick \
-	bench-compare docs wheels clean
+	bench-compare loom docs wheels clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1:\2/p' Makefile | column -t -s :
@@ -155,6 +155,10 @@ sanitize: ## AddressSanitizer, ThreadSanitizer and Miri over the Rust unit tests
 	$(if $(has_miri),MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=4 $(PYTHON) scripts/miri.py \
 		cargo $(toolchain) miri test --quiet --no-default-features --lib --target-dir target/sanitize/miri,\
 		$(call unavailable,Miri (rustup toolchain install nightly --component miri)))
+
+loom: ## the locks and wake-ups in every order that their threads can take, about half a minute
+	RUSTFLAGS="--cfg loom" cargo test --quiet --release --target-dir target/loom --no-default-features \
+		--lib loom
 
 lint: $(stamps)/build $(stamps)/group-lint $(stamps)/group-test ## formatting, lints, types, stubs, prose
 	cargo fmt --check

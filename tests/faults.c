@@ -1,8 +1,9 @@
 /* Fails system calls on demand: a library for LD_PRELOAD.
  *
  * The file that FAULTS names is mapped by every process that loads this, and has a place for each
- * call: the errno that it fails with, or zero, and how often it still is to. -1 is for ever. A
- * negative errno is a signal that arrives in the middle of the call, which does not fail.
+ * call: the errno that it fails with, or zero, and how many more times. -1 means for ever. A negative
+ * number is not a failure: down to -64 it is a signal that arrives in the middle of the call; below
+ * that it limits how many messages the call takes, -65 to none, -66 to one, and so on.
  */
 
 #define _GNU_SOURCE
@@ -55,10 +56,13 @@ static int planned(int call)
     return times == 0 ? 0 : error;
 }
 
+enum { LAST_SIGNAL = 64 };
+
+/* As planned(), but a signal is raised here. */
 static int fault(int call)
 {
     int error = planned(call);
-    if (error < 0) {
+    if (error < 0 && error >= -LAST_SIGNAL) {
         raise(-error);
         return 0;
     }
@@ -70,7 +74,7 @@ static int fault(int call)
 #define FAIL(call)                                                                                 \
     do {                                                                                           \
         int error = fault(call);                                                                   \
-        if (error) {                                                                               \
+        if (error > 0) {                                                                           \
             errno = error;                                                                         \
             return -1;                                                                             \
         }                                                                                          \
@@ -132,8 +136,13 @@ int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags)
 int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, unsigned int flags)
 #endif
 {
-    FAIL(SENDMMSG);
-    return REAL(sendmmsg)(fd, messages, count, flags);
+    int limit = fault(SENDMMSG);
+    if (limit > 0) {
+        errno = limit;
+        return -1;
+    }
+    unsigned int most = -1 - LAST_SIGNAL - limit;
+    return REAL(sendmmsg)(fd, messages, limit && most < count ? most : count, flags);
 }
 
 ssize_t recvfrom(int fd, void *restrict memory, size_t size, int flags,

@@ -32,6 +32,8 @@ CALLS = (
     "sendto",
 )
 
+# In faults.c, a number below this one limits a call.
+LAST_SIGNAL = 64
 FAULT = struct.Struct("=ii")
 ALWAYS = -1
 
@@ -53,6 +55,10 @@ class Faults:
     def signal(self, call, number):
         """Have a signal arrive in the middle of the next call of its name, which does not fail."""
         self.set(call, -number, times=1)
+
+    def limit(self, call, most):
+        """Have a call that takes several messages take no more than these at once."""
+        self.set(call, -1 - LAST_SIGNAL - most)
 
     @contextlib.contextmanager
     def failing(self, call, error):

@@ -3,13 +3,16 @@
 A plain socket with ``UDP_GRO`` sees what left as one piece: the loopback device leaves it whole.
 """
 
+import asyncio
 import itertools
+import os
 import socket as std
 import struct
 
 import pytest
 
 import tomada
+import tomada.asyncio
 from support import DEADLINE
 from tomada import socket
 from traffic import numbered, payloads
@@ -206,6 +209,70 @@ def test_with_more_to_come_the_kernel_joins_what_is_sent(pair):
     assert pieces(receiver) == []
     sender.send(b"six")
     assert receiver.recv(100) == b"onetwosix"
+
+
+@every_way
+def test_a_corked_socket_joins_what_is_sent(pair, send):
+    sender, receiver = pair
+    sender.setsockopt(socket.IPPROTO_UDP, socket.UDP_CORK, 1)
+    assert send(sender, ONE) == 10
+    assert send(sender, [b"and", b"more"]) == 2
+    assert pieces(receiver) == []
+    sender.setsockopt(socket.IPPROTO_UDP, socket.UDP_CORK, 0)
+    assert pieces(receiver) == [(87, None)]
+    assert send(sender, ONE) == 10
+    assert pieces(receiver) == [(80, 8)]
+
+
+def test_a_socket_that_another_holder_has_corked_joins_what_is_sent(pair):
+    other, receiver = pair
+    with socket.socket(fileno=os.dup(other.fileno())) as sender:
+        for holder in (std.socket(fileno=os.dup(other.fileno())), other):
+            with holder:
+                holder.setsockopt(std.IPPROTO_UDP, socket.UDP_CORK, 1)
+                assert sender.send_many([b"a", b"b"]) == 2
+                holder.setsockopt(std.IPPROTO_UDP, socket.UDP_CORK, 0)
+                assert pieces(receiver) == [(2, None)]
+
+
+@every_way
+def test_what_was_left_open_is_ended_by_the_first_datagram_alone(pair, send):
+    sender, receiver = pair
+    sender.send(b"open, ", socket.MSG_MORE)
+    assert send(sender, ONE) == 10
+    assert pieces(receiver) == [(14, None), (72, 8)]
+    sender.sendmsg([b"open, "], [], socket.MSG_MORE)
+    assert send(sender, ONE) == 10
+    assert pieces(receiver) == [(14, None), (72, 8)]
+    assert sender.send_many([b"1", b"2"], flags=socket.MSG_MORE) == 2
+    assert send(sender, ONE[:2]) == 2
+    assert pieces(receiver) == [(10, None), (8, None)]
+
+
+def test_a_transport_joins_what_a_corked_socket_sends(pair):
+    sender, receiver = pair
+
+    async def send():
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(asyncio.DatagramProtocol, sock=sender)
+        sender.setsockopt(socket.IPPROTO_UDP, socket.UDP_CORK, 1)
+        for data in ONE:
+            transport.sendto(data)
+        await asyncio.sleep(0)
+        sender.setsockopt(socket.IPPROTO_UDP, socket.UDP_CORK, 0)
+        assert pieces(receiver) == [(80, None)]
+        transport.close()
+
+    tomada.asyncio.run(send())
+
+
+def test_an_option_that_is_set_back_gives_the_pieces_back(refused):
+    sender, receiver = refused
+    assert sender.send_many(ONE) == 10
+    assert pieces(receiver) == [(8, None)] * 10
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_NO_CHECK, 0)
+    assert sender.send_many(ONE) == 10
+    assert pieces(receiver) == [(80, 8)]
 
 
 def test_af_unix_has_no_pieces(unix):

@@ -420,11 +420,13 @@ class Socket:
 
         :param datagrams: Bytes-like objects for ``address`` or, without it, for the connected peer;
             or pairs ``(bytes-like, address)``. An IPv4 address will do on an IPv6 socket too.
-            Consecutive ones of one size to one peer leave as one send that the kernel cuts up
-            (``UDP_SEGMENT``), where it can. An iterable is read up to 4096 items ahead.
+            Consecutive ones of one size to one peer leave as one send that the kernel splits
+            (``UDP_SEGMENT``), where it can. With ``UDP_CORK`` or ``MSG_MORE`` the kernel joins the
+            datagrams instead. An iterable is read up to 4096 items ahead.
         :param errors: With ``"raise"``, the first datagram that fails ends the call with its
             exception, whose ``index`` says which it was, and ``sent`` how many left before it. With
-            ``"continue"`` all are tried, and the call returns a list of ``(index, exception)``. An
+            ``"continue"`` all are tried, and the call returns a list of ``(index, exception)``;
+            where several leave as one send, ``ENOBUFS`` and ``ENOMEM`` are about all of them. An
             exception of a signal handler's, of an audit hook's or of the iterable's own ends the
             call in either case, as it is; so does a close.
         :raises BlockingIOError: With the timeout 0, where there was no room for the first. Where

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
 use super::address::Address;
 use super::cmsg;
-use super::forked::ForkMutex;
+use super::counted::Counted;
 use super::guard::{Arrival, REFUSALS};
 use super::pending::{Held, Pending};
 use super::ring::{Datagrams, Filled, Received, RecvRing, ThreadRing};
@@ -17,9 +17,7 @@ use super::sys::{self, MessageInfo, RecvSlice};
 /// What a socket has to remember between one receive and the next.
 #[derive(Default)]
 pub(super) struct Inbox {
-    pending: ForkMutex<Pending>,
-    /// How many datagrams are pending, to be read without the lock.
-    pending_len: AtomicUsize,
+    pending: Counted<Pending>,
     /// The most datagrams that a message of the last receive had.
     per_message: AtomicUsize,
     /// The errno that ended a receive which had something to return.
@@ -235,11 +233,7 @@ impl Socket {
 
     /// How many datagrams were received from the kernel and wait to be taken.
     pub fn pending(&self) -> usize {
-        match self.inbox.pending_len.load(Ordering::Relaxed) {
-            0 => 0, // the usual case
-            len if self.inbox.pending.is_own() => len,
-            _ => self.with_pending(|pending| pending.len()),
-        }
+        self.inbox.pending.len()
     }
 
     /// Receives one datagram by way of the kept ones, so that order holds and nothing is lost.
@@ -265,10 +259,7 @@ impl Socket {
     }
 
     fn with_pending<T>(&self, act: impl FnOnce(&mut Pending) -> T) -> T {
-        let mut pending = self.inbox.pending.lock();
-        let result = act(&mut pending);
-        self.inbox.pending_len.store(pending.len(), Ordering::Relaxed);
-        result
+        self.inbox.pending.with(act)
     }
 
     fn count_cut(&self, flags: c_int, is_cut: bool) {

@@ -1,6 +1,7 @@
 //! What the kernel tells about a datagram beside its payload and its sender.
 
 use std::ffi::c_int;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::cmsg::{self, ControlBuffer};
@@ -187,6 +188,15 @@ impl Source {
             }
         }
     }
+}
+
+/// Whether a datagram may have been refused for the address that it was to leave from. Families and
+/// kernels differ in what they say of one that no longer exists.
+pub fn may_be_of_source(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::ENETUNREACH | libc::EADDRNOTAVAIL | libc::ENODEV)
+    )
 }
 
 #[cfg(test)]

@@ -8,36 +8,41 @@
 
 pub mod address;
 pub mod cmsg;
+mod counted;
 mod descriptor;
 pub mod errors;
 mod forked;
 mod gro;
+mod gso;
 pub mod guard;
 mod inbox;
 pub mod meta;
 pub mod multicast;
-mod offload;
-mod outbox;
 mod pending;
-mod queue;
 mod ring;
 mod scratch;
+mod send;
+mod send_backlog;
+mod send_queue;
 mod socket;
 pub mod stats;
 mod steering;
+mod sync;
 mod sys;
 mod tally;
 mod wait;
+mod waker;
 
 pub use address::{Address, AddressKind};
 pub use descriptor::{Descriptor, InFlight};
 pub use guard::Guard;
 pub use inbox::Taken;
-pub use meta::{Meta, Source};
+pub use meta::{Meta, Source, may_be_of_source};
 pub use pending::Held;
-pub use queue::{SendQueue, Sent};
 pub use ring::{Datagrams, Filled, Received, RecvRing, SlotKind, Split, ThreadRing};
 pub use scratch::Scratch;
+pub use send_backlog::{Flushed, Outlet, Payload, Refused, SendBacklog, Spare};
+pub use send_queue::{SendQueue, Sent};
 pub use socket::Socket;
 pub use steering::Steering;
 pub use sys::{

@@ -5,6 +5,7 @@ use std::ffi::c_int;
 use std::io;
 
 use super::address::Address;
+use super::counted::Items;
 use super::forked::{Inherit, leave_to_parent};
 use super::ring::{Datagrams, Filled, Received, RecvRing, Split};
 use super::sys::with_room;
@@ -32,6 +33,12 @@ pub struct Held {
 impl Inherit for Pending {
     fn inherit(&mut self) {
         leave_to_parent(self);
+    }
+}
+
+impl Items for Pending {
+    fn count(&self) -> usize {
+        self.len()
     }
 }
 

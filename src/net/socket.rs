@@ -10,10 +10,10 @@ use super::address::Address;
 use super::descriptor::Descriptor;
 use super::errors::ErrorQueue;
 use super::gro::Gro;
+use super::gso::Gso;
 use super::guard::Watch;
 use super::inbox::Inbox;
 use super::meta;
-use super::offload::Offload;
 use super::stats::Counters;
 use super::sys;
 
@@ -28,7 +28,13 @@ pub struct Socket {
     counters: Counters,
     pub(super) inbox: Inbox,
     pub(super) gro: Gro,
-    pub(super) offload: Offload,
+    pub(super) gso: Gso,
+    /// Whether the last datagram sent was left open for more (`MSG_MORE`), as far as is known.
+    pub(super) has_open_datagram: AtomicBool,
+    /// Whether the kernel may join datagrams (`UDP_CORK`), and is asked before each run: the user has
+    /// set the option here, or the descriptor came from elsewhere and may have other holders. To ask
+    /// always would cost a short run a fifteenth of its time.
+    pub(super) may_be_corked: AtomicBool,
     pub(super) error_queue: ErrorQueue,
     pub(super) watch: Watch,
     /// Options that the user has set, so that nothing else touches them.
@@ -47,7 +53,7 @@ impl Socket {
     pub fn open(family: c_int, kind: c_int, protocol: c_int) -> io::Result<Self> {
         let kind = kind | libc::SOCK_CLOEXEC;
         let socket = socket2::Socket::new_raw(family.into(), kind.into(), Some(protocol.into()))?;
-        Ok(Self::new(socket.into(), family, kind, protocol))
+        Ok(Self::new(socket.into(), family, kind, protocol, false))
     }
 
     /// Takes over an open socket, and asks the kernel for what is not given.
@@ -73,7 +79,7 @@ impl Socket {
         let kind = ask(kind, libc::SO_TYPE)?;
         let protocol = ask(protocol, libc::SO_PROTOCOL)?;
         // SAFETY: it is open, as the calls above have shown, and the caller gives it up.
-        Ok(Self::new(unsafe { sys::own_fd(fd) }, family, kind, protocol))
+        Ok(Self::new(unsafe { sys::own_fd(fd) }, family, kind, protocol, true))
     }
 
     /// The family and type of an open socket; `EBADF` or `ENOTSOCK` where there is none.
@@ -88,7 +94,7 @@ impl Socket {
         Ok((ask(libc::SO_DOMAIN)?, ask(libc::SO_TYPE)?))
     }
 
-    fn new(fd: OwnedFd, family: c_int, kind: c_int, protocol: c_int) -> Self {
+    fn new(fd: OwnedFd, family: c_int, kind: c_int, protocol: c_int, is_adopted: bool) -> Self {
         let kind = kind & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
         let is_ip = matches!(family, libc::AF_INET | libc::AF_INET6);
         let is_udp = kind == libc::SOCK_DGRAM && matches!(protocol, 0 | libc::IPPROTO_UDP);
@@ -100,7 +106,9 @@ impl Socket {
             counters: Counters::default(),
             inbox: Inbox::default(),
             gro: Gro::default(),
-            offload: Offload::new(is_ip && is_udp),
+            gso: Gso::new(is_ip && is_udp),
+            has_open_datagram: AtomicBool::new(false),
+            may_be_corked: AtomicBool::new(is_adopted),
             error_queue: ErrorQueue::default(),
             watch: Watch::default(),
             set_by_user: Mutex::default(),
@@ -194,8 +202,10 @@ impl Socket {
 
     /// Takes note that the user has set an option: it is nobody else's to change from now on.
     pub fn option_was_set(&self, level: c_int, name: c_int) {
-        if (level, name) == (libc::SOL_UDP, libc::UDP_SEGMENT) {
-            self.offload.forget();
+        if (level, name) == (libc::SOL_UDP, libc::UDP_CORK) {
+            self.may_be_corked.store(true, Ordering::Relaxed);
+        } else {
+            self.gso.forget();
         }
         let mut set = self.set_by_user.lock().unwrap_or_else(PoisonError::into_inner);
         if !set.contains(&(level, name)) {
@@ -258,6 +268,7 @@ impl Socket {
 
     /// Starts to connect: `connect(2)`. On a datagram socket that is all there is to it.
     pub fn connect(&self, address: &Address) -> io::Result<()> {
+        self.gso.forget();
         self.with(|fd| sys::connect(fd, address))
     }
 

@@ -119,15 +119,6 @@ pub(crate) fn is_shortage(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::OutOfMemory || error.raw_os_error() == Some(libc::ENOBUFS)
 }
 
-/// Whether a datagram may have been refused for the address that it was to leave from. Families and
-/// kernels differ in what they say of one that is no more.
-pub(crate) fn may_be_of_source(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EINVAL | libc::ENETUNREACH | libc::EADDRNOTAVAIL | libc::ENODEV)
-    )
-}
-
 /// What the C library calls an error.
 pub(crate) fn strerror(error: &io::Error) -> String {
     let text = error.to_string();

@@ -145,19 +145,4 @@ impl Socket {
         }
         Err(io::ErrorKind::WouldBlock.into())
     }
-
-    /// Makes sure that a datagram may be sent where it is to go.
-    pub(in crate::net) fn spend(&self, to: Option<&Address>, bytes: usize) -> io::Result<()> {
-        match self.guard() {
-            Some(guard) if !guard.spend(to, bytes) => Err(guard.refuse_to_send()),
-            _ => Ok(()),
-        }
-    }
-
-    /// Takes back what was spent for a datagram that did not leave.
-    pub(in crate::net) fn refund(&self, to: Option<&Address>, bytes: usize) {
-        if let Some(guard) = self.guard() {
-            guard.refund(to, bytes);
-        }
-    }
 }

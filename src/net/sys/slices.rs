@@ -36,6 +36,12 @@ impl<'a> SendSlice<'a> {
         Self { iovec, memory: PhantomData }
     }
 
+    /// Where it starts in memory, which tells it from others.
+    #[cfg(test)]
+    pub(in crate::net) fn address(&self) -> usize {
+        self.iovec.iov_base.addr()
+    }
+
     /// How many bytes there are.
     pub fn len(&self) -> usize {
         self.iovec.iov_len

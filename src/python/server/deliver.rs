@@ -294,7 +294,7 @@ impl<'a, 'py> Delivery<'a, 'py> {
             return Err(PyOSError::new_err((libc::EDESTADDRREQ, message)));
         }
         let to = (!to.is_empty()).then(|| Address::from_bytes(to));
-        let pushed = self.core.outbox().push(data.unbind(), len, to, source);
+        let pushed = self.core.outbox().push(data.into(), to, source);
         Ok(pushed.map_err(Error::from)?)
     }
 

@@ -19,7 +19,7 @@ use pyo3::prelude::*;
 use self::deliver::Delivery;
 use super::asked::Asked;
 use super::error::{Error, Result, is_shortage};
-use super::outbox::Outbox;
+use super::send_backlog::SendBacklog;
 use super::socket::Socket;
 use super::tally::ServerCounters;
 use crate::net::{self, Count, Deadline, Filled, Interest, Steering, Stop, ThreadRing, Waiting};
@@ -67,7 +67,7 @@ pub(crate) struct ServerCore {
     asked: Asked,
     /// Whether there is a peer to answer that has no name.
     is_connected: bool,
-    outbox: Mutex<Outbox>,
+    outbox: Mutex<SendBacklog>,
     /// The thread that is in the handler: what it sends leaves with the answers.
     delivering: AtomicUsize,
     state: AtomicU8,
@@ -295,7 +295,7 @@ impl ServerCore {
         self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+    fn outbox(&self) -> MutexGuard<'_, SendBacklog> {
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

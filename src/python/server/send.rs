@@ -9,10 +9,10 @@ use pyo3::prelude::*;
 
 use super::ServerCore;
 use super::deliver::this_thread;
-use crate::net::{self, Count, Deadline, Interest, SendQueue, Sent, Stop, Waiting};
+use crate::net::{self, Count, Deadline, Interest, Refused, SendQueue, Sent, Stop, Waiting};
 use crate::python::buffer::Readable;
 use crate::python::error::{Error, Result};
-use crate::python::outbox::{Outbox, Refused};
+use crate::python::send_backlog::{SendBacklog, flush_or};
 
 /// How long the answers of one batch wait for room in the socket's buffer, which the device
 /// empties, before they are given up.
@@ -43,11 +43,11 @@ impl ServerCore {
         let owner = self.socket.bind(py).get();
         let to = owner.parse_any_address(address, "sendto")?;
         let data = Readable::new(data)?.into_bytes(py)?;
-        let (source, len) = (self.asked.source(&to), data.as_bytes().len());
+        let source = self.asked.source(&to);
         if self.is_in_handler() {
             let queued = {
                 let mut outbox = self.outbox();
-                outbox.push(data.unbind(), len, Some(to), source)?;
+                outbox.push(data.into(), Some(to), source)?;
                 outbox.len()
             };
             if queued >= QUEUED {
@@ -55,8 +55,8 @@ impl ServerCore {
             }
             return Ok(());
         }
-        let mut outbox = Outbox::default();
-        outbox.push(data.unbind(), len, Some(to), source)?;
+        let mut outbox = SendBacklog::default();
+        outbox.push(data.into(), Some(to), source)?;
         let refused = self.send(py, owner.socket()?, &mut outbox);
         match refused.into_iter().find(|refused| refused.is_lost) {
             Some(refused) => Err(refused.error.into()),
@@ -85,11 +85,11 @@ impl ServerCore {
         Ok(())
     }
 
-    /// Sends all of an outbox, waiting for room where there is none, and returns what was refused.
-    fn send(&self, py: Python<'_>, socket: &net::Socket, outbox: &mut Outbox) -> Vec<Refused> {
+    /// Sends all of a send backlog, waiting for room where there is none, and returns what was refused.
+    fn send(&self, py: Python<'_>, socket: &net::Socket, outbox: &mut SendBacklog) -> Vec<Refused> {
         let patience = if socket.is_ip() { PATIENCE } else { UNIX_PATIENCE };
         let mut deadline = None;
-        let flushed = outbox.flush_or(py, socket, &self.asked, |queue| {
+        let flushed = flush_or(outbox, socket, &self.asked, |queue| {
             let deadline = *deadline.get_or_insert_with(|| Deadline::after(patience));
             Some(wait_for_room(py, socket, deadline, queue))
         });
@@ -134,9 +134,14 @@ fn wait_for_room(
         return match waited {
             Ok(sent) => Ok(sent),
             // Signal handlers run when the batch is done.
-            Err(Stop::Failed(error)) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(Stop::Failed(error)) => Err(error),
-            Err(Stop::TimedOut) => Err(io::ErrorKind::WouldBlock.into()),
+            Err(Stop::Failed(error))
+                if error.kind() == io::ErrorKind::Interrupted
+                    && deadline.remaining() != Some(Duration::ZERO) =>
+            {
+                continue;
+            }
+            Err(Stop::Failed(error)) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+            Err(Stop::TimedOut | Stop::Failed(_)) => Err(io::ErrorKind::WouldBlock.into()),
             Err(Stop::Closed) => Err(io::Error::from_raw_os_error(libc::EBADF)),
         };
     }

@@ -16,10 +16,10 @@ use crate::net::address::interface_index;
 use crate::net::cmsg::ControlBuffer;
 use crate::net::errors::ErrorMessage;
 use crate::net::multicast::{Change, Membership, interface_with_address};
-use crate::net::{Address, Interest, Source};
+use crate::net::{Address, Interest, Source, may_be_of_source};
 use crate::python::buffer::{Readable, new_bytes};
 use crate::python::datagram::Datagram;
-use crate::python::error::{Error, Result, may_be_of_source, strerror};
+use crate::python::error::{Error, Result, strerror};
 use crate::python::records::{DatagramError, Stats};
 
 #[pymethods]

@@ -84,7 +84,7 @@ impl<'s, 'py> Sending<'s, 'py> {
                 // Not mine to keep to myself, whatever became of the datagrams.
                 End::Raised(error) => return Err(after(result, error).into()),
                 _ if result.is_err() || self.is_full => return result,
-                End::NoDatagram(error) => return Err(self.about(error, None)?.into()),
+                End::NoDatagram(error) => return Err(self.about(error, None, 0)?.into()),
                 End::OfIterable => return Ok(()),
                 End::OfPortion => self.socket.py().check_signals()?,
             }
@@ -96,7 +96,11 @@ impl<'s, 'py> Sending<'s, 'py> {
         let len = queue.len();
         let before = self.sent;
         let mut skipped = 0;
+        let mut is_first = true;
         while !queue.is_empty() {
+            if !std::mem::take(&mut is_first) {
+                self.socket.py().check_signals()?; // however short each step was
+            }
             let result =
                 if detached { self.send_detached(queue) } else { self.send_attached(queue) };
             self.sent = before + queue.position() - skipped;
@@ -111,21 +115,35 @@ impl<'s, 'py> Sending<'s, 'py> {
             };
             let would_block =
                 matches!(&error, Error::Os(error) if error.kind() == io::ErrorKind::WouldBlock);
-            let index = self.done + queue.position();
-            let failure = || self.about(error.into(), Some(queue));
-            match &self.failures {
-                Some(failures) => failures.append((index, failure()?))?,
-                None if would_block && self.sent > 0 => {
+            if self.failures.is_none() {
+                if would_block && self.sent > 0 {
                     self.is_full = true;
                     return Ok(());
                 }
-                None => return Err(failure()?.into()),
+                return Err(self.about(error.into(), Some(queue), 0)?.into());
             }
-            queue.skip();
-            skipped += 1;
+            skipped += self.give_up(queue, error)?;
         }
         self.done += len;
         Ok(())
+    }
+
+    /// Gives up the datagrams that an error is about, notes a failure for each, and says how many.
+    fn give_up(&self, queue: &mut SendQueue<'_>, error: Error) -> Result<usize> {
+        let Some(failures) = &self.failures else { return Err(error) };
+        let index = self.done + queue.position();
+        let errno = match &error {
+            Error::Os(error) => error.raw_os_error().unwrap_or(libc::EIO),
+            _ => libc::EIO,
+        };
+        let mut error = Some(error);
+        for behind in 0..queue.failed() {
+            // Each has an exception of its own, which knows its index.
+            let error = error.take().unwrap_or_else(|| io::Error::from_raw_os_error(errno).into());
+            let failure = self.about(error.into(), Some(queue), behind)?;
+            failures.append((index + behind, failure))?;
+        }
+        Ok(queue.skip())
     }
 
     /// Sends as much of a queue as one call takes, and waits as the socket's timeout says.
@@ -160,9 +178,9 @@ impl<'s, 'py> Sending<'s, 'py> {
 
     /// Says in an exception which datagram it is about, and how many left before it. An error is
     /// another one that came meanwhile, such as a signal handler's.
-    fn about(&self, error: PyErr, queue: Option<&SendQueue<'_>>) -> PyResult<PyErr> {
+    fn about(&self, error: PyErr, queue: Option<&SendQueue<'_>>, behind: usize) -> PyResult<PyErr> {
         let py = self.socket.py();
-        let index = self.done + queue.map_or(0, SendQueue::position);
+        let index = self.done + queue.map_or(0, SendQueue::position) + behind;
         let this = self.socket.get();
         let to = match queue.and_then(SendQueue::next_address) {
             Some(to) => format!(" to {}", text_of(&this.addresses.object(py, to.as_bytes())?)?),

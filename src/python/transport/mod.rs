@@ -17,7 +17,7 @@ use pyo3::types::PyDict;
 use super::asked::Asked;
 use super::datagram::Datagram;
 use super::error::Result;
-use super::outbox::Outbox;
+use super::send_backlog::SendBacklog;
 use super::socket::Socket;
 use crate::net::{Address, ThreadRing};
 
@@ -66,7 +66,7 @@ pub(crate) struct TransportCore {
     gave_way: AtomicBool,
     /// How many drains are running; more than one where a callback runs the loop.
     draining: AtomicU32,
-    outbox: Mutex<Outbox>,
+    outbox: Mutex<SendBacklog>,
     /// Whether the socket's buffer is full, so that the loop watches for room. It changes under the
     /// outbox's lock.
     is_full: AtomicBool,
@@ -271,7 +271,7 @@ impl TransportCore {
 
     /// Locks the outbox. Who waits for it is detached from the interpreter: another thread holds it
     /// for system calls, and lets go of `bytes`, for which the interpreter has locks of its own.
-    fn outbox(&self, py: Python<'_>) -> MutexGuard<'_, Outbox> {
+    fn outbox(&self, py: Python<'_>) -> MutexGuard<'_, SendBacklog> {
         self.outbox.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -12,6 +12,7 @@ use crate::net::Address;
 use crate::python::audit;
 use crate::python::buffer::{Readable, TypeName, text_of};
 use crate::python::error::{Error, Result};
+use crate::python::send_backlog::flush;
 
 /// When so many datagrams wait for the end of the turn, they leave before it.
 const QUEUED: usize = 1024;
@@ -200,9 +201,8 @@ impl TransportCore {
             Err(error) => return Err(error),
         };
         let source = to.and_then(|to| self.asked.source(&to));
-        let len = data.as_bytes().len();
         let mut outbox = self.outbox(py);
-        outbox.push(data.unbind(), len, to, source)?;
+        outbox.push(data.into(), to, source)?;
         Ok(Some(Waiting { datagrams: outbox.len(), bytes: outbox.bytes() }))
     }
 
@@ -267,7 +267,7 @@ impl TransportCore {
         let (flushed, was_full) = {
             // No Python code runs under the lock.
             let mut outbox = this.outbox(py);
-            let flushed = outbox.flush(py, owner.get().socket()?, &this.asked);
+            let flushed = flush(&mut outbox, owner.get().socket()?, &this.asked);
             let was_full = this.is_full.swap(flushed.is_full, Ordering::Relaxed);
             (flushed, was_full)
         };

@@ -1,0 +1,102 @@
+//! A socket's sending side.
+
+use std::ffi::c_int;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::Ordering;
+
+use super::address::Address;
+use super::guard::Guard;
+use super::send_queue::{Budget, Joining, SendQueue, Sent};
+use super::socket::Socket;
+use super::sys::{self, SendSlice};
+
+impl Socket {
+    /// Sends one datagram: `sendto(2)`.
+    pub fn send(
+        &self,
+        fd: BorrowedFd<'_>,
+        memory: SendSlice<'_>,
+        to: Option<&Address>,
+        flags: c_int,
+    ) -> io::Result<usize> {
+        self.send_one(to, memory.len(), flags, || sys::send_to(fd, memory, to, flags))
+    }
+
+    /// Sends one datagram gathered from several pieces, with control messages: `sendmsg(2)`.
+    pub fn send_message(
+        &self,
+        fd: BorrowedFd<'_>,
+        memory: &[SendSlice<'_>],
+        to: Option<&Address>,
+        control: &[u8],
+        flags: c_int,
+    ) -> io::Result<usize> {
+        let len = memory.iter().map(SendSlice::len).sum();
+        self.send_one(to, len, flags, || sys::send_message(fd, memory, to, control, flags))
+    }
+
+    fn send_one(
+        &self,
+        to: Option<&Address>,
+        len: usize,
+        flags: c_int,
+        send: impl FnOnce() -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        let limiting = self.guard().filter(|guard| guard.limits_sending());
+        if let Some(guard) = &limiting
+            && !guard.take(to, len)
+        {
+            return Err(guard.refusal());
+        }
+        let sent = send().inspect_err(|_| {
+            if let Some(guard) = &limiting {
+                guard.give_back(to, len);
+            }
+        })?;
+        self.note_more(flags);
+        self.counters().count_sent(1, sent);
+        Ok(sent)
+    }
+
+    /// Sends as many of a queue's datagrams as one call takes, without waiting: at least one, or
+    /// this fails. An error is about the next datagrams, as many as [`SendQueue::failed`] says.
+    pub fn send_queue(
+        &self,
+        fd: BorrowedFd<'_>,
+        queue: &mut SendQueue<'_>,
+        flags: c_int,
+    ) -> io::Result<Sent> {
+        let limiting = self.guard().filter(|guard| guard.limits_sending());
+        let joining = Joining {
+            to_open: self.has_open_datagram.load(Ordering::Relaxed),
+            may_be_corked: self.may_be_corked.load(Ordering::Relaxed),
+        };
+        let sent = queue.send(fd, &self.gso, flags, joining, limiting.as_deref())?;
+        self.note_more(flags);
+        self.counters().count_sent(sent.datagrams.get(), sent.bytes);
+        Ok(sent)
+    }
+
+    /// Takes note of whether the kernel keeps what was sent open for more.
+    fn note_more(&self, flags: c_int) {
+        let more = flags & libc::MSG_MORE != 0;
+        if self.has_open_datagram.load(Ordering::Relaxed) != more {
+            self.has_open_datagram.store(more, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Budget for Guard {
+    fn take(&self, to: Option<&Address>, bytes: usize) -> bool {
+        self.spend(to, bytes)
+    }
+
+    fn give_back(&self, to: Option<&Address>, bytes: usize) {
+        self.refund(to, bytes);
+    }
+
+    fn refusal(&self) -> io::Error {
+        self.refuse_to_send()
+    }
+}

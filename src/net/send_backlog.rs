@@ -1,0 +1,378 @@
+//! Datagrams that wait to be sent together, and what is tried again.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::io;
+use std::thread::LocalKey;
+
+use super::address::Address;
+use super::meta::{Source, may_be_of_source};
+use super::send_queue::{SendQueue, Sent};
+use super::sys::{SendSlice, no_memory};
+
+/// Datagrams in the order in which they were accepted.
+pub struct SendBacklog<P> {
+    datagrams: VecDeque<Queued<P>>,
+    bytes: usize,
+}
+
+/// What a backlog holds payloads in.
+pub trait Payload: AsRef<[u8]> + Sized + 'static {
+    /// The calling thread's memory for a backlog: a backlog has some only while there is something
+    /// in it, and those of a loop, which are flushed one after the other, take turns.
+    fn spare() -> &'static LocalKey<Cell<Spare<Self>>>;
+}
+
+/// Memory for a backlog.
+pub struct Spare<P>(VecDeque<Queued<P>>);
+
+impl<P> Spare<P> {
+    /// No memory yet.
+    pub const NONE: Self = Self(VecDeque::new());
+}
+
+impl<P> Default for Spare<P> {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
+struct Queued<P> {
+    data: P,
+    to: Option<Address>,
+    source: Option<Source>,
+}
+
+/// Where a backlog's datagrams go.
+pub trait Outlet {
+    /// Sends as many datagrams as one call takes, without waiting.
+    fn send(&mut self, queue: &mut SendQueue<'_>) -> io::Result<Sent>;
+
+    /// There is no room: sends what is next as soon as there is; `EAGAIN` gives it up. `None` leaves
+    /// all datagrams for later.
+    fn wait(&mut self, queue: &mut SendQueue<'_>) -> Option<io::Result<Sent>>;
+
+    /// Whether an error may belong to a datagram that was sent earlier.
+    fn may_be_of_earlier(&self, error: &io::Error) -> bool;
+
+    /// Nothing can be sent from the address that a peer has asked.
+    fn forget_source(&mut self, peer: &Address);
+}
+
+/// How far a flush came.
+#[derive(Debug, Default)]
+pub struct Flushed {
+    /// What was wrong with datagrams that did not leave, or with earlier ones.
+    pub errors: Vec<Refused>,
+    /// Whether the socket's buffer is full, so that the rest waits.
+    pub is_full: bool,
+}
+
+/// An error, and the datagram that it came up with.
+#[derive(Debug)]
+pub struct Refused {
+    /// What was wrong.
+    pub error: io::Error,
+    /// Where the datagram was to go.
+    pub to: Option<Address>,
+    /// How long it is.
+    pub len: usize,
+    /// Whether the datagram is lost; otherwise the error was of an earlier one.
+    pub is_lost: bool,
+}
+
+/// As many datagrams are handed to the kernel in one go, so that a long backlog that leaves in small
+/// steps is not laid out anew for each of them.
+const STEP: usize = 512;
+
+impl<P> Default for SendBacklog<P> {
+    fn default() -> Self {
+        Self { datagrams: VecDeque::new(), bytes: 0 }
+    }
+}
+
+impl<P: Payload> SendBacklog<P> {
+    /// Appends a datagram. Fails only if there is no memory.
+    pub fn push(&mut self, data: P, to: Option<Address>, source: Option<Source>) -> io::Result<()> {
+        if self.datagrams.capacity() == 0 {
+            self.datagrams = P::spare().take().0;
+        }
+        let more = (self.len() + 1) * size_of::<Queued<P>>();
+        self.datagrams.try_reserve(1).map_err(|_| no_memory(more, "datagrams to be sent"))?;
+        self.bytes += data.as_ref().len();
+        self.datagrams.push_back(Queued { data, to, source });
+        Ok(())
+    }
+
+    /// How many datagrams there are.
+    pub fn len(&self) -> usize {
+        self.datagrams.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.datagrams.is_empty()
+    }
+
+    /// Their payload, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Sends what goes. A datagram that is refused is given up, and the others are sent.
+    ///
+    /// On a connected socket an error may belong to a datagram sent earlier, whose ICMP answer has
+    /// come meanwhile; the kernel tells it instead of sending. So each is tried twice.
+    ///
+    /// A datagram that was to leave from an address that no longer belongs to this machine leaves
+    /// from where the routes say. If it can, the address is forgotten for its peer.
+    pub fn flush(&mut self, outlet: &mut impl Outlet) -> Flushed {
+        let mut flushed = Flushed::default();
+        while !self.is_empty() && !flushed.is_full {
+            let done = self.flush_step(outlet, &mut flushed);
+            for queued in self.datagrams.drain(..done) {
+                self.bytes -= queued.data.as_ref().len();
+            }
+        }
+        if self.is_empty() {
+            let _ = P::spare().try_with(|spare| {
+                spare.set(Spare(std::mem::take(&mut self.datagrams)));
+            });
+        }
+        flushed
+    }
+
+    /// Sends some of the first datagrams, and says how many are done with: none only if the socket
+    /// is full.
+    fn flush_step(&self, outlet: &mut impl Outlet, flushed: &mut Flushed) -> usize {
+        let mut queue = match self.lay_out() {
+            Ok(queue) => queue,
+            Err(error) => {
+                flushed.errors.extend(self.refused(0, error, true));
+                return 1;
+            }
+        };
+        let (mut retried, mut moved) = (None, None);
+        while !queue.is_empty() {
+            let mut result = outlet.send(&mut queue);
+            if result.as_ref().is_err_and(is_temporary) {
+                let Some(later) = outlet.wait(&mut queue) else {
+                    flushed.is_full = true;
+                    break;
+                };
+                result = later;
+            }
+            match result {
+                Ok(_) => {
+                    if let Some(peer) = moved.take() {
+                        outlet.forget_source(peer);
+                    }
+                }
+                Err(error) if may_be_of_source(&error) && queue.forget_source() => {
+                    // If without it the datagram leaves. A peer that none can be sent to must not
+                    // have others answered from an address that they do not expect.
+                    moved =
+                        self.datagrams.get(queue.position()).and_then(|queued| queued.to.as_ref());
+                }
+                Err(error) => {
+                    moved = None;
+                    let position = queue.position();
+                    let is_lost = !outlet.may_be_of_earlier(&error) || retried == Some(position);
+                    if is_lost {
+                        self.give_up(&mut queue, error, flushed);
+                    } else {
+                        retried = Some(position);
+                        flushed.errors.extend(self.refused(position, error, false));
+                    }
+                }
+            }
+        }
+        queue.position()
+    }
+
+    /// Gives up the datagrams that an error is about.
+    fn give_up(&self, queue: &mut SendQueue<'_>, error: io::Error, flushed: &mut Flushed) {
+        let position = queue.position();
+        let errno = error.raw_os_error().unwrap_or(libc::EIO);
+        let mut error = Some(error);
+        for index in position..position + queue.skip() {
+            let error = error.take().unwrap_or_else(|| io::Error::from_raw_os_error(errno));
+            flushed.errors.extend(self.refused(index, error, true));
+        }
+    }
+
+    /// The first datagrams as a queue for the kernel: as many as a step takes, or there is memory
+    /// for.
+    fn lay_out(&self) -> io::Result<SendQueue<'_>> {
+        let mut queue = SendQueue::with_room(self.len().min(STEP))?;
+        for queued in self.datagrams.iter().take(STEP) {
+            let payload = SendSlice::new(queued.data.as_ref());
+            match queue.push(payload, queued.to.as_ref(), queued.source) {
+                Err(error) if queue.is_empty() => return Err(error),
+                Err(_) => break,
+                Ok(()) => {}
+            }
+        }
+        Ok(queue)
+    }
+
+    /// What a datagram was refused with.
+    fn refused(&self, index: usize, error: io::Error, is_lost: bool) -> Option<Refused> {
+        let queued = self.datagrams.get(index)?;
+        Some(Refused { error, to: queued.to, len: queued.data.as_ref().len(), is_lost })
+    }
+}
+
+/// Whether the same may succeed later.
+fn is_temporary(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::SocketAddr;
+    use std::num::NonZero;
+
+    thread_local! {
+        static SPARE: Cell<Spare<Vec<u8>>> = const { Cell::new(Spare::NONE) };
+    }
+
+    impl Payload for Vec<u8> {
+        fn spare() -> &'static LocalKey<Cell<Spare<Self>>> {
+            &SPARE
+        }
+    }
+
+    /// A kernel that takes one datagram at a time, unless the next answer is an error; and what it
+    /// has seen.
+    #[derive(Default)]
+    struct Scripted {
+        answers: VecDeque<Option<i32>>,
+        /// What waiting ends with; `None` where there is none.
+        waits: Option<i32>,
+        taken: usize,
+        calls: usize,
+        forgotten: Vec<Address>,
+    }
+
+    impl Scripted {
+        fn answering(answers: &[Option<i32>]) -> Self {
+            Self { answers: answers.iter().copied().collect(), ..Self::default() }
+        }
+    }
+
+    impl Outlet for Scripted {
+        fn send(&mut self, queue: &mut SendQueue<'_>) -> io::Result<Sent> {
+            self.calls += 1;
+            if let Some(errno) = self.answers.pop_front().flatten() {
+                return Err(io::Error::from_raw_os_error(errno));
+            }
+            self.taken += 1;
+            queue.skip();
+            Ok(Sent { datagrams: NonZero::<usize>::MIN, bytes: 1 })
+        }
+
+        fn wait(&mut self, _: &mut SendQueue<'_>) -> Option<io::Result<Sent>> {
+            Some(Err(io::Error::from_raw_os_error(self.waits?)))
+        }
+
+        fn may_be_of_earlier(&self, error: &io::Error) -> bool {
+            error.kind() == io::ErrorKind::ConnectionRefused
+        }
+
+        fn forget_source(&mut self, peer: &Address) {
+            self.forgotten.push(*peer);
+        }
+    }
+
+    fn backlog(count: usize, source: Option<Source>) -> SendBacklog<Vec<u8>> {
+        let mut backlog = SendBacklog::default();
+        for port in 1..=count {
+            let to = SocketAddr::from(([127, 0, 0, 1], port as u16)).into();
+            backlog.push(vec![7; port], Some(to), source).unwrap();
+        }
+        backlog
+    }
+
+    fn flush(backlog: &mut SendBacklog<Vec<u8>>, kernel: &mut Scripted) -> Flushed {
+        backlog.flush(kernel)
+    }
+
+    fn errors(flushed: &Flushed) -> Vec<(Option<i32>, usize, bool)> {
+        let told = |refused: &Refused| (refused.error.raw_os_error(), refused.len, refused.is_lost);
+        flushed.errors.iter().map(told).collect()
+    }
+
+    #[test]
+    fn all_leave_and_the_memory_is_kept_for_the_next() {
+        let mut backlog = backlog(3, None);
+        assert_eq!((backlog.len(), backlog.bytes()), (3, 6));
+        let mut kernel = Scripted::default();
+        let flushed = flush(&mut backlog, &mut kernel);
+        assert!(!flushed.is_full && flushed.errors.is_empty() && backlog.is_empty());
+        assert_eq!((kernel.taken, backlog.bytes(), backlog.datagrams.capacity()), (3, 0, 0));
+        assert!(SPARE.take().0.capacity() >= 3);
+    }
+
+    #[test]
+    fn what_finds_no_room_stays() {
+        for errno in [libc::EAGAIN, libc::EINTR] {
+            let mut backlog = backlog(3, None);
+            let mut kernel = Scripted::answering(&[None, Some(errno)]);
+            let flushed = flush(&mut backlog, &mut kernel);
+            assert!(flushed.is_full && flushed.errors.is_empty());
+            assert_eq!((backlog.len(), backlog.bytes()), (2, 5));
+        }
+    }
+
+    #[test]
+    fn what_waits_in_vain_is_given_up() {
+        let mut backlog = backlog(3, None);
+        let always = [Some(libc::EAGAIN); 10];
+        let mut kernel = Scripted { waits: Some(libc::EAGAIN), ..Scripted::answering(&always) };
+        let flushed = flush(&mut backlog, &mut kernel);
+        let lost = [1, 2, 3].map(|len| (Some(libc::EAGAIN), len, true));
+        assert_eq!((errors(&flushed), backlog.len(), kernel.calls), (lost.to_vec(), 0, 3));
+    }
+
+    #[test]
+    fn an_error_of_an_earlier_datagram_costs_none_unless_it_comes_again() {
+        let refused = Some(libc::ECONNREFUSED);
+        let mut kernel = Scripted::answering(&[None, refused, None, refused, refused]);
+        let flushed = flush(&mut backlog(3, None), &mut kernel);
+        let (told, lost) = ((refused, 2, false), (refused, 3, true));
+        assert_eq!(errors(&flushed), [told, (refused, 3, false), lost]);
+        assert_eq!((kernel.taken, kernel.calls), (2, 5));
+    }
+
+    #[test]
+    fn a_source_is_forgotten_where_the_datagram_leaves_without_it() {
+        let source = Source { address: [192, 0, 2, 1].into(), interface: 0 };
+        let wrong = Some(libc::EINVAL);
+        let mut kernel = Scripted::answering(&[wrong, None, wrong, wrong]);
+        let flushed = flush(&mut backlog(3, Some(source)), &mut kernel);
+        assert_eq!(errors(&flushed), [(wrong, 2, true)]);
+        let ports: Vec<_> = kernel.forgotten.iter().map(|peer| peer.ip().unwrap().port()).collect();
+        assert_eq!((ports, kernel.taken), (vec![1], 2));
+    }
+
+    #[test]
+    fn every_answer_for_ever_comes_to_an_end() {
+        for errno in 1..140 {
+            let source = Source { address: [192, 0, 2, 1].into(), interface: 0 };
+            for source in [None, Some(source)] {
+                for waits in [None, Some(libc::EAGAIN), Some(libc::EBADF)] {
+                    let mut backlog = backlog(600, source);
+                    let answers = vec![Some(errno); 10_000];
+                    let mut kernel = Scripted { waits, ..Scripted::answering(&answers) };
+                    let flushed = flush(&mut backlog, &mut kernel);
+                    let lost = flushed.errors.iter().filter(|refused| refused.is_lost).count();
+                    assert!(kernel.calls <= 3 * 600 && kernel.taken == 0);
+                    assert_eq!(lost + backlog.len(), 600);
+                    assert_eq!(flushed.is_full, !backlog.is_empty());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What one system call sends: datagrams gathered into runs, as far as a budget reaches.
+
+use std::io;
+use std::ops::Range;
+
+use super::{Budget, Datagrams, Kernel};
+use crate::net::address::Address;
+use crate::net::cmsg::ControlBuffer;
+use crate::net::gso::{LARGEST_RUN, LONGEST_RUN, Limits};
+use crate::net::sys::{Outgoing, SEND_MESSAGES, SendSlice, make_room, with_room};
+
+/// What one call has taken from a budget. Dropped, it gives back what was taken for datagrams that
+/// have not left: whatever becomes of the call, and of the guard behind the budget meanwhile.
+pub(super) struct Allowance<'q, 'a, B: Budget> {
+    datagrams: &'q Datagrams<'a>,
+    budget: Option<&'q B>,
+    /// Datagrams that are paid for, and have not left.
+    paid: Range<usize>,
+    /// Whether it was not enough for the datagram behind those.
+    is_spent: bool,
+}
+
+impl<'q, 'a, B: Budget> Allowance<'q, 'a, B> {
+    pub(super) fn new(datagrams: &'q Datagrams<'a>, budget: Option<&'q B>, next: usize) -> Self {
+        Self { datagrams, budget, paid: next..next, is_spent: false }
+    }
+
+    /// Pays for the next datagram; false if the budget is not enough, or there is none.
+    fn pay(&mut self) -> bool {
+        let Some(datagram) = self.datagrams.list.get(self.paid.end) else { return false };
+        let is_enough =
+            |budget: &B| budget.take(self.datagrams.address(self.paid.end), datagram.payload.len());
+        self.is_spent = self.is_spent || !self.budget.is_none_or(is_enough);
+        self.paid.end += usize::from(!self.is_spent);
+        !self.is_spent
+    }
+
+    /// The first `left` of them have left.
+    pub(super) fn keep(mut self, left: usize) {
+        self.paid.start = (self.paid.start + left).min(self.paid.end);
+    }
+}
+
+impl<B: Budget> Drop for Allowance<'_, '_, B> {
+    fn drop(&mut self) {
+        let Some(budget) = self.budget else { return };
+        for index in self.paid.clone() {
+            let bytes = self.datagrams.list[index].payload.len();
+            budget.give_back(self.datagrams.address(index), bytes);
+        }
+    }
+}
+
+/// The messages of one call.
+pub(super) struct Call {
+    runs: Vec<Run>,
+}
+
+/// Consecutive datagrams that one message carries.
+#[derive(Clone, Copy)]
+struct Run {
+    datagrams: usize,
+    bytes: usize,
+    first_slice: usize,
+    slices: usize,
+    control: ControlBuffer,
+}
+
+impl Call {
+    /// Gathers the next datagrams into as many messages as one call takes, and the budget pays for.
+    /// Those of the indexes `alone` are not part of a run.
+    pub(super) fn gather<'a>(
+        allowance: &mut Allowance<'_, 'a, impl Budget>,
+        slices: &mut Vec<SendSlice<'a>>,
+        limits: Limits<'_>,
+        alone: Range<usize>,
+        kernel: &mut impl Kernel,
+    ) -> io::Result<Self> {
+        slices.clear();
+        let datagrams = allowance.datagrams;
+        let most = (datagrams.list.len() - allowance.paid.end).min(SEND_MESSAGES * LONGEST_RUN);
+        make_room(slices, most, "a system call's datagrams")?;
+        let mut runs = with_room(SEND_MESSAGES.min(most), "a system call's messages")?;
+        let mut may_join = None;
+        while runs.len() < SEND_MESSAGES {
+            let at = allowance.paid.end;
+            if !allowance.pay() {
+                break;
+            }
+            let limits = if alone.contains(&at) { Limits::NO_RUNS } else { limits };
+            let first_slice = slices.len();
+            let bytes = gather_run(allowance, slices, limits, || {
+                *may_join.get_or_insert_with(|| !kernel.is_corked())
+            });
+            let first = &datagrams.list[at];
+            let count = allowance.paid.end - at;
+            let mut control = ControlBuffer::EMPTY;
+            if let Some(source) = datagrams.sources.get(first.source as usize) {
+                source.encode(&mut control);
+            }
+            if count > 1 {
+                let segment = (first.payload.len() as u16).to_ne_bytes();
+                control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &segment);
+            }
+            let slices = slices.len() - first_slice;
+            runs.push(Run { datagrams: count, bytes, first_slice, slices, control });
+        }
+        Ok(Self { runs })
+    }
+
+    /// How many datagrams the first message carries, if there is one.
+    pub(super) fn first_run(&self) -> Option<usize> {
+        self.runs.first().map(|run| run.datagrams)
+    }
+
+    /// How many datagrams, and how many bytes, the first `messages` carry.
+    pub(super) fn total(&self, messages: usize) -> (usize, usize) {
+        let runs = self.runs.iter().take(messages);
+        runs.fold((0, 0), |(datagrams, bytes), run| (datagrams + run.datagrams, bytes + run.bytes))
+    }
+
+    pub(super) fn messages<'b>(
+        &'b self,
+        datagrams: &'b Datagrams<'_>,
+        slices: &'b [SendSlice<'_>],
+        next: usize,
+    ) -> impl Iterator<Item = Outgoing<'b>> {
+        let mut at = next;
+        self.runs.iter().map(move |run| {
+            let to: Option<&Address> = datagrams.address(at);
+            at += run.datagrams;
+            let memory = &slices[run.first_slice..][..run.slices];
+            Outgoing { memory, to, control: &run.control }
+        })
+    }
+}
+
+/// Gathers the payload of the datagram that was paid for last, and of as many behind it as may leave
+/// together and are paid for: equal in size, the last perhaps shorter, none empty, to one peer and
+/// from one source. Says how many bytes those are.
+fn gather_run<'a>(
+    allowance: &mut Allowance<'_, 'a, impl Budget>,
+    slices: &mut Vec<SendSlice<'a>>,
+    limits: Limits<'_>,
+    mut may_join: impl FnMut() -> bool,
+) -> usize {
+    let datagrams = allowance.datagrams;
+    let at = allowance.paid.end - 1;
+    let first = &datagrams.list[at];
+    let len = first.payload.len();
+    let fits = len > 0 && len <= limits.longest(datagrams.address(at));
+    let most = if fits { LONGEST_RUN.min(LARGEST_RUN / len) } else { 1 };
+    let mut bytes = len;
+    // Payloads that lie one after the other in memory need one entry of the list.
+    let mut adjacent = first.payload;
+    for datagram in datagrams.list[at + 1..].iter().take(most - 1) {
+        let next_len = datagram.payload.len();
+        if (datagram.to, datagram.source) != (first.to, first.source)
+            || next_len == 0
+            || next_len > len
+            || next_len < len && !limits.short_ends
+            || !may_join()
+            || !allowance.pay()
+        {
+            break;
+        }
+        if !adjacent.extend(datagram.payload) {
+            slices.push(adjacent);
+            adjacent = datagram.payload;
+        }
+        bytes += next_len;
+        if next_len < len {
+            break;
+        }
+    }
+    slices.push(adjacent);
+    bytes
+}
