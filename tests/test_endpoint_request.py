@@ -32,11 +32,11 @@ def asking(runner):  # noqa: ARG001 - tests run on it
 async def test_a_server_that_takes_80_ms_answers_each_question_once(asking, inet, match):
     with Slow(inet, SLOW) as server:
         async with asking(server) as endpoint:
-            for number in range(15):
+            for number in range(10):
                 question = b"question %d" % number
                 assert await endpoint.request(question, match=match) == question
     # A machine that is held up doubles some, and not each.
-    assert len(server.asked) < 1.5 * 15
+    assert len(server.asked) < 1.5 * 10
 
 
 async def test_the_answers_of_a_server_slower_than_the_first_wait_are_right(asking, inet, match):
@@ -112,12 +112,8 @@ async def test_the_reply_to_a_cancelled_request_is_not_the_next_ones(asking, ine
                 task = asyncio.ensure_future(
                     endpoint.request(b"cancelled %d" % number, timeout=LONG, match=match)
                 )
-                for _ in range(chance.randrange(4)):
+                for _ in range(chance.randrange(6)):
                     await asyncio.sleep(0)
-                if chance.random() < 0.5:
-                    eventually(lambda wanted=b"cancelled %d" % number: any(
-                        data == wanted for data, _ in server.asked
-                    )) if task.done() else None
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
