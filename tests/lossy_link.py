@@ -25,10 +25,12 @@ class LossyLink(threading.Thread):
     :param late: The share of datagrams that are delayed ten times as long.
     """
 
-    def __init__(self, server, *, seed, loss=0.05, duplicate=0.02, delay=0.002, late=0.02):
+    def __init__(  # noqa: PLR0913 - what a network does
+        self, server, *, seed, loss=0.05, duplicate=0.02, delay=0.002, late=0.02
+    ):
         super().__init__(daemon=True)
         self._server = server
-        self._chance = random.Random(seed)
+        self._chance = random.Random(seed)  # noqa: S311 - chance, and no secret
         self._loss, self._duplicate, self._delay, self._late = loss, duplicate, delay, late
         self._front = std.socket(std.AF_INET, std.SOCK_DGRAM)
         self._front.setsockopt(std.SOL_SOCKET, std.SO_RCVBUF, 1 << 20)

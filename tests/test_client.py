@@ -12,7 +12,7 @@ import tomada
 from answering import LONG, Lossy, Server, Slow, echo, same, silence
 from support import DEADLINE, Call, RefusalError, eventually
 from tomada._client import pool
-from tomada._client.pool import MOST_IDLE
+from tomada._client.pool import LEAST_IDLE, MOST_IDLE
 
 
 def test_a_request_gets_its_reply(kind, match):
@@ -278,19 +278,20 @@ def test_one_thread_uses_one_socket_with_match(inet):
 def test_a_port_rests_after_a_request_while_others_are_used(inet, is_many):
     with Server(inet, echo) as server, tomada.Client(server.address, 60, 0) as client:
         if is_many:
-            client.request_many([b"x"] * 3 * MOST_IDLE, 1)
+            client.request_many([b"x"] * 3 * LEAST_IDLE, 1)
         else:
-            for _ in range(3 * MOST_IDLE):
+            for _ in range(3 * LEAST_IDLE):
                 client.request(b"x")
     ports = [sender for _, sender in server.asked]
-    assert len(set(ports[:MOST_IDLE])) == MOST_IDLE
-    assert ports == ports[:MOST_IDLE] * 3
+    assert len(set(ports[:LEAST_IDLE])) == LEAST_IDLE
+    for number, port in enumerate(ports):
+        assert port not in ports[number + 1 : number + LEAST_IDLE]
 
 
 def test_a_port_that_has_rested_for_the_timeout_is_used_again(inet):
     with Server(inet, echo) as server, tomada.Client(server.address, 1e-1, 0, match=None) as client:
         client.request(b"x")
-        client._pool.idle[0].free_at = 0.0  # noqa: SLF001 - as if that was long ago
+        client._pool.idle[0].used_at -= 1.0  # noqa: SLF001 - as if that was long ago
         client.request(b"x")
     assert len({sender for _, sender in server.asked}) == 1
 

@@ -11,8 +11,8 @@ import pytest
 
 from answering import LONG, Server, Slow, echo, same, silence
 from support import RefusalError, eventually, open_descriptors
-from tomada.asyncio import open_endpoint
 from tomada import Guard
+from tomada.asyncio import open_endpoint
 
 SLOW = 0.08
 
@@ -82,17 +82,19 @@ async def test_requests_do_not_take_what_others_receive(asking, inet):
 
 async def test_the_ports_of_requests_are_like_the_endpoints(asking, inet, monkeypatch):
     seen = []
-    from tomada._client import tasks  # noqa: PLC0415
+    from tomada._client import tasks
 
     real = tasks._make_alike  # noqa: SLF001
 
     def look(model, connection):
         real(model, connection)
-        seen.append((
-            connection.getsockopt(std.IPPROTO_IP, std.IP_TTL),
-            connection.getsockopt(std.IPPROTO_IP, std.IP_TOS),
-            connection.guard,
-        ))
+        seen.append(
+            (
+                connection.getsockopt(std.IPPROTO_IP, std.IP_TTL),
+                connection.getsockopt(std.IPPROTO_IP, std.IP_TOS),
+                connection.guard,
+            )
+        )
 
     monkeypatch.setattr(tasks, "_make_alike", look)
     guard = Guard()
@@ -107,7 +109,7 @@ async def test_the_ports_of_requests_are_like_the_endpoints(asking, inet, monkey
 async def test_the_reply_to_a_cancelled_request_is_not_the_next_ones(asking, inet, match):
     with Slow(inet, 0.005) as server:
         async with asking(server) as endpoint:
-            chance = random.Random(5)
+            chance = random.Random(5)  # noqa: S311 - chance, and no secret
             for number in range(40):
                 task = asyncio.ensure_future(
                     endpoint.request(b"cancelled %d" % number, timeout=LONG, match=match)
@@ -155,9 +157,7 @@ async def test_a_server_that_comes_later_is_found(asking, inet, match):
     with Server(inet, echo) as server:
         pass
     async with asking(server) as endpoint:
-        task = asyncio.ensure_future(
-            endpoint.request(b"x", timeout=LONG, retries=12, match=match)
-        )
+        task = asyncio.ensure_future(endpoint.request(b"x", timeout=LONG, retries=12, match=match))
         await asyncio.sleep(0)
         with Server(inet, echo, server.address):
             assert await task == b"x"
@@ -172,10 +172,10 @@ async def test_closing_ends_requests_and_leaves_no_descriptor(asking, inet, matc
                     asyncio.ensure_future(endpoint.request(b"x", timeout=LONG, match=match))
                     for _ in range(100)
                 ]
-                while not server.asked:
+                while not server.asked:  # noqa: ASYNC110 - a thread's list
                     await asyncio.sleep(0)
             for task in tasks:
-                with pytest.raises(OSError, match="closed|Bad file descriptor") as caught:
+                with pytest.raises(OSError, match=r"closed|Bad file descriptor") as caught:
                     await task
                 assert caught.value.errno == errno.EBADF
             with pytest.raises(OSError, match="the endpoint is closed"):

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from tomada._address import format_address
 from tomada._advice import OF_SENDING, advise
 from tomada._client.exchange import Exchange
-from tomada._client.pool import MOST_IDLE, Connection, Pool, RefusedError, has_no_room, resolve
 from tomada._client.pipeline import Matched, Separate
+from tomada._client.pool import LEAST_IDLE, Connection, Pool, RefusedError, has_no_room, resolve
 from tomada._client.retry import LONGEST_TIMEOUT, Retry
 
 if TYPE_CHECKING:
@@ -38,8 +38,9 @@ class Client:
     The client returns the server's answer to this request and nothing else: it drops datagrams of
     strangers and late replies. Each request in flight has a port of its own, which says whose reply
     a datagram is. A port over which a request was sent twice, was not answered or was cancelled is
-    not used again; every other one rests while 31 further ones are used, or for the timeout, in case
-    the network duplicates a datagram. A ``match`` tells replies apart without that.
+    not used again. Every other one rests, in case the network duplicates a datagram: for at least
+    ``4 * (SRTT + 4 * RTTVAR)``, and while 31 others are used or for the timeout. A ``match`` tells
+    replies apart without that, over one port.
 
     **Waits.** The first wait comes from the round trip, measured by the rules of RFC 6298: ``SRTT +
     max(50 ms, 4 * RTTVAR)``. Until a reply was measured it is an eighth of the timeout, with the
@@ -110,7 +111,7 @@ class Client:
         """The server's address, after its name was resolved."""
         return self._address
 
-    def request(self, data: ReadableBuffer) -> bytes:
+    def request(self, data: ReadableBuffer) -> bytes:  # noqa: C901 - most requests' way, in one piece
         """Send a request, and return the reply.
 
         It ends with an :class:`OSError` when another thread closes the client.
@@ -128,7 +129,8 @@ class Client:
             connection = pool.idle.popleft()
         except IndexError:
             return self._insist(data, started, None)
-        if connection.free_at > started and len(pool.idle) < MOST_IDLE - 1:
+        rest = pool.rest if len(pool.idle) >= LEAST_IDLE - 1 else pool.long_rest
+        if connection.used_at + rest > started:
             pool.idle.appendleft(connection)
             return self._insist(data, started, None)
         # Most requests are answered, and this is their way: as little as can be between them and
@@ -136,6 +138,8 @@ class Client:
         # what came before it was connected is thrown away with what is late.
         refusal = None
         try:
+            if pool.watched:
+                pool.look_for_duplicate(connection)
             if connection.wait != pool.wait:
                 connection.wait = pool.wait
                 connection.settimeout(pool.wait)
@@ -161,7 +165,7 @@ class Client:
                 now = monotonic()
                 if now >= pool.sample_due:
                     pool.sample(now - started, now)
-                connection.free_at = now + pool.rest
+                connection.used_at = now
                 pool.idle.append(connection)
                 return reply
         return self._insist(data, started, connection, refusal)
@@ -209,15 +213,11 @@ class Client:
                 pool.retire(connection)
 
     def _take(self) -> Connection:
-        """Return a connection with nothing in its queue."""
-        connection = self._pool.take()
         try:
-            connection.empty()
+            return self._pool.take()
         except OSError as error:
-            self._pool.retire(connection)
             self._explain(error)
             raise
-        return connection
 
     @staticmethod
     def _ask(connection: Connection, data: ReadableBuffer, exchange: Exchange) -> None:

@@ -13,7 +13,15 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from tomada._client.exchange import Exchange
-from tomada._client.pool import LONGEST, MOST_IDLE, Connection, Pool, RefusedError, has_no_room
+from tomada._client.pool import (
+    LEAST_IDLE,
+    LONGEST,
+    MOST_IDLE,
+    Connection,
+    Pool,
+    RefusedError,
+    has_no_room,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -130,7 +138,9 @@ class Pipeline:
 
     def _complete(self, index: int, reply: bytes, now: float) -> None:
         del self._in_flight[index]
-        self._exchanges.pop(index).complete(now)
+        exchange = self._exchanges.pop(index)
+        if not exchange.is_complete:  # of those that were sent together, the first
+            exchange.complete(now)
         self._results[index] = reply
         self._refusal = None
 
@@ -268,21 +278,37 @@ class Separate(Pipeline):
         """Throw away what has come over connections that are free."""
         for number, _ in self._epoll.poll(0):
             if number not in self._asked and number != self._closing:
-                self._connections[number].empty()
+                self._late(self._connections[number])
+
+    def _late(self, connection: Connection) -> None:
+        """Throw away what has come to a connection that rests."""
+        self._pool.look_for_duplicate(connection)
+        connection.empty()
 
     def _assign(self, index: int) -> Connection:
-        free = self._free
-        if free and (len(free) >= MOST_IDLE or free[0].free_at <= monotonic()):
+        free, pool = self._free, self._pool
+        if not pool.watched and len(free) >= LEAST_IDLE:
             connection = free.popleft()
+        elif free and pool.has_rested(free[0], len(free) - 1, monotonic()):
+            connection = free.popleft()
+            if pool.watched:
+                pool.look_for_duplicate(connection)
         else:
-            connection = self._pool.take()
-            connection.empty()
+            if len(free) > MOST_IDLE:
+                self._discard(free.popleft())
+            connection = pool.take()
             connection.settimeout(0)
             self._connections[connection.number] = connection
             self._epoll.register(connection.number, select.EPOLLIN)
         self._own[index] = connection
         self._asked[connection.number] = index
         return connection
+
+    def _discard(self, connection: Connection) -> None:
+        del self._connections[connection.number]
+        with contextlib.suppress(OSError):  # closed with the client, just now
+            self._epoll.unregister(connection.number)
+        self._pool.discard(connection, connection.used_at + self._pool.rest)
 
     def _send_slowly(self, connection: Connection, index: int) -> None:
         """Send what could not be sent just so, as the connection is new, or for another reason."""
@@ -295,13 +321,16 @@ class Separate(Pipeline):
 
     def _receive(self, until: float) -> bool:
         events = self._epoll.poll(max(until - monotonic(), 0.0), MANY)
+        if self._pool.sample_due != self._pool.round_trip.sample_due:
+            self._pool.adapt()
+        now = monotonic()
         for number, _ in events:
             if number == self._closing:
                 raise OSError(errno.EBADF, "the client is closed")
             index = self._asked.get(number)
             connection = self._connections[number]
             if index is None:
-                connection.empty()
+                self._late(connection)
                 continue
             try:
                 reply, sender = connection.recvfrom(LONGEST)
@@ -311,7 +340,8 @@ class Separate(Pipeline):
                 self._refused([index], error)
                 continue
             if sender == connection.peer:
-                self._complete(index, reply, monotonic())
+                connection.used_at = now
+                self._complete(index, reply, now)
                 self._release(index, may_reuse=index not in self._repeated)
         return bool(events)
 
@@ -321,7 +351,10 @@ class Separate(Pipeline):
         self._repeated.discard(index)
         del self._asked[connection.number]
         if may_reuse:
-            connection.free_at = monotonic() + self._pool.rest
+            if self._pool.watched:
+                self._pool.watched = max(
+                    self._pool.watched - 1, 0
+                )  # the epoll watches those that rest
             self._free.append(connection)
         else:
             del self._connections[connection.number]

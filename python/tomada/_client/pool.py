@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
+import resource
 import select
 import socket as _std
 import threading
@@ -47,9 +49,13 @@ _UNASKED = frozenset({errno.ECONNREFUSED, errno.ENOTCONN, errno.EDESTADDRREQ})
 # spare descriptors, and its port is not taken again.
 MOST_RESTING = 64
 
-# How many sockets rest whose request was sent once and answered once. A network or a server that
-# duplicates would have to hold the second reply back for as many requests to deceive the client.
-MOST_IDLE = 32
+# How many sockets rest whose request was sent once and answered once; at the least, where requests
+# come fast, and at the most. Beyond that the oldest is closed, and its port is not taken again.
+LEAST_IDLE = 32
+MOST_IDLE = min(512, max(LEAST_IDLE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
+
+# How many of a client's first requests are watched for duplicates, with care as if there were some.
+WATCHED = 256
 
 # For how long the port of a socket that was closed early is not taken again, in seconds, and how
 # often to look for another one.
@@ -85,7 +91,7 @@ def resolve(address: _Address, family: int = 0) -> tuple[int, _Address]:
 class Connection(socket):
     """A socket that is connected to the server and hands out nothing but the server's datagrams."""
 
-    __slots__ = ("_avoided", "_to", "free_at", "number", "peer", "poll", "wait")
+    __slots__ = ("_avoided", "_to", "number", "peer", "poll", "used_at", "wait")
 
     def __init__(
         self,
@@ -98,8 +104,8 @@ class Connection(socket):
         self._to = to
         # Ports by the moment up to which they are not to be used.
         self._avoided = avoided
-        #: When it has rested after its last request.
-        self.free_at = 0.0
+        #: When its last request was answered.
+        self.used_at = 0.0
         #: The timeout that it has between requests.
         self.wait = 0.0
         #: The server's address, as the kernel gives it with a datagram.
@@ -236,7 +242,6 @@ class Pool:
         *,
         tells_apart: bool,
         prepare: Callable[[Connection], None],
-        round_trip: RoundTrip | None = None,
     ) -> None:
         self._family = family
         self._address = address
@@ -244,12 +249,15 @@ class Pool:
         # Names of AF_UNIX are seldom used twice, and nothing there duplicates; and what waits in a
         # queue there keeps the server from sending.
         self._rest = 0.0 if family == AF_UNIX else retry.timeout
-        #: How long a socket rests before the next request, in seconds.
-        self.rest = 0.0 if tells_apart else self._rest
+        #: How long a socket rests before the next request, in seconds: in any case, and where
+        #: there are few.
+        self.rest = self.long_rest = 0.0 if tells_apart else self._rest
+        #: How many requests are left to watch for duplicates; for ever where there was one.
+        self.watched = WATCHED if self.rest else 0.0
         self._prepare = prepare
         self._avoided: dict[int, float] = {}
         #: What is known of the server.
-        self.round_trip = RoundTrip() if round_trip is None else round_trip
+        self.round_trip = RoundTrip()
         #: From when on :meth:`sample` is worth calling.
         self.sample_due = 0.0
         #: The timeout of idle connections: the first wait of a request, more or less.
@@ -266,15 +274,36 @@ class Pool:
         _pools.add(self)
 
     def take(self) -> Connection:
-        """Return a connection to use."""
+        """Return a connection to use, with nothing in its queue."""
         try:
             connection = self.idle.popleft()
         except IndexError:
             return self._open()
-        if connection.free_at > monotonic() and len(self.idle) < MOST_IDLE - 1:
+        if self.has_rested(connection, len(self.idle), monotonic()):
+            if self.look_for_duplicate(connection):
+                connection.empty()
+            return connection
+        if len(self.idle) < MOST_IDLE:
             self.idle.appendleft(connection)
-            return self._open()
-        return connection
+        else:
+            self.discard(connection, connection.used_at + self.rest)
+        return self._open()
+
+    def look_for_duplicate(self, connection: Connection) -> bool:
+        """Say whether a datagram has come to a socket that rests, and take more care then."""
+        if self.watched:
+            self.watched = max(self.watched - 1, 0)
+        if not connection.poll(0):
+            return False
+        if self.long_rest:
+            self.watched = math.inf
+            self.adapt()
+        return True
+
+    def has_rested(self, connection: Connection, others: int, now: float) -> bool:
+        """Say whether a socket may be used again, given how many others rest."""
+        rest = self.rest if others >= LEAST_IDLE - 1 else self.long_rest
+        return connection.used_at + rest <= now
 
     def _open(self) -> Connection:
         with self._lock:
@@ -289,38 +318,62 @@ class Pool:
 
     def put(self, connection: Connection) -> None:
         """Give back a connection that may be used again."""
-        self._look_at_round_trip()
+        self.adapt()
         with contextlib.suppress(OSError):  # closed with the pool, perhaps just now
             connection.wait = self.wait
             connection.settimeout(connection.wait)
-            connection.free_at = monotonic() + self.rest
+            connection.used_at = monotonic()
             self.idle.append(connection)
 
     def retire(self, connection: Connection) -> None:
         """Give back a connection for which a reply may still come."""
         now = monotonic()
-        self._look_at_round_trip()
+        self.adapt()
         with self._lock:
             self._resting.append((now + self._rest, connection))
             resting = self._resting
             while resting and (resting[0][0] <= now or len(resting) > MOST_RESTING):
                 _, rested = resting.popleft()
-                self._all.discard(rested)
-                if self._family != AF_UNIX:
-                    with contextlib.suppress(OSError):  # closed with the pool
-                        self._avoided[rested.getsockname()[1]] = now + AVOIDED
-                rested.close()
+                self.discard(rested, now + AVOIDED)
+
+    def discard(self, connection: Connection, until: float) -> None:
+        """Close a connection, and do not take its port again up to a moment."""
+        with self._lock:
+            self._all.discard(connection)
+            if self._family != AF_UNIX:
+                with contextlib.suppress(OSError):  # closed with the pool
+                    self._avoided[connection.getsockname()[1]] = until
+            connection.close()
 
     def sample(self, elapsed: float, now: float) -> None:
-        """Take note of a round trip."""
+        """Take note of how long a reply took."""
         self.round_trip.sample(elapsed, now)
-        self._look_at_round_trip()
+        self.adapt()
 
-    def _look_at_round_trip(self) -> None:
+    def adapt(self) -> None:
+        """Take over what the round trip has become."""
         self.sample_due = self.round_trip.sample_due
         wait = self.round_trip.first_wait(self._retry)
         if abs(wait - self.wait) > self.wait / 8:  # every change costs each connection a call
             self.wait = wait
+        if self.long_rest:
+            self.rest = min(self.round_trip.spread, self.long_rest) if self.watched else 0.0
+            self._look_at_oldest()
+
+    def _look_at_oldest(self) -> None:
+        """See whether the socket that has rested longest has a duplicate, and is still of use."""
+        try:
+            oldest = self.idle.popleft()  # no other thread has it then
+        except IndexError:
+            return
+        if oldest.poll(0):
+            self.watched = math.inf
+        is_old = oldest.used_at + self.long_rest < monotonic()
+        most = LEAST_IDLE if is_old else MOST_IDLE if self.watched else 4 * LEAST_IDLE
+        if len(self.idle) >= most:
+            self.discard(oldest, oldest.used_at + AVOIDED)
+        else:
+            self.idle.appendleft(oldest)
 
     def add_waker(self, waker: Callable[[], None]) -> None:
         """Have a function called by :meth:`close`."""

@@ -13,6 +13,9 @@ __all__ = ["RoundTrip"]
 # that answers evenly pauses now and then all the same, for its garbage collector or its neighbours.
 LEAST_MARGIN = 50e-3
 
+# How many waits, without that margin, after a reply its duplicate may come.
+REST = 4
+
 # How long a measurement will do, in seconds: RFC 6298 wants one in each round trip, and a shorter
 # one is not worth its time.
 SAMPLE_INTERVAL = 1e-3
@@ -41,6 +44,14 @@ class RoundTrip:
     def smoothed(self) -> float:
         """The average round trip, or 0 when there was none yet."""
         return 0.0 if self._measured is None else self._measured[0]
+
+    @property
+    def spread(self) -> float:
+        """How long after a reply its duplicate may come, at a generous guess."""
+        if self._measured is None:
+            return float("inf")
+        smoothed, variation = self._measured
+        return REST * (smoothed + 4 * variation)
 
     def sample(self, elapsed: float, now: float) -> None:
         """Take note of how long a reply took to a request that was sent once."""

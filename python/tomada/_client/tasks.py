@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from functools import partial
 from socket import (
     AF_INET6,
     AF_UNIX,
@@ -19,7 +20,6 @@ from socket import (
     SO_PRIORITY,
     SOL_SOCKET,
 )
-from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +58,8 @@ class SeparatePorts:
             Retry(),
             tells_apart=False,
             prepare=partial(_make_alike, model),
-            round_trip=round_trip,
         )
+        self._pool.round_trip = round_trip
         #: Limits the requests in flight: enter it before :meth:`request`.
         self.turns = asyncio.Semaphore(MOST_IN_FLIGHT)
         self._waiting: set[_Wait] = set()
@@ -68,7 +68,6 @@ class SeparatePorts:
         """Make the attempts of a request, and return its reply."""
         connection = self._pool.take()
         try:
-            connection.empty()
             while exchange.attempt(monotonic()):
                 self._send(connection, data, exchange)
                 reply = await self._reply(connection, exchange)
@@ -124,6 +123,8 @@ class _Wait:
         self._exchange = exchange
         self.result: asyncio.Future[bytes | None] = loop.create_future()
         self._timer = loop.call_later(max(exchange.due - monotonic(), 0.0), self._expire)
+        # The descriptor that the loop watches, or -1.
+        self._number = -1
         self._watch()
 
     def stop(self) -> None:
