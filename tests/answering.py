@@ -1,9 +1,12 @@
 """Plain ``socket`` servers that answer as they are told, and what their clients have in common."""
 
+import collections
 import contextlib
 import itertools
+import select
 import socket as std
 import threading
+import time
 
 from peer import DEADLINE
 
@@ -48,6 +51,41 @@ class Server(threading.Thread):
 
     def __exit__(self, *_):
         self.end()
+
+
+class Slow(threading.Thread):
+    """A plain socket that sends back each datagram after a while, whatever comes meanwhile."""
+
+    def __init__(self, kind, seconds):
+        super().__init__(daemon=True)
+        self.sock = std.socket(kind.family, std.SOCK_DGRAM)
+        self.sock.bind(kind.address())
+        self.address = self.sock.getsockname()
+        self.asked = []
+        self._seconds = seconds
+        self._is_ending = False
+        self.start()
+
+    def run(self):
+        waiting = collections.deque()
+        while not self._is_ending:
+            due = waiting[0][0] if waiting else time.monotonic() + 0.05
+            if select.select([self.sock], [], [], max(due - time.monotonic(), 0))[0]:
+                data, sender = self.sock.recvfrom(1 << 17)
+                self.asked.append((data, sender))
+                waiting.append((time.monotonic() + self._seconds, data, sender))
+            while waiting and waiting[0][0] <= time.monotonic():
+                _, data, sender = waiting.popleft()
+                with contextlib.suppress(ConnectionRefusedError):
+                    self.sock.sendto(data, sender)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._is_ending = True
+        self.join()
+        self.sock.close()
 
 
 def echo(data):

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 import tomada
-from answering import LONG, Lossy, Server, echo, silence
+from answering import LONG, Lossy, Server, Slow, echo, same, silence
 from support import DEADLINE, Call, RefusalError, eventually
-from tomada import _connection
+from tomada._client import pool
+from tomada._client.pool import LEAST_IDLE, MOST_IDLE
 
 
 def test_a_request_gets_its_reply(kind, match):
@@ -145,7 +146,7 @@ def test_strangers_are_not_heard(inet, match):
 
 
 def test_a_stranger_from_before_the_connection_is_not_heard(inet, monkeypatch):
-    real = _connection.Connection.reconnect
+    real = pool.Connection.reconnect
 
     def after_a_stranger(self):
         _, port = self.getsockname()
@@ -153,7 +154,7 @@ def test_a_stranger_from_before_the_connection_is_not_heard(inet, monkeypatch):
             stranger.sendto(b"from a stranger", ("127.0.0.1", port))
         real(self)
 
-    monkeypatch.setattr(_connection.Connection, "reconnect", after_a_stranger)
+    monkeypatch.setattr(pool.Connection, "reconnect", after_a_stranger)
     with Server(inet, echo) as server, tomada.Client(server.address, LONG) as client:
         assert client.request(b"question") == b"question"
 
@@ -261,12 +262,77 @@ def test_many_threads_ask_at_once(kind, match):
         calls = [Call(ask, client, name) for name in range(8)]
         for call in calls:
             call.result()
-    # As many sockets as there were requests at once.
-    assert len({sender for _, sender in server.asked}) <= 8
+    # As many sockets as there were requests at once, and those that rest.
+    most = 8 if match or kind.family == std.AF_UNIX else 8 + MOST_IDLE
+    assert len({sender for _, sender in server.asked}) <= most
 
 
-def test_one_thread_uses_one_socket(inet):
-    with Server(inet, echo) as server, tomada.Client(server.address, LONG) as client:
+def test_one_thread_uses_one_socket_with_match(inet):
+    with Server(inet, echo) as server, tomada.Client(server.address, LONG, match=same) as client:
         for _ in range(50):
             client.request(b"x")
     assert len({sender for _, sender in server.asked}) == 1
+
+
+@pytest.mark.parametrize("is_many", [False, True])
+def test_a_port_rests_after_a_request_while_others_are_used(inet, is_many):
+    with Server(inet, echo) as server, tomada.Client(server.address, 60, 0) as client:
+        if is_many:
+            client.request_many([b"x"] * 3 * LEAST_IDLE, 1)
+        else:
+            for _ in range(3 * LEAST_IDLE):
+                client.request(b"x")
+    ports = [sender for _, sender in server.asked]
+    assert len(set(ports[:LEAST_IDLE])) == LEAST_IDLE
+    for number, port in enumerate(ports):
+        assert port not in ports[number + 1 : number + LEAST_IDLE]
+
+
+def test_a_port_that_has_rested_for_the_timeout_is_used_again(inet):
+    with Server(inet, echo) as server, tomada.Client(server.address, 1e-1, 0, match=None) as client:
+        client.request(b"x")
+        client._pool.idle[0].used_at -= 1.0  # noqa: SLF001 - as if that was long ago
+        client.request(b"x")
+    assert len({sender for _, sender in server.asked}) == 1
+
+
+@pytest.mark.parametrize("is_many", [False, True])
+def test_the_port_of_a_socket_that_is_closed_early_is_not_taken_again(inet, is_many, monkeypatch):
+    # Without that, one of so many requests would have the port of an earlier one.
+    monkeypatch.setattr(pool, "MOST_RESTING", 1)
+    real, tries = pool.Connection._disconnect, []  # noqa: SLF001
+
+    def disconnect(self):
+        tries.append(self.getsockname())
+        real(self)
+
+    monkeypatch.setattr(pool.Connection, "_disconnect", disconnect)
+    with Server(inet, silence) as server, tomada.Client(server.address, 0.002, 0) as client:
+        for _ in range(20):
+            if is_many:
+                client.request_many([b"x"] * 3, errors="return")
+            else:
+                with pytest.raises(TimeoutError):
+                    client.request(b"x")
+        avoided = client._pool._avoided  # noqa: SLF001
+        assert len(avoided) >= 15
+        avoided.update(dict.fromkeys(range(1 << 16), float("inf")))
+        with pytest.raises(TimeoutError):
+            client.request(b"x")
+    assert len(tries) >= pool.MOST_TRIES
+
+
+SLOW = 0.08
+
+
+@pytest.mark.parametrize("way", ["request", "request_many"])
+def test_a_server_that_takes_80_ms_is_asked_once(inet, match, way):
+    requests = [b"question %d" % number for number in range(20)]
+    with Slow(inet, SLOW) as server, tomada.Client(server.address, match=match) as client:
+        if way == "request":
+            replies = [client.request(data) for data in requests]
+        else:
+            replies = client.request_many(requests, 4)
+    assert replies == requests
+    # A machine that is held up doubles some, and not each.
+    assert len(server.asked) < 1.5 * len(requests)

@@ -13,7 +13,7 @@ import pytest
 import tomada
 from answering import LONG, Lossy, Server, echo, silence
 from support import CLOSED, Call, fill, interrupt, open_descriptors, run
-from tomada import _connection
+from tomada._client import pool
 
 
 @pytest.mark.parametrize("is_many", [False, True])
@@ -52,7 +52,7 @@ def test_close_leaves_no_descriptor_open(inet, match):
 
 
 def test_sockets_that_rest_are_not_more_than_so_many(inet, monkeypatch):
-    monkeypatch.setattr(_connection, "MOST_RESTING", 3)
+    monkeypatch.setattr(pool, "MOST_RESTING", 3)
     with Server(inet, silence) as server, tomada.Client(server.address, 0.002, 0) as client:
         before = open_descriptors()
         for _ in range(10):
@@ -114,7 +114,11 @@ print(os.waitpid(child, 0)[1])
 """
     with Server(inet, echo) as server:
         assert run(program, server.address[1]) == "0\n"
-    assert len({sender for _, sender in server.asked}) == 2
+    senders = {name: set() for name in (b"parent", b"child")}
+    for data, sender in server.asked[1:]:
+        senders[data.split()[0]].add(sender)
+    assert senders[b"parent"]
+    assert senders[b"child"].isdisjoint(senders[b"parent"])
 
 
 def test_signals_interrupt_a_request(inet, handler):

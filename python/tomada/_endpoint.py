@@ -6,10 +6,14 @@ import asyncio
 import errno
 import time
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+from tomada._client.exchange import Exchange
+from tomada._client.retry import Retry
+from tomada._client.round_trip import RoundTrip
+from tomada._client.tasks import SeparatePorts
 from tomada._readiness import Readiness
-from tomada._retry import Retry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
@@ -47,6 +51,8 @@ class Endpoint:
         self._readiness = Readiness(loop, self._socket.fileno(), lasts=True)
         self._is_libuv = not isinstance(loop, asyncio.SelectorEventLoop)
         self._asking = asyncio.Lock()
+        self._round_trip = RoundTrip()
+        self._ports: SeparatePorts | None = None
         self._taken = 0
         self._rested = 0.0
         events.wake = self._readiness.wake
@@ -191,55 +197,84 @@ class Endpoint:
     ) -> bytes:
         """Send a request to the peer, and return its reply.
 
-        The endpoint must have a peer (``remote_addr``). Requests of several tasks wait for one
-        another before their time begins. No task should receive otherwise meanwhile: it would get
-        the reply.
+        The endpoint must have a peer (``remote_addr``).
 
-        What came before the request was sent, such as a late reply to an earlier one, is passed
-        over. To tell a late one that comes afterwards, give a ``match``.
+        Without a ``match`` nothing but its port says whose reply a datagram is. So the request is
+        not sent from the endpoint's port: it has one of its own, on the same local address, with
+        the endpoint's guard and with its options that decide how a datagram travels (device, mark,
+        priority, TOS, TTL). Up to 64 tasks may do that at once, beside others that receive; the
+        time of further ones begins when a port is free.
+
+        With a ``match`` the request is sent from the endpoint's port, which matters where a
+        firewall or the peer knows it. Tasks that do so wait for one another before their time
+        begins. None should receive otherwise meanwhile: it would get the reply. What ``match``
+        refuses is dropped, and so is what came before the request was sent.
+
+        Cancelling is safe: the reply to a cancelled request is not returned to a later one.
+
+        The waits are those of :class:`tomada.Client`, from the round trip that this endpoint has
+        measured.
 
         :param timeout: The deadline of the whole request, in seconds.
-        :param retries: How often the request is sent again within it; the waits double.
+        :param retries: How often the request is sent again within it, at the most.
         :param match: Whether a reply, its second argument, answers a request, its first.
         :param retry_refused: Go on when nobody listens, as if the datagram was lost. If false,
             raise :class:`ConnectionRefusedError`.
         :raises TimeoutError: No reply came; the text says how many attempts were made.
+        :raises OSError: ``EBADF``, when the endpoint is closed meanwhile.
         """
         peer = self.get_extra_info("peername")
         if peer is None:
             raise ValueError("request() needs an endpoint with a peer: open it with a remote_addr")
+        if match is not None and not callable(match):
+            raise TypeError(f"match must be a function of a request and a reply, not {match!r}")
+        self._check_open()
+        retry = Retry(timeout, retries, retry_refused=bool(retry_refused))
+        if match is None:
+            return await self._request_apart(data, retry, peer)
         async with self._asking:
             self._pass_over()
-            attempts = Retry(timeout, retries).start(asyncio.get_running_loop().time)
-            for until in attempts:
+            exchange = Exchange(retry, self._round_trip, time.monotonic(), partial(match, data))
+            while exchange.attempt(time.monotonic()):
                 try:
                     self.send(data)
-                    reply = await self._reply(until, data, match)
-                except ConnectionRefusedError:
-                    if not retry_refused:
-                        raise
-                    await self._sleep(until)
-                else:
-                    if reply is not None:
-                        return reply
-            raise attempts.timed_out(peer)
+                    reply = await self._reply(exchange)
+                except ConnectionRefusedError as error:
+                    exchange.refuse(error)
+                    reply = await self._reply_later(exchange)
+                if reply is not None:
+                    exchange.complete(time.monotonic())
+                    return reply
+            raise exchange.timed_out(peer, time.monotonic())
 
-    async def _reply(
-        self, until: float, data: Any, match: Callable[[Any, bytes], bool] | None
-    ) -> bytes | None:
+    async def _request_apart(self, data: Any, retry: Retry, peer: Any) -> bytes:
+        if self._ports is None:
+            self._ports = SeparatePorts(self._socket, peer, self._round_trip)
+        ports = self._ports
+        async with ports.turns:
+            self._check_open()
+            exchange = Exchange(retry, self._round_trip, time.monotonic())
+            return await ports.request(data, exchange, peer)
+
+    async def _reply(self, exchange: Exchange) -> bytes | None:
         try:
-            async with asyncio.timeout_at(until) as limit:
+            async with asyncio.timeout(exchange.due - time.monotonic()) as limit:
                 while True:
                     reply, _ = await self.recv()
-                    if match is None or match(data, reply):
+                    if exchange.accepts(reply):
                         return reply
         except TimeoutError:
             if not limit.expired():
                 raise  # it is the match's
             return None
 
-    async def _sleep(self, until: float) -> None:
-        await asyncio.sleep(until - asyncio.get_running_loop().time())
+    async def _reply_later(self, exchange: Exchange) -> bytes | None:
+        """Wait for the reply to an earlier attempt, as the server may be up again."""
+        while True:
+            try:
+                return await self._reply(exchange)
+            except ConnectionRefusedError as error:
+                exchange.refuse(error)
 
     def _pass_over(self) -> None:
         self._events.errors.clear()
@@ -287,6 +322,8 @@ class Endpoint:
         self._end_waits()
 
     def _end_waits(self) -> None:
+        if self._ports is not None:
+            self._ports.close()
         self._readiness.stop()
         while self._readiness.wake():
             pass

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import warnings
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from tomada._address import format_address
 from tomada._advice import OF_SENDING, advise
-from tomada._connection import Connection, Pool, RefusedError, has_no_room, resolve
-from tomada._retry import LONGEST_TIMEOUT, Retry
-from tomada._window import Apart, Together
+from tomada._client.exchange import Exchange
+from tomada._client.pipeline import Matched, Separate
+from tomada._client.pool import LEAST_IDLE, Connection, Pool, RefusedError, has_no_room, resolve
+from tomada._client.retry import LONGEST_TIMEOUT, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,12 +32,23 @@ class Client:
         with tomada.Client(("127.0.0.1", 1234), timeout=0.5, retries=3) as client:
             reply = client.request(b"ping")
 
-    A reply that does not come is asked for again, after waits that double, until the timeout is
-    over. So the server may get a request twice, and should mind only where that makes a difference.
+    The client retransmits a request with exponential backoff until its timeout. So the server may
+    get a request twice; this matters only if requests have side effects.
 
-    Nothing is returned but the server's answer to this request: strangers' datagrams are dropped,
-    and so are late ones. Every request that is under way has a socket of its own, so that the port
-    tells whose reply a datagram is; a socket over which a request went twice is not used again.
+    The client returns the server's answer to this request and nothing else: it drops datagrams of
+    strangers and late replies. Each request in flight has a port of its own, which says whose reply
+    a datagram is. A port over which a request was sent twice, was not answered or was cancelled is
+    not used again. Every other one rests, in case the network duplicates a datagram: for at least
+    ``4 * (SRTT + 4 * RTTVAR)``, and while 31 others are used or for the timeout. A ``match`` tells
+    replies apart without that, over one port.
+
+    **Waits.** The first wait comes from the round trip, measured by the rules of RFC 6298: ``SRTT +
+    max(50 ms, 4 * RTTVAR)``. Until a reply was measured it is an eighth of the timeout, with the
+    default arguments, and at most 1 s. After a request that had to be sent again it is twice as
+    long, up to half of the timeout, until a reply to a request that was sent once. The later waits
+    divide the rest of the timeout in proportion to the backoff: a request with the default
+    arguments is sent at 0, 125, 375 and 875 ms when nothing is known, and at about 0, 50, 321 and
+    864 ms to a near server. A retransmission that could not be answered in time is not sent.
 
     Any number of threads may use a client at once. A child process after ``fork`` may too: it gets
     sockets of its own. Close the client at the end, or use it in a ``with`` statement.
@@ -43,15 +56,13 @@ class Client:
     :param address: The server's: ``(host, port)``, or a path or abstract name of ``AF_UNIX``. A
         name is resolved once, now, and to IPv4 where it can be.
     :param timeout: The deadline of a whole request, in seconds.
-    :param retries: How often a request is sent again within the timeout, at the most. The waits
-        fill the timeout: with 0.5 s and 3 retries they are 33, 67, 133 and 267 ms.
-    :param backoff: How many times longer each wait is than the one before it.
-    :param jitter: By which share of a wait its end is moved at random, so that clients which
+    :param retries: How often a request is sent again within the timeout, at the most.
+    :param backoff: How many times longer each wait is than the one before it, after the first.
+    :param jitter: By up to which share of a wait it is longer at random, so that clients which
         failed together do not come back together.
     :param match: Says whether a datagram answers a request: ``match(request, reply) -> bool``. It
-        may be called often. With it, sockets are used again whatever happened, and
-        :meth:`request_many` is several times faster. It is wanted where the network or the server
-        sends one reply twice.
+        may be called often. With it, one socket serves for all requests, whatever happens, and
+        :meth:`request_many` is several times faster.
     :param retry_refused: Whether to go on when there is no server (it may be about to start), or to
         raise :class:`ConnectionRefusedError` at once.
     :param family: ``AF_INET6`` or ``AF_INET``, for a name that has addresses of both.
@@ -75,7 +86,9 @@ class Client:
         family: int = 0,
         spin: float = 0.0,
     ) -> None:
-        self._retry = Retry(timeout, retries, backoff=backoff, jitter=jitter)
+        self._retry = Retry(
+            timeout, retries, backoff=backoff, jitter=jitter, retry_refused=bool(retry_refused)
+        )
         if match is not None and not callable(match):
             raise TypeError(f"match must be a function of a request and a reply, not {match!r}")
         if not isinstance(spin, int | float):
@@ -84,16 +97,21 @@ class Client:
             wanted = f"a number of seconds, 0 or more, up to {LONGEST_TIMEOUT:,}"
             raise ValueError(f"spin must be {wanted}, not {spin!r}")
         self._match = match
-        self._retry_refused = retry_refused
         found, self._address = resolve(address, family)
-        self._pool = Pool(found, self._address, self._retry, spin)
+        self._pool = Pool(
+            found,
+            self._address,
+            self._retry,
+            tells_apart=match is not None,
+            prepare=partial(_set_spin, spin=spin),
+        )
 
     @property
     def address(self) -> _Address:
         """The server's address, after its name was resolved."""
         return self._address
 
-    def request(self, data: ReadableBuffer) -> bytes:
+    def request(self, data: ReadableBuffer) -> bytes:  # noqa: C901 - most requests' way, in one piece
         """Send a request, and return the reply.
 
         It ends with an :class:`OSError` when another thread closes the client.
@@ -108,14 +126,23 @@ class Client:
         started = monotonic()
         pool, match = self._pool, self._match
         try:
-            connection = pool.idle.pop()
+            connection = pool.idle.popleft()
         except IndexError:
             return self._insist(data, started, None)
+        rest = pool.rest if len(pool.idle) >= LEAST_IDLE - 1 else pool.long_rest
+        if connection.used_at + rest > started:
+            pool.idle.appendleft(connection)
+            return self._insist(data, started, None)
         # Most requests are answered, and this is their way: as little as can be between them and
-        # the kernel. A pooled connection has the timeout of a first attempt. It hears no strangers:
+        # the kernel. An idle connection has the timeout of a first attempt. It hears no strangers:
         # what came before it was connected is thrown away with what is late.
         refusal = None
         try:
+            if pool.watched:
+                pool.look_for_duplicate(connection)
+            if connection.wait != pool.wait:
+                connection.wait = pool.wait
+                connection.settimeout(pool.wait)
             reply = connection._exchange(data)  # noqa: SLF001 - made for this
         except ConnectionRefusedError as error:
             refusal = error
@@ -135,6 +162,10 @@ class Client:
                 pool.put(connection)
                 raise
             if is_answer:
+                now = monotonic()
+                if now >= pool.sample_due:
+                    pool.sample(now - started, now)
+                connection.used_at = now
                 pool.idle.append(connection)
                 return reply
         return self._insist(data, started, connection, refusal)
@@ -148,69 +179,66 @@ class Client:
     ) -> bytes:
         """Make all attempts of a request or, with the connection that it was sent on, the rest."""
         pool, match = self._opened(), self._match
-        is_answer = None if match is None else lambda reply: match(data, reply)
-        attempts = self._retry.start(started=started)
-        is_sure, is_sent = match is not None, connection is not None
+        exchange = Exchange(
+            self._retry,
+            pool.round_trip,
+            started,
+            None if match is None else partial(match, data),
+        )
+        is_sent = connection is not None
         if connection is None:
             connection = self._take()
         try:
-            if refusal is not None and not self._retry_refused:
-                raise refusal
-            for until in attempts:
-                was_sent, is_sent = is_sent, False
-                try:
-                    if not was_sent:
-                        self._ask(connection, data, until)
-                    reply = connection.answer(until, is_answer)
-                except RefusedError as refused:
-                    refusal = refused.args[0]
-                    if not self._retry_refused:
-                        raise refusal from None
-                    # The server may be up again at the next attempt. Until then, an answer to the
-                    # one before is as welcome.
-                    reply = self._answer_later(connection, until, is_answer)
+            # The first attempt began with the request, whatever has taken time since.
+            exchange.attempt(started)
+            if refusal is not None:
+                exchange.refuse(refusal)
+            while True:
+                if not is_sent:
+                    self._ask(connection, data, exchange)
+                is_sent = False
+                reply = self._answer(connection, exchange)
                 if reply is not None:
-                    is_sure = is_sure or attempts.made == 1
+                    exchange.complete(monotonic())
                     return reply
-            raise attempts.timed_out(self._address) from refusal
+                if not exchange.attempt(monotonic()):
+                    raise exchange.timed_out(self._address, monotonic())
         except OSError as error:
             self._explain(error)
             raise
         finally:
-            if is_sure:
+            if exchange.may_reuse_port:
                 pool.put(connection)
             else:
                 pool.retire(connection)
 
     def _take(self) -> Connection:
-        """Return a connection with nothing in its queue."""
-        connection = self._pool.take()
         try:
-            connection.empty()
+            return self._pool.take()
         except OSError as error:
-            self._pool.retire(connection)
             self._explain(error)
             raise
-        return connection
 
     @staticmethod
-    def _ask(connection: Connection, data: ReadableBuffer, until: float) -> None:
+    def _ask(connection: Connection, data: ReadableBuffer, exchange: Exchange) -> None:
         try:
-            connection.ask(data, until)
+            connection.ask(data, exchange.due)
+        except RefusedError as refused:
+            exchange.refuse(refused.args[0])
         except OSError as error:
             if not has_no_room(error):
                 raise
             # As good as lost on the way.
 
     @staticmethod
-    def _answer_later(
-        connection: Connection, until: float, is_answer: Callable[[bytes], bool] | None
-    ) -> bytes | None:
+    def _answer(connection: Connection, exchange: Exchange) -> bytes | None:
+        # After a refusal the server may be up again at the next attempt. Until then, an answer to
+        # the one before is as welcome.
         while True:
             try:
-                return connection.answer(until, is_answer)
-            except RefusedError:
-                pass
+                return connection.answer(exchange.due, exchange.accepts)
+            except RefusedError as refused:
+                exchange.refuse(refused.args[0])
 
     @overload
     def request_many(
@@ -234,11 +262,11 @@ class Client:
         """Send many requests, several at once, and return the replies in the requests' order.
 
         Each request has the whole timeout for itself. With the client's ``match``, all share one
-        socket and leave in batches. Without it, each of those under way has its own, as nothing
-        else says reliably which reply is whose.
+        socket and are sent in batches. Without it, each request in flight has a port of its own, as
+        nothing else says reliably which reply is whose.
 
         :param requests: Requests as of :meth:`request`; taken as the window moves on.
-        :param window: How many may be under way at once: no more than the server's queue takes.
+        :param window: How many may be in flight at once: no more than the server's queue takes.
         :param errors: With ``"raise"``, the first request that fails ends the call with its
             exception, whose ``index`` says which it was. With ``"return"`` the exception stands in
             the reply's place, and the others go on.
@@ -251,10 +279,10 @@ class Client:
             raise ValueError(f"window must be 1 or more, not {window}")
         if errors not in {"raise", "return"}:
             raise ValueError(f"errors must be 'raise' or 'return', not {errors!r}")
-        how = self._retry, self._retry_refused, self._address
+        how = self._retry, self._address
         match = self._match
         try:
-            work = Apart(pool, *how) if match is None else Together(match, pool, *how)
+            work = Separate(pool, *how) if match is None else Matched(match, pool, *how)
             return work.run(requests, window, is_raising=errors == "raise")
         except OSError as error:
             self._explain(error)
@@ -296,3 +324,7 @@ class Client:
     def __repr__(self) -> str:
         state = " closed" if self._pool.is_closed else ""
         return f"<tomada.Client of {format_address(self._address)}{state}>"
+
+
+def _set_spin(connection: Connection, spin: float) -> None:
+    connection.spin = spin

@@ -1,4 +1,4 @@
-"""Many requests of a client under way at once."""
+"""Many requests of a client in flight at once."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ import errno
 import heapq
 import os
 import select
+from collections import deque
 from itertools import count, islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from tomada._connection import LONGEST, Connection, Pool, RefusedError, has_no_room
+from tomada._client.exchange import Exchange
+from tomada._client.pool import (
+    LEAST_IDLE,
+    LONGEST,
+    MOST_IDLE,
+    Connection,
+    Pool,
+    RefusedError,
+    has_no_room,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +29,7 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer
 
-    from tomada._retry import Attempts, Retry
+    from tomada._client.retry import Retry
 
 # How many datagrams to take at once.
 MANY = 64
@@ -28,32 +38,32 @@ MANY = 64
 ROOM_WAIT = 1e-3
 
 
-class Volley:
-    """Requests that left together, and are due again together."""
+class Group:
+    """Requests that are sent together, for the first time and again."""
 
-    __slots__ = ("attempts", "indices")
+    __slots__ = ("exchange", "indices")
 
-    def __init__(self, attempts: Attempts, indices: Sequence[int]) -> None:
-        self.attempts = attempts
+    def __init__(self, exchange: Exchange, indices: Sequence[int]) -> None:
+        self.exchange = exchange
         self.indices = indices
 
 
-class Window:
-    """Keeps up to so many requests under way, each with attempts and a deadline of its own.
+class Pipeline:
+    """Keeps a number of requests in flight, each with attempts and a deadline of its own.
 
-    How they leave and how replies find their requests is the subclasses' part.
+    The subclasses send them, and find the request of a reply.
     """
 
-    def __init__(self, pool: Pool, retry: Retry, retry_refused: bool, address: _Address) -> None:
+    def __init__(self, pool: Pool, retry: Retry, address: _Address) -> None:
         self._pool = pool
         self._retry = retry
-        self._retry_refused = retry_refused
         self._address = address
-        # Requests under way by their index, the oldest first.
-        self._flying: dict[int, ReadableBuffer] = {}
+        # Requests in flight by their index, the oldest first, and their exchanges.
+        self._in_flight: dict[int, ReadableBuffer] = {}
+        self._exchanges: dict[int, Exchange] = {}
         self._results: list[Any] = []
         # The moments of next attempts, a number that makes them differ, and whose they are.
-        self._due: list[tuple[float, int, Volley]] = []
+        self._due: list[tuple[float, int, Group]] = []
         self._numbers = count()
         # Requests that there was no room for, in any queue on the way. Only who goes on receiving
         # makes room: the server may itself be waiting for this client.
@@ -69,12 +79,12 @@ class Window:
         source = iter(requests)
         try:
             while True:
-                fresh = list(islice(source, window - len(self._flying)))
+                fresh = list(islice(source, window - len(self._in_flight)))
                 if fresh:
                     self._start(fresh)
-                elif not self._flying:
+                elif not self._in_flight:
                     return self._results
-                if self._flying:
+                if self._in_flight:
                     self._await(window)
         finally:
             self._close()
@@ -86,31 +96,32 @@ class Window:
         first = len(self._results)
         indices = range(first, first + len(requests))
         self._results += [None] * len(requests)
-        self._flying.update(zip(indices, requests, strict=True))
-        self._fire(Volley(self._retry.start(), indices))
+        self._in_flight.update(zip(indices, requests, strict=True))
+        exchange = Exchange(self._retry, self._pool.round_trip, monotonic())
+        self._exchanges.update(dict.fromkeys(indices, exchange))
+        self._attempt(Group(exchange, indices))
 
-    def _fire(self, volley: Volley) -> None:
+    def _attempt(self, group: Group) -> None:
         """Make the next attempt, or give up where there is none left."""
-        until = next(volley.attempts, None)
-        if until is None:
-            for index in volley.indices:
-                error = volley.attempts.timed_out(self._address)
-                error.__cause__ = self._refusal
-                self._fail(index, error)
-        else:
-            heapq.heappush(self._due, (until, next(self._numbers), volley))
-            self._send(volley.indices)
+        exchange = group.exchange
+        if exchange.attempt(monotonic()):
+            heapq.heappush(self._due, (exchange.due, next(self._numbers), group))
+            self._send(group.indices)
+            return
+        exchange.refusal = self._refusal
+        for index in group.indices:
+            self._fail(index, exchange.timed_out(self._address, monotonic()))
 
     def _await(self, window: int) -> None:
         """Take replies up to the next moment that something is due, and do that."""
-        flying, due = self._flying, self._due
-        while not any(index in flying for index in due[0][2].indices):
+        in_flight, due = self._in_flight, self._due
+        while not any(index in in_flight for index in due[0][2].indices):
             heapq.heappop(due)
         until = due[0][0]
         if self._unsent:
             self._receive(min(until, monotonic() + ROOM_WAIT))
             unsent, self._unsent = dict.fromkeys(self._unsent), []
-            self._send([index for index in unsent if index in flying])
+            self._send([index for index in unsent if index in in_flight])
         else:
             self._receive(until)
         if monotonic() < until:
@@ -120,18 +131,21 @@ class Window:
             if not self._receive(until):
                 break
         while due and due[0][0] <= until:
-            _, _, volley = heapq.heappop(due)
-            volley.indices = [index for index in volley.indices if index in flying]
-            if volley.indices:
-                self._fire(volley)
+            _, _, group = heapq.heappop(due)
+            group.indices = [index for index in group.indices if index in in_flight]
+            if group.indices:
+                self._attempt(group)
 
-    def _land(self, index: int, reply: bytes) -> None:
-        del self._flying[index]
+    def _complete(self, index: int, reply: bytes, now: float) -> None:
+        del self._in_flight[index]
+        exchange = self._exchanges.pop(index)
+        if not exchange.is_complete:  # of those that were sent together, the first
+            exchange.complete(now)
         self._results[index] = reply
         self._refusal = None
 
     def _refused(self, indices: Iterable[int], error: OSError) -> None:
-        if self._retry_refused:
+        if self._retry.retry_refused:
             self._refusal = error
         else:
             for index in indices:
@@ -142,14 +156,15 @@ class Window:
             error.index = index  # type: ignore[attr-defined]
             raise error
         self._give_up(index)
-        del self._flying[index]
+        del self._in_flight[index]
+        del self._exchanges[index]
         self._results[index] = error
 
     def _not_sent(self, index: int, error: OSError) -> None:
         if has_no_room(error):
             self._unsent.append(index)
             # Behind those that can have a reply, in case that another request is the same.
-            self._flying[index] = self._flying.pop(index)
+            self._in_flight[index] = self._in_flight.pop(index)
         elif isinstance(error, ConnectionRefusedError):
             self._refused([index], error)
         else:
@@ -171,7 +186,7 @@ class Window:
         raise NotImplementedError
 
 
-class Together(Window):
+class Matched(Pipeline):
     """One connection for all: requests leave in batches, and ``match`` sorts the replies."""
 
     def __init__(
@@ -179,25 +194,24 @@ class Together(Window):
         match: Callable[[Any, bytes], bool],
         pool: Pool,
         retry: Retry,
-        retry_refused: bool,
         address: _Address,
     ) -> None:
-        super().__init__(pool, retry, retry_refused, address)
+        super().__init__(pool, retry, address)
         self._match = match
         self._connection = pool.take()
 
     def _send(self, indices: Sequence[int]) -> None:
-        flying = self._flying
+        in_flight = self._in_flight
         try:
-            failed = self._connection.ask_many([flying[index] for index in indices])
+            failed = self._connection.ask_many([in_flight[index] for index in indices])
         except RefusedError as refused:
             self._refused(indices, refused.args[0])
         else:
-            for place, error in failed:
-                self._not_sent(indices[place], error)
+            for offset, error in failed:
+                self._not_sent(indices[offset], error)
 
     def _receive(self, until: float) -> bool:
-        connection, flying, match = self._connection, self._flying, self._match
+        connection, in_flight, match = self._connection, self._in_flight, self._match
         connection.wait_until(until)
         try:
             datagrams = connection.recv_many(MANY)
@@ -205,13 +219,14 @@ class Together(Window):
             return False
         except ConnectionRefusedError as error:
             # Nobody says which request it was about.
-            self._refused(list(flying), error)
+            self._refused(list(in_flight), error)
             return True
+        now = monotonic()
         for data, sender in datagrams:
             if sender == connection.peer:
-                for index, request in flying.items():
+                for index, request in in_flight.items():
                     if match(request, data):
-                        self._land(index, data)
+                        self._complete(index, data, now)
                         break
         return True
 
@@ -219,18 +234,18 @@ class Together(Window):
         self._pool.put(self._connection)
 
 
-class Apart(Window):
+class Separate(Pipeline):
     """A connection for each request: the port says whose reply a datagram is."""
 
-    def __init__(self, pool: Pool, retry: Retry, retry_refused: bool, address: _Address) -> None:
-        super().__init__(pool, retry, retry_refused, address)
+    def __init__(self, pool: Pool, retry: Retry, address: _Address) -> None:
+        super().__init__(pool, retry, address)
         # By descriptor: all connections, and the requests that went over them.
         self._connections: dict[int, Connection] = {}
         self._asked: dict[int, int] = {}
         # By request: its connection, and whether it went more than once.
         self._own: dict[int, Connection] = {}
         self._repeated: set[int] = set()
-        self._free: list[Connection] = []
+        self._free: deque[Connection] = deque()
         self._epoll = select.epoll()
         # Connections that another thread closes leave the epoll without a word.
         self._closing = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -255,7 +270,7 @@ class Apart(Window):
             else:
                 self._repeated.add(index)
             try:
-                connection.send(self._flying[index])
+                connection.send(self._in_flight[index])
             except OSError:
                 self._send_slowly(connection, index)
 
@@ -263,14 +278,25 @@ class Apart(Window):
         """Throw away what has come over connections that are free."""
         for number, _ in self._epoll.poll(0):
             if number not in self._asked and number != self._closing:
-                self._connections[number].empty()
+                self._late(self._connections[number])
+
+    def _late(self, connection: Connection) -> None:
+        """Throw away what has come to a connection that rests."""
+        self._pool.look_for_duplicate(connection)
+        connection.empty()
 
     def _assign(self, index: int) -> Connection:
-        if self._free:
-            connection = self._free.pop()
+        free, pool = self._free, self._pool
+        if not pool.watched and len(free) >= LEAST_IDLE:
+            connection = free.popleft()
+        elif free and pool.has_rested(free[0], len(free) - 1, monotonic()):
+            connection = free.popleft()
+            if pool.watched:
+                pool.look_for_duplicate(connection)
         else:
-            connection = self._pool.take()
-            connection.empty()
+            if len(free) > MOST_IDLE:
+                self._discard(free.popleft())
+            connection = pool.take()
             connection.settimeout(0)
             self._connections[connection.number] = connection
             self._epoll.register(connection.number, select.EPOLLIN)
@@ -278,10 +304,16 @@ class Apart(Window):
         self._asked[connection.number] = index
         return connection
 
+    def _discard(self, connection: Connection) -> None:
+        del self._connections[connection.number]
+        with contextlib.suppress(OSError):  # closed with the client, just now
+            self._epoll.unregister(connection.number)
+        self._pool.discard(connection, connection.used_at + self._pool.rest)
+
     def _send_slowly(self, connection: Connection, index: int) -> None:
         """Send what could not be sent just so, as the connection is new, or for another reason."""
         try:
-            connection.ask(self._flying[index], 0.0)
+            connection.ask(self._in_flight[index], 0.0)
         except RefusedError as refused:
             self._refused([index], refused.args[0])
         except OSError as error:
@@ -289,13 +321,16 @@ class Apart(Window):
 
     def _receive(self, until: float) -> bool:
         events = self._epoll.poll(max(until - monotonic(), 0.0), MANY)
+        if self._pool.sample_due != self._pool.round_trip.sample_due:
+            self._pool.adapt()
+        now = monotonic()
         for number, _ in events:
             if number == self._closing:
                 raise OSError(errno.EBADF, "the client is closed")
             index = self._asked.get(number)
             connection = self._connections[number]
             if index is None:
-                connection.empty()
+                self._late(connection)
                 continue
             try:
                 reply, sender = connection.recvfrom(LONGEST)
@@ -305,16 +340,21 @@ class Apart(Window):
                 self._refused([index], error)
                 continue
             if sender == connection.peer:
-                self._release(index, is_sure=index not in self._repeated)
-                self._land(index, reply)
+                connection.used_at = now
+                self._complete(index, reply, now)
+                self._release(index, may_reuse=index not in self._repeated)
         return bool(events)
 
-    def _release(self, index: int, *, is_sure: bool) -> None:
-        """Take the connection of a request, for which no reply is on its way, if that is sure."""
+    def _release(self, index: int, *, may_reuse: bool) -> None:
+        """Take the connection from a request, and use it again after a rest, or not."""
         connection = self._own.pop(index)
         self._repeated.discard(index)
         del self._asked[connection.number]
-        if is_sure:
+        if may_reuse:
+            if self._pool.watched:
+                self._pool.watched = max(
+                    self._pool.watched - 1, 0
+                )  # the epoll watches those that rest
             self._free.append(connection)
         else:
             del self._connections[connection.number]
@@ -323,7 +363,7 @@ class Apart(Window):
             self._pool.retire(connection)
 
     def _give_up(self, index: int) -> None:
-        self._release(index, is_sure=False)
+        self._release(index, may_reuse=False)
 
     def _close(self) -> None:
         self._pool.remove_waker(self._wake)

@@ -1,10 +1,12 @@
-"""A client's sockets: connected to the server, and not used again while a reply may be late."""
+"""A client's sockets: each connected to the server, and at rest while a reply may be late."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
+import resource
 import select
 import socket as _std
 import threading
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from tomada._address import HIGHEST_PORT, check_address
 from tomada._advice import OF_OPENING, advise, advised
+from tomada._client.round_trip import RoundTrip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,8 +26,8 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer
 
+    from tomada._client.retry import Retry
     from tomada._core import Socket
-    from tomada._retry import Retry
 
     # A type checker takes tomada's class for the standard one.
     class socket(Socket, _std.socket): ...  # type: ignore[misc] # noqa: N801
@@ -42,8 +45,22 @@ LONGEST = 1 << 20
 # Why a datagram was not even sent: an earlier one was refused, or there is no connection.
 _UNASKED = frozenset({errno.ECONNREFUSED, errno.ENOTCONN, errno.EDESTADDRREQ})
 
-# How many sockets of a client may rest; beyond that the oldest is closed, to spare descriptors.
+# How many sockets over which a reply may still come rest; beyond that the oldest is closed, to
+# spare descriptors, and its port is not taken again.
 MOST_RESTING = 64
+
+# How many sockets rest whose request was sent once and answered once; at the least, where requests
+# come fast, and at the most. Beyond that the oldest is closed, and its port is not taken again.
+LEAST_IDLE = 32
+MOST_IDLE = min(512, max(LEAST_IDLE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
+
+# How many of a client's first requests are watched for duplicates, with care as if there were some.
+WATCHED = 256
+
+# For how long the port of a socket that was closed early is not taken again, in seconds, and how
+# often to look for another one.
+AVOIDED = 10.0
+MOST_TRIES = 8
 
 
 class RefusedError(Exception):
@@ -74,17 +91,29 @@ def resolve(address: _Address, family: int = 0) -> tuple[int, _Address]:
 class Connection(socket):
     """A socket that is connected to the server and hands out nothing but the server's datagrams."""
 
-    __slots__ = ("_to", "number", "peer", "poll")
+    __slots__ = ("_avoided", "_to", "number", "peer", "poll", "used_at", "wait")
 
-    def __init__(self, family: int, to: _Address, spin: float) -> None:
+    def __init__(
+        self,
+        family: int,
+        to: _Address,
+        avoided: dict[int, float],
+        prepare: Callable[[Connection], None],
+    ) -> None:
         super().__init__(family, SOCK_DGRAM)
         self._to = to
+        # Ports by the moment up to which they are not to be used.
+        self._avoided = avoided
+        #: When its last request was answered.
+        self.used_at = 0.0
+        #: The timeout that it has between requests.
+        self.wait = 0.0
         #: The server's address, as the kernel gives it with a datagram.
         self.peer: _RetAddress = None
         try:
-            self.spin = spin
             if family == AF_UNIX:
                 self.bind("")  # a free abstract name, where the reply can be sent
+            prepare(self)
             #: The descriptor, which another thread may close at any time.
             self.number = self.fileno()
             poll = select.poll()
@@ -142,6 +171,12 @@ class Connection(socket):
         """Connect to what has the server's address now."""
         self.peer = None
         self.connect(self._to)
+        if self._avoided and self.family != AF_UNIX:
+            for _ in range(MOST_TRIES):
+                if self._avoided.get(self.getsockname()[1], 0.0) <= monotonic():
+                    break
+                self._disconnect()  # which gives the port up
+                self.connect(self._to)
         self.peer = self.getpeername()
 
     def wait_until(self, moment: float) -> float:
@@ -150,7 +185,7 @@ class Connection(socket):
         self.settimeout(left)
         return left
 
-    def answer(self, until: float, is_answer: Callable[[bytes], bool] | None) -> bytes | None:
+    def answer(self, until: float, is_answer: Callable[[bytes], bool]) -> bytes | None:
         """Wait up to a moment for an answer, and return it, if there is one.
 
         :raises RefusedError: There is no server.
@@ -164,7 +199,7 @@ class Connection(socket):
             except ConnectionRefusedError as error:
                 raise RefusedError(error) from None
             # A stranger's may have come in between bind and connect.
-            if sender == self.peer and (is_answer is None or is_answer(data)):
+            if sender == self.peer and is_answer(data):
                 return data
             if not self.wait_until(until):
                 return None
@@ -191,67 +226,154 @@ def _is_refusal(error: OSError) -> bool:
 
 
 class Pool:
-    """The sockets of one client: as many as there are requests at once.
+    """The sockets of one client: as many as there are requests at once, and some that rest.
 
-    A request has a socket of its own, so that the port says whose reply a datagram is. One that was
-    sent twice may be answered twice: its socket has to rest, open and unused, so that no other has
-    the port when the second answer comes.
+    A request has a socket of its own, so that the port says whose reply a datagram is. Where
+    nothing else does, a socket rests after each request, and those that have rested longest are
+    used first. One that was sent twice, not answered or cancelled is not used again: it stays open
+    for a while, so that no other has the port when a late reply comes.
     """
 
-    def __init__(self, family: int, address: _Address, retry: Retry, spin: float) -> None:
+    def __init__(
+        self,
+        family: int,
+        address: _Address,
+        retry: Retry,
+        *,
+        tells_apart: bool,
+        prepare: Callable[[Connection], None],
+    ) -> None:
         self._family = family
         self._address = address
-        # Names of AF_UNIX are seldom used twice; and what waits in a queue there keeps the server
-        # from sending.
+        self._retry = retry
+        # Names of AF_UNIX are seldom used twice, and nothing there duplicates; and what waits in a
+        # queue there keeps the server from sending.
         self._rest = 0.0 if family == AF_UNIX else retry.timeout
-        self._spin = spin
-        # What the first wait of a request is at the least.
-        self._wait = retry.first_wait * (1 - retry.jitter)
+        #: How long a socket rests before the next request, in seconds: in any case, and where
+        #: there are few.
+        self.rest = self.long_rest = 0.0 if tells_apart else self._rest
+        #: How many requests are left to watch for duplicates; for ever where there was one.
+        self.watched = WATCHED if self.rest else 0.0
+        self._prepare = prepare
+        self._avoided: dict[int, float] = {}
+        #: What is known of the server.
+        self.round_trip = RoundTrip()
+        #: From when on :meth:`sample` is worth calling.
+        self.sample_due = 0.0
+        #: The timeout of idle connections: the first wait of a request, more or less.
+        self.wait = retry.first_wait
         # Not a plain lock: a signal handler may close the client in the middle of any of this.
         self._lock = threading.RLock()
         self._all: set[Connection] = set()
         self._resting: deque[tuple[float, Connection]] = deque()
-        #: Connections that wait to be used, with the timeout of a first attempt.
-        self.idle: list[Connection] = []
+        #: Connections that may be used again, the one that has rested longest first.
+        self.idle: deque[Connection] = deque()
         #: Called when the pool is closed, by who waits for something else than one connection.
         self.wakers: set[Callable[[], None]] = set()
         self.is_closed = False
         _pools.add(self)
 
     def take(self) -> Connection:
-        """Return a connection to use."""
+        """Return a connection to use, with nothing in its queue."""
         try:
-            return self.idle.pop()
+            connection = self.idle.popleft()
         except IndexError:
             return self._open()
+        if self.has_rested(connection, len(self.idle), monotonic()):
+            if self.look_for_duplicate(connection):
+                connection.empty()
+            return connection
+        if len(self.idle) < MOST_IDLE:
+            self.idle.appendleft(connection)
+        else:
+            self.discard(connection, connection.used_at + self.rest)
+        return self._open()
+
+    def look_for_duplicate(self, connection: Connection) -> bool:
+        """Say whether a datagram has come to a socket that rests, and take more care then."""
+        if self.watched:
+            self.watched = max(self.watched - 1, 0)
+        if not connection.poll(0):
+            return False
+        if self.long_rest:
+            self.watched = math.inf
+            self.adapt()
+        return True
+
+    def has_rested(self, connection: Connection, others: int, now: float) -> bool:
+        """Say whether a socket may be used again, given how many others rest."""
+        rest = self.rest if others >= LEAST_IDLE - 1 else self.long_rest
+        return connection.used_at + rest <= now
 
     def _open(self) -> Connection:
         with self._lock:
             if self.is_closed:
                 raise OSError(errno.EBADF, "the client is closed")
             with advised(self._address, OF_OPENING):
-                connection = Connection(self._family, self._address, self._spin)
+                connection = Connection(self._family, self._address, self._avoided, self._prepare)
             self._all.add(connection)
             if self.is_closed:  # by a signal handler, just now
                 self._forget()
         return connection
 
     def put(self, connection: Connection) -> None:
-        """Give back a connection for which no reply can be on its way."""
+        """Give back a connection that may be used again."""
+        self.adapt()
         with contextlib.suppress(OSError):  # closed with the pool, perhaps just now
-            connection.settimeout(self._wait)
+            connection.wait = self.wait
+            connection.settimeout(connection.wait)
+            connection.used_at = monotonic()
             self.idle.append(connection)
 
     def retire(self, connection: Connection) -> None:
         """Give back a connection for which a reply may still come."""
         now = monotonic()
+        self.adapt()
         with self._lock:
             self._resting.append((now + self._rest, connection))
             resting = self._resting
             while resting and (resting[0][0] <= now or len(resting) > MOST_RESTING):
                 _, rested = resting.popleft()
-                self._all.discard(rested)
-                rested.close()
+                self.discard(rested, now + AVOIDED)
+
+    def discard(self, connection: Connection, until: float) -> None:
+        """Close a connection, and do not take its port again up to a moment."""
+        with self._lock:
+            self._all.discard(connection)
+            if self._family != AF_UNIX:
+                with contextlib.suppress(OSError):  # closed with the pool
+                    self._avoided[connection.getsockname()[1]] = until
+            connection.close()
+
+    def sample(self, elapsed: float, now: float) -> None:
+        """Take note of how long a reply took."""
+        self.round_trip.sample(elapsed, now)
+        self.adapt()
+
+    def adapt(self) -> None:
+        """Take over what the round trip has become."""
+        self.sample_due = self.round_trip.sample_due
+        wait = self.round_trip.first_wait(self._retry)
+        if abs(wait - self.wait) > self.wait / 8:  # every change costs each connection a call
+            self.wait = wait
+        if self.long_rest:
+            self.rest = min(self.round_trip.spread, self.long_rest) if self.watched else 0.0
+            self._look_at_oldest()
+
+    def _look_at_oldest(self) -> None:
+        """See whether the socket that has rested longest has a duplicate, and is still of use."""
+        try:
+            oldest = self.idle.popleft()  # no other thread has it then
+        except IndexError:
+            return
+        if oldest.poll(0):
+            self.watched = math.inf
+        is_old = oldest.used_at + self.long_rest < monotonic()
+        most = LEAST_IDLE if is_old else MOST_IDLE if self.watched else 4 * LEAST_IDLE
+        if len(self.idle) >= most:
+            self.discard(oldest, oldest.used_at + AVOIDED)
+        else:
+            self.idle.appendleft(oldest)
 
     def add_waker(self, waker: Callable[[], None]) -> None:
         """Have a function called by :meth:`close`."""

@@ -1,0 +1,1 @@
+"""What clients share: the schedule of a request, its ports, and many requests in flight."""

@@ -1,0 +1,288 @@
+"""A reply is the answer to its request, whatever the network does to datagrams.
+
+``TOMADA_LONG=1`` makes more than 100,000 requests, and prints what became of them.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import random
+import resource
+import socket as std
+import threading
+import time
+
+import pytest
+
+import tomada
+from answering import Server
+from lossy_link import LossyLink
+from support import DEADLINE, Call, RefusalError, eventually, run, together
+from tomada.asyncio import open_endpoint
+
+IS_LONG = os.environ.get("TOMADA_LONG") == "1"
+
+# How many requests each way of asking makes: one after the other, or many at once.
+SINGLE = 8000 if IS_LONG else 250
+MANY = 30_000 if IS_LONG else 1000
+
+# Longer than a late datagram takes, and shorter than the patience of who waits for a test.
+TIMEOUT = 0.6
+
+# A deadline is missed by no more than what a busy machine holds a thread up for.
+LATENESS = 10.0
+
+THREADS = 8
+
+_numbers = itertools.count()
+
+
+def answers(request, reply):
+    return reply == b"reply to " + request
+
+
+@pytest.fixture(autouse=True, scope="module")
+def many_descriptors():
+    """Let this process have a socket for each port that was used."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture(params=[None, answers], ids=["without match", "with match"])
+def match(request):
+    return request.param
+
+
+@pytest.fixture
+def link(inet):
+    """Give a bad link to a server that answers with what was asked."""
+    with (
+        Server(inet, lambda data: [b"reply to " + data]) as server,
+        LossyLink(server.address, seed=12) as link,
+    ):
+        server.asked = _Forgetful()
+        yield link
+        assert link.fates["lost"]
+
+
+class _Forgetful(list):
+    """A list that keeps nothing: the long form would need much memory."""
+
+    def append(self, _item):
+        pass
+
+
+class Tally:
+    """Counts what became of requests, and fails where one got another's reply."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self.answered = self.timed_out = self.wrong = 0
+
+    def add(self, question, reply, elapsed=0.0):
+        with self._lock:
+            if isinstance(reply, bytes):
+                self.answered += 1
+                self.wrong += not answers(question, reply)
+            else:
+                assert type(reply) is TimeoutError, reply
+                self.timed_out += 1
+                assert elapsed == 0.0 or elapsed >= TIMEOUT * 0.99
+        assert elapsed < TIMEOUT + LATENESS
+
+    def check(self, total, what):
+        if IS_LONG:
+            print(
+                f"{what}: {self.answered} answered, {self.timed_out} timed out, {self.wrong} wrong"
+            )
+        assert self.wrong == 0
+        assert self.answered + self.timed_out == total
+        # Four attempts are seldom lost all.
+        assert self.answered > total / 2
+
+
+def questions(count):
+    return [b"%d" % next(_numbers) for _ in range(count)]
+
+
+def test_request_over_a_bad_link(link, match):
+    tally = Tally()
+    with tomada.Client(link.address, TIMEOUT, match=match) as client:
+
+        def ask():
+            for question in questions(SINGLE // THREADS):
+                started = time.monotonic()
+                try:
+                    reply = client.request(question)
+                except TimeoutError as error:
+                    reply = error
+                tally.add(question, reply, time.monotonic() - started)
+
+        together(*[ask] * THREADS)
+    tally.check(SINGLE // THREADS * THREADS, f"request, match={match}")
+
+
+def test_request_many_over_a_bad_link(link, match):
+    tally = Tally()
+    with tomada.Client(link.address, TIMEOUT, match=match) as client:
+        for _ in range(MANY // 500):
+            asked = questions(500)
+            replies = client.request_many(asked, errors="return")
+            for question, reply in zip(asked, replies, strict=True):
+                tally.add(question, reply)
+    tally.check(MANY, f"request_many, match={match}")
+
+
+async def test_endpoint_request_over_a_bad_link(runner, link, match):  # noqa: ARG001
+    # With a match they ask one after the other.
+    count = SINGLE // 10 if match else SINGLE
+    tally, left = Tally(), iter(questions(count))
+
+    async def ask(endpoint):
+        for question in left:
+            started = time.monotonic()
+            try:
+                reply = await endpoint.request(question, timeout=TIMEOUT, match=match)
+            except TimeoutError as error:
+                reply = error
+            elapsed = 0.0 if match else time.monotonic() - started
+            tally.add(question, reply, elapsed)
+
+    async with open_endpoint(remote_addr=link.address) as endpoint:
+        await asyncio.gather(*(ask(endpoint) for _ in range(32)))
+    tally.check(count, f"Endpoint.request, match={match}, {asyncio.get_running_loop()}")
+
+
+async def test_requests_that_are_cancelled_at_random_over_a_bad_link(runner, link, match):  # noqa: ARG001
+    tally, chance = Tally(), random.Random(3)  # noqa: S311 - chance, and no secret
+    count = SINGLE // 10 if match else SINGLE
+    left = iter(questions(count))
+    cancelled = 0
+
+    async def ask(endpoint):
+        nonlocal cancelled
+        for question in left:
+            task = asyncio.ensure_future(endpoint.request(question, timeout=TIMEOUT, match=match))
+            if chance.random() < 0.3:
+                await asyncio.wait({task}, timeout=chance.random() * 0.01)
+                task.cancel()
+            try:
+                tally.add(question, await task)
+            except TimeoutError as error:
+                tally.add(question, error)
+            except asyncio.CancelledError:
+                cancelled += 1
+
+    async with open_endpoint(remote_addr=link.address) as endpoint:
+        await asyncio.gather(*(ask(endpoint) for _ in range(32)))
+    assert cancelled
+    tally.check(count - cancelled, f"cancelled {cancelled}, match={match}")
+
+
+@pytest.mark.parametrize("way", ["request", "request_many"])
+def test_a_match_that_raises_now_and_then_over_a_bad_link(link, way):
+    chance = random.Random(8)  # noqa: S311 - chance, and no secret
+
+    def moody(request, reply):
+        if chance.random() < 0.1:
+            raise RefusalError("this", "that")
+        return answers(request, reply)
+
+    raised = 0
+    with tomada.Client(link.address, TIMEOUT, match=moody) as client:
+        for question in questions(SINGLE):
+            try:
+                if way == "request":
+                    reply = client.request(question)
+                else:
+                    (reply,) = client.request_many([question])
+            except RefusalError:
+                raised += 1
+            except TimeoutError:
+                pass
+            else:
+                assert answers(question, reply)
+    assert raised
+
+
+@pytest.mark.parametrize("way", ["request", "request_many"])
+def test_a_slow_match_that_refuses_does_not_keep_a_request_for_ever(inet, way):
+    def slow(*_):
+        time.sleep(0.02)
+        return False
+
+    with (
+        Server(inet, lambda data: [data] * 3) as server,
+        tomada.Client(server.address, 0.1, match=slow) as client,
+        pytest.raises(TimeoutError),
+    ):
+        client.request(b"x") if way == "request" else client.request_many([b"x"] * 2)
+
+
+@pytest.mark.parametrize("way", ["request", "request_many"])
+def test_a_client_that_is_closed_over_a_bad_link(link, match, way):
+    for _ in range(20 if IS_LONG else 3):
+        answered, client = [], tomada.Client(link.address, DEADLINE, match=match)
+
+        def ask(client=client, answered=answered):
+            while True:
+                asked = questions(8)
+                try:
+                    if way == "request":
+                        replies = [client.request(asked[0])]
+                    else:
+                        replies = client.request_many(asked)
+                except OSError as error:
+                    return str(error)
+                answered.append(None)
+                for question, reply in zip(asked, replies, strict=False):
+                    assert answers(question, reply)
+
+        calls = [Call(ask) for _ in range(4)]
+        eventually(lambda answered=answered: len(answered) > 8)
+        client.close()
+        assert all("the client is closed" in call.result() for call in calls)
+
+
+def test_parent_and_child_over_a_bad_link(link):
+    program = """
+import os, sys
+import tomada
+client = tomada.Client(("127.0.0.1", int(sys.argv[1])), float(sys.argv[2]))
+for _ in range(40):
+    try:
+        client.request(b"before")
+    except TimeoutError:
+        pass
+child = os.fork()
+name = b"parent" if child else b"child"
+for number in range(200):
+    data = b"%s %d" % (name, number)
+    try:
+        assert client.request(data) == b"reply to " + data
+    except TimeoutError:
+        pass
+client.close()
+if not child:
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+    assert run(program, link.address[1], TIMEOUT) == "0\n"
+
+
+def test_the_link_passes_what_it_does_not_lose(inet):
+    with (
+        Server(inet, lambda data: [data]) as server,
+        LossyLink(server.address, seed=1, loss=0, duplicate=0, late=0) as link,
+        contextlib.ExitStack() as stack,
+    ):
+        socks = [stack.enter_context(std.socket(std.AF_INET, std.SOCK_DGRAM)) for _ in range(3)]
+        for number, sock in enumerate(socks):
+            sock.settimeout(DEADLINE)
+            sock.sendto(b"%d" % number, link.address)
+            assert sock.recvfrom(10) == (b"%d" % number, link.address)
+        assert len({sender for _, sender in server.asked}) == 3
+        assert link.fates == {"lost": 0, "duplicated": 0, "late": 0, "passed": 6}
