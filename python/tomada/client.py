@@ -12,7 +12,7 @@ from tomada._address import format_address
 from tomada._advice import OF_SENDING, advise
 from tomada._client.exchange import Exchange
 from tomada._client.pipeline import Matched, Separate
-from tomada._client.pool import LEAST_IDLE, Connection, Pool, RefusedError, has_no_room, resolve
+from tomada._client.pool import Connection, Pool, RefusedError, has_no_room, resolve
 from tomada._client.retry import LONGEST_TIMEOUT, Retry
 
 if TYPE_CHECKING:
@@ -125,21 +125,18 @@ class Client:
         """
         started = monotonic()
         pool, match = self._pool, self._match
+        idle = pool.idle
         try:
-            connection = pool.idle.popleft()
+            connection = idle.popleft()
         except IndexError:
             return self._insist(data, started, None)
-        rest = pool.rest if len(pool.idle) >= LEAST_IDLE - 1 else pool.long_rest
-        if connection.used_at + rest > started:
-            pool.idle.appendleft(connection)
+        if (pool.watched or len(idle) < pool.few) and not pool.admits(connection, started):
             return self._insist(data, started, None)
         # Most requests are answered, and this is their way: as little as can be between them and
         # the kernel. An idle connection has the timeout of a first attempt. It hears no strangers:
         # what came before it was connected is thrown away with what is late.
         refusal = None
         try:
-            if pool.watched:
-                pool.look_for_duplicate(connection)
             if connection.wait != pool.wait:
                 connection.wait = pool.wait
                 connection.settimeout(pool.wait)
@@ -166,7 +163,7 @@ class Client:
                 if now >= pool.sample_due:
                     pool.sample(now - started, now)
                 connection.used_at = now
-                pool.idle.append(connection)
+                idle.append(connection)
                 return reply
         return self._insist(data, started, connection, refusal)
 
