@@ -38,9 +38,10 @@ class Client:
     The client returns the server's answer to this request and nothing else: it drops datagrams of
     strangers and late replies. Each request in flight has a port of its own, which says whose reply
     a datagram is. A port over which a request was sent twice, was not answered or was cancelled is
-    not used again. Every other one rests, in case the network duplicates a datagram: for at least
-    ``4 * (SRTT + 4 * RTTVAR)``, and while 31 others are used or for the timeout. A ``match`` tells
-    replies apart without that, over one port.
+    not used again. Every other one rests while 31 others are used or for the timeout, in case the
+    network duplicates a datagram. During the first 256 requests, and for good once a duplicate has
+    come, it also rests for at least ``4 * (SRTT + 4 * RTTVAR)``. A ``match`` tells replies apart
+    without that, over one port.
 
     **Waits.** The first wait comes from the round trip, measured by the rules of RFC 6298: ``SRTT +
     max(50 ms, 4 * RTTVAR)``. Until a reply was measured it is an eighth of the timeout, with the

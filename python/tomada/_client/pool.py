@@ -230,7 +230,8 @@ class Pool:
 
     A request has a socket of its own, so that the port says whose reply a datagram is. Where
     nothing else does, a socket rests after each request, and those that have rested longest are
-    used first. One that was sent twice, not answered or cancelled is not used again: it stays open
+    used first; longer while the first requests are watched for duplicates, and where there were
+    some. One that was sent twice, not answered or cancelled is not used again: it stays open
     for a while, so that no other has the port when a late reply comes.
     """
 
