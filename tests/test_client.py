@@ -296,6 +296,28 @@ def test_a_port_that_has_rested_for_the_timeout_is_used_again(inet):
     assert len({sender for _, sender in server.asked}) == 1
 
 
+@pytest.mark.parametrize("way", ["sample", "request", "request_many"])
+def test_a_duplicate_makes_a_client_let_ports_rest_for_longer(inet, way, monkeypatch):
+    monkeypatch.setattr(pool, "WATCHED", 0)
+    with Server(inet, echo) as server, tomada.Client(server.address, LONG) as client:
+        inside = client._pool  # noqa: SLF001
+        client.request(b"first")
+        inside.adapt()
+        assert inside.rest == 0.0
+        (resting,) = inside.idle
+        server.sock.sendto(b"first", server.asked[0][1])
+        eventually(lambda: resting.poll(0))
+        resting.used_at = float("-inf")  # as if that was long ago
+        if way == "sample":
+            inside.sample(0.001, time.monotonic())
+        elif way == "request":
+            assert client.request(b"second") == b"second"
+        else:
+            assert client.request_many([b"second"]) == [b"second"]
+        inside.adapt()
+        assert inside.rest > 0.0
+
+
 @pytest.mark.parametrize("is_many", [False, True])
 def test_the_port_of_a_socket_that_is_closed_early_is_not_taken_again(inet, is_many, monkeypatch):
     # Without that, one of so many requests would have the port of an earlier one.

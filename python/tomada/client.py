@@ -12,7 +12,7 @@ from tomada._address import format_address
 from tomada._advice import OF_SENDING, advise
 from tomada._client.exchange import Exchange
 from tomada._client.pipeline import Matched, Separate
-from tomada._client.pool import LEAST_IDLE, Connection, Pool, RefusedError, has_no_room, resolve
+from tomada._client.pool import Connection, Pool, RefusedError, has_no_room, resolve
 from tomada._client.retry import LONGEST_TIMEOUT, Retry
 
 if TYPE_CHECKING:
@@ -38,9 +38,10 @@ class Client:
     The client returns the server's answer to this request and nothing else: it drops datagrams of
     strangers and late replies. Each request in flight has a port of its own, which says whose reply
     a datagram is. A port over which a request was sent twice, was not answered or was cancelled is
-    not used again. Every other one rests, in case the network duplicates a datagram: for at least
-    ``4 * (SRTT + 4 * RTTVAR)``, and while 31 others are used or for the timeout. A ``match`` tells
-    replies apart without that, over one port.
+    not used again. Every other one rests while 31 others are used or for the timeout, in case the
+    network duplicates a datagram. During the first 256 requests, and for good once a duplicate has
+    come, it also rests for at least ``4 * (SRTT + 4 * RTTVAR)``. A ``match`` tells replies apart
+    without that, over one port.
 
     **Waits.** The first wait comes from the round trip, measured by the rules of RFC 6298: ``SRTT +
     max(50 ms, 4 * RTTVAR)``. Until a reply was measured it is an eighth of the timeout, with the
@@ -125,21 +126,18 @@ class Client:
         """
         started = monotonic()
         pool, match = self._pool, self._match
+        idle = pool.idle
         try:
-            connection = pool.idle.popleft()
+            connection = idle.popleft()
         except IndexError:
             return self._insist(data, started, None)
-        rest = pool.rest if len(pool.idle) >= LEAST_IDLE - 1 else pool.long_rest
-        if connection.used_at + rest > started:
-            pool.idle.appendleft(connection)
+        if (pool.watched or len(idle) < pool.few) and not pool.admits(connection, started):
             return self._insist(data, started, None)
         # Most requests are answered, and this is their way: as little as can be between them and
         # the kernel. An idle connection has the timeout of a first attempt. It hears no strangers:
         # what came before it was connected is thrown away with what is late.
         refusal = None
         try:
-            if pool.watched:
-                pool.look_for_duplicate(connection)
             if connection.wait != pool.wait:
                 connection.wait = pool.wait
                 connection.settimeout(pool.wait)
@@ -166,7 +164,7 @@ class Client:
                 if now >= pool.sample_due:
                     pool.sample(now - started, now)
                 connection.used_at = now
-                pool.idle.append(connection)
+                idle.append(connection)
                 return reply
         return self._insist(data, started, connection, refusal)
 

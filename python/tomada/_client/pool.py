@@ -230,7 +230,8 @@ class Pool:
 
     A request has a socket of its own, so that the port says whose reply a datagram is. Where
     nothing else does, a socket rests after each request, and those that have rested longest are
-    used first. One that was sent twice, not answered or cancelled is not used again: it stays open
+    used first; longer while the first requests are watched for duplicates, and where there were
+    some. One that was sent twice, not answered or cancelled is not used again: it stays open
     for a while, so that no other has the port when a late reply comes.
     """
 
@@ -254,6 +255,8 @@ class Pool:
         self.rest = self.long_rest = 0.0 if tells_apart else self._rest
         #: How many requests are left to watch for duplicates; for ever where there was one.
         self.watched = WATCHED if self.rest else 0.0
+        #: So many others rest at least when one is used that has not rested for long.
+        self.few = LEAST_IDLE - 1 if self.rest else 0
         self._prepare = prepare
         self._avoided: dict[int, float] = {}
         #: What is known of the server.
@@ -289,6 +292,14 @@ class Pool:
             self.discard(connection, connection.used_at + self.rest)
         return self._open()
 
+    def admits(self, connection: Connection, now: float) -> bool:
+        """Say whether an idle connection may be used, as :meth:`take` would; else keep it."""
+        if self.has_rested(connection, len(self.idle), now):
+            self.look_for_duplicate(connection)
+            return True
+        self.idle.appendleft(connection)
+        return False
+
     def look_for_duplicate(self, connection: Connection) -> bool:
         """Say whether a datagram has come to a socket that rests, and take more care then."""
         if self.watched:
@@ -302,7 +313,7 @@ class Pool:
 
     def has_rested(self, connection: Connection, others: int, now: float) -> bool:
         """Say whether a socket may be used again, given how many others rest."""
-        rest = self.rest if others >= LEAST_IDLE - 1 else self.long_rest
+        rest = self.rest if others >= self.few else self.long_rest
         return connection.used_at + rest <= now
 
     def _open(self) -> Connection:
@@ -323,7 +334,10 @@ class Pool:
             connection.wait = self.wait
             connection.settimeout(connection.wait)
             connection.used_at = monotonic()
-            self.idle.append(connection)
+            if self.watched or len(self.idle) < 4 * LEAST_IDLE:
+                self.idle.append(connection)
+            else:
+                self.discard(connection, connection.used_at + AVOIDED)
 
     def retire(self, connection: Connection) -> None:
         """Give back a connection for which a reply may still come."""
@@ -349,6 +363,8 @@ class Pool:
         """Take note of how long a reply took."""
         self.round_trip.sample(elapsed, now)
         self.adapt()
+        if self.long_rest:
+            self._look_at_oldest()
 
     def adapt(self) -> None:
         """Take over what the round trip has become."""
@@ -358,7 +374,6 @@ class Pool:
             self.wait = wait
         if self.long_rest:
             self.rest = min(self.round_trip.spread, self.long_rest) if self.watched else 0.0
-            self._look_at_oldest()
 
     def _look_at_oldest(self) -> None:
         """See whether the socket that has rested longest has a duplicate, and is still of use."""
@@ -369,8 +384,7 @@ class Pool:
         if oldest.poll(0):
             self.watched = math.inf
         is_old = oldest.used_at + self.long_rest < monotonic()
-        most = LEAST_IDLE if is_old else MOST_IDLE if self.watched else 4 * LEAST_IDLE
-        if len(self.idle) >= most:
+        if len(self.idle) >= (MOST_IDLE if self.watched and not is_old else LEAST_IDLE):
             self.discard(oldest, oldest.used_at + AVOIDED)
         else:
             self.idle.appendleft(oldest)
