@@ -9,6 +9,7 @@
 pub mod address;
 pub mod cmsg;
 mod descriptor;
+mod error_class;
 pub mod errors;
 mod forked;
 mod gro;
@@ -31,6 +32,7 @@ mod wait;
 
 pub use address::{Address, AddressKind};
 pub use descriptor::{Descriptor, InFlight};
+pub use error_class::{ErrorClass, ErrorStreak};
 pub use guard::Guard;
 pub use inbox::Taken;
 pub use meta::{Meta, Source};
