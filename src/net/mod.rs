@@ -9,6 +9,7 @@
 pub mod address;
 pub mod cmsg;
 mod descriptor;
+mod drops;
 mod error_class;
 pub mod errors;
 mod forked;
@@ -32,6 +33,7 @@ mod wait;
 
 pub use address::{Address, AddressKind};
 pub use descriptor::{Descriptor, InFlight};
+pub use drops::Drops;
 pub use error_class::{ErrorClass, ErrorStreak};
 pub use guard::Guard;
 pub use inbox::Taken;
