@@ -33,8 +33,11 @@ def send_from_port_0(to, *payloads):
             raw.sendto(pack_udp(0, to[1], data), (to[0], 0))
 
 
-def send_icmp_errors(sender, to, count):
-    """Tell the socket bound to ``sender`` ``count`` times that what it sent ``to`` failed."""
+def send_icmp_errors(sender, to, count, first=0):
+    """Tell the socket bound to ``sender`` ``count`` times that what it sent ``to`` failed.
+
+    Each kind of message has its turn, from number ``first`` on.
+    """
     family = std.AF_INET6 if ":" in sender[0] else std.AF_INET
     inner = pack_udp(sender[1], to[1], b"sent?")
     source, destination = (std.inet_pton(family, address[0]) for address in (sender, to))
@@ -47,7 +50,7 @@ def send_icmp_errors(sender, to, count):
     failed = head + source + destination + inner
     kinds = ICMP_ERRORS[family]
     with std.socket(family, std.SOCK_RAW, protocol) as raw:
-        for number in range(count):
+        for number in range(first, first + count):
             message = struct.pack("!BBHI", *kinds[number % len(kinds)], 0, 0) + failed
             if family == std.AF_INET:  # of ICMPv6 the kernel makes it
                 message = message[:2] + checksum(message) + message[4:]

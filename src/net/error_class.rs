@@ -54,6 +54,27 @@ impl ErrorClass {
     }
 }
 
+/// Whether a send may have reported an ICMP message about an earlier datagram, on a socket that hears
+/// of those (it is connected, or has `IP_RECVERR`). Then it has sent nothing, and the same send again
+/// tells the truth.
+pub fn may_be_of_earlier(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ECONNREFUSED
+                | libc::EHOSTUNREACH
+                | libc::ENETUNREACH
+                | libc::EMSGSIZE
+                | libc::ENOPROTOOPT
+                | libc::EOPNOTSUPP
+                | libc::EHOSTDOWN
+                | libc::ENONET
+                | libc::EPROTO
+                | libc::EACCES
+        )
+    )
+}
+
 /// Errors in a row, with no datagram between them: how long to pause before the next attempt.
 ///
 /// An error about a peer is over once it was returned, so that the next attempt needs no pause. But
@@ -134,6 +155,16 @@ mod tests {
         assert_eq!(ErrorClass::of(&no_memory), ErrorClass::Shortage);
         for errno in [libc::EBADF, libc::ENOTSOCK, libc::EFAULT, libc::ENOSYS] {
             assert_eq!(ErrorClass::of_errno(errno), ErrorClass::Own);
+        }
+    }
+
+    #[test]
+    fn what_no_icmp_message_says_is_not_of_an_earlier_datagram() {
+        for errno in [libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::EMSGSIZE, libc::EACCES] {
+            assert!(may_be_of_earlier(&io::Error::from_raw_os_error(errno)));
+        }
+        for errno in [libc::EINVAL, libc::EPERM, libc::ENOBUFS, libc::EADDRNOTAVAIL, libc::EBADF] {
+            assert!(!may_be_of_earlier(&io::Error::from_raw_os_error(errno)));
         }
     }
 

@@ -34,7 +34,7 @@ mod wait;
 pub use address::{Address, AddressKind};
 pub use descriptor::{Descriptor, InFlight};
 pub use drops::Drops;
-pub use error_class::{ErrorClass, ErrorStreak};
+pub use error_class::{ErrorClass, ErrorStreak, may_be_of_earlier};
 pub use guard::Guard;
 pub use inbox::Taken;
 pub use meta::{Meta, Source};

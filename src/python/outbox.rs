@@ -9,7 +9,9 @@ use pyo3::types::PyBytes;
 
 use super::asked::Asked;
 use super::error::may_be_of_source;
-use crate::net::{self, Address, SendQueue, SendSlice, Sent, Source, no_memory};
+use crate::net::{
+    self, Address, SendQueue, SendSlice, Sent, Source, may_be_of_earlier, no_memory,
+};
 
 /// Datagrams in the order in which they were accepted.
 #[derive(Default)]
@@ -86,8 +88,8 @@ impl Outbox {
     /// Sends what goes without waiting. A datagram that is refused is given up, and the others are
     /// sent.
     ///
-    /// On a connected socket an error may belong to a datagram sent earlier, whose ICMP answer has
-    /// come meanwhile; the kernel tells it instead of sending. So each is tried twice. A socket of
+    /// Where a socket hears of ICMP messages, an error may belong to a datagram sent earlier; the kernel
+    /// tells it instead of sending. So each is tried twice. A socket of
     /// another family than the Internet's tells only what it is asked to do.
     ///
     /// One that was to leave from an address that this machine has no more leaves from where the
@@ -152,6 +154,11 @@ impl Outbox {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if Self::retries(socket, &error, retried, queue.position()) => {
+                    let position = queue.position();
+                    retried = Some(position);
+                    flushed.errors.extend(self.refused(py, position, error, false));
+                }
                 Err(error) if may_be_of_source(&error) && queue.forget_source() => {
                     // If without it the datagram leaves. A peer that none can be sent to must not
                     // have others answered from an address that they do not expect.
@@ -161,19 +168,30 @@ impl Outbox {
                 Err(error) => {
                     moved = None;
                     let position = queue.position();
-                    let may_be_of_another =
-                        error.kind() == io::ErrorKind::ConnectionRefused && socket.is_ip();
-                    let is_lost = !may_be_of_another || retried == Some(position);
-                    if is_lost {
-                        queue.skip();
-                    } else {
-                        retried = Some(position);
-                    }
-                    flushed.errors.extend(self.refused(py, position, error, is_lost));
+                    queue.skip();
+                    let was_refused_before = |earlier: &mut Refused| {
+                        retried == Some(position)
+                            && !earlier.is_lost
+                            && earlier.error.raw_os_error() == error.raw_os_error()
+                            && error.kind() != io::ErrorKind::ConnectionRefused
+                    };
+                    // The error was of this datagram after all, and is told once.
+                    flushed.errors.pop_if(was_refused_before);
+                    flushed.errors.extend(self.refused(py, position, error, true));
                 }
             }
         }
         queue.position()
+    }
+
+    /// Whether an error may be that of an earlier datagram, so that this one is tried again.
+    fn retries(
+        socket: &net::Socket,
+        error: &io::Error,
+        retried: Option<usize>,
+        position: usize,
+    ) -> bool {
+        socket.is_ip() && may_be_of_earlier(error) && retried != Some(position)
     }
 
     /// The first datagrams as a queue for the kernel: as many as a step takes, or there is memory
