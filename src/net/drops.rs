@@ -164,9 +164,8 @@ impl Errors {
     fn from_counters(counter: &impl Fn(&str) -> Option<u64>) -> Option<Self> {
         // Without MemErrors the kernel is older than 5.11, and counts those in neither.
         let memory = counter("MemErrors").unwrap_or_default();
-        let unwanted = counter("RcvbufErrors")?
-            .wrapping_add(counter("InCsumErrors")?)
-            .wrapping_add(memory);
+        let unwanted =
+            counter("RcvbufErrors")?.wrapping_add(counter("InCsumErrors")?).wrapping_add(memory);
         Some(Self { unwanted, other: counter("InErrors")?.wrapping_sub(unwanted) })
     }
 

@@ -175,8 +175,7 @@ impl Socket {
         if (level, name) == (libc::SOL_UDP, libc::UDP_SEGMENT) {
             self.offload.forget();
         }
-        if level == libc::SOL_SOCKET
-            && matches!(name, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_BPF)
+        if level == libc::SOL_SOCKET && matches!(name, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_BPF)
         {
             self.filter_was_set();
         }

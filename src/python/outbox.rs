@@ -9,9 +9,7 @@ use pyo3::types::PyBytes;
 
 use super::asked::Asked;
 use super::error::may_be_of_source;
-use crate::net::{
-    self, Address, SendQueue, SendSlice, Sent, Source, may_be_of_earlier, no_memory,
-};
+use crate::net::{self, Address, SendQueue, SendSlice, Sent, Source, may_be_of_earlier, no_memory};
 
 /// Datagrams in the order in which they were accepted.
 #[derive(Default)]

@@ -236,7 +236,8 @@ impl ServerCore {
         }
         let socket = delivery.socket();
         let messages = delivery.messages();
-        let mut attempt = || socket.with(|fd| self.receive_now(socket, fd, ring, messages, of_peer));
+        let mut attempt =
+            || socket.with(|fd| self.receive_now(socket, fd, ring, messages, of_peer));
         let received =
             if delivery.attached() < SWITCH { attempt() } else { delivery.detach(&mut attempt) };
         match received {
