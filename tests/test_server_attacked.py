@@ -195,9 +195,11 @@ def test_replies_that_the_guard_refuses_cost_only_themselves(workers):
             attacker.send(b"more")
         assert ask(serving.address) == b"ping"
         stats = eventually(
-            lambda: (s := serving.stats()).received == SOME + 1
-            and s.sent + s.send_errors == SOME + 1
-            and s
+            lambda: (
+                (s := serving.stats()).received == SOME + 1
+                and s.sent + s.send_errors == SOME + 1
+                and s
+            )
         )
         counts = eventually(
             lambda: (g := guard.stats()).over_amplification == stats.send_errors > 0 and g

@@ -759,8 +759,7 @@ class ServerStats:
 
     @property
     def filter_drops(self) -> int:
-        """Datagrams that the guard's filter in the kernel refused: see :attr:`Stats.filter_drops`.
-        """
+        """Datagrams that the guard's filter in the kernel refused: see :attr:`Stats.filter_drops`."""
 
     @property
     def handler_errors(self) -> int:
