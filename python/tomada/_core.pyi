@@ -759,7 +759,7 @@ class ServerStats:
 
     @property
     def filter_drops(self) -> int:
-        """Datagrams that the guard's filter in the kernel refused: see :attr:`Stats.filter_drops`."""
+        """Datagrams that the guard's kernel filter refused: see :attr:`Stats.filter_drops`."""
 
     @property
     def handler_errors(self) -> int:
@@ -835,8 +835,8 @@ class Stats:
     def kernel_drops(self) -> int:
         """Datagrams that the kernel dropped (``SO_MEMINFO``), up to this moment.
 
-        Because the socket's buffer was full or a checksum was wrong; and those that this process had
-        no memory to keep, which then do not count as received. What was sent is ``received +
+        Because the socket's buffer was full or a checksum was wrong; and those that this process
+        had no memory to keep, which then do not count as received. What was sent is ``received +
         refused + kernel_drops + filter_drops``, once nothing waits in the queue, except with
         :attr:`Socket.gro`: of a run that was glued together, the kernel counts one, and so each
         drop stands for 1 to 128 datagrams.
@@ -853,8 +853,8 @@ class Stats:
         them together with those that it had no room for. They are told apart at each call of
         ``stats()``, by the counters of the network namespace (``RcvbufErrors`` and ``InErrors`` in
         ``/proc/net/snmp``): while another socket of the namespace overflows, some count in
-        :attr:`kernel_drops`. All do before Linux 5.14, without ``/proc``, and where the socket is in
-        another namespace than the calling thread.
+        :attr:`kernel_drops`. All do before Linux 5.14, without ``/proc``, and where the socket is
+        in another namespace than the calling thread.
         """
 
     @property

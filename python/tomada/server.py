@@ -67,8 +67,8 @@ class Server:
     :param groups: Multicast groups to join, each an address, or the arguments of
         :meth:`tomada.socket.socket.join_group`. Workers then share one socket, since several would
         each get a copy.
-    :param guard: A :class:`tomada.Guard` for what arrives and leaves. Each worker limits on its own,
-        by what it has received itself; the guard's counters are those of all workers together.
+    :param guard: A :class:`tomada.Guard` for what arrives and leaves. Each worker limits on its
+        own, by what it has received itself; the guard's counters are the sums over all workers.
     :param sock: A bound socket to use instead of an address. It stays the caller's, to close.
     :param fd: The descriptor of one, which becomes the server's.
 
