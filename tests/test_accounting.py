@@ -134,11 +134,13 @@ def test_with_gro_what_comes_one_by_one_is_exact(inet):
 def test_what_the_kernel_filter_refuses_is_dropped_by_the_kernel():
     guard = tomada.Guard(deny=["127.0.0.0/8"])
     with guarded(guard) as (sock, _), Flood(sock.getsockname(), gso=True) as flood:
-        eventually(lambda: sock.stats().kernel_drops > 10_000)
+        eventually(lambda: sock.stats().filter_drops > 10_000)
         sent = flood.stop()
         assert_settled(os.sched_yield, sock.stats, sent)
         stats = sock.stats()
-        assert (stats.received, stats.refused, stats.kernel_drops) == (0, 0, sent)
+        assert (stats.received, stats.refused) == (0, 0)
+        # While others of the machine overflow, some count as kernel_drops.
+        assert stats.kernel_drops + stats.filter_drops == sent
         assert guard.stats().refused == 0
         assert listed_drops(sock) == sent
 
@@ -148,7 +150,8 @@ def test_a_filter_of_the_users_counts_too(inet):
         tomada.Guard(deny=["127.0.0.0/8"]).attach(sock)
         for data in numbered(10):
             sender.sendto(data, sock.getsockname())
-        assert sock.stats().kernel_drops == listed_drops(sock) == 10
+        stats = sock.stats()
+        assert stats.kernel_drops + stats.filter_drops == listed_drops(sock) == 10
 
 
 def send_wrong(raw, to, size):

@@ -54,7 +54,7 @@ def seen(guard):
         if guard is None:
             return is_overrun(stats)
         if guard.kernel_filter is not None:
-            return stats.kernel_drops > 1000
+            return stats.filter_drops > 1000
         return stats.received > 0 and stats.refused > 0 and stats.kernel_drops > 1000
 
     return condition

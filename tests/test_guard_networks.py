@@ -60,7 +60,9 @@ def test_only_the_networks_that_are_wanted_are_heard(lists, in_kernel):
         send(b"yes", NEAR)
         send(b"no", FAR)
         assert payloads(sock) == [b"yes"]
-        refused, dropped = sock.stats().refused, sock.stats().kernel_drops
+        stats = sock.stats()
+        # While others of the machine overflow, some count as kernel_drops.
+        refused, dropped = stats.refused, stats.kernel_drops + stats.filter_drops
         assert (refused, dropped) == ((0, 2) if in_kernel else (2, 0))
         assert (guard.stats().admitted, guard.stats().denied) == (1, refused)
 
@@ -123,7 +125,8 @@ def test_a_filter_of_the_users_own_stays():
         assert payloads(sock) == []
         sock.guard = None
         send(b"no", NEAR)
-        assert (payloads(sock), sock.stats().kernel_drops) == ([], 2)
+        assert payloads(sock) == []
+        assert sock.stats().kernel_drops + sock.stats().filter_drops == 2
 
 
 def test_a_standard_socket_may_have_the_filter_alone():

@@ -1,5 +1,6 @@
 """The Prometheus collector, scraped over HTTP as Prometheus does."""
 
+import os
 import re
 import urllib.request
 
@@ -83,6 +84,22 @@ def test_every_counter_is_documented(scraped):
         ServerCollector(serving, registry)
         text = read()
     names = re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)
-    assert len(names) == 12
+    assert len(names) == 14
     for name in names:
         assert re.search(rf"^# HELP {name} \S", text, re.MULTILINE)
+
+
+def test_a_server_that_is_not_started_has_no_values_and_fails_no_scrape(scraped, unix):
+    registry, read = scraped
+    prometheus_client.Gauge("of_another", "Of another.", registry=registry).set(7)
+    path = os.fsencode(unix.address()) + b"\xff"
+    serving = server(lambda data, _: data, path)
+    ServerCollector(serving, registry)
+    assert "of_another 7" in read()
+    assert "# TYPE tomada_server_received_total counter" in read()
+    assert "tomada_server_received_total{" not in read()
+    with serving:
+        # The path is not text, which Prometheus wants.
+        assert value(read(), "tomada_server_received_total") == 0
+        assert "of_another 7" in read()
+    assert value(read(), "tomada_server_received_total") == 0

@@ -19,6 +19,7 @@ NAMES = (
     "send_calls",
     "truncated",
     "kernel_drops",
+    "filter_drops",
     "errors",
 )
 

@@ -600,7 +600,10 @@ class Datagram:
 
     @property
     def kernel_drops(self) -> int:
-        """How many datagrams the socket's queue had dropped when this one was queued."""
+        """How many datagrams the kernel had dropped for the socket when this one was queued.
+
+        Those that a filter refused are among them: the kernel does not tell them apart here.
+        """
 
     def reply(self, data: ReadableBuffer, flags: int = 0) -> int:
         """Send an answer from the address that was asked, and return its length.
@@ -709,7 +712,7 @@ class ServerCounters:
     def add_restart(self, worker: int) -> None:
         """Count that a worker died and is started again."""
 
-    def stats(self, kernel_drops: int) -> ServerStats:
+    def stats(self, kernel_drops: int, filter_drops: int) -> ServerStats:
         """Add up what all workers have counted."""
 
 @final
@@ -752,8 +755,13 @@ class ServerStats:
     def kernel_drops(self) -> int:
         """Datagrams that the kernel dropped since the start: see :attr:`Stats.kernel_drops`.
 
-        What was sent is ``received + refused + kernel_drops``, once nothing waits in the queue.
+        What was sent is ``received + refused + kernel_drops + filter_drops``, once nothing waits in
+        the queue.
         """
+
+    @property
+    def filter_drops(self) -> int:
+        """Datagrams that the guard's kernel filter refused: see :attr:`Stats.filter_drops`."""
 
     @property
     def handler_errors(self) -> int:
@@ -765,6 +773,14 @@ class ServerStats:
     @property
     def send_errors(self) -> int:
         """Datagrams that the kernel refused, or that waited too long for room."""
+
+    @property
+    def receive_errors(self) -> int:
+        """Errors that receiving reported, on a connected socket or one with ``IP_RECVERR``.
+
+        Most are ICMP messages about datagrams that were sent earlier. They are logged once in a
+        while, and stop nothing.
+        """
 
     @property
     def handler_time(self) -> float:
@@ -821,14 +837,26 @@ class Stats:
     def kernel_drops(self) -> int:
         """Datagrams that the kernel dropped (``SO_MEMINFO``), up to this moment.
 
-        Because the socket's buffer was full, a checksum was wrong, or a filter refused them; and
-        those that this process had no memory to keep, which then do not count as received. What was
-        sent is ``received + refused + kernel_drops``, once nothing waits in the queue, except with
+        Because the socket's buffer was full or a checksum was wrong; and those that this process
+        had no memory to keep, which then do not count as received. What was sent is ``received +
+        refused + kernel_drops + filter_drops``, once nothing waits in the queue, except with
         :attr:`Socket.gro`: of a run that was glued together, the kernel counts one, and so each
         drop stands for 1 to 128 datagrams.
 
         The kernel counts since it opened the socket, which duplicates share. Its counter has 32
         bits; counting goes on beyond, if this is read now and then.
+        """
+
+    @property
+    def filter_drops(self) -> int:
+        """Datagrams that the socket's filter in the kernel refused (``SO_ATTACH_FILTER``).
+
+        The filter of a :class:`Guard` with ``allow`` or ``deny``, or your own. The kernel counts
+        them together with those that it had no room for. They are told apart at each call of
+        ``stats()``, by the counters of the network namespace (``RcvbufErrors`` and ``InErrors`` in
+        ``/proc/net/snmp``): while another socket of the namespace overflows, some count in
+        :attr:`kernel_drops`. All do before Linux 5.14, without ``/proc``, and where the socket is
+        in another namespace than the calling thread.
         """
 
     @property
@@ -845,7 +873,8 @@ class Guard:
     (``guard=``). Each part that is given is a check; they are made in this order, and a datagram is
     refused by the first that fails. A refused datagram is counted, and nobody is told.
 
-    A *source* is an address without its port. IPv4 addresses mapped to IPv6 are IPv4 addresses.
+    A *source* is an address without its port, or its network: see ``prefixes``. IPv4 addresses
+    mapped to IPv6 are IPv4 addresses.
 
     **Memory.** The table of sources has a fixed size (32 bytes each, 8 MiB as it comes), and a key
     of its own, so that nobody can choose whom he displaces. A source becomes *known* when it is
@@ -863,8 +892,9 @@ class Guard:
         once. Strangers leave half of that to the known, who so have the first turn.
     :param rate: How many datagrams a second may come from one source.
     :param burst: How many at once; a second's worth if not given.
-    :param prefixes: How many leading bits make a source, for IPv4 and IPv6. With ``(24, 64)`` the
-        rate is that of a network.
+    :param prefixes: How many leading bits make a source, for IPv4 and IPv6. With ``(24, 56)`` the
+        rate is that of a network. A single machine has a /64 of IPv6 addresses, so that a rate for
+        longer prefixes limits nobody.
     :param amplification: How many bytes of payload may go to an address for each that was let in
         from it; 3 in QUIC (:rfc:`9000#section-8`). It may have another's address in its datagrams,
         who would get the answers. More raises :class:`PermissionError`, in transports by
@@ -874,7 +904,7 @@ class Guard:
     :param sources: How many sources the table has, 8 to 16,777,216, rounded up to a power of two.
         Make it eight times as many as there are known peers.
     :param kernel_filter: Have the kernel drop what ``allow`` and ``deny`` refuse, before it takes
-        time or room (``SO_ATTACH_FILTER``). It then counts in ``kernel_drops`` of the socket's
+        time or room (``SO_ATTACH_FILTER``). It then counts in ``filter_drops`` of the socket's
         :class:`Stats`, and not here.
     :raises ValueError: A network is none, has host bits set, or is in both lists; a number makes no
         sense.
@@ -887,7 +917,7 @@ class Guard:
         deny: Iterable[object] | None = None,
         rate: float | None = None,
         burst: int | None = None,
-        prefixes: tuple[int, int] = (32, 128),
+        prefixes: tuple[int, int] = (32, 64),
         ceiling: float | None = None,
         amplification: float | None = None,
         max_size: int | None = None,
@@ -911,7 +941,11 @@ class Guard:
         """
 
     def stats(self) -> GuardStats:
-        """Return what became of the datagrams so far, on all sockets that have this guard."""
+        """Return what became of the datagrams so far, on all sockets that have this guard.
+
+        In this process and in all that were forked from the one that made the guard, such as the
+        workers of a server, those that have ended included.
+        """
 
     def validate(self, address: str | tuple[Any, ...], /) -> None:
         """Vouch for an address: it is known, and ``amplification`` does not hold for it any more.

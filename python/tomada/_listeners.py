@@ -35,7 +35,7 @@ class Listeners:
         self.address: Any = self.sockets[0].getsockname()
         self._is_own = is_own
         # Sockets that were given may have dropped some before.
-        self._drops_before = self._all_drops()
+        self._before = self._all_drops()
         self._path = _identity(self.address) if is_own else None
 
     def of(self, worker: int) -> Any:
@@ -76,12 +76,17 @@ class Listeners:
                 with contextlib.suppress(OSError):
                     sock.gro = False
 
-    def kernel_drops(self) -> int:
-        """Return how many datagrams the kernel has dropped, up to the closing if that was."""
-        return self._all_drops() - self._drops_before
+    def drops(self) -> tuple[int, int]:
+        """Return how many datagrams the kernel has dropped, up to the closing if that was.
 
-    def _all_drops(self) -> int:
-        return sum(sock.stats().kernel_drops for sock in self.sockets)
+        First those that it had no room for, then those that a filter refused.
+        """
+        (dropped, filtered), (dropped_before, filtered_before) = self._all_drops(), self._before
+        return dropped - dropped_before, filtered - filtered_before
+
+    def _all_drops(self) -> tuple[int, int]:
+        stats = [sock.stats() for sock in self.sockets]
+        return sum(s.kernel_drops for s in stats), sum(s.filter_drops for s in stats)
 
     def close(self) -> None:
         """Close the sockets, and remove the path that binding to ``AF_UNIX`` made."""

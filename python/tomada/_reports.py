@@ -53,6 +53,13 @@ class Reports:
             logger.error("the handler failed%s%s", place, suffix, exc_info=detail)
         elif what == "send":
             logger.warning("not sent to %s: %s%s", format_address(address), detail, suffix)
+        elif address is not None:
+            logger.warning(
+                "a datagram sent to %s did not arrive: %s%s",
+                format_address(address),
+                detail,
+                suffix,
+            )
         else:
             logger.warning("receiving failed: %s%s", detail, suffix)
 

@@ -23,9 +23,11 @@ COUNTERS = {
     "sent_bytes": "Bytes of payload sent.",
     "truncated": "Received datagrams whose end was cut off.",
     "refused": "Datagrams that the guard refused.",
-    "kernel_drops": "Datagrams that the kernel dropped before they were received.",
+    "kernel_drops": "Datagrams that the kernel had no room for.",
+    "filter_drops": "Datagrams that the kernel's filter refused, as the guard told it to.",
     "handler_errors": "Calls of the handler that failed.",
     "send_errors": "Datagrams that could not be sent.",
+    "receive_errors": "Errors that receiving reported, most of them ICMP messages about peers.",
     "handler_time": "Seconds spent in the handler.",
     "restarts": "Workers that died and were started again.",
 }
@@ -59,8 +61,14 @@ class ServerCollector(Collector):
         yield HistogramMetricFamily("tomada_server_batch_size", "Datagrams in one batch.")
 
     def collect(self) -> Iterator[Metric]:
-        """Return the metrics of this moment."""
-        stats, labels = self._server.stats(), [format_address(self._server.address)]
+        """Return the metrics of this moment. Before the server is started, they have no values."""
+        try:
+            stats, address = self._server.stats(), format_address(self._server.address)
+        except RuntimeError:  # not started yet
+            yield from self.describe()
+            return
+        # A path of AF_UNIX is bytes. One byte that is not text would fail the scrape of all.
+        labels = [address.encode(errors="replace").decode()]
         for name, text in COUNTERS.items():
             counter = CounterMetricFamily(f"tomada_server_{name}", text, labels=["address"])
             counter.add_metric(labels, getattr(stats, name))

@@ -67,8 +67,8 @@ class Server:
     :param groups: Multicast groups to join, each an address, or the arguments of
         :meth:`tomada.socket.socket.join_group`. Workers then share one socket, since several would
         each get a copy.
-    :param guard: A :class:`tomada.Guard` for what arrives and leaves. Each worker has a copy of it,
-        and so its own counts and limits; :meth:`stats` has what all of them refused.
+    :param guard: A :class:`tomada.Guard` for what arrives and leaves. Each worker limits on its
+        own, by what it has received itself; the guard's counters are the sums over all workers.
     :param sock: A bound socket to use instead of an address. It stays the caller's, to close.
     :param fd: The descriptor of one, which becomes the server's.
 
@@ -271,7 +271,7 @@ class Server:
     def stats(self) -> _core.ServerStats:
         """Return what all workers have counted since the start, those that have died included."""
         job = self._running()
-        return job.counters.stats(job.listeners.kernel_drops())
+        return job.counters.stats(*job.listeners.drops())
 
     def sendto(self, data: Any, address: Any) -> None:
         """Send a datagram from the server's port: a reply that comes later, or what nobody asked.

@@ -143,6 +143,8 @@ impl Inherit for VecDeque<ErrorMessage> {
 
 /// As many entries are kept; beyond them the oldest goes.
 const KEPT: usize = 256;
+/// As many are taken at once. More than a receive buffer of the default size holds.
+const TAKEN: usize = 1024;
 
 impl Socket {
     /// Takes an entry out of the error queue; `EAGAIN` where there is none.
@@ -175,15 +177,37 @@ impl Socket {
         }
     }
 
-    /// Empties the kernel's error queue into this socket's own.
+    /// Empties the kernel's error queue into this socket's own, which keeps the latest entries.
+    ///
+    /// It ends although new entries come as fast as it takes them.
     pub fn keep_error_messages(&self, fd: BorrowedFd<'_>) {
         let mut kept = self.kept_errors();
-        while let Ok(message) = self.next_error_message(fd) {
+        for _ in 0..TAKEN {
+            let Ok(message) = self.next_error_message(fd) else { return };
             if kept.len() == KEPT {
                 kept.pop_front();
             }
             kept.push_back(message);
         }
+    }
+
+    /// Throws all entries away, and returns how many of them were errors, with the last such.
+    ///
+    /// For a receiver that nobody asks for its errors. The queue shares the receive buffer's limit,
+    /// so that one left full takes the room of datagrams.
+    pub fn discard_error_messages(
+        &self,
+        fd: BorrowedFd<'_>,
+    ) -> (usize, Option<(Address, SocketError)>) {
+        let (mut count, mut last) = (0, None);
+        for _ in 0..TAKEN {
+            let Ok(message) = self.take_error_message(fd) else { break };
+            if let Some(error) = message.decode() {
+                count += 1;
+                last = Some((message.peer, error));
+            }
+        }
+        (count, last)
     }
 
     pub(super) fn receive_error_message(

@@ -10,6 +10,8 @@ pub mod address;
 pub mod cmsg;
 mod counted;
 mod descriptor;
+mod drops;
+mod error_class;
 pub mod errors;
 mod forked;
 mod gro;
@@ -35,6 +37,8 @@ mod waker;
 
 pub use address::{Address, AddressKind};
 pub use descriptor::{Descriptor, InFlight};
+pub use drops::Drops;
+pub use error_class::{ErrorClass, ErrorStreak, may_be_of_earlier};
 pub use guard::Guard;
 pub use inbox::Taken;
 pub use meta::{Meta, Source, may_be_of_source};

@@ -121,8 +121,8 @@ impl<P: Payload> SendBacklog<P> {
 
     /// Sends what goes. A datagram that is refused is given up, and the others are sent.
     ///
-    /// On a connected socket an error may belong to a datagram sent earlier, whose ICMP answer has
-    /// come meanwhile; the kernel tells it instead of sending. So each is tried twice.
+    /// On a socket that hears of ICMP messages, an error may belong to a datagram sent earlier; the
+    /// kernel reports it instead of sending. So each datagram is tried twice.
     ///
     /// A datagram that was to leave from an address that no longer belongs to this machine leaves
     /// from where the routes say. If it can, the address is forgotten for its peer.
@@ -168,6 +168,13 @@ impl<P: Payload> SendBacklog<P> {
                         outlet.forget_source(peer);
                     }
                 }
+                Err(error)
+                    if outlet.may_be_of_earlier(&error) && retried != Some(queue.position()) =>
+                {
+                    let position = queue.position();
+                    retried = Some(position);
+                    flushed.errors.extend(self.refused(position, error, false));
+                }
                 Err(error) if may_be_of_source(&error) && queue.forget_source() => {
                     // If without it the datagram leaves. A peer that none can be sent to must not
                     // have others answered from an address that they do not expect.
@@ -176,14 +183,15 @@ impl<P: Payload> SendBacklog<P> {
                 }
                 Err(error) => {
                     moved = None;
-                    let position = queue.position();
-                    let is_lost = !outlet.may_be_of_earlier(&error) || retried == Some(position);
-                    if is_lost {
-                        self.give_up(&mut queue, error, flushed);
-                    } else {
-                        retried = Some(position);
-                        flushed.errors.extend(self.refused(position, error, false));
-                    }
+                    let is_told = |earlier: &mut Refused| {
+                        retried == Some(queue.position())
+                            && !earlier.is_lost
+                            && earlier.error.raw_os_error() == error.raw_os_error()
+                            && error.kind() != io::ErrorKind::ConnectionRefused
+                    };
+                    // The error is about this datagram after all: report it once.
+                    flushed.errors.pop_if(is_told);
+                    self.give_up(&mut queue, error, flushed);
                 }
             }
         }

@@ -3,11 +3,12 @@
 use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::address::Address;
 use super::descriptor::Descriptor;
+use super::drops::{DropCounter, Drops};
 use super::errors::ErrorQueue;
 use super::gro::Gro;
 use super::gso::Gso;
@@ -40,8 +41,7 @@ pub struct Socket {
     /// Options that the user has set, so that nothing else touches them.
     set_by_user: Mutex<Vec<(c_int, c_int)>>,
     tells_metadata: AtomicBool,
-    /// The drops that the kernel had counted when it was last asked.
-    known_drops: AtomicU64,
+    pub(super) drops: DropCounter,
 }
 
 /// A datagram is never longer than this on `AF_INET` and `AF_INET6`, whose length fields have 16
@@ -79,7 +79,9 @@ impl Socket {
         let kind = ask(kind, libc::SO_TYPE)?;
         let protocol = ask(protocol, libc::SO_PROTOCOL)?;
         // SAFETY: it is open, as the calls above have shown, and the caller gives it up.
-        Ok(Self::new(unsafe { sys::own_fd(fd) }, family, kind, protocol, true))
+        let socket = Self::new(unsafe { sys::own_fd(fd) }, family, kind, protocol, true);
+        socket.find_filter();
+        Ok(socket)
     }
 
     /// The family and type of an open socket; `EBADF` or `ENOTSOCK` where there is none.
@@ -113,7 +115,7 @@ impl Socket {
             watch: Watch::default(),
             set_by_user: Mutex::default(),
             tells_metadata: AtomicBool::new(false),
-            known_drops: AtomicU64::new(0),
+            drops: DropCounter::default(),
         }
     }
 
@@ -159,45 +161,21 @@ impl Socket {
 
     /// Closes the descriptor: see [`Descriptor::close`].
     pub fn close(&self) -> io::Result<()> {
-        self.kernel_drops(); // to be remembered
+        self.dropped_by_kernel(); // to be remembered
         self.descriptor.close()
     }
 
     /// Gives the descriptor away: see [`Descriptor::release`].
     pub fn release(&self) -> Option<OwnedFd> {
-        self.kernel_drops(); // to be remembered
+        self.dropped_by_kernel(); // to be remembered
         self.descriptor.release()
     }
 
-    /// How many datagrams the kernel has dropped, because the socket's buffer was full, their
-    /// checksum was wrong, or a filter refused them (`SO_MEMINFO` in `socket(7)`); and how many were
-    /// dropped here, because there was no memory to keep them. Of a socket that is closed, how many
-    /// it had dropped by then.
-    ///
-    /// The kernel's counter has 32 bits. Who asks before it has gone all the way round misses none.
-    pub fn kernel_drops(&self) -> u64 {
-        self.dropped_by_kernel() + self.counters.dropped()
-    }
-
-    fn dropped_by_kernel(&self) -> u64 {
-        loop {
-            let known = self.known_drops.load(Ordering::Acquire);
-            let Some(counter) = self.drop_counter() else { return known };
-            let drops = beyond_32_bits(known, counter);
-            // Where another thread was faster, the counter may be older than what is known now.
-            let (same, other) = (Ordering::AcqRel, Ordering::Relaxed);
-            if self.known_drops.compare_exchange(known, drops, same, other).is_ok() {
-                return drops;
-            }
-        }
-    }
-
-    fn drop_counter(&self) -> Option<u32> {
-        // linux/sock_diag.h numbers the fields; SK_MEMINFO_DROPS is the ninth.
-        const DROPS: usize = size_of::<[u32; 8]>();
-        let mut fields = [0; DROPS + size_of::<u32>()];
-        let len = self.option(libc::SOL_SOCKET, libc::SO_MEMINFO, &mut fields).ok()?;
-        fields[..len].get(DROPS..)?.first_chunk().map(|drops| u32::from_ne_bytes(*drops))
+    /// How many datagrams the kernel has dropped, and how many were dropped here, because there was
+    /// no memory to keep them.
+    pub fn drops(&self) -> Drops {
+        let Drops { unwanted, filtered } = self.dropped_by_kernel();
+        Drops { unwanted: unwanted + self.counters.dropped(), filtered }
     }
 
     /// Takes note that the user has set an option: it is nobody else's to change from now on.
@@ -206,6 +184,10 @@ impl Socket {
             self.may_be_corked.store(true, Ordering::Relaxed);
         } else {
             self.gso.forget();
+        }
+        if level == libc::SOL_SOCKET && matches!(name, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_BPF)
+        {
+            self.filter_was_set();
         }
         let mut set = self.set_by_user.lock().unwrap_or_else(PoisonError::into_inner);
         if !set.contains(&(level, name)) {
@@ -344,12 +326,6 @@ impl Socket {
     }
 }
 
-/// What a counter of 32 bits has counted that was at `known` before, and has gone round once since
-/// then at the most.
-fn beyond_32_bits(known: u64, counter: u32) -> u64 {
-    known + u64::from(counter.wrapping_sub(known as u32))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -363,16 +339,6 @@ mod tests {
         assert_eq!(socket.family(), libc::AF_INET6);
         assert_eq!(socket.kind(), libc::SOCK_DGRAM);
         assert_eq!(socket.protocol(), libc::IPPROTO_UDP);
-    }
-
-    #[test]
-    fn drops_are_counted_beyond_32_bits() {
-        const ROUND: u64 = 1 << 32;
-        assert_eq!(beyond_32_bits(0, 7), 7);
-        assert_eq!(beyond_32_bits(7, 7), 7);
-        assert_eq!(beyond_32_bits(ROUND - 1, u32::MAX), ROUND - 1);
-        assert_eq!(beyond_32_bits(ROUND - 1, 2), ROUND + 2);
-        assert_eq!(beyond_32_bits(5 * ROUND + 9, 8), 6 * ROUND + 8);
     }
 
     #[test]

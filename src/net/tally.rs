@@ -28,6 +28,8 @@ pub enum Count {
     HandlerErrors,
     /// Datagrams that were to be sent, and were not.
     SendErrors,
+    /// Errors that receiving reported: about peers, or for want of memory.
+    ReceiveErrors,
     /// Time in the handler, in nanoseconds.
     HandlerTime,
     /// Times that the worker died and was started again.

@@ -8,8 +8,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
-use crate::net::Stop;
 use crate::net::address::{PathTooLong, ResolveError, resolver_message};
+use crate::net::{ErrorClass, Stop};
 
 /// What can go wrong in a method, and how Python hears of it.
 pub(crate) enum Error {
@@ -114,9 +114,9 @@ fn resolver_error(code: i32) -> PyErr {
     })
 }
 
-/// Whether a call failed for want of memory, of which there may be some again in a while.
+/// Whether a call failed because the machine lacks something, which it may have again in a while.
 pub(crate) fn is_shortage(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::OutOfMemory || error.raw_os_error() == Some(libc::ENOBUFS)
+    ErrorClass::of(error) == ErrorClass::Shortage
 }
 
 /// What the C library calls an error.

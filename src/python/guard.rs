@@ -64,13 +64,13 @@ impl Guard {
         deny=None,
         rate=None,
         burst=None,
-        prefixes=(32, 128),
+        prefixes=(32, 64),
         ceiling=None,
         amplification=None,
         max_size=None,
         sources=262_144,
         kernel_filter=true,
-    ), text_signature = "(*, allow=None, deny=None, rate=None, burst=None, prefixes=(32, 128), \
+    ), text_signature = "(*, allow=None, deny=None, rate=None, burst=None, prefixes=(32, 64), \
         ceiling=None, amplification=None, max_size=None, sources=262144, kernel_filter=True)")]
     #[allow(clippy::too_many_arguments)] // each is a check of its own
     fn new(

@@ -9,7 +9,7 @@ use pyo3::types::PyBytes;
 use super::buffer::text_of;
 use super::error::Error;
 use crate::net::errors::SocketError;
-use crate::net::stats;
+use crate::net::{Drops, stats};
 
 /// A socket's counters.
 #[pyclass(frozen, get_all, eq, module = "tomada")]
@@ -24,11 +24,12 @@ pub(crate) struct Stats {
     truncated: u64,
     refused: u64,
     kernel_drops: u64,
+    filter_drops: u64,
     errors: u64,
 }
 
 impl Stats {
-    pub(crate) fn new(stats: stats::Stats, kernel_drops: u64) -> Self {
+    pub(crate) fn new(stats: stats::Stats, drops: Drops) -> Self {
         Self {
             received: stats.received,
             received_bytes: stats.received_bytes,
@@ -38,7 +39,8 @@ impl Stats {
             send_calls: stats.send_calls,
             truncated: stats.truncated,
             refused: stats.refused,
-            kernel_drops,
+            kernel_drops: drops.unwanted,
+            filter_drops: drops.filtered,
             errors: stats.errors,
         }
     }
@@ -49,7 +51,8 @@ impl Stats {
     fn __repr__(&self) -> String {
         format!(
             "Stats(received={}, received_bytes={}, receive_calls={}, sent={}, sent_bytes={}, \
-             send_calls={}, truncated={}, refused={}, kernel_drops={}, errors={})",
+             send_calls={}, truncated={}, refused={}, kernel_drops={}, \
+             filter_drops={}, errors={})",
             self.received,
             self.received_bytes,
             self.receive_calls,
@@ -59,6 +62,7 @@ impl Stats {
             self.truncated,
             self.refused,
             self.kernel_drops,
+            self.filter_drops,
             self.errors,
         )
     }

@@ -7,7 +7,9 @@ use std::thread::LocalKey;
 use pyo3::pybacked::PyBackedBytes;
 
 use super::asked::Asked;
-use crate::net::{self, Address, Flushed, Outlet, Payload, SendQueue, Sent, Spare};
+use crate::net::{
+    self, Address, Flushed, Outlet, Payload, SendQueue, Sent, Spare, may_be_of_earlier,
+};
 
 /// Datagrams in the order in which they were accepted.
 pub(crate) type SendBacklog = net::SendBacklog<PyBackedBytes>;
@@ -58,7 +60,7 @@ where
 
     fn may_be_of_earlier(&self, error: &io::Error) -> bool {
         // A socket of another family than the Internet's tells only what it is asked to do.
-        error.kind() == io::ErrorKind::ConnectionRefused && self.socket.is_ip()
+        self.socket.is_ip() && may_be_of_earlier(error)
     }
 
     fn forget_source(&mut self, peer: &Address) {

@@ -25,7 +25,7 @@ impl ServerCounters {
     }
 
     /// Add up what all workers have counted.
-    fn stats(&self, kernel_drops: u64) -> ServerStats {
+    fn stats(&self, kernel_drops: u64, filter_drops: u64) -> ServerStats {
         let sum = |count| self.0.sum(count);
         ServerStats {
             received: sum(Count::Received),
@@ -37,8 +37,10 @@ impl ServerCounters {
             truncated: sum(Count::Truncated),
             refused: sum(Count::Refused),
             kernel_drops,
+            filter_drops,
             handler_errors: sum(Count::HandlerErrors),
             send_errors: sum(Count::SendErrors),
+            receive_errors: sum(Count::ReceiveErrors),
             handler_time: Duration::from_nanos(sum(Count::HandlerTime)).as_secs_f64(),
             restarts: sum(Count::Restarts),
             batches: self.0.batches().collect(),
@@ -74,9 +76,13 @@ pub(crate) struct ServerStats {
     #[pyo3(get)]
     kernel_drops: u64,
     #[pyo3(get)]
+    filter_drops: u64,
+    #[pyo3(get)]
     handler_errors: u64,
     #[pyo3(get)]
     send_errors: u64,
+    #[pyo3(get)]
+    receive_errors: u64,
     #[pyo3(get)]
     handler_time: f64,
     #[pyo3(get)]
@@ -99,14 +105,16 @@ impl ServerStats {
     fn __repr__(&self) -> String {
         format!(
             "ServerStats(received={}, sent={}, truncated={}, refused={}, kernel_drops={}, \
-             handler_errors={}, send_errors={}, handler_time={:.3}, restarts={})",
+             filter_drops={}, handler_errors={}, send_errors={}, receive_errors={}, handler_time={:.3}, restarts={})",
             self.received,
             self.sent,
             self.truncated,
             self.refused,
             self.kernel_drops,
+            self.filter_drops,
             self.handler_errors,
             self.send_errors,
+            self.receive_errors,
             self.handler_time,
             self.restarts,
         )

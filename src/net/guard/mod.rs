@@ -5,11 +5,13 @@
 //! grows with the keys. Here the keys are the attacker's.)
 
 mod bucket;
+mod counters;
 mod filter;
 mod networks;
 mod table;
 mod watch;
 
+pub use counters::Tally;
 pub use filter::{filter, header, run};
 pub use networks::{NetworkError, Networks, parse_network};
 pub(super) use watch::{REFUSALS, Watch};
@@ -18,12 +20,12 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use libc::sock_filter;
 
 use self::bucket::Rate;
+use self::counters::Counters;
 use self::networks::MAPPED_LEN;
 use self::table::{Place, Table};
 use super::address::{Address, AddressKind};
@@ -60,7 +62,7 @@ impl Default for Policy {
             filters: true,
             rate: None,
             prefix_v4: 32,
-            prefix_v6: 128,
+            prefix_v6: 64, // of IPv6 one customer has a network of at least so many addresses
             ceiling: None,
             amplification: None,
             max_size: None,
@@ -118,29 +120,9 @@ pub struct Arrival {
     hash: u64,
 }
 
-/// What became of datagrams.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// Passed.
-    pub admitted: u64,
-    /// Came from a network that is not heard.
-    pub denied: u64,
-    /// Were too long.
-    pub oversized: u64,
-    /// Came from a source that had used up its rate.
-    pub over_rate: u64,
-    /// Were more than is wanted in all.
-    pub over_ceiling: u64,
-    /// Were to be sent, and would have been more than what came from there is worth.
-    pub over_amplification: u64,
-}
-
 /// The guard's word on a datagram that would amplify what came from where it is to go.
 #[derive(Debug)]
 struct TooMuch;
-
-#[derive(Default)]
-struct Counters([AtomicU64; 6]);
 
 impl Guard {
     /// A guard that has heard nobody yet.
@@ -172,7 +154,9 @@ impl Guard {
             .map_err(|_| PolicyError::NoMemory("there is no memory for so many sources"))?;
         let memory = table.map(|table| ForkMutex::new(Memory { table, ceiling_full: 0 }));
         let filter = policy.networks.as_ref().filter(|_| policy.filters).and_then(filter);
-        let (counters, started) = (Counters::default(), Instant::now());
+        let counters = Counters::new()
+            .map_err(|_| PolicyError::NoMemory("there is no memory for the guard's counters"))?;
+        let started = Instant::now();
         Ok(Self { policy, filter, rate, ceiling, memory, counters, started })
     }
 
@@ -186,11 +170,10 @@ impl Guard {
         self.filter.as_deref()
     }
 
-    /// What became of the datagrams so far.
+    /// What became of the datagrams so far, in this process, the one that made the guard, and all
+    /// that were forked from that since.
     pub fn tally(&self) -> Tally {
-        let [admitted, denied, oversized, over_rate, over_ceiling, over_amplification] =
-            self.counters.0.each_ref().map(|counter| counter.load(Ordering::Relaxed));
-        Tally { admitted, denied, oversized, over_rate, over_ceiling, over_amplification }
+        self.counters.sum()
     }
 
     /// Decides of each arrival how many of its datagrams pass, and says how many do not.
@@ -435,13 +418,6 @@ impl Arrival {
     }
 }
 
-impl Tally {
-    /// How many datagrams came and were refused.
-    pub fn refused(&self) -> u64 {
-        self.denied + self.oversized + self.over_rate + self.over_ceiling
-    }
-}
-
 impl fmt::Display for TooMuch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
@@ -451,19 +427,6 @@ impl fmt::Display for TooMuch {
 }
 
 impl std::error::Error for TooMuch {}
-
-impl Counters {
-    fn count(&self, tally: Tally) {
-        let Tally { admitted, denied, oversized, over_rate, over_ceiling, over_amplification } =
-            tally;
-        let counts = [admitted, denied, oversized, over_rate, over_ceiling, over_amplification];
-        for (counter, count) in self.0.iter().zip(counts) {
-            if count > 0 {
-                counter.fetch_add(count, Ordering::Relaxed);
-            }
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests {

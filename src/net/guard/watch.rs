@@ -50,6 +50,9 @@ impl Socket {
             return Ok(());
         }
         let filter = guard.as_ref().and_then(|guard| guard.filter());
+        if filter.is_some() {
+            self.filter_was_set();
+        }
         let is_attached = filter.is_some_and(|filter| {
             self.with(|fd| sys::attach_program(fd, libc::SO_ATTACH_FILTER, filter)).is_ok()
         });

@@ -89,6 +89,18 @@ pub(in crate::net) fn option(
     Ok(value.len().min(len as usize * unit))
 }
 
+/// Whether a socket has a filter: `SO_GET_FILTER` without room for it says how long it is.
+pub(in crate::net) fn has_filter(fd: BorrowedFd<'_>) -> bool {
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_GET_FILTER);
+    let mut len: libc::socklen_t = 0;
+    // The pointers: there is no memory to write to, as its length says.
+    match syscall!(getsockopt(fd.as_raw_fd(), level, name, ptr::null_mut(), &raw mut len)) {
+        Ok(_) => len > 0,
+        // One that is not classic BPF cannot be shown.
+        Err(error) => error.raw_os_error() == Some(libc::EACCES),
+    }
+}
+
 /// Reads an option that is an `int`.
 pub(in crate::net) fn int_option(
     fd: BorrowedFd<'_>,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyMemoryView, PyString, PyTuple};
+use pyo3::types::{PyByteArray, PyBytes, PyList, PyMemoryView, PyString, PyTuple};
 
 use super::{ServerCore, Takes};
 use crate::net::{self, Address, Count, Datagrams, Filled, Received, Source};
@@ -248,6 +248,9 @@ impl<'a, 'py> Delivery<'a, 'py> {
         if replies.is_none() {
             return Ok(());
         }
+        if !replies.is_exact_instance_of::<PyList>() {
+            refuse_awaitable(replies)?;
+        }
         let is_one = replies.is_instance_of::<PyBytes>()
             || replies.is_instance_of::<PyByteArray>()
             || replies.is_instance_of::<PyMemoryView>()
@@ -310,10 +313,36 @@ fn to_bytes<'py>(reply: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
     if let Ok(data) = Readable::new(reply) {
         return Ok(data.into_bytes(reply.py())?);
     }
+    refuse_awaitable(reply)?;
     let found = TypeName(reply);
     let hint = if reply.is_instance_of::<PyString>() { "; encode() it" } else { "" };
     let message =
         format!("a handler returns a bytes-like object, or None for no reply, not {found}{hint}");
+    Err(PyTypeError::new_err(message))
+}
+
+/// Refuses what an `async def` returns when it is called: nobody would await it.
+///
+/// A coroutine is closed, because Python warns of each that is thrown away without having run.
+fn refuse_awaitable(reply: &Bound<'_, PyAny>) -> PyResult<()> {
+    let kind = reply.get_type();
+    let what = if kind.hasattr("__await__")? {
+        "an awaitable"
+    } else if kind.hasattr("__anext__")? {
+        "an asynchronous iterator"
+    } else {
+        return Ok(());
+    };
+    let abc = reply.py().import("collections.abc")?;
+    let what = if reply.is_instance(&abc.getattr("Coroutine")?)? {
+        reply.call_method0("close")?;
+        "a coroutine"
+    } else {
+        what
+    };
+    let message = format!(
+        "the handler returned {what}: async handlers are not supported; return the reply itself"
+    );
     Err(PyTypeError::new_err(message))
 }
 

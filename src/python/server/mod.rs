@@ -18,11 +18,14 @@ use pyo3::prelude::*;
 
 use self::deliver::Delivery;
 use super::asked::Asked;
-use super::error::{Error, Result, is_shortage};
+use super::error::{Error, Result};
 use super::send_backlog::SendBacklog;
 use super::socket::Socket;
 use super::tally::ServerCounters;
-use crate::net::{self, Count, Deadline, Filled, Interest, Steering, Stop, ThreadRing, Waiting};
+use crate::net::{
+    self, Address, Count, Deadline, ErrorClass, ErrorStreak, Filled, Interest, Steering, Stop,
+    ThreadRing, Waiting,
+};
 
 /// A server looks after the kernel's drops so often.
 const TICK: Duration = Duration::from_secs(1);
@@ -30,10 +33,9 @@ const TICK: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_millis(2);
 /// So long the interpreter is kept from other threads, where the handler is not Python's.
 const SWITCH: Duration = Duration::from_millis(5);
-/// So long a server that has no memory to receive waits for some.
-const SHORTAGE: Duration = Duration::from_millis(10);
-/// So many errors in a row, and no datagram between them, end a server.
-const ERRORS: usize = 64;
+/// A receive is tried so many times before an error about a peer is looked at: datagrams come first,
+/// however many ICMP messages come beside them.
+const ATTEMPTS: usize = 4;
 
 /// What a handler is called with.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -136,7 +138,7 @@ impl ServerCore {
         }
         let mut ring = ThreadRing::take(socket.slot_kind())?;
         let mut delivery = Delivery::new(py, this, owner, socket);
-        let (mut errors, mut told_at) = (0, Instant::now());
+        let (mut streak, mut told_at) = (ErrorStreak::default(), Instant::now());
         loop {
             py.check_signals()?;
             // Kept when GRO was switched off, for whoever goes on with the socket.
@@ -147,29 +149,35 @@ impl ServerCore {
                     return Ok(delivery.end());
                 }
             }
-            match this.receive(py, &waiting, &mut ring, &delivery) {
+            let mut of_peer = None;
+            match this.receive(py, &waiting, &mut ring, &delivery, &mut of_peer) {
                 // Another thread has kept what there was, for this one to take.
                 Ok(Received::Messages(filled)) if filled.datagrams == 0 => {}
                 Ok(Received::Messages(filled)) => {
-                    errors = 0;
+                    streak.end();
                     delivery.run_counted(&mut *ring, filled)?;
                     if this.is_overdue() {
                         return Ok(delivery.end());
                     }
                 }
-                Ok(Received::Nothing) => {}
+                Ok(Received::Nothing) => streak.end(),
                 Ok(Received::End) => return Ok(delivery.end()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if is_shortage(&error) => {
-                    this.report_error(py, "receive", Error::Os(error).into(), None)?;
-                    delivery.detach(|| thread::sleep(SHORTAGE)); // it may end
-                }
                 Err(error) => {
-                    errors += 1;
-                    if errors == ERRORS || socket.descriptor().is_closed() {
+                    let class = ErrorClass::of(&error);
+                    if class == ErrorClass::Own || socket.descriptor().is_closed() {
                         return Err(error.into());
                     }
-                    this.report_error(py, "receive", Error::Os(error).into(), None)?;
+                    of_peer = Some(error);
+                    if let Some(pause) = streak.pause(class) {
+                        delivery.detach(|| thread::sleep(pause));
+                    }
+                }
+            }
+            if let Some(error) = of_peer {
+                this.tell_receive_error(py, socket, error)?;
+                if this.is_overdue() {
+                    return Ok(delivery.end());
                 }
             }
             if told_at.elapsed() >= TICK {
@@ -221,18 +229,23 @@ impl ServerCore {
         waiting: &Waiting<'_>,
         ring: &mut ThreadRing,
         delivery: &Delivery<'_, '_>,
+        of_peer: &mut Option<io::Error>,
     ) -> io::Result<Received> {
         if self.state() == RETIRING {
             return Ok(Received::End);
         }
         let socket = delivery.socket();
         let messages = delivery.messages();
-        let mut attempt = || socket.with(|fd| self.receive_now(socket, fd, ring, messages));
+        let mut attempt =
+            || socket.with(|fd| self.receive_now(socket, fd, ring, messages, of_peer));
         let received =
             if delivery.attached() < SWITCH { attempt() } else { delivery.detach(&mut attempt) };
         match received {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             result => return result.map(Received::Messages),
+        }
+        if of_peer.is_some() {
+            return Ok(Received::Nothing); // to be told before waiting
         }
         let (state, spin) = (self.state(), self.socket.bind(py).get().spin_until(Interest::Read));
         let patience = if state == RUNNING { TICK } else { SETTLE };
@@ -241,7 +254,14 @@ impl ServerCore {
                 if self.state() != state || socket.pending() > 0 {
                     return Ok(Received::Nothing); // woken to look what is to be done
                 }
-                self.receive_now(socket, fd, ring, messages).map(Received::Messages)
+                match self.receive_now(socket, fd, ring, messages, of_peer) {
+                    Err(error)
+                        if error.kind() == io::ErrorKind::WouldBlock && of_peer.is_some() =>
+                    {
+                        Ok(Received::Nothing)
+                    }
+                    received => received.map(Received::Messages),
+                }
             })
         });
         match waited {
@@ -253,17 +273,52 @@ impl ServerCore {
         }
     }
 
-    /// Receives without waiting, and counts at once what the guard has refused.
+    /// Receives without waiting, and counts at once what the guard has refused. An error about a peer
+    /// is noted, and the receive tried again.
     fn receive_now(
         &self,
         socket: &net::Socket,
         fd: BorrowedFd<'_>,
         ring: &mut ThreadRing,
         messages: usize,
+        of_peer: &mut Option<io::Error>,
     ) -> io::Result<Filled> {
-        let received = socket.receive_messages(fd, ring, messages, libc::MSG_DONTWAIT);
+        let mut attempts = 1;
+        let received = loop {
+            match socket.receive_messages(fd, ring, messages, libc::MSG_DONTWAIT) {
+                Err(error) if attempts < ATTEMPTS && is_of_peer(&error) => {
+                    attempts += 1;
+                    *of_peer = Some(error);
+                }
+                received => break received,
+            }
+        };
         self.count_untold(socket);
         received
+    }
+
+    /// Counts and reports an error that receiving came to, with what the error queue knows about it.
+    fn tell_receive_error(
+        &self,
+        py: Python<'_>,
+        socket: &net::Socket,
+        error: io::Error,
+    ) -> PyResult<()> {
+        // Emptied also where datagrams never cease: a full one takes their room.
+        let queued = socket.with(|fd| Ok(socket.discard_error_messages(fd)));
+        let (count, last) = queued.unwrap_or_default();
+        self.count(Count::ReceiveErrors, count.max(1));
+        let (error, peer) = match last {
+            Some((peer, queued)) => (io::Error::from_raw_os_error(queued.errno), Some(peer)),
+            None if is_of_peer(&error) => (error, socket.peer_address().ok()),
+            None => (error, None),
+        };
+        self.report_error(
+            py,
+            "receive",
+            Error::Os(error).into(),
+            peer.as_ref().map(Address::as_bytes),
+        )
     }
 
     /// Counts what the guard has refused, and what was sent, by whatever way.
@@ -305,7 +360,7 @@ impl ServerCore {
 
     /// Says, once for all workers, that the kernel drops datagrams.
     fn tell_drops(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
-        let drops = socket.kernel_drops();
+        let drops = socket.drops().unwanted;
         if drops > 0 && self.counters.get().tally().is_first_to_tell_drops() {
             self.report.call1(py, ("drops", drops, py.None()))?;
         }
@@ -335,6 +390,12 @@ impl ServerCore {
             Ok(_) => Ok(()),
         }
     }
+}
+
+/// Whether an error, other than that there is nothing to receive, is about a peer.
+fn is_of_peer(error: &io::Error) -> bool {
+    !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+        && ErrorClass::of(error) == ErrorClass::Peer
 }
 
 fn ends_program(py: Python<'_>, error: &PyErr) -> bool {

@@ -65,7 +65,7 @@ impl Socket {
     /// Return the socket's counters.
     fn stats(&self) -> Stats {
         self.inner.get().map_or_else(Stats::default, |socket| {
-            Stats::new(socket.counters().read(), socket.kernel_drops())
+            Stats::new(socket.counters().read(), socket.drops())
         })
     }
 

@@ -1,0 +1,66 @@
+"""What strangers can send to a UDP port: forged headers, and ICMP messages about it.
+
+Raw sockets want root.
+"""
+
+import os
+import socket as std
+import struct
+
+import pytest
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="raw sockets want root")
+
+# Types and codes of ICMP messages that reach a socket as an error, for each version of IP.
+ICMP_ERRORS = {
+    std.AF_INET: [*((3, code) for code in range(16) if code != 4), (11, 0), (12, 0)],
+    std.AF_INET6: [*((1, code) for code in range(7)), (2, 0), (3, 0), (4, 0)],
+}
+
+# What a handler may be sent: nothing, much, and bytes that are not text.
+PAYLOADS = (b"", b"\0", b"\xff" * 1400, os.urandom(512), b"x" * 65_507)
+
+
+def pack_udp(source_port, to_port, data=b""):
+    """Make a UDP header with its payload, without a checksum."""
+    return struct.pack("!4H", source_port, to_port, 8 + len(data), 0) + data
+
+
+def send_from_port_0(to, *payloads):
+    """Send datagrams from source port 0, which cannot be answered."""
+    with std.socket(std.AF_INET, std.SOCK_RAW, std.IPPROTO_UDP) as raw:
+        for data in payloads:
+            raw.sendto(pack_udp(0, to[1], data), (to[0], 0))
+
+
+def send_icmp_errors(sender, to, count, first=0):
+    """Tell the socket bound to ``sender`` ``count`` times that what it sent ``to`` failed.
+
+    Each kind of message has its turn, from number ``first`` on.
+    """
+    family = std.AF_INET6 if ":" in sender[0] else std.AF_INET
+    inner = pack_udp(sender[1], to[1], b"sent?")
+    source, destination = (std.inet_pton(family, address[0]) for address in (sender, to))
+    if family == std.AF_INET:
+        head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(inner), 1, 0, 64, 17, 0)
+        protocol = std.IPPROTO_ICMP
+    else:
+        head = struct.pack("!IHBB", 6 << 28, len(inner), 17, 64)
+        protocol = std.IPPROTO_ICMPV6
+    failed = head + source + destination + inner
+    kinds = ICMP_ERRORS[family]
+    with std.socket(family, std.SOCK_RAW, protocol) as raw:
+        for number in range(first, first + count):
+            message = struct.pack("!BBHI", *kinds[number % len(kinds)], 0, 0) + failed
+            if family == std.AF_INET:  # of ICMPv6 the kernel makes it
+                message = message[:2] + checksum(message) + message[4:]
+            raw.sendto(message, (sender[0], 0))
+
+
+def checksum(data):
+    """Return the Internet's checksum (:rfc:`1071`)."""
+    data += bytes(len(data) % 2)
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return struct.pack("!H", ~total & 0xFFFF)
