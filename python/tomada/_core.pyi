@@ -833,6 +833,13 @@ class Stats:
     def errors(self) -> int:
         """Entries that came out of the error queue."""
 
+    @property
+    def send_errors(self) -> int:
+        """Datagrams that a transport, an endpoint or a server accepted and could not send.
+
+        A call that sends a datagram itself, such as ``sendto`` of a socket, raises instead.
+        """
+
     def __eq__(self, other: object, /) -> bool: ...
 
 @final
@@ -977,6 +984,7 @@ class TransportCore:
         is_connected: bool,
         must_rearm: bool,
         turn: Turn | None,
+        raises_mistakes: bool,
     ) -> TransportCore: ...
 
     reading: bool
@@ -1002,6 +1010,9 @@ class TransportCore:
     def lose(self) -> None:
         """From now on, sending only warns."""
 
+    def restore_options(self) -> None:
+        """Undo what was changed of a socket that others use too."""
+
     def unlink(self) -> None:
         """Let go of the loop, the transport and the protocol."""
 
@@ -1020,8 +1031,8 @@ class TransportCore:
     def recv_many(self, max_datagrams: int) -> list[tuple[bytes, _RetAddress]]:
         """Take all datagrams that are there, up to a maximum, with their senders' addresses."""
 
-    def read_errors(self) -> None:
-        """Tell the protocol of what the error queue has."""
+    def read_errors(self) -> bool:
+        """Tell the protocol of what the error queue has, and return whether there may be more."""
 
     def sendto(self, data: ReadableBuffer, addr: _Address | None = None) -> None:
         """Send a datagram: at once, or with others at the end of the turn."""

@@ -43,6 +43,8 @@ pub(crate) struct Refused {
     pub(crate) error: io::Error,
     pub(crate) to: Option<Address>,
     pub(crate) len: usize,
+    /// The datagram's payload.
+    pub(crate) data: Py<PyBytes>,
     /// Whether the datagram is lost; otherwise the error was of an earlier one.
     pub(crate) is_lost: bool,
 }
@@ -86,9 +88,10 @@ impl Outbox {
     /// Sends what goes without waiting. A datagram that is refused is given up, and the others are
     /// sent.
     ///
-    /// On a connected socket an error may belong to a datagram sent earlier, whose ICMP answer has
-    /// come meanwhile; the kernel tells it instead of sending. So each is tried twice. A socket of
-    /// another family than the Internet's tells only what it is asked to do.
+    /// On a connected socket, and on one with `IP_RECVERR`, an error may belong to a datagram sent
+    /// earlier, whose ICMP answer has come meanwhile; the kernel reports it instead of sending. So
+    /// each datagram is tried twice. Sockets of other families report only errors of the datagram
+    /// at hand.
     ///
     /// One that was to leave from an address that this machine has no more leaves from where the
     /// routes say, and that is forgotten of its peer.
@@ -114,6 +117,10 @@ impl Outbox {
         }
         if self.is_empty() {
             SPARE.set(std::mem::take(&mut self.datagrams));
+        }
+        if !flushed.errors.is_empty() {
+            let lost = flushed.errors.iter().filter(|refused| refused.is_lost).count();
+            socket.counters().count_send_errors(lost);
         }
         flushed
     }
@@ -161,13 +168,19 @@ impl Outbox {
                 Err(error) => {
                     moved = None;
                     let position = queue.position();
-                    let may_be_of_another =
-                        error.kind() == io::ErrorKind::ConnectionRefused && socket.is_ip();
-                    let is_lost = !may_be_of_another || retried == Some(position);
+                    let first = retried.take_if(|(tried, _)| *tried == position);
+                    let may_be_of_another = may_be_of_earlier(&error) && socket.is_ip();
+                    let is_lost = !may_be_of_another || first.is_some();
                     if is_lost {
                         queue.skip();
                     } else {
-                        retried = Some(position);
+                        retried = Some((position, error.raw_os_error()));
+                    }
+                    // The same twice is one error, of this datagram; but a refusal never is.
+                    if first.is_some_and(|(_, errno)| errno == error.raw_os_error())
+                        && error.kind() != io::ErrorKind::ConnectionRefused
+                    {
+                        flushed.errors.pop();
                     }
                     flushed.errors.extend(self.refused(py, position, error, is_lost));
                 }
@@ -200,7 +213,28 @@ impl Outbox {
         is_lost: bool,
     ) -> Option<Refused> {
         let queued = self.datagrams.get(index)?;
-        let len = queued.data.bind(py).as_bytes().len();
-        Some(Refused { error, to: queued.to, len, is_lost })
+        let data = queued.data.clone_ref(py);
+        let len = data.bind(py).as_bytes().len();
+        Some(Refused { error, to: queued.to, len, data, is_lost })
     }
+}
+
+/// Whether an ICMP message about an earlier datagram can be the cause of an error
+/// (`icmp_err_convert` and `icmpv6_err_convert` in the kernel).
+fn may_be_of_earlier(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ECONNREFUSED
+                | libc::EHOSTUNREACH
+                | libc::ENETUNREACH
+                | libc::EHOSTDOWN
+                | libc::ENONET
+                | libc::ENOPROTOOPT
+                | libc::EOPNOTSUPP
+                | libc::EPROTO
+                | libc::EMSGSIZE
+                | libc::EACCES
+        )
+    )
 }

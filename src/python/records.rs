@@ -25,6 +25,7 @@ pub(crate) struct Stats {
     refused: u64,
     kernel_drops: u64,
     errors: u64,
+    send_errors: u64,
 }
 
 impl Stats {
@@ -40,6 +41,7 @@ impl Stats {
             refused: stats.refused,
             kernel_drops,
             errors: stats.errors,
+            send_errors: stats.send_errors,
         }
     }
 }
@@ -49,7 +51,8 @@ impl Stats {
     fn __repr__(&self) -> String {
         format!(
             "Stats(received={}, received_bytes={}, receive_calls={}, sent={}, sent_bytes={}, \
-             send_calls={}, truncated={}, refused={}, kernel_drops={}, errors={})",
+             send_calls={}, truncated={}, refused={}, kernel_drops={}, errors={}, \
+             send_errors={})",
             self.received,
             self.received_bytes,
             self.receive_calls,
@@ -60,6 +63,7 @@ impl Stats {
             self.refused,
             self.kernel_drops,
             self.errors,
+            self.send_errors,
         )
     }
 }
@@ -99,8 +103,13 @@ impl DatagramError {
     /// The `OSError` of its errno, with this as its `datagram_error`.
     pub(crate) fn into_exception(self, py: Python<'_>) -> PyResult<PyErr> {
         let error = PyErr::from(Error::Os(io::Error::from_raw_os_error(self.errno)));
-        error.value(py).setattr("datagram_error", Py::new(py, self)?)?;
+        self.attach_to(py, &error)?;
         Ok(error)
+    }
+
+    /// Makes this the `datagram_error` of an exception.
+    pub(crate) fn attach_to(self, py: Python<'_>, error: &PyErr) -> PyResult<()> {
+        error.value(py).setattr("datagram_error", Py::new(py, self)?)
     }
 }
 
