@@ -44,6 +44,8 @@ pub(crate) struct TransportCore {
     /// The turn in which a drain ended for lack of time, until another one is left out for that, in
     /// favour of other callbacks; or 0.
     cut_short: AtomicU64,
+    /// How many drains in a row ended for lack of time.
+    busy_turns: AtomicU32,
     /// How many drains are running; more than one where a callback runs the loop.
     draining: AtomicU32,
     outbox: Mutex<Outbox>,
@@ -139,6 +141,7 @@ impl TransportCore {
             reading: AtomicBool::new(false),
             resume_scheduled: AtomicBool::new(false),
             cut_short: AtomicU64::new(0),
+            busy_turns: AtomicU32::new(0),
             draining: AtomicU32::new(0),
             outbox: Mutex::default(),
             peer,

@@ -27,6 +27,8 @@ const BESIDE_OTHERS: Duration = Duration::from_micros(20);
 const LOOK: usize = 16;
 /// So many errors in a row end a drain.
 const ERRORS: usize = 16;
+/// So many turns in a row a slow protocol gets its datagrams one by one, before it leaves out any.
+const PATIENCE: u32 = 4;
 /// The most messages that one receive takes.
 const MESSAGES: u64 = 64;
 
@@ -42,9 +44,9 @@ enum Flow {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     /// There was nothing more.
-    Empty,
-    /// There may be more.
-    CutShort,
+    Done,
+    /// There may be more; so many were delivered.
+    CutShort(usize),
 }
 
 #[pymethods]
@@ -80,8 +82,9 @@ impl TransportCore {
         }
         this.draining.fetch_add(1, Ordering::Relaxed);
         let drained = this.drain(py, spare_time.max(BESIDE_OTHERS)).map(|end| {
-            if end == End::CutShort {
-                this.note_cut_short(py, turn);
+            match end {
+                End::Done => this.busy_turns.store(0, Ordering::Relaxed),
+                End::CutShort(delivered) => this.note_cut_short(py, turn, delivered),
             }
         });
         let delivered = this.current().take();
@@ -113,7 +116,13 @@ impl TransportCore {
     }
 
     /// Takes note that there is more than this turn has time for.
-    fn note_cut_short(&self, py: Python<'_>, turn: u64) {
+    fn note_cut_short(&self, py: Python<'_>, turn: u64, delivered: usize) {
+        // The standard loop delivers one datagram in each turn. Only one that has delivered more, or
+        // that does not come to an end, can leave out a turn and not be slower.
+        let busy_turns = self.busy_turns.fetch_add(1, Ordering::Relaxed);
+        if delivered < 2 && busy_turns < PATIENCE {
+            return;
+        }
         if self.cut_short.swap(turn, Ordering::Relaxed) != turn
             && let Some(turn) = &self.turn
         {
@@ -130,13 +139,13 @@ impl TransportCore {
             let result = delivery.run(&mut held);
             socket.put_back(held);
             if result? == Flow::Stop {
-                return Ok(End::CutShort);
+                return Ok(End::CutShort(delivery.delivered));
             }
         }
         let mut ring = ThreadRing::take(socket.slot_kind())?;
         let mut errors = 0;
         while errors < ERRORS {
-            let Some(count) = delivery.messages() else { return Ok(End::CutShort) };
+            let Some(count) = delivery.messages() else { return Ok(End::CutShort(delivery.delivered)) };
             let started = Instant::now();
             let received =
                 socket.with(|fd| socket.receive_messages(fd, &mut ring, count, libc::MSG_DONTWAIT));
@@ -145,10 +154,10 @@ impl TransportCore {
                     let result = delivery.run_timed(&mut *ring, filled, started);
                     socket.keep(&ring);
                     if result? == Flow::Stop {
-                        return Ok(End::CutShort);
+                        return Ok(End::CutShort(delivery.delivered));
                     }
                     if !filled.is_full {
-                        return Ok(End::Empty);
+                        return Ok(End::Done);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -156,7 +165,7 @@ impl TransportCore {
                     // was dropped for its checksum.
                     self.drain_errors(py, socket)?;
                     self.rearm(py)?;
-                    return Ok(End::Empty);
+                    return Ok(End::Done);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -166,12 +175,12 @@ impl TransportCore {
                     self.tell_error(py, Error::Os(error).into())?;
                     self.rearm(py)?;
                     if !self.reading.load(Ordering::Relaxed) {
-                        return Ok(End::Empty);
+                        return Ok(End::Done);
                     }
                 }
             }
         }
-        Ok(End::Empty)
+        Ok(End::Done)
     }
 
     /// How long this transport may deliver: not at all while callbacks of others wait. Transports
@@ -193,7 +202,12 @@ impl TransportCore {
     fn ask_spare_time(&self, py: Python<'_>, uncounted: u32) -> Result<Duration> {
         let asked = if self.tells_spare_time { self.event_loop(py) } else { None };
         let Some(event_loop) = asked else { return Ok(BUDGET) };
-        match event_loop.call_method1(intern!(py, "_spare_time"), (uncounted,)) {
+        let name = intern!(py, "_spare_time");
+        let answer = match uncounted {
+            0 => event_loop.call_method0(name),
+            _ => event_loop.call_method1(name, (uncounted,)),
+        };
+        match answer {
             Ok(seconds) => Ok(seconds
                 .extract()
                 .ok()
