@@ -36,11 +36,11 @@ class Endpoint:
     messages report it, once, as an :class:`OSError`, from the next method that receives or from
     :meth:`drain`.
 
-    An endpoint without a peer serves many, and none of them can end it. Whatever goes wrong with a
-    datagram because of its peer is raised by no method: a port 0, a host or network that cannot be
-    reached, a path that is too narrow, a refusal by a filter, the kernel or the endpoint's guard, or
-    an ICMP message (with ``IP_RECVERR``). It is counted in :meth:`stats` (``send_errors``,
-    ``errors``), kept for :meth:`errors`, and logged at most once per second, as a warning of the
+    An endpoint without a peer serves many, and none of them can end it. No method raises what goes
+    wrong with a datagram because of its peer: a port 0, a host or network that cannot be reached, a
+    path that is too narrow, a refusal by a filter, the kernel or the endpoint's guard, or an ICMP
+    message (with ``IP_RECVERR``). Such errors are counted in :meth:`stats` (``send_errors``,
+    ``errors``), kept for :meth:`errors`, and logged at most once per second, as warnings of the
     logger ``tomada``.
 
     After :meth:`aclose`, which ``async with`` calls, every method raises :class:`OSError` with
@@ -168,10 +168,10 @@ class Endpoint:
 
         A peer that asked one of several local addresses is answered from that address.
 
-        What is the caller's own mistake is raised: a datagram longer than any can be over IP (65,507
-        bytes over IPv4), a host name that has no address, a wrong type. An endpoint with a peer also
-        raises why the kernel refuses a datagram that leaves at once. An endpoint without one does
-        not: see :meth:`errors`.
+        The caller's own mistakes are raised: a datagram that is too long for IP (more than 65,507
+        bytes over IPv4), a host name that has no address, a wrong type. An endpoint with a peer
+        also raises why the kernel refuses a datagram that leaves at once. An endpoint without a
+        peer does not: see :meth:`errors`.
 
         :raises OSError: The datagram cannot be sent.
         """

@@ -172,11 +172,11 @@ async def create_datagram_endpoint(
     :meth:`asyncio.loop.create_datagram_endpoint`, whose own code does this part.
 
     :param sock: A socket of tomada's or the standard library's, which the transport closes in the
-        end. Duplicates of it, in this process or another, go on as before: options that the
-        transport has changed (``gro``, ``guard``, whether calls wait, and what it asks the kernel to
-        tell with each datagram) are restored when it closes.
-    :param gro: Let the kernel hand over datagrams many at a time, where it can. The default is to do
-        so, except with a ``sock``, which stays as it is: others who receive from that socket would
+        end. Duplicates of it, in this process or another, go on as before: when the transport
+        closes, it restores what it has changed (``gro``, ``guard``, whether calls wait, and which
+        metadata the kernel adds to each datagram).
+    :param gro: Let the kernel hand over datagrams many at a time, where it can. On by default,
+        except with a ``sock``, which stays as it is: others that receive from that socket would
         get several datagrams merged into one.
     :param guard: A :class:`tomada.Guard` for what arrives; a ``sock`` may have one already.
     :return: A :class:`DatagramTransport` and the protocol.

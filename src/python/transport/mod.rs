@@ -24,7 +24,6 @@ use crate::net::{Address, ThreadRing};
 
 pub(crate) use turn::Turn;
 
-
 /// The inside of a datagram transport.
 #[pyclass(frozen, module = "tomada._core")]
 pub(crate) struct TransportCore {
@@ -44,7 +43,9 @@ pub(crate) struct TransportCore {
     /// The turn in which a drain ended for lack of time, until another one is left out for that, in
     /// favour of other callbacks; or 0.
     cut_short: AtomicU64,
-    /// How many drains in a row ended for lack of time.
+    /// The last turn in which there was something to read.
+    read_turn: AtomicU64,
+    /// In how many turns in a row a drain ended for lack of time.
     busy_turns: AtomicU32,
     /// How many drains are running; more than one where a callback runs the loop.
     draining: AtomicU32,
@@ -141,6 +142,7 @@ impl TransportCore {
             reading: AtomicBool::new(false),
             resume_scheduled: AtomicBool::new(false),
             cut_short: AtomicU64::new(0),
+            read_turn: AtomicU64::new(0),
             busy_turns: AtomicU32::new(0),
             draining: AtomicU32::new(0),
             outbox: Mutex::default(),

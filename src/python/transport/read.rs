@@ -74,18 +74,21 @@ impl TransportCore {
         }
         let spare_time = this.spare_time(py)?;
         let turn = this.turn_count(py);
+        let before = this.read_turn.swap(turn, Ordering::Relaxed);
+        if turn.saturating_sub(before) > 1 {
+            // In the turns between there was nothing.
+            this.busy_turns.store(0, Ordering::Relaxed);
+        }
         let cut_short = this.cut_short.swap(0, Ordering::Relaxed);
-        if spare_time.is_zero() && cut_short != 0 && turn - cut_short <= 1 {
+        if spare_time.is_zero() && cut_short != 0 && turn.saturating_sub(cut_short) <= 1 {
             // There was more than the last turn had time for: others first, but not twice in a row.
             // A datagram that comes alone is delivered at once.
             return Self::resume_if_pending(slf);
         }
         this.draining.fetch_add(1, Ordering::Relaxed);
-        let drained = this.drain(py, spare_time.max(BESIDE_OTHERS)).map(|end| {
-            match end {
-                End::Done => this.busy_turns.store(0, Ordering::Relaxed),
-                End::CutShort(delivered) => this.note_cut_short(py, turn, delivered),
-            }
+        let drained = this.drain(py, spare_time.max(BESIDE_OTHERS)).map(|end| match end {
+            End::Done => this.busy_turns.store(0, Ordering::Relaxed),
+            End::CutShort(delivered) => this.note_cut_short(py, turn, delivered),
         });
         let delivered = this.current().take();
         drop(delivered);
@@ -145,7 +148,9 @@ impl TransportCore {
         let mut ring = ThreadRing::take(socket.slot_kind())?;
         let mut errors = 0;
         while errors < ERRORS {
-            let Some(count) = delivery.messages() else { return Ok(End::CutShort(delivery.delivered)) };
+            let Some(count) = delivery.messages() else {
+                return Ok(End::CutShort(delivery.delivered));
+            };
             let started = Instant::now();
             let received =
                 socket.with(|fd| socket.receive_messages(fd, &mut ring, count, libc::MSG_DONTWAIT));
