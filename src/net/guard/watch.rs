@@ -67,9 +67,11 @@ impl Socket {
         if self.watch.has_filter.load(Ordering::Relaxed) {
             return false;
         }
-        match self.option(libc::SOL_SOCKET, libc::SO_GET_FILTER, &mut []) {
-            Ok(instructions) => instructions > 0,
-            Err(error) => error.raw_os_error() == Some(libc::EACCES), // an eBPF program
+        let mut room_for_one = [0; size_of::<libc::sock_filter>()];
+        match self.option(libc::SOL_SOCKET, libc::SO_GET_FILTER, &mut room_for_one) {
+            Ok(len) => len > 0,
+            // It is longer, or an eBPF program.
+            Err(error) => matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EACCES)),
         }
     }
 
