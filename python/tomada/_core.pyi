@@ -984,7 +984,6 @@ class TransportCore:
         is_connected: bool,
         must_rearm: bool,
         turn: Turn | None,
-        raises_mistakes: bool,
     ) -> TransportCore: ...
 
     reading: bool
@@ -1006,6 +1005,9 @@ class TransportCore:
 
     def clear(self) -> None:
         """Forget what waits to be sent."""
+
+    def raise_mistakes(self) -> None:
+        """From now on, raise the caller's own mistakes instead of telling the protocol."""
 
     def lose(self) -> None:
         """From now on, sending only warns."""

@@ -59,6 +59,7 @@ class Endpoint:
         self._taken = 0
         self._rested = 0.0
         events.wake = self._readiness.wake
+        self._core.raise_mistakes()
         if not transport._has_peer:
             events.peer_errors = PeerErrors()
             events.read_errors = self._core.read_errors

@@ -91,7 +91,6 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             is_connected=peername is not None,
             must_rearm=not isinstance(loop, asyncio.SelectorEventLoop),
             turn=turn,
-            raises_mistakes=not delivers,
         )
         self._restore = restore
         # Straight to the core, without a frame of Python's in between.

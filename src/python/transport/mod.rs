@@ -75,7 +75,7 @@ pub(crate) struct TransportCore {
     /// Whether the protocol wants to know all about each datagram.
     tells_metadata: AtomicBool,
     /// Whether `sendto` raises what is the caller's own mistake. Otherwise the protocol is told.
-    raises_mistakes: bool,
+    raises_mistakes: AtomicBool,
     current: Mutex<Option<Py<Datagram>>>,
     /// The longest datagram that the connected peer can be sent.
     longest_to_peer: usize,
@@ -104,7 +104,6 @@ impl TransportCore {
         is_connected,
         must_rearm,
         turn,
-        raises_mistakes,
     ))]
     fn new(
         socket: &Bound<'_, Socket>,
@@ -114,7 +113,6 @@ impl TransportCore {
         is_connected: bool,
         must_rearm: bool,
         turn: Option<Py<Turn>>,
-        raises_mistakes: bool,
     ) -> Result<Self> {
         let py = socket.py();
         let default_address = match &peer {
@@ -159,7 +157,7 @@ impl TransportCore {
             must_rearm,
             tells_spare_time,
             tells_metadata: AtomicBool::new(false),
-            raises_mistakes,
+            raises_mistakes: AtomicBool::new(false),
             current: Mutex::new(None),
             longest_to_peer,
             options_before,
@@ -218,6 +216,11 @@ impl TransportCore {
         self.is_full.store(false, Ordering::Relaxed);
         drop(outbox);
         drop(cleared);
+    }
+
+    /// From now on, `sendto` raises the caller's own mistakes instead of telling the protocol.
+    fn raise_mistakes(&self) {
+        self.raises_mistakes.store(true, Ordering::Relaxed);
     }
 
     /// From now on, sending only warns.

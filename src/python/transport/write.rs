@@ -135,7 +135,9 @@ impl TransportCore {
             }
             Err(error) => {
                 let error = PyErr::from(error);
-                if self.raises_mistakes || !error.is_instance_of::<PyOSError>(py) {
+                if self.raises_mistakes.load(Ordering::Relaxed)
+                    || !error.is_instance_of::<PyOSError>(py)
+                {
                     return Err(error.into());
                 }
                 self.tell_error(py, error)?;
@@ -215,7 +217,9 @@ impl TransportCore {
             Err(Error::Os(error)) => return self.refuse(py, error),
             Err(error) => return Err(error),
         };
-        if self.raises_mistakes && data.as_bytes().len() > self.longest(to.as_ref()) {
+        if self.raises_mistakes.load(Ordering::Relaxed)
+            && data.as_bytes().len() > self.longest(to.as_ref())
+        {
             return self.refuse(py, io::Error::from_raw_os_error(libc::EMSGSIZE));
         }
         let source = to.and_then(|to| self.asked.source(&to));
@@ -227,7 +231,7 @@ impl TransportCore {
 
     /// Raises or tells that a datagram is longer than any can be.
     fn refuse(&self, py: Python<'_>, error: io::Error) -> Result<Option<Waiting>> {
-        if self.raises_mistakes {
+        if self.raises_mistakes.load(Ordering::Relaxed) {
             return Err(error.into());
         }
         self.socket.bind(py).get().socket()?.counters().count_send_errors(1);
