@@ -27,7 +27,8 @@ def offer(name: str, port: int, interface: str | None, group_port: int) -> None:
         print(f"{name} is offered", flush=True)
         while True:
             for question in sock.recv_datagrams():
-                with contextlib.suppress(ValueError, AttributeError):
+                # Nobody can be answered at port 0, for example; the next question is another's.
+                with contextlib.suppress(ValueError, AttributeError, RecursionError, OSError):
                     if json.loads(question.data).get("find") == name:
                         # A question to the group is answered from the interface's own address.
                         question.reply(json.dumps({"name": name, "port": port}).encode())
@@ -54,7 +55,7 @@ def find(name: str, seconds: float, interface: str | None, group_port: int) -> i
                 except TimeoutError:
                     break
                 for data, (host, _) in answers:
-                    with contextlib.suppress(ValueError, KeyError, TypeError):
+                    with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
                         found.add((host, int(json.loads(data)["port"])))
     for host, port in sorted(found):
         print(f"{name} is at {host}:{port}")

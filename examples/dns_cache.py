@@ -1,6 +1,6 @@
 """A DNS forwarder with a cache: asks a server for what it does not know, and remembers the answer.
 
-python dns_cache.py --upstream 192.0.2.53:53 --listen 127.0.0.1:5353
+python dns_cache.py --upstream 192.0.2.53:53 --listen 127.0.0.1:5353    # needs dnspython
 """
 
 from __future__ import annotations
@@ -9,83 +9,82 @@ import argparse
 import asyncio
 import contextlib
 import secrets
-import struct
 import time
-from collections.abc import Iterator
+
+import dns.exception
+import dns.flags
+import dns.message
+import dns.rrset
 
 import tomada.asyncio
 from tomada.asyncio import Endpoint, open_endpoint
 
-HEADER = struct.Struct("!HHHHHH")
-ENTRY = struct.Struct("!HHIH")  # type, class, time to live, length of data
-POINTER = 0xC0  # from here on, a length is a pointer to elsewhere (RFC 1035, 4.1.4)
-OPT = 41  # no record, though it looks like one (RFC 6891)
+# Anybody may ask: what is remembered and what is under way must not grow without bounds.
+MOST_ANSWERS = 10_000
+MOST_WAITING = 1_000
 
 
-def skip_name(message: bytes, place: int) -> int:
-    while length := message[place]:
-        if length >= POINTER:
-            return place + 2
-        place += 1 + length
-    return place + 1
-
-
-def question(message: bytes) -> bytes:
-    """Return name, type and class of what is asked."""
-    return message[HEADER.size : skip_name(message, HEADER.size) + 4].lower()
-
-
-def lifetimes(message: bytes) -> Iterator[tuple[int, int]]:
-    """Go through the records: where each one's time to live stands, and what it is."""
-    _, _, questions, *records = HEADER.unpack_from(message)
-    place = HEADER.size
-    for _ in range(questions):
-        place = skip_name(message, place) + 4
-    for _ in range(sum(records)):
-        place = skip_name(message, place)
-        kind, _, lasts, length = ENTRY.unpack_from(message, place)
-        if kind != OPT:
-            yield place + 4, lasts
-        place += ENTRY.size + length
+def records(message: dns.message.Message) -> list[dns.rrset.RRset]:
+    return [*message.answer, *message.authority, *message.additional]
 
 
 class Forwarder:
-    """Answers from the cache, or by asking upstream; each answer goes to whoever asked."""
+    """Answers from the cache, or by asking upstream; each answer goes to the client that asked."""
 
     def __init__(self, upstream: Endpoint, patience: float) -> None:
         self.upstream, self.patience = upstream, patience
         # By question: the answer, when it came, and how many seconds it holds.
-        self.cache: dict[bytes, tuple[bytes, float, int]] = {}
+        self.cache: dict[tuple[object, ...], tuple[bytes, float, int]] = {}
         self.waiting: dict[int, asyncio.Future[bytes]] = {}
-        # Numbers that nobody can guess, and none twice at a time, so that no answer is forged.
-        self.numbers = (n for n in iter(lambda: secrets.randbits(16), -1) if n not in self.waiting)
 
     async def receive(self) -> None:
-        async for answer, _ in self.upstream:
-            number = int.from_bytes(answer[:2], "big")
-            if (future := self.waiting.get(number)) and not future.done():
-                future.set_result(answer)
+        while not self.upstream.is_closing():
+            # A server that is down is an error here. Queries that wait for it are repeated.
+            with contextlib.suppress(OSError):
+                async for answer, _ in self.upstream:
+                    number = int.from_bytes(answer[:2], "big")
+                    if (future := self.waiting.get(number)) and not future.done():
+                        future.set_result(answer)
 
-    async def answer(self, query: bytes) -> bytes:
-        asked = question(query)
-        answer, came, lasts = self.cache.get(asked, (b"", 0.0, 0))
+    async def answer(self, wire: bytes) -> bytes | None:
+        query = dns.message.from_wire(wire)
+        if query.flags & dns.flags.QR or len(query.question) != 1:
+            return None  # to answer an answer could go on for ever
+        asked = query.question[0]
+        question = (asked.name, asked.rdtype, asked.rdclass)
+        answer, came, lasts = self.cache.get(question, (b"", 0.0, 0))
         age = int(time.monotonic() - came)
-        if age < lasts:
-            aged = bytearray(answer)
-            for place, seconds in lifetimes(answer):
-                struct.pack_into("!I", aged, place, seconds - age)
-            return query[:2] + bytes(aged[2:])
-        answer = await self.ask(query)
-        times = [seconds for _, seconds in lifetimes(answer)]
-        self.cache[asked] = answer, time.monotonic(), min(times, default=0)
-        return query[:2] + answer[2:]
+        if age >= lasts:
+            answer, age = await self.ask(wire), 0
+        response = dns.message.from_wire(answer)
+        if response.question != query.question:
+            return None
+        self.remember(question, answer, response, age)
+        for rrset in records(response):
+            rrset.ttl -= age
+        response.id, response.question = query.id, query.question
+        return response.to_wire()
+
+    def remember(
+        self, question: tuple[object, ...], answer: bytes, response: dns.message.Message, age: int
+    ) -> None:
+        lasts = min((rrset.ttl for rrset in records(response)), default=0)
+        if age == 0 and lasts > 0:
+            if len(self.cache) >= MOST_ANSWERS:
+                del self.cache[next(iter(self.cache))]
+            self.cache[question] = answer, time.monotonic(), lasts
 
     async def ask(self, query: bytes) -> bytes:
-        number = next(self.numbers)
+        if len(self.waiting) >= MOST_WAITING:
+            raise TimeoutError
+        # A number that nobody can guess, so that no answer is forged.
+        while (number := secrets.randbits(16)) in self.waiting:
+            pass
         self.waiting[number] = answer = asyncio.get_running_loop().create_future()
         try:
             for _ in range(2):  # the network may lose the first
-                self.upstream.send(number.to_bytes(2, "big") + query[2:])
+                with contextlib.suppress(OSError):
+                    self.upstream.send(number.to_bytes(2, "big") + query[2:])
                 if (await asyncio.wait([answer], timeout=self.patience / 2))[0]:
                     return answer.result()
             raise TimeoutError
@@ -95,9 +94,10 @@ class Forwarder:
 
 async def main(listen: tuple[str, int], upstream: tuple[str, int], patience: float) -> None:
     async def serve(query: bytes, address: tuple[str, int]) -> None:
-        # What is no query, or has no answer, gets none; who asked will ask again.
-        with contextlib.suppress(IndexError, struct.error, TimeoutError):
-            server.send(await forwarder.answer(query), address)
+        # What is not a query, or has no answer, gets none; the client will ask again.
+        with contextlib.suppress(dns.exception.DNSException, ValueError, TimeoutError):
+            if answer := await forwarder.answer(query):
+                server.send(answer, address)
 
     async with open_endpoint(listen) as server, open_endpoint(remote_addr=upstream) as above:
         forwarder = Forwarder(above, patience)

@@ -24,6 +24,7 @@ FIXTURES = {
 # has one of.
 SUITES = {
     "test_accounting_servers": "it forks",
+    "test_attacked": "it runs programs",
     "test_audit": "audit hooks hear every thread",
     "test_benches": "it runs programs",
     "test_cpython": "it runs programs",
@@ -45,6 +46,7 @@ SUITES = {
     "test_skips": "it runs programs",
     "test_spin": "it measures the process's time",
     "test_stateful": "hypothesis's state machines are no functions",
+    "test_transport_turns": "it counts the turns of one loop",
     "test_typing": "it runs programs",
     "test_users": "it runs programs",
     "test_workflows": "it runs programs",

@@ -863,6 +863,13 @@ class Stats:
     def errors(self) -> int:
         """Entries that came out of the error queue."""
 
+    @property
+    def send_errors(self) -> int:
+        """Datagrams that a transport, an endpoint or a server accepted and could not send.
+
+        A call that sends a datagram itself, such as ``sendto`` of a socket, raises instead.
+        """
+
     def __eq__(self, other: object, /) -> bool: ...
 
 @final
@@ -1035,8 +1042,14 @@ class TransportCore:
     def clear(self) -> None:
         """Forget what waits to be sent."""
 
+    def raise_mistakes(self) -> None:
+        """From now on, raise the caller's own mistakes instead of telling the protocol."""
+
     def lose(self) -> None:
         """From now on, sending only warns."""
+
+    def restore_options(self) -> None:
+        """Undo what was changed of a socket that others use too."""
 
     def unlink(self) -> None:
         """Let go of the loop, the transport and the protocol."""
@@ -1056,8 +1069,8 @@ class TransportCore:
     def recv_many(self, max_datagrams: int) -> list[tuple[bytes, _RetAddress]]:
         """Take all datagrams that are there, up to a maximum, with their senders' addresses."""
 
-    def read_errors(self) -> None:
-        """Tell the protocol of what the error queue has."""
+    def read_errors(self) -> bool:
+        """Tell the protocol of what the error queue has, and return whether there may be more."""
 
     def sendto(self, data: ReadableBuffer, addr: _Address | None = None) -> None:
         """Send a datagram: at once, or with others at the end of the turn."""

@@ -13,12 +13,13 @@ from tomada._client.exchange import Exchange
 from tomada._client.retry import Retry
 from tomada._client.round_trip import RoundTrip
 from tomada._client.tasks import SeparatePorts
+from tomada._peer_errors import FROM_PEERS, KEPT, PeerErrors
 from tomada._readiness import Readiness
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
 
-    from tomada._core import Datagram, Socket, Stats
+    from tomada._core import Datagram, DatagramError, Socket, Stats
     from tomada._transport import DatagramTransport
 
 # A task that finds datagrams without waiting lets others run after so many seconds. It looks at the
@@ -35,8 +36,16 @@ class Endpoint:
     cancelled while it waits loses none. Several tasks may receive at once; each datagram goes to
     one of them.
 
-    What went wrong with earlier datagrams, as ICMP messages tell it to a connected socket, is
-    raised once, as an :class:`OSError`, by the next method that receives, or by :meth:`drain`.
+    An endpoint with a peer (``remote_addr``) raises what went wrong with earlier datagrams, as ICMP
+    messages report it, once, as an :class:`OSError`, from the next method that receives or from
+    :meth:`drain`.
+
+    An endpoint without a peer serves many, and none of them can end it. No method raises what goes
+    wrong with a datagram because of its peer: a port 0, a host or network that cannot be reached, a
+    path that is too narrow, a refusal by a filter, the kernel or the endpoint's guard, or an ICMP
+    message (with ``IP_RECVERR``). Such errors are counted in :meth:`stats` (``send_errors``,
+    ``errors``), kept for :meth:`errors`, and logged at most once per second, as warnings of the
+    logger ``tomada``.
 
     After :meth:`aclose`, which ``async with`` calls, every method raises :class:`OSError` with
     ``EBADF``, those that wait among them, and ``async for`` ends.
@@ -56,6 +65,10 @@ class Endpoint:
         self._taken = 0
         self._rested = 0.0
         events.wake = self._readiness.wake
+        self._core.raise_mistakes()
+        if not transport._has_peer:
+            events.peer_errors = PeerErrors()
+            events.read_errors = self._core.read_errors
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._transport!r}>"
@@ -95,6 +108,9 @@ class Endpoint:
                         datagram = take()
                     except BlockingIOError:
                         datagram = None
+                    except OSError as error:
+                        self._pass_on(error)
+                        datagram = None
                     yield await self.recv() if datagram is None else datagram
                 await self._rest()
         except OSError:
@@ -118,9 +134,10 @@ class Endpoint:
                     self._rearm()
                     if self._events.errors:
                         continue
-            except OSError:
-                self._rearm()
-                raise
+            except OSError as error:
+                self._pass_on(error)
+                await self._rest()
+                continue
             else:
                 if self._readiness.waiters and self._socket.pending:
                     self._readiness.wake()  # the kernel says nothing of what it has handed over
@@ -128,6 +145,13 @@ class Endpoint:
             await self._readiness.wait()
             self._rested = time.monotonic()
             has_waited = True
+
+    def _pass_on(self, error: OSError) -> None:
+        """Raise what a receive has raised, unless it is about one of many peers."""
+        self._rearm()
+        if self._events.peer_errors is None or error.errno not in FROM_PEERS:
+            raise error
+        self._events.error_received(error)
 
     async def _rest(self) -> None:
         """Let others run, if that was long ago."""
@@ -151,7 +175,12 @@ class Endpoint:
 
         A peer that asked one of several local addresses is answered from that address.
 
-        :raises OSError: The datagram can not leave; it is too long, for example.
+        The caller's own mistakes are raised: a datagram that is too long for IP (more than 65,507
+        bytes over IPv4), a host name that has no address, a wrong type. An endpoint with a peer
+        also raises why the kernel refuses a datagram that leaves at once. An endpoint without a
+        peer does not: see :meth:`errors`.
+
+        :raises OSError: The datagram cannot be sent.
         """
         self._check_open()
         heard = self._events.heard
@@ -164,7 +193,7 @@ class Endpoint:
 
         They leave at once, together, but for what finds the socket's buffer full.
 
-        :raises OSError: One of them can not leave. The others did, or wait.
+        :raises OSError: One of them cannot be sent, as with :meth:`send`. The others were, or wait.
         """
         self._check_open()
         heard = self._events.heard
@@ -175,7 +204,7 @@ class Endpoint:
     async def drain(self) -> None:
         """Wait until less is waiting to be sent than the transport's low-water mark.
 
-        :raises OSError: A datagram that had to wait could not leave.
+        :raises OSError: A datagram that had to wait could not be sent, on an endpoint with a peer.
         """
         self._events.raise_first()
         self._check_open()
@@ -288,6 +317,23 @@ class Endpoint:
 
     # The rest
 
+    def errors(self) -> list[DatagramError]:
+        """Return what went wrong with datagrams to single peers since the last call, oldest first.
+
+        This is for endpoints without a peer; those with one raise instead, and return an empty list
+        here. Each item says which peer, why (``errno``), and how the datagram began. Its ``origin``
+        is 1 if the datagram was not sent, because the kernel, a filter or the guard refused it; and
+        otherwise that of an ICMP message, which the kernel reports with ``IP_RECVERR`` set. At most
+        256 are kept; :meth:`stats` counts all. Take them here rather than from ``socket.errors()``,
+        which does not have those that the endpoint has taken.
+        """
+        errors = self._events.peer_errors
+        if errors is None:
+            return []
+        if not self.is_closing():
+            self._events.read_all_errors()
+        return errors.take()
+
     @property
     def socket(self) -> Socket:
         """The socket, for its options, groups, :meth:`~tomada.socket.socket.errors` and more."""
@@ -341,13 +387,32 @@ class Events(asyncio.DatagramProtocol):
         self.heard = 0
         self.is_paused = False
         self.is_lost = False
+        # Of an endpoint without a peer.
+        self.peer_errors: PeerErrors | None = None
+        self.read_errors: Callable[[], bool] = bool
         self.wake: Callable[[], object] = bool
         self._waiters: list[asyncio.Future[None]] = []
 
     def error_received(self, exc: Exception) -> None:
+        if self.peer_errors is not None:
+            # What a call raises without a peer's name, the error queue tells with it.
+            if hasattr(exc, "datagram_error") or not self.read_all_errors():
+                self.peer_errors.note(exc)
+            return
         self.errors.append(exc)
         self.heard += 1
         self.wake()
+
+    def read_all_errors(self) -> bool:
+        """Take note of what the error queue has, and return whether it had any."""
+        errors = self.peer_errors
+        if errors is None:
+            return False
+        before = errors.count
+        for _ in range(KEPT):
+            if not self.read_errors():
+                break
+        return errors.count != before
 
     def pause_writing(self) -> None:
         self.is_paused = True

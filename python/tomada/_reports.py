@@ -26,6 +26,24 @@ def largest_buffer() -> int:
         return 0
 
 
+class LogLimiter:
+    """Decides what is logged: one line per second of each kind."""
+
+    def __init__(self) -> None:
+        self._left_out: dict[str, int] = {}
+        self._last: dict[str, float] = {}
+
+    def suffix(self, kind: str) -> str | None:
+        """Return what to put at the end of a line, or None if it must not be logged now."""
+        now = time.monotonic()
+        if now - self._last.get(kind, -SECONDS_BETWEEN) < SECONDS_BETWEEN:
+            self._left_out[kind] = self._left_out.get(kind, 0) + 1
+            return None
+        self._last[kind] = now
+        more = self._left_out.pop(kind, 0)
+        return f" ({more:,} more of this kind were not logged)" if more else ""
+
+
 class Reports:
     """What :class:`tomada._core.ServerCore` reports, as lines of a log.
 
@@ -34,20 +52,15 @@ class Reports:
 
     def __init__(self, sock: Any) -> None:
         self._sock = sock
-        self._left_out: dict[str, int] = {}
-        self._last: dict[str, float] = {}
+        self._limiter = LogLimiter()
 
     def __call__(self, what: str, detail: Any, address: Any) -> None:
         if what == "drops":
             self._drops(detail)
             return
-        now = time.monotonic()
-        if now - self._last.get(what, -SECONDS_BETWEEN) < SECONDS_BETWEEN:
-            self._left_out[what] = self._left_out.get(what, 0) + 1
+        suffix = self._limiter.suffix(what)
+        if suffix is None:
             return
-        self._last[what] = now
-        more = self._left_out.pop(what, 0)
-        suffix = f" ({more:,} more of this kind were not logged)" if more else ""
         if what == "handler":
             place = "" if address is None else f" with a datagram from {format_address(address)}"
             logger.error("the handler failed%s%s", place, suffix, exc_info=detail)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tomada import _core
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 _logger = logging.getLogger("asyncio")
 
@@ -43,7 +43,8 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
       returns ``None``: make it in ``connection_made``.
     * ``"errors"``: a list of :class:`tomada.DatagramError`, drained from the error queue. Where the
       socket asks for them (``IP_RECVERR``), ``error_received`` is called for each, with an
-      :class:`OSError` that has it as ``datagram_error``.
+      :class:`OSError` that has it as ``datagram_error``. So has the error of a datagram that was
+      sent to an address and did not leave. None of them closes the transport.
 
     A peer that asked one of several local addresses is answered from that address.
     """
@@ -60,6 +61,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         shown: Any = None,
         turn: _core.Turn | None = None,
         delivers: bool = True,
+        restore: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(extra)
         connection_made = protocol.connection_made  # before there is anything to close
@@ -80,6 +82,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         self._high_water, self._low_water = HIGH_WATER, LOW_WATER
 
         peername = self._extra["peername"]
+        self._has_peer = (address or peername) is not None
         self._core = core = _core.TransportCore(
             sock,
             loop,
@@ -89,18 +92,31 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             must_rearm=not isinstance(loop, asyncio.SelectorEventLoop),
             turn=turn,
         )
+        self._restore = restore
         # Straight to the core, without a frame of Python's in between.
         self.sendto: Any = core.sendto
+        try:
+            self._begin(protocol, connection_made, waiter)
+        except BaseException:
+            core.restore_options()
+            raise
+
+    def _begin(
+        self,
+        protocol: asyncio.BaseProtocol,
+        connection_made: Callable[[asyncio.BaseTransport], None],
+        waiter: asyncio.Future[None] | None,
+    ) -> None:
         self.set_protocol(protocol)
         # Should its owner close the socket, its descriptor stays until the transport is closed:
         # libuv ends the whole process when one that it watches is gone.
-        sock._io_refs += 1
+        self._sock._io_refs += 1
 
-        loop.call_soon(connection_made, self)
+        self._loop.call_soon(connection_made, self)
         # Reading begins, and the waiter wakes up, once connection_made was called.
-        loop.call_soon(self._start_reading)
+        self._loop.call_soon(self._start_reading)
         if waiter is not None:
-            loop.call_soon(_wake_up, waiter)
+            self._loop.call_soon(_wake_up, waiter)
 
     def __repr__(self) -> str:
         info = [type(self).__name__]
@@ -330,6 +346,11 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
 
     def _close_sockets(self) -> None:
         sock, self._sock = self._sock, None
+        if self._restore is not None:
+            with contextlib.suppress(OSError):
+                self._core.restore_options()
+            self._restore()
+            self._restore = None
         sock.close()
         sock._decref_socketios()
         self._shown.close()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 from tomada import _core
 from tomada._advice import OF_OPENING, advised
 from tomada._endpoint import Endpoint, Events
+from tomada._given import Given
 from tomada._readiness import Readiness
 from tomada._transport import DatagramTransport
 from tomada.socket import socket
@@ -77,9 +78,12 @@ class EventLoop(asyncio.SelectorEventLoop):
         # By descriptor: what tasks wait for in the socket methods below.
         self._readiness: dict[int, Readiness] = {}
 
-    def _spare_time(self) -> float:
-        """Return how long a transport may deliver datagrams before others must have their turn."""
-        if self._ready:  # type: ignore[attr-defined]
+    def _spare_time(self, uncounted: int = 0) -> float:
+        """Return how long transports may deliver datagrams before others must have their turn.
+
+        As many callbacks as are ``uncounted`` may wait: they are the transports' own.
+        """
+        if len(self._ready) > uncounted:  # type: ignore[attr-defined]
             return 0.0
         if timers := self._scheduled:  # type: ignore[attr-defined]
             until: float = timers[0].when() - self.time()
@@ -157,7 +161,7 @@ async def create_datagram_endpoint(
     local_addr: tuple[str, int] | str | None = None,
     remote_addr: tuple[str, int] | str | None = None,
     *,
-    gro: bool = True,
+    gro: bool | None = None,
     guard: Guard | None = None,
     **options: Unpack[_Options],
 ) -> tuple[DatagramTransport, Any]:
@@ -167,8 +171,13 @@ async def create_datagram_endpoint(
     ``sock``), the resolution of names, and the exceptions are those of
     :meth:`asyncio.loop.create_datagram_endpoint`, whose own code does this part.
 
-    :param sock: A socket of tomada's or the standard library's, which becomes the transport's.
-    :param gro: Let the kernel hand over datagrams many at a time, where it can.
+    :param sock: A socket of tomada's or the standard library's, which the transport closes in the
+        end. Duplicates of it, in this process or another, go on as before: when the transport
+        closes, it restores what it has changed (``gro``, ``guard``, whether calls wait, and which
+        metadata the kernel adds to each datagram).
+    :param gro: Let the kernel hand over datagrams many at a time, where it can. On by default,
+        except with a ``sock``, which stays as it is: others that receive from that socket would
+        get several datagrams merged into one.
     :param guard: A :class:`tomada.Guard` for what arrives; a ``sock`` may have one already.
     :return: A :class:`DatagramTransport` and the protocol.
     """
@@ -180,7 +189,7 @@ def open_endpoint(
     local_addr: tuple[str, int] | str | None = None,
     remote_addr: tuple[str, int] | str | None = None,
     *,
-    gro: bool = True,
+    gro: bool | None = None,
     guard: Guard | None = None,
     **options: Unpack[_Options],
 ) -> _Opening:
@@ -242,7 +251,7 @@ class _Maker:
         self,
         loop: asyncio.AbstractEventLoop,
         *,
-        gro: bool,
+        gro: bool | None,
         guard: Guard | None,
         delivers: bool = True,
     ) -> None:
@@ -250,7 +259,9 @@ class _Maker:
         self._gro = gro
         self._guard = guard
         self._delivers = delivers
-        self._given: object = None  # the user's socket
+        self._sock: object = None  # the user's
+        self._given: Given | None = None
+        self._is_made = False
         self._debug = loop.get_debug()
         self.getaddrinfo = loop.getaddrinfo
         self.create_future = loop.create_future
@@ -259,7 +270,10 @@ class _Maker:
     async def make(
         self, protocol_factory: Callable[[], Any], *args: Any, **options: Any
     ) -> tuple[DatagramTransport, Any]:
-        self._given = options.get("sock")
+        sock: Any = options.get("sock")
+        self._sock = sock
+        if _is_socket(sock):
+            self._given = Given(sock)
 
         def factory() -> Any:
             try:
@@ -267,9 +281,13 @@ class _Maker:
             except BaseException as error:  # noqa: BLE001 - it is raised again below
                 return _Failed(error)
 
-        result: tuple[DatagramTransport, Any] = await _standard_endpoint(
-            self, factory, *args, **options
-        )
+        try:
+            result: tuple[DatagramTransport, Any] = await _standard_endpoint(
+                self, factory, *args, **options
+            )
+        finally:
+            if self._given is not None and not self._is_made:
+                self._given.restore_mode()
         return result
 
     def _make_datagram_transport(
@@ -277,23 +295,27 @@ class _Maker:
     ) -> DatagramTransport:
         if isinstance(protocol, _Failed):
             # The standard library leaves the socket that it has made to the garbage collector.
-            if sock is not self._given:
+            if sock is not self._sock:
                 sock.close()
             raise protocol.error
-        if not issubclass(type(sock), _std.socket | _core.Socket):
+        if not _is_socket(sock):
             # It only looks like one, as the doubles in tests do, and lives by its methods.
             double: Any = self._loop._make_datagram_transport(  # type: ignore[attr-defined]
                 sock, protocol, address, waiter
             )
             return double  # type: ignore[no-any-return]
-        ours, shown = _adopt(sock, sock is self._given)
+        ours, shown = _adopt(sock, sock is self._sock)
+        restore = None
         try:
-            if ours.gro != self._gro:
-                with contextlib.suppress(OSError):  # AF_UNIX, and kernels without it
-                    ours.gro = self._gro
-            if self._guard is not None:
-                ours.guard = self._guard
-            return DatagramTransport(
+            if self._given is not None:
+                restore = self._given.set_up(ours, gro=self._gro, guard=self._guard)
+            else:
+                if self._gro is not False:
+                    with contextlib.suppress(OSError):  # AF_UNIX, and kernels without it
+                        ours.gro = True
+                if self._guard is not None:
+                    ours.guard = self._guard
+            transport = DatagramTransport(
                 self._loop,
                 ours,
                 protocol,
@@ -302,11 +324,16 @@ class _Maker:
                 shown=shown,
                 turn=_turn(self._loop),
                 delivers=self._delivers,
+                restore=restore,
             )
         except BaseException:
-            if ours is not self._given:
+            if restore is not None:
+                restore()
+            if ours is not self._sock:
                 ours.close()
             raise
+        self._is_made = True
+        return transport
 
 
 class _Failed:
@@ -314,6 +341,10 @@ class _Failed:
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
+
+
+def _is_socket(sock: object) -> bool:
+    return issubclass(type(sock), _std.socket | _core.Socket)
 
 
 def _adopt(sock: _std.socket, is_users: bool) -> tuple[_core.Socket, _std.socket]:

@@ -44,7 +44,7 @@ pub struct SocketError {
 }
 
 /// As much of a failed datagram as is kept.
-const PAYLOAD_LEN: usize = 2048;
+pub(super) const PAYLOAD_LEN: usize = 2048;
 const CONTROL_LEN: usize = 512;
 
 /// `linux/errqueue.h`
@@ -118,6 +118,16 @@ impl ErrorMessage {
 }
 
 impl SocketError {
+    /// An error of this machine's own, from the call that was to send a datagram.
+    pub fn of_sending(error: &io::Error) -> Self {
+        let errno = error.raw_os_error().unwrap_or(match error.kind() {
+            io::ErrorKind::OutOfMemory => libc::ENOMEM,
+            _ => libc::EPERM, // a guard's refusal
+        });
+        let origin = libc::SO_EE_ORIGIN_LOCAL;
+        Self { errno, origin, kind: 0, code: 0, info: 0, offender: None }
+    }
+
     /// The MTU of the path, where the datagram was too long for it.
     pub fn mtu(&self) -> Option<u32> {
         (self.errno == libc::EMSGSIZE && self.info != 0).then_some(self.info)

@@ -6,6 +6,7 @@ use std::io;
 use std::thread::LocalKey;
 
 use super::address::Address;
+use super::errors::PAYLOAD_LEN;
 use super::meta::{Source, may_be_of_source};
 use super::send_queue::{SendQueue, Sent};
 use super::sys::{SendSlice, no_memory};
@@ -77,6 +78,8 @@ pub struct Refused {
     pub to: Option<Address>,
     /// How long it is.
     pub len: usize,
+    /// The beginning of its payload, as much as the kernel's error queue would keep.
+    pub payload: Vec<u8>,
     /// Whether the datagram is lost; otherwise the error was of an earlier one.
     pub is_lost: bool,
 }
@@ -227,7 +230,9 @@ impl<P: Payload> SendBacklog<P> {
     /// What a datagram was refused with.
     fn refused(&self, index: usize, error: io::Error, is_lost: bool) -> Option<Refused> {
         let queued = self.datagrams.get(index)?;
-        Some(Refused { error, to: queued.to, len: queued.data.as_ref().len(), is_lost })
+        let data = queued.data.as_ref();
+        let payload = data[..data.len().min(PAYLOAD_LEN)].to_vec();
+        Some(Refused { error, to: queued.to, len: data.len(), payload, is_lost })
     }
 }
 

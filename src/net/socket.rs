@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::address::Address;
 use super::descriptor::Descriptor;
@@ -40,6 +40,8 @@ pub struct Socket {
     pub(super) watch: Watch,
     /// Options that the user has set, so that nothing else touches them.
     set_by_user: Mutex<Vec<(c_int, c_int)>>,
+    /// Options that were switched on without the user asking for them by name.
+    switched_on: Mutex<Vec<(c_int, c_int)>>,
     tells_metadata: AtomicBool,
     pub(super) drops: DropCounter,
 }
@@ -114,6 +116,7 @@ impl Socket {
             error_queue: ErrorQueue::default(),
             watch: Watch::default(),
             set_by_user: Mutex::default(),
+            switched_on: Mutex::default(),
             tells_metadata: AtomicBool::new(false),
             drops: DropCounter::default(),
         }
@@ -232,10 +235,36 @@ impl Socket {
             match self.set_int_option(level, name, 1) {
                 // An IPv6 socket that refuses IPv4 need not know IPv4's options.
                 Err(error) if error.raw_os_error() != Some(libc::ENOPROTOOPT) => return Err(error),
-                _ => {}
+                Err(_) => {}
+                Ok(()) => self.lock_switched_on().push((level, name)),
             }
         }
         Ok(())
+    }
+
+    /// How many options were switched on here that the user has not asked for.
+    pub fn switched_on(&self) -> usize {
+        self.lock_switched_on().len()
+    }
+
+    /// Switches off again all but the first `before` of them, unless the user has set them since:
+    /// others may have the socket too, and go on with it.
+    pub fn switch_back(&self, before: usize) -> io::Result<()> {
+        let later = {
+            let mut all = self.lock_switched_on();
+            let before = before.min(all.len());
+            all.split_off(before)
+        };
+        for (level, name) in later {
+            if !self.is_set_by_user(level, name) {
+                self.set_int_option(level, name, 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn lock_switched_on(&self) -> MutexGuard<'_, Vec<(c_int, c_int)>> {
+        self.switched_on.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the descriptor wait or fail with `EAGAIN` in calls that do not say `MSG_DONTWAIT`.

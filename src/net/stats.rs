@@ -11,6 +11,7 @@ pub struct Counters {
     refused: AtomicU64,
     dropped: AtomicU64,
     errors: AtomicU64,
+    send_errors: AtomicU64,
     told: Told,
 }
 
@@ -62,6 +63,8 @@ pub struct Stats {
     /// Entries of the error queue: datagrams that failed on their way, as far as the socket asks
     /// to hear of them (`IP_RECVERR`).
     pub errors: u64,
+    /// Datagrams that an event loop's transport or a server accepted and could not send.
+    pub send_errors: u64,
 }
 
 impl Counters {
@@ -126,6 +129,11 @@ impl Counters {
         self.errors.fetch_add(entries as u64, Ordering::Relaxed);
     }
 
+    /// Counts datagrams that were accepted to be sent later, and could not be.
+    pub fn count_send_errors(&self, datagrams: usize) {
+        self.send_errors.fetch_add(datagrams as u64, Ordering::Relaxed);
+    }
+
     /// Reads all counters. Each is exact, but one may be read before and another after a datagram
     /// that passes meanwhile.
     pub fn read(&self) -> Stats {
@@ -140,6 +148,7 @@ impl Counters {
             truncated: load(&self.truncated),
             refused: self.refused(),
             errors: load(&self.errors),
+            send_errors: load(&self.send_errors),
         }
     }
 }

@@ -26,6 +26,7 @@ pub(crate) struct Stats {
     kernel_drops: u64,
     filter_drops: u64,
     errors: u64,
+    send_errors: u64,
 }
 
 impl Stats {
@@ -42,6 +43,7 @@ impl Stats {
             kernel_drops: drops.unwanted,
             filter_drops: drops.filtered,
             errors: stats.errors,
+            send_errors: stats.send_errors,
         }
     }
 }
@@ -52,7 +54,7 @@ impl Stats {
         format!(
             "Stats(received={}, received_bytes={}, receive_calls={}, sent={}, sent_bytes={}, \
              send_calls={}, truncated={}, refused={}, kernel_drops={}, \
-             filter_drops={}, errors={})",
+             filter_drops={}, errors={}, send_errors={})",
             self.received,
             self.received_bytes,
             self.receive_calls,
@@ -64,6 +66,7 @@ impl Stats {
             self.kernel_drops,
             self.filter_drops,
             self.errors,
+            self.send_errors,
         )
     }
 }
@@ -103,8 +106,13 @@ impl DatagramError {
     /// The `OSError` of its errno, with this as its `datagram_error`.
     pub(crate) fn into_exception(self, py: Python<'_>) -> PyResult<PyErr> {
         let error = PyErr::from(Error::Os(io::Error::from_raw_os_error(self.errno)));
-        error.value(py).setattr("datagram_error", Py::new(py, self)?)?;
+        self.attach_to(py, &error)?;
         Ok(error)
+    }
+
+    /// Makes this the `datagram_error` of an exception.
+    pub(crate) fn attach_to(self, py: Python<'_>, error: &PyErr) -> PyResult<()> {
+        error.value(py).setattr("datagram_error", Py::new(py, self)?)
     }
 }
 

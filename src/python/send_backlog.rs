@@ -37,7 +37,12 @@ pub(crate) fn flush_or(
     asked: &Asked,
     wait: impl FnMut(&mut SendQueue<'_>) -> Option<io::Result<Sent>>,
 ) -> Flushed {
-    backlog.flush(&mut SocketOutlet { socket, asked, wait })
+    let flushed = backlog.flush(&mut SocketOutlet { socket, asked, wait });
+    if !flushed.errors.is_empty() {
+        let lost = flushed.errors.iter().filter(|refused| refused.is_lost).count();
+        socket.counters().count_send_errors(lost);
+    }
+    flushed
 }
 
 struct SocketOutlet<'a, W> {

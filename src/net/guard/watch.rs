@@ -46,7 +46,8 @@ impl Socket {
         let mut watched = self.watch.guard.lock();
         self.watch.is_on.store(guard.is_some(), Ordering::Relaxed);
         watched.clone_from(&guard);
-        if self.is_set_by_user(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER) {
+        if self.is_set_by_user(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER) || self.has_others_filter()
+        {
             return Ok(());
         }
         let filter = guard.as_ref().and_then(|guard| guard.filter());
@@ -61,6 +62,20 @@ impl Socket {
             self.set_int_option(libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0)?;
         }
         Ok(())
+    }
+
+    /// Whether the socket has a filter that is not a guard's, such as one of another program that
+    /// shares it.
+    fn has_others_filter(&self) -> bool {
+        if self.watch.has_filter.load(Ordering::Relaxed) {
+            return false;
+        }
+        let mut room_for_one = [0; size_of::<libc::sock_filter>()];
+        match self.option(libc::SOL_SOCKET, libc::SO_GET_FILTER, &mut room_for_one) {
+            Ok(len) => len > 0,
+            // It is longer, or an eBPF program.
+            Err(error) => matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EACCES)),
+        }
     }
 
     /// The socket's guard.

@@ -2,6 +2,7 @@
 
 mod read;
 mod take;
+mod turn;
 mod write;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -21,30 +22,7 @@ use super::send_backlog::SendBacklog;
 use super::socket::Socket;
 use crate::net::{Address, ThreadRing};
 
-/// A counter that an event loop raises once for each of its turns.
-#[pyclass(frozen, module = "tomada._core")]
-#[derive(Default)]
-pub(crate) struct Turn(AtomicU64);
-
-#[pymethods]
-impl Turn {
-    #[new]
-    fn new() -> Self {
-        // A transport has seen no turn when it has seen the zeroth.
-        Self(AtomicU64::new(1))
-    }
-
-    /// Begin the next turn.
-    fn advance(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-impl Turn {
-    fn count(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
+pub(crate) use turn::Turn;
 
 /// The inside of a datagram transport.
 #[pyclass(frozen, module = "tomada._core")]
@@ -62,8 +40,13 @@ pub(crate) struct TransportCore {
     reading: AtomicBool,
     /// Whether a drain that stopped for lack of time goes on in the next turn.
     resume_scheduled: AtomicBool,
-    /// Whether the last drain was left out in favour of other callbacks.
-    gave_way: AtomicBool,
+    /// The turn in which a drain ended for lack of time, until another one is left out for that, in
+    /// favour of other callbacks; or 0.
+    cut_short: AtomicU64,
+    /// The last turn in which there was something to read.
+    read_turn: AtomicU64,
+    /// In how many turns in a row a drain ended for lack of time.
+    busy_turns: AtomicU32,
     /// How many drains are running; more than one where a callback runs the loop.
     draining: AtomicU32,
     outbox: Mutex<SendBacklog>,
@@ -91,7 +74,13 @@ pub(crate) struct TransportCore {
     tells_spare_time: bool,
     /// Whether the protocol wants to know all about each datagram.
     tells_metadata: AtomicBool,
+    /// Whether `sendto` raises what is the caller's own mistake. Otherwise the protocol is told.
+    raises_mistakes: AtomicBool,
     current: Mutex<Option<Py<Datagram>>>,
+    /// The longest datagram that the connected peer can be sent.
+    longest_to_peer: usize,
+    /// How many options the socket had switched on for itself before this.
+    options_before: usize,
     /// What one of the kernel's messages took to deliver, of late, in nanoseconds.
     message_cost: AtomicU64,
 }
@@ -135,17 +124,24 @@ impl TransportCore {
         // Reading would find no memory again and again, and nobody to tell.
         drop(ThreadRing::take(socket.get().socket()?.slot_kind())?);
         let tells_spare_time = event_loop.bind(py).hasattr(intern!(py, "_spare_time"))?;
-        let asked = Asked::of(socket.get().socket()?);
+        let longest_to_peer =
+            socket.get().socket()?.peer_address().map_or(usize::MAX, |peer| write::longest(&peer));
+        let options_before = socket.get().socket()?.switched_on();
+        let may_be_referred_to = socket.hasattr(intern!(py, "__dict__"))?;
         let links = Links { event_loop, transport, protocol: py.None() };
+        // Last, so that the options of a socket change only if its transport is there to restore them.
+        let asked = Asked::of(socket.get().socket()?);
         Ok(Self {
             socket: socket.clone().unbind(),
-            may_be_referred_to: socket.hasattr(intern!(py, "__dict__"))?,
+            may_be_referred_to,
             links: Mutex::new(Some(links)),
             protocol_version: AtomicU64::new(0),
             takes_batches: AtomicBool::new(false),
             reading: AtomicBool::new(false),
             resume_scheduled: AtomicBool::new(false),
-            gave_way: AtomicBool::new(false),
+            cut_short: AtomicU64::new(0),
+            read_turn: AtomicU64::new(0),
+            busy_turns: AtomicU32::new(0),
             draining: AtomicU32::new(0),
             outbox: Mutex::default(),
             peer,
@@ -161,7 +157,10 @@ impl TransportCore {
             must_rearm,
             tells_spare_time,
             tells_metadata: AtomicBool::new(false),
+            raises_mistakes: AtomicBool::new(false),
             current: Mutex::new(None),
+            longest_to_peer,
+            options_before,
             message_cost: AtomicU64::new(0),
         })
     }
@@ -219,9 +218,19 @@ impl TransportCore {
         drop(cleared);
     }
 
+    /// From now on, `sendto` raises the caller's own mistakes instead of telling the protocol.
+    fn raise_mistakes(&self) {
+        self.raises_mistakes.store(true, Ordering::Relaxed);
+    }
+
     /// From now on, sending only warns.
     fn lose(&self) {
         self.is_lost.store(true, Ordering::Relaxed);
+    }
+
+    /// Undo what was changed of a socket that others use too.
+    fn restore_options(&self, py: Python<'_>) -> Result<()> {
+        Ok(self.socket.bind(py).get().socket()?.switch_back(self.options_before)?)
     }
 
     /// Let go of the loop, the transport and the protocol.

@@ -9,7 +9,7 @@ use pyo3::exceptions::PyException;
 use pyo3::intern;
 use pyo3::prelude::*;
 
-use super::TransportCore;
+use super::{TransportCore, Turn};
 use crate::net::{self, Datagrams, Filled, ThreadRing};
 use crate::python::asked::Notes;
 use crate::python::buffer::{new_bytes, push};
@@ -27,6 +27,8 @@ const BESIDE_OTHERS: Duration = Duration::from_micros(20);
 const LOOK: usize = 16;
 /// So many errors in a row end a drain.
 const ERRORS: usize = 16;
+/// So many turns in a row a slow protocol gets its datagrams one by one, before it leaves out any.
+const PATIENCE: u32 = 4;
 /// The most messages that one receive takes.
 const MESSAGES: u64 = 64;
 
@@ -36,6 +38,15 @@ enum Flow {
     GoOn,
     /// The time is up, or the protocol has paused or closed the transport.
     Stop,
+}
+
+/// How a drain ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// There was nothing more.
+    Done,
+    /// There may be more; so many were delivered.
+    CutShort(usize),
 }
 
 #[pymethods]
@@ -62,13 +73,23 @@ impl TransportCore {
             return Ok(());
         }
         let spare_time = this.spare_time(py)?;
-        if spare_time.is_zero() && !this.gave_way.swap(true, Ordering::Relaxed) {
-            // Others first, but not twice in a row.
+        let turn = this.turn_count(py);
+        let before = this.read_turn.swap(turn, Ordering::Relaxed);
+        if turn.saturating_sub(before) > 1 {
+            // In the turns between there was nothing.
+            this.busy_turns.store(0, Ordering::Relaxed);
+        }
+        let cut_short = this.cut_short.swap(0, Ordering::Relaxed);
+        if spare_time.is_zero() && cut_short != 0 && turn.saturating_sub(cut_short) <= 1 {
+            // There was more than the last turn had time for: others first, but not twice in a row.
+            // A datagram that comes alone is delivered at once.
             return Self::resume_if_pending(slf);
         }
-        this.gave_way.store(false, Ordering::Relaxed);
         this.draining.fetch_add(1, Ordering::Relaxed);
-        let drained = this.drain(py, spare_time.max(BESIDE_OTHERS));
+        let drained = this.drain(py, spare_time.max(BESIDE_OTHERS)).map(|end| match end {
+            End::Done => this.busy_turns.store(0, Ordering::Relaxed),
+            End::CutShort(delivered) => this.note_cut_short(py, turn, delivered),
+        });
         let delivered = this.current().take();
         drop(delivered);
         let is_outermost = this.draining.fetch_sub(1, Ordering::Relaxed) == 1;
@@ -92,8 +113,28 @@ impl TransportCore {
         Ok(())
     }
 
+    /// Which turn of the loop this is; always the same where the loop does not count them.
+    fn turn_count(&self, py: Python<'_>) -> u64 {
+        self.turn.as_ref().map_or(1, |turn| turn.bind(py).get().count())
+    }
+
+    /// Takes note that there is more than this turn has time for.
+    fn note_cut_short(&self, py: Python<'_>, turn: u64, delivered: usize) {
+        // The standard loop delivers one datagram in each turn. Only one that has delivered more, or
+        // that does not come to an end, can leave out a turn and not be slower.
+        let busy_turns = self.busy_turns.fetch_add(1, Ordering::Relaxed);
+        if delivered < 2 && busy_turns < PATIENCE {
+            return;
+        }
+        if self.cut_short.swap(turn, Ordering::Relaxed) != turn
+            && let Some(turn) = &self.turn
+        {
+            turn.bind(py).get().note_cut_short();
+        }
+    }
+
     /// Delivers what is there.
-    fn drain(&self, py: Python<'_>, time: Duration) -> Result<()> {
+    fn drain(&self, py: Python<'_>, time: Duration) -> Result<End> {
         let owner = self.socket.bind(py);
         let socket = owner.get().socket()?;
         let mut delivery = Delivery::new(self, owner, Instant::now() + time);
@@ -101,13 +142,15 @@ impl TransportCore {
             let result = delivery.run(&mut held);
             socket.put_back(held);
             if result? == Flow::Stop {
-                return Ok(());
+                return Ok(End::CutShort(delivery.delivered));
             }
         }
         let mut ring = ThreadRing::take(socket.slot_kind())?;
         let mut errors = 0;
         while errors < ERRORS {
-            let Some(count) = delivery.messages() else { return Ok(()) };
+            let Some(count) = delivery.messages() else {
+                return Ok(End::CutShort(delivery.delivered));
+            };
             let started = Instant::now();
             let received =
                 socket.with(|fd| socket.receive_messages(fd, &mut ring, count, libc::MSG_DONTWAIT));
@@ -115,15 +158,19 @@ impl TransportCore {
                 Ok(filled) => {
                     let result = delivery.run_timed(&mut *ring, filled, started);
                     socket.keep(&ring);
-                    if result? == Flow::Stop || !filled.is_full {
-                        return Ok(());
+                    if result? == Flow::Stop {
+                        return Ok(End::CutShort(delivery.delivered));
+                    }
+                    if !filled.is_full {
+                        return Ok(End::Done);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     // Readable, and no datagram: then it is the error queue, or a datagram that
                     // was dropped for its checksum.
                     self.drain_errors(py, socket)?;
-                    return self.rearm(py);
+                    self.rearm(py)?;
+                    return Ok(End::Done);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -133,19 +180,39 @@ impl TransportCore {
                     self.tell_error(py, Error::Os(error).into())?;
                     self.rearm(py)?;
                     if !self.reading.load(Ordering::Relaxed) {
-                        return Ok(());
+                        return Ok(End::Done);
                     }
                 }
             }
         }
-        Ok(())
+        Ok(End::Done)
     }
 
-    /// How long the loop can do without a turn; not at all while other callbacks wait.
+    /// How long this transport may deliver: not at all while callbacks of others wait. Transports
+    /// that lacked time in the last turn share it equally in this one, whichever comes first.
     fn spare_time(&self, py: Python<'_>) -> Result<Duration> {
+        let turn = self.turn.as_ref().map(|turn| turn.bind(py).get());
+        let sharers = turn.map_or(0, Turn::sharers);
+        let Some(turn) = turn.filter(|_| sharers > 1) else { return self.ask_spare_time(py, 0) };
+        if let Some(share) = turn.share() {
+            return Ok(share);
+        }
+        // Each of the others has up to two callbacks waiting, and this one has another.
+        let share = self.ask_spare_time(py, 2 * sharers - 1)? / sharers;
+        turn.set_share(share);
+        Ok(share)
+    }
+
+    /// Asks the loop how long it can do without a turn, if so many callbacks do not count.
+    fn ask_spare_time(&self, py: Python<'_>, uncounted: u32) -> Result<Duration> {
         let asked = if self.tells_spare_time { self.event_loop(py) } else { None };
         let Some(event_loop) = asked else { return Ok(BUDGET) };
-        match event_loop.call_method0(intern!(py, "_spare_time")) {
+        let name = intern!(py, "_spare_time");
+        let answer = match uncounted {
+            0 => event_loop.call_method0(name),
+            _ => event_loop.call_method1(name, (uncounted,)),
+        };
+        match answer {
             Ok(seconds) => Ok(seconds
                 .extract()
                 .ok()
@@ -160,17 +227,18 @@ impl TransportCore {
         if self.must_rearm { self.tell_transport(py, "_rearm") } else { Ok(()) }
     }
 
-    /// Tells the protocol of the datagrams that failed on their way.
-    pub(super) fn drain_errors(&self, py: Python<'_>, socket: &net::Socket) -> Result<()> {
+    /// Tells the protocol of some of the datagrams that failed on their way, and says whether there
+    /// may be more.
+    pub(super) fn drain_errors(&self, py: Python<'_>, socket: &net::Socket) -> Result<bool> {
         let take = |fd: BorrowedFd<'_>| socket.take_error_message(fd);
         for _ in 0..ERRORS {
-            let Ok(message) = socket.with(take) else { return Ok(()) };
+            let Ok(message) = socket.with(take) else { return Ok(false) };
             if let Some(noted) = self.socket.bind(py).get().describe(py, message)? {
                 let error = noted.into_exception(py)?;
                 self.tell_error(py, error)?;
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 

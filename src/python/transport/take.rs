@@ -23,8 +23,8 @@ impl TransportCore {
         self.socket.bind(py).get().to_list(py, datagrams)
     }
 
-    /// Tell the protocol of what the error queue has.
-    fn read_errors(&self, py: Python<'_>) -> Result<()> {
+    /// Tell the protocol of what the error queue has, and return whether there may be more.
+    fn read_errors(&self, py: Python<'_>) -> Result<bool> {
         self.drain_errors(py, self.socket.bind(py).get().socket()?)
     }
 }

@@ -1,5 +1,6 @@
 //! Datagrams from the protocol.
 
+use std::io;
 use std::sync::atomic::Ordering;
 
 use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
@@ -9,13 +10,19 @@ use pyo3::types::{PyByteArray, PyBytes, PyMemoryView, PyTuple};
 
 use super::TransportCore;
 use crate::net::Address;
+use crate::net::errors::SocketError;
 use crate::python::audit;
-use crate::python::buffer::{Readable, TypeName, text_of};
+use crate::python::buffer::{Readable, TypeName, new_bytes, text_of};
 use crate::python::error::{Error, Result};
+use crate::python::records::DatagramError;
 use crate::python::send_backlog::flush;
 
 /// When so many datagrams wait for the end of the turn, they leave before it.
 const QUEUED: usize = 1024;
+
+/// The longest payloads: a length field of 16 bits, less the headers that it counts.
+const LONGEST_V4: usize = 65_535 - 20 - 8;
+const LONGEST_V6: usize = 65_535 - 8;
 
 /// As in asyncio.constants, where the end of the connection is counted as the first.
 const LOST_SENDS_BEFORE_WARNING: u32 = 4;
@@ -129,7 +136,9 @@ impl TransportCore {
             }
             Err(error) => {
                 let error = PyErr::from(error);
-                if !error.is_instance_of::<PyOSError>(py) {
+                if self.raises_mistakes.load(Ordering::Relaxed)
+                    || !error.is_instance_of::<PyOSError>(py)
+                {
                     return Err(error.into());
                 }
                 self.tell_error(py, error)?;
@@ -161,27 +170,39 @@ impl TransportCore {
         datagrams: &Bound<'_, PyAny>,
         common: Option<Target>,
     ) -> Result<()> {
-        let (py, this) = (slf.py(), slf.get());
+        let this = slf.get();
+        let mut mistake = None;
         for item in datagrams.try_iter()? {
-            let item = item?;
-            let waiting = match (common, item.cast::<PyTuple>()) {
-                (None, Ok(pair)) if pair.len() == 2 => {
-                    let data = pair.get_item(0)?;
-                    check_type(&data)?;
-                    let target = this.target(py, Some(&pair.get_item(1)?))?;
-                    this.enqueue(&data, target)?
-                }
-                (common, _) => {
-                    check_type(&item)?;
-                    let target = common.map_or_else(|| this.target(py, None), Ok)?;
-                    this.enqueue(&item, target)?
-                }
-            };
-            if let Some(waiting) = waiting {
-                this.flush_if_long(slf, waiting)?;
+            match this.enqueue_item(&item?, common) {
+                Ok(Some(waiting)) => this.flush_if_long(slf, waiting)?,
+                Ok(None) => {}
+                // The others leave.
+                Err(Error::Os(error)) => mistake = mistake.or(Some(error)),
+                Err(error) => return Err(error),
             }
         }
-        Ok(())
+        mistake.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    fn enqueue_item(
+        &self,
+        item: &Bound<'_, PyAny>,
+        common: Option<Target>,
+    ) -> Result<Option<Waiting>> {
+        let py = item.py();
+        match (common, item.cast::<PyTuple>()) {
+            (None, Ok(pair)) if pair.len() == 2 => {
+                let data = pair.get_item(0)?;
+                check_type(&data)?;
+                let target = self.target(py, Some(&pair.get_item(1)?))?;
+                self.enqueue(&data, target)
+            }
+            (common, _) => {
+                check_type(item)?;
+                let target = common.map_or_else(|| self.target(py, None), Ok)?;
+                self.enqueue(item, target)
+            }
+        }
     }
 
     /// Puts a datagram behind those that wait. What may change later is copied.
@@ -194,16 +215,33 @@ impl TransportCore {
         let py = data.py();
         let data = match Readable::new(data)?.into_bytes(py) {
             Ok(data) => data,
-            Err(Error::Os(error)) => {
-                self.tell_error(py, Error::Os(error).into())?; // as it will be of one too long by less
-                return Ok(None);
-            }
+            Err(Error::Os(error)) => return self.refuse(py, error),
             Err(error) => return Err(error),
         };
+        if self.raises_mistakes.load(Ordering::Relaxed)
+            && data.as_bytes().len() > self.longest(to.as_ref())
+        {
+            return self.refuse(py, io::Error::from_raw_os_error(libc::EMSGSIZE));
+        }
         let source = to.and_then(|to| self.asked.source(&to));
         let mut outbox = self.outbox(py);
         outbox.push(data.into(), to, source)?;
         Ok(Some(Waiting { datagrams: outbox.len(), bytes: outbox.bytes() }))
+    }
+
+    /// Raises or tells that a datagram is longer than any can be.
+    fn refuse(&self, py: Python<'_>, error: io::Error) -> Result<Option<Waiting>> {
+        if self.raises_mistakes.load(Ordering::Relaxed) {
+            return Err(error.into());
+        }
+        self.socket.bind(py).get().socket()?.counters().count_send_errors(1);
+        self.tell_error(py, Error::Os(error).into())?; // as it will be of one too long by less
+        Ok(None)
+    }
+
+    /// The longest datagram to an address, or to the peer, that the protocol allows.
+    fn longest(&self, to: Option<&Address>) -> usize {
+        to.map_or(self.longest_to_peer, longest)
     }
 
     /// Sends early where many datagrams wait, and tells the transport where too many still do.
@@ -279,7 +317,19 @@ impl TransportCore {
         }
         // Last: a protocol that is told of an error may send, or close the transport.
         for refused in flushed.errors {
-            this.tell_error(py, Error::Os(refused.error).into())?;
+            let noted = match refused.to.filter(|_| refused.is_lost) {
+                Some(to) => {
+                    let about = SocketError::of_sending(&refused.error);
+                    let peer = owner.get().addresses().object(py, to.as_bytes())?.unbind();
+                    Some(DatagramError::new(peer, &about, new_bytes(py, &refused.payload)?.unbind()))
+                }
+                None => None,
+            };
+            let error = PyErr::from(Error::Os(refused.error));
+            if let Some(noted) = noted {
+                noted.attach_to(py, &error)?;
+            }
+            this.tell_error(py, error)?;
         }
         Ok(())
     }
@@ -298,6 +348,15 @@ impl TransportCore {
             logger.call_method1("warning", ("socket.send() raised exception.",))?;
         }
         Ok(())
+    }
+}
+
+/// The longest datagram to an address that the protocol allows.
+pub(super) fn longest(to: &Address) -> usize {
+    match to.ip() {
+        Some(ip) if ip.ip().to_canonical().is_ipv4() => LONGEST_V4,
+        Some(_) => LONGEST_V6,
+        None => usize::MAX,
     }
 }
 

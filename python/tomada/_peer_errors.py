@@ -1,0 +1,71 @@
+"""Errors about single peers, for an endpoint that talks to many: none of them may end it."""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from typing import TYPE_CHECKING
+
+from tomada._address import format_address
+from tomada._advice import OF_SENDING
+from tomada._reports import LogLimiter, logger
+
+if TYPE_CHECKING:
+    from tomada._core import DatagramError
+
+# linux/errqueue.h
+SO_EE_ORIGIN_LOCAL = 1
+
+# As many errors are kept until the program asks for them; then the oldest are dropped.
+KEPT = 256
+
+# What a receive can raise on behalf of a peer: the kernel's tables icmp_err_convert and
+# icmpv6_err_convert, and what it makes of a bad parameter.
+FROM_PEERS = frozenset(
+    {
+        errno.ECONNREFUSED,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.EHOSTDOWN,
+        errno.ENONET,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+        errno.EPROTO,
+        errno.EMSGSIZE,
+        errno.EACCES,
+    }
+)
+
+
+class PeerErrors:
+    """Keeps the last errors, and logs one now and then."""
+
+    def __init__(self) -> None:
+        self._kept: deque[DatagramError] = deque(maxlen=KEPT)
+        self._limiter = LogLimiter()
+        self.count = 0
+
+    def note(self, error: Exception) -> None:
+        """Take note of an error. It is kept if it says which datagram it is about."""
+        self.count += 1
+        about: DatagramError | None = getattr(error, "datagram_error", None)
+        if about is None:
+            self._log("receive", "an error of a peer: %s%s", error)
+            return
+        self._kept.append(about)
+        was_sent = about.origin != SO_EE_ORIGIN_LOCAL
+        text = "lost on the way to %s: %s%s" if was_sent else "not sent to %s: %s%s"
+        advice = OF_SENDING.get(about.errno)
+        reason = f"{error} ({advice})" if advice else error
+        self._log("lost" if was_sent else "send", text, format_address(about.peer), reason)
+
+    def take(self) -> list[DatagramError]:
+        """Return the errors that are kept, oldest first, and forget them."""
+        taken = list(self._kept)
+        self._kept.clear()
+        return taken
+
+    def _log(self, kind: str, text: str, *args: object) -> None:
+        suffix = self._limiter.suffix(kind)
+        if suffix is not None:
+            logger.warning(text, *args, suffix)
