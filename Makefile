@@ -51,9 +51,9 @@ test-all: ## the suite on every CPython from 3.11 up that is installed
 
 REPEAT ?= 10
 
-# Its own name for what is repeated: built once, and then run by itself.
+# A busy core finds what fails once in fifty. Each environment is built once.
 test-repeat: ## the suite ten times on every CPython from 3.11 up, beside a busy core; REPEAT=n
-	@status=0; $(PYTHON) scripts/toolchain.py list >target/interpreters; \
+	@mkdir -p target; status=0; $(PYTHON) scripts/toolchain.py list >target/interpreters; \
 	while read -r tag python; do \
 		echo "== $$python"; \
 		$(MAKE) --no-print-directory VENV=.venv-$$tag PYTHON=$$python test-once </dev/null || status=1; \

@@ -36,6 +36,6 @@ def configure(config):
 def mark(items):
     """Mark the tests that hypothesis makes, and those of modules that have a long form."""
     for item in items:
-        module = getattr(item, "module", None)
-        if item.get_closest_marker("hypothesis") or getattr(module, "length", None) is length:
+        generated = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+        if generated or getattr(getattr(item, "module", None), "length", None) is length:
             item.add_marker(family)

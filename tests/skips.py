@@ -187,13 +187,16 @@ class Skips:
         if self._strict and self.wrong() and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter):
+        result = yield  # the list of every test that was skipped
         for line in summary([reason for _, reason in self._skipped]):
             terminalreporter.write_line(line)
         if self._strict and (wrong := self.wrong()):
             terminalreporter.section("tests that must not be skipped", red=True)
             for test, reason, why in wrong:
                 terminalreporter.write_line(f"{test}: {reason} ({why})")
+        return result
 
 
 def why_not(reason):

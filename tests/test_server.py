@@ -259,6 +259,25 @@ def test_draining_ends_with_its_time():
     assert 0 < serving.stats().sent < 200
 
 
+def test_draining_ends_with_its_time_in_the_very_first_batch(inet):
+    handled = []
+
+    def handle(data, _):
+        handled.append(data)
+        serving.stop()
+        threading.Event().wait(0.01)  # a slow handler; nobody knows that before its first call
+        return data
+
+    with inet.bound(std) as sock, client(sock.getsockname()) as other:
+        for data in numbered(64):
+            other.send(data)
+        serving = server(handle, None, sock=sock, drain=0)
+        forever = Call(serving.serve_forever)
+        assert other.recv(100) == numbered(64)[0]
+        forever.result()
+    assert handled == numbered(64)[:1]
+
+
 def test_a_handler_may_stop_its_server():
     def handle(data, _):
         serving.stop()

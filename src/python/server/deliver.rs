@@ -77,7 +77,7 @@ impl<'a, 'py> Delivery<'a, 'py> {
                 _ => usize::MAX, // the kernel's to say
             },
             message_cost: Duration::ZERO,
-            call_cost: Duration::ZERO,
+            call_cost: 2 * SLOW, // until it is known
             calls: 0,
             left: 0,
             flushed_at: now,
