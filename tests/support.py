@@ -198,9 +198,9 @@ class Child:
     def signal(self, number):
         self._process.send_signal(number)
 
-    def end(self):
+    def end(self, deadline=DEADLINE):
         """Wait for the program's end; return its status, the rest of its output, its errors."""
-        output, errors = self._process.communicate(timeout=DEADLINE)
+        output, errors = self._process.communicate(timeout=deadline)
         return self._process.returncode, (self._rest + output).decode(), errors.decode()
 
     def __enter__(self):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
+import errno
 import math
 import os
 import signal
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from tomada import _core
 from tomada._address import format_address
-from tomada._advice import OF_OPENING, advise, advised, start_thread
+from tomada._advice import OF_OPENING, advise, advised
 from tomada._server.app import check_not_async
 from tomada._server.context import Context
 from tomada._server.lifecycle import Lifecycle, StoppedWhileStartingError
 from tomada._server.listeners import Listeners, adopt, listen, passed_descriptors
 from tomada._server.processes import Processes
 from tomada._server.threads import Threads
-from tomada._server.wakeup import Wakeup
+from tomada._server.wakeup import Signals, Wakeup
 
 if TYPE_CHECKING:
     from tomada._core import Guard
@@ -139,7 +139,7 @@ class Server:
             "groups": groups,
             "guard": guard,
         }
-        self._life = Lifecycle(self._keep, self._start_keeper)
+        self._life = Lifecycle(self._keep)
         self.ready: threading.Event = self._life.ready
         """Set while the server is running: a :class:`threading.Event` to wait for."""
         self._context: Context | None = None
@@ -171,7 +171,13 @@ class Server:
         type where that is one of Python's own which a text can make, and otherwise as a
         :class:`RuntimeError` that names the type. A note has the worker's traceback.
         """
-        self._life.start()
+        try:
+            self._life.start()
+        except OSError as error:
+            if self._context is None and error.errno == errno.EAGAIN:  # no thread is left
+                place = self._address if self._given is None else self._given.getsockname()
+                advise(error, format_address(place), OF_OPENING)
+            raise
 
     def stop(self) -> None:
         """Take no more datagrams, answer those that the kernel has queued, and end.
@@ -220,15 +226,21 @@ class Server:
         handlers: dict[int, Callable[..., Any]] = {signal.SIGINT: ask, signal.SIGTERM: ask}
         if self._workers > 1:
             handlers[signal.SIGHUP] = lambda *_: self.replace_workers()
+        wakeup = Wakeup()
+        signals = Signals(handlers, wakeup)
         try:
-            with Wakeup() as wakeup, wakeup.woken_by(handlers):
-                self._life.wakeups.append(wakeup)
-                self._serve(wakeup)
-        except Exception:
-            self.stop()
-            raise
-        except BaseException:
-            self._life.abort()
+            signals.install()
+            self._life.wakeups.append(wakeup)
+            self._serve(wakeup)
+            signals.restore()
+            self._life.wakeups.remove(wakeup)
+            wakeup.close()
+        except BaseException as error:
+            signals.restore()
+            if isinstance(error, Exception):
+                self.stop()
+            else:
+                self._life.abort()
             raise
 
     def _serve(self, wakeup: Wakeup) -> None:
@@ -331,18 +343,11 @@ class Server:
             backend = Threads(context, self._life)
         self._context, self._backend = context, backend
         try:
+            backend.prepare()
             self._life.launch_by_starter(backend.launch)
             backend.run()
         finally:
             backend.close()
-
-    def _start_keeper(self, thread: threading.Thread) -> None:
-        try:
-            start_thread(thread)
-        except OSError as error:
-            place = self._address if self._given is None else self._given.getsockname()
-            advise(error, format_address(place), OF_OPENING)
-            raise
 
     def _listen(self, workers: int) -> Listeners:
         if self._address is not None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import _thread
 import contextvars
+import errno
+import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
+from tomada._advice import start_thread
 from tomada._server.wakeup import Latch, Wakeup
 
 State: TypeAlias = Literal["created", "starting", "running", "draining", "stopped"]
@@ -19,8 +24,19 @@ ABANDON = 1.0
 # How often it looks whether that thread is still about it.
 LOOK = 0.05
 
-# In place of a start: the server was stopped before.
-STOPPED = object()
+
+class Claim:
+    """What has the server: a call of :meth:`Lifecycle.start`, or in its place one of ``stop``."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        # Held for as long as the call runs. `with` releases a lock in one step, which no signal
+        # handler interrupts.
+        self.gate = threading.Lock()
+
+
+# The server was stopped before it was started.
+STOPPED = Claim()
 
 
 class StoppedWhileStartingError(RuntimeError):
@@ -43,27 +59,20 @@ class Lifecycle:
     that nothing can interrupt: the first claim, the requests, and three latches. There is no lock
     that an interrupted call could hold.
 
-    :param start_thread: Starts the keeper's thread.
     :param keep: The keeper's work: it opens, calls :meth:`launch_by_starter` and
         :meth:`set_ready`, returns when :attr:`is_stopping`, and leaves nothing open.
     """
 
-    def __init__(
-        self, keep: Callable[[], None], start_thread: Callable[[threading.Thread], None]
-    ) -> None:
+    def __init__(self, keep: Callable[[], None]) -> None:
         self._keep = keep
-        self._start_thread = start_thread
-        self._claims: list[object] = []  # the first has the server
+        self._claims: list[Claim] = []  # the first has the server
         self._is_stopping = self._is_aborted = False
         self._prepared, self._settled = Latch(), Latch()
         self._keeper: threading.Thread | None = None
+        self._is_begun = False
         self._launch: Callable[[], None] | None = None
         # Whether the thread that starts has called it, or has passed it over.
         self._is_launched: bool | None = None
-        # Held by the thread that starts, as long as it is in start(). `with` releases a lock in
-        # one step, which no signal handler interrupts.
-        self._gate = threading.Lock()
-        self._starter = 0
         # SimpleQueue.put() may interrupt itself, and every other method.
         self._notes: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.own_threads: set[int] = set()
@@ -77,7 +86,7 @@ class Lifecycle:
     @property
     def state(self) -> State:
         """What the server is about."""
-        if self.closed.is_set() or self._claims[:1] == [STOPPED]:
+        if self.closed.is_set() or STOPPED in self._claims[:1]:
             return "stopped"
         if not self._claims:
             return "created"
@@ -102,29 +111,31 @@ class Lifecycle:
 
         Whatever is raised, by the keeper or by a signal handler, the server is stopped then.
         """
-        token = object()
+        claim = Claim()
         try:
-            self._claims.append(token)
-            if self._claims[0] is not token:
-                if self._claims[0] is STOPPED:
-                    what = "the server was stopped before it was started"
-                else:
-                    what = "a server is started once"
-                raise RuntimeError(f"{what}; make another one")
-            self._starter = threading.get_ident()
-            with self._gate:
+            with claim.gate:
+                self._claims.append(claim)
+                if self._claims[0] is not claim:
+                    if self._claims[0] is STOPPED:
+                        what = "the server was stopped before it was started"
+                    else:
+                        what = "a server is started once"
+                    raise RuntimeError(f"{what}; make another one")
                 self._start()
         except BaseException:
-            if self._claims[:1] == [token]:
+            if claim.gate.locked():
+                claim.gate.release()  # a trace function can raise where no signal handler can
+            if self._claims[:1] == [claim]:
                 self.abort()
             raise
 
     def _start(self) -> None:
-        keep = contextvars.copy_context().run
-        self._keeper = threading.Thread(
-            target=keep, args=(self._run,), name="tomada.Server", daemon=True
-        )
-        self._start_thread(self._keeper)
+        # Thread.start() breaks the thread where a signal handler interrupts it with an exception.
+        # This starts a thread in one step, and that one starts the keeper.
+        try:
+            _thread.start_new_thread(self._begin, (contextvars.copy_context(),))
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
         self._prepared.wait()
         launch = self._launch
         if launch is not None and not self.is_stopping:
@@ -153,59 +164,78 @@ class Lifecycle:
         handler that has interrupted :meth:`start`, which goes on after it and raises.
         """
         try:
-            if not self._claims:
-                self._claims.append(STOPPED)
-            if self._claims[0] is STOPPED:
-                self.closed.set()
+            if self._is_unstarted():
                 return
             self.request_stop()
-            if self._is_inside():
-                return
-            self.closed.wait()
-            self._join()
+            if not self._is_inside():
+                self._await_end()
         except BaseException:
             self.abort()
             raise
 
     def abort(self) -> None:
         """Have the keeper end the server at once, and wait for that."""
+        if self._is_unstarted():
+            return
         self._is_aborted = True
         self.notify()
-        keeper = self._keeper
-        if keeper is None or keeper.ident is None:
-            # It has not begun. If it does now, it looks at the request first.
+        if not self._is_inside():
+            self._await_end(PATIENCE)
+
+    def _is_unstarted(self) -> bool:
+        """Say whether the server was not started, and see to it that it never is."""
+        if not self._claims:
+            self._claims.append(STOPPED)
+        if self._claims[0] is STOPPED:
             self.closed.set()
-        elif not self._is_inside(starting=True):
-            self.closed.wait(PATIENCE)
-            self._join()
+        return self._claims[0] is STOPPED
 
-    def _is_inside(self, *, starting: bool = False) -> bool:
+    def _is_inside(self) -> bool:
         """Say whether the calling thread is one that the keeper waits for."""
-        thread = threading.get_ident()
-        if not starting and self._starter == thread and self._gate.locked():
-            return True
-        keeper = self._keeper
-        return thread in self.own_threads or (keeper is not None and keeper.ident == thread)
+        thread, claim = threading.get_ident(), self._claims[0]
+        return thread in self.own_threads or (claim.thread == thread and claim.gate.locked())
 
-    def _join(self) -> None:
-        """Let the keeper's thread end, too, which has nothing more to do."""
-        if self._keeper is not None and self._keeper.ident is not None:
-            self._keeper.join(ABANDON)
+    def _await_end(self, timeout: float | None = None) -> None:
+        end = None if timeout is None else time.monotonic() + timeout
+        while not self.closed.wait(LOOK) and (end is None or time.monotonic() < end):
+            if not (self._is_begun or self._claims[0].gate.locked()):
+                # An exception has ended start() before there was a keeper. Should there be one
+                # after all, it looks at the request before it does anything.
+                self.closed.set()
+        keeper = self._keeper
+        if keeper is not None and keeper.ident is not None:
+            keeper.join(ABANDON)  # which has nothing more to do
 
     # For the keeper
 
+    def _begin(self, context: contextvars.Context) -> None:
+        self._keeper = threading.Thread(
+            target=context.run, args=(self._run,), name="tomada.Server", daemon=True
+        )
+        try:
+            start_thread(self._keeper)
+        except BaseException as error:  # noqa: BLE001 - it is raised where the server is waited for
+            self.error = error
+            self._end()
+
     def _run(self) -> None:
+        self._is_begun = True
+        self.own_threads.add(threading.get_ident())
         try:
             if not self.is_stopping:
                 self._keep()
         except BaseException as error:  # noqa: BLE001 - it is raised where the server is waited for
             self.error = error
         finally:
-            self.ready.clear()
-            self.closed.set()
-            self._prepared.set()
-            self._settled.set()
-            self.notify()
+            self.own_threads.discard(threading.get_ident())
+            self._end()
+
+    def _end(self) -> None:
+        self.ready.clear()
+        self.closed.set()
+        self._prepared.set()
+        self._settled.set()
+        self.notify()
 
     def launch_by_starter(self, launch: Callable[[], None]) -> bool:
         """Have the thread that starts call a function, and say whether it has.
@@ -215,7 +245,7 @@ class Lifecycle:
         self._launch = launch
         self._prepared.set()
         patience = round(ABANDON / LOOK)
-        while self._is_launched is None and self._gate.locked() and patience:
+        while self._is_launched is None and self._claims[0].gate.locked() and patience:
             self.wait(LOOK)
             # It may be in a signal handler that waits for the end of the server.
             patience -= self.is_stopping

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal
 import contextlib
 import os
 import signal
@@ -52,6 +53,10 @@ class Processes:
         self._is_given_up = False
         self._error: BaseException | None = None
 
+    def prepare(self) -> None:
+        """Write what this process has buffered: each child would write it again."""
+        flush_before_fork()
+
     # In the thread that starts
 
     def launch(self) -> None:
@@ -61,16 +66,18 @@ class Processes:
         ends, through the channel. The supervisor says its process's number there.
         """
         with advised(self._context.listeners.address, OF_OPENING), _Fork.lock:
-            flush_before_fork()
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
             try:
                 # A signal must not find the child with the handlers of its parent.
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
                 self._fork(mask)
-                self._end_launch(mask)
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             except BaseException:
-                self._end_launch(mask)
+                # In one step, unlike that of the module around it: nothing can come between.
+                _signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 raise
+            finally:
+                self._close_supervisors_end()
 
     def _fork(self, mask: set[signal.Signals]) -> None:
         self._channel, self._supervisors_end = socketpair(AF_UNIX, SOCK_SEQPACKET)
@@ -85,7 +92,6 @@ class Processes:
         self._pid = pid
         if self._is_given_up:
             self._tell(signal.SIGQUIT)
-            self._end_launch(mask)
             self._reap()
 
     def _be_supervisor(self, mask: set[signal.Signals]) -> NoReturn:
@@ -97,11 +103,9 @@ class Processes:
         finally:
             leave(1)
 
-    def _end_launch(self, mask: set[signal.Signals]) -> None:
-        """Undo what only the fork needs. It may be called again, when a signal interrupts it."""
+    def _close_supervisors_end(self) -> None:
         if self._supervisors_end is not None:
             self._supervisors_end.close()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     # In the keeper
 
@@ -110,6 +114,7 @@ class Processes:
         if self._channel is None:
             self._is_given_up = True
             return
+        self._close_supervisors_end()  # where an exception has come before
         with Wakeup() as wakeup:
             self._life.wakeups.append(wakeup)
             try:
@@ -197,6 +202,6 @@ class Processes:
 
     def close(self) -> None:
         """Close the channel."""
-        for end in (self._channel, self._supervisors_end):
-            if end is not None:
-                end.close()
+        self._close_supervisors_end()
+        if self._channel is not None:
+            self._channel.close()

@@ -16,7 +16,7 @@ from tomada._reports import logger
 from tomada._server.context import GRACE, Context
 from tomada._server.leaving import forget_parent, leave
 from tomada._server.messages import LARGEST_MESSAGE, Failure, pack, unpack
-from tomada._server.wakeup import Wakeup
+from tomada._server.wakeup import Signals, Wakeup
 from tomada._server.worker import SIGNALS, work_and_exit
 
 # A worker that dies is started again after so many seconds, twice as many the next time, and so
@@ -73,7 +73,7 @@ class Supervisor:
         self._slots = [Slot(number) for number in range(context.workers)]
         self._to_replace: list[Slot] = []
         self._started = False
-        self._stopping = False
+        self._stopping = self._is_aborted = False
         self._asked: list[int] = []
         self._has_parent = True
         self._failure: Failure | None = None
@@ -103,7 +103,8 @@ class Supervisor:
             signal.SIGHUP: self._ask,
             signal.SIGQUIT: self._ask,
         }
-        with Wakeup() as wakeup, wakeup.woken_by(handlers):
+        with Wakeup() as wakeup:
+            Signals(handlers, wakeup).install()
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask - set(SIGNALS))
             for slot in self._slots:
                 slot.worker = self._fork(slot)
@@ -141,6 +142,7 @@ class Supervisor:
             if number == signal.SIGHUP:
                 self._to_replace = list(self._slots)
             elif number == signal.SIGQUIT:
+                self._is_aborted = True
                 self._stop(kill_after=0.0)
             else:
                 self._stop(kill_after=self._context.drain + GRACE)
@@ -180,11 +182,12 @@ class Supervisor:
         for worker in slot.workers():
             _read(worker)
             if worker.kill_at is not None and worker.kill_at <= now:
-                logger.error(
-                    "worker %d (process %d) has not ended in time: killing it",
-                    slot.number,
-                    worker.pid,
-                )
+                if not self._is_aborted:
+                    logger.error(
+                        "worker %d (process %d) has not ended in time: killing it",
+                        slot.number,
+                        worker.pid,
+                    )
                 os.kill(worker.pid, signal.SIGKILL)
                 worker.kill_at = None
             status = _reap(worker)

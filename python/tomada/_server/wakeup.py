@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from socket import socketpair
 from typing import Any, Self
 
@@ -102,37 +102,43 @@ class Wakeup:
         with contextlib.suppress(BlockingIOError):
             self._read.recv(4096)
 
-    @contextlib.contextmanager
-    def woken_by(self, handlers: dict[int, Callable[..., Any]]) -> Iterator[None]:
-        """Install handlers of signals, and let each signal wake, too.
-
-        Only the main thread can; elsewhere this does nothing.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in handlers}
-        fd = signal.set_wakeup_fd(-1)
-
-        def restore() -> None:
-            for number, handler in before.items():
-                if handler is not None:  # installed by something other than Python
-                    signal.signal(number, handler)
-            signal.set_wakeup_fd(fd)
-
-        try:
-            signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-            for number, call in handlers.items():
-                signal.signal(number, call)
-            yield
-            restore()
-        except BaseException:
-            restore()  # from the beginning: it may have been interrupted
-            raise
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its descriptors."""
         self._read.close()
         self._write.close()
+
+
+class Signals:
+    """Handlers of signals, each of which also wakes, and how to take them back.
+
+    Only the main thread can install them; elsewhere this does nothing.
+    """
+
+    def __init__(self, handlers: dict[int, Callable[..., Any]], wakeup: Wakeup) -> None:
+        self._handlers, self._wakeup = handlers, wakeup
+        self._is_main = threading.current_thread() is threading.main_thread()
+        self._before = {number: signal.getsignal(number) for number in handlers}
+        self._fd_before = -1
+
+    def install(self) -> None:
+        """Install the handlers."""
+        if self._is_main:
+            self._fd_before = signal.set_wakeup_fd(-1)
+            fd = self._wakeup.fileno_to_write()
+            signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+            for number, call in self._handlers.items():
+                signal.signal(number, call)
+
+    def restore(self) -> None:
+        """Put back what was there before. It may be called again, where it was interrupted."""
+        if self._is_main:
+            signal.set_wakeup_fd(self._fd_before)
+            for number, handler in self._before.items():
+                if handler is not None:  # installed by something other than Python
+                    signal.signal(number, handler)

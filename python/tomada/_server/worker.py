@@ -13,7 +13,7 @@ from tomada._server.app import AppError
 from tomada._server.context import GRACE, Context
 from tomada._server.leaving import leave, leave_in_order
 from tomada._server.messages import Failure, pack
-from tomada._server.wakeup import Wakeup
+from tomada._server.wakeup import Signals, Wakeup
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD)
 
@@ -84,9 +84,7 @@ def _work(
         signal.SIGCHLD: signal.SIG_DFL,
         signal.SIGALRM: signal.SIG_DFL,
     }
-    signal.set_wakeup_fd(wakeup.fileno_to_write(), warn_on_full_buffer=False)
-    for signal_number, call in handlers.items():
-        signal.signal(signal_number, call)
+    Signals(handlers, wakeup).install()
     _core.end_with_parent(signal.SIGTERM)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     if os.getppid() != supervisor:
