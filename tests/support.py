@@ -188,6 +188,11 @@ class Child:
         line, _, self._rest = self._rest.partition(b"\n")
         return line.decode()
 
+    def error_line(self):
+        """Return the next line of errors."""
+        assert select.select([self._process.stderr], [], [], DEADLINE)[0], "nothing is said"
+        return self._process.stderr.readline().decode()
+
     def tell(self, line):
         self._process.stdin.write(line.encode())
 

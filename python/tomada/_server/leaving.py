@@ -103,16 +103,16 @@ def _files() -> list[Any]:
 
 def _close_files() -> None:
     """Write what files have buffered, as their end does in an interpreter that ends."""
-    files = _files()
-    # Those around others first: a GzipFile, for one, writes its end into the file within.
-    for file in reversed(files):
-        if not isinstance(file, PLAIN) and not _is_inherited(file):
-            with contextlib.suppress(Exception):
-                file.close()
-    for file in files:
-        if isinstance(file, PLAIN) and (_is_regular(file) or not _is_inherited(file)):
-            with contextlib.suppress(Exception):
-                file.flush()
+    files = [file for file in _files() if _is_regular(file) or not _is_inherited(file)]
+    plain = [file for file in files if isinstance(file, PLAIN)]
+    others = [file for file in files if not isinstance(file, PLAIN) and not _is_inherited(file)]
+    # A text file may be around a GzipFile, for one, whose close() writes its end into another file.
+    steps = [file.flush for file in plain]
+    steps += [file.close for file in reversed(others)]
+    steps += [file.flush for file in plain]
+    for step in steps:
+        with contextlib.suppress(Exception):
+            step()
 
 
 def _is_inherited(file: Any) -> bool:
