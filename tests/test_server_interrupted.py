@@ -1,4 +1,4 @@
-"""Signals at every line of start, stop and serve_forever: no process, no port and no hang is left."""
+"""Signals at every line of start, stop and serve_forever leave no process and no port."""
 
 import os
 from pathlib import Path

@@ -163,7 +163,13 @@ def test_async_handlers_are_refused():
         async def __call__(self, data, _):
             return data
 
-    for handler in (handle, generate, Callable(), functools.partial(handle, b"x"), Callable().__call__):
+    for handler in (
+        handle,
+        generate,
+        Callable(),
+        functools.partial(handle, b"x"),
+        Callable().__call__,
+    ):
         with pytest.raises(TypeError, match="handler is an async function"):
             tomada.Server(("127.0.0.1", 0), handler)
     for name in ("init", "exit"):

@@ -1,6 +1,5 @@
 """SIGHUP to ``tomada serve --app``: new code in new workers, or the old ones and why."""
 
-import os
 import re
 import signal
 
@@ -77,8 +76,3 @@ def test_code_that_cannot_be_imported_leaves_the_old_workers(serving, app, code)
     eventually(lambda: replies(serving.address) == {b"mended"})
     serving.signal(signal.SIGTERM)
     assert serving.end()[0] == 0
-
-
-def test_the_process_that_is_asked_to_replace_has_not_imported_the_app(serving):
-    maps = os.listdir("service")
-    assert "__pycache__" not in maps

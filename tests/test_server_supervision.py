@@ -39,7 +39,9 @@ class FailingOs:
 
 def children(pid):
     with contextlib.suppress(OSError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
     return []
 
 
@@ -94,7 +96,9 @@ class Supervision(RuleBasedStateMachine):
 
     def _workers(self):
         self._note()
-        return [pid for pid in sorted(self._seen) if is_alive(pid) and pid not in self._supervisors()]
+        return [
+            pid for pid in sorted(self._seen) if is_alive(pid) and pid not in self._supervisors()
+        ]
 
     def _supervisors(self):
         return set(children(os.getpid())) - self._others
@@ -137,7 +141,7 @@ class Supervision(RuleBasedStateMachine):
     @precondition(lambda self: not self._stopped)
     @rule()
     def answers(self):
-        """It answers, unless too many starts have failed."""
+        """Ask, and be answered, unless too many starts have failed."""
         self._no_init.unlink(missing_ok=True)
         self._no_fork.unlink(missing_ok=True)
 

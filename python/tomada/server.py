@@ -8,7 +8,6 @@ import math
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
@@ -24,6 +23,8 @@ from tomada._server.threads import Threads
 from tomada._server.wakeup import Signals, Wakeup
 
 if TYPE_CHECKING:
+    import threading
+
     from tomada._core import Guard
 
 __all__ = ["Server", "serve"]
@@ -100,7 +101,7 @@ class Server:
         workers: int = 1,
         threads: int = 1,
         init: Callable[[], object] | None = None,
-        exit: Callable[[], object] | None = None,  # noqa: A002 - the counterpart of init
+        exit: Callable[[], object] | None = None,
         steering: Steering = "hash",
         drain: float = 5.0,
         rcvbuf: int | None = None,
@@ -187,8 +188,8 @@ class Server:
         return: a process is killed then, a thread left behind. Stopping again does nothing but
         wait for the end.
 
-        A signal handler may call it, too. Where it has interrupted :meth:`start` in the same thread,
-        and in a handler of the server's datagrams, it asks for the end and returns at once;
+        A signal handler may call it, too. Where it has interrupted :meth:`start` in the same
+        thread, and in a handler of the server's datagrams, it asks for the end and returns at once;
         :meth:`start` then raises :class:`RuntimeError`. A start is abandoned: ``init`` is not
         waited for, but killed in a process, and left behind in a thread.
 

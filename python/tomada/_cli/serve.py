@@ -9,8 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tomada._address import format_address
 from tomada._cli.common import (
@@ -23,6 +22,9 @@ from tomada._cli.common import (
     seconds,
     shown,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 EXAMPLES = """
 examples:

@@ -6,9 +6,11 @@ import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class AppError(ValueError):

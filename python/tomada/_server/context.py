@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,8 @@ from tomada._reports import Reports, logger
 from tomada._server.app import App
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tomada._server.listeners import Listeners
 
 # So many seconds after the time for draining a worker may still be in its last call of the handler,
@@ -57,7 +58,7 @@ class Context:
         if self.exit is not None:
             try:
                 self.exit()
-            except Exception:
+            except Exception:  # noqa: BLE001 - whatever it is, the worker ends
                 logger.exception("exit failed at the end of a worker")
 
     def ask_supervisor(self, number: int) -> None:

@@ -21,8 +21,10 @@ import stat
 import sys
 import threading
 import weakref
-from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 logger = logging.getLogger("tomada")
 
@@ -49,12 +51,13 @@ def flush_before_fork() -> None:
 
 def forget_parent() -> None:
     """Take nothing of what the parent does at its end for the child's own."""
-    atexit._clear()
+    atexit._clear()  # noqa: SLF001 - as multiprocessing does
     # TemporaryDirectory, for one, removes its directory in this way.
     for finalizer in list(getattr(weakref.finalize, "_registry", ())):
         finalizer.atexit = False
     if getattr(weakref.finalize, "_registered_with_atexit", False):
-        atexit.register(weakref.finalize._exitfunc)  # type: ignore[attr-defined]
+        finalize: Any = weakref.finalize
+        atexit.register(finalize._exitfunc)  # noqa: SLF001 - it has registered that itself
     atexit.register(logging.shutdown)
 
 
@@ -73,8 +76,10 @@ def leave_in_order(status: int, seconds: float) -> NoReturn:
     try:
         if signal.getitimer(signal.ITIMER_REAL)[0] == 0:
             signal.setitimer(signal.ITIMER_REAL, seconds)
-        for step in (threading._shutdown, atexit._run_exitfuncs, _close_files):  # type: ignore[attr-defined]
-            _attempt(step)
+        threads: Any = threading
+        _attempt(threads._shutdown)  # noqa: SLF001 - as multiprocessing does
+        _attempt(atexit._run_exitfuncs)  # noqa: SLF001 - likewise
+        _attempt(_close_files)
     finally:
         leave(status)
 
@@ -97,7 +102,7 @@ def _files() -> list[Any]:
     """Return the file objects of this process, the oldest first."""
     objects = gc.get_objects()
     # By type: some objects run a program to say their class.
-    kinds = map(issubclass, map(type, objects), itertools.repeat(_io._IOBase))
+    kinds = map(issubclass, map(type, objects), itertools.repeat(_io._IOBase))  # noqa: SLF001 - io.IOBase asks ABCMeta
     return list(itertools.compress(objects, kinds))
 
 

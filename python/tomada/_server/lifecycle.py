@@ -9,11 +9,13 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tomada._advice import start_thread
 from tomada._server.wakeup import Latch, Wakeup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 State: TypeAlias = Literal["created", "starting", "running", "draining", "stopped"]
 
@@ -40,7 +42,7 @@ STOPPED = Claim()
 
 
 class StoppedWhileStartingError(RuntimeError):
-    """What :meth:`Lifecycle.start` raises when another call, or a signal, has stopped the server."""
+    """What :meth:`Lifecycle.start` raises when another call has stopped the server."""
 
     def __init__(self) -> None:
         super().__init__("the server was stopped while it was starting; make another one")
@@ -115,12 +117,7 @@ class Lifecycle:
         try:
             with claim.gate:
                 self._claims.append(claim)
-                if self._claims[0] is not claim:
-                    if self._claims[0] is STOPPED:
-                        what = "the server was stopped before it was started"
-                    else:
-                        what = "a server is started once"
-                    raise RuntimeError(f"{what}; make another one")
+                self._check_first(claim)
                 self._start()
         except BaseException:
             if claim.gate.locked():
@@ -128,6 +125,12 @@ class Lifecycle:
             if self._claims[:1] == [claim]:
                 self.abort()
             raise
+
+    def _check_first(self, claim: Claim) -> None:
+        if self._claims[0] is STOPPED:
+            raise RuntimeError("the server was stopped before it was started; make another one")
+        if self._claims[0] is not claim:
+            raise RuntimeError("a server is started once; make another one")
 
     def _start(self) -> None:
         # Thread.start() breaks the thread where a signal handler interrupts it with an exception.

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,8 @@ from tomada._address import check_address, format_address
 from tomada._advice import OF_BINDING, advise
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tomada._core import Guard
 
 FIRST_PASSED_FD = 3  # SD_LISTEN_FDS_START in sd_listen_fds(3)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import _signal
 import contextlib
+import importlib
 import os
 import signal
 import threading
@@ -11,16 +11,21 @@ import time
 import warnings
 from pathlib import Path
 from socket import AF_UNIX, MSG_DONTWAIT, SOCK_SEQPACKET, socket, socketpair
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tomada._advice import OF_OPENING, advised
 from tomada._reports import logger
 from tomada._server.context import GRACE, Context
 from tomada._server.leaving import flush_before_fork, leave
-from tomada._server.lifecycle import Lifecycle
 from tomada._server.messages import LARGEST_MESSAGE, unpack
 from tomada._server.supervisor import Supervisor
 from tomada._server.wakeup import Wakeup
+
+if TYPE_CHECKING:
+    from tomada._server.lifecycle import Lifecycle
+
+# That of the C module, which is one step; the one of `signal` is a Python function around it.
+SET_MASK: Any = importlib.import_module("_signal").pthread_sigmask
 
 
 class _Fork:
@@ -74,12 +79,12 @@ class Processes:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             except BaseException:
                 # In one step, unlike that of the module around it: nothing can come between.
-                _signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                SET_MASK(signal.SIG_SETMASK, mask)
                 raise
             finally:
                 self._close_supervisors_end()
 
-    def _fork(self, mask: set[signal.Signals]) -> None:
+    def _fork(self, mask: set[Any]) -> None:
         self._channel, self._supervisors_end = socketpair(AF_UNIX, SOCK_SEQPACKET)
         with warnings.catch_warnings():
             # From CPython 3.12 on, of a fork with threads: the class's text says so too.
@@ -94,7 +99,7 @@ class Processes:
             self._tell(signal.SIGQUIT)
             self._reap()
 
-    def _be_supervisor(self, mask: set[signal.Signals]) -> NoReturn:
+    def _be_supervisor(self, mask: set[Any]) -> NoReturn:
         try:
             assert self._channel is not None  # noqa: S101 - _fork() has set both
             assert self._supervisors_end is not None  # noqa: S101
@@ -153,12 +158,16 @@ class Processes:
                 give_up_at = time.monotonic() + 3 * GRACE
             timeout = None if give_up_at is None else give_up_at - time.monotonic()
             wakeup.wait(timeout, (channel.fileno(),))
-            try:
-                while message := channel.recv(LARGEST_MESSAGE, MSG_DONTWAIT):
-                    self._take(message)
-                return  # it has ended
-            except BlockingIOError:
-                pass
+            if not self._take_messages(channel):
+                return
+
+    def _take_messages(self, channel: socket) -> bool:
+        """Take what there is, and say whether the supervisor goes on."""
+        with contextlib.suppress(BlockingIOError):
+            while message := channel.recv(LARGEST_MESSAGE, MSG_DONTWAIT):
+                self._take(message)
+            return False
+        return True
 
     def _take(self, message: bytes) -> None:
         what, failure, more = unpack(message)

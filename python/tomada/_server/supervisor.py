@@ -6,10 +6,9 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from socket import MSG_DONTWAIT, socket
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tomada._advice import OF_OPENING
 from tomada._reports import logger
@@ -18,6 +17,9 @@ from tomada._server.leaving import forget_parent, leave
 from tomada._server.messages import LARGEST_MESSAGE, Failure, pack, unpack
 from tomada._server.wakeup import Signals, Wakeup
 from tomada._server.worker import SIGNALS, work_and_exit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # A worker that dies is started again after so many seconds, twice as many the next time, and so
 # on up to the last. One that has lived long enough begins anew.
@@ -64,7 +66,7 @@ class Slot:
 class Supervisor:
     """Keeps a worker in every place, on sockets that it holds open and never reads."""
 
-    def __init__(self, context: Context, channel: socket, mask: set[signal.Signals]) -> None:
+    def __init__(self, context: Context, channel: socket, mask: set[Any]) -> None:
         self._context = context
         self._channel = channel
         # The signals that its parent has blocked, apart from the fork.

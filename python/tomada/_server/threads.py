@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from tomada._advice import start_thread
 from tomada._reports import logger
 from tomada._server.context import GRACE, Context
-from tomada._server.lifecycle import Lifecycle
+
+if TYPE_CHECKING:
+    from tomada._server.lifecycle import Lifecycle
 
 # So many seconds threads have for their end when the server is aborted, or stopped while it starts.
 BRIEF = 0.2

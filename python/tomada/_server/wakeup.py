@@ -1,4 +1,4 @@
-"""Waiting for other threads and for signals, without missing one and without a lock to deadlock on."""
+"""Waiting for other threads and for signals, without missing one and without a deadlock."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
 from socket import socketpair
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 # A signal that arrives in the instant before a thread sleeps on a lock does not wake it. Python
 # runs its handler at the next of these intervals, in seconds.

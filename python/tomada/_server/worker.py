@@ -55,9 +55,7 @@ class _Teller:
             os.close(pipe)
 
 
-def _work(
-    context: Context, number: int, supervisor: int, teller: _Teller, wakeup: Wakeup
-) -> int:
+def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeup: Wakeup) -> int:
     context.worker, context.supervisor = os.getpid(), supervisor
     context.cores.clear()
     started: list[_core.ServerCore] = []
