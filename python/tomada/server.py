@@ -229,13 +229,11 @@ class Server:
             handlers[signal.SIGHUP] = lambda *_: self.replace_workers()
         wakeup = Wakeup()
         signals = Signals(handlers, wakeup)
+        self._life.wakeups.append(wakeup)
         try:
             signals.install()
-            self._life.wakeups.append(wakeup)
             self._serve(wakeup)
             signals.restore()
-            self._life.wakeups.remove(wakeup)
-            wakeup.close()
         except BaseException as error:
             signals.restore()
             if isinstance(error, Exception):
@@ -243,6 +241,9 @@ class Server:
             else:
                 self._life.abort()
             raise
+        finally:
+            self._life.wakeups.remove(wakeup)
+            wakeup.close()
 
     def _serve(self, wakeup: Wakeup) -> None:
         life = self._life
