@@ -37,6 +37,7 @@ SUITES = {
     "test_seed": "it runs programs",
     "test_server_exit": "it runs programs",
     "test_server_interrupted": "it runs programs",
+    "test_server_latch": "it has a trace function, and signals are the main thread's",
     "test_server_lifecycle": "it runs programs",
     "test_server_messages": "it forks",
     "test_server_reload": "it runs programs",

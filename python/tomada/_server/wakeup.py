@@ -64,6 +64,9 @@ class Latch(threading.Event):
         while not self._is_set:
             left = SLICE if end is None else min(SLICE, end - time.monotonic())
             if left <= 0:
+                # Absent, where it is being set; or others come and go while this looks.
+                with contextlib.suppress(ValueError, IndexError):
+                    self._waiters.remove(waiter)
                 return self._is_set
             if waiter.acquire(timeout=left):
                 return True
