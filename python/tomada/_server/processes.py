@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import select
 import signal
 import threading
 import time
@@ -186,9 +187,11 @@ class Processes:
         children = ""
         with contextlib.suppress(OSError):
             children = Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text()
-        for pid in (self._pid, *map(int, children.split())):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        # The supervisor first, so that it starts no others.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+        for pid in map(int, children.split()):
+            _kill(pid)
 
     def replace(self) -> None:
         """Have each worker replaced."""
@@ -214,3 +217,19 @@ class Processes:
         self._close_supervisors_end()
         if self._channel is not None:
             self._channel.close()
+
+
+def _kill(pid: int) -> None:
+    """Kill a process that is not a child, and wait until it has let its sockets go."""
+    with contextlib.suppress(OSError):  # it has ended, or the kernel is older than Linux 5.3
+        descriptor = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            poll.poll(3000)
+        finally:
+            os.close(descriptor)
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
