@@ -221,7 +221,8 @@ class Processes:
 
 def _kill(pid: int) -> None:
     """Kill a process that is not a child, and wait until it has let its sockets go."""
-    with contextlib.suppress(OSError):  # it has ended, or the kernel is older than Linux 5.3
+    # It has ended, or this is older than Linux 5.3.
+    with contextlib.suppress(OSError, AttributeError):
         descriptor = os.pidfd_open(pid)
         try:
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
