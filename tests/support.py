@@ -188,6 +188,11 @@ class Child:
         line, _, self._rest = self._rest.partition(b"\n")
         return line.decode()
 
+    def error_line(self):
+        """Return the next line of errors."""
+        assert select.select([self._process.stderr], [], [], DEADLINE)[0], "nothing is said"
+        return self._process.stderr.readline().decode()
+
     def tell(self, line):
         self._process.stdin.write(line.encode())
 
@@ -198,9 +203,9 @@ class Child:
     def signal(self, number):
         self._process.send_signal(number)
 
-    def end(self):
+    def end(self, deadline=DEADLINE):
         """Wait for the program's end; return its status, the rest of its output, its errors."""
-        output, errors = self._process.communicate(timeout=DEADLINE)
+        output, errors = self._process.communicate(timeout=deadline)
         return self._process.returncode, (self._rest + output).decode(), errors.decode()
 
     def __enter__(self):

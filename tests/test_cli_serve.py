@@ -97,8 +97,10 @@ def app(tmp_path, monkeypatch):
         "def upper(data, address):\n    return data.upper()\n"
         "class Group:\n    lower = staticmethod(lambda data, address: data.lower())\n"
         "number = 5\n"
+        "async def later(data, address):\n    return data\n"
     )
     (tmp_path / "broken.py").write_text("import no_such_module_at_all\n")
+    (tmp_path / "wrong.py").write_text("raise ValueError('no_such_module_at_all')\n")
     monkeypatch.chdir(tmp_path)
 
 
@@ -138,23 +140,30 @@ def test_a_terminal_shows_what_it_does(client):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--app", "service"], "'service' names no handler: write MODULE:HANDLER"),
+        (["--app", "service"], "'service' does not name a handler: write MODULE:HANDLER"),
         (["--app", "nowhere:handle"], "there is no module 'nowhere' here"),
         (["--app", "service:nothing"], "there is no 'nothing' in service"),
-        (["--app", "service:number"], "service:number is no function, but int"),
+        (["--app", "service:later"], "service:later is an async function"),
+        (["--app", "service:number"], "service:number is not a function, but int"),
     ],
 )
-def test_an_app_that_is_none_is_status_1_and_one_line(arguments, complaint):
-    status, _, errors = run("serve", "127.0.0.1:0", *arguments)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_app_that_is_none_is_status_1_and_one_line(arguments, complaint, workers):
+    status, _, errors = run("serve", "127.0.0.1:0", *arguments, "--workers", workers)
     assert status == 1
-    assert errors == f"tomada serve: {complaint}\n"
+    last = errors.splitlines()[-1]
+    assert last.startswith(f"tomada serve: {complaint}")
+    assert workers > 1 or errors == f"{last}\n"
 
 
 @pytest.mark.usefixtures("app")
-def test_an_app_that_cannot_be_imported_shows_its_author_where():
-    status, _, errors = run("serve", "127.0.0.1:0", "--app", "broken:handle")
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("module", ["broken", "wrong"])
+def test_an_app_that_cannot_be_imported_shows_its_author_where(module, workers):
+    arguments = "--app", f"{module}:handle", "--workers", workers
+    status, _, errors = run("serve", "127.0.0.1:0", *arguments)
     assert status == 1
-    assert "broken.py" in errors
+    assert f"{module}.py" in errors
     assert "no_such_module_at_all" in errors
 
 

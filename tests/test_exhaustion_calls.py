@@ -157,8 +157,8 @@ with tomada.Server(("127.0.0.1", 0), echo, workers=workers) as server:
 @pytest.mark.parametrize(("call", "error"), [("fork", errno.EAGAIN), ("pipe", errno.EMFILE)])
 def test_a_worker_that_cannot_be_started_again_is_tried_until_it_can(faulty, call, error):
     program = """
-from tomada import _supervisor
-_supervisor.FIRST_DELAY, _supervisor.LAST_DELAY = 0.01, 0.05
+from tomada._server import supervisor
+supervisor.FIRST_DELAY, supervisor.LAST_DELAY = 0.01, 0.05
 lines = []
 call, number = sys.argv[1], int(sys.argv[2])
 
@@ -175,7 +175,7 @@ with tomada.Server(("127.0.0.1", 0), pid, workers=2, steering="random") as serve
         failing.set(call, number)
         sock.sendto(b"die", server.address)
         # More often than a worker that cannot do its work is started again.
-        for _ in range(3 * _supervisor.ATTEMPTS):
+        for _ in range(3 * supervisor.ATTEMPTS):
             while "could not be started" not in (line := log.readline()):
                 pass
         print(line)

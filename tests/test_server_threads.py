@@ -24,7 +24,7 @@ def test_threads_share_one_port_and_their_counters():
     with server(tell_thread, threads=3) as serving:
         found = set()
         eventually(lambda: found.add(ask(serving.address).split()[0]) or len(found) == 3)
-        assert threading.active_count() == before + 3
+        assert threading.active_count() == before + 4  # one of them starts and stops the others
         assert serving.stats().received >= 3
     assert threading.active_count() == before
 

@@ -9,7 +9,7 @@ import pytest
 
 from serving import Load, ask, client, refused, server
 from support import Call, eventually, open_descriptors, run
-from tomada import _supervisor
+from tomada._server import supervisor
 from traffic import numbered
 
 
@@ -333,7 +333,7 @@ print("after")
 
 def test_the_wait_for_the_next_worker_never_grows_beyond_the_longest():
     # As many deaths as take hours, without the wait between them.
-    slot, supervisor = _supervisor.Slot(0), object.__new__(_supervisor.Supervisor)
+    slot, restarting = supervisor.Slot(0), object.__new__(supervisor.Supervisor)
     for _ in range(2000):
-        supervisor._restart(slot, "it has died")
-        assert slot.start_at <= time.monotonic() + _supervisor.LAST_DELAY
+        restarting._restart(slot, "it has died")
+        assert slot.start_at <= time.monotonic() + supervisor.LAST_DELAY

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
+import errno
+import math
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from tomada import _core
-from tomada._advice import OF_OPENING, advised
-from tomada._bell import Bell
-from tomada._job import Job
-from tomada._listeners import Listeners, adopt, listen, passed_descriptors
-from tomada._threads import Threads
-from tomada._workers import Processes
+from tomada._address import format_address
+from tomada._advice import OF_OPENING, advise, advised
+from tomada._server.app import check_not_async
+from tomada._server.context import Context
+from tomada._server.lifecycle import Lifecycle, StoppedWhileStartingError
+from tomada._server.listeners import Listeners, adopt, listen, passed_descriptors
+from tomada._server.processes import Processes
+from tomada._server.threads import Threads
+from tomada._server.wakeup import Signals, Wakeup
 
 if TYPE_CHECKING:
+    import threading
+
     from tomada._core import Guard
 
 __all__ = ["Server", "serve"]
@@ -27,6 +32,9 @@ __all__ = ["Server", "serve"]
 Handler: TypeAlias = Callable[..., Any]
 Takes: TypeAlias = Literal["data", "datagram", "batch"]
 Steering: TypeAlias = Literal["hash", "cpu", "random"]
+
+# Draining that may take longer than this many seconds may take for ever. Each timer takes it.
+LONGEST = 1e9
 
 
 class Server:
@@ -55,10 +63,18 @@ class Server:
         error, at the start at once, later after five attempts. Forking copies this process: start
         such a server before other threads.
     :param threads: The number of threads, for interpreters without a global lock.
-    :param init: Called once in each worker, before it takes datagrams.
+    :param init: Called once in each worker, before it takes datagrams: in each process of
+        ``workers``, or in each thread of the server's.
+    :param exit: Called once in each worker where ``init`` has returned, after the last datagram is
+        answered: when the server stops, when the process is replaced (SIGHUP), and when a handler
+        ends it with :class:`SystemExit`; not when it is killed. In a worker process, what Python
+        does at a program's end follows: threads are waited for, functions that were registered
+        with :mod:`atexit` in the worker run, and files that have something buffered write it. All
+        of this has what is left of ``drain``, and one second more. An exception is logged.
     :param steering: Which worker gets a datagram: ``"hash"``: each peer has its own; ``"cpu"``:
         that of the CPU that received it; ``"random"``: any.
-    :param drain: How many seconds stopping may take to answer what is queued.
+    :param drain: How many seconds stopping may take to answer what is queued; ``math.inf`` for as
+        long as it takes.
     :param rcvbuf: The size of each receive buffer, in bytes. Where the kernel gives less (sysctl
         ``net.core.rmem_max``), a line of the log says so.
     :param gro: Whether the kernel may hand over several datagrams at once (``UDP_GRO``).
@@ -72,7 +88,8 @@ class Server:
     :param sock: A bound socket to use instead of an address. It stays the caller's, to close.
     :param fd: The descriptor of one, which becomes the server's.
 
-    A server can be used once: started, then stopped. All methods may be called from any thread.
+    A server can be used once: started, then stopped. All methods may be called from any thread, and
+    from signal handlers.
     """
 
     def __init__(  # noqa: PLR0913 - what can be said about a server
@@ -84,6 +101,7 @@ class Server:
         workers: int = 1,
         threads: int = 1,
         init: Callable[[], object] | None = None,
+        exit: Callable[[], object] | None = None,
         steering: Steering = "hash",
         drain: float = 5.0,
         rcvbuf: int | None = None,
@@ -96,20 +114,23 @@ class Server:
     ) -> None:
         if not callable(handler):
             raise TypeError(f"the handler must be callable, not {type(handler).__name__}")
+        for name, function in (("the handler", handler), ("init", init), ("exit", exit)):
+            check_not_async(function, name)
         if takes not in ("data", "datagram", "batch"):
             raise ValueError(f"takes must be 'data', 'datagram' or 'batch', not {takes!r}")
         if steering not in ("hash", "cpu", "random"):
             raise ValueError(f"steering must be 'hash', 'cpu' or 'random', not {steering!r}")
         if workers < 1 or threads < 1:
             raise ValueError(f"workers and threads start at 1, not {min(workers, threads)}")
-        if not drain >= 0:
+        if math.isnan(drain) or drain < 0:
             raise ValueError(f"drain must be a number of seconds, not {drain}")
         if threads > 1:
             _check_threads(workers)
         if sum(given is not None for given in (address, sock, fd)) > 1:
             raise ValueError("give one of address, sock and fd")
-        self._handler, self._takes, self._init = handler, takes, init
-        self._workers, self._threads, self._drain = workers, threads, drain
+        self._handler, self._takes, self._init, self._exit = handler, takes, init, exit
+        self._workers, self._threads = workers, threads
+        self._drain = min(float(drain), LONGEST)
         self._address, self._given, self._fd = address, sock, fd
         self._steering = steering
         self._options: dict[str, Any] = {
@@ -119,19 +140,16 @@ class Server:
             "groups": groups,
             "guard": guard,
         }
-        self.ready = threading.Event()
+        self._life = Lifecycle(self._keep)
+        self.ready: threading.Event = self._life.ready
         """Set while the server is running: a :class:`threading.Event` to wait for."""
-        self._lock = threading.Lock()
-        self._job: Job | None = None
+        self._context: Context | None = None
         self._backend: Threads | Processes | None = None
-        self._stopped = self._close_at_end = False
-        self._closed = threading.Event()
-        self._bells: list[Bell] = []
 
     def __repr__(self) -> str:
-        state = "stopped" if self._stopped else "running" if self.ready.is_set() else "not started"
-        name = self._address if self._job is None else self.address
-        return f"<tomada.Server at {name} {state}>"
+        state = self._life.state
+        name = self._address if self._context is None else self.address
+        return f"<tomada.Server at {name} {'not started' if state == 'created' else state}>"
 
     @property
     def address(self) -> Any:
@@ -143,135 +161,123 @@ class Server:
 
         :attr:`ready`, a :class:`threading.Event`, is set then, for other threads to wait for.
 
-        :raises OSError: The address is taken (``EADDRINUSE``), not of this machine, …
-        :raises RuntimeError: The server was started before, or stopped.
+        An exception that a signal handler raises meanwhile (:class:`KeyboardInterrupt`, for one)
+        ends the start: the workers are killed, and the port is free again.
 
-        What ``init`` raises in a worker is raised here.
+        :raises OSError: The address is taken (``EADDRINUSE``), not of this machine, …
+        :raises RuntimeError: The server was started before, or stopped; or :meth:`stop` was called
+            while it started, by another thread or by a signal handler.
+
+        What ``init`` raises in a worker is raised here: from a process as an exception of the same
+        type where that is one of Python's own which a text can make, and otherwise as a
+        :class:`RuntimeError` that names the type. A note has the worker's traceback.
         """
-        with self._lock:
-            if self._job is not None or self._closed.is_set():
-                raise RuntimeError("a server is started once; make another one")
-            if self._stopped:
-                raise RuntimeError("the server was stopped before it was started; make another one")
-            workers = max(self._workers, self._threads)
-            listeners = self._listen(workers)
-            try:
-                if workers > 1 and self._steering != "hash":
-                    listeners.check_steering()
-                # One block of counters more, for what is sent from here.
-                counters = _core.ServerCounters(workers + 1)
-                job = Job(
-                    listeners,
-                    self._handler,
-                    self._takes,
-                    workers,
-                    self._init,
-                    self._drain,
-                    counters,
-                )
-                if self._workers > 1:
-                    job.add_core(workers)
-                    self._backend = Processes(job, self._on_end)
-                else:
-                    for worker in range(workers):
-                        job.add_core(worker)
-                    self._backend = Threads(job, self._on_end)
-                self._job = job
-                with advised(listeners.address, OF_OPENING):
-                    self._backend.start()
-            except BaseException:
-                self._stopped = True
-                listeners.close()
-                self._closed.set()
-                raise
-            atexit.register(self.stop)
-            self.ready.set()
+        try:
+            self._life.start()
+        except OSError as error:
+            if self._context is None and error.errno == errno.EAGAIN:  # no thread is left
+                place = self._address if self._given is None else self._given.getsockname()
+                advise(error, format_address(place), OF_OPENING)
+            raise
 
     def stop(self) -> None:
         """Take no more datagrams, answer those that the kernel has queued, and end.
 
         New datagrams are refused from the first moment (by ICMP), so that each is either answered
         or refused. It takes up to ``drain`` seconds, and one more for a handler that does not
-        return: a process is killed then, a thread left behind. Stopping again does nothing.
+        return: a process is killed then, a thread left behind. Stopping again does nothing but
+        wait for the end.
+
+        A signal handler may call it, too. Where it has interrupted :meth:`start` in the same
+        thread, and in a handler of the server's datagrams, it asks for the end and returns at once;
+        :meth:`start` then raises :class:`RuntimeError`. A start is abandoned: ``init`` is not
+        waited for, but killed in a process, and left behind in a thread.
+
+        An exception that a signal handler raises meanwhile ends the draining: workers are killed,
+        and the port is free.
         """
-        job = self._job
-        if job is not None and job.owner != os.getpid():
-            job.ask_supervisor(signal.SIGTERM)
+        context = self._context
+        if context is not None and context.owner != os.getpid():
+            context.ask_supervisor(signal.SIGTERM)
             return
-        with self._lock:  # a start that is under way comes first
-            is_first, self._stopped = not self._stopped, True
-            job, backend = self._job, self._backend
-        if job is None or backend is None:
-            return
-        if is_first:
-            try:
-                backend.stop()
-            except BaseException:  # a second Ctrl-C
-                backend.abort()
-                raise
-            finally:
-                if backend.is_own_thread:
-                    self._close_at_end = True  # the handler is still to return
-                else:
-                    self._close(job)
-        elif not backend.is_own_thread:
-            self._closed.wait()
+        self._life.stop()
 
     def serve_forever(self) -> None:
         """Serve until :meth:`stop` is called, or a signal asks for it; start first if need be.
 
         In the main thread, SIGINT (Ctrl-C) and SIGTERM stop the server, as :meth:`stop` does, and
-        this returns; a second one raises :class:`KeyboardInterrupt` at once. SIGHUP replaces the
-        workers, where there are several, one by one: a new one takes over the socket of an old
-        one, which finishes what it has received; nothing is lost, and one that cannot start leaves
-        the old one in its place.
+        this returns; a second one raises :class:`KeyboardInterrupt` at once. A start that is under
+        way is abandoned. SIGHUP replaces the workers, where there are several, one by one: a new
+        one takes over the socket of an old one, which finishes what it has received; nothing is
+        lost, and one that cannot start leaves the old one in its place. The new process is a copy
+        of the program as it was started, ``init`` runs in it anew; it does not import changed code
+        (``tomada serve --app`` does).
 
         The handler is called by another thread, or by workers, so that a signal is heeded even
-        while it blocks.
+        while it blocks. An exception of another signal handler ends the server, too.
         """
-        asked = threading.Event()
+        asked: list[int] = []
 
-        def ask(*_: object) -> None:
-            if asked.is_set():
+        def ask(number: int, _frame: object) -> None:
+            if asked:
                 raise KeyboardInterrupt
-            asked.set()
+            asked.append(number)
+            self._life.request_stop()
 
         handlers: dict[int, Callable[..., Any]] = {signal.SIGINT: ask, signal.SIGTERM: ask}
         if self._workers > 1:
             handlers[signal.SIGHUP] = lambda *_: self.replace_workers()
-        with Bell() as bell, contextlib.ExitStack() as stack:
-            self._bells.append(bell)
-            stack.callback(self._bells.remove, bell)
-            stack.enter_context(bell.rung_by(handlers))
-            if self._job is None:
-                try:
-                    self.start()  # a subclass may have more to do
-                except RuntimeError:
-                    if self._job is None and self._stopped:
-                        return  # by another thread, before it came to that
-                    raise
-            backend = self._backend
-            assert backend is not None  # noqa: S101 - start() has set it
-            while not (asked.is_set() or self._stopped or backend.ended):
-                bell.wait()
-            self.stop()
-            if backend.error is not None:
-                raise backend.error
+        wakeup = Wakeup()
+        signals = Signals(handlers, wakeup)
+        self._life.wakeups.append(wakeup)
+        try:
+            signals.install()
+            self._serve(wakeup)
+            signals.restore()
+        except BaseException as error:
+            signals.restore()
+            if isinstance(error, Exception):
+                self.stop()
+            else:
+                self._life.abort()
+            raise
+        finally:
+            self._life.wakeups.remove(wakeup)
+            wakeup.close()
+
+    def _serve(self, wakeup: Wakeup) -> None:
+        life = self._life
+        try:
+            if life.state == "created":
+                self.start()  # a subclass may have more to do
+        except StoppedWhileStartingError:
+            return
+        except RuntimeError:
+            if self._context is None and life.state == "stopped" and life.error is None:
+                return  # by another thread, before it came to that
+            raise
+        while life.state in ("starting", "running"):
+            wakeup.wait()
+        self.stop()
+        if life.error is not None:
+            raise life.error
 
     def replace_workers(self) -> None:
         """Replace each worker process by a new one, with nothing lost, as SIGHUP does.
 
+        A worker that is replaced ends as at the server's end: it calls ``exit``.
+
         It returns at once. In a server of one process there is nothing to replace.
         """
-        if self._job is not None and self._job.owner != os.getpid():
-            self._job.ask_supervisor(signal.SIGHUP)
+        if self._context is not None and self._context.owner != os.getpid():
+            self._context.ask_supervisor(signal.SIGHUP)
         elif self._backend is not None:
             self._backend.replace()
 
     def stats(self) -> _core.ServerStats:
         """Return what all workers have counted since the start, those that have died included."""
-        job = self._running()
-        return job.counters.stats(*job.listeners.drops())
+        context = self._running()
+        return context.counters.stats(*context.listeners.drops())
 
     def sendto(self, data: Any, address: Any) -> None:
         """Send a datagram from the server's port: a reply that comes later, or what nobody asked.
@@ -293,27 +299,57 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _running(self) -> Job:
-        if self._job is None:
+    def _running(self) -> Context:
+        if self._context is None:
             raise RuntimeError("the server was not started")
-        return self._job
+        return self._context
 
-    def _close(self, job: Job) -> None:
-        self.ready.clear()
-        job.listeners.close()
-        atexit.unregister(self.stop)
-        self._closed.set()
-        self._ring()
+    def _keep(self) -> None:
+        """Open the sockets, serve, and close them: the work of the lifecycle's keeper."""
+        workers = max(self._workers, self._threads)
+        atexit.register(self.stop)
+        try:
+            self._open(workers)
+        finally:
+            atexit.unregister(self.stop)
 
-    def _on_end(self) -> None:
-        """Note that a thread, or the supervisor, has ended."""
-        if self._close_at_end and self._job is not None and self._backend and self._backend.ended:
-            self._close(self._job)
-        self._ring()
+    def _open(self, workers: int) -> None:
+        listeners = self._listen(workers)
+        try:
+            if workers > 1 and self._steering != "hash":
+                listeners.check_steering()
+            with advised(listeners.address, OF_OPENING):
+                self._run(listeners, workers)
+        finally:
+            listeners.close()
 
-    def _ring(self) -> None:
-        for bell in self._bells.copy():
-            bell.ring()
+    def _run(self, listeners: Listeners, workers: int) -> None:
+        # One block of counters more, for what is sent from here.
+        counters = _core.ServerCounters(workers + 1)
+        context = Context(
+            listeners,
+            self._handler,
+            self._takes,
+            workers,
+            self._init,
+            self._exit,
+            self._drain,
+            counters,
+        )
+        if self._workers > 1:
+            context.add_sender(workers)
+            backend: Processes | Threads = Processes(context, self._life)
+        else:
+            for worker in range(workers):
+                context.add_core(worker)
+            backend = Threads(context, self._life)
+        self._context, self._backend = context, backend
+        try:
+            backend.prepare()
+            self._life.launch_by_starter(backend.launch)
+            backend.run()
+        finally:
+            backend.close()
 
     def _listen(self, workers: int) -> Listeners:
         if self._address is not None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tomada._address import format_address
 from tomada._cli.common import (
@@ -26,6 +23,9 @@ from tomada._cli.common import (
     shown,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 EXAMPLES = """
 examples:
   tomada serve                               an echo on 127.0.0.1:1234, until Ctrl-C
@@ -33,11 +33,14 @@ examples:
   tomada serve :1234 --discard               takes everything, says nothing
 
 A handler is a function of the datagram's bytes and the sender's address; what it returns is the
-reply, None is none. The module is looked for in the current directory, too.
+reply, None is none. The module is looked for in the current directory, too. With several workers
+each imports it for itself.
 
 signals:
   SIGINT, SIGTERM  answer what is queued, and end
-  SIGHUP           replace the workers one by one, with nothing lost
+  SIGHUP           with several workers: replace them one by one, with nothing lost. The new ones
+                   import the module of --app anew, and all that it imports; where that fails, the
+                   log says why, and the old ones go on
 
 exit status:
   0  it was asked to end
@@ -79,6 +82,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from tomada import Server
+    from tomada._server.app import AppError
 
     status = StatusLine()
 
@@ -93,7 +97,10 @@ def run(arguments: argparse.Namespace) -> int:
                 status.start(self)
 
     logging.basicConfig(format="tomada serve: %(message)s", level=logging.INFO)
-    handler = handler_of(arguments)
+    try:
+        handler = handler_of(arguments)
+    except AppError as error:
+        raise CommandError(str(error)) from None
     try:
         server = Announced(
             arguments.address,
@@ -104,10 +111,15 @@ def run(arguments: argparse.Namespace) -> int:
         )
         server.serve_forever()
     except ValueError as error:
+        if hasattr(error, "__notes__") and not isinstance(error, AppError):
+            raise  # of the module, whose author wants to see where
         raise CommandError(str(error)) from None
     finally:
         status.end()
-    stats = counters(server.stats())
+    try:
+        stats = counters(server.stats())
+    except RuntimeError:  # it was told to end before it had a socket
+        return SUCCESS
     if arguments.json:
         print(json.dumps(stats))
     else:
@@ -117,7 +129,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def handler_of(arguments: argparse.Namespace) -> Callable[[bytes, Any], bytes | None]:
     if arguments.app is not None:
-        return load(arguments.app)
+        from tomada._server.app import App
+
+        app = App(arguments.app)
+        # Workers import it for themselves: they would not import again what is a part of this
+        # process, whose copies they are.
+        return app if arguments.workers > 1 else app.load()
     if arguments.print:
         return show
     return discard if arguments.discard else echo
@@ -133,29 +150,6 @@ def discard(_data: bytes, _address: Any) -> None:
 
 def show(data: bytes, address: Any) -> None:
     print(f"{format_address(address)} {len(data)} bytes: {shown(data)}", flush=True)
-
-
-def load(name: str) -> Callable[[bytes, Any], bytes | None]:
-    """Import a handler."""
-    module_name, colon, attribute = name.partition(":")
-    if not (module_name and colon and attribute):
-        raise CommandError(f"{name!r} names no handler: write MODULE:HANDLER")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # of the module itself, whose author wants to see where
-        raise CommandError(f"there is no module {module_name!r} here") from None
-    for part in attribute.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            raise CommandError(f"there is no {attribute!r} in {module_name}") from None
-    if not callable(found):
-        raise CommandError(f"{name} is no function, but {type(found).__name__}")
-    handler: Callable[[bytes, Any], bytes | None] = found
-    return handler
 
 
 def counters(stats: Any) -> dict[str, int]:

@@ -194,8 +194,9 @@ impl ServerCore {
         let state = match drain {
             None => RETIRING,
             Some(seconds) => {
-                let seconds = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or_default();
-                *self.deadline() = Instant::now().checked_add(seconds);
+                // A time too long to count is no limit: `max` has made NaN and negatives zero.
+                let limit = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX);
+                *self.deadline() = Instant::now().checked_add(limit);
                 DRAINING
             }
         };

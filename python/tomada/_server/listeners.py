@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,8 @@ from tomada._address import check_address, format_address
 from tomada._advice import OF_BINDING, advise
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tomada._core import Guard
 
 FIRST_PASSED_FD = 3  # SD_LISTEN_FDS_START in sd_listen_fds(3)
@@ -65,11 +66,11 @@ class Listeners:
                     # where its address says.
                     sock.connect(sock.getsockname())
 
-    def unglue(self) -> None:
-        """Have the kernel glue no datagrams together any more, on sockets that were given.
+    def disable_gro(self) -> None:
+        """Have the kernel coalesce no more datagrams, on sockets that were given.
 
-        Whoever goes on with them may not expect it. What is glued already comes into the hands of
-        the calling process: it must be one that receives, and goes on until that is handled.
+        The program that goes on with them may not expect it. The calling process gets what is
+        coalesced already: it must be one that receives, and goes on until that is handled.
         """
         if not self._is_own:
             for sock in self.sockets:
@@ -90,8 +91,8 @@ class Listeners:
 
     def close(self) -> None:
         """Close the sockets, and remove the path that binding to ``AF_UNIX`` made."""
-        if any(_glues(sock) for sock in self.sockets):
-            self.unglue()  # whoever received from them did not come to it
+        if any(_has_gro(sock) for sock in self.sockets):
+            self.disable_gro()  # whoever received from them did not come to it
         for sock in self.sockets:
             sock.close()
         if self._path is not None and self._path == _identity(self.address):
@@ -270,7 +271,7 @@ def _is_connected(sock: socket.socket) -> bool:
     return True
 
 
-def _glues(sock: Any) -> bool:
+def _has_gro(sock: Any) -> bool:
     try:
         return bool(sock.getsockopt(socket.IPPROTO_UDP, socket.UDP_GRO))
     except OSError:  # AF_UNIX, or before Linux 5.0

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import signal
-import sys
 import time
-import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from socket import MSG_DONTWAIT, socket
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from tomada import _core
 from tomada._advice import OF_OPENING
-from tomada._bell import Bell
-from tomada._job import GRACE, Job
 from tomada._reports import logger
+from tomada._server.context import GRACE, Context
+from tomada._server.leaving import forget_parent, leave
+from tomada._server.messages import LARGEST_MESSAGE, Failure, pack, unpack
+from tomada._server.wakeup import Signals, Wakeup
+from tomada._server.worker import SIGNALS, work_and_exit
 
-LARGEST_MESSAGE = 1 << 16
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # A worker that dies is started again after so many seconds, twice as many the next time, and so
 # on up to the last. One that has lived long enough begins anew.
@@ -32,8 +31,6 @@ ATTEMPTS = 5
 # Should it miss that its parent has died, the supervisor looks after so many seconds.
 LOOK = 1.0
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD)
-
 
 @dataclass
 class Worker:
@@ -43,8 +40,8 @@ class Worker:
     pipe: int
     started: float
     ready: bool = False
-    error: BaseException | None = None
-    retiring: bool = False
+    message: bytes = b""
+    failure: Failure | None = None
     kill_at: float | None = None
 
 
@@ -69,27 +66,31 @@ class Slot:
 class Supervisor:
     """Keeps a worker in every place, on sockets that it holds open and never reads."""
 
-    def __init__(self, job: Job, channel: socket) -> None:
-        self._job = job
+    def __init__(self, context: Context, channel: socket, mask: set[Any]) -> None:
+        self._context = context
         self._channel = channel
+        # The signals that its parent has blocked, apart from the fork.
+        self._mask = mask
         self._parent = os.getppid()
-        self._slots = [Slot(number) for number in range(job.workers)]
+        self._slots = [Slot(number) for number in range(context.workers)]
         self._to_replace: list[Slot] = []
         self._started = False
-        self._stopping = False
+        self._stopping = self._is_aborted = False
         self._asked: list[int] = []
         self._has_parent = True
-        self._error: BaseException | None = None
+        self._failure: Failure | None = None
 
     def run_and_exit(self) -> NoReturn:
         """Run until all is done, and end the process without what belongs to the parent's end."""
         status = 1
         try:
+            self._channel.send(pack("pid", pid=os.getpid()))
             signal.set_wakeup_fd(-1)  # the parent's
+            forget_parent()
             self._run()
             status = 0
         except BaseException as error:  # noqa: BLE001 - whatever it is, the parent is to know
-            self._tell("error", error)
+            self._tell("error", Failure.of(error))
             for worker in self._workers():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(worker.pid, signal.SIGKILL)
@@ -104,24 +105,25 @@ class Supervisor:
             signal.SIGHUP: self._ask,
             signal.SIGQUIT: self._ask,
         }
-        with Bell() as bell, bell.rung_by(handlers):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        with Wakeup() as wakeup:
+            Signals(handlers, wakeup).install()
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask - set(SIGNALS))
             for slot in self._slots:
                 slot.worker = self._fork(slot)
             while self._workers() or not self._stopping:
                 pipes = [worker.pipe for worker in self._workers() if worker.pipe >= 0]
                 if self._has_parent:
                     pipes.append(self._channel.fileno())
-                bell.wait(self._patience(), pipes)
+                wakeup.wait(self._patience(), pipes)
                 self._take_commands()
                 for slot in self._slots:
                     self._look_after(slot)
                 self._replace_next()
                 if not self._started and all(s.worker and s.worker.ready for s in self._slots):
                     self._started = True
-                    self._tell("ready", None)
-        if self._error is not None:
-            self._tell("error", self._error)
+                    self._tell("ready")
+        if self._failure is not None:
+            self._tell("error", self._failure)
 
     # What it is told
 
@@ -142,26 +144,29 @@ class Supervisor:
             if number == signal.SIGHUP:
                 self._to_replace = list(self._slots)
             elif number == signal.SIGQUIT:
+                self._is_aborted = True
                 self._stop(kill_after=0.0)
             else:
-                self._stop(kill_after=self._job.drain + GRACE)
+                self._stop(kill_after=self._context.drain + GRACE)
 
     def _stop(self, kill_after: float) -> None:
         kill_at = time.monotonic() + kill_after
         if not self._stopping:
             self._stopping = True
             self._to_replace.clear()
-            self._job.listeners.refuse()
+            self._context.listeners.refuse()
             for worker in self._workers():
-                os.kill(worker.pid, signal.SIGTERM)
+                _read(worker)
+                # One that is still in `init` would go on with that for as long as it takes.
+                os.kill(worker.pid, signal.SIGTERM if worker.ready else signal.SIGKILL)
         for worker in self._workers():
             worker.kill_at = min(kill_at, worker.kill_at or kill_at)
         for slot in self._slots:
             slot.start_at = None
 
-    def _tell(self, what: str, detail: Any) -> None:
+    def _tell(self, what: str, failure: Failure | None = None) -> None:
         with contextlib.suppress(OSError):  # the parent is gone
-            self._channel.send(pack(what, detail))
+            self._channel.send(pack(what, failure))
 
     # What becomes of workers
 
@@ -179,11 +184,12 @@ class Supervisor:
         for worker in slot.workers():
             _read(worker)
             if worker.kill_at is not None and worker.kill_at <= now:
-                logger.error(
-                    "worker %d (process %d) has not ended in time: killing it",
-                    slot.number,
-                    worker.pid,
-                )
+                if not self._is_aborted:
+                    logger.error(
+                        "worker %d (process %d) has not ended in time: killing it",
+                        slot.number,
+                        worker.pid,
+                    )
                 os.kill(worker.pid, signal.SIGKILL)
                 worker.kill_at = None
             status = _reap(worker)
@@ -226,20 +232,21 @@ class Supervisor:
         if time.monotonic() - worker.started >= LONG_LIFE:
             slot.deaths = 0
         if worker.ready:
-            self._job.counters.add_restart(slot.number)
+            self._context.counters.add_restart(slot.number)
             self._restart(slot, what)
         else:
-            self._retry(slot, worker.error or RuntimeError(what), what)
+            failure = worker.failure or Failure("builtins", "RuntimeError", what)
+            self._retry(slot, failure, what)
 
-    def _retry(self, slot: Slot, error: BaseException, what: str) -> None:
+    def _retry(self, slot: Slot, failure: Failure, what: str) -> None:
         """See to another worker after one could not start; after too many, end the server.
 
         What only the machine lacks, for as long as that lasts, is no reason to end.
         """
-        slot.failed_starts += not _is_shortage(error)
+        slot.failed_starts += not _is_shortage(failure)
         if not self._started or slot.failed_starts == ATTEMPTS:
-            self._error = error
-            self._stop(kill_after=self._job.drain + GRACE)
+            self._failure = failure
+            self._stop(kill_after=self._context.drain + GRACE)
         else:
             self._restart(slot, what)
 
@@ -268,7 +275,7 @@ class Supervisor:
         """Let a worker finish what it has received. Its successor takes what comes."""
         slot.worker, slot.successor = slot.successor, None
         slot.retired.append(worker)
-        worker.kill_at = time.monotonic() + self._job.drain + GRACE
+        worker.kill_at = time.monotonic() + self._context.drain + GRACE
         os.kill(worker.pid, signal.SIGHUP)
         logger.info("worker %d: a new process has taken over", slot.number)
 
@@ -286,98 +293,30 @@ class Supervisor:
             os.close(write)
             raise
         if pid == 0:
-            status = 1
             try:
                 os.close(read)
                 self._channel.close()
-                status = work(self._job, slot.number, supervisor, write)
-            except SystemExit as end:
-                status = end.code if isinstance(end.code, int) else int(end.code is not None)
-            except BaseException as error:  # noqa: BLE001 - as in any process, it ends it
-                with contextlib.suppress(OSError):
-                    os.write(write, pack("error", error))
-                logger.exception("worker %d ends with an exception", slot.number)
+                work_and_exit(self._context, slot.number, supervisor, write)
             finally:
-                leave(status)
+                leave(1)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         os.close(write)
         return Worker(pid, read, time.monotonic())
 
 
-def work(job: Job, number: int, supervisor: int, pipe: int) -> int:
-    """Be a worker until told to end; return the exit status."""
-    job.worker, job.supervisor = os.getpid(), supervisor
-    job.cores.clear()
-    core = job.add_core(number)
-
-    def drain(*_: object) -> None:
-        # The kernel ends the process where its handler does not return, and nobody else is left.
-        signal.setitimer(signal.ITIMER_REAL, job.drain + GRACE)
-        job.listeners.unglue()
-        core.stop(job.drain)
-
-    def retire(*_: object) -> None:
-        core.stop()
-
-    handlers: dict[int, Any] = {
-        signal.SIGINT: _ignore,
-        signal.SIGTERM: drain,
-        signal.SIGHUP: retire,
-        signal.SIGQUIT: signal.SIG_DFL,
-        signal.SIGCHLD: signal.SIG_DFL,
-        signal.SIGALRM: signal.SIG_DFL,
-    }
-    with Bell() as bell, bell.rung_by(handlers):
-        _core.end_with_parent(signal.SIGTERM)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        if os.getppid() != supervisor:
-            return 1  # it died before it could be asked to tell
-        core.prepare()
-        if job.init is not None:
-            job.init()
-        os.write(pipe, pack("ready", None))
-        os.close(pipe)
-        job.tell_left(core.run(bell.fileno()))
-        return 0
-
-
-def leave(status: int) -> NoReturn:
-    """End a forked process, with what it has printed but nothing of its parent's."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
-    os._exit(status)
-
-
-def pack(what: str, detail: Any) -> bytes:
-    """Put a message for another process; an exception that cannot travel goes as its text."""
-    if isinstance(detail, BaseException):
-        text = "".join(traceback.format_exception(detail))
-        detail.add_note(f"In the worker:\n\n{text}")
-        try:
-            message = pickle.dumps((what, detail))
-            pickle.loads(message)  # noqa: S301 - some exceptions only fail here
-        except Exception:  # noqa: BLE001 - whatever it is about this exception
-            message = b""
-        if message and len(message) <= LARGEST_MESSAGE:
-            return message
-        detail = RuntimeError(text[-LARGEST_MESSAGE // 2 :])
-    return pickle.dumps((what, detail))
-
-
 def _read(worker: Worker) -> None:
+    """Read what a worker says, once: that it is ready, or why it cannot be."""
     if worker.pipe < 0:
         return
     try:
-        message = os.read(worker.pipe, LARGEST_MESSAGE)
+        while part := os.read(worker.pipe, LARGEST_MESSAGE):
+            worker.message += part
+            if part.endswith(b"\n"):
+                what, worker.failure, _ = unpack(worker.message)
+                worker.ready = what == "ready"
+                break
     except BlockingIOError:
         return
-    if message:
-        what, detail = pickle.loads(message)  # noqa: S301 - from a process forked from this one
-        if what == "ready":
-            worker.ready = True
-        else:
-            worker.error = detail
     _close(worker)
 
 
@@ -397,17 +336,15 @@ def _reap(worker: Worker) -> int | None:
 
 
 def _cause(worker: Worker, status: int) -> str:
-    if worker.error is not None:
-        return f"could not start: {worker.error!r}" if not worker.ready else repr(worker.error)
+    if worker.failure is not None:
+        return f"could not start: {worker.failure}"
     if status < 0:
         return f"was killed by {signal.Signals(-status).name}"
     return f"ended with status {status}"
 
 
-def _is_shortage(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or (
-        isinstance(error, OSError) and error.errno in OF_OPENING
-    )
+def _is_shortage(failure: Failure) -> bool:
+    return failure.is_memory or failure.errno in OF_OPENING
 
 
 def _ignore(*_: object) -> None:

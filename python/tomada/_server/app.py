@@ -1,0 +1,91 @@
+"""Handlers: by name, for workers that import them, and which kinds are refused."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class AppError(ValueError):
+    """Says why a name does not lead to a handler, in one line for the user."""
+
+
+class App:
+    """A handler that each worker imports, so that new workers have new code.
+
+    The process that makes it imports nothing: its memory, which each worker copies, must not hold
+    the module.
+
+    :param name: ``MODULE:HANDLER``. The module is also looked for in the current directory.
+    :raises AppError: It has another form.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._module, colon, self._attribute = name.partition(":")
+        if not (self._module and colon and self._attribute):
+            raise AppError(f"{name!r} does not name a handler: write MODULE:HANDLER")
+        self._handler: Callable[..., Any] | None = None
+
+    def load(self) -> Callable[..., Any]:
+        """Import the handler, once in each process.
+
+        :raises AppError: The module has no such handler. What the module raises is raised as it is.
+        """
+        if self._handler is None:
+            self._handler = self._import()
+        return self._handler
+
+    def _import(self) -> Callable[..., Any]:
+        here = str(Path.cwd())
+        if here not in sys.path:
+            sys.path.insert(0, here)
+        # Files may be newer than what this process's parent knows of its folders.
+        importlib.invalidate_caches()
+        # Compiled code is found by the second of the source's last change: it would hide a change
+        # within one second.
+        before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+        try:
+            found: Any = importlib.import_module(self._module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{self._module}.".startswith(f"{error.name}."):
+                raise  # of the module itself, whose author wants to see where
+            raise AppError(f"there is no module {self._module!r} here") from None
+        finally:
+            sys.dont_write_bytecode = before
+        for part in self._attribute.split("."):
+            try:
+                found = getattr(found, part)
+            except AttributeError:
+                raise AppError(f"there is no {self._attribute!r} in {self._module}") from None
+        if not callable(found):
+            raise AppError(f"{self._name} is not a function, but {type(found).__name__}")
+        try:
+            check_not_async(found, self._name)
+        except TypeError as error:
+            raise AppError(str(error)) from None
+        handler: Callable[..., Any] = found
+        return handler
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the handler."""
+        return self.load()(*arguments)
+
+
+def check_not_async(function: Any, what: str) -> None:
+    """Raise :class:`TypeError` if calling a function would only make a coroutine."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    call = getattr(type(function), "__call__", None)  # noqa: B004 - its function, not whether it is
+    for each in (function, call):
+        if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each):
+            raise TypeError(
+                f"{what} is an async function, which a server does not run: give a plain function"
+            )

@@ -1,0 +1,77 @@
+"""What a server's threads and processes share: the server context."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tomada import _core
+from tomada._reports import Reports, logger
+from tomada._server.app import App
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tomada._server.listeners import Listeners
+
+# So many seconds after the time for draining a worker may still be in its last call of the handler,
+# and at its end.
+GRACE = 1.0
+
+
+@dataclass
+class Context:
+    """Which handler to call with the datagrams of which sockets, and what surrounds it."""
+
+    listeners: Listeners
+    handler: Callable[..., Any]
+    takes: str
+    workers: int
+    init: Callable[[], object] | None
+    exit: Callable[[], object] | None
+    drain: float
+    counters: _core.ServerCounters
+    cores: list[_core.ServerCore] = field(default_factory=list)
+    # The process that started the server; in a worker, its own and its supervisor's.
+    owner: int = field(default_factory=os.getpid)
+    worker: int = 0
+    supervisor: int = 0
+
+    def add_core(self, worker: int) -> _core.ServerCore:
+        """Make the core of a worker, with its handler; an app is imported here."""
+        handler = self.handler.load() if isinstance(self.handler, App) else self.handler
+        return self._add(worker, handler)
+
+    def add_sender(self, worker: int) -> _core.ServerCore:
+        """Make a core that only sends."""
+        return self._add(worker, self.handler)
+
+    def _add(self, worker: int, handler: Callable[..., Any]) -> _core.ServerCore:
+        sock: Any = self.listeners.of(worker)
+        core = _core.ServerCore(sock, handler, self.takes, self.counters, worker, Reports(sock))
+        self.cores.append(core)
+        return core
+
+    def run_exit(self) -> None:
+        """Call ``exit``, and log what it raises."""
+        if self.exit is not None:
+            try:
+                self.exit()
+            except Exception:  # noqa: BLE001 - whatever it is, the worker ends
+                logger.exception("exit failed at the end of a worker")
+
+    def ask_supervisor(self, number: int) -> None:
+        """Send the supervisor a signal, if this is one of its workers and not another child."""
+        if os.getpid() == self.worker:
+            os.kill(self.supervisor, number)
+
+    def log_unanswered(self, datagrams: int) -> None:
+        """Log how many received datagrams could not be handled in time."""
+        if datagrams:
+            logger.warning(
+                "stopped with %d received datagrams unanswered, because draining took longer than "
+                "%g seconds (drain=)",
+                datagrams,
+                self.drain,
+            )

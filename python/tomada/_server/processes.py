@@ -1,0 +1,236 @@
+"""A server's worker processes, as the process that starts them sees them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import select
+import signal
+import threading
+import time
+import warnings
+from pathlib import Path
+from socket import AF_UNIX, MSG_DONTWAIT, SOCK_SEQPACKET, socket, socketpair
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from tomada._advice import OF_OPENING, advised
+from tomada._reports import logger
+from tomada._server.context import GRACE, Context
+from tomada._server.leaving import flush_before_fork, leave
+from tomada._server.messages import LARGEST_MESSAGE, unpack
+from tomada._server.supervisor import Supervisor
+from tomada._server.wakeup import Wakeup
+
+if TYPE_CHECKING:
+    from tomada._server.lifecycle import Lifecycle
+
+# That of the C module, which is one step; the one of `signal` is a Python function around it.
+SET_MASK: Any = importlib.import_module("_signal").pthread_sigmask
+
+
+class _Fork:
+    """One fork at a time: another would inherit this one's end of the channel, and keep it open."""
+
+    # A signal handler may start a server where it has interrupted the start of another one.
+    lock = threading.RLock()
+
+    @classmethod
+    def renew(cls) -> None:
+        """Have a lock in a child, whatever thread had its parent's."""
+        cls.lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_Fork.renew)
+
+
+class Processes:
+    """A supervisor, which :meth:`launch` forks, and its workers.
+
+    The supervisor has one thread, whatever this process has, so that the forks of workers are those
+    of a process without threads. It ends with this process, and the workers with it.
+    """
+
+    def __init__(self, context: Context, life: Lifecycle) -> None:
+        self._context, self._life = context, life
+        self._pid = 0
+        self._channel: socket | None = None
+        self._supervisors_end: socket | None = None
+        self._is_given_up = False
+        self._error: BaseException | None = None
+
+    def prepare(self) -> None:
+        """Write what this process has buffered: each child would write it again."""
+        flush_before_fork()
+
+    # In the thread that starts
+
+    def launch(self) -> None:
+        """Fork the supervisor.
+
+        An exception may come at any line: of a signal handler. What is begun by then the keeper
+        ends, through the channel. The supervisor says its process's number there.
+        """
+        with advised(self._context.listeners.address, OF_OPENING), _Fork.lock:
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            try:
+                # A signal must not find the child with the handlers of its parent.
+                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+                self._fork(mask)
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            except BaseException:
+                # In one step, unlike that of the module around it: nothing can come between.
+                SET_MASK(signal.SIG_SETMASK, mask)
+                raise
+            finally:
+                self._close_supervisors_end()
+
+    def _fork(self, mask: set[Any]) -> None:
+        self._channel, self._supervisors_end = socketpair(AF_UNIX, SOCK_SEQPACKET)
+        with warnings.catch_warnings():
+            # From CPython 3.12 on, of a fork with threads: the class's text says so too.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            if self._life.is_stopping:
+                return
+            pid = os.fork()
+            if pid == 0:
+                self._be_supervisor(mask)
+        self._pid = pid
+        if self._is_given_up:
+            self._tell(signal.SIGQUIT)
+            self._reap()
+
+    def _be_supervisor(self, mask: set[Any]) -> NoReturn:
+        try:
+            assert self._channel is not None  # noqa: S101 - _fork() has set both
+            assert self._supervisors_end is not None  # noqa: S101
+            self._channel.close()
+            Supervisor(self._context, self._supervisors_end, mask).run_and_exit()
+        finally:
+            leave(1)
+
+    def _close_supervisors_end(self) -> None:
+        if self._supervisors_end is not None:
+            self._supervisors_end.close()
+
+    # In the keeper
+
+    def run(self) -> None:
+        """Return when all processes have ended, or raise what has ended them."""
+        if self._channel is None:
+            self._is_given_up = True
+            return
+        self._close_supervisors_end()  # where an exception has come before
+        with Wakeup() as wakeup:
+            self._life.wakeups.append(wakeup)
+            try:
+                self._watch(self._channel, wakeup)
+            finally:
+                self._life.wakeups.remove(wakeup)
+        status = self._reap()
+        if self._error is None and status and not self._life.is_stopping:
+            self._error = RuntimeError(
+                f"the supervisor of the workers has ended with status {status}"
+            )
+        # Nobody reads them any more: let the kernel refuse what comes.
+        self._context.listeners.refuse()
+        if self._error is not None:
+            raise self._error
+
+    def _watch(self, channel: socket, wakeup: Wakeup) -> None:
+        """Take what the supervisor says, until it ends, and tell it what is asked for."""
+        told = 0
+        give_up_at = None
+        while True:
+            asked = signal.SIGTERM if self._life.is_stopping else 0
+            if self._life.is_aborted:
+                asked = signal.SIGQUIT
+            if asked and told not in (asked, signal.SIGQUIT):
+                told = asked
+                self._tell(asked)
+                patience = 0.0 if asked == signal.SIGQUIT else self._context.drain
+                give_up_at = time.monotonic() + patience + 3 * GRACE
+            if give_up_at is not None and give_up_at <= time.monotonic():
+                if told == signal.SIGQUIT:
+                    self._kill()
+                    return
+                told = signal.SIGQUIT
+                self._tell(told)
+                give_up_at = time.monotonic() + 3 * GRACE
+            timeout = None if give_up_at is None else give_up_at - time.monotonic()
+            wakeup.wait(timeout, (channel.fileno(),))
+            if not self._take_messages(channel):
+                return
+
+    def _take_messages(self, channel: socket) -> bool:
+        """Take what there is, and say whether the supervisor goes on."""
+        with contextlib.suppress(BlockingIOError):
+            while message := channel.recv(LARGEST_MESSAGE, MSG_DONTWAIT):
+                self._take(message)
+            return False
+        return True
+
+    def _take(self, message: bytes) -> None:
+        what, failure, more = unpack(message)
+        if what == "pid":
+            self._pid = more["pid"]
+        elif what == "ready":
+            self._life.set_ready()
+        elif failure is not None:
+            self._error = failure.exception()
+
+    def _kill(self) -> None:
+        """Kill a supervisor that does not answer, and its workers."""
+        logger.error("the supervisor (process %d) does not end: killing all workers", self._pid)
+        if not self._pid:
+            return
+        children = ""
+        with contextlib.suppress(OSError):
+            children = Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text()
+        # The supervisor first, so that it starts no others.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+        for pid in map(int, children.split()):
+            _kill(pid)
+
+    def replace(self) -> None:
+        """Have each worker replaced."""
+        self._tell(signal.SIGHUP)
+
+    def _tell(self, number: int) -> None:
+        """Tell the supervisor what to do, by the signal that would make it do so."""
+        if self._channel is not None:
+            with contextlib.suppress(OSError):  # it has ended, or has been told often enough
+                self._channel.send(number.to_bytes(1, "big"), MSG_DONTWAIT)
+
+    def _reap(self) -> int:
+        if not self._pid:
+            return 0
+        try:
+            _, status = os.waitpid(self._pid, 0)
+        except ChildProcessError:  # somebody else did
+            return 0
+        return os.waitstatus_to_exitcode(status)
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._close_supervisors_end()
+        if self._channel is not None:
+            self._channel.close()
+
+
+def _kill(pid: int) -> None:
+    """Kill a process that is not a child, and wait until it has let its sockets go."""
+    # It has ended, or this is older than Linux 5.3.
+    with contextlib.suppress(OSError, AttributeError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            poll.poll(3000)
+        finally:
+            os.close(descriptor)
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,120 @@
+"""A server's threads in this process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from tomada._advice import start_thread
+from tomada._reports import logger
+from tomada._server.context import GRACE, Context
+
+if TYPE_CHECKING:
+    from tomada._server.lifecycle import Lifecycle
+
+# So many seconds threads have for their end when the server is aborted, or stopped while it starts.
+BRIEF = 0.2
+
+
+class Threads:
+    """One thread for each core of a server. Its methods are the keeper's."""
+
+    def __init__(self, context: Context, life: Lifecycle) -> None:
+        self._context, self._life = context, life
+        self._threads = [
+            threading.Thread(
+                target=self._run, args=(worker,), name=f"tomada.Server-{worker}", daemon=True
+            )
+            for worker in range(context.workers)
+        ]
+        self._is_ready = [False] * context.workers
+        self._is_over = [False] * context.workers
+        self._error: BaseException | None = None
+
+    def prepare(self) -> None:
+        """Do nothing: there is no fork."""
+
+    def launch(self) -> None:
+        """Do nothing: the keeper can start threads."""
+
+    def run(self) -> None:
+        """Start the threads, and return when they have ended, or raise what has ended them."""
+        started = 0
+        try:
+            for thread in self._threads:
+                start_thread(thread)
+                started += 1
+            while not (self._life.is_stopping or self._error or any(self._is_over)):
+                if all(self._is_ready):
+                    self._life.set_ready()
+                self._life.wait()
+        finally:
+            self._stop(self._threads[:started])
+        if self._error is not None:
+            raise self._error
+
+    def _run(self, worker: int) -> None:
+        context, life = self._context, self._life
+        life.own_threads.add(threading.get_ident())
+        try:
+            core = context.cores[worker]
+            core.prepare()
+            if context.init is not None:
+                context.init()
+            try:
+                self._is_ready[worker] = True
+                life.notify()
+                # Where `init` has taken longer than the start, the sockets may be closed.
+                if life.ready.is_set() or not life.is_stopping:
+                    context.log_unanswered(core.run())
+            finally:
+                context.run_exit()
+        except BaseException as error:  # noqa: BLE001 - it is raised where the server is waited for
+            self._error = error
+        finally:
+            self._is_over[worker] = True
+            life.own_threads.discard(threading.get_ident())
+            life.notify()
+
+    def close(self) -> None:
+        """Do nothing: the sockets are closed where they were opened."""
+
+    def replace(self) -> None:
+        """Do nothing: threads have nothing to be replaced for."""
+
+    def _stop(self, threads: list[threading.Thread]) -> None:
+        """Answer what is queued, and end the threads.
+
+        A handler that does not return cannot be ended. Its thread is left behind.
+        """
+        context, life = self._context, self._life
+        context.listeners.refuse()
+        context.listeners.disable_gro()
+        in_order = all(self._is_ready) and self._error is None
+        patience = context.drain + GRACE if in_order else GRACE if self._error else BRIEF
+        for core in context.cores:
+            core.stop(context.drain if in_order and not life.is_aborted else 0.0)
+        begun = time.monotonic()
+        was_aborted = False
+        while not all(self._is_over[: len(threads)]):
+            if life.is_aborted and not was_aborted:
+                was_aborted = True
+                begun, patience = time.monotonic(), BRIEF
+                for core in context.cores:
+                    core.stop(0.0)
+            left = begun + patience - time.monotonic()
+            if left <= 0:
+                break
+            life.wait(left)
+        for worker, thread in enumerate(threads):
+            if self._is_over[worker]:
+                thread.join(GRACE)
+            else:
+                what = "the handler" if self._is_ready[worker] else "init"
+                logger.error(
+                    "%s has not returned %g seconds after the server was to stop; its thread is "
+                    "left behind",
+                    what,
+                    patience,
+                )

@@ -1,0 +1,149 @@
+"""Waiting for other threads and for signals, without missing one and without a deadlock."""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import select
+import signal
+import threading
+import time
+from collections import deque
+from socket import socketpair
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+# A signal that arrives in the instant before a thread sleeps on a lock does not wake it. Python
+# runs its handler at the next of these intervals, in seconds.
+SLICE = 0.1
+# poll() takes at most 2**31 milliseconds. Each caller looks again after a shorter wait.
+LONGEST_POLL = 1e6
+
+
+class Latch(threading.Event):
+    """A :class:`threading.Event` without a lock that its methods hold.
+
+    A signal handler runs between any two lines of the main thread: inside ``Event.wait()`` too,
+    while that holds the event's lock, and a handler that then sets the event waits for ever. Here
+    every method may interrupt every other one. It is meant to be set once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_set = False
+        self._waiters: deque[_thread.LockType] = deque()
+
+    def is_set(self) -> bool:
+        """Return whether it is set."""
+        return self._is_set
+
+    def set(self) -> None:
+        """Set it, and wake each thread that waits."""
+        self._is_set = True
+        while True:
+            try:
+                waiter = self._waiters.popleft()
+            except IndexError:
+                return
+            waiter.release()
+
+    def clear(self) -> None:
+        """Unset it."""
+        self._is_set = False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is set, for at most some seconds; return whether it was set."""
+        end = None if timeout is None else time.monotonic() + timeout
+        if self._is_set:
+            return True
+        waiter = _thread.allocate_lock()
+        waiter.acquire()
+        self._waiters.append(waiter)
+        while not self._is_set:
+            left = SLICE if end is None else min(SLICE, end - time.monotonic())
+            if left <= 0:
+                # Absent, where it is being set; or others come and go while this looks.
+                with contextlib.suppress(ValueError, IndexError):
+                    self._waiters.remove(waiter)
+                return self._is_set
+            if waiter.acquire(timeout=left):
+                return True
+        return True
+
+
+class Wakeup:
+    """Wakes a thread that waits for several things: a call in another thread, or a signal.
+
+    A signal that arrives in the instant before a thread sleeps does not wake it; the byte that the
+    interpreter then writes (:func:`signal.set_wakeup_fd`) does.
+    """
+
+    def __init__(self) -> None:
+        self._read, self._write = socketpair()
+        self._read.setblocking(False)
+        self._write.setblocking(False)
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable after a wake-up."""
+        return self._read.fileno()
+
+    def fileno_to_write(self) -> int:
+        """Return the descriptor for :func:`signal.set_wakeup_fd`."""
+        return self._write.fileno()
+
+    def notify(self) -> None:
+        """Wake the thread that waits, or that waits next."""
+        with contextlib.suppress(OSError):  # full, which wakes as well; or closed
+            self._write.send(b"\0")
+
+    def wait(self, timeout: float | None = None, others: Sequence[int] = ()) -> None:
+        """Wait for a wake-up, a signal, or something to read from other descriptors."""
+        poll = select.poll()
+        for descriptor in (self._read.fileno(), *others):
+            poll.register(descriptor, select.POLLIN)
+        poll.poll(None if timeout is None else min(max(0.0, timeout), LONGEST_POLL) * 1e3)
+        with contextlib.suppress(BlockingIOError):
+            self._read.recv(4096)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its descriptors."""
+        self._read.close()
+        self._write.close()
+
+
+class Signals:
+    """Handlers of signals, each of which also wakes, and how to take them back.
+
+    Only the main thread can install them; elsewhere this does nothing.
+    """
+
+    def __init__(self, handlers: dict[int, Callable[..., Any]], wakeup: Wakeup) -> None:
+        self._handlers, self._wakeup = handlers, wakeup
+        self._is_main = threading.current_thread() is threading.main_thread()
+        self._before = {number: signal.getsignal(number) for number in handlers}
+        self._fd_before = -1
+
+    def install(self) -> None:
+        """Install the handlers."""
+        if self._is_main:
+            self._fd_before = signal.set_wakeup_fd(-1)
+            fd = self._wakeup.fileno_to_write()
+            signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+            for number, call in self._handlers.items():
+                signal.signal(number, call)
+
+    def restore(self) -> None:
+        """Put back what was there before. It may be called again, where it was interrupted."""
+        if self._is_main:
+            signal.set_wakeup_fd(self._fd_before)
+            for number, handler in self._before.items():
+                if handler is not None:  # installed by something other than Python
+                    signal.signal(number, handler)

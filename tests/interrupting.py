@@ -1,0 +1,184 @@
+"""A program that interrupts a server's calls at every line of theirs, and looks what is left.
+
+    python interrupting.py OPERATION WORKERS ACTION FIRST STEP
+
+OPERATION is what the main thread does: start, stop or serve. At the FIRST line of tomada's own that
+this runs, and in further rounds at every STEP-th after it, ACTION happens as if a signal handler
+did it there: `raise` an exception, Ctrl-C (`interrupt`), or `stop` the server; `storm` is a timer
+whose handler raises over and over, from ever later moments on. The last round is one in which
+nothing happens, because there are not so many lines. It prints the number of rounds.
+"""
+
+import ctypes
+import faulthandler
+import os
+import re
+import signal
+import socket as std
+import sys
+import threading
+import time
+from pathlib import Path
+
+import tomada
+
+PACKAGE = str(Path(tomada.__file__).parent)
+DEADLINE = 60
+ROUNDS = 2000
+SUBREAPER = 36
+
+
+class AlarmError(Exception):
+    """What a handler raises."""
+
+
+class At:
+    """Does something at the n-th line that the main thread runs in the package."""
+
+    def __init__(self, number, action):
+        self.left, self._action, self._pid = number, action, os.getpid()
+        self.is_over = False
+
+    def _local(self, frame, event, _argument):
+        if event == "line" and not self.is_over and os.getpid() == self._pid:
+            self.left -= 1
+            if self.left <= 0:
+                self.is_over = True
+                sys.settrace(None)
+                self.place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                self._action(frame)
+                return None
+        return self._local
+
+    def _global(self, frame, _event, _argument):
+        if self.is_over or not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        return self._local
+
+    def __enter__(self):
+        sys.settrace(self._global)
+        return self
+
+    def __exit__(self, *_):
+        sys.settrace(None)
+
+
+class Storm:
+    """A timer that goes off after so many tenths of a millisecond, and three times in all."""
+
+    def __init__(self, number, _action):
+        self._delay, self._rest = number / 1e4, 3
+        self.is_over, self.is_armed = False, True
+
+    def _alarm(self, _number, frame):
+        while frame is not None and not frame.f_code.co_filename.startswith(PACKAGE):
+            frame = frame.f_back
+        self._rest -= 1
+        if frame is not None and self._rest >= 0 and self.is_armed:
+            self.is_over = True
+            raise AlarmError
+
+    def __enter__(self):
+        signal.signal(signal.SIGALRM, self._alarm)
+        signal.setitimer(signal.ITIMER_REAL, self._delay, 3e-4)
+        return self
+
+    def __exit__(self, *_):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def actions(server):
+    def raise_alarm(_frame):
+        raise AlarmError
+
+    def interrupt(_frame):
+        raise KeyboardInterrupt
+
+    def stop(_frame):
+        server.stop()
+
+    return {"raise": raise_alarm, "interrupt": interrupt, "stop": stop, "storm": None}
+
+
+def operate(operation, server, interrupted):
+    """Do it, and let the exceptions out that may come."""
+    if operation == "stop":
+        server.start()
+    if operation == "serve":
+        # It ends in time if nothing else ends it.
+        threading.Thread(target=lambda: server.ready.wait(5) and server.stop(), daemon=True).start()
+    calls = {"start": server.start, "stop": server.stop, "serve": server.serve_forever}
+    try:
+        with interrupted:
+            calls[operation]()
+    except (AlarmError, KeyboardInterrupt):
+        assert interrupted.is_over
+    except RuntimeError as error:
+        if not re.search("stopped (while it was starting|before it was started)", str(error)):
+            raise
+
+
+def check_nothing_left(address, *, action):
+    """No process, the port free, and the signals as they were."""
+    end = time.monotonic() + DEADLINE / 2
+    while True:
+        try:
+            os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            break
+        assert time.monotonic() < end, "a process is left"
+        time.sleep(0.001)
+    while True:
+        with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+            try:
+                sock.bind(address)
+                break
+            except OSError:
+                assert time.monotonic() < end, "the port is taken"
+                time.sleep(0.001)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+    if action == "storm":
+        # What puts them back is in Python, where another exception may come.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.set_wakeup_fd(-1)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def free_address():
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()
+
+
+def main(operation, workers, action, first, step):
+    # What its children leave behind becomes this process's.
+    ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    address = free_address()
+    number = first
+    for rounds in range(ROUNDS):
+        faulthandler.dump_traceback_later(DEADLINE, exit=True)
+        server = tomada.Server(address, lambda data, _: data, workers=workers)
+        kind = Storm if action == "storm" else At
+        interrupted = kind(number, actions(server)[action])
+        operate(operation, server, interrupted)
+        interrupted.is_armed = False
+        if interrupted.is_over and operation == "start" and action != "storm":
+            assert not server.ready.is_set() or action == "stop", interrupted.place
+        server.stop()
+        assert "stopped" in repr(server), number
+        check_nothing_left(address, action=action)
+        server.stop()
+        if not interrupted.is_over:
+            print(rounds + 1)
+            return
+        number += step
+    raise AssertionError("it does not come to an end")
+
+
+if __name__ == "__main__":
+    name, count, what, begin, every = sys.argv[1:]
+    main(name, int(count), what, int(begin), int(every))

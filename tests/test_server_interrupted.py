@@ -1,0 +1,43 @@
+"""Signals at every line of start, stop and serve_forever leave no process and no port."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from support import Child
+
+PROGRAM = Path(__file__).with_name("interrupting.py")
+# Every line takes minutes where there are processes to start. By default a sample runs.
+IS_LONG = bool(os.environ.get("TOMADA_LONG"))
+OPERATIONS = ("start", "stop", "serve")
+
+pytestmark = pytest.mark.usefixtures("interruptible")
+
+
+def rounds(*arguments):
+    with Child(PROGRAM, *arguments) as child:
+        status, output, errors = child.end(600)
+    assert status == 0, errors
+    return int(output)
+
+
+@pytest.mark.parametrize("action", ["raise", "interrupt", "stop"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_an_interruption_at_every_line_leaves_nothing(operation, action):
+    assert rounds(operation, 1, action, 1, 1) > 10
+
+
+@pytest.mark.parametrize("action", ["raise", "interrupt", "stop"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_an_interruption_at_every_line_leaves_no_worker(operation, action):
+    step = 1 if IS_LONG else 7
+    first = 1 + ("raise", "interrupt", "stop").index(action)
+    assert rounds(operation, 2, action, first, step) > 3
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_several_exceptions_of_a_signal_handler_leave_nothing(operation, workers):
+    step = 1 if IS_LONG else 2 if workers == 1 else 40
+    assert rounds(operation, workers, "storm", 1, step) > 1
