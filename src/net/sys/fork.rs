@@ -1,23 +1,96 @@
-//! Telling a child from its parent.
+//! Telling a child from its parent, and what must not happen while a process forks.
 
+use std::cell::UnsafeCell;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+static GENERATION: AtomicU32 = AtomicU32::new(0);
 
 /// Which process this is, counted in forks from the one that loaded the library.
 ///
 /// State that a fork copies but that is only true in the parent (who waits, who is inside a system
 /// call) carries this number, and is void where it differs.
+#[cfg(not(loom))]
 pub(in crate::net) fn fork_generation() -> u32 {
-    static GENERATION: AtomicU32 = AtomicU32::new(0);
+    watch_forks();
+    GENERATION.load(Ordering::Relaxed)
+}
+
+/// Runs `act` at a moment when no thread of this process forks: a child is a copy of the process
+/// before it or after it, never of its middle. It must be short, since `os.fork` waits for it, and must
+/// not fork.
+pub(in crate::net) fn without_fork<T>(act: impl FnOnce() -> T) -> T {
+    struct Reading;
+    impl Drop for Reading {
+        fn drop(&mut self) {
+            // SAFETY: this thread has locked it for reading.
+            unsafe { libc::pthread_rwlock_unlock(FORKS.0.get()) };
+        }
+    }
+    watch_forks();
+    // SAFETY: the lock is static and initialised, and this thread does not have it: neither
+    // `act` nor a handler of `fork` calls this.
+    unsafe { libc::pthread_rwlock_rdlock(FORKS.0.get()) };
+    let _reading = Reading;
+    act()
+}
+
+/// Locked for reading by what no fork may cut in two, for writing by a fork.
+static FORKS: ForkLock = ForkLock(UnsafeCell::new(libc::PTHREAD_RWLOCK_INITIALIZER));
+
+struct ForkLock(UnsafeCell<libc::pthread_rwlock_t>);
+
+// SAFETY: it is only reached through pthread's functions, which threads may call at the same time.
+unsafe impl Sync for ForkLock {}
+
+fn watch_forks() {
     static REGISTERED: Once = Once::new();
-    extern "C" fn count_fork() {
+    extern "C" fn before_fork() {
+        // SAFETY: the lock is static and initialised; the thread that forks does not have it.
+        unsafe { libc::pthread_rwlock_wrlock(FORKS.0.get()) };
+    }
+    extern "C" fn after_fork() {
+        // SAFETY: `before_fork` has locked it in this thread.
+        unsafe { libc::pthread_rwlock_unlock(FORKS.0.get()) };
+    }
+    extern "C" fn in_child() {
         GENERATION.fetch_add(1, Ordering::Relaxed);
+        // A reader or writer that waited for the lock in the parent does not exist here.
+        // SAFETY: this is the child's only thread, and a rwlock may be overwritten by a new one.
+        unsafe { FORKS.0.get().write(libc::PTHREAD_RWLOCK_INITIALIZER) };
     }
     REGISTERED.call_once(|| {
-        // SAFETY: the handler is a static function that is safe to call after any fork. It fails
-        // only for want of memory, and then only the child of a fork with threads inside system
-        // calls would notice.
-        unsafe { libc::pthread_atfork(None, None, Some(count_fork)) };
+        // SAFETY: the handlers are static functions, and what they call is safe around any fork.
+        // Registering fails only where memory is exhausted; then the child of a fork with threads
+        // inside system calls takes their state for its own.
+        unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(in_child)) };
     });
-    GENERATION.load(Ordering::Relaxed)
+}
+
+#[cfg(loom)]
+pub(in crate::net) use model::{fork_generation, model_fork, model_process};
+
+/// A fork, for loom: its threads are those of the child, which begin after it. All of a model's
+/// threads run on one thread of the system.
+#[cfg(loom)]
+mod model {
+    use std::cell::Cell;
+
+    std::thread_local! {
+        static GENERATION: Cell<u32> = const { Cell::new(0) };
+    }
+
+    pub(in crate::net) fn fork_generation() -> u32 {
+        GENERATION.get()
+    }
+
+    /// Begins a model.
+    pub(in crate::net) fn model_process() {
+        GENERATION.set(0);
+    }
+
+    /// Makes what follows the child's.
+    pub(in crate::net) fn model_fork() {
+        GENERATION.set(GENERATION.get() + 1);
+    }
 }
