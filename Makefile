@@ -24,7 +24,7 @@ endif
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-parallel test-freethreaded test-peers quic fuzz soak valgrind \
+.PHONY: help demo test test-all test-parallel test-freethreaded test-peers quic fuzz soak valgrind loom \
 	lint bench bench-quick docs wheels clean
 
 help: ## list the targets
@@ -106,6 +106,10 @@ valgrind: ## memcheck over the Rust unit tests and a run of everything from Pyth
 		--config 'target."cfg(all())".runner = $(memcheck_runner)' -- --skip $(memcheck_skip)
 	@$(MAKE) --no-print-directory VENV=.venv-valgrind .venv-valgrind/stamps/wheel
 	PYTHONMALLOC=malloc $(memcheck) .venv-valgrind/bin/python tests/valgrind/exercise.py
+
+loom: ## the locks and wake-ups in every order that their threads can take, about half a minute
+	RUSTFLAGS="--cfg loom" cargo test --quiet --release --target-dir target/loom --no-default-features \
+		--lib loom
 
 lint: $(stamps)/build $(stamps)/group-lint $(stamps)/group-test ## formatting, lints, types, stubs
 	cargo fmt --check

@@ -2,11 +2,11 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use super::forked::{ForkMutex, Inherit, leave_to_parent};
+use super::sync::{Arc, AtomicI32, AtomicU64, Condvar, Ordering};
 use super::sys;
-use super::wait::Waker;
+use super::waker::Waker;
 
 /// An open descriptor, the operations in flight on it, and the threads that wait for it.
 ///
@@ -15,15 +15,27 @@ use super::wait::Waker;
 /// operation has left, so that no thread ever touches a descriptor that another open has recycled.
 ///
 /// A fork may copy this at any time, with the parent's operations inside. The counts carry the
-/// [fork generation](sys::fork_generation) and are void in the child. The lock is only taken by
-/// threads that are attached to the Python interpreter, all of which stand still during
-/// `os.fork`, or on a descriptor already closed, which nobody locks any more.
+/// [fork generation](sys::fork_generation) and are void in the child. Where a thread of the parent
+/// was in the middle of closing, the descriptor is closed in the child too, for operations; but the
+/// child's copy of it is open, and `close`, `release` or dropping this gives it up there.
 pub struct Descriptor {
+    /// The number, until somebody takes it out to close it or to give it away.
     fd: AtomicI32,
     /// The fork generation in the upper half, then [`CLOSED`], then the operations in flight.
     state: AtomicU64,
-    waiting: Mutex<Vec<Arc<Waker>>>,
+    waiting: ForkMutex<Waiters>,
     left: Condvar,
+}
+
+/// The wakers of the threads that wait for a descriptor.
+#[derive(Default)]
+struct Waiters(Vec<Arc<Waker>>);
+
+/// A child has none of its parent's threads.
+impl Inherit for Waiters {
+    fn inherit(&mut self) {
+        leave_to_parent(self);
+    }
 }
 
 const CLOSED: u64 = 1 << 31;
@@ -36,7 +48,7 @@ impl Descriptor {
         Self {
             fd: AtomicI32::new(fd.into_raw_fd()),
             state: AtomicU64::new(u64::from(sys::fork_generation()) << GENERATION_SHIFT),
-            waiting: Mutex::new(Vec::new()),
+            waiting: ForkMutex::default(),
             left: Condvar::new(),
         }
     }
@@ -66,62 +78,78 @@ impl Descriptor {
         self.state.load(Ordering::Acquire) & CLOSED != 0
     }
 
-    /// Closes the descriptor, wakes who waits for it, and returns when the last operation has left.
+    /// Closes the descriptor, wakes the threads that wait for it, and returns when the last
+    /// operation has left.
     ///
     /// Closing again does nothing.
     pub fn close(&self) -> io::Result<()> {
-        self.release().map_or(Ok(()), sys::close)
+        if !self.begin_close() {
+            return Ok(());
+        }
+        // A fork between the two would leave the child a descriptor whose number nobody knows.
+        sys::without_fork(|| self.take().map_or(Ok(()), sys::close))
     }
 
     /// Gives the descriptor up without closing it; otherwise as [`close`](Self::close).
     pub fn release(&self) -> Option<OwnedFd> {
-        let state = self.state.fetch_or(CLOSED, Ordering::AcqRel);
-        if state & CLOSED != 0 {
-            return None;
-        }
-        if state >> GENERATION_SHIFT == u64::from(sys::fork_generation()) {
-            let mut waiting = self.lock();
-            for waker in waiting.iter() {
-                waker.wake();
-            }
-            while self.state.load(Ordering::Acquire) & IN_FLIGHT != 0 {
-                waiting = self.left.wait(waiting).unwrap_or_else(PoisonError::into_inner);
-            }
-        }
-        let fd = self.fd.swap(-1, Ordering::Relaxed);
-        // SAFETY: `new` took the descriptor's ownership; CLOSED was set by this call, so that this
-        // is the one place to give it up, and nobody uses it any more.
-        Some(unsafe { sys::own_fd(fd) })
+        if self.begin_close() { self.take() } else { None }
     }
 
-    /// Wakes who waits for the descriptor, to make another attempt: what the attempt looks at has
-    /// changed.
+    /// Ends the descriptor for operations, and returns when the last has left; false where the
+    /// descriptor is another thread's to give up.
+    fn begin_close(&self) -> bool {
+        let state = self.state.fetch_or(CLOSED, Ordering::AcqRel);
+        let is_inherited = state >> GENERATION_SHIFT != u64::from(sys::fork_generation());
+        if is_inherited {
+            // No operation of this process is in flight. If it was closed before the fork, by a
+            // thread that does not exist here, its number may still be there to be taken.
+            return true;
+        }
+        if state & CLOSED != 0 {
+            return false;
+        }
+        let mut waiting = self.waiting.lock();
+        for waker in &waiting.0 {
+            waker.wake();
+        }
+        while self.state.load(Ordering::Acquire) & IN_FLIGHT != 0 {
+            waiting = waiting.wait(&self.left);
+        }
+        true
+    }
+
+    /// Takes the descriptor out, unless somebody has.
+    fn take(&self) -> Option<OwnedFd> {
+        let fd = self.fd.swap(-1, Ordering::Relaxed);
+        // SAFETY: `new` took the descriptor's ownership, which its number stands for: the one thread
+        // that takes that out has it. CLOSED is set, and every operation has left.
+        (fd >= 0).then(|| unsafe { sys::own_fd(fd) })
+    }
+
+    /// Wakes the threads that wait for the descriptor, to make another attempt: what the attempt
+    /// looks at has changed.
     pub fn wake(&self) {
-        for waker in self.lock().iter() {
+        for waker in &self.waiting.lock().0 {
             waker.wake();
         }
     }
 
     /// Adds a waker to those that a close wakes.
     pub(super) fn register(&self, waker: &Arc<Waker>) {
-        self.lock().push(Arc::clone(waker));
+        self.waiting.lock().0.push(Arc::clone(waker));
     }
 
     /// Takes a waker back.
     pub(super) fn unregister(&self, waker: &Arc<Waker>) {
-        let mut waiting = self.lock();
-        if let Some(index) = waiting.iter().position(|other| Arc::ptr_eq(other, waker)) {
-            waiting.swap_remove(index);
+        let mut waiting = self.waiting.lock();
+        if let Some(index) = waiting.0.iter().position(|other| Arc::ptr_eq(other, waker)) {
+            waiting.0.swap_remove(index);
         }
     }
 
     #[cfg(test)]
     pub(super) fn waiters(&self) -> usize {
-        self.lock().len()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Waker>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock().0.len()
     }
 }
 
@@ -152,13 +180,128 @@ impl Drop for InFlight<'_> {
         if state & CLOSED != 0 && state & IN_FLIGHT == 1 {
             // With the lock, so that this comes before the closer's look at the count or after it
             // has begun to wait.
-            let _waiting = self.descriptor.lock();
+            let _waiting = self.descriptor.waiting.lock();
             self.descriptor.left.notify_all();
         }
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod loom_models {
+    use super::*;
+    use crate::net::sync::{AtomicBool, UnsafeCell, bounded_model};
+    use crate::net::sys::{model_fork, model_process};
+    use loom::thread;
+
+    fn descriptor() -> Arc<(Descriptor, UnsafeCell<()>)> {
+        model_process();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        Arc::new((Descriptor::new(file.into()), UnsafeCell::new(())))
+    }
+
+    /// An operation: as long as it lasts, nobody gives the descriptor up.
+    fn operate(shared: &(Descriptor, UnsafeCell<()>)) -> bool {
+        let Ok(_inside) = shared.0.enter() else { return false };
+        shared.1.get();
+        true
+    }
+
+    /// Closes; with the descriptor taken out, nobody is inside.
+    fn close(shared: &(Descriptor, UnsafeCell<()>)) -> bool {
+        let fd = shared.0.release();
+        if fd.is_some() {
+            shared.1.get_mut();
+        }
+        fd.is_some()
+    }
+
+    #[test]
+    fn loom_a_close_waits_for_operations_and_lets_none_in_afterwards() {
+        loom::model(|| {
+            let shared = descriptor();
+            let operations: Vec<_> = (0..2)
+                .map(|_| {
+                    let shared = Arc::clone(&shared);
+                    thread::spawn(move || operate(&shared))
+                })
+                .collect();
+            assert!(close(&shared));
+            assert!(!operate(&shared));
+            for operation in operations {
+                operation.join().unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn loom_of_two_closers_one_gives_the_descriptor_up() {
+        loom::model(|| {
+            let shared = descriptor();
+            let other = Arc::clone(&shared);
+            let closer = thread::spawn(move || close(&other));
+            let operation = Arc::clone(&shared);
+            let operation = thread::spawn(move || operate(&operation));
+            assert!(close(&shared) != closer.join().unwrap());
+            operation.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn loom_threads_of_a_child_give_up_once_what_its_parent_was_closing() {
+        loom::model(|| {
+            let shared = descriptor();
+            // The parent's closer has seen an operation in flight, and waits for it.
+            std::mem::forget(shared.0.enter().unwrap());
+            shared.0.state.fetch_or(CLOSED, Ordering::AcqRel);
+            model_fork();
+            let other = Arc::clone(&shared);
+            let closer = thread::spawn(move || close(&other));
+            assert!(!operate(&shared));
+            assert!(close(&shared) != closer.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn loom_a_child_may_enter_and_close_what_its_parent_was_inside_of() {
+        loom::model(|| {
+            let shared = descriptor();
+            std::mem::forget(shared.0.enter().unwrap());
+            model_fork();
+            let other = Arc::clone(&shared);
+            let operation = thread::spawn(move || operate(&other));
+            assert!(close(&shared));
+            operation.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn loom_a_waiter_hears_of_a_close_and_of_every_wake_up() {
+        bounded_model(|| {
+            let shared = descriptor();
+            let is_kept = Arc::new(AtomicBool::new(false));
+            let (closed, kept) = (Arc::clone(&shared), Arc::clone(&is_kept));
+            let closer = thread::spawn(move || {
+                kept.store(true, Ordering::Relaxed);
+                closed.0.wake();
+                assert!(closed.0.release().is_some());
+            });
+            // As Waiting does it: register, enter, look, sleep, look.
+            let waker = Arc::new(Waker::model());
+            shared.0.register(&waker);
+            if let Ok(_inside) = shared.0.enter() {
+                while !shared.0.is_closed() {
+                    waker.model_sleep();
+                }
+                assert!(is_kept.load(Ordering::Relaxed));
+            }
+            shared.0.unregister(&waker);
+            waker.clear();
+            closer.join().unwrap();
+        });
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use std::os::fd::AsRawFd;
@@ -208,5 +351,57 @@ mod tests {
         assert_eq!(fd.as_raw_fd(), number);
         assert!(descriptor.release().is_none());
         assert_eq!(descriptor.as_raw(), -1);
+    }
+
+    /// Runs `child` in a child process that is forked while a thread of this one waits in `close`
+    /// for an operation of another, and says whether the child has the descriptor afterwards.
+    fn is_open_in_child(child: impl FnOnce(Descriptor)) -> bool {
+        let descriptor = std::mem::ManuallyDrop::new(descriptor());
+        let number = descriptor.as_raw();
+        let inside = descriptor.enter().unwrap();
+        std::thread::scope(|scope| {
+            let closer = scope.spawn(|| descriptor.close());
+            while !descriptor.is_closed() {
+                std::thread::yield_now();
+            }
+            // SAFETY: the child calls what is safe after a fork, and ends without unwinding.
+            let pid = unsafe { libc::fork() };
+            if pid == 0 {
+                // SAFETY: the child's copy of the descriptor is this function's alone; the alarm ends
+                // a child that is stuck, `_exit` one that is not.
+                unsafe {
+                    libc::alarm(10);
+                    child(std::ptr::read(&raw const *descriptor));
+                    libc::_exit(i32::from(libc::fcntl(number, libc::F_GETFD) != -1));
+                }
+            }
+            drop(inside);
+            closer.join().unwrap().unwrap();
+            let mut status = -1;
+            // SAFETY: the child is ours, and the pointer is to a local variable.
+            assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+            assert!(libc::WIFEXITED(status), "{status}");
+            libc::WEXITSTATUS(status) != 0
+        })
+    }
+
+    #[test]
+    fn a_child_gives_up_what_its_parent_was_closing() {
+        assert!(is_open_in_child(|descriptor| {
+            assert_eq!(descriptor.as_raw(), -1);
+            assert!(descriptor.enter().is_err());
+            std::mem::forget(descriptor);
+        }));
+        assert!(!is_open_in_child(drop));
+        assert!(!is_open_in_child(|descriptor| {
+            descriptor.close().unwrap();
+            descriptor.close().unwrap();
+            std::mem::forget(descriptor);
+        }));
+        assert!(is_open_in_child(|descriptor| {
+            let fd = descriptor.release().unwrap();
+            assert!(descriptor.release().is_none());
+            std::mem::forget(fd); // given away, and open
+        }));
     }
 }

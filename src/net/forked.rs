@@ -1,11 +1,11 @@
 //! A lock that the child of a fork can have, whatever a thread of its parent was doing.
 
-use std::cell::UnsafeCell;
 use std::mem;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::sync::{
+    AtomicU64, Condvar, MutPtr, Mutex, MutexGuard, Ordering, PoisonError, UnsafeCell, yield_now,
+};
 use super::sys;
 
 /// A mutex for what threads lock while they are not attached to the Python interpreter. Any of them
@@ -41,7 +41,8 @@ unsafe impl<T: Send> Sync for ForkMutex<T> {}
 impl<T: Inherit> ForkMutex<T> {
     pub(super) fn new(value: T) -> Self {
         let owner = AtomicU64::new(owned_by_this_process());
-        Self { owner, lock: UnsafeCell::default(), value: UnsafeCell::new(value) }
+        let lock = UnsafeCell::new(Mutex::new(()));
+        Self { owner, lock, value: UnsafeCell::new(value) }
     }
 
     /// Waits for the lock. What a panic has left behind is no obstacle.
@@ -49,15 +50,23 @@ impl<T: Inherit> ForkMutex<T> {
         if !self.is_own() {
             self.make_own();
         }
-        // SAFETY: only `make_own` replaces the lock, which is over.
-        let lock = unsafe { &*self.lock.get() };
-        let locked = lock.lock().unwrap_or_else(PoisonError::into_inner);
-        ForkMutexGuard { value: &self.value, _locked: locked }
+        let locked = self.mutex().lock().unwrap_or_else(PoisonError::into_inner);
+        ForkMutexGuard { value: self.value.get_mut(), cell: &self.value, locked }
     }
 
     /// Whether this process has ever locked it, or is the one that made it.
     pub(super) fn is_own(&self) -> bool {
         self.owner.load(Ordering::Acquire) == owned_by_this_process()
+    }
+
+    fn mutex(&self) -> &Mutex<()> {
+        let lock: *const Mutex<()> = {
+            let lock = self.lock.get();
+            // SAFETY: only `make_own` writes there, which is over for this process.
+            unsafe { lock.deref() }
+        };
+        // SAFETY: it lives as long as `self`, and nobody replaces it before the process forks.
+        unsafe { &*lock }
     }
 
     #[cold]
@@ -76,15 +85,16 @@ impl<T: Inherit> ForkMutex<T> {
                     .is_ok();
             if is_ours_to_make {
                 // SAFETY: one thread of this process gets here, while the others wait below; those
-                // of the parent, who may have been inside, do not exist in it.
+                // of the parent, which may have been inside, do not exist in it. The old lock is
+                // not dropped, since one of those may have it.
                 unsafe {
-                    self.lock.get().write(Mutex::default());
-                    (*self.value.get()).inherit();
+                    mem::forget(mem::take(self.lock.get_mut().deref()));
+                    self.value.get_mut().deref().inherit();
                 }
                 self.owner.store(own, Ordering::Release);
                 return;
             }
-            std::thread::yield_now();
+            yield_now();
         }
     }
 }
@@ -95,25 +105,37 @@ fn owned_by_this_process() -> u64 {
 
 /// Access to the value, as long as this exists.
 pub(super) struct ForkMutexGuard<'a, T> {
-    /// No reference to the value itself: that would have to be the only one until the guard is gone,
-    /// and the lock is given back a moment before.
-    value: &'a UnsafeCell<T>,
-    _locked: MutexGuard<'a, ()>,
+    /// Not a reference to the value itself: that would have to be the only one until the guard is
+    /// gone, and the lock is given back a moment before.
+    value: MutPtr<T>,
+    cell: &'a UnsafeCell<T>,
+    locked: MutexGuard<'a, ()>,
+}
+
+impl<T> ForkMutexGuard<'_, T> {
+    /// Gives the lock back, waits until another thread notifies `condition`, and locks again. It may
+    /// return without a notification.
+    pub(super) fn wait(self, condition: &Condvar) -> Self {
+        let Self { value, cell, locked } = self;
+        drop(value);
+        let locked = condition.wait(locked).unwrap_or_else(PoisonError::into_inner);
+        Self { value: cell.get_mut(), cell, locked }
+    }
 }
 
 impl<T> Deref for ForkMutexGuard<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        // SAFETY: whoever has locked it is alone with the value.
-        unsafe { &*self.value.get() }
+        // SAFETY: the thread that has the lock is alone with the value.
+        unsafe { self.value.deref() }
     }
 }
 
 impl<T> DerefMut for ForkMutexGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: as in `deref`, and nobody else has the guard.
-        unsafe { &mut *self.value.get() }
+        unsafe { self.value.deref() }
     }
 }
 
@@ -122,7 +144,68 @@ pub(super) fn leave_to_parent<T: Default>(value: &mut T) {
     mem::forget(mem::take(value));
 }
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod loom_models {
+    use super::*;
+    use crate::net::sync::Arc;
+    use crate::net::sys::{model_fork, model_process};
+
+    /// How often the value was inherited, and how often it was changed.
+    #[derive(Default)]
+    struct Counts {
+        inherited: usize,
+        changed: usize,
+    }
+
+    impl Inherit for Counts {
+        fn inherit(&mut self) {
+            *self = Self { inherited: self.inherited + 1, changed: 0 };
+        }
+    }
+
+    /// Changes the value in two threads of one process, which come at the same time.
+    fn change_twice(lock: &Arc<ForkMutex<Counts>>, inherited: usize) {
+        let change = |lock: &ForkMutex<Counts>| lock.lock().changed += 1;
+        let shared = Arc::clone(lock);
+        let other = loom::thread::spawn(move || change(&shared));
+        change(lock);
+        other.join().unwrap();
+        let counts = lock.lock();
+        assert_eq!((counts.inherited, counts.changed), (inherited, 2));
+    }
+
+    #[test]
+    fn loom_the_lock_lets_one_in_at_a_time() {
+        loom::model(|| {
+            model_process();
+            change_twice(&Arc::default(), 0);
+        });
+    }
+
+    #[test]
+    fn loom_threads_of_a_child_inherit_once_and_then_share_the_lock() {
+        loom::model(|| {
+            model_process();
+            let lock = Arc::<ForkMutex<Counts>>::default();
+            model_fork();
+            change_twice(&lock, 1);
+        });
+    }
+
+    #[test]
+    fn loom_a_child_inherits_from_a_parent_that_was_about_to_make_the_lock_its_own() {
+        loom::model(|| {
+            model_process();
+            let lock = Arc::<ForkMutex<Counts>>::default();
+            model_fork();
+            lock.owner.store(owned_by_this_process() + 1, Ordering::Release);
+            model_fork();
+            change_twice(&lock, 1);
+        });
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use std::sync::atomic::AtomicBool;

@@ -25,9 +25,11 @@ mod scratch;
 mod socket;
 pub mod stats;
 mod steering;
+mod sync;
 mod sys;
 mod tally;
 mod wait;
+mod waker;
 
 pub use address::{Address, AddressKind};
 pub use descriptor::{Descriptor, InFlight};

@@ -23,14 +23,14 @@ pub(super) use loom::sync::{
 };
 
 #[cfg(loom)]
-pub(super) use loom::cell::{ConstPtr, MutPtr, UnsafeCell};
+pub(super) use loom::cell::{MutPtr, UnsafeCell};
 #[cfg(loom)]
 pub(super) use loom::thread::yield_now;
 #[cfg(not(loom))]
 pub(super) use std::thread::yield_now;
 
 #[cfg(not(loom))]
-pub(super) use cell::{ConstPtr, MutPtr, UnsafeCell};
+pub(super) use cell::{MutPtr, UnsafeCell};
 
 /// loom's interface to a cell, over std's.
 #[cfg(not(loom))]
@@ -83,4 +83,13 @@ mod cell {
             unsafe { &mut *self.0 }
         }
     }
+}
+
+/// Runs a model that has too many orders to run in all of them: in those in which at most three
+/// times a thread is stopped that could go on, which finds all faults but contrived ones.
+#[cfg(all(test, loom))]
+pub(super) fn bounded_model(model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(model);
 }

@@ -1,14 +1,13 @@
 //! Waiting until a socket is ready: with a deadline, awake or asleep, and woken by a close.
 
-use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::socket::Socket;
 use super::sys;
+use super::waker::Waker;
 
 /// What to wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,7 +218,7 @@ impl<'a> Waiting<'a> {
     }
 
     fn poll(&self, socket: libc::pollfd, timeout: Option<Duration>) -> Result<libc::c_short, Stop> {
-        let event = self.waker.as_ref().map_or(-1, |waker| waker.event.as_raw_fd());
+        let event = self.waker.as_ref().map_or(-1, |waker| waker.as_raw_fd());
         let signals = self.signals.as_ref().map_or(-1, AsRawFd::as_raw_fd);
         let readable = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         let mut fds = [socket, readable(event), readable(signals)];
@@ -267,68 +266,10 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// What wakes a sleeping thread: an eventfd that it polls beside the socket.
-///
-/// There is one for each thread that ever waited, not one for each socket: a program with a
-/// thousand sockets keeps its descriptors.
-pub(super) struct Waker {
-    event: OwnedFd,
-    signalled: AtomicBool,
-    generation: u32,
-}
-
-impl Waker {
-    /// The calling thread's waker, or `None` where no descriptor is left to make one.
-    fn of_this_thread() -> Option<Arc<Self>> {
-        thread_local! {
-            static WAKER: RefCell<Option<Arc<Waker>>> = const { RefCell::new(None) };
-        }
-        let generation = sys::fork_generation();
-        WAKER
-            .try_with(|waker| {
-                let mut waker = waker.borrow_mut();
-                // A fork shares the eventfd with the parent, which it must not wake.
-                if waker.as_ref().is_none_or(|waker| waker.generation != generation) {
-                    let event = sys::eventfd().ok()?;
-                    let signalled = AtomicBool::new(false);
-                    *waker = Some(Arc::new(Self { event, signalled, generation }));
-                }
-                waker.clone()
-            })
-            .ok()
-            .flatten()
-    }
-
-    /// Wakes the thread. One of the process that this one was forked from is not its business.
-    pub(super) fn wake(&self) {
-        if self.generation != sys::fork_generation() {
-            return;
-        }
-        self.signalled.store(true, Ordering::Release);
-        // An eventfd whose counter is full is readable, which is all that matters.
-        let _ = sys::signal_event(self.event.as_fd());
-    }
-
-    /// Empties the eventfd, if there is something in it. A wake that is under way may escape; it
-    /// makes the next sleep a short one.
-    fn clear(&self) {
-        if self.signalled.load(Ordering::Acquire) {
-            self.empty();
-        }
-    }
-
-    /// Empties the eventfd. Who has polled it knows better than the flag, which a wake raises
-    /// before it writes: two wakes close together may leave a full eventfd and a lowered flag.
-    fn empty(&self) {
-        self.signalled.store(false, Ordering::Release);
-        // EAGAIN: it was emptied before.
-        let _ = sys::clear_event(self.event.as_fd());
-    }
-}
-
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::net::UdpSocket;
     use std::os::fd::IntoRawFd;
 
@@ -410,7 +351,7 @@ mod tests {
         let (receiver, _sender) = pair();
         let waiting = Waiting::new(&receiver);
         // As two wakes leave it, of which the second writes after the first was cleared.
-        sys::signal_event(waiting.waker.as_ref().unwrap().event.as_fd()).unwrap();
+        waiting.waker.as_ref().unwrap().signal_without_flag();
         let mut attempts = 0;
         let deadline = Deadline::after(Duration::from_millis(20));
         let result = waiting.run(Interest::Read, deadline, None, |fd, hung_up| {

@@ -76,6 +76,18 @@ impl Waker {
         self.event.clear();
     }
 
+    #[cfg(all(test, loom))]
+    pub(super) fn model() -> Self {
+        Self::new().unwrap()
+    }
+
+    /// Sleeps as poll does, and empties the eventfd.
+    #[cfg(all(test, loom))]
+    pub(super) fn model_sleep(&self) {
+        self.event.poll();
+        self.empty();
+    }
+
     #[cfg(test)]
     pub(super) fn signal_without_flag(&self) {
         self.event.signal();
@@ -164,21 +176,20 @@ mod model {
 #[cfg(all(test, loom))]
 mod loom_models {
     use super::*;
-    use crate::net::sync::AtomicUsize;
+    use crate::net::sync::{AtomicUsize, bounded_model};
 
     /// A thread that sleeps until there is something, as a wait does: it looks, sleeps, and empties
     /// the eventfd that woke it.
     fn wait_for(waker: &Waker, count: &AtomicUsize, wanted: usize) {
         while count.load(Ordering::Acquire) < wanted {
-            waker.event.poll();
-            waker.empty();
+            waker.model_sleep();
         }
     }
 
     #[test]
     fn loom_two_wake_ups_close_together_are_never_lost() {
-        loom::model(|| {
-            let shared = Arc::new((Waker::new().unwrap(), AtomicUsize::new(0)));
+        bounded_model(|| {
+            let shared = Arc::new((Waker::model(), AtomicUsize::new(0)));
             let wakers: Vec<_> = (0..2)
                 .map(|_| {
                     let shared = Arc::clone(&shared);
@@ -195,8 +206,8 @@ mod loom_models {
 
     #[test]
     fn loom_clearing_at_the_end_of_a_wait_loses_no_later_wake_up() {
-        loom::model(|| {
-            let shared = Arc::new((Waker::new().unwrap(), AtomicUsize::new(0)));
+        bounded_model(|| {
+            let shared = Arc::new((Waker::model(), AtomicUsize::new(0)));
             let other = Arc::clone(&shared);
             let waking = loom::thread::spawn(move || {
                 for _ in 0..2 {
