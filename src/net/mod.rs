@@ -47,4 +47,4 @@ pub use sys::{
     program_option, with_room, zeroes,
 };
 pub use tally::{Count, Tally};
-pub use wait::{Deadline, Interest, Stop, Waiting};
+pub use wait::{Deadline, Interest, KernelWait, Stop, Waiting};

@@ -34,6 +34,8 @@ pub struct Socket {
     /// Options that the user has set, so that nothing else touches them.
     set_by_user: Mutex<Vec<(c_int, c_int)>>,
     tells_metadata: AtomicBool,
+    /// Whether the kernel let calls wait without a limit when it was last asked.
+    waits_unlimited: AtomicBool,
     /// The drops that the kernel had counted when it was last asked.
     known_drops: AtomicU64,
 }
@@ -41,6 +43,14 @@ pub struct Socket {
 /// A datagram is never longer than this on `AF_INET` and `AF_INET6`, whose length fields have 16
 /// bits.
 const LARGEST_IP_DATAGRAM: usize = 65_535;
+
+/// Options that limit how long a call waits. Each has two numbers on some machines, for times of
+/// two lengths.
+const TIMEOUTS: [c_int; 4] =
+    [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO, SO_RCVTIMEO_NEW, SO_SNDTIMEO_NEW];
+/// `asm-generic/socket.h`
+const SO_RCVTIMEO_NEW: c_int = 66;
+const SO_SNDTIMEO_NEW: c_int = 67;
 
 impl Socket {
     /// Opens a socket that is closed on exec: `socket(2)`. The kind may carry `SOCK_NONBLOCK`.
@@ -73,7 +83,9 @@ impl Socket {
         let kind = ask(kind, libc::SO_TYPE)?;
         let protocol = ask(protocol, libc::SO_PROTOCOL)?;
         // SAFETY: it is open, as the calls above have shown, and the caller gives it up.
-        Ok(Self::new(unsafe { sys::own_fd(fd) }, family, kind, protocol))
+        let socket = Self::new(unsafe { sys::own_fd(fd) }, family, kind, protocol);
+        socket.set_waits_unlimited(false); // who knows
+        Ok(socket)
     }
 
     /// The family and type of an open socket; `EBADF` or `ENOTSOCK` where there is none.
@@ -105,6 +117,7 @@ impl Socket {
             watch: Watch::default(),
             set_by_user: Mutex::default(),
             tells_metadata: AtomicBool::new(false),
+            waits_unlimited: AtomicBool::new(true),
             known_drops: AtomicU64::new(0),
         }
     }
@@ -197,6 +210,9 @@ impl Socket {
         if (level, name) == (libc::SOL_UDP, libc::UDP_SEGMENT) {
             self.offload.forget();
         }
+        if level == libc::SOL_SOCKET && TIMEOUTS.contains(&name) {
+            self.set_waits_unlimited(false);
+        }
         let mut set = self.set_by_user.lock().unwrap_or_else(PoisonError::into_inner);
         if !set.contains(&(level, name)) {
             set.push((level, name));
@@ -207,6 +223,16 @@ impl Socket {
     pub fn is_set_by_user(&self, level: c_int, name: c_int) -> bool {
         let set = self.set_by_user.lock().unwrap_or_else(PoisonError::into_inner);
         set.contains(&(level, name))
+    }
+
+    /// Whether the kernel let calls wait without a limit when it was
+    /// [last asked](Self::kernel_wait), so that it probably still does.
+    pub fn waits_unlimited(&self) -> bool {
+        self.waits_unlimited.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_waits_unlimited(&self, is_unlimited: bool) {
+        self.waits_unlimited.store(is_unlimited, Ordering::Relaxed);
     }
 
     /// Makes the kernel tell with each datagram what [`super::Meta`] holds. An option that the user
@@ -276,6 +302,11 @@ impl Socket {
     /// Lets peers connect: `listen(2)`.
     pub fn listen(&self, backlog: c_int) -> io::Result<()> {
         self.with(|fd| sys::listen(fd, backlog))
+    }
+
+    /// Whether peers can connect: `SO_ACCEPTCONN`.
+    pub fn is_listening(&self, fd: BorrowedFd<'_>) -> io::Result<bool> {
+        Ok(sys::int_option(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)? != 0)
     }
 
     /// Takes a connection: `accept4(2)`, close-on-exec.
