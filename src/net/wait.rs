@@ -100,9 +100,6 @@ const INSTANT: Duration = Duration::from_micros(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 
 /// A thread's intention to wait for a socket.
-///
-/// It is made and dropped while the thread is attached to the Python interpreter (see
-/// [`Descriptor`](super::Descriptor)); [`run`](Self::run) is for when it is not.
 pub struct Waiting<'a> {
     socket: &'a Socket,
     waker: Option<Arc<Waker>>,
@@ -304,9 +301,9 @@ impl Drop for Waiting<'_> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicBool, Ordering};
     use std::net::UdpSocket;
     use std::os::fd::IntoRawFd;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     fn pair() -> (Socket, UdpSocket) {
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();

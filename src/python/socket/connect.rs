@@ -103,10 +103,7 @@ impl Socket {
 
 impl Socket {
     /// Until when `accept` would wait on a socket without a timeout; `None` where it would not.
-    fn accept_deadline(
-        socket: &net::Socket,
-        fd: BorrowedFd<'_>,
-    ) -> io::Result<Option<Deadline>> {
+    fn accept_deadline(socket: &net::Socket, fd: BorrowedFd<'_>) -> io::Result<Option<Deadline>> {
         if !socket.is_listening(fd)? {
             return Ok(None); // it fails
         }
