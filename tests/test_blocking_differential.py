@@ -17,7 +17,8 @@ from parity import Side
 from support import DEADLINE, Call, eventually, fill, sleeps_in_the_kernel
 from tomada import socket
 
-SEQUENCES = 4000 if os.environ.get("TOMADA_LONG") else 60
+LONG = bool(os.environ.get("TOMADA_LONG"))
+SEQUENCES = 4000 if LONG else 60
 STEPS = 14
 SOON = 0.01
 LIMITS = {0: struct.pack("ll", 0, 0), SOON: struct.pack("ll", 0, 10_000)}
@@ -215,9 +216,10 @@ def play(module, family, steps):
         return [player.play(step) for step in steps]
 
 
+@pytest.mark.timeout(3600 if LONG else 120)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_calls_come_to_the_same_with_both_modules(family):
-    base = random.SystemRandom().randrange(2**32) if os.environ.get("TOMADA_LONG") else 1234
+    base = random.SystemRandom().randrange(2**32) if LONG else 1234
     for seed in range(base, base + SEQUENCES):
         chance = random.Random(seed)  # noqa: S311 - not for secrets
         steps = [random_step(chance, family) for _ in range(STEPS)]
