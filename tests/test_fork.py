@@ -259,3 +259,48 @@ with socket.socket(fileno=int(sys.argv[1])) as sock:
             check=True,
         )
         assert client.recvfrom(100) == (b"LOUD", sock.getsockname())
+
+
+def test_a_child_closes_what_a_thread_of_its_parent_was_closing():
+    program = """
+import socket as std
+from support import eventually
+
+class Stream(socket.socket):
+    pass
+
+# A connection that waits for room in the listener's queue is in flight, and close() waits for it.
+listener = std.socket(std.AF_UNIX, std.SOCK_STREAM)
+listener.bind("")
+listener.listen(0)
+ahead = std.socket(std.AF_UNIX, std.SOCK_STREAM)
+ahead.connect(listener.getsockname())
+sock = Stream(std.AF_UNIX, std.SOCK_STREAM)
+number = sock.fileno()
+connecting = Call(sock.connect, listener.getsockname()).until_it_waits()
+closing = Call(sock.close)
+eventually(lambda: sock.fileno() == -1)
+assert closing.is_alive()
+
+def is_open():
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+def child():
+    before = is_open()
+    sock.close()
+    between = is_open()
+    sock.close()
+    return b"%d %d %d %d" % (before, between, is_open(), sock.fileno())
+
+print(in_child(child))
+assert is_open()  # the parent's own
+listener.accept()
+connecting.result()
+closing.result()
+print(is_open())
+"""
+    assert run_forking(program) == "b'1 0 0 -1'\nFalse\n"

@@ -178,7 +178,10 @@ class Socket:
         ``stats().truncated``. An empty one is ``b""``. A large ``bufsize`` costs nothing.
 
         :raises TimeoutError: None came within the timeout.
-        :raises BlockingIOError: None is there, and the timeout is 0.
+        :raises BlockingIOError: None is there, and the timeout is 0 or, without a timeout, the
+            kernel would not let the call wait: ``flags`` has ``MSG_DONTWAIT`` or ``MSG_ERRQUEUE``,
+            ``O_NONBLOCK`` is set on the descriptor by whatever means, or the time of
+            ``SO_RCVTIMEO`` has passed.
         :raises ConnectionRefusedError: The connected peer's host answered an earlier datagram with
             an ICMP error.
         :raises ValueError: ``bufsize`` is negative.
@@ -186,6 +189,9 @@ class Socket:
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
         """Receive one datagram into a buffer, and return its length; otherwise as :meth:`recv`.
+
+        After an exception the buffer is as it was. A datagram that the :attr:`guard` refuses is
+        never in it.
 
         :param nbytes: How much of the buffer to use; 0 is all of it.
         """
@@ -354,6 +360,8 @@ class Socket:
         is made for a datagram. Nothing is truncated, as long as the batch's slots are as long as
         the datagrams: they are for every datagram of IP.
 
+        After an exception the batch is empty, unless it is one of these:
+
         :raises RuntimeError: Another call is using the batch.
         :raises ValueError: ``flags`` has ``MSG_PEEK`` or ``MSG_ERRQUEUE``.
         """
@@ -379,7 +387,9 @@ class Socket:
         :raises ValueError: The maximum is less than 1, or ``flags`` has ``MSG_PEEK`` or
             ``MSG_ERRQUEUE``.
         :raises OSError: As :meth:`recvfrom`; an error that comes after a datagram is kept for the
-            next call.
+            next call. ``ESHUTDOWN``, without a timeout, where the socket is shut down for
+            receiving: :meth:`recv` returns ``b""`` there, which in a list would be an empty
+            datagram.
         """
 
     @overload

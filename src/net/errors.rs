@@ -228,13 +228,26 @@ impl Socket {
         control: &mut [u8],
         flags: c_int,
     ) -> io::Result<MessageInfo> {
+        self.receive_error(|kept| match kept {
+            Some(message) => Ok(message.copy_to(memory, peer, control)),
+            None => sys::recv_message(fd, memory, peer, control, flags),
+        })
+    }
+
+    /// Receives an entry with `receive`, which is given one that was kept, or none, and then takes
+    /// one out of the kernel's queue.
+    pub(super) fn receive_error<T>(
+        &self,
+        receive: impl FnOnce(Option<ErrorMessage>) -> io::Result<T>,
+    ) -> io::Result<T> {
         let mut kept = self.kept_errors();
-        if let Some(message) = kept.pop_front() {
-            return Ok(message.copy_to(memory, peer, control));
+        let message = kept.pop_front();
+        let is_new = message.is_none();
+        let received = receive(message)?;
+        if is_new {
+            self.counters().count_errors(1);
         }
-        let info = sys::recv_message(fd, memory, peer, control, flags)?;
-        self.counters().count_errors(1);
-        Ok(info)
+        Ok(received)
     }
 
     fn kept_errors(&self) -> ForkMutexGuard<'_, VecDeque<ErrorMessage>> {

@@ -2,6 +2,7 @@
 
 use std::mem;
 use std::ops::{Deref, DerefMut};
+use std::ptr;
 
 use super::sync::{
     AtomicU64, Condvar, MutPtr, Mutex, MutexGuard, Ordering, PoisonError, UnsafeCell, yield_now,
@@ -88,7 +89,7 @@ impl<T: Inherit> ForkMutex<T> {
                 // of the parent, which may have been inside, do not exist in it. The old lock is
                 // not dropped, since one of those may have it.
                 unsafe {
-                    mem::forget(mem::take(self.lock.get_mut().deref()));
+                    ptr::write(self.lock.get_mut().deref(), Mutex::new(()));
                     self.value.get_mut().deref().inherit();
                 }
                 self.owner.store(own, Ordering::Release);
@@ -117,6 +118,7 @@ impl<T> ForkMutexGuard<'_, T> {
     /// return without a notification.
     pub(super) fn wait(self, condition: &Condvar) -> Self {
         let Self { value, cell, locked } = self;
+        #[allow(clippy::drop_non_drop)] // loom's pointer notices that others change the value now
         drop(value);
         let locked = condition.wait(locked).unwrap_or_else(PoisonError::into_inner);
         Self { value: cell.get_mut(), cell, locked }

@@ -4,7 +4,8 @@ use std::ffi::c_int;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::ring::{SlotKind, ThreadRing};
+use super::recv_cursor::RecvCursor;
+use super::ring::SlotKind;
 use super::socket::Socket;
 
 /// What a socket knows of it.
@@ -46,18 +47,13 @@ impl Socket {
     /// Takes what is in the kernel's queue, but no more than a queue can hold: what comes meanwhile
     /// may come faster.
     fn keep_queued(&self) -> io::Result<()> {
-        let mut ring = ThreadRing::take(self.slot_kind())?;
+        let mut cursor = RecvCursor::of_thread(self)?;
         let room = self.int_option(libc::SOL_SOCKET, libc::SO_RCVBUF)? as usize;
+        let slots = cursor.slots();
         let mut taken = 0;
         while taken <= room {
-            let slots = ring.slots();
-            let received = self.with(|fd| self.fill(fd, &mut ring, slots, libc::MSG_DONTWAIT));
-            match received {
-                Ok(filled) => {
-                    taken += filled.bytes + filled.messages * OVERHEAD;
-                    self.count(&filled);
-                    self.keep(&ring);
-                }
+            match self.with(|fd| cursor.receive_behind(fd, slots, libc::MSG_DONTWAIT)) {
+                Ok(filled) => taken += filled.bytes + filled.messages * OVERHEAD,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.raw_os_error() == Some(libc::EBADF) => return Err(error),
                 Err(error) => {

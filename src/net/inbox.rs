@@ -1,18 +1,16 @@
-//! A socket's receiving side: single datagrams, whole rings, and what was received but not taken.
+//! A socket's receiving side: whole rings, and what was received but not taken.
 
 use std::ffi::c_int;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
-use super::address::Address;
-use super::cmsg;
 use super::counted::Counted;
-use super::guard::{Arrival, REFUSALS};
+use super::guard::REFUSALS;
 use super::pending::{Held, Pending};
-use super::ring::{Datagrams, Filled, Received, RecvRing, ThreadRing};
+use super::ring::{Filled, RecvRing};
 use super::socket::Socket;
-use super::sys::{self, MessageInfo, RecvSlice};
+use super::sys;
 
 /// What a socket has to remember between one receive and the next.
 #[derive(Default)]
@@ -24,126 +22,16 @@ pub(super) struct Inbox {
     deferred: AtomicI32,
 }
 
-/// What became of one received datagram.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Taken {
-    /// Bytes that are in the buffer now.
-    pub len: usize,
-    /// Bytes that the datagram had.
-    pub full_len: usize,
-}
-
 impl Socket {
-    /// Receives one datagram, and its sender where `from` is given: `recvfrom(2)`.
-    pub fn receive(
-        &self,
-        fd: BorrowedFd<'_>,
-        memory: &mut RecvSlice<'_>,
-        from: Option<&mut Address>,
-        flags: c_int,
-    ) -> io::Result<Taken> {
-        let guard = self.guard_of(flags);
-        if let Some(guard) = guard.as_deref().filter(|_| flags & libc::MSG_PEEK != 0) {
-            self.pass_over(fd, guard)?;
-        }
-        if self.splits(flags) {
-            let taken = self.receive_held(fd, flags, |datagram| {
-                if let Some(from) = from {
-                    *from = Address::from_bytes(datagram.from);
-                }
-                let len = memory.fill(datagram.payload);
-                Taken { len, full_len: datagram.payload.len() }
-            })?;
-            self.count_cut(flags, taken.full_len > taken.len);
-            return Ok(taken);
-        }
-        if flags & libc::MSG_ERRQUEUE == 0 {
-            self.raise_deferred()?;
-        }
-        // On a datagram socket MSG_TRUNC makes the call return the full length, so that a datagram
-        // too long for the buffer is noticed at no cost. On a stream it would discard data.
-        let ask_len = if self.is_datagram() { libc::MSG_TRUNC } else { 0 };
-        let full_len = match guard.filter(|_| flags & libc::MSG_PEEK == 0) {
-            None => sys::recv_from(fd, memory, from, flags | ask_len)?,
-            Some(guard) => {
-                let mut own = Address::UNNAMED;
-                let from = from.unwrap_or(&mut own);
-                self.receive_admitted(&guard, || {
-                    let full_len = sys::recv_from(fd, memory, Some(&mut *from), flags | ask_len)?;
-                    Ok((full_len, Arrival::one(from.as_bytes(), full_len)))
-                })?
-            }
-        };
-        let taken = Taken { len: full_len.min(memory.len()), full_len };
-        if flags & (libc::MSG_PEEK | libc::MSG_ERRQUEUE) == 0 {
-            self.counters().count_received(1, taken.len);
-        }
-        self.count_cut(flags, taken.full_len > taken.len);
-        Ok(taken)
+    /// How many messages to ask for where `wanted` datagrams are wanted: as many as held so many
+    /// the last time, which is hardly ever too many.
+    pub(super) fn messages_for(&self, wanted: usize) -> usize {
+        wanted.div_ceil(self.inbox.per_message.load(Ordering::Relaxed).max(1))
     }
 
-    /// Receives one datagram into several pieces of memory, with control messages: `recvmsg(2)`.
-    pub fn receive_message(
-        &self,
-        fd: BorrowedFd<'_>,
-        memory: &mut [RecvSlice<'_>],
-        from: &mut Address,
-        control: &mut [u8],
-        flags: c_int,
-    ) -> io::Result<MessageInfo> {
-        if flags & libc::MSG_ERRQUEUE != 0 {
-            return self.receive_error_message(fd, memory, from, control, flags);
-        }
-        let guard = self.guard_of(flags);
-        if let Some(guard) = guard.as_deref().filter(|_| flags & libc::MSG_PEEK != 0) {
-            self.pass_over(fd, guard)?;
-        }
-        if self.splits(flags) {
-            let info = self.receive_held(fd, flags, |datagram| {
-                *from = Address::from_bytes(datagram.from);
-                copy_message(&datagram, memory, control, flags)
-            })?;
-            self.count_cut(flags, info.flags & libc::MSG_TRUNC != 0);
-            return Ok(info);
-        }
-        self.raise_deferred()?;
-        let room: usize = memory.iter().map(RecvSlice::len).sum();
-        let info = match guard.filter(|_| flags & libc::MSG_PEEK == 0) {
-            None => sys::recv_message(fd, memory, from, control, flags)?,
-            Some(guard) => self.receive_admitted(&guard, || {
-                let ask_len = flags | libc::MSG_TRUNC;
-                let mut info = sys::recv_message(fd, memory, from, control, ask_len)?;
-                let arrival = Arrival::one(from.as_bytes(), info.len);
-                if flags & libc::MSG_TRUNC == 0 {
-                    info.len = info.len.min(room);
-                }
-                Ok((info, arrival))
-            })?,
-        };
-        if flags & libc::MSG_PEEK == 0 {
-            self.counters().count_received(1, info.len.min(room));
-        }
-        self.count_cut(flags, info.flags & libc::MSG_TRUNC != 0);
-        Ok(info)
-    }
-
-    /// Receives into a ring what is there, in search of `wanted` datagrams, and puts its cursor on
-    /// the first. There may be more than wanted: [`keep`](Self::keep) what is not taken. There is
-    /// none where another thread has kept some: [`take_kept`](Self::take_kept) those.
-    pub fn receive_ring(
-        &self,
-        fd: BorrowedFd<'_>,
-        ring: &mut RecvRing,
-        wanted: usize,
-        flags: c_int,
-    ) -> io::Result<Filled> {
-        // As many messages as held so many datagrams the last time: hardly ever too many.
-        let per_message = self.inbox.per_message.load(Ordering::Relaxed).max(1);
-        self.receive_messages(fd, ring, wanted.div_ceil(per_message), flags)
-    }
-
-    /// Receives up to `count` of the kernel's messages into a ring; otherwise as
-    /// [`receive_ring`](Self::receive_ring).
+    /// Receives up to `count` of the kernel's messages into a ring, and puts its cursor on the first
+    /// datagram: [`keep`](Self::keep) what is not taken. There is none where another thread has
+    /// kept some: [`take_kept`](Self::take_kept) those. A [`RecvCursor`](super::RecvCursor) does all that.
     pub fn receive_messages(
         &self,
         fd: BorrowedFd<'_>,
@@ -151,22 +39,36 @@ impl Socket {
         count: usize,
         flags: c_int,
     ) -> io::Result<Filled> {
-        self.raise_deferred()?;
         if self.pending() > 0 {
             // Kept by another thread since the caller looked: they come first.
+            self.raise_deferred()?;
             ring.clear();
             return Ok(Filled::default());
         }
+        self.receive_new(fd, ring, count, flags)
+    }
+
+    /// Receives up to `count` of the kernel's messages into a ring.
+    pub(super) fn receive_new(
+        &self,
+        fd: BorrowedFd<'_>,
+        ring: &mut RecvRing,
+        count: usize,
+        flags: c_int,
+    ) -> io::Result<Filled> {
+        self.raise_deferred()?;
         let mut refused = 0;
         while refused < REFUSALS {
-            let filled = self.fill(fd, ring, count, flags).map_err(|error| {
-                // Told not to mind waiting, because nothing will ever come: it is shut down.
-                let is_end = error.kind() == io::ErrorKind::WouldBlock;
-                if is_end && flags & libc::MSG_DONTWAIT == 0 {
-                    return io::Error::from_raw_os_error(libc::ESHUTDOWN);
+            let filled = match self.fill(fd, ring, count, flags) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // The caller would wait, and knows that nothing will ever come: the socket is
+                    // shut down.
+                    let is_end = flags & libc::MSG_DONTWAIT == 0 && !sys::is_nonblocking(fd)?;
+                    let end = io::Error::from_raw_os_error(libc::ESHUTDOWN);
+                    return Err(if is_end { end } else { error });
                 }
-                error
-            })?;
+                filled => filled?,
+            };
             if filled.datagrams > 0 {
                 self.count(&filled);
                 return Ok(filled);
@@ -186,7 +88,7 @@ impl Socket {
 
     /// Keeps the datagrams that a ring has from its cursor on for the next receive.
     pub fn keep(&self, ring: &RecvRing) {
-        if ring.current().is_some() {
+        if !ring.is_empty() {
             let lost = self.with_pending(|pending| pending.keep_rest_of(ring));
             self.counters().count_dropped(lost);
         }
@@ -212,7 +114,7 @@ impl Socket {
         self.inbox.deferred.store(error.raw_os_error().unwrap_or(0), Ordering::Relaxed);
     }
 
-    fn raise_deferred(&self) -> io::Result<()> {
+    pub(super) fn raise_deferred(&self) -> io::Result<()> {
         if self.inbox.deferred.load(Ordering::Relaxed) == 0 {
             return Ok(()); // the usual case
         }
@@ -223,8 +125,7 @@ impl Socket {
     }
 
     /// Wakes the threads that sleep until the kernel has a datagram, where there are kept ones: the
-    /// kernel does not know of those. The caller is attached to the interpreter, as
-    /// [`Descriptor`](super::Descriptor) demands.
+    /// kernel does not know of those.
     pub fn share_kept(&self) {
         if self.pending() > 0 {
             self.descriptor().wake();
@@ -236,76 +137,17 @@ impl Socket {
         self.inbox.pending.len()
     }
 
-    /// Receives one datagram by way of the kept ones, so that order holds and nothing is lost.
-    fn receive_held<T>(
-        &self,
-        fd: BorrowedFd<'_>,
-        flags: c_int,
-        take: impl FnOnce(Received<'_>) -> T,
-    ) -> io::Result<T> {
-        if self.pending() == 0 {
-            let mut ring = ThreadRing::take(self.slot_kind())?;
-            self.receive_ring(fd, &mut ring, 1, flags & !libc::MSG_PEEK)?;
-            self.keep(&ring);
-        }
-        self.with_pending(|pending| {
-            let datagram = pending.current().ok_or(io::ErrorKind::WouldBlock)?;
-            let taken = take(datagram);
-            if flags & libc::MSG_PEEK == 0 {
-                pending.advance();
-            }
-            Ok(taken)
-        })
-    }
-
-    fn with_pending<T>(&self, act: impl FnOnce(&mut Pending) -> T) -> T {
+    pub(super) fn with_pending<T>(&self, act: impl FnOnce(&mut Pending) -> T) -> T {
         self.inbox.pending.with(act)
     }
-
-    fn count_cut(&self, flags: c_int, is_cut: bool) {
-        if is_cut && flags & (libc::MSG_PEEK | libc::MSG_ERRQUEUE) == 0 {
-            self.counters().count_truncated(1);
-        }
-    }
-}
-
-/// Fills in what `recvmsg` returns for a datagram that came out of a glued message.
-fn copy_message(
-    datagram: &Received<'_>,
-    memory: &mut [RecvSlice<'_>],
-    control: &mut [u8],
-    flags: c_int,
-) -> MessageInfo {
-    let mut rest = datagram.payload;
-    for slice in memory {
-        rest = &rest[slice.fill(rest)..];
-    }
-    let mut info_flags = datagram.flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC);
-    if !rest.is_empty() {
-        info_flags |= libc::MSG_TRUNC;
-    }
-    let mut messages = Vec::new();
-    for message in cmsg::decode(datagram.control) {
-        // The segment size: this datagram is but one of them.
-        if (message.level, message.kind) != (libc::SOL_UDP, libc::UDP_GRO) {
-            cmsg::encode(&mut messages, message.level, message.kind, message.data);
-        }
-    }
-    let control_len = messages.len().min(control.len());
-    control[..control_len].copy_from_slice(&messages[..control_len]);
-    if control_len < messages.len() {
-        info_flags |= libc::MSG_CTRUNC;
-    }
-    let full_len = datagram.payload.len();
-    let len = if flags & libc::MSG_TRUNC == 0 { full_len - rest.len() } else { full_len };
-    MessageInfo { len, control_len, flags: info_flags }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::cmsg::ControlBuffer;
-    use crate::net::{SendSlice, SlotKind};
+    use crate::net::cmsg::{self, ControlBuffer};
+    use crate::net::sys::RecvSlice;
+    use crate::net::{Address, Datagrams, SendSlice, SlotKind, Taken, ThreadRing, Visibility};
     use std::os::fd::AsFd;
 
     fn bound(family: c_int, address: &Address) -> Socket {
@@ -411,7 +253,7 @@ mod tests {
         let inside = receiver.descriptor().enter().unwrap();
         let mut ring = ThreadRing::take(SlotKind::Ip).unwrap();
         let filled =
-            receiver.receive_ring(inside.as_fd(), &mut ring, 1, libc::MSG_DONTWAIT).unwrap();
+            receiver.receive_messages(inside.as_fd(), &mut ring, 1, libc::MSG_DONTWAIT).unwrap();
         assert_eq!(filled.datagrams, 3);
         ring.advance();
         receiver.keep(&ring);
@@ -439,7 +281,14 @@ mod tests {
             let inside = receiver.descriptor().enter().unwrap();
             let memory = &mut [RecvSlice::new(&mut buffer)];
             let info = receiver
-                .receive_message(inside.as_fd(), memory, &mut from, &mut control, 0)
+                .receive_message(
+                    inside.as_fd(),
+                    memory,
+                    Visibility::Private,
+                    &mut from,
+                    &mut control,
+                    0,
+                )
                 .unwrap();
             assert_eq!((info.len, info.flags), (2, libc::MSG_TRUNC));
             let kinds: Vec<_> = cmsg::decode(&control[..info.control_len])
@@ -456,7 +305,7 @@ mod tests {
         receiver.defer(&io::Error::from_raw_os_error(libc::ECONNREFUSED));
         let mut ring = ThreadRing::take(SlotKind::Ip).unwrap();
         let mut next =
-            || receiver.with(|fd| receiver.receive_ring(fd, &mut ring, 1, libc::MSG_DONTWAIT));
+            || receiver.with(|fd| receiver.receive_messages(fd, &mut ring, 1, libc::MSG_DONTWAIT));
         assert_eq!(next().unwrap_err().raw_os_error(), Some(libc::ECONNREFUSED));
         assert_eq!(next().unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }

@@ -7,7 +7,8 @@ use std::io;
 use super::address::Address;
 use super::counted::Items;
 use super::forked::{Inherit, leave_to_parent};
-use super::ring::{Datagrams, Filled, Received, RecvRing, Split};
+use super::ring::{Datagrams, Filled, Received, RecvRing};
+use super::split::Split;
 use super::sys::with_room;
 
 /// The rest of coalesced runs of which a receive wanted less. It comes first in the next receive,
@@ -51,8 +52,8 @@ impl Pending {
     /// Takes what a ring has from its cursor on, and says how many datagrams there was no memory for.
     pub(super) fn keep_rest_of(&mut self, ring: &RecvRing) -> usize {
         let mut lost = 0;
-        for (rest, split) in ring.rest() {
-            match (self.messages.try_reserve(1), Held::copy(&rest, split)) {
+        for &(slot, split) in ring.rest() {
+            match (self.messages.try_reserve(1), Held::copy(ring, slot, split)) {
                 (Ok(()), Ok(held)) => {
                     self.datagrams += split.remaining();
                     self.messages.push_back(held);
@@ -102,18 +103,17 @@ impl Pending {
 }
 
 impl Held {
-    fn copy(rest: &Received<'_>, split: Split) -> io::Result<Self> {
-        let copy = |bytes: &[u8]| {
-            let mut copy = with_room(bytes.len(), "a datagram to be kept")?;
-            copy.extend_from_slice(bytes);
-            io::Result::Ok(copy.into_boxed_slice())
-        };
+    /// Copies what is left of a message in a ring's slot.
+    fn copy(ring: &RecvRing, slot: usize, split: Split) -> io::Result<Self> {
+        let message = ring.messages().message(slot);
+        let mut control = with_room(message.control.len(), "a datagram to be kept")?;
+        control.extend_from_slice(message.control);
         Ok(Self {
-            payload: copy(rest.payload)?,
-            from: Address::from_bytes(rest.from),
-            control: copy(rest.control)?,
-            flags: rest.flags,
-            split: Some(split),
+            payload: ring.messages().copy_payload(slot, split.start()..split.end())?,
+            from: Address::from_bytes(message.name),
+            control: control.into_boxed_slice(),
+            flags: message.flags,
+            split: Some(split.rest()),
         })
     }
 
@@ -133,7 +133,7 @@ impl Held {
         }
     }
 
-    fn remaining(&self) -> usize {
+    pub(super) fn remaining(&self) -> usize {
         self.split.as_ref().map_or(0, Split::remaining)
     }
 }

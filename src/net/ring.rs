@@ -3,13 +3,14 @@
 use std::cell::Cell;
 use std::ffi::c_int;
 use std::io;
-use std::ops::{Deref, DerefMut, Range};
+use std::ops::{Deref, DerefMut};
 use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
 
 use super::guard::{Arrival, Guard};
 use super::meta::Meta;
-use super::sys::{Memory, RecvMessages, make_room, with_room};
+use super::split::Split;
+use super::sys::{RecvMessages, make_room, with_room};
 
 /// A ring of slots that `recvmmsg` fills, and a cursor that goes through what it filled, datagram
 /// by datagram: what the kernel glued together (`UDP_GRO`) comes apart again here.
@@ -140,14 +141,19 @@ impl RecvRing {
         self.arrivals.clear();
         self.arrivals.extend(self.splits.iter().map(|&(slot, split)| {
             let from = self.messages.message(slot).name;
-            Arrival::run(from, split.len, split.range().len(), split.remaining())
+            Arrival::run(from, split.end(), split.range().len(), split.remaining())
         }));
         let refused = guard.admit(&mut self.arrivals);
         if refused > 0 {
             let mut arrivals = self.arrivals.iter();
-            self.splits.retain_mut(|(_, split)| {
+            let messages = &mut self.messages;
+            self.splits.retain_mut(|(slot, split)| {
                 let passing = arrivals.next().map_or(0..0, Arrival::passing);
+                let len = split.end();
                 split.keep(&passing);
+                let kept = if passing.is_empty() { 0..0 } else { split.start()..split.end() };
+                messages.hide_payload(*slot, 0..kept.start);
+                messages.hide_payload(*slot, kept.end..len);
                 !passing.is_empty()
             });
             let Filled { messages, is_full, .. } = *filled;
@@ -164,19 +170,20 @@ impl RecvRing {
         self.splits.iter().skip(self.next).map(|(_, split)| split.remaining()).sum()
     }
 
-    /// The messages from the cursor on, each with what is left of its split.
-    pub(super) fn rest(&self) -> impl Iterator<Item = (Received<'_>, Split)> {
-        self.splits[self.next..].iter().map(|&(slot, split)| {
-            let message = self.messages.message(slot);
-            let payload = &self.messages.memory().bytes()[message.offset..][..message.len];
-            let rest = Received {
-                payload: &payload[split.start..],
-                from: message.name,
-                control: message.control,
-                flags: message.flags,
-            };
-            (rest, Split { start: 0, len: split.len - split.start, ..split })
-        })
+    /// Whether there is nothing from the cursor on.
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.next >= self.splits.len()
+    }
+
+    /// The messages from the cursor on: slots, and what is left of each one's split.
+    pub(super) fn rest(&self) -> &[(usize, Split)] {
+        &self.splits[self.next..]
+    }
+
+    /// The slots' content.
+    pub(super) fn messages(&self) -> &RecvMessages {
+        &self.messages
     }
 
     /// Says of each message from the cursor on, by its slot, where its datagrams lie. `place`
@@ -184,16 +191,16 @@ impl RecvRing {
     /// behind them.
     pub fn drain_layout(&mut self, mut place: impl FnMut(usize, Run) -> usize) {
         while let Some((slot, split)) = self.splits.get_mut(self.next) {
-            let offset = self.messages.message(*slot).offset;
+            let offset = self.messages.offset(*slot);
             let run = Run {
-                start: offset + split.start,
-                end: offset + split.len,
-                segment: split.segment,
+                start: offset + split.start(),
+                end: offset + split.end(),
+                segment: split.segment(),
                 datagrams: split.remaining(),
             };
             let placed = place(*slot, run);
             if placed < run.datagrams {
-                split.start += placed * split.segment;
+                split.skip(placed);
                 return;
             }
             self.next += 1;
@@ -209,11 +216,6 @@ impl RecvRing {
     pub fn is_truncated(&self, slot: usize) -> bool {
         self.messages.message(slot).flags & libc::MSG_TRUNC != 0
     }
-
-    /// The slots' memory.
-    pub fn memory(&self) -> &Memory {
-        self.messages.memory()
-    }
 }
 
 impl Datagrams for RecvRing {
@@ -221,9 +223,8 @@ impl Datagrams for RecvRing {
     fn current(&self) -> Option<Received<'_>> {
         let (slot, split) = self.splits.get(self.next)?;
         let message = self.messages.message(*slot);
-        let payload = &self.messages.memory().bytes()[message.offset..][..message.len];
         Some(Received {
-            payload: &payload[split.range()],
+            payload: self.messages.payload(*slot, split.range()),
             from: message.name,
             control: message.control,
             flags: message.flags,
@@ -244,49 +245,39 @@ impl Filled {
     fn count(&mut self, split: Split, is_truncated: bool) {
         self.datagrams += split.remaining();
         self.most_per_message = self.most_per_message.max(split.remaining());
-        self.bytes += split.len - split.start;
+        self.bytes += split.end() - split.start();
         self.truncated += usize::from(is_truncated);
     }
 }
 
-/// A glued message, and the datagram in it that comes next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Split {
-    start: usize,
-    len: usize,
-    segment: usize,
+/// A ring whose memory others read and write too, so that its datagrams are not to be had as
+/// references, but as [places](RecvRing::drain_layout).
+pub struct ExportedRing {
+    ring: RecvRing,
+    memory: *mut u8,
+    memory_len: usize,
 }
 
-impl Split {
-    /// A message of `len` bytes that consists of datagrams of `segment` bytes, the last of which
-    /// may be shorter. Without a segment length it is one datagram, which may be empty.
-    pub fn new(len: usize, segment: Option<usize>) -> Self {
-        let segment = segment.filter(|&segment| segment > 0).unwrap_or(len);
-        Self { start: 0, len, segment }
+// SAFETY: the pointer leads to memory that the ring owns, and is only handed out.
+unsafe impl Send for ExportedRing {}
+// SAFETY: as above.
+unsafe impl Sync for ExportedRing {}
+
+impl ExportedRing {
+    /// As [`RecvRing::new`].
+    pub fn new(slots: usize, slot_len: usize) -> io::Result<Self> {
+        let mut ring = RecvRing::new(slots, slot_len)?;
+        let (memory, memory_len) = ring.messages.export();
+        Ok(Self { ring, memory, memory_len })
     }
 
-    /// Where the next datagram lies.
-    #[inline]
-    pub fn range(&self) -> Range<usize> {
-        self.start..self.len.min(self.start.saturating_add(self.segment))
+    /// Where the slots' memory is, which stays there, and how long. A receive writes to it.
+    pub fn memory(&self) -> (*mut u8, usize) {
+        (self.memory, self.memory_len)
     }
 
-    /// Goes on to the next datagram; false where this was the last.
-    #[inline]
-    pub fn advance(&mut self) -> bool {
-        self.start = self.range().end;
-        self.start < self.len
-    }
-
-    /// Forgets all but some of the datagrams, which were all left.
-    pub fn keep(&mut self, datagrams: &Range<usize>) {
-        let place = |index: usize| self.len.min(self.segment.saturating_mul(index));
-        (self.start, self.len) = (place(datagrams.start), place(datagrams.end));
-    }
-
-    /// How many datagrams are left, the next included.
-    pub fn remaining(&self) -> usize {
-        (self.len - self.start).div_ceil(self.segment.max(1)).max(1)
+    pub(super) fn ring(&mut self) -> &mut RecvRing {
+        &mut self.ring
     }
 }
 
@@ -382,35 +373,6 @@ mod tests {
     use std::net::UdpSocket;
     use std::os::fd::AsFd;
 
-    fn sizes(len: usize, segment: Option<usize>) -> Vec<usize> {
-        let mut split = Split::new(len, segment);
-        let count = split.remaining();
-        let mut sizes = vec![split.range().len()];
-        while split.advance() {
-            sizes.push(split.range().len());
-        }
-        assert_eq!(sizes.len(), count);
-        assert_eq!(sizes.iter().sum::<usize>(), len);
-        sizes
-    }
-
-    #[test]
-    fn a_glued_message_comes_apart_with_a_short_last_datagram() {
-        assert_eq!(sizes(5000, Some(1000)), [1000; 5]);
-        assert_eq!(sizes(4001, Some(1000)), [1000, 1000, 1000, 1000, 1]);
-        assert_eq!(sizes(3, Some(1)), [1, 1, 1]);
-    }
-
-    #[test]
-    fn what_is_not_glued_is_one_datagram() {
-        assert_eq!(sizes(700, None), [700]);
-        assert_eq!(sizes(0, None), [0]);
-        assert_eq!(sizes(700, Some(700)), [700]);
-        assert_eq!(sizes(700, Some(9000)), [700]);
-        assert_eq!(sizes(700, Some(0)), [700]);
-        assert_eq!(sizes(700, Some(usize::MAX)), [700]);
-    }
-
     fn pair() -> (UdpSocket, UdpSocket) {
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -503,7 +465,7 @@ mod tests {
 
     #[test]
     fn a_thread_keeps_its_ring() {
-        let start = |ring: &ThreadRing| ring.memory().start();
+        let start = |ring: &ThreadRing| ring.messages().payload(0, 0..0).as_ptr();
         let first = ThreadRing::take(SlotKind::Ip).unwrap();
         let address = start(&first);
         let second = ThreadRing::take(SlotKind::Ip).unwrap();

@@ -44,11 +44,21 @@ pub struct Socket {
     switched_on: Mutex<Vec<(c_int, c_int)>>,
     tells_metadata: AtomicBool,
     pub(super) drops: DropCounter,
+    /// Whether the kernel let calls wait without a limit when it was last asked.
+    waits_unlimited: AtomicBool,
 }
 
 /// A datagram is never longer than this on `AF_INET` and `AF_INET6`, whose length fields have 16
 /// bits.
 const LARGEST_IP_DATAGRAM: usize = 65_535;
+
+/// Options that limit how long a call waits. Each has two numbers on some machines, for times of
+/// two lengths.
+const TIMEOUTS: [c_int; 4] =
+    [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO, SO_RCVTIMEO_NEW, SO_SNDTIMEO_NEW];
+/// `asm-generic/socket.h`
+const SO_RCVTIMEO_NEW: c_int = 66;
+const SO_SNDTIMEO_NEW: c_int = 67;
 
 impl Socket {
     /// Opens a socket that is closed on exec: `socket(2)`. The kind may carry `SOCK_NONBLOCK`.
@@ -83,6 +93,7 @@ impl Socket {
         // SAFETY: it is open, as the calls above have shown, and the caller gives it up.
         let socket = Self::new(unsafe { sys::own_fd(fd) }, family, kind, protocol, true);
         socket.find_filter();
+        socket.set_waits_unlimited(false); // somebody else may have set it
         Ok(socket)
     }
 
@@ -119,6 +130,7 @@ impl Socket {
             switched_on: Mutex::default(),
             tells_metadata: AtomicBool::new(false),
             drops: DropCounter::default(),
+            waits_unlimited: AtomicBool::new(true),
         }
     }
 
@@ -192,6 +204,9 @@ impl Socket {
         {
             self.filter_was_set();
         }
+        if level == libc::SOL_SOCKET && TIMEOUTS.contains(&name) {
+            self.set_waits_unlimited(false);
+        }
         let mut set = self.set_by_user.lock().unwrap_or_else(PoisonError::into_inner);
         if !set.contains(&(level, name)) {
             set.push((level, name));
@@ -202,6 +217,16 @@ impl Socket {
     pub fn is_set_by_user(&self, level: c_int, name: c_int) -> bool {
         let set = self.set_by_user.lock().unwrap_or_else(PoisonError::into_inner);
         set.contains(&(level, name))
+    }
+
+    /// Whether the kernel let calls wait without a limit when it was
+    /// [last asked](Self::kernel_wait), so that it probably still does.
+    pub fn waits_unlimited(&self) -> bool {
+        self.waits_unlimited.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_waits_unlimited(&self, is_unlimited: bool) {
+        self.waits_unlimited.store(is_unlimited, Ordering::Relaxed);
     }
 
     /// Makes the kernel tell with each datagram what [`super::Meta`] holds. An option that the user
@@ -298,6 +323,11 @@ impl Socket {
     /// Lets peers connect: `listen(2)`.
     pub fn listen(&self, backlog: c_int) -> io::Result<()> {
         self.with(|fd| sys::listen(fd, backlog))
+    }
+
+    /// Whether peers can connect: `SO_ACCEPTCONN`.
+    pub fn is_listening(&self, fd: BorrowedFd<'_>) -> io::Result<bool> {
+        Ok(sys::int_option(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)? != 0)
     }
 
     /// Takes a connection: `accept4(2)`, close-on-exec.

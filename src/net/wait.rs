@@ -25,12 +25,17 @@ pub enum Interest {
 pub struct Deadline(Option<Instant>);
 
 impl Deadline {
-    /// No end.
+    /// No deadline.
     pub const NEVER: Self = Self(None);
 
     /// The instant that lies `timeout` from now. One too far for the clock is never.
     pub fn after(timeout: Duration) -> Self {
         Self(Instant::now().checked_add(timeout))
+    }
+
+    /// An instant; `None`, which is one too far for the clock, is never.
+    pub fn at(end: Option<Instant>) -> Self {
+        Self(end)
     }
 
     /// How long it is until then: nothing where that is past, `None` where there is no end.
@@ -40,6 +45,36 @@ impl Deadline {
 
     fn is_past(self) -> bool {
         self.0.is_some_and(|end| end <= Instant::now())
+    }
+}
+
+/// How long the kernel lets a call wait on a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelWait {
+    /// Not at all: `O_NONBLOCK` is set.
+    Never,
+    /// For so long, and then it fails with `EAGAIN`: `SO_RCVTIMEO` or `SO_SNDTIMEO` is set.
+    Limited(Duration),
+    /// Until it is over.
+    Unlimited,
+}
+
+impl Socket {
+    /// Asks how long the kernel would let a call wait, without `MSG_DONTWAIT` among its flags.
+    /// Anybody who has the descriptor, in any process, may change that.
+    pub fn kernel_wait(&self, fd: BorrowedFd<'_>, interest: Interest) -> io::Result<KernelWait> {
+        let timeout = match interest {
+            Interest::Read | Interest::Error => libc::SO_RCVTIMEO,
+            Interest::Write => libc::SO_SNDTIMEO,
+        };
+        let wait = if sys::is_nonblocking(fd)? {
+            KernelWait::Never
+        } else {
+            let limit = sys::time_option(fd, libc::SOL_SOCKET, timeout)?;
+            if limit.is_zero() { KernelWait::Unlimited } else { KernelWait::Limited(limit) }
+        };
+        self.set_waits_unlimited(wait == KernelWait::Unlimited);
+        Ok(wait)
     }
 }
 
@@ -68,9 +103,6 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 const PAUSE_SLICE: Duration = Duration::from_millis(100);
 
 /// A thread's intention to wait for a socket.
-///
-/// It is made and dropped while the thread is attached to the Python interpreter (see
-/// [`Descriptor`](super::Descriptor)); [`run`](Self::run) is for when it is not.
 pub struct Waiting<'a> {
     socket: &'a Socket,
     waker: Option<Arc<Waker>>,

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::{Arrival, Guard};
 use crate::net::address::Address;
 use crate::net::forked::{ForkMutex, Inherit};
-use crate::net::ring::{Filled, RecvRing, ThreadRing};
+use crate::net::recv_cursor::RecvCursor;
+use crate::net::ring::{Filled, RecvRing};
 use crate::net::socket::Socket;
 use crate::net::sys::{self, RecvSlice};
 
@@ -148,15 +149,10 @@ impl Socket {
             if guard.would_admit(&Arrival::one(from.as_bytes(), len)) {
                 return Ok(());
             }
-            let mut ring = ThreadRing::take(self.slot_kind())?;
-            match self.fill(fd, &mut ring, 1, libc::MSG_DONTWAIT) {
-                // Nothing is left, or another thread was faster with the first, and this is the
-                // next.
-                Ok(filled) if filled.datagrams == 0 => {}
-                Ok(filled) => {
-                    self.count(&filled);
-                    self.keep(&ring);
-                }
+            // What passes although it was not to, because another thread was faster with the first, goes
+            // to the backlog.
+            match RecvCursor::of_thread(self)?.receive_behind(fd, 1, libc::MSG_DONTWAIT) {
+                Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
             }

@@ -105,21 +105,50 @@ impl Memory {
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().cast(), self.len / 8) }
     }
 
-    /// The whole of it.
-    pub fn bytes(&self) -> &[u8] {
-        // SAFETY: the mapping has `len` readable bytes and lives as long as `self`.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
-    }
-
-    /// The whole of it, to write.
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and `self` is borrowed for writing.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    /// How many bytes there are.
+    pub fn size(&self) -> usize {
+        self.len
     }
 
     /// Where it starts.
     pub fn start(&self) -> *mut u8 {
         self.start.as_ptr()
+    }
+}
+
+/// Items that never move, for others to point to: the kernel, through a header. A `Box` would not
+/// do, since moving one claims that nobody else reaches what is in it.
+pub(super) struct Pinned<T> {
+    start: NonNull<T>,
+    len: usize,
+}
+
+// SAFETY: it owns its items, as a box does.
+unsafe impl<T: Send> Send for Pinned<T> {}
+// SAFETY: shared references only read them.
+unsafe impl<T: Sync> Sync for Pinned<T> {}
+
+impl<T> Pinned<T> {
+    pub(super) fn new(items: Box<[T]>) -> Self {
+        let len = items.len();
+        let start = Box::into_raw(items).cast();
+        // SAFETY: a box is never null.
+        Self { start: unsafe { NonNull::new_unchecked(start) }, len }
+    }
+
+    /// A pointer to an item, which must be there.
+    pub(super) fn pointer(&self, index: usize) -> *mut T {
+        assert!(index < self.len);
+        // SAFETY: it is one of `len` items.
+        unsafe { self.start.as_ptr().add(index) }
+    }
+}
+
+impl<T> Drop for Pinned<T> {
+    fn drop(&mut self) {
+        let items = ptr::slice_from_raw_parts_mut(self.start.as_ptr(), self.len);
+        // SAFETY: `new` has taken them out of a box, and nobody points to them any more.
+        drop(unsafe { Box::from_raw(items) });
     }
 }
 

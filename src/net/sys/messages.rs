@@ -3,9 +3,11 @@
 use std::ffi::c_int;
 use std::io;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
+use super::memory::Pinned;
 use super::single::{empty_header, name_of};
 use super::{Memory, SendSlice, with_room, zeroes};
 use crate::net::address::Address;
@@ -17,22 +19,26 @@ const CONTROL_LEN: usize = 256;
 const NAME_LEN: usize = Address::CAPACITY as usize;
 
 /// Slots to receive into, each with room for a datagram, its sender and its control messages.
+///
+/// The headers point to everything else, of which there are no references while the kernel writes,
+/// and none at all to memory that is [exported](Self::export).
 pub(in crate::net) struct RecvMessages {
     memory: Memory,
     slot_len: usize,
     headers: Box<[libc::mmsghdr]>,
-    // What the headers point to. A box's content stays where it is when the box moves.
     #[expect(dead_code, reason = "only the kernel reads it")]
-    iovecs: Box<[libc::iovec]>,
-    names: Box<[[u8; NAME_LEN]]>,
-    controls: Box<[[u8; CONTROL_LEN]]>,
+    iovecs: Pinned<libc::iovec>,
+    names: Pinned<[u8; NAME_LEN]>,
+    controls: Pinned<[u8; CONTROL_LEN]>,
     /// How much of a control buffer the kernel may fill.
     control_len: usize,
     /// Headers that the last call may have changed.
     dirty: usize,
+    /// Whether others than this may read and write the memory.
+    is_exported: bool,
 }
 
-// SAFETY: the headers' pointers lead to memory that this owns, and which moves with it.
+// SAFETY: the headers' pointers lead to memory that this owns, and which stays where it is.
 unsafe impl Send for RecvMessages {}
 // SAFETY: shared references only read.
 unsafe impl Sync for RecvMessages {}
@@ -40,8 +46,6 @@ unsafe impl Sync for RecvMessages {}
 /// One received message, in its slot.
 #[derive(Clone, Copy)]
 pub(in crate::net) struct Message<'a> {
-    /// Where the payload starts in the slots' memory.
-    pub(in crate::net) offset: usize,
     /// How many bytes of it there are.
     pub(in crate::net) len: usize,
     /// The sender, as the kernel writes addresses.
@@ -59,25 +63,36 @@ impl RecvMessages {
         // chosen by an address's lower bits: shift each by a cache line.
         let stride = slot_len.next_multiple_of(64) + 64;
         let memory = Memory::new(stride * slots)?;
-        let mut names: Box<[[u8; NAME_LEN]]> = zeroes(slots, "the names of senders")?;
-        let mut controls: Box<[[u8; CONTROL_LEN]]> = zeroes(slots, "control messages")?;
+        let names = Pinned::new(zeroes::<[u8; NAME_LEN]>(slots, "the names of senders")?);
+        let controls = Pinned::new(zeroes::<[u8; CONTROL_LEN]>(slots, "control messages")?);
         let (mut iovecs, mut headers) = (with_room(slots, "slots")?, with_room(slots, "slots")?);
         iovecs.extend((0..slots).map(|slot| {
             let iov_base = memory.start().wrapping_add(slot * stride).cast();
             libc::iovec { iov_base, iov_len: stride - 64 }
         }));
-        let mut iovecs: Box<[_]> = iovecs.into();
+        let iovecs = Pinned::new(iovecs.into());
         headers.extend((0..slots).map(|slot| {
             let mut header = empty_header();
-            header.msg_name = (&raw mut names[slot]).cast();
-            header.msg_iov = &raw mut iovecs[slot];
+            header.msg_name = names.pointer(slot).cast();
+            header.msg_iov = iovecs.pointer(slot);
             header.msg_iovlen = 1;
-            header.msg_control = (&raw mut controls[slot]).cast();
+            header.msg_control = controls.pointer(slot).cast();
             libc::mmsghdr { msg_hdr: header, msg_len: 0 }
         }));
         let headers = headers.into();
         let (dirty, slot_len, control_len) = (slots, stride - 64, CONTROL_LEN);
-        Ok(Self { memory, slot_len, headers, iovecs, names, controls, control_len, dirty })
+        let is_exported = false;
+        Ok(Self {
+            memory,
+            slot_len,
+            headers,
+            iovecs,
+            names,
+            controls,
+            control_len,
+            dirty,
+            is_exported,
+        })
     }
 
     /// How many messages one call receives at the most.
@@ -85,9 +100,60 @@ impl RecvMessages {
         self.headers.len()
     }
 
-    /// The slots' memory.
-    pub(in crate::net) fn memory(&self) -> &Memory {
-        &self.memory
+    /// Lets others than this read and write the slots' memory through pointers, as long as this
+    /// lives, and says where it is.
+    pub(in crate::net) fn export(&mut self) -> (*mut u8, usize) {
+        self.is_exported = true;
+        (self.memory.start(), self.memory.size())
+    }
+
+    /// Where a slot's payload starts in the memory.
+    pub(in crate::net) fn offset(&self, slot: usize) -> usize {
+        slot * (self.slot_len + 64)
+    }
+
+    /// Bytes of a slot's payload. There are none to refer to in memory that was exported.
+    #[inline]
+    pub(in crate::net) fn payload(&self, slot: usize, range: Range<usize>) -> &[u8] {
+        debug_assert!(!self.is_exported);
+        if self.is_exported {
+            return &[];
+        }
+        let start = self.place(slot, &range);
+        // SAFETY: they are within the slot; nobody else has a pointer to them but the kernel,
+        // which writes while `self` is borrowed for writing.
+        unsafe { std::slice::from_raw_parts(start, range.len()) }
+    }
+
+    /// A copy of bytes of a slot's payload. Where the memory was exported, others may change them
+    /// meanwhile, which garbles the copy.
+    pub(in crate::net) fn copy_payload(
+        &self,
+        slot: usize,
+        range: Range<usize>,
+    ) -> io::Result<Box<[u8]>> {
+        let start = self.place(slot, &range);
+        let mut copy = with_room(range.len(), "a datagram to be kept")?;
+        // SAFETY: they are within the slot, and the copy has room for them.
+        unsafe {
+            ptr::copy_nonoverlapping(start, copy.as_mut_ptr(), range.len());
+            copy.set_len(range.len());
+        }
+        Ok(copy.into_boxed_slice())
+    }
+
+    /// Overwrites bytes of a slot's payload with zeroes, if others may see them.
+    pub(in crate::net) fn hide_payload(&mut self, slot: usize, range: Range<usize>) {
+        if self.is_exported {
+            let start = self.place(slot, &range);
+            // SAFETY: they are within the slot, and no reference to them exists.
+            unsafe { ptr::write_bytes(start, 0, range.len()) };
+        }
+    }
+
+    fn place(&self, slot: usize, range: &Range<usize>) -> *mut u8 {
+        assert!(slot < self.slots() && range.start <= range.end && range.end <= self.slot_len);
+        self.memory.start().wrapping_add(self.offset(slot) + range.start)
     }
 
     /// Receives up to `count` messages that are there, without waiting, over those of the last
@@ -128,11 +194,14 @@ impl RecvMessages {
         let name_len = (header.msg_namelen as usize).min(NAME_LEN);
         #[allow(clippy::unnecessary_cast)] // musl's msg_controllen is a u32
         let control_len = (header.msg_controllen as usize).min(self.control_len);
+        // SAFETY: the items live as long as `self`, and are initialised; the kernel writes them
+        // while `self` is borrowed for writing.
+        let (name, control) =
+            unsafe { (&*self.names.pointer(slot), &*self.controls.pointer(slot)) };
         Message {
-            offset: slot * (self.slot_len + 64),
             len: (*msg_len as usize).min(self.slot_len),
-            name: &self.names[slot][..name_len],
-            control: &self.controls[slot][..control_len],
+            name: &name[..name_len],
+            control: &control[..control_len],
             flags: header.msg_flags,
         }
     }

@@ -102,6 +102,14 @@ impl<'a> RecvSlice<'a> {
         self.iovec.iov_len
     }
 
+    /// What comes after the first `len` bytes.
+    #[must_use]
+    pub fn after(&mut self, len: usize) -> RecvSlice<'_> {
+        let len = len.min(self.len());
+        // SAFETY: it is the end of the same memory.
+        unsafe { RecvSlice::from_raw(self.iovec.iov_base.cast::<u8>().add(len), self.len() - len) }
+    }
+
     /// Writes the beginning of `bytes`, as much as fits, and says how much that was.
     pub fn fill(&mut self, bytes: &[u8]) -> usize {
         let len = self.len().min(bytes.len());

@@ -5,6 +5,7 @@ use std::io;
 use std::mem::offset_of;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::time::Duration;
 
 use super::single::name_of;
 use crate::net::address::Address;
@@ -110,6 +111,29 @@ pub(in crate::net) fn int_option(
     let mut value = [0; size_of::<c_int>()];
     option(fd, level, name, &mut value)?;
     Ok(c_int::from_ne_bytes(value))
+}
+
+/// Reads an option that is a time, such as `SO_RCVTIMEO`; zero stands for no limit.
+pub(in crate::net) fn time_option(
+    fd: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+) -> io::Result<Duration> {
+    const SECONDS: usize = offset_of!(libc::timeval, tv_sec);
+    const MICROSECONDS: usize = offset_of!(libc::timeval, tv_usec);
+    let mut value = [0; size_of::<libc::timeval>()];
+    option(fd, level, name, &mut value)?;
+    let word = |at: usize| {
+        let word = value[at..].first_chunk().map_or(0, |word| i64::from_ne_bytes(*word));
+        u64::try_from(word).unwrap_or(0)
+    };
+    Ok(Duration::from_secs(word(SECONDS)) + Duration::from_micros(word(MICROSECONDS)))
+}
+
+/// Whether a call that waits fails with `EAGAIN` instead: `O_NONBLOCK` in `fcntl(2)`.
+pub(in crate::net) fn is_nonblocking(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    // No pointers.
+    Ok(syscall!(fcntl(fd.as_raw_fd(), libc::F_GETFL))? & libc::O_NONBLOCK != 0)
 }
 
 /// Sets an option: `setsockopt(2)`.

@@ -4,11 +4,11 @@ use std::ffi::c_int;
 
 use pyo3::prelude::*;
 
+use super::Socket;
 use super::many::refuse_peeking;
 use super::sending::Sending;
-use super::{Patience, Socket};
-use crate::net::{Datagrams, Interest, ThreadRing};
-use crate::python::batch::{Batch, Contents};
+use crate::net::{Interest, RecvCursor, Ring};
+use crate::python::batch::Batch;
 use crate::python::error::Result;
 
 #[pymethods]
@@ -20,23 +20,26 @@ impl Socket {
         refuse_peeking(flags)?;
         let batch = batch.get();
         let mut contents = batch.lock()?;
-        let slots = batch.slots();
-        let mut patience = self.patience();
-        if socket.pending() > 0 || socket.may_be_glued() && !batch.holds_any_message() {
-            return self.receive_copies(py, &mut patience, batch, &mut contents, flags);
+        let (ring, layout) = contents.parts();
+        // What was in it is overwritten from now on.
+        batch.empty(layout);
+        if socket.may_be_glued() && !batch.holds_any_message() {
+            // The datagrams behind those that a slot has room for would be lost.
+            let mut cursor = RecvCursor::of_thread(socket)?;
+            self.receive_for(py, batch, &mut cursor, flags)?;
+            while batch.copy(layout, &mut cursor)? && cursor.take_kept().is_some() {}
+        } else {
+            let mut cursor = RecvCursor::new(socket, ring);
+            self.receive_for(py, batch, &mut cursor, flags)?;
+            if cursor.held().is_none() {
+                batch.lay_out(layout, &mut cursor);
+            }
+            while let Some(held) = cursor.held()
+                && batch.copy(layout, held)?
+            {
+                cursor.take_kept();
+            }
         }
-        let ring = contents.ring();
-        self.transfer(py, &mut patience, Interest::Read, flags, |socket, fd, flags| {
-            // As many messages as there are slots, however many datagrams each has.
-            socket.receive_messages(fd, ring, slots, flags)
-        })?;
-        if contents.ring().current().is_none() {
-            // Another thread has kept some meanwhile.
-            return self.receive_copies(py, &mut patience, batch, &mut contents, flags);
-        }
-        batch.lay_out(&mut contents);
-        socket.keep(contents.ring());
-        socket.share_kept();
         Ok(batch.len())
     }
 
@@ -54,55 +57,28 @@ impl Socket {
         let batch = batch.get();
         let contents = batch.lock()?;
         if to.is_none() {
-            for address in contents.addresses() {
+            for address in contents.layout().addresses() {
                 sending.audit(&slf.get().addresses.object(slf.py(), address.as_bytes())?)?;
             }
         }
-        let mut queue = batch.queue(&contents, to.as_ref())?;
+        let mut queue = batch.queue(contents.layout(), to.as_ref())?;
         sending.queue(&mut queue, true)?;
         sending.finish()
     }
 }
 
 impl Socket {
-    /// Receives by way of the datagrams that are kept, which are copied: where there are some, and
-    /// where a glued message may be longer than a slot, in which the datagrams behind would be lost.
-    fn receive_copies(
+    /// Receives as many messages as a batch has slots, however many datagrams each has.
+    fn receive_for<R: Ring + Send>(
         &self,
         py: Python<'_>,
-        patience: &mut Patience,
         batch: &Batch,
-        contents: &mut Contents,
+        cursor: &mut RecvCursor<'_, R>,
         flags: c_int,
-    ) -> Result<usize> {
-        let socket = self.socket()?;
-        batch.empty(contents);
-        loop {
-            // A slot is for one message, of one datagram or of several.
-            for _ in 0..batch.slots() {
-                let Some(mut held) = socket.take_kept() else { break };
-                let mut result = Ok(true);
-                while let Some(datagram) = held.current() {
-                    result = batch.push_received(contents, &datagram);
-                    if !matches!(result, Ok(true)) {
-                        break;
-                    }
-                    held.advance();
-                }
-                socket.put_back(held);
-                if result.is_err() && batch.len() == 0 {
-                    result?;
-                }
-            }
-            if batch.len() > 0 {
-                socket.share_kept();
-                return Ok(batch.len());
-            }
-            let mut ring = ThreadRing::take(socket.slot_kind())?;
-            self.transfer(py, patience, Interest::Read, flags, |socket, fd, flags| {
-                socket.receive_ring(fd, &mut ring, batch.slots(), flags)
-            })?;
-            socket.keep(&ring);
-        }
+    ) -> Result<()> {
+        let mut patience = self.patience();
+        self.transfer(py, &mut patience, Interest::Read, flags, |_, fd, flags| {
+            cursor.receive_messages(fd, batch.slots(), flags).map(drop)
+        })
     }
 }

@@ -2,12 +2,12 @@
 
 use std::ffi::c_int;
 use std::io;
-use std::os::fd::{IntoRawFd, RawFd};
+use std::os::fd::{BorrowedFd, IntoRawFd, RawFd};
 
 use pyo3::prelude::*;
 
 use super::Socket;
-use crate::net::{Address, Interest};
+use crate::net::{self, Address, Deadline, Interest, KernelWait};
 use crate::python::address::to_python;
 use crate::python::audit;
 use crate::python::error::{Error, Result};
@@ -63,13 +63,27 @@ impl Socket {
 
     /// Take a connection, and return its descriptor and the peer's address.
     fn _accept<'py>(&self, py: Python<'py>) -> Result<(RawFd, Bound<'py, PyAny>)> {
-        self.named_socket()?;
+        let socket = self.named_socket()?;
         let mut patience = self.patience();
-        let (fd, address) = if patience.timeout == super::BLOCKING {
-            // accept has no flag that keeps it from blocking, so that the wait comes first.
-            self.wait(py, &mut patience, Interest::Read, |socket, fd, _| socket.accept(fd))?
-        } else {
-            self.transfer(py, &mut patience, Interest::Read, 0, |socket, fd, _| socket.accept(fd))?
+        // accept has no flag that keeps it from waiting, which a close could not end. So the wait
+        // comes first, if accept would wait.
+        let deadline = match patience.timeout {
+            super::BLOCKING => socket.with(|fd| Self::accept_deadline(socket, fd))?,
+            0 => None,
+            _ => Some(patience.deadline()),
+        };
+        let accept = |socket: &net::Socket, fd: BorrowedFd<'_>| socket.accept(fd);
+        let accepted = match deadline {
+            Some(deadline) => {
+                self.wait(py, deadline, Interest::Read, |socket, fd, _| accept(socket, fd))
+            }
+            None => py.detach(|| socket.with(|fd| accept(socket, fd))).map_err(Error::from),
+        };
+        let (fd, address) = match accepted {
+            Err(Error::TimedOut) if patience.timeout == super::BLOCKING => {
+                return Err(io::Error::from(io::ErrorKind::WouldBlock).into()); // SO_RCVTIMEO
+            }
+            accepted => accepted?,
         };
         let address = to_python(py, address.as_bytes())?;
         Ok((fd.into_raw_fd(), address))
@@ -88,26 +102,35 @@ impl Socket {
 }
 
 impl Socket {
-    fn connect_to(&self, py: Python<'_>, to: &Address) -> Result<()> {
-        let socket = self.socket()?;
-        match py.detach(|| socket.connect(to)) {
-            Ok(()) => return Ok(()),
-            // A stream that takes its time; a datagram socket connects at once.
-            Err(error) if is_under_way(&error) => {
-                if error.kind() == io::ErrorKind::Interrupted {
-                    py.check_signals()?;
-                }
-            }
-            Err(error) => return Err(error.into()),
+    /// Until when `accept` would wait on a socket without a timeout; `None` where it would not.
+    fn accept_deadline(socket: &net::Socket, fd: BorrowedFd<'_>) -> io::Result<Option<Deadline>> {
+        if !socket.is_listening(fd)? {
+            return Ok(None); // it fails
         }
-        let mut patience = self.patience();
-        if patience.timeout == 0 {
-            return Err(io::Error::from_raw_os_error(libc::EINPROGRESS).into());
-        }
-        self.wait(py, &mut patience, Interest::Write, |socket, fd, _| socket.connect_result(fd))
+        Ok(match socket.kernel_wait(fd, Interest::Read)? {
+            KernelWait::Never => None,
+            KernelWait::Limited(limit) => Some(Deadline::after(limit)),
+            KernelWait::Unlimited => Some(Deadline::NEVER),
+        })
     }
-}
 
-fn is_under_way(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::Interrupted || error.raw_os_error() == Some(libc::EINPROGRESS)
+    fn connect_to(&self, py: Python<'_>, to: &Address) -> Result<()> {
+        let (socket, mut patience) = (self.socket()?, self.patience());
+        // A stream takes its time; a datagram socket connects at once.
+        let is_under_way = match py.detach(|| socket.connect(to)) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                py.check_signals()?;
+                (patience.timeout != 0).then_some(()).ok_or(error)
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {
+                (patience.timeout > 0).then_some(()).ok_or(error)
+            }
+            Err(error) => Err(error),
+        };
+        is_under_way?;
+        self.wait(py, patience.deadline(), Interest::Write, |socket, fd, _| {
+            socket.connect_result(fd)
+        })
+    }
 }

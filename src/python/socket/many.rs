@@ -11,7 +11,7 @@ use pyo3::types::{PyByteArray, PyBytes, PyList, PyMemoryView, PyString, PyTuple}
 
 use super::Socket;
 use super::sending::Sending;
-use crate::net::{self, Address, Datagrams, Filled, Interest, Received, ThreadRing};
+use crate::net::{Address, Datagrams, Filled, Interest, Received, RecvCursor};
 use crate::python::address::AddressCache;
 use crate::python::buffer::{new_bytes, new_list, push};
 use crate::python::error::{Error, Result};
@@ -83,23 +83,17 @@ impl Socket {
         let max = checked_max(max_datagrams)?;
         refuse_peeking(flags)?;
         let mut converted = Vec::with_capacity(max.min(64));
-        let mut ring = ThreadRing::take(socket.slot_kind())?;
+        let mut cursor = RecvCursor::of_thread(socket)?;
         let mut patience = self.patience();
         let mut end = None;
         loop {
-            if let Err(error) = Self::convert_kept(socket, max, &mut converted, &mut convert) {
-                return unless_some(converted, error.into());
-            }
-            if converted.len() == max || is_over(converted.len(), &mut end) {
-                break;
-            }
             let wanted = max - converted.len();
             let received = if converted.is_empty() {
-                self.transfer(py, &mut patience, Interest::Read, flags, |socket, fd, flags| {
-                    socket.receive_ring(fd, &mut ring, wanted, flags)
+                self.transfer(py, &mut patience, Interest::Read, flags, |_, fd, flags| {
+                    cursor.receive(fd, wanted, flags)
                 })
             } else {
-                self.receive_rest(py, &mut ring, wanted, converted.len() > ATTACHED, flags)
+                self.receive_rest(py, &mut cursor, wanted, converted.len() > ATTACHED, flags)
             };
             let filled = match received {
                 Ok(filled) => filled,
@@ -114,17 +108,13 @@ impl Socket {
                 }
                 Err(error) => return unless_some(converted, error),
             };
-            let result = convert_up_to(max, &mut *ring, &mut converted, &mut convert);
-            socket.keep(&ring);
-            if let Err(error) = result {
-                socket.share_kept();
+            if let Err(error) = convert_up_to(max, &mut cursor, &mut converted, &mut convert) {
                 return unless_some(converted, error.into());
             }
-            if !filled.is_full && !converted.is_empty() {
+            if converted.len() == max || !filled.is_full || is_over(converted.len(), &mut end) {
                 break;
             }
         }
-        socket.share_kept();
         Ok(converted)
     }
 
@@ -138,35 +128,18 @@ impl Socket {
         Ok(new_list(py, datagrams).inspect_err(|_| socket.counters().count_dropped(count))?)
     }
 
-    /// Converts datagrams that an earlier receive has kept.
-    fn convert_kept<T>(
-        socket: &net::Socket,
-        max: usize,
-        converted: &mut Vec<T>,
-        convert: &mut impl FnMut(&Received<'_>) -> PyResult<T>,
-    ) -> PyResult<()> {
-        while converted.len() < max
-            && let Some(mut held) = socket.take_kept()
-        {
-            let result = convert_up_to(max, &mut held, converted, convert);
-            socket.put_back(held);
-            result?;
-        }
-        Ok(())
-    }
-
     /// Receives without waiting.
     fn receive_rest(
         &self,
         py: Python<'_>,
-        ring: &mut ThreadRing,
+        cursor: &mut RecvCursor<'_>,
         wanted: usize,
         detached: bool,
         flags: c_int,
     ) -> Result<Filled> {
         let socket = self.socket()?;
         let flags = flags | libc::MSG_DONTWAIT;
-        let mut receive = || socket.with(|fd| socket.receive_ring(fd, ring, wanted, flags));
+        let mut receive = || socket.with(|fd| cursor.receive(fd, wanted, flags));
         Ok(if detached { py.detach(receive) } else { receive() }?)
     }
 }

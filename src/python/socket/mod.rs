@@ -14,7 +14,7 @@ pub(crate) use many::{Senders, pair};
 
 use std::ffi::{CString, c_int};
 use std::io;
-use std::os::fd::{BorrowedFd, IntoRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -28,9 +28,9 @@ use pyo3::types::{PyDict, PyFloat, PyTuple};
 
 use super::address::AddressCache;
 use super::audit;
-use super::error::Result;
+use super::error::{Error, Result};
 use super::guard::Post;
-use crate::net::{self, Deadline, Interest, Stop, Waiting};
+use crate::net::{self, Deadline, Interest, KernelWait, Stop, Waiting};
 
 /// A datagram socket.
 #[pyclass(frozen, subclass, name = "Socket", module = "tomada._core")]
@@ -52,6 +52,10 @@ struct Patience {
 }
 
 const BLOCKING: i64 = -1;
+
+/// A call on a socket without a timeout sleeps so long before it asks whether the kernel would let it
+/// wait at all. Most waits are over by then, and spared two system calls.
+const UNASKED: Duration = Duration::from_micros(200);
 
 /// Return the family and type of an open socket.
 #[pyfunction]
@@ -283,7 +287,9 @@ impl Socket {
     ) -> Result<T> {
         let socket = self.socket()?;
         let blocks = patience.timeout == BLOCKING;
-        let waits = patience.timeout > 0 || blocks && flags & libc::MSG_DONTWAIT == 0;
+        // The kernel never waits for the error queue, where there is one; poll does.
+        let is_nonblocking = flags & (libc::MSG_DONTWAIT | libc::MSG_ERRQUEUE) != 0;
+        let waits = patience.timeout > 0 || blocks && !is_nonblocking;
         let asked = flags;
         let flags = flags | libc::MSG_DONTWAIT;
         loop {
@@ -296,7 +302,7 @@ impl Socket {
                 }
             }
         }
-        let result = self.wait(py, patience, interest, |socket, fd, hung_up| {
+        let result = self.wait_as_kernel(py, patience, interest, |socket, fd, hung_up| {
             // A socket that was shut down has no datagram and never will. Only a call that may
             // block says so, with a length of zero; others say EAGAIN for ever.
             let flags = if hung_up && blocks { asked } else { flags };
@@ -306,16 +312,54 @@ impl Socket {
         result
     }
 
-    /// Waits until an attempt, made when the kernel says that it makes sense, succeeds.
-    fn wait<T: Send>(
+    /// Waits until an attempt, made when the kernel says that it makes sense, succeeds. Without a
+    /// timeout it waits as long as the kernel would let a call on the descriptor wait, which not
+    /// only this object decides: then it fails with `EAGAIN`.
+    fn wait_as_kernel<T: Send>(
         &self,
         py: Python<'_>,
         patience: &mut Patience,
         interest: Interest,
         mut attempt: impl FnMut(&net::Socket, BorrowedFd<'_>, bool) -> io::Result<T> + Send,
     ) -> Result<T> {
+        if patience.timeout != BLOCKING {
+            return self.wait(py, patience.deadline(), interest, attempt);
+        }
+        let (socket, started) = (self.socket()?, Instant::now());
+        if socket.waits_unlimited() {
+            let unasked = Deadline::at(started.checked_add(UNASKED));
+            match self.wait(py, unasked, interest, &mut attempt) {
+                Err(Error::TimedOut) => {}
+                result => return result,
+            }
+        }
+        let in_flight = socket.descriptor().enter().map_err(|_| Error::Closed)?;
+        let kernel_wait = socket.kernel_wait(in_flight.as_fd(), interest)?;
+        drop(in_flight);
+        let deadline = match kernel_wait {
+            // Set by another thread through this object, it is for calls that begin later.
+            KernelWait::Never if self.timeout.load(Ordering::Relaxed) != BLOCKING => {
+                Deadline::NEVER
+            }
+            KernelWait::Never => return Err(io::Error::from(io::ErrorKind::WouldBlock).into()),
+            KernelWait::Limited(limit) => Deadline::at(started.checked_add(limit)),
+            KernelWait::Unlimited => Deadline::NEVER,
+        };
+        match self.wait(py, deadline, interest, attempt) {
+            Err(Error::TimedOut) => Err(io::Error::from(io::ErrorKind::WouldBlock).into()),
+            result => result,
+        }
+    }
+
+    /// Waits until an attempt, made when the kernel says that it makes sense, succeeds.
+    fn wait<T: Send>(
+        &self,
+        py: Python<'_>,
+        deadline: Deadline,
+        interest: Interest,
+        mut attempt: impl FnMut(&net::Socket, BorrowedFd<'_>, bool) -> io::Result<T> + Send,
+    ) -> Result<T> {
         let socket = self.socket()?;
-        let deadline = patience.deadline();
         let spin = self.spin_until(interest);
         let waiting = Waiting::new(socket);
         loop {

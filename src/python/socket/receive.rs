@@ -7,10 +7,10 @@ use pyo3::exceptions::{PyRuntimeWarning, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 
-use super::Socket;
-use crate::net::{Address, Interest, RecvSlice, Scratch, cmsg, with_room, zeroes};
+use super::{BLOCKING, Socket};
+use crate::net::{Address, Interest, RecvSlice, Scratch, Visibility, cmsg, with_room, zeroes};
 use crate::python::buffer::{NewBytes, Writable, gather, new_bytes};
-use crate::python::error::Result;
+use crate::python::error::{Error, Result};
 
 /// What `recvmsg` returns after the data: control messages, flags, and the sender.
 struct Rest<'py> {
@@ -77,7 +77,7 @@ impl Socket {
         if len == 0 {
             return Ok(0);
         }
-        self.receive_into(py, &mut buffer.slice(len), flags, None)
+        self.receive_into(py, &mut buffer.slice(len), Visibility::Shared, flags, None)
     }
 
     /// Receive a datagram into a buffer, and return how many bytes, and its sender's address.
@@ -98,7 +98,8 @@ impl Socket {
         let len = if nbytes == 0 { buffer.len() } else { nbytes };
         self.named_socket()?;
         let mut from = Address::UNNAMED;
-        let received = self.receive_into(py, &mut buffer.slice(len), flags, Some(&mut from))?;
+        let (memory, from_memory) = (&mut buffer.slice(len), Some(&mut from));
+        let received = self.receive_into(py, memory, Visibility::Shared, flags, from_memory)?;
         Ok((received, self.addresses.object(py, from.as_bytes())?))
     }
 
@@ -118,12 +119,14 @@ impl Socket {
             let mut scratch = Scratch::take()?;
             let memory = &mut [scratch.slice(len)];
             // With MSG_TRUNC the received length is the datagram's, beyond what was written.
-            let (received, rest) = self.receive_message(py, memory, ancbufsize, flags)?;
+            let private = Visibility::Private;
+            let (received, rest) = self.receive_message(py, memory, private, ancbufsize, flags)?;
             let data = new_bytes(py, scratch.bytes(received.min(len)))?;
             return Ok(rest.after(data));
         }
         let mut data = NewBytes::new(py, len)?;
-        let (received, rest) = self.receive_message(py, &mut [data.slice()], ancbufsize, flags)?;
+        let (memory, private) = (&mut [data.slice()], Visibility::Private);
+        let (received, rest) = self.receive_message(py, memory, private, ancbufsize, flags)?;
         // SAFETY: the kernel has written them.
         let data = unsafe { data.finish(received.min(len)) }?;
         Ok(rest.after(data))
@@ -145,7 +148,8 @@ impl Socket {
             let len = buffer.len();
             buffer.slice(len)
         }));
-        let (len, rest) = self.receive_message(py, &mut memory, ancbufsize, flags)?;
+        let shared = Visibility::Shared;
+        let (len, rest) = self.receive_message(py, &mut memory, shared, ancbufsize, flags)?;
         Ok(rest.after(len))
     }
 }
@@ -163,12 +167,14 @@ impl Socket {
         let len = self.useful_len(bufsize)?;
         if len > Scratch::LEN {
             let mut data = NewBytes::new(py, len)?;
-            let received = self.receive_into(py, &mut data.slice(), flags, from)?;
+            let received =
+                self.receive_into(py, &mut data.slice(), Visibility::Private, flags, from)?;
             // SAFETY: the kernel has written them.
             return Ok(unsafe { data.finish(received.min(len)) }?);
         }
         let mut scratch = Scratch::take()?;
-        let received = self.receive_into(py, &mut scratch.slice(len), flags, from)?;
+        let received =
+            self.receive_into(py, &mut scratch.slice(len), Visibility::Private, flags, from)?;
         if received > len {
             // MSG_TRUNC asked for the full length, which the standard class returns as that many
             // bytes, the last of them garbage. Here they are zeroes.
@@ -186,27 +192,65 @@ impl Socket {
         &self,
         py: Python<'_>,
         memory: &mut RecvSlice<'_>,
+        visibility: Visibility,
         flags: c_int,
         mut from: Option<&mut Address>,
     ) -> Result<usize> {
+        let flags = self.meaningful(flags);
         let received = self.transfer(
             py,
             &mut self.patience(),
             interest(flags),
             flags,
-            |socket, fd, flags| socket.receive(fd, memory, from.as_deref_mut(), flags),
+            |socket, fd, flags| {
+                socket.receive_into(fd, memory, visibility, from.as_deref_mut(), flags)
+            },
         )?;
+        if flags & libc::MSG_WAITALL != 0 && flags & libc::MSG_PEEK == 0 && received.len > 0 {
+            return self.receive_rest_of_stream(py, memory, received.len, flags);
+        }
         Ok(if flags & libc::MSG_TRUNC == 0 { received.len } else { received.full_len })
+    }
+
+    /// Fills the rest of the memory, as `MSG_WAITALL` demands of a stream that blocks, and says how
+    /// much there is in all. What ends it early the next call will tell.
+    fn receive_rest_of_stream(
+        &self,
+        py: Python<'_>,
+        memory: &mut RecvSlice<'_>,
+        mut len: usize,
+        flags: c_int,
+    ) -> Result<usize> {
+        let socket = self.socket()?;
+        let blocks = self.patience().timeout == BLOCKING && flags & libc::MSG_DONTWAIT == 0;
+        while blocks && socket.kind() == libc::SOCK_STREAM && len < memory.len() {
+            let mut rest = memory.after(len);
+            let received = self.transfer(
+                py,
+                &mut self.patience(),
+                Interest::Read,
+                flags,
+                |socket, fd, flags| socket.receive(fd, &mut rest, None, flags),
+            );
+            match received {
+                Ok(received) if received.len > 0 => len += received.len,
+                Ok(_) | Err(Error::Os(_) | Error::Closed) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(len)
     }
 
     fn receive_message<'py>(
         &self,
         py: Python<'py>,
         memory: &mut [RecvSlice<'_>],
+        visibility: Visibility,
         ancbufsize: isize,
         flags: c_int,
     ) -> Result<(usize, Rest<'py>)> {
         self.named_socket()?;
+        let flags = self.meaningful(flags);
         let control_len = c_int::try_from(ancbufsize)
             .ok()
             .and_then(|len| usize::try_from(len).ok())
@@ -219,7 +263,9 @@ impl Socket {
             &mut self.patience(),
             interest(flags),
             flags,
-            |socket, fd, flags| socket.receive_message(fd, memory, &mut from, &mut control, flags),
+            |socket, fd, flags| {
+                socket.receive_message(fd, memory, visibility, &mut from, &mut control, flags)
+            },
         )?;
         let control = &control[..info.control_len.min(control_len)];
         let convert = || {
@@ -227,6 +273,12 @@ impl Socket {
             Ok(Rest { control: control_list(py, control)?, flags: info.flags, from })
         };
         convert().map(|rest| (info.len, rest)).inspect_err(|_| close_descriptors(control))
+    }
+
+    /// The flags of a receive that mean something. `AF_UNIX` has no error queue, and the kernel does
+    /// not look at the flag there.
+    fn meaningful(&self, flags: c_int) -> c_int {
+        if self.family() == libc::AF_UNIX { flags & !libc::MSG_ERRQUEUE } else { flags }
     }
 
     /// How much of a buffer a datagram can fill.

@@ -1,6 +1,8 @@
 //! A reusable container of datagrams, in memory that Python reads without a copy.
 
-use std::ffi::{c_int, c_void};
+mod index;
+
+use std::ffi::c_int;
 use std::io;
 use std::ops::Range;
 use std::ptr;
@@ -15,7 +17,12 @@ use pyo3::types::{PyList, PyMemoryView};
 use super::address::{Mapping, parse, to_python};
 use super::buffer::{Readable, new_slice};
 use super::error::Result;
-use crate::net::{Address, Received, RecvRing, SendQueue, SendSlice, make_room, with_room, zeroes};
+use crate::net::{
+    Address, Datagrams, ExportedRing, RecvCursor, SendQueue, SendSlice, make_room, with_room,
+    zeroes,
+};
+
+use index::{Column, Index};
 
 /// Datagrams in one piece of memory.
 #[pyclass(frozen, module = "tomada")]
@@ -42,14 +49,21 @@ unsafe impl Sync for Batch {}
 
 /// What only one call at a time may use.
 pub(crate) struct Contents {
-    ring: RecvRing,
-    /// Of each datagram, its address's place in `addresses`.
+    ring: ExportedRing,
+    layout: Layout,
+}
+
+/// Which datagrams a batch has, beside where they are.
+pub(crate) struct Layout {
+    /// Of each datagram, the index of its address in `addresses`.
     senders: Vec<u32>,
     addresses: Vec<Address>,
     /// Datagrams whose end was cut off.
     truncated: Vec<usize>,
     /// The end of what was appended.
     end: usize,
+    /// How many messages were copied in.
+    messages: usize,
 }
 
 /// So many datagrams fit for each slot: what the kernel glues into one message at the most.
@@ -77,57 +91,60 @@ impl Batch {
         self.len.load(Ordering::Acquire)
     }
 
-    /// Lays out what the ring has received. What finds no place stays in the ring.
-    pub(crate) fn lay_out(&self, contents: &mut Contents) {
+    /// Lays out what the ring has received. What finds no room stays in the ring.
+    pub(crate) fn lay_out(
+        &self,
+        layout: &mut Layout,
+        cursor: &mut RecvCursor<'_, &mut ExportedRing>,
+    ) {
         let mut len = 0;
-        let Contents { ring, senders, .. } = contents;
-        senders.clear();
-        ring.drain_layout(|slot, run| {
-            let places = len..self.offsets.len().min(len + run.datagrams);
+        layout.senders.clear();
+        cursor.drain_layout(|slot, run| {
+            let indexes = len..self.offsets.len().min(len + run.datagrams);
             let mut start = run.start;
             for (offset, length) in
-                self.offsets[places.clone()].iter().zip(&self.lengths[places.clone()])
+                self.offsets[indexes.clone()].iter().zip(&self.lengths[indexes.clone()])
             {
                 offset.store(start as u32, Ordering::Relaxed);
                 length.store(run.segment as u32, Ordering::Relaxed);
                 start += run.segment;
             }
-            if places.len() == run.datagrams {
+            if indexes.len() == run.datagrams {
                 // The last may be shorter than the others.
                 let last = run.end - (start - run.segment);
-                self.lengths[places.end - 1].store(last as u32, Ordering::Relaxed);
+                self.lengths[indexes.end - 1].store(last as u32, Ordering::Relaxed);
             }
-            senders.resize(places.end, slot as u32);
-            len = places.end;
-            places.len()
+            layout.senders.resize(indexes.end, slot as u32);
+            len = indexes.end;
+            indexes.len()
         });
-        contents.addresses.clear();
-        contents.truncated.clear();
-        let slots = contents.senders.last().map_or(0, |&slot| slot as usize + 1);
+        layout.addresses.clear();
+        layout.truncated.clear();
+        let slots = layout.senders.last().map_or(0, |&slot| slot as usize + 1);
         for slot in 0..slots {
-            contents.addresses.push(Address::from_bytes(contents.ring.sender(slot)));
-            if contents.ring.is_truncated(slot) {
+            layout.addresses.push(Address::from_bytes(cursor.sender(slot)));
+            if cursor.is_truncated(slot) {
                 // What was cut off was the end of the slot's last datagram; the guard may have refused
                 // that.
-                let end = contents.senders.partition_point(|&sender| sender as usize <= slot);
-                if end > 0 && contents.senders[end - 1] as usize == slot {
-                    contents.truncated.push(end - 1);
+                let end = layout.senders.partition_point(|&sender| sender as usize <= slot);
+                if end > 0 && layout.senders[end - 1] as usize == slot {
+                    layout.truncated.push(end - 1);
                 }
             }
         }
-        contents.end = self.memory_len; // append() must not overwrite a slot
+        layout.end = self.memory_len; // append() must not overwrite a slot
         self.len.store(len, Ordering::Release);
     }
 
     /// Copies a datagram in behind the others; false where there is no room.
     pub(crate) fn push(
         &self,
-        contents: &mut Contents,
+        layout: &mut Layout,
         payload: &[u8],
         address: Option<Address>,
         is_truncated: bool,
     ) -> Result<bool> {
-        let (index, start) = (self.len(), contents.end);
+        let (index, start) = (self.len(), layout.end);
         let (Some(offset), Some(length)) = (self.offsets.get(index), self.lengths.get(index))
         else {
             return Ok(false);
@@ -135,7 +152,7 @@ impl Batch {
         if payload.len() > self.memory_len - start {
             return Ok(false);
         }
-        contents.reserve_one()?;
+        layout.reserve_one()?;
         // SAFETY: `start + payload.len()` is within the memory, as was just checked. It may be
         // exported; then Python sees the new bytes.
         unsafe {
@@ -144,31 +161,35 @@ impl Batch {
         offset.store(start as u32, Ordering::Relaxed);
         length.store(payload.len() as u32, Ordering::Relaxed);
         let sender = address.map_or(NO_ADDRESS, |address| {
-            if contents.addresses.last() != Some(&address) {
-                contents.addresses.push(address);
+            if layout.addresses.last() != Some(&address) {
+                layout.addresses.push(address);
             }
-            contents.addresses.len() as u32 - 1
+            layout.addresses.len() as u32 - 1
         });
-        contents.senders.push(sender);
+        layout.senders.push(sender);
         if is_truncated {
-            contents.truncated.push(index);
+            layout.truncated.push(index);
         }
-        contents.end = start + payload.len();
+        layout.end = start + payload.len();
         self.len.store(index + 1, Ordering::Release);
         Ok(true)
     }
 
-    /// Copies a received datagram in behind the others, as much of it as a slot takes; false where
-    /// there is no room.
-    pub(crate) fn push_received(
-        &self,
-        contents: &mut Contents,
-        datagram: &Received<'_>,
-    ) -> Result<bool> {
-        let payload = &datagram.payload[..datagram.payload.len().min(self.slot_size)];
-        let is_truncated = datagram.is_truncated() || payload.len() < datagram.payload.len();
-        let from = Address::from_bytes(datagram.from);
-        self.push(contents, payload, Some(from), is_truncated)
+    /// Copies received datagrams in behind the others, as much of each as a slot takes, and says
+    /// whether there is room for more: a slot is for one message, of one datagram or of several.
+    pub(crate) fn copy(&self, layout: &mut Layout, datagrams: &mut impl Datagrams) -> Result<bool> {
+        while let Some(datagram) = datagrams.current() {
+            let payload = &datagram.payload[..datagram.payload.len().min(self.slot_size)];
+            let is_truncated = datagram.is_truncated() || payload.len() < datagram.payload.len();
+            let from = Address::from_bytes(datagram.from);
+            match self.push(layout, payload, Some(from), is_truncated) {
+                Ok(true) => datagrams.advance(),
+                Err(error) if self.len() == 0 => return Err(error),
+                Ok(false) | Err(_) => return Ok(false),
+            }
+        }
+        layout.messages += 1;
+        Ok(layout.messages < self.slots)
     }
 
     /// How many of the kernel's messages one receive takes at the most.
@@ -182,25 +203,25 @@ impl Batch {
     }
 
     /// Takes all datagrams out.
-    pub(crate) fn empty(&self, contents: &mut Contents) {
+    pub(crate) fn empty(&self, layout: &mut Layout) {
         self.len.store(0, Ordering::Release);
-        contents.senders.clear();
-        contents.addresses.clear();
-        contents.truncated.clear();
-        contents.end = 0;
+        layout.senders.clear();
+        layout.addresses.clear();
+        layout.truncated.clear();
+        (layout.end, layout.messages) = (0, 0);
     }
 
     /// The datagrams as a queue: each to its own address, or all to one.
     pub(crate) fn queue<'a>(
         &'a self,
-        contents: &Contents,
+        layout: &Layout,
         to: Option<&Address>,
     ) -> Result<SendQueue<'a>> {
         let mut queue = SendQueue::with_room(self.len())?;
-        let senders = &contents.senders[..self.len()];
+        let senders = &layout.senders[..self.len()];
         let mut start = 0;
         for group in senders.chunk_by(|one, other| to.is_some() || one == other) {
-            let own = || contents.addresses.get(group[0] as usize);
+            let own = || layout.addresses.get(group[0] as usize);
             let to = to.or_else(own).filter(|to| !to.as_bytes().is_empty());
             let end = start + group.len();
             queue.push_all(self.payloads(start..end), to, None)?;
@@ -222,6 +243,17 @@ impl Batch {
 }
 
 impl Contents {
+    /// The ring to receive into, and the layout of what was received.
+    pub(crate) fn parts(&mut self) -> (&mut ExportedRing, &mut Layout) {
+        (&mut self.ring, &mut self.layout)
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+}
+
+impl Layout {
     /// Has the memory to take note of one datagram more.
     fn reserve_one(&mut self) -> io::Result<()> {
         make_room(&mut self.senders, 1, "the senders of datagrams")?;
@@ -245,11 +277,6 @@ impl Contents {
         let of_each = |&sender: &u32| objects.get(sender as usize).unwrap_or(&none).clone();
         Ok(self.senders.iter().map(of_each).collect())
     }
-
-    /// The ring to receive into.
-    pub(crate) fn ring(&mut self) -> &mut RecvRing {
-        &mut self.ring
-    }
 }
 
 #[pymethods]
@@ -263,19 +290,19 @@ impl Batch {
         let slots = checked(slots, "slots", MOST_SLOTS)?;
         // An offset has 32 bits.
         let slot_size = checked(slot_size, "slot_size", u32::MAX as usize / slots - 2 * 64)?;
-        let ring = RecvRing::new(slots, slot_size)?;
-        let (memory, memory_len) = (ring.memory().start(), ring.memory().bytes().len());
+        let ring = ExportedRing::new(slots, slot_size)?;
+        let (memory, memory_len) = ring.memory();
         let index = || zeroes(slots * DATAGRAMS_PER_SLOT, "the places of datagrams");
         // What was received is laid out without asking for memory.
-        let contents = Contents {
-            ring,
+        let layout = Layout {
             senders: with_room(slots * DATAGRAMS_PER_SLOT, "the senders of datagrams")?,
             addresses: with_room(slots, "the senders of datagrams")?,
-            truncated: with_room(slots, "the places of datagrams")?,
+            truncated: with_room(slots, "the indexes of datagrams")?,
             end: 0,
+            messages: 0,
         };
         Ok(Self {
-            contents: Mutex::new(contents),
+            contents: Mutex::new(Contents { ring, layout }),
             memory,
             memory_len,
             slots,
@@ -307,20 +334,20 @@ impl Batch {
     /// Each datagram's address.
     #[getter]
     fn addresses<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyList>> {
-        let addresses = self.lock()?.address_objects(py)?;
+        let addresses = self.lock()?.layout.address_objects(py)?;
         Ok(PyList::new(py, addresses)?)
     }
 
     /// The indexes of datagrams whose end was cut off.
     #[getter]
     fn truncated(&self) -> Result<Vec<usize>> {
-        Ok(self.lock()?.truncated.clone())
+        Ok(self.lock()?.layout.truncated.clone())
     }
 
     /// Take all datagrams out.
     fn clear(&self) -> Result<()> {
         let mut contents = self.lock()?;
-        self.empty(&mut contents);
+        self.empty(&mut contents.layout);
         Ok(())
     }
 
@@ -330,10 +357,10 @@ impl Batch {
         let address = address.map(parse_of_any_family).transpose()?;
         let payload = self.payload(data)?;
         let mut contents = self.lock()?;
-        if self.push(&mut contents, &payload, address, false)? {
+        if self.push(&mut contents.layout, &payload, address, false)? {
             return Ok(());
         }
-        Err(self.no_room(payload.len(), &contents))
+        Err(self.no_room(payload.len(), &contents.layout))
     }
 
     /// Cut a buffer into datagrams of `size` bytes, the last perhaps shorter, and copy them in.
@@ -349,12 +376,12 @@ impl Batch {
         let payload = self.payload(data)?;
         let mut contents = self.lock()?;
         let count = payload.len().div_ceil(size);
-        let room = self.memory_len - contents.end;
+        let room = self.memory_len - contents.layout.end;
         if payload.len() > room || count > self.offsets.len() - self.len() {
-            return Err(self.no_room(payload.len(), &contents));
+            return Err(self.no_room(payload.len(), &contents.layout));
         }
         for datagram in payload.chunks(size) {
-            self.push(&mut contents, datagram, address, false)?;
+            self.push(&mut contents.layout, datagram, address, false)?;
         }
         Ok(())
     }
@@ -365,7 +392,7 @@ impl Batch {
 
     fn __getitem__<'py>(slf: &Bound<'py, Self>, index: isize) -> Result<Bound<'py, PyAny>> {
         let contents = slf.get().lock()?;
-        let len = contents.senders.len();
+        let len = contents.layout.senders.len();
         let from_end = if index < 0 { index + len as isize } else { index };
         let index = usize::try_from(from_end).ok().filter(|&index| index < len);
         let index = index.ok_or_else(|| PyIndexError::new_err("Batch index out of range"))?;
@@ -374,7 +401,7 @@ impl Batch {
 
     fn __iter__<'py>(slf: &Bound<'py, Self>) -> Result<Bound<'py, PyAny>> {
         let contents = slf.get().lock()?;
-        let addresses = contents.address_objects(slf.py())?;
+        let addresses = contents.layout.address_objects(slf.py())?;
         let pairs = addresses
             .into_iter()
             .enumerate()
@@ -419,14 +446,14 @@ impl Batch {
     fn payload(&self, data: &Bound<'_, PyAny>) -> Result<Vec<u8>> {
         let payload = Readable::new(data)?;
         if payload.len() > self.memory_len {
-            return Err(self.no_room(payload.len(), &*self.lock()?));
+            return Err(self.no_room(payload.len(), &self.lock()?.layout));
         }
         Ok(payload.copy()?)
     }
 
-    fn no_room(&self, len: usize, contents: &Contents) -> super::error::Error {
+    fn no_room(&self, len: usize, layout: &Layout) -> super::error::Error {
         let (count, most) = (self.len(), self.offsets.len());
-        let left = self.memory_len - contents.end;
+        let left = self.memory_len - layout.end;
         let message = format!(
             "no room for {len} bytes more: the batch has {count} of {most} datagrams, and {left} \
              bytes left; clear() it, or make one of more slots"
@@ -466,68 +493,4 @@ fn parse_of_any_family(address: &Bound<'_, PyAny>) -> Result<Address> {
         }
     };
     parse(family, address, "append", Mapping::Mapped)
-}
-
-/// What a view of the index shows.
-#[derive(Clone, Copy)]
-enum Column {
-    Offsets,
-    Lengths,
-}
-
-/// The exporter of one column of a batch's index.
-#[pyclass(frozen)]
-struct Index {
-    batch: Py<Batch>,
-    column: Column,
-    /// `shape[0]` of the view: how many datagrams there were when it was made.
-    len: ffi::Py_ssize_t,
-}
-
-impl Index {
-    fn view<'py>(batch: &Bound<'py, Batch>, column: Column) -> PyResult<Bound<'py, PyMemoryView>> {
-        let len = batch.get().len() as ffi::Py_ssize_t;
-        let index = Bound::new(batch.py(), Self { batch: batch.clone().unbind(), column, len })?;
-        PyMemoryView::from(&index)
-    }
-}
-
-#[pymethods]
-impl Index {
-    /// # Safety
-    /// Called by Python, with room for a view.
-    unsafe fn __getbuffer__(
-        slf: Bound<'_, Self>,
-        view: *mut ffi::Py_buffer,
-        flags: c_int,
-    ) -> PyResult<()> {
-        const ITEM: isize = size_of::<u32>() as isize;
-        let this = slf.get();
-        let batch = this.batch.bind(slf.py()).get();
-        let column = match this.column {
-            Column::Offsets => &batch.offsets,
-            Column::Lengths => &batch.lengths,
-        };
-        let start = column.as_ptr().cast_mut().cast::<c_void>();
-        let len = this.len * ITEM;
-        // SAFETY: the column has at least `len` bytes, lives as long as the batch, to which this
-        // object holds a reference, as the view does to this object; it is exported read-only.
-        unsafe {
-            if ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start, len, 1, flags) != 0 {
-                return Err(PyErr::fetch(slf.py()));
-            }
-            // FillInfo describes bytes; these are unsigned ints.
-            (*view).itemsize = ITEM;
-            if flags & ffi::PyBUF_FORMAT == ffi::PyBUF_FORMAT {
-                (*view).format = c"I".as_ptr().cast_mut();
-            }
-            if flags & ffi::PyBUF_ND == ffi::PyBUF_ND {
-                (*view).shape = ptr::from_ref(&this.len).cast_mut();
-            }
-            if flags & ffi::PyBUF_STRIDES == ffi::PyBUF_STRIDES {
-                (*view).strides = &raw mut (*view).itemsize;
-            }
-        }
-        Ok(())
-    }
 }

@@ -1,0 +1,259 @@
+//! Receiving single datagrams.
+
+use std::ffi::c_int;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use super::address::Address;
+use super::cmsg;
+use super::guard::Arrival;
+use super::recv_cursor::RecvCursor;
+use super::ring::{Datagrams, Received};
+use super::scratch::Scratch;
+use super::socket::Socket;
+use super::sys::{self, MessageInfo, RecvSlice};
+
+/// What became of one received datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Bytes that are in the buffer now.
+    pub len: usize,
+    /// Bytes that the datagram had.
+    pub full_len: usize,
+}
+
+/// Who may look at the memory that a datagram is received into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Visibility {
+    /// The caller, who looks at it after a success.
+    Private,
+    /// The user, at any time. A datagram that the guard refuses must never be in it.
+    Shared,
+}
+
+impl Visibility {
+    /// Memory to receive into what may be refused, if not into the caller's.
+    fn scratch(self) -> io::Result<Option<Scratch>> {
+        match self {
+            Self::Private => Ok(None),
+            Self::Shared => Scratch::take().map(Some),
+        }
+    }
+}
+
+impl Socket {
+    /// Receives one datagram into memory of the caller's, and its sender where `from` is given:
+    /// `recvfrom(2)`.
+    pub fn receive(
+        &self,
+        fd: BorrowedFd<'_>,
+        memory: &mut RecvSlice<'_>,
+        from: Option<&mut Address>,
+        flags: c_int,
+    ) -> io::Result<Taken> {
+        self.receive_into(fd, memory, Visibility::Private, from, flags)
+    }
+
+    /// Receives one datagram, and its sender where `from` is given: `recvfrom(2)`.
+    pub fn receive_into(
+        &self,
+        fd: BorrowedFd<'_>,
+        memory: &mut RecvSlice<'_>,
+        visibility: Visibility,
+        from: Option<&mut Address>,
+        flags: c_int,
+    ) -> io::Result<Taken> {
+        if flags & libc::MSG_ERRQUEUE != 0 {
+            let len = self.receive_error(|kept| {
+                let Some(message) = kept else { return sys::recv_from(fd, memory, from, flags) };
+                let (memory, mut own) = (std::slice::from_mut(memory), Address::UNNAMED);
+                Ok(message.copy_to(memory, from.unwrap_or(&mut own), &mut []).len)
+            })?;
+            return Ok(Taken { len, full_len: len });
+        }
+        let guard = self.guard_of(flags);
+        if let Some(guard) = guard.as_deref().filter(|_| flags & libc::MSG_PEEK != 0) {
+            self.pass_over(fd, guard)?;
+        }
+        if self.splits(flags) {
+            let taken = self.receive_held(fd, flags, |datagram| {
+                let Some(datagram) = datagram else { return Taken { len: 0, full_len: 0 } };
+                if let Some(from) = from {
+                    *from = Address::from_bytes(datagram.from);
+                }
+                let len = memory.fill(datagram.payload);
+                Taken { len, full_len: datagram.payload.len() }
+            })?;
+            self.count_cut(flags, taken.full_len > taken.len);
+            return Ok(taken);
+        }
+        self.raise_deferred()?;
+        // On a datagram socket MSG_TRUNC makes the call return the full length, so that a datagram
+        // too long for the buffer is noticed at no cost. On a stream it would discard data.
+        let ask_len = if self.is_datagram() { libc::MSG_TRUNC } else { 0 };
+        let full_len = match guard.filter(|_| flags & libc::MSG_PEEK == 0) {
+            None => sys::recv_from(fd, memory, from, flags | ask_len)?,
+            Some(guard) => {
+                let mut own = Address::UNNAMED;
+                let from = from.unwrap_or(&mut own);
+                let mut scratch = visibility.scratch()?;
+                let room = memory.len().min(Scratch::LEN);
+                let full_len = self.receive_admitted(&guard, || {
+                    let (to, flags) = (Some(&mut *from), flags | ask_len);
+                    let full_len = match &mut scratch {
+                        None => sys::recv_from(fd, memory, to, flags)?,
+                        Some(scratch) => sys::recv_from(fd, &mut scratch.slice(room), to, flags)?,
+                    };
+                    Ok((full_len, Arrival::one(from.as_bytes(), full_len)))
+                })?;
+                if let Some(scratch) = scratch {
+                    memory.fill(scratch.bytes(room.min(full_len)));
+                }
+                full_len
+            }
+        };
+        let taken = Taken { len: full_len.min(memory.len()), full_len };
+        if flags & libc::MSG_PEEK == 0 {
+            self.counters().count_received(1, taken.len);
+        }
+        self.count_cut(flags, taken.full_len > taken.len);
+        Ok(taken)
+    }
+
+    /// Receives one datagram into several pieces of memory, with control messages: `recvmsg(2)`.
+    pub fn receive_message(
+        &self,
+        fd: BorrowedFd<'_>,
+        memory: &mut [RecvSlice<'_>],
+        visibility: Visibility,
+        from: &mut Address,
+        control: &mut [u8],
+        flags: c_int,
+    ) -> io::Result<MessageInfo> {
+        if flags & libc::MSG_ERRQUEUE != 0 {
+            return self.receive_error_message(fd, memory, from, control, flags);
+        }
+        let guard = self.guard_of(flags);
+        if let Some(guard) = guard.as_deref().filter(|_| flags & libc::MSG_PEEK != 0) {
+            self.pass_over(fd, guard)?;
+        }
+        if self.splits(flags) {
+            let info = self.receive_held(fd, flags, |datagram| {
+                let Some(datagram) = datagram else {
+                    return MessageInfo { len: 0, control_len: 0, flags: 0 };
+                };
+                *from = Address::from_bytes(datagram.from);
+                copy_message(&datagram, memory, control, flags)
+            })?;
+            self.count_cut(flags, info.flags & libc::MSG_TRUNC != 0);
+            return Ok(info);
+        }
+        self.raise_deferred()?;
+        let room: usize = memory.iter().map(RecvSlice::len).sum();
+        let info = match guard.filter(|_| flags & libc::MSG_PEEK == 0) {
+            None => sys::recv_message(fd, memory, from, control, flags)?,
+            Some(guard) => {
+                let mut scratch = visibility.scratch()?;
+                let mut info = self.receive_admitted(&guard, || {
+                    let flags = flags | libc::MSG_TRUNC; // to know the full length
+                    let info = match &mut scratch {
+                        None => sys::recv_message(fd, memory, from, control, flags)?,
+                        Some(scratch) => {
+                            let memory = &mut [scratch.slice(room.min(Scratch::LEN))];
+                            sys::recv_message(fd, memory, from, control, flags)?
+                        }
+                    };
+                    Ok((info, Arrival::one(from.as_bytes(), info.len)))
+                })?;
+                if let Some(scratch) = scratch {
+                    let mut rest = scratch.bytes(info.len.min(room).min(Scratch::LEN));
+                    for slice in memory {
+                        rest = &rest[slice.fill(rest)..];
+                    }
+                }
+                if flags & libc::MSG_TRUNC == 0 {
+                    info.len = info.len.min(room);
+                }
+                info
+            }
+        };
+        if flags & libc::MSG_PEEK == 0 {
+            self.counters().count_received(1, info.len.min(room));
+        }
+        self.count_cut(flags, info.flags & libc::MSG_TRUNC != 0);
+        Ok(info)
+    }
+
+    /// Receives one datagram by way of the kept ones, so that order holds and nothing is lost. There
+    /// is none where the socket was shut down, and the call is one that would wait.
+    fn receive_held<T>(
+        &self,
+        fd: BorrowedFd<'_>,
+        flags: c_int,
+        take: impl FnOnce(Option<Received<'_>>) -> T,
+    ) -> io::Result<T> {
+        let is_peeking = flags & libc::MSG_PEEK != 0;
+        if self.pending() == 0 {
+            let mut cursor = RecvCursor::of_thread(self)?;
+            match cursor.receive(fd, 1, flags & !libc::MSG_PEEK) {
+                Err(error) if error.raw_os_error() == Some(libc::ESHUTDOWN) => {
+                    return Ok(take(None));
+                }
+                received => received?,
+            };
+            if !is_peeking {
+                let taken = take(cursor.current());
+                cursor.advance();
+                cursor.keep_rest();
+                return Ok(taken);
+            }
+            cursor.keep_rest();
+        }
+        self.with_pending(|pending| {
+            let datagram = pending.current().ok_or(io::ErrorKind::WouldBlock)?;
+            let taken = take(Some(datagram));
+            if !is_peeking {
+                pending.advance();
+            }
+            Ok(taken)
+        })
+    }
+
+    fn count_cut(&self, flags: c_int, is_cut: bool) {
+        if is_cut && flags & (libc::MSG_PEEK | libc::MSG_ERRQUEUE) == 0 {
+            self.counters().count_truncated(1);
+        }
+    }
+}
+
+/// Fills in what `recvmsg` returns for a datagram that came out of a glued message.
+fn copy_message(
+    datagram: &Received<'_>,
+    memory: &mut [RecvSlice<'_>],
+    control: &mut [u8],
+    flags: c_int,
+) -> MessageInfo {
+    let mut rest = datagram.payload;
+    for slice in memory {
+        rest = &rest[slice.fill(rest)..];
+    }
+    let mut info_flags = datagram.flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC);
+    if !rest.is_empty() {
+        info_flags |= libc::MSG_TRUNC;
+    }
+    let mut messages = Vec::new();
+    for message in cmsg::decode(datagram.control) {
+        // The segment size: this datagram is but one of them.
+        if (message.level, message.kind) != (libc::SOL_UDP, libc::UDP_GRO) {
+            cmsg::encode(&mut messages, message.level, message.kind, message.data);
+        }
+    }
+    let control_len = messages.len().min(control.len());
+    control[..control_len].copy_from_slice(&messages[..control_len]);
+    if control_len < messages.len() {
+        info_flags |= libc::MSG_CTRUNC;
+    }
+    let full_len = datagram.payload.len();
+    let len = if flags & libc::MSG_TRUNC == 0 { full_len - rest.len() } else { full_len };
+    MessageInfo { len, control_len, flags: info_flags }
+}

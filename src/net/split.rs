@@ -1,0 +1,104 @@
+//! How a message that the kernel coalesced splits into datagrams.
+
+use std::ops::Range;
+
+/// A coalesced message, and the datagram in it that comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Split {
+    start: usize,
+    len: usize,
+    segment: usize,
+}
+
+impl Split {
+    /// A message of `len` bytes that consists of datagrams of `segment` bytes, the last of which
+    /// may be shorter. Without a segment length it is one datagram, which may be empty.
+    pub fn new(len: usize, segment: Option<usize>) -> Self {
+        let segment = segment.filter(|&segment| segment > 0).unwrap_or(len);
+        Self { start: 0, len, segment }
+    }
+
+    /// Where the next datagram starts.
+    pub fn start(&self) -> usize {
+        self.start
+    }
+
+    /// Where the last datagram ends.
+    pub fn end(&self) -> usize {
+        self.len
+    }
+
+    /// The length of each datagram but the last.
+    pub fn segment(&self) -> usize {
+        self.segment
+    }
+
+    /// Goes on behind `datagrams` of them, which must be fewer than are left.
+    pub fn skip(&mut self, datagrams: usize) {
+        self.start += datagrams * self.segment;
+    }
+
+    /// What is left, in a copy of its bytes alone.
+    #[must_use]
+    pub fn rest(self) -> Self {
+        Self { start: 0, len: self.len - self.start, ..self }
+    }
+
+    /// Where the next datagram lies.
+    #[inline]
+    pub fn range(&self) -> Range<usize> {
+        self.start..self.len.min(self.start.saturating_add(self.segment))
+    }
+
+    /// Goes on to the next datagram; false where this was the last.
+    #[inline]
+    pub fn advance(&mut self) -> bool {
+        self.start = self.range().end;
+        self.start < self.len
+    }
+
+    /// Forgets all but some of the datagrams, which were all left.
+    pub fn keep(&mut self, datagrams: &Range<usize>) {
+        let place = |index: usize| self.len.min(self.segment.saturating_mul(index));
+        (self.start, self.len) = (place(datagrams.start), place(datagrams.end));
+    }
+
+    /// How many datagrams are left, the next included.
+    pub fn remaining(&self) -> usize {
+        (self.len - self.start).div_ceil(self.segment.max(1)).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sizes(len: usize, segment: Option<usize>) -> Vec<usize> {
+        let mut split = Split::new(len, segment);
+        let count = split.remaining();
+        let mut sizes = vec![split.range().len()];
+        while split.advance() {
+            sizes.push(split.range().len());
+        }
+        assert_eq!(sizes.len(), count);
+        assert_eq!(sizes.iter().sum::<usize>(), len);
+        sizes
+    }
+
+    #[test]
+    fn a_coalesced_message_comes_apart_with_a_short_last_datagram() {
+        assert_eq!(sizes(5000, Some(1000)), [1000; 5]);
+        assert_eq!(sizes(4001, Some(1000)), [1000, 1000, 1000, 1000, 1]);
+        assert_eq!(sizes(3, Some(1)), [1, 1, 1]);
+    }
+
+    #[test]
+    fn what_is_not_coalesced_is_one_datagram() {
+        assert_eq!(sizes(700, None), [700]);
+        assert_eq!(sizes(0, None), [0]);
+        assert_eq!(sizes(700, Some(700)), [700]);
+        assert_eq!(sizes(700, Some(9000)), [700]);
+        assert_eq!(sizes(700, Some(0)), [700]);
+        assert_eq!(sizes(700, Some(usize::MAX)), [700]);
+    }
+}
