@@ -1,9 +1,9 @@
-"""How a worker ends: with what Python does at a program's end, and without its parent's part.
+"""How a worker exits: like a Python program, but without the exit steps of its parent.
 
-A worker is a fork in the middle of the parent's program. To return from there, or to raise
+A worker is a fork in the middle of the parent's program. Returning from there, or raising
 SystemExit, would run the parent's `finally` blocks; finalizing the interpreter would also write
-what the parent's files have buffered a second time. So a worker ends with :func:`os._exit`, as a
-process of ``multiprocessing`` does, after the steps of a normal end that are its own.
+the parent's buffered file contents a second time. Therefore a worker runs its own steps of a
+normal exit and then calls :func:`os._exit`, like a process of ``multiprocessing``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tomada")
 
-# The classes of open(), whose flush() is all that their end does.
+# The classes of open(). Flushing is all that closing them requires here.
 PLAIN = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom, io.BufferedReader, io.FileIO)
 
 # The files that were open before the fork.
@@ -36,7 +36,7 @@ _inherited: dict[int, weakref.ref[Any]] = {}
 
 
 def flush_before_fork() -> None:
-    """Write what this process has buffered, which each child would write again."""
+    """Flush this process's buffers, which each child would otherwise write again."""
     flush_streams()
     _inherited.clear()
     for file in _files():
@@ -50,42 +50,41 @@ def flush_before_fork() -> None:
 
 
 def forget_parent() -> None:
-    """Take nothing of what the parent does at its end for the child's own."""
+    """Unregister the parent's exit handlers in the child."""
     atexit._clear()  # noqa: SLF001 - as multiprocessing does
-    # TemporaryDirectory, for one, removes its directory in this way.
+    # TemporaryDirectory, for example, removes its directory in this way.
     for finalizer in list(getattr(weakref.finalize, "_registry", ())):
         finalizer.atexit = False
     if getattr(weakref.finalize, "_registered_with_atexit", False):
         finalize: Any = weakref.finalize
-        atexit.register(finalize._exitfunc)  # noqa: SLF001 - it has registered that itself
+        atexit.register(finalize._exitfunc)  # noqa: SLF001 - the class does so itself
     atexit.register(logging.shutdown)
 
 
 def leave(status: int) -> NoReturn:
-    """End a forked process, with what it has printed and nothing else."""
+    """End a forked process after flushing its output, without any other exit step."""
     flush_streams()
     os._exit(status)
 
 
 def leave_in_order(status: int, seconds: float) -> NoReturn:
-    """End a worker as Python ends, within some seconds.
+    """Exit a worker as Python exits, within a limit of some seconds.
 
-    It waits for threads that are not daemons, runs what was registered with :mod:`atexit`, and
-    writes what is buffered.
+    This waits for non-daemon threads, runs :mod:`atexit` functions, and flushes files.
     """
     try:
         if signal.getitimer(signal.ITIMER_REAL)[0] == 0:
             signal.setitimer(signal.ITIMER_REAL, seconds)
         threads: Any = threading
         _attempt(threads._shutdown)  # noqa: SLF001 - as multiprocessing does
-        _attempt(atexit._run_exitfuncs)  # noqa: SLF001 - likewise
+        _attempt(atexit._run_exitfuncs)  # noqa: SLF001 - as above
         _attempt(_close_files)
     finally:
         leave(status)
 
 
 def flush_streams() -> None:
-    """Write what was printed."""
+    """Flush standard output and standard error."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
@@ -99,19 +98,19 @@ def _attempt(step: Callable[[], object]) -> None:
 
 
 def _files() -> list[Any]:
-    """Return the file objects of this process, the oldest first."""
+    """Return the file objects of this process, oldest first."""
     objects = gc.get_objects()
-    # By type: some objects run a program to say their class.
+    # By type, because some objects run code when asked for their class.
     kinds = map(issubclass, map(type, objects), itertools.repeat(_io._IOBase))  # noqa: SLF001 - io.IOBase asks ABCMeta
     return list(itertools.compress(objects, kinds))
 
 
 def _close_files() -> None:
-    """Write what files have buffered, as their end does in an interpreter that ends."""
+    """Flush or close files, as the interpreter does when it exits."""
     files = [file for file in _files() if _is_regular(file) or not _is_inherited(file)]
     plain = [file for file in files if isinstance(file, PLAIN)]
     others = [file for file in files if not isinstance(file, PLAIN) and not _is_inherited(file)]
-    # A text file may be around a GzipFile, for one, whose close() writes its end into another file.
+    # A text file may wrap, for example, a GzipFile, whose close() writes to another file.
     steps = [file.flush for file in plain]
     steps += [file.close for file in reversed(others)]
     steps += [file.flush for file in plain]
@@ -128,5 +127,5 @@ def _is_inherited(file: Any) -> bool:
 def _is_regular(file: Any) -> bool:
     try:
         return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-    except Exception:  # noqa: BLE001 - it may be anybody's class
+    except Exception:  # noqa: BLE001 - it may be any class
         return False
