@@ -59,8 +59,8 @@ impl Split {
 
     /// Drops all datagrams outside a range. None may have been skipped before.
     pub fn keep(&mut self, datagrams: &Range<usize>) {
-        let place = |index: usize| self.len.min(self.segment.saturating_mul(index));
-        (self.start, self.len) = (place(datagrams.start), place(datagrams.end));
+        let offset = |index: usize| self.len.min(self.segment.saturating_mul(index));
+        (self.start, self.len) = (offset(datagrams.start), offset(datagrams.end));
     }
 
     /// The number of datagrams left, including the next.

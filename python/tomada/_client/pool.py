@@ -55,7 +55,7 @@ MOST_RESTING = 64
 LEAST_IDLE = 32
 MOST_IDLE = min(512, max(LEAST_IDLE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
 
-# For the first requests of a client, act as if the network duplicated datagrams, and watch for it.
+# How many requests a client makes at first as if the network duplicated datagrams, while watching.
 WATCHED = 256
 
 # How long to avoid the port of a socket that was closed early, in seconds, and how many times to
@@ -330,7 +330,7 @@ class Pool:
         return connection
 
     def put(self, connection: Connection) -> None:
-        """Return a connection that may be used again."""
+        """Put back a connection that may be used again."""
         self.adapt()
         with contextlib.suppress(OSError):  # the pool may have just been closed
             connection.wait = self.wait
@@ -342,7 +342,7 @@ class Pool:
                 self.discard(connection, connection.used_at + AVOIDED)
 
     def retire(self, connection: Connection) -> None:
-        """Return a connection on which a late reply may still arrive."""
+        """Put back a connection on which a late reply may still arrive."""
         now = monotonic()
         self.adapt()
         with self._lock:

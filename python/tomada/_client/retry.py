@@ -37,8 +37,8 @@ class Retry:
     """A deadline, and how the attempts are spread over it. Immutable.
 
     The first wait is :attr:`first_wait` while the server's round-trip time is unknown; after that
-    the estimate gives it. The later waits grow by the backoff, except that the last one does not
-    grow, so every attempt has time to be answered and the waits fill the timeout: with 1 s and 3
+    the estimate gives it. The later waits grow by the backoff. The last one is as long as without
+    backoff, so every attempt has time to be answered and the waits fill the timeout: with 1 s and 3
     retries they are 125, 250, 500 and 125 ms.
 
     :param timeout: The deadline of the whole request, in seconds.
