@@ -6,7 +6,8 @@ import struct
 
 import pytest
 
-from links import Network, needed
+from links import Network
+from skips import program
 from tomada import socket
 from traffic import payloads
 
@@ -93,7 +94,7 @@ def test_a_destination_that_refuses_runs_costs_the_others_none(link, family):
 def test_a_run_that_a_firewall_sends_another_way_arrives_once_at_the_most(
     link, family, discover, last
 ):
-    needed("nft")
+    program("nft")
     left, right = link
     here, usual, _ = ADDRESSES[family]
     version, via = ("-6", "fd78::2") if family == "inet6" else ("-4", "10.78.0.2")

@@ -155,7 +155,7 @@ impl<P: Payload> SendBacklog<P> {
                 return 1;
             }
         };
-        let (mut retried, mut moved) = (None, None);
+        let (mut retried, mut first_errno, mut moved) = (None, None, None);
         while !queue.is_empty() {
             let mut result = outlet.send(&mut queue);
             if result.as_ref().is_err_and(is_temporary) {
@@ -165,37 +165,32 @@ impl<P: Payload> SendBacklog<P> {
                 };
                 result = later;
             }
-            match result {
-                Ok(_) => {
-                    if let Some(peer) = moved.take() {
-                        outlet.forget_source(peer);
-                    }
+            let Err(error) = result else {
+                if let Some(peer) = moved.take() {
+                    outlet.forget_source(peer);
                 }
-                Err(error)
-                    if outlet.may_be_of_earlier(&error) && retried != Some(queue.position()) =>
-                {
-                    let position = queue.position();
-                    retried = Some(position);
-                    flushed.errors.extend(self.refused(position, error, false));
-                }
-                Err(error) if may_be_of_source(&error) && queue.forget_source() => {
-                    // Forget the source only if the datagram can be sent without it. A peer that is
-                    // unreachable must not cause replies to others from an unexpected address.
-                    moved =
-                        self.datagrams.get(queue.position()).and_then(|queued| queued.to.as_ref());
-                }
-                Err(error) => {
-                    moved = None;
-                    let is_told = |earlier: &mut Refused| {
-                        retried == Some(queue.position())
-                            && !earlier.is_lost
-                            && earlier.error.raw_os_error() == error.raw_os_error()
-                            && error.kind() != io::ErrorKind::ConnectionRefused
-                    };
-                    // The error is about this datagram after all: report it only once.
-                    flushed.errors.pop_if(is_told);
-                    self.give_up(&mut queue, error, flushed);
-                }
+                continue;
+            };
+            let position = queue.position();
+            if outlet.may_be_of_earlier(&error) && retried != Some(position) {
+                retried = Some(position);
+                first_errno = error.raw_os_error();
+                flushed.errors.extend(self.refused(position, error, false));
+                continue;
+            }
+            let is_the_same = retried == Some(position)
+                && first_errno.take_if(|errno| Some(*errno) == error.raw_os_error()).is_some();
+            if is_the_same && error.kind() != io::ErrorKind::ConnectionRefused {
+                // The first error was about this datagram after all, not about an earlier one.
+                flushed.errors.pop();
+            }
+            if may_be_of_source(&error) && queue.forget_source() {
+                // Forget the source only if the datagram can be sent without it. A peer that is
+                // unreachable must not cause replies to others from an unexpected address.
+                moved = self.datagrams.get(position).and_then(|queued| queued.to.as_ref());
+            } else {
+                moved = None;
+                self.give_up(&mut queue, error, flushed);
             }
         }
         queue.position()

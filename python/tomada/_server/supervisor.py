@@ -184,16 +184,13 @@ class Supervisor:
         for worker in slot.workers():
             _read(worker)
             if worker.kill_at is not None and worker.kill_at <= now:
-                if not self._is_aborted:
-                    logger.error(
-                        "worker %d (process %d) has not ended in time: killing it",
-                        slot.number,
-                        worker.pid,
-                    )
+                self._log_overdue(slot, worker)
                 os.kill(worker.pid, signal.SIGKILL)
                 worker.kill_at = None
             status = _reap(worker)
             if status is not None:
+                if status == -signal.SIGALRM and worker.kill_at is not None:
+                    self._log_overdue(slot, worker)  # its own timer has killed it
                 self._bury(slot, worker, status)
         if slot.worker is not None and slot.worker.ready:
             slot.failed_starts = 0
@@ -205,6 +202,14 @@ class Supervisor:
                 self._restart(slot, f"worker {slot.number} could not be started: {error}")
         if slot.successor is not None and slot.successor.ready and slot.worker is not None:
             self._retire(slot, slot.worker)
+
+    def _log_overdue(self, slot: Slot, worker: Worker) -> None:
+        if not self._is_aborted:
+            logger.error(
+                "worker %d (process %d) has not ended in time: killing it",
+                slot.number,
+                worker.pid,
+            )
 
     def _bury(self, slot: Slot, worker: Worker, status: int) -> None:
         """Record the end of a worker, and schedule its replacement."""

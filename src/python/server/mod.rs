@@ -175,7 +175,7 @@ impl ServerCore {
                 }
             }
             if let Some(error) = of_peer {
-                this.tell_receive_error(py, socket, error)?;
+                this.tell_queued_errors(py, socket, Some(error))?;
                 if this.is_overdue() {
                     return Ok(delivery.end());
                 }
@@ -183,6 +183,8 @@ impl ServerCore {
             if told_at.elapsed() >= TICK {
                 told_at = Instant::now();
                 this.tell_drops(py, socket)?;
+                // A wait may have taken entries of the error queue that no receive reported.
+                this.tell_queued_errors(py, socket, None)?;
             }
         }
     }
@@ -298,22 +300,23 @@ impl ServerCore {
         received
     }
 
-    /// Counts and reports an error that receiving came to, with what the error queue knows about it.
-    fn tell_receive_error(
+    /// Counts and reports the errors that the error queue has, and one that a receive reported.
+    fn tell_queued_errors(
         &self,
         py: Python<'_>,
         socket: &net::Socket,
-        error: io::Error,
+        reported: Option<io::Error>,
     ) -> PyResult<()> {
         // Emptied also where datagrams never cease: a full one takes their room.
         let queued = socket.with(|fd| Ok(socket.discard_error_messages(fd)));
         let (count, last) = queued.unwrap_or_default();
-        self.count(Count::ReceiveErrors, count.max(1));
-        let (error, peer) = match last {
-            Some((peer, queued)) => (io::Error::from_raw_os_error(queued.errno), Some(peer)),
-            None if is_of_peer(&error) => (error, socket.peer_address().ok()),
-            None => (error, None),
+        let (error, peer) = match (last, reported) {
+            (Some((peer, queued)), _) => (io::Error::from_raw_os_error(queued.errno), Some(peer)),
+            (None, Some(error)) if is_of_peer(&error) => (error, socket.peer_address().ok()),
+            (None, Some(error)) => (error, None),
+            (None, None) => return Ok(()),
         };
+        self.count(Count::ReceiveErrors, count.max(1));
         self.report_error(
             py,
             "receive",

@@ -43,10 +43,6 @@ pub(crate) struct TransportCore {
     /// The turn in which a drain ended for lack of time, until another one is left out for that, in
     /// favour of other callbacks; or 0.
     cut_short: AtomicU64,
-    /// The last turn in which there was something to read.
-    read_turn: AtomicU64,
-    /// In how many turns in a row a drain ended for lack of time.
-    busy_turns: AtomicU32,
     /// How many drains are running; more than one where a callback runs the loop.
     draining: AtomicU32,
     outbox: Mutex<SendBacklog>,
@@ -140,8 +136,6 @@ impl TransportCore {
             reading: AtomicBool::new(false),
             resume_scheduled: AtomicBool::new(false),
             cut_short: AtomicU64::new(0),
-            read_turn: AtomicU64::new(0),
-            busy_turns: AtomicU32::new(0),
             draining: AtomicU32::new(0),
             outbox: Mutex::default(),
             peer,

@@ -27,8 +27,12 @@ const BESIDE_OTHERS: Duration = Duration::from_micros(20);
 const LOOK: usize = 16;
 /// So many errors in a row end a drain.
 const ERRORS: usize = 16;
-/// So many turns in a row a slow protocol gets its datagrams one by one, before it leaves out any.
-const PATIENCE: u32 = 4;
+/// The standard loop delivers one datagram in each turn. A transport that delivers at least this many
+/// and then leaves out a turn is never slower.
+const AT_LEAST: usize = 2;
+/// A protocol that takes longer than this for one datagram gets no second one in the same turn, and no
+/// turn is left out.
+const BRIEF: Duration = Duration::from_micros(200);
 /// The most messages that one receive takes.
 const MESSAGES: u64 = 64;
 
@@ -45,8 +49,10 @@ enum Flow {
 enum End {
     /// There was nothing more.
     Done,
-    /// There may be more; so many were delivered.
-    CutShort(usize),
+    /// There may be more, and the time is up.
+    CutShort,
+    /// There may be more, and the protocol is so slow that others have their turn anyway.
+    Slow,
 }
 
 #[pymethods]
@@ -74,21 +80,17 @@ impl TransportCore {
         }
         let spare_time = this.spare_time(py)?;
         let turn = this.turn_count(py);
-        let before = this.read_turn.swap(turn, Ordering::Relaxed);
-        if turn.saturating_sub(before) > 1 {
-            // In the turns between there was nothing.
-            this.busy_turns.store(0, Ordering::Relaxed);
-        }
         let cut_short = this.cut_short.swap(0, Ordering::Relaxed);
         if spare_time.is_zero() && cut_short != 0 && turn.saturating_sub(cut_short) <= 1 {
             // There was more than the last turn had time for: others first, but not twice in a row.
-            // A datagram that comes alone is delivered at once.
+            // A datagram that arrives alone is delivered immediately.
             return Self::resume_if_pending(slf);
         }
         this.draining.fetch_add(1, Ordering::Relaxed);
-        let drained = this.drain(py, spare_time.max(BESIDE_OTHERS)).map(|end| match end {
-            End::Done => this.busy_turns.store(0, Ordering::Relaxed),
-            End::CutShort(delivered) => this.note_cut_short(py, turn, delivered),
+        let drained = this.drain(py, spare_time.max(BESIDE_OTHERS)).map(|end| {
+            if end == End::CutShort {
+                this.note_cut_short(py, turn);
+            }
         });
         let delivered = this.current().take();
         drop(delivered);
@@ -119,13 +121,7 @@ impl TransportCore {
     }
 
     /// Takes note that there is more than this turn has time for.
-    fn note_cut_short(&self, py: Python<'_>, turn: u64, delivered: usize) {
-        // The standard loop delivers one datagram in each turn. Only one that has delivered more, or
-        // that does not come to an end, can leave out a turn and not be slower.
-        let busy_turns = self.busy_turns.fetch_add(1, Ordering::Relaxed);
-        if delivered < 2 && busy_turns < PATIENCE {
-            return;
-        }
+    fn note_cut_short(&self, py: Python<'_>, turn: u64) {
         if self.cut_short.swap(turn, Ordering::Relaxed) != turn
             && let Some(turn) = &self.turn
         {
@@ -137,20 +133,18 @@ impl TransportCore {
     fn drain(&self, py: Python<'_>, time: Duration) -> Result<End> {
         let owner = self.socket.bind(py);
         let socket = owner.get().socket()?;
-        let mut delivery = Delivery::new(self, owner, Instant::now() + time);
+        let mut delivery = Delivery::new(self, owner, time);
         while let Some(mut held) = socket.take_kept() {
             let result = delivery.run(&mut held);
             socket.put_back(held);
             if result? == Flow::Stop {
-                return Ok(End::CutShort(delivery.delivered));
+                return Ok(delivery.end());
             }
         }
         let mut ring = ThreadRing::take(socket.slot_kind())?;
         let mut errors = 0;
         while errors < ERRORS {
-            let Some(count) = delivery.messages() else {
-                return Ok(End::CutShort(delivery.delivered));
-            };
+            let Some(count) = delivery.messages() else { return Ok(delivery.end()) };
             let started = Instant::now();
             let received =
                 socket.with(|fd| socket.receive_messages(fd, &mut ring, count, libc::MSG_DONTWAIT));
@@ -159,7 +153,7 @@ impl TransportCore {
                     let result = delivery.run_timed(&mut *ring, filled, started);
                     socket.keep(&ring);
                     if result? == Flow::Stop {
-                        return Ok(End::CutShort(delivery.delivered));
+                        return Ok(delivery.end());
                     }
                     if !filled.is_full {
                         return Ok(End::Done);
@@ -247,6 +241,7 @@ struct Delivery<'a, 'py> {
     core: &'a TransportCore,
     owner: &'a Bound<'py, Socket>,
     senders: Senders<'a, 'py>,
+    started: Instant,
     deadline: Instant,
     protocol: Option<(u64, Bound<'py, PyAny>)>,
     delivered: usize,
@@ -254,14 +249,21 @@ struct Delivery<'a, 'py> {
 }
 
 impl<'a, 'py> Delivery<'a, 'py> {
-    fn new(core: &'a TransportCore, owner: &'a Bound<'py, Socket>, deadline: Instant) -> Self {
+    fn new(core: &'a TransportCore, owner: &'a Bound<'py, Socket>, time: Duration) -> Self {
         let senders = Senders::new(owner.get().addresses());
         let (protocol, delivered, notes) = (None, 0, core.asked.notes());
-        Self { core, owner, senders, deadline, protocol, delivered, notes }
+        let started = Instant::now();
+        let deadline = started + time;
+        Self { core, owner, senders, started, deadline, protocol, delivered, notes }
     }
 
-    /// How many messages can be delivered in the time that is left. In every drain it is one; the
-    /// very first shows what they cost.
+    /// How a drain ends that stops before there is nothing more.
+    fn end(&self) -> End {
+        if self.delivered < AT_LEAST { End::Slow } else { End::CutShort }
+    }
+
+    /// How many messages can be delivered in the time that is left, but for those that every drain
+    /// delivers. The very first message shows what they cost.
     fn messages(&self) -> Option<usize> {
         let cost = self.core.message_cost.load(Ordering::Relaxed);
         if cost == 0 {
@@ -269,7 +271,9 @@ impl<'a, 'py> Delivery<'a, 'py> {
         }
         let left = self.deadline.saturating_duration_since(Instant::now());
         let count = (left.as_nanos() as u64 / cost).min(MESSAGES) as usize;
-        if self.delivered == 0 { Some(count.max(1)) } else { (count > 0).then_some(count) }
+        let least = if cost < BRIEF.as_nanos() as u64 { AT_LEAST } else { 1 };
+        let count = count.max(least.saturating_sub(self.delivered));
+        (count > 0).then_some(count)
     }
 
     /// Delivers what a receive brought, and takes note of what a message costs.
@@ -369,7 +373,8 @@ impl<'a, 'py> Delivery<'a, 'py> {
         }
         let looks = match self.delivered {
             // A slow protocol must not keep the others waiting for many datagrams.
-            few @ 0..LOOK => few.is_power_of_two(),
+            0..AT_LEAST => return self.started.elapsed() >= BRIEF,
+            few @ AT_LEAST..LOOK => few.is_power_of_two(),
             many => many.is_multiple_of(LOOK),
         };
         looks && Instant::now() >= self.deadline

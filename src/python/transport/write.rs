@@ -321,7 +321,11 @@ impl TransportCore {
                 Some(to) => {
                     let about = SocketError::of_sending(&refused.error);
                     let peer = owner.get().addresses().object(py, to.as_bytes())?.unbind();
-                    Some(DatagramError::new(peer, &about, new_bytes(py, &refused.payload)?.unbind()))
+                    Some(DatagramError::new(
+                        peer,
+                        &about,
+                        new_bytes(py, &refused.payload)?.unbind(),
+                    ))
                 }
                 None => None,
             };
