@@ -9,7 +9,7 @@ use super::address::Address;
 use super::errors::PAYLOAD_LEN;
 use super::meta::{Source, may_be_of_source};
 use super::send_queue::{SendQueue, Sent};
-use super::sys::{SendSlice, no_memory};
+use super::sys::{SendSlice, no_memory, with_room};
 
 /// Datagrams in the order in which they were accepted.
 pub struct SendBacklog<P> {
@@ -56,6 +56,9 @@ pub trait Outlet {
     /// Whether an error may belong to a datagram that was sent earlier.
     fn may_be_of_earlier(&self, error: &io::Error) -> bool;
 
+    /// Takes the error that the kernel would report next, so that it does not spoil the next send.
+    fn clear_error(&mut self);
+
     /// Nothing can be sent from the address that a peer has asked.
     fn forget_source(&mut self, peer: &Address);
 }
@@ -78,12 +81,16 @@ pub struct Refused {
     pub to: Option<Address>,
     /// How long it is.
     pub len: usize,
-    /// The beginning of its payload, as much as the kernel's error queue would keep.
+    /// Of a lost datagram, the beginning of its payload, as much as the kernel's error queue would
+    /// keep.
     pub payload: Vec<u8>,
     /// Whether the datagram is lost; otherwise the error was of an earlier one.
     pub is_lost: bool,
 }
 
+/// How often a datagram is tried again after an error that may be about an earlier one. ICMP messages
+/// may arrive faster than the datagrams leave, and none of them is about this datagram.
+const RETRIES: u32 = 3;
 /// As many datagrams are handed to the kernel in one go, so that a long backlog that leaves in small
 /// steps is not laid out anew for each of them.
 const STEP: usize = 512;
@@ -125,7 +132,7 @@ impl<P: Payload> SendBacklog<P> {
     /// Sends what goes. A datagram that is refused is given up, and the others are sent.
     ///
     /// On a socket that hears of ICMP messages, an error may belong to a datagram sent earlier; the
-    /// kernel reports it instead of sending. So each datagram is tried twice.
+    /// kernel reports it instead of sending. So each datagram is tried again, up to `RETRIES` times.
     ///
     /// A datagram that was to leave from an address that no longer belongs to this machine leaves
     /// from where the routes say. If it can, the address is forgotten for its peer.
@@ -172,13 +179,17 @@ impl<P: Payload> SendBacklog<P> {
                 continue;
             };
             let position = queue.position();
-            if outlet.may_be_of_earlier(&error) && retried != Some(position) {
-                retried = Some(position);
-                first_errno = error.raw_os_error();
-                flushed.errors.extend(self.refused(position, error, false));
+            let retries = retried.filter(|(at, _)| *at == position).map_or(0, |(_, count)| count);
+            if outlet.may_be_of_earlier(&error) && retries < RETRIES {
+                if retries == 0 {
+                    first_errno = error.raw_os_error();
+                    flushed.errors.extend(self.refused(position, error, false));
+                }
+                retried = Some((position, retries + 1));
+                outlet.clear_error();
                 continue;
             }
-            let is_the_same = retried == Some(position)
+            let is_the_same = retries > 0
                 && first_errno.take_if(|errno| Some(*errno) == error.raw_os_error()).is_some();
             if is_the_same && error.kind() != io::ErrorKind::ConnectionRefused {
                 // The first error was about this datagram after all, and not about an earlier one.
@@ -227,7 +238,11 @@ impl<P: Payload> SendBacklog<P> {
     fn refused(&self, index: usize, error: io::Error, is_lost: bool) -> Option<Refused> {
         let queued = self.datagrams.get(index)?;
         let data = queued.data.as_ref();
-        let payload = data[..data.len().min(PAYLOAD_LEN)].to_vec();
+        let kept = if is_lost { data.len().min(PAYLOAD_LEN) } else { 0 };
+        let mut payload = with_room(kept, "the payload of a lost datagram").unwrap_or_default();
+        if payload.capacity() >= kept {
+            payload.extend_from_slice(&data[..kept]);
+        }
         Some(Refused { error, to: queued.to, len: data.len(), payload, is_lost })
     }
 }
@@ -262,6 +277,7 @@ mod tests {
         waits: Option<i32>,
         taken: usize,
         calls: usize,
+        cleared: usize,
         forgotten: Vec<Address>,
     }
 
@@ -288,6 +304,10 @@ mod tests {
 
         fn may_be_of_earlier(&self, error: &io::Error) -> bool {
             error.kind() == io::ErrorKind::ConnectionRefused
+        }
+
+        fn clear_error(&mut self) {
+            self.cleared += 1;
         }
 
         fn forget_source(&mut self, peer: &Address) {
@@ -346,13 +366,19 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_an_earlier_datagram_costs_none_unless_it_comes_again() {
+    fn errors_about_earlier_datagrams_cost_none_unless_they_go_on() {
         let refused = Some(libc::ECONNREFUSED);
-        let mut kernel = Scripted::answering(&[None, refused, None, refused, refused]);
+        let mut answers = vec![None, refused, refused, None];
+        answers.extend([refused; 1 + RETRIES as usize]);
+        let mut kernel = Scripted::answering(&answers);
         let flushed = flush(&mut backlog(3, None), &mut kernel);
         let (told, lost) = ((refused, 2, false), (refused, 3, true));
         assert_eq!(errors(&flushed), [told, (refused, 3, false), lost]);
-        assert_eq!((kernel.taken, kernel.calls), (2, 5));
+        assert_eq!((kernel.taken, kernel.calls), (2, answers.len()));
+        // The kernel may have the next one ready.
+        assert_eq!(kernel.cleared, 2 + RETRIES as usize);
+        assert_eq!(flushed.errors[0].payload.len() + flushed.errors[1].payload.len(), 0);
+        assert_eq!(flushed.errors[2].payload, [7; 3]);
     }
 
     #[test]
@@ -377,7 +403,7 @@ mod tests {
                     let mut kernel = Scripted { waits, ..Scripted::answering(&answers) };
                     let flushed = flush(&mut backlog, &mut kernel);
                     let lost = flushed.errors.iter().filter(|refused| refused.is_lost).count();
-                    assert!(kernel.calls <= 3 * 600 && kernel.taken == 0);
+                    assert!(kernel.calls <= (2 + RETRIES as usize) * 600 && kernel.taken == 0);
                     assert_eq!(lost + backlog.len(), 600);
                     assert_eq!(flushed.is_full, !backlog.is_empty());
                 }
