@@ -9,7 +9,7 @@ use super::address::Address;
 use super::errors::PAYLOAD_LEN;
 use super::meta::{Source, may_be_of_source};
 use super::send_queue::{SendQueue, Sent};
-use super::sys::{SendSlice, no_memory};
+use super::sys::{SendSlice, no_memory, with_room};
 
 /// Datagrams in the order in which they were accepted.
 pub struct SendBacklog<P> {
@@ -56,6 +56,9 @@ pub trait Outlet {
     /// Whether an error may be about a datagram that was sent earlier.
     fn may_be_of_earlier(&self, error: &io::Error) -> bool;
 
+    /// Takes the error that the kernel would report next, so that it does not spoil the next send.
+    fn clear_error(&mut self);
+
     /// Forgets a peer's reply source, because nothing can be sent from that address.
     fn forget_source(&mut self, peer: &Address);
 }
@@ -78,12 +81,15 @@ pub struct Refused {
     pub to: Option<Address>,
     /// The length of its payload.
     pub len: usize,
-    /// The beginning of its payload, as much as the kernel's error queue keeps.
+    /// Of a lost datagram, the beginning of its payload, as much as the kernel's error queue keeps.
     pub payload: Vec<u8>,
     /// Whether the datagram was dropped. If not, the error was about an earlier one.
     pub is_lost: bool,
 }
 
+/// How often a datagram is retried after an error that may be about an earlier one. ICMP messages may
+/// arrive faster than the datagrams leave, and none of them is about this datagram.
+const RETRIES: u32 = 3;
 /// The maximum number of datagrams to hand to the kernel at once. It keeps a long backlog that is
 /// sent in small steps from being laid out completely for each step.
 const STEP: usize = 512;
@@ -125,7 +131,8 @@ impl<P: Payload> SendBacklog<P> {
     /// Sends as many datagrams as possible. Drops a datagram that is refused, and sends the others.
     ///
     /// On a socket that receives ICMP errors, an error may be about a datagram that was sent
-    /// earlier; the kernel returns it instead of sending. Therefore each datagram is tried twice.
+    /// earlier; the kernel returns it instead of sending. Therefore each datagram is retried, up to
+    /// [`RETRIES`] times.
     ///
     /// If a datagram's source address no longer exists on this machine, it is sent from the default
     /// one. If that succeeds, the source is forgotten for this peer.
@@ -172,13 +179,17 @@ impl<P: Payload> SendBacklog<P> {
                 continue;
             };
             let position = queue.position();
-            if outlet.may_be_of_earlier(&error) && retried != Some(position) {
-                retried = Some(position);
-                first_errno = error.raw_os_error();
-                flushed.errors.extend(self.refused(position, error, false));
+            let retries = retried.filter(|(at, _)| *at == position).map_or(0, |(_, count)| count);
+            if outlet.may_be_of_earlier(&error) && retries < RETRIES {
+                if retries == 0 {
+                    first_errno = error.raw_os_error();
+                    flushed.errors.extend(self.refused(position, error, false));
+                }
+                retried = Some((position, retries + 1));
+                outlet.clear_error();
                 continue;
             }
-            let is_the_same = retried == Some(position)
+            let is_the_same = retries > 0
                 && first_errno.take_if(|errno| Some(*errno) == error.raw_os_error()).is_some();
             if is_the_same && error.kind() != io::ErrorKind::ConnectionRefused {
                 // The first error was about this datagram after all, not about an earlier one.
@@ -226,7 +237,11 @@ impl<P: Payload> SendBacklog<P> {
     fn refused(&self, index: usize, error: io::Error, is_lost: bool) -> Option<Refused> {
         let queued = self.datagrams.get(index)?;
         let data = queued.data.as_ref();
-        let payload = data[..data.len().min(PAYLOAD_LEN)].to_vec();
+        let kept = if is_lost { data.len().min(PAYLOAD_LEN) } else { 0 };
+        let mut payload = with_room(kept, "the payload of a lost datagram").unwrap_or_default();
+        if payload.capacity() >= kept {
+            payload.extend_from_slice(&data[..kept]);
+        }
         Some(Refused { error, to: queued.to, len: data.len(), payload, is_lost })
     }
 }
@@ -261,6 +276,7 @@ mod tests {
         waits: Option<i32>,
         taken: usize,
         calls: usize,
+        cleared: usize,
         forgotten: Vec<Address>,
     }
 
@@ -287,6 +303,10 @@ mod tests {
 
         fn may_be_of_earlier(&self, error: &io::Error) -> bool {
             error.kind() == io::ErrorKind::ConnectionRefused
+        }
+
+        fn clear_error(&mut self) {
+            self.cleared += 1;
         }
 
         fn forget_source(&mut self, peer: &Address) {
@@ -345,13 +365,19 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_an_earlier_datagram_costs_none_unless_it_comes_again() {
+    fn errors_about_earlier_datagrams_cost_none_unless_they_go_on() {
         let refused = Some(libc::ECONNREFUSED);
-        let mut kernel = Scripted::answering(&[None, refused, None, refused, refused]);
+        let mut answers = vec![None, refused, refused, None];
+        answers.extend([refused; 1 + RETRIES as usize]);
+        let mut kernel = Scripted::answering(&answers);
         let flushed = flush(&mut backlog(3, None), &mut kernel);
         let (told, lost) = ((refused, 2, false), (refused, 3, true));
         assert_eq!(errors(&flushed), [told, (refused, 3, false), lost]);
-        assert_eq!((kernel.taken, kernel.calls), (2, 5));
+        assert_eq!((kernel.taken, kernel.calls), (2, answers.len()));
+        // The kernel may have the next one ready.
+        assert_eq!(kernel.cleared, 2 + RETRIES as usize);
+        assert_eq!(flushed.errors[0].payload.len() + flushed.errors[1].payload.len(), 0);
+        assert_eq!(flushed.errors[2].payload, [7; 3]);
     }
 
     #[test]
@@ -376,7 +402,7 @@ mod tests {
                     let mut kernel = Scripted { waits, ..Scripted::answering(&answers) };
                     let flushed = flush(&mut backlog, &mut kernel);
                     let lost = flushed.errors.iter().filter(|refused| refused.is_lost).count();
-                    assert!(kernel.calls <= 3 * 600 && kernel.taken == 0);
+                    assert!(kernel.calls <= (2 + RETRIES as usize) * 600 && kernel.taken == 0);
                     assert_eq!(lost + backlog.len(), 600);
                     assert_eq!(flushed.is_full, !backlog.is_empty());
                 }

@@ -224,7 +224,7 @@ impl<'a> SendQueue<'a> {
             return Err(io::Error::from_raw_os_error(libc::EINVAL)); // nothing to send
         }
         *failed = 0;
-        let mut refused = None;
+        let (mut refused, mut is_retried) = (None, false);
         // If the first run is refused, try once more with its datagrams alone.
         loop {
             let mut allowance = Allowance::new(datagrams, budget, *next);
@@ -248,6 +248,13 @@ impl<'a> SendQueue<'a> {
                     allowance.keep(left);
                     *next += left;
                     return Ok(Sent { datagrams: left_some, bytes });
+                }
+                // It may report an ICMP message about an earlier datagram ("fragmentation needed", to
+                // whatever peer), and has sent nothing then: only the same once more tells.
+                Err(error)
+                    if first > 1 && error.raw_os_error() == Some(libc::EMSGSIZE) && !is_retried =>
+                {
+                    is_retried = true;
                 }
                 Err(error) if first > 1 && is_about_run(&error) => {
                     *alone_until = *next + first;

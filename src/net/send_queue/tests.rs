@@ -340,3 +340,18 @@ fn a_kernel_that_takes_nothing_is_an_error() {
     let error = send_with(&mut queue, &Gso::new(true), |_| Ok(1)).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EINVAL)); // nothing to send
 }
+
+#[test]
+fn an_icmp_error_about_another_datagram_costs_a_run_nothing() {
+    let gso = Gso::new(true);
+    let payload = [0; 100];
+    let mut queue = queue(&[(&payload, 1), (&payload, 1), (&payload, 1)]);
+    let mut calls = 0;
+    let (left, failures) = send_all(&mut queue, &gso, |messages| {
+        calls += 1;
+        if calls == 1 { Err(errno(libc::EMSGSIZE)) } else { Ok(messages.len()) }
+    });
+    assert_eq!(left, [(Some(1), Some(100), 300)]);
+    assert!(failures.is_empty());
+    assert_eq!(longest(&gso, 1), LARGEST_RUN);
+}
