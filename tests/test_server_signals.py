@@ -99,6 +99,17 @@ def test_ctrl_c_in_a_terminal_reaches_all_processes_and_none_is_left(serve, work
     assert members(child.pid) == []
 
 
+def test_sighup_changes_nothing_in_a_server_of_one_process(serve):
+    child, address = serve(1)
+    assert ask(address)
+    child.signal(signal.SIGHUP)
+    assert ask(address)
+    child.signal(signal.SIGTERM)
+    (received, sent, restarts), errors = counts(child)
+    assert (received, sent, restarts) == (2, 2, 0)
+    assert errors == ""
+
+
 def test_sighup_replaces_the_workers_under_load_and_loses_nothing(serve):
     child, address = serve(2)
     with Load(address) as load:

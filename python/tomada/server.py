@@ -209,11 +209,11 @@ class Server:
 
         In the main thread, SIGINT (Ctrl-C) and SIGTERM stop the server like :meth:`stop`, and this
         returns. A second one raises :class:`KeyboardInterrupt` at once. During a start, they cancel
-        it. SIGHUP replaces the workers, if there are several, one by one: a new worker takes over
-        the socket of an old one, which finishes the datagrams it has received. No datagram is lost,
-        and if a new worker cannot start, the old one continues. A new process is a copy of the
-        program at the time of its start, and runs ``init`` again. It does not import changed code
-        (``tomada serve --app`` does).
+        it. SIGHUP replaces the workers one by one: a new worker takes over the socket of an old
+        one, which finishes the datagrams it has received. No datagram is lost, and if a new worker
+        cannot start, the old one continues. In a server of one process, SIGHUP changes nothing. A
+        new process is a copy of the program at the time of its start, and runs ``init`` again. It
+        does not import changed code (``tomada serve --app`` does).
 
         Another thread or the workers call the handler, so signals are handled even while the
         handler blocks. An exception of another signal handler also ends the server.
@@ -227,8 +227,8 @@ class Server:
             self._life.request_stop()
 
         handlers: dict[int, Callable[..., Any]] = {signal.SIGINT: ask, signal.SIGTERM: ask}
-        if self._workers > 1:
-            handlers[signal.SIGHUP] = lambda *_: self.replace_workers()
+        # With one worker there is nothing to replace, and it must not end the program either.
+        handlers[signal.SIGHUP] = lambda *_: self.replace_workers()
         wakeup = Wakeup()
         signals = Signals(handlers, wakeup)
         self._life.wakeups.append(wakeup)
