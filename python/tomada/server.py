@@ -140,7 +140,7 @@ class Server:
             "groups": groups,
             "guard": guard,
         }
-        self._life = Lifecycle(self._keep)
+        self._life = Lifecycle(self._keep, self._drain)
         self.ready: threading.Event = self._life.ready
         """Set while the server is running: a :class:`threading.Event` to wait for."""
         self._context: Context | None = None
@@ -345,7 +345,7 @@ class Server:
             backend = Threads(context, self._life)
         self._context, self._backend = context, backend
         try:
-            backend.prepare()
+            self._life.prepare(backend.prepare)
             self._life.launch_by_starter(backend.launch)
             backend.run()
         finally:
