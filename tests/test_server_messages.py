@@ -1,5 +1,6 @@
 """Exceptions of workers: each kind is reported, and does not affect other workers."""
 
+import errno
 import os
 
 import pytest
@@ -141,6 +142,100 @@ def test_every_text_fits_into_a_message(text, kind):
     error = found.exception()
     assert type(error) is kind
     assert text.startswith(str(error))
+
+
+class Bad:
+    """What raises when it is made a text, or anything else."""
+
+    def __init__(self, error):
+        self._error = error
+
+    def fail(self, *_):
+        raise self._error
+
+    __str__ = __repr__ = __index__ = __format__ = fail
+
+
+class BadText(str):
+    __slots__ = ()
+
+    def __str__(self):
+        raise SystemExit(3)
+
+    __getitem__ = __len__ = __str__
+
+
+class BadNumber(int):
+    def __str__(self):
+        raise SystemExit(3)
+
+    __repr__ = __index__ = __int__ = __abs__ = __str__
+
+
+def raising(base, **methods):
+    """Make an exception of which some methods or attributes raise."""
+    return type("Raising", (base,), methods)
+
+
+RAISED = (ValueError("no"), SystemExit(3), KeyboardInterrupt(), GeneratorExit(), RecursionError())
+
+
+def unruly():
+    for error in RAISED:
+        bad = Bad(error)
+        fail = bad.fail
+        getter = property(fail)
+        yield raising(Exception, __str__=fail)()
+        yield raising(Exception, __module__=bad)()
+        yield raising(Exception, __notes__=[bad])()
+        yield raising(Exception, __notes__=getter)()
+        yield raising(Exception, __cause__=getter)()
+        yield raising(Exception, __class__=getter)()
+        yield raising(KeyError, args=getter)("name")
+        yield OSError(5, bad)
+        yield OSError(bad, "text")
+        yield OSError(5, "text", bad)
+        yield OSError(5, "text", "name", None, bad)
+        for name in ("errno", "strerror", "filename", "filename2"):
+            yield raising(OSError, **{name: getter})(5, "text")
+    for number in (10**5000, -(10**5000), 2**31, 2**63, BadNumber(5), True):
+        yield OSError(number, "text")
+    yield ValueError(BadText("text"))
+    yield KeyError(BadText("text"))
+    yield OSError(5, BadText("text"), BadText("name"))
+    yield ValueError(10**5000)
+    yield KeyError(10**5000)
+    yield OSError(5, b"\xff", b"\xff")
+    yield OSError(5, "x" * 10**6, "y" * 10**6, None, "z" * 10**6)
+
+
+@pytest.mark.parametrize("error", [pytest.param(e, id=str(n)) for n, e in enumerate(unruly())])
+def test_an_exception_with_parts_that_raise_fits_into_a_message(error):
+    message = messages.pack("error", messages.Failure.of(error))
+    assert len(message) <= messages.LARGEST_MESSAGE
+    what, failure, _ = messages.unpack(message)
+    assert what == "error"
+    assert isinstance(failure.exception(), Exception)
+    assert str(failure)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOENT, "no", "one"),
+        OSError(errno.ENOENT, "no", "one", None, "two"),
+        OSError(errno.ENOENT, "no", "", None, ""),
+        OSError(errno.ECONNREFUSED, "no"),
+        OSError("text"),
+    ],
+)
+def test_an_error_of_the_system_keeps_its_parts(error):
+    _, failure, _ = messages.unpack(messages.pack("error", messages.Failure.of(error)))
+    found = failure.exception()
+    for name in ("errno", "strerror", "filename", "filename2"):
+        assert getattr(found, name) == getattr(error, name)
+    assert type(found) is type(error)
+    assert str(found) == str(error)
 
 
 def test_exceptions_of_this_package_are_the_same_type():

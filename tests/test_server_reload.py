@@ -1,11 +1,15 @@
 """SIGHUP to ``tomada serve --app``: new workers run new code, or the old ones stay and log why."""
 
+import logging
+import os
 import re
 import signal
+import time
+from pathlib import Path
 
 import pytest
 
-from serving import ask, client
+from serving import ask, client, server
 from support import eventually
 from test_cli_serve import Serving
 
@@ -76,3 +80,132 @@ def test_code_that_cannot_be_imported_leaves_the_old_workers(serving, app, code)
     eventually(lambda: replies(serving.address) == {b"mended"})
     serving.signal(signal.SIGTERM)
     assert serving.end()[0] == 0
+
+
+# A module that says which process imports it, and then waits for as long as a file is there.
+WAITING = """
+import os, pathlib, time
+
+folder = pathlib.Path(__file__).parent
+with open(folder / "imports", "a") as file:
+    print("{word}", os.getpid(), file=file)
+while (folder / "{word}").exists():
+    time.sleep(0.01)
+WORD = b"{word} %d" % os.getpid()
+"""
+
+
+class Waiting:
+    """The module, in its versions."""
+
+    def __init__(self, folder):
+        self._folder = folder
+        (folder / "imports").touch()
+
+    def write(self, word, *, waits=False):
+        if waits:
+            (self._folder / word).touch()
+        (self._folder / "words.py").write_text(WAITING.format(word=word))
+
+    def go_on(self, word):
+        (self._folder / word).unlink()
+
+    def imports(self, word):
+        lines = (self._folder / "imports").read_text().splitlines()
+        return [int(pid) for found, pid in map(str.split, lines) if found == word]
+
+
+@pytest.fixture
+def code(app):
+    waiting = Waiting(app)
+    waiting.write("v1")
+    return waiting
+
+
+def words(address):
+    return {reply.split()[0] for reply in replies(address)}
+
+
+def test_a_worker_that_is_not_ready_is_replaced_as_well(code, serving):
+    victim = code.imports("v1")[0]
+    code.write("v2", waits=True)
+    os.kill(victim, signal.SIGKILL)
+    eventually(lambda: code.imports("v2"))
+    code.write("v3")
+    serving.signal(signal.SIGHUP)
+    # The one that waits has the sockets of no other.
+    eventually(lambda: len(code.imports("v3")) == 2)
+    eventually(lambda: words(serving.address) == {b"v3"})
+    serving.signal(signal.SIGTERM)
+    assert serving.end()[0] == 0
+    assert len(code.imports("v2")) == 1
+
+
+def test_a_worker_that_gets_ready_while_it_is_replaced_does_not_keep_its_place(code, serving):
+    victim = code.imports("v1")[0]
+    code.write("v2", waits=True)
+    os.kill(victim, signal.SIGKILL)
+    eventually(lambda: code.imports("v2"))
+    code.write("v3", waits=True)
+    serving.signal(signal.SIGHUP)
+    eventually(lambda: code.imports("v3"))
+    code.go_on("v2")
+    code.go_on("v3")
+    eventually(lambda: words(serving.address) == {b"v3"})
+    serving.signal(signal.SIGTERM)
+    assert serving.end()[0] == 0
+
+
+def test_a_successor_that_hangs_makes_way_for_the_next_one(code, serving):
+    code.write("v2", waits=True)
+    serving.signal(signal.SIGHUP)
+    eventually(lambda: code.imports("v2"))
+    assert words(serving.address) == {b"v1"}
+    code.write("v3")
+    serving.signal(signal.SIGHUP)
+    eventually(lambda: words(serving.address) == {b"v3"})
+    (hung,) = code.imports("v2")
+    eventually(lambda: not Path(f"/proc/{hung}").exists())
+    serving.signal(signal.SIGTERM)
+    status, _, errors = serving.end()
+    assert status == 0
+    assert "keeps its process" not in errors
+
+
+def test_many_reloads_in_a_row_end_with_the_last_code(code, serving):
+    for number in range(2, 20):
+        code.write(f"v{number}", waits=number % 3 == 0)
+        serving.signal(signal.SIGHUP)
+        if number % 2:
+            eventually(lambda name=f"v{number}": code.imports(name))
+    code.write("last")
+    serving.signal(signal.SIGHUP)
+    eventually(lambda: words(serving.address) == {b"last"})
+    serving.signal(signal.SIGTERM)
+    assert serving.end()[0] == 0
+
+
+def test_a_successor_that_takes_long_is_logged_once(monkeypatch, tmp_path):
+    from tomada._server import supervisor
+
+    monkeypatch.setattr(supervisor, "SLOW", 0.1)
+    monkeypatch.setattr(supervisor, "LOOK", 0.05)
+    log = tmp_path / "log"
+    handler = logging.FileHandler(log)
+    monkeypatch.setattr(supervisor.logger, "handlers", [handler])
+    flag = tmp_path / "waits"
+
+    def init():
+        while flag.exists():
+            time.sleep(0.01)
+
+    with server(lambda *_: b"%d" % os.getpid(), workers=2, init=init) as serving:
+        old = replies(serving.address)
+        flag.touch()
+        serving.replace_workers()
+        eventually(lambda: "is not ready after 0.1 seconds" in log.read_text())
+        assert replies(serving.address) <= old
+        flag.unlink()
+        eventually(lambda: not replies(serving.address) & old)
+    handler.close()
+    assert log.read_text().count("worker 0: the new process") == 1

@@ -142,7 +142,7 @@ class Server:
             "groups": groups,
             "guard": guard,
         }
-        self._life = Lifecycle(self._keep)
+        self._life = Lifecycle(self._keep, self._drain)
         self.ready: threading.Event = self._life.ready
         """A :class:`threading.Event` that is set while the server is running."""
         self._context: Context | None = None
@@ -347,7 +347,7 @@ class Server:
             backend = Threads(context, self._life)
         self._context, self._backend = context, backend
         try:
-            backend.prepare()
+            self._life.prepare(backend.prepare)
             self._life.launch_by_starter(backend.launch)
             backend.run()
         finally:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tomada import _core
 from tomada._reports import Reports, logger
 from tomada._server.app import App
 
 if TYPE_CHECKING:
+    import logging
     from collections.abc import Callable
 
+    from tomada._server.deferred_log import DeferredLog
     from tomada._server.listeners import Listeners
 
-# The time that a worker gets after its drain timeout to finish its last handler call and exit, in
-# seconds.
+    Logger: TypeAlias = logging.Logger | DeferredLog
+
+# So many seconds after the time for draining a worker may still be in its last call of the handler,
+# and at its end.
 GRACE = 1.0
 
 
@@ -53,25 +57,31 @@ class Context:
         self.cores.append(core)
         return core
 
-    def run_exit(self) -> None:
-        """Call ``exit``, and log any exception."""
+    def run_exit(self, log: Logger = logger) -> None:
+        """Call ``exit``, and log what it raises."""
         if self.exit is not None:
             try:
                 self.exit()
-            except Exception:  # noqa: BLE001 - the worker ends in any case
-                logger.exception("exit failed at the end of a worker")
+            except Exception:
+                log.exception("exit failed at the end of a worker")
 
     def ask_supervisor(self, number: int) -> None:
         """Send the supervisor a signal, if this process is one of its workers."""
         if os.getpid() == self.worker:
             os.kill(self.supervisor, number)
 
-    def log_unanswered(self, datagrams: int) -> None:
-        """Log how many received datagrams were not handled in time."""
+    @property
+    def too_slow(self) -> str:
+        """Why datagrams are left unanswered where nothing has cut the draining short."""
+        return f"draining took longer than {self.drain:g} seconds (drain=)"
+
+    def log_unanswered(
+        self, datagrams: int, cause: str | None = None, log: Logger = logger
+    ) -> None:
+        """Log how many received datagrams were not handled, and why."""
         if datagrams:
-            logger.warning(
-                "stopped with %d received datagrams unanswered, because draining took longer than "
-                "%g seconds (drain=)",
+            log.warning(
+                "stopped with %d received datagrams unanswered, because %s",
                 datagrams,
-                self.drain,
+                self.too_slow if cause is None else cause,
             )

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tomada._advice import start_thread
+from tomada._server.deferred_log import DeferredLog, call_briefly
 from tomada._server.wakeup import Latch, Wakeup
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 State: TypeAlias = Literal["created", "starting", "running", "draining", "stopped"]
 
-# How long a call waits for the end of a server that it has aborted, in seconds.
+# So many seconds a call waits for the end of what it has aborted, and so many more than draining
+# takes for the end of what it has stopped.
 PATIENCE = 10.0
 # How long an abandoned start waits for the thread that began it, in seconds.
 ABANDON = 1.0
@@ -61,13 +63,19 @@ class Lifecycle:
     nothing can interrupt: the first claim, the requests, and three latches. There is no lock that
     an interrupted call could hold.
 
-    :param keep: The keeper's work. It opens the server, calls :meth:`launch_by_starter` and
-        :meth:`set_ready`, returns when :attr:`is_stopping` is true, and leaves nothing open.
+    No call waits for ever for the keeper, and the keeper does not wait for locks of other code,
+    such as those of ``logging``: the thread that calls may hold one, with a signal handler on top.
+
+    :param keep: The keeper's work: it opens, calls :meth:`launch_by_starter` and
+        :meth:`set_ready`, returns when :attr:`is_stopping`, and leaves nothing open. It logs to
+        :attr:`log`.
+    :param drain: How many seconds the keeper may take for the end, besides a few.
     """
 
-    def __init__(self, keep: Callable[[], None]) -> None:
-        self._keep = keep
-        self._claims: list[Claim] = []  # the first one controls the server
+    def __init__(self, keep: Callable[[], None], drain: float) -> None:
+        self._keep, self._drain = keep, drain
+        self.log = DeferredLog()
+        self._claims: list[Claim] = []  # the first has the server
         self._is_stopping = self._is_aborted = False
         self._prepared, self._settled = Latch(), Latch()
         self._keeper: threading.Thread | None = None
@@ -139,7 +147,7 @@ class Lifecycle:
             _thread.start_new_thread(self._begin, (contextvars.copy_context(),))
         except RuntimeError as error:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
-        self._prepared.wait()
+        self._await_unless_stopped(self._prepared)
         launch = self._launch
         if launch is not None and not self.is_stopping:
             launch()
@@ -147,9 +155,10 @@ class Lifecycle:
         else:
             self._is_launched = False
         self.notify()
-        self._settled.wait()
+        self._await_unless_stopped(self._settled)
         if self.is_stopping and self.error is None:
-            self.closed.wait()
+            self._await_closed(self._drain + PATIENCE)
+        self.log.flush()
         if self.error is not None:
             raise self.error
         if self.is_stopping:
@@ -171,7 +180,7 @@ class Lifecycle:
                 return
             self.request_stop()
             if not self._is_inside():
-                self._await_end()
+                self._await_end(self._drain + PATIENCE)
         except BaseException:
             self.abort()
             raise
@@ -198,18 +207,42 @@ class Lifecycle:
         thread, claim = threading.get_ident(), self._claims[0]
         return thread in self.own_threads or (claim.thread == thread and claim.gate.locked())
 
-    def _await_end(self, timeout: float | None = None) -> None:
-        end = None if timeout is None else time.monotonic() + timeout
-        while not self.closed.wait(LOOK) and (end is None or time.monotonic() < end):
+    def _await_end(self, timeout: float) -> None:
+        self._await_closed(timeout)
+        keeper = self._keeper
+        if keeper is not None and keeper.ident is not None:
+            keeper.join(ABANDON)  # which has nothing more to do
+        self.log.flush()
+
+    def _await_unless_stopped(self, latch: Latch) -> None:
+        end = None
+        while not latch.wait(LOOK):
+            if self.is_stopping:
+                end = time.monotonic() + self._drain + PATIENCE if end is None else end
+                if time.monotonic() >= end:
+                    return
+
+    def _await_closed(self, timeout: float) -> None:
+        end = time.monotonic() + timeout
+        while not self.closed.wait(LOOK):
+            if time.monotonic() >= end:
+                self.log.error(
+                    "the server has not closed its sockets %g seconds after it was to stop; its "
+                    "thread is left behind",
+                    timeout,
+                )
+                return
             if not (self._is_begun or self._claims[0].gate.locked()):
                 # An exception ended start() before the keeper existed. If the keeper appears after
                 # all, it checks the request before it does anything.
                 self.closed.set()
-        keeper = self._keeper
-        if keeper is not None and keeper.ident is not None:
-            keeper.join(ABANDON)  # it has finished its work
 
     # For the keeper
+
+    def prepare(self, function: Callable[[], object]) -> None:
+        """Do what may need locks of other code, as long as those are to be had."""
+        call_briefly(function)
+        self.log.flush()  # no fork while a thread writes
 
     def _begin(self, context: contextvars.Context) -> None:
         self._keeper = threading.Thread(

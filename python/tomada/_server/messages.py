@@ -11,9 +11,15 @@ import json
 import sys
 import traceback
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LARGEST_MESSAGE = 1 << 16
+LARGEST_ERRNO = 1 << 31
+
+UNKNOWN = "(its text could not be had)"
 
 
 @dataclass(frozen=True)
@@ -26,19 +32,25 @@ class Failure:
     errno: int | None = None
     strerror: str | None = None
     filename: str | None = None
+    filename2: str | None = None
     traceback: str = ""
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """Describe an exception, even if its methods fail."""
-        is_os = isinstance(error, OSError) and isinstance(error.errno, int)
+        """Describe an exception, whatever its methods do."""
+        number = _errno(error)
+        strerror, filename, filename2 = (
+            None if number is None else _plain(error, name)
+            for name in ("strerror", "filename", "filename2")
+        )
         return cls(
-            module=str(type(error).__module__),
-            name=type(error).__qualname__,
+            module=_plain(type(error), "__module__") or "?",
+            name=_plain(type(error), "__qualname__") or "?",
             text=_text(error),
-            errno=error.errno if isinstance(error, OSError) and is_os else None,
-            strerror=_plain(error.strerror) if isinstance(error, OSError) and is_os else None,
-            filename=_plain(error.filename) if isinstance(error, OSError) and is_os else None,
+            errno=number,
+            strerror=strerror,
+            filename=filename,
+            filename2=filename2,
             traceback=_traceback(error),
         )
 
@@ -79,8 +91,11 @@ class Failure:
             elif self.filename is None:
                 error = found(self.errno, self.strerror)
             else:
-                error = found(self.errno, self.strerror, self.filename)
-        except Exception:  # noqa: BLE001 - types with other arguments, such as UnicodeError
+                names = (self.filename, None, self.filename2)
+                error = found(
+                    self.errno, self.strerror, *names[: 1 if self.filename2 is None else 3]
+                )
+        except Exception:  # noqa: BLE001 - one that takes other arguments, such as UnicodeError's
             return None
         return error
 
@@ -112,25 +127,52 @@ def _dump(fields: dict[str, Any]) -> bytes:
     return json.dumps(fields).encode("ascii") + b"\n"
 
 
-def _text(error: BaseException) -> str:
+def _attempt(make: Callable[[], str | None]) -> str | None:
+    """Call what runs methods of an exception, or of its parts, which may raise anything."""
     try:
-        # str() of a KeyError is its key in quotes.
-        if len(error.args) == 1 and type(error.args[0]) is str and type(error) is KeyError:
-            return str(error.args[0])
-        return _plain(str(error)) or ""
-    except Exception:  # noqa: BLE001 - the exception's own method may fail
-        return "(its text could not be had)"
+        return make()
+    except BaseException:  # noqa: BLE001 - SystemExit too: it is not the process that ends
+        return UNKNOWN
+
+
+def _text(error: BaseException) -> str:
+    def make() -> str | None:
+        # A KeyError's own text is that of the key with quotes around it.
+        if type(error) is KeyError and len(error.args) == 1 and type(error.args[0]) is str:
+            return _exact(error.args[0])
+        return _exact(str(error))
+
+    return _attempt(make) or ""
 
 
 def _traceback(error: BaseException) -> str:
+    text = _attempt(lambda: "".join(traceback.format_exception(error))[-LARGEST_MESSAGE:])
+    return "" if text is None or text == UNKNOWN else text
+
+
+def _errno(error: BaseException) -> int | None:
+    """Return the errno, where there is one that the kernel could have."""
     try:
-        return "".join(traceback.format_exception(error))
-    except Exception:  # noqa: BLE001 - as above
-        return ""
-
-
-def _plain(text: Any) -> str | None:
-    """Convert an instance of a subclass of str to a plain str."""
-    if text is None:
+        if isinstance(error, OSError) and isinstance(error.errno, int):
+            number = int.__index__(error.errno)
+            return number if abs(number) < LARGEST_ERRNO else None
+    except BaseException:  # noqa: BLE001 - as above
         return None
-    return str.__str__(text) if isinstance(text, str) else str(text)
+    return None
+
+
+def _plain(owner: object, name: str) -> str | None:
+    """Return an attribute as text."""
+
+    def make() -> str | None:
+        value = getattr(owner, name)
+        if value is None:
+            return None
+        return _exact(value if isinstance(value, str) else str(value))
+
+    return _attempt(make)
+
+
+def _exact(text: str) -> str:
+    """Return a str that is of no subclass, and not longer than a message."""
+    return str.__str__(text)[:LARGEST_MESSAGE]

@@ -15,7 +15,6 @@ from socket import AF_UNIX, MSG_DONTWAIT, SOCK_SEQPACKET, socket, socketpair
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tomada._advice import OF_OPENING, advised
-from tomada._reports import logger
 from tomada._server.context import GRACE, Context
 from tomada._server.leaving import flush_before_fork, leave
 from tomada._server.messages import LARGEST_MESSAGE, unpack
@@ -180,8 +179,10 @@ class Processes:
             self._error = failure.exception()
 
     def _kill(self) -> None:
-        """Kill a supervisor that does not respond, and its workers."""
-        logger.error("the supervisor (process %d) does not end: killing all workers", self._pid)
+        """Kill a supervisor that does not answer, and its workers."""
+        self._life.log.error(
+            "the supervisor (process %d) does not end: killing all workers", self._pid
+        )
         if not self._pid:
             return
         children = ""

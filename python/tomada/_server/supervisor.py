@@ -28,7 +28,9 @@ FIRST_DELAY, LAST_DELAY, LONG_LIFE = 0.1, 5.0, 10.0
 MOST_DEATHS = 16
 # A worker that fails to start this many times in a row ends the server.
 ATTEMPTS = 5
-# How often to check whether the parent has died, in seconds, in case its signal was missed.
+# A worker that takes longer than so many seconds to be ready is logged.
+SLOW = 10.0
+# Should it miss that its parent has died, the supervisor looks after so many seconds.
 LOOK = 1.0
 
 
@@ -39,10 +41,12 @@ class Worker:
     pid: int
     pipe: int
     started: float
+    generation: int
     ready: bool = False
     message: bytes = b""
     failure: Failure | None = None
     kill_at: float | None = None
+    is_slow: bool = False  # which is logged
 
 
 class Slot:
@@ -64,7 +68,12 @@ class Slot:
 
 
 class Supervisor:
-    """Keeps a worker running in every slot, on sockets that it holds open and never reads."""
+    """Keeps a worker in every place, on sockets that it holds open and never reads.
+
+    Each worker is of the generation that was wanted when it was forked. SIGHUP asks for the next
+    one, and workers are replaced, one by one, until each is of the generation that is wanted, or
+    until one of it cannot start.
+    """
 
     def __init__(self, context: Context, channel: socket, mask: set[Any]) -> None:
         self._context = context
@@ -73,7 +82,8 @@ class Supervisor:
         self._mask = mask
         self._parent = os.getppid()
         self._slots = [Slot(number) for number in range(context.workers)]
-        self._to_replace: list[Slot] = []
+        self._wanted = 0
+        self._is_replacing = False
         self._started = False
         self._stopping = self._is_aborted = False
         self._asked: list[int] = []
@@ -142,18 +152,32 @@ class Supervisor:
         while self._asked:
             number = self._asked.pop(0)
             if number == signal.SIGHUP:
-                self._to_replace = list(self._slots)
+                self._want_others()
             elif number == signal.SIGQUIT:
                 self._is_aborted = True
                 self._stop(kill_after=0.0)
             else:
                 self._stop(kill_after=self._context.drain + GRACE)
 
+    def _want_others(self) -> None:
+        if self._stopping:
+            return
+        self._wanted += 1
+        self._is_replacing = True
+        for slot in self._slots:
+            successor = slot.successor
+            if successor is not None:
+                _read(successor)
+                if not successor.ready:  # it may have read the code that is out of date now
+                    slot.successor = None
+                    slot.retired.append(successor)
+                    os.kill(successor.pid, signal.SIGKILL)
+
     def _stop(self, kill_after: float) -> None:
         kill_at = time.monotonic() + kill_after
         if not self._stopping:
             self._stopping = True
-            self._to_replace.clear()
+            self._is_replacing = False
             self._context.listeners.refuse()
             for worker in self._workers():
                 _read(worker)
@@ -192,6 +216,7 @@ class Supervisor:
                 if status == -signal.SIGALRM and worker.kill_at is not None:
                     self._log_overdue(slot, worker)  # its own timer has killed it
                 self._bury(slot, worker, status)
+        self._log_slow(slot, now)
         if slot.worker is not None and slot.worker.ready:
             slot.failed_starts = 0
         if slot.start_at is not None and slot.start_at <= now:
@@ -202,6 +227,22 @@ class Supervisor:
                 self._restart(slot, f"worker {slot.number} could not be started: {error}")
         if slot.successor is not None and slot.successor.ready and slot.worker is not None:
             self._retire(slot, slot.worker)
+
+    def _log_slow(self, slot: Slot, now: float) -> None:
+        for worker in (slot.worker, slot.successor):
+            if worker is None or worker.ready or worker.is_slow or not self._started:
+                continue
+            if worker.started + SLOW <= now and not self._stopping:
+                worker.is_slow = True
+                logger.warning(
+                    "worker %d: the new process (%d) is not ready after %g seconds%s",
+                    slot.number,
+                    worker.pid,
+                    SLOW,
+                    ", and no other worker is replaced before it is; SIGHUP starts another one"
+                    if worker is slot.successor
+                    else "",
+                )
 
     def _log_overdue(self, slot: Slot, worker: Worker) -> None:
         if not self._is_aborted:
@@ -225,7 +266,7 @@ class Supervisor:
                     slot.number,
                     _cause(worker, status),
                 )
-                self._to_replace.clear()
+                self._is_replacing = False
             return
         slot.worker, slot.successor = slot.successor, None
         if self._stopping:
@@ -263,17 +304,19 @@ class Supervisor:
         logger.error("%s; another one starts in %g seconds", what, delay)
 
     def _replace_next(self) -> None:
-        """Start one successor at a time."""
-        if any(slot.successor for slot in self._slots):
+        """Start one successor at a time.
+
+        A worker that is not ready gets one as well: it may hang in code that is out of date.
+        """
+        if not self._is_replacing or any(slot.successor for slot in self._slots):
             return
-        while self._to_replace:
-            slot = self._to_replace.pop(0)
-            if slot.worker is not None and slot.worker.ready:
+        for slot in self._slots:
+            if slot.worker is not None and slot.worker.generation < self._wanted:
                 try:
                     slot.successor = self._fork(slot)
                 except OSError as error:
                     logger.error("worker %d keeps its process: %s", slot.number, error)
-                    self._to_replace.clear()
+                    self._is_replacing = False
                 return
 
     def _retire(self, slot: Slot, worker: Worker) -> None:
@@ -281,7 +324,8 @@ class Supervisor:
         slot.worker, slot.successor = slot.successor, None
         slot.retired.append(worker)
         worker.kill_at = time.monotonic() + self._context.drain + GRACE
-        os.kill(worker.pid, signal.SIGHUP)
+        # One that is not ready has received nothing.
+        os.kill(worker.pid, signal.SIGHUP if worker.ready else signal.SIGKILL)
         logger.info("worker %d: a new process has taken over", slot.number)
 
     def _fork(self, slot: Slot) -> Worker:
@@ -306,7 +350,7 @@ class Supervisor:
                 leave(1)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         os.close(write)
-        return Worker(pid, read, time.monotonic())
+        return Worker(pid, read, time.monotonic(), self._wanted)
 
 
 def _read(worker: Worker) -> None:

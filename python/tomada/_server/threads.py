@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING
 
 from tomada._advice import start_thread
-from tomada._reports import logger
 from tomada._server.context import GRACE, Context
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ class Threads:
         self._is_ready = [False] * context.workers
         self._is_over = [False] * context.workers
         self._error: BaseException | None = None
+        self._cause = context.too_slow
 
     def prepare(self) -> None:
         """Do nothing, because threads need no fork."""
@@ -67,10 +67,10 @@ class Threads:
                 life.notify()
                 # If `init` took longer than the start, the sockets may be closed.
                 if life.ready.is_set() or not life.is_stopping:
-                    context.log_unanswered(core.run())
+                    context.log_unanswered(core.run(), self._cause, life.log)
             finally:
-                context.run_exit()
-        except BaseException as error:  # noqa: BLE001 - calls that wait for the server raise it
+                context.run_exit(life.log)
+        except BaseException as error:  # noqa: BLE001 - it is raised where the server is waited for
             self._error = error
         finally:
             self._is_over[worker] = True
@@ -95,11 +95,14 @@ class Threads:
         patience = context.drain + GRACE if in_order else GRACE if self._error else BRIEF
         for core in context.cores:
             core.stop(context.drain if in_order and not life.is_aborted else 0.0)
-        begun = time.monotonic()
+        if not in_order:  # nothing is drained
+            self._cause = "one of its threads failed" if self._error else "it had not started yet"
+        begun = asked = time.monotonic()
         was_aborted = False
         while not all(self._is_over[: len(threads)]):
             if life.is_aborted and not was_aborted:
                 was_aborted = True
+                self._cause = "an exception has ended the draining"
                 begun, patience = time.monotonic(), BRIEF
                 for core in context.cores:
                     core.stop(0.0)
@@ -107,14 +110,18 @@ class Threads:
             if left <= 0:
                 break
             life.wait(left)
+        self._leave(threads, asked)
+
+    def _leave(self, threads: list[threading.Thread], asked: float) -> None:
+        """Join the threads that have ended, and log the others."""
+        end = time.monotonic() + GRACE
         for worker, thread in enumerate(threads):
             if self._is_over[worker]:
-                thread.join(GRACE)
+                thread.join(max(0.0, end - time.monotonic()))
             else:
-                what = "the handler" if self._is_ready[worker] else "init"
-                logger.error(
-                    "%s has not returned %g seconds after the server was to stop; its thread is "
+                self._life.log.error(
+                    "%s has not returned %.1f seconds after the server was to stop; its thread is "
                     "left behind",
-                    what,
-                    patience,
+                    "the handler" if self._is_ready[worker] else "init",
+                    time.monotonic() - asked,
                 )
