@@ -184,9 +184,11 @@ class Server:
         """Take no more datagrams, answer those that the kernel has queued, and end.
 
         New datagrams are refused from the first moment (by ICMP), so that each is either answered
-        or refused. It takes up to ``drain`` seconds, and one more for a handler that does not
-        return: a process is killed then, a thread left behind. Stopping again does nothing but
-        wait for the end.
+        or refused. A worker has ``drain`` seconds for the answers. One second more is for a handler
+        that has not returned by then, for ``exit``, and for the rest of a worker process's end.
+        After that, a worker process is killed, and a thread is left behind. Stopping again only
+        waits for the end. In a process that was forked after the start, other than the server's
+        workers, this does nothing.
 
         A signal handler may call it, too. Where it has interrupted :meth:`start` in the same
         thread, and in a handler of the server's datagrams, it asks for the end and returns at once;
@@ -248,7 +250,7 @@ class Server:
     def _serve(self, wakeup: Wakeup) -> None:
         life = self._life
         try:
-            if life.state == "created":
+            if life.state == "created" or life.is_elsewhere:
                 self.start()  # a subclass may have more to do
         except StoppedWhileStartingError:
             return
@@ -345,7 +347,6 @@ class Server:
             backend = Threads(context, self._life)
         self._context, self._backend = context, backend
         try:
-            backend.prepare()
             self._life.launch_by_starter(backend.launch)
             backend.run()
         finally:

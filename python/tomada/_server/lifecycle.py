@@ -31,7 +31,7 @@ class Claim:
     """What has the server: a call of :meth:`Lifecycle.start`, or in its place one of ``stop``."""
 
     def __init__(self) -> None:
-        self.thread = threading.get_ident()
+        self.process, self.thread = os.getpid(), threading.get_ident()
         # Held for as long as the call runs. `with` releases a lock in one step, which no signal
         # handler interrupts.
         self.gate = threading.Lock()
@@ -106,6 +106,12 @@ class Lifecycle:
         """Whether it is to end at once, without an answer to what is queued."""
         return self._is_aborted
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether another process has it, of which this one is a fork: there is no keeper here."""
+        first = next(iter(self._claims), STOPPED)
+        return first is not STOPPED and first.process != os.getpid()
+
     # For those who have a server
 
     def start(self) -> None:
@@ -164,10 +170,11 @@ class Lifecycle:
         """Have the keeper end the server in good order, and wait for that.
 
         It does not wait where that would be for ever: in the server's own threads, and in a signal
-        handler that has interrupted :meth:`start`, which goes on after it and raises.
+        handler that has interrupted :meth:`start`, which goes on after it and raises. It does
+        nothing in a process that was forked after the start.
         """
         try:
-            if self._is_unstarted():
+            if self.is_elsewhere or self._is_unstarted():
                 return
             self.request_stop()
             if not self._is_inside():
@@ -178,7 +185,7 @@ class Lifecycle:
 
     def abort(self) -> None:
         """Have the keeper end the server at once, and wait for that."""
-        if self._is_unstarted():
+        if self.is_elsewhere or self._is_unstarted():
             return
         self._is_aborted = True
         self.notify()

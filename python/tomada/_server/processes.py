@@ -54,14 +54,13 @@ class Processes:
     def __init__(self, context: Context, life: Lifecycle) -> None:
         self._context, self._life = context, life
         self._pid = 0
+        # Readable when the supervisor has ended (a pidfd). The channel may not tell: where another
+        # thread has forked at the time of launch(), its child has a copy of the supervisor's end.
+        self._process: int | None = None
         self._channel: socket | None = None
         self._supervisors_end: socket | None = None
         self._is_given_up = False
         self._error: BaseException | None = None
-
-    def prepare(self) -> None:
-        """Write what this process has buffered: each child would write it again."""
-        flush_before_fork()
 
     # In the thread that starts
 
@@ -71,6 +70,7 @@ class Processes:
         An exception may come at any line: of a signal handler. What is begun by then the keeper
         ends, through the channel. The supervisor says its process's number there.
         """
+        flush_before_fork()
         with advised(self._context.listeners.address, OF_OPENING), _Fork.lock:
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
             try:
@@ -87,14 +87,14 @@ class Processes:
 
     def _fork(self, mask: set[Any]) -> None:
         self._channel, self._supervisors_end = socketpair(AF_UNIX, SOCK_SEQPACKET)
-        with warnings.catch_warnings():
-            # From CPython 3.12 on, of a fork with threads: the class's text says so too.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            if self._life.is_stopping:
-                return
-            pid = os.fork()
-            if pid == 0:
-                self._be_supervisor(mask)
+        # From CPython 3.12 on, of a fork with threads: the class's text says so too. The filter
+        # stays: catch_warnings() would undo what other threads do with theirs meanwhile.
+        warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning, __name__)
+        if self._life.is_stopping:
+            return
+        pid = os.fork()
+        if pid == 0:
+            self._be_supervisor(mask)
         self._pid = pid
         if self._is_given_up:
             self._tell(signal.SIGQUIT)
@@ -127,6 +127,8 @@ class Processes:
                 self._watch(self._channel, wakeup)
             finally:
                 self._life.wakeups.remove(wakeup)
+                if self._process is not None:
+                    os.close(self._process)
         status = self._reap()
         if self._error is None and status and not self._life.is_stopping:
             self._error = RuntimeError(
@@ -158,9 +160,15 @@ class Processes:
                 self._tell(told)
                 give_up_at = time.monotonic() + 3 * GRACE
             timeout = None if give_up_at is None else give_up_at - time.monotonic()
-            wakeup.wait(timeout, (channel.fileno(),))
-            if not self._take_messages(channel):
+            has_ended = self._process is not None and _is_readable(self._process)
+            if not self._take_messages(channel) or has_ended:
                 return
+            if self._process is None and self._pid:
+                # Older than Linux 5.3, or somebody else has reaped it: then the channel has to do.
+                with contextlib.suppress(OSError, AttributeError):
+                    self._process = os.pidfd_open(self._pid)
+            others = () if self._process is None else (self._process,)
+            wakeup.wait(timeout, (channel.fileno(), *others))
 
     def _take_messages(self, channel: socket) -> bool:
         """Take what there is, and say whether the supervisor goes on."""
@@ -219,6 +227,12 @@ class Processes:
             self._channel.close()
 
 
+def _is_readable(descriptor: int, milliseconds: int = 0) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(milliseconds))
+
+
 def _kill(pid: int) -> None:
     """Kill a process that is not a child, and wait until it has let its sockets go."""
     # It has ended, or this is older than Linux 5.3.
@@ -226,9 +240,7 @@ def _kill(pid: int) -> None:
         descriptor = os.pidfd_open(pid)
         try:
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            poll.poll(3000)
+            _is_readable(descriptor, 3000)
         finally:
             os.close(descriptor)
         return

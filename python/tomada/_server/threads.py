@@ -32,9 +32,6 @@ class Threads:
         self._is_over = [False] * context.workers
         self._error: BaseException | None = None
 
-    def prepare(self) -> None:
-        """Do nothing: there is no fork."""
-
     def launch(self) -> None:
         """Do nothing: the keeper can start threads."""
 
