@@ -1,4 +1,4 @@
-"""A DNS forwarder with a cache: asks a server for what it does not know, and remembers the answer.
+"""A DNS forwarder with a cache: forwards unknown queries to a server, and stores the answers.
 
 python dns_cache.py --upstream 192.0.2.53:53 --listen 127.0.0.1:5353    # needs dnspython
 """
@@ -19,7 +19,7 @@ import dns.rrset
 import tomada.asyncio
 from tomada.asyncio import Endpoint, open_endpoint
 
-# Anybody may ask: what is remembered and what is under way must not grow without bounds.
+# Anyone may send queries, so the cache and the number of queries in flight must be limited.
 MOST_ANSWERS = 10_000
 MOST_WAITING = 1_000
 
@@ -29,17 +29,17 @@ def records(message: dns.message.Message) -> list[dns.rrset.RRset]:
 
 
 class Forwarder:
-    """Answers from the cache, or by asking upstream; each answer goes to the client that asked."""
+    """Answers from the cache or by asking the upstream server, always to the querying client."""
 
     def __init__(self, upstream: Endpoint, patience: float) -> None:
         self.upstream, self.patience = upstream, patience
-        # By question: the answer, when it came, and how many seconds it holds.
+        # By query: the answer, its time of arrival, and its lifetime in seconds.
         self.cache: dict[tuple[object, ...], tuple[bytes, float, int]] = {}
         self.waiting: dict[int, asyncio.Future[bytes]] = {}
 
     async def receive(self) -> None:
         while not self.upstream.is_closing():
-            # A server that is down is an error here. Queries that wait for it are repeated.
+            # If the server is down, this raises. Queries that wait for it are retransmitted.
             with contextlib.suppress(OSError):
                 async for answer, _ in self.upstream:
                     number = int.from_bytes(answer[:2], "big")
@@ -49,7 +49,7 @@ class Forwarder:
     async def answer(self, wire: bytes) -> bytes | None:
         query = dns.message.from_wire(wire)
         if query.flags & dns.flags.QR or len(query.question) != 1:
-            return None  # to answer an answer could go on for ever
+            return None  # answering an answer could create an endless loop
         asked = query.question[0]
         question = (asked.name, asked.rdtype, asked.rdclass)
         answer, came, lasts = self.cache.get(question, (b"", 0.0, 0))
@@ -77,12 +77,12 @@ class Forwarder:
     async def ask(self, query: bytes) -> bytes:
         if len(self.waiting) >= MOST_WAITING:
             raise TimeoutError
-        # A number that nobody can guess, so that no answer is forged.
+        # An unpredictable ID, so that nobody can forge the answer.
         while (number := secrets.randbits(16)) in self.waiting:
             pass
         self.waiting[number] = answer = asyncio.get_running_loop().create_future()
         try:
-            for _ in range(2):  # the network may lose the first
+            for _ in range(2):  # the first datagram may be lost
                 with contextlib.suppress(OSError):
                     self.upstream.send(number.to_bytes(2, "big") + query[2:])
                 if (await asyncio.wait([answer], timeout=self.patience / 2))[0]:
@@ -94,7 +94,7 @@ class Forwarder:
 
 async def main(listen: tuple[str, int], upstream: tuple[str, int], patience: float) -> None:
     async def serve(query: bytes, address: tuple[str, int]) -> None:
-        # What is not a query, or has no answer, gets none; the client will ask again.
+        # Datagrams that are not queries, and queries without an answer, are ignored; clients retry.
         with contextlib.suppress(dns.exception.DNSException, ValueError, TimeoutError):
             if answer := await forwarder.answer(query):
                 server.send(answer, address)

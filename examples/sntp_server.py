@@ -1,4 +1,4 @@
-"""An SNTP server (RFC 4330): tells the time of this machine, and when the kernel saw the question.
+"""An SNTP server (RFC 4330): returns this machine's time, and when the kernel received the request.
 
 python sntp_server.py --listen 127.0.0.1:12300
 """
@@ -16,17 +16,17 @@ from tomada import Datagram, socket
 # reference id; then the times: reference, originate, receive, transmit.
 PACKET = struct.Struct("!BBBb II4s QQQQ")
 CLIENT, SERVER = 3, 4
-SINCE_1900 = 2_208_988_800  # seconds from NTP's beginning to Unix's
+SINCE_1900 = 2_208_988_800  # seconds between the NTP epoch and the Unix epoch
 
 
 def timestamp(nanoseconds: int) -> int:
-    """Return a time of Unix as one of NTP: 32 bits of seconds, 32 bits of a fraction."""
+    """Convert a Unix time to an NTP timestamp: 32 bits of seconds, 32 bits of a fraction."""
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
     return (seconds + SINCE_1900) % (1 << 32) << 32 | (rest << 32) // 1_000_000_000
 
 
 def answer(question: Datagram) -> bytes | None:
-    """Return the answer to a client's question, or None where it is none."""
+    """Return the reply to a client's request, or None if it is not a valid request."""
     if len(question.data) < PACKET.size or question.data[0] & 7 != CLIENT:
         return None
     first, _, poll, *_, transmitted = PACKET.unpack_from(question.data)
@@ -34,7 +34,7 @@ def answer(question: Datagram) -> bytes | None:
     version = first & 0b111000
     return PACKET.pack(
         version | SERVER,
-        10,  # stratum: far from a clock of reference
+        10,  # stratum: far from a reference clock
         poll,
         -20,  # precision: 2^-20 s, a microsecond
         0,
@@ -52,7 +52,7 @@ def serve(sock: socket.socket) -> None:
         for question in sock.recv_datagrams():
             reply = answer(question)
             if reply is not None:
-                # A client that is gone by now is no matter.
+                # Ignore errors: the client may be gone.
                 with contextlib.suppress(OSError):
                     question.reply(reply)
 

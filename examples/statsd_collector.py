@@ -1,4 +1,4 @@
-"""A statsd collector: adds up what programs count, and prints it every few seconds.
+"""A statsd collector: adds up the metrics that programs send, and prints them periodically.
 
 python statsd_collector.py --listen 127.0.0.1:8125 --every 10
 """
@@ -14,7 +14,7 @@ from tomada import socket
 
 
 class Metrics:
-    """What was counted, set and measured since the last report."""
+    """The counters, gauges and timers since the last report."""
 
     def __init__(self) -> None:
         self.counters: dict[str, float] = defaultdict(float)
@@ -24,7 +24,7 @@ class Metrics:
         self.bad = 0
 
     def take(self, line: str) -> None:
-        """Take a line such as ``requests:1|c|@0.1``."""
+        """Parse and add a line such as ``requests:1|c|@0.1``."""
         try:
             name, _, rest = line.partition(":")
             value, kind, *more = rest.split("|")

@@ -1,6 +1,6 @@
 //! tomada: UDP sockets for Python on Linux.
 //!
-//! [`net`] is the engine, pure Rust. The `python` layer over it is what Python imports as
+//! [`net`] is the engine, in pure Rust. The `python` layer on top of it is the Python module
 //! `tomada._core`.
 
 #[cfg(not(target_os = "linux"))]
@@ -10,7 +10,7 @@ pub mod net;
 #[cfg(feature = "python")]
 mod python;
 
-/// What Python imports.
+/// The Python module.
 #[cfg(feature = "python")]
 #[pyo3::pymodule(gil_used = false)]
 mod _core {

@@ -1,4 +1,4 @@
-"""The attacker: what anybody on a network may send to a server, and how clients may vanish."""
+"""Attacks: the datagrams that anyone can send to a server, and clients that disappear."""
 
 import random
 import socket as std
@@ -8,9 +8,9 @@ LONGEST = 65_507
 
 
 def attack(address, count=200):
-    """Send a server what should not end it. Return whether source port 0 was part of it.
+    """Send a server garbage that must not end it. Return whether source port 0 was used.
 
-    The kernel may drop some of it when the server's buffer is full.
+    The kernel may drop some datagrams when the server's buffer is full.
     """
     numbers = random.Random(count)  # noqa: S311 - the same garbage each time
     with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
@@ -27,7 +27,7 @@ def attack(address, count=200):
 
 
 def vanish(address, count):
-    """Send from sockets that are closed at once: each reply brings an ICMP error."""
+    """Send from sockets that are closed at once, so that each reply causes an ICMP error."""
     for _ in range(count):
         with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
             sock.connect(address)
@@ -35,7 +35,7 @@ def vanish(address, count):
 
 
 def send_from_port_0(address, count=3):
-    """Send from port 0, to which no reply can be sent. Return false where that needs root."""
+    """Send from port 0, to which nobody can reply. Return false if this requires root."""
     try:
         sock = std.socket(std.AF_INET, std.SOCK_RAW, std.IPPROTO_UDP)
     except PermissionError:
@@ -49,7 +49,7 @@ def send_from_port_0(address, count=3):
 
 
 def _send_long(address):
-    """Send what is a text of 65,507 bytes, and what would be longer than that as one."""
+    """Send 65,507 bytes of text, and as many that would be longer when converted to text."""
     with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
         sock.connect(address)
         for byte in (b"a", b"\xff"):
@@ -57,7 +57,7 @@ def _send_long(address):
 
 
 def _send(sock, data):
-    # The port may have been found closed by an earlier datagram: the test will see it.
+    # A closed port may already be reported here; the test will detect it.
     try:
         sock.send(data)
     except ConnectionRefusedError:

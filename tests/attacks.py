@@ -1,6 +1,6 @@
-"""What strangers can send to a UDP port: forged headers, and ICMP messages about it.
+"""Attacks on a UDP port: forged headers, and ICMP messages about earlier datagrams.
 
-Raw sockets want root.
+Raw sockets require root.
 """
 
 import os
@@ -11,32 +11,32 @@ import pytest
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="raw sockets want root")
 
-# Types and codes of ICMP messages that reach a socket as an error, for each version of IP.
+# Types and codes of the ICMP messages that a socket reports as an error, for each IP version.
 ICMP_ERRORS = {
     std.AF_INET: [*((3, code) for code in range(16) if code != 4), (11, 0), (12, 0)],
     std.AF_INET6: [*((1, code) for code in range(7)), (2, 0), (3, 0), (4, 0)],
 }
 
-# What a handler may be sent: nothing, much, and bytes that are not text.
+# Payloads to send to a handler: nothing, large ones, and bytes that are not text.
 PAYLOADS = (b"", b"\0", b"\xff" * 1400, os.urandom(512), b"x" * 65_507)
 
 
 def pack_udp(source_port, to_port, data=b""):
-    """Make a UDP header with its payload, without a checksum."""
+    """Create a UDP header with its payload, without a checksum."""
     return struct.pack("!4H", source_port, to_port, 8 + len(data), 0) + data
 
 
 def send_from_port_0(to, *payloads):
-    """Send datagrams from source port 0, which cannot be answered."""
+    """Send datagrams from source port 0, to which nobody can reply."""
     with std.socket(std.AF_INET, std.SOCK_RAW, std.IPPROTO_UDP) as raw:
         for data in payloads:
             raw.sendto(pack_udp(0, to[1], data), (to[0], 0))
 
 
 def send_icmp_errors(sender, to, count, first=0):
-    """Tell the socket bound to ``sender`` ``count`` times that what it sent ``to`` failed.
+    """Send ``count`` ICMP errors to the socket bound to ``sender``, about datagrams sent ``to``.
 
-    Each kind of message has its turn, from number ``first`` on.
+    The kinds of messages take turns, starting with number ``first``.
     """
     family = std.AF_INET6 if ":" in sender[0] else std.AF_INET
     inner = pack_udp(sender[1], to[1], b"sent?")
@@ -52,13 +52,13 @@ def send_icmp_errors(sender, to, count, first=0):
     with std.socket(family, std.SOCK_RAW, protocol) as raw:
         for number in range(first, first + count):
             message = struct.pack("!BBHI", *kinds[number % len(kinds)], 0, 0) + failed
-            if family == std.AF_INET:  # of ICMPv6 the kernel makes it
+            if family == std.AF_INET:  # the kernel computes that of ICMPv6
                 message = message[:2] + checksum(message) + message[4:]
             raw.sendto(message, (sender[0], 0))
 
 
 def checksum(data):
-    """Return the Internet's checksum (:rfc:`1071`)."""
+    """Return the Internet checksum (:rfc:`1071`)."""
     data += bytes(len(data) % 2)
     total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:

@@ -1,6 +1,6 @@
-"""Families of tests: generated ones, short in ``make test`` and long in ``make families``.
+"""Families of generated tests: short in ``make test``, long in ``make families``.
 
-``TOMADA_LONG=1`` selects the long forms.
+``TOMADA_LONG=1`` selects the long form.
 """
 
 import os
@@ -10,8 +10,8 @@ from hypothesis import settings
 
 LONG = os.environ.get("TOMADA_LONG") == "1"
 
-# What hypothesis tries of a test that does not say how much, and how many times as much in the long
-# form of one that does.
+# The number of examples for a hypothesis test that does not set it, and the factor by which the
+# long form multiplies the number of a test that does.
 EXAMPLES = 100
 FACTOR = 50
 
@@ -19,22 +19,22 @@ family = pytest.mark.family
 
 
 def length(short, long=None):
-    """Return how often a family tries something: ``FACTOR`` times more often where long."""
+    """Return the number of repetitions: ``FACTOR`` times more in the long form."""
     return (long or FACTOR * short) if LONG else short
 
 
 def configure(config):
-    """Declare the marker, and set what hypothesis does where a test does not say."""
+    """Register the marker, and set hypothesis's defaults."""
     config.addinivalue_line(
         "markers", "family: generated tests, of which `make families` runs the long form"
     )
-    # How long an example takes says more about the machine than about the code.
+    # The duration of an example depends more on the machine than on the code.
     settings.register_profile("tomada", deadline=None, max_examples=length(EXAMPLES))
     settings.load_profile("tomada")
 
 
 def mark(items):
-    """Mark the tests that hypothesis makes, and those of modules that have a long form."""
+    """Mark hypothesis tests, and the tests of modules that have a long form."""
     for item in items:
         generated = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
         if generated or getattr(getattr(item, "module", None), "length", None) is length:

@@ -1,12 +1,13 @@
-"""A program that interrupts a server's calls at every line of theirs, and looks what is left.
+"""A program that interrupts a server's calls at each of their lines, and checks what is left.
 
     python interrupting.py OPERATION WORKERS ACTION FIRST STEP
 
-OPERATION is what the main thread does: start, stop or serve. At the FIRST line of tomada's own that
-this runs, and in further rounds at every STEP-th after it, ACTION happens as if a signal handler
-did it there: `raise` an exception, Ctrl-C (`interrupt`), or `stop` the server; `storm` is a timer
-whose handler raises over and over, from ever later moments on. The last round is one in which
-nothing happens, because there are not so many lines. It prints the number of rounds.
+OPERATION is what the main thread does: start, stop or serve. In the first round, ACTION happens
+at the FIRST line that the main thread runs in tomada, as if in a signal handler; in the following
+rounds, at every STEP-th line after it. ACTION is to `raise` an exception, `interrupt` (Ctrl-C) or
+`stop` the server; `storm` is a timer that starts later in each round, and whose handler raises
+repeatedly. In the last round nothing happens, because the operation has fewer lines. The program
+prints the number of rounds.
 """
 
 import ctypes
@@ -29,7 +30,7 @@ SUBREAPER = 36
 
 
 class AlarmError(Exception):
-    """What a handler raises."""
+    """The exception that a handler raises."""
 
 
 class At:
@@ -64,7 +65,7 @@ class At:
 
 
 class Storm:
-    """A timer that goes off after so many tenths of a millisecond, and three times in all."""
+    """A timer that fires after a number of 0.1 ms units, three times in total."""
 
     def __init__(self, number, _action):
         self._delay, self._rest = number / 1e4, 3
@@ -101,11 +102,11 @@ def actions(server):
 
 
 def operate(operation, server, interrupted):
-    """Do it, and let the exceptions out that may come."""
+    """Run the operation, and let the expected exceptions propagate."""
     if operation == "stop":
         server.start()
     if operation == "serve":
-        # It ends in time if nothing else ends it.
+        # Stop the server eventually, in case nothing else does.
         threading.Thread(target=lambda: server.ready.wait(5) and server.stop(), daemon=True).start()
     calls = {"start": server.start, "stop": server.stop, "serve": server.serve_forever}
     try:
@@ -119,7 +120,7 @@ def operate(operation, server, interrupted):
 
 
 def check_nothing_left(address, *, action):
-    """No process, the port free, and the signals as they were."""
+    """Check that no process is left, the port is free, and the signal handlers are restored."""
     end = time.monotonic() + DEADLINE / 2
     while True:
         try:
@@ -138,7 +139,7 @@ def check_nothing_left(address, *, action):
                 time.sleep(0.001)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
     if action == "storm":
-        # What puts them back is in Python, where another exception may come.
+        # The code that restores the handlers is Python, which another exception may interrupt.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.set_wakeup_fd(-1)
@@ -154,7 +155,7 @@ def free_address():
 
 
 def main(operation, workers, action, first, step):
-    # What its children leave behind becomes this process's.
+    # This process adopts the orphaned children of its children.
     ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     address = free_address()

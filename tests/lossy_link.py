@@ -9,43 +9,43 @@ import socket as std
 import threading
 import time
 
-# For how long the link remembers a client's port that is silent, in seconds.
+# How long the link remembers the port of a silent client, in seconds.
 FORGET = 3.0
 
 
 class LossyLink(threading.Thread):
-    """Stands between clients and a server of AF_INET, as a router that translates addresses does.
+    """A router with address translation between clients and a server of AF_INET.
 
-    The server sees each client's port as a port of its own. What happens to a datagram is drawn
-    from a seed, apart from the order in which datagrams of several clients come.
+    The server sees a separate port for each client. The fate of each datagram is drawn from a seed,
+    but the order in which datagrams of several clients arrive is not.
 
     :param loss: The share of datagrams that are lost, in each direction.
-    :param duplicate: The share of datagrams that come twice, the second with a delay of its own.
-    :param delay: Each datagram is delayed by up to this long, in seconds, and so reordered.
+    :param duplicate: The share of datagrams that arrive twice. The second copy has its own delay.
+    :param delay: The maximum delay of each datagram in seconds, which also reorders them.
     :param late: The share of datagrams that are delayed ten times as long.
     """
 
-    def __init__(  # noqa: PLR0913 - what a network does
+    def __init__(  # noqa: PLR0913 - the properties of a network
         self, server, *, seed, loss=0.05, duplicate=0.02, delay=0.002, late=0.02
     ):
         super().__init__(daemon=True)
         self._server = server
-        self._chance = random.Random(seed)  # noqa: S311 - chance, and no secret
+        self._chance = random.Random(seed)  # noqa: S311 - not for secrets
         self._loss, self._duplicate, self._delay, self._late = loss, duplicate, delay, late
         self._front = std.socket(std.AF_INET, std.SOCK_DGRAM)
         self._front.setsockopt(std.SOL_SOCKET, std.SO_RCVBUF, 1 << 20)
         self._front.bind(("127.0.0.1", 0))
         self._front.setblocking(False)
-        #: Where clients send.
+        #: The address that clients send to.
         self.address = self._front.getsockname()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._front, selectors.EVENT_READ)
-        # By the client's address, the one that was silent for longest first.
+        # By the client's address, the longest-silent one first.
         self._backs = {}
         self._under_way = []
         self._numbers = itertools.count()
         self._is_ending = False
-        #: How many datagrams met which fate.
+        #: The number of datagrams by fate.
         self.fates = dict.fromkeys(("lost", "duplicated", "late", "passed"), 0)
         self.start()
 
@@ -56,7 +56,7 @@ class LossyLink(threading.Thread):
                 self._take(key.fileobj, key.data)
             while self._under_way and self._under_way[0][0] <= time.monotonic():
                 _, _, sock, data, to = heapq.heappop(self._under_way)
-                # Either end may be gone by now, or its queue full.
+                # Either end may be closed by now, or its queue may be full.
                 with contextlib.suppress(OSError):
                     sock.sendto(data, to) if to else sock.send(data)
             self._forget()
@@ -75,7 +75,7 @@ class LossyLink(threading.Thread):
                 self._pass(self._front, data, client)
 
     def _back(self, client):
-        """Return the socket for a client, of which the server sees the port."""
+        """Return the socket for a client. The server sees its port."""
         sock = self._backs.pop(client, (None,))[0]
         if sock is None:
             sock = std.socket(std.AF_INET, std.SOCK_DGRAM)
@@ -90,7 +90,7 @@ class LossyLink(threading.Thread):
             client, (sock, used) = next(iter(self._backs.items()))
             if used + FORGET > time.monotonic():
                 return
-            # Nothing that comes of it may reach another client, nor go to the server from it.
+            # Datagrams under way must not reach another client, or reach the server from it.
             if any(item[2] is sock for item in self._under_way):
                 return
             del self._backs[client]

@@ -1,8 +1,8 @@
-"""Which tests may be skipped, and what would have them run.
+"""Decides which tests may be skipped, and says how to run them.
 
-Plain ``pytest`` says at its end which tools unlock how many tests. With ``--strict-skips``, the
-default where ``CI`` is set, a test fails the session that is skipped though its program is
-installed, or for a reason that is not in ``ALLOWED`` or does not hold.
+At its end, plain ``pytest`` lists the tools that would enable skipped tests. With
+``--strict-skips``, the default if ``CI`` is set, a skipped test fails the session if its program
+is installed, or if its reason is not in ``ALLOWED`` or does not hold.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 NO_ROOT = "only root may"
 NO_IPV6 = "this machine has no IPv6"
 
-# What program() says, and links.why_not().
+# The text of program() and links.why_not().
 NO_PROGRAM = re.compile(r"there is no (\S+) command")
-# What pytest.importorskip, libraries and documents.py say.
+# The text of pytest.importorskip, libraries and documents.py.
 NO_PACKAGE = re.compile(
     r"(?:could not import |No module named )'([\w.]+)'|^(\S+) is not installed$"
 )
@@ -38,7 +38,7 @@ CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
 
 
 def program(name):
-    """Return the path of a program; skip the test where there is none."""
+    """Return the path of a program, or skip the test if it is not installed."""
     path = tools.find(name)
     if path is None:
         pytest.skip(f"there is no {name} command")
@@ -46,7 +46,7 @@ def program(name):
 
 
 def needs(name):
-    """Mark a test that uses a program."""
+    """Mark a test that needs a program."""
     return pytest.mark.skipif(tools.find(name) is None, reason=f"there is no {name} command")
 
 
@@ -60,7 +60,7 @@ def speaks_ipv6():
 
 
 def is_privileged():
-    """Say whether this process may do what root may outside containers."""
+    """Return whether this process has the privileges that root has outside containers."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     capabilities = int(re.search(r"^CapEff:\s*(\w+)", status, re.MULTILINE)[1], 16)
     wanted = 1 << CAP_NET_ADMIN | 1 << CAP_SYS_ADMIN
@@ -68,13 +68,13 @@ def is_privileged():
 
 
 class Allowed(NamedTuple):
-    """A reason to skip a test that is good where a condition holds."""
+    """A valid reason to skip a test, if a condition holds."""
 
     reason: str
     """A regular expression that the reason matches from its start."""
     holds: Callable[[], bool]
     why: str
-    """What cannot be done about it."""
+    """The reason why it cannot be changed."""
 
 
 ALLOWED = [
@@ -138,7 +138,7 @@ def routes():
 
 
 def lacks_wheels():
-    """Say whether packages may be missing: not every library supports every interpreter."""
+    """Return whether packages may be missing: not all libraries support all interpreters."""
     return FREE or sys.version_info >= (3, 15)
 
 
@@ -152,14 +152,14 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # pytest-run-parallel skips by itself what another run has tested in one thread.
+    # pytest-run-parallel itself skips tests that another run covers in one thread.
     parallel = config.getoption("skip_thread_unsafe", default=False)
     strict = config.getoption("strict_skips") and not parallel
     config.pluginmanager.register(Skips(strict=strict), "skips-of-run")
 
 
 class Skips:
-    """The plugin: what was skipped, and why."""
+    """A plugin that records which tests were skipped, and why."""
 
     def __init__(self, *, strict):
         self._strict = strict
@@ -178,7 +178,7 @@ class Skips:
         self._skipped.append((report.nodeid, reason.removeprefix("Skipped: ")))
 
     def wrong(self):
-        """Return the tests that must not be skipped, with what is wrong about it."""
+        """Return the tests that must not be skipped, each with the problem."""
         found = ((test, why_not(reason), reason) for test, reason in self._skipped)
         return [(test, reason, wrong) for test, wrong, reason in found if wrong]
 
@@ -189,7 +189,7 @@ class Skips:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter):
-        result = yield  # the list of every test that was skipped
+        result = yield  # pytest lists every skipped test
         for line in summary([reason for _, reason in self._skipped]):
             terminalreporter.write_line(line)
         if self._strict and (wrong := self.wrong()):
@@ -200,7 +200,7 @@ class Skips:
 
 
 def why_not(reason):
-    """Say what is wrong about skipping a test for this reason, or nothing."""
+    """Return the problem with skipping a test for this reason, or None."""
     if match := NO_PROGRAM.match(reason):
         if match[1] not in tools.PACKAGES:
             return "tests/tools.py does not know this program"
@@ -214,7 +214,7 @@ def why_not(reason):
 
 
 def summary(reasons):
-    """Say in a line or two what would have the skipped tests run."""
+    """Say in a line or two how to run the skipped tests."""
     programs = Counter(match[1] for reason in reasons if (match := NO_PROGRAM.match(reason)))
     packages = Counter(
         match[1] or match[2] for reason in reasons if (match := NO_PACKAGE.search(reason))

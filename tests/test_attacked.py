@@ -1,4 +1,4 @@
-"""Every server of the documentation and of the examples, attacked: it must go on to answer."""
+"""Attacks on every server of the documentation and the examples, which must keep answering."""
 
 import ast
 import asyncio
@@ -24,12 +24,12 @@ from support import DEADLINE, Call, Child
 from tomada import socket
 from transports import LOOPS
 
-# What an honest client asks; the others take anything.
+# An honest client's requests, for handlers that require a certain form; others accept any text.
 QUESTIONS = {"add": b"1 5", "somar": b"1 5", "factors": b"15"}
 
 
 def blocks():
-    """Find the Python of every page: the page, the source, and its syntax tree."""
+    """Yield each page's Python blocks: the page, the source, and its syntax tree."""
     for name in documents():
         document = Document((ROOT / name).read_text(encoding="utf-8"), name)
         for region in RawFencedCodeBlockLexer(INFO)(document):
@@ -39,7 +39,7 @@ def blocks():
 
 
 def definitions(tree):
-    """Run what a program defines, and not what it does."""
+    """Run the definitions of a program, without its other statements."""
     kept = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     body = [
         node
@@ -48,12 +48,12 @@ def definitions(tree):
         or (isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant | ast.Dict))
     ]
     names = {}
-    exec(compile(ast.Module(body, []), "a block", "exec"), names)  # noqa: S102 - it is ours
+    exec(compile(ast.Module(body, []), "a block", "exec"), names)  # noqa: S102 - our own code
     return names
 
 
 def handlers():
-    """Find what is given to ``Server`` and ``serve``."""
+    """Find the handlers that are passed to ``Server`` and ``serve``."""
     for page, _, tree in blocks():
         for node in ast.walk(tree):
             if (
@@ -77,7 +77,7 @@ def loops():
 
 
 def protocols():
-    """Find protocols that answer."""
+    """Find protocols that reply."""
     for page, source, tree in blocks():
         for node in tree.body:
             text = ast.get_source_segment(source, node) or ""
@@ -86,14 +86,14 @@ def protocols():
 
 
 def programs():
-    """Find servers that are a loop around ``recvfrom`` and ``sendto``."""
+    """Find servers that are loops around ``recvfrom`` and ``sendto``."""
     for page, source, _ in blocks():
         if ".bind(" in source and ".sendto(" in source and "while True" in source:
             yield pytest.param(source, id=page)
 
 
 def request_handlers():
-    """Find classes for ``socketserver``."""
+    """Find handler classes for ``socketserver``."""
     for page, source, tree in blocks():
         if "UDPServer(" in source:
             names = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
@@ -101,7 +101,7 @@ def request_handlers():
 
 
 def answers(address, question=b"15", family=std.AF_INET):
-    """Ask as an honest client, who repeats a question that was lost in the flood."""
+    """Send a request as an honest client, retrying if it was lost in the flood."""
     with std.socket(family, std.SOCK_DGRAM) as sock:
         sock.settimeout(DEADLINE / 20)
         sock.connect(address)
@@ -115,7 +115,7 @@ def answers(address, question=b"15", family=std.AF_INET):
 
 
 def test_the_patterns_are_found():
-    # What is not found is not attacked.
+    # Check that the search works: servers that it misses would not be attacked.
     assert len(list(handlers())) >= 8
     assert len(list(loops())) >= 1
     assert len(list(protocols())) >= 2
@@ -147,7 +147,7 @@ def test_a_documented_endpoint_is_attacked(tree, name, guarded, new_loop):
     serve = definitions(tree)[name]
 
     async def main():
-        # A guard that takes replies from those that ask often; and ICMP errors are asked for.
+        # A guard that denies replies to frequent senders; and ICMP errors are enabled.
         guard = tomada.Guard(amplification=0.5) if guarded else None
         async with tomada.asyncio.open_endpoint(("127.0.0.1", 0), guard=guard) as endpoint:
             endpoint.socket.setsockopt(std.IPPROTO_IP, socket.IP_RECVERR, 1)
@@ -205,7 +205,7 @@ def test_a_documented_request_handler_is_attacked(tree, name, capsys, monkeypatc
         assert answers(server.server_address) == b"15"
         server.shutdown()
         serving.result()
-    capsys.readouterr()  # it prints what each request fails with
+    capsys.readouterr()  # it prints the error of each request
 
 
 @pytest.fixture
@@ -261,7 +261,7 @@ def test_the_dns_forwarder_is_attacked(upstream, interruptible):  # noqa: ARG001
             attack(address)
             with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
                 sock.connect(address)
-                # Each brings a refusal by the upstream, in the middle of the others.
+                # Each request makes the upstream refuse one, between the others.
                 for number in range(50):
                     sock.send(message.make_query(f"{number}.example", "A").to_wire())
             send_from_port_0(address)
@@ -338,7 +338,7 @@ def test_a_collector_is_attacked(name, interruptible, tmp_path):  # noqa: ARG001
         sock.bind(("127.0.0.1", 0))
         address = sock.getsockname()
     listen = f"{address[0]}:{address[1]}"
-    # What it prints is more than a pipe holds.
+    # It prints more than a pipe holds.
     command = " ".join([*arguments, "--listen", listen]) + f" > {output}"
     with Child("-c", f"exec {command}", program="/bin/sh") as child:
         until(lambda: "listening" in output.read_text())
@@ -386,7 +386,7 @@ def test_a_service_that_others_discover_is_attacked(interruptible):  # noqa: ARG
 def test_the_coap_server_is_attacked(interruptible, port, tmp_path):  # noqa: ARG001
     pytest.importorskip("aiocoap", reason="aiocoap is not installed")
     address = ("127.0.0.1", port)
-    # It logs what it cannot parse, and that is more than a pipe holds.
+    # It logs datagrams that it cannot parse, which is more than a pipe holds.
     program = [sys.executable, str(ROOT / "examples" / "coap.py"), "--port", str(port)]
     command = f"exec {' '.join(program)} 2> {tmp_path / 'log'}"
     with Child("-c", command, program="/bin/sh") as child:

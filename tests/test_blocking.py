@@ -1,4 +1,4 @@
-"""A call waits where the standard module's would, and fails with EAGAIN where that would."""
+"""Calls block exactly when the standard module's would, and fail with EAGAIN otherwise."""
 
 import array
 import errno
@@ -32,7 +32,7 @@ def set_on_a_copy(fd):
     os.close(copy)
 
 
-# Every way to set O_NONBLOCK without the object's knowledge.
+# Ways to set O_NONBLOCK without the socket object's knowledge.
 SET_NONBLOCKING = {
     "os.set_blocking": lambda fd: os.set_blocking(fd, False),
     "fcntl": lambda fd: fcntl.fcntl(
@@ -43,7 +43,7 @@ SET_NONBLOCKING = {
     "another process": set_in_another_process,
 }
 
-# Every method of tomada's own that receives.
+# tomada's own receiving methods.
 RECEIVE_MANY = {
     "recv_many": lambda sock: sock.recv_many(),
     "recv_datagram": lambda sock: sock.recv_datagram(),
@@ -89,7 +89,7 @@ def test_recv_on_a_nonblocking_descriptor(family, name):
 def test_recv_many_obeys_what_limits_recv(kind, name, limit):
     with kind.bound(socket) as sock:
         sock.settimeout(None)
-        for _ in range(2):  # the second call knows already
+        for _ in range(2):  # the second call already knows the mode
             if limit == "O_NONBLOCK":
                 os.set_blocking(sock.fileno(), False)
             else:
@@ -254,7 +254,7 @@ def test_accept_on_a_datagram_socket(family, timeout):
 
 
 class Stream(socket.socket):
-    """What opens streams in a program whose own class is derived from ``socket.socket``."""
+    """Opens streams in a program with its own class derived from ``socket.socket``."""
 
 
 STREAMS = {std: std.socket, socket: Stream}

@@ -1,4 +1,4 @@
-"""Random calls on both modules: the same results, the same exceptions, and none that hangs.
+"""Random calls on both modules: equal results, equal exceptions, and no call hangs.
 
 ``TOMADA_LONG=1`` runs many more of them.
 """
@@ -38,7 +38,7 @@ UDP_CORK = 1
 
 
 class Player:
-    """A socket of one module with a plain peer, and the steps of a sequence."""
+    """A socket of one module, a plain peer, and the steps of a sequence."""
 
     def __init__(self, side, family):
         self.family = family
@@ -48,7 +48,7 @@ class Player:
         self.sock.settimeout(None)
         self.peer.setblocking(False)
 
-    # What changes when a call waits.
+    # Steps that change whether a call waits.
 
     def set_timeout(self, timeout):
         self.sock.settimeout(timeout)
@@ -79,8 +79,8 @@ class Player:
         self.sock.setsockopt(std.IPPROTO_UDP, UDP_CORK, is_on)
 
     def shutdown(self, how):
-        # With a timeout ours tries before it polls: it raises EPIPE at once, where the standard
-        # module first waits for room in the peer's queue.
+        # With a timeout, tomada tries before it polls: it raises EPIPE at once, while the
+        # standard module first waits for room in the peer's queue.
         if how == std.SHUT_RD or not self.was_filled:
             self.sock.shutdown(how)
 
@@ -91,7 +91,7 @@ class Player:
         option = {std.AF_INET: (std.IPPROTO_IP, 11), std.AF_INET6: (std.IPPROTO_IPV6, 25)}
         self.sock.setsockopt(*option[self.family], is_on)
 
-    # What there is to receive.
+    # Steps that give the socket something to receive.
 
     def feed(self, count):
         for index in range(count):
@@ -102,7 +102,7 @@ class Player:
             self.was_filled = True
             fill(self.sock, self.peer.getsockname())
 
-    # The calls.
+    # Calls
 
     def receive(self, name, flags):
         buffer = bytearray(20)
@@ -114,7 +114,7 @@ class Player:
             "recvmsg": lambda: self.sock.recvmsg(20, 0, flags),
             "recvmsg_into": lambda: self.sock.recvmsg_into([buffer], 0, flags),
         }[name]
-        with_buffer = lambda: (call(), bytes(buffer))  # noqa: E731 - it is passed on
+        with_buffer = lambda: (call(), bytes(buffer))  # noqa: E731 - it is passed as a function
         return self.run(with_buffer, std.SO_RCVTIMEO)
 
     def accept(self):
@@ -131,7 +131,7 @@ class Player:
         return self.run(call, std.SO_SNDTIMEO)
 
     def run(self, call, option):
-        """Make a call, and come to its rescue if it may wait for ever and does."""
+        """Make a call; if it can block for ever and does, unblock it."""
         is_limited = (
             self.sock.gettimeout() is not None
             or fcntl.fcntl(self.sock.fileno(), fcntl.F_GETFL) & os.O_NONBLOCK
@@ -168,7 +168,7 @@ class Player:
 
 
 def sleeps(call):
-    """Say whether a call sleeps in the kernel; it may end meanwhile."""
+    """Return whether a call sleeps in the kernel. It may finish meanwhile."""
     try:
         return sleeps_in_the_kernel("self", call.native_id)
     except FileNotFoundError:
@@ -176,7 +176,7 @@ def sleeps(call):
 
 
 def name_addresses(result, names):
-    """Put "own" and "peer" for their addresses, whose ports differ from side to side."""
+    """Replace addresses, whose ports differ between both sides, with "own" and "peer"."""
     for address, name in names:
         if result == address:
             return name
@@ -186,7 +186,7 @@ def name_addresses(result, names):
 
 
 def random_step(chance, family):
-    """Make one step, calls more often than others."""
+    """Choose a random step; calls are more frequent than other steps."""
     is_ip = family != std.AF_UNIX
     receive = ("recv", "recvfrom", "recv_into", "recvfrom_into", "recvmsg", "recvmsg_into")
     makers = [

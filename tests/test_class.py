@@ -1,4 +1,4 @@
-"""A socket answers as one of the standard class where libraries ask for its class."""
+"""Libraries that check a socket's class get the standard class's answer."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ def trio():
 
 
 class Own(socket.socket):
-    """A user's own class."""
+    """A user-defined subclass."""
 
     limit = 512
 
@@ -127,7 +127,7 @@ def test_its_class_cannot_be_replaced(sock):
 
 
 async def exchange_by_anyio(anyio, kind):
-    """Give a socket to anyio, receive a question with it and send the answer."""
+    """Give a socket to anyio, receive a request with it and send the reply."""
     with kind.bound(socket) as own, kind.bound(std) as other:
         here, there = own.getsockname(), other.getsockname()
         wrapper = anyio.abc.UNIXDatagramSocket if kind.is_unix else anyio.abc.UDPSocket
@@ -137,7 +137,7 @@ async def exchange_by_anyio(anyio, kind):
                 data, address = await endpoint.receive()
                 await endpoint.send((b"answer", address))
         if kind.name == "AF_INET6":
-            there = there[:2]  # anyio leaves out the rest
+            there = there[:2]  # anyio omits the rest
         assert address == there
         return data, other.recvfrom(100) == (b"answer", here)
 
@@ -147,7 +147,7 @@ def test_anyio_takes_it_on_asyncio(anyio, kind):
 
 
 async def connect_by_anyio(anyio):
-    """Exchange bytes over a stream, and datagrams, all opened by anyio itself."""
+    """Exchange bytes over a stream and datagrams over sockets, all opened by anyio itself."""
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     port = listener.extra(anyio.abc.SocketAttribute.local_port)  # noqa: S610 - not Django's
 

@@ -1,4 +1,4 @@
-"""The attempts of a request: when they are due, and what is learnt from them."""
+"""The schedule of a request's attempts, and the round-trip estimate they update."""
 
 import itertools
 import re
@@ -23,7 +23,7 @@ RETRIES = st.builds(
 
 
 def known(*samples):
-    """Return an estimate that has seen so many round trips."""
+    """Return an estimate with the given round-trip samples."""
     round_trip = RoundTrip()
     for elapsed in samples:
         round_trip.sample(elapsed, START)
@@ -44,7 +44,7 @@ def exchange(retry, round_trip=None, is_answer=None, uniform=never):
 
 
 def moments(retry, round_trip=None, uniform=never):
-    """Make all attempts, each as soon as the wait before it is over; return where they end."""
+    """Make all attempts, each as soon as the previous wait is over; return when the waits end."""
     attempts, now, ends = exchange(retry, round_trip, uniform=uniform), START, []
     while attempts.attempt(now):
         now = attempts.due
@@ -53,7 +53,7 @@ def moments(retry, round_trip=None, uniform=never):
     return ends
 
 
-# What is known of the server
+# The round-trip estimate
 
 
 def test_the_waits_double_and_the_last_is_as_long_as_the_first():
@@ -85,7 +85,7 @@ def test_the_first_wait_comes_from_the_round_trip():
 
 def test_an_even_server_is_given_50_ms_more_than_it_takes():
     assert known(*[0.08] * 100).first_wait(Retry(1.0, 3)) == pytest.approx(0.13)
-    # Of a short request no more than without an estimate.
+    # For a short request, at most the wait without an estimate.
     assert known(*[1e-3] * 100).first_wait(Retry(0.08, 3)) == pytest.approx(0.011)
 
 
@@ -286,4 +286,4 @@ def test_bad_arguments_are_refused_with_what_would_do(arguments, options, error,
 
 
 def test_huge_numbers_of_retries_are_as_many_as_the_time_allows():
-    assert Retry(1.0, 10**9).count == 10  # 1 ms and 9 doublings are 512 ms, and 10 too many
+    assert Retry(1.0, 10**9).count == 10  # 1 ms and 9 doublings are 512 ms, and 10 exceed 1 s

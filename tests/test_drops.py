@@ -1,4 +1,4 @@
-"""What the kernel dropped for want of room, and what its filter refused: two counters."""
+"""Two counters: datagrams that the kernel dropped, and those that its filter refused."""
 
 import socket as std
 
@@ -10,13 +10,13 @@ from support import eventually
 from tomada import socket
 
 HERE, DENIED = "127.0.0.1", "127.0.0.9"
-# What overflows a small receive buffer.
+# Enough datagrams to overflow a small receive buffer.
 MANY = 500
 
 
 @pytest.fixture
 def alone(network):
-    """Give a namespace in which nobody else drops datagrams."""
+    """Provide a namespace in which no other socket drops datagrams."""
     return network.namespace()
 
 
@@ -115,7 +115,7 @@ def test_scanners_do_not_look_like_an_overflow_of_a_server(alone, workers, caplo
         assert alone.run(ask, serving.address) == b"ping"
         stats = alone.run(serving.stats)
         assert (stats.kernel_drops, stats.filter_drops, stats.received) == (0, MANY, 1)
-        # The server looks after drops once a second.
+        # The server reads the drop counters once per second.
         looks = alone.run(lambda: [ask(serving.address) for _ in range(3)])
         assert looks == [b"ping"] * 3
     finally:

@@ -1,4 +1,4 @@
-"""Errors of peers: an endpoint that serves many is ended by none, and tells of them when asked."""
+"""Errors about peers do not end an endpoint with many peers, which reports them on request."""
 
 import asyncio
 import errno
@@ -17,7 +17,7 @@ NOWHERE = ("127.0.0.1", 0)
 
 
 async def heard(endpoint):
-    """Receive from an honest peer, by every way to receive."""
+    """Receive from a well-behaved peer, by every receiving method."""
     ways = (
         endpoint.recv,
         lambda: first(endpoint.recv_many()),
@@ -42,7 +42,7 @@ async def pair(waiting):
 
 
 def refused_by_port(endpoint):
-    for _ in range(3):  # the first of a turn leaves at once, the others at its end
+    for _ in range(3):  # the first is sent at once, the others at the end of the iteration
         endpoint.send(b"x", NOWHERE)
 
 
@@ -87,7 +87,7 @@ async def test_what_cannot_be_sent_to_a_peer_is_told_and_raises_nowhere(
         assert {error.data for error in errors} == {b"x"}
         assert NOWHERE in {error.peer for error in errors}
         assert endpoint.errors() == []
-        # One line of a kind in a second.
+        # One message of each kind per second.
         assert [record.name for record in caplog.records] == ["tomada"]
 
 
@@ -103,7 +103,7 @@ async def test_icmp_errors_in_any_number_end_nothing(runner, caplog):  # noqa: A
         await heard(endpoint)
         errors = endpoint.errors()
         assert {error.errno for error in errors} == {errno.ECONNREFUSED}
-        # The kernel's queue is as long as the receive buffer; ours has the last ones.
+        # The kernel's queue is limited by the receive buffer; the endpoint stores the last ones.
         assert len(errors) <= 256 < endpoint.stats().errors <= 400
         assert endpoint.stats().send_errors == 0
 

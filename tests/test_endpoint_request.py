@@ -1,4 +1,4 @@
-"""``Endpoint.request``: the reply is the answer to the request, with a match and without."""
+"""``Endpoint.request`` returns the reply to its own request, with and without a match."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ async def test_a_server_that_takes_80_ms_answers_each_question_once(asking, inet
             for number in range(10):
                 question = b"question %d" % number
                 assert await endpoint.request(question, match=match) == question
-    # A machine that is held up doubles some, and not each.
+    # A machine that is delayed retransmits some requests, but not all.
     assert len(server.asked) < 1.5 * 10
 
 
@@ -109,7 +109,7 @@ async def test_the_ports_of_requests_are_like_the_endpoints(asking, inet, monkey
 async def test_the_reply_to_a_cancelled_request_is_not_the_next_ones(asking, inet, match):
     with Slow(inet, 0.005) as server:
         async with asking(server) as endpoint:
-            chance = random.Random(5)  # noqa: S311 - chance, and no secret
+            chance = random.Random(5)  # noqa: S311 - not for secrets
             for number in range(40):
                 task = asyncio.ensure_future(
                     endpoint.request(b"cancelled %d" % number, timeout=LONG, match=match)
@@ -172,7 +172,7 @@ async def test_closing_ends_requests_and_leaves_no_descriptor(asking, inet, matc
                     asyncio.ensure_future(endpoint.request(b"x", timeout=LONG, match=match))
                     for _ in range(100)
                 ]
-                while not server.asked:  # noqa: ASYNC110 - a thread's list
+                while not server.asked:  # noqa: ASYNC110 - a thread fills the list
                     await asyncio.sleep(0)
             for task in tasks:
                 with pytest.raises(OSError, match=r"closed|Bad file descriptor") as caught:

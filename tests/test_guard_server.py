@@ -40,7 +40,7 @@ def test_the_counters_of_a_guard_are_those_of_all_workers(workers):
     guard = tomada.Guard(max_size=100)
     with server(lambda data, _: data, guard=guard, workers=workers) as running:
         for _ in range(20):
-            with client(running.address) as sock:  # another peer, which may be another worker's
+            with client(running.address) as sock:  # a new peer, which may reach another worker
                 sock.send(bytes(101))
                 sock.send(b"x")
                 assert sock.recv(10) == b"x"
@@ -111,7 +111,7 @@ def test_a_child_counts_for_its_parent_too(inet):
 
 def test_the_rate_of_ipv6_is_that_of_a_network(network):
     namespace = network.namespace()
-    # A machine has as many addresses of its network as it likes.
+    # A machine can use any address of its network.
     namespace.command("ip", "route", "add", "local", "fd00::/64", "dev", "lo")
     with namespace.open(socket, socket.AF_INET6) as sock:
         namespace.run(sock.bind, ("::", 0))

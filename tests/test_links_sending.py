@@ -1,4 +1,4 @@
-"""Runs of datagrams on their way to several places, which routes and firewalls change meanwhile."""
+"""Runs of datagrams to several destinations, while routes and firewalls change."""
 
 import contextlib
 import socket as std
@@ -25,8 +25,8 @@ every_family = pytest.mark.parametrize("family", ADDRESSES)
 
 
 @pytest.fixture(scope="module")
-def link(namespaces):  # noqa: ARG001 - no test without them
-    """Join two namespaces by a second, narrow pair of devices, beside the usual one."""
+def link(namespaces):  # noqa: ARG001 - requires them
+    """Connect two namespaces by a second pair of devices with a small MTU, beside the usual one."""
     with contextlib.ExitStack() as stack:
         left, right = Network(stack).link()
         left.join(
@@ -50,7 +50,7 @@ def route(namespace, to, *options):
 
 
 def pieces(receiver):
-    """Take what has come, as (length, segment length)."""
+    """Receive all datagrams, as (length, segment length)."""
     receiver.setblocking(False)
     seen = []
     with contextlib.suppress(BlockingIOError):
@@ -76,12 +76,12 @@ def test_a_destination_that_refuses_runs_costs_the_others_none(link, family):
         for _ in range(3):
             calls = sender.stats().send_calls
             datagrams = [bytes(1300)] * 10
-            # The first time the run is refused, and its datagrams leave one by one. A refused call
-            # does not count.
+            # The first run is refused, and its datagrams are sent one by one. Refused calls are
+            # not counted.
             assert sender.send_many(datagrams, other.getsockname()) == 10
             assert pieces(other) == [(1300, None)] * 10
             assert sender.stats().send_calls - calls == 1
-            # Shorter ones leave in one piece, and those to another peer.
+            # Shorter runs are sent in one call, and so are those to another peer.
             assert sender.send_many([bytes(1000)] * 10, other.getsockname()) == 10
             assert pieces(other) == [(10_000, 1000)]
             assert sender.send_many(datagrams, one.getsockname()) == 10
@@ -98,7 +98,7 @@ def test_a_run_that_a_firewall_sends_another_way_arrives_once_at_the_most(
     left, right = link
     here, usual, _ = ADDRESSES[family]
     version, via = ("-6", "fd78::2") if family == "inet6" else ("-4", "10.78.0.2")
-    # The kernel has checked the run against the MTU of its first route when it is sent another way.
+    # The run is rerouted after the kernel has checked it against the MTU of its first route.
     rules = """
         add table inet test
         add chain inet test out { type route hook output priority 0; }

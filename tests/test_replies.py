@@ -1,6 +1,6 @@
-"""A reply is the answer to its request, whatever the network does to datagrams.
+"""Every reply belongs to its request, whatever the network does to datagrams.
 
-``TOMADA_LONG=1`` makes more than 100,000 requests, and prints what became of them.
+``TOMADA_LONG=1`` makes more than 100,000 requests, and prints their results.
 """
 
 import asyncio
@@ -23,14 +23,14 @@ from tomada.asyncio import open_endpoint
 
 IS_LONG = os.environ.get("TOMADA_LONG") == "1"
 
-# How many requests each way of asking makes: one after the other, or many at once.
+# The number of requests of each kind of client: sequential, or many in flight.
 SINGLE = 8000 if IS_LONG else 250
 MANY = 30_000 if IS_LONG else 1000
 
-# Longer than a late datagram takes, and shorter than the patience of who waits for a test.
+# Longer than the delay of a late datagram, and short enough to wait for in a test.
 TIMEOUT = 0.6
 
-# A deadline is missed by no more than what a busy machine holds a thread up for.
+# How much a deadline may be missed by, in seconds, because a busy machine delays threads.
 LATENESS = 10.0
 
 THREADS = 8
@@ -44,7 +44,7 @@ def answers(request, reply):
 
 @pytest.fixture(autouse=True, scope="module")
 def many_descriptors():
-    """Let this process have a socket for each port that was used."""
+    """Allow this process one socket for each used port."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     yield
@@ -58,7 +58,7 @@ def match(request):
 
 @pytest.fixture
 def link(inet):
-    """Give a bad link to a server that answers with what was asked."""
+    """Provide a lossy link to a server that replies with the request's data."""
     with (
         Server(inet, lambda data: [b"reply to " + data]) as server,
         LossyLink(server.address, seed=12) as link,
@@ -69,14 +69,14 @@ def link(inet):
 
 
 class _Forgetful(list):
-    """A list that keeps nothing: the long form would need much memory."""
+    """A list that stores nothing, because the long form would need much memory."""
 
     def append(self, _item):
         pass
 
 
 class Tally:
-    """Counts what became of requests, and fails where one got another's reply."""
+    """Counts the results of requests, and fails if one got another's reply."""
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -100,7 +100,7 @@ class Tally:
             )
         assert self.wrong == 0
         assert self.answered + self.timed_out == total
-        # Four attempts are seldom lost all.
+        # All four attempts are rarely lost.
         assert self.answered > total / 2
 
 
@@ -137,7 +137,7 @@ def test_request_many_over_a_bad_link(link, match):
 
 
 async def test_endpoint_request_over_a_bad_link(runner, link, match):  # noqa: ARG001
-    # With a match they ask one after the other.
+    # With a match, the requests are sequential.
     count = SINGLE // 10 if match else SINGLE
     tally, left = Tally(), iter(questions(count))
 
@@ -157,7 +157,7 @@ async def test_endpoint_request_over_a_bad_link(runner, link, match):  # noqa: A
 
 
 async def test_requests_that_are_cancelled_at_random_over_a_bad_link(runner, link, match):  # noqa: ARG001
-    tally, chance = Tally(), random.Random(3)  # noqa: S311 - chance, and no secret
+    tally, chance = Tally(), random.Random(3)  # noqa: S311 - not for secrets
     count = SINGLE // 10 if match else SINGLE
     left = iter(questions(count))
     cancelled = 0
@@ -184,7 +184,7 @@ async def test_requests_that_are_cancelled_at_random_over_a_bad_link(runner, lin
 
 @pytest.mark.parametrize("way", ["request", "request_many"])
 def test_a_match_that_raises_now_and_then_over_a_bad_link(link, way):
-    chance = random.Random(8)  # noqa: S311 - chance, and no secret
+    chance = random.Random(8)  # noqa: S311 - not for secrets
 
     def moody(request, reply):
         if chance.random() < 0.1:

@@ -1,7 +1,7 @@
 """Progress of the sending side: each call returns or advances, whatever guards and the kernel do.
 
-Every datagram is sent once, or reported as failed, or not sent and accounted for. A call that might
-never return runs in a program of its own, which a test can end.
+Every datagram is sent once, or reported as failed, or not sent and accounted for. Calls that might
+never return run in a separate program that a test can kill.
 """
 
 import errno
@@ -15,7 +15,7 @@ from test_exhaustion_calls import START
 from tomada import socket
 from traffic import numbered, payloads
 
-# More where a long run is asked for.
+# More rounds in the long form.
 ROUNDS = 200 if os.environ.get("TOMADA_LONG") == "1" else 8
 
 SWAPPING = """
@@ -122,7 +122,7 @@ def test_send_many_ends_when_another_thread_has_taken_the_guard_away(count):
 
 
 def test_a_guard_that_a_signal_handler_takes_away_is_gone(faulty):
-    # The handler runs between two steps of one call, with the first datagram refused already.
+    # The handler runs between two steps of one call, after the first datagram was refused.
     program = """
 import signal
 receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -236,7 +236,7 @@ def test_what_a_guard_refuses_costs_the_others_nothing():
         items = [(data, peer.getsockname()) for data in numbered(30)]
         items[5:5] = [(b"to a stranger", ("127.0.0.2", 9))] * 3
         failures = sock.send_many(items, errors="continue")
-        # 20 of 8 bytes, which are all 160.
+        # 20 datagrams of 8 bytes use up the budget of 160 bytes.
         assert [index for index, _ in failures] == [5, 6, 7, *range(23, 33)]
         assert payloads(peer) == numbered(30)[:20]
         assert guard.stats().over_amplification == 13

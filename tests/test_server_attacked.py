@@ -1,4 +1,4 @@
-"""Servers and what strangers send: nothing from outside ends one, or keeps it from others."""
+"""Servers under attack: nothing from outside ends a server or makes it unavailable to others."""
 
 import contextlib
 import itertools
@@ -15,9 +15,9 @@ from support import eventually
 workers = pytest.mark.parametrize("workers", [1, 2])
 takes = pytest.mark.parametrize("takes", ["data", "datagram", "batch"])
 
-# More than a loop could mistake for a fault of its own.
+# More errors than a loop might tolerate before it blames itself.
 MANY = 300
-# As many as find room in a receive buffer of the default size.
+# A number of datagrams that fits into a receive buffer of the default size.
 SOME = 100
 
 HANDLERS = {
@@ -28,7 +28,7 @@ HANDLERS = {
 
 
 def hear_errors(sock):
-    """Have the kernel report what becomes of the datagrams of a socket (``IP_RECVERR``)."""
+    """Have the kernel report failed datagrams of a socket (``IP_RECVERR``)."""
     if sock.family == std.AF_INET6:
         sock.setsockopt(std.IPPROTO_IPV6, 25, 1)
     else:
@@ -37,7 +37,7 @@ def hear_errors(sock):
 
 @contextlib.contextmanager
 def unreachable(kind, other):
-    """Open a socket that hears nobody but ``other``: what others send comes back by ICMP."""
+    """Open a socket that only receives from ``other``; other senders get an ICMP error."""
     with kind.bound(std) as sock:
         sock.connect(other.getsockname())
         yield sock
@@ -62,7 +62,7 @@ def test_no_number_of_peers_that_vanish_ends_a_server(ip, workers, caplog):
             for _ in range(MANY):
                 with contextlib.suppress(ConnectionRefusedError):
                     sock.sendto(b"subscribed?", gone)
-                # The next send would take the error, which is of the socket that they share.
+                # The next send would raise the error, because they share the socket.
                 eventually(lambda: serving.stats().receive_errors > errors)  # noqa: B023
                 errors = serving.stats().receive_errors
             assert ask(serving.address) == b"ping"
@@ -107,7 +107,7 @@ def test_a_flood_of_icmp_errors_of_every_kind_ends_no_server(ip, workers, is_con
             stats = serving.stats()
             assert (stats.received, stats.send_errors, stats.restarts) == (10, 0, 0)
             assert stats.receive_errors > 0
-            # The queue of errors takes no room from datagrams.
+            # A full error queue would take room from datagrams.
             eventually(lambda: not has_errors(sock))
 
 
@@ -128,7 +128,7 @@ def test_no_icmp_error_about_one_peer_costs_another_its_reply(ip, workers):
 
 
 def has_errors(sock):
-    """Say whether there are entries in the error queue."""
+    """Return whether the error queue has entries."""
     poll = select.poll()
     poll.register(sock, 0)
     return bool(poll.poll(0))
@@ -239,7 +239,7 @@ def test_a_handler_that_returns_coroutines_is_told_so_and_warns_of_nothing(takes
     async def answer(*_):
         return b"late"
 
-    def handle(*given):  # not refused at once, as an async handler may be
+    def handle(*given):  # a plain function: an async handler may be refused at once
         return answer(*given)
 
     with server(handle, takes=takes, gro=False) as serving, client(serving.address) as sock:

@@ -1,4 +1,4 @@
-"""What a worker does at its end: `exit`, atexit, threads, and what files have buffered."""
+"""How a worker exits: `exit`, atexit functions, threads, and buffered files."""
 
 import gzip
 import os
@@ -11,7 +11,7 @@ import pytest
 from serving import ask, client, server
 from support import Child, eventually
 
-# Each worker leaves word of its end in every way that Python has.
+# At its end, each worker writes in every way that Python offers.
 PROGRAM = """
 import atexit, gzip, logging, logging.handlers, os, signal, sys, tempfile, threading, time, weakref
 import tomada
@@ -102,7 +102,7 @@ def marks(folder, what):
 
 
 def check_worker(folder, pid, *, handled):
-    """All that a worker had to write is there, once."""
+    """Check that all of a worker's output was written exactly once."""
     for what in ("init", "exit", "atexit", "finalize") + ("thread",) * handled:
         text = marks(folder, what)[pid].read_text()
         assert text == ("True" if what == "exit" else "x"), what

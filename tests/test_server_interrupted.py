@@ -8,7 +8,7 @@ import pytest
 from support import Child
 
 PROGRAM = Path(__file__).with_name("interrupting.py")
-# Every line takes minutes where there are processes to start. By default a sample runs.
+# All lines take minutes if processes are started. By default, only a sample of lines runs.
 IS_LONG = bool(os.environ.get("TOMADA_LONG"))
 OPERATIONS = ("start", "stop", "serve")
 

@@ -1,4 +1,4 @@
-"""The event without a lock: set and waited for by threads and by signal handlers at any line."""
+"""The event without a lock: threads and signal handlers set it and wait for it at any line."""
 
 import signal
 import sys
@@ -35,7 +35,7 @@ def test_waits_that_time_out_leave_nothing():
     latch = Latch()
     for _ in range(100):
         latch.wait(1e-5)
-    assert not latch._waiters  # noqa: SLF001 - nothing else shows them
+    assert not latch._waiters  # noqa: SLF001 - there is no public view of them
 
 
 @pytest.mark.parametrize("line", range(1, 13))

@@ -1,4 +1,4 @@
-"""What a worker leaves to its parent at its end, and what it does not wait for."""
+"""How a worker exits beside a parent with open files, log handlers, threads and processes."""
 
 import pytest
 
@@ -9,7 +9,7 @@ HEAD = """
 import gzip, io, logging, logging.handlers, os, signal, sys, tempfile, threading
 import tomada
 
-logging.basicConfig(stream=sys.stdout)  # what is logged, no test expects
+logging.basicConfig(stream=sys.stdout)  # no test expects a log line
 folder = tempfile.TemporaryDirectory()
 hooks = []
 
@@ -27,7 +27,7 @@ def read(name):
         return sorted(file.read().split())
 
 def serve(**options):
-    # The end has time enough: what hangs is killed at last, with what it has buffered.
+    # A worker that hangs at its end is killed, and its buffered output is lost.
     options = {"workers": 2, "drain": 1} | options
     return tomada.Server(("127.0.0.1", 0), lambda data, _: data, **options)
 """
@@ -60,8 +60,9 @@ with serve(exit=lambda: write("worker")):
 for each in (file, pipe, binary, memory):
     each.flush()
 with open(path("file")) as whole:
-    assert whole.readline() == "first\\n"  # what was written before the start stays there
-print(read("file") == read("binary") == read("log") == sorted(os.read(reader, 999).decode().split()))
+    assert whole.readline() == "first\\n"  # start() has flushed it
+piped = sorted(os.read(reader, 999).decode().split())
+print(read("file") == read("binary") == read("log") == piped)
 print(*read("file"))
 """
     lines = leaving(program).splitlines()

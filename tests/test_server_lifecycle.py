@@ -1,4 +1,4 @@
-"""A server's states: stop from signal handlers, from other threads and inside itself; durations."""
+"""A server's states, and stopping it from signal handlers, other threads, and its own threads."""
 
 import math
 import os
@@ -127,7 +127,7 @@ sys.stdin.readline()
     ended(child)
 
 
-# A server whose handler never returns, and which would wait for it.
+# A server whose handler never returns, so that draining would wait for it.
 DRAINING = """
 def handle(data, _):
     say("called")
@@ -156,7 +156,7 @@ free(address)
     assert seen == {"called", "stopping"}
     child.signal(signal.SIGTERM)
     lines, _ = ended(child)
-    # Where the signal comes before the handler is installed it ends the program.
+    # A signal that arrives before the handler is installed would end the program.
     assert lines == ["asked"]
 
 

@@ -1,4 +1,4 @@
-"""Exceptions of workers: whatever they are, they are told, and harm no other worker."""
+"""Exceptions of workers: each kind is reported, and does not affect other workers."""
 
 import os
 

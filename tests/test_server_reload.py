@@ -1,4 +1,4 @@
-"""SIGHUP to ``tomada serve --app``: new code in new workers, or the old ones and why."""
+"""SIGHUP to ``tomada serve --app``: new workers run new code, or the old ones stay and log why."""
 
 import re
 import signal
@@ -37,13 +37,13 @@ def serving(app):
 
 
 def replies(address):
-    """Ask from ports enough that each worker has had a question."""
+    """Send requests from enough ports to reach every worker."""
     return {ask(address) for _ in range(30)}
 
 
 def test_new_workers_have_new_code_of_every_module(serving, app):
     assert replies(serving.address) == {b"old"}
-    # Of the same length, and most often within the same second.
+    # The same length, and usually within the same second.
     (app / "words.py").write_text("WORD = b'new'\n")
     serving.signal(signal.SIGHUP)
     eventually(lambda: replies(serving.address) == {b"new"})

@@ -1,4 +1,4 @@
-"""Workers that die, stand still, cannot start or are replaced, in any order, until a stop."""
+"""Workers die, stop responding, fail to start or are replaced, in any order, until a stop."""
 
 import contextlib
 import errno
@@ -22,7 +22,7 @@ IS_LONG = bool(os.environ.get("TOMADA_LONG"))
 
 
 class FailingOs:
-    """The module ``os`` of the supervisor, whose fork fails as long as a file is there."""
+    """The supervisor's module ``os``, whose fork fails while a file exists."""
 
     def __init__(self, flag):
         self._flag = flag
@@ -102,8 +102,8 @@ class Supervision(RuleBasedStateMachine):
     def _supervisors(self):
         return set(children(os.getpid())) - self._others
 
-    # What may be done depends on what was done, and not on what has become of it: the same choices
-    # must lead to the same rules.
+    # Preconditions may depend on earlier rules, but not on their results: the same choices must
+    # lead to the same rules.
     is_running = precondition(lambda self: not self._was_stopped)
 
     @is_running
@@ -147,7 +147,7 @@ class Supervision(RuleBasedStateMachine):
     @precondition(lambda self: not self._is_halted)
     @rule()
     def answers(self):
-        """Ask, and be answered, unless too many starts have failed."""
+        """Make a request and expect a reply, unless too many starts have failed."""
         self._no_init.unlink(missing_ok=True)
         self._no_fork.unlink(missing_ok=True)
 

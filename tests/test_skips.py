@@ -1,4 +1,4 @@
-"""What becomes of a run that skips tests, and the program that installs what they use."""
+"""Tests of runs that skip tests, and of the program that installs the required tools."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ def test_it_skips():
 
 
 def pytest_run(folder, reason, *arguments):
-    """Run a module of tests, and return its status and its output's lines."""
+    """Run a module of tests; return its status and its lines of output."""
     path = folder / "test_it.py"
     path.write_text(f"REASON = {reason!r}\n{MODULE}", encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name != "CI"}
@@ -102,7 +102,7 @@ def test_a_package_may_be_missing_where_it_has_no_wheels(monkeypatch, reason, la
 
 @pytest.fixture
 def apt(monkeypatch):
-    """Stand in for apt-get, which has all packages but the one of ``nft``; list its calls."""
+    """Replace apt-get by one that has all packages except that of ``nft``; return its calls."""
     installed, calls = set(), []
 
     def find(program):

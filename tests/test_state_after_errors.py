@@ -1,4 +1,4 @@
-"""What batches and buffers hold after a call has failed, and that it is nothing refused."""
+"""Batches and buffers after a failed call, which must not contain refused datagrams."""
 
 import os
 import random
@@ -160,7 +160,7 @@ def test_random_receives_show_nothing_refused():
 
 
 def receive(sock, step, batch, buffer):
-    """Make a call, and check what it leaves if it fails."""
+    """Make a call and, if it fails, check the state that it leaves."""
     before = bytes(buffer)
     try:
         if step == "batch":

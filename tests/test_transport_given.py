@@ -1,4 +1,4 @@
-"""Sockets that are given to transports and endpoints, and that others hold too."""
+"""Sockets that are given to transports and endpoints, and shared with other holders."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from tomada.asyncio import open_endpoint
 from traffic import numbered, send_run
 from transports import Recorder, turns
 
-# What a transport may change: by level and name.
+# The options that a transport may change, by level and name.
 OPTIONS = (
     (std.IPPROTO_UDP, socket.UDP_GRO),
     (std.IPPROTO_IP, socket.IP_PKTINFO),
@@ -24,19 +24,19 @@ OPTIONS = (
     (std.SOL_SOCKET, socket.SO_TIMESTAMPNS),
 )
 
-# From the kernel: asm-generic has it in its list of socket options.
+# SO_GET_FILTER in the kernel's asm-generic/socket.h.
 SO_GET_FILTER = 26
 
 
 def state(sock):
-    """Tell everything of a socket that its holders share."""
+    """Return all state of a socket that its holders share."""
     options = [sock.getsockopt(*option) for option in OPTIONS]
     has_filter = has_kernel_filter(sock)
     return options, has_filter, os.get_blocking(sock.fileno())
 
 
 def has_kernel_filter(sock):
-    # What it returns is as long as the filter has instructions.
+    # The result has the length of the filter's program.
     try:
         return bool(sock.getsockopt(std.SOL_SOCKET, SO_GET_FILTER, 1024))
     except OSError:
@@ -45,9 +45,9 @@ def has_kernel_filter(sock):
 
 @pytest.fixture(params=[std, socket], ids=["standard", "tomada"])
 def shared(request):
-    """Open a socket, and a duplicate of it that somebody else holds."""
+    """Open a socket, and a duplicate that belongs to another holder."""
     with request.param.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
-        sock.bind(("0.0.0.0", 0))  # noqa: S104 - where the kernel is asked for the address
+        sock.bind(("0.0.0.0", 0))  # noqa: S104 - replies then need the local address
         with std.socket(fileno=os.dup(sock.fileno())) as other:
             yield sock, other
 
@@ -98,7 +98,7 @@ async def test_what_a_transport_changes_is_restored(endpoint, shared, sender, gr
     before = state(other)
     guard = tomada.Guard(deny=["192.0.2.0/24"])
     transport, protocol = await endpoint(sock=sock, gro=gro, guard=guard)
-    transport.get_extra_info("datagram")  # which asks the kernel for all metadata
+    transport.get_extra_info("datagram")  # this enables all metadata options
     await turns(2)
     assert state(other) != before
     assert other.getsockopt(std.IPPROTO_UDP, socket.UDP_GRO) == bool(gro)
@@ -132,7 +132,7 @@ async def test_a_socket_that_merges_is_split(endpoint, shared, sender):
 
 async def test_another_programs_filter_stays(endpoint, shared, sender):
     sock, other = shared
-    # BPF_RET | BPF_K: the first bytes of each datagram, header included, pass; here all.
+    # BPF_RET | BPF_K passes the first bytes of each datagram, including its header: here all.
     program = struct.pack("HBBI", 6, 0, 0, 0xFFFF)
     memory = bytearray(program)
     attach(other, memory)
@@ -154,7 +154,7 @@ def attach(sock, memory):
 async def test_a_construction_that_fails_changes_nothing(endpoint, shared):
     sock, other = shared
     sock.settimeout(5)
-    # The mode of both, which the standard module's timeout has changed.
+    # The blocking mode is shared; the standard module's timeout has changed it.
     before, timeout = state(other), sock.gettimeout()
 
     def fails():

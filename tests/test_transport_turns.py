@@ -1,4 +1,4 @@
-"""Who has its turn when: datagrams beside busy callbacks, and transports beside each other."""
+"""Fair scheduling: datagrams next to busy callbacks, and several transports on one loop."""
 
 import asyncio
 import socket as std
@@ -12,7 +12,7 @@ LOOPS = {"asyncio": asyncio.SelectorEventLoop, "tomada": tomada.asyncio.EventLoo
 
 
 class Slow(Recorder):
-    """Takes a while for each datagram, and notes in which turn it came."""
+    """Takes some time for each datagram, and records the loop iteration of each."""
 
     turn = 0
 
@@ -23,7 +23,7 @@ class Slow(Recorder):
 
 
 def turns_of_datagrams(new_loop, count, rounds):
-    """Say how many turns of a busy loop each of some datagrams waits, in several rounds."""
+    """Return how many iterations of a busy loop each datagram waits, for several rounds."""
 
     async def main():
         loop = asyncio.get_running_loop()
@@ -36,7 +36,7 @@ def turns_of_datagrams(new_loop, count, rounds):
                 Slow.turn, protocol.notes = 0, []
                 while len(protocol.notes) < count and Slow.turn < 100:
                     Slow.turn += 1
-                    await asyncio.sleep(0)  # something is always to be done
+                    await asyncio.sleep(0)  # keeps the loop busy
                 waits.append(protocol.notes)
         transport.close()
         return waits
@@ -100,16 +100,16 @@ def test_flooded_transports_have_equal_shares(is_busy):
     assert min(counts) * 3 >= max(counts), counts
 
 
-FORCE = 33  # SO_RCVBUFFORCE, for root; the others have what net.core.rmem_max gives
+FORCE = 33  # SO_RCVBUFFORCE, which requires root; other users get up to net.core.rmem_max
 
 
 async def wake(loop):
-    """Wait for a turn of the loop in which nothing else has to be done."""
+    """Wait for an iteration of the loop that has nothing else to do."""
     waiter = loop.create_future()
     loop.call_later(0, waiter.set_result, None)
     await waiter
 
 
 async def spin():
-    while True:  # noqa: ASYNC110 - it is what a busy program does
+    while True:  # noqa: ASYNC110 - it imitates a busy program
         await asyncio.sleep(0)

@@ -1,7 +1,7 @@
-"""The programs that the tests use, and where Debian and Ubuntu have them.
+"""The programs that the tests use, and their packages on Debian and Ubuntu.
 
-``python tests/tools.py`` installs what is missing (``make test-tools``). Where it cannot, it says
-what to install and ends well: a mirror's bad hour blocks nothing.
+``python tests/tools.py`` installs missing ones (``make test-tools``). If that fails, it says what
+to install and still succeeds, so a broken mirror does not block anything.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 
-# By program: the package that has it.
+# The package of each program.
 PACKAGES = {
     "cc": "gcc",
     "dig": "bind9-dnsutils",
@@ -32,7 +32,7 @@ PACKAGES = {
 
 ATTEMPTS = 3
 PAUSE = 10
-# A mirror that hangs must not hang its caller: in seconds, for everything.
+# The total time limit in seconds, in case a mirror hangs.
 LONGEST = 600
 
 INSTALL = [
@@ -44,7 +44,7 @@ INSTALL = [
 
 def find(program):
     """Return the path of a program, or ``None``."""
-    # A user's PATH may lack the folders of root's programs.
+    # A user's PATH may lack the directories of system administration programs.
     return shutil.which(program, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
 
 
@@ -57,11 +57,11 @@ def packages_of(programs):
 
 
 def run(command, end):
-    """Run a command that installs something until it ends, and say whether it succeeded."""
+    """Run an installation command, until a moment at most; return whether it succeeded."""
     left = end - time.monotonic()
     if left <= 0:
         return False
-    # tshark's package would ask who may capture.
+    # Otherwise tshark's package asks who may capture.
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     if os.geteuid() != 0:
         command = ["sudo", "--non-interactive", "--preserve-env=DEBIAN_FRONTEND", *command]
@@ -76,7 +76,7 @@ def run(command, end):
 
 
 def again_and_again(command, end):
-    """Run a command until it succeeds, a few times at most, and say whether it did."""
+    """Run a command until it succeeds, at most a few times; return whether it did."""
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(PAUSE * attempt)
@@ -107,7 +107,7 @@ def main():
     end = time.monotonic() + LONGEST
     again_and_again(["apt-get", "update", "--quiet"], end)
     if not again_and_again([*INSTALL, *packages], end):
-        # One package that cannot be had must not hold up the others.
+        # A package that is not available must not prevent the others from being installed.
         for package in packages:
             run([*INSTALL, package], end)
     if lacking := missing():

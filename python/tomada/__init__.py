@@ -1,6 +1,6 @@
-"""UDP sockets for Python on Linux: the socket module's interface over a Rust core.
+"""UDP sockets for Python on Linux: the interface of the socket module, on a Rust core.
 
-``from tomada import socket`` replaces ``import socket``.
+Use ``from tomada import socket`` instead of ``import socket``.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ __all__ = [
     "serve",
 ]
 
-# Who wants a socket alone does not wait for the rest to be imported.
+# Imported on first use, so that programs that only use sockets start faster.
 _MODULES = {"Client": "client", "Server": "server", "serve": "server"}
 
 

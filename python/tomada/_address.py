@@ -1,4 +1,4 @@
-"""Addresses as people write them: ``127.0.0.1:1234``, ``[::1]:1234``, ``/run/it``, ``@name``."""
+"""Addresses in text form: ``127.0.0.1:1234``, ``[::1]:1234``, ``/run/it``, ``@name``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HIGHEST_PORT = 65_535
 
 
 def format_address(address: _Address | _RetAddress | None) -> str:
-    """Write an address of any family; an abstract name of ``AF_UNIX`` begins with ``@``."""
+    """Format an address of any family; an abstract name of ``AF_UNIX`` begins with ``@``."""
     if isinstance(address, tuple):
         host, port = address[:2]
         return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
@@ -26,8 +26,8 @@ def format_address(address: _Address | _RetAddress | None) -> str:
 def check_address(address: Any) -> None:
     """Check that an address is a pair with a port, or a path or name of ``AF_UNIX``.
 
-    :raises TypeError: It is neither, and what it would have to be.
-    :raises ValueError: It is a text that is meant for a pair.
+    :raises TypeError: It is neither; the text says what is required.
+    :raises ValueError: It is a text that looks like a pair.
     """
     if isinstance(address, str | bytes | bytearray):
         _check_path(address)
@@ -66,11 +66,11 @@ def _is_numeric(host: str) -> bool:
 def parse_address(
     text: str, *, host: str = "127.0.0.1", port: int | None = None
 ) -> tuple[str, int] | str:
-    """Read an address: ``HOST:PORT``, ``[HOST]:PORT``, a path with a slash, or ``@`` and a name.
+    """Parse an address: ``HOST:PORT``, ``[HOST]:PORT``, a path with a slash, or ``@`` and a name.
 
-    :param host: The host of ``:PORT`` or a bare ``PORT``.
-    :param port: The port of a text without one; without it such a text is refused.
-    :raises ValueError: The text is none of these, and why.
+    :param host: The default host, for ``:PORT`` or a bare ``PORT``.
+    :param port: The default port. Without it, a text without a port is refused.
+    :raises ValueError: The text is invalid; the exception says why.
     """
     if text.startswith("@"):
         return "\0" + text[1:]

@@ -1,4 +1,4 @@
-"""What to do about an error that the kernel has but a few words for."""
+"""Advice for errors about which the kernel says little."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tomada._address import format_address
 if TYPE_CHECKING:
     from threading import Thread
 
-# By errno, for what cannot be opened or started, for addresses that a server cannot have, and for
-# datagrams that cannot be sent.
+# By errno: for sockets, threads and processes that cannot be opened or started, for addresses that
+# a server cannot use, and for datagrams that cannot be sent.
 OF_OPENING = {
     errno.EMFILE: "this process has as many descriptors as its limit allows: raise it (ulimit -n; "
     "LimitNOFILE= in a unit of systemd), or close some",
@@ -42,7 +42,7 @@ OF_SENDING = {
 
 
 def advise(error: OSError, what: str, advice: dict[int, str] | None = None) -> None:
-    """Add to an error's text what it is about, and what to do."""
+    """Add the subject of an error, and advice, to its text."""
     text = f"{error.strerror}: {what}"
     if advice and error.errno in advice:
         text += f" ({advice[error.errno]})"
@@ -52,7 +52,7 @@ def advise(error: OSError, what: str, advice: dict[int, str] | None = None) -> N
 
 @contextlib.contextmanager
 def advised(address: Any, advice: dict[int, str]) -> Iterator[None]:
-    """Say of an error that there is advice for which address it is about, and what to do."""
+    """Add an address and advice to the text of errors for which there is advice."""
     try:
         yield
     except OSError as error:
@@ -62,7 +62,7 @@ def advised(address: Any, advice: dict[int, str]) -> Iterator[None]:
 
 
 def start_thread(thread: Thread) -> None:
-    """Start a thread, or raise an :class:`OSError` where there can be none."""
+    """Start a thread, or raise :class:`OSError` if the system cannot create one."""
     try:
         thread.start()
     except RuntimeError as error:

@@ -36,20 +36,21 @@ CONSTANTS: Final[dict[str, int]]
 def kind_of(fileno: int, /) -> tuple[int, int]:
     """Return the family and type of an open socket.
 
-    :raises OSError: ``EBADF`` or ``ENOTSOCK``, where the descriptor is no open socket.
+    :raises OSError: ``EBADF`` or ``ENOTSOCK``: the descriptor is not an open socket.
     """
 
 class Socket:
     """A datagram socket of the families ``AF_INET``, ``AF_INET6`` and ``AF_UNIX``.
 
-    Methods of the standard class have its arguments, results, exceptions and audit events. Where a
-    method has to wait, it waits as the socket's timeout says: for ever (``None``), for some seconds
-    (then :class:`TimeoutError`), or not at all (``0``; then :class:`BlockingIOError`). While it
-    waits other threads run, signal handlers run in the main thread and the wait goes on after them
-    (:pep:`475`), and a :meth:`close` in another thread ends it with an :class:`OSError`
-    (``EBADF``). A wait that ends with an exception has taken no datagram.
+    Methods of the standard class have the same arguments, results, exceptions and audit events. A
+    method that has to wait follows the socket's timeout: it waits for ever (``None``), for some
+    seconds (then it raises :class:`TimeoutError`), or not at all (``0``; then it raises
+    :class:`BlockingIOError`). While it waits, other threads run. Signal handlers run in the main
+    thread, and the wait continues after them (:pep:`475`). If another thread calls :meth:`close`,
+    the wait ends with an :class:`OSError` (``EBADF``). A receive that raises an exception has not
+    consumed a datagram.
 
-    Every method may be called from several threads at once. Each datagram goes to one of them.
+    Several threads may call any method at once. Each datagram is returned to one of them.
     """
 
     def __new__(cls, *args: object, **kwargs: object) -> Self: ...
@@ -64,9 +65,9 @@ class Socket:
     ) -> None:
         """Open a new socket, or take over the descriptor ``fileno``.
 
-        With a descriptor, -1 for ``family``, ``type`` or ``proto`` asks the kernel. On failure the
-        descriptor stays open, and the caller's. ``default_timeout`` becomes the timeout, unless
-        ``type`` has ``SOCK_NONBLOCK``.
+        With a descriptor, -1 for ``family``, ``type`` or ``proto`` means to query the kernel. On
+        failure the descriptor stays open, and the caller still owns it. ``default_timeout`` becomes
+        the timeout, unless ``type`` has ``SOCK_NONBLOCK``.
         """
 
     def __del__(self) -> None: ...
@@ -87,27 +88,28 @@ class Socket:
         """The timeout in seconds, as :meth:`gettimeout` returns it."""
 
     def _disconnect(self) -> None:
-        """End the connection, and with it the local address and port that the kernel chose."""
+        """Disconnect the socket, and release the local address and port that the kernel chose."""
 
     def _exchange(self, request: ReadableBuffer, /) -> bytes | None:
-        """Throw away what is queued, send a request, and return the next datagram.
+        """Discard queued datagrams, send a request, and return the next datagram received.
 
-        It returns ``None`` where the request could not be sent, for whatever reason. What it raises
-        comes from waiting for the reply.
+        Returns ``None`` if the request could not be sent, for any reason. Exceptions come from
+        waiting for the reply.
         """
 
     def _accept(self) -> tuple[int, _RetAddress]:
-        """Take a connection, and return its descriptor and the peer's address (``accept4(2)``)."""
+        """Accept a connection; return its descriptor and the peer's address (``accept4(2)``)."""
 
     def bind(self, address: _Address, /) -> None:
-        """Give the socket its local address (``bind(2)``).
+        """Bind the socket to a local address (``bind(2)``).
 
         :param address: ``(host, port)`` for IPv4, ``(host, port[, flowinfo[, scope_id]])`` for
-            IPv6, a path or an abstract name for ``AF_UNIX``. The host ``""`` is every local
-            address, the port 0 any free one. A scope may also stand in the host:
-            ``"fe80::1%eth0"``. A numeric host never asks the resolver; a name is resolved while
+            IPv6, a path or an abstract name for ``AF_UNIX``. The host ``""`` means every local
+            address; the port 0 means any free port. The host may contain a scope:
+            ``"fe80::1%eth0"``. A numeric host never uses the resolver; while a name is resolved,
             other threads run.
-        :raises OSError: ``EADDRINUSE``, ``EADDRNOTAVAIL``, ``EACCES``, ``EINVAL`` (bound before).
+        :raises OSError: ``EADDRINUSE``, ``EADDRNOTAVAIL``, ``EACCES``, or ``EINVAL`` (the socket is
+            already bound).
         :raises socket.gaierror: The host has no address of the socket's family.
         :raises OverflowError: The port is not in 0 to 65535.
         """
@@ -115,29 +117,29 @@ class Socket:
     def close(self) -> None:
         """Close the descriptor (``close(2)``). Closing again does nothing.
 
-        Every call that waits on the socket in another thread ends with an :class:`OSError`. When
-        this returns, no call is using the descriptor any more, so that its number and its port are
-        free. The standard class leaves such a call waiting, and the next datagram to arrive lost.
+        Calls that wait on the socket in other threads end with an :class:`OSError`. When this
+        returns, no call uses the descriptor any longer, so its number and its port are free. (With
+        the standard class such a call keeps waiting, and the next datagram is lost.)
         """
 
     def connect(self, address: _Address, /) -> None:
-        """Set the peer (``connect(2)``): where :meth:`send` sends, and whose datagrams arrive.
+        """Set the peer (``connect(2)``), to which :meth:`send` sends, and from which to receive.
 
-        A datagram that a stranger sent before still waits to be received. After an ICMP error from
-        the peer, the next call raises it (:class:`ConnectionRefusedError`), and a send has then
-        sent nothing. The arguments and exceptions are those of :meth:`bind`.
+        Datagrams that other senders sent earlier are still queued. After an ICMP error from the
+        peer, the next call raises it (:class:`ConnectionRefusedError`); if that call is a send, it
+        has not sent anything. The arguments and exceptions are those of :meth:`bind`.
         """
 
     def connect_ex(self, address: _Address, /) -> int:
-        """Connect as :meth:`connect`, but return the errno, or 0, instead of raising it.
+        """Connect like :meth:`connect`, but return the errno (0 for success) instead of raising it.
 
-        A bad argument or a name without an address raises an exception all the same.
+        A wrong argument, or a name without an address, still raises an exception.
         """
 
     def detach(self) -> int:
-        """Close the object without closing the descriptor, and return the descriptor, or -1.
+        """Close the object without closing the descriptor; return the descriptor, or -1 if closed.
 
-        Calls that wait on the socket are ended as by :meth:`close`.
+        Calls that wait on the socket end as with :meth:`close`.
         """
 
     def fileno(self) -> int:
@@ -149,18 +151,18 @@ class Socket:
     def getpeername(self) -> _RetAddress:
         """Return the peer's address (``getpeername(2)``).
 
-        :raises OSError: ``ENOTCONN``, where there is none.
+        :raises OSError: ``ENOTCONN``: the socket has no peer.
         """
 
     def getsockname(self) -> _RetAddress:
-        """Return the socket's own address (``getsockname(2)``)."""
+        """Return the socket's local address (``getsockname(2)``)."""
 
     @overload
     def getsockopt(self, level: int, optname: int, /) -> int:
-        """Get an option (``getsockopt(2)``).
+        """Return an option's value (``getsockopt(2)``).
 
-        :param buflen: How many bytes to read, 1 to 1024; without it the option is an ``int``.
-        :return: The ``int``, or the bytes that the kernel gave.
+        :param buflen: The number of bytes to read, 1 to 1024. Without it the value is an ``int``.
+        :return: The ``int``, or the bytes that the kernel returned.
         """
 
     @overload
@@ -169,18 +171,19 @@ class Socket:
         """Return the timeout in seconds; ``None`` waits for ever."""
 
     def listen(self, backlog: int = 128, /) -> None:
-        """Let peers connect (``listen(2)``); a datagram socket raises ``EOPNOTSUPP``."""
+        """Accept connections (``listen(2)``). A datagram socket raises ``EOPNOTSUPP``."""
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """Receive one datagram (``recv(2)``).
 
-        A datagram longer than ``bufsize`` bytes loses its end without a sign, but in
-        ``stats().truncated``. An empty one is ``b""``. A large ``bufsize`` costs nothing.
+        A datagram longer than ``bufsize`` bytes is truncated; only ``stats().truncated`` shows it.
+        An empty datagram is ``b""``. A large ``bufsize`` costs nothing.
 
-        :raises TimeoutError: None came within the timeout.
-        :raises BlockingIOError: None is there, and the timeout is 0 or, without a timeout, the
-            kernel would not let the call wait: ``flags`` has ``MSG_DONTWAIT`` or ``MSG_ERRQUEUE``,
-            ``O_NONBLOCK`` is set on the descriptor by whatever means, or the time of
+        :raises TimeoutError: No datagram arrived within the timeout.
+        :raises BlockingIOError: No datagram is queued, and the timeout is 0. Without a timeout,
+            this
+            means that the kernel does not let the call wait: ``flags`` has ``MSG_DONTWAIT`` or
+            ``MSG_ERRQUEUE``, ``O_NONBLOCK`` is set on the descriptor (by any means), or the time of
             ``SO_RCVTIMEO`` has passed.
         :raises ConnectionRefusedError: The connected peer's host answered an earlier datagram with
             an ICMP error.
@@ -188,52 +191,54 @@ class Socket:
         """
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
-        """Receive one datagram into a buffer, and return its length; otherwise as :meth:`recv`.
+        """Receive one datagram into a buffer, and return its length; otherwise like :meth:`recv`.
 
-        After an exception the buffer is as it was. A datagram that the :attr:`guard` refuses is
-        never in it.
+        If this raises, the buffer is unchanged. A datagram that the :attr:`guard` refuses is never
+        written to it.
 
-        :param nbytes: How much of the buffer to use; 0 is all of it.
+        :param nbytes: How many bytes of the buffer to use; 0 means all.
         """
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, _RetAddress]:
-        """Receive one datagram and its sender's address; otherwise as :meth:`recv`.
+        """Receive one datagram and its sender's address; otherwise like :meth:`recv`.
 
-        The address is ``(host, port)`` for IPv4, ``(host, port, flowinfo, scope_id)`` for IPv6, a
-        ``str`` or, for an abstract name, ``bytes`` for ``AF_UNIX``; ``None`` for a sender without.
+        The address is ``(host, port)`` for IPv4 and ``(host, port, flowinfo, scope_id)`` for IPv6.
+        For ``AF_UNIX`` it is a ``str``, ``bytes`` for an abstract name, or ``None`` for a sender
+        without an address.
         """
 
     def recvfrom_into(
         self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0
     ) -> tuple[int, _RetAddress]:
-        """Receive one datagram into a buffer, as :meth:`recv_into`, and its sender's address."""
+        """Receive one datagram into a buffer, like :meth:`recv_into`; also return the sender."""
 
     def recvmsg(
         self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[bytes, list[_CMSG], int, _RetAddress]:
         """Receive one datagram with control messages (``recvmsg(2)``).
 
-        :param ancbufsize: Room for control messages, in bytes; see :func:`socket.CMSG_SPACE`.
-        :return: The data; a list of ``(level, type, data)``; flags such as ``MSG_TRUNC`` (the
-            datagram was longer) and ``MSG_CTRUNC`` (the control messages were); the sender.
+        :param ancbufsize: The room for control messages in bytes; see :func:`socket.CMSG_SPACE`.
+        :return: The data; a list of ``(level, type, data)``; flags such as ``MSG_TRUNC`` (the data
+            is
+            truncated) and ``MSG_CTRUNC`` (the control messages are truncated); the sender.
         """
 
     def recvmsg_into(
         self, buffers: Iterable[WriteableBuffer], ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[int, list[_CMSG], int, _RetAddress]:
-        """Receive one datagram into several buffers in turn; otherwise as :meth:`recvmsg`."""
+        """Receive one datagram into a sequence of buffers; otherwise like :meth:`recvmsg`."""
 
     def send(self, data: ReadableBuffer, flags: int = 0, /) -> int:
         """Send one datagram to the connected peer (``send(2)``), and return its length.
 
-        :raises OSError: ``EMSGSIZE``, where it is longer than the protocol or the path allows;
-            ``EDESTADDRREQ``, where there is no peer.
+        :raises OSError: ``EMSGSIZE``: the datagram is longer than the protocol or the path allows;
+            ``EDESTADDRREQ``: the socket has no peer.
         :raises ConnectionRefusedError: As in :meth:`recv`; nothing was sent.
-        :raises TimeoutError: The socket's buffer had no room within the timeout.
+        :raises TimeoutError: The socket's buffer stayed full for the whole timeout.
         """
 
     def sendall(self, data: ReadableBuffer, flags: int = 0, /) -> None:
-        """Send one datagram as :meth:`send`; a stream socket goes on until all is sent."""
+        """Send one datagram like :meth:`send`. A stream socket sends until all data is sent."""
 
     def sendmsg(
         self,
@@ -246,69 +251,72 @@ class Socket:
         """Send one datagram gathered from several buffers, with control messages (``sendmsg(2)``).
 
         :param ancdata: Tuples ``(level, type, data)``.
-        :param address: Where to; without it, to the connected peer.
+        :param address: The destination; without it, the connected peer.
         """
 
     @overload
     def sendto(self, data: ReadableBuffer, address: _Address, /) -> int:
         """Send one datagram to an address (``sendto(2)``), and return its length.
 
-        The address is as in :meth:`bind`, the exceptions as in :meth:`send`.
+        The address has the form described in :meth:`bind`; the exceptions are those of
+        :meth:`send`.
         """
 
     @overload
     def sendto(self, data: ReadableBuffer, flags: int, address: _Address, /) -> int: ...
     @property
     def gro(self) -> bool:
-        """Whether the kernel may hand over datagrams glued together (``UDP_GRO``, ``udp(7)``).
+        """Whether the kernel may deliver coalesced datagrams (``UDP_GRO``, ``udp(7)``).
 
-        Set it for a socket that receives much from few peers: one trip through the kernel then
-        brings up to 64 datagrams of one size from one peer. Every receiving method takes them apart
-        again, in order; nothing else changes for who calls them. What a call did not take waits in
-        the socket (:attr:`pending`), where ``select`` and other processes do not see it: that is
-        why it is off by default. A loop around ``select`` looks at :attr:`pending` first.
+        Switch it on for a socket that receives many datagrams from few peers: one system call then
+        receives up to 64 datagrams of equal size from one peer. Every receiving method splits them
+        again, in order, so callers see no difference. Datagrams that a call did not take wait in
+        the socket's backlog (:attr:`pending`), which ``select`` and other processes do not see.
+        Therefore it is off by default, and a loop around ``select`` must check :attr:`pending`
+        first.
 
-        Switching it off takes over what the kernel has queued, which is then :attr:`pending` too. A
-        run that arrives in that very moment may come as one datagram.
+        Switching it off moves the datagrams that the kernel has queued into the backlog. Datagrams
+        that the kernel coalesces at that very moment may be received as one.
 
-        :raises OSError: ``EOPNOTSUPP`` or ``ENOPROTOOPT``, where the socket is not UDP or the
-            kernel older than 5.0.
+        :raises OSError: ``EOPNOTSUPP`` or ``ENOPROTOOPT``: the socket is not a UDP socket, or the
+            kernel is older than 5.0.
         """
 
     @gro.setter
     def gro(self, is_on: bool) -> None: ...
     @property
     def guard(self) -> Guard | None:
-        """The :class:`Guard` of what arrives, if any; several sockets may have the same.
+        """The :class:`Guard` that checks received datagrams, or None. Sockets may share a guard.
 
-        Every receiving method passes over what it refuses, as if it had not come. After 1024
-        refusals in a row one that does not wait raises :class:`BlockingIOError`, although there may
-        be more, as ``select`` then says: so that a flood does not hold the caller up. What waits in
-        the socket when it is given a guard is checked too.
+        Every receiving method skips the datagrams that it refuses. After 1024 consecutive refusals,
+        a method that does not wait raises :class:`BlockingIOError`, so that a flood cannot keep the
+        caller busy; ``select`` still reports the socket as readable. A new guard also checks the
+        datagrams that are in the backlog.
 
         Setting it attaches the guard's kernel filter to the socket, unless a filter was set with
-        ``SO_ATTACH_FILTER``, or the kernel refuses it; then the guard does its work.
+        ``SO_ATTACH_FILTER`` or the kernel rejects it; then the guard itself checks the networks.
 
-        :raises OSError: ``EAFNOSUPPORT``; it is for ``AF_INET`` and ``AF_INET6``.
+        :raises OSError: ``EAFNOSUPPORT``: the family is neither ``AF_INET`` nor ``AF_INET6``.
         """
 
     @guard.setter
     def guard(self, guard: Guard | None) -> None: ...
     @property
     def pending(self) -> int:
-        """How many datagrams were taken from the kernel and wait for the next receive of any kind.
+        """The number of datagrams in the backlog: received from the kernel, not yet handed out.
 
-        There are some only with :attr:`gro`, when a call wanted fewer than came glued together.
-        They come first, in order, and end the wait of another thread. :meth:`close` drops them.
+        The backlog is only used with :attr:`gro`, when a call took fewer datagrams than the kernel
+        had coalesced. The next receive of any kind returns them first, in order; a thread that
+        waits for a datagram is woken to take them. :meth:`close` drops them.
         """
 
     @property
     def spin(self) -> float:
-        """How long a receive stays awake and tries again before it sleeps, in seconds; 0 at first.
+        """How long a receive polls before it sleeps, in seconds. The default is 0.
 
-        A thread that sleeps needs 30 to 70 µs to wake up; one that spins has the datagram within a
-        few. Other Python threads run meanwhile. The price is one processor core, fully used for as
-        long as no datagram comes, up to this time for each wait: for who has a core to spare.
+        A sleeping thread needs 30 to 70 µs to wake up; a polling one receives the datagram within a
+        few. Other Python threads run meanwhile. The price is one fully used processor core while
+        no datagram arrives, for up to this time per wait. Use it only if there is a core to spare.
 
         :raises ValueError: It is negative or not a number.
         """
@@ -316,15 +324,15 @@ class Socket:
     @spin.setter
     def spin(self, seconds: float) -> None: ...
     def errors(self) -> list[DatagramError]:
-        """Take what the kernel has noted about datagrams that failed on their way.
+        """Return the kernel's reports about sent datagrams that failed, and remove them.
 
-        It notes them once it was told to, by ``setsockopt(IPPROTO_IP, IP_RECVERR, 1)`` or
-        ``setsockopt(IPPROTO_IPV6, IPV6_RECVERR, 1)`` (``ip(7)``, ``ipv6(7)``). With that option the
-        next call on the socket also raises such an error, even where it is not connected. Never
-        waits; an empty list means that there is nothing. Up to 256 notes are kept while a call
-        waits for datagrams, beyond which the oldest go; ``stats().errors`` has counted them. Other
-        entries of the queue, such as timestamps of what was sent, stay for :meth:`recvmsg` with
-        ``MSG_ERRQUEUE``.
+        The kernel reports them after ``setsockopt(IPPROTO_IP, IP_RECVERR, 1)`` or
+        ``setsockopt(IPPROTO_IPV6, IPV6_RECVERR, 1)`` (``ip(7)``, ``ipv6(7)``). With that option,
+        the next call on the socket also raises such an error, even if the socket is not connected.
+        This never waits; without reports the list is empty. While a call waits for datagrams, up to
+        256 reports are stored; beyond that the oldest are dropped, but ``stats().errors`` counts
+        them. Other entries of the error queue, such as timestamps of sent datagrams, stay there for
+        :meth:`recvmsg` with ``MSG_ERRQUEUE``.
         """
 
     def join_group(
@@ -332,19 +340,20 @@ class Socket:
     ) -> None:
         """Join a multicast group (``MCAST_JOIN_GROUP``, ``MCAST_JOIN_SOURCE_GROUP``, :rfc:`3678`).
 
-        From the first on, the socket gets only what is sent to groups that it joined itself, and
-        not what other sockets of this machine joined (``IP_MULTICAST_ALL`` off), unless the option
-        was set before. Bind the socket to the group's port. For sending, the options
-        ``IP_MULTICAST_LOOP`` (do own sockets of this machine hear it), ``IP_MULTICAST_TTL`` (how
-        far it goes; 1 stays on the link) and ``IP_MULTICAST_IF``, or those of IPv6, hold.
+        After the first join, the socket receives only from groups that it has joined itself, not
+        from groups joined by other sockets of this machine (``IP_MULTICAST_ALL`` is switched off),
+        unless the option was set before. Bind the socket to the group's port. For sending, set
+        ``IP_MULTICAST_LOOP`` (whether sockets of this machine receive it), ``IP_MULTICAST_TTL``
+        (how many hops it may take; 1 stays on the link) and ``IP_MULTICAST_IF``, or their IPv6
+        equivalents.
 
         :param group: The group's address.
-        :param interface: By name, by index, or by an address that it has; without it, the routes
-            decide.
-        :param source: The only sender to hear, by address; without it, every one.
-        :raises ValueError: The group is none, or the source of another family.
-        :raises OSError: With what to do: ``ENOBUFS`` (too many groups), ``ENODEV`` (no such
-            interface, or no route), ``EADDRINUSE`` (joined before), …
+        :param interface: The interface's name, index, or one of its addresses; without it, the
+            routing table decides.
+        :param source: The address of the only sender to receive from; without it, any sender.
+        :raises ValueError: The group is not a multicast address, or the source has another family.
+        :raises OSError: With advice: ``ENOBUFS`` (too many groups), ``ENODEV`` (the interface does
+            not exist, or there is no route), ``EADDRINUSE`` (already joined), …
         """
 
     def leave_group(
@@ -353,43 +362,43 @@ class Socket:
         """Leave a multicast group that was joined with the same arguments. Closing leaves all."""
 
     def recv_batch(self, batch: Batch, flags: int = 0) -> int:
-        """Receive into a :class:`Batch`, over what it holds, and return how many datagrams.
+        """Receive into a :class:`Batch`, replacing its content; return the number of datagrams.
 
-        Waits for one datagram, then takes all that are there, as far as the batch has slots
-        (``recvmmsg(2)``); or those that are :attr:`pending`, where there are some. No Python object
-        is made for a datagram. Nothing is truncated, as long as the batch's slots are as long as
-        the datagrams: they are for every datagram of IP.
+        Waits for one datagram, then receives all that are queued, up to the batch's number of slots
+        (``recvmmsg(2)``). If the backlog (:attr:`pending`) is not empty, receives that instead. It
+        does not create a Python object per datagram. Datagrams are not truncated as long as they
+        fit into a slot; the default slot size fits every IP datagram.
 
-        After an exception the batch is empty, unless it is one of these:
+        If this raises an exception, the batch is empty, except after these two:
 
         :raises RuntimeError: Another call is using the batch.
         :raises ValueError: ``flags`` has ``MSG_PEEK`` or ``MSG_ERRQUEUE``.
         """
 
     def recv_datagram(self, flags: int = 0) -> Datagram:
-        """Receive one datagram with all that is known of it, as :meth:`recv_datagrams`."""
+        """Receive one datagram with its metadata, like :meth:`recv_datagrams`."""
 
     def recv_datagrams(self, max_datagrams: int = 64, flags: int = 0) -> list[Datagram]:
-        """Receive datagrams with all that the kernel tells about each; else as :meth:`recv_many`.
+        """Receive datagrams with the kernel's metadata; otherwise like :meth:`recv_many`.
 
-        The first call makes the kernel tell it (``SO_TIMESTAMPNS``, ``IP_PKTINFO``, ``IP_RECVTTL``,
-        ``IP_RECVTOS``, ``SO_RXQ_OVFL``, and IPv6's). An option that was set before, on or off,
-        stays as it is. Of datagrams that were in the queue before, the interface is not known.
+        The first call enables the metadata (``SO_TIMESTAMPNS``, ``IP_PKTINFO``, ``IP_RECVTTL``,
+        ``IP_RECVTOS``, ``SO_RXQ_OVFL``, and the IPv6 equivalents). Options that were already set,
+        on or off, are left unchanged. The interface of datagrams queued before the first call is
+        not known.
         """
 
     def recv_many(self, max_datagrams: int = 64, flags: int = 0) -> list[tuple[bytes, _RetAddress]]:
-        """Wait for one datagram, then take all that are there, up to a maximum (``recvmmsg(2)``).
+        """Wait for a datagram, then receive all that are queued, up to a maximum (``recvmmsg(2)``).
 
-        Returns at least one, each as :meth:`recvfrom` would, but never truncated. It does not wait
-        for the maximum to come together, and where datagrams come as fast as it takes them, it
+        Returns at least one datagram, each in the form of :meth:`recvfrom`, but never truncated. It
+        does not wait for the maximum number. If datagrams arrive as fast as it receives them, it
         returns after 50 ms.
 
         :raises ValueError: The maximum is less than 1, or ``flags`` has ``MSG_PEEK`` or
             ``MSG_ERRQUEUE``.
-        :raises OSError: As :meth:`recvfrom`; an error that comes after a datagram is kept for the
-            next call. ``ESHUTDOWN``, without a timeout, where the socket is shut down for
-            receiving: :meth:`recv` returns ``b""`` there, which in a list would be an empty
-            datagram.
+        :raises OSError: As in :meth:`recvfrom`; an error that occurs after a datagram is raised by
+            the next call. ``ESHUTDOWN``: the socket has no timeout and is shut down for receiving.
+            (There, :meth:`recv` returns ``b""``, which in a list would mean an empty datagram.)
         """
 
     @overload
@@ -403,7 +412,8 @@ class Socket:
     ) -> int:
         """Send the datagrams of a :class:`Batch`, each to its own address, or all to ``address``.
 
-        One without an address goes to the connected peer. Otherwise as :meth:`send_many`.
+        A datagram without an address is sent to the connected peer. Otherwise like
+        :meth:`send_many`.
 
         :raises RuntimeError: Another call is using the batch.
         """
@@ -426,24 +436,26 @@ class Socket:
         *,
         errors: Literal["raise"] = "raise",
     ) -> int:
-        """Send many datagrams, in order, and return how many (``sendmmsg(2)``).
+        """Send many datagrams in order, and return how many were sent (``sendmmsg(2)``).
 
         :param datagrams: Bytes-like objects for ``address`` or, without it, for the connected peer;
-            or pairs ``(bytes-like, address)``. An IPv4 address will do on an IPv6 socket too.
-            Consecutive ones of one size to one peer leave as one send that the kernel splits
-            (``UDP_SEGMENT``), where it can. With ``UDP_CORK`` or ``MSG_MORE`` the kernel joins the
-            datagrams instead. An iterable is read up to 4096 items ahead.
+            or pairs ``(bytes-like, address)``. An IPv6 socket also accepts IPv4 addresses.
+            Consecutive datagrams of equal size to one peer are sent in one call that the kernel
+            splits (``UDP_SEGMENT``), if it can. With ``UDP_CORK`` or ``MSG_MORE`` the kernel joins
+            the datagrams instead. An iterable is read up to 4096 items ahead.
         :param errors: With ``"raise"``, the first datagram that fails ends the call with its
-            exception, whose ``index`` says which it was, and ``sent`` how many left before it. With
-            ``"continue"`` all are tried, and the call returns a list of ``(index, exception)``;
-            where several leave as one send, ``ENOBUFS`` and ``ENOMEM`` are about all of them. An
-            exception of a signal handler's, of an audit hook's or of the iterable's own ends the
-            call in either case, as it is; so does a close.
-        :raises BlockingIOError: With the timeout 0, where there was no room for the first. Where
-            there was room for some, the call returns how many.
-        :raises TimeoutError: There was no room for the next within the timeout, which holds for the
-            whole call. ``sent`` says how many left.
-        :raises TypeError: An item is no datagram. Those before it have left, as ``sent`` says.
+            exception. The exception's ``index`` says which datagram it was, and ``sent`` how many
+            were sent before it. With ``"continue"``, all datagrams are tried, and the call returns
+            a list of ``(index, exception)``; if several were sent in one call, ``ENOBUFS`` and
+            ``ENOMEM`` are reported for all of them. In either case, an exception from a signal
+            handler, an audit hook or the iterable ends the call unchanged, and so does a close.
+        :raises BlockingIOError: The timeout is 0, and there was no room for the first datagram. If
+            there was room for some, the call returns how many were sent.
+        :raises TimeoutError: There was no room for the next datagram within the timeout of the
+            whole
+            call. ``sent`` says how many were sent.
+        :raises TypeError: An item is not a datagram. Those before it were sent; ``sent`` says how
+            many.
         """
 
     @overload
@@ -456,7 +468,7 @@ class Socket:
         errors: Literal["continue"],
     ) -> list[tuple[int, OSError]]: ...
     def stats(self) -> Stats:
-        """Return the socket's counters since it was opened. They outlive :meth:`close`."""
+        """Return the socket's counters since it was opened. They remain available after close."""
 
     def setblocking(self, flag: bool, /) -> None:
         """Set the timeout to ``None`` (true) or 0 (false)."""
@@ -465,10 +477,10 @@ class Socket:
     def setsockopt(
         self, level: int, optname: int, value: int | ReadableBuffer, optlen: None = None, /
     ) -> None:
-        """Set an option (``setsockopt(2)``) to an ``int``, to bytes, or to nothing with a length.
+        """Set an option (``setsockopt(2)``) to an ``int``, to bytes, or to None with a length.
 
-        Where the kernel gives a smaller ``SO_RCVBUF`` or ``SO_SNDBUF`` than was asked for, which
-        it does in silence, a :class:`RuntimeWarning` names the limit.
+        If the kernel silently sets a smaller ``SO_RCVBUF`` or ``SO_SNDBUF`` than requested, a
+        :class:`RuntimeWarning` names the limit.
         """
 
     @overload
@@ -480,89 +492,92 @@ class Socket:
         """
 
     def shutdown(self, how: int, /) -> None:
-        """Shut down receiving, sending or both (``shutdown(2)``), as ``SHUT_RD``, … say.
+        """Shut down receiving, sending or both (``shutdown(2)``).
 
-        :raises OSError: ``ENOTCONN``, where the socket is not connected.
+        :param how: ``SHUT_RD``, ``SHUT_WR`` or ``SHUT_RDWR``.
+        :raises OSError: ``ENOTCONN``: the socket is not connected.
         """
 
 @final
 class Batch:
-    """A reusable container of datagrams, in one piece of memory.
+    """A reusable container of datagrams in one block of memory.
 
     ``Batch(slots=64, *, slot_size=65536)``
 
-    Made for :meth:`Socket.recv_batch` and :meth:`Socket.send_batch`. It has the buffer protocol:
-    ``memoryview(batch)`` is the memory, writable, and with :attr:`offsets` and :attr:`lengths` says
-    where each payload lies; numpy reads all three without a copy. They stay valid while the batch
-    exists, and show what it holds by then: the next receive overwrites the last one's payloads.
+    Use it with :meth:`Socket.recv_batch` and :meth:`Socket.send_batch`. It supports the buffer
+    protocol: ``memoryview(batch)`` is its writable memory, and :attr:`offsets` and :attr:`lengths`
+    say where each payload is; numpy can use all three without a copy. They stay valid as long as
+    the batch exists, and always show its current content: the next receive overwrites the
+    previous payloads.
 
-    One call at a time may use a batch, so that each thread wants its own: while one receives or
-    sends, those of others raise :class:`RuntimeError`.
+    Only one call at a time may use a batch, so give each thread its own. While one thread receives
+    or sends, calls in others raise :class:`RuntimeError`.
 
-    :param slots: How many of the kernel's messages a receive takes at the most, 1 to 4096. A
-        message is one datagram or, with :attr:`Socket.gro`, up to 64 of one size. A slot takes
-        address space, and memory as far as datagrams reach into it.
-    :param slot_size: The longest message, in bytes. The default holds any datagram of IP; a
-        longer one of ``AF_UNIX`` is truncated.
+    :param slots: The maximum number of kernel messages per receive, 1 to 4096. A message is one
+        datagram or, with :attr:`Socket.gro`, up to 64 of equal size. A slot reserves address space;
+        it uses memory only where datagrams are stored.
+    :param slot_size: The longest message in bytes. The default fits every IP datagram; a longer
+        ``AF_UNIX`` datagram is truncated.
     :raises ValueError: An argument is out of range.
-    :raises MemoryError: There is not so much address space.
+    :raises MemoryError: There is not enough address space.
     """
 
     def __new__(cls, slots: int = 64, *, slot_size: int = 65536) -> Self: ...
     @property
     def slots(self) -> int:
-        """How many of the kernel's messages a receive takes at the most."""
+        """The maximum number of kernel messages per receive."""
 
     @property
     def offsets(self) -> memoryview:
-        """Where each payload starts, in bytes: read-only, in the format ``"I"``."""
+        """The start of each payload in bytes: read-only, in the format ``"I"``."""
 
     @property
     def lengths(self) -> memoryview:
-        """How long each payload is, in bytes: read-only, in the format ``"I"``."""
+        """The length of each payload in bytes: read-only, in the format ``"I"``."""
 
     @property
     def addresses(self) -> list[_RetAddress]:
-        """Each datagram's address: its sender's, or that given to :meth:`append`, or None."""
+        """Each datagram's address: its sender's, or the one passed to :meth:`append`, or None."""
 
     @property
     def truncated(self) -> list[int]:
-        """The indexes of received datagrams whose end was cut off, for want of ``slot_size``."""
+        """The indexes of datagrams that were truncated because ``slot_size`` was too small."""
 
     def append(self, data: ReadableBuffer, address: _Address | None = None) -> None:
-        """Copy a datagram in behind the others.
+        """Append a copy of a datagram.
 
         After a receive, :meth:`clear` the batch first.
 
-        :param address: Where :meth:`Socket.send_batch` sends it; without it, to its own ``address``
-            argument, or to the connected peer.
+        :param address: Where :meth:`Socket.send_batch` sends it. Without it, the ``address``
+            argument
+            of that method applies, or else the connected peer.
         :raises ValueError: There is no room.
         """
 
     def extend(self, data: ReadableBuffer, size: int, address: _Address | None = None) -> None:
-        """Cut a buffer into datagrams of ``size`` bytes, the last perhaps shorter, and append them.
+        """Split a buffer into datagrams of ``size`` bytes and append them; the last may be shorter.
 
         :raises ValueError: There is no room for all of them, and none was appended; or ``size`` is
             0.
         """
 
     def clear(self) -> None:
-        """Take all datagrams out."""
+        """Remove all datagrams."""
 
     def __len__(self) -> int:
-        """Return how many datagrams there are."""
+        """Return the number of datagrams."""
 
     def __getitem__(self, index: int, /) -> memoryview:
         """Return a payload, as a view of the batch's memory."""
 
     def __iter__(self) -> Iterator[tuple[memoryview, _RetAddress]]:
-        """Go through payloads and addresses."""
+        """Iterate over pairs of payload and address."""
 
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @final
 class Datagram:
-    """A received datagram with all that the kernel tells about it. Immutable."""
+    """A received datagram with the kernel's metadata. Immutable."""
 
     @property
     def data(self) -> bytes:
@@ -570,11 +585,11 @@ class Datagram:
 
     @property
     def address(self) -> _RetAddress:
-        """The sender's address, as :meth:`Socket.recvfrom` gives it."""
+        """The sender's address, in the form of :meth:`Socket.recvfrom`."""
 
     @property
     def host(self) -> str | None:
-        """The sender's IP address; that of an IPv4 peer of an IPv6 socket as plain IPv4."""
+        """The sender's IP address. An IPv4 peer of an IPv6 socket has a plain IPv4 address."""
 
     @property
     def port(self) -> int | None:
@@ -582,46 +597,47 @@ class Datagram:
 
     @property
     def destination(self) -> str | None:
-        """The IP address that was asked: one of this machine, a group's, or a broadcast address."""
+        """The IP address it was sent to: one of this machine, a group, or a broadcast address."""
 
     @property
     def interface(self) -> int | None:
-        """The index of the interface that it came by; see :func:`socket.if_indextoname`."""
+        """The index of the receiving interface; see :func:`socket.if_indextoname`."""
 
     @property
     def timestamp_ns(self) -> int | None:
-        """When the kernel received it, in nanoseconds since 1970 UTC (as :func:`time.time_ns`)."""
+        """When the kernel received it, in nanoseconds since 1970 UTC (see :func:`time.time_ns`)."""
 
     @property
     def ttl(self) -> int | None:
-        """Its time to live (IPv4) or hop limit (IPv6) on arrival."""
+        """The time to live (IPv4) or hop limit (IPv6) on arrival."""
 
     @property
     def tos(self) -> int | None:
-        """Its type of service (IPv4) or traffic class (IPv6): six bits of DSCP, two of ECN."""
+        """The type of service (IPv4) or traffic class (IPv6): six bits of DSCP, two of ECN."""
 
     @property
     def ecn(self) -> int | None:
-        """Its explicit congestion notification, 0 to 3 (:rfc:`3168`)."""
+        """The explicit congestion notification, 0 to 3 (:rfc:`3168`)."""
 
     @property
     def truncated(self) -> bool:
-        """Whether the end of the payload was cut off."""
+        """Whether the payload was truncated."""
 
     @property
     def kernel_drops(self) -> int:
-        """How many datagrams the kernel had dropped for the socket when this one was queued.
+        """How many of the socket's datagrams the kernel had dropped when this one was queued.
 
-        Those that a filter refused are among them: the kernel does not tell them apart here.
+        This includes datagrams that a filter refused, because the kernel does not distinguish them
+        here.
         """
 
     def reply(self, data: ReadableBuffer, flags: int = 0) -> int:
-        """Send an answer from the address that was asked, and return its length.
+        """Send a reply from the address that the datagram was sent to, and return its length.
 
-        On a machine of several addresses a plain ``sendto`` answers from the address that the route
-        prefers, and a peer that is connected to another one never hears it. An answer to a group or
-        a broadcast leaves from the interface's own address. Errors are those of
-        :meth:`Socket.sendto`.
+        On a machine with several addresses, a plain ``sendto`` replies from the address that the
+        routing table prefers, and a peer that is connected to another address never receives it. A
+        reply to a multicast or broadcast datagram is sent from the interface's own address. The
+        exceptions are those of :meth:`Socket.sendto`.
         """
 
     def __len__(self) -> int:
@@ -629,27 +645,27 @@ class Datagram:
 
 @final
 class DatagramError:
-    """What the kernel noted about a datagram that failed on its way. Immutable."""
+    """The kernel's report about a sent datagram that failed. Immutable."""
 
     @property
     def peer(self) -> _RetAddress:
-        """Where the datagram was sent to; the port is 0 where the kernel does not tell it."""
+        """The datagram's destination; the port is 0 if the kernel does not report it."""
 
     @property
     def errno(self) -> int:
-        """Why it failed, as ``ECONNREFUSED``, ``EHOSTUNREACH`` or ``EMSGSIZE``."""
+        """The error number, such as ``ECONNREFUSED``, ``EHOSTUNREACH`` or ``EMSGSIZE``."""
 
     @property
     def offender(self) -> str | None:
-        """The IP address of the router or host that said so; ``None`` for this machine itself."""
+        """The IP address of the router or host that reported it; ``None`` for this machine."""
 
     @property
     def mtu(self) -> int | None:
-        """With ``EMSGSIZE``, the longest packet that the path takes, in bytes, headers included."""
+        """With ``EMSGSIZE``, the path's maximum packet size in bytes, including headers."""
 
     @property
     def origin(self) -> int:
-        """Who found out: a constant ``SO_EE_ORIGIN_…``."""
+        """The origin of the report: a constant ``SO_EE_ORIGIN_…``."""
 
     @property
     def type(self) -> int:
@@ -661,21 +677,21 @@ class DatagramError:
 
     @property
     def data(self) -> bytes:
-        """The beginning of the datagram, as far as the ICMP message quotes it."""
+        """The beginning of the datagram, as much as the ICMP message quotes."""
 
 def end_with_parent(signal: int, /) -> None:
     """Have the kernel send this process a signal when its parent ends (``PR_SET_PDEATHSIG``)."""
 
 def steer(socket: Socket, how: str, sockets: int, /) -> None:
-    """Steer the datagrams for a group of sockets that share a port (``SO_REUSEPORT``).
+    """Steer datagrams within a reuseport group (``SO_REUSEPORT``).
 
     :param how: ``"hash"``, ``"cpu"`` or ``"random"``: see :class:`tomada.Server`.
-    :param sockets: How many sockets the group will have.
+    :param sockets: The number of sockets that the group will have.
     """
 
 @final
 class ServerCore:
-    """The inside of :class:`tomada.Server`. Its interface is not public."""
+    """The internals of :class:`tomada.Server`. Not a public interface."""
 
     def __new__(
         cls,
@@ -688,46 +704,46 @@ class ServerCore:
     ) -> ServerCore: ...
     @property
     def is_delivering(self) -> bool:
-        """Whether the calling thread is in the handler."""
+        """Whether the calling thread is inside the handler."""
 
     def prepare(self) -> None:
-        """Take the memory that receiving needs, for the calling thread, which is to :meth:`run`.
+        """Allocate the memory for receiving, in the thread that will call :meth:`run`.
 
-        :raises MemoryError: There is none.
+        :raises MemoryError: Allocation failed.
         """
 
     def run(self, wakeup_fd: int | None = None) -> int:
-        """Receive, call the handler and send its answers until :meth:`stop` is called.
+        """Receive, call the handler and send its replies until :meth:`stop` is called.
 
-        :param wakeup_fd: What :func:`signal.set_wakeup_fd` writes to can be read from it. It must
-            be open until this returns.
-        :return: How many received datagrams had to be left unhandled, for lack of time.
+        :param wakeup_fd: The other end of the descriptor passed to :func:`signal.set_wakeup_fd`. It
+            must stay open until this returns.
+        :return: How many received datagrams were not handled, because time ran out.
         """
 
     def stop(self, drain: float | None = None) -> None:
         """End :meth:`run`.
 
-        After what was received or, given the seconds that this may take at the most, after all that
-        is queued.
+        :param drain: First answer all queued datagrams, for at most this many seconds. Without it,
+            answer only those already received.
         """
 
     def sendto(self, data: ReadableBuffer, address: _Address) -> None:
-        """Send a datagram: from a handler together with the replies, from elsewhere at once."""
+        """Send a datagram: in a handler together with the replies, elsewhere at once."""
 
 @final
 class ServerCounters:
-    """Counters that a server's processes share. Its interface is not public."""
+    """Counters that a server's processes share. Not a public interface."""
 
     def __new__(cls, workers: int) -> ServerCounters: ...
     def add_restart(self, worker: int) -> None:
-        """Count that a worker died and is started again."""
+        """Count a worker that died and is restarted."""
 
     def stats(self, kernel_drops: int, filter_drops: int) -> ServerStats:
-        """Add up what all workers have counted."""
+        """Return the sums over all workers."""
 
 @final
 class ServerStats:
-    """What all workers of a server have counted since it was started. Immutable."""
+    """The sums of all workers' counters since the server was started. Immutable."""
 
     @property
     def received(self) -> int:
@@ -735,38 +751,38 @@ class ServerStats:
 
     @property
     def received_bytes(self) -> int:
-        """Their payload, in bytes."""
+        """The payload bytes received."""
 
     @property
     def receive_calls(self) -> int:
-        """System calls that brought them: the number of batches."""
+        """System calls that received datagrams: the number of batches."""
 
     @property
     def sent(self) -> int:
-        """Datagrams sent: taken by the kernel, which does not mean that they arrived."""
+        """Datagrams sent: accepted by the kernel, which does not mean that they arrived."""
 
     @property
     def sent_bytes(self) -> int:
-        """Their payload, in bytes."""
+        """The payload bytes sent."""
 
     @property
     def send_calls(self) -> int:
-        """System calls that took them."""
+        """System calls that sent datagrams."""
 
     @property
     def truncated(self) -> int:
-        """Received datagrams whose end was cut off, which a server's buffers rule out."""
+        """Truncated datagrams. A server's buffers are large enough to avoid them."""
 
     @property
     def refused(self) -> int:
-        """Datagrams that the workers' guards refused; they count as nothing else here."""
+        """Datagrams that the workers' guards refused. No other counter includes them."""
 
     @property
     def kernel_drops(self) -> int:
         """Datagrams that the kernel dropped since the start: see :attr:`Stats.kernel_drops`.
 
-        What was sent is ``received + refused + kernel_drops + filter_drops``, once nothing waits in
-        the queue.
+        The number of datagrams sent to the server is ``received + refused + kernel_drops +
+        filter_drops``, once its queue is empty.
         """
 
     @property
@@ -775,34 +791,34 @@ class ServerStats:
 
     @property
     def handler_errors(self) -> int:
-        """Replies that the handler failed to make: exceptions, wrong types, too many bytes.
+        """Replies that the handler did not produce: exceptions, wrong types, too many bytes.
 
-        Datagrams, too, that there was no memory to call it with.
+        This includes datagrams for which there was not enough memory to call the handler.
         """
 
     @property
     def send_errors(self) -> int:
-        """Datagrams that the kernel refused, or that waited too long for room."""
+        """Datagrams that the kernel refused, or for which there was no room for too long."""
 
     @property
     def receive_errors(self) -> int:
-        """Errors that receiving reported, on a connected socket or one with ``IP_RECVERR``.
+        """Errors that receive calls returned, on a connected socket or one with ``IP_RECVERR``.
 
-        Most are ICMP messages about datagrams that were sent earlier. They are logged once in a
-        while, and stop nothing.
+        Most are ICMP messages about datagrams that were sent earlier. They are logged at a limited
+        rate, and do not stop the server.
         """
 
     @property
     def handler_time(self) -> float:
-        """Seconds spent in the handler, and in making its arguments."""
+        """Seconds spent in the handler, and in creating its arguments."""
 
     @property
     def restarts(self) -> int:
-        """Workers that died and were started again."""
+        """Workers that died and were restarted."""
 
     @property
     def batch_sizes(self) -> dict[int, int]:
-        """How many batches had up to 1, 2, 4, … datagrams, and more than half as many."""
+        """The number of batches by size: up to 1, 2, 4, … datagrams, and more than half of that."""
 
 @final
 class Stats:
@@ -810,121 +826,125 @@ class Stats:
 
     @property
     def received(self) -> int:
-        """Datagrams received, those that are :attr:`Socket.pending` included."""
+        """Datagrams received, including the backlog (:attr:`Socket.pending`)."""
 
     @property
     def received_bytes(self) -> int:
-        """Their payload, in bytes."""
+        """The payload bytes received."""
 
     @property
     def receive_calls(self) -> int:
-        """System calls that brought them."""
+        """System calls that received datagrams."""
 
     @property
     def sent(self) -> int:
-        """Datagrams sent: taken by the kernel, which does not mean that they arrived."""
+        """Datagrams sent: accepted by the kernel, which does not mean that they arrived."""
 
     @property
     def sent_bytes(self) -> int:
-        """Their payload, in bytes."""
+        """The payload bytes sent."""
 
     @property
     def send_calls(self) -> int:
-        """System calls that took them."""
+        """System calls that sent datagrams."""
 
     @property
     def truncated(self) -> int:
-        """Received datagrams whose end was cut off, because the buffer was too small.
+        """Datagrams that were truncated because the buffer was too small.
 
-        They are among those that :attr:`received` counts.
+        :attr:`received` includes them.
         """
 
     @property
     def refused(self) -> int:
-        """Datagrams that :attr:`Socket.guard` refused; they count as nothing else here."""
+        """Datagrams that :attr:`Socket.guard` refused. No other counter includes them."""
 
     @property
     def kernel_drops(self) -> int:
-        """Datagrams that the kernel dropped (``SO_MEMINFO``), up to this moment.
+        """Datagrams that the kernel has dropped so far (``SO_MEMINFO``).
 
-        Because the socket's buffer was full or a checksum was wrong; and those that this process
-        had no memory to keep, which then do not count as received. What was sent is ``received +
-        refused + kernel_drops + filter_drops``, once nothing waits in the queue, except with
-        :attr:`Socket.gro`: of a run that was glued together, the kernel counts one, and so each
+        The kernel drops a datagram if the socket's buffer is full or its checksum is wrong. This
+        also includes datagrams that this process could not store because it was out of memory;
+        :attr:`received` does not include those. The number of datagrams sent to the socket is
+        ``received + refused + kernel_drops + filter_drops``, once its queue is empty. With
+        :attr:`Socket.gro` that is not exact: the kernel counts coalesced datagrams as one, so each
         drop stands for 1 to 128 datagrams.
 
-        The kernel counts since it opened the socket, which duplicates share. Its counter has 32
-        bits; counting goes on beyond, if this is read now and then.
+        The kernel counts from the creation of the socket, and duplicates share the count. Its
+        counter has 32 bits; this one continues beyond if it is read occasionally.
         """
 
     @property
     def filter_drops(self) -> int:
-        """Datagrams that the socket's filter in the kernel refused (``SO_ATTACH_FILTER``).
+        """Datagrams that the socket's kernel filter refused (``SO_ATTACH_FILTER``).
 
-        The filter of a :class:`Guard` with ``allow`` or ``deny``, or your own. The kernel counts
-        them together with those that it had no room for. They are told apart at each call of
-        ``stats()``, by the counters of the network namespace (``RcvbufErrors`` and ``InErrors`` in
-        ``/proc/net/snmp``): while another socket of the namespace overflows, some count in
-        :attr:`kernel_drops`. All do before Linux 5.14, without ``/proc``, and where the socket is
-        in another namespace than the calling thread.
+        It is the filter of a :class:`Guard` with ``allow`` or ``deny``, or your own. The kernel has
+        one counter for these and for datagrams that found no room. Each call of ``stats()``
+        separates them by means of the network namespace's counters (``RcvbufErrors`` and
+        ``InErrors`` in ``/proc/net/snmp``). While another socket of the namespace overflows, some
+        are counted in :attr:`kernel_drops` instead. All are before Linux 5.14, without ``/proc``,
+        and if the socket is in another namespace than the calling thread.
         """
 
     @property
     def errors(self) -> int:
-        """Entries that came out of the error queue."""
+        """Entries read from the error queue."""
 
     @property
     def send_errors(self) -> int:
-        """Datagrams that a transport, an endpoint or a server accepted and could not send.
+        """Datagrams that a transport, an endpoint or a server accepted but could not send.
 
-        A call that sends a datagram itself, such as ``sendto`` of a socket, raises instead.
+        A call that sends directly, such as a socket's ``sendto``, raises an exception instead.
         """
 
     def __eq__(self, other: object, /) -> bool: ...
 
 @final
 class Guard:
-    """A check on what arrives, made before Python hears of it.
+    """Checks datagrams before they reach Python, and limits what is sent in reply.
 
-    For a socket (``sock.guard = guard``), an endpoint of :mod:`tomada.asyncio` or a server
-    (``guard=``). Each part that is given is a check; they are made in this order, and a datagram is
-    refused by the first that fails. A refused datagram is counted, and nobody is told.
+    Use it with a socket (``sock.guard = guard``), an endpoint of :mod:`tomada.asyncio` or a server
+    (``guard=``). Each parameter that you pass adds a check. The checks run in the order below, and
+    the first that fails refuses the datagram. A refused datagram is counted; its sender gets no
+    answer.
 
-    A *source* is an address without its port, or its network: see ``prefixes``. IPv4 addresses
-    mapped to IPv6 are IPv4 addresses.
+    A *source* is an address without its port, or a network: see ``prefixes``. IPv4-mapped IPv6
+    addresses count as IPv4 addresses.
 
-    **Memory.** The table of sources has a fixed size (32 bytes each, 8 MiB as it comes), and a key
-    of its own, so that nobody can choose whom he displaces. A source becomes *known* when it is
-    heard over at least a second; half of the table is for the known, and one keeps its place there
-    as long as it is heard within every minute, whatever else arrives. The other half is for
-    strangers. A stranger who finds it full takes the place of one that used its rate least, and
-    what that one had used counts against the newcomer: so none gets more than its rate by being
-    forgotten in a flood, and strangers may be refused in one, but known peers are not.
+    **Memory.** The table of sources has a fixed size (32 bytes per source, 8 MiB by default). It is
+    hashed with a secret key, so an attacker cannot choose which source to displace. A source
+    becomes *known* once it has sent datagrams over a period of at least one second. Half of the
+    table is for known sources. One of them keeps its entry as long as it sends at least one
+    datagram per minute, whatever else arrives. The other half is for strangers. If it is full, a
+    new stranger replaces the one that has used the least of its rate, and inherits that usage. So
+    a flood cannot give a source more than its rate by making the guard forget it. During a flood,
+    strangers may be refused, but known peers are not.
 
     :param allow: Networks (``"192.0.2.0/24"``, an address, or objects of :mod:`ipaddress`). If
-        given, others are refused.
-    :param deny: Networks to refuse. Where both have a source, the longest prefix decides.
-    :param max_size: The longest payload to let pass, in bytes.
-    :param ceiling: How many datagrams a second may come in all, a tenth of a second's worth at
-        once. Strangers leave half of that to the known, who so have the first turn.
-    :param rate: How many datagrams a second may come from one source.
-    :param burst: How many at once; a second's worth if not given.
-    :param prefixes: How many leading bits make a source, for IPv4 and IPv6. With ``(24, 56)`` the
-        rate is that of a network. A single machine has a /64 of IPv6 addresses, so that a rate for
-        longer prefixes limits nobody.
-    :param amplification: How many bytes of payload may go to an address for each that was let in
-        from it; 3 in QUIC (:rfc:`9000#section-8`). It may have another's address in its datagrams,
-        who would get the answers. More raises :class:`PermissionError`, in transports by
-        ``error_received``. An address that was not heard from may be sent nothing. Hearing from it
-        again proves nothing; see :meth:`validate`. The peer that a socket is connected to is not
-        limited.
-    :param sources: How many sources the table has, 8 to 16,777,216, rounded up to a power of two.
-        Make it eight times as many as there are known peers.
-    :param kernel_filter: Have the kernel drop what ``allow`` and ``deny`` refuse, before it takes
-        time or room (``SO_ATTACH_FILTER``). It then counts in ``filter_drops`` of the socket's
-        :class:`Stats`, and not here.
-    :raises ValueError: A network is none, has host bits set, or is in both lists; a number makes no
-        sense.
+        given, all others are refused.
+    :param deny: Networks to refuse. If both lists contain a source, the longest prefix wins.
+    :param max_size: The maximum payload size in bytes.
+    :param ceiling: The maximum number of datagrams per second from all sources together, in bursts
+        of up to a tenth of a second's worth. Strangers may use only half of it, so known sources
+        have priority.
+    :param rate: The maximum number of datagrams per second from one source.
+    :param burst: The maximum number at once; by default, one second's worth.
+    :param prefixes: The prefix lengths that define a source, for IPv4 and IPv6. With ``(24, 56)``
+        the rate applies to networks. A single machine has a whole IPv6 /64, so a rate for longer
+        prefixes limits nobody.
+    :param amplification: How many payload bytes may be sent to an address for each byte admitted
+        from it; 3 in QUIC (:rfc:`9000#section-8`). A sender can forge its source address; the
+        victim would receive your replies. Sending more raises :class:`PermissionError`, or calls
+        ``error_received`` in transports. Nothing can be sent to an address that has not sent
+        anything. Further datagrams from an address do not prove that it is genuine; see
+        :meth:`validate`. A connected socket's peer is not limited.
+    :param sources: The size of the table, 8 to 16,777,216 sources, rounded up to a power of two.
+        Choose eight times the number of known peers.
+    :param kernel_filter: Have the kernel drop datagrams that ``allow`` and ``deny`` refuse, before
+        they cost time or buffer space (``SO_ATTACH_FILTER``). They are counted in ``filter_drops``
+        of the socket's :class:`Stats`, not here.
+    :raises ValueError: A network is invalid, has host bits set, or is in both lists; or a number is
+        out of range.
     """
 
     def __new__(
@@ -945,33 +965,34 @@ class Guard:
     def kernel_filter(self) -> bytes | None:
         """The networks as an array of ``struct sock_filter`` (classic BPF).
 
-        ``None`` where there is no list, or ``kernel_filter=False``, or the program would be longer
-        than the kernel's limit of 4096 instructions: lists of about a thousand networks that do not
-        touch. Then the guard alone decides.
+        ``None`` without ``allow`` and ``deny``, with ``kernel_filter=False``, and if the program
+        would exceed the kernel's limit of 4096 instructions (about a thousand networks that are not
+        adjacent). Then the guard itself checks the networks.
         """
 
     def attach(self, sock: Any, /) -> None:
-        """Attach :attr:`kernel_filter` alone to a socket of any module (``SO_ATTACH_FILTER``).
+        """Attach only :attr:`kernel_filter` to a socket of any module (``SO_ATTACH_FILTER``).
 
-        :raises ValueError: There is none.
-        :raises OSError: ``ENOMEM``, where it is longer than ``net.core.optmem_max`` allows.
+        :raises ValueError: This guard does not have a kernel filter.
+        :raises OSError: ``ENOMEM``: it is larger than ``net.core.optmem_max`` allows.
         """
 
     def stats(self) -> GuardStats:
-        """Return what became of the datagrams so far, on all sockets that have this guard.
+        """Return the counters of all sockets that have this guard.
 
-        In this process and in all that were forked from the one that made the guard, such as the
-        workers of a server, those that have ended included.
+        They include the process that created the guard and all processes forked from it, such as
+        the workers of a server, even if they have ended.
         """
 
     def validate(self, address: str | tuple[Any, ...], /) -> None:
-        """Vouch for an address: it is known, and ``amplification`` does not hold for it any more.
+        """Mark an address as genuine: it becomes known, and ``amplification`` no longer limits it.
 
-        Call it when a peer has sent something that it can only know from what it was sent, such as
-        a random number out of the first answer. Only that proves that it has the address. The word
-        holds until the address was silent for ten minutes and its place is wanted.
+        Call it when a peer has sent something that it can only know from a datagram sent to it,
+        such as a random number from the first reply. Nothing else proves that the peer has the
+        address. The mark lasts at least until the address has been silent for ten minutes; then a
+        newer source may replace it.
 
-        :param address: A numeric host, or an address as a receive gives it; the port is ignored.
+        :param address: A numeric host, or an address as returned by a receive; the port is ignored.
         """
 
 @final
@@ -980,15 +1001,15 @@ class GuardStats:
 
     @property
     def admitted(self) -> int:
-        """Datagrams that were let in."""
+        """Datagrams that were admitted."""
 
     @property
     def refused(self) -> int:
-        """Datagrams that came and were not: the sum of the four that follow."""
+        """Received datagrams that were refused: the sum of the next four counters."""
 
     @property
     def denied(self) -> int:
-        """Of a network that ``allow`` and ``deny`` keep out, unless the kernel has dropped them."""
+        """From a network that ``allow`` or ``deny`` excludes, unless the kernel dropped it."""
 
     @property
     def oversized(self) -> int:
@@ -996,29 +1017,29 @@ class GuardStats:
 
     @property
     def over_rate(self) -> int:
-        """More than the ``rate`` of their source."""
+        """Above the ``rate`` of their source."""
 
     @property
     def over_ceiling(self) -> int:
-        """More than the ``ceiling``."""
+        """Above the ``ceiling``."""
 
     @property
     def over_amplification(self) -> int:
-        """Datagrams that were to be sent, and not, for ``amplification``."""
+        """Datagrams that were not sent, because of ``amplification``."""
 
     def __eq__(self, other: object, /) -> bool: ...
 
 @final
 class Turn:
-    """A counter that an event loop raises once for each of its turns."""
+    """A counter of an event loop's iterations."""
 
     def __new__(cls) -> Turn: ...
     def advance(self) -> None:
-        """Begin the next turn."""
+        """Begin the next iteration."""
 
 @final
 class TransportCore:
-    """The inside of :class:`tomada.asyncio.DatagramTransport`. Its interface is not public."""
+    """The internals of :class:`tomada.asyncio.DatagramTransport`. Not a public interface."""
 
     def __new__(
         cls,
@@ -1037,59 +1058,59 @@ class TransportCore:
 
     @property
     def buffered(self) -> int:
-        """How many bytes wait to be sent."""
+        """The number of bytes in the send backlog."""
 
     @property
     def queued(self) -> int:
-        """How many datagrams wait to be sent."""
+        """The number of datagrams in the send backlog."""
 
     def set_high_water(self, bytes: int) -> None:
-        """Set from how many bytes on the transport is told that the buffer is too long."""
+        """Set the size in bytes above which the transport is told that the backlog is too large."""
 
     def set_protocol(self, protocol: Any) -> None:
         """Set the protocol that datagrams are delivered to."""
 
     def clear(self) -> None:
-        """Forget what waits to be sent."""
+        """Drop the send backlog."""
 
     def raise_mistakes(self) -> None:
-        """From now on, raise the caller's own mistakes instead of telling the protocol."""
+        """From now on, raise the caller's mistakes instead of reporting them to the protocol."""
 
     def lose(self) -> None:
-        """From now on, sending only warns."""
+        """From now on, only warn when a datagram is sent."""
 
     def restore_options(self) -> None:
-        """Undo what was changed of a socket that others use too."""
+        """Restore the options of a socket that has other users."""
 
     def unlink(self) -> None:
-        """Let go of the loop, the transport and the protocol."""
+        """Drop the references to the loop, the transport and the protocol."""
 
     def datagram(self) -> Datagram | None:
-        """Return the datagram that is being delivered, with its metadata."""
+        """Return the datagram being delivered, with its metadata."""
 
     def read_ready(self) -> None:
-        """Deliver the datagrams that are there, for a while, and send what the protocol answers."""
+        """Deliver queued datagrams for a limited time, and send the protocol's replies."""
 
     def resume(self) -> None:
-        """Go on where the last drain stopped for lack of time."""
+        """Continue a delivery that ran out of time."""
 
     def recvfrom(self) -> tuple[bytes, _RetAddress]:
-        """Take a datagram and its sender's address."""
+        """Receive a datagram and its sender's address."""
 
     def recv_many(self, max_datagrams: int) -> list[tuple[bytes, _RetAddress]]:
-        """Take all datagrams that are there, up to a maximum, with their senders' addresses."""
+        """Receive all queued datagrams, up to a maximum, with their senders' addresses."""
 
     def read_errors(self) -> bool:
-        """Tell the protocol of what the error queue has, and return whether there may be more."""
+        """Report the error queue's entries to the protocol; return whether there may be more."""
 
     def sendto(self, data: ReadableBuffer, addr: _Address | None = None) -> None:
-        """Send a datagram: at once, or with others at the end of the turn."""
+        """Send a datagram: at once, or with others at the end of the iteration."""
 
     def sendto_many(self, datagrams: Iterable[Any], addr: _Address | None = None) -> None:
-        """Send many datagrams, all for one address, or each a pair with its own."""
+        """Send many datagrams, all to one address, or each as a pair with its own."""
 
     def flush(self) -> None:
-        """Send what waits for the end of the turn."""
+        """Send the datagrams that wait for the end of the iteration."""
 
     def write_ready(self) -> None:
-        """Send what waits for room in the socket's buffer."""
+        """Send the datagrams that wait for room in the socket's buffer."""

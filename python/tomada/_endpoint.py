@@ -1,4 +1,4 @@
-"""The endpoint of :mod:`tomada.asyncio`: datagrams for tasks, in place of callbacks."""
+"""The endpoint of :mod:`tomada.asyncio`: datagrams for tasks instead of callbacks."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ if TYPE_CHECKING:
     from tomada._core import Datagram, DatagramError, Socket, Stats
     from tomada._transport import DatagramTransport
 
-# A task that finds datagrams without waiting lets others run after so many seconds. It looks at the
-# clock once for so many datagrams.
+# The time in seconds after which a task that receives without waiting lets others run, and the
+# number of datagrams between two looks at the clock.
 LONGEST_RUN = 500e-6
 LOOK = 16
 
 
 class Endpoint:
-    """A datagram socket for tasks: what :func:`tomada.asyncio.open_endpoint` makes.
+    """A datagram socket for tasks, created by :func:`tomada.asyncio.open_endpoint`.
 
-    There is no queue of its own: datagrams wait in the socket's buffer until a task asks, and the
-    kernel counts those that find it full (``endpoint.stats().kernel_drops``). A task that is
-    cancelled while it waits loses none. Several tasks may receive at once; each datagram goes to
-    one of them.
+    It has no queue of its own: datagrams wait in the socket's buffer until a task receives them. If
+    the buffer is full, the kernel drops and counts them (``endpoint.stats().kernel_drops``).
+    Cancelling a task that waits loses no datagram. Several tasks may receive at once; each datagram
+    is returned to one of them.
 
-    An endpoint with a peer (``remote_addr``) raises what went wrong with earlier datagrams, as ICMP
-    messages report it, once, as an :class:`OSError`, from the next method that receives or from
+    An endpoint with a peer (``remote_addr``) raises errors of earlier datagrams, which ICMP
+    messages report, as :class:`OSError`: once each, from the next method that receives or from
     :meth:`drain`.
 
-    An endpoint without a peer serves many, and none of them can end it. No method raises what goes
-    wrong with a datagram because of its peer: a port 0, a host or network that cannot be reached, a
-    path that is too narrow, a refusal by a filter, the kernel or the endpoint's guard, or an ICMP
-    message (with ``IP_RECVERR``). Such errors are counted in :meth:`stats` (``send_errors``,
-    ``errors``), kept for :meth:`errors`, and logged at most once per second, as warnings of the
+    An endpoint without a peer communicates with many peers, and no peer can end it. Its methods do
+    not raise errors about a single peer: a port 0, an unreachable host or network, a datagram
+    larger than the path's MTU, a refusal by a filter, the kernel or the endpoint's guard, or an
+    ICMP message (with ``IP_RECVERR``). Such errors are counted in :meth:`stats` (``send_errors``,
+    ``errors``), stored for :meth:`errors`, and logged at most once per second, as warnings of the
     logger ``tomada``.
 
-    After :meth:`aclose`, which ``async with`` calls, every method raises :class:`OSError` with
-    ``EBADF``, those that wait among them, and ``async for`` ends.
+    After :meth:`aclose`, which ``async with`` calls, all methods raise :class:`OSError` with
+    ``EBADF``, including those that are waiting, and ``async for`` ends.
     """
 
     def __init__(self, transport: DatagramTransport, events: Events) -> None:
@@ -82,24 +82,24 @@ class Endpoint:
     # Receiving
 
     async def recv(self) -> tuple[bytes, Any]:
-        """Receive a datagram, and its sender's address."""
+        """Receive a datagram and its sender's address. Cancelling is safe."""
         datagram: tuple[bytes, Any] = await self._receive(self._core.recvfrom)
         return datagram
 
     async def recv_many(self, max_datagrams: int = 64) -> list[tuple[bytes, Any]]:
-        """Wait for one datagram, and receive all that are there, up to a maximum."""
+        """Wait for one datagram, and receive all that are queued, up to a maximum."""
         datagrams: list[tuple[bytes, Any]] = await self._receive(
             self._core.recv_many, max_datagrams
         )
         return datagrams
 
     async def recv_datagram(self) -> Datagram:
-        """Receive a datagram with its metadata, as :meth:`tomada.socket.socket.recv_datagram`."""
+        """Receive a datagram with metadata, like :meth:`tomada.socket.socket.recv_datagram`."""
         datagram: Datagram = await self._receive(self._socket.recv_datagram)
         return datagram
 
     async def __aiter__(self) -> AsyncGenerator[tuple[bytes, Any], None]:
-        """Receive datagrams, as :meth:`recv` does, until the endpoint is closed."""
+        """Receive datagrams, like :meth:`recv`, until the endpoint is closed."""
         take = self._core.recvfrom
         try:
             while not self.is_closing():
@@ -129,7 +129,7 @@ class Endpoint:
                 taken = take(*args)
             except BlockingIOError:
                 if has_waited:
-                    # Readable, and no datagram: then it is the error queue.
+                    # The socket is readable without a datagram, so the error queue has entries.
                     self._core.read_errors()
                     self._rearm()
                     if self._events.errors:
@@ -140,21 +140,21 @@ class Endpoint:
                 continue
             else:
                 if self._readiness.waiters and self._socket.pending:
-                    self._readiness.wake()  # the kernel says nothing of what it has handed over
+                    self._readiness.wake()  # the kernel does not report datagrams in the backlog
                 return taken
             await self._readiness.wait()
             self._rested = time.monotonic()
             has_waited = True
 
     def _pass_on(self, error: OSError) -> None:
-        """Raise what a receive has raised, unless it is about one of many peers."""
+        """Raise the error of a receive, unless it is about one of many peers."""
         self._rearm()
         if self._events.peer_errors is None or error.errno not in FROM_PEERS:
             raise error
         self._events.error_received(error)
 
     async def _rest(self) -> None:
-        """Let others run, if that was long ago."""
+        """Let other tasks run, if this one has run for long enough."""
         now = time.monotonic()
         if now - self._rested >= LONGEST_RUN:
             self._rested = now
@@ -167,18 +167,18 @@ class Endpoint:
     # Sending
 
     def send(self, data: Any, addr: Any = None) -> None:
-        """Send a datagram: to ``addr``, or to the peer of a connected endpoint.
+        """Send a datagram to ``addr``, or to the peer of a connected endpoint.
 
-        It leaves at once if it is the first in this turn of the loop; further ones leave together,
-        at the end of the turn. When the socket's buffer is full they wait, in order. Nothing limits
-        how many: call :meth:`drain` now and then.
+        The first datagram in an iteration of the loop is sent at once; others are sent together at
+        the end of the iteration. If the socket's buffer is full, datagrams wait in the send
+        backlog, in order. Its size is not limited, so call :meth:`drain` regularly.
 
-        A peer that asked one of several local addresses is answered from that address.
+        A reply is sent from the local address that the peer has sent its request to.
 
         The caller's own mistakes are raised: a datagram that is too long for IP (more than 65,507
-        bytes over IPv4), a host name that has no address, a wrong type. An endpoint with a peer
-        also raises why the kernel refuses a datagram that leaves at once. An endpoint without a
-        peer does not: see :meth:`errors`.
+        bytes over IPv4), a host name without an address, a wrong type. If the kernel refuses a
+        datagram that is sent at once, an endpoint with a peer also raises this. An endpoint without
+        a peer does not: see :meth:`errors`.
 
         :raises OSError: The datagram cannot be sent.
         """
@@ -191,9 +191,10 @@ class Endpoint:
     def send_many(self, datagrams: Iterable[Any], addr: Any = None) -> None:
         """Send many datagrams: all to ``addr`` or the peer, or each a pair with its own address.
 
-        They leave at once, together, but for what finds the socket's buffer full.
+        They are sent at once, together. Those that find the socket's buffer full wait.
 
-        :raises OSError: One of them cannot be sent, as with :meth:`send`. The others were, or wait.
+        :raises OSError: A datagram cannot be sent, as in :meth:`send`. The others were sent, or
+            wait.
         """
         self._check_open()
         heard = self._events.heard
@@ -202,7 +203,7 @@ class Endpoint:
             self._events.raise_own()
 
     async def drain(self) -> None:
-        """Wait until less is waiting to be sent than the transport's low-water mark.
+        """Wait until the send backlog is below the transport's low-water mark.
 
         :raises OSError: A datagram that had to wait could not be sent, on an endpoint with a peer.
         """
@@ -213,7 +214,7 @@ class Endpoint:
             await self._events.change()
             self._events.raise_first()
 
-    # Asking
+    # Requests
 
     async def request(
         self,
@@ -228,29 +229,30 @@ class Endpoint:
 
         The endpoint must have a peer (``remote_addr``).
 
-        Without a ``match`` nothing but its port says whose reply a datagram is. So the request is
-        not sent from the endpoint's port: it has one of its own, on the same local address, with
-        the endpoint's guard and with its options that decide how a datagram travels (device, mark,
-        priority, TOS, TTL). Up to 64 tasks may do that at once, beside others that receive; the
-        time of further ones begins when a port is free.
+        Without a ``match``, only the port identifies a reply. Therefore the request is not sent
+        from the endpoint's port. It gets its own port on the same local address, with the
+        endpoint's guard and with the options that affect how a datagram travels (device, mark,
+        priority, TOS, TTL). Up to 64 tasks may make such requests at once, while others receive;
+        the timeout of further requests starts when a port is free.
 
-        With a ``match`` the request is sent from the endpoint's port, which matters where a
-        firewall or the peer knows it. Tasks that do so wait for one another before their time
-        begins. None should receive otherwise meanwhile: it would get the reply. What ``match``
-        refuses is dropped, and so is what came before the request was sent.
+        With a ``match``, the request is sent from the endpoint's port. Use this if a firewall or
+        the peer expects that port. Such requests wait for each other before their timeouts start.
+        No other task should receive meanwhile, because it would get the reply. Datagrams that
+        ``match`` rejects are dropped, and so are those that arrived before the request was sent.
 
         Cancelling is safe: the reply to a cancelled request is not returned to a later one.
 
-        The waits are those of :class:`tomada.Client`, from the round trip that this endpoint has
-        measured.
+        The waits between attempts are those of :class:`tomada.Client`, with the round-trip time
+        that this endpoint has measured.
 
         :param timeout: The deadline of the whole request, in seconds.
-        :param retries: How often the request is sent again within it, at the most.
-        :param match: Whether a reply, its second argument, answers a request, its first.
-        :param retry_refused: Go on when nobody listens, as if the datagram was lost. If false,
-            raise :class:`ConnectionRefusedError`.
-        :raises TimeoutError: No reply came; the text says how many attempts were made.
-        :raises OSError: ``EBADF``, when the endpoint is closed meanwhile.
+        :param retries: The maximum number of retransmissions within the timeout.
+        :param match: Returns whether a reply, its second argument, answers a request, its first.
+        :param retry_refused: Whether to retry if there is no server, as if the datagram was lost.
+            If
+            false, raise :class:`ConnectionRefusedError`.
+        :raises TimeoutError: No reply arrived; the text says how many attempts were made.
+        :raises OSError: ``EBADF``: the endpoint was closed meanwhile.
         """
         peer = self.get_extra_info("peername")
         if peer is None:
@@ -294,11 +296,11 @@ class Endpoint:
                         return reply
         except TimeoutError:
             if not limit.expired():
-                raise  # it is the match's
+                raise  # the match has raised it
             return None
 
     async def _reply_later(self, exchange: Exchange) -> bytes | None:
-        """Wait for the reply to an earlier attempt, as the server may be up again."""
+        """After a refusal, wait for a reply anyway, because the server may be available again."""
         while True:
             try:
                 return await self._reply(exchange)
@@ -315,17 +317,17 @@ class Endpoint:
             except ConnectionRefusedError:
                 continue
 
-    # The rest
+    # Errors, state and closing
 
     def errors(self) -> list[DatagramError]:
-        """Return what went wrong with datagrams to single peers since the last call, oldest first.
+        """Return the errors of datagrams to single peers since the last call, oldest first.
 
-        This is for endpoints without a peer; those with one raise instead, and return an empty list
-        here. Each item says which peer, why (``errno``), and how the datagram began. Its ``origin``
-        is 1 if the datagram was not sent, because the kernel, a filter or the guard refused it; and
-        otherwise that of an ICMP message, which the kernel reports with ``IP_RECVERR`` set. At most
-        256 are kept; :meth:`stats` counts all. Take them here rather than from ``socket.errors()``,
-        which does not have those that the endpoint has taken.
+        This is for endpoints without a peer; for others, which raise errors instead, the list is
+        empty. Each item has the peer, the reason (``errno``), and the beginning of the datagram.
+        Its ``origin`` is 1 if the datagram was not sent, because the kernel, a filter or the guard
+        refused it. Otherwise it is that of an ICMP message, which the kernel reports if
+        ``IP_RECVERR`` is set. At most 256 errors are stored; :meth:`stats` counts all. Use this
+        instead of ``socket.errors()``, which lacks those that the endpoint has already read.
         """
         errors = self._events.peer_errors
         if errors is None:
@@ -344,7 +346,7 @@ class Endpoint:
         return self._socket.stats()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Return what the transport says of itself: ``"sockname"``, ``"peername"`` and more."""
+        """Return information about the transport: ``"sockname"``, ``"peername"`` and more."""
         return self._transport.get_extra_info(name, default)
 
     def is_closing(self) -> bool:
@@ -352,9 +354,9 @@ class Endpoint:
         return self._transport.is_closing()
 
     async def aclose(self) -> None:
-        """End every wait, send what waits to be sent, and close the socket.
+        """End all waits, send the send backlog, and close the socket.
 
-        A second call waits for the first. Cancelled, it goes on to close in the background.
+        A second call waits for the first. If it is cancelled, closing continues in the background.
         """
         if not self.is_closing():
             self._transport.close()
@@ -363,7 +365,7 @@ class Endpoint:
             await self._events.change()
 
     def abort(self) -> None:
-        """Close at once; what waits to be sent is lost."""
+        """Close at once, and drop the send backlog."""
         self._transport.abort()
         self._end_waits()
 
@@ -380,14 +382,14 @@ class Endpoint:
 
 
 class Events(asyncio.DatagramProtocol):
-    """What the transport tells an endpoint."""
+    """Receives the transport's events for an endpoint."""
 
     def __init__(self) -> None:
-        self.errors: deque[Exception] = deque(maxlen=64)  # nobody may be there to ask
+        self.errors: deque[Exception] = deque(maxlen=64)  # bounded: there may be no reader
         self.heard = 0
         self.is_paused = False
         self.is_lost = False
-        # Of an endpoint without a peer.
+        # Only for an endpoint without a peer.
         self.peer_errors: PeerErrors | None = None
         self.read_errors: Callable[[], bool] = bool
         self.wake: Callable[[], object] = bool
@@ -395,7 +397,7 @@ class Events(asyncio.DatagramProtocol):
 
     def error_received(self, exc: Exception) -> None:
         if self.peer_errors is not None:
-            # What a call raises without a peer's name, the error queue tells with it.
+            # The error of a call has no peer address; the error queue's entry for it has.
             if hasattr(exc, "datagram_error") or not self.read_all_errors():
                 self.peer_errors.note(exc)
             return
@@ -404,7 +406,7 @@ class Events(asyncio.DatagramProtocol):
         self.wake()
 
     def read_all_errors(self) -> bool:
-        """Take note of what the error queue has, and return whether it had any."""
+        """Record the error queue's entries; return whether there were any."""
         errors = self.peer_errors
         if errors is None:
             return False
@@ -429,18 +431,18 @@ class Events(asyncio.DatagramProtocol):
         self._tell()
 
     def raise_first(self) -> None:
-        """Raise the error that has waited longest."""
+        """Raise the oldest error."""
         if self.errors:
             raise self.errors.popleft()
 
     def raise_own(self) -> None:
-        """Raise the last error, after a send that caused it."""
-        # A refusal is the answer to an earlier datagram; the kernel tells it to the next send.
+        """Raise the last error, which the last send has caused."""
+        # A refusal is about an earlier datagram: the kernel reports it to the next send.
         if self.errors and not isinstance(self.errors[-1], ConnectionRefusedError):
             raise self.errors.pop()
 
     async def change(self) -> None:
-        """Wait until ``is_paused`` or ``is_lost`` change."""
+        """Wait until ``is_paused`` or ``is_lost`` changes."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         try:

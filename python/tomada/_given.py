@@ -1,4 +1,4 @@
-"""Sockets that the caller hands to a transport: others may hold them too, and go on with them."""
+"""Sockets that the caller passes to a transport, which may have other holders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UDP_GRO = 104
 
 
 class Given:
-    """A socket that the caller shares, and how it was before anything was changed."""
+    """A socket that the caller shares, and its state before anything was changed."""
 
     def __init__(self, sock: _std.socket) -> None:
         self._sock = sock
@@ -28,10 +28,10 @@ class Given:
         try:
             self._blocks: bool | None = os.get_blocking(sock.fileno())
         except OSError:
-            self._blocks = None  # it is closed, which others will say
+            self._blocks = None  # it is closed; a later call raises the error
 
     def restore_mode(self) -> None:
-        """Let calls of the socket wait again, if they did."""
+        """Restore the blocking mode."""
         with contextlib.suppress(OSError):
             self._sock.settimeout(self._timeout)
         self._restore_blocking(self._sock.fileno())
@@ -39,7 +39,7 @@ class Given:
     def set_up(
         self, ours: _core.Socket, *, gro: bool | None, guard: Guard | None
     ) -> Callable[[], None]:
-        """Prepare a transport's socket, and return what restores it before it is closed."""
+        """Prepare a transport's socket; return a function that restores it before it is closed."""
         option = _gro_option(ours)
         former = ours.guard
 
@@ -47,7 +47,7 @@ class Given:
             if guard is not None and ours.guard is guard:
                 with contextlib.suppress(OSError):
                     ours.guard = former
-            # Not by `gro`, which would empty the queue: that is the others' now.
+            # Do not use `gro`, which would empty the queue that now belongs to the other holders.
             if option is not None and gro is not None and ours.gro == gro:
                 with contextlib.suppress(OSError):
                     _core.Socket.setsockopt(ours, SOL_UDP, UDP_GRO, option)
@@ -56,7 +56,7 @@ class Given:
         try:
             if gro is None:
                 if option:
-                    ours.gro = True  # as it is; from now on what comes merged is split
+                    ours.gro = True  # the option is set already; this makes receives split
             elif option is not None:
                 ours.gro = gro
             if guard is not None:
@@ -73,7 +73,7 @@ class Given:
 
 
 def _gro_option(sock: _core.Socket) -> int | None:
-    """Return the kernel's option, or None where there is none, as on ``AF_UNIX``."""
+    """Return the kernel's option, or None if there is none, as on ``AF_UNIX``."""
     try:
         option: Any = _core.Socket.getsockopt(sock, SOL_UDP, UDP_GRO)
     except OSError:

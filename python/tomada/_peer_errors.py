@@ -1,4 +1,4 @@
-"""Errors about single peers, for an endpoint that talks to many: none of them may end it."""
+"""Errors about single peers, which must not end an endpoint that talks to many."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 # linux/errqueue.h
 SO_EE_ORIGIN_LOCAL = 1
 
-# As many errors are kept until the program asks for them; then the oldest are dropped.
+# The number of errors to keep until the program takes them; beyond it the oldest are dropped.
 KEPT = 256
 
-# What a receive can raise on behalf of a peer: the kernel's tables icmp_err_convert and
-# icmpv6_err_convert, and what it makes of a bad parameter.
+# The errors that a receive can raise because of a peer: the kernel's tables icmp_err_convert and
+# icmpv6_err_convert, and the error for an ICMP "parameter problem".
 FROM_PEERS = frozenset(
     {
         errno.ECONNREFUSED,
@@ -38,7 +38,7 @@ FROM_PEERS = frozenset(
 
 
 class PeerErrors:
-    """Keeps the last errors, and logs one now and then."""
+    """Keeps the most recent errors, and logs them at a limited rate."""
 
     def __init__(self) -> None:
         self._kept: deque[DatagramError] = deque(maxlen=KEPT)
@@ -46,7 +46,7 @@ class PeerErrors:
         self.count = 0
 
     def note(self, error: Exception) -> None:
-        """Take note of an error. It is kept if it says which datagram it is about."""
+        """Count and log an error, and keep it if it says which datagram it is about."""
         self.count += 1
         about: DatagramError | None = getattr(error, "datagram_error", None)
         if about is None:
@@ -60,7 +60,7 @@ class PeerErrors:
         self._log("lost" if was_sent else "send", text, format_address(about.peer), reason)
 
     def take(self) -> list[DatagramError]:
-        """Return the errors that are kept, oldest first, and forget them."""
+        """Return the stored errors, oldest first, and forget them."""
         taken = list(self._kept)
         self._kept.clear()
         return taken

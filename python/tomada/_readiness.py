@@ -8,11 +8,11 @@ from collections import deque
 
 
 class Readiness:
-    """Lets tasks wait until a descriptor is readable; one event wakes one task.
+    """Lets tasks wait until a descriptor is readable; each event wakes one task.
 
-    One that ``lasts`` has the loop watch the descriptor on after a wait, until an event that nobody
-    waits for: who waits in a row, as most do, saves the system calls that begin and end the watch.
-    Its owner must :meth:`stop` it before the descriptor is closed.
+    If it ``lasts``, the loop keeps watching the descriptor after a wait, until an event occurs
+    while no task is waiting. Consecutive waits, which are common, thus save the system calls that
+    start and stop watching. The owner must :meth:`stop` it before the descriptor is closed.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, *, lasts: bool) -> None:
@@ -20,14 +20,14 @@ class Readiness:
         self._fd = fd
         self._lasts = lasts
         self._is_watched = False
-        # A selector's loop asks for events before it runs what the last ones woke. So the event
-        # after a wake-up is of the same datagram, which by then is taken.
+        # A selector loop polls for events before it runs the tasks woken by the previous ones.
+        # So the event after a wake-up is about the same datagram, which is received by then.
         self._repeats_events = isinstance(loop, asyncio.SelectorEventLoop)
         self._has_woken = False
         self.waiters: deque[asyncio.Future[None]] = deque()
 
     async def wait(self) -> None:
-        """Wait until the descriptor is readable or has an error, or :meth:`wake` is called."""
+        """Wait until the descriptor is readable, has an error, or :meth:`wake` is called."""
         waiter = self._loop.create_future()
         self.waiters.append(waiter)
         self._watch()
@@ -39,11 +39,11 @@ class Readiness:
                     self.waiters.remove(waiter)
                 self._stop_if_idle()
             else:
-                self.wake()  # cancelled on the way to what it was woken for: that is another's now
+                self.wake()  # this task was cancelled after its wake-up: wake another one
             raise
 
     def wake(self) -> bool:
-        """Wake the task that has waited longest. Return whether there was one."""
+        """Wake the task that has waited longest; return whether there was one."""
         while self.waiters:
             waiter = self.waiters.popleft()
             if not waiter.done():
@@ -53,13 +53,13 @@ class Readiness:
         return False
 
     def rearm(self) -> None:
-        """Watch anew: libuv stops when a descriptor has an error, as an ICMP message brings."""
+        """Watch again: libuv stops after an error of the descriptor, as from an ICMP message."""
         self.stop()
         if self.waiters:
             self._watch()
 
     def stop(self) -> None:
-        """End the watch."""
+        """Stop watching."""
         if self._is_watched:
             self._is_watched = False
             self._loop.remove_reader(self._fd)

@@ -1,4 +1,4 @@
-"""What a server has to say: under the logger ``tomada``, and not more than a reader can take."""
+"""A server's log messages: under the logger ``tomada``, at a limited rate."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from tomada._address import format_address
 
 logger = logging.getLogger("tomada")
 
-# Of one kind of trouble so much is logged; a flood of bad datagrams must not become one of lines.
+# The minimum interval between messages of one kind: a flood of bad datagrams must not flood the
+# log.
 SECONDS_BETWEEN = 1.0
 
 RMEM_MAX = Path("/proc/sys/net/core/rmem_max")
 
 
 def largest_buffer() -> int:
-    """Return the largest ``rcvbuf`` that the kernel gives without privilege, or 0."""
+    """Return the largest ``rcvbuf`` that the kernel grants without privileges, or 0."""
     try:
         return int(RMEM_MAX.read_text())
     except (OSError, ValueError):
@@ -27,14 +28,14 @@ def largest_buffer() -> int:
 
 
 class LogLimiter:
-    """Decides what is logged: one line per second of each kind."""
+    """Limits logging to one message per second of each kind."""
 
     def __init__(self) -> None:
         self._left_out: dict[str, int] = {}
         self._last: dict[str, float] = {}
 
     def suffix(self, kind: str) -> str | None:
-        """Return what to put at the end of a line, or None if it must not be logged now."""
+        """Return a suffix for the message, or None if it must not be logged now."""
         now = time.monotonic()
         if now - self._last.get(kind, -SECONDS_BETWEEN) < SECONDS_BETWEEN:
             self._left_out[kind] = self._left_out.get(kind, 0) + 1
@@ -45,9 +46,9 @@ class LogLimiter:
 
 
 class Reports:
-    """What :class:`tomada._core.ServerCore` reports, as lines of a log.
+    """Logs the events that :class:`tomada._core.ServerCore` reports.
 
-    The counters in ``stats()`` have all of it. A line says how many were left out before it.
+    The counters in ``stats()`` include all of them. A message says how many were omitted before it.
     """
 
     def __init__(self, sock: Any) -> None:

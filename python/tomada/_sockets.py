@@ -1,6 +1,6 @@
-"""The class of tomada's datagram sockets, and the functions that make them.
+"""The class of tomada's datagram sockets, and the functions that create them.
 
-:mod:`tomada.socket` puts them in the place of the standard ones.
+:mod:`tomada.socket` exports them in place of the standard ones.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from tomada import _core
 
 __all__ = ["SocketType", "fromfd", "socket", "socketpair"]
 
-# Kept by a name of ours: some programs put our class in the standard module's place.
+# Saved, because some programs replace the standard module's class by ours.
 _StdSocket = _std.socket
 
 if TYPE_CHECKING:
-    # To a type checker a tomada socket is a standard one, so that it may go wherever an
-    # annotation asks for socket.socket. It has every method of that class.
+    # For type checkers a tomada socket is a standard one, so it may be passed wherever an
+    # annotation requires socket.socket. It has all methods of that class.
     _Interface = _StdSocket
 else:
     _Interface = object
@@ -31,7 +31,7 @@ _TYPE_FLAGS = _std.SOCK_NONBLOCK | _std.SOCK_CLOEXEC
 
 
 def _is_ours(family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> bool:
-    """Say whether a socket of this kind is tomada's."""
+    """Return whether tomada implements this kind of socket."""
     if fileno is None:
         family = _std.AF_INET if family == -1 else family
         type = _std.SOCK_STREAM if type == -1 else type
@@ -39,16 +39,16 @@ def _is_ours(family: int = -1, type: int = -1, proto: int = -1, fileno: int | No
         try:
             found_family, found_type = _core.kind_of(fileno)
         except (OSError, TypeError, ValueError, OverflowError):
-            return False  # the standard class has the right words for it
+            return False  # the standard class raises the right exception
         family = found_family if family == -1 else family
         type = found_type if type == -1 else type
     return family in _FAMILIES and type & ~_TYPE_FLAGS == _std.SOCK_DGRAM
 
 
 class _SocketMeta(type):
-    """Makes ``socket(…)`` a call that chooses the class, as the kind of socket demands."""
+    """Makes ``socket(…)`` choose the class by the kind of socket."""
 
-    if not TYPE_CHECKING:  # to a type checker, it makes a socket of this class
+    if not TYPE_CHECKING:  # for type checkers, it creates a socket of this class
 
         def __call__(cls, *args: Any, **kwargs: Any) -> Any:
             if cls is socket and not _is_ours(*args, **kwargs):
@@ -57,13 +57,14 @@ class _SocketMeta(type):
 
     @property
     def __signature__(cls) -> Any:
-        import inspect  # noqa: PLC0415 - nobody asks but interactive users
+        import inspect  # noqa: PLC0415 - only interactive users need it
 
         made_by = _StdSocket if cls is socket else cls
         signature = inspect.signature(made_by.__init__)  # type: ignore[misc]
         return signature.replace(parameters=list(signature.parameters.values())[1:])
 
-    # socket.socket(AF_INET, SOCK_STREAM) is an instance of socket.socket here as there.
+    # socket.socket(AF_INET, SOCK_STREAM) is an instance of socket.socket, as in the standard
+    # module.
     def __instancecheck__(cls, instance: object) -> bool:
         return super().__instancecheck__(instance) or (
             cls is socket and isinstance(instance, _StdSocket)
@@ -76,8 +77,8 @@ class _SocketMeta(type):
 
 
 def _answered_class(self: object) -> type:
-    # Libraries test isinstance(sock, socket.socket) with the standard class. A subclass is seldom
-    # given to them, and has methods that look up attributes of its own in self.__class__.
+    # Libraries test isinstance(sock, socket.socket) with the standard class. They rarely get an
+    # instance of a subclass, whose methods may look up their own attributes in self.__class__.
     return _StdSocket if type(self) is socket else type(self)
 
 
@@ -86,17 +87,17 @@ class socket(_core.Socket, _Interface, metaclass=_SocketMeta):
 
     ``socket(family=AF_INET, type=SOCK_STREAM, proto=0, fileno=None)``
 
-    The arguments, methods and exceptions are those of the standard class. What comes on top of it
-    is documented with :class:`tomada._core.Socket`, which has it.
+    The arguments, methods and exceptions are those of the standard class. The base class
+    :class:`tomada._core.Socket` documents the additions.
 
-    A subclass may also open stream sockets in the same families; they work, without the additions.
+    A subclass may also open stream sockets of the same families. They work, without the additions.
     """
 
-    __module__ = "tomada.socket"  # which is where it is found
+    __module__ = "tomada.socket"  # the public location
 
-    # The standard class is itself a layer of Python over one of C. The layer serves here too:
-    # makefile, dup, accept, repr, with and the rest are the running interpreter's own code. What
-    # calls super() belongs to its class, and is written again below.
+    # The standard class is a Python layer over a C class. We reuse the layer: makefile, dup,
+    # accept, repr, with and others are the running interpreter's own code. Methods that call
+    # super() are bound to their class, so they are reimplemented below.
     vars().update(
         {
             name: item
@@ -104,7 +105,7 @@ class socket(_core.Socket, _Interface, metaclass=_SocketMeta):
             if isinstance(item, _FunctionType) and "__class__" not in item.__code__.co_freevars
         }
     )
-    # An assignment in the body would hide the cell that super() needs.
+    # An assignment in the class body would hide the cell that super() needs.
     vars()["__class__"] = property(_answered_class)
     __slots__ = ("__weakref__", "_closed", "_io_refs")
 
@@ -119,7 +120,7 @@ class socket(_core.Socket, _Interface, metaclass=_SocketMeta):
         self._io_refs = 0
         self._closed = False
 
-    # These ask for __class__ in the standard library, or in object.
+    # These use __class__ in the standard library, or in object.
 
     def __repr__(self) -> str:
         text = _StdSocket.__repr__(self)
@@ -133,7 +134,7 @@ class socket(_core.Socket, _Interface, metaclass=_SocketMeta):
         return sorted({*dir(type(self)), *getattr(self, "__dict__", ())})
 
     def dup(self) -> Self:
-        """Duplicate the socket, with its timeout. The new descriptor is not inheritable."""
+        """Duplicate the socket, including its timeout. The new descriptor is not inheritable."""
         twin = type(self)(self.family, self.type, self.proto, fileno=dup(self.fileno()))
         twin.settimeout(self.gettimeout())
         return twin
@@ -142,7 +143,7 @@ class socket(_core.Socket, _Interface, metaclass=_SocketMeta):
         _core.Socket.close(self)
 
     def detach(self) -> int:
-        """Close the object without closing the descriptor, and return the descriptor, or -1.
+        """Close the object without closing the descriptor; return the descriptor, or -1 if closed.
 
         Calls that wait on the socket in other threads end with an :class:`OSError`.
         """
@@ -162,8 +163,8 @@ class socket(_core.Socket, _Interface, metaclass=_SocketMeta):
         return kind
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
-        # multiprocessing sends sockets from one process to another, in which case it is who asks.
-        # It knows the standard class by name; other picklers get the standard class's TypeError.
+        # multiprocessing sends sockets between processes; detect whether it is the caller. It
+        # looks the standard class up by name. Other picklers get the standard class's TypeError.
         reduction = _sys.modules.get("multiprocessing.reduction")
         if reduction and _sys._getframe(1).f_globals is vars(reduction):  # noqa: SLF001
             descriptor = reduction.DupFd(self.fileno())
@@ -171,7 +172,7 @@ class socket(_core.Socket, _Interface, metaclass=_SocketMeta):
         return super().__reduce_ex__(protocol)
 
     def sendmsg_afalg(self, *args: Any, **kwargs: Any) -> int:
-        """Raise :class:`OSError`: the socket is none of ``AF_ALG``."""
+        """Raise :class:`OSError`, because this is not an ``AF_ALG`` socket."""
         raise OSError("algset is only supported for AF_ALG")
 
 
@@ -179,7 +180,7 @@ def _member(enum: Any, value: int) -> Any:
     try:
         return enum(value)
     except ValueError:
-        return value  # an object that was never opened
+        return value  # the object was never opened
 
 
 def _rebuild(descriptor: Any, family: int, type: int, proto: int) -> socket:
@@ -190,14 +191,14 @@ SocketType = socket
 
 
 def fromfd(fd: int, family: int, type: int, proto: int = 0) -> socket:
-    """Make a socket of a duplicate of ``fd``, as :func:`socket.fromfd`."""
+    """Create a socket from a duplicate of ``fd``, like :func:`socket.fromfd`."""
     return socket(family, type, proto, dup(fd))
 
 
 def socketpair(
     family: int | None = None, type: int = SOCK_STREAM, proto: int = 0
 ) -> tuple[socket, socket]:
-    """Make two sockets that are connected to each other, as :func:`socket.socketpair`."""
+    """Create two sockets that are connected to each other, like :func:`socket.socketpair`."""
     family = AF_UNIX if family is None else family
     ends = _socket.socketpair(family, type, proto)
     first, second = (socket(family, type, proto, end.detach()) for end in ends)

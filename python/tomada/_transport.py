@@ -20,33 +20,34 @@ _logger = logging.getLogger("asyncio")
 
 HIGH_WATER = 64 * 1024
 LOW_WATER = HIGH_WATER // 4
-PAUSE = 1e-3  # in seconds
+PAUSE = 1e-3  # how long to wait for a full AF_UNIX peer before retrying, in seconds
 
 
 class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
-    """A datagram transport as :meth:`asyncio.loop.create_datagram_endpoint` makes it, and faster.
+    """A faster transport than that of :meth:`asyncio.loop.create_datagram_endpoint`.
 
-    It keeps what :class:`asyncio.DatagramTransport` promises. Datagrams are received many at a
-    time, and delivered one by one to ``protocol.datagram_received(data, addr)`` or, where the
-    protocol's *type* defines it, as a list of such pairs to ``protocol.datagrams_received(list)``.
-    After a fraction of a millisecond other callbacks of the loop have their turn.
+    It behaves as :class:`asyncio.DatagramTransport` documents. It receives many datagrams at a
+    time, and delivers them one by one to ``protocol.datagram_received(data, addr)``. If the
+    protocol's *type* defines ``protocol.datagrams_received(list)``, it delivers lists of such pairs
+    to that instead. After a fraction of a millisecond, other callbacks of the loop run.
 
-    What a protocol sends from ``datagram_received`` leaves together when the datagrams at hand are
-    delivered; elsewhere, the first datagram of a turn of the loop leaves at once, and further ones
-    together at its end. They leave in order, and closing sends them first.
+    Datagrams that a protocol sends from ``datagram_received`` are sent together when the received
+    datagrams have been delivered. Elsewhere, the first datagram of an iteration of the loop is sent
+    at once, and others together at the end of the iteration. They are sent in order, and closing
+    sends them first.
 
-    :meth:`get_extra_info` knows, besides ``"socket"``, ``"sockname"`` and ``"peername"``:
+    :meth:`get_extra_info` supports, besides ``"socket"``, ``"sockname"`` and ``"peername"``:
 
     * ``"stats"``: the socket's :class:`tomada.Stats`.
-    * ``"datagram"``: the :class:`tomada.Datagram` that is being delivered, with its metadata, from
-      within ``datagram_received``. The first request switches it on for those that come after, and
-      returns ``None``: make it in ``connection_made``.
-    * ``"errors"``: a list of :class:`tomada.DatagramError`, drained from the error queue. Where the
-      socket asks for them (``IP_RECVERR``), ``error_received`` is called for each, with an
-      :class:`OSError` that has it as ``datagram_error``. So has the error of a datagram that was
-      sent to an address and did not leave. None of them closes the transport.
+    * ``"datagram"``: the :class:`tomada.Datagram` being delivered, with its metadata, inside
+      ``datagram_received``. The first call enables the metadata for later datagrams and returns
+      ``None``: make it in ``connection_made``.
+    * ``"errors"``: a list of :class:`tomada.DatagramError`, removed from the error queue. If the
+      socket's ``IP_RECVERR`` is set, ``error_received`` is called for each of them with an
+      :class:`OSError` whose ``datagram_error`` is the report. The error of a datagram that could
+      not be sent to an address has one too. None of these errors closes the transport.
 
-    A peer that asked one of several local addresses is answered from that address.
+    A reply is sent from the local address that the peer has sent its request to.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         restore: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(extra)
-        connection_made = protocol.connection_made  # before there is anything to close
+        connection_made = protocol.connection_made  # fails before there is anything to close
         self._loop: Any = loop
         self._sock: Any = sock
         self._sock_fd = sock.fileno()
@@ -76,8 +77,8 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         self._closing = False
         self._paused = not delivers
         self._conn_lost = 0
-        self._context: contextvars.Context | None = None  # in which datagrams are delivered
-        self._writing = False  # whether the loop watches for room
+        self._context: contextvars.Context | None = None  # for delivering datagrams
+        self._writing = False  # whether the loop watches for room to write
         self._protocol_paused = False
         self._high_water, self._low_water = HIGH_WATER, LOW_WATER
 
@@ -93,7 +94,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             turn=turn,
         )
         self._restore = restore
-        # Straight to the core, without a frame of Python's in between.
+        # Call the core directly, without a Python frame in between.
         self.sendto: Any = core.sendto
         try:
             self._begin(protocol, connection_made, waiter)
@@ -108,12 +109,12 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         waiter: asyncio.Future[None] | None,
     ) -> None:
         self.set_protocol(protocol)
-        # Should its owner close the socket, its descriptor stays until the transport is closed:
-        # libuv ends the whole process when one that it watches is gone.
+        # If its owner closes the socket, the descriptor must stay open until the transport is
+        # closed: libuv aborts the process if a watched descriptor is gone.
         self._sock._io_refs += 1
 
         self._loop.call_soon(connection_made, self)
-        # Reading begins, and the waiter wakes up, once connection_made was called.
+        # Start reading, and wake the waiter, after connection_made was called.
         self._loop.call_soon(self._start_reading)
         if waiter is not None:
             self._loop.call_soon(_wake_up, waiter)
@@ -135,11 +136,11 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         if getattr(self, "_sock", None) is not None:
             _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
             with contextlib.suppress(Exception):
-                self._core.flush()  # what the loop's last turn left behind
+                self._core.flush()  # datagrams of the loop's last iteration
             self._close_sockets()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Return information about the transport, as the class describes."""
+        """Return information about the transport, as the class docstring describes."""
         sock = self._sock
         if sock is not None:
             try:
@@ -152,17 +153,17 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             except OSError:
                 if sock.fileno() != -1:
                     raise
-                # The loop has closed it, while another thread asks.
+                # The loop has closed the transport, while another thread asks.
         return self._extra.get(name, default)
 
     # Reading
 
     def is_reading(self) -> bool:
-        """Return whether datagrams are delivered."""
+        """Return whether datagrams are being delivered."""
         return not self._closing and not self._paused
 
     def pause_reading(self) -> None:
-        """Deliver no datagram until :meth:`resume_reading`. They wait in the socket's buffer."""
+        """Stop delivering until :meth:`resume_reading`. Datagrams wait in the socket's buffer."""
         if not self.is_reading():
             return
         self._paused = True
@@ -172,7 +173,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             _logger.debug("%r pauses reading", self)
 
     def resume_reading(self) -> None:
-        """Deliver datagrams again."""
+        """Resume delivering datagrams."""
         if self._closing or not self._paused:
             return
         self._paused = False
@@ -193,11 +194,11 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         self._loop.add_reader(self._sock_fd, self._context.run, self._core.read_ready)
 
     def _resume_soon(self) -> None:
-        # What one callback sets in its context the next one finds there.
+        # All callbacks run in one context, so they see each other's context variables.
         self._loop.call_soon(self._core.resume, context=self._context)
 
     def _rearm(self) -> None:
-        # libuv stops to watch a descriptor once it has an error, such as an ICMP message brings.
+        # libuv stops watching a descriptor after an error, such as one from an ICMP message.
         if self._core.reading:
             self._loop.remove_reader(self._sock_fd)
             self._watch()
@@ -210,20 +211,20 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
     def sendto_many(self, datagrams: Iterable[Any], addr: Any = None) -> None:
         """Send many datagrams: all to ``addr`` or the peer, or each a pair with its own address.
 
-        They leave together, at once; from within a callback that receives, when it is done.
+        They are sent together, at once; inside a callback that receives, after it returns.
         """
         self._core.sendto_many(datagrams, addr)
 
     def get_write_buffer_size(self) -> int:
-        """Return how many bytes of payload wait to be sent."""
+        """Return the size of the send backlog, in bytes of payload."""
         return self._core.buffered
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
-        """Return the low and high water marks, in bytes."""
+        """Return the low-water and high-water marks, in bytes."""
         return self._low_water, self._high_water
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Set how many bytes wait when ``pause_writing`` and ``resume_writing`` are called."""
+        """Set the sizes in bytes at which ``pause_writing`` and ``resume_writing`` are called."""
         if high is None:
             high = HIGH_WATER if low is None else 4 * low
         if low is None:
@@ -231,7 +232,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         if not high >= low >= 0:
             raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
         self._high_water, self._low_water = high, low
-        # Whatever can be compared is a limit: any int, or a float.
+        # A limit may be any number: an int of any size, or a float.
         self._core.set_high_water(int(min(high, sys.maxsize)))
         if self._core.buffered > high:
             self._buffer_is_long()
@@ -249,8 +250,9 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         queued = self._core.queued
         self._core.write_ready()
         if self._writing and self._core.queued == queued:
-            # An unconnected socket of AF_UNIX has room, while its peer has none. Nothing tells when
-            # it has: ask again in a while, and do not keep the loop awake meanwhile.
+            # An unconnected AF_UNIX socket is writable even if its peer's queue is full, and
+            # nothing reports when there is room: retry after a while, without keeping the loop
+            # busy.
             self._loop.remove_writer(self._sock_fd)
             self._loop.call_later(PAUSE, self._watch_for_room)
 
@@ -264,7 +266,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             self._tell("resume_writing")
 
     def _buffer_has_room(self) -> None:
-        self._buffer_is_shorter()  # which may send, and fill it again
+        self._buffer_is_shorter()  # the callback may send, and fill it again
         if self._core.queued or not self._writing:
             return
         self._writing = False
@@ -278,7 +280,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             getattr(protocol, method)()
         except (SystemExit, KeyboardInterrupt):
             raise
-        except BaseException as error:  # noqa: BLE001 - as for any callback of the loop's
+        except BaseException as error:  # noqa: BLE001 - as for all callbacks of the loop
             self._loop.call_exception_handler(
                 {
                     "message": f"protocol.{method}() failed",
@@ -288,7 +290,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
                 }
             )
 
-    # The end
+    # Closing
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Set a new protocol."""
@@ -304,7 +306,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         return self._closing
 
     def close(self) -> None:
-        """Deliver nothing more, send what waits, then call ``connection_lost(None)``."""
+        """Stop delivering, send the send backlog, then call ``connection_lost(None)``."""
         if self._closing:
             return
         self._stop_reading()
@@ -313,7 +315,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             self._lose(None)
 
     def abort(self) -> None:
-        """Close at once; what waits to be sent is lost."""
+        """Close at once, and drop the send backlog."""
         if self._conn_lost:
             return
         self._core.clear()

@@ -1,7 +1,7 @@
-"""asyncio with tomada's datagrams.
+"""asyncio with tomada's datagram transports.
 
-``tomada.asyncio.run(main())`` in place of ``asyncio.run(main())`` is all that a program needs: its
-protocols, and what they call, stay as they are.
+Replace ``asyncio.run(main())`` with ``tomada.asyncio.run(main())``. The program's protocols, and
+everything they call, stay the same.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ __all__ = [
 ]
 
 
-# How long a transport may deliver datagrams in one turn of the loop, in seconds: while nothing else
-# is to be done, and when a timer is due.
+# How long a transport may deliver datagrams in one iteration of the loop, in seconds: while no
+# other callback is waiting, and when a timer is due.
 LONGEST_DRAIN = 200e-6
 SOON = 1e-6
 
@@ -55,7 +55,7 @@ class _Options(TypedDict, total=False):
 
 
 class _CountingSelector(selectors.DefaultSelector):
-    """Counts the turns of a loop, each of which asks the selector once."""
+    """Counts a loop's iterations, each of which calls the selector once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,19 +69,19 @@ class _CountingSelector(selectors.DefaultSelector):
 class EventLoop(asyncio.SelectorEventLoop):
     """The standard selector event loop, with tomada's datagram transports.
 
-    For ``asyncio.run(main(), loop_factory=tomada.asyncio.EventLoop)`` or, before Python 3.12,
-    ``asyncio.Runner(loop_factory=tomada.asyncio.EventLoop)``.
+    Use it with ``asyncio.run(main(), loop_factory=tomada.asyncio.EventLoop)`` or, before Python
+    3.12, ``asyncio.Runner(loop_factory=tomada.asyncio.EventLoop)``.
     """
 
     def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
         super().__init__(_CountingSelector() if selector is None else selector)
-        # By descriptor: what tasks wait for in the socket methods below.
+        # By descriptor: the readiness that tasks wait for in the socket methods below.
         self._readiness: dict[int, Readiness] = {}
 
     def _spare_time(self, uncounted: int = 0) -> float:
-        """Return how long transports may deliver datagrams before others must have their turn.
+        """Return how long transports may deliver datagrams before other callbacks must run.
 
-        As many callbacks as are ``uncounted`` may wait: they are the transports' own.
+        Up to ``uncounted`` callbacks may be waiting: they are the transports' own.
         """
         if len(self._ready) > uncounted:  # type: ignore[attr-defined]
             return 0.0
@@ -91,23 +91,23 @@ class EventLoop(asyncio.SelectorEventLoop):
         return LONGEST_DRAIN
 
     async def create_datagram_endpoint(self, *args: Any, **kwargs: Any) -> Any:
-        """Make a datagram endpoint: see :func:`tomada.asyncio.create_datagram_endpoint`."""
+        """Create a datagram endpoint: see :func:`tomada.asyncio.create_datagram_endpoint`."""
         return await create_datagram_endpoint(self, *args, **kwargs)
 
     async def sock_recvfrom(self, sock: _std.socket, bufsize: int) -> Any:
-        """Receive a datagram, as :meth:`asyncio.loop.sock_recvfrom`, and lose none if cancelled."""
+        """Receive a datagram, like :meth:`asyncio.loop.sock_recvfrom`. Cancelling loses nothing."""
         if not isinstance(sock, _core.Socket):
             return await super().sock_recvfrom(sock, bufsize)
         return await self._when_readable(sock, sock.recvfrom, bufsize)
 
     async def sock_recvfrom_into(self, sock: _std.socket, buf: Any, nbytes: int = 0) -> Any:
-        """Receive a datagram into a buffer, as :meth:`asyncio.loop.sock_recvfrom_into`."""
+        """Receive a datagram into a buffer, like :meth:`asyncio.loop.sock_recvfrom_into`."""
         if not isinstance(sock, _core.Socket):
             return await super().sock_recvfrom_into(sock, buf, nbytes)
         return await self._when_readable(sock, sock.recvfrom_into, buf, nbytes or len(buf))
 
     async def sock_sendto(self, sock: _std.socket, data: Any, address: Any) -> Any:
-        """Send a datagram, as :meth:`asyncio.loop.sock_sendto`."""
+        """Send a datagram, like :meth:`asyncio.loop.sock_sendto`."""
         if isinstance(sock, _core.Socket) and not (self.get_debug() and sock.gettimeout() != 0):
             with contextlib.suppress(BlockingIOError, InterruptedError):
                 return sock.sendto(data, address)
@@ -125,7 +125,7 @@ class EventLoop(asyncio.SelectorEventLoop):
                 pass
             else:
                 if sock.pending and (others := self._readiness.get(sock.fileno())):
-                    others.wake()  # the kernel says nothing of what it has handed over
+                    others.wake()  # the kernel does not report datagrams in the backlog
                 return received
             fd = sock.fileno()
             self._ensure_fd_no_transport(fd)  # type: ignore[attr-defined]
@@ -140,16 +140,16 @@ class EventLoop(asyncio.SelectorEventLoop):
 
 
 def run(main: Coroutine[Any, Any, Result], *, debug: bool | None = None) -> Result:
-    """Run a coroutine on a new :class:`EventLoop`, as :func:`asyncio.run` on a standard one."""
+    """Run a coroutine on a new :class:`EventLoop`, like :func:`asyncio.run`."""
     with asyncio.Runner(debug=debug, loop_factory=EventLoop) as runner:
         return runner.run(main)
 
 
 def install(loop: asyncio.AbstractEventLoop) -> None:
-    """Make a loop's own ``create_datagram_endpoint`` tomada's.
+    """Replace a loop's ``create_datagram_endpoint`` by tomada's.
 
-    For loops that are not an :class:`EventLoop`, uvloop's among them. Endpoints that exist already
-    stay as they are.
+    Use it for loops that are not an :class:`EventLoop`, such as uvloop. Existing endpoints stay
+    unchanged.
     """
     endpoint = functools.partial(create_datagram_endpoint, loop)
     loop.create_datagram_endpoint = endpoint  # type: ignore[method-assign]
@@ -165,20 +165,20 @@ async def create_datagram_endpoint(
     guard: Guard | None = None,
     **options: Unpack[_Options],
 ) -> tuple[DatagramTransport, Any]:
-    """Make a datagram endpoint on any loop that has ``add_reader`` and ``add_writer``.
+    """Create a datagram endpoint on any loop that has ``add_reader`` and ``add_writer``.
 
     The other arguments (``family``, ``proto``, ``flags``, ``reuse_port``, ``allow_broadcast``,
-    ``sock``), the resolution of names, and the exceptions are those of
-    :meth:`asyncio.loop.create_datagram_endpoint`, whose own code does this part.
+    ``sock``), the name resolution, and the exceptions are those of
+    :meth:`asyncio.loop.create_datagram_endpoint`, whose code runs for this part.
 
-    :param sock: A socket of tomada's or the standard library's, which the transport closes in the
-        end. Duplicates of it, in this process or another, go on as before: when the transport
-        closes, it restores what it has changed (``gro``, ``guard``, whether calls wait, and which
-        metadata the kernel adds to each datagram).
-    :param gro: Let the kernel hand over datagrams many at a time, where it can. On by default,
-        except with a ``sock``, which stays as it is: others that receive from that socket would
-        get several datagrams merged into one.
-    :param guard: A :class:`tomada.Guard` for what arrives; a ``sock`` may have one already.
+    :param sock: A socket of tomada or of the standard library. The transport takes ownership and
+        closes it. Duplicates, in this process or another, keep working: when the transport closes,
+        it restores what it has changed (``gro``, ``guard``, the blocking mode, and the metadata
+        options).
+    :param gro: Let the kernel deliver coalesced datagrams, if it can. On by default, except with a
+        ``sock``, whose mode stays unchanged: other receivers on that socket would get several
+        datagrams merged into one.
+    :param guard: A :class:`tomada.Guard` for received datagrams; a ``sock`` may already have one.
     :return: A :class:`DatagramTransport` and the protocol.
     """
     maker = _Maker(loop, gro=gro, guard=guard)
@@ -193,10 +193,10 @@ def open_endpoint(
     guard: Guard | None = None,
     **options: Unpack[_Options],
 ) -> _Opening:
-    """Open an :class:`Endpoint` on the running loop, whichever that is.
+    """Open an :class:`Endpoint` on the running loop, of any kind.
 
-    ``async with open_endpoint(...) as endpoint`` also closes it; ``await open_endpoint(...)`` gives
-    one to close with :meth:`Endpoint.aclose`.
+    ``async with open_endpoint(...) as endpoint`` also closes it. After ``await
+    open_endpoint(...)``, close it with :meth:`Endpoint.aclose`.
 
     The arguments are those of :func:`create_datagram_endpoint`.
     """
@@ -204,7 +204,7 @@ def open_endpoint(
 
 
 class _Opening:
-    """An endpoint that is opened when it is awaited, or entered."""
+    """Opens an endpoint when it is awaited, or entered as a context manager."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._args = args
@@ -243,7 +243,7 @@ _standard_endpoint: Any = asyncio.BaseEventLoop.create_datagram_endpoint
 
 
 class _Maker:
-    """Stands in for the loop in the standard library's ``create_datagram_endpoint``."""
+    """Replaces the loop in the standard library's ``create_datagram_endpoint``."""
 
     _ensure_resolved: Any = asyncio.BaseEventLoop._ensure_resolved  # type: ignore[attr-defined]
 
@@ -259,7 +259,7 @@ class _Maker:
         self._gro = gro
         self._guard = guard
         self._delivers = delivers
-        self._sock: object = None  # the user's
+        self._sock: object = None  # the caller's
         self._given: Given | None = None
         self._is_made = False
         self._debug = loop.get_debug()
@@ -278,7 +278,7 @@ class _Maker:
         def factory() -> Any:
             try:
                 return protocol_factory()
-            except BaseException as error:  # noqa: BLE001 - it is raised again below
+            except BaseException as error:  # noqa: BLE001 - it is re-raised below
                 return _Failed(error)
 
         try:
@@ -294,12 +294,12 @@ class _Maker:
         self, sock: _std.socket, protocol: Any, address: Any, waiter: asyncio.Future[None]
     ) -> DatagramTransport:
         if isinstance(protocol, _Failed):
-            # The standard library leaves the socket that it has made to the garbage collector.
+            # The standard library leaves a socket that it has created to the garbage collector.
             if sock is not self._sock:
                 sock.close()
             raise protocol.error
         if not _is_socket(sock):
-            # It only looks like one, as the doubles in tests do, and lives by its methods.
+            # It is a test double that only looks like a socket, and works by its methods.
             double: Any = self._loop._make_datagram_transport(  # type: ignore[attr-defined]
                 sock, protocol, address, waiter
             )
@@ -337,7 +337,7 @@ class _Maker:
 
 
 class _Failed:
-    """In the place of a protocol: what its factory raised."""
+    """Replaces a protocol whose factory raised an exception."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -348,14 +348,14 @@ def _is_socket(sock: object) -> bool:
 
 
 def _adopt(sock: _std.socket, is_users: bool) -> tuple[_core.Socket, _std.socket]:
-    """Return a socket of tomada's, and the one to show to the user."""
+    """Return a tomada socket, and the socket to show to the user."""
     if isinstance(sock, _core.Socket):
         return sock, sock
     if not is_users:
         ours: Any = socket(sock.family, sock.type, sock.proto, sock.detach())
         shown = ours
     else:
-        # The user's object stays in working order, and has a descriptor of its own.
+        # The user's object keeps working, and has its own descriptor.
         ours = socket(sock.family, sock.type, sock.proto, _std.dup(sock.fileno()))
         shown = sock
     ours.setblocking(False)

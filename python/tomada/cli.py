@@ -53,7 +53,7 @@ def _add_demo(commands: Any) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    # Each command imports what it needs: "tomada --help" answers at once.
+    # Commands import their modules on first use, so "tomada --help" responds at once.
     from tomada import demo
 
     try:
@@ -65,7 +65,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     root = parser()
     parsed, rest = root.parse_known_args(arguments)
-    # Of "send HOST:PORT --hex ff00", argparse leaves what follows the option over.
+    # In "send HOST:PORT --hex ff00", argparse does not parse the words after the option.
     if rest and (not hasattr(parsed, "text") or any(word.startswith("-") for word in rest)):
         root.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
@@ -81,7 +81,7 @@ def _fail(arguments: argparse.Namespace, error: Exception) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status: 0, 1 for a failure, 130 for Ctrl-C.
 
-    Wrong arguments end the program with the status 2.
+    Wrong arguments end the program with status 2.
     """
     parsed = _parse(arguments)
     try:
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of the output has gone, as head does. Python would complain at its exit.
+        # The reader of the output, such as head, has exited. Python would complain at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
     except (OSError, CommandError) as error:

@@ -1,4 +1,4 @@
-"""A client that asks a server over datagrams, and asks again when the network loses one."""
+"""A client that sends requests as datagrams, and retransmits those that get no reply."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Client"]
 
 
 class Client:
-    """Sends requests to one server, each a datagram, and returns the replies.
+    """Sends requests to one server, each as a datagram, and returns the replies.
 
     ::
 
@@ -33,48 +33,50 @@ class Client:
             reply = client.request(b"ping")
 
     The client retransmits a request with exponential backoff until its timeout. So the server may
-    get a request twice; this matters only if requests have side effects.
+    receive a request twice; this matters only if requests have side effects.
 
-    The client returns the server's answer to this request and nothing else: it drops datagrams of
-    strangers and late replies. Each request in flight has a port of its own, which says whose reply
-    a datagram is. A port over which a request was sent twice, was not answered or was cancelled is
-    not used again. Every other one rests while 31 others are used or for the timeout, in case the
-    network duplicates a datagram. During the first 256 requests, and for good once a duplicate has
-    come, it also rests for at least ``4 * (SRTT + 4 * RTTVAR)``. A ``match`` tells replies apart
-    without that, over one port.
+    The client returns only the server's reply to this request. It drops late replies and datagrams
+    from other senders. Each request in flight has its own port, which identifies its reply. A port
+    is not used again if its request was sent twice, was not answered, or was cancelled. Every
+    other port rests until 31 others have been used or the timeout has passed, in case the network
+    duplicates a datagram. During the first 256 requests, and permanently once a duplicate has
+    arrived, a port also rests for at least ``4 * (SRTT + 4 * RTTVAR)``. With a ``match``, replies
+    are identified without these rules, over one port.
 
-    **Waits.** The first wait comes from the round trip, measured by the rules of RFC 6298: ``SRTT +
-    max(50 ms, 4 * RTTVAR)``. Until a reply was measured it is an eighth of the timeout, with the
-    default arguments, and at most 1 s. After a request that had to be sent again it is twice as
-    long, up to half of the timeout, until a reply to a request that was sent once. The later waits
+    **Waits.** The first wait is derived from the round-trip time, measured as in RFC 6298: ``SRTT +
+    max(50 ms, 4 * RTTVAR)``. Before the first measurement it is one eighth of the timeout with the
+    default arguments, and at most 1 s. A retransmission doubles the first wait of later requests,
+    up to half of the timeout, until a request that was sent once is answered. The later waits
     divide the rest of the timeout in proportion to the backoff: a request with the default
-    arguments is sent at 0, 125, 375 and 875 ms when nothing is known, and at about 0, 50, 321 and
-    864 ms to a near server. A retransmission that could not be answered in time is not sent.
+    arguments is sent at 0, 125, 375 and 875 ms without a measurement, and at about 0, 50, 321 and
+    864 ms to a nearby server. A retransmission that could not be answered in time is not sent.
 
-    Any number of threads may use a client at once. A child process after ``fork`` may too: it gets
-    sockets of its own. Close the client at the end, or use it in a ``with`` statement.
+    Any number of threads may use a client at once. A child process may use it after ``fork``: it
+    gets its own sockets. Close the client when you are done, or use it in a ``with`` statement.
 
-    :param address: The server's: ``(host, port)``, or a path or abstract name of ``AF_UNIX``. A
-        name is resolved once, now, and to IPv4 where it can be.
+    :param address: The server's address: ``(host, port)``, or a path or abstract name of
+        ``AF_UNIX``. A name is resolved once, by the constructor, to an IPv4 address if it has one.
     :param timeout: The deadline of a whole request, in seconds.
-    :param retries: How often a request is sent again within the timeout, at the most.
-    :param backoff: How many times longer each wait is than the one before it, after the first.
-    :param jitter: By up to which share of a wait it is longer at random, so that clients which
-        failed together do not come back together.
-    :param match: Says whether a datagram answers a request: ``match(request, reply) -> bool``. It
-        may be called often. With it, one socket serves for all requests, whatever happens, and
+    :param retries: The maximum number of retransmissions within the timeout.
+    :param backoff: The factor by which each wait after the first is longer than the previous one.
+    :param jitter: The maximum random extension of a wait, as a fraction of it. It keeps clients
+        that
+        failed together from retrying together.
+    :param match: Returns whether a datagram answers a request: ``match(request, reply) -> bool``.
+        It
+        may be called often. With it, the client uses one socket for all requests, and
         :meth:`request_many` is several times faster.
-    :param retry_refused: Whether to go on when there is no server (it may be about to start), or to
-        raise :class:`ConnectionRefusedError` at once.
-    :param family: ``AF_INET6`` or ``AF_INET``, for a name that has addresses of both.
-    :param spin: How long a wait stays awake before it sleeps, in seconds; see
+    :param retry_refused: Whether to retry if there is no server, because it may be about to start,
+        or to raise :class:`ConnectionRefusedError` at once.
+    :param family: ``AF_INET6`` or ``AF_INET``, for a name that has both kinds of addresses.
+    :param spin: How long a wait polls before it sleeps, in seconds; see
         :attr:`tomada.socket.socket.spin`.
     :raises socket.gaierror: The host has no address.
-    :raises TypeError: An argument is of a wrong type.
+    :raises TypeError: An argument has a wrong type.
     :raises ValueError: An argument is out of range.
     """
 
-    def __init__(  # noqa: PLR0913 - what can be said about a request
+    def __init__(  # noqa: PLR0913 - the parameters of a request
         self,
         address: _Address,
         timeout: float = 1.0,
@@ -109,20 +111,20 @@ class Client:
 
     @property
     def address(self) -> _Address:
-        """The server's address, after its name was resolved."""
+        """The server's resolved address."""
         return self._address
 
-    def request(self, data: ReadableBuffer) -> bytes:  # noqa: C901 - most requests' way, in one piece
+    def request(self, data: ReadableBuffer) -> bytes:  # noqa: C901 - the common path, in one piece
         """Send a request, and return the reply.
 
-        It ends with an :class:`OSError` when another thread closes the client.
+        If another thread closes the client, this raises :class:`OSError`.
 
-        :raises TimeoutError: No reply came; the text says after how many attempts. Where there was
-            no server, ``__cause__`` has the :class:`ConnectionRefusedError`.
+        :raises TimeoutError: No reply arrived; the text says after how many attempts. If there was
+            no server, ``__cause__`` is the :class:`ConnectionRefusedError`.
         :raises ConnectionRefusedError: There is no server, and ``retry_refused`` is false; with
             ``AF_UNIX`` it may be a :class:`FileNotFoundError`.
-        :raises OSError: ``EMSGSIZE``, where the request is longer than a datagram can be; what else
-            a socket raises.
+        :raises OSError: ``EMSGSIZE``: the request exceeds the maximum length of a datagram; or
+            another error of the socket.
         """
         started = monotonic()
         pool, match = self._pool, self._match
@@ -133,15 +135,16 @@ class Client:
             return self._insist(data, started, None)
         if (pool.watched or len(idle) < pool.few) and not pool.admits(connection, started):
             return self._insist(data, started, None)
-        # Most requests are answered, and this is their way: as little as can be between them and
-        # the kernel. An idle connection has the timeout of a first attempt. It hears no strangers:
-        # what came before it was connected is thrown away with what is late.
+        # The fast path: most requests are answered at the first attempt, so there is as little
+        # code as possible between them and the kernel. An idle connection already has the
+        # timeout of a first attempt. It receives only from the server: datagrams queued before
+        # it was connected are discarded together with late ones.
         refusal = None
         try:
             if connection.wait != pool.wait:
                 connection.wait = pool.wait
                 connection.settimeout(pool.wait)
-            reply = connection._exchange(data)  # noqa: SLF001 - made for this
+            reply = connection._exchange(data)  # noqa: SLF001 - made for this purpose
         except ConnectionRefusedError as error:
             refusal = error
         except TimeoutError:
@@ -175,7 +178,7 @@ class Client:
         connection: Connection | None,
         refusal: OSError | None = None,
     ) -> bytes:
-        """Make all attempts of a request or, with the connection that it was sent on, the rest."""
+        """Make all attempts of a request or, given the connection it was sent on, the others."""
         pool, match = self._opened(), self._match
         exchange = Exchange(
             self._retry,
@@ -187,7 +190,7 @@ class Client:
         if connection is None:
             connection = self._take()
         try:
-            # The first attempt began with the request, whatever has taken time since.
+            # The first attempt began with the request, even if some time has passed since.
             exchange.attempt(started)
             if refusal is not None:
                 exchange.refuse(refusal)
@@ -226,12 +229,12 @@ class Client:
         except OSError as error:
             if not has_no_room(error):
                 raise
-            # As good as lost on the way.
+            # Treat it as a datagram that was lost in the network.
 
     @staticmethod
     def _answer(connection: Connection, exchange: Exchange) -> bytes | None:
-        # After a refusal the server may be up again at the next attempt. Until then, an answer to
-        # the one before is as welcome.
+        # After a refusal the server may be available again at the next attempt. Until then, a
+        # reply to the previous attempt is also valid.
         while True:
             try:
                 return connection.answer(exchange.due, exchange.accepts)
@@ -257,18 +260,18 @@ class Client:
         *,
         errors: Literal["raise", "return"] = "raise",
     ) -> list[bytes] | list[bytes | OSError]:
-        """Send many requests, several at once, and return the replies in the requests' order.
+        """Send many requests, several at once; return the replies in the order of the requests.
 
-        Each request has the whole timeout for itself. With the client's ``match``, all share one
-        socket and are sent in batches. Without it, each request in flight has a port of its own, as
-        nothing else says reliably which reply is whose.
+        Each request has the whole timeout. With the client's ``match``, all requests share one
+        socket and are sent in batches. Without it, each request in flight has its own port, because
+        nothing else reliably identifies its reply.
 
-        :param requests: Requests as of :meth:`request`; taken as the window moves on.
-        :param window: How many may be in flight at once: no more than the server's queue takes.
+        :param requests: The requests, as for :meth:`request`; read as the window advances.
+        :param window: The maximum number of requests in flight. Do not exceed the server's queue.
         :param errors: With ``"raise"``, the first request that fails ends the call with its
-            exception, whose ``index`` says which it was. With ``"return"`` the exception stands in
-            the reply's place, and the others go on.
-        :raises TimeoutError: And others, as :meth:`request`.
+            exception, whose ``index`` says which request it was. With ``"return"``, the exception
+            is returned in place of the reply, and the other requests continue.
+        :raises TimeoutError: And other exceptions, as in :meth:`request`.
         """
         pool = self._opened()
         if not isinstance(window, int):
@@ -292,7 +295,7 @@ class Client:
         return self._pool
 
     def _explain(self, error: BaseException) -> None:
-        """Say what it means that a request could not be sent, or a socket was closed under it."""
+        """Improve the text of an error: the request was not sent, or the client was closed."""
         if not isinstance(error, OSError):
             return
         if error.errno == errno.EBADF:
@@ -301,7 +304,7 @@ class Client:
             advise(error, format_address(self._address), OF_SENDING)
 
     def close(self) -> None:
-        """Close the client: requests in other threads end with an :class:`OSError`.
+        """Close the client: requests in other threads raise :class:`OSError`.
 
         Closing again does nothing.
         """

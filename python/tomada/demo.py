@@ -1,7 +1,7 @@
-"""``tomada demo``: the lines of a text, sent to a server and answered, between two processes.
+"""``tomada demo``: sends the lines of a text to a server in another process and checks the replies.
 
-Three times: with tomada's :class:`~tomada.Server` and :class:`~tomada.Client`, with a client on the
-standard ``socket`` module, and with a server on it.
+It runs three times: with tomada's :class:`~tomada.Server` and :class:`~tomada.Client`, with a
+client on the standard ``socket`` module, and with a server on it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ WIDTH = 34
 
 
 class DemoError(Exception):
-    """The demonstration could not be given."""
+    """The demonstration failed."""
 
 
 @dataclass
 class Result:
-    """What one client measured."""
+    """The measurements of one client."""
 
     datagrams: int = 0
     bytes: int = 0
@@ -47,12 +47,12 @@ class Result:
 
 
 def answer(line: bytes) -> bytes:
-    """Return what the server answers to a line."""
+    """Return the server's reply to a line."""
     return line.decode().upper().encode()
 
 
 def serve(port: int) -> None:
-    """Answer every datagram until the process is ended. The first line of output is the address."""
+    """Answer every datagram until the process is killed. Print the address first."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         try:
             s.bind((HOST, port))
@@ -65,7 +65,7 @@ def serve(port: int) -> None:
 
 
 def serve_with_tomada(port: int) -> None:
-    """As :func:`serve`."""
+    """Do the same as :func:`serve`, with tomada."""
 
     def handle(line: bytes, _client: object) -> bytes:
         return answer(line)
@@ -85,7 +85,7 @@ def serve_with_tomada(port: int) -> None:
 
 @contextlib.contextmanager
 def asking(port: int) -> Iterator[Callable[[bytes], bytes]]:
-    """Give a function that sends a line and returns the answer, or raises a TimeoutError."""
+    """Yield a function that sends a line and returns the reply, or raises a TimeoutError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         s.connect((HOST, port))
         s.settimeout(TIMEOUT)
@@ -99,13 +99,13 @@ def asking(port: int) -> Iterator[Callable[[bytes], bytes]]:
 
 @contextlib.contextmanager
 def asking_with_tomada(port: int) -> Iterator[Callable[[bytes], bytes]]:
-    """As :func:`asking`."""
+    """Do the same as :func:`asking`, with tomada."""
     with tomada.Client((HOST, port), timeout=TIMEOUT, retry_refused=False) as client:
         yield client.request
 
 
 def converse(ask: Callable[[bytes], bytes], lines: Sequence[bytes]) -> Result:
-    """Send each line, wait for its answer, and compare."""
+    """Send each line, wait for its reply, and compare."""
     result, times = Result(), []
     for line in lines:
         started = time.perf_counter()
@@ -124,7 +124,7 @@ def converse(ask: Callable[[bytes], bytes], lines: Sequence[bytes]) -> Result:
 
 
 def peer(role: str, module: str, port: str) -> None:
-    """Be one of the two processes: ``server`` or ``client``."""
+    """Run one of the two processes: ``server`` or ``client``."""
     is_ours = module == "tomada"
     with contextlib.suppress(KeyboardInterrupt):
         if role == "client":
@@ -137,14 +137,14 @@ def peer(role: str, module: str, port: str) -> None:
 
 
 def end_with_parent() -> None:
-    """End the process when the other end of its standard input is gone."""
+    """End the process when the other end of its standard input is closed."""
     sys.stdin.buffer.read()
     os._exit(0)
 
 
 @contextlib.contextmanager
 def started(role: str, module_name: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a process, and have it ended and reaped in any case."""
+    """Start a process, and ensure that it is killed and reaped."""
     command = [sys.executable, "-m", "tomada.demo", role, module_name, str(port)]
     with contextlib.ExitStack() as stack:
         with interrupts_put_off():
@@ -156,9 +156,9 @@ def started(role: str, module_name: str, port: int) -> Iterator[subprocess.Popen
 
 @contextlib.contextmanager
 def interrupts_put_off() -> Iterator[None]:
-    """Hold a Ctrl-C back for the block.
+    """Defer Ctrl-C during the block.
 
-    Amid the start of a process it would leave one behind that nobody knows.
+    During the start of a process it would leave the process running without a reference to it.
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
@@ -174,7 +174,7 @@ def interrupts_put_off() -> Iterator[None]:
 
 
 def run_pair(server: str, client: str, port: int, text: bytes) -> Result:
-    """Run one server and one client, and say on which address."""
+    """Run one server and one client, and print their address."""
     with started("server", server, port) as serving:
         assert serving.stdout
         address = serving.stdout.readline()
@@ -205,7 +205,7 @@ def shorten(text: str) -> str:
 
 
 def read_text(file: str | None) -> tuple[str, bytes]:
-    """Return a text's name and its bytes: a file's, or those of the README tomada came with."""
+    """Return a text's name and bytes: those of a file, or of tomada's README."""
     if file is None:
         readme: Any = metadata("tomada")
         return "tomada's README", (readme.get_payload() or readme["Description"]).encode()
@@ -223,7 +223,7 @@ def read_text(file: str | None) -> tuple[str, bytes]:
 def main(file: str | None = None, port: int = PORT) -> int:
     """Run the demonstration; return 0 only if every reply was right.
 
-    :raises DemoError: It could not be given, and why.
+    :raises DemoError: It failed; the text says why.
     """
     title, text = read_text(file)
     lines = text.splitlines()

@@ -34,17 +34,17 @@ COUNTERS = {
 
 
 class ServerCollector(Collector):
-    """Shows a server's :meth:`~tomada.Server.stats` to Prometheus, of all workers together.
+    """Exports a server's :meth:`~tomada.Server.stats` to Prometheus, summed over all workers.
 
-    Register it in the process that started the server, and serve the registry as
-    ``prometheus_client`` does, with ``start_http_server(8000)`` for one::
+    Register it in the process that started the server, and serve the registry with
+    ``prometheus_client``, for example with ``start_http_server(8000)``::
 
         with tomada.Server(("0.0.0.0", 1234), handle, workers=4) as server:
             tomada.metrics.ServerCollector(server)
 
-    Each metric has the label ``address``, the one that the server is bound to. The counters are
-    named ``tomada_server_received_total`` and so on; ``tomada_server_batch_size`` is a histogram of
-    how many datagrams one receive brought.
+    Each metric has the label ``address``, which is the server's address. The counters are named
+    ``tomada_server_received_total`` and so on; ``tomada_server_batch_size`` is a histogram of the
+    number of datagrams per receive.
 
     :param registry: Where to register; ``None`` does not register.
     """
@@ -55,19 +55,19 @@ class ServerCollector(Collector):
             registry.register(self)
 
     def describe(self) -> Iterator[Metric]:
-        """Return the metrics without values, so that registering needs no started server."""
+        """Return the metrics without values, so that registering does not need a started server."""
         for name, text in COUNTERS.items():
             yield CounterMetricFamily(f"tomada_server_{name}", text)
         yield HistogramMetricFamily("tomada_server_batch_size", "Datagrams in one batch.")
 
     def collect(self) -> Iterator[Metric]:
-        """Return the metrics of this moment. Before the server is started, they have no values."""
+        """Return the current metrics. Before the server is started, they have no values."""
         try:
             stats, address = self._server.stats(), format_address(self._server.address)
-        except RuntimeError:  # not started yet
+        except RuntimeError:  # the server was not started
             yield from self.describe()
             return
-        # A path of AF_UNIX is bytes. One byte that is not text would fail the scrape of all.
+        # An AF_UNIX path is bytes. A byte that is not text would make the whole scrape fail.
         labels = [address.encode(errors="replace").decode()]
         for name, text in COUNTERS.items():
             counter = CounterMetricFamily(f"tomada_server_{name}", text, labels=["address"])

@@ -1,4 +1,4 @@
-"""Servers: a handler called with each datagram, its answers sent in batches."""
+"""Servers: they call a handler with each datagram, and send its replies in batches."""
 
 from __future__ import annotations
 
@@ -33,66 +33,68 @@ Handler: TypeAlias = Callable[..., Any]
 Takes: TypeAlias = Literal["data", "datagram", "batch"]
 Steering: TypeAlias = Literal["hash", "cpu", "random"]
 
-# Draining that may take longer than this many seconds may take for ever. Each timer takes it.
+# The longest drain that can be limited, in seconds: all timers accept it. A longer one is
+# unlimited.
 LONGEST = 1e9
 
 
 class Server:
-    """A server: it receives datagrams in batches, calls a handler, and sends the answers together.
+    """Receives datagrams in batches, calls a handler, and sends its replies in batches.
 
-    Each answer leaves from the address that was asked, which on a machine of several is not the one
-    that the routes prefer. Datagrams are never truncated. A handler that raises an exception,
-    returns what is no datagram, or one that is too long, is logged under ``tomada`` and counted,
-    and stops nothing.
+    Each reply is sent from the address that the request was sent to, which may differ from the
+    machine's default one. Datagrams are never truncated. If a handler raises an exception, or
+    returns a wrong type or a reply that is too long, the error is logged under ``tomada`` and
+    counted, and the server continues.
 
-    :param address: ``(host, port)`` of IPv4 or IPv6, or a path or name of ``AF_UNIX``. The port 0
-        is any free one. ``"::"`` answers IPv4 as well: such peers have addresses like
-        ``("::ffff:127.0.0.1", 1234, 0, 0)``. ``None`` takes the sockets that systemd has passed
-        (``LISTEN_FDS``), or those of ``sock`` or ``fd``.
-    :param handler: Called with each datagram. What it returns is the reply: a bytes-like object, of
-        which an empty one is an empty datagram, or ``None`` for no reply. It is called by one
-        thread at a time in each process, or by ``threads`` of them.
-    :param takes: What the handler is called with: ``"data"``: ``(data, address)``; ``"datagram"``:
-        one :class:`tomada.Datagram`, with what the kernel knows about it; ``"batch"``: a list of
-        pairs ``(data, address)``, to return an iterable with the reply (or ``None``) to each, or
+    :param address: ``(host, port)`` for IPv4 or IPv6, or a path or name of ``AF_UNIX``. The port 0
+        means any free port. ``"::"`` also accepts IPv4: such peers have addresses like
+        ``("::ffff:127.0.0.1", 1234, 0, 0)``. ``None`` uses the sockets passed by systemd
+        (``LISTEN_FDS``), or ``sock`` or ``fd``.
+    :param handler: Called with each datagram. It returns the reply: a bytes-like object (an empty
+        one is an empty datagram), or ``None`` for no reply. In each process one thread at a time
+        calls it, or ``threads`` of them.
+    :param takes: The handler's arguments. ``"data"``: ``(data, address)``. ``"datagram"``: one
+        :class:`tomada.Datagram`, with the kernel's metadata. ``"batch"``: a list of pairs ``(data,
+        address)``; the handler returns an iterable with the reply (or ``None``) to each, or
         ``None``.
-    :param workers: The number of processes. With 1 the handler is called in this process, by a
-        thread of the server's. More are forked by :meth:`start`, each with its own socket
-        (``SO_REUSEPORT``) and supervised: one that dies is started again with backoff, and its
-        socket's queue waits for it meanwhile. A worker that cannot start ends the server with its
-        error, at the start at once, later after five attempts. Forking copies this process: start
-        such a server before other threads.
+    :param workers: The number of processes. With 1, a thread of this process calls the handler.
+        More workers are forked by :meth:`start`, each with its own socket (``SO_REUSEPORT``), and
+        supervised: a worker that dies is restarted with backoff, and its socket queues datagrams
+        meanwhile. If a worker cannot start, the server ends with the worker's error: at once during
+        :meth:`start`, later after five attempts. Forking copies this process, so start such a
+        server before other threads.
     :param threads: The number of threads, for interpreters without a global lock.
-    :param init: Called once in each worker, before it takes datagrams: in each process of
-        ``workers``, or in each thread of the server's.
-    :param exit: Called once in each worker where ``init`` has returned, after the last datagram is
-        answered: when the server stops, when the process is replaced (SIGHUP), and when a handler
-        ends it with :class:`SystemExit`; not when it is killed. In a worker process, what Python
-        does at a program's end follows: threads are waited for, functions that were registered
-        with :mod:`atexit` in the worker run, and files that have something buffered write it. All
-        of this has what is left of ``drain``, and one second more. An exception is logged.
-    :param steering: Which worker gets a datagram: ``"hash"``: each peer has its own; ``"cpu"``:
-        that of the CPU that received it; ``"random"``: any.
-    :param drain: How many seconds stopping may take to answer what is queued; ``math.inf`` for as
-        long as it takes.
-    :param rcvbuf: The size of each receive buffer, in bytes. Where the kernel gives less (sysctl
-        ``net.core.rmem_max``), a line of the log says so.
-    :param gro: Whether the kernel may hand over several datagrams at once (``UDP_GRO``).
-    :param spin: How many seconds to stay awake for the next datagram before sleeping: shorter
-        round trips, at the cost of a core.
+    :param init: Called once in each worker before it receives datagrams: in each process of
+        ``workers``, or in each thread of the server.
+    :param exit: Called once in each worker in which ``init`` has returned, after the last datagram
+        was answered: when the server stops, when the worker is replaced (SIGHUP), and when a
+        handler raises :class:`SystemExit`; but not when the worker is killed. A worker process then
+        exits like a Python program: it waits for threads, runs the :mod:`atexit` functions
+        registered in the worker, and flushes files. All of this may take the rest of ``drain`` plus
+        one second. Exceptions are logged.
+    :param steering: Which worker receives a datagram. ``"hash"``: always the same for a peer.
+        ``"cpu"``: that of the CPU that received it. ``"random"``: any.
+    :param drain: The maximum time in seconds to answer queued datagrams when the server stops;
+        ``math.inf`` for no limit.
+    :param rcvbuf: The size of each receive buffer in bytes. If the kernel grants less (sysctl
+        ``net.core.rmem_max``), the server logs it.
+    :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``).
+    :param spin: How long to poll for the next datagram before sleeping, in seconds: shorter round
+        trips, at the cost of a core.
     :param groups: Multicast groups to join, each an address, or the arguments of
-        :meth:`tomada.socket.socket.join_group`. Workers then share one socket, since several would
-        each get a copy.
-    :param guard: A :class:`tomada.Guard` for what arrives and leaves. Each worker limits on its
-        own, by what it has received itself; the guard's counters are the sums over all workers.
-    :param sock: A bound socket to use instead of an address. It stays the caller's, to close.
-    :param fd: The descriptor of one, which becomes the server's.
+        :meth:`tomada.socket.socket.join_group`. Workers then share one socket, because several
+        sockets would each receive a copy.
+    :param guard: A :class:`tomada.Guard` for received datagrams and replies. Each worker enforces
+        the limits on its own, based on what it has received itself; the guard's counters are sums
+        over all workers.
+    :param sock: A bound socket to use instead of an address. The caller still owns it.
+    :param fd: The descriptor of a bound socket. The server takes ownership of it.
 
-    A server can be used once: started, then stopped. All methods may be called from any thread, and
-    from signal handlers.
+    A server can be started and stopped once. All methods may be called from any thread, and from
+    signal handlers.
     """
 
-    def __init__(  # noqa: PLR0913 - what can be said about a server
+    def __init__(  # noqa: PLR0913 - the options of a server
         self,
         address: Any,
         handler: Handler,
@@ -142,7 +144,7 @@ class Server:
         }
         self._life = Lifecycle(self._keep)
         self.ready: threading.Event = self._life.ready
-        """Set while the server is running: a :class:`threading.Event` to wait for."""
+        """A :class:`threading.Event` that is set while the server is running."""
         self._context: Context | None = None
         self._backend: Threads | Processes | None = None
 
@@ -153,49 +155,49 @@ class Server:
 
     @property
     def address(self) -> Any:
-        """The address that the server is bound to, with the real port."""
+        """The address that the server is bound to, with the actual port."""
         return self._running().listeners.address
 
     def start(self) -> None:
-        """Bind the address, and serve in the background; return when all workers are ready.
+        """Bind the address and serve in the background; return when all workers are ready.
 
-        :attr:`ready`, a :class:`threading.Event`, is set then, for other threads to wait for.
+        This also sets :attr:`ready`, a :class:`threading.Event` that other threads can wait for.
 
-        An exception that a signal handler raises meanwhile (:class:`KeyboardInterrupt`, for one)
-        ends the start: the workers are killed, and the port is free again.
+        If a signal handler raises an exception meanwhile (for example :class:`KeyboardInterrupt`),
+        the start is cancelled: the workers are killed, and the port is free again.
 
-        :raises OSError: The address is taken (``EADDRINUSE``), not of this machine, …
-        :raises RuntimeError: The server was started before, or stopped; or :meth:`stop` was called
-            while it started, by another thread or by a signal handler.
+        :raises OSError: The address is occupied (``EADDRINUSE``), not on this machine, …
+        :raises RuntimeError: The server was already started or stopped; or another thread or a
+            signal
+            handler called :meth:`stop` during the start.
 
-        What ``init`` raises in a worker is raised here: from a process as an exception of the same
-        type where that is one of Python's own which a text can make, and otherwise as a
-        :class:`RuntimeError` that names the type. A note has the worker's traceback.
+        An exception of ``init`` is raised here. If it comes from another process, it has the same
+        type only if that is a built-in type which can be created from a text; otherwise it is a
+        :class:`RuntimeError` that names the type. A note contains the worker's traceback.
         """
         try:
             self._life.start()
         except OSError as error:
-            if self._context is None and error.errno == errno.EAGAIN:  # no thread is left
+            if self._context is None and error.errno == errno.EAGAIN:  # cannot create a thread
                 place = self._address if self._given is None else self._given.getsockname()
                 advise(error, format_address(place), OF_OPENING)
             raise
 
     def stop(self) -> None:
-        """Take no more datagrams, answer those that the kernel has queued, and end.
+        """Stop receiving, answer all queued datagrams, and end the server.
 
-        New datagrams are refused from the first moment (by ICMP), so that each is either answered
-        or refused. A worker has ``drain`` seconds for the answers. One second more is for a handler
-        that has not returned by then, for ``exit``, and for the rest of a worker process's end.
-        After that, a worker process is killed, and a thread is left behind. Stopping again only
-        waits for the end. In a process that was forked after the start, other than the server's
-        workers, this does nothing.
+        New datagrams are refused at once (by ICMP), so each datagram is either answered or refused.
+        A worker has ``drain`` seconds to answer, plus one second in which the handler and ``exit``
+        must return and a worker process must exit. Then a worker process is killed, and a thread is
+        left running. Stopping again only waits for the end. In a forked process that is not one of
+        the server's workers, this does nothing.
 
-        A signal handler may call it, too. Where it has interrupted :meth:`start` in the same
-        thread, and in a handler of the server's datagrams, it asks for the end and returns at once;
-        :meth:`start` then raises :class:`RuntimeError`. A start is abandoned: ``init`` is not
-        waited for, but killed in a process, and left behind in a thread.
+        A signal handler may also call it. If that has interrupted :meth:`start` in the same thread,
+        or in a handler of the server's datagrams, this requests the end and returns at once;
+        :meth:`start` then raises :class:`RuntimeError`. It cancels a start without waiting for
+        ``init``: a process is killed, and a thread is left running.
 
-        An exception that a signal handler raises meanwhile ends the draining: workers are killed,
+        If a signal handler raises an exception meanwhile, draining ends, the workers are killed,
         and the port is free.
         """
         context = self._context
@@ -205,18 +207,18 @@ class Server:
         self._life.stop()
 
     def serve_forever(self) -> None:
-        """Serve until :meth:`stop` is called, or a signal asks for it; start first if need be.
+        """Serve until :meth:`stop` is called or a signal arrives; start the server first if needed.
 
-        In the main thread, SIGINT (Ctrl-C) and SIGTERM stop the server, as :meth:`stop` does, and
-        this returns; a second one raises :class:`KeyboardInterrupt` at once. A start that is under
-        way is abandoned. SIGHUP replaces the workers, where there are several, one by one: a new
-        one takes over the socket of an old one, which finishes what it has received; nothing is
-        lost, and one that cannot start leaves the old one in its place. The new process is a copy
-        of the program as it was started, ``init`` runs in it anew; it does not import changed code
+        In the main thread, SIGINT (Ctrl-C) and SIGTERM stop the server like :meth:`stop`, and this
+        returns. A second one raises :class:`KeyboardInterrupt` at once. During a start, they cancel
+        it. SIGHUP replaces the workers, if there are several, one by one: a new worker takes over
+        the socket of an old one, which finishes the datagrams it has received. No datagram is lost,
+        and if a new worker cannot start, the old one continues. A new process is a copy of the
+        program at the time of its start, and runs ``init`` again. It does not import changed code
         (``tomada serve --app`` does).
 
-        The handler is called by another thread, or by workers, so that a signal is heeded even
-        while it blocks. An exception of another signal handler ends the server, too.
+        Another thread or the workers call the handler, so signals are handled even while the
+        handler blocks. An exception of another signal handler also ends the server.
         """
         asked: list[int] = []
 
@@ -251,12 +253,12 @@ class Server:
         life = self._life
         try:
             if life.state == "created" or life.is_elsewhere:
-                self.start()  # a subclass may have more to do
+                self.start()  # a subclass may override it
         except StoppedWhileStartingError:
             return
         except RuntimeError:
             if self._context is None and life.state == "stopped" and life.error is None:
-                return  # by another thread, before it came to that
+                return  # another thread has stopped it before it started
             raise
         while life.state in ("starting", "running"):
             wakeup.wait()
@@ -265,11 +267,11 @@ class Server:
             raise life.error
 
     def replace_workers(self) -> None:
-        """Replace each worker process by a new one, with nothing lost, as SIGHUP does.
+        """Replace each worker process by a new one, without losing datagrams, like SIGHUP.
 
-        A worker that is replaced ends as at the server's end: it calls ``exit``.
+        A replaced worker exits as when the server stops: it calls ``exit``.
 
-        It returns at once. In a server of one process there is nothing to replace.
+        This returns at once. It does nothing in a server with a single process.
         """
         if self._context is not None and self._context.owner != os.getpid():
             self._context.ask_supervisor(signal.SIGHUP)
@@ -277,18 +279,18 @@ class Server:
             self._backend.replace()
 
     def stats(self) -> _core.ServerStats:
-        """Return what all workers have counted since the start, those that have died included."""
+        """Return the sums of all workers' counters since the start, including dead workers."""
         context = self._running()
         return context.counters.stats(*context.listeners.drops())
 
     def sendto(self, data: Any, address: Any) -> None:
-        """Send a datagram from the server's port: a reply that comes later, or what nobody asked.
+        """Send a datagram from the server's port, for example a late reply or a notification.
 
-        From the handler, it leaves with the replies of the batch, and what goes wrong is logged and
-        counted as with those; from elsewhere, at once, with an :class:`OSError` where it fails. A
-        peer that this worker has heard lately is answered from the address that it asked. (A
-        handler that uses its server must be able to find it in a worker, which is forked by
-        :meth:`start`: give it a name before, not by ``with Server(…) as server``.)
+        In the handler, it is sent together with the batch's replies, and errors are logged and
+        counted like theirs. Elsewhere it is sent at once, and raises :class:`OSError` if it fails.
+        A peer from which this worker has recently received is answered from the address that it
+        used. (A handler that uses its server must be able to find it in a worker, which is forked
+        by :meth:`start`: assign it to a name before, not by ``with Server(…) as server``.)
         """
         cores = self._running().cores
         core = next((core for core in cores[1:] if core.is_delivering), cores[0])
@@ -326,7 +328,7 @@ class Server:
             listeners.close()
 
     def _run(self, listeners: Listeners, workers: int) -> None:
-        # One block of counters more, for what is sent from here.
+        # One more block of counters, for datagrams sent from this process.
         counters = _core.ServerCounters(workers + 1)
         context = Context(
             listeners,
@@ -380,7 +382,7 @@ class Server:
 def serve(address: Any, handler: Handler, **options: Any) -> None:
     """Serve until SIGINT (Ctrl-C) or SIGTERM: ``Server(address, handler, …).serve_forever()``.
 
-    What the kernel has queued by then is answered, and the call returns.
+    It then answers the queued datagrams, and returns.
     """
     Server(address, handler, **options).serve_forever()
 

@@ -1,17 +1,17 @@
-"""The standard ``socket`` module with tomada's datagram sockets in it.
+"""The standard ``socket`` module, with tomada's datagram sockets.
 
-``from tomada import socket`` is the one line that changes in a program. Every public name of the
-standard module is here. Sockets of type ``SOCK_DGRAM`` in the families ``AF_INET``, ``AF_INET6``
-and ``AF_UNIX`` are tomada's; every other socket is the standard library's own object. The kernel's
-constants that the standard module lacks (``UDP_SEGMENT``, ``SO_TIMESTAMPNS``, ``IP_RECVERR``, …)
-are here too.
+Replace ``import socket`` with ``from tomada import socket``; no other line of a program changes.
+This module has every public name of the standard one. Sockets of type ``SOCK_DGRAM`` in the
+families ``AF_INET``, ``AF_INET6`` and ``AF_UNIX`` are tomada's; all others are objects of the
+standard library. It also has kernel constants that the standard module lacks (``UDP_SEGMENT``,
+``SO_TIMESTAMPNS``, ``IP_RECVERR``, …).
 """
 
 import socket as _std
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    # Of a name's definitions mypy believes the first. Python, and other checkers, the last.
+    # Of several definitions of a name, mypy uses the first; Python and other checkers, the last.
     from tomada._sockets import (
         SocketType as SocketType,
         fromfd as fromfd,
@@ -24,10 +24,10 @@ from tomada import _core
 from tomada._constants import *
 from tomada._sockets import SocketType, fromfd, socket, socketpair  # noqa: F401
 
-__all__ = sorted({*_std.__all__, *_core.CONSTANTS})  # noqa: PLE0605 - a list, though not a literal one
+__all__ = sorted({*_std.__all__, *_core.CONSTANTS})  # noqa: PLE0605 - a list, but not a literal
 
-# What "import *" leaves out, like socket.EAGAIN or socket.errno; and where both have a constant,
-# the standard module's, which is an enum's member.
+# Names that "import *" omits, such as socket.EAGAIN or socket.errno. If both modules have a
+# constant, use the standard module's, which is an enum member.
 _OURS = {"socket", "SocketType", "fromfd", "socketpair"}
 globals().update(
     {

@@ -1,4 +1,4 @@
-//! Socket addresses: the kernel's bytes, and what they mean.
+//! Socket addresses: the kernel's representation and its meaning.
 
 use std::ffi::{CStr, c_int};
 use std::fmt;
@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use super::sys;
 pub use super::sys::{ResolveError, resolver_message};
 
-/// A socket address as the kernel writes it: a `struct sockaddr_…` and its length.
+/// A socket address in the kernel's format: a `struct sockaddr_…` and its length.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
 pub struct Address {
@@ -18,10 +18,10 @@ pub struct Address {
     len: u32,
 }
 
-/// What an address says.
+/// A parsed address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AddressKind<'a> {
-    /// No name at all: a peer that has not bound, on a family that leaves it out.
+    /// Without a name: an unbound peer, in a family that omits it.
     Unnamed,
     /// `AF_INET`
     V4(SocketAddrV4),
@@ -31,7 +31,7 @@ pub enum AddressKind<'a> {
     Path(&'a [u8]),
     /// `AF_UNIX`, a name in Linux's abstract namespace, with its leading zero byte.
     Abstract(&'a [u8]),
-    /// A family that this library does not speak.
+    /// A family that this library does not support.
     Other(u16),
 }
 
@@ -39,7 +39,7 @@ impl Address {
     /// No address.
     pub const UNNAMED: Self = Self { storage: [0; size_of::<libc::sockaddr_storage>()], len: 0 };
 
-    /// The longest address that a socket has, `sizeof(struct sockaddr_storage)`.
+    /// The maximum length of a socket address, `sizeof(struct sockaddr_storage)`.
     pub(crate) const CAPACITY: libc::socklen_t =
         size_of::<libc::sockaddr_storage>() as libc::socklen_t;
 
@@ -52,10 +52,11 @@ impl Address {
         address
     }
 
-    /// An `AF_UNIX` address: a path; with a leading zero byte an abstract name; empty to let the
-    /// kernel choose one on binding (`unix(7)`, "autobind").
+    /// An `AF_UNIX` address: a path; with a leading zero byte, an abstract name; empty to let the
+    /// kernel choose a name on binding (`unix(7)`, "autobind").
     ///
-    /// Fails where the name is longer than `sun_path` (108 bytes; a path needs one for its end).
+    /// Fails if the name is longer than `sun_path` (108 bytes; a path needs one of them for its
+    /// end).
     pub fn unix(name: &[u8]) -> Result<Self, PathTooLong> {
         let is_path = name.first().is_some_and(|&first| first != 0);
         let end = UNIX_PATH + name.len() + usize::from(is_path);
@@ -70,22 +71,22 @@ impl Address {
     }
 
     /// Resolves a host name to its first address of a family, with the port zero: `getaddrinfo(3)`,
-    /// which blocks for as long as the resolver wants.
+    /// which blocks for as long as the resolver takes.
     pub fn resolve(host: &CStr, family: c_int) -> Result<Self, ResolveError> {
         sys::resolve(host, family)
     }
 
-    /// The address's bytes, as long as the kernel said they are.
+    /// The address's bytes, in the length that the kernel reported.
     pub fn as_bytes(&self) -> &[u8] {
         &self.storage[..self.len as usize]
     }
 
-    /// What the address says.
+    /// The parsed address.
     pub fn kind(&self) -> AddressKind<'_> {
         AddressKind::of(self.as_bytes())
     }
 
-    /// The IP address and port, where it is one.
+    /// The IP address and port, if it is an IP address.
     pub fn ip(&self) -> Option<SocketAddr> {
         match self.kind() {
             AddressKind::V4(address) => Some(address.into()),
@@ -98,7 +99,7 @@ impl Address {
         &mut self.storage
     }
 
-    /// Takes the length that the kernel has written. It may be more than there was room for.
+    /// Sets the length that the kernel has written. It may exceed the available room.
     pub(crate) fn set_len(&mut self, len: libc::socklen_t) {
         self.len = len.min(Self::CAPACITY);
     }
@@ -174,7 +175,7 @@ impl fmt::Debug for Address {
 }
 
 impl<'a> AddressKind<'a> {
-    /// Reads a `struct sockaddr_…`. An address too short for its family counts as no name.
+    /// Parses a `struct sockaddr_…`. An address too short for its family counts as unnamed.
     pub fn of(bytes: &'a [u8]) -> Self {
         let Some((&family, rest)) = bytes.split_first_chunk::<2>() else { return Self::Unnamed };
         let family = libc::sa_family_t::from_ne_bytes(family);
@@ -211,12 +212,12 @@ fn read_v6(bytes: &[u8]) -> Option<SocketAddrV6> {
     ))
 }
 
-/// Writes an IPv4 address as the C library does.
+/// Formats an IPv4 address like the C library.
 pub fn format_v4(ip: Ipv4Addr) -> String {
     sys::format_ip(&ip.octets())
 }
 
-/// Writes an IPv6 address as the C library does, without a scope.
+/// Formats an IPv6 address like the C library, without a scope.
 pub fn format_v6(ip: Ipv6Addr) -> String {
     sys::format_ip(&ip.octets())
 }

@@ -1,28 +1,28 @@
-//! What threads hand over to each other, with its size to be read without the lock.
+//! A value that threads hand over to each other, whose size can be read without the lock.
 
 use super::forked::{ForkMutex, Inherit};
 use super::sync::{AtomicUsize, Ordering};
 
-/// A value behind a lock, and how many items it had when the last thread left it.
+/// A value behind a lock, and the number of its items when the lock was last released.
 ///
-/// Handing over: put an item in, then [wake](super::Descriptor::wake) the threads that wait. Taking:
-/// [register](super::Descriptor::register) to be woken, look at the size, sleep, and look again. The
-/// lock that registering and waking share orders the two sides, so that the size needs no order of
-/// its own.
+/// To hand over an item: put it in, then [wake](super::Descriptor::wake) the waiting threads. To
+/// take one: [register](super::Descriptor::register) for wake-ups, check the size, sleep, and check
+/// again. Registering and waking share a lock, which orders both sides, so the size itself can be
+/// relaxed.
 #[derive(Default)]
 pub(super) struct Counted<T: Inherit> {
     value: ForkMutex<T>,
     len: AtomicUsize,
 }
 
-/// A value that has items.
+/// A value that contains items.
 pub(super) trait Items: Inherit {
-    /// How many there are.
+    /// The number of items.
     fn count(&self) -> usize;
 }
 
 impl<T: Items> Counted<T> {
-    /// Changes the value, while no other thread has it.
+    /// Calls a function with exclusive access to the value.
     pub(super) fn with<R>(&self, act: impl FnOnce(&mut T) -> R) -> R {
         let mut value = self.value.lock();
         let result = act(&mut value);
@@ -30,12 +30,12 @@ impl<T: Items> Counted<T> {
         result
     }
 
-    /// How many items there are, or were until a moment ago.
+    /// The number of items now, or a moment ago.
     pub(super) fn len(&self) -> usize {
         match self.len.load(Ordering::Relaxed) {
             0 => 0, // the usual case
             len if self.value.is_own() => len,
-            _ => self.with(|value| value.count()), // it may have been inherited
+            _ => self.with(|value| value.count()), // it may be inherited from the parent
         }
     }
 }
@@ -74,7 +74,7 @@ mod loom_models {
         Arc::new((Descriptor::new(file.into()), Counted::default()))
     }
 
-    /// As a receive does that has more than its caller wants.
+    /// Like a receive that gets more than its caller wants.
     fn hand_over(shared: &Shared, datagrams: &[usize]) {
         shared.1.with(|backlog| backlog.0.extend(datagrams));
         share_kept(shared);
@@ -86,7 +86,7 @@ mod loom_models {
         }
     }
 
-    /// As a wait does: register, look, sleep, look again; and on the way out wake the next thread.
+    /// Like a wait: registers, checks, sleeps, checks again; finally wakes the next thread.
     fn take(shared: &Shared) -> usize {
         let waker = Arc::new(Waker::model());
         shared.0.register(&waker);
@@ -140,7 +140,7 @@ mod loom_models {
             let second = Arc::clone(&shared);
             let taking = thread::spawn(move || take(&second));
             let handing = thread::spawn(move || {
-                // Takes all out and puts back what is too much, as for one large receive.
+                // Takes all items and puts back the excess, as one large receive does.
                 first.1.with(|backlog| backlog.0.push_back(1));
                 let all = first.1.with(|backlog| std::mem::take(&mut backlog.0));
                 first.1.with(|backlog| backlog.0.extend(all));
@@ -158,8 +158,8 @@ mod loom_models {
             shared.1.with(|backlog| backlog.0.push_back(1));
             model_fork();
             let other = Arc::clone(&shared);
-            // The size may be the parent's still while another thread inherits; there is nothing to
-            // be taken, and a thread that has looked knows.
+            // While another thread inherits, the size may still be the parent's. The backlog is
+            // empty, and a thread sees this once it has checked.
             let take = |shared: &Shared| {
                 let size = shared.1.len();
                 let taken = shared.1.with(|backlog| backlog.0.pop_front());

@@ -1,17 +1,17 @@
-//! What the kernel dropped, and why: for want of room, or because the socket's filter refused it.
+//! How many datagrams the kernel dropped, and why: no room, or refused by the socket's filter.
 //!
 //! The kernel has one counter for both (`sk_drops`, in `SO_MEMINFO`, `SO_RXQ_OVFL` and
-//! `/proc/net/udp`). But it has others beside it, one set for each network namespace, in which the
-//! two differ (`net/ipv4/udp.c`): a datagram that finds no room raises `InErrors` and `RcvbufErrors`
-//! (or `MemErrors`), one with a wrong checksum `InErrors` and `InCsumErrors`, and one that a filter
-//! refuses `InErrors` alone. So between two looks at all of them
+//! `/proc/net/udp`). But each network namespace has a set of counters in which they differ
+//! (`net/ipv4/udp.c`). A datagram that finds no room increments `InErrors` and `RcvbufErrors` (or
+//! `MemErrors`); one with a wrong checksum, `InErrors` and `InCsumErrors`; one that a filter
+//! refuses, `InErrors` alone. So between two readings of all these counters:
 //!
-//! * no more datagrams of this socket were dropped for want of room than `RcvbufErrors`,
-//!   `MemErrors` and `InCsumErrors` rose by: the rest of its drops are the filter's;
-//! * no more were refused by its filter than `InErrors` rose by without those.
+//! * At most as many datagrams of this socket were dropped because there was no room as the
+//!   increase of `RcvbufErrors`, `MemErrors` and `InCsumErrors`. Its filter refused the rest.
+//! * Its filter refused at most as many as the increase of `InErrors` without those.
 //!
-//! Both bounds are exact where no other socket of the namespace drops datagrams at the same time.
-//! Where one does, some that the filter refused may count as dropped for want of room, and never
+//! Both bounds are exact if no other socket of the namespace drops datagrams at the same time.
+//! Otherwise some that the filter refused may count as dropped because there was no room, but never
 //! the other way round.
 
 use std::fs;
@@ -23,47 +23,47 @@ use super::forked::{ForkMutex, Inherit};
 use super::socket::Socket;
 use super::sys;
 
-/// What a socket's drops were, since it was opened.
+/// The drops of a socket since it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drops {
-    /// Dropped for want of room in the socket's buffer or of memory, or with a wrong checksum.
+    /// Dropped because the socket's buffer was full or memory was short, or for a wrong checksum.
     pub unwanted: u64,
     /// Refused by the socket's filter.
     pub filtered: u64,
 }
 
-/// What a socket knows about its drops.
+/// A socket's record of its drops.
 #[derive(Default)]
 pub(super) struct DropCounter {
-    /// Whether the socket has, or had, a filter. Without one there is nothing to tell apart.
+    /// Whether the socket has, or had, a filter. Without one, all drops have the same cause.
     has_filter: AtomicBool,
     seen: ForkMutex<Seen>,
 }
 
 #[derive(Default)]
 struct Seen {
-    /// The kernel's counter, beyond its 32 bits, when it was last asked.
+    /// The kernel's 32-bit counter at the last reading, extended to 64 bits.
     total: u64,
     /// How many of those the filter refused.
     filtered: u64,
-    /// The namespace's counters, read before the socket's was.
+    /// The namespace's counters, read just before the socket's.
     errors: Option<Errors>,
 }
 
-/// A child knows what its parent knew. The counters are numbers in places of their own; in the
-/// middle of a change, the next look tells a few drops apart wrongly.
+/// A child starts with its parent's record. Every value is a single word; after a fork in the
+/// middle of a change, the next reading attributes a few drops to the wrong cause.
 impl Inherit for Seen {
     fn inherit(&mut self) {}
 }
 
 impl Socket {
-    /// Takes note that the socket may have a filter from now on.
+    /// Records that the socket may have a filter from now on.
     pub(super) fn filter_was_set(&self) {
         self.drops.has_filter.store(true, Ordering::Relaxed);
-        self.dropped_by_kernel(); // what was dropped until now was not the filter's
+        self.dropped_by_kernel(); // earlier drops were not caused by the filter
     }
 
-    /// Looks whether a socket that is taken over has a filter, which somebody else attached.
+    /// Checks whether an adopted socket already has a filter.
     pub(super) fn find_filter(&self) {
         let has_filter = self.is_ip()
             && self.is_datagram()
@@ -73,9 +73,10 @@ impl Socket {
         }
     }
 
-    /// What the kernel has dropped. Of a socket that is closed, what it had dropped by then.
+    /// The drops so far or, for a closed socket, until it was closed.
     ///
-    /// The kernel's counter has 32 bits. Who asks before it has gone all the way round misses none.
+    /// The kernel's counter has 32 bits. No drops are missed if this is called before it wraps
+    /// around.
     pub(super) fn dropped_by_kernel(&self) -> Drops {
         let mut seen = self.drops.seen.lock();
         let tells_apart = self.drops.has_filter.load(Ordering::Relaxed);
@@ -103,18 +104,18 @@ impl Socket {
     }
 }
 
-/// What a counter of 32 bits has counted that was at `known` before, and has gone round once since
-/// then at the most.
+/// Extends a 32-bit counter to 64 bits, given its extended value at the last reading. It may have
+/// wrapped around once since then, at most.
 fn beyond_32_bits(known: u64, counter: u32) -> u64 {
     known + u64::from(counter.wrapping_sub(known as u32))
 }
 
-/// A network namespace's counters of UDP.
+/// A network namespace's UDP counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Errors {
-    /// Found no room or had a wrong checksum.
+    /// Dropped because there was no room, or because of a wrong checksum.
     unwanted: u64,
-    /// Were dropped for another reason, of which a filter is the usual one.
+    /// Dropped for another reason, usually a filter.
     other: u64,
 }
 
@@ -123,15 +124,15 @@ const SNMP: &str = "/proc/thread-self/net/snmp";
 const SNMP6: &str = "/proc/thread-self/net/snmp6";
 
 impl Errors {
-    /// Reads the counters of the namespace that a socket is in; `None` where that is not the calling
-    /// thread's, or where they cannot be read.
+    /// Reads the counters of a socket's namespace; `None` if that is not the calling thread's, or
+    /// if they cannot be read.
     fn of(socket: &Socket) -> Option<Self> {
         let is_here = socket.with(|fd| Ok(namespace(fd)? == own_namespace()?)).ok()?;
         if !is_here {
             return None;
         }
         let mut errors = Self::parse(&fs::read_to_string(SNMP).ok()?)?;
-        // A socket of IPv6 may get datagrams of both.
+        // An IPv6 socket may receive both IPv4 and IPv6 datagrams.
         if socket.family() == libc::AF_INET6 {
             let v6 = Self::parse_v6(&fs::read_to_string(SNMP6).ok()?)?;
             errors.unwanted = errors.unwanted.wrapping_add(v6.unwanted);
@@ -140,7 +141,7 @@ impl Errors {
         Some(errors)
     }
 
-    /// Reads `/proc/net/snmp`: a line with the names of the counters, and one with their values.
+    /// Parses `/proc/net/snmp`: one line has the names of the counters, the next one their values.
     fn parse(text: &str) -> Option<Self> {
         let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
         let (names, values) = (lines.next()?, lines.next()?);
@@ -151,7 +152,7 @@ impl Errors {
         })
     }
 
-    /// Reads `/proc/net/snmp6`: a counter a line.
+    /// Parses `/proc/net/snmp6`: one counter per line.
     fn parse_v6(text: &str) -> Option<Self> {
         Self::from_counters(&|name| {
             let mut values = text.lines().filter_map(|line| {
@@ -162,19 +163,19 @@ impl Errors {
     }
 
     fn from_counters(counter: &impl Fn(&str) -> Option<u64>) -> Option<Self> {
-        // Without MemErrors the kernel is older than 5.11, and counts those in neither.
+        // Kernels before 5.11 do not have MemErrors, and count these datagrams in neither.
         let memory = counter("MemErrors").unwrap_or_default();
         let unwanted =
             counter("RcvbufErrors")?.wrapping_add(counter("InCsumErrors")?).wrapping_add(memory);
         Some(Self { unwanted, other: counter("InErrors")?.wrapping_sub(unwanted) })
     }
 
-    /// How many of a socket's drops since these counters were read a filter refused, at the least.
+    /// The minimum number of a socket's drops since these counters that a filter caused.
     fn filtered_until(self, after: Self, drops: u64) -> u64 {
         let rise = |from: u64, to: u64| to.wrapping_sub(from);
         let filtered = drops.saturating_sub(rise(self.unwanted, after.unwanted));
         let other = rise(self.other, after.other);
-        // The file's counters are read one by one: of two, the later may be ahead.
+        // The kernel reads its counters one after another, so the later ones may be ahead.
         if other > u64::MAX / 2 { 0 } else { filtered.min(other) }
     }
 }
@@ -182,14 +183,14 @@ impl Errors {
 /// `SO_NETNS_COOKIE` in asm-generic/socket.h, since Linux 5.14.
 const SO_NETNS_COOKIE: i32 = 71;
 
-/// The number of the network namespace that a socket is in.
+/// The cookie of a socket's network namespace.
 fn namespace(fd: BorrowedFd<'_>) -> io::Result<u64> {
     let mut cookie = [0; size_of::<u64>()];
     sys::option(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE, &mut cookie)?;
     Ok(u64::from_ne_bytes(cookie))
 }
 
-/// That of the calling thread.
+/// The cookie of the calling thread's network namespace.
 fn own_namespace() -> io::Result<u64> {
     let probe = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
     namespace(probe.as_fd())
@@ -235,12 +236,12 @@ mod tests {
         assert_eq!(filtered(7, errors(100, 1007)), 7);
         assert_eq!(filtered(7, errors(107, 1000)), 0);
         assert_eq!(filtered(7, errors(103, 1004)), 4);
-        // Others' drops.
+        // Drops of other sockets.
         assert_eq!(filtered(7, errors(200, 1007)), 0);
         assert_eq!(filtered(7, errors(100, 1500)), 7);
         // Drops that a kernel does not count.
         assert_eq!(filtered(7, errors(100, 1000)), 0);
-        // Counters that were not read at once, and that have gone round.
+        // Counters that were read at different times, and wrapped around.
         assert_eq!(filtered(7, errors(102, 999)), 0);
         let before = Errors { unwanted: u64::MAX, other: u64::MAX };
         assert_eq!(before.filtered_until(errors(2, 3), 7), 4);

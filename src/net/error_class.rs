@@ -1,24 +1,24 @@
-//! What an error of a socket is about: a peer, a shortage of the machine's, or the socket itself.
+//! Classes of socket errors: about a peer, a shortage on this machine, or the socket itself.
 //!
-//! The kernel reports what became of an earlier datagram on the next call, whatever that call is
-//! for: an ICMP message sets the socket's error, and a receive returns it although nothing is wrong
-//! with receiving (`icmp_err_convert` in the kernel's `net/ipv4/icmp.c`, `tab_unreach` in
-//! `net/ipv6/icmp.c`). ICMP messages come from outside, and anybody can send them, so no number of
-//! such errors may end a receiver. This table says which errors may.
+//! The kernel reports the fate of an earlier datagram on the next call, whichever call that is: an
+//! ICMP message sets the socket's error, and a receive returns it although receiving works
+//! (`icmp_err_convert` in the kernel's `net/ipv4/icmp.c`, `tab_unreach` in `net/ipv6/icmp.c`).
+//! Anyone can send ICMP messages, so such errors must never end a receiver, however many there are.
+//! This table says which errors may.
 
 use std::io;
 use std::time::Duration;
 
-/// What an error of a send or a receive on a datagram socket is about.
+/// The subject of an error of a send or a receive on a datagram socket.
 ///
 /// `EAGAIN` and `EINTR` are not errors; callers handle them first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorClass {
-    /// A peer, the way to it, or one datagram: count it, log it once in a while, and go on.
+    /// A peer, the route to it, or one datagram: count it, log it at a limited rate, and continue.
     Peer,
-    /// Memory or descriptors that the machine lacks for the moment: go on after a pause.
+    /// The machine is short of memory or descriptors: continue after a pause.
     Shortage,
-    /// The socket itself. The next call fails in the same way.
+    /// The socket itself. The next call will fail in the same way.
     Own,
 }
 
@@ -28,23 +28,23 @@ impl ErrorClass {
         match error.raw_os_error() {
             Some(errno) => Self::of_errno(errno),
             None if error.kind() == io::ErrorKind::OutOfMemory => Self::Shortage,
-            // A guard's refusal of a datagram.
+            // A guard refused a datagram.
             None => Self::Peer,
         }
     }
 
     /// The class of an errno.
     ///
-    /// Whatever is not known to be about the socket or the machine counts as about a peer:
+    /// An error counts as about a peer unless it is known to concern the socket or the machine:
     ///
     /// * ICMP: `ENETUNREACH`, `EHOSTUNREACH`, `ENOPROTOOPT`, `ECONNREFUSED`, `EMSGSIZE`,
     ///   `EOPNOTSUPP`, `EHOSTDOWN`, `ENONET`, `EPROTO`; `ICMPv6` also `EACCES`.
-    /// * An address that cannot be sent to: `EINVAL` (port 0), `EACCES` (broadcast, or a route that
+    /// * An address that is not reachable: `EINVAL` (port 0), `EACCES` (broadcast, or a route that
     ///   prohibits it), `EPERM` (a packet filter), `ENETUNREACH`, `EADDRNOTAVAIL`, `EAFNOSUPPORT`,
     ///   `EDESTADDRREQ`, `EISCONN`.
     /// * A device that is down or gone: `ENETDOWN`, `ENODEV`, `ENXIO`, `EIO`.
     /// * `AF_UNIX`: `ECONNREFUSED`, `ENOENT`, `EPIPE`, `ECONNRESET`, `EPROTOTYPE`, `ENOTCONN`.
-    /// * `ss --kill`: `ECONNABORTED`, after which the socket goes on.
+    /// * `ss --kill`: `ECONNABORTED`; the socket continues to work.
     pub fn of_errno(errno: i32) -> Self {
         match errno {
             libc::ENOMEM | libc::ENOBUFS | libc::EMFILE | libc::ENFILE => Self::Shortage,
@@ -54,9 +54,9 @@ impl ErrorClass {
     }
 }
 
-/// Whether a send may have reported an ICMP message about an earlier datagram, on a socket that hears
-/// of those (it is connected, or has `IP_RECVERR`). Then it has sent nothing, and the same send again
-/// tells the truth.
+/// Whether a send may have reported an ICMP message about an earlier datagram, on a socket that
+/// receives such errors (it is connected, or has `IP_RECVERR`). If so, nothing was sent, and
+/// repeating the send gives its real result.
 pub fn may_be_of_earlier(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -75,29 +75,29 @@ pub fn may_be_of_earlier(error: &io::Error) -> bool {
     )
 }
 
-/// Errors in a row, with no datagram between them: how long to pause before the next attempt.
+/// Counts consecutive errors without a datagram between them, and says how long to pause.
 ///
-/// An error about a peer is over once it was returned, so that the next attempt needs no pause. But
-/// where something else makes every call fail (a security module, say), a loop without pauses
-/// would burn a core.
+/// An error about a peer is cleared when it is returned, so the next attempt needs no pause. But if
+/// something else makes every call fail (a security module, for example), a loop without pauses
+/// would use a whole core.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ErrorStreak {
     errors: u32,
 }
 
 impl ErrorStreak {
-    /// As many errors about peers in a row cost no pause.
+    /// This many consecutive errors about peers cause no pause.
     const FREE: u32 = 64;
-    /// The first pause, which doubles with each error, up to the longest.
+    /// The first pause. It doubles with each error, up to the longest pause.
     const FIRST: Duration = Duration::from_micros(50);
     const LONGEST: Duration = Duration::from_millis(10);
 
-    /// Begins anew: there was a datagram, or nothing to receive.
+    /// Resets the count: there was a datagram, or nothing to receive.
     pub fn end(&mut self) {
         self.errors = 0;
     }
 
-    /// Counts an error, and says how long to pause, if at all.
+    /// Counts an error; returns how long to pause, if at all.
     pub fn pause(&mut self, class: ErrorClass) -> Option<Duration> {
         self.errors = self.errors.saturating_add(1);
         match class {

@@ -1,4 +1,4 @@
-//! A lock that the child of a fork can have, whatever a thread of its parent was doing.
+//! A lock that remains usable in the child of a fork, whatever the parent's threads were doing.
 
 use std::mem;
 use std::ops::{Deref, DerefMut};
@@ -9,15 +9,15 @@ use super::sync::{
 };
 use super::sys;
 
-/// A mutex for what threads lock while they are not attached to the Python interpreter. Any of them
-/// may be inside while another calls `os.fork`. It does not exist in the child, where a plain
+/// A mutex for data that threads lock while detached from the Python interpreter. A thread may hold
+/// it while another thread calls `os.fork`. The holder does not exist in the child, where a plain
 /// mutex would stay locked for ever.
 ///
-/// The first to lock it in a child gets a new lock, and has the value
-/// [made the child's own](Inherit::inherit) first.
+/// The first thread to lock it in a child creates a new lock, after it has
+/// [made the value the child's own](Inherit::inherit).
 pub(super) struct ForkMutex<T> {
-    /// The [fork generation](sys::fork_generation) that the lock belongs to, twice, and one more
-    /// while a thread makes it its own.
+    /// The [fork generation](sys::fork_generation) that the lock belongs to, doubled, plus one
+    /// while a thread takes it over.
     owner: AtomicU64,
     lock: UnsafeCell<Mutex<()>>,
     value: UnsafeCell<T>,
@@ -25,8 +25,8 @@ pub(super) struct ForkMutex<T> {
 
 /// A value that a fork copies.
 pub(super) trait Inherit {
-    /// Makes the value the child's own. A thread of the parent may have been changing it: only what
-    /// is sound in the middle of any change may be looked at.
+    /// Makes the value the child's own. A thread of the parent may have been changing it, so this
+    /// may only access parts that are valid in the middle of any change.
     fn inherit(&mut self);
 }
 
@@ -36,7 +36,7 @@ impl<T: Inherit + Default> Default for ForkMutex<T> {
     }
 }
 
-// SAFETY: the value is only reached under the lock, as that of a `Mutex`.
+// SAFETY: the value is only accessed under the lock, like that of a `Mutex`.
 unsafe impl<T: Send> Sync for ForkMutex<T> {}
 
 impl<T: Inherit> ForkMutex<T> {
@@ -46,7 +46,7 @@ impl<T: Inherit> ForkMutex<T> {
         Self { owner, lock, value: UnsafeCell::new(value) }
     }
 
-    /// Waits for the lock. What a panic has left behind is no obstacle.
+    /// Waits for the lock. Ignores poisoning by a panic.
     pub(super) fn lock(&self) -> ForkMutexGuard<'_, T> {
         if !self.is_own() {
             self.make_own();
@@ -55,7 +55,7 @@ impl<T: Inherit> ForkMutex<T> {
         ForkMutexGuard { value: self.value.get_mut(), cell: &self.value, locked }
     }
 
-    /// Whether this process has ever locked it, or is the one that made it.
+    /// Whether this process has created it or has locked it before.
     pub(super) fn is_own(&self) -> bool {
         self.owner.load(Ordering::Acquire) == owned_by_this_process()
     }
@@ -104,21 +104,21 @@ fn owned_by_this_process() -> u64 {
     2 * u64::from(sys::fork_generation())
 }
 
-/// Access to the value, as long as this exists.
+/// Exclusive access to the value while this exists.
 pub(super) struct ForkMutexGuard<'a, T> {
-    /// Not a reference to the value itself: that would have to be the only one until the guard is
-    /// gone, and the lock is given back a moment before.
+    /// Not a reference to the value: a reference would have to be exclusive until the guard is
+    /// dropped, but the lock is released a moment earlier.
     value: MutPtr<T>,
     cell: &'a UnsafeCell<T>,
     locked: MutexGuard<'a, ()>,
 }
 
 impl<T> ForkMutexGuard<'_, T> {
-    /// Gives the lock back, waits until another thread notifies `condition`, and locks again. It may
+    /// Releases the lock, waits until another thread notifies `condition`, and locks again. It may
     /// return without a notification.
     pub(super) fn wait(self, condition: &Condvar) -> Self {
         let Self { value, cell, locked } = self;
-        #[allow(clippy::drop_non_drop)] // loom's pointer notices that others change the value now
+        #[allow(clippy::drop_non_drop)] // tells loom that other threads may now change the value
         drop(value);
         let locked = condition.wait(locked).unwrap_or_else(PoisonError::into_inner);
         Self { value: cell.get_mut(), cell, locked }
@@ -129,19 +129,19 @@ impl<T> Deref for ForkMutexGuard<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        // SAFETY: the thread that has the lock is alone with the value.
+        // SAFETY: the holder of the lock has exclusive access to the value.
         unsafe { self.value.deref() }
     }
 }
 
 impl<T> DerefMut for ForkMutexGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: as in `deref`, and nobody else has the guard.
+        // SAFETY: as in `deref`, and the guard is borrowed mutably.
         unsafe { self.value.deref() }
     }
 }
 
-/// Leaves a value to the parent. What it owns is not freed: it may be half changed.
+/// Abandons a value that belongs to the parent. Its content is not freed: it may be half changed.
 pub(super) fn leave_to_parent<T: Default>(value: &mut T) {
     mem::forget(mem::take(value));
 }
@@ -165,7 +165,7 @@ mod loom_models {
         }
     }
 
-    /// Changes the value in two threads of one process, which come at the same time.
+    /// Changes the value in two threads of one process at the same time.
     fn change_twice(lock: &Arc<ForkMutex<Counts>>, inherited: usize) {
         let change = |lock: &ForkMutex<Counts>| lock.lock().changed += 1;
         let shared = Arc::clone(lock);
@@ -221,7 +221,7 @@ mod tests {
         }
     }
 
-    /// Runs `child` in a child process, while a thread of this one is inside the lock.
+    /// Runs `child` in a child process, while a thread of this process holds the lock.
     fn fork_while_locked(lock: &ForkMutex<Inherited>, child: impl FnOnce() -> bool) -> bool {
         let (is_inside, may_leave) = (AtomicBool::new(false), AtomicBool::new(false));
         std::thread::scope(|scope| {
@@ -235,7 +235,7 @@ mod tests {
             while !is_inside.load(Ordering::Acquire) {
                 std::thread::yield_now();
             }
-            // SAFETY: the child calls what is safe after a fork, and ends without unwinding.
+            // SAFETY: the child only calls fork-safe functions, and ends without unwinding.
             let pid = unsafe { libc::fork() };
             if pid == 0 {
                 // SAFETY: the alarm ends a child that is stuck, `_exit` one that is not.

@@ -1,4 +1,4 @@
-//! Which datagrams may leave as one send that the kernel or the device splits (`UDP_SEGMENT`,
+//! Which datagrams can be sent in one call that the kernel or the device splits (`UDP_SEGMENT`,
 //! "GSO").
 
 use std::hash::{BuildHasher, RandomState};
@@ -11,41 +11,41 @@ use std::time::{Duration, Instant};
 use super::address::Address;
 use super::sys;
 
-/// What one socket knows about segmentation offload: whether the socket has it, and which
-/// destinations have refused it lately.
+/// A socket's state of segmentation offload: whether the socket supports it, and which destinations
+/// have recently refused it.
 ///
-/// A refusal comes from the route or the device that a destination's datagrams take. It says nothing
-/// about other destinations, and routes and devices change: so it is remembered by destination, and
-/// for [`MEMORY`] only.
+/// A refusal is caused by the route or the device to a destination. It says nothing about other
+/// destinations, and routes and devices change. Therefore it is remembered per destination, and
+/// only for [`MEMORY`].
 #[derive(Debug)]
 pub(super) struct Gso {
     is_udp: bool,
     support: AtomicU8,
-    /// Made with the first refusal: most sockets never see one.
+    /// Allocated on the first refusal, which most sockets never see.
     refusals: OnceLock<Refusals>,
 }
 
-/// The socket has no segmentation.
+/// The socket does not support segmentation.
 const NONE: u8 = 0;
-/// The socket was not asked yet.
+/// The socket was not queried yet.
 const UNKNOWN: u8 = 1;
-/// All runs may leave.
+/// All runs can be sent.
 const ALL: u8 = 2;
-/// Runs of datagrams of one size may leave, without a shorter one at the end.
+/// Only runs of datagrams of equal size can be sent, without a shorter one at the end.
 const EVEN: u8 = 3;
 
-/// How long a refusal counts. Then the next run to this destination tries again, which costs one
-/// system call where nothing has changed.
+/// How long a refusal is remembered. After that the next run to the destination tries again, which
+/// costs one system call if nothing has changed.
 const MEMORY: Duration = Duration::from_secs(60);
 
 impl Gso {
-    /// For a socket that is UDP, or is not.
+    /// The state of a new socket, which is a UDP socket or not.
     pub(super) fn new(is_udp: bool) -> Self {
         let support = AtomicU8::new(if is_udp { UNKNOWN } else { NONE });
         Self { is_udp, support, refusals: OnceLock::new() }
     }
 
-    /// Which runs may leave now.
+    /// Which runs can be sent now.
     pub(super) fn limits(&self, fd: BorrowedFd<'_>) -> Limits<'_> {
         if self.support.load(Ordering::Relaxed) == UNKNOWN {
             self.support.store(Self::ask(fd), Ordering::Relaxed);
@@ -53,7 +53,7 @@ impl Gso {
         self.known_limits()
     }
 
-    /// Which runs may leave, as far as is known.
+    /// Which runs can be sent, as far as is known.
     pub(super) fn known_limits(&self) -> Limits<'_> {
         let support = self.support.load(Ordering::Relaxed);
         let refusals = self.refusals.get().map(|refusals| (refusals, refusals.now()));
@@ -61,9 +61,9 @@ impl Gso {
     }
 
     fn ask(fd: BorrowedFd<'_>) -> u8 {
-        // A kernel older than the option would ignore it in a control message, and send the run as
-        // one datagram. Where the user has set a segment size for the whole socket, runs of ours
-        // would contradict it.
+        // A kernel older than the option ignores it in a control message and would send the run as
+        // one datagram. If the user has set a segment size for the whole socket, our runs would
+        // contradict it.
         let own = sys::int_option(fd, libc::SOL_UDP, libc::UDP_SEGMENT);
         if own.is_ok_and(|size| size == 0) {
             if may_fail_in_part(fd) { EVEN } else { ALL }
@@ -72,20 +72,20 @@ impl Gso {
         }
     }
 
-    /// Remembers that a run of datagrams of `len` bytes was refused with `error`, and that its first
-    /// datagram then left alone.
+    /// Remembers that a run of datagrams of `len` bytes was refused with `error`, and that its
+    /// first datagram was then sent alone.
     pub(super) fn refuse(&self, to: Option<&Address>, len: usize, error: &io::Error) {
         let longest = match error.raw_os_error() {
-            // Too long for the path's MTU: shorter ones may do.
+            // Longer than the path's MTU: shorter datagrams may succeed.
             Some(libc::EINVAL | libc::EMSGSIZE) => len - 1,
-            // The route or the device cannot do it.
+            // The route or the device does not support segmentation.
             _ => 0,
         };
         let refusals = self.refusals.get_or_init(Refusals::new);
         refusals.set(to, longest, refusals.now());
     }
 
-    /// Forgets what is known, after the user has changed an option that may matter, or the peer.
+    /// Forgets all refusals, after the user has changed the peer or a relevant option.
     pub(super) fn forget(&self) {
         if self.is_udp {
             self.support.store(UNKNOWN, Ordering::Relaxed);
@@ -96,14 +96,14 @@ impl Gso {
     }
 }
 
-/// Whether the kernel may send a part of a run and refuse another with `EMSGSIZE`.
+/// Whether the kernel may send one part of a run and refuse another with `EMSGSIZE`.
 ///
-/// The kernel checks a run against the MTU before anything leaves. Where the MTU is smaller when the
-/// run reaches the device (the path has changed meanwhile, or a firewall has chosen another route),
-/// it splits the run and fragments each part. If the socket forbids fragments, it refuses them
-/// instead: over IPv4 all parts (`ip_fragment`), but over IPv6 only those that are too long
-/// (`ip6_finish_output_gso_slowpath_drop`). A shorter last one leaves, and would leave again with the
-/// datagrams that are then sent one by one.
+/// The kernel checks a run against the MTU before it sends anything. If the MTU is smaller when the
+/// run reaches the device (the path has changed, or a firewall has chosen another route), the
+/// kernel splits the run and fragments each part. If the socket forbids fragments, it refuses parts
+/// instead: over IPv4 all of them (`ip_fragment`), but over IPv6 only those that are too long
+/// (`ip6_finish_output_gso_slowpath_drop`). A shorter last part is sent, and would be sent again
+/// when the datagrams are retried one by one.
 fn may_fail_in_part(fd: BorrowedFd<'_>) -> bool {
     let discovery = sys::int_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER);
     discovery.is_ok_and(|discovery| {
@@ -114,7 +114,7 @@ fn may_fail_in_part(fd: BorrowedFd<'_>) -> bool {
 /// Missing in libc for some targets.
 const PMTUDISC_OMIT: libc::c_int = 5;
 
-/// Which runs may leave, at one moment.
+/// Which runs can be sent at one moment.
 #[derive(Clone, Copy)]
 pub(super) struct Limits<'a> {
     any: bool,
@@ -124,10 +124,10 @@ pub(super) struct Limits<'a> {
 }
 
 impl Limits<'_> {
-    /// No runs at all.
+    /// No runs.
     pub(super) const NO_RUNS: Self = Self { any: false, short_ends: false, refusals: None };
 
-    /// The longest datagram that may be part of a run to a destination; 0 if none may.
+    /// The longest datagram that a run to a destination may contain; 0 if no run can be sent.
     pub(super) fn longest(&self, to: Option<&Address>) -> usize {
         if !self.any {
             return 0;
@@ -136,12 +136,13 @@ impl Limits<'_> {
     }
 }
 
-/// The destinations that have refused runs, in a table of fixed size. A destination has one slot,
-/// where a newer one may replace it: its next run then tries in vain once more.
+/// The destinations that have refused runs, in a table of fixed size. Each destination maps to one
+/// slot, where a newer one may replace it; its next run then fails once more.
 #[derive(Debug)]
 struct Refusals {
-    /// Each 0, or from the lowest bit on: the longest datagram that may be part of a run (16 bits),
-    /// when it was refused (24), and what tells the destination from others in this slot (24).
+    /// Each slot is 0 or, from the lowest bit: the longest datagram that a run may contain (16
+    /// bits), the time of the refusal (24), and a tag that identifies the destination within the
+    /// slot (24).
     slots: Box<[AtomicU64]>,
     hashes: RandomState,
     started: Instant,
@@ -156,7 +157,7 @@ impl Refusals {
         Self { slots, hashes: RandomState::new(), started: Instant::now() }
     }
 
-    /// Seconds, of which none is 0.
+    /// The time in seconds, never 0.
     fn now(&self) -> u32 {
         (self.started.elapsed().as_secs() & SECONDS) as u32 | 1
     }
@@ -196,32 +197,33 @@ fn scope(to: &std::net::SocketAddr) -> u32 {
     }
 }
 
-/// The most datagrams of a run: what every kernel with the option takes (`UDP_MAX_SEGMENTS`).
+/// The maximum number of datagrams in a run that all kernels accept (`UDP_MAX_SEGMENTS`).
 pub(super) const LONGEST_RUN: usize = 64;
-/// The most bytes of a run: those of the largest datagram over IPv4.
+/// The maximum size of a run in bytes: that of the largest datagram over IPv4.
 pub(super) const LARGEST_RUN: usize = 65_507;
 
-/// Whether an error may be about a run rather than about its first datagram, so that the datagrams
-/// may leave one by one.
+/// Whether an error may concern a run as such rather than its first datagram, so that the datagrams
+/// may be sent one by one.
 ///
-/// It must mean that none has left, or they would be sent twice. The kernel raises these errors in
-/// `udp_send_skb` and `udp_v6_send_skb`, before the run goes on to IP: `EMSGSIZE`, and in kernels
-/// before 6.14 `EINVAL`, for the MTU; `EINVAL` without checksums; `EIO` without their offload, and
-/// for a route with `xfrm`. Behind them it raises `EMSGSIZE` for a run all of whose datagrams are too long (see
-/// [`may_fail_in_part`] for the exception, which [`Limits::short_ends`] excludes), and `EINVAL` where
-/// its table of neighbours has no room for the one that the whole run goes to. (A run that it had to
-/// split, too, could find room for its later parts only. Nothing tells that apart; it takes a changed
-/// MTU and a table that is full, and is not any longer, within one system call.)
+/// The error must mean that nothing was sent; otherwise datagrams would be sent twice. The kernel
+/// returns these errors in `udp_send_skb` and `udp_v6_send_skb`, before it passes the run to IP:
+/// `EMSGSIZE` (before 6.14 also `EINVAL`) for the MTU; `EINVAL` if checksums are off; `EIO` without
+/// checksum offload, and for a route with `xfrm`. Later it returns `EMSGSIZE` for a run whose
+/// datagrams are all too long (see [`may_fail_in_part`] for the exception, which
+/// [`Limits::short_ends`] excludes), and `EINVAL` if its neighbour table is full, which affects the
+/// whole run. (If the kernel also had to split the run, there might be room in the table for the
+/// later parts only. That case cannot be detected; it takes a changed MTU, and a neighbour table
+/// that is full and then no longer full within one system call.)
 pub(super) fn is_about_run(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE))
 }
 
-/// Whether an error may have come up when some datagrams of a run had left already: none of them may
-/// be sent again.
+/// Whether an error may have occurred after some datagrams of a run were sent, so that none of them
+/// may be sent again.
 ///
-/// A queue or a driver that drops a run says `ENOBUFS`, and a lack of memory on the way is `ENOMEM`.
-/// A run that the kernel had to split meanwhile may have come through in part
-/// (`ip_finish_output_gso` goes on behind a part that fails).
+/// A queue or a driver that drops a run returns `ENOBUFS`; a lack of memory on the way is `ENOMEM`.
+/// A run that the kernel had to split may have been sent in part (`ip_finish_output_gso` continues
+/// after a part that fails).
 pub(super) fn is_about_whole_run(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM))
 }

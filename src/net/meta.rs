@@ -1,4 +1,4 @@
-//! What the kernel tells about a datagram beside its payload and its sender.
+//! The kernel's metadata about a datagram, besides its payload and its sender.
 
 use std::ffi::c_int;
 use std::io;
@@ -6,33 +6,32 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::cmsg::{self, ControlBuffer};
 
-/// What control messages said of one received message. What was not asked for is `None`.
+/// The control messages of one received message. Fields that were not requested are `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Meta {
     /// When the kernel received it, in nanoseconds since 1970 (`SO_TIMESTAMPNS`).
     pub timestamp_ns: Option<i64>,
-    /// The address it was sent to (`IP_PKTINFO`, `IPV6_RECVPKTINFO`). That of an IPv4 datagram on
-    /// an IPv6 socket is IPv4.
+    /// The address it was sent to (`IP_PKTINFO`, `IPV6_RECVPKTINFO`). For an IPv4 datagram on an
+    /// IPv6 socket, this is an IPv4 address.
     pub destination: Option<IpAddr>,
-    /// The index of the interface it came by.
+    /// The index of the receiving interface.
     pub interface: Option<u32>,
-    /// The local address that an answer leaves from: the destination, or, where that is a group's
-    /// or a broadcast address, one of the interface's own.
+    /// The reply source: the destination or, if that is a multicast or broadcast address, one of
+    /// the interface's own addresses.
     pub local: Option<IpAddr>,
     /// Its time to live, or hop limit, on arrival (`IP_RECVTTL`, `IPV6_RECVHOPLIMIT`).
     pub ttl: Option<u8>,
     /// Its type of service, or traffic class (`IP_RECVTOS`, `IPV6_RECVTCLASS`).
     pub tos: Option<u8>,
-    /// How many datagrams the socket's queue had dropped so far (`SO_RXQ_OVFL`); the kernel leaves
-    /// a zero out.
+    /// How many datagrams the socket's queue has dropped so far (`SO_RXQ_OVFL`); the kernel omits a
+    /// zero.
     pub drops: Option<u32>,
-    /// The length of each datagram but the last, where the kernel glued several together
-    /// (`UDP_GRO`).
+    /// The length of each datagram except the last, if the kernel coalesced several (`UDP_GRO`).
     pub segment: Option<usize>,
 }
 
 impl Meta {
-    /// Reads a control buffer.
+    /// Parses a control buffer.
     pub fn decode(control: &[u8]) -> Self {
         let mut meta = Self::default();
         for message in cmsg::decode(control) {
@@ -43,7 +42,7 @@ impl Meta {
                 }
                 (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) => meta.timestamp_ns = time(data, 1),
                 (libc::SOL_SOCKET, libc::SCM_TIMESTAMP) => meta.timestamp_ns = time(data, 1000),
-                // Three stamps, of which the first is the kernel's own.
+                // Three timestamps, of which the first is the kernel's own.
                 (libc::SOL_SOCKET, libc::SCM_TIMESTAMPING) => {
                     meta.timestamp_ns = time(data, 1).filter(|&stamp| stamp != 0);
                 }
@@ -65,17 +64,17 @@ impl Meta {
         meta
     }
 
-    /// Where an answer leaves from: the address that was asked.
+    /// The reply source: the local address that the datagram was sent to.
     pub fn source(&self) -> Option<Source> {
         let address = self.local?;
-        // An address of a link means something on that link only.
+        // A link-local address is only meaningful on its link.
         let is_of_link = matches!(address, IpAddr::V6(ip) if ip.is_unicast_link_local());
         let interface = if is_of_link { self.interface.unwrap_or(0) } else { 0 };
         Some(Source { address, interface })
     }
 
-    /// The length of each datagram but the last, out of a message's control buffer; nothing else
-    /// of it is read.
+    /// The length of each datagram except the last, from a message's control buffer. Ignores all
+    /// other control messages.
     pub fn segment(control: &[u8]) -> Option<usize> {
         if control.is_empty() {
             return None; // the usual case
@@ -90,7 +89,7 @@ impl Meta {
             data.get(at..).and_then(<[u8]>::first_chunk::<4>).map(|ip| Ipv4Addr::from(*ip))
         };
         self.destination = address(DESTINATION).map(IpAddr::V4);
-        // Unspecified for what was queued before anybody asked.
+        // Unspecified for datagrams that were queued before the option was set.
         self.local = address(LOCAL).filter(|local| !local.is_unspecified()).map(IpAddr::V4);
         self.interface = int(data).map(|index| index as u32);
     }
@@ -101,15 +100,15 @@ impl Meta {
         if let Some(IpAddr::V6(local)) = destination
             && !local.is_multicast()
         {
-            self.local = destination; // that of IPv4 comes with IP_PKTINFO
+            self.local = destination; // for IPv4 it comes with IP_PKTINFO
         }
         self.destination = destination;
         self.interface = data.get(INTERFACE..).and_then(int).map(|index| index as u32);
     }
 }
 
-/// The options that make the kernel tell what [`Meta`] holds, for a socket of a family. IPv6
-/// sockets hear from IPv4 peers too, of whom the IPv4 options tell.
+/// The options that enable the contents of [`Meta`], for a socket of a family. IPv6 sockets also
+/// receive from IPv4 peers, for which the IPv4 options apply.
 pub(super) fn options(family: c_int) -> &'static [(c_int, c_int)] {
     match family {
         libc::AF_INET => &ASKED[..5],
@@ -118,7 +117,7 @@ pub(super) fn options(family: c_int) -> &'static [(c_int, c_int)] {
     }
 }
 
-/// Those of them that make it tell the destination.
+/// The options among them that enable the destination.
 pub(super) fn destination_options(family: c_int) -> &'static [(c_int, c_int)] {
     match family {
         libc::AF_INET => &[(libc::IPPROTO_IP, libc::IP_PKTINFO)],
@@ -140,7 +139,7 @@ const ASKED: [(c_int, c_int); 8] = [
     (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
 ];
 
-/// The kinds of timestamp, of which a socket has one.
+/// The kinds of timestamp. A socket has at most one of them.
 pub(super) const TIMESTAMPS: [c_int; 3] =
     [libc::SO_TIMESTAMP, libc::SO_TIMESTAMPNS, libc::SO_TIMESTAMPING];
 
@@ -148,7 +147,7 @@ fn int(data: &[u8]) -> Option<c_int> {
     data.first_chunk().map(|bytes| c_int::from_ne_bytes(*bytes))
 }
 
-/// Reads seconds and a fraction of `unit` nanoseconds: a `timespec` or a `timeval`.
+/// Parses seconds and a fraction of `unit` nanoseconds: a `timespec` or a `timeval`.
 fn time(data: &[u8], unit: i64) -> Option<i64> {
     const WORD: usize = size_of::<libc::c_long>();
     let word = |at: usize| {
@@ -159,17 +158,18 @@ fn time(data: &[u8], unit: i64) -> Option<i64> {
     word(0)?.checked_mul(1_000_000_000)?.checked_add(word(WORD)?.checked_mul(unit)?)
 }
 
-/// The source address, and the interface, that a datagram is to leave with.
+/// The source address and the interface to send a datagram with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
     /// The local address.
     pub address: IpAddr,
-    /// The interface's index; 0 leaves it to the routes.
+    /// The interface's index; 0 lets the routing table decide.
     pub interface: u32,
 }
 
 impl Source {
-    /// Says it in control messages: `IP_PKTINFO` (`ip(7)`), `IPV6_PKTINFO` (RFC 3542, section 6).
+    /// Encodes it as control messages: `IP_PKTINFO` (`ip(7)`), `IPV6_PKTINFO` (RFC 3542, section
+    /// 6).
     pub fn encode(&self, control: &mut ControlBuffer) {
         match self.address {
             IpAddr::V4(address) => {
@@ -190,8 +190,8 @@ impl Source {
     }
 }
 
-/// Whether a datagram may have been refused for the address that it was to leave from. Families and
-/// kernels differ in what they say of one that no longer exists.
+/// Whether a datagram may have been refused because of its source address. The error for an address
+/// that no longer exists depends on the family and the kernel version.
 pub fn may_be_of_source(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

@@ -13,26 +13,26 @@ use super::scratch::Scratch;
 use super::socket::Socket;
 use super::sys::{self, MessageInfo, RecvSlice};
 
-/// What became of one received datagram.
+/// The result of receiving one datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
-    /// Bytes that are in the buffer now.
+    /// The number of bytes in the buffer.
     pub len: usize,
-    /// Bytes that the datagram had.
+    /// The full length of the datagram.
     pub full_len: usize,
 }
 
-/// Who may look at the memory that a datagram is received into.
+/// Which code can read the memory that a datagram is received into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Visibility {
-    /// The caller, who looks at it after a success.
+    /// Only the caller, after a successful receive.
     Private,
-    /// The user, at any time. A datagram that the guard refuses must never be in it.
+    /// The user, at any time. It must never contain a datagram that the guard refuses.
     Shared,
 }
 
 impl Visibility {
-    /// Memory to receive into what may be refused, if not into the caller's.
+    /// Scratch memory for datagrams that may be refused, if the caller's memory cannot be used.
     fn scratch(self) -> io::Result<Option<Scratch>> {
         match self {
             Self::Private => Ok(None),
@@ -42,7 +42,7 @@ impl Visibility {
 }
 
 impl Socket {
-    /// Receives one datagram into memory of the caller's, and its sender where `from` is given:
+    /// Receives one datagram into the caller's memory, and its sender if `from` is given:
     /// `recvfrom(2)`.
     pub fn receive(
         &self,
@@ -54,7 +54,7 @@ impl Socket {
         self.receive_into(fd, memory, Visibility::Private, from, flags)
     }
 
-    /// Receives one datagram, and its sender where `from` is given: `recvfrom(2)`.
+    /// Receives one datagram, and its sender if `from` is given: `recvfrom(2)`.
     pub fn receive_into(
         &self,
         fd: BorrowedFd<'_>,
@@ -64,8 +64,8 @@ impl Socket {
         flags: c_int,
     ) -> io::Result<Taken> {
         if flags & libc::MSG_ERRQUEUE != 0 {
-            let len = self.receive_error(|kept| {
-                let Some(message) = kept else { return sys::recv_from(fd, memory, from, flags) };
+            let len = self.receive_error(|stored| {
+                let Some(message) = stored else { return sys::recv_from(fd, memory, from, flags) };
                 let (memory, mut own) = (std::slice::from_mut(memory), Address::UNNAMED);
                 Ok(message.copy_to(memory, from.unwrap_or(&mut own), &mut []).len)
             })?;
@@ -88,8 +88,8 @@ impl Socket {
             return Ok(taken);
         }
         self.raise_deferred()?;
-        // On a datagram socket MSG_TRUNC makes the call return the full length, so that a datagram
-        // too long for the buffer is noticed at no cost. On a stream it would discard data.
+        // On a datagram socket MSG_TRUNC makes the call return the full length, which detects a
+        // truncated datagram at no cost. On a stream it would discard data.
         let ask_len = if self.is_datagram() { libc::MSG_TRUNC } else { 0 };
         let full_len = match guard.filter(|_| flags & libc::MSG_PEEK == 0) {
             None => sys::recv_from(fd, memory, from, flags | ask_len)?,
@@ -120,7 +120,7 @@ impl Socket {
         Ok(taken)
     }
 
-    /// Receives one datagram into several pieces of memory, with control messages: `recvmsg(2)`.
+    /// Receives one datagram into several buffers, with control messages: `recvmsg(2)`.
     pub fn receive_message(
         &self,
         fd: BorrowedFd<'_>,
@@ -184,8 +184,8 @@ impl Socket {
         Ok(info)
     }
 
-    /// Receives one datagram by way of the kept ones, so that order holds and nothing is lost. There
-    /// is none where the socket was shut down, and the call is one that would wait.
+    /// Receives one datagram through the backlog, so that the order is preserved and nothing is
+    /// lost. Returns none if the socket was shut down and the call would wait.
     fn receive_held<T>(
         &self,
         fd: BorrowedFd<'_>,
@@ -226,7 +226,7 @@ impl Socket {
     }
 }
 
-/// Fills in what `recvmsg` returns for a datagram that came out of a glued message.
+/// Fills in the result of `recvmsg` for one datagram of a coalesced message.
 fn copy_message(
     datagram: &Received<'_>,
     memory: &mut [RecvSlice<'_>],
@@ -243,7 +243,7 @@ fn copy_message(
     }
     let mut messages = Vec::new();
     for message in cmsg::decode(datagram.control) {
-        // The segment size: this datagram is but one of them.
+        // Omit the segment size: this is a single datagram.
         if (message.level, message.kind) != (libc::SOL_UDP, libc::UDP_GRO) {
             cmsg::encode(&mut messages, message.level, message.kind, message.data);
         }

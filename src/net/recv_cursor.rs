@@ -1,4 +1,4 @@
-//! One way in for everything that receives many datagrams.
+//! The common path of every call that receives many datagrams.
 
 use std::ffi::c_int;
 use std::io;
@@ -10,7 +10,7 @@ use super::socket::Socket;
 
 /// A ring to receive into.
 pub trait Ring {
-    /// The ring itself.
+    /// The underlying ring.
     #[doc(hidden)]
     fn ring(&mut self) -> &mut RecvRing;
 }
@@ -29,38 +29,38 @@ impl Ring for &mut ExportedRing {
     }
 }
 
-/// What one receive brought, handed out datagram by datagram.
+/// The result of one receive, handed out one datagram at a time.
 ///
-/// What is not taken goes to the socket's backlog when the next receive begins or the cursor is
-/// dropped, whatever ended its use, and the threads that wait for the socket are woken to take it.
-/// The backlog comes first in every receive.
+/// Datagrams that are not taken go to the socket's backlog when the next receive begins or the
+/// cursor is dropped, for any reason, and the threads that wait for the socket are woken to take
+/// them. Every receive returns the backlog first.
 pub struct RecvCursor<'a, R: Ring = ThreadRing> {
     socket: &'a Socket,
     ring: R,
-    /// A message that comes from the backlog; then there is nothing in the ring.
+    /// A message from the backlog. If there is one, the ring is empty.
     held: Option<Held>,
 }
 
 impl<'a> RecvCursor<'a> {
-    /// A cursor over the calling thread's ring.
+    /// Creates a cursor over the calling thread's ring.
     pub fn of_thread(socket: &'a Socket) -> io::Result<Self> {
         Ok(Self::new(socket, ThreadRing::take(socket.slot_kind())?))
     }
 }
 
 impl<'a, R: Ring> RecvCursor<'a, R> {
-    /// A cursor over a ring, whose content is gone.
+    /// Creates a cursor over a ring, and discards the ring's content.
     pub fn new(socket: &'a Socket, mut ring: R) -> Self {
         ring.ring().clear();
         Self { socket, ring, held: None }
     }
 
-    /// How many messages one receive takes at the most.
+    /// The maximum number of messages of one receive.
     pub fn slots(&mut self) -> usize {
         self.ring.ring().slots()
     }
 
-    /// Receives without waiting, in search of `wanted` datagrams. There may be more.
+    /// Receives without waiting. Aims at `wanted` datagrams, but may receive more.
     pub fn receive(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -70,11 +70,11 @@ impl<'a, R: Ring> RecvCursor<'a, R> {
         self.receive_messages(fd, self.socket.messages_for(wanted), flags)
     }
 
-    /// Receives without waiting: the first message of the backlog or, where there is none, up to
-    /// `count` of the kernel's.
+    /// Receives without waiting: the first message of the backlog or, if the backlog is empty, up
+    /// to `count` messages from the kernel.
     ///
-    /// Without `MSG_DONTWAIT` among the flags, the error is `ESHUTDOWN` where no datagram can come
-    /// any more. It is for callers that would wait otherwise.
+    /// Without `MSG_DONTWAIT` in the flags, the error is `ESHUTDOWN` if the socket can never
+    /// receive another datagram. This is for callers that would otherwise wait.
     pub fn receive_messages(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -87,8 +87,8 @@ impl<'a, R: Ring> RecvCursor<'a, R> {
         self.socket.receive_new(fd, self.ring.ring(), count, flags)
     }
 
-    /// Receives up to `count` of the kernel's messages, whatever the backlog has; what is not taken
-    /// goes behind that.
+    /// Receives up to `count` messages from the kernel, even if the backlog is not empty. Datagrams
+    /// that are not taken are appended to the backlog.
     pub(super) fn receive_behind(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -103,15 +103,15 @@ impl<'a, R: Ring> RecvCursor<'a, R> {
         Ok(filled)
     }
 
-    /// Takes the first message of the backlog, if there is one and the socket is not closed.
+    /// Takes the first message of the backlog, unless it is empty or the socket is closed.
     pub fn take_kept(&mut self) -> Option<Filled> {
         self.give_back();
         self.held = self.socket.take_kept();
-        // There may be more, in the backlog or in the kernel.
+        // The backlog or the kernel may have more.
         self.held.as_ref().map(|held| Filled { is_full: true, ..held.filled() })
     }
 
-    /// The message of the backlog, if that is where the last receive found one.
+    /// The message from the backlog, if the last receive took one.
     pub fn held(&mut self) -> Option<&mut Held> {
         self.held.as_mut()
     }
@@ -127,8 +127,9 @@ impl<'a, R: Ring> RecvCursor<'a, R> {
         self.held = None;
     }
 
-    /// Puts what is not taken into the backlog, and wakes nobody: for an attempt of a call that waits,
-    /// which would wake itself. At its end it [shares](Socket::share_kept) what is kept.
+    /// Moves the remaining datagrams into the backlog without waking any thread: an attempt of a
+    /// waiting call would wake itself. When that call ends, it [shares](Socket::share_kept) the
+    /// backlog.
     #[cold]
     pub(super) fn keep_rest(&mut self) {
         if let Some(held) = self.held.take() {
@@ -165,18 +166,18 @@ impl Datagrams for RecvCursor<'_> {
 }
 
 impl RecvCursor<'_, &mut ExportedRing> {
-    /// Says of each message in the ring, by its slot, where its datagrams lie in its memory: see
+    /// Reports, for each slot of the ring, where the message's datagrams are in its memory: see
     /// [`RecvRing::drain_layout`].
     pub fn drain_layout(&mut self, place: impl FnMut(usize, Run) -> usize) {
         self.ring.ring().drain_layout(place);
     }
 
-    /// The sender of the message in a slot.
+    /// The sender of a slot's message.
     pub fn sender(&mut self, slot: usize) -> &[u8] {
         self.ring.ring().sender(slot)
     }
 
-    /// Whether the end of the message in a slot was cut off.
+    /// Whether a slot's message was truncated.
     pub fn is_truncated(&mut self, slot: usize) -> bool {
         self.ring.ring().is_truncated(slot)
     }

@@ -23,7 +23,7 @@ impl Socket {
         self.send_one(to, memory.len(), flags, || sys::send_to(fd, memory, to, flags))
     }
 
-    /// Sends one datagram gathered from several pieces, with control messages: `sendmsg(2)`.
+    /// Sends one datagram gathered from several buffers, with control messages: `sendmsg(2)`.
     pub fn send_message(
         &self,
         fd: BorrowedFd<'_>,
@@ -59,8 +59,8 @@ impl Socket {
         Ok(sent)
     }
 
-    /// Sends as many of a queue's datagrams as one call takes, without waiting: at least one, or
-    /// this fails. An error is about the next datagrams, as many as [`SendQueue::failed`] says.
+    /// Sends as many of a queue's datagrams as one call can, without waiting: at least one, or it
+    /// fails. An error is about the next [`SendQueue::failed`] datagrams.
     pub fn send_queue(
         &self,
         fd: BorrowedFd<'_>,
@@ -78,7 +78,7 @@ impl Socket {
         Ok(sent)
     }
 
-    /// Takes note of whether the kernel keeps what was sent open for more.
+    /// Records whether the kernel keeps a sent datagram open for more data.
     fn note_more(&self, flags: c_int) {
         let more = flags & libc::MSG_MORE != 0;
         if self.has_open_datagram.load(Ordering::Relaxed) != more {

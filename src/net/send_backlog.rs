@@ -1,4 +1,4 @@
-//! Datagrams that wait to be sent together, and what is tried again.
+//! Datagrams that are queued to be sent in batches, and retried while the socket is full.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -9,7 +9,7 @@ use super::address::Address;
 use super::errors::PAYLOAD_LEN;
 use super::meta::{Source, may_be_of_source};
 use super::send_queue::{SendQueue, Sent};
-use super::sys::{SendSlice, no_memory};
+use super::sys::{SendSlice, no_memory, with_room};
 
 /// Datagrams in the order in which they were accepted.
 pub struct SendBacklog<P> {
@@ -17,18 +17,18 @@ pub struct SendBacklog<P> {
     bytes: usize,
 }
 
-/// What a backlog holds payloads in.
+/// The type that holds a datagram's payload in a backlog.
 pub trait Payload: AsRef<[u8]> + Sized + 'static {
-    /// The calling thread's memory for a backlog: a backlog has some only while there is something
-    /// in it, and those of a loop, which are flushed one after the other, take turns.
+    /// The calling thread's spare memory for a backlog. A backlog has memory only while it has
+    /// datagrams, so the backlogs of an event loop, which are flushed one after another, share it.
     fn spare() -> &'static LocalKey<Cell<Spare<Self>>>;
 }
 
-/// Memory for a backlog.
+/// Spare memory for a backlog.
 pub struct Spare<P>(VecDeque<Queued<P>>);
 
 impl<P> Spare<P> {
-    /// No memory yet.
+    /// No allocated memory.
     pub const NONE: Self = Self(VecDeque::new());
 }
 
@@ -44,48 +44,54 @@ struct Queued<P> {
     source: Option<Source>,
 }
 
-/// Where a backlog's datagrams go.
+/// The destination of a backlog's datagrams.
 pub trait Outlet {
-    /// Sends as many datagrams as one call takes, without waiting.
+    /// Sends as many datagrams as one call can, without waiting.
     fn send(&mut self, queue: &mut SendQueue<'_>) -> io::Result<Sent>;
 
-    /// There is no room: sends what is next as soon as there is; `EAGAIN` gives it up. `None` leaves
-    /// all datagrams for later.
+    /// Called when there is no room: sends the next datagrams when there is. `EAGAIN` drops the
+    /// next one. `None` leaves all datagrams for later.
     fn wait(&mut self, queue: &mut SendQueue<'_>) -> Option<io::Result<Sent>>;
 
-    /// Whether an error may belong to a datagram that was sent earlier.
+    /// Whether an error may be about a datagram that was sent earlier.
     fn may_be_of_earlier(&self, error: &io::Error) -> bool;
 
-    /// Nothing can be sent from the address that a peer has asked.
+    /// Takes the error that the kernel would report next, so that it does not spoil the next send.
+    fn clear_error(&mut self);
+
+    /// Forgets a peer's reply source, because nothing can be sent from that address.
     fn forget_source(&mut self, peer: &Address);
 }
 
-/// How far a flush came.
+/// The result of a flush.
 #[derive(Debug, Default)]
 pub struct Flushed {
-    /// What was wrong with datagrams that did not leave, or with earlier ones.
+    /// Errors of datagrams that were not sent, or of earlier ones.
     pub errors: Vec<Refused>,
-    /// Whether the socket's buffer is full, so that the rest waits.
+    /// Whether the socket's buffer is full, so that the remaining datagrams wait.
     pub is_full: bool,
 }
 
-/// An error, and the datagram that it came up with.
+/// An error, and the datagram whose send returned it.
 #[derive(Debug)]
 pub struct Refused {
-    /// What was wrong.
+    /// The error.
     pub error: io::Error,
-    /// Where the datagram was to go.
+    /// The datagram's destination.
     pub to: Option<Address>,
-    /// How long it is.
+    /// The length of its payload.
     pub len: usize,
-    /// The beginning of its payload, as much as the kernel's error queue would keep.
+    /// Of a lost datagram, the beginning of its payload, as much as the kernel's error queue keeps.
     pub payload: Vec<u8>,
-    /// Whether the datagram is lost; otherwise the error was of an earlier one.
+    /// Whether the datagram was dropped. If not, the error was about an earlier one.
     pub is_lost: bool,
 }
 
-/// As many datagrams are handed to the kernel in one go, so that a long backlog that leaves in small
-/// steps is not laid out anew for each of them.
+/// How often a datagram is retried after an error that may be about an earlier one. ICMP messages may
+/// arrive faster than the datagrams leave, and none of them is about this datagram.
+const RETRIES: u32 = 3;
+/// The maximum number of datagrams to hand to the kernel at once. It keeps a long backlog that is
+/// sent in small steps from being laid out completely for each step.
 const STEP: usize = 512;
 
 impl<P> Default for SendBacklog<P> {
@@ -95,7 +101,7 @@ impl<P> Default for SendBacklog<P> {
 }
 
 impl<P: Payload> SendBacklog<P> {
-    /// Appends a datagram. Fails only if there is no memory.
+    /// Appends a datagram. Fails only if memory allocation fails.
     pub fn push(&mut self, data: P, to: Option<Address>, source: Option<Source>) -> io::Result<()> {
         if self.datagrams.capacity() == 0 {
             self.datagrams = P::spare().take().0;
@@ -107,28 +113,29 @@ impl<P: Payload> SendBacklog<P> {
         Ok(())
     }
 
-    /// How many datagrams there are.
+    /// The number of datagrams.
     pub fn len(&self) -> usize {
         self.datagrams.len()
     }
 
-    /// Whether there are none.
+    /// Whether the backlog is empty.
     pub fn is_empty(&self) -> bool {
         self.datagrams.is_empty()
     }
 
-    /// Their payload, in bytes.
+    /// The total size of the payloads in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Sends what goes. A datagram that is refused is given up, and the others are sent.
+    /// Sends as many datagrams as possible. Drops a datagram that is refused, and sends the others.
     ///
-    /// On a socket that hears of ICMP messages, an error may belong to a datagram sent earlier; the
-    /// kernel reports it instead of sending. So each datagram is tried twice.
+    /// On a socket that receives ICMP errors, an error may be about a datagram that was sent
+    /// earlier; the kernel returns it instead of sending. Therefore each datagram is retried, up to
+    /// [`RETRIES`] times.
     ///
-    /// A datagram that was to leave from an address that no longer belongs to this machine leaves
-    /// from where the routes say. If it can, the address is forgotten for its peer.
+    /// If a datagram's source address no longer exists on this machine, it is sent from the default
+    /// one. If that succeeds, the source is forgotten for this peer.
     pub fn flush(&mut self, outlet: &mut impl Outlet) -> Flushed {
         let mut flushed = Flushed::default();
         while !self.is_empty() && !flushed.is_full {
@@ -145,8 +152,8 @@ impl<P: Payload> SendBacklog<P> {
         flushed
     }
 
-    /// Sends some of the first datagrams, and says how many are done with: none only if the socket
-    /// is full.
+    /// Sends some of the first datagrams; returns how many were sent or dropped: 0 only if the
+    /// socket is full.
     fn flush_step(&self, outlet: &mut impl Outlet, flushed: &mut Flushed) -> usize {
         let mut queue = match self.lay_out() {
             Ok(queue) => queue,
@@ -172,22 +179,25 @@ impl<P: Payload> SendBacklog<P> {
                 continue;
             };
             let position = queue.position();
-            if outlet.may_be_of_earlier(&error) && retried != Some(position) {
-                retried = Some(position);
-                first_errno = error.raw_os_error();
-                flushed.errors.extend(self.refused(position, error, false));
+            let retries = retried.filter(|(at, _)| *at == position).map_or(0, |(_, count)| count);
+            if outlet.may_be_of_earlier(&error) && retries < RETRIES {
+                if retries == 0 {
+                    first_errno = error.raw_os_error();
+                    flushed.errors.extend(self.refused(position, error, false));
+                }
+                retried = Some((position, retries + 1));
+                outlet.clear_error();
                 continue;
             }
-            let is_the_same = retried == Some(position)
+            let is_the_same = retries > 0
                 && first_errno.take_if(|errno| Some(*errno) == error.raw_os_error()).is_some();
             if is_the_same && error.kind() != io::ErrorKind::ConnectionRefused {
-                // The first error was about this datagram after all, and not about an earlier one.
+                // The first error was about this datagram after all, not about an earlier one.
                 flushed.errors.pop();
             }
             if may_be_of_source(&error) && queue.forget_source() {
-                // Forgotten for the peer only if the datagram leaves without it. A peer to which
-                // nothing can be sent must not have others answered from an address that they do
-                // not expect.
+                // Forget the source only if the datagram can be sent without it. A peer that is
+                // unreachable must not cause replies to others from an unexpected address.
                 moved = self.datagrams.get(position).and_then(|queued| queued.to.as_ref());
             } else {
                 moved = None;
@@ -197,7 +207,7 @@ impl<P: Payload> SendBacklog<P> {
         queue.position()
     }
 
-    /// Gives up the datagrams that an error is about.
+    /// Drops the datagrams that an error is about.
     fn give_up(&self, queue: &mut SendQueue<'_>, error: io::Error, flushed: &mut Flushed) {
         let position = queue.position();
         let errno = error.raw_os_error().unwrap_or(libc::EIO);
@@ -208,8 +218,8 @@ impl<P: Payload> SendBacklog<P> {
         }
     }
 
-    /// The first datagrams as a queue for the kernel: as many as a step takes, or there is memory
-    /// for.
+    /// Lays out the first datagrams as a queue for the kernel: as many as fit into a step and into
+    /// the available memory.
     fn lay_out(&self) -> io::Result<SendQueue<'_>> {
         let mut queue = SendQueue::with_room(self.len().min(STEP))?;
         for queued in self.datagrams.iter().take(STEP) {
@@ -223,16 +233,20 @@ impl<P: Payload> SendBacklog<P> {
         Ok(queue)
     }
 
-    /// What a datagram was refused with.
+    /// Describes a datagram and the error of its send.
     fn refused(&self, index: usize, error: io::Error, is_lost: bool) -> Option<Refused> {
         let queued = self.datagrams.get(index)?;
         let data = queued.data.as_ref();
-        let payload = data[..data.len().min(PAYLOAD_LEN)].to_vec();
+        let kept = if is_lost { data.len().min(PAYLOAD_LEN) } else { 0 };
+        let mut payload = with_room(kept, "the payload of a lost datagram").unwrap_or_default();
+        if payload.capacity() >= kept {
+            payload.extend_from_slice(&data[..kept]);
+        }
         Some(Refused { error, to: queued.to, len: data.len(), payload, is_lost })
     }
 }
 
-/// Whether the same may succeed later.
+/// Whether repeating the same call later may succeed.
 fn is_temporary(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
@@ -253,15 +267,16 @@ mod tests {
         }
     }
 
-    /// A kernel that takes one datagram at a time, unless the next answer is an error; and what it
-    /// has seen.
+    /// A kernel that accepts one datagram per call unless the next answer is an error, and records
+    /// the datagrams.
     #[derive(Default)]
     struct Scripted {
         answers: VecDeque<Option<i32>>,
-        /// What waiting ends with; `None` where there is none.
+        /// The result of waiting; `None` if waiting is not possible.
         waits: Option<i32>,
         taken: usize,
         calls: usize,
+        cleared: usize,
         forgotten: Vec<Address>,
     }
 
@@ -288,6 +303,10 @@ mod tests {
 
         fn may_be_of_earlier(&self, error: &io::Error) -> bool {
             error.kind() == io::ErrorKind::ConnectionRefused
+        }
+
+        fn clear_error(&mut self) {
+            self.cleared += 1;
         }
 
         fn forget_source(&mut self, peer: &Address) {
@@ -346,13 +365,19 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_an_earlier_datagram_costs_none_unless_it_comes_again() {
+    fn errors_about_earlier_datagrams_cost_none_unless_they_go_on() {
         let refused = Some(libc::ECONNREFUSED);
-        let mut kernel = Scripted::answering(&[None, refused, None, refused, refused]);
+        let mut answers = vec![None, refused, refused, None];
+        answers.extend([refused; 1 + RETRIES as usize]);
+        let mut kernel = Scripted::answering(&answers);
         let flushed = flush(&mut backlog(3, None), &mut kernel);
         let (told, lost) = ((refused, 2, false), (refused, 3, true));
         assert_eq!(errors(&flushed), [told, (refused, 3, false), lost]);
-        assert_eq!((kernel.taken, kernel.calls), (2, 5));
+        assert_eq!((kernel.taken, kernel.calls), (2, answers.len()));
+        // The kernel may have the next one ready.
+        assert_eq!(kernel.cleared, 2 + RETRIES as usize);
+        assert_eq!(flushed.errors[0].payload.len() + flushed.errors[1].payload.len(), 0);
+        assert_eq!(flushed.errors[2].payload, [7; 3]);
     }
 
     #[test]
@@ -377,7 +402,7 @@ mod tests {
                     let mut kernel = Scripted { waits, ..Scripted::answering(&answers) };
                     let flushed = flush(&mut backlog, &mut kernel);
                     let lost = flushed.errors.iter().filter(|refused| refused.is_lost).count();
-                    assert!(kernel.calls <= 3 * 600 && kernel.taken == 0);
+                    assert!(kernel.calls <= (2 + RETRIES as usize) * 600 && kernel.taken == 0);
                     assert_eq!(lost + backlog.len(), 600);
                     assert_eq!(flushed.is_full, !backlog.is_empty());
                 }

@@ -315,7 +315,8 @@ impl Socket {
         self.connect(&Address::from_bytes(&UNSPECIFIED))
     }
 
-    /// The outcome of a connection that did not complete at once: `SO_ERROR`.
+    /// The outcome of a connection that did not complete at once, or the error that the next call would
+    /// report: takes `SO_ERROR`.
     pub fn connect_result(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
         socket2::SockRef::from(&fd).take_error()?.map_or(Ok(()), Err)
     }

@@ -1,8 +1,8 @@
-//! How a message that the kernel coalesced splits into datagrams.
+//! Splitting a message that the kernel coalesced into its datagrams.
 
 use std::ops::Range;
 
-/// A coalesced message, and the datagram in it that comes next.
+/// A coalesced message, and a position at one of its datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Split {
     start: usize,
@@ -11,59 +11,59 @@ pub struct Split {
 }
 
 impl Split {
-    /// A message of `len` bytes that consists of datagrams of `segment` bytes, the last of which
-    /// may be shorter. Without a segment length it is one datagram, which may be empty.
+    /// A message of `len` bytes that consists of datagrams of `segment` bytes; the last one may be
+    /// shorter. Without a segment length it is one datagram, which may be empty.
     pub fn new(len: usize, segment: Option<usize>) -> Self {
         let segment = segment.filter(|&segment| segment > 0).unwrap_or(len);
         Self { start: 0, len, segment }
     }
 
-    /// Where the next datagram starts.
+    /// The offset of the next datagram.
     pub fn start(&self) -> usize {
         self.start
     }
 
-    /// Where the last datagram ends.
+    /// The offset at which the last datagram ends.
     pub fn end(&self) -> usize {
         self.len
     }
 
-    /// The length of each datagram but the last.
+    /// The length of each datagram except the last.
     pub fn segment(&self) -> usize {
         self.segment
     }
 
-    /// Goes on behind `datagrams` of them, which must be fewer than are left.
+    /// Skips `datagrams` of them, fewer than [`remaining`](Self::remaining).
     pub fn skip(&mut self, datagrams: usize) {
         self.start += datagrams * self.segment;
     }
 
-    /// What is left, in a copy of its bytes alone.
+    /// The remaining datagrams, positioned at the start of a copy of their bytes.
     #[must_use]
     pub fn rest(self) -> Self {
         Self { start: 0, len: self.len - self.start, ..self }
     }
 
-    /// Where the next datagram lies.
+    /// The bytes of the next datagram.
     #[inline]
     pub fn range(&self) -> Range<usize> {
         self.start..self.len.min(self.start.saturating_add(self.segment))
     }
 
-    /// Goes on to the next datagram; false where this was the last.
+    /// Advances to the next datagram; returns false if this was the last.
     #[inline]
     pub fn advance(&mut self) -> bool {
         self.start = self.range().end;
         self.start < self.len
     }
 
-    /// Forgets all but some of the datagrams, which were all left.
+    /// Drops all datagrams outside a range. None may have been skipped before.
     pub fn keep(&mut self, datagrams: &Range<usize>) {
-        let place = |index: usize| self.len.min(self.segment.saturating_mul(index));
-        (self.start, self.len) = (place(datagrams.start), place(datagrams.end));
+        let offset = |index: usize| self.len.min(self.segment.saturating_mul(index));
+        (self.start, self.len) = (offset(datagrams.start), offset(datagrams.end));
     }
 
-    /// How many datagrams are left, the next included.
+    /// The number of datagrams left, including the next.
     pub fn remaining(&self) -> usize {
         (self.len - self.start).div_ceil(self.segment.max(1)).max(1)
     }

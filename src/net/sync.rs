@@ -1,10 +1,10 @@
-//! Atomics, locks and cells: those of std, or, built with `--cfg loom`, those of loom, which runs a
-//! model in every order that its threads can take (`make loom`).
+//! Atomics, locks and cells: from std or, with `--cfg loom`, from loom, which runs a model in every
+//! possible order of its threads' steps (`make loom`).
 //!
-//! What is modelled takes these from here. The rest of the engine uses std's: built for loom, it
-//! compiles, and only the models run.
+//! Modelled code imports them from here. The rest of the engine uses std directly: under loom it
+//! compiles, but only the models run.
 
-// Each model uses some of them.
+// No model uses all of them.
 #[allow(unused_imports)]
 pub(super) use std::sync::{Arc, PoisonError, atomic::Ordering};
 
@@ -32,17 +32,17 @@ pub(super) use std::thread::yield_now;
 #[cfg(not(loom))]
 pub(super) use cell::{MutPtr, UnsafeCell};
 
-/// loom's interface to a cell, over std's.
+/// loom's cell interface, implemented with std.
 #[cfg(not(loom))]
 mod cell {
-    /// A cell whose content several threads reach, one at a time.
+    /// A cell whose content several threads access, one at a time.
     #[derive(Default)]
     pub(in crate::net) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
 
-    /// A pointer to read a cell's content through.
+    /// A pointer for reading a cell's content.
     pub(in crate::net) struct ConstPtr<T>(*const T);
 
-    /// A pointer to change a cell's content through.
+    /// A pointer for changing a cell's content.
     pub(in crate::net) struct MutPtr<T>(*mut T);
 
     impl<T> UnsafeCell<T> {
@@ -50,12 +50,12 @@ mod cell {
             Self(std::cell::UnsafeCell::new(content))
         }
 
-        /// A pointer for as long as others may read, and nobody may write.
+        /// Returns a pointer for reading; there may be other readers, but no writer.
         pub(in crate::net) fn get(&self) -> ConstPtr<T> {
             ConstPtr(self.0.get())
         }
 
-        /// A pointer for as long as nobody else may read or write.
+        /// Returns a pointer for writing; there may be no other reader or writer.
         pub(in crate::net) fn get_mut(&self) -> MutPtr<T> {
             MutPtr(self.0.get())
         }
@@ -65,7 +65,7 @@ mod cell {
         /// The content.
         ///
         /// # Safety
-        /// The cell must live and not be written meanwhile.
+        /// The cell must stay alive, and must not be written during the borrow.
         pub(in crate::net) unsafe fn deref(&self) -> &T {
             // SAFETY: the caller's promise.
             unsafe { &*self.0 }
@@ -73,10 +73,10 @@ mod cell {
     }
 
     impl<T> MutPtr<T> {
-        /// The content, to be changed.
+        /// The content, mutably.
         ///
         /// # Safety
-        /// The cell must live, and nobody else reach its content meanwhile.
+        /// The cell must stay alive, and its content must not be accessed otherwise.
         #[expect(clippy::mut_from_ref, reason = "as loom's, which stands for a raw pointer")]
         pub(in crate::net) unsafe fn deref(&self) -> &mut T {
             // SAFETY: the caller's promise.
@@ -85,8 +85,8 @@ mod cell {
     }
 }
 
-/// Runs a model that has too many orders to run in all of them: in those in which at most three
-/// times a thread is stopped that could go on, which finds all faults but contrived ones.
+/// Runs a model that has too many orders to explore all of them: explores those with at most three
+/// preemptions, which finds all but contrived bugs.
 #[cfg(all(test, loom))]
 pub(super) fn bounded_model(model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();

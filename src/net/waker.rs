@@ -7,10 +7,10 @@ use std::os::fd::RawFd;
 use super::sync::{Arc, AtomicBool, Ordering};
 use super::sys;
 
-/// What wakes a sleeping thread: an eventfd that it polls beside the socket.
+/// Wakes a sleeping thread, with an eventfd that the thread polls together with the socket.
 ///
-/// There is one for each thread that ever waited, not one for each socket: a program with a
-/// thousand sockets keeps its descriptors.
+/// There is one for each thread that has ever waited, not one for each socket, so a program with a
+/// thousand sockets does not need a thousand more descriptors.
 pub(super) struct Waker {
     event: Event,
     signalled: AtomicBool,
@@ -23,7 +23,7 @@ impl Waker {
         Ok(Self { event, signalled, generation: sys::fork_generation() })
     }
 
-    /// The calling thread's waker, or `None` where no descriptor is left to make one.
+    /// The calling thread's waker, or `None` if creating its descriptor fails.
     pub(super) fn of_this_thread() -> Option<Arc<Self>> {
         thread_local! {
             static WAKER: RefCell<Option<Arc<Waker>>> = const { RefCell::new(None) };
@@ -31,7 +31,7 @@ impl Waker {
         WAKER
             .try_with(|waker| {
                 let mut waker = waker.borrow_mut();
-                // A fork shares the eventfd with the parent, which it must not wake.
+                // A forked child shares the eventfd with the parent, and must not wake it.
                 if waker.as_ref().is_none_or(|waker| !waker.is_own()) {
                     *waker = Some(Arc::new(Self::new().ok()?));
                 }
@@ -41,17 +41,17 @@ impl Waker {
             .flatten()
     }
 
-    /// Whether it was made in this process, and not in one that this was forked from.
+    /// Whether it was created in this process rather than in its parent before a fork.
     fn is_own(&self) -> bool {
         self.generation == sys::fork_generation()
     }
 
-    /// The descriptor that is readable while the waker is signalled.
+    /// The descriptor, which is readable while the waker is signalled.
     pub(super) fn as_raw_fd(&self) -> RawFd {
         self.event.as_raw_fd()
     }
 
-    /// Wakes the thread; not one of the process that this one was forked from.
+    /// Wakes the thread, unless the thread belongs to the process that this one was forked from.
     pub(super) fn wake(&self) {
         if !self.is_own() {
             return;
@@ -60,17 +60,17 @@ impl Waker {
         self.event.signal();
     }
 
-    /// Empties the eventfd, if it is known to be signalled. A wake-up that is under way may escape; it
-    /// makes the next sleep a short one.
+    /// Clears the eventfd if the flag says that it is signalled. A concurrent wake-up may be
+    /// missed; it then only shortens the next sleep.
     pub(super) fn clear(&self) {
         if self.signalled.load(Ordering::Acquire) {
             self.empty();
         }
     }
 
-    /// Empties the eventfd. Called after poll has shown it readable, whatever the flag says: a
-    /// wake-up raises the flag before it writes, so that two wake-ups close together may leave a
-    /// readable eventfd and a lowered flag.
+    /// Clears the eventfd. Called after poll has reported it readable, so this ignores the flag,
+    /// which may be stale: a wake-up sets the flag before it writes, so two wake-ups in quick
+    /// succession can leave a readable eventfd and a cleared flag.
     pub(super) fn empty(&self) {
         self.signalled.store(false, Ordering::Release);
         self.event.clear();
@@ -81,7 +81,7 @@ impl Waker {
         Self::new().unwrap()
     }
 
-    /// Sleeps as poll does, and empties the eventfd.
+    /// Sleeps like poll, then clears the eventfd.
     #[cfg(all(test, loom))]
     pub(super) fn model_sleep(&self) {
         self.event.poll();
@@ -119,12 +119,12 @@ mod eventfd {
         }
 
         pub(super) fn signal(&self) {
-            // An eventfd whose counter is full is readable, which is all that matters.
+            // If the counter is full, the eventfd is readable anyway.
             let _ = sys::signal_event(self.0.as_fd());
         }
 
         pub(super) fn clear(&self) {
-            // EAGAIN: it was emptied before.
+            // EAGAIN: it was already clear.
             let _ = sys::clear_event(self.0.as_fd());
         }
     }
@@ -137,7 +137,7 @@ mod model {
 
     use crate::net::sync::{Condvar, Mutex};
 
-    /// What an eventfd does, for loom.
+    /// A model of an eventfd, for loom.
     pub(super) struct Event {
         is_readable: Mutex<bool>,
         signalled: Condvar,
@@ -178,7 +178,7 @@ mod loom_models {
     use super::*;
     use crate::net::sync::{AtomicUsize, bounded_model};
 
-    /// A thread that sleeps until there is something, as a wait does: it looks, sleeps, and empties
+    /// A thread that sleeps until there is something, like a wait: it checks, sleeps, and clears
     /// the eventfd that woke it.
     fn wait_for(waker: &Waker, count: &AtomicUsize, wanted: usize) {
         while count.load(Ordering::Acquire) < wanted {
@@ -215,7 +215,7 @@ mod loom_models {
                     other.0.wake();
                 }
             });
-            // The first wait ends without sleeping, or does not; then its waker is cleared.
+            // The first wait may end with or without sleeping; then its waker is cleared.
             wait_for(&shared.0, &shared.1, 1);
             shared.0.clear();
             wait_for(&shared.0, &shared.1, 2);

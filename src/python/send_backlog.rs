@@ -68,6 +68,11 @@ where
         self.socket.is_ip() && may_be_of_earlier(error)
     }
 
+    fn clear_error(&mut self) {
+        // Those with a peer's address are in the error queue as well (`IP_RECVERR`).
+        let _ = self.socket.with(|fd| self.socket.connect_result(fd));
+    }
+
     fn forget_source(&mut self, peer: &Address) {
         self.asked.forget(peer);
     }

@@ -1,4 +1,4 @@
-"""``tomada bench``: how fast a server answers, or what tomada gains on this machine."""
+"""``tomada bench``: measures a server's speed, or how tomada compares on this machine."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def latencies(latency: Histogram) -> Iterator[tuple[str, float | None]]:
 
 
 def report(result: Result) -> Iterator[str]:
-    """Give the lines that tell a result."""
+    """Yield the lines that report a result."""
     yield f"{result.rate:12,.0f}  round trips per second, for {result.seconds:.2f} s"
     yield f"{result.sent:12,}  datagrams sent"
     yield f"{result.received:12,}  answered"
@@ -165,7 +165,7 @@ def report(result: Result) -> Iterator[str]:
 
 @contextlib.contextmanager
 def progress_bar(what: str, total: float) -> Iterator[Callable[[float], None]]:
-    """Show how far something is: a bar where rich is there, else a line; nothing in a pipe."""
+    """Show progress: a bar if rich is installed, otherwise a line; nothing in a pipe."""
     terminal = console()
     if terminal is not None:
         from rich.progress import Progress

@@ -1,4 +1,4 @@
-"""What the commands share: arguments, exit statuses, and how datagrams are shown."""
+"""Code that the commands share: arguments, exit statuses, and printing datagrams."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from tomada._address import parse_address
 
-# What a script can tell apart. argparse ends with 2 where the arguments are wrong.
+# Exit statuses that a script can distinguish. argparse exits with 2 for wrong arguments.
 SUCCESS, FAILURE, INTERRUPTED = 0, 1, 130
 
 HOST, PORT = "127.0.0.1", 1234
@@ -21,11 +21,11 @@ Address = tuple[str, int] | str
 
 
 class CommandError(Exception):
-    """Why a command failed, in one line for the user."""
+    """A command failed; the text says why, in one line for the user."""
 
 
 def address(text: str) -> Address:
-    """Read the address of an argument; for ``argparse``."""
+    """Parse an address argument, for ``argparse``."""
     try:
         return parse_address(text, host=HOST)
     except ValueError as error:
@@ -63,7 +63,7 @@ def rate(text: str) -> float:
 
 
 def add_address(parser: argparse.ArgumentParser, what: str, *, has_default: bool) -> None:
-    """Add the argument that says where."""
+    """Add the address argument."""
     default = f"{HOST}:{PORT}"
     parser.add_argument(
         "address",
@@ -81,7 +81,7 @@ def add_json(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def family_and_name(where: Address, *, is_local: bool = False) -> tuple[int, Any]:
-    """Resolve an address, to IPv4 where a name has one, for a socket to bind or to connect."""
+    """Resolve an address to bind or connect to, to IPv4 if a name has such an address."""
     if isinstance(where, str):
         return _std.AF_UNIX, where
     host, port = where
@@ -92,7 +92,7 @@ def family_and_name(where: Address, *, is_local: bool = False) -> tuple[int, Any
 
 
 def text_of(data: bytes) -> str | None:
-    """Return a datagram as text, or ``None`` where it is none."""
+    """Return a datagram as text, or ``None`` if it is not text."""
     try:
         text = data.decode()
     except UnicodeDecodeError:
@@ -101,7 +101,7 @@ def text_of(data: bytes) -> str | None:
 
 
 def shown(data: bytes) -> str:
-    """Return a datagram on one line: as text, where it is that, or in hexadecimal."""
+    """Format a datagram on one line: as text if it is text, otherwise in hexadecimal."""
     text = text_of(data)
     if text is None:
         return f"0x{data.hex()}"
@@ -109,7 +109,7 @@ def shown(data: bytes) -> str:
 
 
 def described(data: bytes) -> dict[str, Any]:
-    """Return a datagram for JSON: its text, where it is that, or its bytes in hexadecimal."""
+    """Describe a datagram for JSON: its text, or its bytes in hexadecimal if it is not text."""
     try:
         return {"size": len(data), "text": data.decode()}
     except UnicodeDecodeError:
@@ -117,17 +117,17 @@ def described(data: bytes) -> dict[str, Any]:
 
 
 def put_json(item: dict[str, Any]) -> None:
-    """Print an object on a line of its own, for a reader at the other end of a pipe."""
+    """Print an object on a line of its own, and flush it for a reader of the pipe."""
     print(json.dumps(item), flush=True)
 
 
 def note(line: str) -> None:
-    """Print a line for the human, apart from the results."""
+    """Print a line for the user, separately from the results."""
     print(line, file=sys.stderr, flush=True)
 
 
 def console() -> Any:
-    """Return rich's console on the terminal, or ``None`` without a terminal or without rich."""
+    """Return rich's console for the terminal, or ``None`` without a terminal or without rich."""
     if not sys.stderr.isatty():
         return None
     try:

@@ -1,4 +1,4 @@
-"""``tomada info``: what this machine has, found by trying, and what to change."""
+"""``tomada info``: tests the features of this machine, and recommends changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import tomada
 from tomada._cli.common import SUCCESS, add_json
 
-# Sysctls that decide how many datagrams a machine can take.
+# The sysctls that limit how many datagrams a machine can receive and send.
 LIMITS = {
     "net.core.rmem_max": "the largest receive buffer that a program can ask for, in bytes",
     "net.core.rmem_default": "the receive buffer of a program that does not ask, in bytes",
@@ -31,7 +31,7 @@ LIMITS = {
 PACKAGES = ("rich", "prometheus-client", "uvloop")
 
 GOOD_RMEM_MAX = 8 << 20
-# What a small datagram costs of a receive buffer, and what the kernel doubles it by.
+# The receive buffer space for a small datagram, in bytes, and the kernel's factor for buffer sizes.
 SMALL_DATAGRAM = 768
 FEW_DESCRIPTORS = 4096
 
@@ -93,7 +93,7 @@ def versions() -> dict[str, Any]:
 
 
 def features() -> dict[str, Any]:
-    """Try the kernel's features over loopback."""
+    """Test the kernel's features over loopback."""
     return {
         "IPv6": works(speaks_ipv6),
         "GSO (UDP_SEGMENT): one send for many datagrams": works(segments),
@@ -113,7 +113,7 @@ def works(feature: Any) -> bool:
 
 
 def pair() -> Any:
-    """Open a socket and one that is connected to it, on the loopback interface."""
+    """Open a socket, and another one that is connected to it, on the loopback interface."""
     from tomada import socket
 
     receiver: Any = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -160,7 +160,7 @@ def coalesces() -> bool:
 
 
 def received() -> Any:
-    """Return a datagram with all that the kernel tells about it."""
+    """Return a received datagram with all metadata."""
     receiver, sender = pair()
     with receiver, sender:
         receiver.setblocking(False)
@@ -204,13 +204,13 @@ def limits() -> dict[str, int | None]:
         try:
             found[name] = int(Path("/proc/sys", *name.split(".")).read_text())
         except (OSError, ValueError):
-            found[name] = None  # not in this namespace, or not of this kernel
+            found[name] = None  # not in this namespace, or not in this kernel
     found["open files (ulimit -n)"] = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return found
 
 
 def recommendations(found: dict[str, dict[str, Any]]) -> list[str]:
-    """Say what to change, and how."""
+    """Return the recommended changes, with commands."""
     advice = []
     limits, features = found["limits"], found["features"]
     most = limits["net.core.rmem_max"]

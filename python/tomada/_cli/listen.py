@@ -1,4 +1,4 @@
-"""``tomada listen``: prints the datagrams that arrive, and writes them to a capture."""
+"""``tomada listen``: prints received datagrams, and writes them to a capture file."""
 
 from __future__ import annotations
 
@@ -87,14 +87,14 @@ def run(arguments: argparse.Namespace) -> int:
                 try:
                     if writer is not None:
                         capture(writer, batch, own)
-                except OSError as error:  # no room is left
+                except OSError as error:  # the disk is full
                     problem = error
                 for item in batch:
                     show(item)
                 if problem is not None:
                     break
         except KeyboardInterrupt:
-            pass  # the usual end
+            pass  # the usual way to end the command
         except TimeoutError:
             note(f"nothing came for {arguments.timeout:g} s")
             status = FAILURE
@@ -117,7 +117,7 @@ def opened(arguments: argparse.Namespace) -> Any:
         raise CommandError("a capture is of IP: with AF_UNIX there is no --pcap")
     sock: Any = socket.socket(family, socket.SOCK_DGRAM)
     try:
-        # The kernel is told to note all about a datagram before the first can come.
+        # Enable the metadata before the first datagram can arrive.
         sock.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             sock.recv_datagrams()
@@ -143,7 +143,7 @@ def interface_of(text: str | None) -> str | int | None:
 
 
 def batches(sock: Any, most: int | None) -> Iterator[list[Datagram]]:
-    """Give the datagrams as they come, up to a number."""
+    """Yield batches of datagrams as they arrive, up to a total number."""
     left = most
     while left is None or left > 0:
         batch: list[Datagram] = sock.recv_datagrams(64 if left is None else min(left, 64))
@@ -153,7 +153,7 @@ def batches(sock: Any, most: int | None) -> Iterator[list[Datagram]]:
 
 
 def capture(writer: pcap.Writer, batch: list[Datagram], own: Any) -> None:
-    """Write datagrams to the capture."""
+    """Write datagrams to the capture file."""
     for item in batch:
         if item.host is not None and item.port is not None:
             destination = item.destination or own[0], own[1]

@@ -1,4 +1,4 @@
-"""A closed-loop load: numbered datagrams, so many under way, each reply asks the next question."""
+"""A closed-loop load: a fixed number of datagrams in flight, each reply sends the next request."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 
 from tomada._cli.common import Address, family_and_name
 
-# Which run a datagram belongs to, and its number: a late reply is told from a right one.
+# The run and the number of a datagram, to distinguish late replies from expected ones.
 LABEL = struct.Struct("=QQ")
 
-# Latencies are kept to this many significant bits: to less than one percent.
+# Latencies are stored with this many significant bits: an error below one percent.
 BITS = 7
 LONGEST_POLL = 0.05
 NANOSECONDS = 10**9
 
 
 class Histogram:
-    """Counts times, in nanoseconds, in so little memory that a run may last for ever."""
+    """Counts times in nanoseconds, in constant memory, so that a run may have any length."""
 
     def __init__(self) -> None:
         self._counts: dict[int, int] = {}
@@ -35,9 +35,9 @@ class Histogram:
         self.total += 1
 
     def quantile(self, share: float) -> int | None:
-        """Return the time that this share of all does not exceed, or ``None`` where there is none.
+        """Return the time that the given share of all times does not exceed, or ``None`` if empty.
 
-        :param share: 0.5 for the median; 0 for the least, 1 for the most.
+        :param share: 0.5 for the median; 0 for the minimum, 1 for the maximum.
         """
         wanted, seen = max(share * self.total, 1), 0
         for value in sorted(self._counts):
@@ -47,7 +47,7 @@ class Histogram:
         return None
 
     def doubling(self) -> list[tuple[int, int]]:
-        """Return how many there are from each power of two up to the next, in order."""
+        """Return the number of times between each power of two and the next, in order."""
         powers: dict[int, int] = {}
         for value, times in self._counts.items():
             power = 1 << value.bit_length() - 1 if value else 0
@@ -63,7 +63,7 @@ class Histogram:
 
 @dataclass
 class Result:
-    """What a load has measured."""
+    """The measurements of a load."""
 
     seconds: float = 0.0
     sent: int = 0
@@ -79,12 +79,12 @@ class Result:
 
     @property
     def loss(self) -> float:
-        """The share of questions that were not answered in time."""
+        """The share of requests that were not answered in time."""
         return self.lost / (self.lost + self.received) if self.lost else 0.0
 
 
 class Line:
-    """One socket of the load, and what is under way on it: number by number, the oldest first."""
+    """One socket of the load, and its datagrams in flight by number, oldest first."""
 
     def __init__(self, sock: Any) -> None:
         self.sock = sock
@@ -92,12 +92,12 @@ class Line:
 
 
 class Load:
-    """Asks an echo server for a while.
+    """Sends requests to an echo server for some time.
 
-    :param clients: How many sockets to ask from.
-    :param window: How many datagrams each has under way.
-    :param size: How long each datagram is, in bytes; 16 at the least.
-    :param timeout: When one counts as lost, in seconds, and another takes its place.
+    :param clients: The number of sockets.
+    :param window: The number of datagrams in flight on each socket.
+    :param size: The length of each datagram in bytes, at least 16.
+    :param timeout: When a datagram counts as lost and is replaced by another one, in seconds.
     """
 
     def __init__(
@@ -119,9 +119,9 @@ class Load:
         self.result = Result()
 
     def run(self, seconds: float, progress: Callable[[float], None] = lambda _: None) -> Result:
-        """Ask for so long, then wait for the last replies.
+        """Send requests for a number of seconds, then wait for the last replies.
 
-        :param progress: Called about ten times per second with the time that has passed.
+        :param progress: Called about ten times per second with the elapsed time in seconds.
         """
         result = self.result
         lines: list[Line] = []
@@ -178,7 +178,7 @@ class Load:
         datagrams = [LABEL.pack(self._run, number) + self._padding for number in numbers]
         now = time.monotonic_ns()
         line.asked.update(dict.fromkeys(numbers, now))
-        # What does not leave is as good as lost, and counted so when its time is over.
+        # Treat datagrams that cannot be sent as lost: they are counted when their timeout ends.
         failed = line.sock.send_many(datagrams, errors="continue")
         self.result.sent += count - len(failed)
         self.result.refused += sum(isinstance(e, ConnectionRefusedError) for _, e in failed)
@@ -209,7 +209,7 @@ class Load:
                 self._ask(line, answered)
 
     def _expire(self, line: Line, now: int, *, is_open: bool) -> None:
-        """Count as lost what has waited for too long, and ask in its place."""
+        """Count requests that have waited too long as lost, and send others in their place."""
         lost = [number for number, when in line.asked.items() if now - when > self._timeout_ns]
         for number in lost:
             del line.asked[number]

@@ -1,4 +1,4 @@
-"""``tomada bench --local``: the same echo by tomada, socket and asyncio, under the same load."""
+"""``tomada bench --local``: compares echo servers on tomada, socket and asyncio under one load."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LARGEST = 65_535
 
 @dataclass
 class Row:
-    """What one server did."""
+    """The measurements of one server."""
 
     server: str
     rate: float
@@ -116,7 +116,7 @@ def announce(port: int) -> None:
 
 @contextlib.contextmanager
 def started(server: str) -> Iterator[tuple[int, int]]:
-    """Run a server in a process of its own; give the process's id and the port."""
+    """Run a server in its own process; yield the process ID and the port."""
     command = [sys.executable, "-m", "tomada._cli.local", server]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE) as process:
         try:
@@ -130,7 +130,7 @@ def started(server: str) -> Iterator[tuple[int, int]]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the CPU time that a process has used."""
+    """Return the CPU time that a process has used, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     user, system = int(fields[11]), int(fields[12])
     return (user + system) / os.sysconf("SC_CLK_TCK")
@@ -146,7 +146,7 @@ def measure(server: str, arguments: argparse.Namespace) -> Row:
     duration = arguments.duration or SECONDS
     with started(server) as (pid, port):
         address = "127.0.0.1", port
-        Load(address, **options).run(duration / 10)  # until it is warm
+        Load(address, **options).run(duration / 10)  # to warm up
         before = cpu_seconds(pid)
         result = Load(address, **options).run(duration)
         used = cpu_seconds(pid) - before
@@ -220,7 +220,7 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def main(server: str) -> None:
-    """Be a server, until the process that asked for it is gone."""
+    """Run a server until the process that started it is gone."""
     import threading
 
     def end_with_parent() -> None:

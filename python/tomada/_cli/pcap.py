@@ -1,8 +1,9 @@
-"""Captures of datagrams, as tcpdump, tshark and Wireshark read them.
+"""Captures of datagrams, in the format of tcpdump, tshark and Wireshark.
 
-A socket sees payloads. The headers of IP and UDP around them are made again here, from what the
-kernel tells about each datagram. The format is https://www.ietf.org/archive/id/draft-ietf-opsawg-pcap
-with times in nanoseconds, and packets that begin with the IP header (``LINKTYPE_RAW``).
+A socket only receives payloads. This module reconstructs the IP and UDP headers from the kernel's
+metadata about each datagram. The format is
+https://www.ietf.org/archive/id/draft-ietf-opsawg-pcap with times in nanoseconds, and packets that
+begin with the IP header (``LINKTYPE_RAW``).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from socket import IPPROTO_UDP
 MAGIC_NANOSECONDS = 0xA1B23C4D
 VERSION = (2, 4)
 LINKTYPE_RAW = 101
-LONGEST = 0xFFFF + 40  # bytes of a packet: a full IPv6 payload, and its header
+LONGEST = 0xFFFF + 40  # the maximum packet size in bytes: an IPv6 payload and its header
 
 FILE_HEADER = struct.Struct("=IHHiIII")
 RECORD_HEADER = struct.Struct("=IIII")
@@ -31,28 +32,28 @@ End = tuple[str, int]
 
 
 class Writer:
-    """Writes datagrams to a file that has no buffer of its own."""
+    """Writes datagrams to an unbuffered file."""
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
-        self._size = 0  # of what is whole
+        self._size = 0  # of the complete packets
         self._unwritten = [
             FILE_HEADER.pack(MAGIC_NANOSECONDS, *VERSION, 0, 0, LONGEST, LINKTYPE_RAW)
         ]
-        #: How many packets the file has.
-        self.packets = -1  # the header is none
+        #: The number of packets in the file.
+        self.packets = -1  # the file header does not count
         self.flush()
 
     def write(self, packet: bytes, time_ns: int) -> None:
-        """Add a packet, and when it came, in nanoseconds since 1970 UTC."""
+        """Add a packet, with its time of arrival in nanoseconds since 1970 UTC."""
         whole, fraction = divmod(time_ns, NANOSECONDS)
         header = RECORD_HEADER.pack(whole, fraction, len(packet), len(packet))
         self._unwritten.append(header + packet)
 
     def flush(self) -> None:
-        """Write what was added. Where there is no room, the file ends with a whole packet.
+        """Write the added packets. If the disk is full, the file ends with a complete packet.
 
-        :raises OSError: There is none; it names the file.
+        :raises OSError: The disk is full; the error names the file.
         """
         records, self._unwritten = self._unwritten, []
         rest = memoryview(b"".join(records))
@@ -71,7 +72,7 @@ class Writer:
             self._size += len(record)
             self.packets += 1
         if problem is not None:
-            with contextlib.suppress(OSError):  # a pipe, or a device
+            with contextlib.suppress(OSError):  # it may be a pipe, or a device
                 self._file.truncate(self._size)
             raise OSError(problem.errno, problem.strerror, self._file.name)
 
@@ -79,19 +80,19 @@ class Writer:
 def packet_of(
     data: bytes, source: End, destination: End, ttl: int | None = None, tos: int | None = None
 ) -> bytes:
-    """Put the headers of UDP and IP before a payload, with their checksums.
+    """Prepend UDP and IP headers, with their checksums, to a payload.
 
-    :param source: The address and port that it came from.
-    :param destination: The address and port that it went to, of the same family.
+    :param source: The sender's address and port.
+    :param destination: The destination's address and port, of the same family.
     """
     ttl, tos = ttl or DEFAULT_TTL, tos or 0
-    # A scope belongs to this machine, and not to the packet.
+    # A scope is local to this machine, and not part of the packet.
     ours, theirs = (ip_address(host.partition("%")[0]) for host, _ in (source, destination))
     length = UDP_HEADER.size + len(data)
     ends = ours.packed + theirs.packed
     pseudo = ends + struct.pack("!II", length, IPPROTO_UDP)
     ports = source[1], destination[1]
-    # 0 would mean that there is no checksum.
+    # 0 would mean that the checksum is missing.
     check = checksum(pseudo + UDP_HEADER.pack(*ports, length, 0) + data) or 0xFFFF
     udp = UDP_HEADER.pack(*ports, length, check) + data
     if isinstance(ours, IPv4Address) and isinstance(theirs, IPv4Address):
@@ -110,6 +111,6 @@ def checksum(data: bytes) -> int:
     """Return the Internet checksum (:rfc:`1071`)."""
     if len(data) % 2:
         data += b"\0"
-    # 2¹⁶ is 1 modulo 2¹⁶ - 1, so that the sum of all words is the remainder of the whole number.
+    # 2¹⁶ is 1 modulo 2¹⁶ - 1, so the sum of all words is the remainder of the whole number.
     total = int.from_bytes(data) % 0xFFFF
     return 0xFFFF - (total or (0xFFFF if any(data) else 0))

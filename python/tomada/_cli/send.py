@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def payloads(arguments: argparse.Namespace) -> Iterator[bytes]:
-    """Give the datagrams, as often as asked for."""
+    """Yield the datagrams, as often as requested."""
     if arguments.file is not None:
         if arguments.text:
             raise CommandError("give either TEXT or --file")
@@ -100,7 +100,7 @@ def payloads(arguments: argparse.Namespace) -> Iterator[bytes]:
     elif arguments.text:
         once = [encoded(text, arguments.hex) for text in arguments.text]
     elif arguments.count == 1:
-        # As they come, in case that somebody types them.
+        # Send each line as it arrives, in case a user types them.
         yield from (encoded(line.rstrip("\n"), arguments.hex) for line in lines())
         return
     else:
@@ -124,7 +124,7 @@ def encoded(text: str, is_hex: bool) -> bytes:
 
 
 def paced(datagrams: Iterator[bytes], per_second: float | None) -> Iterator[bytes]:
-    """Give each datagram when its time has come."""
+    """Yield each datagram when it is due."""
     started = time.monotonic()
     for index, data in enumerate(datagrams):
         if per_second is not None:
@@ -144,7 +144,7 @@ def send(arguments: argparse.Namespace, datagrams: Iterator[bytes]) -> int:
             try:
                 size += sock.send(data)
             except ConnectionRefusedError:
-                # About the one before; this one was not sent.
+                # The error is about the previous datagram; this one was not sent.
                 refused += 1
                 size += sock.send(data)
             sent += 1
@@ -160,7 +160,7 @@ def send(arguments: argparse.Namespace, datagrams: Iterator[bytes]) -> int:
 
 
 def ask(arguments: argparse.Namespace, datagrams: Iterator[bytes]) -> int:
-    """Send, and print the reply to each."""
+    """Send each datagram, and print its reply."""
     from tomada.client import Client
 
     sent = lost = 0

@@ -1,4 +1,4 @@
-"""``tomada serve``: a server of an own handler, or one to try a client with."""
+"""``tomada serve``: runs a server with your handler, or one for testing clients."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     status = StatusLine()
 
     class Announced(Server):
-        """Says that it has started: when signals are heeded, and the workers forked."""
+        """Prints that it has started, once signals are handled and the workers are forked."""
 
         def start(self) -> None:
             super().start()
@@ -112,13 +112,13 @@ def run(arguments: argparse.Namespace) -> int:
         server.serve_forever()
     except ValueError as error:
         if hasattr(error, "__notes__") and not isinstance(error, AppError):
-            raise  # of the module, whose author wants to see where
+            raise  # the module itself failed; its author needs the traceback
         raise CommandError(str(error)) from None
     finally:
         status.end()
     try:
         stats = counters(server.stats())
-    except RuntimeError:  # it was told to end before it had a socket
+    except RuntimeError:  # it was stopped before it had a socket
         return SUCCESS
     if arguments.json:
         print(json.dumps(stats))
@@ -132,8 +132,8 @@ def handler_of(arguments: argparse.Namespace) -> Callable[[bytes, Any], bytes | 
         from tomada._server.app import App
 
         app = App(arguments.app)
-        # Workers import it for themselves: they would not import again what is a part of this
-        # process, whose copies they are.
+        # Workers import the app themselves. If this process had imported it, its forks would
+        # already contain it, and would not import new code.
         return app if arguments.workers > 1 else app.load()
     if arguments.print:
         return show
@@ -153,14 +153,14 @@ def show(data: bytes, address: Any) -> None:
 
 
 def counters(stats: Any) -> dict[str, int]:
-    """Return the counters that are plain numbers, by name."""
+    """Return the numeric counters by name."""
     names = [name for name in dir(stats) if not name.startswith("_")]
     values = {name: getattr(stats, name) for name in names}
     return {name: value for name, value in values.items() if isinstance(value, int)}
 
 
 class StatusLine:
-    """A line of the terminal that tells once a second what a server does."""
+    """A line on the terminal that shows once per second what a server is doing."""
 
     def __init__(self) -> None:
         self._ended = threading.Event()

@@ -1,1 +1,1 @@
-"""What clients share: the schedule of a request, its ports, and many requests in flight."""
+"""Code that all clients share: a request's schedule, the ports, and many requests in flight."""

@@ -1,4 +1,4 @@
-"""A request, its attempts and its reply, without any input or output of its own."""
+"""A request with its attempts and its reply, without any I/O of its own."""
 
 from __future__ import annotations
 
@@ -19,25 +19,27 @@ __all__ = ["Exchange"]
 
 
 class Exchange:
-    """One request: when it is sent, when it has failed, what answers it, and what of its port.
+    """One request: its attempts, its deadline, its reply, and whether its port can be reused.
 
-    It does not send, wait or look at a clock, so that threads, event loops and tests can drive it.
-    Several requests that leave together, and are told apart by a ``match``, may share one::
+    It never sends, waits or reads a clock, so threads, event loops and tests can all drive it.
+    Requests that are sent together and distinguished by a ``match`` may share an exchange::
 
         exchange = Exchange(retry, round_trip, monotonic())
         while exchange.attempt(monotonic()):
-            ...  # send; wait up to exchange.due; for what comes:
+            ...  # send, then wait until exchange.due; for each datagram received:
             if exchange.accepts(data):
                 exchange.complete(monotonic())
                 return data
         raise exchange.timed_out(address, monotonic())
 
-    and at the end, however it came, ``exchange.may_reuse_port`` says what becomes of the port.
+    When the request ends, for any reason, ``exchange.may_reuse_port`` says whether another request
+    may use its port.
 
-    :param retry: What the user has asked for.
-    :param round_trip: What is known of the server, and learns from this request.
-    :param started: When the deadline began to count, by the clock.
-    :param is_answer: Whether a datagram is the reply. None where only the port tells.
+    :param retry: The caller's timeout and retry settings.
+    :param round_trip: The estimate for this server. A completed request updates it.
+    :param started: The start of the request, in seconds of :func:`time.monotonic`.
+    :param is_answer: Returns whether a datagram is the reply. With None, only the port identifies
+        the reply.
     :param uniform: Draws the jitter.
     """
 
@@ -74,19 +76,19 @@ class Exchange:
         self._first_wait = round_trip.first_wait(retry)
         self._share = retry.later_share(self._first_wait)
         self._is_last = False
-        #: When the request as a whole has failed, by the clock.
+        #: When the whole request times out, in seconds of the clock.
         self.deadline = started + retry.timeout
-        #: When the next attempt is due, or the request has failed.
+        #: When the next attempt is due or, after the last one, when the request times out.
         self.due = started
-        #: How many attempts were made.
+        #: The number of attempts so far.
         self.attempts = 0
-        #: Whether the reply has come.
+        #: Whether the reply has arrived.
         self.is_complete = False
-        #: Why nobody could answer, as the kernel told it last.
+        #: The last error with which the kernel reported that there is no server.
         self.refusal: OSError | None = None
 
     def attempt(self, now: float) -> bool:
-        """Begin the next attempt, and say whether there is one: then send, and wait up to `due`."""
+        """Begin the next attempt: if this returns true, send, then wait until `due`."""
         if self._is_last or now >= self.deadline:
             return False
         self.attempts += 1
@@ -97,35 +99,35 @@ class Exchange:
             self._share *= self._retry.backoff
             wait = max(self._share, self._round_trip.smoothed)
         planned = self._planned + wait
-        # An attempt that could not be answered in time is not made.
+        # Skip an attempt that cannot be answered before the deadline.
         left = self.deadline - planned
         if self.attempts >= self._retry.count or left <= self._round_trip.smoothed:
             self._is_last = True
             self.due = self.deadline
             return True
         self._planned = planned
-        # Later and never sooner, as the server may be about to answer. It moves a moment and not
-        # the length of a wait, so that it does not add up.
+        # Move the attempt later, never earlier, because the reply may be about to arrive. Jitter
+        # moves this attempt only, so it does not accumulate.
         moved = planned + self._uniform(0.0, self._retry.jitter) * min(wait, left)
-        # A process that was held up makes its attempts late, and yet waits after each.
+        # If the process was delayed, its attempts are late; it still waits after each of them.
         self.due = min(max(moved, now + SHORTEST_WAIT), self.deadline)
         return True
 
     def accepts(self, data: bytes) -> bool:
-        """Say whether a datagram from the server is the reply."""
+        """Return whether a datagram from the server is the reply."""
         return self._is_answer is None or self._is_answer(data)
 
     def complete(self, now: float) -> None:
-        """Take note that the reply has come."""
+        """Record that the reply has arrived."""
         if not self.is_complete:
             self.is_complete = True
             if self.attempts == 1 and now >= self._round_trip.sample_due:
                 self._round_trip.sample(now - self._started, now)
 
     def refuse(self, error: OSError) -> None:
-        """Take note that there is no server now.
+        """Record that there is currently no server.
 
-        :raises OSError: This one, where the user wants to hear of it.
+        :raises OSError: `error` itself, if the caller has set ``retry_refused=False``.
         """
         if not self._retry.retry_refused:
             raise error from None
@@ -133,10 +135,10 @@ class Exchange:
 
     @property
     def may_reuse_port(self) -> bool:
-        """Whether another request may use the port at once or, with no ``match``, after a rest.
+        """Whether another request may use the port: at once or, without a ``match``, after a rest.
 
-        Without a ``match`` a reply is told by its port alone, and one to this request may still
-        come if it was sent twice, was not answered, or was cancelled.
+        Without a ``match``, only the port identifies a reply. A late reply may still
+        arrive if the request was sent twice, was not answered, or was cancelled.
         """
         return self._is_answer is not None or (self.is_complete and self.attempts == 1)
 

@@ -1,4 +1,4 @@
-"""Many requests of a client in flight at once."""
+"""Clients with many requests in flight."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
     from tomada._client.retry import Retry
 
-# How many datagrams to take at once.
+# The number of datagrams to receive in one batch.
 MANY = 64
 
-# How long to wait for replies before trying again what there was no room for, in seconds.
+# How long to receive replies before retrying requests that found a queue full, in seconds.
 ROOM_WAIT = 1e-3
 
 
 class Group:
-    """Requests that are sent together, for the first time and again."""
+    """Requests that are sent and retransmitted together."""
 
     __slots__ = ("exchange", "indices")
 
@@ -49,24 +49,24 @@ class Group:
 
 
 class Pipeline:
-    """Keeps a number of requests in flight, each with attempts and a deadline of its own.
+    """Keeps up to a window of requests in flight, each with its own attempts and deadline.
 
-    The subclasses send them, and find the request of a reply.
+    Subclasses send the requests and match each reply to its request.
     """
 
     def __init__(self, pool: Pool, retry: Retry, address: _Address) -> None:
         self._pool = pool
         self._retry = retry
         self._address = address
-        # Requests in flight by their index, the oldest first, and their exchanges.
+        # The requests in flight by index, oldest first, and their exchanges.
         self._in_flight: dict[int, ReadableBuffer] = {}
         self._exchanges: dict[int, Exchange] = {}
         self._results: list[Any] = []
-        # The moments of next attempts, a number that makes them differ, and whose they are.
+        # A heap of attempts: when each is due, a unique number to break ties, and its group.
         self._due: list[tuple[float, int, Group]] = []
         self._numbers = count()
-        # Requests that there was no room for, in any queue on the way. Only who goes on receiving
-        # makes room: the server may itself be waiting for this client.
+        # Requests that were not sent because a queue on the way was full. Only receiving makes
+        # room: the server may itself be waiting for this client to read its replies.
         self._unsent: list[int] = []
         self._refusal: OSError | None = None
         self._is_raising = True
@@ -74,7 +74,7 @@ class Pipeline:
     def run(
         self, requests: Iterable[ReadableBuffer], window: int, *, is_raising: bool
     ) -> list[Any]:
-        """Send all requests, and return their replies, or exceptions, in order."""
+        """Send all requests; return the reply or exception of each, in the same order."""
         self._is_raising = is_raising
         source = iter(requests)
         try:
@@ -91,7 +91,7 @@ class Pipeline:
 
     def _start(self, requests: list[ReadableBuffer]) -> None:
         if any(isinstance(data, tuple) for data in requests):
-            # It would be taken for a datagram and its address.
+            # The send call would interpret it as a datagram and its address.
             raise TypeError("a bytes-like object is required, not 'tuple'")
         first = len(self._results)
         indices = range(first, first + len(requests))
@@ -102,7 +102,7 @@ class Pipeline:
         self._attempt(Group(exchange, indices))
 
     def _attempt(self, group: Group) -> None:
-        """Make the next attempt, or give up where there is none left."""
+        """Make the next attempt; if there is none left, fail the requests."""
         exchange = group.exchange
         if exchange.attempt(monotonic()):
             heapq.heappush(self._due, (exchange.due, next(self._numbers), group))
@@ -113,7 +113,7 @@ class Pipeline:
             self._fail(index, exchange.timed_out(self._address, monotonic()))
 
     def _await(self, window: int) -> None:
-        """Take replies up to the next moment that something is due, and do that."""
+        """Receive replies until the next attempt is due, then make it."""
         in_flight, due = self._in_flight, self._due
         while not any(index in in_flight for index in due[0][2].indices):
             heapq.heappop(due)
@@ -126,7 +126,7 @@ class Pipeline:
             self._receive(until)
         if monotonic() < until:
             return
-        # What came while this process was held up has come in time.
+        # Replies that arrived while this process was delayed are still in time.
         for _ in range(window):
             if not self._receive(until):
                 break
@@ -139,7 +139,7 @@ class Pipeline:
     def _complete(self, index: int, reply: bytes, now: float) -> None:
         del self._in_flight[index]
         exchange = self._exchanges.pop(index)
-        if not exchange.is_complete:  # of those that were sent together, the first
+        if not exchange.is_complete:  # only the first reply of the group gives a sample
             exchange.complete(now)
         self._results[index] = reply
         self._refusal = None
@@ -163,7 +163,7 @@ class Pipeline:
     def _not_sent(self, index: int, error: OSError) -> None:
         if has_no_room(error):
             self._unsent.append(index)
-            # Behind those that can have a reply, in case that another request is the same.
+            # Move it behind the requests that can be answered, in case another request is equal.
             self._in_flight[index] = self._in_flight.pop(index)
         elif isinstance(error, ConnectionRefusedError):
             self._refused([index], error)
@@ -171,23 +171,23 @@ class Pipeline:
             self._fail(index, error)
 
     def _send(self, indices: Sequence[int]) -> None:
-        """Send requests, for the first time or again, without waiting for room."""
+        """Send or retransmit requests, without waiting for room."""
         raise NotImplementedError
 
     def _receive(self, until: float) -> bool:
-        """Wait up to a moment for datagrams, and say whether there were some."""
+        """Wait for datagrams until a moment; return whether any arrived."""
         raise NotImplementedError
 
     def _give_up(self, index: int) -> None:
-        """Expect no reply any more."""
+        """Stop expecting a reply."""
 
     def _close(self) -> None:
-        """Give the connections back."""
+        """Return the connections to the pool."""
         raise NotImplementedError
 
 
 class Matched(Pipeline):
-    """One connection for all: requests leave in batches, and ``match`` sorts the replies."""
+    """Uses one connection for all requests: sends in batches, and ``match`` sorts the replies."""
 
     def __init__(
         self,
@@ -218,7 +218,7 @@ class Matched(Pipeline):
         except (TimeoutError, BlockingIOError):
             return False
         except ConnectionRefusedError as error:
-            # Nobody says which request it was about.
+            # The error does not say which request it is about.
             self._refused(list(in_flight), error)
             return True
         now = monotonic()
@@ -235,19 +235,19 @@ class Matched(Pipeline):
 
 
 class Separate(Pipeline):
-    """A connection for each request: the port says whose reply a datagram is."""
+    """Uses a connection for each request: the port identifies the request of a reply."""
 
     def __init__(self, pool: Pool, retry: Retry, address: _Address) -> None:
         super().__init__(pool, retry, address)
-        # By descriptor: all connections, and the requests that went over them.
+        # All connections by descriptor, and the requests that were sent over them.
         self._connections: dict[int, Connection] = {}
         self._asked: dict[int, int] = {}
-        # By request: its connection, and whether it went more than once.
+        # By request: its connection, and whether it was sent more than once.
         self._own: dict[int, Connection] = {}
         self._repeated: set[int] = set()
         self._free: deque[Connection] = deque()
         self._epoll = select.epoll()
-        # Connections that another thread closes leave the epoll without a word.
+        # The epoll does not report connections that another thread closes.
         self._closing = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             self._epoll.register(self._closing, select.EPOLLIN)
@@ -275,13 +275,13 @@ class Separate(Pipeline):
                 self._send_slowly(connection, index)
 
     def _drop_late(self) -> None:
-        """Throw away what has come over connections that are free."""
+        """Discard datagrams that have arrived on idle connections."""
         for number, _ in self._epoll.poll(0):
             if number not in self._asked and number != self._closing:
                 self._late(self._connections[number])
 
     def _late(self, connection: Connection) -> None:
-        """Throw away what has come to a connection that rests."""
+        """Discard datagrams that have arrived on an idle connection."""
         self._pool.look_for_duplicate(connection)
         connection.empty()
 
@@ -306,12 +306,12 @@ class Separate(Pipeline):
 
     def _discard(self, connection: Connection) -> None:
         del self._connections[connection.number]
-        with contextlib.suppress(OSError):  # closed with the client, just now
+        with contextlib.suppress(OSError):  # the client was just closed
             self._epoll.unregister(connection.number)
         self._pool.discard(connection, connection.used_at + self._pool.rest)
 
     def _send_slowly(self, connection: Connection, index: int) -> None:
-        """Send what could not be sent just so, as the connection is new, or for another reason."""
+        """Send a request alone, because its connection is new or its batched send failed."""
         try:
             connection.ask(self._in_flight[index], 0.0)
         except RefusedError as refused:
@@ -346,7 +346,7 @@ class Separate(Pipeline):
         return bool(events)
 
     def _release(self, index: int, *, may_reuse: bool) -> None:
-        """Take the connection from a request, and use it again after a rest, or not."""
+        """Take the connection from a request; return it to the pool, or retire it."""
         connection = self._own.pop(index)
         self._repeated.discard(index)
         del self._asked[connection.number]
@@ -354,11 +354,11 @@ class Separate(Pipeline):
             if self._pool.watched:
                 self._pool.watched = max(
                     self._pool.watched - 1, 0
-                )  # the epoll watches those that rest
+                )  # the epoll watches idle connections
             self._free.append(connection)
         else:
             del self._connections[connection.number]
-            with contextlib.suppress(OSError):  # closed with the client, just now
+            with contextlib.suppress(OSError):  # the client was just closed
                 self._epoll.unregister(connection.number)
             self._pool.retire(connection)
 

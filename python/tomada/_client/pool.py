@@ -1,4 +1,4 @@
-"""A client's sockets: each connected to the server, and at rest while a reply may be late."""
+"""A client's sockets: connected to the server, and rested while a late reply may arrive."""
 
 from __future__ import annotations
 
@@ -29,49 +29,50 @@ if TYPE_CHECKING:
     from tomada._client.retry import Retry
     from tomada._core import Socket
 
-    # A type checker takes tomada's class for the standard one.
+    # Type checkers need the standard class as a base.
     class socket(Socket, _std.socket): ...  # type: ignore[misc] # noqa: N801
 
 else:
     from tomada.socket import socket
 
-# Why one could not be sent from the address that the kernel has chosen on connecting. This machine
-# may have it no more, and another in its place.
+# The errors of a send whose source address, chosen by the kernel on connecting, cannot be used. The
+# address may no longer belong to this machine, which may have another one instead.
 _UNROUTED = frozenset({errno.EINVAL, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL})
 
-# More than any datagram has. Room costs nothing, as only what a datagram fills is touched.
+# Larger than any datagram. The room is free: only the part that a datagram fills is touched.
 LONGEST = 1 << 20
 
-# Why a datagram was not even sent: an earlier one was refused, or there is no connection.
+# The errors after which a datagram was not sent: an earlier one was refused, or there is no
+# connection.
 _UNASKED = frozenset({errno.ECONNREFUSED, errno.ENOTCONN, errno.EDESTADDRREQ})
 
-# How many sockets over which a reply may still come rest; beyond that the oldest is closed, to
-# spare descriptors, and its port is not taken again.
+# The number of sockets that may rest while a late reply can still arrive. Beyond it, the oldest is
+# closed to save descriptors, and its port is not used again for a while.
 MOST_RESTING = 64
 
-# How many sockets rest whose request was sent once and answered once; at the least, where requests
-# come fast, and at the most. Beyond that the oldest is closed, and its port is not taken again.
+# The number of idle sockets whose last request was sent once and answered once: at least (when
+# requests come fast), and at most. Beyond that, the oldest is closed and its port is avoided.
 LEAST_IDLE = 32
 MOST_IDLE = min(512, max(LEAST_IDLE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
 
-# How many of a client's first requests are watched for duplicates, with care as if there were some.
+# How many requests a client makes at first as if the network duplicated datagrams, while watching.
 WATCHED = 256
 
-# For how long the port of a socket that was closed early is not taken again, in seconds, and how
-# often to look for another one.
+# How long to avoid the port of a socket that was closed early, in seconds, and how many times to
+# try for another port.
 AVOIDED = 10.0
 MOST_TRIES = 8
 
 
 class RefusedError(Exception):
-    """There is no server: the argument is the :class:`OSError` that said so."""
+    """There is no server. The argument is the :class:`OSError` that reported it."""
 
 
 def resolve(address: _Address, family: int = 0) -> tuple[int, _Address]:
     """Return the family and the numeric form of an address.
 
-    Of a name's addresses one of IPv4 is preferred, as with a socket of ``AF_INET``, unless a family
-    was asked for.
+    If a name has several addresses, an IPv4 address is preferred, as with an ``AF_INET`` socket,
+    unless `family` says otherwise.
     """
     check_address(address)
     if not isinstance(address, tuple):
@@ -89,7 +90,7 @@ def resolve(address: _Address, family: int = 0) -> tuple[int, _Address]:
 
 
 class Connection(socket):
-    """A socket that is connected to the server and hands out nothing but the server's datagrams."""
+    """A socket that is connected to the server and returns only datagrams from the server."""
 
     __slots__ = ("_avoided", "_to", "number", "peer", "poll", "used_at", "wait")
 
@@ -102,30 +103,30 @@ class Connection(socket):
     ) -> None:
         super().__init__(family, SOCK_DGRAM)
         self._to = to
-        # Ports by the moment up to which they are not to be used.
+        # Ports, and until when each is to be avoided.
         self._avoided = avoided
         #: When its last request was answered.
         self.used_at = 0.0
-        #: The timeout that it has between requests.
+        #: Its timeout between requests, in seconds.
         self.wait = 0.0
-        #: The server's address, as the kernel gives it with a datagram.
+        #: The server's address, in the form in which the kernel reports it with a datagram.
         self.peer: _RetAddress = None
         try:
             if family == AF_UNIX:
-                self.bind("")  # a free abstract name, where the reply can be sent
+                self.bind("")  # a free abstract name, so that the server can reply
             prepare(self)
-            #: The descriptor, which another thread may close at any time.
+            #: The descriptor. Another thread may close it at any time.
             self.number = self.fileno()
             poll = select.poll()
             poll.register(self.number, select.POLLIN)
-            #: Says whether there is something in the queue; called with 0.
+            #: Call with 0 to learn whether the queue has a datagram.
             self.poll = poll.poll
         except BaseException:
             self.close()
             raise
 
     def ask(self, data: ReadableBuffer, until: float) -> None:
-        """Send a request, and wait for room up to a moment.
+        """Send a request, waiting for room until a moment.
 
         :raises RefusedError: There is no server.
         """
@@ -138,8 +139,8 @@ class Connection(socket):
                     self._disconnect()
                 elif error.errno not in _UNASKED:
                     raise
-                # A refusal is about an earlier datagram, and this one was not sent. A server of
-                # AF_UNIX may also have made way for another one, by the same name.
+                # The error is about an earlier datagram, and this one was not sent. An AF_UNIX
+                # server may also have been replaced by another one with the same name.
                 self.reconnect()
                 self.send(data)
         except OSError as error:
@@ -148,7 +149,7 @@ class Connection(socket):
             raise
 
     def ask_many(self, requests: Sequence[ReadableBuffer]) -> list[tuple[int, OSError]]:
-        """Send requests as :meth:`ask`, as far as there is room; return which were not, and why."""
+        """Send requests while there is room; return the index and error of each one not sent."""
         self.settimeout(0)
         failed = self.send_many(requests, errors="continue")
         unsure = _UNASKED if self.family == AF_UNIX else _UNASKED | _UNROUTED
@@ -168,25 +169,25 @@ class Connection(socket):
         return failed
 
     def reconnect(self) -> None:
-        """Connect to what has the server's address now."""
+        """Connect to the socket that has the server's address now."""
         self.peer = None
         self.connect(self._to)
         if self._avoided and self.family != AF_UNIX:
             for _ in range(MOST_TRIES):
                 if self._avoided.get(self.getsockname()[1], 0.0) <= monotonic():
                     break
-                self._disconnect()  # which gives the port up
+                self._disconnect()  # which releases the port
                 self.connect(self._to)
         self.peer = self.getpeername()
 
     def wait_until(self, moment: float) -> float:
-        """Let calls wait up to a moment, and return how long that is."""
+        """Let calls wait until a moment; return the timeout in seconds."""
         left = max(moment - monotonic(), 0.0)
         self.settimeout(left)
         return left
 
     def answer(self, until: float, is_answer: Callable[[bytes], bool]) -> bytes | None:
-        """Wait up to a moment for an answer, and return it, if there is one.
+        """Wait for a reply until a moment; return it, or None.
 
         :raises RefusedError: There is no server.
         """
@@ -198,14 +199,14 @@ class Connection(socket):
                 return None
             except ConnectionRefusedError as error:
                 raise RefusedError(error) from None
-            # A stranger's may have come in between bind and connect.
+            # Another sender's datagram may have arrived between bind and connect.
             if sender == self.peer and is_answer(data):
                 return data
             if not self.wait_until(until):
                 return None
 
     def empty(self) -> None:
-        """Throw away what is in the queue: it is late, or belongs to nothing."""
+        """Discard the queued datagrams: they are late, or belong to no request."""
         while self.poll(0):
             self.settimeout(0)
             try:
@@ -217,7 +218,7 @@ class Connection(socket):
 
 
 def has_no_room(error: OSError) -> bool:
-    """Say whether a send failed because a queue was full, so that it will do later."""
+    """Return whether a send failed because a queue was full, so that a retry may succeed."""
     return isinstance(error, TimeoutError | BlockingIOError) or error.errno == errno.ENOBUFS
 
 
@@ -226,13 +227,14 @@ def _is_refusal(error: OSError) -> bool:
 
 
 class Pool:
-    """The sockets of one client: as many as there are requests at once, and some that rest.
+    """The sockets of one client: one for each concurrent request, and idle ones.
 
-    A request has a socket of its own, so that the port says whose reply a datagram is. Where
-    nothing else does, a socket rests after each request, and those that have rested longest are
-    used first; longer while the first requests are watched for duplicates, and where there were
-    some. One that was sent twice, not answered or cancelled is not used again: it stays open
-    for a while, so that no other has the port when a late reply comes.
+    Each request has a socket of its own, so that the port identifies its reply. Without a
+    ``match``, a socket rests after each request, and the socket that has rested longest is used
+    first. Sockets rest longer while the first requests are watched for duplicates, and after a
+    duplicate was seen. A socket whose request was sent twice, was not answered, or was cancelled
+    is not reused: it stays open for a while, so that no other socket gets the port before a late
+    reply arrives.
     """
 
     def __init__(
@@ -247,37 +249,37 @@ class Pool:
         self._family = family
         self._address = address
         self._retry = retry
-        # Names of AF_UNIX are seldom used twice, and nothing there duplicates; and what waits in a
-        # queue there keeps the server from sending.
+        # AF_UNIX names are rarely reused and datagrams are never duplicated; and a queue that
+        # nobody reads would block the server's sends.
         self._rest = 0.0 if family == AF_UNIX else retry.timeout
-        #: How long a socket rests before the next request, in seconds: in any case, and where
-        #: there are few.
+        #: How long a socket rests before the next request, in seconds: always, and while few
+        #: sockets rest.
         self.rest = self.long_rest = 0.0 if tells_apart else self._rest
-        #: How many requests are left to watch for duplicates; for ever where there was one.
+        #: How many more requests to watch for duplicates; infinite once there was one.
         self.watched = WATCHED if self.rest else 0.0
-        #: So many others rest at least when one is used that has not rested for long.
+        #: A socket that has not rested for long is used only if at least this many others rest.
         self.few = LEAST_IDLE - 1 if self.rest else 0
         self._prepare = prepare
         self._avoided: dict[int, float] = {}
-        #: What is known of the server.
+        #: The round-trip estimate of the server.
         self.round_trip = RoundTrip()
-        #: From when on :meth:`sample` is worth calling.
+        #: The earliest time at which calling :meth:`sample` is useful.
         self.sample_due = 0.0
-        #: The timeout of idle connections: the first wait of a request, more or less.
+        #: The timeout of idle connections: approximately the first wait of a request.
         self.wait = retry.first_wait
-        # Not a plain lock: a signal handler may close the client in the middle of any of this.
+        # Reentrant, because a signal handler may close the client inside any of these methods.
         self._lock = threading.RLock()
         self._all: set[Connection] = set()
         self._resting: deque[tuple[float, Connection]] = deque()
-        #: Connections that may be used again, the one that has rested longest first.
+        #: Connections that may be used again, longest-rested first.
         self.idle: deque[Connection] = deque()
-        #: Called when the pool is closed, by who waits for something else than one connection.
+        #: Called when the pool is closed, to wake callers that wait on several connections.
         self.wakers: set[Callable[[], None]] = set()
         self.is_closed = False
         _pools.add(self)
 
     def take(self) -> Connection:
-        """Return a connection to use, with nothing in its queue."""
+        """Return a connection with an empty queue."""
         try:
             connection = self.idle.popleft()
         except IndexError:
@@ -293,7 +295,7 @@ class Pool:
         return self._open()
 
     def admits(self, connection: Connection, now: float) -> bool:
-        """Say whether an idle connection may be used, as :meth:`take` would; else keep it."""
+        """Return whether an idle connection may be used, as in :meth:`take`; otherwise keep it."""
         if self.has_rested(connection, len(self.idle), now):
             self.look_for_duplicate(connection)
             return True
@@ -301,7 +303,7 @@ class Pool:
         return False
 
     def look_for_duplicate(self, connection: Connection) -> bool:
-        """Say whether a datagram has come to a socket that rests, and take more care then."""
+        """Return whether an idle socket has received a datagram; if so, rest longer from now on."""
         if self.watched:
             self.watched = max(self.watched - 1, 0)
         if not connection.poll(0):
@@ -312,7 +314,7 @@ class Pool:
         return True
 
     def has_rested(self, connection: Connection, others: int, now: float) -> bool:
-        """Say whether a socket may be used again, given how many others rest."""
+        """Return whether a socket may be used again, given how many others rest."""
         rest = self.rest if others >= self.few else self.long_rest
         return connection.used_at + rest <= now
 
@@ -323,14 +325,14 @@ class Pool:
             with advised(self._address, OF_OPENING):
                 connection = Connection(self._family, self._address, self._avoided, self._prepare)
             self._all.add(connection)
-            if self.is_closed:  # by a signal handler, just now
+            if self.is_closed:  # a signal handler may have just closed it
                 self._forget()
         return connection
 
     def put(self, connection: Connection) -> None:
-        """Give back a connection that may be used again."""
+        """Put back a connection that may be used again."""
         self.adapt()
-        with contextlib.suppress(OSError):  # closed with the pool, perhaps just now
+        with contextlib.suppress(OSError):  # the pool may have just been closed
             connection.wait = self.wait
             connection.settimeout(connection.wait)
             connection.used_at = monotonic()
@@ -340,7 +342,7 @@ class Pool:
                 self.discard(connection, connection.used_at + AVOIDED)
 
     def retire(self, connection: Connection) -> None:
-        """Give back a connection for which a reply may still come."""
+        """Put back a connection on which a late reply may still arrive."""
         now = monotonic()
         self.adapt()
         with self._lock:
@@ -351,34 +353,34 @@ class Pool:
                 self.discard(rested, now + AVOIDED)
 
     def discard(self, connection: Connection, until: float) -> None:
-        """Close a connection, and do not take its port again up to a moment."""
+        """Close a connection, and avoid its port until a moment."""
         with self._lock:
             self._all.discard(connection)
             if self._family != AF_UNIX:
-                with contextlib.suppress(OSError):  # closed with the pool
+                with contextlib.suppress(OSError):  # the pool was closed
                     self._avoided[connection.getsockname()[1]] = until
             connection.close()
 
     def sample(self, elapsed: float, now: float) -> None:
-        """Take note of how long a reply took."""
+        """Record the round-trip time of a reply, in seconds."""
         self.round_trip.sample(elapsed, now)
         self.adapt()
         if self.long_rest:
             self._look_at_oldest()
 
     def adapt(self) -> None:
-        """Take over what the round trip has become."""
+        """Apply the current round-trip estimate to the timeouts."""
         self.sample_due = self.round_trip.sample_due
         wait = self.round_trip.first_wait(self._retry)
-        if abs(wait - self.wait) > self.wait / 8:  # every change costs each connection a call
+        if abs(wait - self.wait) > self.wait / 8:  # each change costs one call per connection
             self.wait = wait
         if self.long_rest:
             self.rest = min(self.round_trip.spread, self.long_rest) if self.watched else 0.0
 
     def _look_at_oldest(self) -> None:
-        """See whether the socket that has rested longest has a duplicate, and is still of use."""
+        """Check whether the longest-rested socket has a duplicate, and whether it still works."""
         try:
-            oldest = self.idle.popleft()  # no other thread has it then
+            oldest = self.idle.popleft()  # so that no other thread uses it
         except IndexError:
             return
         if oldest.poll(0):
@@ -390,19 +392,19 @@ class Pool:
             self.idle.appendleft(oldest)
 
     def add_waker(self, waker: Callable[[], None]) -> None:
-        """Have a function called by :meth:`close`."""
+        """Register a function that :meth:`close` calls."""
         with self._lock:
             if self.is_closed:
                 raise OSError(errno.EBADF, "the client is closed")
             self.wakers.add(waker)
 
     def remove_waker(self, waker: Callable[[], None]) -> None:
-        """Have a function not called any more; when this returns, it is not running either."""
+        """Unregister a function. When this returns, the function is not running."""
         with self._lock:
             self.wakers.discard(waker)
 
     def close(self) -> None:
-        """Close all connections; who waits on one of them gets an :class:`OSError`."""
+        """Close all connections; calls that wait on one of them raise :class:`OSError`."""
         with self._lock:
             self.is_closed = True
             for waker in list(self.wakers):
@@ -410,7 +412,7 @@ class Pool:
             self._forget()
 
     def start_anew(self) -> None:
-        """Forget the connections after a fork: they are the parent's, and so are the replies."""
+        """After a fork, forget the connections: they and their replies belong to the parent."""
         self._lock = threading.RLock()
         self.wakers.clear()
         self._forget()
@@ -419,7 +421,7 @@ class Pool:
         while self._all:
             self._all.pop().close()
         self.idle.clear()
-        self._resting = deque()  # the old one may be in use
+        self._resting = deque()  # a new one, because the parent's may have been in use
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()

@@ -1,17 +1,17 @@
-"""How a request's time is divided among its attempts, as the user has asked.
+"""How a request's timeout is divided among its attempts.
 
 The clients' parameters have the same names and meanings everywhere:
 
 ``timeout``
-    The deadline of the whole request, in seconds. It does not begin anew with an attempt.
+    The deadline of the whole request, in seconds. It does not restart with an attempt.
 ``retries``
-    How often the request is sent again within it, at the most; 0 sends it once.
+    The maximum number of retransmissions within the timeout; 0 sends the request once.
 ``match``
-    A callable ``(request, reply) -> bool`` that says whether a datagram answers the request. What
-    it refuses is passed over, and the wait goes on.
+    A callable ``(request, reply) -> bool`` that returns whether a datagram answers the request.
+    Datagrams that it rejects are ignored, and the wait continues.
 ``retry_refused``
-    Whether a :class:`ConnectionRefusedError` counts as an attempt without an answer (true: the
-    server may be about to start), or is raised at once (false).
+    Whether a :class:`ConnectionRefusedError` counts as an unanswered attempt (true: the server
+    may be about to start), or is raised at once (false).
 
 :class:`~tomada._client.exchange.Exchange` makes the attempts.
 """
@@ -22,31 +22,31 @@ import math
 
 __all__ = ["LONGEST_TIMEOUT", "LONGEST_WAIT", "SHORTEST_WAIT", "Retry"]
 
-# An attempt that waits for less, in seconds, is a flood and no question. Where more attempts would
-# have to, fewer are made.
+# The shortest wait after an attempt, in seconds: anything shorter would flood the server. If the
+# timeout is too short for this, fewer attempts are made.
 SHORTEST_WAIT = 1e-3
 
-# The first wait of a client that knows nothing of its server yet is not longer: RFC 6298, 2.1.
+# The longest first wait while the round-trip time is unknown (RFC 6298, 2.1), in seconds.
 LONGEST_WAIT = 1.0
 
-# Some thirty years, in seconds. The sockets' own limit is not far from it.
+# About thirty years, in seconds, which is close to the sockets' own limit.
 LONGEST_TIMEOUT = 1_000_000_000
 
 
 class Retry:
-    """What the user asks for: a deadline, and how the attempts are spread up to it. Immutable.
+    """A deadline, and how the attempts are spread over it. Immutable.
 
-    The first wait is :attr:`first_wait` for a server whose round trip is not known, and comes from
-    the estimate after that. The later waits grow by the backoff. The last one is as long as it
-    would be without any, so that each attempt has time to be answered, and all fill the timeout:
-    with 1 s and 3 retries they are 125, 250, 500 and 125 ms.
+    The first wait is :attr:`first_wait` while the server's round-trip time is unknown; after that
+    the estimate gives it. The later waits grow by the backoff. The last one is as long as without
+    backoff, so every attempt has time to be answered and the waits fill the timeout: with 1 s and 3
+    retries they are 125, 250, 500 and 125 ms.
 
     :param timeout: The deadline of the whole request, in seconds.
-    :param retries: How often the request is sent again, at the most.
-    :param backoff: How many times longer each wait is than the one before it, 1 or more.
-    :param jitter: How much later than due an attempt may be made, as a share of the wait before it,
-        less than one half: clients that failed together do not come back together.
-    :param retry_refused: Whether a refusal is an attempt without an answer.
+    :param retries: The maximum number of retransmissions.
+    :param backoff: The factor by which each wait is longer than the previous one, 1 or more.
+    :param jitter: The maximum random delay of an attempt, as a fraction of the wait before it, less
+        than 0.5. It keeps clients that failed together from retrying together.
+    :param retry_refused: Whether a refusal counts as an unanswered attempt.
     :raises TypeError: An argument is not a number.
     :raises ValueError: An argument is out of range.
     """
@@ -93,8 +93,8 @@ class Retry:
         self._later_shares = shares - 1.0
 
     def _divide(self) -> float:
-        """Count the attempts that there is time for; return the sum of waits, in first waits."""
-        # The last wait is a share of 1, and the only attempt's is all.
+        """Count the attempts that fit into the timeout; return the sum of waits, in first waits."""
+        # The last wait is one share; a single attempt's wait is the whole timeout.
         shares, wait = 1.0, 1.0
         for made in range(1, self.retries + 1):
             if (shares + wait) * SHORTEST_WAIT > self.timeout:
@@ -102,12 +102,12 @@ class Retry:
                 return shares
             shares += wait
             wait *= self.backoff
-        #: How many attempts there are at the most, the first included.
+        #: The maximum number of attempts, including the first.
         self.count = self.retries + 1
         return shares
 
     def later_share(self, first: float) -> float:
-        """Return the wait that the later ones are multiples of, after a first wait."""
+        """Return the wait from which the later waits grow, given the first wait."""
         return (self.timeout - first) / self._later_shares if self.count > 1 else 0.0
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""How long a server takes to reply, as a client has measured it: RFC 6298."""
+"""An estimate of how long a server takes to reply (RFC 6298)."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ if TYPE_CHECKING:
 
 __all__ = ["RoundTrip"]
 
-# By how much the wait is longer than the average round trip, at the least, in seconds. A server
-# that answers evenly pauses now and then all the same, for its garbage collector or its neighbours.
+# The minimum difference between the first wait and the average round trip, in seconds. Even a
+# steady server pauses occasionally, for garbage collection or because its machine is busy.
 LEAST_MARGIN = 50e-3
 
-# How many waits, without that margin, after a reply its duplicate may come.
+# How long after a reply its duplicate may arrive, in waits without that margin.
 REST = 4
 
-# How long a measurement will do, in seconds: RFC 6298 wants one in each round trip, and a shorter
-# one is not worth its time.
+# How long a sample stays fresh, in seconds: RFC 6298 requires one per round trip, but sampling more
+# often than this is not worth the time.
 SAMPLE_INTERVAL = 1e-3
 
 
 class RoundTrip:
-    """The estimate of a server's round trip, and the wait that comes of it.
+    """A server's estimated round-trip time, and the first wait derived from it.
 
-    The smoothed round trip and its variation are those of RFC 6298: the wait is ``SRTT + 4 *
-    RTTVAR``, at least 50 ms (or the first wait of a shorter request) more than SRTT. A request that
-    was sent twice gives no sample (Karn's algorithm); instead the wait is doubled, up to half of
-    the timeout, until a request that was sent once is answered.
+    The smoothed round trip and its variation are those of RFC 6298. The wait is ``SRTT + 4 *
+    RTTVAR``, and longer than SRTT by at least 50 ms (or by the first wait of a shorter request). A
+    request that was sent twice does not give a sample (Karn's algorithm). Instead the wait doubles,
+    up to half of the timeout, until a request that was sent once is answered.
 
-    Several threads may use it at once; one of two samples at the same moment may be lost.
+    Several threads may use it at once; one of two simultaneous samples may be lost.
     """
 
     __slots__ = ("_backed_off", "_measured", "sample_due")
@@ -37,24 +37,24 @@ class RoundTrip:
     def __init__(self) -> None:
         self._measured: tuple[float, float] | None = None
         self._backed_off = 0.0
-        #: From when on a sample is wanted, by the clock.
+        #: When the next sample is wanted, in seconds of the clock.
         self.sample_due = float("-inf")
 
     @property
     def smoothed(self) -> float:
-        """The average round trip, or 0 when there was none yet."""
+        """The average round trip in seconds, or 0 without a sample."""
         return 0.0 if self._measured is None else self._measured[0]
 
     @property
     def spread(self) -> float:
-        """How long after a reply its duplicate may come, at a generous guess."""
+        """How long after a reply its duplicate may arrive, in seconds: a generous estimate."""
         if self._measured is None:
             return float("inf")
         smoothed, variation = self._measured
         return REST * (smoothed + 4 * variation)
 
     def sample(self, elapsed: float, now: float) -> None:
-        """Take note of how long a reply took to a request that was sent once."""
+        """Record the round-trip time of a request that was sent once, in seconds."""
         if self._measured is None:
             self._measured = elapsed, elapsed / 2
         else:
@@ -65,12 +65,12 @@ class RoundTrip:
         self.sample_due = now + SAMPLE_INTERVAL
 
     def back_off(self, waited: float) -> None:
-        """Take note that no reply came within the first wait."""
+        """Record that no reply arrived within the first wait, in seconds."""
         self._backed_off = max(self._backed_off, 2 * waited)
         self.sample_due = float("-inf")
 
     def first_wait(self, retry: Retry) -> float:
-        """Return how long to wait before a request is sent again."""
+        """Return how long to wait before the first retransmission, in seconds."""
         if retry.count == 1:
             return retry.timeout
         if self._measured is None:

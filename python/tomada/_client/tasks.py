@@ -1,4 +1,4 @@
-"""Requests of tasks, each over a port of its own."""
+"""Requests of asyncio tasks, each over its own port."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from tomada._client.round_trip import RoundTrip
     from tomada._core import Socket
 
-# How many ports a client of tasks uses at once. Further requests wait before their time begins.
+# The number of ports that a client uses at once. Further requests wait; their timeouts start later.
 MOST_IN_FLIGHT = 64
 
-# How many datagrams to look at before other callbacks of the loop run.
+# The number of datagrams to handle before other callbacks of the loop run.
 MANY = 16
 
-# What decides how datagrams travel, where a socket has it.
+# The options that affect how datagrams travel, copied where the model has them set.
 _INHERITED = (
     (SOL_SOCKET, SO_BINDTODEVICE),
     (SOL_SOCKET, SO_BROADCAST),
@@ -49,7 +49,7 @@ _INHERITED_INET6 = ((IPPROTO_IPV6, IPV6_TCLASS), (IPPROTO_IPV6, IPV6_UNICAST_HOP
 
 
 class SeparatePorts:
-    """Asks a peer over sockets that are like a connected one, but for their ports."""
+    """Sends requests over sockets that are like a connected one, except for their ports."""
 
     def __init__(self, model: Socket, peer: Any, round_trip: RoundTrip) -> None:
         self._pool = Pool(
@@ -60,7 +60,7 @@ class SeparatePorts:
             prepare=partial(_make_alike, model),
         )
         self._pool.round_trip = round_trip
-        #: Limits the requests in flight: enter it before :meth:`request`.
+        #: Limits the requests in flight. Acquire it before calling :meth:`request`.
         self.turns = asyncio.Semaphore(MOST_IN_FLIGHT)
         self._waiting: set[_Wait] = set()
 
@@ -90,10 +90,10 @@ class SeparatePorts:
         except OSError as error:
             if not has_no_room(error):
                 raise
-            # As good as lost on the way.
+            # Treat it as a datagram that was lost in the network.
 
     async def _reply(self, connection: Connection, exchange: Exchange) -> bytes | None:
-        """Wait for the reply up to the next attempt."""
+        """Wait for the reply until the next attempt is due."""
         wait = _Wait(connection, exchange)
         self._waiting.add(wait)
         try:
@@ -103,7 +103,7 @@ class SeparatePorts:
             wait.stop()
 
     def close(self) -> None:
-        """End the requests in flight with an :class:`OSError`, and close the sockets."""
+        """Fail the requests in flight with :class:`OSError`, and close the sockets."""
         for wait in list(self._waiting):
             wait.fail(OSError(errno.EBADF, "the endpoint is closed"))
         self._pool.close()
@@ -115,7 +115,7 @@ class SeparatePorts:
 
 
 class _Wait:
-    """Takes datagrams from a connection up to the moment when its next attempt is due."""
+    """Receives datagrams from a connection until its next attempt is due."""
 
     def __init__(self, connection: Connection, exchange: Exchange) -> None:
         self._loop = loop = asyncio.get_running_loop()
@@ -123,12 +123,12 @@ class _Wait:
         self._exchange = exchange
         self.result: asyncio.Future[bytes | None] = loop.create_future()
         self._timer = loop.call_later(max(exchange.due - monotonic(), 0.0), self._expire)
-        # The descriptor that the loop watches, or -1.
+        # The watched descriptor, or -1.
         self._number = -1
         self._watch()
 
     def stop(self) -> None:
-        """Watch the descriptor no more: it may be closed then."""
+        """Stop watching the descriptor, which may then be closed."""
         self._timer.cancel()
         if self._number >= 0:
             self._loop.remove_reader(self._number)
@@ -146,10 +146,10 @@ class _Wait:
 
     def _expire(self) -> None:
         left = self._exchange.due - monotonic()
-        if left > 0:  # the loop's clock is coarser
+        if left > 0:  # the loop's clock has a coarser resolution
             self._timer = self._loop.call_later(left, self._expire)
             return
-        self._receive()  # what came while the loop was held up has come in time
+        self._receive()  # a reply that arrived while the loop was delayed is still in time
         if not self.result.done():
             self.result.set_result(None)
 
@@ -166,7 +166,7 @@ class _Wait:
                 return
             except ConnectionRefusedError as error:
                 self._refuse(error)
-            except BaseException as error:  # noqa: BLE001 - it is raised in the task
+            except BaseException as error:  # noqa: BLE001 - the task raises it
                 self.fail(error)
 
     def _refuse(self, error: OSError) -> None:
@@ -176,12 +176,12 @@ class _Wait:
             self.fail(refusal)
             return
         if not isinstance(self._loop, asyncio.SelectorEventLoop):
-            self._loop.remove_reader(self._number)  # libuv ends the watch of what has an error
+            self._loop.remove_reader(self._number)  # libuv stops watching after an error
             self._watch()
 
 
 def _make_alike(model: Socket, connection: Connection) -> None:
-    """Make a new connection that is like another socket, but for its port."""
+    """Bind and configure a new connection like another socket, except for the port."""
     if model.family == AF_UNIX:
         return
     is_inet6 = model.family == AF_INET6
@@ -199,4 +199,4 @@ def _copy_option(model: Socket, connection: Connection, level: int, name: int) -
         if value.strip(b"\0"):
             connection.setsockopt(level, name, value)
     except OSError:
-        pass  # not every kernel and every user may
+        pass  # not every kernel supports it, and it may need privileges

@@ -1,1 +1,1 @@
-"""The inside of a server: its lifecycle, its sockets, its threads or processes."""
+"""The internals of a server: its lifecycle, sockets, threads and processes."""

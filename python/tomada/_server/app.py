@@ -1,4 +1,4 @@
-"""Handlers: by name, for workers that import them, and which kinds are refused."""
+"""Handlers: importing them by name in workers, and rejecting unsupported kinds."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class AppError(ValueError):
 
 
 class App:
-    """A handler that each worker imports, so that new workers have new code.
+    """A handler that each worker imports, so that new workers run new code.
 
-    The process that makes it imports nothing: its memory, which each worker copies, must not hold
-    the module.
+    The process that creates it does not import the module, because each worker is a copy of that
+    process and must load the code itself.
 
-    :param name: ``MODULE:HANDLER``. The module is also looked for in the current directory.
-    :raises AppError: It has another form.
+    :param name: ``MODULE:HANDLER``. The current directory is also searched for the module.
+    :raises AppError: The name has another form.
     """
 
     def __init__(self, name: str) -> None:
@@ -37,7 +37,7 @@ class App:
     def load(self) -> Callable[..., Any]:
         """Import the handler, once in each process.
 
-        :raises AppError: The module has no such handler. What the module raises is raised as it is.
+        :raises AppError: The module has no such handler. Exceptions of the module itself propagate.
         """
         if self._handler is None:
             self._handler = self._import()
@@ -47,16 +47,16 @@ class App:
         here = str(Path.cwd())
         if here not in sys.path:
             sys.path.insert(0, here)
-        # Files may be newer than what this process's parent knows of its folders.
+        # Files may be newer than the directory listings cached by this process's parent.
         importlib.invalidate_caches()
-        # Compiled code is found by the second of the source's last change: it would hide a change
-        # within one second.
+        # Bytecode caches are validated by modification time, in whole seconds: a cache would hide
+        # a second change within one second.
         before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
         try:
             found: Any = importlib.import_module(self._module)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{self._module}.".startswith(f"{error.name}."):
-                raise  # of the module itself, whose author wants to see where
+                raise  # the module itself failed; its author needs the traceback
             raise AppError(f"there is no module {self._module!r} here") from None
         finally:
             sys.dont_write_bytecode = before
@@ -80,10 +80,10 @@ class App:
 
 
 def check_not_async(function: Any, what: str) -> None:
-    """Raise :class:`TypeError` if calling a function would only make a coroutine."""
+    """Raise :class:`TypeError` if calling a function would only create a coroutine."""
     while isinstance(function, functools.partial):
         function = function.func
-    call = getattr(type(function), "__call__", None)  # noqa: B004 - its function, not whether it is
+    call = getattr(type(function), "__call__", None)  # noqa: B004 - the function itself is needed
     for each in (function, call):
         if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each):
             raise TypeError(

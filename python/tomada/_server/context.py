@@ -1,4 +1,4 @@
-"""What a server's threads and processes share: the server context."""
+"""The server context, which a server's threads or processes share."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
     from tomada._server.listeners import Listeners
 
-# So many seconds after the time for draining a worker may still be in its last call of the handler,
-# and at its end.
+# The time that a worker gets after its drain timeout to finish its last handler call and exit, in
+# seconds.
 GRACE = 1.0
 
 
 @dataclass
 class Context:
-    """Which handler to call with the datagrams of which sockets, and what surrounds it."""
+    """A server's handler, sockets, callbacks, settings, counters and cores."""
 
     listeners: Listeners
     handler: Callable[..., Any]
@@ -33,18 +33,18 @@ class Context:
     drain: float
     counters: _core.ServerCounters
     cores: list[_core.ServerCore] = field(default_factory=list)
-    # The process that started the server; in a worker, its own and its supervisor's.
+    # The process that started the server; in a worker, the worker's and its supervisor's.
     owner: int = field(default_factory=os.getpid)
     worker: int = 0
     supervisor: int = 0
 
     def add_core(self, worker: int) -> _core.ServerCore:
-        """Make the core of a worker, with its handler; an app is imported here."""
+        """Create the core of a worker, with its handler. An app is imported here."""
         handler = self.handler.load() if isinstance(self.handler, App) else self.handler
         return self._add(worker, handler)
 
     def add_sender(self, worker: int) -> _core.ServerCore:
-        """Make a core that only sends."""
+        """Create a core that only sends."""
         return self._add(worker, self.handler)
 
     def _add(self, worker: int, handler: Callable[..., Any]) -> _core.ServerCore:
@@ -54,20 +54,20 @@ class Context:
         return core
 
     def run_exit(self) -> None:
-        """Call ``exit``, and log what it raises."""
+        """Call ``exit``, and log any exception."""
         if self.exit is not None:
             try:
                 self.exit()
-            except Exception:  # noqa: BLE001 - whatever it is, the worker ends
+            except Exception:  # noqa: BLE001 - the worker ends in any case
                 logger.exception("exit failed at the end of a worker")
 
     def ask_supervisor(self, number: int) -> None:
-        """Send the supervisor a signal, if this is one of its workers and not another child."""
+        """Send the supervisor a signal, if this process is one of its workers."""
         if os.getpid() == self.worker:
             os.kill(self.supervisor, number)
 
     def log_unanswered(self, datagrams: int) -> None:
-        """Log how many received datagrams could not be handled in time."""
+        """Log how many received datagrams were not handled in time."""
         if datagrams:
             logger.warning(
                 "stopped with %d received datagrams unanswered, because draining took longer than "

@@ -1,14 +1,13 @@
-"""How a worker ends: with what Python does at a program's end, and without its parent's part.
+"""How a worker exits: like a Python program, but without the exit steps of its parent.
 
-A worker is a fork in the middle of the parent's program. To return from there, or to raise
-SystemExit, would run the parent's `finally` blocks, and finalizing the interpreter would run its
-destructors. So a worker ends with :func:`os._exit`, as a process of ``multiprocessing`` does, after
-the steps of a normal end that belong to the worker.
+A worker is a fork in the middle of the parent's program. Returning from there, or raising
+SystemExit, would run the parent's `finally` blocks, and finalizing the interpreter would run the
+destructors of the parent's objects. Therefore a worker runs its own steps of a normal exit and then
+calls :func:`os._exit`, like a process of ``multiprocessing``.
 
-One rule covers the parent's files and log handlers: what they have buffered at the fork, the child
-discards unwritten, and the parent writes. The child then flushes them as if they were its own, but
-never closes them. An inherited object whose class is not known stays untouched, except that log
-handlers are flushed.
+One rule covers inherited files and log handlers: the child discards what the parent has buffered at
+the fork, because the parent writes it. At its exit, the child flushes them and never closes them.
+It does not touch inherited files of classes other than those of ``open``.
 """
 
 from __future__ import annotations
@@ -33,28 +32,28 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tomada")
 
-# The classes of open(). Only objects of exactly these are known not to run anybody's code.
+# The classes of open(). A subclass may run code of its own, so only exact types count.
 WRITERS = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
 READERS = (io.BufferedReader, io.FileIO)
 
 
 class _Inherited:
-    """What the child has from its parent and must not close."""
+    """Files and log handlers that the child must not close."""
 
-    # Files by their id(), those apart that can be flushed without harm.
+    # Files by their id(), without those that the child may flush.
     files: dict[int, weakref.ref[Any]] = {}  # noqa: RUF012 - there is one process
-    handlers: list[Any] = []  # noqa: RUF012 - likewise, of weak references
+    handlers: list[Any] = []  # noqa: RUF012 - as above; weak references
 
 
 # In the parent
 
 
 def flush_before_fork() -> None:
-    """Write what this process has buffered, so that it comes before what its children write.
+    """Flush this process's buffers, so that its output precedes that of its children.
 
-    It is to run in the thread that forks: another one would wait for ever for the locks that a
-    signal handler's thread holds. It waits neither for a lock of a log handler nor for the reader
-    of a pipe.
+    Call it in the thread that forks: a signal handler that starts a server may have interrupted
+    code that holds a lock, and any other thread would wait for that lock for ever. It skips log
+    handlers that other threads are using, and pipes other than standard output and error.
     """
     flush_streams()
     for file in _files():
@@ -67,8 +66,8 @@ def flush_before_fork() -> None:
 
 
 def _flush_own(handler: Any) -> None:
-    """Flush a log handler that buffers records in a way of its own, unless it is in use."""
-    # The others write each record at once, or the child knows how to discard their records.
+    """Flush a log handler with a `flush` of its own, unless another thread is using it."""
+    # The others write each record at once, or forget_records() discards the records in the child.
     known = [logging.Handler.flush, logging.StreamHandler.flush]
     if "logging.handlers" in sys.modules:
         handlers = sys.modules["logging.handlers"]
@@ -88,30 +87,30 @@ def _flush_own(handler: Any) -> None:
 
 
 def forget_parent() -> None:
-    """Take nothing of what the parent does at its end for the child's own."""
+    """Drop the parent's exit handlers and buffered data in the child."""
     for file in _files():
         if not _discard(file):
             _Inherited.files[id(file)] = weakref.ref(file)
     _Inherited.handlers += _handler_list()
-    _handler_list().clear()  # which logging.shutdown() closes
+    _handler_list().clear()  # logging.shutdown() would close them
     forget_records()
     atexit._clear()  # noqa: SLF001 - as multiprocessing does
-    # TemporaryDirectory, for one, removes its directory in this way.
+    # TemporaryDirectory, for example, removes its directory in this way.
     for finalizer in list(getattr(weakref.finalize, "_registry", ())):
         finalizer.atexit = False
-    # What the parent has imported has registered this, and does so once.
+    # Each module registers its function only once, on import.
     atexit.register(logging.shutdown)
     if getattr(weakref.finalize, "_registered_with_atexit", False):
         finalize: Any = weakref.finalize
-        atexit.register(finalize._exitfunc)  # noqa: SLF001 - there is no other way
+        atexit.register(finalize._exitfunc)  # noqa: SLF001 - the class does so itself
     if "multiprocessing.util" in sys.modules:
-        # It would terminate the parent's processes; finalizers of another process it ignores.
+        # The function would terminate the parent's processes. It ignores the parent's finalizers.
         sys.modules["multiprocessing.process"]._children.clear()  # noqa: SLF001 - as above
         atexit.register(sys.modules["multiprocessing.util"]._exit_function)  # noqa: SLF001
 
 
 def forget_records() -> None:
-    """Discard the records that log handlers keep for the process that has forked this one."""
+    """Discard log records that were buffered before the fork."""
     if "logging.handlers" in sys.modules:
         for reference in _Inherited.handlers:
             handler = reference()
@@ -120,30 +119,34 @@ def forget_records() -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """End a forked process, with what it has printed and nothing else."""
+    """End a forked process after flushing its output, without any other exit step."""
     flush_streams()
     os._exit(status)
 
 
-def leave_in_order(status: int, seconds: float) -> NoReturn:
-    """End a worker as Python ends, within some seconds.
+def limit_time(seconds: float) -> None:
+    """Have the kernel end this process after some seconds, unless a timer is already running."""
+    if signal.getitimer(signal.ITIMER_REAL)[0] == 0:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
-    It waits for threads that are not daemons, runs what was registered with :mod:`atexit`, and
-    writes what is buffered.
+
+def leave_in_order(status: int, seconds: float) -> NoReturn:
+    """Exit a worker as Python exits, within a limit of some seconds.
+
+    This waits for non-daemon threads, runs :mod:`atexit` functions, and flushes files.
     """
     try:
-        if signal.getitimer(signal.ITIMER_REAL)[0] == 0:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
+        limit_time(seconds)
         threads: Any = threading
         _attempt(threads._shutdown)  # noqa: SLF001 - as multiprocessing does
-        _attempt(atexit._run_exitfuncs)  # noqa: SLF001 - likewise
+        _attempt(atexit._run_exitfuncs)  # noqa: SLF001 - as above
         _attempt(_write_buffered)
     finally:
         leave(status)
 
 
 def flush_streams() -> None:
-    """Write what was printed."""
+    """Flush standard output and standard error."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
@@ -157,14 +160,14 @@ def _attempt(step: Callable[[], object]) -> None:
 
 
 def _write_buffered() -> None:
-    """Write what files and log handlers have buffered, as an interpreter does that ends."""
+    """Flush or close files and log handlers, as the interpreter does when it exits."""
     files = [file for file in _files() if not _is_inherited(file)]
     plain = [file.flush for file in files if type(file) in WRITERS]
-    # A GzipFile, for one, whose close() writes its end into another file.
+    # For example a GzipFile, whose close() writes to another file.
     others = [file.close for file in reversed(files) if type(file) not in WRITERS + READERS]
     handlers = [reference() for reference in reversed(_Inherited.handlers)]
     flush = [handler.flush for handler in handlers if handler is not None]
-    # What is sure not to hang comes first.
+    # Log handlers may hang, so they come last. They may write to files.
     for step in (*plain, *others, *plain, *flush, *plain):
         with contextlib.suppress(Exception):
             step()
@@ -176,9 +179,9 @@ def _is_inherited(file: Any) -> bool:
 
 
 def _discard(file: Any) -> bool:
-    """Empty the buffer of a plain file without writing it, and say whether it is one.
+    """Empty the buffer of a plain file without writing it; return whether the file is plain.
 
-    It replaces the buffer's lock, too, which a thread of the parent may have held at the fork.
+    This also replaces the buffer's lock, which a thread of the parent may have held at the fork.
     """
     try:
         buffer = _buffer(file)
@@ -190,7 +193,7 @@ def _discard(file: Any) -> bool:
         kind.__init__(buffer, io.BytesIO(), size)
         try:
             if file is not buffer:
-                file.flush()  # text that has not reached the buffer yet
+                file.flush()  # the text layer has a buffer of its own
         finally:
             kind.__init__(buffer, raw, size)
     except Exception:  # noqa: BLE001 - closed, or detached
@@ -204,13 +207,13 @@ def _discard(file: Any) -> bool:
 def _files() -> list[Any]:
     """Return the file objects of this process."""
     objects = gc.get_objects()
-    # By type: some objects run a program to say their class.
+    # By type, because some objects run code when asked for their class.
     kinds = map(issubclass, map(type, objects), itertools.repeat(_io._IOBase))  # noqa: SLF001 - io.IOBase asks ABCMeta
     return list(itertools.compress(objects, kinds))
 
 
 def _buffer(file: Any) -> Any:
-    """Return the buffer for writing of a file of ``open``, and ``None`` of any other."""
+    """Return the write buffer of a file of ``open``, or ``None`` for any other object."""
     buffer = file.buffer if type(file) is io.TextIOWrapper else file
     is_plain = type(buffer) in WRITERS[1:] and type(buffer.raw) is io.FileIO
     return buffer if is_plain else None
@@ -222,5 +225,5 @@ def _is_regular(file: Any) -> bool:
 
 
 def _handler_list() -> list[Any]:
-    """Return weak references to the log handlers that logging.shutdown() closes, the list itself."""
+    """Return the list of handlers (weak references) that logging.shutdown() closes."""
     return getattr(logging, "_handlerList", [])

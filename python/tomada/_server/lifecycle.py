@@ -1,4 +1,4 @@
-"""When a server starts, runs and stops, whoever asks for it, and whatever they interrupt."""
+"""A server's lifecycle: starting and stopping, from any thread or signal handler."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
 
 State: TypeAlias = Literal["created", "starting", "running", "draining", "stopped"]
 
-# So many seconds a call waits for the end of what it has aborted.
+# How long a call waits for the end of a server that it has aborted, in seconds.
 PATIENCE = 10.0
-# So many seconds an abandoned start waits for the thread that has begun it.
+# How long an abandoned start waits for the thread that began it, in seconds.
 ABANDON = 1.0
-# How often it looks whether that thread is still about it.
+# How often to check whether that thread is still starting the server, in seconds.
 LOOK = 0.05
 
 
 class Claim:
-    """What has the server: a call of :meth:`Lifecycle.start`, or in its place one of ``stop``."""
+    """The call that controls the server: one of :meth:`Lifecycle.start`, or else of ``stop``."""
 
     def __init__(self) -> None:
         self.process, self.thread = os.getpid(), threading.get_ident()
-        # Held for as long as the call runs. `with` releases a lock in one step, which no signal
+        # Locked for as long as the call runs. `with` releases a lock in one step that no signal
         # handler interrupts.
         self.gate = threading.Lock()
 
 
-# The server was stopped before it was started.
+# Claims a server that was stopped before it was started.
 STOPPED = Claim()
 
 
 class StoppedWhileStartingError(RuntimeError):
-    """What :meth:`Lifecycle.start` raises when another call has stopped the server."""
+    """Raised by :meth:`Lifecycle.start` when another call has stopped the server."""
 
     def __init__(self) -> None:
         super().__init__("the server was stopped while it was starting; make another one")
@@ -51,43 +51,43 @@ class StoppedWhileStartingError(RuntimeError):
 class Lifecycle:
     """The states of a server: created, starting, running, draining, stopped.
 
-    A thread of its own, the *keeper*, does the work: it opens and closes, starts and stops. Python
-    runs signal handlers in the main thread only, so that none interrupts the keeper, and no
-    exception of a handler (Ctrl-C, an alarm) leaves its work half done. The other methods set a
-    request, wake the keeper and wait for it. They may be called from any thread, from a signal
-    handler that interrupts one of them at any line, and from the server's own threads.
+    A dedicated thread, the *keeper*, does the work: it opens and closes, starts and stops. Python
+    runs signal handlers only in the main thread, so they never interrupt the keeper, and an
+    exception from a handler (Ctrl-C, an alarm) cannot leave its work half done. The other methods
+    set a request, wake the keeper and wait for it. They may be called from any thread, from a
+    signal handler that interrupts one of them at any line, and from the server's own threads.
 
-    The state is not stored. It follows from facts, each of which becomes true once, by one step
-    that nothing can interrupt: the first claim, the requests, and three latches. There is no lock
-    that an interrupted call could hold.
+    The state is not stored. It is derived from facts that each become true once, in one step that
+    nothing can interrupt: the first claim, the requests, and three latches. There is no lock that
+    an interrupted call could hold.
 
-    :param keep: The keeper's work: it opens, calls :meth:`launch_by_starter` and
-        :meth:`set_ready`, returns when :attr:`is_stopping`, and leaves nothing open.
+    :param keep: The keeper's work. It opens the server, calls :meth:`launch_by_starter` and
+        :meth:`set_ready`, returns when :attr:`is_stopping` is true, and leaves nothing open.
     """
 
     def __init__(self, keep: Callable[[], None]) -> None:
         self._keep = keep
-        self._claims: list[Claim] = []  # the first has the server
+        self._claims: list[Claim] = []  # the first one controls the server
         self._is_stopping = self._is_aborted = False
         self._prepared, self._settled = Latch(), Latch()
         self._keeper: threading.Thread | None = None
         self._is_begun = False
         self._launch: Callable[[], None] | None = None
-        # Whether the thread that starts has called it, or has passed it over.
+        # Whether the starting thread has called it; false if that thread has skipped it.
         self._is_launched: bool | None = None
-        # SimpleQueue.put() may interrupt itself, and every other method.
+        # SimpleQueue.put() is reentrant: it may interrupt itself and every other method.
         self._notes: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.own_threads: set[int] = set()
         self.wakeups: list[Wakeup] = []
-        """What to wake, besides the keeper, when something has changed."""
+        """Wake-ups to signal, besides the keeper's, after a change."""
         self.ready = Latch()
         self.closed = Latch()
         self.error: BaseException | None = None
-        """What has ended the server, or kept it from starting."""
+        """The exception that ended the server or made its start fail."""
 
     @property
     def state(self) -> State:
-        """What the server is about."""
+        """The current state of the server."""
         if self.closed.is_set() or STOPPED in self._claims[:1]:
             return "stopped"
         if not self._claims:
@@ -98,26 +98,26 @@ class Lifecycle:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the server was asked to end, by :meth:`stop` or :meth:`abort`."""
+        """Whether :meth:`stop` or :meth:`abort` was called."""
         return self._is_stopping or self._is_aborted
 
     @property
     def is_aborted(self) -> bool:
-        """Whether it is to end at once, without an answer to what is queued."""
+        """Whether to end at once, without answering queued datagrams."""
         return self._is_aborted
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether another process has it, of which this one is a fork: there is no keeper here."""
+        """Whether another process started the server; a fork of that process has no keeper."""
         first = next(iter(self._claims), STOPPED)
         return first is not STOPPED and first.process != os.getpid()
 
-    # For those who have a server
+    # For the owner of the server
 
     def start(self) -> None:
-        """Have the keeper start the server, and return when it is ready.
+        """Have the keeper start the server; return when it is ready.
 
-        Whatever is raised, by the keeper or by a signal handler, the server is stopped then.
+        If the keeper or a signal handler raises an exception, the server is stopped first.
         """
         claim = Claim()
         try:
@@ -127,7 +127,7 @@ class Lifecycle:
                 self._start()
         except BaseException:
             if claim.gate.locked():
-                claim.gate.release()  # a trace function can raise where no signal handler can
+                claim.gate.release()  # a trace function can raise where signal handlers cannot
             if self._claims[:1] == [claim]:
                 self.abort()
             raise
@@ -139,8 +139,8 @@ class Lifecycle:
             raise RuntimeError("a server is started once; make another one")
 
     def _start(self) -> None:
-        # Thread.start() breaks the thread where a signal handler interrupts it with an exception.
-        # This starts a thread in one step, and that one starts the keeper.
+        # A signal handler that raises inside Thread.start() leaves the thread object broken. So
+        # this starts a thread in one step, and that thread starts the keeper.
         try:
             _thread.start_new_thread(self._begin, (contextvars.copy_context(),))
         except RuntimeError as error:
@@ -162,16 +162,16 @@ class Lifecycle:
             raise StoppedWhileStartingError
 
     def request_stop(self) -> None:
-        """Ask for an orderly end, and return at once."""
+        """Request an orderly end, and return at once."""
         self._is_stopping = True
         self.notify()
 
     def stop(self) -> None:
-        """Have the keeper end the server in good order, and wait for that.
+        """Have the keeper drain and end the server, and wait for the end.
 
-        It does not wait where that would be for ever: in the server's own threads, and in a signal
-        handler that has interrupted :meth:`start`, which goes on after it and raises. It does
-        nothing in a process that was forked after the start.
+        This does not wait where waiting would deadlock: in the server's own threads, and in a
+        signal handler that has interrupted :meth:`start`, which continues afterwards and raises.
+        It does nothing in a forked process.
         """
         try:
             if self.is_elsewhere or self._is_unstarted():
@@ -184,7 +184,7 @@ class Lifecycle:
             raise
 
     def abort(self) -> None:
-        """Have the keeper end the server at once, and wait for that."""
+        """Have the keeper end the server at once, and wait for the end."""
         if self.is_elsewhere or self._is_unstarted():
             return
         self._is_aborted = True
@@ -193,7 +193,7 @@ class Lifecycle:
             self._await_end(PATIENCE)
 
     def _is_unstarted(self) -> bool:
-        """Say whether the server was not started, and see to it that it never is."""
+        """Return whether the server was never started, and prevent a later start."""
         if not self._claims:
             self._claims.append(STOPPED)
         if self._claims[0] is STOPPED:
@@ -201,7 +201,7 @@ class Lifecycle:
         return self._claims[0] is STOPPED
 
     def _is_inside(self) -> bool:
-        """Say whether the calling thread is one that the keeper waits for."""
+        """Return whether the keeper waits for the calling thread."""
         thread, claim = threading.get_ident(), self._claims[0]
         return thread in self.own_threads or (claim.thread == thread and claim.gate.locked())
 
@@ -209,12 +209,12 @@ class Lifecycle:
         end = None if timeout is None else time.monotonic() + timeout
         while not self.closed.wait(LOOK) and (end is None or time.monotonic() < end):
             if not (self._is_begun or self._claims[0].gate.locked()):
-                # An exception has ended start() before there was a keeper. Should there be one
-                # after all, it looks at the request before it does anything.
+                # An exception ended start() before the keeper existed. If the keeper appears after
+                # all, it checks the request before it does anything.
                 self.closed.set()
         keeper = self._keeper
         if keeper is not None and keeper.ident is not None:
-            keeper.join(ABANDON)  # which has nothing more to do
+            keeper.join(ABANDON)  # it has finished its work
 
     # For the keeper
 
@@ -224,7 +224,7 @@ class Lifecycle:
         )
         try:
             start_thread(self._keeper)
-        except BaseException as error:  # noqa: BLE001 - it is raised where the server is waited for
+        except BaseException as error:  # noqa: BLE001 - calls that wait for the server raise it
             self.error = error
             self._end()
 
@@ -234,7 +234,7 @@ class Lifecycle:
         try:
             if not self.is_stopping:
                 self._keep()
-        except BaseException as error:  # noqa: BLE001 - it is raised where the server is waited for
+        except BaseException as error:  # noqa: BLE001 - calls that wait for the server raise it
             self.error = error
         finally:
             self.own_threads.discard(threading.get_ident())
@@ -248,27 +248,28 @@ class Lifecycle:
         self.notify()
 
     def launch_by_starter(self, launch: Callable[[], None]) -> bool:
-        """Have the thread that starts call a function, and say whether it has.
+        """Have the starting thread call a function; return whether it did.
 
-        It forks there, so that a worker has the thread's local data, as any forked process does.
+        The function forks in that thread, so that workers get the thread's local data, as in any
+        forked process.
         """
         self._launch = launch
         self._prepared.set()
         patience = round(ABANDON / LOOK)
         while self._is_launched is None and self._claims[0].gate.locked() and patience:
             self.wait(LOOK)
-            # It may be in a signal handler that waits for the end of the server.
+            # The starting thread may be in a signal handler that waits for the server's end.
             patience -= self.is_stopping
         return self._is_launched is True
 
     def set_ready(self) -> None:
-        """Let the start return."""
+        """Let :meth:`start` return."""
         if not self.is_stopping:
             self.ready.set()
         self._settled.set()
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until something has changed."""
+        """Wait for a notification."""
         try:
             self._notes.get(timeout=None if timeout is None else max(0.0, min(timeout, 1e6)))
             while True:
@@ -277,7 +278,7 @@ class Lifecycle:
             pass
 
     def notify(self) -> None:
-        """Wake the keeper, and what else waits for the server."""
+        """Wake the keeper and everything else that waits for the server."""
         self._notes.put(None)
         for wakeup in self.wakeups.copy():
             wakeup.notify()

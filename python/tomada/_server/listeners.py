@@ -24,18 +24,17 @@ FIRST_PASSED_FD = 3  # SD_LISTEN_FDS_START in sd_listen_fds(3)
 class Listeners:
     """The sockets of one server: one for all its workers, or one for each.
 
-    They are opened before any worker exists and stay open, in the process that starts the workers,
-    until the server ends. So a port that is taken is told at once; what the kernel has queued
-    for a worker that dies waits for the next one; and the group of sockets that share the port
-    (``SO_REUSEPORT``) never changes, so that a peer keeps its worker and no queue is thrown away
-    with a closed socket.
+    They are opened before any worker exists. The process that starts the workers keeps them open
+    until the server ends. Therefore an occupied port is reported at once; datagrams queued for a
+    worker that dies wait for its replacement; and the reuseport group (``SO_REUSEPORT``) never
+    changes, so each peer stays with its worker and no queue is lost with a closed socket.
     """
 
     def __init__(self, sockets: Sequence[Any], *, is_own: bool) -> None:
         self.sockets = list(sockets)
         self.address: Any = self.sockets[0].getsockname()
         self._is_own = is_own
-        # Sockets that were given may have dropped some before.
+        # Adopted sockets may have dropped datagrams before.
         self._before = self._all_drops()
         self._path = _identity(self.address) if is_own else None
 
@@ -44,16 +43,16 @@ class Listeners:
         return self.sockets[worker % len(self.sockets)]
 
     def check_steering(self) -> None:
-        """Raise :class:`ValueError` where there is nothing to steer."""
+        """Raise :class:`ValueError` if there is no reuseport group to steer."""
         if len(self.sockets) == 1:
             raise ValueError("there is nothing to steer: the workers share one socket")
 
     def refuse(self) -> None:
-        """Let no more datagrams in, while those that are queued can be received and answered.
+        """Refuse new datagrams, while queued ones can still be received and answered.
 
-        New ones are refused as if the server were gone already, by ICMP or, on ``AF_UNIX``, by
-        ``EPIPE``: no datagram vanishes. Sockets that were given to the server are left as they are,
-        for whoever goes on with them.
+        The kernel refuses new datagrams as if the server were gone, by ICMP or, on ``AF_UNIX``,
+        with ``EPIPE``, so no datagram is lost silently. Sockets that were given to the server stay
+        unchanged, because another program may continue to use them.
         """
         if not self._is_own:
             return
@@ -62,15 +61,15 @@ class Listeners:
                 if sock.family == socket.AF_UNIX:
                     sock.shutdown(socket.SHUT_RD)
                 else:
-                    # Connected to itself it has no other peer. What is sent from it still goes
-                    # where its address says.
+                    # A socket connected to itself receives from no other peer. Sending to an
+                    # explicit address still works.
                     sock.connect(sock.getsockname())
 
     def disable_gro(self) -> None:
-        """Have the kernel coalesce no more datagrams, on sockets that were given.
+        """Stop coalescing of datagrams on sockets that were given to the server.
 
-        The program that goes on with them may not expect it. The calling process gets what is
-        coalesced already: it must be one that receives, and goes on until that is handled.
+        The program that uses them next may not expect coalesced datagrams. The kernel delivers
+        those that are already coalesced to the calling process, which must receive and handle them.
         """
         if not self._is_own:
             for sock in self.sockets:
@@ -78,9 +77,10 @@ class Listeners:
                     sock.gro = False
 
     def drops(self) -> tuple[int, int]:
-        """Return how many datagrams the kernel has dropped, up to the closing if that was.
+        """Return how many datagrams the kernel has dropped (until the sockets were closed).
 
-        First those that it had no room for, then those that a filter refused.
+        The first number counts datagrams dropped because the buffer was full, the second those
+        dropped by a kernel filter.
         """
         (dropped, filtered), (dropped_before, filtered_before) = self._all_drops(), self._before
         return dropped - dropped_before, filtered - filtered_before
@@ -90,9 +90,9 @@ class Listeners:
         return sum(s.kernel_drops for s in stats), sum(s.filter_drops for s in stats)
 
     def close(self) -> None:
-        """Close the sockets, and remove the path that binding to ``AF_UNIX`` made."""
+        """Close the sockets, and remove the ``AF_UNIX`` path that binding created."""
         if any(_has_gro(sock) for sock in self.sockets):
-            self.disable_gro()  # whoever received from them did not come to it
+            self.disable_gro()  # a worker that was killed did not do so
         for sock in self.sockets:
             sock.close()
         if self._path is not None and self._path == _identity(self.address):
@@ -113,8 +113,8 @@ def listen(  # noqa: PLR0913 - the server's own arguments
 ) -> Listeners:
     """Open the sockets for ``count`` workers.
 
-    One socket serves all workers where the kernel cannot share a port between several, as on
-    ``AF_UNIX``, and where several would each get a copy, as in a multicast group.
+    All workers share one socket if the kernel cannot share a port between several sockets (as on
+    ``AF_UNIX``), and if several sockets would each get a copy (as in a multicast group).
     """
     family, name = resolve(address)
     if family == socket.AF_UNIX or groups:
@@ -130,8 +130,8 @@ def listen(  # noqa: PLR0913 - the server's own arguments
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             _bind(sock, name)
             if count > 1 and len(sockets) == 1:
-                # Only now: bound without it, the first socket finds out that the port is taken,
-                # even by another server whose workers share it.
+                # Set the option only now: bound without it, the first socket detects an occupied
+                # port, even if another server's workers share it.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 name = sock.getsockname()
             _tune(sock, gro=gro, spin=spin, guard=guard)
@@ -155,7 +155,7 @@ def adopt(  # noqa: PLR0913 - as above
     spin: float = 0.0,
     guard: Guard | None = None,
 ) -> Listeners:
-    """Take over sockets that are open and bound."""
+    """Take over sockets that are already open and bound."""
     sockets: list[Any] = []
     try:
         for descriptor in descriptors:
@@ -169,7 +169,7 @@ def adopt(  # noqa: PLR0913 - as above
         return Listeners(sockets, is_own=False)
     except BaseException:
         for sock in sockets:
-            sock.detach()  # it stays the caller's
+            sock.detach()  # the caller still owns the descriptor
         raise
 
 
@@ -188,8 +188,8 @@ def _adopt_one(descriptor: int) -> Any:
 def passed_descriptors() -> list[int]:
     """Return the descriptors that systemd has passed to this process, and forget them.
 
-    What ``sd_listen_fds(3)`` does: ``LISTEN_PID`` must be this process, and both variables go, so
-    that no child takes them for its own.
+    Like ``sd_listen_fds(3)``, this requires ``LISTEN_PID`` to be this process, and removes both
+    variables so that child processes do not use them.
     """
     count, pid = os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_PID", "")
     os.environ.pop("LISTEN_FDNAMES", None)
@@ -202,7 +202,7 @@ def passed_descriptors() -> list[int]:
 
 
 def resolve(address: Any) -> tuple[int, Any]:
-    """Return the family and the exact name of a local address."""
+    """Return the family and the numeric form of a local address."""
     if isinstance(address, os.PathLike):
         address = os.fspath(address)
     check_address(address)
@@ -234,7 +234,7 @@ def _bind(sock: socket.socket, name: Any) -> None:
 
 
 def _is_stale(path: Any) -> bool:
-    """Say whether a path is taken by a socket that nobody has open any more."""
+    """Return whether a path belongs to a socket that is no longer open."""
     if _identity(path) is None:
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
@@ -248,7 +248,7 @@ def _is_stale(path: Any) -> bool:
 
 
 def _identity(path: Any) -> tuple[int, int] | None:
-    """Return what tells a socket's path from another one made in its place."""
+    """Return an identity that distinguishes a socket's path from a later one of the same name."""
     if not isinstance(path, str | bytes) or not path or path[:1] in ("\0", b"\0"):
         return None
     try:
@@ -292,4 +292,4 @@ def _set_buffer(sock: socket.socket, size: int) -> None:
         # With CAP_NET_ADMIN there is no limit.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUFFORCE, size)
     except OSError:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)  # which warns of the limit
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)  # warns if it is limited

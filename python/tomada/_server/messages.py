@@ -1,7 +1,7 @@
-"""What workers and their supervisor tell: text, since an exception itself may not travel.
+"""Messages between workers and their supervisor, as text: exceptions may not be picklable.
 
-A message is one line of JSON. What it says of an exception is the name of its type, its text,
-its errno and the traceback, cut to the bytes that a message may have.
+A message is one line of JSON. For an exception it has the type's name, the text, the errno and
+the traceback, truncated to the maximum size of a message.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LARGEST_MESSAGE = 1 << 16
 
 @dataclass(frozen=True)
 class Failure:
-    """An exception of another process."""
+    """An exception that was raised in another process."""
 
     module: str
     name: str
@@ -30,7 +30,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """Describe an exception, whatever its methods do."""
+        """Describe an exception, even if its methods fail."""
         is_os = isinstance(error, OSError) and isinstance(error.errno, int)
         return cls(
             module=str(type(error).__module__),
@@ -48,14 +48,14 @@ class Failure:
 
     @property
     def is_memory(self) -> bool:
-        """Whether there was no memory."""
+        """Whether memory allocation failed."""
         return (self.module, self.name) == ("builtins", "MemoryError")
 
     def exception(self) -> BaseException:
-        """Make an exception to raise here.
+        """Create an exception to raise in this process.
 
-        One of Python's own, or of this package, that a text makes; otherwise a RuntimeError that
-        names the type.
+        It has the original type if that is a built-in type or one of this package that takes a
+        text; otherwise it is a RuntimeError that names the type.
         """
         error = self._same() or RuntimeError(str(self))
         if self.traceback:
@@ -80,13 +80,13 @@ class Failure:
                 error = found(self.errno, self.strerror)
             else:
                 error = found(self.errno, self.strerror, self.filename)
-        except Exception:  # noqa: BLE001 - one that takes other arguments, such as UnicodeError's
+        except Exception:  # noqa: BLE001 - types with other arguments, such as UnicodeError
             return None
         return error
 
 
 def pack(what: str, failure: Failure | None = None, **more: Any) -> bytes:
-    """Make a message."""
+    """Encode a message."""
     fields: dict[str, Any] = {"what": what, **more}
     if failure is not None:
         fields["failure"] = asdict(failure)
@@ -95,14 +95,14 @@ def pack(what: str, failure: Failure | None = None, **more: Any) -> bytes:
         texts = {name: text for name, text in fields["failure"].items() if isinstance(text, str)}
         longest = max(texts, key=lambda name: len(texts[name]))
         text, half = texts[longest], len(texts[longest]) // 2
-        # A traceback's end says most, other texts' beginning.
+        # The end of a traceback is the most useful part; of other texts, the beginning.
         fields["failure"][longest] = text[-half:] if longest == "traceback" else text[:half]
         message = _dump(fields)
     return message
 
 
 def unpack(message: bytes) -> tuple[str, Failure | None, dict[str, Any]]:
-    """Take a message apart: what it says, the failure it tells of, and the rest."""
+    """Decode a message: its kind, the failure in it (or None), and the other fields."""
     fields = json.loads(message)
     failure = fields.pop("failure", None)
     return fields.pop("what"), None if failure is None else Failure(**failure), fields
@@ -114,11 +114,11 @@ def _dump(fields: dict[str, Any]) -> bytes:
 
 def _text(error: BaseException) -> str:
     try:
-        # A KeyError's own text is that of the key with quotes around it.
+        # str() of a KeyError is its key in quotes.
         if len(error.args) == 1 and type(error.args[0]) is str and type(error) is KeyError:
             return str(error.args[0])
         return _plain(str(error)) or ""
-    except Exception:  # noqa: BLE001 - the exception's own method
+    except Exception:  # noqa: BLE001 - the exception's own method may fail
         return "(its text could not be had)"
 
 
@@ -130,7 +130,7 @@ def _traceback(error: BaseException) -> str:
 
 
 def _plain(text: Any) -> str | None:
-    """Return a str that is of no subclass."""
+    """Convert an instance of a subclass of str to a plain str."""
     if text is None:
         return None
     return str.__str__(text) if isinstance(text, str) else str(text)

@@ -1,4 +1,4 @@
-"""A server's worker processes, as the process that starts them sees them."""
+"""A server's worker processes, from the point of view of the process that starts them."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from tomada._server.wakeup import Wakeup
 if TYPE_CHECKING:
     from tomada._server.lifecycle import Lifecycle
 
-# That of the C module, which is one step; the one of `signal` is a Python function around it.
+# The C function runs in one step; the one in `signal` is a Python function that wraps it.
 SET_MASK: Any = importlib.import_module("_signal").pthread_sigmask
 
 
 class _Fork:
-    """One fork at a time: another would inherit this one's end of the channel, and keep it open."""
+    """Allows one fork at a time: a concurrent one would keep this one's channel end open."""
 
-    # A signal handler may start a server where it has interrupted the start of another one.
+    # Reentrant, because a signal handler may start a server while it interrupts another start.
     lock = threading.RLock()
 
     @classmethod
     def renew(cls) -> None:
-        """Have a lock in a child, whatever thread had its parent's."""
+        """Create a new lock in a child, because a thread of its parent may hold the old one."""
         cls.lock = threading.RLock()
 
 
@@ -47,39 +47,39 @@ os.register_at_fork(after_in_child=_Fork.renew)
 class Processes:
     """A supervisor, which :meth:`launch` forks, and its workers.
 
-    The supervisor has one thread, whatever this process has, so that the forks of workers are those
-    of a process without threads. It ends with this process, and the workers with it.
+    The supervisor has one thread however many this process has, so workers are forked from a
+    single-threaded process. When this process ends, so do the supervisor and its workers.
     """
 
     def __init__(self, context: Context, life: Lifecycle) -> None:
         self._context, self._life = context, life
         self._pid = 0
-        # Readable when the supervisor has ended (a pidfd). The channel may not tell: where another
-        # thread has forked at the time of launch(), its child has a copy of the supervisor's end.
+        # A pidfd of the supervisor, readable after its end. The channel alone is not enough: if
+        # another thread forks during launch(), that child keeps a copy of the supervisor's end.
         self._process: int | None = None
         self._channel: socket | None = None
         self._supervisors_end: socket | None = None
         self._is_given_up = False
         self._error: BaseException | None = None
 
-    # In the thread that starts
+    # In the starting thread
 
     def launch(self) -> None:
         """Fork the supervisor.
 
-        An exception may come at any line: of a signal handler. What is begun by then the keeper
-        ends, through the channel. The supervisor says its process's number there.
+        A signal handler may raise an exception at any line. The keeper then ends what was started,
+        through the channel, on which the supervisor sends its process ID.
         """
         flush_before_fork()
         with advised(self._context.listeners.address, OF_OPENING), _Fork.lock:
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
             try:
-                # A signal must not find the child with the handlers of its parent.
+                # The child must not run its parent's signal handlers.
                 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
                 self._fork(mask)
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             except BaseException:
-                # In one step, unlike that of the module around it: nothing can come between.
+                # The C function: no signal handler can run before it has finished.
                 SET_MASK(signal.SIG_SETMASK, mask)
                 raise
             finally:
@@ -87,8 +87,8 @@ class Processes:
 
     def _fork(self, mask: set[Any]) -> None:
         self._channel, self._supervisors_end = socketpair(AF_UNIX, SOCK_SEQPACKET)
-        # From CPython 3.12 on, of a fork with threads: the class's text says so too. The filter
-        # stays: catch_warnings() would undo what other threads do with theirs meanwhile.
+        # CPython 3.12 and later warn of forks with threads; the class's docstring covers it. The
+        # filter stays, because catch_warnings() is not thread-safe.
         warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning, __name__)
         if self._life.is_stopping:
             return
@@ -116,11 +116,11 @@ class Processes:
     # In the keeper
 
     def run(self) -> None:
-        """Return when all processes have ended, or raise what has ended them."""
+        """Return when all processes have ended, or raise the exception that ended them."""
         if self._channel is None:
             self._is_given_up = True
             return
-        self._close_supervisors_end()  # where an exception has come before
+        self._close_supervisors_end()  # in case an exception has skipped it
         with Wakeup() as wakeup:
             self._life.wakeups.append(wakeup)
             try:
@@ -134,13 +134,13 @@ class Processes:
             self._error = RuntimeError(
                 f"the supervisor of the workers has ended with status {status}"
             )
-        # Nobody reads them any more: let the kernel refuse what comes.
+        # No process reads the sockets any longer: let the kernel refuse new datagrams.
         self._context.listeners.refuse()
         if self._error is not None:
             raise self._error
 
     def _watch(self, channel: socket, wakeup: Wakeup) -> None:
-        """Take what the supervisor says, until it ends, and tell it what is asked for."""
+        """Handle the supervisor's messages until it ends, and forward requests to it."""
         told = 0
         give_up_at = None
         while True:
@@ -164,14 +164,14 @@ class Processes:
             if not self._take_messages(channel) or has_ended:
                 return
             if self._process is None and self._pid:
-                # Older than Linux 5.3, or somebody else has reaped it: then the channel has to do.
+                # Without it (before Linux 5.3, or after another wait() call) the channel remains.
                 with contextlib.suppress(OSError, AttributeError):
                     self._process = os.pidfd_open(self._pid)
             others = () if self._process is None else (self._process,)
             wakeup.wait(timeout, (channel.fileno(), *others))
 
     def _take_messages(self, channel: socket) -> bool:
-        """Take what there is, and say whether the supervisor goes on."""
+        """Handle all queued messages; return whether the supervisor is still running."""
         with contextlib.suppress(BlockingIOError):
             while message := channel.recv(LARGEST_MESSAGE, MSG_DONTWAIT):
                 self._take(message)
@@ -188,27 +188,27 @@ class Processes:
             self._error = failure.exception()
 
     def _kill(self) -> None:
-        """Kill a supervisor that does not answer, and its workers."""
+        """Kill a supervisor that does not respond, and its workers."""
         logger.error("the supervisor (process %d) does not end: killing all workers", self._pid)
         if not self._pid:
             return
         children = ""
         with contextlib.suppress(OSError):
             children = Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text()
-        # The supervisor first, so that it starts no others.
+        # Kill the supervisor first, so that it does not start other workers.
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
         for pid in map(int, children.split()):
             _kill(pid)
 
     def replace(self) -> None:
-        """Have each worker replaced."""
+        """Replace each worker."""
         self._tell(signal.SIGHUP)
 
     def _tell(self, number: int) -> None:
-        """Tell the supervisor what to do, by the signal that would make it do so."""
+        """Tell the supervisor what to do, as a signal number with the same meaning."""
         if self._channel is not None:
-            with contextlib.suppress(OSError):  # it has ended, or has been told often enough
+            with contextlib.suppress(OSError):  # it has ended, or its queue is full
                 self._channel.send(number.to_bytes(1, "big"), MSG_DONTWAIT)
 
     def _reap(self) -> int:
@@ -216,7 +216,7 @@ class Processes:
             return 0
         try:
             _, status = os.waitpid(self._pid, 0)
-        except ChildProcessError:  # somebody else did
+        except ChildProcessError:  # another thread or library has waited for it
             return 0
         return os.waitstatus_to_exitcode(status)
 
@@ -234,8 +234,8 @@ def _is_readable(descriptor: int, milliseconds: int = 0) -> bool:
 
 
 def _kill(pid: int) -> None:
-    """Kill a process that is not a child, and wait until it has let its sockets go."""
-    # It has ended, or this is older than Linux 5.3.
+    """Kill a process that is not a child, and wait until it has closed its sockets."""
+    # The process has ended, or the kernel is older than Linux 5.3.
     with contextlib.suppress(OSError, AttributeError):
         descriptor = os.pidfd_open(pid)
         try:

@@ -1,4 +1,4 @@
-"""The process that starts workers, watches them, and starts them again."""
+"""The process that starts, watches and restarts workers."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from tomada._server.worker import SIGNALS, work_and_exit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# A worker that dies is started again after so many seconds, twice as many the next time, and so
-# on up to the last. One that has lived long enough begins anew.
+# The delay before a worker is restarted, in seconds: it doubles with each death, up to a maximum.
+# After a worker has lived long enough, it starts from the first delay again.
 FIRST_DELAY, LAST_DELAY, LONG_LIFE = 0.1, 5.0, 10.0
-# From so many deaths on, the wait is the longest.
+# The highest number of deaths to count: the delay has reached its maximum long before.
 MOST_DEATHS = 16
-# A worker that cannot start so many times in a row ends the server.
+# A worker that fails to start this many times in a row ends the server.
 ATTEMPTS = 5
-# Should it miss that its parent has died, the supervisor looks after so many seconds.
+# How often to check whether the parent has died, in seconds, in case its signal was missed.
 LOOK = 1.0
 
 
 @dataclass
 class Worker:
-    """One process."""
+    """A worker process."""
 
     pid: int
     pipe: int
@@ -46,30 +46,30 @@ class Worker:
 
 
 class Slot:
-    """The place of one worker: the one that is in it, and the one that is to follow."""
+    """One of the server's workers: its current process, and the successor if there is one."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.worker: Worker | None = None
         self.successor: Worker | None = None
         self.retired: list[Worker] = []
-        self.deaths = 0  # in quick succession
+        self.deaths = 0  # without a long life between them
         self.failed_starts = 0  # in a row
         self.start_at: float | None = None
 
     def workers(self) -> list[Worker]:
-        """Return every process of this place."""
+        """Return every process of this slot."""
         current = [worker for worker in (self.worker, self.successor) if worker is not None]
         return current + self.retired
 
 
 class Supervisor:
-    """Keeps a worker in every place, on sockets that it holds open and never reads."""
+    """Keeps a worker running in every slot, on sockets that it holds open and never reads."""
 
     def __init__(self, context: Context, channel: socket, mask: set[Any]) -> None:
         self._context = context
         self._channel = channel
-        # The signals that its parent has blocked, apart from the fork.
+        # The signals that the parent had blocked before it blocked all for the fork.
         self._mask = mask
         self._parent = os.getppid()
         self._slots = [Slot(number) for number in range(context.workers)]
@@ -81,7 +81,7 @@ class Supervisor:
         self._failure: Failure | None = None
 
     def run_and_exit(self) -> NoReturn:
-        """Run until all is done, and end the process without what belongs to the parent's end."""
+        """Run until the server ends, then exit without the parent's exit steps."""
         status = 1
         try:
             self._channel.send(pack("pid", pid=os.getpid()))
@@ -89,7 +89,7 @@ class Supervisor:
             forget_parent()
             self._run()
             status = 0
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the parent is to know
+        except BaseException as error:  # noqa: BLE001 - report any exception to the parent
             self._tell("error", Failure.of(error))
             for worker in self._workers():
                 with contextlib.suppress(ProcessLookupError):
@@ -99,7 +99,7 @@ class Supervisor:
 
     def _run(self) -> None:
         handlers: dict[int, Callable[..., Any]] = {
-            signal.SIGINT: _ignore,  # Ctrl-C goes to all processes; the parent decides
+            signal.SIGINT: _ignore,  # Ctrl-C reaches all processes; the parent decides
             signal.SIGCHLD: _ignore,
             signal.SIGTERM: self._ask,
             signal.SIGHUP: self._ask,
@@ -125,7 +125,7 @@ class Supervisor:
         if self._failure is not None:
             self._tell("error", self._failure)
 
-    # What it is told
+    # Commands
 
     def _ask(self, number: int, _frame: object) -> None:
         self._asked.append(number)
@@ -137,7 +137,7 @@ class Supervisor:
                 self._has_parent = bool(message) and os.getppid() == self._parent
                 self._asked.append(message[0] if message else signal.SIGTERM)
         if self._has_parent and os.getppid() != self._parent:
-            self._has_parent = False  # whoever has a copy of the channel's other end
+            self._has_parent = False  # another process may still hold the channel's other end
             self._asked.append(signal.SIGTERM)
         while self._asked:
             number = self._asked.pop(0)
@@ -157,7 +157,7 @@ class Supervisor:
             self._context.listeners.refuse()
             for worker in self._workers():
                 _read(worker)
-                # One that is still in `init` would go on with that for as long as it takes.
+                # A worker in `init` cannot react to SIGTERM: it could take arbitrarily long.
                 os.kill(worker.pid, signal.SIGTERM if worker.ready else signal.SIGKILL)
         for worker in self._workers():
             worker.kill_at = min(kill_at, worker.kill_at or kill_at)
@@ -165,10 +165,10 @@ class Supervisor:
             slot.start_at = None
 
     def _tell(self, what: str, failure: Failure | None = None) -> None:
-        with contextlib.suppress(OSError):  # the parent is gone
+        with contextlib.suppress(OSError):  # the parent has ended
             self._channel.send(pack(what, failure))
 
-    # What becomes of workers
+    # Workers
 
     def _workers(self) -> list[Worker]:
         return [worker for slot in self._slots for worker in slot.workers()]
@@ -190,7 +190,7 @@ class Supervisor:
             status = _reap(worker)
             if status is not None:
                 if status == -signal.SIGALRM and worker.kill_at is not None:
-                    self._log_overdue(slot, worker)  # its own timer was faster
+                    self._log_overdue(slot, worker)  # its own timer has killed it
                 self._bury(slot, worker, status)
         if slot.worker is not None and slot.worker.ready:
             slot.failed_starts = 0
@@ -198,7 +198,7 @@ class Supervisor:
             slot.start_at = None
             try:
                 slot.worker = self._fork(slot)
-            except OSError as error:  # no descriptor or no process is left
+            except OSError as error:  # no descriptor or process is available
                 self._restart(slot, f"worker {slot.number} could not be started: {error}")
         if slot.successor is not None and slot.successor.ready and slot.worker is not None:
             self._retire(slot, slot.worker)
@@ -212,7 +212,7 @@ class Supervisor:
             )
 
     def _bury(self, slot: Slot, worker: Worker, status: int) -> None:
-        """Take note of a worker's end, and see to another one."""
+        """Record the end of a worker, and schedule its replacement."""
         _close(worker)
         if worker in slot.retired:
             slot.retired.remove(worker)
@@ -244,9 +244,9 @@ class Supervisor:
             self._retry(slot, failure, what)
 
     def _retry(self, slot: Slot, failure: Failure, what: str) -> None:
-        """See to another worker after one could not start; after too many, end the server.
+        """After a failed start, schedule another; after too many, end the server.
 
-        What only the machine lacks, for as long as that lasts, is no reason to end.
+        A temporary shortage of memory or descriptors does not count as a failed start.
         """
         slot.failed_starts += not _is_shortage(failure)
         if not self._started or slot.failed_starts == ATTEMPTS:
@@ -257,7 +257,7 @@ class Supervisor:
 
     def _restart(self, slot: Slot, what: str) -> None:
         delay = min(LAST_DELAY, FIRST_DELAY * 2**slot.deaths)
-        # The power must stay a number that a float can be multiplied with.
+        # Keep the power small enough to be converted to a float.
         slot.deaths = min(slot.deaths + 1, MOST_DEATHS)
         slot.start_at = time.monotonic() + delay
         logger.error("%s; another one starts in %g seconds", what, delay)
@@ -277,7 +277,7 @@ class Supervisor:
                 return
 
     def _retire(self, slot: Slot, worker: Worker) -> None:
-        """Let a worker finish what it has received. Its successor takes what comes."""
+        """Let a worker finish the datagrams it has received; its successor receives new ones."""
         slot.worker, slot.successor = slot.successor, None
         slot.retired.append(worker)
         worker.kill_at = time.monotonic() + self._context.drain + GRACE
@@ -287,7 +287,7 @@ class Supervisor:
     def _fork(self, slot: Slot) -> Worker:
         read, write = os.pipe()
         os.set_blocking(read, False)
-        # A signal must not find the child with the handlers of its parent.
+        # The child must not run its parent's signal handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         supervisor = os.getpid()
         try:
@@ -310,7 +310,7 @@ class Supervisor:
 
 
 def _read(worker: Worker) -> None:
-    """Read what a worker says, once: that it is ready, or why it cannot be."""
+    """Read a worker's only message: that it is ready, or why it cannot start."""
     if worker.pipe < 0:
         return
     try:
@@ -332,7 +332,7 @@ def _close(worker: Worker) -> None:
 
 
 def _reap(worker: Worker) -> int | None:
-    """Return the exit code of a process that has ended; a signal's number is negative."""
+    """Return a finished process's exit code, which is negative for a signal, or None."""
     pid, status = os.waitpid(worker.pid, os.WNOHANG)
     if pid == 0:
         return None

@@ -13,12 +13,12 @@ from tomada._server.context import GRACE, Context
 if TYPE_CHECKING:
     from tomada._server.lifecycle import Lifecycle
 
-# So many seconds threads have for their end when the server is aborted, or stopped while it starts.
+# How long threads may take to end when the server is aborted or stopped while starting, in seconds.
 BRIEF = 0.2
 
 
 class Threads:
-    """One thread for each core of a server. Its methods are the keeper's."""
+    """One thread for each core of a server. Only the keeper calls its methods."""
 
     def __init__(self, context: Context, life: Lifecycle) -> None:
         self._context, self._life = context, life
@@ -33,10 +33,10 @@ class Threads:
         self._error: BaseException | None = None
 
     def launch(self) -> None:
-        """Do nothing: the keeper can start threads."""
+        """Do nothing, because the keeper itself can start threads."""
 
     def run(self) -> None:
-        """Start the threads, and return when they have ended, or raise what has ended them."""
+        """Start the threads; return when they have ended, or raise the exception of one of them."""
         started = 0
         try:
             for thread in self._threads:
@@ -62,12 +62,12 @@ class Threads:
             try:
                 self._is_ready[worker] = True
                 life.notify()
-                # Where `init` has taken longer than the start, the sockets may be closed.
+                # If `init` took longer than the start, the sockets may be closed.
                 if life.ready.is_set() or not life.is_stopping:
                     context.log_unanswered(core.run())
             finally:
                 context.run_exit()
-        except BaseException as error:  # noqa: BLE001 - it is raised where the server is waited for
+        except BaseException as error:  # noqa: BLE001 - calls that wait for the server raise it
             self._error = error
         finally:
             self._is_over[worker] = True
@@ -75,15 +75,15 @@ class Threads:
             life.notify()
 
     def close(self) -> None:
-        """Do nothing: the sockets are closed where they were opened."""
+        """Do nothing: the sockets are closed by the code that opened them."""
 
     def replace(self) -> None:
-        """Do nothing: threads have nothing to be replaced for."""
+        """Do nothing: replacing threads would not load new code."""
 
     def _stop(self, threads: list[threading.Thread]) -> None:
-        """Answer what is queued, and end the threads.
+        """Answer queued datagrams, and end the threads.
 
-        A handler that does not return cannot be ended. Its thread is left behind.
+        A handler that does not return cannot be interrupted. Its thread is left running.
         """
         context, life = self._context, self._life
         context.listeners.refuse()

@@ -1,4 +1,4 @@
-"""Waiting for other threads and for signals, without missing one and without a deadlock."""
+"""Waiting for other threads and signals, without lost wake-ups and without deadlocks."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# A signal that arrives in the instant before a thread sleeps on a lock does not wake it. Python
-# runs its handler at the next of these intervals, in seconds.
+# A signal that arrives just before a thread sleeps on a lock does not wake it. Python runs its
+# handler at the end of the current interval, which has this length in seconds.
 SLICE = 0.1
-# poll() takes at most 2**31 milliseconds. Each caller looks again after a shorter wait.
+# The longest wait of one poll() in seconds: it accepts up to 2**31 ms. Callers wait in a loop.
 LONGEST_POLL = 1e6
 
 
 class Latch(threading.Event):
-    """A :class:`threading.Event` without a lock that its methods hold.
+    """A :class:`threading.Event` whose methods never hold a lock.
 
-    A signal handler runs between any two lines of the main thread: inside ``Event.wait()`` too,
-    while that holds the event's lock, and a handler that then sets the event waits for ever. Here
-    every method may interrupt every other one. It is meant to be set once.
+    A signal handler can run between any two lines of the main thread, including inside
+    ``Event.wait()`` while that holds the event's lock. If the handler then sets the event, it
+    deadlocks. Here every method may interrupt every other one. A latch is meant to be set once.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Latch(threading.Event):
         return self._is_set
 
     def set(self) -> None:
-        """Set it, and wake each thread that waits."""
+        """Set it, and wake all waiting threads."""
         self._is_set = True
         while True:
             try:
@@ -54,7 +54,7 @@ class Latch(threading.Event):
         self._is_set = False
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is set, for at most some seconds; return whether it was set."""
+        """Wait until it is set, for at most `timeout` seconds; return whether it was set."""
         end = None if timeout is None else time.monotonic() + timeout
         if self._is_set:
             return True
@@ -64,7 +64,7 @@ class Latch(threading.Event):
         while not self._is_set:
             left = SLICE if end is None else min(SLICE, end - time.monotonic())
             if left <= 0:
-                # Absent, where it is being set; or others come and go while this looks.
+                # The waiter may be gone, because set() is running; or others may come and go.
                 with contextlib.suppress(ValueError, IndexError):
                     self._waiters.remove(waiter)
                 return self._is_set
@@ -76,7 +76,7 @@ class Latch(threading.Event):
 class Wakeup:
     """Wakes a thread that waits for several things: a call in another thread, or a signal.
 
-    A signal that arrives in the instant before a thread sleeps does not wake it; the byte that the
+    A signal that arrives just before a thread sleeps does not wake it, but the byte that the
     interpreter then writes (:func:`signal.set_wakeup_fd`) does.
     """
 
@@ -94,12 +94,12 @@ class Wakeup:
         return self._write.fileno()
 
     def notify(self) -> None:
-        """Wake the thread that waits, or that waits next."""
-        with contextlib.suppress(OSError):  # full, which wakes as well; or closed
+        """Wake the waiting thread or, if none waits, the next one to wait."""
+        with contextlib.suppress(OSError):  # full, which also wakes; or closed
             self._write.send(b"\0")
 
     def wait(self, timeout: float | None = None, others: Sequence[int] = ()) -> None:
-        """Wait for a wake-up, a signal, or something to read from other descriptors."""
+        """Wait for a wake-up, a signal, or input on other descriptors."""
         poll = select.poll()
         for descriptor in (self._read.fileno(), *others):
             poll.register(descriptor, select.POLLIN)
@@ -120,9 +120,9 @@ class Wakeup:
 
 
 class Signals:
-    """Handlers of signals, each of which also wakes, and how to take them back.
+    """Installs signal handlers that also signal a wake-up, and restores the previous ones.
 
-    Only the main thread can install them; elsewhere this does nothing.
+    Only the main thread can install handlers; in other threads this does nothing.
     """
 
     def __init__(self, handlers: dict[int, Callable[..., Any]], wakeup: Wakeup) -> None:
@@ -141,7 +141,7 @@ class Signals:
                 signal.signal(number, call)
 
     def restore(self) -> None:
-        """Put back what was there before. It may be called again, where it was interrupted."""
+        """Restore the previous handlers. Call it again if it was interrupted."""
         if self._is_main:
             signal.set_wakeup_fd(self._fd_before)
             for number, handler in self._before.items():

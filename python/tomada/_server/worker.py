@@ -11,7 +11,7 @@ from tomada import _core
 from tomada._reports import logger
 from tomada._server.app import AppError
 from tomada._server.context import GRACE, Context
-from tomada._server.leaving import forget_records, leave, leave_in_order
+from tomada._server.leaving import forget_records, leave, leave_in_order, limit_time
 from tomada._server.messages import Failure, pack
 from tomada._server.wakeup import Signals, Wakeup
 
@@ -19,7 +19,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.
 
 
 def work_and_exit(context: Context, number: int, supervisor: int, pipe: int) -> NoReturn:
-    """Be a worker until told to end, and end the process in order."""
+    """Run a worker until told to stop, and exit the process in order."""
     status = 1
     forget_records()  # the supervisor's
     teller = _Teller(pipe)
@@ -28,7 +28,7 @@ def work_and_exit(context: Context, number: int, supervisor: int, pipe: int) -> 
         status = _work(context, number, supervisor, teller, wakeup)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException as error:  # noqa: BLE001 - as in any process, it ends it
+    except BaseException as error:  # noqa: BLE001 - it ends the process, as in any program
         teller.tell("error", Failure.of(error))
         with contextlib.suppress(Exception):
             if isinstance(error, AppError):
@@ -36,12 +36,12 @@ def work_and_exit(context: Context, number: int, supervisor: int, pipe: int) -> 
             else:
                 logger.error("worker %d ends with an exception", number, exc_info=error)
     finally:
-        # With the wake-up and the handlers as they are: a signal may still arrive.
+        # The wake-up and the handlers stay installed, because a signal may still arrive.
         leave_in_order(status, context.drain + GRACE)
 
 
 class _Teller:
-    """Tells the supervisor one thing: that the worker is ready, or why it cannot be."""
+    """Sends the supervisor one message: that the worker is ready, or why it cannot start."""
 
     def __init__(self, pipe: int) -> None:
         self._pipe = pipe
@@ -64,7 +64,7 @@ def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeu
     def drain(*_: object) -> None:
         if not started:
             leave(1)  # from the middle of `init`
-        # The kernel ends the process where its handler does not return, and nobody else is left.
+        # If the handler does not return, only the kernel can end the process, by this alarm.
         signal.setitimer(signal.ITIMER_REAL, context.drain + GRACE)
         context.listeners.disable_gro()
         started[0].stop(context.drain)
@@ -87,7 +87,7 @@ def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeu
     _core.end_with_parent(signal.SIGTERM)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     if os.getppid() != supervisor:
-        return 1  # it died before it could be asked to tell
+        return 1  # the supervisor died before its end could signal this process
     core = context.add_core(number)
     core.prepare()
     if context.init is not None:
@@ -97,6 +97,7 @@ def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeu
         teller.tell("ready")
         context.log_unanswered(core.run(wakeup.fileno()))
     finally:
+        limit_time(context.drain + GRACE)
         context.run_exit()
     return 0
 

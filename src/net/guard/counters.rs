@@ -1,32 +1,33 @@
-//! What guards count, in memory that a process shares with those forked from it.
+//! The counters of guards, in memory that a process shares with its forks.
 //!
-//! The limits of a guard are each process's own: a fork copies what the guard remembers of sources.
-//! Its counters are not copied, so that whoever asks, the parent of workers for one, hears of all.
+//! Each process enforces a guard's limits on its own: a fork copies the guard's state of sources.
+//! The counters are shared instead of copied, so any process (for example the parent of workers)
+//! sees the counts of all.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::net::sys::{SharedCounters, fork_generation};
 
-/// What became of datagrams.
+/// How many datagrams a guard admitted or refused, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Passed.
+    /// Admitted.
     pub admitted: u64,
-    /// Came from a network that is not heard.
+    /// Refused: the sender's network is denied.
     pub denied: u64,
-    /// Were too long.
+    /// Refused: too long.
     pub oversized: u64,
-    /// Came from a source that had used up its rate.
+    /// Refused: the source has exceeded its rate.
     pub over_rate: u64,
-    /// Were more than is wanted in all.
+    /// Refused: the rate of all sources together was exceeded.
     pub over_ceiling: u64,
-    /// Were to be sent, and would have been more than what came from there is worth.
+    /// Not sent: larger than the peer's amplification budget.
     pub over_amplification: u64,
 }
 
 impl Tally {
-    /// How many datagrams came and were refused.
+    /// The number of received datagrams that were refused.
     pub fn refused(&self) -> u64 {
         self.denied + self.oversized + self.over_rate + self.over_ceiling
     }
@@ -39,22 +40,22 @@ impl Tally {
 }
 
 const COUNTS: usize = 6;
-/// A block of counters is a line of the processor's cache.
+/// The number of words in a block: a block of counters fills one cache line.
 const BLOCK: usize = 8;
-/// As many blocks as a page has. Processes write to different ones, as long as there are enough.
+/// The number of blocks: they fill a page. Processes use different ones while there are enough.
 const BLOCKS: usize = 64;
-/// The word of a block that is not a counter: in the first block, how many processes have one.
+/// The index of the word that is not a counter: in the first block, it counts the processes.
 const PROCESSES: usize = BLOCK - 1;
 
 pub(super) struct Counters {
     shared: SharedCounters,
-    /// This process's block, with the fork generation in which it got that. A fork copies it, and
-    /// the child sees that it is not the child's.
+    /// This process's block, and the fork generation in which it was assigned. A fork copies it;
+    /// the generation tells the child that the block belongs to its parent.
     block: AtomicU64,
 }
 
 impl Counters {
-    /// Counters that are all zero.
+    /// Creates counters that are all zero.
     pub(super) fn new() -> io::Result<Self> {
         let shared = SharedCounters::new(BLOCK * BLOCKS)?;
         shared[PROCESSES].store(1, Ordering::Relaxed);
@@ -71,7 +72,7 @@ impl Counters {
         }
     }
 
-    /// The sum over all processes, those that have ended included.
+    /// The sum over all processes, including those that have ended.
     pub(super) fn sum(&self) -> Tally {
         let sum = |index: usize| {
             let blocks = self.shared.chunks_exact(BLOCK);
@@ -87,8 +88,8 @@ impl Counters {
         }
     }
 
-    /// Which block is this process's. The blocks are counters whoever adds to them: where there are
-    /// more processes than blocks, or two threads get a block each, nothing is lost.
+    /// The index of this process's block. Several processes or threads may add to one block safely:
+    /// if there are more processes than blocks, or two threads each get one, no count is lost.
     fn block(&self) -> usize {
         let generation = fork_generation();
         let packed = self.block.load(Ordering::Relaxed);
@@ -133,7 +134,7 @@ mod tests {
         let counters = Counters::new().unwrap();
         for process in 1..=3 * BLOCKS as u32 {
             counters.count(Tally { admitted: 1, ..Tally::default() });
-            // As a fork would leave it to the child.
+            // As if the process had just been forked.
             let generation = fork_generation().wrapping_add(process);
             counters.block.store(pack(generation, u32::MAX), Ordering::Relaxed);
         }

@@ -1,4 +1,4 @@
-//! What one system call sends: datagrams gathered into runs, as far as a budget reaches.
+//! One system call: gathers datagrams into runs, within a budget.
 
 use std::io;
 use std::ops::Range;
@@ -9,14 +9,14 @@ use crate::net::cmsg::ControlBuffer;
 use crate::net::gso::{LARGEST_RUN, LONGEST_RUN, Limits};
 use crate::net::sys::{Outgoing, SEND_MESSAGES, SendSlice, make_room, with_room};
 
-/// What one call has taken from a budget. Dropped, it gives back what was taken for datagrams that
-/// have not left: whatever becomes of the call, and of the guard behind the budget meanwhile.
+/// The part of a budget that one call has used. On drop, it refunds the datagrams that were not
+/// sent, even if the call failed or the guard behind the budget has changed.
 pub(super) struct Allowance<'q, 'a, B: Budget> {
     datagrams: &'q Datagrams<'a>,
     budget: Option<&'q B>,
-    /// Datagrams that are paid for, and have not left.
+    /// The datagrams that are paid for and not sent.
     paid: Range<usize>,
-    /// Whether it was not enough for the datagram behind those.
+    /// Whether the budget was not enough for the next datagram.
     is_spent: bool,
 }
 
@@ -25,7 +25,7 @@ impl<'q, 'a, B: Budget> Allowance<'q, 'a, B> {
         Self { datagrams, budget, paid: next..next, is_spent: false }
     }
 
-    /// Pays for the next datagram; false if the budget is not enough, or there is none.
+    /// Pays for the next datagram; returns false if the budget is not enough, or there is none.
     fn pay(&mut self) -> bool {
         let Some(datagram) = self.datagrams.list.get(self.paid.end) else { return false };
         let is_enough =
@@ -35,7 +35,7 @@ impl<'q, 'a, B: Budget> Allowance<'q, 'a, B> {
         !self.is_spent
     }
 
-    /// The first `left` of them have left.
+    /// Keeps the payment for the first `left` datagrams, which were sent.
     pub(super) fn keep(mut self, left: usize) {
         self.paid.start = (self.paid.start + left).min(self.paid.end);
     }
@@ -56,7 +56,7 @@ pub(super) struct Call {
     runs: Vec<Run>,
 }
 
-/// Consecutive datagrams that one message carries.
+/// Consecutive datagrams in one message.
 #[derive(Clone, Copy)]
 struct Run {
     datagrams: usize,
@@ -67,8 +67,8 @@ struct Run {
 }
 
 impl Call {
-    /// Gathers the next datagrams into as many messages as one call takes, and the budget pays for.
-    /// Those of the indexes `alone` are not part of a run.
+    /// Gathers the next datagrams into as many messages as one call and the budget allow. The
+    /// datagrams at the indexes `alone` do not join a run.
     pub(super) fn gather<'a>(
         allowance: &mut Allowance<'_, 'a, impl Budget>,
         slices: &mut Vec<SendSlice<'a>>,
@@ -108,12 +108,12 @@ impl Call {
         Ok(Self { runs })
     }
 
-    /// How many datagrams the first message carries, if there is one.
+    /// The number of datagrams in the first message, if there is one.
     pub(super) fn first_run(&self) -> Option<usize> {
         self.runs.first().map(|run| run.datagrams)
     }
 
-    /// How many datagrams, and how many bytes, the first `messages` carry.
+    /// The number of datagrams and of bytes in the first `messages`.
     pub(super) fn total(&self, messages: usize) -> (usize, usize) {
         let runs = self.runs.iter().take(messages);
         runs.fold((0, 0), |(datagrams, bytes), run| (datagrams + run.datagrams, bytes + run.bytes))
@@ -135,9 +135,9 @@ impl Call {
     }
 }
 
-/// Gathers the payload of the datagram that was paid for last, and of as many behind it as may leave
-/// together and are paid for: equal in size, the last perhaps shorter, none empty, to one peer and
-/// from one source. Says how many bytes those are.
+/// Gathers the payload of the last datagram that was paid for, and of as many following ones as can
+/// be sent together and are paid for: of equal size (the last may be shorter), not empty, to one
+/// peer and from one source. Returns the number of bytes.
 fn gather_run<'a>(
     allowance: &mut Allowance<'_, 'a, impl Budget>,
     slices: &mut Vec<SendSlice<'a>>,
@@ -151,7 +151,7 @@ fn gather_run<'a>(
     let fits = len > 0 && len <= limits.longest(datagrams.address(at));
     let most = if fits { LONGEST_RUN.min(LARGEST_RUN / len) } else { 1 };
     let mut bytes = len;
-    // Payloads that lie one after the other in memory need one entry of the list.
+    // Payloads that are adjacent in memory share one entry of the list.
     let mut adjacent = first.payload;
     for datagram in datagrams.list[at + 1..].iter().take(most - 1) {
         let next_len = datagram.payload.len();

@@ -18,20 +18,20 @@ use super::gso::{Gso, Limits, is_about_run, is_about_whole_run};
 use super::meta::Source;
 use super::sys::{self, Outgoing, SendSlice, make_room, with_room};
 
-/// Datagrams on their way out, in order.
+/// A queue of datagrams to send, in order.
 ///
-/// Consecutive datagrams of one size to one peer (the last may be shorter) leave as one send that
-/// the kernel splits. A run that is refused is sent again, datagram by datagram.
+/// Consecutive datagrams of equal size to one peer (the last may be shorter) are sent as a run,
+/// which the kernel splits. If a run is refused, its datagrams are sent one by one.
 #[derive(Default)]
 pub struct SendQueue<'a> {
     datagrams: Datagrams<'a>,
-    /// The first datagram that has not left.
+    /// The index of the first datagram that was not sent.
     next: usize,
-    /// Datagrams before this one leave alone: they belong to a run that was refused.
+    /// Datagrams before this index are sent alone: they belong to a run that was refused.
     alone_until: usize,
-    /// How many datagrams the last error is about, if that is more than one.
+    /// The number of datagrams that the last error is about, if more than one.
     failed: usize,
-    /// Kept for its memory.
+    /// Reused to avoid allocations.
     slices: Vec<SendSlice<'a>>,
 }
 
@@ -50,43 +50,43 @@ struct Datagram<'a> {
     source: u32,
 }
 
-/// The index of an address or a source that a datagram does not have.
+/// The index used for a missing address or source.
 const NONE: u32 = u32::MAX;
 
-/// What one call has sent: something, or the call has failed.
+/// The amount that one successful call has sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sent {
-    /// Datagrams.
+    /// The number of datagrams.
     pub datagrams: NonZero<usize>,
-    /// Bytes of payload.
+    /// The number of payload bytes.
     pub bytes: usize,
 }
 
-/// What the kernel may join to one datagram.
+/// How the kernel may join datagrams into one.
 #[derive(Clone, Copy)]
 pub(super) struct Joining {
-    /// Whether the first datagram is joined to one that an earlier call has left open (`MSG_MORE`).
+    /// Whether it joins the first datagram to one that an earlier call left open (`MSG_MORE`).
     pub(super) to_open: bool,
-    /// Whether all may be, so that the kernel has to be asked (`UDP_CORK`).
+    /// Whether it may join all, so that the option must be queried (`UDP_CORK`).
     pub(super) may_be_corked: bool,
 }
 
-/// What limits how much may be sent to an address.
+/// Limits how much may be sent to an address.
 pub(super) trait Budget {
-    /// Takes a datagram off what may be sent to its address; false if that is less.
+    /// Deducts a datagram from the budget of its address; returns false if the budget is too small.
     fn take(&self, to: Option<&Address>, bytes: usize) -> bool;
-    /// Gives back what was taken for a datagram that has not left.
+    /// Refunds a datagram that was not sent.
     fn give_back(&self, to: Option<&Address>, bytes: usize);
-    /// The error of a datagram that may not be sent.
+    /// The error for a datagram that exceeds its budget.
     fn refusal(&self) -> io::Error;
 }
 
-/// What takes the messages.
+/// Sends the messages: the kernel, or a stand-in for tests.
 trait Kernel {
-    /// Sends some of the first messages, without waiting, and says how many have left. An error is
-    /// the first message's.
+    /// Sends some of the first messages without waiting; returns how many were sent. An error is
+    /// about the first message.
     fn send(&mut self, messages: &mut dyn Iterator<Item = Outgoing<'_>>) -> io::Result<usize>;
-    /// Whether datagrams that are sent now become one, until the user says otherwise.
+    /// Whether the kernel currently joins datagrams until the user uncorks the socket.
     fn is_corked(&mut self) -> bool;
 }
 
@@ -108,15 +108,15 @@ impl Kernel for SocketKernel<'_> {
 }
 
 impl<'a> SendQueue<'a> {
-    /// An empty queue with room for `datagrams`.
+    /// Creates an empty queue with room for `datagrams`.
     pub fn with_room(datagrams: usize) -> io::Result<Self> {
         let list = with_room(datagrams, "datagrams to be sent")?;
         let datagrams = Datagrams { list, ..Datagrams::default() };
         Ok(Self { datagrams, ..Self::default() })
     }
 
-    /// Appends a datagram to a peer, or, without an address, to the connected one. Fails only if
-    /// there is no memory.
+    /// Appends a datagram to a peer or, without an address, to the connected peer. Fails only if
+    /// memory allocation fails.
     pub fn push(
         &mut self,
         payload: SendSlice<'a>,
@@ -126,7 +126,7 @@ impl<'a> SendQueue<'a> {
         self.push_all(iter::once(payload), to, source)
     }
 
-    /// Appends datagrams that have one peer and one source.
+    /// Appends datagrams that have the same peer and source.
     pub fn push_all(
         &mut self,
         payloads: impl ExactSizeIterator<Item = SendSlice<'a>>,
@@ -141,47 +141,48 @@ impl<'a> SendQueue<'a> {
         Ok(())
     }
 
-    /// How many datagrams have not left.
+    /// The number of datagrams that were not sent.
     pub fn len(&self) -> usize {
         self.datagrams.list.len() - self.next
     }
 
-    /// Whether all have left.
+    /// Whether all datagrams were sent.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many datagrams have left or were skipped: the index of the one that is next.
+    /// The index of the next datagram: the number of datagrams that were sent or skipped.
     pub fn position(&self) -> usize {
         self.next
     }
 
-    /// Where the next datagram goes, if it has an address of its own.
+    /// The next datagram's destination, if it has its own.
     pub fn next_address(&self) -> Option<&Address> {
         self.datagrams.address(self.next)
     }
 
-    /// How many datagrams the last error is about: the next one alone, or all of a run that may have
-    /// left in part, none of which may be sent again.
+    /// The number of datagrams that the last error is about: the next one alone, or all of a run of
+    /// which a part may have been sent, so that none may be sent again.
     pub fn failed(&self) -> usize {
         self.failed.max(1).min(self.len())
     }
 
-    /// Gives up the datagrams that the last error is about, and says how many.
+    /// Drops the datagrams that the last error is about; returns their number.
     pub fn skip(&mut self) -> usize {
         let failed = self.failed();
         (self.next, self.failed) = (self.next + failed, 0);
         failed
     }
 
-    /// Lets the next datagram leave from where the routes say; false if it was to do so already.
-    /// Those behind it may have had the same address, and nothing says that it is wrong for them.
+    /// Sends the next datagram from the default address; returns false if it had no source address.
+    /// The source of the following datagrams is unchanged, because nothing says that it is wrong
+    /// for them.
     pub fn forget_source(&mut self) -> bool {
         let next = self.datagrams.list.get_mut(self.next);
         next.is_some_and(|datagram| std::mem::replace(&mut datagram.source, NONE) != NONE)
     }
 
-    /// Takes all datagrams out, for new ones.
+    /// Removes all datagrams.
     pub fn clear(&mut self) {
         self.datagrams.list.clear();
         self.datagrams.addresses.clear();
@@ -189,10 +190,10 @@ impl<'a> SendQueue<'a> {
         (self.next, self.alone_until, self.failed) = (0, 0, 0);
     }
 
-    /// Sends as many datagrams as one call takes, without waiting: at least one, or this fails. An
-    /// error is about the next datagrams, as many as [`failed`](Self::failed) says.
+    /// Sends as many datagrams as one call can, without waiting: at least one, or it fails. An
+    /// error is about the next [`failed`](Self::failed) datagrams.
     ///
-    /// A datagram that does not leave is given back to the budget.
+    /// Datagrams that are not sent are refunded to the budget.
     pub(super) fn send(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -201,10 +202,10 @@ impl<'a> SendQueue<'a> {
         joining: Joining,
         budget: Option<&impl Budget>,
     ) -> io::Result<Sent> {
-        // With MSG_MORE the kernel joins what follows to a datagram that is still open.
+        // With MSG_MORE the kernel joins the following datagrams to one that is still open.
         let limits = if flags & libc::MSG_MORE == 0 { gso.limits(fd) } else { Limits::NO_RUNS };
         if joining.to_open {
-            // The kernel would take no notice of where the run is to be split.
+            // The kernel would ignore the segment size of the run.
             self.alone_until = self.alone_until.max(self.next + 1);
         }
         let mut kernel = SocketKernel { fd, flags, may_be_corked: joining.may_be_corked };
@@ -223,30 +224,37 @@ impl<'a> SendQueue<'a> {
             return Err(io::Error::from_raw_os_error(libc::EINVAL)); // nothing to send
         }
         *failed = 0;
-        let mut refused = None;
-        // A second time, if the first run is refused: its datagrams then leave alone.
+        let (mut refused, mut is_retried) = (None, false);
+        // If the first run is refused, try once more with its datagrams alone.
         loop {
             let mut allowance = Allowance::new(datagrams, budget, *next);
             let alone = *next..*alone_until;
             let call = Call::gather(&mut allowance, slices, limits, alone, kernel)?;
             let Some(first) = call.first_run() else {
-                // What the call has gathered ends where the budget does.
+                // The budget is too small for the first datagram.
                 return Err(budget.map_or_else(|| io::ErrorKind::WouldBlock.into(), B::refusal));
             };
             match kernel.send(&mut call.messages(datagrams, slices, *next)) {
                 Ok(messages) => {
                     let (left, bytes) = call.total(messages);
                     let Some(left_some) = NonZero::new(left) else {
-                        return Err(io::Error::from_raw_os_error(libc::EIO)); // and no reason given
+                        return Err(io::Error::from_raw_os_error(libc::EIO)); // no error was given
                     };
                     if let Some(error) = &refused {
-                        // Its datagrams leave alone: the run was the reason.
+                        // Send its datagrams alone, because the error is about the run.
                         let len = datagrams.list[*next].payload.len();
                         gso.refuse(datagrams.address(*next), len, error);
                     }
                     allowance.keep(left);
                     *next += left;
                     return Ok(Sent { datagrams: left_some, bytes });
+                }
+                // It may report an ICMP message about an earlier datagram ("fragmentation needed", to
+                // whatever peer), and has sent nothing then: only the same once more tells.
+                Err(error)
+                    if first > 1 && error.raw_os_error() == Some(libc::EMSGSIZE) && !is_retried =>
+                {
+                    is_retried = true;
                 }
                 Err(error) if first > 1 && is_about_run(&error) => {
                     *alone_until = *next + first;
@@ -264,13 +272,13 @@ impl<'a> SendQueue<'a> {
 }
 
 impl Datagrams<'_> {
-    /// Where a datagram goes, if it is there and has an address of its own.
+    /// The destination of a datagram, if there is one and it has its own.
     fn address(&self, index: usize) -> Option<&Address> {
         self.addresses.get(self.list.get(index)?.to as usize)
     }
 }
 
-/// The index of a value that is most often the last one again.
+/// The index of a value, which is usually equal to the previous one.
 fn index_of<T: PartialEq>(values: &mut Vec<T>, value: T) -> io::Result<u32> {
     if values.last() != Some(&value) {
         make_room(values, 1, "addresses")?;

@@ -1,5 +1,5 @@
-//! Whatever the kernel answers and a guard allows: each call returns an error or advances, and each
-//! datagram leaves once, or is given up with an error, and is paid for only if it has left.
+//! For all results of the kernel and all guards: each call fails or advances; each datagram is sent
+//! once, or dropped with an error; and only sent datagrams are paid for.
 
 use super::*;
 use crate::net::cmsg;
@@ -14,29 +14,29 @@ use std::rc::Rc;
 
 const PEERS: u16 = 3;
 
-/// What the kernel says to one call.
+/// The kernel's response to one call.
 #[derive(Clone, Debug)]
 enum Reply {
-    /// Takes some of the messages: all, if there are fewer.
+    /// Accepts this many messages, or all if there are fewer.
     Takes(usize),
     /// Fails the first message.
     Fails(c_int),
-    /// Fails the first message if it is a run, and takes all messages before the next run.
+    /// Fails the first message if it is a run; otherwise accepts all messages before the next run.
     FailsRuns(c_int),
 }
 
-/// What happens before a call.
+/// An event before a call.
 #[derive(Clone, Debug)]
 enum Event {
     Nothing,
-    /// Peers earn bytes.
+    /// Adds to the budgets of peers.
     Earn(u16, usize),
-    /// The guard is taken away, or another one comes.
+    /// Removes or replaces the guard.
     Guard(Option<[usize; PEERS as usize]>),
     Corked(bool),
 }
 
-/// A guard: what may go to each peer, what has been taken, and how often it was asked.
+/// A guard: each peer's budget, the bytes deducted, and the number of calls.
 #[derive(Debug, Default)]
 struct Account {
     may: RefCell<[usize; PEERS as usize]>,
@@ -70,11 +70,11 @@ impl Budget for Account {
     }
 }
 
-/// A kernel that replies as it was told, and knows which datagrams it has taken.
+/// A kernel that follows a script, and records the datagrams that it accepts.
 struct Scripted {
     reply: Reply,
     is_corked: bool,
-    /// Of each datagram, identified by where it lies in memory: how often it was taken.
+    /// How often each datagram was accepted, identified by its address in memory.
     taken: HashMap<usize, usize>,
     bytes: [usize; PEERS as usize],
     calls: usize,
@@ -165,7 +165,7 @@ fn events() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// More cases where a long run is asked for.
+/// Runs more cases if a long run was requested.
 fn config() -> ProptestConfig {
     let long = std::env::var_os("TOMADA_LONG").is_some_and(|long| long == "1");
     let mut config = ProptestConfig::default();
@@ -184,7 +184,7 @@ proptest! {
         guarded in any::<bool>(),
     ) {
         let count: usize = shape.iter().map(|(count, ..)| count).sum();
-        // Each datagram lies in a place of its own, even an empty one.
+        // Each datagram, even an empty one, has a distinct address in memory.
         let memory = vec![0_u8; count * 21 + 1];
         let (mut queue, mut starts, mut at) = (SendQueue::default(), Vec::new(), 0);
         for &(count, len, port) in &shape {
@@ -229,9 +229,10 @@ proptest! {
             (kernel.reply, kernel.calls) = (reply, 0);
             let asked = guard.as_ref().map_or(0, |guard| guard.asked.get());
             let result = queue.send_by(&mut kernel, &gso, gso.known_limits(), guard.as_deref());
-            // Bounded: a second attempt at the most, and the budget is asked for what a call
-            // takes, and for the one datagram behind it that it is not enough for.
-            prop_assert!(kernel.calls <= 2);
+            // Bounded: the run, the run again after EMSGSIZE, and its datagrams alone. The budget is
+            // asked for the datagrams that a call takes, and for the one after them that it does not
+            // allow.
+            prop_assert!(kernel.calls <= 3);
             if let Some(guard) = &guard && kernel.calls == 1 {
                 prop_assert!(guard.asked.get() - asked <= kernel.offered + 1);
             }
@@ -260,13 +261,13 @@ proptest! {
             }
         }
         prop_assert!(skipped_in_doubt <= given_up.len());
-        // Each that the queue is done with has left once, or was given up and has not left.
+        // Each finished datagram was either sent once, or dropped and not sent.
         for (index, (start, _, _)) in starts.iter().enumerate() {
             let left = kernel.taken.get(start).copied().unwrap_or(0);
             let done = index < queue.position() && !given_up.contains(&index);
             prop_assert_eq!(left, usize::from(done), "datagram {}", index);
         }
-        // All that has left, and nothing else, was paid for by the guard of its call.
+        // Exactly the sent datagrams were paid for, each by the guard of its call.
         let paid: usize = guards.iter().map(|guard| guard.taken.borrow().iter().sum::<usize>()).sum();
         prop_assert_eq!(paid + unguarded_bytes, kernel.bytes.iter().sum::<usize>());
     }

@@ -2,7 +2,7 @@ use super::*;
 use crate::net::gso::LARGEST_RUN;
 use std::net::SocketAddr;
 
-/// A kernel that answers as a function says.
+/// A kernel that responds as a function says.
 struct Answer<F>(F);
 
 impl<F: FnMut(&mut dyn Iterator<Item = Outgoing<'_>>) -> io::Result<usize>> Kernel for Answer<F> {
@@ -15,7 +15,7 @@ impl<F: FnMut(&mut dyn Iterator<Item = Outgoing<'_>>) -> io::Result<usize>> Kern
     }
 }
 
-/// No limit.
+/// A budget without a limit.
 struct Unlimited;
 
 impl Budget for Unlimited {
@@ -38,7 +38,7 @@ fn send_with(
     queue.send_by(&mut Answer(transmit), gso, gso.known_limits(), None::<&Unlimited>)
 }
 
-/// The longest datagram of a run to a peer.
+/// The longest datagram that a run to a peer may contain.
 fn longest(gso: &Gso, port: u16) -> usize {
     gso.known_limits().longest(Some(&peer(port)))
 }
@@ -47,13 +47,13 @@ fn peer(port: u16) -> Address {
     SocketAddr::from(([127, 0, 0, 1], port)).into()
 }
 
-/// A datagram that was refused, and why.
+/// A refused datagram and its error.
 struct Failure {
     index: usize,
     error: io::Error,
 }
 
-/// What a message was: its port, its segment size, and its length.
+/// A message that the kernel has seen: its port, its segment size, and its length.
 type Seen = (Option<u16>, Option<usize>, usize);
 
 fn seen(message: &Outgoing<'_>) -> Seen {
@@ -64,7 +64,7 @@ fn seen(message: &Outgoing<'_>) -> Seen {
     (message.to.and_then(Address::ip).map(|ip| ip.port()), segment, len)
 }
 
-/// Sends everything with a kernel that answers as `answer` says, and returns what it saw.
+/// Sends everything through a kernel that responds as `answer` says; returns the messages it saw.
 fn send_all(
     queue: &mut SendQueue<'_>,
     gso: &Gso,
@@ -96,7 +96,7 @@ fn queue<'a>(payloads: &[(&'a [u8], u16)]) -> SendQueue<'a> {
     queue
 }
 
-#[allow(clippy::unnecessary_wraps)] // it stands in for a kernel that may fail
+#[allow(clippy::unnecessary_wraps)] // it replaces a kernel call that may fail
 fn all(messages: &[Seen]) -> io::Result<usize> {
     Ok(messages.len())
 }
@@ -141,9 +141,9 @@ fn equal_sizes_to_one_peer_are_one_run_and_the_last_may_be_shorter() {
         (&long, 1),
         (&short, 1), // ends the run
         (&short, 1),
-        (&long, 1), // longer: a run of its own
+        (&long, 1), // longer: starts a new run
         (&long, 2), // another peer
-        (&[], 2),   // an empty datagram is part of no run
+        (&[], 2),   // an empty datagram cannot be in a run
         (&[], 2),
     ]);
     let (left, failures) = send_all(&mut queue, &Gso::new(true), all);
@@ -201,7 +201,7 @@ fn a_refused_run_leaves_datagram_by_datagram_and_offload_is_given_up() {
     let mut queue = queue(&payloads);
     let refuse = |messages: &[Seen]| match messages[0].1 {
         Some(_) => Err(errno(libc::EIO)),
-        // The kernel stops before the next run that it will refuse.
+        // The kernel stops before the next run, which it will refuse.
         None => Ok(messages.iter().take_while(|seen| seen.1.is_none()).count()),
     };
     let (left, failures) = send_all(&mut queue, &gso, refuse);
@@ -237,7 +237,7 @@ fn an_error_of_the_datagrams_own_does_not_cost_the_offload() {
     let gso = Gso::new(true);
     let mut queue = queue(&[(b"xx", 1), (b"xx", 1), (b"ok", 2)]);
     let unreachable = |messages: &[Seen]| match messages[0].0 {
-        Some(1) => Err(errno(libc::EINVAL)), // as for the port 0, run or no run
+        Some(1) => Err(errno(libc::EINVAL)), // as for port 0, in a run or alone
         _ => Ok(1),
     };
     let (left, failures) = send_all(&mut queue, &gso, unreachable);
@@ -339,4 +339,19 @@ fn a_kernel_that_takes_nothing_is_an_error() {
     queue.skip();
     let error = send_with(&mut queue, &Gso::new(true), |_| Ok(1)).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EINVAL)); // nothing to send
+}
+
+#[test]
+fn an_icmp_error_about_another_datagram_costs_a_run_nothing() {
+    let gso = Gso::new(true);
+    let payload = [0; 100];
+    let mut queue = queue(&[(&payload, 1), (&payload, 1), (&payload, 1)]);
+    let mut calls = 0;
+    let (left, failures) = send_all(&mut queue, &gso, |messages| {
+        calls += 1;
+        if calls == 1 { Err(errno(libc::EMSGSIZE)) } else { Ok(messages.len()) }
+    });
+    assert_eq!(left, [(Some(1), Some(100), 300)]);
+    assert!(failures.is_empty());
+    assert_eq!(longest(&gso, 1), LARGEST_RUN);
 }

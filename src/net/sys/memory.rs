@@ -1,8 +1,8 @@
-//! Memory that may not be there: straight from the kernel, or large enough to ask before.
+//! Allocations that may fail: directly from the kernel, or large enough to be checked.
 //!
-//! Rust ends the process where an allocation fails. So what is large, or as large as a user or a
-//! peer says, is asked for with `try_reserve` or from here, and where there is none the error is one
-//! of [`io::ErrorKind::OutOfMemory`].
+//! Rust aborts the process if an allocation fails. Therefore large allocations, and those whose
+//! size a user or a peer chooses, use `try_reserve` or this module. If they fail, the error is
+//! [`io::ErrorKind::OutOfMemory`].
 
 use std::alloc::{Layout, alloc_zeroed};
 use std::io;
@@ -10,13 +10,13 @@ use std::ops::Deref;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
-/// The error where there is no memory for something of so many bytes.
+/// The error for a failed allocation of `bytes` for `what`.
 pub fn no_memory(bytes: usize, what: &str) -> io::Error {
     let text = format!("there is no memory for {what} ({bytes} bytes)");
     io::Error::new(io::ErrorKind::OutOfMemory, text)
 }
 
-/// An empty vector with room for `len` items, which are `what`.
+/// An empty vector with room for `len` items, described by `what`.
 pub fn with_room<T>(len: usize, what: &str) -> io::Result<Vec<T>> {
     let mut items = Vec::new();
     let result = items.try_reserve_exact(len);
@@ -24,14 +24,14 @@ pub fn with_room<T>(len: usize, what: &str) -> io::Result<Vec<T>> {
     Ok(items)
 }
 
-/// Makes room for `more` items, which are `what`, in a vector that grows.
+/// Reserves room for `more` items, described by `what`, in a growing vector.
 pub fn make_room<T>(items: &mut Vec<T>, more: usize, what: &str) -> io::Result<()> {
     let len = items.len().saturating_add(more);
     let result = items.try_reserve(more);
     result.map_err(|_| no_memory(len.saturating_mul(size_of::<T>()), what))
 }
 
-/// Zeroed memory for `len` items, which are `what`.
+/// Zeroed memory for `len` items, described by `what`.
 pub fn zeroes<T: Zeroes>(len: usize, what: &str) -> io::Result<Box<[T]>> {
     const { assert!(size_of::<T>() > 0, "there is no memory of no size") };
     if len == 0 {
@@ -43,41 +43,41 @@ pub fn zeroes<T: Zeroes>(len: usize, what: &str) -> io::Result<Box<[T]>> {
     if start.is_null() {
         return Err(no_memory(layout.size(), what));
     }
-    // SAFETY: the memory was allocated a moment ago with the layout of this slice, whose items are
-    // zeroes, which they may be.
+    // SAFETY: the memory was just allocated with the layout of this slice, and its items may be
+    // zero.
     Ok(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(start.cast(), len)) })
 }
 
-/// A type of which all bytes may be zero.
+/// A type that is valid if all its bytes are zero.
 ///
 /// # Safety
-/// That is so.
+/// The type must have this property.
 pub unsafe trait Zeroes {}
 
-// SAFETY: a byte may be zero.
+// SAFETY: zero is a valid byte.
 unsafe impl Zeroes for u8 {}
-// SAFETY: and so may several.
+// SAFETY: as above.
 unsafe impl<const LEN: usize> Zeroes for [u8; LEN] {}
-// SAFETY: it is a number.
+// SAFETY: zero is a valid number.
 unsafe impl Zeroes for AtomicU32 {}
 
-/// Zeroed memory that takes up a page only once that page is written: `mmap(2)`.
+/// Zeroed memory that uses a page only after it was written to: `mmap(2)`.
 pub struct Memory {
     start: NonNull<u8>,
     len: usize,
 }
 
-// SAFETY: it is plain memory, owned by whoever owns this.
+// SAFETY: it is plain memory with a single owner.
 unsafe impl Send for Memory {}
 // SAFETY: shared references only read it.
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// Reserves `len` bytes of address space, which must not be zero.
+    /// Reserves `len` bytes of address space; `len` must not be zero.
     pub fn new(len: usize) -> io::Result<Self> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: a new anonymous mapping, which touches nobody's memory.
+        // SAFETY: a new anonymous mapping does not affect existing memory.
         let mapped = unsafe { libc::mmap(ptr::null_mut(), len, protection, flags, -1, 0) };
         match NonNull::new(mapped.cast()) {
             Some(start) if mapped != libc::MAP_FAILED => Ok(Self { start, len }),
@@ -85,45 +85,45 @@ impl Memory {
         }
     }
 
-    /// Asks for large pages, of which a search here and there touches fewer: `madvise(2)`. Where the
-    /// kernel has none to give, small ones do.
+    /// Requests large pages, so that random accesses touch fewer pages: `madvise(2)`. If the kernel
+    /// cannot provide them, small ones are used.
     pub(in crate::net) fn prefer_large_pages(&self) {
         // The pointer: the mapping's own.
         let _ = syscall!(madvise(self.start.as_ptr().cast(), self.len, libc::MADV_HUGEPAGE));
     }
 
-    /// The whole of it, as far as it has whole words.
+    /// The memory as whole words.
     pub(in crate::net) fn words(&self) -> &[u64] {
         // SAFETY: a mapping starts at a page, aligned for anything, and has that many readable
         // words, which may have any value. It lives as long as `self`.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), self.len / 8) }
     }
 
-    /// The same, to write.
+    /// The memory as whole words, writable.
     pub(in crate::net) fn words_mut(&mut self) -> &mut [u64] {
         // SAFETY: as above, and `self` is borrowed for writing.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().cast(), self.len / 8) }
     }
 
-    /// How many bytes there are.
+    /// The size in bytes.
     pub fn size(&self) -> usize {
         self.len
     }
 
-    /// Where it starts.
+    /// The start address.
     pub fn start(&self) -> *mut u8 {
         self.start.as_ptr()
     }
 }
 
-/// Items that never move, for others to point to: the kernel, through a header. A `Box` would not
-/// do, since moving one claims that nobody else reaches what is in it.
+/// Items that never move, because others point to them: the kernel, through a header. A `Box` is
+/// not suitable, because moving it asserts that nobody else accesses its content.
 pub(super) struct Pinned<T> {
     start: NonNull<T>,
     len: usize,
 }
 
-// SAFETY: it owns its items, as a box does.
+// SAFETY: it owns its items, like a box.
 unsafe impl<T: Send> Send for Pinned<T> {}
 // SAFETY: shared references only read them.
 unsafe impl<T: Sync> Sync for Pinned<T> {}
@@ -136,7 +136,7 @@ impl<T> Pinned<T> {
         Self { start: unsafe { NonNull::new_unchecked(start) }, len }
     }
 
-    /// A pointer to an item, which must be there.
+    /// A pointer to an item, which must exist.
     pub(super) fn pointer(&self, index: usize) -> *mut T {
         assert!(index < self.len);
         // SAFETY: it is one of `len` items.
@@ -147,25 +147,26 @@ impl<T> Pinned<T> {
 impl<T> Drop for Pinned<T> {
     fn drop(&mut self) {
         let items = ptr::slice_from_raw_parts_mut(self.start.as_ptr(), self.len);
-        // SAFETY: `new` has taken them out of a box, and nobody points to them any more.
+        // SAFETY: `new` has taken them out of a box, and there are no other pointers to them any
+        //   longer.
         drop(unsafe { Box::from_raw(items) });
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and nobody borrows from it any more. It cannot fail.
+        // SAFETY: the mapping is ours, and nothing borrows from it any longer. It cannot fail.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
     }
 }
 
-/// Counters that this process and those forked from it share.
+/// Counters that this process shares with its forks.
 pub(in crate::net) struct SharedCounters {
     start: NonNull<AtomicU64>,
     len: usize,
 }
 
-// SAFETY: the memory is plain, owned by whoever owns this, and reached through atomics only.
+// SAFETY: the memory is plain, has a single owner, and is only accessed through atomics.
 unsafe impl Send for SharedCounters {}
 // SAFETY: as above.
 unsafe impl Sync for SharedCounters {}
@@ -176,7 +177,7 @@ impl SharedCounters {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
         let bytes = len * size_of::<AtomicU64>();
-        // SAFETY: a new anonymous mapping, which touches nobody's memory.
+        // SAFETY: a new anonymous mapping does not affect existing memory.
         let mapped = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, flags, -1, 0) };
         match NonNull::new(mapped.cast()) {
             Some(start) if mapped != libc::MAP_FAILED => Ok(Self { start, len }),
@@ -198,7 +199,7 @@ impl Deref for SharedCounters {
 impl Drop for SharedCounters {
     fn drop(&mut self) {
         let bytes = self.len * size_of::<AtomicU64>();
-        // SAFETY: the mapping is ours, and nobody borrows from it any more. It cannot fail.
+        // SAFETY: the mapping is ours, and nothing borrows from it any longer. It cannot fail.
         unsafe { libc::munmap(self.start.as_ptr().cast(), bytes) };
     }
 }
@@ -222,7 +223,7 @@ mod tests {
 
     #[test]
     fn memory_that_is_not_there_is_an_error_that_says_so() {
-        const BEYOND: usize = isize::MAX as usize - 4096; // what no machine has
+        const BEYOND: usize = isize::MAX as usize - 4096; // more than any machine has
         let errors = [
             Memory::new(BEYOND).err(),
             zeroes::<u8>(BEYOND, "bytes").err(),

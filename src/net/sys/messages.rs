@@ -1,4 +1,4 @@
-//! Many datagrams a call: `recvmmsg(2)` and `sendmmsg(2)`.
+//! Many datagrams per call: `recvmmsg(2)` and `sendmmsg(2)`.
 
 use std::ffi::c_int;
 use std::io;
@@ -13,14 +13,14 @@ use super::{Memory, SendSlice, with_room, zeroes};
 use crate::net::address::Address;
 use crate::net::cmsg::ControlBuffer;
 
-/// Room for one received message's control data: all that this library asks for, with as much
-/// again for what a user may have asked for beside it.
+/// Room for a received message's control data: twice what this library requests, for options that
+/// the user has set.
 const CONTROL_LEN: usize = 256;
 const NAME_LEN: usize = Address::CAPACITY as usize;
 
 /// Slots to receive into, each with room for a datagram, its sender and its control messages.
 ///
-/// The headers point to everything else, of which there are no references while the kernel writes,
+/// The headers point to all other parts. There are no references to these while the kernel writes,
 /// and none at all to memory that is [exported](Self::export).
 pub(in crate::net) struct RecvMessages {
     memory: Memory,
@@ -30,25 +30,25 @@ pub(in crate::net) struct RecvMessages {
     iovecs: Pinned<libc::iovec>,
     names: Pinned<[u8; NAME_LEN]>,
     controls: Pinned<[u8; CONTROL_LEN]>,
-    /// How much of a control buffer the kernel may fill.
+    /// How much of a control buffer the kernel may use.
     control_len: usize,
     /// Headers that the last call may have changed.
     dirty: usize,
-    /// Whether others than this may read and write the memory.
+    /// Whether others may read and write the memory.
     is_exported: bool,
 }
 
-// SAFETY: the headers' pointers lead to memory that this owns, and which stays where it is.
+// SAFETY: the headers point to memory that this owns and never moves.
 unsafe impl Send for RecvMessages {}
 // SAFETY: shared references only read.
 unsafe impl Sync for RecvMessages {}
 
-/// One received message, in its slot.
+/// A received message in its slot.
 #[derive(Clone, Copy)]
 pub(in crate::net) struct Message<'a> {
-    /// How many bytes of it there are.
+    /// Its length in bytes.
     pub(in crate::net) len: usize,
-    /// The sender, as the kernel writes addresses.
+    /// The sender, in the kernel's format.
     pub(in crate::net) name: &'a [u8],
     /// Control messages.
     pub(in crate::net) control: &'a [u8],
@@ -59,8 +59,8 @@ pub(in crate::net) struct Message<'a> {
 impl RecvMessages {
     /// Reserves `slots` of at least `slot_len` bytes each.
     pub(in crate::net) fn new(slots: usize, slot_len: usize) -> io::Result<Self> {
-        // Slots a page apart would meet in the same few sets of the processor's caches, which are
-        // chosen by an address's lower bits: shift each by a cache line.
+        // Slots at page distance would compete for the same few cache sets, which are chosen by an
+        // address's lower bits: shift each by a cache line.
         let stride = slot_len.next_multiple_of(64) + 64;
         let memory = Memory::new(stride * slots)?;
         let names = Pinned::new(zeroes::<[u8; NAME_LEN]>(slots, "the names of senders")?);
@@ -95,24 +95,24 @@ impl RecvMessages {
         })
     }
 
-    /// How many messages one call receives at the most.
+    /// The maximum number of messages per call.
     pub(in crate::net) fn slots(&self) -> usize {
         self.headers.len()
     }
 
-    /// Lets others than this read and write the slots' memory through pointers, as long as this
-    /// lives, and says where it is.
+    /// Allows others to read and write the slots' memory through pointers while this lives; returns
+    /// its location.
     pub(in crate::net) fn export(&mut self) -> (*mut u8, usize) {
         self.is_exported = true;
         (self.memory.start(), self.memory.size())
     }
 
-    /// Where a slot's payload starts in the memory.
+    /// The offset of a slot's payload in the memory.
     pub(in crate::net) fn offset(&self, slot: usize) -> usize {
         slot * (self.slot_len + 64)
     }
 
-    /// Bytes of a slot's payload. There are none to refer to in memory that was exported.
+    /// Bytes of a slot's payload. Not available if the memory was exported.
     #[inline]
     pub(in crate::net) fn payload(&self, slot: usize, range: Range<usize>) -> &[u8] {
         debug_assert!(!self.is_exported);
@@ -125,7 +125,7 @@ impl RecvMessages {
         unsafe { std::slice::from_raw_parts(start, range.len()) }
     }
 
-    /// A copy of bytes of a slot's payload. Where the memory was exported, others may change them
+    /// A copy of bytes of a slot's payload. If the memory was exported, others may change it
     /// meanwhile, which garbles the copy.
     pub(in crate::net) fn copy_payload(
         &self,
@@ -142,7 +142,7 @@ impl RecvMessages {
         Ok(copy.into_boxed_slice())
     }
 
-    /// Overwrites bytes of a slot's payload with zeroes, if others may see them.
+    /// Overwrites bytes of a slot's payload with zeroes, if others can see them.
     pub(in crate::net) fn hide_payload(&mut self, slot: usize, range: Range<usize>) {
         if self.is_exported {
             let start = self.place(slot, &range);
@@ -156,8 +156,8 @@ impl RecvMessages {
         self.memory.start().wrapping_add(self.offset(slot) + range.start)
     }
 
-    /// Receives up to `count` messages that are there, without waiting, over those of the last
-    /// call. An error comes only where there is no message.
+    /// Receives up to `count` queued messages without waiting, replacing those of the last call.
+    /// Returns an error only if there is no message.
     pub(in crate::net) fn receive(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -170,7 +170,7 @@ impl RecvMessages {
             self.control_len = control_len;
             self.dirty = self.slots();
         }
-        // The kernel writes lengths where it reads capacities.
+        // The kernel writes lengths into the fields that hold capacities.
         for header in &mut self.headers[..self.dirty] {
             header.msg_hdr.msg_namelen = Address::CAPACITY;
             header.msg_hdr.msg_controllen = self.control_len as _;
@@ -179,16 +179,16 @@ impl RecvMessages {
         self.dirty = count;
         let flags = flags | libc::MSG_DONTWAIT;
         let headers = self.headers.as_mut_ptr();
-        // The pointers: the headers lead to memory that `self` owns, as much as they say; no
-        // timeout, which the kernel only looks at between messages.
+        // The pointers: the headers point to memory that `self` owns, of the given lengths. There
+        // is no timeout, because the kernel checks it only between messages.
         let received =
             syscall!(recvmmsg(fd.as_raw_fd(), headers, count as _, flags as _, ptr::null_mut()))?;
-        // One beyond: the message whose receipt failed.
+        // One more: the message whose receive failed.
         self.dirty = count.min(received as usize + 1);
         Ok(received as usize)
     }
 
-    /// One of the messages that the last call received.
+    /// A message of the last call.
     pub(in crate::net) fn message(&self, slot: usize) -> Message<'_> {
         let libc::mmsghdr { msg_hdr: header, msg_len } = &self.headers[slot];
         let name_len = (header.msg_namelen as usize).min(NAME_LEN);
@@ -207,22 +207,21 @@ impl RecvMessages {
     }
 }
 
-/// One message to send: pieces of memory that the kernel joins, with an address and control
-/// messages.
+/// A message to send: buffers that the kernel joins, with an address and control messages.
 pub(in crate::net) struct Outgoing<'a> {
-    /// The pieces.
+    /// The buffers.
     pub(in crate::net) memory: &'a [SendSlice<'a>],
-    /// Where to; `None` for the connected peer.
+    /// The destination; `None` for the connected peer.
     pub(in crate::net) to: Option<&'a Address>,
     /// Control messages.
     pub(in crate::net) control: &'a ControlBuffer,
 }
 
-/// The most messages that one call sends.
+/// The maximum number of messages that one call sends.
 pub(in crate::net) const SEND_MESSAGES: usize = 64;
 
-/// Sends the first of `messages`, up to [`SEND_MESSAGES`], without waiting, and says how many left.
-/// An error is the first message's, and means that none has left.
+/// Sends the first `messages`, up to [`SEND_MESSAGES`], without waiting; returns how many were
+/// sent. An error is about the first message, and means that none was sent.
 pub(in crate::net) fn send_messages<'a>(
     fd: BorrowedFd<'_>,
     messages: impl Iterator<Item = Outgoing<'a>>,
@@ -247,8 +246,8 @@ pub(in crate::net) fn send_messages<'a>(
     }
     let flags = flags | libc::MSG_DONTWAIT;
     let start = headers.as_mut_ptr().cast();
-    // The pointers: `count` headers are filled, and lead to memory that lives for 'a, which the
-    // kernel only reads. It writes each message's length into its header.
+    // The pointers: `count` headers are initialised, and point to memory that lives for 'a and that
+    // the kernel only reads. It writes each message's length into its header.
     let sent = syscall!(sendmmsg(fd.as_raw_fd(), start, count, flags as _))?;
     Ok(sent as usize)
 }

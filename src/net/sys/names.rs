@@ -1,4 +1,4 @@
-//! What the C library knows of hosts, addresses and interfaces.
+//! The C library's functions for hosts, addresses and interfaces.
 
 use std::ffi::{CStr, c_int, c_void};
 use std::io;
@@ -8,7 +8,7 @@ use std::ptr;
 
 use crate::net::address::Address;
 
-/// Turns a C library's number for a bad name into its text: `gai_strerror(3)`.
+/// The text of a resolver error: `gai_strerror(3)`.
 pub fn resolver_message(code: c_int) -> String {
     // SAFETY: gai_strerror returns a constant string for every code.
     unsafe { CStr::from_ptr(libc::gai_strerror(code)) }.to_string_lossy().into_owned()
@@ -25,7 +25,7 @@ pub enum ResolveError {
 
 /// Resolves a host name to the first address of a family: `getaddrinfo(3)`.
 ///
-/// This blocks for as long as the resolver wants.
+/// This blocks for as long as the resolver takes.
 pub(in crate::net) fn resolve(host: &CStr, family: c_int) -> Result<Address, ResolveError> {
     // SAFETY: addrinfo is plain data; zeroes are "no hint".
     let mut hints: libc::addrinfo = unsafe { mem::zeroed() };
@@ -59,10 +59,10 @@ pub(in crate::net) fn interface_index(name: &CStr) -> io::Result<u32> {
     }
 }
 
-/// Writes an IP address (4 or 16 bytes, in network order) as the C library writes it.
+/// Formats an IP address (4 or 16 bytes, in network order) like the C library.
 ///
-/// Rust's own `Display` differs in rare cases (`::1.2.3.4`), and what Python's `socket` prints is
-/// the C library's.
+/// Rust's own `Display` differs in rare cases (`::1.2.3.4`), and Python's `socket` uses the C
+/// library.
 pub(in crate::net) fn format_ip(ip: &[u8]) -> String {
     unsafe extern "C" {
         fn inet_ntop(
@@ -89,10 +89,10 @@ pub(in crate::net) fn format_ip(ip: &[u8]) -> String {
     }
 }
 
-/// The index of the interface that has an address: `getifaddrs(3)`; `EADDRNOTAVAIL` where none has.
+/// The index of the interface that has an address: `getifaddrs(3)`; `EADDRNOTAVAIL` if none has.
 pub fn interface_with_address(ip: IpAddr) -> io::Result<u32> {
     let mut list = ptr::null_mut();
-    // The pointers: room for the list's.
+    // The pointer: room for the list's address.
     syscall!(getifaddrs(&raw mut list))?;
     let mut found = None;
     let mut entry: *const libc::ifaddrs = list;

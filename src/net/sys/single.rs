@@ -1,4 +1,4 @@
-//! One datagram a call.
+//! One datagram per call.
 
 use std::ffi::c_int;
 use std::io;
@@ -9,19 +9,19 @@ use std::ptr;
 use super::{RecvSlice, SendSlice};
 use crate::net::address::Address;
 
-/// What `recvmsg` tells besides the bytes.
+/// The results of `recvmsg` besides the bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct MessageInfo {
-    /// What the call returned: bytes received, or, with `MSG_TRUNC` among the flags, the
+    /// The return value: the number of bytes received or, with `MSG_TRUNC` in the flags, the
     /// datagram's full length.
     pub len: usize,
-    /// Bytes of control messages.
+    /// The number of bytes of control messages.
     pub control_len: usize,
     /// `msg_flags`: `MSG_TRUNC`, `MSG_CTRUNC`, `MSG_ERRQUEUE`, …
     pub flags: c_int,
 }
 
-/// Receives into one piece of memory: `recvfrom(2)`, or `recv(2)` where `from` is not asked for.
+/// Receives into one buffer: `recvfrom(2)`, or `recv(2)` without `from`.
 pub(in crate::net) fn recv_from(
     fd: BorrowedFd<'_>,
     memory: &mut RecvSlice<'_>,
@@ -47,7 +47,7 @@ pub(in crate::net) fn recv_from(
     Ok(received as usize)
 }
 
-/// Receives into several pieces of memory, with control messages: `recvmsg(2)`.
+/// Receives into several buffers, with control messages: `recvmsg(2)`.
 pub(in crate::net) fn recv_message(
     fd: BorrowedFd<'_>,
     memory: &mut [RecvSlice<'_>],
@@ -72,7 +72,7 @@ pub(in crate::net) fn recv_message(
     Ok(MessageInfo { len, control_len, flags: header.msg_flags })
 }
 
-/// Sends one datagram: `sendto(2)`, or `send(2)` where there is no address.
+/// Sends one datagram: `sendto(2)`, or `send(2)` without an address.
 pub(in crate::net) fn send_to(
     fd: BorrowedFd<'_>,
     memory: SendSlice<'_>,
@@ -92,7 +92,7 @@ pub(in crate::net) fn send_to(
     Ok(sent as usize)
 }
 
-/// Sends one datagram gathered from several pieces, with control messages: `sendmsg(2)`.
+/// Sends one datagram gathered from several buffers, with control messages: `sendmsg(2)`.
 pub(in crate::net) fn send_message(
     fd: BorrowedFd<'_>,
     memory: &[SendSlice<'_>],

@@ -9,7 +9,7 @@ use pyo3::types::PyMemoryView;
 
 use super::Batch;
 
-/// What a view of the index shows.
+/// The column of the index that a view shows.
 #[derive(Clone, Copy)]
 pub(super) enum Column {
     Offsets,
@@ -21,7 +21,7 @@ pub(super) enum Column {
 pub(super) struct Index {
     batch: Py<Batch>,
     column: Column,
-    /// `shape[0]` of the view: how many datagrams there were when it was made.
+    /// `shape[0]` of the view: the number of datagrams when it was created.
     len: ffi::Py_ssize_t,
 }
 
@@ -39,7 +39,7 @@ impl Index {
 #[pymethods]
 impl Index {
     /// # Safety
-    /// Called by Python, with room for a view.
+    /// Called by Python, with a valid pointer to a view.
     unsafe fn __getbuffer__(
         slf: Bound<'_, Self>,
         view: *mut ffi::Py_buffer,
@@ -54,8 +54,9 @@ impl Index {
         };
         let start = column.as_ptr().cast_mut().cast::<c_void>();
         let len = this.len * ITEM;
-        // SAFETY: the column has at least `len` bytes, lives as long as the batch, to which this
-        // object holds a reference, as the view does to this object; it is exported read-only.
+        // SAFETY: the column has at least `len` bytes and lives as long as the batch. The view
+        //   refers to
+        // this object, and this object to the batch. The view is read-only.
         unsafe {
             if ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start, len, 1, flags) != 0 {
                 return Err(PyErr::fetch(slf.py()));

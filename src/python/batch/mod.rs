@@ -24,57 +24,57 @@ use crate::net::{
 
 use index::{Column, Index};
 
-/// Datagrams in one piece of memory.
+/// Datagrams in one block of memory.
 #[pyclass(frozen, module = "tomada")]
 pub(crate) struct Batch {
     contents: Mutex<Contents>,
-    /// Where the payloads are. The mapping lives as long as `contents`, and never moves.
+    /// The memory of the payloads. The mapping lives as long as `contents`, and never moves.
     memory: *mut u8,
     memory_len: usize,
     slots: usize,
-    /// As the ring has it: what was asked for, rounded up.
+    /// The ring's slot size: the requested one, rounded up.
     slot_size: usize,
-    /// Of each datagram, where its payload starts and how long it is. Exported to Python, which may
-    /// look at them at any time.
+    /// For each datagram, the offset and the length of its payload. Exported to Python, which may
+    /// read them at any time.
     offsets: Box<[AtomicU32]>,
     lengths: Box<[AtomicU32]>,
     len: AtomicUsize,
 }
 
-// SAFETY: the pointer leads to memory that `contents` owns and keeps in place.
+// SAFETY: the pointer refers to memory that `contents` owns and never moves.
 unsafe impl Send for Batch {}
-// SAFETY: the memory holds plain bytes, which are written by who holds the lock, or, through
-// exported buffers, by Python, as with any writable buffer.
+// SAFETY: the memory holds plain bytes. They are written by the holder of the lock or, through
+// exported buffers, by Python, as for any writable buffer.
 unsafe impl Sync for Batch {}
 
-/// What only one call at a time may use.
+/// The parts that only one call at a time may use.
 pub(crate) struct Contents {
     ring: ExportedRing,
     layout: Layout,
 }
 
-/// Which datagrams a batch has, beside where they are.
+/// The datagrams of a batch, except for their offsets and lengths.
 pub(crate) struct Layout {
-    /// Of each datagram, the index of its address in `addresses`.
+    /// For each datagram, the index of its address in `addresses`.
     senders: Vec<u32>,
     addresses: Vec<Address>,
-    /// Datagrams whose end was cut off.
+    /// The indexes of truncated datagrams.
     truncated: Vec<usize>,
-    /// The end of what was appended.
+    /// The end of the appended payloads.
     end: usize,
-    /// How many messages were copied in.
+    /// The number of messages that were copied in.
     messages: usize,
 }
 
-/// So many datagrams fit for each slot: what the kernel glues into one message at the most.
+/// The room for datagrams per slot: the most that the kernel coalesces into one message.
 const DATAGRAMS_PER_SLOT: usize = 128;
 const MOST_SLOTS: usize = 4096;
-/// The longest message of IP, glued together or not: its length has 16 bits.
+/// The longest IP message, coalesced or not: its length field has 16 bits.
 const LARGEST_MESSAGE: usize = 65_535;
 const NO_ADDRESS: u32 = u32::MAX;
 
 impl Batch {
-    /// Locks the contents, or says that another call has them.
+    /// Locks the contents, or fails if another call uses them.
     pub(crate) fn lock(&self) -> Result<MutexGuard<'_, Contents>> {
         match self.contents.try_lock() {
             Ok(contents) => Ok(contents),
@@ -86,12 +86,12 @@ impl Batch {
         }
     }
 
-    /// How many datagrams there are.
+    /// The number of datagrams.
     pub(crate) fn len(&self) -> usize {
         self.len.load(Ordering::Acquire)
     }
 
-    /// Lays out what the ring has received. What finds no room stays in the ring.
+    /// Lays out the received datagrams. Those that do not fit stay in the ring.
     pub(crate) fn lay_out(
         &self,
         layout: &mut Layout,
@@ -110,7 +110,7 @@ impl Batch {
                 start += run.segment;
             }
             if indexes.len() == run.datagrams {
-                // The last may be shorter than the others.
+                // The last datagram may be shorter than the others.
                 let last = run.end - (start - run.segment);
                 self.lengths[indexes.end - 1].store(last as u32, Ordering::Relaxed);
             }
@@ -124,8 +124,8 @@ impl Batch {
         for slot in 0..slots {
             layout.addresses.push(Address::from_bytes(cursor.sender(slot)));
             if cursor.is_truncated(slot) {
-                // What was cut off was the end of the slot's last datagram; the guard may have refused
-                // that.
+                // The truncated datagram is the last one of the slot, which the guard may have
+                // refused.
                 let end = layout.senders.partition_point(|&sender| sender as usize <= slot);
                 if end > 0 && layout.senders[end - 1] as usize == slot {
                     layout.truncated.push(end - 1);
@@ -136,7 +136,7 @@ impl Batch {
         self.len.store(len, Ordering::Release);
     }
 
-    /// Copies a datagram in behind the others; false where there is no room.
+    /// Appends a copy of a datagram; returns false if there is no room.
     pub(crate) fn push(
         &self,
         layout: &mut Layout,
@@ -153,8 +153,8 @@ impl Batch {
             return Ok(false);
         }
         layout.reserve_one()?;
-        // SAFETY: `start + payload.len()` is within the memory, as was just checked. It may be
-        // exported; then Python sees the new bytes.
+        // SAFETY: `start + payload.len()` is within the memory, as checked above. If the memory is
+        // exported, Python sees the new bytes.
         unsafe {
             ptr::copy_nonoverlapping(payload.as_ptr(), self.memory.add(start), payload.len());
         }
@@ -175,8 +175,8 @@ impl Batch {
         Ok(true)
     }
 
-    /// Copies received datagrams in behind the others, as much of each as a slot takes, and says
-    /// whether there is room for more: a slot is for one message, of one datagram or of several.
+    /// Appends copies of received datagrams, each truncated to a slot's size. Returns whether there
+    /// is room for more: a slot is for one message, of one or several datagrams.
     pub(crate) fn copy(&self, layout: &mut Layout, datagrams: &mut impl Datagrams) -> Result<bool> {
         while let Some(datagram) = datagrams.current() {
             let payload = &datagram.payload[..datagram.payload.len().min(self.slot_size)];
@@ -192,17 +192,17 @@ impl Batch {
         Ok(layout.messages < self.slots)
     }
 
-    /// How many of the kernel's messages one receive takes at the most.
+    /// The maximum number of kernel messages in one receive.
     pub(crate) fn slots(&self) -> usize {
         self.slots
     }
 
-    /// Whether a slot holds all that the kernel may glue together.
+    /// Whether a slot can hold any message that the kernel may coalesce.
     pub(crate) fn holds_any_message(&self) -> bool {
         self.slot_size >= LARGEST_MESSAGE
     }
 
-    /// Takes all datagrams out.
+    /// Removes all datagrams.
     pub(crate) fn empty(&self, layout: &mut Layout) {
         self.len.store(0, Ordering::Release);
         layout.senders.clear();
@@ -235,15 +235,15 @@ impl Batch {
         places.map(|(start, len)| {
             let start = start.load(Ordering::Relaxed) as usize;
             let len = len.load(Ordering::Relaxed) as usize;
-            // SAFETY: the two were stored together, of a place within the memory, which lives as
-            // long as `self`.
+            // SAFETY: offset and length were stored together and lie within the memory, which lives
+            // as long as `self`.
             unsafe { SendSlice::from_raw(self.memory.add(start), len) }
         })
     }
 }
 
 impl Contents {
-    /// The ring to receive into, and the layout of what was received.
+    /// The ring to receive into, and the layout of the received datagrams.
     pub(crate) fn parts(&mut self) -> (&mut ExportedRing, &mut Layout) {
         (&mut self.ring, &mut self.layout)
     }
@@ -254,14 +254,14 @@ impl Contents {
 }
 
 impl Layout {
-    /// Has the memory to take note of one datagram more.
+    /// Reserves memory for the layout of one more datagram.
     fn reserve_one(&mut self) -> io::Result<()> {
         make_room(&mut self.senders, 1, "the senders of datagrams")?;
         make_room(&mut self.addresses, 1, "the senders of datagrams")?;
         make_room(&mut self.truncated, 1, "the places of datagrams")
     }
 
-    /// The addresses of datagrams, each as often as it begins anew.
+    /// The addresses of the datagrams, with consecutive duplicates omitted.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = &Address> {
         self.addresses.iter().filter(|address| !address.as_bytes().is_empty())
     }
@@ -288,12 +288,12 @@ impl Batch {
         #[pyo3(from_py_with = saturated)] slot_size: i64,
     ) -> Result<Self> {
         let slots = checked(slots, "slots", MOST_SLOTS)?;
-        // An offset has 32 bits.
+        // Offsets have 32 bits.
         let slot_size = checked(slot_size, "slot_size", u32::MAX as usize / slots - 2 * 64)?;
         let ring = ExportedRing::new(slots, slot_size)?;
         let (memory, memory_len) = ring.memory();
         let index = || zeroes(slots * DATAGRAMS_PER_SLOT, "the places of datagrams");
-        // What was received is laid out without asking for memory.
+        // Laying out received datagrams must not allocate memory.
         let layout = Layout {
             senders: with_room(slots * DATAGRAMS_PER_SLOT, "the senders of datagrams")?,
             addresses: with_room(slots, "the senders of datagrams")?,
@@ -313,45 +313,45 @@ impl Batch {
         })
     }
 
-    /// How many of the kernel's messages one receive takes at the most.
+    /// The maximum number of kernel messages in one receive.
     #[getter(slots)]
     fn slot_count(&self) -> usize {
         self.slots
     }
 
-    /// Where each payload starts, as unsigned 32-bit integers.
+    /// The offset of each payload, as unsigned 32-bit integers.
     #[getter]
     fn offsets<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyMemoryView>> {
         Index::view(slf, Column::Offsets)
     }
 
-    /// How long each payload is, as unsigned 32-bit integers.
+    /// The length of each payload, as unsigned 32-bit integers.
     #[getter]
     fn lengths<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyMemoryView>> {
         Index::view(slf, Column::Lengths)
     }
 
-    /// Each datagram's address.
+    /// The address of each datagram.
     #[getter]
     fn addresses<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyList>> {
         let addresses = self.lock()?.layout.address_objects(py)?;
         Ok(PyList::new(py, addresses)?)
     }
 
-    /// The indexes of datagrams whose end was cut off.
+    /// The indexes of truncated datagrams.
     #[getter]
     fn truncated(&self) -> Result<Vec<usize>> {
         Ok(self.lock()?.layout.truncated.clone())
     }
 
-    /// Take all datagrams out.
+    /// Remove all datagrams.
     fn clear(&self) -> Result<()> {
         let mut contents = self.lock()?;
         self.empty(&mut contents.layout);
         Ok(())
     }
 
-    /// Copy a datagram in behind the others.
+    /// Append a copy of a datagram.
     #[pyo3(signature = (data, address=None))]
     fn append(&self, data: &Bound<'_, PyAny>, address: Option<&Bound<'_, PyAny>>) -> Result<()> {
         let address = address.map(parse_of_any_family).transpose()?;
@@ -363,7 +363,7 @@ impl Batch {
         Err(self.no_room(payload.len(), &contents.layout))
     }
 
-    /// Cut a buffer into datagrams of `size` bytes, the last perhaps shorter, and copy them in.
+    /// Split a buffer into datagrams of `size` bytes (the last may be shorter), and append copies.
     #[pyo3(signature = (data, size, address=None))]
     fn extend(
         &self,
@@ -411,7 +411,7 @@ impl Batch {
     }
 
     /// # Safety
-    /// Called by Python, with room for a view.
+    /// Called by Python, with a valid pointer to a view.
     unsafe fn __getbuffer__(
         slf: Bound<'_, Self>,
         view: *mut ffi::Py_buffer,
@@ -435,14 +435,14 @@ impl Batch {
 }
 
 impl Batch {
-    /// A view of one payload. The caller has the lock, so that offset and length belong together.
+    /// A view of one payload. The caller holds the lock, so offset and length belong together.
     fn view_payload<'py>(slf: &Bound<'py, Self>, index: usize) -> PyResult<Bound<'py, PyAny>> {
         let start = slf.get().offsets[index].load(Ordering::Relaxed) as isize;
         let end = start + slf.get().lengths[index].load(Ordering::Relaxed) as isize;
         PyMemoryView::from(slf)?.get_item(new_slice(slf.py(), start, end)?)
     }
 
-    /// A copy of what is to be appended. What is longer than the whole batch is not even copied.
+    /// A copy of the data to append. Data longer than the whole batch is not copied.
     fn payload(&self, data: &Bound<'_, PyAny>) -> Result<Vec<u8>> {
         let payload = Readable::new(data)?;
         if payload.len() > self.memory_len {
@@ -462,7 +462,7 @@ impl Batch {
     }
 }
 
-/// Reads an `int`; one beyond the range of the type becomes its end.
+/// Reads an `int`, saturating at the limits of the type.
 fn saturated(object: &Bound<'_, PyAny>) -> PyResult<i64> {
     object.extract().or_else(|error: PyErr| {
         if !error.is_instance_of::<PyOverflowError>(object.py()) {
@@ -478,7 +478,7 @@ fn checked(number: i64, name: &str, most: usize) -> PyResult<usize> {
     })
 }
 
-/// Reads an address of whatever family it looks like.
+/// Parses an address of any family, guessed from its form.
 fn parse_of_any_family(address: &Bound<'_, PyAny>) -> Result<Address> {
     let family = match address.get_item(0) {
         _ if !address.is_instance_of::<pyo3::types::PyTuple>() => libc::AF_UNIX,
