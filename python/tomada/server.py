@@ -187,8 +187,10 @@ class Server:
         """Stop receiving, answer all queued datagrams, and end the server.
 
         New datagrams are refused at once (by ICMP), so each datagram is either answered or refused.
-        This takes up to ``drain`` seconds, plus one second for a handler that does not return: then
-        a process is killed, and a thread is left running. Stopping again only waits for the end.
+        A worker has ``drain`` seconds to answer, plus one second in which the handler and ``exit``
+        must return and a worker process must exit. Then a worker process is killed, and a thread is
+        left running. Stopping again only waits for the end. In a forked process that is not one of
+        the server's workers, this does nothing.
 
         A signal handler may also call it. If that has interrupted :meth:`start` in the same thread,
         or in a handler of the server's datagrams, this requests the end and returns at once;
@@ -250,7 +252,7 @@ class Server:
     def _serve(self, wakeup: Wakeup) -> None:
         life = self._life
         try:
-            if life.state == "created":
+            if life.state == "created" or life.is_elsewhere:
                 self.start()  # a subclass may override it
         except StoppedWhileStartingError:
             return
@@ -347,7 +349,6 @@ class Server:
             backend = Threads(context, self._life)
         self._context, self._backend = context, backend
         try:
-            self._life.prepare(backend.prepare)
             self._life.launch_by_starter(backend.launch)
             backend.run()
         finally:

@@ -33,7 +33,7 @@ class Claim:
     """The call that controls the server: one of :meth:`Lifecycle.start`, or else of ``stop``."""
 
     def __init__(self) -> None:
-        self.thread = threading.get_ident()
+        self.process, self.thread = os.getpid(), threading.get_ident()
         # Locked for as long as the call runs. `with` releases a lock in one step that no signal
         # handler interrupts.
         self.gate = threading.Lock()
@@ -114,6 +114,12 @@ class Lifecycle:
         """Whether to end at once, without answering queued datagrams."""
         return self._is_aborted
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether another process started the server; a fork of that process has no keeper."""
+        first = next(iter(self._claims), STOPPED)
+        return first is not STOPPED and first.process != os.getpid()
+
     # For the owner of the server
 
     def start(self) -> None:
@@ -174,9 +180,10 @@ class Lifecycle:
 
         This does not wait where waiting would deadlock: in the server's own threads, and in a
         signal handler that has interrupted :meth:`start`, which continues afterwards and raises.
+        It does nothing in a forked process.
         """
         try:
-            if self._is_unstarted():
+            if self.is_elsewhere or self._is_unstarted():
                 return
             self.request_stop()
             if not self._is_inside():
@@ -187,7 +194,7 @@ class Lifecycle:
 
     def abort(self) -> None:
         """Have the keeper end the server at once, and wait for the end."""
-        if self._is_unstarted():
+        if self.is_elsewhere or self._is_unstarted():
             return
         self._is_aborted = True
         self.notify()

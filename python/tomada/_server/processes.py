@@ -53,14 +53,13 @@ class Processes:
     def __init__(self, context: Context, life: Lifecycle) -> None:
         self._context, self._life = context, life
         self._pid = 0
+        # A pidfd of the supervisor, readable after its end. The channel alone is not enough: if
+        # another thread forks during launch(), that child keeps a copy of the supervisor's end.
+        self._process: int | None = None
         self._channel: socket | None = None
         self._supervisors_end: socket | None = None
         self._is_given_up = False
         self._error: BaseException | None = None
-
-    def prepare(self) -> None:
-        """Flush this process's buffers, which each child would otherwise write again."""
-        flush_before_fork()
 
     # In the starting thread
 
@@ -70,6 +69,7 @@ class Processes:
         A signal handler may raise an exception at any line. The keeper then ends what was started,
         through the channel, on which the supervisor sends its process ID.
         """
+        flush_before_fork()
         with advised(self._context.listeners.address, OF_OPENING), _Fork.lock:
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
             try:
@@ -86,14 +86,14 @@ class Processes:
 
     def _fork(self, mask: set[Any]) -> None:
         self._channel, self._supervisors_end = socketpair(AF_UNIX, SOCK_SEQPACKET)
-        with warnings.catch_warnings():
-            # CPython 3.12 and later warn of forks with threads; the class's docstring covers it.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            if self._life.is_stopping:
-                return
-            pid = os.fork()
-            if pid == 0:
-                self._be_supervisor(mask)
+        # CPython 3.12 and later warn of forks with threads; the class's docstring covers it. The
+        # filter stays, because catch_warnings() is not thread-safe.
+        warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning, __name__)
+        if self._life.is_stopping:
+            return
+        pid = os.fork()
+        if pid == 0:
+            self._be_supervisor(mask)
         self._pid = pid
         if self._is_given_up:
             self._tell(signal.SIGQUIT)
@@ -126,6 +126,8 @@ class Processes:
                 self._watch(self._channel, wakeup)
             finally:
                 self._life.wakeups.remove(wakeup)
+                if self._process is not None:
+                    os.close(self._process)
         status = self._reap()
         if self._error is None and status and not self._life.is_stopping:
             self._error = RuntimeError(
@@ -157,9 +159,15 @@ class Processes:
                 self._tell(told)
                 give_up_at = time.monotonic() + 3 * GRACE
             timeout = None if give_up_at is None else give_up_at - time.monotonic()
-            wakeup.wait(timeout, (channel.fileno(),))
-            if not self._take_messages(channel):
+            has_ended = self._process is not None and _is_readable(self._process)
+            if not self._take_messages(channel) or has_ended:
                 return
+            if self._process is None and self._pid:
+                # Without it (before Linux 5.3, or after another wait() call) the channel remains.
+                with contextlib.suppress(OSError, AttributeError):
+                    self._process = os.pidfd_open(self._pid)
+            others = () if self._process is None else (self._process,)
+            wakeup.wait(timeout, (channel.fileno(), *others))
 
     def _take_messages(self, channel: socket) -> bool:
         """Handle all queued messages; return whether the supervisor is still running."""
@@ -220,6 +228,12 @@ class Processes:
             self._channel.close()
 
 
+def _is_readable(descriptor: int, milliseconds: int = 0) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(milliseconds))
+
+
 def _kill(pid: int) -> None:
     """Kill a process that is not a child, and wait until it has closed its sockets."""
     # The process has ended, or the kernel is older than Linux 5.3.
@@ -227,9 +241,7 @@ def _kill(pid: int) -> None:
         descriptor = os.pidfd_open(pid)
         try:
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            poll.poll(3000)
+            _is_readable(descriptor, 3000)
         finally:
             os.close(descriptor)
         return

@@ -32,9 +32,6 @@ class Threads:
         self._error: BaseException | None = None
         self._cause = context.too_slow
 
-    def prepare(self) -> None:
-        """Do nothing, because threads need no fork."""
-
     def launch(self) -> None:
         """Do nothing, because the keeper itself can start threads."""
 

@@ -11,7 +11,7 @@ from tomada import _core
 from tomada._reports import logger
 from tomada._server.app import AppError
 from tomada._server.context import GRACE, Context
-from tomada._server.leaving import leave, leave_in_order
+from tomada._server.leaving import forget_records, leave, leave_in_order, limit_time
 from tomada._server.messages import Failure, pack
 from tomada._server.wakeup import Signals, Wakeup
 
@@ -21,6 +21,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.
 def work_and_exit(context: Context, number: int, supervisor: int, pipe: int) -> NoReturn:
     """Run a worker until told to stop, and exit the process in order."""
     status = 1
+    forget_records()  # the supervisor's
     teller = _Teller(pipe)
     try:
         wakeup = Wakeup()
@@ -96,6 +97,7 @@ def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeu
         teller.tell("ready")
         context.log_unanswered(core.run(wakeup.fileno()))
     finally:
+        limit_time(context.drain + GRACE)
         context.run_exit()
     return 0
 
