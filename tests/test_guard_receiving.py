@@ -1,12 +1,13 @@
 """Every way to receive passes over what a guard refuses, as if it had not come."""
 
+import contextlib
 import signal
 import threading
 
 import pytest
 
 import tomada
-from support import Call, interrupt, run
+from support import Call, interrupt, run, together
 from test_guard_networks import FAR, NEAR, guarded
 from tomada import socket
 from traffic import RECEIVE_SOME, send_run
@@ -87,6 +88,31 @@ def test_a_look_sees_only_what_passes_and_takes_nothing(gro, receive):
         sock.setblocking(False)
         with pytest.raises(BlockingIOError):
             sock.recvfrom(100, socket.MSG_PEEK)
+
+
+def test_a_look_does_not_see_what_comes_first_when_another_thread_was_faster():
+    with guarded(tomada.Guard(**GUARD)) as (sock, send):
+        sock.setblocking(False)
+        seen = set()
+        buffer = bytearray(100)
+
+        def look():
+            for _ in range(2000):
+                for receive in (sock.recv_into, lambda *given: sock.recvmsg_into([given[0]])):
+                    with contextlib.suppress(BlockingIOError):
+                        receive(buffer, 100, socket.MSG_PEEK)
+                        seen.add(bytes(buffer))
+
+        def take():
+            while not looking.is_over():
+                send(b"yes", NEAR)
+                send(b"too long", NEAR)
+                with contextlib.suppress(BlockingIOError):
+                    sock.recv(100)
+
+        looking = Call(look)
+        together(take, take)
+        assert seen == {b"yes".ljust(100, b"\0")}
 
 
 def test_a_truncated_datagram_is_judged_by_its_full_length():

@@ -24,9 +24,9 @@ pub(super) struct ForkMutex<T> {
 }
 
 /// A value that a fork copies.
-pub(super) trait Inherit {
-    /// Makes the value the child's own. A thread of the parent may have been changing it, so this
-    /// may only access parts that are valid in the middle of any change.
+pub trait Inherit {
+    /// Makes the value the child's own. A thread of the parent may have been changing it: only what
+    /// is sound in the middle of any change may be looked at.
     fn inherit(&mut self);
 }
 
@@ -141,8 +141,8 @@ impl<T> DerefMut for ForkMutexGuard<'_, T> {
     }
 }
 
-/// Abandons a value that belongs to the parent. Its content is not freed: it may be half changed.
-pub(super) fn leave_to_parent<T: Default>(value: &mut T) {
+/// Leaves a value to the parent. What it owns is not freed: it may be half changed.
+pub fn leave_to_parent<T: Default>(value: &mut T) {
     mem::forget(mem::take(value));
 }
 

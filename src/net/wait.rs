@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::socket::Socket;
@@ -41,6 +42,11 @@ impl Deadline {
     /// How long it is until then: nothing where that is past, `None` where there is no end.
     pub fn remaining(self) -> Option<Duration> {
         self.0.map(|end| end.saturating_duration_since(Instant::now()))
+    }
+
+    /// Whether it comes later than `end`.
+    fn is_after(self, end: Instant) -> bool {
+        self.0.is_none_or(|own| own > end)
     }
 
     fn is_past(self) -> bool {
@@ -98,15 +104,22 @@ const NO_WAKER_SLICE: Duration = Duration::from_millis(50);
 const INSTANT: Duration = Duration::from_micros(50);
 /// The longest pause where the kernel says "ready" and "try again" in turns.
 const LONGEST_PAUSE: Duration = Duration::from_millis(5);
-/// How long a thread takes such pauses before it lets its signal handlers run. A signal that arrives
-/// between two pauses interrupts neither of them.
-const PAUSE_SLICE: Duration = Duration::from_millis(100);
+/// How long after a moment of work a thread lets its signal handlers run, asleep or not. A signal
+/// that arrives between two sleeps interrupts neither of them.
+const LONGEST_DEAF: Duration = Duration::from_millis(100);
+
+/// Asks for the signal handlers to run, then to wait again.
+fn interrupted() -> Stop {
+    Stop::Failed(io::ErrorKind::Interrupted.into())
+}
 
 /// A thread's intention to wait for a socket.
 pub struct Waiting<'a> {
     socket: &'a Socket,
     waker: Option<Arc<Waker>>,
     signals: Option<BorrowedFd<'a>>,
+    /// Whether a signal may have arrived during the last run and have interrupted nothing.
+    is_deaf: AtomicBool,
 }
 
 impl<'a> Waiting<'a> {
@@ -116,7 +129,7 @@ impl<'a> Waiting<'a> {
         if let Some(waker) = &waker {
             socket.descriptor().register(waker);
         }
-        Self { socket, waker, signals: None }
+        Self { socket, waker, signals: None, is_deaf: AtomicBool::new(false) }
     }
 
     /// Lets a byte that can be read from `signals` end the wait with `EINTR`, and reads it. A
@@ -145,58 +158,90 @@ impl<'a> Waiting<'a> {
         spin: Option<Instant>,
         mut attempt: impl FnMut(BorrowedFd<'_>, bool) -> io::Result<T>,
     ) -> Result<T, Stop> {
+        let mut deaf_since = self.is_deaf.load(Ordering::Relaxed).then(Instant::now);
+        let result = self.run_since(&mut deaf_since, interest, deadline, spin, &mut attempt);
+        let is_deaf = deaf_since.is_some() && matches!(result, Err(Stop::TimedOut));
+        self.is_deaf.store(is_deaf, Ordering::Relaxed);
+        result
+    }
+
+    /// Does what [`run`](Self::run) does. It notes in `deaf_since` since when a signal may have
+    /// arrived while the thread did not sleep. That interrupts nothing, and no later sleep is
+    /// interrupted for it.
+    fn run_since<T>(
+        &self,
+        deaf_since: &mut Option<Instant>,
+        interest: Interest,
+        deadline: Deadline,
+        spin: Option<Instant>,
+        attempt: &mut impl FnMut(BorrowedFd<'_>, bool) -> io::Result<T>,
+    ) -> Result<T, Stop> {
         let in_flight = self.socket.descriptor().enter().map_err(|_| Stop::Closed)?;
         let fd = in_flight.as_fd();
-        if let Some(until) = spin
-            && let Some(result) = self.spin(fd, deadline, until, &mut attempt)
-        {
-            return result;
+        if let Some(until) = spin {
+            let started = Instant::now();
+            if started < until {
+                deaf_since.get_or_insert(started);
+            }
+            if let Some(result) = self.spin(fd, deadline, until, attempt) {
+                return result;
+            }
         }
         let mut pause = Duration::ZERO;
-        let mut pausing_since = None;
-        let mut refusing_since = None;
         loop {
             let started = Instant::now();
             let refused = self.socket.counters().refused();
-            let ready = if interest == Interest::Read && self.socket.pending() > 0 {
-                libc::POLLIN // another thread has kept something, which the kernel does not know
-            } else {
-                self.sleep(fd, interest, deadline)?
+            let ready = match interest {
+                // Another thread has kept something, which the kernel does not know of.
+                Interest::Read if self.socket.pending() > 0 => libc::POLLIN,
+                Interest::Error if self.socket.has_kept_errors() => libc::POLLERR,
+                _ => match deaf_since.and_then(|since| since.checked_add(LONGEST_DEAF)) {
+                    Some(end) if deadline.is_after(end) => {
+                        match self.sleep(fd, interest, Deadline::at(Some(end))) {
+                            Err(Stop::TimedOut) => return Err(interrupted()),
+                            ready => ready?,
+                        }
+                    }
+                    _ => self.sleep(fd, interest, deadline)?,
+                },
             };
+            let slept = started.elapsed();
             match attempt(fd, ready & (libc::POLLHUP | libc::POLLRDHUP) != 0) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return result.map_err(Stop::Failed),
             }
+            let deaf_since = *deaf_since.get_or_insert(started + slept);
             if ready == 0 {
                 continue; // woken, and not by the socket
             }
             // Ready, and yet not. An error queue with entries counts as ready until it is empty.
-            if ready & libc::POLLERR != 0 && interest != Interest::Error {
-                self.socket.keep_error_messages(fd);
-            }
+            let kept = if ready & libc::POLLERR != 0 && interest != Interest::Error {
+                self.socket.keep_error_messages(fd)
+            } else {
+                0
+            };
             // Or another thread was faster; or the kernel cannot know, as with an AF_UNIX peer
             // whose queue is full. Once is nothing, but to poll on and on would burn the core.
             if deadline.is_past() {
                 return Err(Stop::TimedOut);
             }
-            if self.socket.counters().refused() != refused {
-                // There was something, for the guard to refuse. There may be more, and behind it
-                // what passes. But in a flood the thread would never sleep, and hear no signal.
-                if refusing_since.get_or_insert(started).elapsed() > SPIN_SLICE {
-                    return Err(Stop::Failed(io::ErrorKind::Interrupted.into()));
+            if kept > 0 || self.socket.counters().refused() != refused {
+                // There was something: entries of the error queue, or datagrams for the guard to
+                // refuse. There may be more, and behind it what passes. But in a flood the thread
+                // would never sleep.
+                if deaf_since.elapsed() > SPIN_SLICE {
+                    return Err(interrupted());
                 }
                 continue;
             }
-            refusing_since = None;
-            if started.elapsed() < INSTANT {
-                if pausing_since.get_or_insert(started).elapsed() > PAUSE_SLICE {
-                    return Err(Stop::Failed(io::ErrorKind::Interrupted.into()));
-                }
+            if deaf_since.elapsed() > LONGEST_DEAF {
+                return Err(interrupted());
+            }
+            if slept < INSTANT {
                 self.pause(deadline, pause)?;
                 pause = (2 * pause).clamp(Duration::from_micros(20), LONGEST_PAUSE);
             } else {
                 pause = Duration::ZERO;
-                pausing_since = None;
             }
         }
     }
@@ -225,7 +270,7 @@ impl<'a> Waiting<'a> {
                 return None;
             }
             if now >= slice_end {
-                return Some(Err(Stop::Failed(io::ErrorKind::Interrupted.into())));
+                return Some(Err(interrupted()));
             }
             std::hint::spin_loop();
         }
@@ -277,7 +322,7 @@ impl<'a> Waiting<'a> {
         {
             // EAGAIN: another thread was faster.
             let _ = sys::discard(signals);
-            return Err(Stop::Failed(io::ErrorKind::Interrupted.into()));
+            return Err(interrupted());
         }
         if fds[1].revents != 0 {
             // Woken to look at what was kept. Or for another socket that this thread waits for too,
@@ -311,7 +356,6 @@ mod tests {
     use super::*;
     use std::net::UdpSocket;
     use std::os::fd::IntoRawFd;
-    use std::sync::atomic::{AtomicBool, Ordering};
 
     fn pair() -> (Socket, UdpSocket) {
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -461,6 +505,80 @@ mod tests {
         let entry = waiter.take_error_message(fd.as_fd()).unwrap();
         assert_eq!(entry.peer.ip(), Some(nobody));
         assert_eq!(entry.decode().unwrap().errno, libc::ECONNREFUSED);
+    }
+
+    /// A socket with `IP_RECVERR`, and a function that makes an entry in its error queue.
+    fn with_errors() -> (Socket, impl Fn(BorrowedFd<'_>)) {
+        let nobody = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (waiter, _sender) = pair();
+        waiter.set_int_option(libc::IPPROTO_IP, libc::IP_RECVERR, 1).unwrap();
+        let fail = move |fd: BorrowedFd<'_>| {
+            // An earlier one's error keeps a datagram from leaving, once.
+            while sys::send_to(fd, sys::SendSlice::new(b"x"), Some(&nobody.into()), 0).is_err() {}
+        };
+        (waiter, fail)
+    }
+
+    #[test]
+    fn an_error_queue_that_fills_again_and_again_gives_signal_handlers_a_turn() {
+        let (waiter, fail) = with_errors();
+        waiter.with(|fd| Ok(fail(fd))).unwrap();
+        let deadline = Deadline::after(Duration::from_secs(10));
+        let result = Waiting::new(&waiter).run(Interest::Read, deadline, None, |fd, _| {
+            fail(fd);
+            std::thread::sleep(2 * INSTANT); // as if there were many
+            io::Result::<()>::Err(io::ErrorKind::WouldBlock.into())
+        });
+        let Err(Stop::Failed(error)) = result else { panic!("{result:?}") };
+        assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+    }
+
+    #[test]
+    fn a_wait_for_an_error_finds_one_that_another_thread_keeps() {
+        let (waiter, fail) = with_errors();
+        let take = |fd: BorrowedFd<'_>, _| waiter.take_error_message(fd).map(drop);
+        let deadline = Deadline::after(Duration::from_secs(10));
+        let keep = |fd: BorrowedFd<'_>| {
+            fail(fd);
+            let kept = waiter.keep_error_messages(fd);
+            Ok(kept)
+        };
+        assert_eq!(waiter.with(keep).unwrap(), 1);
+        Waiting::new(&waiter).run(Interest::Error, deadline, None, take).unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                // It is too late for the entry each time, as if it had not looked in between.
+                let mut attempts = 0;
+                Waiting::new(&waiter).run(Interest::Error, deadline, None, |fd, hung_up| {
+                    attempts += 1;
+                    if attempts == 1 {
+                        Err(io::ErrorKind::WouldBlock.into())
+                    } else {
+                        take(fd, hung_up)
+                    }
+                })
+            });
+            while waiter.descriptor().waiters() < 1 {
+                std::thread::yield_now();
+            }
+            waiter.with(keep).unwrap();
+            waiting.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_sleep_after_spinning_gives_signal_handlers_a_turn() {
+        let (receiver, _sender) = pair();
+        let waiting = Waiting::new(&receiver);
+        let spin = Instant::now() + Duration::from_millis(5);
+        // The deadline of the first run comes while it spins; the second one does not spin.
+        let soon = Deadline::after(Duration::from_millis(1));
+        let result = waiting.run(Interest::Read, soon, Some(spin), receive);
+        assert!(matches!(result, Err(Stop::TimedOut)), "{result:?}");
+        let deadline = Deadline::after(Duration::from_secs(10));
+        let result = waiting.run(Interest::Read, deadline, None, receive);
+        let Err(Stop::Failed(error)) = result else { panic!("{result:?}") };
+        assert_eq!(error.kind(), io::ErrorKind::Interrupted);
     }
 
     #[test]

@@ -130,6 +130,21 @@ impl Socket {
         Ok(filled)
     }
 
+    /// Looks at a single datagram with `peek`, after [`pass_over`](Self::pass_over). Another thread
+    /// may have taken the one that passed since, so that what is first does not. Then the error is
+    /// `EINTR`, on which callers try again.
+    pub(in crate::net) fn peek_admitted<T>(
+        guard: &Guard,
+        peek: impl FnOnce() -> io::Result<(T, Arrival)>,
+    ) -> io::Result<T> {
+        let (peeked, arrival) = peek()?;
+        if guard.would_admit(&arrival) {
+            Ok(peeked)
+        } else {
+            Err(io::ErrorKind::Interrupted.into())
+        }
+    }
+
     /// Takes what does not pass out of the kernel's queue, until something that does is first: for
     /// who will look at that with `MSG_PEEK`.
     pub(in crate::net) fn pass_over(&self, fd: BorrowedFd<'_>, guard: &Guard) -> io::Result<()> {

@@ -7,7 +7,6 @@ use std::io;
 use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use pyo3::exceptions::{PyIndexError, PyOverflowError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::ffi;
@@ -18,8 +17,8 @@ use super::address::{Mapping, parse, to_python};
 use super::buffer::{Readable, new_slice};
 use super::error::Result;
 use crate::net::{
-    Address, Datagrams, ExportedRing, RecvCursor, SendQueue, SendSlice, make_room, with_room,
-    zeroes,
+    Address, Datagrams, ExportedRing, ForkCell, ForkCellGuard, Inherit, RecvCursor, SendQueue,
+    SendSlice, leave_to_parent, make_room, with_room, zeroes,
 };
 
 use index::{Column, Index};
@@ -27,8 +26,8 @@ use index::{Column, Index};
 /// Datagrams in one block of memory.
 #[pyclass(frozen, module = "tomada")]
 pub(crate) struct Batch {
-    contents: Mutex<Contents>,
-    /// The memory of the payloads. The mapping lives as long as `contents`, and never moves.
+    contents: ForkCell<Contents>,
+    /// Where the payloads are. The mapping lives as long as `contents`, and never moves.
     memory: *mut u8,
     memory_len: usize,
     slots: usize,
@@ -51,9 +50,21 @@ unsafe impl Sync for Batch {}
 pub(crate) struct Contents {
     ring: ExportedRing,
     layout: Layout,
+    /// Whether a call of the parent's had them at the moment of the fork.
+    is_interrupted: bool,
 }
 
-/// The datagrams of a batch, except for their offsets and lengths.
+/// What a thread of the parent was changing is not to be had in the child: its batch is empty.
+impl Inherit for Contents {
+    fn inherit(&mut self) {
+        self.ring.inherit();
+        leave_to_parent(&mut self.layout);
+        self.is_interrupted = true;
+    }
+}
+
+/// Which datagrams a batch has, beside where they are.
+#[derive(Default)]
 pub(crate) struct Layout {
     /// For each datagram, the index of its address in `addresses`.
     senders: Vec<u32>,
@@ -74,16 +85,18 @@ const LARGEST_MESSAGE: usize = 65_535;
 const NO_ADDRESS: u32 = u32::MAX;
 
 impl Batch {
-    /// Locks the contents, or fails if another call uses them.
-    pub(crate) fn lock(&self) -> Result<MutexGuard<'_, Contents>> {
-        match self.contents.try_lock() {
-            Ok(contents) => Ok(contents),
-            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => {
-                let message = "this Batch is in use by another call; give each thread its own";
-                Err(PyRuntimeError::new_err(message).into())
-            }
+    /// Locks the contents, or says that another call has them.
+    pub(crate) fn lock(&self) -> Result<ForkCellGuard<'_, Contents>> {
+        let Some(mut contents) = self.contents.try_take() else {
+            let message = "this Batch is in use by another call; give each thread its own";
+            return Err(PyRuntimeError::new_err(message).into());
+        };
+        if contents.is_interrupted {
+            contents.layout = Layout::for_slots(self.slots)?;
+            contents.is_interrupted = false;
+            self.empty(&mut contents.layout);
         }
+        Ok(contents)
     }
 
     /// The number of datagrams.
@@ -254,7 +267,19 @@ impl Contents {
 }
 
 impl Layout {
-    /// Reserves memory for the layout of one more datagram.
+    /// A layout of no datagrams. What is received into so many slots is laid out without asking for
+    /// memory.
+    fn for_slots(slots: usize) -> io::Result<Self> {
+        Ok(Self {
+            senders: with_room(slots * DATAGRAMS_PER_SLOT, "the senders of datagrams")?,
+            addresses: with_room(slots, "the senders of datagrams")?,
+            truncated: with_room(slots, "the indexes of datagrams")?,
+            end: 0,
+            messages: 0,
+        })
+    }
+
+    /// Has the memory to take note of one datagram more.
     fn reserve_one(&mut self) -> io::Result<()> {
         make_room(&mut self.senders, 1, "the senders of datagrams")?;
         make_room(&mut self.addresses, 1, "the senders of datagrams")?;
@@ -293,16 +318,9 @@ impl Batch {
         let ring = ExportedRing::new(slots, slot_size)?;
         let (memory, memory_len) = ring.memory();
         let index = || zeroes(slots * DATAGRAMS_PER_SLOT, "the places of datagrams");
-        // Laying out received datagrams must not allocate memory.
-        let layout = Layout {
-            senders: with_room(slots * DATAGRAMS_PER_SLOT, "the senders of datagrams")?,
-            addresses: with_room(slots, "the senders of datagrams")?,
-            truncated: with_room(slots, "the indexes of datagrams")?,
-            end: 0,
-            messages: 0,
-        };
+        let layout = Layout::for_slots(slots)?;
         Ok(Self {
-            contents: Mutex::new(Contents { ring, layout }),
+            contents: ForkCell::new(Contents { ring, layout, is_interrupted: false }),
             memory,
             memory_len,
             slots,
