@@ -167,7 +167,7 @@ sys.stdin.readline()
 
 
 def test_stop_in_a_signal_handler_does_not_wait_for_a_keeper_that_stands_still():
-    """Whatever it is that holds the keeper: here, a finalizer that it happens to run."""
+    """A finalizer that the keeper happens to run holds it."""
     program = (
         HEAD
         + """

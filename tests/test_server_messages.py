@@ -145,7 +145,7 @@ def test_every_text_fits_into_a_message(text, kind):
 
 
 class Bad:
-    """What raises when it is made a text, or anything else."""
+    """An object that raises when it is converted to text or to anything else."""
 
     def __init__(self, error):
         self._error = error

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     Logger: TypeAlias = logging.Logger | DeferredLog
 
-# So many seconds after the time for draining a worker may still be in its last call of the handler,
-# and at its end.
+# The time that a worker gets after its drain timeout to finish its last handler call and exit, in
+# seconds.
 GRACE = 1.0
 
 

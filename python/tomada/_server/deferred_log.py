@@ -19,7 +19,7 @@ from tomada._server.wakeup import Latch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# So many seconds a call waits for its lines, and for other foreign code.
+# How long a call waits for its log lines, and for other foreign code, in seconds.
 PATIENCE = 1.0
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 State: TypeAlias = Literal["created", "starting", "running", "draining", "stopped"]
 
-# So many seconds a call waits for the end of what it has aborted, and so many more than draining
-# takes for the end of what it has stopped.
+# How long a call waits for the end of a server that it has aborted, and how much longer than the
+# drain timeout for one that it has stopped, in seconds.
 PATIENCE = 10.0
 # How long an abandoned start waits for the thread that began it, in seconds.
 ABANDON = 1.0

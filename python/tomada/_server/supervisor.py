@@ -28,9 +28,9 @@ FIRST_DELAY, LAST_DELAY, LONG_LIFE = 0.1, 5.0, 10.0
 MOST_DEATHS = 16
 # A worker that fails to start this many times in a row ends the server.
 ATTEMPTS = 5
-# A worker that takes longer than so many seconds to be ready is logged.
+# A worker that takes longer than this to become ready is logged, in seconds.
 SLOW = 10.0
-# Should it miss that its parent has died, the supervisor looks after so many seconds.
+# How often the supervisor checks whether its parent has died, in seconds.
 LOOK = 1.0
 
 
