@@ -57,12 +57,12 @@ def flush_before_fork() -> None:
     """
     flush_streams()
     for file in _files():
-        with contextlib.suppress(Exception):
-            if _is_regular(file):
-                file.flush()
+        if _is_regular(file):
+            _flush(file)
     for reference in list(_handler_list()):
-        with contextlib.suppress(Exception):
-            _flush_own(reference())
+        handler = reference()
+        if handler is not None:
+            _flush_own(handler)
 
 
 def _flush_own(handler: Any) -> None:
@@ -77,7 +77,7 @@ def _flush_own(handler: Any) -> None:
     lock = handler.lock
     if lock is None or lock.acquire(blocking=False):
         try:
-            handler.flush()
+            _flush(handler)
         finally:
             if lock is not None:
                 lock.release()
@@ -148,8 +148,23 @@ def leave_in_order(status: int, seconds: float) -> NoReturn:
 def flush_streams() -> None:
     """Flush standard output and standard error."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
+        if stream is not None:
+            _flush(stream)
+
+
+def _flush(target: Any) -> None:
+    """Flush a file or a log handler, and ignore its errors.
+
+    The exception of a signal handler that runs meanwhile is not ignored. It comes with the frame of
+    that handler, instead of the frame of the ``flush`` method or, for a method in C, no frame.
+    """
+    flush = target.flush
+    try:
+        flush()
+    except Exception as error:
+        inner = error.__traceback__ and error.__traceback__.tb_next
+        if inner and inner.tb_frame.f_code is not getattr(flush, "__code__", None):
+            raise
 
 
 def _attempt(step: Callable[[], object]) -> None:
@@ -220,8 +235,11 @@ def _buffer(file: Any) -> Any:
 
 
 def _is_regular(file: Any) -> bool:
-    buffer = _buffer(file)
-    return buffer is not None and stat.S_ISREG(os.fstat(buffer.raw.fileno()).st_mode)
+    try:
+        buffer = _buffer(file)
+        return buffer is not None and stat.S_ISREG(os.fstat(buffer.raw.fileno()).st_mode)
+    except (OSError, ValueError):  # closed, or detached
+        return False
 
 
 def _handler_list() -> list[Any]:
