@@ -9,6 +9,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+from tomada._client.connection import MOST_HELD_UP
 from tomada._client.exchange import Exchange
 from tomada._client.retry import Retry
 from tomada._client.round_trip import RoundTrip
@@ -231,15 +232,17 @@ class Endpoint:
         Without a ``match`` nothing but its port says whose reply a datagram is. So the request is
         not sent from the endpoint's port: it has one of its own, on the same local address, with
         the endpoint's guard and with its options that decide how a datagram travels (device, mark,
-        priority, TOS, TTL). Up to 64 tasks may do that at once, beside others that receive; the
-        time of further ones begins when a port is free.
+        priority, TOS, TTL); for how long it is not reused, :class:`tomada.Client` says. Up to 64
+        tasks may do that at once, beside others that receive; the time of further ones begins when
+        a port is free.
 
         With a ``match`` the request is sent from the endpoint's port, which matters where a
         firewall or the peer knows it. Tasks that do so wait for one another before their time
         begins. None should receive otherwise meanwhile: it would get the reply. What ``match``
         refuses is dropped, and so is what came before the request was sent.
 
-        Cancelling is safe: the reply to a cancelled request is not returned to a later one.
+        Cancelling is safe: the port of a cancelled request, or the ``match``, keeps its reply from
+        being returned to a later one.
 
         The waits are those of :class:`tomada.Client`, from the round trip that this endpoint has
         measured.
@@ -250,7 +253,8 @@ class Endpoint:
         :param retry_refused: Go on when nobody listens, as if the datagram was lost. If false,
             raise :class:`ConnectionRefusedError`.
         :raises TimeoutError: No reply came; the text says how many attempts were made.
-        :raises OSError: ``EBADF``, when the endpoint is closed meanwhile.
+        :raises OSError: ``EBADF``, when the endpoint is closed meanwhile; ``EADDRNOTAVAIL``, when a
+            late reply may still arrive on each free port.
         """
         peer = self.get_extra_info("peername")
         if peer is None:
@@ -295,7 +299,22 @@ class Endpoint:
         except TimeoutError:
             if not limit.expired():
                 raise  # it is the match's
-            return None
+        return self._held_up(exchange)
+
+    def _held_up(self, exchange: Exchange) -> bytes | None:
+        """Take the reply from the queue: if the loop was held up, it has come in time."""
+        for _ in range(MOST_HELD_UP):
+            self._check_open()
+            try:
+                reply, _ = self._core.recvfrom()
+            except BlockingIOError:
+                break
+            except OSError:
+                self._rearm()
+                raise
+            if exchange.accepts(reply):
+                return bytes(reply)
+        return None
 
     async def _reply_later(self, exchange: Exchange) -> bytes | None:
         """Wait for the reply to an earlier attempt, as the server may be up again."""

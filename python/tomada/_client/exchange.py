@@ -34,8 +34,8 @@ class Exchange:
 
     and at the end, however it came, ``exchange.may_reuse_port`` says what becomes of the port.
 
-    :param retry: What the user has asked for.
-    :param round_trip: What is known of the server, and learns from this request.
+    :param retry: The user's options.
+    :param round_trip: The estimate for the server, which learns from this request.
     :param started: When the deadline began to count, by the clock.
     :param is_answer: Whether a datagram is the reply. None where only the port tells.
     :param uniform: Draws the jitter.
@@ -130,6 +130,11 @@ class Exchange:
         if not self._retry.retry_refused:
             raise error from None
         self.refusal = error
+
+    @property
+    def timeout(self) -> float:
+        """How long the request may take as a whole, in seconds."""
+        return self._retry.timeout
 
     @property
     def may_reuse_port(self) -> bool:
