@@ -318,32 +318,6 @@ def test_a_duplicate_makes_a_client_let_ports_rest_for_longer(inet, way, monkeyp
         assert inside.rest > 0.0
 
 
-@pytest.mark.parametrize("is_many", [False, True])
-def test_the_port_of_a_socket_that_is_closed_early_is_not_taken_again(inet, is_many, monkeypatch):
-    # Without that, one of so many requests would have the port of an earlier one.
-    monkeypatch.setattr(pool, "MOST_RESTING", 1)
-    real, tries = pool.Connection._disconnect, []  # noqa: SLF001
-
-    def disconnect(self):
-        tries.append(self.getsockname())
-        real(self)
-
-    monkeypatch.setattr(pool.Connection, "_disconnect", disconnect)
-    with Server(inet, silence) as server, tomada.Client(server.address, 0.002, 0) as client:
-        for _ in range(20):
-            if is_many:
-                client.request_many([b"x"] * 3, errors="return")
-            else:
-                with pytest.raises(TimeoutError):
-                    client.request(b"x")
-        avoided = client._pool._avoided  # noqa: SLF001
-        assert len(avoided) >= 15
-        avoided.update(dict.fromkeys(range(1 << 16), float("inf")))
-        with pytest.raises(TimeoutError):
-            client.request(b"x")
-    assert len(tries) >= pool.MOST_TRIES
-
-
 SLOW = 0.08
 
 

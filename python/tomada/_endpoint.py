@@ -9,6 +9,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+from tomada._client.connection import MOST_HELD_UP
 from tomada._client.exchange import Exchange
 from tomada._client.retry import Retry
 from tomada._client.round_trip import RoundTrip
@@ -229,30 +230,32 @@ class Endpoint:
 
         The endpoint must have a peer (``remote_addr``).
 
-        Without a ``match``, only the port identifies a reply. Therefore the request is not sent
-        from the endpoint's port. It gets its own port on the same local address, with the
-        endpoint's guard and with the options that affect how a datagram travels (device, mark,
-        priority, TOS, TTL). Up to 64 tasks may make such requests at once, while others receive;
-        the timeout of further requests starts when a port is free.
+        Without a ``match`` nothing but its port says whose reply a datagram is. So the request is
+        not sent from the endpoint's port: it has one of its own, on the same local address, with
+        the endpoint's guard and with its options that decide how a datagram travels (device, mark,
+        priority, TOS, TTL); for how long it is not reused, :class:`tomada.Client` says. Up to 64
+        tasks may do that at once, beside others that receive; the time of further ones begins when
+        a port is free.
 
         With a ``match``, the request is sent from the endpoint's port. Use this if a firewall or
         the peer expects that port. Such requests wait for each other before their timeouts start.
         No other task should receive meanwhile, because it would get the reply. Datagrams that
         ``match`` rejects are dropped, and so are those that arrived before the request was sent.
 
-        Cancelling is safe: the reply to a cancelled request is not returned to a later one.
+        Cancelling is safe: the port of a cancelled request, or the ``match``, keeps its reply from
+        being returned to a later one.
 
         The waits between attempts are those of :class:`tomada.Client`, with the round-trip time
         that this endpoint has measured.
 
         :param timeout: The deadline of the whole request, in seconds.
-        :param retries: The maximum number of retransmissions within the timeout.
-        :param match: Returns whether a reply, its second argument, answers a request, its first.
-        :param retry_refused: Whether to retry if there is no server, as if the datagram was lost.
-            If
-            false, raise :class:`ConnectionRefusedError`.
-        :raises TimeoutError: No reply arrived; the text says how many attempts were made.
-        :raises OSError: ``EBADF``: the endpoint was closed meanwhile.
+        :param retries: How often the request is sent again within it, at the most.
+        :param match: Whether a reply, its second argument, answers a request, its first.
+        :param retry_refused: Go on when nobody listens, as if the datagram was lost. If false,
+            raise :class:`ConnectionRefusedError`.
+        :raises TimeoutError: No reply came; the text says how many attempts were made.
+        :raises OSError: ``EBADF``, when the endpoint is closed meanwhile; ``EADDRNOTAVAIL``, when a
+            late reply may still arrive on each free port.
         """
         peer = self.get_extra_info("peername")
         if peer is None:
@@ -296,8 +299,23 @@ class Endpoint:
                         return reply
         except TimeoutError:
             if not limit.expired():
-                raise  # the match has raised it
-            return None
+                raise  # it is the match's
+        return self._held_up(exchange)
+
+    def _held_up(self, exchange: Exchange) -> bytes | None:
+        """Take the reply from the queue: if the loop was held up, it has come in time."""
+        for _ in range(MOST_HELD_UP):
+            self._check_open()
+            try:
+                reply, _ = self._core.recvfrom()
+            except BlockingIOError:
+                break
+            except OSError:
+                self._rearm()
+                raise
+            if exchange.accepts(reply):
+                return bytes(reply)
+        return None
 
     async def _reply_later(self, exchange: Exchange) -> bytes | None:
         """After a refusal, wait for a reply anyway, because the server may be available again."""

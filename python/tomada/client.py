@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from tomada._address import format_address
 from tomada._advice import OF_SENDING, advise
+from tomada._client.connection import Connection, RefusedError, has_no_room
 from tomada._client.exchange import Exchange
 from tomada._client.pipeline import Matched, Separate
-from tomada._client.pool import Connection, Pool, RefusedError, has_no_room, resolve
+from tomada._client.pool import Pool, resolve
+from tomada._client.ports import NoPortError
 from tomada._client.retry import LONGEST_TIMEOUT, Retry
 
 if TYPE_CHECKING:
@@ -35,13 +37,18 @@ class Client:
     The client retransmits a request with exponential backoff until its timeout. So the server may
     receive a request twice; this matters only if requests have side effects.
 
-    The client returns only the server's reply to this request. It drops late replies and datagrams
-    from other senders. Each request in flight has its own port, which identifies its reply. A port
-    is not used again if its request was sent twice, was not answered, or was cancelled. Every
-    other port rests until 31 others have been used or the timeout has passed, in case the network
-    duplicates a datagram. During the first 256 requests, and permanently once a duplicate has
-    arrived, a port also rests for at least ``4 * (SRTT + 4 * RTTVAR)``. With a ``match``, replies
-    are identified without these rules, over one port.
+    The client drops datagrams from other addresses. A ``match`` tells which reply belongs to which
+    request, over one port. Without one, the port has to tell, and each request in flight has a port
+    of its own. After a request that was retransmitted, not answered or cancelled, no client of this
+    process sends to the same server from its port for twice the timeout, and at least 30 s. If that
+    leaves no port, the request fails at once with ``EADDRNOTAVAIL``: with the usual 28,232 ports,
+    after 941 such requests per second. So a reply can be returned to another request only if it
+    arrives even later, or if another process used the port before.
+
+    In case the network duplicates a reply, the client reuses any other port only after it has used
+    31 others, or after the timeout. During the first 256 requests, and permanently once it has seen
+    a duplicate, it also waits for ``4 * (SRTT + 4 * RTTVAR)``, or the timeout if that is shorter. A
+    duplicate that arrives later can be returned to another request.
 
     **Waits.** The first wait is derived from the round-trip time, measured as in RFC 6298: ``SRTT +
     max(50 ms, 4 * RTTVAR)``. Before the first measurement it is one eighth of the timeout with the
@@ -123,8 +130,9 @@ class Client:
             no server, ``__cause__`` is the :class:`ConnectionRefusedError`.
         :raises ConnectionRefusedError: There is no server, and ``retry_refused`` is false; with
             ``AF_UNIX`` it may be a :class:`FileNotFoundError`.
-        :raises OSError: ``EMSGSIZE``: the request exceeds the maximum length of a datagram; or
-            another error of the socket.
+        :raises OSError: ``EMSGSIZE``, where the request is longer than a datagram can be;
+            ``EADDRNOTAVAIL``, where a late reply may still arrive on each free port; what else a
+            socket raises.
         """
         started = monotonic()
         pool, match = self._pool, self._match
@@ -300,7 +308,7 @@ class Client:
             return
         if error.errno == errno.EBADF:
             self._opened()
-        if error.errno in OF_SENDING:
+        if error.errno in OF_SENDING and not isinstance(error, NoPortError):
             advise(error, format_address(self._address), OF_SENDING)
 
     def close(self) -> None:

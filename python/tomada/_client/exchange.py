@@ -35,11 +35,10 @@ class Exchange:
     When the request ends, for any reason, ``exchange.may_reuse_port`` says whether another request
     may use its port.
 
-    :param retry: The caller's timeout and retry settings.
-    :param round_trip: The estimate for this server. A completed request updates it.
-    :param started: The start of the request, in seconds of :func:`time.monotonic`.
-    :param is_answer: Returns whether a datagram is the reply. With None, only the port identifies
-        the reply.
+    :param retry: The user's options.
+    :param round_trip: The estimate for the server, which learns from this request.
+    :param started: When the deadline began to count, by the clock.
+    :param is_answer: Whether a datagram is the reply. None where only the port tells.
     :param uniform: Draws the jitter.
     """
 
@@ -132,6 +131,11 @@ class Exchange:
         if not self._retry.retry_refused:
             raise error from None
         self.refusal = error
+
+    @property
+    def timeout(self) -> float:
+        """How long the request may take as a whole, in seconds."""
+        return self._retry.timeout
 
     @property
     def may_reuse_port(self) -> bool:

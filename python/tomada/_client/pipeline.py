@@ -12,16 +12,10 @@ from itertools import count, islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from tomada._client.connection import LONGEST, Connection, RefusedError, has_no_room
 from tomada._client.exchange import Exchange
-from tomada._client.pool import (
-    LEAST_IDLE,
-    LONGEST,
-    MOST_IDLE,
-    Connection,
-    Pool,
-    RefusedError,
-    has_no_room,
-)
+from tomada._client.pool import LEAST_IDLE, MOST_IDLE, Pool
+from tomada._client.ports import NoPortError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -126,7 +120,7 @@ class Pipeline:
             self._receive(until)
         if monotonic() < until:
             return
-        # Replies that arrived while this process was delayed are still in time.
+        # A reply that came while this process was held up has come in time.
         for _ in range(window):
             if not self._receive(until):
                 break
@@ -266,7 +260,11 @@ class Separate(Pipeline):
         for index in indices:
             connection = self._own.get(index)
             if connection is None:
-                connection = self._assign(index)
+                try:
+                    connection = self._assign(index)
+                except NoPortError as error:
+                    self._fail(index, error)
+                    continue
             else:
                 self._repeated.add(index)
             try:
@@ -308,7 +306,7 @@ class Separate(Pipeline):
         del self._connections[connection.number]
         with contextlib.suppress(OSError):  # the client was just closed
             self._epoll.unregister(connection.number)
-        self._pool.discard(connection, connection.used_at + self._pool.rest)
+        self._pool.discard(connection)
 
     def _send_slowly(self, connection: Connection, index: int) -> None:
         """Send a request alone, because its connection is new or its batched send failed."""
@@ -363,7 +361,8 @@ class Separate(Pipeline):
             self._pool.retire(connection)
 
     def _give_up(self, index: int) -> None:
-        self._release(index, may_reuse=False)
+        if index in self._own:
+            self._release(index, may_reuse=False)
 
     def _close(self) -> None:
         self._pool.remove_waker(self._wake)

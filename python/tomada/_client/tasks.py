@@ -23,7 +23,8 @@ from socket import (
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from tomada._client.pool import LONGEST, Connection, Pool, RefusedError, has_no_room
+from tomada._client.connection import LONGEST, Connection, RefusedError, has_no_room
+from tomada._client.pool import Pool
 from tomada._client.retry import Retry
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ MOST_IN_FLIGHT = 64
 # The number of datagrams to handle before other callbacks of the loop run.
 MANY = 16
 
-# The options that affect how datagrams travel, copied where the model has them set.
+# The options that decide how datagrams travel, where a socket has them.
 _INHERITED = (
     (SOL_SOCKET, SO_BINDTODEVICE),
     (SOL_SOCKET, SO_BROADCAST),
@@ -52,12 +53,14 @@ class SeparatePorts:
     """Sends requests over sockets that are like a connected one, except for their ports."""
 
     def __init__(self, model: Socket, peer: Any, round_trip: RoundTrip) -> None:
+        host, _, *scope = (None, 0) if model.family == AF_UNIX else model.getsockname()
         self._pool = Pool(
             model.family,
             peer,
-            Retry(),
+            Retry(),  # of which nothing is used: each request has a timeout of its own
             tells_apart=False,
             prepare=partial(_make_alike, model),
+            local=(host, *scope),
         )
         self._pool.round_trip = round_trip
         #: Limits the requests in flight. Acquire it before calling :meth:`request`.
@@ -67,6 +70,7 @@ class SeparatePorts:
     async def request(self, data: Any, exchange: Exchange, peer: Any) -> bytes:
         """Make the attempts of a request, and return its reply."""
         connection = self._pool.take()
+        connection.request_timeout = exchange.timeout
         try:
             while exchange.attempt(monotonic()):
                 self._send(connection, data, exchange)
@@ -128,7 +132,7 @@ class _Wait:
         self._watch()
 
     def stop(self) -> None:
-        """Stop watching the descriptor, which may then be closed."""
+        """Stop watching the descriptor: it may be closed then."""
         self._timer.cancel()
         if self._number >= 0:
             self._loop.remove_reader(self._number)
@@ -187,8 +191,6 @@ def _make_alike(model: Socket, connection: Connection) -> None:
     is_inet6 = model.family == AF_INET6
     for level, name in (*_INHERITED, *(_INHERITED_INET6 if is_inet6 else _INHERITED_INET)):
         _copy_option(model, connection, level, name)
-    host, _, *scope = model.getsockname()
-    connection.bind((host, 0, *scope))
     connection.guard = model.guard
     connection.spin = model.spin
 

@@ -1,0 +1,215 @@
+"""A socket of a client: connected to the server, at a port that no late reply may come to."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import select
+import socket as _std
+from socket import AF_UNIX, SOCK_DGRAM
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from tomada._client.ports import PORTS, late_for, unique_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from socket import _Address, _RetAddress
+
+    from _typeshed import ReadableBuffer
+
+    from tomada._core import Socket
+
+    # A type checker takes tomada's class for the standard one.
+    class socket(Socket, _std.socket): ...  # type: ignore[misc] # noqa: N801
+
+else:
+    from tomada.socket import socket
+
+# Why a datagram could not be sent from the address that the kernel chose on connecting. The machine
+# may have lost it, and have another one.
+_UNROUTED = frozenset({errno.EINVAL, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL})
+
+# More than any datagram has. Room costs nothing, as only what a datagram fills is touched.
+LONGEST = 1 << 20
+
+# Why a datagram was not even sent: an earlier one was refused, or there is no connection.
+_UNASKED = frozenset({errno.ECONNREFUSED, errno.ENOTCONN, errno.EDESTADDRREQ})
+
+# How many datagrams to look at after the time of an attempt is over: a reply that came while this
+# process was held up has come in time.
+MOST_HELD_UP = 256
+
+
+class RefusedError(Exception):
+    """There is no server: the argument is the :class:`OSError` that said so."""
+
+
+class Connection(socket):
+    """A socket that is connected to the server and hands out nothing but the server's datagrams."""
+
+    __slots__ = ("_local", "_to", "number", "peer", "poll", "request_timeout", "used_at", "wait")
+
+    def __init__(
+        self,
+        family: int,
+        to: _Address,
+        local: tuple[Any, ...] | None,
+        prepare: Callable[[Connection], None],
+    ) -> None:
+        super().__init__(family, SOCK_DGRAM)
+        self._to = to
+        # The local address, without a port, where the port must not be one that is avoided.
+        self._local = local
+        #: When its last request was answered.
+        self.used_at = 0.0
+        #: The timeout of its last request as a whole, in seconds.
+        self.request_timeout = 0.0
+        #: The timeout that it has between requests.
+        self.wait = 0.0
+        #: The server's address, as the kernel gives it with a datagram.
+        self.peer: _RetAddress = None
+        try:
+            if family == AF_UNIX:
+                self.bind(unique_name())  # where the reply can be sent
+            prepare(self)
+            if local is not None:
+                PORTS.bind(self, local, to)
+            #: The descriptor, which another thread may close at any time.
+            self.number = self.fileno()
+            poll = select.poll()
+            poll.register(self.number, select.POLLIN)
+            #: Says whether there is something in the queue; called with 0.
+            self.poll = poll.poll
+        except BaseException:
+            super().close()  # nothing was sent
+            raise
+
+    def avoid(self, until: float | None = None) -> None:
+        """Let no other request to this server use the port up to a moment.
+
+        Call it before the port can be another socket's.
+
+        :param until: The moment. By default, as long as a late reply may arrive.
+        """
+        if isinstance(self._to, tuple):
+            with contextlib.suppress(OSError):  # closed already
+                if port := self.getsockname()[1]:
+                    PORTS.avoid(
+                        self._to,
+                        port,
+                        monotonic() + late_for(self.request_timeout) if until is None else until,
+                    )
+
+    def close(self) -> None:
+        """Close the socket, whose port may still get a late reply."""
+        self.avoid()
+        super().close()
+
+    def close_at_rest(self, until: float) -> None:
+        """Close the socket, whose port gets nothing any more after a moment."""
+        self.avoid(until)
+        super().close()
+
+    def ask(self, data: ReadableBuffer, until: float) -> None:
+        """Send a request, and wait for room up to a moment.
+
+        :raises RefusedError: There is no server.
+        """
+        self.wait_until(until)
+        try:
+            try:
+                self.send(data)
+            except OSError as error:
+                if error.errno in _UNROUTED and self.family != AF_UNIX:
+                    self._leave()
+                elif error.errno not in _UNASKED:
+                    raise
+                # A refusal is about an earlier datagram, and this one was not sent. A server of
+                # AF_UNIX may also have made way for another one, by the same name.
+                self.reconnect()
+                self.send(data)
+        except OSError as error:
+            if _is_refusal(error):
+                raise RefusedError(error) from None
+            raise
+
+    def ask_many(self, requests: Sequence[ReadableBuffer]) -> list[tuple[int, OSError]]:
+        """Send requests as :meth:`ask`, as far as there is room; return which were not, and why."""
+        self.settimeout(0)
+        failed = self.send_many(requests, errors="continue")
+        unsure = _UNASKED if self.family == AF_UNIX else _UNASKED | _UNROUTED
+        again = [index for index, error in failed if error.errno in unsure]
+        if again:
+            is_unrouted = any(error.errno in _UNROUTED for _, error in failed)
+            failed = [item for item in failed if item[1].errno not in unsure]
+            try:
+                if is_unrouted and self.family != AF_UNIX:
+                    self._leave()
+                self.reconnect()
+            except OSError as error:
+                raise (RefusedError(error) if _is_refusal(error) else error) from None
+            unsent = [requests[index] for index in again]
+            second = self.send_many(unsent, errors="continue")
+            failed += [(again[index], error) for index, error in second]
+        return failed
+
+    def reconnect(self) -> None:
+        """Connect to what has the server's address now."""
+        self.peer = None
+        self.connect(self._to)
+        self.peer = self.getpeername()
+
+    def _leave(self) -> None:
+        """Give up the local address, as this machine may not have it any longer."""
+        self.avoid()
+        self._disconnect()  # which keeps a port that was bound by its number
+        if self._local is not None and not self.getsockname()[1]:
+            PORTS.bind(self, self._local, self._to)
+
+    def wait_until(self, moment: float) -> float:
+        """Let calls wait up to a moment, and return how long that is."""
+        left = max(moment - monotonic(), 0.0)
+        self.settimeout(left)
+        return left
+
+    def answer(self, until: float, is_answer: Callable[[bytes], bool]) -> bytes | None:
+        """Wait up to a moment for an answer, and return it, if there is one.
+
+        :raises RefusedError: There is no server.
+        """
+        self.wait_until(until)
+        held_up = 0
+        while held_up < MOST_HELD_UP:
+            try:
+                data, sender = self.recvfrom(LONGEST)
+            except (TimeoutError, BlockingIOError):
+                return None
+            except ConnectionRefusedError as error:
+                raise RefusedError(error) from None
+            # A stranger's may have come in between bind and connect.
+            if sender == self.peer and is_answer(data):
+                return data
+            if not self.wait_until(until):
+                held_up += 1
+        return None
+
+    def empty(self) -> None:
+        """Throw away what is in the queue: it is late, or belongs to nothing."""
+        while self.poll(0):
+            self.settimeout(0)
+            try:
+                self.recv_many()
+            except BlockingIOError:
+                return
+            except ConnectionRefusedError:
+                pass
+
+
+def has_no_room(error: OSError) -> bool:
+    """Say whether a send failed because a queue was full, so that it will do later."""
+    return isinstance(error, TimeoutError | BlockingIOError) or error.errno == errno.ENOBUFS
+
+
+def _is_refusal(error: OSError) -> bool:
+    return isinstance(error, ConnectionRefusedError | FileNotFoundError)

@@ -1,0 +1,362 @@
+"""The ports of requests without a match: none is used while it may get another request's reply."""
+
+import asyncio
+import contextlib
+import errno
+import itertools
+import math
+import os
+import socket as std
+import time
+
+import pytest
+
+import tomada
+from answering import LONG, Server, echo, same, silence
+from links import Namespace
+from support import eventually, open_descriptors, together
+from tomada._client import pool, ports
+from tomada.asyncio import open_endpoint
+
+# A range of ports that is soon used up, and more than the sockets that stay open.
+LOW, HIGH = 40_000, 40_199
+SIZE = HIGH - LOW + 1
+
+# No two servers have the same one: to a client, they would be the same server.
+_server_ports = itertools.count(20_000)
+
+NONE_SAFE = "every free port may still get a late reply; pass match=, or lower the rate"
+
+
+@pytest.fixture(scope="module")
+def narrow(namespaces):  # noqa: ARG001 - no test without them
+    namespace = Namespace()
+    namespace.set("ipv4/ip_local_port_range", f"{LOW} {HIGH}")
+    namespace.set("ipv4/ip_local_reserved_ports", f"{LOW},{LOW + 2}-{LOW + 3}")
+    return namespace
+
+
+class Silent:
+    """A plain socket in a namespace, on which nobody replies; says which ports asked."""
+
+    def __init__(self, namespace, stack):
+        self.sock = stack.enter_context(namespace.bound(std, ("127.0.0.1", next(_server_ports))))
+        self.sock.setblocking(False)
+        self.address = self.sock.getsockname()
+
+    def asked(self):
+        senders = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                senders.append(self.sock.recvfrom(100)[1][1])
+        return senders
+
+
+@pytest.fixture
+def silent(narrow):
+    with contextlib.ExitStack() as stack:
+        yield Silent(narrow, stack)
+
+
+def outcome(function, *args):
+    try:
+        return function(*args)
+    except OSError as error:
+        return error
+
+
+def one_client(address, count):
+    with tomada.Client(address, 0.001, 0) as client:
+        return [outcome(client.request, b"x") for _ in range(count)]
+
+
+def request_many(address, count):
+    with tomada.Client(address, 0.001, 0) as client:
+        return client.request_many([b"x"] * count, 20, errors="return")
+
+
+def a_client_for_each(address, count):
+    return [one_client(address, 1)[0] for _ in range(count)]
+
+
+def endpoint_request(address, count):
+    async def ask():
+        async with open_endpoint(remote_addr=address) as endpoint:
+            requests = (endpoint.request(b"x", timeout=0.001, retries=0) for _ in range(count))
+            return await asyncio.gather(*requests, return_exceptions=True)
+
+    return asyncio.run(ask())
+
+
+def cancelled(address, count):
+    async def ask():
+        async with open_endpoint(remote_addr=address) as endpoint:
+            errors = []
+            for _ in range(count):
+                task = asyncio.ensure_future(endpoint.request(b"x", timeout=LONG))
+                await asyncio.wait({task}, timeout=0.001)
+                task.cancel()
+                try:
+                    await task
+                except asyncio.CancelledError:
+                    errors.append(TimeoutError())
+                except OSError as error:
+                    errors.append(error)
+            return errors
+
+    return asyncio.run(ask())
+
+
+WAYS = [one_client, request_many, a_client_for_each, endpoint_request, cancelled]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_port_is_used_while_a_late_reply_may_come(narrow, silent, way):
+    errors, senders = [], []
+    for _ in range(3):  # the server's queue has room for one round
+        errors += narrow.run(way, silent.address, SIZE // 2)
+        senders += silent.asked()
+    assert len(senders) == len(set(senders))
+    assert not {LOW, LOW + 2, LOW + 3} & set(senders)
+    assert len(senders) <= SIZE
+    refused = [error for error in errors if not isinstance(error, TimeoutError)]
+    # Some requests were not sent in time. Others have all ports, but for three.
+    assert len(senders) <= len(errors) - len(refused) <= SIZE - 3
+    assert len(refused) >= 3 * (SIZE // 2) - (SIZE - 3)
+    for error in refused:
+        assert error.errno == errno.EADDRNOTAVAIL
+        assert str(error).endswith(f"cannot send to 127.0.0.1:{silent.address[1]}: {NONE_SAFE}")
+    # They do not keep a request with a match from being sent.
+    with tomada.Client(silent.address, 0.001, 0, match=same) as client:
+        assert isinstance(narrow.run(outcome, client.request, b"x"), TimeoutError)
+
+
+def test_of_many_the_first_without_a_port_ends_the_call_with_its_index(narrow, silent):
+    narrow.run(one_client, silent.address, SIZE)
+
+    def ask():
+        with tomada.Client(silent.address, LONG) as client:
+            return outcome(client.request_many, [b"x"] * 3)
+
+    error = narrow.run(ask)
+    assert error.errno == errno.EADDRNOTAVAIL
+    assert error.index == 0
+
+
+def test_a_port_is_used_again_when_no_late_reply_can_come(narrow, silent, monkeypatch):
+    monkeypatch.setattr(ports, "LATE", 0.0)
+    errors = []
+    for _ in range(3):
+        errors += narrow.run(one_client, silent.address, SIZE)
+    assert all(isinstance(error, TimeoutError) for error in errors)
+
+
+def test_without_a_free_port_the_error_says_so(narrow, silent):
+    with contextlib.ExitStack() as stack:
+
+        def fill():
+            while True:
+                sock = stack.enter_context(std.socket(std.AF_INET, std.SOCK_DGRAM))
+                sock.bind(("", 0))
+
+        narrow.run(outcome, fill)
+        with tomada.Client(silent.address, LONG) as client:
+            error = narrow.run(outcome, client.request, b"x")
+    assert error.errno == errno.EADDRNOTAVAIL
+    assert "no local port is free" in str(error)
+
+
+def test_threads_get_no_port_that_another_has_given_up(narrow, silent):
+    own, got = ports.Ports(), []
+
+    def take():
+        for _ in range(SIZE // 8 - 4):
+            sock = tomada.socket.socket(std.AF_INET, std.SOCK_DGRAM)
+            own.bind(sock, ("127.0.0.1",), silent.address)
+            port = sock.getsockname()[1]
+            got.append(port)
+            own.avoid(silent.address, port, math.inf)
+            sock.close()
+
+    together(*[lambda: narrow.run(take)] * 8)
+    assert len(set(got)) == len(got) == 8 * (SIZE // 8 - 4)
+
+
+class Kept(ports.Ports):
+    """Ports to look into."""
+
+    @property
+    def sizes(self):
+        return len(self._expiries), sum(map(len, self._avoided.values())), len(self._avoided)
+
+
+def test_what_is_over_is_forgotten(monkeypatch):
+    own, now = Kept(), [0.0]
+    monkeypatch.setattr(ports, "monotonic", lambda: now[0])
+    for second in range(100):
+        now[0] = float(second)
+        for port in range(50):
+            own.avoid((f"10.0.0.{second}", 1), port, second + 5.0)
+        assert own.sizes[0] <= 5 * 50
+        assert own.sizes[1] <= 5 * 50
+        assert own.sizes[2] <= 5
+    now[0] = 200.0
+    own.expire()
+    assert own.sizes == (0, 0, 0)
+
+
+def test_the_later_moment_counts(monkeypatch):
+    own, now, server = Kept(), [0.0], ("10.0.0.1", 1)
+    monkeypatch.setattr(ports, "monotonic", lambda: now[0])
+    for until in (5.0, 9.0, 7.0):
+        own.avoid(server, 1, until)
+    now[0] = 8.0
+    own.expire()
+    assert own.avoided(server) == {1}
+    now[0] = 9.0
+    own.expire()
+    assert own.sizes == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("0.0.0.0", 1), ("127.0.0.1", 1)),  # noqa: S104 - no socket is bound to it
+        (("::ffff:10.0.0.1", 1, 0, 0), ("10.0.0.1", 1)),
+        (("fe80::1%lo", 1, 0, 1), ("fe80::1", 1)),
+    ],
+)
+def test_a_server_is_the_same_by_all_of_its_addresses(one, other):
+    own = ports.Ports()
+    own.avoid(one, 5, math.inf)
+    assert own.avoided(other) == {5}
+    assert not own.avoided(("10.0.0.2", 1))
+
+
+def left_for(address):
+    """Return for how long the ports of requests to a server are avoided from now on."""
+    now = time.monotonic()
+    entries = ports.PORTS._avoided.get(ports._key(address), {})  # noqa: SLF001
+    return [until - now for until in entries.values()]
+
+
+async def test_the_timeout_of_a_request_says_for_how_long_its_port_is_avoided(runner, inet):  # noqa: ARG001
+    with Server(inet, silence) as server:
+        async with open_endpoint(remote_addr=server.address) as endpoint:
+            for timeout in (20, 2000):
+                task = asyncio.ensure_future(endpoint.request(b"x", timeout=timeout))
+                while not server.asked:  # noqa: ASYNC110 - a thread's list
+                    await asyncio.sleep(0)
+                server.asked.clear()
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        short, long = sorted(left_for(server.address))
+    assert 30 < short <= 40
+    assert 3000 < long <= 4000
+
+
+def test_the_ports_of_a_client_that_is_closed_are_avoided(inet):
+    with Server(inet, echo) as server:
+        with tomada.Client(server.address, 0.01, 0) as client:
+            client.request(b"x")
+        assert all(left <= 0.01 for left in left_for(server.address))  # nothing is late
+    with Server(inet, silence) as server, tomada.Client(server.address, 0.01, 0) as client:
+        with pytest.raises(TimeoutError):
+            client.request(b"x")
+        client.close()
+        assert [left > 10 for left in left_for(server.address)] == [True]
+
+
+def test_a_child_process_avoids_its_parents_ports(inet):
+    with Server(inet, silence) as server, tomada.Client(server.address, 0.01, 0) as client:
+        with pytest.raises(TimeoutError):
+            client.request(b"x")
+        child = os.fork()
+        if not child:
+            os._exit(len(left_for(server.address)))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+
+
+def test_a_name_of_af_unix_is_used_once(unix):
+    with Server(unix, echo) as server, tomada.Client(server.address, LONG) as client:
+        client.request(b"x")
+        ((_, sender),) = server.asked
+    assert len(sender) > 16  # the kernel's own names are of a million
+
+
+def age(inside):
+    """Let all sockets have rested for long."""
+    for connection in inside.idle:
+        connection.used_at -= 2 * LONG
+
+
+@pytest.mark.parametrize("way", ["request", "request_many"])
+def test_sockets_that_rested_for_the_timeout_are_closed(inet, way):
+    with Server(inet, echo) as server, tomada.Client(server.address, LONG) as client:
+        inside, before = client._pool, open_descriptors()  # noqa: SLF001
+        inside.watched = math.inf
+        client.request_many([b"x"] * 512, 256)
+        assert open_descriptors() > before + 100
+        for _ in range(160):
+            age(inside)
+            inside.sample_due = 0.0
+            client.request(b"x") if way == "request" else client.request_many([b"x"])
+        assert open_descriptors() <= before + pool.LEAST_IDLE + 1
+
+
+async def test_an_endpoint_keeps_no_sockets_that_rested_for_the_timeout(runner, inet):  # noqa: ARG001
+    with Server(inet, echo) as server:
+        async with open_endpoint(remote_addr=server.address) as endpoint:
+            before = open_descriptors()
+            await endpoint.request(b"x", timeout=LONG)
+            inside = endpoint._ports._pool  # noqa: SLF001
+            inside.watched = math.inf
+            for _ in range(4):
+                requests = (endpoint.request(b"x", timeout=LONG) for _ in range(64))
+                await asyncio.gather(*requests)
+            assert open_descriptors() > before + 60
+            for _ in range(100):
+                age(inside)
+                await endpoint.request(b"x", timeout=LONG)
+            assert open_descriptors() <= before + pool.LEAST_IDLE + 1
+
+
+def test_sockets_of_unanswered_requests_are_closed_after_the_timeout(inet):
+    with (
+        Server(inet, lambda data: [data] * (data != b"lost")) as server,
+        tomada.Client(server.address, 0.05, 0) as client,
+    ):
+        client.request_many([b"lost"] * 20, errors="return")
+
+        def are_closed():
+            with contextlib.suppress(TimeoutError):
+                client.request_many([b"x"])
+            return not client._pool._resting  # noqa: SLF001
+
+        eventually(are_closed)
+
+
+async def test_a_reply_that_came_while_the_loop_was_held_up_is_in_time(runner, inet, match):  # noqa: ARG001
+    # Others came before it, which the match refuses.
+    with Server(inet, lambda data: [b"other"] * 20 * (match is same) + [data]) as server:
+        async with open_endpoint(remote_addr=server.address) as endpoint:
+            request = endpoint.request(b"x", timeout=0.05, retries=0, match=match)
+            task = asyncio.ensure_future(request)
+            while not server.asked:  # noqa: ASYNC110 - a thread's list
+                await asyncio.sleep(0)
+            end = time.monotonic() + 0.1
+            eventually(lambda: endpoint.socket.pending or time.monotonic() > end)
+            eventually(lambda: time.monotonic() > end)
+            assert await task == b"x"
+
+
+def test_a_reply_that_came_while_a_thread_was_held_up_is_in_time(inet):
+    with Server(inet, lambda data: [b"other"] * 20 + [data]) as server:
+        client = tomada.Client(server.address, LONG, match=same)
+        connection = client._pool.take()  # noqa: SLF001
+        connection.ask(b"x", time.monotonic() + LONG)
+        eventually(lambda: len(server.asked) == 1 and connection.poll(0))
+        server.end()
+        assert connection.answer(0.0, lambda data: data == b"x") == b"x"
+        client.close()
