@@ -12,8 +12,16 @@ from tomada._address import format_address
 from tomada._advice import OF_SENDING, advise
 from tomada._client.exchange import Exchange
 from tomada._client.pipeline import Matched, Separate
-from tomada._client.pool import Connection, Pool, RefusedError, has_no_room, resolve
+from tomada._client.pool import (
+    MOST_REPORTS,
+    Connection,
+    Pool,
+    RefusedError,
+    has_no_room,
+    resolve,
+)
 from tomada._client.retry import LONGEST_TIMEOUT, Retry
+from tomada._peer_errors import is_from_peer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -65,7 +73,7 @@ class Client:
         may be called often. With it, one socket serves for all requests, whatever happens, and
         :meth:`request_many` is several times faster.
     :param retry_refused: Whether to go on when there is no server (it may be about to start), or to
-        raise :class:`ConnectionRefusedError` at once.
+        raise :class:`ConnectionRefusedError` at once. Other ICMP messages never end a request.
     :param family: ``AF_INET6`` or ``AF_INET``, for a name that has addresses of both.
     :param spin: How long a wait stays awake before it sleeps, in seconds; see
         :attr:`tomada.socket.socket.spin`.
@@ -117,12 +125,13 @@ class Client:
 
         It ends with an :class:`OSError` when another thread closes the client.
 
-        :raises TimeoutError: No reply came; the text says after how many attempts. Where there was
-            no server, ``__cause__`` has the :class:`ConnectionRefusedError`.
+        :raises TimeoutError: No reply came; the text says after how many attempts. ``__cause__``
+            has the last error that an ICMP message brought, such as a
+            :class:`ConnectionRefusedError` where there was no server.
         :raises ConnectionRefusedError: There is no server, and ``retry_refused`` is false; with
             ``AF_UNIX`` it may be a :class:`FileNotFoundError`.
-        :raises OSError: ``EMSGSIZE``, where the request is longer than a datagram can be; what else
-            a socket raises.
+        :raises OSError: ``EMSGSIZE``, where the request is longer than a datagram can be; why this
+            machine cannot send it, such as ``ENETUNREACH``; what else a socket raises.
         """
         started = monotonic()
         pool, match = self._pool, self._match
@@ -142,13 +151,16 @@ class Client:
                 connection.wait = pool.wait
                 connection.settimeout(pool.wait)
             reply = connection._exchange(data)  # noqa: SLF001 - made for this
-        except ConnectionRefusedError as error:
-            refusal = error
         except TimeoutError:
             pass
-        except BaseException as error:
+        except OSError as error:
+            if not is_from_peer(error):
+                pool.retire(connection)
+                self._explain(error)
+                raise
+            refusal = error
+        except BaseException:
             pool.retire(connection)
-            self._explain(error)
             raise
         else:
             if reply is None:
@@ -230,13 +242,16 @@ class Client:
 
     @staticmethod
     def _answer(connection: Connection, exchange: Exchange) -> bytes | None:
-        # After a refusal the server may be up again at the next attempt. Until then, an answer to
-        # the one before is as welcome.
-        while True:
+        # After a refusal the server may be up again at the next attempt, and an ICMP message may
+        # be forged. Until then, an answer to the one before is as welcome.
+        late = 0
+        while late < MOST_REPORTS:
             try:
                 return connection.answer(exchange.due, exchange.accepts)
             except RefusedError as refused:
                 exchange.refuse(refused.args[0])
+                late += exchange.due <= monotonic()
+        return None
 
     @overload
     def request_many(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
     from tomada._client.retry import Retry
     from tomada._client.round_trip import RoundTrip
 
-__all__ = ["Exchange"]
+__all__ = ["Exchange", "is_refusal"]
+
+
+def is_refusal(error: OSError) -> bool:
+    """Say whether an error means that there is no server; the second is of ``AF_UNIX``."""
+    return isinstance(error, ConnectionRefusedError | FileNotFoundError)
 
 
 class Exchange:
@@ -46,6 +52,7 @@ class Exchange:
         "_is_answer",
         "_is_last",
         "_planned",
+        "_resumed",
         "_retry",
         "_round_trip",
         "_share",
@@ -74,6 +81,8 @@ class Exchange:
         self._first_wait = round_trip.first_wait(retry)
         self._share = retry.later_share(self._first_wait)
         self._is_last = False
+        # When the next attempt was due, before one was put ahead of it.
+        self._resumed: float | None = None
         #: When the request as a whole has failed, by the clock.
         self.deadline = started + retry.timeout
         #: When the next attempt is due, or the request has failed.
@@ -82,11 +91,14 @@ class Exchange:
         self.attempts = 0
         #: Whether the reply has come.
         self.is_complete = False
-        #: Why nobody could answer, as the kernel told it last.
+        #: Why an attempt was lost, as the kernel told it last.
         self.refusal: OSError | None = None
 
     def attempt(self, now: float) -> bool:
         """Begin the next attempt, and say whether there is one: then send, and wait up to `due`."""
+        if self._resumed is not None:
+            self.due, self._resumed = self._resumed, None
+            return self._attempt_ahead(now)
         if self._is_last or now >= self.deadline:
             return False
         self.attempts += 1
@@ -111,6 +123,16 @@ class Exchange:
         self.due = min(max(moved, now + SHORTEST_WAIT), self.deadline)
         return True
 
+    def _attempt_ahead(self, now: float) -> bool:
+        """Begin an attempt before it was due; the next one is due then."""
+        if now >= self.deadline:
+            return False
+        self.attempts += 1
+        if self.attempts >= self._retry.count:
+            self._is_last = True
+            self.due = self.deadline
+        return True
+
     def accepts(self, data: bytes) -> bool:
         """Say whether a datagram from the server is the reply."""
         return self._is_answer is None or self._is_answer(data)
@@ -123,13 +145,21 @@ class Exchange:
                 self._round_trip.sample(now - self._started, now)
 
     def refuse(self, error: OSError) -> None:
-        """Take note that there is no server now.
+        """Take note that an attempt is lost: there is no server now, or an ICMP message has come.
 
-        :raises OSError: This one, where the user wants to hear of it.
+        Anybody can send ICMP messages, and a reply may come all the same. So the wait goes on. But
+        where a router has dropped what was too long for its link, the kernel knows by now how long
+        a packet may be, and the next attempt is due at once.
+
+        :raises OSError: This one, where there is no server, and the user wants to hear of it.
         """
-        if not self._retry.retry_refused:
+        if not self._retry.retry_refused and is_refusal(error):
             raise error from None
         self.refusal = error
+        is_too_long = error.errno == errno.EMSGSIZE
+        if is_too_long and self._resumed is None and self.attempts < self._retry.count:
+            self._resumed = self.due
+            self.due = self._started
 
     @property
     def may_reuse_port(self) -> bool:

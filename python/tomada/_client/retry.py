@@ -11,7 +11,9 @@ The clients' parameters have the same names and meanings everywhere:
     it refuses is passed over, and the wait goes on.
 ``retry_refused``
     Whether a :class:`ConnectionRefusedError` counts as an attempt without an answer (true: the
-    server may be about to start), or is raised at once (false).
+    server may be about to start), or is raised at once (false). Errors that other ICMP messages
+    bring always count as an attempt without an answer: routers send them while routes change, and
+    anybody can forge them.
 
 :class:`~tomada._client.exchange.Exchange` makes the attempts.
 """
