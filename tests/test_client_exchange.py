@@ -1,5 +1,6 @@
 """The schedule of a request's attempts, and the round-trip estimate they update."""
 
+import errno
 import itertools
 import re
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from tomada._client.exchange import Exchange
 from tomada._client.retry import LONGEST_WAIT, SHORTEST_WAIT, Retry
 from tomada._client.round_trip import LEAST_MARGIN, RoundTrip
+from tomada._peer_errors import FROM_PEERS
 
 START = 1000.0
 
@@ -236,6 +238,43 @@ def test_a_refusal_is_raised_or_the_timeouts_cause():
     assert asking.timed_out("/run/server", START).__cause__ is refusal
     with pytest.raises(ConnectionRefusedError):
         exchange(Retry(1.0, 3, retry_refused=False)).refuse(refusal)
+
+
+def test_only_a_refusal_is_raised():
+    asking = exchange(Retry(1.0, 3, retry_refused=False))
+    for number in FROM_PEERS - {errno.ECONNREFUSED}:
+        error = OSError(number, "what an ICMP message brings")
+        asking.refuse(error)
+        assert asking.refusal is error
+
+
+def test_what_is_too_long_for_its_path_is_sent_again_at_once_and_the_next_when_it_was_due():
+    too_long = OSError(errno.EMSGSIZE, "too long")
+    asking = exchange(Retry(1.0, 2))
+    ends = []
+    now = START
+    while asking.attempt(now):
+        asking.refuse(too_long)
+        asking.refuse(too_long)
+        ends.append(asking.due - START)
+        now = max(asking.due, now + 0.01)
+    # Each attempt is one of those that there may be.
+    assert ends == pytest.approx([0.0, 0.0, 1.0])
+
+    asking = exchange(Retry(1.0, 3))
+    assert asking.attempt(START)
+    asking.refuse(too_long)
+    assert asking.due == START
+    assert asking.attempt(START + 0.01)
+    assert asking.due == pytest.approx(START + 0.125)
+    assert asking.attempt(asking.due)
+    assert asking.due == pytest.approx(START + 0.375)
+    assert not asking.may_reuse_port
+
+    alone = exchange(Retry(1.0, 0))
+    assert alone.attempt(START)
+    alone.refuse(too_long)
+    assert alone.due == START + 1.0
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from support import CLOSED, DEADLINE, Call, RefusalError, eventually, interrupt
 from tomada import socket
 from traffic import numbered, payloads
 
-
 RECEIVE_SEVERAL = {
     "recv_many": socket.socket.recv_many,
     "recv_datagrams": socket.socket.recv_datagrams,

@@ -9,12 +9,12 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from tomada._client.connection import MOST_HELD_UP
-from tomada._client.exchange import Exchange
+from tomada._client.connection import MOST_HELD_UP, MOST_REPORTS
+from tomada._client.exchange import Exchange, is_refusal
 from tomada._client.retry import Retry
 from tomada._client.round_trip import RoundTrip
 from tomada._client.tasks import SeparatePorts
-from tomada._peer_errors import FROM_PEERS, KEPT, PeerErrors
+from tomada._peer_errors import KEPT, PeerErrors, is_from_peer
 from tomada._readiness import Readiness
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Endpoint:
     def _pass_on(self, error: OSError) -> None:
         """Raise the error of a receive, unless it is about one of many peers."""
         self._rearm()
-        if self._events.peer_errors is None or error.errno not in FROM_PEERS:
+        if self._events.peer_errors is None or not is_from_peer(error):
             raise error
         self._events.error_received(error)
 
@@ -252,10 +252,12 @@ class Endpoint:
         :param retries: How often the request is sent again within it, at the most.
         :param match: Whether a reply, its second argument, answers a request, its first.
         :param retry_refused: Go on when nobody listens, as if the datagram was lost. If false,
-            raise :class:`ConnectionRefusedError`.
-        :raises TimeoutError: No reply came; the text says how many attempts were made.
+            raise :class:`ConnectionRefusedError`. Other ICMP messages never end a request.
+        :raises TimeoutError: No reply came; the text says how many attempts were made, and
+            ``__cause__`` has the last error that an ICMP message brought.
         :raises OSError: ``EBADF``, when the endpoint is closed meanwhile; ``EADDRNOTAVAIL``, when a
-            late reply may still arrive on each free port.
+            late reply may still arrive on each free port; an error of this machine that keeps it
+            from sending the request, such as ``ENETUNREACH``.
         """
         peer = self.get_extra_info("peername")
         if peer is None:
@@ -270,12 +272,7 @@ class Endpoint:
             self._pass_over()
             exchange = Exchange(retry, self._round_trip, time.monotonic(), partial(match, data))
             while exchange.attempt(time.monotonic()):
-                try:
-                    self.send(data)
-                    reply = await self._reply(exchange)
-                except ConnectionRefusedError as error:
-                    exchange.refuse(error)
-                    reply = await self._reply_later(exchange)
+                reply = await self._attempt(data, exchange)
                 if reply is not None:
                     exchange.complete(time.monotonic())
                     return reply
@@ -317,13 +314,28 @@ class Endpoint:
                 return bytes(reply)
         return None
 
-    async def _reply_later(self, exchange: Exchange) -> bytes | None:
-        """After a refusal, wait for a reply anyway, because the server may be available again."""
-        while True:
+    async def _attempt(self, data: Any, exchange: Exchange) -> bytes | None:
+        """Send a request, and wait for its reply, despite ICMP messages."""
+        self._check_open()
+        unsent = self._socket.stats().send_errors
+        self._transport.sendto(data)
+        resent = late = 0
+        while late < MOST_REPORTS:
             try:
                 return await self._reply(exchange)
-            except ConnectionRefusedError as error:
-                exchange.refuse(error)
+            except OSError as error:
+                if not is_from_peer(error):
+                    raise
+                before, unsent = unsent, self._socket.stats().send_errors
+                if unsent == before or is_refusal(error):
+                    exchange.refuse(error)
+                    late += exchange.due <= time.monotonic()
+                elif resent == MOST_REPORTS:
+                    raise  # it is the request's own
+                else:
+                    resent += 1
+                    self._transport.sendto(data)
+        return None
 
     def _pass_over(self) -> None:
         self._events.errors.clear()
@@ -332,8 +344,9 @@ class Endpoint:
                 self._core.recv_many(1024)
             except BlockingIOError:
                 return
-            except ConnectionRefusedError:
-                continue
+            except OSError as error:
+                if not is_from_peer(error):
+                    raise
 
     # Errors, state and closing
 

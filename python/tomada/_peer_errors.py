@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from tomada._address import format_address
 from tomada._advice import OF_SENDING
@@ -35,6 +35,15 @@ FROM_PEERS = frozenset(
         errno.EACCES,
     }
 )
+
+
+def is_from_peer(error: BaseException) -> TypeGuard[OSError]:
+    """Say whether a receive raised an error on behalf of a peer: the socket itself goes on.
+
+    A send on a connected socket may raise such an error about an earlier datagram too; the same
+    send again tells whether it was its own.
+    """
+    return isinstance(error, OSError) and error.errno in FROM_PEERS
 
 
 class PeerErrors:

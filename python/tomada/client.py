@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from tomada._address import format_address
 from tomada._advice import OF_SENDING, advise
-from tomada._client.connection import Connection, RefusedError, has_no_room
+from tomada._client.connection import MOST_REPORTS, Connection, RefusedError, has_no_room
 from tomada._client.exchange import Exchange
 from tomada._client.pipeline import Matched, Separate
 from tomada._client.pool import Pool, resolve
 from tomada._client.ports import NoPortError
 from tomada._client.retry import LONGEST_TIMEOUT, Retry
+from tomada._peer_errors import is_from_peer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -74,7 +75,7 @@ class Client:
         may be called often. With it, the client uses one socket for all requests, and
         :meth:`request_many` is several times faster.
     :param retry_refused: Whether to retry if there is no server, because it may be about to start,
-        or to raise :class:`ConnectionRefusedError` at once.
+        or to raise :class:`ConnectionRefusedError` at once. Other ICMP errors never end a request.
     :param family: ``AF_INET6`` or ``AF_INET``, for a name that has both kinds of addresses.
     :param spin: How long a wait polls before it sleeps, in seconds; see
         :attr:`tomada.socket.socket.spin`.
@@ -121,18 +122,19 @@ class Client:
         """The server's resolved address."""
         return self._address
 
-    def request(self, data: ReadableBuffer) -> bytes:  # noqa: C901 - the common path, in one piece
+    def request(self, data: ReadableBuffer) -> bytes:  # noqa: C901, PLR0912 - the common path, in one piece
         """Send a request, and return the reply.
 
         If another thread closes the client, this raises :class:`OSError`.
 
-        :raises TimeoutError: No reply arrived; the text says after how many attempts. If there was
-            no server, ``__cause__`` is the :class:`ConnectionRefusedError`.
+        :raises TimeoutError: No reply arrived; the text says after how many attempts. ``__cause__``
+            is the last error that an ICMP message brought, such as a
+            :class:`ConnectionRefusedError` if there was no server.
         :raises ConnectionRefusedError: There is no server, and ``retry_refused`` is false; with
             ``AF_UNIX`` it may be a :class:`FileNotFoundError`.
         :raises OSError: ``EMSGSIZE``, where the request is longer than a datagram can be;
-            ``EADDRNOTAVAIL``, where a late reply may still arrive on each free port; what else a
-            socket raises.
+            ``EADDRNOTAVAIL``, where a late reply may still arrive on each free port; an error of
+            this machine that keeps it from sending, such as ``ENETUNREACH``.
         """
         started = monotonic()
         pool, match = self._pool, self._match
@@ -140,7 +142,9 @@ class Client:
         try:
             connection = idle.popleft()
         except IndexError:
-            return self._insist(data, started, None)
+            connection = None
+        if connection is None:
+            return self._insist(data, started, None)  # out of the handler: no IndexError as context
         if (pool.watched or len(idle) < pool.few) and not pool.admits(connection, started):
             return self._insist(data, started, None)
         # The fast path: most requests are answered at the first attempt, so there is as little
@@ -153,13 +157,16 @@ class Client:
                 connection.wait = pool.wait
                 connection.settimeout(pool.wait)
             reply = connection._exchange(data)  # noqa: SLF001 - made for this purpose
-        except ConnectionRefusedError as error:
-            refusal = error
         except TimeoutError:
             pass
-        except BaseException as error:
+        except OSError as error:
+            if not is_from_peer(error):
+                pool.retire(connection)
+                self._explain(error)
+                raise
+            refusal = error
+        except BaseException:
             pool.retire(connection)
-            self._explain(error)
             raise
         else:
             if reply is None:
@@ -241,13 +248,16 @@ class Client:
 
     @staticmethod
     def _answer(connection: Connection, exchange: Exchange) -> bytes | None:
-        # After a refusal the server may be available again at the next attempt. Until then, a
-        # reply to the previous attempt is also valid.
-        while True:
+        # After a refusal the server may be available again at the next attempt, and an ICMP message
+        # may be forged. Until then, a reply to the previous attempt is also valid.
+        late = 0
+        while late < MOST_REPORTS:
             try:
                 return connection.answer(exchange.due, exchange.accepts)
             except RefusedError as refused:
                 exchange.refuse(refused.args[0])
+                late += exchange.due <= monotonic()
+        return None
 
     @overload
     def request_many(

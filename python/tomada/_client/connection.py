@@ -6,11 +6,13 @@ import contextlib
 import errno
 import select
 import socket as _std
-from socket import AF_UNIX, SOCK_DGRAM
+from socket import AF_INET6, AF_UNIX, SOCK_DGRAM
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from tomada._client.exchange import is_refusal
 from tomada._client.ports import PORTS, late_for, unique_name
+from tomada._peer_errors import is_from_peer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,13 +38,28 @@ LONGEST = 1 << 20
 # Why a datagram was not even sent: an earlier one was refused, or there is no connection.
 _UNASKED = frozenset({errno.ECONNREFUSED, errno.ENOTCONN, errno.EDESTADDRREQ})
 
+# How often to repeat a send that may have reported an ICMP message about an earlier datagram, and
+# how many such reports to read after the time of an attempt is over.
+MOST_REPORTS = 8
+
+# linux/in.h and linux/in6.h: options that the socket module does not have.
+IP_MTU = 14
+IPV6_MTU = 24
+
+# Bytes of the headers of IP and UDP.
+HEADERS = 28
+HEADERS_V6 = 48
+
 # How many datagrams to look at after the time of an attempt is over: a reply that came while this
 # process was held up has come in time.
 MOST_HELD_UP = 256
 
 
 class RefusedError(Exception):
-    """There is no server: the argument is the :class:`OSError` that said so."""
+    """An attempt is lost: there is no server, or an ICMP message said that it was not reached.
+
+    The argument is the :class:`OSError` that said so.
+    """
 
 
 class Connection(socket):
@@ -119,7 +136,7 @@ class Connection(socket):
         self.wait_until(until)
         try:
             try:
-                self.send(data)
+                self._send_after_reports(data)
             except OSError as error:
                 if error.errno in _UNROUTED and self.family != AF_UNIX:
                     self._leave()
@@ -128,16 +145,28 @@ class Connection(socket):
                 # A refusal is about an earlier datagram, and this one was not sent. A server of
                 # AF_UNIX may also have made way for another one, by the same name.
                 self.reconnect()
-                self.send(data)
+                self._send_after_reports(data)
         except OSError as error:
-            if _is_refusal(error):
+            if is_refusal(error):
                 raise RefusedError(error) from None
             raise
+
+    def _send_after_reports(self, data: ReadableBuffer) -> None:
+        """Send a request; an error that it raises is its own, and not of an earlier datagram."""
+        for _ in range(MOST_REPORTS if self.family != AF_UNIX else 0):
+            try:
+                self.send(data)
+            except OSError as error:
+                if not is_from_peer(error):
+                    raise
+            else:
+                return
+        self.send(data)
 
     def ask_many(self, requests: Sequence[ReadableBuffer]) -> list[tuple[int, OSError]]:
         """Send requests as :meth:`ask`, as far as there is room; return which were not, and why."""
         self.settimeout(0)
-        failed = self.send_many(requests, errors="continue")
+        failed = self._send_many_after_reports(requests)
         unsure = _UNASKED if self.family == AF_UNIX else _UNASKED | _UNROUTED
         again = [index for index, error in failed if error.errno in unsure]
         if again:
@@ -148,11 +177,36 @@ class Connection(socket):
                     self._leave()
                 self.reconnect()
             except OSError as error:
-                raise (RefusedError(error) if _is_refusal(error) else error) from None
-            unsent = [requests[index] for index in again]
-            second = self.send_many(unsent, errors="continue")
+                return failed + [(index, error) for index in again]
+            second = self._send_many_after_reports([requests[index] for index in again])
             failed += [(again[index], error) for index, error in second]
         return failed
+
+    def _send_many_after_reports(
+        self, requests: Sequence[ReadableBuffer]
+    ) -> list[tuple[int, OSError]]:
+        failed = self.send_many(requests, errors="continue")
+        for _ in range(MOST_REPORTS if failed and self.family != AF_UNIX else 0):
+            again = [index for index, error in failed if is_from_peer(error)]
+            if not again:
+                break
+            failed = [item for item in failed if not is_from_peer(item[1])]
+            second = self.send_many([requests[index] for index in again], errors="continue")
+            failed += [(again[index], error) for index, error in second]
+        return failed
+
+    def exceeds_path(self, data: ReadableBuffer) -> bool:
+        """Say whether a request takes more than one packet, so that the way to the server drops it.
+
+        The kernel splits it from then on, once it knows how long a packet may be.
+        """
+        is_inet6 = self.family == AF_INET6
+        level, name = (_std.IPPROTO_IPV6, IPV6_MTU) if is_inet6 else (_std.IPPROTO_IP, IP_MTU)
+        try:
+            room = self.getsockopt(level, name)
+        except OSError:
+            return True  # the route has just changed
+        return memoryview(data).nbytes + (HEADERS_V6 if is_inet6 else HEADERS) > room
 
     def reconnect(self) -> None:
         """Connect to what has the server's address now."""
@@ -176,7 +230,7 @@ class Connection(socket):
     def answer(self, until: float, is_answer: Callable[[bytes], bool]) -> bytes | None:
         """Wait up to a moment for an answer, and return it, if there is one.
 
-        :raises RefusedError: There is no server.
+        :raises RefusedError: An ICMP message has arrived. The answer may still arrive.
         """
         self.wait_until(until)
         held_up = 0
@@ -185,8 +239,8 @@ class Connection(socket):
                 data, sender = self.recvfrom(LONGEST)
             except (TimeoutError, BlockingIOError):
                 return None
-            except ConnectionRefusedError as error:
-                raise RefusedError(error) from None
+            except OSError as error:
+                raise (RefusedError(error) if is_from_peer(error) else error) from None
             # A stranger's may have come in between bind and connect.
             if sender == self.peer and is_answer(data):
                 return data
@@ -202,14 +256,11 @@ class Connection(socket):
                 self.recv_many()
             except BlockingIOError:
                 return
-            except ConnectionRefusedError:
-                pass
+            except OSError as error:
+                if not is_from_peer(error):
+                    raise
 
 
 def has_no_room(error: OSError) -> bool:
     """Say whether a send failed because a queue was full, so that it will do later."""
     return isinstance(error, TimeoutError | BlockingIOError) or error.errno == errno.ENOBUFS
-
-
-def _is_refusal(error: OSError) -> bool:
-    return isinstance(error, ConnectionRefusedError | FileNotFoundError)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
     from tomada._client.retry import Retry
     from tomada._client.round_trip import RoundTrip
 
-__all__ = ["Exchange"]
+__all__ = ["Exchange", "is_refusal"]
+
+
+def is_refusal(error: OSError) -> bool:
+    """Say whether an error means that there is no server; the second is of ``AF_UNIX``."""
+    return isinstance(error, ConnectionRefusedError | FileNotFoundError)
 
 
 class Exchange:
@@ -47,6 +53,7 @@ class Exchange:
         "_is_answer",
         "_is_last",
         "_planned",
+        "_resumed",
         "_retry",
         "_round_trip",
         "_share",
@@ -75,6 +82,8 @@ class Exchange:
         self._first_wait = round_trip.first_wait(retry)
         self._share = retry.later_share(self._first_wait)
         self._is_last = False
+        # When the next attempt was due, before one was put ahead of it.
+        self._resumed: float | None = None
         #: When the whole request times out, in seconds of the clock.
         self.deadline = started + retry.timeout
         #: When the next attempt is due or, after the last one, when the request times out.
@@ -83,11 +92,14 @@ class Exchange:
         self.attempts = 0
         #: Whether the reply has arrived.
         self.is_complete = False
-        #: The last error with which the kernel reported that there is no server.
+        #: The last error that an ICMP message brought: why attempts were lost.
         self.refusal: OSError | None = None
 
     def attempt(self, now: float) -> bool:
         """Begin the next attempt: if this returns true, send, then wait until `due`."""
+        if self._resumed is not None:
+            self.due, self._resumed = self._resumed, None
+            return self._attempt_ahead(now)
         if self._is_last or now >= self.deadline:
             return False
         self.attempts += 1
@@ -112,6 +124,16 @@ class Exchange:
         self.due = min(max(moved, now + SHORTEST_WAIT), self.deadline)
         return True
 
+    def _attempt_ahead(self, now: float) -> bool:
+        """Begin an attempt before it was due; the next one is due then."""
+        if now >= self.deadline:
+            return False
+        self.attempts += 1
+        if self.attempts >= self._retry.count:
+            self._is_last = True
+            self.due = self.deadline
+        return True
+
     def accepts(self, data: bytes) -> bool:
         """Return whether a datagram from the server is the reply."""
         return self._is_answer is None or self._is_answer(data)
@@ -124,13 +146,21 @@ class Exchange:
                 self._round_trip.sample(now - self._started, now)
 
     def refuse(self, error: OSError) -> None:
-        """Record that there is currently no server.
+        """Record that an attempt is lost: there is no server now, or an ICMP message has arrived.
 
-        :raises OSError: `error` itself, if the caller has set ``retry_refused=False``.
+        Anyone can send ICMP messages, and a reply may arrive anyway, so the wait continues. But if
+        a router dropped a request that is too long for its link, the kernel now knows the limit,
+        and the next attempt is due at once.
+
+        :raises OSError: `error` itself, if there is no server and ``retry_refused`` is false.
         """
-        if not self._retry.retry_refused:
+        if not self._retry.retry_refused and is_refusal(error):
             raise error from None
         self.refusal = error
+        is_too_long = error.errno == errno.EMSGSIZE
+        if is_too_long and self._resumed is None and self.attempts < self._retry.count:
+            self._resumed = self.due
+            self.due = self._started
 
     @property
     def timeout(self) -> float:

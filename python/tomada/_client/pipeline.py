@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import heapq
 import os
@@ -13,9 +14,10 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from tomada._client.connection import LONGEST, Connection, RefusedError, has_no_room
-from tomada._client.exchange import Exchange
+from tomada._client.exchange import Exchange, is_refusal
 from tomada._client.pool import LEAST_IDLE, MOST_IDLE, Pool
 from tomada._client.ports import NoPortError
+from tomada._peer_errors import is_from_peer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -99,17 +101,25 @@ class Pipeline:
         """Make the next attempt; if there is none left, fail the requests."""
         exchange = group.exchange
         if exchange.attempt(monotonic()):
-            heapq.heappush(self._due, (exchange.due, next(self._numbers), group))
+            self._schedule(group)
             self._send(group.indices)
             return
         exchange.refusal = self._refusal
         for index in group.indices:
             self._fail(index, exchange.timed_out(self._address, monotonic()))
 
+    def _schedule(self, group: Group) -> None:
+        heapq.heappush(self._due, (group.exchange.due, next(self._numbers), group))
+
+    def _left(self, group: Group) -> list[int]:
+        """Return the requests of a group that have no reply yet, and are not in another group."""
+        exchanges, exchange = self._exchanges, group.exchange
+        return [index for index in group.indices if exchanges.get(index) is exchange]
+
     def _await(self, window: int) -> None:
         """Receive replies until the next attempt is due, then make it."""
         in_flight, due = self._in_flight, self._due
-        while not any(index in in_flight for index in due[0][2].indices):
+        while not self._left(due[0][2]):
             heapq.heappop(due)
         until = due[0][0]
         if self._unsent:
@@ -126,7 +136,7 @@ class Pipeline:
                 break
         while due and due[0][0] <= until:
             _, _, group = heapq.heappop(due)
-            group.indices = [index for index in group.indices if index in in_flight]
+            group.indices = self._left(group)
             if group.indices:
                 self._attempt(group)
 
@@ -138,12 +148,27 @@ class Pipeline:
         self._results[index] = reply
         self._refusal = None
 
-    def _refused(self, indices: Iterable[int], error: OSError) -> None:
-        if self._retry.retry_refused:
-            self._refusal = error
-        else:
+    def _refused(self, indices: Sequence[int], error: OSError) -> None:
+        """Take note that attempts are lost, as :meth:`Exchange.refuse` does."""
+        if is_refusal(error) and not self._retry.retry_refused:
             for index in indices:
                 self._fail(index, error)
+            return
+        self._refusal = error
+        if error.errno == errno.EMSGSIZE:
+            self._send_ahead(indices, error)
+
+    def _send_ahead(self, indices: Sequence[int], error: OSError) -> None:
+        """Make the next attempt of requests at once, apart from what was sent with them."""
+        together: dict[Exchange, list[int]] = {}
+        for index in indices:
+            together.setdefault(self._exchanges[index], []).append(index)
+        for exchange, own in together.items():
+            apart = copy.copy(exchange)
+            apart.refuse(error)
+            if apart.due < exchange.due:
+                self._exchanges.update(dict.fromkeys(own, apart))
+                self._schedule(Group(apart, own))
 
     def _fail(self, index: int, error: OSError) -> None:
         if self._is_raising or self._pool.is_closed:
@@ -159,7 +184,7 @@ class Pipeline:
             self._unsent.append(index)
             # Move it behind the requests that can be answered, in case another request is equal.
             self._in_flight[index] = self._in_flight.pop(index)
-        elif isinstance(error, ConnectionRefusedError):
+        elif is_refusal(error):
             self._refused([index], error)
         else:
             self._fail(index, error)
@@ -196,13 +221,9 @@ class Matched(Pipeline):
 
     def _send(self, indices: Sequence[int]) -> None:
         in_flight = self._in_flight
-        try:
-            failed = self._connection.ask_many([in_flight[index] for index in indices])
-        except RefusedError as refused:
-            self._refused(indices, refused.args[0])
-        else:
-            for offset, error in failed:
-                self._not_sent(indices[offset], error)
+        failed = self._connection.ask_many([in_flight[index] for index in indices])
+        for offset, error in failed:
+            self._not_sent(indices[offset], error)
 
     def _receive(self, until: float) -> bool:
         connection, in_flight, match = self._connection, self._in_flight, self._match
@@ -211,9 +232,14 @@ class Matched(Pipeline):
             datagrams = connection.recv_many(MANY)
         except (TimeoutError, BlockingIOError):
             return False
-        except ConnectionRefusedError as error:
-            # The error does not say which request it is about.
-            self._refused(list(in_flight), error)
+        except OSError as error:
+            if not is_from_peer(error):
+                raise
+            # Only its length tells which request the error may be about.
+            indices = list(in_flight)
+            if error.errno == errno.EMSGSIZE:
+                indices = [i for i in indices if connection.exceeds_path(in_flight[i])]
+            self._refused(indices, error)
             return True
         now = monotonic()
         for data, sender in datagrams:
@@ -285,20 +311,20 @@ class Separate(Pipeline):
 
     def _assign(self, index: int) -> Connection:
         free, pool = self._free, self._pool
+        # The request has it at once: an exception leaves it with an owner.
         if not pool.watched and len(free) >= LEAST_IDLE:
-            connection = free.popleft()
+            connection = self._own[index] = free.popleft()
         elif free and pool.has_rested(free[0], len(free) - 1, monotonic()):
-            connection = free.popleft()
+            connection = self._own[index] = free.popleft()
             if pool.watched:
                 pool.look_for_duplicate(connection)
         else:
             if len(free) > MOST_IDLE:
                 self._discard(free.popleft())
-            connection = pool.take()
+            connection = self._own[index] = pool.take()
             connection.settimeout(0)
             self._connections[connection.number] = connection
             self._epoll.register(connection.number, select.EPOLLIN)
-        self._own[index] = connection
         self._asked[connection.number] = index
         return connection
 
@@ -334,8 +360,11 @@ class Separate(Pipeline):
                 reply, sender = connection.recvfrom(LONGEST)
             except BlockingIOError:
                 continue
-            except ConnectionRefusedError as error:
-                self._refused([index], error)
+            except OSError as error:
+                if is_from_peer(error):
+                    self._refused([index], error)
+                else:
+                    self._fail(index, error)
                 continue
             if sender == connection.peer:
                 connection.used_at = now

@@ -139,8 +139,12 @@ class Pool:
         except IndexError:
             return self._open()
         if self.has_rested(connection, len(self.idle), monotonic()):
-            if self.look_for_duplicate(connection):
-                connection.empty()
+            try:
+                if self.look_for_duplicate(connection):
+                    connection.empty()
+            except BaseException:
+                self.retire(connection)
+                raise
             return connection
         if len(self.idle) < MOST_IDLE:
             self.idle.appendleft(connection)

@@ -10,8 +10,10 @@ The clients' parameters have the same names and meanings everywhere:
     A callable ``(request, reply) -> bool`` that returns whether a datagram answers the request.
     Datagrams that it rejects are ignored, and the wait continues.
 ``retry_refused``
-    Whether a :class:`ConnectionRefusedError` counts as an unanswered attempt (true: the server
-    may be about to start), or is raised at once (false).
+    Whether a :class:`ConnectionRefusedError` counts as an attempt without an answer (true: the
+    server may be about to start), or is raised at once (false). Errors that other ICMP messages
+    bring always count as an attempt without an answer: routers send them while routes change, and
+    anybody can forge them.
 
 :class:`~tomada._client.exchange.Exchange` makes the attempts.
 """

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from tomada._client.connection import LONGEST, Connection, RefusedError, has_no_room
 from tomada._client.pool import Pool
 from tomada._client.retry import Retry
+from tomada._peer_errors import is_from_peer
 
 if TYPE_CHECKING:
     from tomada._client.exchange import Exchange
@@ -168,16 +169,20 @@ class _Wait:
                     self.result.set_result(reply)
             except BlockingIOError:
                 return
-            except ConnectionRefusedError as error:
-                self._refuse(error)
             except BaseException as error:  # noqa: BLE001 - the task raises it
-                self.fail(error)
+                if is_from_peer(error):
+                    self._refuse(error)
+                else:
+                    self.fail(error)
 
     def _refuse(self, error: OSError) -> None:
         try:
             self._exchange.refuse(error)
         except OSError as refusal:
             self.fail(refusal)
+            return
+        if self._exchange.due <= monotonic():
+            self.result.set_result(None)
             return
         if not isinstance(self._loop, asyncio.SelectorEventLoop):
             self._loop.remove_reader(self._number)  # libuv stops watching after an error
