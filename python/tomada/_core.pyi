@@ -1030,6 +1030,8 @@ class TransportCore:
         is_connected: bool,
         must_rearm: bool,
         turn: Turn | None,
+        is_shared: bool,
+        gro: bool | None,
     ) -> TransportCore: ...
 
     reading: bool
@@ -1059,7 +1061,7 @@ class TransportCore:
         """From now on, sending only warns."""
 
     def restore_options(self) -> None:
-        """Undo what was changed of a socket that others use too."""
+        """Restore the options of a shared socket that no other transport or server relies on."""
 
     def unlink(self) -> None:
         """Let go of the loop, the transport and the protocol."""

@@ -62,6 +62,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         turn: _core.Turn | None = None,
         delivers: bool = True,
         restore: Callable[[], None] | None = None,
+        gro: bool | None = None,
     ) -> None:
         super().__init__(extra)
         connection_made = protocol.connection_made  # before there is anything to close
@@ -91,6 +92,8 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             is_connected=peername is not None,
             must_rearm=not isinstance(loop, asyncio.SelectorEventLoop),
             turn=turn,
+            is_shared=restore is not None,
+            gro=gro,
         )
         self._restore = restore
         # Straight to the core, without a frame of Python's in between.
