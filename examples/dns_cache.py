@@ -63,7 +63,7 @@ class Forwarder:
         for rrset in records(response):
             rrset.ttl -= age
         response.id, response.question = query.id, query.question
-        return response.to_wire()
+        return response.to_wire(max_size=min(query.payload or 512, 65507), prefer_truncation=True)
 
     def remember(
         self, question: tuple[object, ...], answer: bytes, response: dns.message.Message, age: int

@@ -56,6 +56,23 @@ def test_an_example_is_short(path):
 
 # DNS
 
+# A name of the greatest length: 255 bytes.
+HUGE = ".".join(["x" * 63] * 3 + ["x" * 61]) + "."
+
+
+def huge_answer(response):
+    """Answer with 239 SRV records, each of which names the question's name by a pointer.
+
+    dnspython writes the name itself: 65,518 bytes, which DNS allows and UDP over IPv4 does not.
+    """
+    response.use_edns(False)
+    wire = bytearray(response.to_wire())
+    wire[6:8] = (239).to_bytes(2, "big")
+    for priority in range(239):
+        wire += struct.pack("!HHHIH", 0xC00C, 33, 1, 60, 8)
+        wire += struct.pack("!HHHH", priority, 0, 0, 0xC00C)
+    return wire
+
 
 @pytest.fixture
 def upstream():
@@ -75,6 +92,9 @@ def upstream():
             asked.append((question.name.to_text(), query.id))
             response = message.make_response(query)
             if question.name.to_text() == "silent.example.":
+                continue
+            if question.name.to_text() == HUGE:
+                sock.sendto(huge_answer(response), address)
                 continue
             response.answer += [
                 from_text(question.name, 60, "IN", "CNAME", "host.example."),
@@ -126,6 +146,26 @@ def test_the_dns_forwarder_asks_twice_and_then_gives_up(start, upstream):
     query = dns.message.make_query("one.example", "A")
     assert dns.query.udp(query, "127.0.0.1", port=here, timeout=DEADLINE).answer
     end(child)
+
+
+@pytest.mark.parametrize("payload", [-1, 65_535], ids=["without EDNS", "with EDNS"])
+def test_the_dns_forwarder_truncates_what_is_too_long(start, upstream, payload):
+    import dns.flags
+    import dns.message
+    import dns.query
+
+    (host, port), _ = upstream
+    child, here = start("dns_cache.py", "--listen", "127.0.0.1:0", "--upstream", f"{host}:{port}")
+    query = dns.message.make_query(HUGE, "SRV", use_edns=payload > 0 or -1, payload=payload)
+    answer = dns.query.udp(query, "127.0.0.1", port=here, timeout=DEADLINE)
+    assert answer.flags & dns.flags.TC
+    assert not answer.answer
+    query = dns.message.make_query("one.example", "A")
+    assert dns.query.udp(query, "127.0.0.1", port=here, timeout=DEADLINE).answer
+    child.signal(signal.SIGINT)
+    status, _, errors = child.end()  # asyncio warns there that the long answer took long
+    assert status == 0
+    assert "Traceback" not in errors
 
 
 def test_dig_asks_the_dns_forwarder(start, upstream):

@@ -4,17 +4,19 @@ import asyncio
 import os
 import socket as std
 import struct
+import warnings
 
 import pytest
 
 import tomada
+from serving import server
 from support import DEADLINE
 from tomada import socket
 from tomada.asyncio import open_endpoint
 from traffic import numbered, send_run
 from transports import Recorder, turns
 
-# The options that a transport may change, by level and name.
+# The options that a transport may change: by level and name.
 OPTIONS = (
     (std.IPPROTO_UDP, socket.UDP_GRO),
     (std.IPPROTO_IP, socket.IP_PKTINFO),
@@ -29,14 +31,16 @@ SO_GET_FILTER = 26
 
 
 def state(sock):
-    """Return all state of a socket that its holders share."""
-    options = [sock.getsockopt(*option) for option in OPTIONS]
-    has_filter = has_kernel_filter(sock)
-    return options, has_filter, os.get_blocking(sock.fileno())
+    """Tell everything of a socket that its holders share, and that a transport restores."""
+    return [sock.getsockopt(*option) for option in OPTIONS], has_kernel_filter(sock)
+
+
+def mode(sock):
+    return os.get_blocking(sock.fileno()), sock.gettimeout()
 
 
 def has_kernel_filter(sock):
-    # The result has the length of the filter's program.
+    # The value is as long as the filter has instructions.
     try:
         return bool(sock.getsockopt(std.SOL_SOCKET, SO_GET_FILTER, 1024))
     except OSError:
@@ -60,7 +64,6 @@ def assert_reads_unmerged(other, sender):
     send_run(sender, here(other), b"".join(numbered(5)), 8)
     other.settimeout(DEADLINE)
     assert [other.recv(1 << 16) for _ in range(5)] == numbered(5)
-    os.set_blocking(other.fileno(), True)
 
 
 async def test_others_read_what_was_sent_before_during_and_after(endpoint, shared, sender):
@@ -71,7 +74,6 @@ async def test_others_read_what_was_sent_before_during_and_after(endpoint, share
     transport.pause_reading()
     assert other.getsockopt(std.IPPROTO_UDP, socket.UDP_GRO) == 0
     assert_reads_unmerged(other, sender)
-    os.set_blocking(other.fileno(), False)  # as the transport found it
     transport.resume_reading()
     sender.sendto(b"x", here(other))
     await protocol.received(1)
@@ -154,18 +156,17 @@ def attach(sock, memory):
 async def test_a_construction_that_fails_changes_nothing(endpoint, shared):
     sock, other = shared
     sock.settimeout(5)
-    # The blocking mode is shared; the standard module's timeout has changed it.
-    before, timeout = state(other), sock.gettimeout()
+    before = state(other), mode(sock)
 
     def fails():
         raise LookupError
 
     with pytest.raises(LookupError):
         await endpoint(fails, sock=sock)
-    assert (state(other), sock.gettimeout()) == (before, timeout)
+    assert (state(other), mode(sock)) == before
     with pytest.raises(TypeError):
         await endpoint(sock=sock, guard="none")
-    assert (state(other), sock.gettimeout()) == (before, timeout)
+    assert (state(other), mode(sock)) == before
 
 
 async def test_a_construction_that_is_cancelled_changes_nothing(endpoint, shared):
@@ -205,3 +206,133 @@ async def test_a_transport_that_is_forgotten_restores_too(runner, shared):  # no
     with pytest.warns(ResourceWarning):
         transport.__del__()
     assert state(other) == before
+
+
+# Several holders in one process
+
+
+@pytest.fixture
+def twin(shared):
+    """Open another duplicate, for another transport, of the module of the first."""
+    sock, _ = shared
+    with type(sock)(fileno=os.dup(sock.fileno())) as twin:
+        yield twin
+
+
+@pytest.mark.parametrize("gro", [True, False])
+@pytest.mark.parametrize("first", [0, 1])
+async def test_the_last_transport_restores(endpoint, shared, twin, gro, first):
+    sock, other = shared
+    other.setsockopt(std.IPPROTO_UDP, socket.UDP_GRO, not gro)
+    before = state(other)
+    made = [await endpoint(sock=sock, gro=gro), await endpoint(sock=twin, gro=gro)]
+    for transport, _ in made:
+        transport.get_extra_info("datagram")
+    during = state(other)
+    assert during != before
+    await close(*made[first])
+    assert state(other) == during
+    await close(*made[1 - first])
+    assert state(other) == before
+
+
+async def test_a_transport_that_merges_is_split_until_it_closes(endpoint, shared, twin, sender):
+    sock, other = shared
+    first = await endpoint(sock=sock, gro=True)
+    transport, protocol = await endpoint(sock=twin)
+    first[0].pause_reading()
+    await close(*first)
+    send_run(sender, here(other), b"".join(numbered(5)), 8)
+    assert await protocol.received(5) == numbered(5)
+    await close(transport, protocol)
+    assert other.getsockopt(std.IPPROTO_UDP, socket.UDP_GRO) == 0
+
+
+async def test_an_option_that_a_later_transport_changes_back(endpoint, shared, twin):
+    sock, other = shared
+    first = await endpoint(sock=sock, gro=True)
+    second = await endpoint(sock=twin, gro=False)
+    await close(*first)
+    assert other.getsockopt(std.IPPROTO_UDP, socket.UDP_GRO) == 0
+    await close(*second)
+    assert other.getsockopt(std.IPPROTO_UDP, socket.UDP_GRO) == 0
+
+
+async def assert_answers_from_where_it_was_asked(port):
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as asker:
+        asker.setblocking(False)
+        asker.connect(("127.0.0.2", port))
+        asker.send(b"x")
+        loop = asyncio.get_running_loop()
+        assert await asyncio.wait_for(loop.sock_recv(asker, 100), DEADLINE) == b"x"
+
+
+class Echo(Recorder):
+    def datagram_received(self, data, addr):
+        super().datagram_received(data, addr)
+        self.transport.sendto(data, addr)
+
+
+async def test_another_transport_still_answers_from_where_it_was_asked(endpoint, shared, twin):
+    sock, other = shared
+    first = await endpoint(sock=sock)
+    second = await endpoint(Echo, sock=twin)
+    await close(*first)
+    await assert_answers_from_where_it_was_asked(here(other)[1])
+    await close(*second)
+    assert other.getsockopt(std.IPPROTO_IP, socket.IP_PKTINFO) == 0
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_a_server_still_answers_from_where_it_was_asked(endpoint, shared, twin, is_first):
+    sock, other = shared
+    given = None if is_first else await endpoint(sock=sock)
+    with server(lambda data, _: data, None, sock=twin):
+        given = given or await endpoint(sock=sock)
+        given[0].pause_reading()
+        await close(*given)
+        await assert_answers_from_where_it_was_asked(here(other)[1])
+
+
+async def test_what_the_user_sets_meanwhile_stays(endpoint, shared):
+    sock, other = shared
+    with socket.socket(fileno=os.dup(sock.fileno())) as users:
+        transport, protocol = await endpoint(sock=sock, gro=True)
+        users.setsockopt(std.IPPROTO_IP, socket.IP_PKTINFO, 1)  # as it is already
+        other.setsockopt(std.IPPROTO_UDP, socket.UDP_GRO, 0)
+        await close(transport, protocol)
+    assert other.getsockopt(std.IPPROTO_IP, socket.IP_PKTINFO) == 1
+    assert other.getsockopt(std.IPPROTO_UDP, socket.UDP_GRO) == 0
+
+
+async def test_another_librarys_transport_does_not_hang(endpoint, shared, twin):
+    # The standard transport on a duplicate hangs its loop in a call that blocks.
+    sock, other = shared
+    first = await endpoint(sock=sock)
+    twin.setblocking(False)  # as the standard transport does
+    await close(*first)
+    assert not os.get_blocking(other.fileno())
+    assert twin.gettimeout() == 0
+
+
+def run_in_child(function):
+    if (child := os.fork()) == 0:
+        status = 1
+        try:
+            warnings.simplefilter("ignore")
+            function()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitpid(child, 0)[1]
+
+
+async def test_a_forked_child_leaves_its_parents_options(endpoint, shared):
+    sock, other = shared
+    guard = tomada.Guard(deny=["192.0.2.0/24"])
+    transport, protocol = await endpoint(sock=sock, gro=True, guard=guard)
+    during = state(other)
+    assert run_in_child(transport.__del__) == 0
+    assert state(other) == during
+    await close(transport, protocol)
+    assert state(other) != during

@@ -1051,6 +1051,8 @@ class TransportCore:
         is_connected: bool,
         must_rearm: bool,
         turn: Turn | None,
+        is_shared: bool,
+        gro: bool | None,
     ) -> TransportCore: ...
 
     reading: bool
@@ -1080,7 +1082,7 @@ class TransportCore:
         """From now on, only warn when a datagram is sent."""
 
     def restore_options(self) -> None:
-        """Restore the options of a socket that has other users."""
+        """Restore the options of a shared socket that no other transport or server relies on."""
 
     def unlink(self) -> None:
         """Drop the references to the loop, the transport and the protocol."""

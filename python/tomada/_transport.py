@@ -63,6 +63,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         turn: _core.Turn | None = None,
         delivers: bool = True,
         restore: Callable[[], None] | None = None,
+        gro: bool | None = None,
     ) -> None:
         super().__init__(extra)
         connection_made = protocol.connection_made  # fails before there is anything to close
@@ -92,6 +93,8 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             is_connected=peername is not None,
             must_rearm=not isinstance(loop, asyncio.SelectorEventLoop),
             turn=turn,
+            is_shared=restore is not None,
+            gro=gro,
         )
         self._restore = restore
         # Call the core directly, without a Python frame in between.

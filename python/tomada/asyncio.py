@@ -171,14 +171,21 @@ async def create_datagram_endpoint(
     ``sock``), the name resolution, and the exceptions are those of
     :meth:`asyncio.loop.create_datagram_endpoint`, whose code runs for this part.
 
-    :param sock: A socket of tomada or of the standard library. The transport takes ownership and
-        closes it. Duplicates, in this process or another, keep working: when the transport closes,
-        it restores what it has changed (``gro``, ``guard``, the blocking mode, and the metadata
-        options).
-    :param gro: Let the kernel deliver coalesced datagrams, if it can. On by default, except with a
-        ``sock``, whose mode stays unchanged: other receivers on that socket would get several
-        datagrams merged into one.
-    :param guard: A :class:`tomada.Guard` for received datagrams; a ``sock`` may already have one.
+    :param sock: A socket of tomada's or the standard library's, which the transport closes in the
+        end. When it closes, it restores what it has changed of the open socket, which duplicates
+        share: ``gro``, the filter of ``guard``, and which metadata the kernel adds to each
+        datagram. An option that other transports or servers of this process rely on stays until
+        the last of them closes; a process cannot see those of another. A forked child leaves the
+        changes of its parent as they are.
+
+        The socket and its duplicates become non-blocking, and stay so, as with the standard
+        transport: a blocking call on a duplicate raises :class:`BlockingIOError` at once. Another
+        event loop that uses a duplicate would hang if the socket went back to blocking. Call
+        ``sock.setblocking(True)`` on a duplicate if no event loop uses it any more.
+    :param gro: Let the kernel hand over datagrams many at a time, where it can. On by default,
+        except with a ``sock``, which stays as it is: others that receive from that socket would
+        get several datagrams merged into one.
+    :param guard: A :class:`tomada.Guard` for what arrives; a ``sock`` may have one already.
     :return: A :class:`DatagramTransport` and the protocol.
     """
     maker = _Maker(loop, gro=gro, guard=guard)
@@ -308,7 +315,7 @@ class _Maker:
         restore = None
         try:
             if self._given is not None:
-                restore = self._given.set_up(ours, gro=self._gro, guard=self._guard)
+                restore = self._given.set_up(ours, self._guard)
             else:
                 if self._gro is not False:
                     with contextlib.suppress(OSError):  # AF_UNIX, and kernels without it
@@ -325,6 +332,7 @@ class _Maker:
                 turn=_turn(self._loop),
                 delivers=self._delivers,
                 restore=restore,
+                gro=self._gro,
             )
         except BaseException:
             if restore is not None:

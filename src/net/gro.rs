@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::recv_cursor::RecvCursor;
 use super::ring::SlotKind;
+use super::shared_options::Hold;
 use super::socket::Socket;
 
 /// What a socket knows of it.
@@ -18,6 +19,13 @@ pub(super) struct Gro {
 
 /// What a message takes of a receive buffer at the least, beside its bytes.
 const OVERHEAD: usize = 512;
+
+impl Gro {
+    /// Takes note of what the kernel's option is now.
+    pub(super) fn was_set(&self, is_on: bool) {
+        self.is_on.store(is_on, Ordering::Relaxed);
+    }
+}
 
 impl Socket {
     /// Whether the kernel glues datagrams together, and every receive takes them apart.
@@ -40,8 +48,25 @@ impl Socket {
             // descriptors on, for which a ring has no room.
             self.gro.splits.store(was_splitting, Ordering::Relaxed);
         })?;
-        self.gro.is_on.store(is_on, Ordering::Relaxed);
+        self.gro.was_set(is_on);
         Ok(())
+    }
+
+    /// As [`set_gro`](Self::set_gro), on an open socket that others may share, until
+    /// [`restore_options`](Self::restore_options). `None` leaves the kernel's option as it is, and
+    /// splits what arrives coalesced. A socket without the option, such as one of `AF_UNIX`, stays
+    /// as it is.
+    pub fn set_shared_gro(&self, wanted: Option<bool>) -> io::Result<()> {
+        let option = (libc::SOL_UDP, libc::UDP_GRO);
+        let Ok(current) = self.int_option(option.0, option.1) else { return Ok(()) };
+        let is_on = wanted.unwrap_or(current != 0);
+        if wanted.is_none() && !is_on {
+            return Ok(());
+        }
+        if let Some(hold) = self.with(|fd| Hold::take(fd, option, is_on.into(), || false))? {
+            self.keep_hold(hold)?;
+        }
+        self.set_gro(is_on)
     }
 
     /// Takes what is in the kernel's queue, but no more than a queue can hold: what comes meanwhile

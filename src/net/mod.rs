@@ -29,6 +29,7 @@ mod scratch;
 mod send;
 mod send_backlog;
 mod send_queue;
+mod shared_options;
 mod socket;
 mod split;
 pub mod stats;

@@ -4,20 +4,19 @@ use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
 
 use super::address::Address;
 use super::descriptor::Descriptor;
 use super::drops::{DropCounter, Drops};
 use super::errors::ErrorQueue;
-use super::fork_cell::ForkCell;
-use super::forked::Inherit;
+use super::forked::ForkMutex;
 use super::gro::Gro;
 use super::gso::Gso;
 use super::guard::Watch;
 use super::inbox::Inbox;
 use super::meta;
+use super::shared_options::{self, Hold};
 use super::stats::Counters;
 use super::sys;
 
@@ -45,8 +44,8 @@ pub struct Socket {
     pub(super) watch: Watch,
     /// Options that the user has set, so that nothing else touches them.
     set_by_user: Mutex<Vec<(c_int, c_int)>>,
-    /// Options that were switched on without the user asking for them by name.
-    switched_on: Mutex<Vec<(c_int, c_int)>>,
+    /// Options that were changed without the user asking for them by name.
+    holds: ForkMutex<Vec<Hold>>,
     tells_metadata: AtomicBool,
     pub(super) drops: DropCounter,
     /// Whether the kernel let calls wait without a limit when it was last asked.
@@ -141,7 +140,7 @@ impl Socket {
             accepting: ForkCell::new(Accepting),
             watch: Watch::default(),
             set_by_user: Mutex::default(),
-            switched_on: Mutex::default(),
+            holds: ForkMutex::default(),
             tells_metadata: AtomicBool::new(false),
             drops: DropCounter::default(),
             waits_unlimited: AtomicBool::new(true),
@@ -191,12 +190,14 @@ impl Socket {
     /// Closes the descriptor: see [`Descriptor::close`].
     pub fn close(&self) -> io::Result<()> {
         self.dropped_by_kernel(); // to be remembered
+        self.drop_holds();
         self.descriptor.close()
     }
 
     /// Gives the descriptor away: see [`Descriptor::release`].
     pub fn release(&self) -> Option<OwnedFd> {
         self.dropped_by_kernel(); // to be remembered
+        self.drop_holds();
         self.descriptor.release()
     }
 
@@ -221,10 +222,17 @@ impl Socket {
         if level == libc::SOL_SOCKET && TIMEOUTS.contains(&name) {
             self.set_waits_unlimited(false);
         }
-        let mut set = self.set_by_user.lock().unwrap_or_else(PoisonError::into_inner);
-        if !set.contains(&(level, name)) {
-            set.push((level, name));
+        {
+            let mut set = self.set_by_user.lock().unwrap_or_else(PoisonError::into_inner);
+            if !set.contains(&(level, name)) {
+                set.push((level, name));
+            }
         }
+        // If it is closed by now, there is nothing to leave alone.
+        let _ = self.with(|fd| {
+            shared_options::leave_to_user(fd, (level, name));
+            Ok(())
+        });
     }
 
     /// Whether the user has set an option.
@@ -264,46 +272,70 @@ impl Socket {
                 (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS) => &meta::TIMESTAMPS,
                 _ => &[name],
             };
-            let is_users = |&rival: &c_int| {
-                self.is_set_by_user(level, rival)
-                    || self.int_option(level, rival).is_ok_and(|value| value != 0)
-            };
-            if rivals.iter().any(is_users) {
+            let is_users = |&rival: &c_int| self.is_set_by_user(level, rival);
+            if self.holds((level, name)) || rivals.iter().any(is_users) {
                 continue;
             }
-            match self.set_int_option(level, name, 1) {
+            let switch_on = |fd: BorrowedFd<'_>| {
+                let is_on =
+                    |&rival| sys::int_option(fd, level, rival).is_ok_and(|value| value != 0);
+                let is_others = || rivals.iter().any(is_on);
+                let Some(hold) = Hold::take(fd, (level, name), 1, is_others)? else {
+                    return Ok(());
+                };
+                sys::set_int_option(fd, level, name, 1)?;
+                self.keep_hold(hold)
+            };
+            match self.with(switch_on) {
                 // An IPv6 socket that refuses IPv4 need not know IPv4's options.
                 Err(error) if error.raw_os_error() != Some(libc::ENOPROTOOPT) => return Err(error),
-                Err(_) => {}
-                Ok(()) => self.lock_switched_on().push((level, name)),
+                _ => {}
             }
         }
         Ok(())
     }
 
-    /// How many options were switched on here that the user has not asked for.
-    pub fn switched_on(&self) -> usize {
-        self.lock_switched_on().len()
+    fn holds(&self, (level, name): (c_int, c_int)) -> bool {
+        self.holds.lock().iter().any(|hold| (hold.level, hold.name) == (level, name))
     }
 
-    /// Switches off again all but the first `before` of them, unless the user has set them since:
-    /// others may have the socket too, and go on with it.
-    pub fn switch_back(&self, before: usize) -> io::Result<()> {
+    /// Keeps a hold until [`restore_options`](Self::restore_options) or the end of the socket.
+    pub(super) fn keep_hold(&self, hold: Hold) -> io::Result<()> {
+        let mut holds = self.holds.lock();
+        sys::make_room(&mut holds, 1, "the options of a socket")?;
+        holds.push(hold);
+        Ok(())
+    }
+
+    /// How many options this socket holds that the user has not asked for.
+    pub fn held_options(&self) -> usize {
+        self.holds.lock().len()
+    }
+
+    /// Lets go of all held options but the first `before`. An option that no other socket of this
+    /// process holds gets the value back that it had before the first of them changed it, unless
+    /// the user has set it since.
+    pub fn restore_options(&self, before: usize) -> io::Result<()> {
         let later = {
-            let mut all = self.lock_switched_on();
-            let before = before.min(all.len());
-            all.split_off(before)
+            let mut holds = self.holds.lock();
+            let before = before.min(holds.len());
+            holds.split_off(before)
         };
-        for (level, name) in later {
-            if !self.is_set_by_user(level, name) {
-                self.set_int_option(level, name, 0)?;
+        let mut result = Ok(());
+        for hold in later {
+            let is_gro = (hold.level, hold.name) == (libc::SOL_UDP, libc::UDP_GRO);
+            match self.with(|fd| hold.restore(fd)) {
+                Ok(Some(value)) if is_gro => self.gro.was_set(value != 0),
+                Ok(_) => {}
+                Err(error) => result = Err(error),
             }
         }
-        Ok(())
+        result
     }
 
-    fn lock_switched_on(&self) -> MutexGuard<'_, Vec<(c_int, c_int)>> {
-        self.switched_on.lock().unwrap_or_else(PoisonError::into_inner)
+    fn drop_holds(&self) {
+        let holds = std::mem::take(&mut *self.holds.lock());
+        drop(holds); // which may wait for a fork, now that the lock is free
     }
 
     /// Makes the descriptor wait or fail with `EAGAIN` in calls that do not say `MSG_DONTWAIT`.

@@ -113,6 +113,13 @@ pub(in crate::net) fn int_option(
     Ok(c_int::from_ne_bytes(value))
 }
 
+/// Reads the number of an open socket, which all its duplicates have and no other: `SO_COOKIE`.
+pub(in crate::net) fn socket_cookie(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut value = [0; size_of::<u64>()];
+    option(fd, libc::SOL_SOCKET, libc::SO_COOKIE, &mut value)?;
+    Ok(u64::from_ne_bytes(value))
+}
+
 /// Reads an option that is a time, such as `SO_RCVTIMEO`; zero stands for no limit.
 pub(in crate::net) fn time_option(
     fd: BorrowedFd<'_>,

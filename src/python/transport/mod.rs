@@ -75,7 +75,7 @@ pub(crate) struct TransportCore {
     current: Mutex<Option<Py<Datagram>>>,
     /// The longest datagram that the connected peer can be sent.
     longest_to_peer: usize,
-    /// How many options the socket had switched on for itself before this.
+    /// How many options the socket held before this.
     options_before: usize,
     /// What one of the kernel's messages took to deliver, of late, in nanoseconds.
     message_cost: AtomicU64,
@@ -100,6 +100,8 @@ impl TransportCore {
         is_connected,
         must_rearm,
         turn,
+        is_shared,
+        gro,
     ))]
     fn new(
         socket: &Bound<'_, Socket>,
@@ -109,6 +111,8 @@ impl TransportCore {
         is_connected: bool,
         must_rearm: bool,
         turn: Option<Py<Turn>>,
+        is_shared: bool,
+        gro: Option<bool>,
     ) -> Result<Self> {
         let py = socket.py();
         let default_address = match &peer {
@@ -122,10 +126,17 @@ impl TransportCore {
         let tells_spare_time = event_loop.bind(py).hasattr(intern!(py, "_spare_time"))?;
         let longest_to_peer =
             socket.get().socket()?.peer_address().map_or(usize::MAX, |peer| write::longest(&peer));
-        let options_before = socket.get().socket()?.switched_on();
+        let options_before = socket.get().socket()?.held_options();
         let may_be_referred_to = socket.hasattr(intern!(py, "__dict__"))?;
         let links = Links { event_loop, transport, protocol: py.None() };
         // Last, so that the options of a socket change only if its transport is there to restore them.
+        if is_shared {
+            let inner = socket.get().socket()?;
+            if let Err(error) = inner.set_shared_gro(gro) {
+                inner.restore_options(options_before)?;
+                return Err(error.into());
+            }
+        }
         let asked = Asked::of(socket.get().socket()?);
         Ok(Self {
             socket: socket.clone().unbind(),
@@ -224,7 +235,7 @@ impl TransportCore {
 
     /// Undo what was changed of a socket that others use too.
     fn restore_options(&self, py: Python<'_>) -> Result<()> {
-        Ok(self.socket.bind(py).get().socket()?.switch_back(self.options_before)?)
+        Ok(self.socket.bind(py).get().socket()?.restore_options(self.options_before)?)
     }
 
     /// Let go of the loop, the transport and the protocol.
