@@ -254,6 +254,28 @@ def test_close_does_not_wait_for_a_connection(timeout):
             accepting.result()[0].close()
 
 
+@pytest.mark.parametrize("kind", [std.SOCK_STREAM, std.SOCK_SEQPACKET])
+def test_close_does_not_wait_where_several_threads_accept(kind):
+    for _ in range(20):
+        with Stream(std.AF_UNIX, kind) as sock, std.socket(std.AF_UNIX, kind) as client:
+            sock.bind("")
+            sock.listen()
+            accepting = [Call(sock.accept).until_it_waits() for _ in range(4)]
+            client.connect(sock.getsockname())
+            eventually(lambda calls=accepting: not all(call.is_alive() for call in calls))
+            assert Call(sock.close).result(deadline=3) is None
+            outcomes = []
+            for call in accepting:
+                try:
+                    connection, _ = call.result()
+                except OSError as error:
+                    outcomes.append(error.errno)
+                else:
+                    connection.close()
+                    outcomes.append(0)
+            assert sorted(outcomes) == [0] + 3 * [errno.EBADF]
+
+
 @pytest.mark.parametrize("timeout", [None, 100])
 def test_close_does_not_wait_for_a_streams_data(timeout):
     with std.create_server(("127.0.0.1", 0)) as server:

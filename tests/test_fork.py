@@ -304,3 +304,40 @@ closing.result()
 print(is_open())
 """
     assert run_forking(program) == "b'1 0 0 -1'\nFalse\n"
+
+
+def test_a_fork_does_not_wait_for_a_close_that_lingers():
+    program = """
+import socket as std, struct
+
+class Stream(socket.socket):
+    pass
+
+listener = std.create_server(("127.0.0.1", 0))
+sock = Stream(std.AF_INET, std.SOCK_STREAM)
+sock.connect(listener.getsockname())
+peer, _ = listener.accept()
+sock.setsockopt(std.SOL_SOCKET, std.SO_LINGER, struct.pack("ii", 1, 3600))
+sock.setblocking(False)
+try:
+    while True:
+        sock.send(bytes(1 << 16))
+except BlockingIOError:
+    pass
+sock.setblocking(True)
+number = sock.fileno()
+closing = Call(sock.close).until_it_waits()
+# close(2) gives the number back before it waits. Something else has it now.
+null = os.open("/dev/null", os.O_RDONLY)
+os.dup2(null, number)
+
+def child():
+    sock.close()
+    return b"%d" % os.fstat(number).st_ino
+
+is_other = lambda: int(in_child(child)) == os.fstat(null).st_ino
+print(Call(is_other).result(deadline=30), closing.is_alive())
+peer.close()  # which resets the connection
+closing.result()
+"""
+    assert run_forking(program) == "True True\n"

@@ -17,30 +17,71 @@ with server, tomada.Client(server.address, timeout=10) as client:
     assert run_forking(program) == "b'stopped' b'HEARD'\n"
 
 
-def test_a_child_may_not_use_the_batch_that_a_thread_of_its_parent_receives_into():
+def test_a_child_may_use_the_batch_that_a_thread_of_its_parent_receives_into():
     program = """
 import tomada
 sock = bound()
 batch = tomada.Batch(4)
+batch.append(b"before")
 call = Call(sock.recv_batch, batch).until_it_waits()
 
 def child():
-    mine = tomada.Batch(4)
+    assert (len(batch), list(batch), batch.addresses, batch.truncated) == (0, [], [], [])
+    batch.append(b"appended")
+    assert [bytes(data) for data, _ in batch] == [b"appended"]
     with bound() as other:
-        other.sendto(b"x", other.getsockname())
-        other.recv_batch(mine)
-        try:
-            other.recv_batch(batch)
-        except RuntimeError as error:
-            return b"%d %s" % (len(mine), str(error).encode())
+        for round in range(3):
+            sent = other.send_many([b"%d" % round] * 6, other.getsockname())
+            assert other.recv_batch(batch) == 4
+            assert [bytes(data) for data, _ in batch] == [b"%d" % round] * 4
+            assert set(batch.addresses) == {other.getsockname()}
+            assert len(other.recv_many()) == 2
+    return b"used"
 
 print(in_child(child).decode())
 sock.sendto(b"x", sock.getsockname())
-print(call.result())
+print(call.result(), [bytes(data) for data, _ in batch])
 """
-    assert run_forking(program) == (
-        "1 this Batch is in use by another call; give each thread its own\n1\n"
-    )
+    assert run_forking(program) == "used\n1 [b'x']\n"
+
+
+def test_a_child_has_what_its_parents_batch_held():
+    program = """
+import tomada
+batch = tomada.Batch(4)
+batch.append(b"before", ("127.0.0.1", 9))
+print(in_child(lambda: bytes(batch[0]) + repr(batch.addresses).encode()).decode())
+"""
+    assert run_forking(program) == "before[('127.0.0.1', 9)]\n"
+
+
+def test_a_receive_into_a_batch_goes_on_in_a_child_that_a_signal_handler_forked():
+    program = """
+import signal, tomada
+from support import interrupt
+sock = bound()
+batch = tomada.Batch(4)
+parent, children = os.getpid(), []
+
+def fork(*_):
+    pid = os.fork()
+    if pid:
+        children.append(os.waitpid(pid, 0)[1])
+    try:
+        batch.clear()
+    except RuntimeError:
+        os.write(1, b"in use\\n")
+    sock.sendto(b"x", sock.getsockname())
+
+signal.signal(signal.SIGUSR1, fork)
+Call(interrupt)
+assert (sock.recv_batch(batch), bytes(batch[0])) == (1, b"x")
+batch.clear()
+if os.getpid() != parent:
+    os._exit(0)
+assert children == [0]
+"""
+    assert run_forking(program) == "in use\nin use\n"
 
 
 def test_a_child_remembers_whom_its_parents_guard_has_heard():

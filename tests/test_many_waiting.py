@@ -8,9 +8,16 @@ import time
 
 import pytest
 
+import tomada
 from support import CLOSED, DEADLINE, Call, RefusalError, eventually, interrupt
 from tomada import socket
 from traffic import numbered, payloads
+
+RECEIVE_SEVERAL = {
+    "recv_many": socket.socket.recv_many,
+    "recv_datagrams": socket.socket.recv_datagrams,
+    "recv_batch": lambda sock: sock.recv_batch(tomada.Batch()),
+}
 
 
 def test_a_receive_that_does_not_wait_says_so(kind):
@@ -71,18 +78,20 @@ def test_detach_ends_a_receive_and_loses_nothing(inet):
         assert same.recv(10) == b"x"
 
 
+@pytest.mark.parametrize("receive", RECEIVE_SEVERAL.values(), ids=RECEIVE_SEVERAL)
 @pytest.mark.parametrize("moment", ["before", "during"])
-def test_a_shutdown_ends_a_receive(inet, moment):
+def test_a_shutdown_ends_a_receive(inet, moment, receive):
     with inet.bound(socket) as sock:
         sock.settimeout(None)
         sock.connect(sock.getsockname())
         if moment == "before":
             sock.shutdown(socket.SHUT_RD)
-            call = Call(sock.recv_many)
+            call = Call(receive, sock)
         else:
-            call = Call(sock.recv_many).until_it_waits()
+            call = Call(receive, sock).until_it_waits()
             sock.shutdown(socket.SHUT_RD)
-        with pytest.raises(OSError, match=rf"^\[Errno {errno.ESHUTDOWN}\] "):
+        text = "the socket is shut down for receiving"
+        with pytest.raises(OSError, match=rf"^\[Errno {errno.ESHUTDOWN}\] {text}$"):
             call.result(deadline=3)
 
 

@@ -3,11 +3,13 @@
 import errno
 import os
 import signal
+import sys
 import threading
 import time
 
 import pytest
 
+import tomada
 from support import (
     CLOSED,
     DEADLINE,
@@ -22,6 +24,12 @@ from support import (
     sleeps_in_the_kernel,
 )
 from tomada import socket
+
+RECEIVE_ALL = RECEIVE | {
+    "recv_many": socket.socket.recv_many,
+    "recv_batch": lambda sock: sock.recv_batch(tomada.Batch(4)),
+    "recv_datagram": socket.socket.recv_datagram,
+}
 
 every_receive = pytest.mark.parametrize("receive", RECEIVE.values(), ids=RECEIVE)
 
@@ -47,6 +55,38 @@ def test_a_wait_goes_on_after_a_handler_that_returns(kind, handler, receive, tim
         assert receive(sock) in {b"awaited", 7}
         disturbing.result()
         assert len(calls) == 3
+
+
+@pytest.mark.parametrize("receive", RECEIVE_ALL.values(), ids=RECEIVE_ALL)
+def test_a_signal_that_comes_while_another_thread_is_busy(inet, handler, receive):
+    calls = handler()
+    may_begin = threading.Event()
+    with inet.bound(socket) as sock:
+        sock.settimeout(None)
+
+        def be_busy():
+            may_begin.wait()
+            # With the global lock, this thread runs from the moment that the other one waits in
+            # the call, until it is done: so long the other one cannot go on there.
+            end = time.monotonic() + 0.02
+            while time.monotonic() < end:
+                pass
+            signal.pthread_kill(MAIN.ident, signal.SIGUSR1)
+            sys.setswitchinterval(interval)
+            try:
+                eventually(lambda: calls)
+            finally:
+                sock.sendto(b"awaited", sock.getsockname())
+
+        interval = sys.getswitchinterval()
+        busy = Call(be_busy)
+        sys.setswitchinterval(DEADLINE)
+        may_begin.set()
+        try:
+            receive(sock)
+        finally:
+            sys.setswitchinterval(interval)
+        busy.result()
 
 
 def test_a_sender_waits_on_after_a_handler_that_returns(unix, handler):

@@ -71,7 +71,7 @@ mod loom_models {
     fn shared() -> Shared {
         model_process();
         let file = std::fs::File::open("/dev/null").unwrap();
-        Arc::new((Descriptor::new(file.into()), Counted::default()))
+        Arc::new((Descriptor::new(file.into(), false), Counted::default()))
     }
 
     /// As a receive does that has more than its caller wants.

@@ -1,7 +1,7 @@
 //! A descriptor that several threads use and any of them may close.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 
 use super::forked::{ForkMutex, Inherit, leave_to_parent};
 use super::sync::{Arc, AtomicI32, AtomicU64, Condvar, Ordering};
@@ -21,6 +21,12 @@ use super::waker::Waker;
 pub struct Descriptor {
     /// The number, until somebody takes it out to close it or to give it away.
     fd: AtomicI32,
+    /// Whether `close(2)` may wait for data to leave (`SO_LINGER`), which no fork should wait for.
+    may_linger: bool,
+    /// A descriptor that a thread is closing outside of [`sys::without_fork`], and the inode that it
+    /// led to, by which a child can tell whether it inherited that.
+    lingering: AtomicI32,
+    lingering_inode: AtomicU64,
     /// The fork generation in the upper half, then [`CLOSED`], then the operations in flight.
     state: AtomicU64,
     waiting: ForkMutex<Waiters>,
@@ -43,10 +49,13 @@ const IN_FLIGHT: u64 = CLOSED - 1;
 const GENERATION_SHIFT: u32 = 32;
 
 impl Descriptor {
-    /// Takes over an open descriptor.
-    pub fn new(fd: OwnedFd) -> Self {
+    /// Takes over an open descriptor, which says whether `close(2)` may wait for data to leave.
+    pub fn new(fd: OwnedFd, may_linger: bool) -> Self {
         Self {
             fd: AtomicI32::new(fd.into_raw_fd()),
+            may_linger,
+            lingering: AtomicI32::new(-1),
+            lingering_inode: AtomicU64::new(0),
             state: AtomicU64::new(u64::from(sys::fork_generation()) << GENERATION_SHIFT),
             waiting: ForkMutex::default(),
             left: Condvar::new(),
@@ -87,12 +96,21 @@ impl Descriptor {
             return Ok(());
         }
         // A fork between the two would leave the child a descriptor whose number nobody knows.
-        sys::without_fork(|| self.take().map_or(Ok(()), sys::close))
+        if !self.may_linger {
+            return sys::without_fork(|| self.take().map_or(Ok(()), sys::close));
+        }
+        let Some(fd) = sys::without_fork(|| self.take_to_linger()) else { return Ok(()) };
+        let result = sys::close(fd);
+        self.lingering.store(-1, Ordering::Relaxed);
+        result
     }
 
     /// Gives the descriptor up without closing it; otherwise as [`close`](Self::close).
     pub fn release(&self) -> Option<OwnedFd> {
-        if self.begin_close() { self.take() } else { None }
+        if !self.begin_close() {
+            return None;
+        }
+        self.take().or_else(|| self.take_lingering())
     }
 
     /// Ends the descriptor for operations, and returns when the last has left; false where the
@@ -124,6 +142,30 @@ impl Descriptor {
         // SAFETY: `new` took the descriptor's ownership, which its number stands for: the one thread
         // that takes that out has it. CLOSED is set, and every operation has left.
         (fd >= 0).then(|| unsafe { sys::own_fd(fd) })
+    }
+
+    /// Takes the descriptor out, and notes for a child that inherits it which one it was.
+    fn take_to_linger(&self) -> Option<OwnedFd> {
+        let fd = self.take().or_else(|| self.take_lingering())?;
+        if let Ok(inode) = sys::inode(fd.as_fd()) {
+            self.lingering_inode.store(inode, Ordering::Relaxed);
+            self.lingering.store(fd.as_raw_fd(), Ordering::Relaxed);
+        }
+        Some(fd)
+    }
+
+    /// Takes a descriptor out that a thread of the parent was closing at the moment of the fork,
+    /// unless it was closed by then: the number may lead to something else since.
+    fn take_lingering(&self) -> Option<OwnedFd> {
+        let fd = self.lingering.swap(-1, Ordering::Relaxed);
+        if fd < 0 {
+            return None;
+        }
+        // SAFETY: where it is closed, or another one, `inode` fails or says so.
+        let inode = sys::inode(unsafe { sys::borrow_fd(fd) }).ok()?;
+        // SAFETY: no other socket has the inode as long as this one exists. The thread that was to
+        // close it does not exist in this process, so that it is ours to give up.
+        (inode == self.lingering_inode.load(Ordering::Relaxed)).then(|| unsafe { sys::own_fd(fd) })
     }
 
     /// Wakes the threads that wait for the descriptor, to make another attempt: what the attempt
@@ -196,7 +238,7 @@ mod loom_models {
     fn descriptor() -> Arc<(Descriptor, UnsafeCell<()>)> {
         model_process();
         let file = std::fs::File::open("/dev/null").unwrap();
-        Arc::new((Descriptor::new(file.into()), UnsafeCell::new(())))
+        Arc::new((Descriptor::new(file.into(), false), UnsafeCell::new(())))
     }
 
     /// An operation: as long as it lasts, nobody gives the descriptor up.
@@ -304,12 +346,11 @@ mod loom_models {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixDatagram;
     use std::time::Duration;
 
     fn descriptor() -> Descriptor {
-        Descriptor::new(UnixDatagram::unbound().unwrap().into())
+        Descriptor::new(UnixDatagram::unbound().unwrap().into(), false)
     }
 
     #[test]

@@ -185,20 +185,40 @@ impl Socket {
         for message in messages.into_iter().rev().take(KEPT) {
             kept.push_front(message);
         }
+        if !kept.is_empty() {
+            drop(kept);
+            self.descriptor().wake(); // as above
+        }
     }
 
-    /// Empties the kernel's error queue into this socket's own, which keeps the latest entries.
+    /// Empties the kernel's error queue into this socket's own, which keeps the latest entries, and
+    /// says how many there were. Threads that wait for the socket are woken: one of them may wait
+    /// for an entry, of which the kernel does not know any more.
     ///
     /// It ends although new entries come as fast as it takes them.
-    pub fn keep_error_messages(&self, fd: BorrowedFd<'_>) {
-        let mut kept = self.kept_errors();
-        for _ in 0..TAKEN {
-            let Ok(message) = self.next_error_message(fd) else { return };
-            if kept.len() == KEPT {
-                kept.pop_front();
+    pub fn keep_error_messages(&self, fd: BorrowedFd<'_>) -> usize {
+        let mut taken = 0;
+        {
+            let mut kept = self.kept_errors();
+            while taken < TAKEN
+                && let Ok(message) = self.next_error_message(fd)
+            {
+                if kept.len() == KEPT {
+                    kept.pop_front();
+                }
+                kept.push_back(message);
+                taken += 1;
             }
-            kept.push_back(message);
         }
+        if taken > 0 {
+            self.descriptor().wake();
+        }
+        taken
+    }
+
+    /// Whether entries were kept, of which the kernel does not know any more.
+    pub(super) fn has_kept_errors(&self) -> bool {
+        !self.kept_errors().is_empty()
     }
 
     /// Throws all entries away, and returns how many of them were errors, with the last such.

@@ -24,7 +24,7 @@ pub(super) struct ForkMutex<T> {
 }
 
 /// A value that a fork copies.
-pub(super) trait Inherit {
+pub trait Inherit {
     /// Makes the value the child's own. A thread of the parent may have been changing it: only what
     /// is sound in the middle of any change may be looked at.
     fn inherit(&mut self);
@@ -142,7 +142,7 @@ impl<T> DerefMut for ForkMutexGuard<'_, T> {
 }
 
 /// Leaves a value to the parent. What it owns is not freed: it may be half changed.
-pub(super) fn leave_to_parent<T: Default>(value: &mut T) {
+pub fn leave_to_parent<T: Default>(value: &mut T) {
     mem::forget(mem::take(value));
 }
 

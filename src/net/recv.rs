@@ -91,21 +91,26 @@ impl Socket {
         // On a datagram socket MSG_TRUNC makes the call return the full length, so that a datagram
         // too long for the buffer is noticed at no cost. On a stream it would discard data.
         let ask_len = if self.is_datagram() { libc::MSG_TRUNC } else { 0 };
-        let full_len = match guard.filter(|_| flags & libc::MSG_PEEK == 0) {
+        let full_len = match guard {
             None => sys::recv_from(fd, memory, from, flags | ask_len)?,
             Some(guard) => {
                 let mut own = Address::UNNAMED;
                 let from = from.unwrap_or(&mut own);
                 let mut scratch = visibility.scratch()?;
                 let room = memory.len().min(Scratch::LEN);
-                let full_len = self.receive_admitted(&guard, || {
+                let receive = || {
                     let (to, flags) = (Some(&mut *from), flags | ask_len);
                     let full_len = match &mut scratch {
                         None => sys::recv_from(fd, memory, to, flags)?,
                         Some(scratch) => sys::recv_from(fd, &mut scratch.slice(room), to, flags)?,
                     };
                     Ok((full_len, Arrival::one(from.as_bytes(), full_len)))
-                })?;
+                };
+                let full_len = if flags & libc::MSG_PEEK == 0 {
+                    self.receive_admitted(&guard, receive)?
+                } else {
+                    Self::peek_admitted(&guard, receive)?
+                };
                 if let Some(scratch) = scratch {
                     memory.fill(scratch.bytes(room.min(full_len)));
                 }
@@ -150,11 +155,11 @@ impl Socket {
         }
         self.raise_deferred()?;
         let room: usize = memory.iter().map(RecvSlice::len).sum();
-        let info = match guard.filter(|_| flags & libc::MSG_PEEK == 0) {
+        let info = match guard {
             None => sys::recv_message(fd, memory, from, control, flags)?,
             Some(guard) => {
                 let mut scratch = visibility.scratch()?;
-                let mut info = self.receive_admitted(&guard, || {
+                let receive = || {
                     let flags = flags | libc::MSG_TRUNC; // to know the full length
                     let info = match &mut scratch {
                         None => sys::recv_message(fd, memory, from, control, flags)?,
@@ -164,7 +169,12 @@ impl Socket {
                         }
                     };
                     Ok((info, Arrival::one(from.as_bytes(), info.len)))
-                })?;
+                };
+                let mut info = if flags & libc::MSG_PEEK == 0 {
+                    self.receive_admitted(&guard, receive)?
+                } else {
+                    Self::peek_admitted(&guard, receive)?
+                };
                 if let Some(scratch) = scratch {
                     let mut rest = scratch.bytes(info.len.min(room).min(Scratch::LEN));
                     for slice in memory {

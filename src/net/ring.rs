@@ -7,6 +7,7 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
 
+use super::forked::{Inherit, leave_to_parent};
 use super::guard::{Arrival, Guard};
 use super::meta::Meta;
 use super::split::Split;
@@ -110,6 +111,7 @@ impl RecvRing {
     ) -> io::Result<Filled> {
         self.clear();
         let count = count.min(self.slots());
+        make_room(&mut self.splits, count, "slots")?; // of a ring that was inherited
         let messages = self.messages.receive(fd, count, flags, wants_control)?;
         let mut filled = Filled { messages, is_full: messages == count, ..Filled::default() };
         for slot in 0..messages {
@@ -278,6 +280,17 @@ impl ExportedRing {
 
     pub(super) fn ring(&mut self) -> &mut RecvRing {
         &mut self.ring
+    }
+}
+
+/// A thread of the parent may have been receiving into it. What lies there is the parent's; the
+/// memory stays in its place.
+impl Inherit for ExportedRing {
+    fn inherit(&mut self) {
+        self.ring.messages.forget_last();
+        leave_to_parent(&mut self.ring.splits);
+        leave_to_parent(&mut self.ring.arrivals);
+        self.ring.next = 0;
     }
 }
 

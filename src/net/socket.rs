@@ -2,14 +2,17 @@
 
 use std::ffi::c_int;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::address::Address;
 use super::descriptor::Descriptor;
 use super::drops::{DropCounter, Drops};
 use super::errors::ErrorQueue;
+use super::fork_cell::ForkCell;
+use super::forked::Inherit;
 use super::gro::Gro;
 use super::gso::Gso;
 use super::guard::Watch;
@@ -37,6 +40,8 @@ pub struct Socket {
     /// always would cost a short run a fifteenth of its time.
     pub(super) may_be_corked: AtomicBool,
     pub(super) error_queue: ErrorQueue,
+    /// The right to take a connection.
+    accepting: ForkCell<Accepting>,
     pub(super) watch: Watch,
     /// Options that the user has set, so that nothing else touches them.
     set_by_user: Mutex<Vec<(c_int, c_int)>>,
@@ -46,6 +51,14 @@ pub struct Socket {
     pub(super) drops: DropCounter,
     /// Whether the kernel let calls wait without a limit when it was last asked.
     waits_unlimited: AtomicBool,
+}
+
+/// Whoever takes a connection.
+struct Accepting;
+
+/// A child takes connections of its own.
+impl Inherit for Accepting {
+    fn inherit(&mut self) {}
 }
 
 /// A datagram is never longer than this on `AF_INET` and `AF_INET6`, whose length fields have 16
@@ -114,7 +127,7 @@ impl Socket {
         let is_ip = matches!(family, libc::AF_INET | libc::AF_INET6);
         let is_udp = kind == libc::SOCK_DGRAM && matches!(protocol, 0 | libc::IPPROTO_UDP);
         Self {
-            descriptor: Descriptor::new(fd),
+            descriptor: Descriptor::new(fd, kind != libc::SOCK_DGRAM),
             family,
             kind,
             protocol,
@@ -125,6 +138,7 @@ impl Socket {
             has_open_datagram: AtomicBool::new(false),
             may_be_corked: AtomicBool::new(is_adopted),
             error_queue: ErrorQueue::default(),
+            accepting: ForkCell::new(Accepting),
             watch: Watch::default(),
             set_by_user: Mutex::default(),
             switched_on: Mutex::default(),
@@ -335,6 +349,19 @@ impl Socket {
         sys::accept(fd)
     }
 
+    /// Takes a connection that is there; `EAGAIN` where there is none. A poll has shown the socket
+    /// readable to all threads that wait for it, and all but the first would wait in `accept4`,
+    /// which a close does not end.
+    pub fn accept_now(&self, fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, Address)> {
+        let none = || io::Error::from(io::ErrorKind::WouldBlock);
+        let _alone = self.accepting.try_take().ok_or_else(none)?;
+        let mut fds = [libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+        match sys::poll(&mut fds, Some(Duration::ZERO))? {
+            0 => Err(none()),
+            _ => sys::accept(fd),
+        }
+    }
+
     /// Ends receiving, sending or both: `shutdown(2)`.
     pub fn shutdown(&self, how: c_int) -> io::Result<()> {
         self.with(|fd| sys::shutdown(fd, how))
@@ -388,7 +415,7 @@ impl Socket {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::{AsRawFd, IntoRawFd};
+    use std::os::fd::IntoRawFd;
 
     #[test]
     fn an_adopted_socket_knows_what_it_is() {
@@ -398,6 +425,19 @@ mod tests {
         assert_eq!(socket.family(), libc::AF_INET6);
         assert_eq!(socket.kind(), libc::SOCK_DGRAM);
         assert_eq!(socket.protocol(), libc::IPPROTO_UDP);
+    }
+
+    #[test]
+    fn where_no_connection_is_there_none_is_waited_for() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        // SAFETY: the descriptor was just given up.
+        let socket = unsafe { Socket::adopt(listener.into_raw_fd(), None, None, None) }.unwrap();
+        let error = socket.with(|fd| socket.accept_now(fd)).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        let peer = std::net::TcpStream::connect(address).unwrap();
+        let (_, name) = socket.with(|fd| socket.accept_now(fd)).unwrap();
+        assert_eq!(name.ip(), Some(peer.local_addr().unwrap()));
     }
 
     #[test]

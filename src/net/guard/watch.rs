@@ -130,6 +130,21 @@ impl Socket {
         Ok(filled)
     }
 
+    /// Looks at a single datagram with `peek`, after [`pass_over`](Self::pass_over). Another thread
+    /// may have taken the one that passed since, so that what is first does not. Then the error is
+    /// `EINTR`, on which callers try again.
+    pub(in crate::net) fn peek_admitted<T>(
+        guard: &Guard,
+        peek: impl FnOnce() -> io::Result<(T, Arrival)>,
+    ) -> io::Result<T> {
+        let (peeked, arrival) = peek()?;
+        if guard.would_admit(&arrival) {
+            Ok(peeked)
+        } else {
+            Err(io::ErrorKind::Interrupted.into())
+        }
+    }
+
     /// Takes what does not pass out of the kernel's queue, until something that does is first: for
     /// who will look at that with `MSG_PEEK`.
     pub(in crate::net) fn pass_over(&self, fd: BorrowedFd<'_>, guard: &Guard) -> io::Result<()> {
@@ -158,5 +173,22 @@ impl Socket {
             }
         }
         Err(io::ErrorKind::WouldBlock.into())
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::net::guard::Policy;
+
+    #[test]
+    fn a_peek_at_a_datagram_that_does_not_pass_is_to_be_repeated() {
+        let guard = Guard::new(Policy { max_size: Some(5), ..Policy::default() }).unwrap();
+        let from = Address::from(std::net::SocketAddr::from(([127, 0, 0, 1], 9)));
+        let peek = |len| move || Ok((len, Arrival::one(from.as_bytes(), len)));
+        assert_eq!(Socket::peek_admitted(&guard, peek(5)).unwrap(), 5);
+        // As if another thread had taken a datagram that passes, after a look at it.
+        let error = Socket::peek_admitted(&guard, peek(6)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Interrupted);
     }
 }

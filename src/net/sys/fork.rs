@@ -1,6 +1,6 @@
 //! Telling a child from its parent, and what must not happen while a process forks.
 
-use std::cell::UnsafeCell;
+use std::cell::{Cell, UnsafeCell};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -15,6 +15,26 @@ pub(in crate::net) fn fork_generation() -> u32 {
     watch_forks();
     GENERATION.load(Ordering::Relaxed)
 }
+
+/// Which of the process's threads calls, counted from 1. In a child, the thread that forked has the
+/// number that it had in the parent, and no other thread has one of the parent's.
+pub(in crate::net) fn thread_number() -> u32 {
+    static LAST: AtomicU32 = AtomicU32::new(0);
+    thread_local! {
+        static NUMBER: Cell<u32> = const { Cell::new(0) };
+    }
+    if NUMBER.get() == 0 {
+        NUMBER.set(LAST.fetch_add(1, Ordering::Relaxed) + 1);
+    }
+    NUMBER.get()
+}
+
+/// Whether a thread of the parent lives on in this process, because it is the one that forked.
+pub(in crate::net) fn has_forked(thread: u32) -> bool {
+    FORKED_BY.load(Ordering::Relaxed) == thread
+}
+
+static FORKED_BY: AtomicU32 = AtomicU32::new(0);
 
 /// Runs `act` at a moment when no thread of this process forks: a child is a copy of the process
 /// before it or after it, never of its middle. It must be short, since `os.fork` waits for it, and must
@@ -55,6 +75,7 @@ fn watch_forks() {
     }
     extern "C" fn in_child() {
         GENERATION.fetch_add(1, Ordering::Relaxed);
+        FORKED_BY.store(thread_number(), Ordering::Relaxed);
         // A reader or writer that waited for the lock in the parent does not exist here.
         // SAFETY: this is the child's only thread, and a rwlock may be overwritten by a new one.
         unsafe { FORKS.0.get().write(libc::PTHREAD_RWLOCK_INITIALIZER) };

@@ -95,6 +95,11 @@ impl RecvMessages {
         })
     }
 
+    /// Forgets the last call, of which nothing is known: not whether it was over.
+    pub(in crate::net) fn forget_last(&mut self) {
+        self.dirty = self.slots();
+    }
+
     /// How many messages one call receives at the most.
     pub(in crate::net) fn slots(&self) -> usize {
         self.headers.len()

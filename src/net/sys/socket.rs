@@ -2,7 +2,7 @@
 
 use std::ffi::{c_int, c_void};
 use std::io;
-use std::mem::offset_of;
+use std::mem::{MaybeUninit, offset_of};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::time::Duration;
@@ -189,6 +189,15 @@ pub fn program_option(program: &[libc::sock_filter]) -> [u8; size_of::<libc::soc
     let address = program.as_ptr().addr().to_ne_bytes();
     option[FILTER..FILTER + address.len()].copy_from_slice(&address);
     option
+}
+
+/// What a descriptor leads to: `fstat(2)`.
+pub(in crate::net) fn inode(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // The pointer: room for what the kernel writes.
+    syscall!(fstat(fd.as_raw_fd(), stat.as_mut_ptr()))?;
+    // SAFETY: the kernel has written it.
+    Ok(unsafe { stat.assume_init() }.st_ino)
 }
 
 /// Closes a descriptor and says what the kernel said. It is gone in either case.

@@ -1,5 +1,6 @@
 //! A reusable container of datagrams, in memory that Python reads without a copy.
 
+mod arguments;
 mod index;
 
 use std::ffi::c_int;
@@ -7,27 +8,27 @@ use std::io;
 use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, TryLockError};
 
-use pyo3::exceptions::{PyIndexError, PyOverflowError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyIndexError, PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyMemoryView};
 
-use super::address::{Mapping, parse, to_python};
+use super::address::to_python;
 use super::buffer::{Readable, new_slice};
 use super::error::Result;
 use crate::net::{
-    Address, Datagrams, ExportedRing, RecvCursor, SendQueue, SendSlice, make_room, with_room,
-    zeroes,
+    Address, Datagrams, ExportedRing, ForkCell, ForkCellGuard, Inherit, RecvCursor, SendQueue,
+    SendSlice, leave_to_parent, make_room, with_room, zeroes,
 };
 
+use arguments::{checked, parse_of_any_family, saturated};
 use index::{Column, Index};
 
 /// Datagrams in one piece of memory.
 #[pyclass(frozen, module = "tomada")]
 pub(crate) struct Batch {
-    contents: Mutex<Contents>,
+    contents: ForkCell<Contents>,
     /// Where the payloads are. The mapping lives as long as `contents`, and never moves.
     memory: *mut u8,
     memory_len: usize,
@@ -51,9 +52,21 @@ unsafe impl Sync for Batch {}
 pub(crate) struct Contents {
     ring: ExportedRing,
     layout: Layout,
+    /// Whether a call of the parent's had them at the moment of the fork.
+    is_interrupted: bool,
+}
+
+/// A child does not get contents that a thread of the parent was changing: its batch is empty.
+impl Inherit for Contents {
+    fn inherit(&mut self) {
+        self.ring.inherit();
+        leave_to_parent(&mut self.layout);
+        self.is_interrupted = true;
+    }
 }
 
 /// Which datagrams a batch has, beside where they are.
+#[derive(Default)]
 pub(crate) struct Layout {
     /// Of each datagram, the index of its address in `addresses`.
     senders: Vec<u32>,
@@ -75,15 +88,17 @@ const NO_ADDRESS: u32 = u32::MAX;
 
 impl Batch {
     /// Locks the contents, or says that another call has them.
-    pub(crate) fn lock(&self) -> Result<MutexGuard<'_, Contents>> {
-        match self.contents.try_lock() {
-            Ok(contents) => Ok(contents),
-            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => {
-                let message = "this Batch is in use by another call; give each thread its own";
-                Err(PyRuntimeError::new_err(message).into())
-            }
+    pub(crate) fn lock(&self) -> Result<ForkCellGuard<'_, Contents>> {
+        let Some(mut contents) = self.contents.try_take() else {
+            let message = "this Batch is in use by another call; give each thread its own";
+            return Err(PyRuntimeError::new_err(message).into());
+        };
+        if contents.is_interrupted {
+            contents.layout = Layout::for_slots(self.slots)?;
+            contents.is_interrupted = false;
+            self.empty(&mut contents.layout);
         }
+        Ok(contents)
     }
 
     /// How many datagrams there are.
@@ -254,6 +269,18 @@ impl Contents {
 }
 
 impl Layout {
+    /// A layout of no datagrams. What is received into so many slots is laid out without asking for
+    /// memory.
+    fn for_slots(slots: usize) -> io::Result<Self> {
+        Ok(Self {
+            senders: with_room(slots * DATAGRAMS_PER_SLOT, "the senders of datagrams")?,
+            addresses: with_room(slots, "the senders of datagrams")?,
+            truncated: with_room(slots, "the indexes of datagrams")?,
+            end: 0,
+            messages: 0,
+        })
+    }
+
     /// Has the memory to take note of one datagram more.
     fn reserve_one(&mut self) -> io::Result<()> {
         make_room(&mut self.senders, 1, "the senders of datagrams")?;
@@ -293,16 +320,9 @@ impl Batch {
         let ring = ExportedRing::new(slots, slot_size)?;
         let (memory, memory_len) = ring.memory();
         let index = || zeroes(slots * DATAGRAMS_PER_SLOT, "the places of datagrams");
-        // What was received is laid out without asking for memory.
-        let layout = Layout {
-            senders: with_room(slots * DATAGRAMS_PER_SLOT, "the senders of datagrams")?,
-            addresses: with_room(slots, "the senders of datagrams")?,
-            truncated: with_room(slots, "the indexes of datagrams")?,
-            end: 0,
-            messages: 0,
-        };
+        let layout = Layout::for_slots(slots)?;
         Ok(Self {
-            contents: Mutex::new(Contents { ring, layout }),
+            contents: ForkCell::new(Contents { ring, layout, is_interrupted: false }),
             memory,
             memory_len,
             slots,
@@ -460,37 +480,4 @@ impl Batch {
         );
         PyValueError::new_err(message).into()
     }
-}
-
-/// Reads an `int`; one beyond the range of the type becomes its end.
-fn saturated(object: &Bound<'_, PyAny>) -> PyResult<i64> {
-    object.extract().or_else(|error: PyErr| {
-        if !error.is_instance_of::<PyOverflowError>(object.py()) {
-            return Err(error);
-        }
-        Ok(if object.lt(0)? { i64::MIN } else { i64::MAX })
-    })
-}
-
-fn checked(number: i64, name: &str, most: usize) -> PyResult<usize> {
-    usize::try_from(number).ok().filter(|number| (1..=most).contains(number)).ok_or_else(|| {
-        PyValueError::new_err(format!("{name} must be in 1 to {most}, not {number}"))
-    })
-}
-
-/// Reads an address of whatever family it looks like.
-fn parse_of_any_family(address: &Bound<'_, PyAny>) -> Result<Address> {
-    let family = match address.get_item(0) {
-        _ if !address.is_instance_of::<pyo3::types::PyTuple>() => libc::AF_UNIX,
-        Ok(host) => match host.extract::<&str>() {
-            Ok(host) if host.contains(':') => libc::AF_INET6,
-            _ if address.len()? > 2 => libc::AF_INET6,
-            _ => libc::AF_INET,
-        },
-        Err(_) => {
-            let message = "an address is a tuple (host, port) or an AF_UNIX name";
-            return Err(PyTypeError::new_err(message).into());
-        }
-    };
-    parse(family, address, "append", Mapping::Mapped)
 }

@@ -241,9 +241,15 @@ impl ServerCore {
         let messages = delivery.messages();
         let mut attempt =
             || socket.with(|fd| self.receive_now(socket, fd, ring, messages, of_peer));
-        let received =
-            if delivery.attached() < SWITCH { attempt() } else { delivery.detach(&mut attempt) };
+        let stays = delivery.attached() < SWITCH;
+        let received = if stays { attempt() } else { delivery.detach(&mut attempt) };
         match received {
+            // A signal that came before the thread was attached again would interrupt no sleep.
+            Err(error)
+                if !stays && error.kind() == io::ErrorKind::WouldBlock && of_peer.is_none() =>
+            {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             result => return result.map(Received::Messages),
         }

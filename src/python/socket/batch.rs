@@ -5,7 +5,7 @@ use std::ffi::c_int;
 use pyo3::prelude::*;
 
 use super::Socket;
-use super::many::refuse_peeking;
+use super::many::{of_receiving, refuse_peeking};
 use super::sending::Sending;
 use crate::net::{Interest, RecvCursor, Ring};
 use crate::python::batch::Batch;
@@ -77,8 +77,9 @@ impl Socket {
         flags: c_int,
     ) -> Result<()> {
         let mut patience = self.patience();
-        self.transfer(py, &mut patience, Interest::Read, flags, |_, fd, flags| {
+        let received = self.transfer(py, &mut patience, Interest::Read, flags, |_, fd, flags| {
             cursor.receive_messages(fd, batch.slots(), flags).map(drop)
-        })
+        });
+        received.map_err(of_receiving)
     }
 }

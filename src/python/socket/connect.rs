@@ -72,12 +72,11 @@ impl Socket {
             0 => None,
             _ => Some(patience.deadline()),
         };
-        let accept = |socket: &net::Socket, fd: BorrowedFd<'_>| socket.accept(fd);
         let accepted = match deadline {
             Some(deadline) => {
-                self.wait(py, deadline, Interest::Read, |socket, fd, _| accept(socket, fd))
+                self.wait(py, deadline, Interest::Read, |socket, fd, _| socket.accept_now(fd))
             }
-            None => py.detach(|| socket.with(|fd| accept(socket, fd))).map_err(Error::from),
+            None => py.detach(|| socket.with(|fd| socket.accept(fd))).map_err(Error::from),
         };
         let (fd, address) = match accepted {
             Err(Error::TimedOut) if patience.timeout == super::BLOCKING => {
@@ -116,6 +115,7 @@ impl Socket {
 
     fn connect_to(&self, py: Python<'_>, to: &Address) -> Result<()> {
         let (socket, mut patience) = (self.socket()?, self.patience());
+        py.check_signals()?; // connect may sleep, and a signal that came before interrupts nothing
         // A stream takes its time; a datagram socket connects at once.
         let is_under_way = match py.detach(|| socket.connect(to)) {
             Ok(()) => return Ok(()),

@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::io;
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyList, PyMemoryView, PyString, PyTuple};
@@ -106,7 +106,7 @@ impl Socket {
                     }
                     break;
                 }
-                Err(error) => return unless_some(converted, error),
+                Err(error) => return unless_some(converted, of_receiving(error)),
             };
             if let Err(error) = convert_up_to(max, &mut cursor, &mut converted, &mut convert) {
                 return unless_some(converted, error.into());
@@ -200,6 +200,17 @@ pub(super) fn checked_max(max_datagrams: isize) -> Result<usize> {
             let message = format!("max_datagrams must be at least 1, not {max_datagrams}");
             Err(PyValueError::new_err(message).into())
         }
+    }
+}
+
+/// An error as a receive raises it. The C library's text of `ESHUTDOWN` is about sending.
+pub(super) fn of_receiving(error: Error) -> Error {
+    match error {
+        Error::Os(error) if error.raw_os_error() == Some(libc::ESHUTDOWN) => {
+            let text = "the socket is shut down for receiving";
+            PyOSError::new_err((libc::ESHUTDOWN, text)).into()
+        }
+        error => error,
     }
 }
 

@@ -326,28 +326,48 @@ impl Socket {
             return self.wait(py, patience.deadline(), interest, attempt);
         }
         let (socket, started) = (self.socket()?, Instant::now());
-        if socket.waits_unlimited() {
-            let unasked = Deadline::at(started.checked_add(UNASKED));
-            match self.wait(py, unasked, interest, &mut attempt) {
-                Err(Error::TimedOut) => {}
-                result => return result,
+        let mut asked = None;
+        self.run_detached(py, interest, |waiting, spin| {
+            let mut run = |deadline| {
+                waiting.run(interest, deadline, spin, |fd, hung_up| attempt(socket, fd, hung_up))
+            };
+            let deadline = match asked {
+                Some(deadline) => deadline,
+                None => {
+                    if socket.waits_unlimited() {
+                        match run(Deadline::at(started.checked_add(UNASKED))) {
+                            Err(Stop::TimedOut) => {}
+                            result => return result,
+                        }
+                    }
+                    *asked.insert(self.kernel_deadline(socket, interest, started)?)
+                }
+            };
+            match run(deadline) {
+                Err(Stop::TimedOut) => Err(Stop::Failed(io::ErrorKind::WouldBlock.into())),
+                result => result,
             }
-        }
-        let in_flight = socket.descriptor().enter().map_err(|_| Error::Closed)?;
-        let kernel_wait = socket.kernel_wait(in_flight.as_fd(), interest)?;
-        drop(in_flight);
-        let deadline = match kernel_wait {
+        })
+    }
+
+    /// Until when the kernel would let a call wait that began at an instant; it fails with `EAGAIN`
+    /// where not at all.
+    fn kernel_deadline(
+        &self,
+        socket: &net::Socket,
+        interest: Interest,
+        started: Instant,
+    ) -> std::result::Result<Deadline, Stop> {
+        let in_flight = socket.descriptor().enter().map_err(|_| Stop::Closed)?;
+        let wait = socket.kernel_wait(in_flight.as_fd(), interest).map_err(Stop::Failed)?;
+        match wait {
             // Set by another thread through this object, it is for calls that begin later.
             KernelWait::Never if self.timeout.load(Ordering::Relaxed) != BLOCKING => {
-                Deadline::NEVER
+                Ok(Deadline::NEVER)
             }
-            KernelWait::Never => return Err(io::Error::from(io::ErrorKind::WouldBlock).into()),
-            KernelWait::Limited(limit) => Deadline::at(started.checked_add(limit)),
-            KernelWait::Unlimited => Deadline::NEVER,
-        };
-        match self.wait(py, deadline, interest, attempt) {
-            Err(Error::TimedOut) => Err(io::Error::from(io::ErrorKind::WouldBlock).into()),
-            result => result,
+            KernelWait::Never => Err(Stop::Failed(io::ErrorKind::WouldBlock.into())),
+            KernelWait::Limited(limit) => Ok(Deadline::at(started.checked_add(limit))),
+            KernelWait::Unlimited => Ok(Deadline::NEVER),
         }
     }
 
@@ -360,16 +380,29 @@ impl Socket {
         mut attempt: impl FnMut(&net::Socket, BorrowedFd<'_>, bool) -> io::Result<T> + Send,
     ) -> Result<T> {
         let socket = self.socket()?;
+        self.run_detached(py, interest, |waiting, spin| {
+            waiting.run(interest, deadline, spin, |fd, hung_up| attempt(socket, fd, hung_up))
+        })
+    }
+
+    /// Waits with `run`, detached from the interpreter, until it ends other than with `EINTR`.
+    ///
+    /// A signal interrupts a sleep, but not a thread that waits to be attached again, which beside
+    /// a busy one takes milliseconds: it only sets a flag of the interpreter's. So signal handlers
+    /// run after each such moment and before the thread may sleep, and `run` must do all that it
+    /// does between one sleep and the next without attaching.
+    fn run_detached<T: Send>(
+        &self,
+        py: Python<'_>,
+        interest: Interest,
+        mut run: impl FnMut(&Waiting<'_>, Option<Instant>) -> std::result::Result<T, Stop> + Send,
+    ) -> Result<T> {
         let spin = self.spin_until(interest);
-        let waiting = Waiting::new(socket);
+        let waiting = Waiting::new(self.socket()?);
         loop {
-            let wait = || {
-                waiting.run(interest, deadline, spin, |fd, hung_up| attempt(socket, fd, hung_up))
-            };
-            match py.detach(wait) {
-                Err(Stop::Failed(error)) if error.kind() == io::ErrorKind::Interrupted => {
-                    py.check_signals()?;
-                }
+            py.check_signals()?;
+            match py.detach(|| run(&waiting, spin)) {
+                Err(Stop::Failed(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => return Ok(result?),
             }
         }
