@@ -4,13 +4,15 @@ use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::address::Address;
 use super::descriptor::Descriptor;
 use super::drops::{DropCounter, Drops};
 use super::errors::ErrorQueue;
-use super::forked::ForkMutex;
+use super::fork_cell::ForkCell;
+use super::forked::Inherit;
 use super::gro::Gro;
 use super::gso::Gso;
 use super::guard::Watch;

@@ -175,3 +175,20 @@ impl Socket {
         Err(io::ErrorKind::WouldBlock.into())
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::net::guard::Policy;
+
+    #[test]
+    fn a_peek_at_a_datagram_that_does_not_pass_is_to_be_repeated() {
+        let guard = Guard::new(Policy { max_size: Some(5), ..Policy::default() }).unwrap();
+        let from = Address::from(std::net::SocketAddr::from(([127, 0, 0, 1], 9)));
+        let peek = |len| move || Ok((len, Arrival::one(from.as_bytes(), len)));
+        assert_eq!(Socket::peek_admitted(&guard, peek(5)).unwrap(), 5);
+        // As if another thread had taken a datagram that passes, after a look at it.
+        let error = Socket::peek_admitted(&guard, peek(6)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+    }
+}

@@ -1,5 +1,6 @@
 //! A reusable container of datagrams, in memory that Python reads without a copy.
 
+mod arguments;
 mod index;
 
 use std::ffi::c_int;
@@ -8,12 +9,12 @@ use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
-use pyo3::exceptions::{PyIndexError, PyOverflowError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyIndexError, PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyMemoryView};
 
-use super::address::{Mapping, parse, to_python};
+use super::address::to_python;
 use super::buffer::{Readable, new_slice};
 use super::error::Result;
 use crate::net::{
@@ -21,6 +22,7 @@ use crate::net::{
     SendSlice, leave_to_parent, make_room, with_room, zeroes,
 };
 
+use arguments::{checked, parse_of_any_family, saturated};
 use index::{Column, Index};
 
 /// Datagrams in one block of memory.
@@ -54,7 +56,7 @@ pub(crate) struct Contents {
     is_interrupted: bool,
 }
 
-/// What a thread of the parent was changing is not to be had in the child: its batch is empty.
+/// A child does not get contents that a thread of the parent was changing: its batch is empty.
 impl Inherit for Contents {
     fn inherit(&mut self) {
         self.ring.inherit();
@@ -478,37 +480,4 @@ impl Batch {
         );
         PyValueError::new_err(message).into()
     }
-}
-
-/// Reads an `int`, saturating at the limits of the type.
-fn saturated(object: &Bound<'_, PyAny>) -> PyResult<i64> {
-    object.extract().or_else(|error: PyErr| {
-        if !error.is_instance_of::<PyOverflowError>(object.py()) {
-            return Err(error);
-        }
-        Ok(if object.lt(0)? { i64::MIN } else { i64::MAX })
-    })
-}
-
-fn checked(number: i64, name: &str, most: usize) -> PyResult<usize> {
-    usize::try_from(number).ok().filter(|number| (1..=most).contains(number)).ok_or_else(|| {
-        PyValueError::new_err(format!("{name} must be in 1 to {most}, not {number}"))
-    })
-}
-
-/// Parses an address of any family, guessed from its form.
-fn parse_of_any_family(address: &Bound<'_, PyAny>) -> Result<Address> {
-    let family = match address.get_item(0) {
-        _ if !address.is_instance_of::<pyo3::types::PyTuple>() => libc::AF_UNIX,
-        Ok(host) => match host.extract::<&str>() {
-            Ok(host) if host.contains(':') => libc::AF_INET6,
-            _ if address.len()? > 2 => libc::AF_INET6,
-            _ => libc::AF_INET,
-        },
-        Err(_) => {
-            let message = "an address is a tuple (host, port) or an AF_UNIX name";
-            return Err(PyTypeError::new_err(message).into());
-        }
-    };
-    parse(family, address, "append", Mapping::Mapped)
 }
