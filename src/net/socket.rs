@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::address::Address;
@@ -12,6 +12,7 @@ use super::descriptor::Descriptor;
 use super::drops::{DropCounter, Drops};
 use super::errors::ErrorQueue;
 use super::fork_cell::ForkCell;
+use super::forked::ForkMutex;
 use super::forked::Inherit;
 use super::gro::Gro;
 use super::gso::Gso;

@@ -28,7 +28,7 @@ use pyo3::types::{PyDict, PyFloat, PyTuple};
 
 use super::address::AddressCache;
 use super::audit;
-use super::error::{Error, Result};
+use super::error::Result;
 use super::guard::Post;
 use crate::net::{self, Deadline, Interest, KernelWait, Stop, Waiting};
 
@@ -331,17 +331,16 @@ impl Socket {
             let mut run = |deadline| {
                 waiting.run(interest, deadline, spin, |fd, hung_up| attempt(socket, fd, hung_up))
             };
-            let deadline = match asked {
-                Some(deadline) => deadline,
-                None => {
-                    if socket.waits_unlimited() {
-                        match run(Deadline::at(started.checked_add(UNASKED))) {
-                            Err(Stop::TimedOut) => {}
-                            result => return result,
-                        }
+            let deadline = if let Some(deadline) = asked {
+                deadline
+            } else {
+                if socket.waits_unlimited() {
+                    match run(Deadline::at(started.checked_add(UNASKED))) {
+                        Err(Stop::TimedOut) => {}
+                        result => return result,
                     }
-                    *asked.insert(self.kernel_deadline(socket, interest, started)?)
                 }
+                *asked.insert(self.kernel_deadline(socket, interest, started)?)
             };
             match run(deadline) {
                 Err(Stop::TimedOut) => Err(Stop::Failed(io::ErrorKind::WouldBlock.into())),

@@ -91,6 +91,7 @@ struct Links {
 #[pymethods]
 impl TransportCore {
     #[new]
+    #[allow(clippy::too_many_arguments)] // the transport's own facts, most of them by keyword
     #[pyo3(signature = (
         socket,
         event_loop,
