@@ -320,11 +320,13 @@ class Socket:
 
         It notes them once it was told to, by ``setsockopt(IPPROTO_IP, IP_RECVERR, 1)`` or
         ``setsockopt(IPPROTO_IPV6, IPV6_RECVERR, 1)`` (``ip(7)``, ``ipv6(7)``). With that option the
-        next call on the socket also raises such an error, even where it is not connected. Never
-        waits; an empty list means that there is nothing. Up to 256 notes are kept while a call
-        waits for datagrams, beyond which the oldest go; ``stats().errors`` has counted them. Other
-        entries of the queue, such as timestamps of what was sent, stay for :meth:`recvmsg` with
-        ``MSG_ERRQUEUE``.
+        next call on the socket also raises such an error, even where it is not connected.
+
+        The call never waits, and takes at most 1024 entries of the queue. While it returns errors,
+        there may be more: call it again. Calls that wait for datagrams, and transports, empty the
+        kernel's queue into one of 256 entries. If that is full, the oldest entry is dropped;
+        ``stats().errors`` has counted it. Entries that are not errors, such as timestamps of
+        datagrams that were sent, stay for :meth:`recvmsg` with ``MSG_ERRQUEUE``: the latest 256.
         """
 
     def join_group(
@@ -1028,7 +1030,6 @@ class TransportCore:
         *,
         peer: Any,
         is_connected: bool,
-        must_rearm: bool,
         turn: Turn | None,
     ) -> TransportCore: ...
 
@@ -1080,7 +1081,19 @@ class TransportCore:
         """Take all datagrams that are there, up to a maximum, with their senders' addresses."""
 
     def read_errors(self) -> bool:
-        """Tell the protocol of what the error queue has, and return whether there may be more."""
+        """Tell the protocol of errors in the error queue, and return whether there were any.
+
+        It is told of at most 16 in a turn of the loop, and of the others in the next turns.
+        """
+
+    def read_all_errors(self) -> None:
+        """Tell the protocol at once of all errors that are stored."""
+
+    def resume_errors(self) -> None:
+        """Go on to tell the protocol of errors."""
+
+    def limit_backlog(self) -> None:
+        """From now on, limit the datagrams that wait for room in the socket's buffer."""
 
     def sendto(self, data: ReadableBuffer, addr: _Address | None = None) -> None:
         """Send a datagram: at once, or with others at the end of the turn."""

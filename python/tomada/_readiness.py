@@ -52,12 +52,6 @@ class Readiness:
                 return True
         return False
 
-    def rearm(self) -> None:
-        """Watch anew: libuv stops when a descriptor has an error, as an ICMP message brings."""
-        self.stop()
-        if self.waiters:
-            self._watch()
-
     def stop(self) -> None:
         """End the watch."""
         if self._is_watched:

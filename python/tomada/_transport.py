@@ -12,6 +12,7 @@ from asyncio.trsock import TransportSocket
 from typing import TYPE_CHECKING, Any
 
 from tomada import _core
+from tomada._watch import ReadWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -47,6 +48,10 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
       sent to an address and did not leave. None of them closes the transport.
 
     A peer that asked one of several local addresses is answered from that address.
+
+    Nothing limits how many datagrams wait while the socket's buffer is full. As with asyncio's own
+    transports, the protocol has to stop sending when ``pause_writing`` is called, above all one
+    that replies to strangers, whose addresses may be forged.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         super().__init__(extra)
         connection_made = protocol.connection_made  # before there is anything to close
         self._loop: Any = loop
+        self._read_watch = ReadWatch(loop, sock.fileno())
         self._sock: Any = sock
         self._sock_fd = sock.fileno()
         self._shown: Any = sock if shown is None else shown
@@ -82,6 +88,8 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         self._high_water, self._low_water = HIGH_WATER, LOW_WATER
 
         peername = self._extra["peername"]
+        # libuv stops watching a descriptor that has an error: see ReadWatch.
+        self._stops_at_errors = not isinstance(loop, asyncio.SelectorEventLoop)
         self._has_peer = (address or peername) is not None
         self._core = core = _core.TransportCore(
             sock,
@@ -89,7 +97,6 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             self,
             peer=address or peername,
             is_connected=peername is not None,
-            must_rearm=not isinstance(loop, asyncio.SelectorEventLoop),
             turn=turn,
         )
         self._restore = restore
@@ -167,7 +174,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             return
         self._paused = True
         self._core.reading = False
-        self._loop.remove_reader(self._sock_fd)
+        self._read_watch.stop()
         if self._loop.get_debug():
             _logger.debug("%r pauses reading", self)
 
@@ -190,20 +197,14 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
     def _watch(self) -> None:
         if self._context is None:
             self._context = contextvars.copy_context()
-        self._loop.add_reader(self._sock_fd, self._context.run, self._core.read_ready)
+        self._read_watch.start(self._context.run, self._core.read_ready)
 
     def _resume_soon(self) -> None:
         # What one callback sets in its context the next one finds there.
         self._loop.call_soon(self._core.resume, context=self._context)
 
-    def _rearm(self) -> None:
-        # libuv stops to watch a descriptor once it has an error, such as an ICMP message brings.
-        if self._core.reading:
-            self._loop.remove_reader(self._sock_fd)
-            self._watch()
-        if self._writing:
-            self._loop.remove_writer(self._sock_fd)
-            self._loop.add_writer(self._sock_fd, self._on_room)
+    def _resume_errors_soon(self) -> None:
+        self._loop.call_soon(self._core.resume_errors, context=self._context)
 
     # Writing; sendto is the core's.
 
@@ -253,6 +254,9 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             # it has: ask again in a while, and do not keep the loop awake meanwhile.
             self._loop.remove_writer(self._sock_fd)
             self._loop.call_later(PAUSE, self._watch_for_room)
+        elif self._writing and self._stops_at_errors:
+            self._loop.remove_writer(self._sock_fd)
+            self._loop.add_writer(self._sock_fd, self._on_room)
 
     def _watch_for_room(self) -> None:
         if self._writing:
@@ -324,7 +328,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
     def _stop_reading(self) -> None:
         self._closing = True
         self._core.reading = False
-        self._loop.remove_reader(self._sock_fd)
+        self._read_watch.stop()
 
     def _lose(self, error: Exception | None) -> None:
         if self._writing:
@@ -351,6 +355,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
                 self._core.restore_options()
             self._restore()
             self._restore = None
+        self._read_watch.close()
         sock.close()
         sock._decref_socketios()
         self._shown.close()
