@@ -37,6 +37,8 @@ OF_SENDING = {
     errno.ENETUNREACH: "no route leads there",
     errno.EHOSTUNREACH: "the host does not answer on its network, or a router knows no way to it",
     errno.ENETDOWN: "the interface is down",
+    errno.EAGAIN: "the buffer of the socket or the peer was full for a second, or newer datagrams "
+    "took the room",
     errno.EADDRNOTAVAIL: "the address to send from is no more this machine's",
 }
 

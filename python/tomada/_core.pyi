@@ -326,13 +326,15 @@ class Socket:
     def errors(self) -> list[DatagramError]:
         """Return the kernel's reports about sent datagrams that failed, and remove them.
 
-        The kernel reports them after ``setsockopt(IPPROTO_IP, IP_RECVERR, 1)`` or
-        ``setsockopt(IPPROTO_IPV6, IPV6_RECVERR, 1)`` (``ip(7)``, ``ipv6(7)``). With that option,
-        the next call on the socket also raises such an error, even if the socket is not connected.
-        This never waits; without reports the list is empty. While a call waits for datagrams, up to
-        256 reports are stored; beyond that the oldest are dropped, but ``stats().errors`` counts
-        them. Other entries of the error queue, such as timestamps of sent datagrams, stay there for
-        :meth:`recvmsg` with ``MSG_ERRQUEUE``.
+        It notes them once it was told to, by ``setsockopt(IPPROTO_IP, IP_RECVERR, 1)`` or
+        ``setsockopt(IPPROTO_IPV6, IPV6_RECVERR, 1)`` (``ip(7)``, ``ipv6(7)``). With that option the
+        next call on the socket also raises such an error, even where it is not connected.
+
+        The call never waits, and takes at most 1024 entries of the queue. While it returns errors,
+        there may be more: call it again. Calls that wait for datagrams, and transports, empty the
+        kernel's queue into one of 256 entries. If that is full, the oldest entry is dropped;
+        ``stats().errors`` has counted it. Entries that are not errors, such as timestamps of
+        datagrams that were sent, stay for :meth:`recvmsg` with ``MSG_ERRQUEUE``: the latest 256.
         """
 
     def join_group(
@@ -1049,7 +1051,6 @@ class TransportCore:
         *,
         peer: Any,
         is_connected: bool,
-        must_rearm: bool,
         turn: Turn | None,
         is_shared: bool,
         gro: bool | None,
@@ -1103,7 +1104,19 @@ class TransportCore:
         """Receive all queued datagrams, up to a maximum, with their senders' addresses."""
 
     def read_errors(self) -> bool:
-        """Report the error queue's entries to the protocol; return whether there may be more."""
+        """Tell the protocol of errors in the error queue, and return whether there were any.
+
+        It is told of at most 16 in a turn of the loop, and of the others in the next turns.
+        """
+
+    def read_all_errors(self) -> None:
+        """Tell the protocol at once of all errors that are stored."""
+
+    def resume_errors(self) -> None:
+        """Go on to tell the protocol of errors."""
+
+    def limit_backlog(self) -> None:
+        """From now on, limit the datagrams that wait for room in the socket's buffer."""
 
     def sendto(self, data: ReadableBuffer, addr: _Address | None = None) -> None:
         """Send a datagram: at once, or with others at the end of the iteration."""

@@ -14,7 +14,7 @@ from tomada._client.exchange import Exchange, is_refusal
 from tomada._client.retry import Retry
 from tomada._client.round_trip import RoundTrip
 from tomada._client.tasks import SeparatePorts
-from tomada._peer_errors import KEPT, PeerErrors, is_from_peer
+from tomada._peer_errors import FROM_PEERS, PeerErrors
 from tomada._readiness import Readiness
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ class Endpoint:
         self._events = events
         self._core = transport._core
         self._socket: Socket = transport._sock
-        self._readiness = Readiness(loop, self._socket.fileno(), lasts=True)
-        self._is_libuv = not isinstance(loop, asyncio.SelectorEventLoop)
+        # The transport does not read, so that its watch is free.
+        self._readiness = Readiness(loop, transport._read_watch.fd, lasts=True)
         self._asking = asyncio.Lock()
         self._round_trip = RoundTrip()
         self._ports: SeparatePorts | None = None
@@ -69,7 +69,7 @@ class Endpoint:
         self._core.raise_mistakes()
         if not transport._has_peer:
             events.peer_errors = PeerErrors()
-            events.read_errors = self._core.read_errors
+            self._core.limit_backlog()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._transport!r}>"
@@ -113,7 +113,7 @@ class Endpoint:
                         self._pass_on(error)
                         datagram = None
                     yield await self.recv() if datagram is None else datagram
-                await self._rest()
+                await self._look_around()
         except OSError:
             if not self.is_closing():
                 raise
@@ -121,7 +121,7 @@ class Endpoint:
     async def _receive(self, take: Callable[..., Any], *args: Any) -> Any:
         self._taken += 1
         if self._taken % LOOK == 0:
-            await self._rest()
+            await self._look_around()
         has_waited = False
         while True:
             self._events.raise_first()
@@ -132,7 +132,6 @@ class Endpoint:
                 if has_waited:
                     # The socket is readable without a datagram, so the error queue has entries.
                     self._core.read_errors()
-                    self._rearm()
                     if self._events.errors:
                         continue
             except OSError as error:
@@ -148,11 +147,19 @@ class Endpoint:
             has_waited = True
 
     def _pass_on(self, error: OSError) -> None:
-        """Raise the error of a receive, unless it is about one of many peers."""
-        self._rearm()
-        if self._events.peer_errors is None or not is_from_peer(error):
+        """Raise what a receive has raised, unless it is about one of many peers."""
+        if error.errno not in FROM_PEERS:
+            raise error
+        if self._core.read_errors():
+            return  # it is one of them, which say which datagram they are about
+        if self._events.peer_errors is None:
             raise error
         self._events.error_received(error)
+
+    async def _look_around(self) -> None:
+        """Empty the error queue, which takes the room of datagrams, and let others run."""
+        self._core.read_errors()
+        await self._rest()
 
     async def _rest(self) -> None:
         """Let other tasks run, if this one has run for long enough."""
@@ -161,18 +168,21 @@ class Endpoint:
             self._rested = now
             await asyncio.sleep(0)
 
-    def _rearm(self) -> None:
-        if self._is_libuv:
-            self._readiness.rearm()
-
     # Sending
 
     def send(self, data: Any, addr: Any = None) -> None:
         """Send a datagram to ``addr``, or to the peer of a connected endpoint.
 
-        The first datagram in an iteration of the loop is sent at once; others are sent together at
-        the end of the iteration. If the socket's buffer is full, datagrams wait in the send
-        backlog, in order. Its size is not limited, so call :meth:`drain` regularly.
+        It leaves at once if it is the first in this turn of the loop; further ones leave together,
+        at the end of the turn. When the socket's buffer is full they wait, in order.
+
+        With a peer, nothing limits how many wait: call :meth:`drain` now and then. Without one, a
+        datagram waits for at most one second, and all of them take at most 1 MiB, where each counts
+        256 bytes on top of its payload. Beyond that the oldest are dropped, because the peers of
+        the newest still wait for a reply; they are counted in ``stats().send_errors``, kept for
+        :meth:`errors` (the last 16 of those dropped together) and logged. With ``AF_UNIX``, a
+        datagram for a peer whose queue is full does not delay those for other peers, and if 64
+        peers are full, a datagram for another full peer is dropped at once.
 
         A reply is sent from the local address that the peer has sent its request to.
 
@@ -204,7 +214,12 @@ class Endpoint:
             self._events.raise_own()
 
     async def drain(self) -> None:
-        """Wait until the send backlog is below the transport's low-water mark.
+        """Wait until the datagrams that wait to be sent are few enough.
+
+        If more than 64 KiB of payload wait, this waits until at most 16 KiB do; otherwise it
+        returns at once, and lets other tasks run now and then. On an endpoint without a peer it
+        also returns once datagrams were dropped because they waited for too long. Cancelling is
+        safe: the datagrams are sent all the same. If the endpoint closes, it returns.
 
         :raises OSError: A datagram that had to wait could not be sent, on an endpoint with a peer.
         """
@@ -364,7 +379,7 @@ class Endpoint:
         if errors is None:
             return []
         if not self.is_closing():
-            self._events.read_all_errors()
+            self._core.read_all_errors()
         return errors.take()
 
     @property
@@ -422,30 +437,16 @@ class Events(asyncio.DatagramProtocol):
         self.is_lost = False
         # Only for an endpoint without a peer.
         self.peer_errors: PeerErrors | None = None
-        self.read_errors: Callable[[], bool] = bool
         self.wake: Callable[[], object] = bool
         self._waiters: list[asyncio.Future[None]] = []
 
     def error_received(self, exc: Exception) -> None:
         if self.peer_errors is not None:
-            # The error of a call has no peer address; the error queue's entry for it has.
-            if hasattr(exc, "datagram_error") or not self.read_all_errors():
-                self.peer_errors.note(exc)
+            self.peer_errors.note(exc)
             return
         self.errors.append(exc)
         self.heard += 1
         self.wake()
-
-    def read_all_errors(self) -> bool:
-        """Record the error queue's entries; return whether there were any."""
-        errors = self.peer_errors
-        if errors is None:
-            return False
-        before = errors.count
-        for _ in range(KEPT):
-            if not self.read_errors():
-                break
-        return errors.count != before
 
     def pause_writing(self) -> None:
         self.is_paused = True

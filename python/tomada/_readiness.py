@@ -52,12 +52,6 @@ class Readiness:
                 return True
         return False
 
-    def rearm(self) -> None:
-        """Watch again: libuv stops after an error of the descriptor, as from an ICMP message."""
-        self.stop()
-        if self.waiters:
-            self._watch()
-
     def stop(self) -> None:
         """Stop watching."""
         if self._is_watched:

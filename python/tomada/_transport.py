@@ -12,6 +12,7 @@ from asyncio.trsock import TransportSocket
 from typing import TYPE_CHECKING, Any
 
 from tomada import _core
+from tomada._watch import ReadWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -47,7 +48,11 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
       :class:`OSError` whose ``datagram_error`` is the report. The error of a datagram that could
       not be sent to an address has one too. None of these errors closes the transport.
 
-    A reply is sent from the local address that the peer has sent its request to.
+    A peer that asked one of several local addresses is answered from that address.
+
+    Nothing limits how many datagrams wait while the socket's buffer is full. As with asyncio's own
+    transports, the protocol has to stop sending when ``pause_writing`` is called, above all one
+    that replies to strangers, whose addresses may be forged.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         super().__init__(extra)
         connection_made = protocol.connection_made  # fails before there is anything to close
         self._loop: Any = loop
+        self._read_watch = ReadWatch(loop, sock.fileno())
         self._sock: Any = sock
         self._sock_fd = sock.fileno()
         self._shown: Any = sock if shown is None else shown
@@ -84,6 +90,8 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         self._high_water, self._low_water = HIGH_WATER, LOW_WATER
 
         peername = self._extra["peername"]
+        # libuv stops watching a descriptor that has an error: see ReadWatch.
+        self._stops_at_errors = not isinstance(loop, asyncio.SelectorEventLoop)
         self._has_peer = (address or peername) is not None
         self._core = core = _core.TransportCore(
             sock,
@@ -91,7 +99,6 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             self,
             peer=address or peername,
             is_connected=peername is not None,
-            must_rearm=not isinstance(loop, asyncio.SelectorEventLoop),
             turn=turn,
             is_shared=restore is not None,
             gro=gro,
@@ -171,7 +178,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             return
         self._paused = True
         self._core.reading = False
-        self._loop.remove_reader(self._sock_fd)
+        self._read_watch.stop()
         if self._loop.get_debug():
             _logger.debug("%r pauses reading", self)
 
@@ -194,20 +201,14 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
     def _watch(self) -> None:
         if self._context is None:
             self._context = contextvars.copy_context()
-        self._loop.add_reader(self._sock_fd, self._context.run, self._core.read_ready)
+        self._read_watch.start(self._context.run, self._core.read_ready)
 
     def _resume_soon(self) -> None:
         # All callbacks run in one context, so they see each other's context variables.
         self._loop.call_soon(self._core.resume, context=self._context)
 
-    def _rearm(self) -> None:
-        # libuv stops watching a descriptor after an error, such as one from an ICMP message.
-        if self._core.reading:
-            self._loop.remove_reader(self._sock_fd)
-            self._watch()
-        if self._writing:
-            self._loop.remove_writer(self._sock_fd)
-            self._loop.add_writer(self._sock_fd, self._on_room)
+    def _resume_errors_soon(self) -> None:
+        self._loop.call_soon(self._core.resume_errors, context=self._context)
 
     # Writing; sendto is the core's.
 
@@ -258,6 +259,9 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             # busy.
             self._loop.remove_writer(self._sock_fd)
             self._loop.call_later(PAUSE, self._watch_for_room)
+        elif self._writing and self._stops_at_errors:
+            self._loop.remove_writer(self._sock_fd)
+            self._loop.add_writer(self._sock_fd, self._on_room)
 
     def _watch_for_room(self) -> None:
         if self._writing:
@@ -329,7 +333,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
     def _stop_reading(self) -> None:
         self._closing = True
         self._core.reading = False
-        self._loop.remove_reader(self._sock_fd)
+        self._read_watch.stop()
 
     def _lose(self, error: Exception | None) -> None:
         if self._writing:
@@ -356,6 +360,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
                 self._core.restore_options()
             self._restore()
             self._restore = None
+        self._read_watch.close()
         sock.close()
         sock._decref_socketios()
         self._shown.close()

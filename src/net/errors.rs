@@ -17,9 +17,9 @@ use super::sys::{self, MessageInfo, RecvSlice};
 #[derive(Clone, Debug)]
 pub struct ErrorMessage {
     /// The beginning of the datagram that failed.
-    pub payload: Vec<u8>,
+    pub payload: Box<[u8]>,
     /// Control messages, the extended error among them.
-    pub control: Vec<u8>,
+    pub control: Box<[u8]>,
     /// Where the datagram was sent to.
     pub peer: Address,
     /// `msg_flags`
@@ -53,14 +53,17 @@ const SO_EE_ORIGIN_ZEROCOPY: u8 = 5;
 impl ErrorMessage {
     /// Takes an entry out of the queue; `EAGAIN` where there is none.
     pub fn receive(fd: BorrowedFd<'_>) -> io::Result<Self> {
-        let (mut payload, mut control) = (vec![0; PAYLOAD_LEN], vec![0; CONTROL_LEN]);
+        // On the stack, and copied: most entries are a small part of the longest.
+        let (mut payload, mut control) = ([0; PAYLOAD_LEN], [0; CONTROL_LEN]);
         let mut peer = Address::UNNAMED;
         let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
         let memory = &mut [RecvSlice::new(&mut payload)];
         let info = sys::recv_message(fd, memory, &mut peer, &mut control, flags)?;
-        payload.truncate(info.len);
-        control.truncate(info.control_len);
-        Ok(Self { payload, control, peer, flags: info.flags })
+        let (payload, control) = (
+            payload.get(..info.len).unwrap_or(&payload),
+            control.get(..info.control_len).unwrap_or(&control),
+        );
+        Ok(Self { payload: payload.into(), control: control.into(), peer, flags: info.flags })
     }
 
     /// Reads the extended error (`struct sock_extended_err`); `None` where the entry is something
@@ -179,10 +182,12 @@ impl Socket {
         Ok(message)
     }
 
-    /// Gives entries back that were taken out, for who asks for something else than errors.
+    /// Puts entries back that were taken out and are not errors, in front of the others. The oldest
+    /// of them are dropped where the queue is full.
     pub fn put_back_error_messages(&self, messages: Vec<ErrorMessage>) {
         let mut kept = self.kept_errors();
-        for message in messages.into_iter().rev().take(KEPT) {
+        let room = KEPT.saturating_sub(kept.len());
+        for message in messages.into_iter().rev().take(room) {
             kept.push_front(message);
         }
         if !kept.is_empty() {
@@ -191,34 +196,30 @@ impl Socket {
         }
     }
 
-    /// Empties the kernel's error queue into this socket's own, which keeps the latest entries, and
-    /// says how many there were. Threads that wait for the socket are woken: one of them may wait
-    /// for an entry, of which the kernel does not know any more.
-    ///
-    /// It ends although new entries come as fast as it takes them.
-    pub fn keep_error_messages(&self, fd: BorrowedFd<'_>) -> usize {
-        let mut taken = 0;
-        {
-            let mut kept = self.kept_errors();
-            while taken < TAKEN
-                && let Ok(message) = self.next_error_message(fd)
-            {
-                if kept.len() == KEPT {
-                    kept.pop_front();
-                }
-                kept.push_back(message);
-                taken += 1;
-            }
-        }
-        if taken > 0 {
-            self.descriptor().wake();
-        }
-        taken
+    /// Takes out an entry that [`Self::keep_error_messages`] has stored, if there is one.
+    pub fn take_kept_error_message(&self) -> Option<ErrorMessage> {
+        self.kept_errors().pop_front()
     }
 
-    /// Whether entries were kept, of which the kernel does not know any more.
-    pub(super) fn has_kept_errors(&self) -> bool {
+    /// Whether entries are stored.
+    pub fn has_kept_error_messages(&self) -> bool {
         !self.kept_errors().is_empty()
+    }
+
+    /// Empties the kernel's error queue into this socket's own, which keeps the latest entries.
+    ///
+    /// It ends although new entries come as fast as it takes them. Returns how many of the entries
+    /// are errors.
+    pub fn keep_error_messages(&self, fd: BorrowedFd<'_>) -> usize {
+        let (mut kept, mut errors) = (self.kept_errors(), 0);
+        for _ in 0..TAKEN {
+            let Ok(message) = self.next_error_message(fd) else { break };
+            errors += usize::from(message.decode().is_some());
+            if kept.len() == KEPT {
+                kept.pop_front();
+            }
+        }
+        errors
     }
 
     /// Throws all entries away, and returns how many of them were errors, with the last such.
@@ -285,7 +286,8 @@ mod tests {
         cmsg::encode(&mut control, libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS, &[0; 16]);
         cmsg::encode(&mut control, level, kind, data);
         let peer = SocketAddr::from(([192, 0, 2, 1], 53)).into();
-        ErrorMessage { payload: b"datagram".to_vec(), control, peer, flags: libc::MSG_ERRQUEUE }
+        let (payload, control) = (b"datagram"[..].into(), control.into());
+        ErrorMessage { payload, control, peer, flags: libc::MSG_ERRQUEUE }
     }
 
     fn extended(errno: c_int, info: u32, offender: &[u8]) -> Vec<u8> {

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::thread::LocalKey;
+use std::time::Instant;
 
 use super::address::Address;
 use super::errors::PAYLOAD_LEN;
@@ -13,8 +14,8 @@ use super::sys::{SendSlice, no_memory, with_room};
 
 /// Datagrams in the order in which they were accepted.
 pub struct SendBacklog<P> {
-    datagrams: VecDeque<Queued<P>>,
-    bytes: usize,
+    pub(super) datagrams: VecDeque<Queued<P>>,
+    pub(super) bytes: usize,
 }
 
 /// The type that holds a datagram's payload in a backlog.
@@ -38,10 +39,12 @@ impl<P> Default for Spare<P> {
     }
 }
 
-struct Queued<P> {
-    data: P,
-    to: Option<Address>,
+pub(super) struct Queued<P> {
+    pub(super) data: P,
+    pub(super) to: Option<Address>,
     source: Option<Source>,
+    /// Since when it waits for room in the socket's buffer, in a backlog that is limited.
+    pub(super) since: Option<Instant>,
 }
 
 /// The destination of a backlog's datagrams.
@@ -109,7 +112,7 @@ impl<P: Payload> SendBacklog<P> {
         let more = (self.len() + 1) * size_of::<Queued<P>>();
         self.datagrams.try_reserve(1).map_err(|_| no_memory(more, "datagrams to be sent"))?;
         self.bytes += data.as_ref().len();
-        self.datagrams.push_back(Queued { data, to, source });
+        self.datagrams.push_back(Queued { data, to, source, since: None });
         Ok(())
     }
 
@@ -233,8 +236,8 @@ impl<P: Payload> SendBacklog<P> {
         Ok(queue)
     }
 
-    /// Describes a datagram and the error of its send.
-    fn refused(&self, index: usize, error: io::Error, is_lost: bool) -> Option<Refused> {
+    /// What a datagram was refused with.
+    pub(super) fn refused(&self, index: usize, error: io::Error, is_lost: bool) -> Option<Refused> {
         let queued = self.datagrams.get(index)?;
         let data = queued.data.as_ref();
         let kept = if is_lost { data.len().min(PAYLOAD_LEN) } else { 0 };

@@ -3,12 +3,13 @@
 use std::cell::Cell;
 use std::io;
 use std::thread::LocalKey;
+use std::time::Instant;
 
 use pyo3::pybacked::PyBackedBytes;
 
 use super::asked::Asked;
 use crate::net::{
-    self, Address, Flushed, Outlet, Payload, SendQueue, Sent, Spare, may_be_of_earlier,
+    self, Address, Flushed, Outlet, Payload, SendQueue, Sent, Shed, Spare, may_be_of_earlier,
 };
 
 /// Datagrams in the order in which they were accepted.
@@ -29,6 +30,30 @@ pub(crate) fn flush(backlog: &mut SendBacklog, socket: &net::Socket, asked: &Ask
     flush_or(backlog, socket, asked, |_| None)
 }
 
+/// As [`flush`], for a backlog that is limited: datagrams that waited for too long are dropped. Where each
+/// peer has a queue of its own, one that is full does not block the others.
+pub(crate) fn flush_limited(
+    backlog: &mut SendBacklog,
+    socket: &net::Socket,
+    asked: &Asked,
+) -> Flushed {
+    let mut outlet = SocketOutlet { socket, asked, wait: never };
+    let mut shed =
+        if backlog.is_waiting() { backlog.shed(Instant::now()) } else { Shed::default() };
+    let mut flushed =
+        if socket.is_ip() { backlog.flush(&mut outlet) } else { backlog.flush_around(&mut outlet) };
+    count_lost(&flushed, socket);
+    if flushed.is_full {
+        let more = backlog.shed(Instant::now());
+        shed.count += more.count;
+        shed.refused.extend(more.refused);
+        flushed.is_full = !backlog.is_empty();
+    }
+    socket.counters().count_send_errors(shed.count);
+    flushed.errors.extend(shed.refused);
+    flushed
+}
+
 /// As [`flush`], but where the socket's buffer is full, `wait` may send what is next: see
 /// [`Outlet::wait`].
 pub(crate) fn flush_or(
@@ -38,11 +63,20 @@ pub(crate) fn flush_or(
     wait: impl FnMut(&mut SendQueue<'_>) -> Option<io::Result<Sent>>,
 ) -> Flushed {
     let flushed = backlog.flush(&mut SocketOutlet { socket, asked, wait });
+    count_lost(&flushed, socket);
+    flushed
+}
+
+/// Waits for no room.
+fn never(_: &mut SendQueue<'_>) -> Option<io::Result<Sent>> {
+    None
+}
+
+fn count_lost(flushed: &Flushed, socket: &net::Socket) {
     if !flushed.errors.is_empty() {
         let lost = flushed.errors.iter().filter(|refused| refused.is_lost).count();
         socket.counters().count_send_errors(lost);
     }
-    flushed
 }
 
 struct SocketOutlet<'a, W> {

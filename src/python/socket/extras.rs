@@ -22,6 +22,9 @@ use crate::python::datagram::Datagram;
 use crate::python::error::{Error, Result, strerror};
 use crate::python::records::{DatagramError, Stats};
 
+/// The most entries of the error queue that one call takes.
+const MOST_ERRORS: usize = 1024;
+
 #[pymethods]
 impl Socket {
     /// Receive a datagram with its metadata.
@@ -49,17 +52,25 @@ impl Socket {
     fn errors(&self, py: Python<'_>) -> Result<Vec<DatagramError>> {
         let socket = self.socket()?;
         let (mut errors, mut others) = (Vec::new(), Vec::new());
-        let end = loop {
+        let mut end = Ok(());
+        // The kernel may add entries as fast as they are taken.
+        for _ in 0..MOST_ERRORS {
             match socket.with(|fd| socket.take_error_message(fd)) {
                 Ok(message) if message.decode().is_none() => others.push(message),
                 Ok(message) => errors.extend(self.describe(py, message)?),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => break error,
+                Err(error) => {
+                    end = Err(error);
+                    break;
+                }
             }
-        };
+        }
         // Timestamps of what was sent are for recvmsg with MSG_ERRQUEUE.
         socket.put_back_error_messages(others);
-        if end.kind() == io::ErrorKind::WouldBlock { Ok(errors) } else { Err(end.into()) }
+        match end {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error.into()),
+            _ => Ok(errors),
+        }
     }
 
     /// Return the socket's counters.

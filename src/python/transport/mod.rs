@@ -1,5 +1,6 @@
 //! The inside of an asyncio datagram transport: what must be fast. The rest of it is Python's.
 
+mod errors;
 mod read;
 mod take;
 mod turn;
@@ -64,8 +65,13 @@ pub(crate) struct TransportCore {
     /// How many sends came after that.
     lost_sends: AtomicU32,
     asked: Asked,
-    /// Whether the loop stops watching a descriptor that has an error, as libuv does.
-    must_rearm: bool,
+    /// Whether the protocol was told of errors in this turn of the loop, and hears of others in the
+    /// next one.
+    errors_scheduled: AtomicBool,
+    /// How many receives there were since the kernel's error queue was last emptied in passing.
+    receives: AtomicU32,
+    /// Whether the oldest datagrams are dropped if too many wait for room in the socket's buffer.
+    sheds: AtomicBool,
     /// Whether the loop can say how long it can do without a turn.
     tells_spare_time: bool,
     /// Whether the protocol wants to know all about each datagram.
@@ -99,7 +105,6 @@ impl TransportCore {
         *,
         peer,
         is_connected,
-        must_rearm,
         turn,
         is_shared,
         gro,
@@ -110,7 +115,6 @@ impl TransportCore {
         transport: Py<PyAny>,
         peer: Option<Py<PyAny>>,
         is_connected: bool,
-        must_rearm: bool,
         turn: Option<Py<Turn>>,
         is_shared: bool,
         gro: Option<bool>,
@@ -160,7 +164,9 @@ impl TransportCore {
             is_lost: AtomicBool::new(false),
             lost_sends: AtomicU32::new(0),
             asked,
-            must_rearm,
+            errors_scheduled: AtomicBool::new(false),
+            receives: AtomicU32::new(0),
+            sheds: AtomicBool::new(false),
             tells_spare_time,
             tells_metadata: AtomicBool::new(false),
             raises_mistakes: AtomicBool::new(false),
@@ -227,6 +233,11 @@ impl TransportCore {
     /// From now on, `sendto` raises the caller's own mistakes instead of telling the protocol.
     fn raise_mistakes(&self) {
         self.raises_mistakes.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on, the datagrams that wait for room in the socket's buffer are limited.
+    fn limit_backlog(&self) {
+        self.sheds.store(true, Ordering::Relaxed);
     }
 
     /// From now on, sending only warns.

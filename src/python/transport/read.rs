@@ -1,7 +1,6 @@
 //! Datagrams to the protocol.
 
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::{TransportCore, Turn};
-use crate::net::{self, Datagrams, Filled, ThreadRing};
+use crate::net::{Datagrams, Filled, ThreadRing};
 use crate::python::asked::Notes;
 use crate::python::buffer::{new_bytes, push};
 use crate::python::datagram::Datagram;
@@ -27,6 +26,9 @@ const BESIDE_OTHERS: Duration = Duration::from_micros(20);
 const LOOK: usize = 16;
 /// So many errors in a row end a drain.
 const ERRORS: usize = 16;
+/// After this many receives the kernel's error queue is emptied, although there are datagrams: it
+/// takes the receive buffer's room.
+const RECEIVES: u32 = 16;
 /// The standard loop delivers one datagram in each turn. A transport that delivers at least this many
 /// and then leaves out a turn is never slower.
 const AT_LEAST: usize = 2;
@@ -87,7 +89,7 @@ impl TransportCore {
             return Self::resume_if_pending(slf);
         }
         this.draining.fetch_add(1, Ordering::Relaxed);
-        let drained = this.drain(py, spare_time.max(BESIDE_OTHERS)).map(|end| {
+        let drained = Self::drain(slf, spare_time.max(BESIDE_OTHERS)).map(|end| {
             if end == End::CutShort {
                 this.note_cut_short(py, turn);
             }
@@ -109,8 +111,10 @@ impl TransportCore {
         if is_left
             && this.reading.load(Ordering::Relaxed)
             && !this.resume_scheduled.swap(true, Ordering::Relaxed)
+            && let Err(error) = this.tell_transport(slf.py(), "_resume_soon")
         {
-            this.tell_transport(slf.py(), "_resume_soon")?;
+            this.resume_scheduled.store(false, Ordering::Relaxed);
+            return Err(error);
         }
         Ok(())
     }
@@ -130,10 +134,11 @@ impl TransportCore {
     }
 
     /// Delivers what is there.
-    fn drain(&self, py: Python<'_>, time: Duration) -> Result<End> {
-        let owner = self.socket.bind(py);
+    fn drain(slf: &Bound<'_, Self>, time: Duration) -> Result<End> {
+        let (py, this) = (slf.py(), slf.get());
+        let owner = this.socket.bind(py);
         let socket = owner.get().socket()?;
-        let mut delivery = Delivery::new(self, owner, time);
+        let mut delivery = Delivery::new(this, owner, time);
         while let Some(mut held) = socket.take_kept() {
             let result = delivery.run(&mut held);
             socket.put_back(held);
@@ -145,6 +150,9 @@ impl TransportCore {
         let mut errors = 0;
         while errors < ERRORS {
             let Some(count) = delivery.messages() else { return Ok(delivery.end()) };
+            if this.receives.fetch_add(1, Ordering::Relaxed) >= RECEIVES {
+                Self::keep_errors(slf)?;
+            }
             let started = Instant::now();
             let received =
                 socket.with(|fd| socket.receive_messages(fd, &mut ring, count, libc::MSG_DONTWAIT));
@@ -162,8 +170,7 @@ impl TransportCore {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     // Readable, and no datagram: then it is the error queue, or a datagram that
                     // was dropped for its checksum.
-                    self.drain_errors(py, socket)?;
-                    self.rearm(py)?;
+                    Self::tell_errors(slf)?;
                     return Ok(End::Done);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -171,9 +178,10 @@ impl TransportCore {
                     let is_gone =
                         matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK));
                     errors += if is_gone || is_shortage(&error) { ERRORS } else { 1 };
-                    self.tell_error(py, Error::Os(error).into())?;
-                    self.rearm(py)?;
-                    if !self.reading.load(Ordering::Relaxed) {
+                    if !Self::tell_errors(slf)? {
+                        this.tell_error(py, Error::Os(error).into())?;
+                    }
+                    if !this.reading.load(Ordering::Relaxed) {
                         return Ok(End::Done);
                     }
                 }
@@ -215,24 +223,6 @@ impl TransportCore {
             Err(error) if error.is_instance_of::<PyException>(py) => Ok(BUDGET),
             Err(error) => Err(error.into()), // Ctrl-C, which came just then
         }
-    }
-
-    fn rearm(&self, py: Python<'_>) -> Result<()> {
-        if self.must_rearm { self.tell_transport(py, "_rearm") } else { Ok(()) }
-    }
-
-    /// Tells the protocol of some of the datagrams that failed on their way, and says whether there
-    /// may be more.
-    pub(super) fn drain_errors(&self, py: Python<'_>, socket: &net::Socket) -> Result<bool> {
-        let take = |fd: BorrowedFd<'_>| socket.take_error_message(fd);
-        for _ in 0..ERRORS {
-            let Ok(message) = socket.with(take) else { return Ok(false) };
-            if let Some(noted) = self.socket.bind(py).get().describe(py, message)? {
-                let error = noted.into_exception(py)?;
-                self.tell_error(py, error)?;
-            }
-        }
-        Ok(true)
     }
 }
 

@@ -22,11 +22,6 @@ impl TransportCore {
         let datagrams = self.take(py, max_datagrams)?;
         self.socket.bind(py).get().to_list(py, datagrams)
     }
-
-    /// Tell the protocol of what the error queue has, and return whether there may be more.
-    fn read_errors(&self, py: Python<'_>) -> Result<bool> {
-        self.drain_errors(py, self.socket.bind(py).get().socket()?)
-    }
 }
 
 impl TransportCore {

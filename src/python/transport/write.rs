@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -9,13 +10,13 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyByteArray, PyBytes, PyMemoryView, PyTuple};
 
 use super::TransportCore;
-use crate::net::Address;
 use crate::net::errors::SocketError;
+use crate::net::{Address, Refused, Shed};
 use crate::python::audit;
 use crate::python::buffer::{Readable, TypeName, new_bytes, text_of};
 use crate::python::error::{Error, Result};
 use crate::python::records::DatagramError;
-use crate::python::send_backlog::flush;
+use crate::python::send_backlog::{flush, flush_limited};
 
 /// When so many datagrams wait for the end of the turn, they leave before it.
 const QUEUED: usize = 1024;
@@ -59,7 +60,7 @@ impl TransportCore {
             return this.warn_lost(py);
         }
         let target = this.target(py, addr)?;
-        let Some(waiting) = this.enqueue(data, target)? else { return Ok(()) };
+        let Some(waiting) = Self::enqueue(slf, data, target)? else { return Ok(()) };
         if this.draining.load(Ordering::Relaxed) > 0 {
             return this.flush_if_long(slf, waiting); // answers leave when the drain ends
         }
@@ -173,7 +174,7 @@ impl TransportCore {
         let this = slf.get();
         let mut mistake = None;
         for item in datagrams.try_iter()? {
-            match this.enqueue_item(&item?, common) {
+            match Self::enqueue_item(slf, &item?, common) {
                 Ok(Some(waiting)) => this.flush_if_long(slf, waiting)?,
                 Ok(None) => {}
                 // The others leave.
@@ -185,48 +186,60 @@ impl TransportCore {
     }
 
     fn enqueue_item(
-        &self,
+        slf: &Bound<'_, Self>,
         item: &Bound<'_, PyAny>,
         common: Option<Target>,
     ) -> Result<Option<Waiting>> {
-        let py = item.py();
+        let (py, this) = (slf.py(), slf.get());
         match (common, item.cast::<PyTuple>()) {
             (None, Ok(pair)) if pair.len() == 2 => {
                 let data = pair.get_item(0)?;
                 check_type(&data)?;
-                let target = self.target(py, Some(&pair.get_item(1)?))?;
-                self.enqueue(&data, target)
+                let target = this.target(py, Some(&pair.get_item(1)?))?;
+                Self::enqueue(slf, &data, target)
             }
             (common, _) => {
                 check_type(item)?;
-                let target = common.map_or_else(|| self.target(py, None), Ok)?;
-                self.enqueue(item, target)
+                let target = common.map_or_else(|| this.target(py, None), Ok)?;
+                Self::enqueue(slf, item, target)
             }
         }
     }
 
     /// Puts a datagram behind those that wait. What may change later is copied.
-    fn enqueue(&self, data: &Bound<'_, PyAny>, target: Target) -> Result<Option<Waiting>> {
+    fn enqueue(
+        slf: &Bound<'_, Self>,
+        data: &Bound<'_, PyAny>,
+        target: Target,
+    ) -> Result<Option<Waiting>> {
         let to = match target {
             Target::Peer => None,
             Target::Address(to) => Some(to),
             Target::Nowhere => return Ok(None),
         };
-        let py = data.py();
+        let (py, this) = (slf.py(), slf.get());
         let data = match Readable::new(data)?.into_bytes(py) {
             Ok(data) => data,
-            Err(Error::Os(error)) => return self.refuse(py, error),
+            Err(Error::Os(error)) => return this.refuse(py, error),
             Err(error) => return Err(error),
         };
-        if self.raises_mistakes.load(Ordering::Relaxed)
-            && data.as_bytes().len() > self.longest(to.as_ref())
+        if this.raises_mistakes.load(Ordering::Relaxed)
+            && data.as_bytes().len() > this.longest(to.as_ref())
         {
-            return self.refuse(py, io::Error::from_raw_os_error(libc::EMSGSIZE));
+            return this.refuse(py, io::Error::from_raw_os_error(libc::EMSGSIZE));
         }
-        let source = to.and_then(|to| self.asked.source(&to));
-        let mut outbox = self.outbox(py);
+        let source = to.and_then(|to| this.asked.source(&to));
+        let mut outbox = this.outbox(py);
         outbox.push(data.into(), to, source)?;
-        Ok(Some(Waiting { datagrams: outbox.len(), bytes: outbox.bytes() }))
+        let is_limited = this.sheds.load(Ordering::Relaxed) && this.is_full.load(Ordering::Relaxed);
+        let shed = if is_limited { outbox.shed(Instant::now()) } else { Shed::default() };
+        let waiting = Waiting { datagrams: outbox.len(), bytes: outbox.bytes() };
+        drop(outbox);
+        if shed.count > 0 {
+            this.socket.bind(py).get().socket()?.counters().count_send_errors(shed.count);
+            Self::tell_refused(slf, shed.refused)?;
+        }
+        Ok(Some(waiting))
     }
 
     /// Raises or tells that a datagram is longer than any can be.
@@ -284,8 +297,12 @@ impl TransportCore {
     fn schedule_flush(slf: &Bound<'_, Self>) -> Result<()> {
         let this = slf.get();
         let waits = this.is_full.load(Ordering::Relaxed);
-        if !waits && !this.flush_scheduled.swap(true, Ordering::Relaxed) {
-            Self::call_soon(slf, "flush")?;
+        if !waits
+            && !this.flush_scheduled.swap(true, Ordering::Relaxed)
+            && let Err(error) = Self::call_soon(slf, "flush")
+        {
+            this.flush_scheduled.store(false, Ordering::Relaxed);
+            return Err(error.into());
         }
         Ok(())
     }
@@ -305,7 +322,12 @@ impl TransportCore {
         let (flushed, was_full) = {
             // No Python code runs under the lock.
             let mut outbox = this.outbox(py);
-            let flushed = flush(&mut outbox, owner.get().socket()?, &this.asked);
+            let socket = owner.get().socket()?;
+            let flushed = if this.sheds.load(Ordering::Relaxed) {
+                flush_limited(&mut outbox, socket, &this.asked)
+            } else {
+                flush(&mut outbox, socket, &this.asked)
+            };
             let was_full = this.is_full.swap(flushed.is_full, Ordering::Relaxed);
             (flushed, was_full)
         };
@@ -316,7 +338,23 @@ impl TransportCore {
             this.tell_transport(py, "_buffer_is_shorter")?;
         }
         // Last: a protocol that is told of an error may send, or close the transport.
-        for refused in flushed.errors {
+        Self::tell_refused(slf, flushed.errors)
+    }
+
+    /// Tells the protocol what became of datagrams that were sent, now or earlier.
+    fn tell_refused(slf: &Bound<'_, Self>, errors: Vec<Refused>) -> Result<()> {
+        let (py, this) = (slf.py(), slf.get());
+        let owner = this.socket.bind(py);
+        let mut are_described = None;
+        for refused in errors {
+            if !refused.is_lost {
+                // An ICMP message about an earlier datagram: the error queue may have its address.
+                let described = are_described.map_or_else(|| Self::tell_errors(slf), Ok)?;
+                are_described = Some(described);
+                if described {
+                    continue;
+                }
+            }
             let noted = match refused.to.filter(|_| refused.is_lost) {
                 Some(to) => {
                     let about = SocketError::of_sending(&refused.error);

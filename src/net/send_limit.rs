@@ -1,0 +1,241 @@
+//! A send backlog that strangers fill is limited, and none of them blocks the others.
+
+use std::collections::{HashSet, VecDeque};
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::send_backlog::{Flushed, Outlet, Payload, Queued, Refused, SendBacklog};
+
+/// The datagrams that were dropped to keep a backlog within its limits.
+#[derive(Debug, Default)]
+pub struct Shed {
+    /// How many datagrams.
+    pub count: usize,
+    /// The last of them.
+    pub refused: Vec<Refused>,
+}
+
+/// At most this many bytes wait for room, each datagram with its overhead.
+const MOST_BYTES: usize = 1 << 20;
+/// The bytes that a datagram counts on top of its payload.
+const OVERHEAD: usize = 256;
+/// No datagram waits longer for room.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// If this many peers have full queues, datagrams for other full peers are dropped at once.
+const FULL_PEERS: usize = 64;
+/// At most this many of the datagrams that are dropped together are described.
+const DESCRIBED: usize = 16;
+
+impl<P: Payload> SendBacklog<P> {
+    /// Whether datagrams have found no room.
+    pub fn is_waiting(&self) -> bool {
+        self.datagrams.front().is_some_and(|queued| queued.since.is_some())
+    }
+
+    /// Drops the oldest datagrams of a backlog that waits for room: those that have waited for too
+    /// long, and those that exceed the limit in bytes.
+    ///
+    /// The oldest, because the peers of the latest ones still wait for them.
+    pub fn shed(&mut self, now: Instant) -> Shed {
+        // Those without a time are the latest.
+        for queued in self.datagrams.iter_mut().rev() {
+            if queued.since.is_some() {
+                break;
+            }
+            queued.since = Some(now);
+        }
+        let is_old = |queued: &Queued<P>| {
+            queued.since.is_some_and(|since| now.saturating_duration_since(since) >= LONGEST_WAIT)
+        };
+        let mut size = self.bytes() + self.len() * OVERHEAD;
+        let (mut count, mut shed) = (0_usize, 0);
+        for queued in &self.datagrams {
+            if size <= MOST_BYTES && !is_old(queued) {
+                break;
+            }
+            let len = queued.data.as_ref().len();
+            size -= len + OVERHEAD;
+            shed += len;
+            count += 1;
+        }
+        let described = count.saturating_sub(DESCRIBED)..count;
+        let refused = described.filter_map(|index| self.refused(index, full(), true)).collect();
+        self.datagrams.drain(..count);
+        self.bytes -= shed;
+        Shed { count, refused }
+    }
+
+    /// As [`SendBacklog::flush`], for a socket whose peers have queues of their own, such as one of
+    /// `AF_UNIX`: datagrams for a peer whose queue is full wait, and those for others leave.
+    pub fn flush_around(&mut self, outlet: &mut impl Outlet) -> Flushed {
+        let mut flushed = self.flush(outlet);
+        let mut waiting = VecDeque::new();
+        let mut full_peers = HashSet::new();
+        let has_memory = waiting.try_reserve_exact(self.len()).is_ok()
+            && full_peers.try_reserve(FULL_PEERS).is_ok();
+        if !flushed.is_full || !has_memory {
+            return flushed;
+        }
+        let mut alone = Self::default();
+        let mut bytes = 0;
+        for queued in std::mem::take(&mut self.datagrams) {
+            let to = queued.to;
+            let mut queued = Some(queued);
+            if !to.is_some_and(|to| full_peers.contains(&to)) {
+                alone.bytes = queued.as_ref().map_or(0, |queued| queued.data.as_ref().len());
+                alone.datagrams.extend(queued.take());
+                flushed.errors.append(&mut alone.flush(outlet).errors);
+                let is_known = full_peers.len() < FULL_PEERS;
+                if !alone.is_empty() && !is_known {
+                    flushed.errors.extend(alone.refused(0, full(), true));
+                }
+                let left = alone.datagrams.pop_front();
+                if is_known && left.is_some() {
+                    full_peers.extend(to);
+                    queued = left;
+                }
+            }
+            bytes += queued.as_ref().map_or(0, |queued| queued.data.as_ref().len());
+            waiting.extend(queued);
+        }
+        (self.datagrams, self.bytes) = (waiting, bytes);
+        flushed.is_full = !self.is_empty();
+        flushed
+    }
+}
+
+/// There was no room.
+fn full() -> io::Error {
+    io::Error::from_raw_os_error(libc::EAGAIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::net::SocketAddr;
+    use std::num::NonZero;
+    use std::thread::LocalKey;
+
+    use super::super::address::Address;
+    use super::super::send_backlog::Spare;
+    use super::super::send_queue::{SendQueue, Sent};
+    use super::*;
+
+    thread_local! {
+        static SPARE: Cell<Spare<Bytes>> = const { Cell::new(Spare::NONE) };
+    }
+
+    struct Bytes(Vec<u8>);
+
+    impl AsRef<[u8]> for Bytes {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+
+    impl Payload for Bytes {
+        fn spare() -> &'static LocalKey<Cell<Spare<Self>>> {
+            &SPARE
+        }
+    }
+
+    fn peer(port: usize) -> Address {
+        SocketAddr::from(([127, 0, 0, 1], port as u16)).into()
+    }
+
+    fn backlog(datagrams: &[(usize, usize)]) -> SendBacklog<Bytes> {
+        let mut backlog = SendBacklog::default();
+        for &(port, len) in datagrams {
+            backlog.push(Bytes(vec![7; len]), Some(peer(port)), None).unwrap();
+        }
+        backlog
+    }
+
+    fn ports(backlog: &SendBacklog<Bytes>) -> Vec<u16> {
+        let port = |queued: &Queued<Bytes>| queued.to.unwrap().ip().unwrap().port();
+        backlog.datagrams.iter().map(port).collect()
+    }
+
+    /// A kernel in which some peers have no room.
+    #[derive(Default)]
+    struct Peers {
+        full: Vec<Address>,
+        sent: usize,
+        calls: usize,
+    }
+
+    impl Outlet for Peers {
+        fn send(&mut self, queue: &mut SendQueue<'_>) -> io::Result<Sent> {
+            self.calls += 1;
+            if queue.next_address().is_some_and(|to| self.full.contains(to)) {
+                return Err(full());
+            }
+            queue.skip();
+            self.sent += 1;
+            Ok(Sent { datagrams: NonZero::<usize>::MIN, bytes: 1 })
+        }
+
+        fn wait(&mut self, _: &mut SendQueue<'_>) -> Option<io::Result<Sent>> {
+            None
+        }
+
+        fn may_be_of_earlier(&self, _: &io::Error) -> bool {
+            false
+        }
+
+        fn forget_source(&mut self, _: &Address) {}
+    }
+
+    #[test]
+    fn the_oldest_go_beyond_the_limit_and_the_last_of_them_are_described() {
+        let datagrams: Vec<_> = (1..=5000).map(|port| (port, 0)).collect();
+        let mut backlog = backlog(&datagrams);
+        let shed = backlog.shed(Instant::now());
+        assert_eq!((shed.count, shed.refused.len()), (5000 - MOST_BYTES / OVERHEAD, DESCRIBED));
+        assert_eq!(shed.refused.last().unwrap().to, Some(peer(shed.count)));
+        assert_eq!((backlog.len(), backlog.bytes()), (MOST_BYTES / OVERHEAD, 0));
+        assert_eq!(backlog.shed(Instant::now()).count, 0);
+    }
+
+    #[test]
+    fn what_has_waited_for_too_long_goes() {
+        let mut backlog = backlog(&[(1, 3)]);
+        let start = Instant::now();
+        assert_eq!(backlog.shed(start).count, 0);
+        backlog.push(Bytes(vec![0; 4]), Some(peer(2)), None).unwrap();
+        assert_eq!(backlog.shed(start + LONGEST_WAIT / 2).count, 0);
+        let shed = backlog.shed(start + LONGEST_WAIT);
+        assert_eq!((shed.count, shed.refused[0].to), (1, Some(peer(1))));
+        assert_eq!((ports(&backlog), backlog.bytes()), (vec![2], 4));
+        assert_eq!(backlog.shed(start + LONGEST_WAIT * 3 / 2).count, 1);
+        assert_eq!((backlog.len(), backlog.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn a_full_peer_does_not_block_the_others_and_keeps_its_order() {
+        let mut backlog = backlog(&[(1, 1), (2, 2), (1, 3), (3, 4), (1, 5)]);
+        let mut peers = Peers { full: vec![peer(1)], ..Peers::default() };
+        let flushed = backlog.flush_around(&mut peers);
+        assert!(flushed.is_full && flushed.errors.is_empty());
+        assert_eq!((peers.sent, ports(&backlog), backlog.bytes()), (2, vec![1, 1, 1], 9));
+        let lens = backlog.datagrams.iter().map(|queued| queued.data.as_ref().len());
+        assert_eq!(lens.collect::<Vec<_>>(), [1, 3, 5]);
+        peers.full.clear();
+        assert!(!backlog.flush_around(&mut peers).is_full);
+        assert_eq!((peers.sent, backlog.len(), backlog.bytes()), (5, 0, 0));
+    }
+
+    #[test]
+    fn beyond_so_many_full_peers_a_datagram_is_given_up() {
+        let datagrams: Vec<_> = (1..=FULL_PEERS + 3).map(|port| (port, 1)).collect();
+        let mut backlog = backlog(&datagrams);
+        let full = (1..FULL_PEERS + 3).map(peer).collect();
+        let mut peers = Peers { full, ..Peers::default() };
+        let flushed = backlog.flush_around(&mut peers);
+        assert_eq!(
+            (flushed.errors.len(), backlog.len(), backlog.bytes()),
+            (2, FULL_PEERS, FULL_PEERS)
+        );
+        assert!(flushed.is_full && peers.sent == 1);
+    }
+}
