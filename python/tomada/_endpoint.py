@@ -14,7 +14,7 @@ from tomada._client.exchange import Exchange, is_refusal
 from tomada._client.retry import Retry
 from tomada._client.round_trip import RoundTrip
 from tomada._client.tasks import SeparatePorts
-from tomada._peer_errors import FROM_PEERS, PeerErrors
+from tomada._peer_errors import PeerErrors, is_from_peer
 from tomada._readiness import Readiness
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Endpoint:
 
     def _pass_on(self, error: OSError) -> None:
         """Raise what a receive has raised, unless it is about one of many peers."""
-        if error.errno not in FROM_PEERS:
+        if not is_from_peer(error):
             raise error
         if self._core.read_errors():
             return  # it is one of them, which say which datagram they are about
@@ -322,9 +322,6 @@ class Endpoint:
                 reply, _ = self._core.recvfrom()
             except BlockingIOError:
                 break
-            except OSError:
-                self._rearm()
-                raise
             if exchange.accepts(reply):
                 return bytes(reply)
         return None

@@ -192,7 +192,7 @@ impl Socket {
         }
         if !kept.is_empty() {
             drop(kept);
-            self.descriptor().wake(); // as above
+            self.descriptor().wake(); // as in keep_error_messages()
         }
     }
 
@@ -206,20 +206,30 @@ impl Socket {
         !self.kept_errors().is_empty()
     }
 
-    /// Empties the kernel's error queue into this socket's own, which keeps the latest entries.
+    /// Empties the kernel's error queue into this socket's own, which keeps the latest entries, and
+    /// returns how many entries there were, and how many of them are errors. Threads that wait for the socket are woken: one of them
+    /// may wait for an entry that the kernel no longer has.
     ///
-    /// It ends although new entries come as fast as it takes them. Returns how many of the entries
-    /// are errors.
-    pub fn keep_error_messages(&self, fd: BorrowedFd<'_>) -> usize {
-        let (mut kept, mut errors) = (self.kept_errors(), 0);
-        for _ in 0..TAKEN {
-            let Ok(message) = self.next_error_message(fd) else { break };
-            errors += usize::from(message.decode().is_some());
-            if kept.len() == KEPT {
-                kept.pop_front();
+    /// It ends although new entries come as fast as it takes them.
+    pub fn keep_error_messages(&self, fd: BorrowedFd<'_>) -> (usize, usize) {
+        let (mut taken, mut errors) = (0, 0);
+        {
+            let mut kept = self.kept_errors();
+            while taken < TAKEN
+                && let Ok(message) = self.next_error_message(fd)
+            {
+                errors += usize::from(message.decode().is_some());
+                if kept.len() == KEPT {
+                    kept.pop_front();
+                }
+                kept.push_back(message);
+                taken += 1;
             }
         }
-        errors
+        if taken > 0 {
+            self.descriptor().wake();
+        }
+        (taken, errors)
     }
 
     /// Throws all entries away, and returns how many of them were errors, with the last such.

@@ -183,6 +183,8 @@ mod tests {
             false
         }
 
+        fn clear_error(&mut self) {}
+
         fn forget_source(&mut self, _: &Address) {}
     }
 

@@ -194,7 +194,7 @@ impl<'a> Waiting<'a> {
             let ready = match interest {
                 // Another thread has kept something, which the kernel does not know of.
                 Interest::Read if self.socket.pending() > 0 => libc::POLLIN,
-                Interest::Error if self.socket.has_kept_errors() => libc::POLLERR,
+                Interest::Error if self.socket.has_kept_error_messages() => libc::POLLERR,
                 _ => match deaf_since.and_then(|since| since.checked_add(LONGEST_DEAF)) {
                     Some(end) if deadline.is_after(end) => {
                         match self.sleep(fd, interest, Deadline::at(Some(end))) {
@@ -216,7 +216,7 @@ impl<'a> Waiting<'a> {
             }
             // Ready, and yet not. An error queue with entries counts as ready until it is empty.
             let kept = if ready & libc::POLLERR != 0 && interest != Interest::Error {
-                self.socket.keep_error_messages(fd)
+                self.socket.keep_error_messages(fd).0
             } else {
                 0
             };

@@ -67,7 +67,7 @@ impl TransportCore {
         let this = slf.get();
         this.receives.store(0, Ordering::Relaxed);
         let socket = this.socket.bind(slf.py()).get().socket()?;
-        Ok(socket.with(|fd| Ok(socket.keep_error_messages(fd)))? > 0)
+        Ok(socket.with(|fd| Ok(socket.keep_error_messages(fd)))?.1 > 0)
     }
 
     fn has_stored(slf: &Bound<'_, Self>) -> Result<bool> {
