@@ -264,7 +264,7 @@ class Endpoint:
         that this endpoint has measured.
 
         :param timeout: The deadline of the whole request, in seconds.
-        :param retries: How often the request is sent again within it, at the most.
+        :param retries: Maximum number of retransmissions within it.
         :param match: Whether a reply, its second argument, answers a request, its first.
         :param retry_refused: Go on when nobody listens, as if the datagram was lost. If false,
             raise :class:`ConnectionRefusedError`. Other ICMP messages never end a request.

@@ -141,7 +141,7 @@ impl<T> DerefMut for ForkMutexGuard<'_, T> {
     }
 }
 
-/// Leaves a value to the parent. What it owns is not freed: it may be half changed.
+/// Leaves a value to the parent. Its memory is not freed: it may be half changed.
 pub fn leave_to_parent<T: Default>(value: &mut T) {
     mem::forget(mem::take(value));
 }

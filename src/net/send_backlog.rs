@@ -236,7 +236,7 @@ impl<P: Payload> SendBacklog<P> {
         Ok(queue)
     }
 
-    /// What a datagram was refused with.
+    /// Describes a datagram that was refused.
     pub(super) fn refused(&self, index: usize, error: io::Error, is_lost: bool) -> Option<Refused> {
         let queued = self.datagrams.get(index)?;
         let data = queued.data.as_ref();

@@ -100,7 +100,7 @@ impl RecvMessages {
         self.dirty = self.slots();
     }
 
-    /// How many messages one call receives at the most.
+    /// The maximum number of messages that one call receives.
     pub(in crate::net) fn slots(&self) -> usize {
         self.headers.len()
     }

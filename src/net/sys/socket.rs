@@ -198,7 +198,7 @@ pub fn program_option(program: &[libc::sock_filter]) -> [u8; size_of::<libc::soc
     option
 }
 
-/// What a descriptor leads to: `fstat(2)`.
+/// The inode of a descriptor: `fstat(2)`.
 pub(in crate::net) fn inode(fd: BorrowedFd<'_>) -> io::Result<u64> {
     let mut stat = MaybeUninit::<libc::stat>::uninit();
     // The pointer: room for what the kernel writes.

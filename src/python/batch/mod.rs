@@ -269,8 +269,7 @@ impl Contents {
 }
 
 impl Layout {
-    /// A layout of no datagrams. What is received into so many slots is laid out without asking for
-    /// memory.
+    /// A layout without datagrams, with memory for all that this number of slots can receive.
     fn for_slots(slots: usize) -> io::Result<Self> {
         Ok(Self {
             senders: with_room(slots * DATAGRAMS_PER_SLOT, "the senders of datagrams")?,
