@@ -43,8 +43,8 @@ pub fn control_messages(data: &[u8]) {
         source.encode(&mut control);
         assert!(cmsg::decode(control.as_bytes()).count() == 1);
     }
-    let control = data.to_vec();
-    let entry = ErrorMessage { payload: Vec::new(), control, peer: Address::UNNAMED, flags: 0 };
+    let (payload, control) = (Box::default(), data.into());
+    let entry = ErrorMessage { payload, control, peer: Address::UNNAMED, flags: 0 };
     if let Some(error) = entry.decode() {
         assert!(error.offender.is_none_or(|offender| offender.ip().is_some()));
         assert!(error.mtu().is_none_or(|mtu| mtu == error.info));
