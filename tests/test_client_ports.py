@@ -53,7 +53,8 @@ class Silent:
 
 
 @pytest.fixture
-def silent(narrow):
+def silent(narrow, monkeypatch):
+    monkeypatch.setattr(ports, "_machine", None)
     with contextlib.ExitStack() as stack:
         yield Silent(narrow, stack)
 

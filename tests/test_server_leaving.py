@@ -127,7 +127,7 @@ def begin():
         os.sched_yield()
 
 hooks.append(begin)
-server = serve(exit=lambda: (file.write(b"x"), print("end")))
+server = serve(exit=lambda: (file.write(b"x"), sys.stdout.write("end\\n")))
 server.start()
 over.set()
 writer.join()
@@ -311,3 +311,25 @@ with serve():
     pass
 """
     assert leaving(program) == "True\n"
+
+
+def test_an_exception_of_a_signal_handler_while_the_start_flushes_ends_it():
+    program = """
+reader, end = os.pipe()
+sys.stdout = os.fdopen(end, "w", 1 << 20)
+sys.stdout.write("x" * (1 << 19))  # more than a pipe holds
+
+def ring(*_):
+    raise TimeoutError("rung")
+
+signal.signal(signal.SIGALRM, ring)
+signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
+server = serve()
+try:
+    server.start()
+except TimeoutError as error:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    os.write(1, f"{error} {server.ready.is_set()}\\n".encode())
+os._exit(0)
+"""
+    assert leaving(program) == "rung False\n"

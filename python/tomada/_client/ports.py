@@ -47,6 +47,11 @@ _DEFAULT_RANGE = 32768, 60999
 
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing is bound to it
 
+# For how many seconds the machine's settings are believed: to read them takes longer than to open a
+# socket.
+UP_TO_DATE = 1.0
+_machine: tuple[float, int, int, set[int]] | None = None
+
 _chance = random.SystemRandom()
 
 
@@ -146,7 +151,11 @@ class Ports:
 
 def _candidates(avoided: Any) -> Any:
     """Yield ports of the machine's range that are not avoided, in random order, each to try."""
-    low, high, reserved = _local_ports()
+    global _machine  # noqa: PLW0603 - a cache
+    now = monotonic()
+    if _machine is None or _machine[0] <= now:
+        _machine = now + UP_TO_DATE, *_local_ports()
+    _, low, high, reserved = _machine
     for _ in range(DRAWS):
         port = _chance.randint(low, high)
         if port not in avoided and port not in reserved:

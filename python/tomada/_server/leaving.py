@@ -24,6 +24,7 @@ import signal
 import stat
 import sys
 import threading
+import traceback
 import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -55,14 +56,41 @@ def flush_before_fork() -> None:
     code that holds a lock, and any other thread would wait for that lock for ever. It skips log
     handlers that other threads are using, and pipes other than standard output and error.
     """
-    flush_streams()
+    for stream in (sys.stdout, sys.stderr):
+        _attempt_to_flush(_flush_stream, stream)
     for file in _files():
-        if _is_regular(file):
-            _flush(file)
+        if type(file) in WRITERS:
+            _attempt_to_flush(_flush_regular, file)
     for reference in list(_handler_list()):
-        handler = reference()
-        if handler is not None:
-            _flush_own(handler)
+        _attempt_to_flush(_flush_own, reference())
+
+
+def _attempt_to_flush(flush: Callable[[Any], object], target: Any) -> None:
+    """Flush something and ignore its errors, but not an exception of a signal handler."""
+    try:
+        flush(target)
+    except Exception as error:
+        # The types that logging.shutdown() ignores. A plain file runs no Python code.
+        ignored = () if type(target) in WRITERS else (OSError, ValueError, RuntimeError)
+        if not (isinstance(error, ignored) or _is_raised_here(error)):
+            raise
+
+
+def _is_raised_here(error: Exception) -> bool:
+    """Return whether a C function raised an exception that this module has called."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].f_globals is globals()
+
+
+def _flush_stream(stream: Any) -> None:
+    if stream is not None:
+        stream.flush()
+
+
+def _flush_regular(file: Any) -> None:
+    buffer = _buffer(file)
+    if buffer is not None and stat.S_ISREG(os.fstat(buffer.raw.fileno()).st_mode):
+        file.flush()
 
 
 def _flush_own(handler: Any) -> None:
@@ -72,12 +100,12 @@ def _flush_own(handler: Any) -> None:
     if "logging.handlers" in sys.modules:
         handlers = sys.modules["logging.handlers"]
         known += [handlers.BufferingHandler.flush, handlers.MemoryHandler.flush]
-    if type(handler).flush in known:
+    if handler is None or type(handler).flush in known:
         return
-    lock = handler.lock
+    lock = getattr(handler, "lock", None)
     if lock is None or lock.acquire(blocking=False):
         try:
-            _flush(handler)
+            handler.flush()
         finally:
             if lock is not None:
                 lock.release()
@@ -148,23 +176,8 @@ def leave_in_order(status: int, seconds: float) -> NoReturn:
 def flush_streams() -> None:
     """Flush standard output and standard error."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            _flush(stream)
-
-
-def _flush(target: Any) -> None:
-    """Flush a file or a log handler, and ignore its errors.
-
-    The exception of a signal handler that runs meanwhile is not ignored. It comes with the frame of
-    that handler, instead of the frame of the ``flush`` method or, for a method in C, no frame.
-    """
-    flush = target.flush
-    try:
-        flush()
-    except Exception as error:
-        inner = error.__traceback__ and error.__traceback__.tb_next
-        if inner and inner.tb_frame.f_code is not getattr(flush, "__code__", None):
-            raise
+        with contextlib.suppress(Exception):
+            stream.flush()
 
 
 def _attempt(step: Callable[[], object]) -> None:
@@ -232,14 +245,6 @@ def _buffer(file: Any) -> Any:
     buffer = file.buffer if type(file) is io.TextIOWrapper else file
     is_plain = type(buffer) in WRITERS[1:] and type(buffer.raw) is io.FileIO
     return buffer if is_plain else None
-
-
-def _is_regular(file: Any) -> bool:
-    try:
-        buffer = _buffer(file)
-        return buffer is not None and stat.S_ISREG(os.fstat(buffer.raw.fileno()).st_mode)
-    except (OSError, ValueError):  # closed, or detached
-        return False
 
 
 def _handler_list() -> list[Any]:
