@@ -55,7 +55,9 @@ def find(name: str, seconds: float, interface: str | None, group_port: int) -> i
                 except TimeoutError:
                     break
                 for data, (host, _) in answers:
-                    with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
+                    with contextlib.suppress(
+                        ValueError, LookupError, TypeError, ArithmeticError, RecursionError
+                    ):
                         found.add((host, int(json.loads(data)["port"])))
     for host, port in sorted(found):
         print(f"{name} is at {host}:{port}")

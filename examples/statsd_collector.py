@@ -35,7 +35,8 @@ class Metrics:
                 is_relative = value[0] in "+-"
                 self.gauges[name] = float(value) + (self.gauges[name] if is_relative else 0)
             elif kind in {"ms", "h"}:
-                self.timings[name].append(float(value))
+                took = float(value)  # before a bad one leaves an empty list
+                self.timings[name].append(took)
             elif kind == "s":
                 self.sets[name].add(value)
             else:

