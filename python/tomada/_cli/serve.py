@@ -32,9 +32,9 @@ examples:
   tomada serve 0.0.0.0:1234 --app service:handle --workers 4
   tomada serve :1234 --discard               takes everything, says nothing
 
-A handler is a function of the datagram's bytes and the sender's address; what it returns is the
-reply, None is none. The module is looked for in the current directory, too. With several workers
-each imports it for itself.
+A handler is a function of the datagram's bytes and the sender's address; it returns the
+reply, or None for no reply. The current directory is searched for the module, too. With several
+workers, each imports the module itself.
 
 signals:
   SIGINT, SIGTERM  answer what is queued, and end

@@ -19,7 +19,7 @@ from tomada._server.wakeup import Latch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# How long a call waits for its log lines, and for other foreign code, in seconds.
+# How long a call waits for its log lines, in seconds.
 PATIENCE = 1.0
 
 
@@ -79,23 +79,6 @@ class DeferredLog:
             # Another call may do so at the same time.
             with contextlib.suppress(ValueError, IndexError):
                 self._written.remove(written)
-
-
-def call_briefly(function: Callable[[], object]) -> None:
-    """Call a function that may take locks of other code, and wait a short time at most.
-
-    It goes on in a thread of its own where it takes longer.
-    """
-    done, context = Latch(), contextvars.copy_context()
-
-    def call() -> None:
-        try:
-            context.run(function)
-        finally:
-            done.set()
-
-    if _start(call):
-        done.wait(PATIENCE)
 
 
 def _start(function: Callable[[], object]) -> bool:

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tomada._advice import start_thread
-from tomada._server.deferred_log import DeferredLog, call_briefly
+from tomada._server.deferred_log import DeferredLog
 from tomada._server.wakeup import Latch, Wakeup
 
 if TYPE_CHECKING:
@@ -246,11 +246,6 @@ class Lifecycle:
 
     # For the keeper
 
-    def prepare(self, function: Callable[[], object]) -> None:
-        """Do what may need locks of other code, as long as those are to be had."""
-        call_briefly(function)
-        self.log.flush()  # no fork while a thread writes
-
     def _begin(self, context: contextvars.Context) -> None:
         self._keeper = threading.Thread(
             target=context.run, args=(self._run,), name="tomada.Server", daemon=True
@@ -286,6 +281,7 @@ class Lifecycle:
         The function forks in that thread, so that workers get the thread's local data, as in any
         forked process.
         """
+        self.log.flush()  # no fork while a thread writes
         self._launch = launch
         self._prepared.set()
         patience = round(ABANDON / LOOK)
