@@ -17,6 +17,8 @@ import logging
 class Interrupted(logging.StreamHandler):
     def emit(self, record):
         super().emit(record)
+        if record.getMessage() == "got":
+            written.append(record)
         if record.getMessage() == "status":
             {before}
             signal.raise_signal(signal.SIGTERM)
@@ -24,12 +26,21 @@ class Interrupted(logging.StreamHandler):
 logging.basicConfig(handlers=[Interrupted(sys.stdout)], level=logging.INFO)
 blocked = threading.Event()
 arrived = threading.Semaphore(0)
+entered, written = [], []
 
 def until(number):
     for _ in range(number):
         assert arrived.acquire(timeout=30)
 
+def until_a_handler_waits():
+    # A handler has begun that can log "got" only when the caller gives the lock back.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        while len(entered) == len(written):
+            sock.sendto(b"x", address)
+            until(1)
+
 def handle(data, _):
+    entered.append(data)
     arrived.release()
     {handle}
 
@@ -80,10 +91,12 @@ log = Context.log_unanswered
 Context.log_unanswered = lambda self, _, *more: log(self, 7, *more)
 """
 
+LOG = 'logging.info("got")'
+
 CASES = {
     # The handler waits for the lock.
     "handler": (
-        {"handle": 'logging.info("got")', "before": "until(1)"},
+        {"handle": LOG, "before": "until_a_handler_waits()"},
         "handler has not returned",
     ),
     "slow": ({"handle": "blocked.wait()", "before": "until(1)"}, "handler has not returned"),
@@ -125,7 +138,7 @@ def test_an_interrupted_stop_in_a_signal_handler_that_interrupts_logging():
     except TimeoutError:
         say("alarm")
 """
-    program = text(STOP, act=act, handle='logging.info("got")', before="until(1)")
+    program = text(STOP, act=act, handle=LOG, before="until_a_handler_waits()")
     with Child("-c", program.replace("drain=0.2", "drain=1000"), 1) as child:
         assert "alarm" in lines_until(child, "done")
         assert lines_until(child, "<tomada.Server")
