@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+from tomada._advice import advise_on_sending
 from tomada._client.connection import MOST_HELD_UP, MOST_REPORTS
 from tomada._client.exchange import Exchange, is_refusal
 from tomada._client.retry import Retry
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
 
     from tomada._core import Datagram, DatagramError, Socket, Stats
+    from tomada._endpoint_events import Events
     from tomada._transport import DatagramTransport
 
 # The time in seconds after which a task that receives without waiting lets others run, and the
@@ -29,7 +30,21 @@ LONGEST_RUN = 500e-6
 LOOK = 16
 
 
-class Endpoint:
+class AsyncContextManager:
+    """Explains in a ``with`` statement that an endpoint needs ``async with``."""
+
+    if not TYPE_CHECKING:  # for type checkers, ``with`` stays a mistake
+
+        def __enter__(self) -> None:
+            raise TypeError(
+                "an endpoint needs async with: write async with open_endpoint(...) as endpoint"
+            )
+
+        def __exit__(self, *_: object) -> None:
+            pass  # never called: with looks it up before it calls __enter__
+
+
+class Endpoint(AsyncContextManager):
     """A datagram socket for tasks, created by :func:`tomada.asyncio.open_endpoint`.
 
     It has no queue of its own: datagrams wait in the socket's buffer until a task receives them. If
@@ -195,9 +210,13 @@ class Endpoint:
         """
         self._check_open()
         heard = self._events.heard
-        self._transport.sendto(data, addr)
-        if self._events.heard != heard:
-            self._events.raise_own()
+        try:
+            self._transport.sendto(data, addr)
+            if self._events.heard != heard:
+                self._events.raise_own()
+        except OSError as error:
+            self._explain(error, addr)
+            raise
 
     def send_many(self, datagrams: Iterable[Any], addr: Any = None) -> None:
         """Send many datagrams: all to ``addr`` or the peer, or each a pair with its own address.
@@ -209,9 +228,16 @@ class Endpoint:
         """
         self._check_open()
         heard = self._events.heard
-        self._transport.sendto_many(datagrams, addr)
-        if self._events.heard != heard:
-            self._events.raise_own()
+        try:
+            self._transport.sendto_many(datagrams, addr)
+            if self._events.heard != heard:
+                self._events.raise_own()
+        except OSError as error:
+            self._explain(error, addr)
+            raise
+
+    def _explain(self, error: OSError, addr: Any = None) -> None:
+        advise_on_sending(error, self.get_extra_info("peername") if addr is None else addr)
 
     async def drain(self) -> None:
         """Wait until the datagrams that wait to be sent are few enough.
@@ -281,11 +307,21 @@ class Endpoint:
             raise TypeError(f"match must be a function of a request and a reply, not {match!r}")
         self._check_open()
         retry = Retry(timeout, retries, retry_refused=bool(retry_refused))
-        if match is None:
-            return await self._request_apart(data, retry, peer)
+        try:
+            if match is None:
+                return await self._request_apart(data, retry, peer)
+            return await self._request_here(data, retry, peer, partial(match, data))
+        except OSError as error:
+            self._explain(error)
+            raise
+
+    async def _request_here(
+        self, data: Any, retry: Retry, peer: Any, match: Callable[[bytes], bool]
+    ) -> bytes:
+        """Send a request from the endpoint's own port."""
         async with self._asking:
             self._pass_over()
-            exchange = Exchange(retry, self._round_trip, time.monotonic(), partial(match, data))
+            exchange = Exchange(retry, self._round_trip, time.monotonic(), match)
             while exchange.attempt(time.monotonic()):
                 reply = await self._attempt(data, exchange)
                 if reply is not None:
@@ -294,6 +330,7 @@ class Endpoint:
             raise exchange.timed_out(peer, time.monotonic())
 
     async def _request_apart(self, data: Any, retry: Retry, peer: Any) -> bytes:
+        """Send a request from a port of its own."""
         if self._ports is None:
             self._ports = SeparatePorts(self._socket, peer, self._round_trip)
         ports = self._ports
@@ -422,64 +459,3 @@ class Endpoint:
     def _check_open(self) -> None:
         if self.is_closing():
             raise OSError(errno.EBADF, "the endpoint is closed")
-
-
-class Events(asyncio.DatagramProtocol):
-    """Receives the transport's events for an endpoint."""
-
-    def __init__(self) -> None:
-        self.errors: deque[Exception] = deque(maxlen=64)  # bounded: there may be no reader
-        self.heard = 0
-        self.is_paused = False
-        self.is_lost = False
-        # Only for an endpoint without a peer.
-        self.peer_errors: PeerErrors | None = None
-        self.wake: Callable[[], object] = bool
-        self._waiters: list[asyncio.Future[None]] = []
-
-    def error_received(self, exc: Exception) -> None:
-        if self.peer_errors is not None:
-            self.peer_errors.note(exc)
-            return
-        self.errors.append(exc)
-        self.heard += 1
-        self.wake()
-
-    def pause_writing(self) -> None:
-        self.is_paused = True
-
-    def resume_writing(self) -> None:
-        self.is_paused = False
-        self._tell()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if exc is not None:
-            self.errors.append(exc)
-        self.is_paused = False
-        self.is_lost = True
-        self._tell()
-
-    def raise_first(self) -> None:
-        """Raise the oldest error."""
-        if self.errors:
-            raise self.errors.popleft()
-
-    def raise_own(self) -> None:
-        """Raise the last error, which the last send has caused."""
-        # A refusal is about an earlier datagram: the kernel reports it to the next send.
-        if self.errors and not isinstance(self.errors[-1], ConnectionRefusedError):
-            raise self.errors.pop()
-
-    async def change(self) -> None:
-        """Wait until ``is_paused`` or ``is_lost`` changes."""
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        try:
-            await waiter
-        finally:
-            self._waiters.remove(waiter)
-
-    def _tell(self) -> None:
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)

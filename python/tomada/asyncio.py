@@ -14,8 +14,10 @@ import socket as _std
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 from tomada import _core
-from tomada._advice import OF_OPENING, advised
-from tomada._endpoint import Endpoint, Events
+from tomada._address import check_address
+from tomada._advice import OF_BINDING, OF_OPENING, OF_SENDING, advised
+from tomada._endpoint import AsyncContextManager, Endpoint
+from tomada._endpoint_events import Events
 from tomada._given import Given
 from tomada._readiness import Readiness
 from tomada._transport import DatagramTransport
@@ -210,7 +212,13 @@ def open_endpoint(
     return _Opening(local_addr, remote_addr, gro=gro, guard=guard, **options)
 
 
-class _Opening:
+_NOT_OPEN = (
+    "the endpoint is not open yet: write async with open_endpoint(...) as endpoint, or endpoint = "
+    "await open_endpoint(...)"
+)
+
+
+class _Opening(AsyncContextManager):
     """Opens an endpoint when it is awaited, or entered as a context manager."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -229,21 +237,38 @@ class _Opening:
         if self._endpoint is not None:
             await self._endpoint.aclose()
 
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(
-            f"the endpoint is not open yet: write endpoint = await open_endpoint(...), or async "
-            f"with open_endpoint(...) as endpoint, before endpoint.{name}"
-        )
+    if not TYPE_CHECKING:  # for type checkers, these stay mistakes
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(f"{_NOT_OPEN}, before endpoint.{name}")
+
+        def __aiter__(self) -> Any:
+            raise TypeError(f"{_NOT_OPEN}, before async for data, address in endpoint")
 
     async def _open(self) -> Endpoint:
         options = self._options.copy()
         gro, guard = options.pop("gro"), options.pop("guard")
         loop = asyncio.get_running_loop()
         maker = _Maker(loop, gro=gro, guard=guard, delivers=False)
-        where = next((name for name in self._args if name is not None), None)
-        with advised(where, OF_OPENING):
-            transport, events = await maker.make(Events, *self._args, **options)
+        local_addr, remote_addr = self._args
+        where = remote_addr if local_addr is None else local_addr
+        advice = (OF_SENDING if local_addr is None else OF_BINDING) | OF_OPENING
+        try:
+            with advised(where, advice):
+                transport, events = await maker.make(Events, *self._args, **options)
+        except TypeError:
+            for address in self._args:
+                if address is not None:
+                    _check_address(address, options.get("family", 0))
+            raise
         return Endpoint(transport, events)
+
+
+def _check_address(address: Any, family: int) -> None:
+    """Explain what is wrong with an address that the standard library has refused."""
+    check_address(address)
+    if not isinstance(address, tuple) and family != _std.AF_UNIX:
+        raise TypeError(f"the address {address!r} is a path: pass family=socket.AF_UNIX with it")
 
 
 _standard_endpoint: Any = asyncio.BaseEventLoop.create_datagram_endpoint

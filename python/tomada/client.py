@@ -9,12 +9,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from tomada._address import format_address
-from tomada._advice import OF_SENDING, advise
+from tomada._advice import advise_on_sending
 from tomada._client.connection import MOST_REPORTS, Connection, RefusedError, has_no_room
 from tomada._client.exchange import Exchange
 from tomada._client.pipeline import Matched, Separate
 from tomada._client.pool import Pool, resolve
-from tomada._client.ports import NoPortError
 from tomada._client.retry import LONGEST_TIMEOUT, Retry
 from tomada._peer_errors import is_from_peer
 
@@ -318,8 +317,7 @@ class Client:
             return
         if error.errno == errno.EBADF:
             self._opened()
-        if error.errno in OF_SENDING and not isinstance(error, NoPortError):
-            advise(error, format_address(self._address), OF_SENDING)
+        advise_on_sending(error, self._address)
 
     def close(self) -> None:
         """Close the client: requests in other threads raise :class:`OSError`.
