@@ -77,7 +77,7 @@ socket.UDP_GROW  # attr-defined
 data: str = sock.recv(100)  # assignment
 opening = tomada.asyncio.open_endpoint(("127.0.0.1", 0))
 opening.send(b"x")  # attr-defined
-with opening:  # attr-defined
+with opening:  # attr-defined  # attr-defined
     pass
 """
 
@@ -103,6 +103,8 @@ def test_a_program_that_uses_everything_is_accepted(check):
 
 def test_mistakes_are_found(check):
     lines = enumerate(MISTAKES.splitlines(), 1)
-    expected = [(str(number), line.split("# ")[1]) for number, line in lines if "# " in line]
-    assert len(expected) == 7
+    expected = [
+        (str(number), code) for number, line in lines for code in line.split("  # ")[1:]
+    ]
+    assert len(expected) == 8
     assert check(MISTAKES) == expected
