@@ -134,7 +134,7 @@ def test_a_broadcast_has_to_be_allowed(sock):
 def test_nobody_answers():
     message = r"no reply from 127\.0\.0\.1:9: 2 attempts in"
     with (
-        tomada.Client(DISCARD, timeout=0.01, retries=1) as client,
+        tomada.Client(DISCARD, timeout=1, retries=1) as client,
         pytest.raises(TimeoutError, match=message),
     ):
         client.request(b"x")

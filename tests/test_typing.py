@@ -103,8 +103,6 @@ def test_a_program_that_uses_everything_is_accepted(check):
 
 def test_mistakes_are_found(check):
     lines = enumerate(MISTAKES.splitlines(), 1)
-    expected = [
-        (str(number), code) for number, line in lines for code in line.split("  # ")[1:]
-    ]
+    expected = [(str(number), code) for number, line in lines for code in line.split("  # ")[1:]]
     assert len(expected) == 8
     assert check(MISTAKES) == expected

@@ -20,6 +20,7 @@ from tomada._endpoint import AsyncContextManager, Endpoint
 from tomada._endpoint_events import Events
 from tomada._given import Given
 from tomada._readiness import Readiness
+from tomada._socket_options import SocketOptions
 from tomada._transport import DatagramTransport
 from tomada.socket import socket
 
@@ -190,7 +191,7 @@ async def create_datagram_endpoint(
     :param guard: A :class:`tomada.Guard` for what arrives; a ``sock`` may have one already.
     :return: A :class:`DatagramTransport` and the protocol.
     """
-    maker = _Maker(loop, gro=gro, guard=guard)
+    maker = _Maker(loop, SocketOptions(gro=gro, guard=guard))
     return await maker.make(protocol_factory, local_addr, remote_addr, **options)
 
 
@@ -209,7 +210,7 @@ def open_endpoint(
 
     The arguments are those of :func:`create_datagram_endpoint`.
     """
-    return _Opening(local_addr, remote_addr, gro=gro, guard=guard, **options)
+    return _Opening(local_addr, remote_addr, SocketOptions(gro=gro, guard=guard), options)
 
 
 _NOT_OPEN = (
@@ -221,9 +222,13 @@ _NOT_OPEN = (
 class _Opening(AsyncContextManager):
     """Opens an endpoint when it is awaited, or entered as a context manager."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self._args = args
+    def __init__(
+        self, local_addr: Any, remote_addr: Any, options: SocketOptions, standard: _Options
+    ) -> None:
+        self._local_addr = local_addr
+        self._remote_addr = remote_addr
         self._options = options
+        self._standard = standard
         self._endpoint: Endpoint | None = None
 
     def __await__(self) -> Generator[Any, Any, Endpoint]:
@@ -246,20 +251,19 @@ class _Opening(AsyncContextManager):
             raise TypeError(f"{_NOT_OPEN}, before async for data, address in endpoint")
 
     async def _open(self) -> Endpoint:
-        options = self._options.copy()
-        gro, guard = options.pop("gro"), options.pop("guard")
-        loop = asyncio.get_running_loop()
-        maker = _Maker(loop, gro=gro, guard=guard, delivers=False)
-        local_addr, remote_addr = self._args
+        maker = _Maker(asyncio.get_running_loop(), self._options, delivers=False)
+        local_addr, remote_addr = self._local_addr, self._remote_addr
         where = remote_addr if local_addr is None else local_addr
         advice = (OF_SENDING if local_addr is None else OF_BINDING) | OF_OPENING
         try:
             with advised(where, advice):
-                transport, events = await maker.make(Events, *self._args, **options)
+                transport, events = await maker.make(
+                    Events, local_addr, remote_addr, **self._standard
+                )
         except TypeError:
-            for address in self._args:
+            for address in (local_addr, remote_addr):
                 if address is not None:
-                    _check_address(address, options.get("family", 0))
+                    _check_address(address, self._standard.get("family", 0))
             raise
         return Endpoint(transport, events)
 
@@ -282,14 +286,12 @@ class _Maker:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        options: SocketOptions,
         *,
-        gro: bool | None,
-        guard: Guard | None,
         delivers: bool = True,
     ) -> None:
         self._loop = loop
-        self._gro = gro
-        self._guard = guard
+        self._options = options
         self._delivers = delivers
         self._sock: object = None  # the caller's
         self._given: Given | None = None
@@ -340,13 +342,9 @@ class _Maker:
         restore = None
         try:
             if self._given is not None:
-                restore = self._given.set_up(ours, self._guard)
+                restore = self._given.set_up(ours, self._options.guard)
             else:
-                if self._gro is not False:
-                    with contextlib.suppress(OSError):  # AF_UNIX, and kernels without it
-                        ours.gro = True
-                if self._guard is not None:
-                    ours.guard = self._guard
+                self._options.apply(ours)
             transport = DatagramTransport(
                 self._loop,
                 ours,
@@ -357,7 +355,7 @@ class _Maker:
                 turn=_turn(self._loop),
                 delivers=self._delivers,
                 restore=restore,
-                gro=self._gro,
+                gro=self._options.gro,
             )
         except BaseException:
             if restore is not None:
