@@ -13,8 +13,8 @@ from tomada._address import format_address
 if TYPE_CHECKING:
     from threading import Thread
 
-# What to do about an error, by errno: the only place that says it. The meaning of an errno depends
-# on the operation, so each operation has a table.
+# Advice by errno, for the socket, the endpoint, the server, the client and the command line. The
+# meaning of an errno depends on the operation, so each operation has a table.
 
 # Opening a socket, or starting a thread or a process.
 OF_OPENING = {

@@ -199,14 +199,17 @@ class Endpoint(AsyncContextManager):
         datagram for a peer whose queue is full does not delay those for other peers, and if 64
         peers are full, a datagram for another full peer is dropped at once.
 
-        A reply is sent from the local address that the peer has sent its request to.
+        A reply is sent from the local address that received the peer's request.
 
-        The caller's own mistakes are raised: a datagram that is too long for IP (more than 65,507
-        bytes over IPv4), a host name without an address, a wrong type. If the kernel refuses a
-        datagram that is sent at once, an endpoint with a peer also raises this. An endpoint without
-        a peer does not: see :meth:`errors`.
+        This raises an exception for mistakes of the caller: no address and no peer, a datagram that
+        is too long for IP (more than 65,507 bytes over IPv4), a host name without an address, a
+        wrong type. If the kernel refuses a datagram that is sent at once, an endpoint with a peer
+        raises that error too. An endpoint without a peer does not: see :meth:`errors`.
 
-        :raises OSError: The datagram cannot be sent.
+        :raises OSError: The datagram cannot be sent; the text has the destination and says what to
+            do.
+        :raises TypeError: There is no address, or an argument has a wrong type.
+        :raises ValueError: The endpoint has a peer, and ``addr`` is another address.
         """
         self._check_open()
         heard = self._events.heard
@@ -221,7 +224,7 @@ class Endpoint(AsyncContextManager):
     def send_many(self, datagrams: Iterable[Any], addr: Any = None) -> None:
         """Send many datagrams: all to ``addr`` or the peer, or each a pair with its own address.
 
-        They are sent at once, together. Those that find the socket's buffer full wait.
+        They are sent together, at once. If the socket's buffer is full, the rest wait, in order.
 
         :raises OSError: A datagram cannot be sent, as in :meth:`send`. The others were sent, or
             wait.
@@ -240,12 +243,12 @@ class Endpoint(AsyncContextManager):
         advise_on_sending(error, self.get_extra_info("peername") if addr is None else addr)
 
     async def drain(self) -> None:
-        """Wait until the datagrams that wait to be sent are few enough.
+        """Wait until the send backlog is short.
 
-        If more than 64 KiB of payload wait, this waits until at most 16 KiB do; otherwise it
-        returns at once, and lets other tasks run now and then. On an endpoint without a peer it
-        also returns once datagrams were dropped because they waited for too long. Cancelling is
-        safe: the datagrams are sent all the same. If the endpoint closes, it returns.
+        If it has more than 64 KiB of payload, this waits until it has at most 16 KiB. Otherwise
+        this returns at once, and lets other tasks run now and then. On an endpoint without a peer,
+        it also returns when datagrams were dropped because they waited for too long. Cancelling is
+        safe: the datagrams are still sent. If the endpoint closes, this returns.
 
         :raises OSError: A datagram that had to wait could not be sent, on an endpoint with a peer.
         """
@@ -271,20 +274,19 @@ class Endpoint(AsyncContextManager):
 
         The endpoint must have a peer (``remote_addr``).
 
-        Without a ``match`` nothing but its port says whose reply a datagram is. So the request is
-        not sent from the endpoint's port: it has one of its own, on the same local address, with
-        the endpoint's guard and with its options that decide how a datagram travels (device, mark,
-        priority, TOS, TTL); for how long it is not reused, :class:`tomada.Client` says. Up to 64
-        tasks may do that at once, beside others that receive; the time of further ones begins when
-        a port is free.
+        Without a ``match``, only the port tells which request a reply answers. Therefore each
+        request is sent from a port of its own instead of the endpoint's. That port has the same
+        local address, the endpoint's guard, and its options that decide how a datagram travels
+        (device, mark, priority, TOS, TTL). :class:`tomada.Client` documents when a port is reused.
+        Up to 64 tasks may make such requests at once, while others receive. Further requests wait
+        for a free port; their timeouts start after that.
 
         With a ``match``, the request is sent from the endpoint's port. Use this if a firewall or
         the peer expects that port. Such requests wait for each other before their timeouts start.
         No other task should receive meanwhile, because it would get the reply. Datagrams that
         ``match`` rejects are dropped, and so are those that arrived before the request was sent.
 
-        Cancelling is safe: the port of a cancelled request, or the ``match``, keeps its reply from
-        being returned to a later one.
+        Cancelling is safe: a late reply to a cancelled request is not returned to another one.
 
         The waits between attempts are those of :class:`tomada.Client`, with the round-trip time
         that this endpoint has measured.
@@ -292,13 +294,13 @@ class Endpoint(AsyncContextManager):
         :param timeout: The deadline of the whole request, in seconds.
         :param retries: Maximum number of retransmissions within it.
         :param match: Whether a reply, its second argument, answers a request, its first.
-        :param retry_refused: Go on when nobody listens, as if the datagram was lost. If false,
-            raise :class:`ConnectionRefusedError`. Other ICMP messages never end a request.
+        :param retry_refused: Whether to retry if no program listens on the peer's port, or to raise
+            :class:`ConnectionRefusedError` at once. Other ICMP messages never end a request.
         :raises TimeoutError: No reply came; the text says how many attempts were made, and
             ``__cause__`` has the last error that an ICMP message brought.
-        :raises OSError: ``EBADF``, when the endpoint is closed meanwhile; ``EADDRNOTAVAIL``, when a
-            late reply may still arrive on each free port; an error of this machine that keeps it
-            from sending the request, such as ``ENETUNREACH``.
+        :raises OSError: ``EBADF``: the endpoint was closed meanwhile; ``EADDRNOTAVAIL``: a late
+            reply may still arrive on each free port; ``ENETUNREACH`` and others: this machine
+            cannot send the request.
         """
         peer = self.get_extra_info("peername")
         if peer is None:

@@ -1,4 +1,4 @@
-"""What an endpoint's transport reports: errors, room to write, and the end."""
+"""The events that an endpoint's transport reports: errors, room to write, and its end."""
 
 from __future__ import annotations
 

@@ -171,24 +171,25 @@ async def create_datagram_endpoint(
     """Create a datagram endpoint on any loop that has ``add_reader`` and ``add_writer``.
 
     The other arguments (``family``, ``proto``, ``flags``, ``reuse_port``, ``allow_broadcast``,
-    ``sock``), the name resolution, and the exceptions are those of
-    :meth:`asyncio.loop.create_datagram_endpoint`, whose code runs for this part.
+    ``sock``), the name resolution and the exceptions are those of
+    :meth:`asyncio.loop.create_datagram_endpoint`: tomada runs its code for them.
 
-    :param sock: A socket of tomada's or the standard library's, which the transport closes in the
-        end. When it closes, it restores what it has changed of the open socket, which duplicates
-        share: ``gro``, the filter of ``guard``, and which metadata the kernel adds to each
-        datagram. An option that other transports or servers of this process rely on stays until
-        the last of them closes; a process cannot see those of another. A forked child leaves the
-        changes of its parent as they are.
+    :param sock: A socket of tomada's or the standard library's. The transport closes it at the
+        end. Before that, it restores the settings that it has changed, because duplicates of the
+        socket share them: ``gro``, the filter of ``guard``, and which metadata the kernel adds to
+        each datagram. A setting that other transports or servers of this process rely on stays
+        until the last of them closes; other processes are not considered. A forked child does not
+        undo the changes of its parent.
 
-        The socket and its duplicates become non-blocking, and stay so, as with the standard
-        transport: a blocking call on a duplicate raises :class:`BlockingIOError` at once. Another
-        event loop that uses a duplicate would hang if the socket went back to blocking. Call
-        ``sock.setblocking(True)`` on a duplicate if no event loop uses it any more.
-    :param gro: Let the kernel hand over datagrams many at a time, where it can. On by default,
-        except with a ``sock``, which stays as it is: others that receive from that socket would
-        get several datagrams merged into one.
-    :param guard: A :class:`tomada.Guard` for what arrives; a ``sock`` may have one already.
+        The socket and its duplicates become non-blocking and stay non-blocking, as with the
+        standard transport: a blocking call on a duplicate raises :class:`BlockingIOError` at once.
+        If the socket became blocking again, another event loop that uses a duplicate would hang.
+        Call ``sock.setblocking(True)`` on a duplicate when no event loop uses it any more.
+    :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). On by default,
+        except with a ``sock``: other holders of that socket would receive several datagrams merged
+        into one.
+    :param guard: A :class:`tomada.Guard` for received datagrams and replies. A ``sock`` may
+        already have one.
     :return: A :class:`DatagramTransport` and the protocol.
     """
     maker = _Maker(loop, SocketOptions(gro=gro, guard=guard))
@@ -203,12 +204,14 @@ def open_endpoint(
     guard: Guard | None = None,
     **options: Unpack[_Options],
 ) -> _Opening:
-    """Open an :class:`Endpoint` on the running loop, of any kind.
+    """Open an :class:`Endpoint` on the running event loop, whichever loop that is.
 
-    ``async with open_endpoint(...) as endpoint`` also closes it. After ``await
-    open_endpoint(...)``, close it with :meth:`Endpoint.aclose`.
+    ``async with open_endpoint(...) as endpoint`` closes it at the end of the block. If you write
+    ``endpoint = await open_endpoint(...)``, close it with :meth:`Endpoint.aclose`.
 
     The arguments are those of :func:`create_datagram_endpoint`.
+
+    :raises OSError: The endpoint cannot be opened; the text says what to do.
     """
     return _Opening(local_addr, remote_addr, SocketOptions(gro=gro, guard=guard), options)
 
