@@ -156,8 +156,8 @@ def test_an_abstract_name_is_an_address():
     ("arguments", "complaint"),
     [
         (["127.0.0.1"], "'127.0.0.1' has no port: write HOST:PORT"),
-        (["::1:80"], "an IPv6 one is written [::1]:1234"),
-        (["[::1:80"], "an IPv6 one is written [::1]:1234"),
+        (["::1:80"], "write an IPv6 address as [::1]:1234"),
+        (["[::1:80"], "write an IPv6 address as [::1]:1234"),
         (["127.0.0.1:x"], "'x' is not a port"),
         (["127.0.0.1:65536"], "'65536' is not a port"),
         (["127.0.0.1:1", "--count", "0"], "'0' is not a whole number from 1 up"),
