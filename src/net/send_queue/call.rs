@@ -25,12 +25,14 @@ impl<'q, 'a, B: Budget> Allowance<'q, 'a, B> {
         Self { datagrams, budget, paid: next..next, is_spent: false }
     }
 
-    /// Pays for the next datagram; returns false if the budget is not enough, or there is none.
+    /// Pays for the next datagram, which exists; returns false if the budget is not enough.
     fn pay(&mut self) -> bool {
-        let Some(datagram) = self.datagrams.list.get(self.paid.end) else { return false };
-        let is_enough =
-            |budget: &B| budget.take(self.datagrams.address(self.paid.end), datagram.payload.len());
-        self.is_spent = self.is_spent || !self.budget.is_none_or(is_enough);
+        if let Some(budget) = self.budget
+            && !self.is_spent
+        {
+            let bytes = self.datagrams.list[self.paid.end].payload.len();
+            self.is_spent = !budget.take(self.datagrams.address(self.paid.end), bytes);
+        }
         self.paid.end += usize::from(!self.is_spent);
         !self.is_spent
     }
@@ -82,7 +84,7 @@ impl Call {
         make_room(slices, most, "a system call's datagrams")?;
         let mut runs = with_room(SEND_MESSAGES.min(most), "a system call's messages")?;
         let mut may_join = None;
-        while runs.len() < SEND_MESSAGES {
+        while runs.len() < SEND_MESSAGES && allowance.paid.end < datagrams.list.len() {
             let at = allowance.paid.end;
             if !allowance.pay() {
                 break;
