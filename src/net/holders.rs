@@ -1,4 +1,4 @@
-//! What the kernel must be asked about a socket, because this object alone does not decide it.
+//! Options that another holder of a socket may change, so that only the kernel knows them.
 
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::socket::Socket;
 use super::sys;
 
-/// Who may set options of a socket: other holders of its descriptor, here or in another process, or
-/// the user through this object. As long as nobody may have, no call asks the kernel.
+/// Whether options may have been set that change how calls behave: by another holder of the
+/// descriptor, here or in another process, or by the user through this object. Otherwise no call asks
+/// the kernel.
 pub(super) struct Holders {
     /// Whether the descriptor came from elsewhere, or its number was given away.
     are_others: AtomicBool,

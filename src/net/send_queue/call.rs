@@ -153,6 +153,7 @@ fn gather_run<'a>(
     let fits = len > 0 && len <= limits.longest(datagrams.address(at));
     let most = if fits { LONGEST_RUN.min(LARGEST_RUN / len) } else { 1 };
     let mut bytes = len;
+    let mut joins = false; // not asked yet
     // Payloads that are adjacent in memory share one entry of the list.
     let mut adjacent = first.payload;
     for datagram in datagrams.list[at + 1..].iter().take(most - 1) {
@@ -161,11 +162,12 @@ fn gather_run<'a>(
             || next_len == 0
             || next_len > len
             || next_len < len && !limits.short_ends
-            || !may_join()
+            || !joins && !may_join()
             || !allowance.pay()
         {
             break;
         }
+        joins = true;
         if !adjacent.extend(datagram.payload) {
             slices.push(adjacent);
             adjacent = datagram.payload;

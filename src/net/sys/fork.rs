@@ -16,8 +16,8 @@ pub(in crate::net) fn fork_generation() -> u32 {
     GENERATION.load(Ordering::Relaxed)
 }
 
-/// How often this process and its ancestors have forked. What was opened before the last fork may have
-/// another holder, in the parent or in a child.
+/// How often this process and its ancestors have forked. A descriptor that was opened before the last
+/// fork may have another holder, in the parent or in a child.
 pub(in crate::net) fn forks() -> u32 {
     watch_forks();
     FORKS_BEGUN.load(Ordering::Relaxed)
