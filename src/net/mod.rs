@@ -18,6 +18,7 @@ mod forked;
 mod gro;
 mod gso;
 pub mod guard;
+mod holders;
 mod inbox;
 pub mod meta;
 pub mod multicast;

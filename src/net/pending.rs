@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::ffi::c_int;
 use std::io;
 
-use super::address::Address;
 use super::counted::Items;
 use super::forked::{Inherit, leave_to_parent};
 use super::ring::{Datagrams, Filled, Received, RecvRing};
@@ -22,7 +21,7 @@ pub(super) struct Pending {
 /// One message of the kernel's, with the datagrams of it that nobody has taken.
 pub struct Held {
     payload: Box<[u8]>,
-    from: Address,
+    from: Box<[u8]>,
     control: Box<[u8]>,
     flags: c_int,
     /// `None` once every datagram is taken.
@@ -106,12 +105,10 @@ impl Held {
     /// Copies what is left of a message in a ring's slot.
     fn copy(ring: &RecvRing, slot: usize, split: Split) -> io::Result<Self> {
         let message = ring.messages().message(slot);
-        let mut control = with_room(message.control.len(), "a datagram to be kept")?;
-        control.extend_from_slice(message.control);
         Ok(Self {
             payload: ring.messages().copy_payload(slot, split.start()..split.end())?,
-            from: Address::from_bytes(message.name),
-            control: control.into_boxed_slice(),
+            from: copy(message.name)?,
+            control: copy(message.control)?,
             flags: message.flags,
             split: Some(split.rest()),
         })
@@ -143,7 +140,7 @@ impl Datagrams for Held {
         let split = self.split.as_ref()?;
         Some(Received {
             payload: &self.payload[split.range()],
-            from: self.from.as_bytes(),
+            from: &self.from,
             control: &self.control,
             flags: self.flags,
         })
@@ -158,9 +155,16 @@ impl Datagrams for Held {
     }
 }
 
+fn copy(bytes: &[u8]) -> io::Result<Box<[u8]>> {
+    let mut copy = with_room(bytes.len(), "a datagram to be kept")?;
+    copy.extend_from_slice(bytes);
+    Ok(copy.into_boxed_slice())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::Address;
     use std::net::UdpSocket;
     use std::os::fd::AsFd;
 

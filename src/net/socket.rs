@@ -17,6 +17,7 @@ use super::forked::Inherit;
 use super::gro::Gro;
 use super::gso::Gso;
 use super::guard::Watch;
+use super::holders::Holders;
 use super::inbox::Inbox;
 use super::meta;
 use super::shared_options::{self, Hold};
@@ -37,10 +38,7 @@ pub struct Socket {
     pub(super) gso: Gso,
     /// Whether the last datagram sent was left open for more (`MSG_MORE`), as far as is known.
     pub(super) has_open_datagram: AtomicBool,
-    /// Whether the kernel may join datagrams (`UDP_CORK`), and is asked before each run: the user has
-    /// set the option here, or the descriptor came from elsewhere and may have other holders. To ask
-    /// always would cost a short run a fifteenth of its time.
-    pub(super) may_be_corked: AtomicBool,
+    pub(super) holders: Holders,
     pub(super) error_queue: ErrorQueue,
     /// The right to take a connection.
     accepting: ForkCell<Accepting>,
@@ -51,8 +49,6 @@ pub struct Socket {
     holds: ForkMutex<Vec<Hold>>,
     tells_metadata: AtomicBool,
     pub(super) drops: DropCounter,
-    /// Whether the kernel let calls wait without a limit when it was last asked.
-    waits_unlimited: AtomicBool,
 }
 
 /// Whoever takes a connection.
@@ -66,14 +62,6 @@ impl Inherit for Accepting {
 /// A datagram is never longer than this on `AF_INET` and `AF_INET6`, whose length fields have 16
 /// bits.
 const LARGEST_IP_DATAGRAM: usize = 65_535;
-
-/// Options that limit how long a call waits. Each has two numbers on some machines, for times of
-/// two lengths.
-const TIMEOUTS: [c_int; 4] =
-    [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO, SO_RCVTIMEO_NEW, SO_SNDTIMEO_NEW];
-/// `asm-generic/socket.h`
-const SO_RCVTIMEO_NEW: c_int = 66;
-const SO_SNDTIMEO_NEW: c_int = 67;
 
 impl Socket {
     /// Opens a socket that is closed on exec: `socket(2)`. The kind may carry `SOCK_NONBLOCK`.
@@ -108,7 +96,6 @@ impl Socket {
         // SAFETY: it is open, as the calls above have shown, and the caller gives it up.
         let socket = Self::new(unsafe { sys::own_fd(fd) }, family, kind, protocol, true);
         socket.find_filter();
-        socket.set_waits_unlimited(false); // somebody else may have set it
         Ok(socket)
     }
 
@@ -138,7 +125,7 @@ impl Socket {
             gro: Gro::default(),
             gso: Gso::new(is_ip && is_udp),
             has_open_datagram: AtomicBool::new(false),
-            may_be_corked: AtomicBool::new(is_adopted),
+            holders: Holders::new(is_adopted),
             error_queue: ErrorQueue::default(),
             accepting: ForkCell::new(Accepting),
             watch: Watch::default(),
@@ -146,7 +133,6 @@ impl Socket {
             holds: ForkMutex::default(),
             tells_metadata: AtomicBool::new(false),
             drops: DropCounter::default(),
-            waits_unlimited: AtomicBool::new(true),
         }
     }
 
@@ -213,17 +199,13 @@ impl Socket {
 
     /// Takes note that the user has set an option: it is nobody else's to change from now on.
     pub fn option_was_set(&self, level: c_int, name: c_int) {
-        if (level, name) == (libc::SOL_UDP, libc::UDP_CORK) {
-            self.may_be_corked.store(true, Ordering::Relaxed);
-        } else {
+        self.holders.option_was_set(level, name);
+        if (level, name) != (libc::SOL_UDP, libc::UDP_CORK) {
             self.gso.forget();
         }
         if level == libc::SOL_SOCKET && matches!(name, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_BPF)
         {
             self.filter_was_set();
-        }
-        if level == libc::SOL_SOCKET && TIMEOUTS.contains(&name) {
-            self.set_waits_unlimited(false);
         }
         {
             let mut set = self.set_by_user.lock().unwrap_or_else(PoisonError::into_inner);
@@ -242,16 +224,6 @@ impl Socket {
     pub fn is_set_by_user(&self, level: c_int, name: c_int) -> bool {
         let set = self.set_by_user.lock().unwrap_or_else(PoisonError::into_inner);
         set.contains(&(level, name))
-    }
-
-    /// Whether the kernel let calls wait without a limit when it was
-    /// [last asked](Self::kernel_wait), so that it probably still does.
-    pub fn waits_unlimited(&self) -> bool {
-        self.waits_unlimited.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn set_waits_unlimited(&self, is_unlimited: bool) {
-        self.waits_unlimited.store(is_unlimited, Ordering::Relaxed);
     }
 
     /// Makes the kernel tell with each datagram what [`super::Meta`] holds. An option that the user

@@ -113,6 +113,7 @@ impl RecvMessages {
     }
 
     /// The offset of a slot's payload in the memory.
+    #[inline]
     pub(in crate::net) fn offset(&self, slot: usize) -> usize {
         slot * (self.slot_len + 64)
     }
@@ -156,6 +157,7 @@ impl RecvMessages {
         }
     }
 
+    #[inline]
     fn place(&self, slot: usize, range: &Range<usize>) -> *mut u8 {
         assert!(slot < self.slots() && range.start <= range.end && range.end <= self.slot_len);
         self.memory.start().wrapping_add(self.offset(slot) + range.start)
@@ -194,6 +196,7 @@ impl RecvMessages {
     }
 
     /// A message of the last call.
+    #[inline]
     pub(in crate::net) fn message(&self, slot: usize) -> Message<'_> {
         let libc::mmsghdr { msg_hdr: header, msg_len } = &self.headers[slot];
         let name_len = (header.msg_namelen as usize).min(NAME_LEN);
