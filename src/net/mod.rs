@@ -22,6 +22,7 @@ mod holders;
 mod inbox;
 pub mod meta;
 pub mod multicast;
+mod own_address;
 mod pending;
 mod recv;
 mod recv_cursor;
@@ -50,6 +51,7 @@ pub use fork_cell::{ForkCell, ForkCellGuard};
 pub use forked::{Inherit, leave_to_parent};
 pub use guard::Guard;
 pub use meta::{Meta, Source, may_be_of_source};
+pub use own_address::OwnAddress;
 pub use pending::Held;
 pub use recv::{Taken, Visibility};
 pub use recv_cursor::{RecvCursor, Ring};
@@ -62,8 +64,8 @@ pub use socket::Socket;
 pub use split::Split;
 pub use steering::Steering;
 pub use sys::{
-    Memory, MessageInfo, RecvSlice, SendSlice, Zeroes, end_with_parent, make_room, no_memory,
-    program_option, with_room, zeroes,
+    Memory, MessageInfo, RecvSlice, SendSlice, Zeroes, end_with_parent, hang_if_ended, make_room,
+    no_memory, program_option, with_room, zeroes,
 };
 pub use tally::{Count, Tally};
 pub use wait::{Deadline, Interest, KernelWait, Stop, Waiting};
