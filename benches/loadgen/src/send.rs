@@ -19,8 +19,9 @@ const RUNS: usize = 16;
 pub(crate) fn blast(args: &mut Args) -> Result<Line> {
     let (peer, gso) = (args.peer()?, args.flag("gso"));
     let rate: Option<f64> = args.optional("rate")?;
+    let from = args.optional("from")?.unwrap_or(Ipv4Addr::LOCALHOST);
     let mut common = args.start()?;
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let socket = UdpSocket::bind((from, 0))?;
     socket.connect(peer)?;
     let mut messages = Messages::new(common.size, gso, &[None]);
     while !common.stop.is_due() {
