@@ -55,7 +55,7 @@ class Metrics:
         for name, members in sorted(self.sets.items()):
             print(f"{name} {len(members)} different")
         if self.bad:
-            print(f"{self.bad} lines that are no metrics")
+            print(f"{self.bad} lines that are not metrics")
         self.counters.clear()
         self.timings.clear()
         self.sets.clear()

@@ -78,7 +78,7 @@ fn peers(first: SocketAddrV4, count: usize) -> Vec<SocketAddrV4> {
     if count == 1 { vec![first] } else { others.collect() }
 }
 
-/// What one `sendmmsg` sends, again and again.
+/// The messages that every `sendmmsg` sends.
 struct Messages {
     ring: Ring,
     /// How many each message carries.
