@@ -278,7 +278,7 @@ class Strangers(Load):
         with self.start(subject, window, rcvbuf=QUEUE_BUFFER, force=True) as server:
             port = server.line()["port"]
             with Child("guards known_peer", cores()[0], window.lifetime, port=port) as peer:
-                peer.wait_until_counting(beyond=500)
+                peer.wait_until_counting(beyond=100)  # the guard knows it
                 before, usable = resident(server), os.sched_getaffinity(0)
                 os.sched_setaffinity(0, {cores()[0]})
                 try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -51,22 +51,23 @@ def ends(run: Run) -> tuple[Any, Any]:
 
 def one(run: Run) -> None:
     """Time a call again and again, on sockets that are new for each batch."""
-    run.announce(call_ns=statistics.median(batches(run)))
-
-
-def batches(run: Run) -> Iterator[float]:
-    end = time.monotonic() + run.round
+    times, end = [batch(run)], time.monotonic() + run.round
     while time.monotonic() < end:
-        receiver, sender = ends(run)
-        with receiver, sender:
-            call = CASES[run.case](receiver, sender)
-            if run.case.startswith("recv"):
-                for _ in range(BATCH):
-                    sender.send(DATA)
-            started = time.perf_counter_ns()
+        times.append(batch(run))
+    run.announce(call_ns=statistics.median(times))
+
+
+def batch(run: Run) -> float:
+    receiver, sender = ends(run)
+    with receiver, sender:
+        call = CASES[run.case](receiver, sender)
+        if run.case.startswith("recv"):
             for _ in range(BATCH):
-                call()
-            yield (time.perf_counter_ns() - started) / BATCH
+                sender.send(DATA)
+        started = time.perf_counter_ns()
+        for _ in range(BATCH):
+            call()
+        return (time.perf_counter_ns() - started) / BATCH
 
 
 def beside_thread(run: Run) -> None:
