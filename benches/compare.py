@@ -21,7 +21,7 @@ LESS_IS_BETTER = ("p50", "p99", "bytes", "call_ns", "cpu_ns")
 
 
 def ours(planned: Iterable[Scenario]) -> list[Scenario]:
-    """Reduce scenarios to tomada's subjects, and to those with a metric of speed or memory."""
+    """Reduce scenarios to tomada's subjects."""
     reduced = (
         replace(
             scenario,
@@ -29,7 +29,7 @@ def ours(planned: Iterable[Scenario]) -> list[Scenario]:
             bars=(),
         )
         for scenario in planned
-        if scenario.load.metrics[0] != "growth"
+        if scenario.is_compared
     )
     return [scenario for scenario in reduced if scenario.subjects]
 
