@@ -112,7 +112,7 @@ SOAK_DATAGRAMS ?= 200000000
 SOAK_DIRECTORY ?= docs
 
 soak: $(stamps)/build $(stamps)/group-bench $(loadgen) ## all kinds of traffic at once, every datagram accounted for; SOAK_SECONDS=n
-	$(bin)/python -m benches.soak --seconds $(SOAK_SECONDS) --datagrams $(SOAK_DATAGRAMS) \
+	$(bin)/python -m tests.soak --seconds $(SOAK_SECONDS) --datagrams $(SOAK_DATAGRAMS) \
 		$(if $(SOAK_DIRECTORY),--directory $(SOAK_DIRECTORY) --command \
 			"make soak SOAK_SECONDS=$(SOAK_SECONDS) SOAK_DATAGRAMS=$(SOAK_DATAGRAMS)") $(SOAK_ARGS)
 
@@ -175,17 +175,14 @@ lint: $(stamps)/build $(stamps)/group-lint $(stamps)/group-test ## formatting, l
 		--allowlist scripts/stubtest-allowlist tomada._core tomada._constants
 
 bench: $(stamps)/build $(stamps)/group-bench $(loadgen) ## the benchmarks, whose tables go to docs/benchmarks
-	@status=0; \
-	$(bin)/python -m benches || status=1; \
-	$(bin)/python -m benches.per_call || status=1; \
-	exit $$status
+	$(bin)/python -m benches
 
 bench-quick: $(stamps)/build $(stamps)/group-bench $(loadgen) ## the most telling ones, in two minutes
 	$(bin)/python -m benches --quick --rounds 3 --seconds 0.2 --directory target/bench-quick \
 		--results target/bench-quick/results.json
 
 bench-compare: $(stamps)/build $(stamps)/group-bench $(loadgen) ## this build beside another one; OLD=its interpreter
-	$(bin)/python -m benches.compare $(OLD) $(BENCH_ARGS)
+	$(bin)/python -m benches --against $(OLD) $(BENCH_ARGS)
 
 docs: $(stamps)/group-docs ## the documentation, as a site in site/
 	@NO_MKDOCS_2_WARNING=1 $(bin)/python -m mkdocs build --strict

@@ -1,8 +1,10 @@
 """The benchmarks: ``python -m benches [SCENARIO ...]``.
 
-Without names every scenario is measured; with them only these, and their samples replace the former
-ones in the file of results, which is kept on this machine. A page is written when that file has all
-of its scenarios.
+Without names every scenario is measured; otherwise only those that are named, or that belong to a
+page that is named. Their samples replace earlier ones in the file of results, which is not part of
+the repository. A page is written if that file has all of its scenarios.
+
+With ``--against``, tomada's own subjects are measured with two builds instead.
 """
 
 from __future__ import annotations
@@ -11,92 +13,97 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benches import report, suite
+from benches import compare, report, suite
 from benches.figures import Result, verdicts
 from benches.loads import Window
 from benches.plan import Scenario, scenarios
 
 
 def main() -> int:
-    planned = scenarios()
+    planned = [plan for plan in scenarios() if os.geteuid() == 0 or not plan.needs_root]
     options = parser(planned).parse_args()
-    names = options.scenarios or [s.name for s in planned if s.is_quick or not options.quick]
-    chosen = [scenario for scenario in planned if scenario.name in names]
+    chosen = [
+        scenario
+        for scenario in planned
+        if {scenario.name, scenario.page} & set(options.scenarios)
+        or (not options.scenarios and (scenario.is_quick or not options.quick))
+    ]
     with contextlib.suppress(PermissionError):
-        # What else runs on the machine shall not take the cores from what is measured.
+        # Other processes must not take the cores from the measured one.
         os.setpriority(os.PRIO_PROCESS, 0, -20)
     window = Window(options.seconds, warmup=min(0.25, options.seconds / 2))
-    path = options.results
-    results = {result.scenario.name: result for result in suite.load(path, planned)}
+    if options.against:
+        chosen = [compare.paired(scenario, options.against) for scenario in compare.ours(chosen)]
+        return compare.show(measure(chosen, window, options.rounds), options.least)
     machine = suite.machine()
+    results = {result.scenario.name: result for result in suite.load(options.results, planned)}
+
+    def ordered() -> list[Result]:
+        return [results[scenario.name] for scenario in planned if scenario.name in results]
+
     for result in measure(chosen, window, options.rounds):
         results[result.scenario.name] = result
-        # At once: it takes long, and may be interrupted.
-        suite.save(path, ordered(planned, results), machine)
-    left = report.write(options.directory, planned, ordered(planned, results), machine)
+        # At once, because it takes long and may be interrupted.
+        suite.save(options.results, ordered(), machine)
+    left = report.write(options.directory, planned, ordered(), machine)
     print(f"written to {options.directory}")
     if left:
-        print(
-            f"not all scenarios were measured, so these pages stay as they are: {', '.join(left)}"
-        )
+        print(f"not written, because scenarios of them were not measured: {', '.join(left)}")
     return summary([results[scenario.name] for scenario in chosen])
 
 
-def ordered(planned: tuple[Scenario, ...], results: dict[str, Result]) -> list[Result]:
-    return [results[scenario.name] for scenario in planned if scenario.name in results]
-
-
 def summary(results: list[Result]) -> int:
-    """Print what stands against the bars, and what failed; return whether tomada's own did."""
-    failed = 0
+    """Print how results compare with the targets, and failures; return 1 if tomada failed."""
+    status = 0
     for result in results:
         for verdict in verdicts(result):
             print(f"{result.scenario.name:16} {report.sentence(verdict)}")
-        for name, outcome in result.outcomes.items():
-            if outcome.failure is not None:
-                failed += name.startswith("tomada")
-                print(f"{result.scenario.name:16} {name} failed: {outcome.failure}")
-    return int(failed > 0)
+        for subject in result.scenario.subjects:
+            if failure := result.outcomes[subject.name].failure:
+                status |= subject.group == "tomada"
+                print(f"{result.scenario.name:16} {subject.name} failed: {failure}")
+    return int(status)
 
 
 def measure(chosen: list[Scenario], window: Window, rounds: int) -> Iterator[Result]:
-    """Measure, and show how far it is."""
+    """Measure, and show the progress."""
     columns = (
         TextColumn("{task.description:46}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    # It shares a core with the load: a few looks a second take nothing from that.
+    total = sum(min(rounds, one.most_rounds) * len(one.subjects) for one in chosen)
+    # It shares a core with the load, so it must not refresh often.
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=2) as bar:
-        task = bar.add_task("", total=rounds * sum(len(scenario.subjects) for scenario in chosen))
-        done = -1
+        task = bar.add_task("", total=total, completed=-1)
 
         def begin(what: str) -> None:
-            nonlocal done
-            done += 1
-            bar.update(task, description=what, completed=done)
+            bar.update(task, description=what, advance=1)
 
         for scenario in chosen:
             yield suite.measure(scenario, window, rounds, begin)
-        bar.update(task, description="done", completed=done + 1)
+        begin("done")
 
 
-def parser(planned: tuple[Scenario, ...]) -> argparse.ArgumentParser:
-    names = [scenario.name for scenario in planned]
+def parser(planned: list[Scenario]) -> argparse.ArgumentParser:
+    names = {scenario.name for scenario in planned} | {scenario.page for scenario in planned}
     parser = argparse.ArgumentParser(prog="python -m benches", description=__doc__)
-    parser.add_argument("scenarios", nargs="*", choices=[*names, []], metavar="SCENARIO")
-    parser.add_argument("--quick", action="store_true", help="only the scenarios that matter most")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.5, help="how long each looks at one")
-    parser.add_argument("--directory", type=Path, default=Path("docs/benchmarks"))
-    parser.add_argument("--results", type=Path, default=Path("target/bench/results.json"))
+    add: Callable[..., object] = parser.add_argument
+    add("scenarios", nargs="*", choices=[*sorted(names), []], metavar="SCENARIO")
+    add("--quick", action="store_true", help="only the scenarios that matter most")
+    add("--rounds", type=int, default=5)
+    add("--seconds", type=float, default=0.5, help="how long to measure a subject in each round")
+    add("--directory", type=Path, default=Path("docs/benchmarks"))
+    add("--results", type=Path, default=Path("target/bench/results.json"))
+    add("--against", metavar="PYTHON", help="the interpreter of another build's environment")
+    add("--least", type=float, default=0.95, help="with --against: fail below this ratio")
     return parser
 
 

@@ -7,10 +7,12 @@ import json
 import mmap
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
@@ -18,21 +20,21 @@ from typing import IO, Any, Self
 ROOT = Path(__file__).resolve().parents[1]
 LOADGEN = ROOT / "benches/loadgen/target/release/loadgen"
 
-# How long a program may take to start, and to end once it was told to.
+# How long a program may take to start, and to end after it was told to.
 PATIENCE = 10.0
 
 
-class ChildFailed(Exception):  # noqa: N818 - it did
-    """A program did not do what it should; the text is what it said last."""
+class ChildFailed(Exception):  # noqa: N818 - an outcome of a measurement
+    """A program failed; the text is its last line."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a process had done at one moment."""
+    """The progress of a process at one moment."""
 
     time_ns: int
     cpu_ns: int
-    # How long it was kept from its core by others.
+    # How long it waited for its core because of other processes.
     delay_ns: int
     count: int
 
@@ -40,9 +42,8 @@ class Look:
 class Child:
     """A running program of the benchmarks.
 
-    ``program`` is ``loadgen`` and a command, or a module of ``benches.programs`` and a function;
-    options follow. Both kinds know the same ones. ``python`` is the interpreter of a module, and so
-    says which build of tomada it imports.
+    :param program: ``loadgen`` and a command, or a module of ``benches.programs`` and a function.
+    :param python: The interpreter of a module, which imports the tomada installed for it.
     """
 
     def __init__(
@@ -65,7 +66,8 @@ class Child:
         for name, value in given.items():
             if value is not False:
                 command.append(f"--{name}")
-                command.extend([] if value is True else str(value).split())
+                values = value if isinstance(value, tuple) else (value,)
+                command.extend(() if value is True else map(str, values))
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed at the exit
         self._output = b""
         self._process = subprocess.Popen(
@@ -75,7 +77,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             pass_fds=[counter],
-            # Ctrl-C is for the driver, which ends its children itself.
+            # Ctrl-C goes to the driver alone, which ends its children.
             process_group=0,
         )
         os.close(counter)
@@ -87,16 +89,26 @@ class Child:
 
     @property
     def count(self) -> int:
-        """How many datagrams it has dealt with."""
+        """The number of datagrams that it has processed."""
         return self._counter[0]
 
     def look(self) -> Look:
-        """Read its counter, and the processor time that the system has seen it use."""
+        """Read its counter, and the CPU time that the kernel has accounted to it."""
         schedules = [
             path.read_text() for path in Path(f"/proc/{self.pid}/task").glob("*/schedstat")
         ]
         delay = sum(int(schedule.split()[1]) for schedule in schedules)
-        return Look(time.perf_counter_ns(), self._cpu_ns(), delay, self.count)
+        cpu = time.clock_gettime_ns(self._cpu_clock)
+        return Look(time.perf_counter_ns(), cpu, delay, self.count)
+
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Stop the process while the block runs."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def line(self, patience: float = PATIENCE) -> dict[str, Any]:
         """Wait for the next line that it prints."""
@@ -113,7 +125,7 @@ class Child:
         self._process.stdin.flush()
 
     def wait_until_counting(self, beyond: int = 0) -> None:
-        """Wait until it has dealt with its first datagrams, or with more than before."""
+        """Wait until it has processed more than ``beyond`` datagrams."""
         deadline = time.monotonic() + PATIENCE
         while self.count <= beyond:
             if self._process.poll() is not None:
@@ -159,11 +171,8 @@ class Child:
                 pipe.close()
         self._errors.close()
 
-    def _cpu_ns(self) -> int:
-        return time.clock_gettime_ns(self._cpu_clock)
-
     def _read(self, seconds: float) -> bool:
-        """Read some output; false at its end, or when none comes."""
+        """Read some output; return false at its end, or after the timeout."""
         assert self._process.stdout is not None
         pipe = self._process.stdout.fileno()
         if not select.select([pipe], [], [], max(0, seconds))[0]:
@@ -175,20 +184,12 @@ class Child:
     def _failure(self, what: str) -> ChildFailed:
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines()
-        # Of a traceback the last line, of a usage the first.
+        # The last line of a traceback, but the first line of a usage.
         reason = said[0] if said[:1] and said[0].startswith("loadgen:") else said[-1:]
         return ChildFailed(f"{what}: {''.join(reason)}" if said else what)
 
 
-def memory(pid: int | str) -> dict[str, int]:
-    """Return how much memory a process has, in bytes, by the names of ``/proc/PID/smaps_rollup``.
-
-    It has not the approximation of ``statm``.
-    """
+def memory(pid: int) -> dict[str, int]:
+    """Return the fields of ``/proc/PID/smaps_rollup`` in bytes, which are exact, unlike statm's."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     return {name.rstrip(":"): int(size) * 1024 for name, size, *_ in map(str.split, lines)}
-
-
-def resident_bytes(pid: int) -> int:
-    """Return how much memory of a process is resident."""
-    return memory(pid)["Rss"]

@@ -1,7 +1,7 @@
-"""How each kind of load is put on a program, and what is read off it.
+"""The kinds of load, and how each of them is measured.
 
-The program that is measured has one core, the load another. Rates come from the programs' own
-counters, processor time from the operating system, latencies from the clients that see them.
+The measured program has one core, the load another. Rates come from the programs' own counters, CPU
+time from the kernel, and latencies from the clients.
 """
 
 from __future__ import annotations
@@ -13,28 +13,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from benches.children import Child, ChildFailed, Look, resident_bytes
+from benches.children import PATIENCE, Child, ChildFailed, Look, memory
 
 # Of everything that receives. The kernel doubles it, for its own bookkeeping.
 RECEIVE_BUFFER = 1 << 20
-# The drain behind a sender is not what is measured.
+# Large enough for the drain behind a sender, and for a queue that is filled beforehand.
 SINK_BUFFER = 4 << 20
+QUEUE_BUFFER = 256 << 20
 
-# What one measurement found, by the names of the metrics.
+# The results of one measurement, by metric.
 Sample = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A program that is measured: a limit, a peer, or one way to use tomada."""
+    """A measured program: a limit, a peer, or one way to use tomada."""
 
     name: str
     group: str
     program: str
     options: Mapping[str, object] = field(default_factory=dict)
-    # Of a round trip the other end, with the same options; else a neutral one.
+    # The other end of a round trip, with the same options; otherwise one in Rust.
     client: str | None = None
-    # The interpreter that runs it, where that is not the driver's own.
+    # Its interpreter, if it is not the driver's own.
     python: str | None = None
 
 
@@ -47,7 +48,7 @@ class Window:
 
     @property
     def lifetime(self) -> float:
-        """The time after which a program ends of its own accord, whatever has gone wrong."""
+        """The time after which a program that hangs ends by itself."""
         return self.warmup + self.seconds + 10
 
 
@@ -57,32 +58,57 @@ class Load(ABC):
 
     size: int = 64
 
-    # What its table shows, and, first, what its plot does.
-    metrics: ClassVar[tuple[str, ...]]
+    # The columns of its tables. Charts show the first one.
+    metrics: ClassVar[tuple[str, ...]] = ("rate", "cpu_ns", "busy", "lost")
 
     @abstractmethod
     def measure(self, subject: Subject, window: Window) -> Sample: ...
 
     def start(self, subject: Subject, window: Window, **options: object) -> Child:
-        """Start the program that is measured, on its core."""
+        """Start the measured program on its core."""
         given = {"size": self.size, **options, **subject.options}
         return Child(subject.program, cores()[1], window.lifetime, subject.python, **given)
 
 
 @dataclass(frozen=True)
 class Receive(Load):
-    """A sender that never pauses, and a program that receives."""
+    """A sender that never pauses or sends at a rate, and a program that receives."""
 
     gso: bool = True
-    metrics = ("rate", "cpu_ns", "busy", "lost")
+    rate: int | None = None
 
     def measure(self, subject: Subject, window: Window) -> Sample:
         with self.start(subject, window, rcvbuf=RECEIVE_BUFFER) as receiver:
             target = {"port": receiver.line()["port"], "size": self.size, "gso": self.gso}
+            if self.rate is not None:
+                target["rate"] = self.rate
             with Child("loadgen blast", cores()[0], window.lifetime, **target) as sender:
                 sample = watch(receiver, sender, window)
-            receiver.stop()
-        return sample
+            return sample | receiver.stop()
+
+
+@dataclass(frozen=True)
+class Timer(Receive):
+    """A flood, and the delay of a timer on the loop that receives it."""
+
+    metrics = ("p99", "p50")
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        # Enough periods for a percentile.
+        return super().measure(subject, Window(max(2.0, window.seconds), window.warmup))
+
+
+@dataclass(frozen=True)
+class Work(Receive):
+    """More datagrams than one core can process, for a server on all cores."""
+
+    gso: bool = False
+    rate: int | None = 50_000
+    metrics = ("rate",)
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        # The server shares its cores with the load, so nothing else is significant.
+        return {"rate": super().measure(subject, window)["rate"]}
 
 
 @dataclass(frozen=True)
@@ -90,7 +116,6 @@ class Send(Load):
     """A program that sends, to one peer or to many in turn, and a drain for all of them."""
 
     peers: int = 1
-    metrics = ("rate", "cpu_ns", "busy", "lost")
 
     def measure(self, subject: Subject, window: Window) -> Sample:
         with Child("loadgen sink", cores()[0], window.lifetime, rcvbuf=SINK_BUFFER) as sink:
@@ -99,13 +124,12 @@ class Send(Load):
                 sample = watch(sender, sender, window)
                 sender.stop()
                 # The drain empties its queue before it ends.
-                sample["lost"] = share_lost(sender.count, sink.stop()["received"])
-        return sample
+                return sample | {"lost": share_lost(sender.count, sink.stop()["received"])}
 
 
 @dataclass(frozen=True)
 class Echo(Load):
-    """Clients that keep requests in flight, and a server that sends back what comes."""
+    """Clients that keep requests in flight, and a server that sends back its datagrams."""
 
     clients: int = 8
     in_flight: int = 8
@@ -114,59 +138,42 @@ class Echo(Load):
 
     def measure(self, subject: Subject, window: Window) -> Sample:
         with self.start(subject, window, rcvbuf=RECEIVE_BUFFER) as server:
-            load = Child(
-                "loadgen load",
-                cores()[0],
-                window.warmup + window.seconds,
-                port=server.line()["port"],
-                size=self.size,
-                clients=self.clients,
-                window=self.in_flight,
-                gso=self.gso,
-                warmup=window.warmup,
-            )
-            with load:
-                load.wait_until_counting()
+            common = {"port": server.line()["port"], "size": self.size, "warmup": window.warmup}
+            program, python, options = self.client(subject)
+            lifetime = window.warmup + window.seconds
+            with Child(program, cores()[0], lifetime, python, **common, **options) as client:
+                client.wait_until_counting()
                 time.sleep(window.warmup)
                 before = server.look()
                 time.sleep(window.seconds * 0.9)
                 server.wait_until_counting(beyond=before.count)
-                sample = speed(before, server.look()) | answers(load, window)
+                sample = speed(before, server.look())
+                result = client.result(window.seconds + 5)
             server.stop()
-        return sample
+        replies = result["replies"]
+        sample |= {name: float(result[name]) for name in ("rate", "p50", "p90", "p99", "p999")}
+        return sample | {"lost": share_lost(result.get("losses", 0) + replies, replies)}
+
+    def client(self, _subject: Subject) -> tuple[str, str | None, Mapping[str, object]]:
+        options = {"clients": self.clients, "window": self.in_flight, "gso": self.gso}
+        return "loadgen load", None, options
 
 
 @dataclass(frozen=True)
-class RoundTrip(Load):
+class RoundTrip(Echo):
     """One request in flight: nothing but the way there and back."""
 
     metrics = ("p50", "p99", "rate", "busy")
 
-    def measure(self, subject: Subject, window: Window) -> Sample:
-        with self.start(subject, window, rcvbuf=RECEIVE_BUFFER) as server:
-            options = subject.options if subject.client else {}
-            client = Child(
-                subject.client or "loadgen pingpong",
-                cores()[0],
-                window.warmup + window.seconds,
-                subject.python if subject.client else None,
-                port=server.line()["port"],
-                size=self.size,
-                warmup=window.warmup,
-                **options,
-            )
-            with client:
-                client.wait_until_counting()
-                before = server.look()
-                time.sleep(window.seconds * 0.9)
-                sample = occupied(before, server.look()) | answers(client, window)
-            server.stop()
-        return sample
+    def client(self, subject: Subject) -> tuple[str, str | None, Mapping[str, object]]:
+        if subject.client is None:
+            return "loadgen pingpong", None, {}
+        return subject.client, subject.python, subject.options
 
 
 @dataclass(frozen=True)
 class Ask(Load):
-    """A client of a server that echoes at once: requests, as many as it can make."""
+    """A client of a server that replies at once: as many requests as it can make."""
 
     metrics = ("rate", "busy")
 
@@ -180,22 +187,6 @@ class Ask(Load):
 
 
 @dataclass(frozen=True)
-class Timer(Load):
-    """A flood, and a timer on the loop that receives it: how late it is."""
-
-    metrics = ("p99", "p50")
-
-    def measure(self, subject: Subject, window: Window) -> Sample:
-        # Enough of its periods for a percentile.
-        window = Window(max(2.0, window.seconds), window.warmup)
-        with self.start(subject, window, rcvbuf=RECEIVE_BUFFER) as receiver:
-            target = {"port": receiver.line()["port"], "size": self.size, "gso": True}
-            with Child("loadgen blast", cores()[0], window.lifetime, **target) as sender:
-                sample = watch(receiver, sender, window)
-            return sample | receiver.stop()
-
-
-@dataclass(frozen=True)
 class Endpoints(Load):
     """Many endpoints on one loop, and a datagram to each of them in turn."""
 
@@ -206,30 +197,14 @@ class Endpoints(Load):
         many = {"peers": self.endpoints}
         with self.start(subject, window, **many) as receiver:
             port = receiver.line()["port"]
-            before = resident_bytes(receiver.pid)
+            before = resident(receiver)
             receiver.line()
-            each = (resident_bytes(receiver.pid) - before) / self.endpoints
+            each = (resident(receiver) - before) / self.endpoints
             target = {"mode": "sendmmsg", "port": port, "size": self.size, **many}
             with Child("loadgen limit-send", cores()[0], window.lifetime, **target) as sender:
                 sample = watch(receiver, sender, window)
             receiver.stop()
         return sample | {"bytes": each}
-
-
-@dataclass(frozen=True)
-class Work(Load):
-    """More datagrams than one core's worth of work, for a server on all cores."""
-
-    offered: int = 50_000
-    metrics = ("rate",)
-
-    def measure(self, subject: Subject, window: Window) -> Sample:
-        with self.start(subject, window) as server:
-            target = {"port": server.line()["port"], "size": self.size, "rate": self.offered}
-            with Child("loadgen blast", cores()[0], window.lifetime, **target) as sender:
-                sample = watch(server, sender, window)
-            server.stop()
-        return {"rate": sample["rate"]}
 
 
 @dataclass(frozen=True)
@@ -240,28 +215,96 @@ class Memory(Load):
     metrics = ("bytes",)
 
     def measure(self, subject: Subject, window: Window) -> Sample:
-        # The first ones bring what is there once, however many follow.
+        # The first ones include memory that is allocated once, no matter how many follow.
         opens = (self.sockets // 10, self.sockets + self.sockets // 10)
-        resident = []
-        with self.start(subject, window, opens="{} {}".format(*opens)) as holder:
+        sizes = []
+        with self.start(subject, window, opens=opens) as holder:
             for _ in opens:
                 holder.line()
-                resident.append(resident_bytes(holder.pid))
+                sizes.append(resident(holder))
                 holder.go_on()
             holder.stop()
-        return {"bytes": (resident[1] - resident[0]) / self.sockets}
+        return {"bytes": (sizes[1] - sizes[0]) / self.sockets}
+
+
+@dataclass(frozen=True)
+class Call(Load):
+    """A program that times a single call by itself."""
+
+    metrics = ("call_ns",)
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        with self.start(subject, window, round=window.seconds) as child:
+            return child.result(window.seconds + PATIENCE)
+
+
+@dataclass(frozen=True)
+class Refuse(Load):
+    """A queue of datagrams with forged source addresses, filled while the receiver is stopped."""
+
+    spoofs: bool = True
+    queued: int = 50_000
+    metrics = ("cpu_ns",)
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        from benches.programs.guards import Flood  # noqa: PLC0415 - only it needs tomada
+
+        with self.start(subject, window, rcvbuf=QUEUE_BUFFER, force=True) as receiver:
+            port = receiver.line()["port"]
+            with Flood(port, spoofs=self.spoofs, size=self.size) as flood:
+                for _ in range(2):  # the first time warms up
+                    with receiver.suspended():
+                        flood.send(self.queued)
+                        before = receiver.look()
+                    receiver.wait_until_counting(beyond=before.count + self.queued - 1)
+                    after = receiver.look()
+            receiver.stop()
+        return {"cpu_ns": (after.cpu_ns - before.cpu_ns) / self.queued}
+
+
+@dataclass(frozen=True)
+class Strangers(Load):
+    """A flood from forged source addresses, and a peer that the guard already knows."""
+
+    # For each second of the window; there are 2**24 source addresses.
+    sources: int = 20_000_000
+    metrics = ("growth", "requests", "lost", "admitted", "over_ceiling", "over_rate", "dropped")
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        from benches.programs.guards import Flood  # noqa: PLC0415 - as above
+
+        count = min(1 << 24, int(self.sources * window.seconds))
+        window = Window(count / 100_000, 30)
+        with self.start(subject, window, rcvbuf=QUEUE_BUFFER, force=True) as server:
+            port = server.line()["port"]
+            with Child("guards known_peer", cores()[0], window.lifetime, port=port) as peer:
+                peer.wait_until_counting(beyond=100)  # the guard knows it
+                before, usable = resident(server), os.sched_getaffinity(0)
+                os.sched_setaffinity(0, {cores()[0]})
+                try:
+                    with Flood(port, size=self.size) as flood:
+                        flood.send(count)
+                finally:
+                    os.sched_setaffinity(0, usable)
+                found = {"growth": resident(server) - before, "flood": count, **peer.stop()}
+            found["lost"] = share_lost(found["requests"], found["replies"])
+            return found | server.stop()
 
 
 def cores() -> tuple[int, int]:
-    """Return the core for the load, and the one for what is measured."""
+    """Return the core of the load and that of the measured program."""
     usable = sorted(os.sched_getaffinity(0))
     if len(usable) == 1:
-        raise ChildFailed("the load and what it is put on need a core each, and there is but one")
+        raise ChildFailed("the load and the measured program need a core each")
     return usable[0], usable[1]
 
 
+def resident(child: Child) -> int:
+    return memory(child.pid)["Rss"]
+
+
 def watch(child: Child, source: Child, window: Window) -> Sample:
-    """Look at a program twice, and at what has fed it."""
+    """Look at a program twice, and at the source of its datagrams."""
     source.wait_until_counting()
     time.sleep(window.warmup)
     before, fed_before = child.look(), source.count
@@ -271,31 +314,15 @@ def watch(child: Child, source: Child, window: Window) -> Sample:
     return speed(before, after) | {"lost": share_lost(fed, after.count - before.count)}
 
 
-def answers(client: Child, window: Window) -> Sample:
-    """Wait for a client's end, and return what it has seen."""
-    result = client.result(window.seconds + 5)
-    sample = {name: float(result[name]) for name in ("rate", "p50", "p90", "p99", "p999")}
-    losses = result.get("losses", 0)
-    sample["lost"] = share_lost(losses + result["replies"], result["replies"])
-    return sample
-
-
 def speed(before: Look, after: Look) -> Sample:
-    """Return what a program has done between two looks at it."""
+    """Return the progress of a program between two looks at it."""
     datagrams = after.count - before.count
     if not datagrams:
         raise ChildFailed("no datagram was counted")
-    return {
-        "rate": datagrams / (after.time_ns - before.time_ns) * 1e9,
-        "cpu_ns": (after.cpu_ns - before.cpu_ns) / datagrams,
-        **occupied(before, after),
-    }
-
-
-def occupied(before: Look, after: Look) -> Sample:
-    """Return for how much of the time a program had its core, and others kept it from there."""
     elapsed = after.time_ns - before.time_ns
     return {
+        "rate": datagrams / elapsed * 1e9,
+        "cpu_ns": (after.cpu_ns - before.cpu_ns) / datagrams,
         "busy": (after.cpu_ns - before.cpu_ns) / elapsed,
         "disturbed": (after.delay_ns - before.delay_ns) / elapsed,
     }

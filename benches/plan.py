@@ -1,22 +1,12 @@
-"""What is measured: the subjects, the scenarios that each is put through, and the bars."""
+"""The plan: subjects, the scenarios that measure them, and the targets."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from benches.loads import (
-    Ask,
-    Echo,
-    Endpoints,
-    Load,
-    Memory,
-    Receive,
-    RoundTrip,
-    Send,
-    Subject,
-    Timer,
-    Work,
-)
+from benches import loads
+from benches.loads import Load, Subject
 
 SIZES = (16, 64, 512, 1200, 8000)
 MANY_PEERS = 1000
@@ -27,10 +17,11 @@ SPIN = 0.001
 
 @dataclass(frozen=True)
 class Bar:
-    """How a subject must compare with another one, in one scenario.
+    """The target for a subject, compared with a reference, in one scenario.
 
-    Of ``"speed"`` and ``"rate"`` it is the least ratio, ``"rate"`` whatever the processor time. Of
-    ``"cpu"`` and of latencies it is the greatest ratio, and of ``"bytes"`` the greatest difference.
+    The limit is the least ratio for ``"speed"``, ``"rate"`` (no matter how much CPU time it takes)
+    and ``"call_ns"`` (of the times), the greatest difference for ``"bytes"``, and the greatest
+    ratio for other metrics; without a reference, it is the greatest value.
     """
 
     subject: str
@@ -41,7 +32,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One table: subjects under one load."""
+    """Subjects under one load: a table, or a row of one."""
 
     name: str
     page: str
@@ -49,9 +40,15 @@ class Scenario:
     load: Load
     subjects: tuple[Subject, ...]
     bars: tuple[Bar, ...] = ()
-    # Whose speed the others' is given as a multiple of.
+    # The others' speed is given as a multiple of its speed.
     reference: str = "socket"
     is_quick: bool = False
+    # Scenarios of one kind are rows of a common table: the heading of their titles.
+    rows: str = ""
+    needs_root: bool = False
+    most_rounds: int = 1000
+    # Whether it shows differences between two builds.
+    is_compared: bool = True
 
 
 def limit(name: str, program: str, **options: object) -> Subject:
@@ -66,20 +63,29 @@ def ours(name: str, program: str, **options: object) -> Subject:
     return Subject(f"tomada: {name}", "tomada", program, options)
 
 
+def on_loops(function: str, *names: str) -> tuple[Subject, ...]:
+    """Return the event loops that run a function of ``protocols``."""
+    return tuple(peer(name, f"protocols {function}", loop=name) for name in names)
+
+
 def loops(function: str) -> tuple[Subject, ...]:
     """Return the event loops and libraries that have a program with such a function."""
+    program = f"libraries {function}"
     return (
-        peer("asyncio", f"protocols {function}"),
-        peer("uvloop", f"protocols {function}", loop="uvloop"),
-        peer("aiofastnet", f"protocols {function}", loop="aiofastnet"),
-        peer("asyncio-dgram", f"asyncio_dgram {function}"),
-        peer("asyncudp", f"asyncudp {function}"),
-        peer("anyio", f"anyio {function}"),
-        peer("trio", f"trio {function}"),
+        *on_loops(function, "asyncio", "uvloop", "aiofastnet"),
+        peer("asyncio-dgram", program, library="asyncio_dgram"),
+        peer("asyncudp", program, library="asyncudp"),
+        peer("anyio", program, library="anyio"),
+        peer("trio", program, library="trio", loop="trio"),
     )
 
 
 LOOP = {"module": "tomada", "loop": "tomada"}
+ECHO_LOOPS = (
+    *loops("echo"),
+    ours("asyncio", "protocols echo", **LOOP, gro=True),
+    ours("Endpoint", "endpoints echo", **LOOP, gro=True),
+)
 
 RECEIVERS = (
     limit("recvfrom", "limit-recv", single=True),
@@ -122,251 +128,252 @@ ECHOES = (
     ours("recv_many, send_many", "batches echo_many", module="tomada"),
     ours("the same, gro", "batches echo_many", module="tomada", gro=True),
     ours("recv_batch, send_batch, gro", "batches echo_batch", module="tomada", gro=True),
-    *loops("echo"),
-    ours("asyncio", "protocols echo", **LOOP, gro=True),
-    ours("Endpoint", "endpoints echo", **LOOP, gro=True),
+    *ECHO_LOOPS,
     ours("Server", "servers echo", module="tomada", gro=True),
 )
 
+# A round trip has the same program at both ends.
+SPINNING = {"module": "tomada", "spin": SPIN}
+ROUND_TRIPS = (
+    Subject("Rust: spinning", "limit", "loadgen echo", {"spin": True}, "loadgen pingpong"),
+    *(
+        Subject(name, group, program, options, "blocking ping")
+        for name, group, program, options in (
+            ("socket", "peer", "blocking echo", {}),
+            ("tomada", "tomada", "blocking echo", {"module": "tomada"}),
+            ("tomada: spin", "tomada", "blocking echo", SPINNING),
+            ("tomada: Server, spin", "tomada", "servers echo", SPINNING),
+        )
+    ),
+)
 
-def round_trips() -> tuple[Subject, ...]:
-    spin = {"module": "tomada", "spin": SPIN}
-    ping = "blocking ping"
-    return (
-        Subject("Rust: spinning", "limit", "loadgen echo", {"spin": True}, "loadgen pingpong"),
-        Subject("socket", "peer", "blocking echo", {}, ping),
-        Subject("tomada", "tomada", "blocking echo", {"module": "tomada"}, ping),
-        Subject("tomada: spin", "tomada", "blocking echo", spin, ping),
-        Subject("tomada: Server, spin", "tomada", "servers echo", spin, ping),
-    )
+# The bars of each scenario, as arguments of Bar.
+BARS: dict[str, tuple[tuple[Any, ...], ...]] = {
+    "receive-64-gso": (
+        ("tomada: recv_many, gro", "socket", 6),
+        ("tomada: recv_many, gro", "Rust: recvmmsg, GRO", 0.25),
+        ("tomada: recv_batch, gro", "Rust: recvmmsg, GRO", 0.8),
+        ("tomada: recv_many", "socket", 1.5),
+        ("tomada: recv_many", "Rust: recvmmsg", 0.8),
+        ("tomada: asyncio", "asyncio", 80),
+        ("tomada: asyncio", "uvloop", 8),
+        ("tomada: asyncio", "aiofastnet", 20),
+        ("tomada: asyncio, gro off", "asyncio", 15),
+        ("tomada: asyncio, gro off", "uvloop", 1.5),
+        ("tomada: asyncio, batches", "tomada: asyncio", 1.3),
+        ("tomada: Endpoint", "asyncudp", 30),
+        ("tomada: Server", "socket", 6),
+    ),
+    "send-64": (
+        ("tomada: send_many", "socket", 25),
+        ("tomada: send_batch", "Rust: sendmmsg, GSO", 0.85),
+        ("tomada: asyncio", "asyncio", 10),
+    ),
+    "send-1200": (
+        ("tomada: send_many", "socket", 10),
+        ("tomada: send_batch", "Rust: sendmmsg, GSO", 0.85),
+    ),
+    "send-64-many": (("tomada: send_many", "socket", 1.2),),
+    "echo-64": (
+        ("tomada: asyncio", "asyncio", 5),
+        ("tomada: asyncio", "uvloop", 1.2),
+        ("tomada: asyncio", "aiofastnet", 1.5),
+        ("tomada: Server", "socket", 1.2),
+        ("tomada: Server", "socketserver", 1.5),
+        ("tomada: Server", "asyncio", 5),
+        ("tomada: Server", "Rust: recvmmsg, sendmmsg", 1.3, "cpu_ns"),
+    ),
+    "echo-64-gso": (("tomada: Server", "socket", 4),),
+    "round-trip": (
+        ("tomada: spin", "socket", 0.25, "p50"),
+        ("tomada: spin", "socket", 0.25, "p99"),
+        ("tomada: Server, spin", "socket", 0.1, "p99"),
+    ),
+    "round-trip-loops": (("tomada: asyncio", "asyncio", 1.0, "p50"),),
+    "endpoints": (
+        ("tomada: asyncio", "asyncio", 2),
+        ("tomada: asyncio", "asyncio", 0, "bytes"),
+    ),
+    "timer": (("tomada: asyncio", "asyncio", 1.0, "p99"),),
+    "request": (
+        ("tomada: Client.request", "socket", 1.0, "rate"),
+        ("tomada: Client.request_many", "socket", 3, "rate"),
+    ),
+    "workers": (("tomada: Server, 2 workers", "tomada: Server", 1.7, "rate"),),
+    "memory": (("tomada: recv_many", "socket", 3 * 1024, "bytes"),),
+    "flood": (("tomada: Guard", "", 32 << 20, "growth"), ("tomada: Guard", "", 0.01, "lost")),
+}
+
+# Single calls, each with the least ratio of the times; guards' checks, with the greatest one.
+CALLS = {
+    "recvfrom(2048)": 1.1,
+    "recvfrom(262144)": 5,
+    "recvfrom(2048), with a timeout": 1.3,
+    "recv(2048)": 0.97,
+    "recv_into(bytearray)": 0.97,
+    "recvfrom_into(bytearray)": 0.97,
+    "recvmsg(2048)": 0.97,
+    "send(bytes)": 0.97,
+    "sendto(bytes, tuple)": 0.97,
+    "sendmsg([bytes])": 0.97,
+    "send + recv beside a thread that computes": 2,
+}
+CHECKS = {
+    "a denied network": 1.15,
+    "too long": 1.15,
+    "one source over its rate": 1.15,
+    "unknown sources over the ceiling": 1.15,
+    "... with a rate and an amplification limit": 1.15,
+    "a denied network, by the kernel's filter": 0.05,
+}
 
 
-def scenarios() -> tuple[Scenario, ...]:
-    return (
-        *receiving(),
-        *sending(),
-        *echoing(),
-        *going_there_and_back(),
-        *looping(),
-        *asking(),
-        holding(),
-    )
-
-
-def receiving() -> list[Scenario]:
-    bars = (
-        Bar("tomada: recv_many, gro", "socket", 6),
-        Bar("tomada: recv_many, gro", "Rust: recvmmsg, GRO", 0.25),
-        Bar("tomada: recv_batch, gro", "Rust: recvmmsg, GRO", 0.8),
-        Bar("tomada: recv_many", "socket", 1.5),
-        Bar("tomada: recv_many", "Rust: recvmmsg", 0.8),
-        Bar("tomada: asyncio", "asyncio", 80),
-        Bar("tomada: asyncio", "uvloop", 8),
-        Bar("tomada: asyncio", "aiofastnet", 20),
-        Bar("tomada: asyncio, gro off", "asyncio", 15),
-        Bar("tomada: asyncio, gro off", "uvloop", 1.5),
-        Bar("tomada: asyncio, batches", "tomada: asyncio", 1.3),
-        Bar("tomada: Endpoint", "asyncudp", 30),
-        Bar("tomada: Server", "socket", 6),
-    )
-    return [
-        Scenario(
-            name=f"receive-{size}-{'gso' if gso else 'plain'}",
-            page="receive",
-            title=f"{size:,} bytes from a sender {'with' if gso else 'without'} GSO",
-            load=Receive(size=size, gso=gso),
-            subjects=RECEIVERS,
-            bars=bars if gso and size == 64 else (),
-            is_quick=gso and size == 64,
+# Name, page, title, load and subjects of each table.
+PLAIN = "8 clients with 8 requests in flight each"
+TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
+    *(
+        (
+            f"receive-{size}-{'gso' if gso else 'plain'}",
+            "receive",
+            f"{size:,} bytes from a sender {'with' if gso else 'without'} GSO",
+            loads.Receive(size=size, gso=gso),
+            RECEIVERS,
         )
         for gso in (True, False)
         for size in SIZES
-    ]
-
-
-def sending() -> list[Scenario]:
-    bars = {
-        64: (
-            Bar("tomada: send_many", "socket", 25),
-            Bar("tomada: send_batch", "Rust: sendmmsg, GSO", 0.85),
-            Bar("tomada: asyncio", "asyncio", 10),
-        ),
-        1200: (
-            Bar("tomada: send_many", "socket", 10),
-            Bar("tomada: send_batch", "Rust: sendmmsg, GSO", 0.85),
-        ),
-    }
-    to_one = [
-        Scenario(
-            name=f"send-{size}",
-            page="send",
-            title=f"{size:,} bytes to one peer",
-            load=Send(size=size),
-            subjects=SENDERS,
-            bars=bars.get(size, ()),
-            is_quick=size == 64,
-        )
+    ),
+    *(
+        (f"send-{size}", "send", f"{size:,} bytes to one peer", loads.Send(size=size), SENDERS)
         for size in SIZES
-    ]
-    to_many = Scenario(
-        name="send-64-many",
-        page="send",
-        title=f"64 bytes to {MANY_PEERS:,} peers in turn",
-        load=Send(size=64, peers=MANY_PEERS),
-        # Neighbours go to different peers, so that there is no run to glue together.
-        subjects=tuple(subject for subject in SENDERS if "GSO" not in subject.name),
-        bars=(Bar("tomada: send_many", "socket", 1.2),),
-    )
-    return [*to_one, to_many]
-
-
-def echoing() -> list[Scenario]:
-    bars = (
-        Bar("tomada: asyncio", "asyncio", 5),
-        Bar("tomada: asyncio", "uvloop", 1.2),
-        Bar("tomada: asyncio", "aiofastnet", 1.5),
-        Bar("tomada: Server", "socket", 1.2),
-        Bar("tomada: Server", "socketserver", 1.5),
-        Bar("tomada: Server", "asyncio", 5),
-        Bar("tomada: Server", "Rust: recvmmsg, sendmmsg", 1.3, "cpu"),
-    )
-    return [
-        Scenario(
-            name="echo-64",
-            page="echo",
-            title="64 bytes, 8 clients with 8 requests in flight each",
-            load=Echo(),
-            subjects=ECHOES,
-            bars=bars,
-            is_quick=True,
+    ),
+    (
+        "send-64-many",
+        "send",
+        f"64 bytes to {MANY_PEERS:,} peers in turn",
+        loads.Send(peers=MANY_PEERS),
+        # Consecutive datagrams go to different peers, so they cannot leave as a run.
+        tuple(subject for subject in SENDERS if "GSO" not in subject.name),
+    ),
+    ("echo-64", "echo", f"64 bytes, {PLAIN}", loads.Echo(), ECHOES),
+    ("echo-1200", "echo", f"1,200 bytes, {PLAIN}", loads.Echo(size=1200), ECHOES),
+    (
+        "echo-64-gso",
+        "echo",
+        "64 bytes, 8 clients that send windows of 32 with GSO",
+        loads.Echo(in_flight=32, gso=True),
+        ECHOES,
+    ),
+    ("round-trip", "round-trip", "64 bytes, the same at both ends", loads.RoundTrip(), ROUND_TRIPS),
+    (
+        "round-trip-loops",
+        "round-trip",
+        "64 bytes, event loops at one end, a client in Rust at the other",
+        loads.RoundTrip(),
+        (peer("socket", "blocking echo"), *ECHO_LOOPS),
+    ),
+    (
+        "endpoints",
+        "asyncio",
+        "2,000 endpoints on one loop, a datagram to each in turn",
+        loads.Endpoints(),
+        (
+            *on_loops("endpoints", "asyncio", "uvloop"),
+            ours("asyncio", "protocols endpoints", **LOOP, gro=True),
         ),
-        Scenario(
-            name="echo-1200",
-            page="echo",
-            title="1,200 bytes, 8 clients with 8 requests in flight each",
-            load=Echo(size=1200),
-            subjects=ECHOES,
+    ),
+    (
+        "timer",
+        "asyncio",
+        "How late a timer of 10 ms is under a flood of datagrams",
+        loads.Timer(),
+        (
+            *on_loops("timer", "asyncio", "uvloop", "aiofastnet"),
+            ours("asyncio", "protocols timer", **LOOP, gro=True),
         ),
-        Scenario(
-            name="echo-64-gso",
-            page="echo",
-            title="64 bytes, 8 clients that send windows of 32 with GSO",
-            load=Echo(in_flight=32, gso=True),
-            subjects=ECHOES,
-            bars=(Bar("tomada: Server", "socket", 4),),
+    ),
+    (
+        "request",
+        "client",
+        "64 bytes, requests one by one and in windows of 32",
+        loads.Ask(),
+        (
+            peer("socket", "clients standard"),
+            ours("Client.request", "clients request"),
+            ours("Client.request_many", "clients request_many"),
+            ours("Client.request_many, match", "clients request_many_matched"),
         ),
-    ]
-
-
-def going_there_and_back() -> list[Scenario]:
-    return [
-        Scenario(
-            name="round-trip",
-            page="round-trip",
-            title="64 bytes, the same at both ends",
-            load=RoundTrip(),
-            subjects=round_trips(),
-            bars=(
-                Bar("tomada: spin", "socket", 0.25, "p50"),
-                Bar("tomada: spin", "socket", 0.25, "p99"),
-                Bar("tomada: Server, spin", "socket", 0.1, "p99"),
-            ),
-            is_quick=True,
-        ),
-        Scenario(
-            name="round-trip-loops",
-            page="round-trip",
-            title="64 bytes, event loops at one end, a client in Rust at the other",
-            load=RoundTrip(),
-            subjects=(
-                peer("socket", "blocking echo"),
-                *loops("echo"),
-                ours("asyncio", "protocols echo", **LOOP, gro=True),
-                ours("Endpoint", "endpoints echo", **LOOP, gro=True),
-            ),
-            bars=(Bar("tomada: asyncio", "asyncio", 1.0, "p50"),),
-        ),
-    ]
-
-
-def looping() -> list[Scenario]:
-    loops = (
-        peer("asyncio", "protocols endpoints"),
-        peer("uvloop", "protocols endpoints", loop="uvloop"),
-        ours("asyncio", "protocols endpoints", **LOOP, gro=True),
-    )
-    return [
-        Scenario(
-            name="endpoints",
-            page="asyncio",
-            title="2,000 endpoints on one loop, a datagram to each in turn",
-            load=Endpoints(),
-            subjects=loops,
-            bars=(
-                Bar("tomada: asyncio", "asyncio", 2),
-                Bar("tomada: asyncio", "asyncio", 0, "bytes"),
-            ),
-            reference="asyncio",
-        ),
-        Scenario(
-            name="timer",
-            page="asyncio",
-            title="How late a timer of 10 ms is under a flood of datagrams",
-            load=Timer(),
-            subjects=(
-                peer("asyncio", "protocols timer"),
-                peer("uvloop", "protocols timer", loop="uvloop"),
-                peer("aiofastnet", "protocols timer", loop="aiofastnet"),
-                ours("asyncio", "protocols timer", **LOOP, gro=True),
-            ),
-            bars=(Bar("tomada: asyncio", "asyncio", 1.0, "p99"),),
-        ),
-    ]
-
-
-def asking() -> list[Scenario]:
-    return [
-        Scenario(
-            name="request",
-            page="client",
-            title="64 bytes, requests one by one and in windows of 32",
-            load=Ask(),
-            subjects=(
-                peer("socket", "clients standard"),
-                ours("Client.request", "clients request"),
-                ours("Client.request_many", "clients request_many"),
-                ours("Client.request_many, match", "clients request_many_matched"),
-            ),
-            bars=(
-                Bar("tomada: Client.request", "socket", 1.0, "rate"),
-                Bar("tomada: Client.request_many", "socket", 3, "rate"),
-            ),
-        ),
-        Scenario(
-            name="workers",
-            page="client",
-            title="A handler that computes for 100 µs, by one worker and by two",
-            load=Work(),
-            subjects=(
-                ours("Server", "servers work"),
-                ours("Server, 2 workers", "servers work", workers=2),
-            ),
-            bars=(Bar("tomada: Server, 2 workers", "tomada: Server", 1.7, "rate"),),
-        ),
-    ]
-
-
-def holding() -> Scenario:
-    return Scenario(
-        name="memory",
-        page="memory",
-        title="10,000 sockets, each having received eight datagrams from four peers",
-        load=Memory(),
-        subjects=(
+    ),
+    (
+        "workers",
+        "client",
+        "A handler that computes for 100 µs, by one worker and by two",
+        loads.Work(),
+        (ours("Server", "servers work"), ours("Server, 2 workers", "servers work", workers=2)),
+    ),
+    (
+        "memory",
+        "memory",
+        "10,000 sockets, each having received eight datagrams from four peers",
+        loads.Memory(),
+        (
             peer("socket", "blocking memory"),
             ours("recvfrom", "blocking memory", module="tomada"),
             ours("recv_many", "batches memory", module="tomada"),
             ours("recv_many, gro", "batches memory", module="tomada", gro=True),
         ),
-        bars=(Bar("tomada: recv_many", "socket", 3 * 1024, "bytes"),),
+    ),
+)
+QUICK = {"receive-64-gso", "send-64", "echo-64", "round-trip"}
+
+
+def scenarios() -> tuple[Scenario, ...]:
+    tables = (
+        Scenario(
+            *table,
+            bars=tuple(Bar(*bar) for bar in BARS.get(table[0], ())),
+            reference="asyncio" if table[0] == "endpoints" else "socket",
+            is_quick=table[0] in QUICK,
+        )
+        for table in TABLES
+    )
+    calls = (call(f"call-{n}", case, least) for n, (case, least) in enumerate(CALLS.items(), 1))
+    checks = (check(f"refuse-{n}", case, most) for n, (case, most) in enumerate(CHECKS.items(), 1))
+    return (*tables, *calls, *checks, flood())
+
+
+def call(name: str, case: str, least: float) -> Scenario:
+    """Plan a call, on a socket of the standard library and on one of tomada's."""
+    program = "calls beside_thread" if "thread" in case else "calls one"
+    subjects = (
+        Subject("standard", "peer", program, {"case": case}),
+        Subject("tomada", "tomada", program, {"case": case, "module": "tomada"}),
+    )
+    bars = (Bar("tomada", "standard", least, "call_ns"),)
+    return Scenario(name, "per-call", case, loads.Call(), subjects, bars, rows="call")
+
+
+def check(name: str, case: str, most: float) -> Scenario:
+    """Plan a check of a guard that refuses everything, beside a receiver without a guard."""
+    load, options = loads.Refuse(spoofs="one source" not in case), {"module": "tomada"}
+    subjects = (
+        Subject("recvmmsg", "limit", "loadgen limit-recv"),
+        Subject("guard", "tomada", "guards refuse", {"case": case, **options}),
+    )
+    bars = (Bar("guard", "recvmmsg", most, "cpu_ns"),)
+    # The few nanoseconds that a datagram costs which the kernel drops are not worth comparing.
+    others: dict[str, Any] = {"rows": "refused", "needs_root": True, "is_compared": most > 1}
+    return Scenario(name, "guard", case, load, subjects, bars, **others)
+
+
+def flood() -> Scenario:
+    return Scenario(
+        "flood",
+        "guard",
+        "Flood from forged addresses",
+        loads.Strangers(),
+        (ours("Guard", "guards reply", module="tomada"),),
+        tuple(Bar(*bar) for bar in BARS["flood"]),
+        needs_root=True,
+        most_rounds=1,
+        is_compared=False,
     )

@@ -37,7 +37,7 @@ METRICS = {
     "bytes": ("bytes per socket", 1.0, "B"),
 }
 
-# A logarithmic scale has no zero, which is how late a timer may be. In seconds, or a second.
+# A logarithmic scale has no zero, but a timer may be exactly on time. In seconds, or a second.
 LEAST = 100e-9
 
 

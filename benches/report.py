@@ -1,15 +1,16 @@
-"""The pages: tables in Markdown, and what stands against the bars."""
+"""The pages: tables in Markdown, and how the results compare with the targets."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from benches import plots
-from benches.figures import Outcome, Result, Verdict, speed, verdicts
-from benches.plan import Scenario
+from benches.figures import AT_LEAST, Outcome, Result, Verdict, speed, verdicts
+from benches.plan import Bar, Scenario
 
-# Pages in their order, each with what its scenarios have in common.
+# The pages in order, each with its title and the text above its tables.
 PAGES = {
     "receive": (
         "One-way receive",
@@ -53,6 +54,26 @@ Requests to an echo server in Rust, and servers whose handler computes.""",
 Resident memory of a process for each of many open sockets. The kernel's memory for a socket is the
 same for all subjects and is not included.""",
     ),
+    "per-call": (
+        "Call by call",
+        """\
+The time of a single call, on a socket of the standard library and on one of tomada's, with 64-byte
+datagrams. A receive drains a queue that was filled before; a send overflows the receiver's queue.
+The ratio says how many times faster tomada is.""",
+    ),
+    "guard": (
+        "Guards",
+        """\
+CPU time for each 64-byte datagram that a guard refuses, compared with plain `recvmmsg`, which
+receives it and ignores it. The queue is filled beforehand with 50,000 datagrams, each from a
+different address (or all from one, in the row that says so). The kernel's filter runs when the
+datagram arrives, in the time of the network interrupt or, on loopback, of the sender.
+
+In the flood, a raw socket sends 10,000,000 datagrams, each from a different source address in
+127.0.0.0/8, to a socket with `Guard(rate=1000, ceiling=20_000, amplification=3)`, which replies to
+each admitted datagram. Meanwhile a peer that the guard already knew sends a request every two
+milliseconds.""",
+    ),
 }
 
 
@@ -75,19 +96,21 @@ def write(
             continue
         (directory / f"{page}.md").write_text(page_of(page, mine))
         for result in mine:
-            plot = plots.chart(result)
-            (directory / f"{result.scenario.name}.svg").write_text(plot)
+            if has_chart(result):
+                (directory / f"{result.scenario.name}.svg").write_text(plots.chart(result))
     return sorted(missing)
 
 
 def overview(results: list[Result], machine: dict[str, str]) -> str:
-    pages = [page for page in PAGES if any(r.scenario.page == page for r in results)]
-    links = "\n".join(f"- [{PAGES[page][0]}]({page}.md)" for page in pages)
-    stands = [line for result in results if (line := bars(result, with_title=True))]
+    links = "\n".join(f"- [{title}]({page}.md)" for page, (title, _) in PAGES.items())
+    stands = [
+        line
+        for result in results
+        if not result.scenario.rows and (line := bars(result, with_title=True))
+    ]
     return f"""# Benchmarks
 
 {links}
-- [Call by call](per-call.md)
 
 All benchmarks run on loopback, with the measured program on one core and the load on another. The
 subjects of a table alternate within each round. Results are medians over the rounds; the spread is
@@ -96,7 +119,7 @@ operating system. *Rust* is the upper limit: the same system calls in a bare loo
 
 {facts(machine)}. \
 Results vary between machines and days, so compare only within a table. To
-reproduce them, run `make bench`, or `make bench-quick` in two minutes.
+reproduce them, run `make bench`, or `make bench-quick` in two minutes; those of guards need root.
 
 ## Targets
 
@@ -106,19 +129,48 @@ reproduce them, run `make bench`, or `make bench-quick` in two minutes.
 def page_of(page: str, results: list[Result]) -> str:
     title, text = PAGES[page]
     parts = [f"# {title}\n\n{text}\n"]
-    for result in results:
-        scenario = result.scenario
-        parts.append(f"## {scenario.title[:1].upper()}{scenario.title[1:]}\n")
-        parts.append(f"![{scenario.title}]({scenario.name}.svg)\n")
-        parts.append(table(result))
-        parts.append(bars(result, with_title=False))
-        date = result.measured_at.partition("T")[0]
-        parts.append(f"{date}, {result.rounds} rounds of {result.seconds:g} s each.\n")
+    for rows, group in itertools.groupby(results, key=lambda result: result.scenario.rows):
+        found = list(group)
+        if rows:
+            parts += [common_table(rows, found), measured(found[0])]
+            continue
+        for result in found:
+            scenario = result.scenario
+            parts.append(f"## {scenario.title[:1].upper()}{scenario.title[1:]}\n")
+            if has_chart(result):
+                parts.append(f"![{scenario.title}]({scenario.name}.svg)\n")
+            parts += [table(result), bars(result, with_title=False), measured(result)]
     return "\n".join(part for part in parts if part)
 
 
+def measured(result: Result) -> str:
+    date = result.measured_at.partition("T")[0]
+    return f"{date}, {result.rounds} rounds of {result.seconds:g} s each.\n"
+
+
+def has_chart(result: Result) -> bool:
+    return result.scenario.load.metrics[0] in plots.METRICS and not result.scenario.rows
+
+
+def common_table(heading: str, results: list[Result]) -> str:
+    """Make a table with a row for each scenario, whose two subjects are its columns."""
+    metric = results[0].scenario.load.metrics[0]
+    names = [f"{name}, ns" for name in results[0].outcomes]
+    rows = []
+    for result in results:
+        (verdict,) = verdicts(result)
+        failures = [outcome.failure for outcome in result.outcomes.values() if outcome.failure]
+        if verdict.value is None:
+            rows.append([result.scenario.title, "failed", *failures, "", ""])
+            continue
+        times = [f"{outcome.median(metric):,.0f}" for outcome in result.outcomes.values()]
+        ratio = f"{verdict.value:.2f} ×"
+        rows.append([result.scenario.title, *times, ratio, target(verdict.bar)])
+    return markdown([heading, *names, "ratio", "target"], rows)
+
+
 def bars(result: Result, *, with_title: bool) -> str:
-    """Make the table of the bars of a scenario, or nothing where it has none."""
+    """Make a table of the bars of a scenario, or an empty text if there are none."""
     judged = verdicts(result)
     if not judged:
         return ""
@@ -129,8 +181,8 @@ def bars(result: Result, *, with_title: bool) -> str:
     return (title if with_title else "") + head + "\n".join(lines) + "\n"
 
 
-# How a bar's metric is called where the amount does not say it.
-METRICS = {"p50": "p50", "p99": "p99", "cpu": "CPU per datagram"}
+# The names of those metrics that the amount does not reveal.
+METRICS = {"p50": "p50", "p99": "p99", "cpu_ns": "CPU per datagram", "lost": "lost"}
 
 
 def bar_row(verdict: Verdict) -> str:
@@ -138,24 +190,37 @@ def bar_row(verdict: Verdict) -> str:
     found = "failed" if verdict.value is None else amount(verdict.value, bar.metric)
     metric = f", {METRICS[bar.metric]}" if bar.metric in METRICS else ""
     basis = ", CPU per datagram" if verdict.is_by_cpu else ""
-    sign = "≥" if bar.metric in ("speed", "rate") else "≤"
     stand = "met" if verdict.is_met else "**missed**"
-    limit = amount(bar.limit, bar.metric)
-    return (
-        f"| {bar.subject}{metric} | {bar.reference} | {sign} {limit} | {found}{basis} | {stand} |"
-    )
+    return f"| {bar.subject}{metric} | {bar.reference} | {target(bar)} | {found}{basis} | {stand} |"
+
+
+def target(bar: Bar) -> str:
+    return f"{'≥' if bar.metric in AT_LEAST else '≤'} {amount(bar.limit, bar.metric)}"
 
 
 def sentence(verdict: Verdict) -> str:
-    """Say where a subject stands, for a terminal."""
+    """Say for a terminal how a subject compares with its target."""
     subject, reference, limit, found, stand = bar_row(verdict).strip("| ").split(" | ")
-    return f"{subject}: {found} of {reference}, {limit}: {stand.strip('*')}"
+    of = f" of {reference}" if reference else ""
+    return f"{subject}: {found}{of}, {limit}: {stand.strip('*')}"
 
 
 def amount(value: float, metric: str) -> str:
+    if metric == "growth":
+        return mebibytes(value)
+    if metric == "lost":
+        return f"{value:.2%}"
     if metric == "bytes":
         return f"{value / 1024:+.2f} KiB"
     return f"{value:.3g} ×" if value < 100 else f"{value:.0f} ×"
+
+
+def mebibytes(size: float) -> str:
+    return f"{size / 2**20:.1f} MiB"
+
+
+def counted(name: str) -> Callable[[Outcome], str]:
+    return lambda outcome: f"{outcome.median(name):,.0f}"
 
 
 # The columns of a table: a heading and a cell for each metric that a load has.
@@ -168,6 +233,12 @@ COLUMNS: dict[str, tuple[str, Callable[[Outcome], str]]] = {
     "p50": ("p50", lambda outcome: duration(outcome.median("p50"))),
     "p99": ("p99", lambda outcome: duration(outcome.median("p99"))),
     "bytes": ("per socket", lambda outcome: f"{outcome.median('bytes') / 1024:.2f} KiB"),
+    "growth": ("memory growth", lambda outcome: mebibytes(outcome.median("growth"))),
+    "requests": ("requests", counted("requests")),
+    "admitted": ("admitted", counted("admitted")),
+    "over_ceiling": ("refused, over the ceiling", counted("over_ceiling")),
+    "over_rate": ("refused, over the rate", counted("over_rate")),
+    "dropped": ("dropped, buffer full", counted("dropped")),
 }
 
 
@@ -215,7 +286,7 @@ def markdown(headings: list[str], rows: Iterable[list[str]]) -> str:
 
 
 def facts(machine: dict[str, str]) -> str:
-    """Say in a line what figures hold for."""
+    """Describe the machine in a line."""
     return ", ".join(f"{name} {value}" for name, value in machine.items())
 
 

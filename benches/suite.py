@@ -1,4 +1,4 @@
-"""Puts the subjects through the scenarios, and keeps what they show."""
+"""Measures scenarios, and keeps the results in a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benches.figures import Outcome, Result
 from benches.loads import Load, Sample, Subject, Window
 from benches.plan import Scenario
 
-# What others may take of the core, lest a measurement be repeated, and how often that is done.
+# If other processes take more than this share of the core, a measurement is repeated.
 DISTURBED = 0.03
 ATTEMPTS = 4
 
@@ -31,13 +31,14 @@ def measure(
     begin: Callable[[str], None] = lambda _: None,
     attempts: int = ATTEMPTS,
 ) -> Result:
-    """Measure every subject once in each round, each round from another one on.
+    """Measure every subject once in each round. Each round begins with another subject.
 
     A subject that fails is left out of further rounds.
 
-    :param begin: Called with what is measured next.
-    :param attempts: How often to measure, at the most, where other programs disturb it.
+    :param begin: Called with the name of the next measurement.
+    :param attempts: How often to measure, at most, if other programs disturb it.
     """
+    rounds = min(rounds, scenario.most_rounds)
     outcomes = {subject.name: Outcome() for subject in scenario.subjects}
     for number in range(rounds):
         first = number * len(scenario.subjects) // rounds
@@ -51,14 +52,14 @@ def measure(
             except (ChildFailed, OSError) as error:
                 outcome.failure = str(error)
             else:
-                # Six digits are more than there is to know.
+                # Six digits exceed the precision of any measurement.
                 outcome.samples.append({name: float(f"{x:.6g}") for name, x in sample.items()})
     now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     return Result(scenario, rounds, window.seconds, now, outcomes)
 
 
 def undisturbed(load: Load, subject: Subject, window: Window, attempts: int) -> Sample:
-    """Measure, and again where another program has had the core meanwhile."""
+    """Measure, and repeat it if another program had the core meanwhile."""
     samples = [load.measure(subject, window)]
     while samples[-1].get("disturbed", 0) > DISTURBED and len(samples) < attempts:
         samples.append(load.measure(subject, window))
@@ -66,7 +67,7 @@ def undisturbed(load: Load, subject: Subject, window: Window, attempts: int) -> 
 
 
 def machine() -> dict[str, str]:
-    """Describe what the figures hold for."""
+    """Describe the machine and the versions."""
     versions = {name: installed(name) for name in PEERS}
     model = [
         line.split(":", 1)[1].strip()
@@ -106,7 +107,7 @@ def save(path: Path, results: Iterable[Result], machine: dict[str, str]) -> None
 
 
 def load(path: Path, scenarios: Iterable[Scenario]) -> list[Result]:
-    """Read those results of a file whose scenarios there still are."""
+    """Read the results of a file, without those of removed scenarios."""
     known = json.loads(path.read_text())["scenarios"] if path.exists() else {}
     return [
         result(scenario, known[scenario.name]) for scenario in scenarios if scenario.name in known

@@ -26,7 +26,7 @@ class Time(resource.Resource):
 
 
 class Note(resource.Resource):
-    """Keeps what was put last."""
+    """Stores the last text that was put."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,9 +45,9 @@ async def main(host: str, port: int) -> None:
     site.add_resource(["time"], Time())
     site.add_resource(["note"], Note())
     context = await aiocoap.Context.create_server_context(
-        # The transport that asks the loop for its datagram endpoint.
         site,
         bind=(host, port),
+        # This transport uses the loop's datagram endpoints.
         transports=["simplesocketserver"],
     )
     print(f"listening on {host}:{port}", flush=True)

@@ -18,24 +18,24 @@ GROUP, PORT = "239.255.77.77", 17777
 
 
 def offer(name: str, port: int, interface: str | None, group_port: int) -> None:
-    """Answer everybody who looks for a service of this name, until Ctrl-C."""
+    """Reply to queries for a service of this name, until Ctrl-C."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        # Several services of a machine share the group's port, and each gets every question.
+        # The services of a machine share the group's port, and each of them gets every query.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((GROUP, group_port))
         sock.join_group(GROUP, interface)
         print(f"{name} is offered", flush=True)
         while True:
             for question in sock.recv_datagrams():
-                # Nobody can be answered at port 0, for example; the next question is another's.
+                # Skip invalid queries and replies that cannot be sent, to port 0 for example.
                 with contextlib.suppress(ValueError, AttributeError, RecursionError, OSError):
                     if json.loads(question.data).get("find") == name:
-                        # A question to the group is answered from the interface's own address.
+                        # The reply to the group's query leaves from the interface's own address.
                         question.reply(json.dumps({"name": name, "port": port}).encode())
 
 
 def find(name: str, seconds: float, interface: str | None, group_port: int) -> int:
-    """Ask the group, print who answers, and return how many did."""
+    """Query the group, print the services that reply, and return their number."""
     found = set()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         if interface is not None:
@@ -44,7 +44,7 @@ def find(name: str, seconds: float, interface: str | None, group_port: int) -> i
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, chosen)
         end = time.monotonic() + seconds
         question = json.dumps({"find": name}).encode()
-        # Asked three times, as the network may lose a datagram.
+        # Sent three times, because the network may lose a datagram.
         for attempt in range(3):
             sock.sendto(question, (GROUP, group_port))
             until = end - seconds * (2 - attempt) / 3

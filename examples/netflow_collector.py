@@ -45,14 +45,14 @@ def records(batch: Batch) -> np.ndarray:
     """Return the flows of all datagrams of a batch as one array."""
     memory = np.frombuffer(batch, "u1")
     offsets, lengths = np.asarray(batch.offsets), np.asarray(batch.lengths)
-    # Of version 5, with the number of records that the length says.
+    # Keep datagrams of version 5 whose length matches their number of records.
     long_enough = lengths >= HEADER
     offsets, lengths = offsets[long_enough].astype("i8"), lengths[long_enough]
     header = memory[offsets[:, None] + np.arange(4)].view(">u2")
     counts = header[:, 1].astype("i8")
     good = (header[:, 0] == VERSION) & (lengths == HEADER + counts * RECORD.itemsize)
     offsets, counts = offsets[good], counts[good]
-    # Where each record starts: its datagram's offset, and its number within it.
+    # The start of each record follows from its datagram's offset and its number within it.
     number = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
     starts = np.repeat(offsets + HEADER, counts) + number * RECORD.itemsize
     return memory[starts[:, None] + np.arange(RECORD.itemsize)].view(RECORD).ravel()

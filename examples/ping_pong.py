@@ -3,7 +3,7 @@
 python ping_pong.py --rounds 100000
 python ping_pong.py --rounds 100000 --spin 0    # to compare: asleep between the datagrams
 
-Each side that spins uses a core of its own. On a machine with one core it makes things worse.
+Each side that spins uses a core of its own. On a machine with one core, spinning is slower.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def open_socket(spin: float) -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.bind(("127.0.0.1", 0))
     sock.settimeout(5)
-    # A receive looks for a datagram for so long, in seconds, before it sleeps.
+    # A receive polls for this many seconds before it sleeps.
     sock.spin = spin
     return sock
 
 
 def pong(pipe: Connection, spin: float) -> None:
-    """Send back what comes, up to an empty datagram."""
+    """Send datagrams back until an empty one arrives."""
     with open_socket(spin) as sock:
         pipe.send(sock.getsockname())
         buffer = bytearray(2048)
@@ -40,7 +40,7 @@ def pong(pipe: Connection, spin: float) -> None:
 
 
 def ping(sock: socket.socket, rounds: int, size: int) -> list[int]:
-    """Return how long each round trip took, in nanoseconds."""
+    """Return the time of each round trip in nanoseconds."""
     data, buffer, times = bytes(size), bytearray(2048), []
     for _ in range(rounds):
         before = time.perf_counter_ns()

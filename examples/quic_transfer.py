@@ -1,8 +1,8 @@
-"""A file over QUIC between two processes, on one event loop after the other, with the times.
+"""Transfers a file over QUIC between two processes, on each event loop in turn, and times it.
 
     python examples/quic_transfer.py [MEBIBYTES]
 
-aioquic does not know whose transports carry its datagrams: the loop's factory is all that differs.
+aioquic uses the loop's transports, so only the loop's factory differs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WINDOW = 4 << 20  # bytes in flight
 
 
 def write_certificate(folder: Path) -> None:
-    """Make a key, and a certificate that it signs itself."""
+    """Make a key and a self-signed certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = dt.datetime.now(dt.UTC)

@@ -70,7 +70,7 @@ class Metrics:
         for name, members in sorted(self.sets.items()):
             print(f"{name} {len(members)} different")
         if self.bad:
-            print(f"{self.bad} lines that are no metrics")
+            print(f"{self.bad} lines that are not metrics")
         if len(self.gauges) > MAX_KEPT // 2:
             for name in self.gauges.keys() - self.fresh:
                 del self.gauges[name]

@@ -1,4 +1,4 @@
-"""A syslog collector: prints what comes by UDP and by a local socket like /dev/log.
+"""A syslog collector: prints the messages of a UDP socket and a local socket like /dev/log.
 
 python syslog_collector.py --listen 127.0.0.1:5514 --local /tmp/log
 """
@@ -12,24 +12,13 @@ import re
 import selectors
 import sys
 from datetime import UTC, datetime
+from logging.handlers import SysLogHandler
 
 from tomada import Datagram, socket
 
 SEVERITIES = ["emerg", "alert", "crit", "err", "warning", "notice", "info", "debug"]
-FACILITIES = [
-    "kern",
-    "user",
-    "mail",
-    "daemon",
-    "auth",
-    "syslog",
-    "lpr",
-    "news",
-    "uucp",
-    "cron",
-    "authpriv",
-    "ftp",
-]
+# Of several names for a number, the first one.
+FACILITIES = {number: name for name, number in reversed(SysLogHandler.facility_names.items())}
 PRIORITY = re.compile(rb"<(\d{1,3})>")
 # RFC 5424: version, time, host, program, process, message id, structured data, text.
 NEW = re.compile(
@@ -45,21 +34,21 @@ OLD = re.compile(
 
 
 def describe(datagram: Datagram) -> str:
-    """Return a line: when it came, how grave it is, from whom, and the text."""
+    """Return a line: time of arrival, facility and severity, host, program and text."""
     data, severity, facility = datagram.data.rstrip(b"\0\n"), "notice", "user"
     if priority := PRIORITY.match(data):
         number = int(priority[1])
         severity = SEVERITIES[number & 7]
-        facility = FACILITIES[number >> 3] if number >> 3 < len(FACILITIES) else f"{number >> 3}"
+        facility = FACILITIES.get(number >> 3, f"{number >> 3}")
         data = data[priority.end() :]
     found = NEW.match(data) or OLD.match(data)
     host = (found["host"] or b"") if found else b""
     program = found["program"] if found else b"-"
-    text = (found["text"] if found else data).removeprefix(b"\xef\xbb\xbf")  # RFC 5424's mark
-    came = datetime.fromtimestamp((datagram.timestamp_ns or 0) / 1e9, UTC)
-    who = host.decode(errors="replace") or datagram.host or "local"
+    text = (found["text"] if found else data).removeprefix(b"\xef\xbb\xbf")  # byte order mark
+    arrived = datetime.fromtimestamp((datagram.timestamp_ns or 0) / 1e9, UTC)
+    sender = host.decode(errors="replace") or datagram.host or "local"
     line = (
-        f"{came:%Y-%m-%dT%H:%M:%S} {facility}.{severity} {who} "
+        f"{arrived:%Y-%m-%dT%H:%M:%S} {facility}.{severity} {sender} "
         f"{program.decode(errors='replace')}: {text.decode(errors='replace')}"
     )
     return printable(line)

@@ -106,7 +106,7 @@ def test_a_client_counts_what_does_not_match(asking):
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [(b"\xff\xfe", "is no UTF-8 text"), (b"x" * 70_000, "has a line of 70,000 bytes")],
+    [(b"\xff\xfe", "is not UTF-8 text"), (b"x" * 70_000, "has a line of 70,000 bytes")],
 )
 def test_a_text_that_cannot_be_sent_is_refused(tmp_path, content, complaint, capsys):
     path = tmp_path / "text"

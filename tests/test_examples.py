@@ -219,7 +219,7 @@ def test_the_statsd_collector_adds_up(start):
         "temperature = 21.5",
         "query n=3 median=3 max=200 ms",
         "users 2 different",
-        "1 lines that are no metrics",
+        "1 lines that are not metrics",
     ]
 
 

@@ -3,9 +3,11 @@
 import importlib
 import os
 
-from benches.programs.run import Run, options
+from benches.programs.run import Run, parser
 
-chosen = options().parse_args()
-os.sched_setaffinity(0, {chosen.core})
-program = importlib.import_module(f"benches.programs.{chosen.program}")
-getattr(program, chosen.function)(Run(chosen))
+run = parser().parse_args(namespace=Run())
+os.sched_setaffinity(0, {run.core})
+run.start()
+# The soak has its programs elsewhere.
+name = run.program if "." in run.program else f"benches.programs.{run.program}"
+getattr(importlib.import_module(name), run.function)(run)

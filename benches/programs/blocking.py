@@ -1,42 +1,54 @@
-"""The standard socket's methods: with the standard module or, one import changed, with tomada."""
+"""The methods of the standard socket: with the standard module or, one import changed, with tomada.
+
+A receive loop is written out in each program, since a shared one would add a call to what is timed.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
 from array import array
+from collections.abc import Callable
+from typing import Any
 
-from benches.programs.run import CHUNK, Run, Stopped
+from benches.programs.run import CHUNK, Run
+
+
+def bind(run: Run) -> Any:
+    sock = run.bind()
+    if run.spin:
+        sock.spin = run.spin
+    if run.gro:
+        sock.gro = True
+    return sock
 
 
 def recvfrom(run: Run) -> None:
-    sock = run.bind()
-    receive, bufsize, counter = sock.recvfrom, max(2048, run.size), run.counter
-    done = 0
-    run.interrupt_at_end()
-    run.announce_socket(sock)
-    try:
+    with bind(run) as sock, run.receiving(sock):
+        receive, bufsize, counter = sock.recvfrom, max(2048, run.size), run.counter
         while True:
-            for done in CHUNK:  # noqa: B007 - used at the end
+            for _ in CHUNK:
                 _data, _address = receive(bufsize)
             counter[0] += len(CHUNK)
-    except Stopped:
-        counter[0] += done
 
 
 def recv_into(run: Run) -> None:
-    sock = run.bind()
-    receive, buffer, counter = sock.recv_into, bytearray(max(2048, run.size)), run.counter
-    done = 0
-    run.interrupt_at_end()
-    run.announce_socket(sock)
-    try:
+    with bind(run) as sock, run.receiving(sock):
+        receive, buffer, counter = sock.recv_into, bytearray(max(2048, run.size)), run.counter
         while True:
-            for done in CHUNK:  # noqa: B007 - used at the end
+            for _ in CHUNK:
                 _length = receive(buffer)
             counter[0] += len(CHUNK)
-    except Stopped:
-        counter[0] += done
+
+
+def echo(run: Run) -> None:
+    with bind(run) as sock, run.receiving(sock):
+        receive, send, counter = sock.recvfrom, sock.sendto, run.counter
+        while True:
+            for _ in CHUNK:
+                data, address = receive(2048)
+                send(data, address)
+            counter[0] += len(CHUNK)
 
 
 def sendto(run: Run) -> None:
@@ -48,26 +60,8 @@ def sendto(run: Run) -> None:
         counter[0] += len(pairs)
 
 
-def echo(run: Run) -> None:
-    sock = run.bind()
-    if run.spin:
-        sock.spin = run.spin
-    receive, send, counter = sock.recvfrom, sock.sendto, run.counter
-    done = 0
-    run.interrupt_at_end()
-    run.announce_socket(sock)
-    try:
-        while True:
-            for done in CHUNK:  # noqa: B007 - used at the end
-                data, address = receive(2048)
-                send(data, address)
-            counter[0] += len(CHUNK)
-    except Stopped:
-        counter[0] += done
-
-
 def ping(run: Run) -> None:
-    """Keep one request in flight, and print how long the replies took."""
+    """Keep one request in flight, and print the latencies."""
     sock = run.open()
     sock.connect(("127.0.0.1", run.port))
     if run.spin:
@@ -88,16 +82,20 @@ def ping(run: Run) -> None:
     run.announce_percentiles(latencies, replies=len(latencies), rate=rate)
 
 
-def memory(run: Run) -> None:
+def take(sock: Any) -> None:
+    for _ in range(8):
+        sock.recvfrom(2048)
+
+
+def memory(run: Run, take: Callable[[Any], None] = take) -> None:
     """Open sockets that receive eight datagrams each, from four senders, and wait between."""
     senders, sockets = [run.open() for _ in range(4)], []
     for count in run.opens:
         while len(sockets) < count:
-            sock = run.bind()
+            sock = bind(run)
             for index in range(8):
                 senders[index % 4].sendto(bytes(64), sock.getsockname())
-            for _ in range(8):
-                sock.recvfrom(2048)
+            take(sock)
             sockets.append(sock)
         run.announce(open=count)
         sys.stdin.readline()

@@ -1,4 +1,4 @@
-"""Clients that ask a server, one request after the other or several at once."""
+"""Clients that send requests to a server, one after another or several at once."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from benches.programs.run import Run
 from tomada import Client
 
 WINDOW = 32
-# What one call of request_many() asks for.
+# The number of requests of one request_many().
 MANY = 20 * WINDOW
 
 
 def standard(run: Run) -> None:
-    """As a careful programmer writes it: a timeout, a few attempts, and the right reply."""
-    sock, counter = run.open(), run.counter
+    """As a careful programmer writes it: a timeout, several attempts, and the right reply."""
+    sock = run.open()
     sock.connect(("127.0.0.1", run.port))
     sock.settimeout(0.5)
 
@@ -29,36 +29,30 @@ def standard(run: Run) -> None:
             return reply
         raise TimeoutError
 
+    ask_each(run, ask)
+
+
+def request(run: Run) -> None:
+    with Client(("127.0.0.1", run.port)) as client:
+        ask_each(run, client.request)
+
+
+def ask_each(run: Run, ask: Callable[[bytes], bytes]) -> None:
     run.watch_for_end()
-    payloads = run.payloads(64)
+    payloads, counter = run.payloads(64), run.counter
     while not run.is_stopped:
         for payload in payloads:
             ask(payload)
             counter[0] += 1
 
 
-def request(run: Run) -> None:
-    run.watch_for_end()
-    payloads, counter = run.payloads(64), run.counter
-    with Client(("127.0.0.1", run.port)) as client:
-        ask = client.request
-        while not run.is_stopped:
-            for payload in payloads:
-                ask(payload)
-                counter[0] += 1
-
-
-def request_many(run: Run) -> None:
-    ask_many(run, None)
-
-
-def request_many_matched(run: Run) -> None:
-    ask_many(run, lambda request, reply: request[:8] == reply[:8])
-
-
-def ask_many(run: Run, match: Callable[[bytes, bytes], bool] | None) -> None:
+def request_many(run: Run, match: Callable[[bytes, bytes], bool] | None = None) -> None:
     run.watch_for_end()
     payloads, counter = run.payloads(MANY), run.counter
     with Client(("127.0.0.1", run.port), match=match) as client:
         while not run.is_stopped:
             counter[0] += len(client.request_many(payloads, WINDOW))
+
+
+def request_many_matched(run: Run) -> None:
+    request_many(run, lambda request, reply: request[:8] == reply[:8])

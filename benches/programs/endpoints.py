@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benches.programs.loops import start, until_input_ends
+from benches.programs.loops import start
 from benches.programs.run import CHUNK, Run
 from tomada.asyncio import Endpoint, open_endpoint
 
@@ -17,45 +17,36 @@ async def bind(run: Run) -> Endpoint:
 def receive(run: Run) -> None:
     async def main() -> None:
         async with await bind(run) as endpoint:
-            await until_input_ends(count(endpoint))
+            received, counter = 0, run.counter
+            async for _data, _address in endpoint:
+                received += 1
+                if not received % len(CHUNK):
+                    counter[0] = received
 
-    async def count(endpoint: Endpoint) -> None:
-        received, counter = 0, run.counter
-        async for _data, _address in endpoint:
-            received += 1
-            if not received % len(CHUNK):
-                counter[0] = received
-
-    start(run, main())
+    start(run, main)
 
 
 def receive_many(run: Run) -> None:
     async def main() -> None:
         async with await bind(run) as endpoint:
-            await until_input_ends(count(endpoint))
+            receive, counter = endpoint.recv_many, run.counter
+            while True:
+                datagrams = await receive(1024)
+                for _data, _address in datagrams:
+                    pass
+                counter[0] += len(datagrams)
 
-    async def count(endpoint: Endpoint) -> None:
-        receive, counter = endpoint.recv_many, run.counter
-        while True:
-            datagrams = await receive(1024)
-            for _data, _address in datagrams:
-                pass
-            counter[0] += len(datagrams)
-
-    start(run, main())
+    start(run, main)
 
 
 def echo(run: Run) -> None:
     async def main() -> None:
         async with await bind(run) as endpoint:
-            await until_input_ends(answer(endpoint))
+            echoed, send, counter = 0, endpoint.send, run.counter
+            async for data, address in endpoint:
+                send(data, address)
+                echoed += 1
+                if not echoed % len(CHUNK):
+                    counter[0] = echoed
 
-    async def answer(endpoint: Endpoint) -> None:
-        echoed, send, counter = 0, endpoint.send, run.counter
-        async for data, address in endpoint:
-            send(data, address)
-            echoed += 1
-            if not echoed % len(CHUNK):
-                counter[0] = echoed
-
-    start(run, main())
+    start(run, main)

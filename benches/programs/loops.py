@@ -1,51 +1,44 @@
-"""Event loops: which one runs a program, and how the program learns that it is to end."""
+"""Event loops: start the one that the options name, and end it when standard input is closed."""
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from benches.programs.run import Run
 
-
-def start(run: Run, main: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine on the loop that the options name."""
-    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
-    if run.loop == "uvloop":
-        import uvloop  # noqa: PLC0415 - only where it is what is measured
-
-        factory = uvloop.new_event_loop
-    if run.loop == "aiofastnet":
-        import aiofastnet  # noqa: PLC0415 - as uvloop
-
-        factory = aiofastnet.loop_factory()
-    if run.loop == "tomada":
-        import tomada.asyncio  # noqa: PLC0415 - as uvloop
-
-        factory = tomada.asyncio.EventLoop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(main)
+FACTORIES: dict[str, Callable[[Any], Callable[[], asyncio.AbstractEventLoop]]] = {
+    "asyncio": lambda module: module.new_event_loop,
+    "uvloop": lambda module: module.new_event_loop,
+    "aiofastnet": lambda module: module.loop_factory(),
+    "tomada.asyncio": lambda module: module.EventLoop,
+}
 
 
-def input_end() -> asyncio.Future[None]:
-    """Return a future that is done when standard input is closed."""
-    loop = asyncio.get_running_loop()
-    end = loop.create_future()
+def start(run: Run, main: Callable[[], Coroutine[Any, Any, None]], *, ends: bool = False) -> None:
+    """Run a coroutine until standard input is closed, or until it returns if it ``ends``."""
+    if run.loop == "trio":
+        import trio  # noqa: PLC0415 - only where it is measured
 
-    def finish() -> None:
-        loop.remove_reader(sys.stdin)
-        end.set_result(None)
+        async def until_end_on_trio() -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(main)
+                await trio.lowlevel.wait_readable(sys.stdin)
+                nursery.cancel_scope.cancel()
 
-    loop.add_reader(sys.stdin, finish)
-    return end
+        trio.run(main if ends else until_end_on_trio)
+        return
 
+    async def until_end() -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.create_task(main())
+        loop.add_reader(sys.stdin, task.cancel)
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()  # raises the error of a task that failed
 
-async def until_input_ends(work: Coroutine[Any, Any, None]) -> None:
-    """Do some work until standard input is closed."""
-    task = asyncio.create_task(work)
-    await asyncio.wait([task, input_end()], return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        task.result()  # it has failed
-    task.cancel()
+    name = "tomada.asyncio" if run.loop == "tomada" else run.loop
+    with asyncio.Runner(loop_factory=FACTORIES[name](importlib.import_module(name))) as runner:
+        runner.run(main() if ends else until_end())

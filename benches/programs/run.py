@@ -1,13 +1,13 @@
-"""What every measured program has in common: its options, its counter, and when it ends.
+"""The common part of all measured programs: their options, their counter, and their end.
 
-A program announces itself with a line of JSON, runs until its standard input is closed, and keeps
-the number of datagrams that it has dealt with in a file that the driver reads at any time. The
-processor time that it takes is the operating system's to tell.
+A program announces its port with a line of JSON, runs until its standard input is closed, and keeps
+the number of datagrams that it has processed in a file that the driver reads at any time.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import mmap
 import os
@@ -15,59 +15,52 @@ import select
 import signal
 import socket as standard
 import threading
-from collections.abc import Callable, Sequence
-from types import ModuleType
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-# Of datagrams dealt with one by one, this many are counted at once, lest counting be measured.
+# Programs that process single datagrams count this many at once, so that counting costs nothing.
 CHUNK = range(64)
 
-LOOPS = ["asyncio", "uvloop", "aiofastnet", "tomada"]
+FORCE = 33  # SO_RCVBUFFORCE
 
 
-class Stopped(Exception):  # noqa: N818 - nothing went wrong
-    """Raised out of whatever the main thread waits in, once the driver has heard enough."""
+class Stopped(Exception):  # noqa: N818 - not an error
+    """Raised in the main thread when the driver has seen enough."""
 
 
-class Run:
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.size: int = options.size
-        self.peers: int = options.peers
-        self.port: int = options.port
-        self.receive_buffer: int = options.rcvbuf
-        self.seconds: float = options.seconds
-        self.warmup: float = options.warmup
-        self.gro: bool = options.gro
-        self.spin: float = options.spin
-        self.loop: str = options.loop
-        self.opens: list[int] = options.opens
-        self.workers: int = options.workers
-        self.round: float = options.round
-        self.is_stopped = False
-        self.socket: ModuleType = standard
-        if options.module == "tomada":
+class Run(argparse.Namespace):
+    """A program's options, and the methods that programs share."""
+
+    is_stopped = False
+
+    def start(self) -> None:
+        self.socket: Any = standard
+        if self.module == "tomada":
             from tomada import socket  # noqa: PLC0415 - not in the other programs' memory
 
             self.socket = socket
-        # No program outlives its time, whatever it hangs in.
-        signal.alarm(int(options.seconds) + 1)
-        self.counter: memoryview[int] = memoryview(bytearray(8)).cast("Q")
-        if options.counter is not None:
-            self.counter = memoryview(mmap.mmap(options.counter, 8)).cast("Q")
+        # Ends a program that hangs.
+        signal.alarm(int(self.seconds) + 1)
+        memory = bytearray(8) if self.counter is None else mmap.mmap(self.counter, 8)
+        self.counter = memoryview(memory).cast("Q")
 
-    def bind(self) -> standard.socket:
+    def use_all_cores(self) -> None:
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+
+    def bind(self, host: str = "127.0.0.1") -> Any:
         """Open a socket on a free port, with the receive buffer that every receiver gets."""
-        sock: standard.socket = self.socket.socket(standard.AF_INET, standard.SOCK_DGRAM)
-        sock.bind(("127.0.0.1", 0))
-        sock.setsockopt(standard.SOL_SOCKET, standard.SO_RCVBUF, self.receive_buffer)
+        sock = self.open()
+        sock.bind((host, 0))
+        option = FORCE if self.force else standard.SO_RCVBUF
+        sock.setsockopt(standard.SOL_SOCKET, option, self.rcvbuf)
         return sock
 
-    def open(self) -> standard.socket:
+    def open(self) -> Any:
         """Open a socket to send from."""
-        sock: standard.socket = self.socket.socket(standard.AF_INET, standard.SOCK_DGRAM)
-        return sock
+        return self.socket.socket(standard.AF_INET, standard.SOCK_DGRAM)
 
     def announce_percentiles(self, values: Sequence[int], **facts: float) -> None:
-        """Print the percentiles of some durations."""
+        """Print the percentiles of durations."""
         ordered = sorted(values)
         shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
         found = {name: ordered[int(share * len(ordered))] for name, share in shares.items()}
@@ -76,11 +69,12 @@ class Run:
     def announce(self, **facts: float) -> None:
         print(json.dumps(facts), flush=True)
 
-    def announce_socket(self, sock: standard.socket) -> None:
+    def announce_socket(self, sock: Any) -> None:
         self.announce(port=sock.getsockname()[1])
 
-    def interrupt_at_end(self) -> None:
-        """Raise :class:`Stopped` in the main thread when standard input is closed."""
+    @contextlib.contextmanager
+    def receiving(self, sock: Any) -> Iterator[None]:
+        """Announce a socket; end the block when standard input is closed."""
         main, is_heard = threading.main_thread().ident or 0, threading.Event()
 
         def raise_stopped(*_: object) -> None:
@@ -89,42 +83,39 @@ class Run:
                 raise Stopped
 
         def interrupt() -> None:
-            # Whoever is about to sleep misses a signal: once is not enough.
+            # A signal that arrives just before the thread sleeps does not wake it: repeat it.
             while not is_heard.wait(0.02):
                 signal.pthread_kill(main, signal.SIGTERM)
 
         signal.signal(signal.SIGTERM, raise_stopped)
-        self._when_input_ends(interrupt)
+        self.watch_for_end(interrupt)
+        with contextlib.suppress(Stopped):
+            self.announce_socket(sock)
+            yield
 
-    def wait_until_input_ends(self) -> None:
-        while not self.is_input_over():
-            pass
-
-    def is_input_over(self, seconds: float | None = None) -> bool:
-        """Wait for the end of standard input, for so long at the most."""
+    def wait_for_end(self, seconds: float | None = None) -> bool:
+        """Wait until standard input is closed, and return whether it is."""
         return bool(select.select([0], [], [], seconds)[0]) and not os.read(0, 1)
 
-    def watch_for_end(self) -> None:
-        """Set ``is_stopped`` when standard input is closed."""
-        self._when_input_ends(lambda: None)
+    def watch_for_end(self, act: Callable[[], None] = lambda: None) -> None:
+        """Set ``is_stopped`` when standard input is closed, and call a function."""
 
-    def _when_input_ends(self, act: Callable[[], None]) -> None:
         def watch() -> None:
-            # Not through sys.stdin, whose lock would be held when the interpreter ends.
+            # Without sys.stdin, whose lock the thread would hold when the interpreter ends.
             while os.read(0, 1):
                 pass
             self.is_stopped = True
             act()
 
-        # Asleep until the end, so that it takes nothing from the thread that is measured.
+        # The thread sleeps until the end, so it takes no time from the measured thread.
         threading.Thread(target=watch, daemon=True).start()
 
     def payloads(self, count: int) -> list[bytes]:
-        """Make datagrams, each an object of its own with a content of its own."""
+        """Make datagrams, each a separate object with its own content."""
         return [index.to_bytes(8, "big") + bytes(self.size - 8) for index in range(count)]
 
     def targets(self) -> list[tuple[str, int]]:
-        """Say where to send: one address of the sink's, or as many as there are to be peers."""
+        """Return the addresses to send to: one of the drain's for each peer."""
         if self.peers == 1:
             return [("127.0.0.1", self.port)]
         hosts = (f"127.1.{index // 250}.{index % 250 + 1}" for index in range(self.peers))
@@ -138,23 +129,27 @@ class Run:
         return [(payloads[index], targets[index % len(targets)]) for index in range(count)]
 
 
-def options() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("program")
-    parser.add_argument("function")
-    parser.add_argument("--core", type=int, required=True)
-    parser.add_argument("--seconds", type=float, required=True)
-    parser.add_argument("--warmup", type=float, default=0)
-    parser.add_argument("--counter", type=int)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--rcvbuf", type=int, default=1 << 20)
-    parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--peers", type=int, default=1)
-    parser.add_argument("--module", choices=["standard", "tomada"], default="standard")
-    parser.add_argument("--loop", choices=LOOPS, default="asyncio")
-    parser.add_argument("--gro", action="store_true")
-    parser.add_argument("--spin", type=float, default=0)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--round", type=float, default=5)
-    parser.add_argument("--opens", type=int, nargs="*", default=[])
+    add = parser.add_argument
+    add("program")
+    add("function")
+    add("--core", type=int, required=True)
+    add("--seconds", type=float, required=True)
+    add("--warmup", type=float, default=0)
+    add("--counter", type=int)
+    add("--size", type=int, default=64)
+    add("--rcvbuf", type=int, default=1 << 20)
+    add("--force", action="store_true", help="exceed the system's limit of the receive buffer")
+    add("--port", type=int, default=0)
+    add("--peers", type=int, default=1)
+    add("--module", choices=["standard", "tomada"], default="standard")
+    add("--loop", choices=["asyncio", "uvloop", "aiofastnet", "tomada", "trio"], default="asyncio")
+    add("--library", help="see libraries.py")
+    add("--case", help="see calls.py and guards.py")
+    add("--gro", action="store_true")
+    add("--spin", type=float, default=0)
+    add("--workers", type=int, default=1)
+    add("--round", type=float, default=5)
+    add("--opens", type=int, nargs="*", default=[])
     return parser

@@ -7,16 +7,16 @@ LARGEST = 65_535  # bytes; no datagram is longer
 
 # AF_INET: Internet addresses, a host and a port. SOCK_DGRAM: datagrams, which UDP carries.
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-    client.settimeout(2)  # seconds; UDP promises no delivery, so do not wait for ever
+    client.settimeout(2)  # seconds; UDP does not guarantee delivery, so do not wait for ever
 
-    # Say with each datagram where it goes, and learn with each answer where it comes from.
+    # Give each datagram its destination, and get the sender with each reply.
     client.sendto("olá, mundo".encode(), SERVER)
     data, sender = client.recvfrom(LARGEST)
     print(f"{sender} answered {data.decode()!r}")
 
-    # A connected socket knows where, and hears nobody else.
+    # A connected socket has one peer, and only receives from that peer.
     client.connect(SERVER)
     client.send(b"hello again")
     data = client.recv(LARGEST)
     print(f"The server answered {data.decode()!r}")
-# Here the socket is closed: the with statement has seen to it.
+# The with statement has closed the socket.

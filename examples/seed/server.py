@@ -20,4 +20,4 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
             server.sendto(text.upper().encode(), client)
     except KeyboardInterrupt:
         print("Interrupted.")
-# Here the socket is closed: the with statement has seen to it.
+# The with statement has closed the socket.

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import socket
 import statistics
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import tomada
+from tomada._cli.peers import end_with_parent, started
 
 HOST, PORT = "127.0.0.1", 1234
 LARGEST = 65_507  # bytes in a UDP datagram over IPv4
@@ -132,50 +130,13 @@ def peer(role: str, module: str, port: str) -> None:
             with (asking_with_tomada if is_ours else asking)(int(port)) as ask:
                 print(json.dumps(asdict(converse(ask, lines))))
         else:
-            threading.Thread(target=end_with_parent, daemon=True).start()
+            end_with_parent()
             (serve_with_tomada if is_ours else serve)(int(port))
-
-
-def end_with_parent() -> None:
-    """End the process when the other end of its standard input is closed."""
-    sys.stdin.buffer.read()
-    os._exit(0)
-
-
-@contextlib.contextmanager
-def started(role: str, module_name: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a process, and ensure that it is killed and reaped."""
-    command = [sys.executable, "-m", "tomada.demo", role, module_name, str(port)]
-    with contextlib.ExitStack() as stack:
-        with interrupts_put_off():
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            stack.enter_context(process)
-            stack.callback(process.kill)
-        yield process
-
-
-@contextlib.contextmanager
-def interrupts_put_off() -> Iterator[None]:
-    """Defer Ctrl-C during the block.
-
-    During the start of a process it would leave the process running without a reference to it.
-    """
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    came: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if came:
-            raise KeyboardInterrupt
 
 
 def run_pair(server: str, client: str, port: int, text: bytes) -> Result:
     """Run one server and one client, and print their address."""
-    with started("server", server, port) as serving:
+    with started("tomada.demo", "server", server, str(port)) as serving:
         assert serving.stdout
         address = serving.stdout.readline()
         if not address:
@@ -184,7 +145,7 @@ def run_pair(server: str, client: str, port: int, text: bytes) -> Result:
         if bound != port:
             print(f"port {port} is taken, so the server has {bound}")
         print(f"{name(server)} server on {HOST}:{bound} (process {serving.pid})", end=", ")
-        with started("client", client, bound) as conversing:
+        with started("tomada.demo", "client", client, str(bound)) as conversing:
             print(f"{name(client)} client (process {conversing.pid})", flush=True)
             output, _ = conversing.communicate(text)
     if not output:
@@ -213,7 +174,7 @@ def read_text(file: str | None) -> tuple[str, bytes]:
     try:
         text.decode()
     except UnicodeDecodeError as error:
-        raise DemoError(f"{file} is no UTF-8 text: {error}") from None
+        raise DemoError(f"{file} is not UTF-8 text: {error}") from None
     longest = max(map(len, text.splitlines()), default=0)
     if longest > LARGEST:
         raise DemoError(f"{file} has a line of {longest:,} bytes; a datagram takes {LARGEST:,}")

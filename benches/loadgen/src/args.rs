@@ -1,4 +1,4 @@
-//! The command line, and what every command has in common.
+//! The command line, and the options that all commands share.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::sys::{self, Counter};
 
-/// Whatever went wrong, in words.
+/// An error of any kind, as text.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// A command and its options: `--name value`, or `--name` alone.
@@ -52,7 +52,7 @@ impl Args {
         Ok(self.optional(name)?.ok_or_else(|| format!("--{name} is missing"))?)
     }
 
-    /// Takes the common options, refuses what is left, pins the process and starts its time.
+    /// Takes the common options, refuses unknown ones, pins the process and starts its time.
     pub(crate) fn start(&mut self) -> Result<Common> {
         let core = self.required("core")?;
         let seconds = self.required("seconds")?;
@@ -77,7 +77,7 @@ impl Args {
     }
 }
 
-/// What every command has.
+/// The options that all commands share.
 pub(crate) struct Common {
     /// The length of a payload.
     pub(crate) size: usize,
@@ -96,7 +96,7 @@ impl Stop {
     fn after(limit: Duration) -> Self {
         let is_input_closed = Arc::new(AtomicBool::new(false));
         let is_closed = Arc::clone(&is_input_closed);
-        // Asleep until the end, so that it takes no time from what is measured.
+        // It sleeps until the end, so it takes no time from the measured thread.
         std::thread::spawn(move || {
             while std::io::stdin().read_line(&mut String::new()).is_ok_and(|len| len > 0) {}
             is_closed.store(true, Ordering::Relaxed);
@@ -104,7 +104,7 @@ impl Stop {
         Self { started: Instant::now(), limit, is_input_closed }
     }
 
-    /// Whether to end now. Whoever waits for a datagram asks every [`sys::PATIENCE`].
+    /// Whether to end now. A receive loop checks it every [`sys::PATIENCE`].
     pub(crate) fn is_due(&self) -> bool {
         self.is_input_closed.load(Ordering::Relaxed) || self.is_time_over()
     }

@@ -21,11 +21,11 @@ const IDLE: Duration = Duration::from_micros(100);
 /// that gets none in time is counted as lost and replaced.
 ///
 /// With `--gso` a client sends its whole window as one run, once all of the last was answered. The
-/// clients take turns without ever sleeping, so that a server that answers does not have to wake
-/// anybody; with `--sleep` they do sleep, for a moment, when there is nothing to do.
+/// clients take turns without ever sleeping, so that a server never has to wake them; with `--sleep`
+/// they do sleep, for a moment, when there is nothing to do.
 ///
-/// At the end it waits for the replies that are still to come, so that the result has what became
-/// of every request and every reply.
+/// At the end it waits for the outstanding replies, so that the result accounts for every request and
+/// every reply.
 pub(crate) fn load(args: &mut Args) -> Result<Line> {
     let (peer, gso, sleeps) = (args.peer()?, args.flag("gso"), args.flag("sleep"));
     let clients = args.optional("clients")?.unwrap_or(8);
@@ -117,7 +117,7 @@ struct Client {
     gso: bool,
 }
 
-/// A place in the window.
+/// An entry of the window.
 #[derive(Clone, Copy)]
 struct Flight {
     id: u64,
@@ -232,7 +232,7 @@ impl Client {
             (0..requests).for_each(|slot| self.requests.prepare(slot, size, None, None));
             requests
         };
-        // What does not leave is lost, and is sent again as such.
+        // A request that does not leave counts as lost and is sent again.
         match self.requests.send(&self.socket, 0..messages, libc::MSG_DONTWAIT) {
             Ok(sent) => results.sent += sent * requests / messages,
             Err(error) if sys::is_retry(&error) || sys::is_refused(&error) => {}

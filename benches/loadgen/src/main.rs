@@ -25,14 +25,16 @@ use args::{Args, Result};
 const USAGE: &str = "\
 usage: loadgen COMMAND --core N --seconds S [--counter FD] [--size BYTES] ...
 
-  blast      --port P [--gso] [--rate N]         send to one port, connected
+  blast      --port P [--gso] [--rate N] [--from HOST]
+                                                 send to one port, connected
   sink       [--rcvbuf BYTES]                    drain a port of every local address
   echo       [--offload] [--spin] [--rcvbuf BYTES]
                                                  send back what comes
   load       --port P [--clients N] [--window N] [--gso] [--sleep] [--warmup S] [--timeout S]
                                                  keep requests in flight, time the replies
   pingpong   --port P [--spin] [--warmup S]      one request at a time
-  limit-recv [--gro | --single] [--rcvbuf BYTES] recvmmsg, or recvfrom, and nothing else
+  limit-recv [--gro | --single] [--rcvbuf BYTES [--force]]
+                                                 recvmmsg, or recvfrom, and nothing else
   limit-send --port P --mode sendto|sendmmsg|gso [--peers N]
                                                  the system call and nothing else
 ";

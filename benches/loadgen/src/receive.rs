@@ -22,8 +22,12 @@ pub(crate) fn sink(args: &mut Args) -> Result<Line> {
 /// `limit-recv`: a system call in a loop: `recvmmsg`, with or without `UDP_GRO`, or `recvfrom`.
 pub(crate) fn limit(args: &mut Args) -> Result<Line> {
     let (gro, single, buffer) = (args.flag("gro"), args.flag("single"), args.optional("rcvbuf")?);
+    let force = args.flag("force");
     let common = args.start()?;
     let socket = sys::bind(Ipv4Addr::LOCALHOST, buffer)?;
+    if let (true, Some(bytes)) = (force, buffer) {
+        sys::set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes)?;
+    }
     if single { receive_single(&socket, common) } else { receive(&socket, gro, common) }
 }
 

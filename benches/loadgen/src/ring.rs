@@ -28,7 +28,7 @@ type Control = [u64; 4];
 #[derive(Clone, Copy)]
 pub(crate) struct Message {
     pub(crate) len: usize,
-    /// The length of the datagrams in it, where the kernel has glued several together.
+    /// The length of the datagrams in it, if the kernel has coalesced several.
     pub(crate) segment: Option<usize>,
 }
 
@@ -104,7 +104,7 @@ impl Ring {
     }
 
     /// Makes the first `len` bytes of a slot a message to send: to an address, or to the connected
-    /// peer, and cut into segments where a length for them is given.
+    /// peer, and split into segments if a length for them is given.
     pub(crate) fn prepare(
         &mut self,
         slot: usize,
@@ -135,8 +135,8 @@ impl Ring {
             for slot in slot..end {
                 self.point(slot, message.len);
             }
-            let glued = (end - slot > 1).then_some(message.len);
-            let segment = message.segment.filter(|&segment| segment < message.len).or(glued);
+            let coalesced = (end - slot > 1).then_some(message.len);
+            let segment = message.segment.filter(|&segment| segment < message.len).or(coalesced);
             // The header is that of a message which has been dealt with: there are never more
             // replies than messages.
             self.address(replies, slot..end, true, segment);

@@ -19,8 +19,9 @@ const RUNS: usize = 16;
 pub(crate) fn blast(args: &mut Args) -> Result<Line> {
     let (peer, gso) = (args.peer()?, args.flag("gso"));
     let rate: Option<f64> = args.optional("rate")?;
+    let from = args.optional("from")?.unwrap_or(Ipv4Addr::LOCALHOST);
     let mut common = args.start()?;
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let socket = UdpSocket::bind((from, 0))?;
     socket.connect(peer)?;
     let mut messages = Messages::new(common.size, gso, &[None]);
     while !common.stop.is_due() {
@@ -77,7 +78,7 @@ fn peers(first: SocketAddrV4, count: usize) -> Vec<SocketAddrV4> {
     if count == 1 { vec![first] } else { others.collect() }
 }
 
-/// What one `sendmmsg` sends, again and again.
+/// The messages that every `sendmmsg` sends.
 struct Messages {
     ring: Ring,
     /// How many each message carries.

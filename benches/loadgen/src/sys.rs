@@ -1,4 +1,4 @@
-//! What the standard library has no function for.
+//! System calls that the standard library does not offer.
 
 use std::ffi::c_int;
 use std::io;
@@ -17,7 +17,7 @@ pub(crate) const LONGEST_RUN: usize = 64;
 /// How long a receive waits before it asks whether to stop.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(50);
 
-/// How many datagrams of a size one send with `UDP_SEGMENT` carries at the most.
+/// How many datagrams of a size one send with `UDP_SEGMENT` carries at most.
 pub(crate) fn run_len(size: usize) -> usize {
     (LONGEST_DATAGRAM / size).clamp(1, LONGEST_RUN)
 }
@@ -82,7 +82,7 @@ pub(crate) fn is_retry(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
-/// Whether an error tells of an earlier datagram that nobody wanted.
+/// Whether an error is about an earlier datagram, sent to a closed port.
 pub(crate) fn is_refused(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::ConnectionRefused
 }

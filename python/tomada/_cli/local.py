@@ -6,15 +6,15 @@ import argparse
 import contextlib
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tomada._cli.common import SUCCESS, CommandError, console, note
 from tomada._cli.load import Load
+from tomada._cli.peers import end_with_parent, started
 
 CLIENTS, WINDOW, SECONDS = 8, 8, 1.0
 LARGEST = 65_535
@@ -114,21 +114,6 @@ def announce(port: int) -> None:
     print(port, flush=True)
 
 
-@contextlib.contextmanager
-def started(server: str) -> Iterator[tuple[int, int]]:
-    """Run a server in its own process; yield the process ID and the port."""
-    command = [sys.executable, "-m", "tomada._cli.local", server]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE) as process:
-        try:
-            assert process.stdout
-            line = process.stdout.readline()
-            if not line:
-                raise CommandError(f"the server of {server} did not start")
-            yield process.pid, int(line)
-        finally:
-            process.kill()
-
-
 def cpu_seconds(pid: int) -> float:
     """Return the CPU time that a process has used, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -144,12 +129,16 @@ def measure(server: str, arguments: argparse.Namespace) -> Row:
         "timeout": arguments.timeout,
     }
     duration = arguments.duration or SECONDS
-    with started(server) as (pid, port):
-        address = "127.0.0.1", port
+    with started("tomada._cli.local", server) as process:
+        assert process.stdout
+        line = process.stdout.readline()
+        if not line:
+            raise CommandError(f"the server of {server} did not start")
+        address = "127.0.0.1", int(line)
         Load(address, **options).run(duration / 10)  # to warm up
-        before = cpu_seconds(pid)
+        before = cpu_seconds(process.pid)
         result = Load(address, **options).run(duration)
-        used = cpu_seconds(pid) - before
+        used = cpu_seconds(process.pid) - before
     if not result.received:
         raise CommandError(f"the server of {server} did not answer")
     return Row(
@@ -221,13 +210,7 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def main(server: str) -> None:
     """Run a server until the process that started it is gone."""
-    import threading
-
-    def end_with_parent() -> None:
-        sys.stdin.buffer.read()
-        os._exit(0)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
     with contextlib.suppress(KeyboardInterrupt):
         SERVERS[server]()
 

@@ -8,14 +8,16 @@ from types import SimpleNamespace
 import pytest
 
 from benches.children import ROOT
-from benches.soak import report
-from benches.soak.account import IN_HAND, LONGEST_RUN, Account
-from benches.soak.watch import Sample, growth
 from floods import needs_loadgen
+from tests.soak import report
+from tests.soak.account import IN_HAND, LONGEST_RUN, Account
+from tests.soak.watch import Sample, growth
 
 
-def counted(received, refused=0, kernel_drops=0):
-    return SimpleNamespace(received=received, refused=refused, kernel_drops=kernel_drops)
+def counted(received, refused=0, kernel_drops=0, filter_drops=0):
+    return SimpleNamespace(
+        received=received, refused=refused, kernel_drops=kernel_drops, filter_drops=filter_drops
+    )
 
 
 @pytest.mark.parametrize(
@@ -23,12 +25,17 @@ def counted(received, refused=0, kernel_drops=0):
     [
         (10, counted(7, 2, 1), {}, 0),
         (10, counted(7, 2), {}, 1),
+        (10, counted(7, 1, 1, 1), {}, 0),
+        (10, counted(7, 1, 1, 2), {}, 1),
+        (138, counted(7, 3, 1, 1), {"run": 64}, 0),
         (10, counted(7, 2, 2), {}, 1),
         (74, counted(7, 3, 1), {"run": 64}, 0),
         (74, counted(7, 3, 1), {"run": None}, 0),
         (10, counted(7, 3, 1), {"run": None}, 1),
         (10 + LONGEST_RUN, counted(7, 3, 1), {"run": None}, 0),
         (11 + LONGEST_RUN, counted(7, 3, 1), {"run": None}, 1),
+        (10 + 2 * LONGEST_RUN, counted(7, 3, 1, 1), {"run": None}, 0),
+        (11 + 2 * LONGEST_RUN, counted(7, 3, 1, 1), {"run": None}, 1),
         (10 + IN_HAND, counted(10), {"killed": 1}, 0),
         (11 + IN_HAND, counted(10), {"killed": 1}, 1),
         (10, counted(11), {"killed": 1}, 1),
@@ -66,7 +73,7 @@ def test_a_short_soak_leaves_nothing_unexplained(tmp_path):
     page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     ended = subprocess.run(
         [
-            *(sys.executable, "-m", "benches.soak", "--seconds", "6", "--round", "1"),
+            *(sys.executable, "-m", "tests.soak", "--seconds", "6", "--round", "1"),
             *("--datagrams", "100000", "--directory", tmp_path),
             *("--results", tmp_path / "soak.json"),
         ],
@@ -81,6 +88,8 @@ def test_a_short_soak_leaves_nothing_unexplained(tmp_path):
     assert found["shares"]["asyncio"] > 0
     for lane, counts in found["lanes"].items():
         assert counts["sent"] > 0, lane
+    guarded = found["lanes"]["server, guarded"]
+    assert guarded["filter_drops"] + guarded["kernel_drops"] > 0
     for deed in ("servers started", "workers replaced", "workers killed", "receives cancelled"):
         assert found["deeds"][deed] > 0
     assert {growth["process"] for growth in found["processes"]} >= {"servers", "workers: worker"}

@@ -13,18 +13,21 @@ from benches.report import digits, facts, markdown
 if TYPE_CHECKING:
     from rich.console import Console
 
-# The page's text is written by hand, but for what is between these lines.
+# The text between these lines is generated; the rest of the page is written by hand.
 BEGIN = "<!-- Written by `make soak`, up to the end mark. -->"
 END = "<!-- End of the text written by `make soak`. -->"
 
 Rows = list[list[str]]
 
-TRAFFIC = ["traffic", "sent", "received", "refused", "dropped", "killed", "unexplained"]
+TRAFFIC = ["traffic", "sent", "received", "refused", "dropped", "filtered", "killed", "unexplained"]
 PROCESSES = ["process", "samples", "resident", "growth", "private growth", "descriptors", "threads"]
 
 
 def traffic(lanes: dict[str, dict[str, int]]) -> Rows:
-    names = ("sent", "received", "refused", "kernel_drops", "lost_with_killed", "unexplained")
+    names = (
+        *("sent", "received", "refused", "kernel_drops", "filter_drops"),
+        *("lost_with_killed", "unexplained"),
+    )
     return [
         [lane, *(f"{counts[name]:,}" for name in names)]
         for lane, counts in [*lanes.items(), ("**all**", total(lanes))]
@@ -56,7 +59,7 @@ def mebibytes(size: float) -> str:
 
 
 def section(results: dict[str, Any]) -> str:
-    """Write what the page says of a run."""
+    """Describe a run."""
     shares = results["shares"]
     found = "; ".join(results["missed"]) or (
         f"no datagram unexplained, and no process grown by more than {mebibytes(results['bar'])}"
@@ -71,8 +74,9 @@ asyncio {digits(shares["asyncio"])} and sockets {digits(shares["socket"])}.
 {fill(summary, 100)}
 
 {markdown(TRAFFIC, traffic(results["lanes"]))}
-*Dropped* is `kernel_drops`, which counts a run as one. *Killed* counts datagrams lost in workers
-that the test killed. The rows of replies count the replies that the load generator received.
+*Dropped* is `kernel_drops` and *filtered* `filter_drops`; both count a run as one. *Killed* counts
+datagrams lost in workers that the test killed. The rows of replies count the replies that the load
+generator received.
 
 {fill(f"The run also included: {deeds(results['deeds'])}.", 100)}
 
@@ -89,7 +93,7 @@ def deeds(counts: dict[str, int]) -> str:
 
 
 def write_into(page: Path, text: str) -> None:
-    """Put text in its place on a page."""
+    """Replace the text between the two marks of a page."""
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")

@@ -11,37 +11,62 @@ from collections.abc import Callable
 from typing import Any
 
 import tomada
-from benches.soak.account import Account
-from benches.soak.loads import Load, Sent, Settling, end, running
+from tests.soak.account import Account, explained
+from tests.soak.loads import Load, Sent, running, settle
 
-# Room for what comes while a lane waits for its core. The kernel may give less.
+HERE = ("127.0.0.1", 0)
+# Room for the datagrams that arrive while a lane waits for its core. The kernel may give less.
 BUFFER = 4 << 20
 
-# What a round has found: accounts, by what they are of; and how often something else was done.
+# The accounts of a round, by the name of the traffic.
 Accounts = dict[str, Account]
-Deeds = Counter[str]
 
 
 class Lane(ABC):
-    """One kind of traffic."""
+    """One kind of traffic.
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.deeds: Deeds = Counter()
+    :param run: How many datagrams each drop of the kernel stands for: see :func:`explained`.
+    """
+
+    def __init__(self, name: str, *loads: Load, run: int | None = 1) -> None:
+        self.name, self.loads, self.run = name, loads, run
+        # How often a lane did something else than sending and receiving.
+        self.deeds: Counter[str] = Counter()
 
     @abstractmethod
-    def round(self, seconds: float) -> Accounts:
-        """Have traffic for so long, and account for it."""
+    def round(self, seconds: float) -> Any:
+        """Have traffic for a number of seconds, and return accounts of it."""
 
     def close(self) -> None:  # noqa: B027 - most have nothing to close
         """Close what was open from round to round."""
 
+    def accounts(
+        self, sent: Sent, stats: Any, before: Any = None, *, killed: int = 0, replies: int = 0
+    ) -> Accounts:
+        """Draw up the account of a round, and another one for its replies, if any."""
+        found = {
+            self.name: Account.of(
+                sent.total, stats, before, singly=sent.singly, run=self.run, killed=killed
+            )
+        }
+        if replies and any(load.is_closed for load in self.loads):
+            # The load generator receives the replies.
+            found[f"{self.name}: replies"] = Account.of(replies, Drained(*sent.results), run=None)
+        return found
+
+
+class Drained:
+    """The counters of receivers in Rust, under the names of ``stats()``."""
+
+    refused = filter_drops = 0
+
+    def __init__(self, *results: dict[str, Any]) -> None:
+        self.received = sum(result.get("received", 0) for result in results)
+        self.kernel_drops = sum(result.get("kernel_drops", 0) for result in results)
+
 
 class Served(Lane):
-    """A server that is opened for each round, and closed after it.
-
-    :param run: How many datagrams a drop of the kernel's stands for: see :class:`Account`.
-    """
+    """A server that is opened for each round, and closed after it."""
 
     def __init__(
         self,
@@ -51,9 +76,8 @@ class Served(Lane):
         run: int | None = 1,
         **options: Any,
     ) -> None:
-        super().__init__(name)
-        self._handler, self._loads, self._run = handler, loads, run
-        self._options = {"rcvbuf": BUFFER, **options}
+        super().__init__(name, *loads, run=run)
+        self._handler, self._options = handler, {"rcvbuf": BUFFER, **options}
 
     def round(self, seconds: float) -> Accounts:
         with self.server() as server:
@@ -64,39 +88,26 @@ class Served(Lane):
 
     def server(self) -> tomada.Server:
         self.deeds["servers started"] += 1
-        return tomada.Server(("127.0.0.1", 0), self._handler, **self._options)
+        return tomada.Server(HERE, self._handler, **self._options)
 
     def account(self, server: tomada.Server, seconds: float, killed: int = 0) -> Accounts:
         before = server.stats()
-        with running(self._loads, server.address[1], seconds) as children:
+        with running(self.loads, server.address[1], seconds) as end:
             self.pass_time(server, seconds)
-            sent = end(self._loads, children)
-
-        def total() -> int:
-            now = server.stats()
-            drops = (now.kernel_drops - before.kernel_drops) * (self._run or 1)
-            return now.received - before.received + now.refused - before.refused + drops
-
-        settling = Settling(total, sent.total)
-        while not settling.is_over():
-            time.sleep(0.01)
+            sent = end()
+        settle(lambda: explained(server.stats(), before, run=self.run), sent.total)
         stats = server.stats()
-        account = Account.of(
-            sent.total, stats, before, singly=sent.singly, run=self._run, killed=killed
-        )
-        accounts = {self.name: account}
-        if not killed and any(load.is_closed for load in self._loads):
-            accounts[f"{self.name}: replies"] = replies(stats.sent - before.sent, sent)
-        return accounts
+        replies = 0 if killed else stats.sent - before.sent
+        return self.accounts(sent, stats, before, killed=killed, replies=replies)
 
     def pass_time(self, _server: tomada.Server, seconds: float) -> None:
         time.sleep(seconds)
 
 
 class Kept(Served):
-    """A server that is open all the time, and whose workers are replaced while it is busy.
+    """A server that stays open, and whose workers are replaced under load.
 
-    They live for some rounds, so that it shows if they grow.
+    Each worker lives for several rounds, so that its growth shows.
     """
 
     LIFE = 20
@@ -138,24 +149,10 @@ class Killed(Served):
 
     def pass_time(self, _server: tomada.Server, seconds: float) -> None:
         time.sleep(seconds / 2)
-        # The last of those that have told that they started: the others may be of former rounds.
+        # The last number in the pipe: the others may be of former rounds.
         os.kill(int(os.read(self._reader, 1 << 16).split()[-1]), signal.SIGKILL)
         self.deeds["workers killed"] += 1
         time.sleep(seconds / 2)
-
-
-class Arrived:
-    """What senders of replies' counters say of their arrival, in the words of ``stats()``."""
-
-    def __init__(self, *results: dict[str, Any]) -> None:
-        self.received = sum(result.get("received", 0) for result in results)
-        self.kernel_drops = sum(result.get("kernel_drops", 0) for result in results)
-        self.refused = 0
-
-
-def replies(answered: int, sent: Sent) -> Account:
-    """Account for replies, which the load generator receives."""
-    return Account.of(answered, Arrived(*sent.results), run=None)
 
 
 def echo(data: bytes, _address: Any) -> bytes:
@@ -163,12 +160,12 @@ def echo(data: bytes, _address: Any) -> bytes:
 
 
 def echo_short(data: bytes, _address: Any) -> bytes | None:
-    """Answer what is asked; what is longer is only sent, and its sender does not listen."""
+    """Reply to requests. Longer datagrams come from senders that do not receive."""
     return data if len(data) <= 100 else None
 
 
 class Counting:
-    """A handler of batches that counts what it is handed."""
+    """A handler of batches that counts its datagrams."""
 
     def __init__(self, *, echoes: bool = False) -> None:
         self._delivered, self._echoes = 0, echoes
@@ -178,6 +175,6 @@ class Counting:
         return [data for data, _ in datagrams] if self._echoes else None
 
     def take(self) -> int:
-        """Return what was counted since this was last called."""
+        """Return the number of datagrams since the last call."""
         delivered, self._delivered = self._delivered, 0
         return delivered

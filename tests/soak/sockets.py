@@ -11,13 +11,13 @@ from typing import Any
 
 import tomada
 from benches.children import Child
-from benches.soak.account import Account
-from benches.soak.lanes import BUFFER, Accounts, Arrived, Lane
-from benches.soak.loads import END, Load, Settling, end, running
-from benches.soak.loops import HERE, enlarge
+from tests.soak.account import Account, explained
+from tests.soak.lanes import BUFFER, HERE, Accounts, Drained, Lane
+from tests.soak.loads import END, Load, running, settle
+from tests.soak.loops import enlarge
 from tomada import socket
 
-# How long a receive waits at the most.
+# The timeout of a receive.
 PATIENCE = 0.02
 
 
@@ -31,7 +31,7 @@ def bound() -> Any:
 class Receiver(Lane):
     """A socket that receives in several ways in turn.
 
-    :param ways: Each takes something, and returns how many datagrams.
+    :param ways: Each receives something, and returns the number of datagrams.
     """
 
     def __init__(
@@ -42,8 +42,8 @@ class Receiver(Lane):
         gro: bool = False,
         run: int | None = 1,
     ) -> None:
-        super().__init__(name)
-        self._ways, self._loads, self._gro, self._run = ways, loads, gro, run
+        super().__init__(name, *loads, run=run)
+        self._ways, self._gro = ways, gro
 
     def round(self, seconds: float) -> Accounts:
         with bound() as sock:
@@ -55,22 +55,16 @@ class Receiver(Lane):
             thread = threading.Thread(target=self._take, args=(sock, taken, over))
             thread.start()
             try:
-                with running(self._loads, sock.getsockname()[1], seconds) as children:
+                with running(self.loads, sock.getsockname()[1], seconds) as end:
                     time.sleep(seconds)
-                    sent = end(self._loads, children)
-
-                def total() -> int:
-                    now = sock.stats()
-                    return int(now.received + now.kernel_drops * (self._run or 1))
-
-                settling = Settling(total, sent.total)
-                while not settling.is_over():
-                    time.sleep(0.01)
+                    sent = end()
+                settle(lambda: explained(sock.stats(), run=self.run), sent.total)
             finally:
                 over.set()
                 thread.join()
-            account = Account.of(sent.total, sock.stats(), singly=sent.singly, run=self._run)
-            return {self.name: account.compare(taken[0] + sock.pending)}
+            accounts = self.accounts(sent, sock.stats())
+            accounts[self.name].compare(taken[0] + sock.pending)
+            return accounts
 
     def _take(self, sock: Any, taken: list[int], over: threading.Event) -> None:
         while not over.is_set():
@@ -80,7 +74,7 @@ class Receiver(Lane):
 
 
 class Sender(Lane):
-    """A socket that sends to a drain, in batches and otherwise."""
+    """A socket that sends to a drain: batches, lists and single datagrams."""
 
     def __init__(self, name: str, rate: int) -> None:
         super().__init__(name)
@@ -102,9 +96,8 @@ class Sender(Lane):
                 sock.send_batch(batch)
                 sock.send_many(data)
                 sock.send(data[0])
-            stats = sock.stats()
-            result = drain.stop(END)
-        return {self.name: Account.of(stats.sent, Arrived(result), run=None)}
+            sent = sock.stats().sent
+            return {self.name: Account.of(sent, Drained(drain.stop(END)), run=None)}
 
 
 class Churn(Lane):
@@ -127,7 +120,7 @@ class Churn(Lane):
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVERR, 1)
             for _ in range(5):
                 with contextlib.suppress(ConnectionRefusedError):
-                    sock.sendto(b"is anybody there", there)
+                    sock.sendto(b"hello", there)
             self.deeds["entries of the error queue"] += len(sock.errors())
 
     def _too_long(self) -> None:
@@ -164,7 +157,7 @@ class Churn(Lane):
 
 
 class Asking(Lane):
-    """Clients of a server that does not answer everything, and of none."""
+    """Clients of a server that replies to some requests, and clients without a server."""
 
     def round(self, seconds: float) -> Accounts:
         heard = 0
@@ -192,7 +185,7 @@ class Asking(Lane):
         with tomada.Client(address, timeout=20, retries=400, backoff=1.0) as client:
             many = [b"%d" % number for number in range(100)]
             if list(client.request_many(many)) != many or client.request(b"one") != b"one":
-                raise RuntimeError("somebody else's reply")
+                raise RuntimeError("a reply to another request")
             self.deeds["requests answered"] += len(many) + 1
         with tomada.Client(address, timeout=0.02, retries=2) as client:
             try:

@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 import tomada.asyncio
-from benches.soak.account import Account
-from benches.soak.lanes import BUFFER, Accounts, Lane, replies
-from benches.soak.loads import Load, Sent, Settling, end, running
+from tests.soak.account import explained
+from tests.soak.lanes import BUFFER, HERE, Accounts, Lane
+from tests.soak.loads import Load, Sent, running, settling
 from tomada import socket
-
-HERE = ("127.0.0.1", 0)
-
-
-class AsyncLane(Lane):
-    """A lane whose rounds are coroutines."""
-
-    def round(self, seconds: float) -> Accounts:
-        raise NotImplementedError
-
-    @abstractmethod
-    async def round_on_loop(self, seconds: float) -> Accounts: ...
 
 
 class Counting(asyncio.DatagramProtocol):
-    """Counts what it is handed."""
+    """Counts its datagrams."""
 
     def __init__(self) -> None:
         self.delivered = 0
@@ -49,7 +36,7 @@ class Sink(Counting):
 
 
 class Echo(Counting):
-    """Answers datagrams one by one."""
+    """Replies to datagrams one by one."""
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
         self.delivered += 1
@@ -63,76 +50,80 @@ class Batches(Counting):
         self.delivered += len(datagrams)
 
 
+class AsyncLane(Lane):
+    """A lane whose rounds are coroutines, and whose sockets are opened for each round."""
+
+    def __init__(self, name: str, *loads: Load, run: int | None = 1, **options: Any) -> None:
+        super().__init__(name, *loads, run=run)
+        self.options = options
+
+    async def loaded(
+        self, sock: Any, seconds: float, stats: Callable[[], Any], delivered: Callable[[], int]
+    ) -> Sent:
+        """Run the loads on a socket, and wait until the program has all that is not dropped."""
+        enlarge(sock)
+        with running(self.loads, sock.getsockname()[1], seconds) as end:
+            await asyncio.sleep(seconds)
+            sent = await asyncio.to_thread(end)
+
+        def total() -> int:
+            now = stats()
+            return explained(now, run=self.run) - int(now.received) + delivered()
+
+        for _ in settling(total, sent.total):
+            await asyncio.sleep(0.01)
+        return sent
+
+
 class Transport(AsyncLane):
-    """A transport, opened for each round."""
+    """A transport."""
 
-    def __init__(
-        self,
-        name: str,
-        protocol: Callable[[], Counting],
-        *loads: Load,
-        run: int | None = 1,
-        **options: Any,
-    ) -> None:
-        super().__init__(name)
-        self._protocol, self._loads, self._run, self._options = protocol, loads, run, options
+    def __init__(self, name: str, protocol: Callable[[], Counting], *loads: Load, **options: Any):
+        super().__init__(name, *loads, **options)
+        self._protocol = protocol
 
-    async def round_on_loop(self, seconds: float) -> Accounts:
+    async def round(self, seconds: float) -> Accounts:
         transport, protocol = await tomada.asyncio.create_datagram_endpoint(
-            asyncio.get_running_loop(), self._protocol, local_addr=HERE, **self._options
+            asyncio.get_running_loop(), self._protocol, local_addr=HERE, **self.options
         )
         self.deeds["transports opened"] += 1
-        sock: Any = transport.get_extra_info("socket")
-        enlarge(sock)
-        sent = await loaded(self._loads, sock.getsockname()[1], seconds)
 
-        def accounted() -> int:
-            now = transport.get_extra_info("stats")
-            return int(protocol.delivered + now.refused + now.kernel_drops * (self._run or 1))
+        def stats() -> Any:
+            return transport.get_extra_info("stats")
 
-        await settled(accounted, sent.total)
-        found = transport.get_extra_info("stats")
+        sock = transport.get_extra_info("socket")
+        sent = await self.loaded(sock, seconds, stats, lambda: protocol.delivered)
+        found = stats()
         transport.close()
         await protocol.lost
-        account = Account.of(sent.total, found, singly=sent.singly, run=self._run)
-        accounts = {self.name: account.compare(protocol.delivered)}
-        if any(load.is_closed for load in self._loads):
-            accounts[f"{self.name}: replies"] = replies(found.sent, sent)
+        accounts = self.accounts(sent, found, replies=found.sent)
+        accounts[self.name].compare(protocol.delivered)
         return accounts
 
 
 class Endpoint(AsyncLane):
     """An endpoint whose receives are cancelled again and again."""
 
-    def __init__(self, name: str, *loads: Load, run: int | None = 1, **options: Any) -> None:
-        super().__init__(name)
-        self._loads, self._run, self._options = loads, run, options
-        self._delivered = 0
+    _delivered = 0
 
-    async def round_on_loop(self, seconds: float) -> Accounts:
+    async def round(self, seconds: float) -> Accounts:
         self._delivered = 0
-        async with tomada.asyncio.open_endpoint(local_addr=HERE, **self._options) as endpoint:
-            enlarge(endpoint.socket)
+        async with tomada.asyncio.open_endpoint(local_addr=HERE, **self.options) as endpoint:
             takers = [
                 asyncio.create_task(self._take(endpoint, patience)) for patience in (0.0001, 0.01)
             ]
-            port = endpoint.get_extra_info("sockname")[1]
-            sent = await loaded(self._loads, port, seconds)
-
-            def accounted() -> int:
-                now = endpoint.stats()
-                return int(self._delivered + now.refused + now.kernel_drops * (self._run or 1))
-
-            await settled(accounted, sent.total)
+            sent = await self.loaded(
+                endpoint.socket, seconds, endpoint.stats, lambda: self._delivered
+            )
             for taker in takers:
                 taker.cancel()
             await asyncio.wait(takers)
             for taker in takers:
                 if not taker.cancelled():
-                    taker.result()  # it has failed
-            stats = endpoint.stats()
-        account = Account.of(sent.total, stats, singly=sent.singly, run=self._run)
-        return {self.name: account.compare(self._delivered)}
+                    taker.result()  # raises the error of a task that failed
+            accounts = self.accounts(sent, endpoint.stats())
+        accounts[self.name].compare(self._delivered)
+        return accounts
 
     async def _take(self, endpoint: Any, patience: float) -> None:
         """Receive, and give up after a moment, as a task does that has something else to do."""
@@ -146,9 +137,9 @@ class Endpoint(AsyncLane):
 
 
 class Asking(AsyncLane):
-    """Endpoints that ask somebody who is slow, dead or silent, and send what is too long."""
+    """Endpoints that send requests to slow, dead and silent peers, and datagrams too long."""
 
-    async def round_on_loop(self, seconds: float) -> Accounts:
+    async def round(self, seconds: float) -> Accounts:
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
         while loop.time() < until:
@@ -163,11 +154,11 @@ class Asking(AsyncLane):
             there = server.get_extra_info("sockname")
             async with tomada.asyncio.open_endpoint(remote_addr=there) as client:
                 asked = asyncio.create_task(client.request(b"ping", timeout=60, retries=10))
-                _, peer = await server.recv()  # to which there is no answer
+                await server.recv()  # and do not reply
                 _, peer = await server.recv()
                 server.send(b"pong", peer)
                 if await asked != b"pong":
-                    raise RuntimeError("somebody else's reply")
+                    raise RuntimeError("a reply to another request")
                 self.deeds["requests sent again"] += 1
 
     async def _refused(self) -> None:
@@ -193,21 +184,8 @@ class Asking(AsyncLane):
                 self.deeds["requests timed out"] += 1
 
 
-async def loaded(loads: tuple[Load, ...], port: int, seconds: float) -> Sent:
-    """Put loads on a port for so long, and return what they have sent."""
-    with running(loads, port, seconds) as children:
-        await asyncio.sleep(seconds)
-        return await asyncio.to_thread(end, loads, children)
-
-
-async def settled(accounted: Callable[[], int], sent: int) -> None:
-    settling = Settling(accounted, sent)
-    while not settling.is_over():  # noqa: ASYNC110 - counters tell nobody that they change
-        await asyncio.sleep(0.01)
-
-
 def enlarge(sock: Any) -> None:
-    """Give a socket a large buffer; the privilege for that is not everybody's."""
+    """Give a socket a large buffer; without privileges, a smaller one."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUFFORCE, BUFFER)
     except OSError:

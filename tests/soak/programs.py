@@ -15,9 +15,9 @@ from typing import Any
 import tomada
 import tomada.asyncio
 from benches.programs.run import Run
-from benches.soak import loops, sockets
-from benches.soak.account import Account
-from benches.soak.lanes import (
+from tests.soak import loops, sockets
+from tests.soak.account import Account
+from tests.soak.lanes import (
     Accounts,
     Counting,
     Kept,
@@ -27,17 +27,19 @@ from benches.soak.lanes import (
     echo,
     echo_short,
 )
-from benches.soak.loads import ask, blast
-from benches.soak.watch import look_around
+from tests.soak.loads import ask, blast
+from tests.soak.watch import look_around
 
-# The length of a run of the load generator's.
+# How many datagrams the load generator sends as one run.
 RUN = 64
+# The source of the datagrams that the kernel's filter drops.
+DENIED = "127.0.0.9"
 SMALL_BUFFER = 16_384
 
 
 def servers(run: Run) -> None:
-    """Servers of one process, each opened and closed again and again."""
-    guard = tomada.Guard(rate=20_000, max_size=100, deny=["192.0.2.0/24"])
+    """Servers of one process, opened and closed in each round."""
+    guard = tomada.Guard(rate=20_000, max_size=100, deny=[DENIED])
     batch: dict[str, Any] = {"takes": "batch"}
     in_threads(
         run,
@@ -49,6 +51,7 @@ def servers(run: Run) -> None:
             Counting(),
             blast(30_000),
             blast(10_000, size=200),
+            blast(10_000, source=DENIED),
             guard=guard,
             **batch,
         ),
@@ -59,7 +62,7 @@ def servers(run: Run) -> None:
 def workers(run: Run) -> None:
     """Two workers, replaced one by one, of a server that is never closed."""
     loads = ask(clients=4), ask(clients=4), blast(50_000, size=512, gso=True)
-    # Each worker gets some of everything, and so is warm after a round.
+    # Each worker gets datagrams of every kind, so it has warmed up after a round.
     options: dict[str, Any] = {"workers": 2, "steering": "random"}
     in_threads(run, Kept("server, workers replaced", echo_short, *loads, run=None, **options))
 
@@ -107,7 +110,7 @@ def in_threads(run: Run, *lanes: Lane) -> None:
     prepare(run)
     while not run.is_stopped:
         if len(lanes) == 1:
-            tell(lanes, [lanes[0].round(run.round)])  # which may fork, best without threads
+            tell(lanes, [lanes[0].round(run.round)])  # it may fork, which is best without threads
             continue
         with ThreadPoolExecutor(len(lanes)) as pool:
             rounds = list(pool.map(lambda lane: lane.round(run.round), lanes))
@@ -118,20 +121,19 @@ def in_threads(run: Run, *lanes: Lane) -> None:
 
 async def on_loop(run: Run, lanes: Sequence[loops.AsyncLane]) -> None:
     prepare(run)
-    # As few that the first round has need of all.
+    # Few enough for the first round to use all of them.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
     while not run.is_stopped:
-        tell(lanes, await asyncio.gather(*(lane.round_on_loop(run.round) for lane in lanes)))
+        tell(lanes, await asyncio.gather(*(lane.round(run.round) for lane in lanes)))
 
 
 def prepare(run: Run) -> None:
-    # Nothing is measured here that would want a core of its own.
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    run.use_all_cores()
     run.watch_for_end()
 
 
 def tell(lanes: Sequence[Lane], rounds: Iterable[Accounts]) -> None:
-    """Print what a round has found, and what the processes have now that all is quiet."""
+    """Print the accounts of a round, and samples of the processes, which are idle now."""
     accounts: dict[str, Account] = {}
     for found in rounds:
         accounts.update(found)
@@ -139,7 +141,7 @@ def tell(lanes: Sequence[Lane], rounds: Iterable[Accounts]) -> None:
     for lane in lanes:
         deeds.update(lane.deeds)
         lane.deeds.clear()
-    # What only the collector of cycles frees is no leak.
+    # Reference cycles are not leaks.
     gc.collect()
     facts = {
         "accounts": {name: asdict(account) for name, account in accounts.items()},

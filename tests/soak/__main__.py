@@ -1,9 +1,9 @@
-"""The soak: ``python -m benches.soak``.
+"""The soak: ``python -m tests.soak``.
 
 Processes with servers, event loops and sockets get all kinds of traffic at once, while sockets are
 opened and closed, workers replaced and killed, receives cancelled and requests refused. After each
-round every datagram must be accounted for, by the public counters of who sent and who received;
-and memory, descriptors and threads must stay what they were.
+round, the public counters of senders and receivers must account for every datagram, and memory,
+descriptors and threads must not have grown.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from rich.live import Live
 
 from benches import suite
 from benches.children import Child, ChildFailed
-from benches.soak import report
-from benches.soak.account import Account
-from benches.soak.watch import SELF, Growth, Sample, growth
+from tests.soak import report
+from tests.soak.account import Account
+from tests.soak.watch import SELF, Growth, Sample, growth
 
-# What goes through each of these processes.
+# The kind of traffic in each of these processes.
 PROGRAMS = {
     "servers": "server",
     "workers": "server",
@@ -40,16 +40,16 @@ PROGRAMS = {
 }
 # How long a process may be silent, beyond the length of a round.
 SILENCE = 120.0
-# Of how many samples a process's growth is judged: one that lives for less is not.
+# A process with fewer samples is too young to judge its growth.
 FEW = 8
-# So many samples of a process are kept at the most.
+# How many samples of a process are kept.
 MOST = 10
-# What growth is allowed: memory in bytes.
+# The growth of memory that is allowed, in bytes.
 MEMORY = 2 << 20
 
 
 class Soak:
-    """What all processes have told so far."""
+    """The accounts and samples of all processes so far."""
 
     def __init__(self) -> None:
         self.lanes: dict[str, Account] = {}
@@ -65,7 +65,7 @@ class Soak:
             while True:
                 self._take(program, child.line(patience))
         except ChildFailed as failure:
-            # The end of its output is no failure once it was told to end.
+            # Its output ends when it is told to end.
             if not over.is_set():
                 self.failures.append(f"{program} {failure}")
                 over.set()
@@ -121,7 +121,12 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         children = {
             program: stack.enter_context(
-                Child(f"soak {program}", 0, options.seconds + SILENCE * 4, round=options.round)
+                Child(
+                    f"tests.soak.programs {program}",
+                    0,
+                    options.seconds + SILENCE * 4,
+                    round=options.round,
+                )
             )
             for program in PROGRAMS
         }
@@ -148,7 +153,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def watch(soak: Soak, over: threading.Event, until: float, wanted: int, console: Console) -> None:
-    """Show how it goes until the time is up and enough datagrams have passed."""
+    """Show progress until the time is up and enough datagrams have passed."""
 
     def table() -> Any:
         return report.rich_table("traffic", report.TRAFFIC, report.traffic(soak.counts()))
@@ -220,7 +225,7 @@ def main() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benches.soak", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60, help="how long, at the least")
     parser.add_argument(
         "--datagrams",

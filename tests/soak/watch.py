@@ -1,4 +1,4 @@
-"""What processes have: memory, descriptors and threads, over time."""
+"""Memory, descriptors and threads of processes over time."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ WARM_UP = 0.25
 
 @dataclass(frozen=True)
 class Sample:
-    """What a process has at one moment; memory in bytes.
+    """The resources of a process at one moment; memory in bytes.
 
-    ``rss`` is what is resident, ``pss`` that with a share of what others have too, ``uss`` what no
-    other process has.
+    ``rss`` is resident memory; ``pss`` divides shared pages among their processes; ``uss`` leaves
+    them out.
     """
 
     process: str
@@ -38,14 +38,14 @@ def sample(process: str, pid: int) -> Sample:
         found["Rss"],
         found["Pss"],
         found["Private_Clean"] + found["Private_Dirty"],
-        # The one that reads the folder is there only now.
+        # Reading the folder takes a descriptor itself.
         sum(1 for _ in (folder / "fd").iterdir()) - (process == SELF),
         sum(1 for _ in (folder / "task").iterdir()),
     )
 
 
 def children(pid: int) -> Iterator[int]:
-    """Go through the processes that a process has started, in the order of their numbers."""
+    """Yield the child processes of a process."""
     for task in Path(f"/proc/{pid}/task").iterdir():
         yield from map(int, (task / "children").read_text().split())
 
@@ -64,7 +64,7 @@ def look_around(pid: int) -> list[Sample]:
 
 @dataclass(frozen=True)
 class Growth:
-    """How much more a process had after its warm-up than within it, at the most."""
+    """The maximum after the warm-up minus the maximum during it."""
 
     process: str
     samples: int
