@@ -243,7 +243,7 @@ def test_the_statsd_collector_limits_its_memory(capsys, monkeypatch):
     metrics.report()
     assert metrics.gauges == {"0": 6}
     output = capsys.readouterr().out
-    assert "902 lines that are no metrics" in output
+    assert "902 lines that are not metrics" in output
     assert "\x1b" not in output
 
 

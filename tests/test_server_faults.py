@@ -11,7 +11,7 @@ import pytest
 
 from serving import ask, client, server
 from support import RefusalError, eventually, open_descriptors, run
-from tomada import _reports, socket
+from tomada import _core, _reports, socket
 from traffic import numbered
 
 
@@ -316,3 +316,25 @@ def test_a_handler_that_wants_to_exit_ends_the_server():
         sock.send(b"x")
         with pytest.raises(SystemExit, match="7"):
             serving.serve_forever()
+
+
+def test_a_handler_that_exits_leaves_the_datagrams_behind_it_to_the_socket():
+    datagrams, seen = numbered(6), []
+
+    def handle(data, _):
+        seen.append(data)
+        if len(seen) == 3:
+            raise SystemExit(7)
+
+    with (
+        socket.socket(std.AF_INET, std.SOCK_DGRAM) as sock,
+        std.socket(std.AF_INET, std.SOCK_DGRAM) as sender,
+    ):
+        sock.bind(("127.0.0.1", 0))
+        for data in datagrams:
+            sender.sendto(data, sock.getsockname())
+        core = _core.ServerCore(sock, handle, "data", _core.ServerCounters(1), 0, print)
+        with pytest.raises(SystemExit, match="7"):
+            core.run()
+        sock.setblocking(False)
+        assert seen + [data for data, _ in sock.recv_many(6)] == datagrams

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
 use super::counted::Counted;
 use super::guard::REFUSALS;
-use super::pending::{Held, Pending};
+use super::pending::Pending;
 use super::ring::{Filled, RecvRing};
 use super::socket::Socket;
 use super::sys;
@@ -27,25 +27,6 @@ impl Socket {
     /// the last time, which is hardly ever too many.
     pub(super) fn messages_for(&self, wanted: usize) -> usize {
         wanted.div_ceil(self.inbox.per_message.load(Ordering::Relaxed).max(1))
-    }
-
-    /// Receives up to `count` of the kernel's messages into a ring, and puts its cursor on the first
-    /// datagram: [`keep`](Self::keep) what is not taken. There is none where another thread has
-    /// kept some: [`take_kept`](Self::take_kept) those. A [`RecvCursor`](super::RecvCursor) does all that.
-    pub fn receive_messages(
-        &self,
-        fd: BorrowedFd<'_>,
-        ring: &mut RecvRing,
-        count: usize,
-        flags: c_int,
-    ) -> io::Result<Filled> {
-        if self.pending() > 0 {
-            // Kept by another thread since the caller looked: they come first.
-            self.raise_deferred()?;
-            ring.clear();
-            return Ok(Filled::default());
-        }
-        self.receive_new(fd, ring, count, flags)
     }
 
     /// Receives up to `count` of the kernel's messages into a ring.
@@ -86,29 +67,6 @@ impl Socket {
         }
     }
 
-    /// Keeps the datagrams that a ring has from its cursor on for the next receive.
-    pub fn keep(&self, ring: &RecvRing) {
-        if !ring.is_empty() {
-            let lost = self.with_pending(|pending| pending.keep_rest_of(ring));
-            self.counters().count_dropped(lost);
-        }
-    }
-
-    /// Takes the first kept message out; none where the socket is closed. Who does not take all its
-    /// datagrams [gives it back](Self::put_back).
-    pub fn take_kept(&self) -> Option<Held> {
-        if self.pending() == 0 || self.descriptor().is_closed() {
-            return None;
-        }
-        self.with_pending(Pending::pop_front)
-    }
-
-    /// Puts a kept message, if something of it is left, back in its place.
-    pub fn put_back(&self, held: Held) {
-        let lost = self.with_pending(|pending| pending.push_front(held));
-        self.counters().count_dropped(lost);
-    }
-
     /// Keeps an error for the next receive, because this one has datagrams to return.
     pub fn defer(&self, error: &io::Error) {
         self.inbox.deferred.store(error.raw_os_error().unwrap_or(0), Ordering::Relaxed);
@@ -147,7 +105,7 @@ mod tests {
     use super::*;
     use crate::net::cmsg::{self, ControlBuffer};
     use crate::net::sys::RecvSlice;
-    use crate::net::{Address, Datagrams, SendSlice, SlotKind, Taken, ThreadRing, Visibility};
+    use crate::net::{Address, Datagrams, RecvCursor, SendSlice, Taken, Visibility};
     use std::os::fd::AsFd;
 
     fn bound(family: c_int, address: &Address) -> Socket {
@@ -250,18 +208,15 @@ mod tests {
         receiver.set_gro(true).unwrap();
         send_run(&sender, &receiver, &[b"1", b"2", b"3"]);
         send(&sender, &receiver, b"4");
-        let inside = receiver.descriptor().enter().unwrap();
-        let mut ring = ThreadRing::take(SlotKind::Ip).unwrap();
+        let mut cursor = RecvCursor::of_thread(&receiver).unwrap();
         let filled =
-            receiver.receive_messages(inside.as_fd(), &mut ring, 1, libc::MSG_DONTWAIT).unwrap();
+            receiver.with(|fd| cursor.receive_messages(fd, 1, libc::MSG_DONTWAIT)).unwrap();
         assert_eq!(filled.datagrams, 3);
-        ring.advance();
-        receiver.keep(&ring);
-        assert_eq!(receiver.pending(), 2);
-        let mut held = receiver.take_kept().unwrap();
-        assert_eq!((held.current().unwrap().payload, receiver.pending()), (&b"2"[..], 0));
-        held.advance();
-        receiver.put_back(held);
+        cursor.advance();
+        assert!(cursor.take_kept().is_some());
+        assert_eq!((cursor.current().unwrap().payload, receiver.pending()), (&b"2"[..], 0));
+        cursor.advance();
+        drop(cursor);
         let mut buffer = [0; 4];
         for expected in [b"3", b"4"] {
             assert_eq!(receive(&receiver, &mut buffer, 0).unwrap().len, 1);
@@ -303,9 +258,8 @@ mod tests {
     fn a_deferred_error_ends_the_next_receive_once() {
         let receiver = loopback();
         receiver.defer(&io::Error::from_raw_os_error(libc::ECONNREFUSED));
-        let mut ring = ThreadRing::take(SlotKind::Ip).unwrap();
-        let mut next =
-            || receiver.with(|fd| receiver.receive_messages(fd, &mut ring, 1, libc::MSG_DONTWAIT));
+        let mut cursor = RecvCursor::of_thread(&receiver).unwrap();
+        let mut next = || receiver.with(|fd| cursor.receive_messages(fd, 1, libc::MSG_DONTWAIT));
         assert_eq!(next().unwrap_err().raw_os_error(), Some(libc::ECONNREFUSED));
         assert_eq!(next().unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }

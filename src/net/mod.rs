@@ -9,6 +9,7 @@
 pub mod address;
 pub mod cmsg;
 mod counted;
+mod deliver;
 mod descriptor;
 mod drops;
 mod error_class;
@@ -40,10 +41,12 @@ mod steering;
 mod sync;
 mod sys;
 mod tally;
+mod turns;
 mod wait;
 mod waker;
 
 pub use address::{Address, AddressKind};
+pub use deliver::{Costs, Flow, Pace, Sink, deliver};
 pub use descriptor::{Descriptor, InFlight};
 pub use drops::Drops;
 pub use error_class::{ErrorClass, ErrorStreak, may_be_of_earlier};
@@ -68,4 +71,5 @@ pub use sys::{
     no_memory, program_option, with_room, zeroes,
 };
 pub use tally::{Count, Tally};
+pub use turns::{TurnBudget, TurnSkipping, Turns};
 pub use wait::{Deadline, Interest, KernelWait, Stop, Waiting};

@@ -38,16 +38,11 @@ impl Inherit for Pending {
 
 impl Items for Pending {
     fn count(&self) -> usize {
-        self.len()
+        self.datagrams
     }
 }
 
 impl Pending {
-    /// How many datagrams there are.
-    pub(super) fn len(&self) -> usize {
-        self.datagrams
-    }
-
     /// Takes what a ring has from its cursor on, and says how many datagrams there was no memory for.
     pub(super) fn keep_rest_of(&mut self, ring: &RecvRing) -> usize {
         let mut lost = 0;
@@ -181,15 +176,15 @@ mod tests {
         ring.receive(receiver.as_fd(), 4, 0, true).unwrap();
         ring.advance();
         assert_eq!(pending.keep_rest_of(&ring), 0);
-        assert_eq!(pending.len(), 2);
+        assert_eq!(pending.count(), 2);
         for expected in [&b""[..], b"last"] {
             let datagram = pending.current().unwrap();
             assert_eq!(datagram.payload, expected);
             assert_eq!(Address::from_bytes(datagram.from).ip(), Some(sender.local_addr().unwrap()));
             pending.advance();
         }
-        assert_eq!(pending.len(), 0);
+        assert_eq!(pending.count(), 0);
         pending.advance();
-        assert_eq!(pending.len(), 0);
+        assert_eq!(pending.count(), 0);
     }
 }

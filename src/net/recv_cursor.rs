@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use super::pending::Held;
+use super::pending::{Held, Pending};
 use super::ring::{Datagrams, ExportedRing, Filled, Received, RecvRing, Run, ThreadRing};
 use super::socket::Socket;
 
@@ -106,7 +106,9 @@ impl<'a, R: Ring> RecvCursor<'a, R> {
     /// Takes the first message of the backlog, unless it is empty or the socket is closed.
     pub fn take_kept(&mut self) -> Option<Filled> {
         self.give_back();
-        self.held = self.socket.take_kept();
+        if self.socket.pending() > 0 && !self.socket.descriptor().is_closed() {
+            self.held = self.socket.with_pending(Pending::pop_front);
+        }
         // The backlog or the kernel may have more.
         self.held.as_ref().map(|held| Filled { is_full: true, ..held.filled() })
     }
@@ -116,11 +118,18 @@ impl<'a, R: Ring> RecvCursor<'a, R> {
         self.held.as_mut()
     }
 
+    /// Whether all datagrams are taken.
+    #[inline]
+    pub(super) fn is_empty(&mut self) -> bool {
+        match &self.held {
+            None => self.ring.ring().is_empty(),
+            Some(held) => held.remaining() == 0,
+        }
+    }
+
     #[inline]
     fn give_back(&mut self) {
-        let is_left = self.held.as_ref().is_some_and(|held| held.remaining() > 0)
-            || !self.ring.ring().is_empty();
-        if is_left {
+        if !self.is_empty() {
             self.keep_rest();
             self.socket.share_kept();
         }
@@ -130,14 +139,16 @@ impl<'a, R: Ring> RecvCursor<'a, R> {
     /// Moves the remaining datagrams into the backlog without waking any thread: an attempt of a
     /// waiting call would wake itself. When that call ends, it [shares](Socket::share_kept) the
     /// backlog.
-    #[cold]
     pub(super) fn keep_rest(&mut self) {
-        if let Some(held) = self.held.take() {
-            self.socket.put_back(held);
+        if !self.is_empty() {
+            let (held, ring) = (self.held.take(), self.ring.ring());
+            let lost = self.socket.with_pending(|pending| match held {
+                Some(held) => pending.push_front(held),
+                None => pending.keep_rest_of(ring),
+            });
+            self.socket.counters().count_dropped(lost);
+            ring.clear();
         }
-        let ring = self.ring.ring();
-        self.socket.keep(ring);
-        ring.clear();
     }
 }
 

@@ -9,24 +9,21 @@ use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyList, PyMemoryView, PyString, PyTuple};
 
 use super::{ServerCore, Takes};
-use crate::net::{self, Address, Count, Datagrams, Filled, OwnAddress, Received, Source};
+use crate::net::{
+    self, Address, Count, Datagrams, Filled, Flow, OwnAddress, Pace, Received, RecvCursor, Sink,
+    Source, deliver,
+};
 use crate::python::asked::Notes;
 use crate::python::buffer::{Readable, TypeName, new_bytes, new_list, push};
 use crate::python::datagram::Datagram;
 use crate::python::error::{Error, Result};
 use crate::python::socket::{Senders, Socket, pair};
 
-/// The most messages that one receive takes.
-pub(super) const MESSAGES: usize = 64;
 /// No more is received at once than is handled in this time, as far as can be foreseen: a worker
 /// that dies loses it, and one that is to end finishes it first.
-const FORESEEN: Duration = Duration::from_millis(10);
+pub(super) const FORESEEN: Duration = Duration::from_millis(10);
 /// An answer leaves after this time, though others of its batch are not ready.
 const LATEST: Duration = Duration::from_micros(500);
-/// After so many calls of a fast handler the server looks at the clock.
-const LOOK: usize = 16;
-/// A handler that takes this long is slow: after each of its calls the server looks at the clock.
-const SLOW: Duration = Duration::from_micros(10);
 /// The longest payload of a datagram of IPv4: 65,535 bytes less the headers of IP and UDP.
 const LARGEST_V4: usize = 65_507;
 /// That of a datagram of IPv6, whose length does not count IP's own header.
@@ -35,21 +32,15 @@ const LARGEST_V6: usize = 65_527;
 /// Whom to answer, and from where.
 type Sender = (Address, Option<Source>);
 
-/// How one thread delivers.
-pub(super) struct Delivery<'a, 'py> {
+/// The handler, as one thread delivers to it.
+pub(super) struct HandlerSink<'a, 'py> {
     py: Python<'py>,
     core: &'a ServerCore,
     owner: &'a Bound<'py, Socket>,
-    socket: &'a net::Socket,
+    pub(super) socket: &'a net::Socket,
     handler: &'a Bound<'py, PyAny>,
     senders: Senders<'a, 'py>,
     largest: usize,
-    /// What one of the kernel's messages took of late.
-    message_cost: Duration,
-    /// What one call of the handler took of late.
-    call_cost: Duration,
-    calls: usize,
-    left: usize,
     flushed_at: Instant,
     /// Since when this thread is attached to the interpreter.
     attached_at: Cell<Instant>,
@@ -57,7 +48,7 @@ pub(super) struct Delivery<'a, 'py> {
     own: OwnAddress,
 }
 
-impl<'a, 'py> Delivery<'a, 'py> {
+impl<'a, 'py> HandlerSink<'a, 'py> {
     pub(super) fn new(
         py: Python<'py>,
         core: &'a ServerCore,
@@ -77,10 +68,6 @@ impl<'a, 'py> Delivery<'a, 'py> {
                 libc::AF_INET6 => LARGEST_V6,
                 _ => usize::MAX, // the kernel's to say
             },
-            message_cost: Duration::ZERO,
-            call_cost: 2 * SLOW, // until it is known
-            calls: 0,
-            left: 0,
             flushed_at: now,
             attached_at: Cell::new(now),
             notes: core.asked.notes(),
@@ -88,29 +75,18 @@ impl<'a, 'py> Delivery<'a, 'py> {
         }
     }
 
-    pub(super) fn socket(&self) -> &'a net::Socket {
-        self.socket
-    }
-
-    /// How many messages to receive.
-    pub(super) fn messages(&self) -> usize {
-        let cost = self.message_cost.as_nanos().max(1) as u64;
-        (FORESEEN.as_nanos() as u64 / cost).clamp(1, MESSAGES as u64) as usize
-    }
-
-    /// Counts what the socket has kept, for which there is no time any more, and says how many
-    /// received datagrams no handler was called for.
-    pub(super) fn end(&mut self) -> usize {
-        while let Some(held) = self.socket.take_kept() {
-            self.leave(&held.filled());
+    /// Drops the datagrams for which there is no time left, those of the backlog included, and
+    /// returns their number.
+    pub(super) fn discard(&self, cursor: &mut RecvCursor<'_>) -> usize {
+        let mut discarded = 0;
+        loop {
+            while cursor.current().is_some() {
+                cursor.advance();
+                discarded += 1;
+            }
+            let Some(filled) = cursor.take_kept() else { return discarded };
+            self.count(&filled);
         }
-        self.left
-    }
-
-    /// Counts datagrams that were received, and that no handler is called for.
-    pub(super) fn leave(&mut self, filled: &Filled) {
-        self.count(filled);
-        self.left += filled.datagrams;
     }
 
     /// How long other threads have waited for the interpreter, unless the handler let them.
@@ -125,25 +101,32 @@ impl<'a, 'py> Delivery<'a, 'py> {
         result
     }
 
-    /// Delivers what a receive brought, and counts it.
-    pub(super) fn run_counted(
+    /// Counts and delivers what a receive brought, and sends the answers.
+    pub(super) fn deliver(
         &mut self,
-        datagrams: &mut impl Datagrams,
-        filled: Filled,
+        cursor: &mut RecvCursor<'_>,
+        pace: &mut Pace<'_>,
+        filled: &Filled,
     ) -> Result<()> {
-        let (started, calls) = (Instant::now(), self.calls);
-        self.count(&filled);
+        self.count(filled);
         self.core.counters.get().tally().add_batch(self.core.worker, filled.datagrams);
+        self.core.delivering.store(this_thread(), Ordering::Relaxed);
+        let started = Instant::now();
         self.flushed_at = started;
-        let result = self.run(datagrams);
-        let took = started.elapsed();
-        self.message_cost = (self.message_cost + took / filled.messages.max(1) as u32) / 2;
-        let calls = (self.calls - calls).max(1) as u32;
-        self.call_cost = (self.call_cost + took / calls) / 2;
-        result
+        self.own.forget();
+        let result = deliver(cursor, self, pace);
+        let took = started.elapsed().as_nanos() as usize;
+        self.core.delivering.store(0, Ordering::Relaxed);
+        let flushed = self.core.flush(self.py, self.socket);
+        self.core.count(Count::HandlerTime, took);
+        // The handler may have sent by Datagram.reply().
+        self.core.count_untold(self.socket);
+        pace.note(filled, Duration::ZERO, started.elapsed());
+        result?;
+        Ok(flushed?)
     }
 
-    fn count(&self, filled: &Filled) {
+    pub(super) fn count(&self, filled: &Filled) {
         self.core.count(Count::Received, filled.datagrams);
         self.core.count(Count::ReceivedBytes, filled.bytes);
         self.core.count(Count::ReceiveCalls, 1);
@@ -152,87 +135,28 @@ impl<'a, 'py> Delivery<'a, 'py> {
         }
     }
 
-    /// Delivers datagrams, and sends the answers.
-    pub(super) fn run(&mut self, datagrams: &mut impl Datagrams) -> Result<()> {
-        self.core.delivering.store(this_thread(), Ordering::Relaxed);
-        self.own.forget();
-        let started = Instant::now();
-        let result = match self.core.takes {
-            Takes::Data | Takes::Datagram => self.run_each(datagrams),
-            Takes::Batch => self.run_batch(datagrams),
-        };
-        let took = started.elapsed().as_nanos() as usize;
-        self.core.delivering.store(0, Ordering::Relaxed);
-        let flushed = self.core.flush(self.py, self.socket);
-        self.core.count(Count::HandlerTime, took);
-        // The handler may have sent by Datagram.reply().
-        self.core.count_untold(self.socket);
-        result?;
-        Ok(flushed?)
-    }
-
-    fn run_each(&mut self, datagrams: &mut impl Datagrams) -> Result<()> {
-        while let Some(datagram) = datagrams.current() {
-            let handled = self.handle(&datagram);
-            let handled = handled.or_else(|error| self.fail(error, Some(datagram.from)));
-            datagrams.advance(); // it counts as handled, whatever the handler made of it
-            handled?;
-            self.calls += 1;
-            if self.call_cost > SLOW || self.calls.is_multiple_of(LOOK) {
-                let now = Instant::now();
-                if now - self.flushed_at >= LATEST {
-                    self.core.flush(self.py, self.socket)?;
-                    self.flushed_at = now;
-                    if self.core.is_overdue() {
-                        break;
-                    }
-                }
-            }
-        }
-        while datagrams.current().is_some() {
-            datagrams.advance();
-            self.left += 1;
-        }
-        Ok(())
-    }
-
-    /// Calls the handler with one datagram, and queues the answer.
-    fn handle(&mut self, datagram: &Received<'_>) -> PyResult<()> {
-        if self.own.is_source(datagram.from) {
-            return self.refuse_own(datagram.from);
-        }
-        let data = new_bytes(self.py, datagram.payload)?;
-        let address = self.senders.object(self.py, datagram.from)?;
-        let source = self.notes.take(datagram);
-        let reply = if self.core.takes == Takes::Data {
-            self.handler.call1((data, address))
-        } else {
-            let about = Datagram::new(self.owner, datagram, data, address);
-            self.handler.call1((Bound::new(self.py, about)?,))
-        };
-        self.answer(datagram.from, source, &reply?)
-    }
-
-    fn run_batch(&mut self, datagrams: &mut impl Datagrams) -> Result<()> {
-        let (mut batch, mut senders) = (Vec::new(), Vec::new());
-        while let Some(datagram) = datagrams.current() {
+    /// Calls the handler with all datagrams, and queues the answers.
+    fn handle_batch(&mut self, cursor: &mut RecvCursor<'_>) -> PyResult<usize> {
+        let (mut batch, mut senders, mut taken) = (Vec::new(), Vec::new(), 0);
+        while let Some(datagram) = cursor.current() {
             let added = if self.own.is_source(datagram.from) {
                 self.refuse_own(datagram.from)
             } else {
                 self.add(&datagram, &mut batch, &mut senders)
             };
             let added = added.or_else(|error| self.fail(error, Some(datagram.from)));
-            datagrams.advance();
+            cursor.advance();
+            taken += 1;
             added?;
         }
         if batch.is_empty() {
-            return Ok(());
+            return Ok(taken);
         }
-        self.calls += 1;
-        let replies = new_list(self.py, batch)
+        new_list(self.py, batch)
             .and_then(|batch| self.handler.call1((batch,)))
-            .and_then(|replies| self.answer_batch(&replies, &senders));
-        Ok(replies.or_else(|error| self.fail(error, None))?)
+            .and_then(|replies| self.answer_batch(&replies, &senders))
+            .or_else(|error| self.fail(error, None))?;
+        Ok(taken)
     }
 
     /// Adds a datagram to a batch for the handler, and its sender to theirs.
@@ -254,6 +178,23 @@ impl<'a, 'py> Delivery<'a, 'py> {
                 *count -= 1;
             }
         })
+    }
+
+    /// Calls the handler with one datagram, and queues the answer.
+    fn handle(&mut self, datagram: &Received<'_>) -> PyResult<()> {
+        if self.own.is_source(datagram.from) {
+            return self.refuse_own(datagram.from);
+        }
+        let data = new_bytes(self.py, datagram.payload)?;
+        let address = self.senders.object(self.py, datagram.from)?;
+        let source = self.notes.take(datagram);
+        let reply = if self.core.takes == Takes::Data {
+            self.handler.call1((data, address))
+        } else {
+            let about = Datagram::new(self.owner, datagram, data, address);
+            self.handler.call1((Bound::new(self.py, about)?,))
+        };
+        self.answer(datagram.from, source, &reply?)
     }
 
     /// Queues the answers to a batch. One that is none does not keep the others back.
@@ -331,6 +272,32 @@ impl<'a, 'py> Delivery<'a, 'py> {
     fn fail(&self, error: PyErr, from: Option<&[u8]>) -> PyResult<()> {
         self.core.count(Count::HandlerErrors, 1);
         self.core.report_error(self.py, "handler", error, from)
+    }
+}
+
+impl Sink for HandlerSink<'_, '_> {
+    type Error = PyErr;
+
+    fn take(&mut self, cursor: &mut RecvCursor<'_>) -> PyResult<usize> {
+        if self.core.takes == Takes::Batch {
+            return self.handle_batch(cursor);
+        }
+        let Some(datagram) = cursor.current() else { return Ok(0) };
+        let handled = self.handle(&datagram);
+        let handled = handled.or_else(|error| self.fail(error, Some(datagram.from)));
+        cursor.advance(); // it counts as handled, whatever the handler made of it
+        handled.map(|()| 1)
+    }
+
+    fn check_time(&mut self, _: usize, now: Instant) -> PyResult<Flow> {
+        if now - self.flushed_at >= LATEST {
+            self.core.flush(self.py, self.socket)?;
+            self.flushed_at = now;
+            if self.core.is_overdue() {
+                return Ok(Flow::Stop);
+            }
+        }
+        Ok(Flow::Continue)
     }
 }
 

@@ -16,7 +16,7 @@ use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 
-use self::deliver::{Delivery, MESSAGES};
+use self::deliver::{FORESEEN, HandlerSink};
 use self::send::RETRY;
 use super::asked::Asked;
 use super::error::{Error, Result};
@@ -24,8 +24,8 @@ use super::send_backlog::SendBacklog;
 use super::socket::Socket;
 use super::tally::ServerCounters;
 use crate::net::{
-    self, Address, Count, Deadline, ErrorClass, ErrorStreak, Filled, Interest, Steering, Stop,
-    ThreadRing, Waiting, hang_if_ended,
+    self, Address, Costs, Count, Deadline, ErrorClass, ErrorStreak, Filled, Interest, Pace,
+    RecvCursor, Steering, Stop, ThreadRing, Waiting, hang_if_ended,
 };
 
 /// A server looks after the kernel's drops so often.
@@ -166,8 +166,8 @@ impl ServerCore {
     }
 }
 
-/// What a receive came to.
-enum Received {
+/// The result of a receive.
+enum Arrivals {
     Messages(Filled),
     Nothing,
     /// There is no more to do.
@@ -185,35 +185,28 @@ impl ServerCore {
             // SAFETY: as the stub demands, it is open while this runs.
             waiting = unsafe { waiting.signalled_by(fd) };
         }
-        let mut ring = ThreadRing::take(socket.slot_kind())?;
-        let mut delivery = Delivery::new(py, this, owner, socket);
+        let mut cursor = RecvCursor::of_thread(socket)?;
+        let costs = Costs::default();
+        let mut pace = Pace::new(&costs);
+        let mut sink = HandlerSink::new(py, this, owner, socket);
         let (mut streak, mut told_at) = (ErrorStreak::default(), Instant::now());
         loop {
             py.check_signals()?;
-            // Kept when GRO was switched off, for whoever goes on with the socket.
-            while let Some(mut held) = socket.take_kept() {
-                let filled = held.filled();
-                delivery.run_counted(&mut held, filled)?;
-                if this.is_overdue() {
-                    return this.leave(py, delivery, &mut ring);
-                }
-            }
             let mut of_peer = None;
-            match this.receive(py, &waiting, &mut ring, &delivery, &mut of_peer) {
-                // Another thread has kept what there was, for this one to take.
-                Ok(Received::Messages(filled)) if filled.datagrams == 0 => {}
-                Ok(Received::Messages(filled)) => {
+            let messages = pace.messages_in(FORESEEN).max(1);
+            match this.receive(py, &waiting, &mut cursor, messages, &sink, &mut of_peer) {
+                Ok(Arrivals::Messages(filled)) => {
                     streak.end();
-                    delivery.run_counted(&mut *ring, filled)?;
+                    sink.deliver(&mut cursor, &mut pace, &filled)?;
                     if this.is_overdue() {
-                        return this.leave(py, delivery, &mut ring);
+                        break;
                     }
                 }
-                Ok(Received::Nothing) => {
+                Ok(Arrivals::Nothing) => {
                     streak.end();
                     this.flush(py, socket)?; // replies to peers whose queues were full
                 }
-                Ok(Received::End) => return this.leave(py, delivery, &mut ring),
+                Ok(Arrivals::End) => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     let class = ErrorClass::of(&error);
@@ -222,14 +215,14 @@ impl ServerCore {
                     }
                     of_peer = Some(error);
                     if let Some(pause) = streak.pause(class) {
-                        delivery.detach(|| thread::sleep(pause));
+                        sink.detach(|| thread::sleep(pause));
                     }
                 }
             }
             if let Some(error) = of_peer {
                 this.tell_queued_errors(py, socket, Some(error))?;
                 if this.is_overdue() {
-                    return this.leave(py, delivery, &mut ring);
+                    break;
                 }
             }
             if told_at.elapsed() >= TICK {
@@ -239,6 +232,7 @@ impl ServerCore {
                 this.tell_queued_errors(py, socket, None)?;
             }
         }
+        this.leave(py, &sink, &mut cursor)
     }
 
     /// Receives what is there. The first attempt is made attached to the interpreter, as those of a
@@ -247,19 +241,22 @@ impl ServerCore {
         &self,
         py: Python<'_>,
         waiting: &Waiting<'_>,
-        ring: &mut ThreadRing,
-        delivery: &Delivery<'_, '_>,
+        cursor: &mut RecvCursor<'_>,
+        messages: usize,
+        sink: &HandlerSink<'_, '_>,
         of_peer: &mut Option<io::Error>,
-    ) -> io::Result<Received> {
-        if self.state() == RETIRING {
-            return Ok(Received::End);
+    ) -> io::Result<Arrivals> {
+        if let Some(filled) = cursor.take_kept() {
+            return Ok(Arrivals::Messages(filled));
         }
-        let socket = delivery.socket();
-        let messages = delivery.messages();
+        if self.state() == RETIRING {
+            return Ok(Arrivals::End);
+        }
+        let socket = sink.socket;
         let mut attempt =
-            || socket.with(|fd| self.receive_now(socket, fd, ring, messages, of_peer));
-        let stays = delivery.attached() < SWITCH;
-        let received = if stays { attempt() } else { delivery.detach(&mut attempt) };
+            || socket.with(|fd| self.receive_now(socket, fd, cursor, messages, of_peer));
+        let stays = sink.attached() < SWITCH;
+        let received = if stays { attempt() } else { sink.detach(&mut attempt) };
         match received {
             // A signal that came before the thread was attached again would interrupt no sleep.
             Err(error)
@@ -268,10 +265,10 @@ impl ServerCore {
                 return Err(io::ErrorKind::Interrupted.into());
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            result => return result.map(Received::Messages),
+            result => return result.map(Arrivals::Messages),
         }
         if of_peer.is_some() {
-            return Ok(Received::Nothing); // to be told before waiting
+            return Ok(Arrivals::Nothing); // to be told before waiting
         }
         let (state, spin) = (self.state(), self.socket.bind(py).get().spin_until(Interest::Read));
         let patience = match state {
@@ -279,25 +276,25 @@ impl ServerCore {
             RUNNING => TICK,
             _ => SETTLE,
         };
-        let waited = delivery.detach(|| {
+        let waited = sink.detach(|| {
             waiting.run(Interest::Read, Deadline::after(patience), spin, |fd, _| {
-                if self.state() != state || socket.pending() > 0 {
-                    return Ok(Received::Nothing); // woken to look what is to be done
+                if self.state() != state {
+                    return Ok(Arrivals::Nothing); // woken to look what is to be done
                 }
-                match self.receive_now(socket, fd, ring, messages, of_peer) {
+                match self.receive_now(socket, fd, cursor, messages, of_peer) {
                     Err(error)
                         if error.kind() == io::ErrorKind::WouldBlock && of_peer.is_some() =>
                     {
-                        Ok(Received::Nothing)
+                        Ok(Arrivals::Nothing)
                     }
-                    received => received.map(Received::Messages),
+                    received => received.map(Arrivals::Messages),
                 }
             })
         });
         match waited {
             Ok(received) => Ok(received),
-            Err(Stop::TimedOut) if state == RUNNING => Ok(Received::Nothing),
-            Err(Stop::TimedOut) => Ok(Received::End),
+            Err(Stop::TimedOut) if state == RUNNING => Ok(Arrivals::Nothing),
+            Err(Stop::TimedOut) => Ok(Arrivals::End),
             Err(Stop::Closed) => Err(io::Error::from_raw_os_error(libc::EBADF)),
             Err(Stop::Failed(error)) => Err(error),
         }
@@ -308,21 +305,20 @@ impl ServerCore {
     fn leave(
         &self,
         py: Python<'_>,
-        mut delivery: Delivery<'_, '_>,
-        ring: &mut ThreadRing,
+        sink: &HandlerSink<'_, '_>,
+        cursor: &mut RecvCursor<'_>,
     ) -> Result<usize> {
-        let socket = delivery.socket();
+        let (socket, slots) = (sink.socket, cursor.slots());
         self.flush_last(py, socket)?;
+        let mut left = sink.discard(cursor);
         let until = Instant::now() + COUNTING;
         while self.is_overdue() && self.is_last.load(Ordering::Relaxed) && Instant::now() < until {
-            let received =
-                socket.with(|fd| self.receive_now(socket, fd, ring, MESSAGES, &mut None));
-            match received {
-                Ok(filled) => delivery.leave(&filled),
-                Err(_) => break, // the queue is empty
-            }
+            let received = socket.with(|fd| self.receive_now(socket, fd, cursor, slots, &mut None));
+            let Ok(filled) = received else { break }; // the queue is empty
+            sink.count(&filled);
+            left += sink.discard(cursor);
         }
-        Ok(delivery.end())
+        Ok(left)
     }
 
     /// Receives without waiting, and counts at once what the guard has refused. An error about a peer
@@ -331,13 +327,13 @@ impl ServerCore {
         &self,
         socket: &net::Socket,
         fd: BorrowedFd<'_>,
-        ring: &mut ThreadRing,
+        cursor: &mut RecvCursor<'_>,
         messages: usize,
         of_peer: &mut Option<io::Error>,
     ) -> io::Result<Filled> {
         let mut attempts = 1;
         let received = loop {
-            match socket.receive_messages(fd, ring, messages, libc::MSG_DONTWAIT) {
+            match cursor.receive_messages(fd, messages, libc::MSG_DONTWAIT) {
                 Err(error) if attempts < ATTEMPTS && is_of_peer(&error) => {
                     attempts += 1;
                     *of_peer = Some(error);

@@ -46,8 +46,9 @@ impl TransportCore {
     /// address: with `IP_RECVERR` each ICMP message is reported in both ways.
     pub(super) fn tell_errors(slf: &Bound<'_, Self>) -> Result<bool> {
         let had_errors = Self::empty_error_queue(slf)?;
+        let socket = slf.get().socket.bind(slf.py()).get().socket()?;
         let is_due = !slf.get().errors_scheduled.load(Ordering::Relaxed);
-        if is_due && Self::has_stored(slf)? {
+        if is_due && socket.has_kept_error_messages() {
             // First: a protocol that is told may send, and meet the next error.
             Self::schedule_errors(slf)?;
             Self::tell_stored(slf, TOLD)?;
@@ -68,11 +69,6 @@ impl TransportCore {
         this.receives.store(0, Ordering::Relaxed);
         let socket = this.socket.bind(slf.py()).get().socket()?;
         Ok(socket.with(|fd| Ok(socket.keep_error_messages(fd)))?.1 > 0)
-    }
-
-    fn has_stored(slf: &Bound<'_, Self>) -> Result<bool> {
-        let socket = slf.get().socket.bind(slf.py()).get();
-        Ok(socket.socket()?.has_kept_error_messages())
     }
 
     fn schedule_errors(slf: &Bound<'_, Self>) -> Result<()> {

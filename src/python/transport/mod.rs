@@ -21,7 +21,7 @@ use super::datagram::Datagram;
 use super::error::Result;
 use super::send_backlog::SendBacklog;
 use super::socket::Socket;
-use crate::net::{Address, ThreadRing, hang_if_ended};
+use crate::net::{Address, Costs, ThreadRing, TurnSkipping, hang_if_ended};
 
 pub(crate) use turn::Turn;
 
@@ -41,9 +41,7 @@ pub(crate) struct TransportCore {
     reading: AtomicBool,
     /// Whether a drain that stopped for lack of time goes on in the next turn.
     resume_scheduled: AtomicBool,
-    /// The turn in which a drain ended for lack of time, until another one is left out for that, in
-    /// favour of other callbacks; or 0.
-    cut_short: AtomicU64,
+    skipping: TurnSkipping,
     /// How many drains are running; more than one where a callback runs the loop.
     draining: AtomicU32,
     outbox: Mutex<SendBacklog>,
@@ -83,8 +81,7 @@ pub(crate) struct TransportCore {
     longest_to_peer: usize,
     /// How many options the socket held before this.
     options_before: usize,
-    /// What one of the kernel's messages took to deliver, of late, in nanoseconds.
-    message_cost: AtomicU64,
+    costs: Costs,
 }
 
 /// The Python objects around a transport. They refer back to it.
@@ -151,7 +148,7 @@ impl TransportCore {
             takes_batches: AtomicBool::new(false),
             reading: AtomicBool::new(false),
             resume_scheduled: AtomicBool::new(false),
-            cut_short: AtomicU64::new(0),
+            skipping: TurnSkipping::default(),
             draining: AtomicU32::new(0),
             outbox: Mutex::default(),
             peer,
@@ -173,7 +170,7 @@ impl TransportCore {
             current: Mutex::new(None),
             longest_to_peer,
             options_before,
-            message_cost: AtomicU64::new(0),
+            costs: Costs::default(),
         })
     }
 

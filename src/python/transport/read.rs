@@ -4,12 +4,16 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use pyo3::call::PyCallArgs;
 use pyo3::exceptions::PyException;
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 
-use super::{TransportCore, Turn};
-use crate::net::{Datagrams, Filled, ThreadRing, hang_if_ended};
+use super::TransportCore;
+use crate::net::{
+    Datagrams, Flow, Pace, RecvCursor, Sink, TurnBudget, Turns, deliver, hang_if_ended,
+};
 use crate::python::asked::Notes;
 use crate::python::buffer::{new_bytes, push};
 use crate::python::datagram::Datagram;
@@ -20,42 +24,11 @@ use crate::python::socket::{Senders, Socket, pair};
 const BUDGET: Duration = Duration::from_micros(100);
 /// How long one drain may take on any loop.
 const LONGEST_DRAIN: Duration = Duration::from_secs(1);
-/// How long one drain may take while other callbacks wait.
-const BESIDE_OTHERS: Duration = Duration::from_micros(20);
-/// After so many callbacks a drain looks at the clock, and sooner at its beginning.
-const LOOK: usize = 16;
 /// So many errors in a row end a drain.
 const ERRORS: usize = 16;
 /// After this many receives the kernel's error queue is emptied, although there are datagrams: it
 /// takes the receive buffer's room.
 const RECEIVES: u32 = 16;
-/// The standard loop delivers one datagram in each turn. A transport that delivers at least this many
-/// and then leaves out a turn is never slower.
-const AT_LEAST: usize = 2;
-/// A protocol that takes longer than this for one datagram gets no second one in the same turn, and no
-/// turn is left out.
-const BRIEF: Duration = Duration::from_micros(200);
-/// The most messages that one receive takes.
-const MESSAGES: u64 = 64;
-
-/// Whether a drain goes on.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Flow {
-    GoOn,
-    /// The time is up, or the protocol has paused or closed the transport.
-    Stop,
-}
-
-/// How a drain ended.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// There was nothing more.
-    Done,
-    /// There may be more, and the time is up.
-    CutShort,
-    /// There may be more, and the protocol is so slow that others have their turn anyway.
-    Slow,
-}
 
 #[pymethods]
 impl TransportCore {
@@ -81,18 +54,19 @@ impl TransportCore {
         if !this.reading.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let spare_time = this.spare_time(py)?;
-        let turn = this.turn_count(py);
-        let cut_short = this.cut_short.swap(0, Ordering::Relaxed);
-        if spare_time.is_zero() && cut_short != 0 && turn.saturating_sub(cut_short) <= 1 {
-            // There was more than the last turn had time for: others first, but not twice in a row.
-            // A datagram that arrives alone is delivered immediately.
+        let turns = this.turn.as_ref().map(|turn| &turn.bind(py).get().0);
+        let turn = turns.map_or(1, Turns::count);
+        let time = match turns {
+            Some(turns) => turns.share(|uncounted| this.ask_spare_time(py, uncounted))?,
+            None => this.ask_spare_time(py, 0)?,
+        };
+        if this.skipping.skips(turn, time) {
             return Self::resume_if_pending(slf);
         }
         this.draining.fetch_add(1, Ordering::Relaxed);
-        let drained = Self::drain(slf, spare_time.max(BESIDE_OTHERS)).map(|end| {
-            if end == End::CutShort {
-                this.note_cut_short(py, turn);
+        let drained = Self::drain(slf, time).map(|cut_short_after| {
+            if let Some(delivered) = cut_short_after {
+                this.skipping.note_cut_short(turn, turns, delivered);
             }
         });
         let delivered = this.current().take();
@@ -120,59 +94,53 @@ impl TransportCore {
         Ok(())
     }
 
-    /// Which turn of the loop this is; always the same where the loop does not count them.
-    fn turn_count(&self, py: Python<'_>) -> u64 {
-        self.turn.as_ref().map_or(1, |turn| turn.bind(py).get().count())
-    }
-
-    /// Takes note that there is more than this turn has time for.
-    fn note_cut_short(&self, py: Python<'_>, turn: u64) {
-        if self.cut_short.swap(turn, Ordering::Relaxed) != turn
-            && let Some(turn) = &self.turn
-        {
-            turn.bind(py).get().note_cut_short();
-        }
-    }
-
-    /// Delivers what is there.
-    fn drain(slf: &Bound<'_, Self>, time: Duration) -> Result<End> {
+    /// Delivers what is there, for some time. If there may be more, returns how many datagrams it
+    /// has delivered.
+    fn drain(slf: &Bound<'_, Self>, time: Duration) -> Result<Option<usize>> {
         let (py, this) = (slf.py(), slf.get());
         let owner = this.socket.bind(py);
         let socket = owner.get().socket()?;
-        let mut delivery = Delivery::new(this, owner, time);
-        while let Some(mut held) = socket.take_kept() {
-            let result = delivery.run(&mut held);
-            socket.put_back(held);
-            if result? == Flow::Stop {
-                return Ok(delivery.end());
+        let mut cursor = RecvCursor::of_thread(socket)?;
+        let mut pace = Pace::new(&this.costs);
+        let mut sink = ProtocolSink {
+            core: this,
+            owner,
+            senders: Senders::new(owner.get().addresses()),
+            notes: this.asked.notes(),
+            budget: TurnBudget::new(Instant::now(), time),
+            protocol: None,
+        };
+        while cursor.take_kept().is_some() {
+            if deliver(&mut cursor, &mut sink, &mut pace)? == Flow::Stop {
+                return Ok(Some(pace.delivered()));
             }
         }
-        let mut ring = ThreadRing::take(socket.slot_kind())?;
         let mut errors = 0;
         while errors < ERRORS {
-            let Some(count) = delivery.messages() else { return Ok(delivery.end()) };
             if this.receives.fetch_add(1, Ordering::Relaxed) >= RECEIVES {
                 Self::keep_errors(slf)?;
             }
             let started = Instant::now();
-            let received =
-                socket.with(|fd| socket.receive_messages(fd, &mut ring, count, libc::MSG_DONTWAIT));
-            match received {
+            let Some(count) = sink.budget.messages(&pace, started) else {
+                return Ok(Some(pace.delivered()));
+            };
+            match socket.with(|fd| cursor.receive_messages(fd, count, libc::MSG_DONTWAIT)) {
                 Ok(filled) => {
-                    let result = delivery.run_timed(&mut *ring, filled, started);
-                    socket.keep(&ring);
+                    let received = Instant::now();
+                    let result = deliver(&mut cursor, &mut sink, &mut pace);
+                    pace.note(&filled, received - started, received.elapsed());
                     if result? == Flow::Stop {
-                        return Ok(delivery.end());
+                        return Ok(Some(pace.delivered()));
                     }
                     if !filled.is_full {
-                        return Ok(End::Done);
+                        break;
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     // Readable, and no datagram: then it is the error queue, or a datagram that
                     // was dropped for its checksum.
                     Self::tell_errors(slf)?;
-                    return Ok(End::Done);
+                    break;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -183,27 +151,12 @@ impl TransportCore {
                         this.tell_error(py, Error::Os(error).into())?;
                     }
                     if !this.reading.load(Ordering::Relaxed) {
-                        return Ok(End::Done);
+                        break;
                     }
                 }
             }
         }
-        Ok(End::Done)
-    }
-
-    /// How long this transport may deliver: not at all while callbacks of others wait. Transports
-    /// that lacked time in the last turn share it equally in this one, whichever comes first.
-    fn spare_time(&self, py: Python<'_>) -> Result<Duration> {
-        let turn = self.turn.as_ref().map(|turn| turn.bind(py).get());
-        let sharers = turn.map_or(0, Turn::sharers);
-        let Some(turn) = turn.filter(|_| sharers > 1) else { return self.ask_spare_time(py, 0) };
-        if let Some(share) = turn.share() {
-            return Ok(share);
-        }
-        // Each of the others has up to two callbacks waiting, and this one has another.
-        let share = self.ask_spare_time(py, 2 * sharers - 1)? / sharers;
-        turn.set_share(share);
-        Ok(share)
+        Ok(None)
     }
 
     /// Asks the loop how long it can do without a turn, if so many callbacks do not count.
@@ -227,105 +180,23 @@ impl TransportCore {
     }
 }
 
-/// One drain's way of delivering.
-struct Delivery<'a, 'py> {
+/// The protocol, as one drain delivers to it.
+struct ProtocolSink<'a, 'py> {
     core: &'a TransportCore,
     owner: &'a Bound<'py, Socket>,
     senders: Senders<'a, 'py>,
-    started: Instant,
-    deadline: Instant,
-    protocol: Option<(u64, Bound<'py, PyAny>)>,
-    delivered: usize,
     notes: Notes<'a>,
+    budget: TurnBudget,
+    /// The protocol, and the version that it has: a callback may set another.
+    protocol: Option<(u64, Bound<'py, PyAny>)>,
 }
 
-impl<'a, 'py> Delivery<'a, 'py> {
-    fn new(core: &'a TransportCore, owner: &'a Bound<'py, Socket>, time: Duration) -> Self {
-        let senders = Senders::new(owner.get().addresses());
-        let (protocol, delivered, notes) = (None, 0, core.asked.notes());
-        let started = Instant::now();
-        let deadline = started + time;
-        Self { core, owner, senders, started, deadline, protocol, delivered, notes }
-    }
-
-    /// How a drain ends that stops before there is nothing more.
-    fn end(&self) -> End {
-        if self.delivered < AT_LEAST { End::Slow } else { End::CutShort }
-    }
-
-    /// How many messages can be delivered in the time that is left, but for those that every drain
-    /// delivers. The very first message shows what they cost.
-    fn messages(&self) -> Option<usize> {
-        let cost = self.core.message_cost.load(Ordering::Relaxed);
-        if cost == 0 {
-            return Some(1);
-        }
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        let count = (left.as_nanos() as u64 / cost).min(MESSAGES) as usize;
-        let least = if cost < BRIEF.as_nanos() as u64 { AT_LEAST } else { 1 };
-        let count = count.max(least.saturating_sub(self.delivered));
-        (count > 0).then_some(count)
-    }
-
-    /// Delivers what a receive brought, and takes note of what a message costs.
-    fn run_timed(
-        &mut self,
-        datagrams: &mut impl Datagrams,
-        filled: Filled,
-        started: Instant,
-    ) -> Result<Flow> {
-        let (received, delivered) = (started.elapsed(), self.delivered);
-        let result = self.run(datagrams);
-        // The protocol may have stopped early: count what all would have taken.
-        let delivering = started.elapsed().saturating_sub(received);
-        let each = delivering / (self.delivered - delivered).max(1) as u32;
-        let cost = (received + each * filled.datagrams as u32) / filled.messages.max(1) as u32;
-        let cost = (cost.as_nanos() as u64).max(1);
-        let before = self.core.message_cost.load(Ordering::Relaxed);
-        // Half of it at once: a protocol that turns slow must not hold the loop up for long.
-        self.core.message_cost.store(before.midpoint(cost), Ordering::Relaxed);
-        result
-    }
-
-    /// Delivers datagrams until there are no more, the time is up, or the protocol wants none.
-    fn run(&mut self, datagrams: &mut impl Datagrams) -> Result<Flow> {
-        // The ring's places have been filled anew.
-        self.notes = self.core.asked.notes();
-        while let Some(datagram) = datagrams.current() {
-            // A callback may have set a protocol of another kind.
-            if self.core.takes_batches.load(Ordering::Relaxed) {
-                return self.run_batch(datagrams);
-            }
-            let Some(protocol) = self.protocol() else { return Ok(Flow::Stop) };
-            let py = self.owner.py();
-            let data = new_bytes(py, datagram.payload)?;
-            let address = self.senders.object(py, datagram.from)?;
-            self.notes.take(&datagram);
-            if self.core.tells_metadata.load(Ordering::Relaxed) {
-                let about = Datagram::new(self.owner, &datagram, data.clone(), address.clone());
-                let about = Some(Py::new(py, about)?);
-                let old = std::mem::replace(&mut *self.core.current(), about);
-                drop(old);
-            }
-            // It counts as delivered, whatever the protocol makes of it.
-            datagrams.advance();
-            let name = intern!(py, "datagram_received");
-            let result = protocol.call_method1(name, (data, address)).map(drop);
-            self.core.catch(py, "datagram_received", result)?;
-            self.delivered += 1;
-            if self.must_stop() {
-                return Ok(Flow::Stop);
-            }
-        }
-        Ok(Flow::GoOn)
-    }
-
+impl<'py> ProtocolSink<'_, 'py> {
     /// Delivers all datagrams as one list.
-    fn run_batch(&mut self, datagrams: &mut impl Datagrams) -> Result<Flow> {
-        let Some(protocol) = self.protocol() else { return Ok(Flow::Stop) };
+    fn take_batch(&mut self, cursor: &mut RecvCursor<'_>) -> Result<usize> {
         let py = self.owner.py();
         let mut batch = Vec::new();
-        while let Some(datagram) = datagrams.current() {
+        while let Some(datagram) = cursor.current() {
             let added = new_bytes(py, datagram.payload)
                 .and_then(|data| pair(data, self.senders.object(py, datagram.from)?))
                 .and_then(|pair| push(&mut batch, pair));
@@ -335,39 +206,58 @@ impl<'a, 'py> Delivery<'a, 'py> {
                 Ok(()) => {}
             }
             self.notes.take(&datagram);
-            datagrams.advance();
+            cursor.advance();
         }
-        let len = batch.len();
+        let taken = batch.len();
         let batch = self.owner.get().to_list(py, batch)?;
-        let result = protocol.call_method1(intern!(py, "datagrams_received"), (batch,)).map(drop);
-        self.core.catch(py, "datagrams_received", result)?;
-        self.delivered += len.next_multiple_of(LOOK);
-        Ok(if self.must_stop() { Flow::Stop } else { Flow::GoOn })
+        self.tell(intern!(py, "datagrams_received"), (batch,))?;
+        Ok(taken)
     }
 
-    /// The protocol of the moment: a callback may set another.
-    fn protocol(&mut self) -> Option<Bound<'py, PyAny>> {
+    /// Calls one of the protocol's methods.
+    fn tell(&self, name: &Bound<'py, PyString>, args: impl PyCallArgs<'py>) -> Result<()> {
+        let Some((_, protocol)) = &self.protocol else { return Ok(()) };
+        match protocol.call_method1(name, args) {
+            Ok(_) => Ok(()),
+            Err(error) => Ok(self.core.catch(self.owner.py(), &name.to_cow()?, Err(error))?),
+        }
+    }
+}
+
+impl Sink for ProtocolSink<'_, '_> {
+    type Error = Error;
+
+    fn is_open(&mut self) -> bool {
         let version = self.core.protocol_version.load(Ordering::Relaxed);
-        match &self.protocol {
-            Some((known, protocol)) if *known == version => Some(protocol.clone()),
-            _ => {
-                let protocol = self.core.protocol(self.owner.py())?;
-                self.protocol = Some((version, protocol.clone()));
-                Some(protocol)
-            }
+        if self.protocol.as_ref().is_none_or(|(known, _)| *known != version) {
+            let protocol = self.core.protocol(self.owner.py());
+            self.protocol = protocol.map(|protocol| (version, protocol));
         }
+        self.protocol.is_some() && self.core.reading.load(Ordering::Relaxed)
     }
 
-    fn must_stop(&self) -> bool {
-        if !self.core.reading.load(Ordering::Relaxed) {
-            return true;
+    fn take(&mut self, cursor: &mut RecvCursor<'_>) -> Result<usize> {
+        if self.core.takes_batches.load(Ordering::Relaxed) {
+            return self.take_batch(cursor);
         }
-        let looks = match self.delivered {
-            // A slow protocol must not keep the others waiting for many datagrams.
-            0..AT_LEAST => return self.started.elapsed() >= BRIEF,
-            few @ AT_LEAST..LOOK => few.is_power_of_two(),
-            many => many.is_multiple_of(LOOK),
-        };
-        looks && Instant::now() >= self.deadline
+        let Some(datagram) = cursor.current() else { return Ok(0) };
+        let py = self.owner.py();
+        let data = new_bytes(py, datagram.payload)?;
+        let address = self.senders.object(py, datagram.from)?;
+        self.notes.take(&datagram);
+        if self.core.tells_metadata.load(Ordering::Relaxed) {
+            let about = Datagram::new(self.owner, &datagram, data.clone(), address.clone());
+            let about = Some(Py::new(py, about)?);
+            let old = std::mem::replace(&mut *self.core.current(), about);
+            drop(old);
+        }
+        // It counts as delivered, whatever the protocol makes of it.
+        cursor.advance();
+        self.tell(intern!(py, "datagram_received"), (data, address))?;
+        Ok(1)
+    }
+
+    fn check_time(&mut self, delivered: usize, now: Instant) -> Result<Flow> {
+        Ok(if self.budget.is_spent(delivered, now) { Flow::Stop } else { Flow::Continue })
     }
 }
