@@ -1,6 +1,6 @@
 //! A value that threads hand over to each other, whose size can be read without the lock.
 
-use super::forked::{ForkMutex, Inherit};
+use super::fork_mutex::{ForkMutex, Inherit};
 use super::sync::{AtomicUsize, Ordering};
 
 /// A value behind a lock, and the number of its items when the lock was last released.

@@ -19,7 +19,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::forked::{ForkMutex, Inherit};
+use super::fork_mutex::{ForkMutex, Inherit};
 use super::socket::Socket;
 use super::sys;
 

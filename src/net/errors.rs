@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 
 use super::address::{Address, AddressKind};
 use super::cmsg;
-use super::forked::{ForkMutex, ForkMutexGuard, Inherit, leave_to_parent};
+use super::fork_mutex::{ForkMutex, ForkMutexGuard, Inherit, leave_to_parent};
 use super::socket::Socket;
 use super::sys::{self, MessageInfo, RecvSlice};
 

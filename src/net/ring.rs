@@ -7,7 +7,7 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
 
-use super::forked::{Inherit, leave_to_parent};
+use super::fork_mutex::{Inherit, leave_to_parent};
 use super::guard::{Arrival, Guard};
 use super::meta::Meta;
 use super::split::Split;

@@ -10,7 +10,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::forked::Inherit;
+use super::fork_mutex::Inherit;
 use super::sys;
 
 /// The options that are changed, of all open sockets.

@@ -11,9 +11,7 @@ use super::address::Address;
 use super::descriptor::Descriptor;
 use super::drops::{DropCounter, Drops};
 use super::errors::ErrorQueue;
-use super::fork_cell::ForkCell;
-use super::forked::ForkMutex;
-use super::forked::Inherit;
+use super::fork_mutex::{ForkMutex, ForkTryMutex, Inherit};
 use super::gro::Gro;
 use super::gso::Gso;
 use super::guard::Watch;
@@ -43,7 +41,7 @@ pub struct Socket {
     pub(super) may_be_corked: AtomicBool,
     pub(super) error_queue: ErrorQueue,
     /// The right to take a connection.
-    accepting: ForkCell<Accepting>,
+    accepting: ForkTryMutex<Accepting>,
     pub(super) watch: Watch,
     /// Options that the user has set, so that nothing else touches them.
     set_by_user: Mutex<Vec<(c_int, c_int)>>,
@@ -140,7 +138,7 @@ impl Socket {
             has_open_datagram: AtomicBool::new(false),
             may_be_corked: AtomicBool::new(is_adopted),
             error_queue: ErrorQueue::default(),
-            accepting: ForkCell::new(Accepting),
+            accepting: ForkTryMutex::new(Accepting),
             watch: Watch::default(),
             set_by_user: Mutex::default(),
             holds: ForkMutex::default(),
@@ -390,7 +388,7 @@ impl Socket {
     /// which a close does not end.
     pub fn accept_now(&self, fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, Address)> {
         let none = || io::Error::from(io::ErrorKind::WouldBlock);
-        let _alone = self.accepting.try_take().ok_or_else(none)?;
+        let _alone = self.accepting.try_lock().ok_or_else(none)?;
         let mut fds = [libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
         match sys::poll(&mut fds, Some(Duration::ZERO))? {
             0 => Err(none()),

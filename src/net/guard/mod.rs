@@ -29,7 +29,7 @@ use self::counters::Counters;
 use self::networks::MAPPED_LEN;
 use self::table::{Place, Table};
 use super::address::{Address, AddressKind};
-use super::forked::{ForkMutex, ForkMutexGuard, Inherit};
+use super::fork_mutex::{ForkMutex, ForkMutexGuard, Inherit};
 
 /// What a guard checks. What is `None` it does not.
 #[derive(Clone, Debug)]

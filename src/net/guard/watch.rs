@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Arrival, Guard};
 use crate::net::address::Address;
-use crate::net::forked::{ForkMutex, Inherit};
+use crate::net::fork_mutex::{ForkMutex, Inherit};
 use crate::net::recv_cursor::RecvCursor;
 use crate::net::ring::{Filled, RecvRing};
 use crate::net::socket::Socket;
