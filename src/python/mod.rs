@@ -5,7 +5,6 @@
 //! `__doc__` of each method.
 
 mod address;
-mod asked;
 mod audit;
 pub(crate) mod batch;
 mod buffer;

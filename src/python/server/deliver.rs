@@ -9,8 +9,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyList, PyMemoryView, PyString, PyTuple};
 
 use super::{ServerCore, Takes};
+use crate::net::ReplySourceReader;
 use crate::net::{self, Address, Count, Datagrams, Filled, Received, Source};
-use crate::python::asked::Notes;
 use crate::python::buffer::{Readable, TypeName, new_bytes, new_list, push};
 use crate::python::datagram::Datagram;
 use crate::python::error::{Error, Result};
@@ -53,7 +53,7 @@ pub(super) struct Delivery<'a, 'py> {
     flushed_at: Instant,
     /// Since when this thread is attached to the interpreter.
     attached_at: Cell<Instant>,
-    notes: Notes<'a>,
+    notes: ReplySourceReader<'a>,
 }
 
 impl<'a, 'py> Delivery<'a, 'py> {

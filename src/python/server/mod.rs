@@ -17,11 +17,11 @@ use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 
 use self::deliver::Delivery;
-use super::asked::Asked;
+use super::tally::ServerCounters;
 use super::error::{Error, Result};
 use super::send_backlog::SendBacklog;
 use super::socket::Socket;
-use super::tally::ServerCounters;
+use crate::net::ReplySources;
 use crate::net::{
     self, Address, Count, Deadline, ErrorClass, ErrorStreak, Filled, Interest, Steering, Stop,
     ThreadRing, Waiting,
@@ -66,7 +66,7 @@ pub(crate) struct ServerCore {
     worker: usize,
     /// Called with what goes wrong, to log it.
     report: Py<PyAny>,
-    asked: Asked,
+    asked: ReplySources,
     /// Whether there is a peer to answer that has no name.
     is_connected: bool,
     outbox: Mutex<SendBacklog>,
@@ -103,7 +103,7 @@ impl ServerCore {
             inner.tell_metadata()?;
         }
         Ok(Self {
-            asked: Asked::of(inner),
+            asked: ReplySources::of(inner),
             is_connected: inner.peer_address().is_ok(),
             socket: socket.clone().unbind(),
             handler,

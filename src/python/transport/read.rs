@@ -9,8 +9,8 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::{TransportCore, Turn};
+use crate::net::ReplySourceReader;
 use crate::net::{Datagrams, Filled, ThreadRing};
-use crate::python::asked::Notes;
 use crate::python::buffer::{new_bytes, push};
 use crate::python::datagram::Datagram;
 use crate::python::error::{Error, Result, is_shortage};
@@ -235,7 +235,7 @@ struct Delivery<'a, 'py> {
     deadline: Instant,
     protocol: Option<(u64, Bound<'py, PyAny>)>,
     delivered: usize,
-    notes: Notes<'a>,
+    notes: ReplySourceReader<'a>,
 }
 
 impl<'a, 'py> Delivery<'a, 'py> {
