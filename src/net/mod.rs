@@ -9,6 +9,7 @@
 pub mod address;
 pub mod cmsg;
 mod counted;
+pub(crate) mod counters;
 mod descriptor;
 mod drops;
 mod error_class;
@@ -30,6 +31,7 @@ mod send;
 mod send_backlog;
 mod send_limit;
 mod send_queue;
+mod shared_counters;
 mod shared_options;
 mod socket;
 mod split;
@@ -37,7 +39,6 @@ pub mod stats;
 mod steering;
 mod sync;
 mod sys;
-mod tally;
 mod wait;
 mod waker;
 
@@ -57,6 +58,7 @@ pub use scratch::Scratch;
 pub use send_backlog::{Flushed, Outlet, Payload, Refused, SendBacklog, Spare};
 pub use send_limit::Shed;
 pub use send_queue::{SendQueue, Sent};
+pub use shared_counters::{Count, ServerCounts, SharedCounters};
 pub use socket::Socket;
 pub use split::Split;
 pub use steering::Steering;
@@ -64,5 +66,4 @@ pub use sys::{
     Memory, MessageInfo, RecvSlice, SendSlice, Zeroes, end_with_parent, make_room, no_memory,
     program_option, with_room, zeroes,
 };
-pub use tally::{Count, Tally};
 pub use wait::{Deadline, Interest, KernelWait, Stop, Waiting};

@@ -8,29 +8,17 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString, PyTuple};
 
 use super::buffer::gather;
+use super::counters::GuardStats;
 use super::error::{Error, Result};
 use super::socket::Socket;
 use crate::net;
-use crate::net::guard::{NetworkError, Networks, Policy, PolicyError, Tally, parse_network};
+use crate::net::guard::{NetworkError, Networks, Policy, PolicyError, parse_network};
 use crate::net::program_option;
 
 /// A check on what arrives, before Python hears of it.
 #[pyclass(frozen, module = "tomada")]
 pub(crate) struct Guard {
     inner: Arc<net::Guard>,
-}
-
-/// A guard's counters.
-#[pyclass(frozen, get_all, eq, module = "tomada")]
-#[derive(PartialEq, Eq)]
-pub(crate) struct GuardStats {
-    admitted: u64,
-    refused: u64,
-    denied: u64,
-    oversized: u64,
-    over_rate: u64,
-    over_ceiling: u64,
-    over_amplification: u64,
 }
 
 /// The guard that a socket was given.
@@ -98,7 +86,7 @@ impl Guard {
         let (prefix_v4, prefix_v6) = prefixes;
         let inner = net::Guard::new(Policy {
             networks: has_list.then_some(list),
-            filters: kernel_filter,
+            kernel_filter,
             rate,
             prefix_v4,
             prefix_v6,
@@ -112,19 +100,7 @@ impl Guard {
 
     /// Return the counters.
     fn stats(&self) -> GuardStats {
-        let tally = self.inner.tally();
-        let refused = tally.refused();
-        let Tally { admitted, denied, oversized, over_rate, over_ceiling, over_amplification } =
-            tally;
-        GuardStats {
-            admitted,
-            refused,
-            denied,
-            oversized,
-            over_rate,
-            over_ceiling,
-            over_amplification,
-        }
+        GuardStats::new(self.inner.counts())
     }
 
     /// Vouch for an address.
@@ -146,7 +122,7 @@ impl Guard {
     /// The networks as a program of classic BPF, or None.
     #[getter]
     fn kernel_filter<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
-        let program = self.inner.filter()?;
+        let program = self.inner.kernel_filter()?;
         let bytes: Vec<u8> = program
             .iter()
             .flat_map(|instruction| {
@@ -163,7 +139,7 @@ impl Guard {
     /// Attach the kernel's filter alone to a socket.
     #[pyo3(signature = (sock, /))]
     fn attach(&self, sock: &Bound<'_, PyAny>) -> Result<()> {
-        let Some(program) = self.inner.filter() else {
+        let Some(program) = self.inner.kernel_filter() else {
             let message = "the guard has no filter for the kernel: no networks, or too many";
             return Err(PyValueError::new_err(message).into());
         };
@@ -175,25 +151,8 @@ impl Guard {
     }
 
     fn __repr__(&self) -> String {
-        let tally = self.inner.tally();
-        format!("<tomada.Guard: {} admitted, {} refused>", tally.admitted, tally.refused())
-    }
-}
-
-#[pymethods]
-impl GuardStats {
-    fn __repr__(&self) -> String {
-        format!(
-            "GuardStats(admitted={}, refused={}, denied={}, oversized={}, over_rate={}, \
-             over_ceiling={}, over_amplification={})",
-            self.admitted,
-            self.refused,
-            self.denied,
-            self.oversized,
-            self.over_rate,
-            self.over_ceiling,
-            self.over_amplification,
-        )
+        let counts = self.inner.counts();
+        format!("<tomada.Guard: {} admitted, {} refused>", counts.admitted, counts.refused)
     }
 }
 

@@ -51,7 +51,7 @@ impl Socket {
         {
             return Ok(());
         }
-        let filter = guard.as_ref().and_then(|guard| guard.filter());
+        let filter = guard.as_ref().and_then(|guard| guard.kernel_filter());
         if filter.is_some() {
             self.filter_was_set();
         }

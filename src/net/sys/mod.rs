@@ -29,8 +29,8 @@ mod socket;
 
 pub(super) use event::*;
 pub(super) use fork::*;
-pub(super) use memory::SharedCounters;
 pub use memory::{Memory, Zeroes, make_room, no_memory, with_room, zeroes};
+pub(super) use memory::{SharedWords, ZeroedPages, zeroed};
 pub(super) use messages::*;
 pub use names::*;
 pub use process::*;

@@ -17,7 +17,7 @@ use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 
 use self::deliver::Delivery;
-use super::tally::ServerCounters;
+use super::counters::ServerCounters;
 use super::error::{Error, Result};
 use super::send_backlog::SendBacklog;
 use super::socket::Socket;
