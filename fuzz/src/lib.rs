@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use tomada::net::errors::ErrorMessage;
+use tomada::net::error_queue::ErrorMessage;
 use tomada::net::guard::{Networks, header, kernel_filter, parse_network, run};
 use tomada::net::{Address, AddressKind, Meta, Split, cmsg};
 

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::address::Address;
 use super::meta::{Meta, Source};
-use super::ring::Received;
+use super::recv_ring::Received;
 use super::socket::Socket;
 use super::sys::with_room;
 

@@ -261,17 +261,17 @@ fn v6(ip: Ipv6Addr, scope: u32) -> Address {
 /// that another thread is using is passed over: a cache is no reason to wait.
 #[derive(Default)]
 pub(crate) struct AddressCache {
-    received: Mutex<Table>,
-    sent: Mutex<Table>,
+    received: Mutex<AddressTable>,
+    sent: Mutex<AddressTable>,
 }
 
 #[derive(Default)]
-struct Table(Box<[Option<Entry>]>);
+struct AddressTable(Box<[Option<CachedAddress>]>);
 
 /// How many places a table has once two addresses would take one.
 const TABLE_LEN: usize = 16;
 
-struct Entry {
+struct CachedAddress {
     raw: [u8; IP_ADDRESS_LEN],
     len: u8,
     object: Py<PyAny>,
@@ -300,7 +300,7 @@ impl AddressCache {
         // The lock is free while Python allocates, which may run a finalizer that comes here.
         let object = to_python(py, address)?;
         if let Ok(mut table) = self.received.try_lock() {
-            table.set(hash, Entry::new(address, &object));
+            table.set(hash, CachedAddress::new(address, &object));
         }
         Ok(object)
     }
@@ -325,7 +325,7 @@ impl AddressCache {
             && address.as_bytes().len() <= IP_ADDRESS_LEN
             && let Ok(mut table) = self.sent.try_lock()
         {
-            table.set(hash, Entry::new(address.as_bytes(), object));
+            table.set(hash, CachedAddress::new(address.as_bytes(), object));
         }
         Ok(address)
     }
@@ -349,12 +349,12 @@ fn is_constant(family: c_int, object: &Bound<'_, PyAny>) -> bool {
     })
 }
 
-impl Table {
-    fn get(&self, hash: u64) -> Option<&Entry> {
+impl AddressTable {
+    fn get(&self, hash: u64) -> Option<&CachedAddress> {
         self.0.get(self.place(hash))?.as_ref()
     }
 
-    fn set(&mut self, hash: u64, entry: Entry) {
+    fn set(&mut self, hash: u64, entry: CachedAddress) {
         match self.0.len() {
             0 => self.0 = Box::new([None]),
             1 if self.0[0].is_some() => self.0 = (0..TABLE_LEN).map(|_| None).collect(),
@@ -369,7 +369,7 @@ impl Table {
     }
 }
 
-impl Entry {
+impl CachedAddress {
     fn new(raw: &[u8], object: &Bound<'_, PyAny>) -> Self {
         let mut entry = Self {
             raw: [0; IP_ADDRESS_LEN],

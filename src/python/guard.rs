@@ -1,7 +1,7 @@
 //! Who may send to a socket, and how much.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use pyo3::exceptions::{PyMemoryError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -10,7 +10,6 @@ use pyo3::types::{PyBytes, PyString, PyTuple};
 use super::buffer::gather;
 use super::counters::GuardStats;
 use super::error::{Error, Result};
-use super::socket::Socket;
 use crate::net;
 use crate::net::guard::{NetworkError, Networks, Policy, PolicyError, parse_network};
 use crate::net::program_option;
@@ -21,9 +20,11 @@ pub(crate) struct Guard {
     inner: Arc<net::Guard>,
 }
 
-/// The guard that a socket was given.
-#[derive(Default)]
-pub(crate) struct Post(Mutex<Option<Py<Guard>>>);
+impl Guard {
+    pub(crate) fn inner(&self) -> &Arc<net::Guard> {
+        &self.inner
+    }
+}
 
 impl From<NetworkError> for Error {
     fn from(error: NetworkError) -> Self {
@@ -153,26 +154,6 @@ impl Guard {
     fn __repr__(&self) -> String {
         let counts = self.inner.counts();
         format!("<tomada.Guard: {} admitted, {} refused>", counts.admitted, counts.refused)
-    }
-}
-
-#[pymethods]
-impl Socket {
-    /// The guard, or None.
-    #[getter]
-    fn guard(&self, py: Python<'_>) -> Option<Py<Guard>> {
-        let post = self.post().0.lock().unwrap_or_else(PoisonError::into_inner);
-        post.as_ref().map(|guard| guard.clone_ref(py))
-    }
-
-    #[setter]
-    fn set_guard(&self, guard: Option<Bound<'_, Guard>>) -> Result<()> {
-        self.socket()?.set_guard(guard.as_ref().map(|guard| guard.get().inner.clone()))?;
-        let mut post = self.post().0.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = std::mem::replace(&mut *post, guard.map(Bound::unbind));
-        drop(post);
-        drop(old);
-        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use pyo3::types::PyBytes;
 
 use super::buffer::text_of;
 use super::error::Error;
-use crate::net::errors::SocketError;
+use crate::net::error_queue::SocketError;
 
 /// A datagram that failed on its way.
 #[pyclass(frozen, get_all, module = "tomada")]

@@ -43,20 +43,20 @@ pub fn kernel_filter(networks: &Networks) -> Option<Vec<Instruction>> {
         return None;
     }
     let changes: Vec<_> = v4.changes.iter().map(|&change| change.into()).collect();
-    let v4 = Address { source: SOURCE_V4, words: 1 }.search(0, &changes, v4.first);
-    let v6 = Address { source: SOURCE_V6, words: 4 }.search(0, &v6.changes, v6.first);
+    let v4 = SourceField { source: SOURCE_V4, words: 1 }.search(0, &changes, v4.first);
+    let v6 = SourceField { source: SOURCE_V6, words: 4 }.search(0, &v6.changes, v6.first);
     let mut program = vec![load(LOAD_BYTE, VERSION)];
     program.extend(branch(FIRST_OF_V6, &v4, &v6));
     (program.len() <= LONGEST).then_some(program)
 }
 
-/// Where an address lies, and how many words of 32 bits it has.
-struct Address {
+/// The position of the source address in a header, and its length in words of 32 bits.
+struct SourceField {
     source: c_int,
     words: u32,
 }
 
-impl Address {
+impl SourceField {
     /// Code that decides on the addresses whose words before `word` are settled: from the first of
     /// them on as `verdict` says, which turns at each of `changes`, all of which lie behind it.
     fn search(&self, word: u32, changes: &[u128], mut verdict: bool) -> Vec<Instruction> {

@@ -12,14 +12,12 @@ mod kernel_filter;
 mod networks;
 mod policy;
 mod table;
-mod watch;
 
 pub use arrival::Arrival;
 pub use counters::GuardCounts;
 pub use kernel_filter::{header, kernel_filter, run};
 pub use networks::{NetworkError, Networks, parse_network};
 pub use policy::{Policy, PolicyError};
-pub(super) use watch::{REFUSALS, Watch};
 
 use std::io;
 use std::net::IpAddr;

@@ -14,7 +14,7 @@ use super::Socket;
 use super::many::Senders;
 use crate::net::address::interface_index;
 use crate::net::cmsg::ControlBuffer;
-use crate::net::errors::ErrorMessage;
+use crate::net::error_queue::ErrorMessage;
 use crate::net::multicast::{Change, Membership, interface_with_address};
 use crate::net::{Address, Interest, Source, may_be_of_source};
 use crate::python::buffer::{Readable, new_bytes};

@@ -5,16 +5,16 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
-use super::counted::Counted;
-use super::guard::REFUSALS;
-use super::pending::{Held, Pending};
-use super::ring::{Filled, RecvRing};
-use super::socket::Socket;
-use super::sys;
+use super::Socket;
+use super::guarded::REFUSALS;
+use crate::net::counted::Counted;
+use crate::net::recv_backlog::{Held, Pending};
+use crate::net::recv_ring::{Filled, RecvRing};
+use crate::net::sys;
 
 /// What a socket has to remember between one receive and the next.
 #[derive(Default)]
-pub(super) struct Inbox {
+pub(super) struct Backlog {
     pending: Counted<Pending>,
     /// The most datagrams that a message of the last receive had.
     per_message: AtomicUsize,
@@ -26,12 +26,12 @@ impl Socket {
     /// How many messages to ask for where `wanted` datagrams are wanted: as many as held so many
     /// the last time, which is hardly ever too many.
     pub(super) fn messages_for(&self, wanted: usize) -> usize {
-        wanted.div_ceil(self.inbox.per_message.load(Ordering::Relaxed).max(1))
+        wanted.div_ceil(self.backlog.per_message.load(Ordering::Relaxed).max(1))
     }
 
     /// Receives up to `count` of the kernel's messages into a ring, and puts its cursor on the first
     /// datagram: [`keep`](Self::keep) what is not taken. There is none where another thread has
-    /// kept some: [`take_kept`](Self::take_kept) those. A [`RecvCursor`](super::RecvCursor) does all that.
+    /// kept some: [`take_kept`](Self::take_kept) those. A [`RecvCursor`](crate::net::RecvCursor) does all that.
     pub fn receive_messages(
         &self,
         fd: BorrowedFd<'_>,
@@ -79,7 +79,7 @@ impl Socket {
     }
 
     pub(super) fn count(&self, filled: &Filled) {
-        self.inbox.per_message.store(filled.most_per_message, Ordering::Relaxed);
+        self.backlog.per_message.store(filled.most_per_message, Ordering::Relaxed);
         self.counters().count_received(filled.datagrams, filled.bytes);
         if filled.truncated > 0 {
             self.counters().count_truncated(filled.truncated);
@@ -111,14 +111,14 @@ impl Socket {
 
     /// Keeps an error for the next receive, because this one has datagrams to return.
     pub fn defer(&self, error: &io::Error) {
-        self.inbox.deferred.store(error.raw_os_error().unwrap_or(0), Ordering::Relaxed);
+        self.backlog.deferred.store(error.raw_os_error().unwrap_or(0), Ordering::Relaxed);
     }
 
     pub(super) fn raise_deferred(&self) -> io::Result<()> {
-        if self.inbox.deferred.load(Ordering::Relaxed) == 0 {
+        if self.backlog.deferred.load(Ordering::Relaxed) == 0 {
             return Ok(()); // the usual case
         }
-        match self.inbox.deferred.swap(0, Ordering::Relaxed) {
+        match self.backlog.deferred.swap(0, Ordering::Relaxed) {
             0 => Ok(()),
             errno => Err(io::Error::from_raw_os_error(errno)),
         }
@@ -134,11 +134,11 @@ impl Socket {
 
     /// How many datagrams were received from the kernel and wait to be taken.
     pub fn pending(&self) -> usize {
-        self.inbox.pending.len()
+        self.backlog.pending.len()
     }
 
     pub(super) fn with_pending<T>(&self, act: impl FnOnce(&mut Pending) -> T) -> T {
-        self.inbox.pending.with(act)
+        self.backlog.pending.with(act)
     }
 }
 

@@ -7,7 +7,7 @@ use std::io;
 use super::address::Address;
 use super::counted::Items;
 use super::fork_mutex::{Inherit, leave_to_parent};
-use super::ring::{Datagrams, Filled, Received, RecvRing};
+use super::recv_ring::{Datagrams, Filled, Received, RecvRing};
 use super::split::Split;
 use super::sys::with_room;
 

@@ -1,4 +1,4 @@
-use super::*;
+use crate::net::*;
 use std::net::UdpSocket;
 use std::os::fd::IntoRawFd;
 

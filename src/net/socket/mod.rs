@@ -1,4 +1,21 @@
 //! A socket: its descriptor, what it is, its names and its options.
+//!
+//! Its methods are in files by what they do: all receiving, sending and waiting on a socket.
+
+mod backlog;
+mod drops;
+pub mod error_queue;
+mod gro;
+mod guarded;
+mod recv;
+mod recv_cursor;
+mod send;
+mod wait;
+
+pub use drops::Drops;
+pub use recv::{Taken, Visibility};
+pub use recv_cursor::{RecvCursor, Ring};
+pub use wait::{Deadline, Interest, KernelWait, Stop, Waiting};
 
 use std::ffi::c_int;
 use std::io;
@@ -7,48 +24,48 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::address::Address;
-use super::descriptor::Descriptor;
-use super::drops::{DropCounter, Drops};
-use super::errors::ErrorQueue;
-use super::fork_mutex::{ForkMutex, ForkTryMutex, Inherit};
-use super::gro::Gro;
-use super::gso::Gso;
-use super::guard::Watch;
-use super::inbox::Inbox;
-use super::meta;
-use super::shared_options::{self, Hold};
-use super::stats::Counters;
-use super::sys;
+use self::backlog::Backlog;
+use self::drops::DropCounter;
+use self::error_queue::ErrorQueue;
+use self::gro::Gro;
+use self::guarded::Watch;
+use crate::net::address::Address;
+use crate::net::descriptor::Descriptor;
+use crate::net::fork_mutex::{ForkMutex, ForkTryMutex, Inherit};
+use crate::net::gso::Gso;
+use crate::net::meta;
+use crate::net::shared_options::{self, Hold};
+use crate::net::stats::Counters;
+use crate::net::sys;
 
 /// A socket of any type, made for datagrams.
 ///
-/// Operations take the descriptor that [`Descriptor::enter`] or [`super::Waiting::run`] lends.
+/// Operations take the descriptor that [`Descriptor::enter`] or [`crate::net::Waiting::run`] lends.
 pub struct Socket {
     descriptor: Descriptor,
     family: c_int,
     kind: c_int,
     protocol: c_int,
     counters: Counters,
-    pub(super) inbox: Inbox,
-    pub(super) gro: Gro,
-    pub(super) gso: Gso,
+    backlog: Backlog,
+    gro: Gro,
+    gso: Gso,
     /// Whether the last datagram sent was left open for more (`MSG_MORE`), as far as is known.
-    pub(super) has_open_datagram: AtomicBool,
+    has_open_datagram: AtomicBool,
     /// Whether the kernel may join datagrams (`UDP_CORK`), and is asked before each run: the user has
     /// set the option here, or the descriptor came from elsewhere and may have other holders. To ask
     /// always would cost a short run a fifteenth of its time.
-    pub(super) may_be_corked: AtomicBool,
-    pub(super) error_queue: ErrorQueue,
+    may_be_corked: AtomicBool,
+    error_queue: ErrorQueue,
     /// The right to take a connection.
     accepting: ForkTryMutex<Accepting>,
-    pub(super) watch: Watch,
+    watch: Watch,
     /// Options that the user has set, so that nothing else touches them.
     set_by_user: Mutex<Vec<(c_int, c_int)>>,
     /// Options that were changed without the user asking for them by name.
     holds: ForkMutex<Vec<Hold>>,
     tells_metadata: AtomicBool,
-    pub(super) drops: DropCounter,
+    drops: DropCounter,
     /// Whether the kernel let calls wait without a limit when it was last asked.
     waits_unlimited: AtomicBool,
 }
@@ -132,7 +149,7 @@ impl Socket {
             kind,
             protocol,
             counters: Counters::default(),
-            inbox: Inbox::default(),
+            backlog: Backlog::default(),
             gro: Gro::default(),
             gso: Gso::new(is_ip && is_udp),
             has_open_datagram: AtomicBool::new(false),
@@ -252,7 +269,7 @@ impl Socket {
         self.waits_unlimited.store(is_unlimited, Ordering::Relaxed);
     }
 
-    /// Makes the kernel tell with each datagram what [`super::Meta`] holds. An option that the user
+    /// Makes the kernel tell with each datagram what [`crate::net::Meta`] holds. An option that the user
     /// has set, on or off, stays as it is.
     pub fn tell_metadata(&self) -> io::Result<()> {
         if self.tells_metadata.swap(true, Ordering::Relaxed) {

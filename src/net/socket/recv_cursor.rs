@@ -4,9 +4,9 @@ use std::ffi::c_int;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use super::pending::Held;
-use super::ring::{Datagrams, ExportedRing, Filled, Received, RecvRing, Run, ThreadRing};
-use super::socket::Socket;
+use super::Socket;
+use crate::net::recv_backlog::Held;
+use crate::net::recv_ring::{Datagrams, ExportedRing, Filled, Received, RecvRing, Run, ThreadRing};
 
 /// A ring to receive into.
 pub trait Ring {
