@@ -19,13 +19,13 @@ mod _core {
     #[pymodule_export]
     use crate::python::counters::{GuardStats, ServerCounters, ServerStats, Stats};
     #[pymodule_export]
-    use crate::python::datagram::Datagram;
-    #[pymodule_export]
     use crate::python::guard::Guard;
     #[pymodule_export]
     use crate::python::records::DatagramError;
     #[pymodule_export]
     use crate::python::server::{ServerCore, end_with_parent, steer};
+    #[pymodule_export]
+    use crate::python::socket::datagram::Datagram;
     #[pymodule_export]
     use crate::python::socket::{Socket, kind_of};
     #[pymodule_export]

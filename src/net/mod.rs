@@ -17,6 +17,7 @@ mod gso;
 pub mod guard;
 pub mod meta;
 pub mod multicast;
+pub mod names;
 mod recv_backlog;
 mod recv_ring;
 mod reply_source;

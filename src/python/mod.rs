@@ -10,7 +10,6 @@ pub(crate) mod batch;
 mod buffer;
 pub(crate) mod constants;
 pub(crate) mod counters;
-pub(crate) mod datagram;
 mod error;
 pub(crate) mod guard;
 pub(crate) mod records;
@@ -18,3 +17,5 @@ mod send_backlog;
 pub(crate) mod server;
 pub(crate) mod socket;
 pub(crate) mod transport;
+
+pub(crate) use socket::datagram;

@@ -11,15 +11,15 @@ use pyo3::prelude::*;
 use pyo3::types::{PyInt, PyList, PyString};
 
 use super::Socket;
+use super::datagram::Datagram;
 use super::many::Senders;
-use crate::net::address::interface_index;
 use crate::net::cmsg::ControlBuffer;
 use crate::net::error_queue::ErrorMessage;
 use crate::net::multicast::{Change, Membership, interface_with_address};
+use crate::net::names::interface_index;
 use crate::net::{Address, Interest, Source, may_be_of_source};
 use crate::python::buffer::{Readable, new_bytes};
 use crate::python::counters::Stats;
-use crate::python::datagram::Datagram;
 use crate::python::error::{Error, Result, strerror};
 use crate::python::records::DatagramError;
 

@@ -2,6 +2,7 @@
 
 mod batch;
 mod connect;
+pub(crate) mod datagram;
 mod exchange;
 mod extras;
 mod guard;
