@@ -115,7 +115,7 @@ def test_a_group_is_joined(listening, sender):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["192.0.2.1:1"], "192.0.2.1:1 (this machine has no such address"),
+        (["192.0.2.1:1"], "192.0.2.1:1 (this machine does not have this address"),
         (["127.0.0.1:0", "--group", "127.0.0.1"], "127.0.0.1"),
         (["/tmp/never-made", "--pcap", "x"], "a capture is of IP"),  # noqa: S108 - nor is it
         (["127.0.0.1:0", "--pcap", "/no/such/folder/x"], "/no/such/folder/x"),

@@ -79,7 +79,7 @@ def test_of_many_the_first_that_fails_ends_the_call_with_its_index(inet, match):
         tomada.Client(server.address, 0.1, match=match) as client,
     ):
         requests = [b"%d" % number for number in range(6)]
-        with pytest.raises(TimeoutError, match="4 attempts in") as caught:
+        with pytest.raises(TimeoutError, match=r"[1-4] attempts? in") as caught:
             client.request_many(requests, 2)
         assert caught.value.index == 3
         assert client.request_many(requests[:3]) == requests[:3]

@@ -236,7 +236,7 @@ def test_a_device_that_is_down_refuses_to_send_until_it_is_up(link, any_address,
             assert attempt(sock.sendto, b"x", to).errno == errno.ENETUNREACH
             error = attempt(sock.send_many, [b"x"] * 5, to)
             assert (error.errno, error.index) == (errno.ENETUNREACH, 0)
-            assert "no route leads there" in str(error)
+            assert "there is no route to this address" in str(error)
             failed = sock.send_many([b"x"] * 5, to, errors="continue")
             assert [index for index, _ in failed] == list(range(5))
             batch = tomada.Batch()
@@ -466,7 +466,7 @@ def test_a_client_says_that_there_is_no_route_and_goes_on_when_there_is_one(link
             for _ in range(3):
                 error = attempt(left.run, ask, client)
                 assert error.errno == errno.ENETUNREACH
-                assert f"10.77.0.2:{address[1]} (no route leads there)" in str(error)
+                assert f"10.77.0.2:{address[1]} (there is no route to this address" in str(error)
             left.command("ip", "route", "add", *route)
             assert set(left.run(ask, client)) == {b"ping"}
 

@@ -1,6 +1,7 @@
 """Mistakes that are easily made, and whether the message says what to do."""
 
 import asyncio
+import errno
 import logging
 import os
 import socket as std
@@ -46,7 +47,7 @@ def test_one_datagram_is_not_many(sock):
 
 
 def test_a_datagram_is_too_long(sock):
-    limit = "a datagram takes at most 65,507 bytes over IPv4"
+    limit = "split it: a datagram carries at most 65,507 bytes over IPv4"
     with pytest.raises(OSError, match=rf"datagram 1 to .*; 1 sent before it\): {limit}"):
         sock.send_many([b"short", bytes(70_000)], DISCARD)
     with tomada.Client(DISCARD) as client, pytest.raises(OSError, match=limit):
@@ -101,12 +102,12 @@ def test_a_host_is_unknown():
 
 def test_the_port_is_taken(sock):
     sock.bind(("127.0.0.1", 0))
-    with pytest.raises(OSError, match=r"127\.0\.0\.1:.*another socket has it; take another port"):
+    with pytest.raises(OSError, match=r"127\.0\.0\.1:.*uses this address: choose another port"):
         tomada.Server(sock.getsockname(), answer).start()
 
 
 def test_the_address_is_anothers():
-    with pytest.raises(OSError, match=r"198\.51\.100\.1:1234 \(this machine has no such address"):
+    with pytest.raises(OSError, match=r"198\.51\.100\.1:1234 \(this machine does not have this"):
         tomada.Server(("198.51.100.1", 1234), answer).start()
 
 
@@ -114,14 +115,14 @@ def test_the_address_is_anothers():
 def test_a_port_takes_a_privilege():
     os.seteuid(65534)
     try:
-        with pytest.raises(PermissionError, match=r"127\.0\.0\.1:80 .*take a port from 1024 on"):
+        with pytest.raises(PermissionError, match=r"127\.0\.0\.1:80 .*choose a higher one"):
             tomada.Server(("127.0.0.1", 80), answer).start()
     finally:
         os.seteuid(0)
 
 
 def test_there_is_no_address_to_send_to(sock):
-    with pytest.raises(OSError, match="give an address, or connect the socket"):
+    with pytest.raises(OSError, match="pass an address, or connect the socket"):
         sock.send_many([b"x"])
 
 
@@ -133,7 +134,7 @@ def test_a_broadcast_has_to_be_allowed(sock):
 def test_nobody_answers():
     message = r"no reply from 127\.0\.0\.1:9: 2 attempts in"
     with (
-        tomada.Client(DISCARD, timeout=0.01, retries=1) as client,
+        tomada.Client(DISCARD, timeout=1, retries=1) as client,
         pytest.raises(TimeoutError, match=message),
     ):
         client.request(b"x")
@@ -169,16 +170,111 @@ def test_only_udp_can_coalesce():
 # asyncio
 
 
+ADDRESS_NEEDED = r"^send\(\) needs an address: pass one, or open the endpoint with a remote_addr"
+NOT_OPEN = r"not open yet: write async with open_endpoint\(\.\.\.\) as endpoint"
+
+
 def test_an_endpoint_is_not_awaited():
-    with pytest.raises(AttributeError, match=r"await open_endpoint\(\.\.\.\)"):
+    with pytest.raises(AttributeError, match=rf"{NOT_OPEN}.* before endpoint\.send"):
         open_endpoint(("127.0.0.1", 0)).send(b"x", DISCARD)
+
+
+def test_an_endpoint_is_received_from_before_it_is_open():
+    async def main():
+        async for _data, _address in open_endpoint(("127.0.0.1", 0)):
+            pytest.fail("it is not open")
+
+    with pytest.raises(TypeError, match=rf"{NOT_OPEN}.* before async for"):
+        asyncio.run(main())
+
+
+@pytest.mark.parametrize("where", ["local_addr", "remote_addr"])
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1234", r"must be a pair, \('127\.0\.0\.1', 1234\)"),
+        (("127.0.0.1",), r"must be \(host, port\), or a path of AF_UNIX"),
+        ("/run/it", r"'/run/it' is a path: pass family=socket\.AF_UNIX"),
+    ],
+)
+def test_an_endpoint_has_a_wrong_address(where, address, message):
+    async def main():
+        with pytest.raises((TypeError, ValueError), match=message):
+            await open_endpoint(**{where: address})
+
+    asyncio.run(main())
+
+
+def test_an_endpoint_is_bound_to_an_occupied_port(sock):
+    sock.bind(("127.0.0.1", 0))
+
+    async def main():
+        message = r"127\.0\.0\.1:.*another socket uses this address: choose another port"
+        with pytest.raises(OSError, match=message):
+            await open_endpoint(sock.getsockname())
+
+    asyncio.run(main())
+
+
+def test_an_endpoint_is_entered_without_async():
+    async def main():
+        opening = open_endpoint(("127.0.0.1", 0))
+        async with opening as endpoint:
+            for wrong in (opening, endpoint):
+                with pytest.raises(TypeError, match="write async with open_endpoint"), wrong:
+                    pytest.fail("it is not entered")
+            assert not endpoint.is_closing()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("where", ["local_addr", "remote_addr"])
+def test_an_endpoint_sends_a_datagram_that_is_too_long(sock, where):
+    sock.bind(("127.0.0.1", 0))
+    to = sock.getsockname()
+    host, port = to
+    match = rf"^\[Errno {errno.EMSGSIZE}\] Message too long: {host}:{port} \(split it: a datagram"
+
+    async def main():
+        target = {"local_addr": ("127.0.0.1", 0), "remote_addr": to}[where]
+        async with open_endpoint(**{where: target}) as endpoint:
+            addr = to if where == "local_addr" else None
+            with pytest.raises(OSError, match=match):
+                endpoint.send(bytes(65_508), addr)
+            with pytest.raises(OSError, match=match):
+                endpoint.send_many([b"x", bytes(65_508)], addr)
+            if where == "remote_addr":
+                for options in ({}, {"match": lambda *_: True}):
+                    with pytest.raises(OSError, match=match):
+                        await endpoint.request(bytes(65_508), **options)
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("inet6")
+def test_an_endpoint_sends_a_datagram_that_is_too_long_for_the_path():
+    match = r"Message too long: \[::1\]:9 \(split it: .* only what fits the path MTU"
+
+    async def main():
+        async with open_endpoint(remote_addr=("::1", 9)) as endpoint:
+            endpoint.socket.setsockopt(
+                socket.IPPROTO_IPV6, socket.IPV6_MTU_DISCOVER, socket.IPV6_PMTUDISC_DO
+            )
+            with pytest.raises(OSError, match=match):
+                endpoint.send(bytes(65_500))  # with its headers, longer than loopback's MTU
+
+    asyncio.run(main())
 
 
 def test_an_endpoint_has_no_peer():
     async def main():
         async with open_endpoint(("127.0.0.1", 0)) as endpoint:
-            with pytest.raises(TypeError, match="needs an address: the transport is not connected"):
+            with pytest.raises(TypeError, match=ADDRESS_NEEDED):
                 endpoint.send(b"x")
+            with pytest.raises(TypeError, match=ADDRESS_NEEDED):
+                endpoint.send_many([b"x"])
+            with pytest.raises(TypeError, match=r"^send\(\): AF_INET address must be tuple"):
+                endpoint.send(b"x", "127.0.0.1")
             with pytest.raises(ValueError, match="open it with a remote_addr"):
                 await endpoint.request(b"x")
 

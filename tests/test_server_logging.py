@@ -67,6 +67,7 @@ say(server)
 blocked.set()
 for thread in threading.enumerate():
     if thread.name.startswith("tomada"):
+        thread._started.wait()
         thread.join()
 sys.stdin.readline()
 """

@@ -66,6 +66,7 @@ assert_type(tomada.asyncio.run(main()), int)
 """
 
 MISTAKES = """
+import tomada.asyncio
 from tomada import socket
 
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -74,6 +75,10 @@ sock.recv_many("many")  # arg-type
 sock.receive_many()  # attr-defined
 socket.UDP_GROW  # attr-defined
 data: str = sock.recv(100)  # assignment
+opening = tomada.asyncio.open_endpoint(("127.0.0.1", 0))
+opening.send(b"x")  # attr-defined
+with opening:  # attr-defined  # attr-defined
+    pass
 """
 
 
@@ -98,6 +103,6 @@ def test_a_program_that_uses_everything_is_accepted(check):
 
 def test_mistakes_are_found(check):
     lines = enumerate(MISTAKES.splitlines(), 1)
-    expected = [(str(number), line.split("# ")[1]) for number, line in lines if "# " in line]
-    assert len(expected) == 5
+    expected = [(str(number), code) for number, line in lines for code in line.split("  # ")[1:]]
+    assert len(expected) == 8
     assert check(MISTAKES) == expected

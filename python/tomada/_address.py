@@ -27,7 +27,7 @@ def check_address(address: Any) -> None:
     """Check that an address is a pair with a port, or a path or name of ``AF_UNIX``.
 
     :raises TypeError: It is neither; the text says what is required.
-    :raises ValueError: It is a text that looks like a pair.
+    :raises ValueError: It is empty, or a string that looks like a pair.
     """
     if isinstance(address, str | bytes | bytearray):
         _check_path(address)
@@ -39,7 +39,7 @@ def check_address(address: Any) -> None:
 
 def _check_path(path: str | bytes | bytearray) -> None:
     if not path:
-        raise ValueError("address must not be empty: it is where the server is")
+        raise ValueError("address must not be empty: pass the server's address")
     if not isinstance(path, str):
         return
     host, _, port = path.rpartition(":")
@@ -79,10 +79,10 @@ def parse_address(
     if text.startswith("["):
         found, bracket, digits = text[1:].partition("]")
         if not bracket or (digits and not digits.startswith(":")):
-            raise ValueError(f"{text!r} is no address: an IPv6 one is written [::1]:1234")
+            raise ValueError(f"{text!r} is not an address: write an IPv6 address as [::1]:1234")
         digits = digits[1:]
     elif text.count(":") > 1:
-        raise ValueError(f"{text!r} is no address: an IPv6 one is written [::1]:1234")
+        raise ValueError(f"{text!r} is not an address: write an IPv6 address as [::1]:1234")
     elif ":" in text:
         found, _, digits = text.partition(":")
     else:
@@ -90,6 +90,6 @@ def parse_address(
     if not digits and port is None:
         raise ValueError(f"{text!r} has no port: write HOST:PORT, such as 127.0.0.1:1234")
     if digits and not (digits.isascii() and digits.isdecimal() and int(digits) <= HIGHEST_PORT):
-        raise ValueError(f"{digits!r} is no port: one is a number from 0 to {HIGHEST_PORT}")
+        raise ValueError(f"{digits!r} is not a port: use a number from 0 to {HIGHEST_PORT}")
     chosen = int(digits) if digits or port is None else port
     return found or host, chosen

@@ -13,33 +13,49 @@ from tomada._address import format_address
 if TYPE_CHECKING:
     from threading import Thread
 
-# By errno: for sockets, threads and processes that cannot be opened or started, for addresses that
-# a server cannot use, and for datagrams that cannot be sent.
+# Advice by errno, for the socket, the endpoint, the server, the client and the command line. The
+# meaning of an errno depends on the operation, so each operation has a table.
+
+# Opening a socket, or starting a thread or a process.
 OF_OPENING = {
-    errno.EMFILE: "this process has as many descriptors as its limit allows: raise it (ulimit -n; "
-    "LimitNOFILE= in a unit of systemd), or close some",
-    errno.ENFILE: "the machine has as many descriptors as sysctl fs.file-max allows",
-    errno.EAGAIN: "no process or thread is left: the limit is that of the user (ulimit -u), of the "
-    "control group (pids.max, TasksMax=) or of the machine (kernel.threads-max)",
-    errno.ENOMEM: "the kernel has no memory for it",
-    errno.ENOBUFS: "the kernel has no memory for it",
+    errno.EMFILE: "this process has reached its limit of open files: close some, or raise it "
+    "(ulimit -n; LimitNOFILE= in a systemd unit)",
+    errno.ENFILE: "the machine has reached its limit of open files: raise sysctl fs.file-max",
+    errno.EAGAIN: "no more processes or threads can be started: raise the limit of the user "
+    "(ulimit -u), the control group (pids.max, TasksMax=) or the machine (sysctl "
+    "kernel.threads-max)",
+    errno.ENOMEM: "the kernel has no memory left",
+    errno.ENOBUFS: "the kernel has no memory left",
 }
+
+# Binding a socket.
 OF_BINDING = {
-    errno.EADDRINUSE: "another socket has it; take another port, or 0 for any free one",
-    errno.EACCES: "it takes a privilege (CAP_NET_BIND_SERVICE); take a port from 1024 on",
-    errno.EADDRNOTAVAIL: "this machine has no such address; '0.0.0.0' or '::' stands for all that "
-    "it has",
+    errno.EADDRINUSE: "another socket uses this address: choose another port, or 0 for a free one",
+    errno.EACCES: "ports below 1024 are privileged: choose a higher one, or give the process "
+    "CAP_NET_BIND_SERVICE",
+    errno.EADDRNOTAVAIL: "this machine does not have this address: '0.0.0.0' or '::' stands for "
+    "all of its addresses",
 }
+
+# Sending a datagram. The socket's methods use it too: the core looks it up.
 OF_SENDING = {
-    errno.EMSGSIZE: "a datagram takes at most 65,507 bytes over IPv4, and less where the path or "
-    "an option says so",
+    errno.EMSGSIZE: "split it: a datagram carries at most 65,507 bytes over IPv4 or 65,527 over "
+    "IPv6, and only what fits the path MTU if the socket forbids fragments (IP_MTU_DISCOVER)",
     errno.EACCES: "to broadcast, set SO_BROADCAST first",
-    errno.ENETUNREACH: "no route leads there",
-    errno.EHOSTUNREACH: "the host does not answer on its network, or a router knows no way to it",
-    errno.ENETDOWN: "the interface is down",
-    errno.EAGAIN: "the buffer of the socket or the peer was full for a second, or newer datagrams "
-    "took the room",
-    errno.EADDRNOTAVAIL: "the address to send from is no more this machine's",
+    errno.EDESTADDRREQ: "pass an address, or connect the socket",
+    errno.ENETUNREACH: "there is no route to this address, or the local address no longer belongs "
+    "to this machine",
+    errno.EHOSTUNREACH: "the host does not respond on its network, or a router has no route to it",
+    errno.ENETDOWN: "the network interface is down",
+    errno.ENOBUFS: "a queue on the way to the device is full: send again later, or less at a time",
+    errno.EADDRNOTAVAIL: "the local address no longer belongs to this machine",
+}
+
+# Sending a datagram from the send backlog of an endpoint without a peer.
+OF_SENDING_LATER = {
+    **OF_SENDING,
+    errno.EAGAIN: "the buffer of the socket or the peer was full for one second, or newer "
+    "datagrams took its place",
 }
 
 
@@ -50,6 +66,12 @@ def advise(error: OSError, what: str, advice: dict[int, str] | None = None) -> N
         text += f" ({advice[error.errno]})"
     error.strerror = text
     error.args = (error.errno, text)
+
+
+def advise_on_sending(error: OSError, address: Any) -> None:
+    """Add the destination, and advice, to an error from sending that only has the kernel's text."""
+    if error.errno in OF_SENDING and error.strerror == os.strerror(error.errno):
+        advise(error, format_address(address), OF_SENDING)
 
 
 @contextlib.contextmanager

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+from tomada._advice import advise_on_sending
 from tomada._client.connection import MOST_HELD_UP, MOST_REPORTS
 from tomada._client.exchange import Exchange, is_refusal
 from tomada._client.retry import Retry
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
 
     from tomada._core import Datagram, DatagramError, Socket, Stats
+    from tomada._endpoint_events import Events
     from tomada._transport import DatagramTransport
 
 # The time in seconds after which a task that receives without waiting lets others run, and the
@@ -29,7 +30,21 @@ LONGEST_RUN = 500e-6
 LOOK = 16
 
 
-class Endpoint:
+class AsyncContextManager:
+    """Explains in a ``with`` statement that an endpoint needs ``async with``."""
+
+    if not TYPE_CHECKING:  # for type checkers, ``with`` stays a mistake
+
+        def __enter__(self) -> None:
+            raise TypeError(
+                "an endpoint needs async with: write async with open_endpoint(...) as endpoint"
+            )
+
+        def __exit__(self, *_: object) -> None:
+            pass  # never called: with looks it up before it calls __enter__
+
+
+class Endpoint(AsyncContextManager):
     """A datagram socket for tasks, created by :func:`tomada.asyncio.open_endpoint`.
 
     It has no queue of its own: datagrams wait in the socket's buffer until a task receives them. If
@@ -184,42 +199,56 @@ class Endpoint:
         datagram for a peer whose queue is full does not delay those for other peers, and if 64
         peers are full, a datagram for another full peer is dropped at once.
 
-        A reply is sent from the local address that the peer has sent its request to.
+        A reply is sent from the local address that received the peer's request.
 
-        The caller's own mistakes are raised: a datagram that is too long for IP (more than 65,507
-        bytes over IPv4), a host name without an address, a wrong type. If the kernel refuses a
-        datagram that is sent at once, an endpoint with a peer also raises this. An endpoint without
-        a peer does not: see :meth:`errors`.
+        This raises an exception for mistakes of the caller: no address and no peer, a datagram that
+        is too long for IP (more than 65,507 bytes over IPv4), a host name without an address, a
+        wrong type. If the kernel refuses a datagram that is sent at once, an endpoint with a peer
+        raises that error too. An endpoint without a peer does not: see :meth:`errors`.
 
-        :raises OSError: The datagram cannot be sent.
+        :raises OSError: The datagram cannot be sent; the text has the destination and says what to
+            do.
+        :raises TypeError: There is no address, or an argument has a wrong type.
+        :raises ValueError: The endpoint has a peer, and ``addr`` is another address.
         """
         self._check_open()
         heard = self._events.heard
-        self._transport.sendto(data, addr)
-        if self._events.heard != heard:
-            self._events.raise_own()
+        try:
+            self._transport.sendto(data, addr)
+            if self._events.heard != heard:
+                self._events.raise_own()
+        except OSError as error:
+            self._explain(error, addr)
+            raise
 
     def send_many(self, datagrams: Iterable[Any], addr: Any = None) -> None:
         """Send many datagrams: all to ``addr`` or the peer, or each a pair with its own address.
 
-        They are sent at once, together. Those that find the socket's buffer full wait.
+        They are sent together, at once. If the socket's buffer is full, the rest wait, in order.
 
         :raises OSError: A datagram cannot be sent, as in :meth:`send`. The others were sent, or
             wait.
         """
         self._check_open()
         heard = self._events.heard
-        self._transport.sendto_many(datagrams, addr)
-        if self._events.heard != heard:
-            self._events.raise_own()
+        try:
+            self._transport.sendto_many(datagrams, addr)
+            if self._events.heard != heard:
+                self._events.raise_own()
+        except OSError as error:
+            self._explain(error, addr)
+            raise
+
+    def _explain(self, error: OSError, addr: Any = None) -> None:
+        advise_on_sending(error, self.get_extra_info("peername") if addr is None else addr)
 
     async def drain(self) -> None:
-        """Wait until the datagrams that wait to be sent are few enough.
+        """Wait until the send backlog is short.
 
-        If more than 64 KiB of payload wait, this waits until at most 16 KiB do; otherwise it
-        returns at once, and lets other tasks run now and then. On an endpoint without a peer it
-        also returns once datagrams were dropped because they waited for too long. Cancelling is
-        safe: the datagrams are sent all the same. If the endpoint closes, it returns.
+        If it has more than 64 KiB of payload, this waits until it has at most 16 KiB. Otherwise
+        this returns at once, and lets other tasks run now and then. On an endpoint without a peer,
+        it also returns when datagrams were dropped because they waited for too long. Cancelling is
+        safe: the datagrams are still sent. If the endpoint closes, this returns.
 
         :raises OSError: A datagram that had to wait could not be sent, on an endpoint with a peer.
         """
@@ -245,20 +274,19 @@ class Endpoint:
 
         The endpoint must have a peer (``remote_addr``).
 
-        Without a ``match`` nothing but its port says whose reply a datagram is. So the request is
-        not sent from the endpoint's port: it has one of its own, on the same local address, with
-        the endpoint's guard and with its options that decide how a datagram travels (device, mark,
-        priority, TOS, TTL); for how long it is not reused, :class:`tomada.Client` says. Up to 64
-        tasks may do that at once, beside others that receive; the time of further ones begins when
-        a port is free.
+        Without a ``match``, only the port tells which request a reply answers. Therefore each
+        request is sent from a port of its own instead of the endpoint's. That port has the same
+        local address, the endpoint's guard, and its options that decide how a datagram travels
+        (device, mark, priority, TOS, TTL). :class:`tomada.Client` documents when a port is reused.
+        Up to 64 tasks may make such requests at once, while others receive. Further requests wait
+        for a free port; their timeouts start after that.
 
         With a ``match``, the request is sent from the endpoint's port. Use this if a firewall or
         the peer expects that port. Such requests wait for each other before their timeouts start.
         No other task should receive meanwhile, because it would get the reply. Datagrams that
         ``match`` rejects are dropped, and so are those that arrived before the request was sent.
 
-        Cancelling is safe: the port of a cancelled request, or the ``match``, keeps its reply from
-        being returned to a later one.
+        Cancelling is safe: a late reply to a cancelled request is not returned to another one.
 
         The waits between attempts are those of :class:`tomada.Client`, with the round-trip time
         that this endpoint has measured.
@@ -266,13 +294,13 @@ class Endpoint:
         :param timeout: The deadline of the whole request, in seconds.
         :param retries: Maximum number of retransmissions within it.
         :param match: Whether a reply, its second argument, answers a request, its first.
-        :param retry_refused: Go on when nobody listens, as if the datagram was lost. If false,
-            raise :class:`ConnectionRefusedError`. Other ICMP messages never end a request.
+        :param retry_refused: Whether to retry if no program listens on the peer's port, or to raise
+            :class:`ConnectionRefusedError` at once. Other ICMP messages never end a request.
         :raises TimeoutError: No reply came; the text says how many attempts were made, and
             ``__cause__`` has the last error that an ICMP message brought.
-        :raises OSError: ``EBADF``, when the endpoint is closed meanwhile; ``EADDRNOTAVAIL``, when a
-            late reply may still arrive on each free port; an error of this machine that keeps it
-            from sending the request, such as ``ENETUNREACH``.
+        :raises OSError: ``EBADF``: the endpoint was closed meanwhile; ``EADDRNOTAVAIL``: a late
+            reply may still arrive on each free port; ``ENETUNREACH`` and others: this machine
+            cannot send the request.
         """
         peer = self.get_extra_info("peername")
         if peer is None:
@@ -281,11 +309,21 @@ class Endpoint:
             raise TypeError(f"match must be a function of a request and a reply, not {match!r}")
         self._check_open()
         retry = Retry(timeout, retries, retry_refused=bool(retry_refused))
-        if match is None:
-            return await self._request_apart(data, retry, peer)
+        try:
+            if match is None:
+                return await self._request_apart(data, retry, peer)
+            return await self._request_here(data, retry, peer, partial(match, data))
+        except OSError as error:
+            self._explain(error)
+            raise
+
+    async def _request_here(
+        self, data: Any, retry: Retry, peer: Any, match: Callable[[bytes], bool]
+    ) -> bytes:
+        """Send a request from the endpoint's own port."""
         async with self._asking:
             self._pass_over()
-            exchange = Exchange(retry, self._round_trip, time.monotonic(), partial(match, data))
+            exchange = Exchange(retry, self._round_trip, time.monotonic(), match)
             while exchange.attempt(time.monotonic()):
                 reply = await self._attempt(data, exchange)
                 if reply is not None:
@@ -294,6 +332,7 @@ class Endpoint:
             raise exchange.timed_out(peer, time.monotonic())
 
     async def _request_apart(self, data: Any, retry: Retry, peer: Any) -> bytes:
+        """Send a request from a port of its own."""
         if self._ports is None:
             self._ports = SeparatePorts(self._socket, peer, self._round_trip)
         ports = self._ports
@@ -422,64 +461,3 @@ class Endpoint:
     def _check_open(self) -> None:
         if self.is_closing():
             raise OSError(errno.EBADF, "the endpoint is closed")
-
-
-class Events(asyncio.DatagramProtocol):
-    """Receives the transport's events for an endpoint."""
-
-    def __init__(self) -> None:
-        self.errors: deque[Exception] = deque(maxlen=64)  # bounded: there may be no reader
-        self.heard = 0
-        self.is_paused = False
-        self.is_lost = False
-        # Only for an endpoint without a peer.
-        self.peer_errors: PeerErrors | None = None
-        self.wake: Callable[[], object] = bool
-        self._waiters: list[asyncio.Future[None]] = []
-
-    def error_received(self, exc: Exception) -> None:
-        if self.peer_errors is not None:
-            self.peer_errors.note(exc)
-            return
-        self.errors.append(exc)
-        self.heard += 1
-        self.wake()
-
-    def pause_writing(self) -> None:
-        self.is_paused = True
-
-    def resume_writing(self) -> None:
-        self.is_paused = False
-        self._tell()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if exc is not None:
-            self.errors.append(exc)
-        self.is_paused = False
-        self.is_lost = True
-        self._tell()
-
-    def raise_first(self) -> None:
-        """Raise the oldest error."""
-        if self.errors:
-            raise self.errors.popleft()
-
-    def raise_own(self) -> None:
-        """Raise the last error, which the last send has caused."""
-        # A refusal is about an earlier datagram: the kernel reports it to the next send.
-        if self.errors and not isinstance(self.errors[-1], ConnectionRefusedError):
-            raise self.errors.pop()
-
-    async def change(self) -> None:
-        """Wait until ``is_paused`` or ``is_lost`` changes."""
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        try:
-            await waiter
-        finally:
-            self._waiters.remove(waiter)
-
-    def _tell(self) -> None:
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)

@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING, TypeGuard
 
 from tomada._address import format_address
-from tomada._advice import OF_SENDING
+from tomada._advice import OF_SENDING_LATER
 from tomada._reports import LogLimiter, logger
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class PeerErrors:
         self._kept.append(about)
         was_sent = about.origin != SO_EE_ORIGIN_LOCAL
         text = "lost on the way to %s: %s%s" if was_sent else "not sent to %s: %s%s"
-        advice = OF_SENDING.get(about.errno)
+        advice = OF_SENDING_LATER.get(about.errno)
         reason = f"{error} ({advice})" if advice else error
         self._log("lost" if was_sent else "send", text, format_address(about.peer), reason)
 

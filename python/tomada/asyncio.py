@@ -14,10 +14,13 @@ import socket as _std
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 from tomada import _core
-from tomada._advice import OF_OPENING, advised
-from tomada._endpoint import Endpoint, Events
+from tomada._address import check_address
+from tomada._advice import OF_BINDING, OF_OPENING, OF_SENDING, advised
+from tomada._endpoint import AsyncContextManager, Endpoint
+from tomada._endpoint_events import Events
 from tomada._given import Given
 from tomada._readiness import Readiness
+from tomada._socket_options import SocketOptions
 from tomada._transport import DatagramTransport
 from tomada.socket import socket
 
@@ -168,27 +171,28 @@ async def create_datagram_endpoint(
     """Create a datagram endpoint on any loop that has ``add_reader`` and ``add_writer``.
 
     The other arguments (``family``, ``proto``, ``flags``, ``reuse_port``, ``allow_broadcast``,
-    ``sock``), the name resolution, and the exceptions are those of
-    :meth:`asyncio.loop.create_datagram_endpoint`, whose code runs for this part.
+    ``sock``), the name resolution and the exceptions are those of
+    :meth:`asyncio.loop.create_datagram_endpoint`: tomada runs its code for them.
 
-    :param sock: A socket of tomada's or the standard library's, which the transport closes in the
-        end. When it closes, it restores what it has changed of the open socket, which duplicates
-        share: ``gro``, the filter of ``guard``, and which metadata the kernel adds to each
-        datagram. An option that other transports or servers of this process rely on stays until
-        the last of them closes; a process cannot see those of another. A forked child leaves the
-        changes of its parent as they are.
+    :param sock: A socket of tomada's or the standard library's. The transport closes it at the
+        end. Before that, it restores the settings that it has changed, because duplicates of the
+        socket share them: ``gro``, the filter of ``guard``, and which metadata the kernel adds to
+        each datagram. A setting that other transports or servers of this process rely on stays
+        until the last of them closes; other processes are not considered. A forked child does not
+        undo the changes of its parent.
 
-        The socket and its duplicates become non-blocking, and stay so, as with the standard
-        transport: a blocking call on a duplicate raises :class:`BlockingIOError` at once. Another
-        event loop that uses a duplicate would hang if the socket went back to blocking. Call
-        ``sock.setblocking(True)`` on a duplicate if no event loop uses it any more.
-    :param gro: Let the kernel hand over datagrams many at a time, where it can. On by default,
-        except with a ``sock``, which stays as it is: others that receive from that socket would
-        get several datagrams merged into one.
-    :param guard: A :class:`tomada.Guard` for what arrives; a ``sock`` may have one already.
+        The socket and its duplicates become non-blocking and stay non-blocking, as with the
+        standard transport: a blocking call on a duplicate raises :class:`BlockingIOError` at once.
+        If the socket became blocking again, another event loop that uses a duplicate would hang.
+        Call ``sock.setblocking(True)`` on a duplicate when no event loop uses it any more.
+    :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). On by default,
+        except with a ``sock``: other holders of that socket would receive several datagrams merged
+        into one.
+    :param guard: A :class:`tomada.Guard` for received datagrams and replies. A ``sock`` may
+        already have one.
     :return: A :class:`DatagramTransport` and the protocol.
     """
-    maker = _Maker(loop, gro=gro, guard=guard)
+    maker = _Maker(loop, SocketOptions(gro=gro, guard=guard))
     return await maker.make(protocol_factory, local_addr, remote_addr, **options)
 
 
@@ -200,22 +204,34 @@ def open_endpoint(
     guard: Guard | None = None,
     **options: Unpack[_Options],
 ) -> _Opening:
-    """Open an :class:`Endpoint` on the running loop, of any kind.
+    """Open an :class:`Endpoint` on the running event loop, whichever loop that is.
 
-    ``async with open_endpoint(...) as endpoint`` also closes it. After ``await
-    open_endpoint(...)``, close it with :meth:`Endpoint.aclose`.
+    ``async with open_endpoint(...) as endpoint`` closes it at the end of the block. If you write
+    ``endpoint = await open_endpoint(...)``, close it with :meth:`Endpoint.aclose`.
 
     The arguments are those of :func:`create_datagram_endpoint`.
+
+    :raises OSError: The endpoint cannot be opened; the text says what to do.
     """
-    return _Opening(local_addr, remote_addr, gro=gro, guard=guard, **options)
+    return _Opening(local_addr, remote_addr, SocketOptions(gro=gro, guard=guard), options)
 
 
-class _Opening:
+_NOT_OPEN = (
+    "the endpoint is not open yet: write async with open_endpoint(...) as endpoint, or endpoint = "
+    "await open_endpoint(...)"
+)
+
+
+class _Opening(AsyncContextManager):
     """Opens an endpoint when it is awaited, or entered as a context manager."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self._args = args
+    def __init__(
+        self, local_addr: Any, remote_addr: Any, options: SocketOptions, standard: _Options
+    ) -> None:
+        self._local_addr = local_addr
+        self._remote_addr = remote_addr
         self._options = options
+        self._standard = standard
         self._endpoint: Endpoint | None = None
 
     def __await__(self) -> Generator[Any, Any, Endpoint]:
@@ -229,21 +245,37 @@ class _Opening:
         if self._endpoint is not None:
             await self._endpoint.aclose()
 
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(
-            f"the endpoint is not open yet: write endpoint = await open_endpoint(...), or async "
-            f"with open_endpoint(...) as endpoint, before endpoint.{name}"
-        )
+    if not TYPE_CHECKING:  # for type checkers, these stay mistakes
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(f"{_NOT_OPEN}, before endpoint.{name}")
+
+        def __aiter__(self) -> Any:
+            raise TypeError(f"{_NOT_OPEN}, before async for data, address in endpoint")
 
     async def _open(self) -> Endpoint:
-        options = self._options.copy()
-        gro, guard = options.pop("gro"), options.pop("guard")
-        loop = asyncio.get_running_loop()
-        maker = _Maker(loop, gro=gro, guard=guard, delivers=False)
-        where = next((name for name in self._args if name is not None), None)
-        with advised(where, OF_OPENING):
-            transport, events = await maker.make(Events, *self._args, **options)
+        maker = _Maker(asyncio.get_running_loop(), self._options, delivers=False)
+        local_addr, remote_addr = self._local_addr, self._remote_addr
+        where = remote_addr if local_addr is None else local_addr
+        advice = (OF_SENDING if local_addr is None else OF_BINDING) | OF_OPENING
+        try:
+            with advised(where, advice):
+                transport, events = await maker.make(
+                    Events, local_addr, remote_addr, **self._standard
+                )
+        except TypeError:
+            for address in (local_addr, remote_addr):
+                if address is not None:
+                    _check_address(address, self._standard.get("family", 0))
+            raise
         return Endpoint(transport, events)
+
+
+def _check_address(address: Any, family: int) -> None:
+    """Explain what is wrong with an address that the standard library has refused."""
+    check_address(address)
+    if not isinstance(address, tuple) and family != _std.AF_UNIX:
+        raise TypeError(f"the address {address!r} is a path: pass family=socket.AF_UNIX with it")
 
 
 _standard_endpoint: Any = asyncio.BaseEventLoop.create_datagram_endpoint
@@ -257,14 +289,12 @@ class _Maker:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        options: SocketOptions,
         *,
-        gro: bool | None,
-        guard: Guard | None,
         delivers: bool = True,
     ) -> None:
         self._loop = loop
-        self._gro = gro
-        self._guard = guard
+        self._options = options
         self._delivers = delivers
         self._sock: object = None  # the caller's
         self._given: Given | None = None
@@ -315,13 +345,9 @@ class _Maker:
         restore = None
         try:
             if self._given is not None:
-                restore = self._given.set_up(ours, self._guard)
+                restore = self._given.set_up(ours, self._options.guard)
             else:
-                if self._gro is not False:
-                    with contextlib.suppress(OSError):  # AF_UNIX, and kernels without it
-                        ours.gro = True
-                if self._guard is not None:
-                    ours.guard = self._guard
+                self._options.apply(ours)
             transport = DatagramTransport(
                 self._loop,
                 ours,
@@ -332,7 +358,7 @@ class _Maker:
                 turn=_turn(self._loop),
                 delivers=self._delivers,
                 restore=restore,
-                gro=self._gro,
+                gro=self._options.gro,
             )
         except BaseException:
             if restore is not None:

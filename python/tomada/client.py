@@ -9,14 +9,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from tomada._address import format_address
-from tomada._advice import OF_SENDING, advise
+from tomada._advice import advise_on_sending
 from tomada._client.connection import MOST_REPORTS, Connection, RefusedError, has_no_room
 from tomada._client.exchange import Exchange
 from tomada._client.pipeline import Matched, Separate
 from tomada._client.pool import Pool, resolve
-from tomada._client.ports import NoPortError
-from tomada._client.retry import LONGEST_TIMEOUT, Retry
+from tomada._client.retry import Retry
 from tomada._peer_errors import is_from_peer
+from tomada._socket_options import SocketOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -102,11 +102,7 @@ class Client:
         )
         if match is not None and not callable(match):
             raise TypeError(f"match must be a function of a request and a reply, not {match!r}")
-        if not isinstance(spin, int | float):
-            raise TypeError(f"spin must be a number of seconds, not {spin!r}")
-        if not 0 <= spin <= LONGEST_TIMEOUT:
-            wanted = f"a number of seconds, 0 or more, up to {LONGEST_TIMEOUT:,}"
-            raise ValueError(f"spin must be {wanted}, not {spin!r}")
+        options = SocketOptions(gro=False, spin=spin)
         self._match = match
         found, self._address = resolve(address, family)
         self._pool = Pool(
@@ -114,7 +110,7 @@ class Client:
             self._address,
             self._retry,
             tells_apart=match is not None,
-            prepare=partial(_set_spin, spin=spin),
+            prepare=options.apply,
         )
 
     @property
@@ -318,8 +314,7 @@ class Client:
             return
         if error.errno == errno.EBADF:
             self._opened()
-        if error.errno in OF_SENDING and not isinstance(error, NoPortError):
-            advise(error, format_address(self._address), OF_SENDING)
+        advise_on_sending(error, self._address)
 
     def close(self) -> None:
         """Close the client: requests in other threads raise :class:`OSError`.
@@ -343,7 +338,3 @@ class Client:
     def __repr__(self) -> str:
         state = " closed" if self._pool.is_closed else ""
         return f"<tomada.Client of {format_address(self._address)}{state}>"
-
-
-def _set_spin(connection: Connection, spin: float) -> None:
-    connection.spin = spin

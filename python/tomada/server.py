@@ -21,6 +21,7 @@ from tomada._server.listeners import Listeners, adopt, listen, passed_descriptor
 from tomada._server.processes import Processes
 from tomada._server.threads import Threads
 from tomada._server.wakeup import Signals, Wakeup
+from tomada._socket_options import SocketOptions
 
 if TYPE_CHECKING:
     import threading
@@ -135,13 +136,9 @@ class Server:
         self._drain = min(float(drain), LONGEST)
         self._address, self._given, self._fd = address, sock, fd
         self._steering = steering
-        self._options: dict[str, Any] = {
-            "rcvbuf": rcvbuf,
-            "gro": gro,
-            "spin": spin,
-            "groups": groups,
-            "guard": guard,
-        }
+        self._options = SocketOptions(
+            rcvbuf=rcvbuf, gro=bool(gro), spin=spin, groups=groups, guard=guard
+        )
         self._life = Lifecycle(self._keep, self._drain)
         self.ready: threading.Event = self._life.ready
         """A :class:`threading.Event` that is set while the server is running."""
@@ -357,11 +354,11 @@ class Server:
     def _listen(self, workers: int) -> Listeners:
         if self._address is not None:
             with advised(self._address, OF_OPENING):
-                return listen(self._address, workers, steering=self._steering, **self._options)
+                return listen(self._address, workers, self._options, steering=self._steering)
         if self._given is not None:
             duplicate = os.dup(self._given.fileno())
             try:
-                return adopt([duplicate], **self._options)
+                return adopt([duplicate], self._options)
             except BaseException:
                 os.close(duplicate)
                 raise
@@ -376,7 +373,7 @@ class Server:
                 f"systemd has passed {len(descriptors)} sockets, each of which needs a worker: "
                 f"give workers={len(descriptors)}"
             )
-        return adopt(descriptors, **self._options)
+        return adopt(descriptors, self._options)
 
 
 def serve(address: Any, handler: Handler, **options: Any) -> None:

@@ -111,6 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
 def opened(arguments: argparse.Namespace) -> Any:
     """Open the socket to listen on."""
     from tomada import socket
+    from tomada._socket_options import SocketOptions
 
     family, name = family_and_name(arguments.address, is_local=True)
     if arguments.pcap and family == socket.AF_UNIX:
@@ -126,8 +127,9 @@ def opened(arguments: argparse.Namespace) -> Any:
         except OSError as error:
             advise(error, format_address(name), OF_BINDING)
             raise
-        for group in arguments.group:
-            sock.join_group(group, interface_of(arguments.interface))
+        interface = interface_of(arguments.interface)
+        groups = [(group, interface) for group in arguments.group]
+        SocketOptions(gro=False, groups=groups).apply(sock)
         sock.settimeout(arguments.timeout)
     except ValueError as error:
         sock.close()

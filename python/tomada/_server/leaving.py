@@ -191,8 +191,13 @@ def _write_buffered() -> None:
     """Flush or close files and log handlers, as the interpreter does when it exits."""
     files = [file for file in _files() if not _is_inherited(file)]
     plain = [file.flush for file in files if type(file) in WRITERS]
-    # For example a GzipFile, whose close() writes to another file.
-    others = [file.close for file in reversed(files) if type(file) not in WRITERS + READERS]
+    # For example a GzipFile, whose close() writes to another file. A raw file has no buffer, and
+    # may belong to one of the others, which still writes to it.
+    others = [
+        file.close
+        for file in reversed(files)
+        if type(file) not in WRITERS + READERS and not issubclass(type(file), _io._RawIOBase)  # noqa: SLF001 - as below
+    ]
     handlers = [reference() for reference in reversed(_Inherited.handlers)]
     flush = [handler.flush for handler in handlers if handler is not None]
     # Log handlers may hang, so they come last. They may write to files.

@@ -16,7 +16,7 @@ from tomada._advice import OF_BINDING, advise
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tomada._core import Guard
+    from tomada._socket_options import SocketOptions
 
 FIRST_PASSED_FD = 3  # SD_LISTEN_FDS_START in sd_listen_fds(3)
 
@@ -100,16 +100,8 @@ class Listeners:
                 Path(os.fsdecode(self.address)).unlink()
 
 
-def listen(  # noqa: PLR0913 - the server's own arguments
-    address: Any,
-    count: int,
-    *,
-    steering: str = "hash",
-    rcvbuf: int | None = None,
-    groups: Sequence[Any] = (),
-    gro: bool = True,
-    spin: float = 0.0,
-    guard: Guard | None = None,
+def listen(
+    address: Any, count: int, options: SocketOptions, *, steering: str = "hash"
 ) -> Listeners:
     """Open the sockets for ``count`` workers.
 
@@ -117,7 +109,7 @@ def listen(  # noqa: PLR0913 - the server's own arguments
     ``AF_UNIX``), and if several sockets would each get a copy (as in a multicast group).
     """
     family, name = resolve(address)
-    if family == socket.AF_UNIX or groups:
+    if family == socket.AF_UNIX or options.groups:
         count = 1
     with contextlib.ExitStack() as stack:
         sockets: list[Any] = []
@@ -134,11 +126,7 @@ def listen(  # noqa: PLR0913 - the server's own arguments
                 # port, even if another server's workers share it.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 name = sock.getsockname()
-            _tune(sock, gro=gro, spin=spin, guard=guard)
-            if rcvbuf is not None:
-                _set_buffer(sock, rcvbuf)
-        for group in groups:
-            sockets[0].join_group(*((group,) if isinstance(group, str) else group))
+            options.apply(sock)
         if count > 1:
             _core.steer(sockets[0], steering, count)
         listeners = Listeners(sockets, is_own=True)
@@ -146,26 +134,14 @@ def listen(  # noqa: PLR0913 - the server's own arguments
     return listeners
 
 
-def adopt(  # noqa: PLR0913 - as above
-    descriptors: Sequence[int],
-    *,
-    groups: Sequence[Any] = (),
-    rcvbuf: int | None = None,
-    gro: bool = True,
-    spin: float = 0.0,
-    guard: Guard | None = None,
-) -> Listeners:
+def adopt(descriptors: Sequence[int], options: SocketOptions) -> Listeners:
     """Take over sockets that are already open and bound."""
     sockets: list[Any] = []
     try:
         for descriptor in descriptors:
             sock = _adopt_one(descriptor)
             sockets.append(sock)
-            _tune(sock, gro=gro, spin=spin, guard=guard)
-            if rcvbuf is not None:
-                _set_buffer(sock, rcvbuf)
-            for group in groups:
-                sock.join_group(*((group,) if isinstance(group, str) else group))
+            options.apply(sock)
         return Listeners(sockets, is_own=False)
     except BaseException:
         for sock in sockets:
@@ -276,20 +252,3 @@ def _has_gro(sock: Any) -> bool:
         return bool(sock.getsockopt(socket.IPPROTO_UDP, socket.UDP_GRO))
     except OSError:  # AF_UNIX, or before Linux 5.0
         return False
-
-
-def _tune(sock: Any, *, gro: bool, spin: float, guard: Guard | None) -> None:
-    if guard is not None:
-        sock.guard = guard
-    sock.spin = spin
-    if gro and sock.family != socket.AF_UNIX:
-        with contextlib.suppress(OSError):  # before Linux 5.0
-            sock.gro = True
-
-
-def _set_buffer(sock: socket.socket, size: int) -> None:
-    try:
-        # With CAP_NET_ADMIN there is no limit.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUFFORCE, size)
-    except OSError:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)  # warns if it is limited

@@ -190,7 +190,7 @@ impl<'s, 'py> Sending<'s, 'py> {
             None => String::new(),
         };
         let value = error.value(py);
-        let advice = advice(value.as_any());
+        let advice = advice(value.as_any()).unwrap_or_default();
         let context = format!("(datagram {index}{to}; {} sent before it){advice}", self.sent);
         // An exception that takes no changes loses no more than these.
         let _ = append(value.as_any(), &context);
@@ -219,23 +219,11 @@ fn after(result: Result<()>, error: PyErr) -> PyErr {
     error
 }
 
-/// What to do about an error that the kernel has but a few words for.
-fn advice(value: &Bound<'_, PyAny>) -> &'static str {
-    match value.getattr("errno").and_then(|errno| errno.extract()) {
-        Ok(libc::EMSGSIZE) => {
-            ": a datagram takes at most 65,507 bytes over IPv4, and less where the path or an \
-             option says so"
-        }
-        Ok(libc::ENOBUFS) => {
-            ": a queue on the way to the device is full; send again in a while, or less at a time"
-        }
-        Ok(libc::ENETUNREACH) => {
-            ": no route leads there, or the address to send from is no more this machine's"
-        }
-        Ok(libc::EACCES) => ": to broadcast, set SO_BROADCAST first",
-        Ok(libc::EDESTADDRREQ) => ": give an address, or connect the socket",
-        _ => "",
-    }
+/// What to do about a datagram that could not be sent: the advice for the error's errno.
+fn advice(value: &Bound<'_, PyAny>) -> PyResult<String> {
+    let advice = value.py().import("tomada._advice")?.getattr("OF_SENDING")?;
+    let advice = advice.call_method1("get", (value.getattr("errno")?,))?;
+    if advice.is_none() { Ok(String::new()) } else { Ok(format!(": {}", text_of(&advice)?)) }
 }
 
 /// Appends to an exception's text, where it has one: its last argument.

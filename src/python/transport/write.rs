@@ -127,10 +127,13 @@ impl TransportCore {
             return Ok(Target::Address(address));
         }
         let Some(addr) = addr else {
-            let message = "sendto() needs an address: the transport is not connected";
+            let message = format!(
+                "{}() needs an address: pass one, or open the endpoint with a remote_addr",
+                self.method()
+            );
             return Err(PyTypeError::new_err(message).into());
         };
-        match self.socket.bind(py).get().parse_any_address(addr, "sendto") {
+        match self.socket.bind(py).get().parse_any_address(addr, self.method()) {
             Ok(to) => {
                 self.audit(py, addr)?;
                 Ok(Target::Address(to))
@@ -146,6 +149,11 @@ impl TransportCore {
                 Ok(Target::Nowhere)
             }
         }
+    }
+
+    /// The method that a user calls to send a datagram, for error messages.
+    fn method(&self) -> &'static str {
+        if self.raises_mistakes.load(Ordering::Relaxed) { "send" } else { "sendto" }
     }
 
     /// Whether an address means the peer: a host may be written in several ways.

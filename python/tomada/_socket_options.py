@@ -1,0 +1,73 @@
+"""The options of a socket that a server, a client, an endpoint or a command opens."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex
+
+from tomada import _core, socket
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# The longest time to poll, in seconds.
+LONGEST_SPIN = 1_000_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SocketOptions:
+    """How a socket is to be set up.
+
+    :param gro: Whether the kernel may deliver coalesced datagrams. ``None`` means yes, except on a
+        socket that the caller shares.
+    :param spin: How long a wait polls before it sleeps, in seconds.
+    :param rcvbuf: The size of the receive buffer in bytes; ``None`` for the default one.
+    :param groups: Multicast groups to join, each an address, or the arguments of ``join_group``.
+    :param guard: The guard for received datagrams and replies.
+    :raises TypeError: An option has a wrong type.
+    :raises ValueError: An option is out of range.
+    """
+
+    gro: bool | None = None
+    spin: float = 0.0
+    rcvbuf: int | None = None
+    groups: Sequence[Any] = ()
+    guard: _core.Guard | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.spin, SupportsFloat):
+            raise TypeError(f"spin must be a number of seconds, not {self.spin!r}")
+        if not 0 <= self.spin <= LONGEST_SPIN:
+            wanted = f"a number of seconds, 0 or more, up to {LONGEST_SPIN:,}"
+            raise ValueError(f"spin must be {wanted}, not {self.spin!r}")
+        if self.rcvbuf is not None:
+            if not isinstance(self.rcvbuf, SupportsIndex):
+                raise TypeError(f"rcvbuf must be a number of bytes, not {self.rcvbuf!r}")
+            if self.rcvbuf < 0:
+                raise ValueError(f"rcvbuf must be at least 0 bytes, not {self.rcvbuf!r}")
+        if isinstance(self.groups, str):
+            raise TypeError(f"groups must be a list of groups: write [{self.groups!r}]")
+        if not isinstance(self.guard, _core.Guard | None):
+            raise TypeError(f"guard must be a tomada.Guard, not {self.guard!r}")
+
+    def apply(self, sock: Any) -> None:
+        """Set up a tomada socket that is not shared; with ``groups``, after it was bound."""
+        if self.guard is not None:
+            sock.guard = self.guard
+        sock.spin = self.spin
+        if (self.gro is None or self.gro) and sock.family != socket.AF_UNIX:
+            with contextlib.suppress(OSError):  # before Linux 5.0
+                sock.gro = True
+        if self.rcvbuf is not None:
+            _set_buffer(sock, self.rcvbuf)
+        for group in self.groups:
+            sock.join_group(*((group,) if isinstance(group, str) else group))
+
+
+def _set_buffer(sock: socket.socket, size: int) -> None:
+    try:
+        # With CAP_NET_ADMIN there is no limit.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUFFORCE, size)
+    except OSError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)  # warns if it is limited

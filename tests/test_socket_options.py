@@ -1,0 +1,77 @@
+"""The options of sockets are checked once, in the same way, wherever a socket is opened."""
+
+import asyncio
+import dataclasses
+
+import pytest
+
+import tomada
+from tomada import socket
+from tomada._socket_options import SocketOptions
+from tomada.asyncio import create_datagram_endpoint, open_endpoint
+
+ADDRESS = ("127.0.0.1", 9)
+
+
+def make_server(**options):
+    tomada.Server(("127.0.0.1", 0), print, **options)
+
+
+def make_client(**options):
+    tomada.Client(ADDRESS, **options).close()
+
+
+def make_endpoint(**options):
+    open_endpoint(("127.0.0.1", 0), **options)
+
+
+def make_transport(**options):
+    async def main():
+        loop = asyncio.get_running_loop()
+        where = ("127.0.0.1", 0)
+        await create_datagram_endpoint(loop, asyncio.DatagramProtocol, where, **options)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "error", "message"),
+    [
+        (make_server, {"spin": -1}, ValueError, "spin must be .* 0 or more, .* not -1"),
+        (make_client, {"spin": -1}, ValueError, "spin must be .* 0 or more, .* not -1"),
+        (make_server, {"spin": "1"}, TypeError, "spin must be a number of seconds, not '1'"),
+        (make_client, {"spin": "1"}, TypeError, "spin must be a number of seconds, not '1'"),
+        (make_server, {"rcvbuf": "1M"}, TypeError, "rcvbuf must be a number of bytes, not '1M'"),
+        (make_server, {"rcvbuf": -1}, ValueError, "rcvbuf must be at least 0 bytes, not -1"),
+        (make_server, {"groups": "239.1.1.1"}, TypeError, r"write \['239\.1\.1\.1'\]"),
+        (make_server, {"guard": 5}, TypeError, r"guard must be a tomada\.Guard, not 5"),
+        (make_endpoint, {"guard": 5}, TypeError, r"guard must be a tomada\.Guard, not 5"),
+        (make_transport, {"guard": 5}, TypeError, r"guard must be a tomada\.Guard, not 5"),
+    ],
+)
+def test_socket_options_that_are_wrong_are_refused_at_once(make, options, error, message):
+    with pytest.raises(error, match=message):
+        make(**options)
+
+
+def test_socket_options_are_applied():
+    guard = tomada.Guard(deny=["192.0.2.1"])
+    options = SocketOptions(spin=1e-3, rcvbuf=100_000, guard=guard, groups=[("239.255.3.4", "lo")])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("", 0))
+        options.apply(sock)
+        assert (sock.gro, sock.spin, sock.guard) == (True, 1e-3, guard)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 200_000
+        sock.leave_group("239.255.3.4", "lo")  # fails where it was not joined
+
+
+@pytest.mark.parametrize(("gro", "is_on"), [(None, True), (True, True), (False, False)])
+def test_socket_options_coalesce_unless_told_not_to(gro, is_on):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        SocketOptions(gro=gro).apply(sock)
+        assert sock.gro is is_on
+
+
+def test_socket_options_do_not_change():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SocketOptions().spin = 1.0
