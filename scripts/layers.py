@@ -46,7 +46,7 @@ UNSAFE = {
     "recv_ring": "a ring that Python's memory views keep alive",
 }
 
-# Types that Python knows by the name of what they wrap, and others that still need a name of their own.
+# Types that Python knows by the name of what they wrap, and some that still need another name.
 NAMESAKES = {"Guard", "Socket"} | {"Delivery", "End", "Received", "Waiting"}
 
 
@@ -79,7 +79,7 @@ def expand(tree: str) -> Iterator[str]:
 
 
 def paths_of(code: str) -> Iterator[str]:
-    """Return the paths that some code names: those that it imports, and those that it spells out."""
+    """Return the paths that some code imports or spells out."""
     for tree in re.findall(r"\buse\s+([^;]+);", code):
         yield from expand(" ".join(tree.split()).split(" as ")[0])
     code = re.sub(r"\buse\s+[^;]+;", "", code)
@@ -109,35 +109,37 @@ def reexports(side: str) -> dict[str, str]:
     return found
 
 
+def files_of(side: str) -> Iterator[tuple[Path, list[str], str]]:
+    """Return the files of a side's rooms, each with its module and its code; files of tests not."""
+    for path in sorted((ROOT / "src" / side).rglob("*.rs")):
+        module = module_of(path)
+        if len(module) > 1 and path.stem not in {"tests", "progress"}:
+            yield path.relative_to(ROOT), module, code_of(path)
+
+
 def check(side: str) -> Iterator[str]:
     """Return what is wrong with the imports of `net` or `python`."""
-    level = {
-        room: number for number, layer in enumerate(LAYERS[side]) for room in layer.split()
-    }
+    level = {room: number for number, layer in enumerate(LAYERS[side]) for room in layer.split()}
     exported = reexports(side)
-    for path in sorted((ROOT / "src" / side).rglob("*.rs")):
-        module, code = module_of(path), code_of(path)
-        where = path.relative_to(ROOT)
-        if len(module) == 1 or path.stem.endswith("tests") or path.stem == "progress":
-            continue
+    for path, module, code in files_of(side):
         room = module[1]
         if room not in level:
-            yield f"{where}: no layer; add it to LAYERS in scripts/layers.py"
+            yield f"{path}: no layer; add it to LAYERS in scripts/layers.py"
             continue
-        if side == "net" and "unsafe" in code and room not in UNSAFE:
-            yield f"{where}: unsafe code outside of sys; give a reason in scripts/layers.py"
         for names in (absolute(name, module) for name in paths_of(code)):
-            if side == "net" and names[0] in {"pyo3", "python"}:
-                yield f"{where}: the engine must not know Python, but imports {'::'.join(names)}"
-            if names[0] != side or len(names) == 1:
-                continue
-            other = exported.get(names[1], names[1])
-            if other == room:
-                continue
-            if other not in level:
-                yield f"{where}: imports {'::'.join(names)}, which is in no room"
-            elif level[other] >= level[room]:
-                yield f"{where}: must not import {other}, which is not below {room}"
+            if names[0] == side and len(names) > 1:
+                other = exported.get(names[1], names[1])
+                if other != room and level.get(other, len(level)) >= level[room]:
+                    yield f"{path}: must not import {other}, which is not below {room}"
+
+
+def check_engine() -> Iterator[str]:
+    """Return where the engine knows Python, or has unsafe code without a reason."""
+    for path, module, code in files_of("net"):
+        if re.search(r"\bpyo3\b|\bcrate::python\b", code):
+            yield f"{path}: the engine must not know Python"
+        if "unsafe" in code and module[1] not in UNSAFE:
+            yield f"{path}: unsafe code outside of sys; give a reason in scripts/layers.py"
 
 
 def namesakes() -> Iterator[str]:
@@ -154,7 +156,7 @@ def namesakes() -> Iterator[str]:
 
 def main() -> int:
     """Print what is wrong."""
-    wrong = [*check("net"), *check("python"), *namesakes()]
+    wrong = [*check("net"), *check("python"), *check_engine(), *namesakes()]
     for line in dict.fromkeys(wrong):
         print(line)
     return bool(wrong)

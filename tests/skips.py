@@ -106,11 +106,6 @@ ALLOWED = [
         "some systems part the tests from the interpreter",
     ),
     Allowed(
-        "the kernel has no memory for so long a datagram",
-        lambda: True,
-        "it takes twice wmem_max in one piece, which may be more than any machine has",
-    ),
-    Allowed(
         "gro is for IP", lambda: True, "AF_UNIX has no such option, and is a parameter by itself"
     ),
     Allowed("this interpreter has no global lock", lambda: FREE, "there is none to test with"),

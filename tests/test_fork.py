@@ -341,3 +341,28 @@ peer.close()  # which resets the connection
 closing.result()
 """
     assert run_forking(program) == "True True\n"
+
+
+def test_recv_does_not_wait_once_a_child_has_set_o_nonblock():
+    program = """
+sock = bound()
+sock.settimeout(None)
+in_child(lambda: sock.setblocking(False) or b"")
+try:
+    Call(sock.recv, 100).result()
+except BlockingIOError:
+    print("as the kernel says")
+"""
+    assert run_forking(program) == "as the kernel says\n"
+
+
+def test_send_many_joins_what_a_child_has_corked():
+    program = """
+receiver, sender = bound(), bound()
+sender.connect(receiver.getsockname())
+in_child(lambda: sender.setsockopt(socket.IPPROTO_UDP, socket.UDP_CORK, 1) or b"")
+sender.send_many([b"a", b"b"])
+sender.setsockopt(socket.IPPROTO_UDP, socket.UDP_CORK, 0)
+print(receiver.recv(100))
+"""
+    assert run_forking(program) == "b'ab'\n"

@@ -235,6 +235,27 @@ def test_a_socket_that_another_holder_has_corked_joins_what_is_sent(pair):
                 assert pieces(receiver) == [(2, None)]
 
 
+@pytest.mark.parametrize(
+    "share",
+    [
+        lambda sock: sock.dup(),
+        lambda sock: std.socket(fileno=os.dup(sock.fileno())),
+        lambda sock: std.fromfd(sock.fileno(), sock.family, sock.type),
+    ],
+    ids=["dup", "os.dup", "fromfd"],
+)
+@every_way
+def test_send_many_joins_what_a_holder_of_a_duplicate_has_corked(pair, send, share):
+    sender, receiver = pair
+    with share(sender) as holder:
+        holder.setsockopt(std.IPPROTO_UDP, socket.UDP_CORK, 1)
+        assert send(sender, ONE) == 10
+        holder.setsockopt(std.IPPROTO_UDP, socket.UDP_CORK, 0)
+    assert pieces(receiver) == [(80, None)]
+    assert send(sender, ONE) == 10
+    assert pieces(receiver) == [(80, 8)]
+
+
 @every_way
 def test_what_was_left_open_is_ended_by_the_first_datagram_alone(pair, send):
     sender, receiver = pair

@@ -142,6 +142,7 @@ class Socket:
         Calls that wait on the socket end as with :meth:`close`.
         """
 
+    def _descriptor(self) -> int: ...
     def fileno(self) -> int:
         """Return the descriptor's number, or -1 once closed."""
 

@@ -73,9 +73,9 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         super().__init__(extra)
         connection_made = protocol.connection_made  # fails before there is anything to close
         self._loop: Any = loop
-        self._read_watch = ReadWatch(loop, sock.fileno())
+        self._read_watch = ReadWatch(loop, sock._descriptor())
         self._sock: Any = sock
-        self._sock_fd = sock.fileno()
+        self._sock_fd = sock._descriptor()
         self._shown: Any = sock if shown is None else shown
         self._extra: dict[str, Any] = {} if extra is None else extra
         self._extra["socket"] = TransportSocket(self._shown)

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::ffi::c_int;
 use std::io;
 
-use super::address::Address;
 use super::counted::Items;
 use super::fork_mutex::{Inherit, leave_to_parent};
 use super::recv_ring::{Datagrams, Filled, Received, RecvRing};
@@ -14,7 +13,7 @@ use super::sys::with_room;
 /// The rest of coalesced runs of which a receive wanted less. It comes first in the next receive,
 /// in order.
 #[derive(Default)]
-pub(super) struct Pending {
+pub(super) struct RecvBacklog {
     messages: VecDeque<Held>,
     datagrams: usize,
 }
@@ -22,7 +21,7 @@ pub(super) struct Pending {
 /// One message of the kernel's, with the datagrams of it that nobody has taken.
 pub struct Held {
     payload: Box<[u8]>,
-    from: Address,
+    from: Box<[u8]>,
     control: Box<[u8]>,
     flags: c_int,
     /// `None` once every datagram is taken.
@@ -31,19 +30,19 @@ pub struct Held {
 
 /// What a process has taken out of the kernel's queue is its own to deliver, as what it was given
 /// there: a child that had a copy would deliver it again.
-impl Inherit for Pending {
+impl Inherit for RecvBacklog {
     fn inherit(&mut self) {
         leave_to_parent(self);
     }
 }
 
-impl Items for Pending {
+impl Items for RecvBacklog {
     fn count(&self) -> usize {
         self.len()
     }
 }
 
-impl Pending {
+impl RecvBacklog {
     /// How many datagrams there are.
     pub(super) fn len(&self) -> usize {
         self.datagrams
@@ -106,12 +105,10 @@ impl Held {
     /// Copies what is left of a message in a ring's slot.
     fn copy(ring: &RecvRing, slot: usize, split: Split) -> io::Result<Self> {
         let message = ring.messages().message(slot);
-        let mut control = with_room(message.control.len(), "a datagram to be kept")?;
-        control.extend_from_slice(message.control);
         Ok(Self {
             payload: ring.messages().copy_payload(slot, split.start()..split.end())?,
-            from: Address::from_bytes(message.name),
-            control: control.into_boxed_slice(),
+            from: copy(message.name)?,
+            control: copy(message.control)?,
             flags: message.flags,
             split: Some(split.rest()),
         })
@@ -143,7 +140,7 @@ impl Datagrams for Held {
         let split = self.split.as_ref()?;
         Some(Received {
             payload: &self.payload[split.range()],
-            from: self.from.as_bytes(),
+            from: &self.from,
             control: &self.control,
             flags: self.flags,
         })
@@ -158,9 +155,16 @@ impl Datagrams for Held {
     }
 }
 
+fn copy(bytes: &[u8]) -> io::Result<Box<[u8]>> {
+    let mut copy = with_room(bytes.len(), "a datagram to be kept")?;
+    copy.extend_from_slice(bytes);
+    Ok(copy.into_boxed_slice())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::Address;
     use std::net::UdpSocket;
     use std::os::fd::AsFd;
 
@@ -168,24 +172,24 @@ mod tests {
     fn what_a_ring_has_left_comes_back_in_order() {
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let mut pending = Pending::default();
-        assert!(pending.current().is_none());
+        let mut backlog = RecvBacklog::default();
+        assert!(backlog.current().is_none());
         let mut ring = RecvRing::new(4, 64).unwrap();
         for payload in [&b"taken"[..], b"", b"last"] {
             sender.send_to(payload, receiver.local_addr().unwrap()).unwrap();
         }
         ring.receive(receiver.as_fd(), 4, 0, true).unwrap();
         ring.advance();
-        assert_eq!(pending.keep_rest_of(&ring), 0);
-        assert_eq!(pending.len(), 2);
+        assert_eq!(backlog.keep_rest_of(&ring), 0);
+        assert_eq!(backlog.len(), 2);
         for expected in [&b""[..], b"last"] {
-            let datagram = pending.current().unwrap();
+            let datagram = backlog.current().unwrap();
             assert_eq!(datagram.payload, expected);
             assert_eq!(Address::from_bytes(datagram.from).ip(), Some(sender.local_addr().unwrap()));
-            pending.advance();
+            backlog.advance();
         }
-        assert_eq!(pending.len(), 0);
-        pending.advance();
-        assert_eq!(pending.len(), 0);
+        assert_eq!(backlog.len(), 0);
+        backlog.advance();
+        assert_eq!(backlog.len(), 0);
     }
 }

@@ -188,10 +188,9 @@ impl RecvRing {
         &self.messages
     }
 
-    /// Says of each message from the cursor on, by its slot, where its datagrams lie. `place`
-    /// returns for how many of them it has a place; where those are not all, the cursor stops
-    /// behind them.
-    pub fn drain_layout(&mut self, mut place: impl FnMut(usize, Run) -> usize) {
+    /// Says of each message from the cursor on, by its slot, where its datagrams lie. `take`
+    /// returns how many of them it has taken; if those are not all, the cursor stops behind them.
+    pub fn drain_layout(&mut self, mut take: impl FnMut(usize, Run) -> usize) {
         while let Some((slot, split)) = self.splits.get_mut(self.next) {
             let offset = self.messages.offset(*slot);
             let run = Run {
@@ -200,9 +199,9 @@ impl RecvRing {
                 segment: split.segment(),
                 datagrams: split.remaining(),
             };
-            let placed = place(*slot, run);
-            if placed < run.datagrams {
-                split.skip(placed);
+            let taken = take(*slot, run);
+            if taken < run.datagrams {
+                split.skip(taken);
                 return;
             }
             self.next += 1;
@@ -253,7 +252,7 @@ impl Filled {
 }
 
 /// A ring whose memory others read and write too, so that its datagrams are not to be had as
-/// references, but as [places](RecvRing::drain_layout).
+/// references, but as [offsets](RecvRing::drain_layout).
 pub struct ExportedRing {
     ring: RecvRing,
     memory: *mut u8,
@@ -313,18 +312,22 @@ impl SlotKind {
     fn make_ring(self) -> io::Result<RecvRing> {
         match self {
             Self::Ip => RecvRing::new(Self::SLOTS, IP_SLOT_LEN),
-            Self::Unix => RecvRing::new(Self::UNIX_SLOTS, largest_send_buffer()),
+            Self::Unix => RecvRing::new(Self::UNIX_SLOTS, largest_unix_datagram()),
         }
     }
 }
 
-/// The largest `SO_SNDBUF` that the kernel gives without privilege: twice `net.core.wmem_max`.
-fn largest_send_buffer() -> usize {
+/// The longest datagram of `AF_UNIX`. A sender needs a send buffer of its length, which
+/// `SO_SNDBUFFORCE` or a limit that was higher before allow. The kernel takes at most what fits into
+/// one allocation (4 MiB) and 17 fragments, if pages have 4 KiB. With longer pages it takes more; then
+/// the largest `SO_SNDBUF` without privilege is the limit: twice `net.core.wmem_max`.
+fn largest_unix_datagram() -> usize {
+    const ALLOCATION: usize = (4 << 20) + 17 * 4096;
     static LARGEST: OnceLock<usize> = OnceLock::new();
     *LARGEST.get_or_init(|| {
         let limit = std::fs::read_to_string("/proc/sys/net/core/wmem_max");
         let limit = limit.ok().and_then(|limit| limit.trim().parse().ok());
-        2 * limit.unwrap_or(1 << 20)
+        ALLOCATION.max(2 * limit.unwrap_or(0))
     })
 }
 
@@ -334,13 +337,13 @@ fn largest_send_buffer() -> usize {
 /// thousand rings. Taken while the thread has it taken already, as by a finalizer that runs in the
 /// middle of a receive, it is a new one.
 pub struct ThreadRing {
-    ring: Option<RecvRing>,
+    ring: Option<Box<RecvRing>>,
     kind: SlotKind,
 }
 
 thread_local! {
-    static IP: Cell<Option<RecvRing>> = const { Cell::new(None) };
-    static UNIX: Cell<Option<RecvRing>> = const { Cell::new(None) };
+    static IP: Cell<Option<Box<RecvRing>>> = const { Cell::new(None) };
+    static UNIX: Cell<Option<Box<RecvRing>>> = const { Cell::new(None) };
 }
 
 impl ThreadRing {
@@ -350,7 +353,7 @@ impl ThreadRing {
             SlotKind::Ip => IP.try_with(Cell::take),
             SlotKind::Unix => UNIX.try_with(Cell::take),
         };
-        let ring = kept.ok().flatten().map_or_else(|| kind.make_ring(), Ok)?;
+        let ring = kept.ok().flatten().map_or_else(|| kind.make_ring().map(Box::new), Ok)?;
         Ok(Self { ring: Some(ring), kind })
     }
 }

@@ -258,7 +258,7 @@ fn v6(ip: Ipv6Addr, scope: u32) -> Address {
 /// The addresses that one socket meets again and again, as Python's tuples and as the kernel's
 /// bytes, so that a busy peer costs neither an allocation nor a parse.
 ///
-/// Two small tables in which each address has one place; most sockets need a single one. A table
+/// Two small tables in which each address has one slot; most sockets need a single one. A table
 /// that another thread is using is passed over: a cache is no reason to wait.
 #[derive(Default)]
 pub(crate) struct AddressCache {
@@ -269,7 +269,7 @@ pub(crate) struct AddressCache {
 #[derive(Default)]
 struct AddressTable(Box<[Option<CachedAddress>]>);
 
-/// How many places a table has once two addresses would take one.
+/// The length of a table once two addresses need the same slot.
 const TABLE_LEN: usize = 16;
 
 struct CachedAddress {
@@ -352,7 +352,7 @@ fn is_constant(family: c_int, object: &Bound<'_, PyAny>) -> bool {
 
 impl AddressTable {
     fn get(&self, hash: u64) -> Option<&CachedAddress> {
-        self.0.get(self.place(hash))?.as_ref()
+        self.0.get(self.index(hash))?.as_ref()
     }
 
     fn set(&mut self, hash: u64, entry: CachedAddress) {
@@ -361,10 +361,10 @@ impl AddressTable {
             1 if self.0[0].is_some() => self.0 = (0..TABLE_LEN).map(|_| None).collect(),
             _ => {}
         }
-        self.0[self.place(hash)] = Some(entry);
+        self.0[self.index(hash)] = Some(entry);
     }
 
-    fn place(&self, hash: u64) -> usize {
+    fn index(&self, hash: u64) -> usize {
         // Multiplying by 2^64 / golden ratio spreads what differs in few bits (Knuth, TAOCP 6.4).
         (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & self.0.len().wrapping_sub(1)
     }

@@ -1,4 +1,4 @@
-//! What a guard sees of received datagrams.
+//! The datagrams that a guard decides on.
 
 use std::net::IpAddr;
 use std::ops::Range;

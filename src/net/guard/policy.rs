@@ -1,9 +1,9 @@
-//! What a guard checks.
+//! The checks that a guard makes.
 
 use super::bucket::Rate;
 use super::networks::Networks;
 
-/// What a guard checks. It skips the checks that are `None`.
+/// The checks that a guard makes. It skips those that are `None`.
 #[derive(Clone, Debug)]
 pub struct Policy {
     /// The networks that it admits.

@@ -29,12 +29,14 @@ impl<'q, 'a, B: Budget> Allowance<'q, 'a, B> {
         Self { datagrams, budget, paid: next..next, is_spent: false }
     }
 
-    /// Pays for the next datagram; returns false if the budget is not enough, or there is none.
+    /// Pays for the next datagram, which exists; returns false if the budget is not enough.
     fn pay(&mut self) -> bool {
-        let Some(datagram) = self.datagrams.list.get(self.paid.end) else { return false };
-        let is_enough =
-            |budget: &B| budget.take(self.datagrams.address(self.paid.end), datagram.payload.len());
-        self.is_spent = self.is_spent || !self.budget.is_none_or(is_enough);
+        if let Some(budget) = self.budget
+            && !self.is_spent
+        {
+            let bytes = self.datagrams.list[self.paid.end].payload.len();
+            self.is_spent = !budget.take(self.datagrams.address(self.paid.end), bytes);
+        }
         self.paid.end += usize::from(!self.is_spent);
         !self.is_spent
     }
@@ -86,7 +88,7 @@ impl Call {
         make_room(slices, most, "a system call's datagrams")?;
         let mut runs = with_room(SEND_MESSAGES.min(most), "a system call's messages")?;
         let mut may_join = None;
-        while runs.len() < SEND_MESSAGES {
+        while runs.len() < SEND_MESSAGES && allowance.paid.end < datagrams.list.len() {
             let at = allowance.paid.end;
             if !allowance.pay() {
                 break;
@@ -155,6 +157,7 @@ fn gather_run<'a>(
     let fits = len > 0 && len <= limits.longest(datagrams.address(at));
     let most = if fits { LONGEST_RUN.min(LARGEST_RUN / len) } else { 1 };
     let mut bytes = len;
+    let mut joins = false; // not asked yet
     // Payloads that are adjacent in memory share one entry of the list.
     let mut adjacent = first.payload;
     for datagram in datagrams.list[at + 1..].iter().take(most - 1) {
@@ -163,11 +166,12 @@ fn gather_run<'a>(
             || next_len == 0
             || next_len > len
             || next_len < len && !limits.short_ends
-            || !may_join()
+            || !joins && !may_join()
             || !allowance.pay()
         {
             break;
         }
+        joins = true;
         if !adjacent.extend(datagram.payload) {
             slices.push(adjacent);
             adjacent = datagram.payload;

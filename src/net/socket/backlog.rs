@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use super::Socket;
 use super::guarded::REFUSALS;
 use crate::net::counted::Counted;
-use crate::net::recv_backlog::{Held, Pending};
+use crate::net::recv_backlog::{Held, RecvBacklog};
 use crate::net::recv_ring::{Filled, RecvRing};
 use crate::net::sys;
 
 /// What a socket has to remember between one receive and the next.
 #[derive(Default)]
 pub(super) struct Backlog {
-    pending: Counted<Pending>,
+    received: Counted<RecvBacklog>,
     /// The most datagrams that a message of the last receive had.
     per_message: AtomicUsize,
     /// The errno that ended a receive which had something to return.
@@ -89,7 +89,7 @@ impl Socket {
     /// Keeps the datagrams that a ring has from its cursor on for the next receive.
     pub fn keep(&self, ring: &RecvRing) {
         if !ring.is_empty() {
-            let lost = self.with_pending(|pending| pending.keep_rest_of(ring));
+            let lost = self.with_backlog(|backlog| backlog.keep_rest_of(ring));
             self.counters().count_dropped(lost);
         }
     }
@@ -100,12 +100,12 @@ impl Socket {
         if self.pending() == 0 || self.descriptor().is_closed() {
             return None;
         }
-        self.with_pending(Pending::pop_front)
+        self.with_backlog(RecvBacklog::pop_front)
     }
 
     /// Puts a kept message, if something of it is left, back in its place.
     pub fn put_back(&self, held: Held) {
-        let lost = self.with_pending(|pending| pending.push_front(held));
+        let lost = self.with_backlog(|backlog| backlog.push_front(held));
         self.counters().count_dropped(lost);
     }
 
@@ -134,11 +134,11 @@ impl Socket {
 
     /// How many datagrams were received from the kernel and wait to be taken.
     pub fn pending(&self) -> usize {
-        self.backlog.pending.len()
+        self.backlog.received.len()
     }
 
-    pub(super) fn with_pending<T>(&self, act: impl FnOnce(&mut Pending) -> T) -> T {
-        self.backlog.pending.with(act)
+    pub(super) fn with_backlog<T>(&self, act: impl FnOnce(&mut RecvBacklog) -> T) -> T {
+        self.backlog.received.with(act)
     }
 }
 

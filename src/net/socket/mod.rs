@@ -7,6 +7,7 @@ mod drops;
 pub mod error_queue;
 mod gro;
 mod guarded;
+mod holders;
 mod recv;
 mod recv_cursor;
 mod send;
@@ -29,6 +30,7 @@ use self::drops::DropCounter;
 use self::error_queue::ErrorQueue;
 use self::gro::Gro;
 use self::guarded::Watch;
+use self::holders::Holders;
 use crate::net::address::Address;
 use crate::net::descriptor::Descriptor;
 use crate::net::fork_mutex::{ForkMutex, ForkTryMutex, Inherit};
@@ -52,10 +54,7 @@ pub struct Socket {
     gso: Gso,
     /// Whether the last datagram sent was left open for more (`MSG_MORE`), as far as is known.
     has_open_datagram: AtomicBool,
-    /// Whether the kernel may join datagrams (`UDP_CORK`), and is asked before each run: the user has
-    /// set the option here, or the descriptor came from elsewhere and may have other holders. To ask
-    /// always would cost a short run a fifteenth of its time.
-    may_be_corked: AtomicBool,
+    holders: Holders,
     error_queue: ErrorQueue,
     /// The right to take a connection.
     accepting: ForkTryMutex<Accepting>,
@@ -66,8 +65,6 @@ pub struct Socket {
     holds: ForkMutex<Vec<Hold>>,
     tells_metadata: AtomicBool,
     drops: DropCounter,
-    /// Whether the kernel let calls wait without a limit when it was last asked.
-    waits_unlimited: AtomicBool,
 }
 
 /// Whoever takes a connection.
@@ -81,14 +78,6 @@ impl Inherit for Accepting {
 /// A datagram is never longer than this on `AF_INET` and `AF_INET6`, whose length fields have 16
 /// bits.
 const LARGEST_IP_DATAGRAM: usize = 65_535;
-
-/// Options that limit how long a call waits. Each has two numbers on some machines, for times of
-/// two lengths.
-const TIMEOUTS: [c_int; 4] =
-    [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO, SO_RCVTIMEO_NEW, SO_SNDTIMEO_NEW];
-/// `asm-generic/socket.h`
-const SO_RCVTIMEO_NEW: c_int = 66;
-const SO_SNDTIMEO_NEW: c_int = 67;
 
 impl Socket {
     /// Opens a socket that is closed on exec: `socket(2)`. The kind may carry `SOCK_NONBLOCK`.
@@ -123,7 +112,6 @@ impl Socket {
         // SAFETY: it is open, as the calls above have shown, and the caller gives it up.
         let socket = Self::new(unsafe { sys::own_fd(fd) }, family, kind, protocol, true);
         socket.find_filter();
-        socket.set_waits_unlimited(false); // somebody else may have set it
         Ok(socket)
     }
 
@@ -153,7 +141,7 @@ impl Socket {
             gro: Gro::default(),
             gso: Gso::new(is_ip && is_udp),
             has_open_datagram: AtomicBool::new(false),
-            may_be_corked: AtomicBool::new(is_adopted),
+            holders: Holders::new(is_adopted),
             error_queue: ErrorQueue::default(),
             accepting: ForkTryMutex::new(Accepting),
             watch: Watch::default(),
@@ -161,7 +149,6 @@ impl Socket {
             holds: ForkMutex::default(),
             tells_metadata: AtomicBool::new(false),
             drops: DropCounter::default(),
-            waits_unlimited: AtomicBool::new(true),
         }
     }
 
@@ -228,17 +215,13 @@ impl Socket {
 
     /// Takes note that the user has set an option: it is nobody else's to change from now on.
     pub fn option_was_set(&self, level: c_int, name: c_int) {
-        if (level, name) == (libc::SOL_UDP, libc::UDP_CORK) {
-            self.may_be_corked.store(true, Ordering::Relaxed);
-        } else {
+        self.holders.option_was_set(level, name);
+        if (level, name) != (libc::SOL_UDP, libc::UDP_CORK) {
             self.gso.forget();
         }
         if level == libc::SOL_SOCKET && matches!(name, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_BPF)
         {
             self.filter_was_set();
-        }
-        if level == libc::SOL_SOCKET && TIMEOUTS.contains(&name) {
-            self.set_waits_unlimited(false);
         }
         {
             let mut set = self.set_by_user.lock().unwrap_or_else(PoisonError::into_inner);
@@ -259,17 +242,7 @@ impl Socket {
         set.contains(&(level, name))
     }
 
-    /// Whether the kernel let calls wait without a limit when it was
-    /// [last asked](Self::kernel_wait), so that it probably still does.
-    pub fn waits_unlimited(&self) -> bool {
-        self.waits_unlimited.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn set_waits_unlimited(&self, is_unlimited: bool) {
-        self.waits_unlimited.store(is_unlimited, Ordering::Relaxed);
-    }
-
-    /// Makes the kernel tell with each datagram what [`crate::net::Meta`] holds. An option that the user
+    /// Makes the kernel tell with each datagram what [`super::Meta`] holds. An option that the user
     /// has set, on or off, stays as it is.
     pub fn tell_metadata(&self) -> io::Result<()> {
         if self.tells_metadata.swap(true, Ordering::Relaxed) {

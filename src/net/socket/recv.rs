@@ -219,11 +219,11 @@ impl Socket {
             }
             cursor.keep_rest();
         }
-        self.with_pending(|pending| {
-            let datagram = pending.current().ok_or(io::ErrorKind::WouldBlock)?;
+        self.with_backlog(|backlog| {
+            let datagram = backlog.current().ok_or(io::ErrorKind::WouldBlock)?;
             let taken = take(Some(datagram));
             if !is_peeking {
-                pending.advance();
+                backlog.advance();
             }
             Ok(taken)
         })

@@ -168,8 +168,8 @@ impl Datagrams for RecvCursor<'_> {
 impl RecvCursor<'_, &mut ExportedRing> {
     /// Reports, for each slot of the ring, where the message's datagrams are in its memory: see
     /// [`RecvRing::drain_layout`].
-    pub fn drain_layout(&mut self, place: impl FnMut(usize, Run) -> usize) {
-        self.ring.ring().drain_layout(place);
+    pub fn drain_layout(&mut self, take: impl FnMut(usize, Run) -> usize) {
+        self.ring.ring().drain_layout(take);
     }
 
     /// The sender of a slot's message.

@@ -70,7 +70,7 @@ impl Socket {
         let limiting = self.guard().filter(|guard| guard.limits_sending());
         let joining = Joining {
             to_open: self.has_open_datagram.load(Ordering::Relaxed),
-            may_be_corked: self.may_be_corked.load(Ordering::Relaxed),
+            may_be_corked: self.may_be_corked(),
         };
         let sent = queue.send(fd, &self.gso, flags, joining, limiting.as_deref())?;
         self.note_more(flags);

@@ -100,7 +100,7 @@ pub enum Stop {
 const SPIN_SLICE: Duration = Duration::from_millis(20);
 /// How often a thread that could not have a [`Waker`] looks whether it was closed meanwhile.
 const NO_WAKER_SLICE: Duration = Duration::from_millis(50);
-/// A poll that returns within this time did not sleep.
+/// A thread that polls and attempts within this time did not sleep.
 const INSTANT: Duration = Duration::from_micros(50);
 /// The longest pause where the kernel says "ready" and "try again" in turns.
 const LONGEST_PAUSE: Duration = Duration::from_millis(5);
@@ -205,12 +205,13 @@ impl<'a> Waiting<'a> {
                     _ => self.sleep(fd, interest, deadline)?,
                 },
             };
-            let slept = started.elapsed();
             match attempt(fd, ready & (libc::POLLHUP | libc::POLLRDHUP) != 0) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return result.map_err(Stop::Failed),
             }
-            let deaf_since = *deaf_since.get_or_insert(started + slept);
+            let now = Instant::now();
+            let slept = now.saturating_duration_since(started);
+            let deaf_since = *deaf_since.get_or_insert(now);
             if ready == 0 {
                 continue; // woken, and not by the socket
             }

@@ -16,6 +16,15 @@ pub(in crate::net) fn fork_generation() -> u32 {
     GENERATION.load(Ordering::Relaxed)
 }
 
+/// How often this process and its ancestors have forked. A descriptor that was opened before the last
+/// fork may have another holder, in the parent or in a child.
+pub(in crate::net) fn forks() -> u32 {
+    watch_forks();
+    FORKS_BEGUN.load(Ordering::Relaxed)
+}
+
+static FORKS_BEGUN: AtomicU32 = AtomicU32::new(0);
+
 /// Which of the process's threads calls, counted from 1. In a child, the thread that forked has the
 /// number that it had in the parent, and no other thread has one of the parent's.
 pub(in crate::net) fn thread_number() -> u32 {
@@ -66,6 +75,7 @@ unsafe impl Sync for ForkLock {}
 fn watch_forks() {
     static REGISTERED: Once = Once::new();
     extern "C" fn before_fork() {
+        FORKS_BEGUN.fetch_add(1, Ordering::Relaxed); // for both processes
         // SAFETY: the lock is static and initialised; the thread that forks does not have it.
         unsafe { libc::pthread_rwlock_wrlock(FORKS.0.get()) };
     }

@@ -189,6 +189,7 @@ impl<T> Pinned<T> {
     }
 
     /// A pointer to an item, which must exist.
+    #[inline]
     pub(super) fn pointer(&self, index: usize) -> *mut T {
         assert!(index < self.len);
         // SAFETY: it is one of `len` items.

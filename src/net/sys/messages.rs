@@ -113,6 +113,7 @@ impl RecvMessages {
     }
 
     /// The offset of a slot's payload in the memory.
+    #[inline]
     pub(in crate::net) fn offset(&self, slot: usize) -> usize {
         slot * (self.slot_len + 64)
     }
@@ -124,7 +125,7 @@ impl RecvMessages {
         if self.is_exported {
             return &[];
         }
-        let start = self.place(slot, &range);
+        let start = self.address_of(slot, &range);
         // SAFETY: they are within the slot; nobody else has a pointer to them but the kernel,
         // which writes while `self` is borrowed for writing.
         unsafe { std::slice::from_raw_parts(start, range.len()) }
@@ -137,7 +138,7 @@ impl RecvMessages {
         slot: usize,
         range: Range<usize>,
     ) -> io::Result<Box<[u8]>> {
-        let start = self.place(slot, &range);
+        let start = self.address_of(slot, &range);
         let mut copy = with_room(range.len(), "a datagram to be kept")?;
         // SAFETY: they are within the slot, and the copy has room for them.
         unsafe {
@@ -150,13 +151,14 @@ impl RecvMessages {
     /// Overwrites bytes of a slot's payload with zeroes, if others can see them.
     pub(in crate::net) fn hide_payload(&mut self, slot: usize, range: Range<usize>) {
         if self.is_exported {
-            let start = self.place(slot, &range);
+            let start = self.address_of(slot, &range);
             // SAFETY: they are within the slot, and no reference to them exists.
             unsafe { ptr::write_bytes(start, 0, range.len()) };
         }
     }
 
-    fn place(&self, slot: usize, range: &Range<usize>) -> *mut u8 {
+    #[inline]
+    fn address_of(&self, slot: usize, range: &Range<usize>) -> *mut u8 {
         assert!(slot < self.slots() && range.start <= range.end && range.end <= self.slot_len);
         self.memory.start().wrapping_add(self.offset(slot) + range.start)
     }
@@ -194,6 +196,7 @@ impl RecvMessages {
     }
 
     /// A message of the last call.
+    #[inline]
     pub(in crate::net) fn message(&self, slot: usize) -> Message<'_> {
         let libc::mmsghdr { msg_hdr: header, msg_len } = &self.headers[slot];
         let name_len = (header.msg_namelen as usize).min(NAME_LEN);

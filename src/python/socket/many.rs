@@ -59,8 +59,8 @@ impl Socket {
             return Err(PyTypeError::new_err(message).into());
         }
         match datagrams.cast_exact::<PyList>() {
-            Ok(list) => sending.all(list.iter().map(Ok), to)?,
-            Err(_) => sending.all(datagrams.try_iter()?, to)?,
+            Ok(list) => sending.all(list.iter().map(Ok), list.len(), to)?,
+            Err(_) => sending.all(datagrams.try_iter()?, 0, to)?,
         }
         sending.finish()
     }

@@ -145,6 +145,15 @@ impl Socket {
 
     /// Return the descriptor, or -1 once closed.
     fn fileno(&self) -> RawFd {
+        if let Some(socket) = self.inner.get() {
+            socket.number_was_given();
+        }
+        self.number()
+    }
+
+    /// Return the descriptor, or -1 once closed, to code that neither duplicates it nor sets options.
+    #[pyo3(name = "_descriptor")]
+    fn number(&self) -> RawFd {
         self.inner.get().map_or(-1, |socket| socket.descriptor().as_raw())
     }
 
@@ -205,7 +214,7 @@ impl Socket {
     fn __repr__(&self) -> String {
         format!(
             "<socket object, fd={}, family={}, type={}, proto={}>",
-            self.fileno(),
+            self.number(),
             self.family(),
             self.r#type(),
             self.proto()
@@ -217,7 +226,7 @@ impl Socket {
     /// pyo3 gives the class itself no finalizer. A subclass made in Python finds this method and
     /// calls it as its own.
     fn __del__(slf: &Bound<'_, Self>) -> PyResult<()> {
-        if slf.get().fileno() == -1 {
+        if slf.get().number() == -1 {
             return Ok(());
         }
         let Ok(repr) = slf.repr() else { return Ok(()) }; // the interpreter is ending
@@ -320,10 +329,11 @@ impl Socket {
         interest: Interest,
         mut attempt: impl FnMut(&net::Socket, BorrowedFd<'_>, bool) -> io::Result<T> + Send,
     ) -> Result<T> {
-        if patience.timeout != BLOCKING {
+        let socket = self.socket()?;
+        if patience.timeout != BLOCKING || !socket.may_limit_waits() {
             return self.wait(py, patience.deadline(), interest, attempt);
         }
-        let (socket, started) = (self.socket()?, Instant::now());
+        let started = Instant::now();
         let mut asked = None;
         self.run_detached(py, interest, |waiting, spin| {
             let mut run = |deadline| {

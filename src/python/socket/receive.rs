@@ -278,7 +278,11 @@ impl Socket {
     /// The flags of a receive that mean something. `AF_UNIX` has no error queue, and the kernel does
     /// not look at the flag there.
     fn meaningful(&self, flags: c_int) -> c_int {
-        if self.family() == libc::AF_UNIX { flags & !libc::MSG_ERRQUEUE } else { flags }
+        if flags & libc::MSG_ERRQUEUE != 0 && self.family() == libc::AF_UNIX {
+            flags & !libc::MSG_ERRQUEUE
+        } else {
+            flags
+        }
     }
 
     /// How much of a buffer a datagram can fill.

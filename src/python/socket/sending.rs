@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 
 use super::{Patience, Socket};
-use crate::net::{Address, Interest, SendQueue};
+use crate::net::{Address, Interest, SendQueue, with_room};
 use crate::python::audit;
 use crate::python::buffer::{Readable, push, text_of};
 use crate::python::error::{Error, Result};
@@ -70,15 +70,18 @@ impl<'s, 'py> Sending<'s, 'py> {
         self.socket.get().parse_any_address(address, caller)
     }
 
-    /// Sends the items of an iterable, portion by portion.
+    /// Sends the items of an iterable, portion by portion. `expected` is their number, as far as it
+    /// is known.
     pub(super) fn all(
         &mut self,
         mut items: impl Iterator<Item = PyResult<Bound<'py, PyAny>>>,
+        mut expected: usize,
         to: Option<Address>,
     ) -> Result<()> {
         loop {
-            let mut portion = Portion::default();
+            let mut portion = Portion::with_room(expected.min(PORTION))?;
             let end = portion.fill(self, &mut items, to.as_ref());
+            expected = expected.saturating_sub(portion.payloads.len());
             let is_large = portion.payloads.len() > ATTACHED || portion.bytes > ATTACHED_BYTES;
             let queue = portion.queue().map_err(Error::from);
             let result = queue.and_then(|mut queue| self.queue(&mut queue, is_large));
@@ -274,6 +277,12 @@ impl End {
 }
 
 impl<'py> Portion<'py> {
+    fn with_room(datagrams: usize) -> io::Result<Self> {
+        let payloads = with_room(datagrams, "datagrams to be sent")?;
+        let targets = with_room(datagrams, "datagrams to be sent")?;
+        Ok(Self { payloads, targets, ..Self::default() })
+    }
+
     /// Takes datagrams until there are enough.
     fn fill(
         &mut self,
