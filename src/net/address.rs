@@ -3,7 +3,6 @@
 use std::ffi::c_int;
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::io;
 use std::mem::offset_of;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 

@@ -14,7 +14,7 @@ use pyo3::types::{PyByteArray, PyBytes, PyInt, PyString, PyTuple};
 use super::buffer::{Readable, TypeName, new_bytes};
 use super::error::{Error, Result};
 use crate::net::address::PathTooLong;
-use crate::net::names::{format_v4, format_v6, interface_index, resolve};
+use crate::net::names::{self, format_v4, format_v6, interface_index};
 use crate::net::{Address, AddressKind};
 
 /// What the standard module makes of an address: `(host, port)` for IPv4, `(host, port, flowinfo,
@@ -232,7 +232,7 @@ fn resolve_bytes(py: Python<'_>, host: &[u8], family: c_int) -> Result<Address> 
             }
         }
     }
-    py.detach(|| resolve(&terminated, family)).map_err(Error::from)
+    py.detach(|| names::resolve(&terminated, family)).map_err(Error::from)
 }
 
 /// A numeric IPv6 host with its scope: `fe80::1%eth0` or `fe80::1%2`. What has a scope but none to

@@ -44,7 +44,7 @@ pub struct SocketError {
 }
 
 /// As much of a failed datagram as is kept.
-pub(super) const PAYLOAD_LEN: usize = 2048;
+pub(in crate::net) const PAYLOAD_LEN: usize = 2048;
 const CONTROL_LEN: usize = 512;
 
 /// `linux/errqueue.h`

@@ -1,4 +1,4 @@
-use crate::net::*;
+use super::*;
 use std::net::UdpSocket;
 use std::os::fd::IntoRawFd;
 
