@@ -268,14 +268,43 @@ def test_the_ports_of_a_client_that_is_closed_are_avoided(inet):
         assert [left > 10 for left in left_for(server.address)] == [True]
 
 
-def test_a_child_process_avoids_its_parents_ports(inet):
-    with Server(inet, silence) as server, tomada.Client(server.address, 0.01, 0) as client:
-        with pytest.raises(TimeoutError):
-            client.request(b"x")
-        child = os.fork()
-        if not child:
-            os._exit(len(left_for(server.address)))
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+def fork(function, *args):
+    """Return the id of a child process that calls a function."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        function(*args)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+@pytest.mark.parametrize("is_closed", [True, False], ids=["closed before", "closed after"])
+def test_a_child_process_avoids_the_ports_of_its_parent(narrow, silent, is_closed):
+    client = tomada.Client(silent.address, 0.01, 0)
+    arguments = [b"x"] * (SIZE // 2), 20  # the server's queue has room for them
+    begin, begun = os.pipe()
+
+    def ask_in_the_child():
+        os.read(begin, 1)
+        with tomada.Client(silent.address, 0.01, 0) as own:
+            own.request_many(*arguments, errors="return")
+
+    with contextlib.closing(client):
+        narrow.run(lambda: client.request_many(*arguments, errors="return"))
+        parents = set(silent.asked())
+        if is_closed:
+            client.close()
+        child = narrow.run(fork, ask_in_the_child)
+    os.write(begun, b"x")  # the parent has no socket at its ports any more
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    os.close(begin)
+    os.close(begun)
+    children = set(silent.asked())
+    assert parents
+    assert children
+    assert not parents & children
 
 
 def test_a_name_of_af_unix_is_used_once(unix):
@@ -304,6 +333,26 @@ def test_sockets_that_rested_for_the_timeout_are_closed(inet, way):
             inside.sample_due = 0.0
             client.request(b"x") if way == "request" else client.request_many([b"x"])
         assert open_descriptors() <= before + pool.LEAST_IDLE + 1
+
+
+def test_many_requests_use_the_sockets_of_the_call_before(inet, monkeypatch):
+    monkeypatch.setattr(pool, "WATCHED", 0)
+    with Server(inet, echo) as server, tomada.Client(server.address, LONG, 0) as client:
+        for _ in range(10):
+            client.request_many([b"x"] * 100, 32)
+    assert len({sender for _, sender in server.asked}) <= 2 * 32 + 2 * pool.LEAST_IDLE
+
+
+def test_sockets_that_were_not_needed_for_a_while_are_closed(inet, monkeypatch):
+    monkeypatch.setattr(pool, "WATCHED", 0)
+    with Server(inet, echo) as server, tomada.Client(server.address, LONG, 0) as client:
+        inside = client._pool  # noqa: SLF001
+        client.request_many([b"x"] * 512, 128)  # the queue has room for them
+        assert len(inside.idle) > 100
+        for _ in range(160):
+            inside._count_due = inside.sample_due = 0.0  # noqa: SLF001 - as if that was long ago
+            client.request(b"x")
+        assert len(inside.idle) <= pool.LEAST_IDLE + 2
 
 
 async def test_an_endpoint_keeps_no_sockets_that_rested_for_the_timeout(runner, inet):  # noqa: ARG001

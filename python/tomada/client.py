@@ -150,8 +150,7 @@ class Client:
         refusal = None
         try:
             if connection.wait != pool.wait:
-                connection.wait = pool.wait
-                connection.settimeout(pool.wait)
+                connection.set_wait(pool.wait)
             reply = connection._exchange(data)  # noqa: SLF001 - made for this purpose
         except TimeoutError:
             pass
@@ -278,10 +277,12 @@ class Client:
 
         Each request has the whole timeout. With the client's ``match``, all requests share one
         socket and are sent in batches. Without it, each request in flight has its own port, because
-        nothing else reliably identifies its reply.
+        nothing else reliably identifies its reply. This costs two system calls per request, and
+        about ``window + 32`` sockets, which the client keeps for the next call.
 
         :param requests: The requests, as for :meth:`request`; read as the window advances.
-        :param window: The maximum number of requests in flight. Do not exceed the server's queue.
+        :param window: The maximum number of requests in flight. Requests that do not fit into the
+            server's receive buffer are dropped, and retransmitted later.
         :param errors: With ``"raise"``, the first request that fails ends the call with its
             exception, whose ``index`` says which request it was. With ``"return"``, the exception
             is returned in place of the reply, and the other requests continue.

@@ -38,6 +38,9 @@ LONGEST = 1 << 20
 # Why a datagram was not even sent: an earlier one was refused, or there is no connection.
 _UNASKED = frozenset({errno.ECONNREFUSED, errno.ENOTCONN, errno.EDESTADDRREQ})
 
+# A timeout that no caller sets.
+UNKNOWN = -1.0
+
 # How often to repeat a send that may have reported an ICMP message about an earlier datagram, and
 # how many such reports to read after the time of an attempt is over.
 MOST_REPORTS = 8
@@ -82,8 +85,8 @@ class Connection(socket):
         self.used_at = 0.0
         #: The timeout of its last request as a whole, in seconds.
         self.request_timeout = 0.0
-        #: The timeout that it has between requests.
-        self.wait = 0.0
+        #: The timeout that :meth:`set_wait` has set, in seconds.
+        self.wait = UNKNOWN
         #: The server's address, as the kernel gives it with a datagram.
         self.peer: _RetAddress = None
         try:
@@ -145,6 +148,8 @@ class Connection(socket):
                 # A refusal is about an earlier datagram, and this one was not sent. A server of
                 # AF_UNIX may also have made way for another one, by the same name.
                 self.reconnect()
+                self.empty()  # from now on, the kernel drops datagrams from other addresses
+                self.wait_until(until)
                 self._send_after_reports(data)
         except OSError as error:
             if is_refusal(error):
@@ -165,7 +170,7 @@ class Connection(socket):
 
     def ask_many(self, requests: Sequence[ReadableBuffer]) -> list[tuple[int, OSError]]:
         """Send requests as :meth:`ask`, as far as there is room; return which were not, and why."""
-        self.settimeout(0)
+        self.set_wait(0.0)
         failed = self._send_many_after_reports(requests)
         unsure = _UNASKED if self.family == AF_UNIX else _UNASKED | _UNROUTED
         again = [index for index, error in failed if error.errno in unsure]
@@ -224,8 +229,15 @@ class Connection(socket):
     def wait_until(self, moment: float) -> float:
         """Let calls wait up to a moment, and return how long that is."""
         left = max(moment - monotonic(), 0.0)
-        self.settimeout(left)
+        self.set_wait(left)
         return left
+
+    def set_wait(self, seconds: float) -> None:
+        """Let calls wait for this long. Only a change takes a system call."""
+        if seconds != self.wait:
+            self.wait = UNKNOWN  # a signal handler may raise before the next line, or after it
+            self.settimeout(seconds)
+            self.wait = seconds
 
     def answer(self, until: float, is_answer: Callable[[bytes], bool]) -> bytes | None:
         """Wait up to a moment for an answer, and return it, if there is one.
@@ -251,7 +263,7 @@ class Connection(socket):
     def empty(self) -> None:
         """Throw away what is in the queue: it is late, or belongs to nothing."""
         while self.poll(0):
-            self.settimeout(0)
+            self.set_wait(0.0)
             try:
                 self.recv_many()
             except BlockingIOError:

@@ -281,20 +281,25 @@ class Separate(Pipeline):
         os.eventfd_write(self._closing, 1)
 
     def _send(self, indices: Sequence[int]) -> None:
-        if self._free:
+        free, own, in_flight = self._free, self._own, self._in_flight
+        if free:
             self._drop_late()
         for index in indices:
-            connection = self._own.get(index)
-            if connection is None:
+            connection = own.get(index)
+            if connection is not None:
+                self._repeated.add(index)
+            elif len(free) >= LEAST_IDLE and not self._pool.watched:
+                # The request has it at once: an exception leaves it with an owner.
+                connection = own[index] = free.popleft()
+                self._asked[connection.number] = index
+            else:
                 try:
                     connection = self._assign(index)
                 except NoPortError as error:
                     self._fail(index, error)
                     continue
-            else:
-                self._repeated.add(index)
             try:
-                connection.send(self._in_flight[index])
+                connection.send(in_flight[index])
             except OSError:
                 self._send_slowly(connection, index)
 
@@ -310,11 +315,9 @@ class Separate(Pipeline):
         connection.empty()
 
     def _assign(self, index: int) -> Connection:
+        """Give a request a free connection that has rested for long enough, or another one."""
         free, pool = self._free, self._pool
-        # The request has it at once: an exception leaves it with an owner.
-        if not pool.watched and len(free) >= LEAST_IDLE:
-            connection = self._own[index] = free.popleft()
-        elif free and pool.has_rested(free[0], len(free) - 1, monotonic()):
+        if free and pool.has_rested(free[0], len(free) - 1, monotonic()):
             connection = self._own[index] = free.popleft()
             if pool.watched:
                 pool.look_for_duplicate(connection)
@@ -322,7 +325,7 @@ class Separate(Pipeline):
             if len(free) > MOST_IDLE:
                 self._discard(free.popleft())
             connection = self._own[index] = pool.take()
-            connection.settimeout(0)
+            connection.set_wait(0.0)
             self._connections[connection.number] = connection
             self._epoll.register(connection.number, select.EPOLLIN)
         self._asked[connection.number] = index
@@ -348,16 +351,17 @@ class Separate(Pipeline):
         if self._pool.sample_due != self._pool.round_trip.sample_due:
             self._pool.adapt()
         now = monotonic()
+        asked, connections = self._asked, self._connections
         for number, _ in events:
-            if number == self._closing:
-                raise OSError(errno.EBADF, "the client is closed")
-            index = self._asked.get(number)
-            connection = self._connections[number]
+            index = asked.get(number)
             if index is None:
-                self._late(connection)
+                if number == self._closing:
+                    raise OSError(errno.EBADF, "the client is closed")
+                self._late(connections[number])
                 continue
+            connection = connections[number]
             try:
-                reply, sender = connection.recvfrom(LONGEST)
+                reply = connection.recv(LONGEST)
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -366,38 +370,35 @@ class Separate(Pipeline):
                 else:
                     self._fail(index, error)
                 continue
-            if sender == connection.peer:
+            if connection.peer is not None:  # connected, so the server sent it
                 connection.used_at = now
                 self._complete(index, reply, now)
-                self._release(index, may_reuse=index not in self._repeated)
+                self._release(index, is_answered=True)
         return bool(events)
 
-    def _release(self, index: int, *, may_reuse: bool) -> None:
-        """Take the connection from a request; return it to the pool, or retire it."""
-        connection = self._own.pop(index)
-        self._repeated.discard(index)
+    def _release(self, index: int, *, is_answered: bool) -> None:
+        """Take the connection from a request; it is free if no late reply can arrive."""
+        connection, pool = self._own.pop(index), self._pool
         del self._asked[connection.number]
-        if may_reuse:
-            if self._pool.watched:
-                self._pool.watched = max(
-                    self._pool.watched - 1, 0
-                )  # the epoll watches idle connections
+        if is_answered and index not in self._repeated:
+            if pool.watched:
+                pool.watched = max(pool.watched - 1, 0)  # the epoll watches idle connections
             self._free.append(connection)
         else:
+            self._repeated.discard(index)
             del self._connections[connection.number]
             with contextlib.suppress(OSError):  # the client was just closed
                 self._epoll.unregister(connection.number)
-            self._pool.retire(connection)
+            pool.retire(connection)
 
     def _give_up(self, index: int) -> None:
         if index in self._own:
-            self._release(index, may_reuse=False)
+            self._release(index, is_answered=False)
 
     def _close(self) -> None:
         self._pool.remove_waker(self._wake)
         self._epoll.close()
         os.close(self._closing)
-        for connection in self._free:
-            self._pool.put(connection)
+        self._pool.put(*self._free)
         for connection in self._own.values():
             self._pool.retire(connection)

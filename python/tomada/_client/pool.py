@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import os
@@ -19,7 +18,7 @@ from tomada._address import HIGHEST_PORT, check_address
 from tomada._advice import OF_OPENING, advise, advised
 from tomada._client.connection import Connection
 from tomada._client.ports import PORTS
-from tomada._client.round_trip import RoundTrip
+from tomada._client.round_trip import RESTING_SAMPLE_INTERVAL, SAMPLE_INTERVAL, RoundTrip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +31,8 @@ if TYPE_CHECKING:
 # descriptors. Open or closed, their ports are avoided.
 MOST_RESTING = 64
 
-# How many sockets rest whose request was sent once and answered once: at least, where requests come
-# fast, and up to. Beyond that the oldest is closed.
+# How many sockets rest whose request was sent once and answered once: at least, besides those that
+# are in use, and up to. Beyond that the oldest is closed.
 LEAST_IDLE = 32
 MOST_IDLE = min(512, max(LEAST_IDLE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
 
@@ -44,7 +43,8 @@ WATCHED = 256
 TRIMMED = 4
 
 # How many times longer than necessary a socket has rested, and for how many seconds, when it is not
-# needed: fewer would do. The timeout is long in any case.
+# needed: fewer would do. The timeout is long in any case. Where sockets need not rest for a certain
+# time, those that stay idle for as many seconds are not needed.
 LONG_RESTS = 4
 LEAST_LONG = 1.0
 
@@ -125,6 +125,11 @@ class Pool:
         self._lock = threading.RLock()
         self._all: set[Connection] = set()
         self._resting: deque[tuple[float, Connection]] = deque()
+        # The least number of idle sockets since the last count, how many to close because of the
+        # last count, and when the next one is due.
+        self._unused = 0
+        self._spare = 0
+        self._count_due = 0.0
         #: Connections that may be used again, longest-rested first.
         self.idle: deque[Connection] = deque()
         #: Called when the pool is closed, for a thread that waits for several connections.
@@ -137,7 +142,9 @@ class Pool:
         try:
             connection = self.idle.popleft()
         except IndexError:
+            self._unused = 0
             return self._open()
+        self._unused = min(self._unused, len(self.idle))
         if self.has_rested(connection, len(self.idle), monotonic()):
             try:
                 if self.look_for_duplicate(connection):
@@ -190,17 +197,16 @@ class Pool:
                 self._forget()
         return connection
 
-    def put(self, connection: Connection) -> None:
-        """Put back a connection that may be used again."""
+    def put(self, *connections: Connection) -> None:
+        """Put back connections that may be used again, the one that has rested longest first."""
         self.adapt()
-        with contextlib.suppress(OSError):  # the pool may have just been closed
-            connection.wait = self.wait
-            connection.settimeout(connection.wait)
-            connection.used_at = monotonic()
-            if self.watched or len(self.idle) < 4 * LEAST_IDLE:
-                self.idle.append(connection)
-            else:
+        now = monotonic()
+        for connection in connections:
+            connection.used_at = now
+            if len(self.idle) >= MOST_IDLE:
                 self.discard(connection)
+            elif connection.fileno() >= 0:  # the pool may have just been closed
+                self.idle.append(connection)
         self.trim()
 
     def retire(self, connection: Connection) -> None:
@@ -214,6 +220,7 @@ class Pool:
     def trim(self) -> None:
         """Close sockets that have rested for long enough, or are too many."""
         now = monotonic()
+        self._count_unused(now)
         resting = self._resting
         if resting and (resting[0][0] <= now or len(resting) > MOST_RESTING):
             with self._lock:
@@ -222,7 +229,7 @@ class Pool:
                     _, rested = resting.popleft()
                     self._all.discard(rested)
                     rested.close()
-        if self.rests:
+        if self.rests or len(self.idle) > LEAST_IDLE:
             for _ in range(TRIMMED):
                 if not self._trim_oldest(now):
                     break
@@ -253,9 +260,12 @@ class Pool:
             self.wait = wait
         if self.rests:
             self.rest = self.round_trip.spread if self.watched else 0.0
+        self.round_trip.sample_interval = (
+            RESTING_SAMPLE_INTERVAL if self.watched else SAMPLE_INTERVAL
+        )
 
     def _trim_oldest(self, now: float) -> bool:
-        """Close the socket that has rested longest unless it is of use, and say whether it was so.
+        """Close the socket that has rested longest unless it is of use; return whether it did.
 
         See also whether it has a duplicate.
         """
@@ -263,15 +273,27 @@ class Pool:
             oldest = self.idle.popleft()  # so that no other thread uses it
         except IndexError:
             return False
-        if oldest.poll(0):
+        if self.rests and oldest.poll(0):
             self.watched = math.inf
         long = min(max(LONG_RESTS * self.rest, LEAST_LONG), oldest.request_timeout)
-        is_old = oldest.used_at + long < now
-        if len(self.idle) >= (MOST_IDLE if self.watched and not is_old else LEAST_IDLE):
+        is_unused = self._spare > 0 or oldest.used_at + long < now
+        if len(self.idle) >= (LEAST_IDLE if is_unused else MOST_IDLE):
+            self._spare -= self._spare > 0
             self.discard(oldest)
             return True
         self.idle.appendleft(oldest)
         return False
+
+    def _count_unused(self, now: float) -> None:
+        """Count the sockets that stayed idle since the last count, when the next one is due.
+
+        While the pool watches for duplicates, none counts: each is of use while it rests.
+        """
+        self._unused = min(self._unused, len(self.idle))
+        if now >= self._count_due:
+            self._spare = 0 if self.watched else max(self._unused - LEAST_IDLE, 0)
+            self._unused = len(self.idle)
+            self._count_due = now + LEAST_LONG
 
     def add_waker(self, waker: Callable[[], None]) -> None:
         """Register a function that :meth:`close` calls."""

@@ -77,6 +77,11 @@ class Ports:
     or here, or the time is over.
 
     At most one entry per server and port is kept, up to the moment when it may be used again.
+
+    The child of a fork copies the entries, and adds the ports of the sockets that its parent had
+    open. After the fork, neither process learns which ports the other one avoids, as with any two
+    processes. The kernel keeps them apart while the sockets are open. But if the parent closes a
+    socket whose request it sent after the fork, the child may get the port and a late reply.
     """
 
     def __init__(self) -> None:

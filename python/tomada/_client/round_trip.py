@@ -17,8 +17,10 @@ LEAST_MARGIN = 50e-3
 REST = 4
 
 # How long a sample stays fresh, in seconds: RFC 6298 requires one per round trip, but sampling more
-# often than this is not worth the time.
-SAMPLE_INTERVAL = 1e-3
+# often than this is not worth the time. While ports rest for as long as the estimate says, it must
+# follow the server faster.
+SAMPLE_INTERVAL = 10e-3
+RESTING_SAMPLE_INTERVAL = 1e-3
 
 
 class RoundTrip:
@@ -32,13 +34,15 @@ class RoundTrip:
     Several threads may use it at once; one of two simultaneous samples may be lost.
     """
 
-    __slots__ = ("_backed_off", "_measured", "sample_due")
+    __slots__ = ("_backed_off", "_measured", "sample_due", "sample_interval")
 
     def __init__(self) -> None:
         self._measured: tuple[float, float] | None = None
         self._backed_off = 0.0
         #: When the next sample is wanted, in seconds of the clock.
         self.sample_due = float("-inf")
+        #: How long a sample stays fresh, in seconds.
+        self.sample_interval = RESTING_SAMPLE_INTERVAL
 
     @property
     def smoothed(self) -> float:
@@ -62,7 +66,7 @@ class RoundTrip:
             variation += (abs(smoothed - elapsed) - variation) / 4
             self._measured = smoothed + (elapsed - smoothed) / 8, variation
         self._backed_off = 0.0
-        self.sample_due = now + SAMPLE_INTERVAL
+        self.sample_due = now + self.sample_interval
 
     def back_off(self, waited: float) -> None:
         """Record that no reply arrived within the first wait, in seconds."""
