@@ -27,7 +27,7 @@ pub struct SendQueue<'a> {
     datagrams: QueuedDatagrams<'a>,
     /// The index of the first datagram that was not sent.
     next: usize,
-    /// QueuedDatagrams before this index are sent alone: they belong to a run that was refused.
+    /// Datagrams before this index are sent alone: they belong to a run that was refused.
     alone_until: usize,
     /// The number of datagrams that the last error is about, if more than one.
     failed: usize,
@@ -35,7 +35,7 @@ pub struct SendQueue<'a> {
     slices: Vec<SendSlice<'a>>,
 }
 
-/// QueuedDatagrams, each with the indexes of its address and its source.
+/// Datagrams, each with the indexes of its address and its source.
 #[derive(Default)]
 struct QueuedDatagrams<'a> {
     list: Vec<QueuedDatagram<'a>>,
@@ -193,7 +193,7 @@ impl<'a> SendQueue<'a> {
     /// Sends as many datagrams as one call can, without waiting: at least one, or it fails. An
     /// error is about the next [`failed`](Self::failed) datagrams.
     ///
-    /// QueuedDatagrams that are not sent are refunded to the budget.
+    /// Datagrams that are not sent are refunded to the budget.
     pub(super) fn send(
         &mut self,
         fd: BorrowedFd<'_>,
