@@ -77,7 +77,8 @@ mod loom_models {
         loom::model(|| {
             model_process();
             let mutex = Arc::new(ForkTryMutex::new(Inherited(0)));
-            std::mem::forget(mutex.try_lock().unwrap());
+            // In the child, the holder does not exist, nor does its access to the value: only the lock.
+            std::mem::forget(mutex.try_lock().unwrap().lock);
             model_fork();
             let other = Arc::clone(&mutex);
             let taking = loom::thread::spawn(move || other.try_lock().is_some_and(|it| it.0 == 1));
