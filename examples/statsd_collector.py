@@ -12,16 +12,21 @@ from collections import defaultdict
 
 from tomada import socket
 
+# Anyone can send any metric, so lines and memory are limited. A line beyond a limit counts as bad.
+MAX_LINE = 256
+MAX_KEPT = 200_000
+
 
 class Metrics:
-    """The counters, gauges and timers since the last report."""
+    """The counters, timers and sets since the last report, and the latest gauges."""
 
     def __init__(self) -> None:
         self.counters: dict[str, float] = defaultdict(float)
         self.gauges: dict[str, float] = defaultdict(float)
         self.timings: dict[str, list[float]] = defaultdict(list)
         self.sets: dict[str, set[str]] = defaultdict(set)
-        self.bad = 0
+        self.fresh: set[str] = set()  # the gauges that were set since the last report
+        self.values = self.bad = 0
 
     def take(self, line: str) -> None:
         """Parse and add a line such as ``requests:1|c|@0.1``."""
@@ -29,20 +34,30 @@ class Metrics:
             name, _, rest = line.partition(":")
             value, kind, *more = rest.split("|")
             rate = float(more[0].removeprefix("@")) if more else 1.0
-            if kind == "c":
+            if not (len(line) <= MAX_LINE and line.isprintable() and self.has_room(kind, name)):
+                self.bad += 1
+            elif kind == "c":
                 self.counters[name] += float(value) / rate
             elif kind == "g":
                 is_relative = value[0] in "+-"
                 self.gauges[name] = float(value) + (self.gauges[name] if is_relative else 0)
+                self.fresh.add(name)
             elif kind in {"ms", "h"}:
                 took = float(value)  # before a bad one leaves an empty list
                 self.timings[name].append(took)
+                self.values += 1
             elif kind == "s":
                 self.sets[name].add(value)
+                self.values += 1
             else:
                 self.bad += 1
         except (ValueError, IndexError, ZeroDivisionError):
             self.bad += 1
+
+    def has_room(self, kind: str, name: str) -> bool:
+        if (kind == "c" and name in self.counters) or (kind == "g" and name in self.gauges):
+            return True
+        return len(self.counters) + len(self.gauges) + self.values < MAX_KEPT
 
     def report(self) -> None:
         for name, value in sorted(self.counters.items()):
@@ -56,10 +71,14 @@ class Metrics:
             print(f"{name} {len(members)} different")
         if self.bad:
             print(f"{self.bad} lines that are no metrics")
+        if len(self.gauges) > MAX_KEPT // 2:
+            for name in self.gauges.keys() - self.fresh:
+                del self.gauges[name]
         self.counters.clear()
         self.timings.clear()
         self.sets.clear()
-        self.bad = 0
+        self.fresh.clear()
+        self.values = self.bad = 0
 
 
 def collect(sock: socket.socket, every: float) -> None:

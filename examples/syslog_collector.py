@@ -58,9 +58,17 @@ def describe(datagram: Datagram) -> str:
     text = (found["text"] if found else data).removeprefix(b"\xef\xbb\xbf")  # RFC 5424's mark
     came = datetime.fromtimestamp((datagram.timestamp_ns or 0) / 1e9, UTC)
     who = host.decode(errors="replace") or datagram.host or "local"
-    return (
+    line = (
         f"{came:%Y-%m-%dT%H:%M:%S} {facility}.{severity} {who} "
         f"{program.decode(errors='replace')}: {text.decode(errors='replace')}"
+    )
+    return printable(line)
+
+
+def printable(text: str) -> str:
+    """Escape control characters, which a terminal would execute: a sender can send any."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
 
 

@@ -21,7 +21,7 @@ LAYERS = {
         "recv_ring",
         "recv_backlog",
         "socket",
-        "reply_source send_backlog",
+        "reply_source own_address send_backlog",
         "send_limit",
     ],
     "python": [

@@ -43,6 +43,23 @@ def refused(sock):
     return False
 
 
+def until_refused(sock):
+    """Send datagrams until a server on loopback refuses them, and say how many it has accepted."""
+    timeout, accepted = sock.gettimeout(), 0
+    sock.setblocking(False)
+    try:
+        while True:
+            with contextlib.suppress(BlockingIOError):  # AF_UNIX: the queue is full
+                sock.send(b"still there?")
+                if sock.getsockopt(std.SOL_SOCKET, std.SO_ERROR):
+                    break
+                accepted += 1
+    except (BrokenPipeError, ConnectionRefusedError):
+        pass
+    sock.settimeout(timeout)
+    return accepted
+
+
 def server(handler, address=("127.0.0.1", 0), **options):
     """Make a server, and start it with ``with``."""
     return tomada.Server(address, handler, **options)

@@ -142,6 +142,15 @@ def test_a_terminal_shows_what_it_does(client):
     [
         (["--app", "service"], "'service' does not name a handler: write MODULE:HANDLER"),
         (["--app", "nowhere:handle"], "there is no module 'nowhere' here"),
+        (
+            ["--app", "service.py:handle"],
+            "'service.py' is a path, not a module: write service:handle",
+        ),
+        (["--app", "./a/b.py:handle"], "'./a/b.py' is a path, not a module: write a.b:handle"),
+        (
+            ["--app", "/nowhere/b.py:handle"],
+            "'/nowhere/b.py' is a path, not a module: write b:handle, in the directory /nowhere",
+        ),
         (["--app", "service:nothing"], "there is no 'nothing' in service"),
         (["--app", "service:later"], "service:later is an async function"),
         (["--app", "service:number"], "service:number is not a function, but int"),

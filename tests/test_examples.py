@@ -1,6 +1,8 @@
 """The examples, each with a client that others wrote."""
 
 import contextlib
+import importlib.util
+import itertools
 import os
 import re
 import signal
@@ -31,6 +33,14 @@ def start(interruptible):  # noqa: ARG001
             return child, int(line.rpartition(":")[2])
 
         yield start
+
+
+def load(name):
+    """Import an example as a module."""
+    spec = importlib.util.spec_from_file_location(Path(name).stem, EXAMPLES / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def end(child):
@@ -213,6 +223,30 @@ def test_the_statsd_collector_adds_up(start):
     ]
 
 
+def test_the_statsd_collector_limits_its_memory(capsys, monkeypatch):
+    collector = load("statsd_collector.py")
+    monkeypatch.setattr(collector, "MAX_KEPT", 100)
+    metrics = collector.Metrics()
+    kinds = itertools.cycle(["1|g", "1|c", "1|ms", "1|s"])
+    for number, value in zip(range(1000), kinds, strict=False):
+        metrics.take(f"{number}:{value}")
+    metrics.take("long" * collector.MAX_LINE + ":1|c")
+    metrics.take("screen\x1b[2J:1|c")
+    assert metrics.bad == 902
+    metrics.take("0:5|g")
+    assert metrics.gauges["0"] == 5
+    metrics.report()
+    for number in range(100):
+        metrics.take(f"gauge {number}:1|g")
+    metrics.report()
+    metrics.take("0:6|g")
+    metrics.report()
+    assert metrics.gauges == {"0": 6}
+    output = capsys.readouterr().out
+    assert "902 lines that are no metrics" in output
+    assert "\x1b" not in output
+
+
 # syslog
 
 
@@ -254,6 +288,14 @@ def test_the_standard_librarys_handler_logs(syslog):
     handler.emit(logging.makeLogRecord({"msg": "it happened", "levelname": "ERROR"}))
     handler.close()
     assert re.fullmatch(rf"{TIME} user\.err 127\.0\.0\.1 -: it happened", child.line())
+
+
+def test_the_syslog_collector_escapes_control_characters(syslog):
+    child, port, _ = syslog
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+        data = "<13>\x1b[2Jred \x07café\nsecond\x9b".encode()
+        sock.sendto(data, ("127.0.0.1", port))
+    assert child.line().endswith(r" -: \x1b[2Jred \x07café\nsecond\x9b")
 
 
 # SNTP

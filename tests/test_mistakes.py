@@ -289,6 +289,8 @@ def test_an_endpoint_has_no_peer():
     [
         ((DISCARD, None), {}, "the handler must be callable, not NoneType"),
         ((answer, DISCARD), {}, "the handler must be callable, not tuple"),
+        ((DISCARD, answer), {"init": "start"}, "init must be callable or None, not str"),
+        ((DISCARD, answer), {"exit": answer(b"", DISCARD)}, "exit must be callable or None, not "),
         ((DISCARD, answer), {"workers": 0}, "workers and threads start at 1, not 0"),
         ((DISCARD, answer), {"takes": "bytes"}, "must be 'data', 'datagram' or 'batch'"),
     ],

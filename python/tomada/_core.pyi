@@ -723,11 +723,13 @@ class ServerCore:
         :return: How many received datagrams were not handled, because time ran out.
         """
 
-    def stop(self, drain: float | None = None) -> None:
+    def stop(self, drain: float | None = None, *, is_last: bool = False) -> None:
         """End :meth:`run`.
 
         :param drain: First answer all queued datagrams, for at most this many seconds. Without it,
             answer only those already received.
+        :param is_last: The socket is closed afterwards. If time runs out, receive and count what is
+            left in its queue.
         """
 
     def sendto(self, data: ReadableBuffer, address: _Address) -> None:
@@ -800,7 +802,8 @@ class ServerStats:
     def handler_errors(self) -> int:
         """Replies that the handler did not produce: exceptions, wrong types, too many bytes.
 
-        This includes datagrams for which there was not enough memory to call the handler.
+        This includes datagrams for which there was not enough memory to call the handler, and those
+        whose source is the server's own address, for which it is not called.
         """
 
     @property

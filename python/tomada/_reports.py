@@ -65,6 +65,13 @@ class Reports:
         if what == "handler":
             place = "" if address is None else f" with a datagram from {format_address(address)}"
             logger.error("the handler failed%s%s", place, suffix, exc_info=detail)
+        elif what == "own":
+            logger.warning(
+                "a datagram from %s was not handled: %s%s",
+                format_address(address),
+                detail,
+                suffix,
+            )
         elif what == "send":
             logger.warning("not sent to %s: %s%s", format_address(address), detail, suffix)
         elif address is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 from tomada import _core
 from tomada._address import format_address
 from tomada._advice import OF_OPENING, advise, advised
-from tomada._server.app import check_not_async
+from tomada._server.app import check_callback
 from tomada._server.context import Context
 from tomada._server.lifecycle import Lifecycle, StoppedWhileStartingError
 from tomada._server.listeners import Listeners, adopt, listen, passed_descriptors
@@ -45,7 +45,8 @@ class Server:
     Each reply is sent from the address that the request was sent to, which may differ from the
     machine's default one. Datagrams are never truncated. If a handler raises an exception, or
     returns a wrong type or a reply that is too long, the error is logged under ``tomada`` and
-    counted, and the server continues.
+    counted, and the server continues. The handler is not called with datagrams whose source is the
+    server's own address: its reply would be the next request.
 
     :param address: ``(host, port)`` for IPv4 or IPv6, or a path or name of ``AF_UNIX``. The port 0
         means any free port. ``"::"`` also accepts IPv4: such peers have addresses like
@@ -68,14 +69,14 @@ class Server:
     :param init: Called once in each worker before it receives datagrams: in each process of
         ``workers``, or in each thread of the server.
     :param exit: Called once in each worker in which ``init`` has returned, after the last datagram
-        was answered: when the server stops, when the worker is replaced (SIGHUP), and when a
+        was handled: when the server stops, when the worker is replaced (SIGHUP), and when a
         handler raises :class:`SystemExit`; but not when the worker is killed. A worker process then
         exits like a Python program: it waits for threads, runs the :mod:`atexit` functions
         registered in the worker, and flushes files. All of this may take the rest of ``drain`` plus
         one second. Exceptions are logged.
     :param steering: Which worker receives a datagram. ``"hash"``: always the same for a peer.
         ``"cpu"``: that of the CPU that received it. ``"random"``: any.
-    :param drain: The maximum time in seconds to answer queued datagrams when the server stops;
+    :param drain: The maximum time in seconds to handle queued datagrams when the server stops;
         ``math.inf`` for no limit.
     :param rcvbuf: The size of each receive buffer in bytes. If the kernel grants less (sysctl
         ``net.core.rmem_max``), the server logs it.
@@ -115,10 +116,9 @@ class Server:
         sock: Any = None,
         fd: int | None = None,
     ) -> None:
-        if not callable(handler):
-            raise TypeError(f"the handler must be callable, not {type(handler).__name__}")
-        for name, function in (("the handler", handler), ("init", init), ("exit", exit)):
-            check_not_async(function, name)
+        check_callback(handler, "the handler")
+        check_callback(init, "init", is_optional=True)
+        check_callback(exit, "exit", is_optional=True)
         if takes not in ("data", "datagram", "batch"):
             raise ValueError(f"takes must be 'data', 'datagram' or 'batch', not {takes!r}")
         if steering not in ("hash", "cpu", "random"):
@@ -181,13 +181,16 @@ class Server:
             raise
 
     def stop(self) -> None:
-        """Stop receiving, answer all queued datagrams, and end the server.
+        """Stop receiving, handle all queued datagrams, and end the server.
 
-        New datagrams are refused at once (by ICMP), so each datagram is either answered or refused.
-        A worker has ``drain`` seconds to answer, plus one second in which the handler and ``exit``
+        New datagrams are refused at once (by ICMP), so each datagram is either handled or refused.
+        A worker has ``drain`` seconds for that, plus one second in which the handler and ``exit``
         must return and a worker process must exit. Then a worker process is killed, and a thread is
-        left running. Stopping again only waits for the end. In a forked process that is not one of
-        the server's workers, this does nothing.
+        left running. The log says how many received datagrams were not handled; unless the socket
+        was given to the server, they include those that were left in its queue.
+
+        Stopping again only waits for the end. In a forked process that is not one of the server's
+        workers, this does nothing.
 
         A signal handler may also call it. If that has interrupted :meth:`start` in the same thread,
         or in a handler of the server's datagrams, this requests the end and returns at once;
@@ -217,12 +220,12 @@ class Server:
         Another thread or the workers call the handler, so signals are handled even while the
         handler blocks. An exception of another signal handler also ends the server.
         """
-        asked: list[int] = []
+        requests: list[int] = []
 
         def ask(number: int, _frame: object) -> None:
-            if asked:
+            if requests:
                 raise KeyboardInterrupt
-            asked.append(number)
+            requests.append(number)
             self._life.request_stop()
 
         handlers: dict[int, Callable[..., Any]] = {signal.SIGINT: ask, signal.SIGTERM: ask}
@@ -285,9 +288,9 @@ class Server:
 
         In the handler, it is sent together with the batch's replies, and errors are logged and
         counted like theirs. Elsewhere it is sent at once, and raises :class:`OSError` if it fails.
-        A peer from which this worker has recently received is answered from the address that it
-        used. (A handler that uses its server must be able to find it in a worker, which is forked
-        by :meth:`start`: assign it to a name before, not by ``with Server(…) as server``.)
+        To a peer from which this worker has recently received, it is sent from the address that the
+        peer used. (A handler that uses its server must be able to find it in a worker, which is
+        forked by :meth:`start`: assign it to a name before, not by ``with Server(…) as server``.)
         """
         cores = self._running().cores
         core = next((core for core in cores[1:] if core.is_delivering), cores[0])
@@ -379,7 +382,7 @@ class Server:
 def serve(address: Any, handler: Handler, **options: Any) -> None:
     """Serve until SIGINT (Ctrl-C) or SIGTERM: ``Server(address, handler, …).serve_forever()``.
 
-    It then answers the queued datagrams, and returns.
+    It then handles the queued datagrams, and returns.
     """
     Server(address, handler, **options).serve_forever()
 

@@ -18,6 +18,7 @@ pub mod guard;
 pub mod meta;
 pub mod multicast;
 pub mod names;
+mod own_address;
 mod recv_backlog;
 mod recv_ring;
 mod reply_source;
@@ -41,6 +42,7 @@ pub use error_class::{ErrorClass, ErrorStreak, may_be_of_earlier};
 pub use fork_mutex::{ForkTryMutex, ForkTryMutexGuard, Inherit, leave_to_parent};
 pub use guard::Guard;
 pub use meta::{Meta, Source, may_be_of_source};
+pub use own_address::OwnAddress;
 pub use recv_backlog::Held;
 pub use recv_ring::{
     Datagrams, ExportedRing, Filled, Received, RecvRing, Run, SlotKind, ThreadRing,
@@ -58,6 +60,6 @@ pub use socket::{
 };
 pub use split::Split;
 pub use sys::{
-    Memory, MessageInfo, RecvSlice, SendSlice, Zeroes, end_with_parent, make_room, no_memory,
-    program_option, with_room, zeroes,
+    Memory, MessageInfo, RecvSlice, SendSlice, Zeroes, end_with_parent, hang_if_ended, make_room,
+    no_memory, program_option, with_room, zeroes,
 };

@@ -71,6 +71,8 @@ pub trait Outlet {
 pub struct Flushed {
     /// Errors of datagrams that were not sent, or of earlier ones.
     pub errors: Vec<Refused>,
+    /// How many more datagrams were dropped, which `errors` does not describe.
+    pub undescribed: usize,
     /// Whether the socket's buffer is full, so that the remaining datagrams wait.
     pub is_full: bool,
 }

@@ -33,10 +33,10 @@ impl<P: Payload> SendBacklog<P> {
     }
 
     /// Drops the oldest datagrams of a backlog that waits for room: those that have waited for too
-    /// long, and those that exceed the limit in bytes.
+    /// long, and those that exceed the limit in bytes, or `most` datagrams.
     ///
     /// The oldest, because the peers of the latest ones still wait for them.
-    pub fn shed(&mut self, now: Instant) -> Shed {
+    pub fn shed(&mut self, now: Instant, most: usize) -> Shed {
         // Those without a time are the latest.
         for queued in self.datagrams.iter_mut().rev() {
             if queued.since.is_some() {
@@ -50,7 +50,7 @@ impl<P: Payload> SendBacklog<P> {
         let mut size = self.bytes() + self.len() * OVERHEAD;
         let (mut count, mut shed) = (0_usize, 0);
         for queued in &self.datagrams {
-            if size <= MOST_BYTES && !is_old(queued) {
+            if size <= MOST_BYTES && self.len() - count <= most && !is_old(queued) {
                 break;
             }
             let len = queued.data.as_ref().len();
@@ -192,24 +192,28 @@ mod tests {
     fn the_oldest_go_beyond_the_limit_and_the_last_of_them_are_described() {
         let datagrams: Vec<_> = (1..=5000).map(|port| (port, 0)).collect();
         let mut backlog = backlog(&datagrams);
-        let shed = backlog.shed(Instant::now());
+        let shed = backlog.shed(Instant::now(), usize::MAX);
         assert_eq!((shed.count, shed.refused.len()), (5000 - MOST_BYTES / OVERHEAD, DESCRIBED));
         assert_eq!(shed.refused.last().unwrap().to, Some(peer(shed.count)));
         assert_eq!((backlog.len(), backlog.bytes()), (MOST_BYTES / OVERHEAD, 0));
-        assert_eq!(backlog.shed(Instant::now()).count, 0);
+        assert_eq!(backlog.shed(Instant::now(), usize::MAX).count, 0);
+        assert_eq!(
+            (backlog.shed(Instant::now(), 7).count, backlog.len()),
+            (MOST_BYTES / OVERHEAD - 7, 7)
+        );
     }
 
     #[test]
     fn what_has_waited_for_too_long_goes() {
         let mut backlog = backlog(&[(1, 3)]);
         let start = Instant::now();
-        assert_eq!(backlog.shed(start).count, 0);
+        assert_eq!(backlog.shed(start, usize::MAX).count, 0);
         backlog.push(Bytes(vec![0; 4]), Some(peer(2)), None).unwrap();
-        assert_eq!(backlog.shed(start + LONGEST_WAIT / 2).count, 0);
-        let shed = backlog.shed(start + LONGEST_WAIT);
+        assert_eq!(backlog.shed(start + LONGEST_WAIT / 2, usize::MAX).count, 0);
+        let shed = backlog.shed(start + LONGEST_WAIT, usize::MAX);
         assert_eq!((shed.count, shed.refused[0].to), (1, Some(peer(1))));
         assert_eq!((ports(&backlog), backlog.bytes()), (vec![2], 4));
-        assert_eq!(backlog.shed(start + LONGEST_WAIT * 3 / 2).count, 1);
+        assert_eq!(backlog.shed(start + LONGEST_WAIT * 3 / 2, usize::MAX).count, 1);
         assert_eq!((backlog.len(), backlog.bytes()), (0, 0));
     }
 

@@ -34,26 +34,32 @@ pub(crate) fn flush(
     flush_or(backlog, socket, asked, |_| None)
 }
 
-/// As [`flush`], for a backlog that is limited: datagrams that waited for too long are dropped. Where each
-/// peer has a queue of its own, one that is full does not block the others.
+/// As [`flush`], for a backlog that is limited: datagrams that waited for too long are dropped, and of
+/// those that still find no room, all but the latest `most`. Where each peer has a queue of its own, one
+/// that is full does not block the others.
 pub(crate) fn flush_limited(
     backlog: &mut SendBacklog,
     socket: &net::Socket,
     asked: &ReplySources,
+    most: usize,
 ) -> Flushed {
     let mut outlet = SocketOutlet { socket, asked, wait: never };
-    let mut shed =
-        if backlog.is_waiting() { backlog.shed(Instant::now()) } else { Shed::default() };
+    let mut shed = if backlog.is_waiting() {
+        backlog.shed(Instant::now(), usize::MAX)
+    } else {
+        Shed::default()
+    };
     let mut flushed =
         if socket.is_ip() { backlog.flush(&mut outlet) } else { backlog.flush_around(&mut outlet) };
     count_lost(&flushed, socket);
     if flushed.is_full {
-        let more = backlog.shed(Instant::now());
+        let more = backlog.shed(Instant::now(), most);
         shed.count += more.count;
         shed.refused.extend(more.refused);
         flushed.is_full = !backlog.is_empty();
     }
     socket.counters().count_send_errors(shed.count);
+    flushed.undescribed = shed.count - shed.refused.len();
     flushed.errors.extend(shed.refused);
     flushed
 }

@@ -30,20 +30,20 @@ EXAMPLES = """
 examples:
   tomada serve                               an echo on 127.0.0.1:1234, until Ctrl-C
   tomada serve 0.0.0.0:1234 --app service:handle --workers 4
-  tomada serve :1234 --discard               takes everything, says nothing
+  tomada serve :1234 --discard               receives everything, sends no reply
 
 A handler is a function of the datagram's bytes and the sender's address; it returns the
 reply, or None for no reply. The current directory is searched for the module, too. With several
 workers, each imports the module itself.
 
 signals:
-  SIGINT, SIGTERM  answer what is queued, and end
-  SIGHUP           with several workers: replace them one by one, with nothing lost. The new ones
-                   import the module of --app anew, and all that it imports; where that fails, the
-                   log says why, and the old ones go on
+  SIGINT, SIGTERM  handle all queued datagrams, and exit
+  SIGHUP           with several workers: replace them one by one, without losing a datagram. The
+                   new workers import the module of --app, and what it imports, again. If that
+                   fails, the log says why, and the old workers continue
 
 exit status:
-  0  it was asked to end
+  0  a signal ended it
   1  it could not start, or its workers could not
 """
 
@@ -51,7 +51,7 @@ exit status:
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "serve",
-        help="answer datagrams: as an echo, or with a handler of your own",
+        help="reply to datagrams: with an echo, or with a handler of your own",
         description="Serve an address. Without an option, send every datagram back.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -59,8 +59,8 @@ def add(commands: Any) -> None:
     add_address(parser, "where to serve", has_default=True)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--echo", action="store_true", help="send each datagram back (the default)")
-    what.add_argument("--discard", action="store_true", help="take datagrams, and answer none")
-    what.add_argument("--print", action="store_true", help="print datagrams, and answer none")
+    what.add_argument("--discard", action="store_true", help="receive datagrams, and send no reply")
+    what.add_argument("--print", action="store_true", help="print datagrams, and send no reply")
     what.add_argument("--app", metavar="MODULE:HANDLER", help="call a handler with each datagram")
     parser.add_argument(
         "--workers", type=count, default=1, metavar="N", help="processes to serve with (default: 1)"
@@ -73,7 +73,7 @@ def add(commands: Any) -> None:
         type=seconds,
         default=5.0,
         metavar="S",
-        help="seconds that answering what is queued may take at the end (default: 5)",
+        help="maximum seconds to handle queued datagrams at the end (default: 5)",
     )
     parser.add_argument("--quiet", action="store_true", help="no status line")
     add_json(parser, "the counters, at the end,")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,11 @@ class App:
         self._module, colon, self._attribute = name.partition(":")
         if not (self._module and colon and self._attribute):
             raise AppError(f"{name!r} does not name a handler: write MODULE:HANDLER")
+        if os.sep in self._module or Path(self._module).is_file():
+            raise AppError(
+                f"{self._module!r} is a path, not a module: "
+                + _how_to_write(Path(self._module), self._attribute)
+            )
         self._handler: Callable[..., Any] | None = None
 
     def load(self) -> Callable[..., Any]:
@@ -77,6 +83,22 @@ class App:
     def __call__(self, *arguments: Any) -> Any:
         """Call the handler."""
         return self.load()(*arguments)
+
+
+def _how_to_write(path: Path, handler: str) -> str:
+    """Say how to name a handler in a file."""
+    path = path.resolve().with_suffix("")
+    if path.is_relative_to(Path.cwd()):
+        return f"write {'.'.join(path.relative_to(Path.cwd()).parts)}:{handler}"
+    return f"write {path.name}:{handler}, in the directory {path.parent}"
+
+
+def check_callback(function: Any, what: str, *, is_optional: bool = False) -> None:
+    """Raise :class:`TypeError` if a server cannot call a function."""
+    if not (callable(function) or (is_optional and function is None)):
+        or_none = " or None" if is_optional else ""
+        raise TypeError(f"{what} must be callable{or_none}, not {type(function).__name__}")
+    check_not_async(function, what)
 
 
 def check_not_async(function: Any, what: str) -> None:

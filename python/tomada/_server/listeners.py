@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tomada._socket_options import SocketOptions
 
 FIRST_PASSED_FD = 3  # SD_LISTEN_FDS_START in sd_listen_fds(3)
+DISCARD = 9
 
 
 class Listeners:
@@ -33,7 +34,8 @@ class Listeners:
     def __init__(self, sockets: Sequence[Any], *, is_own: bool) -> None:
         self.sockets = list(sockets)
         self.address: Any = self.sockets[0].getsockname()
-        self._is_own = is_own
+        self.is_own = is_own
+        """Whether they were opened here, so that nobody receives from them afterwards."""
         # Adopted sockets may have dropped datagrams before.
         self._before = self._all_drops()
         self._path = _identity(self.address) if is_own else None
@@ -54,16 +56,14 @@ class Listeners:
         with ``EPIPE``, so no datagram is lost silently. Sockets that were given to the server stay
         unchanged, because another program may continue to use them.
         """
-        if not self._is_own:
+        if not self.is_own:
             return
         for sock in self.sockets:
             with contextlib.suppress(OSError):
                 if sock.family == socket.AF_UNIX:
                     sock.shutdown(socket.SHUT_RD)
                 else:
-                    # A socket connected to itself receives from no other peer. Sending to an
-                    # explicit address still works.
-                    sock.connect(sock.getsockname())
+                    _connect_to_nobody(sock)
 
     def disable_gro(self) -> None:
         """Stop coalescing of datagrams on sockets that were given to the server.
@@ -71,7 +71,7 @@ class Listeners:
         The program that uses them next may not expect coalesced datagrams. The kernel delivers
         those that are already coalesced to the calling process, which must receive and handle them.
         """
-        if not self._is_own:
+        if not self.is_own:
             for sock in self.sockets:
                 with contextlib.suppress(OSError):
                     sock.gro = False
@@ -245,6 +245,21 @@ def _is_connected(sock: socket.socket) -> bool:
     except OSError:
         return False
     return True
+
+
+def _connect_to_nobody(sock: socket.socket) -> None:
+    """Make a socket receive no new datagram. Sending to an explicit address still works.
+
+    A connected socket receives from its peer only. The peer is a port on which no program is
+    expected to send (discard, RFC 863), at a loopback address, which the kernel does not accept as
+    a source from other machines.
+    """
+    name = sock.getsockname()
+    host = "::1" if sock.family == socket.AF_INET6 else "127.0.0.1"
+    try:
+        sock.connect((host, DISCARD if name[1] != DISCARD else DISCARD + 1))
+    except OSError:  # there is no route from the socket's address
+        sock.connect(name)
 
 
 def _has_gro(sock: Any) -> bool:

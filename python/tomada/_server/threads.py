@@ -91,7 +91,8 @@ class Threads:
         in_order = all(self._is_ready) and self._error is None
         patience = context.drain + GRACE if in_order else GRACE if self._error else BRIEF
         for core in context.cores:
-            core.stop(context.drain if in_order and not life.is_aborted else 0.0)
+            drain = context.drain if in_order and not life.is_aborted else 0.0
+            core.stop(drain, is_last=context.listeners.is_own)
         if not in_order:  # nothing is drained
             self._cause = "one of its threads failed" if self._error else "it had not started yet"
         begun = asked = time.monotonic()

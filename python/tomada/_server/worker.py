@@ -67,7 +67,7 @@ def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeu
         # If the handler does not return, only the kernel can end the process, by this alarm.
         signal.setitimer(signal.ITIMER_REAL, context.drain + GRACE)
         context.listeners.disable_gro()
-        started[0].stop(context.drain)
+        started[0].stop(context.drain, is_last=context.listeners.is_own)
 
     def retire(*_: object) -> None:
         if not started:

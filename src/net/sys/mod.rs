@@ -26,6 +26,7 @@ mod process;
 mod single;
 mod slices;
 mod socket;
+mod thread_exit;
 
 pub(super) use event::*;
 pub(super) use fork::*;
@@ -39,3 +40,4 @@ pub(super) use single::*;
 pub use slices::*;
 pub use socket::program_option;
 pub(super) use socket::*;
+pub use thread_exit::hang_if_ended;

@@ -9,15 +9,16 @@ use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyList, PyMemoryView, PyString, PyTuple};
 
 use super::{ServerCore, Takes};
-use crate::net::ReplySourceReader;
-use crate::net::{self, Address, Count, Datagrams, Filled, Received, Source};
+use crate::net::{
+    self, Address, Count, Datagrams, Filled, OwnAddress, Received, ReplySourceReader, Source,
+};
 use crate::python::buffer::{Readable, TypeName, new_bytes, new_list, push};
 use crate::python::datagram::Datagram;
 use crate::python::error::{Error, Result};
 use crate::python::socket::{Senders, Socket, pair};
 
 /// The most messages that one receive takes.
-const MESSAGES: u64 = 64;
+pub(super) const MESSAGES: usize = 64;
 /// No more is received at once than is handled in this time, as far as can be foreseen: a worker
 /// that dies loses it, and one that is to end finishes it first.
 const FORESEEN: Duration = Duration::from_millis(10);
@@ -54,6 +55,7 @@ pub(super) struct Delivery<'a, 'py> {
     /// Since when this thread is attached to the interpreter.
     attached_at: Cell<Instant>,
     notes: ReplySourceReader<'a>,
+    own: OwnAddress,
 }
 
 impl<'a, 'py> Delivery<'a, 'py> {
@@ -83,6 +85,7 @@ impl<'a, 'py> Delivery<'a, 'py> {
             flushed_at: now,
             attached_at: Cell::new(now),
             notes: core.asked.notes(),
+            own: OwnAddress::of(socket),
         }
     }
 
@@ -93,18 +96,22 @@ impl<'a, 'py> Delivery<'a, 'py> {
     /// How many messages to receive.
     pub(super) fn messages(&self) -> usize {
         let cost = self.message_cost.as_nanos().max(1) as u64;
-        (FORESEEN.as_nanos() as u64 / cost).clamp(1, MESSAGES) as usize
+        (FORESEEN.as_nanos() as u64 / cost).clamp(1, MESSAGES as u64) as usize
     }
 
     /// Counts what the socket has kept, for which there is no time any more, and says how many
     /// received datagrams no handler was called for.
     pub(super) fn end(&mut self) -> usize {
         while let Some(held) = self.socket.take_kept() {
-            let filled = held.filled();
-            self.count(&filled);
-            self.left += filled.datagrams;
+            self.leave(&held.filled());
         }
         self.left
+    }
+
+    /// Counts datagrams that were received, and that no handler is called for.
+    pub(super) fn leave(&mut self, filled: &Filled) {
+        self.count(filled);
+        self.left += filled.datagrams;
     }
 
     /// How long other threads have waited for the interpreter, unless the handler let them.
@@ -149,6 +156,7 @@ impl<'a, 'py> Delivery<'a, 'py> {
     /// Delivers datagrams, and sends the answers.
     pub(super) fn run(&mut self, datagrams: &mut impl Datagrams) -> Result<()> {
         self.core.delivering.store(this_thread(), Ordering::Relaxed);
+        self.own.forget();
         let started = Instant::now();
         let result = match self.core.takes {
             Takes::Data | Takes::Datagram => self.run_each(datagrams),
@@ -191,6 +199,9 @@ impl<'a, 'py> Delivery<'a, 'py> {
 
     /// Calls the handler with one datagram, and queues the answer.
     fn handle(&mut self, datagram: &Received<'_>) -> PyResult<()> {
+        if self.own.is_source(datagram.from) {
+            return self.refuse_own(datagram.from);
+        }
         let data = new_bytes(self.py, datagram.payload)?;
         let address = self.senders.object(self.py, datagram.from)?;
         let source = self.notes.take(datagram);
@@ -206,10 +217,17 @@ impl<'a, 'py> Delivery<'a, 'py> {
     fn run_batch(&mut self, datagrams: &mut impl Datagrams) -> Result<()> {
         let (mut batch, mut senders) = (Vec::new(), Vec::new());
         while let Some(datagram) = datagrams.current() {
-            let added = self.add(&datagram, &mut batch, &mut senders);
+            let added = if self.own.is_source(datagram.from) {
+                self.refuse_own(datagram.from)
+            } else {
+                self.add(&datagram, &mut batch, &mut senders)
+            };
             let added = added.or_else(|error| self.fail(error, Some(datagram.from)));
             datagrams.advance();
             added?;
+        }
+        if batch.is_empty() {
+            return Ok(());
         }
         self.calls += 1;
         let replies = new_list(self.py, batch)
@@ -299,6 +317,15 @@ impl<'a, 'py> Delivery<'a, 'py> {
         let to = (!to.is_empty()).then(|| Address::from_bytes(to));
         let pushed = self.core.outbox().push(data.into(), to, source);
         Ok(pushed.map_err(Error::from)?)
+    }
+
+    /// Counts and reports a datagram whose source is the server's own address. A reply would come back
+    /// as the next request, without end.
+    fn refuse_own(&self, from: &[u8]) -> PyResult<()> {
+        self.core.count(Count::HandlerErrors, 1);
+        let message = "its source is the server's own address: it is forged, or the server has sent \
+                       it to itself";
+        self.core.report_error(self.py, "own", PyValueError::new_err(message), Some(from))
     }
 
     /// Counts and reports what went wrong with one call, or with the datagrams for it.

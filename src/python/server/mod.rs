@@ -7,7 +7,7 @@ mod send;
 use std::ffi::c_int;
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,21 +16,23 @@ use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 
-use self::deliver::Delivery;
+use self::deliver::{Delivery, MESSAGES};
+use self::send::RETRY;
 use super::counters::ServerCounters;
 use super::error::{Error, Result};
 use super::send_backlog::SendBacklog;
 use super::socket::Socket;
-use crate::net::ReplySources;
 use crate::net::{
-    self, Address, Count, Deadline, ErrorClass, ErrorStreak, Filled, Interest, Steering, Stop,
-    ThreadRing, Waiting,
+    self, Address, Count, Deadline, ErrorClass, ErrorStreak, Filled, Interest, ReplySources,
+    Steering, Stop, ThreadRing, Waiting, hang_if_ended,
 };
 
 /// A server looks after the kernel's drops so often.
 const TICK: Duration = Duration::from_secs(1);
 /// A receiving socket that has refused new datagrams for so long has no more on their way.
 const SETTLE: Duration = Duration::from_millis(2);
+/// The longest time to count what draining has left in a socket's queue.
+const COUNTING: Duration = Duration::from_millis(500);
 /// So long the interpreter is kept from other threads, where the handler is not Python's.
 const SWITCH: Duration = Duration::from_millis(5);
 /// A receive is tried so many times before an error about a peer is looked at: datagrams come first,
@@ -75,6 +77,8 @@ pub(crate) struct ServerCore {
     state: AtomicU8,
     /// When draining ends, whatever is left.
     deadline: Mutex<Option<Instant>>,
+    /// Whether nobody receives after this server what draining leaves in the socket's queue.
+    is_last: AtomicBool,
 }
 
 #[pymethods]
@@ -115,6 +119,7 @@ impl ServerCore {
             delivering: AtomicUsize::new(0),
             state: AtomicU8::new(RUNNING),
             deadline: Mutex::new(None),
+            is_last: AtomicBool::new(false),
         })
     }
 
@@ -128,71 +133,16 @@ impl ServerCore {
     /// received datagrams had to be left unhandled.
     #[pyo3(signature = (wakeup_fd=None))]
     fn run(slf: &Bound<'_, Self>, wakeup_fd: Option<RawFd>) -> Result<usize> {
-        let (py, this) = (slf.py(), slf.get());
-        let owner = this.socket.bind(py);
-        let socket = owner.get().socket()?;
-        let mut waiting = Waiting::new(socket);
-        if let Some(fd) = wakeup_fd {
-            // SAFETY: as the stub demands, it is open while this runs.
-            waiting = unsafe { waiting.signalled_by(fd) };
-        }
-        let mut ring = ThreadRing::take(socket.slot_kind())?;
-        let mut delivery = Delivery::new(py, this, owner, socket);
-        let (mut streak, mut told_at) = (ErrorStreak::default(), Instant::now());
-        loop {
-            py.check_signals()?;
-            // Kept when GRO was switched off, for whoever goes on with the socket.
-            while let Some(mut held) = socket.take_kept() {
-                let filled = held.filled();
-                delivery.run_counted(&mut held, filled)?;
-                if this.is_overdue() {
-                    return Ok(delivery.end());
-                }
-            }
-            let mut of_peer = None;
-            match this.receive(py, &waiting, &mut ring, &delivery, &mut of_peer) {
-                // Another thread has kept what there was, for this one to take.
-                Ok(Received::Messages(filled)) if filled.datagrams == 0 => {}
-                Ok(Received::Messages(filled)) => {
-                    streak.end();
-                    delivery.run_counted(&mut *ring, filled)?;
-                    if this.is_overdue() {
-                        return Ok(delivery.end());
-                    }
-                }
-                Ok(Received::Nothing) => streak.end(),
-                Ok(Received::End) => return Ok(delivery.end()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    let class = ErrorClass::of(&error);
-                    if class == ErrorClass::Own || socket.descriptor().is_closed() {
-                        return Err(error.into());
-                    }
-                    of_peer = Some(error);
-                    if let Some(pause) = streak.pause(class) {
-                        delivery.detach(|| thread::sleep(pause));
-                    }
-                }
-            }
-            if let Some(error) = of_peer {
-                this.tell_queued_errors(py, socket, Some(error))?;
-                if this.is_overdue() {
-                    return Ok(delivery.end());
-                }
-            }
-            if told_at.elapsed() >= TICK {
-                told_at = Instant::now();
-                this.tell_drops(py, socket)?;
-                // A wait may have taken entries of the error queue that no receive reported.
-                this.tell_queued_errors(py, socket, None)?;
-            }
-        }
+        // A handler may still block when the interpreter is finalized.
+        hang_if_ended(|| Self::receive_and_deliver(slf, wakeup_fd))
     }
 
     /// End `run`: after what was received or, given the seconds that this may take at the most,
-    /// after all that is queued.
-    #[pyo3(signature = (drain=None))]
-    fn stop(&self, py: Python<'_>, drain: Option<f64>) {
+    /// after all that is queued. `is_last` says that the queue is closed then: what is left in it is
+    /// received and counted.
+    #[pyo3(signature = (drain=None, *, is_last=false))]
+    fn stop(&self, py: Python<'_>, drain: Option<f64>, is_last: bool) {
+        self.is_last.fetch_or(is_last, Ordering::Relaxed);
         let state = match drain {
             None => RETIRING,
             Some(seconds) => {
@@ -224,6 +174,72 @@ enum Received {
 }
 
 impl ServerCore {
+    /// The work of `run`.
+    fn receive_and_deliver(slf: &Bound<'_, Self>, wakeup_fd: Option<RawFd>) -> Result<usize> {
+        let (py, this) = (slf.py(), slf.get());
+        let owner = this.socket.bind(py);
+        let socket = owner.get().socket()?;
+        let mut waiting = Waiting::new(socket);
+        if let Some(fd) = wakeup_fd {
+            // SAFETY: as the stub demands, it is open while this runs.
+            waiting = unsafe { waiting.signalled_by(fd) };
+        }
+        let mut ring = ThreadRing::take(socket.slot_kind())?;
+        let mut delivery = Delivery::new(py, this, owner, socket);
+        let (mut streak, mut told_at) = (ErrorStreak::default(), Instant::now());
+        loop {
+            py.check_signals()?;
+            // Kept when GRO was switched off, for whoever goes on with the socket.
+            while let Some(mut held) = socket.take_kept() {
+                let filled = held.filled();
+                delivery.run_counted(&mut held, filled)?;
+                if this.is_overdue() {
+                    return this.leave(py, delivery, &mut ring);
+                }
+            }
+            let mut of_peer = None;
+            match this.receive(py, &waiting, &mut ring, &delivery, &mut of_peer) {
+                // Another thread has kept what there was, for this one to take.
+                Ok(Received::Messages(filled)) if filled.datagrams == 0 => {}
+                Ok(Received::Messages(filled)) => {
+                    streak.end();
+                    delivery.run_counted(&mut *ring, filled)?;
+                    if this.is_overdue() {
+                        return this.leave(py, delivery, &mut ring);
+                    }
+                }
+                Ok(Received::Nothing) => {
+                    streak.end();
+                    this.flush(py, socket)?; // replies to peers whose queues were full
+                }
+                Ok(Received::End) => return this.leave(py, delivery, &mut ring),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    let class = ErrorClass::of(&error);
+                    if class == ErrorClass::Own || socket.descriptor().is_closed() {
+                        return Err(error.into());
+                    }
+                    of_peer = Some(error);
+                    if let Some(pause) = streak.pause(class) {
+                        delivery.detach(|| thread::sleep(pause));
+                    }
+                }
+            }
+            if let Some(error) = of_peer {
+                this.tell_queued_errors(py, socket, Some(error))?;
+                if this.is_overdue() {
+                    return this.leave(py, delivery, &mut ring);
+                }
+            }
+            if told_at.elapsed() >= TICK {
+                told_at = Instant::now();
+                this.tell_drops(py, socket)?;
+                // A wait may have taken entries of the error queue that no receive reported.
+                this.tell_queued_errors(py, socket, None)?;
+            }
+        }
+    }
+
     /// Receives what is there. The first attempt is made attached to the interpreter, as those of a
     /// socket are; waiting is not.
     fn receive(
@@ -257,7 +273,11 @@ impl ServerCore {
             return Ok(Received::Nothing); // to be told before waiting
         }
         let (state, spin) = (self.state(), self.socket.bind(py).get().spin_until(Interest::Read));
-        let patience = if state == RUNNING { TICK } else { SETTLE };
+        let patience = match state {
+            RUNNING if self.has_waiting() => RETRY,
+            RUNNING => TICK,
+            _ => SETTLE,
+        };
         let waited = delivery.detach(|| {
             waiting.run(Interest::Read, Deadline::after(patience), spin, |fd, _| {
                 if self.state() != state || socket.pending() > 0 {
@@ -280,6 +300,28 @@ impl ServerCore {
             Err(Stop::Closed) => Err(io::Error::from_raw_os_error(libc::EBADF)),
             Err(Stop::Failed(error)) => Err(error),
         }
+    }
+
+    /// Sends the replies that still wait, and counts the datagrams that are not handled; returns their
+    /// number.
+    fn leave(
+        &self,
+        py: Python<'_>,
+        mut delivery: Delivery<'_, '_>,
+        ring: &mut ThreadRing,
+    ) -> Result<usize> {
+        let socket = delivery.socket();
+        self.flush_last(py, socket)?;
+        let until = Instant::now() + COUNTING;
+        while self.is_overdue() && self.is_last.load(Ordering::Relaxed) && Instant::now() < until {
+            let received =
+                socket.with(|fd| self.receive_now(socket, fd, ring, MESSAGES, &mut None));
+            match received {
+                Ok(filled) => delivery.leave(&filled),
+                Err(_) => break, // the queue is empty
+            }
+        }
+        Ok(delivery.end())
     }
 
     /// Receives without waiting, and counts at once what the guard has refused. An error about a peer

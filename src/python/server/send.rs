@@ -2,25 +2,31 @@
 
 use std::io;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 
 use super::ServerCore;
 use super::deliver::this_thread;
-use crate::net::{self, Count, Deadline, Interest, Refused, SendQueue, Sent, Stop, Waiting};
+use crate::net::{
+    self, Count, Deadline, Flushed, Interest, Refused, SendQueue, Sent, Stop, Waiting,
+};
 use crate::python::buffer::Readable;
 use crate::python::error::{Error, Result};
-use crate::python::send_backlog::{SendBacklog, flush_or};
+use crate::python::send_backlog::{SendBacklog, flush_limited, flush_or};
 
 /// How long the answers of one batch wait for room in the socket's buffer, which the device
 /// empties, before they are given up.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long they wait for peers of `AF_UNIX` whose queues are full: only those can make room, by
-/// reading, and one that does not must not hold the others up for long. (What a connected peer has
-/// not read takes up the server's own buffer, so that it can hold up others.)
+/// How long a call that sends one datagram, and a server that stops, wait for peers of `AF_UNIX`
+/// whose queues are full: only those can make room, by reading.
 const UNIX_PATIENCE: Duration = Duration::from_millis(20);
+/// The most replies that wait for such peers. Each batch looks at all of them.
+const WAITING: usize = 256;
+/// How often replies to such peers are retried while nothing is received.
+pub(super) const RETRY: Duration = Duration::from_millis(1);
 /// When the handler has sent so many datagrams, they leave before the others of its batch.
 const QUEUED: usize = 1024;
 
@@ -57,8 +63,8 @@ impl ServerCore {
         }
         let mut outbox = SendBacklog::default();
         outbox.push(data.into(), Some(to), source)?;
-        let refused = self.send(py, owner.socket()?, &mut outbox);
-        match refused.into_iter().find(|refused| refused.is_lost) {
+        let flushed = self.send(py, owner.socket()?, &mut outbox);
+        match flushed.errors.into_iter().find(|refused| refused.is_lost) {
             Some(refused) => Err(refused.error.into()),
             None => Ok(()),
         }
@@ -71,34 +77,68 @@ impl ServerCore {
         self.delivering.load(Ordering::Relaxed) == this_thread()
     }
 
-    /// Sends what is queued, and reports what could not be sent.
+    /// Sends what is queued, and reports what could not be sent. Replies to peers whose own queues are
+    /// full stay queued, within limits, because no peer may delay the others.
     pub(super) fn flush(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
         // Taken out of its lock, which nobody holds while waiting.
         let mut outbox = std::mem::take(&mut *self.outbox());
         if outbox.is_empty() {
             return Ok(());
         }
-        let refused = self.send(py, socket, &mut outbox);
-        for refused in refused.into_iter().filter(|refused| refused.is_lost) {
-            self.report_refused(py, refused)?;
-        }
-        Ok(())
+        let flushed = if socket.is_ip() || self.is_connected {
+            self.send(py, socket, &mut outbox)
+        } else {
+            let flushed = flush_limited(&mut outbox, socket, &self.asked, WAITING);
+            *self.outbox() = outbox;
+            self.count_sent(socket, flushed)
+        };
+        self.report_lost(py, flushed)
     }
 
-    /// Sends all of a send backlog, waiting for room where there is none, and returns what was refused.
-    fn send(&self, py: Python<'_>, socket: &net::Socket, outbox: &mut SendBacklog) -> Vec<Refused> {
+    /// Whether replies wait for peers whose queues are full.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.outbox().is_empty()
+    }
+
+    /// Gives replies that wait a last chance, and drops the others.
+    pub(super) fn flush_last(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
+        let end = Instant::now() + UNIX_PATIENCE;
+        while self.has_waiting() && Instant::now() < end {
+            py.detach(|| thread::sleep(RETRY));
+            self.flush(py, socket)?;
+        }
+        let mut outbox = std::mem::take(&mut *self.outbox());
+        let full = |_: &mut SendQueue<'_>| Some(Err(io::ErrorKind::WouldBlock.into()));
+        let flushed = flush_or(&mut outbox, socket, &self.asked, full);
+        let flushed = self.count_sent(socket, flushed);
+        self.report_lost(py, flushed)
+    }
+
+    /// Sends all of a send backlog, waiting for room where there is none.
+    fn send(&self, py: Python<'_>, socket: &net::Socket, outbox: &mut SendBacklog) -> Flushed {
         let patience = if socket.is_ip() { PATIENCE } else { UNIX_PATIENCE };
         let mut deadline = None;
         let flushed = flush_or(outbox, socket, &self.asked, |queue| {
             let deadline = *deadline.get_or_insert_with(|| Deadline::after(patience));
             Some(wait_for_room(py, socket, deadline, queue))
         });
+        self.count_sent(socket, flushed)
+    }
+
+    /// Counts what a flush has sent and dropped.
+    fn count_sent(&self, socket: &net::Socket, flushed: Flushed) -> Flushed {
         self.count_untold(socket);
-        let lost = flushed.errors.iter().filter(|refused| refused.is_lost).count();
+        let described = flushed.errors.iter().filter(|refused| refused.is_lost).count();
+        let lost = described + flushed.undescribed;
         if lost > 0 {
             self.count(Count::SendErrors, lost);
         }
-        flushed.errors
+        flushed
+    }
+
+    fn report_lost(&self, py: Python<'_>, flushed: Flushed) -> PyResult<()> {
+        let lost = flushed.errors.into_iter().filter(|refused| refused.is_lost);
+        lost.into_iter().try_for_each(|refused| self.report_refused(py, refused))
     }
 
     fn report_refused(&self, py: Python<'_>, refused: Refused) -> PyResult<()> {

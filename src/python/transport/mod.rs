@@ -20,8 +20,7 @@ use super::datagram::Datagram;
 use super::error::Result;
 use super::send_backlog::SendBacklog;
 use super::socket::Socket;
-use crate::net::ReplySources;
-use crate::net::{Address, ThreadRing};
+use crate::net::{Address, ReplySources, ThreadRing, hang_if_ended};
 
 pub(crate) use turn::Turn;
 
@@ -329,7 +328,8 @@ impl TransportCore {
     /// Tells the protocol of an error that ends nothing.
     fn tell_error(&self, py: Python<'_>, error: PyErr) -> PyResult<()> {
         let Some(protocol) = self.protocol(py) else { return Ok(()) };
-        let result = protocol.call_method1(intern!(py, "error_received"), (error,));
+        let call = || protocol.call_method1(intern!(py, "error_received"), (error,));
+        let result = hang_if_ended(call);
         self.catch(py, "error_received", result.map(drop))
     }
 
@@ -347,6 +347,7 @@ impl TransportCore {
         context.set_item("exception", error)?;
         context.set_item("transport", self.transport(py))?;
         context.set_item("protocol", self.protocol(py))?;
-        event_loop.call_method1(intern!(py, "call_exception_handler"), (context,)).map(drop)
+        let name = intern!(py, "call_exception_handler");
+        hang_if_ended(|| event_loop.call_method1(name, (context,))).map(drop)
     }
 }

@@ -9,8 +9,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::{TransportCore, Turn};
-use crate::net::ReplySourceReader;
-use crate::net::{Datagrams, Filled, ThreadRing};
+use crate::net::{Datagrams, Filled, ReplySourceReader, ThreadRing, hang_if_ended};
 use crate::python::buffer::{new_bytes, push};
 use crate::python::datagram::Datagram;
 use crate::python::error::{Error, Result, is_shortage};
@@ -64,13 +63,14 @@ impl TransportCore {
         if slf.get().resume_scheduled.load(Ordering::Relaxed) {
             return Ok(()); // that call comes in this turn too
         }
-        Self::deliver(slf)
+        // A protocol may still run when the interpreter is finalized.
+        hang_if_ended(|| Self::deliver(slf))
     }
 
     /// Go on where the last drain stopped for lack of time.
     fn resume(slf: &Bound<'_, Self>) -> Result<()> {
         slf.get().resume_scheduled.store(false, Ordering::Relaxed);
-        Self::deliver(slf)
+        hang_if_ended(|| Self::deliver(slf))
     }
 }
 

@@ -11,7 +11,7 @@ use pyo3::types::{PyByteArray, PyBytes, PyMemoryView, PyTuple};
 
 use super::TransportCore;
 use crate::net::error_queue::SocketError;
-use crate::net::{Address, Refused, Shed};
+use crate::net::{Address, Refused, Shed, hang_if_ended};
 use crate::python::audit;
 use crate::python::buffer::{Readable, TypeName, new_bytes, text_of};
 use crate::python::error::{Error, Result};
@@ -240,7 +240,8 @@ impl TransportCore {
         let mut outbox = this.outbox(py);
         outbox.push(data.into(), to, source)?;
         let is_limited = this.sheds.load(Ordering::Relaxed) && this.is_full.load(Ordering::Relaxed);
-        let shed = if is_limited { outbox.shed(Instant::now()) } else { Shed::default() };
+        let shed =
+            if is_limited { outbox.shed(Instant::now(), usize::MAX) } else { Shed::default() };
         let waiting = Waiting { datagrams: outbox.len(), bytes: outbox.bytes() };
         drop(outbox);
         if shed.count > 0 {
@@ -332,7 +333,7 @@ impl TransportCore {
             let mut outbox = this.outbox(py);
             let socket = owner.get().socket()?;
             let flushed = if this.sheds.load(Ordering::Relaxed) {
-                flush_limited(&mut outbox, socket, &this.asked)
+                flush_limited(&mut outbox, socket, &this.asked, usize::MAX)
             } else {
                 flush(&mut outbox, socket, &this.asked)
             };
@@ -386,7 +387,7 @@ impl TransportCore {
 
     pub(super) fn tell_transport(&self, py: Python<'_>, method: &str) -> Result<()> {
         if let Some(transport) = self.transport(py) {
-            transport.call_method0(method)?;
+            hang_if_ended(|| transport.call_method0(method))?;
         }
         Ok(())
     }
