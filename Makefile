@@ -170,6 +170,7 @@ lint: $(stamps)/build $(stamps)/group-lint $(stamps)/group-test ## formatting, l
 	$(bin)/ruff check --quiet
 	$(bin)/ruff format --quiet --check
 	$(bin)/python scripts/prose.py
+	$(bin)/python scripts/layers.py
 	$(bin)/python -m mypy
 	$(bin)/python -m mypy.stubtest --ignore-disjoint-bases --ignore-unused-allowlist \
 		--allowlist scripts/stubtest-allowlist tomada._core tomada._constants

@@ -17,17 +17,17 @@ mod _core {
     #[pymodule_export]
     use crate::python::batch::Batch;
     #[pymodule_export]
-    use crate::python::datagram::Datagram;
+    use crate::python::counters::{GuardStats, ServerCounters, ServerStats, Stats};
     #[pymodule_export]
-    use crate::python::guard::{Guard, GuardStats};
+    use crate::python::guard::Guard;
     #[pymodule_export]
-    use crate::python::records::{DatagramError, Stats};
+    use crate::python::records::DatagramError;
     #[pymodule_export]
     use crate::python::server::{ServerCore, end_with_parent, steer};
     #[pymodule_export]
-    use crate::python::socket::{Socket, kind_of};
+    use crate::python::socket::datagram::Datagram;
     #[pymodule_export]
-    use crate::python::tally::{ServerCounters, ServerStats};
+    use crate::python::socket::{Socket, kind_of};
     #[pymodule_export]
     use crate::python::transport::{TransportCore, Turn};
 

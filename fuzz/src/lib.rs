@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use tomada::net::errors::ErrorMessage;
-use tomada::net::guard::{Networks, filter, header, parse_network, run};
+use tomada::net::error_queue::ErrorMessage;
+use tomada::net::guard::{Networks, header, kernel_filter, parse_network, run};
 use tomada::net::{Address, AddressKind, Meta, Split, cmsg};
 
 /// One target: its name, which is also its corpus's, and what is to hold.
@@ -141,7 +141,7 @@ pub fn filters(data: &[u8]) {
     }
     let list = has_allowed.then_some(&allow[..]);
     let networks = Networks::new(list, &deny).expect("no network is in both lists");
-    let program = filter(&networks).expect("so short a list is not too long for the kernel");
+    let program = kernel_filter(&networks).expect("so short a list is not too long for the kernel");
     for probe in probes {
         let longest = |list: &[IpNet]| {
             list.iter().filter(|network| network.contains(&probe)).map(IpNet::prefix_len).max()

@@ -740,6 +740,10 @@ class ServerCounters:
     """Counters that a server's processes share. Not a public interface."""
 
     def __new__(cls, workers: int) -> ServerCounters: ...
+    @staticmethod
+    def descriptions() -> dict[str, str]:
+        """Return the counters' names and descriptions."""
+
     def add_restart(self, worker: int) -> None:
         """Count a worker that died and is restarted."""
 

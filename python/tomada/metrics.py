@@ -10,26 +10,18 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.registry import Collector
 
 from tomada._address import format_address
+from tomada._core import ServerCounters
 
 if TYPE_CHECKING:
     from tomada.server import Server
 
 __all__ = ["ServerCollector"]
 
+# Prometheus counts the batches in a histogram, so calls are not counters of their own.
 COUNTERS = {
-    "received": "Datagrams received.",
-    "received_bytes": "Bytes of payload received.",
-    "sent": "Datagrams sent.",
-    "sent_bytes": "Bytes of payload sent.",
-    "truncated": "Received datagrams whose end was cut off.",
-    "refused": "Datagrams that the guard refused.",
-    "kernel_drops": "Datagrams that the kernel had no room for.",
-    "filter_drops": "Datagrams that the kernel's filter refused, as the guard told it to.",
-    "handler_errors": "Calls of the handler that failed.",
-    "send_errors": "Datagrams that could not be sent.",
-    "receive_errors": "Errors that receiving reported, most of them ICMP messages about peers.",
-    "handler_time": "Seconds spent in the handler.",
-    "restarts": "Workers that died and were started again.",
+    name: text
+    for name, text in ServerCounters.descriptions().items()
+    if name not in ("receive_calls", "send_calls")
 }
 
 

@@ -1,14 +1,10 @@
 //! Socket addresses: the kernel's representation and its meaning.
 
-use std::ffi::{CStr, c_int};
+use std::ffi::c_int;
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::io;
 use std::mem::offset_of;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-
-use super::sys;
-pub use super::sys::{ResolveError, resolver_message};
 
 /// A socket address in the kernel's format: a `struct sockaddr_…` and its length.
 #[derive(Clone, Copy)]
@@ -68,12 +64,6 @@ impl Address {
         address.storage[UNIX_PATH..UNIX_PATH + name.len()].copy_from_slice(name);
         address.len = end as u32;
         Ok(address)
-    }
-
-    /// Resolves a host name to its first address of a family, with the port zero: `getaddrinfo(3)`,
-    /// which blocks for as long as the resolver takes.
-    pub fn resolve(host: &CStr, family: c_int) -> Result<Self, ResolveError> {
-        sys::resolve(host, family)
     }
 
     /// The address's bytes, in the length that the kernel reported.
@@ -212,23 +202,6 @@ fn read_v6(bytes: &[u8]) -> Option<SocketAddrV6> {
     ))
 }
 
-/// Formats an IPv4 address like the C library.
-pub fn format_v4(ip: Ipv4Addr) -> String {
-    sys::format_ip(&ip.octets())
-}
-
-/// Formats an IPv6 address like the C library, without a scope.
-pub fn format_v6(ip: Ipv6Addr) -> String {
-    sys::format_ip(&ip.octets())
-}
-
-/// The index of a network interface, given its name or its number in decimal.
-pub fn interface_index(name: &CStr) -> io::Result<u32> {
-    let digits = name.to_str().ok().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
-    let number = digits.and_then(|digits| digits.parse().ok());
-    number.map_or_else(|| sys::interface_index(name), Ok)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -268,12 +241,5 @@ mod tests {
         assert_eq!(AddressKind::of(&v4.as_bytes()[..7]), AddressKind::Unnamed);
         let netlink = (libc::AF_NETLINK as u16).to_ne_bytes();
         assert_eq!(AddressKind::of(&netlink), AddressKind::Other(libc::AF_NETLINK as u16));
-    }
-
-    #[test]
-    fn addresses_print_as_the_c_library_prints_them() {
-        assert_eq!(format_v4(Ipv4Addr::new(192, 0, 2, 1)), "192.0.2.1");
-        assert_eq!(format_v6("::ffff:1.2.3.4".parse().unwrap()), "::ffff:1.2.3.4");
-        assert_eq!(format_v6("2001:db8:0:0:1::1".parse().unwrap()), "2001:db8::1:0:0:1");
     }
 }

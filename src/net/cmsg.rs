@@ -84,10 +84,10 @@ impl ControlBuffer {
 
     /// Appends a message. There is room for each that this library sends.
     pub fn push(&mut self, level: c_int, kind: c_int, data: &[u8]) {
-        let place = &mut self.bytes[self.len..][..space(data.len())];
-        place[..HEADER].copy_from_slice(&header(level, kind, data.len()));
-        place[HEADER..HEADER + data.len()].copy_from_slice(data);
-        self.len += place.len();
+        let slot = &mut self.bytes[self.len..][..space(data.len())];
+        slot[..HEADER].copy_from_slice(&header(level, kind, data.len()));
+        slot[HEADER..HEADER + data.len()].copy_from_slice(data);
+        self.len += slot.len();
     }
 
     /// The messages.

@@ -1,6 +1,6 @@
 //! A value that threads hand over to each other, whose size can be read without the lock.
 
-use super::forked::{ForkMutex, Inherit};
+use super::fork_mutex::{ForkMutex, Inherit};
 use super::sync::{AtomicUsize, Ordering};
 
 /// A value behind a lock, and the number of its items when the lock was last released.
@@ -52,21 +52,21 @@ mod loom_models {
 
     /// A backlog of numbered datagrams.
     #[derive(Default)]
-    struct Backlog(VecDeque<usize>);
+    struct Numbers(VecDeque<usize>);
 
-    impl Inherit for Backlog {
+    impl Inherit for Numbers {
         fn inherit(&mut self) {
             self.0.clear();
         }
     }
 
-    impl Items for Backlog {
+    impl Items for Numbers {
         fn count(&self) -> usize {
             self.0.len()
         }
     }
 
-    type Shared = Arc<(Descriptor, Counted<Backlog>)>;
+    type Shared = Arc<(Descriptor, Counted<Numbers>)>;
 
     fn shared() -> Shared {
         model_process();

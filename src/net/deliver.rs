@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::recv_cursor::RecvCursor;
-use super::ring::Filled;
+use super::recv_ring::Filled;
+use super::socket::RecvCursor;
 
 /// The maximum number of messages of one receive.
 const MESSAGES: u64 = 64;

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 
-use super::forked::{ForkMutex, Inherit, leave_to_parent};
+use super::fork_mutex::{ForkMutex, Inherit, leave_to_parent};
 use super::sync::{Arc, AtomicI32, AtomicU64, Condvar, Ordering};
 use super::sys;
 use super::waker::Waker;

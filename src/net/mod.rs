@@ -9,67 +9,61 @@
 pub mod address;
 pub mod cmsg;
 mod counted;
+pub(crate) mod counters;
 mod deliver;
 mod descriptor;
-mod drops;
 mod error_class;
-pub mod errors;
-mod fork_cell;
-mod forked;
-mod gro;
+mod fork_mutex;
 mod gso;
 pub mod guard;
-mod holders;
-mod inbox;
 pub mod meta;
 pub mod multicast;
+pub mod names;
 mod own_address;
-mod pending;
-mod recv;
-mod recv_cursor;
-mod ring;
+mod recv_backlog;
+mod recv_ring;
+mod reply_source;
+mod reuseport;
 mod scratch;
-mod send;
 mod send_backlog;
 mod send_limit;
 mod send_queue;
+mod shared_counters;
 mod shared_options;
 mod socket;
 mod split;
 pub mod stats;
-mod steering;
 mod sync;
 mod sys;
-mod tally;
 mod turns;
-mod wait;
 mod waker;
 
 pub use address::{Address, AddressKind};
 pub use deliver::{Costs, Flow, Pace, Sink, deliver};
 pub use descriptor::{Descriptor, InFlight};
-pub use drops::Drops;
 pub use error_class::{ErrorClass, ErrorStreak, may_be_of_earlier};
-pub use fork_cell::{ForkCell, ForkCellGuard};
-pub use forked::{Inherit, leave_to_parent};
+pub use fork_mutex::{ForkTryMutex, ForkTryMutexGuard, Inherit, leave_to_parent};
 pub use guard::Guard;
 pub use meta::{Meta, Source, may_be_of_source};
 pub use own_address::OwnAddress;
-pub use pending::Held;
-pub use recv::{Taken, Visibility};
-pub use recv_cursor::{RecvCursor, Ring};
-pub use ring::{Datagrams, ExportedRing, Filled, Received, RecvRing, Run, SlotKind, ThreadRing};
+pub use recv_backlog::Held;
+pub use recv_ring::{
+    Datagrams, ExportedRing, Filled, Received, RecvRing, Run, SlotKind, ThreadRing,
+};
+pub use reply_source::{ReplySourceReader, ReplySources};
+pub use reuseport::Steering;
 pub use scratch::Scratch;
 pub use send_backlog::{Flushed, Outlet, Payload, Refused, SendBacklog, Spare};
 pub use send_limit::Shed;
 pub use send_queue::{SendQueue, Sent};
-pub use socket::Socket;
+pub use shared_counters::{Count, ServerCounts, SharedCounters};
+pub use socket::{
+    Deadline, Drops, Interest, KernelWait, RecvCursor, Ring, Socket, Stop, Taken, Visibility,
+    Waiting, error_queue,
+};
 pub use split::Split;
-pub use steering::Steering;
 pub use sys::{
     Memory, MessageInfo, RecvSlice, SendSlice, Zeroes, end_with_parent, hang_if_ended, make_room,
     no_memory, program_option, with_room, zeroes,
 };
-pub use tally::{Count, Tally};
 pub use turns::{TurnBudget, TurnSkipping, Turns};
-pub use wait::{Deadline, Interest, KernelWait, Stop, Waiting};

@@ -7,9 +7,9 @@ use std::thread::LocalKey;
 use std::time::Instant;
 
 use super::address::Address;
-use super::errors::PAYLOAD_LEN;
 use super::meta::{Source, may_be_of_source};
 use super::send_queue::{SendQueue, Sent};
+use super::socket::error_queue::PAYLOAD_LEN;
 use super::sys::{SendSlice, no_memory, with_room};
 
 /// Datagrams in the order in which they were accepted.
@@ -275,7 +275,7 @@ mod tests {
     /// A kernel that accepts one datagram per call unless the next answer is an error, and records
     /// the datagrams.
     #[derive(Default)]
-    struct Scripted {
+    struct ScriptedOutlet {
         answers: VecDeque<Option<i32>>,
         /// The result of waiting; `None` if waiting is not possible.
         waits: Option<i32>,
@@ -285,13 +285,13 @@ mod tests {
         forgotten: Vec<Address>,
     }
 
-    impl Scripted {
+    impl ScriptedOutlet {
         fn answering(answers: &[Option<i32>]) -> Self {
             Self { answers: answers.iter().copied().collect(), ..Self::default() }
         }
     }
 
-    impl Outlet for Scripted {
+    impl Outlet for ScriptedOutlet {
         fn send(&mut self, queue: &mut SendQueue<'_>) -> io::Result<Sent> {
             self.calls += 1;
             if let Some(errno) = self.answers.pop_front().flatten() {
@@ -328,7 +328,7 @@ mod tests {
         backlog
     }
 
-    fn flush(backlog: &mut SendBacklog<Vec<u8>>, kernel: &mut Scripted) -> Flushed {
+    fn flush(backlog: &mut SendBacklog<Vec<u8>>, kernel: &mut ScriptedOutlet) -> Flushed {
         backlog.flush(kernel)
     }
 
@@ -341,7 +341,7 @@ mod tests {
     fn all_leave_and_the_memory_is_kept_for_the_next() {
         let mut backlog = backlog(3, None);
         assert_eq!((backlog.len(), backlog.bytes()), (3, 6));
-        let mut kernel = Scripted::default();
+        let mut kernel = ScriptedOutlet::default();
         let flushed = flush(&mut backlog, &mut kernel);
         assert!(!flushed.is_full && flushed.errors.is_empty() && backlog.is_empty());
         assert_eq!((kernel.taken, backlog.bytes(), backlog.datagrams.capacity()), (3, 0, 0));
@@ -352,7 +352,7 @@ mod tests {
     fn what_finds_no_room_stays() {
         for errno in [libc::EAGAIN, libc::EINTR] {
             let mut backlog = backlog(3, None);
-            let mut kernel = Scripted::answering(&[None, Some(errno)]);
+            let mut kernel = ScriptedOutlet::answering(&[None, Some(errno)]);
             let flushed = flush(&mut backlog, &mut kernel);
             assert!(flushed.is_full && flushed.errors.is_empty());
             assert_eq!((backlog.len(), backlog.bytes()), (2, 5));
@@ -363,7 +363,8 @@ mod tests {
     fn what_waits_in_vain_is_given_up() {
         let mut backlog = backlog(3, None);
         let always = [Some(libc::EAGAIN); 10];
-        let mut kernel = Scripted { waits: Some(libc::EAGAIN), ..Scripted::answering(&always) };
+        let mut kernel =
+            ScriptedOutlet { waits: Some(libc::EAGAIN), ..ScriptedOutlet::answering(&always) };
         let flushed = flush(&mut backlog, &mut kernel);
         let lost = [1, 2, 3].map(|len| (Some(libc::EAGAIN), len, true));
         assert_eq!((errors(&flushed), backlog.len(), kernel.calls), (lost.to_vec(), 0, 3));
@@ -374,7 +375,7 @@ mod tests {
         let refused = Some(libc::ECONNREFUSED);
         let mut answers = vec![None, refused, refused, None];
         answers.extend([refused; 1 + RETRIES as usize]);
-        let mut kernel = Scripted::answering(&answers);
+        let mut kernel = ScriptedOutlet::answering(&answers);
         let flushed = flush(&mut backlog(3, None), &mut kernel);
         let (told, lost) = ((refused, 2, false), (refused, 3, true));
         assert_eq!(errors(&flushed), [told, (refused, 3, false), lost]);
@@ -389,7 +390,7 @@ mod tests {
     fn a_source_is_forgotten_where_the_datagram_leaves_without_it() {
         let source = Source { address: [192, 0, 2, 1].into(), interface: 0 };
         let wrong = Some(libc::EINVAL);
-        let mut kernel = Scripted::answering(&[wrong, None, wrong, wrong]);
+        let mut kernel = ScriptedOutlet::answering(&[wrong, None, wrong, wrong]);
         let flushed = flush(&mut backlog(3, Some(source)), &mut kernel);
         assert_eq!(errors(&flushed), [(wrong, 2, true)]);
         let ports: Vec<_> = kernel.forgotten.iter().map(|peer| peer.ip().unwrap().port()).collect();
@@ -404,7 +405,8 @@ mod tests {
                 for waits in [None, Some(libc::EAGAIN), Some(libc::EBADF)] {
                     let mut backlog = backlog(600, source);
                     let answers = vec![Some(errno); 10_000];
-                    let mut kernel = Scripted { waits, ..Scripted::answering(&answers) };
+                    let mut kernel =
+                        ScriptedOutlet { waits, ..ScriptedOutlet::answering(&answers) };
                     let flushed = flush(&mut backlog, &mut kernel);
                     let lost = flushed.errors.iter().filter(|refused| refused.is_lost).count();
                     assert!(kernel.calls <= (2 + RETRIES as usize) * 600 && kernel.taken == 0);

@@ -10,15 +10,15 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::forked::Inherit;
+use super::fork_mutex::Inherit;
 use super::sys;
 
 /// The options that are changed, of all open sockets.
-static CHANGES: Mutex<Vec<Change>> = Mutex::new(Vec::new());
+static CHANGES: Mutex<Vec<OptionChange>> = Mutex::new(Vec::new());
 /// The number of the next change.
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
-struct Change {
+struct OptionChange {
     id: u64,
     /// The open socket: `SO_COOKIE`, the same for all its duplicates.
     socket: u64,
@@ -67,7 +67,16 @@ impl Hold {
             // A kernel without cookies cannot tell which sockets are one: each restores its own.
             let socket = socket.unwrap_or(u64::MAX - id);
             let (ours, holders) = (value, 1);
-            changes.push(Change { id, socket, level, name, original, ours, holders, generation });
+            changes.push(OptionChange {
+                id,
+                socket,
+                level,
+                name,
+                original,
+                ours,
+                holders,
+                generation,
+            });
             Ok(Some(Self { id, level, name }))
         })
     }
@@ -77,7 +86,7 @@ impl Hold {
     pub(super) fn restore(self, fd: BorrowedFd<'_>) -> io::Result<Option<c_int>> {
         let id = ManuallyDrop::new(self).id; // it leaves here, and once
         with_changes(|changes, _| {
-            let Some(Change { level, name, original, ours, .. }) = leave(changes, id) else {
+            let Some(OptionChange { level, name, original, ours, .. }) = leave(changes, id) else {
                 return Ok(None);
             };
             if original == ours || sys::int_option(fd, level, name)? != ours {
@@ -114,19 +123,23 @@ pub(super) fn leave_to_user(fd: BorrowedFd<'_>, option: (c_int, c_int)) {
     });
 }
 
-impl Change {
+impl OptionChange {
     fn is_of(&self, socket: u64, (level, name): (c_int, c_int)) -> bool {
         (self.socket, self.level, self.name) == (socket, level, name)
     }
 }
 
-fn find(changes: &mut [Change], socket: u64, option: (c_int, c_int)) -> Option<&mut Change> {
+fn find(
+    changes: &mut [OptionChange],
+    socket: u64,
+    option: (c_int, c_int),
+) -> Option<&mut OptionChange> {
     changes.iter_mut().find(|change| change.is_of(socket, option))
 }
 
 /// Takes one holder from a change, and returns the change if that was the last. One that is left to
 /// the user or to the parent process is not found.
-fn leave(changes: &mut Vec<Change>, id: u64) -> Option<Change> {
+fn leave(changes: &mut Vec<OptionChange>, id: u64) -> Option<OptionChange> {
     let index = changes.iter().position(|change| change.id == id)?;
     changes[index].holders -= 1;
     (changes[index].holders == 0).then(|| changes.swap_remove(index))
@@ -134,9 +147,9 @@ fn leave(changes: &mut Vec<Change>, id: u64) -> Option<Change> {
 
 /// Runs `act` on the changes of this process. No thread forks meanwhile, so that a child finds the
 /// lock free.
-fn with_changes<T>(act: impl FnOnce(&mut Vec<Change>, u32) -> T) -> T {
+fn with_changes<T>(act: impl FnOnce(&mut Vec<OptionChange>, u32) -> T) -> T {
     sys::without_fork(|| {
-        let mut changes: MutexGuard<'_, Vec<Change>> =
+        let mut changes: MutexGuard<'_, Vec<OptionChange>> =
             CHANGES.lock().unwrap_or_else(PoisonError::into_inner);
         let generation = sys::fork_generation();
         changes.retain(|change| change.generation == generation);

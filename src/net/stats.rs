@@ -2,33 +2,23 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::counters::{declare_counters, socket_counters};
+
+socket_counters!(declare_counters!(
+    /// One of a socket's counters.
+    SocketCounter,
+    /// A socket's counters at one moment.
+    Stats
+));
+
 /// One socket's counters, which any thread may raise.
 #[derive(Debug, Default)]
 pub struct Counters {
-    received: Direction,
-    sent: Direction,
-    truncated: AtomicU64,
-    refused: AtomicU64,
+    counts: [AtomicU64; SocketCounter::ALL.len()],
+    /// Datagrams that were dropped because memory allocation failed.
     dropped: AtomicU64,
-    errors: AtomicU64,
-    send_errors: AtomicU64,
-    told: Told,
-}
-
-#[derive(Debug, Default)]
-struct Direction {
-    datagrams: AtomicU64,
-    bytes: AtomicU64,
-    calls: AtomicU64,
-}
-
-/// As far as [`Counters::take_untold`] has told of the counters.
-#[derive(Debug, Default)]
-struct Told {
-    refused: AtomicU64,
-    sent: AtomicU64,
-    sent_bytes: AtomicU64,
-    send_calls: AtomicU64,
+    /// The counters as they were when [`Counters::take_untold`] last read them.
+    told: [AtomicU64; SocketCounter::ALL.len()],
 }
 
 /// What was counted since somebody last asked, by the names of [`Stats`].
@@ -41,72 +31,50 @@ pub struct Untold {
     pub send_calls: u64,
 }
 
-/// The counters at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Datagrams received. One looked at with `MSG_PEEK` does not count until it is taken.
-    pub received: u64,
-    /// Their payload, in bytes, as far as it was taken.
-    pub received_bytes: u64,
-    /// System calls that received them.
-    pub receive_calls: u64,
-    /// Datagrams sent.
-    pub sent: u64,
-    /// Their payload, in bytes.
-    pub sent_bytes: u64,
-    /// System calls that sent them.
-    pub send_calls: u64,
-    /// Received datagrams of which a part was cut off, because the buffer was too small.
-    pub truncated: u64,
-    /// Datagrams that the socket's guard refused. They count as nothing else.
-    pub refused: u64,
-    /// Entries of the error queue: datagrams that failed on their way, as far as the socket asks
-    /// to hear of them (`IP_RECVERR`).
-    pub errors: u64,
-    /// Datagrams that an event loop's transport or a server accepted and could not send.
-    pub send_errors: u64,
-}
-
 impl Counters {
     /// Counts `datagrams` with `bytes` of payload, received by one call.
     pub fn count_received(&self, datagrams: usize, bytes: usize) {
-        self.received.count(datagrams, bytes);
+        self.add(SocketCounter::Received, datagrams);
+        self.add(SocketCounter::ReceivedBytes, bytes);
+        self.add(SocketCounter::ReceiveCalls, 1);
     }
 
     /// Counts `datagrams` with `bytes` of payload, sent by one call.
     pub fn count_sent(&self, datagrams: usize, bytes: usize) {
-        self.sent.count(datagrams, bytes);
+        self.add(SocketCounter::Sent, datagrams);
+        self.add(SocketCounter::SentBytes, bytes);
+        self.add(SocketCounter::SendCalls, 1);
     }
 
     /// Counts datagrams that did not fit.
     pub fn count_truncated(&self, datagrams: usize) {
-        self.truncated.fetch_add(datagrams as u64, Ordering::Relaxed);
+        self.add(SocketCounter::Truncated, datagrams);
     }
 
     /// Counts datagrams that the guard refused.
     pub fn count_refused(&self, datagrams: usize) {
-        self.refused.fetch_add(datagrams as u64, Ordering::Relaxed);
+        self.add(SocketCounter::Refused, datagrams);
     }
 
     /// How many datagrams the guard has refused.
     pub fn refused(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
+        self.get(SocketCounter::Refused)
     }
 
     /// What was counted since this was last called, by any thread: for who adds it up elsewhere.
     pub fn take_untold(&self) -> Untold {
-        let take = |counter: &AtomicU64, told: &AtomicU64| {
-            let count = counter.load(Ordering::Relaxed);
+        let take = |counter: SocketCounter| {
+            let (count, told) = (self.get(counter), &self.told[counter as usize]);
             if count == told.load(Ordering::Relaxed) {
                 return 0; // the usual case
             }
             count.saturating_sub(told.fetch_max(count, Ordering::Relaxed))
         };
         Untold {
-            refused: take(&self.refused, &self.told.refused),
-            sent: take(&self.sent.datagrams, &self.told.sent),
-            sent_bytes: take(&self.sent.bytes, &self.told.sent_bytes),
-            send_calls: take(&self.sent.calls, &self.told.send_calls),
+            refused: take(SocketCounter::Refused),
+            sent: take(SocketCounter::Sent),
+            sent_bytes: take(SocketCounter::SentBytes),
+            send_calls: take(SocketCounter::SendCalls),
         }
     }
 
@@ -115,7 +83,8 @@ impl Counters {
     pub fn count_dropped(&self, datagrams: usize) {
         if datagrams > 0 {
             self.dropped.fetch_add(datagrams as u64, Ordering::Relaxed);
-            self.received.datagrams.fetch_sub(datagrams as u64, Ordering::Relaxed);
+            self.counts[SocketCounter::Received as usize]
+                .fetch_sub(datagrams as u64, Ordering::Relaxed);
         }
     }
 
@@ -126,38 +95,26 @@ impl Counters {
 
     /// Counts entries of the error queue.
     pub fn count_errors(&self, entries: usize) {
-        self.errors.fetch_add(entries as u64, Ordering::Relaxed);
+        self.add(SocketCounter::Errors, entries);
     }
 
     /// Counts datagrams that were accepted to be sent later, and could not be.
     pub fn count_send_errors(&self, datagrams: usize) {
-        self.send_errors.fetch_add(datagrams as u64, Ordering::Relaxed);
+        self.add(SocketCounter::SendErrors, datagrams);
     }
 
-    /// Reads all counters. Each is exact, but one may be read before and another after a datagram
-    /// that passes meanwhile.
+    /// Reads all counters but those of the kernel, which are zero. Each is exact, but one may be read
+    /// before and another after a datagram that passes meanwhile.
     pub fn read(&self) -> Stats {
-        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Stats {
-            received: load(&self.received.datagrams),
-            received_bytes: load(&self.received.bytes),
-            receive_calls: load(&self.received.calls),
-            sent: load(&self.sent.datagrams),
-            sent_bytes: load(&self.sent.bytes),
-            send_calls: load(&self.sent.calls),
-            truncated: load(&self.truncated),
-            refused: self.refused(),
-            errors: load(&self.errors),
-            send_errors: load(&self.send_errors),
-        }
+        Stats::read(|counter| self.get(counter))
     }
-}
 
-impl Direction {
-    fn count(&self, datagrams: usize, bytes: usize) {
-        self.datagrams.fetch_add(datagrams as u64, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.calls.fetch_add(1, Ordering::Relaxed);
+    fn get(&self, counter: SocketCounter) -> u64 {
+        self.counts[counter as usize].load(Ordering::Relaxed)
+    }
+
+    fn add(&self, counter: SocketCounter, count: usize) {
+        self.counts[counter as usize].fetch_add(count as u64, Ordering::Relaxed);
     }
 }
 

@@ -127,7 +127,7 @@ impl TurnBudget {
 mod tests {
     use super::*;
     use crate::net::deliver::Costs;
-    use crate::net::ring::Filled;
+    use crate::net::recv_ring::Filled;
     use std::convert::Infallible;
 
     const MICRO: Duration = Duration::from_micros(1);

@@ -13,7 +13,8 @@ use pyo3::types::{PyByteArray, PyBytes, PyInt, PyString, PyTuple};
 
 use super::buffer::{Readable, TypeName, new_bytes};
 use super::error::{Error, Result};
-use crate::net::address::{PathTooLong, format_v4, format_v6, interface_index};
+use crate::net::address::PathTooLong;
+use crate::net::names::{self, format_v4, format_v6, interface_index};
 use crate::net::{Address, AddressKind};
 
 /// What the standard module makes of an address: `(host, port)` for IPv4, `(host, port, flowinfo,
@@ -231,7 +232,7 @@ fn resolve_bytes(py: Python<'_>, host: &[u8], family: c_int) -> Result<Address> 
             }
         }
     }
-    py.detach(|| Address::resolve(&terminated, family)).map_err(Error::from)
+    py.detach(|| names::resolve(&terminated, family)).map_err(Error::from)
 }
 
 /// A numeric IPv6 host with its scope: `fe80::1%eth0` or `fe80::1%2`. What has a scope but none to
@@ -257,21 +258,21 @@ fn v6(ip: Ipv6Addr, scope: u32) -> Address {
 /// The addresses that one socket meets again and again, as Python's tuples and as the kernel's
 /// bytes, so that a busy peer costs neither an allocation nor a parse.
 ///
-/// Two small tables in which each address has one place; most sockets need a single one. A table
+/// Two small tables in which each address has one slot; most sockets need a single one. A table
 /// that another thread is using is passed over: a cache is no reason to wait.
 #[derive(Default)]
 pub(crate) struct AddressCache {
-    received: Mutex<Table>,
-    sent: Mutex<Table>,
+    received: Mutex<AddressTable>,
+    sent: Mutex<AddressTable>,
 }
 
 #[derive(Default)]
-struct Table(Box<[Option<Entry>]>);
+struct AddressTable(Box<[Option<CachedAddress>]>);
 
-/// How many places a table has once two addresses would take one.
+/// The length of a table once two addresses need the same slot.
 const TABLE_LEN: usize = 16;
 
-struct Entry {
+struct CachedAddress {
     raw: [u8; IP_ADDRESS_LEN],
     len: u8,
     object: Py<PyAny>,
@@ -300,7 +301,7 @@ impl AddressCache {
         // The lock is free while Python allocates, which may run a finalizer that comes here.
         let object = to_python(py, address)?;
         if let Ok(mut table) = self.received.try_lock() {
-            table.set(hash, Entry::new(address, &object));
+            table.set(hash, CachedAddress::new(address, &object));
         }
         Ok(object)
     }
@@ -325,7 +326,7 @@ impl AddressCache {
             && address.as_bytes().len() <= IP_ADDRESS_LEN
             && let Ok(mut table) = self.sent.try_lock()
         {
-            table.set(hash, Entry::new(address.as_bytes(), object));
+            table.set(hash, CachedAddress::new(address.as_bytes(), object));
         }
         Ok(address)
     }
@@ -349,27 +350,27 @@ fn is_constant(family: c_int, object: &Bound<'_, PyAny>) -> bool {
     })
 }
 
-impl Table {
-    fn get(&self, hash: u64) -> Option<&Entry> {
-        self.0.get(self.place(hash))?.as_ref()
+impl AddressTable {
+    fn get(&self, hash: u64) -> Option<&CachedAddress> {
+        self.0.get(self.index(hash))?.as_ref()
     }
 
-    fn set(&mut self, hash: u64, entry: Entry) {
+    fn set(&mut self, hash: u64, entry: CachedAddress) {
         match self.0.len() {
             0 => self.0 = Box::new([None]),
             1 if self.0[0].is_some() => self.0 = (0..TABLE_LEN).map(|_| None).collect(),
             _ => {}
         }
-        self.0[self.place(hash)] = Some(entry);
+        self.0[self.index(hash)] = Some(entry);
     }
 
-    fn place(&self, hash: u64) -> usize {
+    fn index(&self, hash: u64) -> usize {
         // Multiplying by 2^64 / golden ratio spreads what differs in few bits (Knuth, TAOCP 6.4).
         (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & self.0.len().wrapping_sub(1)
     }
 }
 
-impl Entry {
+impl CachedAddress {
     fn new(raw: &[u8], object: &Bound<'_, PyAny>) -> Self {
         let mut entry = Self {
             raw: [0; IP_ADDRESS_LEN],

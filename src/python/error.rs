@@ -8,7 +8,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
-use crate::net::address::{PathTooLong, ResolveError, resolver_message};
+use crate::net::address::PathTooLong;
+use crate::net::names::{ResolveError, resolver_message};
 use crate::net::{ErrorClass, Stop};
 
 /// What can go wrong in a method, and how Python hears of it.

@@ -1,17 +1,17 @@
 //! Who may send to a socket, and how much.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use pyo3::exceptions::{PyMemoryError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString, PyTuple};
 
 use super::buffer::gather;
+use super::counters::GuardStats;
 use super::error::{Error, Result};
-use super::socket::Socket;
 use crate::net;
-use crate::net::guard::{NetworkError, Networks, Policy, PolicyError, Tally, parse_network};
+use crate::net::guard::{NetworkError, Networks, Policy, PolicyError, parse_network};
 use crate::net::program_option;
 
 /// A check on what arrives, before Python hears of it.
@@ -20,22 +20,11 @@ pub(crate) struct Guard {
     inner: Arc<net::Guard>,
 }
 
-/// A guard's counters.
-#[pyclass(frozen, get_all, eq, module = "tomada")]
-#[derive(PartialEq, Eq)]
-pub(crate) struct GuardStats {
-    admitted: u64,
-    refused: u64,
-    denied: u64,
-    oversized: u64,
-    over_rate: u64,
-    over_ceiling: u64,
-    over_amplification: u64,
+impl Guard {
+    pub(crate) fn inner(&self) -> &Arc<net::Guard> {
+        &self.inner
+    }
 }
-
-/// The guard that a socket was given.
-#[derive(Default)]
-pub(crate) struct Post(Mutex<Option<Py<Guard>>>);
 
 impl From<NetworkError> for Error {
     fn from(error: NetworkError) -> Self {
@@ -98,7 +87,7 @@ impl Guard {
         let (prefix_v4, prefix_v6) = prefixes;
         let inner = net::Guard::new(Policy {
             networks: has_list.then_some(list),
-            filters: kernel_filter,
+            kernel_filter,
             rate,
             prefix_v4,
             prefix_v6,
@@ -112,19 +101,7 @@ impl Guard {
 
     /// Return the counters.
     fn stats(&self) -> GuardStats {
-        let tally = self.inner.tally();
-        let refused = tally.refused();
-        let Tally { admitted, denied, oversized, over_rate, over_ceiling, over_amplification } =
-            tally;
-        GuardStats {
-            admitted,
-            refused,
-            denied,
-            oversized,
-            over_rate,
-            over_ceiling,
-            over_amplification,
-        }
+        GuardStats::new(self.inner.counts())
     }
 
     /// Vouch for an address.
@@ -146,7 +123,7 @@ impl Guard {
     /// The networks as a program of classic BPF, or None.
     #[getter]
     fn kernel_filter<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
-        let program = self.inner.filter()?;
+        let program = self.inner.kernel_filter()?;
         let bytes: Vec<u8> = program
             .iter()
             .flat_map(|instruction| {
@@ -163,7 +140,7 @@ impl Guard {
     /// Attach the kernel's filter alone to a socket.
     #[pyo3(signature = (sock, /))]
     fn attach(&self, sock: &Bound<'_, PyAny>) -> Result<()> {
-        let Some(program) = self.inner.filter() else {
+        let Some(program) = self.inner.kernel_filter() else {
             let message = "the guard has no filter for the kernel: no networks, or too many";
             return Err(PyValueError::new_err(message).into());
         };
@@ -175,45 +152,8 @@ impl Guard {
     }
 
     fn __repr__(&self) -> String {
-        let tally = self.inner.tally();
-        format!("<tomada.Guard: {} admitted, {} refused>", tally.admitted, tally.refused())
-    }
-}
-
-#[pymethods]
-impl GuardStats {
-    fn __repr__(&self) -> String {
-        format!(
-            "GuardStats(admitted={}, refused={}, denied={}, oversized={}, over_rate={}, \
-             over_ceiling={}, over_amplification={})",
-            self.admitted,
-            self.refused,
-            self.denied,
-            self.oversized,
-            self.over_rate,
-            self.over_ceiling,
-            self.over_amplification,
-        )
-    }
-}
-
-#[pymethods]
-impl Socket {
-    /// The guard, or None.
-    #[getter]
-    fn guard(&self, py: Python<'_>) -> Option<Py<Guard>> {
-        let post = self.post().0.lock().unwrap_or_else(PoisonError::into_inner);
-        post.as_ref().map(|guard| guard.clone_ref(py))
-    }
-
-    #[setter]
-    fn set_guard(&self, guard: Option<Bound<'_, Guard>>) -> Result<()> {
-        self.socket()?.set_guard(guard.as_ref().map(|guard| guard.get().inner.clone()))?;
-        let mut post = self.post().0.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = std::mem::replace(&mut *post, guard.map(Bound::unbind));
-        drop(post);
-        drop(old);
-        Ok(())
+        let counts = self.inner.counts();
+        format!("<tomada.Guard: {} admitted, {} refused>", counts.admitted, counts.refused)
     }
 }
 

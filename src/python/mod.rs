@@ -5,17 +5,17 @@
 //! `__doc__` of each method.
 
 mod address;
-mod asked;
 mod audit;
 pub(crate) mod batch;
 mod buffer;
 pub(crate) mod constants;
-pub(crate) mod datagram;
+pub(crate) mod counters;
 mod error;
 pub(crate) mod guard;
 pub(crate) mod records;
 mod send_backlog;
 pub(crate) mod server;
 pub(crate) mod socket;
-pub(crate) mod tally;
 pub(crate) mod transport;
+
+pub(crate) use socket::datagram;

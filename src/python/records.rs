@@ -8,68 +8,7 @@ use pyo3::types::PyBytes;
 
 use super::buffer::text_of;
 use super::error::Error;
-use crate::net::errors::SocketError;
-use crate::net::{Drops, stats};
-
-/// A socket's counters.
-#[pyclass(frozen, get_all, eq, module = "tomada")]
-#[derive(Clone, Default, PartialEq, Eq)]
-pub(crate) struct Stats {
-    received: u64,
-    received_bytes: u64,
-    receive_calls: u64,
-    sent: u64,
-    sent_bytes: u64,
-    send_calls: u64,
-    truncated: u64,
-    refused: u64,
-    kernel_drops: u64,
-    filter_drops: u64,
-    errors: u64,
-    send_errors: u64,
-}
-
-impl Stats {
-    pub(crate) fn new(stats: stats::Stats, drops: Drops) -> Self {
-        Self {
-            received: stats.received,
-            received_bytes: stats.received_bytes,
-            receive_calls: stats.receive_calls,
-            sent: stats.sent,
-            sent_bytes: stats.sent_bytes,
-            send_calls: stats.send_calls,
-            truncated: stats.truncated,
-            refused: stats.refused,
-            kernel_drops: drops.unwanted,
-            filter_drops: drops.filtered,
-            errors: stats.errors,
-            send_errors: stats.send_errors,
-        }
-    }
-}
-
-#[pymethods]
-impl Stats {
-    fn __repr__(&self) -> String {
-        format!(
-            "Stats(received={}, received_bytes={}, receive_calls={}, sent={}, sent_bytes={}, \
-             send_calls={}, truncated={}, refused={}, kernel_drops={}, \
-             filter_drops={}, errors={}, send_errors={})",
-            self.received,
-            self.received_bytes,
-            self.receive_calls,
-            self.sent,
-            self.sent_bytes,
-            self.send_calls,
-            self.truncated,
-            self.refused,
-            self.kernel_drops,
-            self.filter_drops,
-            self.errors,
-            self.send_errors,
-        )
-    }
-}
+use crate::net::error_queue::SocketError;
 
 /// A datagram that failed on its way.
 #[pyclass(frozen, get_all, module = "tomada")]

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use pyo3::pybacked::PyBackedBytes;
 
-use super::asked::Asked;
+use crate::net::ReplySources;
 use crate::net::{
     self, Address, Flushed, Outlet, Payload, SendQueue, Sent, Shed, Spare, may_be_of_earlier,
 };
@@ -26,7 +26,11 @@ impl Payload for PyBackedBytes {
 }
 
 /// Sends what goes without waiting: see [`net::SendBacklog::flush`].
-pub(crate) fn flush(backlog: &mut SendBacklog, socket: &net::Socket, asked: &Asked) -> Flushed {
+pub(crate) fn flush(
+    backlog: &mut SendBacklog,
+    socket: &net::Socket,
+    asked: &ReplySources,
+) -> Flushed {
     flush_or(backlog, socket, asked, |_| None)
 }
 
@@ -36,7 +40,7 @@ pub(crate) fn flush(backlog: &mut SendBacklog, socket: &net::Socket, asked: &Ask
 pub(crate) fn flush_limited(
     backlog: &mut SendBacklog,
     socket: &net::Socket,
-    asked: &Asked,
+    asked: &ReplySources,
     most: usize,
 ) -> Flushed {
     let mut outlet = SocketOutlet { socket, asked, wait: never };
@@ -65,7 +69,7 @@ pub(crate) fn flush_limited(
 pub(crate) fn flush_or(
     backlog: &mut SendBacklog,
     socket: &net::Socket,
-    asked: &Asked,
+    asked: &ReplySources,
     wait: impl FnMut(&mut SendQueue<'_>) -> Option<io::Result<Sent>>,
 ) -> Flushed {
     let flushed = backlog.flush(&mut SocketOutlet { socket, asked, wait });
@@ -87,7 +91,7 @@ fn count_lost(flushed: &Flushed, socket: &net::Socket) {
 
 struct SocketOutlet<'a, W> {
     socket: &'a net::Socket,
-    asked: &'a Asked,
+    asked: &'a ReplySources,
     wait: W,
 }
 

@@ -1,169 +1,184 @@
-//! What is remembered of sources, in a table of fixed size.
+//! What a guard remembers of sources, in a table of fixed size.
 //!
-//! A keyed hash (`SipHash`, with a key of this table's own) gives each source a set of eight
-//! places, so that nobody outside can choose whom he meets there. Half of a set is for strangers, half for
-//! the known: who was heard from over a second or longer, or was vouched for.
+//! A keyed hash (`SipHash`, with a random key for each table) assigns each source to a set of eight
+//! slots, so nobody outside can choose which sources share a set. Half of a set is for strangers,
+//! half for known sources: those that were admitted over a second or longer, or were validated.
 //!
-//! Who is displaced, where a set is full:
+//! Which source is displaced if a set is full:
 //!
-//! * By a new stranger, the stranger whose bucket lacks least, and of several the one not heard
-//!   from for the longest time. *The newcomer takes over what its bucket lacks* (as the counters of
+//! * A new stranger displaces the stranger whose bucket lacks the fewest tokens and, of several, the
+//!   one that was admitted least recently. *The newcomer inherits the bucket* (as the counters of
 //!   Metwally's Space-Saving do). So a source never gets more than its rate, however many come and
-//!   go: what is held against it can only be more than it took.
-//! * By a stranger that becomes known, a known one not heard from for a minute (ten where it was
-//!   vouched for), and nobody else. So no flood displaces a known peer that is heard now and then.
+//!   go: a bucket can only lack more than its source took.
+//! * A stranger that becomes known displaces a known source that was not admitted for a minute (ten
+//!   if it was validated), and no other. So a flood cannot displace a known peer that sends now and
+//!   then.
 
 use std::hash::{BuildHasher, RandomState};
 use std::hint::black_box;
 use std::io;
 
-use crate::net::sys::{Memory, zeroes};
+use crate::net::sys::{ZeroedPages, zeroed, zeroes};
 
-/// Sources that a set holds.
-const WAYS: usize = 8;
-/// Those of them that are for the known.
+/// The number of slots in a set.
+const SLOTS: usize = 8;
+/// The number of them that are for known sources: the first ones.
 const KNOWN: usize = 4;
 
-/// A set's memory: of each place the source's hash (zero where it is free), the time its bucket is
-/// full, when it was first and last let in, and what it may be sent. A line of the processor's
-/// cache each.
-const SET: usize = 4 * WAYS;
-const TAG: usize = 0;
-const FULL: usize = WAYS;
-const TIMES: usize = 2 * WAYS;
-const CREDIT: usize = 3 * WAYS;
+zeroed! {
+    /// The slots of a set. Each field fills one of the processor's cache lines, so a search for a
+    /// source reads one line.
+    struct Set {
+        /// The hash of the source; zero if the slot is free.
+        hash: [u64; SLOTS],
+        /// When the source's bucket is full, in nanoseconds.
+        full_at: [u64; SLOTS],
+        /// When the source was admitted.
+        admitted: [Admitted; SLOTS],
+        /// How many bytes may be sent to the source.
+        credit: [u64; SLOTS],
+    }
+}
 
-/// Who may be sent anything.
+zeroed! {
+    /// When a source was admitted, in milliseconds. The clock wraps around after seven weeks.
+    #[derive(Clone, Copy)]
+    struct Admitted {
+        first: u32,
+        last: u32,
+    }
+}
+
+/// The credit of a source that may be sent anything.
 const VALIDATED: u64 = u64::MAX;
 
-/// How long a stranger is heard until it is known, in milliseconds.
+/// How long it takes until a stranger is known, in milliseconds.
 const PROBATION: u32 = 1000;
-/// How long a known source keeps its place without being heard.
+/// How long a known source keeps its slot without being admitted.
 const KEPT: u32 = 60_000;
 const KEPT_VALIDATED: u32 = 600_000;
 
 pub(super) struct Table {
-    memory: Memory,
-    sets: usize,
-    /// Of each set, a bit for each known source in it, which others may have as well. It is small
-    /// enough to stay in the processor's caches.
+    sets: ZeroedPages<Set>,
+    /// For each set, a bit for each known source, which strangers may share. It is small enough to
+    /// stay in the processor's caches.
     known: Box<[u8]>,
     keys: RandomState,
 }
 
-/// A place in the table: where it begins in a set, and which of the set's it is.
+/// The position of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Slot {
     set: usize,
-    way: usize,
+    index: usize,
 }
 
 impl Table {
-    /// A table for so many sources; a power of two, and at least eight. It takes 32 bytes for each,
-    /// once that many have come.
+    /// A table for `sources`, which must be a power of two and at least eight. Each takes 32 bytes,
+    /// once that many were admitted.
     pub(super) fn new(sources: usize) -> io::Result<Self> {
-        let memory = Memory::new(sources * SET / WAYS * size_of::<u64>())?;
-        memory.prefer_large_pages();
-        let sets = sources / WAYS;
-        let known = zeroes(sets, "what a guard knows of sources")?;
-        Ok(Self { memory, sets, known, keys: RandomState::new() })
+        let sets = ZeroedPages::new(sources / SLOTS)?;
+        sets.prefer_large_pages();
+        let known = zeroes(sources / SLOTS, "what a guard knows of sources")?;
+        Ok(Self { sets, known, keys: RandomState::new() })
     }
 
-    /// What stands for a source.
+    /// The hash that stands for a source.
     pub(super) fn hash(&self, source: u128) -> u64 {
         self.keys.hash_one(source).max(1)
     }
 
-    /// Has the processor fetch what a search for a source looks at, for soon.
+    /// Makes the processor fetch what a search for a source will read.
     pub(super) fn prefetch(&self, hash: u64) {
-        // Loads that nothing depends on run beside one another.
-        black_box(self.memory.words()[self.set_of(hash)]);
+        // The processor runs loads side by side if nothing depends on them.
+        black_box(self.sets[self.set_of(hash)].hash[0]);
     }
 
-    /// Whether a source may be known; where not, it is a stranger for certain, and the table itself
-    /// was not touched to say so.
+    /// Whether a source may be known. If not, it certainly is a stranger. Does not read the sets.
     pub(super) fn may_be_known(&self, hash: u64) -> bool {
-        self.known[self.set_of(hash) / SET] & bit_of(hash) != 0
+        self.known[self.set_of(hash)] & bit_of(hash) != 0
     }
 
-    /// The place of a source, if it has one.
-    pub(super) fn find(&self, hash: u64) -> Option<Place> {
+    /// The slot of a source, if it has one.
+    pub(super) fn find(&self, hash: u64) -> Option<Slot> {
         let set = self.set_of(hash);
-        let way = self.memory.words()[set..][..WAYS].iter().position(|&tag| tag == hash)?;
-        Some(Place { set, way })
+        let index = self.sets[set].hash.iter().position(|&other| other == hash)?;
+        Some(Slot { set, index })
     }
 
-    /// The place that a source gets which has none, as it is now, somebody else's perhaps.
-    pub(super) fn place_for(&self, hash: u64, now: u64) -> Place {
-        let set = self.set_of(hash);
-        let strangers = (KNOWN..WAYS).map(|way| Place { set, way });
-        let by_use = |&place: &Place| {
-            let idle = milliseconds(now).wrapping_sub(self.times(place).1);
-            (self.full(place).saturating_sub(now), u32::MAX - idle)
+    /// The slot for a source that has none. It may belong to another source until now.
+    pub(super) fn slot_for(&self, hash: u64, now: u64) -> Slot {
+        let index = self.set_of(hash);
+        let (set, now_ms) = (&self.sets[index], milliseconds(now));
+        let by_use = |&slot: &usize| {
+            let idle = now_ms.wrapping_sub(set.admitted[slot].last);
+            (set.full_at[slot].saturating_sub(now), u32::MAX - idle)
         };
-        strangers.min_by_key(by_use).expect("there are places for strangers")
+        let stranger = (KNOWN..SLOTS).min_by_key(by_use);
+        Slot { set: index, index: stranger.expect("there are slots for strangers") }
     }
 
-    /// Notes that a source was let in, which found its place or was given one. A newcomer takes over
-    /// when the bucket is full.
-    pub(super) fn settle(&mut self, place: Place, hash: u64, now: u64) -> Place {
+    /// Notes that a source was admitted, whose slot was found or assigned. Returns its slot, which
+    /// is another one if the source has become known. A newcomer inherits the slot's bucket.
+    pub(super) fn settle(&mut self, slot: Slot, hash: u64, now: u64) -> Slot {
         let now_ms = milliseconds(now);
-        if self.word(place, TAG) != hash {
-            *self.word_mut(place, TAG) = hash;
-            *self.word_mut(place, CREDIT) = 0;
-            self.set_times(place, now_ms, now_ms);
-            return place;
+        let Slot { set, index } = slot;
+        let set = &mut self.sets[set];
+        if set.hash[index] != hash {
+            set.hash[index] = hash;
+            set.credit[index] = 0;
+            set.admitted[index] = Admitted { first: now_ms, last: now_ms };
+            return slot;
         }
-        let (first, last) = self.times(place);
+        let Admitted { first, last } = set.admitted[index];
         let first = if is_past(last, now_ms, KEPT) { now_ms } else { first };
-        self.set_times(place, first, now_ms);
-        if !place.is_known() && is_past(first, now_ms, PROBATION) {
-            return self.promote(place, now);
+        set.admitted[index] = Admitted { first, last: now_ms };
+        if !slot.is_known() && is_past(first, now_ms, PROBATION) {
+            return self.promote(slot, now);
         }
-        place
+        slot
     }
 
-    /// Lets a source in, whatever it is.
-    pub(super) fn hear(&mut self, hash: u64, now: u64) -> Place {
-        let place = self.find(hash).unwrap_or_else(|| self.place_for(hash, now));
-        self.settle(place, hash, now)
+    /// Notes that a source was admitted, whether or not it has a slot.
+    pub(super) fn admit(&mut self, hash: u64, now: u64) -> Slot {
+        let slot = self.find(hash).unwrap_or_else(|| self.slot_for(hash, now));
+        self.settle(slot, hash, now)
     }
 
-    /// Vouches for a source: from now on it may be sent anything, and it is known.
+    /// Validates a source: from now on it may be sent anything, and it is known.
     pub(super) fn validate(&mut self, hash: u64, now: u64) {
-        let mut place = self.hear(hash, now);
-        if !place.is_known() {
-            let way = (0..KNOWN).min_by_key(|&way| {
-                let known = Place { set: place.set, way };
-                let idle = milliseconds(now).wrapping_sub(self.times(known).1);
-                (self.is_taken(known), self.is_validated(known), u32::MAX - idle)
+        let mut slot = self.admit(hash, now);
+        if !slot.is_known() {
+            let (set, now_ms) = (&self.sets[slot.set], milliseconds(now));
+            let known = (0..KNOWN).min_by_key(|&known| {
+                let idle = now_ms.wrapping_sub(set.admitted[known].last);
+                (set.is_taken(known), set.is_validated(known), u32::MAX - idle)
             });
-            let way = way.expect("there are places for the known");
-            place = self.swap(place, way);
+            slot = self.swap(slot, known.expect("there are slots for known sources"));
         }
-        *self.word_mut(place, CREDIT) = VALIDATED;
+        self.sets[slot.set].credit[slot.index] = VALIDATED;
     }
 
     /// When a source's bucket is full.
-    pub(super) fn full(&self, place: Place) -> u64 {
-        self.word(place, FULL)
+    pub(super) fn full_at(&self, slot: Slot) -> u64 {
+        self.sets[slot.set].full_at[slot.index]
     }
 
-    pub(super) fn set_full(&mut self, place: Place, full: u64) {
-        *self.word_mut(place, FULL) = full;
+    pub(super) fn set_full_at(&mut self, slot: Slot, full_at: u64) {
+        self.sets[slot.set].full_at[slot.index] = full_at;
     }
 
-    /// Lets a source be sent more bytes.
-    pub(super) fn grant(&mut self, place: Place, bytes: u64) {
-        let credit = self.word_mut(place, CREDIT);
+    /// Adds bytes to what a source may be sent.
+    pub(super) fn grant(&mut self, slot: Slot, bytes: u64) {
+        let credit = &mut self.sets[slot.set].credit[slot.index];
         if *credit != VALIDATED {
             *credit = credit.saturating_add(bytes).min(VALIDATED - 1);
         }
     }
 
-    /// Takes bytes that a source is to be sent off what it may be sent, if that is enough.
-    pub(super) fn spend(&mut self, place: Place, bytes: u64) -> bool {
-        let credit = self.word_mut(place, CREDIT);
+    /// Deducts bytes from what a source may be sent, or returns false if that is less.
+    pub(super) fn spend(&mut self, slot: Slot, bytes: u64) -> bool {
+        let credit = &mut self.sets[slot.set].credit[slot.index];
         match (*credit, credit.checked_sub(bytes)) {
             (VALIDATED, _) => true,
             (_, Some(rest)) => {
@@ -175,63 +190,48 @@ impl Table {
     }
 
     fn set_of(&self, hash: u64) -> usize {
-        (hash as usize & (self.sets - 1)) * SET
+        hash as usize & (self.sets.len() - 1)
     }
 
-    fn word(&self, place: Place, field: usize) -> u64 {
-        self.memory.words()[place.set + field + place.way]
-    }
-
-    fn word_mut(&mut self, place: Place, field: usize) -> &mut u64 {
-        &mut self.memory.words_mut()[place.set + field + place.way]
-    }
-
-    fn is_taken(&self, place: Place) -> bool {
-        self.word(place, TAG) != 0
-    }
-
-    fn is_validated(&self, place: Place) -> bool {
-        self.word(place, CREDIT) == VALIDATED
-    }
-
-    /// When a source was first and last let in. The clock comes round in seven weeks.
-    fn times(&self, place: Place) -> (u32, u32) {
-        let times = self.word(place, TIMES);
-        ((times >> 32) as u32, times as u32)
-    }
-
-    fn set_times(&mut self, place: Place, first: u32, last: u32) {
-        *self.word_mut(place, TIMES) = u64::from(first) << 32 | u64::from(last);
-    }
-
-    /// Gives a stranger a place among the known, if there is one.
-    fn promote(&mut self, stranger: Place, now: u64) -> Place {
-        let now_ms = milliseconds(now);
-        let free = (0..KNOWN).find(|&way| {
-            let known = Place { set: stranger.set, way };
-            let kept = if self.is_validated(known) { KEPT_VALIDATED } else { KEPT };
-            let is_idle = is_past(self.times(known).1, now_ms, kept) && self.full(known) <= now;
-            !self.is_taken(known) || is_idle
+    /// Gives a stranger a slot for known sources, if there is one.
+    fn promote(&mut self, stranger: Slot, now: u64) -> Slot {
+        let (set, now_ms) = (&self.sets[stranger.set], milliseconds(now));
+        let free = (0..KNOWN).find(|&known| {
+            let kept = if set.is_validated(known) { KEPT_VALIDATED } else { KEPT };
+            let is_idle =
+                is_past(set.admitted[known].last, now_ms, kept) && set.full_at[known] <= now;
+            !set.is_taken(known) || is_idle
         });
-        free.map_or(stranger, |way| self.swap(stranger, way))
+        free.map_or(stranger, |known| self.swap(stranger, known))
     }
 
-    /// Moves a stranger to the place of a known source, which becomes a stranger.
-    fn swap(&mut self, stranger: Place, way: usize) -> Place {
-        let set = &mut self.memory.words_mut()[stranger.set..][..SET];
-        for field in [TAG, FULL, TIMES, CREDIT] {
-            set.swap(field + stranger.way, field + way);
-        }
-        self.known[stranger.set / SET] =
-            set[..KNOWN].iter().filter(|&&tag| tag != 0).fold(0, |bits, &tag| bits | bit_of(tag));
-        Place { way, ..stranger }
+    /// Moves a stranger to the slot of a known source, which becomes a stranger.
+    fn swap(&mut self, stranger: Slot, known: usize) -> Slot {
+        let set = &mut self.sets[stranger.set];
+        set.hash.swap(stranger.index, known);
+        set.full_at.swap(stranger.index, known);
+        set.admitted.swap(stranger.index, known);
+        set.credit.swap(stranger.index, known);
+        let taken = set.hash[..KNOWN].iter().filter(|&&hash| hash != 0);
+        self.known[stranger.set] = taken.fold(0, |bits, &hash| bits | bit_of(hash));
+        Slot { index: known, ..stranger }
     }
 }
 
-impl Place {
-    /// Whether the source there is known.
+impl Set {
+    fn is_taken(&self, slot: usize) -> bool {
+        self.hash[slot] != 0
+    }
+
+    fn is_validated(&self, slot: usize) -> bool {
+        self.credit[slot] == VALIDATED
+    }
+}
+
+impl Slot {
+    /// Whether its source is known.
     pub(super) fn is_known(self) -> bool {
-        self.way < KNOWN
+        self.index < KNOWN
     }
 }
 
@@ -269,16 +269,16 @@ mod tests {
         /// Whether a datagram passes.
         fn hear(&mut self, source: u128, now: u64) -> bool {
             let hash = self.table.hash(source);
-            let place = self.table.hear(hash, now);
-            let full = self.table.full(place);
-            let passes = self.rate.room(full, now) > 0;
-            self.table.set_full(place, self.rate.take(full, now, passes.into()));
+            let slot = self.table.admit(hash, now);
+            let full_at = self.table.full_at(slot);
+            let passes = self.rate.room(full_at, now) > 0;
+            self.table.set_full_at(slot, self.rate.take(full_at, now, passes.into()));
             passes
         }
 
         fn is_known(&self, source: u128) -> bool {
             let hash = self.table.hash(source);
-            let is_known = self.table.find(hash).is_some_and(Place::is_known);
+            let is_known = self.table.find(hash).is_some_and(Slot::is_known);
             assert!(!is_known || self.table.may_be_known(hash));
             is_known
         }
@@ -317,11 +317,11 @@ mod tests {
     }
 
     #[test]
-    fn strangers_together_get_no_more_than_their_places() {
+    fn strangers_together_get_no_more_than_their_slots() {
         let mut limited = Limited::new(8);
         let (mut now, mut passed) = (SECOND, 0);
         for source in 0..10_000 {
-            now += 1_000_000; // 10 s in all: 4 places, 10 at once and 100 more each
+            now += 1_000_000; // 10 s in all: 4 slots, 10 at once and 100 more each
             passed += u32::from(limited.hear(source, now));
         }
         assert!((400..=440).contains(&passed), "{passed}");
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn known_places_fall_free_after_a_minute_of_silence() {
+    fn known_slots_are_free_after_a_minute_of_silence() {
         let mut limited = Limited::new(8);
         for source in 0..4 {
             limited.hear(source, SECOND);
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_vouched_for_has_a_place_and_no_limit() {
+    fn a_validated_source_has_a_slot_and_no_limit() {
         let mut limited = Limited::new(8);
         for source in 0..4 {
             limited.hear(source, SECOND);
@@ -361,26 +361,26 @@ mod tests {
         let hash = limited.table.hash(9);
         limited.table.validate(hash, 3 * SECOND);
         assert!(limited.is_known(9));
-        let place = limited.table.find(hash).unwrap();
-        limited.table.grant(place, 5);
-        assert!(limited.table.spend(place, 1 << 40));
+        let slot = limited.table.find(hash).unwrap();
+        limited.table.grant(slot, 5);
+        assert!(limited.table.spend(slot, 1 << 40));
     }
 
     #[test]
-    fn credit_is_spent_once_and_ends_with_the_place() {
+    fn credit_is_spent_once_and_ends_with_the_slot() {
         let mut limited = Limited::new(8);
         let hash = limited.table.hash(1);
-        let place = limited.table.hear(hash, SECOND);
-        limited.table.grant(place, 100);
-        assert!(limited.table.spend(place, 60));
-        assert!(!limited.table.spend(place, 60));
-        assert!(limited.table.spend(place, 40));
-        limited.table.grant(place, 100);
+        let slot = limited.table.admit(hash, SECOND);
+        limited.table.grant(slot, 100);
+        assert!(limited.table.spend(slot, 60));
+        assert!(!limited.table.spend(slot, 60));
+        assert!(limited.table.spend(slot, 40));
+        limited.table.grant(slot, 100);
         for source in 2..9 {
             limited.hear(source, SECOND + 1_000_000);
         }
         assert_eq!(limited.table.find(hash), None);
-        let place = limited.table.hear(hash, 2 * SECOND);
-        assert!(!limited.table.spend(place, 1));
+        let slot = limited.table.admit(hash, 2 * SECOND);
+        assert!(!limited.table.spend(slot, 1));
     }
 }

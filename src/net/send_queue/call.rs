@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Range;
 
-use super::{Budget, Datagrams, Kernel};
+use super::{Budget, Kernel, QueuedDatagrams};
 use crate::net::address::Address;
 use crate::net::cmsg::ControlBuffer;
 use crate::net::gso::{LARGEST_RUN, LONGEST_RUN, Limits};
@@ -12,7 +12,7 @@ use crate::net::sys::{Outgoing, SEND_MESSAGES, SendSlice, make_room, with_room};
 /// The part of a budget that one call has used. On drop, it refunds the datagrams that were not
 /// sent, even if the call failed or the guard behind the budget has changed.
 pub(super) struct Allowance<'q, 'a, B: Budget> {
-    datagrams: &'q Datagrams<'a>,
+    datagrams: &'q QueuedDatagrams<'a>,
     budget: Option<&'q B>,
     /// The datagrams that are paid for and not sent.
     paid: Range<usize>,
@@ -21,7 +21,11 @@ pub(super) struct Allowance<'q, 'a, B: Budget> {
 }
 
 impl<'q, 'a, B: Budget> Allowance<'q, 'a, B> {
-    pub(super) fn new(datagrams: &'q Datagrams<'a>, budget: Option<&'q B>, next: usize) -> Self {
+    pub(super) fn new(
+        datagrams: &'q QueuedDatagrams<'a>,
+        budget: Option<&'q B>,
+        next: usize,
+    ) -> Self {
         Self { datagrams, budget, paid: next..next, is_spent: false }
     }
 
@@ -55,12 +59,12 @@ impl<B: Budget> Drop for Allowance<'_, '_, B> {
 
 /// The messages of one call.
 pub(super) struct Call {
-    runs: Vec<Run>,
+    runs: Vec<SendRun>,
 }
 
 /// Consecutive datagrams in one message.
 #[derive(Clone, Copy)]
-struct Run {
+struct SendRun {
     datagrams: usize,
     bytes: usize,
     first_slice: usize,
@@ -105,7 +109,7 @@ impl Call {
                 control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &segment);
             }
             let slices = slices.len() - first_slice;
-            runs.push(Run { datagrams: count, bytes, first_slice, slices, control });
+            runs.push(SendRun { datagrams: count, bytes, first_slice, slices, control });
         }
         Ok(Self { runs })
     }
@@ -123,7 +127,7 @@ impl Call {
 
     pub(super) fn messages<'b>(
         &'b self,
-        datagrams: &'b Datagrams<'_>,
+        datagrams: &'b QueuedDatagrams<'_>,
         slices: &'b [SendSlice<'_>],
         next: usize,
     ) -> impl Iterator<Item = Outgoing<'b>> {

@@ -24,7 +24,7 @@ use super::sys::{self, Outgoing, SendSlice, make_room, with_room};
 /// which the kernel splits. If a run is refused, its datagrams are sent one by one.
 #[derive(Default)]
 pub struct SendQueue<'a> {
-    datagrams: Datagrams<'a>,
+    datagrams: QueuedDatagrams<'a>,
     /// The index of the first datagram that was not sent.
     next: usize,
     /// Datagrams before this index are sent alone: they belong to a run that was refused.
@@ -37,14 +37,14 @@ pub struct SendQueue<'a> {
 
 /// Datagrams, each with the indexes of its address and its source.
 #[derive(Default)]
-struct Datagrams<'a> {
-    list: Vec<Datagram<'a>>,
+struct QueuedDatagrams<'a> {
+    list: Vec<QueuedDatagram<'a>>,
     addresses: Vec<Address>,
     sources: Vec<Source>,
 }
 
 #[derive(Clone, Copy)]
-struct Datagram<'a> {
+struct QueuedDatagram<'a> {
     payload: SendSlice<'a>,
     to: u32,
     source: u32,
@@ -111,7 +111,7 @@ impl<'a> SendQueue<'a> {
     /// Creates an empty queue with room for `datagrams`.
     pub fn with_room(datagrams: usize) -> io::Result<Self> {
         let list = with_room(datagrams, "datagrams to be sent")?;
-        let datagrams = Datagrams { list, ..Datagrams::default() };
+        let datagrams = QueuedDatagrams { list, ..QueuedDatagrams::default() };
         Ok(Self { datagrams, ..Self::default() })
     }
 
@@ -133,11 +133,11 @@ impl<'a> SendQueue<'a> {
         to: Option<&Address>,
         source: Option<Source>,
     ) -> io::Result<()> {
-        let Datagrams { list, addresses, sources } = &mut self.datagrams;
+        let QueuedDatagrams { list, addresses, sources } = &mut self.datagrams;
         make_room(list, payloads.len(), "datagrams to be sent")?;
         let to = to.map_or(Ok(NONE), |to| index_of(addresses, *to))?;
         let source = source.map_or(Ok(NONE), |source| index_of(sources, source))?;
-        list.extend(payloads.map(|payload| Datagram { payload, to, source }));
+        list.extend(payloads.map(|payload| QueuedDatagram { payload, to, source }));
         Ok(())
     }
 
@@ -271,7 +271,7 @@ impl<'a> SendQueue<'a> {
     }
 }
 
-impl Datagrams<'_> {
+impl QueuedDatagrams<'_> {
     /// The destination of a datagram, if there is one and it has its own.
     fn address(&self, index: usize) -> Option<&Address> {
         self.addresses.get(self.list.get(index)?.to as usize)

@@ -27,7 +27,7 @@ enum Reply {
 
 /// An event before a call.
 #[derive(Clone, Debug)]
-enum Event {
+enum Step {
     Nothing,
     /// Adds to the budgets of peers.
     Earn(u16, usize),
@@ -155,13 +155,13 @@ fn replies() -> impl Strategy<Value = Reply> {
     ]
 }
 
-fn events() -> impl Strategy<Value = Event> {
+fn events() -> impl Strategy<Value = Step> {
     let allowed = prop::array::uniform3(0..400_usize);
     prop_oneof![
-        4 => Just(Event::Nothing),
-        2 => (0..PEERS, 0..200_usize).prop_map(|(peer, bytes)| Event::Earn(peer, bytes)),
-        1 => prop::option::of(allowed).prop_map(Event::Guard),
-        1 => any::<bool>().prop_map(Event::Corked),
+        4 => Just(Step::Nothing),
+        2 => (0..PEERS, 0..200_usize).prop_map(|(peer, bytes)| Step::Earn(peer, bytes)),
+        1 => prop::option::of(allowed).prop_map(Step::Guard),
+        1 => any::<bool>().prop_map(Step::Corked),
     ]
 }
 
@@ -211,14 +211,14 @@ proptest! {
         let mut skipped_in_doubt = 0;
         for (event, reply) in script {
             match event {
-                Event::Nothing => {}
-                Event::Corked(is_corked) => kernel.is_corked = is_corked,
-                Event::Earn(peer, bytes) => {
+                Step::Nothing => {}
+                Step::Corked(is_corked) => kernel.is_corked = is_corked,
+                Step::Earn(peer, bytes) => {
                     if let Some(guard) = &guard {
                         guard.may.borrow_mut()[usize::from(peer)] += bytes;
                     }
                 }
-                Event::Guard(may) => {
+                Step::Guard(may) => {
                     guard = may.map(|may| Rc::new(Account { may: may.into(), ..Account::default() }));
                     guards.extend(guard.clone());
                 }

@@ -98,6 +98,25 @@ fn watch_forks() {
     });
 }
 
+/// Runs `child` in a child process, and returns what it returned.
+#[cfg(test)]
+pub(in crate::net) fn in_child(child: impl FnOnce() -> bool) -> bool {
+    // SAFETY: the child only calls fork-safe functions, and ends without unwinding.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        // SAFETY: the alarm ends a child that is stuck, `_exit` one that is not.
+        unsafe {
+            libc::alarm(10);
+            libc::_exit(i32::from(child()));
+        }
+    }
+    let mut status = -1;
+    // SAFETY: the child is ours, and the pointer is to a local variable.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+    assert!(libc::WIFEXITED(status), "{status}");
+    libc::WEXITSTATUS(status) != 0
+}
+
 #[cfg(loom)]
 pub(in crate::net) use model::{fork_generation, model_fork, model_process};
 

@@ -6,7 +6,8 @@
 
 use std::alloc::{Layout, alloc_zeroed};
 use std::io;
-use std::ops::Deref;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -56,10 +57,39 @@ pub unsafe trait Zeroes {}
 
 // SAFETY: zero is a valid byte.
 unsafe impl Zeroes for u8 {}
-// SAFETY: as above.
-unsafe impl<const LEN: usize> Zeroes for [u8; LEN] {}
+// SAFETY: its items are valid.
+unsafe impl<T: Zeroes, const LEN: usize> Zeroes for [T; LEN] {}
 // SAFETY: zero is a valid number.
+unsafe impl Zeroes for u32 {}
+// SAFETY: as above.
+unsafe impl Zeroes for u64 {}
+// SAFETY: as above.
 unsafe impl Zeroes for AtomicU32 {}
+
+/// Declares a struct that is valid if all its bytes are zero, because each of its fields is.
+macro_rules! zeroed {
+    (
+        $(#[$attribute:meta])*
+        $visibility:vis struct $name:ident {
+            $($(#[$field_attribute:meta])* $field:ident: $kind:ty),* $(,)?
+        }
+    ) => {
+        $(#[$attribute])*
+        #[repr(C)]
+        $visibility struct $name {
+            $($(#[$field_attribute])* $field: $kind),*
+        }
+
+        // SAFETY: the bounds say that each field is valid if its bytes are zero.
+        unsafe impl $crate::net::sys::Zeroes for $name
+        where
+            $($kind: $crate::net::sys::Zeroes),*
+        {
+        }
+    };
+}
+
+pub(in crate::net) use zeroed;
 
 /// Zeroed memory that uses a page only after it was written to: `mmap(2)`.
 pub struct Memory {
@@ -85,26 +115,6 @@ impl Memory {
         }
     }
 
-    /// Requests large pages, so that random accesses touch fewer pages: `madvise(2)`. If the kernel
-    /// cannot provide them, small ones are used.
-    pub(in crate::net) fn prefer_large_pages(&self) {
-        // The pointer: the mapping's own.
-        let _ = syscall!(madvise(self.start.as_ptr().cast(), self.len, libc::MADV_HUGEPAGE));
-    }
-
-    /// The memory as whole words.
-    pub(in crate::net) fn words(&self) -> &[u64] {
-        // SAFETY: a mapping starts at a page, aligned for anything, and has that many readable
-        // words, which may have any value. It lives as long as `self`.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), self.len / 8) }
-    }
-
-    /// The memory as whole words, writable.
-    pub(in crate::net) fn words_mut(&mut self) -> &mut [u64] {
-        // SAFETY: as above, and `self` is borrowed for writing.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().cast(), self.len / 8) }
-    }
-
     /// The size in bytes.
     pub fn size(&self) -> usize {
         self.len
@@ -113,6 +123,48 @@ impl Memory {
     /// The start address.
     pub fn start(&self) -> *mut u8 {
         self.start.as_ptr()
+    }
+}
+
+/// Zeroed items. Each page of them uses memory only after it was written to.
+pub(in crate::net) struct ZeroedPages<T> {
+    memory: Memory,
+    items: PhantomData<T>,
+}
+
+impl<T: Zeroes> ZeroedPages<T> {
+    /// Reserves address space for `len` items; `len` must not be zero.
+    pub(in crate::net) fn new(len: usize) -> io::Result<Self> {
+        const { assert!(size_of::<T>() > 0 && align_of::<T>() <= 4096, "items fit into pages") };
+        let memory = Memory::new(len.saturating_mul(size_of::<T>()))?;
+        Ok(Self { memory, items: PhantomData })
+    }
+
+    /// Requests large pages, so that random accesses touch fewer pages: `madvise(2)`. If the kernel
+    /// cannot provide them, small ones are used.
+    pub(in crate::net) fn prefer_large_pages(&self) {
+        let Memory { start, len } = self.memory;
+        // The pointer: the mapping's own.
+        let _ = syscall!(madvise(start.as_ptr().cast(), len, libc::MADV_HUGEPAGE));
+    }
+}
+
+impl<T: Zeroes> Deref for ZeroedPages<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        let (start, len) = (self.memory.start.as_ptr().cast(), self.memory.len / size_of::<T>());
+        // SAFETY: a mapping starts at a page, so it is aligned. It has room for `len` items, which
+        // began as zeroes and which only this type gives access to. It lives as long as `self`.
+        unsafe { std::slice::from_raw_parts(start, len) }
+    }
+}
+
+impl<T: Zeroes> DerefMut for ZeroedPages<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        let (start, len) = (self.memory.start.as_ptr().cast(), self.memory.len / size_of::<T>());
+        // SAFETY: as above, and `self` is borrowed for writing.
+        unsafe { std::slice::from_raw_parts_mut(start, len) }
     }
 }
 
@@ -161,19 +213,19 @@ impl Drop for Memory {
     }
 }
 
-/// Counters that this process shares with its forks.
-pub(in crate::net) struct SharedCounters {
+/// Words that this process shares with its forks.
+pub(in crate::net) struct SharedWords {
     start: NonNull<AtomicU64>,
     len: usize,
 }
 
 // SAFETY: the memory is plain, has a single owner, and is only accessed through atomics.
-unsafe impl Send for SharedCounters {}
+unsafe impl Send for SharedWords {}
 // SAFETY: as above.
-unsafe impl Sync for SharedCounters {}
+unsafe impl Sync for SharedWords {}
 
-impl SharedCounters {
-    /// Maps `len` counters, all zero; `len` must not be zero.
+impl SharedWords {
+    /// Maps `len` words, all zero; `len` must not be zero.
     pub(in crate::net) fn new(len: usize) -> io::Result<Self> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
@@ -187,7 +239,7 @@ impl SharedCounters {
     }
 }
 
-impl Deref for SharedCounters {
+impl Deref for SharedWords {
     type Target = [AtomicU64];
 
     fn deref(&self) -> &[AtomicU64] {
@@ -197,7 +249,7 @@ impl Deref for SharedCounters {
     }
 }
 
-impl Drop for SharedCounters {
+impl Drop for SharedWords {
     fn drop(&mut self) {
         let bytes = self.len * size_of::<AtomicU64>();
         // SAFETY: the mapping is ours, and nothing borrows from it any longer. It cannot fail.
@@ -232,7 +284,9 @@ mod tests {
             with_room::<u8>(BEYOND, "bytes").err(),
             with_room::<u64>(BEYOND, "words").err(),
             make_room(&mut vec![1], BEYOND, "bytes").err(),
-            SharedCounters::new(BEYOND / 16).err(),
+            SharedWords::new(BEYOND / 16).err(),
+            ZeroedPages::<u64>::new(BEYOND / 8).err(),
+            ZeroedPages::<u64>::new(BEYOND).err(),
         ];
         for error in errors.map(Option::unwrap) {
             assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);

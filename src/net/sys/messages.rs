@@ -125,7 +125,7 @@ impl RecvMessages {
         if self.is_exported {
             return &[];
         }
-        let start = self.place(slot, &range);
+        let start = self.address_of(slot, &range);
         // SAFETY: they are within the slot; nobody else has a pointer to them but the kernel,
         // which writes while `self` is borrowed for writing.
         unsafe { std::slice::from_raw_parts(start, range.len()) }
@@ -138,7 +138,7 @@ impl RecvMessages {
         slot: usize,
         range: Range<usize>,
     ) -> io::Result<Box<[u8]>> {
-        let start = self.place(slot, &range);
+        let start = self.address_of(slot, &range);
         let mut copy = with_room(range.len(), "a datagram to be kept")?;
         // SAFETY: they are within the slot, and the copy has room for them.
         unsafe {
@@ -151,14 +151,14 @@ impl RecvMessages {
     /// Overwrites bytes of a slot's payload with zeroes, if others can see them.
     pub(in crate::net) fn hide_payload(&mut self, slot: usize, range: Range<usize>) {
         if self.is_exported {
-            let start = self.place(slot, &range);
+            let start = self.address_of(slot, &range);
             // SAFETY: they are within the slot, and no reference to them exists.
             unsafe { ptr::write_bytes(start, 0, range.len()) };
         }
     }
 
     #[inline]
-    fn place(&self, slot: usize, range: &Range<usize>) -> *mut u8 {
+    fn address_of(&self, slot: usize, range: &Range<usize>) -> *mut u8 {
         assert!(slot < self.slots() && range.start <= range.end && range.end <= self.slot_len);
         self.memory.start().wrapping_add(self.offset(slot) + range.start)
     }

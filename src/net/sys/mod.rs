@@ -30,8 +30,8 @@ mod thread_exit;
 
 pub(super) use event::*;
 pub(super) use fork::*;
-pub(super) use memory::SharedCounters;
 pub use memory::{Memory, Zeroes, make_room, no_memory, with_room, zeroes};
+pub(super) use memory::{SharedWords, ZeroedPages, zeroed};
 pub(super) use messages::*;
 pub use names::*;
 pub use process::*;

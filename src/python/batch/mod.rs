@@ -18,8 +18,8 @@ use super::address::to_python;
 use super::buffer::{Readable, new_slice};
 use super::error::Result;
 use crate::net::{
-    Address, Datagrams, ExportedRing, ForkCell, ForkCellGuard, Inherit, RecvCursor, SendQueue,
-    SendSlice, leave_to_parent, make_room, with_room, zeroes,
+    Address, Datagrams, ExportedRing, ForkTryMutex, ForkTryMutexGuard, Inherit, RecvCursor,
+    SendQueue, SendSlice, leave_to_parent, make_room, with_room, zeroes,
 };
 
 use arguments::{checked, parse_of_any_family, saturated};
@@ -28,7 +28,7 @@ use index::{Column, Index};
 /// Datagrams in one block of memory.
 #[pyclass(frozen, module = "tomada")]
 pub(crate) struct Batch {
-    contents: ForkCell<Contents>,
+    contents: ForkTryMutex<Contents>,
     /// Where the payloads are. The mapping lives as long as `contents`, and never moves.
     memory: *mut u8,
     memory_len: usize,
@@ -88,8 +88,8 @@ const NO_ADDRESS: u32 = u32::MAX;
 
 impl Batch {
     /// Locks the contents, or says that another call has them.
-    pub(crate) fn lock(&self) -> Result<ForkCellGuard<'_, Contents>> {
-        let Some(mut contents) = self.contents.try_take() else {
+    pub(crate) fn lock(&self) -> Result<ForkTryMutexGuard<'_, Contents>> {
+        let Some(mut contents) = self.contents.try_lock() else {
             let message = "this Batch is in use by another call; give each thread its own";
             return Err(PyRuntimeError::new_err(message).into());
         };
@@ -321,7 +321,7 @@ impl Batch {
         let index = || zeroes(slots * DATAGRAMS_PER_SLOT, "the places of datagrams");
         let layout = Layout::for_slots(slots)?;
         Ok(Self {
-            contents: ForkCell::new(Contents { ring, layout, is_interrupted: false }),
+            contents: ForkTryMutex::new(Contents { ring, layout, is_interrupted: false }),
             memory,
             memory_len,
             slots,

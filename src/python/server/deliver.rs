@@ -10,10 +10,9 @@ use pyo3::types::{PyByteArray, PyBytes, PyList, PyMemoryView, PyString, PyTuple}
 
 use super::{ServerCore, Takes};
 use crate::net::{
-    self, Address, Count, Datagrams, Filled, Flow, OwnAddress, Pace, Received, RecvCursor, Sink,
-    Source, deliver,
+    self, Address, Count, Datagrams, Filled, Flow, OwnAddress, Pace, Received, RecvCursor,
+    ReplySourceReader, Sink, Source, deliver,
 };
-use crate::python::asked::Notes;
 use crate::python::buffer::{Readable, TypeName, new_bytes, new_list, push};
 use crate::python::datagram::Datagram;
 use crate::python::error::{Error, Result};
@@ -44,7 +43,7 @@ pub(super) struct HandlerSink<'a, 'py> {
     flushed_at: Instant,
     /// Since when this thread is attached to the interpreter.
     attached_at: Cell<Instant>,
-    notes: Notes<'a>,
+    notes: ReplySourceReader<'a>,
     own: OwnAddress,
 }
 

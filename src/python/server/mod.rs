@@ -18,14 +18,13 @@ use pyo3::prelude::*;
 
 use self::deliver::{FORESEEN, HandlerSink};
 use self::send::RETRY;
-use super::asked::Asked;
+use super::counters::ServerCounters;
 use super::error::{Error, Result};
 use super::send_backlog::SendBacklog;
 use super::socket::Socket;
-use super::tally::ServerCounters;
 use crate::net::{
     self, Address, Costs, Count, Deadline, ErrorClass, ErrorStreak, Filled, Interest, Pace,
-    RecvCursor, Steering, Stop, ThreadRing, Waiting, hang_if_ended,
+    RecvCursor, ReplySources, Steering, Stop, ThreadRing, Waiting, hang_if_ended,
 };
 
 /// A server looks after the kernel's drops so often.
@@ -69,7 +68,7 @@ pub(crate) struct ServerCore {
     worker: usize,
     /// Called with what goes wrong, to log it.
     report: Py<PyAny>,
-    asked: Asked,
+    asked: ReplySources,
     /// Whether there is a peer to answer that has no name.
     is_connected: bool,
     outbox: Mutex<SendBacklog>,
@@ -108,7 +107,7 @@ impl ServerCore {
             inner.tell_metadata()?;
         }
         Ok(Self {
-            asked: Asked::of(inner),
+            asked: ReplySources::of(inner),
             is_connected: inner.peer_address().is_ok(),
             socket: socket.clone().unbind(),
             handler,

@@ -11,16 +11,17 @@ use pyo3::prelude::*;
 use pyo3::types::{PyInt, PyList, PyString};
 
 use super::Socket;
+use super::datagram::Datagram;
 use super::many::Senders;
-use crate::net::address::interface_index;
 use crate::net::cmsg::ControlBuffer;
-use crate::net::errors::ErrorMessage;
+use crate::net::error_queue::ErrorMessage;
 use crate::net::multicast::{Change, Membership, interface_with_address};
+use crate::net::names::interface_index;
 use crate::net::{Address, Interest, Source, may_be_of_source};
 use crate::python::buffer::{Readable, new_bytes};
-use crate::python::datagram::Datagram;
+use crate::python::counters::Stats;
 use crate::python::error::{Error, Result, strerror};
-use crate::python::records::{DatagramError, Stats};
+use crate::python::records::DatagramError;
 
 /// The most entries of the error queue that one call takes.
 const MOST_ERRORS: usize = 1024;
@@ -76,7 +77,7 @@ impl Socket {
     /// Return the socket's counters.
     fn stats(&self) -> Stats {
         self.inner.get().map_or_else(Stats::default, |socket| {
-            Stats::new(socket.counters().read(), socket.drops())
+            Stats::of_socket(socket.counters().read(), socket.drops())
         })
     }
 

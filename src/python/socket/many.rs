@@ -10,15 +10,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyList, PyMemoryView, PyString, PyTuple};
 
 use super::Socket;
-use super::sending::Sending;
+use super::sending::{ATTACHED, Sending};
 use crate::net::{Address, Datagrams, Filled, Interest, Received, RecvCursor};
 use crate::python::address::AddressCache;
 use crate::python::buffer::{new_bytes, new_list, push};
 use crate::python::error::{Error, Result};
-
-/// Up to so many datagrams pass attached to the interpreter. They take about a millisecond, less
-/// than the interpreter lets a thread run before it looks for another one.
-pub(super) const ATTACHED: usize = 1024;
 
 /// A receive that keeps up with whoever sends finds more each time that it looks. After this time
 /// it returns what it has, so that signal handlers run and a large maximum fills no memory.

@@ -2,8 +2,10 @@
 
 mod batch;
 mod connect;
+pub(crate) mod datagram;
 mod exchange;
 mod extras;
+mod guard;
 mod many;
 mod options;
 mod receive;
@@ -26,10 +28,10 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyFloat, PyTuple};
 
+use self::guard::GivenGuard;
 use super::address::AddressCache;
 use super::audit;
 use super::error::Result;
-use super::guard::Post;
 use crate::net::{self, Deadline, Interest, KernelWait, Stop, Waiting};
 
 /// A datagram socket.
@@ -42,7 +44,7 @@ pub(crate) struct Socket {
     /// How long to stay awake before sleeping, in nanoseconds.
     spin: AtomicU64,
     addresses: AddressCache,
-    post: Post,
+    given_guard: GivenGuard,
 }
 
 /// How long one call waits, however often it has to.
@@ -75,7 +77,7 @@ impl Socket {
             timeout: AtomicI64::new(BLOCKING),
             spin: AtomicU64::new(0),
             addresses: AddressCache::default(),
-            post: Post::default(),
+            given_guard: GivenGuard::default(),
         }
     }
 
@@ -257,10 +259,6 @@ impl Socket {
 
     pub(crate) fn addresses(&self) -> &AddressCache {
         &self.addresses
-    }
-
-    pub(crate) fn post(&self) -> &Post {
-        &self.post
     }
 
     fn patience(&self) -> Patience {

@@ -7,7 +7,6 @@ use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 
-use super::many::ATTACHED;
 use super::{Patience, Socket};
 use crate::net::{Address, Interest, SendQueue, with_room};
 use crate::python::audit;
@@ -19,6 +18,10 @@ const PORTION: usize = 4096;
 /// A portion ends with the datagram that reaches so many bytes, which bounds the memory that the
 /// items of a generator take.
 const PORTION_BYTES: usize = 1 << 22;
+/// Up to so many datagrams pass attached to the interpreter. They take about a millisecond, less
+/// than the interpreter lets a thread run before it looks for another one.
+pub(super) const ATTACHED: usize = 1024;
+
 /// Up to so many bytes are sent attached to the interpreter, for the reason of [`ATTACHED`].
 const ATTACHED_BYTES: usize = 1 << 20;
 

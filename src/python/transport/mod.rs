@@ -16,12 +16,11 @@ use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::PyDict;
 
-use super::asked::Asked;
 use super::datagram::Datagram;
 use super::error::Result;
 use super::send_backlog::SendBacklog;
 use super::socket::Socket;
-use crate::net::{Address, Costs, ThreadRing, TurnSkipping, hang_if_ended};
+use crate::net::{Address, Costs, ReplySources, ThreadRing, TurnSkipping, hang_if_ended};
 
 pub(crate) use turn::Turn;
 
@@ -62,7 +61,7 @@ pub(crate) struct TransportCore {
     is_lost: AtomicBool,
     /// How many sends came after that.
     lost_sends: AtomicU32,
-    asked: Asked,
+    asked: ReplySources,
     /// Whether the protocol was told of errors in this turn of the loop, and hears of others in the
     /// next one.
     errors_scheduled: AtomicBool,
@@ -139,7 +138,7 @@ impl TransportCore {
                 return Err(error.into());
             }
         }
-        let asked = Asked::of(socket.get().socket()?);
+        let asked = ReplySources::of(socket.get().socket()?);
         Ok(Self {
             socket: socket.clone().unbind(),
             may_be_referred_to,

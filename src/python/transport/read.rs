@@ -12,9 +12,9 @@ use pyo3::types::PyString;
 
 use super::TransportCore;
 use crate::net::{
-    Datagrams, Flow, Pace, RecvCursor, Sink, TurnBudget, Turns, deliver, hang_if_ended,
+    Datagrams, Flow, Pace, RecvCursor, ReplySourceReader, Sink, TurnBudget, Turns, deliver,
+    hang_if_ended,
 };
-use crate::python::asked::Notes;
 use crate::python::buffer::{new_bytes, push};
 use crate::python::datagram::Datagram;
 use crate::python::error::{Error, Result, is_shortage};
@@ -185,7 +185,7 @@ struct ProtocolSink<'a, 'py> {
     core: &'a TransportCore,
     owner: &'a Bound<'py, Socket>,
     senders: Senders<'a, 'py>,
-    notes: Notes<'a>,
+    notes: ReplySourceReader<'a>,
     budget: TurnBudget,
     /// The protocol, and the version that it has: a callback may set another.
     protocol: Option<(u64, Bound<'py, PyAny>)>,

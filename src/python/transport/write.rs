@@ -10,7 +10,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyByteArray, PyBytes, PyMemoryView, PyTuple};
 
 use super::TransportCore;
-use crate::net::errors::SocketError;
+use crate::net::error_queue::SocketError;
 use crate::net::{Address, Refused, Shed, hang_if_ended};
 use crate::python::audit;
 use crate::python::buffer::{Readable, TypeName, new_bytes, text_of};

@@ -19,9 +19,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::forked::{ForkMutex, Inherit};
-use super::socket::Socket;
-use super::sys;
+use super::Socket;
+use crate::net::fork_mutex::{ForkMutex, Inherit};
+use crate::net::sys;
 
 /// The drops of a socket since it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

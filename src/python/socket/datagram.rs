@@ -6,11 +6,11 @@ use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use super::audit;
-use super::buffer::text_of;
-use super::error::Result;
-use super::socket::Socket;
+use super::Socket;
 use crate::net::{Address, AddressKind, Meta, Received};
+use crate::python::audit;
+use crate::python::buffer::text_of;
+use crate::python::error::Result;
 
 /// A received datagram.
 #[pyclass(frozen, module = "tomada")]

@@ -4,10 +4,10 @@ use std::ffi::c_int;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::Socket;
 use super::recv_cursor::RecvCursor;
-use super::ring::SlotKind;
-use super::shared_options::Hold;
-use super::socket::Socket;
+use crate::net::recv_ring::SlotKind;
+use crate::net::shared_options::Hold;
 
 /// What a socket knows of it.
 #[derive(Default)]

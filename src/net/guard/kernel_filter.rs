@@ -36,27 +36,27 @@ const LONGEST: usize = libc::BPF_MAXINSNS as usize;
 ///
 /// One thing only is not decided here: what comes by IPv6 from an IPv4 address in IPv6's form, which
 /// passes. The kernel drops it on its own, and otherwise the guard decides.
-pub fn filter(networks: &Networks) -> Option<Vec<Instruction>> {
+pub fn kernel_filter(networks: &Networks) -> Option<Vec<Instruction>> {
     let (v4, v6) = (&networks.v4, &networks.v6);
     // Each change costs at least two instructions.
     if 2 * (v4.changes.len() + v6.changes.len()) > LONGEST {
         return None;
     }
     let changes: Vec<_> = v4.changes.iter().map(|&change| change.into()).collect();
-    let v4 = Address { source: SOURCE_V4, words: 1 }.search(0, &changes, v4.first);
-    let v6 = Address { source: SOURCE_V6, words: 4 }.search(0, &v6.changes, v6.first);
+    let v4 = SourceField { source: SOURCE_V4, words: 1 }.search(0, &changes, v4.first);
+    let v6 = SourceField { source: SOURCE_V6, words: 4 }.search(0, &v6.changes, v6.first);
     let mut program = vec![load(LOAD_BYTE, VERSION)];
     program.extend(branch(FIRST_OF_V6, &v4, &v6));
     (program.len() <= LONGEST).then_some(program)
 }
 
-/// Where an address lies, and how many words of 32 bits it has.
-struct Address {
+/// The position of the source address in a header, and its length in words of 32 bits.
+struct SourceField {
     source: c_int,
     words: u32,
 }
 
-impl Address {
+impl SourceField {
     /// Code that decides on the addresses whose words before `word` are settled: from the first of
     /// them on as `verdict` says, which turns at each of `changes`, all of which lie behind it.
     fn search(&self, word: u32, changes: &[u128], mut verdict: bool) -> Vec<Instruction> {
@@ -186,8 +186,8 @@ mod tests {
 
     #[test]
     fn a_filter_is_short_where_the_list_is() {
-        let everyone = filter(&denying(std::iter::empty())).unwrap();
-        let one = filter(&denying(std::iter::once("10.0.0.0/8".to_owned()))).unwrap();
+        let everyone = kernel_filter(&denying(std::iter::empty())).unwrap();
+        let one = kernel_filter(&denying(std::iter::once("10.0.0.0/8".to_owned()))).unwrap();
         assert_eq!(one.len() - everyone.len(), 5); // a load, two comparisons, two more results
         assert!(!passes(&one, "10.255.0.1".parse().unwrap()));
         assert!(passes(&one, "::10.0.0.1".parse().unwrap()));
@@ -199,7 +199,7 @@ mod tests {
             denying((0..count).map(|net| format!("10.{}.{}.0/24", net >> 7, 2 * (net & 127))))
         };
         let networks = every_other(900);
-        let program = filter(&networks).unwrap();
+        let program = kernel_filter(&networks).unwrap();
         assert!(program.iter().any(|instruction| u32::from(instruction.code) == JUMP));
         for third in 0..=255 {
             for second in 0..8 {
@@ -207,13 +207,13 @@ mod tests {
                 assert_eq!(passes(&program, source), networks.allow(source), "{source}");
             }
         }
-        assert_eq!(filter(&every_other(1100)).map(|program| program.len()), None);
+        assert_eq!(kernel_filter(&every_other(1100)).map(|program| program.len()), None);
     }
 
     proptest! {
         #[test]
         fn a_filter_and_the_guard_agree((allow, deny, networks) in any_lists()) {
-            let program = filter(&networks).unwrap();
+            let program = kernel_filter(&networks).unwrap();
             for source in probes(allow.iter().flatten().chain(&deny)) {
                 if source.to_canonical() == source {
                     prop_assert_eq!(passes(&program, source), networks.allow(source), "{}", source);

@@ -6,17 +6,17 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{Arrival, Guard};
+use super::Socket;
+use super::recv_cursor::RecvCursor;
 use crate::net::address::Address;
-use crate::net::forked::{ForkMutex, Inherit};
-use crate::net::recv_cursor::RecvCursor;
-use crate::net::ring::{Filled, RecvRing};
-use crate::net::socket::Socket;
+use crate::net::fork_mutex::{ForkMutex, Inherit};
+use crate::net::guard::{Arrival, Guard};
+use crate::net::recv_ring::{Filled, RecvRing};
 use crate::net::sys::{self, RecvSlice};
 
 /// Which guard a socket has.
 #[derive(Default)]
-pub(in crate::net) struct Watch {
+pub(super) struct Watch {
     /// Whether there is one, to be read without the lock.
     is_on: AtomicBool,
     guard: ForkMutex<Option<Arc<Guard>>>,
@@ -32,7 +32,7 @@ impl Inherit for Option<Arc<Guard>> {
 
 /// So many messages are refused in one attempt to receive, until it ends as if there was none: who
 /// waits looks at the clock then, and who does not has the rest of his program to run.
-pub(in crate::net) const REFUSALS: usize = 1024;
+pub(super) const REFUSALS: usize = 1024;
 
 impl Socket {
     /// Gives the socket a guard, or takes it away. The guard's filter, if it has one, is attached
@@ -51,7 +51,7 @@ impl Socket {
         {
             return Ok(());
         }
-        let filter = guard.as_ref().and_then(|guard| guard.filter());
+        let filter = guard.as_ref().and_then(|guard| guard.kernel_filter());
         if filter.is_some() {
             self.filter_was_set();
         }
@@ -88,12 +88,12 @@ impl Socket {
     }
 
     /// The guard of a receive. There is none for the error queue.
-    pub(in crate::net) fn guard_of(&self, flags: c_int) -> Option<Arc<Guard>> {
+    pub(super) fn guard_of(&self, flags: c_int) -> Option<Arc<Guard>> {
         self.guard().filter(|_| flags & libc::MSG_ERRQUEUE == 0)
     }
 
     /// Receives single datagrams until one passes.
-    pub(in crate::net) fn receive_admitted<T>(
+    pub(super) fn receive_admitted<T>(
         &self,
         guard: &Guard,
         mut receive: impl FnMut() -> io::Result<(T, Arrival)>,
@@ -109,7 +109,7 @@ impl Socket {
     }
 
     /// Fills a ring, and throws out what does not pass; nothing may be left.
-    pub(in crate::net) fn fill(
+    pub(super) fn fill(
         &self,
         fd: BorrowedFd<'_>,
         ring: &mut RecvRing,
@@ -133,7 +133,7 @@ impl Socket {
     /// Looks at a single datagram with `peek`, after [`pass_over`](Self::pass_over). Another thread
     /// may have taken the one that passed since, so that what is first does not. Then the error is
     /// `EINTR`, on which callers try again.
-    pub(in crate::net) fn peek_admitted<T>(
+    pub(super) fn peek_admitted<T>(
         guard: &Guard,
         peek: impl FnOnce() -> io::Result<(T, Arrival)>,
     ) -> io::Result<T> {
@@ -147,7 +147,7 @@ impl Socket {
 
     /// Takes what does not pass out of the kernel's queue, until something that does is first: for
     /// who will look at that with `MSG_PEEK`.
-    pub(in crate::net) fn pass_over(&self, fd: BorrowedFd<'_>, guard: &Guard) -> io::Result<()> {
+    pub(super) fn pass_over(&self, fd: BorrowedFd<'_>, guard: &Guard) -> io::Result<()> {
         let look = libc::MSG_PEEK | libc::MSG_TRUNC | libc::MSG_DONTWAIT;
         for _ in 0..REFUSALS {
             let mut from = Address::UNNAMED;

@@ -3,8 +3,8 @@
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::socket::Socket;
-use super::sys;
+use super::Socket;
+use crate::net::sys;
 
 /// Whether options may have been set that change how calls behave: by another holder of the
 /// descriptor, here or in another process, or by the user through this object. Otherwise no call asks

@@ -4,9 +4,9 @@ use std::ffi::c_int;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use super::pending::{Held, Pending};
-use super::ring::{Datagrams, ExportedRing, Filled, Received, RecvRing, Run, ThreadRing};
-use super::socket::Socket;
+use super::Socket;
+use crate::net::recv_backlog::{Held, RecvBacklog};
+use crate::net::recv_ring::{Datagrams, ExportedRing, Filled, Received, RecvRing, Run, ThreadRing};
 
 /// A ring to receive into.
 pub trait Ring {
@@ -107,7 +107,7 @@ impl<'a, R: Ring> RecvCursor<'a, R> {
     pub fn take_kept(&mut self) -> Option<Filled> {
         self.give_back();
         if self.socket.pending() > 0 && !self.socket.descriptor().is_closed() {
-            self.held = self.socket.with_pending(Pending::pop_front);
+            self.held = self.socket.with_backlog(RecvBacklog::pop_front);
         }
         // The backlog or the kernel may have more.
         self.held.as_ref().map(|held| Filled { is_full: true, ..held.filled() })
@@ -120,7 +120,7 @@ impl<'a, R: Ring> RecvCursor<'a, R> {
 
     /// Whether all datagrams are taken.
     #[inline]
-    pub(super) fn is_empty(&mut self) -> bool {
+    pub(in crate::net) fn is_empty(&mut self) -> bool {
         match &self.held {
             None => self.ring.ring().is_empty(),
             Some(held) => held.remaining() == 0,
@@ -142,9 +142,9 @@ impl<'a, R: Ring> RecvCursor<'a, R> {
     pub(super) fn keep_rest(&mut self) {
         if !self.is_empty() {
             let (held, ring) = (self.held.take(), self.ring.ring());
-            let lost = self.socket.with_pending(|pending| match held {
-                Some(held) => pending.push_front(held),
-                None => pending.keep_rest_of(ring),
+            let lost = self.socket.with_backlog(|backlog| match held {
+                Some(held) => backlog.push_front(held),
+                None => backlog.keep_rest_of(ring),
             });
             self.socket.counters().count_dropped(lost);
             ring.clear();
@@ -179,8 +179,8 @@ impl Datagrams for RecvCursor<'_> {
 impl RecvCursor<'_, &mut ExportedRing> {
     /// Reports, for each slot of the ring, where the message's datagrams are in its memory: see
     /// [`RecvRing::drain_layout`].
-    pub fn drain_layout(&mut self, place: impl FnMut(usize, Run) -> usize) {
-        self.ring.ring().drain_layout(place);
+    pub fn drain_layout(&mut self, take: impl FnMut(usize, Run) -> usize) {
+        self.ring.ring().drain_layout(take);
     }
 
     /// The sender of a slot's message.

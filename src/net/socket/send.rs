@@ -5,11 +5,11 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 
-use super::address::Address;
-use super::guard::Guard;
-use super::send_queue::{Budget, Joining, SendQueue, Sent};
-use super::socket::Socket;
-use super::sys::{self, SendSlice};
+use super::Socket;
+use crate::net::address::Address;
+use crate::net::guard::Guard;
+use crate::net::send_queue::{Budget, Joining, SendQueue, Sent};
+use crate::net::sys::{self, SendSlice};
 
 impl Socket {
     /// Sends one datagram: `sendto(2)`.

@@ -7,11 +7,11 @@ use std::io;
 use std::mem::offset_of;
 use std::os::fd::BorrowedFd;
 
-use super::address::{Address, AddressKind};
-use super::cmsg;
-use super::forked::{ForkMutex, ForkMutexGuard, Inherit, leave_to_parent};
-use super::socket::Socket;
-use super::sys::{self, MessageInfo, RecvSlice};
+use super::Socket;
+use crate::net::address::{Address, AddressKind};
+use crate::net::cmsg;
+use crate::net::fork_mutex::{ForkMutex, ForkMutexGuard, Inherit, leave_to_parent};
+use crate::net::sys::{self, MessageInfo, RecvSlice};
 
 /// One entry of a socket's error queue, as the kernel gave it.
 #[derive(Clone, Debug)]
@@ -44,7 +44,7 @@ pub struct SocketError {
 }
 
 /// As much of a failed datagram as is kept.
-pub(super) const PAYLOAD_LEN: usize = 2048;
+pub(in crate::net) const PAYLOAD_LEN: usize = 2048;
 const CONTROL_LEN: usize = 512;
 
 /// `linux/errqueue.h`

@@ -1,13 +1,12 @@
-//! A lock that remains usable in the child of a fork, whatever the parent's threads were doing.
+//! The lock whose holder never forks.
 
-use std::mem;
-use std::ops::{Deref, DerefMut};
 use std::ptr;
 
-use super::sync::{
-    AtomicU64, Condvar, MutPtr, Mutex, MutexGuard, Ordering, PoisonError, UnsafeCell, yield_now,
+use super::{ForkGuard, Inherit};
+use crate::net::sync::{
+    AtomicU64, Condvar, Mutex, MutexGuard, Ordering, PoisonError, UnsafeCell, yield_now,
 };
-use super::sys;
+use crate::net::sys;
 
 /// A mutex for data that threads lock while detached from the Python interpreter. A thread may hold
 /// it while another thread calls `os.fork`. The holder does not exist in the child, where a plain
@@ -15,19 +14,12 @@ use super::sys;
 ///
 /// The first thread to lock it in a child creates a new lock, after it has
 /// [made the value the child's own](Inherit::inherit).
-pub(super) struct ForkMutex<T> {
+pub(in crate::net) struct ForkMutex<T> {
     /// The [fork generation](sys::fork_generation) that the lock belongs to, doubled, plus one
     /// while a thread takes it over.
     owner: AtomicU64,
     lock: UnsafeCell<Mutex<()>>,
     value: UnsafeCell<T>,
-}
-
-/// A value that a fork copies.
-pub trait Inherit {
-    /// Makes the value the child's own. A thread of the parent may have been changing it: only what
-    /// is sound in the middle of any change may be looked at.
-    fn inherit(&mut self);
 }
 
 impl<T: Inherit + Default> Default for ForkMutex<T> {
@@ -40,23 +32,23 @@ impl<T: Inherit + Default> Default for ForkMutex<T> {
 unsafe impl<T: Send> Sync for ForkMutex<T> {}
 
 impl<T: Inherit> ForkMutex<T> {
-    pub(super) fn new(value: T) -> Self {
+    pub(in crate::net) fn new(value: T) -> Self {
         let owner = AtomicU64::new(owned_by_this_process());
         let lock = UnsafeCell::new(Mutex::new(()));
         Self { owner, lock, value: UnsafeCell::new(value) }
     }
 
     /// Waits for the lock. Ignores poisoning by a panic.
-    pub(super) fn lock(&self) -> ForkMutexGuard<'_, T> {
+    pub(in crate::net) fn lock(&self) -> ForkMutexGuard<'_, T> {
         if !self.is_own() {
             self.make_own();
         }
         let locked = self.mutex().lock().unwrap_or_else(PoisonError::into_inner);
-        ForkMutexGuard { value: self.value.get_mut(), cell: &self.value, locked }
+        ForkGuard::new(&self.value, locked)
     }
 
     /// Whether this process has created it or has locked it before.
-    pub(super) fn is_own(&self) -> bool {
+    pub(in crate::net) fn is_own(&self) -> bool {
         self.owner.load(Ordering::Acquire) == owned_by_this_process()
     }
 
@@ -104,46 +96,18 @@ fn owned_by_this_process() -> u64 {
     2 * u64::from(sys::fork_generation())
 }
 
-/// Exclusive access to the value while this exists.
-pub(super) struct ForkMutexGuard<'a, T> {
-    /// Not a reference to the value: a reference would have to be exclusive until the guard is
-    /// dropped, but the lock is released a moment earlier.
-    value: MutPtr<T>,
-    cell: &'a UnsafeCell<T>,
-    locked: MutexGuard<'a, ()>,
-}
+/// Exclusive access to the value of a [`ForkMutex`].
+pub(in crate::net) type ForkMutexGuard<'a, T> = ForkGuard<'a, T, MutexGuard<'a, ()>>;
 
 impl<T> ForkMutexGuard<'_, T> {
     /// Releases the lock, waits until another thread notifies `condition`, and locks again. It may
     /// return without a notification.
-    pub(super) fn wait(self, condition: &Condvar) -> Self {
-        let Self { value, cell, locked } = self;
+    pub(in crate::net) fn wait(self, condition: &Condvar) -> Self {
+        let Self { value, cell, lock } = self;
         #[allow(clippy::drop_non_drop)] // tells loom that other threads may now change the value
         drop(value);
-        let locked = condition.wait(locked).unwrap_or_else(PoisonError::into_inner);
-        Self { value: cell.get_mut(), cell, locked }
+        Self::new(cell, condition.wait(lock).unwrap_or_else(PoisonError::into_inner))
     }
-}
-
-impl<T> Deref for ForkMutexGuard<'_, T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        // SAFETY: the holder of the lock has exclusive access to the value.
-        unsafe { self.value.deref() }
-    }
-}
-
-impl<T> DerefMut for ForkMutexGuard<'_, T> {
-    fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: as in `deref`, and the guard is borrowed mutably.
-        unsafe { self.value.deref() }
-    }
-}
-
-/// Leaves a value to the parent. Its memory is not freed: it may be half changed.
-pub fn leave_to_parent<T: Default>(value: &mut T) {
-    mem::forget(mem::take(value));
 }
 
 #[cfg(all(test, loom))]
@@ -209,17 +173,9 @@ mod loom_models {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use super::super::Inherited;
     use super::*;
     use std::sync::atomic::AtomicBool;
-
-    #[derive(Default)]
-    struct Inherited(bool);
-
-    impl Inherit for Inherited {
-        fn inherit(&mut self) {
-            self.0 = true;
-        }
-    }
 
     /// Runs `child` in a child process, while a thread of this process holds the lock.
     fn fork_while_locked(lock: &ForkMutex<Inherited>, child: impl FnOnce() -> bool) -> bool {
@@ -235,28 +191,17 @@ mod tests {
             while !is_inside.load(Ordering::Acquire) {
                 std::thread::yield_now();
             }
-            // SAFETY: the child only calls fork-safe functions, and ends without unwinding.
-            let pid = unsafe { libc::fork() };
-            if pid == 0 {
-                // SAFETY: the alarm ends a child that is stuck, `_exit` one that is not.
-                unsafe {
-                    libc::alarm(10);
-                    libc::_exit(i32::from(!child()));
-                }
-            }
+            let result = sys::in_child(child);
             may_leave.store(true, Ordering::Release);
-            let mut status = -1;
-            // SAFETY: the child is ours, and the pointer is to a local variable.
-            assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
-            status == 0
+            result
         })
     }
 
     #[test]
     fn a_child_has_the_lock_that_its_parents_thread_had() {
-        let lock = ForkMutex::new(Inherited(false));
-        assert!(fork_while_locked(&lock, || !lock.is_own() && lock.lock().0 && lock.is_own()));
-        assert!(lock.is_own() && !lock.lock().0);
+        let lock = ForkMutex::new(Inherited(0));
+        assert!(fork_while_locked(&lock, || !lock.is_own() && lock.lock().0 == 1 && lock.is_own()));
+        assert!(lock.is_own() && lock.lock().0 == 0);
     }
 
     #[test]

@@ -4,14 +4,14 @@ use std::ffi::c_int;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use super::address::Address;
-use super::cmsg;
-use super::guard::Arrival;
+use super::Socket;
 use super::recv_cursor::RecvCursor;
-use super::ring::{Datagrams, Received};
-use super::scratch::Scratch;
-use super::socket::Socket;
-use super::sys::{self, MessageInfo, RecvSlice};
+use crate::net::address::Address;
+use crate::net::cmsg;
+use crate::net::guard::Arrival;
+use crate::net::recv_ring::{Datagrams, Received};
+use crate::net::scratch::Scratch;
+use crate::net::sys::{self, MessageInfo, RecvSlice};
 
 /// The result of receiving one datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,11 +219,11 @@ impl Socket {
             }
             cursor.keep_rest();
         }
-        self.with_pending(|pending| {
-            let datagram = pending.current().ok_or(io::ErrorKind::WouldBlock)?;
+        self.with_backlog(|backlog| {
+            let datagram = backlog.current().ok_or(io::ErrorKind::WouldBlock)?;
             let taken = take(Some(datagram));
             if !is_peeking {
-                pending.advance();
+                backlog.advance();
             }
             Ok(taken)
         })

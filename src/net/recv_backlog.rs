@@ -5,15 +5,15 @@ use std::ffi::c_int;
 use std::io;
 
 use super::counted::Items;
-use super::forked::{Inherit, leave_to_parent};
-use super::ring::{Datagrams, Filled, Received, RecvRing};
+use super::fork_mutex::{Inherit, leave_to_parent};
+use super::recv_ring::{Datagrams, Filled, Received, RecvRing};
 use super::split::Split;
 use super::sys::with_room;
 
 /// The rest of coalesced runs of which a receive wanted less. It comes first in the next receive,
 /// in order.
 #[derive(Default)]
-pub(super) struct Pending {
+pub(super) struct RecvBacklog {
     messages: VecDeque<Held>,
     datagrams: usize,
 }
@@ -30,19 +30,19 @@ pub struct Held {
 
 /// What a process has taken out of the kernel's queue is its own to deliver, as what it was given
 /// there: a child that had a copy would deliver it again.
-impl Inherit for Pending {
+impl Inherit for RecvBacklog {
     fn inherit(&mut self) {
         leave_to_parent(self);
     }
 }
 
-impl Items for Pending {
+impl Items for RecvBacklog {
     fn count(&self) -> usize {
         self.datagrams
     }
 }
 
-impl Pending {
+impl RecvBacklog {
     /// Takes what a ring has from its cursor on, and says how many datagrams there was no memory for.
     pub(super) fn keep_rest_of(&mut self, ring: &RecvRing) -> usize {
         let mut lost = 0;
@@ -167,24 +167,24 @@ mod tests {
     fn what_a_ring_has_left_comes_back_in_order() {
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let mut pending = Pending::default();
-        assert!(pending.current().is_none());
+        let mut backlog = RecvBacklog::default();
+        assert!(backlog.current().is_none());
         let mut ring = RecvRing::new(4, 64).unwrap();
         for payload in [&b"taken"[..], b"", b"last"] {
             sender.send_to(payload, receiver.local_addr().unwrap()).unwrap();
         }
         ring.receive(receiver.as_fd(), 4, 0, true).unwrap();
         ring.advance();
-        assert_eq!(pending.keep_rest_of(&ring), 0);
-        assert_eq!(pending.count(), 2);
+        assert_eq!(backlog.keep_rest_of(&ring), 0);
+        assert_eq!(backlog.count(), 2);
         for expected in [&b""[..], b"last"] {
-            let datagram = pending.current().unwrap();
+            let datagram = backlog.current().unwrap();
             assert_eq!(datagram.payload, expected);
             assert_eq!(Address::from_bytes(datagram.from).ip(), Some(sender.local_addr().unwrap()));
-            pending.advance();
+            backlog.advance();
         }
-        assert_eq!(pending.count(), 0);
-        pending.advance();
-        assert_eq!(pending.count(), 0);
+        assert_eq!(backlog.count(), 0);
+        backlog.advance();
+        assert_eq!(backlog.count(), 0);
     }
 }

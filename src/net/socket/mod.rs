@@ -1,4 +1,22 @@
 //! A socket: its descriptor, what it is, its names and its options.
+//!
+//! Its methods are in files by what they do: all receiving, sending and waiting on a socket.
+
+mod backlog;
+mod drops;
+pub mod error_queue;
+mod gro;
+mod guarded;
+mod holders;
+mod recv;
+mod recv_cursor;
+mod send;
+mod wait;
+
+pub use drops::Drops;
+pub use recv::{Taken, Visibility};
+pub use recv_cursor::{RecvCursor, Ring};
+pub use wait::{Deadline, Interest, KernelWait, Stop, Waiting};
 
 use std::ffi::c_int;
 use std::io;
@@ -7,48 +25,46 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::address::Address;
-use super::descriptor::Descriptor;
-use super::drops::{DropCounter, Drops};
-use super::errors::ErrorQueue;
-use super::fork_cell::ForkCell;
-use super::forked::ForkMutex;
-use super::forked::Inherit;
-use super::gro::Gro;
-use super::gso::Gso;
-use super::guard::Watch;
-use super::holders::Holders;
-use super::inbox::Inbox;
-use super::meta;
-use super::shared_options::{self, Hold};
-use super::stats::Counters;
-use super::sys;
+use self::backlog::Backlog;
+use self::drops::DropCounter;
+use self::error_queue::ErrorQueue;
+use self::gro::Gro;
+use self::guarded::Watch;
+use self::holders::Holders;
+use crate::net::address::Address;
+use crate::net::descriptor::Descriptor;
+use crate::net::fork_mutex::{ForkMutex, ForkTryMutex, Inherit};
+use crate::net::gso::Gso;
+use crate::net::meta;
+use crate::net::shared_options::{self, Hold};
+use crate::net::stats::Counters;
+use crate::net::sys;
 
 /// A socket of any type, made for datagrams.
 ///
-/// Operations take the descriptor that [`Descriptor::enter`] or [`super::Waiting::run`] lends.
+/// Operations take the descriptor that [`Descriptor::enter`] or [`crate::net::Waiting::run`] lends.
 pub struct Socket {
     descriptor: Descriptor,
     family: c_int,
     kind: c_int,
     protocol: c_int,
     counters: Counters,
-    pub(super) inbox: Inbox,
-    pub(super) gro: Gro,
-    pub(super) gso: Gso,
+    backlog: Backlog,
+    gro: Gro,
+    gso: Gso,
     /// Whether the last datagram sent was left open for more (`MSG_MORE`), as far as is known.
-    pub(super) has_open_datagram: AtomicBool,
-    pub(super) holders: Holders,
-    pub(super) error_queue: ErrorQueue,
+    has_open_datagram: AtomicBool,
+    holders: Holders,
+    error_queue: ErrorQueue,
     /// The right to take a connection.
-    accepting: ForkCell<Accepting>,
-    pub(super) watch: Watch,
+    accepting: ForkTryMutex<Accepting>,
+    watch: Watch,
     /// Options that the user has set, so that nothing else touches them.
     set_by_user: Mutex<Vec<(c_int, c_int)>>,
     /// Options that were changed without the user asking for them by name.
     holds: ForkMutex<Vec<Hold>>,
     tells_metadata: AtomicBool,
-    pub(super) drops: DropCounter,
+    drops: DropCounter,
 }
 
 /// Whoever takes a connection.
@@ -121,13 +137,13 @@ impl Socket {
             kind,
             protocol,
             counters: Counters::default(),
-            inbox: Inbox::default(),
+            backlog: Backlog::default(),
             gro: Gro::default(),
             gso: Gso::new(is_ip && is_udp),
             has_open_datagram: AtomicBool::new(false),
             holders: Holders::new(is_adopted),
             error_queue: ErrorQueue::default(),
-            accepting: ForkCell::new(Accepting),
+            accepting: ForkTryMutex::new(Accepting),
             watch: Watch::default(),
             set_by_user: Mutex::default(),
             holds: ForkMutex::default(),
@@ -362,7 +378,7 @@ impl Socket {
     /// which a close does not end.
     pub fn accept_now(&self, fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, Address)> {
         let none = || io::Error::from(io::ErrorKind::WouldBlock);
-        let _alone = self.accepting.try_take().ok_or_else(none)?;
+        let _alone = self.accepting.try_lock().ok_or_else(none)?;
         let mut fds = [libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
         match sys::poll(&mut fds, Some(Duration::ZERO))? {
             0 => Err(none()),

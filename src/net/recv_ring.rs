@@ -7,7 +7,7 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
 
-use super::forked::{Inherit, leave_to_parent};
+use super::fork_mutex::{Inherit, leave_to_parent};
 use super::guard::{Arrival, Guard};
 use super::meta::Meta;
 use super::split::Split;
@@ -188,10 +188,9 @@ impl RecvRing {
         &self.messages
     }
 
-    /// Says of each message from the cursor on, by its slot, where its datagrams lie. `place`
-    /// returns for how many of them it has a place; where those are not all, the cursor stops
-    /// behind them.
-    pub fn drain_layout(&mut self, mut place: impl FnMut(usize, Run) -> usize) {
+    /// Says of each message from the cursor on, by its slot, where its datagrams lie. `take`
+    /// returns how many of them it has taken; if those are not all, the cursor stops behind them.
+    pub fn drain_layout(&mut self, mut take: impl FnMut(usize, Run) -> usize) {
         while let Some((slot, split)) = self.splits.get_mut(self.next) {
             let offset = self.messages.offset(*slot);
             let run = Run {
@@ -200,9 +199,9 @@ impl RecvRing {
                 segment: split.segment(),
                 datagrams: split.remaining(),
             };
-            let placed = place(*slot, run);
-            if placed < run.datagrams {
-                split.skip(placed);
+            let taken = take(*slot, run);
+            if taken < run.datagrams {
+                split.skip(taken);
                 return;
             }
             self.next += 1;
@@ -253,7 +252,7 @@ impl Filled {
 }
 
 /// A ring whose memory others read and write too, so that its datagrams are not to be had as
-/// references, but as [places](RecvRing::drain_layout).
+/// references, but as [offsets](RecvRing::drain_layout).
 pub struct ExportedRing {
     ring: RecvRing,
     memory: *mut u8,

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::socket::Socket;
-use super::sys;
-use super::waker::Waker;
+use super::Socket;
+use crate::net::sys;
+use crate::net::waker::Waker;
 
 /// What to wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +147,7 @@ impl<'a> Waiting<'a> {
 
     /// Waits until `attempt` has a result other than `EAGAIN`. It is told whether the socket was
     /// shut down, so that a call on a blocking descriptor would return at once. It is made when the
-    /// kernel says so, and after a [`Descriptor::wake`](super::Descriptor::wake).
+    /// kernel says so, and after a [`Descriptor::wake`](crate::net::Descriptor::wake).
     ///
     /// Until `spin` the thread stays awake and keeps trying; then it sleeps until the kernel says
     /// that trying makes sense.

@@ -5,17 +5,17 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
-use super::counted::Counted;
-use super::guard::REFUSALS;
-use super::pending::Pending;
-use super::ring::{Filled, RecvRing};
-use super::socket::Socket;
-use super::sys;
+use super::Socket;
+use super::guarded::REFUSALS;
+use crate::net::counted::Counted;
+use crate::net::recv_backlog::RecvBacklog;
+use crate::net::recv_ring::{Filled, RecvRing};
+use crate::net::sys;
 
 /// What a socket has to remember between one receive and the next.
 #[derive(Default)]
-pub(super) struct Inbox {
-    pending: Counted<Pending>,
+pub(super) struct Backlog {
+    received: Counted<RecvBacklog>,
     /// The most datagrams that a message of the last receive had.
     per_message: AtomicUsize,
     /// The errno that ended a receive which had something to return.
@@ -26,7 +26,7 @@ impl Socket {
     /// How many messages to ask for where `wanted` datagrams are wanted: as many as held so many
     /// the last time, which is hardly ever too many.
     pub(super) fn messages_for(&self, wanted: usize) -> usize {
-        wanted.div_ceil(self.inbox.per_message.load(Ordering::Relaxed).max(1))
+        wanted.div_ceil(self.backlog.per_message.load(Ordering::Relaxed).max(1))
     }
 
     /// Receives up to `count` of the kernel's messages into a ring.
@@ -60,7 +60,7 @@ impl Socket {
     }
 
     pub(super) fn count(&self, filled: &Filled) {
-        self.inbox.per_message.store(filled.most_per_message, Ordering::Relaxed);
+        self.backlog.per_message.store(filled.most_per_message, Ordering::Relaxed);
         self.counters().count_received(filled.datagrams, filled.bytes);
         if filled.truncated > 0 {
             self.counters().count_truncated(filled.truncated);
@@ -69,14 +69,14 @@ impl Socket {
 
     /// Keeps an error for the next receive, because this one has datagrams to return.
     pub fn defer(&self, error: &io::Error) {
-        self.inbox.deferred.store(error.raw_os_error().unwrap_or(0), Ordering::Relaxed);
+        self.backlog.deferred.store(error.raw_os_error().unwrap_or(0), Ordering::Relaxed);
     }
 
     pub(super) fn raise_deferred(&self) -> io::Result<()> {
-        if self.inbox.deferred.load(Ordering::Relaxed) == 0 {
+        if self.backlog.deferred.load(Ordering::Relaxed) == 0 {
             return Ok(()); // the usual case
         }
-        match self.inbox.deferred.swap(0, Ordering::Relaxed) {
+        match self.backlog.deferred.swap(0, Ordering::Relaxed) {
             0 => Ok(()),
             errno => Err(io::Error::from_raw_os_error(errno)),
         }
@@ -92,11 +92,11 @@ impl Socket {
 
     /// How many datagrams were received from the kernel and wait to be taken.
     pub fn pending(&self) -> usize {
-        self.inbox.pending.len()
+        self.backlog.received.len()
     }
 
-    pub(super) fn with_pending<T>(&self, act: impl FnOnce(&mut Pending) -> T) -> T {
-        self.inbox.pending.with(act)
+    pub(super) fn with_backlog<T>(&self, act: impl FnOnce(&mut RecvBacklog) -> T) -> T {
+        self.backlog.received.with(act)
     }
 }
 

@@ -1,0 +1,166 @@
+"""Checks what the Rust modules import from each other: `make lint` runs it.
+
+A *room* is a file or a folder of `src/net` or `src/python`. It may import only rooms of the layers
+below its own, so no change of a room concerns those that it is built on. Tests may import anything.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+# From the bottom up. The rooms of one layer do not know each other.
+LAYERS = {
+    "net": [
+        "sync counters error_class cmsg split address",
+        "sys",
+        "names meta stats fork_mutex shared_counters waker scratch reuseport multicast gso",
+        "counted descriptor guard send_queue shared_options",
+        "recv_ring",
+        "recv_backlog",
+        "socket",
+        "reply_source own_address send_backlog deliver",
+        "send_limit turns",
+    ],
+    "python": [
+        "error",
+        "audit buffer constants counters",
+        "address guard records",
+        "batch",
+        "socket",
+        "send_backlog",
+        "server transport",
+    ],
+}
+
+# Rooms that contain unsafe code. Elsewhere in `src/net`, a block needs its reason here.
+UNSAFE = {
+    "sys": "system calls",
+    "cmsg": "the format consists of pointers",
+    "sync": "a cell, as loom's",
+    "fork_mutex": "locks are made of unsafe cells",
+    "descriptor": "it lends the number that it owns",
+    "socket": "it takes over the number that a caller gives up",
+    "recv_ring": "a ring that Python's memory views keep alive",
+}
+
+# Types that Python knows by the name of what they wrap, and some that still need another name.
+NAMESAKES = {"Guard", "Socket"} | {"Waiting"}
+
+
+def code_of(path: Path) -> str:
+    """Return a file's code without its comments, its strings and its tests."""
+    text = re.sub(r"//[^\n]*", "", path.read_text())
+    text = re.sub(r'"(?:[^"\\]|\\.)*"', '""', text, flags=re.DOTALL)
+    return re.split(r"#\[cfg\((?:all\()?test", text)[0]
+
+
+def module_of(path: Path) -> list[str]:
+    """Return the names that lead from the crate to a file's module."""
+    names = list(path.relative_to(ROOT / "src").with_suffix("").parts)
+    return names[:-1] if names[-1] == "mod" else names
+
+
+def expand(tree: str) -> Iterator[str]:
+    """Return the paths of a `use` tree, such as `a::{b, c::d}`."""
+    head, brace, rest = tree.partition("{")
+    if not brace:
+        yield tree.strip()
+        return
+    depth, start = 0, 0
+    for index, sign in enumerate(rest):
+        if depth == 0 and sign in ",}":
+            if rest[start:index].strip():
+                yield from (head.strip() + path for path in expand(rest[start:index]))
+            start = index + 1
+        depth += (sign == "{") - (sign == "}")
+
+
+def paths_of(code: str) -> Iterator[str]:
+    """Return the paths that some code imports or spells out."""
+    for tree in re.findall(r"\buse\s+([^;]+);", code):
+        yield from expand(" ".join(tree.split()).split(" as ")[0])
+    code = re.sub(r"\buse\s+[^;]+;", "", code)
+    yield from re.findall(r"\b(?:crate|super)(?:::\w+)+", code)
+
+
+def absolute(path: str, module: list[str]) -> list[str]:
+    """Return a path from the crate on; other crates' paths stay as they are."""
+    names = path.replace(" ", "").split("::")
+    if names[0] in {"self", "super"}:
+        module = list(module)
+        while names[0] in {"self", "super"}:
+            if names.pop(0) == "super":
+                module.pop()
+        return module + names
+    return names[1:] if names[0] == "crate" else names
+
+
+def reexports(side: str) -> dict[str, str]:
+    """Return for each name that a side's `mod.rs` exports the room that it comes from."""
+    found = {}
+    code = code_of(ROOT / "src" / side / "mod.rs")
+    for tree in re.findall(r"\bpub(?:\([a-z ]+\))? use\s+([^;]+);", code):
+        for path in expand(" ".join(tree.split())):
+            names = path.replace(" ", "").split("::")
+            found[names[-1]] = names[0]
+    return found
+
+
+def files_of(side: str) -> Iterator[tuple[Path, list[str], str]]:
+    """Return the files of a side's rooms, each with its module and its code; files of tests not."""
+    for path in sorted((ROOT / "src" / side).rglob("*.rs")):
+        module = module_of(path)
+        if len(module) > 1 and path.stem not in {"tests", "progress"}:
+            yield path.relative_to(ROOT), module, code_of(path)
+
+
+def check(side: str) -> Iterator[str]:
+    """Return what is wrong with the imports of `net` or `python`."""
+    level = {room: number for number, layer in enumerate(LAYERS[side]) for room in layer.split()}
+    exported = reexports(side)
+    for path, module, code in files_of(side):
+        room = module[1]
+        if room not in level:
+            yield f"{path}: no layer; add it to LAYERS in scripts/layers.py"
+            continue
+        for names in (absolute(name, module) for name in paths_of(code)):
+            if names[0] == side and len(names) > 1:
+                other = exported.get(names[1], names[1])
+                if other != room and level.get(other, len(level)) >= level[room]:
+                    yield f"{path}: must not import {other}, which is not below {room}"
+
+
+def check_engine() -> Iterator[str]:
+    """Return where the engine knows Python, or has unsafe code without a reason."""
+    for path, module, code in files_of("net"):
+        if re.search(r"\bpyo3\b|\bcrate::python\b", code):
+            yield f"{path}: the engine must not know Python"
+        if "unsafe" in code and module[1] not in UNSAFE:
+            yield f"{path}: unsafe code outside of sys; give a reason in scripts/layers.py"
+
+
+def namesakes() -> Iterator[str]:
+    """Return the names that two types have."""
+    found: dict[str, Path] = {}
+    kinds = r"^\s*(?:pub(?:\([a-z: ]+\))? )?(?:struct|enum|trait|union) ([A-Z]\w*)"
+    for path in sorted((ROOT / "src").rglob("*.rs")):
+        for name in set(re.findall(kinds, path.read_text(), flags=re.MULTILINE)):
+            where = path.relative_to(ROOT)
+            if name in found and name not in NAMESAKES:
+                yield f"{where}: {name} is also a type in {found[name]}"
+            found[name] = where
+
+
+def main() -> int:
+    """Print what is wrong."""
+    wrong = [*check("net"), *check("python"), *check_engine(), *namesakes()]
+    for line in dict.fromkeys(wrong):
+        print(line)
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+//! Which counters there are: each is named and described here, and nowhere else in Rust.
+//!
+//! A table gives its rows to the macro `$declare`, after `$arguments`: the counter's variant, the
+//! name and the type that Python sees, and a description. [`declare_counters`] makes the engine's
+//! types of it, `src/python/counters.rs` the classes.
+
+/// The counters of a socket.
+macro_rules! socket_counters {
+    ($declare:ident! $arguments:tt) => {
+        $declare! { $arguments
+            Received received u64
+                "Datagrams received. One looked at with `MSG_PEEK` does not count until it is taken.",
+            ReceivedBytes received_bytes u64 "Their payload, in bytes, as far as it was taken.",
+            ReceiveCalls receive_calls u64 "System calls that received them.",
+            Sent sent u64 "Datagrams sent.",
+            SentBytes sent_bytes u64 "Their payload, in bytes.",
+            SendCalls send_calls u64 "System calls that sent them.",
+            Truncated truncated u64
+                "Received datagrams that were longer than the buffer, and so were cut.",
+            Refused refused u64 "Datagrams that the socket's guard refused. They count as nothing else.",
+            KernelDrops kernel_drops u64 "Datagrams that the kernel dropped. Counted by the kernel.",
+            FilterDrops filter_drops u64
+                "Datagrams that the kernel's filter refused. Counted by the kernel.",
+            Errors errors u64
+                "Entries of the error queue: datagrams that failed on their way, as far as the socket \
+                 asks to hear of them (`IP_RECVERR`).",
+            SendErrors send_errors u64
+                "Datagrams that an event loop's transport or a server accepted and could not send.",
+        }
+    };
+}
+
+/// The counters of a server's workers, which are also metrics with these descriptions.
+macro_rules! server_counters {
+    ($declare:ident! $arguments:tt) => {
+        $declare! { $arguments
+            Received received u64 "Datagrams received.",
+            ReceivedBytes received_bytes u64 "Bytes of payload received.",
+            ReceiveCalls receive_calls u64 "System calls that received datagrams.",
+            Sent sent u64 "Datagrams sent.",
+            SentBytes sent_bytes u64 "Bytes of payload sent.",
+            SendCalls send_calls u64 "System calls that sent datagrams.",
+            Truncated truncated u64 "Received datagrams whose end was cut off.",
+            Refused refused u64 "Datagrams that the guard refused.",
+            KernelDrops kernel_drops u64 "Datagrams that the kernel had no room for.",
+            FilterDrops filter_drops u64
+                "Datagrams that the kernel's filter refused, as the guard told it to.",
+            HandlerErrors handler_errors u64 "Calls of the handler that failed.",
+            SendErrors send_errors u64 "Datagrams that could not be sent.",
+            ReceiveErrors receive_errors u64
+                "Errors that receiving reported, most of them ICMP messages about peers.",
+            HandlerTime handler_time f64 "Seconds spent in the handler.", // counted in nanoseconds
+            Restarts restarts u64 "Workers that died and were started again.",
+        }
+    };
+}
+
+/// The counters of a guard.
+macro_rules! guard_counters {
+    ($declare:ident! $arguments:tt) => {
+        $declare! { $arguments
+            Admitted admitted u64 "Admitted.",
+            Refused refused u64 "Refused: the sum of the following reasons.",
+            Denied denied u64 "Refused: the sender's network is denied.",
+            Oversized oversized u64 "Refused: too long.",
+            OverRate over_rate u64 "Refused: the source has exceeded its rate.",
+            OverCeiling over_ceiling u64
+                "Refused: the rate of all sources together was exceeded.",
+            OverAmplification over_amplification u64
+                "Not sent: larger than the peer's amplification budget.",
+        }
+    };
+}
+
+/// Declares an enum of counters, and a struct that holds a number for each.
+macro_rules! declare_counters {
+    (
+        ($(#[$counter_doc:meta])* $counter:ident, $(#[$counts_doc:meta])* $counts:ident)
+        $($variant:ident $name:ident $unit:ident $text:literal,)*
+    ) => {
+        $(#[$counter_doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $counter {
+            $(#[doc = $text] $variant,)*
+        }
+
+        impl $counter {
+            /// All counters.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+        }
+
+        $(#[$counts_doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct $counts {
+            $(#[doc = $text] pub $name: u64,)*
+        }
+
+        impl $counts {
+            /// Reads each counter.
+            pub fn read(mut count: impl FnMut($counter) -> u64) -> Self {
+                Self { $($name: count($counter::$variant)),* }
+            }
+
+            /// The number that a counter has here.
+            pub fn get(&self, counter: $counter) -> u64 {
+                match counter {
+                    $($counter::$variant => self.$name,)*
+                }
+            }
+        }
+    };
+}
+
+pub(crate) use {declare_counters, guard_counters, server_counters, socket_counters};

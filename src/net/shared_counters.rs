@@ -1,0 +1,112 @@
+//! The counters of a server's workers, in memory that the processes share.
+
+use std::io;
+use std::sync::atomic::Ordering;
+
+use super::counters::{declare_counters, server_counters};
+use super::sys::SharedWords;
+
+server_counters!(declare_counters!(
+    /// One of a worker's counters.
+    Count,
+    /// The sums over all workers.
+    ServerCounts
+));
+
+const COUNTS: usize = Count::ALL.len();
+/// The index of a word that is not a counter: whether a worker has reported that the kernel drops
+/// datagrams.
+const DROPS_REPORTED: usize = COUNTS;
+/// The index of the first class of batch sizes.
+const SIZES_START: usize = COUNTS + 1;
+/// The batch sizes are counted in so many classes: up to 1, 2, 4, … datagrams.
+const SIZES: usize = 14;
+/// A multiple of two cache lines, so that workers do not write to each other's.
+const BLOCK: usize = (SIZES_START + SIZES).next_multiple_of(16);
+
+/// The counters of all workers. Those of a worker that has died keep their values.
+pub struct SharedCounters {
+    words: SharedWords,
+}
+
+impl SharedCounters {
+    /// Counters for some workers, at least one, all zero.
+    pub fn new(workers: usize) -> io::Result<Self> {
+        Ok(Self { words: SharedWords::new(workers.max(1) * BLOCK)? })
+    }
+
+    /// How many workers there are counters for.
+    pub fn workers(&self) -> usize {
+        self.words.len() / BLOCK
+    }
+
+    /// Raises a counter. A worker that there is none for counts nothing.
+    pub fn add(&self, worker: usize, count: Count, n: u64) {
+        if let Some(counter) = self.words.get(worker * BLOCK + count as usize) {
+            counter.fetch_add(n, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts one batch of so many datagrams.
+    pub fn add_batch(&self, worker: usize, datagrams: usize) {
+        let class = (datagrams.next_power_of_two().ilog2() as usize).min(SIZES - 1);
+        if let Some(counter) = self.words.get(worker * BLOCK + SIZES_START + class) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The sums of all counters over all workers. Those that the kernel counts are zero.
+    pub fn sums(&self) -> ServerCounts {
+        ServerCounts::read(|count| self.sum_at(count as usize))
+    }
+
+    /// The batches of each class of sizes, with the largest size of the class.
+    pub fn batches(&self) -> impl Iterator<Item = (u64, u64)> {
+        (0..SIZES).map(|class| (1 << class, self.sum_at(SIZES_START + class)))
+    }
+
+    /// Whether this is the first call, of any worker's.
+    pub fn is_first_to_tell_drops(&self) -> bool {
+        self.words[DROPS_REPORTED].swap(1, Ordering::Relaxed) == 0
+    }
+
+    fn sum_at(&self, index: usize) -> u64 {
+        let blocks = self.words.chunks_exact(BLOCK);
+        blocks.map(|block| block[index].load(Ordering::Relaxed)).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_count_for_themselves_and_are_added_up() {
+        let counters = SharedCounters::new(3).unwrap();
+        assert_eq!(counters.workers(), 3);
+        counters.add(0, Count::Received, 5);
+        counters.add(2, Count::Received, 7);
+        counters.add(2, Count::Restarts, 1);
+        counters.add(3, Count::Received, 100);
+        assert_eq!(counters.sums().received, 12);
+        assert_eq!(counters.sums().restarts, 1);
+        assert_eq!(counters.sums().sent, 0);
+    }
+
+    #[test]
+    fn a_batch_is_of_the_class_that_it_fits_into() {
+        let counters = SharedCounters::new(1).unwrap();
+        for datagrams in [1, 2, 3, 4, 5, 8, 1 << 40] {
+            counters.add_batch(0, datagrams);
+        }
+        let filled: Vec<_> = counters.batches().filter(|&(_, batches)| batches > 0).collect();
+        assert_eq!(filled, [(1, 1), (2, 1), (4, 2), (8, 2), (8192, 1)]);
+    }
+
+    #[test]
+    fn one_worker_is_the_first() {
+        let counters = SharedCounters::new(2).unwrap();
+        assert!(counters.is_first_to_tell_drops());
+        assert!(!counters.is_first_to_tell_drops());
+    }
+}

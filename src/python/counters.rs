@@ -1,0 +1,176 @@
+//! The classes whose objects hold counters: [`Stats`], [`ServerStats`] and [`GuardStats`].
+
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::error::Result;
+use crate::net::counters::{guard_counters, server_counters, socket_counters};
+use crate::net::guard::GuardCounts;
+use crate::net::{Count, Drops, ServerCounts, SharedCounters, stats};
+
+/// What Python sees of a counter.
+trait Number: Sized {
+    fn from_count(count: u64) -> Self;
+    fn text(&self) -> String;
+}
+
+impl Number for u64 {
+    fn from_count(count: u64) -> Self {
+        count
+    }
+
+    fn text(&self) -> String {
+        self.to_string()
+    }
+}
+
+/// Seconds, which were counted in nanoseconds.
+impl Number for f64 {
+    fn from_count(nanoseconds: u64) -> Self {
+        Duration::from_nanos(nanoseconds).as_secs_f64()
+    }
+
+    fn text(&self) -> String {
+        format!("{self:.3}")
+    }
+}
+
+/// Declares a class with a property for each counter of a table.
+macro_rules! declare_class {
+    (
+        ($(#[$attribute:meta])* $class:ident of $counts:ty { $($field:ident: $kind:ty),* })
+        $($variant:ident $name:ident $unit:ident $text:literal,)*
+    ) => {
+        $(#[$attribute])*
+        pub(crate) struct $class {
+            $(#[pyo3(get)] $name: $unit,)*
+            $($field: $kind,)*
+        }
+
+        impl $class {
+            /// The counters' names and descriptions.
+            #[allow(dead_code)] // only those of one class are metrics
+            const COUNTERS: &[(&str, &str)] = &[$((stringify!($name), $text)),*];
+
+            pub(crate) fn new(counts: $counts $(, $field: $kind)*) -> Self {
+                Self { $($name: Number::from_count(counts.$name),)* $($field),* }
+            }
+
+            /// The text of those counters whose names are to be shown.
+            fn text(&self, is_shown: impl Fn(&str) -> bool) -> String {
+                let counters = [$((stringify!($name), self.$name.text())),*];
+                let shown = counters.iter().filter(|(name, _)| is_shown(name));
+                let texts: Vec<_> = shown.map(|(name, count)| format!("{name}={count}")).collect();
+                format!("{}({})", stringify!($class), texts.join(", "))
+            }
+        }
+    };
+}
+
+socket_counters!(declare_class!(
+    /// A socket's counters.
+    #[pyclass(frozen, module = "tomada")]
+    #[derive(Default, PartialEq, Eq)]
+    Stats of stats::Stats {}
+));
+
+guard_counters!(declare_class!(
+    /// A guard's counters.
+    #[pyclass(frozen, module = "tomada")]
+    #[derive(Default, PartialEq, Eq)]
+    GuardStats of GuardCounts {}
+));
+
+server_counters!(declare_class!(
+    /// A server's counters.
+    #[pyclass(frozen, module = "tomada")]
+    ServerStats of ServerCounts { batches: Vec<(u64, u64)> }
+));
+
+impl Stats {
+    /// A socket's counters, with those of the kernel.
+    pub(crate) fn of_socket(counts: stats::Stats, drops: Drops) -> Self {
+        let (kernel_drops, filter_drops) = (drops.unwanted, drops.filtered);
+        Self::new(stats::Stats { kernel_drops, filter_drops, ..counts })
+    }
+}
+
+#[pymethods]
+impl Stats {
+    fn __eq__(&self, other: &Self) -> bool {
+        self == other
+    }
+
+    fn __repr__(&self) -> String {
+        self.text(|_| true)
+    }
+}
+
+#[pymethods]
+impl GuardStats {
+    fn __eq__(&self, other: &Self) -> bool {
+        self == other
+    }
+
+    fn __repr__(&self) -> String {
+        self.text(|_| true)
+    }
+}
+
+#[pymethods]
+impl ServerStats {
+    /// How many batches had up to so many datagrams.
+    #[getter]
+    fn batch_sizes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let sizes = PyDict::new(py);
+        for (size, batches) in &self.batches {
+            sizes.set_item(size, batches)?;
+        }
+        Ok(sizes)
+    }
+
+    fn __repr__(&self) -> String {
+        self.text(|name| !name.ends_with("_bytes") && !name.ends_with("_calls"))
+    }
+}
+
+/// Counters that a server's processes share.
+#[pyclass(frozen, module = "tomada._core")]
+pub(crate) struct ServerCounters(SharedCounters);
+
+#[pymethods]
+impl ServerCounters {
+    #[new]
+    fn new(workers: usize) -> Result<Self> {
+        Ok(Self(SharedCounters::new(workers)?))
+    }
+
+    /// The counters' names and descriptions.
+    #[staticmethod]
+    fn descriptions(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+        let descriptions = PyDict::new(py);
+        for (name, text) in ServerStats::COUNTERS {
+            descriptions.set_item(name, text)?;
+        }
+        Ok(descriptions)
+    }
+
+    /// Count that a worker died and is started again.
+    fn add_restart(&self, worker: usize) {
+        self.0.add(worker, Count::Restarts, 1);
+    }
+
+    /// Add up what all workers have counted.
+    fn stats(&self, kernel_drops: u64, filter_drops: u64) -> ServerStats {
+        let counts = ServerCounts { kernel_drops, filter_drops, ..self.0.sums() };
+        ServerStats::new(counts, self.0.batches().collect())
+    }
+}
+
+impl ServerCounters {
+    pub(crate) fn tally(&self) -> &SharedCounters {
+        &self.0
+    }
+}
