@@ -394,7 +394,7 @@ class Endpoint:
 
     def is_closing(self) -> bool:
         """Return whether the endpoint is closing or closed."""
-        return self._transport.is_closing()
+        return self._core.is_closing()
 
     async def aclose(self) -> None:
         """End all waits, send the send backlog, and close the socket.

@@ -28,7 +28,7 @@ const DESCRIBED: usize = 16;
 
 impl<P: Payload> SendBacklog<P> {
     /// Whether datagrams have found no room.
-    pub fn is_waiting(&self) -> bool {
+    fn is_waiting(&self) -> bool {
         self.datagrams.front().is_some_and(|queued| queued.since.is_some())
     }
 
@@ -65,9 +65,26 @@ impl<P: Payload> SendBacklog<P> {
         Shed { count, refused }
     }
 
+    /// As [`SendBacklog::flush`], for a backlog that is limited: drops the datagrams that
+    /// [`SendBacklog::shed`] does, before and after.
+    pub fn flush_limited(&mut self, outlet: &mut impl Outlet) -> Flushed {
+        let mut shed = if self.is_waiting() { self.shed(Instant::now()) } else { Shed::default() };
+        let mut flushed =
+            if outlet.has_one_queue() { self.flush(outlet) } else { self.flush_around(outlet) };
+        if flushed.is_full {
+            let more = self.shed(Instant::now());
+            shed.count += more.count;
+            shed.refused.extend(more.refused);
+            flushed.is_full = !self.is_empty();
+        }
+        flushed.lost += shed.count;
+        flushed.errors.extend(shed.refused);
+        flushed
+    }
+
     /// As [`SendBacklog::flush`], for a socket whose peers have queues of their own, such as one of
     /// `AF_UNIX`: datagrams for a peer whose queue is full wait, and those for others leave.
-    pub fn flush_around(&mut self, outlet: &mut impl Outlet) -> Flushed {
+    fn flush_around(&mut self, outlet: &mut impl Outlet) -> Flushed {
         let mut flushed = self.flush(outlet);
         let mut waiting = VecDeque::new();
         let mut full_peers = HashSet::new();
@@ -84,9 +101,12 @@ impl<P: Payload> SendBacklog<P> {
             if !to.is_some_and(|to| full_peers.contains(&to)) {
                 alone.bytes = queued.as_ref().map_or(0, |queued| queued.data.as_ref().len());
                 alone.datagrams.extend(queued.take());
-                flushed.errors.append(&mut alone.flush(outlet).errors);
+                let mut of_one = alone.flush(outlet);
+                flushed.lost += of_one.lost;
+                flushed.errors.append(&mut of_one.errors);
                 let is_known = full_peers.len() < FULL_PEERS;
                 if !alone.is_empty() && !is_known {
+                    flushed.lost += 1;
                     flushed.errors.extend(alone.refused(0, full(), true));
                 }
                 let left = alone.datagrams.pop_front();
@@ -160,6 +180,7 @@ mod tests {
     #[derive(Default)]
     struct Peers {
         full: Vec<Address>,
+        has_one_queue: bool,
         sent: usize,
         calls: usize,
     }
@@ -181,6 +202,10 @@ mod tests {
 
         fn may_be_of_earlier(&self, _: &io::Error) -> bool {
             false
+        }
+
+        fn has_one_queue(&self) -> bool {
+            self.has_one_queue
         }
 
         fn clear_error(&mut self) {}
@@ -235,9 +260,49 @@ mod tests {
         let mut peers = Peers { full, ..Peers::default() };
         let flushed = backlog.flush_around(&mut peers);
         assert_eq!(
-            (flushed.errors.len(), backlog.len(), backlog.bytes()),
-            (2, FULL_PEERS, FULL_PEERS)
+            (flushed.errors.len(), flushed.lost, backlog.len(), backlog.bytes()),
+            (2, 2, FULL_PEERS, FULL_PEERS)
         );
         assert!(flushed.is_full && peers.sent == 1);
+    }
+
+    #[test]
+    fn a_flush_drops_what_has_waited_for_too_long_before_it() {
+        for has_one_queue in [true, false] {
+            let mut backlog = backlog(&[(1, 1), (2, 2), (3, 3), (9, 4)]);
+            backlog.datagrams[0].since = Instant::now().checked_sub(LONGEST_WAIT);
+            backlog.datagrams[1].since = backlog.datagrams[0].since;
+            let mut peers = Peers { full: vec![peer(9)], has_one_queue, ..Peers::default() };
+            let flushed = backlog.flush_limited(&mut peers);
+            assert!(flushed.is_full);
+            assert_eq!((peers.sent, flushed.lost, ports(&backlog)), (1, 2, vec![9]));
+            let lost = flushed.errors.iter().map(|refused| refused.to);
+            assert_eq!(lost.collect::<Vec<_>>(), [Some(peer(1)), Some(peer(2))]);
+        }
+    }
+
+    #[test]
+    fn a_flush_drops_what_is_too_much_after_it() {
+        for has_one_queue in [true, false] {
+            let mut datagrams = vec![(9, 0); 5001];
+            datagrams[0].0 = 1;
+            let mut backlog = backlog(&datagrams);
+            let mut peers = Peers { full: vec![peer(9)], has_one_queue, ..Peers::default() };
+            let (flushed, kept) = (backlog.flush_limited(&mut peers), MOST_BYTES / OVERHEAD);
+            assert!(flushed.is_full && flushed.errors.len() == DESCRIBED);
+            assert_eq!((peers.sent, backlog.len(), flushed.lost), (1, kept, 5000 - kept));
+            peers.full.clear();
+            let flushed = backlog.flush_limited(&mut peers);
+            assert_eq!((flushed.lost, flushed.errors.len(), backlog.len()), (0, 0, 0));
+        }
+    }
+
+    #[test]
+    fn a_full_queue_whose_datagrams_are_all_dropped_is_not_full() {
+        let mut backlog = backlog(&[(9, 2 * MOST_BYTES)]);
+        let mut peers = Peers { full: vec![peer(9)], has_one_queue: true, ..Peers::default() };
+        let flushed = backlog.flush_limited(&mut peers);
+        assert!(!flushed.is_full && backlog.is_empty());
+        assert_eq!((flushed.lost, flushed.errors.len()), (1, 1));
     }
 }

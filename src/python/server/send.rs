@@ -9,10 +9,10 @@ use pyo3::prelude::*;
 
 use super::ServerCore;
 use super::deliver::this_thread;
-use crate::net::{self, Count, Deadline, Interest, Refused, SendQueue, Sent, Stop, Waiting};
+use crate::net::{self, Address, Count, Deadline, Interest, Refused, SendQueue, Sent, Stop, Waiting};
 use crate::python::buffer::Readable;
 use crate::python::error::{Error, Result};
-use crate::python::send_backlog::{SendBacklog, flush_or};
+use crate::python::send_backlog::SendBacklog;
 
 /// How long the answers of one batch wait for room in the socket's buffer, which the device
 /// empties, before they are given up.
@@ -89,14 +89,14 @@ impl ServerCore {
     fn send(&self, py: Python<'_>, socket: &net::Socket, outbox: &mut SendBacklog) -> Vec<Refused> {
         let patience = if socket.is_ip() { PATIENCE } else { UNIX_PATIENCE };
         let mut deadline = None;
-        let flushed = flush_or(outbox, socket, &self.asked, |queue| {
+        let forget = |peer: &Address| self.asked.forget(peer);
+        let flushed = socket.flush_or(outbox, forget, |queue| {
             let deadline = *deadline.get_or_insert_with(|| Deadline::after(patience));
             Some(wait_for_room(py, socket, deadline, queue))
         });
         self.count_untold(socket);
-        let lost = flushed.errors.iter().filter(|refused| refused.is_lost).count();
-        if lost > 0 {
-            self.count(Count::SendErrors, lost);
+        if flushed.lost > 0 {
+            self.count(Count::SendErrors, flushed.lost);
         }
         flushed.errors
     }

@@ -77,7 +77,7 @@ impl TransportCore {
 impl TransportCore {
     fn deliver(slf: &Bound<'_, Self>) -> Result<()> {
         let (py, this) = (slf.py(), slf.get());
-        if !this.reading.load(Ordering::Relaxed) {
+        if !this.is_delivering() {
             return Ok(());
         }
         let spare_time = this.spare_time(py)?;
@@ -109,9 +109,9 @@ impl TransportCore {
         let socket = this.socket.bind(slf.py()).get().socket();
         let is_left = socket.is_ok_and(|socket| socket.pending() > 0);
         if is_left
-            && this.reading.load(Ordering::Relaxed)
+            && this.is_delivering()
             && !this.resume_scheduled.swap(true, Ordering::Relaxed)
-            && let Err(error) = this.tell_transport(slf.py(), "_resume_soon")
+            && let Err(error) = this.act(slf.py(), "deliver")
         {
             this.resume_scheduled.store(false, Ordering::Relaxed);
             return Err(error);
@@ -181,7 +181,7 @@ impl TransportCore {
                     if !Self::tell_errors(slf)? {
                         this.tell_error(py, Error::Os(error).into())?;
                     }
-                    if !this.reading.load(Ordering::Relaxed) {
+                    if !this.is_delivering() {
                         return Ok(End::Done);
                     }
                 }
@@ -358,7 +358,7 @@ impl<'a, 'py> Delivery<'a, 'py> {
     }
 
     fn must_stop(&self) -> bool {
-        if !self.core.reading.load(Ordering::Relaxed) {
+        if !self.core.is_delivering() {
             return true;
         }
         let looks = match self.delivered {
