@@ -1,6 +1,6 @@
 """The Rust core: :class:`Socket` is the base of :class:`tomada.socket.socket`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from socket import _Address, _RetAddress
 from typing import Any, Final, Literal, Self, TypeAlias, final, overload
 
@@ -1057,7 +1057,6 @@ class TransportCore:
         is_shared: bool,
         gro: bool | None,
     ) -> TransportCore: ...
-
     def start_reading(self) -> bool:
         """Deliver datagrams from now on, unless the transport was paused or closed before.
 

@@ -420,7 +420,7 @@ class Endpoint:
             pass
 
     def _check_open(self) -> None:
-        if self.is_closing():
+        if self._core.is_closing():
             raise OSError(errno.EBADF, "the endpoint is closed")
 
 

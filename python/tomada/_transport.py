@@ -234,7 +234,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             self._loop.remove_writer(self._sock_fd)
             self._watch_for_room()
 
-    # What the core asks for
+    # Steps that the core asks for
 
     def _act(self, step: Step) -> None:
         """Do what the core's state asks for. The core calls this and nothing else here."""

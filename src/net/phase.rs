@@ -12,13 +12,13 @@ pub enum Phase {
     Paused,
     /// It delivers datagrams.
     Delivering,
-    /// It delivers no more datagrams, and still sends its backlog.
+    /// It has stopped delivering datagrams, and still sends its backlog.
     Closing,
     /// It does not send either. The protocol hears of this next.
     Lost,
 }
 
-/// What changes the phase.
+/// A change of the phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transition {
     /// The protocol knows of the transport.
@@ -113,7 +113,10 @@ mod tests {
         for transition in [Start, Pause, Resume, Close, Lose] {
             for phase in [Phase::Closing, Phase::Lost] {
                 let next = phase.after(transition);
-                assert_eq!(next, (phase < Phase::Lost && transition == Lose).then_some(Phase::Lost));
+                assert_eq!(
+                    next,
+                    (phase < Phase::Lost && transition == Lose).then_some(Phase::Lost)
+                );
             }
         }
     }

@@ -9,7 +9,9 @@ use pyo3::prelude::*;
 
 use super::ServerCore;
 use super::deliver::this_thread;
-use crate::net::{self, Address, Count, Deadline, Interest, Refused, SendQueue, Sent, Stop, Waiting};
+use crate::net::{
+    self, Address, Count, Deadline, Interest, Refused, SendQueue, Sent, Stop, Waiting,
+};
 use crate::python::buffer::Readable;
 use crate::python::error::{Error, Result};
 use crate::python::send_backlog::SendBacklog;

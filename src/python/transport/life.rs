@@ -1,4 +1,4 @@
-//! What a transport does next, between its protocol and its loop.
+//! The phase and the flow control of a transport, and the steps that follow from them.
 
 use std::sync::{MutexGuard, PoisonError};
 
@@ -25,7 +25,7 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    /// What the transport must do next, if anything.
+    /// The next thing for the transport to do, if any.
     pub(super) fn step(&self, phase: Phase) -> Option<Step> {
         self.flow.step(phase, self.size())
     }
@@ -58,7 +58,7 @@ impl TransportCore {
         self.phase.advance(Transition::Close)
     }
 
-    /// Drop the backlog, and send no more; return whether this changes anything.
+    /// Drop the backlog, and stop sending; return whether this changes anything.
     fn abort(slf: &Bound<'_, Self>) -> Result<bool> {
         let this = slf.get();
         if !this.phase.advance(Transition::Lose) {
@@ -124,7 +124,7 @@ impl TransportCore {
         let marks = marks.map_err(|marks| {
             let (high, low) = (marks.high(), marks.low());
             let message = format!("high ({high}) must be >= low ({low}) must be >= 0");
-            PyErr::from(PyValueError::new_err(message))
+            PyValueError::new_err(message)
         })?;
         slf.get().outgoing(slf.py()).flow.set_marks(marks);
         Self::settle(slf)
@@ -137,9 +137,9 @@ impl TransportCore {
 }
 
 impl TransportCore {
-    /// Locks the sending side. Who waits for it is detached from the interpreter: another thread
-    /// holds it for system calls, and lets go of `bytes`, for which the interpreter has locks of its
-    /// own.
+    /// Locks the sending side. A thread that waits for the lock is detached from the interpreter:
+    /// another thread holds it for system calls, and drops `bytes`, for which the interpreter has
+    /// locks of its own.
     pub(super) fn outgoing(&self, py: Python<'_>) -> MutexGuard<'_, Outgoing> {
         self.outgoing.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
     }
@@ -170,7 +170,7 @@ impl TransportCore {
     }
 }
 
-/// What the transport calls a step.
+/// The transport's name for a step.
 fn name(step: Step) -> &'static str {
     match step {
         Step::Watch => "watch",

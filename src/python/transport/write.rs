@@ -38,7 +38,7 @@ enum Target {
     Nowhere,
 }
 
-/// What a datagram asks for that was put into the backlog.
+/// The state of the backlog with a new datagram.
 #[derive(Clone, Copy)]
 struct Enqueued {
     /// It is the only one.
