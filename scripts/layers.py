@@ -14,15 +14,15 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up. The rooms of one layer do not know each other.
 LAYERS = {
     "net": [
-        "sync counters error_class cmsg split address",
+        "sync counters error_class cmsg split address phase",
         "sys",
-        "names meta stats fork_mutex shared_counters waker scratch reuseport multicast gso",
+        "names meta stats fork_mutex shared_counters waker scratch reuseport multicast gso flow_control",
         "counted descriptor guard send_queue shared_options",
         "recv_ring",
         "recv_backlog",
         "socket",
         "reply_source own_address send_backlog deliver",
-        "send_limit turns",
+        "send_limit socket_outlet turns",
     ],
     "python": [
         "error",
@@ -47,7 +47,7 @@ UNSAFE = {
 }
 
 # Types that Python knows by the name of what they wrap, and some that still need another name.
-NAMESAKES = {"Guard", "Socket"} | {"Waiting"}
+NAMESAKES = {"Guard", "Socket"}
 
 
 def code_of(path: Path) -> str:

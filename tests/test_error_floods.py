@@ -14,7 +14,7 @@ from peer import DEADLINE
 from support import fill
 from tomada import socket
 from tomada._peer_errors import PeerErrors
-from tomada.asyncio import open_endpoint
+from tomada.asyncio import DatagramTransport, open_endpoint
 from transports import Recorder, hear, turns
 
 
@@ -229,7 +229,9 @@ def test_one_call_for_errors_takes_a_limited_number(inet):
     assert counts == [1024, 1500 - 1024, 0]
 
 
-async def test_a_transport_goes_on_when_it_could_not_be_resumed(endpoint, inet, problems):
+async def test_a_transport_goes_on_when_it_could_not_be_resumed(
+    endpoint, inet, problems, monkeypatch
+):
     class SometimesSlow(Recorder):
         is_slow = False
 
@@ -239,16 +241,16 @@ async def test_a_transport_goes_on_when_it_could_not_be_resumed(endpoint, inet, 
                 self.is_slow = False
                 time.sleep(5e-3)  # all its time, while others of the same receive are left
 
-    transport, protocol = await endpoint(SometimesSlow)
-    resume, failures = transport._resume_soon, []  # noqa: SLF001
+    act, failures = DatagramTransport._act, []  # noqa: SLF001
 
-    def fail_once():
-        if not failures:
+    def fail_once(transport, step):
+        if step == "deliver" and not failures:
             failures.append(MemoryError("once"))
             raise failures[0]
-        resume()
+        act(transport, step)
 
-    transport._resume_soon = fail_once  # noqa: SLF001
+    monkeypatch.setattr(DatagramTransport, "_act", fail_once)
+    transport, protocol = await endpoint(SometimesSlow)
     with inet.bound(std) as other:
         count = 0
         while not failures:

@@ -268,6 +268,50 @@ async def test_limits_that_are_lowered_pause_at_once(full):
     assert protocol.calls == ["made", "paused"]
 
 
+async def test_a_protocol_that_pauses_resumes_although_the_buffer_was_never_full(endpoint, inet):
+    with inet.bound(std) as other:
+        transport, protocol = await endpoint(remote_addr=other.getsockname())
+        transport.sendto(b"sent at once")
+        transport.sendto(b"sent at the end of the turn")
+        transport.set_write_buffer_limits(high=0)
+        assert protocol.calls == ["made", "paused"]
+        await protocol.until(lambda: "resumed" in protocol.calls)
+        assert await hear(other, 2) == [b"sent at once", b"sent at the end of the turn"]
+    assert protocol.calls == ["made", "paused", "resumed"]
+
+
+async def test_limits_that_are_raised_resume_at_once(full):
+    transport, protocol, _ = await full()
+    transport.set_write_buffer_limits(high=3)
+    transport.sendto(b"item")
+    assert protocol.calls == ["made", "paused"]
+    transport.set_write_buffer_limits(high=16)
+    assert protocol.calls == ["made", "paused", "resumed"]
+
+
+async def test_a_protocol_that_pauses_hears_only_of_the_end_after_an_abort(full):
+    transport, protocol, _ = await full()
+    transport.set_write_buffer_limits(high=0)
+    transport.sendto(b"item")
+    transport.abort()
+    await protocol.lost()
+    assert protocol.calls == ["made", "paused", "lost"]
+
+
+async def test_a_protocol_that_closes_when_it_resumes(full):
+    def resume_writing(self):
+        self.note("resumed")
+        self.transport.close()
+
+    transport, protocol, other = await full(recorder(resume_writing=resume_writing))
+    transport.set_write_buffer_limits(high=0)
+    transport.sendto(b"item")
+    assert take_all(other) == []
+    await protocol.lost()
+    assert take_all(other) == [b"item"]
+    assert protocol.calls == ["made", "paused", "resumed", "lost"]
+
+
 async def test_a_protocol_that_sends_when_it_may_again(full):
     def resume_writing(self):
         self.note("resumed")

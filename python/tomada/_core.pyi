@@ -1,6 +1,6 @@
 """The Rust core: :class:`Socket` is the base of :class:`tomada.socket.socket`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from socket import _Address, _RetAddress
 from typing import Any, Final, Literal, Self, TypeAlias, final, overload
 
@@ -1056,16 +1056,46 @@ class TransportCore:
         socket: Socket,
         event_loop: Any,
         transport: Any,
+        act: Callable[[Any], object],
         *,
+        delivers: bool,
         peer: Any,
         is_connected: bool,
         turn: Turn | None,
         is_shared: bool,
         gro: bool | None,
     ) -> TransportCore: ...
+    def start_reading(self) -> bool:
+        """Deliver datagrams from now on, unless the transport was paused or closed before.
 
-    reading: bool
-    """Whether datagrams are delivered."""
+        This and the other methods that change the transport's phase return whether they did.
+        """
+
+    def pause_reading(self) -> bool:
+        """Stop delivering datagrams."""
+
+    def resume_reading(self) -> bool:
+        """Deliver datagrams again after :meth:`pause_reading`."""
+
+    def close(self) -> bool:
+        """Stop delivering datagrams. When the send backlog is empty, the next step is to lose."""
+
+    def abort(self) -> bool:
+        """Drop the send backlog, and only warn when a datagram is sent."""
+
+    def is_reading(self) -> bool:
+        """Return whether the protocol wants datagrams."""
+
+    def is_closing(self) -> bool:
+        """Return whether the transport is closing or closed."""
+
+    @property
+    def is_delivering(self) -> bool:
+        """Whether datagrams are delivered."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the socket's buffer is full, so that the send backlog waits."""
 
     @property
     def buffered(self) -> int:
@@ -1075,20 +1105,18 @@ class TransportCore:
     def queued(self) -> int:
         """The number of datagrams in the send backlog."""
 
-    def set_high_water(self, bytes: int) -> None:
-        """Set the size in bytes above which the transport is told that the backlog is too large."""
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The low-water and high-water marks in bytes."""
+
+    def set_limits(self, high: float | None, low: float | None) -> None:
+        """Set the marks in bytes, as :meth:`asyncio.WriteTransport.set_write_buffer_limits`."""
 
     def set_protocol(self, protocol: Any) -> None:
         """Set the protocol that datagrams are delivered to."""
 
-    def clear(self) -> None:
-        """Drop the send backlog."""
-
     def raise_mistakes(self) -> None:
         """From now on, raise the caller's mistakes instead of reporting them to the protocol."""
-
-    def lose(self) -> None:
-        """From now on, only warn when a datagram is sent."""
 
     def restore_options(self) -> None:
         """Restore the options of a shared socket that no other transport or server relies on."""
@@ -1135,5 +1163,5 @@ class TransportCore:
     def flush(self) -> None:
         """Send the datagrams that wait for the end of the iteration."""
 
-    def write_ready(self) -> None:
-        """Send the datagrams that wait for room in the socket's buffer."""
+    def write_ready(self) -> bool:
+        """Send datagrams that wait for room in the socket's buffer; return whether any did."""

@@ -433,7 +433,7 @@ class Endpoint(AsyncContextManager):
 
     def is_closing(self) -> bool:
         """Return whether the endpoint is closing or closed."""
-        return self._transport.is_closing()
+        return self._core.is_closing()
 
     async def aclose(self) -> None:
         """End all waits, send the send backlog, and close the socket.
@@ -459,5 +459,5 @@ class Endpoint(AsyncContextManager):
             pass
 
     def _check_open(self) -> None:
-        if self.is_closing():
+        if self._core.is_closing():
             raise OSError(errno.EBADF, "the endpoint is closed")

@@ -6,10 +6,9 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-import sys
 import warnings
 from asyncio.trsock import TransportSocket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tomada import _core
 from tomada._watch import ReadWatch
@@ -19,9 +18,10 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("asyncio")
 
-HIGH_WATER = 64 * 1024
-LOW_WATER = HIGH_WATER // 4
 PAUSE = 1e-3  # how long to wait for a full AF_UNIX peer before retrying, in seconds
+
+Signal: TypeAlias = Literal["pause_writing", "resume_writing"]
+Step: TypeAlias = Signal | Literal["watch", "unwatch", "lose", "deliver", "tell_errors"]
 
 
 class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
@@ -81,13 +81,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         self._extra["socket"] = TransportSocket(self._shown)
         self._extra["sockname"] = _name(sock.getsockname)
         self._extra.setdefault("peername", _name(sock.getpeername))
-        self._closing = False
-        self._paused = not delivers
-        self._conn_lost = 0
         self._context: contextvars.Context | None = None  # for delivering datagrams
-        self._writing = False  # whether the loop watches for room to write
-        self._protocol_paused = False
-        self._high_water, self._low_water = HIGH_WATER, LOW_WATER
 
         peername = self._extra["peername"]
         # libuv stops watching a descriptor that has an error: see ReadWatch.
@@ -97,6 +91,8 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             sock,
             loop,
             self,
+            self._act,
+            delivers=delivers,
             peer=address or peername,
             is_connected=peername is not None,
             turn=turn,
@@ -133,12 +129,12 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         info = [type(self).__name__]
         if self._sock is None:
             info.append("closed")
-        elif self._closing:
+        elif self.is_closing():
             info.append("closing")
         info.append(f"fd={self._sock_fd}")
         if self._sock is not None:
-            info.append(f"read={'polling' if self._core.reading else 'idle'}")
-            state = "polling" if self._writing else "idle"
+            info.append(f"read={'polling' if self._core.is_delivering else 'idle'}")
+            state = "polling" if self._core.is_full else "idle"
             info.append(f"write=<{state}, bufsize={self.get_write_buffer_size()}>")
         return f"<{' '.join(info)}>"
 
@@ -170,45 +166,34 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
 
     def is_reading(self) -> bool:
         """Return whether datagrams are being delivered."""
-        return not self._closing and not self._paused
+        return self._core.is_reading()
 
     def pause_reading(self) -> None:
         """Stop delivering until :meth:`resume_reading`. Datagrams wait in the socket's buffer."""
-        if not self.is_reading():
+        if not self._core.pause_reading():
             return
-        self._paused = True
-        self._core.reading = False
         self._read_watch.stop()
         if self._loop.get_debug():
             _logger.debug("%r pauses reading", self)
 
     def resume_reading(self) -> None:
         """Resume delivering datagrams."""
-        if self._closing or not self._paused:
+        if not self._core.resume_reading():
             return
-        self._paused = False
-        self._start_reading()
+        self._watch()
         if self._loop.get_debug():
             _logger.debug("%r resumes reading", self)
 
     def _start_reading(self) -> None:
-        if self.is_reading():
-            self._core.reading = True
+        if self._core.start_reading():
             self._watch()
-            if self._sock.pending:
-                self._resume_soon()
 
     def _watch(self) -> None:
         if self._context is None:
             self._context = contextvars.copy_context()
         self._read_watch.start(self._context.run, self._core.read_ready)
-
-    def _resume_soon(self) -> None:
-        # All callbacks run in one context, so they see each other's context variables.
-        self._loop.call_soon(self._core.resume, context=self._context)
-
-    def _resume_errors_soon(self) -> None:
-        self._loop.call_soon(self._core.resume_errors, context=self._context)
+        if self._sock.pending:
+            self._act("deliver")
 
     # Writing; sendto is the core's.
 
@@ -225,63 +210,50 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
         """Return the low-water and high-water marks, in bytes."""
-        return self._low_water, self._high_water
+        return self._core.limits
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Set the sizes in bytes at which ``pause_writing`` and ``resume_writing`` are called."""
-        if high is None:
-            high = HIGH_WATER if low is None else 4 * low
-        if low is None:
-            low = high // 4
-        if not high >= low >= 0:
-            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
-        self._high_water, self._low_water = high, low
-        # A limit may be any number: an int of any size, or a float.
-        self._core.set_high_water(int(min(high, sys.maxsize)))
-        if self._core.buffered > high:
-            self._buffer_is_long()
+        self._core.set_limits(high, low)
 
-    def _buffer_is_long(self) -> None:
-        if not self._protocol_paused:
-            self._protocol_paused = True
-            self._tell("pause_writing")
-
-    def _buffer_is_full(self) -> None:
-        self._writing = True
-        self._loop.add_writer(self._sock_fd, self._on_room)
+    def _watch_for_room(self) -> None:
+        if self._core.is_full:
+            self._loop.add_writer(self._sock_fd, self._on_room)
 
     def _on_room(self) -> None:
-        queued = self._core.queued
-        self._core.write_ready()
-        if self._writing and self._core.queued == queued:
+        found_room = self._core.write_ready()
+        if not self._core.is_full:
+            return
+        if not found_room:
             # An unconnected AF_UNIX socket is writable even if its peer's queue is full, and
             # nothing reports when there is room: retry after a while, without keeping the loop
             # busy.
             self._loop.remove_writer(self._sock_fd)
             self._loop.call_later(PAUSE, self._watch_for_room)
-        elif self._writing and self._stops_at_errors:
+        elif self._stops_at_errors:
             self._loop.remove_writer(self._sock_fd)
-            self._loop.add_writer(self._sock_fd, self._on_room)
+            self._watch_for_room()
 
-    def _watch_for_room(self) -> None:
-        if self._writing:
-            self._loop.add_writer(self._sock_fd, self._on_room)
+    # Steps that the core asks for
 
-    def _buffer_is_shorter(self) -> None:
-        if self._protocol_paused and self._core.buffered <= self._low_water:
-            self._protocol_paused = False
-            self._tell("resume_writing")
+    def _act(self, step: Step) -> None:
+        """Do what the core's state asks for. The core calls this and nothing else here."""
+        match step:
+            case "watch":
+                self._watch_for_room()
+            case "unwatch":
+                self._loop.remove_writer(self._sock_fd)
+            case "pause_writing" | "resume_writing":
+                self._tell(step)
+            case "lose":
+                self._loop.call_soon(self._call_connection_lost)
+            case "deliver":
+                # All callbacks run in one context, so they see each other's context variables.
+                self._loop.call_soon(self._core.resume, context=self._context)
+            case "tell_errors":
+                self._loop.call_soon(self._core.resume_errors, context=self._context)
 
-    def _buffer_has_room(self) -> None:
-        self._buffer_is_shorter()  # the callback may send, and fill it again
-        if self._core.queued or not self._writing:
-            return
-        self._writing = False
-        self._loop.remove_writer(self._sock_fd)
-        if self._closing and not self._conn_lost:
-            self._lose(None)
-
-    def _tell(self, method: str) -> None:
+    def _tell(self, method: Signal) -> None:
         protocol: Any = self._protocol
         try:
             getattr(protocol, method)()
@@ -310,43 +282,24 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
 
     def is_closing(self) -> bool:
         """Return whether the transport is closing or closed."""
-        return self._closing
+        return self._core.is_closing()
 
     def close(self) -> None:
         """Stop delivering, send the send backlog, then call ``connection_lost(None)``."""
-        if self._closing:
-            return
-        self._stop_reading()
-        self._core.flush()
-        if not self._core.queued and not self._conn_lost:
-            self._lose(None)
+        if self._core.close():
+            self._read_watch.stop()
+            self._core.flush()
 
     def abort(self) -> None:
         """Close at once, and drop the send backlog."""
-        if self._conn_lost:
-            return
-        self._core.clear()
-        if not self._closing:
-            self._stop_reading()
-        self._lose(None)
+        if self._core.abort():
+            self._read_watch.stop()
+            self._act("lose")
 
-    def _stop_reading(self) -> None:
-        self._closing = True
-        self._core.reading = False
-        self._read_watch.stop()
-
-    def _lose(self, error: Exception | None) -> None:
-        if self._writing:
-            self._writing = False
-            self._loop.remove_writer(self._sock_fd)
-        self._conn_lost += 1
-        self._core.lose()
-        self._loop.call_soon(self._call_connection_lost, error)
-
-    def _call_connection_lost(self, error: Exception | None) -> None:
+    def _call_connection_lost(self) -> None:
         try:
             if self._protocol is not None:
-                self._protocol.connection_lost(error)
+                self._protocol.connection_lost(None)
         finally:
             self._close_sockets()
             self._core.unlink()

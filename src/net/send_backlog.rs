@@ -59,6 +59,9 @@ pub trait Outlet {
     /// Whether an error may be about a datagram that was sent earlier.
     fn may_be_of_earlier(&self, error: &io::Error) -> bool;
 
+    /// Whether all datagrams wait in one queue. Otherwise each peer has one, which may be full.
+    fn has_one_queue(&self) -> bool;
+
     /// Takes the error that the kernel would report next, so that it does not spoil the next send.
     fn clear_error(&mut self);
 
@@ -71,8 +74,8 @@ pub trait Outlet {
 pub struct Flushed {
     /// Errors of datagrams that were not sent, or of earlier ones.
     pub errors: Vec<Refused>,
-    /// How many more datagrams were dropped, which `errors` does not describe.
-    pub undescribed: usize,
+    /// How many datagrams were dropped. Some of them may not be among the errors.
+    pub lost: usize,
     /// Whether the socket's buffer is full, so that the remaining datagrams wait.
     pub is_full: bool,
 }
@@ -149,6 +152,7 @@ impl<P: Payload> SendBacklog<P> {
                 self.bytes -= queued.data.as_ref().len();
             }
         }
+        flushed.lost = flushed.errors.iter().filter(|refused| refused.is_lost).count();
         if self.is_empty() {
             let _ = P::spare().try_with(|spare| {
                 spare.set(Spare(std::mem::take(&mut self.datagrams)));
@@ -310,6 +314,10 @@ mod tests {
             error.kind() == io::ErrorKind::ConnectionRefused
         }
 
+        fn has_one_queue(&self) -> bool {
+            true
+        }
+
         fn clear_error(&mut self) {
             self.cleared += 1;
         }
@@ -334,6 +342,7 @@ mod tests {
 
     fn errors(flushed: &Flushed) -> Vec<(Option<i32>, usize, bool)> {
         let told = |refused: &Refused| (refused.error.raw_os_error(), refused.len, refused.is_lost);
+        assert_eq!(flushed.lost, flushed.errors.iter().filter(|refused| refused.is_lost).count());
         flushed.errors.iter().map(told).collect()
     }
 

@@ -28,7 +28,7 @@ const DESCRIBED: usize = 16;
 
 impl<P: Payload> SendBacklog<P> {
     /// Whether datagrams have found no room.
-    pub fn is_waiting(&self) -> bool {
+    fn is_waiting(&self) -> bool {
         self.datagrams.front().is_some_and(|queued| queued.since.is_some())
     }
 
@@ -65,9 +65,28 @@ impl<P: Payload> SendBacklog<P> {
         Shed { count, refused }
     }
 
+    /// As [`SendBacklog::flush`], for a backlog that is limited: drops the datagrams that
+    /// [`SendBacklog::shed`] does, before and after. Only the latest `most` of those that find no
+    /// room are left.
+    pub fn flush_limited(&mut self, outlet: &mut impl Outlet, most: usize) -> Flushed {
+        let mut shed =
+            if self.is_waiting() { self.shed(Instant::now(), usize::MAX) } else { Shed::default() };
+        let mut flushed =
+            if outlet.has_one_queue() { self.flush(outlet) } else { self.flush_around(outlet) };
+        if flushed.is_full {
+            let more = self.shed(Instant::now(), most);
+            shed.count += more.count;
+            shed.refused.extend(more.refused);
+            flushed.is_full = !self.is_empty();
+        }
+        flushed.lost += shed.count;
+        flushed.errors.extend(shed.refused);
+        flushed
+    }
+
     /// As [`SendBacklog::flush`], for a socket whose peers have queues of their own, such as one of
     /// `AF_UNIX`: datagrams for a peer whose queue is full wait, and those for others leave.
-    pub fn flush_around(&mut self, outlet: &mut impl Outlet) -> Flushed {
+    fn flush_around(&mut self, outlet: &mut impl Outlet) -> Flushed {
         let mut flushed = self.flush(outlet);
         let mut waiting = VecDeque::new();
         let mut full_peers = HashSet::new();
@@ -84,9 +103,12 @@ impl<P: Payload> SendBacklog<P> {
             if !to.is_some_and(|to| full_peers.contains(&to)) {
                 alone.bytes = queued.as_ref().map_or(0, |queued| queued.data.as_ref().len());
                 alone.datagrams.extend(queued.take());
-                flushed.errors.append(&mut alone.flush(outlet).errors);
+                let mut of_one = alone.flush(outlet);
+                flushed.lost += of_one.lost;
+                flushed.errors.append(&mut of_one.errors);
                 let is_known = full_peers.len() < FULL_PEERS;
                 if !alone.is_empty() && !is_known {
+                    flushed.lost += 1;
                     flushed.errors.extend(alone.refused(0, full(), true));
                 }
                 let left = alone.datagrams.pop_front();
@@ -111,48 +133,27 @@ fn full() -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
     use std::net::SocketAddr;
     use std::num::NonZero;
-    use std::thread::LocalKey;
 
     use super::super::address::Address;
-    use super::super::send_backlog::Spare;
     use super::super::send_queue::{SendQueue, Sent};
     use super::*;
-
-    thread_local! {
-        static SPARE: Cell<Spare<Bytes>> = const { Cell::new(Spare::NONE) };
-    }
-
-    struct Bytes(Vec<u8>);
-
-    impl AsRef<[u8]> for Bytes {
-        fn as_ref(&self) -> &[u8] {
-            &self.0
-        }
-    }
-
-    impl Payload for Bytes {
-        fn spare() -> &'static LocalKey<Cell<Spare<Self>>> {
-            &SPARE
-        }
-    }
 
     fn peer(port: usize) -> Address {
         SocketAddr::from(([127, 0, 0, 1], port as u16)).into()
     }
 
-    fn backlog(datagrams: &[(usize, usize)]) -> SendBacklog<Bytes> {
+    fn backlog(datagrams: &[(usize, usize)]) -> SendBacklog<Vec<u8>> {
         let mut backlog = SendBacklog::default();
         for &(port, len) in datagrams {
-            backlog.push(Bytes(vec![7; len]), Some(peer(port)), None).unwrap();
+            backlog.push(vec![7; len], Some(peer(port)), None).unwrap();
         }
         backlog
     }
 
-    fn ports(backlog: &SendBacklog<Bytes>) -> Vec<u16> {
-        let port = |queued: &Queued<Bytes>| queued.to.unwrap().ip().unwrap().port();
+    fn ports(backlog: &SendBacklog<Vec<u8>>) -> Vec<u16> {
+        let port = |queued: &Queued<Vec<u8>>| queued.to.unwrap().ip().unwrap().port();
         backlog.datagrams.iter().map(port).collect()
     }
 
@@ -160,6 +161,7 @@ mod tests {
     #[derive(Default)]
     struct Peers {
         full: Vec<Address>,
+        has_one_queue: bool,
         sent: usize,
         calls: usize,
     }
@@ -181,6 +183,10 @@ mod tests {
 
         fn may_be_of_earlier(&self, _: &io::Error) -> bool {
             false
+        }
+
+        fn has_one_queue(&self) -> bool {
+            self.has_one_queue
         }
 
         fn clear_error(&mut self) {}
@@ -208,7 +214,7 @@ mod tests {
         let mut backlog = backlog(&[(1, 3)]);
         let start = Instant::now();
         assert_eq!(backlog.shed(start, usize::MAX).count, 0);
-        backlog.push(Bytes(vec![0; 4]), Some(peer(2)), None).unwrap();
+        backlog.push(vec![0; 4], Some(peer(2)), None).unwrap();
         assert_eq!(backlog.shed(start + LONGEST_WAIT / 2, usize::MAX).count, 0);
         let shed = backlog.shed(start + LONGEST_WAIT, usize::MAX);
         assert_eq!((shed.count, shed.refused[0].to), (1, Some(peer(1))));
@@ -224,7 +230,7 @@ mod tests {
         let flushed = backlog.flush_around(&mut peers);
         assert!(flushed.is_full && flushed.errors.is_empty());
         assert_eq!((peers.sent, ports(&backlog), backlog.bytes()), (2, vec![1, 1, 1], 9));
-        let lens = backlog.datagrams.iter().map(|queued| queued.data.as_ref().len());
+        let lens = backlog.datagrams.iter().map(|queued| queued.data.len());
         assert_eq!(lens.collect::<Vec<_>>(), [1, 3, 5]);
         peers.full.clear();
         assert!(!backlog.flush_around(&mut peers).is_full);
@@ -239,9 +245,63 @@ mod tests {
         let mut peers = Peers { full, ..Peers::default() };
         let flushed = backlog.flush_around(&mut peers);
         assert_eq!(
-            (flushed.errors.len(), backlog.len(), backlog.bytes()),
-            (2, FULL_PEERS, FULL_PEERS)
+            (flushed.errors.len(), flushed.lost, backlog.len(), backlog.bytes()),
+            (2, 2, FULL_PEERS, FULL_PEERS)
         );
         assert!(flushed.is_full && peers.sent == 1);
+    }
+
+    #[test]
+    fn a_flush_drops_what_has_waited_for_too_long_before_it() {
+        for has_one_queue in [true, false] {
+            let mut backlog = backlog(&[(1, 1), (2, 2), (3, 3), (9, 4)]);
+            backlog.datagrams[0].since = Instant::now().checked_sub(LONGEST_WAIT);
+            backlog.datagrams[1].since = backlog.datagrams[0].since;
+            let mut peers = Peers { full: vec![peer(9)], has_one_queue, ..Peers::default() };
+            let flushed = backlog.flush_limited(&mut peers, usize::MAX);
+            assert!(flushed.is_full);
+            assert_eq!((peers.sent, flushed.lost, ports(&backlog)), (1, 2, vec![9]));
+            let lost = flushed.errors.iter().map(|refused| refused.to);
+            assert_eq!(lost.collect::<Vec<_>>(), [Some(peer(1)), Some(peer(2))]);
+        }
+    }
+
+    #[test]
+    fn a_flush_drops_what_is_too_much_after_it() {
+        for has_one_queue in [true, false] {
+            let mut datagrams = vec![(9, 0); 5001];
+            datagrams[0].0 = 1;
+            let mut backlog = backlog(&datagrams);
+            let mut peers = Peers { full: vec![peer(9)], has_one_queue, ..Peers::default() };
+            let (flushed, kept) =
+                (backlog.flush_limited(&mut peers, usize::MAX), MOST_BYTES / OVERHEAD);
+            assert!(flushed.is_full && flushed.errors.len() == DESCRIBED);
+            assert_eq!((peers.sent, backlog.len(), flushed.lost), (1, kept, 5000 - kept));
+            peers.full.clear();
+            let flushed = backlog.flush_limited(&mut peers, usize::MAX);
+            assert_eq!((flushed.lost, flushed.errors.len(), backlog.len()), (0, 0, 0));
+        }
+    }
+
+    #[test]
+    fn a_flush_keeps_only_the_latest_of_those_without_room() {
+        for has_one_queue in [true, false] {
+            let mut backlog = backlog(&[(1, 1), (9, 2), (9, 3), (9, 4)]);
+            let mut peers = Peers { full: vec![peer(9)], has_one_queue, ..Peers::default() };
+            let flushed = backlog.flush_limited(&mut peers, 2);
+            assert!(flushed.is_full);
+            let described = flushed.errors.iter().map(|refused| refused.len).collect::<Vec<_>>();
+            assert_eq!((peers.sent, flushed.lost, described), (1, 1, vec![2]));
+            assert_eq!((backlog.len(), backlog.bytes()), (2, 7));
+        }
+    }
+
+    #[test]
+    fn a_full_queue_whose_datagrams_are_all_dropped_is_not_full() {
+        let mut backlog = backlog(&[(9, 2 * MOST_BYTES)]);
+        let mut peers = Peers { full: vec![peer(9)], has_one_queue: true, ..Peers::default() };
+        let flushed = backlog.flush_limited(&mut peers, usize::MAX);
+        assert!(!flushed.is_full && backlog.is_empty());
+        assert_eq!((flushed.lost, flushed.errors.len()), (1, 1));
     }
 }

@@ -27,7 +27,7 @@ enum Reply {
 
 /// An event before a call.
 #[derive(Clone, Debug)]
-enum Step {
+enum PriorEvent {
     Nothing,
     /// Adds to the budgets of peers.
     Earn(u16, usize),
@@ -155,13 +155,13 @@ fn replies() -> impl Strategy<Value = Reply> {
     ]
 }
 
-fn events() -> impl Strategy<Value = Step> {
+fn events() -> impl Strategy<Value = PriorEvent> {
     let allowed = prop::array::uniform3(0..400_usize);
     prop_oneof![
-        4 => Just(Step::Nothing),
-        2 => (0..PEERS, 0..200_usize).prop_map(|(peer, bytes)| Step::Earn(peer, bytes)),
-        1 => prop::option::of(allowed).prop_map(Step::Guard),
-        1 => any::<bool>().prop_map(Step::Corked),
+        4 => Just(PriorEvent::Nothing),
+        2 => (0..PEERS, 0..200_usize).prop_map(|(peer, bytes)| PriorEvent::Earn(peer, bytes)),
+        1 => prop::option::of(allowed).prop_map(PriorEvent::Guard),
+        1 => any::<bool>().prop_map(PriorEvent::Corked),
     ]
 }
 
@@ -211,14 +211,14 @@ proptest! {
         let mut skipped_in_doubt = 0;
         for (event, reply) in script {
             match event {
-                Step::Nothing => {}
-                Step::Corked(is_corked) => kernel.is_corked = is_corked,
-                Step::Earn(peer, bytes) => {
+                PriorEvent::Nothing => {}
+                PriorEvent::Corked(is_corked) => kernel.is_corked = is_corked,
+                PriorEvent::Earn(peer, bytes) => {
                     if let Some(guard) = &guard {
                         guard.may.borrow_mut()[usize::from(peer)] += bytes;
                     }
                 }
-                Step::Guard(may) => {
+                PriorEvent::Guard(may) => {
                     guard = may.map(|may| Rc::new(Account { may: may.into(), ..Account::default() }));
                     guards.extend(guard.clone());
                 }

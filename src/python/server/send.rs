@@ -11,11 +11,11 @@ use pyo3::prelude::*;
 use super::ServerCore;
 use super::deliver::this_thread;
 use crate::net::{
-    self, Count, Deadline, Flushed, Interest, Refused, SendQueue, Sent, Stop, Waiting,
+    self, Address, Count, Deadline, Flushed, Interest, Refused, SendQueue, Sent, Stop, Waiting,
 };
 use crate::python::buffer::Readable;
 use crate::python::error::{Error, Result};
-use crate::python::send_backlog::{SendBacklog, flush_limited, flush_or};
+use crate::python::send_backlog::SendBacklog;
 
 /// How long the answers of one batch wait for room in the socket's buffer, which the device
 /// empties, before they are given up.
@@ -88,7 +88,7 @@ impl ServerCore {
         let flushed = if socket.is_ip() || self.is_connected {
             self.send(py, socket, &mut outbox)
         } else {
-            let flushed = flush_limited(&mut outbox, socket, &self.asked, WAITING);
+            let flushed = socket.flush_limited(&mut outbox, WAITING, self.forget());
             *self.outbox() = outbox;
             self.count_sent(socket, flushed)
         };
@@ -109,7 +109,7 @@ impl ServerCore {
         }
         let mut outbox = std::mem::take(&mut *self.outbox());
         let full = |_: &mut SendQueue<'_>| Some(Err(io::ErrorKind::WouldBlock.into()));
-        let flushed = flush_or(&mut outbox, socket, &self.asked, full);
+        let flushed = socket.flush_or(&mut outbox, self.forget(), full);
         let flushed = self.count_sent(socket, flushed);
         self.report_lost(py, flushed)
     }
@@ -118,20 +118,23 @@ impl ServerCore {
     fn send(&self, py: Python<'_>, socket: &net::Socket, outbox: &mut SendBacklog) -> Flushed {
         let patience = if socket.is_ip() { PATIENCE } else { UNIX_PATIENCE };
         let mut deadline = None;
-        let flushed = flush_or(outbox, socket, &self.asked, |queue| {
+        let flushed = socket.flush_or(outbox, self.forget(), |queue| {
             let deadline = *deadline.get_or_insert_with(|| Deadline::after(patience));
             Some(wait_for_room(py, socket, deadline, queue))
         });
         self.count_sent(socket, flushed)
     }
 
+    /// Forgets the reply sources that a flush finds gone.
+    fn forget(&self) -> impl FnMut(&Address) {
+        |peer| self.asked.forget(peer)
+    }
+
     /// Counts what a flush has sent and dropped.
     fn count_sent(&self, socket: &net::Socket, flushed: Flushed) -> Flushed {
         self.count_untold(socket);
-        let described = flushed.errors.iter().filter(|refused| refused.is_lost).count();
-        let lost = described + flushed.undescribed;
-        if lost > 0 {
-            self.count(Count::SendErrors, lost);
+        if flushed.lost > 0 {
+            self.count(Count::SendErrors, flushed.lost);
         }
         flushed
     }

@@ -74,7 +74,7 @@ impl TransportCore {
     fn schedule_errors(slf: &Bound<'_, Self>) -> Result<()> {
         let this = slf.get();
         this.errors_scheduled.store(true, Ordering::Relaxed);
-        this.tell_transport(slf.py(), "_resume_errors_soon")
+        this.act(slf.py(), "tell_errors")
             .inspect_err(|_| this.errors_scheduled.store(false, Ordering::Relaxed))
     }
 

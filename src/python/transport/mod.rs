@@ -1,27 +1,29 @@
 //! The inside of an asyncio datagram transport: what must be fast. The rest of it is Python's.
 
 mod errors;
+mod life;
 mod read;
 mod take;
 mod turn;
 mod write;
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::MutexExt;
 use pyo3::types::PyDict;
 
 use super::datagram::Datagram;
 use super::error::Result;
-use super::send_backlog::SendBacklog;
 use super::socket::Socket;
-use crate::net::{Address, Costs, ReplySources, ThreadRing, TurnSkipping, hang_if_ended};
+use crate::net::{
+    Address, AtomicPhase, Costs, Phase, ReplySources, ThreadRing, TurnSkipping, hang_if_ended,
+};
 
+use life::SendState;
 pub(crate) use turn::Turn;
 
 /// The inside of a datagram transport.
@@ -36,17 +38,13 @@ pub(crate) struct TransportCore {
     protocol_version: AtomicU64,
     /// Whether the protocol's type takes whole batches.
     takes_batches: AtomicBool,
-    /// Whether datagrams are to be delivered: not paused, not closing.
-    reading: AtomicBool,
+    phase: AtomicPhase,
     /// Whether a drain that stopped for lack of time goes on in the next turn.
     resume_scheduled: AtomicBool,
     skipping: TurnSkipping,
     /// How many drains are running; more than one where a callback runs the loop.
     draining: AtomicU32,
-    outbox: Mutex<SendBacklog>,
-    /// Whether the socket's buffer is full, so that the loop watches for room. It changes under the
-    /// outbox's lock.
-    is_full: AtomicBool,
+    send_state: Mutex<SendState>,
     /// The only address that may be sent to, where there is one.
     peer: Option<Py<PyAny>>,
     /// That address for the kernel, where the socket is not connected to it.
@@ -56,19 +54,12 @@ pub(crate) struct TransportCore {
     last_turn: AtomicU64,
     /// Whether a flush at the end of the turn is under way.
     flush_scheduled: AtomicBool,
-    high_water: AtomicUsize,
-    /// Whether the connection is lost: what is sent now goes nowhere.
-    is_lost: AtomicBool,
-    /// How many sends came after that.
-    lost_sends: AtomicU32,
     asked: ReplySources,
     /// Whether the protocol was told of errors in this turn of the loop, and hears of others in the
     /// next one.
     errors_scheduled: AtomicBool,
     /// How many receives there were since the kernel's error queue was last emptied in passing.
     receives: AtomicU32,
-    /// Whether the oldest datagrams are dropped if too many wait for room in the socket's buffer.
-    sheds: AtomicBool,
     /// Whether the loop can say how long it can do without a turn.
     tells_spare_time: bool,
     /// Whether the protocol wants to know all about each datagram.
@@ -87,6 +78,8 @@ pub(crate) struct TransportCore {
 struct Links {
     event_loop: Py<PyAny>,
     transport: Py<PyAny>,
+    /// Called with what the transport must do next.
+    act: Py<PyAny>,
     protocol: Py<PyAny>,
 }
 
@@ -98,7 +91,9 @@ impl TransportCore {
         socket,
         event_loop,
         transport,
+        act,
         *,
+        delivers,
         peer,
         is_connected,
         turn,
@@ -109,6 +104,8 @@ impl TransportCore {
         socket: &Bound<'_, Socket>,
         event_loop: Py<PyAny>,
         transport: Py<PyAny>,
+        act: Py<PyAny>,
+        delivers: bool,
         peer: Option<Py<PyAny>>,
         is_connected: bool,
         turn: Option<Py<Turn>>,
@@ -129,7 +126,7 @@ impl TransportCore {
             socket.get().socket()?.peer_address().map_or(usize::MAX, |peer| write::longest(&peer));
         let options_before = socket.get().socket()?.held_options();
         let may_be_referred_to = socket.hasattr(intern!(py, "__dict__"))?;
-        let links = Links { event_loop, transport, protocol: py.None() };
+        let links = Links { event_loop, transport, act, protocol: py.None() };
         // Last, so that the options of a socket change only if its transport is there to restore them.
         if is_shared {
             let inner = socket.get().socket()?;
@@ -145,24 +142,19 @@ impl TransportCore {
             links: Mutex::new(Some(links)),
             protocol_version: AtomicU64::new(0),
             takes_batches: AtomicBool::new(false),
-            reading: AtomicBool::new(false),
+            phase: AtomicPhase::new(if delivers { Phase::Starting } else { Phase::Paused }),
             resume_scheduled: AtomicBool::new(false),
             skipping: TurnSkipping::default(),
             draining: AtomicU32::new(0),
-            outbox: Mutex::default(),
+            send_state: Mutex::default(),
             peer,
             default_address,
             turn,
             last_turn: AtomicU64::new(0),
             flush_scheduled: AtomicBool::new(false),
-            is_full: AtomicBool::new(false),
-            high_water: AtomicUsize::new(64 * 1024),
-            is_lost: AtomicBool::new(false),
-            lost_sends: AtomicU32::new(0),
             asked,
             errors_scheduled: AtomicBool::new(false),
             receives: AtomicU32::new(0),
-            sheds: AtomicBool::new(false),
             tells_spare_time,
             tells_metadata: AtomicBool::new(false),
             raises_mistakes: AtomicBool::new(false),
@@ -188,57 +180,9 @@ impl TransportCore {
         Ok(())
     }
 
-    /// Begin or end to deliver datagrams.
-    #[setter]
-    fn set_reading(&self, is_on: bool) {
-        self.reading.store(is_on, Ordering::Relaxed);
-    }
-
-    /// Whether datagrams are delivered.
-    #[getter]
-    fn get_reading(&self) -> bool {
-        self.reading.load(Ordering::Relaxed)
-    }
-
-    /// How many bytes wait to be sent.
-    #[getter]
-    fn buffered(&self, py: Python<'_>) -> usize {
-        self.outbox(py).bytes()
-    }
-
-    /// How many datagrams wait to be sent.
-    #[getter]
-    fn queued(&self, py: Python<'_>) -> usize {
-        self.outbox(py).len()
-    }
-
-    /// Set from how many bytes on the transport is told that the buffer is too long.
-    fn set_high_water(&self, bytes: usize) {
-        self.high_water.store(bytes, Ordering::Relaxed);
-    }
-
-    /// Forget what waits to be sent.
-    fn clear(&self, py: Python<'_>) {
-        let mut outbox = self.outbox(py);
-        let cleared = std::mem::take(&mut *outbox);
-        self.is_full.store(false, Ordering::Relaxed);
-        drop(outbox);
-        drop(cleared);
-    }
-
     /// From now on, `sendto` raises the caller's own mistakes instead of telling the protocol.
     fn raise_mistakes(&self) {
         self.raises_mistakes.store(true, Ordering::Relaxed);
-    }
-
-    /// From now on, the datagrams that wait for room in the socket's buffer are limited.
-    fn limit_backlog(&self) {
-        self.sheds.store(true, Ordering::Relaxed);
-    }
-
-    /// From now on, sending only warns.
-    fn lose(&self) {
-        self.is_lost.store(true, Ordering::Relaxed);
     }
 
     /// Undo what was changed of a socket that others use too.
@@ -276,6 +220,7 @@ impl TransportCore {
         if let Some(links) = links.as_ref() {
             visit.call(&links.event_loop)?;
             visit.call(&links.transport)?;
+            visit.call(&links.act)?;
             visit.call(&links.protocol)?;
         }
         Ok(())
@@ -289,12 +234,6 @@ impl TransportCore {
 impl TransportCore {
     fn links(&self) -> MutexGuard<'_, Option<Links>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Locks the outbox. Who waits for it is detached from the interpreter: another thread holds it
-    /// for system calls, and lets go of `bytes`, for which the interpreter has locks of its own.
-    fn outbox(&self, py: Python<'_>) -> MutexGuard<'_, SendBacklog> {
-        self.outbox.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
     }
 
     fn current(&self) -> MutexGuard<'_, Option<Py<Datagram>>> {

@@ -51,7 +51,7 @@ impl TransportCore {
 impl TransportCore {
     fn deliver(slf: &Bound<'_, Self>) -> Result<()> {
         let (py, this) = (slf.py(), slf.get());
-        if !this.reading.load(Ordering::Relaxed) {
+        if !this.is_delivering() {
             return Ok(());
         }
         let turns = this.turn.as_ref().map(|turn| &turn.bind(py).get().0);
@@ -84,9 +84,9 @@ impl TransportCore {
         let socket = this.socket.bind(slf.py()).get().socket();
         let is_left = socket.is_ok_and(|socket| socket.pending() > 0);
         if is_left
-            && this.reading.load(Ordering::Relaxed)
+            && this.is_delivering()
             && !this.resume_scheduled.swap(true, Ordering::Relaxed)
-            && let Err(error) = this.tell_transport(slf.py(), "_resume_soon")
+            && let Err(error) = this.act(slf.py(), "deliver")
         {
             this.resume_scheduled.store(false, Ordering::Relaxed);
             return Err(error);
@@ -150,7 +150,7 @@ impl TransportCore {
                     if !Self::tell_errors(slf)? {
                         this.tell_error(py, Error::Os(error).into())?;
                     }
-                    if !this.reading.load(Ordering::Relaxed) {
+                    if !this.is_delivering() {
                         break;
                     }
                 }
@@ -233,7 +233,7 @@ impl Sink for ProtocolSink<'_, '_> {
             let protocol = self.core.protocol(self.owner.py());
             self.protocol = protocol.map(|protocol| (version, protocol));
         }
-        self.protocol.is_some() && self.core.reading.load(Ordering::Relaxed)
+        self.protocol.is_some() && self.core.is_delivering()
     }
 
     fn take(&mut self, cursor: &mut RecvCursor<'_>) -> Result<usize> {

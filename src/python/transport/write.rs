@@ -10,13 +10,13 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyByteArray, PyBytes, PyMemoryView, PyTuple};
 
 use super::TransportCore;
+use super::life::SendState;
 use crate::net::error_queue::SocketError;
-use crate::net::{Address, Refused, Shed, hang_if_ended};
+use crate::net::{Address, Phase, Refused, Shed};
 use crate::python::audit;
 use crate::python::buffer::{Readable, TypeName, new_bytes, text_of};
 use crate::python::error::{Error, Result};
 use crate::python::records::DatagramError;
-use crate::python::send_backlog::{flush, flush_limited};
 
 /// When so many datagrams wait for the end of the turn, they leave before it.
 const QUEUED: usize = 1024;
@@ -38,11 +38,13 @@ enum Target {
     Nowhere,
 }
 
-/// What the outbox has once a datagram is in it.
+/// The state of the backlog with a new datagram.
 #[derive(Clone, Copy)]
-struct Waiting {
-    datagrams: usize,
-    bytes: usize,
+struct Enqueued {
+    /// It is the only one.
+    is_alone: bool,
+    /// Too many wait with it.
+    is_long: bool,
 }
 
 #[pymethods]
@@ -56,20 +58,19 @@ impl TransportCore {
     ) -> Result<()> {
         check_type(data)?;
         let (py, this) = (slf.py(), slf.get());
-        if this.is_lost.load(Ordering::Relaxed) {
+        if this.phase.get() == Phase::Lost {
             return this.warn_lost(py);
         }
         let target = this.target(py, addr)?;
-        let Some(waiting) = Self::enqueue(slf, data, target)? else { return Ok(()) };
-        if this.draining.load(Ordering::Relaxed) > 0 {
-            return this.flush_if_long(slf, waiting); // answers leave when the drain ends
+        let Some(enqueued) = Self::enqueue(slf, data, target)? else { return Ok(()) };
+        let is_draining = this.draining.load(Ordering::Relaxed) > 0; // then all leave at its end
+        if enqueued.is_alone && !is_draining && Self::is_first_of_turn(slf)? {
+            return Self::send(slf, false).map(drop);
         }
-        if waiting.datagrams == 1 && Self::is_first_of_turn(slf)? {
-            Self::send_queued(slf)?;
-            return this.pause_if_long(py);
+        if enqueued.is_long {
+            Self::send(slf, false)?;
         }
-        this.flush_if_long(slf, waiting)?;
-        Self::schedule_flush(slf)
+        if is_draining { Ok(()) } else { Self::schedule_flush(slf) }
     }
 
     /// Send many datagrams, all for one address, or each a pair with its own.
@@ -80,7 +81,7 @@ impl TransportCore {
         addr: Option<&Bound<'_, PyAny>>,
     ) -> Result<()> {
         let (py, this) = (slf.py(), slf.get());
-        if this.is_lost.load(Ordering::Relaxed) {
+        if this.phase.get() == Phase::Lost {
             return this.warn_lost(py);
         }
         let common = addr.map(|addr| this.target(py, Some(addr))).transpose()?;
@@ -94,17 +95,13 @@ impl TransportCore {
 
     /// Send what waits for the end of the turn.
     pub(super) fn flush(slf: &Bound<'_, Self>) -> Result<()> {
-        let this = slf.get();
-        this.flush_scheduled.store(false, Ordering::Relaxed);
-        if this.is_full.load(Ordering::Relaxed) || this.outbox(slf.py()).is_empty() {
-            return Ok(());
-        }
-        Self::send_queued(slf)
+        slf.get().flush_scheduled.store(false, Ordering::Relaxed);
+        Self::send(slf, false).map(drop)
     }
 
-    /// Send what waits for room in the socket's buffer.
-    fn write_ready(slf: &Bound<'_, Self>) -> Result<()> {
-        Self::send_queued(slf)
+    /// Send what waits for room in the socket's buffer; return whether any datagram found it.
+    fn write_ready(slf: &Bound<'_, Self>) -> Result<bool> {
+        Self::send(slf, true)
     }
 }
 
@@ -179,12 +176,11 @@ impl TransportCore {
         datagrams: &Bound<'_, PyAny>,
         common: Option<Target>,
     ) -> Result<()> {
-        let this = slf.get();
         let mut mistake = None;
         for item in datagrams.try_iter()? {
             match Self::enqueue_item(slf, &item?, common) {
-                Ok(Some(waiting)) => this.flush_if_long(slf, waiting)?,
-                Ok(None) => {}
+                Ok(Some(Enqueued { is_long: true, .. })) => drop(Self::send(slf, false)?),
+                Ok(_) => {}
                 // The others leave.
                 Err(Error::Os(error)) => mistake = mistake.or(Some(error)),
                 Err(error) => return Err(error),
@@ -197,7 +193,7 @@ impl TransportCore {
         slf: &Bound<'_, Self>,
         item: &Bound<'_, PyAny>,
         common: Option<Target>,
-    ) -> Result<Option<Waiting>> {
+    ) -> Result<Option<Enqueued>> {
         let (py, this) = (slf.py(), slf.get());
         match (common, item.cast::<PyTuple>()) {
             (None, Ok(pair)) if pair.len() == 2 => {
@@ -219,7 +215,7 @@ impl TransportCore {
         slf: &Bound<'_, Self>,
         data: &Bound<'_, PyAny>,
         target: Target,
-    ) -> Result<Option<Waiting>> {
+    ) -> Result<Option<Enqueued>> {
         let to = match target {
             Target::Peer => None,
             Target::Address(to) => Some(to),
@@ -237,22 +233,24 @@ impl TransportCore {
             return this.refuse(py, io::Error::from_raw_os_error(libc::EMSGSIZE));
         }
         let source = to.and_then(|to| this.asked.source(&to));
-        let mut outbox = this.outbox(py);
-        outbox.push(data.into(), to, source)?;
-        let is_limited = this.sheds.load(Ordering::Relaxed) && this.is_full.load(Ordering::Relaxed);
+        let mut send_state = this.send_state(py);
+        let SendState { backlog, flow, is_limited, .. } = &mut *send_state;
+        backlog.push(data.into(), to, source)?;
+        let is_limited = *is_limited && flow.is_full();
         let shed =
-            if is_limited { outbox.shed(Instant::now(), usize::MAX) } else { Shed::default() };
-        let waiting = Waiting { datagrams: outbox.len(), bytes: outbox.bytes() };
-        drop(outbox);
+            if is_limited { backlog.shed(Instant::now(), usize::MAX) } else { Shed::default() };
+        let is_long = backlog.len() >= QUEUED || flow.is_above(backlog.bytes());
+        let enqueued = Enqueued { is_alone: backlog.len() == 1, is_long };
+        drop(send_state);
         if shed.count > 0 {
             this.socket.bind(py).get().socket()?.counters().count_send_errors(shed.count);
             Self::tell_refused(slf, shed.refused)?;
         }
-        Ok(Some(waiting))
+        Ok(Some(enqueued))
     }
 
     /// Raises or tells that a datagram is longer than any can be.
-    fn refuse(&self, py: Python<'_>, error: io::Error) -> Result<Option<Waiting>> {
+    fn refuse(&self, py: Python<'_>, error: io::Error) -> Result<Option<Enqueued>> {
         if self.raises_mistakes.load(Ordering::Relaxed) {
             return Err(error.into());
         }
@@ -264,25 +262,6 @@ impl TransportCore {
     /// The longest datagram to an address, or to the peer, that the protocol allows.
     fn longest(&self, to: Option<&Address>) -> usize {
         to.map_or(self.longest_to_peer, longest)
-    }
-
-    /// Sends early where many datagrams wait, and tells the transport where too many still do.
-    fn flush_if_long(&self, slf: &Bound<'_, Self>, waiting: Waiting) -> Result<()> {
-        let Waiting { datagrams, bytes } = waiting;
-        let high_water = self.high_water.load(Ordering::Relaxed);
-        if (datagrams >= QUEUED || bytes > high_water) && !self.is_full.load(Ordering::Relaxed) {
-            Self::send_queued(slf)?;
-        }
-        if bytes > high_water { self.pause_if_long(slf.py()) } else { Ok(()) }
-    }
-
-    /// Tells the transport where more than it likes waits.
-    fn pause_if_long(&self, py: Python<'_>) -> Result<()> {
-        let bytes = self.outbox(py).bytes();
-        if bytes > self.high_water.load(Ordering::Relaxed) {
-            self.tell_transport(py, "_buffer_is_long")?;
-        }
-        Ok(())
     }
 
     /// Whether nothing left at once in this turn of the loop. On a loop that does not count its
@@ -305,15 +284,14 @@ impl TransportCore {
 
     fn schedule_flush(slf: &Bound<'_, Self>) -> Result<()> {
         let this = slf.get();
-        let waits = this.is_full.load(Ordering::Relaxed);
-        if !waits
-            && !this.flush_scheduled.swap(true, Ordering::Relaxed)
-            && let Err(error) = Self::call_soon(slf, "flush")
-        {
-            this.flush_scheduled.store(false, Ordering::Relaxed);
-            return Err(error.into());
+        if this.flush_scheduled.load(Ordering::Relaxed) || this.is_full(slf.py()) {
+            return Ok(());
         }
-        Ok(())
+        this.flush_scheduled.store(true, Ordering::Relaxed);
+        Self::call_soon(slf, "flush").map_err(|error| {
+            this.flush_scheduled.store(false, Ordering::Relaxed);
+            error.into()
+        })
     }
 
     /// Whether this is called by the loop. Programs send while it stands still, and some from other
@@ -324,30 +302,36 @@ impl TransportCore {
         Ok(self.event_loop(py).is_some_and(|event_loop| event_loop.is(&running)))
     }
 
-    /// Sends what goes, and has the loop watch for room where something is left.
-    fn send_queued(slf: &Bound<'_, Self>) -> Result<()> {
+    /// Sends what goes, if the socket's buffer was not full or `has_room` again. The transport does
+    /// what that asks for. Returns whether any datagram left the backlog.
+    fn send(slf: &Bound<'_, Self>, has_room: bool) -> Result<bool> {
         let (py, this) = (slf.py(), slf.get());
         let owner = this.socket.bind(py);
-        let (flushed, was_full) = {
+        let (has_sent, errors, is_due) = {
             // No Python code runs under the lock.
-            let mut outbox = this.outbox(py);
-            let socket = owner.get().socket()?;
-            let flushed = if this.sheds.load(Ordering::Relaxed) {
-                flush_limited(&mut outbox, socket, &this.asked, usize::MAX)
-            } else {
-                flush(&mut outbox, socket, &this.asked)
-            };
-            let was_full = this.is_full.swap(flushed.is_full, Ordering::Relaxed);
-            (flushed, was_full)
+            let mut send_state = this.send_state(py);
+            let SendState { backlog, flow, is_limited, .. } = &mut *send_state;
+            let (before, mut errors) = (backlog.len(), Vec::new());
+            if has_room || before > 0 && !flow.is_full() {
+                let socket = owner.get().socket()?;
+                let forget = |peer: &Address| this.asked.forget(peer);
+                let flushed = if *is_limited {
+                    socket.flush_limited(backlog, usize::MAX, forget)
+                } else {
+                    socket.flush(backlog, forget)
+                };
+                flow.set_full(flushed.is_full);
+                errors = flushed.errors;
+            }
+            let has_sent = backlog.len() < before;
+            (has_sent, errors, send_state.step(this.phase.get()).is_some())
         };
-        if flushed.is_full != was_full {
-            let method = if flushed.is_full { "_buffer_is_full" } else { "_buffer_has_room" };
-            this.tell_transport(py, method)?;
-        } else if flushed.is_full {
-            this.tell_transport(py, "_buffer_is_shorter")?;
+        if is_due {
+            Self::settle(slf)?;
         }
         // Last: a protocol that is told of an error may send, or close the transport.
-        Self::tell_refused(slf, flushed.errors)
+        Self::tell_refused(slf, errors)?;
+        Ok(has_sent)
     }
 
     /// Tells the protocol what became of datagrams that were sent, now or earlier.
@@ -385,16 +369,14 @@ impl TransportCore {
         Ok(())
     }
 
-    pub(super) fn tell_transport(&self, py: Python<'_>, method: &str) -> Result<()> {
-        if let Some(transport) = self.transport(py) {
-            hang_if_ended(|| transport.call_method0(method))?;
-        }
-        Ok(())
-    }
-
     /// Warns as the standard transports do, which forgive a few.
     fn warn_lost(&self, py: Python<'_>) -> Result<()> {
-        if self.lost_sends.fetch_add(1, Ordering::Relaxed) >= LOST_SENDS_BEFORE_WARNING {
+        let before = {
+            let lost_sends = &mut self.send_state(py).lost_sends;
+            *lost_sends = lost_sends.saturating_add(1);
+            *lost_sends - 1
+        };
+        if before >= LOST_SENDS_BEFORE_WARNING {
             let logger = py.import("asyncio.log")?.getattr("logger")?;
             logger.call_method1("warning", ("socket.send() raised exception.",))?;
         }
