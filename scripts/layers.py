@@ -16,8 +16,8 @@ LAYERS = {
     "net": [
         "sync counters error_class cmsg split address phase",
         "sys",
-        "names meta stats fork_mutex shared_counters waker scratch reuseport multicast gso flow_control",
-        "counted descriptor guard send_queue shared_options",
+        "names meta stats fork_mutex shared_counters waker scratch reuseport multicast gso",
+        "counted descriptor guard send_queue shared_options flow_control",
         "recv_ring",
         "recv_backlog",
         "socket",

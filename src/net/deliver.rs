@@ -18,7 +18,7 @@ const SLOW: Duration = Duration::from_micros(10);
 pub enum Flow {
     /// There may be more to deliver.
     Continue,
-    /// The sink takes no more datagrams for now. The rest is still in the cursor.
+    /// The sink takes no further datagrams for now. The rest is still in the cursor.
     Stop,
 }
 
@@ -33,7 +33,8 @@ pub trait Sink {
     }
 
     /// Calls the user's code with the cursor's datagram, or with all of them as one batch, and returns
-    /// how many it has taken off the cursor. What is still there after an error was not delivered.
+    /// how many it has taken off the cursor. Datagrams that are still there after an error were not
+    /// delivered.
     fn take(&mut self, cursor: &mut RecvCursor<'_>) -> Result<usize, Self::Error>;
 
     /// Called now and then, with the number of datagrams that the drain has delivered.
@@ -42,7 +43,8 @@ pub trait Sink {
 
 /// Delivers the datagrams of a cursor until it is empty, the sink stops or a call fails.
 ///
-/// What is not delivered stays in the cursor, which gives it back to the socket's backlog.
+/// Datagrams that are not delivered stay in the cursor, which gives them back to the socket's
+/// backlog.
 #[inline]
 pub fn deliver<S: Sink>(
     cursor: &mut RecvCursor<'_>,
@@ -200,12 +202,12 @@ mod tests {
             let mut sink = Recorder::new();
             *(if is_closing { &mut sink.closes_after } else { &mut sink.stops_at }) = Some(1);
             assert_eq!(deliver_to(&mut sink, &socket, 100), Ok(Flow::Stop));
-            assert_eq!((sink.calls.len(), socket.pending()), (1, 2));
+            assert_eq!((sink.calls.len(), socket.backlog_len()), (1, 2));
             sink = Recorder { calls: sink.calls, ..Recorder::new() };
             for _ in 0..2 {
                 assert_eq!(deliver_to(&mut sink, &socket, 100), Ok(Flow::Continue));
             }
-            assert_eq!((sink.calls.concat(), socket.pending()), (b"123".to_vec(), 0));
+            assert_eq!((sink.calls.concat(), socket.backlog_len()), (b"123".to_vec(), 0));
         }
     }
 
@@ -220,7 +222,7 @@ mod tests {
         let socket = socket(&[b"1", b"2", b"3"]);
         let mut sink = Recorder { fails_at: b"1", ..Recorder::new() };
         assert_eq!(deliver_to(&mut sink, &socket, 100), Err("failed"));
-        assert_eq!((sink.calls.len(), socket.pending()), (1, 2));
+        assert_eq!((sink.calls.len(), socket.backlog_len()), (1, 2));
     }
 
     #[test]

@@ -41,7 +41,7 @@ impl ReplySources {
     }
 
     /// Records the sources of datagrams as they are received.
-    pub fn notes(&self) -> ReplySourceReader<'_> {
+    pub fn reader(&self) -> ReplySourceReader<'_> {
         let (from, control, source) = (Address::UNNAMED, Vec::new(), None);
         ReplySourceReader { sources: self, from, control, source }
     }
@@ -165,7 +165,7 @@ mod tests {
     fn a_reply_leaves_from_the_address_that_the_peer_sent_to_last() {
         let sources = sources(true);
         assert_eq!(sources.source(&peer(1)), None);
-        let mut reader = sources.notes();
+        let mut reader = sources.reader();
         assert_eq!(receive(&mut reader, &peer(1), source(2)), Some(source(2)));
         assert_eq!(receive(&mut reader, &peer(2), source(2)), Some(source(2)));
         assert_eq!(receive(&mut reader, &peer(2), source(3)), Some(source(3)));
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn a_datagram_without_control_messages_has_no_source() {
         let sources = sources(true);
-        let mut reader = sources.notes();
+        let mut reader = sources.reader();
         receive(&mut reader, &peer(1), source(2));
         let from = peer(1);
         let bare = Received { payload: b"", from: from.as_bytes(), control: b"", flags: 0 };
@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn nothing_is_recorded_on_a_socket_with_one_address() {
         let sources = sources(false);
-        assert_eq!(receive(&mut sources.notes(), &peer(1), source(2)), None);
+        assert_eq!(receive(&mut sources.reader(), &peer(1), source(2)), None);
         assert_eq!(sources.source(&peer(1)), None);
         sources.forget(&peer(1));
     }
@@ -197,7 +197,7 @@ mod tests {
     fn only_the_peer_itself_is_forgotten() {
         let sources = sources(true);
         sources.forget(&peer(1));
-        let mut reader = sources.notes();
+        let mut reader = sources.reader();
         receive(&mut reader, &peer(1), source(2));
         // With a single entry, all peers share it.
         sources.forget(&peer(2));
@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn a_table_grows_up_to_its_limit_and_then_replaces_entries() {
         let sources = sources(true);
-        let mut reader = sources.notes();
+        let mut reader = sources.reader();
         let known = |range: std::ops::Range<u16>| {
             range.filter(|&number| sources.source(&peer(number)).is_some()).count()
         };

@@ -17,14 +17,14 @@ pub struct Counters {
     counts: [AtomicU64; SocketCounter::ALL.len()],
     /// Datagrams that were dropped because memory allocation failed.
     dropped: AtomicU64,
-    /// The counters as they were when [`Counters::take_untold`] last read them.
+    /// The counters as they were when [`Counters::take_delta`] last read them.
     told: [AtomicU64; SocketCounter::ALL.len()],
 }
 
 /// What was counted since somebody last asked, by the names of [`Stats`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "they are those of Stats")]
-pub struct Untold {
+pub struct CounterDelta {
     pub refused: u64,
     pub sent: u64,
     pub sent_bytes: u64,
@@ -62,7 +62,7 @@ impl Counters {
     }
 
     /// What was counted since this was last called, by any thread: for who adds it up elsewhere.
-    pub fn take_untold(&self) -> Untold {
+    pub fn take_delta(&self) -> CounterDelta {
         let take = |counter: SocketCounter| {
             let (count, told) = (self.get(counter), &self.told[counter as usize]);
             if count == told.load(Ordering::Relaxed) {
@@ -70,7 +70,7 @@ impl Counters {
             }
             count.saturating_sub(told.fetch_max(count, Ordering::Relaxed))
         };
-        Untold {
+        CounterDelta {
             refused: take(SocketCounter::Refused),
             sent: take(SocketCounter::Sent),
             sent_bytes: take(SocketCounter::SentBytes),
@@ -125,14 +125,14 @@ mod tests {
     #[test]
     fn what_was_counted_is_told_once() {
         let counters = Counters::default();
-        assert_eq!(counters.take_untold(), Untold::default());
+        assert_eq!(counters.take_delta(), CounterDelta::default());
         counters.count_refused(3);
         counters.count_sent(2, 20);
-        let told = Untold { refused: 3, sent: 2, sent_bytes: 20, send_calls: 1 };
-        assert_eq!(counters.take_untold(), told);
+        let told = CounterDelta { refused: 3, sent: 2, sent_bytes: 20, send_calls: 1 };
+        assert_eq!(counters.take_delta(), told);
         counters.count_refused(2);
-        assert_eq!(counters.take_untold(), Untold { refused: 2, ..Untold::default() });
-        assert_eq!(counters.take_untold(), Untold::default());
+        assert_eq!(counters.take_delta(), CounterDelta { refused: 2, ..CounterDelta::default() });
+        assert_eq!(counters.take_delta(), CounterDelta::default());
         assert_eq!((counters.read().refused, counters.read().sent), (5, 2));
     }
 }

@@ -170,7 +170,7 @@ impl ServerCounters {
 }
 
 impl ServerCounters {
-    pub(crate) fn tally(&self) -> &SharedCounters {
+    pub(crate) fn shared_counters(&self) -> &SharedCounters {
         &self.0
     }
 }

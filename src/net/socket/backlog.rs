@@ -85,13 +85,13 @@ impl Socket {
     /// Wakes the threads that sleep until the kernel has a datagram, where there are kept ones: the
     /// kernel does not know of those.
     pub fn share_kept(&self) {
-        if self.pending() > 0 {
+        if self.backlog_len() > 0 {
             self.descriptor().wake();
         }
     }
 
     /// How many datagrams were received from the kernel and wait to be taken.
-    pub fn pending(&self) -> usize {
+    pub fn backlog_len(&self) -> usize {
         self.backlog.received.len()
     }
 
@@ -178,7 +178,7 @@ mod tests {
         send(&sender, &receiver, b"");
         let mut buffer = [0; 16];
         assert_eq!(receive(&receiver, &mut buffer, libc::MSG_PEEK).unwrap().len, 3);
-        assert_eq!(receiver.pending(), 3);
+        assert_eq!(receiver.backlog_len(), 3);
         for expected in [&b"one"[..], b"two", b"3", b""] {
             let taken = receive(&receiver, &mut buffer, 0).unwrap();
             assert_eq!(&buffer[..taken.len], expected);
@@ -213,8 +213,8 @@ mod tests {
             receiver.with(|fd| cursor.receive_messages(fd, 1, libc::MSG_DONTWAIT)).unwrap();
         assert_eq!(filled.datagrams, 3);
         cursor.advance();
-        assert!(cursor.take_kept().is_some());
-        assert_eq!((cursor.current().unwrap().payload, receiver.pending()), (&b"2"[..], 0));
+        assert!(cursor.take_from_backlog().is_some());
+        assert_eq!((cursor.current().unwrap().payload, receiver.backlog_len()), (&b"2"[..], 0));
         cursor.advance();
         drop(cursor);
         let mut buffer = [0; 4];

@@ -102,6 +102,6 @@ impl Socket {
 
     /// Whether a receive goes by way of the kept ones.
     pub(super) fn splits(&self, flags: c_int) -> bool {
-        (self.may_be_glued() || self.pending() > 0) && flags & libc::MSG_ERRQUEUE == 0
+        (self.may_be_glued() || self.backlog_len() > 0) && flags & libc::MSG_ERRQUEUE == 0
     }
 }

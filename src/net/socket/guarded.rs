@@ -151,7 +151,7 @@ impl Socket {
         let look = libc::MSG_PEEK | libc::MSG_TRUNC | libc::MSG_DONTWAIT;
         for _ in 0..REFUSALS {
             let mut from = Address::UNNAMED;
-            if self.pending() > 0 {
+            if self.backlog_len() > 0 {
                 return Ok(()); // it has passed
             }
             let len = match sys::recv_from(fd, &mut RecvSlice::new(&mut []), Some(&mut from), look)

@@ -203,7 +203,7 @@ impl Socket {
         take: impl FnOnce(Option<Received<'_>>) -> T,
     ) -> io::Result<T> {
         let is_peeking = flags & libc::MSG_PEEK != 0;
-        if self.pending() == 0 {
+        if self.backlog_len() == 0 {
             let mut cursor = RecvCursor::of_thread(self)?;
             match cursor.receive(fd, 1, flags & !libc::MSG_PEEK) {
                 Err(error) if error.raw_os_error() == Some(libc::ESHUTDOWN) => {

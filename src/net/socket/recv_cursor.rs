@@ -81,7 +81,7 @@ impl<'a, R: Ring> RecvCursor<'a, R> {
         count: usize,
         flags: c_int,
     ) -> io::Result<Filled> {
-        if let Some(filled) = self.take_kept() {
+        if let Some(filled) = self.take_from_backlog() {
             return Ok(filled);
         }
         self.socket.receive_new(fd, self.ring.ring(), count, flags)
@@ -104,9 +104,9 @@ impl<'a, R: Ring> RecvCursor<'a, R> {
     }
 
     /// Takes the first message of the backlog, unless it is empty or the socket is closed.
-    pub fn take_kept(&mut self) -> Option<Filled> {
+    pub fn take_from_backlog(&mut self) -> Option<Filled> {
         self.give_back();
-        if self.socket.pending() > 0 && !self.socket.descriptor().is_closed() {
+        if self.socket.backlog_len() > 0 && !self.socket.descriptor().is_closed() {
             self.held = self.socket.with_backlog(RecvBacklog::pop_front);
         }
         // The backlog or the kernel may have more.
@@ -232,11 +232,11 @@ mod tests {
         let mut cursor = RecvCursor::of_thread(&socket).unwrap();
         socket.with(|fd| cursor.receive_messages(fd, 3, libc::MSG_DONTWAIT)).unwrap();
         cursor.advance();
-        assert_eq!(socket.pending(), 0);
+        assert_eq!(socket.backlog_len(), 0);
         drop(cursor);
-        assert_eq!(socket.pending(), 2);
+        assert_eq!(socket.backlog_len(), 2);
         assert_eq!(payloads(&socket, 4), [b"2", b"3", b"4"]);
-        assert_eq!(socket.pending(), 0);
+        assert_eq!(socket.backlog_len(), 0);
     }
 
     #[test]

@@ -193,7 +193,7 @@ impl<'a> Waiting<'a> {
             let refused = self.socket.counters().refused();
             let ready = match interest {
                 // Another thread has kept something, which the kernel does not know of.
-                Interest::Read if self.socket.pending() > 0 => libc::POLLIN,
+                Interest::Read if self.socket.backlog_len() > 0 => libc::POLLIN,
                 Interest::Error if self.socket.has_kept_error_messages() => libc::POLLERR,
                 _ => match deaf_since.and_then(|since| since.checked_add(LONGEST_DEAF)) {
                     Some(end) if deadline.is_after(end) => {

@@ -43,7 +43,7 @@ pub(super) struct HandlerSink<'a, 'py> {
     flushed_at: Instant,
     /// Since when this thread is attached to the interpreter.
     attached_at: Cell<Instant>,
-    notes: ReplySourceReader<'a>,
+    source_reader: ReplySourceReader<'a>,
     own: OwnAddress,
 }
 
@@ -69,7 +69,7 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
             },
             flushed_at: now,
             attached_at: Cell::new(now),
-            notes: core.asked.notes(),
+            source_reader: core.reply_sources.reader(),
             own: OwnAddress::of(socket),
         }
     }
@@ -83,7 +83,7 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
                 cursor.advance();
                 discarded += 1;
             }
-            let Some(filled) = cursor.take_kept() else { return discarded };
+            let Some(filled) = cursor.take_from_backlog() else { return discarded };
             self.count(&filled);
         }
     }
@@ -108,7 +108,7 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         filled: &Filled,
     ) -> Result<()> {
         self.count(filled);
-        self.core.counters.get().tally().add_batch(self.core.worker, filled.datagrams);
+        self.core.counters.get().shared_counters().add_batch(self.core.worker, filled.datagrams);
         self.core.delivering.store(this_thread(), Ordering::Relaxed);
         let started = Instant::now();
         self.flushed_at = started;
@@ -119,7 +119,7 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         let flushed = self.core.flush(self.py, self.socket);
         self.core.count(Count::HandlerTime, took);
         // The handler may have sent by Datagram.reply().
-        self.core.count_untold(self.socket);
+        self.core.count_delta(self.socket);
         pace.note(filled, Duration::ZERO, started.elapsed());
         result?;
         Ok(flushed?)
@@ -167,7 +167,7 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
     ) -> PyResult<()> {
         let data = new_bytes(self.py, datagram.payload)?;
         let pair = pair(data, self.senders.object(self.py, datagram.from)?)?;
-        let sender = (Address::from_bytes(datagram.from), self.notes.take(datagram));
+        let sender = (Address::from_bytes(datagram.from), self.source_reader.take(datagram));
         match senders.last_mut() {
             Some((last, count)) if *last == sender => *count += 1,
             _ => push(senders, (sender, 1))?,
@@ -186,7 +186,7 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         }
         let data = new_bytes(self.py, datagram.payload)?;
         let address = self.senders.object(self.py, datagram.from)?;
-        let source = self.notes.take(datagram);
+        let source = self.source_reader.take(datagram);
         let reply = if self.core.takes == Takes::Data {
             self.handler.call1((data, address))
         } else {
@@ -254,7 +254,7 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
             return Err(PyOSError::new_err((libc::EDESTADDRREQ, message)));
         }
         let to = (!to.is_empty()).then(|| Address::from_bytes(to));
-        let pushed = self.core.outbox().push(data.into(), to, source);
+        let pushed = self.core.send_backlog().push(data.into(), to, source);
         Ok(pushed.map_err(Error::from)?)
     }
 

@@ -68,10 +68,10 @@ pub(crate) struct ServerCore {
     worker: usize,
     /// Called with what goes wrong, to log it.
     report: Py<PyAny>,
-    asked: ReplySources,
+    reply_sources: ReplySources,
     /// Whether there is a peer to answer that has no name.
     is_connected: bool,
-    outbox: Mutex<SendBacklog>,
+    send_backlog: Mutex<SendBacklog>,
     /// The thread that is in the handler: what it sends leaves with the answers.
     delivering: AtomicUsize,
     state: AtomicU8,
@@ -107,7 +107,7 @@ impl ServerCore {
             inner.tell_metadata()?;
         }
         Ok(Self {
-            asked: ReplySources::of(inner),
+            reply_sources: ReplySources::of(inner),
             is_connected: inner.peer_address().is_ok(),
             socket: socket.clone().unbind(),
             handler,
@@ -115,7 +115,7 @@ impl ServerCore {
             counters,
             worker,
             report,
-            outbox: Mutex::default(),
+            send_backlog: Mutex::default(),
             delivering: AtomicUsize::new(0),
             state: AtomicU8::new(RUNNING),
             deadline: Mutex::new(None),
@@ -245,7 +245,7 @@ impl ServerCore {
         sink: &HandlerSink<'_, '_>,
         of_peer: &mut Option<io::Error>,
     ) -> io::Result<Arrivals> {
-        if let Some(filled) = cursor.take_kept() {
+        if let Some(filled) = cursor.take_from_backlog() {
             return Ok(Arrivals::Messages(filled));
         }
         if self.state() == RETIRING {
@@ -340,7 +340,7 @@ impl ServerCore {
                 received => break received,
             }
         };
-        self.count_untold(socket);
+        self.count_delta(socket);
         received
     }
 
@@ -370,13 +370,13 @@ impl ServerCore {
     }
 
     /// Counts what the guard has refused, and what was sent, by whatever way.
-    fn count_untold(&self, socket: &net::Socket) {
-        let untold = socket.counters().take_untold();
+    fn count_delta(&self, socket: &net::Socket) {
+        let delta = socket.counters().take_delta();
         let counts = [
-            (Count::Refused, untold.refused),
-            (Count::Sent, untold.sent),
-            (Count::SentBytes, untold.sent_bytes),
-            (Count::SendCalls, untold.send_calls),
+            (Count::Refused, delta.refused),
+            (Count::Sent, delta.sent),
+            (Count::SentBytes, delta.sent_bytes),
+            (Count::SendCalls, delta.send_calls),
         ];
         for (count, n) in counts {
             if n > 0 {
@@ -398,18 +398,18 @@ impl ServerCore {
         self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn outbox(&self) -> MutexGuard<'_, SendBacklog> {
-        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    fn send_backlog(&self) -> MutexGuard<'_, SendBacklog> {
+        self.send_backlog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn count(&self, count: Count, n: usize) {
-        self.counters.get().tally().add(self.worker, count, n as u64);
+        self.counters.get().shared_counters().add(self.worker, count, n as u64);
     }
 
     /// Says, once for all workers, that the kernel drops datagrams.
     fn tell_drops(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
         let drops = socket.drops().unwanted;
-        if drops > 0 && self.counters.get().tally().is_first_to_tell_drops() {
+        if drops > 0 && self.counters.get().shared_counters().is_first_to_tell_drops() {
             self.report.call1(py, ("drops", drops, py.None()))?;
         }
         Ok(())

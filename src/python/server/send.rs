@@ -49,21 +49,21 @@ impl ServerCore {
         let owner = self.socket.bind(py).get();
         let to = owner.parse_any_address(address, "sendto")?;
         let data = Readable::new(data)?.into_bytes(py)?;
-        let source = self.asked.source(&to);
+        let source = self.reply_sources.source(&to);
         if self.is_in_handler() {
             let queued = {
-                let mut outbox = self.outbox();
-                outbox.push(data.into(), Some(to), source)?;
-                outbox.len()
+                let mut backlog = self.send_backlog();
+                backlog.push(data.into(), Some(to), source)?;
+                backlog.len()
             };
             if queued >= QUEUED {
                 self.flush(py, owner.socket()?)?;
             }
             return Ok(());
         }
-        let mut outbox = SendBacklog::default();
-        outbox.push(data.into(), Some(to), source)?;
-        let flushed = self.send(py, owner.socket()?, &mut outbox);
+        let mut backlog = SendBacklog::default();
+        backlog.push(data.into(), Some(to), source)?;
+        let flushed = self.send(py, owner.socket()?, &mut backlog);
         match flushed.errors.into_iter().find(|refused| refused.is_lost) {
             Some(refused) => Err(refused.error.into()),
             None => Ok(()),
@@ -81,15 +81,15 @@ impl ServerCore {
     /// full stay queued, within limits, because no peer may delay the others.
     pub(super) fn flush(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
         // Taken out of its lock, which nobody holds while waiting.
-        let mut outbox = std::mem::take(&mut *self.outbox());
-        if outbox.is_empty() {
+        let mut backlog = std::mem::take(&mut *self.send_backlog());
+        if backlog.is_empty() {
             return Ok(());
         }
         let flushed = if socket.is_ip() || self.is_connected {
-            self.send(py, socket, &mut outbox)
+            self.send(py, socket, &mut backlog)
         } else {
-            let flushed = socket.flush_limited(&mut outbox, WAITING, self.forget());
-            *self.outbox() = outbox;
+            let flushed = socket.flush_limited(&mut backlog, WAITING, self.forget());
+            *self.send_backlog() = backlog;
             self.count_sent(socket, flushed)
         };
         self.report_lost(py, flushed)
@@ -97,7 +97,7 @@ impl ServerCore {
 
     /// Whether replies wait for peers whose queues are full.
     pub(super) fn has_waiting(&self) -> bool {
-        !self.outbox().is_empty()
+        !self.send_backlog().is_empty()
     }
 
     /// Gives replies that wait a last chance, and drops the others.
@@ -107,18 +107,18 @@ impl ServerCore {
             py.detach(|| thread::sleep(RETRY));
             self.flush(py, socket)?;
         }
-        let mut outbox = std::mem::take(&mut *self.outbox());
+        let mut backlog = std::mem::take(&mut *self.send_backlog());
         let full = |_: &mut SendQueue<'_>| Some(Err(io::ErrorKind::WouldBlock.into()));
-        let flushed = socket.flush_or(&mut outbox, self.forget(), full);
+        let flushed = socket.flush_or(&mut backlog, self.forget(), full);
         let flushed = self.count_sent(socket, flushed);
         self.report_lost(py, flushed)
     }
 
     /// Sends all of a send backlog, waiting for room where there is none.
-    fn send(&self, py: Python<'_>, socket: &net::Socket, outbox: &mut SendBacklog) -> Flushed {
+    fn send(&self, py: Python<'_>, socket: &net::Socket, backlog: &mut SendBacklog) -> Flushed {
         let patience = if socket.is_ip() { PATIENCE } else { UNIX_PATIENCE };
         let mut deadline = None;
-        let flushed = socket.flush_or(outbox, self.forget(), |queue| {
+        let flushed = socket.flush_or(backlog, self.forget(), |queue| {
             let deadline = *deadline.get_or_insert_with(|| Deadline::after(patience));
             Some(wait_for_room(py, socket, deadline, queue))
         });
@@ -127,12 +127,12 @@ impl ServerCore {
 
     /// Forgets the reply sources that a flush finds gone.
     fn forget(&self) -> impl FnMut(&Address) {
-        |peer| self.asked.forget(peer)
+        |peer| self.reply_sources.forget(peer)
     }
 
     /// Counts what a flush has sent and dropped.
     fn count_sent(&self, socket: &net::Socket, flushed: Flushed) -> Flushed {
-        self.count_untold(socket);
+        self.count_delta(socket);
         if flushed.lost > 0 {
             self.count(Count::SendErrors, flushed.lost);
         }

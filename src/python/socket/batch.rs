@@ -27,7 +27,7 @@ impl Socket {
             // The datagrams behind those that a slot has room for would be lost.
             let mut cursor = RecvCursor::of_thread(socket)?;
             self.receive_for(py, batch, &mut cursor, flags)?;
-            while batch.copy(layout, &mut cursor)? && cursor.take_kept().is_some() {}
+            while batch.copy(layout, &mut cursor)? && cursor.take_from_backlog().is_some() {}
         } else {
             let mut cursor = RecvCursor::new(socket, ring);
             self.receive_for(py, batch, &mut cursor, flags)?;
@@ -37,7 +37,7 @@ impl Socket {
             while let Some(held) = cursor.held()
                 && batch.copy(layout, held)?
             {
-                cursor.take_kept();
+                cursor.take_from_backlog();
             }
         }
         Ok(batch.len())

@@ -160,7 +160,7 @@ impl Socket {
     /// How many datagrams were received from the kernel and wait to be taken.
     #[getter]
     fn pending(&self) -> usize {
-        self.inner.get().map_or(0, crate::net::Socket::pending)
+        self.inner.get().map_or(0, crate::net::Socket::backlog_len)
     }
 }
 

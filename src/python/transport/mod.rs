@@ -54,7 +54,7 @@ pub(crate) struct TransportCore {
     last_turn: AtomicU64,
     /// Whether a flush at the end of the turn is under way.
     flush_scheduled: AtomicBool,
-    asked: ReplySources,
+    reply_sources: ReplySources,
     /// Whether the protocol was told of errors in this turn of the loop, and hears of others in the
     /// next one.
     errors_scheduled: AtomicBool,
@@ -135,7 +135,7 @@ impl TransportCore {
                 return Err(error.into());
             }
         }
-        let asked = ReplySources::of(socket.get().socket()?);
+        let reply_sources = ReplySources::of(socket.get().socket()?);
         Ok(Self {
             socket: socket.clone().unbind(),
             may_be_referred_to,
@@ -152,7 +152,7 @@ impl TransportCore {
             turn,
             last_turn: AtomicU64::new(0),
             flush_scheduled: AtomicBool::new(false),
-            asked,
+            reply_sources,
             errors_scheduled: AtomicBool::new(false),
             receives: AtomicU32::new(0),
             tells_spare_time,

@@ -61,7 +61,7 @@ impl TransportCore {
             None => this.ask_spare_time(py, 0)?,
         };
         if this.skipping.skips(turn, time) {
-            return Self::resume_if_pending(slf);
+            return Self::resume_if_left(slf);
         }
         this.draining.fetch_add(1, Ordering::Relaxed);
         let drained = Self::drain(slf, time).map(|cut_short_after| {
@@ -73,16 +73,16 @@ impl TransportCore {
         drop(delivered);
         let is_outermost = this.draining.fetch_sub(1, Ordering::Relaxed) == 1;
         let flushed = if is_outermost { Self::flush(slf) } else { Ok(()) };
-        Self::resume_if_pending(slf)?;
+        Self::resume_if_left(slf)?;
         drained.and(flushed)
     }
 
     /// Goes on in the next turn, where datagrams were received that nobody has taken: the kernel's
     /// own queue may be empty, and then the loop would not call again.
-    fn resume_if_pending(slf: &Bound<'_, Self>) -> Result<()> {
+    fn resume_if_left(slf: &Bound<'_, Self>) -> Result<()> {
         let this = slf.get();
         let socket = this.socket.bind(slf.py()).get().socket();
-        let is_left = socket.is_ok_and(|socket| socket.pending() > 0);
+        let is_left = socket.is_ok_and(|socket| socket.backlog_len() > 0);
         if is_left
             && this.is_delivering()
             && !this.resume_scheduled.swap(true, Ordering::Relaxed)
@@ -106,11 +106,11 @@ impl TransportCore {
             core: this,
             owner,
             senders: Senders::new(owner.get().addresses()),
-            notes: this.asked.notes(),
+            source_reader: this.reply_sources.reader(),
             budget: TurnBudget::new(Instant::now(), time),
             protocol: None,
         };
-        while cursor.take_kept().is_some() {
+        while cursor.take_from_backlog().is_some() {
             if deliver(&mut cursor, &mut sink, &mut pace)? == Flow::Stop {
                 return Ok(Some(pace.delivered()));
             }
@@ -185,7 +185,7 @@ struct ProtocolSink<'a, 'py> {
     core: &'a TransportCore,
     owner: &'a Bound<'py, Socket>,
     senders: Senders<'a, 'py>,
-    notes: ReplySourceReader<'a>,
+    source_reader: ReplySourceReader<'a>,
     budget: TurnBudget,
     /// The protocol, and the version that it has: a callback may set another.
     protocol: Option<(u64, Bound<'py, PyAny>)>,
@@ -205,7 +205,7 @@ impl<'py> ProtocolSink<'_, 'py> {
                 Err(_) => break, // what is left comes later
                 Ok(()) => {}
             }
-            self.notes.take(&datagram);
+            self.source_reader.take(&datagram);
             cursor.advance();
         }
         let taken = batch.len();
@@ -244,7 +244,7 @@ impl Sink for ProtocolSink<'_, '_> {
         let py = self.owner.py();
         let data = new_bytes(py, datagram.payload)?;
         let address = self.senders.object(py, datagram.from)?;
-        self.notes.take(&datagram);
+        self.source_reader.take(&datagram);
         if self.core.tells_metadata.load(Ordering::Relaxed) {
             let about = Datagram::new(self.owner, &datagram, data.clone(), address.clone());
             let about = Some(Py::new(py, about)?);

@@ -28,11 +28,11 @@ impl TransportCore {
     fn take<'py>(&self, py: Python<'py>, max_datagrams: isize) -> Result<Vec<Bound<'py, PyTuple>>> {
         let socket = self.socket.bind(py).get();
         let mut senders = Senders::new(socket.addresses());
-        let mut notes = self.asked.notes();
+        let mut source_reader = self.reply_sources.reader();
         let convert = |datagram: &Received<'_>| {
             let data = new_bytes(py, datagram.payload)?;
             let pair = pair(data, senders.object(py, datagram.from)?)?;
-            notes.take(datagram);
+            source_reader.take(datagram);
             Ok(pair)
         };
         socket.receive_many(py, max_datagrams, libc::MSG_DONTWAIT, convert)

@@ -232,7 +232,7 @@ impl TransportCore {
         {
             return this.refuse(py, io::Error::from_raw_os_error(libc::EMSGSIZE));
         }
-        let source = to.and_then(|to| this.asked.source(&to));
+        let source = to.and_then(|to| this.reply_sources.source(&to));
         let mut send_state = this.send_state(py);
         let SendState { backlog, flow, is_limited, .. } = &mut *send_state;
         backlog.push(data.into(), to, source)?;
@@ -314,7 +314,7 @@ impl TransportCore {
             let (before, mut errors) = (backlog.len(), Vec::new());
             if has_room || before > 0 && !flow.is_full() {
                 let socket = owner.get().socket()?;
-                let forget = |peer: &Address| this.asked.forget(peer);
+                let forget = |peer: &Address| this.reply_sources.forget(peer);
                 let flushed = if *is_limited {
                     socket.flush_limited(backlog, usize::MAX, forget)
                 } else {
