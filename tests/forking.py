@@ -1,4 +1,4 @@
-"""Programs that fork. Each is one of its own: pytest is no place to fork from."""
+"""Programs that fork, each in its own process, because pytest must not fork."""
 
 import os
 
@@ -36,4 +36,4 @@ def in_child(function):
 
 
 def run_forking(program):
-    return run(HEAD + program, os.path.dirname(__file__))  # noqa: PTH120 - a str is wanted
+    return run(HEAD + program, os.path.dirname(__file__))  # noqa: PTH120 - PYTHONPATH needs a str

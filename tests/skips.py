@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 NO_ROOT = "only root may"
 NO_IPV6 = "this machine has no IPv6"
 
-# The text of program() and links.why_not().
+# The message of program() and links.why_not().
 NO_PROGRAM = re.compile(r"there is no (\S+) command")
-# The text of pytest.importorskip, libraries and documents.py.
+# The message of pytest.importorskip, libraries and documents.py.
 NO_PACKAGE = re.compile(
     r"(?:could not import |No module named )'([\w.]+)'|^(\S+) is not installed$"
 )

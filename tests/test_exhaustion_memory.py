@@ -1,4 +1,4 @@
-"""No memory (``RLIMIT_AS``): a ``MemoryError`` that says for what, and life goes on after it."""
+"""No memory (``RLIMIT_AS``): a ``MemoryError`` names its cause, and the process continues."""
 
 import pytest
 
@@ -8,8 +8,8 @@ limits_hold = pytest.mark.skipif(
     FREE, reason="the interpreter's allocator has reserved more than these tests would take"
 )
 
-# Each attempt is made by processes of its own, with more and more room for it: for none of what it
-# needs, for some, and for all.
+# Separate processes make each attempt with increasing limits: enough for none, some, or all of the
+# memory that it needs.
 START = """
 import os, resource, socket as std, sys, warnings
 import tomada, tomada.asyncio
@@ -178,18 +178,18 @@ tomada.asyncio.run(main())
 
 
 @pytest.mark.parametrize("attempt", ATTEMPTS.values(), ids=ATTEMPTS)
-def test_what_there_is_no_memory_for_is_a_memory_error(attempt, tmp_path):
+def test_allocation_failures_raise_memory_error(attempt, tmp_path):
     outcomes = run(START + attempt, tmp_path).splitlines()
-    # The smallest room is too small, and the largest is enough.
+    # The lowest limit is too low, and the highest is sufficient.
     assert outcomes[0].startswith("there is no memory for ")
     assert outcomes[-1] == "done"
-    # Where the interpreter finds no memory itself, it says so without a word.
+    # If the interpreter itself is out of memory, its error has no message.
     assert {text for text in outcomes if not text.startswith("there is no memory")} <= {"", "done"}
 
 
 @limits_hold
 @pytest.mark.parametrize("room", [0, 1 << 16, 1 << 18])
-def test_what_there_is_no_memory_to_return_waits_or_is_counted(room):
+def test_datagrams_that_cannot_be_returned_stay_in_the_backlog_or_are_counted(room):
     program = """
 COUNT, room = 20_000, int(sys.argv[1])
 receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 25)
@@ -222,7 +222,7 @@ assert stats.received + stats.kernel_drops == 1 + COUNT, (stats, counts)
 
 
 @limits_hold
-def test_datagrams_that_there_is_no_memory_to_keep_are_counted():
+def test_datagrams_that_cannot_be_stored_are_counted():
     program = """
 receiver.gro = True
 
@@ -261,8 +261,8 @@ while receiver.recv(2000) != b"after":
 
 @limits_hold
 @pytest.mark.parametrize("takes", ["data", "datagram", "batch"])
-def test_a_server_whose_handler_takes_all_memory_goes_on_when_there_is_some(takes, monkeypatch):
-    # Else the threads' memory is taken beforehand, 64 MiB for each.
+def test_server_continues_when_memory_is_available_again(takes, monkeypatch):
+    # Otherwise the threads allocate 64 MiB each in advance.
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     program = """
 import logging, threading, time
@@ -328,7 +328,7 @@ print(stats.sent + stats.handler_errors + stats.send_errors - stats.received)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_server_without_the_memory_to_receive_does_not_start(workers, monkeypatch):
+def test_server_without_memory_to_receive_does_not_start(workers, monkeypatch):
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     program = """
 import threading

@@ -86,7 +86,7 @@ class Soak:
         return shares["server"] + shares["asyncio"]
 
     def shares(self) -> Counter[str]:
-        """Return how many datagrams each kind received, and how many of all were sent singly."""
+        """Return how many datagrams each kind received, and how many were sent one by one."""
         shares = Counter(dict.fromkeys([*PROGRAMS.values(), "all", "singly"], 0))
         with self._lock:
             for name, account in self.lanes.items():
@@ -102,7 +102,7 @@ class Soak:
             return {name: asdict(self.lanes[name]) for name in sorted(self.lanes)}
 
     def growths(self) -> list[Growth]:
-        """Return the growth of each process; of several workers, that of the one that grew most."""
+        """Return the growth of each process; for several workers, that of the largest growth."""
         found: dict[str, Growth] = {}
         with self._lock:
             for (program, process, _), samples in self.samples.items():
@@ -153,7 +153,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def watch(soak: Soak, over: threading.Event, until: float, wanted: int, console: Console) -> None:
-    """Show progress until the time is up and enough datagrams have passed."""
+    """Show progress until the time is up and enough datagrams have been sent."""
 
     def table() -> Any:
         return report.rich_table("traffic", report.TRAFFIC, report.traffic(soak.counts()))
