@@ -17,7 +17,7 @@ def bound():
     return sock
 
 def in_child(function):
-    # The answer comes through a pipe, the exit status tells of an exception.
+    # The result arrives through a pipe; the exit status reports an exception.
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -1,4 +1,4 @@
-"""What the suites share: programs in other processes, calls in other threads, polling."""
+"""Code shared by the suites: programs in other processes, calls in other threads, polling."""
 
 import contextlib
 import errno

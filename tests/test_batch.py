@@ -71,7 +71,7 @@ def test_batch_larger_than_the_address_space_raises_memory_error():
 import resource
 from pathlib import Path
 import tomada
-# An interpreter without a global lock has reserved more than a gigabyte for itself.
+# An interpreter without a global lock reserves more than a gigabyte for itself.
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), used + (1 << 30)))
 tomada.Batch(64)

@@ -306,7 +306,7 @@ def bound():
 
 first, second, third = bound(), bound(), bound()
 third.settimeout(0.02)
-# support looks into /proc, which takes one; so that a thread gets none while it begins to wait.
+# support reads /proc, which takes a descriptor, so a thread could not get one when it waits.
 fill = []
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 try:

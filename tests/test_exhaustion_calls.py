@@ -140,7 +140,7 @@ if error is not None:
 server.stop()
 assert threading.active_count() == 1
 assert attempt(os.waitpid, -1, os.WNOHANG).errno == errno.ECHILD
-# A thread closes its own a moment after it has ended for Python.
+# A thread closes its own descriptors a moment after Python considers it ended.
 eventually(lambda: open_descriptors() == before)
 print(error)
 with tomada.Server(("127.0.0.1", 0), echo, workers=workers) as server:
@@ -174,13 +174,13 @@ with tomada.Server(("127.0.0.1", 0), pid, workers=2, steering="random") as serve
     with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
         failing.set(call, number)
         sock.sendto(b"die", server.address)
-        # More often than a worker that cannot do its work is started again.
+        # More often than a worker that keeps failing is restarted.
         for _ in range(3 * supervisor.ATTEMPTS):
             while "could not be started" not in (line := log.readline()):
                 pass
         print(line)
         failing.set(call, 0)
-    # Its datagrams have waited, and so do those of requests until then.
+    # Its datagrams have waited, and so do later requests until it starts.
     with tomada.Client(server.address, timeout=DEADLINE) as client:
         eventually(lambda: len(set(client.request_many([b"who"] * 20))) == 2)
     assert server.stats().restarts == 1
@@ -274,7 +274,7 @@ async def main():
         protocol.errors.clear()
     failing.set("sendmmsg", 0)
     transport.sendto(b"heard", own)
-    # The one was not sent; the other was only received later.
+    # The first was not sent; the second was only received later.
     assert await protocol.received(2) == [b"recvmmsg", b"heard"]
     stats = transport.get_extra_info("stats")
     print(stats.sent, stats.received)
@@ -297,7 +297,7 @@ with (
     failing.set("sendmmsg", errno.ENOBUFS, times=1)
     error = attempt(sender.send_many, [b"1", b"2"], to)
     print(error, error.index, error.sent)
-    # Each longer than the one before it, so that they do not leave as one.
+    # Each is longer than the one before, so that they are not sent as a run.
     failing.set("sendmmsg", errno.ENOBUFS, times=2)
     failed = sender.send_many([b"1", b"22", b"333"], to, errors="continue")
     assert [(index, error.errno) for index, error in failed] == [
@@ -305,7 +305,7 @@ with (
     ]
     assert receiver.recv(10) == b"333"
     assert sender.stats().sent == 1
-    # Of those that leave as one, some may have left: none is sent again.
+    # Some datagrams of a run may have been sent: none is sent again.
     failing.set("sendmmsg", errno.ENOBUFS, times=1)
     failed = sender.send_many([b"1", b"2", b"333"], to, errors="continue")
     assert [(index, error.errno) for index, error in failed] == [

@@ -54,7 +54,7 @@ def sweep(attempt, again=lambda: None, before=lambda: None):
             print(said, flush=True)
             os._exit(0)
         _, status = os.wait()
-        assert status == 0, (room, status)  # SIGABRT is how Rust ends for want of memory
+        assert status == 0, (room, status)  # Rust aborts with SIGABRT when it is out of memory
 
 receiver, sender = bound(), bound()
 to = receiver.getsockname()
@@ -102,7 +102,7 @@ buffers = [b""] * 200_000
 def send():
     try:
         sender.sendmsg(buffers, [], 0, to)
-    except OSError:  # more than the kernel takes
+    except OSError:  # more than the kernel accepts
         pass
 
 sweep(send, lambda: sender.sendmsg([b"x"], [], 0, to))
@@ -113,7 +113,7 @@ control = [(socket.IPPROTO_IP, 1, bytes(2_000_000))]
 def send():
     try:
         sender.sendmsg([b"x"], control, 0, to)
-    except OSError:  # more than the kernel takes
+    except OSError:  # more than the kernel accepts
         pass
 
 sweep(send, lambda: sender.sendmsg([b"x"], [], 0, to))
@@ -163,7 +163,7 @@ async def main():
             transport.sendto(b"x", f"{folder}/deaf")
 
     def again():
-        # What was accepted is still there, and more can be.
+        # The accepted datagrams are still there, and more are accepted.
         before = transport.get_write_buffer_size()
         assert before > 0
         transport.sendto(b"x", f"{folder}/deaf")
@@ -195,7 +195,7 @@ COUNT, room = 20_000, int(sys.argv[1])
 receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 25)
 receiver.setblocking(False)
 sender.sendto(b"", to)
-receiver.recv_many()  # this thread has its memory for receiving
+receiver.recv_many()  # allocates this thread's receive buffers
 for _ in range(COUNT // 1000):
     sender.send_many([bytes(100)] * 1000, to)
 overflown = receiver.stats().kernel_drops
@@ -227,7 +227,7 @@ def test_datagrams_that_cannot_be_stored_are_counted():
 receiver.gro = True
 
 def glued():
-    # As one run it is one message, of which the receive below wants but one datagram.
+    # A run is one message; the receive below takes only its first datagram.
     sender.send_many([bytes(1000)] * 60, to)
 
 glued()
@@ -334,7 +334,7 @@ def test_server_without_memory_to_receive_does_not_start(workers, monkeypatch):
 import threading
 
 threading.stack_size(1 << 16)
-std.getaddrinfo("127.0.0.1", 0)  # which loads a module
+std.getaddrinfo("127.0.0.1", 0)  # this imports a module
 server = tomada.Server(("127.0.0.1", 0), lambda data, _: data, workers=int(sys.argv[1]))
 print(outcome(server.start, 1 << 20))
 server.stop()

@@ -21,7 +21,7 @@ def child():
     return b"closed"
 
 print(in_child(child))
-# The parent's is open as before.
+# The parent's descriptor is still open.
 assert call.is_alive()
 sock.sendto(b"x", sock.getsockname())
 print(call.result()[0])
@@ -269,7 +269,7 @@ from support import eventually
 class Stream(socket.socket):
     pass
 
-# A connection that waits for room in the listener's queue is in flight, and close() waits for it.
+# A connection that waits for room in the listener's queue is in flight; close() waits for it.
 listener = std.socket(std.AF_UNIX, std.SOCK_STREAM)
 listener.bind("")
 listener.listen(0)
@@ -327,7 +327,7 @@ except BlockingIOError:
 sock.setblocking(True)
 number = sock.fileno()
 closing = Call(sock.close).until_it_waits()
-# close(2) gives the number back before it waits. Something else has it now.
+# close(2) releases the number before it waits. Something else has it now.
 null = os.open("/dev/null", os.O_RDONLY)
 os.dup2(null, number)
 
@@ -337,7 +337,7 @@ def child():
 
 is_other = lambda: int(in_child(child)) == os.fstat(null).st_ino
 print(Call(is_other).result(deadline=30), closing.is_alive())
-peer.close()  # which resets the connection
+peer.close()  # this resets the connection
 closing.result()
 """
     assert run_forking(program) == "True True\n"

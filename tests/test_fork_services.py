@@ -110,7 +110,7 @@ import asyncio, subprocess
 import tomada
 from tomada.asyncio import EventLoop
 
-# The listing's own descriptor is one of them.
+# Reading the folder takes a descriptor itself.
 LIST = [sys.executable, "-c", "import os; print(*os.listdir('/proc/self/fd'))"]
 
 def inherited():

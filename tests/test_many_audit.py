@@ -54,7 +54,7 @@ seen.clear()
 sender.send_many([(b"a", near), (b"b", far), (b"c", near)])
 assert seen == [("socket.sendto", True, to) for to in (near, far, near)], seen
 seen.clear()
-# The same object again and again needs no more than one event.
+# Repeating the same object raises only one event.
 sender.send_many([(b"a", far)] * 5)
 assert set(seen) == {("socket.sendto", True, far)}
 """

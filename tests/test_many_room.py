@@ -285,7 +285,7 @@ ENDLESS = """
 import faulthandler, itertools, threading
 from tomada import socket
 
-# Where nothing ends it, this does.
+# If nothing else ends it, this does.
 faulthandler.dump_traceback_later(5, exit=True)
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 sock.bind(("127.0.0.1", 0))

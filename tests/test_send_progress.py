@@ -32,7 +32,7 @@ to = receiver.getsockname()
 over = threading.Event()
 
 def guards():
-    # Generous ones, mean ones, and none.
+    # Guards with high limits, guards with low limits, and none.
     for allowed in itertools.cycle([0, 1, 10_000]):
         guard = tomada.Guard(amplification=1 + allowed)
         if allowed:

@@ -25,7 +25,7 @@ def mark(what, text=""):
 def path(name):
     return os.path.join(folder, f"{{name}}-{{os.getpid()}}")
 
-# The parent's own: none of it is a worker's to do.
+# For the parent only: a worker must do none of this.
 parent = os.getpid()
 atexit.register(lambda: mark("parent-atexit"))
 shared = open(os.path.join(folder, "shared"), "a")

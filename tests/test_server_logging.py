@@ -33,7 +33,7 @@ def until(number):
         assert arrived.acquire(timeout=30)
 
 def until_a_handler_waits():
-    # A handler has begun that can log "got" only when the caller gives the lock back.
+    # A handler is running that can log "got" only when the caller releases the lock.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         while len(entered) == len(written):
             sock.sendto(b"x", address)

@@ -315,7 +315,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.recvfrom(100)
     except TimeoutError:
         print(time.monotonic() - start >= 0.2, len(calls) > 1)
-    # Python would end while its handler is gone and the timer goes on.
+    # The timer would kill Python at exit, after the handler is removed.
     signal.setitimer(signal.ITIMER_REAL, 0)
 """
     assert run(program) == "True True\n"

@@ -238,7 +238,7 @@ async def main():
         if pid == 0:
             status = 1
             try:
-                # The transport is the child's as well; its loop is not for use in the child.
+                # The child has the transport too, but must not use its loop.
                 transport.sendto(b"from the child", other.getsockname())
                 asyncio.events._set_running_loop(None)
                 child = asyncio.Runner(loop_factory=tomada.asyncio.EventLoop)

@@ -145,7 +145,7 @@ sock.bind(("127.0.0.1", 0))
 for timeout in (None, 100, 100):
     sock.settimeout(timeout)
     threading.Thread(target=sock.recvfrom, args=(100,), daemon=True).start()
-# One of them is woken while the interpreter ends.
+# One of them is woken while the interpreter shuts down.
 sock.sendto(b"x", sock.getsockname())
 print("the end")
 """
