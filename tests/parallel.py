@@ -12,11 +12,11 @@ import pytest
 
 # Fixtures that belong to the whole process or to one thread.
 FIXTURES = {
-    "caplog": "the log is the process's",
-    "handler": "signals are the main thread's",
-    "interruptible": "signals are the main thread's",
-    "network": "a thread enters a network namespace for a while",
-    "namespaces": "a thread enters a network namespace for a while",
+    "caplog": "all threads share the log",
+    "handler": "only the main thread handles signals",
+    "interruptible": "only the main thread handles signals",
+    "network": "a thread enters a network namespace temporarily",
+    "namespaces": "a thread enters a network namespace temporarily",
     "runner": "an event loop belongs to one thread",
 }
 
@@ -25,7 +25,7 @@ FIXTURES = {
 SUITES = {
     "test_accounting_servers": "it forks",
     "test_attacked": "it runs programs",
-    "test_audit": "audit hooks hear every thread",
+    "test_audit": "audit hooks see every thread",
     "test_benches": "it runs programs",
     "test_cpython": "it runs programs",
     "test_demo": "it runs programs",
@@ -36,14 +36,14 @@ SUITES = {
     "test_finalizing": "it runs programs",
     "test_fork": "it forks",
     "test_guard_server": "it forks",
-    "test_many_audit": "audit hooks hear every thread",
+    "test_many_audit": "audit hooks see every thread",
     "test_packaging": "it runs programs",
     "test_refused": "ports are reused",
     "test_seed": "it runs programs",
     "test_server_attacked": "it forks",
     "test_server_exit": "it runs programs",
     "test_server_interrupted": "it runs programs",
-    "test_server_latch": "it has a trace function, and signals are the main thread's",
+    "test_server_latch": "it sets a trace function, and only the main thread handles signals",
     "test_server_lifecycle": "it runs programs",
     "test_server_messages": "it forks",
     "test_server_own_address": "it forks",
@@ -52,11 +52,11 @@ SUITES = {
     "test_server_signals": "it runs programs",
     "test_server_supervision": "it forks",
     "test_server_workers": "it forks",
-    "test_signals": "signals are the main thread's",
+    "test_signals": "only the main thread handles signals",
     "test_skips": "it runs programs",
-    "test_spin": "it measures the process's time",
-    "test_stateful": "hypothesis's state machines are no functions",
-    "test_transport_turns": "it counts the turns of one loop",
+    "test_spin": "it measures the process's CPU time",
+    "test_stateful": "hypothesis's state machines are classes",
+    "test_transport_turns": "it counts the iterations of one loop",
     "test_typing": "it runs programs",
     "test_users": "it runs programs",
     "test_workflows": "it runs programs",
@@ -64,37 +64,39 @@ SUITES = {
 
 # Single tests.
 TESTS = {
-    "test_call_on_a_descriptor_closed_by_other_code": "numbers are reused",
-    "test_bind_to_a_privileged_port": "it gives up a privilege",
-    "test_scope_on_a_host_without_scopes": "it binds one address",
+    "test_call_on_a_descriptor_closed_by_other_code": "descriptor numbers are reused",
+    "test_bind_to_a_privileged_port": "it drops a privilege",
+    "test_scope_on_a_host_without_scopes": "its threads would bind the same address",
     "test_send_many_loses_one_datagram_to_a_pending_error": "ports are reused",
     "test_send_many_raises_a_pending_error_and_sends_nothing": "ports are reused",
-    "test_exception_of_a_signal_handler_during_a_failure_is_not_lost": "it has a signal",
-    "test_recv_many_closes_received_descriptors": "numbers are reused",
+    "test_exception_of_a_signal_handler_during_a_failure_is_not_lost": "it uses a signal",
+    "test_recv_many_closes_received_descriptors": "descriptor numbers are reused",
     "test_steering_requires_a_socket_per_worker": "it changes its parameter",
-    "test_invalid_ports": "it binds one address",
-    "test_unusual_hosts": "it binds one address",
-    "test_unusual_ipv6_hosts": "it binds one address",
-    "test_unusual_ipv6_addresses": "it binds one address",
-    "test_addresses_that_are_not_a_host_and_port": "it binds one address",
+    "test_invalid_ports": "its threads would bind the same address",
+    "test_unusual_hosts": "its threads would bind the same address",
+    "test_unusual_ipv6_hosts": "its threads would bind the same address",
+    "test_unusual_ipv6_addresses": "its threads would bind the same address",
+    "test_addresses_that_are_not_a_host_and_port": "its threads would bind the same address",
 }
 
 # Names that a test uses, directly or through functions of its module.
 NAMES = {
     "active_count": "it counts the process's threads",
     "fork": "it forks",
-    "interrupt": "signals are the main thread's",
+    "interrupt": "only the main thread handles signals",
     "open_descriptors": "it counts the process's descriptors",
-    "process_time": "it measures the process's time",
+    "process_time": "it measures the process's CPU time",
     "run": "it runs programs",
-    "setdefaulttimeout": "the default timeout is the process's",
-    "setrlimit": "limits are the process's",
+    "setdefaulttimeout": "all threads share the default timeout",
+    "setrlimit": "all threads share the limits",
 }
 
 
 def configure(config):
     """Declare the plugin's marker, for runs without the plugin."""
-    config.addinivalue_line("markers", "thread_unsafe(reason): it runs in one thread at a time")
+    config.addinivalue_line(
+        "markers", "thread_unsafe(reason): the test runs in one thread at a time"
+    )
 
 
 def mark(items):
@@ -116,7 +118,7 @@ def reasons(item):
     if suite.startswith("test_cli"):
         yield "it runs programs"
     if suite.startswith("test_threads"):
-        yield "it has threads of its own"
+        yield "it starts threads itself"
     if suite in SUITES:
         yield SUITES[suite]
     if item.originalname in TESTS:
@@ -128,7 +130,7 @@ def reasons(item):
         yield "it forks"
     fixtures = item._fixtureinfo.name2fixturedefs  # noqa: SLF001 - there is no public interface
     if any(is_open(definitions) for definitions in fixtures.values()):
-        yield "its threads would share what a fixture has opened"
+        yield "its threads would share something that a fixture has opened"
     yield from (NAMES[name] for name in sorted(names_of(item.function) & set(NAMES)))
 
 

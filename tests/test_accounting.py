@@ -38,8 +38,8 @@ RECEIVERS = {
 
 GUARDS = {
     "no guard": lambda: None,
-    "a guard of rates": lambda: tomada.Guard(rate=1000, burst=10),
-    "a guard of lengths": lambda: tomada.Guard(max_size=LONG),
+    "a guard with rates": lambda: tomada.Guard(rate=1000, burst=10),
+    "a guard with lengths": lambda: tomada.Guard(max_size=LONG),
 }
 
 

@@ -111,7 +111,7 @@ def answers(address, question=b"15", family=std.AF_INET):
                 return sock.recv(1 << 16)
             except (TimeoutError, ConnectionRefusedError):
                 continue
-    raise AssertionError("the server does not answer any more")
+    raise AssertionError("the server no longer replies")
 
 
 def test_the_patterns_are_found():

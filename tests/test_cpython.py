@@ -51,11 +51,11 @@ LOOPS = [
 KNOWN_DIFFERENCES = {
     "test_socket.PurePythonSocketPairTest.test_injected_authentication_failure": (
         "assigns to socket.socket.getsockname and expects a stream socket to have the new method; "
-        "stream sockets are the standard library's own objects, of its own class"
+        "stream sockets are the standard library's own, of its own class"
     ),
     "test_base_events.BaseLoopSockSendfileTests.test__sock_sendfile_native_failure": (
-        "wants a loop that is no more than the base class and so cannot send files; tomada's is "
-        "also what the standard library's is on Unix, and can"
+        "expects a loop with only the base class's methods, which cannot send files; tomada's loop "
+        "extends the standard library's for Unix, which can"
     ),
     "test_base_events.BaseLoopSockSendfileTests.test_sock_sendfile_no_fallback": "the same",
 }

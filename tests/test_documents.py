@@ -35,7 +35,7 @@ WRONG = {
     "a command that ends early": "```console\n$ echo yes\nyes\nno\n```\n",
     "an unknown target": "```console\n$ make nothing-of-this-name\n```\n",
     "an unknown language": "```cobol\nSTOP RUN.\n```\n",
-    "a unit that is none": '```ini title="x.service"\n[Service]\nExecStart=no/path\n```\n',
+    "an invalid unit": '```ini title="x.service"\n[Service]\nExecStart=no/path\n```\n',
 }
 
 

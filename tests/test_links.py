@@ -30,9 +30,9 @@ def addresses(request):
     return FAMILIES[request.param]
 
 
-# The offloads of the devices.
+# The settings of the devices: which offloads are on or off.
 OFFLOADS = {
-    "all that there is": [],
+    "all offloads": [],
     "no segmentation": [("left", "tx-udp-segmentation", "off")],
     "no checksums": [("left", "tx", "off"), ("right", "rx", "off")],
     "coalescing": [("right", "gro", "on"), ("right", "rx-udp-gro-forwarding", "on")],

@@ -88,7 +88,7 @@ ACCEPTED = {
     "a name": {"local_addr": ("localhost", 0)},
     "a name and a family": {"local_addr": ("localhost", 0), "family": std.AF_INET},
     "a remote address": {"remote_addr": ("127.0.0.1", 9)},
-    "a port by its name": {"remote_addr": ("127.0.0.1", "domain")},
+    "a port by name": {"remote_addr": ("127.0.0.1", "domain")},
     "both": {"local_addr": ("127.0.0.1", 0), "remote_addr": ("127.0.0.2", 9)},
     "IPv6": {"local_addr": ("::1", 0), "remote_addr": ("::1", 9)},
     "a family alone": {"family": std.AF_INET},
@@ -117,12 +117,12 @@ def test_valid_arguments_make_the_same_socket(assert_same, arguments, speaks_ipv
 
 REFUSED = {
     "nothing": ({}, ValueError),
-    "an address that is no pair": ({"local_addr": "127.0.0.1"}, TypeError),
+    "an address that is not a pair": ({"local_addr": "127.0.0.1"}, TypeError),
     "a pair too long": ({"local_addr": ("127.0.0.1", 0, 0)}, TypeError),
     "a port that is too high": ({"local_addr": ("127.0.0.1", 65536)}, Exception),
     "a foreign address": ({"local_addr": ("192.0.2.1", 0)}, OSError),
-    "a name that nobody has": ({"local_addr": ("no.such.host.invalid", 0)}, OSError),
-    "a name where a number must be": (
+    "an unknown name": ({"local_addr": ("no.such.host.invalid", 0)}, OSError),
+    "a name instead of a number": (
         {"local_addr": ("localhost", 0), "flags": std.AI_NUMERICHOST},
         OSError,
     ),
@@ -135,9 +135,12 @@ REFUSED = {
         OSError,
     ),
     "a broadcast address": ({"remote_addr": ("127.255.255.255", 9)}, PermissionError),
-    "a path that is bytes": ({"local_addr": b"/x", "family": std.AF_UNIX}, TypeError),
-    "a path in no folder": ({"local_addr": "/no/such/folder", "family": std.AF_UNIX}, OSError),
-    "a peer at no path": ({"remote_addr": "/no/such/path", "family": std.AF_UNIX}, OSError),
+    "a path as bytes": ({"local_addr": b"/x", "family": std.AF_UNIX}, TypeError),
+    "a path in a missing folder": (
+        {"local_addr": "/no/such/folder", "family": std.AF_UNIX},
+        OSError,
+    ),
+    "a peer at a missing path": ({"remote_addr": "/no/such/path", "family": std.AF_UNIX}, OSError),
 }
 
 

@@ -226,18 +226,18 @@ def main() -> int:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60, help="how long, at the least")
+    parser.add_argument("--seconds", type=float, default=60, help="the minimum duration in seconds")
     parser.add_argument(
         "--datagrams",
         type=int,
         default=0,
-        help="how many must go through servers and asyncio until it ends",
+        help="the minimum number of datagrams through servers and asyncio",
     )
-    parser.add_argument("--round", type=float, default=4, help="the seconds of a round")
-    parser.add_argument("--memory", type=int, default=MEMORY, help="the growth that is allowed")
-    parser.add_argument("--directory", type=Path, help="where its page is")
+    parser.add_argument("--round", type=float, default=4, help="the duration of a round in seconds")
+    parser.add_argument("--memory", type=int, default=MEMORY, help="the allowed growth in bytes")
+    parser.add_argument("--directory", type=Path, help="the folder of its page")
     parser.add_argument("--results", type=Path, default=Path("target/soak.json"))
-    parser.add_argument("--command", default="make soak", help="how it was started")
+    parser.add_argument("--command", default="make soak", help="the command line for the page")
     return parser
 
 
