@@ -44,7 +44,7 @@ def result_of(load=None, bars=(), **outcomes):
     return Result(scenario, 3, 0.5, "2026-01-01T00:00:00+00:00", outcomes)
 
 
-def test_an_outcome_is_the_median_and_the_spread_of_its_samples():
+def test_outcome_is_the_median_and_the_spread_of_its_samples():
     found = outcome(sample(90, 1), sample(100, 1), sample(120, 1))
     assert found.median("rate") == 100
     assert found.spread("rate") == pytest.approx(0.3)

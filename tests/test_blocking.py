@@ -311,7 +311,7 @@ def test_connect_on_a_nonblocking_descriptor():
     assert_same(case)
 
 
-def test_a_spinning_call_obeys_o_nonblock():
+def test_spinning_call_obeys_o_nonblock():
     with socket.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         sock.spin = 60.0

@@ -53,7 +53,7 @@ def test_socket_is_an_instance_of_both_classes(sock):
             raise AssertionError
 
 
-def test_a_stream_socket_is_an_instance_of_both_classes():
+def test_stream_socket_is_an_instance_of_both_classes():
     with socket.socket(std.AF_INET, std.SOCK_STREAM) as sock:
         assert isinstance(sock, std.socket)
         assert isinstance(sock, socket.socket)
@@ -69,7 +69,7 @@ def test_subclass_instance_has_its_own_class():
         assert repr(sock).startswith(f"<{__name__}.Own fd=")
 
 
-def test_a_duplicate_is_of_the_same_class(sock):
+def test_dup_is_of_the_same_class(sock):
     sock.settimeout(1.5)
     with sock.dup() as twin:
         assert type(twin) is socket.socket

@@ -237,7 +237,7 @@ async def test_transport_continues_after_a_failed_resume(endpoint, inet, problem
             super().datagram_received(data, addr)
             if self.is_slow:
                 self.is_slow = False
-                time.sleep(5e-3)  # the whole time, while others are left
+                time.sleep(5e-3)  # longer than a turn, while others are left
 
     transport, protocol = await endpoint(SometimesSlow)
     resume, failures = transport._resume_soon, []  # noqa: SLF001

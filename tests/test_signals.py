@@ -66,8 +66,8 @@ def test_signal_that_arrives_while_another_thread_is_busy(inet, handler, receive
 
         def be_busy():
             may_begin.wait()
-            # With the global lock, this thread runs from the moment that the other one waits in the
-            # call until the switch interval is over: until then the other one cannot continue.
+            # With the global lock, this thread runs from the moment that the other one waits in
+            # the call until its loop is done. Until then the other one cannot continue.
             end = time.monotonic() + 0.02
             while time.monotonic() < end:
                 pass

@@ -74,7 +74,7 @@ def test_strict_run_passes_if_only_unavailable_programs_are_missing(tmp_path):
         ("network namespaces want root", "tests/skips.py does not allow this reason"),
     ],
 )
-def test_strict_run_judges_each_reason(monkeypatch, reason, wrong):
+def test_why_not_judges_each_reason(monkeypatch, reason, wrong):
     monkeypatch.setattr(tools, "find", {"cc": "/usr/bin/cc"}.get)
     monkeypatch.setattr(skips, "speaks_ipv6", lambda: False)
     assert skips.why_not(reason) == wrong

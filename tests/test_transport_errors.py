@@ -185,7 +185,7 @@ async def test_connection_lost_may_raise(endpoint, problems):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_keyboard_interrupt_in_a_callback_ends_the_loop_and_loses_nothing(
+def test_exit_exception_in_a_callback_ends_the_loop_and_loses_nothing(
     runner, endpoint, inet, error
 ):
     def datagram_received(self, data, addr):
