@@ -1,4 +1,4 @@
-"""Plain ``socket`` servers that answer as they are told, and what their clients have in common."""
+"""Plain ``socket`` servers that reply as a test tells them to, and code shared by clients."""
 
 import collections
 import contextlib
@@ -10,12 +10,12 @@ import time
 
 from peer import DEADLINE
 
-# As long as no test waits for it.
+# Longer than any test waits for it.
 LONG = DEADLINE
 
 
 class Server(threading.Thread):
-    """A plain socket that answers each datagram as a function says: with a list of datagrams."""
+    """A plain socket that replies to each datagram with the list that a function returns."""
 
     def __init__(self, kind, answer, address=None):
         super().__init__(daemon=True)
@@ -29,7 +29,7 @@ class Server(threading.Thread):
 
     def run(self):
         while not self._is_ending:
-            self.sock.settimeout(0.05)  # between looks at whether to end
+            self.sock.settimeout(0.05)  # how often to check whether to end
             try:
                 data, sender = self.sock.recvfrom(1 << 17)
             except TimeoutError:
@@ -37,7 +37,8 @@ class Server(threading.Thread):
             self.asked.append((data, sender))
             self.sock.settimeout(DEADLINE)
             for reply in self._answer(data):
-                # A client that was answered once may have closed its end to the second answer.
+                # A client that has its reply may have closed its socket before the second one
+                # arrives.
                 with contextlib.suppress(ConnectionRefusedError, FileNotFoundError):
                     self.sock.sendto(reply, sender)
 
@@ -54,7 +55,7 @@ class Server(threading.Thread):
 
 
 class Slow(threading.Thread):
-    """A plain socket that sends back each datagram after a while, whatever comes meanwhile."""
+    """A plain socket that echoes each datagram after a delay, whatever else arrives meanwhile."""
 
     def __init__(self, kind, seconds):
         super().__init__(daemon=True)
@@ -97,7 +98,7 @@ def silence(_data):
 
 
 class Lossy:
-    """Answers with what was asked, but drops a request or a reply wherever a function says so."""
+    """Echoes requests, but drops the requests and replies that a function selects."""
 
     def __init__(self, drops):
         self._number = itertools.count()

@@ -49,7 +49,7 @@ def send_from_port_0(address, count=3):
 
 
 def _send_long(address):
-    """Send 65,507 bytes of text, and as many that would be longer when converted to text."""
+    """Send 65,507 bytes of text, and 65,507 bytes that would be longer when converted to text."""
     with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
         sock.connect(address)
         for byte in (b"a", b"\xff"):

@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="raw sockets want root")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="raw sockets require root")
 
 # Types and codes of the ICMP messages that a socket reports as an error, for each IP version.
 ICMP_ERRORS = {
@@ -52,7 +52,7 @@ def send_icmp_errors(sender, to, count, first=0):
     with std.socket(family, std.SOCK_RAW, protocol) as raw:
         for number in range(first, first + count):
             message = struct.pack("!BBHI", *kinds[number % len(kinds)], 0, 0) + failed
-            if family == std.AF_INET:  # the kernel computes that of ICMPv6
+            if family == std.AF_INET:  # the kernel computes it for ICMPv6
                 message = message[:2] + checksum(message) + message[4:]
             raw.sendto(message, (sender[0], 0))
 

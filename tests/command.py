@@ -1,4 +1,4 @@
-"""The command line in processes of its own."""
+"""Run the command line in separate processes."""
 
 import os
 import pty
@@ -14,7 +14,7 @@ from support import Child
 
 
 def run(*arguments, stdin=b"", **options):
-    """Run a command to its end; return its status, its output and its errors as text."""
+    """Run a command to its end; return its status, output and errors as text."""
     command = [sys.executable, "-m", "tomada", *map(str, arguments)]
     ended = subprocess.run(
         command, input=stdin, capture_output=True, timeout=2 * DEADLINE, check=False, **options
@@ -23,7 +23,7 @@ def run(*arguments, stdin=b"", **options):
 
 
 def at(address):
-    """Write an address as an argument."""
+    """Format an address as a command-line argument."""
     host, port = address[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -43,7 +43,7 @@ class OnTerminal:
         self.shown = ""
 
     def until(self, text):
-        """Return when the terminal has shown a text."""
+        """Wait until the terminal has shown a text."""
         while text not in self.shown:
             assert select.select([self._screen], [], [], DEADLINE)[0], self.shown
             self.shown += os.read(self._screen, 1 << 16).decode(errors="replace")
@@ -59,7 +59,7 @@ class OnTerminal:
 
 
 class Echo(threading.Thread):
-    """A plain socket that sends back what it gets, but for what a function refuses."""
+    """A plain socket that echoes datagrams, except those that a function rejects."""
 
     def __init__(self, answers=lambda _data: True):
         super().__init__(daemon=True)
@@ -92,11 +92,11 @@ class Echo(threading.Thread):
 
 
 class Listening(Child):
-    """``tomada listen``, once it listens."""
+    """Start ``tomada listen``, and return once it listens."""
 
     def __init__(self, *arguments, **options):
         super().__init__("-m", "tomada", "listen", *arguments, **options)
-        # What it says to the human is on the other stream.
+        # The messages for people are on the other stream.
         self.said = self._process.stderr.readline().decode()
         assert self.said.startswith("listening on "), self.said
         self.where = self.said.split()[2].rstrip(";")

@@ -24,11 +24,11 @@ pytest.register_assert_rewrite(
     "transports",
 )
 
-# Whoever starts the tests in the background of a shell has them ignore SIGINT, and the programs
-# that they start with them. One that has a handler starts programs that do not.
+# A shell starts background jobs with SIGINT ignored, and the programs that the tests start inherit
+# that. A handler here resets SIGINT to its default in those programs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# After their assertions are rewritten.
+# Imported after pytest has registered them for assertion rewriting.
 import families  # noqa: E402
 import faults  # noqa: E402
 import links  # noqa: E402
@@ -40,7 +40,7 @@ from skips import pytest_addoption  # noqa: E402, F401
 from support import FREE, KINDS, Kind, Peer, has_lock  # noqa: E402
 from transports import LOOPS, Recorder, turns  # noqa: E402
 
-# A name server that does not answer is not what is tested: ask once, and not for long.
+# Name servers are not tested here: if one does not respond, query only once, and briefly.
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
 
 
@@ -50,16 +50,16 @@ def pytest_configure(config):
     skips.pytest_configure(config)
 
 
-@pytest.hookimpl(tryfirst=True)  # before markers select
+@pytest.hookimpl(tryfirst=True)  # before pytest selects tests by their markers
 def pytest_collection_modifyitems(config, items):
-    """Mark families; keep tests out of several threads where they cannot be."""
+    """Mark families, and the tests that must not run in several threads."""
     families.mark(items)
     if int(getattr(config.option, "parallel_threads", 1)) > 1:
         parallel.mark(items)
 
 
 def pytest_sessionfinish(session):
-    """Fail where an extension has brought the global lock back: the run has shown nothing then."""
+    """Fail if an extension module has enabled the global lock: the run then proves nothing."""
     if sysconfig.get_config_var("Py_GIL_DISABLED") and has_lock():
         session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
         print("\nan extension module has switched the global lock on")
@@ -72,7 +72,7 @@ def speaks_ipv6():
 
 @pytest.fixture(params=KINDS)
 def kind(request, tmp_path, speaks_ipv6):
-    """Every family of addresses in turn."""
+    """Run the test with each family of addresses."""
     if request.param == "AF_INET6" and not speaks_ipv6:
         pytest.skip(skips.NO_IPV6)
     return Kind(request.param, tmp_path)
@@ -97,7 +97,7 @@ def unix(tmp_path):
 
 @pytest.fixture
 def peer():
-    """Start plain standard-library sockets, each in a process of its own."""
+    """Start plain standard-library sockets, each in its own process."""
     with contextlib.ExitStack() as stack:
 
         def start(kind):
@@ -108,14 +108,14 @@ def peer():
 
 @pytest.fixture(scope="session")
 def namespaces():
-    """Say that there can be network namespaces."""
+    """Require network namespaces."""
     if (why_not := links.why_not()) is not None:
         pytest.skip(why_not)
 
 
 @pytest.fixture
-def network(namespaces):  # noqa: ARG001 - no test without them
-    """Make network namespaces that end with the test."""
+def network(namespaces):  # noqa: ARG001 - skips the test without them
+    """Make network namespaces that are removed after the test."""
     with contextlib.ExitStack() as stack:
         yield links.Network(stack)
 
@@ -133,9 +133,9 @@ def faulty(faults_library, tmp_path):
 
 @pytest.fixture
 def interruptible():
-    """Let the processes that a test starts heed Ctrl-C, even where this one is told not to.
+    """Let the processes that a test starts react to Ctrl-C, even if this process ignores it.
 
-    A shell makes its background jobs deaf to it, and their children inherit that.
+    A shell starts its background jobs with SIGINT ignored, and their children inherit that.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -144,7 +144,7 @@ def interruptible():
 
 @pytest.fixture
 def unlocked(request):
-    """Let a server have threads with a global lock too: they work there, if no faster."""
+    """Let a server use threads even with a global lock: they work, but are not faster."""
     if not FREE:
         monkeypatch = request.getfixturevalue("monkeypatch")
         monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
@@ -152,7 +152,7 @@ def unlocked(request):
 
 @pytest.fixture
 def handler():
-    """Install a handler of SIGUSR1, and give a list that grows with each of its calls."""
+    """Install a handler of SIGUSR1, and provide a list that grows with each call of the handler."""
     calls = []
 
     def install(action=lambda: None):
@@ -170,7 +170,7 @@ def handler():
 
 @pytest.fixture
 def problems():
-    """List what the loop's exception handler is called with. What is left fails the test."""
+    """Collect the calls of the loop's exception handler. Calls that a test leaves there fail it."""
     contexts = []
     yield contexts
     assert not contexts
@@ -178,7 +178,7 @@ def problems():
 
 @pytest.fixture(params=LOOPS)
 def runner(request, problems):
-    """Each sort of event loop in turn. Tests that are coroutines run on it."""
+    """Run the test on each kind of event loop, as a coroutine if it is one."""
     with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
         runner.get_loop().set_exception_handler(lambda _, context: problems.append(context))
         yield runner
@@ -186,9 +186,9 @@ def runner(request, problems):
 
 @pytest.fixture
 def endpoint(runner):
-    """Make datagram endpoints on the running loop, with an address of their own if none is given.
+    """Make datagram endpoints on the running loop, bound to a free address by default.
 
-    They end with the test.
+    They are closed after the test.
     """
     opened = []
 
@@ -222,7 +222,7 @@ def pytest_pyfunc_call(pyfuncitem):
 
 @pytest.fixture(params=[None, same], ids=["without match", "with match"])
 def match(request):
-    """Make clients without the argument ``match``, and with it."""
+    """Make clients, without and with the argument ``match``."""
     return request.param
 
 
@@ -236,7 +236,7 @@ def sender():
 
 @pytest.fixture
 def raw():
-    """Open a raw socket, whose datagrams begin with the header of UDP."""
+    """Open a raw socket; its datagrams begin with the UDP header."""
     try:
         sock = std.socket(std.AF_INET, std.SOCK_RAW, std.IPPROTO_UDP)
     except PermissionError:
@@ -246,7 +246,7 @@ def raw():
 
 
 @pytest.fixture
-def listening(interruptible):  # noqa: ARG001 - what they are ended by
+def listening(interruptible):  # noqa: ARG001 - terminates the programs
     """Start ``tomada listen``."""
     started = []
 

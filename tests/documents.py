@@ -1,16 +1,16 @@
-"""Runs what a document shows, as a reader would who follows it from top to bottom.
+"""Run the code of a document from top to bottom, as a reader would.
 
-Each document has a folder and goes through its fenced blocks in order:
+Each document has a folder. Its fenced blocks are handled in order:
 
 * ``python title="server.py"`` writes a file.
 * ``python`` is a program, which runs to its end.
-* ``console`` has commands behind a ``$``, and below each what it prints.
-* ``text`` behind one of them is what the program has printed; elsewhere it is a drawing.
-* ``ini`` is a unit of systemd, which has to be a valid one.
+* ``console`` has commands after a ``$``, each followed by its output.
+* ``text`` after such a block is the program's output; elsewhere it is a drawing.
+* ``ini`` is a systemd unit, which must be valid.
 
-In what is printed ``…`` stands for any text, and alone on a line for any lines. As the last line of
-a command's output it means that the command goes on, until the document ends. The port 1234 is
-replaced by a free one. The comment ``<!-- skip: next "reason" -->`` leaves a block out.
+In output, ``…`` stands for any text, and alone on a line for any lines. As the last line of a
+command's output it means that the command keeps running until the document ends. The port 1234 is
+replaced by a free one. The comment ``<!-- skip: next "reason" -->`` skips a block.
 """
 
 import configparser
@@ -30,14 +30,14 @@ from support import Child
 
 ROOT = Path(__file__).parent.parent
 ANY = "…"
-# What a program may import beside the standard library and tomada.
+# The packages that a program may import in addition to the standard library and tomada.
 PEERS = {"aiocoap", "numpy", "prometheus_client", "uvloop"}
 INFO = re.compile(r'(?P<language>\w*)(?: title="(?P<title>[^"]*)")?(?P<rest>[^\n]*)\n')
 COMMAND = re.compile(r"^\$ ([^\n]*)\n((?:(?!\$ )[^\n]*\n)*)", re.MULTILINE)
 
 
 def documents():
-    """Find the documents, by their names in the repository."""
+    """Find the documents, by their paths in the repository."""
     found = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
     return sorted(str(path.relative_to(ROOT)) for path in found)
 
@@ -57,13 +57,13 @@ def run_document(name, folder, port):
 
 
 def fits(pattern, line):
-    """Say whether a line of output is what the document shows."""
+    """Return whether a line of output matches the document."""
     parts = map(re.escape, pattern.rstrip().split(ANY))
     return re.fullmatch(".*".join(parts), line.rstrip()) is not None
 
 
 class Reader:
-    """Follows one document: has its folder, and the programs that it has started."""
+    """A document being run: its folder, and the programs that it has started."""
 
     def __init__(self, folder, port):
         self._folder = folder
@@ -125,9 +125,9 @@ class Reader:
 
     def _console(self, _, source):
         for line, shown in COMMAND.findall(source):
-            # It is make that runs the tests.
+            # The tests run under make.
             command = re.sub("^make ", f"make --dry-run -C {ROOT} ", line)
-            # A terminal shows errors as well.
+            # A terminal shows standard error as well.
             child = self._start("-c", f"exec 2>&1\n{command}", program="/bin/sh")
             self._read(child, shown.splitlines())
 
@@ -144,12 +144,12 @@ class Reader:
             line = child.line()
             while may_skip and not fits(pattern, line):
                 line = child.line()
-            assert fits(pattern, line), f"it prints {line!r} where {pattern!r} is shown"
+            assert fits(pattern, line), f"it prints {line!r}, but the document shows {pattern!r}"
             may_skip = False
         if not lasts:
             status, rest, errors = child.end()
             assert status == 0, rest + errors
-            assert not shown or may_skip or not rest, f"it goes on to print {rest!r}"
+            assert not shown or may_skip or not rest, f"it prints {rest!r}, which is not shown"
 
     def _text(self, _, source):
         printed, self._printed = self._printed, None
@@ -159,7 +159,7 @@ class Reader:
                 "(?s:.*)" if line == ANY else ".*".join(map(re.escape, line.split(ANY))) + "\n"
                 for line in shown
             )
-            assert re.fullmatch(pattern, printed), f"it prints\n{printed}\nwhere is shown\n{source}"
+            assert re.fullmatch(pattern, printed), f"it prints\n{printed}\nbut shown is\n{source}"
 
     def _ini(self, title, source):
         unit = configparser.ConfigParser(strict=False, interpolation=None)

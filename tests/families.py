@@ -26,7 +26,7 @@ def length(short, long=None):
 def configure(config):
     """Register the marker, and set hypothesis's defaults."""
     config.addinivalue_line(
-        "markers", "family: generated tests, of which `make families` runs the long form"
+        "markers", "family: generated tests; `make families` runs their long form"
     )
     # The duration of an example depends more on the machine than on the code.
     settings.register_profile("tomada", deadline=None, max_examples=length(EXAMPLES))

@@ -1,9 +1,9 @@
 /* Fails system calls on demand: a library for LD_PRELOAD.
  *
- * The file that FAULTS names is mapped by every process that loads this, and has a place for each
- * call: the errno that it fails with, or zero, and how many more times. -1 means for ever. A negative
- * number is not a failure: down to -64 it is a signal that arrives in the middle of the call; below
- * that it limits how many messages the call takes, -65 to none, -66 to one, and so on.
+ * Every process that loads this maps the file named by FAULTS. It has an entry for each call: the
+ * errno that the call fails with, or zero, and how many more times (-1: for ever). A negative number
+ * is not a failure: down to -64 it is a signal that arrives in the middle of the call; below that it
+ * limits how many messages the call takes: -65 to none, -66 to one, and so on.
  */
 
 #define _GNU_SOURCE
@@ -41,7 +41,7 @@ __attribute__((constructor)) static void map_faults(void)
     faults = start == MAP_FAILED ? NULL : start;
 }
 
-/* The errno that a call is to fail with this time, or zero. */
+/* Return the errno that a call fails with this time, or zero. */
 static int planned(int call)
 {
     if (!faults)
@@ -58,7 +58,7 @@ static int planned(int call)
 
 enum { LAST_SIGNAL = 64 };
 
-/* As planned(), but a signal is raised here. */
+/* Like planned(), but raises a planned signal here. */
 static int fault(int call)
 {
     int error = planned(call);
@@ -117,7 +117,7 @@ int pthread_create(pthread_t *restrict thread, const pthread_attr_t *restrict at
     return error ? error : REAL(pthread_create)(thread, attributes, start, argument);
 }
 
-/* The C libraries do not agree on the types of the flags and of the timeout. */
+/* The types of the flags and the timeout differ between C libraries. */
 #ifdef __GLIBC__
 int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags,
              struct timespec *timeout)

@@ -1,7 +1,7 @@
-"""System calls that fail on demand, in the programs that a test starts: see ``faults.c``.
+"""Make system calls fail on demand in the programs that a test starts: see ``faults.c``.
 
-What the kernel really lacks would be lacking for everybody on the machine. This way it is lacking
-for one program and its children, for as long as a test says.
+If the kernel really ran out of a resource, every program on the machine would be affected. With
+this module, only one program and its children are affected, and only as long as a test wants.
 """
 
 import contextlib
@@ -32,37 +32,37 @@ CALLS = (
     "sendto",
 )
 
-# In faults.c, a number below this one limits a call.
+# In faults.c, numbers below this one are calls with a limit.
 LAST_SIGNAL = 64
 FAULT = struct.Struct("=ii")
 ALWAYS = -1
 
 
 class Faults:
-    """Which calls fail, shared with the programs."""
+    """The list of failing calls, in memory that is shared with the programs."""
 
     def __init__(self, path):
         with Path(path).open("r+b") as file:
             self._memory = mmap.mmap(file.fileno(), len(CALLS) * FAULT.size)
 
     def set(self, call, error, times=ALWAYS):
-        """Have a call fail with an errno, so many times or until it is set to 0."""
-        # The number last: it is looked at first.
+        """Make a call fail with an errno, a number of times or until the number is set to 0."""
+        # The number is written last, because the library reads it first.
         place = CALLS.index(call) * FAULT.size
         self._memory[place : place + FAULT.size] = FAULT.pack(0, 0)
         self._memory[place : place + FAULT.size] = FAULT.pack(error, times)
 
     def signal(self, call, number):
-        """Have a signal arrive in the middle of the next call of its name, which does not fail."""
+        """Make a signal arrive during the next call with this name; the call itself succeeds."""
         self.set(call, -number, times=1)
 
     def limit(self, call, most):
-        """Have a call that takes several messages take no more than these at once."""
+        """Limit the number of messages that a call takes at once."""
         self.set(call, -1 - LAST_SIGNAL - most)
 
     @contextlib.contextmanager
     def failing(self, call, error):
-        """Have a call fail for a while."""
+        """Make a call fail until the context ends."""
         self.set(call, error)
         try:
             yield
@@ -71,12 +71,12 @@ class Faults:
 
 
 def faults():
-    """Give the faults of the program that this is called in."""
+    """Return the faults of the program that calls this."""
     return Faults(os.environ["FAULTS"])
 
 
 def build(folder):
-    """Build the library, and return its path; skip the tests where there is no compiler."""
+    """Build the library, and return its path; skip the tests if there is no compiler."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         pytest.skip("there is no cc command")
@@ -87,7 +87,7 @@ def build(folder):
 
 
 class Faulty:
-    """Runs programs whose calls fail as they say themselves."""
+    """Runs programs that control the failures of their own calls."""
 
     def __init__(self, library, folder):
         self._library = library
@@ -95,7 +95,7 @@ class Faulty:
         self._count = 0
 
     def run(self, program, *arguments):
-        """Run the text of a program to its end, and return what it prints."""
+        """Run a program from its source, and return its output."""
         self._count += 1
         path = self._folder / f"faults{self._count}"
         path.write_bytes(bytes(len(CALLS) * FAULT.size))

@@ -1,4 +1,4 @@
-"""Floods of datagrams, and the sum that must come out: sent = received + refused + dropped."""
+"""Floods of datagrams, and the equation that must hold: sent = received + refused + dropped."""
 
 import contextlib
 import os
@@ -13,14 +13,14 @@ needs_loadgen = pytest.mark.skipif(
     not LOADGEN.exists(), reason="the load generator is not built: make test builds it"
 )
 
-# A receive buffer that a flood fills at once.
+# A receive buffer that a flood fills immediately.
 SMALL_BUFFER = 8192
-# How many datagrams the load generator sends as one run, and the most that the kernel sends so.
+# The number of datagrams in the load generator's runs, and the kernel's limit for a run.
 RUN, LONGEST_RUN = 64, 128
 
 
 class Flood:
-    """Senders in Rust that never pause, each in a process of its own, and know what they sent."""
+    """Senders in Rust that never pause, each in its own process, and that count what they send."""
 
     def __init__(self, address, *, gso=False, size=64, senders=1):
         core = min(os.sched_getaffinity(0))
@@ -32,7 +32,7 @@ class Flood:
         ]
 
     def stop(self):
-        """End all senders, and return how many datagrams left."""
+        """End all senders, and return how many datagrams they sent."""
         return sum(child.stop()["sent"] for child in self._children)
 
     def __enter__(self):
@@ -43,17 +43,17 @@ class Flood:
 
 
 def accounted(stats):
-    """Add up what became of datagrams that came one by one."""
+    """Add up the outcomes of datagrams that were sent one by one."""
     return stats.received + stats.refused + stats.kernel_drops + stats.filter_drops
 
 
 def is_overrun(stats):
-    """Say whether several times more came than was received, and something was."""
+    """Return whether far more datagrams arrived than were received, and some were received."""
     return stats.received > 0 and stats.kernel_drops > 3 * stats.received
 
 
 def assert_settled(take, stats, sent):
-    """Take what is left in a queue until every datagram that was sent is accounted for."""
+    """Receive the rest of a queue until every datagram that was sent is accounted for."""
     end = time.monotonic() + DEADLINE
     while accounted(stats()) < sent and time.monotonic() < end:
         take()
@@ -63,9 +63,9 @@ def assert_settled(take, stats, sent):
 
 
 def assert_bounded(stats, sent):
-    """Check the bounds that hold where the kernel drops whole runs, and counts each as one."""
+    """Check the bounds that hold if the kernel drops whole runs and counts each as one."""
     certain = stats.received + stats.refused
     assert certain + stats.kernel_drops < sent, stats
     assert sent <= certain + LONGEST_RUN * stats.kernel_drops, stats
-    # All runs of the load generator have one length, so that here the sum is known.
+    # All runs of the load generator have the same length, so the sum is exact here.
     assert sent == certain + RUN * stats.kernel_drops, stats

@@ -1,4 +1,4 @@
-"""Programs that fork. Each is one of its own: pytest is no place to fork from."""
+"""Programs that fork, each in its own process, because pytest must not fork."""
 
 import os
 
@@ -17,7 +17,7 @@ def bound():
     return sock
 
 def in_child(function):
-    # The answer comes through a pipe, the exit status tells of an exception.
+    # The result arrives through a pipe; the exit status reports an exception.
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -36,4 +36,4 @@ def in_child(function):
 
 
 def run_forking(program):
-    return run(HEAD + program, os.path.dirname(__file__))  # noqa: PTH120 - a str is wanted
+    return run(HEAD + program, os.path.dirname(__file__))  # noqa: PTH120 - PYTHONPATH needs a str

@@ -177,7 +177,7 @@ def main(operation, workers, action, first, step):
             print(rounds + 1)
             return
         number += step
-    raise AssertionError("it does not come to an end")
+    raise AssertionError("it does not end")
 
 
 if __name__ == "__main__":

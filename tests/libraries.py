@@ -1,7 +1,7 @@
-"""Libraries that speak UDP from Python, all behind one interface: to compare what they can do.
+"""Python libraries that speak UDP, behind one interface, to compare what they can do.
 
-Each has ``open(local, remote)`` for a socket with a local or a remote address, and each socket has
-``send``, ``send_run``, ``recv``, ``answer`` (to what was received last), ``fileno`` and ``close``.
+Each has ``open(local, remote)``, which opens a socket with a local or a remote address. Each socket
+has ``send``, ``send_run``, ``recv``, ``answer`` (to the last sender), ``fileno`` and ``close``.
 ``run`` runs a coroutine on the library's event loop.
 """
 
@@ -13,7 +13,7 @@ from tomada import _core
 
 
 class Blocking:
-    """A socket module; its sockets wait by themselves."""
+    """A socket module with blocking sockets."""
 
     def __init__(self, module):
         self._module = importlib.import_module(module)
@@ -80,7 +80,7 @@ async def each(send, run):
 
 
 class Protocols:
-    """An event loop of asyncio's kind, with protocols and transports."""
+    """An event loop with asyncio's interface: protocols and transports."""
 
     def __init__(self, factory):
         self._factory = factory
@@ -130,7 +130,7 @@ class Protocols:
 
 
 class Queueing(asyncio.DatagramProtocol):
-    """Puts what comes into a queue."""
+    """Puts received datagrams into a queue."""
 
     def __init__(self, came):
         self._came = came
@@ -143,7 +143,7 @@ class Queueing(asyncio.DatagramProtocol):
 
 
 class Awaited:
-    """What the libraries with sockets to await have in common."""
+    """A base for libraries with awaitable sockets."""
 
     def __init__(self, module):
         self._module = importlib.import_module(module)
@@ -282,7 +282,7 @@ class Trio:
         self._sock.close()
 
 
-# How long to wait for what some of them never do, in seconds.
+# How long to wait, in seconds, for things that some libraries never do.
 PATIENCE = 0.5
 
 LIBRARIES = {
@@ -299,7 +299,7 @@ LIBRARIES = {
 
 
 def library(name):
-    """Make the library's adapter; raises ImportError where the library is missing."""
+    """Make the library's adapter; raise ImportError if the library is missing."""
     adapter, argument = LIBRARIES[name]
     importlib.import_module(argument.split()[0])
     return adapter(argument)

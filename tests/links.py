@@ -1,7 +1,7 @@
-"""Machines on a wire: network namespaces joined by veth devices, with addresses of both families.
+"""Machines on a wire: network namespaces connected by veth devices, with IPv4 and IPv6 addresses.
 
-A namespace lives as long as a descriptor of it is open, and the devices in it no longer: whatever
-becomes of the tests, nothing is left behind.
+A namespace and its devices exist as long as a descriptor of the namespace is open, so nothing is
+left behind even if the tests crash.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ def _checked(result):
 
 
 class Namespace:
-    """A network of its own, with a loopback device."""
+    """A separate network, with a loopback device."""
 
     def __init__(self):
         self._fd = Call(self._make).result()
@@ -38,7 +38,7 @@ class Namespace:
 
     @staticmethod
     def _make():
-        # Of the calling thread alone, which ends here.
+        # Only for the calling thread, which ends here.
         _checked(_libc.unshare(CLONE_NEWNET))
         return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
@@ -63,7 +63,7 @@ class Namespace:
         return result.stdout
 
     def set(self, option, value):
-        """Set a sysctl of the namespace, given with slashes."""
+        """Set a sysctl of the namespace, named with slashes."""
         self.run(lambda: Path("/proc/sys/net", option).write_text(str(value)))
 
     def open(self, module, family=socket.AF_INET):
@@ -77,27 +77,27 @@ class Namespace:
         return self.run(make)
 
     def bound(self, module, address):
-        """Open a datagram socket bound to a numeric address, and a port of its own."""
+        """Open a datagram socket bound to a numeric address and a free port."""
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         sock = self.open(module, family)
         self.run(sock.bind, address)
         return sock
 
     def join(self, device, other, other_device, addresses, other_addresses):
-        """Join another namespace by a pair of devices, with these addresses."""
-        there = f"/proc/{os.getpid()}/fd/{other._fd}"  # noqa: SLF001 - of the same class
+        """Connect to another namespace by a pair of devices with these addresses."""
+        there = f"/proc/{os.getpid()}/fd/{other._fd}"  # noqa: SLF001 - the same class
         pair = (device, "type", "veth", "peer", "name", other_device, "netns", there)
         self.command("ip", "link", "add", *pair)
         ends = ((self, device, addresses), (other, other_device, other_addresses))
         for namespace, name, own in ends:
             namespace._set_up(name, own)  # noqa: SLF001
-        # What is sent before that is dropped, and a question for a neighbour asked again after a
-        # second.
+        # Datagrams sent before that are dropped, and a neighbour solicitation is repeated only
+        # after a second.
         for namespace, name, own in ends:
             eventually(functools.partial(namespace.is_ready, name, own))
 
     def _set_up(self, device, addresses):
-        # No address of the kernel's choice, and none that is tried out for a second first.
+        # No automatic addresses, and no duplicate address detection, which takes a second.
         self.command("ip", "link", "set", device, "addrgenmode", "none")
         for address in addresses:
             options = ["nodad"] if ":" in address else []
@@ -105,7 +105,7 @@ class Namespace:
         self.command("ip", "link", "set", device, "up")
 
     def is_ready(self, device, addresses):
-        """Say whether a device is up, and its addresses of IPv6, which take longer, are there."""
+        """Return whether a device is up and its IPv6 addresses, which take longer, are there."""
         if "state UP" not in self.command("ip", "-oneline", "link", "show", "dev", device):
             return False
         routes = self.command("ip", "-6", "route", "show", "table", "local")
@@ -120,7 +120,7 @@ class Namespace:
 
 
 class Network:
-    """Some namespaces that end together."""
+    """A group of namespaces that are removed together."""
 
     def __init__(self, stack):
         self._stack = stack
@@ -129,10 +129,10 @@ class Network:
         return self._stack.enter_context(contextlib.closing(Namespace()))
 
     def link(self):
-        """Join two namespaces, and return them.
+        """Connect two namespaces, and return them.
 
-        They are 10.77.0.1 and 10.77.0.2, the second 10.77.0.22 too; fd77::1 and fd77::2, fd77::22;
-        fe80::1 and fe80::2. The devices are called left and right.
+        They have the addresses 10.77.0.1 and 10.77.0.2, the second also 10.77.0.22; fd77::1 and
+        fd77::2, fd77::22; fe80::1 and fe80::2. The devices are called left and right.
         """
         left, right = self.namespace(), self.namespace()
         left.join(
@@ -148,7 +148,7 @@ class Network:
 
     @staticmethod
     def find(left, right, there):
-        """Have the neighbours find each other, so that nothing is lost for want of that."""
+        """Make the neighbours resolve each other's addresses, so that this costs no datagrams."""
         here = there.rpartition(":" if ":" in there else ".")[0]
         here = f"{here}{':' if ':' in there else '.'}1"
         with left.bound(std, (here, 0)) as sock, right.bound(std, (there, 0)) as other:
@@ -158,7 +158,7 @@ class Network:
 
 
 def why_not():
-    """Say why there can be no namespaces here, if so."""
+    """Return why namespaces cannot be made here, or None if they can."""
     if os.geteuid() != 0:
         return f"{skips.NO_ROOT} make network namespaces"
     if tools.find("ip") is None:
@@ -171,7 +171,7 @@ def why_not():
 
 
 def drop(namespace, rule):
-    """Have a namespace treat datagrams by a rule of nftables: ``input`` or ``output``, and what."""
+    """Add an nftables rule to a namespace: the chain, ``input`` or ``output``, and the rule."""
     hook, _, rule = rule.partition(" ")
     skips.program("nft")
     chain = f"{{ type filter hook {hook} priority 0; }}"

@@ -1,4 +1,4 @@
-"""The same call on the standard module and on tomada's, and what comes of each."""
+"""Make the same call with the standard module and with tomada, and compare the outcomes."""
 
 import contextlib
 import itertools
@@ -25,12 +25,12 @@ class Side:
 
     def keep(self, sock):
         """Close the socket when the case is over."""
-        # Once it is closed or detached, this does nothing.
+        # After close or detach, this does nothing.
         self._open.callback(sock.close)
         return sock
 
     def open(self, family=std.AF_INET):
-        """Open a datagram socket that does not wait."""
+        """Open a non-blocking datagram socket."""
         sock = self.keep(self.module.socket(family, std.SOCK_DGRAM))
         sock.setblocking(False)
         return sock
@@ -51,7 +51,7 @@ class Side:
 
 
 def fresh(family):
-    """Make an address that nobody is bound to."""
+    """Make an address where no socket is bound."""
     if family == std.AF_UNIX:
         return b"\0tomada parity %d %d" % (os.getpid(), next(_names))
     return ("127.0.0.1" if family == std.AF_INET else "::1", 0)
@@ -60,8 +60,8 @@ def fresh(family):
 def outcome(module, case):
     """Run a case, and describe what it returns or raises.
 
-    The texts of an OSError are the same on both sides: programs print them, and some search them.
-    Those of other exceptions tell the programmer what is wrong, in each module's own words.
+    The messages of an OSError must be the same on both sides: programs print them, and some search
+    them. Messages of other exceptions are for programmers, and each module has its own.
     """
     try:
         with Side(module) as side:
@@ -70,13 +70,13 @@ def outcome(module, case):
         raise
     except OSError as error:
         return "raises", type(error), error.errno, str(error)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it has to be the same
+    except Exception as error:  # noqa: BLE001 - any exception must be the same
         return "raises", type(error)
     return "returns", type(result), result
 
 
 def assert_same(case, raises=None):
-    """Check that a case comes to the same with both modules, and raises what is expected."""
+    """Check that both modules have the same outcome, and raise the expected exception."""
     expected = outcome(std, case)
     assert expected[0] == ("returns" if raises is None else "raises"), expected
     assert raises is None or issubclass(expected[1], raises), expected
@@ -84,6 +84,6 @@ def assert_same(case, raises=None):
 
 
 def assert_same_outcome(case):
-    """Check that a case comes to the same with both modules, whatever that is."""
+    """Check that both modules have the same outcome."""
     expected = outcome(std, case)
     assert outcome(ours, case) == expected

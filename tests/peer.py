@@ -1,7 +1,7 @@
-"""A plain standard-library socket in a process of its own, which does what it is told.
+"""A plain standard-library socket in its own process, which executes commands.
 
-Takes one command per line on standard input and answers each with one line; the lines are JSON. Its
-first line, before any command, is the address that it is bound to. It ends where its input ends.
+It reads one command per line from standard input and answers each with one line; the lines are
+JSON. Its first line, before any command, is its own address. It exits when its input ends.
 """
 
 import json
@@ -9,17 +9,17 @@ import os
 import socket
 import sys
 
-# For a machine under load. A test that fails sooner closes the input.
+# Long, for a busy machine. A test that fails sooner closes the input.
 DEADLINE = 30
 
 
 def dumps(value):
-    """Make a line of JSON, in which bytes are hexadecimal."""
+    """Format an object as a line of JSON, with bytes in hexadecimal."""
     return json.dumps(value, default=lambda data: {"hex": data.hex()}) + "\n"
 
 
 def loads(line):
-    """Read a line of JSON that :func:`dumps` made; every list in it becomes a tuple."""
+    """Parse a line of JSON made by :func:`dumps`; every list becomes a tuple."""
     return tuples(json.loads(line, object_hook=unhex))
 
 
@@ -34,12 +34,12 @@ def tuples(value):
 
 
 def collect(sock, count):
-    """Receive some datagrams, and report them with their senders."""
+    """Receive a number of datagrams, and report them with their senders."""
     return [sock.recvfrom(1 << 17) for _ in range(count)]
 
 
 def drain(sock):
-    """Report the datagrams that are there, without waiting for any."""
+    """Report the queued datagrams, without waiting."""
     received = []
     sock.setblocking(False)
     try:
@@ -52,7 +52,7 @@ def drain(sock):
 
 
 def echo(sock, count):
-    """Send some datagrams back to where they come from."""
+    """Send a number of datagrams back to their senders."""
     for _ in range(count):
         sock.sendto(*sock.recvfrom(1 << 17))
 
@@ -71,7 +71,7 @@ def send(sock, datagrams, to):
 
 
 def send_file(sock, text, to):
-    """Send the descriptor of a file with a text in it."""
+    """Send the descriptor of a file that contains a text."""
     file = os.memfd_create("text")
     os.write(file, text.encode())
     os.lseek(file, 0, os.SEEK_SET)
@@ -81,7 +81,7 @@ def send_file(sock, text, to):
 
 
 def receive_file(sock):
-    """Receive a file's descriptor, and report the text in the file."""
+    """Receive a file's descriptor, and report the file's text."""
     data, (file,), _, _ = socket.recv_fds(sock, 100, 1)
     with os.fdopen(file, encoding="utf-8") as text:
         return data, text.read()

@@ -1,4 +1,4 @@
-"""What the suites of the server share: plain clients, and load that accounts for each request."""
+"""Plain clients for the server's suites, and a load that accounts for each request."""
 
 import contextlib
 import itertools
@@ -12,7 +12,7 @@ from peer import DEADLINE
 
 @contextlib.contextmanager
 def client(address, timeout=DEADLINE, local=None):
-    """Open a plain socket that is connected to a server."""
+    """Open a plain socket connected to a server."""
     family = std.AF_UNIX
     if isinstance(address, tuple):
         family = std.AF_INET if len(address) == 2 else std.AF_INET6
@@ -32,7 +32,7 @@ def ask(address, data=b"ping", timeout=DEADLINE):
 
 
 def refused(sock):
-    """Say whether nobody receives what a connected socket sends."""
+    """Return whether no socket receives what a connected socket sends."""
     try:
         sock.send(b"is anybody there")
         sock.recv(100)
@@ -44,7 +44,7 @@ def refused(sock):
 
 
 def until_refused(sock):
-    """Send datagrams until a server on loopback refuses them, and say how many it has accepted."""
+    """Send datagrams until a server on loopback refuses them, and return how many it accepted."""
     timeout, accepted = sock.gettimeout(), 0
     sock.setblocking(False)
     try:
@@ -66,10 +66,9 @@ def server(handler, address=("127.0.0.1", 0), **options):
 
 
 class Load:
-    """Plain clients, each with one request at a time, until told to stop or refused.
+    """Plain clients, each with one request at a time, until they are stopped or refused.
 
-    Every request ends in one of three ways, and is counted there: ``answered``, ``refused``, or,
-    where neither came in time, ``lost``.
+    Every request is counted as ``answered``, ``refused`` or, if neither happens in time, ``lost``.
     """
 
     def __init__(self, address, clients=4, timeout=DEADLINE, check=lambda request, reply: True):
@@ -97,7 +96,7 @@ class Load:
         self.join()
 
     def join(self):
-        """Wait until all clients have stopped, as they do when they are refused."""
+        """Wait until all clients have stopped, which they do when they are refused."""
         for thread in self._threads:
             thread.join(2 * DEADLINE)
             assert not thread.is_alive(), "a client hangs"

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 NO_ROOT = "only root may"
 NO_IPV6 = "this machine has no IPv6"
 
-# The text of program() and links.why_not().
+# The message of program() and links.why_not().
 NO_PROGRAM = re.compile(r"there is no (\S+) command")
-# The text of pytest.importorskip, libraries and documents.py.
+# The message of pytest.importorskip, libraries and documents.py.
 NO_PACKAGE = re.compile(
     r"(?:could not import |No module named )'([\w.]+)'|^(\S+) is not installed$"
 )
@@ -78,40 +78,48 @@ class Allowed(NamedTuple):
 
 
 ALLOWED = [
-    Allowed(NO_ROOT, lambda: not is_privileged(), "a user has no networks of their own"),
+    Allowed(NO_ROOT, lambda: not is_privileged(), "only root may make networks"),
     Allowed(NO_IPV6, lambda: not speaks_ipv6(), "the kernel decides"),
     Allowed(
         "this machine has one CPU",
         lambda: len(os.sched_getaffinity(0)) == 1,
-        "what is tested takes two",
+        "the test needs two",
     ),
     Allowed(
         "this machine has no link-local address",
         lambda: "fe80" not in read("/proc/net/if_inet6"),
-        "an address of the machine's own network, which tests leave alone",
+        "tests must not change the machine's own network",
     ),
     Allowed(
         "this machine has no route for multicast",
         lambda: not any(" 0003 " in line or "\t0003\t" in line for line in routes()),
-        "the machine's routes are not the tests' to change",
+        "tests must not change the machine's routes",
     ),
     Allowed(
         "there is hardly a limit here",
         lambda: int(read("/proc/sys/net/ipv4/igmp_max_memberships") or 0) > 1000,
-        "the limit is the machine's",
+        "tests must not change the machine's limit",
     ),
     Allowed(
         "this interpreter was installed without its tests",
         lambda: importlib.util.find_spec("test.test_socket") is None,
-        "some systems part the tests from the interpreter",
+        "some systems package the tests separately",
     ),
     Allowed(
-        "gro is for IP", lambda: True, "AF_UNIX has no such option, and is a parameter by itself"
+        "gro is for IP",
+        lambda: True,
+        "AF_UNIX has no such option, but is combined with it as a parameter",
     ),
-    Allowed("this interpreter has no global lock", lambda: FREE, "there is none to test with"),
-    Allowed("this interpreter has a global lock", lambda: not FREE, "there is one"),
+    Allowed("this interpreter has no global lock", lambda: FREE, "the test needs a global lock"),
     Allowed(
-        "the interpreter's allocator has reserved", lambda: FREE, "limits of memory do not hold"
+        "this interpreter has a global lock",
+        lambda: not FREE,
+        "the test needs an interpreter without it",
+    ),
+    Allowed(
+        "the interpreter's allocator has reserved",
+        lambda: FREE,
+        "the allocator reserves more than the limits",
     ),
     Allowed(
         r"it depends on the release of 3\.12",
@@ -142,7 +150,7 @@ def pytest_addoption(parser):
         "--strict-skips",
         action="store_true",
         default="CI" in os.environ,
-        help="fail where a test is skipped for a reason that tests/skips.py does not allow",
+        help="fail if a test is skipped for a reason that tests/skips.py does not allow",
     )
 
 

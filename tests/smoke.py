@@ -1,4 +1,4 @@
-"""Uses each part of an installed package once, with nothing but the standard library beside it."""
+"""Use each part of an installed package once, with only the standard library beside it."""
 
 import asyncio
 import sys

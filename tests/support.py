@@ -1,4 +1,4 @@
-"""What the suites share: programs in other processes, calls in other threads, polling."""
+"""Code shared by the suites: programs in other processes, calls in other threads, polling."""
 
 import contextlib
 import errno
@@ -18,22 +18,22 @@ from peer import DEADLINE, dumps, loads
 
 PEER = Path(__file__).with_name("peer.py")
 
-# A thread that waits for the interpreter's lock, or for another thread, is in this call.
+# A thread that waits for the interpreter's lock, or for another thread, is in this system call.
 FUTEX = {"x86_64": "202", "aarch64": "98"}.get(platform.machine())
 
 
 def has_lock():
-    """Say whether the interpreter's global lock is on."""
+    """Return whether the interpreter's global lock is enabled."""
     return getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 # Whether threads run at the same time here, as far as there are cores.
 FREE = not has_lock()
 
-# How often a race is run for something to go wrong. Without the global lock more can.
+# How often to run a race. Without the global lock, more can go wrong.
 RACES = 30 if FREE else 5
 
-# How the text of the OSError begins that a call on a closed socket raises.
+# The beginning of the message of the OSError that a call on a closed socket raises.
 CLOSED = rf"^\[Errno {errno.EBADF}\] "
 
 _numbers = itertools.count()
@@ -43,18 +43,18 @@ def eventually(condition):
     """Poll until the condition holds, and return its value; fail at the deadline."""
     end = time.monotonic() + DEADLINE
     while not (value := condition()):
-        assert time.monotonic() < end, "it never came to pass"
+        assert time.monotonic() < end, "the condition never held"
         os.sched_yield()
     return value
 
 
 def open_descriptors():
-    """Count the descriptors that this process has open."""
+    """Count the open descriptors of this process."""
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def fill(sender, to):
-    """Fill the queue of an ``AF_UNIX`` socket, without waiting, and say how much fits."""
+    """Fill the queue of an ``AF_UNIX`` socket without waiting; return the number of datagrams."""
     timeout = sender.gettimeout()
     sender.setblocking(False)
     for sent in itertools.count():
@@ -66,7 +66,7 @@ def fill(sender, to):
     raise AssertionError
 
 
-# Every method that receives one datagram of the standard class.
+# Every method of the standard class that receives one datagram.
 RECEIVE = {
     "recv": lambda sock: sock.recv(100),
     "recvfrom": lambda sock: sock.recvfrom(100)[0],
@@ -78,35 +78,35 @@ RECEIVE = {
 
 
 def sleeps_in_the_kernel(pid, thread):
-    """Say whether a thread waits in a system call, other than for a lock."""
+    """Return whether a thread waits in a system call, other than for a lock."""
     task = Path(f"/proc/{pid}/task/{thread}")
     try:
         call = (task / "syscall").read_text().split()[0]
     except OSError:
-        # Not every kernel shows it. Then any sleep counts.
+        # Some kernels do not show the system call. Then any sleep counts.
         return (task / "stat").read_text().rpartition(")")[2].split()[0] == "S"
     return call not in {"running", "-1", FUTEX}
 
 
 def interrupt():
-    """Send SIGUSR1 to the main thread when that waits."""
+    """Send SIGUSR1 to the main thread once it waits."""
     main = threading.main_thread()
     eventually(lambda: sleeps_in_the_kernel("self", main.native_id))
     signal.pthread_kill(main.ident, signal.SIGUSR1)
 
 
 class RefusalError(Exception):
-    """What a handler or an iterable raises; it cannot be made of a text alone."""
+    """An exception for handlers and iterables; it cannot be made from a message alone."""
 
     def __init__(self, what, why):
         super().__init__(what, why)
 
 
 class Call(threading.Thread):
-    """A call that runs in another thread at once."""
+    """A call that runs in another thread immediately."""
 
     def __init__(self, function, *arguments):
-        # A daemon, so that a call that never returns fails its test and not the whole run.
+        # A daemon, so that a call that never returns fails its test instead of hanging the run.
         super().__init__(daemon=True)
         self._function = lambda: function(*arguments)
         self._result = self._error = None
@@ -115,21 +115,21 @@ class Call(threading.Thread):
     def run(self):
         try:
             self._result = self._function()
-        except BaseException as error:  # noqa: BLE001 - it is raised again in the other thread
+        except BaseException as error:  # noqa: BLE001 - raised again in the other thread
             self._error = error
 
     def until_it_waits(self):
-        """Return when the call sleeps in the kernel."""
+        """Wait until the call sleeps in the kernel."""
         eventually(lambda: not self.is_alive() or sleeps_in_the_kernel("self", self.native_id))
         assert self.is_alive(), f"it did not wait: {self._result!r}, {self._error!r}"
         return self
 
     def is_over(self):
-        """Say whether the call has returned; raise its exception if it has failed."""
+        """Return whether the call has returned; raise its exception if it has failed."""
         return not self.is_alive() and (self.result(), True)[1]
 
     def result(self, deadline=DEADLINE):
-        """Wait for the call's end, and return its result or raise its exception."""
+        """Wait for the call to end, and return its result or raise its exception."""
         self.join(deadline)
         assert not self.is_alive(), "the call does not end"
         error, self._error = self._error, None
@@ -139,7 +139,7 @@ class Call(threading.Thread):
 
 
 def together(*functions):
-    """Call functions at the same time, each in a thread of its own, and return their results."""
+    """Call functions at the same time, each in its own thread, and return their results."""
     barrier = threading.Barrier(len(functions))
 
     def call(function):
@@ -147,10 +147,10 @@ def together(*functions):
         return function()
 
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)  # where there is a global lock, it changes hands often
+    sys.setswitchinterval(1e-5)  # with a global lock, switch threads often
     try:
         calls = [Call(call, function) for function in functions]
-        # The first that fails tells why others may wait for it in vain.
+        # The first failure explains why the other calls may wait for ever.
         eventually(lambda: all(call.is_over() for call in calls))
         return [call.result() for call in calls]
     finally:
@@ -158,7 +158,7 @@ def together(*functions):
 
 
 class Child:
-    """A Python program in another process, with lines going in and out."""
+    """A Python program in another process, with lines as input and output."""
 
     def __init__(self, *arguments, program=sys.executable, **options):
         self._process = subprocess.Popen(
@@ -168,7 +168,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
-            # A group of its own, for what it starts in its turn.
+            # A process group, for the processes that it starts.
             process_group=0,
         )
         self._rest = b""
@@ -181,7 +181,7 @@ class Child:
         """Return the next line of output."""
         output = self._process.stdout
         while b"\n" not in self._rest:
-            assert select.select([output], [], [], DEADLINE)[0], "the program says nothing"
+            assert select.select([output], [], [], DEADLINE)[0], "the program prints nothing"
             chunk = output.read(1 << 16)
             assert chunk, f"the program has ended:\n{self._process.stderr.read().decode()}"
             self._rest += chunk
@@ -189,22 +189,22 @@ class Child:
         return line.decode()
 
     def error_line(self):
-        """Return the next line of errors."""
-        assert select.select([self._process.stderr], [], [], DEADLINE)[0], "nothing is said"
+        """Return the next line of standard error."""
+        assert select.select([self._process.stderr], [], [], DEADLINE)[0], "no line of errors"
         return self._process.stderr.readline().decode()
 
     def tell(self, line):
         self._process.stdin.write(line.encode())
 
     def until_it_waits(self):
-        """Return when the program's main thread sleeps in the kernel."""
+        """Wait until the program's main thread sleeps in the kernel."""
         eventually(lambda: sleeps_in_the_kernel(self.pid, self.pid))
 
     def signal(self, number):
         self._process.send_signal(number)
 
     def end(self, deadline=DEADLINE):
-        """Wait for the program's end; return its status, the rest of its output, its errors."""
+        """Wait for the program's end; return its status, the rest of its output, and its errors."""
         output, errors = self._process.communicate(timeout=deadline)
         return self._process.returncode, (self._rest + output).decode(), errors.decode()
 
@@ -222,25 +222,25 @@ class Peer(Child):
     """A plain standard-library socket in another process: ``peer.py``."""
 
     def __init__(self, family, address):
-        # Isolated and without site-packages, it could not find tomada if it tried.
+        # Isolated and without site-packages, it cannot import tomada.
         super().__init__("-I", "-S", PEER, int(family), dumps(address))
         self.address = self.answer()
 
     def ask(self, do, **arguments):
-        """Give a command, and do not wait for the answer."""
+        """Send a command without waiting for the answer."""
         self.tell(dumps({"do": do, **arguments}))
 
     def answer(self):
         return loads(self.line())
 
     def do(self, do, **arguments):
-        """Give a command, and return the answer."""
+        """Send a command, and return the answer."""
         self.ask(do, **arguments)
         return self.answer()
 
 
 def run(program, *arguments):
-    """Run the text of a program to its end, and return what it prints."""
+    """Run a program from its source, and return its output."""
     with Child("-c", program, *arguments) as child:
         status, output, errors = child.end()
     assert status == 0, errors
@@ -257,7 +257,7 @@ class Kind:
         self._folder = folder
 
     def address(self):
-        """Make an address that nobody is bound to."""
+        """Make an address where no socket is bound."""
         if self.name == "path":
             return str(self._folder / str(next(_numbers)))
         if self.name == "abstract":
@@ -271,7 +271,7 @@ class Kind:
         return sock
 
     def bound(self, module):
-        """Open a datagram socket with a deadline, bound to an address of its own."""
+        """Open a datagram socket with a deadline, bound to a free address."""
         sock = self.open(module)
         sock.bind(self.address())
         return sock

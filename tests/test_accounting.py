@@ -1,4 +1,4 @@
-"""Honest accounting of sockets: what was sent is received, refused, or dropped by the kernel."""
+"""Accounting of sockets: every datagram sent is received, refused, or dropped by the kernel."""
 
 import os
 import socket as std
@@ -38,13 +38,13 @@ RECEIVERS = {
 
 GUARDS = {
     "no guard": lambda: None,
-    "a guard of rates": lambda: tomada.Guard(rate=1000, burst=10),
-    "a guard of lengths": lambda: tomada.Guard(max_size=LONG),
+    "a guard with rates": lambda: tomada.Guard(rate=1000, burst=10),
+    "a guard with lengths": lambda: tomada.Guard(max_size=LONG),
 }
 
 
 def without_waiting(sock, receive):
-    """Make a function that takes what is there."""
+    """Make a function that receives the queued datagrams."""
     sock.setblocking(False)
 
     def take():
@@ -60,7 +60,7 @@ def without_waiting(sock, receive):
 @pytest.mark.parametrize("gso", [False, True], ids=["plain", "runs"])
 @pytest.mark.parametrize("guard", GUARDS.values(), ids=GUARDS)
 @pytest.mark.parametrize("receiver", RECEIVERS.values(), ids=RECEIVERS)
-def test_all_of_a_flood_is_accounted_for(receiver, guard, gso):
+def test_flood_is_fully_accounted_for(receiver, guard, gso):
     receive, guard = receiver(), guard()
     with guarded(guard) as (sock, _):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
@@ -80,7 +80,7 @@ def test_all_of_a_flood_is_accounted_for(receiver, guard, gso):
 @needs_loadgen
 @pytest.mark.parametrize("guard", [None, 1000], ids=["no guard", "a guard"])
 @pytest.mark.parametrize("receiver", RECEIVERS.values(), ids=RECEIVERS)
-def test_a_run_that_is_dropped_counts_as_one(receiver, guard):
+def test_dropped_run_counts_as_one_datagram(receiver, guard):
     receive = receiver()
     with guarded(guard and tomada.Guard(rate=guard, burst=10)) as (sock, _):
         sock.gro = True
@@ -92,7 +92,7 @@ def test_a_run_that_is_dropped_counts_as_one(receiver, guard):
         assert_bounded(sock.stats(), sent)
 
 
-def test_the_longest_run_counts_as_one_too(inet):
+def test_dropped_run_of_maximum_length_counts_as_one_datagram(inet):
     with inet.bound(socket) as sock, inet.open(std) as sender:
         sock.gro = True
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
@@ -105,7 +105,7 @@ def test_the_longest_run_counts_as_one_too(inet):
 
 
 @needs_loadgen
-def test_what_is_cut_off_was_received_all_the_same(inet):
+def test_truncated_datagrams_count_as_received(inet):
     with inet.bound(socket) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
         with Flood(sock.getsockname(), size=2 * LONG) as flood:
@@ -118,7 +118,7 @@ def test_what_is_cut_off_was_received_all_the_same(inet):
 
 
 @needs_loadgen
-def test_with_gro_what_comes_one_by_one_is_exact(inet):
+def test_gro_counts_are_exact_for_single_datagrams(inet):
     with inet.bound(socket) as sock:
         sock.gro = True
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
@@ -131,7 +131,7 @@ def test_with_gro_what_comes_one_by_one_is_exact(inet):
 
 
 @needs_loadgen
-def test_what_the_kernel_filter_refuses_is_dropped_by_the_kernel():
+def test_guard_kernel_filter_refusals_count_as_filter_drops():
     guard = tomada.Guard(deny=["127.0.0.0/8"])
     with guarded(guard) as (sock, _), Flood(sock.getsockname(), gso=True) as flood:
         eventually(lambda: sock.stats().filter_drops > 10_000)
@@ -139,13 +139,13 @@ def test_what_the_kernel_filter_refuses_is_dropped_by_the_kernel():
         assert_settled(os.sched_yield, sock.stats, sent)
         stats = sock.stats()
         assert (stats.received, stats.refused) == (0, 0)
-        # While others of the machine overflow, some count as kernel_drops.
+        # While other sockets of the machine overflow, some count as kernel_drops.
         assert stats.kernel_drops + stats.filter_drops == sent
         assert guard.stats().refused == 0
         assert listed_drops(sock) == sent
 
 
-def test_a_filter_of_the_users_counts_too(inet):
+def test_user_filter_drops_are_counted(inet):
     with inet.bound(socket) as sock, inet.open(std) as sender:
         tomada.Guard(deny=["127.0.0.0/8"]).attach(sock)
         for data in numbered(10):
@@ -161,8 +161,8 @@ def send_wrong(raw, to, size):
 
 @pytest.mark.parametrize("checks_early", [False, True], ids=["on receiving", "on arrival"])
 @pytest.mark.parametrize("receiver", RECEIVERS.values(), ids=RECEIVERS)
-def test_a_wrong_checksum_counts_as_dropped(receiver, checks_early, raw):
-    # With a filter, of which the guard has one, the kernel checks the sum at once.
+def test_wrong_checksum_counts_as_dropped(receiver, checks_early, raw):
+    # With a filter, such as a guard's, the kernel verifies the checksum immediately.
     guard = tomada.Guard(deny=["192.0.2.0/24"]) if checks_early else None
     with guarded(guard) as (sock, send):
         for _ in range(5):
@@ -173,7 +173,7 @@ def test_a_wrong_checksum_counts_as_dropped(receiver, checks_early, raw):
 
 
 @pytest.mark.parametrize(("size", "drops"), [(68, 0), (69, 1)])
-def test_a_short_one_with_a_wrong_checksum_is_dropped_before_its_socket_is_known(size, drops, raw):
+def test_short_datagram_with_wrong_checksum_is_dropped_before_socket_lookup(size, drops, raw):
     with guarded() as (sock, send):
         send_wrong(raw, sock.getsockname(), size)
         send(b"good", NEAR)
@@ -182,12 +182,12 @@ def test_a_short_one_with_a_wrong_checksum_is_dropped_before_its_socket_is_known
 
 
 @needs_loadgen
-def test_the_last_of_a_burst_is_counted_though_nothing_follows(inet):
+def test_last_drops_of_a_burst_are_counted_without_another_datagram(inet):
     with inet.bound(socket) as sock:
         with Flood(sock.getsockname(), gso=True) as flood:
             eventually(lambda: sock.stats().kernel_drops > 1000)
             sent = flood.stop()
-        # Before any datagram is received that could bring a count with it.
+        # Before any datagram is received that could carry a drop count.
         eventually(lambda: sock.stats().kernel_drops == listed_drops(sock))
         dropped = sock.stats().kernel_drops
         queued = len(everything(sock))
@@ -195,7 +195,7 @@ def test_the_last_of_a_burst_is_counted_though_nothing_follows(inet):
         assert sock.stats().kernel_drops == dropped
 
 
-def test_what_is_kept_when_a_socket_closes_was_received(inet):
+def test_close_counts_the_backlog_as_received(inet):
     with inet.bound(socket) as sock, inet.open(std) as sender:
         sock.gro = True
         send_run(sender, sock.getsockname(), b"onetwosix", 3)
@@ -205,7 +205,7 @@ def test_what_is_kept_when_a_socket_closes_was_received(inet):
 
 
 @pytest.mark.parametrize("end", ["close", "detach"])
-def test_drops_are_remembered_when_the_descriptor_is_gone(end, inet):
+def test_drops_are_remembered_after_the_descriptor_is_closed(end, inet):
     with inet.bound(socket) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.send_many(numbered(500), sock.getsockname())
@@ -217,7 +217,7 @@ def test_drops_are_remembered_when_the_descriptor_is_gone(end, inet):
             std.close(descriptor)
 
 
-def test_a_duplicate_counts_the_drops_of_the_one_socket_that_the_kernel_has(inet):
+def test_duplicate_counts_the_drops_of_the_shared_kernel_socket(inet):
     with inet.bound(socket) as sock, sock.dup() as other:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         other.send_many(numbered(500), sock.getsockname())
@@ -227,14 +227,14 @@ def test_a_duplicate_counts_the_drops_of_the_one_socket_that_the_kernel_has(inet
         assert accounted(other.stats()) == 500
 
 
-def test_af_unix_makes_the_sender_wait(unix):
+def test_af_unix_flood_blocks_the_sender_and_loses_nothing(unix):
     with unix.bound(socket) as sock, unix.open(std) as sender:
         sent = fill(sender, sock.getsockname())
         assert len(everything(sock)) == accounted(sock.stats()) == sent
 
 
 def listed_drops(sock):
-    """Return what the kernel's own list of sockets says in its last column."""
+    """Return the last column of the kernel's own list of sockets."""
     (port, lines) = (sock.getsockname()[1], Path("/proc/net/udp").read_text().splitlines()[1:])
     (line,) = [line.split() for line in lines if line.split()[1].endswith(f":{port:04X}")]
     return int(line[-1])

@@ -1,4 +1,4 @@
-"""Honest accounting of servers and of asyncio: all of a flood is received, refused or dropped."""
+"""Accounting of servers and asyncio: a whole flood is received, refused or dropped."""
 
 import asyncio
 import os
@@ -34,7 +34,7 @@ GUARDS = {
     "a guard in the kernel": lambda: tomada.Guard(deny=["127.0.0.0/8"]),
 }
 guards = pytest.mark.parametrize("guard", GUARDS.values(), ids=GUARDS)
-# Each worker has a socket, and each sender goes to one of them.
+# Each worker has its own socket, and each sender reaches one of them.
 workers = pytest.mark.parametrize("workers", [1, 2])
 
 
@@ -48,7 +48,7 @@ def slow_batch(batch):
 
 
 def seen(guard):
-    """Make a condition on counters: there was all that a guard brings about."""
+    """Make a condition on counters: everything that a guard can cause has happened."""
 
     def condition(stats):
         if guard is None:
@@ -65,7 +65,7 @@ def seen(guard):
 @pytest.mark.parametrize(
     ("takes", "handler"), [("data", slow), ("batch", slow_batch)], ids=["data", "batch"]
 )
-def test_a_server_accounts_for_all_of_a_flood(takes, handler, guard, workers):
+def test_server_accounts_for_a_whole_flood(takes, handler, guard, workers):
     guard = guard()
     options = {"takes": takes, "workers": workers, "gro": False, "rcvbuf": SMALL_BUFFER}
     with server(handler, guard=guard, **options) as serving:
@@ -77,7 +77,7 @@ def test_a_server_accounts_for_all_of_a_flood(takes, handler, guard, workers):
 
 
 @workers
-def test_a_server_that_stops_has_counted_what_it_drains(workers):
+def test_stopped_server_has_counted_the_datagrams_that_it_drained(workers):
     with (
         server(slow, workers=workers, gro=False) as serving,
         Flood(serving.address, senders=2) as flood,
@@ -98,7 +98,7 @@ def test_replaced_workers_lose_nothing_in_a_flood():
 
 
 @workers
-def test_a_server_counts_a_run_that_is_dropped_as_one(workers):
+def test_server_counts_a_dropped_run_as_one_datagram(workers):
     with (
         server(slow_batch, takes="batch", workers=workers) as serving,
         Flood(serving.address, gso=True, senders=2) as flood,
@@ -109,14 +109,14 @@ def test_a_server_counts_a_run_that_is_dropped_as_one(workers):
 
 
 @workers
-def test_a_given_socket_keeps_what_the_server_leaves(inet, workers):
+def test_given_socket_keeps_datagrams_that_the_server_leaves(inet, workers):
     with inet.bound(socket) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
         with Flood(sock.getsockname()) as flood:
             eventually(lambda: sock.stats().kernel_drops > 100)
             with server(slow, None, sock=sock, workers=workers, drain=0.1) as serving:
                 eventually(lambda: serving.stats().received > 100)
-            # More comes meanwhile, which is for whoever has the socket.
+            # More arrive meanwhile, for the owner of the socket.
             before = sock.stats().kernel_drops
             eventually(lambda: sock.stats().kernel_drops > before)
             sent = flood.stop()
@@ -126,7 +126,7 @@ def test_a_given_socket_keeps_what_the_server_leaves(inet, workers):
 
 
 @workers
-def test_what_there_is_no_time_to_drain_counts_as_received(inet, workers):
+def test_datagrams_not_drained_in_time_count_as_received(inet, workers):
     runs = 20
     with inet.bound(socket) as sock, inet.bound(std) as sender:
         with server(slow, None, sock=sock, workers=workers, drain=0.0) as serving:
@@ -138,7 +138,7 @@ def test_what_there_is_no_time_to_drain_counts_as_received(inet, workers):
         assert serving.stats().received + left == runs * RUN
 
 
-def test_drops_from_before_the_server_are_not_its_own(inet):
+def test_server_does_not_count_earlier_drops(inet):
     with inet.bound(socket) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
         sock.send_many([b"x"] * 500, sock.getsockname())
@@ -149,14 +149,14 @@ def test_drops_from_before_the_server_are_not_its_own(inet):
 
 
 class Slow(asyncio.DatagramProtocol):
-    """Takes datagrams one by one, and its time."""
+    """Handles datagrams one by one, slowly."""
 
     def datagram_received(self, data, addr):
         slow(data, addr)
 
 
 class SlowBatches(asyncio.DatagramProtocol):
-    """Takes whole batches, and its time."""
+    """Handles whole batches, slowly."""
 
     def datagrams_received(self, datagrams):
         slow_batch(datagrams)
@@ -179,7 +179,7 @@ async def opened(protocol, guard=None, **options):
 
 @guards
 @pytest.mark.parametrize("protocol", [Slow, SlowBatches])
-def test_a_transport_accounts_for_all_of_a_flood(protocol, guard):
+def test_transport_accounts_for_a_whole_flood(protocol, guard):
     guard = guard()
 
     async def main():
@@ -194,13 +194,13 @@ def test_a_transport_accounts_for_all_of_a_flood(protocol, guard):
     tomada.asyncio.run(main())
 
 
-def test_a_transport_counts_a_run_that_is_dropped_as_one():
+def test_transport_counts_a_dropped_run_as_one_datagram():
     async def main():
         transport, stats = await opened(SlowBatches)
         with Flood(transport.get_extra_info("sockname"), gso=True) as flood:
             await until(lambda: is_overrun(stats()))
             sent = await asyncio.to_thread(flood.stop)
-        # Nothing more comes, and what is queued is delivered.
+        # The flood is over, and the queued datagrams are delivered.
         received = -1
         while received != stats().received:
             received = stats().received
@@ -211,7 +211,7 @@ def test_a_transport_counts_a_run_that_is_dropped_as_one():
     tomada.asyncio.run(main())
 
 
-def test_a_paused_transport_shows_drops_though_nothing_is_received():
+def test_paused_transport_counts_drops_without_receiving():
     async def main():
         transport, stats = await opened(Slow, gro=False)
         transport.pause_reading()
@@ -229,7 +229,7 @@ def test_a_paused_transport_shows_drops_though_nothing_is_received():
 
 @guards
 @pytest.mark.parametrize("way", ["recv", "recv_many"])
-def test_an_endpoint_accounts_for_all_of_a_flood(way, guard):
+def test_endpoint_accounts_for_a_whole_flood(way, guard):
     guard = guard()
 
     async def take(endpoint):

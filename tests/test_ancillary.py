@@ -1,4 +1,4 @@
-"""Control messages beside the payload: descriptors, credentials, packet information."""
+"""Control messages: descriptors, credentials, packet information."""
 
 import array
 import errno
@@ -32,7 +32,7 @@ def rights(*files):
     return (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))
 
 
-def test_a_file_sent_with_send_fds_arrives(unix, peer):
+def test_send_fds_sends_a_file_that_arrives(unix, peer):
     other = peer(unix)
     with unix.bound(socket) as sock:
         file = file_with(b"what is in it")
@@ -43,7 +43,7 @@ def test_a_file_sent_with_send_fds_arrives(unix, peer):
         assert other.answer() == (b"a file", "what is in it")
 
 
-def test_a_file_received_with_recv_fds_can_be_read(unix, peer):
+def test_recv_fds_receives_a_file_that_can_be_read(unix, peer):
     other = peer(unix)
     with unix.bound(socket) as sock:
         other.do("send_file", text="what is in it", to=sock.getsockname())
@@ -64,7 +64,7 @@ def test_received_descriptors_are_as_inheritable_as_the_standard_classs(unix, pe
     assert inheritable[0] == inheritable[1]
 
 
-def test_a_file_arrives_where_coalescing_was_asked_for_in_vain(unix, peer):
+def test_file_arrives_on_a_socket_that_cannot_coalesce(unix, peer):
     other = peer(unix)
     with unix.bound(socket) as sock:
         with pytest.raises(OSError, match="not supported"):
@@ -74,7 +74,7 @@ def test_a_file_arrives_where_coalescing_was_asked_for_in_vain(unix, peer):
         assert [contents(file) for file in files] == [b"what is in it"]
 
 
-def test_room_for_more_control_messages_than_there_can_be_takes_no_memory(inet):
+def test_recvmsg_with_excess_ancbufsize_allocates_no_memory(inet):
     with inet.bound(socket) as sock:
         sock.sendto(b"x", sock.getsockname())
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -82,7 +82,7 @@ def test_room_for_more_control_messages_than_there_can_be_takes_no_memory(inet):
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**10
 
 
-def test_several_files_travel_in_one_datagram_to_an_address(unix):
+def test_sendmsg_sends_several_files_in_one_datagram_to_an_address(unix):
     with unix.bound(socket) as sock, unix.bound(socket) as sender:
         sent = [file_with(text) for text in (b"one", b"two", b"three")]
         sender.sendmsg([b"x"], [rights(*sent)], 0, sock.getsockname())
@@ -96,7 +96,7 @@ def test_several_files_travel_in_one_datagram_to_an_address(unix):
         assert [contents(file) for file in files] == [b"one", b"two", b"three"]
 
 
-def test_a_file_arrives_in_recvmsg_into(unix, peer):
+def test_recvmsg_into_receives_a_file(unix, peer):
     other = peer(unix)
     with unix.bound(socket) as sock:
         other.do("send_file", text="read me", to=sock.getsockname())
@@ -106,7 +106,7 @@ def test_a_file_arrives_in_recvmsg_into(unix, peer):
         assert contents(struct.unpack("i", ancillary[0][2])[0]) == b"read me"
 
 
-def test_files_that_find_no_room_are_told_and_not_left_open(unix, peer):
+def test_recvmsg_reports_files_that_do_not_fit_and_closes_them(unix, peer):
     other = peer(unix)
     with unix.bound(socket) as sock:
         other.do("send_file", text="", to=sock.getsockname())
@@ -117,7 +117,7 @@ def test_files_that_find_no_room_are_told_and_not_left_open(unix, peer):
         assert open_descriptors() == before
 
 
-def test_what_finds_only_half_the_room_arrives_in_part(unix):
+def test_recvmsg_truncates_a_control_message_that_does_not_fit(unix):
     with unix.bound(socket) as sock, unix.open(socket) as sender:
         file = file_with(b"")
         sender.sendmsg([b"x"], [rights(file, file, file)], 0, sock.getsockname())
@@ -129,7 +129,7 @@ def test_what_finds_only_half_the_room_arrives_in_part(unix):
         os.close(struct.unpack("i", received)[0])
 
 
-def test_a_peers_credentials_can_be_asked_for(unix, peer):
+def test_recvmsg_returns_the_peers_credentials(unix, peer):
     other = peer(unix)
     with unix.bound(socket) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -139,10 +139,10 @@ def test_a_peers_credentials_can_be_asked_for(unix, peer):
         assert ancillary == [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials)]
 
 
-def test_the_destination_and_the_ttl_of_a_datagram_can_be_asked_for(inet, peer):
+def test_recvmsg_returns_the_destination_and_ttl(inet, peer):
     other = peer(inet)
     with inet.open(socket) as sock:
-        sock.bind(("0.0.0.0", 0))  # noqa: S104 - only there are there several destinations
+        sock.bind(("0.0.0.0", 0))  # noqa: S104 - only a wildcard address has several destinations
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_PKTINFO, 1)
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTTL, 1)
         other.do("send", datagrams=[b"x"], to=("127.0.0.5", sock.getsockname()[1]))
@@ -154,7 +154,7 @@ def test_the_destination_and_the_ttl_of_a_datagram_can_be_asked_for(inet, peer):
         assert messages[socket.IP_TTL] == struct.pack("i", 64)
 
 
-def test_the_source_and_the_ttl_of_a_datagram_can_be_chosen(inet):
+def test_sendmsg_sets_the_source_and_ttl(inet):
     with inet.open(socket) as sock, inet.bound(socket) as receiver:
         receiver.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTTL, 1)
         source = bytes(4) + socket.inet_aton("127.0.0.7") + bytes(4)
@@ -168,7 +168,7 @@ def test_the_source_and_the_ttl_of_a_datagram_can_be_chosen(inet):
         assert received == [(socket.IPPROTO_IP, socket.IP_TTL, struct.pack("i", 7))]
 
 
-def test_the_destination_of_an_ipv6_datagram_can_be_asked_for(inet6, peer):
+def test_recvmsg_returns_the_destination_of_an_ipv6_datagram(inet6, peer):
     other = peer(inet6)
     with inet6.bound(socket) as sock:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
@@ -182,13 +182,13 @@ def test_the_destination_of_an_ipv6_datagram_can_be_asked_for(inet6, peer):
         assert messages[socket.IPV6_HOPLIMIT] == struct.pack("i", 64)
 
 
-def test_the_errors_of_a_dead_peer_can_be_read_from_the_error_queue(inet):
+def test_recvmsg_reads_errors_of_a_dead_peer_from_the_error_queue(inet):
     with inet.bound(socket) as sock, inet.bound(socket) as dead:
         nobody = dead.getsockname()
         dead.close()
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVERR, 1)
         sock.sendto(b"anybody?", nobody)
-        # A wait for an error, not for a datagram: none will come.
+        # Wait for an error, not for a datagram: none will arrive.
         data, ancillary, flags, address = sock.recvmsg(100, 100, socket.MSG_ERRQUEUE)
         assert (data, address) == (b"anybody?", nobody)
         assert flags & socket.MSG_ERRQUEUE

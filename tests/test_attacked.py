@@ -111,10 +111,10 @@ def answers(address, question=b"15", family=std.AF_INET):
                 return sock.recv(1 << 16)
             except (TimeoutError, ConnectionRefusedError):
                 continue
-    raise AssertionError("the server does not answer any more")
+    raise AssertionError("the server no longer replies")
 
 
-def test_the_patterns_are_found():
+def test_all_kinds_of_servers_are_found():
     # Check that the search works: servers that it misses would not be attacked.
     assert len(list(handlers())) >= 8
     assert len(list(loops())) >= 1
@@ -125,7 +125,7 @@ def test_the_patterns_are_found():
 
 @pytest.mark.parametrize(("tree", "handler"), [*handlers()])
 @pytest.mark.parametrize("guarded", [False, True])
-def test_a_documented_handler_is_attacked(tree, handler, guarded):
+def test_attacked_documented_handler_still_replies(tree, handler, guarded):
     names = definitions(tree)
     function = eval(compile(ast.Expression(handler), "a block", "eval"), names)  # noqa: S307
     question = QUESTIONS.get(ast.unparse(handler), b"15")
@@ -143,7 +143,7 @@ def run_on(new_loop, main):
 @pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS)
 @pytest.mark.parametrize(("tree", "name"), [*loops()])
 @pytest.mark.parametrize("guarded", [False, True])
-def test_a_documented_endpoint_is_attacked(tree, name, guarded, new_loop):
+def test_attacked_documented_endpoint_still_replies(tree, name, guarded, new_loop):
     serve = definitions(tree)[name]
 
     async def main():
@@ -176,7 +176,7 @@ def test_a_documented_endpoint_is_attacked(tree, name, guarded, new_loop):
 
 @pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS)
 @pytest.mark.parametrize(("tree", "name"), [*protocols()])
-def test_a_documented_protocol_is_attacked(tree, name, new_loop):
+def test_attacked_documented_protocol_still_replies(tree, name, new_loop):
     protocol = definitions(tree)[name]
 
     async def main():
@@ -196,7 +196,7 @@ def test_a_documented_protocol_is_attacked(tree, name, new_loop):
 
 
 @pytest.mark.parametrize(("tree", "name"), [*request_handlers()])
-def test_a_documented_request_handler_is_attacked(tree, name, capsys, monkeypatch):
+def test_attacked_documented_request_handler_still_replies(tree, name, capsys, monkeypatch):
     monkeypatch.setattr(socketserver, "socket", socket)
     handler = definitions(tree)[name]
     with socketserver.UDPServer(("127.0.0.1", 0), handler) as server:
@@ -216,7 +216,7 @@ def port():
 
 
 @pytest.mark.parametrize("source", [*programs()])
-def test_a_documented_program_is_attacked(source, port, tmp_path):
+def test_attacked_documented_program_still_replies(source, port, tmp_path):
     path = tmp_path / "server.py"
     path.write_text(source.replace("1234", str(port)), encoding="utf-8")
     output = tmp_path / "output"
@@ -247,7 +247,7 @@ def ends_well(child):
 
 
 @pytest.mark.parametrize("upstream", ["down", "silent"])
-def test_the_dns_forwarder_is_attacked(upstream, interruptible):  # noqa: ARG001
+def test_attacked_dns_forwarder_still_replies(upstream, interruptible):  # noqa: ARG001
     message = pytest.importorskip("dns.message", reason="dnspython is not installed")
     with std.socket(std.AF_INET, std.SOCK_DGRAM) as above:
         above.bind(("127.0.0.1", 0))
@@ -297,7 +297,7 @@ def answering(sock, message):
         thread.join(DEADLINE)
 
 
-def test_the_time_server_is_attacked(interruptible):  # noqa: ARG001
+def test_attacked_time_server_still_replies(interruptible):  # noqa: ARG001
     child, address = example("sntp_server.py", "--listen", "127.0.0.1:0")
     with child:
         attack(address)
@@ -328,7 +328,7 @@ COLLECTORS = {
 
 
 @pytest.mark.parametrize("name", COLLECTORS)
-def test_a_collector_is_attacked(name, interruptible, tmp_path):  # noqa: ARG001
+def test_attacked_collector_keeps_running(name, interruptible, tmp_path):  # noqa: ARG001
     if name == "netflow_collector.py":
         pytest.importorskip("numpy", reason="numpy is not installed")
     options, honest, shown = COLLECTORS[name]
@@ -358,7 +358,7 @@ def until(condition):
                 return
 
 
-def test_a_service_that_others_discover_is_attacked(interruptible):  # noqa: ARG001
+def test_attacked_discovery_service_still_replies(interruptible):  # noqa: ARG001
     with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -383,7 +383,7 @@ def test_a_service_that_others_discover_is_attacked(interruptible):  # noqa: ARG
         ends_well(offer)
 
 
-def test_the_coap_server_is_attacked(interruptible, port, tmp_path):  # noqa: ARG001
+def test_attacked_coap_server_still_replies(interruptible, port, tmp_path):  # noqa: ARG001
     pytest.importorskip("aiocoap", reason="aiocoap is not installed")
     address = ("127.0.0.1", port)
     # It logs datagrams that it cannot parse, which is more than a pipe holds.

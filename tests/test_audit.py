@@ -1,4 +1,4 @@
-"""Audit events (PEP 578): the same as the standard class raises, and a hook can refuse each."""
+"""Audit events (PEP 578): the same as the standard class raises; a hook can reject each call."""
 
 import json
 
@@ -6,14 +6,14 @@ import pytest
 
 from support import run
 
-# A hook stays for the life of its process, so that each test has one of its own.
+# A hook stays for the life of its process, so each test has its own process.
 HEAD = """
 import importlib, json, socket as std, sys
 module = importlib.import_module(sys.argv[1])
 inet, dgram = std.AF_INET, std.SOCK_DGRAM
 """
 
-# Objects as text that is the same in both processes.
+# Convert objects to text that is the same in both processes.
 RECORD = """
 events = []
 ports = {}
@@ -104,13 +104,13 @@ def events(module, program):
     return json.loads(run(HEAD + RECORD + program, module))
 
 
-def test_the_events_are_the_standard_classs():
+def test_audit_events_are_the_standard_classs():
     ours, theirs = events("tomada.socket", CALLS), events("socket", CALLS)
     assert len(theirs) > 30
     assert ours == theirs
 
 
-def test_the_events_of_a_pair_are_the_standard_modules():
+def test_audit_events_of_socketpair_are_the_standard_modules():
     program = """
 for sock in module.socketpair(std.AF_UNIX, dgram):
     sock.close()
@@ -168,7 +168,7 @@ peer.close()
 
 
 @pytest.mark.parametrize("name", EVENTS)
-def test_a_hook_that_raises_stops_the_call(name):
+def test_audit_hook_that_raises_prevents_the_call(name):
     program = HEAD + REFUSE.replace("{call}", EVENTS[name])
     expected = "by the hook\nunconnected\nnothing sent\n"
     assert run(program, "socket", name.split()[0]) == expected
@@ -200,13 +200,13 @@ run(main())
 """
 
 
-def test_the_events_of_a_transport_are_the_standard_ones():
+def test_audit_events_of_a_transport_are_the_standard_ones():
     ours, theirs = events("tomada.socket", TRANSPORT), events("socket", TRANSPORT)
     assert len(theirs) > 1
     assert ours == theirs
 
 
-def test_a_hook_sees_the_socket_itself_and_the_address_that_was_given():
+def test_audit_hook_gets_the_socket_object_and_the_given_address():
     program = """
 seen = []
 sys.addaudithook(lambda event, args: seen.append(args) if event.startswith("socket.") else None)

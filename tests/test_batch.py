@@ -1,4 +1,4 @@
-"""Batch: the container itself, and what may be put into it."""
+"""Batch: the container itself, and what can be appended to it."""
 
 import array
 import gc
@@ -26,7 +26,7 @@ def contents(batch):
     return [bytes(data) for data, _ in batch]
 
 
-def test_a_new_batch_is_empty():
+def test_new_batch_is_empty():
     batch = tomada.Batch()
     assert (len(batch), batch.slots) == (0, 64)
     assert (list(batch), batch.addresses, batch.truncated) == ([], [], [])
@@ -36,42 +36,42 @@ def test_a_new_batch_is_empty():
 
 
 @pytest.mark.parametrize("slots", [1, 2, 64, 4096])
-def test_a_batch_has_the_slots_that_were_asked_for(slots):
+def test_batch_has_the_requested_number_of_slots(slots):
     assert tomada.Batch(slots).slots == slots
     assert tomada.Batch(slots=slots, slot_size=1).slots == slots
 
 
 @pytest.mark.parametrize("slots", [0, -1, 4097, 2**70])
-def test_slots_are_in_1_to_4096(slots):
+def test_batch_slots_must_be_in_1_to_4096(slots):
     with pytest.raises(ValueError, match="slots"):
         tomada.Batch(slots)
 
 
 @pytest.mark.parametrize("slot_size", [0, -1, 2**32, 2**70])
-def test_slots_have_a_size(slot_size):
+def test_batch_slot_size_must_be_valid(slot_size):
     with pytest.raises(ValueError, match="slot_size"):
         tomada.Batch(slot_size=slot_size)
 
 
 @pytest.mark.parametrize("argument", ["1", 1.5, None, b"1"])
-def test_slots_are_counted_in_ints(argument):
+def test_batch_slots_must_be_an_int(argument):
     with pytest.raises(TypeError):
         tomada.Batch(argument)
     with pytest.raises(TypeError):
         tomada.Batch(slot_size=argument)
 
 
-def test_the_size_of_slots_is_given_by_name():
+def test_batch_slot_size_is_keyword_only():
     with pytest.raises(TypeError):
         tomada.Batch(1, 2048)
 
 
-def test_a_batch_beyond_the_address_space_is_a_memory_error():
+def test_batch_larger_than_the_address_space_raises_memory_error():
     program = """
 import resource
 from pathlib import Path
 import tomada
-# An interpreter without a global lock has reserved more than a gigabyte for itself.
+# An interpreter without a global lock reserves more than a gigabyte for itself.
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), used + (1 << 30)))
 tomada.Batch(64)
@@ -84,7 +84,7 @@ tomada.Batch(64)
     assert run(program) == "True\n"
 
 
-def test_a_batch_takes_memory_only_as_far_as_it_is_used():
+def test_batch_allocates_memory_only_as_far_as_it_is_used():
     program = """
 import resource
 import tomada
@@ -99,7 +99,7 @@ assert used() - before < 64
     assert run(program) == ""
 
 
-def test_appended_datagrams_are_there_in_order():
+def test_append_keeps_the_order_of_datagrams():
     batch = tomada.Batch()
     for number, data in enumerate([b"one", b"", b"three", bytes(65_507)]):
         assert batch.append(data, ("127.0.0.1", number)) is None
@@ -110,7 +110,7 @@ def test_appended_datagrams_are_there_in_order():
     assert repr(batch) == "<tomada.Batch of 4 datagrams, 65515 bytes>"
 
 
-def test_every_bytes_like_object_can_be_appended():
+def test_append_accepts_every_bytes_like_object():
     items = [b"a", bytearray(b"bc"), memoryview(b"def")[1:], array.array("H", [1, 2])]
     batch = batch_of(*items)
     assert contents(batch) == [bytes(item) for item in items]
@@ -121,7 +121,7 @@ def test_every_bytes_like_object_can_be_appended():
     assert contents(batch) == [struct.pack("II", 0, 1), struct.pack("II", 2, 3), b"\4\0\0\0"]
 
 
-def test_what_was_appended_is_a_copy():
+def test_append_copies_the_payload():
     data = bytearray(b"before")
     batch = batch_of(data)
     data[:] = b"after"
@@ -129,7 +129,7 @@ def test_what_was_appended_is_a_copy():
 
 
 @pytest.mark.parametrize("data", ["text", None, 5, (b"x", HERE)])
-def test_what_is_no_datagram_is_not_appended(data):
+def test_append_rejects_objects_that_are_not_bytes_like(data):
     batch = batch_of(b"x")
     with pytest.raises(TypeError):
         batch.append(data)
@@ -141,7 +141,7 @@ def test_what_is_no_datagram_is_not_appended(data):
 @pytest.mark.parametrize(
     "address", [("127.0.0.1",), ("127.0.0.1", "9"), (1, 2), ("127.0.0.1", 65_536), 5, ()]
 )
-def test_what_is_no_address_is_not_appended(address):
+def test_append_rejects_invalid_addresses(address):
     batch = batch_of(b"x")
     with pytest.raises((TypeError, OverflowError)):
         batch.append(b"y", address)
@@ -163,7 +163,7 @@ def test_what_is_no_address_is_not_appended(address):
     ],
     ids=repr,
 )
-def test_an_address_comes_back_as_recvfrom_would_tell_it(address):
+def test_appended_address_is_returned_as_by_recvfrom(address):
     batch = tomada.Batch()
     batch.append(b"x", address)
     batch.append(b"y", address=address)
@@ -172,7 +172,7 @@ def test_an_address_comes_back_as_recvfrom_would_tell_it(address):
     assert [to for _, to in batch] == [address] * 4
 
 
-def test_a_short_address_of_ipv6_comes_back_in_full():
+def test_appended_short_ipv6_address_is_returned_in_full():
     batch = tomada.Batch()
     batch.append(b"x", ("::1", 9))
     batch.append(b"x", ("fe80::1%lo", 9))
@@ -184,7 +184,7 @@ def test_a_short_address_of_ipv6_comes_back_in_full():
     ("length", "size", "sizes"),
     [(10, 5, [5, 5]), (10, 4, [4, 4, 2]), (3, 100, [3]), (3, 1, [1, 1, 1]), (0, 7, [])],
 )
-def test_a_buffer_is_cut_into_datagrams_of_one_size(length, size, sizes):
+def test_extend_splits_a_buffer_into_datagrams_of_one_size(length, size, sizes):
     data = bytes(range(length))
     batch = batch_of(b"before")
     assert batch.extend(data, size) is None
@@ -192,7 +192,7 @@ def test_a_buffer_is_cut_into_datagrams_of_one_size(length, size, sizes):
     assert b"".join(contents(batch)[1:]) == data
 
 
-def test_datagrams_of_no_size_cannot_be_cut():
+def test_extend_rejects_a_size_of_zero():
     batch = tomada.Batch()
     with pytest.raises(ValueError, match="size"):
         batch.extend(b"abc", 0)
@@ -201,7 +201,7 @@ def test_datagrams_of_no_size_cannot_be_cut():
     assert len(batch) == 0
 
 
-def test_where_there_is_no_room_nothing_is_appended():
+def test_append_to_a_full_batch_appends_nothing():
     batch = tomada.Batch(1, slot_size=1000)
     room = len(memoryview(batch))
     batch.append(bytes(room - 10))
@@ -217,13 +217,13 @@ def test_where_there_is_no_room_nothing_is_appended():
     assert [len(item) for item in contents(batch)] == [room - 10, 10, 0]
 
 
-def test_there_is_an_end_to_the_number_of_datagrams_too():
+def test_number_of_datagrams_in_a_batch_is_limited():
     batch = tomada.Batch(1)
-    with pytest.raises(ValueError, match="no room"):  # noqa: PT012 - the end is what is looked for
+    with pytest.raises(ValueError, match="no room"):  # noqa: PT012 - the loop finds the limit
         while len(batch) < 10_000:
             batch.append(b"x")
     count = len(batch)
-    # At least what the kernel glues into the one message that a slot is for.
+    # At least as many as the kernel can coalesce into one message, which fills one slot.
     assert count >= 64
     assert contents(batch) == [b"x"] * count
     with pytest.raises(ValueError, match="no room"):
@@ -236,7 +236,7 @@ def test_there_is_an_end_to_the_number_of_datagrams_too():
     assert len(batch) == count
 
 
-def test_a_cleared_batch_can_be_filled_again():
+def test_cleared_batch_can_be_filled_again():
     batch = batch_of(b"one", b"two")
     for _ in range(3):
         assert batch.clear() is None
@@ -245,12 +245,12 @@ def test_a_cleared_batch_can_be_filled_again():
         assert (contents(batch), batch.addresses) == ([b"three"], [HERE])
 
 
-def test_a_batch_cannot_be_subclassed():
+def test_batch_cannot_be_subclassed():
     with pytest.raises(TypeError):
         type("Mine", (tomada.Batch,), {})
 
 
-def test_an_exception_of_a_buffer_leaves_the_batch_as_it_is():
+def test_exception_of_a_buffer_leaves_the_batch_unchanged():
     class Refusing:
         def __len__(self):
             raise RefusalError("no", "because")
@@ -261,7 +261,7 @@ def test_an_exception_of_a_buffer_leaves_the_batch_as_it_is():
     assert contents(batch) == [b"x"]
 
 
-def test_threads_may_append_at_once():
+def test_threads_may_append_to_a_batch_at_once():
     batch = tomada.Batch()
     begin = threading.Barrier(4)
 
@@ -284,8 +284,8 @@ def test_threads_may_append_at_once():
     assert sorted(contents(batch)) == sorted([letter * 10 for letter in (b"a", b"b", b"c")] * 200)
 
 
-def test_looking_at_datagrams_leaves_nothing_behind():
-    batch = batch_of(*[bytes(1000)] * 50)  # places beyond the numbers that Python keeps
+def test_reading_a_batch_leaks_nothing():
+    batch = batch_of(*[bytes(1000)] * 50)  # indexes larger than Python's cached ints
     counts = []
     for _ in range(3):
         for _ in range(20):

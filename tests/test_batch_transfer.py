@@ -1,4 +1,4 @@
-"""recv_batch and send_batch: batches on the wire, with plain ``socket`` peers at the other end."""
+"""recv_batch and send_batch, with plain ``socket`` peers at the other end."""
 
 import errno
 import socket as std
@@ -17,7 +17,7 @@ def contents(batch):
     return [bytes(data) for data, _ in batch]
 
 
-def test_what_plain_sockets_send_is_received_into_a_batch(kind, peer):
+def test_recv_batch_receives_from_plain_sockets(kind, peer):
     first, second = peer(kind), peer(kind)
     batch = tomada.Batch()
     with kind.bound(socket) as sock:
@@ -36,7 +36,7 @@ def test_what_plain_sockets_send_is_received_into_a_batch(kind, peer):
         assert batch.truncated == []
 
 
-def test_what_is_sent_from_a_batch_reaches_plain_sockets_in_order(kind, peer):
+def test_send_batch_sends_to_plain_sockets_in_order(kind, peer):
     first, second = peer(kind), peer(kind)
     batch = tomada.Batch()
     with kind.bound(socket) as sock:
@@ -49,7 +49,7 @@ def test_what_is_sent_from_a_batch_reaches_plain_sockets_in_order(kind, peer):
         assert second.do("drain") == ((b"yours", here),)
 
 
-def test_what_was_received_can_be_sent_back_as_it_is(kind, peer):
+def test_send_batch_sends_received_datagrams_back(kind, peer):
     other = peer(kind)
     batch = tomada.Batch()
     with kind.bound(socket) as sock:
@@ -60,7 +60,7 @@ def test_what_was_received_can_be_sent_back_as_it_is(kind, peer):
             assert other.do("drain") == tuple((data, sock.getsockname()) for data in SEVERAL)
 
 
-def test_datagrams_without_an_address_go_to_the_connected_peer(kind, peer):
+def test_send_batch_sends_datagrams_without_an_address_to_the_connected_peer(kind, peer):
     near, far = peer(kind), peer(kind)
     batch = tomada.Batch()
     for data, to in ((b"a", None), (b"b", far.address), (b"c", None)):
@@ -72,7 +72,7 @@ def test_datagrams_without_an_address_go_to_the_connected_peer(kind, peer):
         assert [data for data, _ in far.do("drain")] == [b"b"]
 
 
-def test_an_address_goes_before_the_datagrams_own(kind, peer):
+def test_send_batch_address_overrides_the_datagrams_addresses(kind, peer):
     near, far = peer(kind), peer(kind)
     batch = tomada.Batch()
     for data, to in ((b"a", None), (b"b", near.address), (b"c", None)):
@@ -84,7 +84,7 @@ def test_an_address_goes_before_the_datagrams_own(kind, peer):
         assert near.do("drain") == ()
 
 
-def test_without_any_address_the_call_fails_in_its_place(inet):
+def test_send_batch_without_any_address_fails_at_the_index(inet):
     batch = tomada.Batch()
     with inet.bound(socket) as sock:
         batch.append(b"a", sock.getsockname())
@@ -97,7 +97,7 @@ def test_without_any_address_the_call_fails_in_its_place(inet):
         assert payloads(sock) == [b"a", b"a"]
 
 
-def test_ipv4_addresses_will_do_on_a_socket_of_ipv6(inet, inet6, peer):
+def test_send_batch_accepts_ipv4_addresses_on_an_ipv6_socket(inet, inet6, peer):
     four, six = peer(inet), peer(inet6)
     batch = tomada.Batch()
     for data, to in ((b"a", four.address), (b"six", six.address), (b"b", four.address)):
@@ -118,7 +118,7 @@ def test_ipv4_addresses_will_do_on_a_socket_of_ipv6(inet, inet6, peer):
         assert four.do("drain") == ((b"back", here),)
 
 
-def test_a_buffer_cut_into_datagrams_leaves_as_such(inet, peer):
+def test_send_batch_sends_a_buffer_split_into_datagrams(inet, peer):
     other = peer(inet)
     data = bytes(range(256)) * 40
     batch = tomada.Batch()
@@ -129,7 +129,7 @@ def test_a_buffer_cut_into_datagrams_leaves_as_such(inet, peer):
         assert [item for item, _ in other.do("drain")] == expected
 
 
-def test_datagrams_of_every_size_go_through(inet):
+def test_datagrams_of_every_size_are_sent_and_received(inet):
     there, back = tomada.Batch(2), tomada.Batch(2)
     content = bytes(range(256)) * 256
     with inet.bound(socket) as sock:
@@ -143,7 +143,7 @@ def test_datagrams_of_every_size_go_through(inet):
 
 
 @pytest.mark.parametrize("slots", [1, 2, 63, 64, 65, 150])
-def test_a_receive_takes_no_more_than_there_are_slots(inet, slots):
+def test_recv_batch_receives_at_most_as_many_datagrams_as_slots(inet, slots):
     batch = tomada.Batch(slots)
     with inet.bound(socket) as sock:
         sock.send_many(numbered(150), sock.getsockname())
@@ -155,7 +155,7 @@ def test_a_receive_takes_no_more_than_there_are_slots(inet, slots):
         assert received == numbered(150)
 
 
-def test_a_receive_overwrites_what_the_batch_held(inet):
+def test_recv_batch_overwrites_the_batch(inet):
     batch = tomada.Batch()
     with inet.bound(socket) as sock:
         for received in ([b"first", b"second"], [b"x"], [b"", b"longer than before", b"z"]):
@@ -170,7 +170,7 @@ def test_a_receive_overwrites_what_the_batch_held(inet):
             assert memory[at : at + size] == received[-1]
 
 
-def test_a_batch_is_empty_after_a_receive_in_vain(inet):
+def test_recv_batch_that_fails_leaves_the_batch_empty(inet):
     batch = tomada.Batch()
     with inet.bound(socket) as sock:
         sock.sendto(b"received", sock.getsockname())
@@ -181,7 +181,7 @@ def test_a_batch_is_empty_after_a_receive_in_vain(inet):
         assert contents(batch) == batch.addresses == []
 
 
-def test_after_a_receive_a_batch_is_cleared_before_it_is_filled(inet):
+def test_append_after_recv_batch_requires_clear(inet):
     batch = tomada.Batch()
     with inet.bound(socket) as sock:
         sock.sendto(b"received", sock.getsockname())
@@ -195,7 +195,7 @@ def test_after_a_receive_a_batch_is_cleared_before_it_is_filled(inet):
 
 
 @pytest.mark.parametrize("slot_size", [1, 10, 100, 1000])
-def test_what_is_longer_than_a_slot_is_cut_and_named(kind, slot_size):
+def test_recv_batch_truncates_and_reports_datagrams_longer_than_a_slot(kind, slot_size):
     batch = tomada.Batch(slot_size=slot_size)
     with kind.bound(socket) as sock:
         long = bytes(range(256)) * 8
@@ -213,9 +213,9 @@ def test_what_is_longer_than_a_slot_is_cut_and_named(kind, slot_size):
         assert batch.truncated == []
 
 
-def test_a_longer_datagram_of_af_unix_is_cut_and_named(unix):
+def test_recv_batch_truncates_and_reports_long_af_unix_datagrams(unix):
     batch = tomada.Batch(2)
-    # Two senders: one with so much on its way is not writable, as poll sees it.
+    # Two senders, because poll() reports a sender with this much in flight as not writable.
     with unix.bound(socket) as sock, unix.open(std) as sender, unix.open(std) as other:
         sender.sendto(bytes(100_000), sock.getsockname())
         other.sendto(b"x", sock.getsockname())
@@ -228,14 +228,14 @@ def test_a_longer_datagram_of_af_unix_is_cut_and_named(unix):
         assert larger.addresses == [None]
 
 
-def test_an_empty_batch_is_nothing_sent(inet):
+def test_send_batch_of_an_empty_batch_sends_nothing(inet):
     with inet.bound(socket) as sock:
         assert sock.send_batch(tomada.Batch(), sock.getsockname()) == 0
         assert sock.send_batch(tomada.Batch(), errors="continue") == []
         assert payloads(sock) == []
 
 
-def test_a_closed_socket_has_no_use_for_a_batch(inet):
+def test_closed_socket_raises_for_a_batch(inet):
     sock = inet.bound(socket)
     here = sock.getsockname()
     sock.close()
@@ -250,7 +250,7 @@ def test_a_closed_socket_has_no_use_for_a_batch(inet):
             sock.recv_batch(batch)
 
 
-def test_a_batch_may_be_sent_again_and_again(inet):
+def test_send_batch_may_send_a_batch_repeatedly(inet):
     batch = tomada.Batch()
     batch.extend(b"abcdef", 2)
     with inet.bound(socket) as sock:
@@ -260,7 +260,7 @@ def test_a_batch_may_be_sent_again_and_again(inet):
         assert contents(batch) == [b"ab", b"cd", b"ef"]
 
 
-def test_failures_are_named(inet):
+def test_send_batch_failures_have_an_index(inet):
     batch = tomada.Batch()
     with inet.bound(socket) as sock:
         for data in (b"a", bytes(65_508), b"b", bytes(65_508)):
@@ -276,7 +276,7 @@ def test_failures_are_named(inet):
         assert payloads(sock) == [b"a", b"a", b"b"]
 
 
-def test_an_address_of_another_family_fails_in_its_place(inet):
+def test_send_batch_fails_at_the_index_of_an_address_of_another_family(inet):
     batch = tomada.Batch()
     with inet.bound(socket) as sock:
         for data, to in ((b"a", sock.getsockname()), (b"b", ("::1", 9)), (b"c", "a path")):
@@ -288,15 +288,15 @@ def test_an_address_of_another_family_fails_in_its_place(inet):
 
 
 @pytest.mark.parametrize("flag", ["MSG_PEEK", "MSG_ERRQUEUE"])
-def test_flags_that_make_no_sense_for_a_batch_are_refused(inet, flag):
+def test_batch_calls_reject_flags_that_they_do_not_support(inet, flag):
     with inet.bound(socket) as sock:
         sock.sendto(b"x", sock.getsockname())
-        with pytest.raises(ValueError):  # noqa: PT011 - each flag has its own text
+        with pytest.raises(ValueError):  # noqa: PT011 - each flag has its own message
             sock.recv_batch(tomada.Batch(), getattr(socket, flag))
         assert payloads(sock) == [b"x"]
 
 
-def test_what_is_no_batch_is_told(inet):
+def test_batch_calls_reject_objects_that_are_not_a_batch(inet):
     with inet.bound(socket) as sock:
         for nothing in (None, [], b"x", bytearray(100)):
             with pytest.raises(TypeError):

@@ -1,4 +1,4 @@
-"""Batch: its payloads, memory and columns as Python's buffers."""
+"""Batch: its payloads, memory and columns as Python buffers."""
 
 import array
 import gc
@@ -20,7 +20,7 @@ def contents(batch):
     return [bytes(data) for data, _ in batch]
 
 
-def test_a_payload_has_an_index():
+def test_payload_by_index():
     batch = batch_of(b"a", b"bb", b"ccc")
     assert [bytes(batch[index]) for index in range(3)] == [b"a", b"bb", b"ccc"]
     assert [bytes(batch[index]) for index in range(-3, 0)] == [b"a", b"bb", b"ccc"]
@@ -32,7 +32,7 @@ def test_a_payload_has_an_index():
             batch[index]
 
 
-def test_a_payload_is_a_view_of_the_memory():
+def test_payload_is_a_view_of_the_memory():
     batch = batch_of(b"abc", b"def")
     view = batch[1]
     assert isinstance(view, memoryview)
@@ -43,7 +43,7 @@ def test_a_payload_is_a_view_of_the_memory():
     assert memoryview(batch)[start : start + 3] == b"xyf"
 
 
-def test_an_index_beyond_the_last_datagram_shows_nothing_of_an_earlier_one():
+def test_index_after_the_last_datagram_shows_nothing_of_an_earlier_one():
     batch = batch_of(b"secret")
     batch.clear()
     with pytest.raises(IndexError):
@@ -52,7 +52,7 @@ def test_an_index_beyond_the_last_datagram_shows_nothing_of_an_earlier_one():
     assert batch.lengths.tolist() == []
 
 
-def test_going_through_a_batch_is_going_through_what_it_held_then():
+def test_iterating_a_batch_uses_the_datagrams_at_its_start():
     batch = batch_of(b"a", b"b")
     pairs = iter(batch)
     assert next(pairs) == (b"a", None)
@@ -60,7 +60,7 @@ def test_going_through_a_batch_is_going_through_what_it_held_then():
     assert [data for data, _ in pairs] == [b"b"]
 
 
-def test_the_columns_are_read_only_unsigned_ints():
+def test_columns_are_read_only_unsigned_ints():
     batch = batch_of(b"a", b"bb")
     for column in (batch.offsets, batch.lengths):
         assert isinstance(column, memoryview)
@@ -73,7 +73,7 @@ def test_the_columns_are_read_only_unsigned_ints():
         assert column[::-1].tolist() == column.tolist()[::-1]
 
 
-def test_views_show_what_a_batch_holds_by_then():
+def test_views_show_the_current_contents_of_the_batch():
     batch = batch_of(b"aaaa", b"bb")
     memory, lengths, first = memoryview(batch), batch.lengths, batch[0]
     batch.clear()
@@ -90,7 +90,7 @@ def test_views_keep_their_batch_alive():
     views += [memoryview(batch), batch.offsets, batch.lengths]
     del batch
     gc.collect()
-    # Whoever took the memory over would write there.
+    # Code that reused the memory would write there.
     others = [batch_of(b"z" * 1000) for _ in range(10)]
     assert views[0] == b"de"
     offsets, lengths = views[2], views[3]

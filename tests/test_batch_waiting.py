@@ -1,4 +1,4 @@
-"""Batches and time: waiting, closing, signals, and several threads with one batch."""
+"""Batches that wait: timeouts, closing, signals, and several threads with one batch."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ def contents(batch):
     return [bytes(data) for data, _ in batch]
 
 
-def test_a_receive_waits_as_the_timeout_says(kind):
+def test_recv_batch_obeys_the_timeout(kind):
     batch = tomada.Batch()
     with kind.bound(socket) as sock:
         sock.settimeout(0.02)
@@ -31,7 +31,7 @@ def test_a_receive_waits_as_the_timeout_says(kind):
         assert call.result() == 1
 
 
-def test_close_ends_a_receive_and_the_batch_goes_on(kind):
+def test_close_ends_recv_batch_and_the_batch_stays_usable(kind):
     batch = tomada.Batch()
     sock = kind.bound(socket)
     call = Call(sock.recv_batch, batch).until_it_waits()
@@ -43,7 +43,7 @@ def test_close_ends_a_receive_and_the_batch_goes_on(kind):
         assert other.recv_batch(batch) == 1
 
 
-def test_an_exception_of_a_handler_ends_a_receive_and_loses_nothing(inet, handler):
+def test_exception_of_a_signal_handler_ends_recv_batch_and_loses_nothing(inet, handler):
     def refuse():
         raise RefusalError("no", "because")
 
@@ -59,7 +59,7 @@ def test_an_exception_of_a_handler_ends_a_receive_and_loses_nothing(inet, handle
         assert contents(batch) == [b"still here"]
 
 
-def test_a_handler_that_uses_the_batch_is_told_not_to(inet, handler):
+def test_signal_handler_cannot_use_a_batch_in_use(inet, handler):
     batch = tomada.Batch()
     refused = []
 
@@ -83,7 +83,7 @@ def test_a_handler_that_uses_the_batch_is_told_not_to(inet, handler):
         disturbing.result()
 
 
-def test_a_batch_in_use_is_refused_to_others_and_nothing_lost(inet):
+def test_batch_in_use_is_refused_to_other_threads_and_nothing_is_lost(inet):
     batch = tomada.Batch()
     batch.append(b"before")
     with inet.bound(socket) as sock, inet.bound(socket) as other:
@@ -104,7 +104,7 @@ def test_a_batch_in_use_is_refused_to_others_and_nothing_lost(inet):
         assert payloads(other) == [b"other's"]
 
 
-def test_a_batch_in_use_still_tells_what_it_is(inet):
+def test_batch_in_use_still_has_a_len_and_repr(inet):
     batch = tomada.Batch(7)
     with inet.bound(socket) as sock:
         call = Call(sock.recv_batch, batch).until_it_waits()
@@ -142,7 +142,7 @@ def test_two_threads_with_one_batch_lose_nothing(inet):
         assert received == []
 
 
-def test_a_send_waits_for_room(unix):
+def test_send_batch_waits_for_room(unix):
     batch = tomada.Batch()
     for data in numbered(50):
         batch.append(data)
@@ -154,7 +154,7 @@ def test_a_send_waits_for_room(unix):
         assert received[count:] == numbered(50)
 
 
-def test_a_send_says_how_many_left(unix):
+def test_send_batch_returns_the_number_sent(unix):
     batch = tomada.Batch()
     batch.extend(bytes(500), 10)
     with unix.bound(socket) as receiver, unix.open(socket) as sender:
@@ -194,7 +194,7 @@ def test_two_threads_echo_with_a_batch_each(inet, peer):
                 echoed = other.do("collect", count=5)
                 assert sorted(echoed) == sorted((data, sock.getsockname()) for data in datagrams)
         for left in (1, 0):
-            # One at a time, because one thread would take both.
+            # One at a time, because one thread would receive both.
             sock.sendto(b"end", sock.getsockname())
             eventually(lambda left=left: sum(call.is_alive() for call in calls) == left)
         for call in calls:

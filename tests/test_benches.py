@@ -1,4 +1,4 @@
-"""The benchmarks: what they make of samples, and one short run of each kind, without any peers."""
+"""The benchmarks: how they evaluate samples, and one short run of each kind, without peers."""
 
 import dataclasses
 import re
@@ -44,25 +44,25 @@ def result_of(load=None, bars=(), **outcomes):
     return Result(scenario, 3, 0.5, "2026-01-01T00:00:00+00:00", outcomes)
 
 
-def test_an_outcome_is_the_median_and_the_spread_of_its_samples():
+def test_outcome_is_the_median_and_the_spread_of_its_samples():
     found = outcome(sample(90, 1), sample(100, 1), sample(120, 1))
     assert found.median("rate") == 100
     assert found.spread("rate") == pytest.approx(0.3)
 
 
-def test_rates_are_compared_where_both_had_all_they_could_take():
+def test_rates_are_compared_if_both_were_at_their_limit():
     fast, slow = outcome(sample(300, 3)), outcome(sample(100, 12))
     assert speed(fast, slow).ratio == 3
     assert not speed(fast, slow).is_by_cpu
 
 
-def test_processor_time_is_compared_where_the_load_was_the_bottleneck():
+def test_cpu_time_is_compared_if_the_load_was_the_bottleneck():
     idle, slow = outcome(sample(300, 3, busy=0.5)), outcome(sample(100, 12))
     assert speed(idle, slow).ratio == 4
     assert speed(slow, idle).is_by_cpu
 
 
-def test_who_is_kept_from_its_core_by_others_is_not_idle():
+def test_subject_displaced_from_its_core_is_not_idle():
     disturbed = outcome(sample(300, 3, busy=0.6) | {"disturbed": 0.39})
     assert disturbed.is_busy
 
@@ -84,7 +84,7 @@ def test_who_is_kept_from_its_core_by_others_is_not_idle():
         (Bar("ours", "failed", 0), False),
     ],
 )
-def test_a_bar_is_met_or_missed(bar, is_met):
+def test_bar_is_met_or_missed(bar, is_met):
     outcomes = {
         "ours": outcome(sample(300, 3, p50=5, bytes=2048, call_ns=50)),
         "theirs": outcome(sample(100, 9, p50=10, bytes=1024, call_ns=100)),
@@ -93,7 +93,7 @@ def test_a_bar_is_met_or_missed(bar, is_met):
     assert judge(bar, outcomes).is_met is is_met
 
 
-def test_a_table_has_a_row_for_each_and_says_why_one_failed():
+def test_table_has_a_row_for_each_subject_and_explains_failures():
     result = result_of(
         socket=outcome(sample(1e6, 1000)),
         idle=outcome(sample(2e6, 250, busy=0.5)),
@@ -106,7 +106,7 @@ def test_a_table_has_a_row_for_each_and_says_why_one_failed():
     assert "failed: ended with 1: no such thing" in text
 
 
-def test_a_missed_bar_is_said_to_be_missed():
+def test_missed_bar_is_reported():
     bars = (Bar("ours", "socket", 2), Bar("ours", "socket", 4))
     result = result_of(bars=bars, socket=outcome(sample(1, 3)), ours=outcome(sample(3, 1)))
     text = report.bars(result, with_title=False)
@@ -114,20 +114,20 @@ def test_a_missed_bar_is_said_to_be_missed():
     assert "| ours | socket | ≥ 4 × | 3 × | **missed** |" in text
 
 
-def test_a_chart_has_a_row_for_each_that_was_measured():
+def test_chart_has_a_row_for_each_measured_subject():
     result = result_of(
         socket=outcome(sample(90, 1), sample(100, 1), sample(120, 1)),
         ours=outcome(sample(20_000, 1)),
         failed=Outcome(failure="why"),
     )
-    chart = ET.fromstring(plots.chart(result))  # noqa: S314 - just made
+    chart = ET.fromstring(plots.chart(result))  # noqa: S314 - the test made it
     svg = "{http://www.w3.org/2000/svg}"
     marks = [chart.find(f".//{svg}g[@id='median-{row}']//{svg}use") for row in range(2)]
     assert float(marks[0].get("x")) < float(marks[1].get("x"))
     assert chart.find(f".//{svg}g[@id='median-2']") is None
 
 
-def test_a_page_stays_as_it_is_where_a_scenario_was_not_measured(tmp_path):
+def test_page_is_unchanged_for_a_scenario_that_was_not_measured(tmp_path):
     result = result_of(socket=outcome(sample(1, 2)))
     other = dataclasses.replace(result.scenario, name="another")
     assert report.write(tmp_path, [result.scenario, other], [result], {}) == ["receive"]
@@ -154,7 +154,7 @@ def test_loss_is_the_share_that_did_not_arrive():
     assert share_lost(0, 0) == 0
 
 
-def test_the_plan_is_sound():
+def test_plan_is_consistent():
     planned = scenarios()
     assert len({scenario.name for scenario in planned}) == len(planned)
     for scenario in planned:
@@ -166,7 +166,7 @@ def test_the_plan_is_sound():
 
 
 class Fails(Load):
-    """Fails always, and remembers how often it was asked."""
+    """Always fails, and counts its calls."""
 
     metrics = ("rate",)
     asked = 0
@@ -176,14 +176,14 @@ class Fails(Load):
         raise ChildFailed(f"{subject.name} does nothing")
 
 
-def test_a_subject_that_fails_is_not_tried_again():
+def test_failed_subject_is_not_tried_again():
     scenario = Scenario("fails", "receive", "it fails", Fails(), (peer("socket", "no program"),))
     outcomes = suite.measure(scenario, SHORT, 3).outcomes
     assert outcomes == {"socket": Outcome(failure="socket does nothing")}
     assert Fails.asked == 1
 
 
-def test_a_program_that_fails_says_why():
+def test_failed_program_explains_why():
     with (
         Child("blocking no_such_function", 0, 1) as child,
         pytest.raises(ChildFailed, match=r"AttributeError: .*no_such_function"),
@@ -258,18 +258,18 @@ def test_refusals_and_floods_are_measured():
 
 
 def run(load, *subjects):
-    """Measure once, and see that there is all that a page shows."""
-    scenario = Scenario("tiny", "receive", "as short as can be", load, subjects)
+    """Measure once, and check that everything on the page is there."""
+    scenario = Scenario("tiny", "receive", "as short as possible", load, subjects)
     result = suite.measure(scenario, SHORT, 1, attempts=1)
     for name, found in result.outcomes.items():
         assert not found.failure, f"{name}: {found.failure}"
         assert set(load.metrics) <= set(found.samples[0])
     assert "failed" not in report.page_of("receive", [result])
     if report.has_chart(result):
-        ET.fromstring(plots.chart(result))  # noqa: S314 - just made
+        ET.fromstring(plots.chart(result))  # noqa: S314 - the test made it
 
 
-def test_two_builds_are_compared_by_the_metric_that_counts():
+def test_compare_uses_the_metric_of_the_scenario():
     echo, memory = (next(s for s in scenarios() if s.name == n) for n in ("echo-64", "memory"))
     fast, slow = outcome(sample(300, 3)), outcome(sample(100, 9))
     idle = outcome(sample(100, 6, busy=0.5))
@@ -279,7 +279,7 @@ def test_two_builds_are_compared_by_the_metric_that_counts():
     assert compare.compare(memory, large, small) == ("bytes", 4)
 
 
-def test_a_comparison_measures_each_of_our_subjects_by_both_builds():
+def test_compare_measures_each_of_our_subjects_with_both_builds():
     (echo,) = compare.ours(scenario for scenario in scenarios() if scenario.name == "echo-64")
     subjects = compare.paired(echo, "/old/python").subjects
     assert len(subjects) == 2 * len(echo.subjects) > 0
@@ -287,7 +287,7 @@ def test_a_comparison_measures_each_of_our_subjects_by_both_builds():
     assert subjects[0].program == subjects[1].program
 
 
-def test_a_comparison_shows_both_builds_and_fails_below_the_limit(capsys):
+def test_compare_shows_both_builds_and_fails_below_the_limit(capsys):
     (scenario,) = compare.ours([call("call-1", "recv(2048)", 0.97)])
     paired = compare.paired(scenario, "/old/python")
     outcomes = {

@@ -1,4 +1,4 @@
-"""Calls block exactly when the standard module's would, and fail with EAGAIN otherwise."""
+"""Calls block exactly when the standard module's do, and raise EAGAIN otherwise."""
 
 import array
 import errno
@@ -65,7 +65,7 @@ def blocking(side, family):
 
 @pytest.mark.parametrize("way", SET_NONBLOCKING)
 @pytest.mark.parametrize("name", ["recv", "recvmsg_into"])
-def test_recv_with_o_nonblock_set_by_another(way, name):
+def test_recv_with_o_nonblock_set_by_another_holder(way, name):
     def case(side):
         sock = blocking(side, std.AF_INET)
         SET_NONBLOCKING[way](sock.fileno())
@@ -86,7 +86,7 @@ def test_recv_on_a_nonblocking_descriptor(family, name):
 
 @pytest.mark.parametrize("name", RECEIVE_MANY)
 @pytest.mark.parametrize("limit", ["O_NONBLOCK", "SO_RCVTIMEO"])
-def test_recv_many_obeys_what_limits_recv(kind, name, limit):
+def test_recv_many_obeys_everything_that_limits_recv(kind, name, limit):
     with kind.bound(socket) as sock:
         sock.settimeout(None)
         for _ in range(2):  # the second call already knows the mode
@@ -171,7 +171,7 @@ def test_recv_from_an_empty_error_queue(timeout, name):
     assert_same(case, TimeoutError if timeout else BlockingIOError)
 
 
-def test_recv_with_msg_errqueue_on_af_unix_is_a_plain_one():
+def test_recv_with_msg_errqueue_on_af_unix_is_a_plain_recv():
     def case(side):
         sock, peer = side.connected(std.AF_UNIX)
         sock.settimeout(None)
@@ -182,7 +182,7 @@ def test_recv_with_msg_errqueue_on_af_unix_is_a_plain_one():
     assert_same(case)
 
 
-def test_a_call_that_waits_goes_on_when_its_socket_stops_blocking():
+def test_waiting_call_continues_when_its_socket_becomes_nonblocking():
     def case(side):
         sock, peer = side.connected()
         sock.settimeout(None)
@@ -194,7 +194,7 @@ def test_a_call_that_waits_goes_on_when_its_socket_stops_blocking():
     assert_same(case)
 
 
-def test_blocking_again():
+def test_setblocking_true_again():
     def case(side):
         sock, peer = side.connected()
         sock.settimeout(None)
@@ -311,7 +311,7 @@ def test_connect_on_a_nonblocking_descriptor():
     assert_same(case)
 
 
-def test_a_spinning_call_obeys_o_nonblock():
+def test_spinning_call_obeys_o_nonblock():
     with socket.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         sock.spin = 60.0
@@ -320,7 +320,7 @@ def test_a_spinning_call_obeys_o_nonblock():
             Call(sock.recv, 100).result()
 
 
-def test_two_waiters_one_of_which_may_not_wait():
+def test_two_waiting_calls_one_with_msg_dontwait():
     with socket.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         call = Call(sock.recv, 100).until_it_waits()

@@ -131,7 +131,7 @@ class Player:
         return self.run(call, std.SO_SNDTIMEO)
 
     def run(self, call, option):
-        """Make a call; if it can block for ever and does, unblock it."""
+        """Make a call; if it blocks for ever, unblock it."""
         is_limited = (
             self.sock.gettimeout() is not None
             or fcntl.fcntl(self.sock.fileno(), fcntl.F_GETFL) & os.O_NONBLOCK
@@ -218,7 +218,7 @@ def play(module, family, steps):
 
 @pytest.mark.timeout(3600 if LONG else 120)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_calls_come_to_the_same_with_both_modules(family):
+def test_random_calls_have_the_same_outcome_with_both_modules(family):
     base = random.SystemRandom().randrange(2**32) if LONG else 1234
     for seed in range(base, base + SEQUENCES):
         chance = random.Random(seed)  # noqa: S311 - not for secrets
@@ -230,7 +230,7 @@ def test_calls_come_to_the_same_with_both_modules(family):
             assert one == other, f"seed {seed}: {one} and not {other} after{done}"
 
 
-def test_the_family_would_notice_a_call_that_does_not_wait():
+def test_differential_test_notices_a_call_that_does_not_wait():
     assert play(std, std.AF_INET, [("set_blocking", "os"), ("receive", "recv", 0)])[1] == (
         BlockingIOError, errno.EAGAIN, os.strerror(errno.EAGAIN)
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Libraries that check a socket's class get the standard class's answer."""
+"""Libraries that check a socket's class accept ours as the standard class."""
 
 import asyncio
 import contextlib
@@ -41,7 +41,7 @@ def sock(inet):
         yield sock
 
 
-def test_it_is_an_instance_of_both_classes(sock):
+def test_socket_is_an_instance_of_both_classes(sock):
     assert isinstance(sock, std.socket)
     assert isinstance(sock, socket.socket)
     assert sock.__class__ is std.socket
@@ -53,13 +53,13 @@ def test_it_is_an_instance_of_both_classes(sock):
             raise AssertionError
 
 
-def test_a_stream_socket_is_an_instance_of_both_classes():
+def test_stream_socket_is_an_instance_of_both_classes():
     with socket.socket(std.AF_INET, std.SOCK_STREAM) as sock:
         assert isinstance(sock, std.socket)
         assert isinstance(sock, socket.socket)
 
 
-def test_a_subclass_answers_as_itself():
+def test_subclass_instance_has_its_own_class():
     with Own(std.AF_INET, std.SOCK_DGRAM) as sock:
         assert sock.__class__ is Own
         assert sock.limited() == 512
@@ -69,7 +69,7 @@ def test_a_subclass_answers_as_itself():
         assert repr(sock).startswith(f"<{__name__}.Own fd=")
 
 
-def test_a_duplicate_is_of_the_same_class(sock):
+def test_dup_is_of_the_same_class(sock):
     sock.settimeout(1.5)
     with sock.dup() as twin:
         assert type(twin) is socket.socket
@@ -78,7 +78,7 @@ def test_a_duplicate_is_of_the_same_class(sock):
         assert twin.getsockname() == sock.getsockname()
 
 
-def test_it_is_shown_as_what_it_is(sock):
+def test_repr_shows_the_real_class(sock):
     assert repr(sock).startswith(f"<tomada.socket.socket fd={sock.fileno()}, ")
     assert {"recv_many", "gro", "recvfrom", "__class__"} <= set(dir(sock))
     with Own(std.AF_INET, std.SOCK_DGRAM) as own:
@@ -87,12 +87,12 @@ def test_it_is_shown_as_what_it_is(sock):
 
 
 @pytest.mark.parametrize("do", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_it_cannot_be_copied_and_the_text_is_the_standard_one(sock, do):
+def test_copy_fails_with_the_standard_message(sock, do):
     with pytest.raises(TypeError, match=r"^cannot pickle 'socket' object$"):
         do(sock)
 
 
-def test_a_weak_reference_ends_with_it(inet):
+def test_weak_reference_dies_with_the_socket(inet):
     sock = inet.open(socket)
     reference = weakref.ref(sock)
     assert reference() is sock
@@ -103,7 +103,7 @@ def test_a_weak_reference_ends_with_it(inet):
 
 
 @pytest.mark.parametrize("registered", [std.socket, socket.socket])
-def test_a_generic_function_finds_what_is_registered_for_either_class(sock, registered):
+def test_singledispatch_finds_functions_for_either_class(sock, registered):
     @functools.singledispatch
     def what(_):
         return "anything"
@@ -112,7 +112,7 @@ def test_a_generic_function_finds_what_is_registered_for_either_class(sock, regi
     assert what(sock) == "a socket"
 
 
-def test_a_test_double_of_an_object_has_its_methods(sock):
+def test_mock_with_a_socket_as_its_spec_has_its_methods(sock):
     for double in (mock.Mock(spec=sock), mock.create_autospec(sock)):
         assert isinstance(double, socket.socket)
         double.recv_many()
@@ -120,14 +120,14 @@ def test_a_test_double_of_an_object_has_its_methods(sock):
             double.no_such_method()
 
 
-def test_its_class_cannot_be_replaced(sock):
+def test_class_attribute_cannot_be_assigned(sock):
     with pytest.raises((AttributeError, TypeError)):
         sock.__class__ = std.socket
     assert type(sock) is socket.socket
 
 
 async def exchange_by_anyio(anyio, kind):
-    """Give a socket to anyio, receive a request with it and send the reply."""
+    """Pass a socket to anyio, receive a request with it and send the reply."""
     with kind.bound(socket) as own, kind.bound(std) as other:
         here, there = own.getsockname(), other.getsockname()
         wrapper = anyio.abc.UNIXDatagramSocket if kind.is_unix else anyio.abc.UDPSocket
@@ -142,7 +142,7 @@ async def exchange_by_anyio(anyio, kind):
         return data, other.recvfrom(100) == (b"answer", here)
 
 
-def test_anyio_takes_it_on_asyncio(anyio, kind):
+def test_anyio_accepts_a_socket_on_asyncio(anyio, kind):
     assert anyio.run(exchange_by_anyio, anyio, kind) == (b"question", True)
 
 
@@ -176,7 +176,7 @@ def test_anyio_opens_streams_where_the_class_is_replaced(anyio, monkeypatch):
     assert anyio.run(connect_by_anyio, anyio) == [b"STREAM", b"pair"]
 
 
-def test_trio_takes_none_and_can_wait_for_it_all_the_same(trio, sock, inet):
+def test_trio_rejects_a_socket_but_can_wait_for_it(trio, sock, inet):
     with pytest.raises(TypeError, match=r"socket\.socket"):
         trio.socket.from_stdlib_socket(sock)
 
@@ -193,7 +193,7 @@ def test_trio_takes_none_and_can_wait_for_it_all_the_same(trio, sock, inet):
         assert trio.run(receive, other) == [(b"x", other.getsockname())]
 
 
-def test_trio_takes_a_standard_socket_of_the_same_descriptor(trio, sock, inet):
+def test_trio_accepts_a_standard_socket_with_the_same_descriptor(trio, sock, inet):
     async def receive(other):
         with trio.socket.from_stdlib_socket(std.socket(fileno=sock.detach())) as wrapped:
             other.sendto(b"x", wrapped.getsockname())
@@ -204,7 +204,7 @@ def test_trio_takes_a_standard_socket_of_the_same_descriptor(trio, sock, inet):
         assert trio.run(receive, other) == (b"x", other.getsockname())
 
 
-def test_multiprocessing_sends_it_to_another_process():
+def test_multiprocessing_sends_a_socket_to_another_process():
     program = """
 import multiprocessing, socket as std
 from tomada import socket
@@ -231,7 +231,7 @@ if __name__ == "__main__":
     assert run(program) == "tomada.socket\n"
 
 
-def test_asyncio_takes_it_in_every_way(sock, inet):
+def test_asyncio_accepts_a_socket_in_every_way(sock, inet):
     async def main(other):
         loop = asyncio.get_running_loop()
         sock.setblocking(False)

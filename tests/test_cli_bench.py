@@ -1,4 +1,4 @@
-"""``tomada bench``: the load, what it counts, and how it is told."""
+"""``tomada bench``: the load, its counters, and its report."""
 
 import json
 import re
@@ -26,14 +26,14 @@ def filled(times):
 
 
 @given(TIMES, st.floats(0, 1))
-def test_a_quantile_is_right_to_a_percent_or_two(times, share):
+def test_quantile_is_accurate_to_two_percent(times, share):
     exact = sorted(times)[max(-int(-share * len(times) // 1), 1) - 1]
     found = filled(times).quantile(share)
     assert exact * (1 - 1 / 64) <= found <= exact
 
 
 @given(TIMES)
-def test_doubling_buckets_hold_everything_once_and_leave_no_gap(times):
+def test_buckets_cover_all_values_once_without_gaps(times):
     buckets = filled(times).doubling()
     assert sum(count for _, count in buckets) == len(times)
     lows = [low for low, _ in buckets]
@@ -42,13 +42,13 @@ def test_doubling_buckets_hold_everything_once_and_leave_no_gap(times):
         assert count == sum(low <= time < (low << 1 or 1) for time in times)
 
 
-def test_nothing_measured_has_no_quantile():
+def test_quantile_of_nothing_is_none():
     assert Histogram().quantile(0.5) is None
     assert Histogram().doubling() == []
 
 
 @pytest.mark.parametrize(("clients", "window", "size"), [(1, 1, 16), (3, 4, 100), (1, 32, 1400)])
-def test_every_datagram_is_answered_or_lost(clients, window, size):
+def test_every_datagram_is_counted_as_answered_or_lost(clients, window, size):
     with Echo() as echo:
         load = Load(echo.address, clients=clients, window=window, size=size, timeout=DEADLINE)
         result = load.run(0.1)
@@ -58,14 +58,14 @@ def test_every_datagram_is_answered_or_lost(clients, window, size):
     assert result.rate == pytest.approx(result.received / result.seconds)
 
 
-def test_no_more_are_under_way_than_the_window_says():
+def test_window_limits_the_datagrams_in_flight():
     with Echo(lambda _data: False) as echo:
         load = Load(echo.address, clients=2, window=5, timeout=0.3)
         load.run(0.1)
     assert len(echo.received) == load.result.sent == load.result.lost == 10
 
 
-def test_what_is_lost_is_counted_and_replaced():
+def test_lost_datagrams_are_counted_and_replaced():
     dropped = []
 
     def answers(data):
@@ -79,7 +79,7 @@ def test_what_is_lost_is_counted_and_replaced():
     assert result.loss == result.lost / result.sent
 
 
-def test_late_and_strange_replies_are_no_answers():
+def test_late_and_unknown_replies_do_not_count():
     class Repeating(Echo):
         def run(self):
             while True:
@@ -92,7 +92,7 @@ def test_late_and_strange_replies_are_no_answers():
     with Repeating() as echo:
         result = Load(echo.address, timeout=DEADLINE).run(0.1)
     assert result.received == result.sent
-    # The last answers end the run, and what comes after them is not looked at.
+    # The last replies end the run, and later datagrams are not read.
     assert 3 * result.received - 3 <= result.late + 1 <= 3 * result.received + 1
 
 
@@ -104,7 +104,7 @@ def told():
     return plain, as_json
 
 
-def test_the_report_tells_rate_loss_latency_and_their_distribution(told):
+def test_report_shows_rate_loss_latency_and_distribution(told):
     (status, output, errors), _ = told
     assert (status, errors) == (0, "")
     assert re.search(r"^ +[\d,]+  round trips per second, for \d\.\d\d s$", output, re.MULTILINE)
@@ -120,7 +120,7 @@ def test_the_report_tells_rate_loss_latency_and_their_distribution(told):
     assert max(len(bar) for _, bar in bars) == 50
 
 
-def test_the_report_as_json(told):
+def test_report_as_json(told):
     _, (status, output, _) = told
     found = json.loads(output)
     assert status == 0
@@ -129,12 +129,12 @@ def test_the_report_as_json(told):
     assert found["latency_us"]["min"] <= found["latency_us"]["p50"] <= found["latency_us"]["max"]
 
 
-def test_a_report_without_a_reply_has_no_latencies():
+def test_report_without_replies_has_no_latencies():
     assert not any("µs" in line for line in report(Result(seconds=1.0, sent=3, lost=3)))
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_interruption_ends_it_with_what_was_measured():
+def test_interrupt_ends_the_run_with_a_report():
     with Echo() as echo, Child("-m", "tomada", "bench", at(echo.address), "--json") as child:
         eventually(lambda: len(echo.received) > 100)
         child.signal(signal.SIGINT)
@@ -158,7 +158,7 @@ def test_no_reply_is_a_failure(inet, is_there):
 
 
 @pytest.mark.parametrize("has_rich", [True, False])
-def test_a_terminal_shows_how_far_it_is(has_rich, monkeypatch, tmp_path):
+def test_terminal_shows_progress(has_rich, monkeypatch, tmp_path):
     if has_rich:
         pytest.importorskip("rich")
     else:
@@ -182,7 +182,7 @@ def test_a_terminal_shows_how_far_it_is(has_rich, monkeypatch, tmp_path):
         (["name.invalid:1"], "Name or service not known"),
     ],
 )
-def test_what_cannot_be_done_is_status_1_and_one_line(arguments, complaint, capsys):
+def test_errors_exit_with_status_1_and_one_line(arguments, complaint, capsys):
     assert cli.main(["bench", *arguments]) == 1
     error = capsys.readouterr().err
     assert error.startswith("tomada bench: ")
@@ -190,7 +190,7 @@ def test_what_cannot_be_done_is_status_1_and_one_line(arguments, complaint, caps
     assert error.count("\n") == 1
 
 
-def test_a_local_comparison_measures_every_server():
+def test_local_comparison_measures_every_server():
     pytest.importorskip("tomada.server")
     status, output, errors = run("bench", "--local", "--duration", 0.05, "--json")
     assert status == 0, errors
@@ -209,7 +209,7 @@ def test_a_local_comparison_measures_every_server():
         assert row["loss"] == 0
 
 
-def test_a_local_comparison_as_a_table():
+def test_local_comparison_as_a_table():
     pytest.importorskip("tomada.server")
     status, output, _ = run("bench", "--local", "--duration", 0.05)
     heads, *rows = output.splitlines()

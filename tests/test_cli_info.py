@@ -1,4 +1,4 @@
-"""``tomada info``: what it finds here, and what it would change elsewhere."""
+"""``tomada info``: what it reports about this machine, and its advice for others."""
 
 import json
 import platform
@@ -13,7 +13,7 @@ from tomada import cli
 from tomada._cli import info
 
 
-def test_versions_and_limits_are_those_of_this_machine():
+def test_info_reports_this_machines_versions_and_limits():
     status, output, errors = run("info", "--json")
     found = json.loads(output)
     assert (status, errors) == (0, "")
@@ -28,7 +28,7 @@ def test_versions_and_limits_are_those_of_this_machine():
     )
 
 
-def test_it_can_be_read(capsys):
+def test_info_is_readable_text(capsys):
     assert cli.main(["info"]) == 0
     output = capsys.readouterr().out
     for title in ("versions:", "features:", "limits:"):
@@ -37,7 +37,7 @@ def test_it_can_be_read(capsys):
     assert "net.core.rmem_max" in output
 
 
-def test_features_are_found_by_trying(monkeypatch):
+def test_info_detects_features_by_trying_them(monkeypatch):
     names = list(info.features())
     assert all(isinstance(there, bool) for there in info.features().values())
 
@@ -48,8 +48,8 @@ def test_features_are_found_by_trying(monkeypatch):
     assert info.features() == dict.fromkeys(names, False)
 
 
-def test_a_kernel_that_does_not_cut_has_no_gso(monkeypatch):
-    monkeypatch.setattr(tomada.socket, "UDP_SEGMENT", 1)  # UDP_CORK is no control message
+def test_info_reports_no_gso_if_the_kernel_does_not_split(monkeypatch):
+    monkeypatch.setattr(tomada.socket, "UDP_SEGMENT", 1)  # UDP_CORK is not a control message
     assert not info.works(info.segments)
 
 
@@ -70,13 +70,13 @@ GOOD = {
         ("versions", {"rich": None}, "pip install 'tomada[cli]'"),
     ],
 )
-def test_advice_is_for_what_is_amiss(section, changed, advice):
+def test_info_gives_advice_for_each_problem(section, changed, advice):
     found = {**GOOD, section: {**GOOD[section], **changed}}
     (line,) = info.recommendations(found)
     assert advice in line
 
 
-def test_no_advice_where_all_is_well():
+def test_info_gives_no_advice_without_problems():
     assert info.recommendations(GOOD) == []
     unknown = {**GOOD, "limits": {**GOOD["limits"], "net.core.rmem_max": None}}
     assert info.recommendations(unknown) == []

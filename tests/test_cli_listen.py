@@ -21,7 +21,7 @@ from tomada._cli import pcap
 pytestmark = pytest.mark.usefixtures("interruptible")
 
 
-def test_datagrams_are_printed_with_time_peer_and_size(listening, sender):
+def test_listen_prints_time_peer_and_size_of_datagrams(listening, sender):
     listener = listening("127.0.0.1:0")
     before = time.time()
     sender.sendto("olá\n".encode(), listener.address)
@@ -38,7 +38,7 @@ def test_datagrams_are_printed_with_time_peer_and_size(listening, sender):
     assert 0 <= (elapsed + shown.tm_sec - at_least.tm_sec) % 86_400 < 3600
 
 
-def test_interruption_is_the_usual_end(listening, sender):
+def test_listen_exits_with_status_0_when_interrupted(listening, sender):
     listener = listening("127.0.0.1:0")
     sender.sendto(b"abc", listener.address)
     listener.line()
@@ -48,7 +48,7 @@ def test_interruption_is_the_usual_end(listening, sender):
     assert errors == "1 datagram, 3 bytes\n"
 
 
-def test_it_ends_after_so_many(listening, sender):
+def test_listen_count_limits_the_datagrams(listening, sender):
     listener = listening("127.0.0.1:0", "--count", 70)
     for number in range(100):
         sender.sendto(b"%d" % number, listener.address)
@@ -58,13 +58,13 @@ def test_it_ends_after_so_many(listening, sender):
     assert errors.startswith("70 datagrams")
 
 
-def test_nothing_for_too_long_is_a_failure():
+def test_listen_timeout_without_datagrams_is_a_failure():
     status, output, errors = run("listen", "127.0.0.1:0", "--timeout", 0.05)
     assert (status, output) == (1, "")
     assert "nothing came for 0.05 s" in errors
 
 
-def test_datagrams_in_hexadecimal(listening, sender):
+def test_listen_prints_hexadecimal(listening, sender):
     listener = listening("127.0.0.1:0", "--hex", "--count", 1)
     sender.sendto(bytes(range(0x3C, 0x50)), listener.address)
     _, output, _ = listener.end()
@@ -74,7 +74,7 @@ def test_datagrams_in_hexadecimal(listening, sender):
     ]
 
 
-def test_datagrams_as_json(listening, sender):
+def test_listen_prints_json(listening, sender):
     listener = listening("127.0.0.1:0", "--json", "--count", 2)
     before = time.time()
     sender.sendto(b"abc", listener.address)
@@ -93,7 +93,7 @@ def test_datagrams_as_json(listening, sender):
     assert second["hex"] == "ff"
 
 
-def test_a_path_is_an_address(listening, unix):
+def test_listen_accepts_a_path_as_address(listening, unix):
     listener = listening(unix.address(), "--count", 1)
     with unix.bound(std) as sock:
         sock.sendto(b"abc", listener.address)
@@ -102,7 +102,7 @@ def test_a_path_is_an_address(listening, unix):
         assert output.split(" ", 1)[1] == f"{sock.getsockname()} 3 bytes: abc\n"
 
 
-def test_a_group_is_joined(listening, sender):
+def test_listen_joins_a_group(listening, sender):
     group = "239.255.12.34"
     listener = listening("0.0.0.0:0", "--group", group, "--interface", "lo", "--count", 1)
     sender.setsockopt(std.IPPROTO_IP, std.IP_MULTICAST_IF, std.inet_aton("127.0.0.1"))
@@ -121,7 +121,7 @@ def test_a_group_is_joined(listening, sender):
         (["127.0.0.1:0", "--pcap", "/no/such/folder/x"], "/no/such/folder/x"),
     ],
 )
-def test_what_cannot_be_done_is_status_1_and_one_line(arguments, complaint):
+def test_listen_errors_exit_with_status_1_and_one_line(arguments, complaint):
     status, _, errors = run("listen", *arguments)
     assert status == 1
     assert errors.startswith("tomada listen: ")
@@ -129,7 +129,7 @@ def test_what_cannot_be_done_is_status_1_and_one_line(arguments, complaint):
     assert errors.count("\n") == 1
 
 
-def test_a_reader_that_goes_away_is_no_traceback(sender):
+def test_listen_closed_pipe_prints_no_traceback(sender):
     command = [sys.executable, "-m", "tomada", "listen", "127.0.0.1:0"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -142,7 +142,7 @@ def test_a_reader_that_goes_away_is_no_traceback(sender):
 
 
 def folded_sum(data):
-    """Add 16-bit words in one's complement, the slow and plain way."""
+    """Add 16-bit words in one's complement, slowly and simply."""
     data += b"\0" * (len(data) % 2)
     total = 0
     for (word,) in struct.iter_unpack("!H", data):
@@ -152,7 +152,7 @@ def folded_sum(data):
 
 
 @given(st.binary(max_size=300))
-def test_a_checksum_makes_the_sum_all_ones(data):
+def test_checksum_makes_the_sum_all_ones(data):
     check = pcap.checksum(data)
     padded = data + b"\0" * (len(data) % 2)
     assert folded_sum(padded + check.to_bytes(2)) == 0xFFFF
@@ -168,7 +168,7 @@ PORTS = st.integers(0, 65_535)
     st.integers(1, 255),
     st.integers(0, 255),
 )
-def test_an_ipv4_packet_says_what_it_was_made_of(data, source, destination, ttl, tos):
+def test_capture_ipv4_packet_has_the_right_header(data, source, destination, ttl, tos):
     packet = pcap.packet_of(data, source, destination, ttl, tos)
     first, kind, length, _, _, life, protocol, _, ours, theirs = struct.unpack_from(
         "!BBHHHBBH4s4s", packet
@@ -186,7 +186,7 @@ def test_an_ipv4_packet_says_what_it_was_made_of(data, source, destination, ttl,
     st.integers(1, 255),
     st.integers(0, 255),
 )
-def test_an_ipv6_packet_says_what_it_was_made_of(data, source, destination, ttl, tos):
+def test_capture_ipv6_packet_has_the_right_header(data, source, destination, ttl, tos):
     packet = pcap.packet_of(data, source, destination, ttl, tos)
     first, length, protocol, life, ours, theirs = struct.unpack_from("!IHBB16s16s", packet)
     assert first == 0x6000_0000 | tos << 20
@@ -206,12 +206,12 @@ def check_udp(udp, data, ends, source_port, destination_port):
     assert folded_sum(ends + struct.pack("!II", len(udp), 17) + udp) == 0xFFFF
 
 
-def test_an_interfaces_name_is_no_part_of_a_packet():
+def test_capture_packet_omits_the_interface_name():
     packet = pcap.packet_of(b"x", ("fe80::1%eth0", 1), ("fe80::2", 2))
     assert packet == pcap.packet_of(b"x", ("fe80::1", 1), ("fe80::2", 2))
 
 
-def test_ends_of_two_families_are_refused():
+def test_capture_packet_rejects_addresses_of_two_families():
     with pytest.raises(ValueError, match="not of one family"):
         pcap.packet_of(b"", ("127.0.0.1", 1), ("::1", 1))
 
@@ -221,7 +221,7 @@ PAYLOADS = [b"abc", b"", bytes(range(256)), b"x" * 65_507]
 
 @pytest.fixture(params=["AF_INET", "AF_INET6", "both"])
 def capture(request, listening, tmp_path, speaks_ipv6):
-    """Send the payloads, and give the capture, who sent them, and the times around that."""
+    """Send the payloads; return the capture, the senders, and the times before and after."""
     if request.param != "AF_INET" and not speaks_ipv6:
         pytest.skip("this machine has no IPv6")
     path = tmp_path / "capture.pcap"
@@ -237,7 +237,7 @@ def capture(request, listening, tmp_path, speaks_ipv6):
         yield path, sock.getsockname()[1], listener.address[1], (before, time.time_ns())
 
 
-def test_a_capture_has_the_payloads_and_the_times(capture):
+def test_capture_has_the_payloads_and_times(capture):
     path, source, destination, (before, after) = capture
     packets = captured(path)
     headers = [packet[: 28 if packet[0] >> 4 == 4 else 48] for _, packet in packets]
@@ -254,7 +254,7 @@ def test_a_capture_has_the_payloads_and_the_times(capture):
 
 
 @needs("tshark")
-def test_tshark_reads_the_same(capture):
+def test_tshark_reads_a_capture(capture):
     path, source, destination, _ = capture
     fields = [
         "frame.time_epoch",
@@ -279,6 +279,6 @@ def test_tshark_reads_the_same(capture):
         assert int(whole) * 10**9 + int(fraction.ljust(9, "0")) == when
 
 
-def test_the_default_is_the_port_of_the_examples():
+def test_listen_default_port_is_the_examples_port():
     arguments = cli.parser().parse_args(["listen"])
     assert arguments.address == ("127.0.0.1", 1234)

@@ -17,25 +17,25 @@ def receiver(inet):
         yield sock
 
 
-def test_each_text_is_a_datagram(receiver):
+def test_send_sends_each_argument_as_a_datagram(receiver):
     status, output, errors = run("send", at(receiver.getsockname()), "one", "two words", "")
     assert (status, output) == (0, "")
     assert f"sent 3 datagrams, 12 bytes, to {at(receiver.getsockname())}" in errors
     assert [receiver.recv(100) for _ in range(3)] == [b"one", b"two words", b""]
 
 
-def test_each_line_of_the_input_is_a_datagram(receiver):
+def test_send_sends_each_input_line_as_a_datagram(receiver):
     status, _, _ = run("send", at(receiver.getsockname()), stdin="olá\n\nlast".encode())
     assert status == 0
     assert [receiver.recv(100) for _ in range(3)] == ["olá".encode(), b"", b"last"]
 
 
-def test_a_line_that_is_no_text_is_sent_as_it_is(receiver):
+def test_send_sends_lines_that_are_not_text_unchanged(receiver):
     run("send", at(receiver.getsockname()), stdin=b"\xff\xfe\n")
     assert receiver.recv(100) == b"\xff\xfe"
 
 
-def test_a_file_is_one_datagram(receiver, tmp_path):
+def test_send_sends_a_file_as_one_datagram(receiver, tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"two\nlines\n")
     assert run("send", at(receiver.getsockname()), "--file", path)[0] == 0
@@ -44,7 +44,7 @@ def test_a_file_is_one_datagram(receiver, tmp_path):
 
 
 @pytest.mark.parametrize("order", [("--hex", "00ff", "0a"), ("00ff", "0a", "--hex")])
-def test_hexadecimal_is_bytes(receiver, order):
+def test_send_hex_sends_bytes(receiver, order):
     assert run("send", at(receiver.getsockname()), *order)[0] == 0
     assert [receiver.recv(100) for _ in range(2)] == [b"\0\xff", b"\n"]
 
@@ -52,33 +52,33 @@ def test_hexadecimal_is_bytes(receiver, order):
 @pytest.mark.parametrize(
     "source", [(("a", "b"), b""), ((), b"a\nb\n")], ids=["arguments", "standard input"]
 )
-def test_everything_is_sent_as_often_as_asked_for(receiver, source):
+def test_send_count_repeats_everything(receiver, source):
     arguments, stdin = source
     assert run("send", at(receiver.getsockname()), *arguments, "--count", 3, stdin=stdin)[0] == 0
     assert [receiver.recv(100) for _ in range(6)] == [b"a", b"b"] * 3
 
 
-def test_a_rate_is_kept(receiver):
+def test_send_rate_is_kept(receiver):
     started = time.monotonic()
     assert run("send", at(receiver.getsockname()), "x", "--count", 11, "--rate", 100)[0] == 0
-    assert time.monotonic() - started >= 0.1  # the first leaves at once
+    assert time.monotonic() - started >= 0.1  # the first is sent immediately
     assert [receiver.recv(100) for _ in range(11)] == [b"x"] * 11
 
 
-def test_replies_are_printed():
+def test_send_prints_replies():
     with Echo() as echo:
         status, output, errors = run("send", at(echo.address), "--expect-reply", "a", "b\tc\n")
     assert (status, output) == (0, "a\nb\\tc\\n\n")
     assert "sent 2 datagrams, 2 answered" in errors
 
 
-def test_a_reply_that_is_no_text_is_printed_in_hexadecimal():
+def test_send_prints_replies_that_are_not_text_in_hexadecimal():
     with Echo() as echo:
         status, output, _ = run("send", at(echo.address), "--expect-reply", "--hex", "00ff")
     assert (status, output) == (0, "0x00ff\n")
 
 
-def test_replies_as_json():
+def test_send_prints_replies_as_json():
     with Echo() as echo:
         status, output, errors = run(
             "send", at(echo.address), "--expect-reply", "--json", "--hex", "61", "ff"
@@ -91,7 +91,7 @@ def test_replies_as_json():
     assert summary == {"sent": 2, "replies": 2, "lost": 0}
 
 
-def test_a_summary_as_json(receiver):
+def test_send_prints_a_summary_as_json(receiver):
     status, output, _ = run("send", at(receiver.getsockname()), "--json", "abc")
     assert status == 0
     assert json.loads(output) == {
@@ -102,7 +102,7 @@ def test_a_summary_as_json(receiver):
     }
 
 
-def test_what_is_lost_is_sent_again():
+def test_send_retransmits_lost_requests():
     seen = []
     with Echo(lambda data: seen.append(data) or len(seen) > 2) as echo:
         status, output, _ = run("send", at(echo.address), "x", "--expect-reply", "--timeout", 20)
@@ -110,7 +110,7 @@ def test_what_is_lost_is_sent_again():
     assert echo.received[:3] == [b"x"] * 3
 
 
-def test_no_reply_is_a_failure_and_the_others_go_on():
+def test_send_without_a_reply_fails_and_continues_with_the_others():
     with Echo(lambda data: data != b"lost") as echo:
         status, output, errors = run(
             "send",
@@ -130,7 +130,7 @@ def test_no_reply_is_a_failure_and_the_others_go_on():
 
 
 @pytest.mark.parametrize("expects", [(), ("--expect-reply", "--timeout", "0.1")])
-def test_nobody_there_is_a_failure(receiver, expects):
+def test_send_to_a_closed_port_is_a_failure(receiver, expects):
     where = at(receiver.getsockname())
     receiver.close()
     status, _, errors = run("send", where, "x", *expects)
@@ -138,13 +138,13 @@ def test_nobody_there_is_a_failure(receiver, expects):
     assert "Connection refused" in errors if expects else f"nobody listens on {where}" in errors
 
 
-def test_a_path_is_an_address(unix):
+def test_send_accepts_a_path_as_address(unix):
     with unix.bound(std) as sock:
         assert run("send", sock.getsockname(), "x")[0] == 0
         assert sock.recv(10) == b"x"
 
 
-def test_an_abstract_name_is_an_address():
+def test_send_accepts_an_abstract_name_as_address():
     with std.socket(std.AF_UNIX, std.SOCK_DGRAM) as sock:
         sock.bind("")
         sock.settimeout(10)
@@ -168,7 +168,7 @@ def test_an_abstract_name_is_an_address():
         ([], "the following arguments are required: HOST:PORT"),
     ],
 )
-def test_wrong_arguments_are_status_2_and_say_what_would_do(arguments, complaint, capsys):
+def test_send_wrong_arguments_exit_with_status_2_and_a_hint(arguments, complaint, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["send", *arguments])
     assert ended.value.code == 2
@@ -185,7 +185,7 @@ def test_wrong_arguments_are_status_2_and_say_what_would_do(arguments, complaint
         (["/no/such/socket", "x"], "No such file or directory"),
     ],
 )
-def test_what_cannot_be_done_is_status_1_and_one_line(arguments, complaint, capsys):
+def test_send_errors_exit_with_status_1_and_one_line(arguments, complaint, capsys):
     assert cli.main(["send", *arguments]) == 1
     error = capsys.readouterr().err
     assert error.startswith("tomada send: ")

@@ -1,4 +1,4 @@
-"""``tomada serve``, asked by plain sockets."""
+"""``tomada serve``, with plain sockets as clients."""
 
 import json
 import re
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("interruptible")
 
 
 class Serving(Child):
-    """``tomada serve``, once it serves."""
+    """Start ``tomada serve``, and return once it serves."""
 
     def __init__(self, *arguments):
         super().__init__("-m", "tomada", "serve", *arguments)
@@ -55,7 +55,7 @@ def ask(sock, address, data):
 
 @pytest.mark.parametrize("options", [(), ("--echo",), ("--workers", 2)])
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
-def test_an_echo_until_it_is_asked_to_end(serving, client, options, end):
+def test_serve_echoes_until_interrupted(serving, client, options, end):
     server = serving("127.0.0.1:0", *options)
     for number in range(20):
         assert ask(client, server.address, b"%d" % number) == b"%d" % number
@@ -65,7 +65,7 @@ def test_an_echo_until_it_is_asked_to_end(serving, client, options, end):
     assert re.search(r"\b20 received, ", errors)
 
 
-def test_counters_as_json(serving, client):
+def test_serve_prints_counters_as_json(serving, client):
     server = serving("127.0.0.1:0", "--json")
     ask(client, server.address, b"abc")
     server.signal(signal.SIGTERM)
@@ -75,16 +75,16 @@ def test_counters_as_json(serving, client):
     assert (counters["received"], counters["received_bytes"], counters["sent"]) == (1, 3, 1)
 
 
-def test_discarded_datagrams_are_counted_and_not_answered(serving, client):
+def test_serve_discard_counts_datagrams_and_does_not_reply(serving, client):
     server = serving("127.0.0.1:0", "--discard", "--json")
     for _ in range(5):
         client.sendto(b"x", server.address)
-    server.signal(signal.SIGTERM)  # what is queued is taken before the end
+    server.signal(signal.SIGTERM)  # queued datagrams are handled before the end
     counters = json.loads(server.end()[1])
     assert (counters["received"], counters["sent"]) == (5, 0)
 
 
-def test_datagrams_are_printed(serving, client):
+def test_serve_prints_datagrams(serving, client):
     server = serving("127.0.0.1:0", "--print")
     client.sendto(b"abc", server.address)
     host, port = client.getsockname()
@@ -108,12 +108,12 @@ def app(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "reply"), [("service:upper", b"ABC"), ("service:Group.lower", b"abc")]
 )
-def test_an_app_is_found_in_the_current_directory(serving, client, name, reply):
+def test_serve_finds_an_app_in_the_current_directory(serving, client, name, reply):
     server = serving("127.0.0.1:0", "--app", name)
     assert ask(client, server.address, b"aBc") == reply
 
 
-def test_a_group_is_joined(serving, client):
+def test_serve_joins_a_group(serving, client):
     server = serving("0.0.0.0:0", "--group", "239.255.12.35")
     client.setsockopt(std.IPPROTO_IP, std.IP_MULTICAST_IF, std.inet_aton("127.0.0.1"))
     try:
@@ -123,7 +123,7 @@ def test_a_group_is_joined(serving, client):
     assert ask(client, ("127.0.0.1", server.address[1]), b"abc") == b"abc"
 
 
-def test_a_terminal_shows_what_it_does(client):
+def test_serve_shows_its_activity_on_a_terminal(client):
     with OnTerminal("serve", "127.0.0.1:0") as server:
         server.until("Ctrl-C ends it")
         _, port = re.search(r"serving (\S+):(\d+)", server.shown).groups()
@@ -157,7 +157,7 @@ def test_a_terminal_shows_what_it_does(client):
     ],
 )
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_app_that_is_none_is_status_1_and_one_line(arguments, complaint, workers):
+def test_serve_invalid_app_exits_with_status_1_and_one_line(arguments, complaint, workers):
     status, _, errors = run("serve", "127.0.0.1:0", *arguments, "--workers", workers)
     assert status == 1
     last = errors.splitlines()[-1]
@@ -168,7 +168,7 @@ def test_an_app_that_is_none_is_status_1_and_one_line(arguments, complaint, work
 @pytest.mark.usefixtures("app")
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("module", ["broken", "wrong"])
-def test_an_app_that_cannot_be_imported_shows_its_author_where(module, workers):
+def test_serve_app_that_fails_to_import_shows_a_traceback(module, workers):
     arguments = "--app", f"{module}:handle", "--workers", workers
     status, _, errors = run("serve", "127.0.0.1:0", *arguments)
     assert status == 1
@@ -176,21 +176,21 @@ def test_an_app_that_cannot_be_imported_shows_its_author_where(module, workers):
     assert "no_such_module_at_all" in errors
 
 
-def test_a_taken_port_is_status_1(client):
+def test_serve_taken_port_exits_with_status_1(client):
     host, port = client.getsockname()
     status, _, errors = run("serve", f"{host}:{port}")
     assert status == 1
     assert "Address already in use" in errors
 
 
-def test_two_things_at_once_are_refused(capsys):
+def test_serve_rejects_conflicting_options(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["serve", "--echo", "--discard"])
     assert ended.value.code == 2
     assert "not allowed with argument" in capsys.readouterr().err
 
 
-# Each sends its standard input as a datagram, and prints the answer.
+# Each sends its standard input as a datagram, and prints the reply.
 SHELL = {
     "nc": ["nc", "-u", "{host}", "{port}"],
     "socat": ["socat", "-", "UDP:{host}:{port}"],
@@ -199,7 +199,7 @@ SHELL = {
 
 
 @pytest.mark.parametrize("name", SHELL)
-def test_a_client_of_the_shell_is_answered(serving, name):
+def test_serve_replies_to_a_shell_client(serving, name):
     program(name)
     host, port = serving("127.0.0.1:0").address
     command = [part.format(host=host, port=port) for part in SHELL[name]]

@@ -16,7 +16,7 @@ from tomada._client import pool
 from tomada._client.pool import LEAST_IDLE, MOST_IDLE
 
 
-def test_a_request_gets_its_reply(kind, match):
+def test_request_returns_the_reply(kind, match):
     with (
         Server(kind, lambda data: [data]) as server,
         tomada.Client(server.address, LONG, match=match) as client,
@@ -25,13 +25,13 @@ def test_a_request_gets_its_reply(kind, match):
             assert client.request(b"x" * size) == b"x" * size
 
 
-def test_a_request_may_be_any_bytes_like_object(inet):
+def test_request_accepts_any_bytes_like_object(inet):
     with Server(inet, echo) as server, tomada.Client(server.address, LONG) as client:
         assert client.request(bytearray(b"abc")) == b"abc"
         assert client.request(memoryview(b"abcdef")[::1][2:4]) == b"cd"
 
 
-def test_a_reply_from_another_process(peer, kind):
+def test_request_to_another_process(peer, kind):
     server = peer(kind)
     server.ask("echo", count=3)
     with tomada.Client(server.address, LONG) as client:
@@ -39,7 +39,7 @@ def test_a_reply_from_another_process(peer, kind):
     assert server.answer() is None
 
 
-def test_what_is_lost_is_asked_for_again(kind, match):
+def test_request_is_retransmitted_if_lost(kind, match):
     with (
         Server(kind, Lossy(lambda number: number % 3 != 2)) as server,
         tomada.Client(server.address, LONG, retries=12, match=match) as client,
@@ -49,7 +49,7 @@ def test_what_is_lost_is_asked_for_again(kind, match):
     assert [data for data, _ in server.asked] == [b"0"] * 3 + [b"1"] * 3 + [b"2"] * 3
 
 
-def test_no_reply_ends_at_the_deadline_and_says_how_often_it_was_asked(inet, match):
+def test_request_without_reply_times_out_and_reports_the_attempts(inet, match):
     with (
         Server(inet, silence) as server,
         tomada.Client(server.address, 0.05, retries=3, match=match) as client,
@@ -67,7 +67,7 @@ def test_no_reply_ends_at_the_deadline_and_says_how_often_it_was_asked(inet, mat
     assert {data for data, _ in server.asked} == {b"hello?"}
 
 
-def test_without_retries_it_is_asked_once(inet):
+def test_request_without_retries_is_sent_once(inet):
     with Server(inet, silence) as server, tomada.Client(server.address, 0.02, 0) as client:
         for _ in range(2):
             with pytest.raises(TimeoutError, match="1 attempt in"):
@@ -76,14 +76,14 @@ def test_without_retries_it_is_asked_once(inet):
 
 
 @pytest.mark.parametrize("is_many", [False, True])
-def test_a_late_reply_is_not_the_next_ones(inet, is_many):
+def test_late_reply_is_not_returned_for_the_next_request(inet, is_many):
     late = queue.SimpleQueue()
 
     def answer(data):
         if data == b"first":
             late.put(data)
             return []
-        # What is late comes just before the answer.
+        # The late reply arrives just before the right one.
         return [] if data == b"last" else [data]
 
     with Server(inet, answer) as server, tomada.Client(server.address, 0.05, 1) as client:
@@ -95,13 +95,13 @@ def test_a_late_reply_is_not_the_next_ones(inet, is_many):
             assert client.request_many([b"second"] * 5, 2) == [b"second"] * 5
         else:
             assert client.request(b"second") == b"second"
-        # Two attempts from one port, at which nobody asks again.
+        # Two attempts from one port, to which no further request is sent.
         ports = [sender for _, sender in server.asked]
         assert ports[0] == ports[1]
         assert ports[0] not in ports[2:]
 
 
-def test_with_match_a_late_reply_is_passed_over(inet):
+def test_request_with_match_skips_a_late_reply(inet):
     def answer(data):
         return [b"reply to " + data[:-1] + b"%d" % (int(data[-1:]) - 1), b"reply to " + data]
 
@@ -114,12 +114,12 @@ def test_with_match_a_late_reply_is_passed_over(inet):
     ):
         for number in range(1, 9):
             assert client.request(b"%d" % number) == b"reply to %d" % number
-    # It could go on with one socket.
+    # It could use one socket for all requests.
     assert len({sender for _, sender in server.asked}) == 1
 
 
 @pytest.mark.parametrize("is_many", [False, True])
-def test_a_second_reply_that_has_come_is_thrown_away(inet, is_many):
+def test_second_reply_in_the_queue_is_discarded(inet, is_many):
     with (
         Server(inet, lambda data: [data, b"again " + data]) as server,
         tomada.Client(server.address, LONG) as client,
@@ -131,10 +131,10 @@ def test_a_second_reply_that_has_come_is_thrown_away(inet, is_many):
                 other.connect(server.address)
                 other.settimeout(DEADLINE)
                 other.send(b"x")
-                other.recv(10)  # now the second reply has left, too
+                other.recv(10)  # by now the second reply has been sent, too
 
 
-def test_strangers_are_not_heard(inet, match):
+def test_request_ignores_other_senders(inet, match):
     with (
         Server(inet, silence) as server,
         tomada.Client(server.address, LONG, match=match) as client,
@@ -148,7 +148,7 @@ def test_strangers_are_not_heard(inet, match):
         assert call.result() == b"question"
 
 
-def test_a_stranger_from_before_the_connection_is_not_heard(inet, monkeypatch):
+def test_request_ignores_datagrams_from_before_connect(inet, monkeypatch):
     real = pool.Connection.reconnect
 
     def after_a_stranger(self):
@@ -162,7 +162,7 @@ def test_a_stranger_from_before_the_connection_is_not_heard(inet, monkeypatch):
         assert client.request(b"question") == b"question"
 
 
-def test_a_server_that_comes_later_is_found(kind, match):
+def test_request_succeeds_when_the_server_starts_later(kind, match):
     address = kind.address()
     with std.socket(kind.family, std.SOCK_DGRAM) as taken:
         taken.bind(address)
@@ -177,7 +177,7 @@ def test_a_server_that_comes_later_is_found(kind, match):
 
 
 @pytest.mark.parametrize("is_many", [False, True])
-def test_a_server_that_dies_and_comes_back_is_found(kind, match, is_many):
+def test_request_succeeds_when_the_server_restarts(kind, match, is_many):
     with Server(kind, echo) as server:
         address = server.address
         client = tomada.Client(address, LONG, retries=12, match=match)
@@ -194,7 +194,7 @@ def test_a_server_that_dies_and_comes_back_is_found(kind, match, is_many):
 
 
 @pytest.mark.parametrize("is_many", [False, True])
-def test_a_server_that_dies_is_said_at_once_when_asked_for(kind, match, is_many):
+def test_retry_refused_false_raises_at_once_when_the_server_dies(kind, match, is_many):
     with Server(kind, echo) as server:
         client = tomada.Client(server.address, LONG, match=match, retry_refused=False)
         ask = (lambda data: client.request_many([data] * 3)[0]) if is_many else client.request
@@ -209,7 +209,7 @@ def test_a_server_that_dies_is_said_at_once_when_asked_for(kind, match, is_many)
                 ask(b"after")
 
 
-def test_a_refusal_is_the_timeouts_cause(kind):
+def test_refusal_is_the_cause_of_the_timeout(kind):
     with Server(kind, echo) as server:
         address = server.address
     with (
@@ -220,7 +220,7 @@ def test_a_refusal_is_the_timeouts_cause(kind):
     assert isinstance(caught.value.__cause__, ConnectionRefusedError)
 
 
-def test_what_no_datagram_can_hold_is_refused_at_once(inet, match):
+def test_request_rejects_a_payload_too_long_for_a_datagram(inet, match):
     with Server(inet, echo) as server, tomada.Client(server.address, LONG, match=match) as client:
         with pytest.raises(OSError, match="Message too long") as caught:
             client.request(b"x" * 65_508)
@@ -229,7 +229,7 @@ def test_what_no_datagram_can_hold_is_refused_at_once(inet, match):
 
 
 @pytest.mark.parametrize("item", ["text", 5, None, (b"x", ("127.0.0.1", 1))])
-def test_what_is_no_datagram_is_a_type_error(inet, match, item):
+def test_request_raises_type_error_for_objects_that_are_not_bytes_like(inet, match, item):
     with Server(inet, echo) as server, tomada.Client(server.address, LONG, match=match) as client:
         for _ in range(2):
             with pytest.raises(TypeError, match="bytes-like"):
@@ -240,7 +240,7 @@ def test_what_is_no_datagram_is_a_type_error(inet, match, item):
 
 
 @pytest.mark.parametrize("is_many", [False, True])
-def test_an_exception_of_match_goes_to_the_caller(inet, is_many):
+def test_request_propagates_an_exception_of_match(inet, is_many):
     def refuse(*_):
         raise RefusalError("this", "that")
 
@@ -249,10 +249,10 @@ def test_an_exception_of_match_goes_to_the_caller(inet, is_many):
         for _ in range(3):
             with pytest.raises(RefusalError):
                 ask(b"x")
-    assert len({sender for _, sender in server.asked}) == 1  # no socket was lost over it
+    assert len({sender for _, sender in server.asked}) == 1  # this did not leak a socket
 
 
-def test_many_threads_ask_at_once(kind, match):
+def test_many_threads_send_requests_at_once(kind, match):
     def ask(client, name):
         for number in range(100):
             data = b"%d %d" % (name, number)
@@ -278,7 +278,7 @@ def test_one_thread_uses_one_socket_with_match(inet):
 
 
 @pytest.mark.parametrize("is_many", [False, True])
-def test_a_port_rests_after_a_request_while_others_are_used(inet, is_many):
+def test_ports_rest_after_a_request_while_others_are_used(inet, is_many):
     with Server(inet, echo) as server, tomada.Client(server.address, 60, 0) as client:
         if is_many:
             client.request_many([b"x"] * 3 * LEAST_IDLE, 1)
@@ -291,7 +291,7 @@ def test_a_port_rests_after_a_request_while_others_are_used(inet, is_many):
         assert port not in ports[number + 1 : number + LEAST_IDLE]
 
 
-def test_a_port_that_has_rested_for_the_timeout_is_used_again(inet):
+def test_port_is_reused_after_resting_for_the_timeout(inet):
     with Server(inet, echo) as server, tomada.Client(server.address, 1e-1, 0, match=None) as client:
         client.request(b"x")
         client._pool.idle[0].used_at -= 1.0  # noqa: SLF001 - as if that was long ago
@@ -300,7 +300,7 @@ def test_a_port_that_has_rested_for_the_timeout_is_used_again(inet):
 
 
 @pytest.mark.parametrize("way", ["sample", "request", "request_many"])
-def test_a_duplicate_makes_a_client_let_ports_rest_for_longer(inet, way, monkeypatch):
+def test_duplicate_reply_makes_ports_rest_for_longer(inet, way, monkeypatch):
     monkeypatch.setattr(pool, "WATCHED", 0)
     with Server(inet, echo) as server, tomada.Client(server.address, LONG) as client:
         inside = client._pool  # noqa: SLF001
@@ -325,7 +325,7 @@ SLOW = 0.08
 
 
 @pytest.mark.parametrize("way", ["request", "request_many"])
-def test_a_server_that_takes_80_ms_is_asked_once(inet, match, way):
+def test_request_is_sent_once_to_a_server_that_takes_80_ms(inet, match, way):
     requests = [b"question %d" % number for number in range(20)]
     with Slow(inet, SLOW) as server, tomada.Client(server.address, match=match) as client:
         if way == "request":
@@ -333,5 +333,5 @@ def test_a_server_that_takes_80_ms_is_asked_once(inet, match, way):
         else:
             replies = client.request_many(requests, 4)
     assert replies == requests
-    # A machine that is held up doubles some, and not each.
+    # On a busy machine some requests are retransmitted, but not all of them.
     assert len(server.asked) < 1.5 * len(requests)

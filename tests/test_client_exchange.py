@@ -58,25 +58,25 @@ def moments(retry, round_trip=None, uniform=never):
 # The round-trip estimate
 
 
-def test_the_waits_double_and_the_last_is_as_long_as_the_first():
+def test_waits_double_and_the_last_is_as_long_as_the_first():
     assert moments(Retry(1.0, 3)) == pytest.approx([0.125, 0.375, 0.875, 1.0])
 
 
-def test_a_first_wait_is_not_longer_than_a_second():
+def test_first_wait_is_at_most_a_second():
     assert LONGEST_WAIT == 1.0
     assert moments(Retry(15.0, 3)) == pytest.approx([1.0, 5.0, 13.0, 15.0])
 
 
-def test_a_backoff_of_1_divides_the_time_evenly():
+def test_backoff_of_1_divides_the_time_evenly():
     assert moments(Retry(1.0, 3, backoff=1)) == pytest.approx([0.25, 0.5, 0.75, 1.0])
 
 
-def test_no_retries_are_one_attempt_for_the_whole_time():
+def test_zero_retries_is_one_attempt_for_the_whole_time():
     for round_trip in (None, known(0.01), known(10.0)):
         assert moments(Retry(2.0, 0), round_trip) == [2.0]
 
 
-def test_the_first_wait_comes_from_the_round_trip():
+def test_first_wait_comes_from_the_round_trip_estimate():
     # The first sample: SRTT is 10 ms, and RTTVAR half of that.
     assert RoundTrip().first_wait(Retry(1.0, 3)) == 0.125
     assert known(0.01).first_wait(Retry(1.0, 3)) == pytest.approx(0.01 + LEAST_MARGIN)
@@ -85,24 +85,24 @@ def test_the_first_wait_comes_from_the_round_trip():
     assert known(0.1, 0.2).first_wait(Retry(1.0, 3)) == pytest.approx(0.1125 + 4 * 0.0625)
 
 
-def test_an_even_server_is_given_50_ms_more_than_it_takes():
+def test_wait_for_a_steady_server_is_50_ms_longer_than_its_round_trip():
     assert known(*[0.08] * 100).first_wait(Retry(1.0, 3)) == pytest.approx(0.13)
     # For a short request, at most the wait without an estimate.
     assert known(*[1e-3] * 100).first_wait(Retry(0.08, 3)) == pytest.approx(0.011)
 
 
-def test_after_the_first_wait_the_rest_is_divided():
+def test_time_after_the_first_wait_is_divided():
     ends = moments(Retry(1.0, 3), known(*[0.0] * 100))
     rest = 0.95 / 7
     assert ends == pytest.approx([0.05, 0.05 + 2 * rest, 0.05 + 6 * rest, 1.0])
 
 
-def test_an_attempt_that_could_not_be_answered_in_time_is_not_made():
+def test_attempt_that_cannot_be_answered_in_time_is_not_made():
     assert moments(Retry(1.0, 3), known(*[0.3] * 100)) == pytest.approx([0.35, 0.65, 1.0], abs=1e-3)
     assert moments(Retry(1.0, 3), known(5.0)) == [1.0]
 
 
-def test_a_request_that_was_sent_twice_doubles_the_wait_and_is_no_sample():
+def test_retransmitted_request_doubles_the_wait_and_is_not_a_sample():
     retry, round_trip = Retry(1.0, 3), RoundTrip()
     for wait in (0.25, 0.5, 0.5):
         attempts = exchange(retry, round_trip)
@@ -129,7 +129,7 @@ def test_requests_that_fail_together_double_the_wait_once():
 
 
 @pytest.mark.parametrize("seconds", [0.08, 0.13, 0.2, 0.3, 0.4])
-def test_a_slow_server_is_soon_asked_once(seconds):
+def test_slow_server_soon_gets_one_attempt_per_request(seconds):
     retry, round_trip, now, sent = Retry(1.0, 3), RoundTrip(), START, []
     for _ in range(10):
         attempts = Exchange(retry, round_trip, now, uniform=never)
@@ -147,7 +147,7 @@ def test_a_slow_server_is_soon_asked_once(seconds):
 
 
 @given(RETRIES, ROUND_TRIPS, st.data())
-def test_attempts_follow_each_other_up_to_the_deadline(retry, round_trip, data):
+def test_attempts_are_in_order_up_to_the_deadline(retry, round_trip, data):
     def uniform(low, high):
         return data.draw(st.floats(low, high))
 
@@ -158,7 +158,7 @@ def test_attempts_follow_each_other_up_to_the_deadline(retry, round_trip, data):
 
 
 @given(RETRIES)
-def test_all_attempts_are_made_where_the_time_allows(retry):
+def test_all_attempts_are_made_if_there_is_time(retry):
     most = retry.retries + 1
     assert len(moments(retry)) == retry.count
     if retry.count < most:
@@ -180,7 +180,7 @@ def test_jitter_delays_an_attempt_by_up_to_its_share_of_the_wait(retry, data):
         assert -1e-6 <= late <= retry.jitter * wait + (number + 1) * SHORTEST_WAIT + 1e-6
 
 
-def test_a_process_that_was_held_up_waits_after_each_attempt_still():
+def test_delayed_process_still_waits_after_each_attempt():
     attempts = exchange(Retry(1.0, 3))
     attempts.attempt(START)
     now = START + 0.9  # the second and the third attempt were due long ago
@@ -199,7 +199,7 @@ def test_no_attempt_begins_after_the_deadline():
     assert attempts.attempts == 1
 
 
-def test_draws_differ_without_being_asked_to():
+def test_jitter_differs_without_a_seed():
     ends = set()
     for _ in range(50):
         attempts = Exchange(Retry(1.0, 3), RoundTrip(), START)
@@ -208,10 +208,10 @@ def test_draws_differ_without_being_asked_to():
     assert len(ends) > 1
 
 
-# Ports and ends
+# Ports and outcomes
 
 
-def test_a_port_is_used_again_only_where_no_other_reply_can_come():
+def test_port_is_reused_only_if_no_other_reply_can_arrive():
     def after(attempts, is_complete, is_answer=None):
         asking = exchange(Retry(1.0, 3), is_answer=is_answer)
         for _ in range(attempts):
@@ -231,7 +231,7 @@ def test_without_a_match_every_datagram_is_the_reply():
     assert not exchange(Retry(), is_answer=bool).accepts(b"")
 
 
-def test_a_refusal_is_raised_or_the_timeouts_cause():
+def test_refusal_is_raised_or_is_the_cause_of_the_timeout():
     refusal = ConnectionRefusedError()
     asking = exchange(Retry(1.0, 3))
     asking.refuse(refusal)
@@ -240,7 +240,7 @@ def test_a_refusal_is_raised_or_the_timeouts_cause():
         exchange(Retry(1.0, 3, retry_refused=False)).refuse(refusal)
 
 
-def test_only_a_refusal_is_raised():
+def test_only_refusals_are_raised():
     asking = exchange(Retry(1.0, 3, retry_refused=False))
     for number in FROM_PEERS - {errno.ECONNREFUSED}:
         error = OSError(number, "what an ICMP message brings")
@@ -248,7 +248,7 @@ def test_only_a_refusal_is_raised():
         assert asking.refusal is error
 
 
-def test_what_is_too_long_for_its_path_is_sent_again_at_once_and_the_next_when_it_was_due():
+def test_attempt_too_long_for_the_path_is_repeated_at_once_without_moving_the_next():
     too_long = OSError(errno.EMSGSIZE, "too long")
     asking = exchange(Retry(1.0, 2))
     ends = []
@@ -258,7 +258,7 @@ def test_what_is_too_long_for_its_path_is_sent_again_at_once_and_the_next_when_i
         asking.refuse(too_long)
         ends.append(asking.due - START)
         now = max(asking.due, now + 0.01)
-    # Each attempt is one of those that there may be.
+    # It counts as one of the allowed attempts.
     assert ends == pytest.approx([0.0, 0.0, 1.0])
 
     asking = exchange(Retry(1.0, 3))
@@ -286,7 +286,7 @@ def test_what_is_too_long_for_its_path_is_sent_again_at_once_and_the_next_when_i
         (b"\0name", "@name"),
     ],
 )
-def test_the_exception_says_how_many_attempts_in_how_long_to_whom(address, shown):
+def test_timeout_message_has_the_attempts_time_and_address(address, shown):
     attempts, now = exchange(Retry(0.5, 3)), START
     while attempts.attempt(now):
         now = attempts.due
@@ -295,7 +295,7 @@ def test_the_exception_says_how_many_attempts_in_how_long_to_whom(address, shown
         raise attempts.timed_out(address, now)
 
 
-def test_one_attempt_is_no_plural():
+def test_timeout_message_uses_the_singular_for_one_attempt():
     attempts = exchange(Retry(0.5, 0))
     attempts.attempt(START)
     assert "1 attempt in" in str(attempts.timed_out(("127.0.0.1", 1), START))
@@ -319,10 +319,10 @@ def test_one_attempt_is_no_plural():
         ((1,), {"jitter": -0.1}, ValueError, "jitter must be"),
     ],
 )
-def test_bad_arguments_are_refused_with_what_would_do(arguments, options, error, complaint):
+def test_invalid_arguments_are_rejected_with_a_hint(arguments, options, error, complaint):
     with pytest.raises(error, match=f"^{complaint}"):
         Retry(*arguments, **options)
 
 
-def test_huge_numbers_of_retries_are_as_many_as_the_time_allows():
+def test_huge_numbers_of_retries_are_limited_by_the_time():
     assert Retry(1.0, 10**9).count == 10  # 1 ms and 9 doublings are 512 ms, and 10 exceed 1 s

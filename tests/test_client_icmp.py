@@ -1,4 +1,4 @@
-"""ICMP messages about requests: none ends a request, unless a refusal is to be raised."""
+"""ICMP messages about requests: none of them ends a request, unless refusals are raised."""
 
 import errno
 import socket as std
@@ -11,7 +11,7 @@ from attacks import ICMP_ERRORS, send_icmp_errors
 from support import eventually
 from tomada.asyncio import open_endpoint
 
-# It does not fit into a packet of 1280 bytes, the least MTU of IPv6.
+# It does not fit into a packet of 1280 bytes, the minimum MTU of IPv6.
 TOO_LONG = b"q" * 1400
 PROHIBITED = b"%d" % ICMP_ERRORS[std.AF_INET].index((3, 13))
 HOSTS = {"127.0.0.1": std.AF_INET, "::1": std.AF_INET6}
@@ -29,9 +29,9 @@ class Kind:
 
 
 class Telling:
-    """A server that forges ICMP messages for its clients: before its replies, after, or only those.
+    """A server that forges ICMP messages to clients: before its replies, after, or only those.
 
-    A request is the number of the message's kind.
+    The content of a request is the number of the kind of message to send.
     """
 
     def __init__(self, namespace, host, *, is_late=False, replies=True):
@@ -98,25 +98,25 @@ def way(request):
 
 @pytest.fixture
 def alone(network):
-    """Give a namespace in which ICMP messages disturb nobody else."""
+    """Provide a namespace in which ICMP messages disturb nothing else."""
     return network.namespace()
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_no_kind_of_icmp_message_ends_a_request(alone, way, match, host):
+def test_icmp_messages_of_any_kind_do_not_end_a_request(alone, way, match, host):
     with Telling(alone, host) as server:
         questions = [b"%d" % number for number in server.kinds]
         assert alone.run(way, server.address[:2], questions, match) == questions
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_an_icmp_message_after_the_reply_does_not_end_the_next_request(alone, way, match, host):
+def test_icmp_message_after_the_reply_does_not_end_the_next_request(alone, way, match, host):
     with Telling(alone, host, is_late=True) as server:
         questions = [b"%d" % number for number in server.kinds] * 5
         assert alone.run(way, server.address[:2], questions, match) == questions
 
 
-def test_only_a_refusal_is_raised_where_refusals_are(alone, way, match):
+def test_retry_refused_false_raises_only_refusals(alone, way, match):
     kinds = ICMP_ERRORS[std.AF_INET]
     others = [b"%d" % index for index, kind in enumerate(kinds) if kind not in {(3, 3), (3, 2)}]
     refusal = [b"%d" % kinds.index((3, 3))]
@@ -134,7 +134,7 @@ def test_only_a_refusal_is_raised_where_refusals_are(alone, way, match):
         assert [type(result) for result in alone.run(be_refused)] == [ConnectionRefusedError]
 
 
-def test_the_last_message_is_the_cause_of_the_timeout(alone, match):
+def test_last_icmp_message_is_the_cause_of_the_timeout(alone, match):
     with Telling(alone, "127.0.0.1", replies=False) as server:
 
         def ask():
@@ -147,7 +147,7 @@ def test_the_last_message_is_the_cause_of_the_timeout(alone, match):
         assert alone.run(ask) == ["[Errno 113] No route to host"] * 3
 
 
-def test_an_error_that_comes_late_leaks_no_socket(alone, match):
+def test_late_icmp_error_leaks_no_socket(alone, match):
     with Telling(alone, "127.0.0.1", is_late=True) as server:
 
         def ask():
@@ -155,18 +155,18 @@ def test_an_error_that_comes_late_leaks_no_socket(alone, match):
                 for number in range(200):
                     assert client.request_many([PROHIBITED]) == [PROHIBITED]
                     eventually(lambda told=number + 1: server.told >= told)
-                pool = client._pool  # noqa: SLF001 - nothing else tells its sockets
+                pool = client._pool  # noqa: SLF001 - its sockets are not public
                 assert pool._all <= {*pool.idle, *resting(pool)}  # noqa: SLF001
                 return len(pool._all)  # noqa: SLF001
 
-        # As many as rest, and not one more for each request.
+        # The resting ones, and not one more for each request.
         assert alone.run(ask) <= (100 if match is None else 1)
 
 
-def test_an_exception_while_a_socket_is_emptied_does_not_lose_it(inet, monkeypatch):
+def test_exception_while_a_socket_is_emptied_does_not_leak_it(inet, monkeypatch):
     with Server(inet, echo) as server, tomada.Client(server.address, LONG, match=same) as client:
         client.request(b"x")
-        pool = client._pool  # noqa: SLF001 - nothing else tells its sockets
+        pool = client._pool  # noqa: SLF001 - its sockets are not public
         (connection,) = pool.idle
         monkeypatch.setattr(pool, "look_for_duplicate", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -179,7 +179,7 @@ def test_an_exception_while_a_socket_is_emptied_does_not_lose_it(inet, monkeypat
 
 @pytest.fixture
 def narrow(network):
-    """Give a client's namespace, and a server's behind a router whose far link is narrow."""
+    """Provide namespaces of a client and a server, with a router whose far link has a small MTU."""
     left, router, right = (network.namespace() for _ in range(3))
     for first, device, second, other_device, net in (
         (left, "left", router, "near", 1),
@@ -207,7 +207,7 @@ def narrow(network):
 
 
 @pytest.mark.parametrize("host", ["10.78.2.2", "fd78:2::2"])
-def test_what_is_too_long_for_the_path_is_sent_again_in_fragments(narrow, way, match, host):
+def test_request_too_long_for_the_path_is_resent_in_fragments(narrow, way, match, host):
     left, right = narrow
     server = right.run(Server, Kind(host), echo)
     with server:
@@ -218,7 +218,7 @@ def test_what_is_too_long_for_the_path_is_sent_again_in_fragments(narrow, way, m
         ]
 
 
-def test_what_is_too_long_for_the_path_is_not_sent_again_without_retries(narrow, match):
+def test_request_too_long_for_the_path_is_not_resent_without_retries(narrow, match):
     left, right = narrow
     with right.run(Server, Kind("10.78.2.2"), echo) as server:
 
@@ -240,7 +240,7 @@ def test_what_is_too_long_for_the_path_is_not_sent_again_without_retries(narrow,
     ("route", "number"),
     [(None, errno.ENETUNREACH), ("unreachable", errno.EHOSTUNREACH), ("prohibit", errno.EACCES)],
 )
-def test_what_has_no_route_is_raised_at_once(alone, match, route, number):
+def test_request_without_a_route_raises_at_once(alone, match, route, number):
     if route:
         alone.command("ip", "route", "add", route, "10.79.0.0/16")
 
@@ -254,7 +254,7 @@ def test_what_has_no_route_is_raised_at_once(alone, match, route, number):
     assert alone.run(ask) == {number}
 
 
-def test_an_endpoint_raises_why_a_request_cannot_be_sent(alone):
+def test_endpoint_request_raises_the_reason_why_it_cannot_be_sent(alone):
     alone.command("ip", "address", "add", "10.79.0.1/24", "dev", "lo")
 
     async def ask():

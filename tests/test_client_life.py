@@ -1,4 +1,4 @@
-"""How a client is made, closed, forked and imported, and what it refuses."""
+"""How a client is made, closed, forked and imported, and which arguments it rejects."""
 
 import errno
 import gc
@@ -29,7 +29,7 @@ def test_close_ends_the_requests_of_other_threads(kind, match, is_many):
             assert caught.value.errno == errno.EBADF
 
 
-def test_a_closed_client_asks_no_more(inet):
+def test_closed_client_raises(inet):
     with Server(inet, echo) as server, tomada.Client(server.address, LONG) as client:
         assert repr(client) == f"<tomada.Client of 127.0.0.1:{server.address[1]}>"
         client.request(b"x")
@@ -51,7 +51,7 @@ def test_close_leaves_no_descriptor_open(inet, match):
         assert open_descriptors() == before
 
 
-def test_sockets_that_rest_are_not_more_than_so_many(inet, monkeypatch):
+def test_number_of_resting_sockets_is_limited(inet, monkeypatch):
     monkeypatch.setattr(pool, "MOST_RESTING", 3)
     with Server(inet, silence) as server, tomada.Client(server.address, 0.002, 0) as client:
         before = open_descriptors()
@@ -61,8 +61,8 @@ def test_sockets_that_rest_are_not_more_than_so_many(inet, monkeypatch):
         assert open_descriptors() <= before + 4
 
 
-def test_a_signal_handler_may_close_a_client_in_the_middle_of_its_work(inet):
-    # Between any two steps of the client's own, the one that holds its lock among them.
+def test_signal_handler_may_close_a_client_at_any_line(inet):
+    # Between any two lines of the client's code, including those that hold its lock.
     def interrupted():
         with Server(inet, echo) as server, tomada.Client(server.address) as client:
             with client._pool._lock:  # noqa: SLF001
@@ -73,7 +73,7 @@ def test_a_signal_handler_may_close_a_client_in_the_middle_of_its_work(inet):
         Call(interrupted).result()
 
 
-def test_an_unclosed_client_warns(inet):
+def test_unclosed_client_warns(inet):
     with Server(inet, echo) as server:
         before = open_descriptors()
         client = tomada.Client(server.address, LONG)
@@ -87,7 +87,7 @@ def test_an_unclosed_client_warns(inet):
         assert open_descriptors() == before
 
 
-def test_a_client_that_could_not_be_made_warns_not():
+def test_client_whose_init_failed_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match="timeout"):
@@ -95,8 +95,8 @@ def test_a_client_that_could_not_be_made_warns_not():
         gc.collect()
 
 
-def test_a_child_process_has_sockets_of_its_own(inet):
-    # Both ask at the same time, and would take each other's replies from a shared socket.
+def test_child_process_has_its_own_sockets(inet):
+    # Both send at the same time, and would receive each other's replies from a shared socket.
     program = """
 import os, sys, warnings
 import tomada
@@ -159,7 +159,7 @@ def test_signals_interrupt_a_request_that_waits_for_room(unix, handler):
         call.join()
 
 
-def test_a_name_is_resolved_to_ipv4_first(inet):
+def test_name_is_resolved_to_ipv4_first(inet):
     with (
         Server(inet, echo) as server,
         tomada.Client(("localhost", server.address[1]), LONG) as client,
@@ -169,7 +169,7 @@ def test_a_name_is_resolved_to_ipv4_first(inet):
 
 
 @pytest.mark.usefixtures("inet6")
-def test_a_family_can_be_asked_for(monkeypatch):
+def test_family_selects_the_address(monkeypatch):
     asked = []
 
     def both(host, port, family, *_):
@@ -185,14 +185,14 @@ def test_a_family_can_be_asked_for(monkeypatch):
 
 
 @pytest.mark.usefixtures("inet6")
-def test_a_scope_is_kept():
+def test_scope_of_an_address_is_kept():
     with tomada.Client(("fe80::1", 80, 0, std.if_nametoindex("lo"))) as client:
         assert client.address == ("fe80::1", 80, 0, std.if_nametoindex("lo"))
 
 
-def test_the_address_of_a_server_on_every_address_will_do(inet):
+def test_wildcard_address_reaches_a_server_on_this_machine(inet):
     with (
-        Server(inet, echo, ("0.0.0.0", 0)) as server,  # noqa: S104 - that is what is tested
+        Server(inet, echo, ("0.0.0.0", 0)) as server,  # noqa: S104 - the wildcard address is tested
         tomada.Client(server.address, LONG) as client,
     ):
         assert client.request(b"x") == b"x"
@@ -210,7 +210,7 @@ def test_the_address_of_a_server_on_every_address_will_do(inet):
         (("name.invalid", 1), std.gaierror, "Errno"),
     ],
 )
-def test_bad_addresses_are_refused_with_what_would_do(address, error, complaint):
+def test_invalid_addresses_are_rejected_with_a_hint(address, error, complaint):
     with pytest.raises(error, match=complaint):
         tomada.Client(address)
 
@@ -228,17 +228,17 @@ def test_bad_addresses_are_refused_with_what_would_do(address, error, complaint)
         ({"spin": None}, TypeError, "spin must be"),
     ],
 )
-def test_bad_options_are_refused_with_what_would_do(options, error, complaint):
+def test_invalid_options_are_rejected_with_a_hint(options, error, complaint):
     with pytest.raises(error, match=complaint):
         tomada.Client(("127.0.0.1", 1), **options)
 
 
-def test_spinning_changes_nothing_else(inet):
+def test_spin_does_not_change_results(inet):
     with Server(inet, echo) as server, tomada.Client(server.address, LONG, spin=1e-3) as client:
         assert client.request(b"x") == b"x"
 
 
-def test_importing_tomada_imports_nothing_of_it():
+def test_importing_tomada_does_not_import_the_client():
     program = "import sys, tomada; print({'asyncio', 'random', 'tomada.client'} & {*sys.modules})"
     assert run(program) == "set()\n"
     assert "Client" in dir(tomada)

@@ -10,8 +10,8 @@ from support import Call, RefusalError, eventually
 
 
 @pytest.mark.parametrize("window", [1, 5, 32, 1000])
-def test_many_requests_get_their_replies_in_order(kind, match, window):
-    # More at once than any queue has room for.
+def test_request_many_returns_replies_in_order(kind, match, window):
+    # More requests at once than any queue has room for.
     requests = [b"%d" % number * (number % 7) for number in range(300)]
     with (
         Server(kind, echo) as server,
@@ -22,7 +22,7 @@ def test_many_requests_get_their_replies_in_order(kind, match, window):
 
 
 @pytest.mark.parametrize("size", [9000, 60_000])
-def test_many_long_requests_do_not_block_each_other(kind, match, size):
+def test_request_many_long_requests_do_not_block_each_other(kind, match, size):
     requests = [b"%d" % number * (size // 2) for number in range(10, 40)]
     with (
         Server(kind, echo) as server,
@@ -31,7 +31,7 @@ def test_many_long_requests_do_not_block_each_other(kind, match, size):
         assert client.request_many(requests) == requests
 
 
-def test_replies_out_of_order_find_their_requests(inet, match):
+def test_request_many_matches_replies_out_of_order(inet, match):
     held = []
 
     def answer(data):
@@ -47,7 +47,7 @@ def test_replies_out_of_order_find_their_requests(inet, match):
         assert call.result() == requests
 
 
-def test_no_more_are_under_way_than_the_window_says(inet, match):
+def test_request_many_window_limits_the_requests_in_flight(inet, match):
     with (
         Server(inet, silence) as server,
         tomada.Client(server.address, LONG, match=match) as client,
@@ -63,7 +63,7 @@ def test_no_more_are_under_way_than_the_window_says(inet, match):
         assert call.result() == [b"%d" % number for number in range(9)]
 
 
-def test_of_many_the_lost_ones_are_asked_for_again(kind, match):
+def test_request_many_retransmits_lost_requests(kind, match):
     with (
         Server(kind, Lossy(lambda number: number % 10 == 3)) as server,
         tomada.Client(server.address, LONG, retries=12, match=match) as client,
@@ -73,7 +73,7 @@ def test_of_many_the_lost_ones_are_asked_for_again(kind, match):
         assert client.request_many(requests, 8) == requests
 
 
-def test_of_many_the_first_that_fails_ends_the_call_with_its_index(inet, match):
+def test_request_many_raises_the_first_failure_with_its_index(inet, match):
     with (
         Server(inet, lambda data: [] if data == b"3" else [data]) as server,
         tomada.Client(server.address, 0.1, match=match) as client,
@@ -85,7 +85,7 @@ def test_of_many_the_first_that_fails_ends_the_call_with_its_index(inet, match):
         assert client.request_many(requests[:3]) == requests[:3]
 
 
-def test_of_many_exceptions_are_returned_when_asked_for(inet, match):
+def test_request_many_can_return_exceptions(inet, match):
     def answer(data):
         return [] if data == b"lost" else [data]
 
@@ -102,7 +102,7 @@ def test_of_many_exceptions_are_returned_when_asked_for(inet, match):
     assert results[3].errno == errno.EMSGSIZE
 
 
-def test_of_many_refusals_are_returned_when_asked_for(inet, match):
+def test_request_many_can_return_refusals(inet, match):
     with Server(inet, echo) as server:
         address = server.address
     with tomada.Client(address, LONG, match=match, retry_refused=False) as client:
@@ -110,12 +110,12 @@ def test_of_many_refusals_are_returned_when_asked_for(inet, match):
     assert [type(result) for result in results] == [ConnectionRefusedError] * 5
 
 
-def test_no_requests_have_no_replies(inet, match):
+def test_request_many_of_no_requests_is_empty(inet, match):
     with Server(inet, echo) as server, tomada.Client(server.address, match=match) as client:
         assert client.request_many([]) == []
 
 
-def test_an_exception_of_the_iterable_goes_to_the_caller(inet, match):
+def test_request_many_propagates_an_exception_of_the_iterable(inet, match):
     def requests():
         yield b"x"
         raise RefusalError("this", "that")
@@ -134,7 +134,7 @@ def test_an_exception_of_the_iterable_goes_to_the_caller(inet, match):
         ((), {"errors": "ignore"}, ValueError, "errors must be 'raise' or 'return', not 'ignore'"),
     ],
 )
-def test_bad_windows_are_refused(inet, arguments, options, error, complaint):
+def test_request_many_rejects_invalid_windows(inet, arguments, options, error, complaint):
     with (
         Server(inet, echo) as server,
         tomada.Client(server.address) as client,

@@ -1,4 +1,4 @@
-"""The ports of requests without a match: none is used while it may get another request's reply."""
+"""Ports of requests without a match: none is reused while another request's reply may arrive."""
 
 import asyncio
 import contextlib
@@ -18,18 +18,18 @@ from support import eventually, open_descriptors, together
 from tomada._client import pool, ports
 from tomada.asyncio import open_endpoint
 
-# A range of ports that is soon used up, and more than the sockets that stay open.
+# A range of ports that is soon exhausted, and exceeds the number of sockets that stay open.
 LOW, HIGH = 40_000, 40_199
 SIZE = HIGH - LOW + 1
 
-# No two servers have the same one: to a client, they would be the same server.
+# No two servers share it: a client could not tell them apart.
 _server_ports = itertools.count(20_000)
 
 NONE_SAFE = "every free port may still get a late reply; pass match=, or lower the rate"
 
 
 @pytest.fixture(scope="module")
-def narrow(namespaces):  # noqa: ARG001 - no test without them
+def narrow(namespaces):  # noqa: ARG001 - skips the test without them
     namespace = Namespace()
     namespace.set("ipv4/ip_local_port_range", f"{LOW} {HIGH}")
     namespace.set("ipv4/ip_local_reserved_ports", f"{LOW},{LOW + 2}-{LOW + 3}")
@@ -37,7 +37,7 @@ def narrow(namespaces):  # noqa: ARG001 - no test without them
 
 
 class Silent:
-    """A plain socket in a namespace, on which nobody replies; says which ports asked."""
+    """A plain socket in a namespace that never replies; it knows the ports of its clients."""
 
     def __init__(self, namespace, stack):
         self.sock = stack.enter_context(namespace.bound(std, ("127.0.0.1", next(_server_ports))))
@@ -112,7 +112,7 @@ WAYS = [one_client, request_many, a_client_for_each, endpoint_request, cancelled
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_no_port_is_used_while_a_late_reply_may_come(narrow, silent, way):
+def test_port_is_not_reused_while_a_late_reply_may_arrive(narrow, silent, way):
     senders, refused = [], []
     for _ in range(30):  # a slow machine does not send each request in time
         errors = narrow.run(way, silent.address, SIZE // 2)  # the server's queue has room for them
@@ -126,12 +126,12 @@ def test_no_port_is_used_while_a_late_reply_may_come(narrow, silent, way):
     for error in refused:
         assert error.errno == errno.EADDRNOTAVAIL
         assert str(error).endswith(f"cannot send to 127.0.0.1:{silent.address[1]}: {NONE_SAFE}")
-    # They do not keep a request with a match from being sent.
+    # They do not prevent a request with a match from being sent.
     with tomada.Client(silent.address, 0.001, 0, match=same) as client:
         assert isinstance(narrow.run(outcome, client.request, b"x"), TimeoutError)
 
 
-def test_of_many_the_first_without_a_port_ends_the_call_with_its_index(narrow, silent):
+def test_request_many_raises_at_the_first_request_without_a_port(narrow, silent):
     narrow.run(one_client, silent.address, SIZE)
 
     def ask():
@@ -143,7 +143,7 @@ def test_of_many_the_first_without_a_port_ends_the_call_with_its_index(narrow, s
     assert error.index == 0
 
 
-def test_a_port_is_used_again_when_no_late_reply_can_come(narrow, silent, monkeypatch):
+def test_port_is_reused_when_no_late_reply_can_arrive(narrow, silent, monkeypatch):
     monkeypatch.setattr(ports, "LATE", 0.0)
     errors = []
     for _ in range(3):
@@ -151,7 +151,7 @@ def test_a_port_is_used_again_when_no_late_reply_can_come(narrow, silent, monkey
     assert all(isinstance(error, TimeoutError) for error in errors)
 
 
-def test_without_a_free_port_the_error_says_so(narrow, silent):
+def test_error_without_a_free_port_says_so(narrow, silent):
     with contextlib.ExitStack() as stack:
 
         def fill():
@@ -166,7 +166,7 @@ def test_without_a_free_port_the_error_says_so(narrow, silent):
     assert "no local port is free" in str(error)
 
 
-def test_threads_get_no_port_that_another_has_given_up(narrow, silent):
+def test_threads_get_no_port_that_another_thread_has_released(narrow, silent):
     own, got = ports.Ports(), []
 
     def take():
@@ -183,14 +183,14 @@ def test_threads_get_no_port_that_another_has_given_up(narrow, silent):
 
 
 class Kept(ports.Ports):
-    """Ports to look into."""
+    """Ports to test with."""
 
     @property
     def sizes(self):
         return len(self._expiries), sum(map(len, self._avoided.values())), len(self._avoided)
 
 
-def test_what_is_over_is_forgotten(monkeypatch):
+def test_expired_ports_are_forgotten(monkeypatch):
     own, now = Kept(), [0.0]
     monkeypatch.setattr(ports, "monotonic", lambda: now[0])
     for second in range(100):
@@ -205,7 +205,7 @@ def test_what_is_over_is_forgotten(monkeypatch):
     assert own.sizes == (0, 0, 0)
 
 
-def test_the_later_moment_counts(monkeypatch):
+def test_later_expiry_wins(monkeypatch):
     own, now, server = Kept(), [0.0], ("10.0.0.1", 1)
     monkeypatch.setattr(ports, "monotonic", lambda: now[0])
     for until in (5.0, 9.0, 7.0):
@@ -226,7 +226,7 @@ def test_the_later_moment_counts(monkeypatch):
         (("fe80::1%lo", 1, 0, 1), ("fe80::1", 1)),
     ],
 )
-def test_a_server_is_the_same_by_all_of_its_addresses(one, other):
+def test_all_addresses_of_a_server_are_the_same_server(one, other):
     own = ports.Ports()
     own.avoid(one, 5, math.inf)
     assert own.avoided(other) == {5}
@@ -234,18 +234,18 @@ def test_a_server_is_the_same_by_all_of_its_addresses(one, other):
 
 
 def left_for(address):
-    """Return for how long the ports of requests to a server are avoided from now on."""
+    """Return for how long the ports of requests to a server will be avoided."""
     now = time.monotonic()
     entries = ports.PORTS._avoided.get(ports._key(address), {})  # noqa: SLF001
     return [until - now for until in entries.values()]
 
 
-async def test_the_timeout_of_a_request_says_for_how_long_its_port_is_avoided(runner, inet):  # noqa: ARG001
+async def test_timeout_of_a_request_decides_how_long_its_port_is_avoided(runner, inet):  # noqa: ARG001
     with Server(inet, silence) as server:
         async with open_endpoint(remote_addr=server.address) as endpoint:
             for timeout in (20, 2000):
                 task = asyncio.ensure_future(endpoint.request(b"x", timeout=timeout))
-                while not server.asked:  # noqa: ASYNC110 - a thread's list
+                while not server.asked:  # noqa: ASYNC110 - a thread fills the list
                     await asyncio.sleep(0)
                 server.asked.clear()
                 task.cancel()
@@ -256,11 +256,11 @@ async def test_the_timeout_of_a_request_says_for_how_long_its_port_is_avoided(ru
     assert 3000 < long <= 4000
 
 
-def test_the_ports_of_a_client_that_is_closed_are_avoided(inet):
+def test_ports_of_a_closed_client_are_avoided(inet):
     with Server(inet, echo) as server:
         with tomada.Client(server.address, 0.01, 0) as client:
             client.request(b"x")
-        assert all(left <= 0.01 for left in left_for(server.address))  # nothing is late
+        assert all(left <= 0.01 for left in left_for(server.address))  # no reply is late
     with Server(inet, silence) as server, tomada.Client(server.address, 0.01, 0) as client:
         with pytest.raises(TimeoutError):
             client.request(b"x")
@@ -269,7 +269,7 @@ def test_the_ports_of_a_client_that_is_closed_are_avoided(inet):
 
 
 def fork(function, *args):
-    """Return the id of a child process that calls a function."""
+    """Run a function in a child process, and return its process id."""
     child = os.fork()
     if child:
         return child
@@ -281,7 +281,7 @@ def fork(function, *args):
 
 
 @pytest.mark.parametrize("is_closed", [True, False], ids=["closed before", "closed after"])
-def test_a_child_process_avoids_the_ports_of_its_parent(narrow, silent, is_closed):
+def test_child_process_avoids_the_ports_of_its_parent(narrow, silent, is_closed):
     client = tomada.Client(silent.address, 0.01, 0)
     arguments = [b"x"] * (SIZE // 2), 20  # the server's queue has room for them
     begin, begun = os.pipe()
@@ -297,7 +297,7 @@ def test_a_child_process_avoids_the_ports_of_its_parent(narrow, silent, is_close
         if is_closed:
             client.close()
         child = narrow.run(fork, ask_in_the_child)
-    os.write(begun, b"x")  # the parent has no socket at its ports any more
+    os.write(begun, b"x")  # the parent no longer has sockets at its ports
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     os.close(begin)
     os.close(begun)
@@ -307,22 +307,23 @@ def test_a_child_process_avoids_the_ports_of_its_parent(narrow, silent, is_close
     assert not parents & children
 
 
-def test_a_name_of_af_unix_is_used_once(unix):
+def test_af_unix_name_is_used_once(unix):
     with Server(unix, echo) as server, tomada.Client(server.address, LONG) as client:
         client.request(b"x")
         ((_, sender),) = server.asked
-    assert len(sender) > 16  # the kernel's own names are of a million
+    assert len(sender) > 16  # the kernel chooses among a million names
 
 
 def age(inside):
-    """Let all sockets have rested for long."""
+    """Make all sockets look as if they had rested for long."""
     for connection in inside.idle:
         connection.used_at -= 2 * LONG
 
 
 @pytest.mark.parametrize("way", ["request", "request_many"])
 def test_sockets_that_rested_for_the_timeout_are_closed(inet, way):
-    # Sent once each: those that were sent twice rest apart, for the timeout.
+    # Requests that were sent once each: sockets of retransmitted ones rest separately, for the
+    # timeout.
     with Server(inet, echo) as server, tomada.Client(server.address, LONG, 0) as client:
         inside, before = client._pool, open_descriptors()  # noqa: SLF001
         inside.watched = math.inf
@@ -335,7 +336,7 @@ def test_sockets_that_rested_for_the_timeout_are_closed(inet, way):
         assert open_descriptors() <= before + pool.LEAST_IDLE + 1
 
 
-def test_many_requests_use_the_sockets_of_the_call_before(inet, monkeypatch):
+def test_request_many_reuses_the_sockets_of_the_previous_call(inet, monkeypatch):
     monkeypatch.setattr(pool, "WATCHED", 0)
     with Server(inet, echo) as server, tomada.Client(server.address, LONG, 0) as client:
         for _ in range(10):
@@ -343,7 +344,7 @@ def test_many_requests_use_the_sockets_of_the_call_before(inet, monkeypatch):
     assert len({sender for _, sender in server.asked}) <= 2 * 32 + 2 * pool.LEAST_IDLE
 
 
-def test_sockets_that_were_not_needed_for_a_while_are_closed(inet, monkeypatch):
+def test_sockets_not_needed_for_a_while_are_closed(inet, monkeypatch):
     monkeypatch.setattr(pool, "WATCHED", 0)
     with Server(inet, echo) as server, tomada.Client(server.address, LONG, 0) as client:
         inside = client._pool  # noqa: SLF001
@@ -355,7 +356,7 @@ def test_sockets_that_were_not_needed_for_a_while_are_closed(inet, monkeypatch):
         assert len(inside.idle) <= pool.LEAST_IDLE + 2
 
 
-async def test_an_endpoint_keeps_no_sockets_that_rested_for_the_timeout(runner, inet):  # noqa: ARG001
+async def test_endpoint_request_keeps_no_sockets_that_rested_for_the_timeout(runner, inet):  # noqa: ARG001
     with Server(inet, echo) as server:
         async with open_endpoint(remote_addr=server.address) as endpoint:
             before = open_descriptors()
@@ -387,13 +388,13 @@ def test_sockets_of_unanswered_requests_are_closed_after_the_timeout(inet):
         eventually(are_closed)
 
 
-async def test_a_reply_that_came_while_the_loop_was_held_up_is_in_time(runner, inet, match):  # noqa: ARG001
-    # Others came before it, which the match refuses.
+async def test_reply_that_arrives_while_the_loop_is_blocked_is_in_time(runner, inet, match):  # noqa: ARG001
+    # Earlier datagrams do not match.
     with Server(inet, lambda data: [b"other"] * 20 * (match is same) + [data]) as server:
         async with open_endpoint(remote_addr=server.address) as endpoint:
             request = endpoint.request(b"x", timeout=0.05, retries=0, match=match)
             task = asyncio.ensure_future(request)
-            while not server.asked:  # noqa: ASYNC110 - a thread's list
+            while not server.asked:  # noqa: ASYNC110 - a thread fills the list
                 await asyncio.sleep(0)
             end = time.monotonic() + 0.1
             eventually(lambda: endpoint.socket.pending or time.monotonic() > end)
@@ -401,7 +402,7 @@ async def test_a_reply_that_came_while_the_loop_was_held_up_is_in_time(runner, i
             assert await task == b"x"
 
 
-def test_a_reply_that_came_while_a_thread_was_held_up_is_in_time(inet):
+def test_reply_that_arrives_while_a_thread_is_blocked_is_in_time(inet):
     with Server(inet, lambda data: [b"other"] * 20 + [data]) as server:
         client = tomada.Client(server.address, LONG, match=same)
         connection = client._pool.take()  # noqa: SLF001

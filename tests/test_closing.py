@@ -1,4 +1,4 @@
-"""Closing a socket that other threads use: they are woken, and the descriptor is free."""
+"""Closing a socket that other threads use wakes them and frees the descriptor."""
 
 import contextlib
 import errno
@@ -36,7 +36,7 @@ def test_detach_ends_a_wait_in_another_thread(kind, receive):
     call = Call(receive, sock).until_it_waits()
     fd = sock.detach()
     assert_ended(call)
-    # The descriptor lives, and whoever has it gets what comes.
+    # The descriptor stays open, and its new owner receives the datagrams.
     with std.socket(fileno=fd) as same:
         same.sendto(b"x", same.getsockname())
         assert same.recv(100) == b"x"
@@ -85,20 +85,20 @@ def test_close_of_a_duplicate_ends_no_wait(inet):
         assert call.result() == b"x"
 
 
-def test_the_port_is_free_when_close_returns(kind):
+def test_close_frees_the_port_before_it_returns(kind):
     sock = kind.bound(socket)
     address = sock.getsockname()
     calls = [Call(sock.recvfrom, 100).until_it_waits() for _ in range(3)]
     sock.close()
     if kind.name == "path":
-        os.unlink(address)  # noqa: PTH108 - as a program would that binds it again
+        os.unlink(address)  # noqa: PTH108 - as in a program that binds the path again
     with kind.open(std) as successor:
         successor.bind(address)
     for call in calls:
         assert_ended(call)
 
 
-def test_the_successor_of_a_descriptor_keeps_its_datagrams(inet):
+def test_close_does_not_take_datagrams_of_a_reused_descriptor(inet):
     sock = inet.bound(socket)
     fd = sock.fileno()
     calls = [Call(sock.recvfrom, 100).until_it_waits() for _ in range(3)]
@@ -117,8 +117,8 @@ def test_the_successor_of_a_descriptor_keeps_its_datagrams(inet):
             assert_ended(call)
 
 
-def test_a_socket_is_closed_while_many_threads_use_it(inet):
-    # Whatever a call meets, it ends, and with nothing but EBADF.
+def test_close_while_many_threads_use_the_socket(inet):
+    # Every call ends, and none fails with anything but EBADF.
     for _ in range(20):
         sock = inet.bound(socket)
         to = sock.getsockname()
@@ -144,7 +144,7 @@ def test_a_socket_is_closed_while_many_threads_use_it(inet):
             assert_ended(call)
 
 
-def test_two_threads_close_at_once(inet):
+def test_close_in_two_threads_at_once(inet):
     for _ in range(20):
         sock = inet.bound(socket)
         waiting = Call(sock.recv, 100).until_it_waits()
@@ -155,7 +155,7 @@ def test_two_threads_close_at_once(inet):
         assert sock.fileno() == -1
 
 
-def test_closed_sockets_leave_no_descriptors(inet):
+def test_close_leaves_no_descriptors(inet):
     before = open_descriptors()
     for _ in range(10):
         sock = inet.bound(socket)
@@ -166,7 +166,7 @@ def test_closed_sockets_leave_no_descriptors(inet):
     eventually(lambda: open_descriptors() == before)
 
 
-def test_a_thread_whose_wait_was_ended_can_wait_again(inet):
+def test_thread_whose_wait_was_ended_can_wait_again(inet):
     with inet.bound(socket) as second:
 
         def use(first):
@@ -220,7 +220,7 @@ def test_shutdown_does_not_end_waits_with_a_timeout(family):
 
 
 def test_shutdown_ends_the_wait_of_an_unconnected_udp_socket():
-    # It says ENOTCONN, and does it all the same: programs use it to end their receiving thread.
+    # It raises ENOTCONN, but takes effect: programs use it to end their receiving thread.
     def case(side):
         sock = side.bound()
         sock.settimeout(None)
@@ -233,7 +233,7 @@ def test_shutdown_ends_the_wait_of_an_unconnected_udp_socket():
 
 
 class Stream(socket.socket):
-    """What opens streams in a program whose own class is derived from ``socket.socket``."""
+    """Opens streams in a program with its own class derived from ``socket.socket``."""
 
 
 @pytest.mark.parametrize("timeout", [None, 100])
@@ -247,7 +247,7 @@ def test_close_does_not_wait_for_a_connection(timeout):
     try:
         assert Call(sock.close).result(deadline=3) is None
     finally:
-        # The standard class leaves an accept without a timeout waiting. This ends it.
+        # With the standard class, an accept without a timeout would wait for ever. This ends it.
         with std.socket() as client:
             client.connect_ex(address)
         with contextlib.suppress(OSError):
@@ -255,7 +255,7 @@ def test_close_does_not_wait_for_a_connection(timeout):
 
 
 @pytest.mark.parametrize("kind", [std.SOCK_STREAM, std.SOCK_SEQPACKET])
-def test_close_does_not_wait_where_several_threads_accept(kind):
+def test_close_does_not_wait_for_several_threads_in_accept(kind):
     for _ in range(20):
         with Stream(std.AF_UNIX, kind) as sock, std.socket(std.AF_UNIX, kind) as client:
             sock.bind("")
@@ -277,7 +277,7 @@ def test_close_does_not_wait_where_several_threads_accept(kind):
 
 
 @pytest.mark.parametrize("timeout", [None, 100])
-def test_close_does_not_wait_for_a_streams_data(timeout):
+def test_close_does_not_wait_for_stream_data(timeout):
     with std.create_server(("127.0.0.1", 0)) as server:
         sock = Stream(std.AF_INET, std.SOCK_STREAM)
         sock.connect(server.getsockname())
@@ -292,7 +292,7 @@ def test_close_does_not_wait_for_a_streams_data(timeout):
                 receiving.result()
 
 
-def test_waits_and_closing_work_where_no_more_descriptors_can_be_opened():
+def test_close_ends_waits_without_a_free_descriptor():
     program = """
 import errno, os, resource, sys
 sys.path.insert(0, sys.argv[1])
@@ -306,7 +306,7 @@ def bound():
 
 first, second, third = bound(), bound(), bound()
 third.settimeout(0.02)
-# support looks into /proc, which takes one; so that a thread gets none while it begins to wait.
+# support reads /proc, which takes a descriptor, so a thread could not get one when it waits.
 fill = []
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 try:
@@ -331,5 +331,5 @@ try:
 except OSError as error:
     print(errno.errorcode[error.errno])
 """
-    folder = os.path.dirname(__file__)  # noqa: PTH120 - a str is wanted
+    folder = os.path.dirname(__file__)  # noqa: PTH120 - PYTHONPATH needs a str
     assert run(program, folder) == "timed out\nb'x'\nEBADF\n"

@@ -1,4 +1,4 @@
-"""CPython's own tests, of the running interpreter, with tomada's classes in place of its own."""
+"""CPython's own tests for the running interpreter, with tomada's classes substituted."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from support import Call
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# By test: passed, skipped or failed, and why.
+# For each test, its outcome (passed, skipped or failed) and the reason.
 Outcomes: TypeAlias = "dict[str, tuple[str, str]]"
 
 RUN = Path(__file__).parent / "cpython" / "run.py"
 
-# The classes that each substitution puts in the place of the standard ones.
+# The classes that each substitution should use.
 CLASSES = {
     "socket": {"socket": "tomada.socket.socket"},
     "loop": {
@@ -47,21 +47,21 @@ LOOPS = [
     )
 ]
 
-# Tests that pass with the standard classes and need not pass with tomada's, each with its reason.
+# Tests that pass with the standard classes but may fail with tomada's, each with its reason.
 KNOWN_DIFFERENCES = {
     "test_socket.PurePythonSocketPairTest.test_injected_authentication_failure": (
         "assigns to socket.socket.getsockname and expects a stream socket to have the new method; "
-        "stream sockets are the standard library's own objects, of its own class"
+        "stream sockets are the standard library's own, of its own class"
     ),
     "test_base_events.BaseLoopSockSendfileTests.test__sock_sendfile_native_failure": (
-        "wants a loop that is no more than the base class and so cannot send files; tomada's is "
-        "also what the standard library's is on Unix, and can"
+        "expects a loop with only the base class's methods, which cannot send files; tomada's loop "
+        "extends the standard library's for Unix, which can"
     ),
     "test_base_events.BaseLoopSockSendfileTests.test_sock_sendfile_no_fallback": "the same",
 }
 
 
-# So many that fail are tried again.
+# At most this many failed tests are retried.
 FEW = 5
 
 
@@ -74,8 +74,8 @@ def has_tests() -> bool:
 
 
 def outcomes(variant: str, *names: str) -> tuple[dict[str, str], Outcomes]:
-    """Run tests; return the classes that they had, and what became of each test."""
-    # Tests that are ended leave files where they run.
+    """Run tests; return the classes that they used, and the outcome of each test."""
+    # Tests that are killed leave files in the current directory.
     with tempfile.TemporaryDirectory() as folder:
         run = subprocess.run(
             [sys.executable, RUN, variant, *names],
@@ -91,7 +91,7 @@ def outcomes(variant: str, *names: str) -> tuple[dict[str, str], Outcomes]:
 
 
 def worse_of(passed: Iterable[str], ours: Outcomes) -> Outcomes:
-    """Return what became of tests that pass with the standard classes, and not with tomada's."""
+    """Return the outcomes of tests that pass with the standard classes, but not with tomada's."""
     return {
         name: ours.get(name, ("not run", ""))
         for name in passed
@@ -103,11 +103,11 @@ def worse_of(passed: Iterable[str], ours: Outcomes) -> Outcomes:
 @pytest.mark.parametrize(
     ("module", "variants"),
     [(module, ["socket"]) for module in SOCKETS]
-    # In one go: they spend their time waiting.
+    # At the same time, because they mostly wait.
     + [(module, ["loop", "both"]) for module in LOOPS],
     ids=SOCKETS + LOOPS,
 )
-def test_what_passes_with_the_standard_classes_passes_with_tomadas(module, variants):
+def test_cpython_tests_that_pass_with_the_standard_classes_pass_with_tomadas(module, variants):
     if not has_tests():
         pytest.skip("this interpreter was installed without its tests")
     runs = {variant: Call(outcomes, variant, module) for variant in ["stock", *variants]}
@@ -119,8 +119,8 @@ def test_what_passes_with_the_standard_classes_passes_with_tomadas(module, varia
         assert our_classes == stock_classes | CLASSES[variant]
         worse = worse_of(passed, ours)
         if 0 < len(worse) <= FEW:
-            # Some of these tests depend on how fast a machine is, and this one was busy: with the
-            # others of their module. By themselves they must pass.
+            # Some of these tests depend on timing and may fail while the rest of their module keeps
+            # the machine busy. By themselves they must pass.
             worse = worse_of(
                 worse, outcomes(variant, *(name.removeprefix("test.") for name in worse))[1]
             )

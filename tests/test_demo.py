@@ -1,4 +1,4 @@
-"""``tomada demo``: the program that shows the library to a newcomer."""
+"""``tomada demo``, the program that shows the library to newcomers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def text(tmp_path):
     return path
 
 
-def test_every_pair_exchanges_every_line(text):
+def test_demo_pairs_exchange_every_line(text):
     port = free_port()
     result = run("demo", str(text), "--port", str(port))
     assert result.returncode == 0, result.stdout + result.stderr
@@ -56,13 +56,13 @@ def test_every_pair_exchanges_every_line(text):
     assert "every reply matched" in result.stdout
 
 
-def test_the_readme_is_the_default_text():
+def test_demo_default_text_is_the_readme():
     title, text = demo.read_text(None)
     assert "README" in title
     assert text.startswith(b"# tomada")
 
 
-def test_a_taken_port_is_said_and_replaced(text):
+def test_demo_reports_and_replaces_a_taken_port(text):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -71,7 +71,7 @@ def test_a_taken_port_is_said_and_replaced(text):
     assert f"port {port} is taken" in result.stdout
 
 
-def test_a_wrong_reply_is_counted_and_fails(text, monkeypatch, capsys):
+def test_demo_counts_wrong_replies_and_fails(text, monkeypatch, capsys):
     original = demo.run_pair
 
     def one_wrong(*arguments):
@@ -85,7 +85,7 @@ def test_a_wrong_reply_is_counted_and_fails(text, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("asking", [demo.asking, demo.asking_with_tomada])
-def test_a_client_counts_what_does_not_match(asking):
+def test_demo_client_counts_mismatches(asking):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
         server.settimeout(5)
@@ -94,7 +94,7 @@ def test_a_client_counts_what_does_not_match(asking):
         def answer_wrongly():
             for _ in range(2):
                 line, client = server.recvfrom(100)
-                server.sendto(line, client)  # right only for what is in capitals already
+                server.sendto(line, client)  # correct only for text in capitals
 
         thread = threading.Thread(target=answer_wrongly)
         thread.start()
@@ -108,14 +108,14 @@ def test_a_client_counts_what_does_not_match(asking):
     ("content", "complaint"),
     [(b"\xff\xfe", "is not UTF-8 text"), (b"x" * 70_000, "has a line of 70,000 bytes")],
 )
-def test_a_text_that_cannot_be_sent_is_refused(tmp_path, content, complaint, capsys):
+def test_demo_rejects_text_that_cannot_be_sent(tmp_path, content, complaint, capsys):
     path = tmp_path / "text"
     path.write_bytes(content)
     assert cli.main(["demo", str(path)]) == 1
     assert complaint in capsys.readouterr().err
 
 
-def test_a_missing_file_is_one_line(capsys):
+def test_demo_reports_a_missing_file_in_one_line(capsys):
     assert cli.main(["demo", "/no/such/file"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -130,7 +130,7 @@ def children(parent):
             command = (process / "cmdline").read_bytes()
             environment = (process / "environ").read_bytes()
         except OSError:
-            continue  # it ended meanwhile
+            continue  # it exited meanwhile
         if b"tomada.demo" in command and f"DEMO_TEST={parent}".encode() in environment:
             found.append(process)
     return found
@@ -139,12 +139,12 @@ def children(parent):
 def wait_until(condition):
     deadline = time.monotonic() + 20
     while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.01)  # between looks at the process table
+        assert time.monotonic() < deadline, "the condition never held"
+        time.sleep(0.01)  # how often to read the process table
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
-def test_no_process_is_left_behind(tmp_path, end):
+def test_demo_leaves_no_process_behind(tmp_path, end):
     text = tmp_path / "text"
     text.write_text("line\n" * 500_000)
     mark = f"{os.getpid()}.{end.value}"
@@ -168,7 +168,7 @@ def test_no_process_is_left_behind(tmp_path, end):
     wait_until(lambda: not children(mark))
 
 
-def test_the_version_is_the_packages(capsys):
+def test_demo_version_is_the_packages(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["--version"])
     assert ended.value.code == 0

@@ -1,4 +1,4 @@
-"""Every program and command that README and the documentation show."""
+"""Run every program and command of README and the documentation."""
 
 import socket as std
 
@@ -10,17 +10,17 @@ from support import Kind
 
 @pytest.fixture
 def port(tmp_path):
-    """Find a port of its own, so that a server on the real one is no matter."""
+    """Find a free port, so that a server on the documented one does not matter."""
     with Kind("AF_INET", tmp_path).bound(std) as sock:
         return sock.getsockname()[1]
 
 
 @pytest.mark.parametrize("name", documents())
-def test_what_it_shows_is_what_happens(name, tmp_path, port):
+def test_document_shows_what_happens(name, tmp_path, port):
     run_document(name, tmp_path, port)
 
 
-def test_the_documents_are_found():
+def test_all_documents_are_found():
     assert {"README.md", "CONTRIBUTING.md", "docs/benchmarks/per-call.md"} <= set(documents())
 
 
@@ -35,12 +35,12 @@ WRONG = {
     "a command that ends early": "```console\n$ echo yes\nyes\nno\n```\n",
     "an unknown target": "```console\n$ make nothing-of-this-name\n```\n",
     "an unknown language": "```cobol\nSTOP RUN.\n```\n",
-    "a unit that is none": '```ini title="x.service"\n[Service]\nExecStart=no/path\n```\n',
+    "an invalid unit": '```ini title="x.service"\n[Service]\nExecStart=no/path\n```\n',
 }
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_a_document_that_is_wrong_is_found(what, tmp_path, port):
+def test_errors_of_a_document_are_found(what, tmp_path, port):
     document = tmp_path / "document.md"
     document.write_text(WRONG[what], encoding="utf-8")
     with pytest.raises(AssertionError) as caught:
@@ -88,14 +88,14 @@ a drawing
 """
 
 
-def test_a_document_that_is_right_is_passed(tmp_path, port):
+def test_correct_document_passes(tmp_path, port):
     document = tmp_path / "document.md"
     document.write_text(RIGHT, encoding="utf-8")
     run_document(document, tmp_path, port)
     assert str(port) in (tmp_path / "server.py").read_text(encoding="utf-8")
 
 
-def test_an_ellipsis_stands_for_any_text():
+def test_ellipsis_matches_any_text():
     assert fits("('127.0.0.1', …) sent 'a.b'", "('127.0.0.1', 1) sent 'a.b'")
     assert not fits("a.b", "axb")
     assert fits("…", "")

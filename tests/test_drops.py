@@ -1,4 +1,4 @@
-"""Two counters: datagrams that the kernel dropped, and those that its filter refused."""
+"""Two counters: datagrams dropped by a full buffer, and those dropped by the filter."""
 
 import socket as std
 
@@ -16,7 +16,7 @@ MANY = 500
 
 @pytest.fixture
 def alone(network):
-    """Provide a namespace in which no other socket drops datagrams."""
+    """Provide a namespace where no other socket drops datagrams."""
     return network.namespace()
 
 
@@ -42,7 +42,7 @@ def send(namespace, source, to, count=1):
     ],
     ids=["IPv4", "both", "IPv6"],
 )
-def test_a_filter_and_a_full_buffer_are_told_apart(alone, family, host, denied, to):
+def test_drops_of_a_filter_and_of_a_full_buffer_are_counted_apart(alone, family, host, denied, to):
     with alone.open(socket, family) as sock:
         if host == "::":
             sock.setsockopt(std.IPPROTO_IPV6, std.IPV6_V6ONLY, 0)
@@ -73,7 +73,7 @@ def test_a_filter_and_a_full_buffer_are_told_apart(alone, family, host, denied, 
         assert drops(sock.stats()) == drops(stats_at_end)
 
 
-def test_drops_of_both_kinds_between_two_looks_are_told_apart(alone):
+def test_drops_of_both_kinds_between_two_reads_are_counted_apart(alone):
     with alone.bound(socket, (HERE, 0)) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         alone.run(setattr, sock, "guard", tomada.Guard(deny=[DENIED]))
@@ -85,7 +85,7 @@ def test_drops_of_both_kinds_between_two_looks_are_told_apart(alone):
         assert drops(alone.run(sock.stats)) == (MANY - received, 11)
 
 
-def test_a_filter_that_somebody_else_attached_is_seen(alone):
+def test_filter_attached_by_another_holder_is_detected(alone):
     with alone.bound(std, (HERE, 0)) as plain:
         tomada.Guard(deny=[DENIED]).attach(plain)
         with alone.run(lambda: socket.socket(fileno=plain.dup().detach())) as sock:
@@ -93,7 +93,7 @@ def test_a_filter_that_somebody_else_attached_is_seen(alone):
             assert drops(alone.run(sock.stats)) == (0, 5)
 
 
-def test_where_it_cannot_be_told_nothing_is_hidden(alone):
+def test_drops_of_unknown_kind_count_as_kernel_drops(alone):
     with alone.bound(socket, (HERE, 0)) as sock:
         alone.run(setattr, sock, "guard", tomada.Guard(deny=[DENIED]))
         send(alone, DENIED, sock.getsockname(), 5)
@@ -106,7 +106,7 @@ def test_where_it_cannot_be_told_nothing_is_hidden(alone):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_scanners_do_not_look_like_an_overflow_of_a_server(alone, workers, caplog):
+def test_scanners_do_not_count_as_overflow_of_a_server(alone, workers, caplog):
     guard = tomada.Guard(deny=[DENIED])
     serving = server(lambda data, _: data, workers=workers, guard=guard)
     alone.run(serving.start)
@@ -124,7 +124,7 @@ def test_scanners_do_not_look_like_an_overflow_of_a_server(alone, workers, caplo
     assert serving.stats().filter_drops == MANY
 
 
-def test_the_sum_is_exact_whoever_else_drops(inet):
+def test_sum_of_drops_is_exact_while_other_sockets_drop(inet):
     with inet.bound(socket) as sock, inet.open(std) as sender:
         sock.guard = tomada.Guard(deny=[DENIED])
         sender.bind((DENIED, 0))

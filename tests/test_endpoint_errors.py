@@ -65,7 +65,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("number", REFUSALS, ids=errno.errorcode.get)
-async def test_what_cannot_be_sent_to_a_peer_is_told_and_raises_nowhere(
+async def test_send_errors_are_reported_by_errors_and_raise_nowhere(
     runner,  # noqa: ARG001
     number,
     caplog,
@@ -91,7 +91,7 @@ async def test_what_cannot_be_sent_to_a_peer_is_told_and_raises_nowhere(
         assert [record.name for record in caplog.records] == ["tomada"]
 
 
-async def test_icmp_errors_in_any_number_end_nothing(runner, caplog):  # noqa: ARG001
+async def test_icmp_errors_in_any_number_do_not_end_an_endpoint(runner, caplog):  # noqa: ARG001
     async with open_endpoint(("127.0.0.1", 0)) as endpoint:
         endpoint.socket.setsockopt(std.IPPROTO_IP, socket.IP_RECVERR, 1)
         for _ in range(4):
@@ -103,12 +103,12 @@ async def test_icmp_errors_in_any_number_end_nothing(runner, caplog):  # noqa: A
         await heard(endpoint)
         errors = endpoint.errors()
         assert {error.errno for error in errors} == {errno.ECONNREFUSED}
-        # The kernel's queue is limited by the receive buffer; the endpoint stores the last ones.
+        # The kernel's queue is limited by the receive buffer; the endpoint keeps the newest errors.
         assert len(errors) <= 256 < endpoint.stats().errors <= 400
         assert endpoint.stats().send_errors == 0
 
 
-async def test_an_icmp_error_does_not_cost_another_peer_its_reply(runner, inet):  # noqa: ARG001
+async def test_icmp_error_does_not_cost_another_peer_its_reply(runner, inet):  # noqa: ARG001
     with inet.bound(std) as honest:
         async with open_endpoint(("127.0.0.1", 0)) as endpoint:
             endpoint.socket.setsockopt(std.IPPROTO_IP, socket.IP_RECVERR, 1)
@@ -122,7 +122,7 @@ async def test_an_icmp_error_does_not_cost_another_peer_its_reply(runner, inet):
         assert [honest.recv(100) for _ in range(20)] == [b"%d" % number for number in range(20)]
 
 
-async def test_a_task_that_waits_is_not_ended_by_an_error(runner):  # noqa: ARG001
+async def test_waiting_task_is_not_ended_by_an_error(runner):  # noqa: ARG001
     async with open_endpoint(("127.0.0.1", 0)) as endpoint:
         endpoint.socket.setsockopt(std.IPPROTO_IP, socket.IP_RECVERR, 1)
         task = asyncio.create_task(endpoint.recv())
@@ -146,7 +146,7 @@ async def test_source_port_0_ends_no_loop(runner):  # noqa: ARG001
 
     async with open_endpoint(("127.0.0.1", 0)) as endpoint:
         if not send_from_port_0(endpoint.get_extra_info("sockname")):
-            pytest.skip("a raw socket needs root")
+            pytest.skip("a raw socket requires root")
         task = asyncio.create_task(serve())
         async with open_endpoint(remote_addr=endpoint.get_extra_info("sockname")) as client:
             client.send(b"ping")
@@ -157,7 +157,7 @@ async def test_source_port_0_ends_no_loop(runner):  # noqa: ARG001
 
 
 @pytest.mark.parametrize("is_connected", [False, True])
-async def test_ones_own_mistakes_are_raised_at_once(runner, inet, is_connected):  # noqa: ARG001
+async def test_invalid_arguments_raise_at_once(runner, inet, is_connected):  # noqa: ARG001
     with inet.bound(std) as peer:
         address = peer.getsockname()
         where = {"remote_addr": address} if is_connected else {"local_addr": ("127.0.0.1", 0)}
@@ -180,7 +180,7 @@ async def test_ones_own_mistakes_are_raised_at_once(runner, inet, is_connected):
             assert endpoint.errors() == []
 
 
-async def test_an_endpoint_with_a_peer_still_raises(runner, inet):  # noqa: ARG001
+async def test_endpoint_with_a_peer_raises_errors(runner, inet):  # noqa: ARG001
     with inet.bound(std) as sock:
         gone = sock.getsockname()
     async with open_endpoint(remote_addr=gone) as endpoint:
@@ -190,7 +190,7 @@ async def test_an_endpoint_with_a_peer_still_raises(runner, inet):  # noqa: ARG0
         assert endpoint.errors() == []
 
 
-async def test_errors_of_a_closed_endpoint_can_still_be_taken(runner):  # noqa: ARG001
+async def test_errors_of_a_closed_endpoint_can_still_be_read(runner):  # noqa: ARG001
     async with open_endpoint(("127.0.0.1", 0)) as endpoint:
         endpoint.send(b"x", NOWHERE)
     assert [error.peer for error in endpoint.errors()] == [NOWHERE]

@@ -29,17 +29,19 @@ def asking(runner):  # noqa: ARG001 - tests run on it
     return opened
 
 
-async def test_a_server_that_takes_80_ms_answers_each_question_once(asking, inet, match):
+async def test_request_is_sent_once_to_a_server_that_takes_80_ms(asking, inet, match):
     with Slow(inet, SLOW) as server:
         async with asking(server) as endpoint:
             for number in range(10):
                 question = b"question %d" % number
                 assert await endpoint.request(question, match=match) == question
-    # A machine that is delayed retransmits some requests, but not all.
+    # On a busy machine some requests are retransmitted, but not all.
     assert len(server.asked) < 1.5 * 10
 
 
-async def test_the_answers_of_a_server_slower_than_the_first_wait_are_right(asking, inet, match):
+async def test_request_to_a_server_slower_than_the_first_wait_gets_the_right_reply(
+    asking, inet, match
+):
     with Slow(inet, SLOW) as server:
         async with asking(server) as endpoint:
             for number in range(10):
@@ -48,7 +50,7 @@ async def test_the_answers_of_a_server_slower_than_the_first_wait_are_right(aski
                 assert reply == question
 
 
-async def test_tasks_ask_at_once_and_get_their_own_replies(asking, inet, match):
+async def test_request_in_many_tasks_at_once(asking, inet, match):
     with Server(inet, echo) as server:
         async with asking(server) as endpoint:
             questions = [b"%d" % number for number in range(200)]
@@ -59,7 +61,7 @@ async def test_tasks_ask_at_once_and_get_their_own_replies(asking, inet, match):
     assert (len({sender for _, sender in server.asked}) == 1) == (match is same)
 
 
-async def test_a_request_with_match_leaves_from_the_endpoints_port(asking, inet):
+async def test_request_with_match_is_sent_from_the_endpoints_port(asking, inet):
     with Server(inet, echo) as server:
         async with asking(server) as endpoint:
             own = endpoint.get_extra_info("sockname")
@@ -71,7 +73,7 @@ async def test_a_request_with_match_leaves_from_the_endpoints_port(asking, inet)
     assert second[0] == own[0]
 
 
-async def test_requests_do_not_take_what_others_receive(asking, inet):
+async def test_request_does_not_take_datagrams_of_other_tasks(asking, inet):
     with Server(inet, echo) as server:
         async with asking(server) as endpoint:
             endpoint.send(b"before")
@@ -80,7 +82,7 @@ async def test_requests_do_not_take_what_others_receive(asking, inet):
             assert await asyncio.wait_for(endpoint.recv(), LONG) == (b"before", server.address)
 
 
-async def test_the_ports_of_requests_are_like_the_endpoints(asking, inet, monkeypatch):
+async def test_request_ports_have_the_options_of_the_endpoint(asking, inet, monkeypatch):
     seen = []
     from tomada._client import tasks
 
@@ -106,7 +108,7 @@ async def test_the_ports_of_requests_are_like_the_endpoints(asking, inet, monkey
     assert seen == [(7, 0x20, guard)]
 
 
-async def test_the_reply_to_a_cancelled_request_is_not_the_next_ones(asking, inet, match):
+async def test_request_does_not_get_the_reply_to_a_cancelled_one(asking, inet, match):
     with Slow(inet, 0.005) as server:
         async with asking(server) as endpoint:
             chance = random.Random(5)  # noqa: S311 - not for secrets
@@ -123,7 +125,7 @@ async def test_the_reply_to_a_cancelled_request_is_not_the_next_ones(asking, ine
                 assert await endpoint.request(question, timeout=LONG, match=match) == question
 
 
-async def test_a_request_that_timed_out_is_not_answered_by_the_next(asking, inet, match):
+async def test_request_does_not_get_the_reply_to_one_that_timed_out(asking, inet, match):
     late = []
 
     def answer(data):
@@ -141,7 +143,7 @@ async def test_a_request_that_timed_out_is_not_answered_by_the_next(asking, inet
             assert await endpoint.request(b"x", timeout=LONG, match=match) == b"x"
 
 
-async def test_refusals_are_raised_when_asked_for(asking, inet, match):
+async def test_request_with_retry_refused_false_raises_refusals(asking, inet, match):
     with Server(inet, echo) as server:
         pass
     async with asking(server) as endpoint:
@@ -153,7 +155,7 @@ async def test_refusals_are_raised_when_asked_for(asking, inet, match):
         assert isinstance(caught.value.__cause__, ConnectionRefusedError)
 
 
-async def test_a_server_that_comes_later_is_found(asking, inet, match):
+async def test_request_succeeds_when_the_server_starts_later(asking, inet, match):
     with Server(inet, echo) as server:
         pass
     async with asking(server) as endpoint:
@@ -163,7 +165,7 @@ async def test_a_server_that_comes_later_is_found(asking, inet, match):
             assert await task == b"x"
 
 
-async def test_closing_ends_requests_and_leaves_no_descriptor(asking, inet, match):
+async def test_close_ends_requests_and_leaves_no_descriptor(asking, inet, match):
     with Server(inet, silence) as server:
         before = open_descriptors()
         for _ in range(2):
@@ -183,7 +185,7 @@ async def test_closing_ends_requests_and_leaves_no_descriptor(asking, inet, matc
         assert open_descriptors() <= before
 
 
-async def test_an_exception_of_match_goes_to_the_caller(asking, inet):
+async def test_request_propagates_an_exception_of_match(asking, inet):
     def refuse(*_):
         raise RefusalError("this", "that")
 
@@ -197,7 +199,7 @@ async def test_an_exception_of_match_goes_to_the_caller(asking, inet):
                 await endpoint.request(b"x", match=5)
 
 
-async def test_a_slow_match_delays_no_deadline_for_ever(asking, inet):
+async def test_request_with_a_slow_match_still_times_out(asking, inet):
     def slow(*_):
         time.sleep(0.01)
         return False
@@ -208,7 +210,7 @@ async def test_a_slow_match_delays_no_deadline_for_ever(asking, inet):
                 await endpoint.request(b"x", timeout=0.05, match=slow)
 
 
-async def test_what_no_datagram_can_hold_is_refused_at_once(asking, inet, match):
+async def test_request_rejects_a_payload_too_long_for_a_datagram(asking, inet, match):
     with Server(inet, echo) as server:
         async with asking(server) as endpoint:
             with pytest.raises(OSError, match="Message too long"):

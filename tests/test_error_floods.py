@@ -1,4 +1,4 @@
-"""ICMP errors in any number: loops go on, and so do the transports and endpoints on them."""
+"""Floods of ICMP errors: loops, and the transports and endpoints on them, keep running."""
 
 import asyncio
 import contextlib
@@ -24,14 +24,14 @@ def vacant(kind):
 
 
 def twin(transport_or_endpoint):
-    """Return another descriptor of the socket, with which a test meets its errors first."""
+    """Return a duplicate of the socket, with which a test reads its errors first."""
     sock = transport_or_endpoint.get_extra_info("socket")
     sock.setsockopt(std.IPPROTO_IP, socket.IP_RECVERR, 1)
     return std.socket(fileno=sock.dup().detach())
 
 
 def provoke(other, gone, count):
-    """Have the error queue get errors. None is left for a call to report."""
+    """Fill the kernel's error queue. No pending error is left for a call to raise."""
     for _ in range(count):
         with contextlib.suppress(ConnectionRefusedError):
             other.sendto(b"lost", gone)
@@ -48,9 +48,9 @@ def queued(other):
 
 
 async def refused_and_answered(sock, upstream, front):
-    """Arrange for a loop to find an error and a datagram at once, and the error gone when it looks.
+    """Arrange for a loop to see an error and a datagram, where the error is then gone.
 
-    The loop calls back for the socket that became ready first; there the error is taken.
+    The loop calls back for the socket that became ready first; that callback reads the error.
     """
 
     def take_the_error():
@@ -68,7 +68,7 @@ async def refused_and_answered(sock, upstream, front):
 
 @pytest.fixture
 def connected(inet):
-    """Yield a socket that is connected to a free port, one for that port, and a third."""
+    """Yield a socket connected to a free port, one that can bind that port, and a third."""
     with (
         std.socket(std.AF_INET, std.SOCK_DGRAM) as sock,
         std.socket(std.AF_INET, std.SOCK_DGRAM) as upstream,
@@ -81,7 +81,7 @@ def connected(inet):
         yield sock, upstream, front
 
 
-async def test_a_transport_hears_after_an_error_that_was_taken(endpoint, connected):
+async def test_transport_receives_after_an_error_that_was_already_read(endpoint, connected):
     sock, upstream, front = connected
     _, protocol = await endpoint(sock=sock.dup())
     await turns()
@@ -93,7 +93,7 @@ async def test_a_transport_hears_after_an_error_that_was_taken(endpoint, connect
     asyncio.get_running_loop().remove_reader(front)
 
 
-async def test_an_endpoint_hears_after_an_error_that_was_taken(runner, connected):  # noqa: ARG001
+async def test_endpoint_receives_after_an_error_that_was_already_read(runner, connected):  # noqa: ARG001
     sock, upstream, front = connected
     async with open_endpoint(sock=sock.dup()) as endpoint:
         task = asyncio.create_task(endpoint.recv())
@@ -108,7 +108,7 @@ async def test_an_endpoint_hears_after_an_error_that_was_taken(runner, connected
 
 
 class Turns:
-    """Counts what happens in each turn of the running loop."""
+    """Counts events in each iteration of the running loop."""
 
     def __init__(self):
         self._number = 0
@@ -126,7 +126,7 @@ class Turns:
         self._handle.cancel()
 
 
-async def test_a_flood_of_errors_leaves_an_endpoint_its_turns(
+async def test_endpoint_in_a_flood_of_errors_lets_other_callbacks_run(
     runner,  # noqa: ARG001
     inet,
     monkeypatch,
@@ -141,7 +141,7 @@ async def test_a_flood_of_errors_leaves_an_endpoint_its_turns(
             for _ in range(20):
                 endpoint.send(b"lost", gone)
                 await turns()
-            while sum(told.counts.values()) < 100:  # noqa: ASYNC110 - it counts turns
+            while sum(told.counts.values()) < 100:  # noqa: ASYNC110 - it counts iterations
                 await asyncio.sleep(0)
             other.sendto(b"here", endpoint.get_extra_info("sockname"))
             assert (await asyncio.wait_for(task, DEADLINE))[0] == b"here"
@@ -150,7 +150,7 @@ async def test_a_flood_of_errors_leaves_an_endpoint_its_turns(
 
 
 @pytest.mark.parametrize("count", [1, 40])
-async def test_a_transport_tells_of_each_error_once(endpoint, inet, count):
+async def test_transport_reports_each_error_once(endpoint, inet, count):
     told = Turns()
 
     class Noting(Recorder):
@@ -172,7 +172,7 @@ async def test_a_transport_tells_of_each_error_once(endpoint, inet, count):
     told.stop()
 
 
-async def test_an_endpoint_with_a_peer_raises_each_error_once(runner, inet):  # noqa: ARG001
+async def test_endpoint_with_a_peer_raises_each_error_once(runner, inet):  # noqa: ARG001
     async with open_endpoint(remote_addr=vacant(inet)) as endpoint:
         endpoint.socket.setsockopt(std.IPPROTO_IP, socket.IP_RECVERR, 1)
         endpoint.send(b"lost")
@@ -183,7 +183,7 @@ async def test_an_endpoint_with_a_peer_raises_each_error_once(runner, inet):  # 
         await endpoint.drain()
 
 
-async def test_datagrams_without_end_do_not_keep_the_error_queue_full(endpoint, inet):
+async def test_endless_datagrams_do_not_keep_the_error_queue_full(endpoint, inet):
     class Endless(Recorder):
         def datagram_received(self, data, addr):
             super().datagram_received(data, addr)
@@ -202,7 +202,7 @@ async def test_datagrams_without_end_do_not_keep_the_error_queue_full(endpoint, 
         await protocol.until(lambda: len(protocol.errors) == 50)
 
 
-async def test_an_endpoint_with_many_datagrams_empties_the_error_queue(runner, inet):  # noqa: ARG001
+async def test_endpoint_with_many_datagrams_empties_the_error_queue(runner, inet):  # noqa: ARG001
     async with open_endpoint(("127.0.0.1", 0)) as endpoint:
         with twin(endpoint) as other:
             provoke(other, vacant(inet), 50)
@@ -215,7 +215,7 @@ async def test_an_endpoint_with_many_datagrams_empties_the_error_queue(runner, i
         assert len(endpoint.errors()) == 50
 
 
-def test_one_call_for_errors_takes_a_limited_number(inet):
+def test_errors_returns_a_limited_number_per_call(inet):
     gone = vacant(inet)
     with inet.bound(socket) as sock:
         sock.setsockopt(std.IPPROTO_IP, socket.IP_RECVERR, 1)
@@ -229,9 +229,7 @@ def test_one_call_for_errors_takes_a_limited_number(inet):
     assert counts == [1024, 1500 - 1024, 0]
 
 
-async def test_a_transport_goes_on_when_it_could_not_be_resumed(
-    endpoint, inet, problems, monkeypatch
-):
+async def test_transport_continues_after_a_failed_resume(endpoint, inet, problems, monkeypatch):
     class SometimesSlow(Recorder):
         is_slow = False
 
@@ -239,7 +237,7 @@ async def test_a_transport_goes_on_when_it_could_not_be_resumed(
             super().datagram_received(data, addr)
             if self.is_slow:
                 self.is_slow = False
-                time.sleep(5e-3)  # all its time, while others of the same receive are left
+                time.sleep(5e-3)  # longer than a turn, while others are left
 
     act, failures = DatagramTransport._act, []  # noqa: SLF001
 
@@ -258,7 +256,7 @@ async def test_a_transport_goes_on_when_it_could_not_be_resumed(
             for _ in range(64):
                 other.sendto(b"x", transport.get_extra_info("sockname"))
             count += 64
-            while not failures and len(protocol.datagrams) < count:  # noqa: ASYNC110 - to let it turn
+            while not failures and len(protocol.datagrams) < count:  # noqa: ASYNC110
                 await asyncio.sleep(0)
         other.sendto(b"last", transport.get_extra_info("sockname"))
         await protocol.until(lambda: b"last" in protocol.payloads)
@@ -271,20 +269,20 @@ async def test_a_transport_goes_on_when_it_could_not_be_resumed(
 
 @pytest.fixture
 def deaf(unix):
-    """Return a peer that reads nothing and has no room."""
+    """Return a peer that does not read and whose queue is full."""
     with unix.bound(std) as peer, unix.open(std) as stranger:
         fill(stranger, peer.getsockname())
         yield peer
 
 
-async def test_a_peer_that_reads_nothing_costs_the_others_nothing(runner, unix, deaf):  # noqa: ARG001
+async def test_peer_that_does_not_read_costs_the_others_nothing(runner, unix, deaf):  # noqa: ARG001
     with unix.bound(std) as honest, unix.bound(socket) as sock:
         async with open_endpoint(sock=sock) as endpoint:
             for number in range(20):
                 endpoint.send(b"deaf", deaf.getsockname())
                 endpoint.send(b"%d" % number, honest.getsockname())
                 assert await hear(honest, 1) == [b"%d" % number]
-            # A datagram that waits for room is dropped after a while: nothing hinders the end.
+            # A datagram that waits for room is dropped after a while, so closing is not delayed.
             async with asyncio.timeout(DEADLINE):
                 await endpoint.aclose()
             lost = [(error.peer, error.errno) for error in endpoint.errors()]
@@ -293,7 +291,7 @@ async def test_a_peer_that_reads_nothing_costs_the_others_nothing(runner, unix, 
 
 
 @pytest.mark.parametrize("size", [0, 1000])
-async def test_the_backlog_for_a_peer_is_limited(runner, unix, deaf, size, caplog):  # noqa: ARG001
+async def test_backlog_for_a_peer_is_limited(runner, unix, deaf, size, caplog):  # noqa: ARG001
     with unix.bound(socket) as sock:
         async with open_endpoint(sock=sock) as endpoint:
             limit = (1 << 20) // (size + 256)
@@ -311,6 +309,6 @@ async def test_the_backlog_for_a_peer_is_limited(runner, unix, deaf, size, caplo
             assert {(error.peer, error.errno) for error in errors} == {
                 (deaf.getsockname(), errno.EAGAIN)
             }
-            # The loop still has its turns, and the log one line in a second.
+            # The loop still runs, and logs one line per second.
             assert len(caplog.records) <= 1 + DEADLINE
             endpoint.abort()

@@ -1,4 +1,4 @@
-"""errors(): which datagram failed on its way, who said so, and what a full queue does to a wait."""
+"""errors(): which datagram failed, who reported it, and how a full error queue affects waits."""
 
 import errno
 import select
@@ -11,7 +11,7 @@ import tomada
 from support import CLOSED, DEADLINE, Call, eventually
 from tomada import socket
 
-# What an ICMP message says where nobody is bound to the port: its origin, type, code.
+# The ICMP message for a closed port: its origin, type, code.
 UNREACHABLE = {
     std.AF_INET: (socket.SO_EE_ORIGIN_ICMP, 3, 3),
     std.AF_INET6: (socket.SO_EE_ORIGIN_ICMP6, 1, 4),
@@ -19,20 +19,20 @@ UNREACHABLE = {
 
 
 def listen(sock):
-    """Ask the kernel to note errors, for both families."""
+    """Enable the kernel's error queue, for both families."""
     if sock.family == std.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVERR, 1)
     sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVERR, 1)
 
 
 def dead(kind):
-    """Make an address of UDP that nobody is bound to."""
+    """Make a UDP address where no socket is bound."""
     with kind.bound(std) as sock:
         return sock.getsockname()
 
 
 def send(sock, data, to):
-    """Send a datagram, which an error of an earlier one may keep from leaving."""
+    """Send a datagram; retry if a pending error of an earlier one is raised instead."""
     while True:
         try:
             return sock.sendto(data, to)
@@ -45,7 +45,7 @@ def family(request):
     return request.getfixturevalue(request.param)
 
 
-def test_an_unreachable_peer_is_named(family):
+def test_errors_names_an_unreachable_peer(family):
     to = dead(family)
     with family.bound(socket) as sock:
         listen(sock)
@@ -61,7 +61,7 @@ def test_an_unreachable_peer_is_named(family):
         assert sock.stats().errors == 1
 
 
-def test_peers_of_ipv4_are_named_on_a_dual_socket(inet, inet6):
+def test_errors_names_ipv4_peers_of_a_dual_stack_socket(inet, inet6):
     to = dead(inet)
     with inet6.open(socket) as sock:
         listen(sock)
@@ -72,7 +72,7 @@ def test_peers_of_ipv4_are_named_on_a_dual_socket(inet, inet6):
         assert error.offender == "127.0.0.1"
 
 
-def test_each_of_many_peers_is_named(inet):
+def test_errors_names_each_of_many_peers(inet):
     peers = [dead(inet) for _ in range(3)]
     with inet.bound(socket) as sock:
         listen(sock)
@@ -85,7 +85,7 @@ def test_each_of_many_peers_is_named(inet):
         ]
 
 
-def test_a_run_is_noted_once(inet):
+def test_errors_reports_a_run_once(inet):
     to = dead(inet)
     with inet.bound(socket) as sock:
         listen(sock)
@@ -95,7 +95,7 @@ def test_a_run_is_noted_once(inet):
         assert all(error.data.startswith(b"datagram") for error in errors)
 
 
-def test_who_did_not_ask_is_not_told(inet):
+def test_errors_are_reported_only_if_enabled(inet):
     with inet.bound(socket) as sock:
         sock.sendto(b"anybody?", dead(inet))
         sock.sendto(b"me", sock.getsockname())
@@ -103,7 +103,7 @@ def test_who_did_not_ask_is_not_told(inet):
         assert (sock.errors(), sock.stats().errors) == ([], 0)
 
 
-def test_the_next_call_raises_the_error_too(inet):
+def test_next_call_raises_the_error_too(inet):
     to = dead(inet)
     with inet.bound(socket) as sock:
         listen(sock)
@@ -115,7 +115,7 @@ def test_the_next_call_raises_the_error_too(inet):
 
 @pytest.fixture
 def noted(inet):
-    """Give a socket whose error queue has entries, and its peer that is not there."""
+    """Provide a socket whose error queue has entries, and the address that refused them."""
     to = dead(inet)
     with inet.bound(socket) as sock:
         listen(sock)
@@ -124,7 +124,7 @@ def noted(inet):
         poll = select.poll()
         poll.register(sock, 0)
         assert poll.poll(DEADLINE * 1000)
-        # The error itself is told once.
+        # The error itself is raised once.
         sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         yield sock, to
 
@@ -140,20 +140,20 @@ every_wait = pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
 
 
 @every_wait
-def test_a_full_error_queue_does_not_keep_a_wait_awake(noted, wait):
+def test_full_error_queue_does_not_keep_a_wait_awake(noted, wait):
     sock, to = noted
     sock.settimeout(0.2)
     start = time.process_time()
     with pytest.raises(TimeoutError):
         wait(sock)
     assert time.process_time() - start < 0.1
-    # And what it held can still be had.
+    # And its entries can still be read.
     assert [error.peer for error in sock.errors()] == [to] * 5
     assert sock.stats().errors == 5
 
 
 @every_wait
-def test_a_datagram_arrives_past_a_full_error_queue(noted, wait):
+def test_datagram_is_received_despite_a_full_error_queue(noted, wait):
     sock, _ = noted
     call = Call(wait, sock).until_it_waits()
     sock.sendto(b"x", sock.getsockname())
@@ -161,7 +161,7 @@ def test_a_datagram_arrives_past_a_full_error_queue(noted, wait):
     assert len(sock.errors()) == 5
 
 
-def test_what_a_wait_has_kept_comes_with_recvmsg_as_well(noted):
+def test_errors_read_by_a_wait_are_also_returned_by_recvmsg(noted):
     sock, to = noted
     sock.settimeout(0.02)
     with pytest.raises(TimeoutError):
@@ -174,7 +174,7 @@ def test_what_a_wait_has_kept_comes_with_recvmsg_as_well(noted):
     assert sock.errors() == []
 
 
-def test_no_more_is_kept_than_a_program_that_never_asks_can_bear(inet):
+def test_number_of_stored_errors_is_limited(inet):
     to = dead(inet)
     with inet.bound(socket) as sock:
         listen(sock)
@@ -191,7 +191,7 @@ def test_no_more_is_kept_than_a_program_that_never_asks_can_bear(inet):
         assert sock.stats().errors == 300
 
 
-def test_the_error_of_a_connected_peer_is_noted_too(inet):
+def test_error_of_a_connected_peer_is_queued_too(inet):
     to = dead(inet)
     with inet.bound(socket) as sock:
         listen(sock)
@@ -203,7 +203,7 @@ def test_the_error_of_a_connected_peer_is_noted_too(inet):
         assert (error.peer, error.errno) == (to, errno.ECONNREFUSED)
 
 
-def test_timestamps_of_what_was_sent_are_no_errors_and_stay(inet):
+def test_transmit_timestamps_are_not_errors_and_stay_queued(inet):
     software = 0x2 | 0x10 | 0x800  # TX_SOFTWARE, SOFTWARE, OPT_TSONLY
     with inet.bound(socket) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_TIMESTAMPING, software)
@@ -217,26 +217,26 @@ def test_timestamps_of_what_was_sent_are_no_errors_and_stay(inet):
         assert (socket.SOL_SOCKET, socket.SO_TIMESTAMPING) in [item[:2] for item in ancillary]
 
 
-def test_there_is_nothing_of_af_unix(unix):
+def test_errors_of_af_unix_is_empty(unix):
     with unix.bound(socket) as sock:
         assert sock.errors() == []
 
 
-def test_looking_for_errors_takes_no_datagram_of_af_unix(unix):
+def test_errors_takes_no_datagram_of_af_unix(unix):
     with unix.bound(socket) as sock:
         sock.sendto(b"no error", sock.getsockname())
         assert sock.errors() == []
         assert sock.recv(100) == b"no error"
 
 
-def test_a_closed_socket_has_no_errors_to_tell(inet):
+def test_errors_of_a_closed_socket_raises(inet):
     sock = inet.bound(socket)
     sock.close()
     with pytest.raises(OSError, match=CLOSED):
         sock.errors()
 
 
-def test_an_error_cannot_be_made_or_changed(noted):
+def test_error_record_cannot_be_made_or_changed(noted):
     sock, to = noted
     error = sock.errors()[0]
     assert repr(error) == f"<tomada.DatagramError to {to}: Connection refused, says 127.0.0.1>"
@@ -247,11 +247,11 @@ def test_an_error_cannot_be_made_or_changed(noted):
             setattr(error, name, None)
 
 
-def test_a_broken_poll_loop_is_mended_by_errors(noted):
+def test_errors_stops_a_poll_loop_from_spinning(noted):
     sock, _ = noted
     poll = select.poll()
     poll.register(sock, select.POLLIN)
-    # Whoever polls by hand is told so until the queue is empty.
+    # A program that polls by hand is woken until the queue is empty.
     assert poll.poll(0) == [(sock.fileno(), select.POLLERR)]
     assert len(sock.errors()) == 5
     assert poll.poll(0) == []

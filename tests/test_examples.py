@@ -1,4 +1,4 @@
-"""The examples, each with a client that others wrote."""
+"""The examples, each with a client by other authors."""
 
 import contextlib
 import importlib.util
@@ -23,7 +23,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 @pytest.fixture
 def start(interruptible):  # noqa: ARG001
-    """Start an example that serves, and give it with the port that it listens on."""
+    """Start an example server, and provide it with its port."""
     with contextlib.ExitStack() as stack:
 
         def start(name, *arguments):
@@ -44,7 +44,7 @@ def load(name):
 
 
 def end(child):
-    """Press Ctrl-C, and return what the example prints on its way out."""
+    """Press Ctrl-C, and return the example's last output."""
     child.signal(signal.SIGINT)
     status, output, errors = child.end()
     assert (status, errors) == (0, "")
@@ -60,20 +60,20 @@ def run(*command, **options):
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
-def test_an_example_is_short(path):
+def test_example_is_short(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) < 120
 
 
 # DNS
 
-# A name of the greatest length: 255 bytes.
+# A name of maximum length: 255 bytes.
 HUGE = ".".join(["x" * 63] * 3 + ["x" * 61]) + "."
 
 
 def huge_answer(response):
-    """Answer with 239 SRV records, each of which names the question's name by a pointer.
+    """Answer with 239 SRV records, each of which refers to the question's name by a pointer.
 
-    dnspython writes the name itself: 65,518 bytes, which DNS allows and UDP over IPv4 does not.
+    dnspython writes the name itself: 65,518 bytes, which DNS allows but UDP over IPv4 does not.
     """
     response.use_edns(False)
     wire = bytearray(response.to_wire())
@@ -86,7 +86,7 @@ def huge_answer(response):
 
 @pytest.fixture
 def upstream():
-    """Serve DNS with dnspython, and give the address and what was asked for."""
+    """Serve DNS with dnspython; provide the address and the list of questions."""
     message = pytest.importorskip("dns.message", reason="dnspython is not installed")
     from dns.rrset import from_text
 
@@ -122,7 +122,7 @@ def upstream():
         thread.join(DEADLINE)
 
 
-def test_the_dns_forwarder_remembers_answers(start, upstream):
+def test_dns_forwarder_caches_answers(start, upstream):
     import dns.message
     import dns.query
 
@@ -142,7 +142,7 @@ def test_the_dns_forwarder_remembers_answers(start, upstream):
     end(child)
 
 
-def test_the_dns_forwarder_asks_twice_and_then_gives_up(start, upstream):
+def test_dns_forwarder_gives_up_after_two_attempts(start, upstream):
     import dns.message
     import dns.query
 
@@ -159,7 +159,7 @@ def test_the_dns_forwarder_asks_twice_and_then_gives_up(start, upstream):
 
 
 @pytest.mark.parametrize("payload", [-1, 65_535], ids=["without EDNS", "with EDNS"])
-def test_the_dns_forwarder_truncates_what_is_too_long(start, upstream, payload):
+def test_dns_forwarder_truncates_long_answers(start, upstream, payload):
     import dns.flags
     import dns.message
     import dns.query
@@ -173,12 +173,12 @@ def test_the_dns_forwarder_truncates_what_is_too_long(start, upstream, payload):
     query = dns.message.make_query("one.example", "A")
     assert dns.query.udp(query, "127.0.0.1", port=here, timeout=DEADLINE).answer
     child.signal(signal.SIGINT)
-    status, _, errors = child.end()  # asyncio warns there that the long answer took long
+    status, _, errors = child.end()  # asyncio warns that the long answer blocked the loop
     assert status == 0
     assert "Traceback" not in errors
 
 
-def test_dig_asks_the_dns_forwarder(start, upstream):
+def test_dns_forwarder_answers_dig(start, upstream):
     dig = program("dig")
     (host, port), _ = upstream
     child, here = start("dns_cache.py", "--listen", "127.0.0.1:0", "--upstream", f"{host}:{port}")
@@ -191,7 +191,7 @@ def test_dig_asks_the_dns_forwarder(start, upstream):
 # statsd
 
 
-def test_the_statsd_collector_adds_up(start):
+def test_statsd_collector_adds_up_counters(start):
     statsd = pytest.importorskip("statsd", reason="statsd is not installed")
     child, port = start("statsd_collector.py", "--listen", "127.0.0.1:0", "--every", "1000")
     client = statsd.StatsClient("127.0.0.1", port)
@@ -223,7 +223,7 @@ def test_the_statsd_collector_adds_up(start):
     ]
 
 
-def test_the_statsd_collector_limits_its_memory(capsys, monkeypatch):
+def test_statsd_collector_limits_its_memory(capsys, monkeypatch):
     collector = load("statsd_collector.py")
     monkeypatch.setattr(collector, "MAX_KEPT", 100)
     metrics = collector.Metrics()
@@ -264,7 +264,7 @@ TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
 
 
 @pytest.mark.parametrize("form", ["--rfc5424", "--rfc3164"])
-def test_logger_logs_by_udp(syslog, form):
+def test_syslog_collector_logs_messages_of_logger_over_udp(syslog, form):
     child, port, _ = syslog
     command = [program("logger"), "-d", "-n", "127.0.0.1", "-P", str(port), form]
     run(*command, "-t", "brew", "-p", "daemon.warning", "--", "too hot: 97°")
@@ -274,13 +274,13 @@ def test_logger_logs_by_udp(syslog, form):
     )
 
 
-def test_logger_logs_to_the_local_socket(syslog):
+def test_syslog_collector_logs_messages_of_logger_over_a_local_socket(syslog):
     child, _, path = syslog
     run(program("logger"), "-u", path, "-t", "brew", "-p", "user.err", "spilt")
     assert re.fullmatch(rf"{TIME} user\.err \S+ brew: spilt", child.line())
 
 
-def test_the_standard_librarys_handler_logs(syslog):
+def test_syslog_collector_logs_messages_of_the_standard_librarys_handler(syslog):
     import logging.handlers
 
     child, port, _ = syslog
@@ -290,7 +290,7 @@ def test_the_standard_librarys_handler_logs(syslog):
     assert re.fullmatch(rf"{TIME} user\.err 127\.0\.0\.1 -: it happened", child.line())
 
 
-def test_the_syslog_collector_escapes_control_characters(syslog):
+def test_syslog_collector_escapes_control_characters(syslog):
     child, port, _ = syslog
     with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
         data = "<13>\x1b[2Jred \x07café\nsecond\x9b".encode()
@@ -301,14 +301,14 @@ def test_the_syslog_collector_escapes_control_characters(syslog):
 # SNTP
 
 
-def test_ntplib_asks_the_time(start):
+def test_sntp_server_answers_ntplib(start):
     ntplib = pytest.importorskip("ntplib", reason="ntplib is not installed")
     child, port = start("sntp_server.py", "--listen", "127.0.0.1:0")
     with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
         sock.sendto(b"no question", ("127.0.0.1", port))
     answer = ntplib.NTPClient().request("127.0.0.1", port=port, version=4, timeout=DEADLINE)
     assert (answer.version, answer.mode, answer.stratum) == (4, 4, 10)
-    # The same clock on both sides: what is left is the way.
+    # Both sides use the same clock, so the offset is only the network delay.
     assert answer.orig_time <= answer.recv_time <= answer.tx_time <= answer.dest_time
     end(child)
 
@@ -330,7 +330,7 @@ def discover(tmp_path, interruptible):  # noqa: ARG001
         yield discover
 
 
-def test_services_are_found(discover):
+def test_discovery_finds_services(discover):
     offers = [discover("offer", *service) for service in (("printer", 9100), ("printer", 9101))]
     offers.append(discover("offer", "scanner", 9200))
     for offer in offers:
@@ -344,7 +344,7 @@ def test_services_are_found(discover):
         end(offer)
 
 
-def test_what_nobody_offers_is_not_found(discover):
+def test_discovery_does_not_find_unknown_services(discover):
     assert discover("find", "nothing", "--seconds", "0.1").end() == (1, "", "")
 
 
@@ -352,7 +352,7 @@ def test_what_nobody_offers_is_not_found(discover):
 
 
 def netflow(flows):
-    """Make a datagram of NetFlow v5 as Cisco describes it."""
+    """Make a NetFlow v5 datagram as Cisco describes it."""
     header = struct.pack("!HHIIIIBBH", 5, len(flows), 1000, 1_700_000_000, 0, 1, 0, 0, 0)
     body = b"".join(
         std.inet_aton(source)
@@ -366,7 +366,7 @@ def netflow(flows):
     return header + body
 
 
-def test_netflow_is_added_up(start):
+def test_netflow_collector_adds_up_flows(start):
     pytest.importorskip("numpy", reason="numpy is not installed")
     child, port = start("netflow_collector.py", "--listen", "127.0.0.1:0", "--every", "1000")
     with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
@@ -390,7 +390,7 @@ def test_netflow_is_added_up(start):
 
 
 @pytest.mark.parametrize("spin", ["0", "0.001"])
-def test_ping_pong_measures_its_round_trips(spin):
+def test_ping_pong_measures_round_trips(spin):
     command = [sys.executable, EXAMPLES / "ping_pong.py", "--rounds", "200", "--spin", spin]
     first, *percentiles = run(*command).splitlines()
     assert first == f"200 round trips of 64 bytes, spin {float(spin)} s"
@@ -418,7 +418,7 @@ asyncio.run(main(sys.argv[1]))
 """
 
 
-def test_aiocoap_serves_plain_aiocoap(start, inet):
+def test_coap_server_answers_plain_aiocoap(start, inet):
     pytest.importorskip("aiocoap", reason="aiocoap is not installed")
     with inet.bound(std) as sock:
         port = sock.getsockname()[1]
@@ -431,7 +431,7 @@ def test_aiocoap_serves_plain_aiocoap(start, inet):
     end(child)
 
 
-def test_a_file_over_quic_arrives_intact_on_every_loop():
+def test_quic_file_arrives_intact_on_every_loop():
     pytest.importorskip("aioquic", reason="aioquic is not installed")
     with Child(EXAMPLES / "quic_transfer.py", "0.125") as child:
         lines = [child.line().split() for _ in range(3)]

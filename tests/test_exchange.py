@@ -1,4 +1,4 @@
-"""Every method that sends and every one that receives, with a plain ``socket`` at the other end."""
+"""Every send and receive method, with a plain ``socket`` at the other end."""
 
 import array
 
@@ -6,7 +6,7 @@ import pytest
 
 from tomada import socket
 
-# The last is the longest that a UDP datagram over IPv4 can be.
+# The last is the longest payload of a UDP datagram over IPv4.
 PAYLOADS = [b"", b"x", "olá, mundo".encode(), bytes(range(256)) * 5 + bytes(192), b"z" * 65_507]
 PAYLOAD_NAMES = ["empty", "one byte", "not ASCII", "1472 bytes", "65507 bytes"]
 
@@ -58,7 +58,7 @@ def recvmsg_into(sock, size):
     return b"".join(buffers)[:length], address
 
 
-# None in place of the address, where the method does not tell it.
+# None instead of the address if the method does not return it.
 RECEIVE = {
     "recv": lambda sock, size: (sock.recv(size), None),
     "recvfrom": lambda sock, size: sock.recvfrom(size),
@@ -70,7 +70,7 @@ RECEIVE = {
 
 
 @pytest.mark.parametrize("method", SEND_TO)
-def test_what_is_sent_to_an_address_arrives_there(kind, peer, method):
+def test_send_to_an_address(kind, peer, method):
     other = peer(kind)
     with kind.bound(socket) as sock:
         for payload in PAYLOADS:
@@ -80,7 +80,7 @@ def test_what_is_sent_to_an_address_arrives_there(kind, peer, method):
 
 
 @pytest.mark.parametrize("method", SEND)
-def test_what_is_sent_on_a_connected_socket_arrives_at_its_peer(kind, peer, method):
+def test_send_on_a_connected_socket(kind, peer, method):
     other = peer(kind)
     with kind.bound(socket) as sock:
         sock.connect(other.address)
@@ -102,7 +102,7 @@ def test_sendall_sends_one_datagram(kind, peer, payload):
 
 
 @pytest.mark.parametrize("method", RECEIVE)
-def test_what_a_peer_sends_is_received_with_its_address(kind, peer, method):
+def test_receive_returns_the_datagram_and_its_sender(kind, peer, method):
     other = peer(kind)
     with kind.bound(socket) as sock:
         for payload in PAYLOADS:
@@ -113,7 +113,7 @@ def test_what_a_peer_sends_is_received_with_its_address(kind, peer, method):
 
 
 @pytest.mark.parametrize("method", RECEIVE)
-def test_a_connected_socket_receives_from_its_peer(kind, peer, method):
+def test_connected_socket_receives_from_its_peer(kind, peer, method):
     other = peer(kind)
     with kind.bound(socket) as sock:
         sock.connect(other.address)
@@ -127,7 +127,7 @@ def test_a_connected_socket_receives_from_its_peer(kind, peer, method):
 
 
 @every_payload
-def test_a_peer_gets_its_datagram_back(kind, peer, payload):
+def test_received_datagram_can_be_sent_back(kind, peer, payload):
     other = peer(kind)
     with kind.bound(socket) as sock:
         other.ask("echo", count=1)
@@ -135,7 +135,7 @@ def test_a_peer_gets_its_datagram_back(kind, peer, payload):
         assert sock.recvfrom(70_000) == (payload, other.address)
 
 
-def test_every_datagram_keeps_its_length_and_its_place(kind, peer):
+def test_datagrams_keep_their_lengths_and_order(kind, peer):
     other = peer(kind)
     payloads = [bytes([n]) * n for n in range(200)]
     with kind.bound(socket) as sock:
@@ -162,7 +162,7 @@ def test_every_datagram_keeps_its_length_and_its_place(kind, peer):
     ],
     ids=lambda data: type(data).__name__,
 )
-def test_any_bytes_like_object_can_be_sent(inet, peer, data):
+def test_send_accepts_any_bytes_like_object(inet, peer, data):
     other = peer(inet)
     with inet.bound(socket) as sock:
         assert sock.sendto(data, other.address) == 10
@@ -175,7 +175,7 @@ def test_any_bytes_like_object_can_be_sent(inet, peer, data):
 
 
 @pytest.mark.parametrize("code", ["B", "H", "I", "d"])
-def test_any_writable_buffer_can_be_received_into(inet, peer, code):
+def test_receive_into_any_writable_buffer(inet, peer, code):
     other = peer(inet)
     with inet.bound(socket) as sock:
         for receive in (
@@ -189,7 +189,7 @@ def test_any_writable_buffer_can_be_received_into(inet, peer, code):
             assert buffer.tobytes() == b"0123456789abcdef"
 
 
-def test_receiving_leaves_the_rest_of_the_buffer_alone(inet, peer):
+def test_receive_into_leaves_the_rest_of_the_buffer_unchanged(inet, peer):
     other = peer(inet)
     with inet.bound(socket) as sock:
         for receive in (sock.recv_into, sock.recvfrom_into):
@@ -202,7 +202,7 @@ def test_receiving_leaves_the_rest_of_the_buffer_alone(inet, peer):
             assert buffer == b"abcd......"
 
 
-def test_a_part_of_a_buffer_can_be_received_into(inet, peer):
+def test_receive_into_part_of_a_buffer(inet, peer):
     other = peer(inet)
     with inet.bound(socket) as sock:
         other.do("send", datagrams=[b"abc", b"def"], to=sock.getsockname())
@@ -212,7 +212,7 @@ def test_a_part_of_a_buffer_can_be_received_into(inet, peer):
         assert buffer == b"..abc.de.."
 
 
-def test_several_buffers_fill_in_turn(kind, peer):
+def test_recvmsg_into_fills_several_buffers_in_order(kind, peer):
     other = peer(kind)
     with kind.bound(socket) as sock:
         other.do("send", datagrams=[b"abcdefgh"], to=sock.getsockname())
@@ -221,7 +221,7 @@ def test_several_buffers_fill_in_turn(kind, peer):
         assert [bytes(buffer) for buffer in buffers] == [b"ab", b"cde", b"fgh\0\0"]
 
 
-def test_a_sender_without_a_name_has_no_address(unix):
+def test_sender_without_a_name_has_no_address(unix):
     with unix.bound(socket) as sock, unix.open(socket) as stranger:
         stranger.sendto(b"who", sock.getsockname())
         stranger.sendto(b"am", sock.getsockname())
@@ -231,7 +231,7 @@ def test_a_sender_without_a_name_has_no_address(unix):
         assert sock.recvmsg(10) == (b"I", [], 0, None)
 
 
-def test_connecting_again_changes_the_peer(kind, peer):
+def test_connect_again_changes_the_peer(kind, peer):
     first, second = peer(kind), peer(kind)
     with kind.bound(socket) as sock:
         for other in (first, second):
@@ -241,7 +241,7 @@ def test_connecting_again_changes_the_peer(kind, peer):
         assert first.do("drain") == second.do("drain") == ((b"for you", sock.getsockname()),)
 
 
-def test_a_connected_udp_socket_does_not_hear_strangers(inet, peer):
+def test_connected_udp_socket_ignores_other_senders(inet, peer):
     other, stranger = peer(inet), peer(inet)
     with inet.bound(socket) as sock:
         sock.connect(other.address)
@@ -250,7 +250,7 @@ def test_a_connected_udp_socket_does_not_hear_strangers(inet, peer):
         assert sock.recvfrom(100) == (b"hello", other.address)
 
 
-def test_a_datagram_that_came_before_connect_is_still_received(inet, peer):
+def test_datagram_from_before_connect_is_still_received(inet, peer):
     other, stranger = peer(inet), peer(inet)
     with inet.bound(socket) as sock:
         stranger.do("send", datagrams=[b"psst"], to=sock.getsockname())
@@ -258,7 +258,7 @@ def test_a_datagram_that_came_before_connect_is_still_received(inet, peer):
         assert sock.recvfrom(100) == (b"psst", stranger.address)
 
 
-def test_a_bound_socket_says_its_own_address(kind):
+def test_getsockname_of_a_bound_socket(kind):
     with kind.open(socket) as sock:
         address = kind.address()
         sock.bind(address)

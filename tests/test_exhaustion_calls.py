@@ -1,4 +1,4 @@
-"""What the kernel refuses for a while: descriptors, processes, threads and memory of its own."""
+"""Temporary failures of the kernel: no descriptors, processes, threads or kernel memory."""
 
 import errno
 
@@ -28,7 +28,7 @@ def attempt(call, *arguments, **options):
 """
 
 
-def test_a_socket_that_the_machine_has_no_descriptor_for(faulty):
+def test_socket_without_a_free_descriptor(faulty):
     program = """
 before = open_descriptors()
 for call in (
@@ -55,7 +55,7 @@ every_shortage = pytest.mark.parametrize("error", SHORTAGES, ids=errno.errorcode
 
 @every_shortage
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_server_that_cannot_open_its_sockets_says_what_to_do(faulty, error, workers):
+def test_server_that_cannot_open_its_sockets_says_what_to_do(faulty, error, workers):
     program = """
 number, workers = int(sys.argv[1]), int(sys.argv[2])
 before = open_descriptors()
@@ -75,7 +75,7 @@ with tomada.Server(("127.0.0.1", 0), echo, workers=workers) as server:
 
 
 @every_shortage
-def test_a_client_that_cannot_open_a_socket_says_so_and_goes_on_later(faulty, error):
+def test_client_that_cannot_open_a_socket_raises_and_works_later(faulty, error):
     program = """
 number = int(sys.argv[1])
 with (
@@ -98,7 +98,7 @@ with (
 
 
 @every_shortage
-def test_an_endpoint_that_cannot_be_opened_says_so(faulty, error):
+def test_endpoint_that_cannot_be_opened_raises(faulty, error):
     program = """
 number = int(sys.argv[1])
 
@@ -125,7 +125,7 @@ tasks.run(main())
 
 @pytest.mark.parametrize("call", ["socketpair", "pipe", "fork", "thread"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_server_that_cannot_start_leaves_nothing_behind(faulty, call, workers):
+def test_server_that_cannot_start_leaves_nothing_behind(faulty, call, workers):
     program = """
 call, workers = sys.argv[1], int(sys.argv[2])
 number = errno.EAGAIN if call in {"fork", "thread"} else errno.EMFILE
@@ -140,7 +140,7 @@ if error is not None:
 server.stop()
 assert threading.active_count() == 1
 assert attempt(os.waitpid, -1, os.WNOHANG).errno == errno.ECHILD
-# A thread closes its own a moment after it has ended for Python.
+# A thread closes its own descriptors a moment after Python considers it ended.
 eventually(lambda: open_descriptors() == before)
 print(error)
 with tomada.Server(("127.0.0.1", 0), echo, workers=workers) as server:
@@ -155,7 +155,7 @@ with tomada.Server(("127.0.0.1", 0), echo, workers=workers) as server:
 
 
 @pytest.mark.parametrize(("call", "error"), [("fork", errno.EAGAIN), ("pipe", errno.EMFILE)])
-def test_a_worker_that_cannot_be_started_again_is_tried_until_it_can(faulty, call, error):
+def test_worker_that_cannot_be_restarted_is_retried_until_it_can(faulty, call, error):
     program = """
 from tomada._server import supervisor
 supervisor.FIRST_DELAY, supervisor.LAST_DELAY = 0.01, 0.05
@@ -174,13 +174,13 @@ with tomada.Server(("127.0.0.1", 0), pid, workers=2, steering="random") as serve
     with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
         failing.set(call, number)
         sock.sendto(b"die", server.address)
-        # More often than a worker that cannot do its work is started again.
+        # More often than a worker that keeps failing is restarted.
         for _ in range(3 * supervisor.ATTEMPTS):
             while "could not be started" not in (line := log.readline()):
                 pass
         print(line)
         failing.set(call, 0)
-    # Its datagrams have waited, and so do those of requests until then.
+    # Its datagrams have waited, and so do later requests until it starts.
     with tomada.Client(server.address, timeout=DEADLINE) as client:
         eventually(lambda: len(set(client.request_many([b"who"] * 20))) == 2)
     assert server.stats().restarts == 1
@@ -190,7 +190,7 @@ with tomada.Server(("127.0.0.1", 0), pid, workers=2, steering="random") as serve
     assert f"[Errno {error}] " in text
 
 
-def test_a_wait_that_has_no_descriptor_to_be_woken_by_ends_all_the_same(faulty):
+def test_wait_without_a_descriptor_for_wake_ups_still_ends(faulty):
     program = """
 from support import Call
 failing.set("eventfd", errno.EMFILE)
@@ -216,7 +216,7 @@ with std.socket(std.AF_INET, std.SOCK_DGRAM) as sender:
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("error", [errno.ENOMEM, errno.ENOBUFS], ids=errno.errorcode.get)
-def test_a_server_that_cannot_receive_for_a_while_goes_on(faulty, error, workers):
+def test_server_that_cannot_receive_for_a_while_continues(faulty, error, workers):
     program = """
 number, workers = int(sys.argv[1]), int(sys.argv[2])
 logging.basicConfig(level=logging.ERROR)
@@ -236,7 +236,7 @@ with tomada.Server(("127.0.0.1", 0), echo, workers=workers) as server:
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("error", [errno.ENOMEM, errno.ENOBUFS], ids=errno.errorcode.get)
-def test_answers_that_cannot_be_sent_are_counted_and_the_next_are_sent(faulty, error, workers):
+def test_server_counts_replies_that_cannot_be_sent_and_sends_the_next(faulty, error, workers):
     program = """
 number, workers = int(sys.argv[1]), int(sys.argv[2])
 with tomada.Server(("127.0.0.1", 0), echo, workers=workers) as server:
@@ -255,7 +255,7 @@ with tomada.Server(("127.0.0.1", 0), echo, workers=workers) as server:
     assert faulty.run(START + program, error, workers) == "4 1 3\n"
 
 
-def test_a_transport_tells_what_the_kernel_refuses_and_goes_on(faulty):
+def test_transport_reports_kernel_errors_and_continues(faulty):
     program = """
 from transports import Recorder
 
@@ -274,7 +274,7 @@ async def main():
         protocol.errors.clear()
     failing.set("sendmmsg", 0)
     transport.sendto(b"heard", own)
-    # The one was not sent; the other was only received later.
+    # The first was not sent; the second was only received later.
     assert await protocol.received(2) == [b"recvmmsg", b"heard"]
     stats = transport.get_extra_info("stats")
     print(stats.sent, stats.received)
@@ -285,7 +285,7 @@ tasks.run(main())
     assert faulty.run(START + program) == "2 2\n"
 
 
-def test_sending_many_names_what_was_not_sent(faulty):
+def test_send_many_names_the_datagrams_that_were_not_sent(faulty):
     program = """
 with (
     socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
@@ -297,7 +297,7 @@ with (
     failing.set("sendmmsg", errno.ENOBUFS, times=1)
     error = attempt(sender.send_many, [b"1", b"2"], to)
     print(error, error.index, error.sent)
-    # Each longer than the one before it, so that they do not leave as one.
+    # Each is longer than the one before, so that they are not sent as a run.
     failing.set("sendmmsg", errno.ENOBUFS, times=2)
     failed = sender.send_many([b"1", b"22", b"333"], to, errors="continue")
     assert [(index, error.errno) for index, error in failed] == [
@@ -305,7 +305,7 @@ with (
     ]
     assert receiver.recv(10) == b"333"
     assert sender.stats().sent == 1
-    # Of those that leave as one, some may have left: none is sent again.
+    # Some datagrams of a run may have been sent: none is sent again.
     failing.set("sendmmsg", errno.ENOBUFS, times=1)
     failed = sender.send_many([b"1", b"2", b"333"], to, errors="continue")
     assert [(index, error.errno) for index, error in failed] == [

@@ -1,4 +1,4 @@
-"""Files that have no room left: captures end with a whole datagram, and the command says so."""
+"""Files without room: captures end with a whole datagram, and the command reports the error."""
 
 import os
 import resource
@@ -14,12 +14,14 @@ from skips import NO_ROOT, needs
 NO_ROOM, TOO_LARGE = "No space left on device", "File too large"
 
 
-def test_a_capture_on_a_full_device_is_refused_by_its_name():
+def test_capture_on_a_full_device_names_the_file():
     status, _, errors = run("listen", "127.0.0.1:0", "--pcap", "/dev/full")
     assert (status, errors) == (1, f"tomada listen: [Errno 28] {NO_ROOM}: '/dev/full'\n")
 
 
-def test_a_capture_that_may_grow_no_more_ends_with_a_whole_datagram(listening, sender, tmp_path):
+def test_capture_that_reaches_the_file_size_limit_ends_with_a_whole_datagram(
+    listening, sender, tmp_path
+):
     path = tmp_path / "capture.pcap"
 
     def limit():
@@ -30,11 +32,11 @@ def test_a_capture_that_may_grow_no_more_ends_with_a_whole_datagram(listening, s
         sender.sendto(b"%0400d" % number, listener.address)
     status, output, errors = listener.end()
     assert status == 1
-    # 24 bytes of the file, then 16, 20 and 8 of each datagram's headers.
+    # 24 bytes of file header, then 16, 20 and 8 bytes of headers per datagram.
     assert [packet[28:] for _, packet in captured(path)] == [b"%0400d" % n for n in range(4)]
     assert "the capture ends after 4 of them\n" in errors
     assert errors.endswith(f"tomada listen: [Errno 27] {TOO_LARGE}: '{path}'\n")
-    # What was received is shown all the same, and counted.
+    # Received datagrams are still printed and counted.
     shown = output.count(f"{at(sender.getsockname())} 400 bytes")
     assert shown >= 5
     assert f"{shown} datagrams, {400 * shown:,} bytes" in errors
@@ -42,7 +44,7 @@ def test_a_capture_that_may_grow_no_more_ends_with_a_whole_datagram(listening, s
 
 @needs("unshare")
 @pytest.mark.skipif(os.geteuid() != 0, reason=f"{NO_ROOT} mount a file system")
-def test_a_capture_on_a_full_disk_ends_with_a_whole_datagram(sender, tmp_path):
+def test_capture_on_a_full_disk_ends_with_a_whole_datagram(sender, tmp_path):
     disk, kept = tmp_path / "disk", tmp_path / "kept.pcap"
     disk.mkdir()
     command = f"{sys.executable} -m tomada listen 127.0.0.1:0 --pcap {disk}/capture.pcap"
@@ -76,7 +78,7 @@ exit $status
     assert f"the capture ends after {len(packets)} of them\n" in errors
 
 
-def test_output_that_finds_no_room_is_a_failure(sender):
+def test_output_to_a_full_device_is_a_failure(sender):
     command = [sys.executable, "-m", "tomada", "listen", "127.0.0.1:0"]
     with open("/dev/full", "wb") as full:  # noqa: PTH123
         process = subprocess.Popen(command, stdout=full, stderr=subprocess.PIPE, text=True)
@@ -88,7 +90,7 @@ def test_output_that_finds_no_room_is_a_failure(sender):
 
 
 @pytest.mark.parametrize("arguments", [["info"], ["send", "127.0.0.1:9", "x", "--json"]])
-def test_results_that_find_no_room_are_a_failure(arguments):
+def test_results_to_a_full_device_are_a_failure(arguments):
     command = [sys.executable, "-m", "tomada", *arguments]
     with open("/dev/full", "wb") as full:  # noqa: PTH123
         ended = subprocess.run(

@@ -1,4 +1,4 @@
-"""Queues, devices, routes and addresses that are there no more, and come back."""
+"""Queues, devices, routes and addresses that disappear and return."""
 
 import asyncio
 import contextlib
@@ -27,26 +27,26 @@ def change_address(namespace, change, address, device):
     options = ["nodad"] if ":" in address and change != "del" else []
     namespace.command("ip", "address", change, address, "dev", device, *options)
     if change != "del":
-        eventually(lambda: namespace.is_ready(device, [address]))  # what comes before is refused
+        eventually(lambda: namespace.is_ready(device, [address]))  # earlier requests are refused
 
 
 @pytest.fixture(scope="module")
-def both(namespaces):  # noqa: ARG001 - no test without them
-    """Join two namespaces, for all tests: to make them takes the kernel a while."""
+def both(namespaces):  # noqa: ARG001 - skips the tests without them
+    """Connect two namespaces for all tests, because making them takes the kernel a while."""
     with contextlib.ExitStack() as stack:
         yield Network(stack).link()
 
 
 @pytest.fixture
 def link(both):
-    """Give two namespaces that are joined, and see to it that they still are after the test."""
+    """Provide two connected namespaces, and restore the connection after the test."""
     yield both
     for namespace, device, addresses in zip(both, ("left", "right"), (LEFT, RIGHT), strict=True):
         restore(namespace, device, addresses)
 
 
 def restore(namespace, device, addresses):
-    """Have a device be up, with these addresses."""
+    """Set a device up, with these addresses."""
     commands = [f"ip link set {device} up", f"ip -4 address flush dev {device}"]
     for address in addresses:
         nodad = "nodad" if ":" in address else ""
@@ -57,7 +57,7 @@ def restore(namespace, device, addresses):
 
 @pytest.fixture(autouse=True)
 def every_line(monkeypatch, caplog):
-    """Let nothing be left out of the log."""
+    """Disable the limits on log messages."""
     monkeypatch.setattr(_reports, "SECONDS_BETWEEN", 0.0)
     caplog.set_level(logging.INFO, "tomada")
 
@@ -68,7 +68,7 @@ def echo(data, _):
 
 @contextlib.contextmanager
 def serving(namespace, address=("0.0.0.0", 0), **options):  # noqa: S104
-    """Serve in a namespace."""
+    """Run a server in a namespace."""
     server = tomada.Server(address, options.pop("handler", echo), **options)
     namespace.run(server.start)
     try:
@@ -79,13 +79,13 @@ def serving(namespace, address=("0.0.0.0", 0), **options):  # noqa: S104
 
 def attempt(call, *arguments):
     """Return the error of a call."""
-    with pytest.raises(OSError) as caught:  # noqa: PT011 - which one is looked at later
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the caller checks the error
         call(*arguments)
     return caught.value
 
 
 def answered(sock, data=b"ping"):
-    """Say whether a question that a plain connected socket asks is answered soon."""
+    """Return whether a request from a plain connected socket is soon answered."""
     sock.settimeout(0.05)
     try:
         sock.send(data)
@@ -95,13 +95,13 @@ def answered(sock, data=b"ping"):
 
 
 class Slow:
-    """A device whose queue takes some datagrams at once, and then hardly any."""
+    """A device whose queue accepts some datagrams at once, and then hardly any."""
 
     def __init__(self, namespace, device):
         program("tc")
         self._command = ["tc", "qdisc", "replace", "dev", device, "root"]
         self._namespace = namespace
-        # A bucket of 1,600 bytes, and as much of a queue.
+        # A bucket of 1,600 bytes, and a queue of the same size.
         rule = ["tbf", "rate", "80bit", "burst", "1600", "limit", "1600"]
         namespace.command(*self._command, *rule)
 
@@ -112,23 +112,23 @@ class Slow:
         self._namespace.command(*self._command, "noqueue")
 
 
-# Each longer than the one before it, so that they do not leave as one: of what becomes of the parts
-# of that the kernel says nothing.
+# Each is longer than the one before, so that they are not sent as a run: the kernel does not report
+# what happens to the parts of a run.
 LONGER = [bytes(1000 + number) for number in range(20)]
 
 
 def told(sock):
-    """Have a socket hear of what the kernel drops."""
+    """Make a socket report datagrams that the kernel drops."""
     sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVERR, 1)
     return sock
 
 
-def test_a_full_device_is_told_to_who_asks_for_errors(link):
+def test_errors_reports_a_full_device_if_enabled(link):
     left, right = link
     with right.bound(std, ("10.77.0.2", 0)) as peer, left.open(socket) as sock:
         to = peer.getsockname()
         with Slow(left, "left"):
-            # Without the option the kernel says nothing.
+            # Without the option the kernel reports nothing.
             assert sock.send_many(LONGER, to) == 20
             told(sock)
             assert attempt(sock.sendto, LONGER[0], to).errno == errno.ENOBUFS
@@ -145,7 +145,7 @@ def test_a_full_device_is_told_to_who_asks_for_errors(link):
         eventually(lambda: peer.recv(2000) == b"after")
 
 
-def test_a_full_device_costs_a_server_answers_and_no_more(link, caplog):
+def test_full_device_costs_a_server_only_replies(link, caplog):
     left, right = link
     listening = told(right.bound(socket, ("10.77.0.2", 0)))
     with (
@@ -168,13 +168,13 @@ def test_a_full_device_costs_a_server_answers_and_no_more(link, caplog):
 
 @pytest.fixture
 def runner(problems):
-    """One sort of loop: what is tested is the same on each."""
+    """One kind of loop, because the behaviour is the same on each."""
     with asyncio.Runner(loop_factory=tomada.asyncio.EventLoop) as runner:
         runner.get_loop().set_exception_handler(lambda _, context: problems.append(context))
         yield runner
 
 
-async def test_a_full_device_is_told_to_the_protocol(link, endpoint):
+async def test_protocol_is_told_of_a_full_device(link, endpoint):
     left, right = link
     with right.bound(std, ("10.77.0.2", 0)) as peer:
         sock = told(left.bound(socket, ("10.77.0.1", 0)))
@@ -190,7 +190,7 @@ async def test_a_full_device_is_told_to_the_protocol(link, endpoint):
     assert not transport.is_closing()
 
 
-async def test_a_full_device_is_raised_by_an_endpoint(runner, link):  # noqa: ARG001
+async def test_endpoint_raises_for_a_full_device(runner, link):  # noqa: ARG001
     left, right = link
     with right.bound(std, ("10.77.0.2", 0)) as peer:
         sock = told(left.bound(socket, ("10.77.0.1", 0)))
@@ -199,7 +199,7 @@ async def test_a_full_device_is_raised_by_an_endpoint(runner, link):  # noqa: AR
             with Slow(left, "left"):
                 error = attempt(endpoint.send_many, LONGER)
                 assert error.errno == errno.ENOBUFS
-            with contextlib.suppress(OSError):  # the others' errors, of which there are some
+            with contextlib.suppress(OSError):  # errors of the other datagrams
                 while True:
                     await asyncio.wait_for(endpoint.recv(), 0.01)
             endpoint.send(b"after")
@@ -207,7 +207,7 @@ async def test_a_full_device_is_raised_by_an_endpoint(runner, link):  # noqa: AR
 
 
 class Down:
-    """A device that is down for a while."""
+    """Set a device down for a while."""
 
     def __init__(self, namespace, device, addresses):
         self._namespace, self._device, self._addresses = namespace, device, addresses
@@ -216,7 +216,7 @@ class Down:
         self._namespace.command("ip", "link", "set", self._device, "down")
 
     def __exit__(self, *_):
-        # The addresses of IPv6 have gone with it.
+        # Its IPv6 addresses have been removed.
         restore(self._namespace, self._device, self._addresses)
 
 
@@ -227,7 +227,7 @@ both_families = pytest.mark.parametrize(
 
 
 @both_families
-def test_a_device_that_is_down_refuses_to_send_until_it_is_up(link, any_address, peer):
+def test_send_on_a_device_that_is_down_raises_until_it_is_up(link, any_address, peer):
     left, right = link
     with right.bound(std, (peer, 0)) as plain, left.bound(socket, (any_address, 0)) as sock:
         to = plain.getsockname()
@@ -248,7 +248,7 @@ def test_a_device_that_is_down_refuses_to_send_until_it_is_up(link, any_address,
 
 
 @both_families
-def test_who_waits_for_a_datagram_does_not_notice_that_the_device_was_down(link, any_address, peer):
+def test_recv_does_not_notice_that_the_device_was_down(link, any_address, peer):
     left, right = link
     with (
         right.bound(socket, (any_address, 0)) as sock,
@@ -263,7 +263,7 @@ def test_who_waits_for_a_datagram_does_not_notice_that_the_device_was_down(link,
 
 @both_families
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_server_outlives_its_device(link, any_address, peer, workers):
+def test_server_continues_after_its_device_was_down(link, any_address, peer, workers):
     left, right = link
     family = std.AF_INET6 if ":" in peer else std.AF_INET
     with (
@@ -278,7 +278,7 @@ def test_a_server_outlives_its_device(link, any_address, peer, workers):
             assert attempt(server.sendto, b"unasked", own).errno in UNREACHABLE
         eventually(lambda: answered(plain, b"after"))
         eventually(lambda: is_even(server.stats(), unasked=1))
-        if workers == 1:  # the parent of several does not know which address the peer expects
+        if workers == 1:  # the parent does not know which address to use
             plain.settimeout(DEADLINE)
             server.sendto(b"unasked", own)
             eventually(lambda: plain.recv(100) == b"unasked")
@@ -287,11 +287,11 @@ def test_a_server_outlives_its_device(link, any_address, peer, workers):
 
 
 def is_even(stats, unasked):
-    """Say whether all that was received, and some more, is accounted for."""
+    """Return whether all received datagrams, and some more, are accounted for."""
     return stats.sent + stats.send_errors == stats.received + unasked
 
 
-async def test_a_transport_outlives_its_device(link, endpoint):
+async def test_transport_continues_after_its_device_was_down(link, endpoint):
     left, right = link
     with right.bound(std, ("10.77.0.2", 0)) as plain:
         transport, protocol = await endpoint(sock=left.bound(socket, ("0.0.0.0", 0)))  # noqa: S104
@@ -305,7 +305,7 @@ async def test_a_transport_outlives_its_device(link, endpoint):
         assert await protocol.received(1) == [b"answer"]
 
 
-# An address that was asked, the one that is left without it, and who asks.
+# The requested address, the one that remains without it, and the peer.
 VANISHING = {
     "IPv4": ("10.77.0.22", "10.77.0.2", "10.77.0.1", "24"),
     "IPv6": ("fd77::22", "fd77::2", "fd77::1", "64"),
@@ -321,9 +321,7 @@ def vanishing(request):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_server_answers_from_another_address_when_the_one_that_was_asked_is_gone(
-    link, vanishing, workers
-):
+def test_server_replies_from_another_address_if_the_reply_source_is_gone(link, vanishing, workers):
     left, right = link
     anything, asked, other, own, address = vanishing
     with (
@@ -331,7 +329,8 @@ def test_a_server_answers_from_another_address_when_the_one_that_was_asked_is_go
         left.bound(std, (own, 0)) as plain,
     ):
         port = server.address[1]
-        # The parent of workers remembers no peer, and sends from where the routes say.
+        # The parent of workers remembers no peers, and sends from the address that the routes
+        # select.
         for _ in range(3):
             plain.sendto(b"ping", (asked, port))
             assert plain.recvfrom(100)[1][:2] == (asked, port)
@@ -353,7 +352,7 @@ def is_mapped(vanishing):
     return ":" in anything and ":" not in asked
 
 
-async def test_a_transport_sends_from_another_address_when_the_one_that_was_asked_is_gone(
+async def test_transport_replies_from_another_address_if_the_reply_source_is_gone(
     link, vanishing, endpoint
 ):
     left, right = link
@@ -383,7 +382,7 @@ def plain_name(host, port):
     return (host, port, 0, 0) if ":" in host else (host, port)
 
 
-def test_a_source_is_not_forgotten_while_no_way_leads_to_the_peer(link):
+def test_reply_source_is_not_forgotten_without_a_route_to_the_peer(link):
     left, right = link
     with serving(right) as server, left.bound(std, ("10.77.0.1", 0)) as plain:
         port = server.address[1]
@@ -396,7 +395,7 @@ def test_a_source_is_not_forgotten_while_no_way_leads_to_the_peer(link):
         assert plain.recvfrom(100) == (b"unasked", ("10.77.0.22", port))
 
 
-def test_a_reply_from_an_address_that_is_gone_says_so(link, vanishing):
+def test_reply_from_an_address_that_is_gone_raises(link, vanishing):
     left, right = link
     anything, asked, _, own, address = vanishing
     with right.bound(socket, (anything, 0)) as sock, left.bound(std, (own, 0)) as plain:
@@ -416,7 +415,7 @@ def test_a_reply_from_an_address_that_is_gone_says_so(link, vanishing):
         assert plain.recv(100) == b"pong"
 
 
-def test_a_server_of_an_address_that_is_gone_serves_again_when_it_is_back(link):
+def test_server_on_a_removed_address_serves_again_when_it_is_back(link):
     left, right = link
     with (
         serving(right, ("10.77.0.22", 0)) as server,
@@ -440,7 +439,7 @@ CLIENTS = {
 
 @pytest.mark.parametrize("ask", CLIENTS.values(), ids=CLIENTS)
 @pytest.mark.parametrize("match", [None, lambda request, reply: request == reply])
-def test_a_client_goes_on_from_a_new_address(link, ask, match):
+def test_client_continues_from_a_new_address(link, ask, match):
     left, right = link
     heard = []
     with serving(right, handler=lambda data, peer: heard.append(peer[0]) or data) as server:
@@ -455,7 +454,7 @@ def test_a_client_goes_on_from_a_new_address(link, ask, match):
 
 @pytest.mark.parametrize("ask", CLIENTS.values(), ids=CLIENTS)
 @pytest.mark.parametrize("match", [None, lambda request, reply: request == reply])
-def test_a_client_says_that_there_is_no_route_and_goes_on_when_there_is_one(link, ask, match):
+def test_client_raises_without_a_route_and_continues_when_there_is_one(link, ask, match):
     left, right = link
     with serving(right) as server:
         address = ("10.77.0.2", server.address[1])
@@ -474,7 +473,7 @@ def test_a_client_says_that_there_is_no_route_and_goes_on_when_there_is_one(link
 @pytest.mark.parametrize(
     ("kind", "number"), [("unreachable", errno.EHOSTUNREACH), ("prohibit", errno.EACCES)]
 )
-def test_a_route_that_refuses_is_told_by_its_errno(link, kind, number):
+def test_send_over_a_refusing_route_raises_its_errno(link, kind, number):
     left, right = link
     with right.bound(std, ("10.77.0.2", 0)) as plain, left.open(socket) as sock:
         left.command("ip", "route", "add", kind, "10.77.0.2")
@@ -485,7 +484,7 @@ def test_a_route_that_refuses_is_told_by_its_errno(link, kind, number):
         assert plain.recv(10) == b"x"
 
 
-def test_a_device_that_is_removed_refuses_its_link_and_no_other(network):
+def test_removed_device_affects_only_its_own_link(network):
     left, _ = network.link()
     index = left.index("left")
     with left.open(socket, socket.AF_INET6) as sock:

@@ -1,4 +1,4 @@
-"""No memory (``RLIMIT_AS``): a ``MemoryError`` that says for what, and life goes on after it."""
+"""No memory (``RLIMIT_AS``): a ``MemoryError`` names its cause, and the process continues."""
 
 import pytest
 
@@ -8,8 +8,8 @@ limits_hold = pytest.mark.skipif(
     FREE, reason="the interpreter's allocator has reserved more than these tests would take"
 )
 
-# Each attempt is made by processes of its own, with more and more room for it: for none of what it
-# needs, for some, and for all.
+# Separate processes make each attempt with increasing limits: enough for none, some, or all of the
+# memory that it needs.
 START = """
 import os, resource, socket as std, sys, warnings
 import tomada, tomada.asyncio
@@ -54,7 +54,7 @@ def sweep(attempt, again=lambda: None, before=lambda: None):
             print(said, flush=True)
             os._exit(0)
         _, status = os.wait()
-        assert status == 0, (room, status)  # SIGABRT is how Rust ends for want of memory
+        assert status == 0, (room, status)  # Rust aborts with SIGABRT when it is out of memory
 
 receiver, sender = bound(), bound()
 to = receiver.getsockname()
@@ -102,7 +102,7 @@ buffers = [b""] * 200_000
 def send():
     try:
         sender.sendmsg(buffers, [], 0, to)
-    except OSError:  # more than the kernel takes
+    except OSError:  # more than the kernel accepts
         pass
 
 sweep(send, lambda: sender.sendmsg([b"x"], [], 0, to))
@@ -113,7 +113,7 @@ control = [(socket.IPPROTO_IP, 1, bytes(2_000_000))]
 def send():
     try:
         sender.sendmsg([b"x"], control, 0, to)
-    except OSError:  # more than the kernel takes
+    except OSError:  # more than the kernel accepts
         pass
 
 sweep(send, lambda: sender.sendmsg([b"x"], [], 0, to))
@@ -163,7 +163,7 @@ async def main():
             transport.sendto(b"x", f"{folder}/deaf")
 
     def again():
-        # What was accepted is still there, and more can be.
+        # The accepted datagrams are still there, and more are accepted.
         before = transport.get_write_buffer_size()
         assert before > 0
         transport.sendto(b"x", f"{folder}/deaf")
@@ -178,24 +178,24 @@ tomada.asyncio.run(main())
 
 
 @pytest.mark.parametrize("attempt", ATTEMPTS.values(), ids=ATTEMPTS)
-def test_what_there_is_no_memory_for_is_a_memory_error(attempt, tmp_path):
+def test_allocation_failures_raise_memory_error(attempt, tmp_path):
     outcomes = run(START + attempt, tmp_path).splitlines()
-    # The smallest room is too small, and the largest is enough.
+    # The lowest limit is too low, and the highest is sufficient.
     assert outcomes[0].startswith("there is no memory for ")
     assert outcomes[-1] == "done"
-    # Where the interpreter finds no memory itself, it says so without a word.
+    # If the interpreter itself is out of memory, its error has no message.
     assert {text for text in outcomes if not text.startswith("there is no memory")} <= {"", "done"}
 
 
 @limits_hold
 @pytest.mark.parametrize("room", [0, 1 << 16, 1 << 18])
-def test_what_there_is_no_memory_to_return_waits_or_is_counted(room):
+def test_datagrams_that_cannot_be_returned_stay_in_the_backlog_or_are_counted(room):
     program = """
 COUNT, room = 20_000, int(sys.argv[1])
 receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 25)
 receiver.setblocking(False)
 sender.sendto(b"", to)
-receiver.recv_many()  # this thread has its memory for receiving
+receiver.recv_many()  # allocates this thread's receive buffers
 for _ in range(COUNT // 1000):
     sender.send_many([bytes(100)] * 1000, to)
 overflown = receiver.stats().kernel_drops
@@ -222,12 +222,12 @@ assert stats.received + stats.kernel_drops == 1 + COUNT, (stats, counts)
 
 
 @limits_hold
-def test_datagrams_that_there_is_no_memory_to_keep_are_counted():
+def test_datagrams_that_cannot_be_stored_are_counted():
     program = """
 receiver.gro = True
 
 def glued():
-    # As one run it is one message, of which the receive below wants but one datagram.
+    # A run is one message; the receive below takes only its first datagram.
     sender.send_many([bytes(1000)] * 60, to)
 
 glued()
@@ -261,8 +261,8 @@ while receiver.recv(2000) != b"after":
 
 @limits_hold
 @pytest.mark.parametrize("takes", ["data", "datagram", "batch"])
-def test_a_server_whose_handler_takes_all_memory_goes_on_when_there_is_some(takes, monkeypatch):
-    # Else the threads' memory is taken beforehand, 64 MiB for each.
+def test_server_continues_when_memory_is_available_again(takes, monkeypatch):
+    # Otherwise the threads allocate 64 MiB each in advance.
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     program = """
 import logging, threading, time
@@ -328,13 +328,13 @@ print(stats.sent + stats.handler_errors + stats.send_errors - stats.received)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_server_without_the_memory_to_receive_does_not_start(workers, monkeypatch):
+def test_server_without_memory_to_receive_does_not_start(workers, monkeypatch):
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     program = """
 import threading
 
 threading.stack_size(1 << 16)
-std.getaddrinfo("127.0.0.1", 0)  # which loads a module
+std.getaddrinfo("127.0.0.1", 0)  # this imports a module
 server = tomada.Server(("127.0.0.1", 0), lambda data, _: data, workers=int(sys.argv[1]))
 print(outcome(server.start, 1 << 20))
 server.stop()

@@ -1,4 +1,4 @@
-"""The table of features: what it says of each library is what the library does here."""
+"""The table of features: its statements about each library match what the library does here."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ SOL_UDP, UDP_GRO = 17, 104
 
 
 def table():
-    """Read the page's table of what was tried: a dictionary of rows by library."""
+    """Read the page's table of tested features: a dictionary of rows by library."""
     text = PAGE.read_text(encoding="utf-8").partition("## Tested features")[2].partition("\n\n*")[0]
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
@@ -38,7 +38,7 @@ async def opened(udp, **addresses):
 
 @pytest.fixture
 def plain():
-    """Open a plain socket for the other end."""
+    """Open a plain socket as the other end."""
     with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         sock.settimeout(DEADLINE)
@@ -131,8 +131,8 @@ def find_out(name, row, plain, path):
 
 @pytest.mark.parametrize("name", LIBRARIES)
 @pytest.mark.parametrize("row", ROWS)
-@pytest.mark.filterwarnings("default")  # what the libraries warn of is their own affair
-def test_what_the_table_says_is_so(name, row, plain, tmp_path):
+@pytest.mark.filterwarnings("default")  # warnings of the libraries do not matter here
+def test_features_table_matches_the_libraries(name, row, plain, tmp_path):
     try:
         library(name)
     except ImportError as error:
@@ -145,6 +145,6 @@ def test_what_the_table_says_is_so(name, row, plain, tmp_path):
     assert find_out(name, row, plain, str(tmp_path / "s")) == said
 
 
-def test_the_table_has_all_that_was_tried():
+def test_features_table_has_every_tested_feature():
     assert list(table()) == list(ROWS)
     assert all(list(cells) == list(LIBRARIES) for cells in table().values())

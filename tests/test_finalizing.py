@@ -1,4 +1,4 @@
-"""Threads that are in a handler, a protocol or a call when the interpreter is finalized."""
+"""Threads inside a handler, a protocol or a call when the interpreter is finalized."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Flags of single calls, and what they give back."""
+"""Flags of single calls, and what they return."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from support import fill
 from tomada import socket
 
 
-def test_peek_leaves_the_datagram_in_the_queue(kind, peer):
+def test_msg_peek_leaves_the_datagram_in_the_queue(kind, peer):
     other = peer(kind)
     with kind.bound(socket) as sock:
         other.do("send", datagrams=[b"once"], to=sock.getsockname())
@@ -22,7 +22,7 @@ def test_peek_leaves_the_datagram_in_the_queue(kind, peer):
             sock.recv(100)
 
 
-def test_a_datagram_too_long_for_the_buffer_loses_its_end(kind, peer):
+def test_recv_truncates_a_datagram_longer_than_the_buffer(kind, peer):
     other = peer(kind)
     with kind.bound(socket) as sock:
         other.do("send", datagrams=[b"0123456789"] * 4 + [b"next"], to=sock.getsockname())
@@ -35,7 +35,7 @@ def test_a_datagram_too_long_for_the_buffer_loses_its_end(kind, peer):
         assert sock.recv(100) == b"next"
 
 
-def test_recvmsg_tells_that_a_datagram_was_cut(kind, peer):
+def test_recvmsg_sets_msg_trunc_for_a_truncated_datagram(kind, peer):
     other = peer(kind)
     with kind.bound(socket) as sock:
         other.do("send", datagrams=[b"0123456789"] * 4, to=sock.getsockname())
@@ -46,7 +46,7 @@ def test_recvmsg_tells_that_a_datagram_was_cut(kind, peer):
         assert sock.recvmsg(10) == (b"0123456789", [], 0, other.address)
 
 
-def test_msg_trunc_asks_for_the_full_length(kind, peer):
+def test_msg_trunc_returns_the_full_length(kind, peer):
     other = peer(kind)
     with kind.bound(socket) as sock:
         other.do("send", datagrams=[b"0123456789"] * 2, to=sock.getsockname())
@@ -57,7 +57,7 @@ def test_msg_trunc_asks_for_the_full_length(kind, peer):
         assert sock.recvfrom_into(buffer, 2, socket.MSG_TRUNC) == (10, other.address)
 
 
-def test_an_empty_datagram_is_a_datagram(kind, peer):
+def test_empty_datagram_is_received(kind, peer):
     other = peer(kind)
     with kind.bound(socket) as sock:
         other.do("send", datagrams=[b"", b"", b"", b"end"], to=sock.getsockname())
@@ -67,7 +67,7 @@ def test_an_empty_datagram_is_a_datagram(kind, peer):
         assert sock.recv(100) == b"end"
 
 
-def test_recvfrom_of_no_bytes_takes_a_datagram(kind, peer):
+def test_recvfrom_of_zero_bytes_takes_a_datagram(kind, peer):
     other = peer(kind)
     with kind.bound(socket) as sock:
         other.do("send", datagrams=[b"1", b"2", b"3", b"4"], to=sock.getsockname())
@@ -77,8 +77,8 @@ def test_recvfrom_of_no_bytes_takes_a_datagram(kind, peer):
         assert sock.recv(100) == b"4"
 
 
-def test_recv_of_no_bytes_takes_nothing(kind, peer):
-    # The standard class does not even ask the kernel, and so does not wait.
+def test_recv_of_zero_bytes_takes_nothing(kind, peer):
+    # The standard class does not call the kernel, and so does not wait.
     other = peer(kind)
     with kind.bound(socket) as sock:
         assert sock.recv(0) == b""
@@ -89,7 +89,7 @@ def test_recv_of_no_bytes_takes_nothing(kind, peer):
         assert sock.recv(100) == b"here"
 
 
-def test_a_large_bufsize_costs_no_memory(kind, peer):
+def test_large_bufsize_allocates_no_memory(kind, peer):
     other = peer(kind)
     with kind.bound(socket) as sock:
         other.do("send", datagrams=[b"a", b"b", b"c"], to=sock.getsockname())
@@ -98,7 +98,7 @@ def test_a_large_bufsize_costs_no_memory(kind, peer):
         assert sock.recvmsg(1 << 20) == (b"c", [], 0, other.address)
 
 
-def test_dontwait_does_not_wait_on_a_blocking_socket(kind):
+def test_msg_dontwait_does_not_block_recv(kind):
     with kind.bound(socket) as sock:
         sock.settimeout(None)
         flag = socket.MSG_DONTWAIT
@@ -114,7 +114,7 @@ def test_dontwait_does_not_wait_on_a_blocking_socket(kind):
                 receive()
 
 
-def test_dontwait_does_not_wait_to_send(unix):
+def test_msg_dontwait_does_not_block_send(unix):
     with unix.bound(socket) as full, unix.open(socket) as sender:
         sender.settimeout(None)
         sender.connect(full.getsockname())
@@ -129,7 +129,7 @@ def test_dontwait_does_not_wait_to_send(unix):
                 send()
 
 
-def test_dontroute_and_confirm_are_handed_to_the_kernel(inet, peer):
+def test_msg_dontroute_and_msg_confirm_are_passed_to_the_kernel(inet, peer):
     other = peer(inet)
     with inet.bound(socket) as sock:
         sock.sendto(b"a", socket.MSG_DONTROUTE, other.address)
@@ -150,5 +150,5 @@ def test_msg_trunc_shows_nothing_of_earlier_datagrams(kind, peer, method):
         received = getattr(sock, method)(3, *flags)
         data = received if method == "recv" else received[0]
         assert data[:3] == b"012"
-        # The standard class returns as many bytes as the datagram had, some of them garbage.
+        # The standard class returns as many bytes as the datagram had, partly garbage.
         assert data[3:].strip(b"\0") == b""

@@ -10,7 +10,7 @@ from support import DEADLINE
 from tomada import socket
 
 
-def test_a_child_may_close_what_a_thread_of_its_parent_waits_for():
+def test_child_may_close_a_socket_that_a_parents_thread_waits_for():
     program = """
 sock = bound()
 call = Call(sock.recvfrom, 100).until_it_waits()
@@ -21,7 +21,7 @@ def child():
     return b"closed"
 
 print(in_child(child))
-# The parent's is open as before.
+# The parent's descriptor is still open.
 assert call.is_alive()
 sock.sendto(b"x", sock.getsockname())
 print(call.result()[0])
@@ -30,7 +30,7 @@ sock.close()
     assert run_forking(program) == "b'closed'\nb'x'\n"
 
 
-def test_a_child_wakes_no_thread_of_its_parent():
+def test_child_wakes_no_thread_of_its_parent():
     program = """
 sock = bound()
 sock.settimeout(None)
@@ -56,7 +56,7 @@ print(call.result()[0])
     assert run_forking(program) == "True\nb'x'\n"
 
 
-def test_a_child_uses_sockets_of_its_own_while_its_parent_waits():
+def test_child_uses_its_own_sockets_while_its_parent_waits():
     program = """
 sock = bound()
 calls = [Call(sock.recvfrom, 100).until_it_waits() for _ in range(10)]
@@ -85,7 +85,7 @@ sock.close()
     assert run_forking(program) == "b'ended'\n{b'x'}\n"
 
 
-def test_a_child_receives_from_the_socket_that_it_inherits():
+def test_child_receives_from_an_inherited_socket():
     program = """
 sock = bound()
 sock.sendto(b"for the child", sock.getsockname())
@@ -106,7 +106,7 @@ sock.close()
     assert run_forking(program) == "b'for the child'\nb'for the parent'\n"
 
 
-def test_a_child_may_wait_for_the_socket_that_a_thread_of_its_parent_waits_for():
+def test_child_may_wait_for_a_socket_that_a_parents_thread_waits_for():
     program = """
 sock = bound()
 call = Call(sock.recv, 100).until_it_waits()
@@ -127,7 +127,7 @@ sock.close()
     assert run_forking(program) == "b'x'\nb'x'\n"
 
 
-def test_a_child_may_detach_and_adopt_what_it_inherits():
+def test_child_may_detach_and_adopt_inherited_sockets():
     program = """
 sock = bound()
 call = Call(sock.recv, 100).until_it_waits()
@@ -149,7 +149,7 @@ except OSError:
     assert run_forking(program) == "True\nended\n"
 
 
-def test_a_child_that_ends_as_programs_do_ends():
+def test_child_exits_normally():
     program = """
 sock = bound()
 calls = [Call(sock.recv, 100).until_it_waits() for _ in range(5)]
@@ -168,7 +168,7 @@ sock.close()
     assert run_forking(program) == "7\n"
 
 
-def test_children_of_children():
+def test_grandchildren_use_inherited_sockets():
     program = """
 sock = bound()
 call = Call(sock.recv, 100).until_it_waits()
@@ -197,7 +197,7 @@ sock.close()
     assert run_forking(program) == "b'grandchild'\nb'x'\n"
 
 
-def test_a_child_does_not_deliver_what_its_parent_has_received():
+def test_child_does_not_deliver_the_parents_backlog():
     program = """
 from traffic import send_run
 sock = bound()
@@ -221,7 +221,7 @@ print(sock.pending, sock.recv(100), sock.recv(100))
 
 
 @pytest.mark.parametrize("inheritable", [True, False])
-def test_a_started_program_inherits_a_socket_that_is_inheritable(inet, inheritable):
+def test_started_program_inherits_an_inheritable_socket(inet, inheritable):
     program = """
 import os, sys
 try:
@@ -242,7 +242,7 @@ except OSError:
     assert answer == (b"open\n" if inheritable else b"closed\n")
 
 
-def test_a_started_program_adopts_the_socket_that_it_inherits(inet):
+def test_started_program_adopts_an_inherited_socket(inet):
     program = """
 import sys
 from tomada import socket
@@ -261,7 +261,7 @@ with socket.socket(fileno=int(sys.argv[1])) as sock:
         assert client.recvfrom(100) == (b"LOUD", sock.getsockname())
 
 
-def test_a_child_closes_what_a_thread_of_its_parent_was_closing():
+def test_child_closes_a_socket_that_a_parents_thread_was_closing():
     program = """
 import socket as std
 from support import eventually
@@ -269,7 +269,7 @@ from support import eventually
 class Stream(socket.socket):
     pass
 
-# A connection that waits for room in the listener's queue is in flight, and close() waits for it.
+# A connection that waits for room in the listener's queue is in flight; close() waits for it.
 listener = std.socket(std.AF_UNIX, std.SOCK_STREAM)
 listener.bind("")
 listener.listen(0)
@@ -306,7 +306,7 @@ print(is_open())
     assert run_forking(program) == "b'1 0 0 -1'\nFalse\n"
 
 
-def test_a_fork_does_not_wait_for_a_close_that_lingers():
+def test_fork_does_not_wait_for_a_lingering_close():
     program = """
 import socket as std, struct
 
@@ -327,7 +327,7 @@ except BlockingIOError:
 sock.setblocking(True)
 number = sock.fileno()
 closing = Call(sock.close).until_it_waits()
-# close(2) gives the number back before it waits. Something else has it now.
+# close(2) releases the number before it waits. Something else has it now.
 null = os.open("/dev/null", os.O_RDONLY)
 os.dup2(null, number)
 
@@ -337,13 +337,13 @@ def child():
 
 is_other = lambda: int(in_child(child)) == os.fstat(null).st_ino
 print(Call(is_other).result(deadline=30), closing.is_alive())
-peer.close()  # which resets the connection
+peer.close()  # this resets the connection
 closing.result()
 """
     assert run_forking(program) == "True True\n"
 
 
-def test_recv_does_not_wait_once_a_child_has_set_o_nonblock():
+def test_recv_does_not_wait_after_a_child_has_set_o_nonblock():
     program = """
 sock = bound()
 sock.settimeout(None)
@@ -356,7 +356,7 @@ except BlockingIOError:
     assert run_forking(program) == "as the kernel says\n"
 
 
-def test_send_many_joins_what_a_child_has_corked():
+def test_send_many_coalesces_after_a_child_has_corked_the_socket():
     program = """
 receiver, sender = bound(), bound()
 sender.connect(receiver.getsockname())

@@ -1,9 +1,9 @@
-"""Servers, guards and batches across ``fork``; nothing of theirs across ``exec``."""
+"""Servers, guards and batches across ``fork``; none of them across ``exec``."""
 
 from forking import run_forking
 
 
-def test_a_child_that_stops_its_parents_server_stops_nothing():
+def test_child_that_stops_its_parents_server_stops_nothing():
     program = """
 import tomada
 server = tomada.Server(("127.0.0.1", 0), lambda data, peer: data.upper())
@@ -17,7 +17,7 @@ with server, tomada.Client(server.address, timeout=10) as client:
     assert run_forking(program) == "b'stopped' b'HEARD'\n"
 
 
-def test_a_child_may_use_the_batch_that_a_thread_of_its_parent_receives_into():
+def test_child_may_use_a_batch_that_a_parents_thread_receives_into():
     program = """
 import tomada
 sock = bound()
@@ -45,7 +45,7 @@ print(call.result(), [bytes(data) for data, _ in batch])
     assert run_forking(program) == "used\n1 [b'x']\n"
 
 
-def test_a_child_has_what_its_parents_batch_held():
+def test_child_has_the_contents_of_its_parents_batch():
     program = """
 import tomada
 batch = tomada.Batch(4)
@@ -55,7 +55,7 @@ print(in_child(lambda: bytes(batch[0]) + repr(batch.addresses).encode()).decode(
     assert run_forking(program) == "before[('127.0.0.1', 9)]\n"
 
 
-def test_a_receive_into_a_batch_goes_on_in_a_child_that_a_signal_handler_forked():
+def test_recv_batch_continues_in_a_child_that_a_signal_handler_forked():
     program = """
 import signal, tomada
 from support import interrupt
@@ -84,7 +84,7 @@ assert children == [0]
     assert run_forking(program) == "in use\nin use\n"
 
 
-def test_a_child_remembers_whom_its_parents_guard_has_heard():
+def test_guard_in_a_child_remembers_the_sources_of_its_parent():
     program = """
 import tomada
 guard = tomada.Guard(rate=1e-6, burst=2)
@@ -104,13 +104,13 @@ print(passing(1), in_child(lambda: b"%d" % passing(2)), passing(2))
     assert run_forking(program) == "1 b'1' 1\n"
 
 
-def test_a_started_program_inherits_no_descriptor():
+def test_started_program_inherits_no_descriptor():
     program = """
 import asyncio, subprocess
 import tomada
 from tomada.asyncio import EventLoop
 
-# The listing's own descriptor is one of them.
+# Reading the folder takes a descriptor itself.
 LIST = [sys.executable, "-c", "import os; print(*os.listdir('/proc/self/fd'))"]
 
 def inherited():

@@ -1,7 +1,7 @@
-"""Coalescing (``UDP_GRO``): runs come apart in order, and what a call leaves comes first then.
+"""Coalescing (``UDP_GRO``): runs are split in order, and the backlog is returned first.
 
-A run that a plain socket sends with ``UDP_SEGMENT`` stays in one piece on its way through the
-loopback device, and reaches a socket with ``gro`` as one message.
+A run that a plain socket sends with ``UDP_SEGMENT`` crosses the loopback device in one piece, and
+arrives at a socket with ``gro`` as one message.
 """
 
 import errno
@@ -26,7 +26,7 @@ UNEVEN = [*numbered(4), b"end"]
 
 @pytest.fixture(params=["AF_INET", "AF_INET6"])
 def gro(request):
-    """Give a socket that has coalescing on, and a plain one that sends to it."""
+    """Provide a socket with coalescing enabled, and a plain one that sends to it."""
     kind = request.getfixturevalue("inet" if request.param == "AF_INET" else "inet6")
     with kind.bound(socket) as sock, kind.bound(std) as sender:
         sock.gro = True
@@ -70,7 +70,7 @@ every_single = pytest.mark.parametrize("take", RECEIVE_ONE.values(), ids=RECEIVE
 every_way = pytest.mark.parametrize("way", RECEIVE_SOME)
 
 
-def test_coalescing_is_off_until_it_is_switched_on(inet):
+def test_gro_is_off_by_default(inet):
     with inet.bound(socket) as sock:
         assert (sock.gro, sock.pending) == (False, 0)
         sock.gro = True
@@ -81,7 +81,7 @@ def test_coalescing_is_off_until_it_is_switched_on(inet):
         assert sock.getsockopt(socket.IPPROTO_UDP, socket.UDP_GRO) == 0
 
 
-def test_what_is_not_udp_has_no_coalescing(unix):
+def test_gro_is_only_for_udp(unix):
     with unix.open(socket) as sock:
         with pytest.raises(OSError, match=r"not supported|not available") as caught:
             sock.gro = True
@@ -91,7 +91,7 @@ def test_what_is_not_udp_has_no_coalescing(unix):
 
 @every_way
 @pytest.mark.parametrize("datagrams", [RUN, UNEVEN], ids=["even", "uneven"])
-def test_a_run_comes_apart_in_order(gro, way, datagrams):
+def test_run_is_split_in_order(gro, way, datagrams):
     sock, sender = gro
     send_run(sender, sock.getsockname(), b"".join(datagrams), 8)
     expected = [(data, sender.getsockname()) for data in datagrams]
@@ -100,7 +100,7 @@ def test_a_run_comes_apart_in_order(gro, way, datagrams):
     assert payloads(sock) == []
 
 
-def test_one_call_takes_runs_and_single_datagrams_together(gro):
+def test_recv_many_takes_runs_and_single_datagrams_together(gro):
     sock, sender = gro
     here = sock.getsockname()
     send_run(sender, here, b"".join(RUN), 8)
@@ -108,11 +108,11 @@ def test_one_call_takes_runs_and_single_datagrams_together(gro):
     send_run(sender, here, b"".join(UNEVEN), 8)
     sender.sendto(b"single", here)
     assert [data for data, _ in sock.recv_many()] == [*RUN, b"", *UNEVEN, b"single"]
-    # Four of the kernel's messages, and one call.
+    # Four messages of the kernel, and one call.
     assert (sock.stats().receive_calls, sock.stats().received) == (1, 17)
 
 
-def test_a_batch_takes_runs_and_single_datagrams_together(gro):
+def test_recv_batch_takes_runs_and_single_datagrams_together(gro):
     sock, sender = gro
     here, there = sock.getsockname(), sender.getsockname()
     send_run(sender, here, b"".join(RUN), 8)
@@ -127,7 +127,7 @@ def test_a_batch_takes_runs_and_single_datagrams_together(gro):
 
 
 @every_single
-def test_a_call_that_wants_less_leaves_the_rest_waiting(gro, take):
+def test_receive_of_less_than_a_run_leaves_the_rest_pending(gro, take):
     sock, sender = gro
     send_run(sender, sock.getsockname(), b"".join(UNEVEN), 8)
     for number, data in enumerate(UNEVEN, 1):
@@ -137,7 +137,7 @@ def test_a_call_that_wants_less_leaves_the_rest_waiting(gro, take):
 
 @every_single
 @every_way
-def test_the_rest_comes_first_in_the_next_receive_of_any_kind(gro, take, way):
+def test_rest_of_a_run_is_returned_first_by_any_receive(gro, take, way):
     sock, sender = gro
     here = sock.getsockname()
     send_run(sender, here, b"".join(RUN), 8)
@@ -150,7 +150,7 @@ def test_the_rest_comes_first_in_the_next_receive_of_any_kind(gro, take, way):
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 7, 10, 11, 64])
-def test_maxima_of_every_size_take_all_in_order(gro, most):
+def test_recv_many_with_any_maximum_takes_all_in_order(gro, most):
     sock, sender = gro
     expected = []
     for number in range(5):
@@ -166,11 +166,11 @@ def test_maxima_of_every_size_take_all_in_order(gro, most):
     assert sock.pending == 0
 
 
-def test_a_batch_with_too_few_places_leaves_the_rest_waiting(gro):
+def test_recv_batch_into_a_small_batch_leaves_the_rest_pending(gro):
     sock, sender = gro
     here = sock.getsockname()
     expected = []
-    # 64 datagrams a message is what every kernel allows, 128 what a batch has places for.
+    # Every kernel allows 64 datagrams per message; a slot has room for 128.
     for number in range(6):
         datagrams = [b"%d%02d" % (number, at) for at in range(64)]
         send_run(sender, here, b"".join(datagrams), 3)
@@ -182,7 +182,7 @@ def test_a_batch_with_too_few_places_leaves_the_rest_waiting(gro):
     assert received == expected
 
 
-def test_a_batch_has_a_slot_for_each_message_that_waits(gro):
+def test_recv_batch_has_a_slot_for_each_queued_message(gro):
     sock, sender = gro
     for data in (b"one", b"two", b"three"):
         sender.sendto(data, sock.getsockname())
@@ -193,7 +193,7 @@ def test_a_batch_has_a_slot_for_each_message_that_waits(gro):
     assert [sock.recv_batch(batch), bytes(batch[0])] == [1, b"three"]
 
 
-def test_a_batch_of_short_slots_loses_nothing_of_a_run(gro):
+def test_recv_batch_with_short_slots_loses_nothing_of_a_run(gro):
     sock, sender = gro
     send_run(sender, sock.getsockname(), b"".join(numbered(60, 1000)), 1000)
     batch, received = tomada.Batch(4, slot_size=1000), []
@@ -205,7 +205,7 @@ def test_a_batch_of_short_slots_loses_nothing_of_a_run(gro):
     assert sock.stats().truncated == 0
 
 
-def test_a_datagram_longer_than_a_batchs_slots_is_cut_alone(gro):
+def test_recv_batch_truncates_only_the_datagram_longer_than_a_slot(gro):
     sock, sender = gro
     send_run(sender, sock.getsockname(), b"".join([b"x" * 300, b"y" * 300, b"z"]), 300)
     batch = tomada.Batch(4, slot_size=128)
@@ -214,7 +214,7 @@ def test_a_datagram_longer_than_a_batchs_slots_is_cut_alone(gro):
     assert batch.truncated == [0, 1]
 
 
-def test_a_datagram_of_a_run_is_cut_as_a_single_one_is(gro):
+def test_datagram_of_a_run_is_truncated_like_a_single_one(gro):
     sock, sender = gro
     send_run(sender, sock.getsockname(), b"firstothertail", 5)
     assert sock.recvfrom(3) == (b"fir", sender.getsockname())
@@ -224,14 +224,14 @@ def test_a_datagram_of_a_run_is_cut_as_a_single_one_is(gro):
     assert sock.stats().truncated == 2
 
 
-def test_the_segment_size_is_not_told_of_a_datagram(gro):
+def test_recvmsg_does_not_return_the_segment_size(gro):
     sock, sender = gro
     send_run(sender, sock.getsockname(), b"onetwo", 3)
     for data in (b"one", b"two"):
         assert sock.recvmsg(100, 1000) == (data, [], 0, sender.getsockname())
 
 
-def test_a_look_ahead_takes_nothing(gro):
+def test_msg_peek_takes_nothing_of_a_run(gro):
     sock, sender = gro
     send_run(sender, sock.getsockname(), b"onetwo", 3)
     for _ in range(2):
@@ -240,21 +240,21 @@ def test_a_look_ahead_takes_nothing(gro):
     assert [data for data, _ in sock.recv_many()] == [b"one", b"two"]
 
 
-def test_what_waits_in_the_socket_is_unseen_by_select(gro):
+def test_select_does_not_see_the_backlog(gro):
     sock, sender = gro
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     send_run(sender, sock.getsockname(), b"onetwo", 3)
     assert poll.poll(DEADLINE * 1000) == [(sock.fileno(), select.POLLIN)]
     assert sock.recv(100) == b"one"
-    # That is what `pending` is for: a loop around select() looks there first.
+    # That is the purpose of `pending`: a loop around select() checks it first.
     assert (sock.pending, poll.poll(0), select.select([sock], [], [], 0)[0]) == (1, [], [])
     sender.sendto(b"three", sock.getsockname())
     assert poll.poll(DEADLINE * 1000)
     assert [sock.recv(100), sock.recv(100)] == [b"two", b"three"]
 
 
-def test_a_loop_around_select_that_looks_at_pending_gets_everything(gro):
+def test_select_loop_that_checks_pending_receives_everything(gro):
     sock, sender = gro
     sock.setblocking(False)
     expected = []
@@ -268,7 +268,7 @@ def test_a_loop_around_select_that_looks_at_pending_gets_everything(gro):
     assert received == expected
 
 
-def test_switched_off_it_still_takes_apart_what_was_queued(gro):
+def test_runs_queued_before_gro_is_disabled_are_still_split(gro):
     sock, sender = gro
     send_run(sender, sock.getsockname(), b"onetwo", 3)
     sock.gro = False
@@ -277,10 +277,10 @@ def test_switched_off_it_still_takes_apart_what_was_queued(gro):
 
 
 @needs_loadgen
-def test_switched_off_in_a_flood_it_keeps_no_more_than_was_queued(inet):
+def test_backlog_is_limited_when_gro_is_disabled_in_a_flood(inet):
     size, message, messages = 1000, 65_536, 64
     with inet.bound(socket) as sock:
-        # What is queued, the message that filled it up, and the last receive.
+        # The queued datagrams, the message that exceeded the limit, and the last receive.
         room = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) + (1 + messages) * message
         with Flood(sock.getsockname(), gso=True, size=size, senders=2):
             for _ in range(20):
@@ -293,13 +293,14 @@ def test_switched_off_in_a_flood_it_keeps_no_more_than_was_queued(inet):
                     sock.recv_many()
 
 
-def test_a_plain_option_is_taken_apart_by_the_calls_for_many(inet):
+def test_recv_many_splits_runs_if_the_user_set_the_option(inet):
     with inet.bound(socket) as sock, inet.bound(std) as sender:
         sock.setsockopt(socket.IPPROTO_UDP, socket.UDP_GRO, 1)
         send_run(sender, sock.getsockname(), b"onetwosix", 3)
         assert [data for data, _ in sock.recv_many(2)] == [b"one", b"two"]
         assert (sock.pending, sock.recv(100)) == (1, b"six")
-        # Who sets the option by hand and receives by hand sees what the kernel sees.
+        # A program that sets the option itself and uses the standard methods sees what the kernel
+        # returns.
         send_run(sender, sock.getsockname(), b"onetwosix", 3)
         data, ancillary, _, _ = sock.recvmsg(100, 100)
         assert data == b"onetwosix"
@@ -309,7 +310,7 @@ def test_a_plain_option_is_taken_apart_by_the_calls_for_many(inet):
         assert struct.unpack("i", ancillary[0][2]) == (3,)
 
 
-def test_the_largest_run_arrives(gro):
+def test_run_of_maximum_length_arrives(gro):
     sock, sender = gro
     data = os.urandom(64 * 1000)
     send_run(sender, sock.getsockname(), data, 1000)
@@ -317,18 +318,18 @@ def test_the_largest_run_arrives(gro):
 
 
 @pytest.mark.parametrize("timeout", [None, DEADLINE])
-def test_what_one_thread_leaves_wakes_another_that_waits(gro, timeout):
+def test_rest_of_a_run_wakes_another_waiting_thread(gro, timeout):
     sock, sender = gro
     sock.settimeout(timeout)
     for take in RECEIVE_ONE.values():
         calls = [Call(take, sock).until_it_waits() for _ in range(3)]
-        # Whichever of them takes it from the kernel.
+        # It does not matter which of them receives from the kernel.
         send_run(sender, sock.getsockname(), b"onetwosix", 3)
         assert {call.result() for call in calls} == {b"one", b"two", b"six"}
         assert sock.pending == 0
 
 
-def test_what_one_thread_leaves_wakes_another_that_waits_with_a_batch(gro):
+def test_rest_of_a_run_wakes_another_thread_in_recv_batch(gro):
     sock, sender = gro
     batch = tomada.Batch()
     for _ in range(20):
@@ -337,7 +338,7 @@ def test_what_one_thread_leaves_wakes_another_that_waits_with_a_batch(gro):
         send_run(sender, sock.getsockname(), b"onetwo", 3)
         eventually(lambda calls=(first, second): not all(call.is_alive() for call in calls))
         if first.is_alive() and second.result() == 2:
-            sender.sendto(b"one", sock.getsockname())  # the other was faster, and took both
+            sender.sendto(b"one", sock.getsockname())  # the other one received both
         assert first.result() == b"one"
         assert second.result() == len(batch)
         assert bytes(batch[len(batch) - 1]) == b"two"
@@ -370,7 +371,7 @@ def test_threads_that_share_a_socket_get_each_datagram_exactly_once(gro):
     assert sorted(received) == sorted(expected)
 
 
-def test_what_waits_is_gone_with_the_socket(gro):
+def test_backlog_is_gone_after_close(gro):
     sock, sender = gro
     send_run(sender, sock.getsockname(), b"onetwo", 3)
     assert sock.recv(100) == b"one"
@@ -380,10 +381,10 @@ def test_what_waits_is_gone_with_the_socket(gro):
             take(sock)
 
 
-def test_more_control_messages_than_are_kept_are_flagged(inet):
+def test_control_messages_beyond_the_limit_set_msg_ctrunc(inet):
     wanted = {
         (std.SOL_SOCKET, 35): 1,  # SO_TIMESTAMPNS
-        (std.SOL_SOCKET, 37): 1 << 3 | 1 << 4,  # SO_TIMESTAMPING: of software, on receiving
+        (std.SOL_SOCKET, 37): 1 << 3 | 1 << 4,  # for received datagrams
         (std.IPPROTO_IP, socket.IP_PKTINFO): 1,
         (std.IPPROTO_IP, socket.IP_RECVTOS): 1,
         (std.IPPROTO_IP, socket.IP_RECVTTL): 1,
@@ -398,14 +399,14 @@ def test_more_control_messages_than_are_kept_are_flagged(inet):
         sender.sendto(b"plain", sock.getsockname())
         _, messages, flags, _ = sock.recvmsg(100, 1024)
         assert (len(messages), flags & socket.MSG_CTRUNC) == (6, 0)
-        # 40 bytes of options, twice: all in all more than a receive with coalescing has room for.
+        # 40 bytes of options, twice: together more than a receive with coalescing has room for.
         sender.setsockopt(std.IPPROTO_IP, std.IP_OPTIONS, bytes([1]) * 40)
         sender.sendto(b"with options", sock.getsockname())
         data, messages, flags, _ = sock.recvmsg(100, 1024)
         assert (data, flags & socket.MSG_CTRUNC) == (b"with options", socket.MSG_CTRUNC)
 
 
-def test_ten_thousand_runs_leave_no_memory_behind():
+def test_ten_thousand_runs_leak_no_memory():
     program = """
 import resource, socket as std, struct
 from tomada import socket

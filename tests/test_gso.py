@@ -1,6 +1,7 @@
-"""Segmentation offload (``UDP_SEGMENT``): runs leave in one piece, or one by one where they must.
+"""Segmentation offload (``UDP_SEGMENT``): datagrams are sent as runs or, if necessary, singly.
 
-A plain socket with ``UDP_GRO`` sees what left as one piece: the loopback device leaves it whole.
+A plain socket with ``UDP_GRO`` sees which datagrams were sent as a run, because the loopback device
+does not split runs.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ ONE = [b"12345678"] * 10
 
 @pytest.fixture(params=["inet", "inet6"])
 def pair(request):
-    """Give a socket that sends, and a plain one that shows in how many pieces it did."""
+    """Provide a sending socket, and a plain one that shows the runs that it sent."""
     kind = request.getfixturevalue(request.param)
     with kind.bound(socket) as sender, kind.bound(std) as receiver:
         receiver.setsockopt(std.IPPROTO_UDP, socket.UDP_GRO, 1)
@@ -31,7 +32,7 @@ def pair(request):
 
 
 def pieces(receiver):
-    """Take the pieces that have come, as (length, segment length)."""
+    """Receive the queued messages, as (length, segment length)."""
     receiver.setblocking(False)
     seen = []
     try:
@@ -64,7 +65,7 @@ every_way = pytest.mark.parametrize("send", [by_list, by_generator, by_batch])
 
 
 @every_way
-def test_datagrams_of_one_size_leave_in_one_piece(pair, send):
+def test_datagrams_of_one_size_are_sent_as_one_run(pair, send):
     sender, receiver = pair
     assert send(sender, ONE) == 10
     assert pieces(receiver) == [(80, 8)]
@@ -72,7 +73,7 @@ def test_datagrams_of_one_size_leave_in_one_piece(pair, send):
 
 
 @every_way
-def test_the_last_of_a_piece_may_be_shorter(pair, send):
+def test_last_datagram_of_a_run_may_be_shorter(pair, send):
     sender, receiver = pair
     sizes = [8, 8, 3, 8, 8, 9, 9, 1, 1, 0, 5, 0, 0, 7]
     assert send(sender, [bytes(size) for size in sizes]) == len(sizes)
@@ -90,7 +91,7 @@ def test_the_last_of_a_piece_may_be_shorter(pair, send):
 
 
 @every_way
-def test_a_piece_has_no_more_than_every_kernel_takes(pair, send):
+def test_run_is_no_longer_than_every_kernel_accepts(pair, send):
     sender, receiver = pair
     assert send(sender, [b"x" * 20] * 150) == 150
     assert pieces(receiver) == [(64 * 20, 20), (64 * 20, 20), (22 * 20, 20)]
@@ -100,7 +101,7 @@ def test_a_piece_has_no_more_than_every_kernel_takes(pair, send):
     assert pieces(receiver) == [(40_000, None)] * 2
 
 
-def test_a_piece_goes_to_one_peer(inet):
+def test_run_goes_to_one_peer(inet):
     with inet.bound(socket) as sender, inet.bound(std) as first, inet.bound(std) as second:
         for receiver in (first, second):
             receiver.setsockopt(std.IPPROTO_UDP, socket.UDP_GRO, 1)
@@ -109,12 +110,12 @@ def test_a_piece_goes_to_one_peer(inet):
         assert sender.send_many([(b"x" * 8, address) for address in to]) == 6
         assert pieces(first) == [(16, 8), (8, None)]
         assert pieces(second) == [(8, None), (16, 8)]
-        # Equal addresses are one, whatever the objects.
+        # Equal addresses are the same peer, even if they are different objects.
         assert sender.send_many([(b"x" * 8, (near[0], int(str(near[1])))) for _ in range(5)]) == 5
         assert pieces(first) == [(40, 8)]
 
 
-def test_pieces_of_memory_that_lie_apart_leave_in_one(pair):
+def test_buffers_in_separate_memory_are_sent_as_one_run(pair):
     sender, receiver = pair
     datagrams = [bytearray(b"%08d" % number) for number in range(64)]
     assert sender.send_many(datagrams) == 64
@@ -124,9 +125,10 @@ def test_pieces_of_memory_that_lie_apart_leave_in_one(pair):
 
 @pytest.fixture
 def refused(inet):
-    """Give a socket that is not allowed pieces, and a plain one.
+    """Provide a socket for which the kernel refuses runs, and a plain one.
 
-    Without a checksum there is no segmentation (EINVAL): a stand-in for a device that has none.
+    Without a checksum the kernel refuses segmentation (EINVAL). This simulates a device that cannot
+    compute checksums.
     """
     with inet.bound(socket) as sender, inet.bound(std) as receiver:
         receiver.setsockopt(std.IPPROTO_UDP, socket.UDP_GRO, 1)
@@ -136,7 +138,7 @@ def refused(inet):
 
 
 @every_way
-def test_what_is_refused_in_one_piece_leaves_one_by_one(refused, send):
+def test_refused_run_is_sent_one_by_one(refused, send):
     sender, receiver = refused
     for _ in range(3):
         assert send(sender, ONE) == 10
@@ -145,7 +147,7 @@ def test_what_is_refused_in_one_piece_leaves_one_by_one(refused, send):
 
 
 @pytest.mark.parametrize("errors", ["raise", "continue"])
-def test_a_refused_piece_is_no_error(refused, errors):
+def test_refused_run_is_not_an_error(refused, errors):
     sender, receiver = refused
     datagrams = [*numbered(30), bytes(100), b"x", *numbered(10, 3)]
     assert sender.send_many(datagrams, errors=errors) == (42 if errors == "raise" else [])
@@ -163,16 +165,16 @@ def payloads_of(receiver):
 
 
 @every_way
-def test_a_refused_piece_costs_one_more_call_and_only_once(refused, send):
+def test_refused_run_costs_one_extra_call_only_once(refused, send):
     sender, _ = refused
     send(sender, ONE)
     before = sender.stats().send_calls
     send(sender, ONE)
-    # The others of this size do not try again.
+    # Other datagrams of this size are not tried as runs again.
     assert sender.stats().send_calls == before + 1
 
 
-def test_what_is_too_long_among_others_does_not_end_their_pieces(pair):
+def test_datagram_too_long_for_the_path_does_not_prevent_runs_of_others(pair):
     sender, receiver = pair
     datagrams = [*ONE, bytes(65_536), *ONE]
     failures = sender.send_many(datagrams, errors="continue")
@@ -182,16 +184,16 @@ def test_what_is_too_long_among_others_does_not_end_their_pieces(pair):
     assert pieces(receiver) == [(80, 8)]
 
 
-def test_a_segment_size_of_the_users_own_is_left_alone(pair):
+def test_user_segment_size_is_left_alone(pair):
     sender, receiver = pair
     sender.setsockopt(socket.IPPROTO_UDP, socket.UDP_SEGMENT, 4)
     assert sender.send_many([b"12345678"] * 2) == 2
-    # Each was cut by the kernel as the user asked.
+    # The kernel split each as the user requested.
     assert pieces(receiver) == [(8, 4), (8, 4)]
     assert sender.getsockopt(socket.IPPROTO_UDP, socket.UDP_SEGMENT) == 4
 
 
-def test_a_segment_size_that_comes_later_is_seen(pair):
+def test_user_segment_size_that_is_set_later_is_noticed(pair):
     sender, receiver = pair
     assert sender.send_many(ONE) == 10
     assert pieces(receiver) == [(80, 8)]
@@ -203,7 +205,7 @@ def test_a_segment_size_that_comes_later_is_seen(pair):
     assert pieces(receiver) == [(80, 8)]
 
 
-def test_with_more_to_come_the_kernel_joins_what_is_sent(pair):
+def test_msg_more_makes_the_kernel_join_what_is_sent(pair):
     sender, receiver = pair
     assert sender.send_many([b"one", b"two"], flags=socket.MSG_MORE) == 2
     assert pieces(receiver) == []
@@ -212,7 +214,7 @@ def test_with_more_to_come_the_kernel_joins_what_is_sent(pair):
 
 
 @every_way
-def test_a_corked_socket_joins_what_is_sent(pair, send):
+def test_corked_socket_joins_what_is_sent(pair, send):
     sender, receiver = pair
     sender.setsockopt(socket.IPPROTO_UDP, socket.UDP_CORK, 1)
     assert send(sender, ONE) == 10
@@ -224,7 +226,7 @@ def test_a_corked_socket_joins_what_is_sent(pair, send):
     assert pieces(receiver) == [(80, 8)]
 
 
-def test_a_socket_that_another_holder_has_corked_joins_what_is_sent(pair):
+def test_socket_corked_by_another_holder_joins_what_is_sent(pair):
     other, receiver = pair
     with socket.socket(fileno=os.dup(other.fileno())) as sender:
         for holder in (std.socket(fileno=os.dup(other.fileno())), other):
@@ -245,7 +247,7 @@ def test_a_socket_that_another_holder_has_corked_joins_what_is_sent(pair):
     ids=["dup", "os.dup", "fromfd"],
 )
 @every_way
-def test_send_many_joins_what_a_holder_of_a_duplicate_has_corked(pair, send, share):
+def test_send_many_on_a_socket_corked_through_a_duplicate_joins_what_is_sent(pair, send, share):
     sender, receiver = pair
     with share(sender) as holder:
         holder.setsockopt(std.IPPROTO_UDP, socket.UDP_CORK, 1)
@@ -257,7 +259,7 @@ def test_send_many_joins_what_a_holder_of_a_duplicate_has_corked(pair, send, sha
 
 
 @every_way
-def test_what_was_left_open_is_ended_by_the_first_datagram_alone(pair, send):
+def test_datagram_left_open_by_msg_more_ends_with_the_first_datagram_alone(pair, send):
     sender, receiver = pair
     sender.send(b"open, ", socket.MSG_MORE)
     assert send(sender, ONE) == 10
@@ -270,7 +272,7 @@ def test_what_was_left_open_is_ended_by_the_first_datagram_alone(pair, send):
     assert pieces(receiver) == [(10, None), (8, None)]
 
 
-def test_a_transport_joins_what_a_corked_socket_sends(pair):
+def test_transport_on_a_corked_socket_joins_what_is_sent(pair):
     sender, receiver = pair
 
     async def send():
@@ -287,7 +289,7 @@ def test_a_transport_joins_what_a_corked_socket_sends(pair):
     tomada.asyncio.run(send())
 
 
-def test_an_option_that_is_set_back_gives_the_pieces_back(refused):
+def test_runs_are_used_again_after_an_option_is_reset(refused):
     sender, receiver = refused
     assert sender.send_many(ONE) == 10
     assert pieces(receiver) == [(8, None)] * 10
@@ -296,7 +298,7 @@ def test_an_option_that_is_set_back_gives_the_pieces_back(refused):
     assert pieces(receiver) == [(80, 8)]
 
 
-def test_af_unix_has_no_pieces(unix):
+def test_af_unix_has_no_runs(unix):
     with unix.bound(socket) as sock:
         assert sock.send_many(ONE, sock.getsockname()) == 10
         assert payloads(sock) == ONE
@@ -304,7 +306,7 @@ def test_af_unix_has_no_pieces(unix):
 
 @pytest.mark.parametrize("size", [1, 2, 63, 64, 511, 1023, 1024, 1472, 1473, 8000, 32_753, 32_754])
 @pytest.mark.parametrize("gro", [False, True], ids=["plain", "coalescing"])
-def test_every_size_arrives_in_order(inet, size, gro):
+def test_datagrams_of_every_size_arrive_in_order(inet, size, gro):
     with inet.bound(socket) as sender, inet.bound(socket) as receiver:
         receiver.gro = gro
         sender.connect(receiver.getsockname())

@@ -1,4 +1,4 @@
-"""Guards of endpoints: callbacks and tasks hear nothing of what is refused."""
+"""Guards of endpoints and transports: no callback or task sees refused datagrams."""
 
 import asyncio
 import contextlib
@@ -54,7 +54,7 @@ async def endpoint(factory, **options):
 
 @pytest.mark.parametrize("in_kernel", [True, False])
 @pytest.mark.parametrize("factory", [Protocol, Batches])
-def test_a_protocol_hears_what_passes(factory, in_kernel):
+def test_protocol_receives_admitted_datagrams(factory, in_kernel):
     async def main():
         guard = tomada.Guard(deny=[FAR], max_size=5, kernel_filter=in_kernel)
         async with endpoint(factory, guard=guard) as (transport, protocol):
@@ -71,7 +71,7 @@ def test_a_protocol_hears_what_passes(factory, in_kernel):
     tomada.asyncio.run(main())
 
 
-def test_refusals_hold_no_timer_up():
+def test_refused_datagrams_delay_no_timer():
     async def main():
         guard = tomada.Guard(max_size=5)
         async with endpoint(Protocol, guard=guard) as (transport, protocol):
@@ -86,7 +86,7 @@ def test_refusals_hold_no_timer_up():
     tomada.asyncio.run(main())
 
 
-def test_what_would_amplify_is_told_to_the_protocol():
+def test_protocol_is_told_of_replies_that_would_amplify():
     async def main():
         guard = tomada.Guard(amplification=2)
         async with endpoint(Protocol, guard=guard) as (transport, protocol):
@@ -103,7 +103,7 @@ def test_what_would_amplify_is_told_to_the_protocol():
     tomada.asyncio.run(main())
 
 
-def test_tasks_receive_what_passes():
+def test_tasks_receive_admitted_datagrams():
     async def main():
         guard = tomada.Guard(max_size=5)
         async with (
@@ -122,7 +122,7 @@ def test_tasks_receive_what_passes():
     tomada.asyncio.run(main())
 
 
-def test_a_given_socket_keeps_its_guard_unless_another_is_given():
+def test_given_socket_keeps_its_guard_unless_another_is_given():
     async def main():
         loop = asyncio.get_running_loop()
         for own, given in ((tomada.Guard(), None), (tomada.Guard(), tomada.Guard()), (None, None)):

@@ -1,4 +1,4 @@
-"""Guards that count: rates, a ceiling, and no more out than came in."""
+"""Limits of guards: rates, a ceiling, and the amplification limit."""
 
 import time
 
@@ -10,11 +10,11 @@ from test_guard_networks import FAR, NEAR, guarded
 from tomada import socket
 from traffic import payloads
 
-# So slow that no token comes while a test runs.
+# So low that no token is added while a test runs.
 HARDLY = 0.001
 
 
-def test_a_source_has_its_burst_and_others_have_theirs():
+def test_rate_each_source_has_its_own_burst():
     guard = tomada.Guard(rate=HARDLY, burst=3)
     with guarded(guard) as (sock, send):
         for _ in range(5):
@@ -25,7 +25,7 @@ def test_a_source_has_its_burst_and_others_have_theirs():
         assert guard.stats().admitted == 6
 
 
-def test_tokens_come_back():
+def test_rate_adds_tokens_over_time():
     with guarded(tomada.Guard(rate=200, burst=1)) as (sock, send):
         send(b"x", NEAR)
         assert sock.recv(1) == b"x"
@@ -38,7 +38,7 @@ def test_tokens_come_back():
         assert eventually(again) == [b"y"]
 
 
-def test_over_a_time_no_more_pass_than_the_rate():
+def test_rate_limits_datagrams_over_time():
     guard = tomada.Guard(rate=1000, burst=10)
     with guarded(guard) as (sock, send):
         started = time.monotonic()
@@ -50,7 +50,7 @@ def test_over_a_time_no_more_pass_than_the_rate():
 
 
 @pytest.mark.parametrize("prefixes", [(24, 64), (8, 0)])
-def test_a_source_may_be_a_network(prefixes):
+def test_rate_source_may_be_a_network(prefixes):
     with guarded(tomada.Guard(rate=HARDLY, burst=1, prefixes=prefixes)) as (sock, send):
         for host in ("127.0.0.1", "127.0.0.2", "127.0.1.1", "127.0.1.255"):
             send(host.encode(), host)
@@ -58,7 +58,7 @@ def test_a_source_may_be_a_network(prefixes):
         assert payloads(sock) == expected
 
 
-def test_strangers_leave_half_of_the_ceilings_burst():
+def test_ceiling_reserves_half_of_its_burst_for_known_peers():
     guard = tomada.Guard(ceiling=HARDLY)
     with guarded(guard) as (sock, send):
         for number in range(40):
@@ -73,7 +73,7 @@ def test_strangers_leave_half_of_the_ceilings_burst():
 
 @pytest.fixture
 def asked():
-    """Give a guarded socket, and the address of a plain one that has sent it 100 bytes."""
+    """Provide a guarded socket, and the address of a plain one that has sent it 100 bytes."""
     guard = tomada.Guard(amplification=3)
     with guarded(guard) as (sock, _), guarded() as (peer, _):
         peer.sendto(bytes(100), sock.getsockname())
@@ -89,7 +89,7 @@ SEND = {
 
 
 @pytest.mark.parametrize("send", SEND.values(), ids=SEND)
-def test_no_more_goes_out_than_its_multiple(asked, send):
+def test_amplification_limits_bytes_sent_to_a_peer(asked, send):
     sock, peer, guard = asked
     send(sock, bytes(200), peer.getsockname())
     with pytest.raises(PermissionError, match="amplification limit") as caught:
@@ -103,7 +103,7 @@ def test_no_more_goes_out_than_its_multiple(asked, send):
     assert sock.stats().sent == 3
 
 
-def test_who_was_not_heard_from_is_sent_nothing(asked):
+def test_amplification_sends_nothing_to_unknown_peers(asked):
     sock, _, guard = asked
     with guarded() as (stranger, _), pytest.raises(PermissionError):
         sock.sendto(b"x", (FAR, stranger.getsockname()[1]))
@@ -112,7 +112,7 @@ def test_who_was_not_heard_from_is_sent_nothing(asked):
 
 
 @pytest.mark.parametrize("as_tuple", [True, False])
-def test_who_is_vouched_for_is_sent_anything(asked, as_tuple):
+def test_validate_allows_sending_anything_to_a_peer(asked, as_tuple):
     sock, peer, guard = asked
     guard.validate(peer.getsockname() if as_tuple else NEAR)
     for _ in range(10):
@@ -120,12 +120,12 @@ def test_who_is_vouched_for_is_sent_anything(asked, as_tuple):
     assert len(payloads(peer)) == 10
 
 
-def test_names_cannot_be_vouched_for():
+def test_validate_rejects_host_names():
     with pytest.raises(ValueError, match="must be numeric"):
         tomada.Guard(amplification=3).validate("localhost")
 
 
-def test_of_many_those_leave_that_may(asked):
+def test_amplification_send_many_sends_the_datagrams_within_the_limit(asked):
     sock, peer, guard = asked
     items = [bytes(100), bytes(150), bytes(100), bytes(50)]
     with pytest.raises(PermissionError, match=r"datagram 2 to .*; 2 sent before it") as caught:
@@ -142,7 +142,7 @@ def test_of_many_those_leave_that_may(asked):
     assert guard.stats().over_amplification == 4
 
 
-def test_what_did_not_leave_was_not_spent(asked):
+def test_amplification_unsent_datagrams_do_not_use_the_budget(asked):
     sock, peer, _ = asked
     to = peer.getsockname()
     with pytest.raises(OSError, match="Invalid argument"):
@@ -150,14 +150,14 @@ def test_what_did_not_leave_was_not_spent(asked):
     assert sock.sendto(bytes(300), to) == 300
 
 
-def test_the_peer_of_a_connected_socket_is_not_limited():
+def test_amplification_does_not_limit_a_connected_peer():
     with guarded(tomada.Guard(amplification=3)) as (sock, _), guarded() as (peer, _):
         sock.connect(peer.getsockname())
         assert sock.send(bytes(1000)) == 1000
         assert sock.send_many([b"x"] * 5) == 5
 
 
-def test_a_reply_counts(asked):
+def test_amplification_counts_replies(asked):
     sock, peer, _ = asked
     peer.sendto(bytes(10), sock.getsockname())
     datagram = sock.recv_datagram()
@@ -166,7 +166,7 @@ def test_a_reply_counts(asked):
     assert datagram.reply(bytes(330)) == 330
 
 
-def test_a_repr_says_how_it_went():
+def test_guard_repr_has_its_counters():
     guard = tomada.Guard(max_size=1)
     with guarded(guard) as (sock, send):
         send(b"x", NEAR)

@@ -1,4 +1,4 @@
-"""Guards that hear some networks and not others: in Rust, in the kernel, and by the standard."""
+"""Guards that admit some networks: in Rust, in the kernel, and on a standard socket."""
 
 import contextlib
 import ctypes
@@ -21,7 +21,7 @@ NEAR, FAR = "127.0.0.1", "127.9.8.7"
 
 @contextlib.contextmanager
 def guarded(guard=None, host="127.0.0.1", module=socket):
-    """Open a socket with a guard, and give a function that sends to it from any local address."""
+    """Open a guarded socket, and provide a function that sends to it from any local address."""
     family = std.AF_INET6 if ":" in host else std.AF_INET
     with module.socket(family, std.SOCK_DGRAM) as sock:
         sock.settimeout(DEADLINE)
@@ -53,7 +53,7 @@ def guarded(guard=None, host="127.0.0.1", module=socket):
     ],
     ids=str,
 )
-def test_only_the_networks_that_are_wanted_are_heard(lists, in_kernel):
+def test_guard_admits_only_allowed_networks(lists, in_kernel):
     guard = tomada.Guard(**lists, kernel_filter=in_kernel)
     with guarded(guard) as (sock, send):
         send(b"no", FAR)
@@ -61,14 +61,14 @@ def test_only_the_networks_that_are_wanted_are_heard(lists, in_kernel):
         send(b"no", FAR)
         assert payloads(sock) == [b"yes"]
         stats = sock.stats()
-        # While others of the machine overflow, some count as kernel_drops.
+        # While other sockets of the machine overflow, some count as kernel_drops.
         refused, dropped = stats.refused, stats.kernel_drops + stats.filter_drops
         assert (refused, dropped) == ((0, 2) if in_kernel else (2, 0))
         assert (guard.stats().admitted, guard.stats().denied) == (1, refused)
 
 
 @pytest.mark.parametrize("in_kernel", [True, False])
-def test_an_ipv6_socket_hears_both_families_by_the_same_lists(in_kernel, inet6):
+def test_guard_on_an_ipv6_socket_checks_both_families(in_kernel, inet6):
     guard = tomada.Guard(allow=["127.0.0.0/16"], deny=["::/0"], kernel_filter=in_kernel)
     with guarded(guard, host="::") as (sock, send):
         send(b"no", inet6.address()[0])
@@ -81,7 +81,7 @@ def test_an_ipv6_socket_hears_both_families_by_the_same_lists(in_kernel, inet6):
         assert payloads(sock) == [b"yes"]
 
 
-def test_what_was_queued_before_is_checked_too():
+def test_guard_checks_datagrams_queued_before_it_was_set():
     with guarded() as (sock, send):
         send(b"no", FAR)
         send(b"yes", NEAR)
@@ -90,7 +90,7 @@ def test_what_was_queued_before_is_checked_too():
         assert sock.stats().refused == 1
 
 
-def test_a_guard_is_changed_and_taken_away():
+def test_guard_can_be_replaced_and_removed():
     first, second = tomada.Guard(deny=[FAR]), tomada.Guard(max_size=5)
     with guarded() as (sock, send):
         assert sock.guard is None
@@ -106,7 +106,7 @@ def test_a_guard_is_changed_and_taken_away():
         assert sock.guard is None
 
 
-def test_sockets_share_a_guard():
+def test_guard_can_be_shared_by_sockets():
     guard = tomada.Guard(max_size=3)
     with guarded(guard) as (one, send_one), guarded(guard) as (other, send_other):
         send_one(b"four", NEAR)
@@ -115,7 +115,7 @@ def test_sockets_share_a_guard():
     assert guard.stats().oversized == 2
 
 
-def test_a_filter_of_the_users_own_stays():
+def test_guard_leaves_a_user_filter_attached():
     drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
     with guarded() as (sock, send):
         program = struct.pack("HL", 1, ctypes.addressof(drop_all))
@@ -129,7 +129,7 @@ def test_a_filter_of_the_users_own_stays():
         assert sock.stats().kernel_drops + sock.stats().filter_drops == 2
 
 
-def test_a_standard_socket_may_have_the_filter_alone():
+def test_guard_filter_can_be_attached_to_a_standard_socket():
     guard = tomada.Guard(deny=[FAR])
     with guarded(module=std) as (sock, send):
         guard.attach(sock)
@@ -139,7 +139,7 @@ def test_a_standard_socket_may_have_the_filter_alone():
     assert guard.stats().admitted == 0
 
 
-def test_without_a_list_there_is_no_filter():
+def test_guard_without_networks_has_no_filter():
     assert tomada.Guard(rate=1).kernel_filter is None
     assert tomada.Guard(deny=[FAR], kernel_filter=False).kernel_filter is None
     assert len(tomada.Guard(deny=[FAR]).kernel_filter) % 8 == 0
@@ -147,7 +147,7 @@ def test_without_a_list_there_is_no_filter():
         tomada.Guard(rate=1).attach(sock)
 
 
-def test_a_list_too_long_for_the_kernel_is_left_to_the_guard():
+def test_guard_with_too_many_networks_for_the_kernel_filters_in_rust():
     deny = [f"127.{net >> 8}.{net & 255}.1" for net in range(5000)]
     guard = tomada.Guard(deny=deny)
     assert guard.kernel_filter is None
@@ -170,7 +170,7 @@ NETWORKS = st.lists(
 
 @settings(max_examples=length(30), deadline=None)
 @given(allow=st.none() | NETWORKS, deny=NETWORKS)
-def test_the_kernel_drops_what_the_guard_would_refuse(allow, deny):
+def test_kernel_filter_drops_what_the_guard_would_refuse(allow, deny):
     deny = [network for network in deny if network not in (allow or [])]
     lists = dict.fromkeys(allow or [], True) | dict.fromkeys(deny, False)
 
@@ -212,12 +212,12 @@ def test_the_kernel_drops_what_the_guard_would_refuse(allow, deny):
     ],
     ids=str,
 )
-def test_arguments_that_make_no_sense_are_named(arguments, error, message):
+def test_guard_names_invalid_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         tomada.Guard(**arguments)
 
 
-def test_only_ip_sockets_have_guards(unix):
+def test_guard_requires_an_ip_socket(unix):
     with unix.bound(socket) as sock, pytest.raises(OSError, match="Address family not supported"):
         sock.guard = tomada.Guard(rate=1)
     with guarded() as (sock, _), pytest.raises(TypeError):

@@ -1,4 +1,4 @@
-"""Every way to receive passes over what a guard refuses, as if it had not come."""
+"""Every receive method skips refused datagrams, as if they had not arrived."""
 
 import contextlib
 import signal
@@ -38,7 +38,7 @@ def receive_one(request):
     return RECEIVE_ONE[request.param]
 
 
-def test_the_first_that_passes_is_received(receive_one):
+def test_first_admitted_datagram_is_received(receive_one):
     with guarded(tomada.Guard(**GUARD)) as (sock, send):
         for data in (b"too long", b"yes", b"far too long", b""):
             send(data, NEAR)
@@ -48,7 +48,7 @@ def test_the_first_that_passes_is_received(receive_one):
         assert (sock.stats().refused, sock.stats().truncated) == (2, 0)
 
 
-def test_what_does_not_pass_wakes_nobody(receive_one):
+def test_refused_datagrams_wake_nobody(receive_one):
     with guarded(tomada.Guard(**GUARD)) as (sock, send):
         call = Call(receive_one, sock).until_it_waits()
         for _ in range(100):
@@ -59,7 +59,7 @@ def test_what_does_not_pass_wakes_nobody(receive_one):
         assert sock.stats().refused == 100
 
 
-def test_a_timeout_ends_where_nothing_passes(receive_one):
+def test_timeout_holds_if_nothing_is_admitted(receive_one):
     with guarded(tomada.Guard(**GUARD)) as (sock, send):
         send(b"too long", NEAR)
         sock.settimeout(0.01)
@@ -74,7 +74,7 @@ def test_a_timeout_ends_where_nothing_passes(receive_one):
 
 @pytest.mark.parametrize("gro", [False, True])
 @pytest.mark.parametrize("receive", ["recvfrom", "recvmsg"])
-def test_a_look_sees_only_what_passes_and_takes_nothing(gro, receive):
+def test_msg_peek_sees_only_admitted_datagrams_and_takes_nothing(gro, receive):
     guard = tomada.Guard(max_size=5, rate=0.001, burst=1)
     with guarded(guard) as (sock, send):
         sock.gro = gro
@@ -90,7 +90,7 @@ def test_a_look_sees_only_what_passes_and_takes_nothing(gro, receive):
             sock.recvfrom(100, socket.MSG_PEEK)
 
 
-def test_a_look_does_not_see_what_comes_first_when_another_thread_was_faster():
+def test_msg_peek_does_not_see_the_first_datagram_if_another_thread_took_it():
     with guarded(tomada.Guard(**GUARD)) as (sock, send):
         sock.setblocking(False)
         seen = set()
@@ -115,7 +115,7 @@ def test_a_look_does_not_see_what_comes_first_when_another_thread_was_faster():
         assert seen == {b"yes".ljust(100, b"\0")}
 
 
-def test_a_truncated_datagram_is_judged_by_its_full_length():
+def test_truncated_datagram_is_judged_by_its_full_length():
     with guarded(tomada.Guard(**GUARD)) as (sock, send):
         send(b"too long", NEAR)
         send(b"yes", NEAR)
@@ -125,7 +125,7 @@ def test_a_truncated_datagram_is_judged_by_its_full_length():
 
 
 @pytest.mark.parametrize("receive", RECEIVE_SOME.values(), ids=RECEIVE_SOME)
-def test_a_glued_run_passes_as_far_as_the_rate_allows(receive):
+def test_coalesced_run_is_admitted_as_far_as_the_rate_allows(receive):
     guard = tomada.Guard(rate=0.001, burst=3)
     with guarded(guard) as (sock, _), guarded() as (sender, _):
         sock.gro = True
@@ -141,7 +141,7 @@ def test_a_glued_run_passes_as_far_as_the_rate_allows(receive):
 
 
 @pytest.mark.parametrize("receive", RECEIVE_SOME.values(), ids=RECEIVE_SOME)
-def test_the_short_end_of_a_glued_run_passes_alone(receive):
+def test_short_last_datagram_of_a_coalesced_run_is_admitted_alone(receive):
     with guarded(tomada.Guard(**GUARD)) as (sock, _), guarded() as (sender, _):
         sock.gro = True
         send_run(sender, sock.getsockname(), b"too long" * 3 + b"short", 8)
@@ -150,7 +150,7 @@ def test_the_short_end_of_a_glued_run_passes_alone(receive):
         assert sock.stats().refused == 3
 
 
-def test_a_batch_has_the_senders_of_what_passed():
+def test_recv_batch_has_the_senders_of_admitted_datagrams():
     with guarded(tomada.Guard(**GUARD)) as (sock, send):
         for data, source in ((b"too long", FAR), (b"a", NEAR), (b"too long", NEAR), (b"b", FAR)):
             send(data, source)
@@ -159,7 +159,7 @@ def test_a_batch_has_the_senders_of_what_passed():
         assert [(bytes(data), host) for data, (host, _) in batch] == [(b"a", NEAR), (b"b", FAR)]
 
 
-def test_one_that_does_not_wait_gives_up_in_a_flood():
+def test_nonblocking_receive_gives_up_in_a_flood():
     with guarded(tomada.Guard(**GUARD)) as (sock, send):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_000_000)
         sock.setblocking(False)
@@ -206,11 +206,11 @@ thread.join()
 """
 
 
-def test_signals_are_heard_in_a_flood():
+def test_signals_are_handled_in_a_flood():
     assert run(FLOOD) == "heard True\n"
 
 
-def test_a_handler_runs_while_nothing_passes(handler):
+def test_signal_handler_runs_while_nothing_is_admitted(handler):
     with guarded(tomada.Guard(**GUARD)) as (sock, send):
 
         def act():
@@ -226,7 +226,7 @@ def test_a_handler_runs_while_nothing_passes(handler):
         assert signal.getsignal(signal.SIGUSR1) is not signal.SIG_DFL
 
 
-def test_closing_ends_a_wait_of_a_guarded_socket(receive_one):
+def test_close_ends_a_wait_of_a_guarded_socket(receive_one):
     with guarded(tomada.Guard(**GUARD)) as (sock, send):
         send(b"too long", NEAR)
         call = Call(receive_one, sock).until_it_waits()
@@ -245,7 +245,7 @@ def test_threads_share_a_guarded_socket():
         assert guard.stats().oversized == 4
 
 
-def test_switching_gro_off_keeps_only_what_passes():
+def test_disabling_gro_keeps_only_admitted_datagrams():
     with guarded(tomada.Guard(**GUARD)) as (sock, send):
         sock.gro = True
         send(b"too long", NEAR)

@@ -13,7 +13,7 @@ from tomada import socket
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_server_answers_whom_its_guard_lets_in(workers):
+def test_server_replies_to_peers_that_its_guard_admits(workers):
     guard = tomada.Guard(deny=["127.0.0.2"])
     with server(lambda data, _: data, guard=guard, workers=workers) as running:
         with client(running.address, local=("127.0.0.2", 0), timeout=0.2) as denied:
@@ -25,7 +25,7 @@ def test_a_server_answers_whom_its_guard_lets_in(workers):
         assert running.stats().received == 10
 
 
-def test_a_guard_is_a_guard():
+def test_server_guard_must_be_a_guard():
     with pytest.raises(TypeError), server(lambda data, _: data, guard="127.0.0.0/8"):
         pass
 
@@ -36,7 +36,7 @@ def counts(guard):
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_the_counters_of_a_guard_are_those_of_all_workers(workers):
+def test_guard_counters_are_those_of_all_workers(workers):
     guard = tomada.Guard(max_size=100)
     with server(lambda data, _: data, guard=guard, workers=workers) as running:
         for _ in range(20):
@@ -53,7 +53,7 @@ def test_the_counters_of_a_guard_are_those_of_all_workers(workers):
     assert counts(guard) == (20, 20)
 
 
-def test_the_counters_of_a_guard_outlive_the_workers_that_counted():
+def test_guard_counters_outlive_the_workers():
     def handle(data, _):
         if data == b"die":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -74,7 +74,7 @@ def test_the_counters_of_a_guard_outlive_the_workers_that_counted():
         assert running.stats().received == 16
 
 
-def test_a_guard_of_two_servers_and_a_socket_counts_for_all(inet):
+def test_guard_shared_by_two_servers_and_a_socket_counts_for_all(inet):
     guard = tomada.Guard(amplification=1)
     with (
         server(lambda data, _: data, guard=guard, workers=2) as one,
@@ -92,7 +92,7 @@ def test_a_guard_of_two_servers_and_a_socket_counts_for_all(inet):
         eventually(lambda: counts(guard) == (3, 0))
 
 
-def test_a_child_counts_for_its_parent_too(inet):
+def test_guard_in_a_child_counts_for_its_parent_too(inet):
     with inet.bound(socket) as sock, inet.open(socket) as sender:
         sock.guard = guard = tomada.Guard(max_size=10)
         for _ in range(2):
@@ -109,7 +109,7 @@ def test_a_child_counts_for_its_parent_too(inet):
         assert counts(guard) == (2, 0)
 
 
-def test_the_rate_of_ipv6_is_that_of_a_network(network):
+def test_rate_for_ipv6_is_per_network(network):
     namespace = network.namespace()
     # A machine can use any address of its network.
     namespace.command("ip", "route", "add", "local", "fd00::/64", "dev", "lo")

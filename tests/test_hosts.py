@@ -1,4 +1,4 @@
-"""Hosts by name, by number and by scope, as the standard module reads and writes them."""
+"""Hosts by name, number and scope, parsed and formatted like the standard module."""
 
 import errno
 import socket as std
@@ -22,7 +22,7 @@ from tomada import socket
     ],
     ids=repr,
 )
-def test_every_spelling_of_a_host_reaches_it(inet, peer, host):
+def test_every_notation_of_an_ipv4_host_reaches_it(inet, peer, host):
     other = peer(inet)
     with inet.bound(socket) as sock:
         sock.sendto(b"to you", (host, other.address[1]))
@@ -32,7 +32,7 @@ def test_every_spelling_of_a_host_reaches_it(inet, peer, host):
 
 
 @pytest.mark.parametrize("host", ["::1", "0::1", "0:0:0:0:0:0:0:1", "::0.0.0.1", b"::1"], ids=repr)
-def test_every_spelling_of_an_ipv6_host_reaches_it(inet6, peer, host):
+def test_every_notation_of_an_ipv6_host_reaches_it(inet6, peer, host):
     other = peer(inet6)
     with inet6.bound(socket) as sock:
         sock.sendto(b"to you", (host, other.address[1]))
@@ -41,17 +41,17 @@ def test_every_spelling_of_an_ipv6_host_reaches_it(inet6, peer, host):
         assert other.do("collect", count=1) == ((b"to you", sock.getsockname()),)
 
 
-def test_an_empty_host_is_every_address(inet, peer):
+def test_empty_host_is_every_address(inet, peer):
     other = peer(inet)
     with inet.open(socket) as sock:
         sock.bind(("", 0))
         host, port = sock.getsockname()
-        assert host == "0.0.0.0"  # noqa: S104 - what is tested
+        assert host == "0.0.0.0"  # noqa: S104 - this is tested
         other.do("send", datagrams=[b"x"], to=("127.0.0.9", port))
         assert sock.recvfrom(10) == (b"x", other.address)
 
 
-def test_an_empty_ipv6_host_is_every_address(inet6, peer):
+def test_empty_ipv6_host_is_every_address(inet6, peer):
     other = peer(inet6)
     with inet6.open(socket) as sock:
         sock.bind(("", 0))
@@ -62,7 +62,7 @@ def test_an_empty_ipv6_host_is_every_address(inet6, peer):
 
 
 @pytest.mark.parametrize("host", ["<broadcast>", "255.255.255.255", b"<broadcast>"], ids=repr)
-def test_a_broadcast_needs_its_option(inet, host):
+def test_broadcast_requires_so_broadcast(inet, host):
     with inet.open(socket) as sock:
         for send in (sock.connect, lambda to: sock.sendto(b"", to)):
             with pytest.raises(PermissionError) as caught:
@@ -70,19 +70,19 @@ def test_a_broadcast_needs_its_option(inet, host):
             assert caught.value.errno == errno.EACCES
 
 
-def test_the_broadcast_address_has_a_name(inet):
+def test_broadcast_address_has_a_name(inet):
     with inet.open(socket) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         try:
             sock.connect(("<broadcast>", 9))
         except OSError as error:
-            # Where there is no route, the name was understood all the same.
+            # Without a route, the error shows that the name was understood.
             assert error.errno == errno.ENETUNREACH  # noqa: PT017
         else:
             assert sock.getpeername() == ("255.255.255.255", 9)
 
 
-def test_a_dual_stack_socket_names_ipv4_peers_in_ipv6(inet, inet6, peer):
+def test_dual_stack_socket_reports_ipv4_peers_as_ipv6(inet, inet6, peer):
     other = peer(inet)
     with inet6.open(socket) as sock:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -100,7 +100,7 @@ TENTATIVE = 0x40
 
 @pytest.fixture
 def scoped(inet6):
-    """Find an address that has a scope, and the interface that is its scope."""
+    """Find a link-local address and the interface of its scope."""
     for line in Path("/proc/net/if_inet6").read_text(encoding="ascii").splitlines():
         digits, index, _, _, flags, interface = line.split()
         if digits.startswith("fe80") and not int(flags, 16) & TENTATIVE:
@@ -119,7 +119,7 @@ def scoped(inet6):
     ],
     ids=["name", "number", "tuple", "tuple over name"],
 )
-def test_a_scope_survives_the_round_trip(inet6, scoped, spelling):
+def test_scope_survives_the_round_trip(inet6, scoped, spelling):
     host, _, index = scoped
     with inet6.open(socket) as sock, inet6.open(std) as other:
         sock.bind(spelling(*scoped))
@@ -131,7 +131,7 @@ def test_a_scope_survives_the_round_trip(inet6, scoped, spelling):
         assert other.recvfrom(10) == (b"y", sock.getsockname())
 
 
-def test_the_loopback_interface_can_be_a_scope(inet6, peer):
+def test_loopback_interface_can_be_a_scope(inet6, peer):
     other = peer(inet6)
     with inet6.bound(socket) as sock:
         index = socket.if_nametoindex("lo")
@@ -149,7 +149,7 @@ def test_flow_information_is_accepted(inet6, peer):
         assert other.do("collect", count=2) == ((b"x", me), (b"y", me))
 
 
-def test_an_empty_unix_name_asks_the_kernel_for_one(unix, peer):
+def test_empty_unix_name_is_chosen_by_the_kernel(unix, peer):
     other = peer(unix)
     with unix.open(socket) as sock:
         sock.bind("")
@@ -165,7 +165,7 @@ def test_an_empty_unix_name_asks_the_kernel_for_one(unix, peer):
     ["a.sock", "ã.sock", "\udcff\udcfe", b"bytes.sock", bytearray(b"array.sock")],
     ids=ascii,
 )
-def test_unix_paths_may_be_text_or_bytes_of_any_kind(unix, tmp_path, monkeypatch, name):
+def test_unix_path_may_be_str_or_any_bytes_like_object(unix, tmp_path, monkeypatch, name):
     # Relative, so that the length of the folder's name does not matter.
     monkeypatch.chdir(tmp_path)
     with unix.open(socket) as sock, unix.bound(std) as other:
@@ -180,7 +180,7 @@ def test_unix_paths_may_be_text_or_bytes_of_any_kind(unix, tmp_path, monkeypatch
         assert type(sock.getsockname()) is type(expected)
 
 
-def test_abstract_names_may_hold_any_byte(unix):
+def test_abstract_name_may_contain_any_byte(unix):
     with unix.open(socket) as sock, unix.open(socket) as other:
         name = b"\0tomada \0\xff" + sock.fileno().to_bytes(4, "big")
         sock.bind(name)

@@ -1,4 +1,4 @@
-"""Between two machines: namespaces joined by veth devices, which drop, cut, and refuse.
+"""Two machines: namespaces connected by veth devices, which drop, fragment, and refuse.
 
 The plain ``socket`` peers here are in the other namespace.
 """
@@ -26,13 +26,13 @@ def link(network):
 
 @pytest.fixture(params=FAMILIES)
 def addresses(request):
-    """Give an address on the left and one on the right, of either family."""
+    """Provide an address on the left and one on the right, of either family."""
     return FAMILIES[request.param]
 
 
-# What the devices may do for their datagrams.
+# The settings of the devices: which offloads are on or off.
 OFFLOADS = {
-    "all that there is": [],
+    "all offloads": [],
     "no segmentation": [("left", "tx-udp-segmentation", "off")],
     "no checksums": [("left", "tx", "off"), ("right", "rx", "off")],
     "coalescing": [("right", "gro", "on"), ("right", "rx-udp-gro-forwarding", "on")],
@@ -60,7 +60,7 @@ every_offload = pytest.mark.parametrize("features", OFFLOADS.values(), ids=OFFLO
 
 @every_offload
 @pytest.mark.parametrize("gro", [False, True], ids=["plain", "coalescing"])
-def test_what_crosses_a_link_arrives_in_order(link, addresses, features, gro):
+def test_datagrams_cross_a_link_in_order(link, addresses, features, gro):
     left, right = link
     set_offload(link, features)
     here, there = addresses
@@ -78,7 +78,7 @@ def test_what_crosses_a_link_arrives_in_order(link, addresses, features, gro):
 
 
 @every_offload
-def test_a_plain_peer_gets_what_crosses_a_link(link, addresses, features):
+def test_plain_peer_receives_datagrams_over_a_link(link, addresses, features):
     left, right = link
     set_offload(link, features)
     here, there = addresses
@@ -87,12 +87,12 @@ def test_a_plain_peer_gets_what_crosses_a_link(link, addresses, features):
         for _ in range(3):
             assert sender.send_many(numbered(30, 1200)) == 30
             assert [receiver.recv(9000) for _ in range(30)] == numbered(30, 1200)
-            # Longer than the link's MTU: the kernel parts each, and no run helps.
+            # Longer than the link's MTU: the kernel fragments each, and none is sent in a run.
             assert sender.send_many(numbered(10, 4000)) == 10
             assert [receiver.recv(9000) for _ in range(10)] == numbered(10, 4000)
 
 
-def test_a_device_that_loses_its_checksums_goes_on(link):
+def test_device_that_loses_checksum_offload_continues(link):
     program("ethtool")
     left, right = link
     with left.bound(socket, ("10.77.0.1", 0)) as sender, right.bound(std, ("10.77.0.2", 0)) as peer:
@@ -109,14 +109,14 @@ def test_a_device_that_loses_its_checksums_goes_on(link):
 @pytest.mark.parametrize(
     ("bound", "asked"),
     [
-        ("0.0.0.0", "10.77.0.2"),  # noqa: S104 - every address is what is tested
+        ("0.0.0.0", "10.77.0.2"),  # noqa: S104 - the wildcard address is tested
         ("0.0.0.0", "10.77.0.22"),  # noqa: S104
         ("::", "fd77::2"),
         ("::", "fd77::22"),
         ("::", "10.77.0.22"),
     ],
 )
-def test_a_reply_comes_from_the_address_that_was_asked(link, bound, asked):
+def test_reply_comes_from_the_requested_address(link, bound, asked):
     left, right = link
     family = std.AF_INET6 if ":" in asked else std.AF_INET
     with right.bound(socket, (bound, 0)) as server, left.open(std, family) as client:
@@ -132,7 +132,7 @@ def test_a_reply_comes_from_the_address_that_was_asked(link, bound, asked):
         assert client.recv(100) == b"answer"
 
 
-def test_a_link_counts_hops(link):
+def test_link_decrements_the_ttl(link):
     left, right = link
     with left.bound(std, ("10.77.0.1", 0)) as client, right.bound(socket, ("10.77.0.2", 0)) as sock:
         client.setsockopt(std.IPPROTO_IP, std.IP_TTL, 3)
@@ -146,7 +146,7 @@ def test_a_link_counts_hops(link):
         assert sock.recv_datagram().ttl == 3
 
 
-def test_the_mtu_of_the_own_device_is_told(link, addresses):
+def test_error_has_the_mtu_of_the_local_device(link, addresses):
     left, right = link
     here, there = addresses
     is_six = ":" in here
@@ -163,20 +163,21 @@ def test_the_mtu_of_the_own_device_is_told(link, addresses):
         assert [(index, error.errno) for index, error in failures] == [(1, errno.EMSGSIZE)]
         assert [peer.recv(100), peer.recv(100)] == [b"a", b"b"]
         errors = sender.errors()
-        # sendmmsg(2) stops at a datagram that fails, and raises when that is the first of the next.
+        # sendmmsg(2) stops at a datagram that fails, and only the next call, which begins with it,
+        # raises.
         assert len(errors) in {1, 2}
         for error in errors:
-            # Without a connection Linux tells no port here.
+            # Without a connection Linux does not report the port here.
             assert (error.peer[0], error.errno, error.mtu) == (there, errno.EMSGSIZE, 1500)
             assert (error.origin, error.offender) == (socket.SO_EE_ORIGIN_LOCAL, None)
 
 
 @pytest.fixture
 def routed(network):
-    """Make a client and a server with a router between them, on whose far side the MTU is 1300."""
+    """Make a client and a server, with a router between them whose far side has an MTU of 1300."""
     client, router, server = (network.namespace() for _ in range(3))
     for end, device, prefix in ((client, "near", 78), (server, "far", 79)):
-        # A router looks for its neighbours from an address of the link.
+        # A router discovers its neighbours from an address of the link.
         own = [f"10.{prefix}.0.1/24", f"fd{prefix}::1/64", "fe80::1/64"]
         routers = [f"10.{prefix}.0.9/24", f"fd{prefix}::9/64", "fe80::9/64"]
         end.join("wire", router, device, own, routers)
@@ -194,7 +195,7 @@ def routed(network):
     [("10.78.0.1", "10.79.0.1", "10.78.0.9"), ("fd78::1", "fd79::1", "fd78::9")],
     ids=FAMILIES,
 )
-def test_a_router_tells_the_mtu_of_the_path(routed, here, there, router):
+def test_error_has_the_mtu_of_a_path_reported_by_a_router(routed, here, there, router):
     client, _, server = routed
     is_six = ":" in here
     level = socket.IPPROTO_IPV6 if is_six else socket.IPPROTO_IP
@@ -211,7 +212,7 @@ def test_a_router_tells_the_mtu_of_the_path(routed, here, there, router):
         (error,) = eventually(sender.errors)
         assert (error.peer, error.errno, error.mtu) == (to, errno.EMSGSIZE, 1300)
         assert error.offender == router
-        # From now on the kernel knows, and says so at once.
+        # From now on the kernel knows the MTU, and raises immediately.
         failures = sender.send_many([bytes(1400), b"fits"], to, errors="continue")
         assert [(index, error.errno) for index, error in failures][-1] == (0, errno.EMSGSIZE)
         assert peer.recv(2000) == b"fits"
@@ -220,7 +221,7 @@ def test_a_router_tells_the_mtu_of_the_path(routed, here, there, router):
 @pytest.mark.parametrize(
     ("here", "there"), [("10.78.0.1", "10.79.0.1"), ("fd78::1", "fd79::1")], ids=FAMILIES
 )
-def test_a_run_crosses_a_path_whose_mtu_is_short(routed, here, there):
+def test_run_crosses_a_path_with_a_small_mtu(routed, here, there):
     client, _, server = routed
     with client.bound(socket, (here, 0)) as sender, server.bound(socket, (there, 0)) as receiver:
         receiver.gro = True
@@ -235,7 +236,7 @@ def test_a_run_crosses_a_path_whose_mtu_is_short(routed, here, there):
     [("10.78.0.1", "10.99.0.1", "10.78.0.9"), ("fd78::1", "fd99::1", "fd78::9")],
     ids=FAMILIES,
 )
-def test_a_router_without_a_route_is_the_one_who_says_so(routed, here, there, router):
+def test_error_without_a_route_names_the_router(routed, here, there, router):
     client, _, _ = routed
     is_six = ":" in here
     with client.bound(socket, (here, 0)) as sender:
@@ -248,7 +249,7 @@ def test_a_router_without_a_route_is_the_one_who_says_so(routed, here, there, ro
         assert (error.offender, error.data) == (router, b"anybody?")
 
 
-def test_what_the_senders_filter_drops_is_named(link, addresses):
+def test_error_names_datagrams_dropped_by_the_senders_firewall(link, addresses):
     left, right = link
     here, there = addresses
     with (
@@ -270,11 +271,12 @@ def test_what_the_senders_filter_drops_is_named(link, addresses):
         assert payloads(bad) == []
 
 
-def test_what_the_receivers_filter_drops_is_lost_and_the_rest_arrives(link, addresses):
+def test_datagrams_dropped_by_the_receivers_firewall_are_lost_and_the_rest_arrives(link, addresses):
     left, right = link
     here, there = addresses
     with left.bound(socket, (here, 0)) as sender, right.bound(socket, (there, 0)) as receiver:
-        # By their length, and 8 bytes of header. The filter sees a run as one, if it is left whole.
+        # By their length, plus 8 bytes of header. The filter sees a run as one datagram if it was
+        # not split.
         set_offload(link, [("left", "tx-udp-segmentation", "off")])
         drop(right, "input udp length 58 drop")
         receiver.gro = True
@@ -282,11 +284,11 @@ def test_what_the_receivers_filter_drops_is_lost_and_the_rest_arrives(link, addr
         assert sender.send_many(datagrams, receiver.getsockname()) == 60
         kept = [data for data in datagrams if len(data) != 50]
         assert [data for data, _ in receive(receiver, len(kept))] == kept
-        # It was no queue that overflowed.
+        # No queue overflowed.
         assert receiver.stats().kernel_drops == 0
 
 
-def test_a_filter_that_refuses_is_the_offender(link):
+def test_error_names_a_firewall_that_rejects(link):
     left, right = link
     with left.bound(socket, ("10.77.0.1", 0)) as sender, right.bound(std, ("10.77.0.2", 0)) as peer:
         port = peer.getsockname()[1]
@@ -300,7 +302,7 @@ def test_a_filter_that_refuses_is_the_offender(link):
 
 
 @pytest.mark.parametrize("way", RECEIVE_SOME)
-def test_scope_ids_survive_the_way_there_and_back(link, way):
+def test_scope_id_survives_the_round_trip_over_a_link(link, way):
     left, right = link
     near, far = left.index("left"), right.index("right")
     with (
@@ -318,7 +320,7 @@ def test_scope_ids_survive_the_way_there_and_back(link, way):
         assert receive(client, 3, way) == [(data, to) for data in (b"a", b"b", b"c")]
 
 
-def test_a_scope_may_stand_in_the_host(link):
+def test_scope_may_be_part_of_the_host(link):
     left, right = link
     with left.bound(socket, ("fe80::1%left", 0)) as client, right.bound(std, ("::", 0)) as server:
         to = ("fe80::2%left", server.getsockname()[1])
@@ -332,7 +334,7 @@ def test_a_scope_may_stand_in_the_host(link):
         assert server.recv(100) == b"y"
 
 
-def test_a_reply_on_a_link_leaves_by_that_link(link):
+def test_reply_on_a_link_leaves_by_that_link(link):
     left, right = link
     with left.open(std, std.AF_INET6) as client, right.bound(socket, ("::", 0)) as server:
         server.setblocking(False)
@@ -347,7 +349,7 @@ def test_a_reply_on_a_link_leaves_by_that_link(link):
         assert client.recv(100) == b"answer"
 
 
-def test_a_network_leaves_nothing_behind(network):
+def test_network_leaves_nothing_behind(network):
     before = network.namespace().command("ip", "-brief", "link")
     left, right = network.link()
     left.close = right.close = lambda: None

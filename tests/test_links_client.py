@@ -27,7 +27,7 @@ def serve(server):
 
 @pytest.fixture
 def lossy():
-    """Give a namespace that loses some of what it receives, and a plain echo in it."""
+    """Provide a namespace that loses some received datagrams, with a plain echo server."""
     with contextlib.closing(Namespace()) as namespace:
         drop(namespace, f"input udp dport 1-65535 numgen random mod 100 < {100 * LOSS:.0f} drop")
         with namespace.bound(std, ("127.0.0.1", 0)) as server:
@@ -42,7 +42,7 @@ def lossy():
 
 
 def ask(address):
-    """Send requests, and say how many were answered in time."""
+    """Send requests, and return how many were answered in time."""
     answered = 0
     with tomada.Client(address, timeout=0.7, retries=RETRIES) as client:
         for number in range(REQUESTS):
@@ -52,23 +52,23 @@ def ask(address):
     return answered
 
 
-def test_requests_are_answered_as_often_as_arithmetic_has_it(lossy):
+def test_share_of_answered_requests_matches_the_calculation(lossy):
     namespace, address = lossy
     calls = [Call(namespace.run, ask, address) for _ in range(WORKERS)]
     answered = sum(call.result() for call in calls)
-    # An attempt is answered where neither it nor the answer is lost.
+    # An attempt succeeds if neither it nor the reply is lost.
     total, success = WORKERS * REQUESTS, 1 - (1 - (1 - LOSS) ** 2) ** (1 + RETRIES)
     deviation = math.sqrt(total * success * (1 - success))
     assert abs(answered - total * success) < 6 * deviation
     assert answered < total
 
 
-def test_a_deadline_with_room_for_retries_is_met(lossy):
+def test_timeout_with_room_for_retries_is_met(lossy):
     namespace, address = lossy
 
     def ask_patiently():
         with tomada.Client(address, timeout=5, retries=49, backoff=1.0) as client:
             return [client.request(b"%d" % number) for number in range(20)]
 
-    # That one of 20 fails is not to be expected while there are tests.
+    # The probability that one of 20 fails is negligible.
     assert namespace.run(ask_patiently) == [b"%d" % number for number in range(20)]

@@ -25,8 +25,8 @@ every_family = pytest.mark.parametrize("family", ADDRESSES)
 
 
 @pytest.fixture(scope="module")
-def link(namespaces):  # noqa: ARG001 - requires them
-    """Connect two namespaces by a second pair of devices with a small MTU, beside the usual one."""
+def link(namespaces):  # noqa: ARG001 - skips the tests without them
+    """Connect two namespaces by a second pair of devices, which has a small MTU."""
     with contextlib.ExitStack() as stack:
         left, right = Network(stack).link()
         left.join(
@@ -62,7 +62,7 @@ def pieces(receiver):
 
 
 @every_family
-def test_a_destination_that_refuses_runs_costs_the_others_none(link, family):
+def test_destination_that_refuses_runs_costs_the_others_nothing(link, family):
     left, right = link
     here, usual, short = ADDRESSES[family]
     with (
@@ -91,9 +91,7 @@ def test_a_destination_that_refuses_runs_costs_the_others_none(link, family):
 @every_family
 @pytest.mark.parametrize("discover", [None, 0, 2, 3], ids=["default", "dont", "do", "probe"])
 @pytest.mark.parametrize("last", [1300, 100], ids=["even", "shorter"])
-def test_a_run_that_a_firewall_sends_another_way_arrives_once_at_the_most(
-    link, family, discover, last
-):
+def test_run_that_a_firewall_reroutes_arrives_at_most_once(link, family, discover, last):
     program("nft")
     left, right = link
     here, usual, _ = ADDRESSES[family]
@@ -123,7 +121,7 @@ def test_a_run_that_a_firewall_sends_another_way_arrives_once_at_the_most(
             )
         failed = [index for index, _ in failures]
         received = [data[:4] for data in payloads(receiver)]
-        assert sorted(set(received)) == sorted(received), "one came twice"
+        assert sorted(set(received)) == sorted(received), "a datagram arrived twice"
         sent = [data[:4] for index, data in enumerate(datagrams) if index not in failed]
         assert set(received) <= {data[:4] for data in datagrams}
         assert set(sent) == set(received)

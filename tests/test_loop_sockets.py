@@ -31,7 +31,7 @@ async def as_bytes(loop, sock):
 
 @pytest.mark.parametrize("receive", [as_bytes, into_a_buffer])
 @pytest.mark.parametrize("gro", [False, True])
-def test_tasks_that_wait_for_one_socket_each_get_a_datagram_of_a_run(sock, inet, receive, gro):
+def test_sock_recvfrom_in_several_tasks_gives_each_a_datagram_of_a_run(sock, inet, receive, gro):
     sock.gro = gro
     sent = numbered(5)
 
@@ -52,7 +52,7 @@ def test_tasks_that_wait_for_one_socket_each_get_a_datagram_of_a_run(sock, inet,
     assert sorted(tomada.asyncio.run(main())) == sent
 
 
-def test_a_cancelled_wait_loses_nothing(sock, inet):
+def test_sock_recvfrom_that_is_cancelled_loses_nothing(sock, inet):
     async def main():
         loop = asyncio.get_running_loop()
         task = asyncio.create_task(loop.sock_recvfrom(sock, 100))

@@ -1,4 +1,4 @@
-"""Audit events of send_many, send_batch and reply: a hook sees, and may refuse, every address."""
+"""Audit events of send_many, send_batch and reply: a hook sees, and can reject, every address."""
 
 import pytest
 
@@ -44,7 +44,7 @@ def drained(sock):
 """
 
 
-def test_every_address_is_an_event_of_sendto():
+def test_every_address_raises_an_event_of_sendto():
     program = """
 sender.send_many([b"to the peer"])
 assert seen == []
@@ -54,7 +54,7 @@ seen.clear()
 sender.send_many([(b"a", near), (b"b", far), (b"c", near)])
 assert seen == [("socket.sendto", True, to) for to in (near, far, near)], seen
 seen.clear()
-# The same object again and again needs no more than one event.
+# Repeating the same object raises only one event.
 sender.send_many([(b"a", far)] * 5)
 assert set(seen) == {("socket.sendto", True, far)}
 """
@@ -72,7 +72,7 @@ assert set(seen) == {("socket.sendto", True, far)}
     ],
     ids=["one address", "pairs", "continuing", "a batch", "a batch's own addresses"],
 )
-def test_a_hook_that_refuses_an_address_keeps_it_from_its_datagrams(call, left):
+def test_hook_that_rejects_an_address_prevents_its_datagrams(call, left):
     program = """
 batch = tomada.Batch()
 batch.append(b"a", far)
@@ -86,7 +86,7 @@ print((drained(first), drained(second)))
     assert run(HEAD + program.format(call=call)) == f"refused\n{left}\n"
 
 
-def test_a_hook_may_refuse_a_reply():
+def test_hook_can_reject_a_reply():
     program = """
 first.sendto(b"question", sender.getsockname())
 asked = sender.recv_datagram()

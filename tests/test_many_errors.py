@@ -1,4 +1,4 @@
-"""send_many where something is wrong: which datagram it is, what has left, and what is told."""
+"""Errors of send_many: which datagram failed, which were sent, and the message."""
 
 import errno
 import socket as std
@@ -9,18 +9,18 @@ from support import CLOSED, RefusalError
 from tomada import socket
 from traffic import numbered, payloads
 
-# Where among ten datagrams the one is that fails.
+# The index of the failing one among ten datagrams.
 every_place = pytest.mark.parametrize("place", [0, 4, 9], ids=["first", "middle", "last"])
 
 
 def among(items, place, item):
-    """Put one item in place of another, and tell what should have left before it."""
+    """Replace one item, and return the datagrams before it, which should have been sent."""
     return [*items[:place], item, *items[place + 1 :]], items[:place]
 
 
 @pytest.fixture
 def dead(inet):
-    """Give an address of UDP that nobody is bound to."""
+    """Make a UDP address where no socket is bound."""
     with inet.bound(std) as sock:
         return sock.getsockname()
 
@@ -48,7 +48,9 @@ NO_PAYLOADS = [
 @every_place
 @pytest.mark.parametrize("item", NO_PAYLOADS, ids=repr)
 @pytest.mark.parametrize("errors", ["raise", "continue"])
-def test_what_is_no_datagram_is_told_once_those_before_it_have_left(inet, place, item, errors):
+def test_send_many_raises_for_an_invalid_item_after_sending_those_before_it(
+    inet, place, item, errors
+):
     with inet.bound(socket) as sock:
         pairs = [(data, sock.getsockname()) for data in numbered(10)]
         items, before = among(pairs, place, item)
@@ -61,7 +63,7 @@ def test_what_is_no_datagram_is_told_once_those_before_it_have_left(inet, place,
 
 @every_place
 @pytest.mark.parametrize("item", ["text", None, 7, (b"x", ("127.0.0.1", 9))], ids=repr)
-def test_with_one_address_for_all_every_item_is_a_payload(inet, place, item):
+def test_send_many_to_one_address_treats_every_item_as_a_payload(inet, place, item):
     with inet.bound(socket) as sock:
         items, before = among(numbered(10), place, item)
         with pytest.raises(TypeError) as caught:
@@ -71,7 +73,7 @@ def test_with_one_address_for_all_every_item_is_a_payload(inet, place, item):
 
 
 @pytest.mark.parametrize("place", [1024, 4095, 4096, 4097, 9000])
-def test_a_bad_item_far_behind_is_told_with_its_index(inet, place):
+def test_send_many_raises_the_index_of_a_late_invalid_item(inet, place):
     with inet.bound(socket) as sock, inet.open(socket) as sender:
         items, _ = among(numbered(10_000), place, None)
         with pytest.raises(TypeError) as caught:
@@ -80,7 +82,7 @@ def test_a_bad_item_far_behind_is_told_with_its_index(inet, place):
         assert sender.stats().sent == place
 
 
-def test_an_exception_of_an_addresss_own_passes_with_its_words(inet):
+def test_send_many_propagates_an_exception_of_an_address(inet):
     class Port:
         def __index__(self):
             raise RefusalError("no", "because")
@@ -92,14 +94,14 @@ def test_an_exception_of_an_addresss_own_passes_with_its_words(inet):
         assert payloads(sock) == [b"a"]
 
 
-def test_a_buffer_that_is_not_contiguous_is_told_as_sendto_does(inet):
+def test_send_many_rejects_a_non_contiguous_buffer_like_sendto(inet):
     with inet.bound(socket) as sock:
         with pytest.raises(BufferError) as caught:
             sock.send_many([b"x", memoryview(b"abcdef")[::2]], sock.getsockname())
         assert (caught.value.index, caught.value.sent) == (1, 1)
 
 
-def test_a_bad_port_is_told_with_its_datagram(inet):
+def test_send_many_names_the_datagram_with_an_invalid_port(inet):
     with inet.bound(socket) as sock:
         here = sock.getsockname()
         with pytest.raises(OverflowError, match="port must be 0-65535") as caught:
@@ -108,7 +110,7 @@ def test_a_bad_port_is_told_with_its_datagram(inet):
         assert payloads(sock) == [b"a"]
 
 
-def test_a_host_of_another_family_is_told_as_sendto_does(inet):
+def test_send_many_rejects_a_host_of_another_family_like_sendto(inet):
     with inet.bound(socket) as sock:
         here, there = sock.getsockname(), ("::1", 9)
         with pytest.raises(std.gaierror) as expected:
@@ -120,7 +122,7 @@ def test_a_host_of_another_family_is_told_as_sendto_does(inet):
 
 
 @pytest.mark.parametrize("refusal", [RefusalError("no", "because"), SystemExit(3), OSError(5, "x")])
-def test_an_exception_of_the_iterable_is_told_as_it_is_once_those_before_it_have_left(
+def test_send_many_propagates_an_exception_of_the_iterable_after_sending_those_before_it(
     inet, refusal
 ):
     def datagrams():
@@ -136,7 +138,7 @@ def test_an_exception_of_the_iterable_is_told_as_it_is_once_those_before_it_have
 
 
 @every_place
-def test_a_datagram_that_is_too_long_is_named(inet, place):
+def test_send_many_names_a_datagram_that_is_too_long(inet, place):
     with inet.bound(socket) as sock:
         here = sock.getsockname()
         items, before = among(numbered(10), place, bytes(65_508))
@@ -148,7 +150,7 @@ def test_a_datagram_that_is_too_long_is_named(inet, place):
         assert payloads(sock) == before
 
 
-def test_a_datagram_that_is_too_long_does_not_keep_the_others(inet):
+def test_send_many_continues_after_a_datagram_that_is_too_long(inet):
     with inet.bound(socket) as sock:
         items = [b"a", bytes(65_508), b"b", b"b", bytes(70_000), bytes(70_000), b"c"]
         failures = sock.send_many(items, sock.getsockname(), errors="continue")
@@ -160,7 +162,7 @@ def test_a_datagram_that_is_too_long_does_not_keep_the_others(inet):
         assert payloads(sock) == [b"a", b"b", b"b", b"c"]
 
 
-def test_failures_far_behind_are_told_with_their_indexes(inet):
+def test_send_many_reports_late_failures_with_their_indexes(inet):
     with inet.bound(socket) as sock, inet.open(socket) as sender:
         items = [b"x"] * 10_000
         bad = [0, 1023, 1024, 4095, 4096, 8192, 9999]
@@ -171,13 +173,13 @@ def test_failures_far_behind_are_told_with_their_indexes(inet):
         assert sender.stats().sent == 10_000 - len(bad)
 
 
-def test_where_nothing_fails_a_call_that_continues_returns_an_empty_list(kind):
+def test_send_many_that_continues_returns_an_empty_list_without_failures(kind):
     with kind.bound(socket) as sock:
         assert sock.send_many([b"a", b"b"], sock.getsockname(), errors="continue") == []
         assert payloads(sock) == [b"a", b"b"]
 
 
-def test_a_broadcast_without_leave_is_refused_in_its_place(inet):
+def test_send_many_fails_at_the_index_of_a_forbidden_broadcast(inet):
     with inet.bound(socket) as sock:
         here, all_of_them = sock.getsockname(), ("127.255.255.255", 9)
         pairs = [(b"a", here), (b"b", all_of_them), (b"b", all_of_them), (b"c", here)]
@@ -193,7 +195,7 @@ def test_a_broadcast_without_leave_is_refused_in_its_place(inet):
         assert payloads(sock) == [b"a", b"a", b"c"]
 
 
-def test_peers_that_are_not_there_are_refused_in_their_places(unix):
+def test_send_many_fails_at_the_indexes_of_dead_peers(unix):
     with unix.bound(socket) as sock, unix.bound(std) as gone:
         here, missing, left = sock.getsockname(), unix.address(), gone.getsockname()
         gone.close()
@@ -207,7 +209,7 @@ def test_peers_that_are_not_there_are_refused_in_their_places(unix):
         assert payloads(sock) == [b"a", b"c", b"e"]
 
 
-def test_an_earlier_error_of_the_connected_peer_is_raised_and_nothing_sent(inet, dead):
+def test_send_many_raises_a_pending_error_and_sends_nothing(inet, dead):
     with inet.open(socket) as sock:
         sock.connect(dead)
         sock.send(b"anybody?")
@@ -217,12 +219,12 @@ def test_an_earlier_error_of_the_connected_peer_is_raised_and_nothing_sent(inet,
                 sock.send_many([b"a", b"bb", b"ccc"])
             assert (caught.value.index, caught.value.sent) == (0, 0)
             assert payloads(risen) == []
-            # It is told once.
+            # It is raised once.
             assert sock.send_many([b"a", b"bb", b"ccc"]) == 3
             assert payloads(risen) == [b"a", b"bb", b"ccc"]
 
 
-def test_an_earlier_error_of_the_connected_peer_costs_one_datagram(inet, dead):
+def test_send_many_loses_one_datagram_to_a_pending_error(inet, dead):
     with inet.open(socket) as sock:
         sock.connect(dead)
         sock.send(b"anybody?")
@@ -233,7 +235,7 @@ def test_an_earlier_error_of_the_connected_peer_costs_one_datagram(inet, dead):
             assert payloads(risen) == [b"bb", b"ccc"]
 
 
-def test_an_error_that_the_datagrams_of_a_call_cause_is_raised_by_the_next(inet, dead):
+def test_send_many_errors_caused_by_a_call_are_raised_by_the_next(inet, dead):
     with inet.open(socket) as sock:
         sock.connect(dead)
         assert sock.send_many([b"a", b"a", b"a"]) == 3
@@ -241,7 +243,7 @@ def test_an_error_that_the_datagrams_of_a_call_cause_is_raised_by_the_next(inet,
             sock.recv_many()
 
 
-def test_a_dead_peer_does_not_keep_the_others_from_their_datagrams(inet, dead):
+def test_send_many_to_a_dead_peer_still_sends_to_the_others(inet, dead):
     with inet.bound(socket) as sock, inet.bound(std) as alive:
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVERR, 1)
         pairs = [(b"%d" % at, to) for at, to in enumerate([alive.getsockname(), dead] * 4)]
@@ -251,7 +253,7 @@ def test_a_dead_peer_does_not_keep_the_others_from_their_datagrams(inet, dead):
         assert payloads(alive) == [data for data, to in pairs if to != dead and data not in missing]
 
 
-def test_without_a_peer_there_is_no_address(inet):
+def test_send_many_without_a_peer_requires_an_address(inet):
     with inet.open(socket) as sock:
         with pytest.raises(OSError, match="Destination address required") as caught:
             sock.send_many([b"a", b"b"])
@@ -261,7 +263,7 @@ def test_without_a_peer_there_is_no_address(inet):
 
 
 @pytest.mark.parametrize("single", [b"x", bytearray(b"x"), memoryview(b"x"), "x"], ids=repr)
-def test_one_datagram_in_place_of_many_is_told_what_to_use(inet, single):
+def test_send_many_of_one_datagram_says_what_to_use(inet, single):
     with inet.bound(socket) as sock:
         with pytest.raises(TypeError, match=r"sendto\(\)"):
             sock.send_many(single, sock.getsockname())
@@ -269,12 +271,12 @@ def test_one_datagram_in_place_of_many_is_told_what_to_use(inet, single):
 
 
 @pytest.mark.parametrize("nothing", [None, 5, object()], ids=["None", "int", "object"])
-def test_what_is_not_iterable_is_no_datagrams(inet, nothing):
+def test_send_many_rejects_objects_that_are_not_iterable(inet, nothing):
     with inet.bound(socket) as sock, pytest.raises(TypeError):
         sock.send_many(nothing, sock.getsockname())
 
 
-def test_errors_are_raised_or_passed_over(inet):
+def test_send_many_errors_argument_is_raise_or_continue(inet):
     with inet.bound(socket) as sock:
         for errors in ("ignore", "", "RAISE"):
             with pytest.raises(ValueError, match="errors must be 'raise' or 'continue'"):
@@ -285,17 +287,17 @@ def test_errors_are_raised_or_passed_over(inet):
 
 
 @pytest.mark.parametrize("flag", ["MSG_PEEK", "MSG_ERRQUEUE"])
-def test_flags_that_make_no_sense_for_many_are_refused(inet, flag):
+def test_send_many_rejects_flags_that_it_does_not_support(inet, flag):
     with inet.bound(socket) as sock:
         sock.sendto(b"x", sock.getsockname())
         for flags in (getattr(socket, flag), getattr(socket, flag) | socket.MSG_DONTWAIT):
-            with pytest.raises(ValueError):  # noqa: PT011 - each flag has its own text
+            with pytest.raises(ValueError):  # noqa: PT011 - each flag has its own message
                 sock.recv_many(10, flags)
         assert sock.recv_many() == [(b"x", sock.getsockname())]
 
 
 @pytest.mark.parametrize("most", [0, -1, -(2**62)])
-def test_a_maximum_is_at_least_one(inet, most):
+def test_recv_many_maximum_is_at_least_one(inet, most):
     with inet.bound(socket) as sock:
         sock.sendto(b"x", sock.getsockname())
         with pytest.raises(ValueError, match="max_datagrams must be at least 1"):
@@ -303,7 +305,7 @@ def test_a_maximum_is_at_least_one(inet, most):
         assert payloads(sock) == [b"x"]
 
 
-def test_a_closed_socket_says_so(inet):
+def test_send_many_and_recv_many_on_a_closed_socket(inet):
     sock = inet.bound(socket)
     here = sock.getsockname()
     sock.close()

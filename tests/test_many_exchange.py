@@ -1,4 +1,4 @@
-"""send_many and recv_many: many datagrams a call, with plain ``socket`` peers at the other end."""
+"""send_many and recv_many: many datagrams per call, with plain ``socket`` peers."""
 
 import array
 import collections
@@ -14,7 +14,7 @@ from traffic import everything, numbered, payloads
 SEVERAL = [b"one", b"", b"three", b"three", "olá".encode()]
 
 
-def test_what_plain_sockets_send_is_received_together(kind, peer):
+def test_recv_many_receives_from_plain_sockets(kind, peer):
     first, second = peer(kind), peer(kind)
     with kind.bound(socket) as sock:
         first.do("send", datagrams=SEVERAL, to=sock.getsockname())
@@ -24,7 +24,7 @@ def test_what_plain_sockets_send_is_received_together(kind, peer):
 
 
 @pytest.mark.parametrize("count", [63, 64, 65, 128])
-def test_a_receive_that_empties_the_queue_at_its_last_slot_is_no_end(count):
+def test_recv_many_that_fills_its_last_slot_misses_nothing(count):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         for _ in range(3):
@@ -33,7 +33,7 @@ def test_a_receive_that_empties_the_queue_at_its_last_slot_is_no_end(count):
             assert [data for data, _ in sock.recv_many(1024)] == sent
 
 
-def test_what_is_sent_together_reaches_plain_sockets_in_order(kind, peer):
+def test_send_many_sends_to_plain_sockets_in_order(kind, peer):
     first, second = peer(kind), peer(kind)
     with kind.bound(socket) as sock:
         pairs = [(data, first.address) for data in SEVERAL] + [(b"yours", second.address)]
@@ -44,7 +44,7 @@ def test_what_is_sent_together_reaches_plain_sockets_in_order(kind, peer):
         assert second.do("drain") == ((b"between", here), (b"yours", here))
 
 
-def test_what_is_sent_without_an_address_reaches_the_connected_peer(kind, peer):
+def test_send_many_without_addresses_sends_to_the_connected_peer(kind, peer):
     other = peer(kind)
     with kind.bound(socket) as sock:
         sock.connect(other.address)
@@ -52,7 +52,7 @@ def test_what_is_sent_without_an_address_reaches_the_connected_peer(kind, peer):
         assert other.do("drain") == tuple((data, sock.getsockname()) for data in SEVERAL)
 
 
-def test_one_address_will_do_for_all(kind, peer):
+def test_send_many_to_one_address(kind, peer):
     other = peer(kind)
     with kind.bound(socket) as sock:
         assert sock.send_many(SEVERAL[:3], other.address) == 3
@@ -60,7 +60,7 @@ def test_one_address_will_do_for_all(kind, peer):
         assert other.do("drain") == tuple((data, sock.getsockname()) for data in SEVERAL)
 
 
-def test_an_address_goes_before_the_connected_peer(kind, peer):
+def test_send_many_address_overrides_the_connected_peer(kind, peer):
     near, far = peer(kind), peer(kind)
     with kind.bound(socket) as sock:
         sock.connect(near.address)
@@ -70,7 +70,7 @@ def test_an_address_goes_before_the_connected_peer(kind, peer):
         assert near.do("drain") == ()
 
 
-def test_what_was_received_can_be_sent_back_as_it_is(kind, peer):
+def test_send_many_sends_received_datagrams_back(kind, peer):
     other = peer(kind)
     with kind.bound(socket) as sock:
         other.do("send", datagrams=SEVERAL, to=sock.getsockname())
@@ -78,7 +78,7 @@ def test_what_was_received_can_be_sent_back_as_it_is(kind, peer):
         assert other.do("drain") == tuple((data, sock.getsockname()) for data in SEVERAL)
 
 
-def test_received_datagrams_are_pairs_as_of_recvfrom(kind):
+def test_recv_many_returns_pairs_like_recvfrom(kind):
     with kind.bound(socket) as sock, kind.bound(socket) as sender:
         for _ in range(2):
             sender.sendto(b"x", sock.getsockname())
@@ -88,14 +88,14 @@ def test_received_datagrams_are_pairs_as_of_recvfrom(kind):
         assert [type(part) for part in (many, *many)] == [type(part) for part in (single, *single)]
 
 
-def test_a_sender_without_a_name_is_none(unix):
+def test_recv_many_returns_none_for_a_sender_without_a_name(unix):
     with unix.bound(socket) as sock, unix.open(socket) as nameless:
         assert nameless.send_many([b"a", b"b"], sock.getsockname()) == 2
         assert sock.recv_many() == [(b"a", None), (b"b", None)]
 
 
 @pytest.mark.parametrize("count", [63, 64, 65, 128, 200])
-def test_a_receive_that_finds_no_more_leaves_no_error_behind(inet, count):
+def test_recv_many_that_empties_the_queue_leaves_no_error(inet, count):
     with inet.bound(socket) as sock:
         sock.settimeout(None)
         for _ in range(2):
@@ -107,7 +107,7 @@ def test_a_receive_that_finds_no_more_leaves_no_error_behind(inet, count):
 
 
 @pytest.mark.parametrize("most", [1, 2, 63, 64, 65, 150, 200])
-def test_no_more_than_the_maximum_is_taken_and_the_rest_stays(inet, most):
+def test_recv_many_takes_at_most_the_maximum(inet, most):
     datagrams = numbered(200)
     with inet.bound(socket) as sock, inet.open(socket) as sender:
         assert sender.send_many(datagrams, sock.getsockname()) == 200
@@ -115,7 +115,7 @@ def test_no_more_than_the_maximum_is_taken_and_the_rest_stays(inet, most):
         assert payloads(sock) == datagrams[most:]
 
 
-def test_a_maximum_beyond_what_is_there_is_not_waited_for(kind):
+def test_recv_many_does_not_wait_for_the_maximum(kind):
     with kind.bound(socket) as sock:
         sock.settimeout(None)
         for count in (1, 5):
@@ -124,7 +124,7 @@ def test_a_maximum_beyond_what_is_there_is_not_waited_for(kind):
             assert len(sock.recv_many(max_datagrams=1_000_000, flags=0)) == count
 
 
-def test_without_a_maximum_64_are_taken(inet):
+def test_recv_many_takes_64_by_default(inet):
     with inet.bound(socket) as sock:
         sock.send_many(numbered(70), sock.getsockname())
         assert len(sock.recv_many()) == 64
@@ -132,13 +132,13 @@ def test_without_a_maximum_64_are_taken(inet):
 
 
 @pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 128, 129, 1000, 4095, 4096, 4097])
-def test_any_number_can_be_sent_at_once(inet, count):
+def test_send_many_sends_any_number_of_datagrams(inet, count):
     datagrams = numbered(count)
     with inet.bound(socket) as sock, inet.open(socket) as sender:
         sender.connect(sock.getsockname())
         received = []
         for start in range(0, count, 200):
-            # As many as the buffer holds, and then, beyond that, all the rest at once.
+            # First as many as the buffer holds, then all others at once.
             sent = sender.send_many(datagrams[start : start + 200])
             assert sent == len(datagrams[start : start + 200])
             received += payloads(sock)
@@ -153,7 +153,7 @@ def test_datagrams_of_every_size_arrive_whole(inet, peer):
     with inet.bound(socket) as sock, inet.bound(socket) as sender:
         sizes = [*range(0, 65_508, 193), *range(1, 16), *range(1465, 1480), 65_506, 65_507]
         for size in sizes:
-            # Twice, so that those that can leave as a run do.
+            # Twice, so that equal sizes can be sent as a run.
             datagrams = [content[size % 256 :][:size], content[:size]]
             assert sender.send_many(datagrams, sock.getsockname()) == 2
             assert [data for data, _ in sock.recv_many()] == datagrams, size
@@ -162,7 +162,7 @@ def test_datagrams_of_every_size_arrive_whole(inet, peer):
             assert other.do("drain") == ((content[:size], sender.getsockname()),) * 2
 
 
-def test_sizes_that_rise_and_fall_keep_their_order(inet):
+def test_rising_and_falling_sizes_keep_their_order(inet):
     sizes = [5, 5, 5, 3, 5, 0, 0, 5, 6, 6, 1, 1, 1, 0, 1, 1000, 999, 1000, 1000, 1]
     datagrams = [bytes([number]) * size for number, size in enumerate(sizes)]
     with inet.bound(socket) as sock, inet.open(socket) as sender:
@@ -170,7 +170,7 @@ def test_sizes_that_rise_and_fall_keep_their_order(inet):
         assert payloads(sock) == datagrams
 
 
-def test_every_bytes_like_object_is_a_datagram(kind):
+def test_send_many_accepts_every_bytes_like_object(kind):
     class Bytes(bytes):
         pass
 
@@ -194,7 +194,7 @@ def test_every_bytes_like_object_is_a_datagram(kind):
 
 
 def sequence(items):
-    """Make an object that is iterable as old sequences are."""
+    """Make an object that is iterable by ``__getitem__`` only."""
 
     class Sequence:
         def __getitem__(self, index):
@@ -204,7 +204,7 @@ def sequence(items):
 
 
 class List(list):
-    """A list that is not what it holds."""
+    """A list whose iterator does not yield its items."""
 
     def __iter__(self):
         return iter([b"other", b"things"])
@@ -224,7 +224,7 @@ ITERABLES = {
 
 
 @pytest.mark.parametrize("iterable", ITERABLES.values(), ids=ITERABLES)
-def test_datagrams_may_come_from_any_iterable(inet, iterable):
+def test_send_many_accepts_any_iterable(inet, iterable):
     datagrams = numbered(5)
     with inet.bound(socket) as sock:
         assert sock.send_many(iterable(datagrams), sock.getsockname()) == 5
@@ -235,21 +235,21 @@ def test_datagrams_may_come_from_any_iterable(inet, iterable):
             assert payloads(sock) == datagrams
 
 
-def test_a_subclass_of_list_is_iterated_its_own_way(inet):
+def test_send_many_uses_the_iterator_of_a_list_subclass(inet):
     with inet.bound(socket) as sock:
         assert sock.send_many(List([b"x"]), sock.getsockname()) == 2
         assert payloads(sock) == [b"other", b"things"]
 
 
 @pytest.mark.parametrize("nothing", [[], (), iter([]), {}])
-def test_no_datagrams_are_none_sent(inet, nothing):
+def test_send_many_of_an_empty_iterable_sends_nothing(inet, nothing):
     with inet.bound(socket) as sock:
         assert sock.send_many(nothing) == 0
         assert sock.send_many(nothing, sock.getsockname(), errors="continue") == []
         assert payloads(sock) == []
 
 
-def test_an_iterable_may_use_the_socket_that_sends_it(inet):
+def test_send_many_iterable_may_use_the_same_socket(inet):
     with inet.bound(socket) as sock:
 
         def datagrams():
@@ -263,7 +263,7 @@ def test_an_iterable_may_use_the_socket_that_sends_it(inet):
         assert payloads(sock) == [b"first", b"second"]
 
 
-def test_pairs_may_be_named_tuples_with_equal_addresses(inet):
+def test_send_many_accepts_named_tuples_with_equal_addresses(inet):
     pair = collections.namedtuple("pair", "data to")  # noqa: PYI024 - a class made at run time
     with inet.bound(socket) as sock:
         pairs = [pair(b"%d" % number, (*sock.getsockname(),)) for number in range(5)]
@@ -271,7 +271,7 @@ def test_pairs_may_be_named_tuples_with_equal_addresses(inet):
         assert len(payloads(sock)) == 5
 
 
-def test_neighbours_go_to_different_peers(kind):
+def test_send_many_to_different_peers_in_turn(kind):
     with (
         kind.bound(socket) as sender,
         kind.bound(socket) as first,
@@ -287,7 +287,7 @@ def test_neighbours_go_to_different_peers(kind):
             assert everything(sock) == [(data, sender.getsockname()) for data in mine]
 
 
-def test_an_ipv4_address_will_do_on_a_socket_of_ipv6(inet, inet6, peer):
+def test_send_many_accepts_an_ipv4_address_on_an_ipv6_socket(inet, inet6, peer):
     four, six = peer(inet), peer(inet6)
     with inet6.open(socket) as sock:
         sock.bind(("::", 0))
@@ -304,7 +304,7 @@ def test_an_ipv4_address_will_do_on_a_socket_of_ipv6(inet, inet6, peer):
         assert four.do("drain") == ((b"to the mapped one", ("127.0.0.1", port)),)
 
 
-def test_an_address_that_changes_between_datagrams_is_read_again(unix):
+def test_send_many_reads_an_address_again_after_it_changed(unix):
     with unix.bound(socket) as first, unix.bound(socket) as second, unix.open(socket) as sender:
         address = bytearray()
 
@@ -318,7 +318,7 @@ def test_an_address_that_changes_between_datagrams_is_read_again(unix):
         assert payloads(second) == [b"2"]
 
 
-def test_names_of_hosts_are_resolved(inet, peer):
+def test_send_many_resolves_host_names(inet, peer):
     other = peer(inet)
     with inet.bound(socket) as sock:
         to = ("localhost", other.address[1])
@@ -327,7 +327,7 @@ def test_names_of_hosts_are_resolved(inet, peer):
         assert [data for data, _ in other.do("drain")] == [b"a", b"b"]
 
 
-def test_a_socket_without_a_deadline_passes_what_one_with_a_deadline_does(inet):
+def test_send_many_has_the_same_results_with_and_without_a_timeout(inet):
     with inet.bound(socket) as sock:
         for timeout in (None, DEADLINE, 0):
             sock.settimeout(timeout)

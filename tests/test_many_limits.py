@@ -1,4 +1,4 @@
-"""Much at once: a million datagrams, long ones, buffers that would move, descriptors in the way."""
+"""Large amounts: a million datagrams, long ones, resized buffers, and received descriptors."""
 
 import errno
 import gc
@@ -40,7 +40,7 @@ sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     ],
     ids=["payloads", "pairs", "generated"],
 )
-def test_a_million_datagrams_take_no_more_memory_than_a_few(datagrams):
+def test_send_many_of_a_million_datagrams_takes_no_more_memory_than_a_few(datagrams):
     program = f"""
 sender.connect(to)
 datagrams = {datagrams}
@@ -53,7 +53,7 @@ assert sender.stats().sent == 1_000_100
     assert run(MEMORY + program) == ""
 
 
-def test_a_maximum_that_is_not_reached_takes_no_memory():
+def test_recv_many_with_a_huge_maximum_allocates_no_memory():
     program = """
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 sock.bind(("127.0.0.1", 0))
@@ -68,7 +68,7 @@ assert used() - before < 8, (before, used())
     assert run(MEMORY + program) == ""
 
 
-def test_received_datagrams_leave_no_memory_behind():
+def test_recv_many_leaks_no_memory():
     program = """
 import gc
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -86,7 +86,7 @@ assert used() - before < 8, (before, used())
     assert run(MEMORY + program) == ""
 
 
-def test_a_buffer_cannot_be_resized_while_it_is_sent(unix):
+def test_send_many_prevents_resizing_a_buffer(unix):
     with unix.bound(socket) as receiver, unix.open(socket) as sender:
         count = fill(sender, receiver.getsockname())
         buffers = [bytearray(b"%d" % number) * 100 for number in range(5)]
@@ -103,10 +103,10 @@ def test_a_buffer_cannot_be_resized_while_it_is_sent(unix):
 
 
 @pytest.mark.parametrize("errors", ["raise", "continue"])
-def test_buffers_are_let_go_after_errors(inet, errors):
+def test_send_many_releases_buffers_after_errors(inet, errors):
     with inet.bound(socket) as sock:
         buffers = [bytearray(b"x"), bytearray(70_000), bytearray(b"y")]
-        with pytest.raises(OSError):  # noqa: PT011 - of one kind or the other
+        with pytest.raises(OSError):  # noqa: PT011 - of either kind
             sock.send_many([*buffers], sock.getsockname())
         with pytest.raises(TypeError):
             sock.send_many([*buffers[::2], None], sock.getsockname(), errors=errors)
@@ -114,7 +114,7 @@ def test_buffers_are_let_go_after_errors(inet, errors):
             buffer.extend(b"more")
 
 
-def test_what_is_sent_is_let_go(inet):
+def test_send_many_releases_sent_objects(inet):
     class Data(bytearray):
         pass
 
@@ -129,7 +129,7 @@ def test_what_is_sent_is_let_go(inet):
 
 
 @pytest.mark.parametrize("size", [65_507, 65_536, 65_537, 100_000, 180_000])
-def test_a_long_datagram_of_af_unix_is_not_truncated(unix, peer, size):
+def test_recv_many_does_not_truncate_a_long_af_unix_datagram(unix, peer, size):
     other = peer(unix)
     data = os.urandom(size)
     with unix.bound(socket) as sock, unix.open(std) as sender:
@@ -146,7 +146,7 @@ def test_a_long_datagram_of_af_unix_is_not_truncated(unix, peer, size):
 
 def test_recv_many_of_a_datagram_beyond_the_limit_of_send_buffers_is_not_truncated(unix):
     limit = int(Path("/proc/sys/net/core/wmem_max").read_text())
-    size = min(2 * limit + 100_000, 550_000)  # the kernel takes it in one piece of memory
+    size = min(2 * limit + 100_000, 550_000)  # the kernel allocates it in one piece
     with unix.bound(socket) as sock, unix.open(std) as sender:
         try:
             sender.setsockopt(std.SOL_SOCKET, socket.SO_SNDBUFFORCE, size)
@@ -157,7 +157,7 @@ def test_recv_many_of_a_datagram_beyond_the_limit_of_send_buffers_is_not_truncat
         assert sock.stats().truncated == 0
 
 
-def test_a_send_that_the_peers_queue_refuses_for_its_length_is_named(unix):
+def test_send_many_names_a_datagram_too_long_for_the_peers_queue(unix):
     with unix.bound(socket) as receiver, unix.open(socket) as sender:
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 10_000)
         items = [b"a", bytes(1_000_000), b"b"]
@@ -170,12 +170,12 @@ MANY = {name: way for name, way in RECEIVE_SOME.items() if name != "recvfrom"}
 
 
 @pytest.mark.parametrize("take", MANY.values(), ids=MANY)
-def test_descriptors_that_come_with_datagrams_do_not_stay_open(unix, peer, take):
+def test_recv_many_closes_received_descriptors(unix, peer, take):
     other = peer(unix)
     with unix.bound(socket) as sock:
         sock.sendto(b"x", sock.getsockname())
         take(sock, 10)
-        before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names alone
+        before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names only
         for _ in range(3):
             other.do("send_file", text="not wanted", to=sock.getsockname())
         received = []
@@ -185,7 +185,7 @@ def test_descriptors_that_come_with_datagrams_do_not_stay_open(unix, peer, take)
         assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
-def test_many_short_threads_leave_no_memory_or_descriptors(inet):
+def test_many_short_threads_leak_no_memory_or_descriptors(inet):
     with inet.bound(socket) as sock:
         batch = tomada.Batch(4)
 

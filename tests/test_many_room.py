@@ -1,4 +1,4 @@
-"""send_many that waits for room: timeouts, partial sends, signals, and closing."""
+"""send_many waiting for room: timeouts, partial sends, signals, and closing."""
 
 import contextlib
 import errno
@@ -16,13 +16,13 @@ from traffic import everything, numbered, payloads
 
 @pytest.fixture
 def full(unix):
-    """Fill a socket's queue, and give it, a socket that has more to send, and how much there is."""
+    """Fill a socket's queue; provide it, a socket with more to send, and how much it has."""
     with unix.bound(socket) as receiver, unix.open(socket) as sender:
         yield receiver, sender, fill(sender, receiver.getsockname())
 
 
 @pytest.mark.parametrize("timeout", [None, DEADLINE])
-def test_a_send_waits_for_room_until_all_has_left(full, timeout):
+def test_send_many_waits_for_room_until_all_is_sent(full, timeout):
     receiver, sender, count = full
     sender.settimeout(timeout)
     call = Call(sender.send_many, numbered(50), receiver.getsockname()).until_it_waits()
@@ -31,7 +31,7 @@ def test_a_send_waits_for_room_until_all_has_left(full, timeout):
     assert received[count:] == numbered(50)
 
 
-def test_a_send_to_a_connected_peer_waits_for_room(unix, peer):
+def test_send_many_to_a_connected_peer_waits_for_room(unix, peer):
     other = peer(unix)
     with unix.bound(socket) as sender:
         sender.connect(other.address)
@@ -42,7 +42,7 @@ def test_a_send_to_a_connected_peer_waits_for_room(unix, peer):
         assert [data for data, _ in received[count:]] == numbered(30)
 
 
-def test_a_long_list_waits_for_room_again_and_again(unix):
+def test_send_many_of_a_long_list_waits_for_room_repeatedly(unix):
     datagrams = numbered(5000)
     with unix.bound(socket) as receiver, unix.open(socket) as sender:
         call = Call(sender.send_many, datagrams, receiver.getsockname())
@@ -53,14 +53,14 @@ def test_a_long_list_waits_for_room_again_and_again(unix):
         assert received == datagrams
 
 
-# A socket that does not wait, and a call that does not.
+# A non-blocking socket, and a non-blocking call.
 UNWILLING = [(0, 0), (None, socket.MSG_DONTWAIT)]
 
 every_unwilling = pytest.mark.parametrize(("timeout", "flags"), UNWILLING, ids=["socket", "call"])
 
 
 @every_unwilling
-def test_a_send_that_does_not_wait_says_so_where_nothing_left(full, timeout, flags):
+def test_nonblocking_send_many_raises_if_nothing_was_sent(full, timeout, flags):
     receiver, sender, count = full
     sender.settimeout(timeout)
     with pytest.raises(BlockingIOError) as caught:
@@ -72,7 +72,7 @@ def test_a_send_that_does_not_wait_says_so_where_nothing_left(full, timeout, fla
 
 @every_unwilling
 @pytest.mark.parametrize("length", [40, 1500, 10_000])
-def test_a_send_that_does_not_wait_says_how_many_left(full, timeout, flags, length):
+def test_nonblocking_send_many_returns_the_number_sent(full, timeout, flags, length):
     receiver, sender, count = full
     receiver.recv_many(3)
     sender.settimeout(timeout)
@@ -81,16 +81,16 @@ def test_a_send_that_does_not_wait_says_how_many_left(full, timeout, flags, leng
 
 
 @pytest.mark.parametrize("length", [40, 1500, 10_000])
-def test_an_item_that_is_no_datagram_is_not_told_before_its_turn(full, length):
+def test_send_many_does_not_reject_an_item_before_its_turn(full, length):
     receiver, sender, count = full
     receiver.recv_many(3)
     sender.setblocking(False)
-    # There is room for three, so that what comes at the end does not matter.
+    # There is room for three, so the items after those do not matter.
     assert sender.send_many([*numbered(length), None], receiver.getsockname()) == 3
     assert payloads(receiver)[count - 3 :] == numbered(length)[:3]
 
 
-def test_an_exception_of_the_iterable_is_told_even_where_there_is_no_room(full):
+def test_send_many_propagates_an_exception_of_the_iterable_even_without_room(full):
     receiver, sender, count = full
     receiver.recv_many(3)
     sender.setblocking(False)
@@ -104,7 +104,7 @@ def test_an_exception_of_the_iterable_is_told_even_where_there_is_no_room(full):
     assert payloads(receiver)[count - 3 :] == numbered(3)
 
 
-def test_an_exception_of_the_iterable_tells_of_an_error_before_it(full):
+def test_send_many_exception_of_the_iterable_has_an_earlier_error_as_context(full):
     receiver, sender, _ = full
     sender.settimeout(0.01)
 
@@ -117,7 +117,7 @@ def test_an_exception_of_the_iterable_tells_of_an_error_before_it(full):
     assert isinstance(caught.value.__context__, TimeoutError)
 
 
-def test_where_there_is_no_room_all_the_rest_fails_in_a_call_that_continues(full):
+def test_send_many_that_continues_fails_all_the_rest_without_room(full):
     receiver, sender, count = full
     receiver.recv_many(2)
     sender.setblocking(False)
@@ -130,7 +130,7 @@ def test_where_there_is_no_room_all_the_rest_fails_in_a_call_that_continues(full
     assert payloads(receiver)[count - 2 :] == numbered(5)[:2]
 
 
-def test_a_send_times_out_and_says_how_many_left(full):
+def test_send_many_times_out_and_reports_the_number_sent(full):
     receiver, sender, count = full
     receiver.recv_many(2)
     sender.settimeout(0.05)
@@ -142,7 +142,7 @@ def test_a_send_times_out_and_says_how_many_left(full):
     assert payloads(receiver)[count - 2 :] == numbered(2)
 
 
-def test_the_timeout_holds_for_the_whole_call(full):
+def test_send_many_timeout_is_for_the_whole_call(full):
     receiver, sender, count = full
     over = threading.Event()
     received = []
@@ -159,13 +159,13 @@ def test_the_timeout_holds_for_the_whole_call(full):
     elapsed = time.monotonic() - start
     over.set()
     reading.result()
-    # A timeout for each datagram would have lasted as long as the reader reads.
+    # A timeout for each datagram would not expire while the reader reads.
     assert 0.1 <= elapsed < 10
     received += payloads(receiver)
     assert received[count:] == numbered(3000)[: caught.value.sent]
 
 
-def test_a_waiting_send_does_not_burn_the_processor(full):
+def test_waiting_send_many_uses_no_cpu(full):
     receiver, sender, _ = full
     sender.settimeout(0.2)
     start = time.process_time()
@@ -175,7 +175,7 @@ def test_a_waiting_send_does_not_burn_the_processor(full):
 
 
 @pytest.mark.parametrize("errors", ["raise", "continue"])
-def test_close_ends_a_send_in_another_thread(full, unix, errors):
+def test_close_ends_send_many_in_another_thread(full, unix, errors):
     receiver, _, count = full
     with unix.open(socket) as sender:
         send = functools.partial(sender.send_many, errors=errors)
@@ -186,7 +186,7 @@ def test_close_ends_a_send_in_another_thread(full, unix, errors):
     assert len(everything(receiver)) == count
 
 
-def test_a_send_goes_on_after_a_handler_that_returns(full, handler):
+def test_send_many_continues_after_a_signal_handler_that_returns(full, handler):
     receiver, sender, count = full
     calls = handler()
 
@@ -200,7 +200,7 @@ def test_a_send_goes_on_after_a_handler_that_returns(full, handler):
     assert disturbing.result()[count:] == [b"a", b"b", b"c"]
 
 
-# The signal comes while the thread tries to send, and so interrupts no sleep.
+# The signal arrives while the thread tries to send, and so does not interrupt a sleep.
 AWAKE = """
 import signal
 from faults import faults
@@ -228,7 +228,7 @@ with (
         ("sendmmsg", 'sender.send_many([b"a"] * 3, receiver.getsockname())'),
     ],
 )
-def test_a_handler_runs_though_its_signal_interrupted_no_sleep(faulty, call, send):
+def test_send_many_runs_a_signal_handler_that_interrupted_no_sleep(faulty, call, send):
     assert int(faulty.run(AWAKE.format(call=call, send=send))) > 0
 
 
@@ -238,7 +238,7 @@ def test_a_handler_runs_though_its_signal_interrupted_no_sleep(faulty, call, sen
     [RefusalError("no", "because"), OSError(errno.ENOSPC, "of the handler"), SystemExit(3)],
     ids=["its own", "an OSError", "an exit"],
 )
-def test_an_exception_of_a_handler_ends_a_send_as_it_is(full, handler, refusal, errors):
+def test_exception_of_a_signal_handler_ends_send_many(full, handler, refusal, errors):
     receiver, sender, count = full
 
     def refuse():
@@ -254,7 +254,7 @@ def test_an_exception_of_a_handler_ends_a_send_as_it_is(full, handler, refusal, 
 
 
 @pytest.mark.parametrize("errors", ["raise", "continue"])
-def test_an_exception_of_a_handler_that_comes_amid_a_failure_is_not_lost(unix, errors):
+def test_exception_of_a_signal_handler_during_a_failure_is_not_lost(unix, errors):
     calls = []
 
     def refuse(*_):
@@ -263,7 +263,7 @@ def test_an_exception_of_a_handler_that_comes_amid_a_failure_is_not_lost(unix, e
 
     def send_until_it_comes(sock, pairs):
         came = len(calls)
-        # pytest-timeout has the timer of real time.
+        # pytest-timeout uses the real-time timer.
         signal.setitimer(signal.ITIMER_PROF, 0.001)
         while len(calls) == came:
             with contextlib.suppress(FileNotFoundError):
@@ -285,7 +285,7 @@ ENDLESS = """
 import faulthandler, itertools, threading
 from tomada import socket
 
-# Where nothing ends it, this does.
+# If nothing else ends it, this does.
 faulthandler.dump_traceback_later(5, exit=True)
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 sock.bind(("127.0.0.1", 0))
@@ -311,7 +311,7 @@ either = pytest.mark.parametrize("errors", ["raise", "continue"])
 
 @pytest.mark.usefixtures("interruptible")
 @either
-def test_control_c_ends_a_send_without_end(errors):
+def test_ctrl_c_ends_an_endless_send_many(errors):
     program = ENDLESS + STARTED.format(action="print(flush=True)", errors=errors)
     with Child("-c", program) as child:
         child.line()
@@ -322,6 +322,6 @@ def test_control_c_ends_a_send_without_end(errors):
 
 
 @either
-def test_close_ends_a_send_without_end(errors):
+def test_close_ends_an_endless_send_many(errors):
     output = run(ENDLESS + STARTED.format(action="sock.close()", errors=errors))
     assert output.startswith(f"OSError({errno.EBADF}, ")

@@ -1,4 +1,4 @@
-"""recv_many that waits: timeouts, signals, closing, and several threads at once."""
+"""recv_many waiting: timeouts, signals, closing, and several threads at once."""
 
 import errno
 import socket as std
@@ -20,7 +20,7 @@ RECEIVE_SEVERAL = {
 }
 
 
-def test_a_receive_that_does_not_wait_says_so(kind):
+def test_nonblocking_recv_many_raises(kind):
     with kind.bound(socket) as sock:
         for timeout, flags in ((0, 0), (None, socket.MSG_DONTWAIT)):
             sock.settimeout(timeout)
@@ -30,7 +30,7 @@ def test_a_receive_that_does_not_wait_says_so(kind):
 
 
 @pytest.mark.parametrize("timeout", [0.02, 0.001, 1e-9])
-def test_a_receive_times_out_not_before_its_time(kind, timeout):
+def test_recv_many_does_not_time_out_early(kind, timeout):
     with kind.bound(socket) as sock:
         sock.settimeout(timeout)
         start = time.monotonic()
@@ -40,7 +40,7 @@ def test_a_receive_times_out_not_before_its_time(kind, timeout):
 
 
 @pytest.mark.parametrize("timeout", [None, DEADLINE])
-def test_one_datagram_that_comes_ends_a_wait(kind, peer, timeout):
+def test_one_datagram_ends_the_wait_of_recv_many(kind, peer, timeout):
     other = peer(kind)
     with kind.bound(socket) as sock:
         sock.settimeout(timeout)
@@ -49,7 +49,7 @@ def test_one_datagram_that_comes_ends_a_wait(kind, peer, timeout):
         assert call.result() == [(b"", other.address)]
 
 
-def test_a_waiting_receive_does_not_burn_the_processor(kind):
+def test_waiting_recv_many_uses_no_cpu(kind):
     with kind.bound(socket) as sock:
         sock.settimeout(0.2)
         start = time.process_time()
@@ -59,7 +59,7 @@ def test_a_waiting_receive_does_not_burn_the_processor(kind):
 
 
 @pytest.mark.parametrize("timeout", [None, 100])
-def test_close_ends_a_receive_in_another_thread(kind, timeout):
+def test_close_ends_recv_many_in_another_thread(kind, timeout):
     sock = kind.bound(socket)
     sock.settimeout(timeout)
     call = Call(sock.recv_many).until_it_waits()
@@ -68,7 +68,7 @@ def test_close_ends_a_receive_in_another_thread(kind, timeout):
         call.result()
 
 
-def test_detach_ends_a_receive_and_loses_nothing(inet):
+def test_detach_ends_recv_many_and_loses_nothing(inet):
     sock = inet.bound(socket)
     call = Call(sock.recv_many).until_it_waits()
     with std.socket(fileno=sock.detach()) as same:
@@ -80,7 +80,7 @@ def test_detach_ends_a_receive_and_loses_nothing(inet):
 
 @pytest.mark.parametrize("receive", RECEIVE_SEVERAL.values(), ids=RECEIVE_SEVERAL)
 @pytest.mark.parametrize("moment", ["before", "during"])
-def test_a_shutdown_ends_a_receive(inet, moment, receive):
+def test_shutdown_ends_recv_many(inet, moment, receive):
     with inet.bound(socket) as sock:
         sock.settimeout(None)
         sock.connect(sock.getsockname())
@@ -95,7 +95,7 @@ def test_a_shutdown_ends_a_receive(inet, moment, receive):
             call.result(deadline=3)
 
 
-def test_a_receive_goes_on_after_a_handler_that_returns(kind, handler):
+def test_recv_many_continues_after_a_signal_handler_that_returns(kind, handler):
     calls = handler()
     with kind.bound(socket) as sock:
 
@@ -111,7 +111,7 @@ def test_a_receive_goes_on_after_a_handler_that_returns(kind, handler):
         assert len(calls) == 3
 
 
-def test_an_exception_of_a_handler_ends_a_receive_and_loses_nothing(kind, handler):
+def test_exception_of_a_signal_handler_ends_recv_many_and_loses_nothing(kind, handler):
     def refuse():
         raise RefusalError("no", "because")
 
@@ -125,7 +125,7 @@ def test_an_exception_of_a_handler_ends_a_receive_and_loses_nothing(kind, handle
         assert sock.recv_many() == [(b"still here", sock.getsockname())]
 
 
-def test_a_handler_may_close_the_socket_that_is_waited_for(inet, handler):
+def test_signal_handler_may_close_the_socket_of_a_waiting_recv_many(inet, handler):
     with inet.bound(socket) as sock:
         handler(sock.close)
         disturbing = Call(interrupt)
@@ -134,7 +134,7 @@ def test_a_handler_may_close_the_socket_that_is_waited_for(inet, handler):
         disturbing.result()
 
 
-def test_a_handler_may_receive_from_the_same_socket(inet, handler):
+def test_signal_handler_may_receive_from_the_socket_of_a_waiting_recv_many(inet, handler):
     with inet.bound(socket) as sock:
         received = []
 
@@ -155,7 +155,7 @@ def test_a_handler_may_receive_from_the_same_socket(inet, handler):
         assert received == [b"for", b"the", b"handler"]
 
 
-def test_threads_that_share_a_socket_get_each_datagram_exactly_once(inet):
+def test_threads_in_recv_many_get_each_datagram_exactly_once(inet):
     datagrams = numbered(3000)
     with inet.bound(socket) as sock, inet.open(socket) as sender:
         received = [[] for _ in range(6)]
@@ -175,7 +175,7 @@ def test_threads_that_share_a_socket_get_each_datagram_exactly_once(inet):
             for _ in range(100):
                 assert taken.acquire(timeout=DEADLINE)
         for _ in calls:
-            # One at a time, so that nobody takes two.
+            # One at a time, so that no thread takes two.
             sender.sendto(b"end", sock.getsockname())
             assert taken.acquire(timeout=DEADLINE)
         for call in calls:
@@ -185,7 +185,7 @@ def test_threads_that_share_a_socket_get_each_datagram_exactly_once(inet):
         assert sorted(data for mine in received for data in mine) == datagrams
 
 
-def test_threads_that_share_a_socket_send_each_datagram_exactly_once(inet):
+def test_threads_in_send_many_send_each_datagram_exactly_once(inet):
     with inet.bound(socket) as sock, inet.bound(socket) as sender:
         begin = threading.Barrier(4)
         to = sock.getsockname()
@@ -204,7 +204,7 @@ def test_threads_that_share_a_socket_send_each_datagram_exactly_once(inet):
 
 
 @pytest.mark.parametrize("most", [1 << 20, sys.maxsize])
-def test_a_receive_ends_though_datagrams_keep_coming(inet, most):
+def test_recv_many_returns_though_datagrams_keep_arriving(inet, most):
     over = threading.Event()
     with inet.bound(socket) as sock, inet.open(socket) as sender:
         sock.gro = True
@@ -223,7 +223,7 @@ def test_a_receive_ends_though_datagrams_keep_coming(inet, most):
         flooding.result()
 
 
-def test_other_threads_run_while_one_waits(inet):
+def test_other_threads_run_while_recv_many_waits(inet):
     with inet.bound(socket) as sock:
         call = Call(sock.recv_many).until_it_waits()
         assert sum(range(1000)) == 499_500

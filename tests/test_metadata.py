@@ -1,4 +1,4 @@
-"""recv_datagram and recv_datagrams: what the kernel tells of a datagram, to who asks."""
+"""recv_datagram and recv_datagrams: metadata that the kernel provides on request."""
 
 import functools
 import socket as std
@@ -27,7 +27,7 @@ METADATA = ("destination", "interface", "timestamp_ns", "ttl", "tos", "ecn")
 
 
 def ask(sock):
-    """Have a socket ask the kernel for metadata, which it does with its first receive."""
+    """Make a socket request metadata, which it does at its first receive."""
     sock.setblocking(False)
     with pytest.raises(BlockingIOError):
         sock.recv_datagram()
@@ -36,13 +36,13 @@ def ask(sock):
 
 @pytest.fixture
 def asked(inet):
-    """Give a socket that has asked for metadata, and a plain one."""
+    """Provide a socket that has requested metadata, and a plain one."""
     with inet.bound(socket) as sock, inet.bound(std) as sender:
         ask(sock)
         yield sock, sender
 
 
-def test_everything_is_told_of_a_datagram_over_ipv4(asked):
+def test_recv_datagram_returns_all_metadata_over_ipv4(asked):
     sock, sender = asked
     sender.setsockopt(std.IPPROTO_IP, std.IP_TTL, 7)
     sender.setsockopt(std.IPPROTO_IP, std.IP_TOS, 0xB9)
@@ -57,7 +57,7 @@ def test_everything_is_told_of_a_datagram_over_ipv4(asked):
     assert (datagram.truncated, datagram.kernel_drops, len(datagram)) == (False, 0, 7)
 
 
-def test_everything_is_told_of_a_datagram_over_ipv6(inet6):
+def test_recv_datagram_returns_all_metadata_over_ipv6(inet6):
     with inet6.bound(socket) as sock, inet6.bound(std) as sender:
         ask(sock)
         sender.setsockopt(std.IPPROTO_IPV6, std.IPV6_UNICAST_HOPS, 9)
@@ -74,14 +74,14 @@ def test_everything_is_told_of_a_datagram_over_ipv6(inet6):
 
 @pytest.fixture
 def dual(inet6):
-    """Give a socket of IPv6 that hears IPv4 too, and its port."""
+    """Provide an IPv6 socket that accepts IPv4 too, and its port."""
     with inet6.open(socket) as sock:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind(("::", 0))
         yield sock, sock.getsockname()[1]
 
 
-def test_a_peer_of_ipv4_on_a_dual_socket_is_told_as_plain_ipv4(dual, inet):
+def test_dual_stack_socket_reports_an_ipv4_peer_by_its_plain_address(dual, inet):
     sock, port = dual
     ask(sock)
     with inet.bound(std) as sender:
@@ -93,13 +93,13 @@ def test_a_peer_of_ipv4_on_a_dual_socket_is_told_as_plain_ipv4(dual, inet):
         assert (datagram.host, datagram.port) == sender.getsockname()
         assert (datagram.destination, datagram.interface) == ("127.0.0.2", LO)
         assert (datagram.ttl, datagram.tos, datagram.ecn) == (7, 0x2A, 2)
-        # And the plain address will do to send to.
+        # The plain address can be sent to.
         assert sock.send_many([b"y"], (datagram.host, datagram.port)) == 1
         assert sock.send_many([(b"z", (datagram.host, datagram.port))]) == 1
         assert [sender.recv(10), sender.recv(10)] == [b"y", b"z"]
 
 
-def test_peers_of_both_families_are_told_apart(dual, inet, inet6):
+def test_dual_stack_socket_tells_peers_of_both_families_apart(dual, inet, inet6):
     sock, port = dual
     ask(sock)
     with inet.bound(std) as four, inet6.bound(std) as six:
@@ -115,15 +115,15 @@ def test_peers_of_both_families_are_told_apart(dual, inet, inet6):
 
 
 @pytest.mark.parametrize("asked_for", ["127.0.0.1", "127.0.0.2", "127.1.2.3"])
-def test_the_destination_is_the_address_that_was_asked(inet, asked_for):
+def test_destination_is_the_address_that_the_peer_sent_to(inet, asked_for):
     with inet.open(socket) as sock, inet.open(std) as sender:
-        sock.bind(("0.0.0.0", 0))  # noqa: S104 - every address is what is tested
+        sock.bind(("0.0.0.0", 0))  # noqa: S104 - the wildcard address is tested
         ask(sock)
         sender.sendto(b"x", (asked_for, sock.getsockname()[1]))
         assert sock.recv_datagram().destination == asked_for
 
 
-def test_of_af_unix_there_is_the_payload_and_the_sender(unix):
+def test_af_unix_datagram_has_only_payload_and_sender(unix):
     with unix.bound(socket) as sock, unix.bound(std) as named, unix.open(std) as unnamed:
         named.sendto(b"a", sock.getsockname())
         unnamed.sendto(b"b", sock.getsockname())
@@ -135,14 +135,14 @@ def test_of_af_unix_there_is_the_payload_and_the_sender(unix):
         assert (first.truncated, first.kernel_drops) == (False, 0)
 
 
-def test_what_was_queued_before_anybody_asked_still_arrives(inet):
+def test_datagrams_queued_before_metadata_was_requested_still_arrive(inet):
     with inet.bound(socket) as sock:
         sock.sendto(b"before", sock.getsockname())
         datagram = sock.recv_datagram()
         assert (datagram.data, datagram.address) == (b"before", sock.getsockname())
 
 
-def test_each_datagram_of_a_run_has_the_metadata_of_all(asked):
+def test_each_datagram_of_a_run_has_its_metadata(asked):
     sock, sender = asked
     sock.gro = True
     sender.setsockopt(std.IPPROTO_IP, std.IP_TTL, 5)
@@ -153,12 +153,12 @@ def test_each_datagram_of_a_run_has_the_metadata_of_all(asked):
         (5, "127.0.0.1", LO)
     }
     assert len({item.timestamp_ns for item in datagrams}) == 1
-    # What another kind of receive takes has nothing of it.
+    # Datagrams taken by another receive method lose their metadata.
     assert sock.recvmsg(100, 1000)[0] == numbered(6)[5]
 
 
 @pytest.mark.parametrize("option", OF_IPV4)
-def test_who_does_not_ask_pays_nothing(inet, option):
+def test_plain_receives_do_not_request_metadata(inet, option):
     with inet.bound(socket) as sock, inet.bound(socket) as other:
         ask(other)
         sock.sendto(b"x", sock.getsockname())
@@ -169,7 +169,7 @@ def test_who_does_not_ask_pays_nothing(inet, option):
 
 @pytest.mark.parametrize("option", OF_IPV4 + OF_IPV6)
 @pytest.mark.parametrize("value", [0, 1])
-def test_an_option_that_was_set_before_stays_as_it_is(inet6, option, value):
+def test_option_that_was_set_before_is_unchanged(inet6, option, value):
     with inet6.bound(socket) as sock:
         sock.setsockopt(*option, value)
         ask(sock)
@@ -178,7 +178,7 @@ def test_an_option_that_was_set_before_stays_as_it_is(inet6, option, value):
         assert {sock.getsockopt(*other) for other in others} == {1}
 
 
-def test_what_was_forbidden_is_not_told(inet):
+def test_metadata_that_the_user_disabled_is_none(inet):
     with inet.bound(socket) as sock:
         for option in OF_IPV4:
             sock.setsockopt(*option, 0)
@@ -190,7 +190,7 @@ def test_what_was_forbidden_is_not_told(inet):
 
 
 @pytest.mark.parametrize("name", ["SO_TIMESTAMP", "SO_TIMESTAMPING"])
-def test_a_timestamp_of_another_kind_is_told_and_kept(inet, name):
+def test_timestamp_of_another_kind_is_returned_and_stays_enabled(inet, name):
     option = getattr(socket, name)
     software = 0x8 | 0x10  # SOF_TIMESTAMPING_RX_SOFTWARE, SOF_TIMESTAMPING_SOFTWARE
     with inet.bound(socket) as sock:
@@ -200,13 +200,13 @@ def test_a_timestamp_of_another_kind_is_told_and_kept(inet, name):
         before = time.time_ns()
         sock.sendto(b"x", sock.getsockname())
         stamp = sock.recv_datagram().timestamp_ns
-        # Of microseconds, the rest is cut off.
+        # Truncated to microseconds.
         assert before - 1000 < stamp <= time.time_ns()
         assert sock.getsockopt(socket.SOL_SOCKET, option) == value
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_TIMESTAMPNS) == 0
 
 
-def test_an_option_that_was_set_in_the_descriptor_stays_as_it_is(inet):
+def test_option_set_through_the_descriptor_is_unchanged(inet):
     with inet.bound(std) as plain:
         plain.setsockopt(std.SOL_SOCKET, socket.SO_TIMESTAMP, 1)
         with socket.socket(fileno=plain.detach()) as sock:
@@ -216,7 +216,7 @@ def test_an_option_that_was_set_in_the_descriptor_stays_as_it_is(inet):
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_TIMESTAMP) == 1
 
 
-def test_what_the_user_asked_for_still_comes_in_recvmsg(inet):
+def test_recvmsg_still_returns_control_messages_that_the_user_enabled(inet):
     with inet.bound(socket) as sock:
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTTL, 1)
         sock.sendto(b"x", sock.getsockname())
@@ -225,7 +225,7 @@ def test_what_the_user_asked_for_still_comes_in_recvmsg(inet):
         assert ancillary == [(socket.IPPROTO_IP, socket.IP_TTL, ttl)]
 
 
-def test_the_kernels_drops_are_told_with_the_datagram_behind_them(asked):
+def test_kernel_drops_are_reported_with_the_next_datagram(asked):
     sock, sender = asked
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     for _ in range(500):
@@ -237,7 +237,7 @@ def test_the_kernels_drops_are_told_with_the_datagram_behind_them(asked):
     assert 0 < datagram.kernel_drops == 500 - received == sock.stats().kernel_drops
 
 
-def test_a_datagram_cannot_be_made_or_changed(asked):
+def test_datagram_cannot_be_made_or_changed(asked):
     sock, sender = asked
     sender.sendto(b"data", sock.getsockname())
     datagram = sock.recv_datagram()
@@ -250,7 +250,7 @@ def test_a_datagram_cannot_be_made_or_changed(asked):
     assert repr(datagram) == f"<tomada.Datagram of 4 bytes from {here} to {there}>"
 
 
-def test_a_datagram_outlives_its_socket(inet):
+def test_datagram_outlives_its_socket(inet):
     with inet.bound(socket) as sock:
         ask(sock)
         sock.sendto(b"data", sock.getsockname())
@@ -262,21 +262,21 @@ def test_a_datagram_outlives_its_socket(inet):
 
 
 @pytest.mark.parametrize("most", [0, -1])
-def test_a_maximum_is_at_least_one(inet, most):
+def test_recv_datagrams_maximum_is_at_least_one(inet, most):
     with inet.bound(socket) as sock, pytest.raises(ValueError, match="max_datagrams"):
         sock.recv_datagrams(most)
 
 
 @pytest.mark.parametrize("flag", ["MSG_PEEK", "MSG_ERRQUEUE"])
-def test_flags_that_make_no_sense_are_refused(inet, flag):
+def test_recv_datagram_rejects_flags_that_it_does_not_support(inet, flag):
     with inet.bound(socket) as sock:
         for receive in (sock.recv_datagram, functools.partial(sock.recv_datagrams, 5)):
-            with pytest.raises(ValueError):  # noqa: PT011 - each flag has its own text
+            with pytest.raises(ValueError):  # noqa: PT011 - each flag has its own message
                 receive(flags=getattr(socket, flag))
 
 
 @pytest.mark.parametrize("name", ["recv_datagram", "recv_datagrams"])
-def test_a_receive_waits_as_every_other_does(kind, handler, name):
+def test_recv_datagram_waits_like_other_receives(kind, handler, name):
     calls = handler()
     with kind.bound(socket) as sock:
         receive = getattr(sock, name)
@@ -302,7 +302,7 @@ def test_a_receive_waits_as_every_other_does(kind, handler, name):
             waiting.result()
 
 
-def test_an_exception_of_a_handler_loses_no_datagram(inet, handler):
+def test_exception_of_a_signal_handler_loses_no_datagram(inet, handler):
     def refuse():
         raise RefusalError("no", "because")
 

@@ -1,4 +1,4 @@
-"""Mistakes that are easily made, and whether the message says what to do."""
+"""Common mistakes, and whether the message says what to do."""
 
 import asyncio
 import errno
@@ -35,18 +35,18 @@ def sock():
 
 
 @pytest.mark.parametrize("call", ["send_many", "sendto"])
-def test_a_text_is_not_bytes(sock, call):
+def test_str_instead_of_bytes(sock, call):
     data = ["olá"] if call == "send_many" else "olá"
     with pytest.raises(TypeError, match="a bytes-like object is required, not 'str'"):
         getattr(sock, call)(data, DISCARD)
 
 
-def test_one_datagram_is_not_many(sock):
+def test_one_datagram_instead_of_many(sock):
     with pytest.raises(TypeError, match=r"takes an iterable of datagrams; for one there is send\("):
         sock.send_many(b"hello", DISCARD)
 
 
-def test_a_datagram_is_too_long(sock):
+def test_datagram_that_is_too_long(sock):
     limit = "split it: a datagram carries at most 65,507 bytes over IPv4"
     with pytest.raises(OSError, match=rf"datagram 1 to .*; 1 sent before it\): {limit}"):
         sock.send_many([b"short", bytes(70_000)], DISCARD)
@@ -54,9 +54,9 @@ def test_a_datagram_is_too_long(sock):
         client.request(bytes(70_000))
 
 
-def test_a_handler_returns_a_text(sock, caplog):
+def test_handler_that_returns_str(sock, caplog):
     with tomada.Server(("127.0.0.1", 0), lambda *_: "text") as server:
-        sock.sendto(b"x", server.address)  # answered before it has stopped
+        sock.sendto(b"x", server.address)  # replied before it has stopped
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert "not str; encode() it" in str(record.exc_info[1])
 
@@ -82,37 +82,37 @@ def test_a_handler_returns_a_text(sock, caplog):
         (("127.0.0.1", "1234"), "port must be an int, not '1234'"),
     ],
 )
-def test_an_address_is_written_otherwise(make, address, message):
+def test_address_in_a_wrong_format(make, address, message):
     with pytest.raises((TypeError, ValueError), match=message):
         make(address)
 
 
 @pytest.mark.parametrize("name", ["x:y", "socket", "@name", "a/b:1"])
-def test_a_path_may_look_almost_like_an_address(name):
+def test_path_that_looks_like_an_address(name):
     with tomada.Client(name) as client:
         assert client.address == name
 
 
-def test_a_host_is_unknown():
+def test_unknown_host():
     with pytest.raises(std.gaierror, match=r"no-such-host\.invalid"):
         tomada.Client(("no-such-host.invalid", 1234))
     with pytest.raises(std.gaierror, match=r"no-such-host\.invalid"):
         tomada.Server(("no-such-host.invalid", 1234), answer).start()
 
 
-def test_the_port_is_taken(sock):
+def test_bind_to_a_taken_port(sock):
     sock.bind(("127.0.0.1", 0))
     with pytest.raises(OSError, match=r"127\.0\.0\.1:.*uses this address: choose another port"):
         tomada.Server(sock.getsockname(), answer).start()
 
 
-def test_the_address_is_anothers():
+def test_bind_to_another_machines_address():
     with pytest.raises(OSError, match=r"198\.51\.100\.1:1234 \(this machine does not have this"):
         tomada.Server(("198.51.100.1", 1234), answer).start()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason=f"{NO_ROOT} give up a privilege")
-def test_a_port_takes_a_privilege():
+def test_bind_to_a_privileged_port():
     os.seteuid(65534)
     try:
         with pytest.raises(PermissionError, match=r"127\.0\.0\.1:80 .*choose a higher one"):
@@ -121,17 +121,17 @@ def test_a_port_takes_a_privilege():
         os.seteuid(0)
 
 
-def test_there_is_no_address_to_send_to(sock):
+def test_send_without_an_address(sock):
     with pytest.raises(OSError, match="pass an address, or connect the socket"):
         sock.send_many([b"x"])
 
 
-def test_a_broadcast_has_to_be_allowed(sock):
+def test_broadcast_without_so_broadcast(sock):
     with pytest.raises(PermissionError, match="to broadcast, set SO_BROADCAST first"):
         sock.send_many([b"x"], ("255.255.255.255", 9))
 
 
-def test_nobody_answers():
+def test_request_without_a_server():
     message = r"no reply from 127\.0\.0\.1:9: 2 attempts in"
     with (
         tomada.Client(DISCARD, timeout=1, retries=1) as client,
@@ -152,17 +152,17 @@ def test_nobody_answers():
         ("239.1.1.1", "127.0.0.77x", "no interface"),
     ],
 )
-def test_a_group_cannot_be_joined(sock, group, interface, message):
+def test_join_group_that_cannot_be_joined(sock, group, interface, message):
     with pytest.raises((OSError, ValueError), match=message):
         sock.join_group(group, interface)
 
 
-def test_the_buffer_is_smaller_than_asked_for(sock):
+def test_buffer_smaller_than_requested(sock):
     with pytest.warns(RuntimeWarning, match=r"net\.core\.rmem_max"):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 30)
 
 
-def test_only_udp_can_coalesce():
+def test_gro_on_a_socket_that_is_not_udp():
     with udp(socket.AF_UNIX) as sock, pytest.raises(OSError, match="gro needs AF_INET or AF_INET6"):
         sock.gro = True
 
@@ -174,12 +174,12 @@ ADDRESS_NEEDED = r"^send\(\) needs an address: pass one, or open the endpoint wi
 NOT_OPEN = r"not open yet: write async with open_endpoint\(\.\.\.\) as endpoint"
 
 
-def test_an_endpoint_is_not_awaited():
+def test_endpoint_that_is_not_awaited():
     with pytest.raises(AttributeError, match=rf"{NOT_OPEN}.* before endpoint\.send"):
         open_endpoint(("127.0.0.1", 0)).send(b"x", DISCARD)
 
 
-def test_an_endpoint_is_received_from_before_it_is_open():
+def test_endpoint_receive_before_it_is_open():
     async def main():
         async for _data, _address in open_endpoint(("127.0.0.1", 0)):
             pytest.fail("it is not open")
@@ -197,7 +197,7 @@ def test_an_endpoint_is_received_from_before_it_is_open():
         ("/run/it", r"'/run/it' is a path: pass family=socket\.AF_UNIX"),
     ],
 )
-def test_an_endpoint_has_a_wrong_address(where, address, message):
+def test_endpoint_with_an_invalid_address(where, address, message):
     async def main():
         with pytest.raises((TypeError, ValueError), match=message):
             await open_endpoint(**{where: address})
@@ -205,7 +205,7 @@ def test_an_endpoint_has_a_wrong_address(where, address, message):
     asyncio.run(main())
 
 
-def test_an_endpoint_is_bound_to_an_occupied_port(sock):
+def test_endpoint_on_a_taken_port(sock):
     sock.bind(("127.0.0.1", 0))
 
     async def main():
@@ -216,7 +216,7 @@ def test_an_endpoint_is_bound_to_an_occupied_port(sock):
     asyncio.run(main())
 
 
-def test_an_endpoint_is_entered_without_async():
+def test_endpoint_entered_without_async():
     async def main():
         opening = open_endpoint(("127.0.0.1", 0))
         async with opening as endpoint:
@@ -229,7 +229,7 @@ def test_an_endpoint_is_entered_without_async():
 
 
 @pytest.mark.parametrize("where", ["local_addr", "remote_addr"])
-def test_an_endpoint_sends_a_datagram_that_is_too_long(sock, where):
+def test_endpoint_datagram_that_is_too_long(sock, where):
     sock.bind(("127.0.0.1", 0))
     to = sock.getsockname()
     host, port = to
@@ -252,7 +252,7 @@ def test_an_endpoint_sends_a_datagram_that_is_too_long(sock, where):
 
 
 @pytest.mark.usefixtures("inet6")
-def test_an_endpoint_sends_a_datagram_that_is_too_long_for_the_path():
+def test_endpoint_datagram_that_is_too_long_for_the_path():
     match = r"Message too long: \[::1\]:9 \(split it: .* only what fits the path MTU"
 
     async def main():
@@ -266,7 +266,7 @@ def test_an_endpoint_sends_a_datagram_that_is_too_long_for_the_path():
     asyncio.run(main())
 
 
-def test_an_endpoint_has_no_peer():
+def test_endpoint_without_a_peer():
     async def main():
         async with open_endpoint(("127.0.0.1", 0)) as endpoint:
             with pytest.raises(TypeError, match=ADDRESS_NEEDED):
@@ -295,6 +295,6 @@ def test_an_endpoint_has_no_peer():
         ((DISCARD, answer), {"takes": "bytes"}, "must be 'data', 'datagram' or 'batch'"),
     ],
 )
-def test_a_servers_argument_is_wrong(arguments, options, message):
+def test_server_with_an_invalid_argument(arguments, options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         tomada.Server(*arguments, **options)

@@ -1,4 +1,4 @@
-"""join_group and leave_group: any source and one, by name, index and address, on both families."""
+"""join_group and leave_group: any source and one, by name, index and address, in both families."""
 
 import errno
 import socket as std
@@ -16,7 +16,7 @@ GROUP6 = "ff15::77"
 
 @pytest.fixture
 def member(inet):
-    """Give a socket that is bound to a port on every address, and the port."""
+    """Provide a socket bound to a port on every address, and the port."""
     with inet.open(socket) as sock:
         sock.bind(("0.0.0.0", 0))  # noqa: S104 - groups are addresses too
         yield sock, sock.getsockname()[1]
@@ -24,7 +24,7 @@ def member(inet):
 
 @pytest.fixture
 def speaker(inet):
-    """Give a plain socket that sends to groups over the loopback device."""
+    """Provide a plain socket that sends to groups over the loopback device."""
     with inet.bound(std) as sock:
         interface = std.inet_aton("127.0.0.1")
         sock.setsockopt(std.IPPROTO_IP, std.IP_MULTICAST_IF, interface)
@@ -32,7 +32,7 @@ def speaker(inet):
 
 
 def heard(sock):
-    """Say what a socket has heard: the loopback device delivers before a send returns."""
+    """Return the datagrams that a socket received: loopback delivers before a send returns."""
     sock.setblocking(False)
     try:
         return [data for data, _ in sock.recv_many()]
@@ -46,7 +46,7 @@ INTERFACES = ["lo", LO, "127.0.0.1"]
 
 
 @pytest.mark.parametrize("interface", INTERFACES, ids=["name", "index", "address"])
-def test_a_member_hears_its_group(member, speaker, interface):
+def test_join_group_receives_the_group(member, speaker, interface):
     sock, port = member
     sock.join_group(GROUP, interface)
     speaker.sendto(b"to the group", (GROUP, port))
@@ -55,7 +55,7 @@ def test_a_member_hears_its_group(member, speaker, interface):
 
 
 @pytest.mark.parametrize("interface", INTERFACES, ids=["name", "index", "address"])
-def test_who_has_left_hears_nothing(member, speaker, interface):
+def test_leave_group_receives_nothing_more(member, speaker, interface):
     sock, port = member
     sock.join_group(GROUP, interface)
     sock.leave_group(GROUP, interface)
@@ -66,7 +66,7 @@ def test_who_has_left_hears_nothing(member, speaker, interface):
     assert heard(sock) == [b"y"]
 
 
-def test_groups_that_other_sockets_joined_are_not_heard(member, speaker, inet):
+def test_groups_joined_by_other_sockets_are_not_received(member, speaker, inet):
     sock, port = member
     with inet.open(std) as other:
         membership = std.inet_aton(OTHER) + std.inet_aton("127.0.0.1")
@@ -80,14 +80,14 @@ def test_groups_that_other_sockets_joined_are_not_heard(member, speaker, inet):
 
 
 @pytest.mark.parametrize("value", [0, 1])
-def test_an_option_that_was_set_before_stays_as_it_is(member, value):
+def test_option_that_was_set_before_is_unchanged(member, value):
     sock, _ = member
     sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_ALL, value)
     sock.join_group(GROUP, "lo")
     assert sock.getsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_ALL) == value
 
 
-def test_one_source_is_heard_and_others_are_not(member, speaker, inet):
+def test_join_group_with_a_source_receives_only_from_it(member, speaker, inet):
     sock, port = member
     sock.join_group("232.77.0.1", "lo", source=speaker.getsockname()[0])
     with inet.open(std) as stranger:
@@ -105,7 +105,9 @@ def test_one_source_is_heard_and_others_are_not(member, speaker, inet):
         assert heard(sock) == []
 
 
-def test_a_datagram_to_a_group_says_so_and_is_answered_from_the_interface(member, speaker):
+def test_datagram_to_a_group_has_it_as_destination_and_is_answered_from_the_interface(
+    member, speaker
+):
     sock, port = member
     sock.join_group(GROUP, "lo")
     sock.setblocking(False)
@@ -119,7 +121,7 @@ def test_a_datagram_to_a_group_says_so_and_is_answered_from_the_interface(member
     assert speaker.recvfrom(100) == (b"answer", ("127.0.0.1", port))
 
 
-def test_many_may_be_sent_to_a_group(member, inet):
+def test_send_many_to_a_group(member, inet):
     sock, port = member
     sock.join_group(GROUP, "127.0.0.1")
     with inet.bound(socket) as sender:
@@ -127,12 +129,12 @@ def test_many_may_be_sent_to_a_group(member, inet):
         sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, interface)
         sender.send_many([b"same"] * 20, (GROUP, port))
         assert heard(sock) == [b"same"] * 20
-        # Not heard by this machine's own sockets.
+        # Without a copy to this machine's own sockets.
         sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 0)
         assert sender.send_many([b"same"] * 20, (GROUP, port)) == 20
 
 
-def test_over_ipv6_a_member_hears_its_group(network):
+def test_join_group_receives_an_ipv6_group(network):
     left, right = network.link()
     for interface in ("left", left.index("left")):
         with left.bound(socket, ("::", 0)) as sock, right.bound(std, ("fd77::2", 0)) as speaker:
@@ -150,7 +152,7 @@ def test_over_ipv6_a_member_hears_its_group(network):
             assert sock.recv(100) == b"behind"
 
 
-def test_over_ipv6_one_source_is_heard_and_others_are_not(network):
+def test_join_group_with_a_source_over_ipv6_receives_only_from_it(network):
     left, right = network.link()
     with (
         left.bound(socket, ("::", 0)) as sock,
@@ -169,7 +171,7 @@ def test_over_ipv6_one_source_is_heard_and_others_are_not(network):
 
 
 @pytest.mark.parametrize("way", ["name", "address", "routes"])
-def test_a_group_is_of_one_interface(network, way):
+def test_join_group_is_per_interface(network, way):
     left, right = network.link()
     with left.bound(socket, ("0.0.0.0", 0)) as sock:  # noqa: S104 - groups are addresses too
         port = sock.getsockname()[1]
@@ -185,7 +187,7 @@ def test_a_group_is_of_one_interface(network, way):
             assert sock.recv_many() == [(b"on this one", other.getsockname())]
 
 
-def test_too_many_groups_are_explained(member):
+def test_join_group_error_explains_the_limit(member):
     sock, _ = member
     most = int(Path("/proc/sys/net/ipv4/igmp_max_memberships").read_text())
     if most > 1000:
@@ -211,14 +213,14 @@ def test_too_many_groups_are_explained(member):
         (("ff15::77", "lo"), errno.ENOPROTOOPT, "of another family than the socket"),
     ],
 )
-def test_what_cannot_be_joined_is_explained(member, arguments, number, hint):
+def test_join_group_error_explains_the_reason(member, arguments, number, hint):
     sock, _ = member
     with pytest.raises(OSError, match=hint) as caught:
         sock.join_group(*arguments)
     assert caught.value.errno == number
 
 
-def test_joining_twice_and_leaving_twice_is_explained(member):
+def test_join_group_twice_and_leave_group_twice_explain_the_error(member):
     sock, _ = member
     sock.join_group(GROUP, "lo")
     with pytest.raises(OSError, match="is in the group already") as caught:
@@ -241,7 +243,7 @@ def test_joining_twice_and_leaving_twice_is_explained(member):
         ((GROUP, "lo", "::1"), "of another family than the group's"),
     ],
 )
-def test_what_is_no_group_is_told(member, arguments, hint):
+def test_join_group_rejects_addresses_that_are_not_a_group(member, arguments, hint):
     sock, _ = member
     for change in (sock.join_group, sock.leave_group):
         with pytest.raises(ValueError, match=hint):
@@ -249,20 +251,20 @@ def test_what_is_no_group_is_told(member, arguments, hint):
 
 
 @pytest.mark.parametrize("interface", [1.5, b"lo", ("lo",)])
-def test_what_is_no_interface_is_told(member, interface):
+def test_join_group_rejects_invalid_interfaces(member, interface):
     sock, _ = member
     with pytest.raises(TypeError, match="interface must be"):
         sock.join_group(GROUP, interface)
 
 
 @pytest.mark.parametrize("interface", [-1, 2**32, 2**70])
-def test_an_index_is_in_its_range(member, interface):
+def test_join_group_rejects_an_index_out_of_range(member, interface):
     sock, _ = member
     with pytest.raises((ValueError, OverflowError)):
         sock.join_group(GROUP, interface)
 
 
-def test_a_closed_socket_is_in_no_group(inet):
+def test_join_group_on_a_closed_socket(inet):
     sock = inet.bound(socket)
     sock.close()
     for change in (sock.join_group, sock.leave_group):

@@ -1,4 +1,4 @@
-"""What a user installs: what it imports, what it says of itself, and how it is built."""
+"""The installed package: its imports, its metadata, and how it is built."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def test_the_package_works_with_nothing_beside_it():
+def test_package_works_with_only_the_standard_library():
     command = [sys.executable, "-I", "-W", "error", ROOT / "tests" / "smoke.py"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -33,13 +33,13 @@ print(*sorted(set(sys.modules) - before))
 """
 
 
-def test_who_wants_sockets_imports_no_more():
+def test_importing_sockets_imports_nothing_else():
     imported = run(IMPORTED).split()
     assert "tomada._core" in imported
     assert not {"asyncio", "ssl", "logging", "subprocess", "multiprocessing"} & set(imported)
 
 
-def test_the_versions_agree():
+def test_versions_agree():
     cargo = tomllib.loads((ROOT / "Cargo.toml").read_text(encoding="utf-8"))["package"]
     installed = metadata("tomada")["Version"]
     assert PROJECT["version"] == cargo["version"] == tomada.__version__ == installed
@@ -47,12 +47,12 @@ def test_the_versions_agree():
     assert re.findall(r"^## \[(\d\S*)\]", changes, re.MULTILINE)[0] == PROJECT["version"]
 
 
-def test_nothing_else_is_needed_to_run_it():
+def test_package_has_no_dependencies():
     needed = metadata("tomada").get_all("Requires-Dist") or []
     assert [line for line in needed if "extra ==" not in line] == []
 
 
 @pytest.mark.parametrize("name", ["LICENSE-MIT", "LICENSE-APACHE"])
-def test_a_licence_comes_with_it(name):
+def test_package_includes_a_licence(name):
     assert name in (metadata("tomada").get_all("License-File") or [])
     assert (ROOT / name).is_file()

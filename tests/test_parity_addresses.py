@@ -1,4 +1,4 @@
-"""Addresses that are wrong, foreign, or unusual, as the standard class answers them."""
+"""Invalid, foreign and unusual addresses: the same results as with the standard class."""
 
 import ctypes
 import socket as std
@@ -44,7 +44,7 @@ class Pair(tuple):
     __slots__ = ()
 
 
-# What is no address of any family.
+# Objects that are not an address of any family.
 NONSENSE = [None, 5, 1.5, [], {}, (), (None,), ("",), object, ("127.0.0.1",), ["127.0.0.1", 9]]
 
 INET = [
@@ -91,7 +91,7 @@ SCOPES += ["", "%"]
 PORTS = [-1, 65_535, 65_536, 2**31, -(2**31) - 1, 2**40, 2**64, -(2**64)]
 PORTS += ["http", "9", b"9", 1.5, 9.0, None, True, [], object, 1j]
 
-# Hosts that are decided without a question to a name server.
+# Hosts that need no name server.
 HOSTS = [
     *("nulls\0in.it", b"nulls\0in.it", "\0", b"\0", bytearray(b"\0"), "127.0.0.1\0"),
     *("ä" * 64, "a" * 64 + ".ä", "a..ä", "\udcff", "\ud800", b"\xff\xfe." + b"a" * 64),
@@ -103,7 +103,7 @@ HOSTS = [
     *("::1", "::", "::ffff:127.0.0.1", "/a/path", "", b"", bytearray()),
 ]
 
-# And those where that holds for AF_INET alone.
+# Hosts that need no name server only with AF_INET.
 INET_HOSTS = ["localhost", "LOCALHOST", "\uff4cocalhost", b"localhost", bytearray(b"localhost")]
 INET_HOSTS += ["127.0.0.1", "1.2.3.4.5", "1.2.3.256", "256.1", "4294967296"]
 
@@ -112,7 +112,7 @@ NOBODY += ["hóst.invalid", "127.0.0.1x.invalid", "١٢٧.0.0.1.invalid"]
 
 
 def reported(call, sock, address):
-    """Make the call, and return what the kernel then knows."""
+    """Make the call, and return the address that the kernel then reports."""
     result = call(sock, address)
     try:
         peer = sock.getpeername()
@@ -137,7 +137,7 @@ def assert_same_outcomes(family, call, addresses):
 
 @every_call
 @pytest.mark.parametrize("family", [std.AF_INET, std.AF_INET6], ids=lambda family: family.name)
-def test_what_is_no_address_of_a_host_and_a_port(family, call):
+def test_addresses_that_are_not_a_host_and_port(family, call):
     assert_same_outcomes(family, call, NONSENSE + INET)
 
 
@@ -147,7 +147,7 @@ def test_unusual_ipv6_addresses(call):
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-def test_a_scope_on_a_host_that_has_none(scope):
+def test_scope_on_a_host_without_scopes(scope):
     host = f"::1%{scope}"
     for call in CALLS.values():
         assert_same_outcomes(std.AF_INET6, call, [(host, 9), (host, 9, 0, 0), (host, 9, 0, 1)])
@@ -155,7 +155,7 @@ def test_a_scope_on_a_host_that_has_none(scope):
 
 @every_call
 @pytest.mark.parametrize("family", [std.AF_INET, std.AF_INET6], ids=lambda family: family.name)
-def test_ports_that_are_none(family, call):
+def test_invalid_ports(family, call):
     host = "127.0.0.1" if family == std.AF_INET else "::1"
     assert_same_outcomes(family, call, [(host, port) for port in PORTS])
 
@@ -172,8 +172,8 @@ def test_unusual_ipv6_hosts(call):
 
 @pytest.mark.parametrize("host", NOBODY, ids=ascii)
 @pytest.mark.parametrize("family", [std.AF_INET, std.AF_INET6], ids=lambda family: family.name)
-def test_a_name_that_nobody_has(family, host):
-    # Which of the resolver's errors it is can differ from one question to the next.
+def test_unknown_host_name(family, host):
+    # The resolver's error may differ from one query to the next.
     with ours.socket(family, std.SOCK_DGRAM) as sock, pytest.raises(std.gaierror) as caught:
         sock.connect((host, 9))
     code = caught.value.errno
@@ -195,7 +195,7 @@ UNIX = [
 @every_call
 def test_unusual_unix_addresses(tmp_path, monkeypatch, call):
     def outcomes(module):
-        # What is bound leaves a file behind.
+        # Binding leaves a file behind.
         folder = tmp_path / module.__name__
         folder.mkdir()
         monkeypatch.chdir(folder)
@@ -207,19 +207,19 @@ def test_unusual_unix_addresses(tmp_path, monkeypatch, call):
     def unix_reported(side, address):
         sock = side.open(std.AF_UNIX)
         result = call(sock, address)
-        # The kernel's own choice is another each time.
+        # The kernel's own choice differs each time.
         return result, address if not address else sock.getsockname()
 
     assert outcomes(ours) == outcomes(std)
 
 
-def test_a_bad_host_is_told_before_a_bad_port():
+def test_invalid_host_is_reported_before_an_invalid_port():
     assert_same(lambda side: side.open().connect(("\0", 99_999)), TypeError)
     assert_same(lambda side: side.open().connect(("a" * 64, 99_999)), std.gaierror)
     assert_same(lambda side: side.open().connect(("a" * 64, "http")), TypeError)
 
 
-def test_a_bad_address_is_told_before_a_closed_socket():
+def test_invalid_address_is_reported_before_a_closed_socket():
     def case(side):
         sock = side.open()
         sock.close()
@@ -228,24 +228,24 @@ def test_a_bad_address_is_told_before_a_closed_socket():
     assert_same(case, OverflowError)
 
 
-def test_a_path_that_exists_cannot_be_bound_again(tmp_path):
+def test_bind_to_an_existing_path(tmp_path):
     path = str(tmp_path / "sock")
     (tmp_path / "sock").touch()
     assert_same(lambda side: side.open(std.AF_UNIX).bind(path), OSError)
     assert_same(lambda side: side.open(std.AF_UNIX).connect(path), ConnectionRefusedError)
 
 
-def test_binding_twice():
+def test_bind_twice():
     assert_same(lambda side: side.bound().bind(("127.0.0.1", 0)), OSError)
 
 
-def test_an_address_in_use():
+def test_bind_to_an_address_in_use():
     def case(side):
         side.open().bind(side.bound().getsockname())
 
     assert_same(case, OSError)
 
 
-def test_an_address_of_another_machine():
+def test_bind_to_an_address_of_another_machine():
     assert_same(lambda side: side.open().bind(("192.0.2.77", 0)), OSError)
     assert_same(lambda side: side.open(std.AF_INET6).bind(("2001:db8::77", 0)), OSError)

@@ -1,4 +1,4 @@
-"""Wrong arguments to every method, as the standard class answers them."""
+"""Wrong arguments to every method: the same results as with the standard class."""
 
 import socket as std
 import sys
@@ -9,7 +9,7 @@ import pytest
 from parity import outcome
 from tomada import socket as ours
 
-# Right arguments to each method of a connected socket.
+# Valid arguments to each method of a connected socket.
 RIGHT = {
     "bind": lambda sock: (sock.getsockname(),),
     "close": lambda _: (),
@@ -60,14 +60,14 @@ every_method = pytest.mark.parametrize("method", RIGHT)
 
 
 class Index:
-    """A zero, for who asks it for an integer."""
+    """An object whose ``__index__`` returns zero."""
 
     def __index__(self):
         return 0
 
 
 class Unruly:
-    """What refuses to be anything."""
+    """An object whose conversions raise."""
 
     def __index__(self):
         raise ZeroDivisionError
@@ -76,7 +76,7 @@ class Unruly:
 
 
 def wrong():
-    """Make arguments that are wrong, or at least unusual, in most places."""
+    """Make arguments that are wrong, or at least unusual, for most parameters."""
     return {
         "None": None,
         "True": True,
@@ -107,7 +107,7 @@ def wrong():
 
 
 def call(side, family, method, change, keywords=()):
-    """Call a method of a connected socket with arguments that have been changed."""
+    """Call a method of a connected socket with changed arguments."""
     sock, peer = side.connected(family)
     peer.send(b"hello")
     names = {sock.getsockname(): "this socket's", peer.getsockname(): "the peer's"}
@@ -124,14 +124,14 @@ def call(side, family, method, change, keywords=()):
 
 
 def is_about_memory(method, position, name):
-    """Say whether the standard class would try to allocate that much."""
+    """Return whether the standard class would try to allocate this much."""
     return (
         method in {"recv", "recvfrom", "recvmsg"} and position == 0 and name in {"2**31", "2**32"}
     )
 
 
 def hides_exceptions(method, position):
-    """Say whether the standard class puts a ``TypeError`` in the place of the argument's own."""
+    """Return whether the standard class replaces the argument's exception with a ``TypeError``."""
     return (method, position) == ("sendmsg", 1) and sys.version_info >= (3, 14)
 
 
@@ -140,7 +140,7 @@ def hides_exceptions(method, position):
     ("method", "position"),
     [(method, position) for method, arity in ARITY.items() for position in range(arity)],
 )
-def test_a_wrong_argument_in_one_place(family, method, position):
+def test_one_wrong_argument(family, method, position):
     def outcomes(module):
         answers = {}
         for name, value in wrong().items():
@@ -167,7 +167,7 @@ def test_a_wrong_argument_in_one_place(family, method, position):
         (method, count)
         for method, arity in ARITY.items()
         for count in range(arity + 2)
-        if count or arity  # none at all where there is none is right
+        if count or arity  # for methods without parameters, no arguments are valid
     ],
 )
 def test_too_few_and_too_many_arguments(family, method, count):
@@ -178,7 +178,7 @@ def test_too_few_and_too_many_arguments(family, method, count):
 
 
 @every_method
-def test_the_same_arguments_may_be_given_by_keyword(method):
+def test_same_arguments_are_accepted_by_keyword(method):
     def outcomes(module):
         answers = {}
         for position in range(ARITY[method]):
@@ -199,7 +199,7 @@ def test_the_same_arguments_may_be_given_by_keyword(method):
 
 
 @every_method
-def test_an_unknown_keyword(method):
+def test_unknown_keyword_argument(method):
     def case(side):
         return call(side, std.AF_INET, method, list, [("colour", "red")])
 

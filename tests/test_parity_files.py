@@ -1,4 +1,4 @@
-"""Files, copies and ``with``, as on the standard class."""
+"""Files, copies and ``with``: the same results as with the standard class."""
 
 import contextlib
 import copy
@@ -14,7 +14,7 @@ from parity import assert_same, assert_same_outcome
     ["r", "w", "rw", "rb", "wb", "rwb", "", "b", "x", "a", "r+", "rbx", None, 5],
     ids=repr,
 )
-def test_files_in_every_mode(mode):
+def test_makefile_in_every_mode(mode):
     def case(side):
         sock, peer = side.connected()
         sock.settimeout(None)
@@ -35,7 +35,7 @@ def test_files_in_every_mode(mode):
 
 @pytest.mark.parametrize("buffering", [-1, 0, 1, 100, -2, None, "x"])
 @pytest.mark.parametrize("mode", ["rb", "wb", "r"])
-def test_files_with_every_buffer(mode, buffering):
+def test_makefile_with_every_buffer_size(mode, buffering):
     def case(side):
         sock, _ = side.connected()
         sock.settimeout(None)
@@ -45,7 +45,7 @@ def test_files_with_every_buffer(mode, buffering):
     assert_same_outcome(case)
 
 
-def test_a_socket_closes_when_its_last_file_does():
+def test_socket_closes_after_its_last_file():
     def case(side):
         sock, _ = side.connected()
         sock.settimeout(None)
@@ -59,7 +59,7 @@ def test_a_socket_closes_when_its_last_file_does():
     assert_same(case)
 
 
-def test_a_file_of_a_nonblocking_socket_has_nothing_to_read():
+def test_makefile_of_a_nonblocking_socket_has_nothing_to_read():
     def case(side):
         sock, _ = side.connected()
         with sock.makefile("rb", 0) as file:
@@ -68,7 +68,7 @@ def test_a_file_of_a_nonblocking_socket_has_nothing_to_read():
     assert_same(case)
 
 
-def test_a_file_of_a_socket_with_a_timeout_fails_after_it():
+def test_makefile_of_a_socket_with_a_timeout_fails_after_it():
     def case(side):
         sock, _ = side.connected()
         sock.settimeout(0.01)
@@ -81,16 +81,16 @@ def test_a_file_of_a_socket_with_a_timeout_fails_after_it():
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_no_socket_is_pickled(protocol):
+def test_socket_cannot_be_pickled(protocol):
     assert_same(lambda side: pickle.dumps(side.open(), protocol), TypeError)
 
 
-def test_no_socket_is_copied():
+def test_socket_cannot_be_copied():
     assert_same(lambda side: copy.copy(side.open()), TypeError)
     assert_same(lambda side: copy.deepcopy(side.open()), TypeError)
 
 
-def test_with_closes_the_socket_whatever_happens():
+def test_with_statement_closes_the_socket_even_after_exceptions():
     def case(side):
         def fail():
             with sock:

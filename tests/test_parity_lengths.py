@@ -1,4 +1,4 @@
-"""Buffers that are longer than all memory: a mapped file, which takes none."""
+"""Buffers longer than all memory: a mapped sparse file, which takes no memory."""
 
 import errno
 import mmap
@@ -35,11 +35,11 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_a_socket_refuses_it(call, long):
+def test_socket_rejects_a_huge_buffer(call, long):
     assert_same(lambda side: call(side.open(std.AF_UNIX), long), OSError)
 
 
-def test_an_option_is_never_so_long(long):
+def test_setsockopt_rejects_a_huge_buffer(long):
     with (
         socket.socket(std.AF_UNIX, std.SOCK_DGRAM) as sock,
         pytest.raises((OSError, MemoryError)),
@@ -47,7 +47,7 @@ def test_an_option_is_never_so_long(long):
         sock.setsockopt(std.SOL_SOCKET, std.SO_REUSEADDR, long)
 
 
-def test_a_batch_has_no_room_for_it(long):
+def test_batch_rejects_a_huge_buffer(long):
     batch = tomada.Batch()
     for append in (lambda: batch.append(long), lambda: batch.extend(long, 1000)):
         with pytest.raises(ValueError, match=f"no room for {LONG} bytes more"):
@@ -55,7 +55,7 @@ def test_a_batch_has_no_room_for_it(long):
     assert len(batch) == 0
 
 
-async def test_a_transport_refuses_it(endpoint, long):
+async def test_transport_rejects_a_huge_buffer(endpoint, long):
     transport, protocol = await endpoint()
     with memoryview(long) as view:
         transport.sendto(view, transport.get_extra_info("sockname"))
@@ -63,7 +63,7 @@ async def test_a_transport_refuses_it(endpoint, long):
     assert transport.get_write_buffer_size() == 0
 
 
-def test_a_server_refuses_it(long):
+def test_server_rejects_a_huge_reply(long):
     def handle(_, address):
         with memoryview(long) as view:
             try:

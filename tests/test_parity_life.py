@@ -1,4 +1,4 @@
-"""Sockets that are closed, detached, unopened or unconnected, as on the standard class."""
+"""Closed, detached, unopened and unconnected sockets: the same as with the standard class."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: fa
 
 NOWHERE = ("127.0.0.1", 9)
 
-# Every method, with arguments that are right.
+# Every method, with valid arguments.
 CALLS = {
     "accept": lambda sock: sock.accept(),
     "bind": lambda sock: sock.bind(("127.0.0.1", 0)),
@@ -65,7 +65,7 @@ every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
 
 @every_call
-def test_a_call_on_a_closed_socket(call):
+def test_call_on_a_closed_socket(call):
     def case(side):
         sock = side.bound()
         sock.close()
@@ -75,7 +75,7 @@ def test_a_call_on_a_closed_socket(call):
 
 
 @every_call
-def test_a_call_on_a_detached_socket(call):
+def test_call_on_a_detached_socket(call):
     def case(side):
         sock = side.bound()
         os.close(sock.detach())
@@ -85,11 +85,11 @@ def test_a_call_on_a_detached_socket(call):
 
 
 @every_call
-def test_a_call_on_a_socket_that_was_never_opened(call):
+def test_call_on_a_socket_that_was_never_opened(call):
     def case(side):
         class Unopened(side.module.socket):
             def __init__(self):
-                # What the Python layer of the standard class sets before it opens anything.
+                # Attributes that the standard class's Python layer sets before it opens a socket.
                 self._io_refs = 0
                 self._closed = False
 
@@ -99,7 +99,7 @@ def test_a_call_on_a_socket_that_was_never_opened(call):
 
 
 @every_call
-def test_a_call_on_a_descriptor_that_was_closed_behind_the_sockets_back(call):
+def test_call_on_a_descriptor_closed_by_other_code(call):
     def case(side):
         sock = side.bound()
         os.close(sock.fileno())
@@ -112,7 +112,7 @@ def test_a_call_on_a_descriptor_that_was_closed_behind_the_sockets_back(call):
     assert_same_outcome(case)
 
 
-def test_closing_twice():
+def test_close_twice():
     def case(side):
         sock = side.bound()
         return sock.close(), sock.close(), sock.fileno()
@@ -120,7 +120,7 @@ def test_closing_twice():
     assert_same(case)
 
 
-def test_detaching_twice():
+def test_detach_twice():
     def case(side):
         sock = side.bound()
         os.close(sock.detach())
@@ -129,7 +129,7 @@ def test_detaching_twice():
     assert_same(case)
 
 
-def test_a_detached_descriptor_is_open_and_as_it_was():
+def test_detached_descriptor_is_open_and_unchanged():
     def case(side):
         sock = side.bound()
         name = sock.getsockname()
@@ -141,7 +141,7 @@ def test_a_detached_descriptor_is_open_and_as_it_was():
 
 
 @every_family
-def test_what_an_unconnected_socket_cannot(family):
+def test_call_that_an_unconnected_socket_cannot_do(family):
     assert_same(lambda side: side.bound(family).getpeername(), OSError)
     assert_same(lambda side: side.bound(family).send(b"x"), OSError)
     assert_same(lambda side: side.bound(family).sendall(b"x"), OSError)
@@ -151,19 +151,19 @@ def test_what_an_unconnected_socket_cannot(family):
 
 @every_family
 @pytest.mark.parametrize("backlog", [(), (0,), (5,), (-1,), (2**31 - 1,)], ids=repr)
-def test_no_datagram_socket_listens(family, backlog):
+def test_listen_on_a_datagram_socket(family, backlog):
     assert_same(lambda side: side.bound(family).listen(*backlog), OSError)
 
 
 @every_family
-def test_no_datagram_socket_accepts(family):
+def test_accept_on_a_datagram_socket(family):
     assert_same(lambda side: side.bound(family).accept(), OSError)
     assert_same(lambda side: side.connected(family)[0].accept(), OSError)
 
 
 @every_family
 @pytest.mark.parametrize("how", [std.SHUT_RD, std.SHUT_WR, std.SHUT_RDWR, 3, -1, 100])
-def test_shutting_down_a_connected_socket(family, how):
+def test_shutdown_of_a_connected_socket(family, how):
     def case(side):
         sock, peer = side.connected(family)
         peer.send(b"x")

@@ -1,4 +1,4 @@
-"""Buffers, sizes, flags and control messages that are wrong or unusual: as the standard class."""
+"""Wrong or unusual buffers, sizes, flags and control messages: the same as the standard class."""
 
 import array
 import contextlib
@@ -17,7 +17,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: fa
 
 
 def receiving(receive, family=std.AF_INET, sent=b"0123456789"):
-    """Make a case that receives a datagram, and tells what is left of the queue."""
+    """Make a case that receives a datagram, and returns the rest of the queue."""
 
     def case(side):
         sock, peer = side.connected(family)
@@ -32,7 +32,7 @@ def receiving(receive, family=std.AF_INET, sent=b"0123456789"):
 
 
 def into(method, make, *arguments):
-    """Receive into a buffer, and tell what is in it."""
+    """Receive into a buffer, and return its contents."""
 
     def receive(sock):
         buffer = make()
@@ -96,7 +96,7 @@ def test_sizes_of_every_kind(family, method, size):
     ],
     ids=hex,
 )
-def test_flags_of_every_kind_on_receiving(family, sent, flags):
+def test_receive_flags_of_every_kind(family, sent, flags):
     for receive in (
         lambda sock: sock.recv_into(bytearray(20), 0, flags),
         lambda sock: sock.recvfrom_into(bytearray(4), 0, flags),
@@ -118,7 +118,7 @@ def test_flags_of_every_kind_on_receiving(family, sent, flags):
     ],
     ids=hex,
 )
-def test_flags_of_every_kind_on_sending(family, flags):
+def test_send_flags_of_every_kind(family, flags):
     def case(send):
         def run(side):
             sock, peer = side.connected(family)
@@ -179,7 +179,7 @@ def test_datagrams_too_long_for_a_unix_socket(length):
     ],
     ids=lambda data: type(data).__name__,
 )
-def test_data_of_every_kind(data):
+def test_payloads_of_every_kind(data):
     def case(send):
         def run(side):
             sock, peer = side.connected()
@@ -201,7 +201,7 @@ def failing_iterator():
 
 
 class ItemsOnly:
-    """A sequence of the old kind: with items, and without an iterator."""
+    """A sequence with ``__getitem__`` and without an iterator."""
 
     def __getitem__(self, index):
         return [b"a", b"b"][index]
@@ -227,7 +227,7 @@ class ItemsOnly:
     ],
     ids=range(14),
 )
-def test_buffers_to_gather_from(make):
+def test_sendmsg_buffers_of_every_kind(make):
     def case(side):
         sock, peer = side.connected()
         return sock.sendmsg(make()), peer.recv(1 << 17)
@@ -257,11 +257,11 @@ def test_buffers_to_gather_from(make):
     ],
     ids=range(16),
 )
-def test_buffers_to_scatter_into(make):
+def test_recvmsg_into_buffers_of_every_kind(make):
     def receive(sock):
         buffers = make()
         with contextlib.suppress(TypeError):
-            # An iterator's buffers are gone with it.
+            # An iterator's buffers are freed with it.
             buffers = list(buffers)
         received = sock.recvmsg_into(buffers)
         return received[:3], [bytes(buffer) for buffer in buffers]
@@ -317,7 +317,7 @@ def test_control_messages_of_every_kind(family, ancillary):
 
 @every_family
 @pytest.mark.parametrize("size", [-1, -(2**63), 0, 1, 16, 17, 24, 1000, 1 << 20, 2**31, 2**63 - 1])
-def test_room_for_control_messages_of_every_size(family, size):
+def test_ancbufsize_of_every_size(family, size):
     def case(receive):
         def run(side):
             sock, peer = side.connected(family)
@@ -334,7 +334,7 @@ def test_room_for_control_messages_of_every_size(family, size):
     assert_same_outcome(case(lambda sock: sock.recvmsg_into([bytearray(4)], size)))
 
 
-def test_a_buffer_is_not_held_after_the_call():
+def test_buffer_is_released_after_the_call():
     def case(side):
         sock, _ = side.connected()
         buffer = bytearray(10)
@@ -346,7 +346,7 @@ def test_a_buffer_is_not_held_after_the_call():
         ):
             with contextlib.suppress(OSError, TypeError):
                 call()
-            # A bytearray with an export refuses this.
+            # A bytearray with an exported buffer cannot be resized.
             buffer.append(0)
         return len(buffer)
 

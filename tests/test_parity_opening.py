@@ -1,4 +1,4 @@
-"""Opening, adopting and duplicating sockets, as the standard module does it."""
+"""Opening, adopting and duplicating sockets: the same as with the standard module."""
 
 import os
 import socket as std
@@ -27,7 +27,7 @@ OPENING = [
 
 
 @pytest.mark.parametrize("arguments", OPENING, ids=repr)
-def test_opening_a_socket_of_any_kind(arguments):
+def test_open_a_socket_of_any_kind(arguments):
     def case(side):
         with side.module.socket(*arguments) as sock:
             return (
@@ -52,7 +52,7 @@ def test_opening_a_socket_of_any_kind(arguments):
     ],
     ids=repr,
 )
-def test_opening_a_socket_with_keywords(keywords):
+def test_open_a_socket_with_keywords(keywords):
     def case(side):
         with side.module.socket(**keywords) as sock:
             return sock.family, sock.type, sock.proto
@@ -80,7 +80,7 @@ def test_opening_a_socket_with_keywords(keywords):
     ],
     ids=repr,
 )
-def test_adopting_a_descriptor(family, given):
+def test_adopt_a_descriptor(family, given):
     def case(side):
         fd = std.socket(family, std.SOCK_DGRAM).detach()
         try:
@@ -94,20 +94,20 @@ def test_adopting_a_descriptor(family, given):
 
 
 @pytest.mark.parametrize("given", [{}, {"family": 2}, {"family": 2, "type": 2}], ids=repr)
-def test_adopting_what_is_no_socket(given):
+def test_adopt_a_descriptor_that_is_not_a_socket(given):
     def case(side):
         reader, writer = os.pipe()
         try:
             return side.module.socket(**given, fileno=reader)
         finally:
-            # It has not been taken over: this would fail if it were closed.
+            # It was not adopted: this would fail if it were closed.
             os.close(reader)
             os.close(writer)
 
     assert_same(case, OSError)
 
 
-def test_adopting_a_nonblocking_descriptor():
+def test_adopt_a_nonblocking_descriptor():
     def case(side):
         with std.socket(std.AF_INET, std.SOCK_DGRAM | std.SOCK_NONBLOCK) as other:
             sock = side.keep(side.module.socket(fileno=other.detach()))
@@ -117,7 +117,7 @@ def test_adopting_a_nonblocking_descriptor():
 
 
 @every_family
-def test_a_duplicate_is_the_same_socket_and_lives_on(family):
+def test_dup_is_the_same_socket_and_lives_on(family):
     def case(side):
         sock, peer = side.connected(family)
         sock.settimeout(2)
@@ -163,7 +163,7 @@ def test_fromfd_duplicates_the_descriptor():
     ],
     ids=repr,
 )
-def test_a_pair_of_sockets(arguments):
+def test_socketpair(arguments):
     def case(side):
         left, right = map(side.keep, side.module.socketpair(*arguments))
         left.send(b"to the right")
@@ -179,7 +179,7 @@ def test_a_pair_of_sockets(arguments):
     assert_same_outcome(case)
 
 
-def test_a_socket_pair_keeps_the_default_timeout():
+def test_socketpair_keeps_the_default_timeout():
     def case(side):
         std.setdefaulttimeout(5.5)
         try:
@@ -192,7 +192,7 @@ def test_a_socket_pair_keeps_the_default_timeout():
 
 
 @pytest.mark.parametrize("inheritable", [True, False, 1, 0])
-def test_whether_a_program_that_is_started_inherits_the_socket(inheritable):
+def test_set_inheritable(inheritable):
     def case(side):
         sock = side.open()
         before = sock.get_inheritable()

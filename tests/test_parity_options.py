@@ -1,4 +1,4 @@
-"""Options and timeouts, right and wrong, as on the standard class."""
+"""Options and timeouts, valid and invalid: the same results as with the standard class."""
 
 import array
 import ctypes
@@ -24,7 +24,7 @@ def shortly(value):
 
 
 def option(*arguments, family=std.AF_INET):
-    """Make a case that sets an option, and tells what it is then."""
+    """Make a case that sets an option, and returns its new value."""
 
     def case(side):
         sock = side.open(family)
@@ -44,7 +44,7 @@ def option(*arguments, family=std.AF_INET):
         *("SO_RCVTIMEO", "SO_SNDTIMEO", "SO_BINDTODEVICE", "SO_INCOMING_CPU", "SO_SNDBUF"),
     ],
 )
-def test_the_socket_options(family, name):
+def test_socket_options(family, name):
     number = getattr(std, name)
     for value in (
         1,
@@ -79,7 +79,7 @@ def test_the_socket_options(family, name):
         *("IP_ADD_MEMBERSHIP", "IP_DROP_MEMBERSHIP"),
     ],
 )
-def test_the_ip_options(name):
+def test_ip_options(name):
     number = getattr(std, name)
     loopback = std.inet_aton("127.0.0.1")
     for value in (1, 0, 255, 256, -1, loopback, std.inet_aton("239.1.2.3") + loopback, b"", b"\1"):
@@ -94,7 +94,7 @@ def test_the_ip_options(name):
         *("IPV6_JOIN_GROUP", "IPV6_RECVTCLASS", "IPV6_RECVHOPLIMIT"),
     ],
 )
-def test_the_ipv6_options(name):
+def test_ipv6_options(name):
     number = getattr(std, name)
     group = std.inet_pton(std.AF_INET6, "ff01::77") + struct.pack("I", 1)
     for value in (1, 0, 255, 256, -1, group, b"\0\0\0\0"):
@@ -110,7 +110,7 @@ def test_the_ipv6_options(name):
     ],
     ids=shortly,
 )
-def test_values_of_every_kind(value):
+def test_option_values_of_every_kind(value):
     assert_same_outcome(option(std.SOL_SOCKET, std.SO_BROADCAST, value))
     assert_same_outcome(option(std.SOL_SOCKET, std.SO_PRIORITY, value))
 
@@ -125,7 +125,7 @@ def test_values_of_every_kind(value):
     ],
     ids=repr,
 )
-def test_a_null_value_with_a_length(value, length):
+def test_setsockopt_none_with_a_length(value, length):
     for level, name in (
         (std.SOL_SOCKET, std.SO_BROADCAST),
         (std.SOL_SOCKET, std.SO_BINDTODEVICE),
@@ -137,14 +137,14 @@ def test_a_null_value_with_a_length(value, length):
 @pytest.mark.parametrize(
     "length", [-1, 0, 1, 3, 4, 5, 1024, 1025, 2**31 - 1, 2**31, None, "4", 4.0]
 )
-def test_lengths_of_every_kind(length):
+def test_getsockopt_lengths_of_every_kind(length):
     for name in (std.SO_BROADCAST, std.SO_RCVBUF, std.SO_LINGER):
         assert_same_outcome(lambda side: side.open().getsockopt(std.SOL_SOCKET, name, length))  # noqa: B023
 
 
 @pytest.mark.parametrize("instructions", [1, 3, 1000])
-def test_a_filter_stays_within_the_memory_for_it(instructions):
-    # The kernel takes the length for a number of instructions of eight bytes each.
+def test_getsockopt_filter_does_not_overrun_the_buffer(instructions):
+    # The kernel takes the length as a number of instructions, of eight bytes each.
     accept = struct.pack("HBBI", 0x06, 0, 0, 0xFFFF) * instructions
     memory = ctypes.create_string_buffer(accept)
     program = struct.pack("HP", instructions, ctypes.addressof(memory))
@@ -153,7 +153,7 @@ def test_a_filter_stays_within_the_memory_for_it(instructions):
         for length in ((), (instructions,)):
             with pytest.raises(OSError, match="Invalid argument"):
                 sock.getsockopt(std.SOL_SOCKET, ours.SO_ATTACH_FILTER, *length)
-        if len(accept) <= 1024:  # which is the longest that getsockopt reads
+        if len(accept) <= 1024:  # the longest that getsockopt reads
             assert sock.getsockopt(std.SOL_SOCKET, ours.SO_ATTACH_FILTER, 1024) == accept
 
 
@@ -169,18 +169,18 @@ def test_options_that_do_not_exist(level, name):
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 100_000])
 @pytest.mark.parametrize("name", ["SO_RCVBUF", "SO_SNDBUF"])
-def test_a_buffers_size_within_the_limit(name, size):
+def test_buffer_size_within_the_limit(name, size):
     assert_same(option(std.SOL_SOCKET, getattr(std, name), size))
 
 
 @pytest.mark.parametrize("name", ["SO_RCVBUF", "SO_SNDBUF"])
 @pytest.mark.parametrize("size", [2**30 - 1, 2**30, 2**31 - 1])
-def test_a_buffers_size_beyond_the_limit_is_warned_of(name, size):
+def test_buffer_size_beyond_the_limit_warns(name, size):
     with Side(ours) as side:
         sock = side.open()
         with pytest.warns(RuntimeWarning, match=f"{name}: asked for {size} bytes, got") as caught:
             sock.setsockopt(std.SOL_SOCKET, getattr(std, name), size)
-        # The line that asked for it is the one to look at.
+        # The warning must point at the line that set it.
         assert caught[0].filename == __file__
         given = sock.getsockopt(std.SOL_SOCKET, getattr(std, name))
     with Side(std) as side:
@@ -189,7 +189,7 @@ def test_a_buffers_size_beyond_the_limit_is_warned_of(name, size):
         assert sock.getsockopt(std.SOL_SOCKET, getattr(std, name)) == given
 
 
-def test_a_negative_buffer_size():
+def test_negative_buffer_size():
     assert_same(option(std.SOL_SOCKET, std.SO_RCVBUF, -1))
 
 
@@ -224,7 +224,7 @@ def test_timeouts_of_every_kind(timeout):
 
 
 class Seconds:
-    """An integer to who asks, and a number of seconds to who does not."""
+    """An object that converts to one integer, and to another number of seconds."""
 
     def __index__(self):
         return 3
@@ -233,12 +233,12 @@ class Seconds:
         return 1.5
 
 
-def test_a_timeout_of_an_index():
+def test_timeout_with_an_index_method():
     assert_same_outcome(lambda side: side.open().settimeout(Seconds()))
 
 
 @pytest.mark.parametrize("flag", [True, False, 0, 1, 2, -1], ids=repr)
-def test_blocking_and_not(flag):
+def test_setblocking(flag):
     def case(side):
         sock = side.open()
         sock.settimeout(3)
@@ -248,7 +248,7 @@ def test_blocking_and_not(flag):
     assert_same(case)
 
 
-def test_a_bad_timeout_leaves_the_old_one():
+def test_invalid_timeout_leaves_the_old_one():
     def case(side):
         sock = side.open()
         sock.settimeout(3)
@@ -261,8 +261,8 @@ def test_a_bad_timeout_leaves_the_old_one():
 
 
 @pytest.mark.parametrize("timeout", [None, 0, 5])
-def test_the_descriptor_is_as_blocking_as_the_standard_classs(timeout):
-    # select-based programs and dup() look at the descriptor itself.
+def test_descriptor_is_as_blocking_as_the_standard_classs(timeout):
+    # Programs based on select() and dup() look at the descriptor itself.
     def case(side):
         sock = side.open()
         sock.settimeout(timeout)
@@ -271,7 +271,7 @@ def test_the_descriptor_is_as_blocking_as_the_standard_classs(timeout):
     assert_same(case)
 
 
-def test_a_default_timeout_holds_for_new_sockets_only():
+def test_default_timeout_applies_to_new_sockets_only():
     def case(side):
         before = side.open()
         std.setdefaulttimeout(4.5)

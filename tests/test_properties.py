@@ -1,4 +1,4 @@
-"""Whatever is sent, in whatever way, arrives as it was, in order from each peer."""
+"""Any datagrams, sent by any method, arrive unchanged and in order from each peer."""
 
 import contextlib
 import socket as std
@@ -11,8 +11,8 @@ from families import length
 from tomada import socket
 from traffic import RECEIVE_SOME, SEND_ALL
 
-# A receiver's buffer holds at least so much, in the kernel's way to count: each datagram takes at
-# most twice its length, and something for itself.
+# A receiver's buffer holds at least this much, as the kernel counts: each datagram takes at most
+# twice its length, plus a constant.
 ROOM = 150_000
 
 sizes = st.one_of(
@@ -21,13 +21,13 @@ sizes = st.one_of(
     st.sampled_from([1, 64, 512, 1200, 1472, 8000]),
     st.integers(0, 65_507),
 )
-# Runs of one size to one peer are what offload is about, so that chance must not be their only way.
+# Offload needs runs of one size to one peer, so these are also generated on purpose.
 runs = st.tuples(sizes, st.integers(0, 2), st.integers(1, 70))
 plans = st.lists(runs, min_size=1, max_size=8)
 
 
 def datagrams_of(plan):
-    """Make the datagrams of a plan, with the number of the receiver of each."""
+    """Make the datagrams of a plan, each with the index of its receiver."""
     number, made = 0, []
     for size, receiver, count in plan:
         for _ in range(min(count, 1 + 300_000 // (size + 1))):
@@ -37,7 +37,7 @@ def datagrams_of(plan):
 
 
 def portions(datagrams):
-    """Part datagrams so that a receiver has room for each part."""
+    """Divide datagrams into parts that a receiver has room for."""
     part, room = [], ROOM
     for item in datagrams:
         need = 2 * len(item[0]) + 1000
@@ -72,7 +72,7 @@ MODULES = {"tomada": socket, "plain": std}
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
-def test_what_arrives_is_what_was_sent(kind_of_ip, ends, plan, data):
+def test_sent_datagrams_arrive_unchanged(kind_of_ip, ends, plan, data):
     sending, receiving, gro = ends
     sends = st.sampled_from(list(SEND_ALL) if sending == "tomada" else ["sendto", "a run"])
     ways = st.sampled_from(list(RECEIVE_SOME) if receiving == "tomada" else ["recvfrom"])
@@ -108,7 +108,7 @@ def test_what_arrives_is_what_was_sent(kind_of_ip, ends, plan, data):
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
-def test_every_failure_is_named_and_the_rest_arrives(inet, sizes):
+def test_every_failure_is_reported_and_the_rest_arrives(inet, sizes):
     with inet.bound(socket) as sock, inet.bound(std) as receiver:
         to = receiver.getsockname()
         datagrams = [bytes([at]) * size for at, size in enumerate(sizes)]

@@ -1,4 +1,4 @@
-"""The reference documentation: every public name is in it."""
+"""The reference documentation lists every public name."""
 
 import re
 from pathlib import Path
@@ -18,16 +18,16 @@ PUBLIC += [f"tomada.asyncio.{name}" for name in tomada.asyncio.__all__]
 
 
 @pytest.mark.parametrize("name", [*PUBLIC, "tomada._core.Socket"])
-def test_a_public_name_has_its_place(name):
+def test_public_name_is_documented(name):
     assert name in SHOWN
 
 
 @pytest.mark.parametrize("name", _core.CONSTANTS)
-def test_a_constant_is_told(name):
+def test_constant_is_documented(name):
     assert f"`{name}`" in TEXT["constants.md"]
 
 
-def test_no_constant_is_told_that_is_none():
+def test_documented_constants_exist():
     names = set(
         re.findall(r"`((?:SO|SCM|SOF|IP|IPV6|UDP|MSG|MCAST)_[A-Z0-9_]+)`", TEXT["constants.md"])
     )

@@ -1,4 +1,4 @@
-"""A connected peer that is not there, whose host says so with an ICMP error."""
+"""A connected peer that does not exist, which its host reports with an ICMP error."""
 
 import errno
 import socket as std
@@ -28,14 +28,14 @@ every_send = pytest.mark.parametrize("send", SEND.values(), ids=SEND)
 every_receive = pytest.mark.parametrize("receive", RECEIVE.values(), ids=RECEIVE)
 both_modules = pytest.mark.parametrize("module", [std, socket], ids=["standard", "tomada"])
 
-# An address of this machine that nobody else is likely to use, so that a port which is given up
-# can be had again.
+# An address of this machine that other programs are unlikely to use, so that a released port can be
+# bound again.
 QUIET = "127.9.8.7"
 
 
 @pytest.fixture
 def nobody():
-    """Find an address where nobody is."""
+    """Find an address where no socket is bound."""
     with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
         sock.bind((QUIET, 0))
         return sock.getsockname()
@@ -50,7 +50,7 @@ def connected(module, to):
 
 @both_modules
 @every_receive
-def test_the_error_comes_with_the_next_receive(nobody, module, receive):
+def test_refusal_is_raised_by_the_next_receive(nobody, module, receive):
     with connected(module, nobody) as sock:
         assert sock.send(b"anybody?") == 8
         with pytest.raises(ConnectionRefusedError) as caught:
@@ -64,7 +64,7 @@ def test_the_error_comes_with_the_next_receive(nobody, module, receive):
 
 @both_modules
 @every_send
-def test_the_error_comes_with_the_next_send_which_sends_nothing(nobody, module, send):
+def test_refusal_is_raised_by_the_next_send_which_sends_nothing(nobody, module, send):
     with connected(module, nobody) as sock:
         sock.send(b"anybody?")
         with std.socket(std.AF_INET, std.SOCK_DGRAM) as late:
@@ -78,7 +78,7 @@ def test_the_error_comes_with_the_next_send_which_sends_nothing(nobody, module, 
 
 @both_modules
 @pytest.mark.parametrize("timeout", [None, DEADLINE])
-def test_the_error_ends_a_wait(inet, module, timeout):
+def test_refusal_ends_a_wait(inet, module, timeout):
     with inet.bound(std) as peer, connected(module, peer.getsockname()) as sock:
         sock.settimeout(timeout)
         call = Call(sock.recv, 100).until_it_waits()
@@ -89,7 +89,7 @@ def test_the_error_ends_a_wait(inet, module, timeout):
 
 
 @both_modules
-def test_the_error_can_be_fetched_as_an_option(nobody, module):
+def test_refusal_can_be_read_with_so_error(nobody, module):
     with connected(module, nobody) as sock:
         sock.send(b"anybody?")
         option = module.SOL_SOCKET, module.SO_ERROR
@@ -99,7 +99,7 @@ def test_the_error_can_be_fetched_as_an_option(nobody, module):
 
 
 @both_modules
-def test_an_unconnected_socket_hears_nothing_of_it(nobody, module):
+def test_refusal_is_not_reported_to_an_unconnected_socket(nobody, module):
     with module.socket(module.AF_INET, module.SOCK_DGRAM) as sock:
         for _ in range(3):
             assert sock.sendto(b"anybody?", nobody) == 8
@@ -109,7 +109,7 @@ def test_an_unconnected_socket_hears_nothing_of_it(nobody, module):
 
 
 @both_modules
-def test_datagrams_that_came_before_the_error_are_received_after_it(inet, module):
+def test_datagrams_from_before_the_refusal_are_received_after_it(inet, module):
     with inet.bound(std) as peer, connected(module, peer.getsockname()) as sock:
         peer.connect(sock.getsockname())
         peer.send(b"farewell")
@@ -121,7 +121,7 @@ def test_datagrams_that_came_before_the_error_are_received_after_it(inet, module
 
 
 @both_modules
-def test_a_unix_peer_that_has_gone_refuses_and_is_forgotten(unix, module):
+def test_unix_peer_that_is_gone_refuses_and_is_forgotten(unix, module):
     with unix.bound(std) as peer, unix.open(module) as sock:
         sock.connect(peer.getsockname())
         peer.close()
@@ -132,7 +132,7 @@ def test_a_unix_peer_that_has_gone_refuses_and_is_forgotten(unix, module):
 
 
 @both_modules
-def test_what_the_other_end_of_a_pair_has_sent_outlives_it(module):
+def test_socketpair_datagrams_outlive_their_sender(module):
     left, right = module.socketpair(module.AF_UNIX, module.SOCK_DGRAM)
     with left:
         left.settimeout(DEADLINE)

@@ -100,7 +100,7 @@ class Tally:
             )
         assert self.wrong == 0
         assert self.answered + self.timed_out == total
-        # All four attempts are rarely lost.
+        # It is rare that all four attempts are lost.
         assert self.answered > total / 2
 
 
@@ -156,7 +156,7 @@ async def test_endpoint_request_over_a_bad_link(runner, link, match):  # noqa: A
     tally.check(count, f"Endpoint.request, match={match}, {asyncio.get_running_loop()}")
 
 
-async def test_requests_that_are_cancelled_at_random_over_a_bad_link(runner, link, match):  # noqa: ARG001
+async def test_requests_cancelled_at_random_over_a_bad_link(runner, link, match):  # noqa: ARG001
     tally, chance = Tally(), random.Random(3)  # noqa: S311 - not for secrets
     count = SINGLE // 10 if match else SINGLE
     left = iter(questions(count))
@@ -183,7 +183,7 @@ async def test_requests_that_are_cancelled_at_random_over_a_bad_link(runner, lin
 
 
 @pytest.mark.parametrize("way", ["request", "request_many"])
-def test_a_match_that_raises_now_and_then_over_a_bad_link(link, way):
+def test_match_that_sometimes_raises_over_a_bad_link(link, way):
     chance = random.Random(8)  # noqa: S311 - not for secrets
 
     def moody(request, reply):
@@ -209,7 +209,7 @@ def test_a_match_that_raises_now_and_then_over_a_bad_link(link, way):
 
 
 @pytest.mark.parametrize("way", ["request", "request_many"])
-def test_a_slow_match_that_refuses_does_not_keep_a_request_for_ever(inet, way):
+def test_slow_match_that_rejects_does_not_delay_a_request_for_ever(inet, way):
     def slow(*_):
         time.sleep(0.02)
         return False
@@ -223,7 +223,7 @@ def test_a_slow_match_that_refuses_does_not_keep_a_request_for_ever(inet, way):
 
 
 @pytest.mark.parametrize("way", ["request", "request_many"])
-def test_a_client_that_is_closed_over_a_bad_link(link, match, way):
+def test_close_client_over_a_bad_link(link, match, way):
     for _ in range(20 if IS_LONG else 3):
         answered, client = [], tomada.Client(link.address, DEADLINE, match=match)
 
@@ -273,7 +273,7 @@ print(os.waitpid(child, 0)[1])
     assert run(program, link.address[1], TIMEOUT) == "0\n"
 
 
-def test_the_link_passes_what_it_does_not_lose(inet):
+def test_link_passes_datagrams_that_it_does_not_lose(inet):
     with (
         Server(inet, lambda data: [data]) as server,
         LossyLink(server.address, seed=1, loss=0, duplicate=0, late=0) as link,

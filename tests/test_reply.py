@@ -1,4 +1,4 @@
-"""Datagram.reply: from the address that was asked, so that a connected client hears it."""
+"""Datagram.reply sends from the requested address, so that a connected client receives it."""
 
 import socket as std
 
@@ -7,19 +7,19 @@ import pytest
 from support import CLOSED, DEADLINE
 from tomada import socket
 
-ANY = "0.0.0.0"  # noqa: S104 - every address is what is tested
+ANY = "0.0.0.0"  # noqa: S104 - the wildcard address is tested
 
 
 @pytest.fixture
 def server(inet):
-    """Give a socket that is bound to every address of IPv4, and its port."""
+    """Provide a socket bound to every IPv4 address, and its port."""
     with inet.open(socket) as sock:
         sock.bind((ANY, 0))
         yield sock, sock.getsockname()[1]
 
 
 def client_of(address):
-    """Open a plain socket that hears nobody but a server at this address."""
+    """Open a plain socket that receives only from a server at this address."""
     family = std.AF_INET6 if ":" in address[0] else std.AF_INET
     sock = std.socket(family, std.SOCK_DGRAM)
     sock.settimeout(DEADLINE)
@@ -28,9 +28,9 @@ def client_of(address):
 
 
 @pytest.mark.parametrize("asked", ["127.0.0.1", "127.0.0.2", "127.9.9.9"])
-def test_a_client_that_asked_any_address_hears_the_reply(server, asked):
+def test_reply_reaches_a_client_that_used_any_local_address(server, asked):
     sock, port = server
-    # The first datagram of a socket comes before it has asked for metadata.
+    # A socket's first datagram arrives before it has requested metadata.
     with client_of((asked, port)) as client:
         sock.setblocking(False)
         with pytest.raises(BlockingIOError):
@@ -41,7 +41,7 @@ def test_a_client_that_asked_any_address_hears_the_reply(server, asked):
         assert client.recv(100) == b"answer"
 
 
-def test_a_plain_answer_is_not_heard(server):
+def test_sendto_from_the_default_address_is_not_received(server):
     sock, port = server
     with client_of(("127.0.0.2", port)) as client:
         client.send(b"question")
@@ -52,7 +52,7 @@ def test_a_plain_answer_is_not_heard(server):
             client.recv(100)
 
 
-def test_clients_of_several_addresses_each_hear_their_replies(server):
+def test_reply_reaches_clients_of_several_addresses(server):
     sock, port = server
     clients = [client_of((f"127.0.0.{last}", port)) for last in range(1, 9)]
     sock.setblocking(False)
@@ -68,7 +68,7 @@ def test_clients_of_several_addresses_each_hear_their_replies(server):
 
 
 @pytest.mark.parametrize("asked", ["127.0.0.2", "::1"])
-def test_a_dual_socket_replies_to_both_families(inet6, asked):
+def test_reply_on_a_dual_stack_socket_reaches_both_families(inet6, asked):
     with inet6.open(socket) as sock:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind(("::", 0))
@@ -82,14 +82,14 @@ def test_a_dual_socket_replies_to_both_families(inet6, asked):
             assert client.recv(100) == b"answer"
 
 
-def test_a_reply_goes_to_a_named_peer_of_af_unix(unix):
+def test_reply_to_a_named_af_unix_peer(unix):
     with unix.bound(socket) as sock, unix.bound(std) as client:
         client.sendto(b"question", sock.getsockname())
         assert sock.recv_datagram().reply(b"answer") == 6
         assert client.recvfrom(100) == (b"answer", sock.getsockname())
 
 
-def test_to_a_peer_without_a_name_there_is_no_reply(unix):
+def test_reply_to_a_peer_without_a_name_raises(unix):
     with unix.bound(socket) as sock, unix.open(std) as client:
         client.sendto(b"question", sock.getsockname())
         with pytest.raises(OSError, match="not connected"):
@@ -97,7 +97,7 @@ def test_to_a_peer_without_a_name_there_is_no_reply(unix):
 
 
 @pytest.mark.parametrize("data", [b"", b"x", bytearray(b"abc"), memoryview(b"abc")[1:]], ids=repr)
-def test_every_bytes_like_object_is_a_reply(server, data):
+def test_reply_accepts_every_bytes_like_object(server, data):
     sock, port = server
     with client_of(("127.0.0.1", port)) as client:
         client.send(b"question")
@@ -106,7 +106,7 @@ def test_every_bytes_like_object_is_a_reply(server, data):
 
 
 @pytest.mark.parametrize("data", ["text", None, 5])
-def test_what_is_no_datagram_is_no_reply(server, data):
+def test_reply_rejects_objects_that_are_not_bytes_like(server, data):
     sock, port = server
     with client_of(("127.0.0.1", port)) as client:
         client.send(b"question")
@@ -119,7 +119,7 @@ def test_what_is_no_datagram_is_no_reply(server, data):
         assert client.recv(100) == b"after all"
 
 
-def test_one_datagram_may_be_replied_to_many_times(server):
+def test_reply_may_be_called_many_times(server):
     sock, port = server
     with client_of(("127.0.0.3", port)) as client:
         sock.setblocking(False)
@@ -134,7 +134,7 @@ def test_one_datagram_may_be_replied_to_many_times(server):
         assert sock.stats().sent == 10
 
 
-def test_a_closed_socket_does_not_reply(server):
+def test_reply_on_a_closed_socket_raises(server):
     sock, port = server
     with client_of(("127.0.0.1", port)) as client:
         client.send(b"question")

@@ -1,4 +1,4 @@
-"""The examples that the seed text asks for, with tomada or the standard module at either end."""
+"""The examples of the original specification, with tomada or the standard module at either end."""
 
 import signal
 import socket as std
@@ -17,14 +17,14 @@ every_client = pytest.mark.parametrize("client_module", IMPORTS)
 
 @pytest.fixture
 def port(tmp_path):
-    """Find a port of its own, so that a server on the real one is no matter."""
+    """Find a free port, so that a server on the documented one does not matter."""
     with Kind("AF_INET", tmp_path).bound(std) as sock:
         return sock.getsockname()[1]
 
 
 @pytest.fixture
 def start(tmp_path, port):
-    """Start a copy of an example, with its import line and its port replaced."""
+    """Start a copy of an example, with its import line and port replaced."""
 
     def start(name, module, *more):
         text = (EXAMPLES / name).read_text(encoding="utf-8")
@@ -47,7 +47,7 @@ def run_client(start, module):
 
 @every_server
 @every_client
-def test_the_client_gets_its_answers(start, port, server_module, client_module):
+def test_client_receives_its_replies(start, port, server_module, client_module):
     with start("server.py", server_module) as server:
         assert server.line() == f"Waiting on 127.0.0.1, port {port}. Ctrl-C ends this program."
         assert run_client(start, client_module).splitlines() == [
@@ -59,7 +59,7 @@ def test_the_client_gets_its_answers(start, port, server_module, client_module):
 
 
 @every_server
-def test_the_server_serves_one_client_after_another(start, server_module):
+def test_server_serves_one_client_after_another(start, server_module):
     with start("server.py", server_module) as server:
         server.line()
         first, second = (run_client(start, module) for module in IMPORTS)
@@ -68,7 +68,7 @@ def test_the_server_serves_one_client_after_another(start, server_module):
 
 @every_server
 @pytest.mark.usefixtures("interruptible")
-def test_control_c_ends_the_server(start, server_module):
+def test_ctrl_c_ends_the_server(start, server_module):
     with start("server.py", server_module) as server:
         server.line()
         server.until_it_waits()
@@ -77,7 +77,7 @@ def test_control_c_ends_the_server(start, server_module):
 
 
 @every_server
-def test_an_empty_datagram_ends_the_server(start, port, server_module):
+def test_empty_datagram_ends_the_server(start, port, server_module):
     with start("server.py", server_module) as server:
         server.line()
         with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
@@ -86,7 +86,7 @@ def test_an_empty_datagram_ends_the_server(start, port, server_module):
 
 
 @every_server
-def test_the_server_survives_what_is_no_text(start, port, server_module):
+def test_server_survives_datagrams_that_are_not_text(start, port, server_module):
     with (
         start("server.py", server_module) as server,
         std.socket(std.AF_INET, std.SOCK_DGRAM) as sock,
@@ -98,7 +98,7 @@ def test_the_server_survives_what_is_no_text(start, port, server_module):
 
 
 @every_client
-def test_a_client_without_a_server_says_so(start, client_module):
+def test_client_without_a_server_says_so(start, client_module):
     with start("client.py", client_module, ("settimeout(2)", "settimeout(0.05)")) as client:
         status, output, errors = client.end()
     assert status == 1
@@ -107,7 +107,7 @@ def test_a_client_without_a_server_says_so(start, client_module):
 
 
 @pytest.mark.parametrize("name", ["server.py", "client.py"])
-def test_an_example_is_short_and_uses_the_seeds_address(name):
+def test_example_is_short_and_uses_the_specified_address(name):
     lines = (EXAMPLES / name).read_text(encoding="utf-8").splitlines()
     assert 15 <= len(lines) <= 25
     assert any("127.0.0.1" in line for line in lines)

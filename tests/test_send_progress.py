@@ -1,4 +1,4 @@
-"""Progress of the sending side: each call returns or advances, whatever guards and the kernel do.
+"""Progress of senders: each call returns or advances, whatever guards and the kernel do.
 
 Every datagram is sent once, or reported as failed, or not sent and accounted for. Calls that might
 never return run in a separate program that a test can kill.
@@ -32,7 +32,7 @@ to = receiver.getsockname()
 over = threading.Event()
 
 def guards():
-    # Generous ones, mean ones, and none.
+    # Guards with high limits, guards with low limits, and none.
     for allowed in itertools.cycle([0, 1, 10_000]):
         guard = tomada.Guard(amplification=1 + allowed)
         if allowed:
@@ -113,7 +113,7 @@ print("over")
 
 
 @pytest.mark.parametrize("count", [100, 5000])
-def test_send_many_ends_when_another_thread_has_taken_the_guard_away(count):
+def test_send_many_ends_when_another_thread_has_removed_the_guard(count):
     for _ in range(max(1, ROUNDS // 4)):
         with Child("-c", TAKING_AWAY, count) as child:
             assert child.line() == "over"
@@ -121,7 +121,7 @@ def test_send_many_ends_when_another_thread_has_taken_the_guard_away(count):
         assert status == 0, problems
 
 
-def test_a_guard_that_a_signal_handler_takes_away_is_gone(faulty):
+def test_guard_removed_by_a_signal_handler_is_gone(faulty):
     # The handler runs between two steps of one call, after the first datagram was refused.
     program = """
 import signal
@@ -153,7 +153,7 @@ print(sender.guard, len(failures) + sender.stats().sent)
 @pytest.mark.parametrize("error", [errno.ENOBUFS, errno.EPERM, errno.EIO, errno.ECONNREFUSED])
 @pytest.mark.parametrize("size", [8, 0], ids=["runs", "single"])
 @pytest.mark.parametrize("count", [1, 64, 5000])
-def test_a_kernel_that_always_fails(faulty, error, size, count):
+def test_send_many_with_a_kernel_that_always_fails(faulty, error, size, count):
     program = """
 number, size, count = map(int, sys.argv[1:])
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -171,7 +171,7 @@ print(error.errno, error.index, error.sent, sock.stats().sent)
 
 @pytest.mark.parametrize("size", [8, 0], ids=["runs", "single"])
 @pytest.mark.parametrize("most", [0, 1, 3])
-def test_a_kernel_that_takes_few(faulty, size, most):
+def test_send_many_with_a_kernel_that_takes_few(faulty, size, most):
     program = """
 size, most = map(int, sys.argv[1:])
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -192,7 +192,7 @@ print(sock.stats().sent)
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_a_kernel_that_takes_nothing_does_not_make_send_many_deaf_to_ctrl_c(faulty):
+def test_send_many_with_a_kernel_that_takes_nothing_obeys_ctrl_c(faulty):
     program = """
 import _thread
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -207,7 +207,7 @@ except KeyboardInterrupt:
     assert faulty.run(START + program) == "interrupted\n"
 
 
-def test_a_server_whose_kernel_always_says_eintr_gives_its_replies_up(faulty):
+def test_server_gives_up_replies_if_the_kernel_always_returns_eintr(faulty):
     program = """
 with tomada.Server(("127.0.0.1", 0), echo) as server:
     failing.set("sendmmsg", errno.EINTR)
@@ -221,7 +221,7 @@ print("served")
     assert faulty.run(START + program) == "served\n"
 
 
-def test_what_a_guard_refuses_costs_the_others_nothing():
+def test_datagrams_that_a_guard_refuses_cost_the_others_nothing():
     guard = tomada.Guard(amplification=1)
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,

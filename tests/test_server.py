@@ -1,4 +1,4 @@
-"""The server in one process: what it calls the handler with, and what becomes of the answers."""
+"""The server in one process: the arguments of its handler, and its replies."""
 
 import array
 import gc
@@ -20,7 +20,7 @@ def upper(data, address):
     return data.upper()
 
 
-def test_it_answers_in_every_family(kind, peer):
+def test_server_replies_in_every_family(kind, peer):
     with server(upper, kind.address()) as serving:
         asker = peer(kind)
         asker.do("send", datagrams=[b"abc", b""], to=serving.address)
@@ -30,7 +30,7 @@ def test_it_answers_in_every_family(kind, peer):
         ]
 
 
-def test_the_handler_gets_the_payload_and_the_address_of_the_peer():
+def test_handler_gets_the_payload_and_the_peers_address():
     calls = []
     with (
         server(lambda *arguments: calls.append(arguments)) as serving,
@@ -41,7 +41,7 @@ def test_the_handler_gets_the_payload_and_the_address_of_the_peer():
         assert calls == [(b"x", sock.getsockname())]
 
 
-def test_none_is_no_reply_and_empty_bytes_are_an_empty_datagram():
+def test_handler_none_is_not_a_reply_and_empty_bytes_are_an_empty_datagram():
     with (
         server(lambda data, _: None if data == b"quiet" else b"") as serving,
         client(serving.address) as sock,
@@ -54,12 +54,12 @@ def test_none_is_no_reply_and_empty_bytes_are_an_empty_datagram():
 
 
 @pytest.mark.parametrize("make", [bytearray, memoryview, lambda data: array.array("B", data)])
-def test_any_bytes_like_object_is_a_reply(make):
+def test_handler_reply_may_be_any_bytes_like_object(make):
     with server(lambda data, _: make(data)) as serving:
         assert ask(serving.address, b"as it is") == b"as it is"
 
 
-def test_a_reply_that_is_changed_later_was_copied():
+def test_handler_reply_is_copied_before_it_changes():
     buffer = bytearray(b"first")
 
     def handle(data, _):
@@ -70,7 +70,7 @@ def test_a_reply_that_is_changed_later_was_copied():
         assert ask(serving.address) == b"first"
 
 
-def test_datagrams_come_with_metadata_where_they_are_asked_for():
+def test_handler_gets_metadata_if_requested():
     seen = []
 
     def handle(datagram):
@@ -86,7 +86,7 @@ def test_datagrams_come_with_metadata_where_they_are_asked_for():
     assert not datagram.truncated
 
 
-def test_what_the_handler_sends_itself_is_counted_too():
+def test_sendto_in_the_handler_is_counted_too():
     def handle(datagram):
         datagram.reply(b"first")
         return b"second"
@@ -98,7 +98,7 @@ def test_what_the_handler_sends_itself_is_counted_too():
         assert (serving.stats().sent_bytes, serving.stats().send_calls) == (11, 2)
 
 
-def test_a_batch_handler_gets_lists_and_returns_replies_in_their_order():
+def test_batch_handler_gets_lists_and_returns_replies_in_order():
     sizes, block = [], threading.Event()
 
     def handle(batch):
@@ -119,7 +119,7 @@ def test_a_batch_handler_gets_lists_and_returns_replies_in_their_order():
     assert max(sizes) > 1
 
 
-def test_a_batch_handler_may_return_none_or_fewer_replies():
+def test_batch_handler_may_return_none_or_fewer_replies():
     answers = iter([None, [], [b"only"]])
     with (
         server(lambda batch: next(answers), takes="batch") as serving,
@@ -127,12 +127,12 @@ def test_a_batch_handler_may_return_none_or_fewer_replies():
     ):
         for count in range(1, 4):
             sock.send(b"x")
-            eventually(lambda: serving.stats().received == count)  # noqa: B023 - polled at once
+            eventually(lambda: serving.stats().received == count)  # noqa: B023 - called immediately
         assert sock.recv(100) == b"only"
         assert serving.stats().handler_errors == 0
 
 
-def test_runs_that_the_kernel_glues_are_handled_one_by_one():
+def test_coalesced_runs_are_handled_one_by_one():
     with server(lambda data, _: b"%d" % len(data)) as serving, client(serving.address) as sock:
         send_run(sock, serving.address, bytes(64 * 1000 - 7), 1000)
         sizes = sorted(int(sock.recv(100)) for _ in range(64))
@@ -140,7 +140,7 @@ def test_runs_that_the_kernel_glues_are_handled_one_by_one():
         assert serving.stats().received == 64
 
 
-def test_the_largest_datagrams_pass_in_both_directions():
+def test_largest_datagrams_pass_in_both_directions():
     data = os.urandom(65_507)
     with server(lambda data, _: data) as serving:
         assert ask(serving.address, data) == data
@@ -160,7 +160,7 @@ def test_sendto_from_another_thread_reaches_the_peer():
         assert serving.stats().sent == 1
 
 
-def test_sendto_from_the_handler_leaves_in_order_with_the_reply():
+def test_sendto_from_the_handler_is_sent_in_order_with_the_reply():
     def handle(data, address):
         serving.sendto(b"1", address)
         serving.sendto(bytearray(b"2"), address)
@@ -171,7 +171,7 @@ def test_sendto_from_the_handler_leaves_in_order_with_the_reply():
         assert [sock.recv(10) for _ in range(3)] == [b"1", b"2", b"3"]
 
 
-def test_a_handler_may_send_thousands_for_one_datagram():
+def test_handler_may_send_thousands_of_datagrams_for_one():
     def handle(data, address):
         for number in range(3000):
             serving.sendto(b"%d" % number, collector.getsockname())
@@ -183,7 +183,7 @@ def test_a_handler_may_send_thousands_for_one_datagram():
             assert eventually(lambda: serving.stats().sent >= 3000)
 
 
-def test_sendto_raises_what_goes_wrong():
+def test_sendto_raises_errors():
     with server(upper) as serving:
         with pytest.raises(OSError, match="Message too long"):
             serving.sendto(bytes(70_000), ("127.0.0.1", 9))
@@ -194,7 +194,7 @@ def test_sendto_raises_what_goes_wrong():
             serving.sendto(b"", "nowhere")
 
 
-def test_ready_says_that_the_port_is_bound():
+def test_ready_means_that_the_port_is_bound():
     serving = server(upper)
     assert not serving.ready.is_set()
     forever = Call(serving.serve_forever)
@@ -205,7 +205,7 @@ def test_ready_says_that_the_port_is_bound():
     assert not serving.ready.is_set()
 
 
-def test_a_server_is_used_once():
+def test_server_cannot_be_started_twice():
     with server(upper) as serving, pytest.raises(RuntimeError, match="once"):
         serving.start()
     serving.stop()
@@ -213,7 +213,7 @@ def test_a_server_is_used_once():
         serving.start()
 
 
-def test_before_the_start_there_is_nothing_to_ask():
+def test_server_before_its_start_has_no_address():
     serving = server(upper)
     for ask_it in (lambda: serving.address, serving.stats, lambda: serving.sendto(b"", ("h", 1))):
         with pytest.raises(RuntimeError, match="not started"):
@@ -221,7 +221,7 @@ def test_before_the_start_there_is_nothing_to_ask():
     assert "not started" in repr(serving)
 
 
-def test_what_is_queued_when_it_stops_is_answered_and_the_rest_refused():
+def test_stop_replies_to_queued_datagrams_and_refuses_later_ones():
     handling, go_on = threading.Event(), threading.Event()
 
     def handle(data, _):
@@ -244,7 +244,7 @@ def test_what_is_queued_when_it_stops_is_answered_and_the_rest_refused():
         assert serving.stats().received == serving.stats().sent
 
 
-def test_draining_ends_with_its_time():
+def test_drain_ends_after_its_time():
     handling = threading.Event()
 
     def handle(data, _):
@@ -259,13 +259,13 @@ def test_draining_ends_with_its_time():
     assert 0 < serving.stats().sent < 200
 
 
-def test_draining_ends_with_its_time_in_the_very_first_batch(inet):
+def test_drain_ends_after_its_time_in_the_first_batch(inet):
     handled = []
 
     def handle(data, _):
         handled.append(data)
         serving.stop()
-        threading.Event().wait(0.01)  # a slow handler; nobody knows that before its first call
+        threading.Event().wait(0.01)  # slow; the server learns that from its first call
         return data
 
     with inet.bound(std) as sock, client(sock.getsockname()) as other:
@@ -278,7 +278,7 @@ def test_draining_ends_with_its_time_in_the_very_first_batch(inet):
     assert handled == numbered(64)[:1]
 
 
-def test_a_handler_may_stop_its_server():
+def test_handler_may_stop_its_server():
     def handle(data, _):
         serving.stop()
         return b"the last word"
@@ -290,7 +290,7 @@ def test_a_handler_may_stop_its_server():
     forever.result()
 
 
-def test_two_threads_may_stop_it_and_both_wait():
+def test_stop_in_two_threads_waits_in_both():
     with server(upper) as serving:
         address = serving.address
         for call in [Call(serving.stop) for _ in range(4)]:
@@ -299,7 +299,7 @@ def test_two_threads_may_stop_it_and_both_wait():
         sock.bind(address)
 
 
-def test_a_path_is_removed_when_the_server_stops_and_taken_over_when_stale(unix):
+def test_path_is_removed_by_stop_and_replaced_if_stale(unix):
     path = unix.address()
     with std.socket(std.AF_UNIX, std.SOCK_DGRAM) as stale:
         stale.bind(path)
@@ -314,7 +314,7 @@ def test_a_path_is_removed_when_the_server_stops_and_taken_over_when_stale(unix)
     assert not Path(path).exists()
 
 
-def test_a_host_name_is_resolved_and_an_empty_host_is_every_address():
+def test_host_name_is_resolved_and_an_empty_host_is_every_address():
     with server(upper, ("localhost", 0)) as serving:
         assert ask(serving.address) == b"PING"
     with server(upper, ("", 0)) as serving:
@@ -334,22 +334,22 @@ def test_a_host_name_is_resolved_and_an_empty_host_is_every_address():
         ({"threads": 2, "workers": 2}, "either workers or threads"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(options, message):
+def test_server_rejects_invalid_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         server(upper, **options)
 
 
-def test_a_handler_must_be_callable():
+def test_handler_must_be_callable():
     with pytest.raises(TypeError, match="callable, not bytes"):
         server(b"echo")
 
 
-def test_the_counters_tell_what_happened():
+def test_stats_counts_everything():
     with server(upper) as serving, client(serving.address) as sock:
         for data in (b"a", b"bc", b"def"):
             sock.send(data)
             sock.recv(10)
-        # The last answer may be here before it is counted.
+        # The last reply may arrive before it is counted.
         eventually(lambda: serving.stats().sent == 3 and serving.stats().handler_time)
         stats = serving.stats()
         assert (stats.received, stats.received_bytes) == (3, 6)
@@ -363,7 +363,7 @@ def test_the_counters_tell_what_happened():
     assert "received=3" in repr(serving.stats())
 
 
-def test_a_stopped_server_and_its_handler_are_collected():
+def test_stopped_server_and_its_handler_are_collected():
     def use():
         def handle(data, _):
             return b"%d" % serving.stats().received

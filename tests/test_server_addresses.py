@@ -1,4 +1,4 @@
-"""From which address a server answers: the one that was asked, whatever the routes prefer."""
+"""The address that a server replies from: the requested one, whatever the routes prefer."""
 
 import socket as std
 import struct
@@ -28,15 +28,15 @@ HANDLERS = [("data", echo), ("datagram", echo_datagram), ("batch", echo_batch)]
 
 @pytest.mark.parametrize(("takes", "handler"), HANDLERS)
 @pytest.mark.parametrize("workers", [1, 2])
-def test_every_local_address_is_answered_from(takes, handler, workers):
+def test_reply_comes_from_each_local_address(takes, handler, workers):
     with server(handler, ("0.0.0.0", 0), takes=takes, workers=workers) as serving:
         for host in ("127.0.0.1", "127.0.0.2", "127.3.2.1"):
-            # A connected client hears no other address.
+            # A connected client receives from no other address.
             assert ask((host, serving.address[1]), host.encode()) == host.encode()
 
 
 @pytest.mark.parametrize(("takes", "handler"), HANDLERS)
-def test_one_peer_may_ask_two_addresses_in_turn(takes, handler):
+def test_reply_source_follows_the_requests_of_one_peer(takes, handler):
     with (
         server(handler, ("0.0.0.0", 0), takes=takes) as serving,
         std.socket(std.AF_INET, std.SOCK_DGRAM) as sock,
@@ -49,7 +49,7 @@ def test_one_peer_may_ask_two_addresses_in_turn(takes, handler):
         assert [sock.recvfrom(100) for _ in asked] == asked
 
 
-def test_runs_to_two_addresses_are_answered_from_each():
+def test_reply_runs_to_two_addresses_come_from_each():
     with server(echo, ("0.0.0.0", 0)) as serving, std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
         sock.settimeout(30)
         port, data = serving.address[1], numbered(20, 100)
@@ -58,7 +58,7 @@ def test_runs_to_two_addresses_are_answered_from_each():
             assert [sock.recvfrom(200) for _ in data] == [(item, (host, port)) for item in data]
 
 
-def test_what_is_sent_later_leaves_from_the_address_that_was_asked():
+def test_sendto_after_the_handler_uses_the_requested_address():
     peers = []
     with (
         server(lambda _, address: peers.append(address), ("0.0.0.0", 0)) as serving,
@@ -69,11 +69,11 @@ def test_what_is_sent_later_leaves_from_the_address_that_was_asked():
         assert sock.recv(100) == b"later"
 
 
-def test_a_peer_that_none_can_be_sent_to_changes_nothing_for_others(raw):
+def test_peer_that_cannot_be_sent_to_changes_nothing_for_others(raw):
     peers = []
 
     def handle(data, peer):
-        if data == b"go":  # to all, in one go
+        if data == b"go":  # to all, in one call
             for known in peers:
                 serving.sendto(b"later", known)
         else:
@@ -83,7 +83,7 @@ def test_a_peer_that_none_can_be_sent_to_changes_nothing_for_others(raw):
         server(handle, ("0.0.0.0", 0)) as serving,
         client(("127.0.0.9", serving.address[1])) as sock,
     ):
-        # From port 0, to which the kernel sends nothing: EINVAL.
+        # From port 0, to which the kernel does not send: EINVAL.
         raw.sendto(struct.pack("!HHHH", 0, serving.address[1], 8, 0), ("127.0.0.9", 0))
         eventually(lambda: peers)
         sock.send(b"x")
@@ -95,7 +95,7 @@ def test_a_peer_that_none_can_be_sent_to_changes_nothing_for_others(raw):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_ipv6_server_answers_ipv4_too(speaks_ipv6, workers):
+def test_ipv6_server_replies_to_ipv4_too(speaks_ipv6, workers):
     if not speaks_ipv6:
         pytest.skip("this machine has no IPv6")
     with server(lambda _, address: repr(address).encode(), ("::", 0), workers=workers) as serving:
@@ -110,7 +110,7 @@ def test_an_ipv6_server_answers_ipv4_too(speaks_ipv6, workers):
             assert sock.recv(100).startswith(b"('::1', ")
 
 
-def test_sendto_takes_a_plain_ipv4_address_on_an_ipv6_server(speaks_ipv6, inet):
+def test_sendto_accepts_a_plain_ipv4_address_on_an_ipv6_server(speaks_ipv6, inet):
     if not speaks_ipv6:
         pytest.skip("this machine has no IPv6")
     with server(echo, ("::", 0)) as serving, inet.bound(std) as sock:
@@ -122,7 +122,7 @@ def test_sendto_takes_a_plain_ipv4_address_on_an_ipv6_server(speaks_ipv6, inet):
 @pytest.mark.parametrize(
     ("host", "asked"), [("0.0.0.0", "127.0.0.5"), ("::", "127.0.0.5"), ("::", "::1")]
 )
-def test_the_drained_are_answered_from_the_address_that_they_asked(host, asked, speaks_ipv6):
+def test_drained_datagrams_get_replies_from_the_requested_address(host, asked, speaks_ipv6):
     if ":" in host and not speaks_ipv6:
         pytest.skip("this machine has no IPv6")
     handling, go_on = threading.Event(), threading.Event()
@@ -151,7 +151,7 @@ GROUP = "239.7.7.7"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_group_is_answered_once_from_an_address_of_the_interface(workers):
+def test_group_gets_one_reply_from_an_address_of_the_interface(workers):
     with (
         server(echo, ("0.0.0.0", 0), groups=[(GROUP, "lo")], workers=workers) as serving,
         std.socket(std.AF_INET, std.SOCK_DGRAM) as sock,
@@ -166,25 +166,25 @@ def test_a_group_is_answered_once_from_an_address_of_the_interface(workers):
         assert serving.stats().received == 10
 
 
-def test_a_group_that_is_none_is_refused():
+def test_group_must_be_a_multicast_address():
     with pytest.raises(ValueError, match="no multicast group"):
         server(echo, groups=["127.0.0.1"]).start()
 
 
-def test_a_broadcast_is_answered_from_the_interfaces_address(inet):
+def test_broadcast_gets_a_reply_from_the_interfaces_address(inet):
     with server(echo, ("0.0.0.0", 0)) as serving, inet.bound(std) as sock:
         sock.setsockopt(std.SOL_SOCKET, std.SO_BROADCAST, 1)
         sock.sendto(b"anyone", ("127.255.255.255", serving.address[1]))
         assert sock.recvfrom(100) == (b"anyone", ("127.0.0.1", serving.address[1]))
 
 
-def test_spinning_servers_answer_and_stop():
+def test_spinning_server_replies_and_stops():
     for workers in (1, 2):
         with server(echo, spin=0.005, workers=workers) as serving:
             assert ask(serving.address, b"x") == b"x"
 
 
-def test_without_gro_nothing_else_changes():
+def test_server_without_gro_behaves_the_same():
     with server(echo, gro=False) as serving, client(serving.address) as sock:
         send_run(sock, serving.address, b"".join(numbered(64, 50)), 50)
         assert [sock.recv(100) for _ in range(64)] == numbered(64, 50)

@@ -28,7 +28,7 @@ HANDLERS = {
 
 
 def hear_errors(sock):
-    """Have the kernel report failed datagrams of a socket (``IP_RECVERR``)."""
+    """Make the kernel report failed datagrams of a socket (``IP_RECVERR``)."""
     if sock.family == std.AF_INET6:
         sock.setsockopt(std.IPPROTO_IPV6, 25, 1)
     else:
@@ -37,7 +37,7 @@ def hear_errors(sock):
 
 @contextlib.contextmanager
 def unreachable(kind, other):
-    """Open a socket that only receives from ``other``; other senders get an ICMP error."""
+    """Open a socket that receives only from ``other``; other senders get an ICMP error."""
     with kind.bound(std) as sock:
         sock.connect(other.getsockname())
         yield sock
@@ -53,7 +53,7 @@ def echo(data, _):
 
 
 @workers
-def test_no_number_of_peers_that_vanish_ends_a_server(ip, workers, caplog):
+def test_peers_that_vanish_do_not_end_a_server(ip, workers, caplog):
     with ip.bound(std) as sock, ip.bound(std) as other, unreachable(ip, other) as peer:
         gone = peer.getsockname()
         hear_errors(sock)
@@ -74,7 +74,7 @@ def test_no_number_of_peers_that_vanish_ends_a_server(ip, workers, caplog):
 
 
 @workers
-def test_no_number_of_errors_ends_a_server_of_one_peer(inet, workers):
+def test_errors_do_not_end_a_server_with_one_peer(inet, workers):
     with inet.bound(std) as sock, inet.bound(std) as other, unreachable(inet, other) as peer:
         sock.connect(peer.getsockname())
         with server(echo, None, sock=sock, workers=workers) as serving:
@@ -93,7 +93,7 @@ def test_no_number_of_errors_ends_a_server_of_one_peer(inet, workers):
 @needs_root
 @workers
 @pytest.mark.parametrize("is_connected", [False, True], ids=["any peer", "one peer"])
-def test_a_flood_of_icmp_errors_of_every_kind_ends_no_server(ip, workers, is_connected):
+def test_flood_of_icmp_errors_of_every_kind_does_not_end_a_server(ip, workers, is_connected):
     with ip.bound(std) as peer, ip.bound(std) as sock:
         hear_errors(sock)
         if is_connected:
@@ -107,13 +107,13 @@ def test_a_flood_of_icmp_errors_of_every_kind_ends_no_server(ip, workers, is_con
             stats = serving.stats()
             assert (stats.received, stats.send_errors, stats.restarts) == (10, 0, 0)
             assert stats.receive_errors > 0
-            # A full error queue would take room from datagrams.
+            # A full error queue would take memory from datagrams.
             eventually(lambda: not has_errors(sock))
 
 
 @needs_root
 @workers
-def test_no_icmp_error_about_one_peer_costs_another_its_reply(ip, workers):
+def test_icmp_error_about_one_peer_does_not_cost_another_its_reply(ip, workers):
     def handle(data, address):
         send_icmp_errors(sock.getsockname(), address, 1, first=next(numbers))
         return data
@@ -136,7 +136,7 @@ def has_errors(sock):
 
 @takes
 @workers
-def test_a_server_answers_beside_payloads_of_any_kind(takes, workers):
+def test_server_replies_despite_payloads_of_any_kind(takes, workers):
     with server(HANDLERS[takes], takes=takes, workers=workers) as serving:
         for data in PAYLOADS:
             assert ask(serving.address, data) == data
@@ -147,7 +147,7 @@ def test_a_server_answers_beside_payloads_of_any_kind(takes, workers):
 @needs_root
 @takes
 @workers
-def test_a_server_answers_beside_senders_that_cannot_be_answered(takes, workers):
+def test_server_replies_despite_senders_that_cannot_be_replied_to(takes, workers):
     with server(HANDLERS[takes], takes=takes, workers=workers, gro=False) as serving:
         for _ in range(20):
             send_from_port_0(serving.address, *PAYLOADS)
@@ -168,7 +168,7 @@ def test_a_server_answers_beside_senders_that_cannot_be_answered(takes, workers)
 
 
 @workers
-def test_replies_that_are_too_long_cost_only_themselves(workers):
+def test_replies_that_are_too_long_affect_no_other_reply(workers):
     def handle(data, _):
         return bytes(65_508) if data == b"long" else data
 
@@ -181,7 +181,7 @@ def test_replies_that_are_too_long_cost_only_themselves(workers):
 
 
 @workers
-def test_replies_that_the_guard_refuses_cost_only_themselves(workers):
+def test_replies_that_the_guard_refuses_affect_no_other_reply(workers):
     guard = tomada.Guard(amplification=2)
 
     def handle(data, _):
@@ -208,7 +208,7 @@ def test_replies_that_the_guard_refuses_cost_only_themselves(workers):
 
 
 @workers
-def test_replies_that_the_kernel_refuses_cost_only_themselves(network, workers):
+def test_replies_that_the_kernel_refuses_affect_no_other_reply(network, workers):
     namespace = network.namespace()
     rules = (
         "add table inet t",
@@ -235,11 +235,11 @@ def test_replies_that_the_kernel_refuses_cost_only_themselves(network, workers):
 
 
 @takes
-def test_a_handler_that_returns_coroutines_is_told_so_and_warns_of_nothing(takes, caplog):
+def test_handler_that_returns_coroutines_is_reported_without_warnings(takes, caplog):
     async def answer(*_):
         return b"late"
 
-    def handle(*given):  # a plain function: an async handler may be refused at once
+    def handle(*given):  # a plain function: an async handler may be rejected immediately
         return answer(*given)
 
     with server(handle, takes=takes, gro=False) as serving, client(serving.address) as sock:
@@ -253,7 +253,7 @@ def test_a_handler_that_returns_coroutines_is_told_so_and_warns_of_nothing(takes
 
 
 @pytest.mark.parametrize("takes", ["data", "batch"])
-def test_what_else_would_have_to_be_awaited_is_told_too(takes, caplog, monkeypatch):
+def test_handler_that_returns_other_awaitables_is_reported_too(takes, caplog, monkeypatch):
     monkeypatch.setattr("tomada._reports.SECONDS_BETWEEN", 0.0)
 
     class Awaitable:

@@ -11,7 +11,7 @@ import pytest
 from serving import ask, client, server
 from support import Child, eventually
 
-# At its end, each worker writes in every way that Python offers.
+# Each worker exits with output buffered in every way that Python offers.
 PROGRAM = """
 import atexit, gzip, logging, logging.handlers, os, signal, sys, tempfile, threading, time, weakref
 import tomada
@@ -25,7 +25,7 @@ def mark(what, text=""):
 def path(name):
     return os.path.join(folder, f"{{name}}-{{os.getpid()}}")
 
-# The parent's own: none of it is a worker's to do.
+# For the parent only: a worker must do none of this.
 parent = os.getpid()
 atexit.register(lambda: mark("parent-atexit"))
 shared = open(os.path.join(folder, "shared"), "a")
@@ -122,7 +122,7 @@ def check_shared(folder, pids):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_worker_that_stops_does_all_that_python_does_at_its_end(serve, tmp_path, number):
+def test_stopped_worker_exits_like_a_python_program(serve, tmp_path, number):
     child, address = serve()
     pid = int(ask(address))
     child.signal(number)
@@ -136,7 +136,7 @@ def test_a_worker_that_stops_does_all_that_python_does_at_its_end(serve, tmp_pat
     assert set(marks(tmp_path, "parent-atexit")) == {child.pid}
 
 
-def test_a_worker_that_is_replaced_does_so_too(serve, tmp_path):
+def test_replaced_worker_exits_like_a_python_program(serve, tmp_path):
     child, address = serve()
     pid = int(ask(address))
     child.signal(signal.SIGHUP)
@@ -150,7 +150,7 @@ def test_a_worker_that_is_replaced_does_so_too(serve, tmp_path):
     check_shared(tmp_path, {pid})
 
 
-def test_a_handler_that_ends_its_process_ends_it_in_order(serve, tmp_path):
+def test_worker_whose_handler_calls_exit_exits_normally(serve, tmp_path):
     child, address = serve()
     with client(address) as sock:
         sock.send(b"leave")
@@ -162,7 +162,7 @@ def test_a_handler_that_ends_its_process_ends_it_in_order(serve, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_exit_that_fails_is_logged(serve, tmp_path, workers):
+def test_exit_function_that_fails_is_logged(serve, tmp_path, workers):
     child, address = serve(workers, fails=True)
     assert ask(address)
     child.signal(signal.SIGTERM)
@@ -188,7 +188,7 @@ def test_exit_runs_once_in_the_servers_thread_after_the_last_datagram():
     assert seen == ["init", *(b"%d" % number for number in range(10)), "exit"]
 
 
-def test_exit_does_not_run_where_init_has_failed():
+def test_exit_does_not_run_if_init_failed():
     def init():
         raise LookupError
 

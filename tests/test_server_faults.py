@@ -1,4 +1,4 @@
-"""What goes wrong, in a handler or around it: logged, counted, and the end of nothing."""
+"""Errors in a handler or around it are logged and counted, and do not end the server."""
 
 import contextlib
 import logging
@@ -17,7 +17,7 @@ from traffic import numbered
 
 @pytest.fixture(autouse=True)
 def every_line(monkeypatch, caplog):
-    """Let nothing be left out of the log."""
+    """Disable the limits on log messages."""
     monkeypatch.setattr(_reports, "SECONDS_BETWEEN", 0.0)
     caplog.set_level(logging.INFO, "tomada")
 
@@ -27,7 +27,7 @@ def echo(data, _):
 
 
 def stats_after(serving, count):
-    """Return the counters when so many datagrams have been handled."""
+    """Return the counters once a number of datagrams have been handled."""
     return eventually(lambda: handled(serving, count))
 
 
@@ -37,7 +37,7 @@ def handled(serving, count):
     return stats if total >= count else None
 
 
-def test_an_exception_is_logged_with_its_traceback_and_counted(caplog):
+def test_exception_is_logged_with_its_traceback_and_counted(caplog):
     def handle(data, _):
         if data == b"bad":
             raise RefusalError("what", "why")
@@ -56,7 +56,7 @@ def test_an_exception_is_logged_with_its_traceback_and_counted(caplog):
 
 
 @pytest.mark.parametrize("reply", ["text", 7, 1.5, ["list"], ("bytes", 1), object(), {1: 2}])
-def test_what_is_no_datagram_is_refused_and_the_text_says_what_is(reply, caplog):
+def test_reply_that_is_not_bytes_is_refused_with_a_hint(reply, caplog):
     answers = iter([reply, b"good"])
     with server(lambda *_: next(answers)) as serving, client(serving.address) as sock:
         sock.send(b"1")
@@ -70,7 +70,7 @@ def test_what_is_no_datagram_is_refused_and_the_text_says_what_is(reply, caplog)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_a_reply_that_is_too_long_is_refused_and_the_others_leave(host, caplog, speaks_ipv6):
+def test_reply_that_is_too_long_is_refused_and_the_others_are_sent(host, caplog, speaks_ipv6):
     if ":" in host and not speaks_ipv6:
         pytest.skip("this machine has no IPv6")
     with (
@@ -85,10 +85,10 @@ def test_a_reply_that_is_too_long_is_refused_and_the_others_leave(host, caplog, 
     assert "a reply of 70000 bytes is too long for a datagram, which takes 655" in str(error)
 
 
-def test_a_reply_that_only_the_kernel_finds_too_long_is_named(caplog, speaks_ipv6):
+def test_reply_that_only_the_kernel_finds_too_long_is_named(caplog, speaks_ipv6):
     if not speaks_ipv6:
         pytest.skip("this machine has no IPv6")
-    # To an IPv4 peer of an IPv6 socket less fits than to an IPv6 one.
+    # The limit for an IPv4 peer of an IPv6 socket is lower than for an IPv6 peer.
     with (
         server(lambda data, _: bytes(65_520) if data == b"long" else data, ("::", 0)) as serving,
         client(("127.0.0.1", serving.address[1])) as sock,
@@ -112,7 +112,7 @@ def test_a_reply_that_only_the_kernel_finds_too_long_is_named(caplog, speaks_ipv
         (lambda batch: ["text" for _ in batch], TypeError, "encode"),
     ],
 )
-def test_a_batch_handler_that_goes_wrong_stops_nothing(answer, error, text, caplog):
+def test_batch_handler_that_fails_does_not_stop_the_server(answer, error, text, caplog):
     answers = iter([answer, lambda batch: [data for data, _ in batch]])
     with (
         server(lambda batch: next(answers)(batch), takes="batch") as serving,  # noqa: PLW0108
@@ -127,7 +127,7 @@ def test_a_batch_handler_that_goes_wrong_stops_nothing(answer, error, text, capl
     assert text in str(found)
 
 
-def test_one_bad_reply_of_a_batch_does_not_keep_the_others_back():
+def test_batch_with_one_invalid_reply_sends_the_others():
     block = threading.Event()
 
     def handle(batch):
@@ -142,7 +142,7 @@ def test_one_bad_reply_of_a_batch_does_not_keep_the_others_back():
         assert stats_after(serving, 3).handler_errors == 1
 
 
-def test_a_flood_of_errors_is_no_flood_of_lines(caplog, monkeypatch):
+def test_flood_of_errors_is_not_a_flood_of_log_lines(caplog, monkeypatch):
     monkeypatch.setattr(_reports, "SECONDS_BETWEEN", 3600.0)
     with server(lambda *_: 1 / 0, rcvbuf=1 << 20) as serving, client(serving.address) as sock:
         for data in numbered(500):
@@ -155,7 +155,7 @@ def test_a_flood_of_errors_is_no_flood_of_lines(caplog, monkeypatch):
     assert "(499 more of this kind were not logged)" in caplog.text
 
 
-def test_a_slow_handler_does_not_keep_answers_back():
+def test_slow_handler_does_not_delay_finished_replies():
     def handle(data, _):
         if data != b"0":
             block.wait()
@@ -174,7 +174,7 @@ def test_a_slow_handler_does_not_keep_answers_back():
         assert sock.recv(10) == b"block"
 
 
-def test_a_peer_that_does_not_read_is_given_up_and_counted(unix, caplog):
+def test_peer_that_does_not_read_is_given_up_and_counted(unix, caplog):
     with server(echo, unix.address()) as serving, contextlib.ExitStack() as stack:
         deaf = stack.enter_context(client(serving.address, local=unix.address()))
         name, sent = deaf.getsockname(), 0
@@ -183,7 +183,7 @@ def test_a_peer_that_does_not_read_is_given_up_and_counted(unix, caplog):
             sent += 1
         stats = stats_after(serving, sent)
         assert stats.sent + stats.send_errors == sent
-        # Others wait for it for an instant, again and again, until it is gone.
+        # Other replies wait for it briefly, until it is given up.
         stack.close()
         with client(serving.address, local=unix.address()) as other:
             other.send(b"and I?")
@@ -191,14 +191,14 @@ def test_a_peer_that_does_not_read_is_given_up_and_counted(unix, caplog):
     assert f"not sent to {name}" in caplog.text
 
 
-def test_a_peer_without_a_name_cannot_be_answered(unix, caplog):
+def test_peer_without_a_name_cannot_be_replied_to(unix, caplog):
     with server(echo, unix.address()) as serving, client(serving.address) as nameless:
         nameless.send(b"x")
         assert stats_after(serving, 1).handler_errors == 1
     assert "bound to no address" in caplog.text
 
 
-def test_a_port_that_is_taken_is_named(inet):
+def test_port_that_is_taken_is_named(inet):
     with inet.bound(std) as sock:
         host, port = sock.getsockname()
         for workers in (1, 2):
@@ -209,12 +209,12 @@ def test_a_port_that_is_taken_is_named(inet):
             eventually(lambda: open_descriptors() <= before)  # noqa: B023 - polled at once
 
 
-def test_an_address_that_is_not_this_machines_is_named():
+def test_address_of_another_machine_is_named():
     with pytest.raises(OSError, match=r"Cannot assign requested address: 192\.0\.2\.1:\d+"):
         server(echo, ("192.0.2.1", 1234)).start()
 
 
-def test_without_descriptors_it_does_not_start_and_leaves_none_behind():
+def test_start_without_descriptors_fails_and_leaves_none_behind():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for workers in (1, 3):
         for room in range(5):
@@ -224,7 +224,7 @@ def test_without_descriptors_it_does_not_start_and_leaves_none_behind():
             try:
                 serving.start()
             except OSError as error:
-                assert error.errno == 24, error  # noqa: PT017 - where it starts is right as well
+                assert error.errno == 24, error  # noqa: PT017 - a successful start is also right
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             serving.stop()
@@ -237,7 +237,7 @@ def lowest_free():
     return descriptor
 
 
-def test_a_running_server_needs_no_descriptors():
+def test_running_server_needs_no_new_descriptors():
     program = """
 import os, resource, socket, tomada
 
@@ -255,7 +255,7 @@ print("done")
     assert run(program) == "done\n"
 
 
-def test_drops_of_the_kernel_are_told_once_with_what_to_do(caplog):
+def test_kernel_drops_are_logged_once_with_a_hint(caplog):
     block = threading.Event()
 
     def handle(data, _):
@@ -276,7 +276,7 @@ def test_drops_of_the_kernel_are_told_once_with_what_to_do(caplog):
         assert word in line
 
 
-def test_a_receive_buffer_that_is_clamped_is_told(monkeypatch):
+def test_receive_buffer_that_the_kernel_limits_is_logged(monkeypatch):
     class Unprivileged(socket.socket):
         def setsockopt(self, level, name, *value):
             if name == socket.SO_RCVBUFFORCE:
@@ -291,12 +291,12 @@ def test_a_receive_buffer_that_is_clamped_is_told(monkeypatch):
     serving.stop()
 
 
-def test_a_receive_buffer_is_as_large_as_asked(inet):
+def test_receive_buffer_is_as_large_as_requested(inet):
     with inet.bound(std) as sock, server(echo, None, sock=sock, rcvbuf=100_000):
         assert sock.getsockopt(std.SOL_SOCKET, std.SO_RCVBUF) == 200_000
 
 
-def test_init_that_raises_is_raised_by_the_start():
+def test_init_exception_is_raised_by_start():
     def init():
         raise LookupError("no such database")
 
@@ -306,7 +306,7 @@ def test_init_that_raises_is_raised_by_the_start():
     assert not serving.ready.is_set()
 
 
-def test_a_handler_that_wants_to_exit_ends_the_server():
+def test_handler_that_raises_system_exit_ends_the_server():
     def handle(data, _):
         raise SystemExit(7)
 
@@ -318,7 +318,7 @@ def test_a_handler_that_wants_to_exit_ends_the_server():
             serving.serve_forever()
 
 
-def test_a_handler_that_exits_leaves_the_datagrams_behind_it_to_the_socket():
+def test_handler_that_exits_leaves_later_datagrams_to_the_socket():
     datagrams, seen = numbered(6), []
 
     def handle(data, _):

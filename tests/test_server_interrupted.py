@@ -8,7 +8,7 @@ import pytest
 from support import Child
 
 PROGRAM = Path(__file__).with_name("interrupting.py")
-# All lines take minutes if processes are started. By default, only a sample of lines runs.
+# Trying every line takes minutes if it starts processes. By default, only a sample of lines runs.
 IS_LONG = bool(os.environ.get("TOMADA_LONG"))
 OPERATIONS = ("start", "stop", "serve")
 
@@ -24,13 +24,13 @@ def rounds(*arguments):
 
 @pytest.mark.parametrize("action", ["raise", "interrupt", "stop"])
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_an_interruption_at_every_line_leaves_nothing(operation, action):
+def test_interruption_at_every_line_leaves_nothing_behind(operation, action):
     assert rounds(operation, 1, action, 1, 1) > 10
 
 
 @pytest.mark.parametrize("action", ["raise", "interrupt", "stop"])
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_an_interruption_at_every_line_leaves_no_worker(operation, action):
+def test_interruption_at_every_line_leaves_no_worker(operation, action):
     step = 1 if IS_LONG else 7
     first = 1 + ("raise", "interrupt", "stop").index(action)
     assert rounds(operation, 2, action, first, step) > 3
@@ -38,6 +38,6 @@ def test_an_interruption_at_every_line_leaves_no_worker(operation, action):
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_several_exceptions_of_a_signal_handler_leave_nothing(operation, workers):
+def test_several_exceptions_of_a_signal_handler_leave_nothing_behind(operation, workers):
     step = 1 if IS_LONG else 2 if workers == 1 else 40
     assert rounds(operation, workers, "storm", 1, step) > 1

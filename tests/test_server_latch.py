@@ -1,4 +1,4 @@
-"""The event without a lock: threads and signal handlers set it and wait for it at any line."""
+"""The lock-free event: threads and signal handlers set it and wait for it at any line."""
 
 import signal
 import sys
@@ -10,7 +10,7 @@ from support import Call, together
 from tomada._server.wakeup import Latch
 
 
-def test_a_latch_is_an_event():
+def test_latch_is_an_event():
     latch = Latch()
     assert isinstance(latch, threading.Event)
     assert not latch.is_set()
@@ -25,13 +25,13 @@ def test_a_latch_is_an_event():
     assert not latch.is_set()
 
 
-def test_setting_wakes_all_that_wait():
+def test_latch_set_wakes_all_waiting_threads():
     latch = Latch()
     results = together(*[latch.wait] * 5, latch.set, latch.set)
     assert results[:5] == [True] * 5
 
 
-def test_waits_that_time_out_leave_nothing():
+def test_latch_wait_that_times_out_leaves_nothing_behind():
     latch = Latch()
     for _ in range(100):
         latch.wait(1e-5)
@@ -39,7 +39,7 @@ def test_waits_that_time_out_leave_nothing():
 
 
 @pytest.mark.parametrize("line", range(1, 13))
-def test_a_handler_may_set_it_at_every_line_of_a_wait(line):
+def test_latch_may_be_set_by_a_signal_handler_at_every_line_of_a_wait(line):
     latch, left = Latch(), [line]
 
     def local(_frame, event, _argument):
@@ -59,7 +59,7 @@ def test_a_handler_may_set_it_at_every_line_of_a_wait(line):
         call.cancel()
 
 
-def test_a_signal_handler_sets_what_it_interrupts():
+def test_latch_set_in_a_signal_handler_ends_the_wait_it_interrupts():
     latch = Latch()
     before = signal.signal(signal.SIGALRM, lambda *_: latch.set())
     try:

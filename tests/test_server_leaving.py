@@ -1,10 +1,10 @@
-"""How a worker exits beside a parent with open files, log handlers, threads and processes."""
+"""How a worker exits if its parent has open files, log handlers, threads and processes."""
 
 import pytest
 
 from forking import run_forking
 
-# A hook runs in the thread that starts, right before it forks the supervisor.
+# A hook runs in the thread that starts the server, right before it forks the supervisor.
 HEAD = """
 import gzip, io, logging, logging.handlers, os, signal, sys, tempfile, threading
 import tomada
@@ -37,7 +37,7 @@ def leaving(program):
     return run_forking(HEAD + program)
 
 
-def test_what_the_parent_buffers_up_to_the_fork_is_written_once():
+def test_parents_buffered_output_before_the_fork_is_written_once():
     program = """
 file = open(path("file"), "w")
 binary = open(path("binary"), "w+b")
@@ -71,7 +71,7 @@ print(*read("file"))
     assert sorted(lines[:-2]) == words
 
 
-def test_a_file_that_the_parent_opens_right_before_the_fork_stays_the_parents():
+def test_file_opened_by_the_parent_right_before_the_fork_stays_the_parents():
     program = """
 opened = []
 
@@ -88,7 +88,7 @@ print(gzip.open(path("packed"), "rt").read())
     assert leaving(program) == "one two\n"
 
 
-def test_the_parents_files_of_other_classes_are_not_touched():
+def test_parents_files_of_other_classes_are_not_touched():
     program = """
 spooled = tempfile.SpooledTemporaryFile(1 << 20)
 spooled.write(b"x")
@@ -109,7 +109,7 @@ os._exit(0)
     assert leaving(program) == "False\n"
 
 
-def test_a_file_that_a_thread_writes_at_the_fork_does_not_hold_up_a_workers_end():
+def test_file_written_by_a_thread_during_the_fork_does_not_delay_a_workers_exit():
     program = """
 file = open(path("file"), "wb")
 over = threading.Event()
@@ -136,7 +136,7 @@ server.stop()
     assert leaving(program) == "end\nend\n"
 
 
-def test_the_parents_log_handlers_are_flushed_and_not_closed():
+def test_parents_log_handlers_are_flushed_and_not_closed():
     program = """
 class Background(logging.Handler):
     "Its close() waits for a thread, which a worker does not have."
@@ -177,7 +177,7 @@ for name in os.listdir(folder.name):
     assert sorted(lines) == ["end", "end", "parent", "worker", "worker", *log]
 
 
-def test_a_worker_runs_its_own_finalizers_of_multiprocessing():
+def test_worker_runs_its_own_multiprocessing_finalizers():
     program = """
 import multiprocessing, multiprocessing.util
 
@@ -202,7 +202,7 @@ print(child.exitcode)
     assert leaving(program) == "worker worker True\n0\n"
 
 
-def test_a_start_that_interrupts_logging_waits_for_no_lock_of_it():
+def test_start_that_interrupts_logging_waits_for_no_log_handlers_lock():
     program = """
 class Handler(logging.StreamHandler):
     def emit(self, record):
@@ -219,7 +219,7 @@ server.stop()
     assert leaving(program) == "logged\n"
 
 
-def test_a_start_skips_a_log_handler_that_another_thread_is_in():
+def test_start_skips_a_log_handler_that_another_thread_uses():
     program = """
 class Handler(logging.Handler):
     def flush(self):
@@ -248,7 +248,7 @@ thread.join()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_child_that_is_forked_during_the_start_ends_and_stops_nothing(workers):
+def test_child_forked_during_start_exits_and_stops_nothing(workers):
     program = f"""
 import tomada.server
 listen, begun, go_on = tomada.server.listen, threading.Event(), threading.Event()
@@ -283,7 +283,7 @@ server.stop()
     assert leaving(program) == f"{said}{said}0\nb'heard'\n"
 
 
-def test_another_child_of_the_moment_of_the_start_does_not_hold_up_the_end():
+def test_another_child_forked_during_start_does_not_delay_the_end():
     program = """
 reader, writer = os.pipe()
 
@@ -301,7 +301,7 @@ print("ended")
     assert leaving(program) == "ended\n"
 
 
-def test_a_start_leaves_the_warnings_of_other_threads_alone():
+def test_start_leaves_the_warnings_of_other_threads_alone():
     program = """
 import warnings
 filters = warnings.filters
@@ -313,7 +313,7 @@ with serve():
     assert leaving(program) == "True\n"
 
 
-def test_an_exception_of_a_signal_handler_while_the_start_flushes_ends_it():
+def test_exception_of_a_signal_handler_while_start_flushes_ends_it():
     program = """
 reader, end = os.pipe()
 sys.stdout = os.fdopen(end, "w", 1 << 20)

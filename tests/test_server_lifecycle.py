@@ -86,7 +86,7 @@ free(address)
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_serving_for_ever_starts_does_not_wait_for_init(program, workers, number):
+def test_signal_while_serve_forever_starts_does_not_wait_for_init(program, workers, number):
     child = program(STARTING + "server.serve_forever()\nfree(address)\nsay('over')\n", workers)
     assert child.line() == "init"
     child.signal(number)
@@ -95,7 +95,7 @@ def test_a_signal_while_serving_for_ever_starts_does_not_wait_for_init(program, 
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_exception_out_of_start_leaves_no_worker_and_no_port(program, workers):
+def test_start_that_raises_leaves_no_worker_and_no_port(program, workers):
     child = program(
         STARTING
         + """
@@ -141,7 +141,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_stop_in_a_signal_handler_that_interrupts_a_stop_that_drains(program, workers):
+def test_stop_in_a_signal_handler_that_interrupts_a_draining_stop(program, workers):
     child = program(
         DRAINING.format(drain=0.5)
         + """
@@ -161,7 +161,7 @@ free(address)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_exception_out_of_stop_leaves_no_worker_and_no_port(program, workers):
+def test_stop_that_raises_leaves_no_worker_and_no_port(program, workers):
     child = program(
         DRAINING.format(drain=1000)
         + """
@@ -190,7 +190,7 @@ sys.stdin.readline()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_another_exception_ends_serving_for_ever_and_the_server(program, workers):
+def test_serve_forever_ends_the_server_after_another_exception(program, workers):
     child = program(
         """
         def alarm(*_):
@@ -214,7 +214,7 @@ def test_another_exception_ends_serving_for_ever_and_the_server(program, workers
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_signal_handler_may_wait_for_a_thread_that_stops_the_server(program, workers):
+def test_signal_handler_may_wait_for_a_thread_that_stops_the_server(program, workers):
     child = program(
         STARTING
         + """
@@ -240,7 +240,7 @@ free(address)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_supervisor_that_stands_still_is_killed_with_its_workers(program, workers):
+def test_stopped_supervisor_process_is_killed_with_its_workers(program, workers):
     child = program(
         """
         from tomada._server import processes
@@ -261,7 +261,7 @@ def test_a_supervisor_that_stands_still_is_killed_with_its_workers(program, work
 
 @pytest.mark.parametrize("drain", [math.inf, 1e10, 1e30, 1e308])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_draining_may_take_very_long(workers, drain):
+def test_drain_may_be_very_long(workers, drain):
     read, write = os.pipe()
 
     def handle(data, _):
@@ -284,6 +284,6 @@ def test_draining_may_take_very_long(workers, drain):
 
 
 @pytest.mark.parametrize("drain", [math.nan, -1, -math.inf])
-def test_a_drain_that_is_not_a_time_is_refused(drain):
+def test_drain_must_be_a_number(drain):
     with pytest.raises(ValueError, match="drain must be"):
         server(lambda data, _: data, drain=drain)

@@ -1,4 +1,4 @@
-"""A server's end and start while the thread that asks for it holds a lock of ``logging``."""
+"""Stopping and starting a server while the calling thread holds a lock of ``logging``."""
 
 import signal
 
@@ -10,7 +10,7 @@ from test_server_lifecycle import HEAD
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 
-# A signal that comes while the main thread is in a log handler, and has its lock.
+# A signal that arrives while the main thread is in a log handler and holds its lock.
 INTERRUPTED = """
 import logging
 {first}
@@ -33,7 +33,7 @@ def until(number):
         assert arrived.acquire(timeout=30)
 
 def until_a_handler_waits():
-    # A handler has begun that can log "got" only when the caller gives the lock back.
+    # A handler is running that can log "got" only when the caller releases the lock.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         while len(entered) == len(written):
             sock.sendto(b"x", address)
@@ -85,7 +85,7 @@ def lines_until(child, last):
     return found
 
 
-# How many datagrams are left depends on how many were received together.
+# The number of remaining datagrams depends on how many were received together.
 UNANSWERED = """
 from tomada._server.context import Context
 log = Context.log_unanswered
@@ -101,7 +101,7 @@ CASES = {
         "handler has not returned",
     ),
     "slow": ({"handle": "blocked.wait()", "before": "until(1)"}, "handler has not returned"),
-    # A line of the library's own.
+    # A log line of the library.
     "unanswered": ({"before": "until(1)", "first": UNANSWERED}, "7 received datagrams unanswered"),
     "exit": ({"leave": "raise LookupError", "before": "until(3)"}, "exit failed at the end"),
     "failing": ({"handle": "raise LookupError", "before": "until(1)"}, "the handler failed"),
@@ -121,14 +121,14 @@ def test_stop_in_a_signal_handler_that_interrupts_logging(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_a_server_logs_at_its_end_is_not_lost(case):
+def test_messages_logged_during_stop_are_not_lost(case):
     lines, logged = CASES[case]
     with Child("-c", text(STOP, act="server.stop()", **lines), 1) as child:
         assert lines_until(child, logged)
 
 
-def test_an_interrupted_stop_in_a_signal_handler_that_interrupts_logging():
-    """The signal handler's own stop is interrupted by an exception."""
+def test_interrupted_stop_in_a_signal_handler_that_interrupts_logging():
+    """An exception interrupts the stop in the signal handler."""
     act = """
     def alarm(*_):
         raise TimeoutError
@@ -165,7 +165,7 @@ free(address)
     assert "b'x'\n" in output
 
 
-def test_a_start_that_fails_in_a_signal_handler_that_interrupts_logging():
+def test_failed_start_in_a_signal_handler_that_interrupts_logging():
     program = text(
         """
 logging.info("status")
@@ -184,8 +184,8 @@ sys.stdin.readline()
         assert any("in use" in line for line in lines_until(child, "done"))
 
 
-def test_stop_in_a_signal_handler_does_not_wait_for_a_keeper_that_stands_still():
-    """Nothing can hold stop() for ever, not even a finalizer that the keeper happens to run."""
+def test_stop_in_a_signal_handler_does_not_wait_for_a_blocked_keeper():
+    """Nothing can block stop() for ever, not even a finalizer that happens to run in the keeper."""
     program = (
         HEAD
         + """
@@ -218,7 +218,7 @@ say(server)
     assert "has not closed its sockets" in errors
 
 
-# A server whose handler does not return while datagrams of the same batch are left.
+# A server whose handler does not return while datagrams of the same batch remain.
 HELD = (
     HEAD
     + """
@@ -249,7 +249,7 @@ threading.Thread(target=ask, daemon=True).start()
 )
 
 
-def test_an_abort_says_why_datagrams_are_unanswered():
+def test_abort_logs_why_datagrams_have_no_reply():
     program = """
 def alarm(*_):
     raise TimeoutError
@@ -269,7 +269,7 @@ except TimeoutError:
     assert "because an exception has ended the draining" in line
 
 
-def test_a_second_signal_while_serving_for_ever_says_why_datagrams_are_unanswered():
+def test_second_signal_during_serve_forever_logs_why_datagrams_have_no_reply():
     program = """
 try:
     server.serve_forever()

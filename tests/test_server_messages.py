@@ -88,7 +88,7 @@ def failing(make):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_any_exception_of_init_comes_out_of_start(case):
+def test_init_exceptions_of_any_kind_are_raised_by_start(case):
     make, kind, text = CASES[case]
     serving = server(lambda data, _: data, workers=2, init=failing(make))
     with pytest.raises(kind, match=text) as caught:
@@ -99,7 +99,7 @@ def test_any_exception_of_init_comes_out_of_start(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_any_exception_of_a_new_worker_leaves_the_others_alone(case, tmp_path):
+def test_exceptions_of_a_new_worker_leave_the_others_alone(case, tmp_path):
     make = CASES[case][0]
     flag = tmp_path / "broken"
 
@@ -132,7 +132,7 @@ def text():
 
 
 @given(text(), st.sampled_from([ValueError, LookupError, OSError, MemoryError]))
-def test_every_text_fits_into_a_message(text, kind):
+def test_text_of_any_length_fits_into_a_message(text, kind):
     failure = messages.Failure.of(kind(text))
     message = messages.pack("error", failure)
     assert len(message) <= messages.LARGEST_MESSAGE
@@ -210,7 +210,7 @@ def unruly():
 
 
 @pytest.mark.parametrize("error", [pytest.param(e, id=str(n)) for n, e in enumerate(unruly())])
-def test_an_exception_with_parts_that_raise_fits_into_a_message(error):
+def test_exception_with_parts_that_raise_fits_into_a_message(error):
     message = messages.pack("error", messages.Failure.of(error))
     assert len(message) <= messages.LARGEST_MESSAGE
     what, failure, _ = messages.unpack(message)
@@ -229,7 +229,7 @@ def test_an_exception_with_parts_that_raise_fits_into_a_message(error):
         OSError("text"),
     ],
 )
-def test_an_error_of_the_system_keeps_its_parts(error):
+def test_os_error_keeps_its_parts(error):
     _, failure, _ = messages.unpack(messages.pack("error", messages.Failure.of(error)))
     found = failure.exception()
     for name in ("errno", "strerror", "filename", "filename2"):
@@ -238,14 +238,14 @@ def test_an_error_of_the_system_keeps_its_parts(error):
     assert str(found) == str(error)
 
 
-def test_exceptions_of_this_package_are_the_same_type():
+def test_exceptions_of_this_package_keep_their_type():
     from tomada._server.app import AppError
 
     failure = messages.Failure.of(AppError("no such module"))
     assert type(failure.exception()) is AppError
 
 
-def test_async_handlers_are_refused():
+def test_async_handlers_are_rejected():
     import functools
 
     async def handle(data, _):

@@ -21,7 +21,7 @@ def scrape(port):
 
 @pytest.fixture
 def scraped():
-    """Serve a registry over HTTP, and give it with a function that scrapes it."""
+    """Serve a registry over HTTP, and provide it with a function that scrapes it."""
     registry = prometheus_client.CollectorRegistry()
     httpd, thread = prometheus_client.start_http_server(0, "127.0.0.1", registry)
     yield registry, lambda: scrape(httpd.server_port)
@@ -40,7 +40,7 @@ def value(text, name, **labels):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_counters_of_all_workers_are_scraped(scraped, workers):
+def test_collector_has_the_counters_of_all_workers(scraped, workers):
     registry, read = scraped
 
     def handle(data, _):
@@ -68,7 +68,7 @@ def test_the_counters_of_all_workers_are_scraped(scraped, workers):
         assert 0 < value(text, "tomada_server_handler_time_total") < 3
 
 
-def test_it_can_be_registered_before_the_start_and_scraped_after_the_end(scraped):
+def test_collector_can_be_registered_before_start_and_scraped_after_stop(scraped):
     registry, read = scraped
     serving = server(lambda data, _: data)
     ServerCollector(serving, registry)
@@ -89,7 +89,7 @@ def test_every_counter_is_documented(scraped):
         assert re.search(rf"^# HELP {name} \S", text, re.MULTILINE)
 
 
-def test_a_server_that_is_not_started_has_no_values_and_fails_no_scrape(scraped, unix):
+def test_collector_of_a_server_that_is_not_started_has_no_values_and_does_not_fail(scraped, unix):
     registry, read = scraped
     prometheus_client.Gauge("of_another", "Of another.", registry=registry).set(7)
     path = os.fsencode(unix.address()) + b"\xff"
@@ -99,7 +99,7 @@ def test_a_server_that_is_not_started_has_no_values_and_fails_no_scrape(scraped,
     assert "# TYPE tomada_server_received_total counter" in read()
     assert "tomada_server_received_total{" not in read()
     with serving:
-        # The path is not text, which Prometheus wants.
+        # The path is not text, which Prometheus requires.
         assert value(read(), "tomada_server_received_total") == 0
         assert "of_another 7" in read()
     assert value(read(), "tomada_server_received_total") == 0

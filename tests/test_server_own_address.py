@@ -20,7 +20,7 @@ HANDLERS = {
 
 @pytest.fixture(autouse=True)
 def every_line(monkeypatch, caplog):
-    """Let nothing be left out of the log."""
+    """Disable the limits on log messages."""
     monkeypatch.setattr(_reports, "SECONDS_BETWEEN", 0.0)
     caplog.set_level(logging.INFO, "tomada")
 

@@ -16,7 +16,7 @@ def echo(data, _):
 
 
 def test_unix_peer_that_does_not_read_delays_no_reply_to_others(unix):
-    # Its reply waits for up to a second: a machine that stands still for longer proves nothing.
+    # Its reply waits for up to a second: if the machine stalls for longer, this proves nothing.
     for _ in range(10):
         with (
             server(echo, unix.address()) as serving,
@@ -36,7 +36,7 @@ def test_unix_peer_that_does_not_read_delays_no_reply_to_others(unix):
                     received.append(deaf.recv(100))
                 if received[filled:] == [b"deaf"]:
                     return
-    pytest.fail("a reply to a peer that does not read was not kept for it")
+    pytest.fail("a reply to a peer that does not read was not queued")
 
 
 def test_unix_peer_that_does_not_read_loses_what_exceeds_the_limit(unix):

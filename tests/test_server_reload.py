@@ -45,7 +45,7 @@ def replies(address):
     return {ask(address) for _ in range(30)}
 
 
-def test_new_workers_have_new_code_of_every_module(serving, app):
+def test_reload_runs_new_code_of_every_module(serving, app):
     assert replies(serving.address) == {b"old"}
     # The same length, and usually within the same second.
     (app / "words.py").write_text("WORD = b'new'\n")
@@ -60,7 +60,7 @@ def test_new_workers_have_new_code_of_every_module(serving, app):
 
 
 @pytest.mark.parametrize("code", ["WORD = ", "raise LookupError('not yet')", "import nowhere"])
-def test_code_that_cannot_be_imported_leaves_the_old_workers(serving, app, code):
+def test_reload_with_code_that_cannot_be_imported_keeps_the_old_workers(serving, app, code):
     (app / "words.py").write_text(code)
     serving.signal(signal.SIGHUP)
     with client(serving.address) as sock:
@@ -82,7 +82,7 @@ def test_code_that_cannot_be_imported_leaves_the_old_workers(serving, app, code)
     assert serving.end()[0] == 0
 
 
-# A module that says which process imports it, and then waits for as long as a file is there.
+# A module that writes which process imports it, and then waits while a file exists.
 WAITING = """
 import os, pathlib, time
 
@@ -96,7 +96,7 @@ WORD = b"{word} %d" % os.getpid()
 
 
 class Waiting:
-    """The module, in its versions."""
+    """The versions of the module."""
 
     def __init__(self, folder):
         self._folder = folder
@@ -126,14 +126,14 @@ def words(address):
     return {reply.split()[0] for reply in replies(address)}
 
 
-def test_a_worker_that_is_not_ready_is_replaced_as_well(code, serving):
+def test_reload_replaces_a_worker_that_is_not_ready(code, serving):
     victim = code.imports("v1")[0]
     code.write("v2", waits=True)
     os.kill(victim, signal.SIGKILL)
     eventually(lambda: code.imports("v2"))
     code.write("v3")
     serving.signal(signal.SIGHUP)
-    # The one that waits has the sockets of no other.
+    # The one that waits has its own sockets.
     eventually(lambda: len(code.imports("v3")) == 2)
     eventually(lambda: words(serving.address) == {b"v3"})
     serving.signal(signal.SIGTERM)
@@ -141,7 +141,7 @@ def test_a_worker_that_is_not_ready_is_replaced_as_well(code, serving):
     assert len(code.imports("v2")) == 1
 
 
-def test_a_worker_that_gets_ready_while_it_is_replaced_does_not_keep_its_place(code, serving):
+def test_reload_replaces_a_worker_that_becomes_ready_meanwhile(code, serving):
     victim = code.imports("v1")[0]
     code.write("v2", waits=True)
     os.kill(victim, signal.SIGKILL)
@@ -156,7 +156,7 @@ def test_a_worker_that_gets_ready_while_it_is_replaced_does_not_keep_its_place(c
     assert serving.end()[0] == 0
 
 
-def test_a_successor_that_hangs_makes_way_for_the_next_one(code, serving):
+def test_reload_replaces_a_successor_that_hangs(code, serving):
     code.write("v2", waits=True)
     serving.signal(signal.SIGHUP)
     eventually(lambda: code.imports("v2"))
@@ -185,7 +185,7 @@ def test_many_reloads_in_a_row_end_with_the_last_code(code, serving):
     assert serving.end()[0] == 0
 
 
-def test_a_successor_that_takes_long_is_logged_once(monkeypatch, tmp_path):
+def test_slow_successor_is_logged_once(monkeypatch, tmp_path):
     from tomada._server import supervisor
 
     monkeypatch.setattr(supervisor, "SLOW", 0.1)

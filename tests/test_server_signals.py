@@ -1,4 +1,4 @@
-"""Signals: what ends a server, what replaces its workers, and that no process is left."""
+"""Signals that end a server or replace its workers, and that leave no process behind."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import pytest
 from serving import Load, ask, client
 from support import Child, eventually
 
-# A server that says its address and, when it returns, what it has counted.
+# A server that prints its address and, when it returns, its counters.
 PROGRAM = """
 import os, sys, threading, time, tomada
 
@@ -52,7 +52,7 @@ def serve(interruptible):
 
 
 def members(group):
-    """Return the processes of a process group that have not ended."""
+    """Return the processes of a process group that have not exited."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -73,7 +73,7 @@ def counts(child):
 
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_under_load_answers_or_refuses_every_request(serve, workers, number):
+def test_signal_under_load_leaves_no_request_without_reply_or_refusal(serve, workers, number):
     child, address = serve(workers)
     with Load(address) as load:
         eventually(lambda: load.answered > 200)
@@ -89,7 +89,7 @@ def test_a_signal_under_load_answers_or_refuses_every_request(serve, workers, nu
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-def test_ctrl_c_in_a_terminal_reaches_all_processes_and_none_is_left(serve, workers):
+def test_ctrl_c_in_a_terminal_reaches_all_processes_and_leaves_none(serve, workers):
     child, address = serve(workers)
     assert ask(address)
     os.killpg(child.pid, signal.SIGINT)
@@ -99,7 +99,7 @@ def test_ctrl_c_in_a_terminal_reaches_all_processes_and_none_is_left(serve, work
     assert members(child.pid) == []
 
 
-def test_sighup_changes_nothing_in_a_server_of_one_process(serve):
+def test_sighup_changes_nothing_in_a_server_with_one_process(serve):
     child, address = serve(1)
     assert ask(address)
     child.signal(signal.SIGHUP)
@@ -117,7 +117,7 @@ def test_sighup_replaces_the_workers_under_load_and_loses_nothing(serve):
         for _ in range(3):
             before = set(load.replies)
             child.signal(signal.SIGHUP)
-            eventually(lambda: load.replies - before)  # noqa: B023 - polled at once
+            eventually(lambda: load.replies - before)  # noqa: B023 - called immediately
         load.stop()
     child.signal(signal.SIGTERM)
     (received, sent, restarts), errors = counts(child)
@@ -127,7 +127,7 @@ def test_sighup_replaces_the_workers_under_load_and_loses_nothing(serve):
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-def test_a_handler_that_blocks_does_not_keep_the_program_from_ending(serve, workers):
+def test_blocked_handler_does_not_keep_the_program_from_exiting(serve, workers):
     child, address = serve(workers, drain=0.1)
     with client(address) as sock:
         sock.send(b"block")
@@ -139,7 +139,7 @@ def test_a_handler_that_blocks_does_not_keep_the_program_from_ending(serve, work
 
 
 def blocked(address, workers):
-    """Say whether a worker does not answer; the peers of another one are answered."""
+    """Return whether a worker does not reply; the peers of other workers get replies."""
     if workers > 1:
         return True
     with client(address, 0.05) as sock:
@@ -152,7 +152,7 @@ def blocked(address, workers):
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-def test_a_second_ctrl_c_ends_it_at_once(serve, workers):
+def test_second_ctrl_c_ends_the_server_at_once(serve, workers):
     child, address = serve(workers, drain=1000)
     with client(address) as sock:
         sock.send(b"block")
@@ -178,14 +178,14 @@ def is_refused(sock):
     return False
 
 
-def test_workers_end_when_the_program_is_killed(serve):
+def test_workers_exit_when_the_program_is_killed(serve):
     child, address = serve(2)
     assert ask(address)
     child.signal(signal.SIGKILL)
     eventually(lambda: members(child.pid) == [])
 
 
-def test_workers_end_and_the_program_fails_when_the_supervisor_is_killed(serve):
+def test_workers_exit_and_the_program_fails_when_the_supervisor_is_killed(serve):
     child, address = serve(2)
     worker = int(ask(address).split()[0])
     supervisor = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
@@ -196,7 +196,7 @@ def test_workers_end_and_the_program_fails_when_the_supervisor_is_killed(serve):
     eventually(lambda: members(child.pid) == [])
 
 
-def test_sigterm_to_the_supervisor_ends_all_in_order(serve):
+def test_sigterm_to_the_supervisor_ends_all_processes_in_order(serve):
     child, address = serve(2)
     worker = int(ask(address).split()[0])
     supervisor = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
@@ -207,7 +207,7 @@ def test_sigterm_to_the_supervisor_ends_all_in_order(serve):
     assert members(child.pid) == []
 
 
-def test_a_server_in_the_background_ends_with_its_program(serve):
+def test_server_in_the_background_ends_with_its_program(serve):
     for workers in WORKERS:
         child, address = serve(
             workers,
@@ -253,7 +253,7 @@ def answers(address, expected):
         return False
 
 
-def test_the_programs_own_handlers_are_back_when_it_returns(serve):
+def test_serve_restores_the_programs_own_handlers(serve):
     child, _ = serve(
         program="""
         import signal, threading, tomada

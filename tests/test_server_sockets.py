@@ -1,4 +1,4 @@
-"""Sockets that a server is given: by the program, by number, and by systemd."""
+"""Sockets given to a server: by the program, by descriptor number, and by systemd."""
 
 import os
 import socket as std
@@ -21,7 +21,7 @@ def echo(data, _):
 
 
 @pytest.mark.parametrize("module", [std, socket])
-def test_a_socket_of_the_caller_stays_open(module, inet):
+def test_given_socket_stays_open(module, inet):
     with inet.bound(module) as sock:
         with server(echo, None, sock=sock) as serving:
             assert serving.address == sock.getsockname()
@@ -31,7 +31,7 @@ def test_a_socket_of_the_caller_stays_open(module, inet):
             assert sock.recvfrom(100) == (b"after the server", asker.getsockname())
 
 
-def test_what_a_given_socket_has_queued_is_answered(inet):
+def test_given_socket_has_its_queued_datagrams_handled(inet):
     with inet.bound(std) as sock, client(sock.getsockname()) as asker:
         for data in numbered(5):
             asker.send(data)
@@ -39,7 +39,7 @@ def test_what_a_given_socket_has_queued_is_answered(inet):
             assert [asker.recv(100) for _ in range(5)] == numbered(5)
 
 
-def test_what_a_given_socket_has_kept_is_answered(inet):
+def test_given_socket_has_its_backlog_handled(inet):
     with inet.bound(socket) as sock, client(sock.getsockname()) as asker:
         sock.gro = True
         for data in numbered(5):
@@ -49,24 +49,24 @@ def test_what_a_given_socket_has_kept_is_answered(inet):
             assert [asker.recv(100) for _ in range(4)] == numbered(5)[1:]
 
 
-def test_a_descriptor_becomes_the_servers(inet):
+def test_given_descriptor_is_owned_by_the_server(inet):
     sock = inet.bound(std)
     address, before = sock.getsockname(), open_descriptors()
     with server(echo, None, fd=sock.detach()) as serving:
         assert serving.address == address
         assert ask(address, b"x") == b"x"
-    # The thread's own go with its last instant.
+    # The thread's own descriptors are closed at its very end.
     eventually(lambda: open_descriptors() <= before - 1)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_workers_share_a_given_socket(inet, workers):
+def test_given_socket_is_shared_by_workers(inet, workers):
     with inet.bound(std) as sock, server(echo, None, sock=sock, workers=workers) as serving:
         for data in numbered(20):
             assert ask(serving.address, data) == data
 
 
-def test_the_ends_of_a_pair_talk_without_names():
+def test_given_socketpair_works_without_names():
     ours, theirs = std.socketpair(std.AF_UNIX, std.SOCK_DGRAM)
     with theirs, ours, server(echo, None, sock=ours):
         theirs.settimeout(DEADLINE)
@@ -74,7 +74,7 @@ def test_the_ends_of_a_pair_talk_without_names():
         assert theirs.recv(10) == b"x"
 
 
-def test_what_is_no_bound_datagram_socket_is_refused_and_stays_open(inet):
+def test_given_socket_must_be_a_bound_datagram_socket_and_stays_open(inet):
     before = open_descriptors()
     with std.socket(std.AF_INET, std.SOCK_STREAM) as stream:
         for options in ({"sock": stream}, {"fd": stream.fileno()}):
@@ -92,13 +92,13 @@ def test_what_is_no_bound_datagram_socket_is_refused_and_stays_open(inet):
     eventually(lambda: open_descriptors() <= before)
 
 
-def test_without_any_address_it_says_what_there_is(monkeypatch):
+def test_server_without_any_address_lists_the_options(monkeypatch):
     monkeypatch.delenv("LISTEN_FDS", raising=False)
     with pytest.raises(ValueError, match="LISTEN_FDS"):
         server(echo, None).start()
 
 
-def test_descriptors_for_another_process_are_not_taken(monkeypatch):
+def test_descriptors_passed_to_another_process_are_not_taken(monkeypatch):
     monkeypatch.setenv("LISTEN_FDS", "1")
     monkeypatch.setenv("LISTEN_PID", "1")
     with pytest.raises(ValueError, match="no address to serve"):
@@ -120,14 +120,14 @@ server.serve_forever()
 @needs("systemd-socket-activate")
 @pytest.mark.parametrize("name", ["AF_INET", "AF_INET6", "path"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_systemd_passes_its_socket(tmp_path, name, workers, speaks_ipv6):
+def test_systemd_passes_a_socket(tmp_path, name, workers, speaks_ipv6):
     kind = Kind(name, tmp_path)
     if name == "AF_INET6" and not speaks_ipv6:
         pytest.skip("this machine has no IPv6")
     address = kind.address()
     if not kind.is_unix:
         with kind.bound(std) as sock:
-            address = sock.getsockname()  # free in a moment
+            address = sock.getsockname()  # soon released
     command = ["systemd-socket-activate", "--datagram", "--listen", format_address(address)]
     command += [sys.executable, "-c", PROGRAM]
     with subprocess.Popen(
@@ -138,7 +138,7 @@ def test_systemd_passes_its_socket(tmp_path, name, workers, speaks_ipv6):
     ) as process:
         try:
             eventually(lambda: is_listening(process))
-            # The first datagram is what starts the program, and it is answered too.
+            # The first datagram starts the program, and gets a reply too.
             with client(address, local=kind.address()) as sock:
                 sock.send(b"first")
                 assert sock.recv(100) == b"tsrif"
@@ -184,12 +184,12 @@ def test_systemd_passes_several_sockets_to_as_many_workers(tmp_path, workers):
 
 def is_listening(process):
     line = process.stderr.readline()
-    assert line, "it has ended"
+    assert line, "the service has exited"
     return line.startswith(b"Listening on")
 
 
 @pytest.mark.parametrize("options", [{"groups": ["239.1.2.3"]}, {"fd": True}])
-def test_one_socket_for_all_workers_cannot_be_steered(options, inet):
+def test_steering_requires_a_socket_per_worker(options, inet):
     address = ("127.0.0.1", 0)
     with inet.bound(std) as sock:
         if options.pop("fd", None):

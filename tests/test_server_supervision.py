@@ -22,7 +22,7 @@ IS_LONG = bool(os.environ.get("TOMADA_LONG"))
 
 
 class FailingOs:
-    """The supervisor's module ``os``, whose fork fails while a file exists."""
+    """A replacement for the supervisor's module ``os``, whose fork fails while a file exists."""
 
     def __init__(self, flag):
         self._flag = flag

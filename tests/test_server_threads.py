@@ -1,4 +1,4 @@
-"""Threads instead of processes, and what the package loads when."""
+"""Threads instead of processes, and the modules that the package imports."""
 
 import threading
 
@@ -9,7 +9,7 @@ from support import FREE, eventually, run
 
 
 @pytest.mark.skipif(FREE, reason="this interpreter has no global lock")
-def test_threads_are_refused_where_only_one_could_run():
+def test_threads_are_rejected_with_a_global_lock():
     with pytest.raises(ValueError, match=r"without the global lock .* use workers"):
         server(lambda data, _: data, threads=2)
 
@@ -30,7 +30,7 @@ def test_threads_share_one_port_and_their_counters():
 
 
 @pytest.mark.usefixtures("unlocked")
-def test_what_a_handler_sends_leaves_in_order_in_every_thread():
+def test_sendto_in_every_thread_is_sent_in_order():
     def handle(data, address):
         serving.sendto(b"1", address)
         return b"2"
@@ -43,7 +43,7 @@ def test_what_a_handler_sends_leaves_in_order_in_every_thread():
 
 
 @pytest.mark.usefixtures("unlocked")
-def test_stopping_threads_under_load_answers_or_refuses_every_request():
+def test_stopping_threads_under_load_replies_to_or_refuses_every_request():
     with server(tell_thread, threads=2) as serving, Load(serving.address) as load:
         eventually(lambda: load.answered > 100)
         serving.stop()
@@ -65,7 +65,7 @@ def test_init_that_raises_in_one_thread_ends_all():
         server(tell_thread, threads=3, init=init).start()
 
 
-def test_importing_the_package_loads_nothing_that_a_socket_does_not_need():
+def test_importing_the_package_imports_only_modules_for_sockets():
     program = """
 import sys
 import tomada

@@ -26,13 +26,13 @@ def is_gone(pid):
 
 
 def all_sent(serving):
-    """Return the counters once they have every reply: one may arrive before it is counted."""
+    """Return the counters once they include every reply: one may arrive before it is counted."""
     stats = serving.stats()
     return stats if stats.received == stats.sent else None
 
 
 def pids_of(serving, count=2):
-    """Ask from new ports until so many workers have answered."""
+    """Send requests from new ports until this number of workers has replied."""
     found = set()
     eventually(lambda: found.add(int(ask(serving.address).split()[0])) or len(found) == count)
     return found
@@ -48,14 +48,15 @@ def test_workers_share_one_port_and_their_counters():
     assert serving.stats().received == stats.received
 
 
-def test_a_killed_worker_is_replaced_under_load_and_its_counters_survive():
+def test_killed_worker_is_replaced_under_load_and_its_counters_survive():
     with server(tell_pid, workers=2, steering="random") as serving:
         with Load(serving.address, clients=6, timeout=1) as load:
             eventually(lambda: len(load.replies) == 2)
             before = serving.stats()
             victim = int(min(load.replies))
             os.kill(victim, signal.SIGKILL)
-            # Every client goes on, those of the victim when its successor has taken its socket.
+            # Every client continues, those of the victim when its successor has taken over its
+            # socket.
             progress = list(load.progress)
             eventually(
                 lambda: all(
@@ -65,14 +66,14 @@ def test_a_killed_worker_is_replaced_under_load_and_its_counters_survive():
             eventually(lambda: len(load.replies) == 3)
         stats = serving.stats()
         assert load.refused == 0
-        # What the victim had received and not answered, at most one of each client.
+        # Datagrams that the victim had received without a reply, at most one from each client.
         assert load.lost <= 6
         assert stats.restarts == 1
         assert stats.received >= load.answered > before.received
         assert victim not in pids_of(serving)
 
 
-def test_what_is_queued_for_a_dead_worker_waits_for_the_next_one():
+def test_datagrams_queued_for_a_dead_worker_wait_for_the_next_one():
     with server(tell_pid, workers=2) as serving, client(serving.address) as sock:
         sock.send(b"who are you")
         victim = int(sock.recv(100).split()[0])
@@ -94,17 +95,17 @@ def test_replacing_the_workers_under_load_loses_nothing():
         eventually(lambda: len(load.replies) == 2)
         for count in (4, 6):
             serving.replace_workers()
-            eventually(lambda: len(load.replies) == count)  # noqa: B023 - polled at once
+            eventually(lambda: len(load.replies) == count)  # noqa: B023 - called immediately
         load.stop()
         assert (load.lost, load.refused) == (0, 0)
         stats = eventually(lambda: all_sent(serving))
         assert stats.received == load.answered
         assert stats.restarts == 0
         for pid in sorted(map(int, load.replies))[:4]:
-            eventually(lambda: is_gone(pid))  # noqa: B023 - polled at once
+            eventually(lambda: is_gone(pid))  # noqa: B023 - called immediately
 
 
-def test_stopping_under_load_answers_or_refuses_every_request():
+def test_stopping_under_load_replies_to_or_refuses_every_request():
     with (
         server(tell_pid, workers=2, steering="random") as serving,
         Load(serving.address, clients=6) as load,
@@ -118,7 +119,7 @@ def test_stopping_under_load_answers_or_refuses_every_request():
         assert stats.received == stats.sent == load.answered
 
 
-def test_a_successor_that_cannot_start_leaves_the_old_worker_in_place(tmp_path):
+def test_successor_that_cannot_start_leaves_the_old_worker_running(tmp_path):
     flag = tmp_path / "broken"
 
     def init():
@@ -134,7 +135,7 @@ def test_a_successor_that_cannot_start_leaves_the_old_worker_in_place(tmp_path):
         assert serving.stats().restarts == 0
 
 
-def test_a_worker_that_cannot_start_ends_the_server_with_its_error():
+def test_worker_that_cannot_start_ends_the_server_with_its_error():
     def init():
         raise LookupError("no such database")
 
@@ -145,7 +146,7 @@ def test_a_worker_that_cannot_start_ends_the_server_with_its_error():
     serving.stop()
 
 
-def test_an_error_that_cannot_travel_comes_as_its_text():
+def test_error_that_cannot_be_pickled_is_reported_as_text():
     class LocalError(Exception):
         pass
 
@@ -156,12 +157,12 @@ def test_an_error_that_cannot_travel_comes_as_its_text():
         server(tell_pid, workers=2, init=init).start()
 
 
-def test_a_worker_that_dies_before_it_is_ready_ends_the_server():
+def test_worker_that_dies_before_it_is_ready_ends_the_server():
     with pytest.raises(RuntimeError, match="SIGKILL"):
         server(tell_pid, workers=2, init=lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
 
 
-def test_a_worker_that_can_no_longer_start_ends_the_server_after_some_attempts(tmp_path):
+def test_worker_that_can_no_longer_start_ends_the_server_after_some_attempts(tmp_path):
     flag = tmp_path / "broken"
 
     def init():
@@ -178,7 +179,7 @@ def test_a_worker_that_can_no_longer_start_ends_the_server_after_some_attempts(t
     assert serving.stats().restarts >= 1
 
 
-def test_a_handler_that_ends_its_process_is_a_death_like_others():
+def test_handler_that_ends_its_process_counts_as_a_death():
     def handle(data, _):
         if data == b"exit":
             raise SystemExit(3)
@@ -193,7 +194,7 @@ def test_a_handler_that_ends_its_process_is_a_death_like_others():
         assert sock.recv(100).split()[0] != first.split()[0]
 
 
-def test_a_handler_may_stop_its_server_and_its_stats_are_those_of_all():
+def test_handler_may_stop_its_server_and_read_the_stats_of_all_workers():
     def handle(data, _):
         if data == b"stop":
             serving.stop()
@@ -208,7 +209,7 @@ def test_a_handler_may_stop_its_server_and_its_stats_are_those_of_all():
     forever.result()
 
 
-def test_a_handler_that_does_not_return_is_killed_when_the_server_stops():
+def test_handler_that_does_not_return_is_killed_by_stop():
     def handle(data, _):
         os.write(write, b"%d\n" % os.getpid())
         while True:
@@ -235,7 +236,7 @@ def test_sendto_works_in_the_parent_and_in_a_worker():
     def handle(data, address):
         threading.Thread(target=serving.sendto, args=(b"from a thread", address)).start()
 
-    # Made before it is started, so that the workers know it too.
+    # Created before the start, so that the workers inherit it.
     serving = server(handle, workers=2)
     with serving, client(serving.address) as sock:
         sock.send(b"x")
@@ -245,7 +246,7 @@ def test_sendto_works_in_the_parent_and_in_a_worker():
         eventually(lambda: serving.stats().sent == 2)
 
 
-def test_no_process_and_no_descriptor_is_left():
+def test_stop_leaves_no_process_and_no_descriptor():
     before = open_descriptors()
     for _ in range(3):
         with server(tell_pid, workers=2) as serving:
@@ -258,7 +259,7 @@ def test_no_process_and_no_descriptor_is_left():
         os.waitpid(-1, os.WNOHANG)
 
 
-def test_a_port_that_a_server_with_workers_has_is_taken():
+def test_port_of_a_server_with_workers_is_taken():
     with server(tell_pid, workers=2) as serving:
         for workers in (1, 2):
             other = server(tell_pid, serving.address, workers=workers)
@@ -281,7 +282,7 @@ def test_workers_on_a_path_share_its_socket(unix):
 
 
 @pytest.mark.parametrize("workers", [2, 4])
-def test_hash_steering_gives_each_peer_its_worker(workers):
+def test_hash_steering_gives_each_peer_one_worker(workers):
     with server(tell_pid, workers=workers) as serving, client(serving.address) as sock:
         replies = set()
         for _ in range(50):
@@ -299,7 +300,7 @@ def test_random_steering_gives_a_peer_every_worker():
         assert len(replies) == 2
 
 
-def test_cpu_steering_gives_the_worker_of_the_cpu():
+def test_cpu_steering_selects_the_worker_of_the_cpu():
     cpus = sorted(os.sched_getaffinity(0))[:2]
     if len(cpus) < 2:
         pytest.skip("this machine has one CPU")
@@ -315,7 +316,7 @@ def test_cpu_steering_gives_the_worker_of_the_cpu():
         assert (workers[0] == workers[1]) == (cpus[0] % 2 == cpus[1] % 2)
 
 
-def test_the_main_module_needs_no_guard_and_output_is_not_doubled():
+def test_main_module_needs_no_guard_and_output_is_not_doubled():
     program = """
 import os, socket, tomada
 print("before", end=" ")
@@ -331,8 +332,8 @@ print("after")
     assert run(program).split() == ["before", "handled", "after"]
 
 
-def test_the_wait_for_the_next_worker_never_grows_beyond_the_longest():
-    # As many deaths as take hours, without the wait between them.
+def test_restart_delay_never_exceeds_its_maximum():
+    # As many deaths as would take hours, without the delays between them.
     slot, restarting = supervisor.Slot(0), object.__new__(supervisor.Supervisor)
     for _ in range(2000):
         restarting._restart(slot, "it has died")

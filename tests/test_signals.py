@@ -1,4 +1,4 @@
-"""Signals during a wait: handlers run, and the call goes on (PEP 475) or ends as they say."""
+"""Signals during a wait: handlers run, and the call continues (PEP 475) or raises."""
 
 import errno
 import os
@@ -33,13 +33,13 @@ RECEIVE_ALL = RECEIVE | {
 
 every_receive = pytest.mark.parametrize("receive", RECEIVE.values(), ids=RECEIVE)
 
-# Signals interrupt the main thread, which these tests run in.
+# Signals interrupt the main thread, which runs these tests.
 MAIN = threading.main_thread()
 
 
 @every_receive
 @pytest.mark.parametrize("timeout", [None, DEADLINE])
-def test_a_wait_goes_on_after_a_handler_that_returns(kind, handler, receive, timeout):
+def test_wait_continues_after_a_handler_that_returns(kind, handler, receive, timeout):
     calls = handler()
     with kind.bound(socket) as sock:
         sock.settimeout(timeout)
@@ -58,7 +58,7 @@ def test_a_wait_goes_on_after_a_handler_that_returns(kind, handler, receive, tim
 
 
 @pytest.mark.parametrize("receive", RECEIVE_ALL.values(), ids=RECEIVE_ALL)
-def test_a_signal_that_comes_while_another_thread_is_busy(inet, handler, receive):
+def test_signal_that_arrives_while_another_thread_is_busy(inet, handler, receive):
     calls = handler()
     may_begin = threading.Event()
     with inet.bound(socket) as sock:
@@ -67,7 +67,7 @@ def test_a_signal_that_comes_while_another_thread_is_busy(inet, handler, receive
         def be_busy():
             may_begin.wait()
             # With the global lock, this thread runs from the moment that the other one waits in
-            # the call, until it is done: so long the other one cannot go on there.
+            # the call until its loop is done. Until then the other one cannot continue.
             end = time.monotonic() + 0.02
             while time.monotonic() < end:
                 pass
@@ -89,7 +89,7 @@ def test_a_signal_that_comes_while_another_thread_is_busy(inet, handler, receive
         busy.result()
 
 
-def test_a_sender_waits_on_after_a_handler_that_returns(unix, handler):
+def test_sender_continues_to_wait_after_a_handler_that_returns(unix, handler):
     calls = handler()
     with unix.bound(socket) as receiver, unix.open(socket) as sender:
         count = fill(sender, receiver.getsockname())
@@ -104,7 +104,7 @@ def test_a_sender_waits_on_after_a_handler_that_returns(unix, handler):
         assert disturbing.result()[-1] == b"late"
 
 
-def test_the_deadline_counts_however_often_handlers_run(inet, handler):
+def test_deadline_holds_however_often_handlers_run(inet, handler):
     calls = handler()
     over = threading.Event()
 
@@ -122,13 +122,13 @@ def test_the_deadline_counts_however_often_handlers_run(inet, handler):
         elapsed = time.monotonic() - start
         over.set()
         disturbing.result()
-        # A timeout that began anew with each signal would have lasted as long as they came.
+        # A timeout that restarted with each signal would last as long as the signals.
         assert 0.1 <= elapsed < DEADLINE
         assert calls
 
 
 @every_receive
-def test_an_exception_of_a_handler_ends_the_wait_and_loses_nothing(kind, handler, receive):
+def test_exception_of_a_handler_ends_the_wait_and_loses_nothing(kind, handler, receive):
     def refuse():
         raise RefusalError("no", "why")
 
@@ -142,7 +142,7 @@ def test_an_exception_of_a_handler_ends_the_wait_and_loses_nothing(kind, handler
         assert sock.recv(100) == b"still here"
 
 
-def test_an_exception_of_a_handler_ends_the_wait_of_a_sender(unix, handler):
+def test_exception_of_a_handler_ends_the_wait_of_a_sender(unix, handler):
     def refuse():
         raise RefusalError("no", "why")
 
@@ -160,7 +160,7 @@ def test_an_exception_of_a_handler_ends_the_wait_of_a_sender(unix, handler):
 
 
 @every_receive
-def test_a_handler_may_close_the_socket_that_is_waited_for(kind, handler, receive):
+def test_handler_may_close_the_socket_of_the_wait(kind, handler, receive):
     with kind.bound(socket) as sock:
         handler(sock.close)
         disturbing = Call(interrupt)
@@ -170,7 +170,7 @@ def test_a_handler_may_close_the_socket_that_is_waited_for(kind, handler, receiv
         assert sock.fileno() == -1
 
 
-def test_a_handler_may_detach_the_socket_that_is_waited_for(inet, handler):
+def test_handler_may_detach_the_socket_of_the_wait(inet, handler):
     detached = []
     with inet.bound(socket) as sock:
         handler(lambda: detached.append(sock.detach()))
@@ -181,7 +181,7 @@ def test_a_handler_may_detach_the_socket_that_is_waited_for(inet, handler):
         os.close(detached.pop())
 
 
-def test_a_handler_may_close_the_socket_that_is_sent_from(unix, handler):
+def test_handler_may_close_the_socket_of_a_waiting_sender(unix, handler):
     with unix.bound(socket) as receiver, unix.open(socket) as sender:
         fill(sender, receiver.getsockname())
         handler(sender.close)
@@ -191,7 +191,7 @@ def test_a_handler_may_close_the_socket_that_is_sent_from(unix, handler):
         disturbing.result()
 
 
-def test_a_handler_may_receive_from_the_same_socket(inet, handler):
+def test_handler_may_receive_from_the_same_socket(inet, handler):
     with inet.bound(socket) as sock:
         received = []
 
@@ -212,7 +212,7 @@ def test_a_handler_may_receive_from_the_same_socket(inet, handler):
         assert received == [b"for the handler"]
 
 
-def test_a_handler_may_wait_for_another_socket_and_both_be_closed(inet, handler):
+def test_handler_may_wait_for_another_socket_and_both_be_closed(inet, handler):
     with inet.bound(socket) as outer, inet.bound(socket) as inner:
         errors = []
 
@@ -228,7 +228,7 @@ def test_a_handler_may_wait_for_another_socket_and_both_be_closed(inet, handler)
             interrupt()
             eventually(lambda: calls)
             eventually(lambda: sleeps_in_the_kernel("self", MAIN.native_id))
-            # The thread that is woken for the outer one is inside the handler still.
+            # The thread that is woken for the outer socket is still in the handler.
             closing = Call(outer.close)
             inner.close()
             closing.result()
@@ -240,7 +240,7 @@ def test_a_handler_may_wait_for_another_socket_and_both_be_closed(inet, handler)
         assert errors == [errno.EBADF]
 
 
-def test_a_handler_may_change_the_timeout(inet, handler):
+def test_handler_may_change_the_timeout(inet, handler):
     with inet.bound(socket) as sock:
         sock.settimeout(None)
         calls = handler(lambda: sock.settimeout(5))
@@ -256,7 +256,7 @@ def test_a_handler_may_change_the_timeout(inet, handler):
         assert sock.gettimeout() == 5
 
 
-def test_a_signal_does_not_end_the_waits_of_other_threads(inet, handler):
+def test_signal_does_not_end_the_waits_of_other_threads(inet, handler):
     calls = handler()
     with inet.bound(socket) as sock, inet.bound(socket) as mine:
         waiting = Call(sock.recv, 100).until_it_waits()
@@ -287,7 +287,7 @@ finally:
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("timeout", ["None", "60"])
 @pytest.mark.parametrize("call", ["sock.recvfrom(10)", "sock.recv_into(bytearray(10))"])
-def test_control_c_ends_a_wait(timeout, call):
+def test_ctrl_c_ends_a_wait(timeout, call):
     with Child("-c", INTERRUPTED.format(timeout=timeout, call=call)) as child:
         child.line()
         child.until_it_waits()
@@ -295,11 +295,11 @@ def test_control_c_ends_a_wait(timeout, call):
         status, output, errors = child.end()
     assert errors.splitlines()[-1] == "KeyboardInterrupt"
     assert output == "works\n"
-    # Python ends itself with the signal, so that a shell sees what it was.
+    # Python kills itself with the signal, so that a shell sees the cause.
     assert status == -signal.SIGINT
 
 
-def test_an_interval_timer_neither_ends_nor_prolongs_a_wait():
+def test_interval_timer_neither_ends_nor_prolongs_a_wait():
     program = """
 import signal, time
 from tomada import socket
@@ -315,7 +315,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.recvfrom(100)
     except TimeoutError:
         print(time.monotonic() - start >= 0.2, len(calls) > 1)
-    # Python would end while its handler is gone and the timer goes on.
+    # The timer would kill Python at exit, after the handler is removed.
     signal.setitimer(signal.ITIMER_REAL, 0)
 """
     assert run(program) == "True True\n"

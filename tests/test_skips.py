@@ -1,4 +1,4 @@
-"""Tests of runs that skip tests, and of the program that installs the required tools."""
+"""Runs that skip tests, and the program that installs the required tools."""
 
 import os
 import subprocess
@@ -44,14 +44,14 @@ def pytest_run(folder, reason, *arguments):
     return done.returncode, done.stdout.splitlines()
 
 
-def test_a_plain_run_says_what_would_unlock_tests_and_passes(tmp_path):
+def test_plain_run_lists_tools_that_would_enable_tests_and_passes(tmp_path):
     status, lines = pytest_run(tmp_path, "no reason at all")
     assert status == 0
     assert "2 tests skipped; `make test-tools` installs no-such-program for them" in lines
     assert not any("no reason at all" in line for line in lines)
 
 
-def test_a_strict_run_fails_for_a_reason_that_is_not_allowed(tmp_path):
+def test_strict_run_fails_for_a_reason_that_is_not_allowed(tmp_path):
     status, lines = pytest_run(tmp_path, "no reason at all", "--strict-skips")
     assert status == 1
     (line,) = [line for line in lines if "::test_it_skips" in line]
@@ -59,7 +59,7 @@ def test_a_strict_run_fails_for_a_reason_that_is_not_allowed(tmp_path):
     assert not any("::test_it_uses" in line for line in lines)
 
 
-def test_a_strict_run_passes_where_only_programs_cannot_be_had(tmp_path):
+def test_strict_run_passes_if_only_unavailable_programs_are_missing(tmp_path):
     status, _ = pytest_run(tmp_path, "there is no no-such-program command", "--strict-skips")
     assert status == 0
 
@@ -74,27 +74,27 @@ def test_a_strict_run_passes_where_only_programs_cannot_be_had(tmp_path):
         ("network namespaces want root", "tests/skips.py does not allow this reason"),
     ],
 )
-def test_whether_a_test_may_be_skipped(monkeypatch, reason, wrong):
+def test_why_not_judges_each_reason(monkeypatch, reason, wrong):
     monkeypatch.setattr(tools, "find", {"cc": "/usr/bin/cc"}.get)
     monkeypatch.setattr(skips, "speaks_ipv6", lambda: False)
     assert skips.why_not(reason) == wrong
 
 
 @pytest.mark.parametrize("allowed", skips.ALLOWED, ids=lambda allowed: allowed.reason)
-def test_every_reason_that_is_allowed_says_why_and_is_somewhere_in_the_tests(allowed):
+def test_every_allowed_reason_is_explained_and_used(allowed):
     assert allowed.why
     assert isinstance(allowed.holds(), bool)
     own = {"skips.py", "test_skips.py"}
     paths = [path for path in TESTS.glob("*.py") if path.name not in own]
     sources = [path.read_text(encoding="utf-8") for path in paths]
     words = allowed.reason.replace("\\", "")
-    if words not in (skips.NO_ROOT, skips.NO_IPV6):  # of which there are names
+    if words not in (skips.NO_ROOT, skips.NO_IPV6):  # which have names
         assert any(words in source for source in sources)
 
 
 @pytest.mark.parametrize("reason", ["could not import 'numpy'", "No module named 'numpy'"])
 @pytest.mark.parametrize("lacks", [False, True])
-def test_a_package_may_be_missing_where_it_has_no_wheels(monkeypatch, reason, lacks):
+def test_package_without_wheels_may_be_missing(monkeypatch, reason, lacks):
     monkeypatch.setattr(skips, "lacks_wheels", lambda: lacks)
     assert (skips.why_not(reason) is None) == lacks
     assert list(skips.summary([reason])) == ["1 test skipped that use Python packages: numpy"]
@@ -124,7 +124,7 @@ def apt(monkeypatch):
     return calls
 
 
-def test_what_cannot_be_installed_is_named_and_the_rest_installed(apt, capsys):
+def test_tools_that_cannot_be_installed_are_named_and_the_rest_is_installed(apt, capsys):
     tools.main()
     assert capsys.readouterr().out.splitlines() == [
         "could not install: nftables",
@@ -133,7 +133,7 @@ def test_what_cannot_be_installed_is_named_and_the_rest_installed(apt, capsys):
     assert apt.count(["apt-get", "install"]) == tools.ATTEMPTS + len(set(tools.PACKAGES.values()))
 
 
-def test_elsewhere_than_on_debian_the_programs_are_listed(apt, monkeypatch, capsys):
+def test_tools_lists_the_programs_on_systems_other_than_debian(apt, monkeypatch, capsys):
     monkeypatch.setattr(tools.shutil, "which", lambda _: None)
     tools.main()
     line = "this is neither Debian nor Ubuntu; the tests also use: "
@@ -141,7 +141,7 @@ def test_elsewhere_than_on_debian_the_programs_are_listed(apt, monkeypatch, caps
     assert not apt
 
 
-def test_without_root_the_command_is_shown(apt, monkeypatch, capsys):
+def test_tools_shows_the_command_without_root(apt, monkeypatch, capsys):
     monkeypatch.setattr(tools, "may_install", lambda: False)
     tools.main()
     assert capsys.readouterr().out.startswith("run this as root: apt-get install bind9-dnsutils ")

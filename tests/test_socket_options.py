@@ -1,4 +1,4 @@
-"""The options of sockets are checked once, in the same way, wherever a socket is opened."""
+"""Socket options are validated once, in the same way, wherever a socket is opened."""
 
 import asyncio
 import dataclasses
@@ -49,7 +49,7 @@ def make_transport(**options):
         (make_transport, {"guard": 5}, TypeError, r"guard must be a tomada\.Guard, not 5"),
     ],
 )
-def test_socket_options_that_are_wrong_are_refused_at_once(make, options, error, message):
+def test_socket_options_that_are_invalid_are_rejected_at_once(make, options, error, message):
     with pytest.raises(error, match=message):
         make(**options)
 
@@ -62,16 +62,16 @@ def test_socket_options_are_applied():
         options.apply(sock)
         assert (sock.gro, sock.spin, sock.guard) == (True, 1e-3, guard)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 200_000
-        sock.leave_group("239.255.3.4", "lo")  # fails where it was not joined
+        sock.leave_group("239.255.3.4", "lo")  # fails if the group was not joined
 
 
 @pytest.mark.parametrize(("gro", "is_on"), [(None, True), (True, True), (False, False)])
-def test_socket_options_coalesce_unless_told_not_to(gro, is_on):
+def test_socket_options_coalesce_by_default(gro, is_on):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         SocketOptions(gro=gro).apply(sock)
         assert sock.gro is is_on
 
 
-def test_socket_options_do_not_change():
+def test_socket_options_are_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         SocketOptions().spin = 1.0

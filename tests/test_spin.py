@@ -1,4 +1,4 @@
-"""spin: a receive that stays awake for a while, and all that it must still heed."""
+"""spin: a receive that polls for a while before it sleeps, and its interruptions."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ every_take = pytest.mark.parametrize("take", TAKE.values(), ids=TAKE)
 
 
 def until_it_runs(thread):
-    """Wait until a thread has used the processor for some milliseconds: it is awake."""
+    """Wait until a thread has used some milliseconds of CPU time: it is spinning."""
     times = Path(f"/proc/self/task/{thread.native_id}/schedstat")
 
     def used():
@@ -36,20 +36,20 @@ def until_it_runs(thread):
     return thread
 
 
-def test_at_first_a_socket_sleeps_at_once(inet):
+def test_spin_is_off_by_default(inet):
     with inet.bound(socket) as sock:
         assert sock.spin == 0.0
 
 
 @pytest.mark.parametrize("seconds", [0, 0.0, 1, 2.5, 0.000_05, 1e-9])
-def test_a_time_comes_back_as_it_was_set(inet, seconds):
+def test_spin_returns_the_time_that_was_set(inet, seconds):
     with inet.bound(socket) as sock:
         sock.spin = seconds
         assert sock.spin == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("seconds", [-1, -0.1, float("nan"), float("inf"), 1e300])
-def test_what_is_no_time_is_refused(inet, seconds):
+def test_spin_rejects_invalid_times(inet, seconds):
     with inet.bound(socket) as sock:
         sock.spin = 0.5
         with pytest.raises(ValueError, match="spin must be a number of seconds"):
@@ -58,13 +58,13 @@ def test_what_is_no_time_is_refused(inet, seconds):
 
 
 @pytest.mark.parametrize("seconds", ["1", None, b"1"])
-def test_what_is_no_number_is_refused(inet, seconds):
+def test_spin_rejects_objects_that_are_not_numbers(inet, seconds):
     with inet.bound(socket) as sock, pytest.raises(TypeError):
         sock.spin = seconds
 
 
 @every_take
-def test_a_datagram_ends_the_wait(kind, take):
+def test_spin_ends_when_a_datagram_arrives(kind, take):
     with kind.bound(socket) as sock:
         sock.spin = LONG
         sock.sendto(b"there already", sock.getsockname())
@@ -74,7 +74,7 @@ def test_a_datagram_ends_the_wait(kind, take):
         assert call.result() == b"later"
 
 
-def test_a_batch_is_received_awake_as_well(inet):
+def test_spin_works_for_recv_batch(inet):
     batch = tomada.Batch()
     with inet.bound(socket) as sock:
         sock.spin = LONG
@@ -83,7 +83,7 @@ def test_a_batch_is_received_awake_as_well(inet):
         assert call.result() == 1
 
 
-def test_after_its_time_a_receive_sleeps(inet):
+def test_receive_sleeps_after_spinning(inet):
     with inet.bound(socket) as sock:
         sock.spin = 0.01
         call = Call(sock.recv, 100).until_it_waits()
@@ -92,7 +92,7 @@ def test_after_its_time_a_receive_sleeps(inet):
 
 
 @every_take
-def test_the_timeout_ends_the_wait_before_its_time(inet, take):
+def test_timeout_ends_spinning(inet, take):
     with inet.bound(socket) as sock:
         sock.spin = LONG
         sock.settimeout(0.02)
@@ -106,7 +106,7 @@ def test_the_timeout_ends_the_wait_before_its_time(inet, take):
 
 
 @every_take
-def test_close_ends_the_wait(inet, take):
+def test_close_ends_spinning(inet, take):
     with inet.bound(socket) as sock:
         sock.spin = LONG
         call = until_it_runs(Call(take, sock))
@@ -115,7 +115,7 @@ def test_close_ends_the_wait(inet, take):
             call.result()
 
 
-def test_signal_handlers_run_meanwhile(inet, handler):
+def test_signal_handlers_run_while_spinning(inet, handler):
     calls = handler()
     with inet.bound(socket) as sock:
         sock.spin = LONG
@@ -130,7 +130,7 @@ def test_signal_handlers_run_meanwhile(inet, handler):
         disturbing.result()
 
 
-def test_an_exception_of_a_handler_ends_the_wait(inet, handler):
+def test_exception_of_a_handler_ends_spinning(inet, handler):
     def refuse():
         raise RefusalError("no", "because")
 
@@ -152,7 +152,7 @@ def test_an_exception_of_a_handler_ends_the_wait(inet, handler):
         disturbing.result()
 
 
-def test_other_threads_run_meanwhile(inet):
+def test_other_threads_run_while_spinning(inet):
     with inet.bound(socket) as sock:
         sock.spin = LONG
         call = until_it_runs(Call(sock.recv, 100))
@@ -162,7 +162,7 @@ def test_other_threads_run_meanwhile(inet):
         assert call.result() == b"x"
 
 
-def test_an_error_of_the_peer_ends_the_wait(inet):
+def test_error_of_the_peer_ends_spinning(inet):
     with inet.bound(std) as other:
         dead = other.getsockname()
     with inet.bound(socket) as sock:

@@ -40,7 +40,7 @@ INTO = {
 @pytest.mark.parametrize("name", INTO)
 @pytest.mark.parametrize("limit", ["timeout", "MSG_DONTWAIT", "SO_RCVTIMEO", "setblocking"])
 @pytest.mark.parametrize("gro", [False, True])
-def test_recv_into_leaves_a_buffer_as_it_was_where_all_is_refused(name, limit, gro):
+def test_recv_into_leaves_the_buffer_unchanged_if_everything_is_refused(name, limit, gro):
     with guarded(deny_far()) as (sock, send):
         sock.gro = gro
         send(EVIL * 4, FAR)
@@ -57,7 +57,7 @@ def test_recv_into_leaves_a_buffer_as_it_was_where_all_is_refused(name, limit, g
 
 @pytest.mark.parametrize("name", INTO)
 @pytest.mark.parametrize("size", [1, 5, 40])
-def test_recv_into_holds_nothing_of_what_was_refused_before(name, size):
+def test_recv_into_stores_nothing_of_datagrams_refused_before(name, size):
     with guarded(deny_far()) as (sock, send):
         send(EVIL * 4, FAR)
         send(b"good", NEAR)
@@ -66,7 +66,7 @@ def test_recv_into_holds_nothing_of_what_was_refused_before(name, size):
         assert buffer == (b"good" + b"." * 40)[:size]
 
 
-def test_recv_into_with_msg_trunc_tells_the_full_length_of_what_was_admitted():
+def test_recv_into_with_msg_trunc_returns_the_full_length_of_the_admitted_datagram():
     with guarded(deny_far()) as (sock, send):
         send(EVIL * 9, FAR)
         send(b"12345678", NEAR)
@@ -96,7 +96,7 @@ def failing(sock, kind, handler):
 @pytest.mark.parametrize("kind", ["refused", "closed", "icmp", "signal"])
 @pytest.mark.parametrize("size", [256, 65_536])
 @pytest.mark.parametrize("gro", [False, True])
-def test_a_batch_is_empty_after_a_failed_receive(kind, size, gro, handler):
+def test_batch_is_empty_after_a_failed_receive(kind, size, gro, handler):
     batch = tomada.Batch(8, slot_size=size)
     with guarded(deny_far()) as (sock, send):
         sock.gro = gro
@@ -113,7 +113,7 @@ def test_a_batch_is_empty_after_a_failed_receive(kind, size, gro, handler):
         assert EVIL not in bytes(batch)
 
 
-def test_a_batch_is_as_it_was_after_a_call_with_wrong_arguments():
+def test_batch_is_unchanged_after_a_call_with_invalid_arguments():
     batch = tomada.Batch(8)
     with guarded() as (sock, send):
         send(b"trusted", NEAR)
@@ -125,7 +125,7 @@ def test_a_batch_is_as_it_was_after_a_call_with_wrong_arguments():
         assert [bytes(data) for data, _ in batch] == [b"trusted"]
 
 
-def test_a_batch_of_a_run_holds_nothing_of_its_refused_part():
+def test_batch_of_a_run_contains_nothing_of_its_refused_part():
     with guarded(tomada.Guard(rate=1e-9, burst=2)) as (sock, _):
         sock.gro = True
         with std.socket(std.AF_INET, std.SOCK_DGRAM) as sender:
@@ -179,7 +179,7 @@ def receive(sock, step, batch, buffer):
             assert all(address[0] == NEAR for _, address in batch)
 
 
-def test_what_a_batch_has_no_room_for_is_the_next_receives():
+def test_datagrams_that_do_not_fit_into_a_batch_are_received_next():
     with guarded() as (sock, _):
         sock.gro = True
         with std.socket(std.AF_INET, std.SOCK_DGRAM) as sender:

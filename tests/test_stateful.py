@@ -1,4 +1,4 @@
-"""Any order of calls has the same outcome as with the standard module, and as a model says."""
+"""Any sequence of calls has the same outcome as with the standard module, and as in a model."""
 
 import contextlib
 import socket as std
@@ -18,7 +18,7 @@ MANY = st.lists(PAYLOADS, min_size=1, max_size=12)
 
 @dataclass(eq=False)
 class Port:
-    """What the kernel has for one or more objects: where it is bound, and what it has queued."""
+    """The kernel's socket behind one or more objects: where it is bound, and its queue."""
 
     number: int
     queue: list = field(default_factory=list)
@@ -30,7 +30,7 @@ class Port:
         return self.objects and self.peer in {None, other}
 
     def may_send(self, to):
-        """Say whether no ICMP error will answer, which would come in its own time."""
+        """Return whether no ICMP error will follow, which would arrive at an unpredictable time."""
         return (
             to.objects
             and (self.peer is None or self.peer.objects)
@@ -40,7 +40,7 @@ class Port:
 
 @dataclass(eq=False)
 class Twins:
-    """A socket of tomada's, a standard one that goes the same way, and what is known of both."""
+    """A tomada socket, a standard one with the same history, and the expected state of both."""
 
     ours: socket.socket
     theirs: std.socket
@@ -53,7 +53,7 @@ class Twins:
 
 
 class Sockets(RuleBasedStateMachine):
-    """Bound sockets on loopback that do not wait. A port is known by its number in order."""
+    """Bound non-blocking sockets on loopback. A port is identified by its index."""
 
     twins = Bundle("twins")
 
@@ -73,7 +73,7 @@ class Sockets(RuleBasedStateMachine):
         return Twins(ours, theirs, port)
 
     def both(self, twins, call):
-        """Make a call on both sides, and return the outcome that they have in common."""
+        """Make a call on both sides, and return their common outcome."""
         outcomes = [
             self.outcome(names, lambda side=side: call(side))
             for names, side in zip(self.names, (twins.ours, twins.theirs), strict=True)
@@ -88,7 +88,7 @@ class Sockets(RuleBasedStateMachine):
             return type(error), error.errno
 
     def known(self, names, value):
-        """Put the numbers of ports in the place of addresses."""
+        """Replace addresses with the indexes of their ports."""
         if isinstance(value, list):
             return [self.known(names, item) for item in value]
         if isinstance(value, tuple) and value not in names:
@@ -103,7 +103,7 @@ class Sockets(RuleBasedStateMachine):
     def open(self):
         port = Port(self.count)
         self.count += 1
-        # An address of its own, so that no later socket can have the same.
+        # A separate address, so that no later socket can have the same.
         host = f"127.9.{port.number >> 8}.{port.number & 0xFF}"
         twins = self.track(
             socket.socket(std.AF_INET, std.SOCK_DGRAM),
@@ -201,7 +201,7 @@ class Sockets(RuleBasedStateMachine):
             return sock.recv_many(most)
 
         if way == "batch" and twins.ours.fileno() != -1 and twins.ours.gro:
-            return  # a slot may have more datagrams than are wanted
+            return  # a slot may have more datagrams than requested
         outcome = self.both(twins, receive)
         if twins.ours.fileno() != -1 and queue:
             assert outcome == queue[:most]
@@ -209,7 +209,7 @@ class Sockets(RuleBasedStateMachine):
 
     @rule(twins=twins)
     def let_the_kernel_glue(self, twins):
-        # What one object keeps of a run, others that share its port would not see.
+        # The backlog of one object is invisible to others that share its port.
         if twins.ours.fileno() != -1 and not twins.port.is_shared:
             twins.ours.gro = not twins.ours.gro
 

@@ -1,4 +1,4 @@
-"""stats(): what passed, in how many calls, and what the kernel dropped."""
+"""stats(): datagrams, calls, and drops of the kernel."""
 
 import socket as std
 import threading
@@ -24,7 +24,7 @@ NAMES = (
 )
 
 
-def test_a_new_socket_has_counted_nothing(kind):
+def test_stats_of_a_new_socket_are_zero(kind):
     with kind.open(socket) as sock:
         assert [getattr(sock.stats(), name) for name in NAMES] == [0] * len(NAMES)
         assert "received=0" in repr(sock.stats())
@@ -32,7 +32,7 @@ def test_a_new_socket_has_counted_nothing(kind):
 
 # For the kernel and the user a run is one datagram.
 @pytest.mark.parametrize("send", [way for way in SEND_ALL if way != "a run"])
-def test_what_is_sent_is_counted(inet, send):
+def test_stats_counts_sent_datagrams(inet, send):
     data = [b"a", b"", *numbered(10), bytes(1000)]
     with inet.bound(socket) as sock, inet.bound(std) as other:
         SEND_ALL[send](sock, [(item, other.getsockname()) for item in data])
@@ -43,7 +43,7 @@ def test_what_is_sent_is_counted(inet, send):
 
 @pytest.mark.parametrize("way", RECEIVE_SOME)
 @pytest.mark.parametrize("gro", [False, True])
-def test_what_is_received_is_counted(inet, way, gro):
+def test_stats_counts_received_datagrams(inet, way, gro):
     with inet.bound(socket) as sock, inet.bound(std) as sender:
         sock.gro = gro
         here = sock.getsockname()
@@ -56,14 +56,14 @@ def test_what_is_received_is_counted(inet, way, gro):
         assert 1 <= stats.receive_calls <= 13
 
 
-def test_many_pass_in_one_call(inet):
+def test_stats_counts_calls_for_many_datagrams(inet):
     with inet.bound(socket) as sock:
         sock.send_many([(b"%d" % number * number, sock.getsockname()) for number in range(1, 40)])
         assert len(sock.recv_many()) == 39
         assert (sock.stats().send_calls, sock.stats().receive_calls) == (1, 1)
 
 
-def test_what_waits_in_the_socket_is_counted_as_received(inet):
+def test_stats_counts_the_backlog_as_received(inet):
     with inet.bound(socket) as sock, inet.bound(std) as sender:
         sock.gro = True
         send_run(sender, sock.getsockname(), b"onetwosix", 3)
@@ -71,14 +71,14 @@ def test_what_waits_in_the_socket_is_counted_as_received(inet):
         assert (sock.pending, sock.stats().received, sock.stats().received_bytes) == (2, 3, 9)
 
 
-def test_a_failure_is_not_counted_as_sent(inet):
+def test_stats_does_not_count_failures_as_sent(inet):
     with inet.bound(socket) as sock:
         items = [b"a", bytes(65_508), b"b"]
         sock.send_many(items, sock.getsockname(), errors="continue")
         assert (sock.stats().sent, sock.stats().sent_bytes) == (2, 2)
 
 
-def test_what_was_cut_is_counted(inet):
+def test_stats_counts_truncated_datagrams(inet):
     batch = tomada.Batch(slot_size=64)
     with inet.bound(socket) as sock:
         for _ in range(4):
@@ -94,7 +94,7 @@ def test_what_was_cut_is_counted(inet):
 
 
 @pytest.mark.parametrize("fresh", [False, True], ids=["plain", "after a look"])
-def test_what_the_kernel_drops_is_counted(inet, fresh):
+def test_stats_counts_kernel_drops(inet, fresh):
     with inet.bound(socket) as sock, inet.bound(std) as sender:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         for number in range(500):
@@ -107,13 +107,13 @@ def test_what_the_kernel_drops_is_counted(inet, fresh):
         assert sock.stats().received == received
 
 
-def test_af_unix_drops_nothing(unix):
+def test_stats_of_af_unix_has_no_drops(unix):
     with unix.bound(socket) as sock:
         sock.sendto(b"x", sock.getsockname())
         assert sock.stats().kernel_drops == 0
 
 
-def test_the_counters_outlive_the_socket(inet):
+def test_stats_can_be_read_after_close(inet):
     with inet.bound(socket) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.send_many(numbered(500), sock.getsockname())
@@ -123,7 +123,7 @@ def test_the_counters_outlive_the_socket(inet):
     assert before.kernel_drops > 0
 
 
-def test_counters_are_a_record_of_one_moment(inet):
+def test_stats_is_a_snapshot(inet):
     with inet.bound(socket) as sock:
         before, same = sock.stats(), sock.stats()
         assert before == same
@@ -136,7 +136,7 @@ def test_counters_are_a_record_of_one_moment(inet):
             type(before)()
 
 
-def test_threads_count_together(inet):
+def test_stats_counts_all_threads(inet):
     with inet.bound(std) as other, inet.open(socket) as sock:
         begin = threading.Barrier(4)
 

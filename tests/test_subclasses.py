@@ -1,4 +1,4 @@
-"""Classes derived from ``tomada.socket.socket``, and objects that nobody closed."""
+"""Classes derived from ``tomada.socket.socket``, and sockets that were not closed."""
 
 import errno
 import gc
@@ -15,7 +15,7 @@ from support import DEADLINE, Call, open_descriptors
 from tomada import socket
 
 
-def test_a_subclass_without_an_init(inet, peer):
+def test_subclass_without_an_init(inet, peer):
     class Plain(socket.socket):
         pass
 
@@ -30,7 +30,7 @@ def test_a_subclass_without_an_init(inet, peer):
             assert type(twin) is Plain
 
 
-def test_a_subclass_has_attributes_of_its_own():
+def test_subclass_with_its_own_attributes():
     def case(side):
         class Named(side.module.socket):
             def __init__(self, name, **options):
@@ -44,7 +44,7 @@ def test_a_subclass_has_attributes_of_its_own():
     assert_same(case)
 
 
-def test_a_subclass_with_slots_has_no_others():
+def test_subclass_with_slots_has_no_other_attributes():
     def case(side):
         class Slotted(side.module.socket):
             __slots__ = ("name",)
@@ -56,7 +56,7 @@ def test_a_subclass_with_slots_has_no_others():
     assert_same(case, AttributeError)
 
 
-def test_a_subclass_overrides_methods_and_calls_those_of_the_class(inet, peer):
+def test_subclass_overrides_methods_and_calls_super(inet, peer):
     class Counting(socket.socket):
         received = 0
 
@@ -80,7 +80,7 @@ def test_a_subclass_overrides_methods_and_calls_those_of_the_class(inet, peer):
     assert sock.fileno() == -1
 
 
-def test_a_subclass_with_other_bases():
+def test_subclass_with_other_bases():
     def case(side):
         class Named:
             name = "mixed in"
@@ -94,7 +94,7 @@ def test_a_subclass_with_other_bases():
     assert_same(case)
 
 
-def test_a_subclass_whose_init_opens_nothing():
+def test_subclass_whose_init_opens_nothing():
     def case(side):
         class Never(side.module.socket):
             def __init__(self):
@@ -106,7 +106,7 @@ def test_a_subclass_whose_init_opens_nothing():
     assert_same(case)
 
 
-def test_a_failed_init_leaves_no_descriptor():
+def test_failed_init_leaves_no_descriptor():
     class Failing(socket.socket):
         def __init__(self):
             super().__init__(std.AF_INET, std.SOCK_DGRAM)
@@ -122,7 +122,7 @@ def test_a_failed_init_leaves_no_descriptor():
     assert open_descriptors() == before
 
 
-def test_an_object_that_is_opened_again_keeps_its_socket():
+def test_second_init_keeps_the_first_socket():
     # The standard class leaks the first descriptor, and closes neither.
     with socket.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
         before = open_descriptors()
@@ -134,13 +134,13 @@ def test_an_object_that_is_opened_again_keeps_its_socket():
 
 
 class Stream(socket.socket):
-    """What opens streams in a program whose own class is derived from ``socket.socket``."""
+    """Opens streams in a program with its own class derived from ``socket.socket``."""
 
     def __init__(self, family=std.AF_INET, kind=std.SOCK_STREAM, proto=0, fileno=None):
         super().__init__(family, kind, proto, fileno)
 
 
-def test_a_subclass_of_streams_is_a_tcp_client():
+def test_stream_subclass_as_a_tcp_client():
     with std.create_server(("127.0.0.1", 0)) as server, Stream() as client:
         client.settimeout(DEADLINE)
         client.connect(server.getsockname())
@@ -155,7 +155,7 @@ def test_a_subclass_of_streams_is_a_tcp_client():
         assert client.recv(100) == b""
 
 
-def test_a_subclass_of_streams_is_a_tcp_server():
+def test_stream_subclass_as_a_tcp_server():
     with Stream() as server, std.socket() as client:
         server.bind(("127.0.0.1", 0))
         server.listen()
@@ -173,7 +173,7 @@ def test_a_subclass_of_streams_is_a_tcp_server():
 
 
 @pytest.mark.parametrize("timeout", [None, DEADLINE])
-def test_a_subclass_of_streams_sends_all_of_what_does_not_fit_at_once(timeout):
+def test_stream_subclass_sendall_sends_more_than_fits_at_once(timeout):
     data = bytes(range(256)) * 40_000
     with std.create_server(("127.0.0.1", 0)) as server, Stream() as client:
         client.settimeout(timeout)
@@ -188,7 +188,7 @@ def test_a_subclass_of_streams_sends_all_of_what_does_not_fit_at_once(timeout):
             assert sending.result() is None
 
 
-def test_a_refused_connection_of_a_stream():
+def test_stream_connection_is_refused():
     def case(side):
         class Own(side.module.socket):
             pass
@@ -205,7 +205,7 @@ def test_a_refused_connection_of_a_stream():
     assert_same(case, ConnectionRefusedError)
 
 
-def test_an_unclosed_socket_is_warned_of_and_its_descriptor_closed():
+def test_unclosed_socket_warns_and_its_descriptor_is_closed():
     sock = socket.socket(std.AF_INET, std.SOCK_DGRAM)
     fd, text = sock.fileno(), repr(sock)
     with warnings.catch_warnings(record=True) as caught:
@@ -221,7 +221,7 @@ def test_an_unclosed_socket_is_warned_of_and_its_descriptor_closed():
         os.fstat(fd)
 
 
-def test_an_unclosed_socket_in_a_reference_cycle_is_found():
+def test_unclosed_socket_in_a_reference_cycle_is_collected():
     class Holder(socket.socket):
         pass
 
@@ -237,7 +237,7 @@ def test_an_unclosed_socket_in_a_reference_cycle_is_found():
         os.fstat(fd)
 
 
-def test_a_socket_that_keeps_a_datagram_of_its_own_is_found():
+def test_closed_socket_with_a_datagram_that_refers_to_it_is_collected():
     class Keeping(socket.socket):
         pass
 
@@ -251,7 +251,7 @@ def test_a_socket_that_keeps_a_datagram_of_its_own_is_found():
     assert known() is None
 
 
-def test_an_unclosed_socket_is_closed_where_the_warning_is_an_error(monkeypatch):
+def test_unclosed_socket_is_closed_if_the_warning_is_an_error(monkeypatch):
     reported = []
     monkeypatch.setattr(sys, "unraisablehook", lambda problem: reported.append(problem.exc_type))
     sock = socket.socket(std.AF_INET, std.SOCK_DGRAM)
@@ -266,7 +266,7 @@ def test_an_unclosed_socket_is_closed_where_the_warning_is_an_error(monkeypatch)
 
 
 @pytest.mark.parametrize("end", ["close", "detach"])
-def test_a_closed_or_detached_socket_is_not_warned_of(end):
+def test_closed_or_detached_socket_does_not_warn(end):
     sock = socket.socket(std.AF_INET, std.SOCK_DGRAM)
     fd = getattr(sock, end)()
     with warnings.catch_warnings(record=True) as caught:
@@ -278,7 +278,7 @@ def test_a_closed_or_detached_socket_is_not_warned_of(end):
         os.close(fd)
 
 
-def test_a_failed_socket_is_not_warned_of():
+def test_failed_socket_does_not_warn():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with pytest.raises(OSError, match=os.strerror(errno.EPROTONOSUPPORT)):
@@ -287,7 +287,7 @@ def test_a_failed_socket_is_not_warned_of():
     assert caught == []
 
 
-def test_a_socket_that_goes_takes_its_file_along():
+def test_collected_socket_closes_its_file():
     with socket.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
         file = sock.makefile("rb")
         fd = sock.fileno()

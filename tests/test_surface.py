@@ -1,4 +1,4 @@
-"""What the module and the class look like: names, types, repr, attributes."""
+"""The module and the class: names, types, repr, attributes."""
 
 import asyncio
 import collections.abc
@@ -18,14 +18,14 @@ from parity import Side, assert_same
 from support import Peer
 from tomada import socket
 
-# What is made anew; all else is the standard module's own object.
+# Names that tomada defines itself; all others are the standard module's own objects.
 OURS = {"socket", "SocketType", "fromfd", "socketpair"}
 
 PUBLIC = sorted(name for name in vars(std) if not name.startswith("__"))
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_every_name_of_the_standard_module_is_there(name):
+def test_every_name_of_the_standard_module_exists(name):
     ours, theirs = getattr(socket, name), getattr(std, name)
     if name in OURS:
         assert ours is not theirs
@@ -35,26 +35,26 @@ def test_every_name_of_the_standard_module_is_there(name):
         assert ours is theirs
 
 
-def test_a_star_import_brings_the_same_names():
+def test_star_import_provides_the_same_names():
     ours, theirs = {}, {}
-    exec("from tomada.socket import *", ours)  # noqa: S102 - a module level statement
+    exec("from tomada.socket import *", ours)  # noqa: S102 - a module-level statement
     exec("from socket import *", theirs)  # noqa: S102
     assert set(theirs) <= set(ours)
     assert ours["socket"] is socket.socket
     assert all(isinstance(ours[name], int) for name in set(ours) - set(theirs))
 
 
-def test_the_package_gives_the_module():
+def test_package_has_the_module_as_an_attribute():
     assert tomada.socket is socket
     assert socket.__name__ == "tomada.socket"
 
 
-def test_a_constant_that_the_standard_module_lacks_is_the_kernels():
+def test_constants_missing_in_the_standard_module_are_the_kernels():
     assert (socket.UDP_SEGMENT, socket.UDP_GRO, socket.MSG_WAITFORONE) == (103, 104, 0x10000)
 
 
 @pytest.mark.parametrize("name", [name for name in dir(std.socket) if name != "__weakref__"])
-def test_every_attribute_of_the_standard_class_is_there(name):
+def test_every_attribute_of_the_standard_class_exists(name):
     assert hasattr(socket.socket, name)
     with Side(socket) as side, Side(std) as other:
         assert hasattr(side.open(), name) == hasattr(other.open(), name)
@@ -68,7 +68,7 @@ def test_every_attribute_of_the_standard_class_is_there(name):
         if inspect.isfunction(item) and (name == "__init__" or not name.startswith("_"))
     ],
 )
-def test_a_method_written_in_python_has_the_same_parameters(name):
+def test_method_written_in_python_has_the_same_parameters(name):
     def parameters(cls):
         return [
             (parameter.name, parameter.kind, parameter.default)
@@ -79,7 +79,7 @@ def test_a_method_written_in_python_has_the_same_parameters(name):
 
 
 @pytest.mark.parametrize("name", [name for name in dir(std.socket) if not name.startswith("_")])
-def test_every_method_has_a_name_and_a_description(name):
+def test_every_method_has_a_name_and_a_docstring(name):
     ours, theirs = getattr(socket.socket, name), getattr(std.socket, name)
     assert callable(ours) == callable(theirs)
     assert ours.__doc__ or not theirs.__doc__
@@ -94,7 +94,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: fa
 
 
 def standard_repr(sock):
-    """Let a standard socket on the same descriptor describe itself."""
+    """Return the repr of a standard socket with the same descriptor."""
     fd = os.dup(sock.fileno())
     with std.socket(sock.family, sock.type, sock.proto, fd) as twin:
         return (
@@ -104,7 +104,7 @@ def standard_repr(sock):
         )
 
 
-def test_the_repr_is_the_standard_classs(kind):
+def test_repr_is_the_standard_classs(kind):
     with kind.open(socket) as sock, kind.bound(socket) as bound:
         assert repr(sock) == standard_repr(sock)
         assert repr(bound) == standard_repr(bound)
@@ -116,7 +116,7 @@ def test_the_repr_is_the_standard_classs(kind):
         assert repr(bound) == standard_repr(bound)
 
 
-def test_the_repr_of_a_closed_socket():
+def test_repr_of_a_closed_socket():
     def case(side):
         sock = side.bound()
         sock.close()
@@ -125,7 +125,7 @@ def test_the_repr_of_a_closed_socket():
     assert_same(case)
 
 
-def test_the_repr_of_a_subclass_has_its_name():
+def test_repr_of_a_subclass_has_its_name():
     def case(side):
         class Special(side.module.socket):
             pass
@@ -147,27 +147,27 @@ def test_family_and_type_are_members_of_their_enumerations(family):
 
 
 @pytest.mark.parametrize("name", ["family", "type", "proto", "timeout", "colour", "_colour"])
-def test_no_attribute_can_be_set(name):
+def test_attributes_cannot_be_set(name):
     assert_same(lambda side: setattr(side.open(), name, 1), AttributeError)
     assert_same(lambda side: delattr(side.open(), name), AttributeError)
 
 
-def test_an_unknown_attribute():
+def test_unknown_attribute():
     assert_same(lambda side: side.open().colour, AttributeError)
     with Side(socket) as side:
         assert not hasattr(side.open(), "__dict__")
 
 
-def test_a_socket_equals_itself_alone():
+def test_socket_equals_only_itself():
     with Side(socket) as side:
         sock, twin = side.open(), side.open()
-        assert sock == sock  # noqa: PLR0124 - what is tested
+        assert sock == sock  # noqa: PLR0124 - this is tested
         assert sock != twin
         assert len({sock, twin, sock}) == 2
         assert bool(sock) is True
 
 
-def test_a_weak_reference_lives_as_long_as_the_socket():
+def test_weak_reference_lives_as_long_as_the_socket():
     with socket.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
         ref = weakref.ref(sock)
         proxy = weakref.proxy(sock)
@@ -190,7 +190,7 @@ def test_a_weak_reference_lives_as_long_as_the_socket():
         (std.AF_INET, -1),
     ],
 )
-def test_any_other_kind_of_socket_is_the_standard_librarys(family, kind):
+def test_sockets_of_other_types_are_the_standard_librarys(family, kind):
     with socket.socket(family, kind) as sock:
         assert type(sock) is std.socket
         assert isinstance(sock, socket.socket)
@@ -201,7 +201,7 @@ def test_any_other_kind_of_socket_is_the_standard_librarys(family, kind):
 
 
 @every_family
-def test_every_datagram_socket_is_ours(family):
+def test_every_datagram_socket_is_tomadas(family):
     with socket.socket(family, std.SOCK_DGRAM) as sock:
         assert type(sock) is socket.socket
         assert isinstance(sock, socket.SocketType)
@@ -209,7 +209,7 @@ def test_every_datagram_socket_is_ours(family):
             assert type(adopted) is socket.socket
 
 
-def test_the_classes_are_related_as_in_the_standard_module():
+def test_classes_are_related_as_in_the_standard_module():
     class Special(socket.socket):
         pass
 
@@ -228,7 +228,7 @@ def test_the_classes_are_related_as_in_the_standard_module():
     assert not isinstance(socket.socket, types.FunctionType)
 
 
-def test_the_class_serves_in_annotations():
+def test_class_works_in_annotations():
     assert typing.get_type_hints(annotated) == {"sock": socket.socket | None}
     assert isinstance(None, socket.socket | None)
 
@@ -237,14 +237,14 @@ def annotated(sock: socket.socket | None):
     del sock
 
 
-def test_methods_of_the_standard_class_are_found_by_its_type_alone():
+def test_inherited_methods_are_found_through_the_type():
     # unittest.mock and others build doubles from the class.
     for name in ("recv", "sendto", "close", "fileno", "makefile"):
         assert isinstance(getattr(socket.socket, name), collections.abc.Callable)
         assert name in dir(socket.socket)
 
 
-def test_a_selector_watches_it(inet, peer):
+def test_selector_accepts_a_socket(inet, peer):
     other = peer(inet)
     with inet.bound(socket) as sock, selectors.DefaultSelector() as selector:
         selector.register(sock, selectors.EVENT_READ)
@@ -256,7 +256,7 @@ def test_a_selector_watches_it(inet, peer):
         assert selector.select(0) == []
 
 
-def test_the_standard_event_loop_takes_it(inet, peer):
+def test_standard_event_loop_accepts_a_socket(inet, peer):
     other = peer(inet)
 
     async def talk(sock):
@@ -270,7 +270,7 @@ def test_the_standard_event_loop_takes_it(inet, peer):
         assert asyncio.run(talk(sock)) == (b"there", other.address)
 
 
-def test_the_standard_datagram_endpoint_takes_it(inet, peer):
+def test_standard_datagram_endpoint_accepts_a_socket(inet, peer):
     other = peer(inet)
 
     class Protocol(asyncio.DatagramProtocol):
@@ -292,7 +292,7 @@ def test_the_standard_datagram_endpoint_takes_it(inet, peer):
     assert asyncio.run(talk(inet.bound(socket))) == (b"there", other.address)
 
 
-def test_the_helper_functions_make_streams():
+def test_helper_functions_make_streams():
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.create_connection(server.getsockname()) as client,
@@ -304,8 +304,8 @@ def test_the_helper_functions_make_streams():
     assert socket.has_dualstack_ipv6() == std.has_dualstack_ipv6()
 
 
-def test_the_peer_is_a_plain_socket(unix):
-    # What the other suites rely on.
+def test_peer_is_a_plain_socket(unix):
+    # The other suites rely on this.
     with Peer(unix.family, unix.address()) as plain:
         maps = f"/proc/{plain.pid}/maps"
         with open(maps, encoding="utf-8") as loaded:  # noqa: PTH123

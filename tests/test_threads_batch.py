@@ -1,4 +1,4 @@
-"""Several threads on one batch: each call has it for itself, or is told that another has it."""
+"""Several threads on one batch: each call has exclusive use, or raises if another call has it."""
 
 import contextlib
 import itertools
@@ -13,13 +13,13 @@ COUNT = 60 * RACES
 
 IN_USE = "in use by another call"
 
-# What a call may say where several threads share a batch: the next one has it, or it is full or
-# empty by now.
+# Errors that a call may raise if threads share a batch: another call uses it, or it is full or
+# empty.
 EXPECTED = {RuntimeError: IN_USE, ValueError: "no room for", IndexError: "index out of range"}
 
 
 def attempt(call, *arguments):
-    """Call, and return the result, or None where the batch does not allow it at the moment."""
+    """Make a call, and return the result, or None if the batch does not allow it at the moment."""
     try:
         return call(*arguments)
     except tuple(EXPECTED) as error:
@@ -66,15 +66,15 @@ def test_threads_that_send_one_batch_count_every_datagram_once(inet, batch):
                 if sent is not None:
                     assert sent == 5
                     left += sent
-                    # The queue holds more than these.
+                    # The queue has room for more than these.
                     assert [sock.recv(100) for _ in range(5)] == [b"0123456789"] * 5
 
         together(send, send, send)
         assert sock.stats().received == sender.stats().sent == sum([3 * COUNT])
 
 
-def test_a_batch_that_threads_fill_and_clear_is_whole_at_any_time(batch):
-    # Of each payload the first byte is what all the others are, and stands for the address's port.
+def test_batch_that_threads_fill_and_clear_is_consistent_at_any_time(batch):
+    # All bytes of a payload are equal, and identify the port of its address.
     ports = itertools.cycle(range(1, 200))
 
     def fill():
@@ -100,7 +100,7 @@ def test_a_batch_that_threads_fill_and_clear_is_whole_at_any_time(batch):
 
     def measure():
         for _ in range(COUNT):
-            # What is there now, though it may be gone when it is read.
+            # The current contents, though another thread may remove them before they are read.
             lengths, offsets = batch.lengths, batch.offsets
             assert all(length % 100 == 0 for length in lengths)
             assert all(offset < len(memoryview(batch)) for offset in offsets)
@@ -121,14 +121,14 @@ USES = {
 
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
-def test_a_batch_that_waits_for_datagrams_is_in_use(inet, batch, use):
+def test_batch_that_waits_for_datagrams_is_in_use(inet, batch, use):
     with inet.bound(socket) as sock:
         sock.sendto(b"first", sock.getsockname())
         assert sock.recv_batch(batch) == 1
         call = Call(sock.recv_batch, batch).until_it_waits()
         with pytest.raises(RuntimeError, match=IN_USE):
             use(batch)
-        assert len(batch) == 0  # what was in it is gone
+        assert len(batch) == 0  # its contents are gone
         sock.sendto(b"second", sock.getsockname())
         assert call.result() == 1
         batch.clear()

@@ -12,7 +12,7 @@ from support import RACES, eventually, together
 
 @pytest.fixture
 def echo(kind):
-    """Run a plain server that sends each request back."""
+    """Run a plain server that echoes each request."""
     with Server(kind, lambda data: [data]) as serving:
         yield serving
 
@@ -22,7 +22,7 @@ def requests(count):
     return [b"%d %d" % (thread, number) for number in range(count)]
 
 
-def test_threads_of_one_client_get_their_own_replies(echo, match):
+def test_client_threads_get_their_own_replies(echo, match):
     with tomada.Client(echo.address, timeout=30.0, match=match) as client:
 
         def ask():
@@ -38,7 +38,7 @@ def test_threads_of_one_client_get_their_own_replies(echo, match):
 
 
 @pytest.mark.parametrize("way", ["one", "many"])
-def test_a_client_that_is_closed_says_so_in_every_thread(echo, match, way):
+def test_closed_client_raises_in_every_thread(echo, match, way):
     for _ in range(2 * RACES):
         client, answered = tomada.Client(echo.address, timeout=30.0, match=match), []
 
@@ -64,7 +64,7 @@ def test_a_client_that_is_closed_says_so_in_every_thread(echo, match, way):
         assert all("the client is closed" in text for _, text in ends)
 
 
-def test_clients_come_and_go_in_every_thread(echo):
+def test_clients_open_and_close_in_every_thread(echo):
     def ask():
         for data in requests(2 * RACES):
             with tomada.Client(echo.address, timeout=30.0, match=same) as client:

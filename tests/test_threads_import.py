@@ -1,4 +1,4 @@
-"""Importing the package leaves an interpreter without the global lock as it was."""
+"""Importing the package does not enable the global lock in an interpreter without it."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from support import FREE, run
 
 
 @pytest.mark.skipif(not FREE, reason="this interpreter has a global lock")
-def test_no_module_brings_the_global_lock_back():
+def test_import_does_not_enable_the_global_lock():
     program = """
 import sys
 import tomada, tomada.asyncio, tomada.server, tomada.client, tomada.cli

@@ -1,4 +1,4 @@
-"""One server used by many threads: its own, those of its clients, those that ask and stop it."""
+"""One server used by many threads: its own, those of its clients, those that read and stop it."""
 
 import contextlib
 import itertools
@@ -21,7 +21,7 @@ def upper(data, _):
 
 
 def watch(serving, is_over, *others):
-    """Ask a server all that it can be asked, over and over; its counters never fall."""
+    """Call everything that reads a server's state, repeatedly; its counters never decrease."""
     last = serving.stats()
     while not is_over():
         stats = serving.stats()
@@ -44,7 +44,7 @@ def place(request, inet):
         yield {"address": inet.address()}
 
 
-def test_threads_answer_every_request_while_others_ask_for_the_counters(place):
+def test_threads_reply_to_every_request_while_others_read_the_counters(place):
     called = itertools.count()
 
     def handle(data, _):
@@ -68,7 +68,7 @@ def test_threads_answer_every_request_while_others_ask_for_the_counters(place):
 
 
 @pytest.mark.parametrize("stoppers", [1, 3])
-def test_stopping_under_load_answers_or_refuses_every_request(stoppers):
+def test_stopping_under_load_replies_to_or_refuses_every_request(stoppers):
     for _ in range(max(2, RACES // 5)):
         with server(upper, threads=THREADS) as serving, Load(serving.address) as load:
             eventually(lambda load=load: load.answered > 20)
@@ -97,7 +97,7 @@ def test_handlers_in_several_threads_may_stop_their_server():
         assert serving.stats().handler_errors == 0
 
 
-def test_a_server_that_is_stopped_while_it_starts_is_stopped():
+def test_stop_during_start_stops_the_server():
     for _ in range(RACES):
         serving = server(upper)
 
@@ -106,14 +106,14 @@ def test_a_server_that_is_stopped_while_it_starts_is_stopped():
                 serving.start()
 
         together(start, serving.stop, serving.stop)
-        # Either stop came first, and there was no start; or it has ended what was started.
+        # Either stop came first, and nothing started; or it ended what had started.
         assert not serving.ready.is_set()
         serving.stop()
         with pytest.raises(RuntimeError):
             serving.start()
 
 
-def test_a_server_that_was_stopped_before_does_not_start():
+def test_server_stopped_before_its_start_does_not_start():
     serving = server(upper)
     serving.stop()
     with pytest.raises(RuntimeError, match="stopped before it was started"):
@@ -122,7 +122,7 @@ def test_a_server_that_was_stopped_before_does_not_start():
     serving.stop()
 
 
-def test_serving_for_ever_starts_as_a_subclass_does():
+def test_serve_forever_uses_the_start_of_a_subclass():
     class Announced(tomada.Server):
         def start(self):
             super().start()
@@ -135,7 +135,7 @@ def test_serving_for_ever_starts_as_a_subclass_does():
     assert announced == [serving.address]
 
 
-def test_what_threads_send_beside_the_handlers_arrives(inet):
+def test_sendto_in_threads_beside_the_handlers(inet):
     each = 20 * RACES
 
     def handle(_, address):
@@ -174,7 +174,7 @@ def test_what_threads_send_beside_the_handlers_arrives(inet):
         eventually(lambda: serving.stats().sent == 5 * each)
 
 
-def test_a_guard_that_threads_share_counts_every_datagram():
+def test_guard_shared_by_threads_counts_every_datagram():
     guard = tomada.Guard(max_size=10, rate=1e6, kernel_filter=False)
     count = 60 * RACES
     with server(upper, threads=THREADS, guard=guard) as serving:

@@ -1,4 +1,4 @@
-"""Several threads on one socket: each datagram arrives once, and closing ends them all."""
+"""Several threads on one socket: each datagram arrives once, and closing ends all calls."""
 
 import contextlib
 import errno
@@ -15,13 +15,13 @@ from tomada import socket
 from traffic import RECEIVE_SOME, SEND_ALL, everything, numbered
 
 COUNT = 100 * RACES
-# So many datagrams are on their way at the most: fewer than any queue holds.
+# The maximum number of datagrams in flight: fewer than any queue holds.
 WINDOW = 96
 CHUNK = 16
 
 
 class Flow:
-    """Datagrams of several threads to several others, no more at once than the queue holds."""
+    """Datagrams from several threads to several others, at most as many as the queue holds."""
 
     def __init__(self, count):
         self._room = threading.Semaphore(WINDOW)
@@ -44,7 +44,7 @@ class Flow:
             SEND_ALL[way](sock, [(data, to) for data in chunk])
 
     def receive(self, sock, way):
-        """Receive until all is received that was sent, however the socket waits."""
+        """Receive until everything that was sent is received, whether or not the socket waits."""
         while not self.is_over:
             with contextlib.suppress(TimeoutError, BlockingIOError):
                 received = [bytes(data) for data, _ in RECEIVE_SOME[way](sock, 7)]
@@ -55,7 +55,7 @@ class Flow:
 
 @pytest.fixture(params=[False, True], ids=["plain", "gro"])
 def shared(request, kind):
-    """Open a socket that waits for a short time, glued datagrams or not."""
+    """Open a socket with a short timeout, with or without coalescing."""
     if kind.is_unix and request.param:
         pytest.skip("gro is for IP")
     with kind.bound(socket) as sock:
@@ -66,7 +66,7 @@ def shared(request, kind):
 
 
 def exchange(sock, sender, *others):
-    """Send and receive in several threads at once, and beside others; check that all arrives."""
+    """Send and receive in several threads, beside others; check that everything arrives."""
     to = sock.getsockname()
     ways = [way for way in SEND_ALL if way != "a run" or sock.family != std.AF_UNIX]
     number = len(ways)
@@ -84,7 +84,7 @@ def exchange(sock, sender, *others):
     return len(sent)
 
 
-def test_threads_share_what_one_socket_sends_and_receives(kind, shared):
+def test_threads_share_a_socket_to_send_and_receive(kind, shared):
     with kind.bound(socket) as sender:
         count = exchange(shared, sender)
         stats = shared.stats()
@@ -94,7 +94,7 @@ def test_threads_share_what_one_socket_sends_and_receives(kind, shared):
         assert shared.pending == 0
 
 
-def test_nothing_is_lost_while_another_thread_changes_how_the_socket_waits(kind, shared):
+def test_nothing_is_lost_while_another_thread_changes_the_timeout(kind, shared):
     def meddle(flow):
         while not flow.is_over:
             for timeout in (0, 0.01, 0.002):
@@ -150,7 +150,7 @@ def test_counters_only_grow_while_threads_receive(inet):
         exchange(sock, sender, watch, watch)
 
 
-# What threads do to a socket until it is closed under them.
+# The calls that threads make on a socket until another thread closes it.
 USES = {
     "recvfrom": lambda sock, _: sock.recvfrom(100),
     "recv_many": lambda sock, _: sock.recv_many(),
@@ -165,7 +165,7 @@ USES = {
 
 
 def until_closed(use, sock, to, calls):
-    """Use a socket until it is closed, and return the errno that says so."""
+    """Use a socket until it is closed, and return the errno of the error."""
     while True:
         try:
             use(sock, to)
@@ -177,7 +177,7 @@ def until_closed(use, sock, to, calls):
 
 
 def strangers():
-    """Check that nobody reads from, or writes to, a socket that has taken a descriptor's place."""
+    """Check that no thread reads from, or writes to, a socket that reuses a descriptor's number."""
     with std.socket(std.AF_INET, std.SOCK_DGRAM) as stranger:
         stranger.bind(("127.0.0.1", 0))
         stranger.settimeout(DEADLINE)
@@ -189,7 +189,7 @@ def strangers():
 
 
 @pytest.mark.parametrize("end", ["close", "detach"])
-def test_one_thread_ends_a_socket_that_others_use(kind, end):
+def test_close_in_one_thread_while_others_use_the_socket(kind, end):
     for _ in range(RACES):
         sock, calls = kind.bound(socket), []
         sock.settimeout(0.01)
@@ -211,7 +211,7 @@ def test_one_thread_ends_a_socket_that_others_use(kind, end):
         assert numbers == [errno.EBADF] * len(USES) + [None]
 
 
-def test_what_threads_have_not_received_stays_with_the_descriptor(kind):
+def test_datagrams_not_received_by_threads_stay_with_the_descriptor(kind):
     def receive(way):
         with contextlib.suppress(OSError):
             while True:
@@ -227,7 +227,7 @@ def test_what_threads_have_not_received_stays_with_the_descriptor(kind):
             to = sock.getsockname()
 
             def send(sender=sender, to=to, sent=sent):
-                with contextlib.suppress(TimeoutError):  # full, and nobody reads any more
+                with contextlib.suppress(TimeoutError):  # full, and no thread reads any longer
                     for data in numbered(200):
                         sender.sendto(data, to)
                         sent.append(data)
@@ -239,7 +239,7 @@ def test_what_threads_have_not_received_stays_with_the_descriptor(kind):
         assert sorted([*received, *left]) == sorted(sent)
 
 
-def test_of_close_and_detach_at_once_one_has_the_descriptor(inet):
+def test_close_and_detach_at_once_give_the_descriptor_to_one(inet):
     for _ in range(10 * RACES):
         sock = inet.bound(socket)
         _, fd, again = together(sock.close, sock.detach, sock.detach)
@@ -249,7 +249,7 @@ def test_of_close_and_detach_at_once_one_has_the_descriptor(inet):
             os.close(number)
 
 
-def test_an_object_that_several_threads_open_is_opened_once(inet):
+def test_init_in_several_threads_opens_one_socket(inet):
     for _ in range(10 * RACES):
         sock = socket.socket.__new__(socket.socket)
 

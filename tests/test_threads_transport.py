@@ -1,4 +1,4 @@
-"""A transport, its loop's thread, and others that ask it and send by way of the loop."""
+"""A transport, the thread of its loop, and other threads that read it and send through the loop."""
 
 import asyncio
 import threading
@@ -15,7 +15,7 @@ COUNT = 30 * RACES
 
 
 class Loop(threading.Thread):
-    """An event loop in a thread of its own, with a transport."""
+    """An event loop in its own thread, with a transport."""
 
     def __init__(self, name, factory=Recorder):
         super().__init__(daemon=True)
@@ -60,13 +60,13 @@ class Loop(threading.Thread):
 
 @pytest.fixture(params=LOOPS)
 def loop(request):
-    """Run each sort of event loop in turn in another thread."""
+    """Run each kind of event loop in turn in another thread."""
     with Loop(request.param) as loop:
         yield loop
 
 
 def ask(transport):
-    """Ask a transport what any thread may ask it."""
+    """Call everything on a transport that any thread may call."""
     stats = transport.get_extra_info("stats")
     assert stats is None or isinstance(stats, tomada.Stats)
     assert transport.get_extra_info("errors", []) == []
@@ -78,7 +78,7 @@ def ask(transport):
 
 
 class Traffic:
-    """Datagrams that threads send to a peer by way of a transport's loop."""
+    """Datagrams that threads send to a peer through a transport's loop."""
 
     def __init__(self, loop, peer):
         self._loop, self._transport, self._peer = loop, loop.transport, peer
@@ -89,7 +89,7 @@ class Traffic:
         for number in range(COUNT):
             self._asked.append(None)
             self._loop.call(self._send_one, b"%d %d" % (thread, number))
-            # The peer's queue holds a few hundred.
+            # The peer's queue holds a few hundred datagrams.
             eventually(
                 lambda: len(self._asked) - len(self.received) < 100 or self._transport.is_closing()
             )
@@ -106,7 +106,7 @@ class Traffic:
 
 
 @pytest.mark.parametrize("end", ["close", "abort"])
-def test_a_transport_ends_while_threads_send_through_its_loop(loop, inet, end):
+def test_transport_closes_while_threads_send_through_its_loop(loop, inet, end):
     with inet.bound(socket) as peer:
         traffic = Traffic(loop, peer)
 
@@ -128,7 +128,7 @@ def test_a_transport_ends_while_threads_send_through_its_loop(loop, inet, end):
     assert ask(loop.transport)
 
 
-def test_a_transport_ends_while_datagrams_arrive_and_threads_ask(inet):
+def test_transport_closes_while_datagrams_arrive_and_threads_read_it(inet):
     for name in LOOPS:
         for _ in range(max(1, RACES // 5)):
             with inet.bound(socket) as sender, Loop(name) as loop:
@@ -155,7 +155,7 @@ def test_a_transport_ends_while_datagrams_arrive_and_threads_ask(inet):
 
 
 @pytest.mark.parametrize("name", LOOPS)
-def test_what_a_protocol_answers_is_counted_while_threads_watch(name, inet):
+def test_protocol_replies_are_counted_while_threads_read_the_counters(name, inet):
     is_over = []
     with inet.bound(socket) as peer, Loop(name, recorder(datagram_received=echo)) as loop:
         peer.settimeout(DEADLINE)
@@ -178,7 +178,7 @@ def test_what_a_protocol_answers_is_counted_while_threads_watch(name, inet):
         assert loop.transport.get_extra_info("stats").received == COUNT
 
 
-def test_loops_in_several_threads_have_transports_of_their_own():
+def test_loops_in_several_threads_have_their_own_transports():
     counts = [0] * 4
 
     def run(index):

@@ -1,4 +1,4 @@
-"""What endpoints are made from: the same arguments and errors as the standard loop's."""
+"""Arguments of endpoints: the same results and errors as with the standard loop."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ def outcome(new_loop, case):
 
         try:
             return "returns", await case(open_one)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it has to be the same
+        except Exception as error:  # noqa: BLE001 - any exception must be the same
             return "raises", type(error), str(error)
         finally:
             for transport in transports:
@@ -44,7 +44,7 @@ def outcome(new_loop, case):
 
 @pytest.fixture(params=LOOPS)
 def assert_same(request):
-    """Check that a case comes to the same as on the standard loop, and raises what is expected."""
+    """Check that a case has the same outcome as on the standard loop, and raises as expected."""
 
     def check(case, raises=None):
         expected = outcome(asyncio.SelectorEventLoop, case)
@@ -68,7 +68,7 @@ OPTIONS = (
 
 
 def described(transport):
-    """Describe a transport's socket, without what differs from one to the next."""
+    """Describe a transport's socket, without the parts that differ between any two sockets."""
     sock = transport.get_extra_info("socket")
     return (
         sock.family,
@@ -88,7 +88,7 @@ ACCEPTED = {
     "a name": {"local_addr": ("localhost", 0)},
     "a name and a family": {"local_addr": ("localhost", 0), "family": std.AF_INET},
     "a remote address": {"remote_addr": ("127.0.0.1", 9)},
-    "a port by its name": {"remote_addr": ("127.0.0.1", "domain")},
+    "a port by name": {"remote_addr": ("127.0.0.1", "domain")},
     "both": {"local_addr": ("127.0.0.1", 0), "remote_addr": ("127.0.0.2", 9)},
     "IPv6": {"local_addr": ("::1", 0), "remote_addr": ("::1", 9)},
     "a family alone": {"family": std.AF_INET},
@@ -105,7 +105,7 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize("arguments", ACCEPTED.values(), ids=ACCEPTED)
-def test_what_is_accepted_makes_the_same_socket(assert_same, arguments, speaks_ipv6):
+def test_valid_arguments_make_the_same_socket(assert_same, arguments, speaks_ipv6):
     if arguments.get("local_addr", ("", 0))[0] == "::1" and not speaks_ipv6:
         pytest.skip("this machine has no IPv6")
 
@@ -117,12 +117,12 @@ def test_what_is_accepted_makes_the_same_socket(assert_same, arguments, speaks_i
 
 REFUSED = {
     "nothing": ({}, ValueError),
-    "an address that is no pair": ({"local_addr": "127.0.0.1"}, TypeError),
+    "an address that is not a pair": ({"local_addr": "127.0.0.1"}, TypeError),
     "a pair too long": ({"local_addr": ("127.0.0.1", 0, 0)}, TypeError),
     "a port that is too high": ({"local_addr": ("127.0.0.1", 65536)}, Exception),
     "a foreign address": ({"local_addr": ("192.0.2.1", 0)}, OSError),
-    "a name that nobody has": ({"local_addr": ("no.such.host.invalid", 0)}, OSError),
-    "a name where a number must be": (
+    "an unknown name": ({"local_addr": ("no.such.host.invalid", 0)}, OSError),
+    "a name instead of a number": (
         {"local_addr": ("localhost", 0), "flags": std.AI_NUMERICHOST},
         OSError,
     ),
@@ -135,14 +135,17 @@ REFUSED = {
         OSError,
     ),
     "a broadcast address": ({"remote_addr": ("127.255.255.255", 9)}, PermissionError),
-    "a path that is bytes": ({"local_addr": b"/x", "family": std.AF_UNIX}, TypeError),
-    "a path in no folder": ({"local_addr": "/no/such/folder", "family": std.AF_UNIX}, OSError),
-    "a peer at no path": ({"remote_addr": "/no/such/path", "family": std.AF_UNIX}, OSError),
+    "a path as bytes": ({"local_addr": b"/x", "family": std.AF_UNIX}, TypeError),
+    "a path in a missing folder": (
+        {"local_addr": "/no/such/folder", "family": std.AF_UNIX},
+        OSError,
+    ),
+    "a peer at a missing path": ({"remote_addr": "/no/such/path", "family": std.AF_UNIX}, OSError),
 }
 
 
 @pytest.mark.parametrize(("arguments", "raises"), REFUSED.values(), ids=REFUSED)
-def test_what_is_refused(assert_same, arguments, raises):
+def test_invalid_arguments_are_rejected(assert_same, arguments, raises):
     before = open_descriptors()
 
     async def case(open_one):
@@ -152,7 +155,7 @@ def test_what_is_refused(assert_same, arguments, raises):
     assert open_descriptors() == before
 
 
-def test_a_port_that_is_taken(assert_same, inet):
+def test_port_that_is_taken(assert_same, inet):
     with inet.bound(std) as other:
 
         async def case(open_one):
@@ -170,7 +173,7 @@ def test_a_port_that_is_taken(assert_same, inet):
         {"reuse_port": True, "allow_broadcast": True},
     ],
 )
-def test_a_socket_and_what_would_change_it(assert_same, arguments):
+def test_given_socket_with_conflicting_arguments(assert_same, arguments):
     async def case(open_one):
         with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
             await open_one(sock=sock, **arguments)
@@ -179,7 +182,7 @@ def test_a_socket_and_what_would_change_it(assert_same, arguments):
 
 
 @pytest.mark.parametrize("pair", [std.socketpair, std.socket])
-def test_a_stream_socket(assert_same, pair):
+def test_given_stream_socket(assert_same, pair):
     async def case(open_one):
         made = pair()
         socks = made if isinstance(made, tuple) else (made,)
@@ -194,7 +197,7 @@ def test_a_stream_socket(assert_same, pair):
     assert_same(case)
 
 
-def test_a_path_that_an_earlier_socket_left_is_taken_over(assert_same, tmp_path):
+def test_path_left_by_an_earlier_socket_is_replaced(assert_same, tmp_path):
     path = str(tmp_path / "socket")
 
     async def case(open_one):
@@ -202,13 +205,13 @@ def test_a_path_that_an_earlier_socket_left_is_taken_over(assert_same, tmp_path)
             earlier.bind(path)
         transport = await open_one(local_addr=path, family=std.AF_UNIX)
         found = described(transport)
-        os.unlink(path)  # noqa: PTH108 - as a program would
+        os.unlink(path)  # noqa: PTH108 - as in a user's program
         return found
 
     assert_same(case)
 
 
-def test_a_file_at_the_path_is_left_alone(assert_same, tmp_path):
+def test_regular_file_at_the_path_is_left_alone(assert_same, tmp_path):
     path = tmp_path / "file"
     path.write_text("text")
 
@@ -219,7 +222,7 @@ def test_a_file_at_the_path_is_left_alone(assert_same, tmp_path):
     assert path.read_text() == "text"
 
 
-async def test_the_function_for_loops_of_any_sort(runner, inet):
+async def test_create_datagram_endpoint_function_for_any_loop(runner, inet):
     loop = runner.get_loop()
     with inet.bound(std) as other:
         transport, protocol = await tomada.asyncio.create_datagram_endpoint(
@@ -231,14 +234,14 @@ async def test_the_function_for_loops_of_any_sort(runner, inet):
         await protocol.lost()
 
 
-def test_the_parameters_are_the_standard_ones():
+def test_parameters_are_the_standard_ones():
     ours = inspect.signature(tomada.asyncio.create_datagram_endpoint).parameters
     standard = inspect.signature(asyncio.SelectorEventLoop.create_datagram_endpoint).parameters
     names = list(standard)
     assert list(ours)[: names.index("family")] == ["loop", *names[1 : names.index("family")]]
 
 
-async def test_a_factory_that_raises_leaves_no_socket_behind(endpoint, inet, recwarn):
+async def test_factory_that_raises_leaks_no_socket(endpoint, inet, recwarn):
     def factory():
         raise LookupError("no protocol today")
 
@@ -251,14 +254,14 @@ async def test_a_factory_that_raises_leaves_no_socket_behind(endpoint, inet, rec
         with inet.bound(module) as sock:
             with pytest.raises(LookupError):
                 await endpoint(factory, sock=sock)
-            # A socket that was given stays the giver's.
+            # A given socket stays open; it belongs to the caller.
             sock.sendto(b"x", sock.getsockname())
             assert sock.recv(10) == b"x"
     assert not recwarn.list
 
 
 @pytest.mark.parametrize("factory", [lambda: None, object, 7])
-async def test_a_factory_that_makes_no_protocol(endpoint, factory):
+async def test_factory_that_returns_no_protocol(endpoint, factory):
     before = open_descriptors()
     with pytest.raises((AttributeError, TypeError)):
         await endpoint(factory)
@@ -266,7 +269,7 @@ async def test_a_factory_that_makes_no_protocol(endpoint, factory):
     assert open_descriptors() == before
 
 
-async def test_a_protocol_that_refuses_its_connection(endpoint, problems, inet):
+async def test_protocol_whose_connection_made_raises(endpoint, problems, inet):
     def connection_made(self, transport):
         Recorder.connection_made(self, transport)
         raise LookupError("not you")
@@ -274,13 +277,13 @@ async def test_a_protocol_that_refuses_its_connection(endpoint, problems, inet):
     transport, protocol = await endpoint(recorder(connection_made=connection_made))
     assert [str(problem["exception"]) for problem in problems] == ["not you"]
     problems.clear()
-    # As on the standard loop, the transport works all the same.
+    # As on the standard loop, the transport works anyway.
     with inet.bound(std) as other:
         other.sendto(b"x", transport.get_extra_info("sockname"))
         assert await protocol.received(1) == [b"x"]
 
 
-async def test_no_descriptors_left(endpoint, inet):
+async def test_endpoint_without_free_descriptors(endpoint, inet):
     sock = inet.bound(std)
     transport, protocol = await endpoint()
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -294,14 +297,14 @@ async def test_no_descriptors_left(endpoint, inet):
             with pytest.raises(OSError, match="Too many open files") as info:
                 await endpoint(**arguments)
             assert info.value.errno == errno.EMFILE
-        # Those that there are go on.
+        # Those that exist continue to work.
         transport.sendto(b"x", transport.get_extra_info("sockname"))
         assert await protocol.received(1) == [b"x"]
     other, _ = await endpoint(sock=sock)
     assert other.get_extra_info("sockname") == sock.getsockname()
 
 
-async def test_cancelled_before_the_connection_is_made(endpoint):
+async def test_endpoint_cancelled_before_connection_made(endpoint):
     before = open_descriptors()
     for count in range(1, 4):
         task = asyncio.ensure_future(endpoint())
@@ -317,7 +320,7 @@ async def test_cancelled_before_the_connection_is_made(endpoint):
         assert open_descriptors() == before
 
 
-async def test_a_hundred_at_once(endpoint):
+async def test_hundred_endpoints_at_once(endpoint):
     made = await asyncio.gather(*(endpoint(local_addr=("localhost", 0)) for _ in range(100)))
     names = {transport.get_extra_info("sockname") for transport, _ in made}
     assert len(names) == 100
@@ -327,8 +330,8 @@ async def test_a_hundred_at_once(endpoint):
     await made[0][1].received(99)
 
 
-def test_what_only_looks_like_a_socket_gets_a_standard_transport(inet):
-    # Programs test themselves with such doubles, whose methods are all that there is.
+def test_given_test_double_of_a_socket_gets_a_standard_transport(inet):
+    # Programs test themselves with such doubles, which have only methods.
     class Double:
         family, type, proto = std.AF_INET, std.SOCK_DGRAM, 0
 

@@ -1,4 +1,4 @@
-"""The end of a transport: closing, aborting, forgetting it, and opening the next ten thousand."""
+"""The end of a transport: close, abort, garbage collection, and ten thousand in a row."""
 
 import asyncio
 import errno
@@ -17,7 +17,7 @@ from traffic import numbered, payloads
 from transports import LOOPS, Batches, Recorder, given, local, recorder, turns
 
 
-async def test_close_sends_what_waits_and_ends_once(endpoint, inet):
+async def test_close_sends_the_send_backlog_and_calls_connection_lost_once(endpoint, inet):
     with inet.bound(std) as other:
         transport, protocol = await endpoint()
         for data in numbered(10):
@@ -55,7 +55,7 @@ async def test_close_waits_for_room(endpoint, unix):
 
 
 @pytest.mark.parametrize("closing", [False, True])
-async def test_abort_forgets_what_waits(endpoint, unix, closing):
+async def test_abort_drops_the_send_backlog(endpoint, unix, closing):
     with unix.bound(std) as other:
         transport, protocol = await endpoint(remote_addr=other.getsockname(), **local(unix))
         with unix.open(std) as stranger:
@@ -90,14 +90,14 @@ async def test_close_when_the_peer_without_room_vanishes(endpoint, unix):
 
 @pytest.mark.parametrize("end", ["close", "abort"])
 @pytest.mark.parametrize("base", [Recorder, Batches])
-async def test_a_callback_that_ends_the_transport_is_the_last(endpoint, inet, base, end):
+async def test_callback_that_closes_the_transport_is_the_last(endpoint, inet, base, end):
     class Ending(base):
         def datagram_received(self, data, addr):
             Recorder.datagram_received(self, data, addr)
             getattr(self.transport, end)()
 
         def connection_lost(self, error):
-            # There is nothing more to come.
+            # No other callback follows.
             super().connection_lost(error)
             self.delivered = len(self.datagrams)
 
@@ -113,7 +113,7 @@ async def test_a_callback_that_ends_the_transport_is_the_last(endpoint, inet, ba
 
 
 @pytest.mark.parametrize("end", ["close", "abort"])
-async def test_what_a_callback_sends_before_it_closes_leaves(endpoint, inet, end):
+async def test_datagrams_sent_by_a_callback_before_close_are_sent(endpoint, inet, end):
     def datagram_received(self, data, addr):
         for number in range(5):
             self.transport.sendto(data + b"%d" % number, addr)
@@ -128,7 +128,7 @@ async def test_what_a_callback_sends_before_it_closes_leaves(endpoint, inet, end
 
 
 @pytest.mark.parametrize("end", ["close", "abort"])
-async def test_connection_made_may_end_the_transport(endpoint, end):
+async def test_connection_made_may_close_the_transport(endpoint, end):
     def connection_made(self, transport):
         Recorder.connection_made(self, transport)
         getattr(transport, end)()
@@ -156,7 +156,7 @@ async def test_connection_lost_may_use_the_transport(endpoint):
     assert protocol.name == name
 
 
-async def test_everything_that_can_be_asked_of_a_closed_transport(endpoint):
+async def test_methods_of_a_closed_transport(endpoint):
     transport, protocol = await endpoint()
     name = transport.get_extra_info("sockname")
     transport.abort()
@@ -176,7 +176,7 @@ async def test_everything_that_can_be_asked_of_a_closed_transport(endpoint):
     assert "closed" in repr(transport)
 
 
-async def test_the_port_is_free_once_the_connection_is_lost(endpoint, kind):
+async def test_port_is_free_after_connection_lost(endpoint, kind):
     transport, protocol = await endpoint(**local(kind))
     name = transport.get_extra_info("sockname")
     transport.close()
@@ -186,7 +186,7 @@ async def test_the_port_is_free_once_the_connection_is_lost(endpoint, kind):
     assert again.get_extra_info("sockname") == name
 
 
-async def test_the_states_in_the_repr(endpoint, unix):
+async def test_repr_shows_the_state(endpoint, unix):
     with unix.bound(std) as other:
         transport, protocol = await endpoint(remote_addr=other.getsockname(), **local(unix))
         fd = transport.get_extra_info("socket").fileno()
@@ -206,7 +206,7 @@ async def test_the_states_in_the_repr(endpoint, unix):
         assert repr(transport) == f"<DatagramTransport closed fd={fd}>"
 
 
-def test_a_loop_that_is_closed_with_open_transports(problems, runner):
+def test_loop_closed_with_open_transports(problems, runner):
     del problems
     before = open_descriptors()
     protocol = Recorder()
@@ -220,7 +220,7 @@ def test_a_loop_that_is_closed_with_open_transports(problems, runner):
 
 
 @pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS)
-def test_what_was_accepted_leaves_though_the_loop_stops_at_once(inet, new_loop):
+def test_accepted_datagrams_are_sent_though_the_loop_stops_at_once(inet, new_loop):
     loop = new_loop()
 
     async def main(to):
@@ -237,7 +237,7 @@ def test_what_was_accepted_leaves_though_the_loop_stops_at_once(inet, new_loop):
         task = loop.create_task(main(other.getsockname()))
         loop.run_forever()
         task.cancel()
-        # Whoever stops a loop and never runs it again has closed no transport either.
+        # A program that stops a loop and never runs it again has closed no transport either.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             loop.close()
@@ -246,12 +246,12 @@ def test_what_was_accepted_leaves_though_the_loop_stops_at_once(inet, new_loop):
         assert payloads(other) == numbered(5)
 
 
-async def test_a_transport_that_nobody_refers_to_goes_on(endpoint, inet):
+async def test_transport_without_references_continues(endpoint, inet):
     del endpoint
     protocol = Recorder()
     loop = asyncio.get_running_loop()
     with inet.bound(std) as sender:
-        # Its loop does.
+        # Its loop refers to it.
         name = (await make(loop, protocol)).get_extra_info("sockname")
         gc.collect()
         sender.sendto(b"x", name)
@@ -267,7 +267,7 @@ async def make(loop, protocol):
     return transport
 
 
-async def test_a_closed_transport_is_freed_without_the_collector(endpoint):
+async def test_closed_transport_is_freed_without_the_garbage_collector(endpoint):
     del endpoint
     gc.collect()
     gc.disable()
@@ -293,7 +293,7 @@ async def test_ten_thousand_transports_leave_nothing_behind(endpoint):
     loop = asyncio.get_running_loop()
 
     class Plain(asyncio.DatagramProtocol):
-        """Closes its transport when it has heard what it has said to itself."""
+        """Closes its transport once it has received its own datagram."""
 
         def connection_made(self, transport):
             self.transport = transport
@@ -320,12 +320,12 @@ async def test_ten_thousand_transports_leave_nothing_behind(endpoint):
 
 
 def resident():
-    """Tell how much memory this process has, in bytes."""
-    with open("/proc/self/statm") as statm:  # noqa: PTH123 - a file of the kernel's
+    """Return the memory of this process in bytes."""
+    with open("/proc/self/statm") as statm:  # noqa: PTH123 - a file of the kernel
         return int(statm.read().split()[1]) * resource.getpagesize()
 
 
-async def test_a_socket_of_its_own_module_is_closed_with_the_transport(endpoint, inet):
+async def test_own_socket_is_closed_with_the_transport(endpoint, inet):
     before = open_descriptors()
     for module in (std, socket):
         sock = inet.bound(module)
@@ -336,4 +336,4 @@ async def test_a_socket_of_its_own_module_is_closed_with_the_transport(endpoint,
         assert sock.fileno() == -1
     assert open_descriptors() == before
     with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(transport._sock_fd)  # noqa: SLF001 - it is the number that is asked for
+        os.fstat(transport._sock_fd)  # noqa: SLF001 - the descriptor is needed

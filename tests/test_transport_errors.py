@@ -1,4 +1,4 @@
-"""What goes wrong around transports, which go on: ICMP, raising protocols, lost sockets."""
+"""Errors around transports, which continue: ICMP, protocols that raise, lost sockets."""
 
 import asyncio
 import errno
@@ -15,12 +15,12 @@ from transports import Batches, Recorder, hear, local, recorder, turns
 
 
 def vacant(kind):
-    """Make an address that nobody is bound to any more."""
+    """Make an address where no socket is bound any longer."""
     with kind.bound(std) as gone:
         return gone.getsockname()
 
 
-async def test_refusals_are_told_and_close_nothing(endpoint, inet):
+async def test_error_received_gets_refusals_and_nothing_closes(endpoint, inet):
     with inet.bound(std) as other:
         address = other.getsockname()
     transport, protocol = await endpoint(remote_addr=address)
@@ -39,8 +39,8 @@ async def test_refusals_are_told_and_close_nothing(endpoint, inet):
         assert await hear(other) == [b"at last"]
 
 
-async def test_a_refusal_swallows_no_datagram(endpoint, inet):
-    # The kernel tells it in place of sending what comes next.
+async def test_refusal_does_not_swallow_a_datagram(endpoint, inet):
+    # The kernel reports it instead of sending the next datagram.
     with inet.bound(std) as other:
         address = other.getsockname()
     transport, protocol = await endpoint(remote_addr=address)
@@ -52,7 +52,7 @@ async def test_a_refusal_swallows_no_datagram(endpoint, inet):
         assert [type(error) for error in protocol.errors] == [ConnectionRefusedError]
 
 
-async def test_a_refusal_comes_between_datagrams(endpoint, inet):
+async def test_refusal_arrives_between_datagrams(endpoint, inet):
     with inet.bound(std) as other:
         transport, protocol = await endpoint(remote_addr=other.getsockname())
         other.connect(transport.get_extra_info("sockname"))
@@ -66,7 +66,7 @@ async def test_a_refusal_comes_between_datagrams(endpoint, inet):
     assert [type(error) for error in protocol.errors] == [ConnectionRefusedError]
 
 
-async def test_the_error_queue_tells_which_peer(endpoint, inet):
+async def test_error_queue_names_the_peer(endpoint, inet):
     gone = [vacant(inet) for _ in range(3)]
     transport, protocol = await endpoint()
     sock = transport.get_extra_info("socket")
@@ -86,7 +86,7 @@ async def test_the_error_queue_tells_which_peer(endpoint, inet):
     assert transport.get_extra_info("errors") == []
 
 
-async def test_a_queue_full_of_errors_starves_nobody(endpoint, inet):
+async def test_full_error_queue_delays_nothing(endpoint, inet):
     gone = vacant(inet)
     transport, protocol = await endpoint()
     transport.get_extra_info("socket").setsockopt(std.IPPROTO_IP, socket.IP_RECVERR, 1)
@@ -98,7 +98,7 @@ async def test_a_queue_full_of_errors_starves_nobody(endpoint, inet):
         assert await protocol.received(1) == [b"x"]
     while transport.get_extra_info("errors"):
         await turns()
-    # The loop sleeps again: nothing is left that would wake it.
+    # The loop sleeps again: no error is left that would wake it.
     await turns(5)
     count = len(protocol.errors)
     await asyncio.sleep(0.01)
@@ -106,7 +106,7 @@ async def test_a_queue_full_of_errors_starves_nobody(endpoint, inet):
 
 
 @pytest.mark.parametrize("base", [Recorder, Batches])
-async def test_a_protocol_that_raises_stops_nothing(endpoint, inet, problems, base):
+async def test_protocol_that_raises_does_not_stop_the_transport(endpoint, inet, problems, base):
     class Raising(base):
         def datagram_received(self, data, addr):
             Recorder.datagram_received(self, data, addr)
@@ -122,7 +122,7 @@ async def test_a_protocol_that_raises_stops_nothing(endpoint, inet, problems, ba
         for number, data in enumerate(numbered(20)):
             other.sendto(data, transport.get_extra_info("sockname"))
             if base is Batches:
-                # One exception ends the call for all the batch.
+                # An exception ends the call, and with it the whole batch.
                 await protocol.received(number + 1)
         assert await protocol.received(20) == numbered(20)
         assert await hear(other, 20) == numbered(20)
@@ -155,7 +155,7 @@ async def test_error_received_may_raise(endpoint, inet, problems):
     problems.clear()
 
 
-async def test_a_protocol_without_the_method(endpoint, inet, problems):
+async def test_protocol_without_error_received(endpoint, inet, problems):
     class Bare(asyncio.BaseProtocol):
         def connection_made(self, transport):
             self.transport = transport
@@ -185,7 +185,9 @@ async def test_connection_lost_may_raise(endpoint, problems):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_what_ends_the_program_ends_the_loop_and_loses_nothing(runner, endpoint, inet, error):
+def test_exit_exception_in_a_callback_ends_the_loop_and_loses_nothing(
+    runner, endpoint, inet, error
+):
     def datagram_received(self, data, addr):
         Recorder.datagram_received(self, data, addr)
         if data == b"00000003":
@@ -203,8 +205,8 @@ def test_what_ends_the_program_ends_the_loop_and_loses_nothing(runner, endpoint,
 
 
 @pytest.mark.parametrize("module", [std, socket])
-async def test_a_transport_keeps_the_descriptor_of_a_socket_that_is_closed(endpoint, inet, module):
-    # libuv would end the process, were it gone.
+async def test_transport_keeps_the_descriptor_of_a_closed_socket(endpoint, inet, module):
+    # libuv would abort the process if the descriptor were closed.
     sock = inet.bound(module)
     transport, protocol = await endpoint(sock=sock)
     sock.close()
@@ -222,11 +224,11 @@ async def test_a_transport_keeps_the_descriptor_of_a_socket_that_is_closed(endpo
     assert sock.fileno() == -1
 
 
-async def test_a_descriptor_that_is_closed_under_its_transport(endpoint, inet):
+async def test_descriptor_closed_under_its_transport(endpoint, inet):
     transport, protocol = await endpoint()
     await turns(3)
     sock = transport.get_extra_info("socket")
-    # Something else takes the number, so that nothing that is closed later has it.
+    # Something else takes the number, so that no later close affects it.
     spare = os.open("/dev/null", os.O_RDONLY)
     os.dup2(spare, sock.fileno())
     os.close(spare)
@@ -238,7 +240,7 @@ async def test_a_descriptor_that_is_closed_under_its_transport(endpoint, inet):
     await protocol.lost()
 
 
-async def test_errors_of_sending_are_told_in_the_order_of_the_datagrams(endpoint, unix):
+async def test_send_errors_are_reported_in_the_order_of_the_datagrams(endpoint, unix):
     transport, protocol = await endpoint(**local(unix))
     with unix.bound(std) as other:
         refusing = vacant(unix)

@@ -1,4 +1,4 @@
-"""Datagrams between transports of every sort of loop and plain sockets."""
+"""Datagrams between transports of every kind of loop and plain sockets."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from traffic import numbered, payloads, receive, send_run
 from transports import Batches, Recorder, echo, given, hear, local, recorder, turns
 
 
-async def test_a_transport_is_what_programs_take_it_for(endpoint):
+async def test_transport_is_an_asyncio_datagram_transport(endpoint):
     transport, protocol = await endpoint()
     assert isinstance(transport, asyncio.DatagramTransport)
     assert isinstance(transport, asyncio.Transport)
@@ -29,7 +29,7 @@ async def test_a_transport_is_what_programs_take_it_for(endpoint):
     assert (transport.note, transport.sendto) == ("a program's", print)
 
 
-async def test_an_echo_for_plain_sockets_in_other_processes(endpoint, kind, peer):
+async def test_echo_for_plain_sockets_in_other_processes(endpoint, kind, peer):
     transport, _ = await endpoint(recorder(datagram_received=echo), **local(kind))
     address = transport.get_extra_info("sockname")
     peers = [peer(kind) for _ in range(3)]
@@ -41,7 +41,7 @@ async def test_an_echo_for_plain_sockets_in_other_processes(endpoint, kind, peer
         assert received == tuple((data, address) for data in sent)
 
 
-async def test_a_connected_transport_and_a_plain_echo(endpoint, kind, peer):
+async def test_connected_transport_and_a_plain_echo(endpoint, kind, peer):
     other = peer(kind)
     transport, protocol = await endpoint(remote_addr=given(other.address), **local(kind))
     assert transport.get_extra_info("peername") == other.address
@@ -52,7 +52,7 @@ async def test_a_connected_transport_and_a_plain_echo(endpoint, kind, peer):
     assert {address for _, address in protocol.datagrams} == {other.address}
 
 
-async def test_the_extra_info_names_both_ends(endpoint, kind):
+async def test_get_extra_info_names_both_ends(endpoint, kind):
     with kind.bound(std) as other:
         address = other.getsockname()
         transport, _ = await endpoint(remote_addr=given(address), **local(kind))
@@ -65,7 +65,7 @@ async def test_the_extra_info_names_both_ends(endpoint, kind):
         assert transport.get_extra_info("no such thing", 7) == 7
 
 
-async def test_empty_datagrams_arrive_and_leave(endpoint, kind):
+async def test_empty_datagrams_are_received_and_sent(endpoint, kind):
     with kind.bound(std) as other:
         transport, protocol = await endpoint(recorder(error_received=None), **local(kind))
         address = transport.get_extra_info("sockname")
@@ -77,7 +77,7 @@ async def test_empty_datagrams_arrive_and_leave(endpoint, kind):
         assert await hear(other, 4) == [b"", b"x", b"", b""]
 
 
-async def test_the_largest_datagram(endpoint, inet):
+async def test_largest_datagram(endpoint, inet):
     largest = bytes(range(256)) * 256
     largest = largest[:65_507]
     with inet.bound(std) as other:
@@ -86,7 +86,7 @@ async def test_the_largest_datagram(endpoint, inet):
         assert await hear(other) == [largest]
 
 
-async def test_one_byte_more_is_an_error_and_the_others_leave(endpoint, inet):
+async def test_datagram_one_byte_too_long_is_an_error_and_the_others_are_sent(endpoint, inet):
     with inet.bound(std) as other:
         transport, protocol = await endpoint()
         for data in (b"before", bytes(65_508), b"after"):
@@ -97,7 +97,7 @@ async def test_one_byte_more_is_an_error_and_the_others_leave(endpoint, inet):
         assert not transport.is_closing()
 
 
-async def test_what_changes_after_sendto_was_sent_as_it_was(endpoint, inet):
+async def test_sendto_copies_data_that_changes_later(endpoint, inet):
     with inet.bound(std) as other:
         transport, _ = await endpoint()
         data = bytearray(b"0")
@@ -110,7 +110,7 @@ async def test_what_changes_after_sendto_was_sent_as_it_was(endpoint, inet):
 
 @pytest.mark.parametrize("factory", [Recorder, Batches])
 @pytest.mark.parametrize("gro", [True, False])
-async def test_runs_arrive_in_pieces_and_in_order(endpoint, inet, factory, gro):
+async def test_runs_are_split_and_delivered_in_order(endpoint, inet, factory, gro):
     transport, protocol = await endpoint(factory, local_addr=("127.0.0.1", 0), gro=gro)
     address = transport.get_extra_info("sockname")
     sent = numbered(1000, size=100)
@@ -136,7 +136,7 @@ async def test_bursts_arrive_in_the_order_of_the_calls(endpoint, kind):
         assert [data for data, _ in received] == sent
 
 
-async def test_a_burst_to_many_peers_reaches_each_in_order(endpoint, inet):
+async def test_burst_to_many_peers_reaches_each_in_order(endpoint, inet):
     others = [inet.bound(std) for _ in range(5)]
     transport, _ = await endpoint()
     for number in range(50):
@@ -147,7 +147,7 @@ async def test_a_burst_to_many_peers_reaches_each_in_order(endpoint, inet):
         other.close()
 
 
-async def test_replies_leave_when_the_batch_is_done_and_in_order(endpoint, inet):
+async def test_replies_are_sent_after_the_batch_and_in_order(endpoint, inet):
     class Mirror(Recorder):
         def datagram_received(self, data, addr):
             self.transport.sendto(data + b"!", addr)
@@ -165,7 +165,7 @@ async def test_replies_leave_when_the_batch_is_done_and_in_order(endpoint, inet)
         assert stats.send_calls < 100
 
 
-async def test_what_follows_replies_in_the_same_turn_follows_them_on_the_wire(endpoint, inet):
+async def test_datagrams_sent_after_replies_in_the_same_iteration_follow_them(endpoint, inet):
     class Later(Recorder):
         def datagram_received(self, data, addr):
             self.transport.sendto(b"reply " + data, addr)
@@ -182,17 +182,17 @@ async def test_what_follows_replies_in_the_same_turn_follows_them_on_the_wire(en
             assert [data for data in received if data.startswith(word)] == expected
 
 
-async def test_a_lone_datagram_leaves_at_once(endpoint, inet):
+async def test_single_datagram_is_sent_at_once(endpoint, inet):
     with inet.bound(std) as other:
         transport, _ = await endpoint()
         for _ in range(3):
             await turns(3)
             transport.sendto(b"alone", other.getsockname())
-            # Without a turn of the loop in between.
+            # Without an iteration of the loop in between.
             assert payloads(other) == [b"alone"]
 
 
-async def test_a_turn_of_the_loop_lets_all_leave(endpoint, inet):
+async def test_burst_is_sent_within_an_iteration_of_the_loop(endpoint, inet):
     with inet.bound(std) as other:
         transport, _ = await endpoint()
         for number in range(5):
@@ -203,10 +203,10 @@ async def test_a_turn_of_the_loop_lets_all_leave(endpoint, inet):
 
 
 @pytest.mark.parametrize("gro", [True, False])
-async def test_the_reply_leaves_from_the_address_that_was_asked(endpoint, inet, gro):
+async def test_reply_comes_from_the_requested_address(endpoint, inet, gro):
     transport, _ = await endpoint(
         recorder(datagram_received=echo),
-        local_addr=("0.0.0.0", 0),  # noqa: S104 - all addresses are what is tested
+        local_addr=("0.0.0.0", 0),  # noqa: S104 - the wildcard address is tested
         gro=gro,
     )
     _, port = transport.get_extra_info("sockname")
@@ -218,11 +218,11 @@ async def test_the_reply_leaves_from_the_address_that_was_asked(endpoint, inet, 
             for number, client in enumerate(clients):
                 client.send(b"%d" % number)
             for number, client in enumerate(clients):
-                # A connected socket hears no one but the address that it asked.
+                # A connected socket receives only from the address that it sent to.
                 assert await hear(client) == [b"%d" % number]
 
 
-async def test_replies_that_come_late_leave_from_the_addresses_that_were_asked(endpoint, inet):
+async def test_late_replies_come_from_the_requested_addresses(endpoint, inet):
     transport, protocol = await endpoint(local_addr=("0.0.0.0", 0))  # noqa: S104
     _, port = transport.get_extra_info("sockname")
     with contextlib.ExitStack() as stack:
@@ -235,12 +235,13 @@ async def test_replies_that_come_late_leave_from_the_addresses_that_were_asked(e
             transport.sendto(data, peer)
         await turns(3)
         heard = [payloads(client) for client in clients]
-    # The table forgets a few of so many: they are answered from elsewhere, and hear nothing.
+    # The table forgets a few of this many peers: their replies come from another address, and they
+    # do not receive them.
     assert sum(data == [b"%d" % number] for number, data in enumerate(heard)) >= 50
 
 
-async def test_a_protocol_of_changing_speed_still_answers_from_the_address_asked(endpoint, inet):
-    # A slow protocol is given fewer datagrams at a time, down to one.
+async def test_protocol_of_changing_speed_still_replies_from_the_requested_address(endpoint, inet):
+    # A slow protocol gets fewer datagrams at a time, down to one.
     class Moody(Recorder):
         def datagram_received(self, data, addr):
             end = time.perf_counter() + (100e-6 if int(data) % 40 < 5 else 0)
@@ -260,7 +261,7 @@ async def test_a_protocol_of_changing_speed_still_answers_from_the_address_asked
             assert await hear(client, 100) == [b"%d" % number for number in range(start, 200, 2)]
 
 
-async def test_ipv6_answers_from_the_address_that_was_asked(endpoint, inet6):
+async def test_ipv6_replies_come_from_the_requested_address(endpoint, inet6):
     transport, _ = await endpoint(recorder(datagram_received=echo), local_addr=("::", 0))
     port = transport.get_extra_info("sockname")[1]
     with inet6.open(std) as client:
@@ -269,7 +270,7 @@ async def test_ipv6_answers_from_the_address_that_was_asked(endpoint, inet6):
         assert await hear(client) == [b"x"]
 
 
-async def test_transports_of_one_loop_talk_to_each_other(endpoint):
+async def test_transports_of_one_loop_exchange_datagrams(endpoint):
     _, receiver = await endpoint()
     address = receiver.transport.get_extra_info("sockname")
     senders = [(await endpoint(remote_addr=address))[0] for _ in range(20)]
@@ -284,7 +285,7 @@ async def test_transports_of_one_loop_talk_to_each_other(endpoint):
 
 
 @pytest.mark.parametrize("module", [std, socket])
-async def test_a_socket_that_is_given(endpoint, inet, module):
+async def test_given_socket(endpoint, inet, module):
     with inet.bound(module) as sock, inet.bound(std) as other:
         address = sock.getsockname()
         other.sendto(b"before", address)
@@ -301,7 +302,7 @@ async def test_a_socket_that_is_given(endpoint, inet, module):
         assert sock.fileno() == -1
 
 
-async def test_datagrams_that_a_given_socket_holds_back_come_first(endpoint, inet):
+async def test_given_socket_delivers_its_backlog_first(endpoint, inet):
     sock = inet.bound(socket)
     with inet.bound(std) as other:
         sock.gro = True
@@ -312,7 +313,7 @@ async def test_datagrams_that_a_given_socket_holds_back_come_first(endpoint, ine
         assert await protocol.received(9) == numbered(10)[1:]
 
 
-async def test_one_end_of_a_pair(endpoint):
+async def test_given_end_of_a_socketpair(endpoint):
     ours, other = std.socketpair(std.AF_UNIX, std.SOCK_DGRAM)
     with other:
         transport, protocol = await endpoint(sock=ours)
@@ -322,7 +323,7 @@ async def test_one_end_of_a_pair(endpoint):
         assert await protocol.received(1) == [b"back"]
 
 
-async def test_broadcast(endpoint, inet):
+async def test_allow_broadcast(endpoint, inet):
     with inet.open(std) as receiver:
         receiver.bind(("127.255.255.255", 0))
         address = receiver.getsockname()

@@ -1,4 +1,4 @@
-"""Sockets that are given to transports and endpoints, and shared with other holders."""
+"""Sockets given to transports and endpoints, and shared with other holders."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from tomada.asyncio import open_endpoint
 from traffic import numbered, send_run
 from transports import Recorder, turns
 
-# The options that a transport may change: by level and name.
+# The options that a transport may change, by level and name.
 OPTIONS = (
     (std.IPPROTO_UDP, socket.UDP_GRO),
     (std.IPPROTO_IP, socket.IP_PKTINFO),
@@ -31,7 +31,7 @@ SO_GET_FILTER = 26
 
 
 def state(sock):
-    """Tell everything of a socket that its holders share, and that a transport restores."""
+    """Return the state that a socket's holders share and that a transport restores."""
     return [sock.getsockopt(*option) for option in OPTIONS], has_kernel_filter(sock)
 
 
@@ -40,7 +40,7 @@ def mode(sock):
 
 
 def has_kernel_filter(sock):
-    # The value is as long as the filter has instructions.
+    # The value has as many bytes as the filter has instructions.
     try:
         return bool(sock.getsockopt(std.SOL_SOCKET, SO_GET_FILTER, 1024))
     except OSError:
@@ -66,7 +66,7 @@ def assert_reads_unmerged(other, sender):
     assert [other.recv(1 << 16) for _ in range(5)] == numbered(5)
 
 
-async def test_others_read_what_was_sent_before_during_and_after(endpoint, shared, sender):
+async def test_other_holder_reads_datagrams_sent_before_during_and_after(endpoint, shared, sender):
     sock, other = shared
     assert_reads_unmerged(other, sender)
     before = state(other)
@@ -95,7 +95,9 @@ async def abort(transport, protocol):
 
 @pytest.mark.parametrize("end", [close, abort])
 @pytest.mark.parametrize("gro", [None, False, True])
-async def test_what_a_transport_changes_is_restored(endpoint, shared, sender, gro, end):
+async def test_close_restores_options_that_the_transport_changed(
+    endpoint, shared, sender, gro, end
+):
     sock, other = shared
     before = state(other)
     guard = tomada.Guard(deny=["192.0.2.0/24"])
@@ -110,7 +112,7 @@ async def test_what_a_transport_changes_is_restored(endpoint, shared, sender, gr
     assert_reads_unmerged(other, sender)
 
 
-async def test_what_the_user_had_set_stays(endpoint, shared):
+async def test_options_set_by_the_user_stay(endpoint, shared):
     sock, other = shared
     sock.setsockopt(std.IPPROTO_IP, socket.IP_PKTINFO, 1)
     sock.setsockopt(std.IPPROTO_IP, socket.IP_RECVERR, 1)
@@ -123,7 +125,7 @@ async def test_what_the_user_had_set_stays(endpoint, shared):
     assert state(other) == before
 
 
-async def test_a_socket_that_merges_is_split(endpoint, shared, sender):
+async def test_given_socket_that_coalesces_is_split(endpoint, shared, sender):
     sock, _ = shared
     sock.setsockopt(std.IPPROTO_UDP, socket.UDP_GRO, 1)
     transport, protocol = await endpoint(sock=sock)
@@ -132,9 +134,9 @@ async def test_a_socket_that_merges_is_split(endpoint, shared, sender):
     await close(transport, protocol)
 
 
-async def test_another_programs_filter_stays(endpoint, shared, sender):
+async def test_filter_of_another_program_stays(endpoint, shared, sender):
     sock, other = shared
-    # BPF_RET | BPF_K passes the first bytes of each datagram, including its header: here all.
+    # BPF_RET | BPF_K passes the first bytes of each datagram with its header: here all of them.
     program = struct.pack("HBBI", 6, 0, 0, 0xFFFF)
     memory = bytearray(program)
     attach(other, memory)
@@ -153,7 +155,7 @@ def attach(sock, memory):
     sock.setsockopt(std.SOL_SOCKET, socket.SO_ATTACH_FILTER, value)
 
 
-async def test_a_construction_that_fails_changes_nothing(endpoint, shared):
+async def test_construction_that_fails_changes_nothing(endpoint, shared):
     sock, other = shared
     sock.settimeout(5)
     before = state(other), mode(sock)
@@ -169,7 +171,7 @@ async def test_a_construction_that_fails_changes_nothing(endpoint, shared):
     assert (state(other), mode(sock)) == before
 
 
-async def test_a_construction_that_is_cancelled_changes_nothing(endpoint, shared):
+async def test_construction_that_is_cancelled_changes_nothing(endpoint, shared):
     sock, other = shared
     before = state(other)
     task = asyncio.create_task(endpoint(sock=sock))
@@ -181,7 +183,7 @@ async def test_a_construction_that_is_cancelled_changes_nothing(endpoint, shared
     assert state(other) == before
 
 
-async def test_endpoints_restore_too(runner, shared, sender):  # noqa: ARG001
+async def test_endpoints_restore_options_too(runner, shared, sender):  # noqa: ARG001
     sock, other = shared
     before = state(other)
     async with open_endpoint(sock=sock) as endpoint:
@@ -192,12 +194,12 @@ async def test_endpoints_restore_too(runner, shared, sender):  # noqa: ARG001
     assert_reads_unmerged(other, sender)
 
 
-async def test_gro_is_on_for_sockets_of_its_own(endpoint):
+async def test_gro_is_on_for_sockets_that_the_transport_opened(endpoint):
     transport, _ = await endpoint()
     assert transport.get_extra_info("socket").getsockopt(std.IPPROTO_UDP, socket.UDP_GRO) == 1
 
 
-async def test_a_transport_that_is_forgotten_restores_too(runner, shared):  # noqa: ARG001
+async def test_forgotten_transport_restores_options_too(runner, shared):  # noqa: ARG001
     sock, other = shared
     before = state(other)
     transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(Recorder, sock=sock)
@@ -221,7 +223,7 @@ def twin(shared):
 
 @pytest.mark.parametrize("gro", [True, False])
 @pytest.mark.parametrize("first", [0, 1])
-async def test_the_last_transport_restores(endpoint, shared, twin, gro, first):
+async def test_last_transport_restores_the_options(endpoint, shared, twin, gro, first):
     sock, other = shared
     other.setsockopt(std.IPPROTO_UDP, socket.UDP_GRO, not gro)
     before = state(other)
@@ -236,7 +238,7 @@ async def test_the_last_transport_restores(endpoint, shared, twin, gro, first):
     assert state(other) == before
 
 
-async def test_a_transport_that_merges_is_split_until_it_closes(endpoint, shared, twin, sender):
+async def test_transport_that_coalesces_is_split_until_it_closes(endpoint, shared, twin, sender):
     sock, other = shared
     first = await endpoint(sock=sock, gro=True)
     transport, protocol = await endpoint(sock=twin)
@@ -248,7 +250,7 @@ async def test_a_transport_that_merges_is_split_until_it_closes(endpoint, shared
     assert other.getsockopt(std.IPPROTO_UDP, socket.UDP_GRO) == 0
 
 
-async def test_an_option_that_a_later_transport_changes_back(endpoint, shared, twin):
+async def test_option_that_a_later_transport_changes_back(endpoint, shared, twin):
     sock, other = shared
     first = await endpoint(sock=sock, gro=True)
     second = await endpoint(sock=twin, gro=False)
@@ -273,7 +275,7 @@ class Echo(Recorder):
         self.transport.sendto(data, addr)
 
 
-async def test_another_transport_still_answers_from_where_it_was_asked(endpoint, shared, twin):
+async def test_another_transport_still_replies_from_the_requested_address(endpoint, shared, twin):
     sock, other = shared
     first = await endpoint(sock=sock)
     second = await endpoint(Echo, sock=twin)
@@ -284,7 +286,7 @@ async def test_another_transport_still_answers_from_where_it_was_asked(endpoint,
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-async def test_a_server_still_answers_from_where_it_was_asked(endpoint, shared, twin, is_first):
+async def test_server_still_replies_from_the_requested_address(endpoint, shared, twin, is_first):
     sock, other = shared
     given = None if is_first else await endpoint(sock=sock)
     with server(lambda data, _: data, None, sock=twin):
@@ -294,19 +296,19 @@ async def test_a_server_still_answers_from_where_it_was_asked(endpoint, shared, 
         await assert_answers_from_where_it_was_asked(here(other)[1])
 
 
-async def test_what_the_user_sets_meanwhile_stays(endpoint, shared):
+async def test_options_that_the_user_sets_meanwhile_stay(endpoint, shared):
     sock, other = shared
     with socket.socket(fileno=os.dup(sock.fileno())) as users:
         transport, protocol = await endpoint(sock=sock, gro=True)
-        users.setsockopt(std.IPPROTO_IP, socket.IP_PKTINFO, 1)  # as it is already
+        users.setsockopt(std.IPPROTO_IP, socket.IP_PKTINFO, 1)  # the same value as before
         other.setsockopt(std.IPPROTO_UDP, socket.UDP_GRO, 0)
         await close(transport, protocol)
     assert other.getsockopt(std.IPPROTO_IP, socket.IP_PKTINFO) == 1
     assert other.getsockopt(std.IPPROTO_UDP, socket.UDP_GRO) == 0
 
 
-async def test_another_librarys_transport_does_not_hang(endpoint, shared, twin):
-    # The standard transport on a duplicate hangs its loop in a call that blocks.
+async def test_transport_of_another_library_does_not_hang(endpoint, shared, twin):
+    # The standard transport on a duplicate would hang its loop in a blocking call.
     sock, other = shared
     first = await endpoint(sock=sock)
     twin.setblocking(False)  # as the standard transport does
@@ -327,7 +329,7 @@ def run_in_child(function):
     return os.waitpid(child, 0)[1]
 
 
-async def test_a_forked_child_leaves_its_parents_options(endpoint, shared):
+async def test_forked_child_leaves_its_parents_options(endpoint, shared):
     sock, other = shared
     guard = tomada.Guard(deny=["192.0.2.0/24"])
     transport, protocol = await endpoint(sock=sock, gro=True, guard=guard)

@@ -1,4 +1,4 @@
-"""Transports and what a loop has around them: debug mode, contexts, tasks, forks."""
+"""Transports and their loop: debug mode, contexts, tasks, forks."""
 
 import asyncio
 import contextvars
@@ -20,7 +20,7 @@ from transports import LOOPS, Recorder, echo, hear, recorder, turns
 number = contextvars.ContextVar("number")
 
 
-async def test_callbacks_run_in_the_context_in_which_the_endpoint_was_made(endpoint, inet):
+async def test_callbacks_run_in_the_context_where_the_endpoint_was_made(endpoint, inet):
     seen = []
 
     class Noting(Recorder):
@@ -53,7 +53,7 @@ async def test_callbacks_run_in_the_context_in_which_the_endpoint_was_made(endpo
 
 
 @pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS)
-def test_a_socket_that_knows_its_transport_is_found(new_loop):
+def test_transport_in_a_reference_cycle_with_its_socket_is_collected(new_loop):
     class Knowing(socket.socket):
         pass
 
@@ -74,7 +74,7 @@ def test_a_socket_that_knows_its_transport_is_found(new_loop):
     assert known() is None
 
 
-def test_an_interrupt_that_comes_while_the_loop_is_asked_for_its_time_ends_it():
+def test_interrupt_while_the_loop_reads_its_clock_ends_it():
     class Interrupted(tomada.asyncio.EventLoop):
         asked = 0
 
@@ -100,8 +100,8 @@ def test_an_interrupt_that_comes_while_the_loop_is_asked_for_its_time_ends_it():
         loop.close()
 
 
-async def test_what_callbacks_set_in_their_context_stays(endpoint, inet):
-    # Each datagram finds what the one before has left, however a drain is interrupted.
+async def test_context_variables_set_by_callbacks_stay(endpoint, inet):
+    # Each callback sees the changes of the previous one, even if a drain is interrupted.
     class Counting(Recorder):
         def datagram_received(self, data, addr):
             number.set(number.get() + 1)
@@ -146,11 +146,11 @@ def test_debug_mode(runner, endpoint, inet, caplog):
     assert "pauses reading" in text
     assert "resumes reading" in text
     if not isinstance(loop, uvloop.Loop):
-        # uvloop does not tell how long a descriptor's callback took.
+        # uvloop does not report how long a descriptor's callback took.
         assert "Executing <Handle Context.run(<built-in met" in text
 
 
-async def test_a_transport_needs_no_task(endpoint, inet):
+async def test_transport_needs_no_task(endpoint, inet):
     before = asyncio.all_tasks()
     transport, protocol = await endpoint()
     with inet.bound(std) as other:
@@ -160,7 +160,7 @@ async def test_a_transport_needs_no_task(endpoint, inet):
 
 
 @pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS)
-def test_tasks_are_cancelled_at_shutdown_and_may_still_send(new_loop, inet):
+def test_tasks_cancelled_at_shutdown_may_still_send(new_loop, inet):
     async def say_goodbye(to):
         transport, protocol = await asyncio.get_running_loop().create_datagram_endpoint(
             Recorder, local_addr=("127.0.0.1", 0)
@@ -192,12 +192,12 @@ def test_run_makes_the_loop():
 
     assert tomada.asyncio.run(main()) == (tomada.asyncio.EventLoop, False)
     assert tomada.asyncio.run(main(), debug=True) == (tomada.asyncio.EventLoop, True)
-    # As asyncio.run: since CPython 3.14 it is the other exception.
+    # The same exception as asyncio.run, which differs since CPython 3.14.
     with pytest.raises((ValueError, TypeError), match=r"[Cc]oroutine"):
         tomada.asyncio.run(main)
 
 
-def test_a_loop_as_asyncio_makes_it():
+def test_new_event_loop_is_like_asyncios():
     async def main():
         return type(asyncio.get_running_loop())
 
@@ -238,7 +238,7 @@ async def main():
         if pid == 0:
             status = 1
             try:
-                # The transport is the child's as well; its loop is not for use in the child.
+                # The child has the transport too, but must not use its loop.
                 transport.sendto(b"from the child", other.getsockname())
                 asyncio.events._set_running_loop(None)
                 child = asyncio.Runner(loop_factory=tomada.asyncio.EventLoop)
@@ -260,12 +260,12 @@ tomada.asyncio.run(main())
 """
 
 
-def test_a_child_without_exec_goes_its_own_way():
+def test_forked_child_uses_its_own_loop():
     assert run(FORKS) == "done\n"
 
 
 async def test_two_loops_in_two_threads(endpoint):
-    # Ring memory belongs to a thread: neither sees what is the other's.
+    # Receive buffers belong to a thread: neither thread sees the other's.
     def in_a_thread():
         async def main():
             transport, protocol = await asyncio.get_running_loop().create_datagram_endpoint(
@@ -290,7 +290,7 @@ async def test_two_loops_in_two_threads(endpoint):
     assert await other == numbered(500)
 
 
-async def test_datagrams_wake_a_loop_that_sleeps(endpoint, inet, peer):
+async def test_datagrams_wake_a_sleeping_loop(endpoint, inet, peer):
     transport, protocol = await endpoint()
     other = peer(inet)
     for count in range(1, 6):

@@ -1,4 +1,4 @@
-"""How datagrams are delivered: one by one, in batches, with metadata, paused, and with others."""
+"""Delivery of datagrams: one by one, in batches, with metadata, paused, and under load."""
 
 import asyncio
 import itertools
@@ -20,7 +20,7 @@ def send_all(inet, transport, datagrams):
         return sender.getsockname()
 
 
-async def test_batches_of_all_that_is_there(endpoint, inet):
+async def test_batches_have_all_queued_datagrams(endpoint, inet):
     transport, protocol = await endpoint(Batches)
     sender = send_all(inet, transport, numbered(50))
     assert await protocol.received(50) == numbered(50)
@@ -29,7 +29,7 @@ async def test_batches_of_all_that_is_there(endpoint, inet):
     assert len(protocol.batches) < 50
 
 
-async def test_batches_only_where_the_type_defines_them(endpoint, inet):
+async def test_batches_only_if_the_type_defines_the_method(endpoint, inet):
     class Anything(Recorder):
         def __getattr__(self, name):
             if name.startswith("_"):
@@ -44,7 +44,7 @@ async def test_batches_only_where_the_type_defines_them(endpoint, inet):
         assert await protocol.received(5) == numbered(5)
 
 
-async def test_a_protocol_may_be_replaced_in_the_middle_of_a_batch(endpoint, inet):
+async def test_set_protocol_in_the_middle_of_a_batch(endpoint, inet):
     for first, then in itertools.product([Recorder, Batches], repeat=2):
 
         class Replaced(first):
@@ -79,7 +79,7 @@ async def test_a_protocol_may_be_replaced_in_the_middle_of_a_batch(endpoint, ine
 # Pausing
 
 
-async def test_nothing_is_delivered_while_paused_and_nothing_is_lost(endpoint, kind):
+async def test_pause_reading_delivers_nothing_and_loses_nothing(endpoint, kind):
     transport, protocol = await endpoint(**local(kind))
     with kind.bound(std) as sender:
         address = transport.get_extra_info("sockname")
@@ -99,7 +99,7 @@ async def test_nothing_is_delivered_while_paused_and_nothing_is_lost(endpoint, k
 
 
 @pytest.mark.parametrize("gro", [True, False])
-async def test_pausing_from_the_callback_stops_within_the_batch(endpoint, inet, gro):
+async def test_pause_reading_in_the_callback_stops_within_the_batch(endpoint, inet, gro):
     def datagram_received(self, data, addr):
         Recorder.datagram_received(self, data, addr)
         self.transport.pause_reading()
@@ -117,7 +117,7 @@ async def test_pausing_from_the_callback_stops_within_the_batch(endpoint, inet, 
     assert protocol.payloads == numbered(30)
 
 
-async def test_pausing_and_resuming_within_the_callback_changes_nothing(endpoint, inet):
+async def test_pause_and_resume_reading_in_the_callback_changes_nothing(endpoint, inet):
     def datagram_received(self, data, addr):
         Recorder.datagram_received(self, data, addr)
         self.transport.pause_reading()
@@ -128,7 +128,7 @@ async def test_pausing_and_resuming_within_the_callback_changes_nothing(endpoint
     assert await protocol.received(100) == numbered(100)
 
 
-async def test_pausing_before_the_first_datagram(endpoint, inet):
+async def test_pause_reading_before_the_first_datagram(endpoint, inet):
     def connection_made(self, transport):
         Recorder.connection_made(self, transport)
         transport.pause_reading()
@@ -141,7 +141,7 @@ async def test_pausing_before_the_first_datagram(endpoint, inet):
     assert await protocol.received(1) == [b"x"]
 
 
-async def test_what_waits_in_a_paused_transport_survives_a_new_protocol(endpoint, inet):
+async def test_backlog_of_a_paused_transport_survives_a_new_protocol(endpoint, inet):
     transport, _ = await endpoint()
     transport.pause_reading()
     send_all(inet, transport, numbered(10))
@@ -154,7 +154,7 @@ async def test_what_waits_in_a_paused_transport_survives_a_new_protocol(endpoint
 # Metadata
 
 
-async def test_the_datagram_that_is_being_delivered(endpoint, inet):
+async def test_metadata_of_the_datagram_being_delivered(endpoint, inet):
     class Curious(Recorder):
         def connection_made(self, transport):
             super().connection_made(transport)
@@ -184,7 +184,7 @@ async def test_the_datagram_that_is_being_delivered(endpoint, inet):
     assert transport.get_extra_info("datagram") is None
 
 
-async def test_the_counters(endpoint, inet):
+async def test_stats_of_a_transport(endpoint, inet):
     transport, protocol = await endpoint()
     assert type(transport.get_extra_info("stats")) is tomada.Stats
     sender = send_all(inet, transport, numbered(3))
@@ -198,7 +198,7 @@ async def test_the_counters(endpoint, inet):
     assert transport.get_extra_info("stats", "gone") == "gone"
 
 
-async def test_what_the_kernel_drops_is_counted(endpoint, inet):
+async def test_stats_counts_kernel_drops(endpoint, inet):
     transport, protocol = await endpoint()
     transport.get_extra_info("socket").setsockopt(std.SOL_SOCKET, std.SO_RCVBUF, 1)
     send_all(inet, transport, numbered(500))
@@ -208,12 +208,12 @@ async def test_what_the_kernel_drops_is_counted(endpoint, inet):
     assert 0 < drops == 500 - len(protocol.datagrams)
 
 
-# Fairness: under a flood that never ends, everything else goes on.
+# Fairness: under an endless flood, everything else continues.
 
 
 @pytest.fixture
 def flood(endpoint, inet):
-    """Start a flood: transports that receive a datagram for each that they have received."""
+    """Start a flood: transports that send themselves a new datagram for each one received."""
 
     async def start(count=1, cost=0):
         def datagram_received(self, data, _):
@@ -241,12 +241,12 @@ async def test_callbacks_and_timers_run_under_a_flood(flood):
         future = loop.create_future()
         loop.call_later(0, future.set_result, None)
         await future
-    # The flood goes on, too.
+    # The flood continues, too.
     while flooded.count < before + 1000:
         await turns()
 
 
-async def test_a_stream_goes_on_under_a_flood(flood):
+async def test_stream_continues_under_a_flood(flood):
     async def serve(reader, writer):
         while data := await reader.read(1000):
             writer.write(data)
@@ -280,7 +280,7 @@ async def test_floods_of_several_transports_share_the_loop(flood):
     assert loop.is_running()
 
 
-async def test_a_slow_protocol_lets_others_run_after_each_datagram(flood):
+async def test_slow_protocol_lets_others_run_after_each_datagram(flood):
     # So slow that each datagram takes longer than a drain should.
     (flooded,) = await flood(cost=20_000)
     await turns(10)
@@ -292,7 +292,7 @@ async def test_a_slow_protocol_lets_others_run_after_each_datagram(flood):
     assert max(steps) == 1
 
 
-async def test_a_batch_for_a_slow_protocol_grows_shorter(endpoint, inet):
+async def test_batch_for_a_slow_protocol_becomes_shorter(endpoint, inet):
     class Slow(Batches):
         def datagrams_received(self, datagrams):
             super().datagrams_received(datagrams)
@@ -306,7 +306,7 @@ async def test_a_batch_for_a_slow_protocol_grows_shorter(endpoint, inet):
     assert len(protocol.batches[-1]) < 16
 
 
-async def test_a_program_may_read_from_the_socket_meanwhile(endpoint, inet):
+async def test_program_may_read_from_the_socket_meanwhile(endpoint, inet):
     with inet.bound(socket) as sock:
         transport, protocol = await endpoint(sock=sock)
         transport.pause_reading()

@@ -1,4 +1,4 @@
-"""What a transport accepts to send, and what it does while there is no room."""
+"""Datagrams that a transport accepts to send, and how it handles a full queue."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ every_way = pytest.mark.parametrize("send", SEND_ONE.values(), ids=SEND_ONE)
 
 @pytest.fixture
 def full(endpoint, unix):
-    """Connect a transport to a plain socket that has no room, and return both."""
+    """Connect a transport to a plain socket whose queue is full, and return both."""
     opened = contextlib.ExitStack()
 
     async def connect(factory=Recorder):
@@ -40,13 +40,13 @@ def full(endpoint, unix):
 
 
 def take_all(other):
-    """Make room: take what strangers sent, and return what the transport did."""
+    """Make room: receive the datagrams of other senders, and return those of the transport."""
     return [data for data in payloads(other) if not data.isdigit()]
 
 
 @every_way
 @pytest.mark.parametrize("data", ["text", 1, None, [b"x"], object()])
-async def test_other_types_than_bytes_are_refused(endpoint, send, data):
+async def test_sendto_rejects_types_other_than_bytes(endpoint, send, data):
     transport, _ = await endpoint(remote_addr=("127.0.0.1", 9))
     found = type(data).__name__
     message = f"^data argument must be a bytes-like object, not '{found}'$"
@@ -56,7 +56,7 @@ async def test_other_types_than_bytes_are_refused(endpoint, send, data):
 
 
 @every_way
-async def test_another_address_on_a_connected_transport(endpoint, inet, send):
+async def test_sendto_another_address_on_a_connected_transport(endpoint, inet, send):
     with inet.bound(std) as other:
         address = other.getsockname()
         transport, _ = await endpoint(remote_addr=address)
@@ -74,18 +74,18 @@ async def test_another_address_on_a_connected_transport(endpoint, inet, send):
 
 @every_way
 @pytest.mark.parametrize("to", [None, "text", ("127.0.0.1",), ("127.0.0.1", "port"), 7])
-async def test_no_address_on_an_unconnected_transport(endpoint, inet, send, to):
+async def test_sendto_without_address_on_an_unconnected_transport(endpoint, inet, send, to):
     with inet.bound(std) as other:
         transport, _ = await endpoint()
         with pytest.raises(TypeError):
             send(transport, b"x", to)
-        # Its caller's mistake, and nobody else's.
+        # A mistake of the caller, which affects no other datagram.
         send(transport, b"after", other.getsockname())
         assert await hear(other) == [b"after"]
 
 
-async def test_the_remote_address_of_a_transport_that_may_broadcast(endpoint, inet):
-    # Such a socket is not connected, and its transport is for one address all the same.
+async def test_sendto_on_a_broadcast_transport_with_a_remote_address(endpoint, inet):
+    # Such a socket is not connected, but its transport still sends to one address only.
     with inet.bound(std) as other:
         address = other.getsockname()
         transport, _ = await endpoint(remote_addr=address, allow_broadcast=True)
@@ -97,7 +97,7 @@ async def test_the_remote_address_of_a_transport_that_may_broadcast(endpoint, in
         assert await hear(other, 2) == [b"without", b"with"]
 
 
-async def test_sendto_many_for_one_address(endpoint, inet):
+async def test_sendto_many_to_one_address(endpoint, inet):
     with inet.bound(std) as one, inet.bound(std) as two:
         transport, _ = await endpoint()
         transport.sendto_many(numbered(100), one.getsockname())
@@ -106,7 +106,7 @@ async def test_sendto_many_for_one_address(endpoint, inet):
         assert await hear(two, 3) == [b"", b"x", b"y"]
 
 
-async def test_sendto_many_leave_without_a_turn_of_the_loop(endpoint, inet):
+async def test_sendto_many_sends_without_an_iteration_of_the_loop(endpoint, inet):
     with inet.bound(std) as other:
         transport, _ = await endpoint()
         transport.sendto(b"first", other.getsockname())
@@ -135,7 +135,7 @@ async def test_sendto_many_to_the_connected_peer(endpoint, inet):
             transport.sendto_many(None)
 
 
-async def test_what_sendto_many_accepted_leaves_though_the_rest_fails(endpoint, inet):
+async def test_sendto_many_sends_accepted_datagrams_though_the_rest_fails(endpoint, inet):
     def some():
         yield b"one"
         yield b"two"
@@ -154,7 +154,7 @@ async def test_what_sendto_many_accepted_leaves_though_the_rest_fails(endpoint, 
         assert payloads(other) == []
 
 
-async def test_a_name_in_place_of_an_address(endpoint, inet):
+async def test_sendto_a_host_name(endpoint, inet):
     with inet.bound(std) as other:
         transport, protocol = await endpoint()
         transport.sendto(b"x", ("localhost", other.getsockname()[1]))
@@ -163,7 +163,7 @@ async def test_a_name_in_place_of_an_address(endpoint, inet):
         assert [type(error) for error in protocol.errors] == [std.gaierror]
 
 
-async def test_addresses_that_nobody_is_bound_to_are_told(endpoint, unix):
+async def test_sendto_closed_ports_reports_errors(endpoint, unix):
     with unix.bound(std) as other:
         transport, protocol = await endpoint(**local(unix))
         nowhere = unix.address()
@@ -177,7 +177,7 @@ async def test_addresses_that_nobody_is_bound_to_are_told(endpoint, unix):
 # A peer without room
 
 
-async def test_what_finds_no_room_leaves_later_and_in_order(full):
+async def test_datagrams_without_room_are_sent_later_and_in_order(full):
     transport, protocol, other = await full()
     sent = [b"item %d" % number for number in range(200)]
     for data in sent:
@@ -193,11 +193,11 @@ async def test_what_finds_no_room_leaves_later_and_in_order(full):
     assert protocol.calls == ["made"]
 
 
-async def test_a_loop_sleeps_while_a_peer_that_it_is_not_connected_to_has_no_room(endpoint, unix):
-    # The socket itself has, so that the kernel calls it writable all the time.
+async def test_loop_sleeps_while_an_unconnected_peer_has_no_room(endpoint, unix):
+    # The socket itself has room, so the kernel reports it as writable all the time.
     transport, protocol = await endpoint(**local(unix))
     attempts = []
-    on_room = transport._on_room  # noqa: SLF001 - nothing else tells
+    on_room = transport._on_room  # noqa: SLF001 - there is no public view
     transport._on_room = lambda: (attempts.append(1), on_room())  # noqa: SLF001
     with unix.bound(std) as other, unix.open(std) as stranger:
         fill(stranger, other.getsockname())
@@ -210,7 +210,7 @@ async def test_a_loop_sleeps_while_a_peer_that_it_is_not_connected_to_has_no_roo
     assert protocol.errors == []
 
 
-async def test_the_protocol_pauses_above_high_water_and_resumes_below_low(full):
+async def test_pause_writing_above_high_water_and_resume_writing_below_low(full):
     transport, protocol, other = await full()
     transport.set_write_buffer_limits(high=100, low=30)
     sizes = []
@@ -228,7 +228,7 @@ async def test_the_protocol_pauses_above_high_water_and_resumes_below_low(full):
 
 
 @every_way
-async def test_with_high_water_at_zero_the_first_that_waits_pauses(full, send):
+async def test_pause_writing_at_the_first_datagram_with_high_water_zero(full, send):
     transport, protocol, other = await full()
     transport.set_write_buffer_limits(high=0)
     send(transport, b"item")
@@ -238,7 +238,7 @@ async def test_with_high_water_at_zero_the_first_that_waits_pauses(full, send):
     assert take_all(other) == [b"item"]
 
 
-async def test_what_another_thread_sends_does_not_wait_for_the_loop(endpoint, inet):
+async def test_sendto_from_another_thread_does_not_wait_for_the_loop(endpoint, inet):
     with inet.bound(std) as other:
         transport, _ = await endpoint(remote_addr=other.getsockname())
 
@@ -247,11 +247,11 @@ async def test_what_another_thread_sends_does_not_wait_for_the_loop(endpoint, in
                 transport.sendto(data)
             return [other.recv(100) for _ in range(5)]
 
-        # The loop is held up here: its turn does not end.
+        # The loop is blocked here, in the middle of an iteration.
         assert Call(send_and_receive).result() == numbered(5)
 
 
-async def test_limits_beyond_all_numbers(full):
+async def test_write_buffer_limits_may_be_huge(full):
     transport, protocol, _ = await full()
     for high in (1e9, 2**70, 1e300):
         transport.set_write_buffer_limits(high=high)
@@ -260,7 +260,7 @@ async def test_limits_beyond_all_numbers(full):
     assert protocol.calls == ["made"]
 
 
-async def test_limits_that_are_lowered_pause_at_once(full):
+async def test_write_buffer_limits_that_are_lowered_pause_at_once(full):
     transport, protocol, _ = await full()
     transport.sendto(b"item")
     assert protocol.calls == ["made"]
@@ -268,7 +268,9 @@ async def test_limits_that_are_lowered_pause_at_once(full):
     assert protocol.calls == ["made", "paused"]
 
 
-async def test_a_protocol_that_pauses_resumes_although_the_buffer_was_never_full(endpoint, inet):
+async def test_protocol_paused_by_lower_limits_resumes_although_the_buffer_was_never_full(
+    endpoint, inet
+):
     with inet.bound(std) as other:
         transport, protocol = await endpoint(remote_addr=other.getsockname())
         transport.sendto(b"sent at once")
@@ -280,7 +282,7 @@ async def test_a_protocol_that_pauses_resumes_although_the_buffer_was_never_full
     assert protocol.calls == ["made", "paused", "resumed"]
 
 
-async def test_limits_that_are_raised_resume_at_once(full):
+async def test_set_write_buffer_limits_resumes_at_once(full):
     transport, protocol, _ = await full()
     transport.set_write_buffer_limits(high=3)
     transport.sendto(b"item")
@@ -289,7 +291,7 @@ async def test_limits_that_are_raised_resume_at_once(full):
     assert protocol.calls == ["made", "paused", "resumed"]
 
 
-async def test_a_protocol_that_pauses_hears_only_of_the_end_after_an_abort(full):
+async def test_abort_of_a_paused_transport_calls_only_connection_lost(full):
     transport, protocol, _ = await full()
     transport.set_write_buffer_limits(high=0)
     transport.sendto(b"item")
@@ -298,7 +300,7 @@ async def test_a_protocol_that_pauses_hears_only_of_the_end_after_an_abort(full)
     assert protocol.calls == ["made", "paused", "lost"]
 
 
-async def test_a_protocol_that_closes_when_it_resumes(full):
+async def test_protocol_that_closes_in_resume_writing(full):
     def resume_writing(self):
         self.note("resumed")
         self.transport.close()
@@ -312,7 +314,7 @@ async def test_a_protocol_that_closes_when_it_resumes(full):
     assert protocol.calls == ["made", "paused", "resumed", "lost"]
 
 
-async def test_a_protocol_that_sends_when_it_may_again(full):
+async def test_protocol_that_sends_in_resume_writing(full):
     def resume_writing(self):
         self.note("resumed")
         while self.calls[-1] == "resumed":
@@ -331,7 +333,7 @@ async def test_a_protocol_that_sends_when_it_may_again(full):
     assert protocol.calls[1:5] == ["paused", "resumed", "paused", "resumed"]
 
 
-async def test_a_protocol_that_raises_when_told_of_the_buffer(full, problems):
+async def test_protocol_that_raises_in_pause_writing_and_resume_writing(full, problems):
     def pause_writing(self):
         self.note("paused")
         raise LookupError("on pause")
@@ -356,7 +358,7 @@ async def test_a_protocol_that_raises_when_told_of_the_buffer(full, problems):
     problems.clear()
 
 
-async def test_the_limits_of_the_buffer(endpoint):
+async def test_write_buffer_limits(endpoint):
     transport, _ = await endpoint()
     assert transport.get_write_buffer_limits() == (16 * 1024, 64 * 1024)
     for limits, expected in [
@@ -374,8 +376,8 @@ async def test_the_limits_of_the_buffer(endpoint):
             transport.set_write_buffer_limits(high=high, low=low)
 
 
-async def test_an_error_and_a_full_buffer_in_one_flush(endpoint, full, unix):
-    # What the callback does with the error must not be undone by what the flush found besides.
+async def test_error_and_a_full_buffer_in_one_flush(endpoint, full, unix):
+    # The flush must not undo what the callback does about the error.
     def error_received(self, error):
         Recorder.error_received(self, error)
         self.transport.abort()
@@ -390,7 +392,7 @@ async def test_an_error_and_a_full_buffer_in_one_flush(endpoint, full, unix):
     assert not loop.remove_reader(descriptor)
 
 
-async def test_an_error_whose_callback_fills_the_buffer(endpoint, full, unix):
+async def test_error_received_that_fills_the_buffer(endpoint, full, unix):
     def error_received(self, error):
         Recorder.error_received(self, error)
         self.transport.sendto(b"item", self.full)
@@ -408,7 +410,7 @@ async def test_an_error_whose_callback_fills_the_buffer(endpoint, full, unix):
     assert take_all(other) == [b"item"]
 
 
-async def test_after_the_end_sends_warn_as_the_standard_transports_do(endpoint, inet, caplog):
+async def test_sendto_after_close_warns_like_the_standard_transports(endpoint, inet, caplog):
     with inet.bound(std) as other:
         transport, protocol = await endpoint(remote_addr=other.getsockname())
         transport.close()
@@ -420,7 +422,7 @@ async def test_after_the_end_sends_warn_as_the_standard_transports_do(endpoint, 
             for _ in range(10):
                 transport.sendto(b"x")
         assert set(caplog.messages) == {"socket.send() raised exception."}
-        # The first few are forgiven.
+        # The first few do not warn.
         assert len(caplog.messages) == 30 - 4
         await turns(2)
         assert payloads(other) == []

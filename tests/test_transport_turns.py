@@ -46,7 +46,7 @@ def turns_of_datagrams(new_loop, count, rounds):
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_a_datagram_beside_a_busy_task_waits_no_longer_than_on_the_standard_loop(count):
+def test_datagram_beside_a_busy_task_waits_no_longer_than_on_the_standard_loop(count):
     standard = turns_of_datagrams(LOOPS["asyncio"], count, 10)
     ours = turns_of_datagrams(LOOPS["tomada"], count, 10)
     for there, here in zip(standard, ours, strict=True):

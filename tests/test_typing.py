@@ -1,4 +1,4 @@
-"""What a type checker makes of programs that use the package."""
+"""The results of a type checker for programs that use the package."""
 
 import re
 import subprocess
@@ -84,7 +84,7 @@ with opening:  # attr-defined  # attr-defined
 
 @pytest.fixture
 def check(tmp_path):
-    """Run mypy on a program, and give the lines and codes of what it finds."""
+    """Run mypy on a program, and return the lines and codes of its errors."""
 
     def run(program):
         path = tmp_path / "program.py"
@@ -97,11 +97,11 @@ def check(tmp_path):
     return run
 
 
-def test_a_program_that_uses_everything_is_accepted(check):
+def test_mypy_accepts_a_program_that_uses_everything(check):
     assert check(GOOD) == []
 
 
-def test_mistakes_are_found(check):
+def test_mypy_finds_mistakes(check):
     lines = enumerate(MISTAKES.splitlines(), 1)
     expected = [(str(number), code) for number, line in lines for code in line.split("  # ")[1:]]
     assert len(expected) == 8

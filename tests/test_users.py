@@ -1,4 +1,4 @@
-"""What takes a socket module, class or object, and has to take tomada's as well."""
+"""Code that takes a socket module, class or object, and must accept tomada's as well."""
 
 import inspect
 import logging
@@ -14,7 +14,7 @@ from support import Call, Child, run
 from tomada import socket
 
 
-def test_the_udp_server_of_the_standard_library_serves_plain_clients(monkeypatch, inet, peer):
+def test_socketserver_udp_server_serves_plain_clients(monkeypatch, inet, peer):
     class Handler(socketserver.BaseRequestHandler):
         def handle(self):
             data, sock = self.request
@@ -30,7 +30,7 @@ def test_the_udp_server_of_the_standard_library_serves_plain_clients(monkeypatch
         serving.result()
 
 
-def test_a_threading_udp_server_is_shut_down(monkeypatch, inet, peer):
+def test_socketserver_threading_udp_server_shuts_down(monkeypatch, inet, peer):
     class Handler(socketserver.DatagramRequestHandler):
         def handle(self):
             self.wfile.write(self.rfile.readline() * 2)
@@ -45,7 +45,7 @@ def test_a_threading_udp_server_is_shut_down(monkeypatch, inet, peer):
         serving.result()
 
 
-def test_log_records_go_out_through_it(monkeypatch, inet, peer):
+def test_logging_datagram_handler_sends_records(monkeypatch, inet, peer):
     monkeypatch.setattr(logging.handlers, "socket", socket)
     other = peer(inet)
     handler = logging.handlers.SysLogHandler(other.address)
@@ -58,11 +58,11 @@ def test_log_records_go_out_through_it(monkeypatch, inet, peer):
     assert data == b"<12>it happened\x00"
 
 
-def test_the_class_has_the_signature_of_the_standard_one():
+def test_class_has_the_signature_of_the_standard_one():
     assert inspect.signature(socket.socket) == inspect.signature(std.socket)
 
 
-def test_a_test_double_is_specified_by_the_class():
+def test_mock_uses_the_class_as_its_spec():
     double = mock.create_autospec(socket.socket)(socket.AF_INET, socket.SOCK_DGRAM)
     double.recvfrom.return_value = (b"data", ("127.0.0.1", 9))
     assert double.recvfrom(100) == (b"data", ("127.0.0.1", 9))
@@ -73,14 +73,14 @@ def test_a_test_double_is_specified_by_the_class():
         assert socket.socket(2, 2) is patched.return_value
 
 
-def test_the_class_can_be_read_about():
+def test_pydoc_documents_the_class():
     text = pydoc.plain(pydoc.render_doc(socket.socket))
     assert "recvfrom" in text
     assert "class socket(" in text
 
 
 @pytest.mark.parametrize("module", ["socket", "tomada.socket"])
-def test_a_socket_travels_to_another_process_as_multiprocessing_sends_it(module):
+def test_multiprocessing_sends_a_socket_to_another_process(module):
     program = """
 import importlib, multiprocessing, sys
 module = importlib.import_module(sys.argv[1])
@@ -113,8 +113,8 @@ PLACES = ["sock", "sock.itself", "sys.kept", "builtins.kept", "threading.kept"]
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("warnings", ["always", "ignore"])
-def test_a_program_that_forgets_its_socket_ends_as_with_the_standard_module(place, warnings):
-    # The later the object goes, the less of the interpreter is left to describe it.
+def test_program_with_an_unclosed_socket_exits_as_with_the_standard_module(place, warnings):
+    # The later the object is destroyed, the less of the interpreter is left to describe it.
     program = f"""
 import builtins, importlib, sys, threading
 module = importlib.import_module(sys.argv[1])
@@ -136,7 +136,7 @@ if {place!r} != 'sock':
 
 
 @pytest.mark.parametrize("module", ["socket", "tomada.socket"])
-def test_a_program_ends_while_daemon_threads_wait(module):
+def test_program_exits_while_daemon_threads_wait(module):
     program = """
 import importlib, sys, threading
 module = importlib.import_module(sys.argv[1])
@@ -145,15 +145,15 @@ sock.bind(("127.0.0.1", 0))
 for timeout in (None, 100, 100):
     sock.settimeout(timeout)
     threading.Thread(target=sock.recvfrom, args=(100,), daemon=True).start()
-# One of them is woken while the interpreter ends.
+# One of them is woken while the interpreter shuts down.
 sock.sendto(b"x", sock.getsockname())
 print("the end")
 """
     assert run(program, module) == "the end\n"
 
 
-def test_a_monkeypatched_program_exchanges_datagrams(inet, peer):
-    # The other way to swap the module, for programs that cannot be changed.
+def test_monkeypatched_program_exchanges_datagrams(inet, peer):
+    # The other way to replace the module, for programs that cannot be changed.
     program = """
 import sys
 import tomada.socket

@@ -1,4 +1,4 @@
-"""Waiting: for ever, for a time, or not at all."""
+"""Waiting: for ever, with a timeout, or not at all."""
 
 import errno
 import itertools
@@ -24,7 +24,7 @@ every_send = pytest.mark.parametrize("send", SEND.values(), ids=SEND)
 
 
 @every_receive
-def test_a_socket_that_does_not_wait_says_so(kind, receive):
+def test_nonblocking_receive_raises(kind, receive):
     with kind.bound(socket) as sock:
         sock.setblocking(False)
         with pytest.raises(BlockingIOError) as caught:
@@ -33,7 +33,7 @@ def test_a_socket_that_does_not_wait_says_so(kind, receive):
 
 
 @every_receive
-def test_a_timeout_comes_not_before_its_time(kind, receive):
+def test_timeout_does_not_end_early(kind, receive):
     with kind.bound(socket) as sock:
         for timeout in (0.02, 0.001, 1e-9):
             sock.settimeout(timeout)
@@ -45,7 +45,7 @@ def test_a_timeout_comes_not_before_its_time(kind, receive):
             assert isinstance(caught.value, std.timeout)
 
 
-def test_the_texts_of_waiting_in_vain_are_the_standard_classs():
+def test_messages_of_timeouts_and_nonblocking_errors_are_the_standard_classs():
     def receiving(timeout, *flags):
         def case(side):
             sock = side.bound()
@@ -61,7 +61,7 @@ def test_the_texts_of_waiting_in_vain_are_the_standard_classs():
 
 
 def test_msg_dontwait_with_a_timeout():
-    # The standard class sees to the timeout first, and to the flag never.
+    # The standard class applies the timeout first, and ignores the flag.
     def case(side):
         sock = side.bound()
         sock.settimeout(0.001)
@@ -72,7 +72,7 @@ def test_msg_dontwait_with_a_timeout():
 
 @every_receive
 @pytest.mark.parametrize("timeout", [None, DEADLINE])
-def test_a_datagram_that_comes_during_the_wait_ends_it(kind, peer, receive, timeout):
+def test_datagram_that_arrives_ends_the_wait(kind, peer, receive, timeout):
     other = peer(kind)
     with kind.bound(socket) as sock:
         sock.settimeout(timeout)
@@ -81,7 +81,7 @@ def test_a_datagram_that_comes_during_the_wait_ends_it(kind, peer, receive, time
         assert call.result() in {b"awaited", 7}
 
 
-def test_an_empty_datagram_ends_a_wait(kind, peer):
+def test_empty_datagram_ends_a_wait(kind, peer):
     other = peer(kind)
     with kind.bound(socket) as sock:
         call = Call(sock.recvfrom, 100).until_it_waits()
@@ -89,7 +89,7 @@ def test_an_empty_datagram_ends_a_wait(kind, peer):
         assert call.result() == (b"", other.address)
 
 
-def test_a_datagram_that_is_there_needs_no_time(kind, peer):
+def test_queued_datagram_is_returned_even_with_the_shortest_timeout(kind, peer):
     other = peer(kind)
     with kind.bound(socket) as sock:
         other.do("send", datagrams=[b"a", b"b"], to=sock.getsockname())
@@ -107,7 +107,7 @@ def test_other_threads_run_while_one_waits(inet):
         assert call.result() == b"x"
 
 
-def test_a_timeout_that_is_changed_holds_for_the_next_wait(inet):
+def test_settimeout_applies_to_the_next_wait(inet):
     with inet.bound(socket) as sock:
         sock.settimeout(None)
         call = Call(sock.recv, 10).until_it_waits()
@@ -132,7 +132,7 @@ def test_many_threads_get_each_datagram_exactly_once(inet):
         for part in range(0, 400, 40):
             for data in datagrams[part : part + 40]:
                 sender.sendto(data, sock.getsockname())
-            # The queue holds a few hundred: let it be read before there is more.
+            # The queue holds a few hundred: let the threads read before more are sent.
             eventually(lambda part=part: sum(map(len, received)) == part + 40)
         for _ in calls:
             sender.sendto(b"", sock.getsockname())
@@ -141,7 +141,7 @@ def test_many_threads_get_each_datagram_exactly_once(inet):
         assert sorted(itertools.chain(*received)) == sorted(datagrams)
 
 
-def test_two_hundred_threads_wait_and_each_gets_one(inet):
+def test_two_hundred_waiting_threads_each_get_one_datagram(inet):
     with inet.bound(socket) as sock, inet.open(std) as sender:
         calls = [Call(sock.recv, 100) for _ in range(200)]
         for number in range(200):
@@ -154,7 +154,7 @@ def test_two_hundred_threads_wait_and_each_gets_one(inet):
 
 def test_threads_that_have_waited_leave_nothing_behind(inet):
     with inet.bound(socket) as sock:
-        # The first wait of a thread may open what later waits of the same thread use.
+        # The first wait of a thread may open something that its later waits reuse.
         sock.settimeout(0.001)
         with pytest.raises(TimeoutError):
             sock.recv(1)
@@ -166,13 +166,13 @@ def test_threads_that_have_waited_leave_nothing_behind(inet):
                 sock.sendto(b"x", sock.getsockname())
             assert [call.result() for call in calls] == [b"x"] * 20
         assert threading.active_count() == threads
-        # What belongs to a thread goes with it, a moment after the last of its Python code.
+        # A thread's resources are released a moment after its last Python code.
         eventually(lambda: open_descriptors() == descriptors)
 
 
 @pytest.fixture(params=["connected", "unconnected"])
 def full(request, unix):
-    """Fill a socket's queue, and give it, a socket that has more to send, and how it does."""
+    """Fill a socket's queue; provide it, a socket with more to send, and its way to send."""
     with unix.bound(socket) as receiver, unix.open(socket) as sender:
         to = receiver.getsockname()
         sender.connect(to)
@@ -185,7 +185,7 @@ def full(request, unix):
             yield receiver, sender, lambda: sender.send(b"late"), count
 
 
-def test_a_sender_waits_for_room_and_the_reader_wakes_it(full):
+def test_sender_waits_for_room_and_the_reader_wakes_it(full):
     receiver, _, send, count = full
     call = Call(send).until_it_waits()
     assert [int(receiver.recv(100)) for _ in range(count)] == list(range(count))
@@ -193,7 +193,7 @@ def test_a_sender_waits_for_room_and_the_reader_wakes_it(full):
     assert receiver.recv(100) == b"late"
 
 
-def test_a_sender_waits_for_room_without_end(full):
+def test_sender_without_a_timeout_waits_for_room(full):
     receiver, sender, send, _ = full
     sender.settimeout(None)
     call = Call(send).until_it_waits()
@@ -201,7 +201,7 @@ def test_a_sender_waits_for_room_without_end(full):
     assert call.result() == 4
 
 
-def test_a_sender_gives_up_after_its_timeout_and_has_sent_nothing(full):
+def test_sender_times_out_and_has_sent_nothing(full):
     receiver, sender, send, count = full
     sender.settimeout(0.05)
     start = time.monotonic()
@@ -215,7 +215,7 @@ def test_a_sender_gives_up_after_its_timeout_and_has_sent_nothing(full):
         receiver.recv(100)
 
 
-def test_a_sender_that_does_not_wait_says_so(full):
+def test_nonblocking_sender_raises(full):
     _, sender, send, _ = full
     sender.setblocking(False)
     with pytest.raises(BlockingIOError) as caught:
@@ -223,7 +223,7 @@ def test_a_sender_that_does_not_wait_says_so(full):
     assert caught.value.errno == errno.EAGAIN
 
 
-def test_a_waiting_sender_does_not_burn_the_processor(full):
+def test_waiting_sender_uses_no_cpu(full):
     _, sender, send, _ = full
     sender.settimeout(0.3)
     start = time.process_time()
@@ -232,7 +232,7 @@ def test_a_waiting_sender_does_not_burn_the_processor(full):
     assert time.process_time() - start < 0.15
 
 
-def test_a_waiting_receiver_does_not_burn_the_processor(kind):
+def test_waiting_receiver_uses_no_cpu(kind):
     with kind.bound(socket) as sock:
         sock.settimeout(0.3)
         start = time.process_time()
@@ -241,8 +241,8 @@ def test_a_waiting_receiver_does_not_burn_the_processor(kind):
         assert time.process_time() - start < 0.15
 
 
-def test_an_error_in_the_error_queue_neither_ends_a_wait_nor_burns_the_processor(inet):
-    # poll(2) reports it again and again, until somebody fetches it.
+def test_queued_error_neither_ends_a_wait_nor_uses_cpu(inet):
+    # poll(2) reports it repeatedly, until it is read.
     with inet.bound(socket) as sock, inet.bound(std) as dead:
         nobody = dead.getsockname()
         dead.close()
@@ -262,7 +262,7 @@ def test_an_error_in_the_error_queue_neither_ends_a_wait_nor_burns_the_processor
 
 
 @every_send
-def test_every_way_of_sending_waits_for_room(unix, send):
+def test_every_send_method_waits_for_room(unix, send):
     with unix.bound(socket) as receiver, unix.open(socket) as sender:
         sender.connect(receiver.getsockname())
         count = fill(sender, receiver.getsockname())
@@ -286,7 +286,7 @@ def test_several_senders_wait_for_one_reader(unix):
             sender.close()
 
 
-def test_a_peer_that_goes_away_ends_the_wait_of_a_sender(unix):
+def test_peer_that_closes_ends_the_wait_of_a_sender(unix):
     with unix.bound(socket) as receiver, unix.open(socket) as sender:
         sender.connect(receiver.getsockname())
         fill(sender, receiver.getsockname())

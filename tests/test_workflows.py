@@ -1,4 +1,4 @@
-"""The workflows of continuous integration: as far as can be said without running them."""
+"""The workflows of continuous integration, as far as they can be checked without running them."""
 
 import re
 import subprocess
@@ -26,7 +26,7 @@ def steps(path):
 
 
 @every_workflow
-def test_it_is_what_github_takes(path):
+def test_workflow_is_valid_for_github(path):
     schema = "vendor.github-workflows"
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -41,14 +41,14 @@ def test_every_action_is_pinned_by_its_hash(path):
         assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line)
 
 
-def test_an_action_is_pinned_to_one_version():
+def test_action_is_pinned_to_one_version():
     text = "".join(path.read_text(encoding="utf-8") for path in WORKFLOWS)
     pins = set(re.findall(r"uses: (\S+@.*)", text))
     assert len(pins) == len({pin.partition("@")[0] for pin in pins})
 
 
 @every_workflow
-def test_no_job_may_do_more_than_it_needs(path):
+def test_jobs_have_only_the_permissions_that_they_need(path):
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert content["permissions"] == {"contents": "read"}
     for job in content["jobs"].values():
@@ -57,7 +57,7 @@ def test_no_job_may_do_more_than_it_needs(path):
 
 
 @every_workflow
-def test_the_commands_that_it_gives_are_there(path):
+def test_commands_of_workflows_exist(path):
     commands = "\n".join(step.get("run", "") for step in steps(path))
     targets = re.findall(r"^make ((?:[a-z-]+ )*[a-z-]+)", commands, re.MULTILINE)
     assert targets
@@ -67,7 +67,7 @@ def test_the_commands_that_it_gives_are_there(path):
         assert done.returncode == 0, done.stderr
 
 
-def test_every_python_is_tested_and_built_for():
+def test_every_python_version_is_tested_and_built():
     tested = jobs("tests")["tests"]["strategy"]["matrix"]["python"]
     assert tested == ["3.11", "3.12", "3.13", "3.14", "3.14t", "3.15"]
     for job in ("glibc", "musl"):
@@ -76,7 +76,7 @@ def test_every_python_is_tested_and_built_for():
         assert sorted(versions.split()) == [v for v in sorted(tested) if v != "3.15"]
 
 
-def test_what_is_published_is_what_was_built():
+def test_published_files_are_the_built_ones():
     everything = jobs("wheels")
     assert everything["publish"]["needs"] == ["glibc", "musl"]
     uploads = [

@@ -57,7 +57,7 @@ def packages_of(programs):
 
 
 def run(command, end):
-    """Run an installation command, until a moment at most; return whether it succeeded."""
+    """Run an installation command with a time limit; return whether it succeeded."""
     left = end - time.monotonic()
     if left <= 0:
         return False

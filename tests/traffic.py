@@ -1,4 +1,4 @@
-"""Traffic in quantity: runs that the kernel glues or cuts, and every way to send and receive it."""
+"""Many datagrams: coalesced or split runs, and every way to send and receive them."""
 
 import itertools
 import socket as std
@@ -16,13 +16,13 @@ def numbered(count, size=8):
 
 
 def send_run(sender, to, data, size):
-    """Send a buffer from a plain socket as one run, which the kernel cuts into datagrams."""
+    """Send a buffer from a plain socket as one run, which the kernel splits into datagrams."""
     segment = (std.IPPROTO_UDP, socket.UDP_SEGMENT, struct.pack("H", size))
     assert sender.sendmsg([data], [segment], 0, to) == len(data)
 
 
 def everything(sock):
-    """Take what is in a socket's queue, without waiting, with its senders."""
+    """Receive the queued datagrams with their senders, without waiting."""
     timeout = sock.gettimeout()
     sock.setblocking(False)
     received = []
@@ -36,7 +36,7 @@ def everything(sock):
 
 
 def payloads(sock):
-    """Take the payloads that are in a socket's queue, without waiting."""
+    """Receive the queued payloads, without waiting."""
     return [data for data, _ in everything(sock)]
 
 
@@ -46,7 +46,7 @@ def from_batch(sock, count):
     return [(bytes(data), address) for data, address in batch]
 
 
-# Each takes some datagrams, at least one, with their senders.
+# Each receives some datagrams, at least one, with their senders.
 RECEIVE_SOME = {
     "recvfrom": lambda sock, _: [sock.recvfrom(1 << 17)],
     "recv_many": lambda sock, count: sock.recv_many(count),
@@ -58,7 +58,7 @@ RECEIVE_SOME = {
 
 
 def receive(sock, count, way="recvfrom"):
-    """Wait for so many datagrams, and return them with their senders."""
+    """Wait for a number of datagrams, and return them with their senders."""
     received = []
     while len(received) < count:
         received += RECEIVE_SOME[way](sock, count - len(received))
@@ -82,7 +82,7 @@ def by_send_batch(sock, pairs):
 
 
 def by_run(sock, pairs):
-    """Send neighbours of one size to one peer as a run, as a plain socket can too."""
+    """Send consecutive datagrams of one size to one peer as a run, as plain sockets can too."""
     for (size, to), run in itertools.groupby(pairs, lambda pair: (len(pair[0]), pair[1])):
         data = [item for item, _ in run]
         most = max(1, min(64, 65_507 // max(size, 1)))

@@ -1,4 +1,4 @@
-"""Event loops with tomada's transports on them, and a protocol that takes notes."""
+"""Event loops with tomada's transports, and a protocol that records its calls."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ def installed(loop):
     return loop
 
 
-# Every sort of loop, each with transports of tomada's.
+# Every kind of loop, each with tomada's transports.
 LOOPS = {
     "tomada": tomada.asyncio.EventLoop,
     "asyncio": lambda: installed(asyncio.SelectorEventLoop()),
@@ -23,12 +23,12 @@ LOOPS = {
 
 
 class Recorder(asyncio.DatagramProtocol):
-    """Takes note of what is called, and wakes a test that waits for it."""
+    """Records its calls, and wakes a test that waits for them."""
 
     def __init__(self):
         self.datagrams = []
         self.errors = []
-        # What is called besides, in order.
+        # The other calls, in order.
         self.calls = []
         self._changed = asyncio.Event()
 
@@ -69,7 +69,7 @@ class Recorder(asyncio.DatagramProtocol):
             await asyncio.wait_for(self._changed.wait(), DEADLINE)
 
     async def received(self, count):
-        """Wait for so many datagrams in all, and return the payloads."""
+        """Wait for a total number of datagrams, and return the payloads."""
         await self.until(lambda: len(self.datagrams) >= count)
         return self.payloads
 
@@ -94,33 +94,33 @@ class Batches(Recorder):
 
 
 def recorder(**methods):
-    """Make a class of recorders of which some methods do something else."""
+    """Make a class of recorders with some methods replaced."""
     return type("Special", (Recorder,), methods)
 
 
 def echo(self, data, addr):
-    """Answer a datagram: a ``datagram_received``."""
+    """Reply to a datagram, as a ``datagram_received``."""
     self.transport.sendto(data, addr)
 
 
 async def hear(sock, count=1):
-    """Wait for datagrams at a plain socket, and return the payloads."""
+    """Wait for datagrams on a plain socket, and return the payloads."""
     return [data for data, _ in await asyncio.to_thread(receive, sock, count)]
 
 
 async def turns(count=1):
-    """Let the loop turn."""
+    """Let the loop run some iterations."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
 def given(address):
-    """Make the form of an address that endpoints are made with."""
+    """Make an address in the form that endpoints take."""
     if isinstance(address, bytes):
         return address.decode()
     return address if isinstance(address, str) else address[:2]
 
 
 def local(kind):
-    """Make the arguments of an endpoint with an address of its own."""
+    """Make the arguments of an endpoint with a free address."""
     return {"local_addr": given(kind.address()), "family": kind.family}

@@ -1,7 +1,7 @@
-"""Runs the interpreter's own tests, with or without tomada in the place of the standard classes.
+"""Run the interpreter's own tests, with tomada's classes or the standard ones.
 
-``python run.py stock|socket|loop|both NAME …``, where a name is a module's or a test's, prints
-JSON: a line with the classes that datagrams go through, then one for each test: its name, its
+``python run.py stock|socket|loop|both NAME …`` prints JSON. Each NAME is a module or a test. The
+first line has the classes that datagrams go through; then each test has a line with its name, its
 outcome (passed, skipped or failed), and the reason or traceback.
 """
 
@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from substitutes import classes, substitute
 from test import support
 
-# Families that are never tomada's. Some of their tests hang where a kernel has half of the family.
+# tomada never replaces these families. Some of their tests hang if a kernel supports a family only
+# in part.
 FOREIGN = [
     "*VSOCK*",
     "*CAN*",
@@ -32,7 +33,7 @@ FOREIGN += ["*TIPC*", "LinuxKernelCryptoAPI", "*SCTP*"]
 
 
 class Report(unittest.TestResult):
-    """Prints each outcome as it comes."""
+    """Print each outcome when it is known."""
 
     def __init__(self) -> None:
         super().__init__()

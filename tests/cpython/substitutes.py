@@ -1,4 +1,4 @@
-"""Puts tomada's classes in the place of the standard ones, for tests that know nothing of it."""
+"""Substitute tomada's classes for the standard ones, in tests that do not know about tomada."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import socket
 
 
 def substitute_socket() -> None:
-    """Put tomada's class where the standard module, and all that import it, look it up."""
+    """Put tomada's class where the standard module and the modules that import it look it up."""
     import tomada.socket
 
     socket.socket = tomada.socket.socket
 
 
 def substitute_loop() -> None:
-    """Put tomada's event loop where tests ask for one that has a selector, and for any."""
+    """Give tomada's event loop to tests that request a selector event loop, or any event loop."""
     import tomada.asyncio
 
-    # The tests of the base class make loops of classes of their own, derived from it.
+    # The base class's tests derive their own loop classes from it.
     for module in (asyncio, asyncio.unix_events, asyncio.selector_events):
         for name in ("EventLoop", "SelectorEventLoop", "BaseSelectorEventLoop"):
             if hasattr(module, name):

@@ -1,4 +1,4 @@
-"""A plugin of pytest: says what becomes of each test, as ``tests/cpython/run.py`` does."""
+"""A pytest plugin that prints the outcome of each test, like ``tests/cpython/run.py``."""
 
 import asyncio
 import json

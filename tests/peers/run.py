@@ -1,7 +1,7 @@
-"""Runs the tests of libraries that live on datagram endpoints, on the standard loop and tomada's.
+"""Run the tests of libraries that use datagram endpoints, on the standard loop and on tomada's.
 
-``python run.py FOLDER``: their source distributions, of the versions that are installed, are
-fetched to the folder, and only the tests are taken out of them.
+``python run.py FOLDER`` downloads the source distributions of the installed versions to the folder,
+and unpacks only their tests.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import sys
 import tarfile
 from pathlib import Path
 
-# Which folder of a distribution has its tests, and which file runs.
+# The folder of the tests in each distribution, and the file to run.
 SUITES = {"aioquic": "tests/test_asyncio.py", "asyncio-dgram": "test/test_aio.py"}
 
 TESTS = Path(__file__).parents[1]
 
 
 def fetch(name: str, folder: Path) -> Path:
-    """Fetch a library's tests, and return the folder that they are in."""
+    """Download a library's tests, and return their folder."""
     requirement = f"{name}=={importlib.metadata.version(name)}"
     target = folder / requirement
     if target.exists():
@@ -33,7 +33,7 @@ def fetch(name: str, folder: Path) -> Path:
     wanted = Path(SUITES[name]).parent.name
     with tarfile.open(archive) as tar:
         for member in tar:
-            # Without the distribution's own folder, and without its package: that is installed.
+            # Without the distribution's top folder, and without its package, which is installed.
             member.name = member.name.partition("/")[2]
             if member.name.startswith(wanted + "/"):
                 tar.extract(member, target, filter="data")
@@ -42,7 +42,7 @@ def fetch(name: str, folder: Path) -> Path:
 
 
 def outcomes(variant: str, name: str, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Run a suite; return the classes that it had, and what became of each test."""
+    """Run a suite; return the classes that it used, and the outcome of each test."""
     log = folder / f"{variant}.jsonl"
     log.unlink(missing_ok=True)
     path = os.pathsep.join([str(TESTS / "peers"), str(TESTS / "cpython")])
@@ -59,7 +59,7 @@ def outcomes(variant: str, name: str, folder: Path) -> tuple[dict[str, str], dic
     for test in tests:
         if test["outcome"] == "failed":
             print(f"{name}, {variant}: {test['test']}\n{test['why']}\n")
-    # A test that passes and then fails to clean up has two lines; the last counts.
+    # A test that passes and then fails to clean up has two lines; the last one counts.
     return classes, {test["test"]: test["outcome"] for test in tests}
 
 

@@ -86,7 +86,7 @@ class Soak:
         return shares["server"] + shares["asyncio"]
 
     def shares(self) -> Counter[str]:
-        """Return how many datagrams each kind received, and how many of all were sent singly."""
+        """Return how many datagrams each kind received, and how many were sent one by one."""
         shares = Counter(dict.fromkeys([*PROGRAMS.values(), "all", "singly"], 0))
         with self._lock:
             for name, account in self.lanes.items():
@@ -102,7 +102,7 @@ class Soak:
             return {name: asdict(self.lanes[name]) for name in sorted(self.lanes)}
 
     def growths(self) -> list[Growth]:
-        """Return the growth of each process; of several workers, that of the one that grew most."""
+        """Return the growth of each process; for several workers, that of the largest growth."""
         found: dict[str, Growth] = {}
         with self._lock:
             for (program, process, _), samples in self.samples.items():
@@ -153,7 +153,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def watch(soak: Soak, over: threading.Event, until: float, wanted: int, console: Console) -> None:
-    """Show progress until the time is up and enough datagrams have passed."""
+    """Show progress until the time is up and enough datagrams have been sent."""
 
     def table() -> Any:
         return report.rich_table("traffic", report.TRAFFIC, report.traffic(soak.counts()))
@@ -226,18 +226,18 @@ def main() -> int:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60, help="how long, at the least")
+    parser.add_argument("--seconds", type=float, default=60, help="the minimum duration in seconds")
     parser.add_argument(
         "--datagrams",
         type=int,
         default=0,
-        help="how many must go through servers and asyncio until it ends",
+        help="the minimum number of datagrams through servers and asyncio",
     )
-    parser.add_argument("--round", type=float, default=4, help="the seconds of a round")
-    parser.add_argument("--memory", type=int, default=MEMORY, help="the growth that is allowed")
-    parser.add_argument("--directory", type=Path, help="where its page is")
+    parser.add_argument("--round", type=float, default=4, help="the duration of a round in seconds")
+    parser.add_argument("--memory", type=int, default=MEMORY, help="the allowed growth in bytes")
+    parser.add_argument("--directory", type=Path, help="the folder of its page")
     parser.add_argument("--results", type=Path, default=Path("target/soak.json"))
-    parser.add_argument("--command", default="make soak", help="how it was started")
+    parser.add_argument("--command", default="make soak", help="the command line for the page")
     return parser
 
 

@@ -35,7 +35,7 @@ class Account:
     """Counters of the datagrams that were sent to one receiver: the senders' and the receiver's."""
 
     sent: int = 0
-    # The others of these were sent in runs, one send for each run (UDP_SEGMENT).
+    # How many of these were sent in runs, one send for each run (UDP_SEGMENT).
     singly: int = 0
     received: int = 0
     refused: int = 0

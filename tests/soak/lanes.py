@@ -30,7 +30,7 @@ class Lane(ABC):
 
     def __init__(self, name: str, *loads: Load, run: int | None = 1) -> None:
         self.name, self.loads, self.run = name, loads, run
-        # How often a lane did something else than sending and receiving.
+        # How often a lane did something other than sending and receiving.
         self.deeds: Counter[str] = Counter()
 
     @abstractmethod

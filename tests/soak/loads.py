@@ -1,4 +1,4 @@
-"""The load of a lane: programs of the load generator, and how a lane waits for the counters."""
+"""The load of a lane: load generator processes, and how a lane waits for the counters."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ class Endpoint(AsyncLane):
         return accounts
 
     async def _take(self, endpoint: Any, patience: float) -> None:
-        """Receive, and give up after a moment, as a task does that has something else to do."""
+        """Receive with a short timeout, like a task that has something else to do."""
         for number in range(1 << 62):
             try:
                 async with asyncio.timeout(patience):

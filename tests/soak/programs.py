@@ -106,11 +106,11 @@ def plain(run: Run) -> None:
 
 
 def in_threads(run: Run, *lanes: Lane) -> None:
-    """Put lanes through rounds, all at once, until told to end."""
+    """Run rounds of all lanes at once, until told to end."""
     prepare(run)
     while not run.is_stopped:
         if len(lanes) == 1:
-            tell(lanes, [lanes[0].round(run.round)])  # it may fork, which is best without threads
+            tell(lanes, [lanes[0].round(run.round)])  # may fork: best before threads start
             continue
         with ThreadPoolExecutor(len(lanes)) as pool:
             rounds = list(pool.map(lambda lane: lane.round(run.round), lanes))

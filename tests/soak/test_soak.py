@@ -1,4 +1,4 @@
-"""The soak: what it makes of counters, and a short run of it."""
+"""The soak: how it judges counters, and a short run of it."""
 
 import json
 import subprocess
@@ -41,11 +41,11 @@ def counted(received, refused=0, kernel_drops=0, filter_drops=0):
         (10, counted(11), {"killed": 1}, 1),
     ],
 )
-def test_what_no_counter_explains_is_found(sent, stats, options, unexplained):
+def test_account_finds_unexplained_datagrams(sent, stats, options, unexplained):
     assert Account.of(sent, stats, **options).unexplained == unexplained
 
 
-def test_accounts_of_rounds_are_added_up_and_no_two_faults_cancel_out():
+def test_account_add_does_not_cancel_out_faults():
     both = Account.of(10, counted(10), counted(1))
     assert both.unexplained == 1
     both.add(Account.of(9, counted(10)))
@@ -53,12 +53,12 @@ def test_accounts_of_rounds_are_added_up_and_no_two_faults_cancel_out():
     assert both.unexplained == 2
 
 
-def test_what_was_received_and_not_delivered_is_found():
+def test_account_finds_datagrams_received_but_not_delivered():
     assert Account.of(10, counted(10)).compare(10).unexplained == 0
     assert Account.of(10, counted(10)).compare(9).unexplained == 1
 
 
-def test_growth_is_what_comes_after_the_warm_up():
+def test_growth_excludes_the_warm_up():
     def samples(*sizes):
         return [Sample("itself", 1, size, size, size, 5, 1) for size in sizes]
 
@@ -68,7 +68,7 @@ def test_growth_is_what_comes_after_the_warm_up():
 
 
 @needs_loadgen
-def test_a_short_soak_leaves_nothing_unexplained(tmp_path):
+def test_short_soak_leaves_nothing_unexplained(tmp_path):
     page = tmp_path / "reliability.md"
     page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     ended = subprocess.run(

@@ -1,4 +1,4 @@
-"""Memory, descriptors and threads of processes over time."""
+"""Measure memory, descriptors and threads of processes over time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benches.children import memory
 
-# The share of a process's samples that are its warm-up.
+# The share of a process's samples that count as its warm-up.
 WARM_UP = 0.25
 
 

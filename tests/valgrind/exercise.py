@@ -1,7 +1,7 @@
-"""Something of everything, for memcheck to watch: ``make valgrind``.
+"""A little of everything, for memcheck to watch: ``make valgrind``.
 
-It asserts little: whether things work is what the tests say. Everything is small, as it runs some
-fifty times slower than usual.
+It has few assertions, because the tests check that things work. Everything is small, because it
+runs about fifty times slower than usual.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ def single():
 
 
 def unix(folder):
-    """Send by AF_UNIX, and descriptors too."""
+    """Send over AF_UNIX, and descriptors too."""
     names = [f"{folder}/one", f"{folder}/other"]
     socks = [socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in names]
     with socks[0] as one, socks[1] as other:
@@ -76,7 +76,7 @@ def unix(folder):
 
 
 def many():
-    """Move lists and batches, glued and not."""
+    """Send and receive lists and batches, coalesced and not."""
     for gro in (False, True):
         with bound() as one, bound() as other:
             other.gro = gro
@@ -109,7 +109,7 @@ def many():
 
 
 def metadata():
-    """Use control messages, groups, the error queue, and the address that was asked."""
+    """Use control messages, groups, the error queue, and the reply source."""
     with bound() as gone:
         nobody = gone.getsockname()
     for family in (socket.AF_INET, socket.AF_INET6):
@@ -143,7 +143,7 @@ def metadata():
 
 
 def guarded():
-    """Have a guard check each thing that it can."""
+    """Make a guard check everything that it can."""
     guard = tomada.Guard(
         allow=["127.0.0.0/8", "::1"],
         deny=["127.9.0.0/16"],
@@ -221,7 +221,7 @@ class Batches(Echo):
 
 
 async def transports():
-    """Make transports of each sort of protocol, endpoints, and errors."""
+    """Make transports with each kind of protocol, endpoints, and errors."""
     loop = asyncio.get_running_loop()
     for kind in (Echo, Batches):
         done = asyncio.Event()
@@ -252,7 +252,7 @@ async def transports():
 
 
 def servers():
-    """Serve with each sort of handler."""
+    """Serve with each kind of handler."""
     handlers = {
         "data": lambda data, _: None if data == b"quiet" else data.upper(),
         "datagram": lambda datagram: datagram.data.upper(),
