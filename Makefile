@@ -41,7 +41,7 @@ test: $(stamps)/build $(stamps)/group-test $(PEERS) $(loadgen) ## the Rust unit 
 	$(bin)/python -m pytest $(PYTEST_ARGS)
 
 test-tools: ## install the programs that the tests use, where there is apt-get
-	@$(PYTHON) tests/tools.py
+	@$(PYTHON) tests/helpers/tools.py
 
 test-all: ## the suite on every CPython from 3.11 up that is installed
 	@$(PYTHON) scripts/toolchain.py list | while read -r tag python; do \

@@ -1,0 +1,401 @@
+"""Attacks on every server of the documentation and the examples, which must keep answering."""
+
+import ast
+import asyncio
+import contextlib
+import errno
+import itertools
+import signal
+import socket as std
+import socketserver
+import struct
+import sys
+import threading
+
+import pytest
+from sybil import Document
+from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
+
+import tomada
+import tomada.asyncio
+from attack import attack, send_from_port_0, vanish
+from documents import INFO, ROOT, documents
+from support import DEADLINE, Call, Child
+from tomada import socket
+from transports import LOOPS
+
+pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
+
+# An honest client's requests, for handlers that require a certain form; others accept any text.
+QUESTIONS = {"add": b"1 5", "somar": b"1 5", "factors": b"15"}
+
+
+def blocks():
+    """Yield each page's Python blocks: the page, the source, and its syntax tree."""
+    for name in documents():
+        document = Document((ROOT / name).read_text(encoding="utf-8"), name)
+        for region in RawFencedCodeBlockLexer(INFO)(document):
+            if region.lexemes["language"] == "python":
+                source = region.lexemes["source"]
+                yield name, source, ast.parse(source)
+
+
+def definitions(tree):
+    """Run the definitions of a program, without its other statements."""
+    kept = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    body = [
+        node
+        for node in tree.body
+        if isinstance(node, kept)
+        or (isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant | ast.Dict))
+    ]
+    names = {}
+    exec(compile(ast.Module(body, []), "a block", "exec"), names)  # noqa: S102 - our own code
+    return names
+
+
+def handlers():
+    """Find the handlers that are passed to ``Server`` and ``serve``."""
+    for page, _, tree in blocks():
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in {"Server", "serve"}
+                and len(node.args) > 1
+            ):
+                handler = node.args[1]
+                yield pytest.param(tree, handler, id=f"{page}:{ast.unparse(handler)}")
+
+
+def loops():
+    """Find functions that serve an endpoint: ``async for data, address in endpoint``."""
+    for page, _, tree in blocks():
+        for node in tree.body:
+            if isinstance(node, ast.AsyncFunctionDef) and any(
+                isinstance(inner, ast.AsyncFor) for inner in ast.walk(node)
+            ):
+                yield pytest.param(tree, node.name, id=f"{page}:{node.name}")
+
+
+def protocols():
+    """Find protocols that reply."""
+    for page, source, tree in blocks():
+        for node in tree.body:
+            text = ast.get_source_segment(source, node) or ""
+            if isinstance(node, ast.ClassDef) and "sendto" in text and "_received" in text:
+                yield pytest.param(tree, node.name, id=f"{page}:{node.name}")
+
+
+def programs():
+    """Find servers that are loops around ``recvfrom`` and ``sendto``."""
+    for page, source, _ in blocks():
+        if ".bind(" in source and ".sendto(" in source and "while True" in source:
+            yield pytest.param(source, id=page)
+
+
+def request_handlers():
+    """Find handler classes for ``socketserver``."""
+    for page, source, tree in blocks():
+        if "UDPServer(" in source:
+            names = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+            yield from (pytest.param(tree, name, id=f"{page}:{name}") for name in names)
+
+
+def answers(address, question=b"15", family=std.AF_INET):
+    """Send a request as an honest client, retrying if it was lost in the flood."""
+    with std.socket(family, std.SOCK_DGRAM) as sock:
+        sock.settimeout(DEADLINE / 20)
+        sock.connect(address)
+        for _ in range(40):
+            try:
+                sock.send(question)
+                return sock.recv(1 << 16)
+            except (TimeoutError, ConnectionRefusedError):
+                continue
+    raise AssertionError("the server no longer replies")
+
+
+def test_all_kinds_of_servers_are_found():
+    # Check that the search works: servers that it misses would not be attacked.
+    assert len(list(handlers())) >= 8
+    assert len(list(loops())) >= 1
+    assert len(list(protocols())) >= 2
+    assert len(list(programs())) == 2
+    assert len(list(request_handlers())) == 1
+
+
+@pytest.mark.parametrize(("tree", "handler"), [*handlers()])
+@pytest.mark.parametrize("guarded", [False, True])
+def test_attacked_documented_handler_still_replies(tree, handler, guarded):
+    names = definitions(tree)
+    function = eval(compile(ast.Expression(handler), "a block", "eval"), names)  # noqa: S307
+    question = QUESTIONS.get(ast.unparse(handler), b"15")
+    options = {"guard": tomada.Guard(amplification=1)} if guarded else {}
+    with tomada.Server(("127.0.0.1", 0), function, **options) as server:
+        attack(server.address)
+        assert answers(server.address, question.ljust(64) if guarded else question)
+
+
+def run_on(new_loop, main):
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        return runner.run(main)
+
+
+@pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS)
+@pytest.mark.parametrize(("tree", "name"), [*loops()])
+@pytest.mark.parametrize("guarded", [False, True])
+def test_attacked_documented_endpoint_still_replies(tree, name, guarded, new_loop):
+    serve = definitions(tree)[name]
+
+    async def main():
+        # A guard that denies replies to frequent senders; and ICMP errors are enabled.
+        guard = tomada.Guard(amplification=0.5) if guarded else None
+        async with tomada.asyncio.open_endpoint(("127.0.0.1", 0), guard=guard) as endpoint:
+            endpoint.socket.setsockopt(std.IPPROTO_IP, socket.IP_RECVERR, 1)
+            task = asyncio.create_task(serve(endpoint))
+            address = endpoint.get_extra_info("sockname")
+            has_port_0 = await asyncio.to_thread(attack, address)
+            if guarded:
+                with contextlib.suppress(AssertionError):
+                    await asyncio.to_thread(answers, address, b"")
+                assert not task.done()
+                endpoint.socket.guard = None
+            assert await asyncio.to_thread(answers, address) == b"15"
+            if has_port_0:
+                # Once more, now that the buffer has room for it.
+                await asyncio.to_thread(send_from_port_0, address)
+                assert await asyncio.to_thread(answers, address) == b"15"
+            assert not task.done()
+            stats, found = endpoint.stats(), {error.errno for error in endpoint.errors()}
+            assert errno.ECONNREFUSED in found or stats.errors > 256
+            if has_port_0 or guarded:
+                assert stats.send_errors > 0
+        await task
+
+    run_on(new_loop, main())
+
+
+@pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS)
+@pytest.mark.parametrize(("tree", "name"), [*protocols()])
+def test_attacked_documented_protocol_still_replies(tree, name, new_loop):
+    protocol = definitions(tree)[name]
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        problems = []
+        loop.set_exception_handler(lambda _, context: problems.append(context))
+        transport, _ = await loop.create_datagram_endpoint(protocol, local_addr=("127.0.0.1", 0))
+        transport.get_extra_info("socket").setsockopt(std.IPPROTO_IP, socket.IP_RECVERR, 1)
+        address = transport.get_extra_info("sockname")
+        await asyncio.to_thread(attack, address)
+        assert await asyncio.to_thread(answers, address) == b"15"
+        assert not transport.is_closing()
+        assert not problems
+        transport.close()
+
+    run_on(new_loop, main())
+
+
+@pytest.mark.parametrize(("tree", "name"), [*request_handlers()])
+def test_attacked_documented_request_handler_still_replies(tree, name, capsys, monkeypatch):
+    monkeypatch.setattr(socketserver, "socket", socket)
+    handler = definitions(tree)[name]
+    with socketserver.UDPServer(("127.0.0.1", 0), handler) as server:
+        serving = Call(server.serve_forever, 0.01)
+        attack(server.server_address)
+        assert answers(server.server_address) == b"15"
+        server.shutdown()
+        serving.result()
+    capsys.readouterr()  # it prints the error of each request
+
+
+@pytest.fixture
+def port():
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+@pytest.mark.parametrize("source", [*programs()])
+def test_attacked_documented_program_still_replies(source, port, tmp_path):
+    path = tmp_path / "server.py"
+    path.write_text(source.replace("1234", str(port)), encoding="utf-8")
+    output = tmp_path / "output"
+    command = f"exec {sys.executable} -u {path} > {output}"
+    with Child("-c", command, program="/bin/sh"):
+        until(output.read_text)
+        answers(("127.0.0.1", port))
+        attack(("127.0.0.1", port))
+        assert answers(("127.0.0.1", port), b"ping") == b"PING"
+
+
+# The examples
+
+
+def example(name, *arguments):
+    child = Child("-X", "dev", ROOT / "examples" / name, *arguments)
+    line = child.line()
+    assert "listening on 127.0.0.1:" in line
+    return child, ("127.0.0.1", int(line.rpartition(":")[2]))
+
+
+def ends_well(child):
+    child.signal(signal.SIGINT)
+    status, output, errors = child.end()
+    assert status == 0, errors
+    assert "Traceback" not in errors
+    return output
+
+
+@pytest.mark.parametrize("upstream", ["down", "silent"])
+def test_attacked_dns_forwarder_still_replies(upstream, interruptible):  # noqa: ARG001
+    message = pytest.importorskip("dns.message", reason="dnspython is not installed")
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as above:
+        above.bind(("127.0.0.1", 0))
+        host, port = above.getsockname()
+        if upstream == "down":
+            above.close()
+        listen = ("--listen", "127.0.0.1:0", "--upstream", f"{host}:{port}", "--timeout", "0.2")
+        child, address = example("dns_cache.py", *listen)
+        query = message.make_query("one.example", "A")
+        with child:
+            attack(address)
+            with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+                sock.connect(address)
+                # Each request makes the upstream refuse one, between the others.
+                for number in range(50):
+                    sock.send(message.make_query(f"{number}.example", "A").to_wire())
+            send_from_port_0(address)
+            vanish(address, 20)
+            if upstream == "down":
+                again = std.socket(std.AF_INET, std.SOCK_DGRAM)
+                again.bind((host, port))
+            else:
+                again = above.dup()
+            with again, answering(again, message):
+                wire = answers(address, query.to_wire())
+            assert message.from_wire(wire).id == query.id
+            ends_well(child)
+
+
+@contextlib.contextmanager
+def answering(sock, message):
+    over = threading.Event()
+
+    def serve():
+        while not over.is_set():
+            with contextlib.suppress(TimeoutError):
+                data, address = sock.recvfrom(1 << 16)
+                sock.sendto(message.make_response(message.from_wire(data)).to_wire(), address)
+
+    sock.settimeout(0.1)
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(DEADLINE)
+
+
+def test_attacked_time_server_still_replies(interruptible):  # noqa: ARG001
+    child, address = example("sntp_server.py", "--listen", "127.0.0.1:0")
+    with child:
+        attack(address)
+        vanish_with(address, sntp_question())
+        assert len(answers(address, sntp_question())) == 48
+        ends_well(child)
+
+
+def sntp_question():
+    return struct.pack("!B47x", 4 << 3 | 3)
+
+
+def vanish_with(address, question):
+    for _ in range(50):
+        with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+            sock.sendto(question, address)
+
+
+COLLECTORS = {
+    "statsd_collector.py": (["--every", "1000"], b"requests:7|c", "requests 7"),
+    "syslog_collector.py": ([], b"<13>it happened", "it happened"),
+    "netflow_collector.py": (
+        ["--every", "1000"],
+        struct.pack("!HH", 5, 1) + bytes(20) + std.inet_aton("192.0.2.9") + bytes(44),
+        "192.0.2.9 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COLLECTORS)
+def test_attacked_collector_keeps_running(name, interruptible, tmp_path):  # noqa: ARG001
+    if name == "netflow_collector.py":
+        pytest.importorskip("numpy", reason="numpy is not installed")
+    options, honest, shown = COLLECTORS[name]
+    output = tmp_path / "output"
+    arguments = [sys.executable, "-u", str(ROOT / "examples" / name), *options]
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        address = sock.getsockname()
+    listen = f"{address[0]}:{address[1]}"
+    # It prints more than a pipe holds.
+    command = " ".join([*arguments, "--listen", listen]) + f" > {output}"
+    with Child("-c", f"exec {command}", program="/bin/sh") as child:
+        until(lambda: "listening" in output.read_text())
+        attack(address)
+        child.until_it_waits()
+        with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+            sock.sendto(honest, address)
+        child.until_it_waits()
+        ends_well(child)
+    assert shown in output.read_text(errors="replace")
+
+
+def until(condition):
+    for _ in itertools.count():
+        with contextlib.suppress(FileNotFoundError):
+            if condition():
+                return
+
+
+def test_attacked_discovery_service_still_replies(interruptible):  # noqa: ARG001
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    common = (ROOT / "examples" / "discovery.py", "--interface", "lo", "--group-port", port)
+    question = b'{"find": "printer"}'
+    with Child("-X", "dev", *common, "offer", "printer", "9100") as offer:
+        assert offer.line().endswith(" is offered")
+        group = ("239.255.77.77", port)
+        with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+            lo = struct.pack("4s4si", bytes(4), bytes(4), std.if_nametoindex("lo"))
+            sock.setsockopt(std.IPPROTO_IP, std.IP_MULTICAST_IF, lo)
+            for data in (b"", b"[]", b"{", b"\xff" * 100, b"[" * 60_000, b"null", question):
+                sock.sendto(data, group)
+        with contextlib.suppress(PermissionError):
+            raw = std.socket(std.AF_INET, std.SOCK_RAW, std.IPPROTO_UDP)
+            with raw:
+                raw.setsockopt(std.IPPROTO_IP, std.IP_MULTICAST_IF, lo)
+                header = struct.pack("!HHHH", 0, port, 8 + len(question), 0)
+                raw.sendto(header + question, (group[0], 0))
+        with Child("-X", "dev", *common, "find", "printer", "--seconds", "0.6") as find:
+            assert find.end()[0] == 0
+        ends_well(offer)
+
+
+def test_attacked_coap_server_still_replies(interruptible, port, tmp_path):  # noqa: ARG001
+    pytest.importorskip("aiocoap", reason="aiocoap is not installed")
+    address = ("127.0.0.1", port)
+    # It logs datagrams that it cannot parse, which is more than a pipe holds.
+    program = [sys.executable, str(ROOT / "examples" / "coap.py"), "--port", str(port)]
+    command = f"exec {' '.join(program)} 2> {tmp_path / 'log'}"
+    with Child("-c", command, program="/bin/sh") as child:
+        child.line()
+        attack(address)
+        # GET /time, confirmable, message 1.
+        question = b"\x40\x01\x00\x01\xb4time"
+        assert answers(address, question)[:4] == b"\x60\x45\x00\x01"
+        child.signal(signal.SIGINT)
+        assert child.end()[0] == 0

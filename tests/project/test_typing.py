@@ -1,0 +1,110 @@
+"""The results of a type checker for programs that use the package."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
+
+GOOD = """
+import socket as std
+from typing import Any, assert_type
+
+import tomada
+import tomada.asyncio
+from tomada import socket
+
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    assert_type(sock, socket.socket)
+    sock.bind(("127.0.0.1", 0))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    sock.setsockopt(socket.SOL_UDP, socket.UDP_GRO, 1)
+    sock.spin = 1e-3
+    assert_type(sock.recvfrom(2048), tuple[bytes, Any])
+    assert_type(sock.recv_many(), list[tuple[bytes, Any]])
+    assert_type(sock.send_many([b"x"], ("127.0.0.1", 9)), int)
+    assert_type(sock.send_many([(b"x", ("::1", 9))], errors="continue"), list[tuple[int, OSError]])
+    assert_type(sock.recv_batch(tomada.Batch(8)), int)
+    datagram = sock.recv_datagram()
+    assert_type(datagram, tomada.Datagram)
+    assert_type(datagram.timestamp_ns, int | None)
+    assert_type(sock.stats(), tomada.Stats)
+    assert_type(sock.errors(), list[tomada.DatagramError])
+
+
+def takes_a_standard_socket(sock: std.socket) -> None: ...
+
+
+takes_a_standard_socket(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+assert_type(one, socket.socket)
+assert_type(socket.fromfd(3, socket.AF_INET, socket.SOCK_DGRAM), socket.socket)
+try:
+    socket.getaddrinfo("localhost", 9, type=socket.SOCK_DGRAM)
+except (socket.gaierror, socket.timeout, socket.herror):
+    pass
+family: socket.AddressFamily = socket.AF_INET6
+
+
+class Special(socket.socket):
+    def recv_two(self) -> list[tuple[bytes, Any]]:
+        return self.recv_many(2)
+
+
+assert_type(Special().recv_two(), list[tuple[bytes, Any]])
+
+
+async def main() -> int:
+    async with tomada.asyncio.open_endpoint(("127.0.0.1", 0)) as endpoint:
+        assert_type(endpoint, tomada.asyncio.Endpoint)
+        endpoint.send(b"ping", endpoint.get_extra_info("sockname"))
+        assert_type(await endpoint.recv(), tuple[bytes, Any])
+    return 0
+
+
+assert_type(tomada.asyncio.run(main()), int)
+"""
+
+MISTAKES = """
+import tomada.asyncio
+from tomada import socket
+
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.sendto("text", ("127.0.0.1", 9))  # call-overload
+sock.recv_many("many")  # arg-type
+sock.receive_many()  # attr-defined
+socket.UDP_GROW  # attr-defined
+data: str = sock.recv(100)  # assignment
+opening = tomada.asyncio.open_endpoint(("127.0.0.1", 0))
+opening.send(b"x")  # attr-defined
+with opening:  # attr-defined  # attr-defined
+    pass
+"""
+
+
+@pytest.fixture
+def check(tmp_path):
+    """Run mypy on a program, and return the lines and codes of its errors."""
+
+    def run(program):
+        path = tmp_path / "program.py"
+        path.write_text(program, encoding="utf-8")
+        command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", path.name]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode in {0, 1}, done.stdout + done.stderr
+        return re.findall(r"^program\.py:(\d+): error: .*\[([a-z-]+)\]$", done.stdout, re.MULTILINE)
+
+    return run
+
+
+def test_mypy_accepts_a_program_that_uses_everything(check):
+    assert check(GOOD) == []
+
+
+def test_mypy_finds_mistakes(check):
+    lines = enumerate(MISTAKES.splitlines(), 1)
+    expected = [(str(number), code) for number, line in lines for code in line.split("  # ")[1:]]
+    assert len(expected) == 8
+    assert check(MISTAKES) == expected
