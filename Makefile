@@ -171,6 +171,7 @@ lint: $(stamps)/build $(stamps)/group-lint $(stamps)/group-test ## formatting, l
 	$(bin)/ruff format --quiet --check
 	$(bin)/python scripts/prose.py
 	$(bin)/python scripts/layers.py
+	$(bin)/lint-imports --no-logo --no-cache
 	$(bin)/python -m mypy
 	$(bin)/python -m mypy.stubtest --ignore-disjoint-bases --ignore-unused-allowlist \
 		--allowlist scripts/stubtest-allowlist tomada._core tomada._constants

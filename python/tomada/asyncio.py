@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 from tomada import _core
 from tomada._address import check_address
 from tomada._advice import OF_BINDING, OF_OPENING, OF_SENDING, advised
-from tomada._endpoint import AsyncContextManager, Endpoint
-from tomada._endpoint_events import Events
-from tomada._given import Given
-from tomada._readiness import Readiness
+from tomada._asyncio.endpoint import AsyncContextManager, Endpoint
+from tomada._asyncio.events import Events
+from tomada._asyncio.given_socket import Given
+from tomada._asyncio.readiness import Readiness
+from tomada._asyncio.transport import DatagramTransport
 from tomada._socket_options import SocketOptions
-from tomada._transport import DatagramTransport
 from tomada.socket import socket
 
 if TYPE_CHECKING:

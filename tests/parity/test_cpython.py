@@ -29,7 +29,7 @@ CLASSES = {
     "socket": {"socket": "tomada.socket.socket"},
     "loop": {
         "loop": "tomada.asyncio.EventLoop",
-        "transport": "tomada._transport.DatagramTransport",
+        "transport": "tomada._asyncio.transport.DatagramTransport",
     },
 }
 CLASSES["both"] = CLASSES["socket"] | CLASSES["loop"]

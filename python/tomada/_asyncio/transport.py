@@ -11,7 +11,7 @@ from asyncio.trsock import TransportSocket
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tomada import _core
-from tomada._watch import ReadWatch
+from tomada._asyncio.read_watch import ReadWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

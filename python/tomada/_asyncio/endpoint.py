@@ -9,20 +9,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from tomada._advice import advise_on_sending
+from tomada._asyncio.readiness import Readiness
 from tomada._client.connection import MOST_HELD_UP, MOST_REPORTS
 from tomada._client.exchange import Exchange, is_refusal
 from tomada._client.retry import Retry
 from tomada._client.round_trip import RoundTrip
 from tomada._client.tasks import SeparatePorts
 from tomada._peer_errors import PeerErrors, is_from_peer
-from tomada._readiness import Readiness
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
 
+    from tomada._asyncio.events import Events
+    from tomada._asyncio.transport import DatagramTransport
     from tomada._core import Datagram, DatagramError, Socket, Stats
-    from tomada._endpoint_events import Events
-    from tomada._transport import DatagramTransport
 
 # The time in seconds after which a task that receives without waiting lets others run, and the
 # number of datagrams between two looks at the clock.

@@ -1,0 +1,1 @@
+"""Datagram transports and endpoints on an event loop."""
