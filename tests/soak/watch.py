@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,8 @@ def sample(process: str, pid: int) -> Sample:
 def children(pid: int) -> Iterator[int]:
     """Yield the child processes of a process."""
     for task in Path(f"/proc/{pid}/task").iterdir():
-        yield from map(int, (task / "children").read_text().split())
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            yield from map(int, (task / "children").read_text().split())
 
 
 SELF = "itself"
