@@ -272,12 +272,13 @@ class Socket:
         Switch it on for a socket that receives many datagrams from few peers: one system call then
         receives up to 64 datagrams of equal size from one peer. Every receiving method splits them
         again, in order, so callers see no difference. Datagrams that a call did not take wait in
-        the socket's backlog (:attr:`pending`), which ``select`` and other processes do not see.
-        Therefore it is off by default, and a loop around ``select`` must check :attr:`pending`
-        first.
+        the socket's backlog (:attr:`pending`), which ``select``, duplicates of the socket and other
+        processes do not see. Therefore it is off by default, and a loop around ``select`` must
+        check :attr:`pending` first.
 
         Switching it off moves the datagrams that the kernel has queued into the backlog. Datagrams
-        that the kernel coalesces at that very moment may be received as one.
+        that the kernel coalesces at that very moment may be received as one. ``MSG_PEEK`` goes on to
+        move the datagram that it shows into the backlog.
 
         :raises OSError: ``EOPNOTSUPP`` or ``ENOPROTOOPT``: the socket is not a UDP socket, or the
             kernel is older than 5.0.

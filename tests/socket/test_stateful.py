@@ -28,6 +28,7 @@ class Port:
     peer: "Port | None" = None
     objects: int = 1
     is_shared: bool = False
+    was_coalescing: bool = False
 
     def hears(self, other):
         return self.objects and self.peer in {None, other}
@@ -211,14 +212,15 @@ class Sockets(RuleBasedStateMachine):
             del queue[:most]
 
     @rule(twins=twins)
-    def let_the_kernel_glue(self, twins):
+    def switch_gro(self, twins):
         # The backlog of one object is invisible to others that share its port.
         if twins.ours.fileno() != -1 and not twins.port.is_shared:
             twins.ours.gro = not twins.ours.gro
+            twins.port.was_coalescing = True
 
     @rule(target=twins, twins=twins)
     def dup(self, twins):
-        if twins.ours.fileno() == -1 or twins.ours.gro or twins.ours.pending:
+        if twins.ours.fileno() == -1 or twins.port.was_coalescing:
             return multiple()
         twins.port.objects += 1
         twins.port.is_shared = True
@@ -226,7 +228,7 @@ class Sockets(RuleBasedStateMachine):
 
     @rule(target=twins, twins=consumes(twins))
     def detach(self, twins):
-        if twins.ours.fileno() == -1 or twins.ours.gro or twins.ours.pending:
+        if twins.ours.fileno() == -1 or twins.port.was_coalescing:
             return twins
         ours, theirs = twins.ours.detach(), twins.theirs.detach()
         assert (twins.ours.fileno(), twins.ours.detach()) == (-1, -1)
