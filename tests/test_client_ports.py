@@ -330,7 +330,7 @@ def test_sockets_that_rested_for_the_timeout_are_closed(inet, way):
         assert open_descriptors() > before + 100
         for _ in range(160):
             age(inside)
-            inside.sample_due = 0.0
+            inside.sample_due = inside._trim_due = 0.0  # noqa: SLF001
             client.request(b"x") if way == "request" else client.request_many([b"x"])
         assert open_descriptors() <= before + pool.LEAST_IDLE + 1
 
@@ -350,7 +350,8 @@ def test_sockets_that_were_not_needed_for_a_while_are_closed(inet, monkeypatch):
         client.request_many([b"x"] * 512, 128)  # the queue has room for them
         assert len(inside.idle) > 100
         for _ in range(160):
-            inside._count_due = inside.sample_due = 0.0  # noqa: SLF001 - as if that was long ago
+            # As if that was long ago.
+            inside._count_due = inside._trim_due = inside.sample_due = 0.0  # noqa: SLF001
             client.request(b"x")
         assert len(inside.idle) <= pool.LEAST_IDLE + 2
 
