@@ -80,6 +80,7 @@ class Endpoint(AsyncContextManager):
         self._ports: SeparatePorts | None = None
         self._taken = 0
         self._rested = 0.0
+        self._looked = 0.0
         events.wake = self._readiness.wake
         self._core.raise_mistakes()
         if not transport._has_peer:
@@ -139,8 +140,9 @@ class Endpoint(AsyncContextManager):
             await self._look_around()
         has_waited = False
         while True:
-            self._events.raise_first()
-            self._check_open()
+            if self._events.errors or self._transport._closing:
+                self._events.raise_first()
+                self._check_open()
             try:
                 taken = take(*args)
             except BlockingIOError:
@@ -172,9 +174,13 @@ class Endpoint(AsyncContextManager):
         self._events.error_received(error)
 
     async def _look_around(self) -> None:
-        """Empty the error queue, which takes the room of datagrams, and let others run."""
-        self._core.read_errors()
-        await self._rest()
+        """Now and then, empty the error queue, which takes the room of datagrams, and rest."""
+        now = time.monotonic()
+        if now - self._looked >= LONGEST_RUN:
+            self._looked = now
+            self._core.read_errors()
+        if now - self._rested >= LONGEST_RUN:
+            await self._rest()
 
     async def _rest(self) -> None:
         """Let other tasks run, if this one has run for long enough."""

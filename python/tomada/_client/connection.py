@@ -6,7 +6,7 @@ import contextlib
 import errno
 import select
 import socket as _std
-from socket import AF_INET6, AF_UNIX, SOCK_DGRAM
+from socket import AF_INET6, AF_UNIX, MSG_DONTWAIT, SOCK_DGRAM
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +158,8 @@ class Connection(socket):
 
     def _send_after_reports(self, data: ReadableBuffer) -> None:
         """Send a request; an error that it raises is its own, and not of an earlier datagram."""
+        if self.peer is None:
+            raise OSError(errno.ENOTCONN, "not connected yet")
         for _ in range(MOST_REPORTS if self.family != AF_UNIX else 0):
             try:
                 self.send(data)
@@ -170,7 +172,6 @@ class Connection(socket):
 
     def ask_many(self, requests: Sequence[ReadableBuffer]) -> list[tuple[int, OSError]]:
         """Send requests as :meth:`ask`, as far as there is room; return which were not, and why."""
-        self.set_wait(0.0)
         failed = self._send_many_after_reports(requests)
         unsure = _UNASKED if self.family == AF_UNIX else _UNASKED | _UNROUTED
         again = [index for index, error in failed if error.errno in unsure]
@@ -190,13 +191,14 @@ class Connection(socket):
     def _send_many_after_reports(
         self, requests: Sequence[ReadableBuffer]
     ) -> list[tuple[int, OSError]]:
-        failed = self.send_many(requests, errors="continue")
+        failed = self.send_many(requests, None, MSG_DONTWAIT, errors="continue")
         for _ in range(MOST_REPORTS if failed and self.family != AF_UNIX else 0):
             again = [index for index, error in failed if is_from_peer(error)]
             if not again:
                 break
             failed = [item for item in failed if not is_from_peer(item[1])]
-            second = self.send_many([requests[index] for index in again], errors="continue")
+            unsent = [requests[index] for index in again]
+            second = self.send_many(unsent, None, MSG_DONTWAIT, errors="continue")
             failed += [(again[index], error) for index, error in second]
         return failed
 

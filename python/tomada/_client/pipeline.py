@@ -282,6 +282,8 @@ class Separate(Pipeline):
 
     def _send(self, indices: Sequence[int]) -> None:
         free, own, in_flight = self._free, self._own, self._in_flight
+        if not self._pool.watched:
+            self._borrow(len(indices) + LEAST_IDLE - 1 - len(free))
         if free:
             self._drop_late()
         for index in indices:
@@ -302,6 +304,18 @@ class Separate(Pipeline):
                 connection.send(in_flight[index])
             except OSError:
                 self._send_slowly(connection, index)
+
+    def _borrow(self, count: int) -> None:
+        """Add idle connections of the pool to the free ones; they have rested longer than those."""
+        borrowed = self._pool.take_idle(count) if count > 0 else []
+        self._free.extendleft(reversed(borrowed))
+        for connection in borrowed:
+            self._watch(connection)
+
+    def _watch(self, connection: Connection) -> None:
+        connection.set_wait(0.0)
+        self._connections[connection.number] = connection
+        self._epoll.register(connection.number, select.EPOLLIN)
 
     def _drop_late(self) -> None:
         """Discard datagrams that have arrived on idle connections."""
@@ -325,9 +339,7 @@ class Separate(Pipeline):
             if len(free) > MOST_IDLE:
                 self._discard(free.popleft())
             connection = self._own[index] = pool.take()
-            connection.set_wait(0.0)
-            self._connections[connection.number] = connection
-            self._epoll.register(connection.number, select.EPOLLIN)
+            self._watch(connection)
         self._asked[connection.number] = index
         return connection
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
@@ -130,6 +131,8 @@ class Pool:
         self._unused = 0
         self._spare = 0
         self._count_due = 0.0
+        # When the next sample is due to close sockets.
+        self._trim_due = 0.0
         #: Connections that may be used again, longest-rested first.
         self.idle: deque[Connection] = deque()
         #: Called when the pool is closed, for a thread that waits for several connections.
@@ -158,6 +161,18 @@ class Pool:
         else:
             self.discard(connection)
         return self._open()
+
+    def take_idle(self, count: int) -> list[Connection]:
+        """Return up to `count` idle connections, the one that has rested longest first.
+
+        Their queues may have late datagrams.
+        """
+        taken: list[Connection] = []
+        with contextlib.suppress(IndexError):
+            while len(taken) < count:
+                taken.append(self.idle.popleft())
+        self._unused = min(self._unused, len(self.idle))
+        return taken
 
     def admits(self, connection: Connection, now: float) -> bool:
         """Return whether an idle connection may be used, as in :meth:`take`; otherwise keep it."""
@@ -250,7 +265,9 @@ class Pool:
         """Record the round-trip time of a reply, in seconds."""
         self.round_trip.sample(elapsed, now)
         self.adapt()
-        self.trim()
+        if now >= self._trim_due:
+            self._trim_due = now + SAMPLE_INTERVAL
+            self.trim()
 
     def adapt(self) -> None:
         """Apply the current round-trip estimate to the timeouts."""

@@ -146,7 +146,8 @@ class Ports:
             ):
                 raise NoPortError(errno.EADDRNOTAVAIL, _text(server, NONE_SAFE))
             # A finalizer may have closed the socket that had this port a moment ago.
-            if sock.getsockname()[1] in self._avoided.get(_key(server), {}):
+            avoided = self._avoided.get(_key(server))
+            if avoided and sock.getsockname()[1] in avoided:
                 raise NoPortError(errno.EADDRNOTAVAIL, _text(server, NONE_SAFE))
 
     def start_anew(self) -> None:

@@ -17,10 +17,10 @@ LEAST_MARGIN = 50e-3
 REST = 4
 
 # How long a sample stays fresh, in seconds: RFC 6298 requires one per round trip, but sampling more
-# often than this is not worth the time. While ports rest for as long as the estimate says, it must
-# follow the server faster.
+# often than this is not worth the time. While ports rest for as long as the estimate says, each
+# request gives a sample: an estimate that is too long costs a socket per request.
 SAMPLE_INTERVAL = 10e-3
-RESTING_SAMPLE_INTERVAL = 1e-3
+RESTING_SAMPLE_INTERVAL = 0.0
 
 
 class RoundTrip:
