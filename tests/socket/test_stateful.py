@@ -204,7 +204,7 @@ class Sockets(RuleBasedStateMachine):
                 return [(item.data, item.address) for item in sock.recv_datagrams(most)]
             return sock.recv_many(most)
 
-        if way == "batch" and twins.ours.fileno() != -1 and twins.ours.gro:
+        if way == "batch" and twins.ours.fileno() != -1 and (twins.ours.gro or twins.ours.pending):
             return  # a slot may have more datagrams than requested
         outcome = self.both(twins, receive)
         if twins.ours.fileno() != -1 and queue:
