@@ -277,8 +277,8 @@ class Socket:
         check :attr:`pending` first.
 
         Switching it off moves the datagrams that the kernel has queued into the backlog. Datagrams
-        that the kernel coalesces at that very moment may be received as one. ``MSG_PEEK`` goes on to
-        move the datagram that it shows into the backlog.
+        that the kernel coalesces at that very moment may be received as one. ``MSG_PEEK`` continues
+        to move the datagram that it shows into the backlog.
 
         :raises OSError: ``EOPNOTSUPP`` or ``ENOPROTOOPT``: the socket is not a UDP socket, or the
             kernel is older than 5.0.

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket as std
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 import tomada
 from serving import ask, server
 from support import Call, eventually
-from tomada._server import messages
+from tomada._server import messages, supervisor, worker
 
 pytestmark = pytest.mark.thread_unsafe(reason="it forks")
 
@@ -272,3 +273,21 @@ def test_async_handlers_are_rejected():
     for name in ("init", "exit"):
         with pytest.raises(TypeError, match=f"{name} is an async function"):
             tomada.Server(("127.0.0.1", 0), print, **{name: handle})
+
+
+def test_worker_serves_only_when_the_supervisor_has_read_that_it_is_ready():
+    """A worker that the supervisor does not know to be ready may be killed: it has no datagrams."""
+    ours, theirs = std.socketpair()
+    ours.setblocking(False)
+    process = supervisor.Worker(0, ours, 0.0, 0)
+    call = Call(worker._Teller(theirs).tell, "ready").until_it_waits()  # noqa: SLF001
+    supervisor._read(process)  # noqa: SLF001
+    assert call.result() is True
+    assert process.ready
+    assert process.channel is None
+
+
+def test_worker_whose_supervisor_has_died_does_not_serve():
+    ours, theirs = std.socketpair()
+    ours.close()
+    assert worker._Teller(theirs).tell("ready") is False  # noqa: SLF001

@@ -108,7 +108,10 @@ class Waiting:
     def write(self, word, *, waits=False):
         if waits:
             (self._folder / word).touch()
-        (self._folder / "words.py").write_text(WAITING.format(word=word))
+        # At once, because a worker may be importing it.
+        new = self._folder / "words.new"
+        new.write_text(WAITING.format(word=word))
+        new.replace(self._folder / "words.py")
 
     def go_on(self, word):
         (self._folder / word).unlink()

@@ -140,7 +140,7 @@ class Endpoint(AsyncContextManager):
             await self._look_around()
         has_waited = False
         while True:
-            if self._events.errors or self._transport._closing:
+            if self._events.errors or self._core.is_closing():
                 self._events.raise_first()
                 self._check_open()
             try:

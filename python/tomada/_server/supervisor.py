@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass
-from socket import MSG_DONTWAIT, socket
+from socket import MSG_DONTWAIT, MSG_NOSIGNAL, socket, socketpair
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tomada._advice import OF_OPENING
@@ -16,7 +16,7 @@ from tomada._server.context import GRACE, Context
 from tomada._server.leaving import forget_parent, leave
 from tomada._server.messages import LARGEST_MESSAGE, Failure, pack, unpack
 from tomada._server.wakeup import Signals, Wakeup
-from tomada._server.worker import SIGNALS, work_and_exit
+from tomada._server.worker import GO, SIGNALS, work_and_exit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,10 +39,10 @@ class Worker:
     """A worker process."""
 
     pid: int
-    pipe: int
+    channel: socket | None  # until the worker has sent its message
     started: float
     generation: int
-    ready: bool = False
+    ready: bool = False  # and told to serve
     message: bytes = b""
     failure: Failure | None = None
     kill_at: float | None = None
@@ -121,10 +121,10 @@ class Supervisor:
             for slot in self._slots:
                 slot.worker = self._fork(slot)
             while self._workers() or not self._stopping:
-                pipes = [worker.pipe for worker in self._workers() if worker.pipe >= 0]
+                channels = [worker.channel for worker in self._workers()]
                 if self._has_parent:
-                    pipes.append(self._channel.fileno())
-                wakeup.wait(self._patience(), pipes)
+                    channels.append(self._channel)
+                wakeup.wait(self._patience(), [one.fileno() for one in channels if one])
                 self._take_commands()
                 for slot in self._slots:
                     self._look_after(slot)
@@ -329,8 +329,8 @@ class Supervisor:
         logger.info("worker %d: a new process has taken over", slot.number)
 
     def _fork(self, slot: Slot) -> Worker:
-        read, write = os.pipe()
-        os.set_blocking(read, False)
+        ours, theirs = socketpair()
+        ours.setblocking(False)
         # The child must not run its parent's signal handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         supervisor = os.getpid()
@@ -338,41 +338,50 @@ class Supervisor:
             pid = os.fork()
         except OSError:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-            os.close(read)
-            os.close(write)
+            ours.close()
+            theirs.close()
             raise
         if pid == 0:
             try:
-                os.close(read)
+                for worker in self._workers():
+                    _close(worker)
+                ours.close()
                 self._channel.close()
-                work_and_exit(self._context, slot.number, supervisor, write)
+                work_and_exit(self._context, slot.number, supervisor, theirs)
             finally:
                 leave(1)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        os.close(write)
-        return Worker(pid, read, time.monotonic(), self._wanted)
+        theirs.close()
+        return Worker(pid, ours, time.monotonic(), self._wanted)
 
 
 def _read(worker: Worker) -> None:
-    """Read a worker's only message: that it is ready, or why it cannot start."""
-    if worker.pipe < 0:
+    """Read a worker's only message: that it is ready, or why it cannot start.
+
+    A worker that is ready receives nothing before it is told to. So a worker that is not ready
+    here can be killed, and loses nothing.
+    """
+    if worker.channel is None:
         return
     try:
-        while part := os.read(worker.pipe, LARGEST_MESSAGE):
+        while part := worker.channel.recv(LARGEST_MESSAGE):
             worker.message += part
             if part.endswith(b"\n"):
                 what, worker.failure, _ = unpack(worker.message)
                 worker.ready = what == "ready"
+                worker.channel.send(GO, MSG_NOSIGNAL)
                 break
     except BlockingIOError:
         return
+    except OSError:
+        pass  # it has been killed; its status says so
     _close(worker)
 
 
 def _close(worker: Worker) -> None:
-    if worker.pipe >= 0:
-        os.close(worker.pipe)
-        worker.pipe = -1
+    if worker.channel is not None:
+        worker.channel.close()
+        worker.channel = None
 
 
 def _reap(worker: Worker) -> int | None:

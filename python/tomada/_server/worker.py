@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from socket import MSG_NOSIGNAL, socket
 from typing import Any, NoReturn
 
 from tomada import _core
@@ -15,14 +16,16 @@ from tomada._server.leaving import forget_records, leave, leave_in_order, limit_
 from tomada._server.messages import Failure, pack
 from tomada._server.wakeup import Signals, Wakeup
 
+# The supervisor's reply to a worker that is ready.
+GO = b"\n"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD)
 
 
-def work_and_exit(context: Context, number: int, supervisor: int, pipe: int) -> NoReturn:
+def work_and_exit(context: Context, number: int, supervisor: int, channel: socket) -> NoReturn:
     """Run a worker until told to stop, and exit the process in order."""
     status = 1
     forget_records()  # the supervisor's
-    teller = _Teller(pipe)
+    teller = _Teller(channel)
     try:
         wakeup = Wakeup()
         status = _work(context, number, supervisor, teller, wakeup)
@@ -43,17 +46,18 @@ def work_and_exit(context: Context, number: int, supervisor: int, pipe: int) -> 
 class _Teller:
     """Sends the supervisor one message: that the worker is ready, or why it cannot start."""
 
-    def __init__(self, pipe: int) -> None:
-        self._pipe = pipe
+    def __init__(self, channel: socket) -> None:
+        self._channel: socket | None = channel
 
-    def tell(self, what: str, failure: Failure | None = None) -> None:
-        pipe, self._pipe = self._pipe, -1
-        if pipe >= 0:
-            with contextlib.suppress(OSError):
-                message = pack(what, failure)
-                while message:
-                    message = message[os.write(pipe, message) :]
-            os.close(pipe)
+    def tell(self, what: str, failure: Failure | None = None) -> bool:
+        """Send the message, unless one was sent; return whether the supervisor has read it."""
+        channel, self._channel = self._channel, None
+        if channel is None:
+            return False
+        with channel, contextlib.suppress(OSError):
+            channel.sendall(pack(what, failure), MSG_NOSIGNAL)
+            return channel.recv(len(GO)) == GO
+        return False
 
 
 def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeup: Wakeup) -> int:
@@ -94,7 +98,8 @@ def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeu
         context.init()
     try:
         started.append(core)
-        teller.tell("ready")
+        if not teller.tell("ready"):
+            return 1  # the supervisor has died
         context.log_unanswered(core.run(wakeup.fileno()))
     finally:
         limit_time(context.drain + GRACE)
