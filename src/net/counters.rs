@@ -1,4 +1,4 @@
-//! Which counters there are: each is named and described here, and nowhere else in Rust.
+//! The tables of counters. Each counter is named and described here, and nowhere else in Rust.
 //!
 //! A table gives its rows to the macro `$declare`, after `$arguments`: the counter's variant, the
 //! name and the type that Python sees, and a description. [`declare_counters`] makes the engine's
@@ -9,14 +9,14 @@ macro_rules! socket_counters {
     ($declare:ident! $arguments:tt) => {
         $declare! { $arguments
             Received received u64
-                "Datagrams received. One looked at with `MSG_PEEK` does not count until it is taken.",
-            ReceivedBytes received_bytes u64 "Their payload, in bytes, as far as it was taken.",
+                "Datagrams received. With `MSG_PEEK` they do not count.",
+            ReceivedBytes received_bytes u64 "Bytes of payload received, without truncated parts.",
             ReceiveCalls receive_calls u64 "System calls that received them.",
             Sent sent u64 "Datagrams sent.",
             SentBytes sent_bytes u64 "Their payload, in bytes.",
             SendCalls send_calls u64 "System calls that sent them.",
             Truncated truncated u64
-                "Received datagrams that were longer than the buffer, and so were cut.",
+                "Received datagrams that were longer than the buffer, and so truncated.",
             Refused refused u64 "Datagrams that the socket's guard refused. They count as nothing else.",
             KernelDrops kernel_drops u64 "Datagrams that the kernel dropped. Counted by the kernel.",
             FilterDrops filter_drops u64
@@ -40,11 +40,11 @@ macro_rules! server_counters {
             Sent sent u64 "Datagrams sent.",
             SentBytes sent_bytes u64 "Bytes of payload sent.",
             SendCalls send_calls u64 "System calls that sent datagrams.",
-            Truncated truncated u64 "Received datagrams whose end was cut off.",
+            Truncated truncated u64 "Received datagrams that were truncated.",
             Refused refused u64 "Datagrams that the guard refused.",
-            KernelDrops kernel_drops u64 "Datagrams that the kernel had no room for.",
+            KernelDrops kernel_drops u64 "Datagrams that the kernel dropped because there was no room.",
             FilterDrops filter_drops u64
-                "Datagrams that the kernel's filter refused, as the guard told it to.",
+                "Datagrams that the guard's kernel filter refused.",
             HandlerErrors handler_errors u64 "Calls of the handler that failed.",
             SendErrors send_errors u64 "Datagrams that could not be sent.",
             ReceiveErrors receive_errors u64

@@ -69,8 +69,8 @@ pub fn deliver<S: Sink>(
     Ok(if sink.is_open() { Flow::Continue } else { Flow::Stop })
 }
 
-/// Whether it is time to check the time: at first often, because a slow sink must not keep others
-/// waiting for many datagrams.
+/// Whether to check the time: often at first, because a slow sink must not delay others for many
+/// datagrams.
 #[inline]
 fn is_due(delivered: usize) -> bool {
     delivered.is_multiple_of(CHECK) || delivered < CHECK && delivered.is_power_of_two()
@@ -90,7 +90,7 @@ pub struct Pace<'a> {
     pub(super) costs: &'a Costs,
     /// The number of datagrams that the drain has delivered.
     pub(super) delivered: usize,
-    /// The same when the last call of [`deliver`] began.
+    /// The value of `delivered` when the last call of [`deliver`] began.
     before: usize,
 }
 

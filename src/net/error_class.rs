@@ -92,7 +92,7 @@ impl ErrorStreak {
     const FIRST: Duration = Duration::from_micros(50);
     const LONGEST: Duration = Duration::from_millis(10);
 
-    /// Resets the count: there was a datagram, or nothing to receive.
+    /// Resets the count: a datagram was received, or there was nothing to receive.
     pub fn end(&mut self) {
         self.errors = 0;
     }

@@ -89,12 +89,12 @@ impl FlowControl {
         self.is_full
     }
 
-    /// Takes note of whether the socket's buffer is full.
+    /// Records whether the socket's buffer is full.
     pub fn set_full(&mut self, is_full: bool) {
         self.is_full = is_full;
     }
 
-    /// Whether more waits than the protocol should have accepted.
+    /// Whether more bytes wait than the protocol should have accepted.
     pub fn is_above(&self, bytes: usize) -> bool {
         number(bytes) > self.marks.high
     }

@@ -43,7 +43,7 @@ pub(super) struct Queued<P> {
     pub(super) data: P,
     pub(super) to: Option<Address>,
     source: Option<Source>,
-    /// Since when it waits for room in the socket's buffer, in a backlog that is limited.
+    /// When it began to wait for room in the socket's buffer, in a backlog that is limited.
     pub(super) since: Option<Instant>,
 }
 

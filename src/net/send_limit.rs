@@ -1,4 +1,4 @@
-//! A send backlog that strangers fill is limited, and none of them blocks the others.
+//! Limits a send backlog that strangers fill, so that none of them blocks the others.
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
@@ -37,7 +37,7 @@ impl<P: Payload> SendBacklog<P> {
     ///
     /// The oldest, because the peers of the latest ones still wait for them.
     pub fn shed(&mut self, now: Instant, most: usize) -> Shed {
-        // Those without a time are the latest.
+        // Datagrams without a time were queued last.
         for queued in self.datagrams.iter_mut().rev() {
             if queued.since.is_some() {
                 break;

@@ -71,7 +71,7 @@ where
     }
 
     fn may_be_of_earlier(&self, error: &io::Error) -> bool {
-        // A socket of another family than the Internet's tells only what it is asked to do.
+        // Sockets of other families only report errors of the current call.
         self.socket.is_ip() && may_be_of_earlier(error)
     }
 

@@ -110,7 +110,7 @@ fn beyond_32_bits(known: u64, counter: u32) -> u64 {
     known + u64::from(counter.wrapping_sub(known as u32))
 }
 
-/// A network namespace's UDP counters.
+/// The UDP counters of a network namespace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Errors {
     /// Dropped because there was no room, or because of a wrong checksum.

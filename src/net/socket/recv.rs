@@ -160,7 +160,7 @@ impl Socket {
             Some(guard) => {
                 let mut scratch = visibility.scratch()?;
                 let receive = || {
-                    let flags = flags | libc::MSG_TRUNC; // to know the full length
+                    let flags = flags | libc::MSG_TRUNC; // returns the full length
                     let info = match &mut scratch {
                         None => sys::recv_message(fd, memory, from, control, flags)?,
                         Some(scratch) => {

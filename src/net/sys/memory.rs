@@ -34,7 +34,7 @@ pub fn make_room<T>(items: &mut Vec<T>, more: usize, what: &str) -> io::Result<(
 
 /// Zeroed memory for `len` items, described by `what`.
 pub fn zeroes<T: Zeroes>(len: usize, what: &str) -> io::Result<Box<[T]>> {
-    const { assert!(size_of::<T>() > 0, "there is no memory of no size") };
+    const { assert!(size_of::<T>() > 0, "items must have a size") };
     if len == 0 {
         return Ok(Box::default());
     }
@@ -111,7 +111,7 @@ impl Memory {
         let mapped = unsafe { libc::mmap(ptr::null_mut(), len, protection, flags, -1, 0) };
         match NonNull::new(mapped.cast()) {
             Some(start) if mapped != libc::MAP_FAILED => Ok(Self { start, len }),
-            _ => Err(no_memory(len, "what datagrams and their senders take")),
+            _ => Err(no_memory(len, "received datagrams")),
         }
     }
 

@@ -78,7 +78,7 @@ fn a_close_wakes_every_waiter() {
 fn a_wake_that_the_flag_does_not_know_of_ends_one_sleep_only() {
     let (receiver, _sender) = pair();
     let waiting = Waiting::new(&receiver);
-    // As two wakes leave it, of which the second writes after the first was cleared.
+    // The state after two wakes, if the second one writes after the first was cleared.
     waiting.waker.as_ref().unwrap().signal_without_flag();
     let mut attempts = 0;
     let deadline = Deadline::after(Duration::from_millis(20));
@@ -157,7 +157,7 @@ fn with_errors() -> (Socket, impl Fn(BorrowedFd<'_>)) {
     let (waiter, _sender) = pair();
     waiter.set_int_option(libc::IPPROTO_IP, libc::IP_RECVERR, 1).unwrap();
     let fail = move |fd: BorrowedFd<'_>| {
-        // An earlier one's error keeps a datagram from leaving, once.
+        // The error of an earlier datagram keeps one datagram from being sent.
         while sys::send_to(fd, sys::SendSlice::new(b"x"), Some(&nobody.into()), 0).is_err() {}
     };
     (waiter, fail)
@@ -170,7 +170,7 @@ fn an_error_queue_that_fills_again_and_again_gives_signal_handlers_a_turn() {
     let deadline = Deadline::after(Duration::from_secs(10));
     let result = Waiting::new(&waiter).run(Interest::Read, deadline, None, |fd, _| {
         fail(fd);
-        std::thread::sleep(2 * INSTANT); // as if there were many
+        std::thread::sleep(2 * INSTANT); // as if it had taken many entries
         io::Result::<()>::Err(io::ErrorKind::WouldBlock.into())
     });
     let Err(Stop::Failed(error)) = result else { panic!("{result:?}") };
