@@ -21,14 +21,14 @@ pub const TARGETS: [Target; 4] = [
 /// Control messages lie within their buffer, and complete ones survive being encoded again.
 pub fn control_messages(data: &[u8]) {
     let (mut again, mut whole, mut bytes) = (Vec::new(), Vec::new(), 0);
-    let mut was_cut = false;
+    let mut was_truncated = false;
     for message in cmsg::decode(data) {
-        assert!(!was_cut, "another message follows a truncated one");
+        assert!(!was_truncated, "another message follows a truncated one");
         let (all, part) = (data.as_ptr_range(), message.data.as_ptr_range());
         assert!(all.start <= part.start && part.end <= all.end);
         bytes += message.data.len();
-        was_cut = message.is_cut;
-        if !was_cut {
+        was_truncated = message.is_truncated;
+        if !was_truncated {
             cmsg::encode(&mut again, message.level, message.kind, message.data);
             whole.push(message);
         }

@@ -21,7 +21,7 @@ pub struct ControlMessage<'a> {
     pub data: &'a [u8],
     /// Whether the header claims more bytes than the buffer has, as after `MSG_CTRUNC` on some
     /// kernels. If so, this is the last message.
-    pub is_cut: bool,
+    pub is_truncated: bool,
 }
 
 /// The number of bytes that a message with `len` bytes of data takes: `CMSG_SPACE`.
@@ -44,10 +44,10 @@ pub fn decode(control: &[u8]) -> impl Iterator<Item = ControlMessage<'_>> {
         let level = c_int::from_ne_bytes(*header[LEVEL..].first_chunk()?);
         let kind = c_int::from_ne_bytes(*header[KIND..].first_chunk()?);
         let data_len = len.checked_sub(HEADER)?;
-        let is_cut = data_len > body.len();
+        let is_truncated = data_len > body.len();
         let data = &body[..data_len.min(body.len())];
         rest = body.get(align(data.len())..).unwrap_or_default();
-        Some(ControlMessage { level, kind, data, is_cut })
+        Some(ControlMessage { level, kind, data, is_truncated })
     })
 }
 
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     fn message(level: c_int, kind: c_int, data: &[u8]) -> ControlMessage<'_> {
-        ControlMessage { level, kind, data, is_cut: false }
+        ControlMessage { level, kind, data, is_truncated: false }
     }
 
     #[test]
@@ -153,7 +153,10 @@ mod tests {
         encode(&mut control, 1, 2, b"abcdefgh");
         control.truncate(HEADER + 3);
         let decoded: Vec<_> = decode(&control).collect();
-        assert_eq!(decoded, [ControlMessage { level: 1, kind: 2, data: b"abc", is_cut: true }]);
+        assert_eq!(
+            decoded,
+            [ControlMessage { level: 1, kind: 2, data: b"abc", is_truncated: true }]
+        );
     }
 
     #[test]

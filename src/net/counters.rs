@@ -9,7 +9,7 @@ macro_rules! socket_counters {
     ($declare:ident! $arguments:tt) => {
         $declare! { $arguments
             Received received u64
-                "Datagrams received. With `MSG_PEEK` they do not count.",
+                "Datagrams received. Reads with `MSG_PEEK` do not count.",
             ReceivedBytes received_bytes u64 "Bytes of payload received, without truncated parts.",
             ReceiveCalls receive_calls u64 "System calls that received them.",
             Sent sent u64 "Datagrams sent.",
@@ -17,13 +17,13 @@ macro_rules! socket_counters {
             SendCalls send_calls u64 "System calls that sent them.",
             Truncated truncated u64
                 "Received datagrams that were longer than the buffer, and so truncated.",
-            Refused refused u64 "Datagrams that the socket's guard refused. They count as nothing else.",
+            Refused refused u64 "Datagrams that the socket's guard refused. No other counter includes them.",
             KernelDrops kernel_drops u64 "Datagrams that the kernel dropped. Counted by the kernel.",
             FilterDrops filter_drops u64
                 "Datagrams that the kernel's filter refused. Counted by the kernel.",
             Errors errors u64
-                "Entries of the error queue: datagrams that failed on their way, as far as the socket \
-                 asks to hear of them (`IP_RECVERR`).",
+                "Entries of the error queue: datagrams that failed on their way, if the socket \
+                 requests them (`IP_RECVERR`).",
             SendErrors send_errors u64
                 "Datagrams that an event loop's transport or a server accepted and could not send.",
         }
@@ -50,7 +50,7 @@ macro_rules! server_counters {
             ReceiveErrors receive_errors u64
                 "Errors that receiving reported, most of them ICMP messages about peers.",
             HandlerTime handler_time f64 "Seconds spent in the handler.", // counted in nanoseconds
-            Restarts restarts u64 "Workers that died and were started again.",
+            Restarts restarts u64 "Workers that died and were restarted.",
         }
     };
 }

@@ -66,7 +66,7 @@ impl SharedCounters {
     }
 
     /// Whether this is the first call, by any worker.
-    pub fn is_first_to_tell_drops(&self) -> bool {
+    pub fn is_first_to_log_drops(&self) -> bool {
         self.words[DROPS_REPORTED].swap(1, Ordering::Relaxed) == 0
     }
 
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn one_worker_is_the_first() {
         let counters = SharedCounters::new(2).unwrap();
-        assert!(counters.is_first_to_tell_drops());
-        assert!(!counters.is_first_to_tell_drops());
+        assert!(counters.is_first_to_log_drops());
+        assert!(!counters.is_first_to_log_drops());
     }
 }

@@ -18,7 +18,7 @@ pub struct Counters {
     /// Datagrams that were dropped because memory allocation failed.
     dropped: AtomicU64,
     /// The counters as they were when [`Counters::take_delta`] last read them.
-    told: [AtomicU64; SocketCounter::ALL.len()],
+    reported: [AtomicU64; SocketCounter::ALL.len()],
 }
 
 /// The increase of the counters since the last query, with the names of [`Stats`].
@@ -65,11 +65,11 @@ impl Counters {
     /// counters.
     pub fn take_delta(&self) -> CounterDelta {
         let take = |counter: SocketCounter| {
-            let (count, told) = (self.get(counter), &self.told[counter as usize]);
-            if count == told.load(Ordering::Relaxed) {
+            let (count, reported) = (self.get(counter), &self.reported[counter as usize]);
+            if count == reported.load(Ordering::Relaxed) {
                 return 0; // the usual case
             }
-            count.saturating_sub(told.fetch_max(count, Ordering::Relaxed))
+            count.saturating_sub(reported.fetch_max(count, Ordering::Relaxed))
         };
         CounterDelta {
             refused: take(SocketCounter::Refused),
@@ -129,8 +129,8 @@ mod tests {
         assert_eq!(counters.take_delta(), CounterDelta::default());
         counters.count_refused(3);
         counters.count_sent(2, 20);
-        let told = CounterDelta { refused: 3, sent: 2, sent_bytes: 20, send_calls: 1 };
-        assert_eq!(counters.take_delta(), told);
+        let reported = CounterDelta { refused: 3, sent: 2, sent_bytes: 20, send_calls: 1 };
+        assert_eq!(counters.take_delta(), reported);
         counters.count_refused(2);
         assert_eq!(counters.take_delta(), CounterDelta { refused: 2, ..CounterDelta::default() });
         assert_eq!(counters.take_delta(), CounterDelta::default());

@@ -84,7 +84,7 @@ impl Socket {
 
     /// If the backlog is not empty, wakes the threads that sleep until the kernel has a datagram:
     /// the kernel does not know of the backlog.
-    pub fn share_kept(&self) {
+    pub fn share_backlog(&self) {
         if self.backlog_len() > 0 {
             self.descriptor().wake();
         }

@@ -163,7 +163,7 @@ const TAKEN: usize = 1024;
 impl Socket {
     /// Takes an entry out of the error queue; `EAGAIN` if it is empty.
     pub fn take_error_message(&self, fd: BorrowedFd<'_>) -> io::Result<ErrorMessage> {
-        let mut kept = self.kept_errors();
+        let mut kept = self.stored_errors();
         match kept.pop_front() {
             Some(message) => Ok(message),
             None => self.next_error_message(fd),
@@ -186,25 +186,25 @@ impl Socket {
     /// Puts entries back at the front that were taken out and turned out not to be errors. If the
     /// queue is full, the oldest of them are dropped.
     pub fn put_back_error_messages(&self, messages: Vec<ErrorMessage>) {
-        let mut kept = self.kept_errors();
+        let mut kept = self.stored_errors();
         let room = KEPT.saturating_sub(kept.len());
         for message in messages.into_iter().rev().take(room) {
             kept.push_front(message);
         }
         if !kept.is_empty() {
             drop(kept);
-            self.descriptor().wake(); // as in keep_error_messages()
+            self.descriptor().wake(); // as in store_error_messages()
         }
     }
 
-    /// Takes out an entry that [`Self::keep_error_messages`] has stored, if there is one.
-    pub fn take_kept_error_message(&self) -> Option<ErrorMessage> {
-        self.kept_errors().pop_front()
+    /// Takes out an entry that [`Self::store_error_messages`] has stored, if there is one.
+    pub fn take_stored_error_message(&self) -> Option<ErrorMessage> {
+        self.stored_errors().pop_front()
     }
 
     /// Whether entries are stored.
-    pub fn has_kept_error_messages(&self) -> bool {
-        !self.kept_errors().is_empty()
+    pub fn has_stored_error_messages(&self) -> bool {
+        !self.stored_errors().is_empty()
     }
 
     /// Moves the kernel's error queue into this socket's own, which keeps the latest entries.
@@ -212,10 +212,10 @@ impl Socket {
     /// wait for the socket: one of them may wait for an entry that the kernel no longer has.
     ///
     /// It terminates even if new entries arrive as fast as it takes them.
-    pub fn keep_error_messages(&self, fd: BorrowedFd<'_>) -> (usize, usize) {
+    pub fn store_error_messages(&self, fd: BorrowedFd<'_>) -> (usize, usize) {
         let (mut taken, mut errors) = (0, 0);
         {
-            let mut kept = self.kept_errors();
+            let mut kept = self.stored_errors();
             while taken < TAKEN
                 && let Ok(message) = self.next_error_message(fd)
             {
@@ -272,7 +272,7 @@ impl Socket {
         &self,
         receive: impl FnOnce(Option<ErrorMessage>) -> io::Result<T>,
     ) -> io::Result<T> {
-        let mut kept = self.kept_errors();
+        let mut kept = self.stored_errors();
         let message = kept.pop_front();
         let is_new = message.is_none();
         let received = receive(message)?;
@@ -282,7 +282,7 @@ impl Socket {
         Ok(received)
     }
 
-    fn kept_errors(&self) -> ForkMutexGuard<'_, VecDeque<ErrorMessage>> {
+    fn stored_errors(&self) -> ForkMutexGuard<'_, VecDeque<ErrorMessage>> {
         self.error_queue.messages.lock()
     }
 }

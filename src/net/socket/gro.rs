@@ -69,8 +69,8 @@ impl Socket {
         self.set_gro(is_on)
     }
 
-    /// Moves the kernel's queue to the backlog, but at most as many datagrams as a queue can hold: new
-    /// ones may arrive faster than this.
+    /// Moves the kernel's queue to the backlog, but at most as many datagrams as a queue can hold:
+    /// new ones may arrive faster than this.
     fn keep_queued(&self) -> io::Result<()> {
         let mut cursor = RecvCursor::of_thread(self)?;
         let room = self.int_option(libc::SOL_SOCKET, libc::SO_RCVBUF)? as usize;
@@ -96,12 +96,12 @@ impl Socket {
     }
 
     /// Whether a kernel message may contain several datagrams.
-    pub fn may_be_glued(&self) -> bool {
+    pub fn may_be_coalesced(&self) -> bool {
         self.gro.splits.load(Ordering::Relaxed)
     }
 
     /// Whether a receive goes through the backlog.
     pub(super) fn splits(&self, flags: c_int) -> bool {
-        (self.may_be_glued() || self.backlog_len() > 0) && flags & libc::MSG_ERRQUEUE == 0
+        (self.may_be_coalesced() || self.backlog_len() > 0) && flags & libc::MSG_ERRQUEUE == 0
     }
 }

@@ -244,7 +244,7 @@ impl Socket {
 
     /// Makes the kernel report the metadata in [`super::Meta`] with each datagram. An option that
     /// the user has set, on or off, stays as it is.
-    pub fn tell_metadata(&self) -> io::Result<()> {
+    pub fn request_metadata(&self) -> io::Result<()> {
         if self.tells_metadata.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
@@ -253,7 +253,7 @@ impl Socket {
 
     /// Makes the kernel report the destination with each datagram; otherwise as
     /// [`request_metadata`](Self::request_metadata).
-    pub fn tell_destination(&self) -> io::Result<()> {
+    pub fn request_destination(&self) -> io::Result<()> {
         self.switch_on(meta::destination_options(self.family))
     }
 

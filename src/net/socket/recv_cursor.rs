@@ -131,13 +131,13 @@ impl<'a, R: Ring> RecvCursor<'a, R> {
     fn give_back(&mut self) {
         if !self.is_empty() {
             self.keep_rest();
-            self.socket.share_kept();
+            self.socket.share_backlog();
         }
         self.held = None;
     }
 
     /// Moves the remaining datagrams into the backlog without waking any thread: an attempt of a
-    /// waiting call would wake itself. When that call ends, it [shares](Socket::share_kept) the
+    /// waiting call would wake itself. When that call ends, it [shares](Socket::share_backlog) the
     /// backlog.
     pub(super) fn keep_rest(&mut self) {
         if !self.is_empty() {

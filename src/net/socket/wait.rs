@@ -195,7 +195,7 @@ impl<'a> Waiting<'a> {
                 // Another thread has put datagrams into the backlog, which the kernel does not know
                 // of.
                 Interest::Read if self.socket.backlog_len() > 0 => libc::POLLIN,
-                Interest::Error if self.socket.has_kept_error_messages() => libc::POLLERR,
+                Interest::Error if self.socket.has_stored_error_messages() => libc::POLLERR,
                 _ => match deaf_since.and_then(|since| since.checked_add(LONGEST_DEAF)) {
                     Some(end) if deadline.is_after(end) => {
                         match self.sleep(fd, interest, Deadline::at(Some(end))) {
@@ -218,7 +218,7 @@ impl<'a> Waiting<'a> {
             }
             // Ready, but EAGAIN. A non-empty error queue counts as ready until it is empty.
             let kept = if ready & libc::POLLERR != 0 && interest != Interest::Error {
-                self.socket.keep_error_messages(fd).0
+                self.socket.store_error_messages(fd).0
             } else {
                 0
             };

@@ -153,7 +153,7 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         }
         new_list(self.py, batch)
             .and_then(|batch| self.handler.call1((batch,)))
-            .and_then(|replies| self.answer_batch(&replies, &senders))
+            .and_then(|replies| self.queue_replies(&replies, &senders))
             .or_else(|error| self.fail(error, None))?;
         Ok(taken)
     }
@@ -193,11 +193,11 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
             let about = Datagram::new(self.owner, datagram, data, address);
             self.handler.call1((Bound::new(self.py, about)?,))
         };
-        self.answer(datagram.from, source, &reply?)
+        self.queue_reply(datagram.from, source, &reply?)
     }
 
     /// Queues the replies to a batch. An invalid reply does not affect the others.
-    fn answer_batch(
+    fn queue_replies(
         &self,
         replies: &Bound<'py, PyAny>,
         senders: &[(Sender, usize)],
@@ -226,14 +226,19 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
                                datagrams; use sendto() for others";
                 return Err(PyValueError::new_err(message));
             };
-            self.answer(to.as_bytes(), *source, &reply)
+            self.queue_reply(to.as_bytes(), *source, &reply)
                 .or_else(|error| self.fail(error, Some(to.as_bytes())))?;
         }
         Ok(())
     }
 
     /// Queues a reply.
-    fn answer(&self, to: &[u8], source: Option<Source>, reply: &Bound<'py, PyAny>) -> PyResult<()> {
+    fn queue_reply(
+        &self,
+        to: &[u8],
+        source: Option<Source>,
+        reply: &Bound<'py, PyAny>,
+    ) -> PyResult<()> {
         if reply.is_none() {
             return Ok(());
         }

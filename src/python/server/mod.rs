@@ -105,7 +105,7 @@ impl ServerCore {
         };
         let inner = socket.get().socket()?;
         if takes == Takes::Datagram {
-            inner.tell_metadata()?;
+            inner.request_metadata()?;
         }
         Ok(Self {
             reply_sources: ReplySources::of(inner),
@@ -221,16 +221,16 @@ impl ServerCore {
                 }
             }
             if let Some(error) = of_peer {
-                this.tell_queued_errors(py, socket, Some(error))?;
+                this.report_queued_errors(py, socket, Some(error))?;
                 if this.is_overdue() {
                     break;
                 }
             }
             if told_at.elapsed() >= TICK {
                 told_at = Instant::now();
-                this.tell_drops(py, socket)?;
+                this.log_drops(py, socket)?;
                 // A wait may have taken error queue entries that no receive has reported.
-                this.tell_queued_errors(py, socket, None)?;
+                this.report_queued_errors(py, socket, None)?;
             }
         }
         this.leave(py, &sink, &mut cursor)
@@ -348,7 +348,7 @@ impl ServerCore {
     }
 
     /// Counts and reports the errors in the error queue, and one that a receive has reported.
-    fn tell_queued_errors(
+    fn report_queued_errors(
         &self,
         py: Python<'_>,
         socket: &net::Socket,
@@ -410,9 +410,9 @@ impl ServerCore {
     }
 
     /// Logs, once for all workers, that the kernel drops datagrams.
-    fn tell_drops(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
+    fn log_drops(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
         let drops = socket.drops().unwanted;
-        if drops > 0 && self.counters.get().shared_counters().is_first_to_tell_drops() {
+        if drops > 0 && self.counters.get().shared_counters().is_first_to_log_drops() {
             self.report.call1(py, ("drops", drops, py.None()))?;
         }
         Ok(())

@@ -23,7 +23,7 @@ impl Socket {
         let (ring, layout) = contents.parts();
         // The previous content is overwritten from now on.
         batch.empty(layout);
-        if socket.may_be_glued() && !batch.holds_any_message() {
+        if socket.may_be_coalesced() && !batch.holds_any_message() {
             // Datagrams beyond the room of a slot would be lost without a cursor.
             let mut cursor = RecvCursor::of_thread(socket)?;
             self.receive_for(py, batch, &mut cursor, flags)?;

@@ -146,7 +146,7 @@ impl Socket {
     fn set_gro(&self, is_on: bool) -> Result<()> {
         let socket = self.socket()?;
         let result = socket.set_gro(is_on);
-        socket.share_kept();
+        socket.share_backlog();
         result.map_err(|error| match error.raw_os_error() {
             Some(errno @ (libc::EOPNOTSUPP | libc::ENOPROTOOPT)) => PyOSError::new_err((
                 errno,
@@ -172,7 +172,7 @@ impl Socket {
         convert: impl Fn(Datagram) -> PyResult<T>,
     ) -> Result<Vec<T>> {
         let this = slf.get();
-        this.socket()?.tell_metadata()?;
+        this.socket()?.request_metadata()?;
         let mut senders = Senders::new(&this.addresses);
         this.receive_many(slf.py(), max_datagrams, flags, |received| {
             let address = senders.object(slf.py(), received.from)?;
@@ -204,8 +204,8 @@ impl Socket {
             (Err(Error::Os(error)), Some(Source { address, .. })) if may_be_of_source(&error) => {
                 let (errno, reason) = (error.raw_os_error(), strerror(&error));
                 let text = format!(
-                    "{reason}: no route leads to the peer from {address}, which it asked; perhaps \
-                     this machine has that address no more: sendto() sends from another"
+                    "{reason}: there is no route to the peer from {address}, the address it sent to; \
+                     if this machine no longer has that address, use sendto()"
                 );
                 Err(Error::Python(PyOSError::new_err((errno, text))))
             }

@@ -308,7 +308,7 @@ impl Socket {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => py.check_signals()?,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && waits => break,
                 result => {
-                    socket.share_kept();
+                    socket.share_backlog();
                     return Ok(result?);
                 }
             }
@@ -319,7 +319,7 @@ impl Socket {
             let flags = if hung_up && blocks { asked } else { flags };
             attempt(socket, fd, flags)
         });
-        socket.share_kept();
+        socket.share_backlog();
         result
     }
 

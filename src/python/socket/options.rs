@@ -63,9 +63,9 @@ impl Socket {
         socket.option_was_set(level, optname);
         if level == libc::SOL_SOCKET
             && matches!(optname, libc::SO_RCVBUF | libc::SO_SNDBUF)
-            && let Ok(asked) = value.extract()
+            && let Ok(requested) = value.extract()
         {
-            self.warn_if_clamped(value.py(), optname, asked)?;
+            self.warn_if_clamped(value.py(), optname, requested)?;
         }
         Ok(())
     }
@@ -103,9 +103,9 @@ impl Socket {
 
     /// Warns if the kernel has silently given a smaller buffer than requested. It reports twice the
     /// size that it was given (`socket(7)`).
-    fn warn_if_clamped(&self, py: Python<'_>, optname: c_int, asked: c_int) -> Result<()> {
+    fn warn_if_clamped(&self, py: Python<'_>, optname: c_int, requested: c_int) -> Result<()> {
         let given = self.socket()?.int_option(libc::SOL_SOCKET, optname)? / 2;
-        if given >= asked {
+        if given >= requested {
             return Ok(());
         }
         let (option, limit) = match optname {
@@ -113,7 +113,7 @@ impl Socket {
             _ => ("SO_SNDBUF", "net.core.wmem_max"),
         };
         let text = format!(
-            "{option}: asked for {asked} bytes, got {given}, the limit of sysctl {limit}; \
+            "{option}: requested for {requested} bytes, got {given}, the limit of sysctl {limit}; \
              raise that, or use {option}FORCE with CAP_NET_ADMIN"
         );
         let text = CString::new(text).unwrap_or_default();

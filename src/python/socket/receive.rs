@@ -308,7 +308,7 @@ fn interest(flags: c_int) -> Interest {
 fn control_list<'py>(py: Python<'py>, control: &[u8]) -> Result<Bound<'py, PyList>> {
     let list = PyList::empty(py);
     for message in cmsg::decode(control) {
-        if message.is_cut {
+        if message.is_truncated {
             let category = py.get_type::<PyRuntimeWarning>();
             let text = c"received malformed or improperly-truncated ancillary data";
             PyErr::warn(py, &category, text, 1)?;

@@ -89,7 +89,7 @@ impl<'s, 'py> Sending<'s, 'py> {
                 // This exception must propagate, whatever happened to the datagrams.
                 End::Raised(error) => return Err(after(result, error).into()),
                 _ if result.is_err() || self.is_full => return result,
-                End::NoDatagram(error) => return Err(self.about(error, None, 0)?.into()),
+                End::NotDatagram(error) => return Err(self.about(error, None, 0)?.into()),
                 End::OfIterable => return Ok(()),
                 End::OfPortion => self.socket.py().check_signals()?,
             }
@@ -263,7 +263,7 @@ enum End {
     OfPortion,
     OfIterable,
     /// An item is not a datagram.
-    NoDatagram(PyErr),
+    NotDatagram(PyErr),
     /// The iterable, an audit hook or a signal handler raised an exception, which propagates
     /// unchanged.
     Raised(PyErr),
@@ -275,7 +275,7 @@ impl End {
         // An exception with a traceback comes from Python code: the item's, or a signal handler
         // that ran meanwhile.
         let is_raised = Python::attach(|py| error.traceback(py).is_some());
-        if is_raised { Self::Raised(error) } else { Self::NoDatagram(error) }
+        if is_raised { Self::Raised(error) } else { Self::NotDatagram(error) }
     }
 }
 

@@ -48,7 +48,7 @@ impl TransportCore {
         let had_errors = Self::empty_error_queue(slf)?;
         let socket = slf.get().socket.bind(slf.py()).get().socket()?;
         let is_due = !slf.get().errors_scheduled.load(Ordering::Relaxed);
-        if is_due && socket.has_kept_error_messages() {
+        if is_due && socket.has_stored_error_messages() {
             // This comes first, because the protocol may send and get the next error.
             Self::schedule_errors(slf)?;
             Self::tell_stored(slf, TOLD)?;
@@ -68,7 +68,7 @@ impl TransportCore {
         let this = slf.get();
         this.receives.store(0, Ordering::Relaxed);
         let socket = this.socket.bind(slf.py()).get().socket()?;
-        Ok(socket.with(|fd| Ok(socket.keep_error_messages(fd)))?.1 > 0)
+        Ok(socket.with(|fd| Ok(socket.store_error_messages(fd)))?.1 > 0)
     }
 
     fn schedule_errors(slf: &Bound<'_, Self>) -> Result<()> {
@@ -83,7 +83,7 @@ impl TransportCore {
         let owner = this.socket.bind(py).get();
         let socket = owner.socket()?;
         for _ in 0..most {
-            let Some(message) = socket.take_kept_error_message() else { break };
+            let Some(message) = socket.take_stored_error_message() else { break };
             if let Some(noted) = owner.describe(py, message)? {
                 let error = noted.into_exception(py)?;
                 this.tell_error(py, error)?;

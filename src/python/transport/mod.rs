@@ -129,7 +129,7 @@ impl TransportCore {
         let options_before = socket.get().socket()?.held_options();
         let may_be_referred_to = socket.hasattr(intern!(py, "__dict__"))?;
         let links = Links { event_loop, transport, act, protocol: py.None() };
-        // Last, so that the options of a socket change only if its transport is there to restore them.
+        // Last, so that a socket's options change only if its transport exists and restores them.
         if is_shared {
             let inner = socket.get().socket()?;
             if let Err(error) = inner.set_shared_gro(gro) {
@@ -202,7 +202,7 @@ impl TransportCore {
     /// The datagram that is being delivered, with its metadata.
     fn datagram(&self, py: Python<'_>) -> Result<Option<Py<Datagram>>> {
         if !self.tells_metadata.swap(true, Ordering::Relaxed) {
-            self.socket.bind(py).get().socket()?.tell_metadata()?;
+            self.socket.bind(py).get().socket()?.request_metadata()?;
         }
         Ok(self.current().as_ref().map(|datagram| datagram.clone_ref(py)))
     }

@@ -184,7 +184,7 @@ fn a_wait_for_an_error_finds_one_that_another_thread_keeps() {
     let deadline = Deadline::after(Duration::from_secs(10));
     let keep = |fd: BorrowedFd<'_>| {
         fail(fd);
-        let (kept, _) = waiter.keep_error_messages(fd);
+        let (kept, _) = waiter.store_error_messages(fd);
         Ok(kept)
     };
     assert_eq!(waiter.with(keep).unwrap(), 1);
