@@ -1,7 +1,8 @@
 """Build the source distribution, and from it a wheel for each installed CPython.
 
 Each wheel is built against an old C library, which zig provides, and audited. Those for this
-machine are installed into an empty environment and used there. Files that pass remain in the folder.
+machine are installed into an empty environment and used there. Files that pass remain
+in the folder.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_survive_the_trip_through_a_buffer() {
+    fn messages_survive_a_round_trip_through_a_buffer() {
         let mut control = Vec::new();
         encode(&mut control, 1, 2, b"");
         encode(&mut control, 3, 4, b"five5");
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_longer_than_the_buffer_is_cut_and_ends_the_list() {
+    fn a_message_longer_than_the_buffer_is_truncated_and_ends_the_list() {
         let mut control = Vec::new();
         encode(&mut control, 1, 2, b"abcdefgh");
         control.truncate(HEADER + 3);
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_ends_the_list() {
+    fn invalid_bytes_end_the_list() {
         assert_eq!(decode(&[]).count(), 0);
         assert_eq!(decode(&[0; 256]).count(), 0);
         assert_eq!(decode(&[1; 15]).count(), 0);

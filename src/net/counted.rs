@@ -152,7 +152,7 @@ mod loom_models {
     }
 
     #[test]
-    fn loom_a_child_has_nothing_of_its_parents() {
+    fn loom_a_child_has_no_items_of_its_parent() {
         loom::model(|| {
             let shared = shared();
             shared.1.with(|backlog| backlog.0.push_back(1));

@@ -17,13 +17,15 @@ macro_rules! socket_counters {
             SendCalls send_calls u64 "System calls that sent them.",
             Truncated truncated u64
                 "Received datagrams that were longer than the buffer, and so truncated.",
-            Refused refused u64 "Datagrams that the socket's guard refused. No other counter includes them.",
-            KernelDrops kernel_drops u64 "Datagrams that the kernel dropped. Counted by the kernel.",
+            Refused refused u64
+                "Datagrams that the socket's guard refused. No other counter includes them.",
+            KernelDrops kernel_drops u64
+                "Datagrams that the kernel dropped. Counted by the kernel.",
             FilterDrops filter_drops u64
                 "Datagrams that the kernel's filter refused. Counted by the kernel.",
             Errors errors u64
                 "Entries of the error queue: datagrams that failed on their way, if the socket \
-                 requests them (`IP_RECVERR`).",
+ requests them (`IP_RECVERR`).",
             SendErrors send_errors u64
                 "Datagrams that an event loop's transport or a server accepted and could not send.",
         }
@@ -42,7 +44,8 @@ macro_rules! server_counters {
             SendCalls send_calls u64 "System calls that sent datagrams.",
             Truncated truncated u64 "Received datagrams that were truncated.",
             Refused refused u64 "Datagrams that the guard refused.",
-            KernelDrops kernel_drops u64 "Datagrams that the kernel dropped because there was no room.",
+            KernelDrops kernel_drops u64
+                "Datagrams that the kernel dropped because there was no room.",
             FilterDrops filter_drops u64
                 "Datagrams that the guard's kernel filter refused.",
             HandlerErrors handler_errors u64 "Calls of the handler that failed.",

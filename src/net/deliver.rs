@@ -27,13 +27,13 @@ pub trait Sink {
     /// An error that ends the drain.
     type Error;
 
-    /// Whether the sink takes datagrams now. Asked before each call.
+    /// Whether the sink accepts datagrams now. Checked before each call.
     fn is_open(&mut self) -> bool {
         true
     }
 
-    /// Calls the user's code with the cursor's datagram, or with all of them as one batch, and returns
-    /// how many it has taken off the cursor. Datagrams that are still there after an error were not
+    /// Calls the user's code with the cursor's datagram, or with all datagrams as one batch, and
+    /// returns how many it has taken off the cursor. Datagrams that remain after an error were not
     /// delivered.
     fn take(&mut self, cursor: &mut RecvCursor<'_>) -> Result<usize, Self::Error>;
 
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
     use crate::net::{Datagrams, SendSlice, Socket};
 
-    /// Records what it is called with, and does what it is told.
+    /// Records its calls, and responds as configured.
     struct Recorder {
         calls: Vec<Vec<u8>>,
         checks: Vec<usize>,

@@ -259,7 +259,7 @@ mod loom_models {
     }
 
     #[test]
-    fn loom_a_close_waits_for_operations_and_lets_none_in_afterwards() {
+    fn loom_a_close_waits_for_operations_and_admits_none_afterwards() {
         loom::model(|| {
             let shared = descriptor();
             let operations: Vec<_> = (0..2)
@@ -277,7 +277,7 @@ mod loom_models {
     }
 
     #[test]
-    fn loom_of_two_closers_one_gives_the_descriptor_up() {
+    fn loom_only_one_of_two_closers_gives_the_descriptor_up() {
         loom::model(|| {
             let shared = descriptor();
             let other = Arc::clone(&shared);
@@ -290,7 +290,7 @@ mod loom_models {
     }
 
     #[test]
-    fn loom_threads_of_a_child_give_up_once_what_its_parent_was_closing() {
+    fn loom_a_child_gives_up_once_a_descriptor_that_its_parent_was_closing() {
         loom::model(|| {
             let shared = descriptor();
             // The parent's closer has seen an operation in flight, and waits for it.
@@ -305,7 +305,7 @@ mod loom_models {
     }
 
     #[test]
-    fn loom_a_child_may_enter_and_close_what_its_parent_was_inside_of() {
+    fn loom_a_child_may_enter_and_close_a_descriptor_in_use_by_its_parent() {
         loom::model(|| {
             let shared = descriptor();
             std::mem::forget(shared.0.enter().unwrap());
@@ -318,7 +318,7 @@ mod loom_models {
     }
 
     #[test]
-    fn loom_a_waiter_hears_of_a_close_and_of_every_wake_up() {
+    fn loom_a_waiter_sees_a_close_and_every_wake_up() {
         bounded_model(|| {
             let shared = descriptor();
             let is_kept = Arc::new(AtomicBool::new(false));
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_descriptor_lets_nobody_in() {
+    fn a_closed_descriptor_admits_no_operation() {
         let descriptor = descriptor();
         assert!(descriptor.as_raw() >= 0);
         descriptor.close().unwrap();
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_is_kept_until_the_last_operation_has_left() {
+    fn the_number_is_kept_until_the_last_operation_has_ended() {
         let descriptor = descriptor();
         let inside = descriptor.enter().unwrap();
         let number = inside.as_fd().as_raw_fd();
@@ -395,8 +395,8 @@ mod tests {
         assert_eq!(descriptor.as_raw(), -1);
     }
 
-    /// Runs `child` in a child process that is forked while a thread of this one waits in `close`
-    /// for an operation of another, and says whether the child has the descriptor afterwards.
+    /// Runs `child` in a child process, forked while a thread of this process waits in `close` for
+    /// another thread's operation; returns whether the child still has the descriptor open.
     fn is_open_in_child(child: impl FnOnce(Descriptor)) -> bool {
         let descriptor = std::mem::ManuallyDrop::new(descriptor());
         let number = descriptor.as_raw();
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_gives_up_what_its_parent_was_closing() {
+    fn a_child_gives_up_a_descriptor_that_its_parent_was_closing() {
         assert!(is_open_in_child(|descriptor| {
             assert_eq!(descriptor.as_raw(), -1);
             assert!(descriptor.enter().is_err());

@@ -55,7 +55,7 @@ pub struct BacklogSize {
     pub bytes: usize,
 }
 
-/// Knows what the protocol and the loop were told about a send backlog.
+/// Tracks what the protocol and the loop were told about a send backlog.
 ///
 /// Each step tells one of them about one change. A step may run code that sends, closes or sets other
 /// marks, so the next step is decided after it.

@@ -34,7 +34,7 @@ impl OwnAddress {
         }
     }
 
-    /// Forgets which addresses this machine has, which may change.
+    /// Forgets which addresses belong to this machine, because they may change.
     pub fn forget(&mut self) {
         self.last = None;
     }
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_unix_is_own_if_it_is_the_same() {
+    fn a_unix_name_is_own_if_it_is_the_same() {
         let socket = Socket::open(libc::AF_UNIX, libc::SOCK_DGRAM, 0).unwrap();
         assert!(!OwnAddress::of(&socket).is_source(&[]));
         socket.bind(&Address::unix(b"").unwrap()).unwrap();

@@ -165,7 +165,7 @@ mod tests {
     use std::os::fd::AsFd;
 
     #[test]
-    fn what_a_ring_has_left_comes_back_in_order() {
+    fn the_rest_of_a_ring_is_returned_in_order() {
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut backlog = RecvBacklog::default();

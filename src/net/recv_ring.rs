@@ -260,7 +260,7 @@ pub struct ExportedRing {
     memory_len: usize,
 }
 
-// SAFETY: the pointer leads to memory that the ring owns, and is only handed out.
+// SAFETY: the pointer refers to memory that the ring owns, and is not dereferenced here.
 unsafe impl Send for ExportedRing {}
 // SAFETY: as above.
 unsafe impl Sync for ExportedRing {}
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn one_call_takes_what_is_there_and_the_next_starts_afresh() {
+    fn one_call_receives_what_is_queued_and_the_next_starts_afresh() {
         let (receiver, sender) = pair();
         let mut ring = RecvRing::new(4, 2048).unwrap();
         for round in [&[&b"one"[..], b"", b"three"][..], &[b"x"], &[b"longer than before", b"y"]] {
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_taken_than_asked_for() {
+    fn at_most_the_requested_number_is_received() {
         let (receiver, sender) = pair();
         let mut ring = RecvRing::new(8, 64).unwrap();
         for payload in [b"1", b"2", b"3"] {
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_marked() {
+    fn a_truncated_datagram_is_marked() {
         let (receiver, sender) = pair();
         let mut ring = RecvRing::new(2, 64).unwrap();
         sender.send(&[7; 65]).unwrap();
@@ -456,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn a_coalesced_run_comes_apart() {
+    fn a_coalesced_run_is_split() {
         let (receiver, sender) = pair();
         let gro = 1_i32.to_ne_bytes();
         super::super::sys::set_option(receiver.as_fd(), libc::SOL_UDP, libc::UDP_GRO, &gro)

@@ -30,7 +30,7 @@ const MOST_ENTRIES: usize = 512;
 const GROWTH: usize = 8;
 
 impl ReplySources {
-    /// Creates the table for a socket. If the sources can differ, asks the kernel to report them.
+    /// Creates the table for a socket. If the sources can differ, makes the kernel report them.
     pub fn of(socket: &Socket) -> Self {
         let is_bound_to_all = socket
             .local_address()

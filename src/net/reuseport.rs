@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_takes_the_program() {
+    fn the_kernel_accepts_the_program() {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
         socket.set_reuse_port(true).unwrap();
         for steering in [Steering::Hash, Steering::Cpu, Steering::Random] {

@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_memory_comes_back_and_a_second_piece_is_another() {
+    fn memory_is_reused_and_a_second_buffer_is_different() {
         let first = Scratch::take().unwrap();
         let address = first.bytes(0).as_ptr();
         let second = Scratch::take().unwrap();

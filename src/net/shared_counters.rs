@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn workers_count_for_themselves_and_are_added_up() {
+    fn workers_count_separately_and_are_added_up() {
         let counters = SharedCounters::new(3).unwrap();
         assert_eq!(counters.workers(), 3);
         counters.add(0, Count::Received, 5);
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_of_the_class_that_it_fits_into() {
+    fn a_batch_counts_in_the_first_class_that_it_fits_into() {
         let counters = SharedCounters::new(1).unwrap();
         for datagrams in [1, 2, 3, 4, 5, 8, 1 << 40] {
             counters.add_batch(0, datagrams);

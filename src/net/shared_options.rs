@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_user_sets_is_the_users() {
+    fn an_option_that_the_user_sets_is_left_alone() {
         let (socket, twin) = pair();
         let first = hold(&socket, 1);
         leave_to_user(twin.as_fd(), OPTION);
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_holder_that_is_dropped_counts_no_more() {
+    fn a_dropped_holder_does_not_count() {
         let (socket, twin) = pair();
         let (first, second) = (hold(&socket, 1), hold(&twin, 1));
         drop(first);

@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lost_datagrams_are_counted_and_sources_that_are_gone_are_forgotten() {
+    fn lost_datagrams_are_counted_and_missing_sources_are_forgotten() {
         let other = UdpSocket::bind("127.0.0.1:0").unwrap();
         let to: Address = other.local_addr().unwrap().into();
         let socket = Socket::open(libc::AF_INET, libc::SOCK_DGRAM, 0).unwrap();

@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_counted_is_told_once() {
+    fn an_increase_is_reported_once() {
         let counters = Counters::default();
         assert_eq!(counters.take_delta(), CounterDelta::default());
         counters.count_refused(3);

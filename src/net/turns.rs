@@ -21,7 +21,7 @@ pub struct Turns {
     /// How many transports ran out of time in this turn, and in the last one.
     cut_short: AtomicU32,
     cut_short_before: AtomicU32,
-    /// The time of each of several transports in this turn, in nanoseconds; 0 until one asks.
+    /// The time of each of several transports in this turn, in nanoseconds; 0 until one requests it.
     share: AtomicU64,
 }
 

@@ -1,4 +1,4 @@
-//! The classes whose objects hold counters: [`Stats`], [`ServerStats`] and [`GuardStats`].
+//! The classes of counters: [`Stats`], [`ServerStats`] and [`GuardStats`].
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ impl Number for u64 {
     }
 }
 
-/// Seconds, which were counted in nanoseconds.
+/// Seconds, counted in nanoseconds.
 impl Number for f64 {
     fn from_count(nanoseconds: u64) -> Self {
         Duration::from_nanos(nanoseconds).as_secs_f64()

@@ -44,7 +44,8 @@ impl Args {
     pub(crate) fn optional<T: FromStr>(&mut self, name: &str) -> Result<Option<T>> {
         let Some(value) = self.options.remove(name) else { return Ok(None) };
         let value = value.ok_or_else(|| format!("--{name} needs a value"))?;
-        let value = value.parse().map_err(|_| format!("--{name} {value:?} is not a valid value"))?;
+        let value =
+            value.parse().map_err(|_| format!("--{name} {value:?} is not a valid value"))?;
         Ok(Some(value))
     }
 

@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn over_any_time_no_more_pass_than_burst_and_rate() {
+    fn over_any_time_at_most_burst_and_rate_pass() {
         let rate = Rate::new(1000.0, 20).unwrap();
         let (mut full, mut passed) = (0, 0);
         for step in 0..10_000 {
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_that_make_no_sense_are_none() {
+    fn invalid_rates_are_none() {
         for rate in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-300] {
             assert_eq!(Rate::new(rate, 1), None);
         }

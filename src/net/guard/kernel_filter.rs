@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_is_short_where_the_list_is() {
+    fn a_short_list_makes_a_short_filter() {
         let everyone = kernel_filter(&denying(std::iter::empty())).unwrap();
         let one = kernel_filter(&denying(std::iter::once("10.0.0.0/8".to_owned()))).unwrap();
         assert_eq!(one.len() - everyone.len(), 5); // a load, two comparisons, two more results

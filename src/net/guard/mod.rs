@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_is_counted_by_its_reason() {
+    fn refused_datagrams_are_counted_by_reason() {
         let deny = [parse_network("10.0.0.0/8").unwrap()];
         let guard = Guard::new(Policy {
             networks: Some(Networks::new(None, &deny).unwrap()),
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_gets_back_no_more_than_its_due_until_it_is_vouched_for() {
+    fn an_address_has_a_budget_until_it_is_validated() {
         let policy = Policy { amplification: Some(3.0), sources: 1 << 10, ..Policy::default() };
         let guard = Guard::new(Policy { prefix_v4: 24, ..policy }).unwrap();
         let (peer, neighbour) = (from("192.0.2.1:7"), from("192.0.2.2:7"));
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_takes_no_token() {
+    fn would_admit_takes_no_token() {
         let guard = Guard::new(rated(0.001, 1)).unwrap();
         let arrival = Arrival::one(from("192.0.2.1:7").as_bytes(), 1);
         assert!(guard.would_admit(&arrival) && guard.would_admit(&arrival));

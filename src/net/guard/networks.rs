@@ -231,7 +231,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_in_no_list_is_denied_only_by_a_list_of_the_allowed() {
+    fn other_addresses_are_denied_only_if_there_is_an_allow_list() {
         assert!(allows(&networks(None, &["10.0.0.0/8"]).unwrap(), "11.0.0.0"));
         assert!(!allows(&networks(Some(&["10.0.0.0/8"]), &[]).unwrap(), "11.0.0.0"));
         assert!(!allows(&networks(Some(&[]), &[]).unwrap(), "::1"));

@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_policy_must_make_sense() {
+    fn an_invalid_policy_is_refused() {
         let with = |change: fn(&mut Policy)| {
             let mut policy = Policy::default();
             change(&mut policy);

@@ -257,7 +257,7 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    /// A table, and buckets of ten tokens, ten of which come in a second.
+    /// A table, and buckets of ten tokens, refilled at ten per second.
     struct Limited {
         table: Table,
         rate: Rate,

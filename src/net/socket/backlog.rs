@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_is_counted() {
+    fn datagrams_are_counted() {
         let (sender, receiver) = (loopback(), loopback());
         for payload in [&b"four"[..], b"", b"more than four"] {
             send(&sender, &receiver, payload);
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn with_gro_single_receives_take_a_run_apart_in_order() {
+    fn with_gro_single_receives_split_a_run_in_order() {
         let (sender, receiver) = (loopback(), loopback());
         receiver.set_gro(true).unwrap();
         send_run(&sender, &receiver, &[b"one", b"two", b"3"]);
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_datagram_of_a_run_is_cut_alone() {
+    fn a_datagram_of_a_run_is_truncated_alone() {
         let (sender, receiver) = (loopback(), loopback());
         receiver.set_gro(true).unwrap();
         send_run(&sender, &receiver, &[b"first", b"secnd"]);
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_ring_has_too_much_of_comes_first_the_next_time() {
+    fn datagrams_beyond_the_maximum_are_returned_first_by_the_next_receive() {
         let (sender, receiver) = (loopback(), loopback());
         receiver.set_gro(true).unwrap();
         send_run(&sender, &receiver, &[b"1", b"2", b"3"]);

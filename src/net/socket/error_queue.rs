@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timestamp_or_a_sign_of_zerocopy_is_no_error() {
+    fn a_timestamp_or_a_zerocopy_notification_is_not_an_error() {
         for origin in [libc::SO_EE_ORIGIN_TIMESTAMPING, SO_EE_ORIGIN_ZEROCOPY] {
             let mut data = extended(libc::ENOMSG, 0, &[0; 16]);
             data[4] = origin;
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_error_or_is_cut_is_none() {
+    fn a_truncated_entry_or_one_without_an_error_is_none() {
         assert!(message(libc::IPPROTO_IP, libc::IP_TTL, &[0; 32]).decode().is_none());
         for len in 0..16 {
             let cut = message(libc::IPPROTO_IP, libc::IP_RECVERR, &vec![0xff; len]);
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_says_what_did_not_fit() {
+    fn a_copy_reports_truncation() {
         let entry = message(libc::IPPROTO_IP, libc::IP_RECVERR, &[0; 16]);
         let (mut first, mut second, mut control) = ([0; 3], [0; 2], [0; 8]);
         let mut peer = Address::UNNAMED;

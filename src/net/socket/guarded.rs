@@ -182,7 +182,7 @@ mod tests {
     use crate::net::guard::Policy;
 
     #[test]
-    fn a_peek_at_a_datagram_that_does_not_pass_is_to_be_repeated() {
+    fn a_peek_at_a_refused_datagram_must_be_repeated() {
         let guard = Guard::new(Policy { max_size: Some(5), ..Policy::default() }).unwrap();
         let from = Address::from(std::net::SocketAddr::from(([127, 0, 0, 1], 9)));
         let peek = |len| move || Ok((len, Arrival::one(from.as_bytes(), len)));

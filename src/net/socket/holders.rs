@@ -18,7 +18,7 @@ pub(super) struct Holders {
     was_corked: AtomicBool,
     /// Whether the user has limited how long calls wait.
     was_limited: AtomicBool,
-    /// Whether the kernel let calls wait without a limit when it was last asked.
+    /// Whether the kernel let calls wait without a limit when it was last queried.
     waits_unlimited: AtomicBool,
 }
 

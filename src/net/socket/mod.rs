@@ -352,8 +352,8 @@ impl Socket {
         self.connect(&Address::from_bytes(&UNSPECIFIED))
     }
 
-    /// The outcome of a connection that did not complete at once, or the error that the next call would
-    /// report: takes `SO_ERROR`.
+    /// The result of a connection attempt that did not complete immediately, or the error that the
+    /// next call would report: reads and clears `SO_ERROR`.
     pub fn connect_result(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
         socket2::SockRef::from(&fd).take_error()?.map_or(Ok(()), Err)
     }
@@ -442,7 +442,7 @@ mod tests {
     use std::os::fd::IntoRawFd;
 
     #[test]
-    fn an_adopted_socket_knows_what_it_is() {
+    fn an_adopted_socket_knows_its_type() {
         let fd = OwnedFd::from(std::net::UdpSocket::bind("[::1]:0").unwrap());
         // SAFETY: the descriptor was just given up.
         let socket = unsafe { Socket::adopt(fd.into_raw_fd(), None, None, None) }.unwrap();
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn where_no_connection_is_there_none_is_waited_for() {
+    fn accept_now_does_not_wait_for_a_connection() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         // SAFETY: the descriptor was just given up.
@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_socket_is_not_adopted() {
+    fn a_descriptor_that_is_not_a_socket_is_not_adopted() {
         let file = std::fs::File::open("/dev/null").unwrap();
         // SAFETY: adopting fails, and the file stays the owner.
         let result = unsafe { Socket::adopt(file.as_raw_fd(), None, None, None) };

@@ -92,8 +92,8 @@ fn watch_forks() {
     }
     REGISTERED.call_once(|| {
         // SAFETY: the handlers are static functions, and what they call is safe around any fork.
-        // Registering fails only where memory is exhausted; then the child of a fork with threads
-        // inside system calls takes their state for its own.
+        // Registering fails only if memory is exhausted; then the child of a fork with threads
+        // inside system calls mistakes their state for its own.
         unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(in_child)) };
     });
 }

@@ -263,7 +263,7 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     #[test]
-    fn memory_is_zero_and_as_long_as_asked() {
+    fn memory_is_zero_and_has_the_requested_length() {
         for len in [0, 1, 1000] {
             assert_eq!(*zeroes::<u8>(len, "bytes").unwrap(), vec![0; len]);
             assert_eq!(*zeroes::<[u8; 3]>(len, "bytes").unwrap(), vec![[0; 3]; len]);
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_is_not_there_is_an_error_that_says_so() {
+    fn a_lack_of_memory_is_an_error_that_says_so() {
         const BEYOND: usize = isize::MAX as usize - 4096; // more than any machine has
         let errors = [
             Memory::new(BEYOND).err(),

@@ -4,10 +4,10 @@ use std::marker::PhantomData;
 
 /// Memory that the kernel reads a datagram from.
 ///
-/// Laid out as `struct iovec`, so that a slice of them is a gather list. It is a pointer and not a
-/// It is a pointer rather than a `&[u8]`, because the memory may belong to a Python object whose
-/// bytes another thread changes meanwhile. That garbles the datagram and nothing else, as long as
-/// no Rust reference claims that the bytes do not change.
+/// Laid out as `struct iovec`, so a slice of them is a gather list. It is a pointer rather than a
+/// `&[u8]`, because the memory may belong to a Python object whose bytes another thread changes
+/// meanwhile. That garbles the datagram and nothing else, as long as no Rust reference claims that
+/// the bytes do not change.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct SendSlice<'a> {

@@ -55,7 +55,7 @@ impl Socket {
         Ok(to_python(py, address.as_bytes())?)
     }
 
-    /// Let peers connect, where the type of socket allows it.
+    /// Let peers connect, if the socket type allows it.
     #[pyo3(signature = (backlog=128, /))]
     fn listen(&self, backlog: c_int) -> Result<()> {
         Ok(self.socket()?.listen(backlog.max(0))?)

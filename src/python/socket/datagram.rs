@@ -18,7 +18,7 @@ pub(crate) struct Datagram {
     /// The payload.
     #[pyo3(get)]
     data: Py<PyBytes>,
-    /// The sender's address, as `recvfrom` gives it.
+    /// The sender's address, as `recvfrom` returns it.
     #[pyo3(get)]
     address: Py<PyAny>,
     /// Whether the payload was truncated.

@@ -35,7 +35,7 @@ pub(crate) struct TransportCore {
     /// before the transport.
     may_be_referred_to: bool,
     links: Mutex<Option<Links>>,
-    /// Raised by `set_protocol`, so that a drain notices.
+    /// Incremented by `set_protocol`, so that a drain notices.
     protocol_version: AtomicU64,
     /// Whether the protocol's type accepts whole batches.
     takes_batches: AtomicBool,
