@@ -24,8 +24,7 @@ macro_rules! socket_counters {
             FilterDrops filter_drops u64
                 "Datagrams that the kernel's filter refused. Counted by the kernel.",
             Errors errors u64
-                "Entries of the error queue: datagrams that failed on their way, if the socket \
- requests them (`IP_RECVERR`).",
+                "Entries of the error queue (`IP_RECVERR`): datagrams that failed on their way.",
             SendErrors send_errors u64
                 "Datagrams that an event loop's transport or a server accepted and could not send.",
         }

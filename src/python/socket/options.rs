@@ -113,7 +113,7 @@ impl Socket {
             _ => ("SO_SNDBUF", "net.core.wmem_max"),
         };
         let text = format!(
-            "{option}: requested for {requested} bytes, got {given}, the limit of sysctl {limit}; \
+            "{option}: asked for {requested} bytes, got {given}, the limit of sysctl {limit}; \
              raise that, or use {option}FORCE with CAP_NET_ADMIN"
         );
         let text = CString::new(text).unwrap_or_default();
