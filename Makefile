@@ -122,7 +122,7 @@ memcheck := valgrind --quiet --error-exitcode=99 --num-callers=30 --leak-check=f
 	--suppressions=$(CURDIR)/tests/valgrind/python.supp
 comma := ,
 # In the child of a fork, what the parent's other threads held is lost, and memcheck says so.
-memcheck_skip := forked::tests::a_child_has_the_lock
+memcheck_skip := fork_mutex::mutex::tests::a_child_can_lock
 # The same as a list of TOML's.
 memcheck_runner := ["$(subst $() ,"$(comma)",$(memcheck))"]
 

@@ -1,7 +1,7 @@
-"""What the documentation's generator needs to be told of stubs and of docstrings like ours.
+"""A griffe extension for stubs, and for docstrings with Sphinx roles.
 
-A function of a stub may have overloads alone, which griffe does not take for a function. And the
-docstrings have Sphinx's roles and the names of manual pages, which become Markdown's links here.
+A function of a stub may consist of overloads only, which griffe does not recognize as a function.
+Sphinx roles and names of manual pages in docstrings become Markdown links.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import griffe
 ROLE = re.compile(r":(?:py:)?(class|meth|attr|func|mod|data|exc|pep|rfc):`(~?)([^`<]+)`")
 MANUAL = re.compile(r"``?([a-z_]\w*)\((\d)\)``?")
 
-# Where a name is documented that is not found from where it stands.
+# The documentation of names that cannot be resolved in their scope.
 ALIASES = {
     "tomada.socket.socket": "tomada._core.Socket",
 }
@@ -25,7 +25,7 @@ MANUALS = "https://man7.org/linux/man-pages"
 
 
 class Stubs(griffe.Extension):
-    """Completes a package once it is loaded."""
+    """Completes a package after it is loaded."""
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         """Complete the package's modules, classes and functions."""
@@ -76,7 +76,7 @@ def _link(role: str, is_short: str, target: str, obj: Any, package: griffe.Modul
         if target == old or target.startswith(f"{old}."):
             target = new + target.removeprefix(old)
     if role == "mod":
-        return f"`{shown}`"  # the pages are of what modules have
+        return f"`{shown}`"  # only members of modules have pages
     place = _ours(target, obj, package)
     if place is not None:
         return f"[`{shown}`][{place}]"
@@ -104,12 +104,12 @@ def _elsewhere(role: str, target: str) -> str | None:
     if hasattr(builtins, target):
         return f"{PYTHON}exceptions.html#{target}"
     if module == "asyncio":
-        return f"{PYTHON}asyncio.html"  # its names are on many pages
+        return f"{PYTHON}asyncio.html"  # its names are spread over many pages
     return f"{PYTHON}{module}.html#{target}" if module in sys.stdlib_module_names else None
 
 
 def _path(scope: griffe.Object, target: str) -> str | None:
-    """Return the full name of what a scope calls so."""
+    """Return the full name of a name in a scope."""
     if scope.name == target and not scope.is_module:
         return scope.path
     try:

@@ -9,9 +9,7 @@ To overrule a finding, give a reason in the line above the paragraph, comment or
     <!-- prose: allow "tally": the name of another library's class -->
     # prose: allow "tally": the name of another library's class
 
-An allowance without a finding is an error. Files that are not rewritten yet are listed in
-``scripts/prose-baseline``. A listed file without findings is an error, so the list only shrinks;
-``python scripts/prose.py --shrink`` removes such files from it.
+An allowance without a finding is an error.
 """
 
 from __future__ import annotations
@@ -29,7 +27,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-BASELINE = Path("scripts/prose-baseline")
 SUFFIXES = (".md", ".py", ".pyi", ".rs")
 
 # Regular expressions over text with single spaces, each with a better wording.
@@ -279,45 +276,16 @@ def prose_files() -> list[Path]:
     return sorted(path for path in paths if (ROOT / path).is_file())
 
 
-def read_baseline(text: str) -> list[Path]:
-    lines = (line.strip() for line in text.splitlines())
-    return [Path(line) for line in lines if line and not line.startswith("#")]
-
-
-def judge(
-    findings: dict[Path, list[Finding]], baseline: list[Path]
-) -> tuple[list[str], list[Path]]:
-    """Return messages about findings, and the listed files without findings."""
-    wrong = [
-        f"{path}:{finding.line}: {finding.what!r}: {finding.better}"
-        for path, found in findings.items()
-        if path not in baseline
-        for finding in found
-    ]
-    return wrong, [path for path in baseline if not findings.get(path)]
-
-
 def main() -> int:
     arguments = argparse.ArgumentParser(description="Find expressions that need plainer words.")
     arguments.add_argument("files", nargs="*", type=Path, help="all of the repository's if none")
-    arguments.add_argument(
-        "--shrink", action="store_true", help="remove files without findings from the baseline"
-    )
-    options = arguments.parse_args()
-    files = options.files or prose_files()
-    findings = {path: check((ROOT / path).read_text("utf-8"), path.suffix) for path in files}
-    text = (ROOT / BASELINE).read_text("utf-8")
-    # Files that are named are checked whether they are listed or not.
-    baseline = [] if options.files else read_baseline(text)
-    wrong, clean = judge(findings, baseline)
-    if options.shrink:
-        names = {str(path) for path in clean}
-        kept = [line for line in text.splitlines(keepends=True) if line.strip() not in names]
-        (ROOT / BASELINE).write_text("".join(kept), "utf-8")
-        clean = []
-    wrong += [f"{BASELINE}: remove {path}, which has no findings" for path in clean]
-    print("\n".join(wrong), end="\n" if wrong else "")
-    return 1 if wrong else 0
+    files = arguments.parse_args().files or prose_files()
+    is_plain = True
+    for path in files:
+        for finding in check((ROOT / path).read_text("utf-8"), path.suffix):
+            print(f"{path}:{finding.line}: {finding.what!r}: {finding.better}")
+            is_plain = False
+    return 0 if is_plain else 1
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What the Makefile needs to know of this machine's tools. Runs on any Python 3.
+"""Find this machine's tools for the Makefile. Runs on any Python 3.
 
-check   end with a sentence where Rust, a linker or a new enough Python is missing
+check   fail with an explanation if Rust, a linker or a recent Python is missing
 check-freethreaded
-        end with a sentence where this interpreter has a global lock
-id      print what tells this interpreter from another
-list    print a tag and a path for each CPython from 3.11 up that is installed
+        fail with an explanation if this interpreter has a global lock
+id      print an identifier of this interpreter
+list    print a tag and a path for each installed CPython since 3.11
 """
 
 import glob
@@ -68,7 +68,7 @@ if sys.implementation.name == "cpython" and sys.version_info >= (3, 11):
 
 
 def interpreters():
-    """Find one CPython of each version: one that can make environments and has its own tests."""
+    """Find one CPython of each version that can create environments and includes its tests."""
     candidates = [
         path
         for folder in os.environ.get("PATH", "").split(os.pathsep)

@@ -1,7 +1,8 @@
-"""Builds the source distribution, and from it a wheel for each CPython that is installed.
+"""Build the source distribution, and from it a wheel for each installed CPython.
 
-Each wheel is built against an old C library, which zig has, and audited. Those for this machine are
-installed into an empty environment, and used there. What is good is left in the folder.
+Each wheel is built against an old C library, which zig provides, and audited. Those for this
+machine are installed into an empty environment and used there. Files that pass remain
+in the folder.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ SMOKE = SCRIPTS.parent / "tests" / "smoke.py"
 BIN = Path(sys.executable).parent
 LARGEST = 1.5 * 2**20  # bytes
 
-# The oldest C libraries that the wheels are for: those that pip knows by these names.
+# The oldest C libraries that the wheels support, by the names that pip uses.
 OLDEST = {"gnu": "manylinux_2_17", "musl": "musllinux_1_2"}
 
 
 def run(*command: object, cwd: Path | None = None) -> str:
-    """Run a command, and return what it prints; where it fails, say so and end."""
-    # Variables like PYTHONPATH would let an environment see more than it has.
+    """Run a command and return its output; exit with a message if it fails."""
+    # Variables like PYTHONPATH would make packages outside the environment visible.
     environment = {name: value for name, value in os.environ.items() if name[:6] != "PYTHON"}
-    # maturin looks for the zig of its own environment.
+    # maturin looks for zig in its own environment.
     environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
     done = subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, env=environment, cwd=cwd
@@ -38,7 +39,7 @@ def run(*command: object, cwd: Path | None = None) -> str:
 
 
 def interpreters() -> dict[str, str]:
-    """Return the interpreters, by their versions."""
+    """Return the interpreters by version."""
     lines = run(sys.executable, SCRIPTS / "toolchain.py", "list").splitlines()
     return dict(line.split(None, 1) for line in lines)
 
@@ -51,7 +52,7 @@ def build(folder: Path, pythons: list[str], oldest: str, target: str | None) -> 
 
 
 def audit(wheel: Path, oldest: str) -> None:
-    """Check that the wheel keeps what its name promises, and is small."""
+    """Check that the wheel supports what its name promises, and is small."""
     shown = run(sys.executable, "-m", "auditwheel", "show", wheel)
     found = re.search(r'platform tag:\s+"(\w+)"', shown)
     if found is None or not found[1].startswith(oldest):
@@ -63,7 +64,7 @@ def audit(wheel: Path, oldest: str) -> None:
 
 
 def try_out(wheel: Path, python: str) -> None:
-    """Install the wheel where there is nothing else, and use it."""
+    """Install the wheel into an empty environment, and use it."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run(python, "-m", "venv", folder)

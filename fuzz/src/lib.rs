@@ -1,4 +1,4 @@
-//! What must hold for any bytes, for a fuzzer to refute.
+//! Properties that must hold for all input, which the fuzzer tries to refute.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,7 +7,7 @@ use tomada::net::error_queue::ErrorMessage;
 use tomada::net::guard::{Networks, header, kernel_filter, parse_network, run};
 use tomada::net::{Address, AddressKind, Meta, Split, cmsg};
 
-/// One target: its name, which is also its corpus's, and what is to hold.
+/// A target: its name, which is also the name of its corpus, and the property to check.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
@@ -18,17 +18,17 @@ pub const TARGETS: [Target; 4] = [
     ("filters", filters),
 ];
 
-/// Control messages lie within their buffer, and those that are whole survive being written again.
+/// Control messages lie within their buffer, and complete ones survive being encoded again.
 pub fn control_messages(data: &[u8]) {
     let (mut again, mut whole, mut bytes) = (Vec::new(), Vec::new(), 0);
-    let mut was_cut = false;
+    let mut was_truncated = false;
     for message in cmsg::decode(data) {
-        assert!(!was_cut, "something comes behind a message that is cut");
+        assert!(!was_truncated, "another message follows a truncated one");
         let (all, part) = (data.as_ptr_range(), message.data.as_ptr_range());
         assert!(all.start <= part.start && part.end <= all.end);
         bytes += message.data.len();
-        was_cut = message.is_cut;
-        if !was_cut {
+        was_truncated = message.is_truncated;
+        if !was_truncated {
             cmsg::encode(&mut again, message.level, message.kind, message.data);
             whole.push(message);
         }
@@ -51,8 +51,8 @@ pub fn control_messages(data: &[u8]) {
     }
 }
 
-/// A glued message comes apart into datagrams that make up the whole, in order, and of which as many
-/// stay as are to be kept.
+/// A coalesced message splits into datagrams that cover it completely and in order, and `keep`
+/// leaves exactly the requested range of them.
 pub fn splitter(data: &[u8]) {
     let mut numbers = Numbers(data);
     let (len, segment) = (numbers.size() % (1 << 13), numbers.size());
@@ -86,8 +86,8 @@ fn ranges_of(mut split: Split) -> Vec<std::ops::Range<usize>> {
     ranges
 }
 
-/// Addresses from the kernel and from texts are read to the end and no further, and mean the same
-/// when they are written again.
+/// Parsing addresses from the kernel or from text never reads past the end, and encoding and
+/// parsing the result again yields the same address.
 pub fn addresses(data: &[u8]) {
     match (AddressKind::of(data), Address::from_bytes(data).ip()) {
         (AddressKind::V4(address), ip) => {
@@ -122,8 +122,8 @@ pub fn addresses(data: &[u8]) {
     }
 }
 
-/// A kernel filter lets the same sources pass as the lists that it was made of, and both as the
-/// longest prefix among those lists says.
+/// A kernel filter admits the same sources as the lists that it was compiled from, and both follow
+/// the longest matching prefix.
 pub fn filters(data: &[u8]) {
     let mut numbers = Numbers(data);
     let has_allowed = numbers.byte() % 2 == 1;
@@ -141,7 +141,7 @@ pub fn filters(data: &[u8]) {
     }
     let list = has_allowed.then_some(&allow[..]);
     let networks = Networks::new(list, &deny).expect("no network is in both lists");
-    let program = kernel_filter(&networks).expect("so short a list is not too long for the kernel");
+    let program = kernel_filter(&networks).expect("a list this short fits into a kernel filter");
     for probe in probes {
         let longest = |list: &[IpNet]| {
             list.iter().filter(|network| network.contains(&probe)).map(IpNet::prefix_len).max()
@@ -157,7 +157,7 @@ pub fn filters(data: &[u8]) {
     }
 }
 
-/// Bytes as numbers; zeroes once they are used up.
+/// Reads bytes as numbers; yields zeroes once the bytes are used up.
 struct Numbers<'a>(&'a [u8]);
 
 impl Numbers<'_> {
@@ -173,7 +173,7 @@ impl Numbers<'_> {
         u32::from_ne_bytes(self.bytes()) as usize
     }
 
-    /// A network as the lists have them: never one of IPv4 in IPv6's form.
+    /// A network as it appears in the lists: never an IPv4 network in IPv6 notation.
     fn network(&mut self) -> IpNet {
         let (kind, prefix_len) = (self.byte(), self.byte());
         let (address, longest) = match kind % 4 {

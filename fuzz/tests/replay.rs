@@ -1,4 +1,4 @@
-//! What the fuzzer has found worth keeping, and some random bytes: a short run of each target.
+//! Runs each target on its corpus and on some random bytes.
 
 use std::fs;
 use std::path::Path;

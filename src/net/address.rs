@@ -207,7 +207,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ip_addresses_survive_the_trip_through_the_kernels_form() {
+    fn ip_addresses_survive_a_round_trip_through_the_kernels_format() {
         for text in ["127.0.0.1:1234", "255.255.255.255:65535", "[::1]:0", "[fe80::1%7]:53"] {
             let ip: SocketAddr = text.parse().unwrap();
             assert_eq!(Address::from(ip).ip(), Some(ip));
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_or_foreign_address_is_no_error() {
+    fn a_short_or_unknown_address_is_not_an_error() {
         assert_eq!(AddressKind::of(&[]), AddressKind::Unnamed);
         assert_eq!(AddressKind::of(&[2]), AddressKind::Unnamed);
         let v4 = Address::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1));

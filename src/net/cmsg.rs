@@ -1,8 +1,8 @@
-//! Control messages: what `sendmsg` and `recvmsg` carry beside the payload (`cmsg(3)`).
+//! Control messages: the data that `sendmsg` and `recvmsg` carry beside the payload (`cmsg(3)`).
 //!
 //! The format is the kernel's: a `size_t` length that includes the header, two `int`s, the data,
-//! and padding to the size of a `long`. It is read and written as bytes, so that no pointer is
-//! ever cast and no alignment assumed: musl aligns `struct cmsghdr` less than glibc does.
+//! and padding to the size of a `long`. This module reads and writes it as bytes, without casting
+//! pointers or assuming alignment: musl aligns `struct cmsghdr` less strictly than glibc.
 
 use std::ffi::c_int;
 
@@ -19,12 +19,12 @@ pub struct ControlMessage<'a> {
     pub kind: c_int,
     /// The payload.
     pub data: &'a [u8],
-    /// Whether the header promised more than the buffer holds, as after `MSG_CTRUNC` on some
-    /// kernels. It is the last message then.
-    pub is_cut: bool,
+    /// Whether the header claims more bytes than the buffer has, as after `MSG_CTRUNC` on some
+    /// kernels. If so, this is the last message.
+    pub is_truncated: bool,
 }
 
-/// How many bytes a message with `len` bytes of data takes: `CMSG_SPACE`.
+/// The number of bytes that a message with `len` bytes of data takes: `CMSG_SPACE`.
 pub const fn space(len: usize) -> usize {
     align(HEADER) + align(len)
 }
@@ -33,9 +33,9 @@ const fn align(len: usize) -> usize {
     len.next_multiple_of(size_of::<usize>())
 }
 
-/// Reads the messages of a control buffer, as long as the kernel said that it is.
+/// Decodes the messages in a control buffer, which has the length that the kernel reported.
 ///
-/// Whatever the bytes are, this ends and reads nothing beyond them.
+/// For any input, this terminates and never reads outside the buffer.
 pub fn decode(control: &[u8]) -> impl Iterator<Item = ControlMessage<'_>> {
     let mut rest = control;
     std::iter::from_fn(move || {
@@ -44,10 +44,10 @@ pub fn decode(control: &[u8]) -> impl Iterator<Item = ControlMessage<'_>> {
         let level = c_int::from_ne_bytes(*header[LEVEL..].first_chunk()?);
         let kind = c_int::from_ne_bytes(*header[KIND..].first_chunk()?);
         let data_len = len.checked_sub(HEADER)?;
-        let is_cut = data_len > body.len();
+        let is_truncated = data_len > body.len();
         let data = &body[..data_len.min(body.len())];
         rest = body.get(align(data.len())..).unwrap_or_default();
-        Some(ControlMessage { level, kind, data, is_cut })
+        Some(ControlMessage { level, kind, data, is_truncated })
     })
 }
 
@@ -68,7 +68,7 @@ fn header(level: c_int, kind: c_int, len: usize) -> [u8; HEADER] {
     header
 }
 
-/// The few control messages that this library sends with a datagram, in place.
+/// The few control messages that this library sends with a datagram, stored inline.
 #[derive(Clone, Copy, Debug)]
 pub struct ControlBuffer {
     bytes: [u8; Self::CAPACITY],
@@ -76,13 +76,13 @@ pub struct ControlBuffer {
 }
 
 impl ControlBuffer {
-    /// A segment size and an IPv6 source address, the most that is ever sent.
+    /// Enough for a segment size and an IPv6 source address, the maximum that is ever sent.
     const CAPACITY: usize = space(size_of::<u16>()) + space(size_of::<libc::in6_pktinfo>());
 
-    /// No message.
+    /// An empty buffer.
     pub const EMPTY: Self = Self { bytes: [0; Self::CAPACITY], len: 0 };
 
-    /// Appends a message. There is room for each that this library sends.
+    /// Appends a message. There is room for all that this library sends.
     pub fn push(&mut self, level: c_int, kind: c_int, data: &[u8]) {
         let slot = &mut self.bytes[self.len..][..space(data.len())];
         slot[..HEADER].copy_from_slice(&header(level, kind, data.len()));
@@ -101,11 +101,11 @@ mod tests {
     use super::*;
 
     fn message(level: c_int, kind: c_int, data: &[u8]) -> ControlMessage<'_> {
-        ControlMessage { level, kind, data, is_cut: false }
+        ControlMessage { level, kind, data, is_truncated: false }
     }
 
     #[test]
-    fn messages_survive_the_trip_through_a_buffer() {
+    fn messages_survive_a_round_trip_through_a_buffer() {
         let mut control = Vec::new();
         encode(&mut control, 1, 2, b"");
         encode(&mut control, 3, 4, b"five5");
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn the_layout_is_the_c_librarys() {
         for len in 0..64 {
-            // SAFETY: CMSG_SPACE and CMSG_LEN compute, and touch nothing.
+            // SAFETY: CMSG_SPACE and CMSG_LEN only compute.
             let (total, end) = unsafe { (libc::CMSG_SPACE(len), libc::CMSG_LEN(len)) };
             assert_eq!(space(len as usize), total as usize);
             let mut control = Vec::new();
@@ -148,19 +148,22 @@ mod tests {
     }
 
     #[test]
-    fn a_message_longer_than_the_buffer_is_cut_and_ends_the_list() {
+    fn a_message_longer_than_the_buffer_is_truncated_and_ends_the_list() {
         let mut control = Vec::new();
         encode(&mut control, 1, 2, b"abcdefgh");
         control.truncate(HEADER + 3);
         let decoded: Vec<_> = decode(&control).collect();
-        assert_eq!(decoded, [ControlMessage { level: 1, kind: 2, data: b"abc", is_cut: true }]);
+        assert_eq!(
+            decoded,
+            [ControlMessage { level: 1, kind: 2, data: b"abc", is_truncated: true }]
+        );
     }
 
     #[test]
-    fn nonsense_ends_the_list() {
+    fn invalid_bytes_end_the_list() {
         assert_eq!(decode(&[]).count(), 0);
         assert_eq!(decode(&[0; 256]).count(), 0);
         assert_eq!(decode(&[1; 15]).count(), 0);
-        assert_eq!(decode(&[0xff; 64]).count(), 1); // an enormous length: one message, cut
+        assert_eq!(decode(&[0xff; 64]).count(), 1); // an enormous length: one truncated message
     }
 }

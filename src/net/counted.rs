@@ -77,10 +77,10 @@ mod loom_models {
     /// Like a receive that gets more than its caller wants.
     fn hand_over(shared: &Shared, datagrams: &[usize]) {
         shared.1.with(|backlog| backlog.0.extend(datagrams));
-        share_kept(shared);
+        share_backlog(shared);
     }
 
-    fn share_kept(shared: &Shared) {
+    fn share_backlog(shared: &Shared) {
         if shared.1.len() > 0 {
             shared.0.wake();
         }
@@ -100,7 +100,7 @@ mod loom_models {
         };
         shared.0.unregister(&waker);
         waker.clear();
-        share_kept(shared);
+        share_backlog(shared);
         taken
     }
 
@@ -144,7 +144,7 @@ mod loom_models {
                 first.1.with(|backlog| backlog.0.push_back(1));
                 let all = first.1.with(|backlog| std::mem::take(&mut backlog.0));
                 first.1.with(|backlog| backlog.0.extend(all));
-                share_kept(&first);
+                share_backlog(&first);
             });
             assert_eq!(taking.join().unwrap(), 1);
             handing.join().unwrap();
@@ -152,7 +152,7 @@ mod loom_models {
     }
 
     #[test]
-    fn loom_a_child_has_nothing_of_its_parents() {
+    fn loom_a_child_has_no_items_of_its_parent() {
         loom::model(|| {
             let shared = shared();
             shared.1.with(|backlog| backlog.0.push_back(1));

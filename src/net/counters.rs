@@ -1,4 +1,4 @@
-//! Which counters there are: each is named and described here, and nowhere else in Rust.
+//! The tables of counters. Each counter is named and described here, and nowhere else in Rust.
 //!
 //! A table gives its rows to the macro `$declare`, after `$arguments`: the counter's variant, the
 //! name and the type that Python sees, and a description. [`declare_counters`] makes the engine's
@@ -9,21 +9,22 @@ macro_rules! socket_counters {
     ($declare:ident! $arguments:tt) => {
         $declare! { $arguments
             Received received u64
-                "Datagrams received. One looked at with `MSG_PEEK` does not count until it is taken.",
-            ReceivedBytes received_bytes u64 "Their payload, in bytes, as far as it was taken.",
+                "Datagrams received. Reads with `MSG_PEEK` do not count.",
+            ReceivedBytes received_bytes u64 "Bytes of payload received, without truncated parts.",
             ReceiveCalls receive_calls u64 "System calls that received them.",
             Sent sent u64 "Datagrams sent.",
             SentBytes sent_bytes u64 "Their payload, in bytes.",
             SendCalls send_calls u64 "System calls that sent them.",
             Truncated truncated u64
-                "Received datagrams that were longer than the buffer, and so were cut.",
-            Refused refused u64 "Datagrams that the socket's guard refused. They count as nothing else.",
-            KernelDrops kernel_drops u64 "Datagrams that the kernel dropped. Counted by the kernel.",
+                "Received datagrams that were longer than the buffer, and so truncated.",
+            Refused refused u64
+                "Datagrams that the socket's guard refused. No other counter includes them.",
+            KernelDrops kernel_drops u64
+                "Datagrams that the kernel dropped. Counted by the kernel.",
             FilterDrops filter_drops u64
                 "Datagrams that the kernel's filter refused. Counted by the kernel.",
             Errors errors u64
-                "Entries of the error queue: datagrams that failed on their way, as far as the socket \
-                 asks to hear of them (`IP_RECVERR`).",
+                "Entries of the error queue (`IP_RECVERR`): datagrams that failed on their way.",
             SendErrors send_errors u64
                 "Datagrams that an event loop's transport or a server accepted and could not send.",
         }
@@ -40,17 +41,18 @@ macro_rules! server_counters {
             Sent sent u64 "Datagrams sent.",
             SentBytes sent_bytes u64 "Bytes of payload sent.",
             SendCalls send_calls u64 "System calls that sent datagrams.",
-            Truncated truncated u64 "Received datagrams whose end was cut off.",
+            Truncated truncated u64 "Received datagrams that were truncated.",
             Refused refused u64 "Datagrams that the guard refused.",
-            KernelDrops kernel_drops u64 "Datagrams that the kernel had no room for.",
+            KernelDrops kernel_drops u64
+                "Datagrams that the kernel dropped because there was no room.",
             FilterDrops filter_drops u64
-                "Datagrams that the kernel's filter refused, as the guard told it to.",
+                "Datagrams that the guard's kernel filter refused.",
             HandlerErrors handler_errors u64 "Calls of the handler that failed.",
             SendErrors send_errors u64 "Datagrams that could not be sent.",
             ReceiveErrors receive_errors u64
                 "Errors that receiving reported, most of them ICMP messages about peers.",
             HandlerTime handler_time f64 "Seconds spent in the handler.", // counted in nanoseconds
-            Restarts restarts u64 "Workers that died and were started again.",
+            Restarts restarts u64 "Workers that died and were restarted.",
         }
     };
 }

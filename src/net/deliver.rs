@@ -27,13 +27,13 @@ pub trait Sink {
     /// An error that ends the drain.
     type Error;
 
-    /// Whether the sink takes datagrams now. Asked before each call.
+    /// Whether the sink accepts datagrams now. Checked before each call.
     fn is_open(&mut self) -> bool {
         true
     }
 
-    /// Calls the user's code with the cursor's datagram, or with all of them as one batch, and returns
-    /// how many it has taken off the cursor. Datagrams that are still there after an error were not
+    /// Calls the user's code with the cursor's datagram, or with all datagrams as one batch, and
+    /// returns how many it has taken off the cursor. Datagrams that remain after an error were not
     /// delivered.
     fn take(&mut self, cursor: &mut RecvCursor<'_>) -> Result<usize, Self::Error>;
 
@@ -69,8 +69,8 @@ pub fn deliver<S: Sink>(
     Ok(if sink.is_open() { Flow::Continue } else { Flow::Stop })
 }
 
-/// Whether it is time to check the time: at first often, because a slow sink must not keep others
-/// waiting for many datagrams.
+/// Whether to check the time: often at first, because a slow sink must not delay others for many
+/// datagrams.
 #[inline]
 fn is_due(delivered: usize) -> bool {
     delivered.is_multiple_of(CHECK) || delivered < CHECK && delivered.is_power_of_two()
@@ -90,7 +90,7 @@ pub struct Pace<'a> {
     pub(super) costs: &'a Costs,
     /// The number of datagrams that the drain has delivered.
     pub(super) delivered: usize,
-    /// The same when the last call of [`deliver`] began.
+    /// The value of `delivered` when the last call of [`deliver`] began.
     before: usize,
 }
 
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
     use crate::net::{Datagrams, SendSlice, Socket};
 
-    /// Records what it is called with, and does what it is told.
+    /// Records its calls, and responds as configured.
     struct Recorder {
         calls: Vec<Vec<u8>>,
         checks: Vec<usize>,

@@ -10,24 +10,25 @@ use super::waker::Waker;
 
 /// An open descriptor, the operations in flight on it, and the threads that wait for it.
 ///
-/// [`close`](Self::close) ends the descriptor for everybody at once: no operation starts any more,
-/// and waiting threads are woken. The number is given back to the kernel only when the last
-/// operation has left, so that no thread ever touches a descriptor that another open has recycled.
+/// [`close`](Self::close) ends the descriptor for all threads at once: no new operation starts, and
+/// waiting threads are woken. The number is returned to the kernel only after the last operation
+/// has ended, so no thread ever uses a descriptor whose number the kernel has reused.
 ///
-/// A fork may copy this at any time, with the parent's operations inside. The counts carry the
-/// [fork generation](sys::fork_generation) and are void in the child. Where a thread of the parent
-/// was in the middle of closing, the descriptor is closed in the child too, for operations; but the
-/// child's copy of it is open, and `close`, `release` or dropping this gives it up there.
+/// A fork may copy this at any time, including the parent's operations. The counts carry the [fork
+/// generation](sys::fork_generation) and are void in the child. If a thread of the parent was in
+/// the middle of closing, operations see the descriptor as closed in the child too; but the child's
+/// copy of it is open, and `close`, `release` or dropping this gives it up there.
 pub struct Descriptor {
-    /// The number, until somebody takes it out to close it or to give it away.
+    /// The number, until it is taken out to close the descriptor or to give it away.
     fd: AtomicI32,
-    /// Whether `close(2)` may wait for data to leave (`SO_LINGER`), which no fork should wait for.
+    /// Whether `close(2)` may wait until data is sent (`SO_LINGER`), which no fork should wait for.
     may_linger: bool,
-    /// A descriptor that a thread is closing outside of [`sys::without_fork`], and the inode that it
-    /// led to, by which a child can tell whether it inherited that.
+    /// A descriptor that a thread is closing outside of [`sys::without_fork`], and its inode, by
+    /// which a child can tell whether it has inherited the descriptor.
     lingering: AtomicI32,
     lingering_inode: AtomicU64,
-    /// The fork generation in the upper half, then [`CLOSED`], then the operations in flight.
+    /// From the upper half down: the fork generation, [`CLOSED`], and the number of operations in
+    /// flight.
     state: AtomicU64,
     waiting: ForkMutex<Waiters>,
     left: Condvar,
@@ -37,7 +38,7 @@ pub struct Descriptor {
 #[derive(Default)]
 struct Waiters(Vec<Arc<Waker>>);
 
-/// A child has none of its parent's threads.
+/// A child does not have any of its parent's threads.
 impl Inherit for Waiters {
     fn inherit(&mut self) {
         leave_to_parent(self);
@@ -49,7 +50,7 @@ const IN_FLIGHT: u64 = CLOSED - 1;
 const GENERATION_SHIFT: u32 = 32;
 
 impl Descriptor {
-    /// Takes over an open descriptor, which says whether `close(2)` may wait for data to leave.
+    /// Takes over an open descriptor. `may_linger`: whether `close(2)` may wait until data is sent.
     pub fn new(fd: OwnedFd, may_linger: bool) -> Self {
         Self {
             fd: AtomicI32::new(fd.into_raw_fd()),
@@ -62,7 +63,7 @@ impl Descriptor {
         }
     }
 
-    /// Enters an operation; `EBADF` where the descriptor is closed.
+    /// Begins an operation; `EBADF` if the descriptor is closed.
     pub fn enter(&self) -> io::Result<InFlight<'_>> {
         let generation = u64::from(sys::fork_generation());
         let enter = |state: u64| {
@@ -77,7 +78,7 @@ impl Descriptor {
             .map_err(|_| io::Error::from_raw_os_error(libc::EBADF))
     }
 
-    /// The descriptor's number, or -1 where it is closed.
+    /// The descriptor's number, or -1 if it is closed.
     pub fn as_raw(&self) -> RawFd {
         if self.is_closed() { -1 } else { self.fd.load(Ordering::Relaxed) }
     }
@@ -88,14 +89,14 @@ impl Descriptor {
     }
 
     /// Closes the descriptor, wakes the threads that wait for it, and returns when the last
-    /// operation has left.
+    /// operation has ended.
     ///
     /// Closing again does nothing.
     pub fn close(&self) -> io::Result<()> {
         if !self.begin_close() {
             return Ok(());
         }
-        // A fork between the two would leave the child a descriptor whose number nobody knows.
+        // A fork between the two steps would leave the child a descriptor whose number is lost.
         if !self.may_linger {
             return sys::without_fork(|| self.take().map_or(Ok(()), sys::close));
         }
@@ -105,7 +106,7 @@ impl Descriptor {
         result
     }
 
-    /// Gives the descriptor up without closing it; otherwise as [`close`](Self::close).
+    /// Gives the descriptor up without closing it; otherwise like [`close`](Self::close).
     pub fn release(&self) -> Option<OwnedFd> {
         if !self.begin_close() {
             return None;
@@ -113,14 +114,14 @@ impl Descriptor {
         self.take().or_else(|| self.take_lingering())
     }
 
-    /// Ends the descriptor for operations, and returns when the last has left; false where the
-    /// descriptor is another thread's to give up.
+    /// Ends the descriptor for operations, and returns when the last one has ended; false if
+    /// another thread is giving the descriptor up.
     fn begin_close(&self) -> bool {
         let state = self.state.fetch_or(CLOSED, Ordering::AcqRel);
         let is_inherited = state >> GENERATION_SHIFT != u64::from(sys::fork_generation());
         if is_inherited {
             // No operation of this process is in flight. If it was closed before the fork, by a
-            // thread that does not exist here, its number may still be there to be taken.
+            // thread that does not exist here, its number may not have been taken out.
             return true;
         }
         if state & CLOSED != 0 {
@@ -136,15 +137,15 @@ impl Descriptor {
         true
     }
 
-    /// Takes the descriptor out, unless somebody has.
+    /// Takes the descriptor out, unless another thread has.
     fn take(&self) -> Option<OwnedFd> {
         let fd = self.fd.swap(-1, Ordering::Relaxed);
-        // SAFETY: `new` took the descriptor's ownership, which its number stands for: the one thread
-        // that takes that out has it. CLOSED is set, and every operation has left.
+        // SAFETY: `new` took ownership of the descriptor. The one thread that takes the number out
+        // gets it. CLOSED is set, and every operation has ended.
         (fd >= 0).then(|| unsafe { sys::own_fd(fd) })
     }
 
-    /// Takes the descriptor out, and notes for a child that inherits it which one it was.
+    /// Takes the descriptor out, and records its identity for a child that inherits it.
     fn take_to_linger(&self) -> Option<OwnedFd> {
         let fd = self.take().or_else(|| self.take_lingering())?;
         if let Ok(inode) = sys::inode(fd.as_fd()) {
@@ -154,22 +155,22 @@ impl Descriptor {
         Some(fd)
     }
 
-    /// Takes a descriptor out that a thread of the parent was closing at the moment of the fork,
-    /// unless it was closed by then: the number may lead to something else since.
+    /// Takes out a descriptor that a thread of the parent was closing at the moment of the fork,
+    /// unless it was closed by then: its number may have been reused since.
     fn take_lingering(&self) -> Option<OwnedFd> {
         let fd = self.lingering.swap(-1, Ordering::Relaxed);
         if fd < 0 {
             return None;
         }
-        // SAFETY: where it is closed, or another one, `inode` fails or says so.
+        // SAFETY: if it is closed or has been reused, `inode` fails or returns another number.
         let inode = sys::inode(unsafe { sys::borrow_fd(fd) }).ok()?;
-        // SAFETY: no other socket has the inode as long as this one exists. The thread that was to
-        // close it does not exist in this process, so that it is ours to give up.
+        // SAFETY: no other socket has the inode as long as this one exists. The thread that was
+        // closing it does not exist in this process, so this process must give it up.
         (inode == self.lingering_inode.load(Ordering::Relaxed)).then(|| unsafe { sys::own_fd(fd) })
     }
 
-    /// Wakes the threads that wait for the descriptor, to make another attempt: what the attempt
-    /// looks at has changed.
+    /// Wakes the threads that wait for the descriptor, so that they make another attempt, because
+    /// its state has changed.
     pub fn wake(&self) {
         for waker in &self.waiting.lock().0 {
             waker.wake();
@@ -181,7 +182,7 @@ impl Descriptor {
         self.waiting.lock().0.push(Arc::clone(waker));
     }
 
-    /// Takes a waker back.
+    /// Removes a waker.
     pub(super) fn unregister(&self, waker: &Arc<Waker>) {
         let mut waiting = self.waiting.lock();
         if let Some(index) = waiting.0.iter().position(|other| Arc::ptr_eq(other, waker)) {
@@ -197,8 +198,8 @@ impl Descriptor {
 
 impl Drop for Descriptor {
     fn drop(&mut self) {
-        // Nobody else has a reference, so no operation is in flight. A close that fails has closed
-        // all the same, and there is nobody left to tell.
+        // Nothing else refers to this, so no operation is in flight. A close that fails has closed
+        // the descriptor anyway, and there is no caller to report to.
         let _ = self.close();
     }
 }
@@ -210,7 +211,7 @@ pub struct InFlight<'a> {
 
 impl AsFd for InFlight<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: `release` waits for this operation to leave before it gives the descriptor up. In
+        // SAFETY: `release` waits for this operation to end before it gives the descriptor up. In
         // the child of a fork, operations of the parent's threads do not exist.
         unsafe { sys::borrow_fd(self.descriptor.fd.load(Ordering::Relaxed)) }
     }
@@ -220,8 +221,8 @@ impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         let state = self.descriptor.state.fetch_sub(1, Ordering::Release);
         if state & CLOSED != 0 && state & IN_FLIGHT == 1 {
-            // With the lock, so that this comes before the closer's look at the count or after it
-            // has begun to wait.
+            // Under the lock, so that this happens before the closing thread checks the count or
+            // after it has begun to wait.
             let _waiting = self.descriptor.waiting.lock();
             self.descriptor.left.notify_all();
         }
@@ -241,14 +242,14 @@ mod loom_models {
         Arc::new((Descriptor::new(file.into(), false), UnsafeCell::new(())))
     }
 
-    /// An operation: as long as it lasts, nobody gives the descriptor up.
+    /// An operation: while it lasts, the descriptor is not given up.
     fn operate(shared: &(Descriptor, UnsafeCell<()>)) -> bool {
         let Ok(_inside) = shared.0.enter() else { return false };
         shared.1.get();
         true
     }
 
-    /// Closes; with the descriptor taken out, nobody is inside.
+    /// Closes; once the descriptor is taken out, no operation is inside.
     fn close(shared: &(Descriptor, UnsafeCell<()>)) -> bool {
         let fd = shared.0.release();
         if fd.is_some() {
@@ -258,7 +259,7 @@ mod loom_models {
     }
 
     #[test]
-    fn loom_a_close_waits_for_operations_and_lets_none_in_afterwards() {
+    fn loom_a_close_waits_for_operations_and_admits_none_afterwards() {
         loom::model(|| {
             let shared = descriptor();
             let operations: Vec<_> = (0..2)
@@ -276,7 +277,7 @@ mod loom_models {
     }
 
     #[test]
-    fn loom_of_two_closers_one_gives_the_descriptor_up() {
+    fn loom_only_one_of_two_closers_gives_the_descriptor_up() {
         loom::model(|| {
             let shared = descriptor();
             let other = Arc::clone(&shared);
@@ -289,7 +290,7 @@ mod loom_models {
     }
 
     #[test]
-    fn loom_threads_of_a_child_give_up_once_what_its_parent_was_closing() {
+    fn loom_a_child_gives_up_once_a_descriptor_that_its_parent_was_closing() {
         loom::model(|| {
             let shared = descriptor();
             // The parent's closer has seen an operation in flight, and waits for it.
@@ -304,7 +305,7 @@ mod loom_models {
     }
 
     #[test]
-    fn loom_a_child_may_enter_and_close_what_its_parent_was_inside_of() {
+    fn loom_a_child_may_enter_and_close_a_descriptor_in_use_by_its_parent() {
         loom::model(|| {
             let shared = descriptor();
             std::mem::forget(shared.0.enter().unwrap());
@@ -317,7 +318,7 @@ mod loom_models {
     }
 
     #[test]
-    fn loom_a_waiter_hears_of_a_close_and_of_every_wake_up() {
+    fn loom_a_waiter_sees_a_close_and_every_wake_up() {
         bounded_model(|| {
             let shared = descriptor();
             let is_kept = Arc::new(AtomicBool::new(false));
@@ -327,7 +328,7 @@ mod loom_models {
                 closed.0.wake();
                 assert!(closed.0.release().is_some());
             });
-            // As Waiting does it: register, enter, look, sleep, look.
+            // The same steps as in Waiting: register, enter, check, sleep, check.
             let waker = Arc::new(Waker::model());
             shared.0.register(&waker);
             if let Ok(_inside) = shared.0.enter() {
@@ -354,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_descriptor_lets_nobody_in() {
+    fn a_closed_descriptor_admits_no_operation() {
         let descriptor = descriptor();
         assert!(descriptor.as_raw() >= 0);
         descriptor.close().unwrap();
@@ -365,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_is_kept_until_the_last_operation_has_left() {
+    fn the_number_is_kept_until_the_last_operation_has_ended() {
         let descriptor = descriptor();
         let inside = descriptor.enter().unwrap();
         let number = inside.as_fd().as_raw_fd();
@@ -374,7 +375,7 @@ mod tests {
             while !descriptor.is_closed() {
                 std::thread::yield_now();
             }
-            // Were it free, this would get the same number.
+            // If it were free, this would get the same number.
             let other = UnixDatagram::unbound().unwrap();
             assert_ne!(other.as_raw_fd(), number);
             std::thread::sleep(Duration::from_millis(5));
@@ -394,8 +395,8 @@ mod tests {
         assert_eq!(descriptor.as_raw(), -1);
     }
 
-    /// Runs `child` in a child process that is forked while a thread of this one waits in `close`
-    /// for an operation of another, and says whether the child has the descriptor afterwards.
+    /// Runs `child` in a child process, forked while a thread of this process waits in `close` for
+    /// another thread's operation; returns whether the child still has the descriptor open.
     fn is_open_in_child(child: impl FnOnce(Descriptor)) -> bool {
         let descriptor = std::mem::ManuallyDrop::new(descriptor());
         let number = descriptor.as_raw();
@@ -427,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_gives_up_what_its_parent_was_closing() {
+    fn a_child_gives_up_a_descriptor_that_its_parent_was_closing() {
         assert!(is_open_in_child(|descriptor| {
             assert_eq!(descriptor.as_raw(), -1);
             assert!(descriptor.enter().is_err());

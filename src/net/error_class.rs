@@ -1,6 +1,6 @@
 //! Classes of socket errors: about a peer, a shortage on this machine, or the socket itself.
 //!
-//! The kernel reports the fate of an earlier datagram on the next call, whichever call that is: an
+//! The kernel reports an error of an earlier datagram on the next call, whichever call that is: an
 //! ICMP message sets the socket's error, and a receive returns it although receiving works
 //! (`icmp_err_convert` in the kernel's `net/ipv4/icmp.c`, `tab_unreach` in `net/ipv6/icmp.c`).
 //! Anyone can send ICMP messages, so such errors must never end a receiver, however many there are.
@@ -75,7 +75,7 @@ pub fn may_be_of_earlier(error: &io::Error) -> bool {
     )
 }
 
-/// Counts consecutive errors without a datagram between them, and says how long to pause.
+/// Counts consecutive errors without a datagram between them, and determines how long to pause.
 ///
 /// An error about a peer is cleared when it is returned, so the next attempt needs no pause. But if
 /// something else makes every call fail (a security module, for example), a loop without pauses
@@ -92,7 +92,7 @@ impl ErrorStreak {
     const FIRST: Duration = Duration::from_micros(50);
     const LONGEST: Duration = Duration::from_millis(10);
 
-    /// Resets the count: there was a datagram, or nothing to receive.
+    /// Resets the count: a datagram was received, or there was nothing to receive.
     pub fn end(&mut self) {
         self.errors = 0;
     }
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_icmp_and_addresses_say_is_about_a_peer() {
+    fn icmp_and_address_errors_are_about_a_peer() {
         let errnos = [
             libc::ECONNREFUSED,
             libc::EHOSTUNREACH,
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_short_or_wrong_here_is_not() {
+    fn shortages_and_local_errors_are_not_about_a_peer() {
         for errno in [libc::ENOMEM, libc::ENOBUFS, libc::EMFILE, libc::ENFILE] {
             assert_eq!(ErrorClass::of_errno(errno), ErrorClass::Shortage);
         }
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_icmp_message_says_is_not_of_an_earlier_datagram() {
+    fn errors_without_an_icmp_message_are_not_of_an_earlier_datagram() {
         for errno in [libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::EMSGSIZE, libc::EACCES] {
             assert!(may_be_of_earlier(&io::Error::from_raw_os_error(errno)));
         }
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_streak_pauses_only_where_it_is_long_and_never_for_long() {
+    fn only_a_long_streak_pauses_and_never_for_long() {
         let mut streak = ErrorStreak::default();
         for _ in 0..ErrorStreak::FREE {
             assert_eq!(streak.pause(ErrorClass::Peer), None);

@@ -55,7 +55,7 @@ pub struct BacklogSize {
     pub bytes: usize,
 }
 
-/// Knows what the protocol and the loop were told about a send backlog.
+/// Tracks what the protocol and the loop were told about a send backlog.
 ///
 /// Each step tells one of them about one change. A step may run code that sends, closes or sets other
 /// marks, so the next step is decided after it.
@@ -89,12 +89,12 @@ impl FlowControl {
         self.is_full
     }
 
-    /// Takes note of whether the socket's buffer is full.
+    /// Records whether the socket's buffer is full.
     pub fn set_full(&mut self, is_full: bool) {
         self.is_full = is_full;
     }
 
-    /// Whether more waits than the protocol should have accepted.
+    /// Whether more bytes wait than the protocol should have accepted.
     pub fn is_above(&self, bytes: usize) -> bool {
         number(bytes) > self.marks.high
     }

@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn every_message_that_is_asked_for_is_read() {
+    fn every_requested_message_is_decoded() {
         let stamp = [1_700_000_000_u64.to_ne_bytes(), 123_456_789_u64.to_ne_bytes()].concat();
         let info = [&3_u32.to_ne_bytes()[..], &[127, 0, 0, 1], &[127, 0, 0, 2]].concat();
         let decoded = Meta::decode(&control(&[
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn short_and_foreign_messages_are_passed_over() {
+    fn short_and_unknown_messages_are_skipped() {
         for len in 0..20 {
             let bytes = vec![0xff; len];
             let all = [

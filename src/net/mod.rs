@@ -1,10 +1,10 @@
-//! The engine: datagrams in and out of the Linux kernel. It knows no Python.
+//! The engine: moves datagrams in and out of the Linux kernel. It does not know about Python.
 //!
-//! A [`Socket`] owns a [`Descriptor`] and counts what passes. Its operations never block: they are
-//! attempts, made inside [`Descriptor::enter`]; who gets `EAGAIN` and wants to wait gives the
-//! attempt to [`Waiting::run`].
+//! A [`Socket`] owns a [`Descriptor`] and counts its datagrams. Its operations never block: they
+//! are attempts, made inside [`Descriptor::enter`]. A caller that gets `EAGAIN` and wants to wait
+//! passes the attempt to [`Waiting::run`].
 //!
-//! Many datagrams at once come in through a [`RecvRing`] and go out through a [`SendQueue`].
+//! Batches of datagrams are received through a [`RecvRing`] and sent through a [`SendQueue`].
 
 pub mod address;
 pub mod cmsg;

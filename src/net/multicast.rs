@@ -1,5 +1,5 @@
-//! Membership in multicast groups, of any source or of one, over IPv4 and IPv6 alike (`ip(7)`,
-//! RFC 3678).
+//! Membership in multicast groups, for any source or a single one, over IPv4 and IPv6 (`ip(7)`, RFC
+//! 3678).
 
 use std::ffi::c_int;
 use std::mem::offset_of;
@@ -13,13 +13,13 @@ pub use super::sys::interface_with_address;
 pub struct Membership {
     /// The group's address.
     pub group: IpAddr,
-    /// The interface's index; 0 leaves the choice to the routes.
+    /// The interface's index; 0 lets the routing table decide.
     pub interface: u32,
-    /// The only sender that is heard, or `None` for every one.
+    /// The only sender to receive from, or `None` for all senders.
     pub source: Option<IpAddr>,
 }
 
-/// What to do with a membership.
+/// A change to a membership.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// `MCAST_JOIN_GROUP`, `MCAST_JOIN_SOURCE_GROUP`

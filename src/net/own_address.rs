@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use super::address::Address;
 use super::socket::Socket;
 
-/// A socket's own address. A datagram from there is forged, or the socket has sent it to itself. A
-/// reply would come back as the next request, without end.
+/// A socket's own address. A datagram from it is forged, or the socket has sent it to itself. A
+/// reply would arrive as the next request, without end.
 ///
 /// On a socket that is bound to all addresses, these are all addresses of this machine with its port.
 pub struct OwnAddress {
@@ -26,7 +26,7 @@ impl OwnAddress {
     /// Whether a datagram from this address is from the socket itself.
     pub fn is_source(&mut self, from: &[u8]) -> bool {
         match self.ip {
-            // In both families of IP, the port follows the family. It differs almost always.
+            // In both families of IP, the port follows the family. It almost always differs.
             Some(own) => {
                 from.get(2..4) == Some(&own.port().to_be_bytes()) && self.is_own_ip(own, from)
             }
@@ -34,7 +34,7 @@ impl OwnAddress {
         }
     }
 
-    /// Forgets which addresses this machine has, which may change.
+    /// Forgets which addresses belong to this machine, because they may change.
     pub fn forget(&mut self) {
         self.last = None;
     }
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_unix_is_own_if_it_is_the_same() {
+    fn a_unix_name_is_own_if_it_is_the_same() {
         let socket = Socket::open(libc::AF_UNIX, libc::SOCK_DGRAM, 0).unwrap();
         assert!(!OwnAddress::of(&socket).is_source(&[]));
         socket.bind(&Address::unix(b"").unwrap()).unwrap();

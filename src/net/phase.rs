@@ -14,7 +14,7 @@ pub enum Phase {
     Delivering,
     /// It has stopped delivering datagrams, and still sends its backlog.
     Closing,
-    /// It does not send either. The protocol hears of this next.
+    /// It does not send either. The protocol learns of this next.
     Lost,
 }
 

@@ -1,4 +1,4 @@
-//! Datagrams that the kernel handed over but nobody has taken yet.
+//! A socket's receive backlog: datagrams received from the kernel and not yet handed out.
 
 use std::collections::VecDeque;
 use std::ffi::c_int;
@@ -10,26 +10,26 @@ use super::recv_ring::{Datagrams, Filled, Received, RecvRing};
 use super::split::Split;
 use super::sys::with_room;
 
-/// The rest of coalesced runs of which a receive wanted less. It comes first in the next receive,
-/// in order.
+/// The remaining datagrams of coalesced runs that were longer than a receive wanted. The next
+/// receive returns them first, in order.
 #[derive(Default)]
 pub(super) struct RecvBacklog {
     messages: VecDeque<Held>,
     datagrams: usize,
 }
 
-/// One message of the kernel's, with the datagrams of it that nobody has taken.
+/// A kernel message, with its datagrams that were not yet handed out.
 pub struct Held {
     payload: Box<[u8]>,
     from: Box<[u8]>,
     control: Box<[u8]>,
     flags: c_int,
-    /// `None` once every datagram is taken.
+    /// `None` once all datagrams were handed out.
     split: Option<Split>,
 }
 
-/// What a process has taken out of the kernel's queue is its own to deliver, as what it was given
-/// there: a child that had a copy would deliver it again.
+/// A child does not inherit the backlog. It belongs to the process that took it from the kernel's
+/// queue; a child with a copy would deliver the datagrams again.
 impl Inherit for RecvBacklog {
     fn inherit(&mut self) {
         leave_to_parent(self);
@@ -43,7 +43,8 @@ impl Items for RecvBacklog {
 }
 
 impl RecvBacklog {
-    /// Takes what a ring has from its cursor on, and says how many datagrams there was no memory for.
+    /// Copies the rest of a ring, from its cursor on. Returns how many datagrams were lost because
+    /// memory allocation failed.
     pub(super) fn keep_rest_of(&mut self, ring: &RecvRing) -> usize {
         let mut lost = 0;
         for &(slot, split) in ring.rest() {
@@ -63,7 +64,7 @@ impl RecvBacklog {
         self.messages.front()?.current()
     }
 
-    /// Drops the first datagram, which was taken.
+    /// Drops the first datagram, which was handed out.
     pub(super) fn advance(&mut self) {
         if let Some(held) = self.messages.front_mut() {
             self.datagrams -= 1;
@@ -81,8 +82,8 @@ impl RecvBacklog {
         Some(held)
     }
 
-    /// Puts a message, if something of it is left, back in the first place, and says how many
-    /// datagrams there was no memory for: another thread may have taken its room.
+    /// Puts a message back at the front, unless it is empty. Returns how many datagrams were lost
+    /// because memory allocation failed: another thread may have used the room.
     pub(super) fn push_front(&mut self, held: Held) -> usize {
         let remaining = held.remaining();
         if remaining > 0 {
@@ -97,7 +98,7 @@ impl RecvBacklog {
 }
 
 impl Held {
-    /// Copies what is left of a message in a ring's slot.
+    /// Copies the rest of a message in a ring's slot.
     fn copy(ring: &RecvRing, slot: usize, split: Split) -> io::Result<Self> {
         let message = ring.messages().message(slot);
         Ok(Self {
@@ -109,7 +110,7 @@ impl Held {
         })
     }
 
-    /// What is left, as if a receive had just brought it.
+    /// Describes the rest as if it had just been received.
     pub fn filled(&self) -> Filled {
         let Some(split) = self.split else { return Filled::default() };
         let bytes = self.payload.len() - split.range().start;
@@ -151,7 +152,7 @@ impl Datagrams for Held {
 }
 
 fn copy(bytes: &[u8]) -> io::Result<Box<[u8]>> {
-    let mut copy = with_room(bytes.len(), "a datagram to be kept")?;
+    let mut copy = with_room(bytes.len(), "a datagram in the backlog")?;
     copy.extend_from_slice(bytes);
     Ok(copy.into_boxed_slice())
 }
@@ -164,7 +165,7 @@ mod tests {
     use std::os::fd::AsFd;
 
     #[test]
-    fn what_a_ring_has_left_comes_back_in_order() {
+    fn the_rest_of_a_ring_is_returned_in_order() {
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut backlog = RecvBacklog::default();

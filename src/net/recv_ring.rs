@@ -13,95 +13,96 @@ use super::meta::Meta;
 use super::split::Split;
 use super::sys::{RecvMessages, make_room, with_room};
 
-/// A ring of slots that `recvmmsg` fills, and a cursor that goes through what it filled, datagram
-/// by datagram: what the kernel glued together (`UDP_GRO`) comes apart again here.
+/// A ring of slots that `recvmmsg` fills, and a cursor that moves through the received datagrams.
+/// It splits messages that the kernel coalesced (`UDP_GRO`).
 pub struct RecvRing {
     messages: RecvMessages,
-    /// Of each message of the last receive, its slot and how it splits.
+    /// For each message of the last receive, its slot and how it splits.
     splits: Vec<(usize, Split)>,
-    /// The one of them under the cursor.
+    /// The index of the message under the cursor.
     next: usize,
-    /// Kept for its memory.
+    /// Reused to avoid allocations.
     arrivals: Vec<Arrival>,
 }
 
-/// One received datagram. It lies in memory that the next receive overwrites.
+/// A received datagram, in memory that the next receive overwrites.
 #[derive(Clone, Copy, Debug)]
 pub struct Received<'a> {
     /// Its bytes.
     pub payload: &'a [u8],
     /// The sender's address as the kernel writes it, for [`super::AddressKind::of`].
     pub from: &'a [u8],
-    /// The control messages that came with it, for [`Meta::decode`]. Datagrams that were glued
-    /// together share them.
+    /// The control messages that came with it, for [`Meta::decode`]. Coalesced datagrams share
+    /// them.
     pub control: &'a [u8],
-    /// What the kernel says of the message: `MSG_TRUNC`, `MSG_CTRUNC`.
+    /// The kernel's flags for the message: `MSG_TRUNC`, `MSG_CTRUNC`.
     pub flags: c_int,
 }
 
 impl Received<'_> {
-    /// Whether its end was cut off, for want of room.
+    /// Whether the datagram was truncated to fit the slot.
     pub fn is_truncated(&self) -> bool {
         self.flags & libc::MSG_TRUNC != 0
     }
 }
 
-/// Where in the slots' memory the datagrams of a message lie: one behind the other.
+/// The location of a message's datagrams in the slots' memory: one after another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
     /// The start of the first.
     pub start: usize,
     /// The end of the last.
     pub end: usize,
-    /// The length of each but the last, which may be shorter.
+    /// The length of each except the last, which may be shorter.
     pub segment: usize,
-    /// How many there are, one at least.
+    /// The number of datagrams, at least one.
     pub datagrams: usize,
 }
 
-/// Received datagrams, one after the other.
+/// Received datagrams, one after another.
 pub trait Datagrams {
-    /// The next one, or `None` at the end.
+    /// The current datagram, or `None` at the end.
     fn current(&self) -> Option<Received<'_>>;
 
-    /// Goes on to the one behind it.
+    /// Advances to the next datagram.
     fn advance(&mut self);
 }
 
-/// What a receive brought.
+/// The result of a receive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Filled {
-    /// Messages of the kernel's, each of one datagram or, glued, of several.
+    /// The number of kernel messages; each contains one datagram or several coalesced ones.
     pub messages: usize,
-    /// Datagrams.
+    /// The number of datagrams.
     pub datagrams: usize,
-    /// Bytes of payload.
+    /// The number of payload bytes.
     pub bytes: usize,
-    /// Datagrams whose end was cut off.
+    /// The number of truncated datagrams.
     pub truncated: usize,
-    /// The most datagrams that one message has.
+    /// The maximum number of datagrams in one message.
     pub most_per_message: usize,
-    /// Whether all messages came that were asked for, so that there may be more.
+    /// Whether as many messages arrived as were requested, so there may be more.
     pub is_full: bool,
 }
 
 impl RecvRing {
     /// Reserves address space for `slots` messages of up to `slot_len` bytes. Memory is used only
-    /// as far as messages reach.
+    /// where messages are written.
     pub fn new(slots: usize, slot_len: usize) -> io::Result<Self> {
         let messages = RecvMessages::new(slots, slot_len)?;
         let (splits, arrivals) = (with_room(slots, "slots")?, Vec::new());
         Ok(Self { messages, splits, next: 0, arrivals })
     }
 
-    /// How many messages one receive takes at the most.
+    /// The maximum number of messages of one receive.
     pub fn slots(&self) -> usize {
         self.messages.slots()
     }
 
-    /// Receives up to `count` messages that are there, without waiting, and puts the cursor on the
-    /// first datagram. What was in the ring is gone. Control messages come where they are wanted;
-    /// otherwise the kernel discards them, and with them descriptors that a peer may pass.
+    /// Receives up to `count` queued messages without waiting, and puts the cursor on the first
+    /// datagram. This discards the ring's previous content. Control messages are received only if
+    /// requested; otherwise the kernel discards them, and with them any descriptors that a peer
+    /// passes.
     pub fn receive(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -111,7 +112,7 @@ impl RecvRing {
     ) -> io::Result<Filled> {
         self.clear();
         let count = count.min(self.slots());
-        make_room(&mut self.splits, count, "slots")?; // of a ring that was inherited
+        make_room(&mut self.splits, count, "slots")?; // an inherited ring has none
         let messages = self.messages.receive(fd, count, flags, wants_control)?;
         let mut filled = Filled { messages, is_full: messages == count, ..Filled::default() };
         for slot in 0..messages {
@@ -124,21 +125,21 @@ impl RecvRing {
         Ok(filled)
     }
 
-    /// Drops what was received.
+    /// Discards the received datagrams.
     pub fn clear(&mut self) {
         self.splits.clear();
         self.next = 0;
     }
 
-    /// Has the memory to look at as many messages as a receive takes, so that
-    /// [`screen`](Self::screen) cannot want for it.
+    /// Allocates the memory that [`screen`](Self::screen) needs for a full receive, so that it
+    /// cannot fail.
     pub(super) fn prepare_to_screen(&mut self) -> io::Result<()> {
         self.arrivals.clear();
         let slots = self.slots();
         make_room(&mut self.arrivals, slots, "messages for a guard")
     }
 
-    /// Throws out of what was just received what a guard refuses, and says how many datagrams.
+    /// Removes the datagrams that a guard refuses from the last receive, and returns their number.
     pub(super) fn screen(&mut self, guard: &Guard, filled: &mut Filled) -> usize {
         self.arrivals.clear();
         self.arrivals.extend(self.splits.iter().map(|&(slot, split)| {
@@ -167,29 +168,29 @@ impl RecvRing {
         refused
     }
 
-    /// How many datagrams there are from the cursor on.
+    /// The number of datagrams from the cursor on.
     pub fn remaining(&self) -> usize {
         self.splits.iter().skip(self.next).map(|(_, split)| split.remaining()).sum()
     }
 
-    /// Whether there is nothing from the cursor on.
+    /// Whether there are no datagrams from the cursor on.
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.next >= self.splits.len()
     }
 
-    /// The messages from the cursor on: slots, and what is left of each one's split.
+    /// The messages from the cursor on: their slots, and the rest of each split.
     pub(super) fn rest(&self) -> &[(usize, Split)] {
         &self.splits[self.next..]
     }
 
-    /// The slots' content.
+    /// The content of the slots.
     pub(super) fn messages(&self) -> &RecvMessages {
         &self.messages
     }
 
-    /// Says of each message from the cursor on, by its slot, where its datagrams lie. `take`
-    /// returns how many of them it has taken; if those are not all, the cursor stops behind them.
+    /// Reports, for each message from the cursor on, its slot and where its datagrams are. `take`
+    /// returns how many of them it has taken; if not all, the cursor stops after them.
     pub fn drain_layout(&mut self, mut take: impl FnMut(usize, Run) -> usize) {
         while let Some((slot, split)) = self.splits.get_mut(self.next) {
             let offset = self.messages.offset(*slot);
@@ -213,7 +214,7 @@ impl RecvRing {
         self.messages.message(slot).name
     }
 
-    /// Whether the end of the message in a slot was cut off.
+    /// Whether the message in a slot was truncated.
     pub fn is_truncated(&self, slot: usize) -> bool {
         self.messages.message(slot).flags & libc::MSG_TRUNC != 0
     }
@@ -251,15 +252,15 @@ impl Filled {
     }
 }
 
-/// A ring whose memory others read and write too, so that its datagrams are not to be had as
-/// references, but as [offsets](RecvRing::drain_layout).
+/// A ring whose memory others also read and write. Its datagrams are therefore available only as
+/// [offsets](RecvRing::drain_layout), not as references.
 pub struct ExportedRing {
     ring: RecvRing,
     memory: *mut u8,
     memory_len: usize,
 }
 
-// SAFETY: the pointer leads to memory that the ring owns, and is only handed out.
+// SAFETY: the pointer refers to memory that the ring owns, and is not dereferenced here.
 unsafe impl Send for ExportedRing {}
 // SAFETY: as above.
 unsafe impl Sync for ExportedRing {}
@@ -272,7 +273,7 @@ impl ExportedRing {
         Ok(Self { ring, memory, memory_len })
     }
 
-    /// Where the slots' memory is, which stays there, and how long. A receive writes to it.
+    /// The address of the slots' memory, which never moves, and its length. Receives write to it.
     pub fn memory(&self) -> (*mut u8, usize) {
         (self.memory, self.memory_len)
     }
@@ -282,8 +283,8 @@ impl ExportedRing {
     }
 }
 
-/// A thread of the parent may have been receiving into it. What lies there is the parent's; the
-/// memory stays in its place.
+/// A thread of the parent may have been receiving into the ring. Its content belongs to the parent;
+/// the memory stays where it is.
 impl Inherit for ExportedRing {
     fn inherit(&mut self) {
         self.ring.messages.forget_last();
@@ -293,15 +294,15 @@ impl Inherit for ExportedRing {
     }
 }
 
-/// The length of a slot that every datagram of IP fits into.
+/// The length of a slot that fits any IP datagram.
 const IP_SLOT_LEN: usize = 65_536;
 
-/// How long a slot must be, so that nothing is truncated.
+/// The slot length that avoids truncation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlotKind {
-    /// A datagram of IP, whose length has 16 bits; what GRO glues together has no more.
+    /// For IP datagrams, coalesced or not: the length field has 16 bits.
     Ip,
-    /// A datagram of `AF_UNIX`, which the sender's buffer bounds.
+    /// For `AF_UNIX` datagrams, which are limited by the sender's buffer.
     Unix,
 }
 
@@ -317,10 +318,10 @@ impl SlotKind {
     }
 }
 
-/// The longest datagram of `AF_UNIX`. A sender needs a send buffer of its length, which
-/// `SO_SNDBUFFORCE` or a limit that was higher before allow. The kernel takes at most what fits into
-/// one allocation (4 MiB) and 17 fragments, if pages have 4 KiB. With longer pages it takes more; then
-/// the largest `SO_SNDBUF` without privilege is the limit: twice `net.core.wmem_max`.
+/// The longest `AF_UNIX` datagram. A sender needs a send buffer of its length, which is possible
+/// with `SO_SNDBUFFORCE`, or if the limit was higher before. The kernel accepts at most what fits
+/// into one allocation (4 MiB) and 17 fragments, if pages have 4 KiB. With larger pages it accepts
+/// more; then the largest unprivileged `SO_SNDBUF` is the limit: twice `net.core.wmem_max`.
 fn largest_unix_datagram() -> usize {
     const ALLOCATION: usize = (4 << 20) + 17 * 4096;
     static LARGEST: OnceLock<usize> = OnceLock::new();
@@ -331,11 +332,11 @@ fn largest_unix_datagram() -> usize {
     })
 }
 
-/// The calling thread's ring, until it is dropped.
+/// The calling thread's ring, until this is dropped.
 ///
-/// A ring belongs to the thread that drains and not to a socket: ten thousand sockets need no ten
-/// thousand rings. Taken while the thread has it taken already, as by a finalizer that runs in the
-/// middle of a receive, it is a new one.
+/// A ring belongs to the draining thread, not to a socket: ten thousand sockets do not need ten
+/// thousand rings. If the thread's ring is already taken, for example because a finalizer runs in
+/// the middle of a receive, a new ring is created.
 pub struct ThreadRing {
     ring: Option<Box<RecvRing>>,
     kind: SlotKind,
@@ -347,7 +348,7 @@ thread_local! {
 }
 
 impl ThreadRing {
-    /// Takes the thread's ring of a kind. Its content is garbage.
+    /// Takes the thread's ring of a kind. Its content is undefined.
     pub fn take(kind: SlotKind) -> io::Result<Self> {
         let kept = match kind {
             SlotKind::Ip => IP.try_with(Cell::take),
@@ -375,7 +376,7 @@ impl DerefMut for ThreadRing {
 impl Drop for ThreadRing {
     fn drop(&mut self) {
         let ring = self.ring.take();
-        // A thread that is ending has no place to keep it.
+        // A thread that is exiting has nowhere to keep it.
         let _ = match self.kind {
             SlotKind::Ip => IP.try_with(|kept| kept.set(ring)),
             SlotKind::Unix => UNIX.try_with(|kept| kept.set(ring)),
@@ -406,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn one_call_takes_what_is_there_and_the_next_starts_afresh() {
+    fn one_call_receives_what_is_queued_and_the_next_starts_afresh() {
         let (receiver, sender) = pair();
         let mut ring = RecvRing::new(4, 2048).unwrap();
         for round in [&[&b"one"[..], b"", b"three"][..], &[b"x"], &[b"longer than before", b"y"]] {
@@ -429,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_taken_than_asked_for() {
+    fn at_most_the_requested_number_is_received() {
         let (receiver, sender) = pair();
         let mut ring = RecvRing::new(8, 64).unwrap();
         for payload in [b"1", b"2", b"3"] {
@@ -441,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_marked() {
+    fn a_truncated_datagram_is_marked() {
         let (receiver, sender) = pair();
         let mut ring = RecvRing::new(2, 64).unwrap();
         sender.send(&[7; 65]).unwrap();
@@ -455,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn a_coalesced_run_comes_apart() {
+    fn a_coalesced_run_is_split() {
         let (receiver, sender) = pair();
         let gro = 1_i32.to_ne_bytes();
         super::super::sys::set_option(receiver.as_fd(), libc::SOL_UDP, libc::UDP_GRO, &gro)

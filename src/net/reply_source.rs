@@ -30,13 +30,13 @@ const MOST_ENTRIES: usize = 512;
 const GROWTH: usize = 8;
 
 impl ReplySources {
-    /// Creates the table for a socket. If the sources can differ, asks the kernel to report them.
+    /// Creates the table for a socket. If the sources can differ, makes the kernel report them.
     pub fn of(socket: &Socket) -> Self {
         let is_bound_to_all = socket
             .local_address()
             .is_ok_and(|address| address.ip().is_some_and(|ip| ip.ip().is_unspecified()));
         let is_connected = socket.peer_address().is_ok();
-        let is_on = is_bound_to_all && !is_connected && socket.tell_destination().is_ok();
+        let is_on = is_bound_to_all && !is_connected && socket.request_destination().is_ok();
         Self { is_on: AtomicBool::new(is_on), table: Mutex::default() }
     }
 

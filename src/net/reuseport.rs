@@ -1,15 +1,15 @@
-//! Which of the sockets that share a port gets a datagram.
+//! How the kernel chooses among the sockets of a reuseport group.
 
 use std::io;
 use std::os::fd::BorrowedFd;
 
 use super::sys;
 
-/// How a datagram is given to one of the sockets that share a port (`SO_REUSEPORT`).
+/// How the kernel assigns a datagram to one of the sockets that share a port (`SO_REUSEPORT`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Steering {
-    /// By a hash of both addresses and ports, which is what the kernel does by itself: the
-    /// datagrams of one peer go to one socket.
+    /// By a hash of both addresses and ports, the kernel's default: all datagrams of one peer go to
+    /// the same socket.
     Hash,
     /// By the CPU that the kernel received it on.
     Cpu,
@@ -18,7 +18,8 @@ pub enum Steering {
 }
 
 impl Steering {
-    /// Steers the group that a socket belongs to, whose sockets count as they were bound.
+    /// Steers the reuseport group of a socket. Its sockets are numbered in the order in which they
+    /// were bound.
     pub fn attach(self, fd: BorrowedFd<'_>, sockets: u32) -> io::Result<()> {
         match self.program(sockets.max(1)) {
             Some(program) => sys::attach_program(fd, libc::SO_ATTACH_REUSEPORT_CBPF, &program),
@@ -67,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_takes_the_program() {
+    fn the_kernel_accepts_the_program() {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
         socket.set_reuse_port(true).unwrap();
         for steering in [Steering::Hash, Steering::Cpu, Steering::Random] {

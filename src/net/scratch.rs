@@ -1,27 +1,27 @@
-//! Memory to receive into, one piece for each thread that receives.
+//! Memory to receive into, one buffer for each receiving thread.
 
 use std::cell::Cell;
 use std::io;
 
 use super::sys::{RecvSlice, zeroes};
 
-/// 64 KiB that belong to the calling thread until they are dropped.
+/// 64 KiB that belong to the calling thread until this is dropped.
 ///
-/// A thread keeps its piece for the next time, so that a large buffer costs neither an allocation
-/// nor fresh pages on each receive. Taken while the thread already has it, as by a finalizer that
-/// runs in the middle of a receive, it is a new piece.
+/// A thread keeps its buffer for the next receive, so a large buffer costs neither an allocation
+/// nor fresh pages each time. If the thread's buffer is already taken, for example because a
+/// finalizer runs in the middle of a receive, a new one is allocated.
 pub struct Scratch {
     memory: Box<[u8]>,
 }
 
 impl Scratch {
-    /// How many bytes there are: the longest datagram of IP.
+    /// The number of bytes: enough for the longest IP datagram.
     pub const LEN: usize = 65_536;
 
-    /// Takes the thread's memory. What it holds is garbage.
+    /// Takes the thread's buffer. Its content is undefined.
     pub fn take() -> io::Result<Self> {
         let kept = KEPT.try_with(Cell::take).ok().flatten();
-        let memory = kept.map_or_else(|| zeroes(Self::LEN, "a datagram to be received"), Ok)?;
+        let memory = kept.map_or_else(|| zeroes(Self::LEN, "a received datagram"), Ok)?;
         Ok(Self { memory })
     }
 
@@ -43,7 +43,7 @@ thread_local! {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let memory = std::mem::take(&mut self.memory);
-        // A thread that is ending has no place to keep it.
+        // A thread that is exiting has nowhere to keep it.
         let _ = KEPT.try_with(|kept| kept.set(Some(memory)));
     }
 }
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_memory_comes_back_and_a_second_piece_is_another() {
+    fn memory_is_reused_and_a_second_buffer_is_different() {
         let first = Scratch::take().unwrap();
         let address = first.bytes(0).as_ptr();
         let second = Scratch::take().unwrap();

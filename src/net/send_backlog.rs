@@ -43,7 +43,7 @@ pub(super) struct Queued<P> {
     pub(super) data: P,
     pub(super) to: Option<Address>,
     source: Option<Source>,
-    /// Since when it waits for room in the socket's buffer, in a backlog that is limited.
+    /// When it began to wait for room in the socket's buffer, in a backlog that is limited.
     pub(super) since: Option<Instant>,
 }
 
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn all_leave_and_the_memory_is_kept_for_the_next() {
+    fn all_are_sent_and_the_memory_is_reused() {
         let mut backlog = backlog(3, None);
         assert_eq!((backlog.len(), backlog.bytes()), (3, 6));
         let mut kernel = ScriptedOutlet::default();
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_finds_no_room_stays() {
+    fn datagrams_without_room_stay() {
         for errno in [libc::EAGAIN, libc::EINTR] {
             let mut backlog = backlog(3, None);
             let mut kernel = ScriptedOutlet::answering(&[None, Some(errno)]);
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_in_vain_is_given_up() {
+    fn datagrams_that_wait_in_vain_are_dropped() {
         let mut backlog = backlog(3, None);
         let always = [Some(libc::EAGAIN); 10];
         let mut kernel =
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_about_earlier_datagrams_cost_none_unless_they_go_on() {
+    fn errors_about_earlier_datagrams_lose_none_unless_they_persist() {
         let refused = Some(libc::ECONNREFUSED);
         let mut answers = vec![None, refused, refused, None];
         answers.extend([refused; 1 + RETRIES as usize]);
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_is_forgotten_where_the_datagram_leaves_without_it() {
+    fn a_source_is_forgotten_if_the_datagram_can_be_sent_without_it() {
         let source = Source { address: [192, 0, 2, 1].into(), interface: 0 };
         let wrong = Some(libc::EINVAL);
         let mut kernel = ScriptedOutlet::answering(&[wrong, None, wrong, wrong]);
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn every_answer_for_ever_comes_to_an_end() {
+    fn a_flush_ends_for_every_repeated_result() {
         for errno in 1..140 {
             let source = Source { address: [192, 0, 2, 1].into(), interface: 0 };
             for source in [None, Some(source)] {

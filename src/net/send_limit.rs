@@ -1,4 +1,4 @@
-//! A send backlog that strangers fill is limited, and none of them blocks the others.
+//! Limits a send backlog that strangers fill, so that none of them blocks the others.
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
@@ -37,7 +37,7 @@ impl<P: Payload> SendBacklog<P> {
     ///
     /// The oldest, because the peers of the latest ones still wait for them.
     pub fn shed(&mut self, now: Instant, most: usize) -> Shed {
-        // Those without a time are the latest.
+        // Datagrams without a time were queued last.
         for queued in self.datagrams.iter_mut().rev() {
             if queued.since.is_some() {
                 break;
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_go_beyond_the_limit_and_the_last_of_them_are_described() {
+    fn the_oldest_are_dropped_beyond_the_limit_and_the_last_of_them_are_described() {
         let datagrams: Vec<_> = (1..=5000).map(|port| (port, 0)).collect();
         let mut backlog = backlog(&datagrams);
         let shed = backlog.shed(Instant::now(), usize::MAX);
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_waited_for_too_long_goes() {
+    fn datagrams_that_have_waited_too_long_are_dropped() {
         let mut backlog = backlog(&[(1, 3)]);
         let start = Instant::now();
         assert_eq!(backlog.shed(start, usize::MAX).count, 0);
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn beyond_so_many_full_peers_a_datagram_is_given_up() {
+    fn with_too_many_full_peers_a_datagram_is_dropped() {
         let datagrams: Vec<_> = (1..=FULL_PEERS + 3).map(|port| (port, 1)).collect();
         let mut backlog = backlog(&datagrams);
         let full = (1..FULL_PEERS + 3).map(peer).collect();
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flush_drops_what_has_waited_for_too_long_before_it() {
+    fn a_flush_first_drops_datagrams_that_have_waited_too_long() {
         for has_one_queue in [true, false] {
             let mut backlog = backlog(&[(1, 1), (2, 2), (3, 3), (9, 4)]);
             backlog.datagrams[0].since = Instant::now().checked_sub(LONGEST_WAIT);
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flush_drops_what_is_too_much_after_it() {
+    fn a_flush_finally_drops_datagrams_beyond_the_limit() {
         for has_one_queue in [true, false] {
             let mut datagrams = vec![(9, 0); 5001];
             datagrams[0].0 = 1;

@@ -17,37 +17,37 @@ const COUNTS: usize = Count::ALL.len();
 /// The index of a word that is not a counter: whether a worker has reported that the kernel drops
 /// datagrams.
 const DROPS_REPORTED: usize = COUNTS;
-/// The index of the first class of batch sizes.
+/// The index of the first batch-size class.
 const SIZES_START: usize = COUNTS + 1;
-/// The batch sizes are counted in so many classes: up to 1, 2, 4, … datagrams.
+/// The number of batch-size classes: up to 1, 2, 4, … datagrams.
 const SIZES: usize = 14;
-/// A multiple of two cache lines, so that workers do not write to each other's.
+/// A multiple of two cache lines, so that workers do not write to each other's cache lines.
 const BLOCK: usize = (SIZES_START + SIZES).next_multiple_of(16);
 
-/// The counters of all workers. Those of a worker that has died keep their values.
+/// The counters of all workers. Those of a worker that has exited keep their values.
 pub struct SharedCounters {
     words: SharedWords,
 }
 
 impl SharedCounters {
-    /// Counters for some workers, at least one, all zero.
+    /// Creates counters for a number of workers, at least one, all zero.
     pub fn new(workers: usize) -> io::Result<Self> {
         Ok(Self { words: SharedWords::new(workers.max(1) * BLOCK)? })
     }
 
-    /// How many workers there are counters for.
+    /// The number of workers that have counters.
     pub fn workers(&self) -> usize {
         self.words.len() / BLOCK
     }
 
-    /// Raises a counter. A worker that there is none for counts nothing.
+    /// Raises a counter. Does nothing for a worker that does not have counters.
     pub fn add(&self, worker: usize, count: Count, n: u64) {
         if let Some(counter) = self.words.get(worker * BLOCK + count as usize) {
             counter.fetch_add(n, Ordering::Relaxed);
         }
     }
 
-    /// Counts one batch of so many datagrams.
+    /// Counts one batch of a number of datagrams.
     pub fn add_batch(&self, worker: usize, datagrams: usize) {
         let class = (datagrams.next_power_of_two().ilog2() as usize).min(SIZES - 1);
         if let Some(counter) = self.words.get(worker * BLOCK + SIZES_START + class) {
@@ -55,18 +55,18 @@ impl SharedCounters {
         }
     }
 
-    /// The sums of all counters over all workers. Those that the kernel counts are zero.
+    /// The sums of all counters over all workers. The counters that the kernel keeps are zero.
     pub fn sums(&self) -> ServerCounts {
         ServerCounts::read(|count| self.sum_at(count as usize))
     }
 
-    /// The batches of each class of sizes, with the largest size of the class.
+    /// The number of batches in each class of sizes, with the largest size of the class.
     pub fn batches(&self) -> impl Iterator<Item = (u64, u64)> {
         (0..SIZES).map(|class| (1 << class, self.sum_at(SIZES_START + class)))
     }
 
-    /// Whether this is the first call, of any worker's.
-    pub fn is_first_to_tell_drops(&self) -> bool {
+    /// Whether this is the first call, by any worker.
+    pub fn is_first_to_log_drops(&self) -> bool {
         self.words[DROPS_REPORTED].swap(1, Ordering::Relaxed) == 0
     }
 
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn workers_count_for_themselves_and_are_added_up() {
+    fn workers_count_separately_and_are_added_up() {
         let counters = SharedCounters::new(3).unwrap();
         assert_eq!(counters.workers(), 3);
         counters.add(0, Count::Received, 5);
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_of_the_class_that_it_fits_into() {
+    fn a_batch_counts_in_the_first_class_that_it_fits_into() {
         let counters = SharedCounters::new(1).unwrap();
         for datagrams in [1, 2, 3, 4, 5, 8, 1 << 40] {
             counters.add_batch(0, datagrams);
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn one_worker_is_the_first() {
         let counters = SharedCounters::new(2).unwrap();
-        assert!(counters.is_first_to_tell_drops());
-        assert!(!counters.is_first_to_tell_drops());
+        assert!(counters.is_first_to_log_drops());
+        assert!(!counters.is_first_to_log_drops());
     }
 }

@@ -1,4 +1,4 @@
-//! Options that sockets of this process change for themselves, on open sockets that others may share.
+//! Options that sockets of this process change on open sockets that others may share.
 //!
 //! Duplicates of a descriptor share the options of one open socket. Each [`Socket`](super::Socket)
 //! that changes one, or relies on the change, holds it. The last holder restores it.
@@ -26,14 +26,14 @@ struct OptionChange {
     name: c_int,
     /// The value before the first holder changed it.
     original: c_int,
-    /// The value that the last holder to come has set.
+    /// The value that the most recent holder set.
     ours: c_int,
     holders: usize,
     /// The process that made the change. A forked child leaves it to its parent.
     generation: u32,
 }
 
-/// One socket's hold on an option. Dropping it leaves the option as it is.
+/// A socket's hold on an option. Dropping it leaves the option as it is.
 pub(super) struct Hold {
     /// The number of the change.
     id: u64,
@@ -42,8 +42,9 @@ pub(super) struct Hold {
 }
 
 impl Hold {
-    /// Holds an option that the caller sets to `value` next. It joins the sockets that hold the
-    /// option already; if there are none, `is_others` says whether to leave the option alone.
+    /// Holds an option that the caller is about to set to `value`. It joins the sockets that
+    /// already hold the option; if there are none, `is_others` says whether to leave the option
+    /// alone.
     pub(super) fn take(
         fd: BorrowedFd<'_>,
         (level, name): (c_int, c_int),
@@ -64,7 +65,8 @@ impl Hold {
             let original = sys::int_option(fd, level, name)?;
             sys::make_room(changes, 1, "the options of a socket")?;
             let id = NEXT.fetch_add(1, Ordering::Relaxed);
-            // A kernel without cookies cannot tell which sockets are one: each restores its own.
+            // Without cookies, the kernel cannot tell which sockets are the same: each one restores
+            // its own.
             let socket = socket.unwrap_or(u64::MAX - id);
             let (ours, holders) = (value, 1);
             changes.push(OptionChange {
@@ -81,10 +83,10 @@ impl Hold {
         })
     }
 
-    /// Ends the hold. If it was the last, restores the option, unless its value is not what a holder
-    /// has set. Returns the value that was restored.
+    /// Ends the hold. If it was the last, restores the option, unless its current value was not set
+    /// by a holder. Returns the value that was restored.
     pub(super) fn restore(self, fd: BorrowedFd<'_>) -> io::Result<Option<c_int>> {
-        let id = ManuallyDrop::new(self).id; // it leaves here, and once
+        let id = ManuallyDrop::new(self).id; // it ends here, exactly once
         with_changes(|changes, _| {
             let Some(OptionChange { level, name, original, ours, .. }) = leave(changes, id) else {
                 return Ok(None);
@@ -104,15 +106,15 @@ impl Drop for Hold {
     }
 }
 
-/// A child holds nothing: the options are its parent's to restore.
+/// A child holds nothing: restoring the options is up to its parent.
 impl Inherit for Vec<Hold> {
     fn inherit(&mut self) {
-        // A thread of the parent may have been changing the old one, which is not dropped for that.
+        // Not dropped, because a thread of the parent may have been changing it.
         mem::forget(mem::take(self));
     }
 }
 
-/// Takes note that the user has set an option: it stays as it is from now on.
+/// Records that the user has set an option: it stays as it is from now on.
 pub(super) fn leave_to_user(fd: BorrowedFd<'_>, option: (c_int, c_int)) {
     with_changes(|changes, _| {
         if !changes.is_empty()
@@ -137,16 +139,16 @@ fn find(
     changes.iter_mut().find(|change| change.is_of(socket, option))
 }
 
-/// Takes one holder from a change, and returns the change if that was the last. One that is left to
-/// the user or to the parent process is not found.
+/// Removes one holder from a change; returns the change if that was the last holder. A change that
+/// was left to the user or to the parent process is not found.
 fn leave(changes: &mut Vec<OptionChange>, id: u64) -> Option<OptionChange> {
     let index = changes.iter().position(|change| change.id == id)?;
     changes[index].holders -= 1;
     (changes[index].holders == 0).then(|| changes.swap_remove(index))
 }
 
-/// Runs `act` on the changes of this process. No thread forks meanwhile, so that a child finds the
-/// lock free.
+/// Runs `act` on the changes of this process. No thread forks meanwhile, so a child finds the lock
+/// free.
 fn with_changes<T>(act: impl FnOnce(&mut Vec<OptionChange>, u32) -> T) -> T {
     sys::without_fork(|| {
         let mut changes: MutexGuard<'_, Vec<OptionChange>> =
@@ -202,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_user_sets_is_the_users() {
+    fn an_option_that_the_user_sets_is_left_alone() {
         let (socket, twin) = pair();
         let first = hold(&socket, 1);
         leave_to_user(twin.as_fd(), OPTION);
@@ -212,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_holder_that_is_dropped_counts_no_more() {
+    fn a_dropped_holder_does_not_count() {
         let (socket, twin) = pair();
         let (first, second) = (hold(&socket, 1), hold(&twin, 1));
         drop(first);

@@ -71,7 +71,7 @@ where
     }
 
     fn may_be_of_earlier(&self, error: &io::Error) -> bool {
-        // A socket of another family than the Internet's tells only what it is asked to do.
+        // Sockets of other families only report errors of the current call.
         self.socket.is_ip() && may_be_of_earlier(error)
     }
 
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lost_datagrams_are_counted_and_sources_that_are_gone_are_forgotten() {
+    fn lost_datagrams_are_counted_and_missing_sources_are_forgotten() {
         let other = UdpSocket::bind("127.0.0.1:0").unwrap();
         let to: Address = other.local_addr().unwrap().into();
         let socket = Socket::open(libc::AF_INET, libc::SOCK_DGRAM, 0).unwrap();

@@ -86,14 +86,14 @@ mod tests {
     }
 
     #[test]
-    fn a_coalesced_message_comes_apart_with_a_short_last_datagram() {
+    fn a_coalesced_message_is_split_with_a_short_last_datagram() {
         assert_eq!(sizes(5000, Some(1000)), [1000; 5]);
         assert_eq!(sizes(4001, Some(1000)), [1000, 1000, 1000, 1000, 1]);
         assert_eq!(sizes(3, Some(1)), [1, 1, 1]);
     }
 
     #[test]
-    fn what_is_not_coalesced_is_one_datagram() {
+    fn a_message_that_is_not_coalesced_is_one_datagram() {
         assert_eq!(sizes(700, None), [700]);
         assert_eq!(sizes(0, None), [0]);
         assert_eq!(sizes(700, Some(700)), [700]);

@@ -1,4 +1,4 @@
-//! Counters of what passed through a socket.
+//! Counters of a socket's datagrams and calls.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,17 +11,17 @@ socket_counters!(declare_counters!(
     Stats
 ));
 
-/// One socket's counters, which any thread may raise.
+/// A socket's counters, which any thread may raise.
 #[derive(Debug, Default)]
 pub struct Counters {
     counts: [AtomicU64; SocketCounter::ALL.len()],
     /// Datagrams that were dropped because memory allocation failed.
     dropped: AtomicU64,
     /// The counters as they were when [`Counters::take_delta`] last read them.
-    told: [AtomicU64; SocketCounter::ALL.len()],
+    reported: [AtomicU64; SocketCounter::ALL.len()],
 }
 
-/// What was counted since somebody last asked, by the names of [`Stats`].
+/// The increase of the counters since the last query, with the names of [`Stats`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "they are those of Stats")]
 pub struct CounterDelta {
@@ -61,14 +61,15 @@ impl Counters {
         self.get(SocketCounter::Refused)
     }
 
-    /// What was counted since this was last called, by any thread: for who adds it up elsewhere.
+    /// The increase since the last call, by any thread. For callers that add it to their own
+    /// counters.
     pub fn take_delta(&self) -> CounterDelta {
         let take = |counter: SocketCounter| {
-            let (count, told) = (self.get(counter), &self.told[counter as usize]);
-            if count == told.load(Ordering::Relaxed) {
+            let (count, reported) = (self.get(counter), &self.reported[counter as usize]);
+            if count == reported.load(Ordering::Relaxed) {
                 return 0; // the usual case
             }
-            count.saturating_sub(told.fetch_max(count, Ordering::Relaxed))
+            count.saturating_sub(reported.fetch_max(count, Ordering::Relaxed))
         };
         CounterDelta {
             refused: take(SocketCounter::Refused),
@@ -78,8 +79,8 @@ impl Counters {
         }
     }
 
-    /// Counts received datagrams that there was no memory to keep. As the kernel's drops, they count
-    /// as not received.
+    /// Counts received datagrams that were lost because memory allocation failed. Like the kernel's
+    /// drops, they do not count as received.
     pub fn count_dropped(&self, datagrams: usize) {
         if datagrams > 0 {
             self.dropped.fetch_add(datagrams as u64, Ordering::Relaxed);
@@ -88,7 +89,7 @@ impl Counters {
         }
     }
 
-    /// How many datagrams there was no memory to keep.
+    /// The number of datagrams that were lost because memory allocation failed.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
@@ -98,13 +99,13 @@ impl Counters {
         self.add(SocketCounter::Errors, entries);
     }
 
-    /// Counts datagrams that were accepted to be sent later, and could not be.
+    /// Counts datagrams that were accepted to be sent later and then could not be sent.
     pub fn count_send_errors(&self, datagrams: usize) {
         self.add(SocketCounter::SendErrors, datagrams);
     }
 
-    /// Reads all counters but those of the kernel, which are zero. Each is exact, but one may be read
-    /// before and another after a datagram that passes meanwhile.
+    /// Reads all counters except the kernel's, which are zero. Each is exact, but a datagram that
+    /// passes meanwhile may be included in one counter and not in another.
     pub fn read(&self) -> Stats {
         Stats::read(|counter| self.get(counter))
     }
@@ -123,13 +124,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_counted_is_told_once() {
+    fn an_increase_is_reported_once() {
         let counters = Counters::default();
         assert_eq!(counters.take_delta(), CounterDelta::default());
         counters.count_refused(3);
         counters.count_sent(2, 20);
-        let told = CounterDelta { refused: 3, sent: 2, sent_bytes: 20, send_calls: 1 };
-        assert_eq!(counters.take_delta(), told);
+        let reported = CounterDelta { refused: 3, sent: 2, sent_bytes: 20, send_calls: 1 };
+        assert_eq!(counters.take_delta(), reported);
         counters.count_refused(2);
         assert_eq!(counters.take_delta(), CounterDelta { refused: 2, ..CounterDelta::default() });
         assert_eq!(counters.take_delta(), CounterDelta::default());

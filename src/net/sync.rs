@@ -1,5 +1,5 @@
-//! Atomics, locks and cells: from std or, with `--cfg loom`, from loom, which runs a model in every
-//! possible order of its threads' steps (`make loom`).
+//! Atomics, locks and cells: from std or, with `--cfg loom`, from loom, which runs a model with
+//! every possible interleaving of its threads' steps (`make loom`).
 //!
 //! Modelled code imports them from here. The rest of the engine uses std directly: under loom it
 //! compiles, but only the models run.
@@ -85,8 +85,8 @@ mod cell {
     }
 }
 
-/// Runs a model that has too many orders to explore all of them: explores those with at most three
-/// preemptions, which finds all but contrived bugs.
+/// Runs a model that has too many interleavings to explore all of them: explores those with at most
+/// three preemptions, which finds all but contrived bugs.
 #[cfg(all(test, loom))]
 pub(super) fn bounded_model(model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();

@@ -21,7 +21,7 @@ pub struct Turns {
     /// How many transports ran out of time in this turn, and in the last one.
     cut_short: AtomicU32,
     cut_short_before: AtomicU32,
-    /// The time of each of several transports in this turn, in nanoseconds; 0 until one asks.
+    /// The time of each of several transports in this turn, in nanoseconds; 0 until one requests it.
     share: AtomicU64,
 }
 
@@ -80,8 +80,8 @@ impl TurnSkipping {
         time.is_zero() && cut_short != 0 && turn.saturating_sub(cut_short) <= 1
     }
 
-    /// Takes note that a drain ran out of time in a turn, unless it delivered so little that others
-    /// have their turn anyway.
+    /// Records that a drain ran out of time in a turn, unless it delivered so little that others
+    /// get their turn anyway.
     pub fn note_cut_short(&self, turn: u64, turns: Option<&Turns>, delivered: usize) {
         if delivered >= AT_LEAST
             && self.cut_short.swap(turn, Ordering::Relaxed) != turn
@@ -104,7 +104,7 @@ impl TurnBudget {
         Self { started: now, deadline: now + time.max(BESIDE_OTHERS) }
     }
 
-    /// How many messages to receive now. None if the time is up.
+    /// How many messages to receive now; `None` if the time is up.
     pub fn messages(&self, pace: &Pace<'_>, now: Instant) -> Option<usize> {
         let cost = u128::from(pace.costs.message.load(Ordering::Relaxed));
         let least = if (1..BRIEF.as_nanos()).contains(&cost) { AT_LEAST } else { 1 };

@@ -178,7 +178,7 @@ mod loom_models {
     use super::*;
     use crate::net::sync::{AtomicUsize, bounded_model};
 
-    /// A thread that sleeps until there is something, like a wait: it checks, sleeps, and clears
+    /// A thread that sleeps until an item is available, like a wait: it checks, sleeps, and clears
     /// the eventfd that woke it.
     fn wait_for(waker: &Waker, count: &AtomicUsize, wanted: usize) {
         while count.load(Ordering::Acquire) < wanted {

@@ -1,4 +1,4 @@
-//! Addresses between Python's tuples and the kernel's bytes.
+//! Converts addresses between Python's tuples and the kernel's bytes.
 
 use std::ffi::{CString, OsStr, c_int, c_ulong};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
@@ -17,8 +17,9 @@ use crate::net::address::PathTooLong;
 use crate::net::names::{self, format_v4, format_v6, interface_index};
 use crate::net::{Address, AddressKind};
 
-/// What the standard module makes of an address: `(host, port)` for IPv4, `(host, port, flowinfo,
-/// scope_id)` for IPv6, a `str` or, for an abstract name, `bytes` for `AF_UNIX`, `None` for none.
+/// Converts an address as the standard module does: `(host, port)` for IPv4, `(host, port,
+/// flowinfo, scope_id)` for IPv6, a `str` for `AF_UNIX` (`bytes` if the name is abstract), `None`
+/// if there is no address.
 pub(crate) fn to_python<'py>(py: Python<'py>, address: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     match AddressKind::of(address) {
         AddressKind::Unnamed => Ok(py.None().into_bound(py)),
@@ -39,19 +40,19 @@ pub(crate) fn to_python<'py>(py: Python<'py>, address: &[u8]) -> PyResult<Bound<
     }
 }
 
-/// What an IPv4 address is to a socket of IPv6.
+/// How an IPv6 socket treats an IPv4 address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mapping {
-    /// A foreign one, as the standard class has it.
+    /// As an address of another family, like the standard class.
     Strict,
-    /// The mapped one of RFC 4291, section 2.5.5.2, by which such a socket reaches IPv4 peers.
+    /// As an IPv4-mapped address (RFC 4291, section 2.5.5.2), with which it reaches IPv4 peers.
     Mapped,
 }
 
-/// Reads an address as the standard module does for a socket of `family`, with the same
-/// exceptions; `caller` is the method they name.
+/// Parses an address like the standard module does for a socket of `family`, with the same
+/// exceptions; `caller` is the method that they name.
 ///
-/// A numeric host never reaches the resolver; a name is resolved detached from the interpreter.
+/// Numeric hosts do not use the resolver; names are resolved detached from the interpreter.
 pub(crate) fn parse(
     family: c_int,
     object: &Bound<'_, PyAny>,
@@ -105,12 +106,12 @@ fn inet6(object: &Bound<'_, PyAny>, caller: &str, mapping: Mapping) -> Result<Ad
         let message = format!("{caller}(): flowinfo must be 0-1048575.");
         return Err(PyOverflowError::new_err(message).into());
     }
-    // The host's own scope ("fe80::1%eth0") holds where the tuple gives none.
+    // The scope in the host ("fe80::1%eth0") applies if the tuple has none.
     let scope = if scope == 0 { resolved.scope_id() } else { scope };
     Ok(SocketAddrV6::new(*resolved.ip(), port, flow, scope).into())
 }
 
-/// A numeric IPv4 host as IPv6 has it.
+/// A numeric IPv4 host as an IPv4-mapped address.
 fn mapped(host: &Bound<'_, PyAny>, mapping: Mapping) -> Option<Address> {
     if mapping == Mapping::Strict {
         return None;
@@ -150,8 +151,8 @@ fn foreign() -> Error {
     PyOSError::new_err("unknown address family").into()
 }
 
-/// A port that is an `int`, but perhaps no port. The standard module resolves the host before it
-/// looks, so that a bad host is told before a bad port.
+/// An `int` that may be out of range. The standard module resolves the host before it checks the
+/// port, so a bad host is reported before a bad port.
 struct Port(c_int);
 
 fn port(object: &Bound<'_, PyAny>, caller: &str) -> Result<Port> {
@@ -173,7 +174,7 @@ fn bad_port(caller: &str) -> Error {
     PyOverflowError::new_err(format!("{caller}(): port must be 0-65535.")).into()
 }
 
-/// An `unsigned int` as the standard module reads it here: the low 32 bits of any integer.
+/// Reads an `unsigned int` like the standard module: the low 32 bits of any integer.
 pub(super) fn masked_word(object: &Bound<'_, PyAny>) -> Result<u32> {
     // SAFETY: attached, with an object.
     let word = unsafe { ffi::PyLong_AsUnsignedLongMask(object.as_ptr()) };
@@ -186,7 +187,7 @@ pub(super) fn masked_word(object: &Bound<'_, PyAny>) -> Result<u32> {
 /// The IP address of a host, with the port zero.
 fn resolve(host: &Bound<'_, PyAny>, family: c_int) -> Result<Address> {
     if let Ok(host) = host.cast::<PyString>() {
-        // UTF-8 of a str is cached in it, and for ASCII, the usual case, is the str itself.
+        // The str caches its UTF-8 form, which for ASCII, the usual case, is the str itself.
         return match host.to_str() {
             Ok(ascii) if ascii.is_ascii() => resolve_bytes(host.py(), ascii.as_bytes(), family),
             _ => match host.call_method1(intern!(host.py(), "encode"), ("idna",)) {
@@ -235,8 +236,8 @@ fn resolve_bytes(py: Python<'_>, host: &[u8], family: c_int) -> Result<Address> 
     py.detach(|| names::resolve(&terminated, family)).map_err(Error::from)
 }
 
-/// A numeric IPv6 host with its scope: `fe80::1%eth0` or `fe80::1%2`. What has a scope but none to
-/// have is the C library's to judge.
+/// Parses a numeric IPv6 host with its scope: `fe80::1%eth0` or `fe80::1%2`. A scope on an address
+/// that cannot have one is left to the C library.
 fn numeric_v6(host: &str) -> Option<(Ipv6Addr, u32)> {
     let Some((ip, scope)) = host.split_once('%') else { return Some((host.parse().ok()?, 0)) };
     let ip: Ipv6Addr = ip.parse().ok()?;
@@ -255,11 +256,11 @@ fn v6(ip: Ipv6Addr, scope: u32) -> Address {
     SocketAddrV6::new(ip, 0, 0, scope).into()
 }
 
-/// The addresses that one socket meets again and again, as Python's tuples and as the kernel's
-/// bytes, so that a busy peer costs neither an allocation nor a parse.
+/// Caches the addresses that a socket uses repeatedly, as Python's tuples and as the kernel's
+/// bytes, so a busy peer costs neither an allocation nor a parse.
 ///
-/// Two small tables in which each address has one slot; most sockets need a single one. A table
-/// that another thread is using is passed over: a cache is no reason to wait.
+/// It has two small tables in which each address has one slot; most sockets need a single slot. If
+/// another thread is using a table, it is skipped: waiting would cost more than the cache saves.
 #[derive(Default)]
 pub(crate) struct AddressCache {
     received: Mutex<AddressTable>,
@@ -278,7 +279,7 @@ struct CachedAddress {
     object: Py<PyAny>,
 }
 
-/// Only IP addresses are kept: `sockaddr_in6` is the longer of them.
+/// Only IP addresses are cached: `sockaddr_in6` is the longest.
 const IP_ADDRESS_LEN: usize = size_of::<libc::sockaddr_in6>();
 
 impl AddressCache {
@@ -298,7 +299,7 @@ impl AddressCache {
         {
             return Ok(entry.object.bind(py).clone());
         }
-        // The lock is free while Python allocates, which may run a finalizer that comes here.
+        // The lock is free while Python allocates, because a finalizer may run and call this.
         let object = to_python(py, address)?;
         if let Ok(mut table) = self.received.try_lock() {
             table.set(hash, CachedAddress::new(address, &object));
@@ -332,9 +333,9 @@ impl AddressCache {
     }
 }
 
-/// Whether an address object always means the same: a tuple of `int`s and a host that is numeric in
-/// the family. (A name may resolve to something else tomorrow, a bytearray may change, and an IPv4
-/// address means something to some methods of an IPv6 socket only.)
+/// Whether an address object always has the same meaning: a tuple of `int`s and a host that is
+/// numeric in the family. (A name may resolve to something else tomorrow, a bytearray may change,
+/// and only some methods of an IPv6 socket accept an IPv4 address.)
 fn is_constant(family: c_int, object: &Bound<'_, PyAny>) -> bool {
     let is_numeric = |host: &str| match family {
         libc::AF_INET => host.parse::<Ipv4Addr>().is_ok(),
@@ -365,7 +366,8 @@ impl AddressTable {
     }
 
     fn index(&self, hash: u64) -> usize {
-        // Multiplying by 2^64 / golden ratio spreads what differs in few bits (Knuth, TAOCP 6.4).
+        // Multiplying by 2^64 / golden ratio spreads values that differ in few bits (Knuth, TAOCP
+        // 6.4).
         (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & self.0.len().wrapping_sub(1)
     }
 }
@@ -386,8 +388,8 @@ impl CachedAddress {
     }
 }
 
-/// Mixes an address's bytes: family and port are in the first four, an IPv4 host in the next, an
-/// IPv6 host's varying end further on.
+/// Hashes an address: family and port are in the first four bytes, an IPv4 host in the next four,
+/// and the varying end of an IPv6 host further on.
 fn hash(address: &[u8]) -> u64 {
     let word = |at: usize| {
         address.get(at..at + 8).map_or(0, |bytes| {

@@ -1,4 +1,4 @@
-//! Audit events (PEP 578), the same as the standard module raises.
+//! Audit events (PEP 578), the same ones that the standard module raises.
 
 use std::ffi::{CStr, c_char, c_int};
 
@@ -8,13 +8,13 @@ use pyo3::prelude::*;
 use super::error::Result;
 
 unsafe extern "C" {
-    // Not among pyo3's bindings; public since CPython 3.8.
+    // Missing in pyo3's bindings; public since CPython 3.8.
     fn PySys_Audit(event: *const c_char, format: *const c_char, ...) -> c_int;
 }
 
 /// Raises an event with a socket and one more object. A hook may refuse it with an exception.
 ///
-/// In C, because with no hook installed it must cost next to nothing.
+/// Calls C directly, so that it costs next to nothing if there is no hook.
 pub(crate) fn event(
     event: &CStr,
     socket: &Bound<'_, PyAny>,

@@ -12,18 +12,18 @@ use pyo3::types::{PyBytes, PyIterator, PyList, PySlice};
 use super::error::{Error, Result};
 use crate::net::{RecvSlice, SendSlice, make_room, with_room};
 
-/// More than a datagram of any family has: no call takes as much (`sendmsg(2)` in the kernel).
+/// Longer than any datagram of any family: no call accepts as much (`sendmsg(2)` in the kernel).
 const LONGEST: usize = c_int::MAX as usize;
 
-/// A bytes-like object whose bytes are held in place, to be sent.
+/// A bytes-like object to send, whose memory is kept in place.
 pub(crate) enum Readable<'py> {
-    /// The usual case, which needs no export: `bytes` never change and never move.
+    /// The usual case, which needs no export: `bytes` objects never change and never move.
     Bytes(Bound<'py, PyBytes>),
     Exported(Export<'py>),
 }
 
 impl<'py> Readable<'py> {
-    /// Takes any bytes-like object; otherwise a `TypeError`.
+    /// Accepts any bytes-like object; raises `TypeError` for other objects.
     pub(crate) fn new(object: &Bound<'py, PyAny>) -> PyResult<Self> {
         match object.cast_exact::<PyBytes>() {
             Ok(bytes) => Ok(Self::Bytes(bytes.clone())),
@@ -31,7 +31,7 @@ impl<'py> Readable<'py> {
         }
     }
 
-    /// Takes every item of an iterable; `message` is the `TypeError` where it is none.
+    /// Reads all items of an iterable; if it is not one, raises `TypeError` with `message`.
     pub(crate) fn all(iterable: &Bound<'py, PyAny>, message: &'static str) -> PyResult<Vec<Self>> {
         if let Ok(list) = iterable.cast_exact::<PyList>() {
             return gather(list.iter().map(|item| Self::new(&item)));
@@ -47,18 +47,18 @@ impl<'py> Readable<'py> {
         unsafe { SendSlice::from_raw(start, len) }
     }
 
-    /// How many bytes there are.
+    /// The number of bytes.
     pub(crate) fn len(&self) -> usize {
         self.slice().len()
     }
 
-    /// A copy, for what is short and must stand still while it is read; a `MemoryError` where it
-    /// is not as short as that (a mapped file may be longer than all memory).
+    /// A copy, for short data that must not change while it is read. Raises `MemoryError` if it is
+    /// too long (a mapped file may be larger than all memory).
     pub(crate) fn copy(&self) -> PyResult<Vec<u8>> {
         let (start, len) = self.memory();
         let mut copy = with_room(len, "a copy of the data").map_err(Error::from)?;
-        // SAFETY: the memory is in place, and the copy has room for it. Were another thread to
-        // write there meanwhile, the copy would be garbled, as the exporter allows.
+        // SAFETY: the memory is in place, and the copy has room for it. If another thread writes
+        // there meanwhile, the copy is garbled, as the exporter allows.
         unsafe {
             ptr::copy_nonoverlapping(start, copy.as_mut_ptr(), len);
             copy.set_len(len);
@@ -66,9 +66,9 @@ impl<'py> Readable<'py> {
         Ok(copy)
     }
 
-    /// The same as `bytes`, which are the object itself where it is one of exactly that type. What
-    /// is longer than any datagram is not copied, and an `EMSGSIZE`: a mapped file may be longer
-    /// than all memory, and not every allocator says so before the copy has filled it.
+    /// The same as `bytes`, which is the object itself if it has exactly that type. Data longer
+    /// than any datagram is not copied but fails with `EMSGSIZE`: a mapped file may be larger than
+    /// all memory, and not every allocator fails before the copy has filled it.
     pub(crate) fn into_bytes(self, py: Python<'py>) -> Result<Bound<'py, PyBytes>> {
         let (start, len) = self.memory();
         match self {
@@ -90,7 +90,7 @@ impl<'py> Readable<'py> {
     }
 }
 
-/// Takes every item of an iterator, however many there are.
+/// Reads all items of an iterator.
 pub(crate) fn gather<T>(items: impl Iterator<Item = PyResult<T>>) -> PyResult<Vec<T>> {
     let mut gathered = Vec::new();
     for item in items {
@@ -99,14 +99,15 @@ pub(crate) fn gather<T>(items: impl Iterator<Item = PyResult<T>>) -> PyResult<Ve
     Ok(gathered)
 }
 
-/// Appends to a vector that may become long.
+/// Appends to a vector that may grow large.
 pub(crate) fn push<T>(items: &mut Vec<T>, item: T) -> PyResult<()> {
     make_room(items, 1, "a list").map_err(Error::from)?;
     items.push(item);
     Ok(())
 }
 
-/// Iterates; `message` is the `TypeError` where that is impossible. Other exceptions pass.
+/// Iterates; if the object is not iterable, raises `TypeError` with `message`. Other exceptions
+/// propagate.
 pub(crate) fn iterate<'py>(
     iterable: &Bound<'py, PyAny>,
     message: &'static str,
@@ -117,11 +118,12 @@ pub(crate) fn iterate<'py>(
     })
 }
 
-/// A writable bytes-like object whose memory is held in place, to be received into.
+/// A writable bytes-like object to receive into, whose memory is kept in place.
 pub(crate) struct Writable<'py>(Export<'py>);
 
 impl<'py> Writable<'py> {
-    /// Takes a writable, contiguous buffer; otherwise a `TypeError` that begins with `what`.
+    /// Accepts a writable, contiguous buffer; otherwise raises a `TypeError` that begins with
+    /// `what`.
     pub(crate) fn new(object: &Bound<'py, PyAny>, what: &str) -> PyResult<Self> {
         Export::new(object, ffi::PyBUF_WRITABLE).map(Self).map_err(|_| {
             let found = TypeName(object);
@@ -177,7 +179,7 @@ impl Drop for Export<'_> {
     }
 }
 
-/// New `bytes`; a `MemoryError` where there is no memory, where pyo3's own constructor would panic.
+/// New `bytes`. Raises `MemoryError` if memory is short, where pyo3's own constructor would panic.
 pub(crate) fn new_bytes<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
     // SAFETY: a slice is readable.
     unsafe { copied_bytes(py, bytes.as_ptr(), bytes.len()) }
@@ -198,12 +200,13 @@ unsafe fn copied_bytes(
     }
 }
 
-/// A new list; a `MemoryError` where there is no memory, where pyo3's own constructor would panic.
+/// A new list. Raises `MemoryError` if memory is short, where pyo3's own constructor would panic.
 pub(crate) fn new_list<'py, T>(
     py: Python<'py>,
     items: Vec<Bound<'py, T>>,
 ) -> PyResult<Bound<'py, PyList>> {
-    // SAFETY: attached. The list is new, with a place for each item, which takes its reference over.
+    // SAFETY: attached. The list is new and has a slot for each item, which takes over its
+    // reference.
     unsafe {
         let list = ffi::PyList_New(items.len() as ffi::Py_ssize_t);
         let list = Bound::from_owned_ptr_or_err(py, list)?;
@@ -214,17 +217,17 @@ pub(crate) fn new_list<'py, T>(
     }
 }
 
-/// A slice of step one. That of pyo3 0.30 keeps its two numbers for ever.
+/// A slice with step one. pyo3 0.30's constructor leaks its two numbers.
 pub(crate) fn new_slice(py: Python<'_>, start: isize, end: isize) -> PyResult<Bound<'_, PySlice>> {
     let (start, end) = (start.into_pyobject(py)?, end.into_pyobject(py)?);
-    // SAFETY: attached. The slice takes references of its own; no step is one.
+    // SAFETY: attached. The slice takes its own references; a null step means one.
     unsafe {
         let slice = ffi::PySlice_New(start.as_ptr(), end.as_ptr(), ptr::null_mut());
         Ok(Bound::from_owned_ptr_or_err(py, slice)?.cast_into_unchecked())
     }
 }
 
-/// New `bytes` of uninitialised memory, to receive into where the thread's scratch is too small.
+/// New, uninitialised `bytes` to receive into if the thread's scratch memory is too small.
 pub(crate) struct NewBytes<'py>(Bound<'py, PyBytes>);
 
 impl<'py> NewBytes<'py> {
@@ -238,7 +241,7 @@ impl<'py> NewBytes<'py> {
     }
 
     pub(crate) fn slice(&mut self) -> RecvSlice<'_> {
-        // SAFETY: the bytes are new and known to nobody else, so they may still be written.
+        // SAFETY: the bytes are new and not shared, so they may still be written.
         unsafe {
             let start = ffi::PyBytes_AsString(self.0.as_ptr());
             RecvSlice::from_raw(start.cast(), ffi::PyBytes_Size(self.0.as_ptr()) as usize)
@@ -248,9 +251,9 @@ impl<'py> NewBytes<'py> {
     /// The first `len` bytes.
     ///
     /// # Safety
-    /// The kernel has written them.
+    /// The kernel must have written them.
     pub(crate) unsafe fn finish(self, len: usize) -> PyResult<Bound<'py, PyBytes>> {
-        // SAFETY: the memory is there, and its first bytes are written, as the caller says.
+        // SAFETY: the memory is there, and the caller says that its first bytes are written.
         unsafe {
             let (start, capacity) =
                 (ffi::PyBytes_AsString(self.0.as_ptr()), ffi::PyBytes_Size(self.0.as_ptr()));
@@ -262,8 +265,8 @@ impl<'py> NewBytes<'py> {
     }
 }
 
-/// An object's text, as `str` makes it. Before that, Python runs signal handlers: formatting the
-/// object itself would swallow their exceptions.
+/// The result of `str(object)`. Runs pending signal handlers first: formatting the object would
+/// swallow their exceptions.
 pub(crate) fn text_of(object: &Bound<'_, PyAny>) -> PyResult<String> {
     Ok(object.str()?.to_string_lossy().into_owned())
 }

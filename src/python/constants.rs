@@ -1,6 +1,5 @@
-//! Constants of the kernel's UDP path that the standard module lacks, by the names that its
-//! headers give them. Their numbers differ from one architecture to another, so they come from
-//! libc, and none is written here.
+//! Constants of the kernel's UDP path that the standard module lacks, with the names from the
+//! kernel's headers. Their values depend on the architecture, so they come from libc.
 
 use std::ffi::c_int;
 

@@ -1,4 +1,4 @@
-//! The classes whose objects hold counters: [`Stats`], [`ServerStats`] and [`GuardStats`].
+//! The classes of counters: [`Stats`], [`ServerStats`] and [`GuardStats`].
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::net::counters::{guard_counters, server_counters, socket_counters};
 use crate::net::guard::GuardCounts;
 use crate::net::{Count, Drops, ServerCounts, SharedCounters, stats};
 
-/// What Python sees of a counter.
+/// A counter's type in Python.
 trait Number: Sized {
     fn from_count(count: u64) -> Self;
     fn text(&self) -> String;
@@ -26,7 +26,7 @@ impl Number for u64 {
     }
 }
 
-/// Seconds, which were counted in nanoseconds.
+/// Seconds, counted in nanoseconds.
 impl Number for f64 {
     fn from_count(nanoseconds: u64) -> Self {
         Duration::from_nanos(nanoseconds).as_secs_f64()
@@ -58,7 +58,7 @@ macro_rules! declare_class {
                 Self { $($name: Number::from_count(counts.$name),)* $($field),* }
             }
 
-            /// The text of those counters whose names are to be shown.
+            /// The text of the counters whose names are selected.
             fn text(&self, is_shown: impl Fn(&str) -> bool) -> String {
                 let counters = [$((stringify!($name), self.$name.text())),*];
                 let shown = counters.iter().filter(|(name, _)| is_shown(name));
@@ -90,7 +90,7 @@ server_counters!(declare_class!(
 ));
 
 impl Stats {
-    /// A socket's counters, with those of the kernel.
+    /// A socket's counters, including those that the kernel keeps.
     pub(crate) fn of_socket(counts: stats::Stats, drops: Drops) -> Self {
         let (kernel_drops, filter_drops) = (drops.unwanted, drops.filtered);
         Self::new(stats::Stats { kernel_drops, filter_drops, ..counts })
@@ -121,7 +121,8 @@ impl GuardStats {
 
 #[pymethods]
 impl ServerStats {
-    /// How many batches had up to so many datagrams.
+    /// The number of batches by size: for each maximum size, how many batches had at most as many
+    /// datagrams.
     #[getter]
     fn batch_sizes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let sizes = PyDict::new(py);
@@ -157,7 +158,7 @@ impl ServerCounters {
         Ok(descriptions)
     }
 
-    /// Count that a worker died and is started again.
+    /// Count that a worker exited and is restarted.
     fn add_restart(&self, worker: usize) {
         self.0.add(worker, Count::Restarts, 1);
     }

@@ -1,4 +1,4 @@
-//! Errors on their way to Python, errno kept.
+//! Converts errors to Python exceptions and keeps their errno.
 
 use std::io;
 
@@ -12,7 +12,7 @@ use crate::net::address::PathTooLong;
 use crate::net::names::{ResolveError, resolver_message};
 use crate::net::{ErrorClass, Stop};
 
-/// What can go wrong in a method, and how Python hears of it.
+/// An error of a method, and the exception that it becomes.
 pub(crate) enum Error {
     /// A system call failed: the `OSError` subclass of its errno.
     Os(io::Error),
@@ -22,7 +22,7 @@ pub(crate) enum Error {
     TimedOut,
     /// The socket was closed by another thread while this one waited.
     Closed,
-    /// An exception that is one already.
+    /// An exception that was already raised.
     Python(PyErr),
 }
 
@@ -80,23 +80,24 @@ impl From<Error> for PyErr {
     }
 }
 
-/// `OSError(errno, strerror)`, which Python makes an instance of the errno's own subclass.
+/// `OSError(errno, strerror)`, which Python turns into the subclass for the errno.
 fn os_error(error: &io::Error) -> PyErr {
     let Some(errno) = error.raw_os_error() else {
         return match error.kind() {
-            // std's own way to say what the kernel says with a number.
+            // std's own kind for an error that the kernel reports with a number.
             io::ErrorKind::WouldBlock => os_error(&io::Error::from_raw_os_error(libc::EAGAIN)),
             io::ErrorKind::Interrupted => os_error(&io::Error::from_raw_os_error(libc::EINTR)),
-            // A guard's refusal, which says more than strerror(3) would.
+            // A guard's refusal, whose text is more specific than strerror(3).
             io::ErrorKind::PermissionDenied => {
                 PyPermissionError::new_err((libc::EPERM, error.to_string()))
             }
-            // The kernel's own has a number.
+            // Not from the kernel, whose errors have a number.
             io::ErrorKind::OutOfMemory => PyMemoryError::new_err(error.to_string()),
             _ => PyOSError::new_err(error.to_string()),
         };
     };
-    // Python's own way from errno to exception: it knows the subclass, and the C library's text.
+    // Python's own conversion from errno to exception: it knows the subclass and the C library's
+    // text.
     Python::attach(|py| {
         // SAFETY: attached; errno belongs to this thread.
         unsafe {
@@ -115,14 +116,14 @@ fn resolver_error(code: i32) -> PyErr {
     })
 }
 
-/// Whether a call failed because the machine lacks something, which it may have again in a while.
+/// Whether a call failed because of a shortage on this machine, which may end soon.
 pub(crate) fn is_shortage(error: &io::Error) -> bool {
     ErrorClass::of(error) == ErrorClass::Shortage
 }
 
-/// What the C library calls an error.
+/// The C library's text for an error.
 pub(crate) fn strerror(error: &io::Error) -> String {
     let text = error.to_string();
-    // std adds the number.
+    // std appends the number.
     text.split(" (os error ").next().unwrap_or_default().to_owned()
 }

@@ -1,4 +1,4 @@
-//! Who may send to a socket, and how much.
+//! Limits on which peers may send to a socket, and how much.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::net;
 use crate::net::guard::{NetworkError, Networks, Policy, PolicyError, parse_network};
 use crate::net::program_option;
 
-/// A check on what arrives, before Python hears of it.
+/// Checks datagrams before Python sees them.
 #[pyclass(frozen, module = "tomada")]
 pub(crate) struct Guard {
     inner: Arc<net::Guard>,
@@ -81,7 +81,7 @@ impl Guard {
         let rate = match (rate, burst) {
             (None, Some(_)) => return Err(PyValueError::new_err("burst needs a rate").into()),
             (rate, Some(burst)) => rate.map(|rate| (rate, burst)),
-            // A second's worth.
+            // One second's worth.
             (rate, None) => rate.map(|rate| (rate, rate.ceil().max(1.0) as u32)),
         };
         let (prefix_v4, prefix_v6) = prefixes;
@@ -120,7 +120,7 @@ impl Guard {
         Ok(())
     }
 
-    /// The networks as a program of classic BPF, or None.
+    /// The networks as a classic BPF program, or None.
     #[getter]
     fn kernel_filter<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
         let program = self.inner.kernel_filter()?;
@@ -137,14 +137,14 @@ impl Guard {
         Some(PyBytes::new(py, &bytes))
     }
 
-    /// Attach the kernel's filter alone to a socket.
+    /// Attach only the kernel filter to a socket.
     #[pyo3(signature = (sock, /))]
     fn attach(&self, sock: &Bound<'_, PyAny>) -> Result<()> {
         let Some(program) = self.inner.kernel_filter() else {
             let message = "the guard has no filter for the kernel: no networks, or too many";
             return Err(PyValueError::new_err(message).into());
         };
-        // The kernel copies the program that it leads to.
+        // The kernel copies the program that the option points to.
         let option = PyBytes::new(sock.py(), &program_option(program));
         let arguments = (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, option);
         sock.call_method1("setsockopt", arguments)?;
@@ -157,10 +157,11 @@ impl Guard {
     }
 }
 
-/// Reads a list of networks: texts, or objects whose text says it, as those of `ipaddress`.
+/// Reads a list of networks: strings, or objects whose `str` is a network, like those of
+/// `ipaddress`.
 fn networks(list: &Bound<'_, PyAny>, name: &str) -> Result<Vec<ipnet::IpNet>> {
     if list.is_instance_of::<PyString>() {
-        let message = format!("{name} must be a list of networks, not a single text");
+        let message = format!("{name} must be a list of networks, not a single str");
         return Err(PyTypeError::new_err(message).into());
     }
     let parse = |network: PyResult<Bound<'_, PyAny>>| {

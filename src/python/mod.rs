@@ -1,8 +1,8 @@
-//! What Python sees: thin classes over [`crate::net`] that convert arguments, detach from the
+//! The Python API: thin classes over [`crate::net`] that convert arguments, detach from the
 //! interpreter to wait, and convert results.
 //!
-//! The documentation that users read is in `_core.pyi`; the comments here become the one-line
-//! `__doc__` of each method.
+//! The documentation for users is in `_core.pyi`; the comments here become the one-line `__doc__`
+//! of each method.
 
 mod address;
 mod audit;

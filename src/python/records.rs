@@ -42,7 +42,7 @@ impl DatagramError {
 }
 
 impl DatagramError {
-    /// The `OSError` of its errno, with this as its `datagram_error`.
+    /// The `OSError` for its errno, with this as its `datagram_error`.
     pub(crate) fn into_exception(self, py: Python<'_>) -> PyResult<PyErr> {
         let error = PyErr::from(Error::Os(io::Error::from_raw_os_error(self.errno)));
         self.attach_to(py, &error)?;

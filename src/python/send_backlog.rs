@@ -1,4 +1,4 @@
-//! Python's datagrams that wait to be sent together.
+//! Datagrams from Python that are queued to be sent together.
 
 use std::cell::Cell;
 use std::thread::LocalKey;

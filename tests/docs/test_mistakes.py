@@ -147,9 +147,9 @@ def test_request_without_a_server():
 @pytest.mark.parametrize(
     ("group", "interface", "message"),
     [
-        ("192.0.2.1", None, r"is no multicast group \(224\.0\.0\.0/4"),
+        ("192.0.2.1", None, r"is not a multicast group \(224\.0\.0\.0/4"),
         ("239.1.1.1", "no-such", 'no interface "no-such"'),
-        ("ff02::1", None, "the group is of another family than the socket"),
+        ("ff02::1", None, "the group and the socket belong to different address families"),
         ("239.1.1.1", "127.0.0.77x", "no interface"),
     ],
 )

@@ -183,15 +183,6 @@ def test_prose_allowed_without_a_reason(prose, suffix):
     assert prose.check(ALLOWED[suffix].replace(": a class", ""), suffix)
 
 
-def test_prose_baseline(prose):
-    old, clean, new = Path("old.md"), Path("clean.md"), Path("new.md")
-    found = [prose.Finding(3, "volley", "attempt")]
-    baseline = prose.read_baseline("# why\n\nold.md\nclean.md\ngone.md\n")
-    wrong, superfluous = prose.judge({old: found, clean: [], new: found}, baseline)
-    assert wrong == ["new.md:3: 'volley': attempt"]
-    assert superfluous == [clean, Path("gone.md")]
-
-
 def test_prose_command(tmp_path):
     page = tmp_path / "page.md"
     for text, status in {"A volley.\n": 1, "A batch.\n": 0}.items():

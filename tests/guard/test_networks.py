@@ -172,8 +172,8 @@ def test_kernel_filter_drops_what_the_guard_would_refuse(allow, deny):
     ("arguments", "error", "message"),
     [
         ({"allow": ["10.0.0.1/8"]}, ValueError, '"10.0.0.1/8" has host bits set'),
-        ({"deny": ["ten"]}, ValueError, '"ten" is no IP network'),
-        ({"deny": [""]}, ValueError, "is no IP network"),
+        ({"deny": ["ten"]}, ValueError, '"ten" is not an IP network'),
+        ({"deny": [""]}, ValueError, "is not an IP network"),
         ({"deny": ["10.0.0.0/8"], "allow": ["10.0.0.0/8"]}, ValueError, "both allowed and denied"),
         ({"deny": "10.0.0.0/8"}, TypeError, "deny must be a list of networks"),
         ({"allow": 5}, TypeError, "not iterable"),

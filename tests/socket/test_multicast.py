@@ -210,7 +210,7 @@ def test_join_group_error_explains_the_limit(member):
         (("239.77.0.1", "a\0b"), errno.ENODEV, "no interface"),
         (("239.77.0.1", "192.0.2.77"), errno.EADDRNOTAVAIL, 'no interface "192.0.2.77"'),
         (("239.77.0.1", 2**31 - 1), errno.ENODEV, "there is no such interface"),
-        (("ff15::77", "lo"), errno.ENOPROTOOPT, "of another family than the socket"),
+        (("ff15::77", "lo"), errno.ENOPROTOOPT, "different address families"),
     ],
 )
 def test_join_group_error_explains_the_reason(member, arguments, number, hint):
@@ -223,7 +223,7 @@ def test_join_group_error_explains_the_reason(member, arguments, number, hint):
 def test_join_group_twice_and_leave_group_twice_explain_the_error(member):
     sock, _ = member
     sock.join_group(GROUP, "lo")
-    with pytest.raises(OSError, match="is in the group already") as caught:
+    with pytest.raises(OSError, match="is already in the group") as caught:
         sock.join_group(GROUP, "lo")
     assert caught.value.errno == errno.EADDRINUSE
     sock.leave_group(GROUP, "lo")
@@ -235,12 +235,12 @@ def test_join_group_twice_and_leave_group_twice_explain_the_error(member):
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (("127.0.0.1",), "127.0.0.1 is no multicast group"),
-        (("::1",), "::1 is no multicast group"),
+        (("127.0.0.1",), "127.0.0.1 is not a multicast group"),
+        (("::1",), "::1 is not a multicast group"),
         (("group.example",), "group must be a numeric IP address"),
         (("",), "group must be a numeric IP address"),
         ((GROUP, "lo", "somebody"), "source must be a numeric IP address"),
-        ((GROUP, "lo", "::1"), "of another family than the group's"),
+        ((GROUP, "lo", "::1"), "different address families"),
     ],
 )
 def test_join_group_rejects_addresses_that_are_not_a_group(member, arguments, hint):

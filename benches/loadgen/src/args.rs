@@ -44,7 +44,8 @@ impl Args {
     pub(crate) fn optional<T: FromStr>(&mut self, name: &str) -> Result<Option<T>> {
         let Some(value) = self.options.remove(name) else { return Ok(None) };
         let value = value.ok_or_else(|| format!("--{name} needs a value"))?;
-        let value = value.parse().map_err(|_| format!("--{name} {value:?} is no such value"))?;
+        let value =
+            value.parse().map_err(|_| format!("--{name} {value:?} is not a valid value"))?;
         Ok(Some(value))
     }
 
@@ -52,7 +53,7 @@ impl Args {
         Ok(self.optional(name)?.ok_or_else(|| format!("--{name} is missing"))?)
     }
 
-    /// Takes the common options, refuses unknown ones, pins the process and starts its time.
+    /// Takes the common options, rejects unknown ones, pins the process and starts its timer.
     pub(crate) fn start(&mut self) -> Result<Common> {
         let core = self.required("core")?;
         let seconds = self.required("seconds")?;
@@ -65,13 +66,13 @@ impl Args {
             return Err(format!("{} has no option --{name}", self.command).into());
         }
         if !(1..=sys::LONGEST_DATAGRAM).contains(&size) {
-            return Err(format!("--size {size} is not a datagram's").into());
+            return Err(format!("--size {size} is not a valid datagram length").into());
         }
         sys::pin(core)?;
         Ok(Common { size, counter, stop: Stop::after(Duration::try_from_secs_f64(seconds)?) })
     }
 
-    /// Takes `--port`, of the loopback address.
+    /// Takes `--port`, a port on the loopback address.
     pub(crate) fn peer(&mut self) -> Result<SocketAddrV4> {
         Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, self.required("port")?))
     }
@@ -104,12 +105,12 @@ impl Stop {
         Self { started: Instant::now(), limit, is_input_closed }
     }
 
-    /// Whether to end now. A receive loop checks it every [`sys::PATIENCE`].
+    /// Whether to stop now. A receive loop checks this every [`sys::PATIENCE`].
     pub(crate) fn is_due(&self) -> bool {
         self.is_input_closed.load(Ordering::Relaxed) || self.is_time_over()
     }
 
-    /// Whether to end even with something left to do.
+    /// Whether to stop even if there is work left.
     pub(crate) fn is_time_over(&self) -> bool {
         self.elapsed() >= self.limit
     }

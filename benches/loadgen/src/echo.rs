@@ -10,10 +10,10 @@ use crate::sys;
 
 const SLOTS: usize = 64;
 
-/// `echo`: sends back what comes, a batch at a time.
+/// `echo`: sends back every datagram, a batch at a time.
 ///
-/// With `--offload` several datagrams travel as one where that is possible, in (`UDP_GRO`) and out
-/// (`UDP_SEGMENT`). With `--spin` it never sleeps.
+/// With `--offload`, several datagrams travel as one where possible: coalesced on receive
+/// (`UDP_GRO`) and split on send (`UDP_SEGMENT`). With `--spin` it never sleeps.
 pub(crate) fn echo(args: &mut Args) -> Result<Line> {
     let (offload, spin) = (args.flag("offload"), args.flag("spin"));
     let buffer = args.optional("rcvbuf")?;
@@ -48,7 +48,7 @@ fn send_all(ring: &mut Ring, socket: &UdpSocket, replies: usize) -> io::Result<(
     while next < replies {
         match ring.send(socket, next..replies, 0) {
             Ok(sent) => next += sent,
-            // About an earlier reply, whose client is gone.
+            // The error is about an earlier reply, whose client has exited.
             Err(error) if sys::is_refused(&error) => {}
             Err(error) => return Err(error),
         }

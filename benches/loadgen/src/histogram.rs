@@ -23,12 +23,12 @@ impl Histogram {
         self.total += 1;
     }
 
-    /// How many were recorded.
+    /// The number of recorded latencies.
     pub(crate) fn total(&self) -> u64 {
         self.total
     }
 
-    /// The latency that a share of all does not exceed.
+    /// The latency that a given share of the requests does not exceed.
     fn quantile(&self, share: f64) -> u64 {
         let rank = (share * self.total as f64).ceil() as u64;
         let mut seen = 0;

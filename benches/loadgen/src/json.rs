@@ -9,7 +9,7 @@ pub(crate) struct Line(String);
 impl Line {
     pub(crate) fn with(mut self, name: &str, number: impl Display) -> Self {
         let separator = if self.0.is_empty() { "" } else { ", " };
-        let _ = write!(self.0, "{separator}\"{name}\": {number}"); // a String takes everything
+        let _ = write!(self.0, "{separator}\"{name}\": {number}"); // cannot fail
         self
     }
 
@@ -18,7 +18,7 @@ impl Line {
     }
 }
 
-/// Tells whoever started the process the port to send to.
+/// Reports the port to the process that started this one.
 pub(crate) fn announce(port: u16) {
     Line::default().with("port", port).print();
 }

@@ -11,20 +11,20 @@ use crate::json::Line;
 use crate::ring::Ring;
 use crate::sys::{self, Clock};
 
-/// A request's number and the time when it was sent, at the start of its payload.
+/// The length of a request's header: its number and the time when it was sent.
 const HEADER: usize = 2 * size_of::<u64>();
 
 /// How long to sleep when there is nothing to do.
 const IDLE: Duration = Duration::from_micros(100);
 
-/// `load`: a closed loop of clients. Each reply makes room for the next request, and a request
-/// that gets none in time is counted as lost and replaced.
+/// `load`: a closed loop of clients. Each reply makes room for the next request. A request without
+/// a reply before the timeout is counted as lost and replaced.
 ///
-/// With `--gso` a client sends its whole window as one run, once all of the last was answered. The
-/// clients take turns without ever sleeping, so that a server never has to wake them; with `--sleep`
-/// they do sleep, for a moment, when there is nothing to do.
+/// With `--gso` a client sends its whole window as one run, after all replies to the previous
+/// window have arrived. The clients take turns without ever sleeping, so a server never has to wake
+/// them. With `--sleep` they sleep briefly when there is nothing to do.
 ///
-/// At the end it waits for the outstanding replies, so that the result accounts for every request and
+/// At the end it waits for the outstanding replies, so the result accounts for every request and
 /// every reply.
 pub(crate) fn load(args: &mut Args) -> Result<Line> {
     let (peer, gso, sleeps) = (args.peer()?, args.flag("gso"), args.flag("sleep"));
@@ -95,11 +95,11 @@ struct Results {
     /// The end of the warm-up; replies before it do not count.
     counts_from: u64,
     histogram: Histogram,
-    /// Requests that left, lost ones included, and all that came back, late ones included.
+    /// Requests sent (including lost ones) and replies received (including late ones).
     sent: usize,
     received: usize,
     lost: u64,
-    /// Replies to requests that were given up.
+    /// Replies to requests that had been counted as lost.
     late: u64,
 }
 
@@ -108,9 +108,9 @@ struct Client {
     requests: Ring,
     replies: Ring,
     window: Vec<Flight>,
-    /// How many of the window are in flight.
+    /// The number of requests in flight.
     in_flight: usize,
-    /// When to look for lost requests again.
+    /// When to check for lost requests again.
     next_look: u64,
     next_id: u64,
     size: usize,
@@ -150,7 +150,7 @@ impl Client {
         })
     }
 
-    /// Takes the replies that are there.
+    /// Receives the queued replies.
     fn receive(&mut self, results: &mut Results) -> io::Result<usize> {
         let messages = match self.replies.receive(&self.socket, libc::MSG_DONTWAIT, self.gso) {
             Ok(messages) => messages,
@@ -184,7 +184,7 @@ impl Client {
         Ok(answered)
     }
 
-    /// Makes room in the window for requests that were lost. It looks a few times per timeout.
+    /// Frees the window's entries of lost requests. It checks a few times per timeout.
     fn give_up(&mut self, timeout: u64, results: &mut Results) {
         let now = results.clock.now();
         if now < self.next_look {
@@ -212,7 +212,7 @@ impl Client {
             if flight.is_open {
                 continue;
             }
-            // The number tells the place.
+            // The request number determines the entry.
             *flight = Flight { id: self.next_id * places + place, sent_at: now, is_open: true };
             self.next_id += 1;
             let payload = if self.gso {
@@ -232,7 +232,7 @@ impl Client {
             (0..requests).for_each(|slot| self.requests.prepare(slot, size, None, None));
             requests
         };
-        // A request that does not leave counts as lost and is sent again.
+        // A request that cannot be sent counts as lost and is replaced.
         match self.requests.send(&self.socket, 0..messages, libc::MSG_DONTWAIT) {
             Ok(sent) => results.sent += sent * requests / messages,
             Err(error) if sys::is_retry(&error) || sys::is_refused(&error) => {}

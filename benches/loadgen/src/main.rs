@@ -1,9 +1,8 @@
-//! Neutral load for the benchmarks: senders, drains, echo servers and clients that speak to any UDP
-//! program on loopback, and the same system calls in their barest form, as the limit of what a
-//! program can reach.
+//! Neutral load for the benchmarks: senders, sinks, echo servers and clients that work with any UDP
+//! program on loopback, and bare system call loops, which show the upper limit for any program.
 //!
 //! Every command is pinned to `--core`, ends after `--seconds` or when its standard input is
-//! closed, whichever comes first, and prints its result as one line of JSON. One that binds a
+//! closed, whichever comes first, and prints its result as one line of JSON. A command that binds a
 //! socket first prints a line with its port. With `--counter FD` it keeps the number of datagrams
 //! that it has sent, received or echoed as a 64-bit integer at the start of that file.
 

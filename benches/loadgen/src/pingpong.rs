@@ -9,7 +9,7 @@ use crate::histogram::Histogram;
 use crate::json::Line;
 use crate::sys::{self, Clock};
 
-/// `pingpong`: sends, waits for the answer, and sends again. With `--spin` it waits awake.
+/// `pingpong`: sends a request, waits for the reply, and repeats. With `--spin` it busy-waits.
 pub(crate) fn pingpong(args: &mut Args) -> Result<Line> {
     let (peer, spin) = (args.peer()?, args.flag("spin"));
     let warmup = Duration::try_from_secs_f64(args.optional("warmup")?.unwrap_or(0.0))?;
@@ -44,7 +44,7 @@ pub(crate) fn pingpong(args: &mut Args) -> Result<Line> {
     Ok(histogram.describe(line))
 }
 
-/// Waits for the reply to a request; false where none comes in time. Late ones are ignored.
+/// Waits for the reply to a request; returns false on timeout. Late replies are ignored.
 fn is_answered(
     socket: &UdpSocket,
     request: &[u8],

@@ -1,4 +1,4 @@
-//! Receivers: the drain for what others send, and the limit of what a receiver can do.
+//! Receivers: a sink for other programs' datagrams, and the upper limit of a receiver.
 
 use std::net::{Ipv4Addr, UdpSocket};
 
@@ -7,19 +7,19 @@ use crate::json::{self, Line};
 use crate::ring::Ring;
 use crate::sys;
 
-/// Without `UDP_GRO` a message is a datagram, and more of them are worth a call.
+/// Without `UDP_GRO` each message is one datagram, so larger batches pay off.
 const PLAIN_SLOTS: usize = 256;
 const GRO_SLOTS: usize = 64;
 const LONGEST_MESSAGE: usize = 65_536;
 
-/// `sink`: takes everything that any local address gets, as fast as possible.
+/// `sink`: receives everything that is sent to its port on any local address, as fast as possible.
 pub(crate) fn sink(args: &mut Args) -> Result<Line> {
     let buffer = args.optional("rcvbuf")?;
     let common = args.start()?;
     receive(&sys::bind(Ipv4Addr::UNSPECIFIED, buffer)?, true, common)
 }
 
-/// `limit-recv`: a system call in a loop: `recvmmsg`, with or without `UDP_GRO`, or `recvfrom`.
+/// `limit-recv`: one system call in a loop: `recvmmsg`, with or without `UDP_GRO`, or `recvfrom`.
 pub(crate) fn limit(args: &mut Args) -> Result<Line> {
     let (gro, single, buffer) = (args.flag("gro"), args.flag("single"), args.optional("rcvbuf")?);
     let force = args.flag("force");
@@ -61,7 +61,7 @@ fn receive(socket: &UdpSocket, gro: bool, mut common: Common) -> Result<Line> {
     while !common.stop.is_time_over() {
         let messages = match ring.receive(socket, libc::MSG_WAITFORONE, gro) {
             Ok(messages) => messages,
-            // Here and not before the queue is empty, so that what it had is counted.
+            // Checked only when the queue is empty, so that everything queued is counted.
             Err(error) if sys::is_retry(&error) && common.stop.is_due() => break,
             Err(error) if sys::is_retry(&error) => continue,
             Err(error) => return Err(error.into()),

@@ -10,7 +10,7 @@ use libc::{iovec, mmsghdr, sockaddr_in};
 
 use crate::sys::{LONGEST_DATAGRAM, LONGEST_RUN};
 
-/// Slots of memory, and the headers that lead the kernel to them.
+/// Slots of memory, and the headers that point to them.
 pub(crate) struct Ring {
     slot_len: usize,
     stride: usize,
@@ -21,7 +21,7 @@ pub(crate) struct Ring {
     headers: Vec<mmsghdr>,
 }
 
-/// Room for one control message, aligned as the kernel wants it.
+/// Room for one control message, aligned as the kernel requires.
 type Control = [u64; 4];
 
 /// One received message.
@@ -40,7 +40,7 @@ impl Message {
 
 impl Ring {
     pub(crate) fn new(slots: usize, slot_len: usize) -> Self {
-        // Slots that began at multiples of a power of two would share a few lines of the cache.
+        // Slots whose starts are multiples of a power of two would compete for a few cache sets.
         let stride = slot_len.next_multiple_of(64) + 64;
         let vector = iovec { iov_base: ptr::null_mut(), iov_len: 0 };
         // SAFETY: both are C structures, for which zeroes and null pointers are valid.
@@ -92,19 +92,19 @@ impl Ring {
         if received == -1 { Err(io::Error::last_os_error()) } else { Ok(received as usize) }
     }
 
-    /// A message of the last receive.
+    /// A message from the last receive.
     pub(crate) fn message(&self, slot: usize) -> Message {
         let header = &self.headers[slot];
         Message { len: header.msg_len as usize, segment: segment(&header.msg_hdr) }
     }
 
-    /// The bytes of a message of the last receive.
+    /// The payload of a message from the last receive.
     pub(crate) fn payload(&self, slot: usize) -> &[u8] {
         &self.memory[slot * self.stride..][..self.message(slot).len]
     }
 
-    /// Makes the first `len` bytes of a slot a message to send: to an address, or to the connected
-    /// peer, and split into segments if a length for them is given.
+    /// Turns the first `len` bytes of a slot into a message to send: to an address, or to the
+    /// connected peer; split into segments if a segment length is given.
     pub(crate) fn prepare(
         &mut self,
         slot: usize,
@@ -119,8 +119,9 @@ impl Ring {
         self.address(slot, slot..slot + 1, to.is_some(), segment);
     }
 
-    /// Makes the messages of the last receive the replies to them, and says how many those are:
-    /// fewer where neighbours to one client may leave as one send.
+    /// Turns the messages of the last receive into replies to their senders, and returns the number
+    /// of replies. There are fewer replies than messages if consecutive ones to the same client can
+    /// leave in one send.
     pub(crate) fn prepare_replies(&mut self, received: usize, offload: bool) -> usize {
         let (mut replies, mut slot) = (0, 0);
         while slot < received {
@@ -137,8 +138,8 @@ impl Ring {
             }
             let coalesced = (end - slot > 1).then_some(message.len);
             let segment = message.segment.filter(|&segment| segment < message.len).or(coalesced);
-            // The header is that of a message which has been dealt with: there are never more
-            // replies than messages.
+            // This header belongs to a message that has already been processed: there are never
+            // more replies than messages.
             self.address(replies, slot..end, true, segment);
             replies += 1;
             slot = end;
@@ -146,7 +147,7 @@ impl Ring {
         replies
     }
 
-    /// Sends prepared messages, and says how many left.
+    /// Sends prepared messages, and returns how many were sent.
     pub(crate) fn send(
         &mut self,
         socket: &UdpSocket,
@@ -161,14 +162,14 @@ impl Ring {
         if sent == -1 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
     }
 
-    /// Points the vector of a slot at its first `len` bytes.
+    /// Points a slot's iovec at its first `len` bytes.
     fn point(&mut self, slot: usize, len: usize) {
         assert!(len <= self.slot_len);
         let start = self.memory.as_mut_ptr().wrapping_add(slot * self.stride);
         self.vectors[slot] = iovec { iov_base: start.cast(), iov_len: len };
     }
 
-    /// Makes a header one of a message from some slots, to the name of the first.
+    /// Sets up a header for a message made of several slots, addressed to the sender of the first.
     fn address(
         &mut self,
         header: usize,
@@ -192,7 +193,7 @@ impl Ring {
         message.msg_flags = 0;
     }
 
-    /// Whether two received messages are single datagrams of one length from one client.
+    /// Whether two received messages are single datagrams of equal length from the same client.
     fn is_like(&self, first: usize, second: usize) -> bool {
         let (one, other) = (self.message(first), self.message(second));
         let (from, of) = (&self.names[first], &self.names[second]);
@@ -228,7 +229,7 @@ fn write_segment(control: &mut Control, segment: u16) {
     }
 }
 
-/// Reads a `UDP_GRO` control message, the only kind that the sockets ask for.
+/// Reads a `UDP_GRO` control message, the only kind that the sockets request.
 fn segment(message: &libc::msghdr) -> Option<usize> {
     // SAFETY: the header leads to a control buffer that the kernel has filled as far as it says.
     unsafe {

@@ -1,4 +1,4 @@
-//! Senders: the load on a receiver, and the limit of what a sender can do.
+//! Senders: the load for a receiver, and the upper limit of a sender.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
@@ -10,9 +10,9 @@ use crate::json::Line;
 use crate::ring::Ring;
 use crate::sys;
 
-/// How many messages a `sendmmsg` of one-peer load takes.
+/// The number of messages per `sendmmsg` when sending to one peer.
 const MESSAGES: usize = 64;
-/// The same where each of them is a run of up to 64 datagrams.
+/// The same if each message is a run of up to 64 datagrams.
 const RUNS: usize = 16;
 
 /// `blast`: sends to one port as fast as possible, or at a rate.
@@ -35,7 +35,7 @@ pub(crate) fn blast(args: &mut Args) -> Result<Line> {
     Ok(result(&common)?.with("datagrams_per_message", messages.datagrams))
 }
 
-/// `limit-send`: a system call in a loop, to one peer or to many in turn.
+/// `limit-send`: one system call in a loop, to one peer or to many in turn.
 pub(crate) fn limit(args: &mut Args) -> Result<Line> {
     let (first, mode) = (args.peer()?, args.required::<String>("mode")?);
     let peers = peers(first, args.optional("peers")?.unwrap_or(1));
@@ -52,7 +52,7 @@ pub(crate) fn limit(args: &mut Args) -> Result<Line> {
         return Ok(result(&common)?);
     }
     if !["sendmmsg", "gso"].contains(&mode.as_str()) {
-        return Err(format!("no mode {mode:?}").into());
+        return Err(format!("unknown mode {mode:?}").into());
     }
     let targets: Vec<_> = peers.into_iter().map(Some).collect();
     let mut messages = Messages::new(common.size, mode == "gso", &targets);
@@ -69,7 +69,7 @@ fn result(common: &Common) -> io::Result<Line> {
         .with("cpu_seconds", sys::cpu_time()?.as_secs_f64()))
 }
 
-/// Addresses of this machine that one socket hears when it is bound to all of them.
+/// Loopback addresses that a socket bound to all addresses receives on.
 fn peers(first: SocketAddrV4, count: usize) -> Vec<SocketAddrV4> {
     let others = (0..count).map(|index| {
         let host = Ipv4Addr::new(127, 1, (index / 250) as u8, (index % 250 + 1) as u8);
@@ -81,7 +81,7 @@ fn peers(first: SocketAddrV4, count: usize) -> Vec<SocketAddrV4> {
 /// The messages that every `sendmmsg` sends.
 struct Messages {
     ring: Ring,
-    /// How many each message carries.
+    /// The number of datagrams in each message.
     datagrams: usize,
 }
 

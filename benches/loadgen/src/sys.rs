@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 /// The longest payload of UDP over IPv4.
 pub(crate) const LONGEST_DATAGRAM: usize = 65_507;
 
-/// The most datagrams in one send with `UDP_SEGMENT`, or in one receive with `UDP_GRO`.
+/// The maximum number of datagrams in one send with `UDP_SEGMENT` or one receive with `UDP_GRO`.
 pub(crate) const LONGEST_RUN: usize = 64;
 
-/// How long a receive waits before it asks whether to stop.
+/// How long a receive waits before it checks whether to stop.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(50);
 
-/// How many datagrams of a size one send with `UDP_SEGMENT` carries at most.
+/// The maximum number of datagrams of a given size in one send with `UDP_SEGMENT`.
 pub(crate) fn run_len(size: usize) -> usize {
     (LONGEST_DATAGRAM / size).clamp(1, LONGEST_RUN)
 }
@@ -34,7 +34,7 @@ pub(crate) fn pin(core: usize) -> io::Result<()> {
     checked(result)
 }
 
-/// The processor time that the process has used, as the kernel accounts it.
+/// The CPU time that the process has used, according to the kernel.
 pub(crate) fn cpu_time() -> io::Result<Duration> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is valid for the call.
@@ -42,8 +42,8 @@ pub(crate) fn cpu_time() -> io::Result<Duration> {
     Ok(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
 }
 
-/// Opens a socket bound to a free port, with a receive buffer as large as asked for, or as large
-/// as the kernel allows.
+/// Opens a socket bound to a free port, with a receive buffer of the requested size, or of the
+/// largest size that the kernel allows.
 pub(crate) fn bind(host: Ipv4Addr, receive_buffer: Option<c_int>) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind((host, 0))?;
     if let Some(bytes) = receive_buffer {
@@ -77,7 +77,7 @@ pub(crate) fn kernel_drops(socket: &UdpSocket) -> io::Result<u32> {
     Ok(values[DROPS])
 }
 
-/// Whether an error means that nothing came in time, or that a send found no room.
+/// Whether an error means that nothing arrived in time, or that the send buffer is full.
 pub(crate) fn is_retry(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
@@ -91,7 +91,7 @@ fn checked(result: c_int) -> io::Result<()> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// A number of datagrams that another process reads at any time.
+/// A count of datagrams that another process can read at any time.
 pub(crate) struct Counter {
     shared: &'static AtomicU64,
     total: u64,
@@ -104,7 +104,7 @@ impl Counter {
         // uses it.
         let file = unsafe { OwnedFd::from_raw_fd(fd) };
         let (fd, protection) = (file.as_raw_fd(), libc::PROT_READ | libc::PROT_WRITE);
-        // SAFETY: no address is asked for, so that nothing is replaced.
+        // SAFETY: the call requests no particular address, so it replaces no mapping.
         let start = unsafe {
             libc::mmap(ptr::null_mut(), size_of::<u64>(), protection, libc::MAP_SHARED, fd, 0)
         };
@@ -115,7 +115,7 @@ impl Counter {
         Ok(Self { shared: unsafe { AtomicU64::from_ptr(start.cast()) }, total: 0 })
     }
 
-    /// A counter that nobody else reads.
+    /// A counter that no other process reads.
     pub(crate) fn unshared() -> Self {
         static NOWHERE: AtomicU64 = AtomicU64::new(0);
         Self { shared: &NOWHERE, total: 0 }
@@ -131,7 +131,7 @@ impl Counter {
     }
 }
 
-/// The time since some moment, in nanoseconds: what a request carries.
+/// Nanoseconds since an arbitrary moment; requests carry this time.
 pub(crate) struct Clock(Instant);
 
 impl Clock {

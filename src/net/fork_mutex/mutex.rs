@@ -55,7 +55,7 @@ impl<T: Inherit> ForkMutex<T> {
     fn mutex(&self) -> &Mutex<()> {
         let lock: *const Mutex<()> = {
             let lock = self.lock.get();
-            // SAFETY: only `make_own` writes there, which is over for this process.
+            // SAFETY: only `make_own` writes there, and it has finished in this process.
             unsafe { lock.deref() }
         };
         // SAFETY: it lives as long as `self`, and nobody replaces it before the process forks.
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_has_the_lock_that_its_parents_thread_had() {
+    fn a_child_can_lock_what_its_parents_thread_had_locked() {
         let lock = ForkMutex::new(Inherited(0));
         assert!(fork_while_locked(&lock, || !lock.is_own() && lock.lock().0 == 1 && lock.is_own()));
         assert!(lock.is_own() && lock.lock().0 == 0);

@@ -73,7 +73,7 @@ mod loom_models {
     use crate::net::sys::{model_fork, model_process};
 
     #[test]
-    fn loom_of_the_threads_of_a_child_one_at_a_time_has_what_its_parents_thread_had() {
+    fn loom_one_thread_of_a_child_at_a_time_has_the_value_of_its_parents_thread() {
         loom::model(|| {
             model_process();
             let mutex = Arc::new(ForkTryMutex::new(Inherited(0)));
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_has_what_another_thread_of_its_parent_had() {
+    fn a_child_has_the_value_of_another_thread_of_its_parent() {
         let mutex = ForkTryMutex::new(Inherited(0));
         std::thread::scope(|scope| {
             let taken = scope.spawn(|| mutex.try_lock().unwrap()).join().unwrap();
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_goes_on_in_the_child_keeps_the_value() {
+    fn a_call_that_continues_in_the_child_keeps_the_value() {
         let mutex = ForkTryMutex::new(Inherited(0));
         let guard = mutex.try_lock().unwrap();
         assert!(sys::in_child(|| {

@@ -1,5 +1,5 @@
-//! How much may be sent to an address that may be forged: a multiple of what came from it
-//! (RFC 9000, section 8).
+//! Limits the bytes sent to an address that may be forged, to a multiple of the bytes received from
+//! it (RFC 9000, section 8).
 
 use std::fmt;
 use std::io;
@@ -16,7 +16,7 @@ use crate::net::address::Address;
 struct OverAmplification;
 
 impl Guard {
-    /// Whether it limits what is sent.
+    /// Whether the guard limits sending.
     pub fn limits_sending(&self) -> bool {
         self.policy().amplification.is_some()
     }
@@ -47,13 +47,13 @@ impl Guard {
         }
     }
 
-    /// Counts a datagram that must not be sent, and returns the error that says so: `EPERM`.
+    /// Counts a datagram that must not be sent, and returns the error for it: `EPERM`.
     pub(in crate::net) fn refuse_to_send(&self) -> io::Error {
         self.count(GuardCounts { over_amplification: 1, ..GuardCounts::default() });
         io::Error::new(io::ErrorKind::PermissionDenied, OverAmplification)
     }
 
-    /// Notes that an address belongs to its sender, as the caller has found out: it may be sent
+    /// Records that the caller has verified that the address belongs to its sender. It may be sent
     /// anything from now on, and counts as known.
     pub fn validate(&self, address: IpAddr) {
         let now = self.now();
@@ -65,8 +65,8 @@ impl Guard {
         }
     }
 
-    /// Adds the bytes that passed to the budget of the address that they came from. `slot` is that
-    /// of the rate's source, which may be the address's network.
+    /// Adds received bytes to the budget of their source address. `slot` is that of the rate's
+    /// source, which may be the address's network.
     pub(super) fn grant(
         &self,
         sources: &mut Sources,
@@ -86,9 +86,7 @@ impl Guard {
 
 impl fmt::Display for OverAmplification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(
-            "the guard's amplification limit: the address has not sent enough to be sent so much",
-        )
+        f.write_str("cannot send: the datagram exceeds the peer's amplification limit")
     }
 }
 

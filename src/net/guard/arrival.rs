@@ -1,11 +1,11 @@
-//! The datagrams that a guard decides on.
+//! The datagrams that a guard checks.
 
 use std::net::IpAddr;
 use std::ops::Range;
 
 use crate::net::address::AddressKind;
 
-/// The datagrams of one kernel message, which have one source.
+/// The datagrams of one kernel message, which all have the same source.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
     pub(super) source: Option<IpAddr>,
@@ -14,9 +14,9 @@ pub struct Arrival {
     /// The number of payload bytes of the longest datagram.
     longest: usize,
     pub(super) datagrams: usize,
-    /// How many of them are too long; those come first.
+    /// The number of oversized datagrams; they come first.
     oversized: usize,
-    /// How many of the others pass; those come next.
+    /// The number of the others that pass; they come next.
     pub(super) passing: usize,
     /// The table's hash of the source.
     pub(super) hash: u64,

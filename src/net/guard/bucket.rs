@@ -1,15 +1,15 @@
-//! How many datagrams may pass: token buckets, in the form that needs one number each.
+//! Rate limits: token buckets, stored as one number each.
 //!
-//! Instead of its tokens and when they were counted, a bucket has the time at which it will be full
-//! (the generic cell rate algorithm, ITU-T I.371). A bucket whose time has come is full, and says
-//! the same as none: what is forgotten then is not missed.
+//! A bucket stores the time at which it will be full (the generic cell rate algorithm, ITU-T I.371)
+//! instead of its tokens and the time when they were counted. Once that time has passed, the bucket
+//! is full, which is the same as having no bucket, so it can be forgotten.
 
-/// A number of datagrams a second, and how many may come at once.
+/// A rate in datagrams per second, and the maximum burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Rate {
-    /// What a token takes to come, in nanoseconds.
+    /// The time per token, in nanoseconds.
     interval: u64,
-    /// What all take.
+    /// The time that fills an empty bucket.
     capacity: u64,
 }
 
@@ -17,7 +17,7 @@ pub(super) struct Rate {
 const LONGEST: f64 = 100.0 * 365.0 * 86_400.0 * 1e9;
 
 impl Rate {
-    /// `None` where the rate is not a positive number, or would take a lifetime.
+    /// `None` if the rate is not a positive number, or if filling the bucket would take too long.
     pub(super) fn new(per_second: f64, burst: u32) -> Option<Self> {
         let interval = (1e9 / per_second).round().max(1.0);
         let is_sensible = per_second > 0.0
@@ -28,23 +28,23 @@ impl Rate {
         is_sensible.then(|| Self { interval, capacity: interval * u64::from(burst) })
     }
 
-    /// How many datagrams have a token in a bucket that is full at `full`.
+    /// The number of datagrams that have a token in a bucket that is full at `full`.
     pub(super) fn room(self, full: u64, now: u64) -> u64 {
         self.tokens(self.capacity, full, now)
     }
 
-    /// As [`room`](Self::room), for those who leave half of the bucket to others.
+    /// As [`room`](Self::room), for sources that must leave half of the bucket to others.
     pub(super) fn half_room(self, full: u64, now: u64) -> u64 {
         self.tokens(self.capacity / 2, full, now)
     }
 
     fn tokens(self, capacity: u64, full: u64, now: u64) -> u64 {
         let left = capacity.saturating_sub(full.saturating_sub(now));
-        // In a flood there is none, and a division would be a good part of the look.
+        // In a flood there are no tokens, and a division would be a large part of the cost.
         if left < self.interval { 0 } else { left / self.interval }
     }
 
-    /// When the bucket is full, once `datagrams` have taken their tokens.
+    /// The time when the bucket is full after `datagrams` have taken their tokens.
     pub(super) fn take(self, full: u64, now: u64, datagrams: u64) -> u64 {
         full.max(now) + self.interval * datagrams
     }
@@ -70,11 +70,11 @@ mod tests {
     }
 
     #[test]
-    fn over_any_time_no_more_pass_than_burst_and_rate() {
+    fn over_any_time_at_most_burst_and_rate_pass() {
         let rate = Rate::new(1000.0, 20).unwrap();
         let (mut full, mut passed) = (0, 0);
         for step in 0..10_000 {
-            let now = SECOND + step * 137_000; // 1.37 s in all
+            let now = SECOND + step * 137_000; // 1.37 s in total
             let room = rate.room(full, now).min(3);
             full = rate.take(full, now, room);
             passed += room;
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_that_make_no_sense_are_none() {
+    fn invalid_rates_are_none() {
         for rate in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-300] {
             assert_eq!(Rate::new(rate, 1), None);
         }

@@ -1,10 +1,10 @@
-//! The lists of networks as a filter for the kernel, which then drops what is denied before it
-//! takes room in the socket's queue (`SO_ATTACH_FILTER` in `socket(7)`).
+//! Compiles the lists of networks into a socket filter, so that the kernel drops denied datagrams
+//! before they take room in the socket's queue (`SO_ATTACH_FILTER` in `socket(7)`).
 //!
-//! The language is classic BPF (`linux/filter.h`): an accumulator, loads, and jumps forward by at
-//! most 255 instructions, or by any number without a condition. A filter of a UDP socket sees the
-//! datagram from its UDP header on; the IP header lies at the magic offset `SKF_NET_OFF`. A socket
-//! of `AF_INET6` sees the datagrams of both versions, each with the header that it came with.
+//! The language is classic BPF (`linux/filter.h`): an accumulator, loads, and forward jumps by at
+//! most 255 instructions, or by any number if unconditional. The filter of a UDP socket sees the
+//! datagram from its UDP header on; the IP header is at the magic offset `SKF_NET_OFF`. An
+//! `AF_INET6` socket receives both IPv4 and IPv6 datagrams, each with its original header.
 
 use std::ffi::c_int;
 
@@ -18,27 +18,27 @@ const JUMP: u32 = libc::BPF_JMP | libc::BPF_JA;
 const JUMP_IF_AT_LEAST: u32 = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
 const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
 
-/// What a filter returns: how much of the datagram to keep.
+/// A filter returns how much of the datagram to keep.
 const ALL: u32 = u32::MAX;
 const NOTHING: u32 = 0;
 
-/// Where the IP headers have what is looked at. The version is in the upper half of its byte.
+/// Offsets of the fields in the IP headers. The version is in the upper half of its byte.
 const VERSION: c_int = 0;
 const SOURCE_V4: c_int = 12;
 const SOURCE_V6: c_int = 8;
 const FIRST_OF_V6: u32 = 0x60;
 
-/// The longest program that the kernel takes.
+/// The longest program that the kernel accepts.
 const LONGEST: usize = libc::BPF_MAXINSNS as usize;
 
-/// Makes the filter that lets the same sources pass as [`Networks::allow`] does; `None` where the
-/// kernel would find it too long.
+/// Compiles a filter that admits the same sources as [`Networks::allow`]; `None` if the kernel
+/// would reject it as too long.
 ///
-/// One thing only is not decided here: what comes by IPv6 from an IPv4 address in IPv6's form, which
-/// passes. The kernel drops it on its own, and otherwise the guard decides.
+/// There is one exception: a datagram that arrives over IPv6 from an IPv4-mapped address passes.
+/// The kernel drops it anyway, and if it does not, the guard decides.
 pub fn kernel_filter(networks: &Networks) -> Option<Vec<Instruction>> {
     let (v4, v6) = (&networks.v4, &networks.v6);
-    // Each change costs at least two instructions.
+    // Each change takes at least two instructions.
     if 2 * (v4.changes.len() + v6.changes.len()) > LONGEST {
         return None;
     }
@@ -57,8 +57,9 @@ struct SourceField {
 }
 
 impl SourceField {
-    /// Code that decides on the addresses whose words before `word` are settled: from the first of
-    /// them on as `verdict` says, which turns at each of `changes`, all of which lie behind it.
+    /// Generates code for the addresses whose words before `word` are already matched. The first of
+    /// them has the verdict `verdict`, which flips at each of `changes`; all changes lie after the
+    /// first address.
     fn search(&self, word: u32, changes: &[u128], mut verdict: bool) -> Vec<Instruction> {
         if changes.is_empty() {
             return vec![decide(verdict)];
@@ -66,15 +67,15 @@ impl SourceField {
         let below = 32 * (self.words - 1 - word);
         let value = |change: &u128| (change >> below) as u32;
         let is_whole = |change: &u128| change & ((1 << below) - 1) == 0;
-        // Of each range of the word's values, the first, and what to do there.
+        // For each range of the word's values: its first value, and the code for it.
         let mut pieces = vec![(0, vec![decide(verdict)])];
         for same in changes.chunk_by(|one, other| value(one) == value(other)) {
             let start = value(&same[0]);
-            // A change may come with the first of the addresses that have this value, ...
+            // A change may be at the first of the addresses with this value, ...
             let (whole, within) = same.split_at(usize::from(is_whole(&same[0])));
             verdict ^= !whole.is_empty();
             set(&mut pieces, start, self.search(word + 1, within, verdict));
-            // ... and others among them, for which the next word is asked.
+            // ... and other changes may be among them, so the next word must be compared.
             if !within.is_empty()
                 && let Some(next) = start.checked_add(1)
             {
@@ -88,13 +89,13 @@ impl SourceField {
     }
 }
 
-/// Appends a piece, in place of one that starts at the same value.
+/// Appends a piece, replacing a piece that starts at the same value.
 fn set(pieces: &mut Vec<(u32, Vec<Instruction>)>, start: u32, code: Vec<Instruction>) {
     pieces.pop_if(|piece| piece.0 == start);
     pieces.push((start, code));
 }
 
-/// A binary search for the piece that the accumulator lies in.
+/// A binary search for the piece that contains the accumulator.
 fn tree(pieces: &[(u32, Vec<Instruction>)]) -> Vec<Instruction> {
     if let [(_, code)] = pieces {
         return code.clone();
@@ -103,7 +104,7 @@ fn tree(pieces: &[(u32, Vec<Instruction>)]) -> Vec<Instruction> {
     branch(from[0].0, &tree(below), &tree(from))
 }
 
-/// Goes on with one code where the accumulator is below `value`, otherwise with the other.
+/// Continues with `below` if the accumulator is below `value`, and with `from` otherwise.
 fn branch(value: u32, below: &[Instruction], from: &[Instruction]) -> Vec<Instruction> {
     let mut code = match u8::try_from(below.len()) {
         Ok(len) => vec![instruction(JUMP_IF_AT_LEAST, len, 0, value)],
@@ -129,9 +130,10 @@ fn instruction(code: u32, jt: u8, jf: u8, k: u32) -> Instruction {
     Instruction { code: code as u16, jt, jf, k }
 }
 
-/// Runs a filter on an IP header as the kernel does (`bpf(4)`), and says whether it passes.
+/// Runs a filter on an IP header as the kernel does (`bpf(4)`); returns whether the datagram
+/// passes.
 ///
-/// For tests: it panics where the kernel would refuse the program.
+/// For tests: panics if the kernel would reject the program.
 #[doc(hidden)]
 pub fn run(program: &[Instruction], header: &[u8]) -> bool {
     assert!((1..=LONGEST).contains(&program.len()));
@@ -149,12 +151,12 @@ pub fn run(program: &[Instruction], header: &[u8]) -> bool {
             JUMP => at += k as usize,
             JUMP_IF_AT_LEAST => at += usize::from(if accumulator >= k { jt } else { jf }),
             RETURN => return k != NOTHING,
-            other => panic!("no instruction of a filter's: {other:#x}"),
+            other => panic!("not an instruction of a filter: {other:#x}"),
         }
     }
 }
 
-/// The beginning of a header from an address, as far as filters look at it.
+/// The part of a header that filters read, for a source address.
 #[doc(hidden)]
 pub fn header(source: std::net::IpAddr) -> Vec<u8> {
     let (version, at, octets) = match source {
@@ -185,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_is_short_where_the_list_is() {
+    fn a_short_list_makes_a_short_filter() {
         let everyone = kernel_filter(&denying(std::iter::empty())).unwrap();
         let one = kernel_filter(&denying(std::iter::once("10.0.0.0/8".to_owned()))).unwrap();
         assert_eq!(one.len() - everyone.len(), 5); // a load, two comparisons, two more results

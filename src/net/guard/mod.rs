@@ -1,8 +1,8 @@
-//! Which datagrams a socket accepts, from whom and how many, and how much it sends back: checked on
-//! arrival, before anything else looks at a datagram.
+//! Guards: limits on a socket's sources, their rates and the bytes sent back to them, checked on
+//! arrival before other code sees a datagram.
 //!
-//! Memory is bounded, whoever sends: see [`table`]. (Crates that limit rates by key keep a map that
-//! grows with the keys. Here an attacker chooses the keys.)
+//! Memory is bounded whatever senders do: see [`table`]. (Crates that limit rates by key keep a map
+//! that grows with the number of keys. Here an attacker chooses the keys.)
 
 mod amplification;
 mod arrival;
@@ -41,28 +41,28 @@ pub struct Guard {
     started: Instant,
 }
 
-/// What a guard remembers of sources.
+/// The state that a guard keeps about sources.
 struct Sources {
     table: Table,
     /// When the bucket of all sources together is full.
     ceiling_full_at: u64,
 }
 
-/// A child remembers what its parent did. These are independent numbers, and any value of each is
-/// valid: after a fork in the middle of a change, those of one source are wrong.
+/// A child inherits its parent's state. It consists of independent numbers, and any value of each
+/// is valid: after a fork in the middle of a change, only those of one source are wrong.
 impl Inherit for Sources {
     fn inherit(&mut self) {}
 }
 
 impl Guard {
-    /// A guard that has not seen any datagram yet.
+    /// Creates a guard that has not seen any datagrams.
     pub fn new(policy: Policy) -> Result<Self, PolicyError> {
         let no_memory = |text| move |_: io::Error| PolicyError::NoMemory(text);
         let rates = policy.rates()?;
         let remembers =
             rates.source.is_some() || rates.ceiling.is_some() || policy.amplification.is_some();
         let table = remembers.then(|| Table::new(policy.sources.next_power_of_two())).transpose();
-        let table = table.map_err(no_memory("there is no memory for so many sources"))?;
+        let table = table.map_err(no_memory("there is no memory for the guard's sources"))?;
         let sources = table.map(|table| ForkMutex::new(Sources { table, ceiling_full_at: 0 }));
         let networks = policy.networks.as_ref().filter(|_| policy.kernel_filter);
         let kernel_filter = networks.and_then(kernel_filter);
@@ -71,28 +71,28 @@ impl Guard {
         Ok(Self { policy, kernel_filter, rates, sources, counters, started: Instant::now() })
     }
 
-    /// What it checks.
+    /// The checks that the guard makes.
     pub fn policy(&self) -> &Policy {
         &self.policy
     }
 
-    /// The networks as a filter for the kernel, if it can have them.
+    /// The networks as a filter for the kernel, if they can be expressed as one.
     pub fn kernel_filter(&self) -> Option<&[sock_filter]> {
         self.kernel_filter.as_deref()
     }
 
-    /// The number of datagrams admitted and refused so far, by the process that made the guard and
-    /// by all that were forked from it since.
+    /// The number of datagrams admitted and refused so far, by the process that created the guard
+    /// and all processes forked from it since.
     pub fn counts(&self) -> GuardCounts {
         self.counters.sum()
     }
 
-    /// Decides how many datagrams of each arrival are admitted, and returns how many are refused.
+    /// Decides how many datagrams of each arrival are admitted; returns how many are refused.
     pub fn admit(&self, arrivals: &mut [Arrival]) -> usize {
         self.admit_at(arrivals, self.now())
     }
 
-    /// Whether a datagram would be admitted now. Counts and remembers nothing.
+    /// Whether a datagram would be admitted now. Does not change any state.
     pub fn would_admit(&self, arrival: &Arrival) -> bool {
         let now = self.now();
         let mut arrival = *arrival;
@@ -140,7 +140,7 @@ impl Guard {
         total - admitted
     }
 
-    /// Makes the checks that need no memory of sources.
+    /// Makes the checks that need no state about sources.
     fn check(&self, arrival: &mut Arrival, counts: &mut GuardCounts) {
         if let (Some(networks), Some(address)) = (&self.policy.networks, arrival.source)
             && !networks.allow(address)
@@ -154,7 +154,7 @@ impl Guard {
         }
     }
 
-    /// Takes one token for each datagram, or as many as there are.
+    /// Takes one token for each datagram, or as many tokens as there are.
     fn charge(
         &self,
         sources: &mut Sources,
@@ -170,7 +170,7 @@ impl Guard {
             return;
         }
         let slot = sources.table.find(arrival.hash);
-        // A refused source changes nothing in the table, and costs no more than the look-up.
+        // A refused source changes nothing in the table, and costs only the lookup.
         let is_known = slot.is_some_and(Slot::is_known);
         let in_ceiling = self.ceiling_room(sources, is_known, now).min(wanted);
         counts.over_ceiling += wanted - in_ceiling;
@@ -197,7 +197,7 @@ impl Guard {
         self.grant(sources, arrival, slot, address, now);
     }
 
-    /// Whether the ceiling has no room for unknown sources.
+    /// Whether the ceiling leaves no room for unknown sources.
     fn is_shut(&self, sources: &Sources, now: u64) -> bool {
         self.ceiling_room(sources, false, now) == 0
     }
@@ -210,7 +210,7 @@ impl Guard {
         }
     }
 
-    /// The number of the source that an address belongs to.
+    /// The number that identifies the source of an address.
     fn rate_source(&self, address: IpAddr) -> u128 {
         let address = address.to_canonical();
         let prefix_len = match address {
@@ -233,7 +233,7 @@ impl Guard {
     }
 }
 
-/// An address as a number. Addresses of both families have different ones.
+/// Converts an address to a number. IPv4 and IPv6 addresses never share one.
 fn number(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(address) => address.to_ipv6_mapped().into(),
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_is_counted_by_its_reason() {
+    fn refused_datagrams_are_counted_by_reason() {
         let deny = [parse_network("10.0.0.0/8").unwrap()];
         let guard = Guard::new(Policy {
             networks: Some(Networks::new(None, &deny).unwrap()),
@@ -337,7 +337,7 @@ mod tests {
         }
         let (mut now, mut strangers) = (3 * SECOND, 0);
         for round in 0..100_000_u32 {
-            now += 20_000; // 50,000 a second, for two seconds
+            now += 20_000; // 50,000 per second, for two seconds
             let stranger = format!("10.{}.{}.1:1", round >> 8 & 0xff, round & 0xff);
             strangers += u32::from(passes(&guard, &stranger, 1, now));
             if round % 100 == 0 {
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_gets_back_no_more_than_its_due_until_it_is_vouched_for() {
+    fn an_address_has_a_budget_until_it_is_validated() {
         let policy = Policy { amplification: Some(3.0), sources: 1 << 10, ..Policy::default() };
         let guard = Guard::new(Policy { prefix_v4: 24, ..policy }).unwrap();
         let (peer, neighbour) = (from("192.0.2.1:7"), from("192.0.2.2:7"));
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_takes_no_token() {
+    fn would_admit_takes_no_token() {
         let guard = Guard::new(rated(0.001, 1)).unwrap();
         let arrival = Arrival::one(from("192.0.2.1:7").as_bytes(), 1);
         assert!(guard.would_admit(&arrival) && guard.would_admit(&arrival));

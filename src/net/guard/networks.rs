@@ -1,4 +1,4 @@
-//! Which networks are heard: of those that hold a source, the one with the longest prefix decides.
+//! Lists of allowed and denied networks. The longest prefix that matches a source decides.
 
 use std::fmt;
 use std::io;
@@ -8,37 +8,38 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::net::sys::with_room;
 
-/// The verdict on every address, as the places where it changes: lists of networks without their
-/// overlaps. A look-up is a binary search, and the kernel's filter is the same search unrolled.
+/// The verdict for every address, stored as the points where it changes: the lists of networks with
+/// their overlaps resolved. A lookup is a binary search, and the kernel's filter is the same search
+/// unrolled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Networks {
     pub(super) v4: Ranges<u32>,
     pub(super) v6: Ranges<u128>,
 }
 
-/// A verdict on each number from zero on, which turns at each of `changes`.
+/// A verdict for each number from zero on, which flips at each of `changes`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ranges<T> {
     pub(super) first: bool,
     pub(super) changes: Vec<T>,
 }
 
-/// Why there is no verdict.
+/// An error in the lists of networks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetworkError {
-    /// The text is no address and no network.
+    /// The text is not an address or a network.
     Syntax(String),
-    /// The address has bits beyond the prefix: the network that was meant may be another one.
+    /// The address has bits set beyond the prefix, so a different network may have been meant.
     HostBits(String),
     /// The network is in both lists.
     InBoth(IpNet),
-    /// There is no memory for the networks.
+    /// Memory allocation failed.
     NoMemory,
 }
 
-/// Reads a network in the usual notation, or an address, which is a network of one.
+/// Parses a network in CIDR notation, or a single address.
 ///
-/// An IPv4 network in IPv6's notation (`::ffff:192.0.2.0/120`) is that IPv4 network.
+/// An IPv4-mapped network (`::ffff:192.0.2.0/120`) is that IPv4 network.
 pub fn parse_network(text: &str) -> Result<IpNet, NetworkError> {
     let network = match text.parse::<IpAddr>() {
         Ok(address) => IpNet::from(address),
@@ -57,11 +58,11 @@ pub fn parse_network(text: &str) -> Result<IpNet, NetworkError> {
     Ok(network)
 }
 
-/// The length of the prefix that IPv4 addresses have in IPv6.
+/// The length of the prefix of IPv4-mapped addresses.
 pub(super) const MAPPED_LEN: u8 = 96;
 const MAPPED_START: u128 = 0xffff_0000_0000;
 
-/// A network as numbers, with its verdict.
+/// A network as a range of numbers, with its verdict.
 struct Rule {
     start: u128,
     end: u128,
@@ -70,14 +71,14 @@ struct Rule {
 }
 
 impl Networks {
-    /// What is in no list is denied where there is a list of the allowed, and allowed otherwise.
+    /// Addresses outside all lists are denied if there is an `allow` list, and allowed otherwise.
     pub fn new(allow: Option<&[IpNet]>, deny: &[IpNet]) -> Result<Self, NetworkError> {
         let is_default = allow.is_none();
         let allow = allow.unwrap_or_default();
         let len = allow.len() + deny.len();
         let mut rules4 = with_room(len, "networks")?;
-        // The kernel drops what comes by IPv6 from an IPv4 address in IPv6's form, so that here it
-        // always stands for IPv4, and `v4` decides.
+        // The kernel drops datagrams that arrive over IPv6 from IPv4-mapped addresses, so here a
+        // mapped address always stands for IPv4, and `v4` decides.
         let mapped = Ipv6Addr::from(MAPPED_START);
         let mut rules6 = with_room(len + 1, "networks")?;
         rules6.push(Rule::new(mapped.into(), MAPPED_LEN, true));
@@ -101,7 +102,7 @@ impl Networks {
         Ok(Self { v4: Ranges { first: v4.first, changes }, v6 })
     }
 
-    /// Whether an address is heard.
+    /// Whether an address is allowed.
     pub fn allow(&self, address: IpAddr) -> bool {
         match address.to_canonical() {
             IpAddr::V4(address) => self.v4.verdict(address.into()),
@@ -123,11 +124,11 @@ impl Rule {
 }
 
 impl Ranges<u128> {
-    /// Lays the rules over one another, or returns one that contradicts another. An error is want of
-    /// memory.
+    /// Resolves overlapping rules, or returns a rule that contradicts another one. The error means
+    /// that memory allocation failed.
     fn new(mut rules: Vec<Rule>, default: bool, last: u128) -> io::Result<Result<Self, Rule>> {
-        // Of two networks one holds the other or they have nothing in common. So in this order each
-        // comes behind those that hold it.
+        // Two networks are either nested or disjoint. In this order, each one comes after those
+        // that contain it.
         rules.sort_unstable_by_key(|rule| (rule.start, rule.prefix_len));
         let mut verdicts = with_room(2 * rules.len() + 1, "networks")?;
         verdicts.push((0, default));
@@ -137,7 +138,7 @@ impl Ranges<u128> {
             }
             verdicts.push((start, verdict));
         };
-        // The networks that hold the place that is looked at, the smallest last.
+        // The networks that contain the current number, the smallest last.
         let mut open: Vec<Rule> = Vec::new();
         for rule in rules {
             if let Some(twin) = open.last()
@@ -179,9 +180,9 @@ impl<T: Ord + Copy> Ranges<T> {
 impl fmt::Display for NetworkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Syntax(text) => write!(f, "{text:?} is no IP network and no IP address"),
+            Self::Syntax(text) => write!(f, "{text:?} is not an IP network or address"),
             Self::HostBits(text) => write!(f, "{text:?} has host bits set"),
-            Self::NoMemory => f.write_str("there is no memory for so many networks"),
+            Self::NoMemory => f.write_str("there is no memory for the networks"),
             Self::InBoth(network) => write!(f, "{network} is both allowed and denied"),
         }
     }
@@ -190,7 +191,7 @@ impl fmt::Display for NetworkError {
 impl std::error::Error for NetworkError {}
 
 impl From<io::Error> for NetworkError {
-    /// Nothing else can fail here.
+    /// Only memory allocation can fail here.
     fn from(_: io::Error) -> Self {
         Self::NoMemory
     }
@@ -230,7 +231,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_in_no_list_is_denied_only_by_a_list_of_the_allowed() {
+    fn other_addresses_are_denied_only_if_there_is_an_allow_list() {
         assert!(allows(&networks(None, &["10.0.0.0/8"]).unwrap(), "11.0.0.0"));
         assert!(!allows(&networks(Some(&["10.0.0.0/8"]), &[]).unwrap(), "11.0.0.0"));
         assert!(!allows(&networks(Some(&[]), &[]).unwrap(), "::1"));
@@ -254,13 +255,13 @@ pub(super) mod tests {
         assert_eq!(message(both), "10.0.0.0/8 is both allowed and denied");
         assert_eq!(message(networks(None, &["10.0.0.1/8"])), "\"10.0.0.1/8\" has host bits set");
         for text in ["", "/", "10.0.0.0/33", "10.0.0", "::/129", "localhost", "::1%lo", "::1/ 3"] {
-            let expected = format!("{text:?} is no IP network and no IP address");
+            let expected = format!("{text:?} is not an IP network or address");
             assert_eq!(message(networks(None, &[text])), expected);
         }
         assert!(networks(Some(&["10.0.0.0/8"; 2]), &[]).is_ok());
     }
 
-    /// Networks in a few places, so that they meet.
+    /// Networks from a small range, so that they overlap.
     pub(in super::super) fn any_network() -> impl Strategy<Value = IpNet> {
         let crowded4 = (0..256_u32, 0..=32_u8).prop_map(|(low, len)| {
             let address = u32::from_be_bytes([10, 1, low as u8 & 3, low as u8]);
@@ -292,7 +293,7 @@ pub(super) mod tests {
         })
     }
 
-    /// Addresses where something may change: the ends of each network, and their neighbours.
+    /// Addresses where the verdict may change: the ends of each network, and their neighbours.
     pub(in super::super) fn probes<'a>(networks: impl Iterator<Item = &'a IpNet>) -> Vec<IpAddr> {
         let mut probes: Vec<IpAddr> =
             ["0.0.0.0", "255.255.255.255", "::", "::1", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"]
@@ -310,7 +311,7 @@ pub(super) mod tests {
                     let near = [start, start.wrapping_sub(1), end, end.wrapping_add(1)];
                     probes.extend(near.map(|ip| IpAddr::V6(ip.into())));
                 }
-                _ => unreachable!("a network is of one family"),
+                _ => unreachable!("both ends of a network have the same family"),
             }
         }
         probes

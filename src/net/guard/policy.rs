@@ -70,11 +70,11 @@ impl Policy {
         };
         let source = limit(
             self.rate,
-            "rate must be a positive number of datagrams a second, and burst at least 1",
+            "rate must be a positive number of datagrams per second, and burst at least 1",
         )?;
         // The burst is a tenth of a second's worth. Unknown sources leave half of it to known ones.
         let ceiling = self.ceiling.map(|ceiling| (ceiling, ((ceiling / 10.0) as u32).max(64)));
-        let ceiling = limit(ceiling, "ceiling must be a positive number of datagrams a second")?;
+        let ceiling = limit(ceiling, "ceiling must be a positive number of datagrams per second")?;
         if self.amplification.is_some_and(|factor| !(factor > 0.0 && factor.is_finite())) {
             return Err(PolicyError::Wrong("amplification must be a positive number"));
         }
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_policy_must_make_sense() {
+    fn an_invalid_policy_is_refused() {
         let with = |change: fn(&mut Policy)| {
             let mut policy = Policy::default();
             change(&mut policy);

@@ -1,10 +1,10 @@
-//! What a guard remembers of sources, in a table of fixed size.
+//! A guard's state about sources, in a table of fixed size.
 //!
 //! A keyed hash (`SipHash`, with a random key for each table) assigns each source to a set of eight
 //! slots, so nobody outside can choose which sources share a set. Half of a set is for strangers,
 //! half for known sources: those that were admitted over a second or longer, or were validated.
 //!
-//! Which source is displaced if a set is full:
+//! If a set is full:
 //!
 //! * A new stranger displaces the stranger whose bucket lacks the fewest tokens and, of several, the
 //!   one that was admitted least recently. *The newcomer inherits the bucket* (as the counters of
@@ -35,7 +35,7 @@ zeroed! {
         full_at: [u64; SLOTS],
         /// When the source was admitted.
         admitted: [Admitted; SLOTS],
-        /// How many bytes may be sent to the source.
+        /// The number of bytes that may be sent to the source.
         credit: [u64; SLOTS],
     }
 }
@@ -79,22 +79,22 @@ impl Table {
     pub(super) fn new(sources: usize) -> io::Result<Self> {
         let sets = ZeroedPages::new(sources / SLOTS)?;
         sets.prefer_large_pages();
-        let known = zeroes(sources / SLOTS, "what a guard knows of sources")?;
+        let known = zeroes(sources / SLOTS, "a guard's set of known sources")?;
         Ok(Self { sets, known, keys: RandomState::new() })
     }
 
-    /// The hash that stands for a source.
+    /// The hash that identifies a source.
     pub(super) fn hash(&self, source: u128) -> u64 {
         self.keys.hash_one(source).max(1)
     }
 
-    /// Makes the processor fetch what a search for a source will read.
+    /// Makes the processor prefetch the memory that a search for a source will read.
     pub(super) fn prefetch(&self, hash: u64) {
-        // The processor runs loads side by side if nothing depends on them.
+        // The processor executes loads in parallel if they do not depend on each other.
         black_box(self.sets[self.set_of(hash)].hash[0]);
     }
 
-    /// Whether a source may be known. If not, it certainly is a stranger. Does not read the sets.
+    /// Whether a source may be known. If false, it certainly is a stranger. Does not read the sets.
     pub(super) fn may_be_known(&self, hash: u64) -> bool {
         self.known[self.set_of(hash)] & bit_of(hash) != 0
     }
@@ -106,7 +106,8 @@ impl Table {
         Some(Slot { set, index })
     }
 
-    /// The slot for a source that has none. It may belong to another source until now.
+    /// Chooses a slot for a source that does not have one. It may belong to another source until
+    /// now.
     pub(super) fn slot_for(&self, hash: u64, now: u64) -> Slot {
         let index = self.set_of(hash);
         let (set, now_ms) = (&self.sets[index], milliseconds(now));
@@ -118,8 +119,9 @@ impl Table {
         Slot { set: index, index: stranger.expect("there are slots for strangers") }
     }
 
-    /// Notes that a source was admitted, whose slot was found or assigned. Returns its slot, which
-    /// is another one if the source has become known. A newcomer inherits the slot's bucket.
+    /// Records that a source was admitted, whose slot was found or assigned. Returns its slot,
+    /// which is a different one if the source has become known. A newcomer inherits the slot's
+    /// bucket.
     pub(super) fn settle(&mut self, slot: Slot, hash: u64, now: u64) -> Slot {
         let now_ms = milliseconds(now);
         let Slot { set, index } = slot;
@@ -139,13 +141,13 @@ impl Table {
         slot
     }
 
-    /// Notes that a source was admitted, whether or not it has a slot.
+    /// Records that a source was admitted, whether or not it has a slot.
     pub(super) fn admit(&mut self, hash: u64, now: u64) -> Slot {
         let slot = self.find(hash).unwrap_or_else(|| self.slot_for(hash, now));
         self.settle(slot, hash, now)
     }
 
-    /// Validates a source: from now on it may be sent anything, and it is known.
+    /// Validates a source: from now on it is known, and it may be sent anything.
     pub(super) fn validate(&mut self, hash: u64, now: u64) {
         let mut slot = self.admit(hash, now);
         if !slot.is_known() {
@@ -168,7 +170,7 @@ impl Table {
         self.sets[slot.set].full_at[slot.index] = full_at;
     }
 
-    /// Adds bytes to what a source may be sent.
+    /// Adds bytes to a source's budget.
     pub(super) fn grant(&mut self, slot: Slot, bytes: u64) {
         let credit = &mut self.sets[slot.set].credit[slot.index];
         if *credit != VALIDATED {
@@ -176,7 +178,7 @@ impl Table {
         }
     }
 
-    /// Deducts bytes from what a source may be sent, or returns false if that is less.
+    /// Deducts bytes from a source's budget; returns false if the budget is too small.
     pub(super) fn spend(&mut self, slot: Slot, bytes: u64) -> bool {
         let credit = &mut self.sets[slot.set].credit[slot.index];
         match (*credit, credit.checked_sub(bytes)) {
@@ -255,7 +257,7 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    /// A table, and buckets of ten tokens, ten of which come in a second.
+    /// A table, and buckets of ten tokens, refilled at ten per second.
     struct Limited {
         table: Table,
         rate: Rate,
@@ -290,7 +292,7 @@ mod tests {
         let mut now = SECOND;
         let mut passed = 0;
         for round in 0..200_000 {
-            now += 10_000; // 2 s in all, so that 30 may pass
+            now += 10_000; // 2 s in total, so that 30 may pass
             passed += u32::from(limited.hear(7, now));
             limited.hear(1000 + round, now);
         }
@@ -321,7 +323,7 @@ mod tests {
         let mut limited = Limited::new(8);
         let (mut now, mut passed) = (SECOND, 0);
         for source in 0..10_000 {
-            now += 1_000_000; // 10 s in all: 4 slots, 10 at once and 100 more each
+            now += 1_000_000; // 10 s in total: 4 slots, 10 at once and 100 more each
             passed += u32::from(limited.hear(source, now));
         }
         assert!((400..=440).contains(&passed), "{passed}");

@@ -157,7 +157,7 @@ fn gather_run<'a>(
     let fits = len > 0 && len <= limits.longest(datagrams.address(at));
     let most = if fits { LONGEST_RUN.min(LARGEST_RUN / len) } else { 1 };
     let mut bytes = len;
-    let mut joins = false; // not asked yet
+    let mut joins = false; // not queried yet
     // Payloads that are adjacent in memory share one entry of the list.
     let mut adjacent = first.payload;
     for datagram in datagrams.list[at + 1..].iter().take(most - 1) {

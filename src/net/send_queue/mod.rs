@@ -249,8 +249,8 @@ impl<'a> SendQueue<'a> {
                     *next += left;
                     return Ok(Sent { datagrams: left_some, bytes });
                 }
-                // It may report an ICMP message about an earlier datagram ("fragmentation needed", to
-                // whatever peer), and has sent nothing then: only the same once more tells.
+                // It may report an ICMP message about an earlier datagram ("fragmentation needed",
+                // for any peer), in which case nothing was sent. Only a second attempt can tell.
                 Err(error)
                     if first > 1 && error.raw_os_error() == Some(libc::EMSGSIZE) && !is_retried =>
                 {

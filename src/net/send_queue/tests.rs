@@ -106,7 +106,7 @@ fn errno(errno: c_int) -> io::Error {
 }
 
 #[test]
-fn one_datagram_forgets_its_source_and_those_behind_it_do_not() {
+fn one_datagram_forgets_its_source_and_the_following_ones_do_not() {
     let source = Source { address: [127, 0, 0, 1].into(), interface: 0 };
     let mut queue = SendQueue::default();
     for port in [1, 2] {
@@ -184,7 +184,7 @@ fn a_call_takes_a_bounded_number_of_messages() {
 }
 
 #[test]
-fn a_partial_send_goes_on_where_it_stopped() {
+fn a_partial_send_continues_where_it_stopped() {
     let mut payloads = vec![(&b"aa"[..], 1); 3];
     payloads.extend([(&b"b"[..], 2), (&b"c"[..], 3)]);
     let mut queue = queue(&payloads);
@@ -194,7 +194,7 @@ fn a_partial_send_goes_on_where_it_stopped() {
 }
 
 #[test]
-fn a_refused_run_leaves_datagram_by_datagram_and_offload_is_given_up() {
+fn a_refused_run_is_sent_one_by_one_and_offload_is_given_up() {
     let gso = Gso::new(true);
     let mut payloads = vec![(&b"xxxx"[..], 1); 3];
     payloads.extend([(&b"yyyy"[..], 2); 2]);
@@ -211,7 +211,7 @@ fn a_refused_run_leaves_datagram_by_datagram_and_offload_is_given_up() {
 }
 
 #[test]
-fn a_size_beyond_the_mtu_leaves_shorter_runs_their_offload() {
+fn a_size_beyond_the_mtu_does_not_disable_offload_for_shorter_runs() {
     let gso = Gso::new(true);
     let long = vec![0; 2000];
     let mut payloads = vec![(&long[..], 1); 2];
@@ -233,7 +233,7 @@ fn a_size_beyond_the_mtu_leaves_shorter_runs_their_offload() {
 }
 
 #[test]
-fn an_error_of_the_datagrams_own_does_not_cost_the_offload() {
+fn an_error_about_a_datagram_does_not_disable_offload() {
     let gso = Gso::new(true);
     let mut queue = queue(&[(b"xx", 1), (b"xx", 1), (b"ok", 2)]);
     let unreachable = |messages: &[Seen]| match messages[0].0 {
@@ -249,13 +249,13 @@ fn an_error_of_the_datagrams_own_does_not_cost_the_offload() {
 }
 
 #[test]
-fn without_offload_everything_leaves_alone() {
+fn without_offload_every_datagram_is_sent_alone() {
     let (left, _) = send_all(&mut queue(&[(&b"x"[..], 1); 3]), &Gso::new(false), all);
     assert_eq!(left, [(Some(1), None, 1); 3]);
 }
 
 #[test]
-fn what_lies_in_a_row_is_one_piece_of_memory() {
+fn adjacent_payloads_are_one_slice() {
     let memory = [7; 40];
     let mut queue = SendQueue::default();
     for chunk in memory.chunks(10) {
@@ -293,7 +293,7 @@ fn a_source_goes_with_every_message_and_ends_a_run() {
 }
 
 #[test]
-fn a_corked_socket_sends_no_runs_and_is_asked_only_where_there_could_be_one() {
+fn a_corked_socket_sends_no_runs_and_is_queried_only_before_a_possible_run() {
     struct Corked(usize, Vec<Seen>);
     impl Kernel for Corked {
         fn send(&mut self, messages: &mut dyn Iterator<Item = Outgoing<'_>>) -> io::Result<usize> {
@@ -342,7 +342,7 @@ fn a_kernel_that_takes_nothing_is_an_error() {
 }
 
 #[test]
-fn an_icmp_error_about_another_datagram_costs_a_run_nothing() {
+fn an_icmp_error_about_another_datagram_does_not_disable_offload() {
     let gso = Gso::new(true);
     let payload = [0; 100];
     let mut queue = queue(&[(&payload, 1), (&payload, 1), (&payload, 1)]);

@@ -1,4 +1,4 @@
-//! A socket's receiving side: whole rings, and what was received but not taken.
+//! A socket's receiving side: whole rings, and the backlog.
 
 use std::ffi::c_int;
 use std::io;
@@ -12,24 +12,24 @@ use crate::net::recv_backlog::RecvBacklog;
 use crate::net::recv_ring::{Filled, RecvRing};
 use crate::net::sys;
 
-/// What a socket has to remember between one receive and the next.
+/// The state that a socket keeps between one receive and the next.
 #[derive(Default)]
 pub(super) struct Backlog {
     received: Counted<RecvBacklog>,
-    /// The most datagrams that a message of the last receive had.
+    /// The maximum number of datagrams in a message of the last receive.
     per_message: AtomicUsize,
-    /// The errno that ended a receive which had something to return.
+    /// The errno of a receive that ended with an error after it had received datagrams.
     deferred: AtomicI32,
 }
 
 impl Socket {
-    /// How many messages to ask for where `wanted` datagrams are wanted: as many as held so many
-    /// the last time, which is hardly ever too many.
+    /// The number of messages to request for `wanted` datagrams, assuming that messages are as long
+    /// as in the last receive. This is hardly ever too many.
     pub(super) fn messages_for(&self, wanted: usize) -> usize {
         wanted.div_ceil(self.backlog.per_message.load(Ordering::Relaxed).max(1))
     }
 
-    /// Receives up to `count` of the kernel's messages into a ring.
+    /// Receives up to `count` kernel messages into a ring.
     pub(super) fn receive_new(
         &self,
         fd: BorrowedFd<'_>,
@@ -42,8 +42,8 @@ impl Socket {
         while refused < REFUSALS {
             let filled = match self.fill(fd, ring, count, flags) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    // The caller would wait, and knows that nothing will ever come: the socket is
-                    // shut down.
+                    // The caller would wait, although nothing can ever arrive: the socket is shut
+                    // down.
                     let is_end = flags & libc::MSG_DONTWAIT == 0 && !sys::is_nonblocking(fd)?;
                     let end = io::Error::from_raw_os_error(libc::ESHUTDOWN);
                     return Err(if is_end { end } else { error });
@@ -67,7 +67,7 @@ impl Socket {
         }
     }
 
-    /// Keeps an error for the next receive, because this one has datagrams to return.
+    /// Stores an error for the next receive, because this one has datagrams to return.
     pub fn defer(&self, error: &io::Error) {
         self.backlog.deferred.store(error.raw_os_error().unwrap_or(0), Ordering::Relaxed);
     }
@@ -82,15 +82,15 @@ impl Socket {
         }
     }
 
-    /// Wakes the threads that sleep until the kernel has a datagram, where there are kept ones: the
-    /// kernel does not know of those.
-    pub fn share_kept(&self) {
+    /// If the backlog is not empty, wakes the threads that sleep until the kernel has a datagram:
+    /// the kernel does not know of the backlog.
+    pub fn share_backlog(&self) {
         if self.backlog_len() > 0 {
             self.descriptor().wake();
         }
     }
 
-    /// How many datagrams were received from the kernel and wait to be taken.
+    /// The number of datagrams in the backlog.
     pub fn backlog_len(&self) -> usize {
         self.backlog.received.len()
     }
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_is_counted() {
+    fn datagrams_are_counted() {
         let (sender, receiver) = (loopback(), loopback());
         for payload in [&b"four"[..], b"", b"more than four"] {
             send(&sender, &receiver, payload);
@@ -160,7 +160,7 @@ mod tests {
         assert_eq!((received.receive_calls, received.truncated), (3, 1));
     }
 
-    /// Sends `payloads`, all of one size but the last, as one run of the kernel's.
+    /// Sends `payloads`, all of equal size except the last, as one coalesced run.
     fn send_run(from: &Socket, to: &Socket, payloads: &[&[u8]]) {
         let mut control = ControlBuffer::EMPTY;
         let size = (payloads[0].len() as u16).to_ne_bytes();
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn with_gro_single_receives_take_a_run_apart_in_order() {
+    fn with_gro_single_receives_split_a_run_in_order() {
         let (sender, receiver) = (loopback(), loopback());
         receiver.set_gro(true).unwrap();
         send_run(&sender, &receiver, &[b"one", b"two", b"3"]);
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_datagram_of_a_run_is_cut_alone() {
+    fn a_datagram_of_a_run_is_truncated_alone() {
         let (sender, receiver) = (loopback(), loopback());
         receiver.set_gro(true).unwrap();
         send_run(&sender, &receiver, &[b"first", b"secnd"]);
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_ring_has_too_much_of_comes_first_the_next_time() {
+    fn datagrams_beyond_the_maximum_are_returned_first_by_the_next_receive() {
         let (sender, receiver) = (loopback(), loopback());
         receiver.set_gro(true).unwrap();
         send_run(&sender, &receiver, &[b"1", b"2", b"3"]);

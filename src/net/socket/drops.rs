@@ -110,7 +110,7 @@ fn beyond_32_bits(known: u64, counter: u32) -> u64 {
     known + u64::from(counter.wrapping_sub(known as u32))
 }
 
-/// A network namespace's UDP counters.
+/// The UDP counters of a network namespace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Errors {
     /// Dropped because there was no room, or because of a wrong checksum.
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn the_files_of_the_kernel_are_understood() {
+    fn the_kernels_files_are_parsed() {
         let v4 = "Tcp: A B\nTcp: 1 2\n\
                   Udp: InDatagrams NoPorts InErrors OutDatagrams RcvbufErrors SndbufErrors \
                   InCsumErrors IgnoredMulti MemErrors\n\
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn no_drop_for_want_of_room_counts_as_the_filters() {
+    fn a_drop_without_room_never_counts_as_the_filters() {
         let errors = |unwanted, other| Errors { unwanted, other };
         let filtered = |drops, after| errors(100, 1000).filtered_until(after, drops);
         assert_eq!(filtered(7, errors(100, 1007)), 7);
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_tells_the_namespace() {
+    fn the_kernel_reports_the_namespace() {
         let socket = Socket::open(libc::AF_INET6, libc::SOCK_DGRAM, 0).unwrap();
         let before = Errors::of(&socket).unwrap();
         let after = Errors::of(&socket).unwrap();

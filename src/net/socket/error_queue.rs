@@ -1,5 +1,5 @@
-//! The kernel's error queue: which datagram failed on its way, who said so, and why
-//! (`recvmsg(2)` with `MSG_ERRQUEUE`, `IP_RECVERR` in `ip(7)`).
+//! The kernel's error queue: which datagram failed on its way, the origin of the error, and the
+//! reason (`recvmsg(2)` with `MSG_ERRQUEUE`, `IP_RECVERR` in `ip(7)`).
 
 use std::collections::VecDeque;
 use std::ffi::c_int;
@@ -18,32 +18,32 @@ use crate::net::sys::{self, MessageInfo, RecvSlice};
 pub struct ErrorMessage {
     /// The beginning of the datagram that failed.
     pub payload: Box<[u8]>,
-    /// Control messages, the extended error among them.
+    /// Control messages, including the extended error.
     pub control: Box<[u8]>,
-    /// Where the datagram was sent to.
+    /// The destination of the datagram.
     pub peer: Address,
     /// `msg_flags`
     pub flags: c_int,
 }
 
-/// What an entry says.
+/// A decoded entry of the error queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketError {
     /// Why the datagram failed: `ECONNREFUSED`, `EHOSTUNREACH`, `EMSGSIZE`, …
     pub errno: c_int,
-    /// Who found out: one of the `SO_EE_ORIGIN_…` constants.
+    /// The origin of the error: one of the `SO_EE_ORIGIN_…` constants.
     pub origin: u8,
     /// The ICMP type.
     pub kind: u8,
     /// The ICMP code.
     pub code: u8,
-    /// More about it; with `EMSGSIZE`, the path's MTU.
+    /// Additional information; for `EMSGSIZE`, the path's MTU.
     pub info: u32,
     /// The node that sent the ICMP message.
     pub offender: Option<Address>,
 }
 
-/// As much of a failed datagram as is kept.
+/// The maximum number of bytes kept of a failed datagram.
 pub(in crate::net) const PAYLOAD_LEN: usize = 2048;
 const CONTROL_LEN: usize = 512;
 
@@ -51,9 +51,9 @@ const CONTROL_LEN: usize = 512;
 const SO_EE_ORIGIN_ZEROCOPY: u8 = 5;
 
 impl ErrorMessage {
-    /// Takes an entry out of the queue; `EAGAIN` where there is none.
+    /// Takes an entry out of the queue; `EAGAIN` if it is empty.
     pub fn receive(fd: BorrowedFd<'_>) -> io::Result<Self> {
-        // On the stack, and copied: most entries are a small part of the longest.
+        // On the stack, then copied: most entries are much shorter than the longest.
         let (mut payload, mut control) = ([0; PAYLOAD_LEN], [0; CONTROL_LEN]);
         let mut peer = Address::UNNAMED;
         let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
@@ -66,8 +66,8 @@ impl ErrorMessage {
         Ok(Self { payload: payload.into(), control: control.into(), peer, flags: info.flags })
     }
 
-    /// Reads the extended error (`struct sock_extended_err`); `None` where the entry is something
-    /// else, such as a timestamp of a datagram that was sent.
+    /// Decodes the extended error (`struct sock_extended_err`); `None` if the entry is something
+    /// else, such as the timestamp of a datagram that was sent.
     pub fn decode(&self) -> Option<SocketError> {
         let message = cmsg::decode(&self.control).find(|message| {
             matches!(
@@ -95,7 +95,7 @@ impl ErrorMessage {
         })
     }
 
-    /// Gives the entry to a caller of `recvmsg` with `MSG_ERRQUEUE`, as the kernel would have.
+    /// Copies the entry to a caller of `recvmsg` with `MSG_ERRQUEUE`, as the kernel would.
     pub fn copy_to(
         &self,
         memory: &mut [RecvSlice<'_>],
@@ -121,7 +121,7 @@ impl ErrorMessage {
 }
 
 impl SocketError {
-    /// An error of this machine's own, from the call that was to send a datagram.
+    /// The error of a send call, which this machine detected itself.
     pub fn of_sending(error: &io::Error) -> Self {
         let errno = error.raw_os_error().unwrap_or(match error.kind() {
             io::ErrorKind::OutOfMemory => libc::ENOMEM,
@@ -131,46 +131,47 @@ impl SocketError {
         Self { errno, origin, kind: 0, code: 0, info: 0, offender: None }
     }
 
-    /// The MTU of the path, where the datagram was too long for it.
+    /// The path's MTU, if the datagram was too long for it.
     pub fn mtu(&self) -> Option<u32> {
         (self.errno == libc::EMSGSIZE && self.info != 0).then_some(self.info)
     }
 }
 
-/// Entries that were taken out of the kernel's queue before anybody asked for them.
+/// Entries that were taken out of the kernel's queue before a caller requested them.
 ///
-/// A poll reports a queue that is not empty as readiness, for ever; who waits for datagrams has to
-/// empty it in order to sleep. The lock is held from a look into this queue to the end of that into
-/// the kernel's, which never waits, so that nobody misses an entry on its way from one to the other.
+/// Poll reports a non-empty error queue as readiness without end, so a thread that waits for
+/// datagrams must empty it before it can sleep. The lock is held from the check of this queue to
+/// the end of the check of the kernel's, which never blocks, so no caller misses an entry that
+/// moves from one to the other.
 #[derive(Default)]
 pub(super) struct ErrorQueue {
     messages: ForkMutex<VecDeque<ErrorMessage>>,
 }
 
-/// Errors are the process's that they were kept for.
+/// Errors belong to the process that stored them.
 impl Inherit for VecDeque<ErrorMessage> {
     fn inherit(&mut self) {
         leave_to_parent(self);
     }
 }
 
-/// As many entries are kept; beyond them the oldest goes.
+/// The maximum number of stored entries; beyond it the oldest is dropped.
 const KEPT: usize = 256;
-/// As many are taken at once. More than a receive buffer of the default size holds.
+/// The maximum number of entries taken at once. A receive buffer of the default size holds fewer.
 const TAKEN: usize = 1024;
 
 impl Socket {
-    /// Takes an entry out of the error queue; `EAGAIN` where there is none.
+    /// Takes an entry out of the error queue; `EAGAIN` if it is empty.
     pub fn take_error_message(&self, fd: BorrowedFd<'_>) -> io::Result<ErrorMessage> {
-        let mut kept = self.kept_errors();
+        let mut kept = self.stored_errors();
         match kept.pop_front() {
             Some(message) => Ok(message),
             None => self.next_error_message(fd),
         }
     }
 
-    /// Takes an entry out of the kernel's queue. `AF_UNIX` has none, and does not know the flag: it
-    /// would hand over a datagram.
+    /// Takes an entry out of the kernel's queue. `AF_UNIX` sockets do not have one and ignore the
+    /// flag: the kernel would return a datagram.
     fn next_error_message(&self, fd: BorrowedFd<'_>) -> io::Result<ErrorMessage> {
         if !self.is_ip() {
             return Err(io::ErrorKind::WouldBlock.into());
@@ -182,39 +183,39 @@ impl Socket {
         Ok(message)
     }
 
-    /// Puts entries back that were taken out and are not errors, in front of the others. The oldest
-    /// of them are dropped where the queue is full.
+    /// Puts entries back at the front that were taken out and turned out not to be errors. If the
+    /// queue is full, the oldest of them are dropped.
     pub fn put_back_error_messages(&self, messages: Vec<ErrorMessage>) {
-        let mut kept = self.kept_errors();
+        let mut kept = self.stored_errors();
         let room = KEPT.saturating_sub(kept.len());
         for message in messages.into_iter().rev().take(room) {
             kept.push_front(message);
         }
         if !kept.is_empty() {
             drop(kept);
-            self.descriptor().wake(); // as in keep_error_messages()
+            self.descriptor().wake(); // as in store_error_messages()
         }
     }
 
-    /// Takes out an entry that [`Self::keep_error_messages`] has stored, if there is one.
-    pub fn take_kept_error_message(&self) -> Option<ErrorMessage> {
-        self.kept_errors().pop_front()
+    /// Takes out an entry that [`Self::store_error_messages`] has stored, if there is one.
+    pub fn take_stored_error_message(&self) -> Option<ErrorMessage> {
+        self.stored_errors().pop_front()
     }
 
     /// Whether entries are stored.
-    pub fn has_kept_error_messages(&self) -> bool {
-        !self.kept_errors().is_empty()
+    pub fn has_stored_error_messages(&self) -> bool {
+        !self.stored_errors().is_empty()
     }
 
-    /// Empties the kernel's error queue into this socket's own, which keeps the latest entries, and
-    /// returns how many entries there were, and how many of them are errors. Threads that wait for the socket are woken: one of them
-    /// may wait for an entry that the kernel no longer has.
+    /// Moves the kernel's error queue into this socket's own, which keeps the latest entries.
+    /// Returns how many entries there were, and how many of them are errors. Wakes the threads that
+    /// wait for the socket: one of them may wait for an entry that the kernel no longer has.
     ///
-    /// It ends although new entries come as fast as it takes them.
-    pub fn keep_error_messages(&self, fd: BorrowedFd<'_>) -> (usize, usize) {
+    /// It terminates even if new entries arrive as fast as it takes them.
+    pub fn store_error_messages(&self, fd: BorrowedFd<'_>) -> (usize, usize) {
         let (mut taken, mut errors) = (0, 0);
         {
-            let mut kept = self.kept_errors();
+            let mut kept = self.stored_errors();
             while taken < TAKEN
                 && let Ok(message) = self.next_error_message(fd)
             {
@@ -232,10 +233,10 @@ impl Socket {
         (taken, errors)
     }
 
-    /// Throws all entries away, and returns how many of them were errors, with the last such.
+    /// Discards all entries; returns how many of them were errors, and the last error.
     ///
-    /// For a receiver that nobody asks for its errors. The queue shares the receive buffer's limit,
-    /// so that one left full takes the room of datagrams.
+    /// For a receiver whose user does not read errors. The queue shares the receive buffer's limit,
+    /// so a full queue takes room from datagrams.
     pub fn discard_error_messages(
         &self,
         fd: BorrowedFd<'_>,
@@ -265,13 +266,13 @@ impl Socket {
         })
     }
 
-    /// Receives an entry with `receive`, which is given one that was kept, or none, and then takes
-    /// one out of the kernel's queue.
+    /// Calls `receive` with a stored entry or, if there is none, with `None`, in which case it
+    /// takes an entry out of the kernel's queue.
     pub(super) fn receive_error<T>(
         &self,
         receive: impl FnOnce(Option<ErrorMessage>) -> io::Result<T>,
     ) -> io::Result<T> {
-        let mut kept = self.kept_errors();
+        let mut kept = self.stored_errors();
         let message = kept.pop_front();
         let is_new = message.is_none();
         let received = receive(message)?;
@@ -281,7 +282,7 @@ impl Socket {
         Ok(received)
     }
 
-    fn kept_errors(&self) -> ForkMutexGuard<'_, VecDeque<ErrorMessage>> {
+    fn stored_errors(&self) -> ForkMutexGuard<'_, VecDeque<ErrorMessage>> {
         self.error_queue.messages.lock()
     }
 }
@@ -323,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timestamp_or_a_sign_of_zerocopy_is_no_error() {
+    fn a_timestamp_or_a_zerocopy_notification_is_not_an_error() {
         for origin in [libc::SO_EE_ORIGIN_TIMESTAMPING, SO_EE_ORIGIN_ZEROCOPY] {
             let mut data = extended(libc::ENOMSG, 0, &[0; 16]);
             data[4] = origin;
@@ -332,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_error_or_is_cut_is_none() {
+    fn a_truncated_entry_or_one_without_an_error_is_none() {
         assert!(message(libc::IPPROTO_IP, libc::IP_TTL, &[0; 32]).decode().is_none());
         for len in 0..16 {
             let cut = message(libc::IPPROTO_IP, libc::IP_RECVERR, &vec![0xff; len]);
@@ -341,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_says_what_did_not_fit() {
+    fn a_copy_reports_truncation() {
         let entry = message(libc::IPPROTO_IP, libc::IP_RECVERR, &[0; 16]);
         let (mut first, mut second, mut control) = ([0; 3], [0; 2], [0; 8]);
         let mut peer = Address::UNNAMED;

@@ -1,4 +1,4 @@
-//! Generic receive offload: whether the kernel glues datagrams together (`UDP_GRO` in `udp(7)`).
+//! Generic receive offload: whether the kernel coalesces datagrams (`UDP_GRO` in `udp(7)`).
 
 use std::ffi::c_int;
 use std::io;
@@ -9,43 +9,43 @@ use super::recv_cursor::RecvCursor;
 use crate::net::recv_ring::SlotKind;
 use crate::net::shared_options::Hold;
 
-/// What a socket knows of it.
+/// A socket's GRO state.
 #[derive(Default)]
 pub(super) struct Gro {
     is_on: AtomicBool,
-    /// Whether it ever was on: from then on every receive takes apart what comes.
+    /// Whether GRO was ever on: from then on, every receive splits coalesced messages.
     splits: AtomicBool,
 }
 
-/// What a message takes of a receive buffer at the least, beside its bytes.
+/// The minimum that a message takes of a receive buffer, in addition to its bytes.
 const OVERHEAD: usize = 512;
 
 impl Gro {
-    /// Takes note of what the kernel's option is now.
+    /// Records the current value of the kernel's option.
     pub(super) fn was_set(&self, is_on: bool) {
         self.is_on.store(is_on, Ordering::Relaxed);
     }
 }
 
 impl Socket {
-    /// Whether the kernel glues datagrams together, and every receive takes them apart.
+    /// Whether the kernel coalesces datagrams, and every receive splits them.
     pub fn gro(&self) -> bool {
         self.gro.is_on.load(Ordering::Relaxed)
     }
 
-    /// Lets the kernel glue datagrams of one size from one peer together (`UDP_GRO` in `udp(7)`),
-    /// and every receive take them apart. Switched off, it keeps what is queued: of a message that
-    /// was glued before, the kernel would not tell the sizes any more.
+    /// Lets the kernel coalesce datagrams of equal size from one peer (`UDP_GRO` in `udp(7)`), and
+    /// every receive split them. Switching it off moves the kernel's queue to the backlog: the
+    /// kernel would no longer report the segment sizes of messages that it has already coalesced.
     pub fn set_gro(&self, is_on: bool) -> io::Result<()> {
-        // Before the first glued message can come; and for good, because one may come between the
-        // look at the queue and the switch.
+        // Set before the first coalesced message can arrive, and never cleared, because one may
+        // arrive between the check of the queue and the switch.
         let was_splitting = self.gro.splits.fetch_or(is_on, Ordering::Relaxed);
         if !is_on && self.gro() {
             self.keep_queued()?;
         }
         self.set_int_option(libc::SOL_UDP, libc::UDP_GRO, is_on.into()).inspect_err(|_| {
-            // A socket that has no such option goes on as it was: only there recvmsg can pass
-            // descriptors on, for which a ring has no room.
+            // A socket without the option keeps its state: only on such a socket can recvmsg pass
+            // descriptors, for which a ring has no room.
             self.gro.splits.store(was_splitting, Ordering::Relaxed);
         })?;
         self.gro.was_set(is_on);
@@ -69,8 +69,8 @@ impl Socket {
         self.set_gro(is_on)
     }
 
-    /// Takes what is in the kernel's queue, but no more than a queue can hold: what comes meanwhile
-    /// may come faster.
+    /// Moves the kernel's queue to the backlog, but at most as many datagrams as a queue can hold:
+    /// new ones may arrive faster than this.
     fn keep_queued(&self) -> io::Result<()> {
         let mut cursor = RecvCursor::of_thread(self)?;
         let room = self.int_option(libc::SOL_SOCKET, libc::SO_RCVBUF)? as usize;
@@ -95,13 +95,13 @@ impl Socket {
         if self.is_ip() { SlotKind::Ip } else { SlotKind::Unix }
     }
 
-    /// Whether messages of the kernel's may be several datagrams.
-    pub fn may_be_glued(&self) -> bool {
+    /// Whether a kernel message may contain several datagrams.
+    pub fn may_be_coalesced(&self) -> bool {
         self.gro.splits.load(Ordering::Relaxed)
     }
 
-    /// Whether a receive goes by way of the kept ones.
+    /// Whether a receive goes through the backlog.
     pub(super) fn splits(&self, flags: c_int) -> bool {
-        (self.may_be_glued() || self.backlog_len() > 0) && flags & libc::MSG_ERRQUEUE == 0
+        (self.may_be_coalesced() || self.backlog_len() > 0) && flags & libc::MSG_ERRQUEUE == 0
     }
 }

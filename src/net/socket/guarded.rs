@@ -1,4 +1,4 @@
-//! A guard on its socket.
+//! The guard of a socket.
 
 use std::ffi::c_int;
 use std::io;
@@ -14,32 +14,32 @@ use crate::net::guard::{Arrival, Guard};
 use crate::net::recv_ring::{Filled, RecvRing};
 use crate::net::sys::{self, RecvSlice};
 
-/// Which guard a socket has.
+/// A socket's guard.
 #[derive(Default)]
 pub(super) struct Watch {
-    /// Whether there is one, to be read without the lock.
+    /// Whether there is a guard; readable without the lock.
     is_on: AtomicBool,
     guard: ForkMutex<Option<Arc<Guard>>>,
-    /// Whether the kernel has a filter of ours.
+    /// Whether the guard's filter is attached to the socket.
     has_filter: AtomicBool,
 }
 
-/// A child keeps its parent's guard. Only a thread that is attached to the interpreter exchanges it,
-/// and none of those is in the middle of it while another forks.
+/// A child keeps its parent's guard. Only a thread that is attached to the interpreter replaces it,
+/// and no such thread is in the middle of that while another one forks.
 impl Inherit for Option<Arc<Guard>> {
     fn inherit(&mut self) {}
 }
 
-/// So many messages are refused in one attempt to receive, until it ends as if there was none: who
-/// waits looks at the clock then, and who does not has the rest of his program to run.
+/// After this many refused messages, one attempt to receive ends as if the queue were empty: a
+/// waiting caller then checks the clock, and any other caller must get on with its program.
 pub(super) const REFUSALS: usize = 1024;
 
 impl Socket {
-    /// Gives the socket a guard, or takes it away. The guard's filter, if it has one, is attached
-    /// to the socket, unless the user has attached one, or the kernel will not have it; then the
-    /// guard refuses by itself what the filter would have dropped.
+    /// Sets or removes the socket's guard. Also attaches the guard's filter, if it has one, to the
+    /// socket, unless the user has attached a filter or the kernel rejects it; then the guard
+    /// itself refuses what the filter would have dropped.
     ///
-    /// It is for datagrams of IP; other sockets say `EAFNOSUPPORT`.
+    /// Guards work on IP sockets only; others return `EAFNOSUPPORT`.
     pub fn set_guard(&self, guard: Option<Arc<Guard>>) -> io::Result<()> {
         if guard.is_some() && !(self.is_ip() && self.is_datagram()) {
             return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
@@ -65,8 +65,8 @@ impl Socket {
         Ok(())
     }
 
-    /// Whether the socket has a filter that is not a guard's, such as one of another program that
-    /// shares it.
+    /// Whether the socket has a filter that does not come from a guard, such as one from another
+    /// program that shares the socket.
     fn has_others_filter(&self) -> bool {
         if self.watch.has_filter.load(Ordering::Relaxed) {
             return false;
@@ -87,12 +87,12 @@ impl Socket {
         self.watch.guard.lock().clone()
     }
 
-    /// The guard of a receive. There is none for the error queue.
+    /// The guard to apply to a receive. The error queue is not guarded.
     pub(super) fn guard_of(&self, flags: c_int) -> Option<Arc<Guard>> {
         self.guard().filter(|_| flags & libc::MSG_ERRQUEUE == 0)
     }
 
-    /// Receives single datagrams until one passes.
+    /// Receives single datagrams until one passes the guard.
     pub(super) fn receive_admitted<T>(
         &self,
         guard: &Guard,
@@ -108,7 +108,7 @@ impl Socket {
         Err(io::ErrorKind::WouldBlock.into())
     }
 
-    /// Fills a ring, and throws out what does not pass; nothing may be left.
+    /// Fills a ring and removes refused datagrams; nothing may be left.
     pub(super) fn fill(
         &self,
         fd: BorrowedFd<'_>,
@@ -130,9 +130,9 @@ impl Socket {
         Ok(filled)
     }
 
-    /// Looks at a single datagram with `peek`, after [`pass_over`](Self::pass_over). Another thread
-    /// may have taken the one that passed since, so that what is first does not. Then the error is
-    /// `EINTR`, on which callers try again.
+    /// Peeks at a single datagram with `peek`, after [`pass_over`](Self::pass_over). If another
+    /// thread has taken the admitted datagram meanwhile, the first one may be refused. Then the
+    /// error is `EINTR`, on which callers retry.
     pub(super) fn peek_admitted<T>(
         guard: &Guard,
         peek: impl FnOnce() -> io::Result<(T, Arrival)>,
@@ -145,27 +145,27 @@ impl Socket {
         }
     }
 
-    /// Takes what does not pass out of the kernel's queue, until something that does is first: for
-    /// who will look at that with `MSG_PEEK`.
+    /// Removes refused datagrams from the kernel's queue until the first one passes, for callers
+    /// that are about to read it with `MSG_PEEK`.
     pub(super) fn pass_over(&self, fd: BorrowedFd<'_>, guard: &Guard) -> io::Result<()> {
         let look = libc::MSG_PEEK | libc::MSG_TRUNC | libc::MSG_DONTWAIT;
         for _ in 0..REFUSALS {
             let mut from = Address::UNNAMED;
             if self.backlog_len() > 0 {
-                return Ok(()); // it has passed
+                return Ok(()); // it passes
             }
             let len = match sys::recv_from(fd, &mut RecvSlice::new(&mut []), Some(&mut from), look)
             {
                 Ok(len) => len,
-                // The caller will be told the same, or not mind.
+                // The caller will get the same error, or ignore it.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             };
             if guard.would_admit(&Arrival::one(from.as_bytes(), len)) {
                 return Ok(());
             }
-            // What passes although it was not to, because another thread was faster with the first, goes
-            // to the backlog.
+            // If another thread has taken the first datagram meanwhile, this may receive one that
+            // passes. It goes to the backlog.
             match RecvCursor::of_thread(self)?.receive_behind(fd, 1, libc::MSG_DONTWAIT) {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -182,12 +182,12 @@ mod tests {
     use crate::net::guard::Policy;
 
     #[test]
-    fn a_peek_at_a_datagram_that_does_not_pass_is_to_be_repeated() {
+    fn a_peek_at_a_refused_datagram_must_be_repeated() {
         let guard = Guard::new(Policy { max_size: Some(5), ..Policy::default() }).unwrap();
         let from = Address::from(std::net::SocketAddr::from(([127, 0, 0, 1], 9)));
         let peek = |len| move || Ok((len, Arrival::one(from.as_bytes(), len)));
         assert_eq!(Socket::peek_admitted(&guard, peek(5)).unwrap(), 5);
-        // As if another thread had taken a datagram that passes, after a look at it.
+        // As if another thread had taken the admitted datagram after this one looked at it.
         let error = Socket::peek_admitted(&guard, peek(6)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::Interrupted);
     }

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::Socket;
 use crate::net::sys;
 
-/// Whether options may have been set that change how calls behave: by another holder of the
-/// descriptor, here or in another process, or by the user through this object. Otherwise no call asks
-/// the kernel.
+/// Whether options that change how calls behave may have been set: by another holder of the
+/// descriptor, in this process or another one, or by the user through this object. If not, no call
+/// has to query the kernel.
 pub(super) struct Holders {
-    /// Whether the descriptor came from elsewhere, or its number was given away.
+    /// Whether the descriptor came from elsewhere, or its number was handed out.
     are_others: AtomicBool,
     /// How often the process had [forked](sys::forks) when the socket was opened.
     forks: u32,
@@ -18,12 +18,12 @@ pub(super) struct Holders {
     was_corked: AtomicBool,
     /// Whether the user has limited how long calls wait.
     was_limited: AtomicBool,
-    /// Whether the kernel let calls wait without a limit when it was last asked.
+    /// Whether the kernel let calls wait without a limit when it was last queried.
     waits_unlimited: AtomicBool,
 }
 
-/// Options that limit how long a call waits. Each has two numbers on some machines, for times of
-/// two lengths.
+/// Options that limit how long a call waits. On some machines each has two numbers, for 32-bit and
+/// 64-bit times.
 const TIMEOUTS: [c_int; 4] =
     [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO, SO_RCVTIMEO_NEW, SO_SNDTIMEO_NEW];
 /// `asm-generic/socket.h`
@@ -31,7 +31,7 @@ const SO_RCVTIMEO_NEW: c_int = 66;
 const SO_SNDTIMEO_NEW: c_int = 67;
 
 impl Holders {
-    /// The holders of a socket that was opened here, or of one whose descriptor came from elsewhere.
+    /// The state for a socket that was opened here, or one whose descriptor came from elsewhere.
     pub(super) fn new(is_adopted: bool) -> Self {
         Self {
             are_others: AtomicBool::new(is_adopted),
@@ -42,7 +42,7 @@ impl Holders {
         }
     }
 
-    /// Takes note that the user has set an option.
+    /// Records that the user has set an option.
     pub(super) fn option_was_set(&self, level: c_int, name: c_int) {
         if (level, name) == (libc::SOL_UDP, libc::UDP_CORK) {
             self.was_corked.store(true, Ordering::Relaxed);
@@ -59,25 +59,25 @@ impl Holders {
 }
 
 impl Socket {
-    /// Takes note that the number of the descriptor was given away: it may be duplicated.
+    /// Records that the descriptor's number was handed out, so it may be duplicated.
     pub fn number_was_given(&self) {
         self.holders.are_others.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the kernel may join datagrams (`UDP_CORK`), so that it must be asked before each run.
-    /// To ask always would cost a short run a fifteenth of its time.
+    /// Whether the kernel may join datagrams (`UDP_CORK`), so that the option must be queried
+    /// before each run. Always querying it would cost a short run a fifteenth of its time.
     pub(super) fn may_be_corked(&self) -> bool {
         self.holders.was_corked.load(Ordering::Relaxed) || self.holders.may_be_others()
     }
 
     /// Whether the kernel may limit how long a call waits (`O_NONBLOCK`, `SO_RCVTIMEO`), so that a
-    /// long wait must [ask](Self::kernel_wait).
+    /// long wait must [query](Self::kernel_wait) it.
     pub fn may_limit_waits(&self) -> bool {
         self.holders.was_limited.load(Ordering::Relaxed) || self.holders.may_be_others()
     }
 
-    /// Whether the kernel let calls wait without a limit when it was
-    /// [last asked](Self::kernel_wait), so that it probably still does.
+    /// Whether the kernel let calls wait without a limit when it was [last
+    /// queried](Self::kernel_wait), so that it probably still does.
     pub fn waits_unlimited(&self) -> bool {
         self.holders.waits_unlimited.load(Ordering::Relaxed)
     }

@@ -1,6 +1,6 @@
-//! A socket: its descriptor, what it is, its names and its options.
+//! A socket: its descriptor, its type, its addresses and its options.
 //!
-//! Its methods are in files by what they do: all receiving, sending and waiting on a socket.
+//! Its methods are grouped into files: receiving, sending and waiting.
 
 mod backlog;
 mod drops;
@@ -40,9 +40,9 @@ use crate::net::shared_options::{self, Hold};
 use crate::net::stats::Counters;
 use crate::net::sys;
 
-/// A socket of any type, made for datagrams.
+/// A socket of any type, designed for datagrams.
 ///
-/// Operations take the descriptor that [`Descriptor::enter`] or [`crate::net::Waiting::run`] lends.
+/// Operations use the descriptor from [`Descriptor::enter`] or [`crate::net::Waiting::run`].
 pub struct Socket {
     descriptor: Descriptor,
     family: c_int,
@@ -52,25 +52,25 @@ pub struct Socket {
     backlog: Backlog,
     gro: Gro,
     gso: Gso,
-    /// Whether the last datagram sent was left open for more (`MSG_MORE`), as far as is known.
+    /// Whether the last sent datagram was left open for more data (`MSG_MORE`), as far as known.
     has_open_datagram: AtomicBool,
     holders: Holders,
     error_queue: ErrorQueue,
-    /// The right to take a connection.
+    /// Held by the thread that accepts a connection.
     accepting: ForkTryMutex<Accepting>,
     watch: Watch,
-    /// Options that the user has set, so that nothing else touches them.
+    /// Options that the user has set, so the library must not change them.
     set_by_user: Mutex<Vec<(c_int, c_int)>>,
-    /// Options that were changed without the user asking for them by name.
+    /// Options that were changed without an explicit request by the user.
     holds: ForkMutex<Vec<Hold>>,
     tells_metadata: AtomicBool,
     drops: DropCounter,
 }
 
-/// Whoever takes a connection.
+/// The right to accept a connection.
 struct Accepting;
 
-/// A child takes connections of its own.
+/// A child accepts connections independently.
 impl Inherit for Accepting {
     fn inherit(&mut self) {}
 }
@@ -87,20 +87,20 @@ impl Socket {
         Ok(Self::new(socket.into(), family, kind, protocol, false))
     }
 
-    /// Takes over an open socket, and asks the kernel for what is not given.
+    /// Takes over an open socket, and queries the properties that are not given.
     ///
-    /// The descriptor stays the caller's where this fails.
+    /// If this fails, the caller still owns the descriptor.
     ///
     /// # Safety
-    /// The descriptor must not be anybody else's to close.
+    /// No other code may close the descriptor.
     pub unsafe fn adopt(
         fd: RawFd,
         family: Option<c_int>,
         kind: Option<c_int>,
         protocol: Option<c_int>,
     ) -> io::Result<Self> {
-        // SAFETY: the descriptor may be closed or no socket; then the calls below fail with EBADF
-        // or ENOTSOCK.
+        // SAFETY: if the descriptor is closed or not a socket, the calls below fail with EBADF or
+        // ENOTSOCK.
         let borrowed = unsafe { sys::borrow_fd(fd) };
         sys::local_address(borrowed)?;
         let ask = |given: Option<c_int>, option| {
@@ -115,13 +115,13 @@ impl Socket {
         Ok(socket)
     }
 
-    /// The family and type of an open socket; `EBADF` or `ENOTSOCK` where there is none.
+    /// The family and type of an open socket; `EBADF` or `ENOTSOCK` if it is not one.
     pub fn kind_of(fd: RawFd) -> io::Result<(c_int, c_int)> {
         if fd < 0 {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         }
-        // SAFETY: where it is closed, or closed meanwhile, the calls fail with EBADF, or tell of
-        // another descriptor; they change none.
+        // SAFETY: if it is closed, even meanwhile, the calls fail with EBADF or describe another
+        // descriptor; they change none.
         let fd = unsafe { sys::borrow_fd(fd) };
         let ask = |option| sys::int_option(fd, libc::SOL_SOCKET, option);
         Ok((ask(libc::SO_DOMAIN)?, ask(libc::SO_TYPE)?))
@@ -157,7 +157,7 @@ impl Socket {
         &self.descriptor
     }
 
-    /// What passed so far.
+    /// The socket's counters.
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
@@ -177,7 +177,7 @@ impl Socket {
         self.protocol
     }
 
-    /// Whether what is sent arrives in one piece or not at all.
+    /// Whether each send arrives as one piece or not at all.
     pub fn is_datagram(&self) -> bool {
         self.kind == libc::SOCK_DGRAM
     }
@@ -187,33 +187,33 @@ impl Socket {
         matches!(self.family, libc::AF_INET | libc::AF_INET6)
     }
 
-    /// The most bytes that one receive can yield, where the protocol has a limit.
+    /// The maximum number of bytes that one receive can return, if the protocol has a limit.
     pub fn largest_datagram(&self) -> Option<usize> {
         (self.is_datagram() && self.is_ip()).then_some(LARGEST_IP_DATAGRAM)
     }
 
     /// Closes the descriptor: see [`Descriptor::close`].
     pub fn close(&self) -> io::Result<()> {
-        self.dropped_by_kernel(); // to be remembered
+        self.dropped_by_kernel(); // reads the final count
         self.drop_holds();
         self.descriptor.close()
     }
 
     /// Gives the descriptor away: see [`Descriptor::release`].
     pub fn release(&self) -> Option<OwnedFd> {
-        self.dropped_by_kernel(); // to be remembered
+        self.dropped_by_kernel(); // reads the final count
         self.drop_holds();
         self.descriptor.release()
     }
 
-    /// How many datagrams the kernel has dropped, and how many were dropped here, because there was
-    /// no memory to keep them.
+    /// The number of datagrams that the kernel dropped, and that were dropped here because memory
+    /// allocation failed.
     pub fn drops(&self) -> Drops {
         let Drops { unwanted, filtered } = self.dropped_by_kernel();
         Drops { unwanted: unwanted + self.counters.dropped(), filtered }
     }
 
-    /// Takes note that the user has set an option: it is nobody else's to change from now on.
+    /// Records that the user has set an option: from now on the library must not change it.
     pub fn option_was_set(&self, level: c_int, name: c_int) {
         self.holders.option_was_set(level, name);
         if (level, name) != (libc::SOL_UDP, libc::UDP_CORK) {
@@ -229,7 +229,7 @@ impl Socket {
                 set.push((level, name));
             }
         }
-        // If it is closed by now, there is nothing to leave alone.
+        // If the socket is closed by now, there is nothing to leave alone.
         let _ = self.with(|fd| {
             shared_options::leave_to_user(fd, (level, name));
             Ok(())
@@ -242,18 +242,18 @@ impl Socket {
         set.contains(&(level, name))
     }
 
-    /// Makes the kernel tell with each datagram what [`super::Meta`] holds. An option that the user
-    /// has set, on or off, stays as it is.
-    pub fn tell_metadata(&self) -> io::Result<()> {
+    /// Makes the kernel report the metadata in [`super::Meta`] with each datagram. An option that
+    /// the user has set, on or off, stays as it is.
+    pub fn request_metadata(&self) -> io::Result<()> {
         if self.tells_metadata.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
         self.switch_on(meta::options(self.family))
     }
 
-    /// Makes the kernel tell with each datagram where it was sent to; otherwise as
-    /// [`tell_metadata`](Self::tell_metadata).
-    pub fn tell_destination(&self) -> io::Result<()> {
+    /// Makes the kernel report the destination with each datagram; otherwise as
+    /// [`request_metadata`](Self::request_metadata).
+    pub fn request_destination(&self) -> io::Result<()> {
         self.switch_on(meta::destination_options(self.family))
     }
 
@@ -278,7 +278,7 @@ impl Socket {
                 self.keep_hold(hold)
             };
             match self.with(switch_on) {
-                // An IPv6 socket that refuses IPv4 need not know IPv4's options.
+                // An IPv6 socket that refuses IPv4 does not have to know IPv4's options.
                 Err(error) if error.raw_os_error() != Some(libc::ENOPROTOOPT) => return Err(error),
                 _ => {}
             }
@@ -298,14 +298,14 @@ impl Socket {
         Ok(())
     }
 
-    /// How many options this socket holds that the user has not asked for.
+    /// The number of options that this socket holds without the user having set them.
     pub fn held_options(&self) -> usize {
         self.holds.lock().len()
     }
 
-    /// Lets go of all held options but the first `before`. An option that no other socket of this
-    /// process holds gets the value back that it had before the first of them changed it, unless
-    /// the user has set it since.
+    /// Releases all held options except the first `before`. An option that no other socket of this
+    /// process holds is restored to its value before the first of them changed it, unless the user
+    /// has set it since.
     pub fn restore_options(&self, before: usize) -> io::Result<()> {
         let later = {
             let mut holds = self.holds.lock();
@@ -326,34 +326,34 @@ impl Socket {
 
     fn drop_holds(&self) {
         let holds = std::mem::take(&mut *self.holds.lock());
-        drop(holds); // which may wait for a fork, now that the lock is free
+        drop(holds); // this may wait for a fork, so release the lock first
     }
 
-    /// Makes the descriptor wait or fail with `EAGAIN` in calls that do not say `MSG_DONTWAIT`.
+    /// Sets whether calls without `MSG_DONTWAIT` fail with `EAGAIN` instead of waiting.
     pub fn set_nonblocking(&self, is_nonblocking: bool) -> io::Result<()> {
         self.with(|fd| socket2::SockRef::from(&fd).set_nonblocking(is_nonblocking))
     }
 
-    /// Gives the socket its local address: `bind(2)`.
+    /// Sets the socket's local address: `bind(2)`.
     pub fn bind(&self, address: &Address) -> io::Result<()> {
         self.with(|fd| sys::bind(fd, address))
     }
 
-    /// Starts to connect: `connect(2)`. On a datagram socket that is all there is to it.
+    /// Starts to connect: `connect(2)`. A datagram socket is connected immediately.
     pub fn connect(&self, address: &Address) -> io::Result<()> {
         self.gso.forget();
         self.with(|fd| sys::connect(fd, address))
     }
 
-    /// Ends the connection: `connect(2)` to `AF_UNSPEC`. What `bind` was not given, the kernel
-    /// chooses anew.
+    /// Ends the connection: `connect(2)` to `AF_UNSPEC`. The kernel chooses any part of the local
+    /// address again that `bind` did not set.
     pub fn disconnect(&self) -> io::Result<()> {
         const UNSPECIFIED: [u8; size_of::<libc::sockaddr>()] = [0; _];
         self.connect(&Address::from_bytes(&UNSPECIFIED))
     }
 
-    /// The outcome of a connection that did not complete at once, or the error that the next call would
-    /// report: takes `SO_ERROR`.
+    /// The result of a connection attempt that did not complete immediately, or the error that the
+    /// next call would report: reads and clears `SO_ERROR`.
     pub fn connect_result(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
         socket2::SockRef::from(&fd).take_error()?.map_or(Ok(()), Err)
     }
@@ -368,14 +368,14 @@ impl Socket {
         Ok(sys::int_option(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)? != 0)
     }
 
-    /// Takes a connection: `accept4(2)`, close-on-exec.
+    /// Accepts a connection: `accept4(2)`, close-on-exec.
     pub fn accept(&self, fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, Address)> {
         sys::accept(fd)
     }
 
-    /// Takes a connection that is there; `EAGAIN` where there is none. A poll has shown the socket
-    /// readable to all threads that wait for it, and all but the first would wait in `accept4`,
-    /// which a close does not end.
+    /// Accepts a queued connection; `EAGAIN` if there is none. Poll reports a connection to all
+    /// threads that wait for it, and all but the first would block in `accept4`, which a close does
+    /// not end.
     pub fn accept_now(&self, fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, Address)> {
         let none = || io::Error::from(io::ErrorKind::WouldBlock);
         let _alone = self.accepting.try_lock().ok_or_else(none)?;
@@ -401,7 +401,7 @@ impl Socket {
         self.with(sys::peer_address)
     }
 
-    /// Reads an option into `value` and says how many bytes it has: `getsockopt(2)`.
+    /// Reads an option into `value`; returns the option's length in bytes: `getsockopt(2)`.
     pub fn option(&self, level: c_int, name: c_int, value: &mut [u8]) -> io::Result<usize> {
         self.with(|fd| sys::option(fd, level, name, value))
     }
@@ -442,7 +442,7 @@ mod tests {
     use std::os::fd::IntoRawFd;
 
     #[test]
-    fn an_adopted_socket_knows_what_it_is() {
+    fn an_adopted_socket_knows_its_type() {
         let fd = OwnedFd::from(std::net::UdpSocket::bind("[::1]:0").unwrap());
         // SAFETY: the descriptor was just given up.
         let socket = unsafe { Socket::adopt(fd.into_raw_fd(), None, None, None) }.unwrap();
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn where_no_connection_is_there_none_is_waited_for() {
+    fn accept_now_does_not_wait_for_a_connection() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         // SAFETY: the descriptor was just given up.
@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_socket_is_not_adopted() {
+    fn a_descriptor_that_is_not_a_socket_is_not_adopted() {
         let file = std::fs::File::open("/dev/null").unwrap();
         // SAFETY: adopting fails, and the file stays the owner.
         let result = unsafe { Socket::adopt(file.as_raw_fd(), None, None, None) };

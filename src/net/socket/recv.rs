@@ -84,7 +84,7 @@ impl Socket {
                 let len = memory.fill(datagram.payload);
                 Taken { len, full_len: datagram.payload.len() }
             })?;
-            self.count_cut(flags, taken.full_len > taken.len);
+            self.count_if_truncated(flags, taken.full_len > taken.len);
             return Ok(taken);
         }
         self.raise_deferred()?;
@@ -121,7 +121,7 @@ impl Socket {
         if flags & libc::MSG_PEEK == 0 {
             self.counters().count_received(1, taken.len);
         }
-        self.count_cut(flags, taken.full_len > taken.len);
+        self.count_if_truncated(flags, taken.full_len > taken.len);
         Ok(taken)
     }
 
@@ -150,7 +150,7 @@ impl Socket {
                 *from = Address::from_bytes(datagram.from);
                 copy_message(&datagram, memory, control, flags)
             })?;
-            self.count_cut(flags, info.flags & libc::MSG_TRUNC != 0);
+            self.count_if_truncated(flags, info.flags & libc::MSG_TRUNC != 0);
             return Ok(info);
         }
         self.raise_deferred()?;
@@ -160,7 +160,7 @@ impl Socket {
             Some(guard) => {
                 let mut scratch = visibility.scratch()?;
                 let receive = || {
-                    let flags = flags | libc::MSG_TRUNC; // to know the full length
+                    let flags = flags | libc::MSG_TRUNC; // returns the full length
                     let info = match &mut scratch {
                         None => sys::recv_message(fd, memory, from, control, flags)?,
                         Some(scratch) => {
@@ -190,7 +190,7 @@ impl Socket {
         if flags & libc::MSG_PEEK == 0 {
             self.counters().count_received(1, info.len.min(room));
         }
-        self.count_cut(flags, info.flags & libc::MSG_TRUNC != 0);
+        self.count_if_truncated(flags, info.flags & libc::MSG_TRUNC != 0);
         Ok(info)
     }
 
@@ -229,8 +229,8 @@ impl Socket {
         })
     }
 
-    fn count_cut(&self, flags: c_int, is_cut: bool) {
-        if is_cut && flags & (libc::MSG_PEEK | libc::MSG_ERRQUEUE) == 0 {
+    fn count_if_truncated(&self, flags: c_int, is_truncated: bool) {
+        if is_truncated && flags & (libc::MSG_PEEK | libc::MSG_ERRQUEUE) == 0 {
             self.counters().count_truncated(1);
         }
     }

@@ -131,13 +131,13 @@ impl<'a, R: Ring> RecvCursor<'a, R> {
     fn give_back(&mut self) {
         if !self.is_empty() {
             self.keep_rest();
-            self.socket.share_kept();
+            self.socket.share_backlog();
         }
         self.held = None;
     }
 
     /// Moves the remaining datagrams into the backlog without waking any thread: an attempt of a
-    /// waiting call would wake itself. When that call ends, it [shares](Socket::share_kept) the
+    /// waiting call would wake itself. When that call ends, it [shares](Socket::share_backlog) the
     /// backlog.
     pub(super) fn keep_rest(&mut self) {
         if !self.is_empty() {
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_taken_comes_first_in_order_the_next_time() {
+    fn datagrams_that_are_not_taken_are_returned_first_and_in_order() {
         let socket = pair(&[b"1", b"2", b"3", b"4"]);
         let mut cursor = RecvCursor::of_thread(&socket).unwrap();
         socket.with(|fd| cursor.receive_messages(fd, 3, libc::MSG_DONTWAIT)).unwrap();
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_receive_gives_back_what_the_last_one_left() {
+    fn a_receive_returns_the_rest_of_the_last_one_to_the_backlog() {
         let socket = pair(&[b"1", b"2"]);
         let mut cursor = RecvCursor::of_thread(&socket).unwrap();
         for _ in 0..3 {
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exported_ring_keeps_what_found_no_place() {
+    fn an_exported_ring_keeps_datagrams_that_do_not_fit() {
         let socket = pair(&[b"1", b"two", b"3"]);
         let mut ring = ExportedRing::new(4, 64).unwrap();
         let mut cursor = RecvCursor::new(&socket, &mut ring);

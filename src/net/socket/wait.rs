@@ -1,4 +1,4 @@
-//! Waiting until a socket is ready: with a deadline, awake or asleep, and woken by a close.
+//! Waiting until a socket is ready: with a deadline, spinning or asleep, and woken by a close.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -10,7 +10,7 @@ use super::Socket;
 use crate::net::sys;
 use crate::net::waker::Waker;
 
-/// What to wait for.
+/// The kind of readiness to wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interest {
     /// A datagram to read.
@@ -29,22 +29,22 @@ impl Deadline {
     /// No deadline.
     pub const NEVER: Self = Self(None);
 
-    /// The instant that lies `timeout` from now. One too far for the clock is never.
+    /// The instant `timeout` from now; never, if the clock cannot represent it.
     pub fn after(timeout: Duration) -> Self {
         Self(Instant::now().checked_add(timeout))
     }
 
-    /// An instant; `None`, which is one too far for the clock, is never.
+    /// An instant; never, if it is `None` because the clock cannot represent it.
     pub fn at(end: Option<Instant>) -> Self {
         Self(end)
     }
 
-    /// How long it is until then: nothing where that is past, `None` where there is no end.
+    /// The time until the deadline: zero if it has passed, `None` if there is no deadline.
     pub fn remaining(self) -> Option<Duration> {
         self.0.map(|end| end.saturating_duration_since(Instant::now()))
     }
 
-    /// Whether it comes later than `end`.
+    /// Whether the deadline is later than `end`.
     fn is_after(self, end: Instant) -> bool {
         self.0.is_none_or(|own| own > end)
     }
@@ -59,15 +59,15 @@ impl Deadline {
 pub enum KernelWait {
     /// Not at all: `O_NONBLOCK` is set.
     Never,
-    /// For so long, and then it fails with `EAGAIN`: `SO_RCVTIMEO` or `SO_SNDTIMEO` is set.
+    /// For this long; then it fails with `EAGAIN`: `SO_RCVTIMEO` or `SO_SNDTIMEO` is set.
     Limited(Duration),
-    /// Until it is over.
+    /// Without a limit.
     Unlimited,
 }
 
 impl Socket {
-    /// Asks how long the kernel would let a call wait, without `MSG_DONTWAIT` among its flags.
-    /// Anybody who has the descriptor, in any process, may change that.
+    /// Queries how long the kernel would let a call without `MSG_DONTWAIT` wait. Any process that
+    /// has the descriptor may change this.
     pub fn kernel_wait(&self, fd: BorrowedFd<'_>, interest: Interest) -> io::Result<KernelWait> {
         let timeout = match interest {
             Interest::Read | Interest::Error => libc::SO_RCVTIMEO,
@@ -87,28 +87,28 @@ impl Socket {
 /// Why waiting ended without a result.
 #[derive(Debug)]
 pub enum Stop {
-    /// The deadline came.
+    /// The deadline passed.
     TimedOut,
     /// The descriptor was closed, here or in another thread.
     Closed,
-    /// The operation, or the wait, failed. `EINTR` asks for the signal handlers to run, then to
-    /// wait again.
+    /// The operation, or the wait, failed. `EINTR` asks the caller to run the signal handlers and
+    /// then wait again.
     Failed(io::Error),
 }
 
 /// How long a thread spins before it lets its signal handlers run.
 const SPIN_SLICE: Duration = Duration::from_millis(20);
-/// How often a thread that could not have a [`Waker`] looks whether it was closed meanwhile.
+/// How often a thread without a [`Waker`] checks whether the socket was closed meanwhile.
 const NO_WAKER_SLICE: Duration = Duration::from_millis(50);
-/// A thread that polls and attempts within this time did not sleep.
+/// If polling and retrying take less time than this, the thread did not sleep.
 const INSTANT: Duration = Duration::from_micros(50);
-/// The longest pause where the kernel says "ready" and "try again" in turns.
+/// The longest pause if the kernel alternates between "ready" and "try again".
 const LONGEST_PAUSE: Duration = Duration::from_millis(5);
-/// How long after a moment of work a thread lets its signal handlers run, asleep or not. A signal
-/// that arrives between two sleeps interrupts neither of them.
+/// A thread runs its signal handlers this long after it was last busy, whether it slept or not. A
+/// signal that arrives between two sleeps interrupts neither of them.
 const LONGEST_DEAF: Duration = Duration::from_millis(100);
 
-/// Asks for the signal handlers to run, then to wait again.
+/// Asks the caller to run the signal handlers and then wait again.
 fn interrupted() -> Stop {
     Stop::Failed(io::ErrorKind::Interrupted.into())
 }
@@ -118,7 +118,7 @@ pub struct Waiting<'a> {
     socket: &'a Socket,
     waker: Option<Arc<Waker>>,
     signals: Option<BorrowedFd<'a>>,
-    /// Whether a signal may have arrived during the last run and have interrupted nothing.
+    /// Whether a signal may have arrived during the last run without interrupting a sleep.
     is_deaf: AtomicBool,
 }
 
@@ -132,9 +132,9 @@ impl<'a> Waiting<'a> {
         Self { socket, waker, signals: None, is_deaf: AtomicBool::new(false) }
     }
 
-    /// Lets a byte that can be read from `signals` end the wait with `EINTR`, and reads it. A
-    /// handler that writes one wakes even a thread that is just about to sleep, which the signal
-    /// alone would not.
+    /// Makes a readable byte on `signals` end the wait with `EINTR`, and reads it. A handler that
+    /// writes one wakes even a thread that is just about to sleep, which the signal alone would
+    /// not.
     ///
     /// # Safety
     /// The descriptor must stay open, and non-blocking, for `'a`.
@@ -145,12 +145,13 @@ impl<'a> Waiting<'a> {
         self
     }
 
-    /// Waits until `attempt` has a result other than `EAGAIN`. It is told whether the socket was
-    /// shut down, so that a call on a blocking descriptor would return at once. It is made when the
-    /// kernel says so, and after a [`Descriptor::wake`](crate::net::Descriptor::wake).
+    /// Waits until `attempt` has a result other than `EAGAIN`. Its argument says whether the socket
+    /// was shut down, in which case a call on a blocking descriptor would return at once. An
+    /// attempt is made when the kernel reports readiness, and after a
+    /// [`Descriptor::wake`](crate::net::Descriptor::wake).
     ///
-    /// Until `spin` the thread stays awake and keeps trying; then it sleeps until the kernel says
-    /// that trying makes sense.
+    /// Until `spin` the thread stays awake and keeps trying; then it sleeps until the kernel
+    /// reports readiness.
     pub fn run<T>(
         &self,
         interest: Interest,
@@ -165,9 +166,8 @@ impl<'a> Waiting<'a> {
         result
     }
 
-    /// Does what [`run`](Self::run) does. It notes in `deaf_since` since when a signal may have
-    /// arrived while the thread did not sleep. That interrupts nothing, and no later sleep is
-    /// interrupted for it.
+    /// Implements [`run`](Self::run). Records in `deaf_since` since when a signal may have arrived
+    /// while the thread did not sleep. Such a signal interrupts nothing, not even a later sleep.
     fn run_since<T>(
         &self,
         deaf_since: &mut Option<Instant>,
@@ -192,9 +192,10 @@ impl<'a> Waiting<'a> {
             let started = Instant::now();
             let refused = self.socket.counters().refused();
             let ready = match interest {
-                // Another thread has kept something, which the kernel does not know of.
+                // Another thread has put datagrams into the backlog, which the kernel does not know
+                // of.
                 Interest::Read if self.socket.backlog_len() > 0 => libc::POLLIN,
-                Interest::Error if self.socket.has_kept_error_messages() => libc::POLLERR,
+                Interest::Error if self.socket.has_stored_error_messages() => libc::POLLERR,
                 _ => match deaf_since.and_then(|since| since.checked_add(LONGEST_DEAF)) {
                     Some(end) if deadline.is_after(end) => {
                         match self.sleep(fd, interest, Deadline::at(Some(end))) {
@@ -213,23 +214,24 @@ impl<'a> Waiting<'a> {
             let slept = now.saturating_duration_since(started);
             let deaf_since = *deaf_since.get_or_insert(now);
             if ready == 0 {
-                continue; // woken, and not by the socket
+                continue; // woken by something else than the socket
             }
-            // Ready, and yet not. An error queue with entries counts as ready until it is empty.
+            // Ready, but EAGAIN. A non-empty error queue counts as ready until it is empty.
             let kept = if ready & libc::POLLERR != 0 && interest != Interest::Error {
-                self.socket.keep_error_messages(fd).0
+                self.socket.store_error_messages(fd).0
             } else {
                 0
             };
             // Or another thread was faster; or the kernel cannot know, as with an AF_UNIX peer
-            // whose queue is full. Once is nothing, but to poll on and on would burn the core.
+            // whose queue is full. Once is harmless, but polling again and again would use a whole
+            // core.
             if deadline.is_past() {
                 return Err(Stop::TimedOut);
             }
             if kept > 0 || self.socket.counters().refused() != refused {
-                // There was something: entries of the error queue, or datagrams for the guard to
-                // refuse. There may be more, and behind it what passes. But in a flood the thread
-                // would never sleep.
+                // There was something: entries of the error queue, or datagrams that the guard
+                // refused. There may be more, and datagrams that pass may follow. But in a flood
+                // the thread would never sleep.
                 if deaf_since.elapsed() > SPIN_SLICE {
                     return Err(interrupted());
                 }
@@ -277,7 +279,7 @@ impl<'a> Waiting<'a> {
         }
     }
 
-    /// Sleeps until there is something to try, and returns what: `POLLIN`, …, or nothing.
+    /// Sleeps until there is something to try; returns the event: `POLLIN`, …, or none.
     fn sleep(
         &self,
         fd: BorrowedFd<'_>,
@@ -293,7 +295,7 @@ impl<'a> Waiting<'a> {
         self.poll(socket, deadline.remaining())
     }
 
-    /// Sleeps for `time`, whatever the socket does.
+    /// Sleeps for `time`, regardless of the socket.
     fn pause(&self, deadline: Deadline, time: Duration) -> Result<(), Stop> {
         let nothing = libc::pollfd { fd: -1, events: 0, revents: 0 };
         let time = deadline.remaining().map_or(time, |remaining| time.min(remaining));
@@ -326,8 +328,8 @@ impl<'a> Waiting<'a> {
             return Err(interrupted());
         }
         if fds[1].revents != 0 {
-            // Woken to look at what was kept. Or for another socket that this thread waits for too,
-            // in an outer call that a signal handler interrupted; that call will see for itself.
+            // The thread was woken to check the backlog, or for another socket that it waits for in
+            // an outer call that a signal handler interrupted; that call will check for itself.
             self.empty();
         }
         if ready == 0 && slice == timeout {

@@ -22,7 +22,7 @@ pub(in crate::net) fn poll(
     Ok(ready as usize)
 }
 
-/// Makes a counter to wake a thread with: `eventfd(2)`, close-on-exec and non-blocking.
+/// Creates a counter to wake a thread with: `eventfd(2)`, close-on-exec and non-blocking.
 pub(in crate::net) fn eventfd() -> io::Result<OwnedFd> {
     // No pointers.
     let fd = syscall!(eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))?;
@@ -44,7 +44,7 @@ pub(in crate::net) fn clear_event(fd: BorrowedFd<'_>) -> io::Result<()> {
     syscall!(read(fd.as_raw_fd(), count.as_mut_ptr().cast(), count.len())).map(drop)
 }
 
-/// Reads bytes that are there, and forgets them.
+/// Reads the available bytes and discards them.
 pub(in crate::net) fn discard(fd: BorrowedFd<'_>) -> io::Result<()> {
     let mut bytes = [0_u8; 64];
     // The pointers: as many writable bytes.

@@ -1,4 +1,4 @@
-//! Telling a child from its parent, and what must not happen while a process forks.
+//! Distinguishes a child from its parent, and keeps forks out of critical sections.
 
 use std::cell::{Cell, UnsafeCell};
 use std::sync::Once;
@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 
-/// Which process this is, counted in forks from the one that loaded the library.
+/// The number of forks between this process and the one that loaded the library.
 ///
-/// State that a fork copies but that is only true in the parent (who waits, who is inside a system
-/// call) carries this number, and is void where it differs.
+/// State that a fork copies but that is only true in the parent (such as waiting threads, or
+/// threads inside a system call) stores this number, and is void if it differs.
 #[cfg(not(loom))]
 pub(in crate::net) fn fork_generation() -> u32 {
     watch_forks();
@@ -25,8 +25,8 @@ pub(in crate::net) fn forks() -> u32 {
 
 static FORKS_BEGUN: AtomicU32 = AtomicU32::new(0);
 
-/// Which of the process's threads calls, counted from 1. In a child, the thread that forked has the
-/// number that it had in the parent, and no other thread has one of the parent's.
+/// The number of the calling thread, counted from 1. In a child, the thread that forked keeps its
+/// number, and no other thread has a number of one of the parent's threads.
 pub(in crate::net) fn thread_number() -> u32 {
     static LAST: AtomicU32 = AtomicU32::new(0);
     thread_local! {
@@ -38,16 +38,16 @@ pub(in crate::net) fn thread_number() -> u32 {
     NUMBER.get()
 }
 
-/// Whether a thread of the parent lives on in this process, because it is the one that forked.
+/// Whether a thread of the parent continues in this process, because it is the one that forked.
 pub(in crate::net) fn has_forked(thread: u32) -> bool {
     FORKED_BY.load(Ordering::Relaxed) == thread
 }
 
 static FORKED_BY: AtomicU32 = AtomicU32::new(0);
 
-/// Runs `act` at a moment when no thread of this process forks: a child is a copy of the process
-/// before it or after it, never of its middle. It must be short, since `os.fork` waits for it, and must
-/// not fork.
+/// Runs `act` while no thread of this process forks: a child is a copy of the process before or
+/// after it, never in its middle. It must be short, because `os.fork` waits for it, and must not
+/// fork.
 pub(in crate::net) fn without_fork<T>(act: impl FnOnce() -> T) -> T {
     struct Reading;
     impl Drop for Reading {
@@ -64,7 +64,7 @@ pub(in crate::net) fn without_fork<T>(act: impl FnOnce() -> T) -> T {
     act()
 }
 
-/// Locked for reading by what no fork may cut in two, for writing by a fork.
+/// Locked for reading by code that a fork must not interrupt, for writing by a fork.
 static FORKS: ForkLock = ForkLock(UnsafeCell::new(libc::PTHREAD_RWLOCK_INITIALIZER));
 
 struct ForkLock(UnsafeCell<libc::pthread_rwlock_t>);
@@ -92,8 +92,8 @@ fn watch_forks() {
     }
     REGISTERED.call_once(|| {
         // SAFETY: the handlers are static functions, and what they call is safe around any fork.
-        // Registering fails only where memory is exhausted; then the child of a fork with threads
-        // inside system calls takes their state for its own.
+        // Registering fails only if memory is exhausted; then the child of a fork with threads
+        // inside system calls mistakes their state for its own.
         unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(in_child)) };
     });
 }
@@ -139,7 +139,7 @@ mod model {
         GENERATION.set(0);
     }
 
-    /// Makes what follows the child's.
+    /// Makes the code after this call the child's.
     pub(in crate::net) fn model_fork() {
         GENERATION.set(GENERATION.get() + 1);
     }

@@ -34,7 +34,7 @@ pub fn make_room<T>(items: &mut Vec<T>, more: usize, what: &str) -> io::Result<(
 
 /// Zeroed memory for `len` items, described by `what`.
 pub fn zeroes<T: Zeroes>(len: usize, what: &str) -> io::Result<Box<[T]>> {
-    const { assert!(size_of::<T>() > 0, "there is no memory of no size") };
+    const { assert!(size_of::<T>() > 0, "items must have a size") };
     if len == 0 {
         return Ok(Box::default());
     }
@@ -111,7 +111,7 @@ impl Memory {
         let mapped = unsafe { libc::mmap(ptr::null_mut(), len, protection, flags, -1, 0) };
         match NonNull::new(mapped.cast()) {
             Some(start) if mapped != libc::MAP_FAILED => Ok(Self { start, len }),
-            _ => Err(no_memory(len, "what datagrams and their senders take")),
+            _ => Err(no_memory(len, "received datagrams")),
         }
     }
 
@@ -263,7 +263,7 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     #[test]
-    fn memory_is_zero_and_as_long_as_asked() {
+    fn memory_is_zero_and_has_the_requested_length() {
         for len in [0, 1, 1000] {
             assert_eq!(*zeroes::<u8>(len, "bytes").unwrap(), vec![0; len]);
             assert_eq!(*zeroes::<[u8; 3]>(len, "bytes").unwrap(), vec![[0; 3]; len]);
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_is_not_there_is_an_error_that_says_so() {
+    fn a_lack_of_memory_is_an_error_that_says_so() {
         const BEYOND: usize = isize::MAX as usize - 4096; // more than any machine has
         let errors = [
             Memory::new(BEYOND).err(),

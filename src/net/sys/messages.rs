@@ -63,7 +63,7 @@ impl RecvMessages {
         // address's lower bits: shift each by a cache line.
         let stride = slot_len.next_multiple_of(64) + 64;
         let memory = Memory::new(stride * slots)?;
-        let names = Pinned::new(zeroes::<[u8; NAME_LEN]>(slots, "the names of senders")?);
+        let names = Pinned::new(zeroes::<[u8; NAME_LEN]>(slots, "the addresses of senders")?);
         let controls = Pinned::new(zeroes::<[u8; CONTROL_LEN]>(slots, "control messages")?);
         let (mut iovecs, mut headers) = (with_room(slots, "slots")?, with_room(slots, "slots")?);
         iovecs.extend((0..slots).map(|slot| {
@@ -95,7 +95,7 @@ impl RecvMessages {
         })
     }
 
-    /// Forgets the last call, of which nothing is known: not whether it was over.
+    /// Forgets the state of the last call, which may have been interrupted by a fork.
     pub(in crate::net) fn forget_last(&mut self) {
         self.dirty = self.slots();
     }
@@ -139,7 +139,7 @@ impl RecvMessages {
         range: Range<usize>,
     ) -> io::Result<Box<[u8]>> {
         let start = self.address_of(slot, &range);
-        let mut copy = with_room(range.len(), "a datagram to be kept")?;
+        let mut copy = with_room(range.len(), "a datagram in the backlog")?;
         // SAFETY: they are within the slot, and the copy has room for them.
         unsafe {
             ptr::copy_nonoverlapping(start, copy.as_mut_ptr(), range.len());

@@ -2,16 +2,15 @@
 //!
 //! All unsafe code of the engine is here. Every function takes its descriptor as a
 //! [`BorrowedFd`](std::os::fd::BorrowedFd), so that it is open for the whole call, and its memory
-//! as a [`SendSlice`] or a [`RecvSlice`], so that it is valid for the whole call. Errors are what
-//! the kernel said: [`std::io::Error`] with its errno.
+//! as a [`SendSlice`] or a [`RecvSlice`], so that it is valid for the whole call. Errors are the
+//! kernel's: [`std::io::Error`] with its errno.
 
 /// Calls a libc function that returns -1 and sets errno when it fails.
 ///
-/// The caller gives pointers that are valid for what the function does with them; each use says
-/// why they are.
+/// The caller passes pointers that are valid for the function; a comment at each use says why.
 macro_rules! syscall {
     ($function:ident ( $($argument:expr),* $(,)? )) => {{
-        // SAFETY: the pointers are valid, as the note beside this use of the macro says.
+        // SAFETY: the pointers are valid, as the comment at this use of the macro says.
         let result = unsafe { libc::$function($($argument),*) };
         if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
     }};

@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 use std::io;
 
-/// Has the kernel send this process a signal when the thread that forked it ends:
+/// Makes the kernel send this process a signal when the thread that forked it exits:
 /// `PR_SET_PDEATHSIG` in `prctl(2)`.
 pub fn end_with_parent(signal: c_int) -> io::Result<()> {
     // No pointers.

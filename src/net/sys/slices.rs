@@ -4,10 +4,10 @@ use std::marker::PhantomData;
 
 /// Memory that the kernel reads a datagram from.
 ///
-/// Laid out as `struct iovec`, so that a slice of them is a gather list. It is a pointer and not a
-/// `&[u8]` because the memory may belong to a Python object whose bytes another thread changes
-/// meanwhile: that garbles the datagram and nothing else, as long as no Rust reference claims that
-/// the bytes stand still.
+/// Laid out as `struct iovec`, so a slice of them is a gather list. It is a pointer rather than a
+/// `&[u8]`, because the memory may belong to a Python object whose bytes another thread changes
+/// meanwhile. That garbles the datagram and nothing else, as long as no Rust reference claims that
+/// the bytes do not change.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct SendSlice<'a> {
@@ -36,18 +36,18 @@ impl<'a> SendSlice<'a> {
         Self { iovec, memory: PhantomData }
     }
 
-    /// Where it starts in memory, which tells it from others.
+    /// The start address, which identifies it.
     #[cfg(test)]
     pub(in crate::net) fn address(&self) -> usize {
         self.iovec.iov_base.addr()
     }
 
-    /// How many bytes there are.
+    /// The number of bytes.
     pub fn len(&self) -> usize {
         self.iovec.iov_len
     }
 
-    /// What comes after the first `len` bytes.
+    /// The rest after the first `len` bytes.
     #[must_use]
     pub fn after(self, len: usize) -> Self {
         let len = len.min(self.len());
@@ -55,7 +55,7 @@ impl<'a> SendSlice<'a> {
         unsafe { Self::from_raw(self.iovec.iov_base.cast::<u8>().add(len), self.len() - len) }
     }
 
-    /// Takes `next` in, where it lies right behind; otherwise false.
+    /// Appends `next` if it is adjacent in memory; otherwise returns false.
     pub fn extend(&mut self, next: Self) -> bool {
         let end = self.iovec.iov_base.cast::<u8>().wrapping_add(self.len());
         let is_adjacent = end == next.iovec.iov_base.cast();
@@ -65,7 +65,7 @@ impl<'a> SendSlice<'a> {
         is_adjacent
     }
 
-    /// Whether there are no bytes: an empty datagram is a datagram.
+    /// Whether there are no bytes. An empty datagram is still a datagram.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -97,12 +97,12 @@ impl<'a> RecvSlice<'a> {
         Self { iovec: libc::iovec { iov_base: start.cast(), iov_len: len }, memory: PhantomData }
     }
 
-    /// How many bytes fit.
+    /// The number of bytes that fit.
     pub fn len(&self) -> usize {
         self.iovec.iov_len
     }
 
-    /// What comes after the first `len` bytes.
+    /// The rest after the first `len` bytes.
     #[must_use]
     pub fn after(&mut self, len: usize) -> RecvSlice<'_> {
         let len = len.min(self.len());
@@ -110,7 +110,7 @@ impl<'a> RecvSlice<'a> {
         unsafe { RecvSlice::from_raw(self.iovec.iov_base.cast::<u8>().add(len), self.len() - len) }
     }
 
-    /// Writes the beginning of `bytes`, as much as fits, and says how much that was.
+    /// Copies as much of `bytes` as fits; returns the number of bytes copied.
     pub fn fill(&mut self, bytes: &[u8]) -> usize {
         let len = self.len().min(bytes.len());
         // SAFETY: the memory is writable for at least `len` bytes, and is not `bytes`, which is

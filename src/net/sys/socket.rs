@@ -10,21 +10,21 @@ use std::time::Duration;
 use super::single::name_of;
 use crate::net::address::Address;
 
-/// Gives the socket its local address: `bind(2)`.
+/// Sets the socket's local address: `bind(2)`.
 pub(in crate::net) fn bind(fd: BorrowedFd<'_>, address: &Address) -> io::Result<()> {
     let (name, len) = name_of(Some(address));
     // The pointers: the name is readable for its length.
     syscall!(bind(fd.as_raw_fd(), name, len)).map(drop)
 }
 
-/// Gives the socket its peer: `connect(2)`.
+/// Connects the socket to a peer: `connect(2)`.
 pub(in crate::net) fn connect(fd: BorrowedFd<'_>, address: &Address) -> io::Result<()> {
     let (name, len) = name_of(Some(address));
     // The pointers: the name is readable for its length.
     syscall!(connect(fd.as_raw_fd(), name, len)).map(drop)
 }
 
-/// Takes a connection: `accept4(2)`, close-on-exec.
+/// Accepts a connection: `accept4(2)`, close-on-exec.
 pub(in crate::net) fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, Address)> {
     let mut address = Address::UNNAMED;
     let mut len = Address::CAPACITY;
@@ -70,14 +70,15 @@ pub(in crate::net) fn peer_address(fd: BorrowedFd<'_>) -> io::Result<Address> {
     Ok(address)
 }
 
-/// Reads an option into `value` and says how many bytes it has: `getsockopt(2)`.
+/// Reads an option into `value`; returns the option's length in bytes: `getsockopt(2)`.
 pub(in crate::net) fn option(
     fd: BorrowedFd<'_>,
     level: c_int,
     name: c_int,
     value: &mut [u8],
 ) -> io::Result<usize> {
-    // A filter has its length in instructions. Taken for bytes, the kernel would write beyond them.
+    // The kernel counts a filter in instructions. If given a length in bytes, it would write past
+    // it.
     let is_filter = (level, name) == (libc::SOL_SOCKET, libc::SO_GET_FILTER);
     let unit = if is_filter { size_of::<libc::sock_filter>() } else { 1 };
     if value.len() < unit {
@@ -90,14 +91,14 @@ pub(in crate::net) fn option(
     Ok(value.len().min(len as usize * unit))
 }
 
-/// Whether a socket has a filter: `SO_GET_FILTER` without room for it says how long it is.
+/// Whether a socket has a filter: without a buffer, `SO_GET_FILTER` returns its length.
 pub(in crate::net) fn has_filter(fd: BorrowedFd<'_>) -> bool {
     let (level, name) = (libc::SOL_SOCKET, libc::SO_GET_FILTER);
     let mut len: libc::socklen_t = 0;
-    // The pointers: there is no memory to write to, as its length says.
+    // The pointers: the length says that there is no memory to write to.
     match syscall!(getsockopt(fd.as_raw_fd(), level, name, ptr::null_mut(), &raw mut len)) {
         Ok(_) => len > 0,
-        // One that is not classic BPF cannot be shown.
+        // A filter that is not classic BPF cannot be read.
         Err(error) => error.raw_os_error() == Some(libc::EACCES),
     }
 }
@@ -113,14 +114,14 @@ pub(in crate::net) fn int_option(
     Ok(c_int::from_ne_bytes(value))
 }
 
-/// Reads the number of an open socket, which all its duplicates have and no other: `SO_COOKIE`.
+/// Reads the cookie of an open socket, which only its duplicates share: `SO_COOKIE`.
 pub(in crate::net) fn socket_cookie(fd: BorrowedFd<'_>) -> io::Result<u64> {
     let mut value = [0; size_of::<u64>()];
     option(fd, libc::SOL_SOCKET, libc::SO_COOKIE, &mut value)?;
     Ok(u64::from_ne_bytes(value))
 }
 
-/// Reads an option that is a time, such as `SO_RCVTIMEO`; zero stands for no limit.
+/// Reads an option that is a time, such as `SO_RCVTIMEO`; zero means no limit.
 pub(in crate::net) fn time_option(
     fd: BorrowedFd<'_>,
     level: c_int,
@@ -165,7 +166,7 @@ pub(in crate::net) fn set_int_option(
     set_option(fd, level, name, &value.to_ne_bytes())
 }
 
-/// Sets an option to no value but a length, as a few options of `AF_ALG` want it.
+/// Sets an option to a null value with a length, as a few options of `AF_ALG` require.
 pub(in crate::net) fn set_option_len(
     fd: BorrowedFd<'_>,
     level: c_int,
@@ -176,9 +177,9 @@ pub(in crate::net) fn set_option_len(
     syscall!(setsockopt(fd.as_raw_fd(), level, name, ptr::null(), len)).map(drop)
 }
 
-/// Gives a socket a program of classic BPF: `SO_ATTACH_FILTER`, which has the kernel drop what the
-/// program does not let pass, or `SO_ATTACH_REUSEPORT_CBPF`, which has it choose one of a group of
-/// sockets that share a port for each datagram (`socket(7)`).
+/// Attaches a classic BPF program to a socket: with `SO_ATTACH_FILTER`, the kernel drops the
+/// datagrams that the program rejects; with `SO_ATTACH_REUSEPORT_CBPF`, the program chooses a
+/// socket of the reuseport group for each datagram (`socket(7)`).
 pub(in crate::net) fn attach_program(
     fd: BorrowedFd<'_>,
     name: c_int,
@@ -187,8 +188,8 @@ pub(in crate::net) fn attach_program(
     set_option(fd, libc::SOL_SOCKET, name, &program_option(program))
 }
 
-/// The value of an option that is a program: a `struct sock_fprog`, which leads to the program where
-/// it is. As bytes, so that what lies between the fields is zero, and not what was on the stack.
+/// The value of an option that takes a program: a `struct sock_fprog`, which points to the program.
+/// Built as bytes, so that the padding is zero rather than stack content.
 pub fn program_option(program: &[libc::sock_filter]) -> [u8; size_of::<libc::sock_fprog>()] {
     const FILTER: usize = offset_of!(libc::sock_fprog, filter);
     let mut option = [0; _];
@@ -201,13 +202,13 @@ pub fn program_option(program: &[libc::sock_filter]) -> [u8; size_of::<libc::soc
 /// The inode of a descriptor: `fstat(2)`.
 pub(in crate::net) fn inode(fd: BorrowedFd<'_>) -> io::Result<u64> {
     let mut stat = MaybeUninit::<libc::stat>::uninit();
-    // The pointer: room for what the kernel writes.
+    // The pointer: room for the kernel's result.
     syscall!(fstat(fd.as_raw_fd(), stat.as_mut_ptr()))?;
     // SAFETY: the kernel has written it.
     Ok(unsafe { stat.assume_init() }.st_ino)
 }
 
-/// Closes a descriptor and says what the kernel said. It is gone in either case.
+/// Closes a descriptor; returns the kernel's error, if any. It is closed in either case.
 pub(in crate::net) fn close(fd: OwnedFd) -> io::Result<()> {
     // No pointers; the descriptor is ours to close.
     syscall!(close(fd.into_raw_fd())).map(drop)
@@ -225,7 +226,7 @@ pub(in crate::net) unsafe fn borrow_fd<'a>(fd: RawFd) -> BorrowedFd<'a> {
 /// Takes a descriptor over by its number.
 ///
 /// # Safety
-/// It must be open, and nobody else's to close.
+/// It must be open, and no other code may close it.
 pub(in crate::net) unsafe fn own_fd(fd: RawFd) -> OwnedFd {
     // SAFETY: the caller's promise.
     unsafe { OwnedFd::from_raw_fd(fd) }

@@ -21,9 +21,10 @@ unsafe extern "C" {
 /// Runs a function whose stack frames must not be unwound by `pthread_exit`: if the thread is ended
 /// in it, the thread hangs for ever instead.
 ///
-/// Before 3.14, Python ends a thread by `pthread_exit` when it wants to go on with Python code after
-/// the main thread has begun to finalize the interpreter. glibc then unwinds the stack, which aborts
-/// the process at the first Rust frame that called into Python. Later versions hang such a thread.
+/// Before 3.14, Python ends a thread with `pthread_exit` when the thread tries to run Python code
+/// after the main thread has begun to finalize the interpreter. glibc then unwinds the stack, which
+/// aborts the process at the first Rust frame that called into Python. Later versions hang such a
+/// thread.
 ///
 /// glibc runs a handler before it leaves the frame that contains its memory. This one's memory is in
 /// no frame, so glibc runs it before it leaves any.

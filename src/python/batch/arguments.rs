@@ -7,7 +7,7 @@ use crate::net::Address;
 use crate::python::address::{Mapping, parse};
 use crate::python::error::Result;
 
-/// Reads an `int`; one beyond the range of the type becomes its end.
+/// Reads an `int`; a number outside the type's range becomes the nearest one in range.
 pub(super) fn saturated(object: &Bound<'_, PyAny>) -> PyResult<i64> {
     object.extract().or_else(|error: PyErr| {
         if !error.is_instance_of::<PyOverflowError>(object.py()) {
@@ -23,7 +23,7 @@ pub(super) fn checked(number: i64, name: &str, most: usize) -> PyResult<usize> {
     })
 }
 
-/// Reads an address of whatever family it looks like.
+/// Reads an address of the family that it looks like.
 pub(super) fn parse_of_any_family(address: &Bound<'_, PyAny>) -> Result<Address> {
     let family = match address.get_item(0) {
         _ if !address.is_instance_of::<pyo3::types::PyTuple>() => libc::AF_UNIX,

@@ -1,4 +1,4 @@
-//! A batch's index for Python: where payloads start and how long they are.
+//! A batch's index for Python: the offset and the length of each payload.
 
 use std::ffi::{c_int, c_void};
 use std::ptr;

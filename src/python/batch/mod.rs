@@ -52,7 +52,7 @@ unsafe impl Sync for Batch {}
 pub(crate) struct Contents {
     ring: ExportedRing,
     layout: Layout,
-    /// Whether a call of the parent's had them at the moment of the fork.
+    /// Whether a call of the parent was using them at the moment of the fork.
     is_interrupted: bool,
 }
 
@@ -65,7 +65,7 @@ impl Inherit for Contents {
     }
 }
 
-/// Which datagrams a batch has, beside where they are.
+/// The datagrams of a batch, apart from the location of their payloads.
 #[derive(Default)]
 pub(crate) struct Layout {
     /// For each datagram, the index of its address in `addresses`.
@@ -87,7 +87,7 @@ const LARGEST_MESSAGE: usize = 65_535;
 const NO_ADDRESS: u32 = u32::MAX;
 
 impl Batch {
-    /// Locks the contents, or says that another call has them.
+    /// Locks the contents; fails if another call is using them.
     pub(crate) fn lock(&self) -> Result<ForkTryMutexGuard<'_, Contents>> {
         let Some(mut contents) = self.contents.try_lock() else {
             let message = "this Batch is in use by another call; give each thread its own";
@@ -280,11 +280,11 @@ impl Layout {
         })
     }
 
-    /// Has the memory to take note of one datagram more.
+    /// Reserves memory for one more datagram.
     fn reserve_one(&mut self) -> io::Result<()> {
         make_room(&mut self.senders, 1, "the senders of datagrams")?;
         make_room(&mut self.addresses, 1, "the senders of datagrams")?;
-        make_room(&mut self.truncated, 1, "the places of datagrams")
+        make_room(&mut self.truncated, 1, "the indexes of datagrams")
     }
 
     /// The addresses of the datagrams, with consecutive duplicates omitted.
@@ -318,7 +318,7 @@ impl Batch {
         let slot_size = checked(slot_size, "slot_size", u32::MAX as usize / slots - 2 * 64)?;
         let ring = ExportedRing::new(slots, slot_size)?;
         let (memory, memory_len) = ring.memory();
-        let index = || zeroes(slots * DATAGRAMS_PER_SLOT, "the places of datagrams");
+        let index = || zeroes(slots * DATAGRAMS_PER_SLOT, "the offsets of datagrams");
         let layout = Layout::for_slots(slots)?;
         Ok(Self {
             contents: ForkTryMutex::new(Contents { ring, layout, is_interrupted: false }),

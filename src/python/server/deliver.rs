@@ -1,4 +1,4 @@
-//! Datagrams to the handler, and its answers.
+//! Delivers datagrams to the handler, and queues its replies.
 
 use std::cell::Cell;
 use std::sync::atomic::Ordering;
@@ -18,20 +18,20 @@ use crate::python::datagram::Datagram;
 use crate::python::error::{Error, Result};
 use crate::python::socket::{Senders, Socket, pair};
 
-/// No more is received at once than is handled in this time, as far as can be foreseen: a worker
-/// that dies loses it, and one that is to end finishes it first.
+/// A receive takes only as many datagrams as can probably be handled in this time: a worker that
+/// crashes loses them, and one that is stopping handles them first.
 pub(super) const FORESEEN: Duration = Duration::from_millis(10);
-/// An answer leaves after this time, though others of its batch are not ready.
+/// A reply is sent after this time, even if others of its batch are not ready.
 const LATEST: Duration = Duration::from_micros(500);
-/// The longest payload of a datagram of IPv4: 65,535 bytes less the headers of IP and UDP.
+/// The longest payload of an IPv4 datagram: 65,535 bytes less the IP and UDP headers.
 const LARGEST_V4: usize = 65_507;
-/// That of a datagram of IPv6, whose length does not count IP's own header.
+/// The longest payload of an IPv6 datagram, whose length field does not count the IP header.
 const LARGEST_V6: usize = 65_527;
 
-/// Whom to answer, and from where.
+/// A peer's address, and its reply source.
 type Sender = (Address, Option<Source>);
 
-/// The handler, as one thread delivers to it.
+/// The handler, as seen by one thread that delivers to it.
 pub(super) struct HandlerSink<'a, 'py> {
     py: Python<'py>,
     core: &'a ServerCore,
@@ -41,7 +41,7 @@ pub(super) struct HandlerSink<'a, 'py> {
     senders: Senders<'a, 'py>,
     largest: usize,
     flushed_at: Instant,
-    /// Since when this thread is attached to the interpreter.
+    /// The time since when this thread is attached to the interpreter.
     attached_at: Cell<Instant>,
     source_reader: ReplySourceReader<'a>,
     own: OwnAddress,
@@ -65,7 +65,7 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
             largest: match socket.family() {
                 libc::AF_INET => LARGEST_V4,
                 libc::AF_INET6 => LARGEST_V6,
-                _ => usize::MAX, // the kernel's to say
+                _ => usize::MAX, // up to the kernel
             },
             flushed_at: now,
             attached_at: Cell::new(now),
@@ -74,8 +74,8 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         }
     }
 
-    /// Drops the datagrams for which there is no time left, those of the backlog included, and
-    /// returns their number.
+    /// Drops the datagrams that there is no time left for, including the backlog, and returns their
+    /// number.
     pub(super) fn discard(&self, cursor: &mut RecvCursor<'_>) -> usize {
         let mut discarded = 0;
         loop {
@@ -88,7 +88,7 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         }
     }
 
-    /// How long other threads have waited for the interpreter, unless the handler let them.
+    /// How long other threads have waited for the interpreter, unless the handler has released it.
     pub(super) fn attached(&self) -> Duration {
         self.attached_at.get().elapsed()
     }
@@ -100,7 +100,7 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         result
     }
 
-    /// Counts and delivers what a receive brought, and sends the answers.
+    /// Counts and delivers the datagrams of one receive, and sends the replies.
     pub(super) fn deliver(
         &mut self,
         cursor: &mut RecvCursor<'_>,
@@ -118,7 +118,7 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         self.core.delivering.store(0, Ordering::Relaxed);
         let flushed = self.core.flush(self.py, self.socket);
         self.core.count(Count::HandlerTime, took);
-        // The handler may have sent by Datagram.reply().
+        // The handler may have sent replies with Datagram.reply().
         self.core.count_delta(self.socket);
         pace.note(filled, Duration::ZERO, started.elapsed());
         result?;
@@ -134,7 +134,7 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         }
     }
 
-    /// Calls the handler with all datagrams, and queues the answers.
+    /// Calls the handler with all datagrams, and queues the replies.
     fn handle_batch(&mut self, cursor: &mut RecvCursor<'_>) -> PyResult<usize> {
         let (mut batch, mut senders, mut taken) = (Vec::new(), Vec::new(), 0);
         while let Some(datagram) = cursor.current() {
@@ -153,12 +153,12 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         }
         new_list(self.py, batch)
             .and_then(|batch| self.handler.call1((batch,)))
-            .and_then(|replies| self.answer_batch(&replies, &senders))
+            .and_then(|replies| self.queue_replies(&replies, &senders))
             .or_else(|error| self.fail(error, None))?;
         Ok(taken)
     }
 
-    /// Adds a datagram to a batch for the handler, and its sender to theirs.
+    /// Adds a datagram and its sender to the lists for the handler.
     fn add(
         &mut self,
         datagram: &Received<'_>,
@@ -179,7 +179,7 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         })
     }
 
-    /// Calls the handler with one datagram, and queues the answer.
+    /// Calls the handler with one datagram, and queues the reply.
     fn handle(&mut self, datagram: &Received<'_>) -> PyResult<()> {
         if self.own.is_source(datagram.from) {
             return self.refuse_own(datagram.from);
@@ -193,11 +193,11 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
             let about = Datagram::new(self.owner, datagram, data, address);
             self.handler.call1((Bound::new(self.py, about)?,))
         };
-        self.answer(datagram.from, source, &reply?)
+        self.queue_reply(datagram.from, source, &reply?)
     }
 
-    /// Queues the answers to a batch. One that is none does not keep the others back.
-    fn answer_batch(
+    /// Queues the replies to a batch. An invalid reply does not affect the others.
+    fn queue_replies(
         &self,
         replies: &Bound<'py, PyAny>,
         senders: &[(Sender, usize)],
@@ -226,14 +226,19 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
                                datagrams; use sendto() for others";
                 return Err(PyValueError::new_err(message));
             };
-            self.answer(to.as_bytes(), *source, &reply)
+            self.queue_reply(to.as_bytes(), *source, &reply)
                 .or_else(|error| self.fail(error, Some(to.as_bytes())))?;
         }
         Ok(())
     }
 
-    /// Queues an answer.
-    fn answer(&self, to: &[u8], source: Option<Source>, reply: &Bound<'py, PyAny>) -> PyResult<()> {
+    /// Queues a reply.
+    fn queue_reply(
+        &self,
+        to: &[u8],
+        source: Option<Source>,
+        reply: &Bound<'py, PyAny>,
+    ) -> PyResult<()> {
         if reply.is_none() {
             return Ok(());
         }
@@ -244,13 +249,13 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         let len = data.as_bytes().len();
         if len > self.largest {
             let message = format!(
-                "a reply of {len} bytes is too long for a datagram, which takes {}; split it",
+                "a reply of {len} bytes is too long: a datagram takes at most {}; split it",
                 self.largest
             );
             return Err(PyOSError::new_err((libc::EMSGSIZE, message)));
         }
         if to.is_empty() && !self.core.is_connected {
-            let message = "the sender is bound to no address, so that it cannot be answered";
+            let message = "cannot reply: the sender has no address";
             return Err(PyOSError::new_err((libc::EDESTADDRREQ, message)));
         }
         let to = (!to.is_empty()).then(|| Address::from_bytes(to));
@@ -258,7 +263,7 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         Ok(pushed.map_err(Error::from)?)
     }
 
-    /// Counts and reports a datagram whose source is the server's own address. A reply would come back
+    /// Counts and reports a datagram whose source is the server's own address. A reply would arrive
     /// as the next request, without end.
     fn refuse_own(&self, from: &[u8]) -> PyResult<()> {
         self.core.count(Count::HandlerErrors, 1);
@@ -267,7 +272,7 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         self.core.report_error(self.py, "own", PyValueError::new_err(message), Some(from))
     }
 
-    /// Counts and reports what went wrong with one call, or with the datagrams for it.
+    /// Counts and reports an error of one call, or of the datagrams for it.
     fn fail(&self, error: PyErr, from: Option<&[u8]>) -> PyResult<()> {
         self.core.count(Count::HandlerErrors, 1);
         self.core.report_error(self.py, "handler", error, from)
@@ -284,7 +289,7 @@ impl Sink for HandlerSink<'_, '_> {
         let Some(datagram) = cursor.current() else { return Ok(0) };
         let handled = self.handle(&datagram);
         let handled = handled.or_else(|error| self.fail(error, Some(datagram.from)));
-        cursor.advance(); // it counts as handled, whatever the handler made of it
+        cursor.advance(); // it counts as handled, even if the handler failed
         handled.map(|()| 1)
     }
 
@@ -300,7 +305,7 @@ impl Sink for HandlerSink<'_, '_> {
     }
 }
 
-/// A reply that is not `bytes`, as bytes that nobody changes.
+/// Converts a reply that is not `bytes` to bytes that cannot change.
 fn to_bytes<'py>(reply: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
     if let Ok(data) = Readable::new(reply) {
         return Ok(data.into_bytes(reply.py())?);
@@ -313,9 +318,9 @@ fn to_bytes<'py>(reply: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
     Err(PyTypeError::new_err(message))
 }
 
-/// Refuses what an `async def` returns when it is called: nobody would await it.
+/// Rejects the result of an `async def` handler, which would never be awaited.
 ///
-/// A coroutine is closed, because Python warns of each that is thrown away without having run.
+/// A coroutine is closed, because Python warns about each one that is dropped without having run.
 fn refuse_awaitable(reply: &Bound<'_, PyAny>) -> PyResult<()> {
     let kind = reply.get_type();
     let what = if kind.hasattr("__await__")? {
@@ -338,7 +343,7 @@ fn refuse_awaitable(reply: &Bound<'_, PyAny>) -> PyResult<()> {
     Err(PyTypeError::new_err(message))
 }
 
-/// A number that no other thread of this process has, and that is not 0.
+/// A number that identifies this thread in the process, and that is not 0.
 pub(super) fn this_thread() -> usize {
     thread_local! { static MARK: u8 = const { 0 } }
     MARK.with(|mark| std::ptr::from_ref(mark) as usize)

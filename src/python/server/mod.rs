@@ -1,5 +1,5 @@
-//! The inside of a server: batches in, the handler's answers out. Processes, signals and the rest
-//! are Python's.
+//! The core of a server: receives batches, calls the handler and sends its replies. Processes,
+//! signals and the rest are in Python.
 
 mod deliver;
 mod send;
@@ -27,19 +27,20 @@ use crate::net::{
     RecvCursor, ReplySources, Steering, Stop, ThreadRing, Waiting, hang_if_ended,
 };
 
-/// A server looks after the kernel's drops so often.
+/// How often a server checks for kernel drops.
 const TICK: Duration = Duration::from_secs(1);
-/// A receiving socket that has refused new datagrams for so long has no more on their way.
+/// If a socket that refuses new datagrams has not received any for this long, none are on their
+/// way.
 const SETTLE: Duration = Duration::from_millis(2);
-/// The longest time to count what draining has left in a socket's queue.
+/// The maximum time for counting the datagrams that draining has left in a socket's queue.
 const COUNTING: Duration = Duration::from_millis(500);
-/// So long the interpreter is kept from other threads, where the handler is not Python's.
+/// If the handler is not Python code, other threads get the interpreter after this time.
 const SWITCH: Duration = Duration::from_millis(5);
-/// A receive is tried so many times before an error about a peer is looked at: datagrams come first,
-/// however many ICMP messages come beside them.
+/// A receive is tried this many times before an error about a peer is handled: datagrams come
+/// first, however many ICMP messages arrive among them.
 const ATTEMPTS: usize = 4;
 
-/// What a handler is called with.
+/// The handler's argument.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Takes {
     /// The payload and the sender's address.
@@ -50,34 +51,34 @@ enum Takes {
     Batch,
 }
 
-/// Until when a server runs.
+/// The server runs until it is stopped.
 const RUNNING: u8 = 0;
-/// Until what was received is answered. Others go on with the socket.
+/// The server handles the datagrams that it has received. Others continue with the socket.
 const RETIRING: u8 = 1;
-/// Until what the kernel has queued is answered too.
+/// The server also handles the datagrams that the kernel has queued.
 const DRAINING: u8 = 2;
 
-/// One thread's part of a server.
+/// The part of a server that runs in one thread.
 #[pyclass(frozen, module = "tomada._core")]
 pub(crate) struct ServerCore {
     socket: Py<Socket>,
     handler: Py<PyAny>,
     takes: Takes,
     counters: Py<ServerCounters>,
-    /// Whose counters these are.
+    /// The index of the worker whose counters these are.
     worker: usize,
-    /// Called with what goes wrong, to log it.
+    /// Called with each error, to log it.
     report: Py<PyAny>,
     reply_sources: ReplySources,
-    /// Whether there is a peer to answer that has no name.
+    /// Whether replies go to a connected peer, which may not have an address.
     is_connected: bool,
     send_backlog: Mutex<SendBacklog>,
-    /// The thread that is in the handler: what it sends leaves with the answers.
+    /// The thread that is running the handler: what it sends leaves with the replies.
     delivering: AtomicUsize,
     state: AtomicU8,
-    /// When draining ends, whatever is left.
+    /// When draining ends, even if datagrams are left.
     deadline: Mutex<Option<Instant>>,
-    /// Whether nobody receives after this server what draining leaves in the socket's queue.
+    /// Whether no other server receives what draining leaves in the socket's queue.
     is_last: AtomicBool,
 }
 
@@ -104,7 +105,7 @@ impl ServerCore {
         };
         let inner = socket.get().socket()?;
         if takes == Takes::Datagram {
-            inner.tell_metadata()?;
+            inner.request_metadata()?;
         }
         Ok(Self {
             reply_sources: ReplySources::of(inner),
@@ -123,30 +124,31 @@ impl ServerCore {
         })
     }
 
-    /// Take the memory that receiving needs, for the calling thread, which is to `run`.
+    /// Allocate the memory that receiving needs, in the thread that is going to `run`.
     fn prepare(&self, py: Python<'_>) -> Result<()> {
         let kind = self.socket.bind(py).get().socket()?.slot_kind();
         Ok(ThreadRing::take(kind).map(drop)?)
     }
 
-    /// Receive, call the handler and send its answers until `stop` is called, and return how many
-    /// received datagrams had to be left unhandled.
+    /// Receive, call the handler and send its replies until `stop` is called; return how many
+    /// received datagrams were not handled.
     #[pyo3(signature = (wakeup_fd=None))]
     fn run(slf: &Bound<'_, Self>, wakeup_fd: Option<RawFd>) -> Result<usize> {
         // A handler may still block when the interpreter is finalized.
         hang_if_ended(|| Self::receive_and_deliver(slf, wakeup_fd))
     }
 
-    /// End `run`: after what was received or, given the seconds that this may take at the most,
-    /// after all that is queued. `is_last` says that the queue is closed then: what is left in it is
-    /// received and counted.
+    /// End `run` after the datagrams received so far or, if `drain` gives a maximum time in
+    /// seconds, after all queued datagrams. `is_last` says that the queue is closed afterwards: the
+    /// datagrams left in it are received and counted.
     #[pyo3(signature = (drain=None, *, is_last=false))]
     fn stop(&self, py: Python<'_>, drain: Option<f64>, is_last: bool) {
         self.is_last.fetch_or(is_last, Ordering::Relaxed);
         let state = match drain {
             None => RETIRING,
             Some(seconds) => {
-                // A time too long to count is no limit: `max` has made NaN and negatives zero.
+                // A time too long to represent means no limit: `max` has made NaN and negatives
+                // zero.
                 let limit = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX);
                 *self.deadline() = Instant::now().checked_add(limit);
                 DRAINING
@@ -169,19 +171,19 @@ impl ServerCore {
 enum Arrivals {
     Messages(Filled),
     Nothing,
-    /// There is no more to do.
+    /// There is nothing left to do.
     End,
 }
 
 impl ServerCore {
-    /// The work of `run`.
+    /// Implements `run`.
     fn receive_and_deliver(slf: &Bound<'_, Self>, wakeup_fd: Option<RawFd>) -> Result<usize> {
         let (py, this) = (slf.py(), slf.get());
         let owner = this.socket.bind(py);
         let socket = owner.get().socket()?;
         let mut waiting = Waiting::new(socket);
         if let Some(fd) = wakeup_fd {
-            // SAFETY: as the stub demands, it is open while this runs.
+            // SAFETY: the stub requires that it is open while this runs.
             waiting = unsafe { waiting.signalled_by(fd) };
         }
         let mut cursor = RecvCursor::of_thread(socket)?;
@@ -219,23 +221,23 @@ impl ServerCore {
                 }
             }
             if let Some(error) = of_peer {
-                this.tell_queued_errors(py, socket, Some(error))?;
+                this.report_queued_errors(py, socket, Some(error))?;
                 if this.is_overdue() {
                     break;
                 }
             }
             if told_at.elapsed() >= TICK {
                 told_at = Instant::now();
-                this.tell_drops(py, socket)?;
-                // A wait may have taken entries of the error queue that no receive reported.
-                this.tell_queued_errors(py, socket, None)?;
+                this.log_drops(py, socket)?;
+                // A wait may have taken error queue entries that no receive has reported.
+                this.report_queued_errors(py, socket, None)?;
             }
         }
         this.leave(py, &sink, &mut cursor)
     }
 
-    /// Receives what is there. The first attempt is made attached to the interpreter, as those of a
-    /// socket are; waiting is not.
+    /// Receives the available datagrams. The first attempt is made attached to the interpreter,
+    /// like those of a socket; waiting is not.
     fn receive(
         &self,
         py: Python<'_>,
@@ -257,7 +259,8 @@ impl ServerCore {
         let stays = sink.attached() < SWITCH;
         let received = if stays { attempt() } else { sink.detach(&mut attempt) };
         match received {
-            // A signal that came before the thread was attached again would interrupt no sleep.
+            // A signal that arrived before the thread was attached again would not interrupt a
+            // sleep.
             Err(error)
                 if !stays && error.kind() == io::ErrorKind::WouldBlock && of_peer.is_none() =>
             {
@@ -267,7 +270,7 @@ impl ServerCore {
             result => return result.map(Arrivals::Messages),
         }
         if of_peer.is_some() {
-            return Ok(Arrivals::Nothing); // to be told before waiting
+            return Ok(Arrivals::Nothing); // errors are reported before waiting
         }
         let (state, spin) = (self.state(), self.socket.bind(py).get().spin_until(Interest::Read));
         let patience = match state {
@@ -278,7 +281,7 @@ impl ServerCore {
         let waited = sink.detach(|| {
             waiting.run(Interest::Read, Deadline::after(patience), spin, |fd, _| {
                 if self.state() != state {
-                    return Ok(Arrivals::Nothing); // woken to look what is to be done
+                    return Ok(Arrivals::Nothing); // woken to check what to do
                 }
                 match self.receive_now(socket, fd, cursor, messages, of_peer) {
                     Err(error)
@@ -299,7 +302,7 @@ impl ServerCore {
         }
     }
 
-    /// Sends the replies that still wait, and counts the datagrams that are not handled; returns their
+    /// Sends the remaining replies, and counts the datagrams that are not handled; returns their
     /// number.
     fn leave(
         &self,
@@ -320,8 +323,8 @@ impl ServerCore {
         Ok(left)
     }
 
-    /// Receives without waiting, and counts at once what the guard has refused. An error about a peer
-    /// is noted, and the receive tried again.
+    /// Receives without waiting, and immediately counts the datagrams that the guard has refused.
+    /// An error about a peer is stored, and the receive retried.
     fn receive_now(
         &self,
         socket: &net::Socket,
@@ -344,14 +347,14 @@ impl ServerCore {
         received
     }
 
-    /// Counts and reports the errors that the error queue has, and one that a receive reported.
-    fn tell_queued_errors(
+    /// Counts and reports the errors in the error queue, and one that a receive has reported.
+    fn report_queued_errors(
         &self,
         py: Python<'_>,
         socket: &net::Socket,
         reported: Option<io::Error>,
     ) -> PyResult<()> {
-        // Emptied also where datagrams never cease: a full one takes their room.
+        // The queue is emptied even if datagrams never stop: a full one takes their room.
         let queued = socket.with(|fd| Ok(socket.discard_error_messages(fd)));
         let (count, last) = queued.unwrap_or_default();
         let (error, peer) = match (last, reported) {
@@ -369,7 +372,7 @@ impl ServerCore {
         )
     }
 
-    /// Counts what the guard has refused, and what was sent, by whatever way.
+    /// Counts the datagrams that the guard has refused and that were sent, by any method.
     fn count_delta(&self, socket: &net::Socket) {
         let delta = socket.counters().take_delta();
         let counts = [
@@ -406,16 +409,16 @@ impl ServerCore {
         self.counters.get().shared_counters().add(self.worker, count, n as u64);
     }
 
-    /// Says, once for all workers, that the kernel drops datagrams.
-    fn tell_drops(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
+    /// Logs, once for all workers, that the kernel drops datagrams.
+    fn log_drops(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
         let drops = socket.drops().unwanted;
-        if drops > 0 && self.counters.get().shared_counters().is_first_to_tell_drops() {
+        if drops > 0 && self.counters.get().shared_counters().is_first_to_log_drops() {
             self.report.call1(py, ("drops", drops, py.None()))?;
         }
         Ok(())
     }
 
-    /// Has an error logged, with the peer that it is about. What ends the program passes.
+    /// Reports an error, with the peer that it is about. Exceptions that end the program propagate.
     fn report_error(
         &self,
         py: Python<'_>,
@@ -430,7 +433,7 @@ impl ServerCore {
         let address = peer.and_then(|peer| addresses.object(py, peer).ok());
         match self.report.call1(py, (what, error, address)) {
             Err(error) if ends_program(py, &error) => Err(error),
-            // That there is no memory for a line of a log is no reason to stop, either.
+            // A lack of memory for a log line must not stop the server either.
             Err(error) => {
                 error.write_unraisable(py, Some(self.report.bind(py)));
                 Ok(())
@@ -440,7 +443,7 @@ impl ServerCore {
     }
 }
 
-/// Whether an error, other than that there is nothing to receive, is about a peer.
+/// Whether an error is about a peer. Having nothing to receive is not an error.
 fn is_of_peer(error: &io::Error) -> bool {
     !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
         && ErrorClass::of(error) == ErrorClass::Peer
@@ -450,7 +453,7 @@ fn ends_program(py: Python<'_>, error: &PyErr) -> bool {
     error.is_instance_of::<PySystemExit>(py) || error.is_instance_of::<PyKeyboardInterrupt>(py)
 }
 
-/// Steer the group of a socket that shares its port, of so many sockets.
+/// Steer the reuseport group of a socket, which has this many sockets.
 #[pyfunction]
 #[pyo3(signature = (socket, how, sockets, /))]
 pub(crate) fn steer(socket: &Bound<'_, Socket>, how: &str, sockets: u32) -> Result<()> {
@@ -466,7 +469,7 @@ pub(crate) fn steer(socket: &Bound<'_, Socket>, how: &str, sockets: u32) -> Resu
     Ok(socket.get().socket()?.with(|fd| steering.attach(fd, sockets))?)
 }
 
-/// Have the kernel send this process a signal when its parent ends.
+/// Make the kernel send this process a signal when its parent exits.
 #[pyfunction]
 #[pyo3(signature = (signal, /))]
 pub(crate) fn end_with_parent(signal: c_int) -> Result<()> {

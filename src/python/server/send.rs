@@ -1,4 +1,4 @@
-//! A server's datagrams to the kernel.
+//! Sends a server's datagrams.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -17,28 +17,28 @@ use crate::python::buffer::Readable;
 use crate::python::error::{Error, Result};
 use crate::python::send_backlog::SendBacklog;
 
-/// How long the answers of one batch wait for room in the socket's buffer, which the device
-/// empties, before they are given up.
+/// How long the replies of one batch wait for room in the socket's buffer, which the device
+/// empties, before they are dropped.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long a call that sends one datagram, and a server that stops, wait for peers of `AF_UNIX`
-/// whose queues are full: only those can make room, by reading.
+/// How long a call that sends one datagram, and a server that is stopping, wait for `AF_UNIX` peers
+/// whose queues are full: only the peers can make room, by reading.
 const UNIX_PATIENCE: Duration = Duration::from_millis(20);
-/// The most replies that wait for such peers. Each batch looks at all of them.
+/// The maximum number of replies that wait for such peers. Each batch checks all of them.
 const WAITING: usize = 256;
 /// How often replies to such peers are retried while nothing is received.
 pub(super) const RETRY: Duration = Duration::from_millis(1);
-/// When the handler has sent so many datagrams, they leave before the others of its batch.
+/// When the handler has queued this many datagrams, they are sent before the rest of its batch.
 const QUEUED: usize = 1024;
 
 #[pymethods]
 impl ServerCore {
-    /// Whether the calling thread is in the handler.
+    /// Whether the calling thread is running the handler.
     #[getter]
     fn is_delivering(&self) -> bool {
         self.is_in_handler()
     }
 
-    /// Send a datagram: from a handler together with the replies, from elsewhere at once.
+    /// Send a datagram: in the handler together with the replies, elsewhere immediately.
     #[pyo3(signature = (data, address))]
     fn sendto(
         &self,
@@ -72,15 +72,15 @@ impl ServerCore {
 }
 
 impl ServerCore {
-    /// Whether the calling thread is in the handler.
+    /// Whether the calling thread is running the handler.
     fn is_in_handler(&self) -> bool {
         self.delivering.load(Ordering::Relaxed) == this_thread()
     }
 
-    /// Sends what is queued, and reports what could not be sent. Replies to peers whose own queues are
-    /// full stay queued, within limits, because no peer may delay the others.
+    /// Sends the queued datagrams, and reports those that could not be sent. Replies to peers whose
+    /// own queues are full stay queued, within limits, because no peer may delay the others.
     pub(super) fn flush(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
-        // Taken out of its lock, which nobody holds while waiting.
+        // Taken out of its lock, which must not be held while waiting.
         let mut backlog = std::mem::take(&mut *self.send_backlog());
         if backlog.is_empty() {
             return Ok(());
@@ -100,7 +100,7 @@ impl ServerCore {
         !self.send_backlog().is_empty()
     }
 
-    /// Gives replies that wait a last chance, and drops the others.
+    /// Tries once more to send replies that wait, and drops the others.
     pub(super) fn flush_last(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
         let end = Instant::now() + UNIX_PATIENCE;
         while self.has_waiting() && Instant::now() < end {
@@ -114,7 +114,7 @@ impl ServerCore {
         self.report_lost(py, flushed)
     }
 
-    /// Sends all of a send backlog, waiting for room where there is none.
+    /// Sends all of a send backlog, waiting for room if necessary.
     fn send(&self, py: Python<'_>, socket: &net::Socket, backlog: &mut SendBacklog) -> Flushed {
         let patience = if socket.is_ip() { PATIENCE } else { UNIX_PATIENCE };
         let mut deadline = None;
@@ -125,12 +125,12 @@ impl ServerCore {
         self.count_sent(socket, flushed)
     }
 
-    /// Forgets the reply sources that a flush finds gone.
+    /// Forgets the reply sources that a flush has found to be gone.
     fn forget(&self) -> impl FnMut(&Address) {
         |peer| self.reply_sources.forget(peer)
     }
 
-    /// Counts what a flush has sent and dropped.
+    /// Counts the datagrams that a flush has sent and dropped.
     fn count_sent(&self, socket: &net::Socket, flushed: Flushed) -> Flushed {
         self.count_delta(socket);
         if flushed.lost > 0 {
@@ -159,8 +159,8 @@ impl ServerCore {
     }
 }
 
-/// Sends what is next in a queue as soon as there is room for it, detached from the interpreter.
-/// `EAGAIN` where there is none in time.
+/// Sends the next datagrams of a queue as soon as there is room, detached from the interpreter.
+/// Fails with `EAGAIN` if there is no room in time.
 fn wait_for_room(
     py: Python<'_>,
     socket: &net::Socket,
@@ -176,7 +176,7 @@ fn wait_for_room(
         });
         return match waited {
             Ok(sent) => Ok(sent),
-            // Signal handlers run when the batch is done.
+            // Signal handlers run after the batch.
             Err(Stop::Failed(error))
                 if error.kind() == io::ErrorKind::Interrupted
                     && deadline.remaining() != Some(Duration::ZERO) =>

@@ -1,4 +1,4 @@
-//! Many datagrams a call, without an object for each.
+//! Many datagrams per call, without an object for each.
 
 use std::ffi::c_int;
 
@@ -13,7 +13,7 @@ use crate::python::error::Result;
 
 #[pymethods]
 impl Socket {
-    /// Wait for one datagram, then take all that are there, as far as the batch has slots.
+    /// Wait for one datagram, then take all that are queued, as long as the batch has slots.
     #[pyo3(signature = (batch, flags=0))]
     fn recv_batch(&self, py: Python<'_>, batch: &Bound<'_, Batch>, flags: c_int) -> Result<usize> {
         let socket = self.socket()?;
@@ -21,10 +21,10 @@ impl Socket {
         let batch = batch.get();
         let mut contents = batch.lock()?;
         let (ring, layout) = contents.parts();
-        // What was in it is overwritten from now on.
+        // The previous content is overwritten from now on.
         batch.empty(layout);
-        if socket.may_be_glued() && !batch.holds_any_message() {
-            // The datagrams behind those that a slot has room for would be lost.
+        if socket.may_be_coalesced() && !batch.holds_any_message() {
+            // Datagrams beyond the room of a slot would be lost without a cursor.
             let mut cursor = RecvCursor::of_thread(socket)?;
             self.receive_for(py, batch, &mut cursor, flags)?;
             while batch.copy(layout, &mut cursor)? && cursor.take_from_backlog().is_some() {}
@@ -68,7 +68,7 @@ impl Socket {
 }
 
 impl Socket {
-    /// Receives as many messages as a batch has slots, however many datagrams each has.
+    /// Receives as many messages as a batch has slots, however many datagrams each contains.
     fn receive_for<R: Ring + Send>(
         &self,
         py: Python<'_>,

@@ -1,4 +1,4 @@
-//! Names and connections.
+//! Addresses and connections.
 
 use std::ffi::c_int;
 use std::io;
@@ -55,18 +55,18 @@ impl Socket {
         Ok(to_python(py, address.as_bytes())?)
     }
 
-    /// Let peers connect, where the type of socket allows it.
+    /// Let peers connect, if the socket type allows it.
     #[pyo3(signature = (backlog=128, /))]
     fn listen(&self, backlog: c_int) -> Result<()> {
         Ok(self.socket()?.listen(backlog.max(0))?)
     }
 
-    /// Take a connection, and return its descriptor and the peer's address.
+    /// Accept a connection, and return its descriptor and the peer's address.
     fn _accept<'py>(&self, py: Python<'py>) -> Result<(RawFd, Bound<'py, PyAny>)> {
         let socket = self.named_socket()?;
         let mut patience = self.patience();
-        // accept has no flag that keeps it from waiting, which a close could not end. So the wait
-        // comes first, if accept would wait.
+        // accept has no flag to prevent waiting, and a close would not end the wait. So wait first,
+        // if accept would wait.
         let deadline = match patience.timeout {
             super::BLOCKING => socket.with(|fd| Self::accept_deadline(socket, fd))?,
             0 => None,
@@ -101,7 +101,7 @@ impl Socket {
 }
 
 impl Socket {
-    /// Until when `accept` would wait on a socket without a timeout; `None` where it would not.
+    /// The deadline of `accept` on a socket without a timeout; `None` if it would not wait.
     fn accept_deadline(socket: &net::Socket, fd: BorrowedFd<'_>) -> io::Result<Option<Deadline>> {
         if !socket.is_listening(fd)? {
             return Ok(None); // it fails
@@ -115,8 +115,8 @@ impl Socket {
 
     fn connect_to(&self, py: Python<'_>, to: &Address) -> Result<()> {
         let (socket, mut patience) = (self.socket()?, self.patience());
-        py.check_signals()?; // connect may sleep, and a signal that came before interrupts nothing
-        // A stream takes its time; a datagram socket connects at once.
+        py.check_signals()?; // a signal that came before connect would not interrupt it
+        // A stream connection takes time; a datagram socket connects immediately.
         let is_under_way = match py.detach(|| socket.connect(to)) {
             Ok(()) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {

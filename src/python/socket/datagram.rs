@@ -1,4 +1,4 @@
-//! A received datagram with all that the kernel tells about it.
+//! A received datagram with all its metadata from the kernel.
 
 use std::ffi::c_int;
 
@@ -18,10 +18,10 @@ pub(crate) struct Datagram {
     /// The payload.
     #[pyo3(get)]
     data: Py<PyBytes>,
-    /// The sender's address, as `recvfrom` gives it.
+    /// The sender's address, as `recvfrom` returns it.
     #[pyo3(get)]
     address: Py<PyAny>,
-    /// Whether the end of the payload was cut off.
+    /// Whether the payload was truncated.
     #[pyo3(get)]
     truncated: bool,
     from: Address,
@@ -49,7 +49,7 @@ impl Datagram {
 
 #[pymethods]
 impl Datagram {
-    /// The sender's IP address without its port, that of an IPv4 peer as plain IPv4.
+    /// The sender's IP address without its port; that of an IPv4 peer as plain IPv4.
     #[getter]
     fn host(&self) -> Option<String> {
         self.from.ip().map(|from| from.ip().to_canonical().to_string())
@@ -67,7 +67,7 @@ impl Datagram {
         self.meta.destination.map(|ip| ip.to_string())
     }
 
-    /// The index of the interface that it came by.
+    /// The index of the interface that it arrived on.
     #[getter]
     fn interface(&self) -> Option<u32> {
         self.meta.interface.filter(|&index| index != 0)
@@ -100,10 +100,10 @@ impl Datagram {
     /// How many datagrams the socket's queue had dropped by then.
     #[getter]
     fn kernel_drops(&self) -> u32 {
-        self.meta.drops.unwrap_or(0) // the kernel leaves a zero out
+        self.meta.drops.unwrap_or(0) // the kernel omits a zero
     }
 
-    /// Send an answer from the address that was asked, and return its length.
+    /// Send a reply from the address that the datagram was sent to, and return its length.
     #[pyo3(signature = (data, flags=0))]
     fn reply(&self, py: Python<'_>, data: &Bound<'_, PyAny>, flags: c_int) -> Result<usize> {
         let to = (self.from.kind() != AddressKind::Unnamed).then_some(&self.from);
@@ -115,7 +115,8 @@ impl Datagram {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
-        // A subclass's socket may keep a datagram of its own. What breaks the circle is its `dict`.
+        // The socket may be of a subclass and refer to a datagram. Clearing its `dict` breaks the
+        // cycle.
         visit.call(&self.socket)
     }
 

@@ -1,4 +1,4 @@
-//! A request and its reply in one call: what a client does most.
+//! A request and its reply in one call: the most frequent operation of a client.
 
 use std::io;
 
@@ -10,15 +10,15 @@ use crate::net::Scratch;
 use crate::python::buffer::Readable;
 use crate::python::error::{Error, Result};
 
-/// More than any datagram has. Room costs nothing.
+/// Longer than any datagram. Unused room costs nothing.
 const LONGEST: usize = 1 << 20;
 
-/// How many late datagrams to throw away before a request. Whoever sends more is no server.
+/// How many late datagrams to discard before a request. A server does not send more than that.
 const MOST_LATE: usize = 64;
 
 #[pymethods]
 impl Socket {
-    /// Throw away what is queued, send a request, and return the next datagram; None where the
+    /// Discard the queued datagrams, send a request, and return the next datagram; None if the
     /// request could not be sent.
     #[pyo3(signature = (request, /))]
     fn _exchange<'py>(
@@ -33,15 +33,15 @@ impl Socket {
         match self.send_buffer(py, &request, None, 0) {
             Ok(_) => {}
             Err(Error::Os(_) | Error::TimedOut) => return Ok(None),
-            Err(error) => return Err(error), // a signal handler's exception is nobody's to keep
+            Err(error) => return Err(error), // a signal handler's exception must propagate
         }
         self.receive_bytes(py, LONGEST, 0, None).map(Some)
     }
 }
 
 impl Socket {
-    /// Throws away what is queued, and says whether that was all. What an earlier datagram has met
-    /// with (`ECONNREFUSED`) goes with it.
+    /// Discards the queued datagrams; returns whether the queue is empty. Also discards an error of
+    /// an earlier datagram (`ECONNREFUSED`).
     fn empty_queue(&self) -> Result<bool> {
         let socket = self.socket()?;
         let mut scratch = Scratch::take()?;

@@ -1,4 +1,4 @@
-//! What the standard class has not: metadata, the error queue, counters, groups, and tuning.
+//! Features beyond the standard class: metadata, the error queue, counters, groups, and tuning.
 
 use std::ffi::{CString, c_int};
 use std::io;
@@ -23,7 +23,7 @@ use crate::python::counters::Stats;
 use crate::python::error::{Error, Result, strerror};
 use crate::python::records::DatagramError;
 
-/// The most entries of the error queue that one call takes.
+/// The maximum number of error queue entries that one call takes.
 const MOST_ERRORS: usize = 1024;
 
 #[pymethods]
@@ -36,7 +36,7 @@ impl Socket {
         datagrams.pop().ok_or_else(|| io::Error::from(io::ErrorKind::WouldBlock).into())
     }
 
-    /// Wait for one datagram, then take all that are there with their metadata, up to a maximum.
+    /// Wait for one datagram, then take all that are queued with their metadata, up to a maximum.
     #[pyo3(signature = (max_datagrams=64, flags=0))]
     fn recv_datagrams<'py>(
         slf: &Bound<'py, Self>,
@@ -49,7 +49,7 @@ impl Socket {
         slf.get().to_list(slf.py(), datagrams)
     }
 
-    /// Take what the kernel has noted about datagrams that failed on their way.
+    /// Return the kernel's reports about datagrams that failed on their way.
     fn errors(&self, py: Python<'_>) -> Result<Vec<DatagramError>> {
         let socket = self.socket()?;
         let (mut errors, mut others) = (Vec::new(), Vec::new());
@@ -66,7 +66,7 @@ impl Socket {
                 }
             }
         }
-        // Timestamps of what was sent are for recvmsg with MSG_ERRQUEUE.
+        // Timestamps of sent datagrams are for recvmsg with MSG_ERRQUEUE.
         socket.put_back_error_messages(others);
         match end {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error.into()),
@@ -91,7 +91,7 @@ impl Socket {
     ) -> Result<()> {
         let membership = Self::membership(group, interface, source)?;
         let socket = self.socket()?;
-        // Otherwise the socket would also get what is sent to groups that other sockets joined.
+        // Otherwise the socket would also receive datagrams for groups that other sockets joined.
         let (level, all) = match membership.group {
             IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MULTICAST_ALL),
             IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_ALL),
@@ -119,7 +119,7 @@ impl Socket {
         self.change_membership(&membership, Change::Leave, group)
     }
 
-    /// How long to stay awake before sleeping, in seconds.
+    /// How long to spin before sleeping, in seconds.
     #[getter]
     fn spin(&self) -> f64 {
         Duration::from_nanos(self.spin.load(Ordering::Relaxed)).as_secs_f64()
@@ -136,7 +136,7 @@ impl Socket {
         Ok(())
     }
 
-    /// Whether the kernel glues datagrams together, for receives to take apart.
+    /// Whether the kernel coalesces datagrams, and receives split them.
     #[getter]
     fn gro(&self) -> Result<bool> {
         Ok(self.socket()?.gro())
@@ -146,7 +146,7 @@ impl Socket {
     fn set_gro(&self, is_on: bool) -> Result<()> {
         let socket = self.socket()?;
         let result = socket.set_gro(is_on);
-        socket.share_kept();
+        socket.share_backlog();
         result.map_err(|error| match error.raw_os_error() {
             Some(errno @ (libc::EOPNOTSUPP | libc::ENOPROTOOPT)) => PyOSError::new_err((
                 errno,
@@ -157,7 +157,7 @@ impl Socket {
         })
     }
 
-    /// How many datagrams were received from the kernel and wait to be taken.
+    /// The number of datagrams in the receive backlog.
     #[getter]
     fn pending(&self) -> usize {
         self.inner.get().map_or(0, crate::net::Socket::backlog_len)
@@ -172,7 +172,7 @@ impl Socket {
         convert: impl Fn(Datagram) -> PyResult<T>,
     ) -> Result<Vec<T>> {
         let this = slf.get();
-        this.socket()?.tell_metadata()?;
+        this.socket()?.request_metadata()?;
         let mut senders = Senders::new(&this.addresses);
         this.receive_many(slf.py(), max_datagrams, flags, |received| {
             let address = senders.object(slf.py(), received.from)?;
@@ -204,8 +204,8 @@ impl Socket {
             (Err(Error::Os(error)), Some(Source { address, .. })) if may_be_of_source(&error) => {
                 let (errno, reason) = (error.raw_os_error(), strerror(&error));
                 let text = format!(
-                    "{reason}: no route leads to the peer from {address}, which it asked; perhaps \
-                     this machine has that address no more: sendto() sends from another"
+                    "{reason}: there is no route to the peer from {address}, the address it sent to; \
+                     if this machine no longer has that address, use sendto()"
                 );
                 Err(Error::Python(PyOSError::new_err((errno, text))))
             }
@@ -213,7 +213,7 @@ impl Socket {
         }
     }
 
-    /// What an entry of the error queue says, if it is an error.
+    /// Describes an entry of the error queue, if it is an error.
     pub(crate) fn describe(
         &self,
         py: Python<'_>,
@@ -232,12 +232,12 @@ impl Socket {
     ) -> Result<Membership> {
         let address = parse_ip(group, "group")?;
         if !address.is_multicast() {
-            let message = format!("{group} is no multicast group (224.0.0.0/4 or ff00::/8)");
+            let message = format!("{group} is not a multicast group (224.0.0.0/4 or ff00::/8)");
             return Err(PyValueError::new_err(message).into());
         }
         let source = source.map(|source| parse_ip(source, "source")).transpose()?;
         if source.is_some_and(|source| source.is_ipv4() != address.is_ipv4()) {
-            let message = "the source's address is of another family than the group's";
+            let message = "source and group belong to different address families";
             return Err(PyValueError::new_err(message).into());
         }
         Ok(Membership { group: address, interface: index_of(interface)?, source })
@@ -261,15 +261,17 @@ impl Socket {
                  another socket"
             }
             (Some(libc::ENODEV), _) if membership.interface == 0 => {
-                "no route leads to the group; name an interface"
+                "there is no route to the group; name an interface"
             }
             (Some(libc::ENODEV), _) => "there is no such interface",
-            (Some(libc::EADDRINUSE), _) => "the socket is in the group already",
+            (Some(libc::EADDRINUSE), _) => "the socket is already in the group",
             (Some(libc::EADDRNOTAVAIL), _) => "the socket is not in the group on that interface",
             (Some(libc::EINVAL), _) if membership.source.is_some() => {
-                "one socket cannot be in a group for every source and for one"
+                "a socket cannot join a group both for all sources and for one"
             }
-            (Some(libc::ENOPROTOOPT), _) => "the group is of another family than the socket",
+            (Some(libc::ENOPROTOOPT), _) => {
+                "the group and the socket belong to different address families"
+            }
             _ => return Err(error.into()),
         };
         let verb = if change == Change::Join { "join" } else { "leave" };
@@ -284,14 +286,14 @@ fn parse_ip(text: &str, what: &str) -> Result<IpAddr> {
     })
 }
 
-/// An interface's index, of its name, its number, or an address that it has.
+/// The index of an interface, given its name, its index, or one of its addresses.
 fn index_of(interface: Option<&Bound<'_, PyAny>>) -> Result<u32> {
     let Some(interface) = interface else { return Ok(0) };
     if interface.is_instance_of::<PyInt>() {
         return Ok(interface.extract()?);
     }
     let Ok(name) = interface.cast::<PyString>() else {
-        let message = "interface must be a name, an index or an address of the interface's";
+        let message = "interface must be a name, an index or an address of an interface";
         return Err(PyTypeError::new_err(message).into());
     };
     let name = name.to_str()?;

@@ -8,7 +8,7 @@ use super::Socket;
 use crate::python::error::Result;
 use crate::python::guard::Guard;
 
-/// The guard that a socket was given.
+/// The guard that the user has set.
 #[derive(Default)]
 pub(super) struct GivenGuard(Mutex<Option<Py<Guard>>>);
 

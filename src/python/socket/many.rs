@@ -1,4 +1,4 @@
-//! Many datagrams a call, as Python objects.
+//! Many datagrams per call, as Python objects.
 
 use std::ffi::c_int;
 use std::io;
@@ -16,13 +16,13 @@ use crate::python::address::AddressCache;
 use crate::python::buffer::{new_bytes, new_list, push};
 use crate::python::error::{Error, Result};
 
-/// A receive that keeps up with whoever sends finds more each time that it looks. After this time
-/// it returns what it has, so that signal handlers run and a large maximum fills no memory.
+/// A receive that keeps up with its senders finds more datagrams each time it checks. After this
+/// time it returns, so that signal handlers run and a large maximum does not fill the memory.
 const LONGEST_DRAIN: Duration = Duration::from_millis(50);
 
 #[pymethods]
 impl Socket {
-    /// Wait for one datagram, then take all that are there, up to a maximum.
+    /// Wait for one datagram, then take all that are queued, up to a maximum.
     #[pyo3(signature = (max_datagrams=64, flags=0))]
     fn recv_many<'py>(
         &self,
@@ -38,7 +38,7 @@ impl Socket {
         self.to_list(py, datagrams)
     }
 
-    /// Send many datagrams, and return how many, or, going on after errors, what failed.
+    /// Send many datagrams; return how many were sent or, if continuing after errors, the failures.
     #[pyo3(signature = (datagrams, address=None, flags=0, *, errors="raise"))]
     fn send_many<'py>(
         slf: &Bound<'py, Self>,
@@ -67,7 +67,7 @@ impl Socket {
 }
 
 impl Socket {
-    /// Waits for a datagram, and converts it and what else is there, up to a maximum.
+    /// Waits for a datagram, and converts it and the others that are queued, up to a maximum.
     pub(crate) fn receive_many<T>(
         &self,
         py: Python<'_>,
@@ -114,7 +114,8 @@ impl Socket {
         Ok(converted)
     }
 
-    /// Makes a list of received datagrams. There being no memory for it, they are lost, and count so.
+    /// Makes a list of received datagrams. If allocation fails, the datagrams are dropped and
+    /// counted.
     pub(crate) fn to_list<'py, T>(
         &self,
         py: Python<'py>,
@@ -146,10 +147,10 @@ pub(crate) fn pair<'py>(
     address: Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyTuple>> {
     let py = data.py();
-    // SAFETY: attached. The tuple is new, with a place for each item, which takes its reference over;
-    // nobody else knows it. It holds bytes and an address, neither of which can refer back to it, so
-    // that the garbage collector has no business with it: with thousands of them in a list, its
-    // visits would cost a third.
+    // SAFETY: attached. The tuple is new, is not shared, and has a slot for each item, which takes
+    // over its reference. It holds bytes and an address, neither of which can refer back to it, so
+    // the garbage collector need not track it: with thousands of tuples in a list, its visits would
+    // add a third to the cost.
     unsafe {
         let pair = Bound::from_owned_ptr_or_err(py, ffi::PyTuple_New(2))?;
         ffi::PyTuple_SET_ITEM(pair.as_ptr(), 0, data.into_ptr());
@@ -159,7 +160,7 @@ pub(crate) fn pair<'py>(
     }
 }
 
-/// Converts datagrams until there are `max`, or no more.
+/// Converts datagrams until there are `max`, or none are left.
 fn convert_up_to<T>(
     max: usize,
     datagrams: &mut impl Datagrams,
@@ -175,13 +176,14 @@ fn convert_up_to<T>(
     Ok(())
 }
 
-/// Returns what was converted before an error, which is lost then: it was of the interpreter's (no
-/// memory) or will come again (a closed socket). Datagrams do not come again.
+/// Returns the datagrams that were converted before an error. The error is dropped: it concerned
+/// the interpreter (a lack of memory) or will occur again (a closed socket). The datagrams would be
+/// lost.
 fn unless_some<T>(converted: Vec<T>, error: Error) -> Result<Vec<T>> {
     if converted.is_empty() { Err(error) } else { Ok(converted) }
 }
 
-/// Whether a receive has lasted long enough, which it asks only where it has much.
+/// Whether a receive has lasted long enough. Reads the clock only after many datagrams.
 fn is_over(converted: usize, end: &mut Option<Instant>) -> bool {
     converted > ATTACHED && {
         let now = Instant::now();
@@ -199,7 +201,8 @@ pub(super) fn checked_max(max_datagrams: isize) -> Result<usize> {
     }
 }
 
-/// An error as a receive raises it. The C library's text of `ESHUTDOWN` is about sending.
+/// Changes an error into what a receive raises. The C library's text of `ESHUTDOWN` is about
+/// sending.
 pub(super) fn of_receiving(error: Error) -> Error {
     match error {
         Error::Os(error) if error.raw_os_error() == Some(libc::ESHUTDOWN) => {
@@ -221,7 +224,7 @@ pub(super) fn refuse_peeking(flags: c_int) -> Result<()> {
     Err(PyValueError::new_err(message).into())
 }
 
-/// The addresses of one call's senders. Datagrams often come several from one sender.
+/// The addresses of one call's senders. Often several datagrams come from one sender.
 pub(crate) struct Senders<'a, 'py> {
     addresses: &'a AddressCache,
     last: Option<(Address, Bound<'py, PyAny>)>,

@@ -1,4 +1,4 @@
-//! The socket class: its life, its timeout, and how every operation waits.
+//! The socket class: its lifecycle, its timeout, and how every operation waits.
 
 mod batch;
 mod connect;
@@ -37,17 +37,17 @@ use crate::net::{self, Deadline, Interest, KernelWait, Stop, Waiting};
 /// A datagram socket.
 #[pyclass(frozen, subclass, name = "Socket", module = "tomada._core")]
 pub(crate) struct Socket {
-    /// Empty until `_open`, which a subclass that overrides `__init__` may never call.
+    /// Empty until `_open`, which a subclass with its own `__init__` may never call.
     inner: OnceLock<net::Socket>,
     /// In nanoseconds; 0 does not wait, [`BLOCKING`] waits for ever.
     timeout: AtomicI64,
-    /// How long to stay awake before sleeping, in nanoseconds.
+    /// How long to spin before sleeping, in nanoseconds.
     spin: AtomicU64,
     addresses: AddressCache,
     given_guard: GivenGuard,
 }
 
-/// How long one call waits, however often it has to.
+/// How long one call may wait in total.
 struct Patience {
     timeout: i64,
     deadline: Option<Deadline>,
@@ -55,8 +55,8 @@ struct Patience {
 
 const BLOCKING: i64 = -1;
 
-/// A call on a socket without a timeout sleeps so long before it asks whether the kernel would let it
-/// wait at all. Most waits are over by then, and spared two system calls.
+/// A call on a socket without a timeout sleeps this long before it queries whether the kernel would
+/// let it wait at all. Most waits are shorter, and save two system calls.
 const UNASKED: Duration = Duration::from_micros(200);
 
 /// Return the family and type of an open socket.
@@ -68,7 +68,7 @@ pub(crate) fn kind_of(fileno: RawFd) -> Result<(c_int, c_int)> {
 
 #[pymethods]
 impl Socket {
-    /// Create and return a new object, which `_open` makes a socket.
+    /// Create and return a new object, which `_open` turns into a socket.
     #[new]
     #[pyo3(signature = (*_args, **_kwargs))]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
@@ -101,13 +101,13 @@ impl Socket {
                     let message = "integer argument expected, got float";
                     return Err(PyTypeError::new_err(message).into());
                 }
-                // As the standard class does, of a long only the lower half is looked at.
+                // The standard class also uses only the lower half of a long.
                 let fd = fileno.extract::<i64>()? as RawFd;
                 if fd < 0 {
                     return Err(PyValueError::new_err("negative file descriptor").into());
                 }
                 let given = |value: c_int| (value != -1).then_some(value);
-                // SAFETY: as the standard module's documentation of `fileno` demands, the caller
+                // SAFETY: the standard module's documentation of `fileno` requires that the caller
                 // gives the descriptor up.
                 unsafe { net::Socket::adopt(fd, given(family), given(r#type), given(proto)) }?
             }
@@ -115,7 +115,7 @@ impl Socket {
         let this = slf.get();
         if let Err(extra) = this.inner.set(socket) {
             if fileno.is_some() {
-                // Not ours to close after all.
+                // The descriptor still belongs to the caller.
                 let _ = extra.descriptor().release().map(IntoRawFd::into_raw_fd);
             }
             return Err(PyRuntimeError::new_err("this socket object was opened before").into());
@@ -131,7 +131,8 @@ impl Socket {
     /// Close the socket.
     fn close(&self, py: Python<'_>) -> Result<()> {
         match py.detach(|| self.inner.get().map_or(Ok(()), net::Socket::close)) {
-            // The descriptor is closed in any case, and what the peer does is no error of ours.
+            // The descriptor is closed in any case, and a peer's reset is not an error of this
+            // socket.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
             result => Ok(result?),
         }
@@ -151,7 +152,8 @@ impl Socket {
         self.number()
     }
 
-    /// Return the descriptor, or -1 once closed, to code that neither duplicates it nor sets options.
+    /// Return the descriptor, or -1 once closed, for code that neither duplicates it nor sets
+    /// options.
     #[pyo3(name = "_descriptor")]
     fn number(&self) -> RawFd {
         self.inner.get().map_or(-1, |socket| socket.descriptor().as_raw())
@@ -188,16 +190,17 @@ impl Socket {
         self.timeout()
     }
 
-    /// Set the timeout in seconds; None waits for ever, zero does not wait.
+    /// Set the timeout in seconds; with None, operations wait for ever; with zero, they do not
+    /// wait.
     #[pyo3(signature = (timeout, /))]
     fn settimeout(&self, timeout: Option<&Bound<'_, PyAny>>) -> Result<()> {
         self.set_timeout(parse_timeout(timeout)?)
     }
 
-    /// Wait for ever, or not at all.
+    /// Set whether operations wait for ever or not at all.
     #[pyo3(signature = (flag, /))]
     fn setblocking(&self, flag: &Bound<'_, PyAny>) -> Result<()> {
-        // CPython 3.11 wants an int, later ones the truth of anything.
+        // CPython 3.11 requires an int, later versions accept any object.
         let is_blocking = if flag.py().version_info() < (3, 12) {
             flag.extract::<i64>()? != 0
         } else {
@@ -221,15 +224,15 @@ impl Socket {
         )
     }
 
-    /// Warn where the socket was never closed; dropping it then closes it.
+    /// Warn if the socket was never closed; dropping it then closes it.
     ///
-    /// pyo3 gives the class itself no finalizer. A subclass made in Python finds this method and
-    /// calls it as its own.
+    /// pyo3 gives the class itself no finalizer. A subclass defined in Python finds this method and
+    /// uses it as its own.
     fn __del__(slf: &Bound<'_, Self>) -> PyResult<()> {
         if slf.get().number() == -1 {
             return Ok(());
         }
-        let Ok(repr) = slf.repr() else { return Ok(()) }; // the interpreter is ending
+        let Ok(repr) = slf.repr() else { return Ok(()) }; // the interpreter is exiting
         let message = CString::new(format!("unclosed {repr}")).unwrap_or_default();
         // SAFETY: attached; the format takes one C string.
         let result = unsafe {
@@ -238,20 +241,21 @@ impl Socket {
         if result == 0 {
             return Ok(());
         }
-        // A warning that was made an error is told. Others come from an interpreter that is ending.
+        // A warning turned into an error is reported. Other errors come from an interpreter that is
+        // exiting.
         let error = PyErr::fetch(slf.py());
         if error.is_instance_of::<PyWarning>(slf.py()) { Err(error) } else { Ok(()) }
     }
 }
 
 impl Socket {
-    /// The open socket; `EBADF` where it was never opened.
+    /// The open socket; `EBADF` if it was never opened.
     pub(crate) fn socket(&self) -> Result<&net::Socket> {
         self.inner.get().ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF).into())
     }
 
-    /// The open socket, for a call that returns an address: the standard class fails differently
-    /// there, because a socket that was never opened has no family.
+    /// The open socket, for a call that returns an address. The standard class fails differently
+    /// there, because a socket that was never opened does not have a family.
     fn named_socket(&self) -> Result<&net::Socket> {
         let message = "getsockaddrlen: bad family";
         self.inner.get().ok_or_else(|| PyOSError::new_err(message).into())
@@ -265,7 +269,7 @@ impl Socket {
         Patience { timeout: self.timeout.load(Ordering::Relaxed), deadline: None }
     }
 
-    /// Until when to stay awake before sleeping, where the socket is asked to.
+    /// The instant until which to spin before sleeping, if the socket spins.
     pub(crate) fn spin_until(&self, interest: Interest) -> Option<Instant> {
         let spin = self.spin.load(Ordering::Relaxed);
         (spin > 0 && interest == Interest::Read)
@@ -278,12 +282,12 @@ impl Socket {
         Ok(self.socket()?.set_nonblocking(timeout >= 0)?)
     }
 
-    /// Makes one attempt, then, where the socket waits at all, waits until another succeeds.
+    /// Makes one attempt; if that fails and the socket waits at all, waits until another succeeds.
     ///
-    /// The first attempt is made attached to the interpreter: a system call on a datagram that is
-    /// there is shorter than a hand-over of the GIL to a thread that wants it. While waiting, the
-    /// thread is detached, and signal handlers run (PEP 475) with no operation in flight, so that
-    /// they may do anything to the socket, closing it included.
+    /// The first attempt is made attached to the interpreter: a system call for a queued datagram
+    /// is shorter than handing the GIL over to a thread that wants it. While waiting, the thread is
+    /// detached, and signal handlers run (PEP 475) while no operation is in flight, so they may do
+    /// anything to the socket, including closing it.
     fn transfer<T: Send>(
         &self,
         py: Python<'_>,
@@ -294,7 +298,7 @@ impl Socket {
     ) -> Result<T> {
         let socket = self.socket()?;
         let blocks = patience.timeout == BLOCKING;
-        // The kernel never waits for the error queue, where there is one; poll does.
+        // The kernel never blocks on the error queue; poll does.
         let is_nonblocking = flags & (libc::MSG_DONTWAIT | libc::MSG_ERRQUEUE) != 0;
         let waits = patience.timeout > 0 || blocks && !is_nonblocking;
         let asked = flags;
@@ -304,24 +308,24 @@ impl Socket {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => py.check_signals()?,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && waits => break,
                 result => {
-                    socket.share_kept();
+                    socket.share_backlog();
                     return Ok(result?);
                 }
             }
         }
         let result = self.wait_as_kernel(py, patience, interest, |socket, fd, hung_up| {
-            // A socket that was shut down has no datagram and never will. Only a call that may
-            // block says so, with a length of zero; others say EAGAIN for ever.
+            // A socket that was shut down never receives another datagram. Only a call that may
+            // block reports this, with a length of zero; others return EAGAIN without end.
             let flags = if hung_up && blocks { asked } else { flags };
             attempt(socket, fd, flags)
         });
-        socket.share_kept();
+        socket.share_backlog();
         result
     }
 
-    /// Waits until an attempt, made when the kernel says that it makes sense, succeeds. Without a
-    /// timeout it waits as long as the kernel would let a call on the descriptor wait, which not
-    /// only this object decides: then it fails with `EAGAIN`.
+    /// Waits until an attempt succeeds; attempts are made when the kernel reports readiness.
+    /// Without a timeout it waits as long as the kernel would let a call on the descriptor wait,
+    /// which other holders of the descriptor may limit: then it fails with `EAGAIN`.
     fn wait_as_kernel<T: Send>(
         &self,
         py: Python<'_>,
@@ -357,8 +361,8 @@ impl Socket {
         })
     }
 
-    /// Until when the kernel would let a call wait that began at an instant; it fails with `EAGAIN`
-    /// where not at all.
+    /// The deadline that the kernel would give a call that began at `started`; `EAGAIN` if the call
+    /// would not wait at all.
     fn kernel_deadline(
         &self,
         socket: &net::Socket,
@@ -368,7 +372,7 @@ impl Socket {
         let in_flight = socket.descriptor().enter().map_err(|_| Stop::Closed)?;
         let wait = socket.kernel_wait(in_flight.as_fd(), interest).map_err(Stop::Failed)?;
         match wait {
-            // Set by another thread through this object, it is for calls that begin later.
+            // If another thread has set this through the same object, it applies to later calls.
             KernelWait::Never if self.timeout.load(Ordering::Relaxed) != BLOCKING => {
                 Ok(Deadline::NEVER)
             }
@@ -378,7 +382,7 @@ impl Socket {
         }
     }
 
-    /// Waits until an attempt, made when the kernel says that it makes sense, succeeds.
+    /// Waits until an attempt succeeds; attempts are made when the kernel reports readiness.
     fn wait<T: Send>(
         &self,
         py: Python<'_>,
@@ -392,12 +396,12 @@ impl Socket {
         })
     }
 
-    /// Waits with `run`, detached from the interpreter, until it ends other than with `EINTR`.
+    /// Waits with `run`, detached from the interpreter, until the result is not `EINTR`.
     ///
-    /// A signal interrupts a sleep, but not a thread that waits to be attached again, which beside
-    /// a busy one takes milliseconds: it only sets a flag of the interpreter's. So signal handlers
-    /// run after each such moment and before the thread may sleep, and `run` must do all that it
-    /// does between one sleep and the next without attaching.
+    /// A signal interrupts a sleep, but not a thread that waits to be attached again, which takes
+    /// milliseconds beside a busy thread: the signal only sets a flag of the interpreter. So signal
+    /// handlers run after each such moment and before the thread may sleep, and `run` must not
+    /// attach between one sleep and the next.
     fn run_detached<T: Send>(
         &self,
         py: Python<'_>,
@@ -417,7 +421,7 @@ impl Socket {
 }
 
 impl Patience {
-    /// The deadline, counted from the first time that it is asked for.
+    /// The deadline, counted from the first call of this.
     fn deadline(&mut self) -> Deadline {
         *self.deadline.get_or_insert_with(|| match u64::try_from(self.timeout) {
             Ok(timeout) => Deadline::after(Duration::from_nanos(timeout)),
@@ -426,15 +430,15 @@ impl Patience {
     }
 }
 
-/// Reads a timeout as the standard module does: `None`, or seconds that are not negative, rounded
-/// away from zero to a nanosecond.
+/// Reads a timeout like the standard module: `None`, or non-negative seconds, rounded away from
+/// zero to a nanosecond.
 fn parse_timeout(timeout: Option<&Bound<'_, PyAny>>) -> Result<i64> {
     let Some(timeout) = timeout else { return Ok(BLOCKING) };
     let nanoseconds = match timeout.cast::<PyFloat>() {
         Ok(seconds) if seconds.value().is_nan() => {
             return Err(PyValueError::new_err("Invalid value NaN (not a number)").into());
         }
-        // A number beyond the range of i64 becomes its end.
+        // A number outside the range of i64 becomes the nearest one in range.
         Ok(seconds) if seconds.value() < 0.0 => (seconds.value() * 1e9).floor() as i64,
         Ok(seconds) => (seconds.value() * 1e9).ceil() as i64,
         Err(_) => timeout.extract::<i64>()?.saturating_mul(1_000_000_000),

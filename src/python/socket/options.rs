@@ -10,12 +10,12 @@ use crate::python::address::masked_word;
 use crate::python::buffer::{Readable, new_bytes};
 use crate::python::error::Result;
 
-/// The longest option that `getsockopt` reads, as in the standard class.
+/// The longest option that `getsockopt` reads, like the standard class.
 const LONGEST_OPTION: usize = 1024;
 
 #[pymethods]
 impl Socket {
-    /// Get a socket option: an int, or, given a length, bytes.
+    /// Get a socket option: an int or, if a length is given, bytes.
     #[pyo3(signature = (level, optname, buflen=0, /))]
     fn getsockopt<'py>(
         &self,
@@ -38,7 +38,7 @@ impl Socket {
         Ok(new_bytes(py, &value[..len])?.into_any())
     }
 
-    /// Set a socket option to an int, to bytes, or, with a length, to a null value.
+    /// Set a socket option to an int, to bytes or, if a length is given, to a null value.
     #[pyo3(signature = (level, optname, value, optlen=Given(None), /))]
     fn setsockopt(
         &self,
@@ -63,15 +63,15 @@ impl Socket {
         socket.option_was_set(level, optname);
         if level == libc::SOL_SOCKET
             && matches!(optname, libc::SO_RCVBUF | libc::SO_SNDBUF)
-            && let Ok(asked) = value.extract()
+            && let Ok(requested) = value.extract()
         {
-            self.warn_if_clamped(value.py(), optname, asked)?;
+            self.warn_if_clamped(value.py(), optname, requested)?;
         }
         Ok(())
     }
 }
 
-/// An argument that may be left out, but is not `None`.
+/// An argument that may be omitted but must not be `None`.
 pub(super) struct Given<'py>(pub(super) Option<Bound<'py, PyAny>>);
 
 impl<'py> FromPyObject<'_, 'py> for Given<'py> {
@@ -83,8 +83,8 @@ impl<'py> FromPyObject<'_, 'py> for Given<'py> {
 }
 
 impl Socket {
-    /// Sets an option to a null value with a length. Whatever is wrong with the arguments, the
-    /// standard class, which tries one form of the call after the other, ends with a `TypeError`.
+    /// Sets an option to a null value with a length. The standard class tries one form of the call
+    /// after the other and raises `TypeError` for any wrong argument.
     fn set_null_option(
         &self,
         level: &Bound<'_, PyAny>,
@@ -101,11 +101,11 @@ impl Socket {
         Ok(self.socket()?.set_option_len(level, optname, optlen)?)
     }
 
-    /// Warns where the kernel gave a smaller buffer than was asked for, which it does without a
-    /// word. It reports twice the size that it was given (`socket(7)`).
-    fn warn_if_clamped(&self, py: Python<'_>, optname: c_int, asked: c_int) -> Result<()> {
+    /// Warns if the kernel has silently given a smaller buffer than requested. It reports twice the
+    /// size that it was given (`socket(7)`).
+    fn warn_if_clamped(&self, py: Python<'_>, optname: c_int, requested: c_int) -> Result<()> {
         let given = self.socket()?.int_option(libc::SOL_SOCKET, optname)? / 2;
-        if given >= asked {
+        if given >= requested {
             return Ok(());
         }
         let (option, limit) = match optname {
@@ -113,7 +113,7 @@ impl Socket {
             _ => ("SO_SNDBUF", "net.core.wmem_max"),
         };
         let text = format!(
-            "{option}: asked for {asked} bytes, got {given}, the limit of sysctl {limit}; \
+            "{option}: asked for {requested} bytes, got {given}, the limit of sysctl {limit}; \
              raise that, or use {option}FORCE with CAP_NET_ADMIN"
         );
         let text = CString::new(text).unwrap_or_default();

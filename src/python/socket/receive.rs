@@ -1,4 +1,4 @@
-//! Receiving single datagrams: the standard class's methods.
+//! Receiving single datagrams: the methods of the standard class.
 
 use std::ffi::c_int;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -12,7 +12,7 @@ use crate::net::{Address, Interest, RecvSlice, Scratch, Visibility, cmsg, with_r
 use crate::python::buffer::{NewBytes, Writable, gather, new_bytes};
 use crate::python::error::{Error, Result};
 
-/// What `recvmsg` returns after the data: control messages, flags, and the sender.
+/// The results of `recvmsg` after the data: control messages, flags, and the sender.
 struct Rest<'py> {
     control: Bound<'py, PyList>,
     flags: c_int,
@@ -59,7 +59,7 @@ impl Socket {
         Ok((data, self.addresses.object(py, from.as_bytes())?))
     }
 
-    /// Receive a datagram into a buffer, and return how many bytes.
+    /// Receive a datagram into a buffer, and return its length.
     #[pyo3(signature = (buffer, nbytes=0, flags=0))]
     fn recv_into(
         &self,
@@ -80,7 +80,7 @@ impl Socket {
         self.receive_into(py, &mut buffer.slice(len), Visibility::Shared, flags, None)
     }
 
-    /// Receive a datagram into a buffer, and return how many bytes, and its sender's address.
+    /// Receive a datagram into a buffer, and return its length and its sender's address.
     #[pyo3(signature = (buffer, nbytes=0, flags=0))]
     fn recvfrom_into<'py>(
         &self,
@@ -118,7 +118,8 @@ impl Socket {
         if len <= Scratch::LEN {
             let mut scratch = Scratch::take()?;
             let memory = &mut [scratch.slice(len)];
-            // With MSG_TRUNC the received length is the datagram's, beyond what was written.
+            // With MSG_TRUNC the received length is the datagram's, which may exceed the bytes
+            // written.
             let private = Visibility::Private;
             let (received, rest) = self.receive_message(py, memory, private, ancbufsize, flags)?;
             let data = new_bytes(py, scratch.bytes(received.min(len)))?;
@@ -155,8 +156,8 @@ impl Socket {
 }
 
 impl Socket {
-    /// Receives into memory that is kept for it, and copies out exactly what came: a large
-    /// `bufsize` costs nothing.
+    /// Receives into reused memory, and copies out exactly the received bytes: a large `bufsize`
+    /// costs nothing.
     pub(super) fn receive_bytes<'py>(
         &self,
         py: Python<'py>,
@@ -176,8 +177,8 @@ impl Socket {
         let received =
             self.receive_into(py, &mut scratch.slice(len), Visibility::Private, flags, from)?;
         if received > len {
-            // MSG_TRUNC asked for the full length, which the standard class returns as that many
-            // bytes, the last of them garbage. Here they are zeroes.
+            // MSG_TRUNC requested the full length. The standard class returns that number of bytes,
+            // with garbage at the end. Here the end is zeroes.
             return Ok(PyBytes::new_with(py, received, |bytes| {
                 bytes[..len].copy_from_slice(scratch.bytes(len));
                 Ok(())
@@ -186,8 +187,8 @@ impl Socket {
         Ok(new_bytes(py, scratch.bytes(received))?)
     }
 
-    /// Receives one datagram, and says how many bytes as the kernel would: more than there was
-    /// room for only where `flags` has `MSG_TRUNC`.
+    /// Receives one datagram; returns its length like the kernel: longer than the buffer only if
+    /// `flags` has `MSG_TRUNC`.
     fn receive_into(
         &self,
         py: Python<'_>,
@@ -212,8 +213,8 @@ impl Socket {
         Ok(if flags & libc::MSG_TRUNC == 0 { received.len } else { received.full_len })
     }
 
-    /// Fills the rest of the memory, as `MSG_WAITALL` demands of a stream that blocks, and says how
-    /// much there is in all. What ends it early the next call will tell.
+    /// Fills the rest of the memory, as `MSG_WAITALL` requires on a blocking stream; returns the
+    /// total length. An error that ends it early is reported by the next call.
     fn receive_rest_of_stream(
         &self,
         py: Python<'_>,
@@ -275,8 +276,8 @@ impl Socket {
         convert().map(|rest| (info.len, rest)).inspect_err(|_| close_descriptors(control))
     }
 
-    /// The flags of a receive that mean something. `AF_UNIX` has no error queue, and the kernel does
-    /// not look at the flag there.
+    /// The flags that apply to a receive. `AF_UNIX` does not have an error queue, and the kernel
+    /// ignores the flag there.
     fn meaningful(&self, flags: c_int) -> c_int {
         if flags & libc::MSG_ERRQUEUE != 0 && self.family() == libc::AF_UNIX {
             flags & !libc::MSG_ERRQUEUE
@@ -285,14 +286,14 @@ impl Socket {
         }
     }
 
-    /// How much of a buffer a datagram can fill.
+    /// The part of a buffer that a datagram can fill.
     fn useful_len(&self, bufsize: usize) -> Result<usize> {
         Ok(self.socket()?.largest_datagram().map_or(bufsize, |largest| bufsize.min(largest)))
     }
 }
 
-/// More control messages than a datagram ever has: 253 descriptors, or IPv6's extension headers, of
-/// which each takes 2 KiB at the most. More room would only cost the time to clear it.
+/// Longer than all control messages of any datagram: 253 descriptors, or IPv6's extension headers,
+/// of at most 2 KiB each. A larger buffer would only cost the time to clear it.
 const LONGEST_CONTROL: usize = 1 << 16;
 
 fn checked_len(len: isize, message: &'static str) -> Result<usize> {
@@ -303,11 +304,11 @@ fn interest(flags: c_int) -> Interest {
     if flags & libc::MSG_ERRQUEUE == 0 { Interest::Read } else { Interest::Error }
 }
 
-/// The control messages as a list of `(level, type, data)`.
+/// Converts control messages to a list of `(level, type, data)`.
 fn control_list<'py>(py: Python<'py>, control: &[u8]) -> Result<Bound<'py, PyList>> {
     let list = PyList::empty(py);
     for message in cmsg::decode(control) {
-        if message.is_cut {
+        if message.is_truncated {
             let category = py.get_type::<PyRuntimeWarning>();
             let text = c"received malformed or improperly-truncated ancillary data";
             PyErr::warn(py, &category, text, 1)?;
@@ -317,7 +318,7 @@ fn control_list<'py>(py: Python<'py>, control: &[u8]) -> Result<Bound<'py, PyLis
     Ok(list)
 }
 
-/// Closes the descriptors of a message that never reached its reader (`unix(7)`, `SCM_RIGHTS`).
+/// Closes the descriptors in a message that was not delivered (`unix(7)`, `SCM_RIGHTS`).
 fn close_descriptors(control: &[u8]) {
     let rights = cmsg::decode(control)
         .filter(|message| (message.level, message.kind) == (libc::SOL_SOCKET, libc::SCM_RIGHTS));

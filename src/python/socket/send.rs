@@ -1,4 +1,4 @@
-//! Sending single datagrams: the standard class's methods.
+//! Sending single datagrams: the methods of the standard class.
 
 use std::ffi::c_int;
 
@@ -16,13 +16,13 @@ use crate::python::error::Result;
 
 #[pymethods]
 impl Socket {
-    /// Send a datagram to the connected peer, and return how many bytes.
+    /// Send a datagram to the connected peer, and return the number of bytes.
     #[pyo3(signature = (data, flags=0, /))]
     fn send(&self, py: Python<'_>, data: &Bound<'_, PyAny>, flags: c_int) -> Result<usize> {
         self.send_buffer(py, &Readable::new(data)?, None, flags)
     }
 
-    /// Send a datagram to the connected peer; a stream socket goes on until all is sent.
+    /// Send a datagram to the connected peer; on a stream socket, continue until all data is sent.
     #[pyo3(signature = (data, flags=0, /))]
     fn sendall(&self, py: Python<'_>, data: &Bound<'_, PyAny>, flags: c_int) -> Result<()> {
         let data = Readable::new(data)?;
@@ -42,7 +42,7 @@ impl Socket {
         Ok(())
     }
 
-    /// Send a datagram to an address, and return how many bytes.
+    /// Send a datagram to an address, and return the number of bytes.
     #[pyo3(signature = (*args))]
     fn sendto(slf: &Bound<'_, Self>, args: &Bound<'_, PyTuple>) -> Result<usize> {
         let (data, flags, address) = match args.len() {
@@ -100,7 +100,7 @@ impl Socket {
         })
     }
 
-    /// Reads an address as the standard class does.
+    /// Reads an address like the standard class.
     pub(super) fn parse_address(
         &self,
         address: &Bound<'_, PyAny>,
@@ -109,7 +109,7 @@ impl Socket {
         self.addresses.parse(self.family(), address, caller, Mapping::Strict)
     }
 
-    /// Reads an address; one of IPv4 will do on a socket of IPv6, where the kernel wants it mapped.
+    /// Reads an address; an IPv6 socket also accepts one of IPv4, which the kernel needs as mapped.
     pub(crate) fn parse_any_address(
         &self,
         address: &Bound<'_, PyAny>,
@@ -119,7 +119,7 @@ impl Socket {
     }
 }
 
-/// The control messages of a list of `(level, type, data)`.
+/// Builds control messages from a list of `(level, type, data)`.
 fn control_buffer(ancdata: Given<'_>) -> Result<Vec<u8>> {
     let mut control = Vec::new();
     let Given(Some(items)) = ancdata else { return Ok(control) };

@@ -1,4 +1,4 @@
-//! One call that sends many datagrams: portions, waits, and what failed.
+//! One call that sends many datagrams: portions, waits, and failures.
 
 use std::ffi::c_int;
 use std::io;
@@ -13,29 +13,29 @@ use crate::python::audit;
 use crate::python::buffer::{Readable, push, text_of};
 use crate::python::error::{Error, Result};
 
-/// A call takes its datagrams in portions of so many, and between them signal handlers run.
+/// A call sends its datagrams in portions of at most this many; signal handlers run between them.
 const PORTION: usize = 4096;
-/// A portion ends with the datagram that reaches so many bytes, which bounds the memory that the
-/// items of a generator take.
+/// A portion ends with the datagram that reaches this many bytes, which limits the memory that the
+/// items of a generator use.
 const PORTION_BYTES: usize = 1 << 22;
-/// Up to so many datagrams pass attached to the interpreter. They take about a millisecond, less
-/// than the interpreter lets a thread run before it looks for another one.
+/// Up to this many datagrams are sent attached to the interpreter. They take about a millisecond,
+/// less than the interpreter lets a thread run before it switches to another one.
 pub(super) const ATTACHED: usize = 1024;
 
-/// Up to so many bytes are sent attached to the interpreter, for the reason of [`ATTACHED`].
+/// Up to this many bytes are sent attached to the interpreter, for the same reason as [`ATTACHED`].
 const ATTACHED_BYTES: usize = 1 << 20;
 
-/// One call of `send_many` or `send_batch`: what left, what failed, and how to go on.
+/// One call of `send_many` or `send_batch`: its progress, its failures, and how it handles errors.
 pub(super) struct Sending<'s, 'py> {
     socket: &'s Bound<'py, Socket>,
     flags: c_int,
     patience: Patience,
-    /// Datagrams of portions that are done with.
+    /// The number of datagrams in completed portions.
     done: usize,
     sent: usize,
-    /// Failures to return; `None` where the first is raised.
+    /// Failures to return; `None` if the first one is raised.
     failures: Option<Bound<'py, PyList>>,
-    /// Whether a socket that does not wait had no more room.
+    /// Whether the socket does not wait and had no room left.
     is_full: bool,
 }
 
@@ -54,7 +54,7 @@ impl<'s, 'py> Sending<'s, 'py> {
         Ok(Self { socket, flags, patience, done: 0, sent: 0, failures, is_full: false })
     }
 
-    /// Reads the one address of all datagrams, and raises its audit event.
+    /// Reads the common address of all datagrams, and raises its audit event.
     pub(super) fn address(&self, address: &Bound<'py, PyAny>, caller: &str) -> Result<Address> {
         let to = self.parse(address, caller)?;
         self.audit(address)?;
@@ -70,8 +70,7 @@ impl<'s, 'py> Sending<'s, 'py> {
         self.socket.get().parse_any_address(address, caller)
     }
 
-    /// Sends the items of an iterable, portion by portion. `expected` is their number, as far as it
-    /// is known.
+    /// Sends the items of an iterable, portion by portion. `expected` is their number, if known.
     pub(super) fn all(
         &mut self,
         mut items: impl Iterator<Item = PyResult<Bound<'py, PyAny>>>,
@@ -85,19 +84,19 @@ impl<'s, 'py> Sending<'s, 'py> {
             let is_large = portion.payloads.len() > ATTACHED || portion.bytes > ATTACHED_BYTES;
             let queue = portion.queue().map_err(Error::from);
             let result = queue.and_then(|mut queue| self.queue(&mut queue, is_large));
-            // What is wrong behind the portion is told once its datagrams have left.
+            // An error after the portion is reported once the portion's datagrams are sent.
             match end {
-                // Not mine to keep to myself, whatever became of the datagrams.
+                // This exception must propagate, whatever happened to the datagrams.
                 End::Raised(error) => return Err(after(result, error).into()),
                 _ if result.is_err() || self.is_full => return result,
-                End::NoDatagram(error) => return Err(self.about(error, None, 0)?.into()),
+                End::NotDatagram(error) => return Err(self.about(error, None, 0)?.into()),
                 End::OfIterable => return Ok(()),
                 End::OfPortion => self.socket.py().check_signals()?,
             }
         }
     }
 
-    /// Sends a queue to its end, or to an error that is to be raised.
+    /// Sends a complete queue, or returns the error to raise.
     pub(super) fn queue(&mut self, queue: &mut SendQueue<'_>, detached: bool) -> Result<()> {
         let len = queue.len();
         let before = self.sent;
@@ -105,14 +104,15 @@ impl<'s, 'py> Sending<'s, 'py> {
         let mut is_first = true;
         while !queue.is_empty() {
             if !std::mem::take(&mut is_first) {
-                self.socket.py().check_signals()?; // however short each step was
+                self.socket.py().check_signals()?; // even if each step was short
             }
             let result =
                 if detached { self.send_detached(queue) } else { self.send_attached(queue) };
             self.sent = before + queue.position() - skipped;
             let error = match result {
                 Ok(()) => continue,
-                // A handler's exception is none of a datagram's, and a closed socket takes no more.
+                // A handler's exception is not about a datagram, and a closed socket accepts no
+                // datagrams.
                 Err(error @ (Error::Python(_) | Error::Closed)) => return Err(error),
                 Err(Error::Os(error)) if error.raw_os_error() == Some(libc::EBADF) => {
                     return Err(error.into());
@@ -134,7 +134,8 @@ impl<'s, 'py> Sending<'s, 'py> {
         Ok(())
     }
 
-    /// Gives up the datagrams that an error is about, notes a failure for each, and says how many.
+    /// Drops the datagrams that an error is about, records a failure for each, and returns their
+    /// number.
     fn give_up(&self, queue: &mut SendQueue<'_>, error: Error) -> Result<usize> {
         let Some(failures) = &self.failures else { return Err(error) };
         let index = self.done + queue.position();
@@ -144,7 +145,7 @@ impl<'s, 'py> Sending<'s, 'py> {
         };
         let mut error = Some(error);
         for behind in 0..queue.failed() {
-            // Each has an exception of its own, which knows its index.
+            // Each one needs its own exception, which contains its index.
             let error = error.take().unwrap_or_else(|| io::Error::from_raw_os_error(errno).into());
             let failure = self.about(error.into(), Some(queue), behind)?;
             failures.append((index + behind, failure))?;
@@ -152,7 +153,7 @@ impl<'s, 'py> Sending<'s, 'py> {
         Ok(queue.skip())
     }
 
-    /// Sends as much of a queue as one call takes, and waits as the socket's timeout says.
+    /// Sends as much of a queue as one call can, and waits as long as the socket's timeout allows.
     fn send_attached(&mut self, queue: &mut SendQueue<'_>) -> Result<()> {
         let (py, this) = (self.socket.py(), self.socket.get());
         this.transfer(py, &mut self.patience, Interest::Write, self.flags, |socket, fd, flags| {
@@ -160,8 +161,8 @@ impl<'s, 'py> Sending<'s, 'py> {
         })
     }
 
-    /// Sends as much of a queue as goes without waiting, a portion at the most, detached from the
-    /// interpreter all the while; waits only where nothing goes.
+    /// Sends as much of a queue as possible without waiting, at most a portion, detached from the
+    /// interpreter throughout; waits only if nothing can be sent.
     fn send_detached(&mut self, queue: &mut SendQueue<'_>) -> Result<()> {
         let py = self.socket.py();
         let (socket, flags) = (self.socket.get().socket()?, self.flags | libc::MSG_DONTWAIT);
@@ -175,15 +176,15 @@ impl<'s, 'py> Sending<'s, 'py> {
             })
         });
         match result {
-            // Asked once more, attached, it waits.
+            // Retry attached to the interpreter, which waits.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.send_attached(queue),
             Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error.into()),
             _ => Ok(py.check_signals()?),
         }
     }
 
-    /// Says in an exception which datagram it is about, and how many left before it. An error is
-    /// another one that came meanwhile, such as a signal handler's.
+    /// Adds to an exception which datagram it is about, and how many were sent before it. An
+    /// exception that occurs meanwhile, such as a signal handler's, is returned as the error.
     fn about(&self, error: PyErr, queue: Option<&SendQueue<'_>>, behind: usize) -> PyResult<PyErr> {
         let py = self.socket.py();
         let index = self.done + queue.map_or(0, SendQueue::position) + behind;
@@ -195,14 +196,14 @@ impl<'s, 'py> Sending<'s, 'py> {
         let value = error.value(py);
         let advice = advice(value.as_any()).unwrap_or_default();
         let context = format!("(datagram {index}{to}; {} sent before it){advice}", self.sent);
-        // An exception that takes no changes loses no more than these.
+        // An exception that cannot be changed only lacks this context.
         let _ = append(value.as_any(), &context);
         let _ = value.setattr("index", index);
         let _ = value.setattr("sent", self.sent);
         Ok(error)
     }
 
-    /// What the call returns.
+    /// The call's return value.
     pub(super) fn finish(self) -> Result<Bound<'py, PyAny>> {
         match self.failures {
             Some(failures) => Ok(failures.into_any()),
@@ -211,7 +212,7 @@ impl<'s, 'py> Sending<'s, 'py> {
     }
 }
 
-/// An exception that comes after the end of a call, whatever that was.
+/// The exception to raise after the end of a call, whatever its result.
 fn after(result: Result<()>, error: PyErr) -> PyErr {
     if let Err(first) = result {
         Python::attach(|py| {
@@ -222,20 +223,20 @@ fn after(result: Result<()>, error: PyErr) -> PyErr {
     error
 }
 
-/// What to do about a datagram that could not be sent: the advice for the error's errno.
+/// The advice for a datagram that could not be sent, which depends on the errno.
 fn advice(value: &Bound<'_, PyAny>) -> PyResult<String> {
     let advice = value.py().import("tomada._advice")?.getattr("OF_SENDING")?;
     let advice = advice.call_method1("get", (value.getattr("errno")?,))?;
     if advice.is_none() { Ok(String::new()) } else { Ok(format!(": {}", text_of(&advice)?)) }
 }
 
-/// Appends to an exception's text, where it has one: its last argument.
+/// Appends to an exception's text, which is its last argument, if it has one.
 fn append(value: &Bound<'_, PyAny>, context: &str) -> PyResult<()> {
     let args = value.getattr("args")?.cast_into::<PyTuple>()?;
     let Some(last) = args.len().checked_sub(1) else { return Ok(()) };
     let Ok(text) = args.get_item(last)?.cast_into::<PyString>() else { return Ok(()) };
     let text = format!("{} {context}", text.to_string_lossy());
-    // OSError shows what it was made with, and not its arguments.
+    // OSError prints the values that it was created with, not its arguments.
     if value.is_instance_of::<PyOSError>() && last == 1 {
         value.setattr("strerror", &text)?;
     }
@@ -244,35 +245,37 @@ fn append(value: &Bound<'_, PyAny>, context: &str) -> PyResult<()> {
     value.setattr("args", PyTuple::new(value.py(), args)?)
 }
 
-/// Some of the datagrams of a call, held in place while they leave.
+/// Some of the datagrams of a call, kept in place while they are sent.
 #[derive(Default)]
 struct Portion<'py> {
     payloads: Vec<Readable<'py>>,
     bytes: usize,
-    /// Of each datagram, its address's place in `addresses`, which has no repetitions in a row.
+    /// For each datagram, the index of its address in `addresses`, which omits consecutive
+    /// duplicates.
     targets: Vec<Option<usize>>,
     addresses: Vec<Address>,
-    /// The object that the last of them was read from, where it will always mean the same.
+    /// The object that the last address was read from, if it always has the same meaning.
     last: Option<Bound<'py, PyAny>>,
 }
 
-/// Why a portion has no more datagrams.
+/// Why a portion ends.
 enum End {
     OfPortion,
     OfIterable,
-    /// An item is no datagram.
-    NoDatagram(PyErr),
-    /// The iterable, an audit hook or a signal handler raised an exception, which passes as it is.
+    /// An item is not a datagram.
+    NotDatagram(PyErr),
+    /// The iterable, an audit hook or a signal handler raised an exception, which propagates
+    /// unchanged.
     Raised(PyErr),
 }
 
 impl End {
     /// An item could not be read.
     fn of_item(error: PyErr) -> Self {
-        // With a traceback it comes from Python code: an item's own, or a signal handler that ran
-        // meanwhile.
+        // An exception with a traceback comes from Python code: the item's, or a signal handler
+        // that ran meanwhile.
         let is_raised = Python::attach(|py| error.traceback(py).is_some());
-        if is_raised { Self::Raised(error) } else { Self::NoDatagram(error) }
+        if is_raised { Self::Raised(error) } else { Self::NotDatagram(error) }
     }
 }
 
@@ -283,7 +286,7 @@ impl<'py> Portion<'py> {
         Ok(Self { payloads, targets, ..Self::default() })
     }
 
-    /// Takes datagrams until there are enough.
+    /// Reads datagrams until the portion is complete.
     fn fill(
         &mut self,
         sending: &Sending<'_, 'py>,
@@ -345,7 +348,7 @@ impl<'py> Portion<'py> {
     }
 }
 
-/// The payload and the address of a pair.
+/// Splits a pair into the payload and the address.
 fn halves<'py>(pair: &Bound<'py, PyTuple>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
     if pair.len() == 2 {
         return Ok((pair.get_item(0)?, pair.get_item(1)?));
@@ -358,8 +361,8 @@ fn halves<'py>(pair: &Bound<'py, PyTuple>) -> PyResult<(Bound<'py, PyAny>, Bound
     Err(PyTypeError::new_err(message))
 }
 
-/// Whether an address object will be read the same every time: not so a bytearray, or a tuple with
-/// one in it.
+/// Whether an address object always has the same meaning. A bytearray may change, and so may a
+/// tuple that contains one.
 fn never_changes(address: &Bound<'_, PyAny>) -> bool {
     let is_text = |object: &Bound<'_, PyAny>| {
         object.is_exact_instance_of::<PyString>() || object.is_exact_instance_of::<PyBytes>()

@@ -1,4 +1,4 @@
-//! Errors from the error queue, to the protocol.
+//! Reports errors from the error queue to the protocol.
 
 use std::sync::atomic::Ordering;
 
@@ -7,27 +7,27 @@ use pyo3::prelude::*;
 use super::TransportCore;
 use crate::python::error::Result;
 
-/// The protocol is told of at most this many entries of the error queue in one turn of the loop:
-/// anybody may send ICMP messages, and each costs Python an exception and a call.
+/// The protocol learns of at most this many entries of the error queue in one turn of the loop:
+/// anyone can send ICMP messages, and each costs Python an exception and a call.
 const TOLD: usize = 16;
-/// No error queue stores more entries than this.
+/// The maximum number of entries that an error queue stores.
 const MOST: usize = 256;
 
 #[pymethods]
 impl TransportCore {
-    /// Empty the kernel's error queue, tell the protocol of some entries now and of the others in
-    /// the next turns, and return whether there were errors.
+    /// Empty the kernel's error queue, report some entries to the protocol now and the others in
+    /// the next turns; return whether there were errors.
     fn read_errors(slf: &Bound<'_, Self>) -> Result<bool> {
         Self::tell_errors(slf)
     }
 
-    /// Tell the protocol at once of all entries that are stored.
+    /// Report all stored entries to the protocol at once.
     fn read_all_errors(slf: &Bound<'_, Self>) -> Result<()> {
         Self::empty_error_queue(slf)?;
         Self::tell_stored(slf, MOST)
     }
 
-    /// Go on to tell the protocol of errors.
+    /// Continue to report errors to the protocol.
     fn resume_errors(slf: &Bound<'_, Self>) -> Result<()> {
         let this = slf.get();
         this.errors_scheduled.store(false, Ordering::Relaxed);
@@ -39,8 +39,8 @@ impl TransportCore {
 }
 
 impl TransportCore {
-    /// Empties the kernel's error queue, and tells the protocol of some entries, if it was not told
-    /// of others in this turn. Returns whether the kernel's queue had errors.
+    /// Empties the kernel's error queue, and reports some entries to the protocol, unless it has
+    /// reported others in this turn. Returns whether the kernel's queue had errors.
     ///
     /// If it had, they describe what a call on the socket has just reported without a peer's
     /// address: with `IP_RECVERR` each ICMP message is reported in both ways.
@@ -48,16 +48,16 @@ impl TransportCore {
         let had_errors = Self::empty_error_queue(slf)?;
         let socket = slf.get().socket.bind(slf.py()).get().socket()?;
         let is_due = !slf.get().errors_scheduled.load(Ordering::Relaxed);
-        if is_due && socket.has_kept_error_messages() {
-            // First: a protocol that is told may send, and meet the next error.
+        if is_due && socket.has_stored_error_messages() {
+            // This comes first, because the protocol may send and get the next error.
             Self::schedule_errors(slf)?;
             Self::tell_stored(slf, TOLD)?;
         }
         Ok(had_errors)
     }
 
-    /// Empties the kernel's error queue, which takes the receive buffer's room. The protocol is told
-    /// in the next turn.
+    /// Empties the kernel's error queue, which takes the receive buffer's room. The protocol learns
+    /// of the errors in the next turn.
     pub(super) fn keep_errors(slf: &Bound<'_, Self>) -> Result<()> {
         let has_errors = Self::empty_error_queue(slf)?;
         let is_due = !slf.get().errors_scheduled.load(Ordering::Relaxed);
@@ -68,7 +68,7 @@ impl TransportCore {
         let this = slf.get();
         this.receives.store(0, Ordering::Relaxed);
         let socket = this.socket.bind(slf.py()).get().socket()?;
-        Ok(socket.with(|fd| Ok(socket.keep_error_messages(fd)))?.1 > 0)
+        Ok(socket.with(|fd| Ok(socket.store_error_messages(fd)))?.1 > 0)
     }
 
     fn schedule_errors(slf: &Bound<'_, Self>) -> Result<()> {
@@ -83,7 +83,7 @@ impl TransportCore {
         let owner = this.socket.bind(py).get();
         let socket = owner.socket()?;
         for _ in 0..most {
-            let Some(message) = socket.take_kept_error_message() else { break };
+            let Some(message) = socket.take_stored_error_message() else { break };
             if let Some(noted) = owner.describe(py, message)? {
                 let error = noted.into_exception(py)?;
                 this.tell_error(py, error)?;

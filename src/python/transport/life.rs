@@ -1,4 +1,4 @@
-//! The phase and the flow control of a transport, and the steps that follow from them.
+//! The phase and the flow control of a transport, and the steps that result from them.
 
 use std::sync::{MutexGuard, PoisonError};
 
@@ -37,7 +37,7 @@ impl SendState {
 
 #[pymethods]
 impl TransportCore {
-    /// Begin to deliver datagrams, if nobody has paused or closed the transport before.
+    /// Begin to deliver datagrams, unless the transport was paused or closed before.
     fn start_reading(&self) -> bool {
         self.phase.advance(Transition::Start)
     }
@@ -95,13 +95,13 @@ impl TransportCore {
         self.send_state(py).flow.is_full()
     }
 
-    /// How many bytes wait to be sent.
+    /// The number of bytes in the send backlog.
     #[getter]
     fn buffered(&self, py: Python<'_>) -> usize {
         self.send_state(py).backlog.bytes()
     }
 
-    /// How many datagrams wait to be sent.
+    /// The number of datagrams in the send backlog.
     #[getter]
     fn queued(&self, py: Python<'_>) -> usize {
         self.send_state(py).backlog.len()
@@ -144,7 +144,7 @@ impl TransportCore {
         self.send_state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the transport do all that it must do next.
+    /// Makes the transport do all pending steps.
     pub(super) fn settle(slf: &Bound<'_, Self>) -> Result<()> {
         let (py, this) = (slf.py(), slf.get());
         while let Some(step) = this.take_step(py) {
@@ -160,7 +160,7 @@ impl TransportCore {
         step.filter(|step| *step != Step::Lose || self.phase.advance(Transition::Lose))
     }
 
-    /// Has the transport do something.
+    /// Makes the transport do something.
     pub(super) fn act(&self, py: Python<'_>, what: &str) -> Result<()> {
         let act = self.links().as_ref().map(|links| links.act.clone_ref(py));
         if let Some(act) = act {

@@ -1,4 +1,4 @@
-//! The inside of an asyncio datagram transport: what must be fast. The rest of it is Python's.
+//! The fast part of an asyncio datagram transport. The rest is in Python.
 
 mod errors;
 mod life;
@@ -26,50 +26,52 @@ use crate::net::{
 use life::SendState;
 pub(crate) use turn::Turn;
 
-/// The inside of a datagram transport.
+/// The core of a datagram transport.
 #[pyclass(frozen, module = "tomada._core")]
 pub(crate) struct TransportCore {
     socket: Py<Socket>,
-    /// Whether the socket may refer to the transport, being of a subclass that has attributes. Any
-    /// other is kept from the garbage collector, which would finalize it before the transport.
+    /// Whether the socket may refer to the transport, because it is of a subclass that has
+    /// attributes. Other sockets are hidden from the garbage collector, which would finalize them
+    /// before the transport.
     may_be_referred_to: bool,
     links: Mutex<Option<Links>>,
-    /// Raised by `set_protocol`, so that a drain notices.
+    /// Incremented by `set_protocol`, so that a drain notices.
     protocol_version: AtomicU64,
-    /// Whether the protocol's type takes whole batches.
+    /// Whether the protocol's type accepts whole batches.
     takes_batches: AtomicBool,
     phase: AtomicPhase,
-    /// Whether a drain that stopped for lack of time goes on in the next turn.
+    /// Whether a drain that ran out of time continues in the next turn.
     resume_scheduled: AtomicBool,
     skipping: TurnSkipping,
-    /// How many drains are running; more than one where a callback runs the loop.
+    /// How many drains are running; more than one if a callback runs the loop.
     draining: AtomicU32,
     send_state: Mutex<SendState>,
-    /// The only address that may be sent to, where there is one.
+    /// The only address that datagrams may be sent to, if there is one.
     peer: Option<Py<PyAny>>,
-    /// That address for the kernel, where the socket is not connected to it.
+    /// That address in the kernel's format, if the socket is not connected to it.
     default_address: Option<Box<Address>>,
     turn: Option<Py<Turn>>,
-    /// The turn of the last send that left at once.
+    /// The turn of the last datagram that was sent immediately.
     last_turn: AtomicU64,
-    /// Whether a flush at the end of the turn is under way.
+    /// Whether a flush at the end of the turn is scheduled.
     flush_scheduled: AtomicBool,
     reply_sources: ReplySources,
-    /// Whether the protocol was told of errors in this turn of the loop, and hears of others in the
-    /// next one.
+    /// Whether the protocol was told of errors in this turn of the loop, so it learns of others in
+    /// the next one.
     errors_scheduled: AtomicBool,
-    /// How many receives there were since the kernel's error queue was last emptied in passing.
+    /// How many receives there were since the kernel's error queue was last emptied between
+    /// datagrams.
     receives: AtomicU32,
-    /// Whether the loop can say how long it can do without a turn.
+    /// Whether the loop can say how long it can go without a turn.
     tells_spare_time: bool,
-    /// Whether the protocol wants to know all about each datagram.
+    /// Whether the protocol wants each datagram's metadata.
     tells_metadata: AtomicBool,
-    /// Whether `sendto` raises what is the caller's own mistake. Otherwise the protocol is told.
+    /// Whether `sendto` raises the caller's own mistakes. If not, the protocol is told of them.
     raises_mistakes: AtomicBool,
     current: Mutex<Option<Py<Datagram>>>,
-    /// The longest datagram that the connected peer can be sent.
+    /// The longest datagram that can be sent to the connected peer.
     longest_to_peer: usize,
-    /// How many options the socket held before this.
+    /// How many options the socket held before this transport was created.
     options_before: usize,
     costs: Costs,
 }
@@ -78,7 +80,7 @@ pub(crate) struct TransportCore {
 struct Links {
     event_loop: Py<PyAny>,
     transport: Py<PyAny>,
-    /// Called with what the transport must do next.
+    /// Called with each step that the transport must do next.
     act: Py<PyAny>,
     protocol: Py<PyAny>,
 }
@@ -86,7 +88,7 @@ struct Links {
 #[pymethods]
 impl TransportCore {
     #[new]
-    #[allow(clippy::too_many_arguments)] // the transport's own facts, most of them by keyword
+    #[allow(clippy::too_many_arguments)] // the properties of the transport, most of them keywords
     #[pyo3(signature = (
         socket,
         event_loop,
@@ -119,7 +121,7 @@ impl TransportCore {
             }
             _ => None,
         };
-        // Reading would find no memory again and again, and nobody to tell.
+        // Otherwise each read would fail to allocate memory, with no caller to report it to.
         drop(ThreadRing::take(socket.get().socket()?.slot_kind())?);
         let tells_spare_time = event_loop.bind(py).hasattr(intern!(py, "_spare_time"))?;
         let longest_to_peer =
@@ -127,7 +129,7 @@ impl TransportCore {
         let options_before = socket.get().socket()?.held_options();
         let may_be_referred_to = socket.hasattr(intern!(py, "__dict__"))?;
         let links = Links { event_loop, transport, act, protocol: py.None() };
-        // Last, so that the options of a socket change only if its transport is there to restore them.
+        // Last, so that a socket's options change only if its transport exists and restores them.
         if is_shared {
             let inner = socket.get().socket()?;
             if let Err(error) = inner.set_shared_gro(gro) {
@@ -168,7 +170,7 @@ impl TransportCore {
     /// Set the protocol that datagrams are delivered to.
     fn set_protocol(&self, protocol: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = protocol.py();
-        // On the type, never on the instance: some protocols answer to any name.
+        // Looked up on the type, not on the instance: some protocols have every attribute.
         let takes_batches = protocol.get_type().hasattr(intern!(py, "datagrams_received"))?;
         let old = self
             .links()
@@ -176,7 +178,7 @@ impl TransportCore {
             .map(|links| std::mem::replace(&mut links.protocol, protocol.clone().unbind()));
         self.takes_batches.store(takes_batches, Ordering::Relaxed);
         self.protocol_version.fetch_add(1, Ordering::Relaxed);
-        drop(old); // which may run code, now that the lock is free
+        drop(old); // this may run code, so the lock must be free
         Ok(())
     }
 
@@ -185,7 +187,7 @@ impl TransportCore {
         self.raises_mistakes.store(true, Ordering::Relaxed);
     }
 
-    /// Undo what was changed of a socket that others use too.
+    /// Undo the changes to a socket that others also use.
     fn restore_options(&self, py: Python<'_>) -> Result<()> {
         Ok(self.socket.bind(py).get().socket()?.restore_options(self.options_before)?)
     }
@@ -200,18 +202,18 @@ impl TransportCore {
     /// The datagram that is being delivered, with its metadata.
     fn datagram(&self, py: Python<'_>) -> Result<Option<Py<Datagram>>> {
         if !self.tells_metadata.swap(true, Ordering::Relaxed) {
-            self.socket.bind(py).get().socket()?.tell_metadata()?;
+            self.socket.bind(py).get().socket()?.request_metadata()?;
         }
         Ok(self.current().as_ref().map(|datagram| datagram.clone_ref(py)))
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
-        // Both stay after `unlink`.
+        // Both remain after `unlink`.
         if self.may_be_referred_to {
             visit.call(&self.socket)?;
         }
         visit.call(&self.peer)?;
-        // A lock that is taken belongs to a call, which keeps everything alive anyway.
+        // If the lock is taken, a call is using the links, which keeps everything alive anyway.
         let links = match self.links.try_lock() {
             Ok(links) => links,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -252,7 +254,7 @@ impl TransportCore {
         self.links().as_ref().map(|links| links.transport.bind(py).clone())
     }
 
-    /// Asks the loop to call one of this object's methods in its next turn.
+    /// Schedules one of this object's methods for the loop's next turn.
     fn call_soon(slf: &Bound<'_, Self>, method: &str) -> PyResult<()> {
         let py = slf.py();
         if let Some(event_loop) = slf.get().event_loop(py) {
@@ -261,7 +263,7 @@ impl TransportCore {
         Ok(())
     }
 
-    /// Tells the protocol of an error that ends nothing.
+    /// Tells the protocol of an error that does not end the transport.
     fn tell_error(&self, py: Python<'_>, error: PyErr) -> PyResult<()> {
         let Some(protocol) = self.protocol(py) else { return Ok(()) };
         let call = || protocol.call_method1(intern!(py, "error_received"), (error,));
@@ -269,8 +271,8 @@ impl TransportCore {
         self.catch(py, "error_received", result.map(drop))
     }
 
-    /// Gives what a callback raised to the loop's exception handler, as a callback of its own would
-    /// have it. What ends the program passes.
+    /// Passes an exception of a callback to the loop's exception handler, like the loop does for
+    /// its own callbacks. Exceptions that end the program propagate.
     fn catch(&self, py: Python<'_>, callback: &str, result: PyResult<()>) -> PyResult<()> {
         let Err(error) = result else { return Ok(()) };
         let ends_program = error.is_instance_of::<PySystemExit>(py)

@@ -1,4 +1,4 @@
-//! Datagrams to the protocol.
+//! Delivers datagrams to the protocol.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -20,28 +20,29 @@ use crate::python::datagram::Datagram;
 use crate::python::error::{Error, Result, is_shortage};
 use crate::python::socket::{Senders, Socket, pair};
 
-/// How long one drain may take on a loop that cannot say. Its other callbacks wait meanwhile.
+/// The maximum time of a drain on a loop that cannot report its spare time. Other callbacks wait
+/// meanwhile.
 const BUDGET: Duration = Duration::from_micros(100);
-/// How long one drain may take on any loop.
+/// The maximum time of a drain on any loop.
 const LONGEST_DRAIN: Duration = Duration::from_secs(1);
-/// So many errors in a row end a drain.
+/// A drain ends after this many consecutive errors.
 const ERRORS: usize = 16;
-/// After this many receives the kernel's error queue is emptied, although there are datagrams: it
+/// After this many receives the kernel's error queue is emptied, even if there are datagrams: it
 /// takes the receive buffer's room.
 const RECEIVES: u32 = 16;
 
 #[pymethods]
 impl TransportCore {
-    /// Deliver the datagrams that are there, for a while, and send what the protocol answers.
+    /// Deliver the queued datagrams, for a while, and send the protocol's replies.
     fn read_ready(slf: &Bound<'_, Self>) -> Result<()> {
         if slf.get().resume_scheduled.load(Ordering::Relaxed) {
-            return Ok(()); // that call comes in this turn too
+            return Ok(()); // that call happens in this turn too
         }
         // A protocol may still run when the interpreter is finalized.
         hang_if_ended(|| Self::deliver(slf))
     }
 
-    /// Go on where the last drain stopped for lack of time.
+    /// Continue a drain that ran out of time.
     fn resume(slf: &Bound<'_, Self>) -> Result<()> {
         slf.get().resume_scheduled.store(false, Ordering::Relaxed);
         hang_if_ended(|| Self::deliver(slf))
@@ -77,8 +78,8 @@ impl TransportCore {
         drained.and(flushed)
     }
 
-    /// Goes on in the next turn, where datagrams were received that nobody has taken: the kernel's
-    /// own queue may be empty, and then the loop would not call again.
+    /// Continues in the next turn if datagrams are left in the backlog: the kernel's own queue may
+    /// be empty, and then the loop would not call again.
     fn resume_if_left(slf: &Bound<'_, Self>) -> Result<()> {
         let this = slf.get();
         let socket = this.socket.bind(slf.py()).get().socket();
@@ -94,8 +95,8 @@ impl TransportCore {
         Ok(())
     }
 
-    /// Delivers what is there, for some time. If there may be more, returns how many datagrams it
-    /// has delivered.
+    /// Delivers the queued datagrams for some time. If there may be more, returns the number of
+    /// datagrams that it has delivered.
     fn drain(slf: &Bound<'_, Self>, time: Duration) -> Result<Option<usize>> {
         let (py, this) = (slf.py(), slf.get());
         let owner = this.socket.bind(py);
@@ -137,8 +138,8 @@ impl TransportCore {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    // Readable, and no datagram: then it is the error queue, or a datagram that
-                    // was dropped for its checksum.
+                    // The socket was readable, but had no datagram: it was the error queue, or a
+                    // datagram that was dropped for its checksum.
                     Self::tell_errors(slf)?;
                     break;
                 }
@@ -159,7 +160,7 @@ impl TransportCore {
         Ok(None)
     }
 
-    /// Asks the loop how long it can do without a turn, if so many callbacks do not count.
+    /// Asks the loop how long it can go without a turn, if `uncounted` callbacks do not count.
     fn ask_spare_time(&self, py: Python<'_>, uncounted: u32) -> Result<Duration> {
         let asked = if self.tells_spare_time { self.event_loop(py) } else { None };
         let Some(event_loop) = asked else { return Ok(BUDGET) };
@@ -175,19 +176,19 @@ impl TransportCore {
                 .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
                 .map_or(BUDGET, |time| time.min(LONGEST_DRAIN))),
             Err(error) if error.is_instance_of::<PyException>(py) => Ok(BUDGET),
-            Err(error) => Err(error.into()), // Ctrl-C, which came just then
+            Err(error) => Err(error.into()), // such as Ctrl-C
         }
     }
 }
 
-/// The protocol, as one drain delivers to it.
+/// The protocol, as seen by one drain.
 struct ProtocolSink<'a, 'py> {
     core: &'a TransportCore,
     owner: &'a Bound<'py, Socket>,
     senders: Senders<'a, 'py>,
     source_reader: ReplySourceReader<'a>,
     budget: TurnBudget,
-    /// The protocol, and the version that it has: a callback may set another.
+    /// The protocol, and its version: a callback may set another protocol.
     protocol: Option<(u64, Bound<'py, PyAny>)>,
 }
 
@@ -202,7 +203,7 @@ impl<'py> ProtocolSink<'_, 'py> {
                 .and_then(|pair| push(&mut batch, pair));
             match added {
                 Err(error) if batch.is_empty() => return Err(error.into()),
-                Err(_) => break, // what is left comes later
+                Err(_) => break, // the rest comes later
                 Ok(()) => {}
             }
             self.source_reader.take(&datagram);
@@ -251,7 +252,7 @@ impl Sink for ProtocolSink<'_, '_> {
             let old = std::mem::replace(&mut *self.core.current(), about);
             drop(old);
         }
-        // It counts as delivered, whatever the protocol makes of it.
+        // It counts as delivered, even if the protocol fails.
         cursor.advance();
         self.tell(intern!(py, "datagram_received"), (data, address))?;
         Ok(1)

@@ -1,4 +1,4 @@
-//! Datagrams to tasks, which take them as they like.
+//! Hands out datagrams to tasks that request them.
 
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
@@ -13,11 +13,11 @@ use crate::python::socket::{Senders, pair};
 impl TransportCore {
     /// Take a datagram and its sender's address.
     fn recvfrom<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyTuple>> {
-        // A maximum of one never gives none.
+        // A call with a maximum of one returns exactly one.
         Ok(self.take(py, 1)?.swap_remove(0))
     }
 
-    /// Take all datagrams that are there, up to a maximum, with their senders' addresses.
+    /// Take all queued datagrams, up to a maximum, with their senders' addresses.
     fn recv_many<'py>(&self, py: Python<'py>, max_datagrams: isize) -> Result<Bound<'py, PyList>> {
         let datagrams = self.take(py, max_datagrams)?;
         self.socket.bind(py).get().to_list(py, datagrams)

@@ -4,7 +4,7 @@ use pyo3::prelude::*;
 
 use crate::net::Turns;
 
-/// A counter that an event loop raises once for each of its turns.
+/// A counter that an event loop increments once per turn.
 #[pyclass(frozen, module = "tomada._core")]
 pub(crate) struct Turn(pub(super) Turns);
 

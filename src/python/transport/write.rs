@@ -1,4 +1,4 @@
-//! Datagrams from the protocol.
+//! Sends the protocol's datagrams.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -18,23 +18,23 @@ use crate::python::buffer::{Readable, TypeName, new_bytes, text_of};
 use crate::python::error::{Error, Result};
 use crate::python::records::DatagramError;
 
-/// When so many datagrams wait for the end of the turn, they leave before it.
+/// When this many datagrams are queued for the end of the turn, they are sent before it.
 const QUEUED: usize = 1024;
 
-/// The longest payloads: a length field of 16 bits, less the headers that it counts.
+/// The longest payloads: the limit of a 16-bit length field, less the headers that it includes.
 const LONGEST_V4: usize = 65_535 - 20 - 8;
 const LONGEST_V6: usize = 65_535 - 8;
 
-/// As in asyncio.constants, where the end of the connection is counted as the first.
+/// As in asyncio.constants, where the loss of the connection is counted as the first.
 const LOST_SENDS_BEFORE_WARNING: u32 = 4;
 
-/// Where a datagram goes.
+/// The destination of a datagram.
 #[derive(Clone, Copy)]
 enum Target {
     /// To the connected peer.
     Peer,
     Address(Address),
-    /// Nowhere: the name has no address, as the protocol was told.
+    /// None: the name does not have an address, as the protocol was told.
     Nowhere,
 }
 
@@ -43,13 +43,13 @@ enum Target {
 struct Enqueued {
     /// It is the only one.
     is_alone: bool,
-    /// Too many wait with it.
+    /// The backlog is too long.
     is_long: bool,
 }
 
 #[pymethods]
 impl TransportCore {
-    /// Send a datagram: at once, or with others at the end of the turn.
+    /// Send a datagram: immediately, or with others at the end of the turn.
     #[pyo3(signature = (data, addr=None))]
     fn sendto(
         slf: &Bound<'_, Self>,
@@ -63,7 +63,7 @@ impl TransportCore {
         }
         let target = this.target(py, addr)?;
         let Some(enqueued) = Self::enqueue(slf, data, target)? else { return Ok(()) };
-        let is_draining = this.draining.load(Ordering::Relaxed) > 0; // then all leave at its end
+        let is_draining = this.draining.load(Ordering::Relaxed) > 0; // a drain sends all at its end
         if enqueued.is_alone && !is_draining && Self::is_first_of_turn(slf)? {
             return Self::send(slf, false).map(drop);
         }
@@ -73,7 +73,7 @@ impl TransportCore {
         if is_draining { Ok(()) } else { Self::schedule_flush(slf) }
     }
 
-    /// Send many datagrams, all for one address, or each a pair with its own.
+    /// Send many datagrams, all to one address, or each as a pair with its own.
     #[pyo3(signature = (datagrams, addr=None))]
     fn sendto_many(
         slf: &Bound<'_, Self>,
@@ -87,26 +87,26 @@ impl TransportCore {
         let common = addr.map(|addr| this.target(py, Some(addr))).transpose()?;
         let enqueued = Self::enqueue_many(slf, datagrams, common);
         if this.draining.load(Ordering::Relaxed) == 0 {
-            // Those before one that is refused were accepted.
+            // Datagrams before one that is refused were accepted.
             Self::flush(slf)?;
         }
         enqueued
     }
 
-    /// Send what waits for the end of the turn.
+    /// Send the datagrams that are queued for the end of the turn.
     pub(super) fn flush(slf: &Bound<'_, Self>) -> Result<()> {
         slf.get().flush_scheduled.store(false, Ordering::Relaxed);
         Self::send(slf, false).map(drop)
     }
 
-    /// Send what waits for room in the socket's buffer; return whether any datagram found it.
+    /// Send datagrams that wait for room in the socket's buffer; return whether any were sent.
     fn write_ready(slf: &Bound<'_, Self>) -> Result<bool> {
         Self::send(slf, true)
     }
 }
 
 impl TransportCore {
-    /// Reads an address as `sendto` of the standard transport does.
+    /// Reads an address like `sendto` of the standard transport.
     fn target(&self, py: Python<'_>, addr: Option<&Bound<'_, PyAny>>) -> Result<Target> {
         if let Some(peer) = &self.peer {
             let peer = peer.bind(py);
@@ -153,7 +153,7 @@ impl TransportCore {
         if self.raises_mistakes.load(Ordering::Relaxed) { "send" } else { "sendto" }
     }
 
-    /// Whether an address means the peer: a host may be written in several ways.
+    /// Whether an address is the peer's: a host may be written in several ways.
     fn is_peer(&self, addr: &Bound<'_, PyAny>) -> bool {
         let socket = self.socket.bind(addr.py()).get();
         let Ok(meant) = socket.parse_any_address(addr, "sendto") else { return false };
@@ -165,12 +165,12 @@ impl TransportCore {
         }
     }
 
-    /// Raises the event of the socket's method that a standard transport calls.
+    /// Raises the audit event of the socket method that a standard transport calls.
     fn audit(&self, py: Python<'_>, addr: &Bound<'_, PyAny>) -> Result<()> {
         audit::event(c"socket.sendto", self.socket.bind(py).as_any(), addr)
     }
 
-    /// Puts datagrams, all for one target or each a pair with its own, behind those that wait.
+    /// Queues datagrams, all for one target, or each as a pair with its own.
     fn enqueue_many(
         slf: &Bound<'_, Self>,
         datagrams: &Bound<'_, PyAny>,
@@ -181,7 +181,7 @@ impl TransportCore {
             match Self::enqueue_item(slf, &item?, common) {
                 Ok(Some(Enqueued { is_long: true, .. })) => drop(Self::send(slf, false)?),
                 Ok(_) => {}
-                // The others leave.
+                // The others are sent.
                 Err(Error::Os(error)) => mistake = mistake.or(Some(error)),
                 Err(error) => return Err(error),
             }
@@ -210,7 +210,7 @@ impl TransportCore {
         }
     }
 
-    /// Puts a datagram behind those that wait. What may change later is copied.
+    /// Queues a datagram. Data that may change later is copied.
     fn enqueue(
         slf: &Bound<'_, Self>,
         data: &Bound<'_, PyAny>,
@@ -249,27 +249,27 @@ impl TransportCore {
         Ok(Some(enqueued))
     }
 
-    /// Raises or tells that a datagram is longer than any can be.
+    /// Raises or reports that a datagram is longer than the maximum.
     fn refuse(&self, py: Python<'_>, error: io::Error) -> Result<Option<Enqueued>> {
         if self.raises_mistakes.load(Ordering::Relaxed) {
             return Err(error.into());
         }
         self.socket.bind(py).get().socket()?.counters().count_send_errors(1);
-        self.tell_error(py, Error::Os(error).into())?; // as it will be of one too long by less
+        self.tell_error(py, Error::Os(error).into())?; // like a refusal by the kernel
         Ok(None)
     }
 
-    /// The longest datagram to an address, or to the peer, that the protocol allows.
+    /// The longest datagram that the protocol allows to an address, or to the peer.
     fn longest(&self, to: Option<&Address>) -> usize {
         to.map_or(self.longest_to_peer, longest)
     }
 
-    /// Whether nothing left at once in this turn of the loop. On a loop that does not count its
-    /// turns, the first send of a turn asks for a call at its end.
+    /// Whether no datagram was sent immediately in this turn of the loop. On a loop that does not
+    /// count its turns, the first send of a turn schedules a call at its end.
     fn is_first_of_turn(slf: &Bound<'_, Self>) -> Result<bool> {
         let this = slf.get();
         if !this.is_loop_running_here(slf.py())? {
-            return Ok(true); // a turn has no end that comes by itself
+            return Ok(true); // the end of a turn is not signalled
         }
         if let Some(turn) = &this.turn {
             let turn = turn.bind(slf.py()).get().count();
@@ -294,16 +294,17 @@ impl TransportCore {
         })
     }
 
-    /// Whether this is called by the loop. Programs send while it stands still, and some from other
-    /// threads, which no loop notices before its next turn.
+    /// Whether this is called by the loop. Programs also send while the loop is not running, or
+    /// from other threads, which no loop notices before its next turn.
     fn is_loop_running_here(&self, py: Python<'_>) -> Result<bool> {
         static RUNNING: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         let running = RUNNING.import(py, "asyncio", "_get_running_loop")?.call0()?;
         Ok(self.event_loop(py).is_some_and(|event_loop| event_loop.is(&running)))
     }
 
-    /// Sends what goes, if the socket's buffer was not full or `has_room` again. The transport does
-    /// what that asks for. Returns whether any datagram left the backlog.
+    /// Sends as many datagrams as possible, if the socket's buffer was not full or `has_room`
+    /// again, and makes the transport do the resulting steps. Returns whether any datagram left the
+    /// backlog.
     fn send(slf: &Bound<'_, Self>, has_room: bool) -> Result<bool> {
         let (py, this) = (slf.py(), slf.get());
         let owner = this.socket.bind(py);
@@ -329,12 +330,12 @@ impl TransportCore {
         if is_due {
             Self::settle(slf)?;
         }
-        // Last: a protocol that is told of an error may send, or close the transport.
+        // This comes last: when told of an error, the protocol may send, or close the transport.
         Self::tell_refused(slf, errors)?;
         Ok(has_sent)
     }
 
-    /// Tells the protocol what became of datagrams that were sent, now or earlier.
+    /// Tells the protocol of errors of datagrams that were sent, now or earlier.
     fn tell_refused(slf: &Bound<'_, Self>, errors: Vec<Refused>) -> Result<()> {
         let (py, this) = (slf.py(), slf.get());
         let owner = this.socket.bind(py);
@@ -369,7 +370,7 @@ impl TransportCore {
         Ok(())
     }
 
-    /// Warns as the standard transports do, which forgive a few.
+    /// Warns like the standard transports, which ignore the first few.
     fn warn_lost(&self, py: Python<'_>) -> Result<()> {
         let before = {
             let lost_sends = &mut self.send_state(py).lost_sends;
@@ -393,7 +394,7 @@ pub(super) fn longest(to: &Address) -> usize {
     }
 }
 
-/// The types that the standard transports take.
+/// Checks for the types that the standard transports accept.
 fn check_type(data: &Bound<'_, PyAny>) -> Result<()> {
     let is_right = data.is_instance_of::<PyBytes>()
         || data.is_instance_of::<PyByteArray>()

@@ -75,10 +75,10 @@ fn a_close_wakes_every_waiter() {
 }
 
 #[test]
-fn a_wake_that_the_flag_does_not_know_of_ends_one_sleep_only() {
+fn a_wake_up_without_the_flag_ends_only_one_sleep() {
     let (receiver, _sender) = pair();
     let waiting = Waiting::new(&receiver);
-    // As two wakes leave it, of which the second writes after the first was cleared.
+    // The state after two wakes, if the second one writes after the first was cleared.
     waiting.waker.as_ref().unwrap().signal_without_flag();
     let mut attempts = 0;
     let deadline = Deadline::after(Duration::from_millis(20));
@@ -91,7 +91,7 @@ fn a_wake_that_the_flag_does_not_know_of_ends_one_sleep_only() {
 }
 
 #[test]
-fn a_wake_asks_for_another_attempt() {
+fn a_wake_up_causes_another_attempt() {
     let (receiver, _sender) = pair();
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -127,7 +127,7 @@ fn a_byte_of_a_signal_handler_interrupts_even_before_the_wait() {
 }
 
 #[test]
-fn entries_of_the_error_queue_neither_burn_the_core_nor_get_lost() {
+fn error_queue_entries_neither_burn_the_core_nor_get_lost() {
     let nobody = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (waiter, _sender) = pair();
     waiter.set_int_option(libc::IPPROTO_IP, libc::IP_RECVERR, 1).unwrap();
@@ -157,7 +157,7 @@ fn with_errors() -> (Socket, impl Fn(BorrowedFd<'_>)) {
     let (waiter, _sender) = pair();
     waiter.set_int_option(libc::IPPROTO_IP, libc::IP_RECVERR, 1).unwrap();
     let fail = move |fd: BorrowedFd<'_>| {
-        // An earlier one's error keeps a datagram from leaving, once.
+        // The error of an earlier datagram keeps one datagram from being sent.
         while sys::send_to(fd, sys::SendSlice::new(b"x"), Some(&nobody.into()), 0).is_err() {}
     };
     (waiter, fail)
@@ -170,7 +170,7 @@ fn an_error_queue_that_fills_again_and_again_gives_signal_handlers_a_turn() {
     let deadline = Deadline::after(Duration::from_secs(10));
     let result = Waiting::new(&waiter).run(Interest::Read, deadline, None, |fd, _| {
         fail(fd);
-        std::thread::sleep(2 * INSTANT); // as if there were many
+        std::thread::sleep(2 * INSTANT); // as if it had taken many entries
         io::Result::<()>::Err(io::ErrorKind::WouldBlock.into())
     });
     let Err(Stop::Failed(error)) = result else { panic!("{result:?}") };
@@ -178,13 +178,13 @@ fn an_error_queue_that_fills_again_and_again_gives_signal_handlers_a_turn() {
 }
 
 #[test]
-fn a_wait_for_an_error_finds_one_that_another_thread_keeps() {
+fn a_wait_for_an_error_finds_one_that_another_thread_has_stored() {
     let (waiter, fail) = with_errors();
     let take = |fd: BorrowedFd<'_>, _| waiter.take_error_message(fd).map(drop);
     let deadline = Deadline::after(Duration::from_secs(10));
     let keep = |fd: BorrowedFd<'_>| {
         fail(fd);
-        let (kept, _) = waiter.keep_error_messages(fd);
+        let (kept, _) = waiter.store_error_messages(fd);
         Ok(kept)
     };
     assert_eq!(waiter.with(keep).unwrap(), 1);
