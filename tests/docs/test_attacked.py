@@ -11,6 +11,7 @@ import socketserver
 import struct
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from sybil import Document
@@ -348,9 +349,17 @@ def test_attacked_collector_keeps_running(name, interruptible, tmp_path):  # noq
         child.until_it_waits()
         with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
             sock.sendto(honest, address)
+        until(lambda: not has_unread(address))
         child.until_it_waits()
         ends_well(child)
     assert shown in output.read_text(errors="replace")
+
+
+def has_unread(address):
+    """Return whether the socket at an address has datagrams that its program has not received."""
+    sockets = [line.split() for line in Path("/proc/net/udp").read_text().splitlines()[1:]]
+    port = f":{address[1]:04X}"
+    return any(one[1].endswith(port) and not one[4].endswith(":00000000") for one in sockets)
 
 
 def until(condition):

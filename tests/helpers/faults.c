@@ -25,7 +25,7 @@ struct fault {
 };
 
 /* In the order of faults.CALLS. */
-enum { SOCKET, SOCKETPAIR, EVENTFD, PIPE, FORK, THREAD, RECVMMSG, SENDMMSG, RECVFROM, SENDTO, CALLS };
+enum { SOCKET, SOCKETPAIR, EVENTFD, FORK, THREAD, RECVMMSG, SENDMMSG, RECVFROM, SENDTO, CALLS };
 
 static struct fault *faults;
 
@@ -96,12 +96,6 @@ int eventfd(unsigned int count, int flags)
 {
     FAIL(EVENTFD);
     return REAL(eventfd)(count, flags);
-}
-
-int pipe2(int ends[2], int flags)
-{
-    FAIL(PIPE);
-    return REAL(pipe2)(ends, flags);
 }
 
 pid_t fork(void)

@@ -23,7 +23,6 @@ CALLS = (
     "socket",
     "socketpair",
     "eventfd",
-    "pipe",
     "fork",
     "thread",
     "recvmmsg",

@@ -102,7 +102,7 @@ tasks.run(main())
     assert SHORTAGES[error] in text
 
 
-@pytest.mark.parametrize("call", ["socketpair", "pipe", "fork", "thread"])
+@pytest.mark.parametrize("call", ["socketpair", "fork", "thread"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_server_that_cannot_start_leaves_nothing_behind(faulty, call, workers):
     program = """
@@ -126,14 +126,14 @@ with tomada.Server(("127.0.0.1", 0), echo, workers=workers) as server:
     assert ask(server.address) == b"ping"
 """
     text = faulty.run(START + program, call, workers)
-    needs = {"thread"} if workers == 1 else {"socketpair", "pipe", "fork", "thread"}
+    needs = {"thread"} if workers == 1 else {"socketpair", "fork", "thread"}
     if call not in needs:
         assert text == "None\n"
     else:
         assert ("pids.max" if call in {"fork", "thread"} else "LimitNOFILE=") in text
 
 
-@pytest.mark.parametrize(("call", "error"), [("fork", errno.EAGAIN), ("pipe", errno.EMFILE)])
+@pytest.mark.parametrize(("call", "error"), [("fork", errno.EAGAIN), ("socketpair", errno.EMFILE)])
 def test_worker_that_cannot_be_restarted_is_retried_until_it_can(faulty, call, error):
     program = """
 from tomada._server import supervisor

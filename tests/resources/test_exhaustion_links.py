@@ -408,7 +408,7 @@ def test_reply_from_an_address_that_is_gone_raises(link, vanishing):
         change_address(right, "del", address, "right")
         error = attempt(datagram.reply, b"pong")
         assert error.errno in UNREACHABLE
-        assert f"from {asked}, which it asked" in str(error)
+        assert f"from {asked}, the address it sent to" in str(error)
         assert "os error" not in str(error)
         change_address(right, "add", address, "right")
         assert datagram.reply(b"pong") == 4

@@ -167,7 +167,7 @@ def test_group_gets_one_reply_from_an_address_of_the_interface(workers):
 
 
 def test_group_must_be_a_multicast_address():
-    with pytest.raises(ValueError, match="no multicast group"):
+    with pytest.raises(ValueError, match="is not a multicast group"):
         server(echo, groups=["127.0.0.1"]).start()
 
 
