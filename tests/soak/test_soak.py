@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
+pytest.importorskip("matplotlib")
+
 from benches.children import ROOT
 from floods import needs_loadgen
 from tests.soak import report
