@@ -38,7 +38,6 @@ LAYERS = {
 # Rooms that contain unsafe code. Elsewhere in `src/net`, a block needs its reason here.
 UNSAFE = {
     "sys": "system calls",
-    "cmsg": "the format consists of pointers",
     "sync": "a cell, as loom's",
     "fork_mutex": "locks are made of unsafe cells",
     "descriptor": "it lends the number that it owns",
