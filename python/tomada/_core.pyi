@@ -40,15 +40,15 @@ def kind_of(fileno: int, /) -> tuple[int, int]:
     """
 
 class Socket:
-    """A datagram socket of the families ``AF_INET``, ``AF_INET6`` and ``AF_UNIX``.
+    """A datagram socket of the family ``AF_INET``, ``AF_INET6`` or ``AF_UNIX``.
 
     Methods of the standard class have the same arguments, results, exceptions and audit events. A
-    method that has to wait follows the socket's timeout: it waits for ever (``None``), for some
-    seconds (then it raises :class:`TimeoutError`), or not at all (``0``; then it raises
-    :class:`BlockingIOError`). While it waits, other threads run. Signal handlers run in the main
-    thread, and the wait continues after them (:pep:`475`). If another thread calls :meth:`close`,
-    the wait ends with an :class:`OSError` (``EBADF``). A receive that raises an exception has not
-    consumed a datagram.
+    method that has to wait follows the socket's timeout: it waits for ever (``None``), for the
+    given number of seconds (then it raises :class:`TimeoutError`), or not at all (``0``; then it
+    raises :class:`BlockingIOError`). While it waits, other threads run. Signal handlers run in the
+    main thread, and the wait continues after them (:pep:`475`). If another thread calls
+    :meth:`close`, the wait ends with an :class:`OSError` (``EBADF``). A receive that raises an
+    exception has not consumed a datagram.
 
     Several threads may call any method at once. Each datagram is returned to one of them.
     """
@@ -123,7 +123,7 @@ class Socket:
         """
 
     def connect(self, address: _Address, /) -> None:
-        """Set the peer (``connect(2)``), to which :meth:`send` sends, and from which to receive.
+        """Set the peer (``connect(2)``) that :meth:`send` sends to, and that receives come from.
 
         Datagrams that other senders sent earlier are still queued. After an ICMP error from the
         peer, the next call raises it (:class:`ConnectionRefusedError`); if that call is a send, it
@@ -182,10 +182,9 @@ class Socket:
 
         :raises TimeoutError: No datagram arrived within the timeout.
         :raises BlockingIOError: No datagram is queued, and the timeout is 0. Without a timeout,
-            this
-            means that the kernel does not let the call wait: ``flags`` has ``MSG_DONTWAIT`` or
-            ``MSG_ERRQUEUE``, ``O_NONBLOCK`` is set on the descriptor (by any means), or the time of
-            ``SO_RCVTIMEO`` has passed.
+            this means that the kernel does not let the call wait: ``flags`` has ``MSG_DONTWAIT`` or
+            ``MSG_ERRQUEUE``, ``O_NONBLOCK`` is set on the descriptor (by any means), or the
+            ``SO_RCVTIMEO`` timeout has expired.
         :raises ConnectionRefusedError: The connected peer's host answered an earlier datagram with
             an ICMP error.
         :raises ValueError: ``bufsize`` is negative.
@@ -277,8 +276,8 @@ class Socket:
         check :attr:`pending` first.
 
         Switching it off moves the datagrams that the kernel has queued into the backlog. Datagrams
-        that the kernel coalesces at that very moment may be received as one. ``MSG_PEEK`` continues
-        to move the datagram that it shows into the backlog.
+        that the kernel coalesces at that very moment may be received as one. ``MSG_PEEK`` still
+        moves the datagram that it returns into the backlog.
 
         :raises OSError: ``EOPNOTSUPP`` or ``ENOPROTOOPT``: the socket is not a UDP socket, or the
             kernel is older than 5.0.
@@ -290,10 +289,10 @@ class Socket:
     def guard(self) -> Guard | None:
         """The :class:`Guard` that checks received datagrams, or None. Sockets may share a guard.
 
-        Every receiving method skips the datagrams that it refuses. After 1024 consecutive refusals,
-        a method that does not wait raises :class:`BlockingIOError`, so that a flood cannot keep the
-        caller busy; ``select`` still reports the socket as readable. A new guard also checks the
-        datagrams that are in the backlog.
+        Every receiving method skips the datagrams that the guard refuses. After 1024 consecutive
+        refusals, a method that does not wait raises :class:`BlockingIOError`, so that a flood
+        cannot keep the caller busy; ``select`` still reports the socket as readable. A new guard
+        also checks the datagrams that are in the backlog.
 
         Setting it attaches the guard's kernel filter to the socket, unless a filter was set with
         ``SO_ATTACH_FILTER`` or the kernel rejects it; then the guard itself checks the networks.
@@ -317,8 +316,9 @@ class Socket:
         """How long a receive polls before it sleeps, in seconds. The default is 0.
 
         A sleeping thread needs 30 to 70 µs to wake up; a polling one receives the datagram within a
-        few. Other Python threads run meanwhile. The price is one fully used processor core while
-        no datagram arrives, for up to this time per wait. Use it only if there is a core to spare.
+        few microseconds. Other Python threads run meanwhile. The price is one fully used processor
+        core while no datagram arrives, for up to this time per wait. Use it only if there is a core
+        to spare.
 
         :raises ValueError: It is negative or not a number.
         """
@@ -328,15 +328,17 @@ class Socket:
     def errors(self) -> list[DatagramError]:
         """Return the kernel's reports about sent datagrams that failed, and remove them.
 
-        It notes them once it was told to, by ``setsockopt(IPPROTO_IP, IP_RECVERR, 1)`` or
-        ``setsockopt(IPPROTO_IPV6, IPV6_RECVERR, 1)`` (``ip(7)``, ``ipv6(7)``). With that option the
-        next call on the socket also raises such an error, even where it is not connected.
+        The kernel records them once it has been told to, by
+        ``setsockopt(IPPROTO_IP, IP_RECVERR, 1)`` or ``setsockopt(IPPROTO_IPV6, IPV6_RECVERR, 1)``
+        (``ip(7)``, ``ipv6(7)``). With that option the next call on the socket also raises such an
+        error, even if the socket is not connected.
 
-        The call never waits, and takes at most 1024 entries of the queue. While it returns errors,
-        there may be more: call it again. Calls that wait for datagrams, and transports, empty the
-        kernel's queue into one of 256 entries. If that is full, the oldest entry is dropped;
-        ``stats().errors`` has counted it. Entries that are not errors, such as timestamps of
-        datagrams that were sent, stay for :meth:`recvmsg` with ``MSG_ERRQUEUE``: the latest 256.
+        The call never waits, and takes at most 1024 entries of the queue. As long as it returns
+        errors, there may be more: call it again. Transports, and calls that wait for datagrams,
+        move the entries of the kernel's queue into tomada's own queue, which holds 256. If that is
+        full, the oldest entry is dropped; ``stats().errors`` has counted it. Entries that are not
+        errors, such as timestamps of datagrams that were sent, remain available to :meth:`recvmsg`
+        with ``MSG_ERRQUEUE``, up to the latest 256.
         """
 
     def join_group(
@@ -455,9 +457,8 @@ class Socket:
             handler, an audit hook or the iterable ends the call unchanged, and so does a close.
         :raises BlockingIOError: The timeout is 0, and there was no room for the first datagram. If
             there was room for some, the call returns how many were sent.
-        :raises TimeoutError: There was no room for the next datagram within the timeout of the
-            whole
-            call. ``sent`` says how many were sent.
+        :raises TimeoutError: There was no room for the next datagram within the timeout, which
+            applies to the whole call. ``sent`` says how many were sent.
         :raises TypeError: An item is not a datagram. Those before it were sent; ``sent`` says how
             many.
         """
@@ -809,7 +810,7 @@ class ServerStats:
 
     @property
     def send_errors(self) -> int:
-        """Datagrams that the kernel refused, or for which there was no room for too long."""
+        """Datagrams that the kernel refused, or that waited too long for room."""
 
     @property
     def receive_errors(self) -> int:
@@ -829,7 +830,7 @@ class ServerStats:
 
     @property
     def batch_sizes(self) -> dict[int, int]:
-        """The number of batches by size: up to 1, 2, 4, … datagrams, and more than half of that."""
+        """The number of batches by size: each counts as the next larger of 1, 2, 4, …"""
 
 @final
 class Stats:
@@ -882,7 +883,7 @@ class Stats:
         drop stands for 1 to 128 datagrams.
 
         The kernel counts from the creation of the socket, and duplicates share the count. Its
-        counter has 32 bits; this one continues beyond if it is read occasionally.
+        counter has 32 bits; this one continues beyond that if it is read occasionally.
         """
 
     @property
@@ -893,8 +894,8 @@ class Stats:
         one counter for these and for datagrams that found no room. Each call of ``stats()``
         separates them by means of the network namespace's counters (``RcvbufErrors`` and
         ``InErrors`` in ``/proc/net/snmp``). While another socket of the namespace overflows, some
-        are counted in :attr:`kernel_drops` instead. All are before Linux 5.14, without ``/proc``,
-        and if the socket is in another namespace than the calling thread.
+        are counted in :attr:`kernel_drops` instead. Before Linux 5.14, without ``/proc``, or if the
+        socket is in a different namespace from the calling thread, all of them are.
         """
 
     @property
@@ -925,10 +926,10 @@ class Guard:
     **Memory.** The table of sources has a fixed size (32 bytes per source, 8 MiB by default). It is
     hashed with a secret key, so an attacker cannot choose which source to displace. A source
     becomes *known* once it has sent datagrams over a period of at least one second. Half of the
-    table is for known sources. One of them keeps its entry as long as it sends at least one
+    table is for known sources. Each of them keeps its entry as long as it sends at least one
     datagram per minute, whatever else arrives. The other half is for strangers. If it is full, a
-    new stranger replaces the one that has used the least of its rate, and inherits that usage. So
-    a flood cannot give a source more than its rate by making the guard forget it. During a flood,
+    new stranger replaces the one that has used the least of its rate, and inherits that usage. So a
+    flood cannot give a source more than its rate by making the guard forget it. During a flood,
     strangers may be refused, but known peers are not.
 
     :param allow: Networks (``"192.0.2.0/24"``, an address, or objects of :mod:`ipaddress`). If
@@ -976,13 +977,13 @@ class Guard:
     def kernel_filter(self) -> bytes | None:
         """The networks as an array of ``struct sock_filter`` (classic BPF).
 
-        ``None`` without ``allow`` and ``deny``, with ``kernel_filter=False``, and if the program
-        would exceed the kernel's limit of 4096 instructions (about a thousand networks that are not
-        adjacent). Then the guard itself checks the networks.
+        ``None`` if neither ``allow`` nor ``deny`` was given, with ``kernel_filter=False``, or if
+        the program would exceed the kernel's limit of 4096 instructions (about a thousand networks
+        that are not adjacent). Then the guard itself checks the networks.
         """
 
     def attach(self, sock: Any, /) -> None:
-        """Attach only :attr:`kernel_filter` to a socket of any module (``SO_ATTACH_FILTER``).
+        """Attach only :attr:`kernel_filter` to a socket from any module (``SO_ATTACH_FILTER``).
 
         :raises ValueError: This guard does not have a kernel filter.
         :raises OSError: ``ENOMEM``: it is larger than ``net.core.optmem_max`` allows.
@@ -1079,7 +1080,10 @@ class TransportCore:
         """Deliver datagrams again after :meth:`pause_reading`."""
 
     def close(self) -> bool:
-        """Stop delivering datagrams. When the send backlog is empty, the next step is to lose."""
+        """Stop delivering datagrams.
+
+        When the send backlog is empty, the next step is to lose the connection.
+        """
 
     def abort(self) -> bool:
         """Drop the send backlog, and only warn when a datagram is sent."""
@@ -1111,7 +1115,7 @@ class TransportCore:
         """The low-water and high-water marks in bytes."""
 
     def set_limits(self, high: float | None, low: float | None) -> None:
-        """Set the marks in bytes, as :meth:`asyncio.WriteTransport.set_write_buffer_limits`."""
+        """Set the marks in bytes, like :meth:`asyncio.WriteTransport.set_write_buffer_limits`."""
 
     def set_protocol(self, protocol: Any) -> None:
         """Set the protocol that datagrams are delivered to."""
@@ -1141,16 +1145,16 @@ class TransportCore:
         """Receive all queued datagrams, up to a maximum, with their senders' addresses."""
 
     def read_errors(self) -> bool:
-        """Tell the protocol of errors in the error queue, and return whether there were any.
+        """Report errors in the error queue to the protocol, and return whether there were any.
 
-        It is told of at most 16 in a turn of the loop, and of the others in the next turns.
+        At most 16 are reported in one turn of the loop, and the others in the turns that follow.
         """
 
     def read_all_errors(self) -> None:
-        """Tell the protocol at once of all errors that are stored."""
+        """Report all stored errors to the protocol at once."""
 
     def resume_errors(self) -> None:
-        """Go on to tell the protocol of errors."""
+        """Continue to report errors to the protocol."""
 
     def limit_backlog(self) -> None:
         """From now on, limit the datagrams that wait for room in the socket's buffer."""

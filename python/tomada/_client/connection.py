@@ -96,7 +96,7 @@ class Connection(socket):
             if local is not None:
                 PORTS.bind(self, local, to)
             #: The descriptor, which another thread may close at any time.
-            self.number = self.fileno()
+            self.number = self._descriptor()
             poll = select.poll()
             poll.register(self.number, select.POLLIN)
             #: Says whether there is something in the queue; called with 0.

@@ -37,11 +37,13 @@ ROOM_WAIT = 1e-3
 class Group:
     """Requests that are sent and retransmitted together."""
 
-    __slots__ = ("exchange", "indices")
+    __slots__ = ("exchange", "indices", "left")
 
     def __init__(self, exchange: Exchange, indices: Sequence[int]) -> None:
         self.exchange = exchange
         self.indices = indices
+        #: The number of requests that are still in flight, and not in another group.
+        self.left = len(indices)
 
 
 class Pipeline:
@@ -54,9 +56,9 @@ class Pipeline:
         self._pool = pool
         self._retry = retry
         self._address = address
-        # The requests in flight by index, oldest first, and their exchanges.
+        # The requests in flight by index, oldest first, and their groups.
         self._in_flight: dict[int, ReadableBuffer] = {}
-        self._exchanges: dict[int, Exchange] = {}
+        self._groups: dict[int, Group] = {}
         self._results: list[Any] = []
         # A heap of attempts: when each is due, a unique number to break ties, and its group.
         self._due: list[tuple[float, int, Group]] = []
@@ -94,8 +96,9 @@ class Pipeline:
         self._results += [None] * len(requests)
         self._in_flight.update(zip(indices, requests, strict=True))
         exchange = Exchange(self._retry, self._pool.round_trip, monotonic())
-        self._exchanges.update(dict.fromkeys(indices, exchange))
-        self._attempt(Group(exchange, indices))
+        group = Group(exchange, indices)
+        self._groups.update(dict.fromkeys(indices, group))
+        self._attempt(group)
 
     def _attempt(self, group: Group) -> None:
         """Make the next attempt; if there is none left, fail the requests."""
@@ -113,13 +116,13 @@ class Pipeline:
 
     def _left(self, group: Group) -> list[int]:
         """Return the requests of a group that have no reply yet, and are not in another group."""
-        exchanges, exchange = self._exchanges, group.exchange
-        return [index for index in group.indices if exchanges.get(index) is exchange]
+        groups = self._groups
+        return [index for index in group.indices if groups.get(index) is group]
 
     def _await(self, window: int) -> None:
         """Receive replies until the next attempt is due, then make it."""
         in_flight, due = self._in_flight, self._due
-        while not self._left(due[0][2]):
+        while not due[0][2].left:
             heapq.heappop(due)
         until = due[0][0]
         if self._unsent:
@@ -142,9 +145,10 @@ class Pipeline:
 
     def _complete(self, index: int, reply: bytes, now: float) -> None:
         del self._in_flight[index]
-        exchange = self._exchanges.pop(index)
-        if not exchange.is_complete:  # only the first reply of the group gives a sample
-            exchange.complete(now)
+        group = self._groups.pop(index)
+        group.left -= 1
+        if not group.exchange.is_complete:  # only the first reply of the group gives a sample
+            group.exchange.complete(now)
         self._results[index] = reply
         self._refusal = None
 
@@ -160,15 +164,16 @@ class Pipeline:
 
     def _send_ahead(self, indices: Sequence[int], error: OSError) -> None:
         """Make the next attempt of requests at once, apart from what was sent with them."""
-        together: dict[Exchange, list[int]] = {}
+        together: dict[Group, list[int]] = {}
         for index in indices:
-            together.setdefault(self._exchanges[index], []).append(index)
-        for exchange, own in together.items():
-            apart = copy.copy(exchange)
-            apart.refuse(error)
-            if apart.due < exchange.due:
-                self._exchanges.update(dict.fromkeys(own, apart))
-                self._schedule(Group(apart, own))
+            together.setdefault(self._groups[index], []).append(index)
+        for group, own in together.items():
+            apart = Group(copy.copy(group.exchange), own)
+            apart.exchange.refuse(error)
+            if apart.exchange.due < group.exchange.due:
+                group.left -= len(own)
+                self._groups.update(dict.fromkeys(own, apart))
+                self._schedule(apart)
 
     def _fail(self, index: int, error: OSError) -> None:
         if self._is_raising or self._pool.is_closed:
@@ -176,7 +181,7 @@ class Pipeline:
             raise error
         self._give_up(index)
         del self._in_flight[index]
-        del self._exchanges[index]
+        self._groups.pop(index).left -= 1
         self._results[index] = error
 
     def _not_sent(self, index: int, error: OSError) -> None:
