@@ -830,7 +830,7 @@ class ServerStats:
 
     @property
     def batch_sizes(self) -> dict[int, int]:
-        """The number of batches by size: each counts as the next larger of 1, 2, 4, …"""
+        """The number of batches by size, which is rounded up to a power of two."""
 
 @final
 class Stats:
