@@ -231,6 +231,7 @@ def handle(data, _):
     else:
         held.set()
         going.wait()
+        time.sleep(0.05)  # so that the server is told to stop before the last datagram
 
 def ask():
     server.ready.wait()

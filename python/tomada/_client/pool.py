@@ -237,7 +237,11 @@ class Pool:
         now = monotonic()
         self._count_unused(now)
         resting = self._resting
-        if resting and (resting[0][0] <= now or len(resting) > MOST_RESTING):
+        try:
+            is_due = resting[0][0] <= now or len(resting) > MOST_RESTING
+        except IndexError:  # another thread may have just removed the last one
+            is_due = False
+        if is_due:
             with self._lock:
                 resting = self._resting
                 while resting and (resting[0][0] <= now or len(resting) > MOST_RESTING):

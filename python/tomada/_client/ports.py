@@ -106,7 +106,10 @@ class Ports:
     def expire(self) -> None:
         """Forget the ports that may be used again."""
         now = monotonic()
-        if not self._expiries or self._expiries[0][0] > now:
+        try:
+            if self._expiries[0][0] > now:
+                return
+        except IndexError:  # another thread may have just removed the last one
             return
         with self._lock:
             while self._expiries and self._expiries[0][0] <= now:
