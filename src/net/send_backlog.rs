@@ -96,8 +96,9 @@ pub struct Refused {
 }
 
 /// How often a datagram is retried after an error that may be about an earlier one. ICMP messages may
-/// arrive faster than the datagrams leave, and none of them is about this datagram.
-const RETRIES: u32 = 3;
+/// arrive faster than the datagrams leave, and none of them is about this datagram. If another process
+/// reads the error queue of a shared socket, each entry that it takes sets the error of the next one.
+const RETRIES: u32 = 64;
 /// The maximum number of datagrams to hand to the kernel at once. It keeps a long backlog that is
 /// sent in small steps from being laid out completely for each step.
 const STEP: usize = 512;
@@ -413,7 +414,7 @@ mod tests {
             for source in [None, Some(source)] {
                 for waits in [None, Some(libc::EAGAIN), Some(libc::EBADF)] {
                     let mut backlog = backlog(600, source);
-                    let answers = vec![Some(errno); 10_000];
+                    let answers = vec![Some(errno); (2 + RETRIES as usize) * 600];
                     let mut kernel =
                         ScriptedOutlet { waits, ..ScriptedOutlet::answering(&answers) };
                     let flushed = flush(&mut backlog, &mut kernel);
