@@ -408,6 +408,14 @@ mod tests {
     }
 
     #[test]
+    fn many_errors_about_earlier_datagrams_cost_none() {
+        let mut kernel = ScriptedOutlet::answering(&[Some(libc::ECONNREFUSED); 40]);
+        let flushed = flush(&mut backlog(3, None), &mut kernel);
+        assert!(flushed.errors.iter().all(|refused| !refused.is_lost));
+        assert_eq!(kernel.taken, 3);
+    }
+
+    #[test]
     fn a_flush_ends_for_every_repeated_result() {
         for errno in 1..140 {
             let source = Source { address: [192, 0, 2, 1].into(), interface: 0 };

@@ -2,7 +2,6 @@
 
 import errno
 import queue
-import re
 import socket as std
 import time
 from pathlib import Path
@@ -54,18 +53,15 @@ def test_request_is_retransmitted_if_lost(kind, match):
 def test_request_without_reply_times_out_and_reports_the_attempts(inet, match):
     with (
         Server(inet, silence) as server,
-        tomada.Client(server.address, 0.05, retries=3, match=match) as client,
+        tomada.Client(server.address, 1.0, retries=3, match=match) as client,
     ):
         started = time.monotonic()
         host, port = server.address
-        no_reply = rf"^no reply from {host}:{port}: (\d) attempts? in \d+\.\d\d\d s$"
-        with pytest.raises(TimeoutError, match=no_reply) as caught:
+        no_reply = rf"^no reply from {host}:{port}: 4 attempts in \d\.\d\d\d s$"
+        with pytest.raises(TimeoutError, match=no_reply):
             client.request(b"hello?")
-        assert time.monotonic() - started >= 0.05
-        # All four, unless the machine is busy.
-        attempts = int(re.match(no_reply, str(caught.value))[1])
-        assert 1 <= attempts <= 4
-        eventually(lambda: len(server.asked) == attempts)
+        assert time.monotonic() - started >= 1.0
+        eventually(lambda: len(server.asked) == 4)
     assert {data for data, _ in server.asked} == {b"hello?"}
 
 
@@ -215,8 +211,8 @@ def test_refusal_is_the_cause_of_the_timeout(kind):
     with Server(kind, echo) as server:
         address = server.address
     with (
-        tomada.Client(address, 0.05) as client,
-        pytest.raises(TimeoutError, match=r"[1-4] attempts?") as caught,
+        tomada.Client(address, 1.0) as client,
+        pytest.raises(TimeoutError, match="4 attempts") as caught,
     ):
         client.request(b"anybody?")
     assert isinstance(caught.value.__cause__, ConnectionRefusedError)

@@ -78,10 +78,10 @@ def test_request_many_retransmits_lost_requests(kind, match):
 def test_request_many_raises_the_first_failure_with_its_index(inet, match):
     with (
         Server(inet, lambda data: [] if data == b"3" else [data]) as server,
-        tomada.Client(server.address, 0.1, match=match) as client,
+        tomada.Client(server.address, 1.0, match=match) as client,
     ):
         requests = [b"%d" % number for number in range(6)]
-        with pytest.raises(TimeoutError, match=r"[1-4] attempts? in") as caught:
+        with pytest.raises(TimeoutError, match="4 attempts in") as caught:
             client.request_many(requests, 2)
         assert caught.value.index == 3
         assert client.request_many(requests[:3]) == requests[:3]
