@@ -66,7 +66,7 @@ def serve_handler(run: Run, handler: Callable[..., Any], **options: Any) -> None
 
 
 def echo_in_tasks(run: Run) -> None:
-    """An async handler that waits for nothing."""
+    """Serve with an async handler that waits for nothing."""
     counter, received = run.counter, 0
 
     async def handle(data: bytes, _address: object) -> bytes:
@@ -80,7 +80,7 @@ def echo_in_tasks(run: Run) -> None:
 
 
 def wait_in_tasks(run: Run) -> None:
-    """An async handler that waits, as for a database."""
+    """Serve with an async handler that waits, as for a database."""
     counter, received = run.counter, 0
 
     async def handle(data: bytes, _address: object) -> bytes:

@@ -166,7 +166,7 @@ class EventLoopWorker:
         is_quiet, self._is_quiet = self._is_quiet, False
         self._is_full = result == FULL
         self._set_watched(is_watched=result in (WAIT, POLL, AGAIN))
-        if result == AGAIN:
+        if result == AGAIN or (result == POLL and self._is_stopping):
             self._loop.call_soon(self._receive)
         elif result == PAUSE:
             self._call_later("receive", ERROR_PAUSE, self._receive)

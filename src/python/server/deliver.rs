@@ -36,6 +36,8 @@ pub(super) struct HandlerSink<'a, 'py> {
     senders: Senders<'a, 'py>,
     /// How results become replies on an event loop.
     tasks: Option<&'a Tasks>,
+    /// The datagrams, and their bytes, that were taken off the cursor.
+    taken: (usize, usize),
     flushed_at: Instant,
     /// The time since when this thread is attached to the interpreter.
     attached_at: Cell<Instant>,
@@ -59,6 +61,7 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
             handler: core.handler.bind(py),
             senders: Senders::new(owner.get().addresses()),
             tasks: core.tasks.get(),
+            taken: (0, 0),
             flushed_at: now,
             attached_at: Cell::new(now),
             source_reader: core.reply_sources.reader(),
@@ -99,8 +102,11 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         pace: &mut Pace<'_>,
         filled: &Filled,
     ) -> Result<()> {
-        self.count(filled);
-        self.core.counters.get().shared_counters().add_batch(self.core.worker, filled.datagrams);
+        if self.tasks.is_none() {
+            self.count(filled);
+            self.count_batch(filled.datagrams);
+        }
+        let is_new = cursor.held().is_none();
         let before = self.core.delivering.swap(this_thread(), Ordering::Relaxed);
         let started = Instant::now();
         self.flushed_at = started;
@@ -113,6 +119,13 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         // The handler may have sent replies with Datagram.reply().
         self.core.count_delta(self.socket);
         pace.note(filled, Duration::ZERO, started.elapsed());
+        if self.tasks.is_some() {
+            // The others go to the backlog, and are counted when they leave it.
+            let (datagrams, bytes) = std::mem::take(&mut self.taken);
+            let truncated = if is_new { filled.truncated } else { 0 };
+            self.count(&Filled { datagrams, bytes, truncated, ..*filled });
+            self.count_batch(datagrams);
+        }
         result?;
         Ok(flushed?)
     }
@@ -126,10 +139,16 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         }
     }
 
+    fn count_batch(&self, datagrams: usize) {
+        self.core.counters.get().shared_counters().add_batch(self.core.worker, datagrams);
+    }
+
     /// Calls the handler with all datagrams, and queues the replies.
     fn handle_batch(&mut self, cursor: &mut RecvCursor<'_>) -> PyResult<usize> {
         let (mut batch, mut senders, mut taken) = (Vec::new(), Vec::new(), 0);
         while let Some(datagram) = cursor.current() {
+            self.taken.0 += 1;
+            self.taken.1 += datagram.payload.len();
             let added = if self.own.is_source(datagram.from) {
                 self.refuse_own(datagram.from)
             } else {
@@ -223,6 +242,8 @@ impl Sink for HandlerSink<'_, '_> {
             return self.handle_batch(cursor);
         }
         let Some(datagram) = cursor.current() else { return Ok(0) };
+        self.taken.0 += 1;
+        self.taken.1 += datagram.payload.len();
         let handled = self.handle(&datagram);
         let handled = handled.or_else(|error| self.core.fail(self.py, error, Some(datagram.from)));
         cursor.advance(); // it counts as handled, even if the handler failed
