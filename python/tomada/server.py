@@ -114,7 +114,7 @@ class Server:
         ``net.core.rmem_max``), the server logs it.
     :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``).
     :param spin: How long to poll for the next datagram before sleeping, in seconds: shorter round
-        trips, at the cost of a core.
+        trips, at the cost of a core. A server on an event loop does not spin.
     :param groups: Multicast groups to join, each an address, or the arguments of
         :meth:`tomada.socket.socket.join_group`. Workers then share one socket, because several
         sockets would each receive a copy.

@@ -65,7 +65,10 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
             flushed_at: now,
             attached_at: Cell::new(now),
             source_reader: core.reply_sources.reader(),
-            own: OwnAddress::of(socket),
+            own: match core.tasks.get() {
+                Some(tasks) => tasks.own.clone(),
+                None => OwnAddress::of(socket),
+            },
         }
     }
 

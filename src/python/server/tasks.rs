@@ -8,13 +8,16 @@ use std::time::{Duration, Instant};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::exceptions::asyncio::CancelledError;
 use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PySet};
 
 use super::deliver::{HandlerSink, this_thread};
 use super::replies::ReplyTo;
 use super::{RETIRING, RUNNING, ServerCore, ends_program};
-use crate::net::{Costs, Count, ErrorClass, ErrorStreak, Pace, RecvCursor, hang_if_ended};
+use crate::net::{
+    Costs, Count, ErrorClass, ErrorStreak, OwnAddress, Pace, RecvCursor, hang_if_ended,
+};
 use crate::python::error::Result;
 
 /// A receive takes only as many datagrams as can probably be handled in this time, because the other
@@ -45,6 +48,8 @@ pub(super) struct Tasks {
     /// `asyncio.Task`, and its keyword arguments: an eager start, if Python has it.
     task_type: Py<PyAny>,
     task_options: Py<PyDict>,
+    /// Whether the loop has a task factory, which makes the tasks instead.
+    has_factory: AtomicBool,
     coroutine_type: Py<PyAny>,
     is_coroutine: Py<PyAny>,
     /// How many calls of the handler may be under way.
@@ -62,6 +67,7 @@ pub(super) struct Tasks {
     cancelled: AtomicUsize,
     streak: Mutex<ErrorStreak>,
     costs: Costs,
+    pub(super) own: OwnAddress,
 }
 
 impl Tasks {
@@ -86,20 +92,19 @@ impl Tasks {
         if !self.is_coroutine(&result)? {
             return core.get().queue_result(&to, &result);
         }
-        let event_loop = self.event_loop.bind(py);
-        let task = if event_loop.call_method0("get_task_factory")?.is_none() {
-            self.task_type.bind(py).call((result,), Some(self.task_options.bind(py)))?
+        let task = if self.has_factory.load(Ordering::Relaxed) {
+            self.event_loop.bind(py).call_method1(intern!(py, "create_task"), (result,))?
         } else {
-            event_loop.call_method1("create_task", (result,))?
+            self.task_type.bind(py).call((result,), Some(self.task_options.bind(py)))?
         };
-        if task.call_method0("done")?.is_truthy()? {
+        if task.call_method0(intern!(py, "done"))?.is_truthy()? {
             return self.finish(core.get(), &task, &to); // it was started eagerly
         }
         let core = core.clone().unbind();
         let completion = Bound::new(py, Completion { core, to, since: Instant::now() })?;
         self.pending.bind(py).add(&task)?;
         self.under_way.fetch_add(1, Ordering::Relaxed);
-        task.call_method1("add_done_callback", (completion,))?;
+        task.call_method1(intern!(py, "add_done_callback"), (completion,))?;
         Ok(())
     }
 
@@ -128,10 +133,14 @@ impl Tasks {
 
     /// Has the loop send what is queued at the end of this turn.
     pub(super) fn tell_reply(&self, py: Python<'_>) -> PyResult<()> {
-        if !self.is_reply_told.swap(true, Ordering::Relaxed) {
-            self.on_reply.call0(py)?;
+        if self.is_reply_told.swap(true, Ordering::Relaxed) {
+            return Ok(());
         }
-        Ok(())
+        let told = self.on_reply.call0(py);
+        if told.is_err() {
+            self.is_reply_told.store(false, Ordering::Relaxed);
+        }
+        told.map(drop)
     }
 
     /// Has the loop notice that the server is to stop, from any thread.
@@ -195,6 +204,7 @@ impl ServerCore {
             event_loop,
             task_type: asyncio.getattr("Task")?.unbind(),
             task_options,
+            has_factory: AtomicBool::new(false),
             coroutine_type: py.import("types")?.getattr("CoroutineType")?.unbind(),
             is_coroutine: asyncio.getattr("iscoroutine")?.unbind(),
             most,
@@ -207,6 +217,7 @@ impl ServerCore {
             cancelled: AtomicUsize::new(0),
             streak: Mutex::default(),
             costs: Costs::default(),
+            own: OwnAddress::of(self.socket.bind(py).get().socket()?),
         };
         if self.tasks.set(tasks).is_err() {
             return Err(PyRuntimeError::new_err("a server runs on one event loop").into());
@@ -300,6 +311,8 @@ impl ServerCore {
         if !tasks.has_room() {
             return Ok(Next::Full);
         }
+        let factory = tasks.event_loop.bind(py).call_method0(intern!(py, "get_task_factory"))?;
+        tasks.has_factory.store(!factory.is_none(), Ordering::Relaxed);
         let mut cursor = RecvCursor::of_thread(socket)?;
         let mut pace = Pace::new(&tasks.costs);
         let mut of_peer = None;
