@@ -132,6 +132,19 @@ ECHOES = (
     ours("Server", "servers echo", module="tomada", gro=True),
 )
 
+# Async handlers, beside protocols that start a task for each datagram.
+TASKS = {"module": "tomada", "gro": True}
+
+
+def in_tasks(function: str) -> tuple[Subject, ...]:
+    return (
+        *on_loops(f"{function}_in_tasks", "asyncio", "uvloop"),
+        ours("Server", f"servers {function}_in_tasks", loop="tomada", **TASKS),
+        ours("Server, asyncio", f"servers {function}_in_tasks", loop="asyncio", **TASKS),
+        ours("Server, uvloop", f"servers {function}_in_tasks", loop="uvloop", **TASKS),
+    )
+
+
 # A round trip has the same program at both ends.
 SPINNING = {"module": "tomada", "spin": SPIN}
 ROUND_TRIPS = (
@@ -195,6 +208,17 @@ BARS: dict[str, tuple[tuple[Any, ...], ...]] = {
         ("tomada: asyncio", "asyncio", 0, "bytes"),
     ),
     "timer": (("tomada: asyncio", "asyncio", 1.0, "p99"),),
+    # The first two are for CPython 3.12 and newer, which start tasks eagerly.
+    "tasks-echo": (
+        ("tomada: Server", "uvloop", 1.5),
+        ("tomada: Server", "asyncio", 6),
+        ("tomada: Server", "asyncio", 2),
+    ),
+    "tasks-wait": (
+        ("tomada: Server", "asyncio", 2.5, "rate"),
+        ("tomada: Server, uvloop", "uvloop", 1.0, "rate"),
+        ("tomada: Server, uvloop", "uvloop", 1.0, "p99"),
+    ),
     "request": (
         ("tomada: Client.request", "socket", 1.0, "rate"),
         ("tomada: Client.request_many", "socket", 3, "rate"),
@@ -263,6 +287,20 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
         loads.Echo(in_flight=32, gso=True),
         ECHOES,
     ),
+    (
+        "tasks-echo",
+        "tasks",
+        f"An async handler that replies at once; {PLAIN}",
+        loads.Echo(),
+        in_tasks("echo"),
+    ),
+    (
+        "tasks-wait",
+        "tasks",
+        "An async handler that waits for 10 ms; 1,000 requests in flight",
+        loads.Echo(in_flight=125),
+        in_tasks("wait"),
+    ),
     ("round-trip", "round-trip", "64 bytes, the same at both ends", loads.RoundTrip(), ROUND_TRIPS),
     (
         "round-trip-loops",
@@ -323,6 +361,8 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
         ),
     ),
 )
+# Compared with asyncio, because no program without a loop does the same.
+ON_LOOPS = {"endpoints", "tasks-echo", "tasks-wait"}
 QUICK = {"receive-64-gso", "send-64", "echo-64", "round-trip"}
 
 
@@ -331,7 +371,7 @@ def scenarios() -> tuple[Scenario, ...]:
         Scenario(
             *table,
             bars=tuple(Bar(*bar) for bar in BARS.get(table[0], ())),
-            reference="asyncio" if table[0] == "endpoints" else "socket",
+            reference="asyncio" if table[0] in ON_LOOPS else "socket",
             is_quick=table[0] in QUICK,
         )
         for table in TABLES

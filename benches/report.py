@@ -31,6 +31,12 @@ whole way through the kernel.""",
 Each client, written in Rust, keeps several requests in flight and never sleeps; the server returns
 each datagram. The latency is measured by the clients.""",
     ),
+    "tasks": (
+        "Async handlers",
+        """\
+Servers whose handler is a coroutine function, beside protocols that start a task for each datagram.
+From CPython 3.12 on, a server starts tasks eagerly: one that waits for nothing ends at once.""",
+    ),
     "round-trip": (
         "Round trip",
         """\

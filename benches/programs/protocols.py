@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benches.programs.loops import start
-from benches.programs.run import CHUNK, Run
+from benches.programs.run import CHUNK, WAIT, Run
 
 PERIOD = 0.01
 
@@ -34,6 +34,29 @@ class Echoing(Counting):
     """Sends its datagrams back."""
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        self.sendto(data, addr)
+        self.count += 1
+        if not self.count % len(CHUNK):
+            self.counter[0] = self.count
+
+
+class Tasks(Counting):
+    """Starts a task for each datagram, which sends the datagram back after a while."""
+
+    def __init__(self, counter: memoryview[int], wait: float = 0) -> None:
+        super().__init__(counter)
+        self.wait = wait
+        self.create_task = asyncio.get_running_loop().create_task
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        task = self.create_task(self.handle(data, addr))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def handle(self, data: bytes, addr: tuple[str, int]) -> None:
+        if self.wait:
+            await asyncio.sleep(self.wait)
         self.sendto(data, addr)
         self.count += 1
         if not self.count % len(CHUNK):
@@ -86,6 +109,14 @@ def receive_batches(run: Run) -> None:
 
 def echo(run: Run) -> None:
     serve(run, Echoing)
+
+
+def echo_in_tasks(run: Run) -> None:
+    serve(run, Tasks)
+
+
+def wait_in_tasks(run: Run) -> None:
+    serve(run, lambda counter: Tasks(counter, WAIT))
 
 
 def send(run: Run) -> None:

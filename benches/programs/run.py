@@ -20,6 +20,8 @@ from typing import Any
 
 # Programs that process single datagrams count this many at once, so that counting costs nothing.
 CHUNK = range(64)
+# How long an async handler waits, in seconds.
+WAIT = 0.01
 
 FORCE = 33  # SO_RCVBUFFORCE
 

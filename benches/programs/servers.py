@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import socketserver
 import time
+from collections.abc import Callable
+from typing import Any
 
-from benches.programs.run import CHUNK, Run
+from benches.programs.run import CHUNK, WAIT, Run
 from tomada import Server
 
 # How long a handler computes that keeps its core busy.
@@ -51,11 +54,44 @@ def serve(run: Run, *, echoes: bool) -> None:
             counter[0] = received
         return data if echoes else None
 
+    serve_handler(run, handle)
+
+
+def serve_handler(run: Run, handler: Callable[..., Any], **options: Any) -> None:
     sock = run.bind()
-    with Server(None, handle, sock=sock, gro=run.gro, spin=run.spin):
+    with Server(None, handler, sock=sock, gro=run.gro, spin=run.spin, **options):
         run.announce_socket(sock)
         while not run.wait_for_end():
             pass
+
+
+def echo_in_tasks(run: Run) -> None:
+    """Serve with an async handler that waits for nothing."""
+    counter, received = run.counter, 0
+
+    async def handle(data: bytes, _address: object) -> bytes:
+        nonlocal received
+        received += 1
+        if not received % len(CHUNK):
+            counter[0] = received
+        return data
+
+    serve_handler(run, handle, loop=run.loop)
+
+
+def wait_in_tasks(run: Run) -> None:
+    """Serve with an async handler that waits, as for a database."""
+    counter, received = run.counter, 0
+
+    async def handle(data: bytes, _address: object) -> bytes:
+        nonlocal received
+        await asyncio.sleep(WAIT)
+        received += 1
+        if not received % len(CHUNK):
+            counter[0] = received
+        return data
+
+    serve_handler(run, handle, loop=run.loop)
 
 
 def work(run: Run) -> None:

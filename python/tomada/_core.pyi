@@ -1,5 +1,6 @@
 """The Rust core: :class:`Socket` is the base of :class:`tomada.socket.socket`."""
 
+from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterable, Iterator
 from socket import _Address, _RetAddress
 from typing import Any, Final, Literal, Self, TypeAlias, final, overload
@@ -737,6 +738,62 @@ class ServerCore:
     def sendto(self, data: ReadableBuffer, address: _Address) -> None:
         """Send a datagram: in a handler together with the replies, elsewhere at once."""
 
+    @property
+    def worker(self) -> int:
+        """The worker's number."""
+
+    def attach(
+        self,
+        event_loop: AbstractEventLoop,
+        task_options: dict[str, Any],
+        most: int,
+        on_reply: Callable[[], object],
+        on_stop: Callable[[], object],
+    ) -> None:
+        """Run on an event loop instead of :meth:`run`, in the loop's thread.
+
+        :param task_options: The keyword arguments of :class:`asyncio.Task`.
+        :param most: How many calls of the handler may be under way.
+        :param on_reply: Called when something is queued to be sent: the loop calls
+            :meth:`end_turn` at the end of its turn.
+        :param on_stop: Called in the loop after :meth:`stop`.
+        """
+
+    def receive_once(self) -> int:
+        """Receive once without waiting, call the handler, and send what it has returned.
+
+        :return: The next step. 0: wait, there is nothing to receive. 1: there may be more. 2:
+            receive again, for datagrams that the kernel does not know of. 3: as many calls as are
+            allowed are under way. 4: pause, because of errors. 5: everything was received.
+        """
+
+    def end_turn(self) -> bool:
+        """Send what is queued; return whether datagrams wait for room."""
+
+    def tick(self) -> None:
+        """Log drops and entries of the error queue; call it about once per second."""
+
+    def cancel_tasks(self) -> None:
+        """Cancel the tasks under way; from now on, cancelled tasks are counted as such."""
+
+    def detach(self) -> int:
+        """Send the remaining replies, and stop running on the loop.
+
+        :return: How many received datagrams were not handled, or whose handler has not returned.
+        """
+
+    @property
+    def under_way(self) -> int:
+        """How many calls of the handler are under way."""
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether :meth:`stop` was called."""
+
+    @property
+    def time_left(self) -> float | None:
+        """The seconds until draining must end, if there is a limit."""
+
 @final
 class ServerCounters:
     """Counters that a server's processes share. Not a public interface."""
@@ -748,6 +805,9 @@ class ServerCounters:
 
     def add_restart(self, worker: int) -> None:
         """Count a worker that died and is restarted."""
+
+    def received(self, worker: int) -> int:
+        """Return how many datagrams a worker, and its predecessors, have received."""
 
     def stats(self, kernel_drops: int, filter_drops: int) -> ServerStats:
         """Return the sums over all workers."""
@@ -809,6 +869,10 @@ class ServerStats:
         """
 
     @property
+    def cancelled(self) -> int:
+        """Datagrams whose async handler was cancelled because draining took too long."""
+
+    @property
     def send_errors(self) -> int:
         """Datagrams that the kernel refused, or that waited too long for room."""
 
@@ -822,7 +886,10 @@ class ServerStats:
 
     @property
     def handler_time(self) -> float:
-        """Seconds spent in the handler, and in creating its arguments."""
+        """Seconds spent in the handler, and in creating its arguments.
+
+        For an async handler, the sum of the times until its calls have returned, which overlap.
+        """
 
     @property
     def restarts(self) -> int:

@@ -7,17 +7,19 @@ import errno
 import math
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 from tomada import _core
 from tomada._address import format_address
 from tomada._advice import OF_OPENING, advise, advised
-from tomada._server.app import check_callback
+from tomada._server.app import check_callback, check_handler
 from tomada._server.context import Context
 from tomada._server.lifecycle import Lifecycle, StoppedWhileStartingError
+from tomada._server.lifespan import check_lifespan
 from tomada._server.listeners import Listeners, adopt, listen, passed_descriptors
+from tomada._server.loops import check_loop
+from tomada._server.options import check_choices, check_limits, check_workers
 from tomada._server.processes import Processes
 from tomada._server.threads import Threads
 from tomada._server.wakeup import Signals, Wakeup
@@ -27,12 +29,19 @@ if TYPE_CHECKING:
     import threading
 
     from tomada._core import Guard
+    from tomada._server.options import (
+        BatchHandler,
+        DatagramHandler,
+        DataHandler,
+        Handler,
+        Lifespan,
+        Loop,
+        ServerOptions,
+        Steering,
+        Takes,
+    )
 
 __all__ = ["Server", "serve"]
-
-Handler: TypeAlias = Callable[..., Any]
-Takes: TypeAlias = Literal["data", "datagram", "batch"]
-Steering: TypeAlias = Literal["hash", "cpu", "random"]
 
 # The longest drain that can be limited, in seconds: all timers accept it. A longer one is
 # unlimited.
@@ -54,7 +63,9 @@ class Server:
         (``LISTEN_FDS``), or ``sock`` or ``fd``.
     :param handler: Called with each datagram. It returns the reply: a bytes-like object (an empty
         one is an empty datagram), or ``None`` for no reply. In each process one thread at a time
-        calls it, or ``threads`` of them.
+        calls it, or ``threads`` of them. If it is a coroutine function (``async def``), each call
+        is a task on the worker's event loop, started eagerly from Python 3.12 on, in a copy of the
+        context (:mod:`contextvars`) in which the lifespan was entered.
     :param takes: The handler's arguments. ``"data"``: ``(data, address)``. ``"datagram"``: one
         :class:`tomada.Datagram`, with the kernel's metadata. ``"batch"``: a list of pairs ``(data,
         address)``; the handler returns an iterable with the reply (or ``None``) to each, or
@@ -74,15 +85,36 @@ class Server:
         exits like a Python program: it waits for threads, runs the :mod:`atexit` functions
         registered in the worker, and flushes files. All of this may take the rest of ``drain`` plus
         one second. Exceptions are logged.
+    :param lifespan: A function that takes the server and returns a context manager or an
+        asynchronous one, such as one decorated with :func:`contextlib.contextmanager` or
+        :func:`contextlib.asynccontextmanager`. Each worker enters it after ``init``, before its
+        first datagram, and leaves it once, after its last one and before ``exit``, whenever
+        ``exit`` is called. Its value is :attr:`state`. An exception on entering is handled like one
+        of ``init``; one on leaving is logged. A worker that is to stop while it enters completes
+        that first, within ``drain`` plus one second.
+    :param loop: The event loop of each worker: ``"tomada"`` (:class:`tomada.asyncio.EventLoop`, the
+        default), ``"asyncio"``, ``"uvloop"``, or a function that makes one. A server has an event
+        loop if its handler or its lifespan is async, or if this is given; a synchronous handler is
+        then called by the loop.
+    :param max_concurrency: How many calls of an async handler may be under way in each worker.
+        While there are as many, the worker does not receive: datagrams wait in the kernel's buffer
+        and, if that is full, are dropped and counted (``stats().kernel_drops``). The default of
+        1,000 bounds the memory of the tasks to a few megabytes, and lets each call open a
+        descriptor within the usual limit of 1,024.
+    :param max_requests: Replace a worker after about this many datagrams: at least 80 % of them,
+        at random, so that workers are not replaced together. The new worker starts before the old
+        one drains, as on SIGHUP. Checked once per second. Needs several workers.
+    :param max_age: Replace a worker after this many seconds, or at random 80 % of them or more.
     :param steering: Which worker receives a datagram. ``"hash"``: always the same for a peer.
         ``"cpu"``: that of the CPU that received it. ``"random"``: any.
     :param drain: The maximum time in seconds to handle queued datagrams when the server stops;
-        ``math.inf`` for no limit.
+        ``math.inf`` for no limit. Calls of an async handler that are still under way are then
+        cancelled, and counted (``stats().cancelled``).
     :param rcvbuf: The size of each receive buffer in bytes. If the kernel grants less (sysctl
         ``net.core.rmem_max``), the server logs it.
     :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``).
     :param spin: How long to poll for the next datagram before sleeping, in seconds: shorter round
-        trips, at the cost of a core.
+        trips, at the cost of a core. A server on an event loop does not spin.
     :param groups: Multicast groups to join, each an address, or the arguments of
         :meth:`tomada.socket.socket.join_group`. Workers then share one socket, because several
         sockets would each receive a copy.
@@ -96,6 +128,36 @@ class Server:
     signal handlers.
     """
 
+    @overload
+    def __init__(
+        self,
+        address: Any,
+        handler: DataHandler,
+        *,
+        takes: Literal["data"] = "data",
+        **options: Unpack[ServerOptions],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        address: Any,
+        handler: DatagramHandler,
+        *,
+        takes: Literal["datagram"],
+        **options: Unpack[ServerOptions],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        address: Any,
+        handler: BatchHandler,
+        *,
+        takes: Literal["batch"],
+        **options: Unpack[ServerOptions],
+    ) -> None: ...
+
     def __init__(  # noqa: PLR0913 - the options of a server
         self,
         address: Any,
@@ -106,6 +168,11 @@ class Server:
         threads: int = 1,
         init: Callable[[], object] | None = None,
         exit: Callable[[], object] | None = None,
+        lifespan: Lifespan | None = None,
+        loop: Loop | None = None,
+        max_concurrency: int = 1000,
+        max_requests: int | None = None,
+        max_age: float | None = None,
         steering: Steering = "hash",
         drain: float = 5.0,
         rcvbuf: int | None = None,
@@ -116,22 +183,21 @@ class Server:
         sock: Any = None,
         fd: int | None = None,
     ) -> None:
-        check_callback(handler, "the handler")
-        check_callback(init, "init", is_optional=True)
-        check_callback(exit, "exit", is_optional=True)
-        if takes not in ("data", "datagram", "batch"):
-            raise ValueError(f"takes must be 'data', 'datagram' or 'batch', not {takes!r}")
-        if steering not in ("hash", "cpu", "random"):
-            raise ValueError(f"steering must be 'hash', 'cpu' or 'random', not {steering!r}")
-        if workers < 1 or threads < 1:
-            raise ValueError(f"workers and threads start at 1, not {min(workers, threads)}")
+        check_handler(handler)
+        check_callback(init, "init")
+        check_callback(exit, "exit")
+        check_lifespan(lifespan)
+        check_loop(loop)
+        check_choices(takes, steering)
         if math.isnan(drain) or drain < 0:
             raise ValueError(f"drain must be a number of seconds, not {drain}")
-        if threads > 1:
-            _check_threads(workers)
+        check_workers(workers, threads)
+        check_limits(max_concurrency, max_requests, max_age, workers)
         if sum(given is not None for given in (address, sock, fd)) > 1:
             raise ValueError("give one of address, sock and fd")
         self._handler, self._takes, self._init, self._exit = handler, takes, init, exit
+        self._lifespan, self._loop, self._max_concurrency = lifespan, loop, max_concurrency
+        self._max_requests, self._max_age = max_requests, max_age
         self._workers, self._threads = workers, threads
         self._drain = min(float(drain), LONGEST)
         self._address, self._given, self._fd = address, sock, fd
@@ -154,6 +220,18 @@ class Server:
     def address(self) -> Any:
         """The address that the server is bound to, with the actual port."""
         return self._running().listeners.address
+
+    @property
+    def state(self) -> Any:
+        """The value of this worker's lifespan: what its ``with … as`` would assign.
+
+        Handlers, tasks and the threads that they start can read it.
+
+        :raises RuntimeError: The server has no lifespan, or this is not one of its workers, or not
+            in the time in which the lifespan is entered. With ``threads``, also in other threads
+            than those of the server.
+        """
+        return self._running().state()
 
     def start(self) -> None:
         """Bind the address and serve in the background; return when all workers are ready.
@@ -286,8 +364,9 @@ class Server:
     def sendto(self, data: Any, address: Any) -> None:
         """Send a datagram from the server's port, for example a late reply or a notification.
 
-        In the handler, it is sent together with the batch's replies, and errors are logged and
-        counted like theirs. Elsewhere it is sent at once, and raises :class:`OSError` if it fails.
+        In the handler, and in all tasks on a worker's event loop, it is sent together with the
+        replies of the batch or of the loop's turn, and errors are logged and counted like theirs.
+        Elsewhere it is sent at once, and raises :class:`OSError` if it fails.
         To a peer from which this worker has recently received, it is sent from the address that the
         peer used. (A handler that uses its server must be able to find it in a worker, which is
         forked by :meth:`start`: assign it to a name before, not by ``with Server(…) as server``.)
@@ -331,14 +410,20 @@ class Server:
         # One more block of counters, for datagrams sent from this process.
         counters = _core.ServerCounters(workers + 1)
         context = Context(
-            listeners,
-            self._handler,
-            self._takes,
-            workers,
-            self._init,
-            self._exit,
-            self._drain,
-            counters,
+            server=self,
+            listeners=listeners,
+            handler=self._handler,
+            takes=self._takes,
+            workers=workers,
+            init=self._init,
+            exit=self._exit,
+            lifespan=self._lifespan,
+            drain=self._drain,
+            loop=self._loop,
+            max_concurrency=self._max_concurrency,
+            max_requests=self._max_requests,
+            max_age=self._max_age,
+            counters=counters,
         )
         if self._workers > 1:
             context.add_sender(workers)
@@ -379,20 +464,39 @@ class Server:
         return adopt(descriptors, self._options)
 
 
+@overload
+def serve(
+    address: Any,
+    handler: DataHandler,
+    *,
+    takes: Literal["data"] = "data",
+    **options: Unpack[ServerOptions],
+) -> None: ...
+
+
+@overload
+def serve(
+    address: Any,
+    handler: DatagramHandler,
+    *,
+    takes: Literal["datagram"],
+    **options: Unpack[ServerOptions],
+) -> None: ...
+
+
+@overload
+def serve(
+    address: Any,
+    handler: BatchHandler,
+    *,
+    takes: Literal["batch"],
+    **options: Unpack[ServerOptions],
+) -> None: ...
+
+
 def serve(address: Any, handler: Handler, **options: Any) -> None:
     """Serve until SIGINT (Ctrl-C) or SIGTERM: ``Server(address, handler, …).serve_forever()``.
 
     It then handles the queued datagrams, and returns.
     """
     Server(address, handler, **options).serve_forever()
-
-
-def _check_threads(workers: int) -> None:
-    if workers > 1:
-        raise ValueError("give either workers or threads")
-    is_locked: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
-    if is_locked():
-        raise ValueError(
-            "threads need an interpreter without the global lock (python3.13t or later); here it "
-            "would let one of them run at a time: use workers"
-        )

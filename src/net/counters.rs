@@ -48,6 +48,8 @@ macro_rules! server_counters {
             FilterDrops filter_drops u64
                 "Datagrams that the guard's kernel filter refused.",
             HandlerErrors handler_errors u64 "Calls of the handler that failed.",
+            Cancelled cancelled u64
+                "Datagrams whose handler was cancelled because draining took too long.",
             SendErrors send_errors u64 "Datagrams that could not be sent.",
             ReceiveErrors receive_errors u64
                 "Errors that receiving reported, most of them ICMP messages about peers.",

@@ -9,6 +9,7 @@ use super::socket::Socket;
 /// reply would arrive as the next request, without end.
 ///
 /// On a socket that is bound to all addresses, these are all addresses of this machine with its port.
+#[derive(Clone)]
 pub struct OwnAddress {
     local: Address,
     ip: Option<SocketAddr>,

@@ -55,6 +55,12 @@ impl SharedCounters {
         }
     }
 
+    /// One of a worker's counters.
+    pub fn of(&self, worker: usize, count: Count) -> u64 {
+        let counter = self.words.get(worker * BLOCK + count as usize);
+        counter.map_or(0, |counter| counter.load(Ordering::Relaxed))
+    }
+
     /// The sums of all counters over all workers. The counters that the kernel keeps are zero.
     pub fn sums(&self) -> ServerCounts {
         ServerCounts::read(|count| self.sum_at(count as usize))
@@ -89,6 +95,7 @@ mod tests {
         counters.add(2, Count::Restarts, 1);
         counters.add(3, Count::Received, 100);
         assert_eq!(counters.sums().received, 12);
+        assert_eq!([0, 1, 2, 3].map(|worker| counters.of(worker, Count::Received)), [5, 0, 7, 0]);
         assert_eq!(counters.sums().restarts, 1);
         assert_eq!(counters.sums().sent, 0);
     }

@@ -163,6 +163,11 @@ impl ServerCounters {
         self.0.add(worker, Count::Restarts, 1);
     }
 
+    /// How many datagrams a worker, or the processes that took its place, have received.
+    fn received(&self, worker: usize) -> u64 {
+        self.0.of(worker, Count::Received)
+    }
+
     /// Add up what all workers have counted.
     fn stats(&self, kernel_drops: u64, filter_drops: u64) -> ServerStats {
         let counts = ServerCounts { kernel_drops, filter_drops, ..self.0.sums() };

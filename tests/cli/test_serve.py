@@ -87,7 +87,7 @@ def app(tmp_path, monkeypatch):
         "def upper(data, address):\n    return data.upper()\n"
         "class Group:\n    lower = staticmethod(lambda data, address: data.lower())\n"
         "number = 5\n"
-        "async def later(data, address):\n    return data\n"
+        "async def later(data, address):\n    yield data\n"
     )
     (tmp_path / "broken.py").write_text("import no_such_module_at_all\n")
     (tmp_path / "wrong.py").write_text("raise ValueError('no_such_module_at_all')\n")
@@ -142,7 +142,7 @@ def test_serve_shows_its_activity_on_a_terminal(client):
             "'/nowhere/b.py' is a path, not a module: write b:handle, in the directory /nowhere",
         ),
         (["--app", "service:nothing"], "there is no 'nothing' in service"),
-        (["--app", "service:later"], "service:later is an async function"),
+        (["--app", "service:later"], "service:later is an async generator function"),
         (["--app", "service:number"], "service:number is not a function, but int"),
     ],
 )

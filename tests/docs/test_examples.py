@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket as std
+import socketserver
 import struct
 import subprocess
 import sys
@@ -313,6 +314,56 @@ def test_sntp_server_answers_ntplib(start):
     # Both sides use the same clock, so the offset is only the network delay.
     assert answer.orig_time <= answer.recv_time <= answer.tx_time <= answer.dest_time
     end(child)
+
+
+# DNS over a stream
+
+
+class Stream(socketserver.StreamRequestHandler):
+    """Answers the queries of a stream two by two, the second one first."""
+
+    def handle(self):
+        while (first := self.query()) and (second := self.query()):
+            for query in (second, first):
+                answer = query[:2] + bytes([query[2] | 0x80]) + query[3:] + b" answered"
+                self.wfile.write(len(answer).to_bytes(2, "big") + answer)
+
+    def query(self):
+        return self.rfile.read(int.from_bytes(self.rfile.read(2), "big"))
+
+
+def test_dns_over_tls_matches_answers_of_one_stream_to_queries(start):
+    with socketserver.TCPServer(("127.0.0.1", 0), Stream) as upstream:
+        threading.Thread(target=upstream.serve_forever, daemon=True).start()
+        options = "--plain", "--upstream", f"127.0.0.1:{upstream.server_address[1]}"
+        child, port = start("dns_over_tls.py", "--listen", "127.0.0.1:0", *options)
+        # Two clients that use the same identifier.
+        with contextlib.ExitStack() as stack:
+            clients = [
+                stack.enter_context(std.socket(std.AF_INET, std.SOCK_DGRAM)) for _ in range(2)
+            ]
+            for _ in range(3):
+                for number, sock in enumerate(clients):
+                    sock.settimeout(DEADLINE)
+                    sock.sendto(b"\x12\x34\1\0" + bytes(8) + b"%d" % number, ("127.0.0.1", port))
+                for number, sock in enumerate(clients):
+                    assert sock.recv(100) == (
+                        b"\x12\x34\x81\0" + bytes(8) + b"%d answered" % number
+                    )
+        end(child)
+        upstream.shutdown()
+
+
+def test_dns_over_tls_says_that_its_server_cannot_be_reached(start):
+    with std.socket(std.AF_INET, std.SOCK_STREAM) as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        options = "--plain", "--upstream", f"127.0.0.1:{nobody.getsockname()[1]}"
+        child, port = start("dns_over_tls.py", "--listen", "127.0.0.1:0", *options)
+        with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+            sock.settimeout(DEADLINE)
+            sock.sendto(b"\x12\x34\1\0" + bytes(8), ("127.0.0.1", port))
+            assert sock.recv(100) == b"\x12\x34\x81\2" + bytes(8)
+        end(child)
 
 
 # Discovery

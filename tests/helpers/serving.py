@@ -1,5 +1,6 @@
 """Plain clients for the server's suites, and a load that accounts for each request."""
 
+import asyncio
 import contextlib
 import itertools
 import socket as std
@@ -131,6 +132,38 @@ class Load:
         except TimeoutError:
             pass
         return "lost", None
+
+
+class Gate:
+    """Lets calls of a handler wait until a test opens it, from any thread."""
+
+    def __init__(self):
+        self._waiting = []
+        self._is_open = False
+        self.entered = self.most = self.inside = 0
+
+    async def wait(self):
+        self.entered += 1
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        try:
+            if not self._is_open:
+                loop = asyncio.get_running_loop()
+                waiter = loop.create_future()
+                self._waiting.append((loop, waiter))
+                await waiter
+        finally:
+            self.inside -= 1
+
+    def open(self):
+        self._is_open = True
+        for loop, waiter in self._waiting:
+            loop.call_soon_threadsafe(self._release, waiter)
+
+    @staticmethod
+    def _release(waiter):
+        if not waiter.done():
+            waiter.set_result(None)
 
 
 # The beginning of a program with a server.

@@ -9,7 +9,9 @@ import pytest
 pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
 
 GOOD = """
+import contextlib
 import socket as std
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, assert_type
 
 import tomada
@@ -65,6 +67,43 @@ async def main() -> int:
 
 
 assert_type(tomada.asyncio.run(main()), int)
+
+
+def reply(data: bytes, address: tuple[str, int]) -> bytes | None:
+    return data
+
+
+async def later(data: bytes, address: Any) -> bytearray:
+    return bytearray(data)
+
+
+async def look(datagram: tomada.Datagram) -> None: ...
+
+
+def count(batch: list[tuple[bytes, Any]]) -> list[bytes | None]:
+    return [None for _ in batch]
+
+
+async def store(batch: list[tuple[bytes, Any]]) -> None: ...
+
+
+@contextlib.contextmanager
+def database(server: tomada.Server) -> Iterator[int]:
+    yield 3
+
+
+@contextlib.asynccontextmanager
+async def pool(server: tomada.Server) -> AsyncIterator[str]:
+    yield "state"
+
+
+tomada.Server(None, reply, workers=2, lifespan=database, max_requests=1000, max_age=60.0)
+tomada.Server(None, later, takes="data", loop="uvloop", max_concurrency=10, lifespan=pool)
+tomada.Server(None, lambda data, address: data.upper(), loop=tomada.asyncio.EventLoop)
+tomada.Server(None, look, takes="datagram")
+tomada.Server(None, count, takes="batch")
+tomada.serve(None, store, takes="batch")
+tomada.serve(None, reply, workers=2)
 """
 
 MISTAKES = """
@@ -81,6 +120,37 @@ opening = tomada.asyncio.open_endpoint(("127.0.0.1", 0))
 opening.send(b"x")  # attr-defined
 with opening:  # attr-defined  # attr-defined
     pass
+
+
+def reply(data: bytes, address: object) -> bytes:
+    return data
+
+
+def text(data: bytes, address: object) -> str:
+    return "text"
+
+
+async def later(data: bytes, address: object) -> str:
+    return "text"
+
+
+def look(datagram: tomada.Datagram) -> bytes:
+    return datagram.data
+
+
+def one(batch: list[tuple[bytes, object]]) -> bytes:
+    return b"one reply for all"
+
+
+tomada.serve(None, reply, wrokers=2)  # call-overload  # call-overload
+tomada.serve(None, text)  # arg-type
+tomada.serve(None, later)  # arg-type
+tomada.serve(None, look)  # arg-type
+tomada.serve(None, reply, takes="datagram")  # call-overload
+tomada.serve(None, reply, takes="batches")  # call-overload
+tomada.Server(None, one, takes="batch")  # call-overload
+tomada.Server(None, reply, loop="libuv")  # call-overload
+tomada.Server(None, reply, lifespan=reply)  # arg-type
 """
 
 
@@ -106,5 +176,5 @@ def test_mypy_accepts_a_program_that_uses_everything(check):
 def test_mypy_finds_mistakes(check):
     lines = enumerate(MISTAKES.splitlines(), 1)
     expected = [(str(number), code) for number, line in lines for code in line.split("  # ")[1:]]
-    assert len(expected) == 8
+    assert len(expected) == 18
     assert check(MISTAKES) == expected

@@ -74,7 +74,7 @@ class App:
         if not callable(found):
             raise AppError(f"{self._name} is not a function, but {type(found).__name__}")
         try:
-            check_not_async(found, self._name)
+            check_handler(found, self._name)
         except TypeError as error:
             raise AppError(str(error)) from None
         handler: Callable[..., Any] = found
@@ -93,21 +93,30 @@ def _how_to_write(path: Path, handler: str) -> str:
     return f"write {path.name}:{handler}, in the directory {path.parent}"
 
 
-def check_callback(function: Any, what: str, *, is_optional: bool = False) -> None:
-    """Raise :class:`TypeError` if a server cannot call a function."""
-    if not (callable(function) or (is_optional and function is None)):
-        or_none = " or None" if is_optional else ""
-        raise TypeError(f"{what} must be callable{or_none}, not {type(function).__name__}")
-    check_not_async(function, what)
+def check_handler(function: Any, what: str = "the handler") -> None:
+    """Raise :class:`TypeError` if a server cannot call a function with datagrams."""
+    if not callable(function):
+        raise TypeError(f"{what} must be callable, not {type(function).__name__}")
+    if _is_any(function, inspect.isasyncgenfunction):
+        raise TypeError(f"{what} is an async generator function: return the reply, do not yield it")
 
 
-def check_not_async(function: Any, what: str) -> None:
-    """Raise :class:`TypeError` if calling a function would only create a coroutine."""
+def check_callback(function: Any, what: str) -> None:
+    """Raise :class:`TypeError` if a server cannot call ``init`` or ``exit``."""
+    if not (callable(function) or function is None):
+        raise TypeError(f"{what} must be callable or None, not {type(function).__name__}")
+    if is_async(function) or _is_any(function, inspect.isasyncgenfunction):
+        raise TypeError(f"{what} is an async function: give a plain one, or a lifespan")
+
+
+def is_async(function: Any) -> bool:
+    """Return whether calling a function creates a coroutine."""
+    return _is_any(function, inspect.iscoroutinefunction)
+
+
+def _is_any(function: Any, is_kind: Callable[[Any], bool]) -> bool:
+    """Return whether a function, or the method that calls an object, is of a kind."""
     while isinstance(function, functools.partial):
         function = function.func
     call = getattr(type(function), "__call__", None)  # noqa: B004 - the function itself is needed
-    for each in (function, call):
-        if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each):
-            raise TypeError(
-                f"{what} is an async function, which a server does not run: give a plain function"
-            )
+    return is_kind(function) or is_kind(call)

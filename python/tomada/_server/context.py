@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -28,24 +29,37 @@ GRACE = 1.0
 class Context:
     """A server's handler, sockets, callbacks, settings, counters and cores."""
 
+    server: Any
     listeners: Listeners
     handler: Callable[..., Any]
     takes: str
     workers: int
     init: Callable[[], object] | None
     exit: Callable[[], object] | None
+    lifespan: Callable[[Any], Any] | None
     drain: float
+    loop: Any
+    max_concurrency: int
+    max_requests: int | None
+    max_age: float | None
     counters: _core.ServerCounters
     cores: list[_core.ServerCore] = field(default_factory=list)
     # The process that started the server; in a worker, the worker's and its supervisor's.
     owner: int = field(default_factory=os.getpid)
     worker: int = 0
     supervisor: int = 0
+    # The values of the lifespans that this process has entered, by worker.
+    states: dict[int, object] = field(default_factory=dict)
+    # The worker that each thread of this process is.
+    threads: dict[int, int] = field(default_factory=dict)
+
+    def load_handler(self) -> Callable[..., Any]:
+        """Return the handler. An app is imported here."""
+        return self.handler.load() if isinstance(self.handler, App) else self.handler
 
     def add_core(self, worker: int) -> _core.ServerCore:
-        """Create the core of a worker, with its handler. An app is imported here."""
-        handler = self.handler.load() if isinstance(self.handler, App) else self.handler
-        return self._add(worker, handler)
+        """Create the core of a worker, with its handler."""
+        return self._add(worker, self.load_handler())
 
     def add_sender(self, worker: int) -> _core.ServerCore:
         """Create a core that only sends."""
@@ -56,6 +70,22 @@ class Context:
         core = _core.ServerCore(sock, handler, self.takes, self.counters, worker, Reports(sock))
         self.cores.append(core)
         return core
+
+    def state(self) -> Any:
+        """Return the value of the calling worker's lifespan.
+
+        :raises RuntimeError: This is not a worker, or its lifespan is not entered.
+        """
+        states = self.states.copy()
+        number = self.threads.get(threading.get_ident())
+        if number is None and len(states) == 1:  # in another thread, such as to_thread()'s
+            (number,) = states
+        if number not in states:
+            raise RuntimeError(
+                "there is no state here: a lifespan makes it, for the time in which its worker "
+                "serves"
+            )
+        return states[number]
 
     def run_exit(self, log: Logger = logger) -> None:
         """Call ``exit``, and log what it raises."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import random
 import signal
 import time
 from dataclasses import dataclass
@@ -30,8 +32,13 @@ MOST_DEATHS = 16
 ATTEMPTS = 5
 # A worker that takes longer than this to become ready is logged, in seconds.
 SLOW = 10.0
-# How often the supervisor checks whether its parent has died, in seconds.
+# How often the supervisor checks whether its parent has died, and whether a worker has reached one
+# of its limits, in seconds.
 LOOK = 1.0
+# A worker's limits are at least this share of `max_requests` and `max_age`, at random.
+LEAST_SHARE = 0.8
+# If a worker that has reached its limit cannot be replaced, try again after this time in seconds.
+LATER = 10.0
 
 
 @dataclass
@@ -42,6 +49,9 @@ class Worker:
     channel: socket | None  # until the worker has sent its message
     started: float
     generation: int
+    # When to replace it: at a time, and at a number of datagrams that its slot has received.
+    last_time: float = math.inf
+    last_received: float = math.inf
     ready: bool = False  # and told to serve
     message: bytes = b""
     failure: Failure | None = None
@@ -72,7 +82,8 @@ class Supervisor:
 
     Each worker is of the generation that was wanted when it was forked. SIGHUP asks for the next
     one, and workers are replaced, one by one, until each is of the generation that is wanted, or
-    until one of it cannot start.
+    until one of it cannot start. A worker that reaches `max_requests` or `max_age` is replaced in
+    the same way.
     """
 
     def __init__(self, context: Context, channel: socket, mask: set[Any]) -> None:
@@ -129,6 +140,7 @@ class Supervisor:
                 for slot in self._slots:
                     self._look_after(slot)
                 self._replace_next()
+                self._replace_used_up()
                 if not self._started and all(s.worker and s.worker.ready for s in self._slots):
                     self._started = True
                     self._tell("ready")
@@ -171,7 +183,7 @@ class Supervisor:
                 if not successor.ready:  # it may have read the code that is out of date now
                     slot.successor = None
                     slot.retired.append(successor)
-                    os.kill(successor.pid, signal.SIGKILL)
+                    self._end(successor, signal.SIGHUP)
 
     def _stop(self, kill_after: float) -> None:
         kill_at = time.monotonic() + kill_after
@@ -181,12 +193,23 @@ class Supervisor:
             self._context.listeners.refuse()
             for worker in self._workers():
                 _read(worker)
-                # A worker in `init` cannot react to SIGTERM: it could take arbitrarily long.
-                os.kill(worker.pid, signal.SIGTERM if worker.ready else signal.SIGKILL)
+                self._end(worker, signal.SIGTERM)
         for worker in self._workers():
             worker.kill_at = min(kill_at, worker.kill_at or kill_at)
         for slot in self._slots:
             slot.start_at = None
+
+    def _end(self, worker: Worker, number: signal.Signals) -> None:
+        """Ask a worker to finish what it has begun, or kill it if it has begun nothing.
+
+        A worker in `init` cannot react to a signal: it could take arbitrarily long. One that is not
+        ready may have entered its lifespan, which it leaves.
+        """
+        if not (worker.ready or self._context.lifespan is not None):
+            number = signal.SIGKILL
+        kill_at = time.monotonic() + self._context.drain + GRACE
+        worker.kill_at = min(kill_at, worker.kill_at or kill_at)
+        os.kill(worker.pid, number)
 
     def _tell(self, what: str, failure: Failure | None = None) -> None:
         with contextlib.suppress(OSError):  # the parent has ended
@@ -200,6 +223,7 @@ class Supervisor:
     def _patience(self) -> float:
         times = [slot.start_at for slot in self._slots]
         times += [worker.kill_at for worker in self._workers()]
+        times += [slot.worker.last_time for slot in self._slots if slot.worker is not None]
         soonest = min((at for at in times if at is not None), default=None)
         return LOOK if soonest is None else min(LOOK, max(0.0, soonest - time.monotonic()))
 
@@ -319,13 +343,31 @@ class Supervisor:
                     self._is_replacing = False
                 return
 
+    def _replace_used_up(self) -> None:
+        """Start the successor of a worker that has reached one of its limits, one at a time."""
+        if self._stopping or any(slot.successor for slot in self._slots):
+            return
+        now = time.monotonic()
+        for slot in self._slots:
+            worker = slot.worker
+            if worker is None or not worker.ready:
+                continue
+            if worker.last_time <= now or worker.last_received <= self._received(slot):
+                worker.last_time, worker.last_received = now + LATER, math.inf
+                try:
+                    slot.successor = self._fork(slot)
+                except OSError as error:
+                    logger.error("worker %d keeps its process: %s", slot.number, error)
+                return
+
+    def _received(self, slot: Slot) -> int:
+        return self._context.counters.received(slot.number)
+
     def _retire(self, slot: Slot, worker: Worker) -> None:
         """Let a worker finish the datagrams it has received; its successor receives new ones."""
         slot.worker, slot.successor = slot.successor, None
         slot.retired.append(worker)
-        worker.kill_at = time.monotonic() + self._context.drain + GRACE
-        # One that is not ready has received nothing.
-        os.kill(worker.pid, signal.SIGHUP if worker.ready else signal.SIGKILL)
+        self._end(worker, signal.SIGHUP)
         logger.info("worker %d: a new process has taken over", slot.number)
 
     def _fork(self, slot: Slot) -> Worker:
@@ -352,7 +394,18 @@ class Supervisor:
                 leave(1)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         theirs.close()
-        return Worker(pid, ours, time.monotonic(), self._wanted)
+        worker = Worker(pid, ours, time.monotonic(), self._wanted)
+        if self._context.max_age is not None:
+            worker.last_time = worker.started + self._context.max_age * _share()
+        if self._context.max_requests is not None:
+            worker.last_received = (
+                self._received(slot) + max(1, self._context.max_requests) * _share()
+            )
+        return worker
+
+
+def _share() -> float:
+    return random.uniform(LEAST_SHARE, 1.0)  # noqa: S311 - no secret
 
 
 def _read(worker: Worker) -> None:

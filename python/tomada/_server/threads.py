@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tomada._advice import start_thread
 from tomada._server.context import GRACE, Context
+from tomada._server.serving import serve_datagrams
 
 if TYPE_CHECKING:
     from tomada._server.lifecycle import Lifecycle
@@ -59,12 +60,19 @@ class Threads:
             core.prepare()
             if context.init is not None:
                 context.init()
-            try:
+            context.threads[threading.get_ident()] = worker
+
+            def begin() -> bool:
                 self._is_ready[worker] = True
                 life.notify()
                 # If `init` took longer than the start, the sockets may be closed.
-                if life.ready.is_set() or not life.is_stopping:
-                    context.log_unanswered(core.run(), self._cause, life.log)
+                return life.ready.is_set() or not life.is_stopping
+
+            def end(unanswered: int) -> None:
+                context.log_unanswered(unanswered, self._cause, life.log)
+
+            try:
+                serve_datagrams(context, core, begin, end, log=life.log)
             finally:
                 context.run_exit(life.log)
         except BaseException as error:  # noqa: BLE001 - it is raised where the server is waited for
@@ -112,6 +120,7 @@ class Threads:
 
     def _leave(self, threads: list[threading.Thread], asked: float) -> None:
         """Join the threads that have ended, and log the others."""
+        before = "init" if self._context.lifespan is None else "init or lifespan"
         end = time.monotonic() + GRACE
         for worker, thread in enumerate(threads):
             if self._is_over[worker]:
@@ -120,6 +129,6 @@ class Threads:
                 self._life.log.error(
                     "%s has not returned %.1f seconds after the server was to stop; its thread is "
                     "left behind",
-                    "the handler" if self._is_ready[worker] else "init",
+                    "the handler" if self._is_ready[worker] else before,
                     time.monotonic() - asked,
                 )

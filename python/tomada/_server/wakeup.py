@@ -104,6 +104,10 @@ class Wakeup:
         for descriptor in (self._read.fileno(), *others):
             poll.register(descriptor, select.POLLIN)
         poll.poll(None if timeout is None else min(max(0.0, timeout), LONGEST_POLL) * 1e3)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget earlier wake-ups."""
         with contextlib.suppress(BlockingIOError):
             self._read.recv(4096)
 

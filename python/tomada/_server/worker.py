@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from socket import MSG_NOSIGNAL, socket
 from typing import Any, NoReturn
 
@@ -14,6 +15,7 @@ from tomada._server.app import AppError
 from tomada._server.context import GRACE, Context
 from tomada._server.leaving import forget_records, leave, leave_in_order, limit_time
 from tomada._server.messages import Failure, pack
+from tomada._server.serving import serve_datagrams
 from tomada._server.wakeup import Signals, Wakeup
 
 # The supervisor's reply to a worker that is ready.
@@ -63,6 +65,7 @@ class _Teller:
 def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeup: Wakeup) -> int:
     context.worker, context.supervisor = os.getpid(), supervisor
     context.cores.clear()
+    context.threads[threading.get_ident()] = number
     started: list[_core.ServerCore] = []
 
     def drain(*_: object) -> None:
@@ -96,15 +99,24 @@ def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeu
     core.prepare()
     if context.init is not None:
         context.init()
+    is_told: list[bool] = []
+
+    def begin() -> bool:
+        is_told.append(teller.tell("ready"))  # if not, the supervisor has died
+        return is_told[0]
+
+    def end(unanswered: int) -> None:
+        limit_time(context.drain + GRACE)
+        context.log_unanswered(unanswered)
+
     try:
+        # From here on, the worker stops in order, even while it enters its lifespan.
         started.append(core)
-        if not teller.tell("ready"):
-            return 1  # the supervisor has died
-        context.log_unanswered(core.run(wakeup.fileno()))
+        serve_datagrams(context, core, begin, end, log=logger, wakeup=wakeup)
     finally:
         limit_time(context.drain + GRACE)
         context.run_exit()
-    return 0
+    return 0 if is_told == [True] else 1
 
 
 def _ignore(*_: object) -> None:

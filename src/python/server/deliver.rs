@@ -4,18 +4,20 @@ use std::cell::Cell;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyList, PyMemoryView, PyString, PyTuple};
+use pyo3::types::PyTuple;
 
+use super::replies::{ReplyTo, Sender};
+use super::tasks::Tasks;
 use super::{ServerCore, Takes};
 use crate::net::{
     self, Address, Count, Datagrams, Filled, Flow, OwnAddress, Pace, Received, RecvCursor,
-    ReplySourceReader, Sink, Source, deliver,
+    ReplySourceReader, Sink, deliver,
 };
-use crate::python::buffer::{Readable, TypeName, new_bytes, new_list, push};
+use crate::python::buffer::{new_bytes, new_list, push};
 use crate::python::datagram::Datagram;
-use crate::python::error::{Error, Result};
+use crate::python::error::Result;
 use crate::python::socket::{Senders, Socket, pair};
 
 /// A receive takes only as many datagrams as can probably be handled in this time: a worker that
@@ -23,23 +25,19 @@ use crate::python::socket::{Senders, Socket, pair};
 pub(super) const FORESEEN: Duration = Duration::from_millis(10);
 /// A reply is sent after this time, even if others of its batch are not ready.
 const LATEST: Duration = Duration::from_micros(500);
-/// The longest payload of an IPv4 datagram: 65,535 bytes less the IP and UDP headers.
-const LARGEST_V4: usize = 65_507;
-/// The longest payload of an IPv6 datagram, whose length field does not count the IP header.
-const LARGEST_V6: usize = 65_527;
-
-/// A peer's address, and its reply source.
-type Sender = (Address, Option<Source>);
-
 /// The handler, as seen by one thread that delivers to it.
 pub(super) struct HandlerSink<'a, 'py> {
     py: Python<'py>,
+    this: &'a Bound<'py, ServerCore>,
     core: &'a ServerCore,
     owner: &'a Bound<'py, Socket>,
     pub(super) socket: &'a net::Socket,
     handler: &'a Bound<'py, PyAny>,
     senders: Senders<'a, 'py>,
-    largest: usize,
+    /// How results become replies on an event loop.
+    tasks: Option<&'a Tasks>,
+    /// The datagrams, and their bytes, that were taken off the cursor.
+    taken: (usize, usize),
     flushed_at: Instant,
     /// The time since when this thread is attached to the interpreter.
     attached_at: Cell<Instant>,
@@ -49,28 +47,28 @@ pub(super) struct HandlerSink<'a, 'py> {
 
 impl<'a, 'py> HandlerSink<'a, 'py> {
     pub(super) fn new(
-        py: Python<'py>,
-        core: &'a ServerCore,
+        this: &'a Bound<'py, ServerCore>,
         owner: &'a Bound<'py, Socket>,
         socket: &'a net::Socket,
     ) -> Self {
-        let now = Instant::now();
+        let (now, py, core) = (Instant::now(), this.py(), this.get());
         Self {
             py,
+            this,
             core,
             owner,
             socket,
             handler: core.handler.bind(py),
             senders: Senders::new(owner.get().addresses()),
-            largest: match socket.family() {
-                libc::AF_INET => LARGEST_V4,
-                libc::AF_INET6 => LARGEST_V6,
-                _ => usize::MAX, // up to the kernel
-            },
+            tasks: core.tasks.get(),
+            taken: (0, 0),
             flushed_at: now,
             attached_at: Cell::new(now),
             source_reader: core.reply_sources.reader(),
-            own: OwnAddress::of(socket),
+            own: match core.tasks.get() {
+                Some(tasks) => tasks.own.clone(),
+                None => OwnAddress::of(socket),
+            },
         }
     }
 
@@ -107,20 +105,30 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         pace: &mut Pace<'_>,
         filled: &Filled,
     ) -> Result<()> {
-        self.count(filled);
-        self.core.counters.get().shared_counters().add_batch(self.core.worker, filled.datagrams);
-        self.core.delivering.store(this_thread(), Ordering::Relaxed);
+        if self.tasks.is_none() {
+            self.count(filled);
+            self.count_batch(filled.datagrams);
+        }
+        let is_new = cursor.held().is_none();
+        let before = self.core.delivering.swap(this_thread(), Ordering::Relaxed);
         let started = Instant::now();
         self.flushed_at = started;
         self.own.forget();
         let result = deliver(cursor, self, pace);
         let took = started.elapsed().as_nanos() as usize;
-        self.core.delivering.store(0, Ordering::Relaxed);
+        self.core.delivering.store(before, Ordering::Relaxed);
         let flushed = self.core.flush(self.py, self.socket);
         self.core.count(Count::HandlerTime, took);
         // The handler may have sent replies with Datagram.reply().
         self.core.count_delta(self.socket);
         pace.note(filled, Duration::ZERO, started.elapsed());
+        if self.tasks.is_some() {
+            // The others go to the backlog, and are counted when they leave it.
+            let (datagrams, bytes) = std::mem::take(&mut self.taken);
+            let truncated = if is_new { filled.truncated } else { 0 };
+            self.count(&Filled { datagrams, bytes, truncated, ..*filled });
+            self.count_batch(datagrams);
+        }
         result?;
         Ok(flushed?)
     }
@@ -134,16 +142,22 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         }
     }
 
+    fn count_batch(&self, datagrams: usize) {
+        self.core.counters.get().shared_counters().add_batch(self.core.worker, datagrams);
+    }
+
     /// Calls the handler with all datagrams, and queues the replies.
     fn handle_batch(&mut self, cursor: &mut RecvCursor<'_>) -> PyResult<usize> {
         let (mut batch, mut senders, mut taken) = (Vec::new(), Vec::new(), 0);
         while let Some(datagram) = cursor.current() {
+            self.taken.0 += 1;
+            self.taken.1 += datagram.payload.len();
             let added = if self.own.is_source(datagram.from) {
                 self.refuse_own(datagram.from)
             } else {
                 self.add(&datagram, &mut batch, &mut senders)
             };
-            let added = added.or_else(|error| self.fail(error, Some(datagram.from)));
+            let added = added.or_else(|error| self.core.fail(self.py, error, Some(datagram.from)));
             cursor.advance();
             taken += 1;
             added?;
@@ -153,8 +167,8 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         }
         new_list(self.py, batch)
             .and_then(|batch| self.handler.call1((batch,)))
-            .and_then(|replies| self.queue_replies(&replies, &senders))
-            .or_else(|error| self.fail(error, None))?;
+            .and_then(|result| self.answer(ReplyTo::Batch(senders), result))
+            .or_else(|error| self.core.fail(self.py, error, None))?;
         Ok(taken)
     }
 
@@ -193,74 +207,20 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
             let about = Datagram::new(self.owner, datagram, data, address);
             self.handler.call1((Bound::new(self.py, about)?,))
         };
-        self.queue_reply(datagram.from, source, &reply?)
+        let reply = reply?;
+        if self.tasks.is_some() {
+            let sender = (Address::from_bytes(datagram.from), source);
+            return self.answer(ReplyTo::One(sender), reply);
+        }
+        self.core.queue_reply(datagram.from, source, &reply)
     }
 
-    /// Queues the replies to a batch. An invalid reply does not affect the others.
-    fn queue_replies(
-        &self,
-        replies: &Bound<'py, PyAny>,
-        senders: &[(Sender, usize)],
-    ) -> PyResult<()> {
-        if replies.is_none() {
-            return Ok(());
+    /// Queues the replies in a result, now or, if it is a coroutine, when its task has ended.
+    fn answer(&self, to: ReplyTo, result: Bound<'py, PyAny>) -> PyResult<()> {
+        match self.tasks {
+            Some(tasks) => tasks.answer(self.this, to, result),
+            None => self.core.queue_result(&to, &result),
         }
-        if !replies.is_exact_instance_of::<PyList>() {
-            refuse_awaitable(replies)?;
-        }
-        let is_one = replies.is_instance_of::<PyBytes>()
-            || replies.is_instance_of::<PyByteArray>()
-            || replies.is_instance_of::<PyMemoryView>()
-            || replies.is_instance_of::<PyString>();
-        if is_one {
-            let message = "a handler of batches returns an iterable with a reply (or None) for \
-                           each datagram, or None, and not one reply";
-            return Err(PyTypeError::new_err(message));
-        }
-        let mut each =
-            senders.iter().flat_map(|(sender, count)| std::iter::repeat_n(sender, *count));
-        for reply in replies.try_iter()? {
-            let reply = reply?;
-            let Some((to, source)) = each.next() else {
-                let message = "a handler of batches returned more replies than there were \
-                               datagrams; use sendto() for others";
-                return Err(PyValueError::new_err(message));
-            };
-            self.queue_reply(to.as_bytes(), *source, &reply)
-                .or_else(|error| self.fail(error, Some(to.as_bytes())))?;
-        }
-        Ok(())
-    }
-
-    /// Queues a reply.
-    fn queue_reply(
-        &self,
-        to: &[u8],
-        source: Option<Source>,
-        reply: &Bound<'py, PyAny>,
-    ) -> PyResult<()> {
-        if reply.is_none() {
-            return Ok(());
-        }
-        let data = match reply.cast_exact::<PyBytes>() {
-            Ok(data) => data.clone(),
-            Err(_) => to_bytes(reply)?,
-        };
-        let len = data.as_bytes().len();
-        if len > self.largest {
-            let message = format!(
-                "a reply of {len} bytes is too long: a datagram takes at most {}; split it",
-                self.largest
-            );
-            return Err(PyOSError::new_err((libc::EMSGSIZE, message)));
-        }
-        if to.is_empty() && !self.core.is_connected {
-            let message = "cannot reply: the sender has no address";
-            return Err(PyOSError::new_err((libc::EDESTADDRREQ, message)));
-        }
-        let to = (!to.is_empty()).then(|| Address::from_bytes(to));
-        let pushed = self.core.send_backlog().push(data.into(), to, source);
-        Ok(pushed.map_err(Error::from)?)
     }
 
     /// Counts and reports a datagram whose source is the server's own address. A reply would arrive
@@ -271,24 +231,24 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
                        it to itself";
         self.core.report_error(self.py, "own", PyValueError::new_err(message), Some(from))
     }
-
-    /// Counts and reports an error of one call, or of the datagrams for it.
-    fn fail(&self, error: PyErr, from: Option<&[u8]>) -> PyResult<()> {
-        self.core.count(Count::HandlerErrors, 1);
-        self.core.report_error(self.py, "handler", error, from)
-    }
 }
 
 impl Sink for HandlerSink<'_, '_> {
     type Error = PyErr;
+
+    fn is_open(&mut self) -> bool {
+        self.tasks.is_none_or(Tasks::has_room)
+    }
 
     fn take(&mut self, cursor: &mut RecvCursor<'_>) -> PyResult<usize> {
         if self.core.takes == Takes::Batch {
             return self.handle_batch(cursor);
         }
         let Some(datagram) = cursor.current() else { return Ok(0) };
+        self.taken.0 += 1;
+        self.taken.1 += datagram.payload.len();
         let handled = self.handle(&datagram);
-        let handled = handled.or_else(|error| self.fail(error, Some(datagram.from)));
+        let handled = handled.or_else(|error| self.core.fail(self.py, error, Some(datagram.from)));
         cursor.advance(); // it counts as handled, even if the handler failed
         handled.map(|()| 1)
     }
@@ -297,50 +257,13 @@ impl Sink for HandlerSink<'_, '_> {
         if now - self.flushed_at >= LATEST {
             self.core.flush(self.py, self.socket)?;
             self.flushed_at = now;
-            if self.core.is_overdue() {
+            // On an event loop, other callbacks have their turn now.
+            if self.core.is_overdue() || self.tasks.is_some() {
                 return Ok(Flow::Stop);
             }
         }
         Ok(Flow::Continue)
     }
-}
-
-/// Converts a reply that is not `bytes` to bytes that cannot change.
-fn to_bytes<'py>(reply: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
-    if let Ok(data) = Readable::new(reply) {
-        return Ok(data.into_bytes(reply.py())?);
-    }
-    refuse_awaitable(reply)?;
-    let found = TypeName(reply);
-    let hint = if reply.is_instance_of::<PyString>() { "; encode() it" } else { "" };
-    let message =
-        format!("a handler returns a bytes-like object, or None for no reply, not {found}{hint}");
-    Err(PyTypeError::new_err(message))
-}
-
-/// Rejects the result of an `async def` handler, which would never be awaited.
-///
-/// A coroutine is closed, because Python warns about each one that is dropped without having run.
-fn refuse_awaitable(reply: &Bound<'_, PyAny>) -> PyResult<()> {
-    let kind = reply.get_type();
-    let what = if kind.hasattr("__await__")? {
-        "an awaitable"
-    } else if kind.hasattr("__anext__")? {
-        "an asynchronous iterator"
-    } else {
-        return Ok(());
-    };
-    let abc = reply.py().import("collections.abc")?;
-    let what = if reply.is_instance(&abc.getattr("Coroutine")?)? {
-        reply.call_method0("close")?;
-        "a coroutine"
-    } else {
-        what
-    };
-    let message = format!(
-        "the handler returned {what}: async handlers are not supported; return the reply itself"
-    );
-    Err(PyTypeError::new_err(message))
 }
 
 /// A number that identifies this thread in the process, and that is not 0.

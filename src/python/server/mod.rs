@@ -2,13 +2,15 @@
 //! signals and the rest are in Python.
 
 mod deliver;
+mod replies;
 mod send;
+mod tasks;
 
 use std::ffi::c_int;
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,7 @@ use pyo3::prelude::*;
 
 use self::deliver::{FORESEEN, HandlerSink};
 use self::send::RETRY;
+use self::tasks::Tasks;
 use super::counters::ServerCounters;
 use super::error::{Error, Result};
 use super::send_backlog::SendBacklog;
@@ -72,14 +75,19 @@ pub(crate) struct ServerCore {
     reply_sources: ReplySources,
     /// Whether replies go to a connected peer, which may not have an address.
     is_connected: bool,
+    /// The longest reply.
+    largest: usize,
     send_backlog: Mutex<SendBacklog>,
-    /// The thread that is running the handler: what it sends leaves with the replies.
+    /// The thread that is running the handler, or the event loop: what it sends leaves with the
+    /// replies.
     delivering: AtomicUsize,
     state: AtomicU8,
     /// When draining ends, even if datagrams are left.
     deadline: Mutex<Option<Instant>>,
     /// Whether no other server receives what draining leaves in the socket's queue.
     is_last: AtomicBool,
+    /// On an event loop, the tasks of the handler.
+    tasks: OnceLock<Tasks>,
 }
 
 #[pymethods]
@@ -110,6 +118,7 @@ impl ServerCore {
         Ok(Self {
             reply_sources: ReplySources::of(inner),
             is_connected: inner.peer_address().is_ok(),
+            largest: replies::largest(inner.family()),
             socket: socket.clone().unbind(),
             handler,
             takes,
@@ -121,6 +130,7 @@ impl ServerCore {
             state: AtomicU8::new(RUNNING),
             deadline: Mutex::new(None),
             is_last: AtomicBool::new(false),
+            tasks: OnceLock::new(),
         })
     }
 
@@ -158,12 +168,16 @@ impl ServerCore {
         if let Ok(socket) = self.socket.bind(py).get().socket() {
             socket.descriptor().wake();
         }
+        if let Some(tasks) = self.tasks.get() {
+            tasks.tell_stop(py);
+        }
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
         visit.call(&self.socket)?;
         visit.call(&self.handler)?;
-        visit.call(&self.report)
+        visit.call(&self.report)?;
+        self.tasks.get().map_or(Ok(()), |tasks| tasks.traverse(&visit))
     }
 }
 
@@ -189,7 +203,7 @@ impl ServerCore {
         let mut cursor = RecvCursor::of_thread(socket)?;
         let costs = Costs::default();
         let mut pace = Pace::new(&costs);
-        let mut sink = HandlerSink::new(py, this, owner, socket);
+        let mut sink = HandlerSink::new(slf, owner, socket);
         let (mut streak, mut told_at) = (ErrorStreak::default(), Instant::now());
         loop {
             py.check_signals()?;

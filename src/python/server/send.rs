@@ -58,6 +58,8 @@ impl ServerCore {
             };
             if queued >= QUEUED {
                 self.flush(py, owner.socket()?)?;
+            } else if let Some(tasks) = self.tasks.get() {
+                tasks.tell_reply(py)?;
             }
             return Ok(());
         }
@@ -78,17 +80,20 @@ impl ServerCore {
     }
 
     /// Sends the queued datagrams, and reports those that could not be sent. Replies to peers whose
-    /// own queues are full stay queued, within limits, because no peer may delay the others.
+    /// own queues are full stay queued, within limits, because no peer may delay the others. On an
+    /// event loop, nothing may delay it, and datagrams also stay queued while the socket is full.
     pub(super) fn flush(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
         // Taken out of its lock, which must not be held while waiting.
         let mut backlog = std::mem::take(&mut *self.send_backlog());
         if backlog.is_empty() {
             return Ok(());
         }
-        let flushed = if socket.is_ip() || self.is_connected {
+        let has_one_queue = socket.is_ip() || self.is_connected;
+        let flushed = if has_one_queue && self.tasks.get().is_none() {
             self.send(py, socket, &mut backlog)
         } else {
-            let flushed = socket.flush_limited(&mut backlog, WAITING, self.forget());
+            let most = if has_one_queue { usize::MAX } else { WAITING };
+            let flushed = socket.flush_limited(&mut backlog, most, self.forget());
             *self.send_backlog() = backlog;
             self.count_sent(socket, flushed)
         };
@@ -102,7 +107,8 @@ impl ServerCore {
 
     /// Tries once more to send replies that wait, and drops the others.
     pub(super) fn flush_last(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
-        let end = Instant::now() + UNIX_PATIENCE;
+        let patience = if socket.is_ip() { PATIENCE } else { UNIX_PATIENCE };
+        let end = Instant::now() + patience;
         while self.has_waiting() && Instant::now() < end {
             py.detach(|| thread::sleep(RETRY));
             self.flush(py, socket)?;

@@ -1,0 +1,239 @@
+"""A worker on an event loop, which runs the calls of an async handler as tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+from typing import TYPE_CHECKING, Any
+
+from tomada._asyncio.read_watch import ReadWatch
+from tomada._server.context import GRACE
+from tomada._server.loops import loop_factory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tomada import _core
+    from tomada._server.context import Context
+    from tomada._server.lifespan import Lifespan
+    from tomada._server.wakeup import Wakeup
+
+# The results of ServerCore.receive_once(): see its documentation.
+WAIT, POLL, AGAIN, FULL, PAUSE, END = range(6)
+
+# How often to look for drops and errors, in seconds.
+TICK = 1.0
+# How long to wait after consecutive errors, in seconds.
+ERROR_PAUSE = 0.01
+# How often replies that found no room are retried, in seconds.
+RETRY = 0.001
+# If a socket that refuses new datagrams has not received any for this long, none are on their way.
+SETTLE = 0.002
+# The longest time that timers of all loops accept, in seconds.
+LONGEST_TIMER = 1e6
+# How long cancelled tasks may take to end, in seconds.
+CANCELLING = GRACE / 2
+
+
+class EventLoopWorker:
+    """Serves on an event loop of its own, until the core is told to stop.
+
+    The core receives when the loop reports that the socket is readable, or when a call of the
+    handler has ended that others had to wait for. While as many calls are under way as are allowed,
+    the loop does not watch the socket.
+
+    :param begin: Called when the lifespan was entered; returns whether to serve.
+    :param end: Called before the lifespan is left, with the number of received datagrams that were
+        not handled.
+    :param wakeup: Becomes readable when a signal arrives.
+    """
+
+    def __init__(  # noqa: PLR0913 - the parts of a worker
+        self,
+        context: Context,
+        core: _core.ServerCore,
+        lifespan: Lifespan,
+        begin: Callable[[], bool],
+        end: Callable[[int], object],
+        *,
+        wakeup: Wakeup | None,
+    ) -> None:
+        self._context, self._core, self._lifespan = context, core, lifespan
+        self._begin, self._end, self._wakeup = begin, end, wakeup
+        self._loop: asyncio.AbstractEventLoop
+        self._watch: ReadWatch
+        self._is_watched = False
+        self._is_full = False  # and a call that ends makes room
+        self._is_stopping = self._is_overdue = False
+        self._is_quiet = False  # while stopping: the last receive has found nothing
+        self._is_received = False  # there is nothing left to receive
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._changed = asyncio.Event()
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """Serve, and raise the exception that has ended it.
+
+        An exception that ends the program, such as :class:`SystemExit` in a handler, ends the
+        serving in order: the other calls of the handler are completed.
+        """
+        with asyncio.Runner(loop_factory=loop_factory(self._context.loop)) as runner:
+            self._loop = loop = runner.get_loop()
+            main = loop.create_task(self._main(), name="tomada.Server")
+            while not main.done():
+                try:
+                    loop.run_until_complete(main)
+                except BaseException as error:
+                    if main.done() or loop.is_closed():
+                        raise
+                    self._fail(error)
+        if self._error is not None:
+            raise self._error
+
+    async def _main(self) -> None:
+        async with self._lifespan.entered_on_loop():
+            if self._begin():
+                await self._serve()
+
+    async def _serve(self) -> None:
+        core, loop, wakeup = self._core, self._loop, self._wakeup
+        options: dict[str, Any] = {"loop": loop}
+        if sys.version_info >= (3, 12):
+            options["eager_start"] = True
+        tell_reply = functools.partial(loop.call_soon, self._end_turn)
+        core.attach(loop, options, self._context.max_concurrency, tell_reply, self._take_stop)
+        self._watch = ReadWatch(loop, self._context.listeners.of(core.worker).fileno())
+        if wakeup is not None:
+            loop.add_reader(wakeup.fileno(), wakeup.clear)
+        try:
+            self._set_watched(is_watched=True)
+            self._tick()
+            await self._until_over()
+        finally:
+            if wakeup is not None:
+                loop.remove_reader(wakeup.fileno())
+            for timer in self._timers.values():
+                timer.cancel()
+            self._set_watched(is_watched=False)
+            self._watch.close()
+            self._detach()
+
+    async def _until_over(self) -> None:
+        """Wait until the server has stopped, and all calls of the handler have ended."""
+        cancelled = None
+        while not (self._is_overdue or (self._is_received and self._core.under_way == 0)):
+            try:
+                await self._next_change()
+            except asyncio.CancelledError as error:  # by a task group of the lifespan
+                if cancelled is not None:
+                    raise
+                cancelled = error
+                self._core.stop()
+        self._is_received = True
+        if self._core.under_way:
+            self._core.cancel_tasks()
+            self._is_overdue = False
+            self._call_later("deadline", CANCELLING, self._expire)
+            while self._core.under_way and not self._is_overdue:
+                await self._next_change()
+        if cancelled is not None:
+            raise cancelled
+
+    async def _next_change(self) -> None:
+        await self._changed.wait()
+        self._changed.clear()
+
+    def _detach(self) -> None:
+        try:
+            unanswered = self._core.detach()
+        except Exception as error:  # noqa: BLE001 - it is raised at the end
+            self._fail(error)
+        else:
+            self._end(unanswered)
+
+    # Callbacks of the loop
+
+    def _receive(self) -> None:
+        """Receive once, and arrange for the next time."""
+        if self._is_received:
+            return
+        try:
+            result = self._core.receive_once()
+        except BaseException as error:  # noqa: BLE001 - it is raised at the end
+            self._fail(error)
+            return
+        is_quiet, self._is_quiet = self._is_quiet, False
+        self._is_full = result == FULL
+        self._set_watched(is_watched=result in (WAIT, POLL, AGAIN))
+        if result == AGAIN or (result == POLL and self._is_stopping):
+            self._loop.call_soon(self._receive)
+        elif result == PAUSE:
+            self._call_later("receive", ERROR_PAUSE, self._receive)
+        elif result == END or (result == WAIT and self._is_stopping and is_quiet):
+            self._end_receiving()
+        elif result == WAIT and self._is_stopping:
+            self._is_quiet = True
+            self._set_watched(is_watched=False)
+            self._call_later("receive", SETTLE, self._receive)
+
+    def _end_receiving(self) -> None:
+        self._is_received = True
+        self._set_watched(is_watched=False)
+        self._changed.set()
+
+    def _end_turn(self) -> None:
+        """Send the replies of this turn, and continue to receive if others had to wait."""
+        try:
+            has_waiting = self._core.end_turn()
+        except BaseException as error:  # noqa: BLE001 - it is raised at the end
+            self._fail(error)
+            return
+        if has_waiting:
+            self._call_later("send", RETRY, self._end_turn)
+        if self._is_full:
+            self._receive()
+        self._changed.set()
+
+    def _tick(self) -> None:
+        try:
+            self._core.tick()
+        except BaseException as error:  # noqa: BLE001 - it is raised at the end
+            self._fail(error)
+        if self._core.is_stopping and not self._is_stopping:
+            self._take_stop()
+        self._call_later("tick", TICK, self._tick)
+
+    def _take_stop(self) -> None:
+        """Set the end of draining, and continue with receiving what is left."""
+        is_first, self._is_stopping = not self._is_stopping, True
+        left = self._core.time_left
+        if left is None and is_first:
+            left = self._context.drain  # the server is not closed, but this worker is replaced
+        if left is not None:
+            self._call_later("deadline", min(left, LONGEST_TIMER), self._expire)
+        self._receive()
+
+    def _expire(self) -> None:
+        self._is_overdue = True
+        self._changed.set()
+
+    def _fail(self, error: BaseException) -> None:
+        """End with an exception, which :meth:`run` raises."""
+        if self._error is None:
+            self._error = error
+        self._end_receiving()
+        self._core.stop()
+
+    def _set_watched(self, *, is_watched: bool) -> None:
+        if is_watched and not self._is_watched:
+            self._watch.start(self._receive)
+        elif self._is_watched and not is_watched:
+            self._watch.stop()
+        self._is_watched = is_watched
+
+    def _call_later(self, what: str, seconds: float, callback: Callable[[], object]) -> None:
+        """Set one of the timers, instead of its previous time."""
+        if (previous := self._timers.get(what)) is not None:
+            previous.cancel()
+        self._timers[what] = self._loop.call_later(seconds, callback)

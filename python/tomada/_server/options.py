@@ -1,0 +1,97 @@
+"""The types of a server's handlers and options, and checks of their values."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from _typeshed import ReadableBuffer
+
+    from tomada._core import Datagram, Guard
+    from tomada.server import Server
+
+# The result of a handler, or of the coroutine of an async handler.
+Reply: TypeAlias = "ReadableBuffer | None"
+Replies: TypeAlias = "Iterable[ReadableBuffer | None] | None"
+
+# A handler, by its `takes`.
+DataHandler: TypeAlias = "Callable[[bytes, Any], Reply | Coroutine[Any, Any, Reply]]"
+DatagramHandler: TypeAlias = "Callable[[Datagram], Reply | Coroutine[Any, Any, Reply]]"
+BatchHandler: TypeAlias = (
+    "Callable[[list[tuple[bytes, Any]]], Replies | Coroutine[Any, Any, Replies]]"
+)
+Handler: TypeAlias = Callable[..., Any]
+
+Takes: TypeAlias = Literal["data", "datagram", "batch"]
+Steering: TypeAlias = Literal["hash", "cpu", "random"]
+Loop: TypeAlias = "Literal['tomada', 'asyncio', 'uvloop'] | Callable[[], asyncio.AbstractEventLoop]"
+Lifespan: TypeAlias = (
+    "Callable[[Server], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]"
+)
+
+
+class ServerOptions(TypedDict, total=False):
+    """The options of a server, except ``takes``: see :class:`tomada.Server`."""
+
+    workers: int
+    threads: int
+    init: Callable[[], object] | None
+    exit: Callable[[], object] | None
+    lifespan: Lifespan | None
+    loop: Loop | None
+    max_concurrency: int
+    max_requests: int | None
+    max_age: float | None
+    steering: Steering
+    drain: float
+    rcvbuf: int | None
+    gro: bool
+    spin: float
+    groups: Sequence[Any]
+    guard: Guard | None
+    sock: Any
+    fd: int | None
+
+
+def check_choices(takes: str, steering: str) -> None:
+    """Raise :class:`ValueError` if an option has none of its values."""
+    if takes not in ("data", "datagram", "batch"):
+        raise ValueError(f"takes must be 'data', 'datagram' or 'batch', not {takes!r}")
+    if steering not in ("hash", "cpu", "random"):
+        raise ValueError(f"steering must be 'hash', 'cpu' or 'random', not {steering!r}")
+
+
+def check_workers(workers: int, threads: int) -> None:
+    """Raise :class:`ValueError` if a server cannot have these processes or threads."""
+    if workers < 1 or threads < 1:
+        raise ValueError(f"workers and threads start at 1, not {min(workers, threads)}")
+    if threads == 1:
+        return
+    if workers > 1:
+        raise ValueError("give either workers or threads")
+    is_locked: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
+    if is_locked():
+        raise ValueError(
+            "threads need an interpreter without the global lock (python3.13t or later); here it "
+            "would let one of them run at a time: use workers"
+        )
+
+
+def check_limits(
+    max_concurrency: int, max_requests: int | None, max_age: float | None, workers: int
+) -> None:
+    """Raise :class:`ValueError` if a limit cannot be kept."""
+    if max_concurrency < 1:
+        raise ValueError(f"max_concurrency must be at least 1, not {max_concurrency}")
+    for name, limit in (("max_requests", max_requests), ("max_age", max_age)):
+        if limit is None:
+            continue
+        if not limit > 0:  # or it is not a number
+            raise ValueError(f"{name} must be positive, not {limit}")
+        if workers == 1:
+            raise ValueError(f"{name} replaces worker processes: give workers, at least 2")

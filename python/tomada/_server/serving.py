@@ -1,0 +1,44 @@
+"""Serving, in a worker process or in a thread."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tomada._server.app import is_async
+from tomada._server.lifespan import Lifespan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tomada import _core
+    from tomada._server.context import Context, Logger
+    from tomada._server.wakeup import Wakeup
+
+
+def serve_datagrams(  # noqa: PLR0913 - the parts of a worker
+    context: Context,
+    core: _core.ServerCore,
+    begin: Callable[[], bool],
+    end: Callable[[int], object],
+    *,
+    log: Logger,
+    wakeup: Wakeup | None = None,
+) -> None:
+    """Enter the lifespan, serve until the core is told to stop, and leave the lifespan.
+
+    There is an event loop if the handler or the lifespan is async, or if the server was given one.
+
+    :param begin: Called when the lifespan was entered; returns whether to serve.
+    :param end: Called before the lifespan is left, with the number of received datagrams that were
+        not handled.
+    :param wakeup: Becomes readable when a signal arrives.
+    """
+    lifespan = Lifespan(context, core.worker, log)
+    if context.loop is not None or lifespan.is_async or is_async(context.load_handler()):
+        from tomada._server.event_loop import EventLoopWorker  # noqa: PLC0415 - imports asyncio
+
+        EventLoopWorker(context, core, lifespan, begin, end, wakeup=wakeup).run()
+        return
+    with lifespan.entered():
+        if begin():
+            end(core.run(None if wakeup is None else wakeup.fileno()))
