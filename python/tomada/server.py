@@ -16,9 +16,11 @@ from tomada._address import format_address
 from tomada._advice import OF_OPENING, advise, advised
 from tomada._server.app import check_callback
 from tomada._server.context import Context
-from tomada._server.lifecycle import Lifecycle, StoppedWhileStartingError
+from tomada._server.health import TEXT, Answer, Health, HealthServer
+from tomada._server.lifecycle import Lifecycle, State, StoppedWhileStartingError
 from tomada._server.listeners import Listeners, adopt, listen, passed_descriptors
 from tomada._server.processes import Processes
+from tomada._server.systemd import Manager
 from tomada._server.threads import Threads
 from tomada._server.wakeup import Signals, Wakeup
 from tomada._socket_options import SocketOptions
@@ -89,6 +91,13 @@ class Server:
     :param guard: A :class:`tomada.Guard` for received datagrams and replies. Each worker enforces
         the limits on its own, based on what it has received itself; the guard's counters are sums
         over all workers.
+    :param health: ``(host, port)`` to answer probes at, over HTTP: ``/live``, ``/ready`` (status
+        503 before the start has finished, and from the first moment of :meth:`stop`, before a
+        datagram is refused) and ``/metrics`` for Prometheus (``tomada[metrics]``). It answers
+        anybody, so outsiders must not be able to reach it. ``/live`` has the status 503 if
+        datagrams wait and none was received for 30 seconds.
+    :param access_log: Log one in this number of datagrams of each worker, to the logger
+        ``tomada.access``: peer, bytes, the handler's time, and its outcome. 0 logs none.
     :param sock: A bound socket to use instead of an address. The caller still owns it.
     :param fd: The descriptor of a bound socket. The server takes ownership of it.
 
@@ -113,6 +122,8 @@ class Server:
         spin: float = 0.0,
         groups: Sequence[Any] = (),
         guard: Guard | None = None,
+        health: tuple[str, int] | None = None,
+        access_log: int = 0,
         sock: Any = None,
         fd: int | None = None,
     ) -> None:
@@ -127,6 +138,10 @@ class Server:
             raise ValueError(f"workers and threads start at 1, not {min(workers, threads)}")
         if math.isnan(drain) or drain < 0:
             raise ValueError(f"drain must be a number of seconds, not {drain}")
+        if access_log < 0:
+            raise ValueError(f"access_log must be at least 0, not {access_log}")
+        if health is not None and not isinstance(health, tuple):
+            raise TypeError(f"health must be (host, port), not {health!r}")
         if threads > 1:
             _check_threads(workers)
         if sum(given is not None for given in (address, sock, fd)) > 1:
@@ -136,6 +151,7 @@ class Server:
         self._drain = min(float(drain), LONGEST)
         self._address, self._given, self._fd = address, sock, fd
         self._steering = steering
+        self._health_address, self._access_log = health, access_log
         self._options = SocketOptions(
             rcvbuf=rcvbuf, gro=bool(gro), spin=spin, groups=groups, guard=guard
         )
@@ -144,6 +160,9 @@ class Server:
         """A :class:`threading.Event` that is set while the server is running."""
         self._context: Context | None = None
         self._backend: Threads | Processes | None = None
+        self._health: Health | None = None
+        # Whether the handler runs in other processes, which SIGHUP can replace.
+        self._is_forking = workers > 1
 
     def __repr__(self) -> str:
         state = self._life.state
@@ -154,6 +173,22 @@ class Server:
     def address(self) -> Any:
         """The address that the server is bound to, with the actual port."""
         return self._running().listeners.address
+
+    @property
+    def health_address(self) -> Any:
+        """The address of ``health``, with the actual port, or ``None``."""
+        http = self._running().http
+        return None if http is None else http.address
+
+    @property
+    def state(self) -> State:
+        """``"created"``, ``"starting"``, ``"running"``, ``"draining"`` or ``"stopped"``."""
+        return self._life.state
+
+    @property
+    def guard(self) -> Guard | None:
+        """The guard."""
+        return self._options.guard
 
     def start(self) -> None:
         """Bind the address and serve in the background; return when all workers are ready.
@@ -217,6 +252,10 @@ class Server:
         new process is a copy of the program at the time of its start, and runs ``init`` again. It
         does not import changed code (``tomada serve --app`` does).
 
+        If a service manager has started the program (``NOTIFY_SOCKET``), it is told when the server
+        is ready, is reloading or is stopping, its status, and, if it asks for it, that the server
+        lives (:manpage:`sd_notify(3)`).
+
         Another thread or the workers call the handler, so signals are handled even while the
         handler blocks. An exception of another signal handler also ends the server.
         """
@@ -228,15 +267,20 @@ class Server:
             requests.append(number)
             self._life.request_stop()
 
+        def replace(*_: object) -> None:
+            manager.reloading()
+            self.replace_workers()
+
+        manager = Manager()
         handlers: dict[int, Callable[..., Any]] = {signal.SIGINT: ask, signal.SIGTERM: ask}
         # With one worker there is nothing to replace, and it must not end the program either.
-        handlers[signal.SIGHUP] = lambda *_: self.replace_workers()
+        handlers[signal.SIGHUP] = replace
         wakeup = Wakeup()
         signals = Signals(handlers, wakeup)
         self._life.wakeups.append(wakeup)
         try:
             signals.install()
-            self._serve(wakeup)
+            self._serve(wakeup, manager)
             signals.restore()
         except BaseException as error:
             signals.restore()
@@ -248,8 +292,9 @@ class Server:
         finally:
             self._life.wakeups.remove(wakeup)
             wakeup.close()
+            manager.close()
 
-    def _serve(self, wakeup: Wakeup) -> None:
+    def _serve(self, wakeup: Wakeup, manager: Manager) -> None:
         life = self._life
         try:
             if life.state == "created" or life.is_elsewhere:
@@ -260,8 +305,11 @@ class Server:
             if self._context is None and life.state == "stopped" and life.error is None:
                 return  # another thread has stopped it before it started
             raise
-        while life.state in ("starting", "running"):
-            wakeup.wait()
+        if self._health is not None and life.state == "running":
+            manager.ready(self)
+            while life.state == "running":
+                wakeup.wait(manager.tick(self, self._health, life.replacements))
+        manager.stopping()
         self.stop()
         if life.error is not None:
             raise life.error
@@ -339,8 +387,19 @@ class Server:
             self._exit,
             self._drain,
             counters,
+            access_log=self._access_log,
         )
-        if self._workers > 1:
+        self._health = Health(context, self._life)
+        if self._health_address is not None:
+            context.http = HealthServer(self._health_address, self._routes(self._health))
+        try:
+            self._launch(context, workers)
+        finally:
+            if context.http is not None:
+                context.http.close()
+
+    def _launch(self, context: Context, workers: int) -> None:
+        if self._is_forking:
             context.add_sender(workers)
             backend: Processes | Threads = Processes(context, self._life)
         else:
@@ -350,9 +409,21 @@ class Server:
         self._context, self._backend = context, backend
         try:
             self._life.launch_by_starter(backend.launch)
+            if context.http is not None:
+                context.http.start()  # after the fork
             backend.run()
         finally:
             backend.close()
+
+    def _routes(self, health: Health) -> dict[str, Callable[[], Answer]]:
+        return {"/live": health.live, "/ready": health.ready, "/metrics": self._metrics}
+
+    def _metrics(self) -> Answer:
+        try:
+            from tomada._server.collector import exposition  # noqa: PLC0415 - of an extra
+        except ImportError:
+            return 501, TEXT, "install tomada[metrics]\n"
+        return 200, "text/plain; version=0.0.4; charset=utf-8", exposition(self)
 
     def _listen(self, workers: int) -> Listeners:
         if self._address is not None:

@@ -124,8 +124,8 @@ def captured(path):
 class Serving(Child):
     """Start ``tomada serve``, and return once it serves."""
 
-    def __init__(self, *arguments):
-        super().__init__("-m", "tomada", "serve", *arguments)
+    def __init__(self, *arguments, command=("-m", "tomada", "serve"), **options):
+        super().__init__(*command, *arguments, **options)
         said = self._process.stderr.readline().decode()
         found = re.match(r"serving (.*):(\d+) \(process (\d+)\); Ctrl-C ends it$", said)
         assert found, said + self._process.stderr.read().decode()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tomada import _core
 from tomada._reports import Reports, logger
+from tomada._server.access_log import sampled
 from tomada._server.app import App
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tomada._server.deferred_log import DeferredLog
+    from tomada._server.health import HealthServer
     from tomada._server.listeners import Listeners
 
     Logger: TypeAlias = logging.Logger | DeferredLog
@@ -36,6 +38,8 @@ class Context:
     exit: Callable[[], object] | None
     drain: float
     counters: _core.ServerCounters
+    access_log: int = 0
+    http: HealthServer | None = None
     cores: list[_core.ServerCore] = field(default_factory=list)
     # The process that started the server; in a worker, the worker's and its supervisor's.
     owner: int = field(default_factory=os.getpid)
@@ -45,6 +49,8 @@ class Context:
     def add_core(self, worker: int) -> _core.ServerCore:
         """Create the core of a worker, with its handler. An app is imported here."""
         handler = self.handler.load() if isinstance(self.handler, App) else self.handler
+        if self.access_log:
+            handler = sampled(handler, self.takes, self.access_log)
         return self._add(worker, handler)
 
     def add_sender(self, worker: int) -> _core.ServerCore:
