@@ -7,6 +7,7 @@ Each document has a folder. Its fenced blocks are handled in order:
 * ``console`` has commands after a ``$``, each followed by its output.
 * ``text`` after such a block is the program's output; elsewhere it is a drawing.
 * ``ini`` is a systemd unit, which must be valid.
+* ``toml`` writes a file for ``tomada serve``, which must be valid.
 
 In output, ``…`` stands for any text, and alone on a line for any lines. As the last line of a
 command's output it means that the command keeps running until the document ends. The port 1234 is
@@ -27,6 +28,8 @@ from sybil.parsers.markdown import SkipParser
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
 from support import Child
+from tomada._cli.options import OPTIONS
+from tomada._config import resolve
 
 ROOT = Path(__file__).parents[2]
 ANY = "…"
@@ -160,6 +163,11 @@ class Reader:
                 for line in shown
             )
             assert re.fullmatch(pattern, printed), f"it prints\n{printed}\nbut shown is\n{source}"
+
+    def _toml(self, title, source):
+        path = self._folder / title
+        path.write_text(source, encoding="utf-8")
+        resolve(OPTIONS, {}, {}, str(path))
 
     def _ini(self, title, source):
         unit = configparser.ConfigParser(strict=False, interpolation=None)
