@@ -131,7 +131,13 @@ def put_json(item: dict[str, Any]) -> None:
 
 def note(line: str) -> None:
     """Print a line for the user, separately from the results."""
-    print(line, file=sys.stderr, flush=True)
+    put_line(line, sys.stderr)
+
+
+def put_line(line: str, file: Any) -> None:
+    """Write a line in one piece, which those of other threads and processes do not interrupt."""
+    file.write(f"{line}\n")
+    file.flush()
 
 
 def console() -> Any:

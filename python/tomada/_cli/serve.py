@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tomada._address import format_address
-from tomada._cli.common import HOST, PORT, SUCCESS, CommandError, UsageError, note, shown
+from tomada._cli.common import HOST, PORT, SUCCESS, CommandError, UsageError, note, put_line, shown
 from tomada._cli.logs import ERASE, configure
 from tomada._cli.options import OPTIONS, add_options
 from tomada._cli.status import StatusLine, counters, summary
@@ -306,4 +306,4 @@ class Printer:
     def __call__(self, data: bytes, address: Any) -> None:
         """Print a datagram."""
         line = f"{format_address(address)} {len(data)} bytes: {shown(data)}"
-        print(f"{self._before}{line}", flush=True)
+        put_line(f"{self._before}{line}", sys.stdout)
