@@ -1,9 +1,11 @@
 """Watching ``tomada serve``: its log, its access log, its terminal, its metrics, its reloads."""
 
+import http.server
 import json
 import os
 import re
 import signal
+import threading
 import urllib.request
 from datetime import datetime
 
@@ -130,21 +132,29 @@ def test_access_log_has_one_in_n(takes):
     assert {(one["bytes"], one["outcome"]) for one in lines} == {(3, outcome)}
 
 
-def test_print_does_not_write_into_the_status_line():
-    with OnTerminal("serve", "127.0.0.1:0", "--app", "service:handle", "--access-log", 1) as server:
+@pytest.mark.parametrize(
+    ("arguments", "line", "sent"),
+    [
+        (("--app", "service:handle", "--access-log", 1), "tomada serve: .* µs", 2),
+        (("--print",), "127.0.0.1:.* 3 bytes: abc", 0),
+        (("--print", "--workers", 2), "127.0.0.1:.* 3 bytes: abc", 0),
+    ],
+)
+def test_lines_are_not_written_into_the_status_line(arguments, line, sent):
+    with OnTerminal("serve", "127.0.0.1:0", *arguments, output=None) as server:
         server.until("Ctrl-C ends it")
         _, port = re.search(r"serving (\S+):(\d+)", server.shown).groups()
-        ask(("127.0.0.1", int(port)), b"abc")
-        server.until("total 1")
-        ask(("127.0.0.1", int(port)), b"abc")
-        server.until("total 2")
+        with client(("127.0.0.1", int(port))) as sock:
+            for count in (1, 2):
+                sock.send(b"abc")
+                server.until(f"total {count}")
         server.process.send_signal(signal.SIGINT)
-        server.until("2 received, 2 sent")
-        assert server.process.wait() == 0
-    rows = screen(server.shown)
+        status, shown = server.end()
+    assert status == 0
+    rows = screen(shown)
     assert rows[0].startswith("serving 127.0.0.1:")
-    assert [bool(re.fullmatch(r"tomada serve: .* µs", row)) for row in rows[1:3]] == [True, True]
-    assert rows[3].startswith("2 received, 2 sent, ")
+    assert [bool(re.fullmatch(line, row)) for row in rows[1:3]] == [True, True], rows
+    assert rows[3].startswith(f"2 received, {sent} sent, ")
     assert rows[4:] == [""]
 
 
@@ -225,13 +235,63 @@ def test_reload_replaces_workers_when_a_file_changes(app):
         ended(server)
 
 
-def test_reload_without_watchfiles_says_what_to_install(app):
-    (app / "watchfiles.py").write_text("raise ImportError\n")
-    status, _, errors = run("serve", "127.0.0.1:0", "--app", "service:handle", "--reload")
-    assert (status, errors) == (
-        1,
-        "tomada serve: reload needs watchfiles: install tomada[reload]\n",
+@pytest.mark.parametrize(
+    ("option", "package", "line"),
+    [
+        ("--reload", "watchfiles", "reload needs watchfiles: install tomada[reload]"),
+        ("--otel", "opentelemetry", "otel needs OpenTelemetry: install tomada[otel]"),
+    ],
+)
+def test_missing_extra_is_named(app, option, package, line):
+    (app / f"{package}.py").write_text("raise ImportError\n")
+    status, _, errors = run("serve", "127.0.0.1:0", "--app", "service:handle", option)
+    assert (status, errors) == (1, f"tomada serve: {line}\n")
+
+
+class Collector(http.server.BaseHTTPRequestHandler):
+    """Takes the metrics that OpenTelemetry sends."""
+
+    def do_POST(self):
+        self.server.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_opentelemetry_gets_the_counters_of_all_workers(workers):
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+        ExportMetricsServiceRequest,
     )
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        collector.bodies = []
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        host, port = collector.server_address
+        environment = {
+            **os.environ,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{host}:{port}",
+            "OTEL_EXPORTER_OTLP_COMPRESSION": "none",
+        }
+        arguments = ("127.0.0.1:0", "--otel", "--workers", workers)
+        with Serving(*arguments, env=environment) as server:
+            for _ in range(5):
+                ask(server.address, b"abc")
+            ended(server)  # which sends the last values
+        collector.shutdown()
+    resource = ExportMetricsServiceRequest.FromString(collector.bodies[-1]).resource_metrics[0]
+    names = {one.key: one.value.string_value for one in resource.resource.attributes}
+    assert names["service.name"] == "tomada"
+    found = {one.name: one for one in resource.scope_metrics[0].metrics}
+    (point,) = found["tomada.server.received"].sum.data_points
+    assert point.as_int == 5
+    assert {one.key for one in point.attributes} == {"server.address", "server.port"}
+    assert found["tomada.server.received"].sum.is_monotonic
+    assert found["tomada.server.received_bytes"].unit == "By"
+    assert found["tomada.server.handler_time"].sum.data_points[0].as_double > 0
 
 
 @pytest.mark.parametrize("workers", [2, 3])

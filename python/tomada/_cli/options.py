@@ -233,6 +233,14 @@ OPTIONS = (
         "info",
         into="command",
     ),
+    Option(
+        "otel",
+        SWITCH,
+        OBSERVATION,
+        "send metrics to an OpenTelemetry collector, to which the OTEL_... variables lead "
+        "(tomada[otel])",
+        into="command",
+    ),
     Option("quiet", SWITCH, OBSERVATION, "no status line", into="command"),
     Option("json", SWITCH, OBSERVATION, "print the counters, at the end, as JSON", into="command"),
     Option(

@@ -113,12 +113,9 @@ class Service:
         from tomada import Server
 
         settings, announce = self._settings, self._announce
-        reloading = None
-        if settings.get("reload"):
-            from tomada._cli.reloading import Reloading
-
-            reloading = Reloading(Path(settings.get("app-dir", ".")))
-            stack.callback(reloading.end)
+        companions = [*_companions(settings)]
+        for companion in companions:
+            stack.callback(companion.end)
 
         class Announced(Server):
             """Says that it has started, once signals are handled and the workers are forked."""
@@ -126,11 +123,11 @@ class Service:
             def start(self) -> None:
                 super().start()
                 announce(self)
-                if reloading is not None:
-                    reloading.start(self)
+                for companion in companions:
+                    companion.start(self)
 
         options = settings.of(OPTIONS, "server")
-        is_forking = options.get("workers", 1) > 1 or reloading is not None
+        is_forking = _is_forking(settings)
         for name in ("init", "exit"):
             if name in options:
                 options[name] = self._function(options[name], is_forking=is_forking)
@@ -189,6 +186,22 @@ class Service:
         return app if is_forking else app.load()
 
 
+def _is_forking(settings: Settings) -> bool:
+    return settings.get("workers", 1) > 1 or bool(settings.get("reload"))
+
+
+def _companions(settings: Settings) -> Iterator[Any]:
+    """Create what works beside the server, with the methods `start` and `end`."""
+    if settings.get("reload"):
+        from tomada._cli.reloading import Reloading
+
+        yield Reloading(Path(settings.get("app-dir", ".")))
+    if settings.get("otel"):
+        from tomada._cli.otel import Exporter
+
+        yield Exporter()
+
+
 def _check(settings: Settings) -> None:
     for name in ("factory", "takes"):
         if settings.get(name) and settings.get("app") is None:
@@ -243,9 +256,8 @@ def _shared_metrics(settings: Settings) -> Iterator[None]:
     import tempfile
 
     name = "PROMETHEUS_MULTIPROC_DIR"
-    is_forking = settings.get("workers", 1) > 1 or settings.get("reload")
     has_client = importlib.util.find_spec("prometheus_client") is not None
-    if not (settings.get("health") and is_forking and has_client) or name in os.environ:
+    if not (settings.get("health") and _is_forking(settings) and has_client) or name in os.environ:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="tomada-metrics-") as directory:
