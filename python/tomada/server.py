@@ -16,7 +16,7 @@ from tomada._address import format_address
 from tomada._advice import OF_OPENING, advise, advised
 from tomada._server.app import check_callback
 from tomada._server.context import Context
-from tomada._server.health import TEXT, Answer, Health, HealthServer
+from tomada._server.health import TEXT, Answer, Health
 from tomada._server.lifecycle import Lifecycle, State, StoppedWhileStartingError
 from tomada._server.listeners import Listeners, adopt, listen, passed_descriptors
 from tomada._server.processes import Processes
@@ -391,6 +391,9 @@ class Server:
         )
         self._health = Health(context, self._life)
         if self._health_address is not None:
+            # It imports modules that other servers do not need.
+            from tomada._server.health_http import HealthServer  # noqa: PLC0415
+
             context.http = HealthServer(self._health_address, self._routes(self._health))
         try:
             self._launch(context, workers)

@@ -16,7 +16,7 @@ import tomada
 from peer import DEADLINE
 from serving import ask, client, server, until_refused
 from support import Call, Child, eventually, open_descriptors
-from tomada._server import health
+from tomada._server import health, health_http
 
 LOOPBACK = ("127.0.0.1", 0)
 
@@ -217,7 +217,7 @@ def test_slow_clients_do_not_keep_others_from_an_answer():
     before = open_descriptors()
     with server(echo, health=LOOPBACK) as serving:
         at = serving.health_address
-        slow = [std.create_connection(at) for _ in range(3 * health.CONNECTIONS)]
+        slow = [std.create_connection(at) for _ in range(3 * health_http.CONNECTIONS)]
         for sock in slow:
             sock.sendall(b"GET /live HTTP/1.1\r\nX: ")
         assert probe(at, "/ready") == (200, "ready\n")
@@ -229,8 +229,8 @@ def test_slow_clients_do_not_keep_others_from_an_answer():
 
 
 def test_connection_that_takes_too_long_is_closed(monkeypatch):
-    monkeypatch.setattr(health, "PATIENCE", 0.05)
-    monkeypatch.setattr(health, "LOOK", 0.01)
+    monkeypatch.setattr(health_http, "PATIENCE", 0.05)
+    monkeypatch.setattr(health_http, "LOOK", 0.01)
     with server(echo, health=LOOPBACK) as serving:
         with std.create_connection(serving.health_address) as sock:
             sock.settimeout(DEADLINE)

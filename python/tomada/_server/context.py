@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tomada._server.deferred_log import DeferredLog
-    from tomada._server.health import HealthServer
+    from tomada._server.health_http import HealthServer
     from tomada._server.listeners import Listeners
 
     Logger: TypeAlias = logging.Logger | DeferredLog
