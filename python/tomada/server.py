@@ -181,7 +181,7 @@ class Server:
         return None if http is None else http.address
 
     @property
-    def state(self) -> State:
+    def status(self) -> State:
         """``"created"``, ``"starting"``, ``"running"``, ``"draining"`` or ``"stopped"``."""
         return self._life.state
 

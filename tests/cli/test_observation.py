@@ -95,6 +95,18 @@ def test_log_as_text():
     )
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_failed_start_is_logged_in_the_format_too(app, workers):
+    (app / "broken.py").write_text("raise LookupError('no such thing')\n")
+    arguments = ("--app", "broken:handle", "--workers", workers, "--log-format", "json")
+    status, _, errors = run("serve", "127.0.0.1:0", *arguments)
+    assert status == 1
+    (line,) = records(errors)
+    first, *rest = line["message"].splitlines()
+    assert (line["level"], first) == ("error", "cannot start: LookupError: no such thing")
+    assert rest[-1] == "LookupError: no such thing"
+
+
 def access(errors):
     return [one for one in records(errors) if one["logger"] == "tomada.access"]
 

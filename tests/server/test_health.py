@@ -56,8 +56,8 @@ def test_health_over_ipv6(speaks_ipv6):
 def test_server_without_health_has_no_address():
     with server(echo) as serving:
         assert serving.health_address is None
-        assert serving.state == "running"
-    assert serving.state == "stopped"
+        assert serving.status == "running"
+    assert serving.status == "stopped"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -66,7 +66,7 @@ def test_occupied_health_address_fails_the_start(workers, inet):
         serving = server(echo, workers=workers, health=other.getsockname())
         with pytest.raises(OSError, match=r"in use.*\(health\)"):
             serving.start()
-        assert serving.state == "stopped"
+        assert serving.status == "stopped"
 
 
 @pytest.mark.parametrize("wrong", ["127.0.0.1:80", 80])
@@ -279,6 +279,18 @@ def test_metrics_have_the_state_and_the_reasons_of_a_guard():
     assert len(names) == len(set(names))
     for name, kind in names:
         assert kind != "counter" or name.endswith("_total")
+
+
+def test_metrics_of_a_collector_of_the_program_are_there_once():
+    prometheus_client = pytest.importorskip("prometheus_client")
+    from tomada.metrics import ServerCollector
+
+    with server(echo, health=LOOPBACK) as serving:
+        collector = ServerCollector(serving)
+        text = probe(serving.health_address, "/metrics")[1]
+        prometheus_client.REGISTRY.unregister(collector)
+    assert text.count("# TYPE tomada_server_received_total") == 1
+    assert "# TYPE process_cpu_seconds_total" in text
 
 
 def test_metrics_without_prometheus_client_say_what_to_install(monkeypatch):

@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tomada._address import format_address
-from tomada._cli.common import HOST, PORT, SUCCESS, CommandError, UsageError, note, put_line, shown
+from tomada._cli.common import (
+    FAILURE,
+    HOST,
+    PORT,
+    SUCCESS,
+    CommandError,
+    UsageError,
+    note,
+    put_line,
+    shown,
+)
 from tomada._cli.logs import ERASE, configure
 from tomada._cli.options import OPTIONS, add_options
 from tomada._cli.status import StatusLine, counters, summary
@@ -101,13 +111,25 @@ class Service:
                 server = self._make(stack)
                 server.serve_forever()
             except Exception as error:  # noqa: BLE001 - of the user's code, too
-                if self._status is not None:
-                    self._status.end()
-                raise _explained(error) from None
+                self._end_status()
+                return self._fail(error)
             finally:
-                if self._status is not None:
-                    self._status.end()
+                self._end_status()
         return self._conclude(server)
+
+    def _end_status(self) -> None:
+        if self._status is not None:
+            self._status.end()
+
+    def _fail(self, error: Exception) -> int:
+        """Say why the server could not start or go on; return the exit status."""
+        explained, code = _explained(error)
+        if self._style == "console":
+            if code:
+                note(code)
+            raise explained from None
+        logger.error("%s", "\n".join(filter(None, (str(explained), code))))
+        return explained.status if isinstance(explained, CommandError) else FAILURE
 
     def _make(self, stack: contextlib.ExitStack) -> Server:
         from tomada import Server
@@ -122,9 +144,9 @@ class Service:
 
             def start(self) -> None:
                 super().start()
-                announce(self)
                 for companion in companions:
                     companion.start(self)
+                announce(self)
 
         options = settings.of(OPTIONS, "server")
         is_forking = _is_forking(settings)
@@ -265,25 +287,26 @@ def _shared_metrics(settings: Settings) -> Iterator[None]:
         yield
 
 
-def _explained(error: Exception) -> Exception:
-    """Show the traceback of a user's code, once; return the exception to raise."""
+def _explained(error: Exception) -> tuple[Exception, str]:
+    """Return the exception to raise, and the traceback if the user's code has failed."""
     from tomada._server.app import AppError
 
     if isinstance(error, CommandError):
-        return error
+        return error, ""
     if isinstance(error, AppError):
-        return CommandError(str(error))
+        return CommandError(str(error)), ""
     told = [one for one in getattr(error, "__notes__", ()) if one.startswith("In the worker:")]
     if told:
-        note(told[0].partition("\n\n")[2].rstrip())
+        code = told[0].partition("\n\n")[2].rstrip()
     elif isinstance(error, SyntaxError) or _is_of_user(error):
-        note("".join(traceback.format_exception(error)).rstrip())
+        code = "".join(traceback.format_exception(error)).rstrip()
     elif isinstance(error, OSError | ValueError):
-        return CommandError(str(error))
+        return CommandError(str(error)), ""
     else:
-        return error
+        return error, ""
     name = type(error).__name__
-    return CommandError(f"cannot start: {name}: {error}" if str(error) else f"cannot start: {name}")
+    line = f"cannot start: {name}: {error}" if str(error) else f"cannot start: {name}"
+    return CommandError(line), code
 
 
 def _is_of_user(error: Exception) -> bool:

@@ -87,7 +87,7 @@ class ServerCollector(Collector):
             yield counter
         state = GaugeMetricFamily(*STATE, labels=["address", "state"])
         for each in STATES:
-            state.add_metric([*labels, each], each == self._server.state)
+            state.add_metric([*labels, each], each == self._server.status)
         yield state
         guard = self._server.guard
         if guard is not None:
