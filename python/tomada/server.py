@@ -17,7 +17,7 @@ from tomada._advice import OF_OPENING, advise, advised
 from tomada._server.app import check_callback
 from tomada._server.context import Context
 from tomada._server.health import TEXT, Answer, Health
-from tomada._server.lifecycle import Lifecycle, State, StoppedWhileStartingError
+from tomada._server.lifecycle import Lifecycle, StoppedWhileStartingError
 from tomada._server.listeners import Listeners, adopt, listen, passed_descriptors
 from tomada._server.processes import Processes
 from tomada._server.systemd import Manager
@@ -138,14 +138,14 @@ class Server:
             raise ValueError(f"workers and threads start at 1, not {min(workers, threads)}")
         if math.isnan(drain) or drain < 0:
             raise ValueError(f"drain must be a number of seconds, not {drain}")
-        if access_log < 0:
-            raise ValueError(f"access_log must be at least 0, not {access_log}")
-        if health is not None and not isinstance(health, tuple):
-            raise TypeError(f"health must be (host, port), not {health!r}")
         if threads > 1:
             _check_threads(workers)
         if sum(given is not None for given in (address, sock, fd)) > 1:
             raise ValueError("give one of address, sock and fd")
+        if access_log < 0:
+            raise ValueError(f"access_log must be at least 0, not {access_log}")
+        if health is not None and not isinstance(health, tuple):
+            raise TypeError(f"health must be (host, port), not {health!r}")
         self._handler, self._takes, self._init, self._exit = handler, takes, init, exit
         self._workers, self._threads = workers, threads
         self._drain = min(float(drain), LONGEST)
@@ -170,18 +170,13 @@ class Server:
         return f"<tomada.Server at {name} {'not started' if state == 'created' else state}>"
 
     @property
-    def address(self) -> Any:
-        """The address that the server is bound to, with the actual port."""
-        return self._running().listeners.address
-
-    @property
     def health_address(self) -> Any:
         """The address of ``health``, with the actual port, or ``None``."""
         http = self._running().http
         return None if http is None else http.address
 
     @property
-    def status(self) -> State:
+    def status(self) -> str:
         """``"created"``, ``"starting"``, ``"running"``, ``"draining"`` or ``"stopped"``."""
         return self._life.state
 
@@ -189,6 +184,11 @@ class Server:
     def guard(self) -> Guard | None:
         """The guard."""
         return self._options.guard
+
+    @property
+    def address(self) -> Any:
+        """The address that the server is bound to, with the actual port."""
+        return self._running().listeners.address
 
     def start(self) -> None:
         """Bind the address and serve in the background; return when all workers are ready.
@@ -387,8 +387,8 @@ class Server:
             self._exit,
             self._drain,
             counters,
-            access_log=self._access_log,
         )
+        context.access_log = self._access_log
         self._health = Health(context, self._life)
         if self._health_address is not None:
             # It imports modules that other servers do not need.

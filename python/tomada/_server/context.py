@@ -49,8 +49,6 @@ class Context:
     def add_core(self, worker: int) -> _core.ServerCore:
         """Create the core of a worker, with its handler. An app is imported here."""
         handler = self.handler.load() if isinstance(self.handler, App) else self.handler
-        if self.access_log:
-            handler = sampled(handler, self.takes, self.access_log)
         return self._add(worker, handler)
 
     def add_sender(self, worker: int) -> _core.ServerCore:
@@ -59,6 +57,8 @@ class Context:
 
     def _add(self, worker: int, handler: Callable[..., Any]) -> _core.ServerCore:
         sock: Any = self.listeners.of(worker)
+        if self.access_log:
+            handler = sampled(handler, self.takes, self.access_log)
         core = _core.ServerCore(sock, handler, self.takes, self.counters, worker, Reports(sock))
         self.cores.append(core)
         return core

@@ -28,12 +28,12 @@ FIRST_DELAY, LAST_DELAY, LONG_LIFE = 0.1, 5.0, 10.0
 MOST_DEATHS = 16
 # A worker that fails to start this many times in a row ends the server.
 ATTEMPTS = 5
+# How long the supervisor waits for an order that it has asked its parent for, in seconds.
+PATIENCE = 0.5
 # A worker that takes longer than this to become ready is logged, in seconds.
 SLOW = 10.0
 # How often the supervisor checks whether its parent has died, in seconds.
 LOOK = 1.0
-# How long it waits for the order to stop that it has asked its parent for, in seconds.
-PATIENCE = 0.5
 
 
 @dataclass
