@@ -126,7 +126,7 @@ def test_server_is_not_ready_while_it_drains(gate, workers):
             gate.wait()
         return data
 
-    serving = server(handle, workers=workers, health=LOOPBACK)
+    serving = server(handle, workers=workers, health=LOOPBACK, drain=60)
     serving.start()
     at = serving.health_address
     with client(serving.address) as sock:
@@ -159,7 +159,7 @@ def handle(data, address):
     return data
 
 server = tomada.Server(
-    ("127.0.0.1", 0), handle, workers=int(sys.argv[1]), health=("127.0.0.1", 0)
+    ("127.0.0.1", 0), handle, workers=int(sys.argv[1]), health=("127.0.0.1", 0), drain=60
 )
 server.start()
 print(server.address[1], server.health_address[1], flush=True)
@@ -213,6 +213,13 @@ def test_stuck_server_does_not_live(gate, monkeypatch):
         gate.open()
 
 
+def is_closed(sock):
+    try:
+        return sock.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
 def test_slow_clients_do_not_keep_others_from_an_answer():
     before = open_descriptors()
     with server(echo, health=LOOPBACK) as serving:
@@ -221,8 +228,7 @@ def test_slow_clients_do_not_keep_others_from_an_answer():
         for sock in slow:
             sock.sendall(b"GET /live HTTP/1.1\r\nX: ")
         assert probe(at, "/ready") == (200, "ready\n")
-        # The oldest were closed for the others.
-        assert slow[0].recv(1) == b""
+        assert is_closed(slow[0])  # for the others
         for sock in slow:
             sock.close()
     eventually(lambda: open_descriptors() == before)
@@ -235,7 +241,7 @@ def test_connection_that_takes_too_long_is_closed(monkeypatch):
         with std.create_connection(serving.health_address) as sock:
             sock.settimeout(DEADLINE)
             sock.sendall(b"GET /live HTT")
-            assert sock.recv(1) == b""
+            assert is_closed(sock)
         assert probe(serving.health_address, "/ready")[0] == 200
 
 
@@ -243,10 +249,11 @@ def test_garbage_is_answered_with_an_error(caplog):
     with server(echo, health=LOOPBACK) as serving:
         for garbage in (b"\x00\xff\r\n\r\n", b"GET " + b"x" * 100_000 + b"\r\n\r\n", b"\r\n"):
             with std.create_connection(serving.health_address) as sock:
-                sock.sendall(garbage)
-                sock.shutdown(std.SHUT_WR)
-                while sock.recv(1 << 16):
-                    pass
+                with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+                    sock.sendall(garbage)
+                    sock.shutdown(std.SHUT_WR)
+                    while sock.recv(1 << 16):
+                        pass
         assert probe(serving.health_address, "/ready")[0] == 200
     assert not caplog.records
 

@@ -29,7 +29,7 @@ MOST_DEATHS = 16
 # A worker that fails to start this many times in a row ends the server.
 ATTEMPTS = 5
 # How long the supervisor waits for an order that it has asked its parent for, in seconds.
-PATIENCE = 0.5
+PATIENCE = 5.0
 # A worker that takes longer than this to become ready is logged, in seconds.
 SLOW = 10.0
 # How often the supervisor checks whether its parent has died, in seconds.
