@@ -81,6 +81,7 @@ class Reader:
             "PYTHONUNBUFFERED": "1",
             "PYTHONDEVMODE": "1",
             "COLUMNS": "80",
+            "TMPDIR": str(folder),  # of programs that are killed
         }
 
     def __enter__(self):
