@@ -21,6 +21,8 @@ from tomada._config import ConfigError, misspelled, resolve
 ROOT = Path(__file__).parents[2]
 HELP = Path(__file__).with_name("serve_help.txt")
 
+pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
+
 # Parameters of Server that have no option of their own, and why.
 UNREACHABLE = {
     "handler": "app, echo, discard and print",

@@ -18,6 +18,8 @@ from serving import ask, client, server, until_refused
 from support import Call, Child, eventually, open_descriptors
 from tomada._server import health, health_http
 
+pytestmark = pytest.mark.thread_unsafe(reason="it forks")
+
 LOOPBACK = ("127.0.0.1", 0)
 
 
