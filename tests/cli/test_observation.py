@@ -247,6 +247,16 @@ def test_reload_replaces_workers_when_a_file_changes(app):
         ended(server)
 
 
+def test_reload_of_one_process_is_not_silent():
+    server, address = started()
+    with server:
+        server.signal(signal.SIGHUP)
+        message = json.loads(server.error_line())["message"]
+        assert message == "nothing is reloaded: that needs --workers 2 or more"
+        assert ask(address) == b"ping"
+        ended(server)
+
+
 @pytest.mark.parametrize(
     ("option", "package", "line"),
     [

@@ -135,6 +135,7 @@ class Service:
         from tomada import Server
 
         settings, announce = self._settings, self._announce
+        is_forking = _is_forking(settings)
         companions = [*_companions(settings)]
         for companion in companions:
             stack.callback(companion.end)
@@ -148,8 +149,12 @@ class Service:
                     companion.start(self)
                 announce(self)
 
+            def replace_workers(self) -> None:
+                super().replace_workers()
+                if not is_forking:  # a signal handler may have called this
+                    self._life.log.warning("nothing is reloaded: that needs --workers 2 or more")
+
         options = settings.of(OPTIONS, "server")
-        is_forking = _is_forking(settings)
         for name in ("init", "exit"):
             if name in options:
                 options[name] = self._function(options[name], is_forking=is_forking)
