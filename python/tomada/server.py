@@ -85,6 +85,9 @@ class Server:
     :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``).
     :param spin: How long to poll for the next datagram before sleeping, in seconds: shorter round
         trips, at the cost of a core.
+    :param groups: Multicast groups to join, each an address, or the arguments of
+        :meth:`tomada.socket.socket.join_group`. Workers then share one socket, because several
+        sockets would each receive a copy.
     :param health: ``(host, port)`` to answer probes at, over HTTP: ``/live``, ``/ready`` (status
         503 before the start has finished, and from the first moment of :meth:`stop`, before a
         datagram is refused) and ``/metrics`` for Prometheus (``tomada[metrics]``). It answers
@@ -92,9 +95,6 @@ class Server:
         datagrams wait and none was received for 30 seconds.
     :param access_log: Log one in this number of datagrams of each worker, to the logger
         ``tomada.access``: peer, bytes, the handler's time, and its outcome. 0 logs none.
-    :param groups: Multicast groups to join, each an address, or the arguments of
-        :meth:`tomada.socket.socket.join_group`. Workers then share one socket, because several
-        sockets would each receive a copy.
     :param guard: A :class:`tomada.Guard` for received datagrams and replies. Each worker enforces
         the limits on its own, based on what it has received itself; the guard's counters are sums
         over all workers.
