@@ -75,7 +75,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _fail(arguments: argparse.Namespace, error: Exception) -> int:
     print(f"tomada {arguments.command}: {error}", file=sys.stderr)
-    return FAILURE
+    return error.status if isinstance(error, CommandError) else FAILURE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

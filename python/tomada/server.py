@@ -15,12 +15,14 @@ from tomada._address import format_address
 from tomada._advice import OF_OPENING, advise, advised
 from tomada._server.app import check_callback, check_handler
 from tomada._server.context import Context
+from tomada._server.health import TEXT, Answer, Health
 from tomada._server.lifecycle import Lifecycle, StoppedWhileStartingError
 from tomada._server.lifespan import check_lifespan
 from tomada._server.listeners import Listeners, adopt, listen, passed_descriptors
 from tomada._server.loops import check_loop
 from tomada._server.options import check_choices, check_limits, check_workers
 from tomada._server.processes import Processes
+from tomada._server.systemd import Manager
 from tomada._server.threads import Threads
 from tomada._server.wakeup import Signals, Wakeup
 from tomada._socket_options import SocketOptions
@@ -118,6 +120,13 @@ class Server:
     :param groups: Multicast groups to join, each an address, or the arguments of
         :meth:`tomada.socket.socket.join_group`. Workers then share one socket, because several
         sockets would each receive a copy.
+    :param health: ``(host, port)`` to answer probes at, over HTTP: ``/live``, ``/ready`` (status
+        503 before the start has finished, and from the first moment of :meth:`stop`, before a
+        datagram is refused) and ``/metrics`` for Prometheus (``tomada[metrics]``). It answers
+        anybody, so outsiders must not be able to reach it. ``/live`` has the status 503 if
+        datagrams wait and none was received for 30 seconds.
+    :param access_log: Log one in this number of datagrams of each worker, to the logger
+        ``tomada.access``: peer, bytes, the handler's time, and its outcome. 0 logs none.
     :param guard: A :class:`tomada.Guard` for received datagrams and replies. Each worker enforces
         the limits on its own, based on what it has received itself; the guard's counters are sums
         over all workers.
@@ -178,6 +187,8 @@ class Server:
         rcvbuf: int | None = None,
         gro: bool = True,
         spin: float = 0.0,
+        health: tuple[str, int] | None = None,
+        access_log: int = 0,
         groups: Sequence[Any] = (),
         guard: Guard | None = None,
         sock: Any = None,
@@ -195,6 +206,10 @@ class Server:
         check_limits(max_concurrency, max_requests, max_age, workers)
         if sum(given is not None for given in (address, sock, fd)) > 1:
             raise ValueError("give one of address, sock and fd")
+        if access_log < 0:
+            raise ValueError(f"access_log must be at least 0, not {access_log}")
+        if health is not None and not isinstance(health, tuple):
+            raise TypeError(f"health must be (host, port), not {health!r}")
         self._handler, self._takes, self._init, self._exit = handler, takes, init, exit
         self._lifespan, self._loop, self._max_concurrency = lifespan, loop, max_concurrency
         self._max_requests, self._max_age = max_requests, max_age
@@ -202,6 +217,7 @@ class Server:
         self._drain = min(float(drain), LONGEST)
         self._address, self._given, self._fd = address, sock, fd
         self._steering = steering
+        self._health_address, self._access_log = health, access_log
         self._options = SocketOptions(
             rcvbuf=rcvbuf, gro=bool(gro), spin=spin, groups=groups, guard=guard
         )
@@ -210,11 +226,30 @@ class Server:
         """A :class:`threading.Event` that is set while the server is running."""
         self._context: Context | None = None
         self._backend: Threads | Processes | None = None
+        self._health: Health | None = None
+        # Whether the handler runs in other processes, which SIGHUP can replace.
+        self._is_forking = workers > 1
 
     def __repr__(self) -> str:
         state = self._life.state
         name = self._address if self._context is None else self.address
         return f"<tomada.Server at {name} {'not started' if state == 'created' else state}>"
+
+    @property
+    def health_address(self) -> Any:
+        """The address of ``health``, with the actual port, or ``None``."""
+        http = self._running().http
+        return None if http is None else http.address
+
+    @property
+    def status(self) -> str:
+        """``"created"``, ``"starting"``, ``"running"``, ``"draining"`` or ``"stopped"``."""
+        return self._life.state
+
+    @property
+    def guard(self) -> Guard | None:
+        """The guard."""
+        return self._options.guard
 
     @property
     def address(self) -> Any:
@@ -295,6 +330,10 @@ class Server:
         new process is a copy of the program at the time of its start, and runs ``init`` again. It
         does not import changed code (``tomada serve --app`` does).
 
+        If a service manager has started the program (``NOTIFY_SOCKET``), it is told when the server
+        is ready, is reloading or is stopping, its status, and, if it asks for it, that the server
+        lives (:manpage:`sd_notify(3)`).
+
         Another thread or the workers call the handler, so signals are handled even while the
         handler blocks. An exception of another signal handler also ends the server.
         """
@@ -306,15 +345,20 @@ class Server:
             requests.append(number)
             self._life.request_stop()
 
+        def replace(*_: object) -> None:
+            manager.reloading()
+            self.replace_workers()
+
+        manager = Manager()
         handlers: dict[int, Callable[..., Any]] = {signal.SIGINT: ask, signal.SIGTERM: ask}
         # With one worker there is nothing to replace, and it must not end the program either.
-        handlers[signal.SIGHUP] = lambda *_: self.replace_workers()
+        handlers[signal.SIGHUP] = replace
         wakeup = Wakeup()
         signals = Signals(handlers, wakeup)
         self._life.wakeups.append(wakeup)
         try:
             signals.install()
-            self._serve(wakeup)
+            self._serve(wakeup, manager)
             signals.restore()
         except BaseException as error:
             signals.restore()
@@ -326,8 +370,9 @@ class Server:
         finally:
             self._life.wakeups.remove(wakeup)
             wakeup.close()
+            manager.close()
 
-    def _serve(self, wakeup: Wakeup) -> None:
+    def _serve(self, wakeup: Wakeup, manager: Manager) -> None:
         life = self._life
         try:
             if life.state == "created" or life.is_elsewhere:
@@ -338,8 +383,11 @@ class Server:
             if self._context is None and life.state == "stopped" and life.error is None:
                 return  # another thread has stopped it before it started
             raise
-        while life.state in ("starting", "running"):
-            wakeup.wait()
+        if self._health is not None and life.state == "running":
+            manager.ready(self)
+            while life.state == "running":
+                wakeup.wait(manager.tick(self, self._health, life.replacements))
+        manager.stopping()
         self.stop()
         if life.error is not None:
             raise life.error
@@ -425,7 +473,21 @@ class Server:
             max_age=self._max_age,
             counters=counters,
         )
-        if self._workers > 1:
+        context.access_log = self._access_log
+        self._health = Health(context, self._life)
+        if self._health_address is not None:
+            # It imports modules that other servers do not need.
+            from tomada._server.health_http import HealthServer  # noqa: PLC0415
+
+            context.http = HealthServer(self._health_address, self._routes(self._health))
+        try:
+            self._launch(context, workers)
+        finally:
+            if context.http is not None:
+                context.http.close()
+
+    def _launch(self, context: Context, workers: int) -> None:
+        if self._is_forking:
             context.add_sender(workers)
             backend: Processes | Threads = Processes(context, self._life)
         else:
@@ -435,9 +497,21 @@ class Server:
         self._context, self._backend = context, backend
         try:
             self._life.launch_by_starter(backend.launch)
+            if context.http is not None:
+                context.http.start()  # after the fork
             backend.run()
         finally:
             backend.close()
+
+    def _routes(self, health: Health) -> dict[str, Callable[[], Answer]]:
+        return {"/live": health.live, "/ready": health.ready, "/metrics": self._metrics}
+
+    def _metrics(self) -> Answer:
+        try:
+            from tomada._server.collector import exposition  # noqa: PLC0415 - of an extra
+        except ImportError:
+            return 501, TEXT, "install tomada[metrics]\n"
+        return 200, "text/plain; version=0.0.4; charset=utf-8", exposition(self)
 
     def _listen(self, workers: int) -> Listeners:
         if self._address is not None:

@@ -1,5 +1,6 @@
 """Run the command line in separate processes."""
 
+import contextlib
 import os
 import pty
 import re
@@ -30,13 +31,13 @@ def at(address):
 
 
 class OnTerminal:
-    """A command whose standard error is a terminal."""
+    """A command whose standard error is a terminal, and its output, too, if it is to be."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, output=subprocess.PIPE):
         self._screen, theirs = pty.openpty()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tomada", *map(str, arguments)],
-            stdout=subprocess.PIPE,
+            stdout=theirs if output is None else output,
             stderr=theirs,
             env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
         )
@@ -49,12 +50,20 @@ class OnTerminal:
             assert select.select([self._screen], [], [], DEADLINE)[0], self.shown
             self.shown += os.read(self._screen, 1 << 16).decode(errors="replace")
 
+    def end(self):
+        """Wait for the command's end; return its status, and everything that was shown."""
+        status = self.process.wait(DEADLINE)
+        with contextlib.suppress(OSError):  # the terminal has no other end any longer
+            while chunk := os.read(self._screen, 1 << 16):
+                self.shown += chunk.decode(errors="replace")
+        return status, self.shown
+
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self.process.kill()
-        if not self.process.stdout.closed:
+        if self.process.stdout is None or not self.process.stdout.closed:
             self.process.communicate()
         os.close(self._screen)
 
@@ -124,8 +133,8 @@ def captured(path):
 class Serving(Child):
     """Start ``tomada serve``, and return once it serves."""
 
-    def __init__(self, *arguments):
-        super().__init__("-m", "tomada", "serve", *arguments)
+    def __init__(self, *arguments, command=("-m", "tomada", "serve"), **options):
+        super().__init__(*command, *arguments, **options)
         said = self._process.stderr.readline().decode()
         found = re.match(r"serving (.*):(\d+) \(process (\d+)\); Ctrl-C ends it$", said)
         assert found, said + self._process.stderr.read().decode()

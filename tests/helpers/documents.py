@@ -6,7 +6,8 @@ Each document has a folder. Its fenced blocks are handled in order:
 * ``python`` is a program, which runs to its end.
 * ``console`` has commands after a ``$``, each followed by its output.
 * ``text`` after such a block is the program's output; elsewhere it is a drawing.
-* ``ini`` is a systemd unit, which must be valid.
+* ``ini`` is a systemd unit, which must be valid; ``yaml`` and ``json`` are parsed.
+* ``toml`` writes a file for ``tomada serve``, which must be valid.
 
 In output, ``…`` stands for any text, and alone on a line for any lines. As the last line of a
 command's output it means that the command keeps running until the document ends. The port 1234 is
@@ -14,6 +15,7 @@ replaced by a free one. The comment ``<!-- skip: next "reason" -->`` skips a blo
 """
 
 import configparser
+import json
 import os
 import re
 import shutil
@@ -22,11 +24,14 @@ from pathlib import Path
 from unittest import SkipTest
 
 import pytest
+import yaml
 from sybil import Region, Sybil
 from sybil.parsers.markdown import SkipParser
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
 from support import Child
+from tomada._cli.options import OPTIONS
+from tomada._config import resolve
 
 ROOT = Path(__file__).parents[2]
 ANY = "…"
@@ -76,6 +81,7 @@ class Reader:
             "PYTHONUNBUFFERED": "1",
             "PYTHONDEVMODE": "1",
             "COLUMNS": "80",
+            "TMPDIR": str(folder),  # of programs that are killed
         }
 
     def __enter__(self):
@@ -161,11 +167,26 @@ class Reader:
             )
             assert re.fullmatch(pattern, printed), f"it prints\n{printed}\nbut shown is\n{source}"
 
+    def _toml(self, title, source):
+        path = self._folder / title
+        path.write_text(source, encoding="utf-8")
+        resolve(OPTIONS, {}, {}, str(path))
+
+    @staticmethod
+    def _yaml(_, source):
+        assert yaml.safe_load(source)
+
+    @staticmethod
+    def _json(_, source):
+        assert json.loads(source)
+
     def _ini(self, title, source):
         unit = configparser.ConfigParser(strict=False, interpolation=None)
         unit.optionxform = str
         unit.read_string(source)
         assert unit.sections()
+        # The program is not installed there.
+        source = re.sub(r"=/opt/\S+/bin/\w+", "=/bin/true", source)
         (self._folder / title).write_text(source, encoding="utf-8")
         if shutil.which("systemd-analyze"):
             verify = self._start("verify", self._folder / title, program="systemd-analyze")

@@ -15,6 +15,7 @@ import time
 # The package of each program.
 PACKAGES = {
     "cc": "gcc",
+    "curl": "curl",
     "dig": "bind9-dnsutils",
     "ethtool": "ethtool",
     "ip": "iproute2",

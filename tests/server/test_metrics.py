@@ -65,7 +65,7 @@ def test_collector_has_the_counters_of_all_workers(scraped, workers):
         assert value(text, "tomada_server_batch_size_bucket", le="1.0") == 3
         assert value(text, "tomada_server_batch_size_bucket", le="+Inf") == 3
         assert value(text, "tomada_server_batch_size_sum") == 3
-        assert 0 < value(text, "tomada_server_handler_time_total") < 3
+        assert 0 < value(text, "tomada_server_handler_seconds_total") < 3
 
 
 def test_collector_can_be_registered_before_start_and_scraped_after_stop(scraped):

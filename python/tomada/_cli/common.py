@@ -13,7 +13,7 @@ from typing import Any
 from tomada._address import parse_address
 
 # Exit statuses that a script can distinguish. argparse exits with 2 for wrong arguments.
-SUCCESS, FAILURE, INTERRUPTED = 0, 1, 130
+SUCCESS, FAILURE, MISUSE, INTERRUPTED = 0, 1, 2, 130
 
 HOST, PORT = "127.0.0.1", 1234
 
@@ -22,6 +22,14 @@ Address = tuple[str, int] | str
 
 class CommandError(Exception):
     """A command failed; the text says why, in one line for the user."""
+
+    status = FAILURE
+
+
+class UsageError(CommandError):
+    """An option is wrong."""
+
+    status = MISUSE
 
 
 def address(text: str) -> Address:
@@ -123,7 +131,13 @@ def put_json(item: dict[str, Any]) -> None:
 
 def note(line: str) -> None:
     """Print a line for the user, separately from the results."""
-    print(line, file=sys.stderr, flush=True)
+    put_line(line, sys.stderr)
+
+
+def put_line(line: str, file: Any) -> None:
+    """Write a line in one piece, which those of other threads and processes do not interrupt."""
+    file.write(f"{line}\n")
+    file.flush()
 
 
 def console() -> Any:

@@ -3,38 +3,52 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import sys
-import threading
+import sysconfig
 import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tomada._address import format_address
 from tomada._cli.common import (
+    FAILURE,
+    HOST,
+    PORT,
     SUCCESS,
     CommandError,
-    add_address,
-    add_json,
-    count,
+    UsageError,
     note,
-    seconds,
+    put_line,
     shown,
 )
+from tomada._cli.logs import ERASE, configure
+from tomada._cli.options import OPTIONS, add_options
+from tomada._cli.status import StatusLine, counters, summary
+from tomada._config import ConfigError, Settings, misspelled, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from tomada import Guard, Server
 
 EXAMPLES = """
 examples:
   tomada serve                               an echo on 127.0.0.1:1234, until Ctrl-C
   tomada serve 0.0.0.0:1234 --app service:handle --workers 4
   tomada serve :1234 --discard               receives everything, sends no reply
+  tomada serve --config service.toml --health 127.0.0.1:9000
 
 A handler is a function of the datagram's bytes and the sender's address; it returns the
 reply, or None for no reply. The current directory is searched for the module, too. With several
 workers, each imports the module itself.
+
+Each option can also be an environment variable (TOMADA_MAX_SIZE=1200 for --max-size 1200, and
+TOMADA_ADDRESS) or a key of the file (max-size = 1200). The command line has precedence over the
+environment, the environment over the file. In a variable, a comma separates several values.
 
 signals:
   SIGINT, SIGTERM  handle all queued datagrams, and exit
@@ -45,7 +59,10 @@ signals:
 exit status:
   0  a signal ended it
   1  it could not start, or its workers could not
+  2  an option is wrong
 """
+
+logger = logging.getLogger("tomada")
 
 
 def add(commands: Any) -> None:
@@ -53,91 +70,260 @@ def add(commands: Any) -> None:
         "serve",
         help="reply to datagrams: with an echo, or with a handler of your own",
         description="Serve an address. Without an option, send every datagram back.",
+        usage="tomada serve [HOST:PORT] [OPTION …]",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_address(parser, "where to serve", has_default=True)
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--echo", action="store_true", help="send each datagram back (the default)")
-    what.add_argument("--discard", action="store_true", help="receive datagrams, and send no reply")
-    what.add_argument("--print", action="store_true", help="print datagrams, and send no reply")
-    what.add_argument("--app", metavar="MODULE:HANDLER", help="call a handler with each datagram")
-    parser.add_argument(
-        "--workers", type=count, default=1, metavar="N", help="processes to serve with (default: 1)"
-    )
-    parser.add_argument(
-        "--group", metavar="G", action="append", default=[], help="join a multicast group"
-    )
-    parser.add_argument(
-        "--drain",
-        type=seconds,
-        default=5.0,
-        metavar="S",
-        help="maximum seconds to handle queued datagrams at the end (default: 5)",
-    )
-    parser.add_argument("--quiet", action="store_true", help="no status line")
-    add_json(parser, "the counters, at the end,")
+    add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from tomada import Server
-    from tomada._server.app import AppError
-
-    status = StatusLine()
-
-    class Announced(Server):
-        """Prints that it has started, once signals are handled and the workers are forked."""
-
-        def start(self) -> None:
-            super().start()
-            where = format_address(self.address)
-            note(f"serving {where} (process {os.getpid()}); Ctrl-C ends it")
-            if sys.stderr.isatty() and not arguments.quiet:
-                status.start(self)
-
-    logging.basicConfig(format="tomada serve: %(message)s", level=logging.INFO)
+    given = vars(arguments)
     try:
-        handler = handler_of(arguments)
-    except AppError as error:
-        raise CommandError(str(error)) from None
-    try:
+        path = given["config"] or os.environ.get("TOMADA_CONFIG") or None
+        settings = resolve(OPTIONS, given, os.environ, path)
+        _check(settings)
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
+    return Service(settings).run()
+
+
+class Service:
+    """The server, and what is around it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._style = settings.get("log-format", "console")
+        is_terminal = self._style == "console" and sys.stderr.isatty()
+        self._status = StatusLine() if is_terminal and not settings.get("quiet") else None
+        self._started = time.monotonic()
+
+    def run(self) -> int:
+        settings = self._settings
+        level = settings.get("log-level", "info")
+        configure(self._style, level, erases=self._status is not None)
+        for wrong, right in misspelled(OPTIONS, os.environ).items():
+            logger.warning("the variable %s is not an option; do you mean %s?", wrong, right)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_shared_metrics(settings))
+            try:
+                server = self._make(stack)
+                server.serve_forever()
+            except Exception as error:  # noqa: BLE001 - of the user's code, too
+                self._end_status()
+                return self._fail(error)
+            finally:
+                self._end_status()
+        return self._conclude(server)
+
+    def _end_status(self) -> None:
+        if self._status is not None:
+            self._status.end()
+
+    def _fail(self, error: Exception) -> int:
+        """Say why the server could not start or go on; return the exit status."""
+        explained, code = _explained(error)
+        if self._style == "console":
+            if code:
+                note(code)
+            raise explained from None
+        logger.error("%s", "\n".join(filter(None, (str(explained), code))))
+        return explained.status if isinstance(explained, CommandError) else FAILURE
+
+    def _make(self, stack: contextlib.ExitStack) -> Server:
+        from tomada import Server
+
+        settings, announce = self._settings, self._announce
+        is_forking = _is_forking(settings)
+        companions = [*_companions(settings)]
+        for companion in companions:
+            stack.callback(companion.end)
+
+        class Announced(Server):
+            """Says that it has started, once signals are handled and the workers are forked."""
+
+            def start(self) -> None:
+                super().start()
+                for companion in companions:
+                    companion.start(self)
+                announce(self)
+
+            def replace_workers(self) -> None:
+                super().replace_workers()
+                if not is_forking:  # a signal handler may have called this
+                    self._life.log.warning("nothing is reloaded: that needs --workers 2 or more")
+
+        options = settings.of(OPTIONS, "server")
+        for name in ("init", "exit"):
+            if name in options:
+                options[name] = self._function(options[name], is_forking=is_forking)
         server = Announced(
-            arguments.address,
-            handler,
-            workers=arguments.workers,
-            groups=arguments.group,
-            drain=arguments.drain,
+            _address(settings, options.pop("address", None)),
+            self._handler(is_forking=is_forking),
+            guard=_guard(settings),
+            **options,
         )
-        server.serve_forever()
-    except ValueError as error:
-        if hasattr(error, "__notes__") and not isinstance(error, AppError):
-            raise  # the module itself failed; its author needs the traceback
-        raise CommandError(str(error)) from None
-    finally:
-        status.end()
-    try:
-        stats = counters(server.stats())
-    except RuntimeError:  # it was stopped before it had a socket
+        server._is_forking = is_forking  # noqa: SLF001 - one worker can be replaced, too
+        return server
+
+    def _announce(self, server: Server) -> None:
+        where = format_address(server.address)
+        if self._style == "console":
+            note(f"serving {where} (process {os.getpid()}); Ctrl-C ends it")
+        else:
+            logger.info("serving %s", where, extra={"fields": {"address": where}})
+        if server.health_address is not None:
+            logger.info("health at http://%s", format_address(server.health_address))
+        if self._status is not None:
+            self._status.start(server)
+
+    def _conclude(self, server: Server) -> int:
+        try:
+            stats = server.stats()
+        except RuntimeError:  # it was stopped before it had a socket
+            return SUCCESS
+        said = summary(stats, time.monotonic() - self._started)
+        if self._settings.get("json"):
+            print(json.dumps(counters(stats)))
+        elif self._style == "console":
+            note(said)
+        else:
+            logger.info("stopped: %s", said, extra={"fields": counters(stats)})
         return SUCCESS
-    if arguments.json:
-        print(json.dumps(stats))
-    else:
-        note(", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in stats.items()))
-    return SUCCESS
 
+    def _handler(self, *, is_forking: bool) -> Callable[..., Any]:
+        settings = self._settings
+        app = settings.get("app")
+        if app is not None:
+            is_factory = settings.get("factory", False)
+            return self._function(app, is_forking=is_forking, is_factory=is_factory)
+        if settings.get("print"):
+            return Printer(erases=self._status is not None)
+        return discard if settings.get("discard") else echo
 
-def handler_of(arguments: argparse.Namespace) -> Callable[[bytes, Any], bytes | None]:
-    if arguments.app is not None:
+    def _function(
+        self, name: str, *, is_forking: bool, is_factory: bool = False
+    ) -> Callable[..., Any]:
         from tomada._server.app import App
 
-        app = App(arguments.app)
+        app = App(name, self._settings.get("app-dir"), is_factory=is_factory)
         # Workers import the app themselves. If this process had imported it, its forks would
         # already contain it, and would not import new code.
-        return app if arguments.workers > 1 else app.load()
-    if arguments.print:
-        return show
-    return discard if arguments.discard else echo
+        return app if is_forking else app.load()
+
+
+def _is_forking(settings: Settings) -> bool:
+    return settings.get("workers", 1) > 1 or bool(settings.get("reload"))
+
+
+def _companions(settings: Settings) -> Iterator[Any]:
+    """Create what works beside the server, with the methods `start` and `end`."""
+    if settings.get("reload"):
+        from tomada._cli.reloading import Reloading
+
+        yield Reloading(Path(settings.get("app-dir", ".")))
+    if settings.get("otel"):
+        from tomada._cli.otel import Exporter
+
+        yield Exporter()
+
+
+def _check(settings: Settings) -> None:
+    for name in ("factory", "takes"):
+        if settings.get(name) and settings.get("app") is None:
+            raise ConfigError(f"{name} needs app ({settings.source(name)})")
+    if settings.get("reload") and settings.get("app") is None:
+        raise ConfigError(f"reload needs app ({settings.source('reload')})")
+    if isinstance(settings.get("health"), str):
+        raise ConfigError(f"health must be HOST:PORT ({settings.source('health')})")
+
+
+def _address(settings: Settings, address: Any) -> Any:
+    """Return what to serve: what was asked for, what systemd passes, or the default."""
+    from tomada._server.listeners import is_passed
+
+    if is_passed():
+        if address is None and settings.get("fd") is None:
+            return None
+        name = "fd" if address is None else "address"
+        logger.warning(
+            "the sockets that systemd has passed are not used, because of %s (%s)",
+            name,
+            settings.source(name),
+        )
+    elif os.environ.get("LISTEN_FDS"):
+        logger.warning(
+            "ignoring LISTEN_FDS: LISTEN_PID is %s, and not this process, %d",
+            os.environ.get("LISTEN_PID") or "not set",
+            os.getpid(),
+        )
+    return (HOST, PORT) if address is None and settings.get("fd") is None else address
+
+
+def _guard(settings: Settings) -> Guard | None:
+    from tomada import Guard
+
+    options = settings.of(OPTIONS, "guard")
+    try:
+        return Guard(**options) if options else None
+    except (ValueError, OverflowError) as error:
+        names = [option.name for option in OPTIONS if option.target in options]
+        sources = dict.fromkeys(map(settings.source, names))
+        raise UsageError(f"{error} ({', '.join(sources)})") from None
+
+
+@contextlib.contextmanager
+def _shared_metrics(settings: Settings) -> Iterator[None]:
+    """Have prometheus-client share the metrics of all workers, in a directory of this server.
+
+    It looks for the directory when it is imported.
+    """
+    import importlib.util
+    import tempfile
+
+    name = "PROMETHEUS_MULTIPROC_DIR"
+    has_client = importlib.util.find_spec("prometheus_client") is not None
+    if not (settings.get("health") and _is_forking(settings) and has_client) or name in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="tomada-metrics-") as directory:
+        os.environ[name] = directory
+        yield
+
+
+def _explained(error: Exception) -> tuple[Exception, str]:
+    """Return the exception to raise, and the traceback if the user's code has failed."""
+    from tomada._server.app import AppError
+
+    if isinstance(error, CommandError):
+        return error, ""
+    if isinstance(error, AppError):
+        return CommandError(str(error)), ""
+    told = [one for one in getattr(error, "__notes__", ()) if one.startswith("In the worker:")]
+    if told:
+        code = told[0].partition("\n\n")[2].rstrip()
+    elif isinstance(error, SyntaxError) or _is_of_user(error):
+        code = "".join(traceback.format_exception(error)).rstrip()
+    elif isinstance(error, OSError | ValueError):
+        return CommandError(str(error)), ""
+    else:
+        return error, ""
+    name = type(error).__name__
+    line = f"cannot start: {name}: {error}" if str(error) else f"cannot start: {name}"
+    return CommandError(line), code
+
+
+def _is_of_user(error: Exception) -> bool:
+    """Return whether code that is neither ours nor the standard library's has raised an error."""
+    ours, standard = str(Path(__file__).parents[1]), sysconfig.get_path("stdlib")
+    packages = str(Path(standard, "site-packages"))
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(
+        not file.startswith((ours, "<frozen"))
+        and (not file.startswith(standard) or file.startswith(packages))
+        for file in files
+    )
 
 
 def echo(data: bytes, _address: Any) -> bytes:
@@ -148,50 +334,16 @@ def discard(_data: bytes, _address: Any) -> None:
     return None
 
 
-def show(data: bytes, address: Any) -> None:
-    print(f"{format_address(address)} {len(data)} bytes: {shown(data)}", flush=True)
+class Printer:
+    """A handler that prints each datagram on a line of its own, without replying.
 
+    :param erases: Whether there is a status line on the terminal.
+    """
 
-def counters(stats: Any) -> dict[str, int]:
-    """Return the numeric counters by name."""
-    names = [name for name in dir(stats) if not name.startswith("_")]
-    values = {name: getattr(stats, name) for name in names}
-    return {name: value for name, value in values.items() if isinstance(value, int)}
+    def __init__(self, *, erases: bool) -> None:
+        self._before = ERASE if erases and sys.stdout.isatty() else ""
 
-
-class StatusLine:
-    """A line on the terminal that shows once per second what a server is doing."""
-
-    def __init__(self) -> None:
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start(self, server: Any) -> None:
-        self._thread = threading.Thread(target=self._show, args=(server,), daemon=True)
-        self._thread.start()
-
-    def end(self) -> None:
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._put("")
-
-    def _show(self, server: Any) -> None:
-        before, then = counters(server.stats()), time.monotonic()
-        while not self._ended.wait(1.0):
-            now, at = counters(server.stats()), time.monotonic()
-            rates = [
-                f"{name} {(now[name] - before[name]) / (at - then):,.0f}/s"
-                for name in ("received", "sent")
-            ]
-            troubles = [
-                f"{name.replace('_', ' ')} {now[name]:,}"
-                for name in ("handler_errors", "send_errors", "kernel_drops", "restarts")
-                if now.get(name)
-            ]
-            self._put("  ".join([*rates, f"total {now['received']:,}", *troubles]))
-            before, then = now, at
-
-    @staticmethod
-    def _put(line: str) -> None:
-        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+    def __call__(self, data: bytes, address: Any) -> None:
+        """Print a datagram."""
+        line = f"{format_address(address)} {len(data)} bytes: {shown(data)}"
+        put_line(f"{self._before}{line}", sys.stdout)

@@ -24,12 +24,17 @@ class App:
     The process that creates it does not import the module, because each worker is a copy of that
     process and must load the code itself.
 
-    :param name: ``MODULE:HANDLER``. The current directory is also searched for the module.
+    :param name: ``MODULE:HANDLER``.
+    :param directory: Where the module is searched first: by default, in the current directory.
+    :param is_factory: Whether the name is that of a function that returns the handler.
     :raises AppError: The name has another form.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(
+        self, name: str, directory: str | None = None, *, is_factory: bool = False
+    ) -> None:
+        self._name, self._is_factory = name, is_factory
+        self._directory = directory
         self._module, colon, self._attribute = name.partition(":")
         if not (self._module and colon and self._attribute):
             raise AppError(f"{name!r} does not name a handler: write MODULE:HANDLER")
@@ -50,7 +55,7 @@ class App:
         return self._handler
 
     def _import(self) -> Callable[..., Any]:
-        here = str(Path.cwd())
+        here = str(Path(self._directory or ".").resolve())
         if here not in sys.path:
             sys.path.insert(0, here)
         # Files may be newer than the directory listings cached by this process's parent.
@@ -63,7 +68,8 @@ class App:
         except ModuleNotFoundError as error:
             if error.name is None or not f"{self._module}.".startswith(f"{error.name}."):
                 raise  # the module itself failed; its author needs the traceback
-            raise AppError(f"there is no module {self._module!r} here") from None
+            where = "here" if self._directory is None else f"in {self._directory}"
+            raise AppError(f"there is no module {self._module!r} {where}") from None
         finally:
             sys.dont_write_bytecode = before
         for part in self._attribute.split("."):
@@ -73,6 +79,11 @@ class App:
                 raise AppError(f"there is no {self._attribute!r} in {self._module}") from None
         if not callable(found):
             raise AppError(f"{self._name} is not a function, but {type(found).__name__}")
+        if self._is_factory:
+            found = found()
+            if not callable(found):
+                kind = type(found).__name__
+                raise AppError(f"{self._name} did not return a function, but {kind}")
         try:
             check_handler(found, self._name)
         except TypeError as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tomada import _core
 from tomada._reports import Reports, logger
+from tomada._server.access_log import sampled
 from tomada._server.app import App
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tomada._server.deferred_log import DeferredLog
+    from tomada._server.health_http import HealthServer
     from tomada._server.listeners import Listeners
 
     Logger: TypeAlias = logging.Logger | DeferredLog
@@ -43,6 +45,8 @@ class Context:
     max_requests: int | None
     max_age: float | None
     counters: _core.ServerCounters
+    access_log: int = 0
+    http: HealthServer | None = None
     cores: list[_core.ServerCore] = field(default_factory=list)
     # The process that started the server; in a worker, the worker's and its supervisor's.
     owner: int = field(default_factory=os.getpid)
@@ -67,6 +71,8 @@ class Context:
 
     def _add(self, worker: int, handler: Callable[..., Any]) -> _core.ServerCore:
         sock: Any = self.listeners.of(worker)
+        if self.access_log:
+            handler = sampled(handler, self.takes, self.access_log)
         core = _core.ServerCore(sock, handler, self.takes, self.counters, worker, Reports(sock))
         self.cores.append(core)
         return core

@@ -88,6 +88,8 @@ class Lifecycle:
         self.own_threads: set[int] = set()
         self.wakeups: list[Wakeup] = []
         """Wake-ups to signal, besides the keeper's, after a change."""
+        self.replacements = 0
+        """How often all workers were replaced, or were to be."""
         self.ready = Latch()
         self.closed = Latch()
         self.error: BaseException | None = None
@@ -296,6 +298,11 @@ class Lifecycle:
         if not self.is_stopping:
             self.ready.set()
         self._settled.set()
+
+    def count_replacement(self) -> None:
+        """Record that workers were replaced, or that there are none to replace."""
+        self.replacements += 1
+        self.notify()
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait for a notification."""

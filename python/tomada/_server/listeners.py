@@ -161,15 +161,23 @@ def _adopt_one(descriptor: int) -> Any:
     raise ValueError(f"the socket of descriptor {descriptor} {reason}")
 
 
+def is_passed() -> bool:
+    """Return whether systemd has passed sockets to this process."""
+    count, pid = os.environ.get("LISTEN_FDS", ""), os.environ.get("LISTEN_PID", "")
+    return count.isdecimal() and int(count) > 0 and pid == str(os.getpid())
+
+
 def passed_descriptors() -> list[int]:
     """Return the descriptors that systemd has passed to this process, and forget them.
 
     Like ``sd_listen_fds(3)``, this requires ``LISTEN_PID`` to be this process, and removes both
     variables so that child processes do not use them.
     """
-    count, pid = os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_PID", "")
-    os.environ.pop("LISTEN_FDNAMES", None)
-    if not count.isdecimal() or pid != str(os.getpid()):
+    is_ours = is_passed()
+    count = os.environ.pop("LISTEN_FDS", "")
+    for name in ("LISTEN_PID", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)
+    if not is_ours:
         return []
     descriptors = list(range(FIRST_PASSED_FD, FIRST_PASSED_FD + int(count)))
     for descriptor in descriptors:

@@ -63,6 +63,11 @@ class Failure:
         """Whether memory allocation failed."""
         return (self.module, self.name) == ("builtins", "MemoryError")
 
+    @property
+    def is_for_users(self) -> bool:
+        """Whether the text says everything, so that a traceback would not help."""
+        return self.name == "AppError" and self.module.startswith("tomada.")
+
     def exception(self) -> BaseException:
         """Create an exception to raise in this process.
 

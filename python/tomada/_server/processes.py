@@ -104,6 +104,8 @@ class Processes:
             assert self._channel is not None  # noqa: S101 - _fork() has set both
             assert self._supervisors_end is not None  # noqa: S101
             self._channel.close()
+            if self._context.http is not None:
+                self._context.http.forget()
             Supervisor(self._context, self._supervisors_end, mask).run_and_exit()
         finally:
             leave(1)
@@ -183,6 +185,10 @@ class Processes:
             self._pid = more["pid"]
         elif what == "ready":
             self._life.set_ready()
+        elif what == "replaced":
+            self._life.count_replacement()
+        elif what == "stop":
+            self._life.request_stop()
         elif failure is not None:
             self._error = failure.exception()
 

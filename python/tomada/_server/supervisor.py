@@ -30,6 +30,8 @@ FIRST_DELAY, LAST_DELAY, LONG_LIFE = 0.1, 5.0, 10.0
 MOST_DEATHS = 16
 # A worker that fails to start this many times in a row ends the server.
 ATTEMPTS = 5
+# How long the supervisor waits for an order that it has asked its parent for, in seconds.
+PATIENCE = 5.0
 # A worker that takes longer than this to become ready is logged, in seconds.
 SLOW = 10.0
 # How often the supervisor checks whether its parent has died, and whether a worker has reached one
@@ -98,8 +100,11 @@ class Supervisor:
         self._started = False
         self._stopping = self._is_aborted = False
         self._asked: list[int] = []
+        self._is_to_stop = False
+        self._stop_at: float | None = None
         self._has_parent = True
         self._failure: Failure | None = None
+        self._shown = ""  # the last traceback in the log
 
     def run_and_exit(self) -> NoReturn:
         """Run until the server ends, then exit without the parent's exit steps."""
@@ -150,7 +155,16 @@ class Supervisor:
     # Commands
 
     def _ask(self, number: int, _frame: object) -> None:
-        self._asked.append(number)
+        if number == signal.SIGTERM:
+            self._is_to_stop = True
+        else:
+            self._asked.append(number)
+
+    def _ask_parent_to_stop(self) -> None:
+        """Have the parent stop the server: it must not look ready when datagrams are refused."""
+        if self._stop_at is None and not self._stopping:
+            self._stop_at = time.monotonic() + (PATIENCE if self._has_parent else 0.0)
+            self._tell("stop")
 
     def _take_commands(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -160,6 +174,12 @@ class Supervisor:
                 self._asked.append(message[0] if message else signal.SIGTERM)
         if self._has_parent and os.getppid() != self._parent:
             self._has_parent = False  # another process may still hold the channel's other end
+            self._asked.append(signal.SIGTERM)
+        if self._is_to_stop:
+            self._is_to_stop = False
+            self._ask_parent_to_stop()
+        if self._stop_at is not None and self._stop_at <= time.monotonic():
+            self._stop_at = None
             self._asked.append(signal.SIGTERM)
         while self._asked:
             number = self._asked.pop(0)
@@ -187,6 +207,7 @@ class Supervisor:
 
     def _stop(self, kill_after: float) -> None:
         kill_at = time.monotonic() + kill_after
+        self._stop_at = None
         if not self._stopping:
             self._stopping = True
             self._is_replacing = False
@@ -222,6 +243,7 @@ class Supervisor:
 
     def _patience(self) -> float:
         times = [slot.start_at for slot in self._slots]
+        times.append(self._stop_at)
         times += [worker.kill_at for worker in self._workers()]
         times += [slot.worker.last_time for slot in self._slots if slot.worker is not None]
         soonest = min((at for at in times if at is not None), default=None)
@@ -285,12 +307,13 @@ class Supervisor:
         if worker is slot.successor:
             slot.successor = None
             if not self._stopping:
+                self._log_traceback(slot, worker.failure)
                 logger.error(
                     "worker %d keeps its process: the new one %s",
                     slot.number,
                     _cause(worker, status),
                 )
-                self._is_replacing = False
+                self._end_replacing()
             return
         slot.worker, slot.successor = slot.successor, None
         if self._stopping:
@@ -314,11 +337,22 @@ class Supervisor:
         A temporary shortage of memory or descriptors does not count as a failed start.
         """
         slot.failed_starts += not _is_shortage(failure)
-        if not self._started or slot.failed_starts == ATTEMPTS:
+        if not self._started:
             self._failure = failure
             self._stop(kill_after=self._context.drain + GRACE)
+        elif slot.failed_starts == ATTEMPTS:
+            self._failure = failure
+            self._ask_parent_to_stop()
         else:
+            self._log_traceback(slot, failure)
             self._restart(slot, what)
+
+    def _log_traceback(self, slot: Slot, failure: Failure | None) -> None:
+        """Log why a worker could not start, unless the log's last traceback says the same."""
+        if failure is None or failure.is_for_users or failure.traceback in ("", self._shown):
+            return
+        self._shown = failure.traceback
+        logger.error("worker %d could not start\n%s", slot.number, failure.traceback.rstrip())
 
     def _restart(self, slot: Slot, what: str) -> None:
         delay = min(LAST_DELAY, FIRST_DELAY * 2**slot.deaths)
@@ -340,8 +374,13 @@ class Supervisor:
                     slot.successor = self._fork(slot)
                 except OSError as error:
                     logger.error("worker %d keeps its process: %s", slot.number, error)
-                    self._is_replacing = False
+                    self._end_replacing()
                 return
+        self._end_replacing()
+
+    def _end_replacing(self) -> None:
+        self._is_replacing = False
+        self._tell("replaced")
 
     def _replace_used_up(self) -> None:
         """Start the successor of a worker that has reached one of its limits, one at a time."""

@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 
 from tomada import _core
 from tomada._reports import logger
-from tomada._server.app import AppError
 from tomada._server.context import GRACE, Context
 from tomada._server.leaving import forget_records, leave, leave_in_order, limit_time
 from tomada._server.messages import Failure, pack
@@ -34,11 +33,9 @@ def work_and_exit(context: Context, number: int, supervisor: int, channel: socke
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException as error:  # noqa: BLE001 - it ends the process, as in any program
-        teller.tell("error", Failure.of(error))
-        with contextlib.suppress(Exception):
-            if isinstance(error, AppError):
-                logger.error("worker %d cannot start: %s", number, error)
-            else:
+        # If this was the start, the supervisor says so, once for all workers.
+        if not teller.tell("error", Failure.of(error)):
+            with contextlib.suppress(Exception):
                 logger.error("worker %d ends with an exception", number, exc_info=error)
     finally:
         # The wake-up and the handlers stay installed, because a signal may still arrive.

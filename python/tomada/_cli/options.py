@@ -1,0 +1,311 @@
+"""The options of ``tomada serve``: one table for its help, environment, file and documentation."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+from tomada._config import (
+    ADDRESS,
+    NETWORK,
+    PREFIXES,
+    SIZE,
+    SWITCH,
+    Option,
+    choice,
+    number,
+    seconds,
+    several,
+    text,
+    whole,
+)
+
+SOURCE = "what to serve"
+HANDLER = "handler"
+WORKERS = "workers"
+SOCKET = "socket"
+GUARD = "guard"
+OBSERVATION = "observation"
+DEVELOPMENT = "development"
+# Of options that exclude each other.
+ONE_HANDLER, ONE_SOCKET = "handler", "socket"
+
+FUNCTION = text("a function, as MODULE:FUNCTION", "MODULE:FUNCTION")
+DIRECTORY = text("a directory", "DIR")
+RATE = number("a number", "R", is_positive=True)
+
+OPTIONS = (
+    Option(
+        "address",
+        ADDRESS,
+        SOURCE,
+        "where to serve; also [::1]:PORT, a path, or @name (AF_UNIX); sockets that systemd passes "
+        "(LISTEN_FDS) precede the default",
+        "127.0.0.1:1234",
+        excludes=ONE_SOCKET,
+        is_positional=True,
+    ),
+    Option(
+        "fd", whole(0), SOURCE, "serve the bound socket of this descriptor", excludes=ONE_SOCKET
+    ),
+    Option(
+        "group",
+        several(text("a multicast group", "G")),
+        SOURCE,
+        "join a multicast group; may be repeated",
+        parameter="groups",
+    ),
+    Option(
+        "config",
+        text("a path", "FILE"),
+        SOURCE,
+        "read options from a TOML file",
+        into="command",
+        is_in_file=False,
+    ),
+    Option(
+        "echo",
+        SWITCH,
+        HANDLER,
+        "send each datagram back (the default)",
+        into="command",
+        excludes=ONE_HANDLER,
+    ),
+    Option(
+        "discard",
+        SWITCH,
+        HANDLER,
+        "receive datagrams, and send no reply",
+        into="command",
+        excludes=ONE_HANDLER,
+    ),
+    Option(
+        "print",
+        SWITCH,
+        HANDLER,
+        "print datagrams, and send no reply",
+        into="command",
+        excludes=ONE_HANDLER,
+    ),
+    Option(
+        "app",
+        text("a handler, as MODULE:HANDLER", "MODULE:HANDLER"),
+        HANDLER,
+        "call a handler with each datagram",
+        into="command",
+        excludes=ONE_HANDLER,
+    ),
+    Option(
+        "factory",
+        SWITCH,
+        HANDLER,
+        "--app names a function that returns the handler; each worker calls it once",
+        into="command",
+    ),
+    Option(
+        "app-dir",
+        DIRECTORY,
+        HANDLER,
+        "where modules are searched first",
+        "the current directory",
+        into="command",
+    ),
+    Option(
+        "takes",
+        choice("data", "datagram", "batch"),
+        HANDLER,
+        "the arguments of the handler: (data, address), a Datagram, or a list of pairs",
+        "data",
+    ),
+    Option("init", FUNCTION, HANDLER, "call a function in each worker before its first datagram"),
+    Option("exit", FUNCTION, HANDLER, "call a function in each worker after its last datagram"),
+    Option("workers", whole(1), WORKERS, "processes to serve with", 1),
+    Option(
+        "threads", whole(1), WORKERS, "threads to serve with, in a Python without a global lock", 1
+    ),
+    Option(
+        "steering",
+        choice("hash", "cpu", "random"),
+        WORKERS,
+        "which worker receives a datagram: always the same for a peer, that of the receiving CPU, "
+        "or any",
+        "hash",
+    ),
+    Option(
+        "drain",
+        seconds(may_be_inf=True),
+        WORKERS,
+        "maximum seconds to handle queued datagrams at the end; inf for no limit",
+        5.0,
+    ),
+    Option("rcvbuf", SIZE, SOCKET, "the size of each receive buffer", "the kernel's"),
+    Option("gro", SWITCH, SOCKET, "let the kernel deliver coalesced datagrams", True),
+    Option(
+        "spin",
+        seconds(),
+        SOCKET,
+        "poll this long before sleeping: shorter round trips, at the cost of a core",
+        0.0,
+    ),
+    Option(
+        "allow",
+        several(NETWORK),
+        GUARD,
+        "accept datagrams only from this network; may be repeated",
+        into="guard",
+    ),
+    Option(
+        "deny",
+        several(NETWORK),
+        GUARD,
+        "refuse datagrams from this network; may be repeated",
+        into="guard",
+    ),
+    Option("max-size", SIZE, GUARD, "refuse longer payloads", into="guard"),
+    Option("rate", RATE, GUARD, "maximum datagrams per second from one source", into="guard"),
+    Option(
+        "burst",
+        whole(1),
+        GUARD,
+        "maximum datagrams at once from one source",
+        "one second's worth",
+        into="guard",
+    ),
+    Option(
+        "prefixes",
+        PREFIXES,
+        GUARD,
+        "the prefix lengths that define a source, for IPv4 and IPv6",
+        "32,64",
+        into="guard",
+    ),
+    Option(
+        "ceiling",
+        RATE,
+        GUARD,
+        "maximum datagrams per second from all sources together",
+        into="guard",
+    ),
+    Option(
+        "amplification",
+        number("a number", "X", is_positive=True),
+        GUARD,
+        "maximum bytes to send to an address for each byte admitted from it",
+        into="guard",
+    ),
+    Option("sources", whole(8), GUARD, "the size of the table of sources", 262_144, into="guard"),
+    Option(
+        "kernel-filter",
+        SWITCH,
+        GUARD,
+        "let the kernel drop what --allow and --deny refuse",
+        True,
+        into="guard",
+    ),
+    Option(
+        "health",
+        ADDRESS,
+        OBSERVATION,
+        "answer /live, /ready and /metrics over HTTP at this address",
+    ),
+    Option(
+        "access-log",
+        whole(0),
+        OBSERVATION,
+        "log one in N datagrams of each worker: peer, bytes, time and outcome; 0 for none",
+        0,
+    ),
+    Option(
+        "log-format",
+        choice("console", "text", "json"),
+        OBSERVATION,
+        "how log messages look: for people, with time and level, or a JSON object per line",
+        "console",
+        into="command",
+    ),
+    Option(
+        "log-level",
+        choice("debug", "info", "warning", "error"),
+        OBSERVATION,
+        "the least important messages to log",
+        "info",
+        into="command",
+    ),
+    Option(
+        "otel",
+        SWITCH,
+        OBSERVATION,
+        "send metrics to an OpenTelemetry collector, to which the OTEL_... variables lead "
+        "(tomada[otel])",
+        into="command",
+    ),
+    Option("quiet", SWITCH, OBSERVATION, "no status line", into="command"),
+    Option("json", SWITCH, OBSERVATION, "print the counters, at the end, as JSON", into="command"),
+    Option(
+        "reload",
+        SWITCH,
+        DEVELOPMENT,
+        "replace the workers when a Python file below --app-dir changes (tomada[reload])",
+        into="command",
+    ),
+)
+
+BY_NAME = {option.name: option for option in OPTIONS}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options to the command line, as texts: they are checked with the other sources."""
+    for section, options in groupby(OPTIONS, lambda option: option.section):
+        group = parser.add_argument_group(section)
+        rivals: dict[str, Any] = {}
+        for option in options:
+            where = group
+            if option.excludes:
+                if option.excludes not in rivals:
+                    rivals[option.excludes] = group.add_mutually_exclusive_group()
+                where = rivals[option.excludes]
+            _add(where, option)
+
+
+def _add(parser: Any, option: Option) -> None:
+    kind, more = option.kind, _default(option)
+    about = {"help": option.help + (f" (default: {more})" if more else ""), "default": None}
+    if option.is_positional:
+        parser.add_argument(option.name, nargs="?", metavar=kind.metavar, **about)
+    elif kind.is_switch:
+        action = argparse.BooleanOptionalAction if option.default else "store_const"
+        const = {} if option.default else {"const": True}
+        parser.add_argument(option.flag, dest=option.name, action=action, **const, **about)
+    else:
+        action = "append" if kind.is_list else "store"
+        parser.add_argument(
+            option.flag, dest=option.name, metavar=kind.metavar, action=action, **about
+        )
+
+
+def _default(option: Option) -> str:
+    default = option.default
+    if default is None or isinstance(default, bool):
+        return ""
+    return default if isinstance(default, str) else f"{default:g}"
+
+
+def as_markdown() -> str:
+    """Return the table for the documentation."""
+    return "\n".join(_lines())
+
+
+def _lines() -> Iterator[str]:
+    for section, options in groupby(OPTIONS, lambda option: option.section):
+        yield f"## {section.capitalize()}\n"
+        yield "| option | variable | meaning |"
+        yield "|---|---|---|"
+        for option in options:
+            default = _default(option)
+            meaning = option.help + (f" (default: {default})" if default else "")
+            key = "" if option.is_in_file else "; not in a file"
+            usage = option.usage.replace("|", "\\|")
+            yield f"| `{usage}` | `{option.variable}` | {meaning}{key} |"
+        yield ""

@@ -1,0 +1,63 @@
+"""``tomada serve --reload``: replaces the workers when a file changes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tomada._cli.common import CommandError
+
+if TYPE_CHECKING:
+    from tomada import Server
+
+# How often the watching ends and begins again, in milliseconds. The first end says that it works.
+INTERVAL = 200
+
+logger = logging.getLogger("tomada")
+
+
+class Reloading:
+    """Watches the Python files below a directory.
+
+    :raises CommandError: watchfiles is not installed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            import watchfiles
+        except ImportError:
+            raise CommandError("reload needs watchfiles: install tomada[reload]") from None
+        self._directory = directory
+        self._begun, self._ended = threading.Event(), threading.Event()
+        self._changes = watchfiles.watch(
+            directory,
+            watch_filter=watchfiles.PythonFilter(),
+            stop_event=self._ended,
+            rust_timeout=INTERVAL,
+            yield_on_timeout=True,
+            raise_interrupt=False,
+        )
+        self._thread: threading.Thread | None = None
+
+    def start(self, server: Server) -> None:
+        """Replace the workers of a server at each change after this has returned."""
+        self._thread = threading.Thread(target=self._watch, args=(server,), daemon=True)
+        self._thread.start()
+        self._begun.wait()
+
+    def _watch(self, server: Server) -> None:
+        for changes in self._changes:
+            self._begun.set()
+            if not changes:
+                continue
+            names = sorted({Path(path).name for _, path in changes})
+            logger.info("%s changed: replacing the workers", ", ".join(names))
+            server.replace_workers()
+
+    def end(self) -> None:
+        """Stop watching."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()

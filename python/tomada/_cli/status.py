@@ -1,0 +1,101 @@
+"""The status line of ``tomada serve`` on a terminal, and its summary at the end."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from tomada._cli.logs import ERASE
+
+# Counters that an operator wants to see only if they are not zero.
+TROUBLES = (
+    "handler_errors",
+    "send_errors",
+    "receive_errors",
+    "kernel_drops",
+    "filter_drops",
+    "refused",
+    "truncated",
+    "restarts",
+)
+
+
+def counters(stats: Any) -> dict[str, int]:
+    """Return the numeric counters by name."""
+    names = [name for name in dir(stats) if not name.startswith("_")]
+    values = {name: getattr(stats, name) for name in names}
+    return {name: value for name, value in values.items() if isinstance(value, int)}
+
+
+def troubles(stats: Any) -> Iterator[str]:
+    """Describe what was dropped, refused or failed."""
+    for name in TROUBLES:
+        count = getattr(stats, name, 0)
+        if count:
+            yield f"{count:,} {name.replace('_', ' ')}"
+
+
+def summary(stats: Any, seconds: float) -> str:
+    """Say what a server has done."""
+    parts = [f"{stats.received:,} received", f"{stats.sent:,} sent", *troubles(stats)]
+    if stats.received:
+        each = stats.handler_time / stats.received * 1e6
+        parts.append(f"{each:,.1f} µs in the handler for each")
+    return f"{', '.join(parts)}, in {_duration(seconds)}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:  # noqa: PLR2004 - a minute
+        return f"{seconds:.1f} s"
+    minutes, hours = int(seconds) // 60, int(seconds) // 3600
+    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min {int(seconds) % 60} s"
+
+
+class StatusLine:
+    """A line on the terminal that shows once per second what a server is doing.
+
+    Everything else that is written to the terminal erases it first (:data:`ERASE`), in whatever
+    process, and it is drawn again below that.
+    """
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, server: Any) -> None:
+        """Show the line."""
+        self._thread = threading.Thread(target=self._show, args=(server,), daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Erase the line."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._put("")
+
+    def _show(self, server: Any) -> None:
+        before, then = server.stats(), time.monotonic()
+        while not self._ended.wait(1.0):
+            now, at = server.stats(), time.monotonic()
+            took = at - then
+            busy = (now.handler_time - before.handler_time) / took
+            parts = [
+                f"received {(now.received - before.received) / took:,.0f}/s",
+                f"sent {(now.sent - before.sent) / took:,.0f}/s",
+                f"total {now.received:,}",
+                f"handler {busy:.0%}",
+                *troubles(now),
+            ]
+            line = "  ".join(parts)
+            # A longer line would wrap, and only its last row would be erased.
+            self._put(line[: shutil.get_terminal_size().columns - 1])
+            before, then = now, at
+
+    @staticmethod
+    def _put(line: str) -> None:
+        print(f"{ERASE}{line}", end="", file=sys.stderr, flush=True)

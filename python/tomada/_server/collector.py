@@ -1,0 +1,152 @@
+"""A server's counters as Prometheus has them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest, multiprocess
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from tomada._address import format_address
+from tomada._core import ServerCounters
+
+if TYPE_CHECKING:
+    from tomada.server import Server
+
+# Prometheus counts the batches in a histogram, so calls are not counters of their own.
+COUNTERS = {
+    name: text
+    for name, text in ServerCounters.descriptions().items()
+    if name not in ("receive_calls", "send_calls")
+}
+# Names that differ, after Prometheus's conventions: the unit is part of the name.
+NAMES = {"handler_time": "handler_seconds"}
+# Why a guard refuses: the counters of GuardStats.
+REASONS = ("denied", "oversized", "over_rate", "over_ceiling", "over_amplification")
+GUARD = "tomada_guard_refused", "Datagrams that the guard refused, by reason."
+STATES = ("created", "starting", "running", "draining", "stopped")
+STATE = "tomada_server_state", "The state of the server: 1 for the current one."
+# Where prometheus-client shares the metrics of several processes, and its file for live ones.
+DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+OF_LIVE = re.compile(r"gauge_live\w*_(\d+)\.db")
+
+
+class ServerCollector(Collector):
+    """Exports a server's :meth:`~tomada.Server.stats` to Prometheus, summed over all workers.
+
+    Register it in the process that started the server, and serve the registry with
+    ``prometheus_client``, for example with ``start_http_server(8000)``::
+
+        with tomada.Server(("0.0.0.0", 1234), handle, workers=4) as server:
+            tomada.metrics.ServerCollector(server)
+
+    Each metric has the label ``address``, which is the server's address. The counters are named
+    ``tomada_server_received_total`` and so on; ``tomada_server_batch_size`` is a histogram of the
+    number of datagrams per receive; ``tomada_server_state`` has a label for each state. A guard
+    adds ``tomada_guard_refused_total`` with the label ``reason``.
+
+    :param registry: Where to register; ``None`` does not register.
+    """
+
+    def __init__(self, server: Server, registry: CollectorRegistry | None = REGISTRY) -> None:
+        self._server = server
+        if registry is not None:
+            registry.register(self)
+
+    def describe(self) -> Iterator[Metric]:
+        """Return the metrics without values, so that registering does not need a started server."""
+        for name, text in COUNTERS.items():
+            yield CounterMetricFamily(_name(name), text)
+        yield GaugeMetricFamily(*STATE)
+        yield CounterMetricFamily(*GUARD)
+        yield HistogramMetricFamily("tomada_server_batch_size", "Datagrams in one batch.")
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the current metrics. Before the server is started, they have no values."""
+        try:
+            stats, address = self._server.stats(), format_address(self._server.address)
+        except RuntimeError:  # the server was not started
+            yield from self.describe()
+            return
+        # An AF_UNIX path is bytes. A byte that is not text would make the whole scrape fail.
+        labels = [address.encode(errors="replace").decode()]
+        for name, text in COUNTERS.items():
+            counter = CounterMetricFamily(_name(name), text, labels=["address"])
+            counter.add_metric(labels, getattr(stats, name))
+            yield counter
+        state = GaugeMetricFamily(*STATE, labels=["address", "state"])
+        for each in STATES:
+            state.add_metric([*labels, each], each == self._server.status)
+        yield state
+        guard = self._server.guard
+        if guard is not None:
+            refused, why = CounterMetricFamily(*GUARD, labels=["address", "reason"]), guard.stats()
+            for reason in REASONS:
+                refused.add_metric([*labels, reason], getattr(why, reason))
+            yield refused
+        histogram = HistogramMetricFamily(
+            "tomada_server_batch_size", "Datagrams in one batch.", labels=["address"]
+        )
+        buckets, total = [], 0
+        for size, batches in stats.batch_sizes.items():
+            total += batches
+            buckets.append((str(float(size)), total))
+        buckets[-1] = ("+Inf", total)
+        histogram.add_metric(labels, buckets, sum_value=stats.received)
+        yield histogram
+
+
+class _Everything(Collector):
+    """The metrics of a server, and those that its handlers have made."""
+
+    def __init__(self, server: Server, others: CollectorRegistry) -> None:
+        self._server, self._others = server, others
+
+    def collect(self) -> Iterator[Metric]:
+        names = set()
+        for metric in self._others.collect():
+            names.add(metric.name)
+            yield metric
+        for metric in ServerCollector(self._server, None).collect():
+            if metric.name not in names:  # the program has registered a collector, too
+                yield metric
+
+
+def exposition(server: Server) -> str:
+    """Return what Prometheus scrapes: a server's metrics, and those that its handlers have made.
+
+    Handlers in several processes share theirs through ``PROMETHEUS_MULTIPROC_DIR``.
+    """
+    others = REGISTRY
+    directory = os.environ.get(DIRECTORY)
+    if directory:
+        _forget_dead(directory)
+        others = CollectorRegistry()
+        multiprocess.MultiProcessCollector(others)  # type: ignore[no-untyped-call]
+    registry = CollectorRegistry()
+    registry.register(_Everything(server, others))
+    return generate_latest(registry).decode()
+
+
+def _forget_dead(directory: str) -> None:
+    """Drop the gauges of processes that have ended, where they count only while one lives."""
+    for name in os.listdir(directory):  # noqa: PTH208 - names are enough
+        found = OF_LIVE.fullmatch(name)
+        if found is not None and not Path(f"/proc/{found[1]}").exists():
+            with contextlib.suppress(FileNotFoundError):
+                (Path(directory) / name).unlink()
+
+
+def _name(counter: str) -> str:
+    return f"tomada_server_{NAMES.get(counter, counter)}"

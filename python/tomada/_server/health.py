@@ -1,0 +1,63 @@
+"""Answers of a server to probes: whether it lives, and whether it is ready."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import threading
+import time
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from tomada._server.context import Context
+    from tomada._server.lifecycle import Lifecycle
+
+# A server is stuck if datagrams wait and it has received none for this long, in seconds.
+STUCK = 30.0
+
+Answer: TypeAlias = tuple[int, str, str]
+TEXT = "text/plain; charset=utf-8"
+
+
+class Health:
+    """Whether a server lives and is ready, from what the process that started it can see."""
+
+    def __init__(self, context: Context, life: Lifecycle) -> None:
+        self._context, self._life = context, life
+        self._lock = threading.Lock()
+        self._seen = -1
+        self._since = 0.0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the server is running: not starting, and not draining either."""
+        return self._life.state == "running"
+
+    @property
+    def is_live(self) -> bool:
+        """Whether datagrams that wait are received."""
+        with self._lock:
+            stats = self._context.counters.stats(0, 0)
+            seen = stats.receive_calls + stats.refused + stats.receive_errors
+            now = time.monotonic()
+            if seen != self._seen or not self._has_waiting():
+                self._seen, self._since = seen, now
+            return now - self._since < STUCK
+
+    def _has_waiting(self) -> bool:
+        poll = select.poll()
+        for sock in self._context.listeners.sockets:
+            with contextlib.suppress(OSError, ValueError):  # it is being closed
+                poll.register(sock.fileno(), select.POLLIN)
+        return any(events & select.POLLIN for _, events in poll.poll(0))
+
+    def live(self) -> Answer:
+        """Answer a liveness probe."""
+        if self.is_live:
+            return 200, TEXT, "live\n"
+        return 503, TEXT, f"no datagram was received for {STUCK:g} seconds, though some wait\n"
+
+    def ready(self) -> Answer:
+        """Answer a readiness probe."""
+        state = self._life.state
+        return (200, TEXT, "ready\n") if state == "running" else (503, TEXT, f"{state}\n")
