@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 from tomada import _core
 from tomada._address import check_address
 from tomada._advice import OF_BINDING, OF_OPENING, OF_SENDING, advised
+from tomada._asyncio.client import Client, ClientStats
 from tomada._asyncio.endpoint import AsyncContextManager, Endpoint
 from tomada._asyncio.events import Events
 from tomada._asyncio.given_socket import Given
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from tomada._core import Guard, Turn
 
 __all__ = [
+    "Client",
+    "ClientStats",
     "DatagramTransport",
     "Endpoint",
     "EventLoop",

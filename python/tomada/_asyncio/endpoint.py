@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tomada._advice import advise_on_sending
 from tomada._asyncio.readiness import Readiness
+from tomada._asyncio.separate_ports import SeparatePorts
 from tomada._client.connection import MOST_HELD_UP, MOST_REPORTS
 from tomada._client.exchange import Exchange, is_refusal
 from tomada._client.retry import Retry
 from tomada._client.round_trip import RoundTrip
-from tomada._client.tasks import SeparatePorts
 from tomada._peer_errors import PeerErrors, is_from_peer
 
 if TYPE_CHECKING:
@@ -340,12 +340,12 @@ class Endpoint(AsyncContextManager):
     async def _request_apart(self, data: Any, retry: Retry, peer: Any) -> bytes:
         """Send a request from a port of its own."""
         if self._ports is None:
-            self._ports = SeparatePorts(self._socket, peer, self._round_trip)
+            loop = self._transport._loop
+            self._ports = SeparatePorts(loop, self._socket, peer, self._round_trip)
         ports = self._ports
         async with ports.turns:
             self._check_open()
-            exchange = Exchange(retry, self._round_trip, time.monotonic())
-            return await ports.request(data, exchange, peer)
+            return await ports.request(data, retry)
 
     async def _reply(self, exchange: Exchange) -> bytes | None:
         try:

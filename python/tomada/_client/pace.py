@@ -1,0 +1,119 @@
+"""The number of requests that a client sends before replies arrive, so that no buffer is full."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tomada._client.in_flight import Group
+
+__all__ = ["Pace"]
+
+# The receive buffer that Linux gives to a socket, in bytes (net.core.rmem_default). The server's
+# may be larger, but nothing tells.
+DEFAULT_BUFFER = 212_992
+
+# The bytes that a datagram takes of it: at most these, and twice its payload, because the kernel
+# allocates memory by powers of two.
+OVERHEAD = 896
+
+# The part of the window's first size that may queue at the server, for the window to grow.
+QUEUED = 1 / 4
+
+# How long the shortest round trip is believed, in seconds, and the part of the window's first
+# size with which it is measured again.
+UP_TO_DATE = 10.0
+SMALL = 8
+
+
+class Pace:
+    """The window: the bytes that requests and their replies may take in sockets' buffers.
+
+    At first, the window is what the smaller receive buffer holds: the server's, which is assumed to
+    have the default size, or the client's own. A request takes room from when it is sent until it
+    is answered, or its wait for the reply is over.
+
+    A server that takes 50 ms for a reply, but works on a thousand requests at once, does not leave
+    them in its buffer, and should get a thousand. So the window grows by the requests answered as
+    long as little of it queues, and shrinks when more does. The round trip tells how much queues,
+    as in TCP Vegas: ``window * (1 - shortest round trip / round trip)``. The window never becomes
+    less than at first, apart from two round trips every 10 s, which measure how long the way is:
+    requests that are lost on the way do not slow the others down.
+
+    It reads no clock, and sends nothing.
+
+    :param buffer: The size of the client's receive buffer, in bytes.
+    """
+
+    __slots__ = ("_before", "_due", "_least", "_reply", "floor", "used", "window")
+
+    def __init__(self, buffer: int = DEFAULT_BUFFER) -> None:
+        #: The least size of the window, in bytes.
+        self.floor = min(buffer, DEFAULT_BUFFER)
+        #: The size of the window, in bytes.
+        self.window = self.floor
+        #: The bytes that are taken.
+        self.used = 0
+        # The length of a long reply, in bytes.
+        self._reply = 0
+        # The shortest round trip, in seconds, and when to measure it again.
+        self._least = math.inf
+        self._due = 0.0
+        # The size of the window before it became small to measure the round trip, or 0.
+        self._before = 0
+
+    def cost(self, length: int) -> int:
+        """Return the bytes that a request of some length, or its reply, takes in a buffer."""
+        return OVERHEAD + 2 * max(length, self._reply)
+
+    def room(self, cost: int) -> int:
+        """Return how many requests may be sent, each of which takes some bytes; one at least."""
+        return (self.window - self.used) // cost if self.used else max(self.window // cost, 1)
+
+    def charge(self, group: Group, number: int) -> None:
+        """Take room for requests that are about to be sent."""
+        group.charged += number
+        self.used += number * group.cost
+
+    def discharge(self, group: Group, number: int) -> None:
+        """Give back room: requests were answered, cancelled, or have waited for their replies."""
+        number = min(number, group.charged)
+        group.charged -= number
+        self.used -= number * group.cost
+
+    def answered(self, replies: int, length: int, round_trip: float, now: float) -> None:
+        """Adapt the window to replies that arrived together.
+
+        :param replies: How many, each to a request that was sent once.
+        :param length: The length of one of them.
+        :param round_trip: How long it took, in seconds.
+        :param now: The time of the clock.
+        """
+        self._reply = max(length, self._reply - self._reply // 16)
+        self._least = min(self._least, round_trip)
+        if now >= self._due:
+            self._look_again(round_trip, now)
+        if self._before:
+            return
+        ratio = self._least / round_trip if round_trip > 0 else 1.0
+        most_queued = self.floor * QUEUED
+        if self.window * (1 - ratio) > most_queued:
+            self.window = max(self.floor, min(self.window, int(self.window * ratio + most_queued)))
+        elif self.used > self.window // 2:  # it is of use
+            self.window += replies * self.cost(length)
+
+    def _look_again(self, round_trip: float, now: float) -> None:
+        """Begin or end a short time in which the window is so small that hardly anything queues.
+
+        Only then does a longer round trip show that the way is longer.
+        """
+        if self._before:
+            self.window, self._before = self._before, 0
+            self._due = now + UP_TO_DATE
+        elif self._due > 0:
+            self.window, self._before = self.floor // SMALL, self.window
+            self._least = math.inf
+            self._due = now + 2 * round_trip  # until the window is empty, and for one round trip
+        else:
+            self._due = now + UP_TO_DATE
