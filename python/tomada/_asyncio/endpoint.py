@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tomada._asyncio.events import Events
     from tomada._asyncio.transport import DatagramTransport
-    from tomada._core import Datagram, DatagramError, Socket, Stats
+    from tomada._core import Batch, Datagram, DatagramError, Socket, Stats
 
 # The time in seconds after which a task that receives without waiting lets others run, and the
 # number of datagrams between two looks at the clock.
@@ -120,6 +120,14 @@ class Endpoint(AsyncContextManager):
         """Receive a datagram with metadata, like :meth:`tomada.socket.socket.recv_datagram`."""
         datagram: Datagram = await self._receive(self._socket.recv_datagram)
         return datagram
+
+    async def recv_batch(self, batch: Batch) -> int:
+        """Receive into a batch, like :meth:`tomada.socket.socket.recv_batch`; return the number.
+
+        This waits for one datagram, and receives all that are queued and for which the batch has
+        room. While this waits, the batch is empty. Cancelling loses no datagram.
+        """
+        return int(await self._receive(self._socket.recv_batch, batch))
 
     async def __aiter__(self) -> AsyncGenerator[tuple[bytes, Any], None]:
         """Receive datagrams, like :meth:`recv`, until the endpoint is closed or shuts down."""

@@ -190,11 +190,11 @@ class Exchange:
         """Return the exception to raise when no attempt was answered."""
         where = format_address(address)
         waited = self._started + self._retry.timeout - self.deadline
-        if not self.attempts:
-            return TimeoutError(f"not sent to {where}: {waited:.3f} s behind other requests")
         attempts = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
         text = f"no reply from {where}: {attempts} in {now - self._started:.3f} s"
-        if waited > SHORTEST_WAIT:
+        if not self.attempts:
+            text = f"not sent to {where}: {waited:.3f} s behind other requests"
+        elif waited > SHORTEST_WAIT:
             text += f", after {waited:.3f} s behind other requests"
         error = TimeoutError(text)
         error.__cause__ = self.refusal
