@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Self
 from tomada._advice import advise_on_sending
 from tomada._asyncio.own_port import request_here
 from tomada._asyncio.readiness import Readiness
-from tomada._asyncio.separate_ports import SeparatePorts
+from tomada._asyncio.separate_ports import MOST_IN_FLIGHT, SeparatePorts
 from tomada._client.exchange import Exchange
 from tomada._client.retry import Retry
 from tomada._client.round_trip import RoundTrip
 from tomada._peer_errors import PeerErrors, is_from_peer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from tomada._asyncio.events import Events
     from tomada._asyncio.transport import DatagramTransport
@@ -80,7 +80,7 @@ class Endpoint(AsyncContextManager):
         self._socket: Socket = transport._sock
         # The transport does not read, so that its watch is free.
         self._readiness = Readiness(loop, transport._read_watch.fd, lasts=True)
-        self._asking = asyncio.Lock()
+        self._asking: Any = asyncio.Lock()
         self._round_trip = RoundTrip()
         self._ports: SeparatePorts | None = None
         self._is_receiving = True
@@ -92,6 +92,8 @@ class Endpoint(AsyncContextManager):
         if not transport._has_peer:
             events.peer_errors = PeerErrors()
             self._core.limit_backlog()
+
+    _semaphore: Callable[[int], Any] = asyncio.Semaphore
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._transport!r}>"
@@ -129,7 +131,7 @@ class Endpoint(AsyncContextManager):
         """
         return int(await self._receive(self._socket.recv_batch, batch))
 
-    async def __aiter__(self) -> AsyncGenerator[tuple[bytes, Any], None]:
+    async def __aiter__(self) -> AsyncIterator[tuple[bytes, Any]]:
         """Receive datagrams, like :meth:`recv`, until the endpoint is closed or shuts down."""
         take = self._core.recvfrom
         try:
@@ -208,7 +210,17 @@ class Endpoint(AsyncContextManager):
         now = time.monotonic()
         if now - self._rested >= LONGEST_RUN:
             self._rested = now
-            await asyncio.sleep(0)
+            await self._pause()
+
+    @staticmethod
+    async def _pause() -> None:
+        """Let other tasks run."""
+        await asyncio.sleep(0)
+
+    @staticmethod
+    def _limit(seconds: float) -> Any:
+        """Return a context manager that ends its block with :class:`TimeoutError`."""
+        return asyncio.timeout(seconds)
 
     # Sending
 
@@ -351,7 +363,8 @@ class Endpoint(AsyncContextManager):
         """Send a request from a port of its own."""
         if self._ports is None:
             loop = self._transport._loop
-            self._ports = SeparatePorts(loop, self._socket, peer, self._round_trip)
+            turns = self._semaphore(MOST_IN_FLIGHT)
+            self._ports = SeparatePorts(loop, self._socket, peer, self._round_trip, turns)
         ports = self._ports
         async with ports.turns:
             self._check_open()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,7 @@ async def request_here(endpoint: Endpoint, data: Any, exchange: Exchange) -> byt
 
 async def _reply(endpoint: Endpoint, exchange: Exchange) -> bytes | None:
     try:
-        async with asyncio.timeout(exchange.due - time.monotonic()) as limit:
+        async with endpoint._limit(exchange.due - time.monotonic()) as limit:
             while True:
                 reply, _ = await endpoint._receive(endpoint._core.recvfrom, is_reply=True)
                 if exchange.accepts(reply):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 from functools import partial
 from socket import (
@@ -29,6 +28,9 @@ from tomada._client.pool import Pool
 from tomada._client.retry import Retry
 
 if TYPE_CHECKING:
+    import asyncio
+    from contextlib import AbstractAsyncContextManager
+
     from tomada._client.connection import Connection
     from tomada._client.round_trip import RoundTrip
     from tomada._core import Socket
@@ -51,7 +53,12 @@ class SeparatePorts:
     """Sends requests over sockets that are like a connected one, except for their ports."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, model: Socket, peer: Any, round_trip: RoundTrip
+        self,
+        loop: asyncio.AbstractEventLoop,
+        model: Socket,
+        peer: Any,
+        round_trip: RoundTrip,
+        turns: AbstractAsyncContextManager[Any],
     ) -> None:
         host, _, *scope = (None, 0) if model.family == AF_UNIX else model.getsockname()
         retry = Retry()  # of which nothing is used: each request has a timeout of its own
@@ -67,7 +74,7 @@ class SeparatePorts:
         in_flight = Separate(self._pool, retry, peer)
         self._requests = TaskRequests(loop, in_flight, retry, Pace(), MOST_IN_FLIGHT)
         #: Limits the requests in flight. Acquire it before calling :meth:`request`.
-        self.turns = asyncio.Semaphore(MOST_IN_FLIGHT)
+        self.turns = turns
 
     async def request(self, data: Any, retry: Retry) -> bytes:
         """Send a request, and return its reply."""
