@@ -86,11 +86,33 @@ async def test_replies_in_another_order_reach_their_requests(inet, way):
 
 
 async def test_lost_datagrams_are_sent_again(inet, way):
-    with Server(inet, Lossy(lambda count: count % 3 == 0)) as server:
-        async with Client(server.address, timeout=LONG, retries=40, backoff=1.0, **way) as client:
+    with Server(inet, Lossy(lambda count: count < 10)) as server:
+        async with Client(server.address, timeout=LONG, retries=80, backoff=1.0, **way) as client:
             questions = [question(index) for index in range(30)]
             assert await asyncio.gather(*map(client.request, questions)) == questions
             assert client.stats().retransmissions >= 10
+
+
+@pytest.mark.parametrize("size", [4, 200, 1200, 4000])
+@pytest.mark.parametrize("way", ["key", "match"])
+async def test_first_burst_does_not_overflow_the_server_s_buffer(inet, way, size):
+    count = 500
+
+    def serve(server):
+        server.settimeout(3)
+        for _ in range(count):
+            server.sendto(*server.recvfrom(size))
+
+    with inet.bound(std) as server:
+        async with Client(
+            server.getsockname(), timeout=LONG, retries=0, max_in_flight=count, **WAYS[way]
+        ) as client:
+            questions = [number(question(index)).ljust(size) for index in range(count)]
+            replies = asyncio.ensure_future(client.request_many(questions))
+            await turns(10)  # the server's buffer takes all that is sent before it begins
+            await asyncio.to_thread(serve, server)
+            assert await replies == questions
+            assert client.stats().kernel_drops == 0
 
 
 async def test_request_without_a_reply_times_out(inet, way):
@@ -104,7 +126,7 @@ async def test_request_without_a_reply_times_out(inet, way):
 
 async def test_max_in_flight_limits_what_is_sent_and_waiting_is_part_of_the_deadline(inet, way):
     with Server(inet, silence) as server:
-        async with Client(server.address, timeout=1.0, retries=0, max_in_flight=2, **way) as client:
+        async with Client(server.address, timeout=0.5, retries=0, max_in_flight=2, **way) as client:
             tasks = [asyncio.ensure_future(client.request(question(i))) for i in range(5)]
             await turns(2)
             stats = client.stats()

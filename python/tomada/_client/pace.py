@@ -18,8 +18,16 @@ DEFAULT_BUFFER = 212_992
 # allocates memory by powers of two.
 OVERHEAD = 896
 
-# The part of the window's first size that may queue at the server, for the window to grow.
-QUEUED = 1 / 4
+# The window's first size, as a part of the smaller buffer; the part of that size which may queue at
+# the server for the window to grow; and the part of a window by which it grows in a round trip.
+# Together they keep it within the buffer of a server that answers requests one after another, even
+# if only round trips through a full window were measured.
+FILLED = 3 / 4
+QUEUED = 1 / 8
+GROWTH = 1 / 8
+
+# A round trip that is not longer gives no reason for a larger window, in seconds.
+NOTICEABLE = 2e-3
 
 # How long the shortest round trip is believed, in seconds, and the part of the window's first
 # size with which it is measured again.
@@ -30,16 +38,16 @@ SMALL = 8
 class Pace:
     """The window: the bytes that requests and their replies may take in sockets' buffers.
 
-    At first, the window is what the smaller receive buffer holds: the server's, which is assumed to
-    have the default size, or the client's own. A request takes room from when it is sent until it
-    is answered, or its wait for the reply is over.
+    At first, the window is three quarters of the smaller receive buffer: the client's own, or the
+    server's, which is assumed to have the default size. A request takes room from when it is sent
+    until it is answered, or its wait for the reply is over.
 
     A server that takes 50 ms for a reply, but works on a thousand requests at once, does not leave
-    them in its buffer, and should get a thousand. So the window grows by the requests answered as
-    long as little of it queues, and shrinks when more does. The round trip tells how much queues,
-    as in TCP Vegas: ``window * (1 - shortest round trip / round trip)``. The window never becomes
-    less than at first, apart from two round trips every 10 s, which measure how long the way is:
-    requests that are lost on the way do not slow the others down.
+    them in its buffer, and should get a thousand. So the window grows by an eighth in each round
+    trip as long as little of it queues, and shrinks when more does. The round trip tells how much
+    queues, as in TCP Vegas: ``window * (1 - shortest round trip / round trip)``. The window never
+    becomes less than at first, apart from two round trips every 10 s under load, which measure how
+    long the way is: requests that are lost on the way do not slow the others down.
 
     It reads no clock, and sends nothing.
 
@@ -50,7 +58,7 @@ class Pace:
 
     def __init__(self, buffer: int = DEFAULT_BUFFER) -> None:
         #: The least size of the window, in bytes.
-        self.floor = min(buffer, DEFAULT_BUFFER)
+        self.floor = int(min(buffer, DEFAULT_BUFFER) * FILLED)
         #: The size of the window, in bytes.
         self.window = self.floor
         #: The bytes that are taken.
@@ -91,29 +99,31 @@ class Pace:
         :param now: The time of the clock.
         """
         self._reply = max(length, self._reply - self._reply // 16)
-        self._least = min(self._least, round_trip)
-        if now >= self._due:
-            self._look_again(round_trip, now)
         if self._before:
+            self._least = min(self._least, round_trip)
+            if now >= self._due:
+                self.window, self._before = self._before, 0
+                self._due = now + UP_TO_DATE
             return
+        self._least = min(self._least, round_trip)
         ratio = self._least / round_trip if round_trip > 0 else 1.0
         most_queued = self.floor * QUEUED
-        if self.window * (1 - ratio) > most_queued:
-            self.window = max(self.floor, min(self.window, int(self.window * ratio + most_queued)))
-        elif self.used > self.window // 2:  # it is of use
-            self.window += replies * self.cost(length)
+        most = most_queued / (1 - ratio) if ratio < 1 else math.inf
+        if self.window > most:
+            self.window = max(self.floor, int(self.window * ratio + most_queued))
+        elif self.used > self.window // 2 and round_trip > NOTICEABLE:
+            growth = replies * self.cost(length) * GROWTH
+            self.window = int(min(self.window + growth, max(most, self.floor)))
+        if not self._due:
+            self._due = now + UP_TO_DATE
+        elif now >= self._due and self.used > self.floor // 2:
+            self._measure(round_trip, now)
 
-    def _look_again(self, round_trip: float, now: float) -> None:
-        """Begin or end a short time in which the window is so small that hardly anything queues.
+    def _measure(self, round_trip: float, now: float) -> None:
+        """Make the window so small for a short time that hardly anything queues.
 
-        Only then does a longer round trip show that the way is longer.
+        Only then is the shortest round trip that of the way, and not of a full buffer.
         """
-        if self._before:
-            self.window, self._before = self._before, 0
-            self._due = now + UP_TO_DATE
-        elif self._due > 0:
-            self.window, self._before = self.floor // SMALL, self.window
-            self._least = math.inf
-            self._due = now + 2 * round_trip  # until the window is empty, and for one round trip
-        else:
-            self._due = now + UP_TO_DATE
+        self.window, self._before = self.floor // SMALL, self.window
+        self._least = math.inf
+        self._due = now + 2 * round_trip  # until the window is empty, and for one round trip
