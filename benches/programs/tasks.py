@@ -85,11 +85,11 @@ def endpoint(run: Run) -> None:
 async def ask_in_tasks(run: Run, request: Callable[[bytes], Awaitable[bytes]]) -> None:
     counter, numbers, padding = run.counter, count(), bytes(run.size - 8)
     latencies: deque[int] = deque(maxlen=KEPT)
-    done = 0
+    done, is_over = 0, False
 
     async def ask() -> None:
         nonlocal done
-        while True:
+        while not is_over:  # before Python 3.12, wait_for() may swallow a cancellation
             data = next(numbers).to_bytes(8, "big") + padding
             began = time.perf_counter_ns()
             try:
@@ -101,9 +101,12 @@ async def ask_in_tasks(run: Run, request: Callable[[bytes], Awaitable[bytes]]) -
             if not done % len(CHUNK):
                 counter[0] = done
 
+    tasks = [asyncio.create_task(ask()) for _ in range(run.tasks)]
     try:
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(run.tasks):
-                tasks.create_task(ask())
+        await asyncio.wait(tasks)
     finally:
+        is_over = True
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
         run.announce_percentiles(latencies)
