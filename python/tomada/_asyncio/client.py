@@ -115,7 +115,7 @@ class Client(AsyncContextManager):
 
     The requests and retransmissions of one turn of the loop are sent together. At first, the client
     sends as many requests before the first reply as fit into a receive buffer of the default size,
-    208 KiB: about 150 short ones. It raises that number as long as the round trip shows that few
+    208 KiB: about 100 short ones. It raises that number as long as the round trip shows that few
     requests queue at the server.
 
     Cancelling a task that waits for a reply affects no other request. A client belongs to the event

@@ -19,10 +19,11 @@ DEFAULT_BUFFER = 212_992
 OVERHEAD = 896
 
 # The window's first size, as a part of the smaller buffer; the part of that size which may queue at
-# the server for the window to grow; and the part of a window by which it grows in a round trip.
-# Together they keep it within the buffer of a server that answers requests one after another, even
-# if only round trips through a full window were measured.
-FILLED = 3 / 4
+# the server for the window to grow; and the part of a window by which it grows in a round trip. With
+# these, it stays below three quarters of the buffer of a server that answers requests one after
+# another, even if only round trips through a full window were measured. The last quarter may be
+# memory of datagrams that were read but not released yet (udp_rmem_release in net/ipv4/udp.c).
+FILLED = 9 / 16
 QUEUED = 1 / 8
 GROWTH = 1 / 8
 
@@ -38,7 +39,7 @@ SMALL = 8
 class Pace:
     """The window: the bytes that requests and their replies may take in sockets' buffers.
 
-    At first, the window is three quarters of the smaller receive buffer: the client's own, or the
+    At first, the window is about half of the smaller receive buffer: the client's own, or the
     server's, which is assumed to have the default size. A request takes room from when it is sent
     until it is answered, or its wait for the reply is over.
 
