@@ -108,5 +108,4 @@ async def ask_in_tasks(run: Run, request: Callable[[bytes], Awaitable[bytes]]) -
         is_over = True
         for task in tasks:
             task.cancel()
-        await asyncio.wait(tasks)
         run.announce_percentiles(latencies)

@@ -19,10 +19,10 @@ DEFAULT_BUFFER = 212_992
 OVERHEAD = 896
 
 # The window's first size, as a part of the smaller buffer; the part of that size which may queue at
-# the server for the window to grow; and the part of a window by which it grows in a round trip. With
-# these, it stays below three quarters of the buffer of a server that answers requests one after
-# another, even if only round trips through a full window were measured. The last quarter may be
-# memory of datagrams that were read but not released yet (udp_rmem_release in net/ipv4/udp.c).
+# the server for the window to grow; and the part of a window by which it grows in a round trip.
+# With these, it stays below three quarters of the buffer of a server that answers requests one
+# after another, even if only round trips through a full window were measured. The last quarter may
+# be memory of datagrams that were read, not released yet (udp_rmem_release in net/ipv4/udp.c).
 FILLED = 9 / 16
 QUEUED = 1 / 8
 GROWTH = 1 / 8
