@@ -187,6 +187,28 @@ class Ask(Load):
 
 
 @dataclass(frozen=True)
+class Tasks(Load):
+    """Tasks that make requests over one socket, to a server that replies at once or later."""
+
+    tasks: int = 1000
+    delay: float = 0.0
+    metrics = ("rate", "cpu_ns", "busy", "p50", "p99")
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        late = {"module": "tomada", "delay": self.delay}
+        name, options = ("batches echo_late", late) if self.delay else ("loadgen echo", {})
+        # A server has the buffer that an ordinary program gives it.
+        common = {"size": self.size, **options}
+        with Child(name, cores()[0], window.lifetime, **common) as server:
+            target = {"port": server.line()["port"], "tasks": self.tasks}
+            with self.start(subject, window, **target) as client:
+                sample = watch(client, client, window)
+                result = client.stop()
+            server.stop()
+        return sample | {name: float(result[name]) for name in ("p50", "p99")}
+
+
+@dataclass(frozen=True)
 class Endpoints(Load):
     """Many endpoints on one loop, and a datagram to each of them in turn."""
 

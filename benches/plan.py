@@ -223,6 +223,11 @@ BARS: dict[str, tuple[tuple[Any, ...], ...]] = {
         ("tomada: Client.request", "socket", 1.0, "rate"),
         ("tomada: Client.request_many", "socket", 3, "rate"),
     ),
+    "tasks-1000-at-once": (
+        ("tomada: asyncio.Client", "asyncio, by hand", 4, "rate"),
+        ("tomada: asyncio.Client", "uvloop, by hand", 1.3, "rate"),
+    ),
+    "tasks-1000-late": (("tomada: asyncio.Client", "tomada: Endpoint.request", 8, "rate"),),
     "workers": (("tomada: Server, 2 workers", "tomada: Server", 1.7, "rate"),),
     "memory": (("tomada: recv_many", "socket", 3 * 1024, "bytes"),),
     "flood": (("tomada: Guard", "", 32 << 20, "growth"), ("tomada: Guard", "", 0.01, "lost")),
@@ -341,6 +346,26 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
             ours("Client.request_many, match", "clients request_many_matched"),
         ),
     ),
+    *(
+        (
+            f"tasks-{tasks}-{'late' if delay else 'at-once'}",
+            "client",
+            f"64 bytes, {tasks:,} tasks on one socket, replies {when}",
+            loads.Tasks(tasks=tasks, delay=delay),
+            (
+                peer("asyncio, by hand", "tasks multiplexer", loop="asyncio"),
+                peer("uvloop, by hand", "tasks multiplexer", loop="uvloop"),
+                ours("Endpoint.request", "tasks endpoint", loop="tomada"),
+                ours("asyncio.Client", "tasks client", loop="tomada"),
+                ours("asyncio.Client, uvloop", "tasks client", loop="uvloop"),
+            ),
+        )
+        for tasks, delay, when in (
+            (1000, 0.0, "at once"),
+            (1000, 0.001, "after 1 ms"),
+            (50, 0.001, "after 1 ms"),
+        )
+    ),
     (
         "workers",
         "client",
@@ -361,8 +386,8 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
         ),
     ),
 )
-# Compared with asyncio, because no program without a loop does the same.
-ON_LOOPS = {"endpoints", "tasks-echo", "tasks-wait"}
+# The reference of a table, by its first subject: no program without a loop does the same.
+REFERENCES = {"asyncio": "asyncio", "asyncio, by hand": "asyncio, by hand"}
 QUICK = {"receive-64-gso", "send-64", "echo-64", "round-trip"}
 
 
@@ -371,7 +396,7 @@ def scenarios() -> tuple[Scenario, ...]:
         Scenario(
             *table,
             bars=tuple(Bar(*bar) for bar in BARS.get(table[0], ())),
-            reference="asyncio" if table[0] in ON_LOOPS else "socket",
+            reference=REFERENCES.get(table[4][0].name, "socket"),
             is_quick=table[0] in QUICK,
         )
         for table in TABLES

@@ -17,7 +17,7 @@ import dns.message
 import dns.rrset
 
 import tomada.asyncio
-from tomada.asyncio import Endpoint, open_endpoint
+from tomada.asyncio import Client, open_endpoint
 
 # Anyone may send queries, so the cache and the number of queries in flight must be limited.
 MOST_ANSWERS = 10_000
@@ -31,20 +31,10 @@ def records(message: dns.message.Message) -> list[dns.rrset.RRset]:
 class Forwarder:
     """Answers from the cache or by asking the upstream server, always to the querying client."""
 
-    def __init__(self, upstream: Endpoint, patience: float) -> None:
-        self.upstream, self.patience = upstream, patience
+    def __init__(self, upstream: Client) -> None:
+        self.upstream = upstream
         # By query: the answer, its time of arrival, and its lifetime in seconds.
         self.cache: dict[tuple[object, ...], tuple[bytes, float, int]] = {}
-        self.waiting: dict[int, asyncio.Future[bytes]] = {}
-
-    async def receive(self) -> None:
-        while not self.upstream.is_closing():
-            # If the server is down, this raises. Queries that wait for it are retransmitted.
-            with contextlib.suppress(OSError):
-                async for answer, _ in self.upstream:
-                    number = int.from_bytes(answer[:2], "big")
-                    if (future := self.waiting.get(number)) and not future.done():
-                        future.set_result(answer)
 
     async def answer(self, wire: bytes) -> bytes | None:
         query = dns.message.from_wire(wire)
@@ -75,35 +65,28 @@ class Forwarder:
             self.cache[question] = answer, time.monotonic(), lasts
 
     async def ask(self, query: bytes) -> bytes:
-        if len(self.waiting) >= MOST_WAITING:
-            raise TimeoutError
-        # An unpredictable ID, so that nobody can forge the answer.
-        while (number := secrets.randbits(16)) in self.waiting:
-            pass
-        self.waiting[number] = answer = asyncio.get_running_loop().create_future()
-        try:
-            for _ in range(2):  # the first datagram may be lost
-                with contextlib.suppress(OSError):
-                    self.upstream.send(number.to_bytes(2, "big") + query[2:])
-                if (await asyncio.wait([answer], timeout=self.patience / 2))[0]:
-                    return answer.result()
-            raise TimeoutError
-        finally:
-            del self.waiting[number]
+        while True:
+            # An unpredictable ID, so that nobody can forge the answer.
+            number = secrets.token_bytes(2)
+            with contextlib.suppress(ValueError):  # another query in flight has it
+                return await self.upstream.request(number + query[2:])
 
 
 async def main(listen: tuple[str, int], upstream: tuple[str, int], patience: float) -> None:
     async def serve(query: bytes, address: tuple[str, int]) -> None:
         # Datagrams that are not queries, and queries without an answer, are ignored; clients retry.
-        with contextlib.suppress(dns.exception.DNSException, ValueError, TimeoutError):
+        with contextlib.suppress(dns.exception.DNSException, ValueError, OSError):
             if answer := await forwarder.answer(query):
                 server.send(answer, address)
 
-    async with open_endpoint(listen) as server, open_endpoint(remote_addr=upstream) as above:
-        forwarder = Forwarder(above, patience)
+    # The first datagram may be lost. A query and its answer begin with the same ID.
+    above = Client(
+        upstream, timeout=patience, retries=1, key=lambda data: data[:2], max_in_flight=MOST_WAITING
+    )
+    async with open_endpoint(listen) as server, above:
+        forwarder = Forwarder(above)
         print("listening on {}:{}".format(*server.get_extra_info("sockname")), flush=True)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(forwarder.receive())
             async for query, address in server:
                 tasks.create_task(serve(query, address))
 

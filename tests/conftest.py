@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import inspect
 import os
+import resource
 import signal
 import socket as std
 import sys
@@ -118,6 +119,15 @@ def network(namespaces):  # noqa: ARG001 - skips the test without them
     """Make network namespaces that are removed after the test."""
     with contextlib.ExitStack() as stack:
         yield links.Network(stack)
+
+
+@pytest.fixture(scope="module")
+def many_descriptors():
+    """Allow this process one socket for each used port."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections import deque
 from typing import Any
 
 from benches.programs import blocking
@@ -62,6 +65,21 @@ def echo_many(run: Run) -> None:
         receive, send, counter = sock.recv_many, sock.send_many, run.counter
         while True:
             counter[0] += send(receive(MANY))
+
+
+def echo_late(run: Run) -> None:
+    """Send datagrams back after a delay."""
+    with blocking.bind(run) as sock, run.receiving(sock):
+        waiting: deque[tuple[float, list[Any]]] = deque()
+        while True:
+            now = time.monotonic()
+            while waiting and waiting[0][0] <= now:
+                sock.send_many(waiting.popleft()[1])
+            sock.settimeout(max(waiting[0][0] - now, 0) if waiting else None)
+            with contextlib.suppress(BlockingIOError, TimeoutError):
+                datagrams = sock.recv_many(64)
+                waiting.append((time.monotonic() + run.delay, datagrams))
+                run.counter[0] += len(datagrams)
 
 
 def echo_batch(run: Run) -> None:

@@ -152,6 +152,8 @@ def parser() -> argparse.ArgumentParser:
     add("--gro", action="store_true")
     add("--spin", type=float, default=0)
     add("--workers", type=int, default=1)
+    add("--tasks", type=int, default=1000)
+    add("--delay", type=float, default=0, help="of each reply, in seconds")
     add("--round", type=float, default=5)
     add("--opens", type=int, nargs="*", default=[])
     return parser

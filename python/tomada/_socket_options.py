@@ -61,6 +61,10 @@ class SocketOptions:
                 sock.gro = True
         if self.rcvbuf is not None:
             _set_buffer(sock, self.rcvbuf)
+        self.join(sock)
+
+    def join(self, sock: Any) -> None:
+        """Join the groups with a tomada socket that was bound."""
         for group in self.groups:
             sock.join_group(*((group,) if isinstance(group, str) else group))
 

@@ -16,20 +16,24 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 from tomada import _core
 from tomada._address import check_address
 from tomada._advice import OF_BINDING, OF_OPENING, OF_SENDING, advised
+from tomada._asyncio.client import Client, ClientStats
 from tomada._asyncio.endpoint import AsyncContextManager, Endpoint
 from tomada._asyncio.events import Events
 from tomada._asyncio.given_socket import Given
+from tomada._asyncio.loop_sockets import LoopSockets
 from tomada._asyncio.readiness import Readiness
 from tomada._asyncio.transport import DatagramTransport
 from tomada._socket_options import SocketOptions
 from tomada.socket import socket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator
+    from collections.abc import Callable, Coroutine, Generator, Sequence
 
     from tomada._core import Guard, Turn
 
 __all__ = [
+    "Client",
+    "ClientStats",
     "DatagramTransport",
     "Endpoint",
     "EventLoop",
@@ -152,10 +156,13 @@ def install(loop: asyncio.AbstractEventLoop) -> None:
     """Replace a loop's ``create_datagram_endpoint`` by tomada's.
 
     Use it for loops that are not an :class:`EventLoop`, such as uvloop. Existing endpoints stay
-    unchanged.
+    unchanged. A loop that lacks ``sock_recvfrom``, ``sock_recvfrom_into`` and ``sock_sendto``, such
+    as uvloop's, gets these methods, too; they take sockets of tomada's and the standard library's.
     """
     endpoint = functools.partial(create_datagram_endpoint, loop)
     loop.create_datagram_endpoint = endpoint  # type: ignore[method-assign]
+    if not isinstance(loop, asyncio.SelectorEventLoop):
+        LoopSockets(loop).install()
 
 
 async def create_datagram_endpoint(
@@ -202,6 +209,7 @@ def open_endpoint(
     *,
     gro: bool | None = None,
     guard: Guard | None = None,
+    groups: Sequence[Any] = (),
     **options: Unpack[_Options],
 ) -> _Opening:
     """Open an :class:`Endpoint` on the running event loop, whichever loop that is.
@@ -209,11 +217,15 @@ def open_endpoint(
     ``async with open_endpoint(...) as endpoint`` closes it at the end of the block. If you write
     ``endpoint = await open_endpoint(...)``, close it with :meth:`Endpoint.aclose`.
 
-    The arguments are those of :func:`create_datagram_endpoint`.
+    The other arguments are those of :func:`create_datagram_endpoint`.
 
+    :param groups: Multicast groups to join, each an address, or the arguments of
+        :meth:`tomada.socket.socket.join_group`.
     :raises OSError: The endpoint cannot be opened; the text says what to do.
     """
-    return _Opening(local_addr, remote_addr, SocketOptions(gro=gro, guard=guard), options)
+    return _Opening(
+        local_addr, remote_addr, SocketOptions(gro=gro, guard=guard, groups=groups), options
+    )
 
 
 _NOT_OPEN = (
@@ -346,6 +358,7 @@ class _Maker:
         try:
             if self._given is not None:
                 restore = self._given.set_up(ours, self._options.guard)
+                self._options.join(ours)
             else:
                 self._options.apply(ours)
             transport = DatagramTransport(

@@ -12,14 +12,15 @@ from tomada._address import format_address
 from tomada._advice import advise_on_sending
 from tomada._client.connection import MOST_REPORTS, Connection, RefusedError, has_no_room
 from tomada._client.exchange import Exchange
-from tomada._client.pipeline import Matched, Separate
+from tomada._client.identity import Identity
+from tomada._client.pipeline import Pipeline
 from tomada._client.pool import Pool, resolve
 from tomada._client.retry import Retry
 from tomada._peer_errors import is_from_peer
 from tomada._socket_options import SocketOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Hashable, Iterable
     from socket import _Address
 
     from _typeshed import ReadableBuffer
@@ -38,8 +39,9 @@ class Client:
     The client retransmits a request with exponential backoff until its timeout. So the server may
     receive a request twice; this matters only if requests have side effects.
 
-    The client drops datagrams from other addresses. A ``match`` tells which reply belongs to which
-    request, over one port. Without one, the port has to tell, and each request in flight has a port
+    The client drops datagrams from other addresses. A ``match`` or a ``key`` tells which reply
+    belongs to which request, over one port. Without one, the port has to tell, and each request in
+    flight has a port
     of its own. After a request that was retransmitted, not answered or cancelled, no client of this
     process sends to the same server from its port for twice the timeout, and at least 30 s. If that
     leaves no port, the request fails at once with ``EADDRNOTAVAIL``: with the usual 28,232 ports,
@@ -74,6 +76,10 @@ class Client:
         It
         may be called often. With it, the client uses one socket for all requests, and
         :meth:`request_many` is several times faster.
+    :param key: Returns what a request and its reply have in common, such as a number in their
+        headers: ``key(data) -> hashable``. Use it instead of a ``match`` where there is one: the
+        client finds the request of a reply at once, however many are in flight. Requests that
+        :meth:`request_many` has in flight must have different keys.
     :param retry_refused: Whether to retry if there is no server, because it may be about to start,
         or to raise :class:`ConnectionRefusedError` at once. Other ICMP errors never end a request.
     :param family: ``AF_INET6`` or ``AF_INET``, for a name that has both kinds of addresses.
@@ -93,6 +99,7 @@ class Client:
         backoff: float = 2.0,
         jitter: float = 0.25,
         match: Callable[[Any, bytes], bool] | None = None,
+        key: Callable[[Any], Hashable] | None = None,
         retry_refused: bool = True,
         family: int = 0,
         spin: float = 0.0,
@@ -100,16 +107,15 @@ class Client:
         self._retry = Retry(
             timeout, retries, backoff=backoff, jitter=jitter, retry_refused=bool(retry_refused)
         )
-        if match is not None and not callable(match):
-            raise TypeError(f"match must be a function of a request and a reply, not {match!r}")
+        self._identity = Identity(match, key)
         options = SocketOptions(gro=False, spin=spin)
-        self._match = match
+        self._match = self._identity.match
         found, self._address = resolve(address, family)
         self._pool = Pool(
             found,
             self._address,
             self._retry,
-            tells_apart=match is not None,
+            tells_apart=self._identity.tells_apart,
             prepare=options.apply,
         )
 
@@ -295,11 +301,9 @@ class Client:
             raise ValueError(f"window must be 1 or more, not {window}")
         if errors not in {"raise", "return"}:
             raise ValueError(f"errors must be 'raise' or 'return', not {errors!r}")
-        how = self._retry, self._address
-        match = self._match
         try:
-            work = Separate(pool, *how) if match is None else Matched(match, pool, *how)
-            return work.run(requests, window, is_raising=errors == "raise")
+            in_flight = self._identity.in_flight(pool, self._retry, self._address)
+            return Pipeline(in_flight, is_raising=errors == "raise").run(requests, window)
         except OSError as error:
             self._explain(error)
             raise

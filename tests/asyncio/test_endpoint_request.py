@@ -84,9 +84,9 @@ async def test_request_does_not_take_datagrams_of_other_tasks(asking, inet):
 
 async def test_request_ports_have_the_options_of_the_endpoint(asking, inet, monkeypatch):
     seen = []
-    from tomada._client import tasks
+    from tomada._asyncio import separate_ports
 
-    real = tasks._make_alike  # noqa: SLF001
+    real = separate_ports._make_alike  # noqa: SLF001
 
     def look(model, connection):
         real(model, connection)
@@ -98,7 +98,7 @@ async def test_request_ports_have_the_options_of_the_endpoint(asking, inet, monk
             )
         )
 
-    monkeypatch.setattr(tasks, "_make_alike", look)
+    monkeypatch.setattr(separate_ports, "_make_alike", look)
     guard = Guard()
     with Server(inet, echo) as server:
         async with asking(server, guard=guard) as endpoint:

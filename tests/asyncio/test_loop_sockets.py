@@ -4,11 +4,14 @@ import asyncio
 import socket as std
 
 import pytest
+import uvloop
 
 import tomada.asyncio
 from peer import DEADLINE
+from support import fill, open_descriptors
 from tomada import socket
 from traffic import numbered, send_run
+from transports import turns
 
 
 @pytest.fixture
@@ -67,3 +70,99 @@ def test_sock_recvfrom_that_is_cancelled_loses_nothing(sock, inet):
             assert await asyncio.wait_for(as_bytes(loop, sock), DEADLINE) == b"x"
 
     tomada.asyncio.run(main())
+
+
+@pytest.fixture(params=[std, socket], ids=["standard", "tomada"])
+def nonblocking(request, inet):
+    """Make a socket of the standard library's and one of tomada's, on uvloop."""
+    with inet.bound(request.param) as sock:
+        sock.setblocking(False)
+        yield sock
+
+
+def on_uvloop(main):
+    loop = uvloop.new_event_loop()
+    tomada.asyncio.install(loop)
+    try:
+        return loop.run_until_complete(asyncio.wait_for(main(loop), DEADLINE))
+    finally:
+        loop.close()
+
+
+@pytest.mark.parametrize("receive", [as_bytes, into_a_buffer])
+def test_install_gives_uvloop_the_methods_that_receive(nonblocking, inet, receive):
+    sent = numbered(5)
+    before = open_descriptors()
+
+    async def main(loop):
+        tasks = [asyncio.ensure_future(receive(loop, nonblocking)) for _ in sent]
+        cancelled = asyncio.ensure_future(receive(loop, nonblocking))
+        await turns(3)
+        cancelled.cancel()
+        with inet.bound(std) as sender:
+            for data in sent:
+                sender.sendto(data, nonblocking.getsockname())
+            return await asyncio.gather(*tasks)
+
+    assert sorted(on_uvloop(main)) == sent
+    assert open_descriptors() == before
+
+
+def test_install_gives_uvloop_a_method_that_sends(nonblocking, inet):
+    async def main(loop):
+        with inet.bound(std) as receiver:
+            assert await loop.sock_sendto(nonblocking, b"x", receiver.getsockname()) == 1
+            return receiver.recv(10)
+
+    assert on_uvloop(main) == b"x"
+
+
+def test_sock_sendto_on_uvloop_waits_for_room(unix):
+    with (
+        unix.bound(std) as receiver,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
+    ):
+        sender.setblocking(False)
+        sender.connect(receiver.getsockname())
+        count = fill(sender, receiver.getsockname())
+
+        async def main(loop):
+            sending = asyncio.ensure_future(
+                loop.sock_sendto(sender, b"last", receiver.getsockname())
+            )
+            await turns(3)
+            assert not sending.done()
+            received = [receiver.recv(10) for _ in range(count)]
+            assert await sending == 4
+            received.append(receiver.recv(10))
+            return received
+
+        assert on_uvloop(main)[-1] == b"last"
+
+
+def test_sock_recvfrom_on_uvloop_raises_what_icmp_brings(inet):
+    with inet.bound(std) as closed:
+        nowhere = closed.getsockname()
+    with inet.bound(socket) as sock:
+        sock.setblocking(False)
+        sock.connect(nowhere)
+
+        async def main(loop):
+            waiting = asyncio.ensure_future(loop.sock_recvfrom(sock, 10))
+            await turns(3)
+            sock.send(b"x")
+            with pytest.raises(ConnectionRefusedError):
+                await waiting
+
+        on_uvloop(main)
+
+
+def test_debug_mode_of_uvloop_refuses_blocking_sockets(inet):
+    with inet.bound(socket) as sock:
+
+        async def main(loop):
+            loop.set_debug(True)
+            with pytest.raises(ValueError, match="must be non-blocking"):
+                await loop.sock_recvfrom(sock, 10)
+
+        on_uvloop(main)

@@ -5,12 +5,8 @@
 
 import asyncio
 import contextlib
-import itertools
-import os
 import random
-import resource
 import socket as std
-import threading
 import time
 
 import pytest
@@ -18,37 +14,14 @@ import pytest
 import tomada
 from answering import Server
 from lossy_link import LossyLink
+from replies import IS_LONG, MANY, SINGLE, TIMEOUT, Tally, answers, bad_link, number, questions
 from support import DEADLINE, Call, RefusalError, eventually, run, together
 from tomada.asyncio import open_endpoint
 
-IS_LONG = os.environ.get("TOMADA_LONG") == "1"
-
-# The number of requests of each kind of client: sequential, or many in flight.
-SINGLE = 8000 if IS_LONG else 250
-MANY = 30_000 if IS_LONG else 1000
-
-# Longer than the delay of a late datagram, and short enough to wait for in a test.
-TIMEOUT = 0.6
-
-# How much a deadline may be missed by, in seconds, because a busy machine delays threads.
-LATENESS = 10.0
-
 THREADS = 8
 
-_numbers = itertools.count()
 
-
-def answers(request, reply):
-    return reply == b"reply to " + request
-
-
-@pytest.fixture(autouse=True, scope="module")
-def many_descriptors():
-    """Allow this process one socket for each used port."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+pytestmark = pytest.mark.usefixtures("many_descriptors")
 
 
 @pytest.fixture(params=[None, answers], ids=["without match", "with match"])
@@ -56,61 +29,21 @@ def match(request):
     return request.param
 
 
+@pytest.fixture(params=[{}, {"match": answers}, {"key": number}], ids=["port", "match", "key"])
+def way(request):
+    """Make clients that tell replies apart by the port, a match and a key."""
+    return request.param
+
+
 @pytest.fixture
 def link(inet):
-    """Provide a lossy link to a server that replies with the request's data."""
-    with (
-        Server(inet, lambda data: [b"reply to " + data]) as server,
-        LossyLink(server.address, seed=12) as link,
-    ):
-        server.asked = _Forgetful()
+    with bad_link(inet) as link:
         yield link
-        assert link.fates["lost"]
 
 
-class _Forgetful(list):
-    """A list that stores nothing, because the long form would need much memory."""
-
-    def append(self, _item):
-        pass
-
-
-class Tally:
-    """Counts the results of requests, and fails if one got another's reply."""
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self.answered = self.timed_out = self.wrong = 0
-
-    def add(self, question, reply, elapsed=0.0):
-        with self._lock:
-            if isinstance(reply, bytes):
-                self.answered += 1
-                self.wrong += not answers(question, reply)
-            else:
-                assert type(reply) is TimeoutError, reply
-                self.timed_out += 1
-                assert elapsed == 0.0 or elapsed >= TIMEOUT * 0.99
-        assert elapsed < TIMEOUT + LATENESS
-
-    def check(self, total, what):
-        if IS_LONG:
-            print(
-                f"{what}: {self.answered} answered, {self.timed_out} timed out, {self.wrong} wrong"
-            )
-        assert self.wrong == 0
-        assert self.answered + self.timed_out == total
-        # It is rare that all four attempts are lost.
-        assert self.answered > total / 2
-
-
-def questions(count):
-    return [b"%d" % next(_numbers) for _ in range(count)]
-
-
-def test_request_over_a_bad_link(link, match):
+def test_request_over_a_bad_link(link, way):
     tally = Tally()
-    with tomada.Client(link.address, TIMEOUT, match=match) as client:
+    with tomada.Client(link.address, TIMEOUT, **way) as client:
 
         def ask():
             for question in questions(SINGLE // THREADS):
@@ -122,18 +55,18 @@ def test_request_over_a_bad_link(link, match):
                 tally.add(question, reply, time.monotonic() - started)
 
         together(*[ask] * THREADS)
-    tally.check(SINGLE // THREADS * THREADS, f"request, match={match}")
+    tally.check(SINGLE // THREADS * THREADS, f"request, {way}")
 
 
-def test_request_many_over_a_bad_link(link, match):
+def test_request_many_over_a_bad_link(link, way):
     tally = Tally()
-    with tomada.Client(link.address, TIMEOUT, match=match) as client:
+    with tomada.Client(link.address, TIMEOUT, **way) as client:
         for _ in range(MANY // 500):
             asked = questions(500)
             replies = client.request_many(asked, errors="return")
             for question, reply in zip(asked, replies, strict=True):
                 tally.add(question, reply)
-    tally.check(MANY, f"request_many, match={match}")
+    tally.check(MANY, f"request_many, {way}")
 
 
 async def test_endpoint_request_over_a_bad_link(runner, link, match):  # noqa: ARG001

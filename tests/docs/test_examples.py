@@ -191,6 +191,34 @@ def test_dns_forwarder_answers_dig(start, upstream):
     end(child)
 
 
+def test_dns_lookup_resolves_many_names_at_once(upstream):
+    (host, port), asked = upstream
+    names = [f"host{number}.example" for number in range(20)]
+    lookup = [sys.executable, EXAMPLES / "dns_lookup.py", "--server", f"{host}:{port}"]
+    lines = run(*lookup, *names).splitlines()
+    assert lines == [f"{name}: 192.0.2.1" for name in names]
+    assert sorted(name for name, _ in asked) == sorted(f"{name}." for name in names)
+    (line,) = run(*lookup, "--timeout", "0.2", "silent.example").splitlines()
+    assert "no reply from" in line
+
+
+# anyio
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_anyio_server_echoes(start, backend):
+    pytest.importorskip("anyio", reason="anyio is not installed")
+    pytest.importorskip("trio", reason="trio is not installed")
+    child, port = start("anyio_echo.py", "--listen", "127.0.0.1:0", "--backend", backend)
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+        sock.settimeout(DEADLINE)
+        sock.connect(("127.0.0.1", port))
+        for number in range(20):
+            sock.send(b"%d" % number)
+        assert {sock.recv(10) for _ in range(20)} == {b"%d" % number for number in range(20)}
+    end(child)
+
+
 # statsd
 
 

@@ -9,6 +9,7 @@ import pytest
 pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
 
 GOOD = """
+import asyncio
 import contextlib
 import socket as std
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +17,7 @@ from typing import Any, assert_type
 
 import tomada
 import tomada.asyncio
+import tomada.trio
 from tomada import socket
 
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -63,7 +65,27 @@ async def main() -> int:
         assert_type(endpoint, tomada.asyncio.Endpoint)
         endpoint.send(b"ping", endpoint.get_extra_info("sockname"))
         assert_type(await endpoint.recv(), tuple[bytes, Any])
+        assert_type([pair async for pair in endpoint], list[tuple[bytes, Any]])
+        assert_type(await endpoint.recv_batch(tomada.Batch(8)), int)
+        assert_type(await endpoint.shutdown(1, set[asyncio.Task[None]]()), int)
+    async with tomada.asyncio.Client(
+        ("127.0.0.1", 9), timeout=1, key=lambda data: data[:2], max_in_flight=10
+    ) as client:
+        assert_type(await client.request(bytearray(b"x")), bytes)
+        assert_type(await client.request_many([b"x"]), list[bytes])
+        assert_type(await client.request_many([b"x"], errors="return"), list[bytes | OSError])
+        assert_type(client.stats(), tomada.asyncio.ClientStats)
+        assert_type(client.stats().replies, int)
     return 0
+
+
+async def on_trio() -> None:
+    async with tomada.trio.open_endpoint(("127.0.0.1", 0)) as endpoint:
+        assert_type(endpoint, tomada.trio.Endpoint)
+        assert_type(await endpoint.recv(), tuple[bytes, Any])
+
+
+tomada.Client(("127.0.0.1", 9), key=lambda data: bytes(data[:2])).request_many([b"x"])
 
 
 assert_type(tomada.asyncio.run(main()), int)
@@ -151,6 +173,18 @@ tomada.serve(None, reply, takes="batches")  # call-overload
 tomada.Server(None, one, takes="batch")  # call-overload
 tomada.Server(None, reply, loop="libuv")  # call-overload
 tomada.Server(None, reply, lifespan=reply)  # arg-type
+def pair(request: bytes, reply: bytes) -> bool:
+    return request == reply
+
+
+tomada.asyncio.Client(("127.0.0.1", 9), tiemout=1)  # call-arg
+client = tomada.asyncio.Client(("127.0.0.1", 9), key=pair)  # arg-type
+tomada.asyncio.Client(("127.0.0.1", 9), key=list)  # arg-type
+client.request("text")  # unused-coroutine  # arg-type
+client.request_many([b"x"], errors="ignore")  # call-overload
+client.stats().replied  # attr-defined
+with client:  # attr-defined  # attr-defined
+    pass
 """
 
 
@@ -176,5 +210,5 @@ def test_mypy_accepts_a_program_that_uses_everything(check):
 def test_mypy_finds_mistakes(check):
     lines = enumerate(MISTAKES.splitlines(), 1)
     expected = [(str(number), code) for number, line in lines for code in line.split("  # ")[1:]]
-    assert len(expected) == 18
+    assert len(expected) == 27
     assert check(MISTAKES) == expected

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from tomada._advice import advise_on_sending
+from tomada._asyncio.own_port import request_here
 from tomada._asyncio.readiness import Readiness
-from tomada._client.connection import MOST_HELD_UP, MOST_REPORTS
-from tomada._client.exchange import Exchange, is_refusal
+from tomada._asyncio.separate_ports import MOST_IN_FLIGHT, SeparatePorts
+from tomada._client.exchange import Exchange
 from tomada._client.retry import Retry
 from tomada._client.round_trip import RoundTrip
-from tomada._client.tasks import SeparatePorts
 from tomada._peer_errors import PeerErrors, is_from_peer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from tomada._asyncio.events import Events
     from tomada._asyncio.transport import DatagramTransport
-    from tomada._core import Datagram, DatagramError, Socket, Stats
+    from tomada._core import Batch, Datagram, DatagramError, Socket, Stats
 
 # The time in seconds after which a task that receives without waiting lets others run, and the
 # number of datagrams between two looks at the clock.
 LONGEST_RUN = 500e-6
 LOOK = 16
+
+# How long an endpoint whose time is over may take to close, in seconds: sending its backlog takes
+# a turn of the loop.
+LEAST_TO_CLOSE = 0.1
 
 
 class AsyncContextManager:
@@ -75,9 +80,10 @@ class Endpoint(AsyncContextManager):
         self._socket: Socket = transport._sock
         # The transport does not read, so that its watch is free.
         self._readiness = Readiness(loop, transport._read_watch.fd, lasts=True)
-        self._asking = asyncio.Lock()
+        self._asking: Any = asyncio.Lock()
         self._round_trip = RoundTrip()
         self._ports: SeparatePorts | None = None
+        self._is_receiving = True
         self._taken = 0
         self._rested = 0.0
         self._looked = 0.0
@@ -86,6 +92,8 @@ class Endpoint(AsyncContextManager):
         if not transport._has_peer:
             events.peer_errors = PeerErrors()
             self._core.limit_backlog()
+
+    _semaphore: Callable[[int], Any] = asyncio.Semaphore
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._transport!r}>"
@@ -115,12 +123,22 @@ class Endpoint(AsyncContextManager):
         datagram: Datagram = await self._receive(self._socket.recv_datagram)
         return datagram
 
-    async def __aiter__(self) -> AsyncGenerator[tuple[bytes, Any], None]:
-        """Receive datagrams, like :meth:`recv`, until the endpoint is closed."""
+    async def recv_batch(self, batch: Batch) -> int:
+        """Receive into a batch, like :meth:`tomada.socket.socket.recv_batch`; return the number.
+
+        This waits for one datagram, and receives all that are queued and for which the batch has
+        room. While this waits, the batch is empty. Cancelling loses no datagram.
+        """
+        return int(await self._receive(self._socket.recv_batch, batch))
+
+    async def __aiter__(self) -> AsyncIterator[tuple[bytes, Any]]:
+        """Receive datagrams, like :meth:`recv`, until the endpoint is closed or shuts down."""
         take = self._core.recvfrom
         try:
-            while not self.is_closing():
+            while self._is_receiving and not self.is_closing():
                 for _ in range(LOOK):
+                    if not self._is_receiving:
+                        return
                     try:
                         datagram = take()
                     except BlockingIOError:
@@ -131,10 +149,10 @@ class Endpoint(AsyncContextManager):
                     yield await self.recv() if datagram is None else datagram
                 await self._look_around()
         except OSError:
-            if not self.is_closing():
+            if self._is_receiving and not self.is_closing():
                 raise
 
-    async def _receive(self, take: Callable[..., Any], *args: Any) -> Any:
+    async def _receive(self, take: Callable[..., Any], *args: Any, is_reply: bool = False) -> Any:
         self._taken += 1
         if self._taken % LOOK == 0:
             await self._look_around()
@@ -143,6 +161,7 @@ class Endpoint(AsyncContextManager):
             if self._events.errors or self._core.is_closing():
                 self._events.raise_first()
                 self._check_open()
+            self._check_receiving(is_reply=is_reply)
             try:
                 taken = take(*args)
             except BlockingIOError:
@@ -162,6 +181,10 @@ class Endpoint(AsyncContextManager):
             await self._readiness.wait()
             self._rested = time.monotonic()
             has_waited = True
+
+    def _check_receiving(self, *, is_reply: bool) -> None:
+        if not (self._is_receiving or is_reply):
+            raise OSError(errno.ESHUTDOWN, "the endpoint does not receive any longer")
 
     def _pass_on(self, error: OSError) -> None:
         """Raise what a receive has raised, unless it is about one of many peers."""
@@ -187,7 +210,17 @@ class Endpoint(AsyncContextManager):
         now = time.monotonic()
         if now - self._rested >= LONGEST_RUN:
             self._rested = now
-            await asyncio.sleep(0)
+            await self._pause()
+
+    @staticmethod
+    async def _pause() -> None:
+        """Let other tasks run."""
+        await asyncio.sleep(0)
+
+    @staticmethod
+    def _limit(seconds: float) -> Any:
+        """Return a context manager that ends its block with :class:`TimeoutError`."""
+        return asyncio.timeout(seconds)
 
     # Sending
 
@@ -318,92 +351,24 @@ class Endpoint(AsyncContextManager):
         try:
             if match is None:
                 return await self._request_apart(data, retry, peer)
-            return await self._request_here(data, retry, peer, partial(match, data))
+            async with self._asking:
+                started = time.monotonic()
+                exchange = Exchange(retry, self._round_trip, started, partial(match, data))
+                return await request_here(self, data, exchange)
         except OSError as error:
             self._explain(error)
             raise
 
-    async def _request_here(
-        self, data: Any, retry: Retry, peer: Any, match: Callable[[bytes], bool]
-    ) -> bytes:
-        """Send a request from the endpoint's own port."""
-        async with self._asking:
-            self._pass_over()
-            exchange = Exchange(retry, self._round_trip, time.monotonic(), match)
-            while exchange.attempt(time.monotonic()):
-                reply = await self._attempt(data, exchange)
-                if reply is not None:
-                    exchange.complete(time.monotonic())
-                    return reply
-            raise exchange.timed_out(peer, time.monotonic())
-
     async def _request_apart(self, data: Any, retry: Retry, peer: Any) -> bytes:
         """Send a request from a port of its own."""
         if self._ports is None:
-            self._ports = SeparatePorts(self._socket, peer, self._round_trip)
+            loop = self._transport._loop
+            turns = self._semaphore(MOST_IN_FLIGHT)
+            self._ports = SeparatePorts(loop, self._socket, peer, self._round_trip, turns)
         ports = self._ports
         async with ports.turns:
             self._check_open()
-            exchange = Exchange(retry, self._round_trip, time.monotonic())
-            return await ports.request(data, exchange, peer)
-
-    async def _reply(self, exchange: Exchange) -> bytes | None:
-        try:
-            async with asyncio.timeout(exchange.due - time.monotonic()) as limit:
-                while True:
-                    reply, _ = await self.recv()
-                    if exchange.accepts(reply):
-                        return reply
-        except TimeoutError:
-            if not limit.expired():
-                raise  # it is the match's
-        return self._held_up(exchange)
-
-    def _held_up(self, exchange: Exchange) -> bytes | None:
-        """Take the reply from the queue: if the loop was held up, it has come in time."""
-        for _ in range(MOST_HELD_UP):
-            self._check_open()
-            try:
-                reply, _ = self._core.recvfrom()
-            except BlockingIOError:
-                break
-            if exchange.accepts(reply):
-                return bytes(reply)
-        return None
-
-    async def _attempt(self, data: Any, exchange: Exchange) -> bytes | None:
-        """Send a request, and wait for its reply, despite ICMP messages."""
-        self._check_open()
-        unsent = self._socket.stats().send_errors
-        self._transport.sendto(data)
-        resent = late = 0
-        while late < MOST_REPORTS:
-            try:
-                return await self._reply(exchange)
-            except OSError as error:
-                if not is_from_peer(error):
-                    raise
-                before, unsent = unsent, self._socket.stats().send_errors
-                if unsent == before or is_refusal(error):
-                    exchange.refuse(error)
-                    late += exchange.due <= time.monotonic()
-                elif resent == MOST_REPORTS:
-                    raise  # it is the request's own
-                else:
-                    resent += 1
-                    self._transport.sendto(data)
-        return None
-
-    def _pass_over(self) -> None:
-        self._events.errors.clear()
-        for _ in range(LOOK):
-            try:
-                self._core.recv_many(1024)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if not is_from_peer(error):
-                    raise
+            return await ports.request(data, retry)
 
     # Errors, state and closing
 
@@ -440,6 +405,54 @@ class Endpoint(AsyncContextManager):
     def is_closing(self) -> bool:
         """Return whether the endpoint is closing or closed."""
         return self._core.is_closing()
+
+    def stop_receiving(self) -> None:
+        """Receive no further datagrams, while sending and :meth:`request` continue.
+
+        ``async for`` ends, and other methods that receive raise :class:`OSError` with
+        ``ESHUTDOWN``, including those that are waiting. Datagrams in the socket's buffer stay
+        there. Calling it again does nothing.
+        """
+        self._is_receiving = False
+        self._readiness.stop()
+        while self._readiness.wake():
+            pass
+
+    async def shutdown(
+        self, timeout: float | None = None, tasks: Iterable[asyncio.Future[Any]] = ()
+    ) -> int:
+        """Close the endpoint in an orderly way: let tasks finish, and send their replies.
+
+        This stops receiving, as :meth:`stop_receiving` does, waits for the tasks, sends the send
+        backlog, and closes. Tasks that have not finished in time are cancelled. If this is
+        cancelled, the endpoint does not receive any longer, and stays open.
+
+        :param timeout: How long the tasks and the send backlog have, in seconds; by default, as
+            long as they need.
+        :param tasks: The tasks under way, such as a set from which each task removes itself. Those
+            that are added to it meanwhile are waited for, too.
+        :return: The number of tasks that were cancelled.
+        """
+        loop = asyncio.get_running_loop()
+        until = math.inf if timeout is None else loop.time() + timeout
+        self.stop_receiving()
+        own = asyncio.current_task()
+        cancelled: set[asyncio.Future[Any]] = set()
+        while pending := {task for task in tasks if task is not own and not task.done()}:
+            left = until - loop.time()
+            if left <= 0:
+                for task in pending - cancelled:
+                    task.cancel()
+                cancelled |= pending
+            await asyncio.wait(pending, timeout=left if 0 < left < math.inf else None)
+        try:
+            async with asyncio.timeout(
+                None if timeout is None else max(until - loop.time(), LEAST_TO_CLOSE)
+            ):
+                await self.aclose()
+        except TimeoutError:
+            self.abort()
+        return len(cancelled)
 
     async def aclose(self) -> None:
         """End all waits, send the send backlog, and close the socket.

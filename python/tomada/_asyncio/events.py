@@ -23,6 +23,8 @@ class Events(asyncio.DatagramProtocol):
         # Only for an endpoint without a peer.
         self.peer_errors: PeerErrors | None = None
         self.wake: Callable[[], object] = bool
+        #: Makes a future of the running loop.
+        self.create_future: Callable[[], asyncio.Future[None]] = _create_future
         self._waiters: list[asyncio.Future[None]] = []
 
     def error_received(self, exc: Exception) -> None:
@@ -60,7 +62,7 @@ class Events(asyncio.DatagramProtocol):
 
     async def change(self) -> None:
         """Wait until ``is_paused`` or ``is_lost`` changes."""
-        waiter = asyncio.get_running_loop().create_future()
+        waiter = self.create_future()
         self._waiters.append(waiter)
         try:
             await waiter
@@ -71,3 +73,7 @@ class Events(asyncio.DatagramProtocol):
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+
+def _create_future() -> asyncio.Future[None]:
+    return asyncio.get_running_loop().create_future()

@@ -43,13 +43,14 @@ class Exchange:
 
     :param retry: The user's options.
     :param round_trip: The estimate for the server, which learns from this request.
-    :param started: When the deadline began to count, by the clock.
+    :param started: When the first attempt is due, by the clock.
     :param is_answer: Whether a datagram is the reply. None where only the port tells.
     :param uniform: Draws the jitter.
+    :param deadline: When the request times out. By default, a timeout after it started; sooner
+        where it waited before.
     """
 
     __slots__ = (
-        "_first_wait",
         "_is_answer",
         "_is_last",
         "_planned",
@@ -62,30 +63,34 @@ class Exchange:
         "attempts",
         "deadline",
         "due",
+        "first_wait",
         "is_complete",
         "refusal",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the state of a request
         self,
         retry: Retry,
         round_trip: RoundTrip,
         started: float,
         is_answer: Callable[[bytes], bool] | None = None,
         uniform: Callable[[float, float], float] = random.uniform,
+        *,
+        deadline: float | None = None,
     ) -> None:
         self._retry = retry
         self._round_trip = round_trip
         self._is_answer = is_answer
         self._uniform = uniform
         self._started = self._planned = started
-        self._first_wait = round_trip.first_wait(retry)
-        self._share = retry.later_share(self._first_wait)
+        #: The time from the first attempt to the second, in seconds.
+        self.first_wait = round_trip.first_wait(retry)
+        self._share = retry.later_share(self.first_wait)
         self._is_last = False
         # When the next attempt was due, before one was put ahead of it.
         self._resumed: float | None = None
         #: When the whole request times out, in seconds of the clock.
-        self.deadline = started + retry.timeout
+        self.deadline = started + retry.timeout if deadline is None else deadline
         #: When the next attempt is due or, after the last one, when the request times out.
         self.due = started
         #: The number of attempts so far.
@@ -104,9 +109,9 @@ class Exchange:
             return False
         self.attempts += 1
         if self.attempts == 1:
-            wait = self._first_wait
+            wait = self.first_wait
         else:
-            self._round_trip.back_off(self._first_wait)
+            self._round_trip.back_off(self.first_wait)
             self._share *= self._retry.backoff
             wait = max(self._share, self._round_trip.smoothed)
         planned = self._planned + wait
@@ -163,6 +168,11 @@ class Exchange:
             self.due = self._started
 
     @property
+    def retries_refused(self) -> bool:
+        """Whether the request is retried if there is no server."""
+        return self._retry.retry_refused
+
+    @property
     def timeout(self) -> float:
         """How long the request may take as a whole, in seconds."""
         return self._retry.timeout
@@ -178,8 +188,14 @@ class Exchange:
 
     def timed_out(self, address: _Address | _RetAddress, now: float) -> TimeoutError:
         """Return the exception to raise when no attempt was answered."""
-        attempts = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
         where = format_address(address)
-        error = TimeoutError(f"no reply from {where}: {attempts} in {now - self._started:.3f} s")
+        waited = self._started + self._retry.timeout - self.deadline
+        attempts = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
+        text = f"no reply from {where}: {attempts} in {now - self._started:.3f} s"
+        if not self.attempts:
+            text = f"not sent to {where}: {waited:.3f} s behind other requests"
+        elif waited > SHORTEST_WAIT:
+            text += f", after {waited:.3f} s behind other requests"
+        error = TimeoutError(text)
         error.__cause__ = self.refusal
         return error

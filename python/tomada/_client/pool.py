@@ -22,7 +22,7 @@ from tomada._client.ports import PORTS
 from tomada._client.round_trip import RESTING_SAMPLE_INTERVAL, SAMPLE_INTERVAL, RoundTrip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from socket import _Address
 
     from tomada._client.retry import Retry
@@ -59,17 +59,31 @@ def resolve(address: _Address, family: int = 0) -> tuple[int, _Address]:
     If a name has several addresses, an IPv4 address is preferred, as with an ``AF_INET`` socket,
     unless `family` says otherwise.
     """
+    question = ask_for(address, family)
+    if question is None:
+        return AF_UNIX, address
+    try:
+        found = _std.getaddrinfo(*question)
+    except _std.gaierror as error:
+        advise(error, str(question[0]))
+        raise
+    return choose(found, address)
+
+
+def ask_for(address: _Address, family: int) -> tuple[str | None, int, int, int] | None:
+    """Return the arguments of ``getaddrinfo`` for a server's address; None for ``AF_UNIX``."""
     check_address(address)
     if not isinstance(address, tuple):
-        return AF_UNIX, address
-    host, port, *scope = address
+        return None
+    host, port, *_ = address
     if not 0 < port <= HIGHEST_PORT:
         raise ValueError(f"the address's port must be from 1 to {HIGHEST_PORT}, not {port}")
-    try:
-        found = _std.getaddrinfo(host or None, port, family, SOCK_DGRAM)
-    except _std.gaierror as error:
-        advise(error, str(host))
-        raise
+    return host or None, port, family, SOCK_DGRAM
+
+
+def choose(found: Sequence[Any], address: _Address) -> tuple[int, _Address]:
+    """Return one of the results of ``getaddrinfo``, as :func:`resolve` does."""
+    scope: tuple[Any, ...] = address[2:] if isinstance(address, tuple) else ()
     chosen = min(found, key=lambda info: info[0] != AF_INET)
     return chosen[0], (*chosen[4][:2], *scope) if scope else chosen[4]
 

@@ -52,6 +52,8 @@ class ServerOptions(TypedDict, total=False):
     rcvbuf: int | None
     gro: bool
     spin: float
+    health: tuple[str, int] | None
+    access_log: int
     groups: Sequence[Any]
     guard: Guard | None
     sock: Any

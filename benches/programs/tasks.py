@@ -1,0 +1,111 @@
+"""Tasks that send requests to one server over one socket: many in flight, from one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from itertools import count
+from typing import Any
+
+from benches.programs.loops import start
+from benches.programs.run import CHUNK, Run
+from tomada.asyncio import Client, open_endpoint
+
+ATTEMPTS = 4
+PATIENCE = 1.0
+# The number of latencies to keep.
+KEPT = 200_000
+
+
+class Multiplexer(asyncio.DatagramProtocol):
+    """As it is written by hand: a dictionary of futures, and a timer for each request."""
+
+    def __init__(self) -> None:
+        self.futures: dict[bytes, asyncio.Future[bytes]] = {}
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport: Any = transport
+
+    def datagram_received(self, data: bytes, _address: object) -> None:
+        future = self.futures.get(data[:8])
+        if future is not None and not future.done():
+            future.set_result(data)
+
+    async def request(self, data: bytes) -> bytes:
+        loop, key = asyncio.get_running_loop(), data[:8]
+        try:
+            for _ in range(ATTEMPTS):
+                self.futures[key] = future = loop.create_future()
+                self.transport.sendto(data)
+                try:
+                    return await asyncio.wait_for(future, PATIENCE)
+                except TimeoutError:
+                    continue
+            raise TimeoutError
+        finally:
+            del self.futures[key]
+
+
+def multiplexer(run: Run) -> None:
+    async def main() -> None:
+        _, protocol = await asyncio.get_running_loop().create_datagram_endpoint(
+            Multiplexer, remote_addr=("127.0.0.1", run.port)
+        )
+        await ask_in_tasks(run, protocol.request)
+
+    start(run, main)
+
+
+def client(run: Run) -> None:
+    async def main() -> None:
+        async with Client(
+            ("127.0.0.1", run.port), key=lambda data: data[:8], max_in_flight=run.tasks
+        ) as client:
+            await ask_in_tasks(run, client.request)
+
+    start(run, main)
+
+
+def endpoint(run: Run) -> None:
+    """Send requests with a match, which wait for each other."""
+
+    async def main() -> None:
+        async with open_endpoint(remote_addr=("127.0.0.1", run.port)) as opened:
+
+            def request(data: bytes) -> Coroutine[Any, Any, bytes]:
+                return opened.request(data, match=lambda sent, got: sent[:8] == got[:8])
+
+            await ask_in_tasks(run, request)
+
+    start(run, main)
+
+
+async def ask_in_tasks(run: Run, request: Callable[[bytes], Awaitable[bytes]]) -> None:
+    counter, numbers, padding = run.counter, count(), bytes(run.size - 8)
+    latencies: deque[int] = deque(maxlen=KEPT)
+    done, is_over = 0, False
+
+    async def ask() -> None:
+        nonlocal done
+        while not is_over:  # before Python 3.12, wait_for() may swallow a cancellation
+            data = next(numbers).to_bytes(8, "big") + padding
+            began = time.perf_counter_ns()
+            try:
+                await request(data)
+            except TimeoutError:
+                continue
+            latencies.append(time.perf_counter_ns() - began)
+            done += 1
+            if not done % len(CHUNK):
+                counter[0] = done
+
+    tasks = [asyncio.create_task(ask()) for _ in range(run.tasks)]
+    try:
+        await asyncio.wait(tasks)
+    finally:
+        is_over = True
+        for task in tasks:
+            task.cancel()
+        run.announce_percentiles(latencies)

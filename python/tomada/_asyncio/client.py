@@ -1,0 +1,379 @@
+"""The client of :mod:`tomada.asyncio`: requests of many tasks to one server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket as _std
+import struct
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Self, overload
+
+from tomada._address import format_address
+from tomada._advice import advise, advise_on_sending
+from tomada._asyncio.endpoint import AsyncContextManager
+from tomada._asyncio.many import Many
+from tomada._asyncio.requests import TaskRequests
+from tomada._client.identity import Identity
+from tomada._client.one_socket import Shared
+from tomada._client.pace import Pace
+from tomada._client.pool import Pool, ask_for, choose
+from tomada._client.retry import Retry
+from tomada._reports import LogLimiter, logger
+from tomada._socket_options import SocketOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable
+    from socket import _Address
+
+    from _typeshed import ReadableBuffer
+
+    from tomada._client.connection import Connection
+
+# The default of max_in_flight, over one socket and where each request has a socket of its own.
+IN_FLIGHT = 1024
+SOCKETS_IN_FLIGHT = 64
+
+# The size to ask for, of the buffer of a socket that all requests share, in bytes. The kernel gives
+# what net.core.rmem_max allows.
+BUFFER = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientStats:
+    """The counters of a :class:`Client` at one moment.
+
+    ``requests`` is the sum of ``replies``, ``timeouts``, ``errors``, ``cancelled``, ``in_flight``
+    and ``waiting``.
+    """
+
+    #: Requests that were accepted.
+    requests: int
+    #: Requests that were answered.
+    replies: int
+    #: Requests that were not answered in time.
+    timeouts: int
+    #: Requests that ended with another error.
+    errors: int
+    #: Requests whose tasks were cancelled.
+    cancelled: int
+    #: Requests that were sent, or are being sent.
+    in_flight: int
+    #: Requests that wait because too many are in flight.
+    waiting: int
+    #: Datagrams that were sent again because no reply had arrived.
+    retransmissions: int
+    #: Datagrams from the server that do not answer a request in flight: late, repeated, or with a
+    #: key that no request has.
+    unexpected: int
+    #: Datagrams from the server for which ``match`` or ``key`` raised an exception.
+    function_errors: int
+    #: Datagrams that the kernel has dropped because the client's receive buffer was full. Only
+    #: where the requests share a socket; otherwise 0.
+    kernel_drops: int
+    #: The average round trip in seconds, or 0 without a measurement.
+    round_trip: float
+
+
+class _Mistakes:
+    """Counts and logs what the user's functions raise: a datagram must not end a request."""
+
+    def __init__(self, address: _Address) -> None:
+        self._address = address
+        self._limiter = LogLimiter()
+        self.count = 0
+
+    def note(self, error: Exception) -> None:
+        self.count += 1
+        suffix = self._limiter.suffix("function")
+        if suffix is not None:
+            where = format_address(self._address)
+            logger.warning(
+                "a datagram from %s was dropped: match or key raised %r%s", where, error, suffix
+            )
+
+
+class Client(AsyncContextManager):
+    """Sends requests of any number of tasks to one server, and returns the replies.
+
+    ::
+
+        async with tomada.asyncio.Client(("127.0.0.1", 1234), key=lambda data: data[:2]) as client:
+            replies = await asyncio.gather(*(client.request(data) for data in questions))
+
+    It has the arguments, the retransmissions and the rules of :class:`tomada.Client`, on any event
+    loop that has ``add_reader``: a reply is the answer to its request or is not returned.
+
+    * With a ``key``, all requests share one socket, and the client finds the request of a reply at
+      once. Do not give a key to another request as long as a late reply with it may arrive: count
+      up, or draw numbers at random.
+    * With a ``match``, all requests share one socket, and the client tries the requests in flight
+      one after the other. This is slow with hundreds of requests in flight.
+    * With neither, each request in flight has a port of its own, from a pool.
+
+    The requests and retransmissions of one turn of the loop are sent together. At first, the client
+    sends as many requests before the first reply as fit into a receive buffer of the default size,
+    208 KiB: about 100 short ones. It raises that number as long as the round trip shows that few
+    requests queue at the server.
+
+    Cancelling a task that waits for a reply affects no other request. A client belongs to the event
+    loop of its first request. Close it with :meth:`aclose`, or use ``async with``.
+
+    :param address: The server's address: ``(host, port)``, or a path or abstract name of
+        ``AF_UNIX``. A name is resolved once, on entering ``async with`` or by the first request.
+    :param timeout: The deadline of a whole request, in seconds. It starts when the request is sent,
+        at the end of the turn of the loop, or when it begins to wait for others.
+    :param retries: The maximum number of retransmissions within the timeout.
+    :param backoff: The factor by which each wait after the first is longer than the previous one.
+    :param jitter: The maximum random extension of a wait, as a fraction of it.
+    :param match: Returns whether a datagram answers a request: ``match(request, reply) -> bool``.
+    :param key: Returns what a request and its reply have in common: ``key(data) -> hashable``.
+    :param max_in_flight: The maximum number of requests in flight; 1,024 by default, or 64 without
+        a ``key`` or ``match``. Further requests wait, the oldest first. The time counts, and the
+        :class:`TimeoutError` says how long a request has waited.
+    :param retry_refused: Whether to retry if there is no server, or to raise
+        :class:`ConnectionRefusedError` at once.
+    :param family: ``AF_INET6`` or ``AF_INET``, for a name that has both kinds of addresses.
+    :raises TypeError: An argument has a wrong type.
+    :raises ValueError: An argument is out of range, or both ``match`` and ``key`` are given.
+    """
+
+    def __init__(
+        self,
+        address: _Address,
+        *,
+        timeout: float = 1.0,
+        retries: int = 3,
+        backoff: float = 2.0,
+        jitter: float = 0.25,
+        match: Callable[[bytes, bytes], bool] | None = None,
+        key: Callable[[bytes], Hashable] | None = None,
+        max_in_flight: int | None = None,
+        retry_refused: bool = True,
+        family: int = 0,
+    ) -> None:
+        self._retry = Retry(
+            timeout, retries, backoff=backoff, jitter=jitter, retry_refused=bool(retry_refused)
+        )
+        self._identity = Identity(match, key)
+        if max_in_flight is None:
+            max_in_flight = IN_FLIGHT if self._identity.tells_apart else SOCKETS_IN_FLIGHT
+        elif not isinstance(max_in_flight, int):
+            raise TypeError(f"max_in_flight must be an int, not {max_in_flight!r}")
+        elif max_in_flight < 1:
+            raise ValueError(f"max_in_flight must be 1 or more, not {max_in_flight}")
+        self._most = max_in_flight
+        self._address = address
+        self._question = ask_for(address, family)
+        if self._question is None:
+            self._family: int = _std.AF_UNIX
+        else:
+            with contextlib.suppress(_std.gaierror):  # it is a name
+                found = _std.getaddrinfo(*self._question, flags=_std.AI_NUMERICHOST)
+                self._family, self._address = choose(found, address)
+                self._question = None
+        self._pool: Pool | None = None
+        self._requests: TaskRequests | None = None
+        self._opening = asyncio.Lock()
+        self._is_closed = False
+        self._connection: Connection | None = None
+        self._mistakes = _Mistakes(address)
+
+    @property
+    def address(self) -> _Address:
+        """The server's address, resolved after the first request."""
+        return self._address
+
+    async def request(self, data: ReadableBuffer) -> bytes:
+        """Send a request, and return the reply.
+
+        Cancelling is safe: a late reply to a cancelled request is not returned to another one.
+
+        :raises TimeoutError: No reply arrived in time, or the request was not even sent because
+            others were in flight; the text says which. ``__cause__`` is the last error that an ICMP
+            message brought, or that ``match`` or ``key`` raised for a datagram.
+        :raises ConnectionRefusedError: There is no server, and ``retry_refused`` is false; with
+            ``AF_UNIX`` it may be a :class:`FileNotFoundError`.
+        :raises ValueError: Another request under way has the same key.
+        :raises OSError: ``EBADF``: the client was closed meanwhile; ``EMSGSIZE``: the request is
+            longer than a datagram can be; ``EADDRNOTAVAIL``: a late reply may still arrive on each
+            free port; others: this machine cannot send it, as with ``ENETUNREACH``.
+        :raises socket.gaierror: The host has no address.
+        """
+        requests = self._requests
+        if (
+            requests is None
+            or requests.is_closed
+            or requests.loop is not asyncio.get_running_loop()
+        ):
+            requests = await self._open()
+        try:
+            return await requests.request(data)
+        except OSError as error:
+            advise_on_sending(error, self._address)
+            raise
+
+    @overload
+    async def request_many(
+        self,
+        requests: Iterable[ReadableBuffer],
+        window: int | None = None,
+        *,
+        errors: Literal["raise"] = "raise",
+    ) -> list[bytes]: ...
+    @overload
+    async def request_many(
+        self,
+        requests: Iterable[ReadableBuffer],
+        window: int | None = None,
+        *,
+        errors: Literal["return"],
+    ) -> list[bytes | OSError]: ...
+    async def request_many(
+        self,
+        requests: Iterable[ReadableBuffer],
+        window: int | None = None,
+        *,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> list[bytes] | list[bytes | OSError]:
+        """Send many requests, several at once; return the replies in the order of the requests.
+
+        This takes less time than a task for each request. Cancelling cancels those in flight.
+
+        :param requests: The requests, as for :meth:`request`; read as the window advances.
+        :param window: The maximum number of these requests under way; `max_in_flight` by default.
+        :param errors: With ``"raise"``, the first request that fails ends the call with its
+            exception, whose ``index`` says which request it was. With ``"return"``, the exception
+            is returned in place of the reply, and the other requests continue.
+        :raises TimeoutError: And other exceptions, as in :meth:`request`.
+        """
+        if window is None:
+            window = self._most
+        elif not isinstance(window, int):
+            raise TypeError(f"window must be an int, not {window!r}")
+        elif window < 1:
+            raise ValueError(f"window must be 1 or more, not {window}")
+        if errors not in {"raise", "return"}:
+            raise ValueError(f"errors must be 'raise' or 'return', not {errors!r}")
+        many = Many(await self._open(), requests, window, is_raising=errors == "raise")
+        try:
+            return await many.run()
+        except OSError as error:
+            advise_on_sending(error, self._address)
+            raise
+
+    def stats(self) -> ClientStats:
+        """Return the client's counters. A closed client keeps its last ones."""
+        requests = self._requests
+        if requests is None:
+            return ClientStats(**dict.fromkeys(ClientStats.__dataclass_fields__, 0))
+        in_flight = requests.in_flight
+        drops = 0
+        if self._connection is not None:
+            drops = self._connection.stats().kernel_drops
+        ended = requests.replies + requests.timeouts + requests.errors + requests.cancelled
+        return ClientStats(
+            requests=ended + requests.under_way,
+            replies=requests.replies,
+            timeouts=requests.timeouts,
+            errors=requests.errors,
+            cancelled=requests.cancelled,
+            in_flight=len(in_flight.requests),
+            waiting=requests.under_way - len(in_flight.requests),
+            retransmissions=in_flight.retransmissions,
+            unexpected=in_flight.unexpected,
+            function_errors=self._mistakes.count,
+            kernel_drops=drops,
+            round_trip=in_flight.pool.round_trip.smoothed,
+        )
+
+    async def aclose(self) -> None:
+        """Close the client: requests in flight raise :class:`OSError`.
+
+        Closing again does nothing.
+        """
+        self._close()
+
+    async def __aenter__(self) -> Self:
+        await self._open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._close()
+
+    def __del__(self) -> None:
+        requests: TaskRequests | None = getattr(self, "_requests", None)
+        if requests is not None and not self._is_closed:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self._close()
+
+    def __repr__(self) -> str:
+        state = " closed" if self._is_closed else ""
+        return f"<tomada.asyncio.Client of {format_address(self._address)}{state}>"
+
+    async def _open(self) -> TaskRequests:
+        """Open the sockets, unless that is done."""
+        loop = asyncio.get_running_loop()
+        async with self._opening:
+            if self._is_closed:
+                raise OSError(errno.EBADF, "the client is closed")
+            if self._requests is None:
+                await self._resolve(loop)
+                if self._is_closed:
+                    raise OSError(errno.EBADF, "the client is closed")
+                self._requests = self._start(loop)
+        if self._requests.loop is not loop:
+            raise RuntimeError(f"{self!r} is in use on another event loop")
+        return self._requests
+
+    async def _resolve(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._question is not None:
+            host, port, family, kind = self._question
+            try:
+                found = await loop.getaddrinfo(host, port, family=family, type=kind)
+            except _std.gaierror as error:
+                advise(error, str(host))
+                raise
+            self._family, self._address = choose(found, self._address)
+            self._question = None
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> TaskRequests:
+        tells_apart = self._identity.tells_apart
+        pool = Pool(
+            self._family,
+            self._address,
+            self._retry,
+            tells_apart=tells_apart,
+            prepare=_prepare_shared if tells_apart else SocketOptions(gro=False).apply,
+        )
+        try:
+            in_flight = self._identity.in_flight(pool, self._retry, self._address)
+            pace = Pace()
+            if isinstance(in_flight, Shared):
+                self._connection = connection = in_flight.connection
+                in_flight.mistaken = self._mistakes.note
+                pace = Pace(connection.getsockopt(_std.SOL_SOCKET, _std.SO_RCVBUF))
+            requests = TaskRequests(loop, in_flight, self._retry, pace, self._most)
+        except BaseException:
+            pool.close()
+            raise
+        self._pool = pool
+        return requests
+
+    def _close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._requests is not None:
+            self._requests.close(OSError(errno.EBADF, "the client is closed"))
+        if self._pool is not None:
+            self._pool.close()
+
+
+def _prepare_shared(connection: Connection) -> None:
+    """Enlarge the buffer of a socket that all requests share, as far as the kernel allows."""
+    SocketOptions(gro=False).apply(connection)
+    # As bytes, because a smaller buffer is not worth a warning.
+    connection.setsockopt(_std.SOL_SOCKET, _std.SO_RCVBUF, struct.pack("i", BUFFER))

@@ -1,0 +1,88 @@
+"""``sock_recvfrom``, ``sock_recvfrom_into`` and ``sock_sendto`` for loops that lack them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from tomada._asyncio.read_watch import ReadWatch
+from tomada._asyncio.readiness import Readiness
+
+if TYPE_CHECKING:
+    import socket as _std
+    from collections.abc import Callable
+
+
+class LoopSockets:
+    """The methods of :class:`asyncio.loop` that receive and send datagrams over a socket."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop: Any = loop
+        # By descriptor: the watches of the sockets that tasks wait for.
+        self._watches: dict[int, tuple[ReadWatch, Readiness]] = {}
+
+    def install(self) -> None:
+        """Make them methods of the loop."""
+        self._loop.sock_recvfrom = self.sock_recvfrom
+        self._loop.sock_recvfrom_into = self.sock_recvfrom_into
+        self._loop.sock_sendto = self.sock_sendto
+
+    async def sock_recvfrom(self, sock: _std.socket, bufsize: int) -> Any:
+        """Receive a datagram, like :meth:`asyncio.loop.sock_recvfrom`. Cancelling loses nothing."""
+        return await self._receive(sock, sock.recvfrom, bufsize)
+
+    async def sock_recvfrom_into(self, sock: _std.socket, buf: Any, nbytes: int = 0) -> Any:
+        """Receive a datagram into a buffer, like :meth:`asyncio.loop.sock_recvfrom_into`."""
+        return await self._receive(sock, sock.recvfrom_into, buf, nbytes or len(buf))
+
+    async def sock_sendto(self, sock: _std.socket, data: Any, address: Any) -> int:
+        """Send a datagram, like :meth:`asyncio.loop.sock_sendto`."""
+        self._check(sock)
+        while True:
+            try:
+                return sock.sendto(data, address)
+            except (BlockingIOError, InterruptedError):
+                pass
+            room = self._loop.create_future()
+            fd = sock.fileno()
+            self._loop.add_writer(fd, _wake, room)
+            try:
+                await room
+            finally:
+                self._loop.remove_writer(fd)
+
+    async def _receive(self, sock: Any, receive: Callable[..., Any], *args: Any) -> Any:
+        self._check(sock)
+        while True:
+            try:
+                received = receive(*args)
+            except (BlockingIOError, InterruptedError):
+                pass
+            else:
+                others = self._watches.get(sock.fileno())
+                if others is not None and getattr(sock, "pending", False):
+                    others[1].wake()  # the kernel does not report datagrams in the backlog
+                return received
+            await self._wait(sock.fileno())
+
+    async def _wait(self, fd: int) -> None:
+        """Wait until a descriptor is readable."""
+        if fd not in self._watches:
+            watch = ReadWatch(self._loop, fd)
+            self._watches[fd] = watch, Readiness(self._loop, watch.fd, lasts=False)
+        watch, readiness = self._watches[fd]
+        try:
+            await readiness.wait()
+        finally:
+            if not readiness.waiters and self._watches.get(fd) == (watch, readiness):
+                del self._watches[fd]
+                watch.close()
+
+    def _check(self, sock: _std.socket) -> None:
+        if self._loop.get_debug() and sock.gettimeout() != 0:
+            raise ValueError("the socket must be non-blocking")
+
+
+def _wake(room: asyncio.Future[None]) -> None:
+    if not room.done():
+        room.set_result(None)

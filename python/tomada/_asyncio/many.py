@@ -1,0 +1,105 @@
+"""The requests of one call of ``request_many``, each of which starts the next one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterable
+
+    from tomada._asyncio.requests import TaskRequests
+
+
+class Many:
+    """Keeps up to a window of requests under way, without a task for each."""
+
+    def __init__(
+        self, requests: TaskRequests, source: Iterable[Any], window: int, *, is_raising: bool
+    ) -> None:
+        self._requests = requests
+        self._source = iter(source)
+        self._window = window
+        self._is_raising = is_raising
+        self._results: list[Any] = []
+        # Those under way: their numbers as requests.
+        self._under_way: set[int] = set()
+        self._is_exhausted = False
+        self._end: asyncio.Future[None] = requests.loop.create_future()
+
+    async def run(self) -> list[Any]:
+        """Send all requests; return the reply or exception of each, in the same order."""
+        try:
+            self._advance()
+            await self._end
+        finally:
+            for index in list(self._under_way):
+                self._requests.cancel(index)
+        return self._results
+
+    def settle(self, index: int, position: int, result: bytes | Exception) -> None:
+        """Take the result of a request, and start the next one."""
+        self._under_way.discard(index)
+        if isinstance(result, Exception) and self._is_raising:
+            result.index = position  # type: ignore[attr-defined]
+            self._fail(result)
+            return
+        self._results[position] = result
+        self._advance()
+
+    def _advance(self) -> None:
+        """Start requests until the window is full."""
+        try:
+            while not self._end.done() and len(self._under_way) < self._window:
+                if not self._start_next():
+                    break
+        except Exception as error:  # noqa: BLE001 - of the source, or about a request: run raises it
+            self._fail(error)
+        if self._is_exhausted and not self._under_way and not self._end.done():
+            self._end.set_result(None)
+
+    def _start_next(self) -> bool:
+        try:
+            data = next(self._source)
+        except StopIteration:
+            self._is_exhausted = True
+            return False
+        requests = self._requests
+        index = next(requests.numbers)
+        part = _Part(self, index, len(self._results))
+        self._results.append(None)
+        self._under_way.add(index)
+        try:
+            requests.submit(index, data, part)
+        except BaseException:
+            self._under_way.discard(index)
+            raise
+        return True
+
+    def _fail(self, error: Exception) -> None:
+        if not self._end.done():
+            self._end.set_exception(error)
+
+
+class _Part:
+    """Stands for a future, and hands its result to the call."""
+
+    __slots__ = ("_index", "_many", "_position")
+
+    def __init__(self, many: Many, index: int, position: int) -> None:
+        self._many = many
+        self._index = index
+        self._position = position
+
+    @staticmethod
+    def done() -> bool:
+        """Return whether nobody waits for the result any more."""
+        return False
+
+    def set_result(self, result: bytes) -> None:
+        """Take the reply."""
+        self._many.settle(self._index, self._position, result)
+
+    def set_exception(self, exception: Exception) -> None:
+        """Take the error that ended the request."""
+        self._many.settle(self._index, self._position, exception)

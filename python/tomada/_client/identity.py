@@ -1,0 +1,66 @@
+"""How a client knows which request a reply answers: by a match, a key, or the port alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tomada._client.one_socket import Keyed, Matched
+from tomada._client.own_sockets import Separate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+    from socket import _Address
+
+    from tomada._client.in_flight import InFlight
+    from tomada._client.pace import Pace
+    from tomada._client.pool import Pool
+    from tomada._client.retry import Retry
+
+__all__ = ["Identity"]
+
+
+class Identity:
+    """The functions with which a user tells replies apart.
+
+    :param match: Returns whether a datagram answers a request.
+    :param key: Returns what a request and its reply have in common.
+    :raises TypeError: One is not a function.
+    :raises ValueError: Both are given.
+    """
+
+    def __init__(
+        self,
+        match: Callable[[Any, bytes], bool] | None,
+        key: Callable[[Any], Hashable] | None,
+    ) -> None:
+        if match is not None and not callable(match):
+            raise TypeError(f"match must be a function of a request and a reply, not {match!r}")
+        if key is not None and not callable(key):
+            raise TypeError(f"key must be a function of a request or a reply, not {key!r}")
+        if match is not None and key is not None:
+            raise ValueError("pass match= or key=, not both")
+        self._match = match
+        self._key = key
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether replies are told apart by what they contain, so that one port is enough."""
+        return self._match is not None or self._key is not None
+
+    @property
+    def match(self) -> Callable[[Any, bytes], bool] | None:
+        """A function that returns whether a datagram answers a request."""
+        key = self._key
+        if key is None:
+            return self._match
+        return lambda request, reply: key(request) == key(reply)
+
+    def in_flight(
+        self, pool: Pool, retry: Retry, address: _Address, pace: Pace | None = None
+    ) -> InFlight:
+        """Return what keeps many requests in flight, and finds their replies."""
+        if self._key is not None:
+            return Keyed(self._key, pool, retry, address, pace)
+        if self._match is not None:
+            return Matched(self._match, pool, retry, address, pace)
+        return Separate(pool, retry, address, pace)

@@ -1,0 +1,289 @@
+"""Requests in flight: attempts and deadlines of many requests, without waiting for any of them."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import heapq
+from itertools import count
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from tomada._client.connection import has_no_room
+from tomada._client.exchange import Exchange, is_refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from socket import _Address
+
+    from _typeshed import ReadableBuffer
+
+    from tomada._client.pace import Pace
+    from tomada._client.pool import Pool
+    from tomada._client.retry import Retry
+
+# How long to receive replies before retrying requests that found a queue full, in seconds.
+ROOM_WAIT = 1e-3
+
+# How many replies to read after the time of an attempt is over, in batches: a reply that arrived
+# while this process was held up has come in time.
+MOST_LATE_BATCHES = 64
+
+
+class Group:
+    """Requests that are sent and retransmitted together."""
+
+    __slots__ = ("charged", "cost", "exchange", "indices", "left", "sent_at")
+
+    def __init__(self, exchange: Exchange, indices: Sequence[int]) -> None:
+        self.exchange = exchange
+        self.indices = indices
+        #: The number of requests that are still in flight, and not in another group.
+        self.left = len(indices)
+        #: When they were sent first, in seconds of the clock.
+        self.sent_at = 0.0
+        #: The bytes that one of them takes in a socket's buffer, and how many of them may be in
+        #: one: see :class:`~tomada._client.pace.Pace`.
+        self.cost = 0
+        self.charged = 0
+
+
+class InFlight:
+    """Requests in flight, each with its own attempts and deadline.
+
+    It never waits unless :meth:`receive` is told to, so threads and event loops can drive it::
+
+        in_flight.expect(index, data)
+        in_flight.start({index: data}, monotonic())
+        while in_flight.requests:
+            in_flight.receive(in_flight.next_due())
+            in_flight.make_due_attempts()
+
+    Each request ends with a call of :attr:`settle`. Subclasses send the requests and match each
+    reply to its request.
+
+    :param pace: Says how many requests may be sent at once; by default, all of them.
+    """
+
+    def __init__(
+        self, pool: Pool, retry: Retry, address: _Address, pace: Pace | None = None
+    ) -> None:
+        self.pool = pool
+        self._retry = retry
+        self._address = address
+        #: Says how many requests may be sent at once, for whoever calls :meth:`start`.
+        self.pace = pace
+        #: Called with the index of a request and its reply, or the error that ends it.
+        self.settle: Callable[[int, Any], object] = _ignore
+        #: The requests in flight by index, oldest first.
+        self.requests: dict[int, ReadableBuffer] = {}
+        self._groups: dict[int, Group] = {}
+        # A heap of attempts: when each is due, a unique number to break ties, and its group.
+        self._due: list[tuple[float, int, Group]] = []
+        self._numbers = count()
+        # Requests whose last attempt was not sent because a queue on the way was full. Only
+        # receiving makes room: the server may be waiting for this client to read its replies.
+        self._unsent: dict[int, None] = {}
+        #: The last error that an ICMP message brought since the last reply.
+        self.refusal: OSError | None = None
+        #: The number of retransmissions, and of datagrams from the server that answer nothing.
+        self.retransmissions = 0
+        self.unexpected = 0
+
+    def expect(self, index: int, data: ReadableBuffer) -> None:
+        """Prepare to recognize the reply to a request, before :meth:`start`."""
+
+    def start(
+        self,
+        requests: dict[int, ReadableBuffer],
+        started: float,
+        retry: Retry | None = None,
+        deadline: float | None = None,
+        cost: int = 0,
+    ) -> None:
+        """Send requests together.
+
+        :param retry: The options of these requests, where they are not those of all.
+        :param deadline: When they time out, if they have waited before.
+        :param cost: The room that each of them takes, of that which `pace` gives.
+        """
+        self.requests.update(requests)
+        indices = list(requests)
+        exchange = Exchange(retry or self._retry, self.pool.round_trip, started, deadline=deadline)
+        group = Group(exchange, indices)
+        group.cost = cost
+        self._groups.update(dict.fromkeys(indices, group))
+        self._attempt(group)
+
+    def next_due(self) -> float:
+        """Return when to call :meth:`make_due_attempts`, or infinity."""
+        due = self._due
+        while due and not due[0][2].left:
+            heapq.heappop(due)
+        return due[0][0] if due else float("inf")
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether requests wait for room to be sent: receive, then call :meth:`send_unsent`."""
+        return bool(self._unsent)
+
+    def send_unsent(self) -> None:
+        """Send the requests that did not find room."""
+        unsent, self._unsent = self._unsent, {}
+        self._transmit([index for index in unsent if index in self.requests])
+
+    def make_due_attempts(self) -> None:
+        """Make the attempts that are due; requests without another attempt time out."""
+        now = monotonic()
+        until = self.next_due()
+        if now < until:
+            return
+        for _ in range(MOST_LATE_BATCHES):
+            if not self.receive(until):
+                break
+        while self._due and self._due[0][0] <= now:
+            _, _, group = heapq.heappop(self._due)
+            self._discharge(group, group.charged)
+            if group.exchange.due > now:
+                continue  # this was the moment to discharge it
+            group.indices = self._left(group)
+            if group.indices:
+                self._attempt(group)
+
+    def receive(self, until: float) -> bool:
+        """Wait for datagrams until a moment; return whether any arrived."""
+        raise NotImplementedError
+
+    def give_up(self, index: int) -> None:
+        """Forget a request, whether or not it was started, without a result."""
+        if self.requests.pop(index, None) is not None:
+            group = self._groups.pop(index)
+            group.left -= 1
+            self._discharge(group, 1)
+        self._stop_expecting(index)
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when there is something to receive."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Return the connections to the pool."""
+        raise NotImplementedError
+
+    def _attempt(self, group: Group) -> None:
+        """Make the next attempt; if there is none left, fail the requests."""
+        exchange = group.exchange
+        now = monotonic()
+        if exchange.attempt(now):
+            self._schedule(group, exchange.due)
+            if exchange.attempts == 1:
+                group.sent_at = now
+                if self.pace is not None:
+                    self.pace.charge(group, group.left)
+                self._send(group.indices)
+            else:
+                self.retransmissions += group.left
+                self._transmit(list(group.indices))
+            return
+        for index in group.indices:
+            exchange.refusal = self.refusal
+            self._fail(index, exchange.timed_out(self._address, monotonic()))
+
+    def _schedule(self, group: Group, moment: float) -> None:
+        heapq.heappush(self._due, (moment, next(self._numbers), group))
+
+    def _left(self, group: Group) -> list[int]:
+        """Return the requests of a group that have no reply yet, and are not in another group."""
+        groups = self._groups
+        return [index for index in group.indices if groups.get(index) is group]
+
+    def _transmit(self, indices: list[int]) -> None:
+        """Send requests of any groups, as far as there is room; keep the others for later."""
+        pace, groups = self.pace, self._groups
+        if pace is not None:
+            charged: dict[Group, None] = {}
+            for sent, index in enumerate(indices):
+                group = groups[index]
+                if not pace.room(group.cost):
+                    self._unsent.update(dict.fromkeys(indices[sent:]))
+                    del indices[sent:]
+                    break
+                pace.charge(group, 1)
+                charged[group] = None
+            # They give back the room after as long as at the first attempt, not when the next one
+            # is due: a server that answers some requests never must not slow the others down.
+            now = monotonic()
+            for group in charged:
+                self._schedule(group, now + group.exchange.first_wait)
+        self._send(indices)
+
+    def _discharge(self, group: Group, number: int) -> None:
+        if self.pace is not None and group.charged:
+            self.pace.discharge(group, number)
+
+    def _complete(self, index: int, reply: bytes, now: float) -> Group:
+        del self.requests[index]
+        group = self._groups.pop(index)
+        group.left -= 1
+        if group.charged:
+            group.charged -= 1
+            self.pace.used -= group.cost  # type: ignore[union-attr]
+        if not group.exchange.is_complete:  # only the first reply of the group gives a sample
+            group.exchange.complete(now)
+        self.refusal = None
+        self.settle(index, reply)
+        return group
+
+    def _adapt(self, replies: int, group: Group, length: int, now: float) -> None:
+        """Tell the pace about replies that arrived together, the last one to a group's request."""
+        if self.pace is not None and group.exchange.attempts == 1:
+            self.pace.answered(replies, length, now - group.sent_at, now)
+
+    def _refused(self, indices: Sequence[int], error: OSError) -> None:
+        """Take note that attempts are lost, as :meth:`Exchange.refuse` does."""
+        if is_refusal(error):
+            for index in indices:
+                if not self._groups[index].exchange.retries_refused:
+                    self._fail(index, error)
+        self.refusal = error
+        if error.errno == errno.EMSGSIZE:
+            self._send_ahead(indices, error)
+
+    def _send_ahead(self, indices: Sequence[int], error: OSError) -> None:
+        """Make the next attempt of requests at once, apart from what was sent with them."""
+        together: dict[Group, list[int]] = {}
+        for index in indices:
+            together.setdefault(self._groups[index], []).append(index)
+        for group, own in together.items():
+            apart = Group(copy.copy(group.exchange), own)
+            apart.cost, apart.sent_at = group.cost, group.sent_at
+            apart.exchange.refuse(error)
+            if apart.exchange.due < group.exchange.due:
+                group.left -= len(own)
+                self._groups.update(dict.fromkeys(own, apart))
+                self._schedule(apart, apart.exchange.due)
+
+    def _fail(self, index: int, error: OSError) -> None:
+        self.give_up(index)
+        self.settle(index, error)
+
+    def _not_sent(self, index: int, error: OSError) -> None:
+        if has_no_room(error):
+            self._unsent[index] = None
+            # Move it behind the requests that can be answered, in case another request is equal.
+            self.requests[index] = self.requests.pop(index)
+        elif is_refusal(error):
+            self._refused([index], error)
+        else:
+            self._fail(index, error)
+
+    def _send(self, indices: Sequence[int]) -> None:
+        """Send or retransmit requests, without waiting for room."""
+        raise NotImplementedError
+
+    def _stop_expecting(self, index: int) -> None:
+        """Forget what :meth:`expect` has prepared."""
+
+
+def _ignore(index: int, result: object) -> None:
+    """Drop the outcome of a request."""

@@ -1,0 +1,166 @@
+"""Requests in flight that share a socket: a match or a key says which request a reply answers."""
+
+from __future__ import annotations
+
+import errno
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from tomada._client.exchange import is_refusal
+from tomada._client.in_flight import InFlight
+from tomada._peer_errors import is_from_peer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+    from socket import _Address
+
+    from _typeshed import ReadableBuffer
+
+    from tomada._client.connection import Connection
+    from tomada._client.pace import Pace
+    from tomada._client.pool import Pool
+    from tomada._client.retry import Retry
+
+# The number of datagrams to receive in one batch.
+MANY = 64
+
+
+class Shared(InFlight):
+    """Uses one connection for all requests, and sends in batches.
+
+    Subclasses know which request a reply answers.
+    """
+
+    def __init__(
+        self, pool: Pool, retry: Retry, address: _Address, pace: Pace | None = None
+    ) -> None:
+        super().__init__(pool, retry, address, pace)
+        self.connection: Connection = pool.take()
+        #: Called with what the user's function raised about a datagram from the server.
+        self.mistaken: Callable[[Exception], object] = _raise
+
+    def _find(self, data: bytes) -> int | None:
+        """Return the index of the request that a datagram answers."""
+        raise NotImplementedError
+
+    def _send(self, indices: Sequence[int]) -> None:
+        requests = self.requests
+        failed = self.connection.ask_many([requests[index] for index in indices])
+        for offset, error in failed:
+            self._not_sent(indices[offset], error)
+
+    def receive(self, until: float) -> bool:
+        """Wait for datagrams until a moment; return whether any arrived."""
+        connection = self.connection
+        connection.wait_until(until)
+        try:
+            datagrams = connection.recv_many(MANY)
+        except (TimeoutError, BlockingIOError):
+            return False
+        except OSError as error:
+            if not is_from_peer(error):
+                raise
+            self._lost(error)
+            return True
+        now = monotonic()
+        replies, group = 0, None
+        for data, sender in datagrams:
+            if sender == connection.peer:
+                try:
+                    index = self._find(data)
+                except Exception as error:  # noqa: BLE001 - whatever the user's function raises
+                    self.mistaken(error)
+                    continue
+                if index is None:
+                    self.unexpected += 1
+                else:
+                    group = self._complete(index, data, now)
+                    replies += 1
+        if group is not None:
+            self._adapt(replies, group, len(data), now)
+        return True
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when there is something to receive."""
+        return self.connection.number
+
+    def _lost(self, error: OSError) -> None:
+        """Take note of an ICMP message; only its length tells which request it may be about."""
+        indices: list[int] = []
+        if error.errno == errno.EMSGSIZE:
+            sent = self.requests.items()
+            indices = [i for i, data in sent if self.connection.exceeds_path(data)]
+        elif is_refusal(error):
+            indices = list(self.requests)
+        self._refused(indices, error)
+
+    def close(self) -> None:
+        """Return the connection to the pool."""
+        self.pool.put(self.connection)
+
+
+class Matched(Shared):
+    """A function of a request and a reply says whether they belong together."""
+
+    def __init__(
+        self,
+        match: Callable[[Any, bytes], bool],
+        pool: Pool,
+        retry: Retry,
+        address: _Address,
+        pace: Pace | None = None,
+    ) -> None:
+        super().__init__(pool, retry, address, pace)
+        self._match = match
+
+    def _find(self, data: bytes) -> int | None:
+        match = self._match
+        for index, request in self.requests.items():
+            if match(request, data):
+                return index
+        return None
+
+
+class Keyed(Shared):
+    """A request and its reply have the same key, by which the request is found at once."""
+
+    def __init__(
+        self,
+        key: Callable[[Any], Hashable],
+        pool: Pool,
+        retry: Retry,
+        address: _Address,
+        pace: Pace | None = None,
+    ) -> None:
+        super().__init__(pool, retry, address, pace)
+        self._key = key
+        self._by_key: dict[Hashable, int] = {}
+        self._keys: dict[int, Hashable] = {}
+
+    def expect(self, index: int, data: ReadableBuffer) -> None:
+        """Keep the key of a request.
+
+        :raises ValueError: Another request under way has the same key.
+        """
+        key = self._key(data)
+        if self._by_key.setdefault(key, index) != index:
+            raise ValueError(
+                f"another request with the key {key!r} is under way: give each its own, or wait "
+                "for the reply"
+            )
+        self._keys[index] = key
+
+    def _find(self, data: bytes) -> int | None:
+        index = self._by_key.get(self._key(data))
+        if index is None or index not in self.requests:
+            return None  # late, a duplicate, or a stranger's; or its request was not sent yet
+        del self._by_key[self._keys.pop(index)]
+        return index
+
+    def _stop_expecting(self, index: int) -> None:
+        if index in self._keys:
+            del self._by_key[self._keys.pop(index)]
+
+
+def _raise(error: Exception) -> None:
+    raise error

@@ -1,0 +1,202 @@
+"""Requests in flight that have a socket each: the port says which request a reply answers."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from tomada._client.connection import LONGEST, Connection, RefusedError
+from tomada._client.in_flight import InFlight
+from tomada._client.pool import LEAST_IDLE, MOST_IDLE, Pool
+from tomada._peer_errors import is_from_peer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from socket import _Address
+
+    from tomada._client.pace import Pace
+    from tomada._client.retry import Retry
+
+# The number of sockets to receive from in one batch.
+MANY = 64
+
+
+class Separate(InFlight):
+    """Uses a connection for each request: the port identifies the request of a reply."""
+
+    def __init__(
+        self, pool: Pool, retry: Retry, address: _Address, pace: Pace | None = None
+    ) -> None:
+        super().__init__(pool, retry, address, pace)
+        # All connections by descriptor, and the requests that were sent over them.
+        self._connections: dict[int, Connection] = {}
+        self._asked: dict[int, int] = {}
+        # By request: its connection, and whether it was sent more than once.
+        self._own: dict[int, Connection] = {}
+        self._repeated: set[int] = set()
+        self._free: deque[Connection] = deque()
+        self._epoll = select.epoll()
+        # The epoll does not report connections that another thread closes.
+        self._closing = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self._epoll.register(self._closing, select.EPOLLIN)
+            pool.add_waker(self._wake)
+        except BaseException:
+            self._epoll.close()
+            os.close(self._closing)
+            raise
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when there is something to receive."""
+        return self._epoll.fileno()
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._closing, 1)
+
+    def _send(self, indices: Sequence[int]) -> None:
+        free, own, requests = self._free, self._own, self.requests
+        if not self.pool.watched:
+            self._borrow(len(indices) + LEAST_IDLE - 1 - len(free))
+        if free:
+            self._drop_late()
+        for index in indices:
+            connection = own.get(index)
+            if connection is not None:
+                self._repeated.add(index)
+            elif len(free) >= LEAST_IDLE and not self.pool.watched:
+                # The request has it at once: an exception leaves it with an owner.
+                connection = own[index] = free.popleft()
+                connection.request_timeout = self._groups[index].exchange.timeout
+                self._asked[connection.number] = index
+            else:
+                try:
+                    connection = self._assign(index)
+                except OSError as error:  # no port is left, or no descriptor
+                    self._fail(index, error)
+                    continue
+            try:
+                connection.send(requests[index])
+            except OSError:
+                self._send_slowly(connection, index)
+
+    def _borrow(self, count: int) -> None:
+        """Add idle connections of the pool to the free ones; they have rested longer than those."""
+        borrowed = self.pool.take_idle(count) if count > 0 else []
+        self._free.extendleft(reversed(borrowed))
+        for connection in borrowed:
+            self._watch(connection)
+
+    def _watch(self, connection: Connection) -> None:
+        connection.set_wait(0.0)
+        self._connections[connection.number] = connection
+        self._epoll.register(connection.number, select.EPOLLIN)
+
+    def _drop_late(self) -> None:
+        """Discard datagrams that have arrived on idle connections."""
+        for number, _ in self._epoll.poll(0):
+            if number not in self._asked and number != self._closing:
+                self._late(self._connections[number])
+
+    def _late(self, connection: Connection) -> None:
+        """Discard datagrams that have arrived on an idle connection."""
+        self.unexpected += self.pool.look_for_duplicate(connection)
+        connection.empty()
+
+    def _assign(self, index: int) -> Connection:
+        """Give a request a free connection that has rested for long enough, or another one."""
+        free, pool = self._free, self.pool
+        if free and pool.has_rested(free[0], len(free) - 1, monotonic()):
+            connection = self._own[index] = free.popleft()
+            if pool.watched:
+                pool.look_for_duplicate(connection)
+        else:
+            if len(free) > MOST_IDLE:
+                self._discard(free.popleft())
+            connection = self._own[index] = pool.take()
+            self._watch(connection)
+        connection.request_timeout = self._groups[index].exchange.timeout
+        self._asked[connection.number] = index
+        return connection
+
+    def _discard(self, connection: Connection) -> None:
+        del self._connections[connection.number]
+        with contextlib.suppress(OSError):  # the client was just closed
+            self._epoll.unregister(connection.number)
+        self.pool.discard(connection)
+
+    def _send_slowly(self, connection: Connection, index: int) -> None:
+        """Send a request alone, because its connection is new or its batched send failed."""
+        try:
+            connection.ask(self.requests[index], 0.0)
+        except RefusedError as refused:
+            self._refused([index], refused.args[0])
+        except OSError as error:
+            self._not_sent(index, error)
+
+    def receive(self, until: float) -> bool:
+        """Wait for datagrams until a moment; return whether any arrived."""
+        events = self._epoll.poll(max(until - monotonic(), 0.0), MANY)
+        if self.pool.sample_due != self.pool.round_trip.sample_due:
+            self.pool.adapt()
+        now = monotonic()
+        asked, connections = self._asked, self._connections
+        replies, group = 0, None
+        for number, _ in events:
+            index = asked.get(number)
+            if index is None:
+                if number == self._closing:
+                    raise OSError(errno.EBADF, "the client is closed")
+                self._late(connections[number])
+                continue
+            connection = connections[number]
+            try:
+                reply = connection.recv(LONGEST)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                if is_from_peer(error):
+                    self._refused([index], error)
+                else:
+                    self._fail(index, error)
+                continue
+            if connection.peer is not None:  # connected, so the server sent it
+                connection.used_at = now
+                group = self._complete(index, reply, now)
+                self._release(index, is_answered=True)
+                replies += 1
+        if group is not None:
+            self._adapt(replies, group, len(reply), now)
+        return bool(events)
+
+    def _release(self, index: int, *, is_answered: bool) -> None:
+        """Take the connection from a request; it is free if no late reply can arrive."""
+        connection, pool = self._own.pop(index), self.pool
+        self._asked.pop(connection.number, None)
+        if is_answered and index not in self._repeated:
+            if pool.watched:
+                pool.watched = max(pool.watched - 1, 0)  # the epoll watches idle connections
+            self._free.append(connection)
+        else:
+            self._repeated.discard(index)
+            self._connections.pop(connection.number, None)
+            with contextlib.suppress(OSError):  # the client was just closed
+                self._epoll.unregister(connection.number)
+            pool.retire(connection)
+
+    def _stop_expecting(self, index: int) -> None:
+        if index in self._own:
+            self._release(index, is_answered=False)
+
+    def close(self) -> None:
+        """Return the connections to the pool."""
+        self.pool.remove_waker(self._wake)
+        self._epoll.close()
+        os.close(self._closing)
+        self.pool.put(*self._free)
+        for connection in self._own.values():
+            self.pool.retire(connection)
