@@ -24,6 +24,7 @@ from tomada._testing.impairments import (
 from tomada._testing.link import LOG_SIZE, Link, LinkClient
 
 if TYPE_CHECKING:
+    from tomada._testing import strategies
     from tomada._testing.clock import VirtualClock, VirtualClockLoop, run
     from tomada._testing.leaks import assert_no_udp_leaks
     from tomada._testing.memory_endpoint import MemoryEndpoint
@@ -49,6 +50,7 @@ __all__ = [
     "impaired",
     "network",
     "run",
+    "strategies",
 ]
 
 # Imported on first use: a link does not need asyncio.
@@ -61,6 +63,7 @@ _MODULES = {
     "VirtualClockLoop": "clock",
     "assert_no_udp_leaks": "leaks",
     "run": "clock",
+    "strategies": "strategies",
 }
 
 
@@ -70,7 +73,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module  # noqa: PLC0415 - as above
 
     module = import_module(f"tomada._testing.{_MODULES[name]}")
-    value = globals()[name] = getattr(module, name)
+    value = globals()[name] = module if name == "strategies" else getattr(module, name)
     return value
 
 

@@ -108,8 +108,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def udp_server() -> Iterator[Callable[..., Server]]:
     """Provide a function that starts servers on free ports of 127.0.0.1.
 
-    ``server = udp_server(handler)`` starts one. Without a handler, the server replies with the request's data. Keyword arguments are those of
-    :class:`tomada.Server`. The servers are stopped after the test.
+    ``server = udp_server(handler)`` starts one. Without a handler, the server replies with the
+    request's data. Keyword arguments are those of :class:`tomada.Server`. The servers are stopped
+    after the test.
     """
     from tomada.server import Server  # noqa: PLC0415 - pytest imports this module in every run
 
@@ -134,7 +135,8 @@ def _echo(data: bytes, _: Any) -> bytes:
 def udp_link() -> Iterator[Callable[..., Link]]:
     """Provide a function that starts links.
 
-    ``link = udp_link(server, loss=0.1)`` starts one. The arguments are those of :func:`tomada.testing.impaired`. The links are closed after the test.
+    ``link = udp_link(server, loss=0.1)`` starts one. The arguments are those of
+    :func:`tomada.testing.impaired`. The links are closed after the test.
     """
     from tomada.testing import impaired  # noqa: PLC0415 - as above
 
@@ -150,8 +152,8 @@ def udp_link() -> Iterator[Callable[..., Link]]:
 def udp_network() -> Callable[..., Network]:
     """Provide a function that creates networks in memory.
 
-    ``net = udp_network(loss=0.1)`` creates one. The arguments are those of :func:`tomada.testing.network`. A network is closed with the event
-    loop of its endpoints.
+    ``net = udp_network(loss=0.1)`` creates one. The arguments are those of
+    :func:`tomada.testing.network`. A network lives as long as the event loop of its endpoints.
     """
     from tomada.testing import network  # noqa: PLC0415 - as above
 
