@@ -147,6 +147,12 @@ ROUND_TRIPS = (
     ),
 )
 
+LINKS = (
+    peer("no link", "links direct"),
+    peer("plain asyncio", "links plain"),
+    ours("impaired", "links link"),
+)
+
 # The bars of each scenario, as arguments of Bar.
 BARS: dict[str, tuple[tuple[Any, ...], ...]] = {
     "receive-64-gso": (
@@ -199,6 +205,7 @@ BARS: dict[str, tuple[tuple[Any, ...], ...]] = {
         ("tomada: Client.request", "socket", 1.0, "rate"),
         ("tomada: Client.request_many", "socket", 3, "rate"),
     ),
+    "link-round-trip": (("tomada: impaired", "no link", 2.2, "p50"),),
     "workers": (("tomada: Server, 2 workers", "tomada: Server", 1.7, "rate"),),
     "memory": (("tomada: recv_many", "socket", 3 * 1024, "bytes"),),
     "flood": (("tomada: Guard", "", 32 << 20, "growth"), ("tomada: Guard", "", 0.01, "lost")),
@@ -311,6 +318,14 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
         (ours("Server", "servers work"), ours("Server, 2 workers", "servers work", workers=2)),
     ),
     (
+        "link-round-trip",
+        "link",
+        "64 bytes, one request in flight",
+        loads.RelayedRoundTrip(),
+        LINKS,
+    ),
+    ("link-rate", "link", "64 bytes, 300,000 datagrams per second", loads.Relayed(), LINKS),
+    (
         "memory",
         "memory",
         "10,000 sockets, each having received eight datagrams from four peers",
@@ -323,6 +338,8 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
         ),
     ),
 )
+# The subjects that others are compared with, where that is not the plain socket.
+REFERENCES = {"endpoints": "asyncio", "link-round-trip": "no link", "link-rate": "no link"}
 QUICK = {"receive-64-gso", "send-64", "echo-64", "round-trip"}
 
 
@@ -331,7 +348,7 @@ def scenarios() -> tuple[Scenario, ...]:
         Scenario(
             *table,
             bars=tuple(Bar(*bar) for bar in BARS.get(table[0], ())),
-            reference="asyncio" if table[0] == "endpoints" else "socket",
+            reference=REFERENCES.get(table[0], "socket"),
             is_quick=table[0] in QUICK,
         )
         for table in TABLES

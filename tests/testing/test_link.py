@@ -3,9 +3,12 @@
 import asyncio
 import contextlib
 import math
+import os
 import socket as std
-import threading
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -338,14 +341,23 @@ def test_the_log_keeps_the_latest(server, client):
         assert link.stats.to_server.received == 5
 
 
+def names_of_threads():
+    """Return the names of the threads of this process, Rust's included."""
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended
+            names.append((task / "comm").read_text().strip())
+    return names
+
+
 def test_closing_ends_the_thread_and_frees_the_port(server, client):
-    before = threading.active_count()
     with impaired(server.getsockname(), delay=1000) as link:
         client.sendto(b"x", link.address)
         until(lambda: link.stats.to_server.queued == 1)
         address = link.address
+        assert "tomada-link" in names_of_threads()
     link.close()
-    assert threading.active_count() == before
+    until(lambda: "tomada-link" not in names_of_threads())
     with plain(address=address):
         pass  # the port is free
     assert link.stats.to_server.cut == 1
@@ -386,3 +398,43 @@ def test_wrong_types_are_refused():
         pass
     with pytest.raises(ValueError, match="bursts"):
         GilbertElliott.bursts(0.9, 1)
+
+
+FORGOTTEN = """
+import socket
+import time
+from tomada.testing import impaired
+
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+    server.bind(("127.0.0.1", 0))
+    server.settimeout(30)
+    link = impaired(server.getsockname(), script=lambda _: time.sleep(0.001))
+    link.start()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        for _ in range(200):
+            client.sendto(b"x", link.address)
+    server.recv(10)
+print("end")
+"""
+
+
+def test_a_program_ends_although_a_link_still_calls_its_function():
+    ended = subprocess.run(
+        [sys.executable, "-c", FORGOTTEN], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "end\n", "")
+
+
+def test_a_forked_child_closes_its_copy_and_the_link_continues(server, client):
+    with impaired(server.getsockname()) as link:
+        client.sendto(b"before", link.address)
+        assert server.recv(100) == b"before"
+        child = os.fork()
+        if child == 0:
+            link.stats  # noqa: B018 - it must not wait for a thread of the parent
+            link.rebind()
+            link.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        client.sendto(b"after", link.address)
+        assert server.recv(100) == b"after"

@@ -13,8 +13,10 @@ use crate::net::meta::Source;
 use crate::net::socket::Socket;
 use crate::net::sys;
 
-/// A client that is silent for this long may lose its port if there are many others.
-const IDLE: u64 = 60_000_000_000;
+/// A client that is silent for this long loses its port if there are many others.
+const IDLE: u64 = 10_000_000_000;
+/// How often silent clients are looked for.
+const SWEEP: u64 = 1_000_000_000;
 /// How many clients are many.
 const MANY: usize = 256;
 /// The receive buffer that each socket asks for.
@@ -45,6 +47,8 @@ pub(super) struct Clients {
     /// Sockets whose port was given up.
     pub(super) stale: HashMap<u32, Vec<Arc<Socket>>>,
     next_flow: u32,
+    /// When silent clients were looked for last.
+    swept: u64,
 }
 
 /// Opens a socket of the family of an address, for bulk.
@@ -61,7 +65,7 @@ pub(super) fn open(address: SocketAddr) -> io::Result<Socket> {
 impl Clients {
     pub(super) fn new(upstream: SocketAddr, epoll: OwnedFd) -> Self {
         let (flows, by_flow, stale) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { upstream, epoll, flows, by_flow, stale, next_flow: 0 }
+        Self { upstream, epoll, flows, by_flow, stale, next_flow: 0, swept: 0 }
     }
 
     /// Finds or adds the client with an address, which has sent a datagram; returns its number.
@@ -132,9 +136,10 @@ impl Clients {
 
     /// If there are many clients, forgets those that are silent.
     fn forget_idle(&mut self, shared: &Shared, now: u64) {
-        if self.by_flow.len() < MANY {
+        if self.by_flow.len() < MANY || now < self.swept + SWEEP {
             return;
         }
+        self.swept = now;
         let is_idle = |client: &Client| now.saturating_sub(client.last_seen) > IDLE;
         let idle = self.by_flow.iter().filter(|(_, client)| is_idle(client));
         for flow in idle.map(|(&flow, _)| flow).collect::<Vec<_>>() {
