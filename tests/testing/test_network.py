@@ -252,6 +252,18 @@ def test_one_seed_gives_one_log():
     assert once(5) != once(6)
 
 
+def test_the_log_keeps_the_latest_of_each_direction():
+    async def main(net):
+        async with net.open_endpoint(remote_addr=SERVER) as endpoint:
+            for number in range(5):
+                endpoint.send(b"x" * number)
+                await endpoint.recv()
+        return [(item.source == SERVER, item.fate.size) for item in net.log]
+
+    assert run(main, log_size=2) == [(False, 3), (True, 3), (False, 4), (True, 4)]
+    assert run(main, log_size=0) == []
+
+
 def test_directions_and_functions():
     seen = []
 

@@ -72,7 +72,8 @@ class Network:
         self._bound: dict[Name, MemoryTransport] = {}
         self._flows: dict[tuple[Name, Name], tuple[int, int]] = {}
         self._pairs: list[tuple[Name, Name]] = []
-        self._order: list[tuple[int, int, int]] = []
+        # The direction and the pair of each datagram, as long as the log may have it.
+        self._order = deque[tuple[int, int]](maxlen=2 * log_size)
         self._arrived = [0, 0]
         self._next_port = FIRST_FREE_PORT
         self._timer: asyncio.Handle | None = None
@@ -196,7 +197,7 @@ class Network:
         step = self._decide(flow, number, data)
         headers = 48 if ":" in destination[0] else 28
         now = int(loop.time() * NANOSECONDS)
-        self._order.append((number, flow, now))
+        self._order.append((number, flow))
         self._paths[number].accept(now, flow, data, headers, step)
         self._arrange(loop)
 
@@ -242,7 +243,7 @@ class Network:
         for number, path in enumerate(self._paths):
             while (popped := path.pop(now)) is not None:
                 flow, data = popped
-                source, destination = self._pairs[flow] if number == 0 else self._pairs[flow][::-1]
+                source, destination = self._ends(number, flow)
                 if self._receiver(destination) is None:
                     path.undeliver()
                     self._refuse(source, destination)
@@ -252,7 +253,7 @@ class Network:
         while waiting:
             index = self._chance.randrange(len(waiting))
             number, flow = waiting[index]
-            source, destination = self._pairs[flow] if number == 0 else self._pairs[flow][::-1]
+            source, destination = self._ends(number, flow)
             data = flows[number, flow].popleft()
             if not flows[number, flow]:
                 waiting.pop(index)
@@ -321,20 +322,19 @@ class Network:
     def log(self) -> list[NetworkFate]:
         """The fate of each datagram, in the order in which they were sent."""
         logs = [
-            iter(fates_of(name, path.log()))
-            for name, path in zip(DIRECTIONS, self._paths, strict=True)
+            fates_of(name, path.log()) for name, path in zip(DIRECTIONS, self._paths, strict=True)
         ]
-        # The oldest ones may have been forgotten.
-        kept = [len(path.log()) for path in self._paths]
-        skip = [count - length for count, length in zip(self._arrived, kept, strict=True)]
         result = []
-        for number, flow, _ in self._order:
-            if skip[number] > 0:
-                skip[number] -= 1
-                continue
-            source, destination = self._pairs[flow] if number == 0 else self._pairs[flow][::-1]
-            result.append(NetworkFate(source, destination, next(logs[number])))
-        return result
+        for number, flow in reversed(self._order):  # the latest are in both
+            if logs[number]:
+                source, destination = self._ends(number, flow)
+                result.append(NetworkFate(source, destination, logs[number].pop()))
+        return result[::-1]
+
+    def _ends(self, number: int, flow: int) -> tuple[Name, Name]:
+        """Return the source and the destination of a pair's datagrams in a direction."""
+        client, server = self._pairs[flow]
+        return (client, server) if number == 0 else (server, client)
 
     @property
     def stats(self) -> PathStats:
