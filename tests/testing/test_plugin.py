@@ -15,7 +15,7 @@ def run(tmp_path, text, *arguments, plugins=()):
     module = tmp_path / "test_it.py"
     module.write_text(textwrap.dedent(text))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    for plugin in ("tomada._testing.plugin", *plugins):
+    for plugin in ("tomada._pytest_plugin", *plugins):
         command += ["-p", plugin]
     ran = subprocess.run(
         [*command, "--rootdir", str(tmp_path), str(module), *arguments],
@@ -222,12 +222,12 @@ def test_workers_of_xdist_share_the_seed(tmp_path):
 
 def test_pytest_finds_the_plug_in():
     points = importlib.metadata.entry_points(group="pytest11", name="tomada")
-    assert {point.value for point in points} == {"tomada._testing.plugin"}
+    assert {point.value for point in points} == {"tomada._pytest_plugin"}
 
 
 def test_the_plug_in_imports_little():
     code = (
-        "import sys, pytest; before = set(sys.modules); import tomada._testing.plugin;"
+        "import sys, pytest; before = set(sys.modules); import tomada._pytest_plugin;"
         "new = set(sys.modules) - before;"
         "print([name for name in new if not name.startswith('tomada')])"
     )
