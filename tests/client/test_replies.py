@@ -25,14 +25,8 @@ IS_LONG = os.environ.get("TOMADA_LONG") == "1"
 SINGLE = 8000 if IS_LONG else 250
 MANY = 30_000 if IS_LONG else 1000
 
-# A datagram that is reordered may be late by 50 ms.
-IMPAIRMENTS = {
-    "loss": 0.05,
-    "duplicate": 0.02,
-    "delay": 0.001,
-    "jitter": 0.001,
-    "reorder": 0.02,
-}
+# The jitter also reorders.
+IMPAIRMENTS = {"loss": 0.05, "duplicate": 0.02, "delay": 0.002, "jitter": 0.002}
 
 # Longer than the delay of a late datagram, and short enough to wait for in a test.
 TIMEOUT = 0.6
@@ -72,7 +66,8 @@ def link(inet):
     ):
         server.asked = _Forgetful()
         yield link
-        assert link.stats.to_server.lost
+        path = link.stats.to_server
+        assert path.lost or path.received < 200  # which all pass once in 28,000 times
 
 
 class _Forgetful(list):

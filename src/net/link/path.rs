@@ -170,19 +170,20 @@ impl LinkPath {
             return;
         }
         fate.alter(&mut payload);
-        let delays: Vec<_> = (0..=fate.duplicates).map(|_| fate.delay()).collect();
         record.copies = fate.duplicates + 1;
-        record.delay = delays[0];
+        record.delay = fate.delay();
         (record.corrupted, record.truncated) = (fate.corrupted, fate.truncated);
         record.is_reordered = fate.is_reordered;
-        self.count(&fate, delays[0]);
+        let delay = record.delay;
+        self.count(&fate, delay);
         let record = self.log.push(record);
         let mut due = None;
-        for &delay in &delays[1..] {
-            let copy = Departure { flow, payload: payload.clone(), record };
-            due = due.max(self.depart(now, &fate, delay, copy));
+        for _ in 0..fate.duplicates {
+            let (delay, copy) = (fate.delay(), payload.clone());
+            due =
+                due.max(self.depart(now, &fate, delay, Departure { flow, payload: copy, record }));
         }
-        due = due.max(self.depart(now, &fate, delays[0], Departure { flow, payload, record }));
+        due = due.max(self.depart(now, &fate, delay, Departure { flow, payload, record }));
         if let Some(due) = due.filter(|_| !fate.is_reordered && !self.held.is_empty()) {
             self.release(flow, due);
         }

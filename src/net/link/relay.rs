@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -103,14 +103,14 @@ struct Shared {
     state: ForkMutex<RelayState>,
     wake: OwnedFd,
     is_stopping: AtomicBool,
+    /// How often the ports towards the server have changed.
+    rebinds: AtomicU64,
     front: Socket,
 }
 
 #[derive(Default)]
 struct RelayState {
     paths: [LinkPath; 2],
-    /// How often the ports towards the server have changed.
-    rebinds: u64,
     /// The socket that the server sees for each client, with the client's address.
     backs: HashMap<u32, (SocketAddr, Arc<Socket>)>,
     /// Datagrams that the kernel dropped at sockets that are closed by now.
@@ -169,6 +169,7 @@ impl Relay {
             state: ForkMutex::new(RelayState { paths, captured, ..RelayState::default() }),
             wake: sys::eventfd()?,
             is_stopping: AtomicBool::new(false),
+            rebinds: AtomicU64::new(0),
             front,
         });
         let mut thread = RelayThread::new(Arc::clone(&shared), address, upstream, deciders)?;
@@ -230,7 +231,7 @@ impl Relay {
     /// Gives each client another port towards the server, from its next datagram on.
     /// Datagrams for the old ports are dropped and counted.
     pub fn rebind(&self) {
-        self.state().rebinds += 1;
+        self.shared.rebinds.fetch_add(1, Ordering::Release);
     }
 
     /// The clients, in the order in which they appeared.

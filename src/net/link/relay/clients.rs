@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Shared;
@@ -76,7 +77,7 @@ impl Clients {
         source: Option<Source>,
         now: u64,
     ) -> io::Result<u32> {
-        let rebinds = shared.state.lock().rebinds;
+        let rebinds = shared.rebinds.load(Ordering::Acquire);
         if let Some(&flow) = self.flows.get(&address) {
             let is_current = self.by_flow.get_mut(&flow).is_some_and(|client| {
                 (client.source, client.last_seen) = (source, now);

@@ -133,13 +133,20 @@ impl RelayThread {
     }
 
     fn receive_from_clients(&mut self) -> io::Result<()> {
-        let shared = Arc::clone(&self.shared);
-        for (address, source, payload) in self.drain(&shared.front, Direction::ToClient)? {
-            let direction = Direction::ToServer;
-            let found = self.clients.find(&shared, address, source, self.now());
+        let (shared, now, direction) = (Arc::clone(&self.shared), self.now(), Direction::ToServer);
+        let received = self.drain(&shared.front, Direction::ToClient)?;
+        let is_of_one =
+            |(one, by, _): &FromClient, (other, too, _): &FromClient| (one, by) == (other, too);
+        let mut flows = Vec::with_capacity(received.len());
+        for run in received.chunk_by(is_of_one) {
+            let (address, source, _) = run[0];
+            let found = self.clients.find(&shared, address, source, now).ok();
+            flows.extend(run.iter().map(|_| found));
+        }
+        for (flow, (_, _, payload)) in flows.into_iter().zip(received) {
             // Without a socket for the client, its datagrams are lost.
-            let verdict = found.as_ref().err().map(|_| Verdict::drop(DropReason::Unsendable));
-            let flow = found.unwrap_or(u32::MAX);
+            let verdict = flow.is_none().then(|| Verdict::drop(DropReason::Unsendable));
+            let flow = flow.unwrap_or(u32::MAX);
             self.arrivals.push(RelayArrival { direction, flow, payload, verdict });
         }
         Ok(())
