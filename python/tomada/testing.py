@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tomada._testing import strategies
     from tomada._testing.clock import VirtualClock, VirtualClockLoop, run
     from tomada._testing.leaks import assert_no_udp_leaks
-    from tomada._testing.memory_endpoint import MemoryEndpoint
+    from tomada._testing.memory_endpoint import MemoryEndpoint, MemoryStats
     from tomada._testing.memory_transport import MemoryTransport
     from tomada._testing.network import Network, NetworkFate
 
@@ -40,6 +40,7 @@ __all__ = [
     "LinkClient",
     "LinkStats",
     "MemoryEndpoint",
+    "MemoryStats",
     "MemoryTransport",
     "Network",
     "NetworkFate",
@@ -56,6 +57,7 @@ __all__ = [
 # Imported on first use: a link does not need asyncio.
 _MODULES = {
     "MemoryEndpoint": "memory_endpoint",
+    "MemoryStats": "memory_endpoint",
     "MemoryTransport": "memory_transport",
     "Network": "network",
     "NetworkFate": "network",

@@ -19,23 +19,22 @@ use crate::net::link::{
 };
 use crate::net::{Address, ForkTryMutex, ForkTryMutexGuard, Inherit, leave_to_parent};
 
-/// One record of a log: when, the flow, the index, the size, why it was dropped, the copies, the
-/// delay, the flipped bit, the new length, and whether it was to be overtaken.
+/// The fields of `tomada.testing.Fate` after the direction; times are in seconds.
 type Record =
-    (u64, u32, u64, usize, Option<&'static str>, u32, u64, Option<usize>, Option<usize>, bool);
+    (u32, u64, usize, Option<&'static str>, u32, f64, Option<usize>, Option<usize>, bool, f64);
 
 fn record(record: &FateRecord) -> Record {
     (
-        record.at,
         record.flow,
         record.index,
         record.size,
         record.dropped.map(DropReason::name),
         record.copies,
-        record.delay,
+        Duration::from_nanos(record.delay).as_secs_f64(),
         record.corrupted,
         record.truncated,
         record.is_reordered,
+        Duration::from_nanos(record.at).as_secs_f64(),
     )
 }
 

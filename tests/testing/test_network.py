@@ -1,13 +1,16 @@
 """The network in memory: endpoints, transports, impairments, and the order of events."""
 
 import asyncio
+import dataclasses
+import inspect
 import itertools
 import socket as std
 
 import pytest
 
 import tomada.testing
-from tomada.testing import Impairments, network
+from tomada.asyncio import Endpoint
+from tomada.testing import Impairments, MemoryEndpoint, MemoryStats, network
 
 SERVER = ("10.0.0.1", 53)
 
@@ -46,11 +49,25 @@ def test_endpoints_exchange_datagrams():
             while len(received) < 3:
                 received += await endpoint.recv_many()
             assert received == [(b"1", SERVER), (b"", SERVER), (b"3", SERVER)]
-            assert endpoint.stats()["received"] == 3
+            assert endpoint.stats() == MemoryStats(3, 2, 3, 2, 0)
         assert net.stats.sent == 6
         assert [item.destination for item in net.log][:3] == [SERVER] * 3
 
     run(main)
+
+
+def test_endpoints_have_the_methods_of_real_ones():
+    def methods(of):
+        return {name: method for name, method in vars(of).items() if not name.startswith("_")}
+
+    ours, real = methods(MemoryEndpoint), methods(Endpoint)
+    assert set(real) - set(ours) == {"socket", "recv_datagram"}
+    for name in ours:
+        parameters = (inspect.signature(it[name]).parameters for it in (ours, real))
+        ours_of, reals = (list(given.items()) for given in parameters)
+        kinds = [[(each, it.kind, it.default) for each, it in them] for them in (ours_of, reals)]
+        assert kinds[0] == kinds[1], name
+    assert {field.name for field in dataclasses.fields(MemoryStats)} <= set(dir(tomada.Stats))
 
 
 def test_delays_are_those_of_the_clock():
@@ -138,7 +155,7 @@ def test_a_full_queue_drops():
             for _ in range(10):
                 it.send(b"x" * 60_000, ("10.0.0.3", 1))
             await asyncio.sleep(1)
-            assert slow.stats()["kernel_drops"] == 7
+            assert slow.stats().kernel_drops == 7
             assert len(await slow.recv_many()) == 3
 
     run(main)

@@ -11,8 +11,6 @@ from tomada import _core
 Direction: TypeAlias = Literal["to_server", "to_client"]
 DIRECTIONS: tuple[Direction, Direction] = ("to_server", "to_client")
 
-NANOSECONDS = 1e9
-
 
 @dataclass(frozen=True, slots=True)
 class GilbertElliott:
@@ -52,10 +50,10 @@ class Arrival:
     """A datagram that a script's function decides about."""
 
     direction: Direction
-    #: The client's number, from 0, in the order in which the clients appeared.
     client: int
-    #: The datagram's position in its direction, from 0.
+    """The client's number, from 0, in the order in which the clients appeared."""
     index: int
+    """The datagram's position in its direction, from 0."""
     data: bytes
 
 
@@ -145,58 +143,32 @@ class Fate:
     """The fate of a datagram. Those of two runs are equal if the same happened."""
 
     direction: Direction
-    #: The client's number, from 0, in the order in which the clients appeared.
     client: int
-    #: The datagram's position among those of its client and direction, from 0.
+    """The client's number, from 0, in the order in which the clients appeared."""
     index: int
-    #: Its length in bytes when it arrived at the link.
+    """The datagram's position among those of its client and direction, from 0."""
     size: int
-    #: Why it did not arrive: ``"lost"``, ``"scripted"``, ``"cut"``, ``"queue_full"``,
-    #: ``"too_long"``, ``"rebound"`` or ``"unsendable"``. ``None`` if it has, or is still queued.
+    """Its length in bytes when it arrived at the link."""
     dropped: str | None
-    #: How many copies have arrived, or are queued.
+    """Why it did not arrive: ``"lost"``, ``"scripted"``, ``"cut"``, ``"queue_full"``,
+    ``"too_long"``, ``"rebound"`` or ``"unsendable"``. ``None`` if it has, or is still queued."""
     copies: int
-    #: The delay of the first copy in seconds, without the wait for the rate.
+    """How many copies have arrived, or are queued."""
     delay: float
-    #: The number of the bit that was flipped.
+    """The delay of the first copy in seconds, without the wait for the rate."""
     corrupted: int | None
-    #: The length that it was cut to.
+    """The number of the bit that was flipped."""
     truncated: int | None
-    #: Whether the next datagram was to overtake it.
+    """The length that it was cut to."""
     reordered: bool
-    #: When it arrived at the link, in seconds since the link's start.
+    """Whether the next datagram was to overtake it."""
     time: float = field(compare=False)
+    """When it arrived at the link, in seconds since the link's start."""
 
 
 def fates_of(direction: Direction, records: list[tuple[Any, ...]]) -> list[Fate]:
     """Return the core's records as fates."""
-    return [
-        Fate(
-            direction,
-            client,
-            index,
-            size,
-            dropped,
-            copies,
-            delay / NANOSECONDS,
-            corrupted,
-            truncated,
-            reordered,
-            at / NANOSECONDS,
-        )
-        for (
-            at,
-            client,
-            index,
-            size,
-            dropped,
-            copies,
-            delay,
-            corrupted,
-            truncated,
-            reordered,
-        ) in records
-    ]
+    return [Fate(direction, *record) for record in records]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,39 +178,39 @@ class PathStats:
     At any time, ``received + duplicated == sent + dropped + queued``.
     """
 
-    #: Datagrams that arrived at the link.
     received: int = 0
+    """Datagrams that arrived at the link."""
     received_bytes: int = 0
-    #: Datagrams that left the link, duplicates included.
     sent: int = 0
+    """Datagrams that left the link, duplicates included."""
     sent_bytes: int = 0
-    #: Copies that the link made.
     duplicated: int = 0
-    #: Datagrams in which a bit was flipped.
+    """Copies that the link made."""
     corrupted: int = 0
-    #: Datagrams that lost their end.
+    """Datagrams in which a bit was flipped."""
     truncated: int = 0
-    #: Datagrams that the next one was to overtake.
+    """Datagrams that lost their end."""
     reordered: int = 0
-    #: Datagrams with a delay.
+    """Datagrams that the next one was to overtake."""
     delayed: int = 0
-    #: Datagrams under way.
+    """Datagrams with a delay."""
     queued: int = 0
-    #: Dropped: lost by chance (or in a burst).
+    """Datagrams under way."""
     lost: int = 0
-    #: Dropped by a script.
+    """Dropped: lost by chance (or in a burst)."""
     scripted: int = 0
-    #: Dropped because the direction was cut, or the link stopped.
+    """Dropped by a script."""
     cut: int = 0
-    #: Dropped because too many waited for the rate.
+    """Dropped because the direction was cut, or the link stopped."""
     queue_full: int = 0
-    #: Dropped because they were longer than the MTU.
+    """Dropped because too many waited for the rate."""
     too_long: int = 0
-    #: Dropped because they were for a port from before :meth:`Link.rebind`.
+    """Dropped because they were longer than the MTU."""
     rebound: int = 0
-    #: Dropped because the kernel refused to send them; in a network, because nobody had bound the
-    #: address.
+    """Dropped because they were for a port from before :meth:`Link.rebind`."""
     unsendable: int = 0
+    """Dropped because the kernel refused to send them; in a network, because nobody had bound the
+    address."""
 
     @property
     def dropped(self) -> int:
@@ -264,9 +236,9 @@ class LinkStats:
 
     to_server: PathStats
     to_client: PathStats
-    #: Datagrams that the kernel dropped because the link could not receive them in time.
     kernel_drops: int
-    #: ICMP errors that came back for datagrams to the server, such as port unreachable.
+    """Datagrams that the kernel dropped because the link could not receive them in time."""
     server_icmp_errors: int
-    #: ICMP errors that came back for datagrams to clients.
+    """ICMP errors that came back for datagrams to the server, such as port unreachable."""
     client_icmp_errors: int
+    """ICMP errors that came back for datagrams to clients."""

@@ -35,12 +35,12 @@ LOG_SIZE = 1_000_000
 class LinkClient(NamedTuple):
     """A client of a link."""
 
-    #: From 0, in the order in which the clients appeared.
     number: int
-    #: Its own address.
+    """From 0, in the order in which the clients appeared."""
     address: Any
-    #: The address that the server sees.
+    """Its own address."""
     outside: Any
+    """The address that the server sees."""
 
 
 class Link:

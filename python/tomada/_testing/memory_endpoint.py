@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
 
     from tomada._core import DatagramError
     from tomada._testing.memory_transport import MemoryTransport, Queue
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryStats:
+    """The counters of a :class:`MemoryEndpoint`."""
+
+    received: int
+    received_bytes: int
+    sent: int
+    sent_bytes: int
+    kernel_drops: int
+    """Datagrams that found no room in the receive buffer, of 208 KiB."""
 
 
 class MemoryEndpoint(AsyncContextManager):
@@ -151,14 +164,16 @@ class MemoryEndpoint(AsyncContextManager):
         """Return an empty list: the network reports only refusals, and these to connected peers."""
         return []
 
-    def stats(self) -> dict[str, int]:
-        """Return the counters ``received``, ``received_bytes`` and ``kernel_drops``."""
-        queue = self._queue
-        return {
-            "received": queue.received,
-            "received_bytes": queue.received_bytes,
-            "kernel_drops": queue.drops,
-        }
+    def stats(self) -> MemoryStats:
+        """Return the counters, which have the names of those in :class:`tomada.Stats`."""
+        queue, transport = self._queue, self._transport
+        return MemoryStats(
+            queue.received,
+            queue.received_bytes,
+            transport.sent,
+            transport.sent_bytes,
+            queue.drops,
+        )
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return information about the transport: ``"sockname"`` and ``"peername"``."""

@@ -33,6 +33,8 @@ class MemoryTransport(asyncio.DatagramTransport):
         self.peer = peer
         self._protocol: Any = None
         self._is_closing = False
+        self.sent = 0
+        self.sent_bytes = 0
         # A wildcard's reply comes from the address that the peer has sent to.
         self._asked: dict[Name, Name] = {}
 
@@ -66,6 +68,8 @@ class MemoryTransport(asyncio.DatagramTransport):
         source = self._asked.get(to, self.name)
         if source[0] in {"0.0.0.0", "::"}:  # noqa: S104 - a name in memory
             source = "::1" if source[0] == "::" else "127.0.0.1", source[1]
+        self.sent += 1
+        self.sent_bytes += len(payload)
         self._network.carry(self._loop, source, to, payload)
 
     def sendto_many(self, datagrams: Iterable[Any], addr: Any = None) -> None:
