@@ -83,7 +83,7 @@ def test_impair_shows_a_live_view():
             link.until("Ctrl-C ends it")
             port = int(re.search(r"127\.0\.0\.1:(\d+)", link.shown)[1])
             client.sendto(b"x", ("127.0.0.1", port))
-            link.until("lost")
+            link.until_matching(r"lost +1 +0")
             link.process.send_signal(signal.SIGINT)
             output, _ = link.process.communicate(timeout=60)
         assert link.process.returncode == 0
