@@ -172,6 +172,47 @@ class RoundTrip(Echo):
 
 
 @dataclass(frozen=True)
+class RelayedRoundTrip(Load):
+    """One request in flight, across a link between the client and the server."""
+
+    metrics = ("p50", "p99", "rate")
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        with (
+            Child("loadgen echo", cores()[1], window.lifetime, size=self.size) as server,
+            self.start(subject, window, port=server.line()["port"]) as link,
+        ):
+            common = {"port": link.line()["port"], "size": self.size, "warmup": window.warmup}
+            lifetime = window.warmup + window.seconds
+            with Child("loadgen pingpong", cores()[0], lifetime, **common) as client:
+                result = client.result(window.seconds + window.warmup + 5)
+            link.stop()
+            server.stop()
+        return {name: float(result[name]) for name in ("rate", "p50", "p99")}
+
+
+@dataclass(frozen=True)
+class Relayed(Load):
+    """A sender at a rate, and a receiver behind a link."""
+
+    rate: int = 300_000
+    metrics = ("rate", "lost")
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        receiving = {"rcvbuf": RECEIVE_BUFFER, "size": self.size, "gro": True}
+        with (
+            Child("loadgen limit-recv", cores()[0], window.lifetime, **receiving) as receiver,
+            self.start(subject, window, port=receiver.line()["port"]) as link,
+        ):
+            target = {"port": link.line()["port"], "size": self.size, "rate": self.rate}
+            with Child("loadgen blast", cores()[0], window.lifetime, gso=True, **target) as sender:
+                sample = watch(receiver, sender, window)
+            link.stop()
+            receiver.stop()
+        return {name: sample[name] for name in self.metrics}
+
+
+@dataclass(frozen=True)
 class Ask(Load):
     """A client of a server that replies at once: as many requests as it can make."""
 

@@ -160,6 +160,12 @@ ROUND_TRIPS = (
     ),
 )
 
+LINKS = (
+    peer("no link", "links direct"),
+    peer("plain asyncio", "links plain"),
+    ours("impaired", "links link"),
+)
+
 # The bars of each scenario, as arguments of Bar.
 BARS: dict[str, tuple[tuple[Any, ...], ...]] = {
     "receive-64-gso": (
@@ -228,6 +234,7 @@ BARS: dict[str, tuple[tuple[Any, ...], ...]] = {
         ("tomada: asyncio.Client", "uvloop, by hand", 1.3, "rate"),
     ),
     "tasks-1000-late": (("tomada: asyncio.Client", "tomada: Endpoint.request", 8, "rate"),),
+    "link-round-trip": (("tomada: impaired", "no link", 2.2, "p50"),),
     "workers": (("tomada: Server, 2 workers", "tomada: Server", 1.7, "rate"),),
     "memory": (("tomada: recv_many", "socket", 3 * 1024, "bytes"),),
     "flood": (("tomada: Guard", "", 32 << 20, "growth"), ("tomada: Guard", "", 0.01, "lost")),
@@ -374,6 +381,14 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
         (ours("Server", "servers work"), ours("Server, 2 workers", "servers work", workers=2)),
     ),
     (
+        "link-round-trip",
+        "link",
+        "64 bytes, one request in flight",
+        loads.RelayedRoundTrip(),
+        LINKS,
+    ),
+    ("link-rate", "link", "64 bytes, 300,000 datagrams per second", loads.Relayed(), LINKS),
+    (
         "memory",
         "memory",
         "10,000 sockets, each having received eight datagrams from four peers",
@@ -386,8 +401,17 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
         ),
     ),
 )
-# The reference of a table, by its first subject: no program without a loop does the same.
-REFERENCES = {"asyncio": "asyncio", "asyncio, by hand": "asyncio, by hand"}
+# The subjects that others are compared with, where that is not the plain socket.
+REFERENCES = {
+    "endpoints": "asyncio",
+    "tasks-echo": "asyncio",
+    "tasks-wait": "asyncio",
+    "tasks-1000-at-once": "asyncio, by hand",
+    "tasks-1000-late": "asyncio, by hand",
+    "tasks-50-late": "asyncio, by hand",
+    "link-round-trip": "no link",
+    "link-rate": "no link",
+}
 QUICK = {"receive-64-gso", "send-64", "echo-64", "round-trip"}
 
 
@@ -396,7 +420,7 @@ def scenarios() -> tuple[Scenario, ...]:
         Scenario(
             *table,
             bars=tuple(Bar(*bar) for bar in BARS.get(table[0], ())),
-            reference=REFERENCES.get(table[4][0].name, "socket"),
+            reference=REFERENCES.get(table[0], "socket"),
             is_quick=table[0] in QUICK,
         )
         for table in TABLES

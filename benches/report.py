@@ -54,6 +54,12 @@ compare their throughput.""",
         """\
 Requests to an echo server in Rust, and servers whose handler computes.""",
     ),
+    "link": (
+        "Links",
+        """\
+A link of `tomada.testing` without impairments between a client and a server in Rust, and the same
+in plain asyncio. A round trip crosses the link twice.""",
+    ),
     "memory": (
         "Memory",
         """\

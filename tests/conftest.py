@@ -18,6 +18,7 @@ pytest.register_assert_rewrite(
     "command",
     "faults",
     "floods",
+    "linked",
     "links",
     "parity",
     "support",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import tomada
-from tomada._cli import bench, info, listen, send, serve
+from tomada._cli import bench, impair, info, listen, send, serve
 from tomada._cli.common import FAILURE, INTERRUPTED, CommandError
 
 DESCRIPTION = """
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"tomada {tomada.__version__}")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (serve, send, listen, bench, info):
+    for command in (serve, send, listen, bench, impair, info):
         command.add(commands)
     _add_demo(commands)
     return root

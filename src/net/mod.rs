@@ -17,6 +17,7 @@ mod flow_control;
 mod fork_mutex;
 mod gso;
 pub mod guard;
+pub mod link;
 pub mod meta;
 pub mod multicast;
 pub mod names;

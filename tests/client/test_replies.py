@@ -13,10 +13,10 @@ import pytest
 
 import tomada
 from answering import Server
-from lossy_link import LossyLink
 from replies import IS_LONG, MANY, SINGLE, TIMEOUT, Tally, answers, bad_link, number, questions
 from support import DEADLINE, Call, RefusalError, eventually, run, together
 from tomada.asyncio import open_endpoint
+from tomada.testing import impaired
 
 THREADS = 8
 
@@ -204,18 +204,3 @@ if not child:
 print(os.waitpid(child, 0)[1])
 """
     assert run(program, link.address[1], TIMEOUT) == "0\n"
-
-
-def test_link_passes_datagrams_that_it_does_not_lose(inet):
-    with (
-        Server(inet, lambda data: [data]) as server,
-        LossyLink(server.address, seed=1, loss=0, duplicate=0, late=0) as link,
-        contextlib.ExitStack() as stack,
-    ):
-        socks = [stack.enter_context(std.socket(std.AF_INET, std.SOCK_DGRAM)) for _ in range(3)]
-        for number, sock in enumerate(socks):
-            sock.settimeout(DEADLINE)
-            sock.sendto(b"%d" % number, link.address)
-            assert sock.recvfrom(10) == (b"%d" % number, link.address)
-        assert len({sender for _, sender in server.asked}) == 3
-        assert link.fates == {"lost": 0, "duplicated": 0, "late": 0, "passed": 6}

@@ -18,6 +18,7 @@ import pytest
 
 from skips import program
 from support import DEADLINE, Child, eventually
+from tomada.testing import impaired
 
 pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
 
@@ -159,6 +160,24 @@ def test_dns_forwarder_gives_up_after_two_attempts(start, upstream):
     query = dns.message.make_query("one.example", "A")
     assert dns.query.udp(query, "127.0.0.1", port=here, timeout=DEADLINE).answer
     end(child)
+
+
+def test_dns_forwarder_asks_again_across_a_bad_link(start, upstream):
+    import dns.message
+    import dns.query
+
+    address, asked = upstream
+    with impaired(address, script=["drop", "pass", "duplicate"]) as link:
+        where = f"{link.address[0]}:{link.address[1]}"
+        arguments = ("--listen", "127.0.0.1:0", "--upstream", where, "--timeout", "6")
+        child, here = start("dns_cache.py", *arguments)
+        for name in ("one.example", "two.example"):
+            query = dns.message.make_query(name, "A", use_edns=True)
+            answer = dns.query.udp(query, "127.0.0.1", port=here, timeout=DEADLINE)
+            assert answer.question[0].name.to_text() == f"{name}."
+        end(child)
+    assert [name for name, _ in asked] == ["one.example.", "two.example."]
+    assert (link.stats.to_server.scripted, link.stats.to_client.duplicated) == (1, 1)
 
 
 @pytest.mark.parametrize("payload", [-1, 65_535], ids=["without EDNS", "with EDNS"])

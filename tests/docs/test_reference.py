@@ -7,6 +7,7 @@ import pytest
 
 import tomada
 import tomada.asyncio
+import tomada.testing
 from tomada import _core
 
 PAGES = Path(__file__).parents[2] / "docs" / "reference"
@@ -15,6 +16,11 @@ SHOWN = {name for text in TEXT.values() for name in re.findall(r"^::: (\S+)", te
 
 PUBLIC = [f"tomada.{name}" for name in tomada.__all__ if not name.startswith("_")]
 PUBLIC += [f"tomada.asyncio.{name}" for name in tomada.asyncio.__all__]
+PUBLIC += [
+    f"{getattr(tomada.testing, name).__module__}.{name}"
+    for name in tomada.testing.__all__
+    if name != "strategies"
+]
 
 
 @pytest.mark.parametrize("name", [*PUBLIC, "tomada._core.Socket"])

@@ -46,7 +46,11 @@ class OnTerminal:
 
     def until(self, text):
         """Wait until the terminal has shown a text."""
-        while text not in self.shown:
+        self.until_matching(re.escape(text))
+
+    def until_matching(self, pattern):
+        """Wait until what the terminal has shown matches a pattern."""
+        while not re.search(pattern, self.shown):
             assert select.select([self._screen], [], [], DEADLINE)[0], self.shown
             self.shown += os.read(self._screen, 1 << 16).decode(errors="replace")
 

@@ -36,7 +36,7 @@ from tomada._config import resolve
 ROOT = Path(__file__).parents[2]
 ANY = "…"
 # The packages that a program may import in addition to the standard library and tomada.
-PEERS = {"aiocoap", "numpy", "prometheus_client", "trio", "uvloop"}
+PEERS = {"aiocoap", "dns", "numpy", "prometheus_client", "trio", "uvloop"}
 INFO = re.compile(r'(?P<language>\w*)(?: title="(?P<title>[^"]*)")?(?P<rest>[^\n]*)\n')
 COMMAND = re.compile(r"^\$ ([^\n]*)\n((?:(?!\$ )[^\n]*\n)*)", re.MULTILINE)
 

@@ -17,13 +17,26 @@ from benches.loads import (
     Memory,
     Receive,
     Refuse,
+    Relayed,
+    RelayedRoundTrip,
     RoundTrip,
     Send,
     Strangers,
     Window,
     share_lost,
 )
-from benches.plan import ROUND_TRIPS, Bar, Scenario, call, check, limit, ours, peer, scenarios
+from benches.plan import (
+    LINKS,
+    ROUND_TRIPS,
+    Bar,
+    Scenario,
+    call,
+    check,
+    limit,
+    ours,
+    peer,
+    scenarios,
+)
 from floods import needs_loadgen
 from skips import is_privileged
 
@@ -232,6 +245,12 @@ def test_echo_servers_are_measured(load):
 @needs_loadgen
 def test_round_trips_are_measured():
     run(RoundTrip(), *ROUND_TRIPS)
+
+
+@needs_loadgen
+@pytest.mark.parametrize("load", [RelayedRoundTrip(), Relayed(rate=5000)], ids=["trip", "rate"])
+def test_links_are_measured(load):
+    run(load, *LINKS)
 
 
 @needs_loadgen

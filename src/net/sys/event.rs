@@ -1,5 +1,6 @@
 //! Sleeping and waking.
 
+use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
@@ -49,4 +50,45 @@ pub(in crate::net) fn discard(fd: BorrowedFd<'_>) -> io::Result<()> {
     let mut bytes = [0_u8; 64];
     // The pointers: as many writable bytes.
     syscall!(read(fd.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len())).map(drop)
+}
+
+/// Creates a set of descriptors to wait for: `epoll_create1(2)`, close-on-exec. It is readable
+/// itself while one of them is.
+pub(in crate::net) fn epoll() -> io::Result<OwnedFd> {
+    // No pointers.
+    let fd = syscall!(epoll_create1(libc::EPOLL_CLOEXEC))?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Adds a descriptor to the set: reports it as `token` while it is readable.
+pub(in crate::net) fn epoll_add(
+    epoll: BorrowedFd<'_>,
+    fd: BorrowedFd<'_>,
+    token: u64,
+) -> io::Result<()> {
+    let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: token };
+    // The pointers: an event on this stack.
+    syscall!(epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &raw mut event))
+        .map(drop)
+}
+
+/// Removes a descriptor from the set. Closing it is not enough if a forked child has a copy.
+pub(in crate::net) fn epoll_remove(epoll: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> io::Result<()> {
+    // The pointers: none is needed.
+    syscall!(epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_DEL, fd.as_raw_fd(), ptr::null_mut()))
+        .map(drop)
+}
+
+/// Waits for descriptors of the set, for as long as it takes or not at all; returns the number of
+/// events. [`poll`] waits for a time, in nanoseconds.
+pub(in crate::net) fn epoll_wait(
+    epoll: BorrowedFd<'_>,
+    events: &mut [libc::epoll_event],
+    waits: bool,
+) -> io::Result<usize> {
+    let (start, count) = (events.as_mut_ptr(), events.len() as c_int);
+    // The pointers: `events` is writable for its length.
+    let ready = syscall!(epoll_wait(epoll.as_raw_fd(), start, count, if waits { -1 } else { 0 }))?;
+    Ok(ready as usize)
 }

@@ -1,0 +1,1 @@
+"""The internals of :mod:`tomada.testing`."""

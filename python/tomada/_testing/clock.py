@@ -1,0 +1,122 @@
+"""A clock for asyncio that jumps over waits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tomada.asyncio import EventLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
+
+Result = TypeVar("Result")
+
+
+class VirtualClock:
+    """A clock for an event loop: its time jumps to the next timer when nothing else is ready.
+
+    Sleeps, timeouts and :meth:`~asyncio.loop.call_later` take no real time, and happen in their
+    order; everything else, such as the time that code runs, takes no virtual time. So a test of
+    thirty seconds of retries takes milliseconds, and has the same timing in every run.
+
+    Timers of the loop follow the virtual clock; :func:`time.monotonic` does not. Use a
+    :func:`network` with it, whose delays are timers of the loop. Sockets work, too, but the clock
+    jumps while their datagrams are on their way: give ``patience`` if a peer is in another thread
+    or process. While a function of :meth:`~asyncio.loop.run_in_executor` or
+    :func:`asyncio.to_thread` runs, the clock stands still.
+
+    :param patience: How long to wait for descriptors before the clock jumps, in real seconds.
+    """
+
+    def __init__(self, *, patience: float = 0.0) -> None:
+        self._now = 0.0
+        self._patience = patience
+        # The number of functions that threads of executors run.
+        self._threads = 0
+
+    def time(self) -> float:
+        """Return the virtual time in seconds, which starts at 0 or the loop's time."""
+        return self._now
+
+    def run(self, main: Coroutine[Any, Any, Result]) -> Result:
+        """Run a coroutine on a new loop with this clock, like :func:`asyncio.run`."""
+        with asyncio.Runner(loop_factory=lambda: VirtualClockLoop(clock=self)) as runner:
+            return runner.run(main)
+
+    @contextlib.contextmanager
+    def on(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+        """Give this clock to a loop that already runs, until the end of the block.
+
+        :raises TypeError: The loop is not one of asyncio's own on a selector, nor of tomada.
+        """
+        if not isinstance(loop, asyncio.SelectorEventLoop):
+            raise TypeError(f"a virtual clock needs a loop of asyncio or tomada, not {loop!r}")
+        self._now = loop.time()
+        self.attach(loop)
+        try:
+            yield
+        finally:
+            # Instance attributes hide the methods of the classes.
+            patched: Any = loop
+            del patched.time, patched.run_in_executor, patched._selector.select
+
+    def attach(self, loop: Any) -> None:
+        """Give this clock to a loop."""
+        select, run_in_executor = loop._selector.select, loop.run_in_executor
+
+        def jumping(timeout: float | None = None) -> Any:
+            if timeout is None or timeout <= 0:
+                return select(timeout)
+            if self._threads:
+                return select(None)  # a thread is about to call the loop
+            ready = select(self._patience)
+            if not ready:
+                self._jump(loop, timeout)
+            return ready
+
+        def counting(executor: Any, function: Any, *args: Any) -> Any:
+            future = run_in_executor(executor, function, *args)
+            self._threads += 1
+            future.add_done_callback(self._thread_ended)
+            return future
+
+        loop._selector.select = jumping
+        loop.run_in_executor = counting
+        loop.time = self.time
+
+    def _thread_ended(self, _: object) -> None:
+        self._threads -= 1
+
+    def _jump(self, loop: Any, seconds: float) -> None:
+        """Advance by up to some seconds, but not past the next timer."""
+        due = loop._scheduled[0].when() if loop._scheduled else math.inf
+        if due - self._now > seconds:  # a loop waits for at most a day
+            self._now += seconds
+            return
+        self._now = due
+        if due + loop._clock_resolution <= due:
+            # After months, the clock's resolution is less than a float's, and the timer would not
+            # count as due.
+            self._now = math.nextafter(due, math.inf)
+
+
+class VirtualClockLoop(EventLoop):
+    """An event loop with a :class:`VirtualClock`, which starts at 0.
+
+    Use it with ``asyncio.Runner(loop_factory=VirtualClockLoop)``, or :func:`run`.
+
+    :param clock: The clock; by default a new one.
+    """
+
+    def __init__(self, *, clock: VirtualClock | None = None) -> None:
+        super().__init__()
+        self.clock = VirtualClock() if clock is None else clock
+        self.clock.attach(self)
+
+
+def run(main: Coroutine[Any, Any, Result], *, patience: float = 0.0) -> Result:
+    """Run a coroutine on a loop with a :class:`VirtualClock`, like :func:`asyncio.run`."""
+    return VirtualClock(patience=patience).run(main)

@@ -1,0 +1,244 @@
+"""The impairments of a link, and the fates of datagrams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Self, TypeAlias, TypedDict
+
+from tomada import _core
+
+Direction: TypeAlias = Literal["to_server", "to_client"]
+DIRECTIONS: tuple[Direction, Direction] = ("to_server", "to_client")
+
+
+@dataclass(frozen=True, slots=True)
+class GilbertElliott:
+    """Loss in bursts: the model of Gilbert and Elliott, a chain with two states.
+
+    Before each datagram, a burst begins with the probability ``p``, or ends with the probability
+    ``r``. It loses the share ``bad`` of the datagrams within a burst, and ``good`` of the others:
+    the arguments ``p``, ``r``, ``1-h`` and ``1-k`` of ``netem``'s ``loss gemodel``
+    (:manpage:`tc-netem(8)`).
+    """
+
+    p: float
+    r: float
+    bad: float = 1.0
+    good: float = 0.0
+
+    @classmethod
+    def bursts(cls, loss: float, length: float) -> Self:
+        """Return the model that loses a share ``loss``, in bursts of ``length`` datagrams.
+
+        :param loss: A share from 0 up, below 1.
+        :param length: The average number of datagrams in a burst, at least 1.
+        :raises ValueError: One of them is outside its range, or bursts would have to begin more
+            often than they can.
+        """
+        if not 0 <= loss < 1 or length < 1:
+            raise ValueError("loss must be a share below 1, and length at least 1")
+        r = 1 / length
+        p = r * loss / (1 - loss)
+        if p > 1:
+            raise ValueError(f"bursts of {length:g} datagrams cannot lose a share of {loss:g}")
+        return cls(p, r)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A datagram that a script's function decides about."""
+
+    direction: Direction
+    client: int
+    """The client's number, from 0, in the order in which the clients appeared."""
+    index: int
+    """The datagram's position in its direction, from 0."""
+    data: bytes
+
+
+Step: TypeAlias = str | None
+Script: TypeAlias = Sequence[Step] | Callable[[Arrival], Step]
+
+
+class ImpairmentOptions(TypedDict, total=False):
+    """The fields of :class:`Impairments`."""
+
+    loss: float | GilbertElliott
+    delay: float
+    jitter: float
+    reorder: float
+    duplicate: float
+    corrupt: float
+    truncate: float
+    rate: float | None
+    queue: int | None
+    mtu: int | None
+    script: Script | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Impairments:
+    """The impairments of one direction. The default passes datagrams unchanged.
+
+    A datagram that is not lost passes the bottleneck (``rate``), then takes its ``delay``.
+
+    :param loss: The share that is lost, from 0 to 1, or a :class:`GilbertElliott` for bursts.
+    :param delay: How long a datagram takes, in seconds.
+    :param jitter: By how much that varies, up and down, uniformly, in seconds. A delay is never
+        negative. Datagrams whose delays differ overtake each other.
+    :param reorder: The share that the next datagram of the same client overtakes. If none follows
+        within 50 ms, they arrive then.
+    :param duplicate: The share that arrives twice. Each copy has its own jitter.
+    :param corrupt: The share in which one bit is flipped. The checksum is that of the new bytes.
+    :param truncate: The share that loses its end: from one byte to all of them.
+    :param rate: Payload bits per second. ``None`` sets no limit.
+    :param queue: How many datagrams may wait for the rate; others are dropped. By default 1,000.
+    :param mtu: The longest IP packet in bytes, which is 28 more than the payload over IPv4, and 48
+        over IPv6. Longer ones are dropped without an ICMP message.
+    :param script: Decisions about the first datagrams, or about all of them: see
+        :func:`tomada.testing.impaired`.
+    :raises ValueError: A value is outside its range; the text says which.
+    """
+
+    loss: float | GilbertElliott = 0.0
+    delay: float = 0.0
+    jitter: float = 0.0
+    reorder: float = 0.0
+    duplicate: float = 0.0
+    corrupt: float = 0.0
+    truncate: float = 0.0
+    rate: float | None = None
+    queue: int | None = None
+    mtu: int | None = None
+    script: Script | None = None
+
+    def __post_init__(self) -> None:
+        if self.queue is not None and self.rate is None:
+            raise ValueError("queue needs a rate")
+        checking = _core.PathCore(0, 0)
+        checking.set(self)
+        if self.script is not None and not callable(self.script):
+            checking.set_script(steps_of(self.script))
+
+
+def steps_of(script: Sequence[Step]) -> list[Step]:
+    """Return a script's steps; a single string is a mistake."""
+    if isinstance(script, str):
+        raise TypeError("script must be a list of steps, or a function, not a single str")
+    return list(script)
+
+
+def function_of(script: Callable[[Arrival], Step]) -> Callable[[int, int, int, bytes], Step]:
+    """Return a function for the core that calls a script's function."""
+
+    def decide(direction: int, client: int, index: int, data: bytes) -> Step:
+        return script(Arrival(DIRECTIONS[direction], client, index, data))
+
+    return decide
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """The fate of a datagram. Those of two runs are equal if the same happened."""
+
+    direction: Direction
+    client: int
+    """The client's number, from 0, in the order in which the clients appeared."""
+    index: int
+    """The datagram's position among those of its client and direction, from 0."""
+    size: int
+    """Its length in bytes when it arrived at the link."""
+    dropped: str | None
+    """Why it did not arrive: ``"lost"``, ``"scripted"``, ``"cut"``, ``"queue_full"``,
+    ``"too_long"``, ``"rebound"`` or ``"unsendable"``. ``None`` if it has, or is still queued."""
+    copies: int
+    """How many copies have arrived, or are queued."""
+    delay: float
+    """The delay of the first copy in seconds, without the wait for the rate."""
+    corrupted: int | None
+    """The number of the bit that was flipped."""
+    truncated: int | None
+    """The length that it was cut to."""
+    reordered: bool
+    """Whether the next datagram was to overtake it."""
+    time: float = field(compare=False)
+    """When it arrived at the link, in seconds since the link's start."""
+
+
+def fates_of(direction: Direction, records: list[tuple[Any, ...]]) -> list[Fate]:
+    """Return the core's records as fates."""
+    return [Fate(direction, *record) for record in records]
+
+
+@dataclass(frozen=True, slots=True)
+class PathStats:
+    """The counters of one direction.
+
+    At any time, ``received + duplicated == sent + dropped + queued``.
+    """
+
+    received: int = 0
+    """Datagrams that arrived at the link."""
+    received_bytes: int = 0
+    sent: int = 0
+    """Datagrams that left the link, duplicates included."""
+    sent_bytes: int = 0
+    duplicated: int = 0
+    """Copies that the link made."""
+    corrupted: int = 0
+    """Datagrams in which a bit was flipped."""
+    truncated: int = 0
+    """Datagrams that lost their end."""
+    reordered: int = 0
+    """Datagrams that the next one was to overtake."""
+    delayed: int = 0
+    """Datagrams with a delay."""
+    queued: int = 0
+    """Datagrams under way."""
+    lost: int = 0
+    """Dropped: lost by chance (or in a burst)."""
+    scripted: int = 0
+    """Dropped by a script."""
+    cut: int = 0
+    """Dropped because the direction was cut, or the link stopped."""
+    queue_full: int = 0
+    """Dropped because too many waited for the rate."""
+    too_long: int = 0
+    """Dropped because they were longer than the MTU."""
+    rebound: int = 0
+    """Dropped because they were for a port from before :meth:`Link.rebind`."""
+    unsendable: int = 0
+    """Dropped because the kernel refused to send them; in a network, because nobody had bound the
+    address."""
+
+    @property
+    def dropped(self) -> int:
+        """Dropped datagrams, for any reason."""
+        return (
+            self.lost
+            + self.scripted
+            + self.cut
+            + self.queue_full
+            + self.too_long
+            + self.rebound
+            + self.unsendable
+        )
+
+    def __add__(self, other: PathStats) -> PathStats:
+        names = [item.name for item in fields(self)]
+        return PathStats(*(getattr(self, name) + getattr(other, name) for name in names))
+
+
+@dataclass(frozen=True, slots=True)
+class LinkStats:
+    """The counters of a link."""
+
+    to_server: PathStats
+    to_client: PathStats
+    kernel_drops: int
+    """Datagrams that the kernel dropped because the link could not receive them in time."""
+    server_icmp_errors: int
+    """ICMP errors that came back for datagrams to the server, such as port unreachable."""
+    client_icmp_errors: int
+    """ICMP errors that came back for datagrams to clients."""

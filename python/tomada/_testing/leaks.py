@@ -1,0 +1,75 @@
+"""Finding sockets, workers and threads that a test has left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tomada._address import format_address
+
+# How long to wait for threads and processes that are ending, in seconds.
+PATIENCE = 5.0
+
+
+@contextlib.contextmanager
+def assert_no_udp_leaks(patience: float = PATIENCE) -> Iterator[None]:
+    """Check that a block leaves no UDP socket, no child process and no thread behind.
+
+    Those that existed before do not count, and those that are ending are waited for. Objects that
+    only the garbage collector would close count as closed: it runs first.
+
+    :param patience: How long to wait for those that are ending, in seconds.
+    :raises AssertionError: Something is left; the text lists it.
+    """
+    before = _held()
+    yield
+    end = time.monotonic() + patience
+    gc.collect()
+    while left := sorted(_held() - before):
+        if time.monotonic() >= end:
+            raise AssertionError("left behind: " + ", ".join(left))
+        time.sleep(0.01)
+
+
+def _held() -> set[str]:
+    """Return descriptions of the UDP sockets, the child processes and the threads."""
+    for process in multiprocessing.active_children():
+        process.join(0)
+    threads = {f"thread {thread.name!r}" for thread in threading.enumerate()}
+    return {*_sockets(), *_children(), *threads, *_links()}
+
+
+def _sockets() -> Iterator[str]:
+    """Yield descriptions of this process's UDP sockets."""
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile, or not a socket
+            target = str(entry.readlink())
+            if not target.startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(entry.name))) as copy:
+                is_ip = copy.family in {socket.AF_INET, socket.AF_INET6}
+                if is_ip and copy.type == socket.SOCK_DGRAM:
+                    where = format_address(copy.getsockname())
+                    yield f"UDP socket {entry.name} of {where} ({target})"
+
+
+def _children() -> Iterator[str]:
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # the thread has ended
+            for child in (task / "children").read_text().split():
+                yield f"process {child}"
+
+
+def _links() -> Iterator[str]:
+    """Yield the threads of links, which Python does not know."""
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            if (task / "comm").read_text().strip() == "tomada-link":
+                yield f"the thread {task.name} of a link"

@@ -1,0 +1,222 @@
+"""The endpoint of a network in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+from tomada._asyncio.endpoint import AsyncContextManager
+from tomada._client.exchange import Exchange, is_refusal
+from tomada._client.retry import Retry
+from tomada._client.round_trip import RoundTrip
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
+
+    from tomada._core import DatagramError
+    from tomada._testing.memory_transport import MemoryTransport, Queue
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryStats:
+    """The counters of a :class:`MemoryEndpoint`."""
+
+    received: int
+    received_bytes: int
+    sent: int
+    sent_bytes: int
+    kernel_drops: int
+    """Datagrams that found no room in the receive buffer, of 208 KiB."""
+
+
+class MemoryEndpoint(AsyncContextManager):
+    """An endpoint of a :class:`Network`, with the interface of :class:`tomada.asyncio.Endpoint`.
+
+    The methods behave as documented there. Its clock is that of the event loop.
+    """
+
+    def __init__(
+        self,
+        opens: Callable[[Any, Any], Coroutine[Any, Any, MemoryEndpoint]],
+        transport: MemoryTransport,
+        queue: Queue,
+    ) -> None:
+        self._opens = opens
+        self._transport = transport
+        self._queue = queue
+        self._asking = asyncio.Lock()
+        self._round_trip = RoundTrip()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._transport!r}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def recv(self) -> tuple[bytes, Any]:
+        """Receive a datagram and its sender's address. Cancelling is safe."""
+        while True:
+            self._check_open()
+            if self._queue.errors:
+                error = self._queue.errors.popleft()
+                if self._transport.peer is not None:
+                    raise error
+                continue
+            if self._queue.datagrams:
+                return self._queue.take()
+            await self._queue.wait()
+
+    async def recv_many(self, max_datagrams: int = 64) -> list[tuple[bytes, Any]]:
+        """Wait for one datagram, and receive all that are queued, up to a maximum."""
+        received = [await self.recv()]
+        while self._queue.datagrams and len(received) < max_datagrams:
+            received.append(self._queue.take())
+        return received
+
+    async def __aiter__(self) -> AsyncGenerator[tuple[bytes, Any], None]:
+        """Receive datagrams, like :meth:`recv`, until the endpoint is closed."""
+        try:
+            while not self.is_closing():
+                yield await self.recv()
+        except OSError:
+            if not self.is_closing():
+                raise
+
+    def send(self, data: Any, addr: Any = None) -> None:
+        """Send a datagram to ``addr``, or to the peer of a connected endpoint."""
+        self._check_open()
+        self._transport.sendto(data, addr)
+
+    def send_many(self, datagrams: Iterable[Any], addr: Any = None) -> None:
+        """Send many datagrams: all to ``addr`` or the peer, or each a pair with its own address."""
+        self._check_open()
+        self._transport.sendto_many(datagrams, addr)
+
+    async def drain(self) -> None:
+        """Let other tasks run: the network takes over each datagram at once."""
+        self._check_open()
+        await asyncio.sleep(0)
+
+    async def request(
+        self,
+        data: Any,
+        *,
+        timeout: float = 1.0,
+        retries: int = 3,
+        match: Callable[[Any, bytes], bool] | None = None,
+        retry_refused: bool = True,
+    ) -> bytes:
+        """Send a request to the peer, and return its reply."""
+        peer = self._transport.peer
+        if peer is None:
+            raise ValueError("request() needs an endpoint with a peer: open it with a remote_addr")
+        self._check_open()
+        retry = Retry(timeout, retries, retry_refused=bool(retry_refused))
+        if match is not None:
+            async with self._asking:
+                self._queue.errors.clear()
+                while self._queue.datagrams:
+                    self._queue.take()
+                return await self._exchange(data, retry, partial(match, data), self)
+        host = self._transport.name[0]
+        async with await self._opens((host, 0), peer) as apart:
+            return await self._exchange(data, retry, None, apart)
+
+    async def _exchange(
+        self,
+        data: Any,
+        retry: Retry,
+        match: Callable[[bytes], bool] | None,
+        endpoint: MemoryEndpoint,
+    ) -> bytes:
+        time = asyncio.get_running_loop().time
+        exchange = Exchange(retry, self._round_trip, time(), match)
+        while exchange.attempt(time()):
+            endpoint.send(data)
+            try:
+                async with asyncio.timeout_at(exchange.due):
+                    reply = await endpoint._reply(exchange)
+            except TimeoutError:
+                continue
+            exchange.complete(time())
+            return reply
+        raise exchange.timed_out(self.get_extra_info("peername"), time())
+
+    async def _reply(self, exchange: Exchange) -> bytes:
+        while True:
+            try:
+                reply, _ = await self.recv()
+            except OSError as error:
+                if not is_refusal(error):
+                    raise
+                exchange.refuse(error)
+                continue
+            if exchange.accepts(reply):
+                return reply
+
+    def errors(self) -> list[DatagramError]:
+        """Return an empty list: the network reports only refusals, and these to connected peers."""
+        return []
+
+    def stats(self) -> MemoryStats:
+        """Return the counters, which have the names of those in :class:`tomada.Stats`."""
+        queue, transport = self._queue, self._transport
+        return MemoryStats(
+            queue.received,
+            queue.received_bytes,
+            transport.sent,
+            transport.sent_bytes,
+            queue.drops,
+        )
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return information about the transport: ``"sockname"`` and ``"peername"``."""
+        return self._transport.get_extra_info(name, default)
+
+    def is_closing(self) -> bool:
+        """Return whether the endpoint is closing or closed."""
+        return self._transport.is_closing()
+
+    async def aclose(self) -> None:
+        """End all waits, and close the endpoint."""
+        self.abort()
+        await self._queue.closed.wait()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.close()
+
+    def _check_open(self) -> None:
+        if self._transport.is_closing():
+            raise OSError(errno.EBADF, "the endpoint is closed")
+
+
+class MemoryOpening(AsyncContextManager):
+    """Opens an endpoint when it is awaited, or entered as a context manager."""
+
+    def __init__(
+        self,
+        opens: Callable[[Any, Any], Coroutine[Any, Any, MemoryEndpoint]],
+        local_addr: Any,
+        remote_addr: Any,
+    ) -> None:
+        self._opens = opens
+        self._addresses = local_addr, remote_addr
+        self._endpoint: MemoryEndpoint | None = None
+
+    def __await__(self) -> Generator[Any, Any, MemoryEndpoint]:
+        return self._opens(*self._addresses).__await__()
+
+    async def __aenter__(self) -> MemoryEndpoint:
+        self._endpoint = await self._opens(*self._addresses)
+        return self._endpoint
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._endpoint is not None:
+            await self._endpoint.aclose()

@@ -1,0 +1,206 @@
+"""Tests for programs that use UDP: a network that loses, delays, repeats and reorders.
+
+* :func:`impaired` stands between a server and its clients, on real sockets.
+* :func:`network` is a network in memory, for endpoints without sockets.
+* :class:`VirtualClock` and :func:`run` skip waits: thirty seconds of retries take milliseconds.
+
+The plug-in for pytest offers them as fixtures: ``udp_server``, ``udp_link``, ``udp_network`` and
+``udp_clock``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tomada._testing.impairments import (
+    Arrival,
+    Fate,
+    GilbertElliott,
+    Impairments,
+    LinkStats,
+    PathStats,
+    Script,
+)
+from tomada._testing.link import LOG_SIZE, Link, LinkClient
+
+if TYPE_CHECKING:
+    from tomada._testing import strategies
+    from tomada._testing.clock import VirtualClock, VirtualClockLoop, run
+    from tomada._testing.leaks import assert_no_udp_leaks
+    from tomada._testing.memory_endpoint import MemoryEndpoint, MemoryStats
+    from tomada._testing.memory_transport import MemoryTransport
+    from tomada._testing.network import Network, NetworkFate
+
+__all__ = [
+    "Arrival",
+    "Fate",
+    "GilbertElliott",
+    "Impairments",
+    "Link",
+    "LinkClient",
+    "LinkStats",
+    "MemoryEndpoint",
+    "MemoryStats",
+    "MemoryTransport",
+    "Network",
+    "NetworkFate",
+    "PathStats",
+    "VirtualClock",
+    "VirtualClockLoop",
+    "assert_no_udp_leaks",
+    "impaired",
+    "network",
+    "run",
+    "strategies",
+]
+
+# Imported on first use: a link does not need asyncio.
+_MODULES = {
+    "MemoryEndpoint": "memory_endpoint",
+    "MemoryStats": "memory_endpoint",
+    "MemoryTransport": "memory_transport",
+    "Network": "network",
+    "NetworkFate": "network",
+    "VirtualClock": "clock",
+    "VirtualClockLoop": "clock",
+    "assert_no_udp_leaks": "leaks",
+    "run": "clock",
+    "strategies": "strategies",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415 - as above
+
+    module = import_module(f"tomada._testing.{_MODULES[name]}")
+    value = globals()[name] = module if name == "strategies" else getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})
+
+
+def impaired(  # noqa: PLR0913 - the properties of a network
+    upstream: Any,
+    *,
+    loss: float | GilbertElliott = 0.0,
+    delay: float = 0.0,
+    jitter: float = 0.0,
+    reorder: float = 0.0,
+    duplicate: float = 0.0,
+    corrupt: float = 0.0,
+    truncate: float = 0.0,
+    rate: float | None = None,
+    queue: int | None = None,
+    mtu: int | None = None,
+    seed: int | None = None,
+    script: Script | None = None,
+    to_server: Impairments | None = None,
+    to_client: Impairments | None = None,
+    listen: Any = None,
+    log_size: int = LOG_SIZE,
+) -> Link:
+    """Return a link to a server that impairs datagrams.
+
+    ``with impaired(server.address, loss=0.1) as link:`` (or ``async with``) starts it. Clients send
+    to ``link.address``. Each of them gets a port of its own towards the server, as behind a NAT,
+    and the server's replies to that port. A thread outside of Python moves the datagrams; nothing
+    needs root, and no event loop is involved.
+
+    **Fates.** The fate of a datagram depends on the seed, the impairments, its direction, the
+    number of its client, and its position among that client's datagrams, and on nothing else. So in
+    every run with the same seed, the same datagrams have the same fates. This holds for ``loss``,
+    ``delay``, ``jitter``, ``reorder``, ``duplicate``, ``corrupt`` and ``truncate``; ``rate`` and
+    ``queue`` depend on the time, too.
+
+    **Scripts.** A list decides about the link's first datagrams, one after another, in both
+    directions; the next ones are left to chance. Its steps are ``"pass"``, ``"drop"``,
+    ``"delay 50ms"``, ``"duplicate"``, ``"duplicate 3"`` (three copies more), ``"corrupt"``,
+    ``"truncate 10"`` (to ten bytes), ``"reorder"``, several of them with commas between them, and
+    ``"default"`` or ``None`` for chance. A function gets each datagram as an :class:`Arrival`, and
+    returns a step. The link's thread calls it, so it must be fast, and must not wait for a
+    datagram of the link. A step replaces the random impairments; ``delay`` still applies unless the
+    step has one, and so do ``rate`` and ``mtu``. In ``to_server`` and ``to_client``, a script
+    decides about the datagrams of that direction.
+
+    :param upstream: The server's address: a pair ``(host, port)``, a string ``"host:port"``, or a
+        :class:`tomada.Server`.
+    :param loss: The impairments of both directions, as documented for :class:`Impairments`.
+    :param seed: The seed that fates are drawn from, from 0 to 2**64 - 1. By default another one
+        each time, which is ``link.seed``; with the plug-in for pytest, one that ``--udp-seed``
+        repeats.
+    :param to_server: The impairments of datagrams from the clients to the server, instead of the
+        others.
+    :param to_client: The same for datagrams from the server to the clients.
+    :param listen: The address for the clients: by default, any free port of loopback.
+    :param log_size: How many fates of each direction ``link.log`` keeps, 80 bytes each.
+    :raises ValueError: A value is outside its range; the text says which.
+    :raises OSError: On entering: an address does not exist or cannot be bound.
+    """
+    both = Impairments(
+        loss=loss,
+        delay=delay,
+        jitter=jitter,
+        reorder=reorder,
+        duplicate=duplicate,
+        corrupt=corrupt,
+        truncate=truncate,
+        rate=rate,
+        queue=queue,
+        mtu=mtu,
+    )
+    sides = (both if to_server is None else to_server, both if to_client is None else to_client)
+    return Link(upstream, sides, script=script, seed=seed, listen=listen, log_size=log_size)
+
+
+def network(  # noqa: PLR0913 - as above
+    *,
+    loss: float | GilbertElliott = 0.0,
+    delay: float = 0.0,
+    jitter: float = 0.0,
+    reorder: float = 0.0,
+    duplicate: float = 0.0,
+    corrupt: float = 0.0,
+    truncate: float = 0.0,
+    rate: float | None = None,
+    queue: int | None = None,
+    mtu: int | None = None,
+    seed: int | None = None,
+    script: Script | None = None,
+    to_server: Impairments | None = None,
+    to_client: Impairments | None = None,
+    log_size: int = LOG_SIZE,
+) -> Network:
+    """Return a network in memory, for endpoints without sockets on one asyncio loop.
+
+    :meth:`Network.open_endpoint` and :meth:`Network.create_datagram_endpoint` work like those of
+    :mod:`tomada.asyncio` and of a loop. ``async with network() as net:`` closes all endpoints at
+    the end. Delays are timers of the loop, so with a :class:`VirtualClock` they take no time.
+
+    The arguments are those of :func:`impaired`, with the same fates for the same seed. Of two
+    addresses, the one that sends first to the other is the client. When datagrams of several
+    clients are due at once, the seed decides whose goes first: the same seed gives the same order,
+    and other seeds try other orders.
+
+    A datagram to an address that no endpoint has is counted as ``unsendable``; if the sender has
+    that address as its peer, it gets a :class:`ConnectionRefusedError`.
+    """
+    from tomada._testing.network import Network  # noqa: PLC0415 - a link does not need asyncio
+
+    both = Impairments(
+        loss=loss,
+        delay=delay,
+        jitter=jitter,
+        reorder=reorder,
+        duplicate=duplicate,
+        corrupt=corrupt,
+        truncate=truncate,
+        rate=rate,
+        queue=queue,
+        mtu=mtu,
+    )
+    sides = (both if to_server is None else to_server, both if to_client is None else to_client)
+    return Network(sides, script=script, seed=seed, log_size=log_size)

@@ -1,0 +1,318 @@
+//! The loop of a relay: wait, receive, decide, send.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::clients::{Clients, PATIENCE, STALE};
+use super::{Decider, Direction, Shared};
+use crate::net::address::Address;
+use crate::net::error_class::{ErrorClass, may_be_of_earlier};
+use crate::net::link::counts::DropReason;
+use crate::net::link::fates::nanoseconds;
+use crate::net::link::path::{Departure, LinkPath};
+use crate::net::link::verdict::Verdict;
+use crate::net::meta::{Meta, Source};
+use crate::net::recv_ring::Datagrams;
+use crate::net::send_queue::SendQueue;
+use crate::net::socket::{RecvCursor, Socket};
+use crate::net::sys::{self, SendSlice};
+
+/// The tokens of the descriptors that do not belong to a client.
+const FRONT: u64 = u64::MAX;
+const WAKE: u64 = u64::MAX - 1;
+/// How many descriptors one wait reports.
+const EVENTS: usize = 64;
+/// How many kernel messages one receive takes.
+const MESSAGES: usize = 64;
+
+/// A relay's thread.
+pub(super) struct RelayThread {
+    pub(super) shared: Arc<Shared>,
+    address: SocketAddr,
+    upstream: SocketAddr,
+    deciders: [Decider; 2],
+    clients: Clients,
+    started: Instant,
+    /// How many datagrams have arrived in each direction.
+    arrived: [u64; 2],
+    arrivals: Vec<RelayArrival>,
+}
+
+/// A datagram that has arrived.
+struct RelayArrival {
+    direction: Direction,
+    flow: u32,
+    payload: Vec<u8>,
+    verdict: Option<Verdict>,
+}
+
+/// A datagram that was received from a client, and from which one.
+type FromClient = (Address, Option<Source>, Vec<u8>);
+
+impl RelayThread {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        address: SocketAddr,
+        upstream: SocketAddr,
+        deciders: [Decider; 2],
+    ) -> io::Result<Self> {
+        let epoll = sys::epoll()?;
+        shared.front.with(|fd| sys::epoll_add(epoll.as_fd(), fd, FRONT))?;
+        sys::epoll_add(epoll.as_fd(), shared.wake.as_fd(), WAKE)?;
+        let clients = Clients::new(upstream, epoll);
+        let (started, arrived, arrivals) = (Instant::now(), [0; 2], Vec::new());
+        Ok(Self { shared, address, upstream, deciders, clients, started, arrived, arrivals })
+    }
+
+    /// Relays datagrams until it is stopped, or the machine refuses to.
+    pub(super) fn run(&mut self) -> io::Result<()> {
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; EVENTS];
+        let mut departures = Vec::new();
+        loop {
+            let ready = self.wait(&mut events)?;
+            if self.shared.is_stopping.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            for event in &events[..ready] {
+                self.receive(event.u64)?;
+            }
+            self.decide();
+            self.pass(&mut departures);
+            self.send(&departures);
+            departures.clear();
+        }
+    }
+
+    fn now(&self) -> u64 {
+        nanoseconds(self.started.elapsed())
+    }
+
+    /// Waits until a descriptor is ready or a datagram is due.
+    fn wait(&self, events: &mut [libc::epoll_event]) -> io::Result<usize> {
+        let due = {
+            let state = self.shared.state.lock();
+            state.paths.iter().filter_map(LinkPath::next_due).min()
+        };
+        let left = due.map(|due| Duration::from_nanos(due.saturating_sub(self.now())));
+        if let Some(left) = left.filter(|left| !left.is_zero()) {
+            // In nanoseconds; epoll_wait(2) counts in milliseconds.
+            let fd = self.clients.epoll().as_raw_fd();
+            let mut fds = [libc::pollfd { fd, events: libc::POLLIN, revents: 0 }];
+            ignore_signals(sys::poll(&mut fds, Some(left)))?;
+        }
+        ignore_signals(sys::epoll_wait(self.clients.epoll(), events, left.is_none()))
+    }
+
+    /// Receives what is queued at the socket of a token.
+    fn receive(&mut self, token: u64) -> io::Result<()> {
+        match token {
+            WAKE => Ok(()), // it stays readable until the thread ends
+            FRONT => self.receive_from_clients(),
+            token => {
+                let flow = token as u32;
+                let sockets = if token & STALE == 0 {
+                    let client = self.clients.by_flow.get(&flow);
+                    client.map(|client| Arc::clone(&client.back)).into_iter().collect()
+                } else {
+                    self.clients.stale.get(&flow).cloned().unwrap_or_default()
+                };
+                let verdict = (token & STALE != 0).then(|| Verdict::drop(DropReason::Rebound));
+                for socket in sockets {
+                    for (_, _, payload) in self.drain(&socket, Direction::ToServer)? {
+                        let (direction, verdict) = (Direction::ToClient, verdict.clone());
+                        self.arrivals.push(RelayArrival { direction, flow, payload, verdict });
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn receive_from_clients(&mut self) -> io::Result<()> {
+        let (shared, now, direction) = (Arc::clone(&self.shared), self.now(), Direction::ToServer);
+        let received = self.drain(&shared.front, Direction::ToClient)?;
+        let is_of_one =
+            |(one, by, _): &FromClient, (other, too, _): &FromClient| (one, by) == (other, too);
+        let mut flows = Vec::with_capacity(received.len());
+        for run in received.chunk_by(is_of_one) {
+            let (address, source, _) = run[0];
+            let found = self.clients.find(&shared, address, source, now).ok();
+            flows.extend(run.iter().map(|_| found));
+        }
+        for (flow, (_, _, payload)) in flows.into_iter().zip(received) {
+            // Without a socket for the client, its datagrams are lost.
+            let verdict = flow.is_none().then(|| Verdict::drop(DropReason::Unsendable));
+            let flow = flow.unwrap_or(u32::MAX);
+            self.arrivals.push(RelayArrival { direction, flow, payload, verdict });
+        }
+        Ok(())
+    }
+
+    /// Receives the datagrams of one call. ICMP errors that it reports are about datagrams of the
+    /// direction `sent`.
+    fn drain(&self, socket: &Socket, sent: Direction) -> io::Result<Vec<FromClient>> {
+        let mut cursor = RecvCursor::of_thread(socket)?;
+        let receive = |cursor: &mut RecvCursor<'_>| {
+            socket.with(|fd| cursor.receive_messages(fd, MESSAGES, libc::MSG_DONTWAIT))
+        };
+        let mut received = Vec::new();
+        match receive(&mut cursor) {
+            Ok(filled) => received.reserve(filled.datagrams),
+            Err(error) if is_nothing(&error) => return Ok(received),
+            Err(error) if ErrorClass::of(&error) == ErrorClass::Own => return Err(error),
+            Err(_) => {
+                self.shared.state.lock().icmp_errors[sent as usize] += 1;
+                return Ok(received); // if there are datagrams, the next wait reports them
+            }
+        }
+        while let Some(datagram) = cursor.current() {
+            let source = Meta::decode(datagram.control).source();
+            let from = Address::from_bytes(datagram.from);
+            received.push((from, source, datagram.payload.to_vec()));
+            cursor.advance();
+        }
+        Ok(received)
+    }
+
+    /// Asks the functions that decide. They may run Python code, so no lock is held.
+    fn decide(&mut self) {
+        for arrival in &mut self.arrivals {
+            let direction = arrival.direction as usize;
+            let index = self.arrived[direction];
+            self.arrived[direction] += 1;
+            if let (Some(decider), None) = (&mut self.deciders[direction], &arrival.verdict) {
+                let RelayArrival { direction, flow, payload, .. } = arrival;
+                arrival.verdict = decider.decide(*direction, *flow, index, payload);
+            }
+        }
+    }
+
+    /// Passes what has arrived to its direction, and takes what is due.
+    fn pass(&mut self, departures: &mut Vec<(Direction, Departure)>) {
+        let now = self.now();
+        let headers = if self.upstream.is_ipv4() { 28 } else { 48 };
+        let mut state = self.shared.state.lock();
+        for RelayArrival { direction, flow, payload, verdict } in self.arrivals.drain(..) {
+            if state.captured.is_some()
+                && let Some(client) = self.clients.by_flow.get(&flow)
+            {
+                let outside = client.back.local_address().ok();
+                let (from, to) = match direction {
+                    Direction::ToServer => (client.address.ip(), Some(self.address)),
+                    Direction::ToClient => (Some(self.upstream), outside.and_then(|it| it.ip())),
+                };
+                if let (Some(from), Some(to)) = (from, to) {
+                    state.capture(from, to, &payload);
+                }
+            }
+            state.paths[direction as usize].accept(now, flow, payload, headers, verdict);
+        }
+        for direction in Direction::BOTH {
+            let path = &mut state.paths[direction as usize];
+            departures.extend(std::iter::from_fn(|| Some((direction, path.pop_due(now)?))));
+        }
+    }
+
+    /// Sends datagrams, consecutive ones of one socket together.
+    fn send(&self, departures: &[(Direction, Departure)]) {
+        let is_together = |(one, first): &(Direction, Departure),
+                           (other, next): &(_, Departure)| {
+            one == other && (*one == Direction::ToClient || first.flow == next.flow)
+        };
+        for chunk in departures.chunk_by(is_together) {
+            let (direction, Departure { flow, .. }) = chunk[0];
+            let unsent = match (direction, self.clients.by_flow.get(&flow)) {
+                (Direction::ToServer, None) => (0..chunk.len()).collect(),
+                (Direction::ToServer, Some(client)) => self.send_on(&client.back, chunk),
+                (Direction::ToClient, _) => self.send_on(&self.shared.front, chunk),
+            };
+            let mut state = self.shared.state.lock();
+            for index in unsent {
+                state.paths[direction as usize].was_not_sent(&chunk[index].1);
+            }
+            if state.captured.is_some() {
+                for (_, departure) in chunk {
+                    let Some(client) = self.clients.by_flow.get(&departure.flow) else { continue };
+                    let outside = client.back.local_address().ok();
+                    let (from, to) = match direction {
+                        Direction::ToServer => {
+                            (outside.and_then(|it| it.ip()), Some(self.upstream))
+                        }
+                        Direction::ToClient => (Some(self.address), client.address.ip()),
+                    };
+                    if let (Some(from), Some(to)) = (from, to) {
+                        state.capture(from, to, &departure.payload);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends datagrams through one socket; returns the indexes of those that were not sent.
+    fn send_on(&self, socket: &Socket, chunk: &[(Direction, Departure)]) -> Vec<usize> {
+        let mut unsent = Vec::new();
+        let mut indexes = Vec::with_capacity(chunk.len());
+        let mut queue = SendQueue::default();
+        for (index, (direction, departure)) in chunk.iter().enumerate() {
+            let client = self.clients.by_flow.get(&departure.flow);
+            let (to, source) = match (direction, client) {
+                (Direction::ToClient, Some(client)) => (Some(&client.address), client.source),
+                (Direction::ToClient, None) => {
+                    unsent.push(index);
+                    continue;
+                }
+                (Direction::ToServer, _) => (None, None),
+            };
+            match queue.push(SendSlice::new(&departure.payload), to, source) {
+                Ok(()) => indexes.push(index),
+                Err(_) => unsent.push(index),
+            }
+        }
+        let (mut has_waited, mut retried) = (false, None);
+        while !queue.is_empty() {
+            let sent = socket.with(|fd| socket.send_queue(fd, &mut queue, 0));
+            let Err(error) = sent else { continue };
+            let position = queue.position();
+            if error.kind() == io::ErrorKind::Interrupted {
+                continue;
+            }
+            if error.kind() == io::ErrorKind::WouldBlock && !has_waited {
+                has_waited = wait_for_room(socket).is_ok();
+                continue;
+            }
+            if may_be_of_earlier(&error) && retried != Some(position) {
+                self.shared.state.lock().icmp_errors[chunk[0].0 as usize] += 1;
+                retried = Some(position);
+                continue;
+            }
+            let failed = queue.skip();
+            unsent.extend(&indexes[position..position + failed]);
+        }
+        unsent
+    }
+}
+
+/// Waits a moment for room in a socket's send buffer.
+fn wait_for_room(socket: &Socket) -> io::Result<()> {
+    socket.with(|fd| {
+        let events = libc::POLLOUT;
+        let mut fds = [libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 }];
+        ignore_signals(sys::poll(&mut fds, Some(PATIENCE))).map(drop)
+    })
+}
+
+/// Whether a receive has found nothing.
+fn is_nothing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+fn ignore_signals(result: io::Result<usize>) -> io::Result<usize> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+        result => result,
+    }
+}

@@ -1,0 +1,449 @@
+//! Links that impair datagrams, for tests: [`LinkCore`] between sockets, and [`PathCore`] on a
+//! clock of the caller's.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyString};
+
+use super::address::{Mapping, parse, to_python};
+use super::buffer::Readable;
+use super::error::{Error, Result};
+use crate::net::link::{
+    Decide, Decider, Departure, Direction, DropReason, FateRecord, Impairments, LinkCounts,
+    LinkPath, Loss, Relay, RelayOptions, Verdict,
+};
+use crate::net::{Address, ForkTryMutex, ForkTryMutexGuard, Inherit, leave_to_parent};
+
+/// The fields of `tomada.testing.Fate` after the direction; times are in seconds.
+type Record =
+    (u32, u64, usize, Option<&'static str>, u32, f64, Option<usize>, Option<usize>, bool, f64);
+
+fn record(record: &FateRecord) -> Record {
+    (
+        record.flow,
+        record.index,
+        record.size,
+        record.dropped.map(DropReason::name),
+        record.copies,
+        Duration::from_nanos(record.delay).as_secs_f64(),
+        record.corrupted,
+        record.truncated,
+        record.is_reordered,
+        Duration::from_nanos(record.at).as_secs_f64(),
+    )
+}
+
+fn counts<'py>(py: Python<'py>, counts: &LinkCounts) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    let LinkCounts { received, received_bytes, sent, sent_bytes, duplicated, .. } = *counts;
+    let LinkCounts { corrupted, truncated, reordered, delayed, .. } = *counts;
+    for (name, count) in [
+        ("received", received),
+        ("received_bytes", received_bytes),
+        ("sent", sent),
+        ("sent_bytes", sent_bytes),
+        ("duplicated", duplicated),
+        ("corrupted", corrupted),
+        ("truncated", truncated),
+        ("reordered", reordered),
+        ("delayed", delayed),
+        ("queued", counts.queued()),
+    ] {
+        dict.set_item(name, count)?;
+    }
+    for (reason, count) in DropReason::ALL.iter().zip(counts.dropped) {
+        dict.set_item(reason.name(), count)?;
+    }
+    Ok(dict)
+}
+
+/// Reads the attributes of an object like `tomada.testing.Impairments`.
+fn impairments(object: &Bound<'_, PyAny>) -> Result<Impairments> {
+    let share = |name| object.getattr(name)?.extract::<f64>();
+    let loss = object.getattr("loss")?;
+    let loss = match loss.extract() {
+        Ok(share) => Loss::Independent(share),
+        Err(_) if loss.hasattr("p")? => Loss::Bursts {
+            p: loss.getattr("p")?.extract()?,
+            r: loss.getattr("r")?.extract()?,
+            bad: loss.getattr("bad")?.extract()?,
+            good: loss.getattr("good")?.extract()?,
+        },
+        Err(error) => return Err(error.into()),
+    };
+    let impairments = Impairments {
+        loss,
+        delay: seconds(object, "delay")?,
+        jitter: seconds(object, "jitter")?,
+        reorder: share("reorder")?,
+        duplicate: share("duplicate")?,
+        corrupt: share("corrupt")?,
+        truncate: share("truncate")?,
+        rate: object.getattr("rate")?.extract()?,
+        queue: object.getattr("queue")?.extract()?,
+        mtu: object.getattr("mtu")?.extract()?,
+    };
+    match impairments.check() {
+        Ok(()) => Ok(impairments),
+        Err(wrong) => Err(PyValueError::new_err(wrong.to_string()).into()),
+    }
+}
+
+fn seconds(object: &Bound<'_, PyAny>, name: &str) -> Result<Duration> {
+    let value: f64 = object.getattr(name)?.extract()?;
+    Duration::try_from_secs_f64(value).map_err(|_| {
+        let text = format!("{name} must be a number of seconds from 0 up, not {value}");
+        PyValueError::new_err(text).into()
+    })
+}
+
+/// Reads a step of a script; `None` and `"default"` leave the decision to the impairments.
+fn verdict(step: &Bound<'_, PyAny>) -> Result<Option<Verdict>> {
+    if step.is_none() {
+        return Ok(None);
+    }
+    let Ok(text) = step.cast::<PyString>() else {
+        let text = format!("a script's step must be a str or None, not {}", step.repr()?);
+        return Err(PyTypeError::new_err(text).into());
+    };
+    match text.to_str()? {
+        "default" => Ok(None),
+        text => text.parse().map(Some).map_err(|wrong| PyValueError::new_err(wrong).into()),
+    }
+}
+
+fn steps(script: &Bound<'_, PyAny>) -> Result<Vec<Option<Verdict>>> {
+    script.try_iter()?.map(|step| verdict(&step?)).collect()
+}
+
+/// The first exception of a link's functions.
+type FirstError = Arc<Mutex<Option<PyErr>>>;
+
+/// Calls a Python function for each datagram.
+struct Function {
+    function: Py<PyAny>,
+    error: FirstError,
+}
+
+impl Decide for Function {
+    fn decide(
+        &mut self,
+        direction: Direction,
+        flow: u32,
+        index: u64,
+        payload: &[u8],
+    ) -> Option<Verdict> {
+        // While the interpreter ends, nothing is left to decide.
+        Python::try_attach(|py| {
+            let arguments = (direction as u8, flow, index, PyBytes::new(py, payload));
+            let step = self.function.bind(py).call1(arguments).map_err(Error::from);
+            match step.and_then(|step| verdict(&step)) {
+                Ok(verdict) => verdict,
+                Err(error) => {
+                    let mut first = self.error.lock().unwrap_or_else(PoisonError::into_inner);
+                    first.get_or_insert_with(|| error.into());
+                    None
+                }
+            }
+        })
+        .flatten()
+    }
+}
+
+/// Steps about the datagrams of both directions, one after another.
+struct Steps(Arc<Mutex<VecDeque<Option<Verdict>>>>);
+
+impl Decide for Steps {
+    fn decide(&mut self, _: Direction, _: u32, _: u64, _: &[u8]) -> Option<Verdict> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front().flatten()
+    }
+}
+
+/// Returns the deciders of both directions, given a script about both.
+fn deciders(script: &Bound<'_, PyAny>, error: &FirstError) -> Result<[Decider; 2]> {
+    if script.is_none() {
+        return Ok([None, None]);
+    }
+    if script.is_callable() {
+        return Ok([0, 1].map(|_| Some(function(script, error))));
+    }
+    let steps = Arc::new(Mutex::new(steps(script)?.into()));
+    Ok([0, 1].map(|_| Some(Box::new(Steps(Arc::clone(&steps))) as Box<dyn Decide>)))
+}
+
+fn function(script: &Bound<'_, PyAny>, error: &FirstError) -> Box<dyn Decide> {
+    let (function, error) = (script.clone().unbind(), Arc::clone(error));
+    Box::new(Function { function, error })
+}
+
+fn direction(number: usize) -> Result<Direction> {
+    let direction = Direction::BOTH.get(number).copied();
+    direction.ok_or_else(|| PyValueError::new_err("there are two directions: 0 and 1").into())
+}
+
+/// A running link.
+#[pyclass(frozen, module = "tomada._core")]
+pub(crate) struct LinkCore {
+    relay: Relay,
+    error: FirstError,
+}
+
+#[pymethods]
+impl LinkCore {
+    /// Start a link.
+    #[new]
+    #[pyo3(signature = (
+        family, listen, upstream, seed, log_size, impairments, scripts, script, captures
+    ))]
+    #[allow(clippy::too_many_arguments)] // the options of a link
+    fn new(
+        py: Python<'_>,
+        family: i32,
+        listen: &Bound<'_, PyAny>,
+        upstream: &Bound<'_, PyAny>,
+        seed: u64,
+        log_size: usize,
+        impairments: (Bound<'_, PyAny>, Bound<'_, PyAny>),
+        scripts: (Bound<'_, PyAny>, Bound<'_, PyAny>),
+        script: &Bound<'_, PyAny>,
+        captures: bool,
+    ) -> Result<Self> {
+        let ip = |address| -> Result<SocketAddr> {
+            let address = parse(family, address, "impaired", Mapping::Strict)?;
+            let wrong = || PyOSError::new_err("a link needs AF_INET or AF_INET6").into();
+            address.ip().ok_or_else(wrong)
+        };
+        let mut options = RelayOptions::new(ip(listen)?, ip(upstream)?, seed, log_size);
+        options.captures = captures;
+        let error = FirstError::default();
+        let mut deciders = deciders(script, &error)?;
+        let sides = [(impairments.0, scripts.0), (impairments.1, scripts.1)];
+        for (number, (impaired, script)) in sides.iter().enumerate() {
+            options.paths[number].set(self::impairments(impaired)?);
+            if script.is_callable() {
+                deciders[number] = Some(function(script, &error));
+            } else if !script.is_none() {
+                options.paths[number].set_script(steps(script)?);
+                deciders[number] = None;
+            }
+        }
+        let relay = py.detach(|| Relay::start(options, deciders))?;
+        Ok(Self { relay, error })
+    }
+
+    /// The address that clients send to.
+    #[getter]
+    fn address<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        ip_to_python(py, self.relay.address())
+    }
+
+    /// Stop the link, and raise the first exception of its functions.
+    fn stop(&self, py: Python<'_>) -> Result<()> {
+        py.detach(|| self.relay.stop())?;
+        let error = self.error.lock().unwrap_or_else(PoisonError::into_inner).take();
+        error.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Set the impairments of a direction.
+    fn set(&self, py: Python<'_>, number: usize, impaired: &Bound<'_, PyAny>) -> Result<()> {
+        let (direction, impairments) = (direction(number)?, impairments(impaired)?);
+        py.detach(|| self.relay.with_path(direction, |path| path.set(impairments)));
+        Ok(())
+    }
+
+    /// Set the decisions about a direction's next datagrams.
+    fn set_script(&self, py: Python<'_>, number: usize, script: &Bound<'_, PyAny>) -> Result<()> {
+        let (direction, steps) = (direction(number)?, steps(script)?);
+        py.detach(|| self.relay.with_path(direction, |path| path.set_script(steps)));
+        Ok(())
+    }
+
+    /// Cut a direction.
+    fn cut(&self, py: Python<'_>, number: usize) -> Result<()> {
+        let direction = direction(number)?;
+        py.detach(|| self.relay.with_path(direction, LinkPath::cut));
+        Ok(())
+    }
+
+    /// End the cut of a direction.
+    fn heal(&self, py: Python<'_>, number: usize) -> Result<()> {
+        let direction = direction(number)?;
+        py.detach(|| self.relay.with_path(direction, LinkPath::heal));
+        Ok(())
+    }
+
+    /// Give each client another port.
+    fn rebind(&self, py: Python<'_>) {
+        py.detach(|| self.relay.rebind());
+    }
+
+    /// Return the counters of a direction by name.
+    fn stats<'py>(&self, py: Python<'py>, number: usize) -> Result<Bound<'py, PyDict>> {
+        let direction = direction(number)?;
+        let read = || self.relay.with_path(direction, |path| path.counts().clone());
+        Ok(counts(py, &py.detach(read))?)
+    }
+
+    /// Return the records of a direction, the oldest first.
+    fn log(&self, py: Python<'_>, number: usize) -> Result<Vec<Record>> {
+        let direction = direction(number)?;
+        let read = |path: &mut LinkPath| path.records().map(record).collect();
+        Ok(py.detach(|| self.relay.with_path(direction, read)))
+    }
+
+    /// Return the clients: the number, the own address, and the one that the server sees.
+    #[allow(clippy::type_complexity)] // a list of records
+    fn clients<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<Vec<(u32, Bound<'py, PyAny>, Bound<'py, PyAny>)>> {
+        let clients = py.detach(|| self.relay.clients());
+        let convert = |ip| ip_to_python(py, ip);
+        clients.iter().map(|it| Ok((it.flow, convert(it.client)?, convert(it.outside)?))).collect()
+    }
+
+    /// Return how many datagrams the kernel dropped at the link's sockets.
+    fn kernel_drops(&self, py: Python<'_>) -> u64 {
+        py.detach(|| self.relay.kernel_drops())
+    }
+
+    /// Return how many ICMP errors came back for datagrams to the server, and to clients.
+    fn icmp_errors(&self, py: Python<'_>) -> (u64, u64) {
+        py.detach(|| self.relay.icmp_errors()).into()
+    }
+
+    /// Take the captured datagrams, and how many were not captured.
+    #[allow(clippy::type_complexity)] // a list of records
+    fn take_captured<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<(Vec<(u64, Bound<'py, PyAny>, Bound<'py, PyAny>, Bound<'py, PyBytes>)>, u64)>
+    {
+        let (captured, missing) = py.detach(|| self.relay.take_captured());
+        let convert = |ip| ip_to_python(py, ip);
+        let list = captured.iter().map(|it| {
+            let payload = PyBytes::new(py, &it.payload);
+            Ok((it.time_ns, convert(it.from)?, convert(it.to)?, payload))
+        });
+        Ok((list.collect::<PyResult<_>>()?, missing))
+    }
+}
+
+fn ip_to_python(py: Python<'_>, ip: SocketAddr) -> PyResult<Bound<'_, PyAny>> {
+    to_python(py, Address::from(ip).as_bytes())
+}
+
+/// A direction of a link whose datagrams and clock are the caller's.
+#[pyclass(frozen, module = "tomada._core")]
+pub(crate) struct PathCore(ForkTryMutex<PathState>);
+
+struct PathState {
+    path: LinkPath,
+    /// The datagram that was popped last.
+    last: Option<Departure>,
+}
+
+/// A thread of the parent may have been changing it.
+impl Inherit for PathState {
+    fn inherit(&mut self) {
+        self.path.inherit();
+        leave_to_parent(&mut self.last);
+    }
+}
+
+impl PathCore {
+    fn state(&self) -> Result<ForkTryMutexGuard<'_, PathState>> {
+        let busy = || PyOSError::new_err((libc::EBUSY, "another thread uses the path"));
+        Ok(self.0.try_lock().ok_or_else(busy)?)
+    }
+}
+
+#[pymethods]
+impl PathCore {
+    /// Create a direction without impairments.
+    #[new]
+    #[pyo3(signature = (seed, log_size))]
+    fn new(seed: u64, log_size: usize) -> Self {
+        let path = LinkPath::new(seed, log_size);
+        Self(ForkTryMutex::new(PathState { path, last: None }))
+    }
+
+    /// Set the impairments.
+    fn set(&self, impaired: &Bound<'_, PyAny>) -> Result<()> {
+        let impairments = impairments(impaired)?;
+        self.state()?.path.set(impairments);
+        Ok(())
+    }
+
+    /// Set the decisions about the next datagrams.
+    fn set_script(&self, script: &Bound<'_, PyAny>) -> Result<()> {
+        let steps = steps(script)?;
+        self.state()?.path.set_script(steps);
+        Ok(())
+    }
+
+    /// Take in a datagram at a time in nanoseconds.
+    #[pyo3(signature = (now, flow, data, headers, step=None))]
+    fn accept(
+        &self,
+        now: u64,
+        flow: u32,
+        data: &Bound<'_, PyAny>,
+        headers: usize,
+        step: Option<&Bound<'_, PyAny>>,
+    ) -> Result<()> {
+        let payload = Readable::new(data)?.copy()?;
+        let verdict = step.map_or(Ok(None), verdict)?;
+        self.state()?.path.accept(now, flow, payload, headers, verdict);
+        Ok(())
+    }
+
+    /// Return when the next datagram is due.
+    fn next_due(&self) -> Result<Option<u64>> {
+        Ok(self.state()?.path.next_due())
+    }
+
+    /// Return the flow and the bytes of the next datagram that is due.
+    fn pop<'py>(&self, py: Python<'py>, now: u64) -> Result<Option<(u32, Bound<'py, PyBytes>)>> {
+        let mut state = self.state()?;
+        state.last = state.path.pop_due(now);
+        Ok(state.last.as_ref().map(|it| (it.flow, PyBytes::new(py, &it.payload))))
+    }
+
+    /// Correct the counters: the datagram that was popped last did not arrive.
+    fn undeliver(&self) -> Result<()> {
+        let mut state = self.state()?;
+        if let Some(last) = state.last.take() {
+            state.path.was_not_sent(&last);
+        }
+        Ok(())
+    }
+
+    /// Drop datagrams under way and later ones.
+    fn cut(&self) -> Result<()> {
+        self.state()?.path.cut();
+        Ok(())
+    }
+
+    /// End a cut.
+    fn heal(&self) -> Result<()> {
+        self.state()?.path.heal();
+        Ok(())
+    }
+
+    /// Return the counters by name.
+    fn stats<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyDict>> {
+        let read = self.state()?.path.counts().clone();
+        Ok(counts(py, &read)?)
+    }
+
+    /// Return the records, the oldest first.
+    fn log(&self) -> Result<Vec<Record>> {
+        Ok(self.state()?.path.records().map(record).collect())
+    }
+}

@@ -1,0 +1,317 @@
+"""The network in memory: endpoints, transports, impairments, and the order of events."""
+
+import asyncio
+import dataclasses
+import inspect
+import itertools
+import socket as std
+
+import pytest
+
+import tomada.testing
+from tomada.asyncio import Endpoint
+from tomada.testing import Impairments, MemoryEndpoint, MemoryStats, network
+
+SERVER = ("10.0.0.1", 53)
+
+
+async def echo(net, address=SERVER, received=None):
+    """Serve an echo until it is cancelled."""
+    async with net.open_endpoint(local_addr=address) as endpoint:
+        async for data, sender in endpoint:
+            if received is not None:
+                received.append(data)
+            endpoint.send(data, sender)
+
+
+def run(main, **options):
+    """Run a function with a network on the virtual clock, beside an echo server."""
+
+    async def everything():
+        async with network(**{"seed": 1, **options}) as net, asyncio.TaskGroup() as tasks:
+            server = tasks.create_task(echo(net))
+            await asyncio.sleep(0.001)  # it has bound its address
+            try:
+                return await main(net)
+            finally:
+                server.cancel()
+
+    return tomada.testing.run(everything())
+
+
+def test_endpoints_exchange_datagrams():
+    async def main(net):
+        async with net.open_endpoint(remote_addr=SERVER) as endpoint:
+            assert endpoint.get_extra_info("peername") == SERVER
+            assert endpoint.get_extra_info("sockname") == ("127.0.0.1", 49152)
+            endpoint.send_many([b"1", b"", b"3"])
+            received = [await endpoint.recv()]
+            while len(received) < 3:
+                received += await endpoint.recv_many()
+            assert received == [(b"1", SERVER), (b"", SERVER), (b"3", SERVER)]
+            assert endpoint.stats() == MemoryStats(3, 2, 3, 2, 0)
+        assert net.stats.sent == 6
+        assert [item.destination for item in net.log][:3] == [SERVER] * 3
+
+    run(main)
+
+
+def test_endpoints_have_the_methods_of_real_ones():
+    def methods(of):
+        return {name: method for name, method in vars(of).items() if not name.startswith("_")}
+
+    ours, real = methods(MemoryEndpoint), methods(Endpoint)
+    assert set(real) - set(ours) == {"socket", "recv_datagram"}
+    for name in ours:
+        parameters = (inspect.signature(it[name]).parameters for it in (ours, real))
+        ours_of, reals = (list(given.items()) for given in parameters)
+        kinds = [[(each, it.kind, it.default) for each, it in them] for them in (ours_of, reals)]
+        assert kinds[0] == kinds[1], name
+    assert {field.name for field in dataclasses.fields(MemoryStats)} <= set(dir(tomada.Stats))
+
+
+def test_delays_are_those_of_the_clock():
+    async def main(net):
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        async with net.open_endpoint(remote_addr=SERVER) as endpoint:
+            endpoint.send(b"x")
+            await endpoint.recv()
+        return loop.time() - start
+
+    assert run(main, delay=15.0) == pytest.approx(30.0)
+
+
+def test_request_retries_until_there_is_an_answer():
+    async def main(net):
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        async with net.open_endpoint(remote_addr=SERVER) as endpoint:
+            reply = await endpoint.request(b"x", timeout=30, retries=5)
+            assert [item.fate.dropped for item in net.log][:3] == ["scripted"] * 3
+            assert loop.time() - start > 1
+            net.cut()
+            with pytest.raises(TimeoutError, match=r"no reply from 10\.0\.0\.1:53: 3 attempts"):
+                await endpoint.request(b"y", timeout=30, retries=2)
+            net.heal()
+            match = lambda request, reply: request == reply  # noqa: E731
+            assert await endpoint.request(b"z", match=match) == b"z"
+        return reply
+
+    assert run(main, script=["drop"] * 3) == b"x"
+
+
+def test_a_port_that_nobody_has_is_refused():
+    async def main(net):
+        async with net.open_endpoint(remote_addr=("10.0.0.1", 54)) as endpoint:
+            endpoint.send(b"x")
+            with pytest.raises(ConnectionRefusedError):
+                await endpoint.recv()
+            with pytest.raises(ConnectionRefusedError):
+                await endpoint.request(b"x", retry_refused=False)
+        async with net.open_endpoint() as endpoint:
+            endpoint.send(b"x", ("10.0.0.1", 54))
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1):
+                    await endpoint.recv()
+        assert net.stats.unsendable == 3
+
+    run(main)
+
+
+def test_an_address_belongs_to_one_endpoint_until_it_closes():
+    async def main(net):
+        with pytest.raises(OSError, match=r"address already in use: 10\.0\.0\.1:53"):
+            await net.open_endpoint(local_addr=SERVER)
+        endpoint = await net.open_endpoint(local_addr=("10.0.0.2", 7))
+        waiting = asyncio.create_task(endpoint.recv())
+        await asyncio.sleep(0)
+        await endpoint.aclose()
+        with pytest.raises(OSError, match="closed"):
+            await waiting
+        with pytest.raises(OSError, match="closed"):
+            endpoint.send(b"x", SERVER)
+        async with net.open_endpoint(local_addr=("10.0.0.2", 7)):
+            pass
+
+    run(main)
+
+
+def test_a_wildcard_replies_from_the_address_that_was_asked():
+    async def main(net):
+        task = asyncio.create_task(echo(net, ("0.0.0.0", 99)))  # noqa: S104
+        await asyncio.sleep(0)
+        async with net.open_endpoint(remote_addr=("10.9.9.9", 99)) as endpoint:
+            endpoint.send(b"x")
+            assert await endpoint.recv() == (b"x", ("10.9.9.9", 99))
+        task.cancel()
+
+    run(main)
+
+
+def test_a_full_queue_drops():
+    async def main(net):
+        async with net.open_endpoint(local_addr=("10.0.0.3", 1)) as slow, net.open_endpoint() as it:
+            for _ in range(10):
+                it.send(b"x" * 60_000, ("10.0.0.3", 1))
+            await asyncio.sleep(1)
+            assert slow.stats().kernel_drops == 7
+            assert len(await slow.recv_many()) == 3
+
+    run(main)
+
+
+def test_cancelling_a_receive_loses_nothing():
+    async def main(net):
+        async with net.open_endpoint(remote_addr=SERVER) as endpoint:
+            first, second = (asyncio.create_task(endpoint.recv()) for _ in range(2))
+            await asyncio.sleep(0)
+            # The datagram wakes the first task, which is cancelled before it runs.
+            endpoint._queue.datagram_received(b"x", SERVER)  # noqa: SLF001
+            first.cancel()
+            assert (await second)[0] == b"x"
+            assert first.cancelled()
+
+    run(main)
+
+
+def test_protocols_work_as_on_a_loop():
+    class Recorder(asyncio.DatagramProtocol):
+        def __init__(self):
+            self.events = []
+
+        def connection_made(self, _transport):
+            self.events.append("made")
+
+        def datagram_received(self, data, addr):
+            self.events.append((data, addr))
+
+        def error_received(self, exc):
+            self.events.append(type(exc))
+
+        def connection_lost(self, exc):
+            self.events.append(exc)
+
+    async def main(net):
+        loop = asyncio.get_running_loop()
+        net.install(loop)
+        transport, protocol = await loop.create_datagram_endpoint(Recorder, remote_addr=SERVER)
+        assert protocol.events == ["made"]
+        assert isinstance(transport, asyncio.DatagramTransport)
+        transport.sendto(b"x")
+        await asyncio.sleep(0.1)
+        transport.sendto(b"x" * 70_000)
+        await asyncio.sleep(0.1)
+        with pytest.raises(ValueError, match="Invalid address"):
+            transport.sendto(b"x", ("10.0.0.1", 99))
+        transport.close()
+        transport.sendto(b"ignored")
+        await asyncio.sleep(0.1)
+        assert protocol.events == ["made", (b"x", SERVER), OSError, None]
+
+    run(main)
+
+
+def test_a_given_socket_lends_its_address():
+    async def main(net):
+        sock = std.socket(std.AF_INET, std.SOCK_DGRAM)
+        sock.bind(("127.0.0.1", 0))
+        name = sock.getsockname()
+        transport, _ = await net.create_datagram_endpoint(asyncio.DatagramProtocol, sock=sock)
+        assert transport.get_extra_info("sockname") == name
+        assert sock.fileno() == -1
+
+    run(main)
+
+
+def race(seed, jitter=0.0):
+    """Return the order in which the datagrams of several clients arrive at once."""
+    received = []
+
+    async def main():
+        async with network(seed=seed, delay=1.0, jitter=jitter) as net:
+            server = asyncio.create_task(echo(net, received=received))
+            await asyncio.sleep(0)
+            clients = [await net.open_endpoint(remote_addr=SERVER) for _ in range(4)]
+            for client, number in itertools.product(clients, range(3)):
+                client.send(b"%d %d" % (clients.index(client), number))
+            await asyncio.sleep(5)
+            server.cancel()
+
+    tomada.testing.run(main())
+    return received
+
+
+def test_the_seed_decides_the_order_of_simultaneous_datagrams():
+    orders = [race(seed) for seed in range(5)]
+    assert [race(seed) for seed in range(5)] == orders
+    assert len({tuple(order) for order in orders}) > 1
+    for order in orders:
+        for client in range(4):
+            mine = [data for data in order if data.startswith(b"%d" % client)]
+            assert mine == [b"%d %d" % (client, number) for number in range(3)]
+
+
+def test_one_seed_gives_one_log():
+    options = {"loss": 0.2, "duplicate": 0.2, "jitter": 0.1, "delay": 0.1, "corrupt": 0.1}
+
+    def once(seed):
+        async def main(net):
+            async with net.open_endpoint(remote_addr=SERVER) as endpoint:
+                for number in range(50):
+                    endpoint.send(b"%d" % number)
+                await asyncio.sleep(10)
+            return [(item.fate, item.fate.time) for item in net.log]
+
+        return run(main, seed=seed, **options)
+
+    assert once(5) == once(5)
+    assert once(5) != once(6)
+
+
+def test_the_log_keeps_the_latest_of_each_direction():
+    async def main(net):
+        async with net.open_endpoint(remote_addr=SERVER) as endpoint:
+            for number in range(5):
+                endpoint.send(b"x" * number)
+                await endpoint.recv()
+        return [(item.source == SERVER, item.fate.size) for item in net.log]
+
+    assert run(main, log_size=2) == [(False, 3), (True, 3), (False, 4), (True, 4)]
+    assert run(main, log_size=0) == []
+
+
+def test_directions_and_functions():
+    seen = []
+
+    def script(arrival):
+        seen.append((arrival.direction, arrival.client, arrival.index, arrival.data))
+        return "duplicate"
+
+    async def main(net):
+        async with net.open_endpoint(remote_addr=SERVER) as endpoint:
+            endpoint.send(b"x")
+            await asyncio.sleep(1)
+            assert len(await endpoint.recv_many()) == 2
+            net.change(to_server=Impairments(loss=1.0))
+            endpoint.send(b"lost")
+            await asyncio.sleep(1)
+            assert net.stats.lost == 1
+            net.cut("to_client")
+
+    run(main, to_client=Impairments(script=script))
+    assert seen == [("to_client", 0, 0, b"x")]
+
+
+def test_thirty_seconds_of_backoff_take_little_processor_time():
+    import time
+
+    async def main(net):
+        async with net.open_endpoint(remote_addr=("10.0.0.9", 9)) as endpoint:
+            with pytest.raises(TimeoutError):
+                await endpoint.request(b"x", timeout=30, retries=8)
+        return asyncio.get_running_loop().time()
+
+    before = time.process_time()
+    assert run(main, loss=1.0) == pytest.approx(30, abs=0.01)
+    assert time.process_time() - before < 1
