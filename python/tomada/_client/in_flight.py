@@ -62,17 +62,14 @@ class InFlight:
     Each request ends with a call of :attr:`settle`. Subclasses send the requests and match each
     reply to its request.
 
-    :param pace: Says how many requests may be sent at once; by default, all of them.
     """
 
-    def __init__(
-        self, pool: Pool, retry: Retry, address: _Address, pace: Pace | None = None
-    ) -> None:
+    def __init__(self, pool: Pool, retry: Retry, address: _Address) -> None:
         self.pool = pool
         self._retry = retry
         self._address = address
-        #: Says how many requests may be sent at once, for whoever calls :meth:`start`.
-        self.pace = pace
+        #: Says how many requests may be sent at once; None for all of them.
+        self.pace: Pace | None = None
         #: Called with the index of a request and its reply, or the error that ends it.
         self.settle: Callable[[int, Any], object] = _ignore
         #: The requests in flight by index, oldest first.
