@@ -90,6 +90,9 @@ class InFlight:
     def expect(self, index: int, data: ReadableBuffer) -> None:
         """Prepare to recognize the reply to a request, before :meth:`start`."""
 
+    def expect_all(self, requests: dict[int, Any]) -> None:
+        """Prepare to recognize the replies to many requests."""
+
     def start(
         self,
         requests: dict[int, ReadableBuffer],

@@ -145,6 +145,11 @@ class Keyed(Shared):
             )
         self._keys[index] = key
 
+    def expect_all(self, requests: dict[int, Any]) -> None:
+        """Keep the keys of many requests."""
+        for index, data in requests.items():
+            self.expect(index, data)
+
     def _find(self, data: bytes) -> int | None:
         index = self._by_key.get(self._key(data))
         if index is None or index not in self.requests:

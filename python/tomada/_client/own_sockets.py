@@ -68,7 +68,6 @@ class Separate(InFlight):
             elif len(free) >= LEAST_IDLE and not self.pool.watched:
                 # The request has it at once: an exception leaves it with an owner.
                 connection = own[index] = free.popleft()
-                connection.request_timeout = self._groups[index].exchange.timeout
                 self._asked[connection.number] = index
             else:
                 try:

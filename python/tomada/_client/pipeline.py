@@ -48,8 +48,7 @@ class Pipeline:
         first = len(self._results)
         self._results += [None] * len(requests)
         numbered = dict(enumerate(requests, first))
-        for index, data in numbered.items():
-            self._in_flight.expect(index, data)
+        self._in_flight.expect_all(numbered)
         self._in_flight.start(numbered, monotonic())
 
     def _await(self) -> None:
