@@ -374,7 +374,8 @@ async def test_endpoint_request_keeps_no_sockets_that_rested_for_the_timeout(run
             for _ in range(100):
                 age(inside)
                 await endpoint.request(b"x", timeout=LONG, retries=0)
-            assert open_descriptors() <= before + pool.LEAST_IDLE + 1
+            # Three more watch them all.
+            assert open_descriptors() <= before + pool.LEAST_IDLE + 3
 
 
 def test_sockets_of_unanswered_requests_are_closed_after_the_timeout(inet):

@@ -349,7 +349,7 @@ class Client(AsyncContextManager):
             prepare=_prepare_shared if tells_apart else SocketOptions(gro=False).apply,
         )
         try:
-            in_flight = self._identity.in_flight(pool, self._retry, self._address)
+            in_flight = self._identity.in_flight(pool, self._retry, self._address, lasts=True)
             pace = Pace()
             if isinstance(in_flight, Shared):
                 self._connection = connection = in_flight.connection

@@ -97,7 +97,8 @@ class TaskRequests:
         self._watch = ReadWatch(loop, in_flight.fileno())
         self._watch.start(self._on_readable)
         in_flight.pace = pace
-        in_flight.settle = self._settle
+        in_flight.answered = self._answer
+        in_flight.failed = self._fail
 
     async def request(self, data: Any, retry: Retry | None = None) -> bytes:
         """Send a request, and return its reply.
@@ -234,19 +235,24 @@ class TaskRequests:
         if self._batches or self.in_flight.has_unsent:
             self._flush()
 
-    def _settle(self, index: int, result: bytes | OSError) -> None:
+    def _answer(self, index: int, reply: bytes) -> None:
         outcome = self._outcomes.pop(index)
         if outcome.done():
             self.cancelled += 1  # and the task has not run yet
-        elif not isinstance(result, OSError):
-            self.replies += 1
-            outcome.set_result(result)
         else:
-            if isinstance(result, TimeoutError):
-                self.timeouts += 1
-            else:
-                self.errors += 1
-            outcome.set_exception(result)
+            self.replies += 1
+            outcome.set_result(reply)
+
+    def _fail(self, index: int, error: OSError) -> None:
+        outcome = self._outcomes.pop(index)
+        if outcome.done():
+            self.cancelled += 1
+            return
+        if isinstance(error, TimeoutError):
+            self.timeouts += 1
+        else:
+            self.errors += 1
+        outcome.set_exception(error)
 
     def _fail_all(self, error: OSError) -> None:
         """Fail all requests, because of an error of this machine."""
@@ -254,4 +260,4 @@ class TaskRequests:
         self._newest = _Batch(self._retry, 0.0)
         for index in list(self._outcomes):
             self.in_flight.give_up(index)
-            self._settle(index, OSError(*error.args))
+            self._fail(index, OSError(*error.args))

@@ -22,7 +22,7 @@ from socket import (
 from typing import TYPE_CHECKING, Any
 
 from tomada._asyncio.requests import TaskRequests
-from tomada._client.own_sockets import Separate
+from tomada._client.own_sockets import Returning
 from tomada._client.pace import Pace
 from tomada._client.pool import Pool
 from tomada._client.retry import Retry
@@ -71,7 +71,7 @@ class SeparatePorts:
             local=(host, *scope),
         )
         self._pool.round_trip = round_trip
-        in_flight = Separate(self._pool, retry, peer)
+        in_flight = Returning(self._pool, retry, peer)
         self._requests = TaskRequests(loop, in_flight, retry, Pace(), MOST_IN_FLIGHT)
         #: Limits the requests in flight. Acquire it before calling :meth:`request`.
         self.turns = turns

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tomada._client.one_socket import Keyed, Matched
-from tomada._client.own_sockets import Separate
+from tomada._client.own_sockets import Returning, Separate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
     from socket import _Address
 
     from tomada._client.in_flight import InFlight
-    from tomada._client.pace import Pace
     from tomada._client.pool import Pool
     from tomada._client.retry import Retry
 
@@ -56,11 +55,14 @@ class Identity:
         return lambda request, reply: key(request) == key(reply)
 
     def in_flight(
-        self, pool: Pool, retry: Retry, address: _Address, pace: Pace | None = None
+        self, pool: Pool, retry: Retry, address: _Address, *, lasts: bool = False
     ) -> InFlight:
-        """Return what keeps many requests in flight, and finds their replies."""
+        """Return an object that keeps many requests in flight, and finds their replies.
+
+        :param lasts: Whether it is used as long as the client lives.
+        """
         if self._key is not None:
-            return Keyed(self._key, pool, retry, address, pace)
+            return Keyed(self._key, pool, retry, address)
         if self._match is not None:
-            return Matched(self._match, pool, retry, address, pace)
-        return Separate(pool, retry, address, pace)
+            return Matched(self._match, pool, retry, address)
+        return (Returning if lasts else Separate)(pool, retry, address)

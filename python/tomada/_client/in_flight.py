@@ -59,22 +59,20 @@ class InFlight:
             in_flight.receive(in_flight.next_due())
             in_flight.make_due_attempts()
 
-    Each request ends with a call of :attr:`settle`. Subclasses send the requests and match each
-    reply to its request.
-
-    :param pace: Says how many requests may be sent at once; by default, all of them.
+    Each request ends with a call of :attr:`answered` or :attr:`failed`. Subclasses send requests
+    and match each reply to its request.
     """
 
-    def __init__(
-        self, pool: Pool, retry: Retry, address: _Address, pace: Pace | None = None
-    ) -> None:
+    def __init__(self, pool: Pool, retry: Retry, address: _Address) -> None:
         self.pool = pool
         self._retry = retry
         self._address = address
-        #: Says how many requests may be sent at once, for whoever calls :meth:`start`.
-        self.pace = pace
-        #: Called with the index of a request and its reply, or the error that ends it.
-        self.settle: Callable[[int, Any], object] = _ignore
+        #: Says how many requests may be sent at once; None for all of them.
+        self.pace: Pace | None = None
+        #: Called with the index of a request and its reply.
+        self.answered: Callable[[int, bytes], object] = _ignore
+        #: Called with the index of a request and the error that ends it.
+        self.failed: Callable[[int, OSError], object] = _ignore
         #: The requests in flight by index, oldest first.
         self.requests: dict[int, ReadableBuffer] = {}
         self._groups: dict[int, Group] = {}
@@ -92,6 +90,9 @@ class InFlight:
 
     def expect(self, index: int, data: ReadableBuffer) -> None:
         """Prepare to recognize the reply to a request, before :meth:`start`."""
+
+    def expect_all(self, requests: dict[int, Any]) -> None:
+        """Prepare to recognize the replies to many requests."""
 
     def start(
         self,
@@ -231,7 +232,7 @@ class InFlight:
         if not group.exchange.is_complete:  # only the first reply of the group gives a sample
             group.exchange.complete(now)
         self.refusal = None
-        self.settle(index, reply)
+        self.answered(index, reply)
         return group
 
     def _adapt(self, replies: int, group: Group, length: int, now: float) -> None:
@@ -265,7 +266,7 @@ class InFlight:
 
     def _fail(self, index: int, error: OSError) -> None:
         self.give_up(index)
-        self.settle(index, error)
+        self.failed(index, error)
 
     def _not_sent(self, index: int, error: OSError) -> None:
         if has_no_room(error):

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
     from tomada._client.connection import Connection
-    from tomada._client.pace import Pace
     from tomada._client.pool import Pool
     from tomada._client.retry import Retry
 
@@ -31,10 +30,8 @@ class Shared(InFlight):
     Subclasses know which request a reply answers.
     """
 
-    def __init__(
-        self, pool: Pool, retry: Retry, address: _Address, pace: Pace | None = None
-    ) -> None:
-        super().__init__(pool, retry, address, pace)
+    def __init__(self, pool: Pool, retry: Retry, address: _Address) -> None:
+        super().__init__(pool, retry, address)
         self.connection: Connection = pool.take()
         #: Called with what the user's function raised about a datagram from the server.
         self.mistaken: Callable[[Exception], object] = _raise
@@ -108,9 +105,8 @@ class Matched(Shared):
         pool: Pool,
         retry: Retry,
         address: _Address,
-        pace: Pace | None = None,
     ) -> None:
-        super().__init__(pool, retry, address, pace)
+        super().__init__(pool, retry, address)
         self._match = match
 
     def _find(self, data: bytes) -> int | None:
@@ -130,9 +126,8 @@ class Keyed(Shared):
         pool: Pool,
         retry: Retry,
         address: _Address,
-        pace: Pace | None = None,
     ) -> None:
-        super().__init__(pool, retry, address, pace)
+        super().__init__(pool, retry, address)
         self._key = key
         self._by_key: dict[Hashable, int] = {}
         self._keys: dict[int, Hashable] = {}
@@ -149,6 +144,11 @@ class Keyed(Shared):
                 "for the reply"
             )
         self._keys[index] = key
+
+    def expect_all(self, requests: dict[int, Any]) -> None:
+        """Keep the keys of many requests."""
+        for index, data in requests.items():
+            self.expect(index, data)
 
     def _find(self, data: bytes) -> int | None:
         index = self._by_key.get(self._key(data))

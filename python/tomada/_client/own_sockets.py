@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from socket import _Address
 
-    from tomada._client.pace import Pace
     from tomada._client.retry import Retry
 
 # The number of sockets to receive from in one batch.
@@ -29,10 +28,8 @@ MANY = 64
 class Separate(InFlight):
     """Uses a connection for each request: the port identifies the request of a reply."""
 
-    def __init__(
-        self, pool: Pool, retry: Retry, address: _Address, pace: Pace | None = None
-    ) -> None:
-        super().__init__(pool, retry, address, pace)
+    def __init__(self, pool: Pool, retry: Retry, address: _Address) -> None:
+        super().__init__(pool, retry, address)
         # All connections by descriptor, and the requests that were sent over them.
         self._connections: dict[int, Connection] = {}
         self._asked: dict[int, int] = {}
@@ -71,7 +68,6 @@ class Separate(InFlight):
             elif len(free) >= LEAST_IDLE and not self.pool.watched:
                 # The request has it at once: an exception leaves it with an owner.
                 connection = own[index] = free.popleft()
-                connection.request_timeout = self._groups[index].exchange.timeout
                 self._asked[connection.number] = index
             else:
                 try:
@@ -124,10 +120,13 @@ class Separate(InFlight):
         return connection
 
     def _discard(self, connection: Connection) -> None:
-        del self._connections[connection.number]
+        self._unwatch(connection)
+        self.pool.discard(connection)
+
+    def _unwatch(self, connection: Connection) -> None:
+        self._connections.pop(connection.number, None)
         with contextlib.suppress(OSError):  # the client was just closed
             self._epoll.unregister(connection.number)
-        self.pool.discard(connection)
 
     def _send_slowly(self, connection: Connection, index: int) -> None:
         """Send a request alone, because its connection is new or its batched send failed."""
@@ -178,15 +177,17 @@ class Separate(InFlight):
         connection, pool = self._own.pop(index), self.pool
         self._asked.pop(connection.number, None)
         if is_answered and index not in self._repeated:
-            if pool.watched:
-                pool.watched = max(pool.watched - 1, 0)  # the epoll watches idle connections
-            self._free.append(connection)
+            self._keep(connection)
         else:
             self._repeated.discard(index)
-            self._connections.pop(connection.number, None)
-            with contextlib.suppress(OSError):  # the client was just closed
-                self._epoll.unregister(connection.number)
+            self._unwatch(connection)
             pool.retire(connection)
+
+    def _keep(self, connection: Connection) -> None:
+        """Keep a connection for the next request."""
+        if self.pool.watched:
+            self.pool.watched = max(self.pool.watched - 1, 0)  # the epoll watches idle connections
+        self._free.append(connection)
 
     def _stop_expecting(self, index: int) -> None:
         if index in self._own:
@@ -200,3 +201,18 @@ class Separate(InFlight):
         self.pool.put(*self._free)
         for connection in self._own.values():
             self.pool.retire(connection)
+
+
+class Returning(Separate):
+    """Gives a connection back to the pool after each request.
+
+    For a client that keeps requests in flight as long as it lives: the pool closes the connections
+    that are not needed any longer.
+    """
+
+    def _borrow(self, count: int) -> None:
+        """Leave idle connections in the pool, which says when one has rested for long enough."""
+
+    def _keep(self, connection: Connection) -> None:
+        self._unwatch(connection)
+        self.pool.put(connection)

@@ -23,7 +23,8 @@ class Pipeline:
         self._in_flight = in_flight
         self._is_raising = is_raising
         self._results: list[Any] = []
-        in_flight.settle = self._settle
+        in_flight.answered = self._results.__setitem__
+        in_flight.failed = self._fail
 
     def run(self, requests: Iterable[ReadableBuffer], window: int) -> list[Any]:
         """Send all requests; return the reply or exception of each, in the same order."""
@@ -48,8 +49,7 @@ class Pipeline:
         first = len(self._results)
         self._results += [None] * len(requests)
         numbered = dict(enumerate(requests, first))
-        for index, data in numbered.items():
-            self._in_flight.expect(index, data)
+        self._in_flight.expect_all(numbered)
         self._in_flight.start(numbered, monotonic())
 
     def _await(self) -> None:
@@ -63,8 +63,8 @@ class Pipeline:
             in_flight.receive(until)
         in_flight.make_due_attempts()
 
-    def _settle(self, index: int, result: bytes | OSError) -> None:
-        if isinstance(result, OSError) and (self._is_raising or self._in_flight.pool.is_closed):
-            result.index = index  # type: ignore[attr-defined]
-            raise result
-        self._results[index] = result
+    def _fail(self, index: int, error: OSError) -> None:
+        if self._is_raising or self._in_flight.pool.is_closed:
+            error.index = index  # type: ignore[attr-defined]
+            raise error
+        self._results[index] = error
