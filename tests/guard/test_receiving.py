@@ -97,7 +97,9 @@ def test_msg_peek_does_not_see_the_first_datagram_if_another_thread_took_it():
         buffer = bytearray(100)
 
         def look():
-            for _ in range(2000):
+            looks = 0
+            while looks < 2000 or not seen:
+                looks += 1
                 for receive in (sock.recv_into, lambda *given: sock.recvmsg_into([given[0]])):
                     with contextlib.suppress(BlockingIOError):
                         receive(buffer, 100, socket.MSG_PEEK)
