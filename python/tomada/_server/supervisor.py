@@ -164,7 +164,7 @@ class Supervisor:
         """Have the parent stop the server: it must not look ready when datagrams are refused."""
         if self._stop_at is None and not self._stopping:
             self._stop_at = time.monotonic() + (PATIENCE if self._has_parent else 0.0)
-            self._tell("stop")
+            self._tell("stop", flags=MSG_DONTWAIT)
 
     def _take_commands(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -232,9 +232,9 @@ class Supervisor:
         worker.kill_at = min(kill_at, worker.kill_at or kill_at)
         os.kill(worker.pid, number)
 
-    def _tell(self, what: str, failure: Failure | None = None) -> None:
-        with contextlib.suppress(OSError):  # the parent has ended
-            self._channel.send(pack(what, failure))
+    def _tell(self, what: str, failure: Failure | None = None, *, flags: int = 0) -> None:
+        with contextlib.suppress(OSError):  # the parent has ended, or does not read
+            self._channel.send(pack(what, failure), flags)
 
     # Workers
 
@@ -380,7 +380,7 @@ class Supervisor:
 
     def _end_replacing(self) -> None:
         self._is_replacing = False
-        self._tell("replaced")
+        self._tell("replaced", flags=MSG_DONTWAIT)
 
     def _replace_used_up(self) -> None:
         """Start the successor of a worker that has reached one of its limits, one at a time."""
