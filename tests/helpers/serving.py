@@ -135,35 +135,35 @@ class Load:
 
 
 class Gate:
-    """Lets calls of a handler wait until a test opens it, from any thread."""
+    """Lets calls of an async handler wait until a test opens it: all of them in one turn."""
 
     def __init__(self):
+        self._loop = None
         self._waiting = []
         self._is_open = False
-        self.entered = self.most = self.inside = 0
+        self.most = self.inside = 0
 
     async def wait(self):
-        self.entered += 1
+        self._loop = asyncio.get_running_loop()
         self.inside += 1
         self.most = max(self.most, self.inside)
         try:
             if not self._is_open:
-                loop = asyncio.get_running_loop()
-                waiter = loop.create_future()
-                self._waiting.append((loop, waiter))
+                waiter = self._loop.create_future()
+                self._waiting.append(waiter)
                 await waiter
         finally:
             self.inside -= 1
 
     def open(self):
+        """Open it, once a call waits."""
         self._is_open = True
-        for loop, waiter in self._waiting:
-            loop.call_soon_threadsafe(self._release, waiter)
+        self._loop.call_soon_threadsafe(self._release)
 
-    @staticmethod
-    def _release(waiter):
-        if not waiter.done():
-            waiter.set_result(None)
+    def _release(self):
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 # The beginning of a program with a server.
