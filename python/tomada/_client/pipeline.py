@@ -9,7 +9,7 @@ import heapq
 import os
 import select
 from collections import deque
-from itertools import count, islice
+from itertools import count, islice, repeat
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -56,9 +56,8 @@ class Pipeline:
         self._pool = pool
         self._retry = retry
         self._address = address
-        # The requests in flight by index, oldest first, and their groups.
-        self._in_flight: dict[int, ReadableBuffer] = {}
-        self._groups: dict[int, Group] = {}
+        # The requests in flight by index, oldest first, each with its group.
+        self._in_flight: dict[int, tuple[ReadableBuffer, Group]] = {}
         self._results: list[Any] = []
         # A heap of attempts: when each is due, a unique number to break ties, and its group.
         self._due: list[tuple[float, int, Group]] = []
@@ -88,16 +87,15 @@ class Pipeline:
             self._close()
 
     def _start(self, requests: list[ReadableBuffer]) -> None:
-        if any(isinstance(data, tuple) for data in requests):
+        if any(issubclass(kind, tuple) for kind in set(map(type, requests))):
             # The send call would interpret it as a datagram and its address.
             raise TypeError("a bytes-like object is required, not 'tuple'")
         first = len(self._results)
         indices = range(first, first + len(requests))
         self._results += [None] * len(requests)
-        self._in_flight.update(zip(indices, requests, strict=True))
         exchange = Exchange(self._retry, self._pool.round_trip, monotonic())
         group = Group(exchange, indices)
-        self._groups.update(dict.fromkeys(indices, group))
+        self._in_flight.update(zip(indices, zip(requests, repeat(group)), strict=True))
         self._attempt(group)
 
     def _attempt(self, group: Group) -> None:
@@ -116,8 +114,8 @@ class Pipeline:
 
     def _left(self, group: Group) -> list[int]:
         """Return the requests of a group that have no reply yet, and are not in another group."""
-        groups = self._groups
-        return [index for index in group.indices if groups.get(index) is group]
+        in_flight = self._in_flight
+        return [i for i in group.indices if i in in_flight and in_flight[i][1] is group]
 
     def _await(self, window: int) -> None:
         """Receive replies until the next attempt is due, then make it."""
@@ -144,8 +142,7 @@ class Pipeline:
                 self._attempt(group)
 
     def _complete(self, index: int, reply: bytes, now: float) -> None:
-        del self._in_flight[index]
-        group = self._groups.pop(index)
+        _, group = self._in_flight.pop(index)
         group.left -= 1
         if not group.exchange.is_complete:  # only the first reply of the group gives a sample
             group.exchange.complete(now)
@@ -166,13 +163,14 @@ class Pipeline:
         """Make the next attempt of requests at once, apart from what was sent with them."""
         together: dict[Group, list[int]] = {}
         for index in indices:
-            together.setdefault(self._groups[index], []).append(index)
+            together.setdefault(self._in_flight[index][1], []).append(index)
         for group, own in together.items():
             apart = Group(copy.copy(group.exchange), own)
             apart.exchange.refuse(error)
             if apart.exchange.due < group.exchange.due:
                 group.left -= len(own)
-                self._groups.update(dict.fromkeys(own, apart))
+                for index in own:
+                    self._in_flight[index] = self._in_flight[index][0], apart
                 self._schedule(apart)
 
     def _fail(self, index: int, error: OSError) -> None:
@@ -180,8 +178,8 @@ class Pipeline:
             error.index = index  # type: ignore[attr-defined]
             raise error
         self._give_up(index)
-        del self._in_flight[index]
-        self._groups.pop(index).left -= 1
+        _, group = self._in_flight.pop(index)
+        group.left -= 1
         self._results[index] = error
 
     def _not_sent(self, index: int, error: OSError) -> None:
@@ -226,7 +224,7 @@ class Matched(Pipeline):
 
     def _send(self, indices: Sequence[int]) -> None:
         in_flight = self._in_flight
-        failed = self._connection.ask_many([in_flight[index] for index in indices])
+        failed = self._connection.ask_many([in_flight[index][0] for index in indices])
         for offset, error in failed:
             self._not_sent(indices[offset], error)
 
@@ -243,16 +241,20 @@ class Matched(Pipeline):
             # Only its length tells which request the error may be about.
             indices = list(in_flight)
             if error.errno == errno.EMSGSIZE:
-                indices = [i for i in indices if connection.exceeds_path(in_flight[i])]
+                indices = [i for i in indices if connection.exceeds_path(in_flight[i][0])]
             self._refused(indices, error)
             return True
         now = monotonic()
+        server = None  # the tuple that the server's datagrams of this batch share
         for data, sender in datagrams:
-            if sender == connection.peer:
-                for index, request in in_flight.items():
-                    if match(request, data):
-                        self._complete(index, data, now)
-                        break
+            if sender is not server:
+                if sender != connection.peer:
+                    continue
+                server = sender
+            for index, (request, _) in in_flight.items():
+                if match(request, data):
+                    self._complete(index, data, now)
+                    break
         return True
 
     def _close(self) -> None:
@@ -306,7 +308,7 @@ class Separate(Pipeline):
                     self._fail(index, error)
                     continue
             try:
-                connection.send(in_flight[index])
+                connection.send(in_flight[index][0])
             except OSError:
                 self._send_slowly(connection, index)
 
@@ -357,7 +359,7 @@ class Separate(Pipeline):
     def _send_slowly(self, connection: Connection, index: int) -> None:
         """Send a request alone, because its connection is new or its batched send failed."""
         try:
-            connection.ask(self._in_flight[index], 0.0)
+            connection.ask(self._in_flight[index][0], 0.0)
         except RefusedError as refused:
             self._refused([index], refused.args[0])
         except OSError as error:

@@ -379,11 +379,13 @@ impl Socket {
     pub fn accept_now(&self, fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, Address)> {
         let none = || io::Error::from(io::ErrorKind::WouldBlock);
         let _alone = self.accepting.try_lock().ok_or_else(none)?;
+        if self.is_readable(fd)? { sys::accept(fd) } else { Err(none()) }
+    }
+
+    /// Whether a receive would not wait: a datagram is queued, or an error.
+    pub fn is_readable(&self, fd: BorrowedFd<'_>) -> io::Result<bool> {
         let mut fds = [libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
-        match sys::poll(&mut fds, Some(Duration::ZERO))? {
-            0 => Err(none()),
-            _ => sys::accept(fd),
-        }
+        Ok(sys::poll(&mut fds, Some(Duration::ZERO))? > 0)
     }
 
     /// Ends receiving, sending or both: `shutdown(2)`.
