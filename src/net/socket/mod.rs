@@ -8,6 +8,7 @@ pub mod error_queue;
 mod gro;
 mod guarded;
 mod holders;
+mod lull;
 mod recv;
 mod recv_cursor;
 mod send;
@@ -31,6 +32,7 @@ use self::error_queue::ErrorQueue;
 use self::gro::Gro;
 use self::guarded::Watch;
 use self::holders::Holders;
+use self::lull::Lull;
 use crate::net::address::Address;
 use crate::net::descriptor::Descriptor;
 use crate::net::fork_mutex::{ForkMutex, ForkTryMutex, Inherit};
@@ -65,6 +67,7 @@ pub struct Socket {
     holds: ForkMutex<Vec<Hold>>,
     tells_metadata: AtomicBool,
     drops: DropCounter,
+    lull: Lull,
 }
 
 /// The right to accept a connection.
@@ -149,6 +152,7 @@ impl Socket {
             holds: ForkMutex::default(),
             tells_metadata: AtomicBool::new(false),
             drops: DropCounter::default(),
+            lull: Lull::default(),
         }
     }
 
