@@ -1,6 +1,6 @@
 //! Whether a receive should wait before it tries: a try costs a system call, and so does a wait.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::Socket;
@@ -12,17 +12,20 @@ const LONGEST_LULL: Duration = Duration::from_millis(1);
 
 /// Until when the queue is probably empty.
 ///
-/// A thread that slept until the last datagram came, and has been busy for a shorter time than it
-/// slept, has probably taken all datagrams.
+/// A thread that slept before each of its last two receives, and has since been busy for a shorter
+/// time than it slept, has probably taken all datagrams. One sleep is not enough: datagrams that
+/// come in bursts, and are taken one by one, follow it.
 pub(super) struct Lull {
     origin: Instant,
     /// In nanoseconds after the origin.
     end: AtomicU64,
+    /// Whether the thread slept before the last receive.
+    has_slept: AtomicBool,
 }
 
 impl Default for Lull {
     fn default() -> Self {
-        Self { origin: Instant::now(), end: AtomicU64::new(0) }
+        Self { origin: Instant::now(), end: AtomicU64::new(0), has_slept: AtomicBool::new(false) }
     }
 }
 
@@ -43,12 +46,20 @@ impl Socket {
         end != 0 && self.lull.origin.elapsed().as_nanos() < u128::from(end)
     }
 
+    /// Records that a receive found a datagram without waiting.
+    pub fn note_try(&self) {
+        if self.lull.has_slept.load(Ordering::Relaxed) {
+            self.lull.has_slept.store(false, Ordering::Relaxed);
+        }
+    }
+
     /// Records that a thread has waited for a datagram since an instant.
     pub(super) fn note_wait(&self, since: Instant) {
         let now = Instant::now();
         let waited = now.saturating_duration_since(since);
         let end = Lull::end_after(waited, now.saturating_duration_since(self.lull.origin));
-        self.lull.end.store(end, Ordering::Relaxed);
+        let had_slept = self.lull.has_slept.swap(end != 0, Ordering::Relaxed);
+        self.lull.end.store(if had_slept { end } else { 0 }, Ordering::Relaxed);
     }
 }
 
@@ -68,10 +79,19 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_has_not_slept_is_not_in_a_lull() {
+    fn a_lull_begins_after_two_sleeps_without_a_try_that_found_a_datagram() {
         let socket = Socket::open(libc::AF_INET, libc::SOCK_DGRAM, 0).unwrap();
-        assert!(!socket.is_in_lull());
+        let has_lull = || socket.lull.end.load(Ordering::Relaxed) != 0;
+        let sleep = || socket.note_wait(Instant::now().checked_sub(SHORTEST_SLEEP).unwrap());
+        sleep();
+        assert!(!has_lull());
+        sleep();
+        assert!(has_lull());
         socket.note_wait(Instant::now() + Duration::from_secs(3600)); // no time has passed
-        assert!(!socket.is_in_lull());
+        assert!(!has_lull() && !socket.is_in_lull());
+        sleep();
+        socket.note_try();
+        sleep();
+        assert!(!has_lull());
     }
 }

@@ -273,7 +273,10 @@ impl ServerCore {
                 return Err(io::ErrorKind::Interrupted.into());
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            result => return result.map(Arrivals::Messages),
+            result => {
+                socket.note_try();
+                return result.map(Arrivals::Messages);
+            }
         }
         if of_peer.is_some() {
             return Ok(Arrivals::Nothing); // errors are reported before waiting
