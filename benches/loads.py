@@ -79,12 +79,28 @@ class Receive(Load):
 
     def measure(self, subject: Subject, window: Window) -> Sample:
         with self.start(subject, window, rcvbuf=RECEIVE_BUFFER) as receiver:
-            target = {"port": receiver.line()["port"], "size": self.size, "gso": self.gso}
+            program, options = self.source()
+            target = {"port": receiver.line()["port"], "size": self.size, **options}
             if self.rate is not None:
                 target["rate"] = self.rate
-            with Child("loadgen blast", cores()[0], window.lifetime, **target) as sender:
+            with Child(program, cores()[0], window.lifetime, **target) as sender:
                 sample = watch(receiver, sender, window)
             return sample | receiver.stop()
+
+    def source(self) -> tuple[str, Mapping[str, object]]:
+        """Return the program that sends, and its options."""
+        return "loadgen blast", {"gso": self.gso}
+
+
+@dataclass(frozen=True)
+class Peers(Receive):
+    """Peers that send single datagrams in turn, and a program that receives."""
+
+    peers: int = 64
+    metrics = ("cpu_ns", "rate", "busy", "lost")
+
+    def source(self) -> tuple[str, Mapping[str, object]]:
+        return "loadgen peers", {"peers": self.peers}
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,18 @@ RECEIVERS = (
     ours("Server", "servers receive", module="tomada", gro=True),
 )
 
+# How a program receives from many peers, each in the way that is usual for it.
+ORDINARY = (
+    limit("recvfrom", "limit-recv", single=True),
+    limit("recvmmsg", "limit-recv"),
+    peer("socket", "blocking recvfrom"),
+    ours("recvfrom", "blocking recvfrom", module="tomada"),
+    ours("recv_many", "batches recv_many", module="tomada"),
+    ours("Server", "servers receive", module="tomada", gro=True),
+    *on_loops("receive", "asyncio", "uvloop"),
+    ours("asyncio", "protocols receive", **LOOP, gro=True),
+)
+
 SENDERS = (
     limit("sendto", "limit-send", mode="sendto"),
     limit("sendmmsg", "limit-send", mode="sendmmsg"),
@@ -182,6 +194,21 @@ BARS: dict[str, tuple[tuple[Any, ...], ...]] = {
         ("tomada: asyncio, batches", "tomada: asyncio", 1.3),
         ("tomada: Endpoint", "asyncudp", 30),
         ("tomada: Server", "socket", 6),
+    ),
+    "peers-10k": (
+        ("tomada: recv_many", "socket", 1.03, "cpu_ns"),
+        ("tomada: Server", "socket", 1.03, "cpu_ns"),
+        ("tomada: asyncio", "uvloop", 1.0, "cpu_ns"),
+    ),
+    "peers-50k": (
+        ("tomada: recv_many", "socket", 1.0, "cpu_ns"),
+        ("tomada: Server", "socket", 1.0, "cpu_ns"),
+        ("tomada: asyncio", "uvloop", 0.95, "cpu_ns"),
+    ),
+    "peers-250": (
+        ("tomada: recv_many", "socket", 0.95, "cpu_ns"),
+        ("tomada: Server", "socket", 0.95, "cpu_ns"),
+        ("tomada: asyncio", "uvloop", 0.85, "cpu_ns"),
     ),
     "send-64": (
         ("tomada: send_many", "socket", 25),
@@ -277,6 +304,26 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
         )
         for gso in (True, False)
         for size in SIZES
+    ),
+    *(
+        (
+            f"peers-{rate // 1000}k",
+            "peers",
+            f"64 peers, {rate:,} datagrams per second in all",
+            loads.Peers(rate=rate),
+            ORDINARY,
+        )
+        for rate in (10_000, 50_000, 200_000)
+    ),
+    *(
+        (
+            f"peers-{peers}",
+            "peers",
+            f"{peers:,} peers, as fast as they can",
+            loads.Peers(peers=peers),
+            ORDINARY,
+        )
+        for peers in (250, 10_000)
     ),
     *(
         (f"send-{size}", "send", f"{size:,} bytes to one peer", loads.Send(size=size), SENDERS)

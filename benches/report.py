@@ -19,6 +19,13 @@ A sender in Rust sends to one program as fast as it can. With GSO, up to 64 data
 the sender's side of the kernel as one. Without GSO, the sender is slower than the fastest
 receivers, so compare the CPU time per datagram instead.""",
     ),
+    "peers": (
+        "Many peers",
+        """\
+Peers with a socket each send single datagrams of 64 bytes in turn. Compare the CPU time per
+datagram: at a rate, it is what a program costs, and most of it is spent falling asleep and waking.
+As fast as they can, the peers are slower than most receivers.""",
+    ),
     "send": (
         "One-way send",
         """\

@@ -74,14 +74,19 @@ def advise_on_sending(error: OSError, address: Any) -> None:
         advise(error, format_address(address), OF_SENDING)
 
 
+def advise_if_known(error: OSError, address: Any, advice: dict[int, str]) -> None:
+    """Add an address and advice to the text of an error if there is advice for it."""
+    if error.errno in advice:
+        advise(error, format_address(address), advice)
+
+
 @contextlib.contextmanager
 def advised(address: Any, advice: dict[int, str]) -> Iterator[None]:
     """Add an address and advice to the text of errors for which there is advice."""
     try:
         yield
     except OSError as error:
-        if error.errno in advice:
-            advise(error, format_address(address), advice)
+        advise_if_known(error, address, advice)
         raise
 
 

@@ -100,6 +100,12 @@ class Socket:
         waiting for the reply.
         """
 
+    def _is_readable(self) -> bool:
+        """Return whether a receive would not wait.
+
+        This is so if there is a datagram or an error, and if the socket is closed.
+        """
+
     def _accept(self) -> tuple[int, _RetAddress]:
         """Accept a connection; return its descriptor and the peer's address (``accept4(2)``)."""
 

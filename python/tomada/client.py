@@ -145,10 +145,12 @@ class Client:
             connection = idle.popleft()
         except IndexError:
             connection = None
-        if connection is None:
-            return self._insist(data, started, None)  # out of the handler: no IndexError as context
-        if (pool.watched or len(idle) < pool.few) and not pool.admits(connection, started):
-            return self._insist(data, started, None)
+        if connection is None or (
+            (pool.watched or len(idle) < pool.few) and not pool.admits(connection, started)
+        ):
+            connection = pool.take_new()
+            if connection is None:
+                return self._insist(data, started, None)
         # The fast path: most requests are answered at the first attempt, so there is as little
         # code as possible between them and the kernel. An idle connection already has the
         # timeout of a first attempt. It receives only from the server: datagrams queued before

@@ -15,6 +15,7 @@ from benches.loads import (
     Echo,
     Load,
     Memory,
+    Peers,
     Receive,
     Refuse,
     Relayed,
@@ -207,7 +208,11 @@ def test_failed_program_explains_why():
 
 
 @needs_loadgen
-@pytest.mark.parametrize("load", [Receive(), Receive(size=1200, gso=False)], ids=str)
+@pytest.mark.parametrize(
+    "load",
+    [Receive(), Receive(size=1200, gso=False), Peers(), Peers(peers=8, rate=20_000)],
+    ids=str,
+)
 def test_receivers_are_measured(load):
     run(
         load,

@@ -328,3 +328,24 @@ def test_two_waiting_calls_one_with_msg_dontwait():
             sock.recv(100, std.MSG_DONTWAIT)
         sock.sendto(b"x", sock.getsockname())
         assert call.result() == b"x"
+
+
+@pytest.mark.parametrize("limit", ["none", "O_NONBLOCK", "SO_RCVTIMEO", "timeout"])
+@pytest.mark.parametrize("name", [*RECEIVE, *RECEIVE_MANY])
+def test_a_queued_datagram_is_received_right_after_a_sleep(kind, name, limit):
+    receive = (RECEIVE | RECEIVE_MANY)[name]
+    for _ in range(5):  # the second call probably waits before it tries
+        with kind.bound(socket) as sock, kind.bound(std) as sender:
+            sock.settimeout(None)
+            call = Call(receive, sock)
+            sender.sendto(b"first", sock.getsockname())
+            call.result()
+            sender.sendto(b"second", sock.getsockname())
+            if limit == "O_NONBLOCK":
+                os.set_blocking(sock.fileno(), False)
+            elif limit == "SO_RCVTIMEO":
+                sock.setsockopt(std.SOL_SOCKET, std.SO_RCVTIMEO, LIMIT)
+            elif limit == "timeout":
+                sock.settimeout(1e-9)
+            receive(sock)
+            assert sock.stats().received == 2

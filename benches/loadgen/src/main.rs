@@ -26,6 +26,7 @@ usage: loadgen COMMAND --core N --seconds S [--counter FD] [--size BYTES] ...
 
   blast      --port P [--gso] [--rate N] [--from HOST]
                                                  send to one port, connected
+  peers      --port P --peers N [--rate N]       send single datagrams from many sockets in turn
   sink       [--rcvbuf BYTES]                    drain a port of every local address
   echo       [--offload] [--spin] [--rcvbuf BYTES]
                                                  send back what comes
@@ -55,6 +56,7 @@ fn run() -> Result<json::Line> {
     let mut args = Args::parse(std::env::args().skip(1))?;
     match args.command() {
         "blast" => send::blast(&mut args),
+        "peers" => send::peers(&mut args),
         "sink" => receive::sink(&mut args),
         "echo" => echo::echo(&mut args),
         "load" => load::load(&mut args),

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::args::{Args, Common, Result};
 use crate::json::Line;
@@ -35,10 +35,44 @@ pub(crate) fn blast(args: &mut Args) -> Result<Line> {
     Ok(result(&common)?.with("datagrams_per_message", messages.datagrams))
 }
 
+/// `peers`: sends single datagrams from many sockets in turn, each when it is due if there is a
+/// rate. It never sleeps, so that no datagram is late.
+pub(crate) fn peers(args: &mut Args) -> Result<Line> {
+    let (receiver, count) = (args.peer()?, args.required("peers")?);
+    let rate: Option<f64> = args.optional("rate")?;
+    let mut common = args.start()?;
+    let sockets = (0..count)
+        .map(|_| {
+            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+            socket.connect(receiver)?;
+            Ok(socket)
+        })
+        .collect::<io::Result<Vec<_>>>()?;
+    let payload = vec![b'x'; common.size];
+    let started = Instant::now();
+    for socket in sockets.iter().cycle() {
+        let due = |rate: f64| rate * started.elapsed().as_secs_f64();
+        while !common.stop.is_due()
+            && rate.is_some_and(|rate| common.counter.total() as f64 > due(rate))
+        {
+            std::hint::spin_loop();
+        }
+        if common.stop.is_due() {
+            break;
+        }
+        match socket.send(&payload) {
+            Ok(_) => common.counter.add(1),
+            Err(error) if sys::is_refused(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(result(&common)?)
+}
+
 /// `limit-send`: one system call in a loop, to one peer or to many in turn.
 pub(crate) fn limit(args: &mut Args) -> Result<Line> {
     let (first, mode) = (args.peer()?, args.required::<String>("mode")?);
-    let peers = peers(first, args.optional("peers")?.unwrap_or(1));
+    let peers = addresses(first, args.optional("peers")?.unwrap_or(1));
     let mut common = args.start()?;
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     if mode == "sendto" {
@@ -70,7 +104,7 @@ fn result(common: &Common) -> io::Result<Line> {
 }
 
 /// Loopback addresses that a socket bound to all addresses receives on.
-fn peers(first: SocketAddrV4, count: usize) -> Vec<SocketAddrV4> {
+fn addresses(first: SocketAddrV4, count: usize) -> Vec<SocketAddrV4> {
     let others = (0..count).map(|index| {
         let host = Ipv4Addr::new(127, 1, (index / 250) as u8, (index % 250 + 1) as u8);
         SocketAddrV4::new(host, first.port())

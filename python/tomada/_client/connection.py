@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import select
 import socket as _std
-from socket import AF_INET6, AF_UNIX, MSG_DONTWAIT, SOCK_DGRAM
+from socket import AF_INET6, AF_UNIX, MSG_DONTWAIT, SOCK_DGRAM, SOCK_NONBLOCK
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +67,7 @@ class RefusedError(Exception):
 class Connection(socket):
     """A socket that is connected to the server and hands out nothing but the server's datagrams."""
 
-    __slots__ = ("_local", "_to", "number", "peer", "poll", "request_timeout", "used_at", "wait")
+    __slots__ = ("_local", "_to", "number", "peer", "request_timeout", "used_at", "wait")
 
     def __init__(
         self,
@@ -77,7 +76,7 @@ class Connection(socket):
         local: tuple[Any, ...] | None,
         prepare: Callable[[Connection], None],
     ) -> None:
-        super().__init__(family, SOCK_DGRAM)
+        super().__init__(family, SOCK_DGRAM | SOCK_NONBLOCK)
         self._to = to
         # The local address, without a port, where the port must not be one that is avoided.
         self._local = local
@@ -86,7 +85,7 @@ class Connection(socket):
         #: The timeout of its last request as a whole, in seconds.
         self.request_timeout = 0.0
         #: The timeout that :meth:`set_wait` has set, in seconds.
-        self.wait = UNKNOWN
+        self.wait = 0.0
         #: The server's address, as the kernel gives it with a datagram.
         self.peer: _RetAddress = None
         try:
@@ -97,10 +96,6 @@ class Connection(socket):
                 PORTS.bind(self, local, to)
             #: The descriptor, which another thread may close at any time.
             self.number = self._descriptor()
-            poll = select.poll()
-            poll.register(self.number, select.POLLIN)
-            #: Says whether there is something in the queue; called with 0.
-            self.poll = poll.poll
         except BaseException:
             super().close()  # nothing was sent
             raise
@@ -112,14 +107,13 @@ class Connection(socket):
 
         :param until: The moment. By default, as long as a late reply may arrive.
         """
-        if isinstance(self._to, tuple):
+        now = monotonic()
+        if until is None:
+            until = now + late_for(self.request_timeout)
+        if until > now and isinstance(self._to, tuple):
             with contextlib.suppress(OSError):  # closed already
                 if port := self.getsockname()[1]:
-                    PORTS.avoid(
-                        self._to,
-                        port,
-                        monotonic() + late_for(self.request_timeout) if until is None else until,
-                    )
+                    PORTS.avoid(self._to, port, until)
 
     def close(self) -> None:
         """Close the socket, whose port may still get a late reply."""
@@ -138,19 +132,22 @@ class Connection(socket):
         """
         self.wait_until(until)
         try:
-            try:
-                self._send_after_reports(data)
-            except OSError as error:
-                if error.errno in _UNROUTED and self.family != AF_UNIX:
-                    self._leave()
-                elif error.errno not in _UNASKED:
-                    raise
+            if self.peer is not None:
+                try:
+                    self._send_after_reports(data)
+                except OSError as error:
+                    if error.errno in _UNROUTED and self.family != AF_UNIX:
+                        self._leave()
+                    elif error.errno not in _UNASKED:
+                        raise
+                else:
+                    return
                 # A refusal is about an earlier datagram, and this one was not sent. A server of
                 # AF_UNIX may also have made way for another one, by the same name.
-                self.reconnect()
-                self.empty()  # from now on, the kernel drops datagrams from other addresses
-                self.wait_until(until)
-                self._send_after_reports(data)
+            self.reconnect()
+            self.empty()  # from now on, the kernel drops datagrams from other addresses
+            self.wait_until(until)
+            self._send_after_reports(data)
         except OSError as error:
             if is_refusal(error):
                 raise RefusedError(error) from None
@@ -158,8 +155,6 @@ class Connection(socket):
 
     def _send_after_reports(self, data: ReadableBuffer) -> None:
         """Send a request; an error that it raises is its own, and not of an earlier datagram."""
-        if self.peer is None:
-            raise OSError(errno.ENOTCONN, "not connected yet")
         for _ in range(MOST_REPORTS if self.family != AF_UNIX else 0):
             try:
                 self.send(data)
@@ -173,6 +168,8 @@ class Connection(socket):
     def ask_many(self, requests: Sequence[ReadableBuffer]) -> list[tuple[int, OSError]]:
         """Send requests as :meth:`ask`, as far as there is room; return which were not, and why."""
         failed = self._send_many_after_reports(requests)
+        if not failed:
+            return failed
         unsure = _UNASKED if self.family == AF_UNIX else _UNASKED | _UNROUTED
         again = [index for index, error in failed if error.errno in unsure]
         if again:
@@ -264,7 +261,7 @@ class Connection(socket):
 
     def empty(self) -> None:
         """Throw away what is in the queue: it is late, or belongs to nothing."""
-        while self.poll(0):
+        while self._is_readable():
             self.set_wait(0.0)
             try:
                 self.recv_many()

@@ -61,18 +61,22 @@ class Shared(InFlight):
             return True
         now = monotonic()
         replies, group = 0, None
+        server = None  # the tuple that the server's datagrams of this batch share
         for data, sender in datagrams:
-            if sender == connection.peer:
-                try:
-                    index = self._find(data)
-                except Exception as error:  # noqa: BLE001 - whatever the user's function raises
-                    self.mistaken(error)
+            if sender is not server:
+                if sender != connection.peer:
                     continue
-                if index is None:
-                    self.unexpected += 1
-                else:
-                    group = self._complete(index, data, now)
-                    replies += 1
+                server = sender
+            try:
+                index = self._find(data)
+            except Exception as error:  # noqa: BLE001 - whatever the user's function raises
+                self.mistaken(error)
+                continue
+            if index is None:
+                self.unexpected += 1
+            else:
+                group = self._complete(index, data, now)
+                replies += 1
         if group is not None:
             self._adapt(replies, group, len(data), now)
         return True

@@ -43,7 +43,7 @@ class Pipeline:
             in_flight.close()
 
     def _start(self, requests: list[ReadableBuffer]) -> None:
-        if any(isinstance(data, tuple) for data in requests):
+        if any(issubclass(kind, tuple) for kind in set(map(type, requests))):
             # The send call would interpret it as a datagram and its address.
             raise TypeError("a bytes-like object is required, not 'tuple'")
         first = len(self._results)

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from tomada._address import HIGHEST_PORT, check_address
-from tomada._advice import OF_OPENING, advise, advised
+from tomada._advice import OF_OPENING, advise, advise_if_known
 from tomada._client.connection import Connection
 from tomada._client.ports import PORTS
 from tomada._client.round_trip import RESTING_SAMPLE_INTERVAL, SAMPLE_INTERVAL, RoundTrip
@@ -170,11 +170,25 @@ class Pool:
                 self.retire(connection)
                 raise
             return connection
-        if len(self.idle) < MOST_IDLE:
-            self.idle.appendleft(connection)
-        else:
-            self.discard(connection)
+        self._keep_oldest(connection)
         return self._open()
+
+    def take_new(self) -> Connection | None:
+        """Return a new connection that is connected, with an empty queue, or nothing if it fails.
+
+        Another attempt then says why.
+        """
+        self._unused = min(self._unused, len(self.idle))
+        try:
+            connection = self._open()
+        except OSError:
+            return None
+        try:
+            connection.reconnect()
+        except OSError:
+            self.discard(connection)  # nothing was sent
+            return None
+        return connection
 
     def take_idle(self, count: int) -> list[Connection]:
         """Return up to `count` idle connections, the one that has rested longest first.
@@ -193,14 +207,21 @@ class Pool:
         if self.has_rested(connection, len(self.idle), now):
             self.look_for_duplicate(connection)
             return True
-        self.idle.appendleft(connection)
+        self._keep_oldest(connection)
         return False
+
+    def _keep_oldest(self, connection: Connection) -> None:
+        """Keep an idle connection that may not be used yet, if there are not too many."""
+        if len(self.idle) < MOST_IDLE:
+            self.idle.appendleft(connection)
+        else:
+            self.discard(connection)
 
     def look_for_duplicate(self, connection: Connection) -> bool:
         """Return whether an idle socket has received a datagram; if so, rest longer from now on."""
         if self.watched:
             self.watched = max(self.watched - 1, 0)
-        if not connection.poll(0):
+        if not connection._is_readable():  # noqa: SLF001 - made for this purpose
             return False
         if self.rests:
             self.watched = math.inf
@@ -218,8 +239,11 @@ class Pool:
         with self._lock:
             if self.is_closed:
                 raise OSError(errno.EBADF, "the client is closed")
-            with advised(self._address, OF_OPENING):
+            try:
                 connection = Connection(self._family, self._address, self._local, self._prepare)
+            except OSError as error:
+                advise_if_known(error, self._address, OF_OPENING)
+                raise
             connection.request_timeout = self._retry.timeout
             self._all.add(connection)
             if self.is_closed:  # a signal handler may have just closed it
@@ -236,7 +260,8 @@ class Pool:
                 self.discard(connection)
             elif connection.fileno() >= 0:  # the pool may have just been closed
                 self.idle.append(connection)
-        self.trim()
+        if len(self.idle) > LEAST_IDLE or now >= self._trim_due:
+            self.trim()
 
     def retire(self, connection: Connection) -> None:
         """Give back a connection for which a reply may still come."""
@@ -249,6 +274,7 @@ class Pool:
     def trim(self) -> None:
         """Close sockets that have rested for long enough, or are too many."""
         now = monotonic()
+        self._trim_due = now + SAMPLE_INTERVAL
         self._count_unused(now)
         resting = self._resting
         try:
@@ -284,7 +310,6 @@ class Pool:
         self.round_trip.sample(elapsed, now)
         self.adapt()
         if now >= self._trim_due:
-            self._trim_due = now + SAMPLE_INTERVAL
             self.trim()
 
     def adapt(self) -> None:
@@ -308,7 +333,7 @@ class Pool:
             oldest = self.idle.popleft()  # so that no other thread uses it
         except IndexError:
             return False
-        if self.rests and oldest.poll(0):
+        if self.rests and oldest._is_readable():  # noqa: SLF001
             self.watched = math.inf
         long = min(max(LONG_RESTS * self.rest, LEAST_LONG), oldest.request_timeout)
         is_unused = self._spare > 0 or oldest.used_at + long < now

@@ -134,24 +134,28 @@ class Ports:
         :raises NoPortError: Each port that is free is avoided.
         """
         host, *scope = local
+        key = _key(server)
         with self._lock:
             self.expire()
-            avoided = self._avoided.get(_key(server))
-            if not avoided:
-                try:
-                    sock.bind((host, 0, *scope))
-                except OSError as error:
-                    if error.errno != errno.EADDRINUSE:
-                        raise
-                    raise NoPortError(errno.EADDRNOTAVAIL, _text(server, NONE_FREE)) from None
-            elif not any(
-                _is_bound(sock, (host, port, *scope)) for port in _candidates(avoided.keys())
-            ):
+            try:
+                sock.bind((host, 0, *scope))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                raise NoPortError(errno.EADDRNOTAVAIL, _text(server, NONE_FREE)) from None
+            if not self._has_avoided(sock, key):
+                return
+            sock._disconnect()  # noqa: SLF001 - gives up the port that the kernel chose
+            candidates = _candidates(self._avoided.get(key, {}).keys())
+            if not any(_is_bound(sock, (host, port, *scope)) for port in candidates):
                 raise NoPortError(errno.EADDRNOTAVAIL, _text(server, NONE_SAFE))
             # A finalizer may have closed the socket that had this port a moment ago.
-            avoided = self._avoided.get(_key(server))
-            if avoided and sock.getsockname()[1] in avoided:
+            if self._has_avoided(sock, key):
                 raise NoPortError(errno.EADDRNOTAVAIL, _text(server, NONE_SAFE))
+
+    def _has_avoided(self, sock: Socket, key: tuple[str, int]) -> bool:
+        avoided = self._avoided.get(key)
+        return avoided is not None and sock.getsockname()[1] in avoided
 
     def start_anew(self) -> None:
         """Go on in a child process: no thread is there that could release the lock."""

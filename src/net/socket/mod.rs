@@ -8,6 +8,7 @@ pub mod error_queue;
 mod gro;
 mod guarded;
 mod holders;
+mod lull;
 mod recv;
 mod recv_cursor;
 mod send;
@@ -31,6 +32,7 @@ use self::error_queue::ErrorQueue;
 use self::gro::Gro;
 use self::guarded::Watch;
 use self::holders::Holders;
+use self::lull::Lull;
 use crate::net::address::Address;
 use crate::net::descriptor::Descriptor;
 use crate::net::fork_mutex::{ForkMutex, ForkTryMutex, Inherit};
@@ -65,6 +67,7 @@ pub struct Socket {
     holds: ForkMutex<Vec<Hold>>,
     tells_metadata: AtomicBool,
     drops: DropCounter,
+    lull: Lull,
 }
 
 /// The right to accept a connection.
@@ -149,6 +152,7 @@ impl Socket {
             holds: ForkMutex::default(),
             tells_metadata: AtomicBool::new(false),
             drops: DropCounter::default(),
+            lull: Lull::default(),
         }
     }
 
@@ -379,11 +383,13 @@ impl Socket {
     pub fn accept_now(&self, fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, Address)> {
         let none = || io::Error::from(io::ErrorKind::WouldBlock);
         let _alone = self.accepting.try_lock().ok_or_else(none)?;
+        if self.is_readable(fd)? { sys::accept(fd) } else { Err(none()) }
+    }
+
+    /// Whether a receive would not wait: a datagram is queued, or an error.
+    pub fn is_readable(&self, fd: BorrowedFd<'_>) -> io::Result<bool> {
         let mut fds = [libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
-        match sys::poll(&mut fds, Some(Duration::ZERO))? {
-            0 => Err(none()),
-            _ => sys::accept(fd),
-        }
+        Ok(sys::poll(&mut fds, Some(Duration::ZERO))? > 0)
     }
 
     /// Ends receiving, sending or both: `shutdown(2)`.

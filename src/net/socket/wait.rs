@@ -206,6 +206,9 @@ impl<'a> Waiting<'a> {
                     _ => self.sleep(fd, interest, deadline)?,
                 },
             };
+            if interest == Interest::Read {
+                self.socket.note_wait(started);
+            }
             match attempt(fd, ready & (libc::POLLHUP | libc::POLLRDHUP) != 0) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return result.map_err(Stop::Failed),

@@ -271,7 +271,13 @@ impl ServerCore {
         let mut attempt =
             || socket.with(|fd| self.receive_now(socket, fd, cursor, messages, of_peer));
         let stays = sink.attached() < SWITCH;
-        let received = if stays { attempt() } else { sink.detach(&mut attempt) };
+        let received = if stays && self.state() == RUNNING && socket.is_in_lull() {
+            Err(io::ErrorKind::WouldBlock.into()) // probably
+        } else if stays {
+            attempt()
+        } else {
+            sink.detach(&mut attempt)
+        };
         match received {
             // A signal that arrived before the thread was attached again would not interrupt a
             // sleep.
@@ -281,7 +287,10 @@ impl ServerCore {
                 return Err(io::ErrorKind::Interrupted.into());
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            result => return result.map(Arrivals::Messages),
+            result => {
+                socket.note_try();
+                return result.map(Arrivals::Messages);
+            }
         }
         if of_peer.is_some() {
             return Ok(Arrivals::Nothing); // errors are reported before waiting

@@ -37,6 +37,18 @@ impl Socket {
         }
         self.receive_bytes(py, LONGEST, 0, None).map(Some)
     }
+
+    /// Return whether a receive would not wait: there is a datagram or an error, or it is closed.
+    fn _is_readable(&self, py: Python<'_>) -> Result<bool> {
+        let socket = self.socket()?;
+        loop {
+            match socket.with(|fd| socket.is_readable(fd)) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => py.check_signals()?,
+                Err(error) if error.raw_os_error() == Some(libc::EBADF) => return Ok(true),
+                result => return Ok(result?),
+            }
+        }
+    }
 }
 
 impl Socket {

@@ -283,6 +283,7 @@ impl Socket {
     }
 
     /// Makes one attempt; if that fails and the socket waits at all, waits until another succeeds.
+    /// If the queue is probably empty, it waits first.
     ///
     /// The first attempt is made attached to the interpreter: a system call for a queued datagram
     /// is shorter than handing the GIL over to a thread that wants it. While waiting, the thread is
@@ -303,11 +304,21 @@ impl Socket {
         let waits = patience.timeout > 0 || blocks && !is_nonblocking;
         let asked = flags;
         let flags = flags | libc::MSG_DONTWAIT;
-        loop {
+        let mut must_wait = waits
+            && interest == Interest::Read
+            && socket.is_in_lull()
+            // Otherwise the kernel may not let the call wait at all.
+            && (!blocks || !socket.may_limit_waits() || socket.waits_unlimited());
+        while !must_wait {
             match socket.with(|fd| attempt(socket, fd, flags)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => py.check_signals()?,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && waits => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && waits => {
+                    must_wait = true;
+                }
                 result => {
+                    if interest == Interest::Read {
+                        socket.note_try();
+                    }
                     socket.share_backlog();
                     return Ok(result?);
                 }
