@@ -30,10 +30,18 @@ pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
 # An honest client's requests, for handlers that require a certain form; others accept any text.
 QUESTIONS = {"add": b"1 5", "somar": b"1 5", "factors": b"15"}
 
+# What handlers keep in global variables, beside constants.
+HELD = ("asyncio.Semaphore(", "contextvars.ContextVar(", "set(")
+
+# The programs of this page are tests, which have their own peers.
+TESTS = "docs/how-to/testing.md"
+
 
 def blocks():
     """Yield each page's Python blocks: the page, the source, and its syntax tree."""
     for name in documents():
+        if name == TESTS:
+            continue
         document = Document((ROOT / name).read_text(encoding="utf-8"), name)
         for region in RawFencedCodeBlockLexer(INFO)(document):
             if region.lexemes["language"] == "python":
@@ -49,6 +57,7 @@ def definitions(tree):
         for node in tree.body
         if isinstance(node, kept)
         or (isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant | ast.Dict))
+        or (isinstance(node, ast.Assign) and ast.unparse(node.value).startswith(HELD))
     ]
     names = {}
     exec(compile(ast.Module(body, []), "a block", "exec"), names)  # noqa: S102 - our own code
@@ -66,7 +75,8 @@ def handlers():
                 and len(node.args) > 1
             ):
                 handler = node.args[1]
-                yield pytest.param(tree, handler, id=f"{page}:{ast.unparse(handler)}")
+                options = {word.arg: word.value for word in node.keywords if word.arg == "lifespan"}
+                yield pytest.param(tree, handler, options, id=f"{page}:{ast.unparse(handler)}")
 
 
 def loops():
@@ -126,14 +136,23 @@ def test_all_kinds_of_servers_are_found():
     assert len(list(request_handlers())) == 1
 
 
-@pytest.mark.parametrize(("tree", "handler"), [*handlers()])
+@pytest.mark.parametrize(("tree", "handler", "options"), [*handlers()])
 @pytest.mark.parametrize("guarded", [False, True])
-def test_attacked_documented_handler_still_replies(tree, handler, guarded):
+def test_attacked_documented_handler_still_replies(
+    tree, handler, options, guarded, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     names = definitions(tree)
-    function = eval(compile(ast.Expression(handler), "a block", "eval"), names)  # noqa: S307
+
+    def value(node):
+        return eval(compile(ast.Expression(node), "a block", "eval"), names)  # noqa: S307
+
     question = QUESTIONS.get(ast.unparse(handler), b"15")
-    options = {"guard": tomada.Guard(amplification=1)} if guarded else {}
-    with tomada.Server(("127.0.0.1", 0), function, **options) as server:
+    options = {name: value(node) for name, node in options.items()}
+    guard = tomada.Guard(amplification=1) if guarded else None
+    server = tomada.Server(("127.0.0.1", 0), value(handler), guard=guard, **options)
+    names["server"] = server
+    with server:
         attack(server.address)
         assert answers(server.address, question.ljust(64) if guarded else question)
 
