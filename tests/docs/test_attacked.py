@@ -76,7 +76,7 @@ def handlers():
             ):
                 handler = node.args[1]
                 options = {word.arg: word.value for word in node.keywords if word.arg == "lifespan"}
-                yield pytest.param(tree, handler, options, id=f"{page}:{ast.unparse(handler)}")
+                yield pytest.param(tree, (handler, options), id=f"{page}:{ast.unparse(handler)}")
 
 
 def loops():
@@ -136,12 +136,11 @@ def test_all_kinds_of_servers_are_found():
     assert len(list(request_handlers())) == 1
 
 
-@pytest.mark.parametrize(("tree", "handler", "options"), [*handlers()])
+@pytest.mark.parametrize(("tree", "given"), [*handlers()])
 @pytest.mark.parametrize("guarded", [False, True])
-def test_attacked_documented_handler_still_replies(
-    tree, handler, options, guarded, tmp_path, monkeypatch
-):
+def test_attacked_documented_handler_still_replies(tree, given, guarded, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    handler, options = given
     names = definitions(tree)
 
     def value(node):
