@@ -18,6 +18,7 @@ LAYERS = {
         "sys",
         "names meta stats fork_mutex shared_counters waker scratch reuseport multicast gso",
         "counted descriptor guard send_queue shared_options flow_control",
+        "proxy_protocol",
         "recv_ring",
         "recv_backlog",
         "socket",
@@ -31,7 +32,7 @@ LAYERS = {
         "batch",
         "socket",
         "send_backlog",
-        "server transport",
+        "server transport proxy_protocol",
     ],
 }
 

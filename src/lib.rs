@@ -21,6 +21,8 @@ mod _core {
     #[pymodule_export]
     use crate::python::guard::Guard;
     #[pymodule_export]
+    use crate::python::proxy_protocol::{proxy_header, trust_proxies};
+    #[pymodule_export]
     use crate::python::records::DatagramError;
     #[pymodule_export]
     use crate::python::server::{ServerCore, end_with_parent, steer};

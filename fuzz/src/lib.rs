@@ -5,17 +5,19 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use tomada::net::error_queue::ErrorMessage;
 use tomada::net::guard::{Networks, header, kernel_filter, parse_network, run};
+use tomada::net::proxy_protocol::{Header, Origin, Proxies, Refusal};
 use tomada::net::{Address, AddressKind, Meta, Split, cmsg};
 
 /// A target: its name, which is also the name of its corpus, and the property to check.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 5] = [
     ("control_messages", control_messages),
     ("splitter", splitter),
     ("addresses", addresses),
     ("filters", filters),
+    ("proxy_headers", proxy_headers),
 ];
 
 /// Control messages lie within their buffer, and complete ones survive being encoded again.
@@ -48,6 +50,37 @@ pub fn control_messages(data: &[u8]) {
     if let Some(error) = entry.decode() {
         assert!(error.offender.is_none_or(|offender| offender.ip().is_some()));
         assert!(error.mtu().is_none_or(|mtu| mtu == error.info));
+    }
+}
+
+/// A PROXY header is valid only if it is complete, and then says the same whatever follows it. A
+/// sender that is not trusted cannot choose its address.
+pub fn proxy_headers(data: &[u8]) {
+    let everything = parse_network("0.0.0.0/0").expect("it is a network");
+    let trusting = |networks: &[IpNet]| {
+        Proxies::new(Networks::new(Some(networks), &[]).expect("they are few"), None)
+    };
+    let sender = Address::from(SocketAddr::from(([192, 0, 2, 1], 1)));
+    let origin = trusting(&[everything]).origin(sender.as_bytes(), data);
+    let untrusted = trusting(&[]).origin(sender.as_bytes(), data);
+    if Header::is_at_start(data) {
+        assert_eq!(untrusted, Err(Refusal::Untrusted));
+    } else {
+        assert_eq!(untrusted, Ok(Origin { client: None, header_len: 0 }));
+    }
+    let Ok(header) = Header::parse(data) else {
+        assert_eq!(origin, Err(Refusal::Malformed));
+        return;
+    };
+    assert!(Header::is_at_start(data));
+    let origin = origin.expect("the header is valid");
+    assert_eq!(origin.header_len, header.len);
+    assert_eq!(origin.client.is_some(), header.client.is_some());
+    assert_eq!(Header::parse(&data[..header.len]), Ok(header));
+    assert!(Header::parse(&data[..header.len - 1]).is_err());
+    if let Some(client) = header.client {
+        let again = Header::encode(client, client).expect("one family");
+        assert_eq!(Header::parse(&again), Ok(Header { client: Some(client), len: again.len() }));
     }
 }
 

@@ -23,7 +23,9 @@ __all__ = [
     "__version__",
     "end_with_parent",
     "kind_of",
+    "proxy_header",
     "steer",
+    "trust_proxies",
 ]
 
 __version__: Final[str]
@@ -32,6 +34,26 @@ _CMSG: TypeAlias = tuple[int, int, bytes]
 _CMSGArg: TypeAlias = tuple[int, int, ReadableBuffer]
 
 CONSTANTS: Final[dict[str, int]]
+
+def trust_proxies(
+    socket: Socket | None, proxies: Iterable[object], idle: float | None = None, /
+) -> None:
+    """Make a socket read the PROXY protocol headers of proxies in some networks.
+
+    Set it once, before the guard. With ``idle``, a header precedes only the first datagram of each
+    flow, which ends when it has been silent for that many seconds. Without a socket, only the
+    networks are checked.
+
+    :raises ValueError: A network is not valid.
+    :raises OSError: ``EAFNOSUPPORT``: the socket is not an IP socket. ``EALREADY``: its proxies are
+        already set.
+    """
+
+def proxy_header(client: tuple[str, int], server: tuple[str, int], /) -> bytes:
+    """Return the PROXY protocol header (version 2) of a datagram from a client to a server.
+
+    :raises ValueError: An address is not numeric.
+    """
 
 def kind_of(fileno: int, /) -> tuple[int, int]:
     """Return the family and type of an open socket.
@@ -789,6 +811,22 @@ class ServerStats:
         """Datagrams that the workers' guards refused. No other counter includes them."""
 
     @property
+    def proxy_untrusted(self) -> int:
+        """Datagrams with a PROXY header that did not come from a trusted proxy, and were refused.
+
+        No other counter includes them.
+        """
+
+    @property
+    def proxy_malformed(self) -> int:
+        """Datagrams of trusted proxies without a valid PROXY header, which were refused.
+
+        No other counter includes them. If the proxies put a header in front of the first datagram
+        of a flow, these are also datagrams of a flow whose beginning was not seen, and of one in
+        which another client's header appeared later.
+        """
+
+    @property
     def kernel_drops(self) -> int:
         """Datagrams that the kernel dropped since the start: see :attr:`Stats.kernel_drops`.
 
@@ -870,6 +908,22 @@ class Stats:
     @property
     def refused(self) -> int:
         """Datagrams that :attr:`Socket.guard` refused. No other counter includes them."""
+
+    @property
+    def proxy_untrusted(self) -> int:
+        """Datagrams with a PROXY header that did not come from a trusted proxy, and were refused.
+
+        No other counter includes them.
+        """
+
+    @property
+    def proxy_malformed(self) -> int:
+        """Datagrams of trusted proxies without a valid PROXY header, which were refused.
+
+        No other counter includes them. If the proxies put a header in front of the first datagram
+        of a flow, these are also datagrams of a flow whose beginning was not seen, and of one in
+        which another client's header appeared later.
+        """
 
     @property
     def kernel_drops(self) -> int:

@@ -89,6 +89,17 @@ class Server:
     :param guard: A :class:`tomada.Guard` for received datagrams and replies. Each worker enforces
         the limits on its own, based on what it has received itself; the guard's counters are sums
         over all workers.
+    :param proxy: The networks of trusted proxies (load balancers), such as ``["10.0.0.0/8"]``. Each
+        of their datagrams must begin with a PROXY protocol header (version 2), which says which
+        client it comes from. The handler, the guard and the log see the client's address, and
+        replies go back through the proxy. Datagrams of these networks without a valid header are
+        refused, and so are headers from other addresses (``stats().proxy_malformed`` and
+        ``proxy_untrusted``). Other datagrams are those of direct clients.
+    :param proxy_flows: For proxies that put a header in front of only the first datagram of each
+        flow (from one address and port of the proxy): how long a flow may be silent before the
+        proxy ends it, in seconds. A flow's worker must not change: it needs
+        ``steering="hash"``, and a replaced worker refuses the flows of its predecessor until they
+        begin again.
     :param sock: A bound socket to use instead of an address. The caller still owns it.
     :param fd: The descriptor of a bound socket. The server takes ownership of it.
 
@@ -113,6 +124,8 @@ class Server:
         spin: float = 0.0,
         groups: Sequence[Any] = (),
         guard: Guard | None = None,
+        proxy: Sequence[Any] = (),
+        proxy_flows: float | None = None,
         sock: Any = None,
         fd: int | None = None,
     ) -> None:
@@ -137,8 +150,16 @@ class Server:
         self._address, self._given, self._fd = address, sock, fd
         self._steering = steering
         self._options = SocketOptions(
-            rcvbuf=rcvbuf, gro=bool(gro), spin=spin, groups=groups, guard=guard
+            rcvbuf=rcvbuf,
+            gro=bool(gro),
+            spin=spin,
+            groups=groups,
+            guard=guard,
+            proxy=proxy,
+            proxy_flows=proxy_flows,
         )
+        if proxy_flows is not None and workers > 1 and (steering != "hash" or groups):
+            raise ValueError("proxy_flows needs steering='hash': a flow's worker must not change")
         self._life = Lifecycle(self._keep, self._drain)
         self.ready: threading.Event = self._life.ready
         """A :class:`threading.Event` that is set while the server is running."""

@@ -19,6 +19,10 @@ macro_rules! socket_counters {
                 "Received datagrams that were longer than the buffer, and so truncated.",
             Refused refused u64
                 "Datagrams that the socket's guard refused. No other counter includes them.",
+            ProxyUntrusted proxy_untrusted u64
+                "Refused datagrams: a PROXY header from an address that is not a trusted proxy's.",
+            ProxyMalformed proxy_malformed u64
+                "Refused datagrams of a trusted proxy: their PROXY header is missing or malformed.",
             KernelDrops kernel_drops u64
                 "Datagrams that the kernel dropped. Counted by the kernel.",
             FilterDrops filter_drops u64
@@ -43,6 +47,10 @@ macro_rules! server_counters {
             SendCalls send_calls u64 "System calls that sent datagrams.",
             Truncated truncated u64 "Received datagrams that were truncated.",
             Refused refused u64 "Datagrams that the guard refused.",
+            ProxyUntrusted proxy_untrusted u64
+                "Refused datagrams: a PROXY header from an address that is not a trusted proxy's.",
+            ProxyMalformed proxy_malformed u64
+                "Refused datagrams of a trusted proxy: their PROXY header is missing or malformed.",
             KernelDrops kernel_drops u64
                 "Datagrams that the kernel dropped because there was no room.",
             FilterDrops filter_drops u64

@@ -22,6 +22,7 @@ pub mod multicast;
 pub mod names;
 mod own_address;
 mod phase;
+pub mod proxy_protocol;
 mod recv_backlog;
 mod recv_ring;
 mod reply_source;

@@ -28,8 +28,15 @@ const LARGEST_V4: usize = 65_507;
 /// The longest payload of an IPv6 datagram, whose length field does not count the IP header.
 const LARGEST_V6: usize = 65_527;
 
-/// A peer's address, and its reply source.
-type Sender = (Address, Option<Source>);
+/// Where a reply goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Route {
+    /// The sender's address. If a proxy is in between, that of the proxy's client.
+    peer: Address,
+    /// The address to send to, if another one.
+    proxy: Option<Address>,
+    source: Option<Source>,
+}
 
 /// The handler, as seen by one thread that delivers to it.
 pub(super) struct HandlerSink<'a, 'py> {
@@ -138,7 +145,7 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
     fn handle_batch(&mut self, cursor: &mut RecvCursor<'_>) -> PyResult<usize> {
         let (mut batch, mut senders, mut taken) = (Vec::new(), Vec::new(), 0);
         while let Some(datagram) = cursor.current() {
-            let added = if self.own.is_source(datagram.from) {
+            let added = if self.own.is_source(datagram.reply_to()) {
                 self.refuse_own(datagram.from)
             } else {
                 self.add(&datagram, &mut batch, &mut senders)
@@ -163,11 +170,11 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         &mut self,
         datagram: &Received<'_>,
         batch: &mut Vec<Bound<'py, PyTuple>>,
-        senders: &mut Vec<(Sender, usize)>,
+        senders: &mut Vec<(Route, usize)>,
     ) -> PyResult<()> {
         let data = new_bytes(self.py, datagram.payload)?;
         let pair = pair(data, self.senders.object(self.py, datagram.from)?)?;
-        let sender = (Address::from_bytes(datagram.from), self.source_reader.take(datagram));
+        let sender = self.route(datagram);
         match senders.last_mut() {
             Some((last, count)) if *last == sender => *count += 1,
             _ => push(senders, (sender, 1))?,
@@ -181,26 +188,33 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
 
     /// Calls the handler with one datagram, and queues the reply.
     fn handle(&mut self, datagram: &Received<'_>) -> PyResult<()> {
-        if self.own.is_source(datagram.from) {
+        if self.own.is_source(datagram.reply_to()) {
             return self.refuse_own(datagram.from);
         }
         let data = new_bytes(self.py, datagram.payload)?;
         let address = self.senders.object(self.py, datagram.from)?;
-        let source = self.source_reader.take(datagram);
+        let route = self.route(datagram);
         let reply = if self.core.takes == Takes::Data {
             self.handler.call1((data, address))
         } else {
             let about = Datagram::new(self.owner, datagram, data, address);
             self.handler.call1((Bound::new(self.py, about)?,))
         };
-        self.queue_reply(datagram.from, source, &reply?)
+        self.queue_reply(&route, &reply?)
+    }
+
+    /// The way to the sender of a datagram.
+    fn route(&mut self, datagram: &Received<'_>) -> Route {
+        let source = self.source_reader.take(datagram);
+        let proxy = datagram.proxy.map(Address::from_bytes);
+        Route { peer: Address::from_bytes(datagram.from), proxy, source }
     }
 
     /// Queues the replies to a batch. An invalid reply does not affect the others.
     fn queue_replies(
         &self,
         replies: &Bound<'py, PyAny>,
-        senders: &[(Sender, usize)],
+        senders: &[(Route, usize)],
     ) -> PyResult<()> {
         if replies.is_none() {
             return Ok(());
@@ -221,24 +235,19 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
             senders.iter().flat_map(|(sender, count)| std::iter::repeat_n(sender, *count));
         for reply in replies.try_iter()? {
             let reply = reply?;
-            let Some((to, source)) = each.next() else {
+            let Some(route) = each.next() else {
                 let message = "a handler of batches returned more replies than there were \
                                datagrams; use sendto() for others";
                 return Err(PyValueError::new_err(message));
             };
-            self.queue_reply(to.as_bytes(), *source, &reply)
-                .or_else(|error| self.fail(error, Some(to.as_bytes())))?;
+            self.queue_reply(route, &reply)
+                .or_else(|error| self.fail(error, Some(route.peer.as_bytes())))?;
         }
         Ok(())
     }
 
     /// Queues a reply.
-    fn queue_reply(
-        &self,
-        to: &[u8],
-        source: Option<Source>,
-        reply: &Bound<'py, PyAny>,
-    ) -> PyResult<()> {
+    fn queue_reply(&self, route: &Route, reply: &Bound<'py, PyAny>) -> PyResult<()> {
         if reply.is_none() {
             return Ok(());
         }
@@ -254,12 +263,16 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
             );
             return Err(PyOSError::new_err((libc::EMSGSIZE, message)));
         }
-        if to.is_empty() && !self.core.is_connected {
+        let is_unnamed = route.peer.as_bytes().is_empty();
+        if is_unnamed && !self.core.is_connected {
             let message = "cannot reply: the sender has no address";
             return Err(PyOSError::new_err((libc::EDESTADDRREQ, message)));
         }
-        let to = (!to.is_empty()).then(|| Address::from_bytes(to));
-        let pushed = self.core.send_backlog().push(data.into(), to, source);
+        if route.proxy.is_some() {
+            self.socket.spend_for_client(&route.peer, len).map_err(Error::from)?;
+        }
+        let to = (!is_unnamed).then(|| route.proxy.unwrap_or(route.peer));
+        let pushed = self.core.send_backlog().push(data.into(), to, route.source);
         Ok(pushed.map_err(Error::from)?)
     }
 

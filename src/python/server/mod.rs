@@ -377,6 +377,8 @@ impl ServerCore {
         let delta = socket.counters().take_delta();
         let counts = [
             (Count::Refused, delta.refused),
+            (Count::ProxyUntrusted, delta.proxy_untrusted),
+            (Count::ProxyMalformed, delta.proxy_malformed),
             (Count::Sent, delta.sent),
             (Count::SentBytes, delta.sent_bytes),
             (Count::SendCalls, delta.send_calls),
