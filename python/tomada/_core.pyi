@@ -25,6 +25,7 @@ __all__ = [
     "kind_of",
     "proxy_header",
     "steer",
+    "steer_by_key",
     "trust_proxies",
 ]
 
@@ -708,6 +709,15 @@ class DatagramError:
 
 def end_with_parent(signal: int, /) -> None:
     """Have the kernel send this process a signal when its parent ends (``PR_SET_PDEATHSIG``)."""
+
+def steer_by_key(socket: Socket, key: tuple[int, int], sockets: int, has_header: bool, /) -> None:
+    """Steer a socket's reuseport group, which has this many sockets, by bytes of the payload.
+
+    ``key`` is their offset and their number (64 at most), and ``has_header`` says whether a PROXY
+    header may precede the payload.
+
+    :raises OSError: The kernel rejects the program.
+    """
 
 def steer(socket: Socket, how: str, sockets: int, /) -> None:
     """Steer datagrams within a reuseport group (``SO_REUSEPORT``).

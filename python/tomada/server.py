@@ -19,6 +19,7 @@ from tomada._server.context import Context
 from tomada._server.lifecycle import Lifecycle, StoppedWhileStartingError
 from tomada._server.listeners import Listeners, adopt, listen, passed_descriptors
 from tomada._server.processes import Processes
+from tomada._server.steering import Key, Steering, check_steering, key
 from tomada._server.threads import Threads
 from tomada._server.wakeup import Signals, Wakeup
 from tomada._socket_options import SocketOptions
@@ -28,11 +29,10 @@ if TYPE_CHECKING:
 
     from tomada._core import Guard
 
-__all__ = ["Server", "serve"]
+__all__ = ["Server", "key", "serve"]
 
 Handler: TypeAlias = Callable[..., Any]
 Takes: TypeAlias = Literal["data", "datagram", "batch"]
-Steering: TypeAlias = Literal["hash", "cpu", "random"]
 
 # The longest drain that can be limited, in seconds: all timers accept it. A longer one is
 # unlimited.
@@ -75,7 +75,8 @@ class Server:
         registered in the worker, and flushes files. All of this may take the rest of ``drain`` plus
         one second. Exceptions are logged.
     :param steering: Which worker receives a datagram. ``"hash"``: always the same for a peer.
-        ``"cpu"``: that of the CPU that received it. ``"random"``: any.
+        ``"cpu"``: that of the CPU that received it. ``"random"``: any. :func:`tomada.key`: always
+        the same for an identifier in the payload.
     :param drain: The maximum time in seconds to handle queued datagrams when the server stops;
         ``math.inf`` for no limit.
     :param rcvbuf: The size of each receive buffer in bytes. If the kernel grants less (sysctl
@@ -134,8 +135,7 @@ class Server:
         check_callback(exit, "exit", is_optional=True)
         if takes not in ("data", "datagram", "batch"):
             raise ValueError(f"takes must be 'data', 'datagram' or 'batch', not {takes!r}")
-        if steering not in ("hash", "cpu", "random"):
-            raise ValueError(f"steering must be 'hash', 'cpu' or 'random', not {steering!r}")
+        check_steering(steering)
         if workers < 1 or threads < 1:
             raise ValueError(f"workers and threads start at 1, not {min(workers, threads)}")
         if math.isnan(drain) or drain < 0:
@@ -151,7 +151,7 @@ class Server:
         self._steering = steering
         self._options = SocketOptions(
             rcvbuf=rcvbuf,
-            gro=bool(gro),
+            gro=bool(gro) and not isinstance(steering, Key),
             spin=spin,
             groups=groups,
             guard=guard,

@@ -57,7 +57,7 @@ pub use recv_ring::{
     Datagrams, ExportedRing, Filled, Received, RecvRing, Run, SlotKind, ThreadRing,
 };
 pub use reply_source::{ReplySourceReader, ReplySources};
-pub use reuseport::Steering;
+pub use reuseport::{Key, Steering};
 pub use scratch::Scratch;
 pub use send_backlog::{Flushed, Payload, Refused, SendBacklog, Spare};
 pub use send_limit::Shed;

@@ -1,7 +1,6 @@
 """PROXY protocol headers: the client's address behind trusted proxies."""
 
 import contextlib
-import ipaddress
 import logging
 import socket as std
 import struct
@@ -10,24 +9,12 @@ import threading
 import pytest
 
 import tomada
+from proxied import LOCAL, SIGNATURE, headed
 from serving import client, server
 from support import DEADLINE, Call, eventually
 from traffic import send_run
 
 LOCALHOST = ["127.0.0.0/8"]
-SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
-DATAGRAM, LOCAL, PROXY = 2, 0x20, 0x21
-
-
-def headed(source, payload=b"", *, command=PROXY, kind=DATAGRAM, fields=b""):
-    """Put a header in front of a payload, as the specification describes it."""
-    host, port = source
-    address = ipaddress.ip_address(host)
-    family = 1 if address.version == 4 else 2
-    to = bytes([198, 51, 100, 1]) if family == 1 else ipaddress.ip_address("2001:db8::53").packed
-    addresses = address.packed + to + struct.pack("!HH", port, 53)
-    start = struct.pack("!BBH", command, family << 4 | kind, len(addresses) + len(fields))
-    return SIGNATURE + start + addresses + fields + payload
 
 
 def crc32c(data):

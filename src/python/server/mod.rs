@@ -23,7 +23,7 @@ use super::error::{Error, Result};
 use super::send_backlog::SendBacklog;
 use super::socket::Socket;
 use crate::net::{
-    self, Address, Costs, Count, Deadline, ErrorClass, ErrorStreak, Filled, Interest, Pace,
+    self, Address, Costs, Count, Deadline, ErrorClass, ErrorStreak, Filled, Interest, Key, Pace,
     RecvCursor, ReplySources, Steering, Stop, ThreadRing, Waiting, hang_if_ended,
 };
 
@@ -469,6 +469,20 @@ pub(crate) fn steer(socket: &Bound<'_, Socket>, how: &str, sockets: u32) -> Resu
         }
     };
     Ok(socket.get().socket()?.with(|fd| steering.attach(fd, sockets))?)
+}
+
+/// Steer the reuseport group of a socket, which has this many sockets, by bytes of the payload.
+#[pyfunction]
+#[pyo3(signature = (socket, key, sockets, has_header, /))]
+pub(crate) fn steer_by_key(
+    socket: &Bound<'_, Socket>,
+    key: (u16, u16),
+    sockets: u32,
+    has_header: bool,
+) -> Result<()> {
+    let (offset, len) = key;
+    let key = Key { offset, len: len.clamp(1, Key::LONGEST), has_header };
+    Ok(socket.get().socket()?.with(|fd| Steering::Key(key).attach(fd, sockets))?)
 }
 
 /// Make the kernel send this process a signal when its parent exits.
