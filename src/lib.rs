@@ -17,7 +17,9 @@ mod _core {
     #[pymodule_export]
     use crate::python::batch::Batch;
     #[pymodule_export]
-    use crate::python::counters::{GuardStats, ServerCounters, ServerStats, Stats};
+    use crate::python::counters::{
+        GuardStats, ServerCounters, ServerStats, SinkCounters, SinkStats, Stats,
+    };
     #[pymodule_export]
     use crate::python::guard::Guard;
     #[pymodule_export]

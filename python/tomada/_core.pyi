@@ -16,6 +16,8 @@ __all__ = [
     "ServerCore",
     "ServerCounters",
     "ServerStats",
+    "SinkCounters",
+    "SinkStats",
     "Socket",
     "Stats",
     "TransportCore",
@@ -879,6 +881,45 @@ class ServerStats:
     @property
     def batch_sizes(self) -> dict[int, int]:
         """The number of batches by size, which is rounded up to a power of two."""
+
+@final
+class SinkCounters:
+    """Counters of a sink, in memory that a server's processes share. Not a public interface."""
+
+    def __new__(cls) -> SinkCounters: ...
+    def add(self, *, received: int = 0, published: int = 0, dropped: int = 0) -> None:
+        """Count datagrams."""
+
+    def stats(self) -> SinkStats:
+        """Return the counters."""
+
+@final
+class SinkStats:
+    """The counters of a sink, summed over all workers. Immutable.
+
+    At every moment, ``received == published + dropped + in_flight``.
+    """
+
+    @property
+    def published(self) -> int:
+        """Datagrams that the engine has acknowledged."""
+
+    @property
+    def dropped(self) -> int:
+        """Datagrams dropped: the sink was full, the engine rejected them, or time was up."""
+
+    @property
+    def received(self) -> int:
+        """Datagrams received from the server."""
+
+    @property
+    def in_flight(self) -> int:
+        """Datagrams that the sink holds: received, and neither published nor dropped yet.
+
+        A worker that is killed leaves its own here.
+        """
+
+    def __eq__(self, other: object, /) -> bool: ...
 
 @final
 class Stats:

@@ -22,6 +22,7 @@ from tomada._server.processes import Processes
 from tomada._server.steering import Key, Steering, check_steering, key
 from tomada._server.threads import Threads
 from tomada._server.wakeup import Signals, Wakeup
+from tomada._sinks.sink import attach
 from tomada._socket_options import SocketOptions
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Server", "key", "serve"]
 
 Handler: TypeAlias = Callable[..., Any]
-Takes: TypeAlias = Literal["data", "datagram", "batch"]
+Takes: TypeAlias = Literal["data", "datagram", "batch", "timed"]
 
 # The longest drain that can be limited, in seconds: all timers accept it. A longer one is
 # unlimited.
@@ -54,11 +55,12 @@ class Server:
         (``LISTEN_FDS``), or ``sock`` or ``fd``.
     :param handler: Called with each datagram. It returns the reply: a bytes-like object (an empty
         one is an empty datagram), or ``None`` for no reply. In each process one thread at a time
-        calls it, or ``threads`` of them.
+        calls it, or ``threads`` of them. A :class:`tomada.sinks.Sink` publishes the datagrams.
     :param takes: The handler's arguments. ``"data"``: ``(data, address)``. ``"datagram"``: one
         :class:`tomada.Datagram`, with the kernel's metadata. ``"batch"``: a list of pairs ``(data,
         address)``; the handler returns an iterable with the reply (or ``None``) to each, or
-        ``None``.
+        ``None``. ``"timed"``: a list of triples ``(data, address, timestamp_ns)``, whose times, in
+        nanoseconds since 1970, are the kernel's (or ``None``).
     :param workers: The number of processes. With 1, a thread of this process calls the handler.
         More workers are forked by :meth:`start`, each with its own socket (``SO_REUSEPORT``), and
         supervised: a worker that dies is restarted with backoff, and its socket queues datagrams
@@ -133,8 +135,10 @@ class Server:
         check_callback(handler, "the handler")
         check_callback(init, "init", is_optional=True)
         check_callback(exit, "exit", is_optional=True)
-        if takes not in ("data", "datagram", "batch"):
-            raise ValueError(f"takes must be 'data', 'datagram' or 'batch', not {takes!r}")
+        takes, init, exit = attach(handler, takes, init, exit)
+        if takes not in ("data", "datagram", "batch", "timed"):
+            names = "'data', 'datagram', 'batch' or 'timed'"
+            raise ValueError(f"takes must be {names}, not {takes!r}")
         check_steering(steering)
         if workers < 1 or threads < 1:
             raise ValueError(f"workers and threads start at 1, not {min(workers, threads)}")

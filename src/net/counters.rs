@@ -82,6 +82,18 @@ macro_rules! guard_counters {
     };
 }
 
+/// The counters of a sink. They are read in this order.
+macro_rules! sink_counters {
+    ($declare:ident! $arguments:tt) => {
+        $declare! { $arguments
+            Published published u64 "Datagrams that the engine has acknowledged.",
+            Dropped dropped u64
+                "Datagrams dropped: the sink was full, the engine rejected them, or time was up.",
+            Received received u64 "Datagrams received from the server.",
+        }
+    };
+}
+
 /// Declares an enum of counters, and a struct that holds a number for each.
 macro_rules! declare_counters {
     (
@@ -121,4 +133,6 @@ macro_rules! declare_counters {
     };
 }
 
-pub(crate) use {declare_counters, guard_counters, server_counters, socket_counters};
+pub(crate) use {
+    declare_counters, guard_counters, server_counters, sink_counters, socket_counters,
+};

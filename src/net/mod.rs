@@ -33,6 +33,7 @@ mod send_limit;
 mod send_queue;
 mod shared_counters;
 mod shared_options;
+mod sink_counters;
 mod socket;
 mod socket_outlet;
 mod split;
@@ -63,6 +64,7 @@ pub use send_backlog::{Flushed, Payload, Refused, SendBacklog, Spare};
 pub use send_limit::Shed;
 pub use send_queue::{SendQueue, Sent};
 pub use shared_counters::{Count, ServerCounts, SharedCounters};
+pub use sink_counters::{SharedSinkCounters, SinkCounter, SinkCounts};
 pub use socket::{
     Deadline, Drops, Interest, KernelWait, RecvCursor, Ring, Socket, Stop, Taken, Visibility,
     Waiting, error_queue,

@@ -254,6 +254,12 @@ impl Socket {
         self.switch_on(meta::options(self.family))
     }
 
+    /// Makes the kernel report when it received each datagram; otherwise as
+    /// [`request_metadata`](Self::request_metadata).
+    pub fn request_timestamp(&self) -> io::Result<()> {
+        self.switch_on(&[(libc::SOL_SOCKET, libc::SO_TIMESTAMPNS)])
+    }
+
     /// Makes the kernel report the destination with each datagram; otherwise as
     /// [`request_metadata`](Self::request_metadata).
     pub fn request_destination(&self) -> io::Result<()> {

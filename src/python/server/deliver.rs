@@ -10,13 +10,13 @@ use pyo3::types::{PyByteArray, PyBytes, PyList, PyMemoryView, PyString, PyTuple}
 
 use super::{ServerCore, Takes};
 use crate::net::{
-    self, Address, Count, Datagrams, Filled, Flow, OwnAddress, Pace, Received, RecvCursor,
+    self, Address, Count, Datagrams, Filled, Flow, Meta, OwnAddress, Pace, Received, RecvCursor,
     ReplySourceReader, Sink, Source, deliver,
 };
 use crate::python::buffer::{Readable, TypeName, new_bytes, new_list, push};
 use crate::python::datagram::Datagram;
 use crate::python::error::{Error, Result};
-use crate::python::socket::{Senders, Socket, pair};
+use crate::python::socket::{Senders, Socket, pair, triple};
 
 /// A receive takes only as many datagrams as can probably be handled in this time: a worker that
 /// crashes loses them, and one that is stopping handles them first.
@@ -173,7 +173,12 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         senders: &mut Vec<(Route, usize)>,
     ) -> PyResult<()> {
         let data = new_bytes(self.py, datagram.payload)?;
-        let pair = pair(data, self.senders.object(self.py, datagram.from)?)?;
+        let address = self.senders.object(self.py, datagram.from)?;
+        let pair = if self.core.takes == Takes::Timed {
+            triple(data, address, Meta::decode(datagram.control).timestamp_ns)?
+        } else {
+            pair(data, address)?
+        };
         let sender = self.route(datagram);
         match senders.last_mut() {
             Some((last, count)) if *last == sender => *count += 1,
@@ -296,7 +301,7 @@ impl Sink for HandlerSink<'_, '_> {
     type Error = PyErr;
 
     fn take(&mut self, cursor: &mut RecvCursor<'_>) -> PyResult<usize> {
-        if self.core.takes == Takes::Batch {
+        if matches!(self.core.takes, Takes::Batch | Takes::Timed) {
             return self.handle_batch(cursor);
         }
         let Some(datagram) = cursor.current() else { return Ok(0) };

@@ -49,6 +49,8 @@ enum Takes {
     Datagram,
     /// A list of pairs of payload and address.
     Batch,
+    /// A list of triples of payload, address and timestamp.
+    Timed,
 }
 
 /// The server runs until it is stopped.
@@ -98,14 +100,18 @@ impl ServerCore {
             "data" => Takes::Data,
             "datagram" => Takes::Datagram,
             "batch" => Takes::Batch,
+            "timed" => Takes::Timed,
             _ => {
-                let message = format!("takes must be 'data', 'datagram' or 'batch', not {takes:?}");
+                let message =
+                    format!("takes must be 'data', 'datagram', 'batch' or 'timed', not {takes:?}");
                 return Err(PyValueError::new_err(message).into());
             }
         };
         let inner = socket.get().socket()?;
         if takes == Takes::Datagram {
             inner.request_metadata()?;
+        } else if takes == Takes::Timed {
+            inner.request_timestamp()?;
         }
         Ok(Self {
             reply_sources: ReplySources::of(inner),
