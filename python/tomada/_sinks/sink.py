@@ -24,6 +24,9 @@ KeyOf: TypeAlias = "Literal['source'] | Callable[[bytes, Any], str | bytes] | No
 
 log = logging.getLogger("tomada.sinks")
 
+# An engine that has acknowledged something in the last second is healthy. The server waits this
+# long for it to make room, in seconds.
+HEALTHY, PATIENCE = 1.0, 0.05
 # The pause after a failure, in seconds; it doubles up to the second number.
 FIRST_PAUSE, LAST_PAUSE = 0.05, 2.0
 
@@ -64,6 +67,8 @@ class Sink(ABC):
         """Start afresh: in a process that has not used the sink yet."""
         self._owner = os.getpid()
         self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._progress_at = float("-inf")
         self._opened = 0
         self._held = 0
         self._batches: deque[list[Row]] = deque()
@@ -102,9 +107,17 @@ class Sink(ABC):
         return self._counters.stats()
 
     def __call__(self, batch: list[Row]) -> None:
-        """Take over the datagrams of one receive. It never waits for the engine."""
+        """Take over the datagrams of one receive.
+
+        If there is no room, but the engine has just acknowledged something, this waits a moment for
+        room, and the next datagrams wait in the kernel's buffer.
+        """
         size = len(batch)
         with self._lock:
+            end = min(self._progress_at + HEALTHY, time.monotonic() + PATIENCE)
+            while self._held + size > self._capacity and not self._is_closing:
+                if not self._room.wait(max(end - time.monotonic(), 0.0)):
+                    break
             room = max(self._capacity - self._held, 0)
             if size > room:
                 # They count as received first, so that no moment has more dropped than received.
@@ -129,14 +142,16 @@ class Sink(ABC):
         return rows
 
     def _published(self, datagrams: int) -> None:
+        self._counters.add(published=datagrams)
         with self._lock:
             self._held -= datagrams
-        self._counters.add(published=datagrams)
+            self._progress_at = time.monotonic()
+            self._room.notify()
 
     def _dropped(self, datagrams: int) -> None:
+        self._counters.add(dropped=datagrams)
         with self._lock:
             self._held -= datagrams
-        self._counters.add(dropped=datagrams)
 
     @property
     def _is_closing(self) -> bool:
