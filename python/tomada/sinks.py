@@ -2,11 +2,13 @@
 
 ::
 
-    sink = tomada.sinks.JetStream("nats://127.0.0.1:4222", "telemetry")
+    from tomada.sinks import JetStream
+
+    sink = JetStream("nats://127.0.0.1:4222", "telemetry")
     tomada.serve(("0.0.0.0", 1234), sink, workers=4)
 
-A sink does not wait for an engine that is away. It holds a limited number of datagrams while the engine is
-slow or away, and then drops new ones. Its counters include each datagram at every moment:
+A sink does not wait for an engine that is away. It holds a limited number of datagrams, and then
+drops new ones. Its counters include each datagram at every moment:
 ``received == published + dropped + in_flight``.
 """
 

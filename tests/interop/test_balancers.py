@@ -90,7 +90,8 @@ def dnsdist(machines, tmp_path):
         "checkInterval=1, rise=1}\n"
     )
 
-    def start():
+    def start(more=""):
+        configuration.write_text(configuration.read_text() + more)
         return machines.program("dnsdist", "--supervised", "--disable-syslog", "-C", configuration)
 
     return start
@@ -132,6 +133,23 @@ def test_dnsdist_that_is_not_trusted_is_refused_and_counted(machines, dnsdist):
     eventually(lambda: serving.stats().proxy_untrusted)
     assert dig(machines) == ""
     assert serving.stats().received == 0
+
+
+@pytest.mark.parametrize("source", [("203.0.113.7", 4242), ("2001:db8::7", 4242)])
+def test_dnsdist_reads_the_headers_that_a_client_sends(machines, dnsdist, source):
+    serving = machines.serve(answer, proxy=[BACK])
+    dnsdist(f'setProxyProtocolACL("{CLIENT}/32")\n')
+    eventually(lambda: serving.stats().received)
+    query = struct.pack("!HHHHHH", 7, 0x0100, 1, 0, 0, 0) + b"\3who\0\0\x10\0\1"
+
+    def ask():
+        match = lambda sent, reply: sent[:2] == reply[:2]  # noqa: E731
+        options = {"match": match, "proxy_from": source}
+        with tomada.Client((FRONT, 53), DEADLINE, 60, **options) as client:
+            return client.request(query)
+
+    reply = machines.client.run(ask)
+    assert "{} {}".format(*source).encode() in reply
 
 
 @pytest.fixture
