@@ -916,7 +916,8 @@ class SinkStats:
     def in_flight(self) -> int:
         """Datagrams that the sink holds: received, and neither published nor dropped yet.
 
-        A worker that is killed leaves its own here.
+        This may include, for a moment, a batch that is about to be dropped. A worker that is killed
+        leaves its own here.
         """
 
     def __eq__(self, other: object, /) -> bool: ...

@@ -154,6 +154,20 @@ def test_dnsdist_reads_the_headers_that_a_client_sends(machines, dnsdist, source
 
 @pytest.fixture
 def nginx(machines, tmp_path):
+    return start_nginx(machines, tmp_path)
+
+
+@pytest.fixture
+def transparent_nginx(machines, tmp_path):
+    """Start an nginx that sends from the clients' addresses, and gets the replies to them."""
+    machines.balancer.set("ipv4/ip_forward", 1)
+    machines.balancer.command("ip", "rule", "add", "iif", "back", "lookup", "100")
+    local = ("local", "default", "dev", "lo", "table", "100")
+    machines.balancer.command("ip", "route", "add", *local)
+    return start_nginx(machines, tmp_path, "proxy_bind $remote_addr transparent;")
+
+
+def start_nginx(machines, tmp_path, options=""):
     skips.program("nginx")
     module = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
     load = f"load_module {module};\n" if module.exists() else ""
@@ -165,7 +179,7 @@ def nginx(machines, tmp_path):
         "events {}\n"
         f"stream {{ upstream backends {{ {servers} }}\n"
         f"server {{ listen {FRONT}:{PORT} udp; proxy_pass backends; proxy_responses 1; "
-        "proxy_timeout 1s; } }\n"
+        f"proxy_timeout 1s; {options} }} }}\n"
     )
     return machines.program("nginx", "-p", tmp_path, "-c", configuration)
 
@@ -187,7 +201,7 @@ table ip balancer {{
     machines.balancer.command("nft", rules)
 
 
-@pytest.mark.parametrize("balancer", ["nginx", "nftables"])
+@pytest.mark.parametrize("balancer", ["nginx", "transparent_nginx", "nftables"])
 def test_backend_is_drained_and_replaced_under_load(machines, balancer, request):
     request.getfixturevalue(balancer)
     hosts, answered, over = set(), [], threading.Event()
