@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tomada._sinks.sink import KeyOf, Pack, Row
 
@@ -105,13 +105,16 @@ def record_batch(rows: list[Row]) -> bytes:
     """Return datagrams as an Arrow stream with one record batch."""
     import pyarrow as pa  # noqa: PLC0415 - an extra
 
+    addresses: Sequence[Any]
     data, addresses, times = zip(*rows, strict=True)
-    senders = [host_and_port(address) for address in addresses]
+    # The addresses of a socket are of one family. Tuples, the usual case, cost no call each.
+    if not isinstance(addresses[0], tuple):
+        addresses = [host_and_port(address) for address in addresses]
     batch = pa.record_batch(
         [
             pa.array(data, pa.binary()),
-            pa.array([host for host, _ in senders], pa.string()),
-            pa.array([port for _, port in senders], pa.uint16()),
+            pa.array([address[0] for address in addresses], pa.string()),
+            pa.array([address[1] for address in addresses], pa.uint16()),
             pa.array(times, pa.int64()),
         ],
         names=["data", "host", "port", "timestamp_ns"],
