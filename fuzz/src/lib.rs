@@ -1,6 +1,7 @@
 //! Properties that must hold for all input, which the fuzzer tries to refute.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::LazyLock;
 
 use ipnet::IpNet;
 use tomada::net::error_queue::ErrorMessage;
@@ -56,13 +57,11 @@ pub fn control_messages(data: &[u8]) {
 /// A PROXY header is valid only if it is complete, and then says the same whatever follows it. A
 /// sender that is not trusted cannot choose its address.
 pub fn proxy_headers(data: &[u8]) {
-    let everything = parse_network("0.0.0.0/0").expect("it is a network");
-    let trusting = |networks: &[IpNet]| {
-        Proxies::new(Networks::new(Some(networks), &[]).expect("they are few"), None)
-    };
+    static TRUSTED: LazyLock<Proxies> = LazyLock::new(|| trusting("0.0.0.0/0"));
+    static UNTRUSTED: LazyLock<Proxies> = LazyLock::new(|| trusting("::/0"));
     let sender = Address::from(SocketAddr::from(([192, 0, 2, 1], 1)));
-    let origin = trusting(&[everything]).origin(sender.as_bytes(), data);
-    let untrusted = trusting(&[]).origin(sender.as_bytes(), data);
+    let origin = TRUSTED.origin(sender.as_bytes(), data);
+    let untrusted = UNTRUSTED.origin(sender.as_bytes(), data);
     if Header::is_at_start(data) {
         assert_eq!(untrusted, Err(Refusal::Untrusted));
     } else {
@@ -82,6 +81,11 @@ pub fn proxy_headers(data: &[u8]) {
         let again = Header::encode(client, client).expect("one family");
         assert_eq!(Header::parse(&again), Ok(Header { client: Some(client), len: again.len() }));
     }
+}
+
+fn trusting(network: &str) -> Proxies {
+    let network = parse_network(network).expect("it is a network");
+    Proxies::new(Networks::new(Some(&[network]), &[]).expect("it is one"), None)
 }
 
 /// A coalesced message splits into datagrams that cover it completely and in order, and `keep`
