@@ -187,7 +187,7 @@ WRONG = [
         {"TOMADA_STEERING": "mood"},
         [],
         "",
-        "steering must be hash, cpu or random, not 'mood' (TOMADA_STEERING)",
+        "steering must be hash, cpu, random or key:OFFSET,LENGTH, not 'mood' (TOMADA_STEERING)",
     ),
     (
         {},

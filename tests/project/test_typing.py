@@ -217,5 +217,5 @@ def test_mypy_accepts_a_program_that_uses_everything(check):
 def test_mypy_finds_mistakes(check):
     lines = enumerate(MISTAKES.splitlines(), 1)
     expected = [(str(number), code) for number, line in lines for code in line.split("  # ")[1:]]
-    assert len(expected) == 27
+    assert len(expected) == 28
     assert check(MISTAKES) == expected

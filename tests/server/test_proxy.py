@@ -193,9 +193,7 @@ def test_async_handler_replies_through_the_proxy_of_each_client(takes, max_concu
 
     sources = [("192.0.2.1", 1000 + number) for number in range(20)]
     with (
-        server(
-            handle, takes=takes, max_concurrency=max_concurrency, proxy=LOCALHOST
-        ) as serving,
+        server(handle, takes=takes, max_concurrency=max_concurrency, proxy=LOCALHOST) as serving,
         client(serving.address) as first,
         client(serving.address) as second,
     ):

@@ -176,7 +176,6 @@ OPTIONS = (
         choice("tomada", "asyncio", "uvloop"),
         WORKERS,
         "the event loop of each worker",
-        "tomada, if the handler or the lifespan is async",
     ),
     Option(
         "max-concurrency",
@@ -185,9 +184,7 @@ OPTIONS = (
         "maximum calls of an async handler at once, in each worker",
         1000,
     ),
-    Option(
-        "max-requests", whole(1), WORKERS, "replace a worker after about this many datagrams"
-    ),
+    Option("max-requests", whole(1), WORKERS, "replace a worker after about this many datagrams"),
     Option(
         "max-age",
         seconds(is_positive=True),

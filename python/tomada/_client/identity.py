@@ -44,7 +44,7 @@ class Identity:
         self._key_of_request = key
 
     def behind(self, header: bytes) -> Identity:
-        """Return the identity of requests that are sent with a header, which replies do not have."""
+        """Return the identity of requests sent with a header, which replies do not have."""
         match, key, start = self._match, self._key, len(header)
         if not header:
             return self
