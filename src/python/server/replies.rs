@@ -34,6 +34,7 @@ pub(super) struct Route {
 }
 
 /// The peers that one result of the handler replies to.
+#[expect(clippy::large_enum_variant, reason = "most are One; a box would cost each call more")]
 pub(super) enum ReplyTo {
     One(Route),
     /// The senders of a batch, each with its number of consecutive datagrams.

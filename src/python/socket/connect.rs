@@ -70,7 +70,7 @@ impl Socket {
         let deadline = match patience.timeout {
             super::BLOCKING => socket.with(|fd| Self::accept_deadline(socket, fd))?,
             0 => None,
-            // The kernel need not have what is kept; a socket of datagrams refuses at once.
+            // The kernel does not know the backlog; a socket of datagrams refuses at once.
             _ if socket.backlog_len() > 0 => None,
             _ => Some(patience.deadline()),
         };
