@@ -223,6 +223,10 @@ WRONG = [
     ({}, ["--takes", "batch"], "", "takes needs app (--takes)"),
     ({"TOMADA_FACTORY": "1"}, [], "", "factory needs app (TOMADA_FACTORY)"),
     ({"TOMADA_RELOAD": "1"}, [], "", "reload needs app (TOMADA_RELOAD)"),
+    ({}, ["--sink", "mqtt://h"], "", "sink: 'mqtt://h' is not a sink: write nats://"),
+    ({}, ["--sink", "nats://h"], "", "sink: 'nats://h' lacks its subject: add ?subject=… (--sink)"),
+    ({"TOMADA_STEERING": "key:4"}, [], "", "steering must be hash, cpu, random or key:OFFSET"),
+    ({}, ["--steering", "key:4,0"], "", "steering must be hash, cpu, random or key:OFFSET"),
     ({}, ["--health", "./path"], "", "health must be HOST:PORT (--health)"),
 ]
 

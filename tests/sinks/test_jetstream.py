@@ -10,6 +10,7 @@ import pytest
 
 import tomada
 from brokers import send
+from command import Serving
 from serving import client, server
 from support import eventually
 
@@ -69,6 +70,21 @@ def test_drain_publishes_everything_that_was_received(broker):
     received = serving.stats().received
     assert (stats.received, stats.published, stats.dropped) == (received, received, 0)
     assert len(broker.messages("udp")) == received
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_command_serves_a_sink(broker, workers):
+    url = f"{broker.url}?subject=udp"
+    with (
+        Serving("127.0.0.1:0", "--sink", url, "--workers", workers) as serving,
+        client(serving.address) as sock,
+    ):
+        sock.send(b"one")
+        sock.send(b"two")
+        serving.signal(signal.SIGTERM)
+        status, _, errors = serving.end()
+        assert status == 0, errors
+    assert {data for _, _, data in broker.messages("udp")} == {b"one", b"two"}
 
 
 def test_workers_share_the_counters(broker):
