@@ -17,7 +17,8 @@ LAYERS = {
         "sync counters error_class cmsg split address phase",
         "sys",
         "names meta stats fork_mutex shared_counters waker scratch reuseport multicast gso",
-        "counted descriptor guard send_queue shared_options flow_control",
+        "counted descriptor guard send_queue shared_options sink_counters flow_control",
+        "proxy_protocol",
         "recv_ring",
         "recv_backlog",
         "socket",
@@ -32,7 +33,7 @@ LAYERS = {
         "batch",
         "socket",
         "send_backlog",
-        "server transport",
+        "server transport proxy_protocol",
     ],
 }
 

@@ -17,15 +17,19 @@ mod _core {
     #[pymodule_export]
     use crate::python::batch::Batch;
     #[pymodule_export]
-    use crate::python::counters::{GuardStats, ServerCounters, ServerStats, Stats};
+    use crate::python::counters::{
+        GuardStats, ServerCounters, ServerStats, SinkCounters, SinkStats, Stats,
+    };
     #[pymodule_export]
     use crate::python::guard::Guard;
     #[pymodule_export]
     use crate::python::link::{LinkCore, PathCore};
     #[pymodule_export]
+    use crate::python::proxy_protocol::{proxy_header, trust_proxies};
+    #[pymodule_export]
     use crate::python::records::DatagramError;
     #[pymodule_export]
-    use crate::python::server::{ServerCore, end_with_parent, steer};
+    use crate::python::server::{ServerCore, end_with_parent, steer, steer_by_key};
     #[pymodule_export]
     use crate::python::socket::datagram::Datagram;
     #[pymodule_export]

@@ -1,21 +1,24 @@
 //! Properties that must hold for all input, which the fuzzer tries to refute.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::LazyLock;
 
 use ipnet::IpNet;
 use tomada::net::error_queue::ErrorMessage;
 use tomada::net::guard::{Networks, header, kernel_filter, parse_network, run};
+use tomada::net::proxy_protocol::{Header, Origin, Proxies, Refusal};
 use tomada::net::{Address, AddressKind, Meta, Split, cmsg};
 
 /// A target: its name, which is also the name of its corpus, and the property to check.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 5] = [
     ("control_messages", control_messages),
     ("splitter", splitter),
     ("addresses", addresses),
     ("filters", filters),
+    ("proxy_headers", proxy_headers),
 ];
 
 /// Control messages lie within their buffer, and complete ones survive being encoded again.
@@ -49,6 +52,40 @@ pub fn control_messages(data: &[u8]) {
         assert!(error.offender.is_none_or(|offender| offender.ip().is_some()));
         assert!(error.mtu().is_none_or(|mtu| mtu == error.info));
     }
+}
+
+/// A PROXY header is valid only if it is complete, and then says the same whatever follows it. A
+/// sender that is not trusted cannot choose its address.
+pub fn proxy_headers(data: &[u8]) {
+    static TRUSTED: LazyLock<Proxies> = LazyLock::new(|| trusting("0.0.0.0/0"));
+    static UNTRUSTED: LazyLock<Proxies> = LazyLock::new(|| trusting("::/0"));
+    let sender = Address::from(SocketAddr::from(([192, 0, 2, 1], 1)));
+    let origin = TRUSTED.origin(sender.as_bytes(), data);
+    let untrusted = UNTRUSTED.origin(sender.as_bytes(), data);
+    if Header::is_at_start(data) {
+        assert_eq!(untrusted, Err(Refusal::Untrusted));
+    } else {
+        assert_eq!(untrusted, Ok(Origin { client: None, header_len: 0 }));
+    }
+    let Ok(header) = Header::parse(data) else {
+        assert_eq!(origin, Err(Refusal::Malformed));
+        return;
+    };
+    assert!(Header::is_at_start(data));
+    let origin = origin.expect("the header is valid");
+    assert_eq!(origin.header_len, header.len);
+    assert_eq!(origin.client.is_some(), header.client.is_some());
+    assert_eq!(Header::parse(&data[..header.len]), Ok(header));
+    assert!(Header::parse(&data[..header.len - 1]).is_err());
+    if let Some(client) = header.client {
+        let again = Header::encode(client, client).expect("one family");
+        assert_eq!(Header::parse(&again), Ok(Header { client: Some(client), len: again.len() }));
+    }
+}
+
+fn trusting(network: &str) -> Proxies {
+    let network = parse_network(network).expect("it is a network");
+    Proxies::new(Networks::new(Some(&[network]), &[]).expect("it is one"), None)
 }
 
 /// A coalesced message splits into datagrams that cover it completely and in order, and `keep`

@@ -18,7 +18,7 @@ from tomada._core import (
 
 if TYPE_CHECKING:
     from tomada.client import Client
-    from tomada.server import Server, serve
+    from tomada.server import Server, key, serve
 
 __all__ = [
     "Batch",
@@ -31,11 +31,12 @@ __all__ = [
     "ServerStats",
     "Stats",
     "__version__",
+    "key",
     "serve",
 ]
 
 # Imported on first use, so that programs that only use sockets start faster.
-_MODULES = {"Client": "client", "Server": "server", "serve": "server"}
+_MODULES = {"Client": "client", "Server": "server", "key": "server", "serve": "server"}
 
 
 def __getattr__(name: str) -> Any:

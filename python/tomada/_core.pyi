@@ -19,6 +19,8 @@ __all__ = [
     "ServerCore",
     "ServerCounters",
     "ServerStats",
+    "SinkCounters",
+    "SinkStats",
     "Socket",
     "Stats",
     "TransportCore",
@@ -26,7 +28,10 @@ __all__ = [
     "__version__",
     "end_with_parent",
     "kind_of",
+    "proxy_header",
     "steer",
+    "steer_by_key",
+    "trust_proxies",
 ]
 
 __version__: Final[str]
@@ -35,6 +40,26 @@ _CMSG: TypeAlias = tuple[int, int, bytes]
 _CMSGArg: TypeAlias = tuple[int, int, ReadableBuffer]
 
 CONSTANTS: Final[dict[str, int]]
+
+def trust_proxies(
+    socket: Socket | None, proxies: Iterable[object], idle: float | None = None, /
+) -> None:
+    """Make a socket read the PROXY protocol headers of proxies in some networks.
+
+    Set it once, before the guard. With ``idle``, a header precedes only the first datagram of each
+    flow, which ends when it has been silent for that many seconds. Without a socket, only the
+    networks are checked.
+
+    :raises ValueError: A network is not valid.
+    :raises OSError: ``EAFNOSUPPORT``: the socket is not an IP socket. ``EALREADY``: its proxies are
+        already set.
+    """
+
+def proxy_header(client: tuple[str, int], server: tuple[str, int], /) -> bytes:
+    """Return the PROXY protocol header (version 2) of a datagram from a client to a server.
+
+    :raises ValueError: An address is not numeric.
+    """
 
 def kind_of(fileno: int, /) -> tuple[int, int]:
     """Return the family and type of an open socket.
@@ -696,6 +721,15 @@ class DatagramError:
 def end_with_parent(signal: int, /) -> None:
     """Have the kernel send this process a signal when its parent ends (``PR_SET_PDEATHSIG``)."""
 
+def steer_by_key(socket: Socket, key: tuple[int, int], sockets: int, has_header: bool, /) -> None:
+    """Steer a socket's reuseport group, which has this many sockets, by bytes of the payload.
+
+    ``key`` is their offset and their number (64 at most), and ``has_header`` says whether a PROXY
+    header may precede the payload.
+
+    :raises OSError: The kernel rejects the program.
+    """
+
 def steer(socket: Socket, how: str, sockets: int, /) -> None:
     """Steer datagrams within a reuseport group (``SO_REUSEPORT``).
 
@@ -857,6 +891,22 @@ class ServerStats:
         """Datagrams that the workers' guards refused. No other counter includes them."""
 
     @property
+    def proxy_untrusted(self) -> int:
+        """Datagrams with a PROXY header that did not come from a trusted proxy, and were refused.
+
+        No other counter includes them.
+        """
+
+    @property
+    def proxy_malformed(self) -> int:
+        """Datagrams of trusted proxies without a valid PROXY header, which were refused.
+
+        No other counter includes them. If the proxies put a header in front of the first datagram
+        of a flow, these are also datagrams of a flow whose beginning was not seen, and of one in
+        which another client's header appeared later.
+        """
+
+    @property
     def kernel_drops(self) -> int:
         """Datagrams that the kernel dropped since the start: see :attr:`Stats.kernel_drops`.
 
@@ -908,6 +958,46 @@ class ServerStats:
         """The number of batches by size, which is rounded up to a power of two."""
 
 @final
+class SinkCounters:
+    """Counters of a sink, in memory that a server's processes share. Not a public interface."""
+
+    def __new__(cls) -> SinkCounters: ...
+    def add(self, *, received: int = 0, published: int = 0, dropped: int = 0) -> None:
+        """Count datagrams."""
+
+    def stats(self) -> SinkStats:
+        """Return the counters."""
+
+@final
+class SinkStats:
+    """The counters of a sink, summed over all workers. Immutable.
+
+    At every moment, ``received == published + dropped + in_flight``.
+    """
+
+    @property
+    def published(self) -> int:
+        """Datagrams that the engine has acknowledged."""
+
+    @property
+    def dropped(self) -> int:
+        """Datagrams dropped: the sink was full, the engine rejected them, or time was up."""
+
+    @property
+    def received(self) -> int:
+        """Datagrams received from the server."""
+
+    @property
+    def in_flight(self) -> int:
+        """Datagrams that the sink holds: received, and neither published nor dropped yet.
+
+        This may include, for a moment, a batch that is about to be dropped. A worker that is killed
+        leaves its own here.
+        """
+
+    def __eq__(self, other: object, /) -> bool: ...
+
+@final
 class Stats:
     """A socket's counters since it was opened. Immutable."""
 
@@ -945,6 +1035,22 @@ class Stats:
     @property
     def refused(self) -> int:
         """Datagrams that :attr:`Socket.guard` refused. No other counter includes them."""
+
+    @property
+    def proxy_untrusted(self) -> int:
+        """Datagrams with a PROXY header that did not come from a trusted proxy, and were refused.
+
+        No other counter includes them.
+        """
+
+    @property
+    def proxy_malformed(self) -> int:
+        """Datagrams of trusted proxies without a valid PROXY header, which were refused.
+
+        No other counter includes them. If the proxies put a header in front of the first datagram
+        of a flow, these are also datagrams of a flow whose beginning was not seen, and of one in
+        which another client's header appeared later.
+        """
 
     @property
     def kernel_drops(self) -> int:

@@ -25,6 +25,9 @@ class SocketOptions:
     :param rcvbuf: The size of the receive buffer in bytes; ``None`` for the default one.
     :param groups: Multicast groups to join, each an address, or the arguments of ``join_group``.
     :param guard: The guard for received datagrams and replies.
+    :param proxy: The networks of trusted proxies.
+    :param proxy_flows: How long a proxy's flow may be silent in seconds; ``None`` if each datagram
+        has a PROXY header.
     :raises TypeError: An option has a wrong type.
     :raises ValueError: An option is out of range.
     """
@@ -34,6 +37,8 @@ class SocketOptions:
     rcvbuf: int | None = None
     groups: Sequence[Any] = ()
     guard: _core.Guard | None = None
+    proxy: Sequence[Any] = ()
+    proxy_flows: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.spin, SupportsFloat):
@@ -50,9 +55,20 @@ class SocketOptions:
             raise TypeError(f"groups must be a list of groups: write [{self.groups!r}]")
         if not isinstance(self.guard, _core.Guard | None):
             raise TypeError(f"guard must be a tomada.Guard, not {self.guard!r}")
+        _core.trust_proxies(None, self.proxy)
+        if self.proxy_flows is not None:
+            self._check_flows(self.proxy_flows)
+
+    def _check_flows(self, idle: float) -> None:
+        if not self.proxy:
+            raise ValueError("proxy_flows needs proxy, the networks of the proxies")
+        if not idle > 0:
+            raise ValueError(f"proxy_flows must be more than 0 seconds, not {idle!r}")
 
     def apply(self, sock: Any) -> None:
         """Set up a tomada socket that is not shared; with ``groups``, after it was bound."""
+        if self.proxy:
+            _core.trust_proxies(sock, self.proxy, self.proxy_flows)
         if self.guard is not None:
             sock.guard = self.guard
         sock.spin = self.spin

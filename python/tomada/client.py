@@ -17,6 +17,7 @@ from tomada._client.pipeline import Pipeline
 from tomada._client.pool import Pool, resolve
 from tomada._client.retry import Retry
 from tomada._peer_errors import is_from_peer
+from tomada._proxy_header import header_for
 from tomada._socket_options import SocketOptions
 
 if TYPE_CHECKING:
@@ -85,6 +86,9 @@ class Client:
     :param family: ``AF_INET6`` or ``AF_INET``, for a name that has both kinds of addresses.
     :param spin: How long a wait polls before it sleeps, in seconds; see
         :attr:`tomada.socket.socket.spin`.
+    :param proxy_from: The address ``(host, port)`` of a client for which this one speaks, as a load
+        balancer does: each request begins with a PROXY protocol header (version 2) that says so.
+        For servers that trust this machine (``Server(proxy=…)``), and for tests.
     :raises socket.gaierror: The host has no address.
     :raises TypeError: An argument has a wrong type.
     :raises ValueError: An argument is out of range.
@@ -103,14 +107,17 @@ class Client:
         retry_refused: bool = True,
         family: int = 0,
         spin: float = 0.0,
+        proxy_from: tuple[str, int] | None = None,
     ) -> None:
         self._retry = Retry(
             timeout, retries, backoff=backoff, jitter=jitter, retry_refused=bool(retry_refused)
         )
-        self._identity = Identity(match, key)
+        identity = Identity(match, key)
         options = SocketOptions(gro=False, spin=spin)
-        self._match = self._identity.match
         found, self._address = resolve(address, family)
+        self._header = b"" if proxy_from is None else header_for(proxy_from, self._address)
+        self._identity = identity.behind(self._header)
+        self._match = self._identity.match
         self._pool = Pool(
             found,
             self._address,
@@ -139,6 +146,8 @@ class Client:
             this machine that keeps it from sending, such as ``ENETUNREACH``.
         """
         started = monotonic()
+        if self._header:
+            data = b"".join((self._header, data))
         pool, match = self._pool, self._match
         idle = pool.idle
         try:
@@ -303,6 +312,8 @@ class Client:
             raise ValueError(f"window must be 1 or more, not {window}")
         if errors not in {"raise", "return"}:
             raise ValueError(f"errors must be 'raise' or 'return', not {errors!r}")
+        if self._header:
+            requests = (b"".join((self._header, data)) for data in requests)
         try:
             in_flight = self._identity.in_flight(pool, self._retry, self._address)
             return Pipeline(in_flight, is_raising=errors == "raise").run(requests, window)

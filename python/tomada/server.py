@@ -22,9 +22,11 @@ from tomada._server.listeners import Listeners, adopt, listen, passed_descriptor
 from tomada._server.loops import check_loop
 from tomada._server.options import check_choices, check_limits, check_workers
 from tomada._server.processes import Processes
+from tomada._server.steering import Key, key
 from tomada._server.systemd import Manager
 from tomada._server.threads import Threads
 from tomada._server.wakeup import Signals, Wakeup
+from tomada._sinks.sink import attach
 from tomada._socket_options import SocketOptions
 
 if TYPE_CHECKING:
@@ -39,11 +41,13 @@ if TYPE_CHECKING:
         Lifespan,
         Loop,
         ServerOptions,
-        Steering,
         Takes,
+        TimedHandler,
     )
+    from tomada._server.steering import Steering
+    from tomada._sinks.sink import Sink
 
-__all__ = ["Server", "serve"]
+__all__ = ["Server", "key", "serve"]
 
 # The longest drain that can be limited, in seconds: all timers accept it. A longer one is
 # unlimited.
@@ -67,11 +71,13 @@ class Server:
         one is an empty datagram), or ``None`` for no reply. In each process one thread at a time
         calls it, or ``threads`` of them. If it is a coroutine function (``async def``), each call
         is a task on the worker's event loop, started eagerly from Python 3.12 on, in a copy of the
-        context (:mod:`contextvars`) in which the lifespan was entered.
+        context (:mod:`contextvars`) in which the lifespan was entered. A
+        :class:`tomada.sinks.Sink` publishes the datagrams.
     :param takes: The handler's arguments. ``"data"``: ``(data, address)``. ``"datagram"``: one
         :class:`tomada.Datagram`, with the kernel's metadata. ``"batch"``: a list of pairs ``(data,
         address)``; the handler returns an iterable with the reply (or ``None``) to each, or
-        ``None``.
+        ``None``. ``"timed"``: a list of triples ``(data, address, timestamp_ns)``, whose times, in
+        nanoseconds since 1970, are the kernel's (or ``None``).
     :param workers: The number of processes. With 1, a thread of this process calls the handler.
         More workers are forked by :meth:`start`, each with its own socket (``SO_REUSEPORT``), and
         supervised: a worker that dies is restarted with backoff, and its socket queues datagrams
@@ -108,7 +114,8 @@ class Server:
         one drains, as on SIGHUP. Checked once per second. Needs several workers.
     :param max_age: Replace a worker after this many seconds, or at random 80 % of them or more.
     :param steering: Which worker receives a datagram. ``"hash"``: always the same for a peer.
-        ``"cpu"``: that of the CPU that received it. ``"random"``: any.
+        ``"cpu"``: that of the CPU that received it. ``"random"``: any. :func:`tomada.key`: always
+        the same for an identifier in the payload.
     :param drain: The maximum time in seconds to handle queued datagrams when the server stops;
         ``math.inf`` for no limit. Calls of an async handler that are still under way are then
         cancelled, and counted (``stats().cancelled``).
@@ -130,6 +137,17 @@ class Server:
     :param guard: A :class:`tomada.Guard` for received datagrams and replies. Each worker enforces
         the limits on its own, based on what it has received itself; the guard's counters are sums
         over all workers.
+    :param proxy: The networks of trusted proxies (load balancers), such as ``["10.0.0.0/8"]``. Each
+        of their datagrams must begin with a PROXY protocol header (version 2), which says which
+        client it comes from. The handler, the guard and the log see the client's address, and
+        replies go back through the proxy. Datagrams of these networks without a valid header are
+        refused, and so are headers from other addresses (``stats().proxy_malformed`` and
+        ``proxy_untrusted``). Other datagrams are those of direct clients.
+    :param proxy_flows: For proxies that put a header in front of only the first datagram of each
+        flow (from one address and port of the proxy): how long a flow may be silent before the
+        proxy ends it, in seconds. A flow's worker must not change: it needs
+        ``steering="hash"``, and a replaced worker refuses the flows of its predecessor until they
+        begin again.
     :param sock: A bound socket to use instead of an address. The caller still owns it.
     :param fd: The descriptor of a bound socket. The server takes ownership of it.
 
@@ -167,6 +185,24 @@ class Server:
         **options: Unpack[ServerOptions],
     ) -> None: ...
 
+    @overload
+    def __init__(
+        self,
+        address: Any,
+        handler: TimedHandler,
+        *,
+        takes: Literal["timed"],
+        **options: Unpack[ServerOptions],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        address: Any,
+        handler: Sink,
+        **options: Unpack[ServerOptions],
+    ) -> None: ...
+
     def __init__(  # noqa: PLR0913 - the options of a server
         self,
         address: Any,
@@ -191,6 +227,8 @@ class Server:
         access_log: int = 0,
         groups: Sequence[Any] = (),
         guard: Guard | None = None,
+        proxy: Sequence[Any] = (),
+        proxy_flows: float | None = None,
         sock: Any = None,
         fd: int | None = None,
     ) -> None:
@@ -199,6 +237,7 @@ class Server:
         check_callback(exit, "exit")
         check_lifespan(lifespan)
         check_loop(loop)
+        takes, init, exit = attach(handler, takes, init, exit)
         check_choices(takes, steering)
         if math.isnan(drain) or drain < 0:
             raise ValueError(f"drain must be a number of seconds, not {drain}")
@@ -219,8 +258,16 @@ class Server:
         self._steering = steering
         self._health_address, self._access_log = health, access_log
         self._options = SocketOptions(
-            rcvbuf=rcvbuf, gro=bool(gro), spin=spin, groups=groups, guard=guard
+            rcvbuf=rcvbuf,
+            gro=bool(gro) and not isinstance(steering, Key),
+            spin=spin,
+            groups=groups,
+            guard=guard,
+            proxy=proxy,
+            proxy_flows=proxy_flows,
         )
+        if proxy_flows is not None and workers > 1 and (steering != "hash" or groups):
+            raise ValueError("proxy_flows needs steering='hash': a flow's worker must not change")
         self._life = Lifecycle(self._keep, self._drain)
         self.ready: threading.Event = self._life.ready
         """A :class:`threading.Event` that is set while the server is running."""
@@ -564,6 +611,24 @@ def serve(
     handler: BatchHandler,
     *,
     takes: Literal["batch"],
+    **options: Unpack[ServerOptions],
+) -> None: ...
+
+
+@overload
+def serve(
+    address: Any,
+    handler: TimedHandler,
+    *,
+    takes: Literal["timed"],
+    **options: Unpack[ServerOptions],
+) -> None: ...
+
+
+@overload
+def serve(
+    address: Any,
+    handler: Sink,
     **options: Unpack[ServerOptions],
 ) -> None: ...
 

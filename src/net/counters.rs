@@ -19,6 +19,10 @@ macro_rules! socket_counters {
                 "Received datagrams that were longer than the buffer, and so truncated.",
             Refused refused u64
                 "Datagrams that the socket's guard refused. No other counter includes them.",
+            ProxyUntrusted proxy_untrusted u64
+                "Refused datagrams: a PROXY header from an address that is not a trusted proxy's.",
+            ProxyMalformed proxy_malformed u64
+                "Refused datagrams of a trusted proxy: their PROXY header is missing or malformed.",
             KernelDrops kernel_drops u64
                 "Datagrams that the kernel dropped. Counted by the kernel.",
             FilterDrops filter_drops u64
@@ -43,6 +47,10 @@ macro_rules! server_counters {
             SendCalls send_calls u64 "System calls that sent datagrams.",
             Truncated truncated u64 "Received datagrams that were truncated.",
             Refused refused u64 "Datagrams that the guard refused.",
+            ProxyUntrusted proxy_untrusted u64
+                "Refused datagrams: a PROXY header from an address that is not a trusted proxy's.",
+            ProxyMalformed proxy_malformed u64
+                "Refused datagrams of a trusted proxy: their PROXY header is missing or malformed.",
             KernelDrops kernel_drops u64
                 "Datagrams that the kernel dropped because there was no room.",
             FilterDrops filter_drops u64
@@ -72,6 +80,18 @@ macro_rules! guard_counters {
                 "Refused: the rate of all sources together was exceeded.",
             OverAmplification over_amplification u64
                 "Not sent: larger than the peer's amplification budget.",
+        }
+    };
+}
+
+/// The counters of a sink. They are read in this order.
+macro_rules! sink_counters {
+    ($declare:ident! $arguments:tt) => {
+        $declare! { $arguments
+            Published published u64 "Datagrams that the engine has acknowledged.",
+            Dropped dropped u64
+                "Datagrams dropped: the sink was full, the engine rejected them, or time was up.",
+            Received received u64 "Datagrams received from the server.",
         }
     };
 }
@@ -115,4 +135,6 @@ macro_rules! declare_counters {
     };
 }
 
-pub(crate) use {declare_counters, guard_counters, server_counters, socket_counters};
+pub(crate) use {
+    declare_counters, guard_counters, server_counters, sink_counters, socket_counters,
+};

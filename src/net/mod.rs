@@ -23,6 +23,7 @@ pub mod multicast;
 pub mod names;
 mod own_address;
 mod phase;
+pub mod proxy_protocol;
 mod recv_backlog;
 mod recv_ring;
 mod reply_source;
@@ -33,6 +34,7 @@ mod send_limit;
 mod send_queue;
 mod shared_counters;
 mod shared_options;
+mod sink_counters;
 mod socket;
 mod socket_outlet;
 mod split;
@@ -57,12 +59,13 @@ pub use recv_ring::{
     Datagrams, ExportedRing, Filled, Received, RecvRing, Run, SlotKind, ThreadRing,
 };
 pub use reply_source::{ReplySourceReader, ReplySources};
-pub use reuseport::Steering;
+pub use reuseport::{Key, Steering};
 pub use scratch::Scratch;
 pub use send_backlog::{Flushed, Payload, Refused, SendBacklog, Spare};
 pub use send_limit::Shed;
 pub use send_queue::{SendQueue, Sent};
 pub use shared_counters::{Count, ServerCounts, SharedCounters};
+pub use sink_counters::{SharedSinkCounters, SinkCounter, SinkCounts};
 pub use socket::{
     Deadline, Drops, Interest, KernelWait, RecvCursor, Ring, Socket, Stop, Taken, Visibility,
     Waiting, error_queue,

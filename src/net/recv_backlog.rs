@@ -6,7 +6,7 @@ use std::io;
 
 use super::counted::Items;
 use super::fork_mutex::{Inherit, leave_to_parent};
-use super::recv_ring::{Datagrams, Filled, Received, RecvRing};
+use super::recv_ring::{Datagrams, Filled, Part, Received, RecvRing};
 use super::split::Split;
 use super::sys::with_room;
 
@@ -22,6 +22,7 @@ pub(super) struct RecvBacklog {
 pub struct Held {
     payload: Box<[u8]>,
     from: Box<[u8]>,
+    proxy: Option<Box<[u8]>>,
     control: Box<[u8]>,
     flags: c_int,
     /// `None` once all datagrams were handed out.
@@ -47,8 +48,9 @@ impl RecvBacklog {
     /// memory allocation failed.
     pub(super) fn keep_rest_of(&mut self, ring: &RecvRing) -> usize {
         let mut lost = 0;
-        for &(slot, split) in ring.rest() {
-            match (self.messages.try_reserve(1), Held::copy(ring, slot, split)) {
+        for part in ring.rest() {
+            let split = part.split;
+            match (self.messages.try_reserve(1), Held::copy(ring, part)) {
                 (Ok(()), Ok(held)) => {
                     self.datagrams += split.remaining();
                     self.messages.push_back(held);
@@ -98,12 +100,13 @@ impl RecvBacklog {
 }
 
 impl Held {
-    /// Copies the rest of a message in a ring's slot.
-    fn copy(ring: &RecvRing, slot: usize, split: Split) -> io::Result<Self> {
-        let message = ring.messages().message(slot);
+    /// Copies the rest of a message, or a datagram of one, in a ring's slot.
+    fn copy(ring: &RecvRing, part: &Part) -> io::Result<Self> {
+        let (split, message) = (part.split, ring.received(part, b""));
         Ok(Self {
-            payload: ring.messages().copy_payload(slot, split.start()..split.end())?,
-            from: copy(message.name)?,
+            payload: ring.messages().copy_payload(part.slot, split.start()..split.end())?,
+            from: copy(message.from)?,
+            proxy: message.proxy.map(copy).transpose()?,
             control: copy(message.control)?,
             flags: message.flags,
             split: Some(split.rest()),
@@ -137,6 +140,7 @@ impl Datagrams for Held {
         Some(Received {
             payload: &self.payload[split.range()],
             from: &self.from,
+            proxy: self.proxy.as_deref(),
             control: &self.control,
             flags: self.flags,
         })

@@ -1,5 +1,7 @@
 //! Receiving many datagrams with one system call.
 
+mod screening;
+
 use std::cell::Cell;
 use std::ffi::c_int;
 use std::io;
@@ -7,8 +9,9 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
 
+use super::address::Address;
 use super::fork_mutex::{Inherit, leave_to_parent};
-use super::guard::{Arrival, Guard};
+use super::guard::Arrival;
 use super::meta::Meta;
 use super::split::Split;
 use super::sys::{RecvMessages, make_room, with_room};
@@ -17,12 +20,23 @@ use super::sys::{RecvMessages, make_room, with_room};
 /// It splits messages that the kernel coalesced (`UDP_GRO`).
 pub struct RecvRing {
     messages: RecvMessages,
-    /// For each message of the last receive, its slot and how it splits.
-    splits: Vec<(usize, Split)>,
+    /// The received messages.
+    splits: Vec<Part>,
+    /// The clients of datagrams that came through a proxy.
+    clients: Vec<Address>,
     /// The index of the message under the cursor.
     next: usize,
     /// Reused to avoid allocations.
     arrivals: Vec<Arrival>,
+}
+
+/// A message, or a datagram of a message.
+#[derive(Clone, Copy)]
+pub(super) struct Part {
+    pub(super) slot: usize,
+    pub(super) split: Split,
+    /// The index of its client, if it came through a proxy.
+    client: Option<usize>,
 }
 
 /// A received datagram, in memory that the next receive overwrites.
@@ -30,8 +44,11 @@ pub struct RecvRing {
 pub struct Received<'a> {
     /// Its bytes.
     pub payload: &'a [u8],
-    /// The sender's address as the kernel writes it, for [`super::AddressKind::of`].
+    /// The sender's address as the kernel writes it, for [`super::AddressKind::of`]. If the datagram
+    /// came through a trusted proxy, the client's.
     pub from: &'a [u8],
+    /// The address of the proxy that the datagram came through.
+    pub proxy: Option<&'a [u8]>,
     /// The control messages that came with it, for [`Meta::decode`]. Coalesced datagrams share
     /// them.
     pub control: &'a [u8],
@@ -39,7 +56,13 @@ pub struct Received<'a> {
     pub flags: c_int,
 }
 
-impl Received<'_> {
+impl<'a> Received<'a> {
+    /// The address to send a reply to.
+    #[inline]
+    pub fn reply_to(&self) -> &'a [u8] {
+        self.proxy.unwrap_or(self.from)
+    }
+
     /// Whether the datagram was truncated to fit the slot.
     pub fn is_truncated(&self) -> bool {
         self.flags & libc::MSG_TRUNC != 0
@@ -91,7 +114,7 @@ impl RecvRing {
     pub fn new(slots: usize, slot_len: usize) -> io::Result<Self> {
         let messages = RecvMessages::new(slots, slot_len)?;
         let (splits, arrivals) = (with_room(slots, "slots")?, Vec::new());
-        Ok(Self { messages, splits, next: 0, arrivals })
+        Ok(Self { messages, splits, clients: Vec::new(), next: 0, arrivals })
     }
 
     /// The maximum number of messages of one receive.
@@ -120,7 +143,7 @@ impl RecvRing {
             let split = Split::new(message.len, Meta::segment(message.control));
             let is_truncated = message.flags & libc::MSG_TRUNC != 0;
             filled.count(split, is_truncated);
-            self.splits.push((slot, split));
+            self.splits.push(Part { slot, split, client: None });
         }
         Ok(filled)
     }
@@ -128,49 +151,13 @@ impl RecvRing {
     /// Discards the received datagrams.
     pub fn clear(&mut self) {
         self.splits.clear();
+        self.clients.clear();
         self.next = 0;
-    }
-
-    /// Allocates the memory that [`screen`](Self::screen) needs for a full receive, so that it
-    /// cannot fail.
-    pub(super) fn prepare_to_screen(&mut self) -> io::Result<()> {
-        self.arrivals.clear();
-        let slots = self.slots();
-        make_room(&mut self.arrivals, slots, "messages for a guard")
-    }
-
-    /// Removes the datagrams that a guard refuses from the last receive, and returns their number.
-    pub(super) fn screen(&mut self, guard: &Guard, filled: &mut Filled) -> usize {
-        self.arrivals.clear();
-        self.arrivals.extend(self.splits.iter().map(|&(slot, split)| {
-            let from = self.messages.message(slot).name;
-            Arrival::run(from, split.end(), split.range().len(), split.remaining())
-        }));
-        let refused = guard.admit(&mut self.arrivals);
-        if refused > 0 {
-            let mut arrivals = self.arrivals.iter();
-            let messages = &mut self.messages;
-            self.splits.retain_mut(|(slot, split)| {
-                let passing = arrivals.next().map_or(0..0, Arrival::passing);
-                let len = split.end();
-                split.keep(&passing);
-                let kept = if passing.is_empty() { 0..0 } else { split.start()..split.end() };
-                messages.hide_payload(*slot, 0..kept.start);
-                messages.hide_payload(*slot, kept.end..len);
-                !passing.is_empty()
-            });
-            let Filled { messages, is_full, .. } = *filled;
-            *filled = Filled { messages, is_full, ..Filled::default() };
-            for &(slot, split) in &self.splits {
-                filled.count(split, self.is_truncated(slot));
-            }
-        }
-        refused
     }
 
     /// The number of datagrams from the cursor on.
     pub fn remaining(&self) -> usize {
-        self.splits.iter().skip(self.next).map(|(_, split)| split.remaining()).sum()
+        self.splits.iter().skip(self.next).map(|part| part.split.remaining()).sum()
     }
 
     /// Whether there are no datagrams from the cursor on.
@@ -179,9 +166,18 @@ impl RecvRing {
         self.next >= self.splits.len()
     }
 
-    /// The messages from the cursor on: their slots, and the rest of each split.
-    pub(super) fn rest(&self) -> &[(usize, Split)] {
+    /// The rest, from the cursor on.
+    pub(super) fn rest(&self) -> &[Part] {
         &self.splits[self.next..]
+    }
+
+    /// A datagram of a part that is at a range of its message.
+    #[inline]
+    pub(super) fn received<'a>(&'a self, part: &Part, payload: &'a [u8]) -> Received<'a> {
+        let message = self.messages.message(part.slot);
+        let from = part.from(&self.messages, &self.clients);
+        let proxy = part.client.map(|_| message.name);
+        Received { payload, from, proxy, control: message.control, flags: message.flags }
     }
 
     /// The content of the slots.
@@ -192,7 +188,7 @@ impl RecvRing {
     /// Reports, for each message from the cursor on, its slot and where its datagrams are. `take`
     /// returns how many of them it has taken; if not all, the cursor stops after them.
     pub fn drain_layout(&mut self, mut take: impl FnMut(usize, Run) -> usize) {
-        while let Some((slot, split)) = self.splits.get_mut(self.next) {
+        while let Some(Part { slot, split, .. }) = self.splits.get_mut(self.next) {
             let offset = self.messages.offset(*slot);
             let run = Run {
                 start: offset + split.start(),
@@ -223,22 +219,27 @@ impl RecvRing {
 impl Datagrams for RecvRing {
     #[inline]
     fn current(&self) -> Option<Received<'_>> {
-        let (slot, split) = self.splits.get(self.next)?;
-        let message = self.messages.message(*slot);
-        Some(Received {
-            payload: self.messages.payload(*slot, split.range()),
-            from: message.name,
-            control: message.control,
-            flags: message.flags,
-        })
+        let part = self.splits.get(self.next)?;
+        Some(self.received(part, self.messages.payload(part.slot, part.split.range())))
     }
 
     #[inline]
     fn advance(&mut self) {
-        if let Some((_, split)) = self.splits.get_mut(self.next)
+        if let Some(Part { split, .. }) = self.splits.get_mut(self.next)
             && !split.advance()
         {
             self.next += 1;
+        }
+    }
+}
+
+impl Part {
+    /// Its sender, or the client if it came through a proxy.
+    #[inline]
+    fn from<'a>(&self, messages: &'a RecvMessages, clients: &'a [Address]) -> &'a [u8] {
+        match self.client {
+            None => messages.message(self.slot).name,
+            Some(client) => clients[client].as_bytes(),
         }
     }
 }
@@ -289,6 +290,7 @@ impl Inherit for ExportedRing {
     fn inherit(&mut self) {
         self.ring.messages.forget_last();
         leave_to_parent(&mut self.ring.splits);
+        leave_to_parent(&mut self.ring.clients);
         leave_to_parent(&mut self.ring.arrivals);
         self.ring.next = 0;
     }

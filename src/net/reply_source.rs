@@ -1,4 +1,5 @@
-//! The local address that each peer sent to, so that replies leave from there.
+//! The local address that each peer sent to, so that replies leave from there, and the proxy that it
+//! came through.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,21 +11,29 @@ use super::socket::Socket;
 use super::sys::with_room;
 
 /// The reply sources of a socket's peers. They are recorded only if the socket is bound to all
-/// addresses; otherwise there is only one.
+/// addresses; otherwise there is only one. Proxies are always recorded.
+#[derive(Default)]
 pub struct ReplySources {
     is_on: AtomicBool,
+    /// Whether peers come through proxies.
+    has_proxies: AtomicBool,
     /// At most one entry for each hash of a peer.
     table: Mutex<Vec<Option<Entry>>>,
 }
 
 struct Entry {
     peer: Address,
-    source: Source,
+    source: Option<Source>,
+    proxy: Option<Address>,
 }
 
 /// The largest number of entries. Beyond it, a peer takes over another one's entry. Replies to that
 /// one leave from the address that its route prefers, as from any socket.
 const MOST_ENTRIES: usize = 512;
+
+/// The largest number of entries if peers come through proxies. A datagram to a client whose proxy
+/// was forgotten is lost.
+const MOST_PROXIED: usize = 1 << 15;
 
 /// The factor by which a table grows when two peers need the same entry.
 const GROWTH: usize = 8;
@@ -37,13 +46,13 @@ impl ReplySources {
             .is_ok_and(|address| address.ip().is_some_and(|ip| ip.ip().is_unspecified()));
         let is_connected = socket.peer_address().is_ok();
         let is_on = is_bound_to_all && !is_connected && socket.request_destination().is_ok();
-        Self { is_on: AtomicBool::new(is_on), table: Mutex::default() }
+        Self { is_on: AtomicBool::new(is_on), ..Self::default() }
     }
 
     /// Records the sources of datagrams as they are received.
     pub fn reader(&self) -> ReplySourceReader<'_> {
-        let (from, control, source) = (Address::UNNAMED, Vec::new(), None);
-        ReplySourceReader { sources: self, from, control, source }
+        let (from, proxy, control, source) = (Address::UNNAMED, None, Vec::new(), None);
+        ReplySourceReader { sources: self, from, proxy, control, source }
     }
 
     /// The reply source of a peer; `None` if any address will do.
@@ -51,9 +60,26 @@ impl ReplySources {
         if !self.is_on.load(Ordering::Relaxed) {
             return None;
         }
+        self.find(peer, |entry| entry.source)
+    }
+
+    /// Whether any peer came through a proxy.
+    pub fn has_proxies(&self) -> bool {
+        self.has_proxies.load(Ordering::Relaxed)
+    }
+
+    /// The proxy that a peer's last datagram came through.
+    pub fn proxy(&self, peer: &Address) -> Option<Address> {
+        if !self.has_proxies() {
+            return None;
+        }
+        self.find(peer, |entry| entry.proxy)
+    }
+
+    fn find<T>(&self, peer: &Address, what: impl FnOnce(&Entry) -> Option<T>) -> Option<T> {
         let table = self.table();
         let entry = table.get(index(peer, table.len()))?.as_ref()?;
-        (entry.peer == *peer).then_some(entry.source)
+        if entry.peer == *peer { what(entry) } else { None }
     }
 
     /// Forgets the reply source of a peer, because the address no longer belongs to this machine.
@@ -76,7 +102,7 @@ impl ReplySources {
             table.push(None);
         }
         let mut at = index(&entry.peer, table.len());
-        while table.len() < MOST_ENTRIES
+        while table.len() < self.most_entries()
             && table[at].as_ref().is_some_and(|other| other.peer != entry.peer)
         {
             let len = table.len() * GROWTH;
@@ -92,6 +118,10 @@ impl ReplySources {
         table[at] = Some(entry);
     }
 
+    fn most_entries(&self) -> usize {
+        if self.has_proxies() { MOST_PROXIED } else { MOST_ENTRIES }
+    }
+
     fn table(&self) -> MutexGuard<'_, Vec<Option<Entry>>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -102,6 +132,7 @@ pub struct ReplySourceReader<'a> {
     sources: &'a ReplySources,
     /// The last datagram's sender, control messages and source. Coalesced datagrams repeat them.
     from: Address,
+    proxy: Option<Address>,
     control: Vec<u8>,
     source: Option<Source>,
 }
@@ -109,16 +140,24 @@ pub struct ReplySourceReader<'a> {
 impl ReplySourceReader<'_> {
     /// Records the reply source of a datagram, and returns it; `None` if any address will do.
     pub fn take(&mut self, datagram: &Received<'_>) -> Option<Source> {
-        if !self.sources.is_on.load(Ordering::Relaxed) {
+        if !self.sources.is_on.load(Ordering::Relaxed) && datagram.proxy.is_none() {
             return None;
         }
-        if self.control != datagram.control || self.from.as_bytes() != datagram.from {
+        if self.control != datagram.control
+            || self.from.as_bytes() != datagram.from
+            || self.proxy.as_ref().map(Address::as_bytes) != datagram.proxy
+        {
             self.from = Address::from_bytes(datagram.from);
             self.control.clear();
             self.control.extend_from_slice(datagram.control);
             self.source = Meta::decode(datagram.control).source();
-            if let Some(source) = self.source {
-                self.sources.put(Entry { peer: self.from, source });
+            self.proxy = datagram.proxy.map(Address::from_bytes);
+            if self.proxy.is_some() {
+                self.sources.has_proxies.store(true, Ordering::Relaxed);
+            }
+            if self.source.is_some() || self.proxy.is_some() {
+                let Self { from: peer, source, proxy, .. } = *self;
+                self.sources.put(Entry { peer, source, proxy });
             }
         }
         self.source
@@ -142,7 +181,7 @@ mod tests {
     use std::os::fd::IntoRawFd;
 
     fn sources(is_on: bool) -> ReplySources {
-        ReplySources { is_on: AtomicBool::new(is_on), table: Mutex::default() }
+        ReplySources { is_on: AtomicBool::new(is_on), ..ReplySources::default() }
     }
 
     fn peer(number: u16) -> Address {
@@ -158,7 +197,7 @@ mod tests {
         let mut control = ControlBuffer::EMPTY;
         to.encode(&mut control);
         let (from, control) = (peer.as_bytes(), control.as_bytes());
-        reader.take(&Received { payload: b"", from, control, flags: 0 })
+        reader.take(&Received { payload: b"", from, proxy: None, control, flags: 0 })
     }
 
     #[test]
@@ -180,7 +219,8 @@ mod tests {
         let mut reader = sources.reader();
         receive(&mut reader, &peer(1), source(2));
         let from = peer(1);
-        let bare = Received { payload: b"", from: from.as_bytes(), control: b"", flags: 0 };
+        let bare =
+            Received { payload: b"", from: from.as_bytes(), proxy: None, control: b"", flags: 0 };
         assert_eq!(reader.take(&bare), None);
         assert_eq!(sources.source(&peer(1)), Some(source(2)));
     }

@@ -18,6 +18,11 @@ impl Split {
         Self { start: 0, len, segment }
     }
 
+    /// One datagram, which is a part of a message.
+    pub fn one(range: Range<usize>) -> Self {
+        Self { start: range.start, len: range.end, segment: range.len() }
+    }
+
     /// The offset of the next datagram.
     pub fn start(&self) -> usize {
         self.start
@@ -59,7 +64,9 @@ impl Split {
 
     /// Drops all datagrams outside a range. None may have been skipped before.
     pub fn keep(&mut self, datagrams: &Range<usize>) {
-        let offset = |index: usize| self.len.min(self.segment.saturating_mul(index));
+        let offset = |index: usize| {
+            self.len.min(self.start.saturating_add(self.segment.saturating_mul(index)))
+        };
         (self.start, self.len) = (offset(datagrams.start), offset(datagrams.end));
     }
 
@@ -100,5 +107,17 @@ mod tests {
         assert_eq!(sizes(700, Some(9000)), [700]);
         assert_eq!(sizes(700, Some(0)), [700]);
         assert_eq!(sizes(700, Some(usize::MAX)), [700]);
+    }
+
+    #[test]
+    fn one_datagram_may_be_any_part_of_a_message() {
+        for range in [28..30, 28..28] {
+            let mut split = Split::one(range.clone());
+            assert_eq!((split.range(), split.remaining()), (range.clone(), 1));
+            split.keep(&(0..1));
+            assert_eq!(split.range(), range);
+            assert_eq!(split.rest().range(), 0..range.len());
+            assert!(!split.advance());
+        }
     }
 }

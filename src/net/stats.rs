@@ -26,6 +26,8 @@ pub struct Counters {
 #[expect(missing_docs, reason = "they are those of Stats")]
 pub struct CounterDelta {
     pub refused: u64,
+    pub proxy_untrusted: u64,
+    pub proxy_malformed: u64,
     pub sent: u64,
     pub sent_bytes: u64,
     pub send_calls: u64,
@@ -56,6 +58,12 @@ impl Counters {
         self.add(SocketCounter::Refused, datagrams);
     }
 
+    /// Counts datagrams that were refused because of their PROXY headers, or their lack of one.
+    pub fn count_unproxied(&self, untrusted: usize, malformed: usize) {
+        self.add(SocketCounter::ProxyUntrusted, untrusted);
+        self.add(SocketCounter::ProxyMalformed, malformed);
+    }
+
     /// How many datagrams the guard has refused.
     pub fn refused(&self) -> u64 {
         self.get(SocketCounter::Refused)
@@ -73,6 +81,8 @@ impl Counters {
         };
         CounterDelta {
             refused: take(SocketCounter::Refused),
+            proxy_untrusted: take(SocketCounter::ProxyUntrusted),
+            proxy_malformed: take(SocketCounter::ProxyMalformed),
             sent: take(SocketCounter::Sent),
             sent_bytes: take(SocketCounter::SentBytes),
             send_calls: take(SocketCounter::SendCalls),
@@ -87,6 +97,12 @@ impl Counters {
             self.counts[SocketCounter::Received as usize]
                 .fetch_sub(datagrams as u64, Ordering::Relaxed);
         }
+    }
+
+    /// Counts datagrams that were lost because memory allocation failed, before they were counted as
+    /// received.
+    pub fn count_lost(&self, datagrams: usize) {
+        self.dropped.fetch_add(datagrams as u64, Ordering::Relaxed);
     }
 
     /// The number of datagrams that were lost because memory allocation failed.
@@ -129,7 +145,13 @@ mod tests {
         assert_eq!(counters.take_delta(), CounterDelta::default());
         counters.count_refused(3);
         counters.count_sent(2, 20);
-        let reported = CounterDelta { refused: 3, sent: 2, sent_bytes: 20, send_calls: 1 };
+        let reported = CounterDelta {
+            refused: 3,
+            sent: 2,
+            sent_bytes: 20,
+            send_calls: 1,
+            ..CounterDelta::default()
+        };
         assert_eq!(counters.take_delta(), reported);
         counters.count_refused(2);
         assert_eq!(counters.take_delta(), CounterDelta { refused: 2, ..CounterDelta::default() });

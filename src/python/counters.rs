@@ -6,9 +6,11 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::error::Result;
-use crate::net::counters::{guard_counters, server_counters, socket_counters};
+use crate::net::counters::{guard_counters, server_counters, sink_counters, socket_counters};
 use crate::net::guard::GuardCounts;
-use crate::net::{Count, Drops, ServerCounts, SharedCounters, stats};
+use crate::net::{
+    Count, Drops, ServerCounts, SharedCounters, SharedSinkCounters, SinkCounter, SinkCounts, stats,
+};
 
 /// A counter's type in Python.
 trait Number: Sized {
@@ -83,6 +85,13 @@ guard_counters!(declare_class!(
     GuardStats of GuardCounts {}
 ));
 
+sink_counters!(declare_class!(
+    /// A sink's counters.
+    #[pyclass(frozen, module = "tomada.sinks")]
+    #[derive(Default, PartialEq, Eq)]
+    SinkStats of SinkCounts {}
+));
+
 server_counters!(declare_class!(
     /// A server's counters.
     #[pyclass(frozen, module = "tomada")]
@@ -116,6 +125,48 @@ impl GuardStats {
 
     fn __repr__(&self) -> String {
         self.text(|_| true)
+    }
+}
+
+#[pymethods]
+impl SinkStats {
+    /// Datagrams that the sink holds: received, and neither published nor dropped yet.
+    #[getter]
+    fn in_flight(&self) -> u64 {
+        self.received.saturating_sub(self.published + self.dropped)
+    }
+
+    fn __eq__(&self, other: &Self) -> bool {
+        self == other
+    }
+
+    fn __repr__(&self) -> String {
+        self.text(|_| true)
+    }
+}
+
+/// Counters of a sink, which a server's processes share.
+#[pyclass(frozen, module = "tomada._core")]
+pub(crate) struct SinkCounters(SharedSinkCounters);
+
+#[pymethods]
+impl SinkCounters {
+    #[new]
+    fn new() -> Result<Self> {
+        Ok(Self(SharedSinkCounters::new()?))
+    }
+
+    /// Count datagrams.
+    #[pyo3(signature = (*, received=0, published=0, dropped=0))]
+    fn add(&self, received: u64, published: u64, dropped: u64) {
+        self.0.add(SinkCounter::Received, received);
+        self.0.add(SinkCounter::Published, published);
+        self.0.add(SinkCounter::Dropped, dropped);
+    }
+
+    /// Return the counters.
+    fn stats(&self) -> SinkStats {
+        SinkStats::new(self.0.counts())
     }
 }
 

@@ -159,7 +159,7 @@ impl Guard {
 
 /// Reads a list of networks: strings, or objects whose `str` is a network, like those of
 /// `ipaddress`.
-fn networks(list: &Bound<'_, PyAny>, name: &str) -> Result<Vec<ipnet::IpNet>> {
+pub(super) fn networks(list: &Bound<'_, PyAny>, name: &str) -> Result<Vec<ipnet::IpNet>> {
     if list.is_instance_of::<PyString>() {
         let message = format!("{name} must be a list of networks, not a single str");
         return Err(PyTypeError::new_err(message).into());

@@ -13,6 +13,7 @@ pub(crate) mod counters;
 mod error;
 pub(crate) mod guard;
 pub(crate) mod link;
+pub(crate) mod proxy_protocol;
 pub(crate) mod records;
 mod send_backlog;
 pub(crate) mod server;

@@ -34,6 +34,9 @@ def begin():
 def batch(pairs):
     return [data for data, _ in pairs]
 
+def timed(triples):
+    return [data for data, _, _ in triples]
+
 def datagram(datagram):
     return datagram.data
 """
@@ -130,7 +133,7 @@ def test_access_log_has_peer_bytes_time_and_outcome(workers):
     assert re.fullmatch(rf"{peer} 3 bytes, replied 3 bytes, \d+ µs", lines[-1]["message"])
 
 
-@pytest.mark.parametrize("takes", ["data", "datagram", "batch"])
+@pytest.mark.parametrize("takes", ["data", "datagram", "batch", "timed"])
 def test_access_log_has_one_in_n(takes):
     name = "handle" if takes == "data" else takes
     server, address = started("--app", f"service:{name}", "--takes", takes, "--access-log", "10")
@@ -140,7 +143,7 @@ def test_access_log_has_one_in_n(takes):
             assert sock.recv(10) == b"abc"
         lines = access(ended(server)[1])
     assert len(lines) == 4
-    outcome = "1 replies" if takes == "batch" else "replied 3 bytes"
+    outcome = "1 replies" if takes in ("batch", "timed") else "replied 3 bytes"
     assert {(one["bytes"], one["outcome"]) for one in lines} == {(3, outcome)}
 
 

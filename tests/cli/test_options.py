@@ -80,6 +80,8 @@ SAMPLES = {
     "BYTES": ("4M", 4 << 20),
     "NETWORK": ("192.0.2.0/24", "192.0.2.0/24"),
     "V4,V6": ("24,56", (24, 56)),
+    "HOW": ("cpu", "cpu"),
+    "URL": ("nats://127.0.0.1:4222?subject=s", "nats://127.0.0.1:4222?subject=s"),
     "": ("yes", True),
 }
 
@@ -185,7 +187,7 @@ WRONG = [
         {"TOMADA_STEERING": "mood"},
         [],
         "",
-        "steering must be hash, cpu or random, not 'mood' (TOMADA_STEERING)",
+        "steering must be hash, cpu, random or key:OFFSET,LENGTH, not 'mood' (TOMADA_STEERING)",
     ),
     (
         {},
@@ -221,6 +223,10 @@ WRONG = [
     ({}, ["--takes", "batch"], "", "takes needs app (--takes)"),
     ({"TOMADA_FACTORY": "1"}, [], "", "factory needs app (TOMADA_FACTORY)"),
     ({"TOMADA_RELOAD": "1"}, [], "", "reload needs app (TOMADA_RELOAD)"),
+    ({}, ["--sink", "mqtt://h"], "", "sink: 'mqtt://h' is not a sink: write nats://"),
+    ({}, ["--sink", "nats://h"], "", "sink: 'nats://h' lacks its subject: add ?subject=… (--sink)"),
+    ({"TOMADA_STEERING": "key:4"}, [], "", "steering must be hash, cpu, random or key:OFFSET"),
+    ({}, ["--steering", "key:4,0"], "", "steering must be hash, cpu, random or key:OFFSET"),
     ({}, ["--health", "./path"], "", "health must be HOST:PORT (--health)"),
 ]
 

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+import tomada
 from command import Echo, at, run
 from support import eventually
 from tomada import cli
@@ -43,6 +44,26 @@ def test_send_sends_a_file_as_one_datagram(receiver, tmp_path):
     assert run("send", at(receiver.getsockname()), "--file", path)[0] == 0
     assert run("send", at(receiver.getsockname()), "--file", "-", stdin=b"in\nput")[0] == 0
     assert [receiver.recv(100) for _ in range(2)] == [b"two\nlines\n", b"in\nput"]
+
+
+def test_send_proxy_from_sends_a_header():
+    def handle(data, address):
+        return repr((data, address)).encode()
+
+    with tomada.Server(("127.0.0.1", 0), handle, proxy=["127.0.0.1"]) as server:
+        source = ("--proxy-from", "192.0.2.1:9")
+        status, output, _ = run("send", at(server.address), "hello", "--expect-reply", *source)
+        assert (status, output) == (0, "(b'hello', ('192.0.2.1', 9))\n")
+        assert run("send", at(server.address), "hello", *source)[0] == 0
+        eventually(lambda: server.stats().received == 2)
+
+
+@pytest.mark.parametrize("mode", [(), ("--expect-reply",)])
+def test_send_proxy_from_must_be_numeric(mode):
+    status, _, errors = run("send", "127.0.0.1:9", "x", "--proxy-from", "example.org:9", *mode)
+    assert status == 1
+    assert "the address must be numeric" in errors
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("order", [("--hex", "00ff", "0a"), ("00ff", "0a", "--hex")])

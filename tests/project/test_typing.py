@@ -17,6 +17,7 @@ from typing import Any, assert_type
 
 import tomada
 import tomada.asyncio
+import tomada.sinks
 import tomada.trio
 from tomada import socket
 
@@ -109,6 +110,9 @@ def count(batch: list[tuple[bytes, Any]]) -> list[bytes | None]:
 async def store(batch: list[tuple[bytes, Any]]) -> None: ...
 
 
+def keep(batch: list[tuple[bytes, Any, int | None]]) -> None: ...
+
+
 @contextlib.contextmanager
 def database(server: tomada.Server) -> Iterator[int]:
     yield 3
@@ -125,6 +129,8 @@ tomada.Server(None, lambda data, address: data.upper(), loop=tomada.asyncio.Even
 tomada.Server(None, look, takes="datagram")
 tomada.Server(None, count, takes="batch")
 tomada.serve(None, store, takes="batch")
+tomada.Server(None, keep, takes="timed", steering=tomada.key(0, 4))
+tomada.serve(None, tomada.sinks.from_url("nats://127.0.0.1?subject=s"), proxy=["10.0.0.0/8"])
 tomada.serve(None, reply, workers=2)
 """
 
@@ -171,6 +177,7 @@ tomada.serve(None, look)  # arg-type
 tomada.serve(None, reply, takes="datagram")  # call-overload
 tomada.serve(None, reply, takes="batches")  # call-overload
 tomada.Server(None, one, takes="batch")  # call-overload
+tomada.Server(None, one, takes="timed")  # call-overload
 tomada.Server(None, reply, loop="libuv")  # call-overload
 tomada.Server(None, reply, lifespan=reply)  # arg-type
 def pair(request: bytes, reply: bytes) -> bool:
@@ -210,5 +217,5 @@ def test_mypy_accepts_a_program_that_uses_everything(check):
 def test_mypy_finds_mistakes(check):
     lines = enumerate(MISTAKES.splitlines(), 1)
     expected = [(str(number), code) for number, line in lines for code in line.split("  # ")[1:]]
-    assert len(expected) == 27
+    assert len(expected) == 28
     assert check(MISTAKES) == expected

@@ -13,6 +13,7 @@ from tomada._config import (
     PREFIXES,
     SIZE,
     SWITCH,
+    Kind,
     Option,
     choice,
     number,
@@ -34,6 +35,20 @@ ONE_HANDLER, ONE_SOCKET = "handler", "socket"
 
 FUNCTION = text("a function, as MODULE:FUNCTION", "MODULE:FUNCTION")
 DIRECTORY = text("a directory", "DIR")
+
+
+def _parse_steering(given: str) -> Any:
+    if given.startswith("key:"):
+        from tomada import key
+
+        offset, length = map(int, given.removeprefix("key:").split(","))
+        return key(offset, length)
+    if given not in ("hash", "cpu", "random"):
+        raise ValueError
+    return given
+
+
+STEERING = Kind("hash, cpu, random or key:OFFSET,LENGTH", "HOW", _parse_steering)
 RATE = number("a number", "R", is_positive=True)
 
 OPTIONS = (
@@ -98,6 +113,14 @@ OPTIONS = (
         excludes=ONE_HANDLER,
     ),
     Option(
+        "sink",
+        text("a URL", "URL"),
+        HANDLER,
+        "publish datagrams to nats://HOST:PORT?subject=S or kafka://HOST:PORT?topic=T",
+        into="command",
+        excludes=ONE_HANDLER,
+    ),
+    Option(
         "factory",
         SWITCH,
         HANDLER,
@@ -114,23 +137,31 @@ OPTIONS = (
     ),
     Option(
         "takes",
-        choice("data", "datagram", "batch"),
+        choice("data", "datagram", "batch", "timed"),
         HANDLER,
-        "the arguments of the handler: (data, address), a Datagram, or a list of pairs",
+        "the arguments of the handler: (data, address), a Datagram, or a list of pairs, or of "
+        "triples with a time",
         "data",
     ),
     Option("init", FUNCTION, HANDLER, "call a function in each worker before its first datagram"),
     Option("exit", FUNCTION, HANDLER, "call a function in each worker after its last datagram"),
+    Option(
+        "lifespan",
+        FUNCTION,
+        HANDLER,
+        "enter a context manager in each worker before its first datagram",
+    ),
     Option("workers", whole(1), WORKERS, "processes to serve with", 1),
     Option(
         "threads", whole(1), WORKERS, "threads to serve with, in a Python without a global lock", 1
     ),
     Option(
         "steering",
-        choice("hash", "cpu", "random"),
+        STEERING,
         WORKERS,
-        "which worker receives a datagram: always the same for a peer, that of the receiving CPU, "
-        "or any",
+        "which worker receives a datagram: always the same for a peer (hash), that of the "
+        "receiving CPU (cpu), any (random), or always the same for some payload bytes "
+        "(key:OFFSET,LENGTH)",
         "hash",
     ),
     Option(
@@ -140,6 +171,26 @@ OPTIONS = (
         "maximum seconds to handle queued datagrams at the end; inf for no limit",
         5.0,
     ),
+    Option(
+        "loop",
+        choice("tomada", "asyncio", "uvloop"),
+        WORKERS,
+        "the event loop of each worker",
+    ),
+    Option(
+        "max-concurrency",
+        whole(1),
+        WORKERS,
+        "maximum calls of an async handler at once, in each worker",
+        1000,
+    ),
+    Option("max-requests", whole(1), WORKERS, "replace a worker after about this many datagrams"),
+    Option(
+        "max-age",
+        seconds(is_positive=True),
+        WORKERS,
+        "replace a worker after about this many seconds",
+    ),
     Option("rcvbuf", SIZE, SOCKET, "the size of each receive buffer", "the kernel's"),
     Option("gro", SWITCH, SOCKET, "let the kernel deliver coalesced datagrams", True),
     Option(
@@ -148,6 +199,19 @@ OPTIONS = (
         SOCKET,
         "poll this long before sleeping: shorter round trips, at the cost of a core",
         0.0,
+    ),
+    Option(
+        "proxy",
+        several(NETWORK),
+        SOCKET,
+        "read the PROXY headers of load balancers in this network; may be repeated",
+    ),
+    Option(
+        "proxy-flows",
+        seconds(is_positive=True),
+        SOCKET,
+        "the proxies put a header in front of only the first datagram of a flow, which ends after "
+        "this silence",
     ),
     Option(
         "allow",

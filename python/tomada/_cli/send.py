@@ -17,6 +17,7 @@ from tomada._cli.common import (
     CommandError,
     add_address,
     add_json,
+    address,
     count,
     count_or_none,
     described,
@@ -78,6 +79,12 @@ def add(commands: Any) -> None:
         metavar="N",
         help="how often to send again what is not answered (default: 3)",
     )
+    parser.add_argument(
+        "--proxy-from",
+        type=address,
+        metavar="HOST:PORT",
+        help="begin each datagram with a PROXY protocol header that says that it comes from there",
+    )
     add_json(parser, "the replies and a summary")
     parser.set_defaults(run=run)
 
@@ -132,21 +139,34 @@ def paced(datagrams: Iterator[bytes], per_second: float | None) -> Iterator[byte
         yield data
 
 
+def proxy_header(client: Any, server: Any) -> bytes:
+    """Return what to send in front of each datagram."""
+    from tomada._proxy_header import header_for
+
+    if client is None:
+        return b""
+    try:
+        return header_for(client, server)
+    except (TypeError, ValueError) as error:
+        raise CommandError(str(error)) from None
+
+
 def send(arguments: argparse.Namespace, datagrams: Iterator[bytes]) -> int:
     """Send without waiting for replies."""
     from tomada import socket
 
     sent = size = refused = 0
     family, name = family_and_name(arguments.address)
+    header = proxy_header(arguments.proxy_from, name)
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         sock.connect(name)
         for data in datagrams:
             try:
-                size += sock.send(data)
+                size += sock.send(header + data)
             except ConnectionRefusedError:
                 # The error is about the previous datagram; this one was not sent.
                 refused += 1
-                size += sock.send(data)
+                size += sock.send(header + data)
             sent += 1
         refused += sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
     where = format_address(name)
@@ -164,7 +184,9 @@ def ask(arguments: argparse.Namespace, datagrams: Iterator[bytes]) -> int:
     from tomada.client import Client
 
     sent = lost = 0
-    with Client(arguments.address, arguments.timeout, arguments.retries) as client:
+    proxy_header(arguments.proxy_from, family_and_name(arguments.address)[1])
+    options = {"proxy_from": arguments.proxy_from}
+    with Client(arguments.address, arguments.timeout, arguments.retries, **options) as client:
         for data in datagrams:
             sent += 1
             started = time.perf_counter()

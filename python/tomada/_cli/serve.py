@@ -34,6 +34,7 @@ from tomada._config import ConfigError, Settings, misspelled, resolve
 
 if TYPE_CHECKING:
     from tomada import Guard, Server
+    from tomada.sinks import Sink
 
 EXAMPLES = """
 examples:
@@ -155,7 +156,7 @@ class Service:
                     self._life.log.warning("nothing is reloaded: that needs --workers 2 or more")
 
         options = settings.of(OPTIONS, "server")
-        for name in ("init", "exit"):
+        for name in ("init", "exit", "lifespan"):
             if name in options:
                 options[name] = self._function(options[name], is_forking=is_forking)
         server = Announced(
@@ -198,6 +199,8 @@ class Service:
         if app is not None:
             is_factory = settings.get("factory", False)
             return self._function(app, is_forking=is_forking, is_factory=is_factory)
+        if settings.get("sink"):
+            return _sink(settings)
         if settings.get("print"):
             return Printer(erases=self._status is not None)
         return discard if settings.get("discard") else echo
@@ -259,6 +262,15 @@ def _address(settings: Settings, address: Any) -> Any:
             os.getpid(),
         )
     return (HOST, PORT) if address is None and settings.get("fd") is None else address
+
+
+def _sink(settings: Settings) -> Sink:
+    from tomada.sinks import from_url
+
+    try:
+        return from_url(settings.get("sink"))
+    except (ImportError, ValueError, TypeError) as error:
+        raise UsageError(f"sink: {error} ({settings.source('sink')})") from None
 
 
 def _guard(settings: Settings) -> Guard | None:

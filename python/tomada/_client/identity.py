@@ -40,6 +40,20 @@ class Identity:
             raise ValueError("pass match= or key=, not both")
         self._match = match
         self._key = key
+        # The key of a request as it is sent.
+        self._key_of_request = key
+
+    def behind(self, header: bytes) -> Identity:
+        """Return the identity of requests sent with a header, which replies do not have."""
+        match, key, start = self._match, self._key, len(header)
+        if not header:
+            return self
+        behind = Identity(match, key)
+        if match is not None:
+            behind._match = lambda request, reply: match(request[start:], reply)
+        if key is not None:
+            behind._key_of_request = lambda request: key(request[start:])
+        return behind
 
     @property
     def tells_apart(self) -> bool:
@@ -49,10 +63,10 @@ class Identity:
     @property
     def match(self) -> Callable[[Any, bytes], bool] | None:
         """A function that returns whether a datagram answers a request."""
-        key = self._key
-        if key is None:
+        key, key_of_request = self._key, self._key_of_request
+        if key is None or key_of_request is None:
             return self._match
-        return lambda request, reply: key(request) == key(reply)
+        return lambda request, reply: key_of_request(request) == key(reply)
 
     def in_flight(
         self, pool: Pool, retry: Retry, address: _Address, *, lasts: bool = False
@@ -61,8 +75,8 @@ class Identity:
 
         :param lasts: Whether it is used as long as the client lives.
         """
-        if self._key is not None:
-            return Keyed(self._key, pool, retry, address)
+        if self._key is not None and self._key_of_request is not None:
+            return Keyed(self._key_of_request, self._key, pool, retry, address)
         if self._match is not None:
             return Matched(self._match, pool, retry, address)
         return (Returning if lasts else Separate)(pool, retry, address)

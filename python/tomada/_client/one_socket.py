@@ -126,12 +126,14 @@ class Keyed(Shared):
 
     def __init__(
         self,
-        key: Callable[[Any], Hashable],
+        key_of_request: Callable[[Any], Hashable],
+        key: Callable[[bytes], Hashable],
         pool: Pool,
         retry: Retry,
         address: _Address,
     ) -> None:
         super().__init__(pool, retry, address)
+        self._key_of_request = key_of_request
         self._key = key
         self._by_key: dict[Hashable, int] = {}
         self._keys: dict[int, Hashable] = {}
@@ -141,7 +143,7 @@ class Keyed(Shared):
 
         :raises ValueError: Another request under way has the same key.
         """
-        key = self._key(data)
+        key = self._key_of_request(data)
         if self._by_key.setdefault(key, index) != index:
             raise ValueError(
                 f"another request with the key {key!r} is under way: give each its own, or wait "

@@ -19,7 +19,7 @@ def sampled(handler: Callable[..., Any], takes: str, every: int) -> Callable[...
     A call that is not logged costs a decrement more.
     """
     left = every
-    if takes == "batch":
+    if takes in ("batch", "timed"):
 
         def handle_batch(batch: Any) -> Any:
             nonlocal left
@@ -27,7 +27,7 @@ def sampled(handler: Callable[..., Any], takes: str, every: int) -> Callable[...
             if left > 0:
                 return handler(batch)
             left = every
-            size = sum(len(data) for data, _ in batch)
+            size = sum(len(row[0]) for row in batch)
             return _logged(handler, (batch,), batch[0][1], size, len(batch))
 
         return handle_batch

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from tomada import _core, socket
 from tomada._address import check_address, format_address
 from tomada._advice import OF_BINDING, advise
+from tomada._server.steering import steer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tomada._server.steering import Steering
     from tomada._socket_options import SocketOptions
 
 FIRST_PASSED_FD = 3  # SD_LISTEN_FDS_START in sd_listen_fds(3)
@@ -101,7 +103,7 @@ class Listeners:
 
 
 def listen(
-    address: Any, count: int, options: SocketOptions, *, steering: str = "hash"
+    address: Any, count: int, options: SocketOptions, *, steering: Steering = "hash"
 ) -> Listeners:
     """Open the sockets for ``count`` workers.
 
@@ -128,7 +130,7 @@ def listen(
                 name = sock.getsockname()
             options.apply(sock)
         if count > 1:
-            _core.steer(sockets[0], steering, count)
+            steer(sockets[0], steering, count, has_proxies=bool(options.proxy))
         listeners = Listeners(sockets, is_own=True)
         stack.pop_all()
     return listeners

@@ -7,12 +7,15 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
+from tomada._server.steering import check_steering
+
 if TYPE_CHECKING:
     import asyncio
 
     from _typeshed import ReadableBuffer
 
     from tomada._core import Datagram, Guard
+    from tomada._server.steering import Steering
     from tomada.server import Server
 
 # The result of a handler, or of the coroutine of an async handler.
@@ -25,10 +28,12 @@ DatagramHandler: TypeAlias = "Callable[[Datagram], Reply | Coroutine[Any, Any, R
 BatchHandler: TypeAlias = (
     "Callable[[list[tuple[bytes, Any]]], Replies | Coroutine[Any, Any, Replies]]"
 )
+TimedHandler: TypeAlias = (
+    "Callable[[list[tuple[bytes, Any, int | None]]], Replies | Coroutine[Any, Any, Replies]]"
+)
 Handler: TypeAlias = Callable[..., Any]
 
-Takes: TypeAlias = Literal["data", "datagram", "batch"]
-Steering: TypeAlias = Literal["hash", "cpu", "random"]
+Takes: TypeAlias = Literal["data", "datagram", "batch", "timed"]
 Loop: TypeAlias = "Literal['tomada', 'asyncio', 'uvloop'] | Callable[[], asyncio.AbstractEventLoop]"
 Lifespan: TypeAlias = (
     "Callable[[Server], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]"
@@ -56,16 +61,18 @@ class ServerOptions(TypedDict, total=False):
     access_log: int
     groups: Sequence[Any]
     guard: Guard | None
+    proxy: Sequence[Any]
+    proxy_flows: float | None
     sock: Any
     fd: int | None
 
 
-def check_choices(takes: str, steering: str) -> None:
+def check_choices(takes: str, steering: Any) -> None:
     """Raise :class:`ValueError` if an option has none of its values."""
-    if takes not in ("data", "datagram", "batch"):
-        raise ValueError(f"takes must be 'data', 'datagram' or 'batch', not {takes!r}")
-    if steering not in ("hash", "cpu", "random"):
-        raise ValueError(f"steering must be 'hash', 'cpu' or 'random', not {steering!r}")
+    if takes not in ("data", "datagram", "batch", "timed"):
+        names = "'data', 'datagram', 'batch' or 'timed'"
+        raise ValueError(f"takes must be {names}, not {takes!r}")
+    check_steering(steering)
 
 
 def check_workers(workers: int, threads: int) -> None:

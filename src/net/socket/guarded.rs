@@ -11,6 +11,7 @@ use super::recv_cursor::RecvCursor;
 use crate::net::address::Address;
 use crate::net::fork_mutex::{ForkMutex, Inherit};
 use crate::net::guard::{Arrival, Guard};
+use crate::net::proxy_protocol::Proxies;
 use crate::net::recv_ring::{Filled, RecvRing};
 use crate::net::sys::{self, RecvSlice};
 
@@ -51,6 +52,8 @@ impl Socket {
         {
             return Ok(());
         }
+        // The kernel sees proxies, not their clients.
+        let guard = guard.filter(|_| self.proxies.get().is_none());
         let filter = guard.as_ref().and_then(|guard| guard.kernel_filter());
         if filter.is_some() {
             self.filter_was_set();
@@ -63,6 +66,29 @@ impl Socket {
             self.set_int_option(libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0)?;
         }
         Ok(())
+    }
+
+    /// Trusts proxies: from now on, their PROXY headers tell the clients of received datagrams. This
+    /// can be set once, before the guard.
+    pub fn set_proxies(&self, proxies: Proxies) -> io::Result<()> {
+        if !(self.is_ip() && self.is_datagram()) {
+            return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
+        }
+        self.proxies.set(proxies).map_err(|_| io::Error::from_raw_os_error(libc::EALREADY))
+    }
+
+    /// The trusted proxies.
+    pub(super) fn proxies(&self) -> Option<&Proxies> {
+        self.proxies.get()
+    }
+
+    /// Deducts a reply through a proxy from the client's amplification budget. To the proxy itself,
+    /// any number of bytes may be sent.
+    pub fn spend_for_client(&self, client: &Address, bytes: usize) -> io::Result<()> {
+        match self.guard() {
+            Some(guard) if !guard.spend(Some(client), bytes) => Err(guard.refuse_to_send()),
+            _ => Ok(()),
+        }
     }
 
     /// Whether the socket has a filter that does not come from a guard, such as one from another
@@ -108,7 +134,7 @@ impl Socket {
         Err(io::ErrorKind::WouldBlock.into())
     }
 
-    /// Fills a ring and removes refused datagrams; nothing may be left.
+    /// Fills a ring, and removes PROXY headers and refused datagrams; nothing may be left.
     pub(super) fn fill(
         &self,
         fd: BorrowedFd<'_>,
@@ -121,6 +147,11 @@ impl Socket {
             ring.prepare_to_screen()?;
         }
         let mut filled = ring.receive(fd, count, flags, self.is_ip())?;
+        if let Some(proxies) = self.proxies.get() {
+            let refused = ring.remove_headers(proxies, &mut filled);
+            self.counters().count_unproxied(refused.untrusted, refused.malformed);
+            self.counters().count_lost(refused.lost);
+        }
         if let Some(guard) = guard {
             let refused = ring.screen(&guard, &mut filled);
             if refused > 0 {

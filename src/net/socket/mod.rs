@@ -23,7 +23,7 @@ use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use self::backlog::Backlog;
@@ -38,6 +38,7 @@ use crate::net::descriptor::Descriptor;
 use crate::net::fork_mutex::{ForkMutex, ForkTryMutex, Inherit};
 use crate::net::gso::Gso;
 use crate::net::meta;
+use crate::net::proxy_protocol::Proxies;
 use crate::net::shared_options::{self, Hold};
 use crate::net::stats::Counters;
 use crate::net::sys;
@@ -61,6 +62,7 @@ pub struct Socket {
     /// Held by the thread that accepts a connection.
     accepting: ForkTryMutex<Accepting>,
     watch: Watch,
+    proxies: OnceLock<Proxies>,
     /// Options that the user has set, so the library must not change them.
     set_by_user: Mutex<Vec<(c_int, c_int)>>,
     /// Options that were changed without an explicit request by the user.
@@ -148,6 +150,7 @@ impl Socket {
             error_queue: ErrorQueue::default(),
             accepting: ForkTryMutex::new(Accepting),
             watch: Watch::default(),
+            proxies: OnceLock::new(),
             set_by_user: Mutex::default(),
             holds: ForkMutex::default(),
             tells_metadata: AtomicBool::new(false),
@@ -253,6 +256,12 @@ impl Socket {
             return Ok(());
         }
         self.switch_on(meta::options(self.family))
+    }
+
+    /// Makes the kernel report when it received each datagram; otherwise as
+    /// [`request_metadata`](Self::request_metadata).
+    pub fn request_timestamp(&self) -> io::Result<()> {
+        self.switch_on(&[(libc::SOL_SOCKET, libc::SO_TIMESTAMPNS)])
     }
 
     /// Makes the kernel report the destination with each datagram; otherwise as

@@ -3,11 +3,13 @@
 use std::ffi::c_int;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Socket;
 use crate::net::address::Address;
 use crate::net::guard::Guard;
+use crate::net::proxy_protocol::Proxies;
 use crate::net::send_queue::{Budget, Joining, SendQueue, Sent};
 use crate::net::sys::{self, SendSlice};
 
@@ -43,15 +45,15 @@ impl Socket {
         flags: c_int,
         send: impl FnOnce() -> io::Result<usize>,
     ) -> io::Result<usize> {
-        let limiting = self.guard().filter(|guard| guard.limits_sending());
-        if let Some(guard) = &limiting
-            && !guard.take(to, len)
+        let limit = self.limit();
+        if let Some(limit) = &limit
+            && !limit.take(to, len)
         {
-            return Err(guard.refusal());
+            return Err(limit.refusal());
         }
         let sent = send().inspect_err(|_| {
-            if let Some(guard) = &limiting {
-                guard.give_back(to, len);
+            if let Some(limit) = &limit {
+                limit.give_back(to, len);
             }
         })?;
         self.note_more(flags);
@@ -67,15 +69,20 @@ impl Socket {
         queue: &mut SendQueue<'_>,
         flags: c_int,
     ) -> io::Result<Sent> {
-        let limiting = self.guard().filter(|guard| guard.limits_sending());
+        let limit = self.limit();
         let joining = Joining {
             to_open: self.has_open_datagram.load(Ordering::Relaxed),
             may_be_corked: self.may_be_corked(),
         };
-        let sent = queue.send(fd, &self.gso, flags, joining, limiting.as_deref())?;
+        let sent = queue.send(fd, &self.gso, flags, joining, limit.as_ref())?;
         self.note_more(flags);
         self.counters().count_sent(sent.datagrams.get(), sent.bytes);
         Ok(sent)
+    }
+
+    fn limit(&self) -> Option<Limit<'_>> {
+        let guard = self.guard().filter(|guard| guard.limits_sending())?;
+        Some(Limit { guard, proxies: self.proxies() })
     }
 
     /// Records whether the kernel keeps a sent datagram open for more data.
@@ -87,16 +94,31 @@ impl Socket {
     }
 }
 
-impl Budget for Guard {
+/// A guard's limits. They do not apply to a datagram to a proxy, which was charged to the proxy's
+/// client ([`Socket::spend_for_client`]).
+struct Limit<'a> {
+    guard: Arc<Guard>,
+    proxies: Option<&'a Proxies>,
+}
+
+impl Limit<'_> {
+    fn is_proxy(&self, to: Option<&Address>) -> bool {
+        self.proxies.is_some_and(|proxies| to.is_some_and(|to| proxies.trust(to)))
+    }
+}
+
+impl Budget for Limit<'_> {
     fn take(&self, to: Option<&Address>, bytes: usize) -> bool {
-        self.spend(to, bytes)
+        self.is_proxy(to) || self.guard.spend(to, bytes)
     }
 
     fn give_back(&self, to: Option<&Address>, bytes: usize) {
-        self.refund(to, bytes);
+        if !self.is_proxy(to) {
+            self.guard.refund(to, bytes);
+        }
     }
 
     fn refusal(&self) -> io::Error {
-        self.refuse_to_send()
+        self.guard.refuse_to_send()
     }
 }

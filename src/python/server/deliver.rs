@@ -8,17 +8,17 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use super::replies::{ReplyTo, Sender};
+use super::replies::{ReplyTo, Route};
 use super::tasks::Tasks;
 use super::{ServerCore, Takes};
 use crate::net::{
-    self, Address, Count, Datagrams, Filled, Flow, OwnAddress, Pace, Received, RecvCursor,
+    self, Address, Count, Datagrams, Filled, Flow, Meta, OwnAddress, Pace, Received, RecvCursor,
     ReplySourceReader, Sink, deliver,
 };
 use crate::python::buffer::{new_bytes, new_list, push};
 use crate::python::datagram::Datagram;
 use crate::python::error::Result;
-use crate::python::socket::{Senders, Socket, pair};
+use crate::python::socket::{Senders, Socket, pair, triple};
 
 /// A receive takes only as many datagrams as can probably be handled in this time: a worker that
 /// crashes loses them, and one that is stopping handles them first.
@@ -152,7 +152,7 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         while let Some(datagram) = cursor.current() {
             self.taken.0 += 1;
             self.taken.1 += datagram.payload.len();
-            let added = if self.own.is_source(datagram.from) {
+            let added = if self.own.is_source(datagram.reply_to()) {
                 self.refuse_own(datagram.from)
             } else {
                 self.add(&datagram, &mut batch, &mut senders)
@@ -177,11 +177,16 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         &mut self,
         datagram: &Received<'_>,
         batch: &mut Vec<Bound<'py, PyTuple>>,
-        senders: &mut Vec<(Sender, usize)>,
+        senders: &mut Vec<(Route, usize)>,
     ) -> PyResult<()> {
         let data = new_bytes(self.py, datagram.payload)?;
-        let pair = pair(data, self.senders.object(self.py, datagram.from)?)?;
-        let sender = (Address::from_bytes(datagram.from), self.source_reader.take(datagram));
+        let address = self.senders.object(self.py, datagram.from)?;
+        let pair = if self.core.takes == Takes::Timed {
+            triple(data, address, Meta::decode(datagram.control).timestamp_ns)?
+        } else {
+            pair(data, address)?
+        };
+        let sender = self.route(datagram);
         match senders.last_mut() {
             Some((last, count)) if *last == sender => *count += 1,
             _ => push(senders, (sender, 1))?,
@@ -195,12 +200,12 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
 
     /// Calls the handler with one datagram, and queues the reply.
     fn handle(&mut self, datagram: &Received<'_>) -> PyResult<()> {
-        if self.own.is_source(datagram.from) {
+        if self.own.is_source(datagram.reply_to()) {
             return self.refuse_own(datagram.from);
         }
         let data = new_bytes(self.py, datagram.payload)?;
         let address = self.senders.object(self.py, datagram.from)?;
-        let source = self.source_reader.take(datagram);
+        let route = self.route(datagram);
         let reply = if self.core.takes == Takes::Data {
             self.handler.call1((data, address))
         } else {
@@ -209,10 +214,16 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
         };
         let reply = reply?;
         if self.tasks.is_some() {
-            let sender = (Address::from_bytes(datagram.from), source);
-            return self.answer(ReplyTo::One(sender), reply);
+            return self.answer(ReplyTo::One(route), reply);
         }
-        self.core.queue_reply(datagram.from, source, &reply)
+        self.core.queue_reply(&route, &reply)
+    }
+
+    /// The way to the sender of a datagram.
+    fn route(&mut self, datagram: &Received<'_>) -> Route {
+        let source = self.source_reader.take(datagram);
+        let proxy = datagram.proxy.map(Address::from_bytes);
+        Route { peer: Address::from_bytes(datagram.from), proxy, source }
     }
 
     /// Queues the replies in a result, now or, if it is a coroutine, when its task has ended.
@@ -241,7 +252,7 @@ impl Sink for HandlerSink<'_, '_> {
     }
 
     fn take(&mut self, cursor: &mut RecvCursor<'_>) -> PyResult<usize> {
-        if self.core.takes == Takes::Batch {
+        if matches!(self.core.takes, Takes::Batch | Takes::Timed) {
             return self.handle_batch(cursor);
         }
         let Some(datagram) = cursor.current() else { return Ok(0) };

@@ -26,7 +26,7 @@ use super::error::{Error, Result};
 use super::send_backlog::SendBacklog;
 use super::socket::Socket;
 use crate::net::{
-    self, Address, Costs, Count, Deadline, ErrorClass, ErrorStreak, Filled, Interest, Pace,
+    self, Address, Costs, Count, Deadline, ErrorClass, ErrorStreak, Filled, Interest, Key, Pace,
     RecvCursor, ReplySources, Steering, Stop, ThreadRing, Waiting, hang_if_ended,
 };
 
@@ -52,6 +52,8 @@ enum Takes {
     Datagram,
     /// A list of pairs of payload and address.
     Batch,
+    /// A list of triples of payload, address and timestamp.
+    Timed,
 }
 
 /// The server runs until it is stopped.
@@ -106,14 +108,18 @@ impl ServerCore {
             "data" => Takes::Data,
             "datagram" => Takes::Datagram,
             "batch" => Takes::Batch,
+            "timed" => Takes::Timed,
             _ => {
-                let message = format!("takes must be 'data', 'datagram' or 'batch', not {takes:?}");
+                let message =
+                    format!("takes must be 'data', 'datagram', 'batch' or 'timed', not {takes:?}");
                 return Err(PyValueError::new_err(message).into());
             }
         };
         let inner = socket.get().socket()?;
         if takes == Takes::Datagram {
             inner.request_metadata()?;
+        } else if takes == Takes::Timed {
+            inner.request_timestamp()?;
         }
         Ok(Self {
             reply_sources: ReplySources::of(inner),
@@ -400,6 +406,8 @@ impl ServerCore {
         let delta = socket.counters().take_delta();
         let counts = [
             (Count::Refused, delta.refused),
+            (Count::ProxyUntrusted, delta.proxy_untrusted),
+            (Count::ProxyMalformed, delta.proxy_malformed),
             (Count::Sent, delta.sent),
             (Count::SentBytes, delta.sent_bytes),
             (Count::SendCalls, delta.send_calls),
@@ -490,6 +498,20 @@ pub(crate) fn steer(socket: &Bound<'_, Socket>, how: &str, sockets: u32) -> Resu
         }
     };
     Ok(socket.get().socket()?.with(|fd| steering.attach(fd, sockets))?)
+}
+
+/// Steer the reuseport group of a socket, which has this many sockets, by bytes of the payload.
+#[pyfunction]
+#[pyo3(signature = (socket, key, sockets, has_header, /))]
+pub(crate) fn steer_by_key(
+    socket: &Bound<'_, Socket>,
+    key: (u16, u16),
+    sockets: u32,
+    has_header: bool,
+) -> Result<()> {
+    let (offset, len) = key;
+    let key = Key { offset, len: len.clamp(1, Key::LONGEST), has_header };
+    Ok(socket.get().socket()?.with(|fd| Steering::Key(key).attach(fd, sockets))?)
 }
 
 /// Make the kernel send this process a signal when its parent exits.

@@ -23,14 +23,22 @@ pub(super) fn largest(family: i32) -> usize {
     }
 }
 
-/// A peer's address, and its reply source.
-pub(super) type Sender = (Address, Option<Source>);
+/// Where a reply goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Route {
+    /// The sender's address. If a proxy is in between, that of the proxy's client.
+    pub(super) peer: Address,
+    /// The address to send to, if another one.
+    pub(super) proxy: Option<Address>,
+    pub(super) source: Option<Source>,
+}
 
 /// The peers that one result of the handler replies to.
+#[expect(clippy::large_enum_variant, reason = "most are One; a box would cost each call more")]
 pub(super) enum ReplyTo {
-    One(Sender),
+    One(Route),
     /// The senders of a batch, each with its number of consecutive datagrams.
-    Batch(Vec<(Sender, usize)>),
+    Batch(Vec<(Route, usize)>),
 }
 
 impl ReplyTo {
@@ -45,7 +53,7 @@ impl ReplyTo {
     /// The sender, unless it is one of several.
     pub(super) fn sender(&self) -> Option<&[u8]> {
         match self {
-            Self::One((from, _)) => Some(from.as_bytes()),
+            Self::One(route) => Some(route.peer.as_bytes()),
             Self::Batch(_) => None,
         }
     }
@@ -55,7 +63,7 @@ impl ServerCore {
     /// Queues the replies in a result of the handler.
     pub(super) fn queue_result(&self, to: &ReplyTo, result: &Bound<'_, PyAny>) -> PyResult<()> {
         match to {
-            ReplyTo::One((from, source)) => self.queue_reply(from.as_bytes(), *source, result),
+            ReplyTo::One(route) => self.queue_reply(route, result),
             ReplyTo::Batch(senders) => self.queue_replies(result, senders),
         }
     }
@@ -64,7 +72,7 @@ impl ServerCore {
     fn queue_replies(
         &self,
         replies: &Bound<'_, PyAny>,
-        senders: &[(Sender, usize)],
+        senders: &[(Route, usize)],
     ) -> PyResult<()> {
         let py = replies.py();
         if replies.is_none() {
@@ -89,24 +97,19 @@ impl ServerCore {
             senders.iter().flat_map(|(sender, count)| std::iter::repeat_n(sender, *count));
         for reply in replies.try_iter()? {
             let reply = reply?;
-            let Some((to, source)) = each.next() else {
+            let Some(route) = each.next() else {
                 let message = "a handler of batches returned more replies than there were \
                                datagrams; use sendto() for others";
                 return Err(PyValueError::new_err(message));
             };
-            self.queue_reply(to.as_bytes(), *source, &reply)
-                .or_else(|error| self.fail(py, error, Some(to.as_bytes())))?;
+            self.queue_reply(route, &reply)
+                .or_else(|error| self.fail(py, error, Some(route.peer.as_bytes())))?;
         }
         Ok(())
     }
 
     /// Queues a reply.
-    pub(super) fn queue_reply(
-        &self,
-        to: &[u8],
-        source: Option<Source>,
-        reply: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
+    pub(super) fn queue_reply(&self, route: &Route, reply: &Bound<'_, PyAny>) -> PyResult<()> {
         if reply.is_none() {
             return Ok(());
         }
@@ -122,12 +125,17 @@ impl ServerCore {
             );
             return Err(PyOSError::new_err((libc::EMSGSIZE, message)));
         }
-        if to.is_empty() && !self.is_connected {
+        let is_unnamed = route.peer.as_bytes().is_empty();
+        if is_unnamed && !self.is_connected {
             let message = "cannot reply: the sender has no address";
             return Err(PyOSError::new_err((libc::EDESTADDRREQ, message)));
         }
-        let to = (!to.is_empty()).then(|| Address::from_bytes(to));
-        let pushed = self.send_backlog().push(data.into(), to, source);
+        if route.proxy.is_some() {
+            let socket = self.socket.bind(reply.py()).get().socket()?;
+            socket.spend_for_client(&route.peer, len).map_err(Error::from)?;
+        }
+        let to = (!is_unnamed).then(|| route.proxy.unwrap_or(route.peer));
+        let pushed = self.send_backlog().push(data.into(), to, route.source);
         Ok(pushed.map_err(Error::from)?)
     }
 

@@ -47,9 +47,16 @@ impl ServerCore {
         address: &Bound<'_, PyAny>,
     ) -> Result<()> {
         let owner = self.socket.bind(py).get();
-        let to = owner.parse_any_address(address, "sendto")?;
+        let to = owner.parse_peer(address, self.reply_sources.has_proxies(), "sendto")?;
         let data = Readable::new(data)?.into_bytes(py)?;
         let source = self.reply_sources.source(&to);
+        let to = match self.reply_sources.proxy(&to) {
+            None => to,
+            Some(proxy) => {
+                owner.socket()?.spend_for_client(&to, data.as_bytes().len())?;
+                proxy
+            }
+        };
         if self.is_in_handler() {
             let queued = {
                 let mut backlog = self.send_backlog();

@@ -70,7 +70,7 @@ impl Socket {
         let deadline = match patience.timeout {
             super::BLOCKING => socket.with(|fd| Self::accept_deadline(socket, fd))?,
             0 => None,
-            // The kernel may not have what is in the backlog; a datagram socket refuses at once.
+            // The kernel does not know the backlog; a socket of datagrams refuses at once.
             _ if socket.backlog_len() > 0 => None,
             _ => Some(patience.deadline()),
         };

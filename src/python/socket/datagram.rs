@@ -9,7 +9,7 @@ use pyo3::types::PyBytes;
 use super::Socket;
 use crate::net::{Address, AddressKind, Meta, Received};
 use crate::python::audit;
-use crate::python::buffer::text_of;
+use crate::python::buffer::{Readable, text_of};
 use crate::python::error::Result;
 
 /// A received datagram.
@@ -25,6 +25,7 @@ pub(crate) struct Datagram {
     #[pyo3(get)]
     truncated: bool,
     from: Address,
+    proxy: Option<Address>,
     meta: Meta,
     socket: Py<Socket>,
 }
@@ -41,6 +42,7 @@ impl Datagram {
             address: address.unbind(),
             truncated: received.is_truncated(),
             from: Address::from_bytes(received.from),
+            proxy: received.proxy.map(Address::from_bytes),
             meta: Meta::decode(received.control),
             socket: socket.clone().unbind(),
         }
@@ -108,6 +110,14 @@ impl Datagram {
     fn reply(&self, py: Python<'_>, data: &Bound<'_, PyAny>, flags: c_int) -> Result<usize> {
         let to = (self.from.kind() != AddressKind::Unnamed).then_some(&self.from);
         let socket = self.socket.bind(py);
+        let to = match &self.proxy {
+            None => to,
+            Some(proxy) => {
+                let len = Readable::new(data)?.len();
+                socket.get().socket()?.spend_for_client(&self.from, len)?;
+                Some(proxy)
+            }
+        };
         if to.is_some() {
             audit::event(c"socket.sendto", socket.as_any(), self.address.bind(py))?;
         }

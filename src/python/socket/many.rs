@@ -141,6 +141,25 @@ impl Socket {
     }
 }
 
+/// A tuple of a payload, an address and a time.
+pub(crate) fn triple<'py>(
+    data: Bound<'py, PyBytes>,
+    address: Bound<'py, PyAny>,
+    timestamp_ns: Option<i64>,
+) -> PyResult<Bound<'py, PyTuple>> {
+    let py = data.py();
+    let time = timestamp_ns.into_pyobject(py)?;
+    // SAFETY: as in `pair`; a time does not refer to anything either.
+    unsafe {
+        let triple = Bound::from_owned_ptr_or_err(py, ffi::PyTuple_New(3))?;
+        ffi::PyTuple_SET_ITEM(triple.as_ptr(), 0, data.into_ptr());
+        ffi::PyTuple_SET_ITEM(triple.as_ptr(), 1, address.into_ptr());
+        ffi::PyTuple_SET_ITEM(triple.as_ptr(), 2, time.into_ptr());
+        ffi::PyObject_GC_UnTrack(triple.as_ptr().cast());
+        Ok(triple.cast_into_unchecked())
+    }
+}
+
 /// A tuple of a payload and an address.
 pub(crate) fn pair<'py>(
     data: Bound<'py, PyBytes>,

@@ -12,7 +12,7 @@ mod receive;
 mod send;
 mod sending;
 
-pub(crate) use many::{Senders, pair};
+pub(crate) use many::{Senders, pair, triple};
 
 use std::ffi::{CString, c_int};
 use std::io;

@@ -117,6 +117,22 @@ impl Socket {
     ) -> Result<Address> {
         self.addresses.parse(self.family(), address, caller, Mapping::Mapped)
     }
+
+    /// Reads the address of a peer, which may be a proxy's client of another family.
+    pub(crate) fn parse_peer(
+        &self,
+        address: &Bound<'_, PyAny>,
+        has_proxies: bool,
+        caller: &str,
+    ) -> Result<Address> {
+        self.parse_any_address(address, caller).or_else(|error| {
+            if !has_proxies || self.family() != libc::AF_INET {
+                return Err(error);
+            }
+            let parsed = self.addresses.parse(libc::AF_INET6, address, caller, Mapping::Mapped);
+            parsed.map_err(|_| error)
+        })
+    }
 }
 
 /// Builds control messages from a list of `(level, type, data)`.

@@ -1,0 +1,75 @@
+"""How the kernel chooses the worker that receives a datagram."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from tomada import _core
+
+if TYPE_CHECKING:
+    from tomada.socket import socket
+
+NAMES = ("hash", "cpu", "random")
+LONGEST_KEY = 64
+LAST_OFFSET = 65_535
+
+
+@dataclass(frozen=True)
+class Key:
+    """Where in the payload a peer's identifier is."""
+
+    offset: int
+    length: int
+
+    def __post_init__(self) -> None:
+        for name, value, least, most in [
+            ("offset", self.offset, 0, LAST_OFFSET),
+            ("length", self.length, 1, LONGEST_KEY),
+        ]:
+            if not isinstance(value, int):
+                raise TypeError(f"{name} must be an int, not {value!r}")
+            if not least <= value <= most:
+                raise ValueError(f"{name} must be from {least} to {most} bytes, not {value}")
+
+
+Steering: TypeAlias = Literal["hash", "cpu", "random"] | Key
+
+
+def key(offset: int, length: int) -> Key:
+    """Return a value for ``Server(steering=…)``: one worker for each value of some payload bytes.
+
+    All datagrams with the same bytes go to the same worker, whatever address they come from: a peer
+    that its identifier in the payload tells apart stays with its worker when its address changes.
+    The kernel does this by a classic BPF program that needs no privilege
+    (``SO_ATTACH_REUSEPORT_CBPF`` in ``socket(7)``).
+
+    A datagram that ends within the bytes is steered by those it has, and one that ends before them
+    by its address. If the server trusts proxies, the offset counts from the end of the PROXY
+    header.
+
+    The server turns ``gro`` off, because the kernel would steer all coalesced datagrams by the
+    first one. If a sender on the same machine uses ``UDP_SEGMENT``, it does so nevertheless.
+
+    :param offset: The number of bytes before the identifier, up to 65,535.
+    :param length: The length of the identifier in bytes, from 1 to 64.
+    :raises ValueError: A number is out of range.
+    """
+    return Key(offset, length)
+
+
+def check_steering(steering: Any) -> None:
+    """Raise :class:`ValueError` unless this is a way to choose workers."""
+    if not isinstance(steering, Key) and steering not in NAMES:
+        raise ValueError(
+            f"steering must be 'hash', 'cpu', 'random' or tomada.key(…), not {steering!r}"
+        )
+
+
+def steer(sock: socket, steering: Steering, sockets: int, *, has_proxies: bool) -> None:
+    """Steer a socket's reuseport group, which has this many sockets."""
+    core: Any = sock
+    if isinstance(steering, Key):
+        _core.steer_by_key(core, (steering.offset, steering.length), sockets, has_proxies)
+    else:
+        _core.steer(core, steering, sockets)

@@ -1,0 +1,1 @@
+"""Sinks: handlers that hand datagrams on to a distributed engine."""

@@ -1,0 +1,130 @@
+"""The sink for Apache Kafka."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import TYPE_CHECKING, Any
+
+from tomada._sinks.packing import Message, messages
+from tomada._sinks.sink import KeyOf, Pack, Sink
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from confluent_kafka import Producer
+
+# How long the thread waits for reports of the broker before it looks for new datagrams, in seconds.
+TICK = 0.05
+# The largest message that a broker accepts by default is 1 MB.
+LARGEST = 900_000
+
+
+class Kafka(Sink):
+    """Publishes datagrams to a topic of Apache Kafka: the extra ``tomada[kafka]``.
+
+    librdkafka retries until the broker has acknowledged a message. A message that the broker can
+    never accept (too long, an unknown topic) is dropped and counted.
+
+    :param servers: One broker or several, such as ``"127.0.0.1:9092"``.
+    :param topic: The topic.
+    :param key: The message's key, by which the topic's partition is chosen: ``"source"`` for the
+        sender's host, or a function of the payload and the address that returns the key. ``None``
+        for no key.
+    :param pack: See :class:`Sink`. A message of ``None`` has the headers ``Source`` (host and port)
+        and ``Timestamp-Ns`` (when the kernel received the datagram, in nanoseconds since 1970).
+    :param capacity: See :class:`Sink`.
+    :param linger: See :class:`Sink`.
+    :param config: Further settings of librdkafka, such as ``{"compression.type": "lz4"}``.
+    :raises ImportError: ``confluent-kafka`` is not installed.
+    """
+
+    def __init__(  # noqa: PLR0913 - the options of a sink
+        self,
+        servers: str | Sequence[str],
+        topic: str,
+        *,
+        key: KeyOf = None,
+        pack: Pack = None,
+        capacity: int = 100_000,
+        linger: float = 4.0,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        import confluent_kafka  # noqa: F401, PLC0415 - an extra
+
+        super().__init__(key, pack, capacity, linger)
+        if not topic:
+            raise ValueError("the topic must have a name")
+        self._topic = topic
+        self._config = {
+            "bootstrap.servers": servers if isinstance(servers, str) else ",".join(servers),
+            "client.id": "tomada",
+            "message.timeout.ms": 0,  # until the sink gives up
+            "queue.buffering.max.messages": min(capacity, 10_000_000),
+            "linger.ms": 5,
+            **(config or {}),
+        }
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._news = threading.Event()
+
+    def _wake(self) -> None:
+        self._news.set()
+
+    def _publish(self) -> None:
+        from confluent_kafka import Producer  # noqa: PLC0415 - an extra
+
+        producer = Producer({"error_cb": self._complain, **self._config})
+        try:
+            while self._time_left > 0:
+                rows = self._take(4096)
+                for message in messages(rows, self._key, self._pack, LARGEST):
+                    self._produce(producer, message)
+                if rows:
+                    producer.poll(0)
+                elif self._is_closing and not len(producer):
+                    break
+                elif len(producer):
+                    producer.poll(TICK)
+                else:
+                    self._news.wait(TICK if self._is_closing else None)
+                    self._news.clear()
+        finally:
+            # Their reports, which say so, count them as dropped.
+            producer.purge(in_queue=True, in_flight=True, blocking=True)
+            producer.poll(0)
+
+    def _produce(self, producer: Producer, message: Message) -> None:
+        """Give a message to librdkafka, whose queue may be full for a while."""
+        from confluent_kafka import KafkaException  # noqa: PLC0415 - an extra
+
+        report = functools.partial(self._report, message.datagrams)
+        headers: Any = message.headers and list(message.headers.items())
+        while True:
+            try:
+                producer.produce(
+                    self._topic,
+                    message.payload,
+                    message.key or None,
+                    headers=headers,
+                    on_delivery=report,
+                )
+            except BufferError:
+                if self._time_left <= 0:
+                    break
+                producer.poll(TICK)
+            except KafkaException as error:
+                self._complain(error)
+                break
+            else:
+                return
+        self._dropped(message.datagrams)
+
+    def _report(self, datagrams: int, error: Any, _message: Any) -> None:
+        """Count a message whose fate the broker has decided."""
+        if error is None:
+            self._published(datagrams)
+        else:
+            self._complain(error)
+            self._dropped(datagrams)

@@ -1,0 +1,132 @@
+"""Turning datagrams into messages."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from tomada._sinks.sink import KeyOf, Pack, Row
+
+# The maximum number of datagrams in a record batch.
+MOST_ROWS = 16_384
+# Bytes of a record batch besides the payloads: the schema, and for each row the other columns.
+OVERHEAD, ROW_OVERHEAD = 2048, 96
+
+
+@dataclass(slots=True)
+class Message:
+    """A message to publish."""
+
+    payload: bytes
+    key: bytes
+    datagrams: int
+    headers: dict[str, str] | None
+
+
+def check_pack(pack: Any) -> None:
+    """Raise an exception if datagrams cannot be packed like that.
+
+    :raises ValueError: There is no such way.
+    :raises ImportError: ``pyarrow`` is not installed.
+    """
+    if pack not in (None, "arrow"):
+        raise ValueError(f"pack must be None or 'arrow', not {pack!r}")
+    if pack == "arrow":
+        import pyarrow as pa  # noqa: F401, PLC0415 - an extra, which takes a while to import
+
+
+def host_and_port(address: Any) -> tuple[str, int]:
+    """Return a sender's host and port, of which ``AF_UNIX`` has no port."""
+    if isinstance(address, tuple):
+        return address[0], address[1]
+    text = address.decode(errors="replace") if isinstance(address, bytes) else address
+    return text or "", 0
+
+
+def key_of(key: KeyOf, row: Row) -> bytes:
+    """Return what a datagram is sorted by."""
+    if key is None:
+        return b""
+    if key == "source":
+        return host_and_port(row[1])[0].encode()
+    found = key(row[0], row[1])
+    return found.encode() if isinstance(found, str) else bytes(found)
+
+
+def headers_of(row: Row) -> dict[str, str]:
+    """Return a datagram's source and time as headers."""
+    host, port = host_and_port(row[1])
+    source = f"[{host}]:{port}" if ":" in host else f"{host}:{port}" if port else host
+    headers = {"Source": source}
+    if row[2] is not None:
+        headers["Timestamp-Ns"] = str(row[2])
+    return headers
+
+
+def messages(rows: list[Row], key: KeyOf, pack: Pack, largest: int) -> Iterator[Message]:
+    """Turn datagrams into messages of up to ``largest`` bytes.
+
+    A single datagram that is longer becomes a message that is too long.
+    """
+    if pack is None:
+        for row in rows:
+            yield Message(row[0], key_of(key, row), 1, headers_of(row))
+        return
+    groups = {b"": rows}
+    if key is not None:
+        groups = {}
+        for row in rows:
+            groups.setdefault(key_of(key, row), []).append(row)
+    for name, group in groups.items():
+        for part in _parts(group, largest):
+            yield Message(record_batch(part), name, len(part), None)
+
+
+def _parts(rows: list[Row], largest: int) -> Iterator[list[Row]]:
+    """Divide datagrams so that each part fits into a message."""
+    if len(rows) > MOST_ROWS:
+        for start in range(0, len(rows), MOST_ROWS):
+            yield from _parts(rows[start : start + MOST_ROWS], largest)
+        return
+    size = OVERHEAD + sum(len(row[0]) for row in rows) + ROW_OVERHEAD * len(rows)
+    if size <= largest or len(rows) == 1:
+        yield rows
+        return
+    middle = len(rows) // 2
+    yield from _parts(rows[:middle], largest)
+    yield from _parts(rows[middle:], largest)
+
+
+def record_batch(rows: list[Row]) -> bytes:
+    """Return datagrams as an Arrow stream with one record batch."""
+    import pyarrow as pa  # noqa: PLC0415 - an extra
+
+    addresses: Sequence[Any]
+    data, addresses, times = zip(*rows, strict=True)
+    # The addresses of a socket are of one family. Tuples, the usual case, cost no call each.
+    if not isinstance(addresses[0], tuple):
+        addresses = [host_and_port(address) for address in addresses]
+    batch = pa.record_batch(
+        [
+            pa.array(data, pa.binary()),
+            pa.array([address[0] for address in addresses], pa.string()),
+            pa.array([address[1] for address in addresses], pa.uint16()),
+            pa.array(times, pa.int64()),
+        ],
+        names=["data", "host", "port", "timestamp_ns"],
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    packed: bytes = sink.getvalue().to_pybytes()
+    return packed
+
+
+def token(key: bytes) -> str:
+    """Return a key as a part of a NATS subject, in which some characters have a meaning."""
+    text = key.decode(errors="replace")
+    return re.sub(r"[\s.*>:\x00-\x1f]", "_", text) or "_"

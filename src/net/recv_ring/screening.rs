@@ -1,0 +1,103 @@
+//! Removing PROXY headers, and datagrams that must not be handed out, from a receive.
+
+use std::io;
+
+use super::{Filled, Part, RecvRing};
+use crate::net::guard::{Arrival, Guard};
+use crate::net::proxy_protocol::{Proxies, Refusal};
+use crate::net::split::Split;
+use crate::net::sys::make_room;
+
+/// How many datagrams were refused because of their PROXY headers.
+#[derive(Clone, Copy, Default)]
+pub(in crate::net) struct Unproxied {
+    pub(in crate::net) untrusted: usize,
+    pub(in crate::net) malformed: usize,
+    /// Dropped because memory allocation failed.
+    pub(in crate::net) lost: usize,
+}
+
+impl RecvRing {
+    /// Reads and removes the PROXY headers of the last receive. Removes the datagrams that must not
+    /// be accepted, and returns their number. Each remaining datagram is a part of its own, because
+    /// coalesced datagrams of a proxy may come from different clients.
+    pub(in crate::net) fn remove_headers(
+        &mut self,
+        proxies: &Proxies,
+        filled: &mut Filled,
+    ) -> Unproxied {
+        let mut refused = Unproxied::default();
+        let Filled { messages, is_full, datagrams, .. } = *filled;
+        *filled = Filled { messages, is_full, ..Filled::default() };
+        let mut parts = Vec::new();
+        let has_room = parts.try_reserve(datagrams).is_ok()
+            && self.clients.try_reserve(datagrams).is_ok()
+            && self.arrivals.try_reserve(datagrams).is_ok();
+        if !has_room {
+            self.splits.clear();
+            return Unproxied { lost: datagrams, ..refused };
+        }
+        for &Part { slot, mut split, .. } in &self.splits {
+            let sender = self.messages.message(slot).name;
+            loop {
+                let range = split.range();
+                match proxies.origin(sender, self.messages.payload(slot, range.clone())) {
+                    Ok(origin) => {
+                        let split = Split::one(range.start + origin.header_len..range.end);
+                        let client = origin.client.map(|client| {
+                            self.clients.push(client);
+                            self.clients.len() - 1
+                        });
+                        filled.count(split, self.is_truncated(slot));
+                        parts.push(Part { slot, split, client });
+                    }
+                    Err(Refusal::Untrusted) => refused.untrusted += 1,
+                    Err(Refusal::Malformed) => refused.malformed += 1,
+                }
+                if !split.advance() {
+                    break;
+                }
+            }
+        }
+        self.splits = parts;
+        refused
+    }
+
+    /// Allocates the memory that [`screen`](Self::screen) needs for a full receive, so that it
+    /// cannot fail.
+    pub(in crate::net) fn prepare_to_screen(&mut self) -> io::Result<()> {
+        self.arrivals.clear();
+        let slots = self.slots();
+        make_room(&mut self.arrivals, slots, "messages for a guard")
+    }
+
+    /// Removes the datagrams that a guard refuses from the last receive, and returns their number.
+    pub(in crate::net) fn screen(&mut self, guard: &Guard, filled: &mut Filled) -> usize {
+        self.arrivals.clear();
+        self.arrivals.extend(self.splits.iter().map(|part| {
+            let (from, split) = (part.from(&self.messages, &self.clients), part.split);
+            let bytes = split.end() - split.start();
+            Arrival::run(from, bytes, split.range().len(), split.remaining())
+        }));
+        let refused = guard.admit(&mut self.arrivals);
+        if refused > 0 {
+            let mut arrivals = self.arrivals.iter();
+            let messages = &mut self.messages;
+            self.splits.retain_mut(|Part { slot, split, .. }| {
+                let passing = arrivals.next().map_or(0..0, Arrival::passing);
+                let len = split.end();
+                split.keep(&passing);
+                let kept = if passing.is_empty() { 0..0 } else { split.start()..split.end() };
+                messages.hide_payload(*slot, 0..kept.start);
+                messages.hide_payload(*slot, kept.end..len);
+                !passing.is_empty()
+            });
+            let Filled { messages, is_full, .. } = *filled;
+            *filled = Filled { messages, is_full, ..Filled::default() };
+            for &Part { slot, split, .. } in &self.splits {
+                filled.count(split, self.is_truncated(slot));
+            }
+        }
+        refused
+    }
+}

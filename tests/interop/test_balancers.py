@@ -1,0 +1,241 @@
+"""Load balancers in front of servers: dnsdist with PROXY headers, nginx, and nftables.
+
+Each machine is a network namespace: a client at 10.78.1.2, a balancer at 10.78.1.1 and 10.78.2.1,
+and a server at 10.78.2.2, whose network the client cannot reach.
+"""
+
+import contextlib
+import itertools
+import operator
+import signal
+import struct
+import subprocess
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import skips
+import tomada
+import tools
+from support import DEADLINE, Call, eventually
+
+pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
+
+CLIENT, FRONT, BACK, SERVER = "10.78.1.2", "10.78.1.1", "10.78.2.1", "10.78.2.2"
+PORT = 5300
+BACKENDS = [5301, 5302, 5303]
+
+
+@dataclass
+class Machines:
+    client: object
+    balancer: object
+    server: object
+    stack: contextlib.ExitStack
+
+    def program(self, *command):
+        """Run a program on the balancer until the test ends."""
+        path = tools.find(command[0])
+        process = self.balancer.run(
+            lambda: subprocess.Popen(
+                [path, *command[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        )
+        self.stack.callback(process.wait, DEADLINE)
+        self.stack.callback(process.send_signal, signal.SIGTERM)
+        return process
+
+    def serve(self, handler, port=PORT, **options):
+        """Serve on the server's machine until the test ends."""
+        serving = tomada.Server((SERVER, port), handler, **options)
+        self.server.run(serving.start)
+        self.stack.callback(serving.stop)
+        return serving
+
+
+@pytest.fixture
+def machines(network):
+    client, balancer, server = (network.namespace() for _ in range(3))
+    client.join("front", balancer, "front", [f"{CLIENT}/24"], [f"{FRONT}/24"])
+    balancer.join("back", server, "back", [f"{BACK}/24"], [f"{SERVER}/24"])
+    server.command("ip", "route", "add", "default", "via", BACK)
+    with contextlib.ExitStack() as stack:
+        yield Machines(client, balancer, server, stack)
+
+
+def answer(query, address):
+    """Answer a DNS query: a TXT record with the client's address."""
+    text = "{} {}".format(*address).encode()
+    end = query.index(b"\0", 12) + 5
+    record = struct.pack("!HHHIHB", 0xC00C, 16, 1, 0, len(text) + 1, len(text)) + text
+    flags = b"\x84\0\0\1\0\1\0\0\0\0"
+    return query[:2] + flags + query[12:end] + record
+
+
+@pytest.fixture
+def dnsdist(machines, tmp_path):
+    skips.program("dnsdist")
+    skips.program("dig")
+    configuration = tmp_path / "dnsdist.conf"
+    configuration.write_text(
+        f'setLocal("{FRONT}:53")\n'
+        'setACL("0.0.0.0/0")\n'
+        "setMaxUDPOutstanding(1000)\n"
+        f'newServer{{address="{SERVER}:{PORT}", useProxyProtocol=true, sockets=4, '
+        "checkInterval=1, rise=1}\n"
+    )
+
+    def start(more=""):
+        configuration.write_text(configuration.read_text() + more)
+        return machines.program("dnsdist", "--supervised", "--disable-syslog", "-C", configuration)
+
+    return start
+
+
+def dig(machines):
+    """Ask the balancer, and return the text that the server has answered."""
+    options = ("+short", "+tries=1", "+time=2", "+noedns")
+    command = [tools.find("dig"), f"@{FRONT}", "who.example", "TXT", *options]
+    done = machines.client.run(
+        lambda: subprocess.run(command, capture_output=True, text=True, check=False)
+    )
+    return done.stdout.strip().strip('"') if done.returncode == 0 else ""
+
+
+def test_dnsdist_tells_the_client_and_passes_the_answers_on(machines, dnsdist):
+    seen = []
+
+    def handle(query, address):
+        seen.append(address)
+        return answer(query, address)
+
+    serving = machines.serve(handle, proxy=[BACK])
+    dnsdist()
+    # Until it is up, and has found the server healthy with a query of its own.
+    eventually(lambda: dig(machines))
+    assert {address[0] for address in seen} <= {BACK, CLIENT}
+    for _ in range(10):
+        host, port = eventually(lambda: dig(machines)).split()
+        assert host == CLIENT
+        assert (host, int(port)) in seen
+    stats = serving.stats()
+    assert (stats.proxy_malformed, stats.proxy_untrusted, stats.handler_errors) == (0, 0, 0)
+
+
+def test_dnsdist_that_is_not_trusted_is_refused_and_counted(machines, dnsdist):
+    serving = machines.serve(answer, proxy=["10.99.0.0/16"])
+    dnsdist()
+    eventually(lambda: serving.stats().proxy_untrusted)
+    assert dig(machines) == ""
+    assert serving.stats().received == 0
+
+
+@pytest.mark.parametrize("source", [("203.0.113.7", 4242), ("2001:db8::7", 4242)])
+def test_dnsdist_reads_the_headers_that_a_client_sends(machines, dnsdist, source):
+    serving = machines.serve(answer, proxy=[BACK])
+    dnsdist(f'setProxyProtocolACL("{CLIENT}/32")\n')
+    eventually(lambda: serving.stats().received)
+    query = struct.pack("!HHHHHH", 7, 0x0100, 1, 0, 0, 0) + b"\3who\0\0\x10\0\1"
+
+    def ask():
+        match = lambda sent, reply: sent[:2] == reply[:2]  # noqa: E731
+        options = {"match": match, "proxy_from": source}
+        with tomada.Client((FRONT, 53), DEADLINE, 60, **options) as client:
+            return client.request(query)
+
+    reply = machines.client.run(ask)
+    assert "{} {}".format(*source).encode() in reply
+
+
+@pytest.fixture
+def nginx(machines, tmp_path):
+    return start_nginx(machines, tmp_path)
+
+
+@pytest.fixture
+def transparent_nginx(machines, tmp_path):
+    """Start an nginx that sends from the clients' addresses, and gets the replies to them."""
+    machines.balancer.set("ipv4/ip_forward", 1)
+    machines.balancer.command("ip", "rule", "add", "iif", "back", "lookup", "100")
+    local = ("local", "default", "dev", "lo", "table", "100")
+    machines.balancer.command("ip", "route", "add", *local)
+    return start_nginx(machines, tmp_path, "proxy_bind $remote_addr transparent;")
+
+
+def start_nginx(machines, tmp_path, options=""):
+    skips.program("nginx")
+    module = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+    load = f"load_module {module};\n" if module.exists() else ""
+    servers = "".join(f"server {SERVER}:{port} fail_timeout=1s;" for port in BACKENDS)
+    configuration = tmp_path / "nginx.conf"
+    configuration.write_text(
+        f"{load}daemon off; master_process off; user root; pid {tmp_path}/pid;\n"
+        f"error_log {tmp_path}/log;\n"
+        "events {}\n"
+        f"stream {{ upstream backends {{ {servers} }}\n"
+        f"server {{ listen {FRONT}:{PORT} udp; proxy_pass backends; proxy_responses 1; "
+        f"proxy_timeout 1s; {options} }} }}\n"
+    )
+    return machines.program("nginx", "-p", tmp_path, "-c", configuration)
+
+
+@pytest.fixture
+def nftables(machines):
+    skips.program("nft")
+    backends = ", ".join(f"{number} : {SERVER} . {port}" for number, port in enumerate(BACKENDS))
+    choice = f"numgen inc mod {len(BACKENDS)} map {{ {backends} }}"
+    rules = f"""
+table ip balancer {{
+    chain before {{
+        type nat hook prerouting priority dstnat;
+        ip daddr {FRONT} udp dport {PORT} dnat ip to {choice}
+    }}
+}}
+"""
+    machines.balancer.set("ipv4/ip_forward", 1)
+    machines.balancer.command("nft", rules)
+
+
+@pytest.mark.parametrize("balancer", ["nginx", "transparent_nginx", "nftables"])
+def test_backend_is_drained_and_replaced_under_load(machines, balancer, request):
+    request.getfixturevalue(balancer)
+    hosts, answered, over = set(), [], threading.Event()
+
+    def handle(data, address):
+        hosts.add(address[0])
+        return data
+
+    def ask(number):
+        # Where a backend refuses a datagram, nginx sends an empty one to the client.
+        with tomada.Client((FRONT, PORT), DEADLINE, 60, match=operator.eq) as client:
+            for index in itertools.count():
+                data = b"%d of %d" % (index, number)
+                assert client.request(data) == data
+                answered.append(data)
+                if over.is_set():
+                    return
+
+    def progress():
+        before = len(answered)
+        eventually(lambda: len(answered) >= before + 50)
+
+    backends = [machines.serve(handle, port) for port in BACKENDS]
+    clients = [Call(machines.client.run, ask, number) for number in range(4)]
+    progress()
+    for index, drained in enumerate(backends):
+        machines.server.run(drained.stop)
+        stats = drained.stats()
+        assert stats.received == stats.sent, "what it has accepted, it has answered"
+        progress()
+        backends[index] = machines.serve(handle, BACKENDS[index])
+        progress()
+    over.set()
+    for client in clients:
+        client.result()
+    # nginx hides the client, which a translation of the destination does not.
+    assert hosts == ({BACK} if balancer == "nginx" else {CLIENT})
