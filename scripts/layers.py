@@ -32,6 +32,7 @@ LAYERS = {
         "socket",
         "send_backlog",
         "server transport",
+        "event_loop",
     ],
 }
 
