@@ -144,12 +144,14 @@ def parser() -> argparse.ArgumentParser:
     add("--port", type=int, default=0)
     add("--peers", type=int, default=1)
     add("--module", choices=["standard", "tomada"], default="standard")
-    add("--loop", choices=["asyncio", "uvloop", "aiofastnet", "tomada", "trio"], default="asyncio")
+    loops = ["asyncio", "uvloop", "rloop", "aiofastnet", "tomada", "tomada-auto", "trio"]
+    add("--loop", choices=loops, default="asyncio")
     add("--library", help="see libraries.py")
     add("--case", help="see calls.py and guards.py")
     add("--gro", action="store_true")
     add("--spin", type=float, default=0)
     add("--workers", type=int, default=1)
+    add("--tasks", type=int, default=1)
     add("--round", type=float, default=5)
     add("--opens", type=int, nargs="*", default=[])
     return parser
