@@ -33,6 +33,7 @@ LAYERS = {
         "socket",
         "send_backlog",
         "server transport",
+        "event_loop",
     ],
 }
 

@@ -19,6 +19,8 @@ mod _core {
     #[pymodule_export]
     use crate::python::counters::{GuardStats, ServerCounters, ServerStats, Stats};
     #[pymodule_export]
+    use crate::python::event_loop::{LoopCore, ReadHub};
+    #[pymodule_export]
     use crate::python::guard::Guard;
     #[pymodule_export]
     use crate::python::link::{LinkCore, PathCore};
