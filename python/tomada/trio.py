@@ -109,7 +109,7 @@ class _Opening(AsyncContextManager):
             if remote is not None:
                 sock.connect(remote)
             self._options.apply(sock, gro=False)
-            loop: Any = Loop()
+            loop: Any = Loop.running()
             events = Events()
             events.create_future = loop.create_future
             transport = DatagramTransport(

@@ -19,7 +19,7 @@ _hubs = WeakKeyDictionary()
 class ReadWatch:
     """Calls back while a socket has datagrams or an error.
 
-    A loop of asyncio's own, and trio, watch the socket's descriptor. libuv (uvloop) stops watching a
+    A loop of asyncio's own watches the socket's descriptor. libuv (uvloop) stops watching a
     descriptor that has an error, such as an ICMP message brings, and does not say so:
     ``uv__poll_io`` in its ``unix/poll.c``. A send may have taken the error before the callback
     runs, so nothing can tell when to watch again. Such a loop therefore watches an ``epoll`` of all
@@ -29,29 +29,28 @@ class ReadWatch:
     def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
         self._fd = fd
         self._loop: Any = loop
-        is_direct = isinstance(loop, asyncio.SelectorEventLoop) or hasattr(loop, "reports_errors")
-        self._hub = None if is_direct else _hub(loop)
+        self._is_direct = isinstance(loop, asyncio.SelectorEventLoop)
 
     def start(self, callback: Callable[..., object], *args: Any) -> None:
         """Call back whenever there is something."""
-        if self._hub is not None:
-            self._hub.add(self._fd, callback, *args)
-        else:
+        if self._is_direct:
             self._loop._add_reader(self._fd, callback, *args)
+            return
+        hub = _hub(self._loop)
+        if hub is None:
+            hub = _core.ReadHub()
+            self._loop.add_reader(hub.fileno(), hub.ready)
+            _hubs[self._loop] = ref(hub)
+        hub.add(self._fd, callback, *args)
 
     def stop(self) -> None:
         """Stop calling back. This comes before the descriptor is closed."""
-        if self._hub is not None:
-            self._hub.remove(self._fd)
-        else:
+        if self._is_direct:
             self._loop._remove_reader(self._fd)
+        elif (hub := _hub(self._loop)) is not None:  # otherwise the loop was closed
+            hub.remove(self._fd)
 
 
-def _hub(loop: asyncio.AbstractEventLoop) -> _core.ReadHub:
+def _hub(loop: asyncio.AbstractEventLoop) -> _core.ReadHub | None:
     known = _hubs.get(loop)
-    hub = known() if known is not None else None
-    if hub is None:
-        hub = _core.ReadHub()
-        loop.add_reader(hub.fileno(), hub.ready)
-        _hubs[loop] = ref(hub)
-    return hub
+    return None if known is None else known()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
 _logger = logging.getLogger("tomada")
+_running: trio.lowlevel.RunVar[Loop] = trio.lowlevel.RunVar("tomada's loop")
 
 
 class Future:
@@ -88,13 +89,19 @@ class Handle:
 class Loop:
     """Stands for an event loop of asyncio in transports, endpoints and requests."""
 
-    #: Tells :class:`ReadWatch` that a descriptor with an error counts as readable.
-    reports_errors = True
-
     def __init__(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
         self._readers: dict[int, Handle] = {}
         self._writers: dict[int, Handle] = {}
+
+    @staticmethod
+    def running() -> Loop:
+        """Return the one of the current run of trio."""
+        try:
+            return _running.get()
+        except LookupError:
+            _running.set(loop := Loop())
+            return loop
 
     @staticmethod
     def time() -> float:
@@ -127,12 +134,12 @@ class Loop:
         handle.start(lambda: self._guarded(call, args))
         return handle
 
-    def _add_reader(self, fd: int, call: Callable[..., Any], *args: Any) -> None:
+    def add_reader(self, fd: int, call: Callable[..., Any], *args: Any) -> None:
         """Call a function whenever a descriptor is readable."""
         self._watch(self._readers, fd, trio.lowlevel.wait_readable, call, args)
 
-    def _remove_reader(self, fd: int) -> bool:
-        """End what :meth:`_add_reader` has begun."""
+    def remove_reader(self, fd: int) -> bool:
+        """End what :meth:`add_reader` has begun."""
         return self._unwatch(self._readers, fd)
 
     def add_writer(self, fd: int, call: Callable[..., Any], *args: Any) -> None:
