@@ -137,7 +137,9 @@ def test_handles_arguments_may_be_a_list(loop):
     run_for(loop, lambda: called == [1])
 
 
-@pytest.mark.parametrize("code", ["loop.run_forever()", "loop.call_later(60, print); loop.run_forever()"])
+@pytest.mark.parametrize(
+    "code", ["loop.run_forever()", "loop.call_later(60, print); loop.run_forever()"]
+)
 def test_signal_ends_a_wait(code):
     program = (
         "import os, signal, threading, tomada.asyncio\n"
