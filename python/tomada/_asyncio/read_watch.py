@@ -30,27 +30,33 @@ class ReadWatch:
         self._fd = fd
         self._loop: Any = loop
         self._is_direct = isinstance(loop, asyncio.SelectorEventLoop)
+        if not self._is_direct:
+            _hub(loop)
 
     def start(self, callback: Callable[..., object], *args: Any) -> None:
         """Call back whenever there is something."""
         if self._is_direct:
             self._loop._add_reader(self._fd, callback, *args)
-            return
-        hub = _hub(self._loop)
-        if hub is None:
-            hub = _core.ReadHub()
-            self._loop.add_reader(hub.fileno(), hub.ready)
-            _hubs[self._loop] = ref(hub)
-        hub.add(self._fd, callback, *args)
+        else:
+            _hub(self._loop).add(self._fd, callback, *args)
 
     def stop(self) -> None:
         """Stop calling back. This comes before the descriptor is closed."""
         if self._is_direct:
             self._loop._remove_reader(self._fd)
-        elif (hub := _hub(self._loop)) is not None:  # otherwise the loop was closed
+        elif (hub := _known(self._loop)) is not None:  # otherwise the loop was closed
             hub.remove(self._fd)
 
 
-def _hub(loop: asyncio.AbstractEventLoop) -> _core.ReadHub | None:
+def _hub(loop: asyncio.AbstractEventLoop) -> _core.ReadHub:
+    hub = _known(loop)
+    if hub is None:
+        hub = _core.ReadHub()
+        loop.add_reader(hub.fileno(), hub.ready)
+        _hubs[loop] = ref(hub)
+    return hub
+
+
+def _known(loop: asyncio.AbstractEventLoop) -> _core.ReadHub | None:
     known = _hubs.get(loop)
     return None if known is None else known()
