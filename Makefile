@@ -26,7 +26,7 @@ endif
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-tools test-all test-repeat test-parallel test-freethreaded test-peers \
 	quic fuzz fuzz-targets families soak valgrind sanitize lint bench bench-quick \
-	bench-compare loom docs wheels clean
+	bench-programs bench-compare loom docs wheels clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1:\2/p' Makefile | column -t -s :
@@ -182,6 +182,9 @@ bench: $(stamps)/build $(stamps)/group-bench $(loadgen) ## the benchmarks, whose
 bench-quick: $(stamps)/build $(stamps)/group-bench $(loadgen) ## the most telling ones, in two minutes
 	$(bin)/python -m benches --quick --rounds 3 --seconds 0.2 --directory target/bench-quick \
 		--results target/bench-quick/results.json
+
+bench-programs: $(stamps)/build $(stamps)/group-bench-programs ## programs with libraries from PyPI, on each event loop
+	$(bin)/python -m benches.applications
 
 bench-compare: $(stamps)/build $(stamps)/group-bench $(loadgen) ## this build beside another one; OLD=its interpreter
 	$(bin)/python -m benches --against $(OLD) $(BENCH_ARGS)

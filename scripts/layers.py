@@ -34,6 +34,7 @@ LAYERS = {
         "socket",
         "send_backlog",
         "server transport proxy_protocol",
+        "event_loop",
     ],
 }
 

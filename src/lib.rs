@@ -21,6 +21,8 @@ mod _core {
         GuardStats, ServerCounters, ServerStats, SinkCounters, SinkStats, Stats,
     };
     #[pymodule_export]
+    use crate::python::event_loop::{LoopCore, ReadHub};
+    #[pymodule_export]
     use crate::python::guard::Guard;
     #[pymodule_export]
     use crate::python::link::{LinkCore, PathCore};

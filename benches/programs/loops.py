@@ -14,6 +14,7 @@ FACTORIES: dict[str, Callable[[Any], Callable[[], asyncio.AbstractEventLoop]]] =
     "asyncio": lambda module: module.new_event_loop,
     "uvloop": lambda module: module.new_event_loop,
     "aiofastnet": lambda module: module.loop_factory(),
+    "rloop": lambda module: module.new_event_loop,
     "tomada.asyncio": lambda module: module.EventLoop,
 }
 
@@ -34,11 +35,16 @@ def start(run: Run, main: Callable[[], Coroutine[Any, Any, None]], *, ends: bool
 
     async def until_end() -> None:
         loop, task = asyncio.get_running_loop(), asyncio.create_task(main())
-        loop.add_reader(sys.stdin, task.cancel)
+        loop.add_reader(sys.stdin.fileno(), task.cancel)  # rloop takes nothing else
         await asyncio.wait([task])
         if not task.cancelled():
             task.result()  # raises the error of a task that failed
 
+    if run.loop == "tomada-auto":
+        from tomada.asyncio import run as run_on  # noqa: PLC0415 - as above
+
+        run_on(main() if ends else until_end(), loop="auto")
+        return
     name = "tomada.asyncio" if run.loop == "tomada" else run.loop
     with asyncio.Runner(loop_factory=FACTORIES[name](importlib.import_module(name))) as runner:
         runner.run(main() if ends else until_end())

@@ -146,7 +146,8 @@ def parser() -> argparse.ArgumentParser:
     add("--port", type=int, default=0)
     add("--peers", type=int, default=1)
     add("--module", choices=["standard", "tomada"], default="standard")
-    add("--loop", choices=["asyncio", "uvloop", "aiofastnet", "tomada", "trio"], default="asyncio")
+    loops = ["asyncio", "uvloop", "rloop", "aiofastnet", "tomada", "tomada-auto", "trio"]
+    add("--loop", choices=loops, default="asyncio")
     add("--library", help="see libraries.py")
     add("--case", help="see calls.py and guards.py")
     add("--gro", action="store_true")

@@ -1,9 +1,10 @@
 """The Rust core: :class:`Socket` is the base of :class:`tomada.socket.socket`."""
 
-from asyncio import AbstractEventLoop
+from asyncio import AbstractEventLoop, Handle, TimerHandle
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import Context
 from socket import _Address, _RetAddress
-from typing import Any, Final, Literal, Self, TypeAlias, final, overload
+from typing import Any, Final, Literal, Self, TypeAlias, TypeVarTuple, Unpack, final, overload
 
 from _typeshed import ReadableBuffer, WriteableBuffer
 
@@ -15,7 +16,9 @@ __all__ = [
     "Guard",
     "GuardStats",
     "LinkCore",
+    "LoopCore",
     "PathCore",
+    "ReadHub",
     "ServerCore",
     "ServerCounters",
     "ServerStats",
@@ -35,6 +38,8 @@ __all__ = [
 ]
 
 __version__: Final[str]
+
+_Ts = TypeVarTuple("_Ts")
 
 _CMSG: TypeAlias = tuple[int, int, bytes]
 _CMSGArg: TypeAlias = tuple[int, int, ReadableBuffer]
@@ -1275,9 +1280,63 @@ class GuardStats:
 class Turn:
     """A counter of an event loop's iterations."""
 
-    def __new__(cls) -> Turn: ...
-    def advance(self) -> None:
-        """Begin the next iteration."""
+class LoopCore:
+    """The internals of :class:`tomada.asyncio.EventLoop`. Not a public interface.
+
+    It overrides methods of the standard loop, and works on that loop's own queues.
+    """
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> Self: ...
+    def _poll_directly(self, selector: Any) -> None: ...
+    @property
+    def _turn(self) -> Turn: ...
+    def _run_once(self) -> None: ...
+    def call_soon(
+        self,
+        callback: Callable[[Unpack[_Ts]], object],
+        *args: *_Ts,
+        context: Context | None = None,
+    ) -> Handle:
+        """Call a function soon, like :meth:`asyncio.loop.call_soon`."""
+
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[[Unpack[_Ts]], object],
+        *args: *_Ts,
+        context: Context | None = None,
+    ) -> TimerHandle:
+        """Call a function after some seconds, like :meth:`asyncio.loop.call_later`."""
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[Unpack[_Ts]], object],
+        *args: *_Ts,
+        context: Context | None = None,
+    ) -> TimerHandle:
+        """Call a function at a time, like :meth:`asyncio.loop.call_at`."""
+
+    def _add_reader(self, fd: Any, callback: Callable[..., object], *args: Any) -> Handle: ...
+    def _remove_reader(self, fd: Any) -> bool: ...
+    def _spare_time(self, uncounted: int = 0) -> float: ...
+
+@final
+class ReadHub:
+    """Watches many descriptors for an event loop, which watches only the hub."""
+
+    def __new__(cls) -> ReadHub: ...
+    def fileno(self) -> int:
+        """Return the descriptor for the loop to watch."""
+
+    def add(self, fd: int, callback: Callable[..., object], *args: Any) -> None:
+        """Call a function whenever a descriptor is readable or has an error."""
+
+    def remove(self, fd: int) -> bool:
+        """Stop watching a descriptor; return whether it was watched."""
+
+    def ready(self) -> None:
+        """Call the functions of the descriptors that are ready."""
 
 @final
 class TransportCore:

@@ -41,7 +41,7 @@ class SocketOptions:
     proxy_flows: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.spin, SupportsFloat):
+        if type(self.spin) is not float and not isinstance(self.spin, SupportsFloat):
             raise TypeError(f"spin must be a number of seconds, not {self.spin!r}")
         if not 0 <= self.spin <= LONGEST_SPIN:
             wanted = f"a number of seconds, 0 or more, up to {LONGEST_SPIN:,}"
@@ -65,14 +65,17 @@ class SocketOptions:
         if not idle > 0:
             raise ValueError(f"proxy_flows must be more than 0 seconds, not {idle!r}")
 
-    def apply(self, sock: Any) -> None:
-        """Set up a tomada socket that is not shared; with ``groups``, after it was bound."""
+    def apply(self, sock: Any, *, gro: bool = True) -> None:
+        """Set up a tomada socket that is not shared; with ``groups``, after it was bound.
+
+        :param gro: Whether to switch GRO on if ``self.gro`` leaves it open.
+        """
         if self.proxy:
             _core.trust_proxies(sock, self.proxy, self.proxy_flows)
         if self.guard is not None:
             sock.guard = self.guard
         sock.spin = self.spin
-        if (self.gro is None or self.gro) and sock.family != socket.AF_UNIX:
+        if (gro if self.gro is None else self.gro) and sock.family != socket.AF_UNIX:
             with contextlib.suppress(OSError):  # before Linux 5.0
                 sock.gro = True
         if self.rcvbuf is not None:

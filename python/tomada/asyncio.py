@@ -11,7 +11,7 @@ import contextlib
 import functools
 import selectors
 import socket as _std
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeVar, Unpack
 
 from tomada import _core
 from tomada._address import check_address
@@ -20,7 +20,10 @@ from tomada._asyncio.client import Client, ClientStats
 from tomada._asyncio.endpoint import AsyncContextManager, Endpoint
 from tomada._asyncio.events import Events
 from tomada._asyncio.given_socket import Given
+from tomada._asyncio.handles import StandardLoop
 from tomada._asyncio.loop_sockets import LoopSockets
+from tomada._asyncio.opening import open_directly
+from tomada._asyncio.read_watch import ReadWatch
 from tomada._asyncio.readiness import Readiness
 from tomada._asyncio.transport import DatagramTransport
 from tomada._socket_options import SocketOptions
@@ -44,12 +47,9 @@ __all__ = [
 ]
 
 
-# How long a transport may deliver datagrams in one iteration of the loop, in seconds: while no
-# other callback is waiting, and when a timer is due.
-LONGEST_DRAIN = 200e-6
-SOON = 1e-6
-
 Result = TypeVar("Result")
+
+_DEFAULTS = SocketOptions()
 
 
 class _Options(TypedDict, total=False):
@@ -61,41 +61,30 @@ class _Options(TypedDict, total=False):
     sock: _std.socket | None
 
 
-class _CountingSelector(selectors.DefaultSelector):
-    """Counts a loop's iterations, each of which calls the selector once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.turn = _core.Turn()
-
-    def select(self, timeout: float | None = None) -> Any:
-        self.turn.advance()
-        return super().select(timeout)
+# The core does their work instead of the standard loop, unless a subclass overrides one of them.
+_POLLING: Final = ("_process_events", "_add_callback")
 
 
-class EventLoop(asyncio.SelectorEventLoop):
-    """The standard selector event loop, with tomada's datagram transports.
+class EventLoop(_core.LoopCore, asyncio.SelectorEventLoop):
+    """The standard selector event loop, with tomada's datagram transports, and faster.
+
+    It polls, and runs callbacks and timers, in Rust. In debug mode, and with a ``selector`` that is
+    not a :class:`selectors.EpollSelector`, the standard loop's own code does that.
 
     Use it with ``asyncio.run(main(), loop_factory=tomada.asyncio.EventLoop)`` or, before Python
     3.12, ``asyncio.Runner(loop_factory=tomada.asyncio.EventLoop)``.
     """
 
     def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
-        super().__init__(_CountingSelector() if selector is None else selector)
+        selector = selectors.DefaultSelector() if selector is None else selector
+        super().__init__(selector)
+        own = type(self)
+        if type(selector) is selectors.EpollSelector and all(
+            getattr(own, name) is getattr(StandardLoop, name) for name in _POLLING
+        ):
+            self._poll_directly(selector)
         # By descriptor: the readiness that tasks wait for in the socket methods below.
         self._readiness: dict[int, Readiness] = {}
-
-    def _spare_time(self, uncounted: int = 0) -> float:
-        """Return how long transports may deliver datagrams before other callbacks must run.
-
-        Up to ``uncounted`` callbacks may be waiting: they are the transports' own.
-        """
-        if len(self._ready) > uncounted:  # type: ignore[attr-defined]
-            return 0.0
-        if timers := self._scheduled:  # type: ignore[attr-defined]
-            until: float = timers[0].when() - self.time()
-            return max(SOON, min(LONGEST_DRAIN, until))
-        return LONGEST_DRAIN
 
     async def create_datagram_endpoint(self, *args: Any, **kwargs: Any) -> Any:
         """Create a datagram endpoint: see :func:`tomada.asyncio.create_datagram_endpoint`."""
@@ -137,19 +126,59 @@ class EventLoop(asyncio.SelectorEventLoop):
             fd = sock.fileno()
             self._ensure_fd_no_transport(fd)  # type: ignore[attr-defined]
             if fd not in self._readiness:
-                self._readiness[fd] = Readiness(self, fd, lasts=False)
+                self._readiness[fd] = Readiness(self, ReadWatch(self, fd), lasts=False)
             readiness = self._readiness[fd]
             try:
                 await readiness.wait()
             finally:
-                if not readiness.waiters:
-                    self._readiness.pop(fd, None)
+                if not readiness.waiters and self._readiness.get(fd) is readiness:
+                    del self._readiness[fd]
 
 
-def run(main: Coroutine[Any, Any, Result], *, debug: bool | None = None) -> Result:
-    """Run a coroutine on a new :class:`EventLoop`, like :func:`asyncio.run`."""
-    with asyncio.Runner(debug=debug, loop_factory=EventLoop) as runner:
+def run(
+    main: Coroutine[Any, Any, Result],
+    *,
+    debug: bool | None = None,
+    loop: Literal["asyncio", "auto", "uvloop"] = "asyncio",
+) -> Result:
+    """Run a coroutine on a new event loop with tomada's transports, like :func:`asyncio.run`.
+
+    :param loop: ``"asyncio"`` is an :class:`EventLoop`. ``"uvloop"`` is the loop of uvloop
+        (``pip install tomada[uvloop]``) with tomada's datagram transports. ``"auto"`` is uvloop's
+        if it is installed, and otherwise an :class:`EventLoop`.
+    :raises ModuleNotFoundError: ``loop`` is ``"uvloop"``, and uvloop is not installed.
+    :raises ValueError: ``loop`` is not one of these.
+    """
+    try:
+        factory = _factory(loop)
+    except BaseException:
+        main.close()  # without a warning that it was never awaited
+        raise
+    with asyncio.Runner(debug=debug, loop_factory=factory) as runner:
         return runner.run(main)
+
+
+def _factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    if name not in ("asyncio", "auto", "uvloop"):
+        raise ValueError(f'loop must be "asyncio", "auto" or "uvloop", not {name!r}')
+    if name == "asyncio":
+        return EventLoop
+    try:
+        import uvloop  # noqa: PLC0415 - only for programs that ask for it
+    except ModuleNotFoundError:
+        if name == "auto":
+            return EventLoop
+        raise ModuleNotFoundError(
+            'loop="uvloop" needs uvloop, which is not installed: pip install tomada[uvloop]',
+            name="uvloop",
+        ) from None
+
+    def factory() -> asyncio.AbstractEventLoop:
+        loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        install(loop)
+        return loop
+
+    return factory
 
 
 def install(loop: asyncio.AbstractEventLoop) -> None:
@@ -192,14 +221,16 @@ async def create_datagram_endpoint(
         standard transport: a blocking call on a duplicate raises :class:`BlockingIOError` at once.
         If the socket became blocking again, another event loop that uses a duplicate would hang.
         Call ``sock.setblocking(True)`` on a duplicate when no event loop uses it any more.
-    :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). On by default,
-        except with a ``sock``: other holders of that socket would receive several datagrams merged
-        into one.
+    :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). By default, this
+        is switched on when datagrams arrive faster than they are delivered, because it makes a
+        socket more expensive to open and close. With a ``sock`` it is off by default: other holders
+        of that socket would receive several datagrams merged into one.
     :param guard: A :class:`tomada.Guard` for received datagrams and replies. A ``sock`` may
         already have one.
     :return: A :class:`DatagramTransport` and the protocol.
     """
-    maker = _Maker(loop, SocketOptions(gro=gro, guard=guard))
+    chosen = _DEFAULTS if gro is None and guard is None else SocketOptions(gro=gro, guard=guard)
+    maker = _Maker(loop, chosen)
     return await maker.make(protocol_factory, local_addr, remote_addr, **options)
 
 
@@ -317,8 +348,16 @@ class _Maker:
         self.sock_connect = loop.sock_connect
 
     async def make(
-        self, protocol_factory: Callable[[], Any], *args: Any, **options: Any
+        self,
+        protocol_factory: Callable[[], Any],
+        local_addr: Any = None,
+        remote_addr: Any = None,
+        **options: Any,
     ) -> tuple[DatagramTransport, Any]:
+        if not self._debug and options.keys() <= {"family"}:
+            direct = open_directly(self._loop, local_addr, remote_addr, **options)
+            if direct is not None:
+                return await self._make_of(direct, protocol_factory)
         sock: Any = options.get("sock")
         self._sock = sock
         if _is_socket(sock):
@@ -332,12 +371,30 @@ class _Maker:
 
         try:
             result: tuple[DatagramTransport, Any] = await _standard_endpoint(
-                self, factory, *args, **options
+                self, factory, local_addr, remote_addr, **options
             )
         finally:
             if self._given is not None and not self._is_made:
                 self._given.restore_mode()
         return result
+
+    async def _make_of(
+        self, sock: socket, protocol_factory: Callable[[], Any]
+    ) -> tuple[DatagramTransport, Any]:
+        """Make an endpoint of a socket that was opened for it."""
+        try:
+            protocol = protocol_factory()
+        except BaseException:
+            sock.close()
+            raise
+        waiter = self._loop.create_future()
+        transport = self._make_transport(sock, sock, protocol, None, waiter)
+        try:
+            await waiter
+        except BaseException:
+            transport.close()
+            raise
+        return transport, protocol
 
     def _make_datagram_transport(
         self, sock: _std.socket, protocol: Any, address: Any, waiter: asyncio.Future[None]
@@ -354,13 +411,23 @@ class _Maker:
             )
             return double  # type: ignore[no-any-return]
         ours, shown = _adopt(sock, sock is self._sock)
+        return self._make_transport(ours, shown, protocol, address, waiter)
+
+    def _make_transport(
+        self,
+        ours: _core.Socket,
+        shown: _std.socket,
+        protocol: Any,
+        address: Any,
+        waiter: asyncio.Future[None],
+    ) -> DatagramTransport:
         restore = None
         try:
             if self._given is not None:
                 restore = self._given.set_up(ours, self._options.guard)
                 self._options.join(ours)
             else:
-                self._options.apply(ours)
+                self._options.apply(ours, gro=False)
             transport = DatagramTransport(
                 self._loop,
                 ours,
@@ -410,5 +477,4 @@ def _adopt(sock: _std.socket, is_users: bool) -> tuple[_core.Socket, _std.socket
 
 
 def _turn(loop: asyncio.AbstractEventLoop) -> Turn | None:
-    selector = getattr(loop, "_selector", None)
-    return selector.turn if isinstance(selector, _CountingSelector) else None
+    return loop._turn if isinstance(loop, EventLoop) else None

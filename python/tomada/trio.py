@@ -47,7 +47,8 @@ def open_endpoint(
     :param family: ``AF_INET``, ``AF_INET6`` or ``AF_UNIX``; by default, that of the address.
     :param reuse_port: Whether other sockets may have the same address (``SO_REUSEPORT``).
     :param allow_broadcast: Whether to allow broadcast addresses (``SO_BROADCAST``).
-    :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``); on by default.
+    :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). By default, this
+        is switched on when datagrams arrive faster than they are received.
     :param guard: A :class:`tomada.Guard` for received datagrams and replies.
     :param groups: Multicast groups to join, each an address, or the arguments of
         :meth:`tomada.socket.socket.join_group`.
@@ -107,8 +108,8 @@ class _Opening(AsyncContextManager):
                 sock.bind(local)
             if remote is not None:
                 sock.connect(remote)
-            self._options.apply(sock)
-            loop: Any = Loop()
+            self._options.apply(sock, gro=False)
+            loop: Any = Loop.running()
             events = Events()
             events.create_future = loop.create_future
             transport = DatagramTransport(

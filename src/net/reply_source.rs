@@ -44,8 +44,9 @@ impl ReplySources {
         let is_bound_to_all = socket
             .local_address()
             .is_ok_and(|address| address.ip().is_some_and(|ip| ip.ip().is_unspecified()));
-        let is_connected = socket.peer_address().is_ok();
-        let is_on = is_bound_to_all && !is_connected && socket.request_destination().is_ok();
+        let is_on = is_bound_to_all
+            && socket.peer_address().is_err() // it is not connected
+            && socket.request_destination().is_ok();
         Self { is_on: AtomicBool::new(is_on), ..Self::default() }
     }
 

@@ -11,6 +11,7 @@ mod buffer;
 pub(crate) mod constants;
 pub(crate) mod counters;
 mod error;
+pub(crate) mod event_loop;
 pub(crate) mod guard;
 pub(crate) mod link;
 pub(crate) mod proxy_protocol;

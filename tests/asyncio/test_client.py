@@ -13,9 +13,14 @@ import pytest
 from answering import LONG, Lossy, Server, Slow, echo, silence
 from support import open_descriptors
 from tomada.asyncio import Client
-from transports import turns
+from transports import open_first, turns
 
 pytestmark = pytest.mark.usefixtures("runner")
+
+
+@pytest.fixture(autouse=True)
+def _first(runner, endpoint):
+    runner.run(open_first(endpoint))
 
 
 def number(data):

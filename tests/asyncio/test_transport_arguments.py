@@ -14,7 +14,7 @@ import pytest
 import tomada.asyncio
 from support import open_descriptors
 from tomada import socket
-from transports import LOOPS, Recorder, given, hear, recorder, turns
+from transports import LOOPS, Recorder, given, hear, open_first, recorder, turns
 
 
 def outcome(new_loop, case):
@@ -305,6 +305,7 @@ async def test_endpoint_without_free_descriptors(endpoint, inet):
 
 
 async def test_endpoint_cancelled_before_connection_made(endpoint):
+    await open_first(endpoint)
     before = open_descriptors()
     for count in range(1, 4):
         task = asyncio.ensure_future(endpoint())

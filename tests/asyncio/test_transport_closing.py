@@ -14,7 +14,7 @@ import pytest
 from support import fill, open_descriptors
 from tomada import socket
 from traffic import numbered, payloads
-from transports import LOOPS, Batches, Recorder, given, local, recorder, turns
+from transports import LOOPS, Batches, Recorder, given, local, open_first, recorder, turns
 
 
 async def test_close_sends_the_send_backlog_and_calls_connection_lost_once(endpoint, inet):
@@ -326,6 +326,7 @@ def resident():
 
 
 async def test_own_socket_is_closed_with_the_transport(endpoint, inet):
+    await open_first(endpoint)
     before = open_descriptors()
     for module in (std, socket):
         sock = inet.bound(module)

@@ -194,11 +194,6 @@ async def test_endpoints_restore_options_too(runner, shared, sender):  # noqa: A
     assert_reads_unmerged(other, sender)
 
 
-async def test_gro_is_on_for_sockets_that_the_transport_opened(endpoint):
-    transport, _ = await endpoint()
-    assert transport.get_extra_info("socket").getsockopt(std.IPPROTO_UDP, socket.UDP_GRO) == 1
-
-
 async def test_forgotten_transport_restores_options_too(runner, shared):  # noqa: ARG001
     sock, other = shared
     before = state(other)

@@ -108,6 +108,14 @@ async def hear(sock, count=1):
     return [data for data, _ in await asyncio.to_thread(receive, sock, count)]
 
 
+async def open_first(endpoint):
+    """Open an endpoint and close it: a loop keeps what its first one has opened for all of them."""
+    transport, protocol = await endpoint()
+    transport.close()
+    await protocol.lost()
+    await turns()
+
+
 async def turns(count=1):
     """Let the loop run some iterations."""
     for _ in range(count):

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import inspect
 import itertools
+import operator
 import socket as std
 
 import pytest
@@ -56,12 +57,31 @@ def test_endpoints_exchange_datagrams():
     run(main)
 
 
+def test_endpoint_that_stops_receiving_still_sends_and_asks():
+    async def main(net):
+        endpoint = await net.open_endpoint(remote_addr=SERVER)
+        waiting = asyncio.ensure_future(endpoint.recv())
+        iterating = asyncio.ensure_future(anext(aiter(endpoint), None))
+        await asyncio.sleep(0)
+        endpoint.stop_receiving()
+        with pytest.raises(OSError, match="does not receive any longer"):
+            await waiting
+        assert await iterating is None
+        assert await endpoint.request(b"x", match=operator.eq) == b"x"
+        late = asyncio.ensure_future(asyncio.sleep(1000))
+        assert await endpoint.shutdown(0.01, [late]) == 1
+        assert late.cancelled()
+        assert endpoint.is_closing()
+
+    run(main)
+
+
 def test_endpoints_have_the_methods_of_real_ones():
     def methods(of):
         return {name: method for name, method in vars(of).items() if not name.startswith("_")}
 
     ours, real = methods(MemoryEndpoint), methods(Endpoint)
-    assert set(real) - set(ours) == {"socket", "recv_datagram"}
+    assert set(real) - set(ours) == {"socket", "recv_datagram", "recv_batch"}
     for name in ours:
         parameters = (inspect.signature(it[name]).parameters for it in (ours, real))
         ours_of, reals = (list(given.items()) for given in parameters)

@@ -79,7 +79,7 @@ class Endpoint(AsyncContextManager):
         self._core = transport._core
         self._socket: Socket = transport._sock
         # The transport does not read, so that its watch is free.
-        self._readiness = Readiness(loop, transport._read_watch.fd, lasts=True)
+        self._readiness = Readiness(loop, transport._read_watch, lasts=True)
         self._asking: Any = asyncio.Lock()
         self._round_trip = RoundTrip()
         self._ports: SeparatePorts | None = None

@@ -18,8 +18,8 @@ class LoopSockets:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop: Any = loop
-        # By descriptor: the watches of the sockets that tasks wait for.
-        self._watches: dict[int, tuple[ReadWatch, Readiness]] = {}
+        # By descriptor: the readiness that tasks wait for.
+        self._readiness: dict[int, Readiness] = {}
 
     def install(self) -> None:
         """Make them methods of the loop."""
@@ -59,24 +59,23 @@ class LoopSockets:
             except (BlockingIOError, InterruptedError):
                 pass
             else:
-                others = self._watches.get(sock.fileno())
+                others = self._readiness.get(sock.fileno())
                 if others is not None and getattr(sock, "pending", False):
-                    others[1].wake()  # the kernel does not report datagrams in the backlog
+                    others.wake()  # the kernel does not report datagrams in the backlog
                 return received
             await self._wait(sock.fileno())
 
     async def _wait(self, fd: int) -> None:
         """Wait until a descriptor is readable."""
-        if fd not in self._watches:
+        if fd not in self._readiness:
             watch = ReadWatch(self._loop, fd)
-            self._watches[fd] = watch, Readiness(self._loop, watch.fd, lasts=False)
-        watch, readiness = self._watches[fd]
+            self._readiness[fd] = Readiness(self._loop, watch, lasts=False)
+        readiness = self._readiness[fd]
         try:
             await readiness.wait()
         finally:
-            if not readiness.waiters and self._watches.get(fd) == (watch, readiness):
-                del self._watches[fd]
-                watch.close()
+            if not readiness.waiters and self._readiness.get(fd) is readiness:
+                del self._readiness[fd]
 
     def _check(self, sock: _std.socket) -> None:
         if self._loop.get_debug() and sock.gettimeout() != 0:

@@ -1,55 +1,62 @@
-"""The descriptor that a loop watches for a socket's datagrams and errors."""
+"""Watching a socket for datagrams and errors."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import select
 from typing import TYPE_CHECKING, Any
+from weakref import ReferenceType, WeakKeyDictionary, ref
+
+from tomada import _core
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# A loop keeps its hub alive until it is closed.
+_hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, ReferenceType[_core.ReadHub]]
+_hubs = WeakKeyDictionary()
+
 
 class ReadWatch:
-    """A descriptor that is readable while a socket has datagrams or an error.
+    """Calls back while a socket has datagrams or an error.
 
-    On a loop of asyncio's own this is the socket's descriptor. libuv (uvloop) stops watching a
+    A loop of asyncio's own watches the socket's descriptor. libuv (uvloop) stops watching a
     descriptor that has an error, such as an ICMP message brings, and does not say so:
     ``uv__poll_io`` in its ``unix/poll.c``. A send may have taken the error before the callback
-    runs, so nothing can tell when to watch again. Such a loop therefore watches an ``epoll`` of the
-    socket alone, which becomes readable and never has an error.
+    runs, so nothing can tell when to watch again. Such a loop therefore watches an ``epoll`` of all
+    its sockets, which becomes readable and never has an error.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
-        self._loop: Any = loop
-        self._epoll: select.epoll | None = None
         self._fd = fd
-        if not isinstance(loop, asyncio.SelectorEventLoop):
-            self._epoll = select.epoll()
-            try:
-                self._epoll.register(fd, select.EPOLLIN)
-            except BaseException:
-                self._epoll.close()
-                raise
-            self._fd = self._epoll.fileno()
-
-    @property
-    def fd(self) -> int:
-        """The descriptor for the loop to watch."""
-        return self._fd
+        self._loop: Any = loop
+        self._is_direct = isinstance(loop, asyncio.SelectorEventLoop)
+        if not self._is_direct:
+            _hub(loop)
 
     def start(self, callback: Callable[..., object], *args: Any) -> None:
         """Call back whenever there is something."""
-        self._loop.add_reader(self._fd, callback, *args)
+        if self._is_direct:
+            self._loop._add_reader(self._fd, callback, *args)
+        else:
+            _hub(self._loop).add(self._fd, callback, *args)
 
     def stop(self) -> None:
-        """Stop calling back."""
-        self._loop.remove_reader(self._fd)
+        """Stop calling back. This comes before the descriptor is closed."""
+        if self._is_direct:
+            self._loop._remove_reader(self._fd)
+        elif (hub := _known(self._loop)) is not None:  # otherwise the loop was closed
+            hub.remove(self._fd)
 
-    def close(self) -> None:
-        """Close the descriptor, if it is not the socket's. The watch must have been stopped."""
-        self._loop = None
-        if self._epoll is not None:
-            with contextlib.suppress(OSError):
-                self._epoll.close()
+
+def _hub(loop: asyncio.AbstractEventLoop) -> _core.ReadHub:
+    hub = _known(loop)
+    if hub is None:
+        hub = _core.ReadHub()
+        loop.add_reader(hub.fileno(), hub.ready)
+        _hubs[loop] = ref(hub)
+    return hub
+
+
+def _known(loop: asyncio.AbstractEventLoop) -> _core.ReadHub | None:
+    known = _hubs.get(loop)
+    return None if known is None else known()

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tomada._asyncio.read_watch import ReadWatch
 
 
 class Readiness:
@@ -15,9 +19,9 @@ class Readiness:
     start and stop watching. The owner must :meth:`stop` it before the descriptor is closed.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, *, lasts: bool) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, watch: ReadWatch, *, lasts: bool) -> None:
         self._loop = loop
-        self._fd = fd
+        self._watch = watch
         self._lasts = lasts
         self._is_watched = False
         # A selector loop polls for events before it runs the tasks woken by the previous ones.
@@ -30,7 +34,7 @@ class Readiness:
         """Wait until the descriptor is readable, has an error, or :meth:`wake` is called."""
         waiter = self._loop.create_future()
         self.waiters.append(waiter)
-        self._watch()
+        self._start()
         try:
             await waiter
         except BaseException:
@@ -56,17 +60,17 @@ class Readiness:
         """Stop watching."""
         if self._is_watched:
             self._is_watched = False
-            self._loop.remove_reader(self._fd)
+            self._watch.stop()
 
     def _stop_if_idle(self) -> None:
         if not self._lasts and not self.waiters:
             self.stop()
 
-    def _watch(self) -> None:
+    def _start(self) -> None:
         if not self._is_watched:
             self._is_watched = True
             self._has_woken = False
-            self._loop.add_reader(self._fd, self._on_event)
+            self._watch.start(self._on_event)
 
     def _on_event(self) -> None:
         if self._has_woken and self._repeats_events:

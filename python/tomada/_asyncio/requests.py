@@ -156,7 +156,6 @@ class TaskRequests:
             return
         self.is_closed = True
         self._watch.stop()
-        self._watch.close()
         if self._timer is not None:
             self._timer.cancel()
         self._fail_all(error)

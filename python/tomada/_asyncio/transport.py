@@ -313,10 +313,10 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
                 self._core.restore_options()
             self._restore()
             self._restore = None
-        self._read_watch.close()
         sock.close()
         sock._decref_socketios()
-        self._shown.close()
+        if self._shown is not sock:
+            self._shown.close()
 
 
 def _name(ask: Any) -> Any:

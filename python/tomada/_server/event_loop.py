@@ -116,7 +116,6 @@ class EventLoopWorker:
             for timer in self._timers.values():
                 timer.cancel()
             self._set_watched(is_watched=False)
-            self._watch.close()
             self._detach()
 
     async def _until_over(self) -> None:

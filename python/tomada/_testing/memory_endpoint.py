@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from tomada._asyncio.endpoint import AsyncContextManager
+from tomada._asyncio.endpoint import AsyncContextManager, Endpoint
 from tomada._client.exchange import Exchange, is_refusal
 from tomada._client.retry import Retry
 from tomada._client.round_trip import RoundTrip
@@ -47,6 +47,7 @@ class MemoryEndpoint(AsyncContextManager):
         self._opens = opens
         self._transport = transport
         self._queue = queue
+        self._is_receiving = True
         self._asking = asyncio.Lock()
         self._round_trip = RoundTrip()
 
@@ -61,8 +62,13 @@ class MemoryEndpoint(AsyncContextManager):
 
     async def recv(self) -> tuple[bytes, Any]:
         """Receive a datagram and its sender's address. Cancelling is safe."""
+        return await self._receive(is_reply=False)
+
+    async def _receive(self, *, is_reply: bool) -> tuple[bytes, Any]:
         while True:
             self._check_open()
+            if not (is_reply or self._is_receiving):
+                raise OSError(errno.ESHUTDOWN, "the endpoint does not receive any longer")
             if self._queue.errors:
                 error = self._queue.errors.popleft()
                 if self._transport.peer is not None:
@@ -80,12 +86,12 @@ class MemoryEndpoint(AsyncContextManager):
         return received
 
     async def __aiter__(self) -> AsyncGenerator[tuple[bytes, Any], None]:
-        """Receive datagrams, like :meth:`recv`, until the endpoint is closed."""
+        """Receive datagrams, like :meth:`recv`, until the endpoint is closed or shuts down."""
         try:
-            while not self.is_closing():
+            while self._is_receiving and not self.is_closing():
                 yield await self.recv()
         except OSError:
-            if not self.is_closing():
+            if self._is_receiving and not self.is_closing():
                 raise
 
     def send(self, data: Any, addr: Any = None) -> None:
@@ -151,7 +157,7 @@ class MemoryEndpoint(AsyncContextManager):
     async def _reply(self, exchange: Exchange) -> bytes:
         while True:
             try:
-                reply, _ = await self.recv()
+                reply, _ = await self._receive(is_reply=True)
             except OSError as error:
                 if not is_refusal(error):
                     raise
@@ -182,6 +188,14 @@ class MemoryEndpoint(AsyncContextManager):
     def is_closing(self) -> bool:
         """Return whether the endpoint is closing or closed."""
         return self._transport.is_closing()
+
+    def stop_receiving(self) -> None:
+        """Receive no further datagrams, while sending and :meth:`request` continue."""
+        self._is_receiving = False
+        self._queue.wake_all()
+
+    # Needs nothing but the methods above and below.
+    shutdown: Any = Endpoint.shutdown
 
     async def aclose(self) -> None:
         """End all waits, and close the endpoint."""

@@ -164,8 +164,7 @@ class Queue(asyncio.DatagramProtocol):
     def connection_lost(self, _exc: Exception | None) -> None:
         """End all waits."""
         self.closed.set()
-        while self._waiters:
-            self.wake()
+        self.wake_all()
 
     def take(self) -> tuple[bytes, Any]:
         """Take the first datagram."""
@@ -182,6 +181,11 @@ class Queue(asyncio.DatagramProtocol):
             if not waiter.done():
                 waiter.set_result(None)
                 return
+
+    def wake_all(self) -> None:
+        """Wake all tasks that wait."""
+        while self._waiters:
+            self.wake()
 
     async def wait(self) -> None:
         """Wait until something has arrived. Cancelling loses nothing."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
 _logger = logging.getLogger("tomada")
+_running: trio.lowlevel.RunVar[Loop] = trio.lowlevel.RunVar("tomada's loop")
 
 
 class Future:
@@ -92,6 +93,15 @@ class Loop:
         self._token = trio.lowlevel.current_trio_token()
         self._readers: dict[int, Handle] = {}
         self._writers: dict[int, Handle] = {}
+
+    @staticmethod
+    def running() -> Loop:
+        """Return the one of the current run of trio."""
+        try:
+            return _running.get()
+        except LookupError:
+            _running.set(loop := Loop())
+            return loop
 
     @staticmethod
     def time() -> float:

@@ -2,7 +2,7 @@
 
 use std::ffi::c_int;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::Socket;
 use super::recv_cursor::RecvCursor;
@@ -19,6 +19,44 @@ pub(super) struct Gro {
 
 /// The minimum that a message takes of a receive buffer, in addition to its bytes.
 const OVERHEAD: usize = 512;
+
+/// Switches GRO on when a socket receives in volume. The first socket of a machine with GRO, and the
+/// end of the last, make the kernel patch its own code, which takes 50 µs each: more than a socket
+/// for a single request costs.
+pub struct GroOnDemand {
+    /// How many messages were received since the queue was last found empty; [`DECIDED`] if they do
+    /// not count.
+    run: AtomicUsize,
+}
+
+const DECIDED: usize = usize::MAX;
+
+/// The number of messages without a pause that is a volume.
+const VOLUME: usize = 16;
+
+impl GroOnDemand {
+    /// Watches a socket, unless GRO is decided already.
+    pub fn new(is_decided: bool) -> Self {
+        Self { run: AtomicUsize::new(if is_decided { DECIDED } else { 0 }) }
+    }
+
+    /// Records a receive of some messages: `is_full` if as many arrived as were requested, so there
+    /// may be more.
+    pub fn note(&self, socket: &Socket, messages: usize, is_full: bool) {
+        let run = self.run.load(Ordering::Relaxed);
+        if run == DECIDED {
+            return;
+        }
+        let run = if is_full { run + messages } else { 0 };
+        if run < VOLUME {
+            return self.run.store(run, Ordering::Relaxed);
+        }
+        self.run.store(DECIDED, Ordering::Relaxed);
+        if socket.is_ip() && !socket.is_set_by_user(libc::SOL_UDP, libc::UDP_GRO) {
+            let _ = socket.set_gro(true); // before Linux 5.0 there is none
+        }
+    }
+}
 
 impl Gro {
     /// Records the current value of the kernel's option.

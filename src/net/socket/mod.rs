@@ -15,6 +15,7 @@ mod send;
 mod wait;
 
 pub use drops::Drops;
+pub use gro::GroOnDemand;
 pub use recv::{Taken, Visibility};
 pub use recv_cursor::{RecvCursor, Ring};
 pub use wait::{Deadline, Interest, KernelWait, Stop, Waiting};

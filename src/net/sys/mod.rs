@@ -16,6 +16,7 @@ macro_rules! syscall {
     }};
 }
 
+mod epoll;
 mod event;
 mod fork;
 mod memory;
@@ -27,6 +28,7 @@ mod slices;
 mod socket;
 mod thread_exit;
 
+pub use epoll::{Ready, ReadyEvents};
 pub(super) use event::*;
 pub(super) use fork::*;
 pub use memory::{Memory, Zeroes, make_room, no_memory, with_room, zeroes};

@@ -8,7 +8,8 @@ mod turn;
 mod write;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::time::Instant;
 
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
 use pyo3::gc::{PyTraverseError, PyVisit};
@@ -20,7 +21,8 @@ use super::datagram::Datagram;
 use super::error::Result;
 use super::socket::Socket;
 use crate::net::{
-    Address, AtomicPhase, Costs, Phase, ReplySources, ThreadRing, TurnSkipping, hang_if_ended,
+    Address, AtomicPhase, Costs, GroOnDemand, Phase, ReplySources, ThreadRing, TurnSkipping,
+    hang_if_ended,
 };
 
 use life::SendState;
@@ -51,8 +53,10 @@ pub(crate) struct TransportCore {
     /// That address in the kernel's format, if the socket is not connected to it.
     default_address: Option<Box<Address>>,
     turn: Option<Py<Turn>>,
-    /// The turn of the last datagram that was sent immediately.
+    /// The turn of the last datagram that was sent immediately; on a loop that does not count its
+    /// turns, the time, in nanoseconds since this was created.
     last_turn: AtomicU64,
+    created: Instant,
     /// Whether a flush at the end of the turn is scheduled.
     flush_scheduled: AtomicBool,
     reply_sources: ReplySources,
@@ -69,8 +73,9 @@ pub(crate) struct TransportCore {
     /// Whether `sendto` raises the caller's own mistakes. If not, the protocol is told of them.
     raises_mistakes: AtomicBool,
     current: Mutex<Option<Py<Datagram>>>,
-    /// The longest datagram that can be sent to the connected peer.
-    longest_to_peer: usize,
+    /// The longest datagram that can be sent to the connected peer, once it was asked for.
+    longest_to_peer: OnceLock<usize>,
+    gro: GroOnDemand,
     /// How many options the socket held before this transport was created.
     options_before: usize,
     costs: Costs,
@@ -124,8 +129,6 @@ impl TransportCore {
         // Otherwise each read would fail to allocate memory, with no caller to report it to.
         drop(ThreadRing::take(socket.get().socket()?.slot_kind())?);
         let tells_spare_time = event_loop.bind(py).hasattr(intern!(py, "_spare_time"))?;
-        let longest_to_peer =
-            socket.get().socket()?.peer_address().map_or(usize::MAX, |peer| write::longest(&peer));
         let options_before = socket.get().socket()?.held_options();
         let may_be_referred_to = socket.hasattr(intern!(py, "__dict__"))?;
         let links = Links { event_loop, transport, act, protocol: py.None() };
@@ -153,6 +156,7 @@ impl TransportCore {
             default_address,
             turn,
             last_turn: AtomicU64::new(0),
+            created: Instant::now(),
             flush_scheduled: AtomicBool::new(false),
             reply_sources,
             errors_scheduled: AtomicBool::new(false),
@@ -161,7 +165,8 @@ impl TransportCore {
             tells_metadata: AtomicBool::new(false),
             raises_mistakes: AtomicBool::new(false),
             current: Mutex::new(None),
-            longest_to_peer,
+            longest_to_peer: OnceLock::new(),
+            gro: GroOnDemand::new(is_shared || gro.is_some()),
             options_before,
             costs: Costs::default(),
         })

@@ -127,6 +127,7 @@ impl TransportCore {
             };
             match socket.with(|fd| cursor.receive_messages(fd, count, libc::MSG_DONTWAIT)) {
                 Ok(filled) => {
+                    this.gro.note(socket, filled.messages, filled.is_full);
                     let received = Instant::now();
                     let result = deliver(&mut cursor, &mut sink, &mut pace);
                     pace.note(&filled, received - started, received.elapsed());
@@ -138,6 +139,7 @@ impl TransportCore {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    this.gro.note(socket, 0, false);
                     // The socket was readable, but had no datagram: it was the error queue, or a
                     // datagram that was dropped for its checksum.
                     Self::tell_errors(slf)?;

@@ -35,6 +35,10 @@ impl TransportCore {
             source_reader.take(datagram);
             Ok(pair)
         };
-        socket.receive_many(py, max_datagrams, libc::MSG_DONTWAIT, convert)
+        let taken = socket.receive_many(py, max_datagrams, libc::MSG_DONTWAIT, convert);
+        let count = taken.as_ref().map_or(0, Vec::len);
+        let is_full = isize::try_from(count).is_ok_and(|count| count == max_datagrams);
+        self.gro.note(socket.socket()?, count, is_full);
+        taken
     }
 }

@@ -5,23 +5,16 @@ use pyo3::prelude::*;
 use crate::net::Turns;
 
 /// A counter that an event loop increments once per turn.
+#[derive(Default)]
 #[pyclass(frozen, module = "tomada._core")]
 pub(crate) struct Turn(pub(super) Turns);
 
-#[pymethods]
 impl Turn {
-    #[new]
-    fn new() -> Self {
-        Self(Turns::default())
-    }
-
-    /// Begin the next turn.
-    fn advance(&self) {
+    /// Begins the next turn.
+    pub(crate) fn advance(&self) {
         self.0.advance();
     }
-}
 
-impl Turn {
     /// The number of this turn.
     pub(super) fn count(&self) -> u64 {
         self.0.count()

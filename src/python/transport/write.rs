@@ -21,6 +21,10 @@ use crate::python::records::DatagramError;
 /// When this many datagrams are queued for the end of the turn, they are sent before it.
 const QUEUED: usize = 1024;
 
+/// How long a turn lasts on a loop that does not count them, in nanoseconds. A program that takes
+/// longer between two datagrams hardly gains from sending them together.
+const TURN: u64 = 20_000;
+
 /// The longest payloads: the limit of a 16-bit length field, less the headers that it includes.
 const LONGEST_V4: usize = 65_535 - 20 - 8;
 const LONGEST_V6: usize = 65_535 - 8;
@@ -228,7 +232,7 @@ impl TransportCore {
             Err(error) => return Err(error),
         };
         if this.raises_mistakes.load(Ordering::Relaxed)
-            && data.as_bytes().len() > this.longest(to.as_ref())
+            && data.as_bytes().len() > this.longest(py, to.as_ref())?
         {
             return this.refuse(py, io::Error::from_raw_os_error(libc::EMSGSIZE));
         }
@@ -260,12 +264,20 @@ impl TransportCore {
     }
 
     /// The longest datagram that the protocol allows to an address, or to the peer.
-    fn longest(&self, to: Option<&Address>) -> usize {
-        to.map_or(self.longest_to_peer, longest)
+    fn longest(&self, py: Python<'_>, to: Option<&Address>) -> Result<usize> {
+        if let Some(to) = to {
+            return Ok(longest(to));
+        }
+        if let Some(longest) = self.longest_to_peer.get() {
+            return Ok(*longest);
+        }
+        let peer = self.socket.bind(py).get().socket()?.peer_address();
+        Ok(*self.longest_to_peer.get_or_init(|| peer.map_or(usize::MAX, |peer| longest(&peer))))
     }
 
     /// Whether no datagram was sent immediately in this turn of the loop. On a loop that does not
-    /// count its turns, the first send of a turn schedules a call at its end.
+    /// count its turns, a turn is taken to last for [`TURN`]: a call at its end would cost the loop
+    /// another turn.
     fn is_first_of_turn(slf: &Bound<'_, Self>) -> Result<bool> {
         let this = slf.get();
         if !this.is_loop_running_here(slf.py())? {
@@ -275,10 +287,12 @@ impl TransportCore {
             let turn = turn.bind(slf.py()).get().count();
             return Ok(this.last_turn.swap(turn, Ordering::Relaxed) != turn);
         }
-        if this.flush_scheduled.load(Ordering::Relaxed) {
+        let now = TURN + this.created.elapsed().as_nanos() as u64;
+        let last = this.last_turn.load(Ordering::Relaxed);
+        if now.saturating_sub(last) < TURN {
             return Ok(false);
         }
-        Self::schedule_flush(slf)?;
+        this.last_turn.store(now, Ordering::Relaxed);
         Ok(true)
     }
 
@@ -386,7 +400,7 @@ impl TransportCore {
 }
 
 /// The longest datagram to an address that the protocol allows.
-pub(super) fn longest(to: &Address) -> usize {
+fn longest(to: &Address) -> usize {
     match to.ip() {
         Some(ip) if ip.ip().to_canonical().is_ipv4() => LONGEST_V4,
         Some(_) => LONGEST_V6,

@@ -1,0 +1,34 @@
+"""The parts of the standard loop that the loop's core uses, and the report of an exception."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, NoReturn
+
+# Saved, because some programs replace it by another class.
+StandardLoop = asyncio.SelectorEventLoop
+
+
+class _Raising:
+    """Replaces the context of a handle, to make the handle report an exception once."""
+
+    def __init__(self, handle: Any, error: BaseException) -> None:
+        self._handle = handle
+        self._context = handle._context
+        self._error = error
+
+    def run(self, *_: object) -> NoReturn:
+        self._handle._context = self._context
+        try:
+            raise self._error
+        finally:
+            del self._error  # its traceback refers to this frame
+
+
+def report(handle: asyncio.Handle, error: BaseException) -> None:
+    """Report the exception of a handle's callback in the words of the running CPython version."""
+    running: Any = handle
+    running._context = _Raising(handle, error)
+    if handle.cancelled():  # by its callback
+        running._args = ()
+    running._run()

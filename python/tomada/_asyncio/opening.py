@@ -1,0 +1,58 @@
+"""Sockets at numeric addresses, opened without the standard library's detours."""
+
+from __future__ import annotations
+
+import contextlib
+import socket as _std
+from asyncio import base_events
+from typing import Any
+
+from tomada._sockets import socket
+
+_KIND = _std.SOCK_DGRAM | _std.SOCK_NONBLOCK
+_CLASSES = (_std.socket, socket)
+# Resolves an address like the standard library does; None if that takes a resolver.
+_resolve: Any = base_events._ipaddr_info  # type: ignore[attr-defined]
+
+
+def open_directly(loop: Any, local_addr: Any, remote_addr: Any, family: int = 0) -> socket | None:
+    """Open, bind and connect a socket as ``create_datagram_endpoint`` does.
+
+    This returns ``None`` if an address is not numeric, or anything fails. Then the standard
+    library's own code must do it, whose exceptions are those that programs expect. The same goes
+    for programs that have replaced what that code calls.
+    """
+    if vars(base_events)["socket"] is not _std or _std.socket not in _CLASSES:
+        return None
+    if "sock_connect" in getattr(loop, "__dict__", ()):
+        return None
+    with contextlib.suppress(Exception):
+        family, local = _numeric(local_addr, family)
+        family, remote = _numeric(remote_addr, family)
+        if local is not remote:  # both are None
+            return _open(family, local, remote)
+    return None
+
+
+def _numeric(address: Any, family: int) -> tuple[int, Any]:
+    """Return the family and the socket's form of an address, which may be ``None``."""
+    if address is None:
+        return family, None
+    host, port = address
+    if type(address) is not tuple or type(host) is not str or type(port) is not int:
+        raise TypeError
+    family, _, _, _, name = _resolve(host, port, family, _std.SOCK_DGRAM, 0)
+    return family, name
+
+
+def _open(family: int, local: Any, remote: Any) -> socket:
+    sock = socket(family, _KIND, _std.IPPROTO_UDP)
+    try:
+        if local is not None:
+            sock.bind(local)
+        if remote is not None:
+            sock.connect(remote)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

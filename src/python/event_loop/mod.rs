@@ -1,0 +1,476 @@
+//! The fast part of an event loop: its turns, and callbacks that are scheduled. It works on the
+//! standard loop's own queues, handles and selector, so everything else remains the standard loop's.
+
+mod heap;
+mod hub;
+mod standard;
+
+use std::ffi::c_int;
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+
+use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError, PySystemExit};
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyDict, PyInt, PyList, PyTuple};
+
+pub(crate) use self::hub::ReadHub;
+use self::standard::Standard;
+use super::error::Error;
+use super::transport::Turn;
+use crate::net::{Ready, ReadyEvents, hang_if_ended};
+
+/// The base class of tomada's event loop.
+#[pyclass(frozen, subclass, module = "tomada._core")]
+pub(crate) struct LoopCore {
+    turn: Py<Turn>,
+    polled: Mutex<Option<Polled>>,
+    /// Reused to avoid allocations.
+    events: Mutex<ReadyEvents>,
+}
+
+/// The selector that the loop polls without calling it.
+struct Polled {
+    selector: Py<PyAny>,
+    /// Its attributes, among which a program may put another `select`.
+    attributes: Py<PyDict>,
+    epoll: Py<PyAny>,
+    /// The selector's keys, by descriptor.
+    keys: Py<PyDict>,
+}
+
+/// From this many timers on, the standard loop checks whether to remove those that were cancelled.
+const MANY_TIMERS: usize = 100;
+/// At most this many seconds pass in one wait.
+const LONGEST_WAIT: f64 = 24.0 * 3600.0;
+/// At most this many descriptors are handled in one turn; others in the next one.
+const MOST_EVENTS: usize = 1024;
+/// How long transports may deliver in a turn, in seconds: while no other callback is waiting, and
+/// when a timer is due.
+const LONGEST_DRAIN: f64 = 200e-6;
+const SOON: f64 = 1e-6;
+// As in `selectors`.
+const EVENT_READ: c_int = 1;
+const EVENT_WRITE: c_int = 2;
+
+#[pymethods]
+impl LoopCore {
+    #[new]
+    #[pyo3(signature = (*_args, **_kwargs))]
+    fn new(
+        py: Python<'_>,
+        _args: &Bound<'_, PyTuple>,
+        _kwargs: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Self> {
+        Ok(Self {
+            turn: Py::new(py, Turn::default())?,
+            polled: Mutex::default(),
+            events: Mutex::default(),
+        })
+    }
+
+    /// Poll a selector of the class `selectors.EpollSelector` without calling it.
+    fn _poll_directly(&self, selector: &Bound<'_, PyAny>) -> PyResult<()> {
+        let polled = Polled {
+            selector: selector.clone().unbind(),
+            attributes: selector.getattr("__dict__")?.cast_into()?.unbind(),
+            epoll: selector.getattr("_selector")?.unbind(),
+            keys: selector.getattr("_fd_to_key")?.cast_into()?.unbind(),
+        };
+        let previous = self.polled().replace(polled);
+        drop(previous);
+        Ok(())
+    }
+
+    /// The counter of the loop's turns.
+    #[getter]
+    fn _turn(&self, py: Python<'_>) -> Py<Turn> {
+        self.turn.clone_ref(py)
+    }
+
+    /// Run one turn of the loop.
+    fn _run_once(slf: &Bound<'_, Self>) -> PyResult<()> {
+        slf.get().turn.get().advance();
+        hang_if_ended(|| match Self::queues(slf)? {
+            Some(queues) => Self::turn(slf, &queues),
+            None => Standard::get(slf.py())?.run_once.bind(slf.py()).call1((slf,)).map(drop),
+        })
+    }
+
+    /// Call a function in the next turn, like `asyncio.loop.call_soon`.
+    #[pyo3(signature = (callback, *args, context=None))]
+    fn call_soon<'py>(
+        slf: &Bound<'py, Self>,
+        callback: &Bound<'py, PyAny>,
+        args: &Bound<'py, PyTuple>,
+        context: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        let standard = Standard::get(py)?;
+        if Self::is_checked(slf)? {
+            return slowly(standard.call_soon.bind(py), &[slf, callback], args, context);
+        }
+        let handle = standard.handle(&standard.handle_class, slf, callback, args, context)?;
+        slf.getattr(intern!(py, "_ready"))?.call_method1(intern!(py, "append"), (&handle,))?;
+        Ok(handle)
+    }
+
+    /// Call a function after some seconds, like `asyncio.loop.call_later`.
+    #[pyo3(signature = (delay, callback, *args, context=None))]
+    fn call_later<'py>(
+        slf: &Bound<'py, Self>,
+        delay: &Bound<'py, PyAny>,
+        callback: &Bound<'py, PyAny>,
+        args: &Bound<'py, PyTuple>,
+        context: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        if delay.is_none() || Self::is_checked(slf)? {
+            let standard = Standard::get(py)?.call_later.bind(py);
+            return slowly(standard, &[slf, delay, callback], args, context);
+        }
+        let when = slf.call_method0(intern!(py, "time"))?.add(delay)?;
+        slowly(&slf.getattr(intern!(py, "call_at"))?, &[&when, callback], args, context)
+    }
+
+    /// Call a function at a time of the loop's clock, like `asyncio.loop.call_at`.
+    #[pyo3(signature = (when, callback, *args, context=None))]
+    fn call_at<'py>(
+        slf: &Bound<'py, Self>,
+        when: &Bound<'py, PyAny>,
+        callback: &Bound<'py, PyAny>,
+        args: &Bound<'py, PyTuple>,
+        context: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        let standard = Standard::get(py)?;
+        let scheduled = slf.getattr(intern!(py, "_scheduled"))?;
+        let (false, Ok(seconds), Ok(scheduled)) =
+            (Self::is_checked(slf)?, when.extract::<f64>(), scheduled.cast::<PyList>())
+        else {
+            return slowly(standard.call_at.bind(py), &[slf, when, callback], args, context);
+        };
+        let timer = standard.handle(&standard.timer_class, slf, callback, args, context)?;
+        timer.setattr(intern!(py, "_when"), when)?;
+        timer.setattr(intern!(py, "_scheduled"), true)?;
+        heap::push(scheduled, timer.clone(), seconds)?;
+        Ok(timer)
+    }
+
+    /// Call a function whenever a descriptor is readable, like the standard loop's method.
+    #[pyo3(signature = (fd, callback, *args))]
+    fn _add_reader<'py>(
+        slf: &Bound<'py, Self>,
+        fd: &Bound<'py, PyAny>,
+        callback: &Bound<'py, PyAny>,
+        args: &Bound<'py, PyTuple>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        let standard = Standard::get(py)?;
+        if !Self::is_checked(slf)?
+            && fd.is_exact_instance_of::<PyInt>()
+            && let Some((epoll, keys)) = Self::polling(slf)?
+            && !keys.contains(fd)?
+        {
+            let handle = standard.handle(&standard.handle_class, slf, callback, args, None)?;
+            let key = standard.selector_key.bind(py);
+            let key = key.call1((fd, fd, EVENT_READ, (&handle, py.None())))?;
+            epoll.call_method1(intern!(py, "register"), (fd, libc::EPOLLIN))?;
+            keys.set_item(fd, key)?;
+            return Ok(handle);
+        }
+        let all: Vec<_> = [slf, fd, callback].into_iter().chain(args.as_slice()).collect();
+        standard.add_reader.bind(py).call1(PyTuple::new(py, all)?)
+    }
+
+    /// Stop watching a descriptor for data; return whether it was watched.
+    fn _remove_reader<'py>(
+        slf: &Bound<'py, Self>,
+        fd: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        if !Self::is_checked(slf)?
+            && fd.is_exact_instance_of::<PyInt>()
+            && let Some((epoll, keys)) = Self::polling(slf)?
+            && let Some(key) = keys.get_item(fd)?
+            && let key = key.cast_into::<PyTuple>()?
+            && key.get_item(2)?.eq(EVENT_READ)?
+        {
+            keys.del_item(fd)?;
+            // A descriptor that was closed has left the epoll.
+            match epoll.call_method1(intern!(py, "unregister"), (fd,)) {
+                Err(error) if error.is_instance_of::<PyOSError>(py) => {}
+                result => drop(result?),
+            }
+            key.get_item(3)?.get_item(0)?.call_method0(intern!(py, "cancel"))?;
+            return Ok(PyBool::new(py, true).to_owned().into_any());
+        }
+        Standard::get(py)?.remove_reader.bind(py).call1((slf, fd))
+    }
+
+    /// Return how long transports may deliver datagrams before other callbacks must run.
+    ///
+    /// Up to `uncounted` callbacks may be waiting: they are the transports' own.
+    #[pyo3(signature = (uncounted=0))]
+    fn _spare_time(slf: &Bound<'_, Self>, uncounted: usize) -> PyResult<f64> {
+        let py = slf.py();
+        if slf.getattr(intern!(py, "_ready"))?.len()? > uncounted {
+            return Ok(0.0);
+        }
+        let scheduled = slf.getattr(intern!(py, "_scheduled"))?;
+        if scheduled.len()? == 0 {
+            return Ok(LONGEST_DRAIN);
+        }
+        let until = when(&scheduled.get_item(0)?)? - time(slf)?;
+        Ok(until.clamp(SOON, LONGEST_DRAIN))
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        let polled = match self.polled.try_lock() {
+            Ok(polled) => polled,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(()), // a call is using it
+        };
+        if let Some(polled) = polled.as_ref() {
+            visit.call(&polled.selector)?;
+            visit.call(&polled.attributes)?;
+            visit.call(&polled.epoll)?;
+            visit.call(&polled.keys)?;
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self) {
+        let polled = self.polled().take();
+        drop(polled);
+    }
+}
+
+/// The objects that one turn works on.
+struct Queues<'py> {
+    epoll: RawFd,
+    keys: Bound<'py, PyDict>,
+    ready: Bound<'py, PyAny>,
+    scheduled: Bound<'py, PyList>,
+}
+
+impl LoopCore {
+    fn polled(&self) -> MutexGuard<'_, Option<Polled>> {
+        self.polled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the loop is in debug mode, or closed: then the standard loop's code has more to do.
+    fn is_checked(slf: &Bound<'_, Self>) -> PyResult<bool> {
+        let py = slf.py();
+        Ok(slf.getattr(intern!(py, "_debug"))?.is_truthy()?
+            || slf.getattr(intern!(py, "_closed"))?.is_truthy()?)
+    }
+
+    /// The epoll and the keys of the loop's selector, if the selector need not be called.
+    fn polling<'py>(
+        slf: &Bound<'py, Self>,
+    ) -> PyResult<Option<(Bound<'py, PyAny>, Bound<'py, PyDict>)>> {
+        let py = slf.py();
+        let selector = slf.getattr(intern!(py, "_selector"))?;
+        let (attributes, epoll, keys) = {
+            let polled = slf.get().polled();
+            let Some(polled) = polled.as_ref().filter(|polled| polled.selector.is(&selector))
+            else {
+                return Ok(None);
+            };
+            let bound = |object: &Py<PyDict>| object.bind(py).clone();
+            (bound(&polled.attributes), polled.epoll.bind(py).clone(), bound(&polled.keys))
+        };
+        let is_replaced = attributes.contains(intern!(py, "select"))?;
+        Ok((!is_replaced).then_some((epoll, keys)))
+    }
+
+    /// Returns the loop's queues; `None` if the standard loop's own code must run this turn.
+    fn queues<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Queues<'py>>> {
+        let py = slf.py();
+        let Some((epoll, keys)) = Self::polling(slf)? else { return Ok(None) };
+        if Self::is_checked(slf)? || !Standard::get(py)?.is_unchanged(py)? {
+            return Ok(None);
+        }
+        let Ok(scheduled) = slf.getattr(intern!(py, "_scheduled"))?.cast_into::<PyList>() else {
+            return Ok(None);
+        };
+        let cancelled = intern!(py, "_timer_cancelled_count");
+        if scheduled.len() > MANY_TIMERS && slf.getattr(cancelled)?.gt(scheduled.len() / 2)? {
+            return Ok(None);
+        }
+        Ok(Some(Queues {
+            epoll: epoll.call_method0(intern!(py, "fileno"))?.extract()?,
+            keys,
+            ready: slf.getattr(intern!(py, "_ready"))?,
+            scheduled,
+        }))
+    }
+
+    /// Polls, and calls what is ready, in the standard loop's order: callbacks that were waiting,
+    /// those of descriptors, and those of timers.
+    fn turn(slf: &Bound<'_, Self>, queues: &Queues<'_>) -> PyResult<()> {
+        let Queues { ready, scheduled, .. } = queues;
+        Self::drop_cancelled(slf, scheduled)?;
+        let milliseconds = Self::patience(slf, queues)?;
+        Self::poll(slf, queues, milliseconds)?;
+        Self::take_due(slf, queues)?;
+        for _ in 0..ready.len()? {
+            let handle = ready.call_method0(intern!(slf.py(), "popleft"))?;
+            run(&handle)?;
+        }
+        Ok(())
+    }
+
+    /// Removes timers that were cancelled and would be the next.
+    fn drop_cancelled(slf: &Bound<'_, Self>, scheduled: &Bound<'_, PyList>) -> PyResult<()> {
+        let py = slf.py();
+        let mut dropped = 0;
+        while !scheduled.is_empty() && is_cancelled(&scheduled.get_item(0)?)? {
+            heap::pop(scheduled)?.setattr(intern!(py, "_scheduled"), false)?;
+            dropped += 1;
+        }
+        if dropped > 0 {
+            let name = intern!(py, "_timer_cancelled_count");
+            slf.setattr(name, slf.getattr(name)?.sub(dropped)?)?;
+        }
+        Ok(())
+    }
+
+    /// How long to wait for a descriptor, in milliseconds; -1 for ever.
+    fn patience(slf: &Bound<'_, Self>, queues: &Queues<'_>) -> PyResult<c_int> {
+        let Queues { ready, scheduled, .. } = queues;
+        if ready.len()? > 0 || slf.getattr(intern!(slf.py(), "_stopping"))?.is_truthy()? {
+            return Ok(0);
+        }
+        if scheduled.is_empty() {
+            return Ok(-1);
+        }
+        let seconds = when(&scheduled.get_item(0)?)? - time(slf)?;
+        Ok((seconds.clamp(0.0, LONGEST_WAIT) * 1e3).ceil() as c_int)
+    }
+
+    /// Waits for descriptors, and queues their callbacks.
+    fn poll(slf: &Bound<'_, Self>, queues: &Queues<'_>, milliseconds: c_int) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        if milliseconds != 0 {
+            py.check_signals()?; // one that came since Python code last ran would not end the wait
+        }
+        let lock = || this.events.lock().unwrap_or_else(PoisonError::into_inner);
+        // Taken out, because a callback may run the loop.
+        let mut events = std::mem::take(&mut *lock());
+        let most = queues.keys.len().clamp(1, MOST_EVENTS);
+        let epoll = queues.epoll;
+        let waited = py.detach(|| events.wait(epoll, most, milliseconds));
+        let queued = match waited {
+            Ok(()) => events.found().try_for_each(|ready| Self::queue(slf, queues, ready)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => py.check_signals(),
+            Err(error) => Err(Error::Os(error).into()),
+        };
+        *lock() = events;
+        queued
+    }
+
+    fn queue(slf: &Bound<'_, Self>, queues: &Queues<'_>, ready: Ready) -> PyResult<()> {
+        let py = slf.py();
+        let Some(key) = queues.keys.get_item(ready.fd)? else { return Ok(()) };
+        let key = key.cast::<PyTuple>()?; // fileobj, fd, events, (reader, writer)
+        let wanted: c_int = key.get_item(2)?.extract()?;
+        let handles = key.get_item(3)?.cast_into::<PyTuple>()?;
+        let queue = |handle: Bound<'_, PyAny>, remove| {
+            if handle.is_none() {
+                return Ok(());
+            }
+            if is_cancelled(&handle)? {
+                return slf.call_method1(remove, (key.get_item(0)?,)).map(drop);
+            }
+            queues.ready.call_method1(intern!(py, "append"), (handle,)).map(drop)
+        };
+        if ready.events & !(libc::EPOLLOUT as u32) != 0 && wanted & EVENT_READ != 0 {
+            queue(handles.get_item(0)?, intern!(py, "_remove_reader"))?;
+        }
+        if ready.events & !(libc::EPOLLIN as u32) != 0 && wanted & EVENT_WRITE != 0 {
+            queue(handles.get_item(1)?, intern!(py, "_remove_writer"))?;
+        }
+        Ok(())
+    }
+
+    /// Queues the timers that are due.
+    fn take_due(slf: &Bound<'_, Self>, queues: &Queues<'_>) -> PyResult<()> {
+        let Queues { ready, scheduled, .. } = queues;
+        if scheduled.is_empty() {
+            return Ok(());
+        }
+        let py = slf.py();
+        let resolution: f64 = slf.getattr(intern!(py, "_clock_resolution"))?.extract()?;
+        let end = time(slf)? + resolution;
+        while !scheduled.is_empty() && when(&scheduled.get_item(0)?)? < end {
+            let timer = heap::pop(scheduled)?;
+            timer.setattr(intern!(py, "_scheduled"), false)?;
+            ready.call_method1(intern!(py, "append"), (timer,))?;
+        }
+        Ok(())
+    }
+}
+
+/// Calls a method that schedules a callback.
+fn slowly<'py>(
+    method: &Bound<'py, PyAny>,
+    first: &[&Bound<'py, PyAny>],
+    args: &Bound<'py, PyTuple>,
+    context: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = method.py();
+    let all: Vec<_> = first.iter().copied().chain(args.as_slice()).collect();
+    let keywords = PyDict::new(py);
+    keywords.set_item(intern!(py, "context"), context)?;
+    method.call(PyTuple::new(py, all)?, Some(&keywords))
+}
+
+/// Runs a handle, like its own method does.
+fn run(handle: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = handle.py();
+    if is_cancelled(handle)? {
+        return Ok(());
+    }
+    let standard = Standard::get(py)?;
+    if !standard.is_plain(handle) {
+        return handle.call_method0(intern!(py, "_run")).map(drop);
+    }
+    let context = handle.getattr(intern!(py, "_context"))?;
+    let callback = handle.getattr(intern!(py, "_callback"))?;
+    let Ok(args) = handle.getattr(intern!(py, "_args"))?.cast_into::<PyTuple>() else {
+        return handle.call_method0(intern!(py, "_run")).map(drop);
+    };
+    let run = intern!(py, "run");
+    let result = match args.as_slice() {
+        [] => context.call_method1(run, (callback,)),
+        [one] => context.call_method1(run, (callback, one)),
+        [one, two] => context.call_method1(run, (callback, one, two)),
+        more => {
+            let all = std::iter::once(&callback).chain(more);
+            context.call_method1(run, PyTuple::new(py, all.collect::<Vec<_>>())?)
+        }
+    };
+    let Err(error) = result else { return Ok(()) };
+    let ends_loop =
+        error.is_instance_of::<PySystemExit>(py) || error.is_instance_of::<PyKeyboardInterrupt>(py);
+    if ends_loop {
+        return Err(error);
+    }
+    standard.report.bind(py).call1((handle, error)).map(drop)
+}
+
+fn is_cancelled(handle: &Bound<'_, PyAny>) -> PyResult<bool> {
+    handle.getattr(intern!(handle.py(), "_cancelled"))?.is_truthy()
+}
+
+fn when(timer: &Bound<'_, PyAny>) -> PyResult<f64> {
+    timer.getattr(intern!(timer.py(), "_when"))?.extract()
+}
+
+fn time(event_loop: &Bound<'_, LoopCore>) -> PyResult<f64> {
+    event_loop.call_method0(intern!(event_loop.py(), "time"))?.extract()
+}

@@ -1,0 +1,340 @@
+"""The event loop's own turns: order, timers, exceptions, and programs that change the loop."""
+
+import asyncio
+import os
+import random
+import selectors
+import signal
+import socket as std
+import subprocess
+import sys
+
+import pytest
+import uvloop
+
+import tomada.asyncio
+from transports import LOOPS, Recorder, hear
+
+DEADLINE = 10
+
+
+@pytest.fixture
+def loop():
+    with asyncio.Runner(loop_factory=tomada.asyncio.EventLoop) as runner:
+        yield runner.get_loop()
+
+
+def run_for(loop, condition):
+    """Run a loop until a condition holds."""
+    end = loop.time() + DEADLINE
+    while not condition():
+        assert loop.time() < end
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+
+
+def test_turn_calls_what_was_waiting_then_descriptors_then_timers(loop):
+    called = []
+    reader, writer = os.pipe()
+    os.write(writer, b"x")
+    loop.add_reader(reader, called.append, "descriptor")
+    loop.call_at(loop.time() - 1, called.append, "timer")
+    loop.call_soon(called.append, "waiting")
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.remove_reader(reader)
+    os.close(reader)
+    os.close(writer)
+    assert called == ["waiting", "descriptor", "timer"]
+
+
+@pytest.mark.parametrize("cancelled", [0, 0.3, 0.9])
+def test_timers_are_called_in_the_order_of_their_times(loop, cancelled):
+    called = []
+    chance = random.Random(cancelled)  # noqa: S311 - it repeats
+    now = loop.time()
+    times = [chance.randrange(1000) * 1e-6 for _ in range(1000)]
+    timers = [(time, loop.call_at(now + time, called.append, time)) for time in times]
+    kept = []
+    for time, timer in timers:
+        if chance.random() < cancelled:
+            timer.cancel()
+        else:
+            kept.append(time)
+    run_for(loop, lambda: len(called) == len(kept))
+    assert called == sorted(kept)
+
+
+def test_timers_take_times_that_are_not_floats(loop):
+    called = []
+    loop.call_at(int(loop.time()) - 1, called.append, "int")
+    loop.call_later(0, called.append, "at once")
+    run_for(loop, lambda: len(called) == 2)
+    with pytest.raises(TypeError, match="delay must not be None"):
+        loop.call_later(None, print)
+    with pytest.raises(TypeError, match="when cannot be None"):
+        loop.call_at(None, print)
+
+
+def of_failure(new_loop, schedule):
+    """Return what a loop tells its exception handler when a callback raises an exception."""
+    found = []
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        loop = runner.get_loop()
+        loop.set_exception_handler(lambda _, context: found.append(context))
+        schedule(loop)
+        run_for(loop, lambda: found)
+    (context,) = found
+    handle = context["handle"]
+    return context["message"], type(context["exception"]), type(handle), sorted(context)
+
+
+def fail(*_):
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("args", [(), (1,), (1, 2), (1, 2, 3)])
+@pytest.mark.parametrize("method", ["call_soon", "call_later"])
+def test_exception_of_a_callback_is_reported_like_the_standard_loop_reports_it(method, args):
+    def schedule(loop):
+        before = () if method == "call_soon" else (0,)
+        getattr(loop, method)(*before, fail, *args)
+
+    ours = of_failure(tomada.asyncio.EventLoop, schedule)
+    assert ours == of_failure(asyncio.SelectorEventLoop, schedule)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_exception_that_ends_the_program_leaves_the_other_callbacks_for_later(loop, error):
+    called = []
+
+    def end():
+        raise error
+
+    loop.call_soon(end)
+    loop.call_soon(called.append, "later")
+    with pytest.raises(error):
+        loop.run_forever()
+    assert called == []
+    run_for(loop, lambda: called == ["later"])
+
+
+@pytest.mark.parametrize("new_loop", [tomada.asyncio.EventLoop, asyncio.SelectorEventLoop])
+def test_exception_of_a_callback_that_cancelled_itself_is_reported(new_loop):
+    def schedule(loop):
+        def cancel_and_fail(_):
+            handle.cancel()
+            fail()
+
+        handle = loop.call_soon(cancel_and_fail, 1)
+
+    assert of_failure(new_loop, schedule)[1] is ZeroDivisionError
+
+
+def test_handles_arguments_may_be_a_list(loop):
+    called = []
+    loop._add_callback(asyncio.Handle(called.append, [1], loop))  # noqa: SLF001 - programs do
+    run_for(loop, lambda: called == [1])
+
+
+@pytest.mark.parametrize("timer", ["", "loop.call_later(60, print)"])
+def test_signal_ends_a_wait(timer):
+    program = (
+        "import os, signal, threading, tomada.asyncio\n"
+        "loop = tomada.asyncio.EventLoop()\n"
+        "loop.call_soon(os.write, 1, b'.')\n"
+        f"{timer}\n"
+        "loop.run_forever()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=-1, stderr=-1) as child:
+        assert child.stdout.read(1) == b"."
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=6 * DEADLINE)
+    assert child.returncode == -signal.SIGINT, errors
+    assert b"KeyboardInterrupt" in errors
+
+
+def test_handles_have_all_attributes_of_the_standard_librarys(loop):
+    def attributes(handle):
+        names = (name for kind in type(handle).__mro__ for name in vars(kind).get("__slots__", ()))
+        return {name for name in names if hasattr(handle, name)}
+
+    standard = asyncio.SelectorEventLoop()
+    try:
+        for method, *args in (("call_soon", print), ("call_later", 60, print)):
+            handles = [getattr(each, method)(*args) for each in (loop, standard)]
+            ours, theirs = map(attributes, handles)
+            assert ours == theirs
+            for handle in handles:
+                handle.cancel()
+    finally:
+        standard.close()
+
+
+def test_replaced_select_of_the_selector_is_called():
+    called = []
+    selector = selectors.EpollSelector()
+    select = selector.select
+
+    def selecting(timeout=None):
+        called.append(timeout)
+        return select(timeout)
+
+    with asyncio.Runner(loop_factory=lambda: tomada.asyncio.EventLoop(selector)) as runner:
+        runner.run(asyncio.sleep(0))
+        selector.select = selecting
+        runner.run(asyncio.sleep(0))
+        del selector.select
+    assert called
+
+
+def test_handles_are_the_standard_librarys(loop):
+    handle, timer = loop.call_soon(print, "never"), loop.call_later(60, print, "never")
+    assert type(handle) is asyncio.Handle
+    assert type(timer) is asyncio.TimerHandle
+    assert "print" in repr(handle)
+    assert timer.when() > loop.time()
+    handle.cancel()
+    timer.cancel()
+    assert handle.cancelled()
+    assert timer.cancelled()
+
+
+def test_replaced_run_method_of_handles_is_called(loop, monkeypatch):
+    called = []
+    original = vars(asyncio.Handle)["_run"]
+
+    def run(handle):
+        called.append(handle)
+        original(handle)
+
+    monkeypatch.setattr(asyncio.Handle, "_run", run)
+    handle = loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert handle in called
+
+
+class Polling(selectors.SelectSelector):
+    calls = 0
+
+    def select(self, timeout=None):
+        self.calls += 1
+        return super().select(timeout)
+
+
+def test_other_selector_is_polled():
+    selector = Polling()
+    with asyncio.Runner(loop_factory=lambda: tomada.asyncio.EventLoop(selector)) as runner:
+        runner.run(asyncio.sleep(0))
+        assert selector.calls
+
+
+def test_overridden_method_is_called():
+    class Counting(tomada.asyncio.EventLoop):
+        calls = 0
+
+        def _process_events(self, event_list):
+            self.calls += 1
+            super()._process_events(event_list)
+
+    with asyncio.Runner(loop_factory=Counting) as runner:
+        runner.run(asyncio.sleep(0))
+        assert runner.get_loop().calls
+
+
+def test_call_from_another_thread_wakes_the_loop(loop):
+    woken = loop.create_future()
+
+    async def wait():
+        await asyncio.to_thread(loop.call_soon_threadsafe, woken.set_result, 1)
+        assert await asyncio.wait_for(woken, DEADLINE) == 1
+
+    loop.run_until_complete(wait())
+
+
+def test_reader_that_removes_itself_is_not_called_again(loop):
+    called = []
+    first, second = std.socketpair()
+    with first, second:
+
+        def read():
+            called.append(first.recv(1))
+            assert loop.remove_reader(first)
+            assert not loop.remove_reader(first)
+
+        loop.add_reader(first, read)
+        second.send(b"ab")
+        run_for(loop, lambda: called)
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        assert called == [b"a"]
+        loop.add_reader(first.fileno(), print)
+        loop.add_reader(first.fileno(), called.append, "replaced")
+        loop.add_writer(first, called.append, "writable")
+        run_for(loop, lambda: {"replaced", "writable"} <= set(called))
+        loop.remove_reader(first)
+        loop.remove_writer(first)
+
+
+# Where the loop does not count its turns
+
+
+@pytest.mark.parametrize("new_loop", [LOOPS["asyncio"], LOOPS["uvloop"]], ids=["asyncio", "uvloop"])
+def test_datagram_that_is_sent_alone_costs_no_turn_of_the_loop(new_loop, inet):
+    async def send():
+        loop = asyncio.get_running_loop()
+        with inet.bound(std) as other:
+            transport, _ = await loop.create_datagram_endpoint(
+                Recorder, remote_addr=other.getsockname()
+            )
+            scheduled = []
+            loop.call_soon = lambda *args, **_: scheduled.append(args)
+            transport.sendto(b"alone")
+            del loop.call_soon
+            assert scheduled == []
+            assert await hear(other) == [b"alone"]
+            transport.close()
+            await asyncio.sleep(0)
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(send())
+
+
+# Which loop a program runs on
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (None, tomada.asyncio.EventLoop),
+        ("asyncio", tomada.asyncio.EventLoop),
+        ("auto", uvloop.Loop),
+        ("uvloop", uvloop.Loop),
+    ],
+)
+def test_run_chooses_the_loop_and_gives_it_the_transports(name, expected):
+    async def main():
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(
+            asyncio.DatagramProtocol, local_addr=("127.0.0.1", 0)
+        )
+        transport.close()
+        return type(loop), type(transport)
+
+    options = {} if name is None else {"loop": name}
+    assert tomada.asyncio.run(main(), **options) == (expected, tomada.asyncio.DatagramTransport)
+
+
+def test_run_without_uvloop(monkeypatch):
+    async def main():
+        return type(asyncio.get_running_loop())
+
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert tomada.asyncio.run(main(), loop="auto") is tomada.asyncio.EventLoop
+    with pytest.raises(ModuleNotFoundError, match="pip install tomada\\[uvloop\\]"):
+        tomada.asyncio.run(main(), loop="uvloop")
+
+
+def test_run_refuses_a_loop_that_it_does_not_know():
+    with pytest.raises(ValueError, match=r'must be "asyncio", "auto" or "uvloop", not .trio.'):
+        tomada.asyncio.run(asyncio.sleep(0), loop="trio")
