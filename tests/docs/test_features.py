@@ -16,7 +16,7 @@ pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
 
 PAGE = Path(__file__).parents[2] / "docs" / "features.md"
 SOL_UDP, UDP_GRO = 17, 104
-VOLUME = 150  # so many datagrams fit into a receive buffer
+VOLUME = 150  # a receive buffer holds this many datagrams
 
 
 def table():
