@@ -10,7 +10,7 @@ import pytest
 from answering import LONG, Server, echo
 from support import DEADLINE, open_descriptors
 from tomada.asyncio import open_endpoint
-from transports import turns
+from transports import open_first, turns
 
 pytestmark = pytest.mark.usefixtures("runner")
 
@@ -162,11 +162,12 @@ async def test_requests_continue_when_the_endpoint_stops_receiving(inet, match):
             assert await endpoint.request(b"x", timeout=LONG, match=match) == b"x"
 
 
-async def test_shutdown_leaks_nothing():
+async def test_shutdown_leaks_nothing(endpoint):
+    await open_first(endpoint)
     before = open_descriptors()
-    endpoint = await open_endpoint(("127.0.0.1", 0))
-    await endpoint.shutdown()
-    await endpoint.shutdown(1)
+    closing = await open_endpoint(("127.0.0.1", 0))
+    await closing.shutdown()
+    await closing.shutdown(1)
     assert open_descriptors() == before
 
 

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
 
 PAGE = Path(__file__).parents[2] / "docs" / "features.md"
 SOL_UDP, UDP_GRO = 17, 104
+VOLUME = 150  # a receive buffer holds this many datagrams
 
 
 def table():
@@ -94,8 +95,13 @@ async def answers_from_where_it_was_asked(udp, plain, _):
             return client.recv(10) == b"y"
 
 
-async def lets_the_kernel_coalesce(udp, _, __):
+async def lets_the_kernel_coalesce(udp, plain, _):
     async with opened(udp, local=("127.0.0.1", 0)) as sock:
+        # Some switch it on when they receive in volume.
+        for _ in range(VOLUME):
+            plain.sendto(b"x", sock.name())
+        for _ in range(VOLUME):
+            await sock.recv()
         with std.socket(fileno=os.dup(sock.fileno())) as twin:
             return twin.getsockopt(SOL_UDP, UDP_GRO) == 1
 
