@@ -30,7 +30,7 @@ pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
 # An honest client's requests, for handlers that require a certain form; others accept any text.
 QUESTIONS = {"add": b"1 5", "somar": b"1 5", "factors": b"15"}
 
-# What handlers keep in global variables, beside constants.
+# The values that handlers keep in global variables, beside constants.
 HELD = ("asyncio.Semaphore(", "contextvars.ContextVar(", "set(")
 
 # The programs of this page are tests, which have their own peers.
