@@ -199,7 +199,7 @@ def test_transport_accounts_for_a_whole_flood(protocol, guard):
 
 def test_transport_counts_a_dropped_run_as_one_datagram():
     async def main():
-        transport, stats = await opened(SlowBatches)
+        transport, stats = await opened(SlowBatches, gro=True)
         with Flood(transport.get_extra_info("sockname"), gso=True) as flood:
             await until(lambda: is_overrun(stats()))
             sent = await asyncio.to_thread(flood.stop)
