@@ -2,6 +2,7 @@
 
 import os
 import re
+import threading
 import urllib.request
 
 import pytest
@@ -11,7 +12,8 @@ from support import eventually
 
 prometheus_client = pytest.importorskip("prometheus_client")
 
-from tomada.metrics import ServerCollector  # noqa: E402 - needs the package above
+from tomada._server.collector import exposition  # noqa: E402 - needs the package above
+from tomada.metrics import ServerCollector  # noqa: E402 - as above
 
 
 def scrape(port):
@@ -103,3 +105,15 @@ def test_collector_of_a_server_that_is_not_started_has_no_values_and_does_not_fa
         assert value(read(), "tomada_server_received_total") == 0
         assert "of_another 7" in read()
     assert value(read(), "tomada_server_received_total") == 0
+
+
+def test_metrics_of_workers_are_read_while_one_makes_its_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    path = tmp_path / "counter_1.db"
+    path.touch()
+    with server(bytes.upper) as serving:
+        timer = threading.Timer(0.1, os.truncate, (path, 1 << 20))
+        timer.start()
+        text = exposition(serving)
+        timer.join()
+    assert "tomada_server_state" in text

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +39,8 @@ REASONS = ("denied", "oversized", "over_rate", "over_ceiling", "over_amplificati
 GUARD = "tomada_guard_refused", "Datagrams that the guard refused, by reason."
 STATES = ("created", "starting", "running", "draining", "stopped")
 STATE = "tomada_server_state", "The state of the server: 1 for the current one."
+# How often to read the metrics of workers, and how long to wait in between, in seconds.
+ATTEMPTS, RETRY = 100, 0.01
 # Where prometheus-client shares the metrics of several processes, and its file for live ones.
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 OF_LIVE = re.compile(r"gauge_live\w*_(\d+)\.db")
@@ -115,12 +119,22 @@ class _Everything(Collector):
 
     def collect(self) -> Iterator[Metric]:
         names = set()
-        for metric in self._others.collect():
+        for metric in _all_of(self._others):
             names.add(metric.name)
             yield metric
         for metric in ServerCollector(self._server, None).collect():
             if metric.name not in names:  # the program has registered a collector, too
                 yield metric
+
+
+def _all_of(registry: CollectorRegistry) -> list[Metric]:
+    """Return the metrics of a registry, also if a worker is just making its file of them."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return list(registry.collect())
+        except struct.error:  # the file has no content yet
+            time.sleep(RETRY)
+    return list(registry.collect())
 
 
 def exposition(server: Server) -> str:
