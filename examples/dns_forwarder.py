@@ -19,6 +19,11 @@ import tomada
 HEADER, SERVFAIL, RESPONSE = 12, 2, 0x80
 
 
+def is_query(data: bytes) -> bool:
+    """Say whether a datagram is a query: two servers that answer answers would never stop."""
+    return len(data) > HEADER and not data[2] & RESPONSE
+
+
 def is_answer(query: bytes, reply: bytes) -> bool:
     """Say whether a reply has the query's identifier and its question."""
     end = query.find(b"\0", HEADER) + 5
@@ -34,7 +39,7 @@ class Forwarder:
 
     def answer(self, batch: list[tuple[bytes, tuple[str, int]]]) -> list[bytes | None]:
         """Ask for all queries of a batch at once."""
-        queries = [data for data, _ in batch if len(data) > HEADER]
+        queries = [data for data, _ in batch if is_query(data)]
         self.queries.update(address[0] for _, address in batch)
         # Equal queries share an answer; each has its own identifier otherwise.
         found = self.client.request_many(dict.fromkeys(queries), 256, errors="return")
@@ -45,7 +50,7 @@ class Forwarder:
     def reply(query: bytes, answer: bytes | OSError | None) -> bytes | None:
         if isinstance(answer, bytes):
             return answer
-        if len(query) <= HEADER:
+        if not is_query(query):
             return None
         return query[:2] + bytes([query[2] | RESPONSE, SERVFAIL]) + query[4:]
 

@@ -1,4 +1,4 @@
-"""Reads what a sink with pack="arrow" has published to NATS JetStream, with pl.
+"""Reads what a sink with pack="arrow" has published to NATS JetStream, with Polars.
 
 python read_stream.py --nats nats://127.0.0.1:4222 --subject statsd
 

@@ -916,7 +916,8 @@ class ServerStats:
         """Datagrams that the kernel dropped since the start: see :attr:`Stats.kernel_drops`.
 
         The number of datagrams sent to the server is ``received + refused + kernel_drops +
-        filter_drops``, once its queue is empty.
+        filter_drops``, once its queue is empty; behind proxies, also ``proxy_untrusted +
+        proxy_malformed``.
         """
 
     @property
@@ -1064,8 +1065,8 @@ class Stats:
         The kernel drops a datagram if the socket's buffer is full or its checksum is wrong. This
         also includes datagrams that this process could not store because it was out of memory;
         :attr:`received` does not include those. The number of datagrams sent to the socket is
-        ``received + refused + kernel_drops + filter_drops``, once its queue is empty. With
-        :attr:`Socket.gro` that is not exact: the kernel counts coalesced datagrams as one, so each
+        ``received + refused + kernel_drops + filter_drops``, once its queue is empty; of a server
+        behind proxies, also ``proxy_untrusted + proxy_malformed``. With :attr:`Socket.gro` that is not exact: the kernel counts coalesced datagrams as one, so each
         drop stands for 1 to 128 datagrams.
 
         The kernel counts from the creation of the socket, and duplicates share the count. Its

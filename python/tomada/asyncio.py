@@ -185,8 +185,9 @@ def install(loop: asyncio.AbstractEventLoop) -> None:
     """Replace a loop's ``create_datagram_endpoint`` by tomada's.
 
     Use it for loops that are not an :class:`EventLoop`, such as uvloop. Existing endpoints stay
-    unchanged. A loop that lacks ``sock_recvfrom``, ``sock_recvfrom_into`` and ``sock_sendto``, such
-    as uvloop's, gets these methods, too; they take sockets of tomada's and the standard library's.
+    unchanged. A loop that is not a :class:`asyncio.SelectorEventLoop` also gets tomada's
+    ``sock_recvfrom``, ``sock_recvfrom_into`` and ``sock_sendto``, which uvloop's lacks; they take
+    sockets of tomada's and the standard library's.
     """
     endpoint = functools.partial(create_datagram_endpoint, loop)
     loop.create_datagram_endpoint = endpoint  # type: ignore[method-assign]

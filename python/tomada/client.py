@@ -41,18 +41,18 @@ class Client:
     receive a request twice; this matters only if requests have side effects.
 
     The client drops datagrams from other addresses. A ``match`` or a ``key`` tells which reply
-    belongs to which request, over one port. Without one, the port has to tell, and each request in
-    flight has a port
-    of its own. After a request that was retransmitted, not answered or cancelled, no client of this
-    process sends to the same server from its port for twice the timeout, and at least 30 s. If that
-    leaves no port, the request fails at once with ``EADDRNOTAVAIL``: with the usual 28,232 ports,
-    after 941 such requests per second. So a reply can be returned to another request only if it
-    arrives even later, or if another process used the port before.
+    belongs to which request, over one port. Without one, only the port tells, and each request in
+    flight has a port of its own. After a request that was retransmitted, not answered or cancelled,
+    no client of this process sends to the same server from its port for twice the timeout, and at
+    least 30 s. If that leaves no port, the request fails at once with ``EADDRNOTAVAIL``: with the
+    usual 28,232 ports, after 941 such requests per second. So a reply can be returned to another
+    request only if it arrives even later, or if another process used the port before.
 
     In case the network duplicates a reply, the client reuses any other port only after it has used
     31 others, or after the timeout. During the first 256 requests, and permanently once it has seen
-    a duplicate, it also waits for ``4 * (SRTT + 4 * RTTVAR)``, or the timeout if that is shorter. A
-    duplicate that arrives later can be returned to another request.
+    a duplicate, it also waits for ``4 * (SRTT + 4 * RTTVAR)``, or the timeout if that is shorter;
+    after a duplicate, for at least 100 ms. A duplicate that arrives later can be returned to
+    another request. A ``match`` or ``key`` prevents this.
 
     **Waits.** The first wait is derived from the round-trip time, measured as in RFC 6298: ``SRTT +
     max(50 ms, 4 * RTTVAR)``. Before the first measurement it is one eighth of the timeout with the
@@ -71,11 +71,9 @@ class Client:
     :param retries: The maximum number of retransmissions within the timeout.
     :param backoff: The factor by which each wait after the first is longer than the previous one.
     :param jitter: The maximum random extension of a wait, as a fraction of it. It keeps clients
-        that
-        failed together from retrying together.
+        that failed together from retrying together.
     :param match: Returns whether a datagram answers a request: ``match(request, reply) -> bool``.
-        It
-        may be called often. With it, the client uses one socket for all requests, and
+        It may be called often. With it, the client uses one socket for all requests, and
         :meth:`request_many` is several times faster.
     :param key: Returns what a request and its reply have in common, such as a number in their
         headers: ``key(data) -> hashable``. Use it instead of a ``match`` where there is one: the
@@ -292,10 +290,10 @@ class Client:
     ) -> list[bytes] | list[bytes | OSError]:
         """Send many requests, several at once; return the replies in the order of the requests.
 
-        Each request has the whole timeout. With the client's ``match``, all requests share one
-        socket and are sent in batches. Without it, each request in flight has its own port, because
-        nothing else reliably identifies its reply. This costs two system calls per request, and
-        about ``window + 32`` sockets, which the client keeps for the next call.
+        Each request has the whole timeout. With a ``match`` or ``key``, all requests share one
+        socket and are sent in batches. Without one, each request in flight has its own port,
+        because nothing else reliably identifies its reply. This costs two system calls per request,
+        and about ``window + 32`` sockets, which the client keeps for the next call.
 
         :param requests: The requests, as for :meth:`request`; read as the window advances.
         :param window: The maximum number of requests in flight. Requests that do not fit into the

@@ -98,8 +98,9 @@ class Server:
         :func:`contextlib.asynccontextmanager`. Each worker enters it after ``init``, before its
         first datagram, and leaves it once, after its last one and before ``exit``, whenever
         ``exit`` is called. Its value is :attr:`state`. An exception on entering is handled like one
-        of ``init``; one on leaving is logged. A worker that is to stop while it enters completes
-        that first, within ``drain`` plus one second.
+        of ``init``; one on leaving is logged. A worker process that is to stop while it enters
+        completes that first, within ``drain`` plus one second. A thread that is still entering is
+        left running, and leaves the lifespan as soon as it has entered it.
     :param loop: The event loop of each worker: ``"tomada"`` (:class:`tomada.asyncio.EventLoop`, the
         default), ``"asyncio"``, ``"uvloop"``, or a function that makes one. A server has an event
         loop if its handler or its lifespan is async, or if this is given; a synchronous handler is
@@ -266,7 +267,8 @@ class Server:
             proxy=proxy,
             proxy_flows=proxy_flows,
         )
-        if proxy_flows is not None and workers > 1 and (steering != "hash" or groups):
+        several = max(workers, threads) > 1
+        if proxy_flows is not None and several and (steering != "hash" or groups):
             raise ValueError("proxy_flows needs steering='hash': a flow's worker must not change")
         self._life = Lifecycle(self._keep, self._drain)
         self.ready: threading.Event = self._life.ready
@@ -496,6 +498,8 @@ class Server:
         try:
             if workers > 1 and self._steering != "hash":
                 listeners.check_steering()
+            if self._options.proxy_flows is not None and len(listeners.sockets) < self._workers:
+                raise ValueError("proxy_flows needs a socket for each worker: they share one")
             with advised(listeners.address, OF_OPENING):
                 self._run(listeners, workers)
         finally:

@@ -462,3 +462,12 @@ async def test_client_of_another_loop_raises(inet):
 async def test_with_says_what_to_write():
     with pytest.raises(TypeError, match="async with"), Client(("127.0.0.1", 1)):
         pass
+
+
+@pytest.mark.parametrize("options", [{}, {"key": number}], ids=["port", "key"])
+async def test_request_many_returns_any_number_of_immediate_failures(inet, options):
+    with inet.bound(std) as server:
+        async with Client(server.getsockname(), timeout=LONG, **options) as client:
+            requests = [question(index) + bytes(70_000) for index in range(500)]
+            results = await client.request_many(requests, window=8, errors="return")
+    assert {error.errno for error in results} == {errno.EMSGSIZE}

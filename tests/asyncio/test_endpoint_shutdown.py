@@ -181,3 +181,10 @@ async def test_shutdown_ends_although_the_backlog_cannot_be_sent(unix):
                 endpoint.send(b"x")
             assert await endpoint.shutdown(0.01) == 0
             assert endpoint.is_closing()
+
+
+async def test_shutdown_cancels_the_tasks_of_an_iterator(client):
+    async with serving(client, 3) as service:
+        tasks = list(service.tasks)
+        assert await service.endpoint.shutdown(0.01, iter(tasks)) == 3
+        assert all(task.done() for task in tasks)

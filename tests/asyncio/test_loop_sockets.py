@@ -166,3 +166,31 @@ def test_debug_mode_of_uvloop_refuses_blocking_sockets(inet):
                 await loop.sock_recvfrom(sock, 10)
 
         on_uvloop(main)
+
+
+@pytest.mark.parametrize("cancelled", [False, True], ids=["both wait", "one is cancelled"])
+def test_several_tasks_wait_for_room_on_uvloop(unix, cancelled):
+    with (
+        unix.bound(std) as receiver,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
+    ):
+        sender.setblocking(False)
+        sender.connect(receiver.getsockname())
+        count = fill(sender, receiver.getsockname())
+
+        async def main(loop):
+            first, second = (
+                asyncio.ensure_future(loop.sock_sendto(sender, b"x", receiver.getsockname()))
+                for _ in range(2)
+            )
+            await turns(3)
+            if cancelled:
+                second.cancel()
+                await turns(3)
+            for _ in range(count):
+                receiver.recv(10)
+            assert await first == 1
+            if not cancelled:
+                assert await second == 1
+
+        on_uvloop(main)

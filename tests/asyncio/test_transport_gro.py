@@ -66,3 +66,15 @@ async def test_endpoint_switches_gro_on_when_its_task_falls_behind(runner, inet,
                 received += [data for data, _ in await endpoint.recv_many(most)]
         assert received == numbered(100)
         assert is_on(endpoint)
+
+
+async def test_gro_that_is_switched_off_by_the_property_stays_off(runner, inet):  # noqa: ARG001
+    async with tomada.asyncio.open_endpoint(("127.0.0.1", 0)) as endpoint:
+        endpoint.socket.gro = False
+        with inet.bound(std) as other:
+            for data in numbered(100):
+                other.sendto(data, endpoint.get_extra_info("sockname"))
+            received = []
+            while len(received) < 100:
+                received += await endpoint.recv_many(16)
+        assert not is_on(endpoint)

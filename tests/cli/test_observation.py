@@ -14,6 +14,8 @@ import pytest
 from command import OnTerminal, Serving, run
 from serving import Load, ask, client
 from support import Child, eventually
+from tomada._cli.common import CommandError
+from tomada._cli.reloading import Reloading
 
 pytestmark = [
     pytest.mark.usefixtures("interruptible"),
@@ -248,6 +250,14 @@ def test_reload_replaces_workers_when_a_file_changes(app):
             eventually(lambda: b"new" in load.replies)
         assert (load.lost, load.refused) == (0, 0)
         ended(server)
+
+
+def test_reload_of_a_directory_that_cannot_be_watched_fails(tmp_path):
+    pytest.importorskip("watchfiles")
+    reloading = Reloading(tmp_path / "nothing")
+    with pytest.raises(CommandError, match=r"reload cannot watch .*nothing: "):
+        reloading.start(None)
+    reloading.end()
 
 
 def test_reload_of_one_process_is_not_silent():

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import itertools
 import math
 import os
@@ -16,6 +17,7 @@ from answering import LONG, Server, echo, same, silence
 from links import Namespace
 from support import eventually, open_descriptors, together
 from tomada._client import pool, ports
+from tomada._client.own_sockets import Separate
 from tomada.asyncio import open_endpoint
 
 pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
@@ -416,3 +418,56 @@ def test_reply_that_arrives_while_a_thread_is_blocked_is_in_time(inet):
         server.end()
         assert connection.answer(0.0, lambda data: data == b"x") == b"x"
         client.close()
+
+
+def test_sockets_rest_for_long_once_a_duplicate_was_seen(inet):
+    with Server(inet, echo) as server, tomada.Client(server.address, LONG) as client:
+        inside = client._pool  # noqa: SLF001
+        client.request_many([b"x"] * 100)
+        assert inside.rest < pool.LEAST_REST
+        inside.watched = math.inf
+        client.request(b"x")
+        inside.adapt()
+        assert inside.rest >= pool.LEAST_REST
+
+
+def test_duplicate_that_arrives_before_the_next_request_is_not_its_reply(inet):
+    with Server(inet, echo) as server, tomada.Client(server.address, LONG) as client:
+        requests = Separate(client._pool, client._retry, client._address)  # noqa: SLF001
+        replies = {}
+        requests.answered = replies.__setitem__
+
+        def ask(data):
+            requests.start(data, time.monotonic())
+            while requests.requests:
+                requests.receive(requests.next_due())
+                requests.make_due_attempts()
+
+        ask({index: b"%d" % index for index in range(40)})
+        for connection in requests._free:  # noqa: SLF001
+            connection.used_at -= LONG
+        # It arrives just after the look at all of them.
+        requests._drop_late = lambda: None  # noqa: SLF001
+        port = requests._free[0].getsockname()[1]  # noqa: SLF001
+        data, peer = next(asked for asked in server.asked if asked[1][1] == port)
+        server.sock.sendto(data, peer)
+        ask({99: b"new"})
+        requests.close()
+    assert replies[99] == b"new"
+
+
+async def test_endpoint_that_is_dropped_without_a_close_watches_nothing(runner, inet):  # noqa: ARG001
+    with Server(inet, echo) as server:
+        before = open_descriptors()
+        endpoint = await open_endpoint(remote_addr=server.address)
+        await endpoint.request(b"x", timeout=LONG)
+        kept = [endpoint]
+        del endpoint
+
+        def drop():
+            kept.clear()
+            gc.collect()
+
+        with pytest.warns(ResourceWarning):
+            drop()
+        assert open_descriptors() <= before + 1  # the hub of loops without a count of turns

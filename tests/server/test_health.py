@@ -9,6 +9,7 @@ import socket as std
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ import tomada
 from peer import DEADLINE
 from serving import ask, client, server, until_refused
 from support import Call, Child, eventually, open_descriptors
+from tomada._proxy_header import header_for
 from tomada._server import health, health_http
 
 pytestmark = pytest.mark.thread_unsafe(reason="it forks")
@@ -160,11 +162,14 @@ def handle(data, address):
     os.read(int(sys.argv[2]), 1)
     return data
 
-server = tomada.Server(
+class Announced(tomada.Server):
+    def start(self):  # serve_forever() calls it, and handles signals by then
+        super().start()
+        print(self.address[1], self.health_address[1], flush=True)
+
+server = Announced(
     ("127.0.0.1", 0), handle, workers=int(sys.argv[1]), health=("127.0.0.1", 0), drain=60
 )
-server.start()
-print(server.address[1], server.health_address[1], flush=True)
 server.serve_forever()
 """
 
@@ -213,6 +218,41 @@ def test_stuck_server_does_not_live(gate, monkeypatch):
         gate.until_entered()
         assert probe(at, "/live")[0] == 200
         gate.open()
+
+
+@pytest.mark.parametrize(
+    ("trusted", "payload"),
+    [("10.0.0.0/8", header_for(("192.0.2.1", 9), LOOPBACK)), ("127.0.0.1", b"")],
+)
+def test_refused_headers_are_progress(trusted, payload):
+    with server(echo, proxy=[trusted]) as serving, client(serving.address) as sock:
+        sock.send(payload + b"data")
+        eventually(lambda: sum(getattr(serving.stats(), name) for name in health.PROGRESS) == 1)
+
+
+def test_datagram_that_has_just_arrived_does_not_end_an_idle_server(monkeypatch):
+    now, stats = 1000.0, SimpleNamespace(**dict.fromkeys(health.PROGRESS, 0))
+    monkeypatch.setattr(health, "time", SimpleNamespace(monotonic=lambda: now))
+    counters = SimpleNamespace(stats=lambda *_: stats)
+    with (
+        std.socket(std.AF_INET, std.SOCK_DGRAM) as sock,
+        std.socket(std.AF_INET, std.SOCK_DGRAM) as sender,
+    ):
+        sock.bind(LOOPBACK)
+        listeners = SimpleNamespace(sockets=[sock])
+        context = SimpleNamespace(counters=counters, listeners=listeners)
+        probed = health.Health(context, None)
+        assert probed.is_live
+        now += 2 * health.STUCK
+        sender.sendto(b"x", sock.getsockname())
+        assert probed.is_live
+        now += health.STUCK
+        assert not probed.is_live
+        for name in health.PROGRESS:
+            setattr(stats, name, 1)
+            assert probed.is_live
+            now += health.STUCK
+            assert not probed.is_live
 
 
 def is_closed(sock):

@@ -394,6 +394,13 @@ def test_proxy_wrong_options(options, message):
         tomada.Server(("127.0.0.1", 0), named, **options)
 
 
+def test_proxy_flows_need_a_socket_per_worker():
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        with pytest.raises(ValueError, match="a socket for each worker"):
+            server(named, None, sock=sock, workers=2, proxy=LOCALHOST, proxy_flows=5).start()
+
+
 def test_proxy_must_be_a_list():
     with pytest.raises(TypeError, match="proxy must be a list of networks, not a single str"):
         tomada.Server(("127.0.0.1", 0), named, proxy="10.0.0.0/8")

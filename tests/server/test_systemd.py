@@ -4,6 +4,7 @@ import os
 import signal
 import socket as std
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from command import Serving
 from peer import DEADLINE
 from serving import client
 from support import Child
+from tomada._server import systemd
 
 pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
 
@@ -107,6 +109,17 @@ def test_watchdog_hears_from_the_server(manager, workers):
             assert manager.until("WATCHDOG")["WATCHDOG"] == "1"
         server.signal(signal.SIGTERM)
         assert server.end()[0] == 0
+
+
+def test_watchdog_hears_in_time_after_an_early_wake_up(monkeypatch):
+    now, live = 1000.0, SimpleNamespace(is_live=True)
+    monkeypatch.setattr(systemd, "time", SimpleNamespace(monotonic=lambda: now))
+    heard = systemd.Manager({"NOTIFY_SOCKET": "/nobody", "WATCHDOG_USEC": "10000000"})
+    monkeypatch.setattr(heard, "_status", lambda _: "")
+    assert heard.tick(None, live, 0) == 5
+    now += 4.5
+    assert heard.tick(None, live, 1) == 0.5  # workers were replaced
+    heard.close()
 
 
 def test_watchdog_of_another_process_is_left_alone(manager):

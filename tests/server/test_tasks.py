@@ -1,6 +1,7 @@
 """Async handlers: tasks on an event loop, which end in order."""
 
 import asyncio
+import contextlib
 import contextvars
 import socket as std
 import sys
@@ -12,8 +13,8 @@ import pytest
 import tomada
 import tomada.asyncio
 from peer import DEADLINE
-from serving import Gate, ask, client, server
-from support import eventually
+from serving import Gate, ask, client, server, until_refused
+from support import Call, eventually
 from traffic import numbered, send_run
 
 every_loop = pytest.mark.parametrize("loop", ["tomada", "asyncio", "uvloop"])
@@ -167,12 +168,22 @@ def test_replies_leave_from_the_address_that_was_asked(loop):
             assert ask((host, port)) == b"PING"  # the socket is connected: others do not arrive
 
 
-def test_unix_servers_run_async_handlers(unix):
-    async def handle(data, _):
-        await asyncio.sleep(0)
-        return data
+async def echo_later(data, _address):
+    await asyncio.sleep(0)
+    return data
 
-    with server(handle, unix.address()) as serving, unix.bound(std) as sock:
+
+async def echo_at_once(data, _address):
+    return data
+
+
+def echo(data, _address):
+    return data
+
+
+@pytest.mark.parametrize("handle", [echo_later, echo_at_once, echo])
+def test_unix_servers_on_a_loop_retry_replies_to_a_full_peer(unix, handle):
+    with server(handle, unix.address(), loop="tomada") as serving, unix.bound(std) as sock:
         for data in numbered(100):
             sock.sendto(data, serving.address)
         assert sorted(sock.recv(100) for _ in range(100)) == numbered(100)
@@ -207,6 +218,62 @@ def test_each_call_has_a_context_of_its_own():
     with server(handle) as serving:
         for name in (b"one", b"two"):
             assert ask(serving.address, name) == b"nothing " + name
+
+
+@every_loop
+def test_context_of_a_call_that_sends_does_not_reach_others(loop):
+    variable = contextvars.ContextVar("variable", default="nothing")
+    gate, found = Gate(), []
+
+    async def handle(data, address):
+        found.append(variable.get())
+        if data in (b"ends", b"sends"):
+            await gate.wait()
+        if data == b"sends":
+            variable.set("a secret")
+            serving.sendto(b"first", address)
+            await asyncio.sleep(0.05)
+        return data
+
+    serving = server(handle, loop=loop, max_concurrency=2)
+    with serving, client(serving.address) as sock:
+        for data in (b"ends", b"sends", b"third", b"fourth"):
+            sock.send(data)
+        eventually(lambda: gate.inside == 2)
+        gate.open()
+        assert sorted(sock.recv(100) for _ in range(5)) == sorted(
+            [b"ends", b"sends", b"first", b"third", b"fourth"]
+        )
+    assert found == ["nothing"] * 4
+
+
+@every_loop
+def test_calls_while_stopping_have_the_context_of_the_lifespan(loop):
+    variable = contextvars.ContextVar("variable", default="nothing")
+    found, is_inside, gate = [], threading.Event(), threading.Event()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_server):
+        variable.set("set")
+        yield
+
+    async def handle(_data, _address):
+        found.append(variable.get())
+        is_inside.set()
+        gate.wait(DEADLINE)  # blocks the loop
+
+    with (
+        server(handle, loop=loop, lifespan=lifespan) as serving,
+        client(serving.address) as sock,
+    ):
+        for data in numbered(5):
+            sock.send(data)
+        assert is_inside.wait(DEADLINE)
+        stop = Call(serving.stop)
+        until_refused(sock)
+        gate.set()
+        stop.result()
+    assert set(found) == {"set"}
 
 
 def test_task_that_waits_for_nothing_ends_at_once():

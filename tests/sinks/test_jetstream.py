@@ -12,7 +12,7 @@ import tomada
 from brokers import send
 from command import Serving
 from serving import client, server
-from support import eventually
+from support import Call, eventually
 
 pytest.importorskip("nats")
 
@@ -226,6 +226,46 @@ def test_message_that_is_too_long_is_dropped_and_counted(broker):
     stats = settle(sink, 2)
     sink.close()
     assert (stats.published, stats.dropped) == (1, 1)
+
+
+def test_message_that_the_stream_never_accepts_does_not_stop_the_others(broker):
+    broker.add_stream("small", max_msg_size=100)
+    sink = JetStream(broker.url, "small", window=2)
+    sink.open()
+    sink([(bytes(200), ("192.0.2.1", 1), None)] * 2)
+    sink([(b"fits", ("192.0.2.1", 1), None)] * 3)
+    stats = settle(sink, 5)
+    sink.close()
+    assert (stats.published, stats.dropped) == (3, 2)
+
+
+@pytest.mark.parametrize("wrong", [b"\xff", b"x" * 5000])
+def test_key_that_cannot_be_used_drops_only_its_datagram(broker, wrong):
+    sink = JetStream(broker.url, "udp", key=lambda data, _: data.decode())
+    sink.open()
+    sink([(data, ("192.0.2.1", 1), None) for data in (b"1", wrong, b"2")])
+    stats = settle(sink, 3)
+    sink.close()
+    assert (stats.published, stats.dropped) == (2, 1)
+
+
+@pytest.mark.parametrize("key", [None, "source"])
+def test_source_with_a_path_that_is_not_utf8(broker, key):
+    sink = JetStream(broker.url, "udp", key=key)
+    sink.open()
+    sink([(b"x", "/run/\udcff", None)])
+    assert settle(sink, 1).published == 1
+    sink.close()
+
+
+def test_open_while_another_thread_closes():
+    sink = JetStream("nats://127.0.0.1:1", "udp", linger=0.2)
+    sink.open()
+    closing = Call(sink.close)
+    eventually(lambda: sink._is_closing)  # noqa: SLF001 - nothing else tells
+    sink.open()
+    closing.result()
+    sink.close()
 
 
 @pytest.mark.parametrize(

@@ -438,3 +438,42 @@ def test_a_forked_child_closes_its_copy_and_the_link_continues(server, client):
         assert os.waitpid(child, 0)[1] == 0
         client.sendto(b"after", link.address)
         assert server.recv(100) == b"after"
+
+
+def test_a_function_may_close_its_link(server, client):
+    link = impaired(server.getsockname(), script=lambda _: link.close())
+    link.start()
+    client.sendto(b"x", link.address)
+    until(lambda: "tomada-link" not in names_of_threads())
+    link.close()
+    with plain(address=link.address):
+        pass  # the port is free
+
+
+def test_a_function_cannot_be_replaced(server):
+    to_server = Impairments(script=lambda _: "pass")
+    with impaired(server.getsockname(), to_server=to_server) as link:
+        with pytest.raises(ValueError, match="from the link's start on"):
+            link.change(to_server=Impairments(loss=1.0))
+        assert link.to_server is to_server
+
+
+def test_many_rebinds_leave_few_ports_open(server, client):
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with impaired(server.getsockname()) as link:
+        for _ in range(50):
+            link.rebind()
+            client.sendto(b"x", link.address)
+            server.recv(10)
+        assert len(list(Path("/proc/self/fd").iterdir())) < before + 25
+
+
+def test_a_cut_empties_the_queue_of_the_rate(server, client):
+    with impaired(server.getsockname(), rate=8000 / 60, queue=0) as link:
+        client.sendto(b"x" * 1000, link.address)
+        until(lambda: link.stats.to_server.queued == 1)
+        link.cut()
+        link.heal()
+        client.sendto(b"x" * 1000, link.address)
+        until(lambda: link.stats.to_server.received == 2)
+        assert (link.stats.to_server.queued, link.stats.to_server.queue_full) == (1, 0)

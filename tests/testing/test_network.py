@@ -335,3 +335,39 @@ def test_thirty_seconds_of_backoff_take_little_processor_time():
     before = time.process_time()
     assert run(main, loss=1.0) == pytest.approx(30, abs=0.01)
     assert time.process_time() - before < 1
+
+
+def test_an_exception_of_a_protocol_loses_no_other_datagram():
+    received, problems = [], []
+
+    class Protocol(asyncio.DatagramProtocol):
+        def datagram_received(self, data, _):
+            received.append(data)
+            if data == b"bad":
+                raise ZeroDivisionError
+
+    async def main(net):
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: problems.append(context["exception"]))
+        await net.create_datagram_endpoint(Protocol, ("10.0.0.2", 1))
+        async with net.open_endpoint(remote_addr=("10.0.0.2", 1)) as endpoint:
+            endpoint.send_many([b"bad", b"2", b"3"])
+            await asyncio.sleep(1)
+
+    run(main)
+    assert received == [b"bad", b"2", b"3"]
+    assert [type(problem) for problem in problems] == [ZeroDivisionError]
+
+
+def test_a_wrong_step_of_a_function_leaves_the_log_in_order():
+    async def main(net):
+        async with (
+            net.open_endpoint(remote_addr=("10.0.0.2", 1)) as first,
+            net.open_endpoint(remote_addr=("10.0.0.2", 2)) as second,
+        ):
+            first.send(b"x")
+            with pytest.raises(ValueError, match="a script's step must be"):
+                second.send(b"bad")
+            assert [item.destination for item in net.log] == [("10.0.0.2", 1)]
+
+    run(main, script=lambda arrival: "lose" if arrival.data == b"bad" else "pass")

@@ -104,7 +104,8 @@ class Client(AsyncContextManager):
             replies = await asyncio.gather(*(client.request(data) for data in questions))
 
     It has the arguments, the retransmissions and the rules of :class:`tomada.Client`, on any event
-    loop that has ``add_reader``: a reply is the answer to its request or is not returned.
+    loop that has ``add_reader``. :class:`tomada.Client` says which replies it cannot recognize
+    without a ``key`` or ``match``.
 
     * With a ``key``, all requests share one socket, and the client finds the request of a reply at
       once. Do not give a key to another request as long as a late reply with it may arrive: count

@@ -119,7 +119,10 @@ class Endpoint(AsyncContextManager):
         return datagrams
 
     async def recv_datagram(self) -> Datagram:
-        """Receive a datagram with metadata, like :meth:`tomada.socket.socket.recv_datagram`."""
+        """Receive a datagram with metadata, like :meth:`tomada.socket.socket.recv_datagram`.
+
+        See :meth:`recv_batch` for endpoints that are bound to all addresses.
+        """
         datagram: Datagram = await self._receive(self._socket.recv_datagram)
         return datagram
 
@@ -128,6 +131,11 @@ class Endpoint(AsyncContextManager):
 
         This waits for one datagram, and receives all that are queued and for which the batch has
         room. While this waits, the batch is empty. Cancelling loses no datagram.
+
+        The addresses that the peers have sent to are not recorded. So if the endpoint is bound to
+        all addresses, replies to these peers may leave from another one: receive with :meth:`recv`
+        or :meth:`recv_many` there. GRO is not switched on either, unless the endpoint was opened
+        with ``gro=True``.
         """
         return int(await self._receive(self._socket.recv_batch, batch))
 
@@ -228,7 +236,9 @@ class Endpoint(AsyncContextManager):
         """Send a datagram to ``addr``, or to the peer of a connected endpoint.
 
         It leaves at once if it is the first in this turn of the loop; further ones leave together,
-        at the end of the turn. When the socket's buffer is full they wait, in order.
+        at the end of the turn. A loop that is not an :class:`EventLoop` does not count its turns:
+        there, it leaves at once if none did in the last 20 µs. When the socket's buffer is full
+        they wait, in order.
 
         With a peer, nothing limits how many wait: call :meth:`drain` now and then. Without one, a
         datagram waits for at most one second, and all of them take at most 1 MiB, where each counts
@@ -435,6 +445,8 @@ class Endpoint(AsyncContextManager):
         """
         loop = asyncio.get_running_loop()
         until = math.inf if timeout is None else loop.time() + timeout
+        if iter(tasks) is tasks:
+            tasks = list(tasks)  # an iterator can be read only once
         self.stop_receiving()
         own = asyncio.current_task()
         cancelled: set[asyncio.Future[Any]] = set()

@@ -20,6 +20,8 @@ class LoopSockets:
         self._loop: Any = loop
         # By descriptor: the readiness that tasks wait for.
         self._readiness: dict[int, Readiness] = {}
+        # By descriptor: the tasks that wait for room.
+        self._rooms: dict[int, set[asyncio.Future[None]]] = {}
 
     def install(self) -> None:
         """Make them methods of the loop."""
@@ -43,13 +45,7 @@ class LoopSockets:
                 return sock.sendto(data, address)
             except (BlockingIOError, InterruptedError):
                 pass
-            room = self._loop.create_future()
-            fd = sock.fileno()
-            self._loop.add_writer(fd, _wake, room)
-            try:
-                await room
-            finally:
-                self._loop.remove_writer(fd)
+            await self._wait_for_room(sock.fileno())
 
     async def _receive(self, sock: Any, receive: Callable[..., Any], *args: Any) -> Any:
         self._check(sock)
@@ -77,11 +73,28 @@ class LoopSockets:
             if not readiness.waiters and self._readiness.get(fd) is readiness:
                 del self._readiness[fd]
 
+    async def _wait_for_room(self, fd: int) -> None:
+        """Wait until a descriptor is writable. A loop has only one callback for all tasks."""
+        rooms = self._rooms.get(fd, set())
+        if not rooms:
+            self._loop.add_writer(fd, _wake, rooms)
+            self._rooms[fd] = rooms
+        room = self._loop.create_future()
+        rooms.add(room)
+        try:
+            await room
+        finally:
+            rooms.discard(room)
+            if not rooms:
+                del self._rooms[fd]
+                self._loop.remove_writer(fd)
+
     def _check(self, sock: _std.socket) -> None:
         if self._loop.get_debug() and sock.gettimeout() != 0:
             raise ValueError("the socket must be non-blocking")
 
 
-def _wake(room: asyncio.Future[None]) -> None:
-    if not room.done():
-        room.set_result(None)
+def _wake(rooms: set[asyncio.Future[None]]) -> None:
+    for room in rooms:
+        if not room.done():
+            room.set_result(None)

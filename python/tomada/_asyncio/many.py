@@ -25,6 +25,7 @@ class Many:
         # Those under way: their numbers as requests.
         self._under_way: set[int] = set()
         self._is_exhausted = False
+        self._is_advancing = False
         self._end: asyncio.Future[None] = requests.loop.create_future()
 
     async def run(self) -> list[Any]:
@@ -49,12 +50,17 @@ class Many:
 
     def _advance(self) -> None:
         """Start requests until the window is full."""
+        if self._is_advancing:
+            return  # a request failed at once: the caller goes on, without recursion
+        self._is_advancing = True
         try:
             while not self._end.done() and len(self._under_way) < self._window:
                 if not self._start_next():
                     break
         except Exception as error:  # noqa: BLE001 - of the source, or about a request: run raises it
             self._fail(error)
+        finally:
+            self._is_advancing = False
         if self._is_exhausted and not self._under_way and not self._end.done():
             self._end.set_result(None)
 

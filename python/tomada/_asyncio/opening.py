@@ -29,6 +29,8 @@ def open_directly(loop: Any, local_addr: Any, remote_addr: Any, family: int = 0)
     with contextlib.suppress(Exception):
         family, local = _numeric(local_addr, family)
         family, remote = _numeric(remote_addr, family)
+        if remote is not None and not remote[1]:
+            return None  # the kernel names no peer of a socket that is connected to port 0
         if local is not remote:  # both are None
             return _open(family, local, remote)
     return None

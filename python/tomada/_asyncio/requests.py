@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import math
 from collections import deque
 from itertools import count
@@ -64,6 +65,7 @@ class TaskRequests:
     A request waits while too many are in flight, or while those would fill a socket's buffer; the
     oldest is sent first. One timer serves all requests.
 
+    :param pace: Limits the requests in flight by what buffers hold; None for no such limit.
     :param most: The maximum number of requests in flight.
     """
 
@@ -72,7 +74,7 @@ class TaskRequests:
         loop: asyncio.AbstractEventLoop,
         in_flight: InFlight,
         retry: Retry,
-        pace: Pace,
+        pace: Pace | None,
         most: int,
     ) -> None:
         self.loop = loop
@@ -85,6 +87,9 @@ class TaskRequests:
         self.numbers = count()
         self._outcomes: dict[int, Outcome] = {}
         self._batches: deque[_Batch] = deque()
+        # A heap of the batches' deadlines, with unique numbers to break ties: a later batch may
+        # have an earlier one.
+        self._deadlines: list[tuple[float, int, _Batch]] = []
         # That of this turn, unless it has a deadline.
         self._newest = _Batch(retry, 0.0)
         self._is_flush_due = False
@@ -94,8 +99,12 @@ class TaskRequests:
         self._timer_due = math.inf
         #: The number of requests by what became of them.
         self.replies = self.timeouts = self.errors = self.cancelled = 0
-        self._watch = ReadWatch(loop, in_flight.fileno())
-        self._watch.start(self._on_readable)
+        try:
+            self._watch = ReadWatch(loop, in_flight.fileno())
+            self._watch.start(self._on_readable)
+        except BaseException:
+            in_flight.close()
+            raise
         in_flight.pace = pace
         in_flight.answered = self._answer
         in_flight.failed = self._fail
@@ -179,13 +188,16 @@ class TaskRequests:
             if batch.deadline is not None:
                 break
             batch.deadline = now + batch.retry.timeout
+            heapq.heappush(self._deadlines, (batch.deadline, next(self.numbers), batch))
         try:
             if in_flight.has_unsent:
                 in_flight.send_unsent()
             while self._batches and not in_flight.has_unsent:
                 batch = self._batches[0]
-                cost = self._pace.cost(batch.longest)
-                room = min(self._pace.room(cost), self._most - len(in_flight.requests))
+                cost, room = 0, self._most - len(in_flight.requests)
+                if self._pace is not None:
+                    cost = self._pace.cost(batch.longest)
+                    room = min(room, self._pace.room(cost))
                 if room <= 0:
                     break
                 self._start(batch, room, now, cost)
@@ -194,17 +206,20 @@ class TaskRequests:
         self._set_timer(now)
 
     def _start(self, batch: _Batch, number: int, now: float, cost: int = 0) -> None:
-        """Start requests of the oldest batch; they time out if their deadline is over."""
+        """Start requests of a batch; they time out if their deadline is over."""
         requests = batch.take(number, self._outcomes)
-        if not batch.requests:
+        while self._batches and not self._batches[0].requests:
             self._batches.popleft()
         if requests:
             self.in_flight.start(requests, now, batch.retry, batch.deadline, cost)
 
     def _set_timer(self, now: float) -> None:
         due = self.in_flight.next_due()
-        if self._batches:
-            due = min(due, self._batches[0].deadline or math.inf)
+        deadlines = self._deadlines
+        while deadlines and not deadlines[0][2].requests:
+            heapq.heappop(deadlines)
+        if deadlines:
+            due = min(due, deadlines[0][0])
         if self.in_flight.has_unsent:
             due = min(due, now + ROOM_WAIT)
         if due < self._timer_due:
@@ -218,8 +233,9 @@ class TaskRequests:
         try:
             self.in_flight.make_due_attempts()
             now = monotonic()
-            while self._batches and (self._batches[0].deadline or math.inf) <= now:
-                self._start(self._batches[0], len(self._batches[0].requests), now)
+            while self._deadlines and self._deadlines[0][0] <= now:
+                batch = heapq.heappop(self._deadlines)[2]
+                self._start(batch, len(batch.requests), now)
         except OSError as error:
             self._fail_all(error)
         self._flush()
@@ -256,6 +272,7 @@ class TaskRequests:
     def _fail_all(self, error: OSError) -> None:
         """Fail all requests, because of an error of this machine."""
         self._batches.clear()
+        self._deadlines.clear()
         self._newest = _Batch(self._retry, 0.0)
         for index in list(self._outcomes):
             self.in_flight.give_up(index)

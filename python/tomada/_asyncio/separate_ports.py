@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 
 from tomada._asyncio.requests import TaskRequests
 from tomada._client.own_sockets import Returning
-from tomada._client.pace import Pace
 from tomada._client.pool import Pool
 from tomada._client.retry import Retry
 
@@ -72,7 +71,7 @@ class SeparatePorts:
         )
         self._pool.round_trip = round_trip
         in_flight = Returning(self._pool, retry, peer)
-        self._requests = TaskRequests(loop, in_flight, retry, Pace(), MOST_IN_FLIGHT)
+        self._requests = TaskRequests(loop, in_flight, retry, None, MOST_IN_FLIGHT)
         #: Limits the requests in flight. Acquire it before calling :meth:`request`.
         self.turns = turns
 
@@ -86,9 +85,10 @@ class SeparatePorts:
         self._pool.close()
 
     def __del__(self) -> None:
-        pool = getattr(self, "_pool", None)
-        if pool is not None:
-            pool.close()
+        if hasattr(self, "_requests"):
+            self.close()
+        elif hasattr(self, "_pool"):
+            self._pool.close()
 
 
 def _make_alike(model: Socket, connection: Connection) -> None:

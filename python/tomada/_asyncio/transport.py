@@ -34,8 +34,9 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
 
     Datagrams that a protocol sends from ``datagram_received`` are sent together when the received
     datagrams have been delivered. Elsewhere, the first datagram of an iteration of the loop is sent
-    at once, and others together at the end of the iteration. They are sent in order, and closing
-    sends them first.
+    at once, and others together at the end of the iteration. A loop that is not a
+    :class:`tomada.asyncio.EventLoop` does not count its iterations: there, a datagram is sent at
+    once if none was in the last 20 µs. They are sent in order, and closing sends them first.
 
     :meth:`get_extra_info` supports, besides ``"socket"``, ``"sockname"`` and ``"peername"``:
 

@@ -285,8 +285,10 @@ def live_view(link: Link) -> Iterator[Callable[[], None]]:
         with Live(console=terminal, transient=True, auto_refresh=False) as live:
             yield lambda: live.update(table(link.stats), refresh=True)
     elif sys.stderr.isatty():
-        yield lambda: put(line(link.stats))
-        put("")
+        try:
+            yield lambda: put(line(link.stats))
+        finally:  # Ctrl-C ends it
+            put("")
     else:
         yield lambda: None
 

@@ -31,6 +31,7 @@ class Reloading:
             raise CommandError("reload needs watchfiles: install tomada[reload]") from None
         self._directory = directory
         self._begun, self._ended = threading.Event(), threading.Event()
+        self._error: Exception | None = None
         self._changes = watchfiles.watch(
             directory,
             watch_filter=watchfiles.PythonFilter(),
@@ -42,12 +43,26 @@ class Reloading:
         self._thread: threading.Thread | None = None
 
     def start(self, server: Server) -> None:
-        """Replace the workers of a server at each change after this has returned."""
+        """Replace the workers of a server at each change after this has returned.
+
+        :raises CommandError: The directory cannot be watched.
+        """
         self._thread = threading.Thread(target=self._watch, args=(server,), daemon=True)
         self._thread.start()
         self._begun.wait()
+        if self._error is not None:
+            raise CommandError(f"reload cannot watch {self._directory}: {self._error}")
 
     def _watch(self, server: Server) -> None:
+        try:
+            self._replace(server)
+        except Exception as error:
+            if self._begun.is_set():
+                raise
+            self._error = error
+            self._begun.set()
+
+    def _replace(self, server: Server) -> None:
         for changes in self._changes:
             self._begun.set()
             if not changes:

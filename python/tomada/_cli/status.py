@@ -14,11 +14,14 @@ from tomada._cli.logs import ERASE
 # Counters that an operator wants to see only if they are not zero.
 TROUBLES = (
     "handler_errors",
+    "cancelled",
     "send_errors",
     "receive_errors",
     "kernel_drops",
     "filter_drops",
     "refused",
+    "proxy_untrusted",
+    "proxy_malformed",
     "truncated",
     "restarts",
 )

@@ -108,8 +108,9 @@ class Separate(InFlight):
         free, pool = self._free, self.pool
         if free and pool.has_rested(free[0], len(free) - 1, monotonic()):
             connection = self._own[index] = free.popleft()
-            if pool.watched:
-                pool.look_for_duplicate(connection)
+            if pool.watched and pool.look_for_duplicate(connection):
+                self.unexpected += 1
+                connection.empty()
         else:
             if len(free) > MOST_IDLE:
                 self._discard(free.popleft())

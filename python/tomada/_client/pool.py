@@ -40,6 +40,9 @@ MOST_IDLE = min(512, max(LEAST_IDLE, resource.getrlimit(resource.RLIMIT_NOFILE)[
 # How many requests a client makes at first as if the network duplicated datagrams, while watching.
 WATCHED = 256
 
+# How long sockets rest at least once a duplicate was seen, in seconds.
+LEAST_REST = 0.1
+
 # How many sockets to close at once that have rested for long.
 TRIMMED = 4
 
@@ -319,10 +322,16 @@ class Pool:
         if abs(wait - self.wait) > self.wait / 8:  # each change costs one call per connection
             self.wait = wait
         if self.rests:
-            self.rest = self.round_trip.spread if self.watched else 0.0
+            self.rest = self._long_rest() if self.watched else 0.0
         self.round_trip.sample_interval = (
             RESTING_SAMPLE_INTERVAL if self.watched else SAMPLE_INTERVAL
         )
+
+    def _long_rest(self) -> float:
+        """Return how long a socket rests where duplicates are possible, in seconds."""
+        spread = self.round_trip.spread
+        # A network that duplicates datagrams may also reorder what it duplicates.
+        return max(spread, LEAST_REST) if self.watched == math.inf else spread
 
     def _trim_oldest(self, now: float) -> bool:
         """Close the socket that has rested longest unless it is of use; return whether it did.
@@ -388,7 +397,7 @@ class Pool:
             except IndexError:
                 break
             self._all.discard(connection)
-            rest = min(self.round_trip.spread, connection.request_timeout)
+            rest = min(self._long_rest(), connection.request_timeout)
             connection.close_at_rest(connection.used_at + rest)
         while self._all:
             self._all.pop().close()

@@ -88,7 +88,7 @@ class Context:
             (number,) = states
         if number not in states:
             raise RuntimeError(
-                "there is no state here: a lifespan makes it, for the time in which its worker "
+                "there is no state here: only a worker with a lifespan has it, and only while it "
                 "serves"
             )
         return states[number]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import sys
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,7 @@ class EventLoopWorker:
         self._is_stopping = self._is_overdue = False
         self._is_quiet = False  # while stopping: the last receive has found nothing
         self._is_received = False  # there is nothing left to receive
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._timers: dict[str, asyncio.Handle] = {}
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
 
@@ -101,8 +102,12 @@ class EventLoopWorker:
         options: dict[str, Any] = {"loop": loop}
         if sys.version_info >= (3, 12):
             options["eager_start"] = True
-        tell_reply = functools.partial(loop.call_soon, self._end_turn)
-        core.attach(loop, options, self._context.max_concurrency, tell_reply, self._take_stop)
+        # The core asks for both in the context of a task or of another thread, but calls of the
+        # handler start there.
+        scope = contextvars.copy_context()
+        tell_reply = functools.partial(loop.call_soon, self._end_turn, context=scope)
+        take_stop = functools.partial(scope.run, self._take_stop)
+        core.attach(loop, options, self._context.max_concurrency, tell_reply, take_stop)
         self._watch = ReadWatch(loop, self._context.listeners.of(core.worker).fileno())
         if wakeup is not None:
             loop.add_reader(wakeup.fileno(), wakeup.clear)
@@ -129,7 +134,7 @@ class EventLoopWorker:
                     raise
                 cancelled = error
                 self._core.stop()
-        self._is_received = True
+        self._end_receiving()
         if self._core.under_way:
             self._core.cancel_tasks()
             self._is_overdue = False
@@ -157,6 +162,8 @@ class EventLoopWorker:
         """Receive once, and arrange for the next time."""
         if self._is_received:
             return
+        if (planned := self._timers.pop("receive", None)) is not None:
+            planned.cancel()  # or each turn would receive once more than the last
         try:
             result = self._core.receive_once()
         except BaseException as error:  # noqa: BLE001 - it is raised at the end
@@ -166,7 +173,7 @@ class EventLoopWorker:
         self._is_full = result == FULL
         self._set_watched(is_watched=result in (WAIT, POLL, AGAIN))
         if result == AGAIN or (result == POLL and self._is_stopping):
-            self._loop.call_soon(self._receive)
+            self._timers["receive"] = self._loop.call_soon(self._receive)
         elif result == PAUSE:
             self._call_later("receive", ERROR_PAUSE, self._receive)
         elif result == END or (result == WAIT and self._is_stopping and is_quiet):
@@ -211,6 +218,7 @@ class EventLoopWorker:
             left = self._context.drain  # the server is not closed, but this worker is replaced
         if left is not None:
             self._call_later("deadline", min(left, LONGEST_TIMER), self._expire)
+        self._is_quiet = False  # the pause has not passed
         self._receive()
 
     def _expire(self) -> None:

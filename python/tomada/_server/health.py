@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # A server is stuck if datagrams wait and it has received none for this long, in seconds.
 STUCK = 30.0
+# The counters of which one rises with each receive, whatever becomes of the datagrams.
+PROGRESS = ("receive_calls", "refused", "proxy_untrusted", "proxy_malformed", "receive_errors")
 
 Answer: TypeAlias = tuple[int, str, str]
 TEXT = "text/plain; charset=utf-8"
@@ -27,6 +29,7 @@ class Health:
         self._lock = threading.Lock()
         self._seen = -1
         self._since = 0.0
+        self._was_waiting = False
 
     @property
     def is_ready(self) -> bool:
@@ -38,10 +41,13 @@ class Health:
         """Whether datagrams that wait are received."""
         with self._lock:
             stats = self._context.counters.stats(0, 0)
-            seen = stats.receive_calls + stats.refused + stats.receive_errors
+            seen = sum(getattr(stats, name) for name in PROGRESS)
             now = time.monotonic()
-            if seen != self._seen or not self._has_waiting():
+            is_waiting = self._has_waiting()
+            # Nobody knows when the first one arrived, so it waits only since it was seen.
+            if seen != self._seen or not (is_waiting and self._was_waiting):
                 self._seen, self._since = seen, now
+            self._was_waiting = is_waiting
             return now - self._since < STUCK
 
     def _has_waiting(self) -> bool:

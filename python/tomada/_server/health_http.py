@@ -19,6 +19,8 @@ from tomada._server.wakeup import Wakeup
 # How many connections the server has at once, and how long each may take, in seconds.
 CONNECTIONS, PATIENCE = 16, 5.0
 LOOK = 1.0
+# How long to wait before the next connection if one could not be accepted, in seconds.
+RETRY = 0.1
 
 
 class HealthServer:
@@ -88,6 +90,16 @@ class _Http(HTTPServer):
         self.socket.setsockopt(_std.SOL_SOCKET, _std.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_name, self.server_port = "tomada", self.socket.getsockname()[1]
+
+    def get_request(self) -> tuple[Any, Any]:
+        """Accept a connection. Without a free descriptor, do not try again at once."""
+        try:
+            return super().get_request()
+        except BlockingIOError:
+            raise
+        except OSError:
+            time.sleep(RETRY)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer a request in a thread."""

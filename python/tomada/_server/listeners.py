@@ -50,6 +50,8 @@ class Listeners:
         """Raise :class:`ValueError` if there is no reuseport group to steer."""
         if len(self.sockets) == 1:
             raise ValueError("there is nothing to steer: the workers share one socket")
+        if not self.is_own:
+            raise ValueError("cannot steer sockets that were given to the server")
 
     def refuse(self) -> None:
         """Refuse new datagrams, while queued ones can still be received and answered.

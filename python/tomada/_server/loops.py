@@ -22,7 +22,7 @@ def check_loop(loop: Any) -> None:
     """Raise an exception if a server cannot make its event loop.
 
     :raises TypeError: It is an event loop, or another object.
-    :raises ValueError: There is no loop of this name.
+    :raises ValueError: It is an unknown name.
     :raises ModuleNotFoundError: The loop's package is not installed.
     """
     if isinstance(loop, str):

@@ -245,7 +245,10 @@ class Supervisor:
         times = [slot.start_at for slot in self._slots]
         times.append(self._stop_at)
         times += [worker.kill_at for worker in self._workers()]
-        times += [slot.worker.last_time for slot in self._slots if slot.worker is not None]
+        # A limit that has been reached waits for the successor of another worker.
+        if not (self._stopping or any(slot.successor for slot in self._slots)):
+            workers = [slot.worker for slot in self._slots]
+            times += [worker.last_time for worker in workers if worker and worker.ready]
         soonest = min((at for at in times if at is not None), default=None)
         return LOOK if soonest is None else min(LOOK, max(0.0, soonest - time.monotonic()))
 

@@ -68,7 +68,10 @@ class Manager:
         if self._told + STATUS <= now:
             self._told = now
             self._tell(f"STATUS={self._status(server)}")
-        return min(STATUS, STATUS if self._watchdog is None else self._watchdog)
+        due = self._told + STATUS
+        if self._watchdog is not None:
+            due = min(due, self._pinged + self._watchdog)
+        return due - now
 
     def _status(self, server: Server) -> str:
         stats, now = server.stats(), time.monotonic()

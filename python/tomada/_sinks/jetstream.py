@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 # Room in a message for what nats-py adds to the payload.
 HEADER_ROOM = 1024
+# The error code of a message that exceeds the stream's max_msg_size.
+EXCEEDS_MAXIMUM = 10054
+# The longest subject in bytes. The server ends the connection of a client that sends a longer
+# command than its max_control_line, by default 4096 bytes.
+LONGEST_SUBJECT = 3072
 
 
 class JetStream(Sink):
@@ -25,12 +30,13 @@ class JetStream(Sink):
 
     The stream must exist, and have the subject. A message is published again until JetStream has
     acknowledged it, with an identifier (``Nats-Msg-Id``) by which the stream drops copies within
-    its duplicate window. A message that is longer than the server's ``max_payload`` is dropped and
-    counted.
+    its duplicate window. A message that is longer than the server's ``max_payload`` or the
+    stream's ``max_msg_size`` is dropped and counted.
 
     :param servers: One URL or several, such as ``"nats://127.0.0.1:4222"``.
     :param subject: The subject to publish to. With ``key``, the key is appended to it as a last
-        token, in which ``_`` replaces characters that have a meaning in a subject.
+        token, in which ``_`` replaces characters that have a meaning in a subject. A datagram whose
+        subject would be longer than 3072 bytes is dropped and counted.
     :param key: ``"source"`` for the sender's host, or a function of the payload and the address
         that returns the key.
     :param pack: See :class:`Sink`. A message of ``None`` has the headers ``Source`` (host and port)
@@ -114,7 +120,7 @@ class JetStream(Sink):
                     await self._news.wait()
                     continue
                 largest = connection.max_payload - HEADER_ROOM
-                for message in messages(rows, self._key, self._pack, largest):
+                for message in messages(rows, self._key, self._pack, largest, self._refuse):
                     number += 1
                     if len(pending) >= self._window:
                         _, pending = await asyncio.wait(
@@ -166,12 +172,19 @@ class JetStream(Sink):
             self._complain(f"a message of {len(message.payload)} bytes exceeds max_payload")
             self._dropped(message.datagrams)
             return
+        if len(subject.encode()) > LONGEST_SUBJECT:
+            self._complain(f"a subject of {len(subject)} characters is too long")
+            self._dropped(message.datagrams)
+            return
         pause = FIRST_PAUSE
         while True:
             try:
                 await stream.publish(subject, message.payload, headers=headers)
             except (TimeoutError, OSError, nats.errors.Error) as error:
                 self._complain(f"cannot publish to {subject}: {error!r}")
+                if getattr(error, "err_code", None) == EXCEEDS_MAXIMUM:
+                    self._dropped(message.datagrams)
+                    return
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LAST_PAUSE)
             else:

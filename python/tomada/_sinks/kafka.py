@@ -79,7 +79,7 @@ class Kafka(Sink):
         try:
             while self._time_left > 0:
                 rows = self._take(4096)
-                for message in messages(rows, self._key, self._pack, LARGEST):
+                for message in messages(rows, self._key, self._pack, LARGEST, self._refuse):
                     self._produce(producer, message)
                 if rows:
                     producer.poll(0)

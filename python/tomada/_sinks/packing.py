@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from tomada._sinks.sink import KeyOf, Pack, Row
 
@@ -30,7 +31,7 @@ class Message:
 def check_pack(pack: Any) -> None:
     """Raise an exception if datagrams cannot be packed like that.
 
-    :raises ValueError: There is no such way.
+    :raises ValueError: `pack` is neither ``None`` nor ``"arrow"``.
     :raises ImportError: ``pyarrow`` is not installed.
     """
     if pack not in (None, "arrow"):
@@ -43,8 +44,7 @@ def host_and_port(address: Any) -> tuple[str, int]:
     """Return a sender's host and port, of which ``AF_UNIX`` has no port."""
     if isinstance(address, tuple):
         return address[0], address[1]
-    text = address.decode(errors="replace") if isinstance(address, bytes) else address
-    return text or "", 0
+    return os.fsencode(address or b"").decode(errors="replace"), 0
 
 
 def key_of(key: KeyOf, row: Row) -> bytes:
@@ -54,7 +54,7 @@ def key_of(key: KeyOf, row: Row) -> bytes:
     if key == "source":
         return host_and_port(row[1])[0].encode()
     found = key(row[0], row[1])
-    return found.encode() if isinstance(found, str) else bytes(found)
+    return found.encode() if isinstance(found, str) else bytes(memoryview(found))
 
 
 def headers_of(row: Row) -> dict[str, str]:
@@ -67,23 +67,39 @@ def headers_of(row: Row) -> dict[str, str]:
     return headers
 
 
-def messages(rows: list[Row], key: KeyOf, pack: Pack, largest: int) -> Iterator[Message]:
+def messages(
+    rows: list[Row], key: KeyOf, pack: Pack, largest: int, refuse: Callable[[Exception], None]
+) -> Iterator[Message]:
     """Turn datagrams into messages of up to ``largest`` bytes.
 
-    A single datagram that is longer becomes a message that is too long.
+    A single datagram that is longer becomes a message that is too long. One for which ``key``
+    raises an exception is left out, and reported to ``refuse``.
     """
     if pack is None:
-        for row in rows:
-            yield Message(row[0], key_of(key, row), 1, headers_of(row))
+        for name, row in _keyed(rows, key, refuse):
+            yield Message(row[0], name, 1, headers_of(row))
         return
     groups = {b"": rows}
     if key is not None:
         groups = {}
-        for row in rows:
-            groups.setdefault(key_of(key, row), []).append(row)
+        for name, row in _keyed(rows, key, refuse):
+            groups.setdefault(name, []).append(row)
     for name, group in groups.items():
         for part in _parts(group, largest):
             yield Message(record_batch(part), name, len(part), None)
+
+
+def _keyed(
+    rows: list[Row], key: KeyOf, refuse: Callable[[Exception], None]
+) -> Iterator[tuple[bytes, Row]]:
+    """Return each datagram with its key."""
+    for row in rows:
+        try:
+            name = key_of(key, row)
+        except Exception as error:  # noqa: BLE001 - whatever the user's function raises
+            refuse(error)
+        else:
+            yield name, row
 
 
 def _parts(rows: list[Row], largest: int) -> Iterator[list[Row]]:

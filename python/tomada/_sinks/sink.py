@@ -37,7 +37,8 @@ class Sink(ABC):
     The server opens it in each worker before the first datagram, and closes it after the last one,
     so do not pass ``takes``. It never replies.
 
-    :param key: The datagrams' key: see the classes.
+    :param key: The datagrams' key: see the classes. A datagram for which the function raises an
+        exception is dropped and counted.
     :param pack: ``None`` publishes a message for each datagram. ``"arrow"`` publishes record
         batches of Apache Arrow, with the columns ``data``, ``host``, ``port`` and ``timestamp_ns``
         (the extra ``tomada[arrow]``).
@@ -66,6 +67,7 @@ class Sink(ABC):
     def _forget(self) -> None:
         """Start afresh: in a process that has not used the sink yet."""
         self._owner = os.getpid()
+        self._turn = threading.RLock()  # held while the thread starts or ends
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         self._progress_at = float("-inf")
@@ -80,7 +82,7 @@ class Sink(ABC):
         """Start publishing in this process. It need not be possible yet: it is retried."""
         if self._owner != os.getpid():
             self._forget()  # a fork: everything belongs to the parent
-        with self._lock:
+        with self._turn, self._lock:
             self._opened += 1
             if self._opened > 1:  # another thread of the server
                 return
@@ -88,19 +90,20 @@ class Sink(ABC):
             self._thread = threading.Thread(
                 target=self._run, name=f"tomada.{type(self).__name__}", daemon=True
             )
-        self._thread.start()
+            self._thread.start()
 
     def close(self) -> None:
         """Publish what is left, as far as ``linger`` allows, and drop and count the rest."""
-        with self._lock:
-            self._opened = max(self._opened - 1, 0)
-            thread = self._thread
-            if self._opened or thread is None:
-                return
-            self._deadline = time.monotonic() + self._linger
-            self._thread = None
-        self._wake()
-        thread.join()
+        with self._turn:
+            with self._lock:
+                self._opened = max(self._opened - 1, 0)
+                thread = self._thread
+                if self._opened or thread is None:
+                    return
+                self._deadline = time.monotonic() + self._linger
+                self._thread = None
+            self._wake()
+            thread.join()
 
     def stats(self) -> SinkStats:
         """Return the counters, summed over all workers."""
@@ -152,6 +155,11 @@ class Sink(ABC):
         self._counters.add(dropped=datagrams)
         with self._lock:
             self._held -= datagrams
+
+    def _refuse(self, error: Exception) -> None:
+        """Drop a datagram for which the key function has raised an exception."""
+        self._complain(f"the key function has failed: {error!r}")
+        self._dropped(1)
 
     @property
     def _is_closing(self) -> bool:

@@ -62,10 +62,12 @@ class VirtualClock:
             # Instance attributes hide the methods of the classes.
             patched: Any = loop
             del patched.time, patched.run_in_executor, patched._selector.select
+            del patched.shutdown_default_executor
 
     def attach(self, loop: Any) -> None:
         """Give this clock to a loop."""
         select, run_in_executor = loop._selector.select, loop.run_in_executor
+        shutdown_default_executor = loop.shutdown_default_executor
 
         def jumping(timeout: float | None = None) -> Any:
             if timeout is None or timeout <= 0:
@@ -83,7 +85,15 @@ class VirtualClock:
             future.add_done_callback(self._thread_ended)
             return future
 
+        async def waiting(*timeout: float | None) -> None:  # without one before Python 3.12
+            self._threads += 1  # those of the executor end in real time
+            try:
+                await shutdown_default_executor(*timeout)
+            finally:
+                self._threads -= 1
+
         loop._selector.select = jumping
+        loop.shutdown_default_executor = waiting
         loop.run_in_executor = counting
         loop.time = self.time
 

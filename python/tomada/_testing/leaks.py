@@ -32,22 +32,29 @@ def assert_no_udp_leaks(patience: float = PATIENCE) -> Iterator[None]:
     yield
     end = time.monotonic() + patience
     gc.collect()
-    while left := sorted(_held() - before):
+    while left := {key: text for key, text in _held().items() if key not in before}:
         if time.monotonic() >= end:
-            raise AssertionError("left behind: " + ", ".join(left))
+            raise AssertionError("left behind: " + ", ".join(sorted(left.values())))
         time.sleep(0.01)
 
 
-def _held() -> set[str]:
-    """Return descriptions of the UDP sockets, the child processes and the threads."""
+def _held() -> dict[object, str]:
+    """Return descriptions of the UDP sockets, the child processes and the threads.
+
+    The keys identify them: a socket's address may change, and two threads may have one name.
+    """
     for process in multiprocessing.active_children():
         process.join(0)
-    threads = {f"thread {thread.name!r}" for thread in threading.enumerate()}
-    return {*_sockets(), *_children(), *threads, *_links()}
+    held: dict[object, str] = {
+        thread: f"thread {thread.name!r}" for thread in threading.enumerate()
+    }
+    held.update(_sockets())
+    held.update((text, text) for text in (*_children(), *_links()))
+    return held
 
 
-def _sockets() -> Iterator[str]:
-    """Yield descriptions of this process's UDP sockets."""
+def _sockets() -> Iterator[tuple[tuple[str, str], str]]:
+    """Yield the identities and descriptions of this process's UDP sockets."""
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):  # closed meanwhile, or not a socket
             target = str(entry.readlink())
@@ -57,7 +64,8 @@ def _sockets() -> Iterator[str]:
                 is_ip = copy.family in {socket.AF_INET, socket.AF_INET6}
                 if is_ip and copy.type == socket.SOCK_DGRAM:
                     where = format_address(copy.getsockname())
-                    yield f"UDP socket {entry.name} of {where} ({target})"
+                    text = f"UDP socket {entry.name} of {where} ({target})"
+                    yield (entry.name, target), text
 
 
 def _children() -> Iterator[str]:

@@ -99,7 +99,8 @@ class Link:
         """Stop the link, and close its sockets. Leaving the ``with`` block does this.
 
         Datagrams that are still queued are dropped, and count as ``cut``. :attr:`log` and
-        :attr:`stats` stay readable. Closing twice does nothing.
+        :attr:`stats` stay readable. Closing twice does nothing. If a script's function calls this,
+        the link stops after that call, and the next :meth:`close` waits for it.
 
         :raises BaseException: The first exception that a script's function has raised.
         """
@@ -170,7 +171,9 @@ class Link:
             for side, given in zip(before, (to_server, to_client), strict=True)
         ]
         for number, side in enumerate(sides):
-            if side.script is not before[number].script and callable(side.script):
+            old = before[number].script
+            replaced = self._script if old is None else old
+            if side.script is not old and (callable(side.script) or callable(replaced)):
                 raise ValueError("a function decides from the link's start on: pass it to impaired")
         for number, side in enumerate(sides):
             self._running.set(number, side)

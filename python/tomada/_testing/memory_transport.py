@@ -86,7 +86,17 @@ class MemoryTransport(asyncio.DatagramTransport):
             return
         if destination != self.name:
             self._asked[source] = destination
-        self._protocol.datagram_received(data, _shown(source))
+        try:
+            self._protocol.datagram_received(data, _shown(source))
+        except Exception as error:  # noqa: BLE001 - as an exception of a loop's callback
+            self._loop.call_exception_handler(
+                {
+                    "message": "datagram_received() raised an exception",
+                    "exception": error,
+                    "transport": self,
+                    "protocol": self._protocol,
+                }
+            )
 
     def fail(self, error: OSError) -> None:
         """Hand an error to the protocol."""

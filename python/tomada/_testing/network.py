@@ -197,8 +197,8 @@ class Network:
         step = self._decide(flow, number, data)
         headers = 48 if ":" in destination[0] else 28
         now = int(loop.time() * NANOSECONDS)
-        self._order.append((number, flow))
         self._paths[number].accept(now, flow, data, headers, step)
+        self._order.append((number, flow))
         self._arrange(loop)
 
     def _flow(self, source: Name, destination: Name) -> tuple[int, int]:

@@ -103,6 +103,7 @@ impl LinkPath {
             self.log.drop_copy(scheduled.departure.record, DropReason::Cut);
         }
         self.bytes = 0;
+        self.bottleneck.passing.clear();
     }
 
     /// Ends a cut.

@@ -189,9 +189,18 @@ impl Relay {
 
     /// Stops the thread, waits for it, and closes the sockets. Datagrams under way are dropped
     /// and count as cut. Returns why the thread had ended by itself, if it had.
+    ///
+    /// A decider's call does not wait for its own thread: the next call does.
     pub fn stop(&self) -> io::Result<()> {
         self.signal();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let own = thread::current().id();
+        let thread = {
+            let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.is_own() && thread.as_ref().is_some_and(|it| it.thread().id() == own) {
+                return Ok(());
+            }
+            thread.take()
+        };
         // A child of a fork has no such thread.
         if let Some(thread) = thread.filter(|_| self.is_own()) {
             // A panic would be a fault here, which its message has reported.

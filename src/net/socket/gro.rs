@@ -15,6 +15,8 @@ pub(super) struct Gro {
     is_on: AtomicBool,
     /// Whether GRO was ever on: from then on, every receive splits coalesced messages.
     splits: AtomicBool,
+    /// Whether anything has set the option, on or off.
+    is_decided: AtomicBool,
 }
 
 /// The minimum that a message takes of a receive buffer, in addition to its bytes.
@@ -52,7 +54,9 @@ impl GroOnDemand {
             return self.run.store(run, Ordering::Relaxed);
         }
         self.run.store(DECIDED, Ordering::Relaxed);
-        if socket.is_ip() && !socket.is_set_by_user(libc::SOL_UDP, libc::UDP_GRO) {
+        let is_decided = socket.gro.is_decided.load(Ordering::Relaxed)
+            || socket.is_set_by_user(libc::SOL_UDP, libc::UDP_GRO);
+        if socket.is_ip() && !is_decided {
             let _ = socket.set_gro(true); // before Linux 5.0 there is none
         }
     }
@@ -62,6 +66,7 @@ impl Gro {
     /// Records the current value of the kernel's option.
     pub(super) fn was_set(&self, is_on: bool) {
         self.is_on.store(is_on, Ordering::Relaxed);
+        self.is_decided.store(true, Ordering::Relaxed);
     }
 }
 

@@ -130,7 +130,12 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
             self.count_batch(datagrams);
         }
         result?;
-        Ok(flushed?)
+        flushed?;
+        match self.tasks {
+            // The loop retries: the next receive may be far away.
+            Some(tasks) if self.core.has_waiting() => Ok(tasks.tell_reply(self.py)?),
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn count(&self, filled: &Filled) {

@@ -63,8 +63,8 @@ pub(super) struct Tasks {
     pending: Py<PySet>,
     under_way: AtomicUsize,
     is_cancelling: AtomicBool,
-    /// The number of datagrams of tasks that were cancelled.
-    cancelled: AtomicUsize,
+    /// The number of datagrams of tasks that are under way, or that were cancelled.
+    unhandled: AtomicUsize,
     streak: Mutex<ErrorStreak>,
     costs: Costs,
     pub(super) own: OwnAddress,
@@ -100,10 +100,11 @@ impl Tasks {
         if task.call_method0(intern!(py, "done"))?.is_truthy()? {
             return self.finish(core.get(), &task, &to); // it was started eagerly
         }
-        let core = core.clone().unbind();
+        let (core, datagrams) = (core.clone().unbind(), to.datagrams());
         let completion = Bound::new(py, Completion { core, to, since: Instant::now() })?;
         self.pending.bind(py).add(&task)?;
         self.under_way.fetch_add(1, Ordering::Relaxed);
+        self.unhandled.fetch_add(datagrams, Ordering::Relaxed);
         task.call_method1(intern!(py, "add_done_callback"), (completion,))?;
         Ok(())
     }
@@ -124,7 +125,7 @@ impl Tasks {
             let is_cancelled = error.is_instance_of::<CancelledError>(py);
             if is_cancelled && self.is_cancelling.load(Ordering::Relaxed) {
                 core.count(Count::Cancelled, to.datagrams());
-                self.cancelled.fetch_add(to.datagrams(), Ordering::Relaxed);
+                self.unhandled.fetch_add(to.datagrams(), Ordering::Relaxed);
                 return Ok(());
             }
             core.fail(py, error, to.sender())
@@ -174,6 +175,7 @@ impl Completion {
         let Some(tasks) = core.tasks.get() else { return Ok(()) };
         tasks.pending.bind(py).discard(task)?;
         tasks.under_way.fetch_sub(1, Ordering::Relaxed);
+        tasks.unhandled.fetch_sub(self.to.datagrams(), Ordering::Relaxed);
         core.count(Count::HandlerTime, self.since.elapsed().as_nanos() as usize);
         let finished = tasks.finish(core, task, &self.to);
         tasks.tell_reply(py)?;
@@ -214,7 +216,7 @@ impl ServerCore {
             pending: PySet::empty(py)?.unbind(),
             under_way: AtomicUsize::new(0),
             is_cancelling: AtomicBool::new(false),
-            cancelled: AtomicUsize::new(0),
+            unhandled: AtomicUsize::new(0),
             streak: Mutex::default(),
             costs: Costs::default(),
             own: OwnAddress::of(self.socket.bind(py).get().socket()?),
@@ -270,10 +272,8 @@ impl ServerCore {
         let sink = HandlerSink::new(slf, owner, socket);
         let left = this.leave(py, &sink, &mut cursor)?;
         this.delivering.store(0, Ordering::Relaxed);
-        let unfinished = this.tasks.get().map_or(0, |tasks| {
-            tasks.under_way.load(Ordering::Relaxed) + tasks.cancelled.load(Ordering::Relaxed)
-        });
-        Ok(left + unfinished)
+        let unhandled = this.tasks.get().map_or(0, |tasks| tasks.unhandled.load(Ordering::Relaxed));
+        Ok(left + unhandled)
     }
 
     /// The index of the worker.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::Shared;
+use super::{RelayState, Shared};
 use crate::net::address::Address;
 use crate::net::meta::Source;
 use crate::net::socket::Socket;
@@ -20,6 +20,8 @@ const IDLE: u64 = 10_000_000_000;
 const SWEEP: u64 = 1_000_000_000;
 /// How many clients are many.
 const MANY: usize = 256;
+/// How many ports that were given up stay open for each client.
+const MOST_STALE: usize = 16;
 /// The receive buffer that each socket asks for.
 const BUFFER: i32 = 4 << 20;
 /// How long a full send buffer is waited for.
@@ -113,7 +115,8 @@ impl Clients {
         Ok(back)
     }
 
-    /// Gives a client another port. The old one stays open, as a silent device does not answer.
+    /// Gives a client another port. The old one stays open, as a silent device does not answer,
+    /// until many newer ones were given up.
     fn rebind(&mut self, shared: &Shared, flow: u32, rebinds: u64) -> io::Result<()> {
         let Some(address) = self.by_flow.get(&flow).map(|client| client.address) else {
             return Ok(());
@@ -127,7 +130,12 @@ impl Clients {
             sys::epoll_remove(epoll, fd)?;
             sys::epoll_add(epoll, fd, STALE | u64::from(flow))
         })?;
-        self.stale.entry(flow).or_default().push(old);
+        let stale = self.stale.entry(flow).or_default();
+        stale.push(old);
+        let oldest = (stale.len() > MOST_STALE).then(|| stale.remove(0));
+        if let Some(oldest) = oldest {
+            self.close(&mut shared.state.lock(), &oldest);
+        }
         Ok(())
     }
 
@@ -164,11 +172,16 @@ impl Clients {
         state.backs.remove(&flow);
         state.paths.iter_mut().for_each(|path| path.forget(flow));
         for socket in stale.into_iter().chain([client.back]) {
-            // It is in the set, and closing a datagram socket does not fail.
-            let _ = socket.with(|fd| sys::epoll_remove(self.epoll.as_fd(), fd));
-            let _ = socket.close();
-            state.closed_drops += socket.drops().unwanted;
+            self.close(&mut state, &socket);
         }
+    }
+
+    /// Closes a socket, and remembers how many datagrams the kernel dropped there.
+    fn close(&self, state: &mut RelayState, socket: &Socket) {
+        // It is in the set, and closing a datagram socket does not fail.
+        let _ = socket.with(|fd| sys::epoll_remove(self.epoll(), fd));
+        let _ = socket.close();
+        state.closed_drops += socket.drops().unwanted;
     }
 }
 

@@ -231,11 +231,14 @@ impl RelayThread {
                 (Direction::ToClient, _) => self.send_on(&self.shared.front, chunk),
             };
             let mut state = self.shared.state.lock();
+            let mut is_sent = vec![true; chunk.len()];
             for index in unsent {
+                is_sent[index] = false;
                 state.paths[direction as usize].was_not_sent(&chunk[index].1);
             }
             if state.captured.is_some() {
-                for (_, departure) in chunk {
+                let sent = chunk.iter().zip(is_sent).filter(|(_, is_sent)| *is_sent);
+                for ((_, departure), _) in sent {
                     let Some(client) = self.clients.by_flow.get(&departure.flow) else { continue };
                     let outside = client.back.local_address().ok();
                     let (from, to) = match direction {
