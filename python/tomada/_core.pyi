@@ -1066,8 +1066,8 @@ class Stats:
         also includes datagrams that this process could not store because it was out of memory;
         :attr:`received` does not include those. The number of datagrams sent to the socket is
         ``received + refused + kernel_drops + filter_drops``, once its queue is empty; of a server
-        behind proxies, also ``proxy_untrusted + proxy_malformed``. With :attr:`Socket.gro` that is not
-        exact: the kernel counts coalesced datagrams as one, so each drop stands for 1 to 128
+        behind proxies, also ``proxy_untrusted + proxy_malformed``. With :attr:`Socket.gro` that is
+        not exact: the kernel counts coalesced datagrams as one, so each drop stands for 1 to 128
         datagrams.
 
         The kernel counts from the creation of the socket, and duplicates share the count. Its
