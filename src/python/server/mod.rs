@@ -256,8 +256,15 @@ impl ServerCore {
         let socket = sink.socket;
         let mut attempt =
             || socket.with(|fd| self.receive_now(socket, fd, cursor, messages, of_peer));
-        let stays = sink.attached() < SWITCH;
-        let received = if stays { attempt() } else { sink.detach(&mut attempt) };
+        let due = socket.tick_dtls();
+        // Decrypting takes longer than handing the GIL over: it happens in the wait below.
+        let decrypts = socket.has_dtls();
+        let stays = sink.attached() < SWITCH || decrypts;
+        let received = match (decrypts, stays) {
+            (true, _) => Err(io::ErrorKind::WouldBlock.into()),
+            (false, true) => attempt(),
+            (false, false) => sink.detach(&mut attempt),
+        };
         match received {
             // A signal that arrived before the thread was attached again would not interrupt a
             // sleep.
@@ -278,6 +285,7 @@ impl ServerCore {
             RUNNING => TICK,
             _ => SETTLE,
         };
+        let patience = due.map_or(patience, |due| due.min(patience));
         let waited = sink.detach(|| {
             waiting.run(Interest::Read, Deadline::after(patience), spin, |fd, _| {
                 if self.state() != state {
@@ -312,6 +320,7 @@ impl ServerCore {
     ) -> Result<usize> {
         let (socket, slots) = (sink.socket, cursor.slots());
         self.flush_last(py, socket)?;
+        py.detach(|| socket.close_dtls());
         let mut left = sink.discard(cursor);
         let until = Instant::now() + COUNTING;
         while self.is_overdue() && self.is_last.load(Ordering::Relaxed) && Instant::now() < until {
