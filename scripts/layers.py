@@ -17,7 +17,7 @@ LAYERS = {
         "sync counters error_class cmsg split address phase",
         "sys",
         "names meta stats fork_mutex shared_counters waker scratch reuseport multicast gso",
-        "counted descriptor guard send_queue shared_options flow_control",
+        "counted descriptor dtls guard send_queue shared_options flow_control",
         "recv_ring",
         "recv_backlog",
         "socket",
@@ -27,11 +27,11 @@ LAYERS = {
     "python": [
         "error",
         "audit buffer constants counters",
-        "address guard records",
+        "address dtls guard records",
         "link",
         "batch",
         "socket",
-        "send_backlog",
+        "send_backlog dtls_endpoint",
         "server transport",
     ],
 }

@@ -17,13 +17,15 @@ from tomada._client.pipeline import Pipeline
 from tomada._client.pool import Pool, resolve
 from tomada._client.retry import Retry
 from tomada._peer_errors import is_from_peer
-from tomada._socket_options import SocketOptions
+from tomada._socket_options import SocketOptions, check_dtls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
     from socket import _Address
 
     from _typeshed import ReadableBuffer
+
+    from tomada._core import DtlsContext
 
 __all__ = ["Client"]
 
@@ -85,6 +87,11 @@ class Client:
     :param family: ``AF_INET6`` or ``AF_INET``, for a name that has both kinds of addresses.
     :param spin: How long a wait polls before it sleeps, in seconds; see
         :attr:`tomada.socket.socket.spin`.
+    :param dtls: A :class:`tomada.dtls.Context` of ``PROTOCOL_DTLS_CLIENT``: requests and replies
+        are then encrypted. Each socket of the client has a session of its own; the handshake takes
+        a part of the first request's timeout.
+    :param server_hostname: The name, or the address, that the server's certificate must be for. By
+        default, the host of ``address``.
     :raises socket.gaierror: The host has no address.
     :raises TypeError: An argument has a wrong type.
     :raises ValueError: An argument is out of range.
@@ -103,12 +110,25 @@ class Client:
         retry_refused: bool = True,
         family: int = 0,
         spin: float = 0.0,
+        dtls: DtlsContext | None = None,
+        server_hostname: str | None = None,
     ) -> None:
         self._retry = Retry(
             timeout, retries, backoff=backoff, jitter=jitter, retry_refused=bool(retry_refused)
         )
         self._identity = Identity(match, key)
         options = SocketOptions(gro=False, spin=spin)
+        prepare: Callable[[Connection], None] = options.apply
+        if dtls is not None:
+            check_dtls(dtls, is_server=False)
+            if server_hostname is None and isinstance(address, tuple):
+                server_hostname = address[0]
+            secured = dtls, server_hostname
+
+            def prepare(connection: Connection) -> None:
+                options.apply(connection)
+                connection.dtls = secured
+
         self._match = self._identity.match
         found, self._address = resolve(address, family)
         self._pool = Pool(
@@ -116,7 +136,7 @@ class Client:
             self._address,
             self._retry,
             tells_apart=self._identity.tells_apart,
-            prepare=options.apply,
+            prepare=prepare,
         )
 
     @property

@@ -168,6 +168,40 @@ impl RecvRing {
         refused
     }
 
+    /// Replaces each message of the last receive by what `rewrite` makes of it, and drops it if that
+    /// is nothing. `rewrite` gets the message as one piece, and the length of its datagrams; it puts
+    /// what replaces them, which must not be longer, into the vector.
+    #[cfg(feature = "dtls")]
+    pub(super) fn rewrite(
+        &mut self,
+        filled: &mut Filled,
+        mut rewrite: impl FnMut(Received<'_>, usize, &mut Vec<u8>) -> Option<Split>,
+    ) {
+        let Filled { messages, is_full, .. } = *filled;
+        *filled = Filled { messages, is_full, ..Filled::default() };
+        let mut new = Vec::new();
+        let mut splits = std::mem::take(&mut self.splits);
+        splits.retain_mut(|(slot, split)| {
+            let whole = split.start()..split.end();
+            let Ok(payload) = self.messages.copy_payload(*slot, whole) else { return false };
+            let message = self.messages.message(*slot);
+            let received = Received {
+                payload: &payload,
+                from: message.name,
+                control: message.control,
+                flags: message.flags,
+            };
+            new.clear();
+            let rewritten = rewrite(received, split.segment(), &mut new);
+            self.messages.replace_payload(*slot, &new);
+            let Some(rewritten) = rewritten else { return false };
+            *split = rewritten;
+            filled.count(rewritten, self.is_truncated(*slot));
+            true
+        });
+        self.splits = splits;
+    }
+
     /// The number of datagrams from the cursor on.
     pub fn remaining(&self) -> usize {
         self.splits.iter().skip(self.next).map(|(_, split)| split.remaining()).sum()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer
 
-    from tomada._core import Datagram, Guard
+    from tomada._core import Datagram, DtlsContext, Guard
     from tomada.server import Server
 
 # The result of a handler, or of the coroutine of an async handler.
@@ -56,6 +56,7 @@ class ServerOptions(TypedDict, total=False):
     access_log: int
     groups: Sequence[Any]
     guard: Guard | None
+    dtls: DtlsContext | None
     sock: Any
     fd: int | None
 

@@ -102,6 +102,10 @@ impl Socket {
 
     /// Whether a receive goes through the backlog.
     pub(super) fn splits(&self, flags: c_int) -> bool {
+        #[cfg(feature = "dtls")]
+        if self.has_dtls() {
+            return flags & libc::MSG_ERRQUEUE == 0;
+        }
         (self.may_be_coalesced() || self.backlog_len() > 0) && flags & libc::MSG_ERRQUEUE == 0
     }
 }

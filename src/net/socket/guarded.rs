@@ -120,13 +120,22 @@ impl Socket {
         if guard.is_some() {
             ring.prepare_to_screen()?;
         }
-        let mut filled = ring.receive(fd, count, flags, self.is_ip())?;
+        let mut filled = match ring.receive(fd, count, flags, self.is_ip()) {
+            Err(error) => {
+                #[cfg(feature = "dtls")]
+                self.end_of_session()?;
+                return Err(error);
+            }
+            Ok(filled) => filled,
+        };
         if let Some(guard) = guard {
             let refused = ring.screen(&guard, &mut filled);
             if refused > 0 {
                 self.counters().count_refused(refused);
             }
         }
+        #[cfg(feature = "dtls")]
+        self.open_records(fd, ring, &mut filled);
         Ok(filled)
     }
 
