@@ -137,6 +137,7 @@ class Client:
             self._retry,
             tells_apart=self._identity.tells_apart,
             prepare=prepare,
+            is_secured=dtls is not None,
         )
 
     @property

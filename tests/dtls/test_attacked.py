@@ -7,13 +7,12 @@ import socket as std
 
 import pytest
 
-import lossy_link
 import tomada.asyncio
 from dtls_pairs import psk_client, psk_server
 from families import LONG, length
-from lossy_link import LossyLink
 from support import eventually
 from tomada import Client, Server, socket
+from tomada.testing import impaired
 
 
 def upper(data, _address):
@@ -107,11 +106,9 @@ def test_server_drops_replayed_records():
 
 
 @pytest.mark.family
-@pytest.mark.thread_unsafe(reason="it changes the settings of the link")
-def test_handshakes_complete_through_a_bad_network(monkeypatch):
+def test_handshakes_complete_through_a_bad_network():
     # Retransmissions are due after 1, 2, 4, … seconds (RFC 6347, 4.2.4.1), so much loss takes long.
     peers, loss = (100, 0.3) if LONG else (3, 0.1)
-    monkeypatch.setattr(lossy_link, "FORGET", 300.0)
     with serving(handshake_timeout=300) as server:
         context = psk_client()
         context.handshake_timeout = 300
@@ -129,5 +126,6 @@ def test_handshakes_complete_through_a_bad_network(monkeypatch):
         async def main(link):
             return await asyncio.gather(*(connect(link) for _ in range(peers)))
 
-        with LossyLink(server.address, seed=2, loss=loss, duplicate=0.1) as link:
+        impairments = {"loss": loss, "duplicate": 0.1, "delay": 0.001, "jitter": 0.001}
+        with impaired(server, seed=2, **impairments) as link:
             assert tomada.asyncio.run(main(link)) == [b"HELLO"] * peers
