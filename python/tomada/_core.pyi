@@ -1036,6 +1036,12 @@ class ServerCore:
     def tick(self) -> None:
         """Log drops and entries of the error queue; call it about once per second."""
 
+    def tick_sessions(self) -> float | None:
+        """Retransmit what handshakes of DTLS wait for; return the seconds until the next call.
+
+        It is ``None`` if no call is needed before the next receive.
+        """
+
     def cancel_tasks(self) -> None:
         """Cancel the tasks under way; from now on, cancelled tasks are counted as such."""
 

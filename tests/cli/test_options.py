@@ -27,6 +27,7 @@ pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
 UNREACHABLE = {
     "handler": "app, echo, discard and print",
     "guard": "the options of Guard",
+    "dtls": "dtls-cert, dtls-key and dtls-ca",
     "sock": "an object; fd is the same from outside",
 }
 
@@ -222,6 +223,9 @@ WRONG = [
     ({"TOMADA_FACTORY": "1"}, [], "", "factory needs app (TOMADA_FACTORY)"),
     ({"TOMADA_RELOAD": "1"}, [], "", "reload needs app (TOMADA_RELOAD)"),
     ({}, ["--health", "./path"], "", "health must be HOST:PORT (--health)"),
+    ({}, ["--dtls-key", "some.key"], "", "dtls-key needs dtls-cert (--dtls-key)"),
+    ({"TOMADA_DTLS_CA": "ca.pem"}, [], "", "dtls-ca needs dtls-cert (TOMADA_DTLS_CA)"),
+    ({}, ["--dtls-cert", "none.pem"], "", "dtls-cert: "),
 ]
 
 

@@ -1,5 +1,7 @@
 """Requests over DTLS."""
 
+import contextlib
+import socket as std
 import threading
 
 import pytest
@@ -21,6 +23,22 @@ def test_client_requests_over_dtls():
     ):
         for number in range(40):
             assert client.request(b"request %d" % number) == b"REQUEST %d" % number
+
+
+def test_client_begins_one_session_for_a_request():
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.setblocking(False)
+        with (
+            Client(silent.getsockname(), timeout=0.2, dtls=psk_client()) as client,
+            pytest.raises(TimeoutError),
+        ):
+            client.request(b"hello")
+        peers = {silent.recvfrom(2000)[1]}
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                peers.add(silent.recvfrom(2000)[1])
+        assert len(peers) == 1
 
 
 @pytest.mark.parametrize("has_match", [False, True])

@@ -27,6 +27,7 @@ HANDLER = "handler"
 WORKERS = "workers"
 SOCKET = "socket"
 GUARD = "guard"
+DTLS = "DTLS"
 OBSERVATION = "observation"
 DEVELOPMENT = "development"
 # Of options that exclude each other.
@@ -34,6 +35,7 @@ ONE_HANDLER, ONE_SOCKET = "handler", "socket"
 
 FUNCTION = text("a function, as MODULE:FUNCTION", "MODULE:FUNCTION")
 DIRECTORY = text("a directory", "DIR")
+PATH = text("a path", "FILE")
 RATE = number("a number", "R", is_positive=True)
 
 OPTIONS = (
@@ -59,7 +61,7 @@ OPTIONS = (
     ),
     Option(
         "config",
-        text("a path", "FILE"),
+        PATH,
         SOURCE,
         "read options from a TOML file",
         into="command",
@@ -121,6 +123,12 @@ OPTIONS = (
     ),
     Option("init", FUNCTION, HANDLER, "call a function in each worker before its first datagram"),
     Option("exit", FUNCTION, HANDLER, "call a function in each worker after its last datagram"),
+    Option(
+        "lifespan",
+        FUNCTION,
+        HANDLER,
+        "enter a context manager in each worker before its first datagram",
+    ),
     Option("workers", whole(1), WORKERS, "processes to serve with", 1),
     Option(
         "threads", whole(1), WORKERS, "threads to serve with, in a Python without a global lock", 1
@@ -139,6 +147,26 @@ OPTIONS = (
         WORKERS,
         "maximum seconds to handle queued datagrams at the end; inf for no limit",
         5.0,
+    ),
+    Option(
+        "loop",
+        choice("tomada", "asyncio", "uvloop"),
+        WORKERS,
+        "the event loop of each worker",
+    ),
+    Option(
+        "max-concurrency",
+        whole(1),
+        WORKERS,
+        "maximum calls of an async handler at once, in each worker",
+        1000,
+    ),
+    Option("max-requests", whole(1), WORKERS, "replace a worker after about this many datagrams"),
+    Option(
+        "max-age",
+        seconds(is_positive=True),
+        WORKERS,
+        "replace a worker after about this many seconds",
     ),
     Option("rcvbuf", SIZE, SOCKET, "the size of each receive buffer", "the kernel's"),
     Option("gro", SWITCH, SOCKET, "let the kernel deliver coalesced datagrams", True),
@@ -203,6 +231,31 @@ OPTIONS = (
         "let the kernel drop what --allow and --deny refuse",
         True,
         into="guard",
+    ),
+    Option(
+        "dtls-cert",
+        PATH,
+        DTLS,
+        "encrypt, with this certificate chain (PEM)",
+        into="dtls",
+        parameter="certfile",
+    ),
+    Option(
+        "dtls-key",
+        PATH,
+        DTLS,
+        "the private key of the certificate (PEM)",
+        "that in --dtls-cert",
+        into="dtls",
+        parameter="keyfile",
+    ),
+    Option(
+        "dtls-ca",
+        PATH,
+        DTLS,
+        "require certificates from clients, of these issuers (PEM)",
+        into="dtls",
+        parameter="cafile",
     ),
     Option(
         "health",
@@ -299,7 +352,7 @@ def as_markdown() -> str:
 
 def _lines() -> Iterator[str]:
     for section, options in groupby(OPTIONS, lambda option: option.section):
-        yield f"## {section.capitalize()}\n"
+        yield f"## {section[0].upper()}{section[1:]}\n"
         yield "| option | variable | meaning |"
         yield "|---|---|---|"
         for option in options:
