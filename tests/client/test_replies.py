@@ -4,9 +4,7 @@
 """
 
 import asyncio
-import contextlib
 import random
-import socket as std
 import time
 
 import pytest
@@ -16,7 +14,6 @@ from answering import Server
 from replies import IS_LONG, MANY, SINGLE, TIMEOUT, Tally, answers, bad_link, number, questions
 from support import DEADLINE, Call, RefusalError, eventually, run, together
 from tomada.asyncio import open_endpoint
-from tomada.testing import impaired
 
 THREADS = 8
 
