@@ -1,5 +1,7 @@
 //! Properties that must hold for all input, which the fuzzer tries to refute.
 
+mod sessions;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::LazyLock;
 
@@ -8,6 +10,8 @@ use tomada::net::error_queue::ErrorMessage;
 use tomada::net::guard::{Networks, header, kernel_filter, parse_network, run};
 use tomada::net::proxy_protocol::{Header, Origin, Proxies, Refusal};
 use tomada::net::{Address, AddressKind, Meta, Split, cmsg};
+
+pub use sessions::sessions;
 
 /// A target: its name, which is also the name of its corpus, and the property to check.
 pub type Target = (&'static str, fn(&[u8]));
@@ -19,6 +23,7 @@ pub const TARGETS: [Target; 5] = [
     ("addresses", addresses),
     ("filters", filters),
     ("proxy_headers", proxy_headers),
+    ("sessions", sessions),
 ];
 
 /// Control messages lie within their buffer, and complete ones survive being encoded again.
