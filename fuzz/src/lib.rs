@@ -17,7 +17,7 @@ pub use sessions::sessions;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     ("control_messages", control_messages),
     ("splitter", splitter),
     ("addresses", addresses),
