@@ -65,7 +65,10 @@ def definitions(tree):
 
 
 def handlers():
-    """Find the handlers that are passed to ``Server`` and ``serve``."""
+    """Find the handlers that are passed to ``Server`` and ``serve``.
+
+    Sinks have tests of their own, with the engines that they need.
+    """
     for page, _, tree in blocks():
         for node in ast.walk(tree):
             if (
@@ -73,6 +76,7 @@ def handlers():
                 and isinstance(node.func, ast.Attribute)
                 and node.func.attr in {"Server", "serve"}
                 and len(node.args) > 1
+                and ast.unparse(node.args[1]) != "sink"
             ):
                 handler = node.args[1]
                 options = {word.arg: word.value for word in node.keywords if word.arg == "lifespan"}

@@ -293,7 +293,7 @@ def test_endpoint_without_a_peer():
         ((DISCARD, answer), {"init": "start"}, "init must be callable or None, not str"),
         ((DISCARD, answer), {"exit": answer(b"", DISCARD)}, "exit must be callable or None, not "),
         ((DISCARD, answer), {"workers": 0}, "workers and threads start at 1, not 0"),
-        ((DISCARD, answer), {"takes": "bytes"}, "must be 'data', 'datagram' or 'batch'"),
+        ((DISCARD, answer), {"takes": "bytes"}, "must be 'data', 'datagram', 'batch' or 'timed'"),
     ],
 )
 def test_server_with_an_invalid_argument(arguments, options, message):

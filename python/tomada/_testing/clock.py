@@ -23,9 +23,9 @@ class VirtualClock:
     thirty seconds of retries takes milliseconds, and has the same timing in every run.
 
     Timers of the loop follow the virtual clock; :func:`time.monotonic` does not. Use a
-    :func:`network` with it, whose delays are timers of the loop. Sockets work, too, but the clock
-    jumps while their datagrams are on their way: give ``patience`` if a peer is in another thread
-    or process. While a function of :meth:`~asyncio.loop.run_in_executor` or
+    :func:`~tomada.testing.network` with it, whose delays are timers of the loop. Sockets work, too,
+    but the clock jumps while their datagrams are on their way: give ``patience`` if a peer is in
+    another thread or process. While a function of :meth:`~asyncio.loop.run_in_executor` or
     :func:`asyncio.to_thread` runs, the clock stands still.
 
     :param patience: How long to wait for descriptors before the clock jumps, in real seconds.
