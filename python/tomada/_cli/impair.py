@@ -150,8 +150,9 @@ def run(arguments: argparse.Namespace) -> int:
             file = stack.enter_context(Path(arguments.pcap).open("wb", buffering=0))
             writer = pcap.Writer(file)
         with advised(arguments.listen, OF_BINDING):
-            stack.enter_context(link)
-        stack.callback(drain_capture, link, writer)
+            link.start()
+        stack.callback(drain_capture, link, writer)  # the rest, after the link was closed
+        stack.push(link)
         to = format_address(arguments.upstream)
         note(f"impairing {format_address(link.address)} → {to} (seed {link.seed}); Ctrl-C ends it")
         end = None if arguments.duration is None else time.monotonic() + arguments.duration
