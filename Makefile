@@ -10,6 +10,17 @@ stamps := $(VENV)/stamps
 PEERS ?= $(stamps)/group-peers
 # In so many threads at once each test runs for `make test-parallel`.
 THREADS ?= 4
+# Which OpenSSL does DTLS use? The system's, if it is recent enough; otherwise one that is compiled
+# first, which takes minutes. TOMADA_DTLS=no builds without DTLS. scripts/build_backend.py decides
+# the same for pip.
+dtls := $(if $(filter no,$(TOMADA_DTLS)),none,$(if $(shell pkg-config --atleast-version=3.0 openssl \
+	2>/dev/null && echo yes),system,vendored))
+# The features of everything, and of the engine alone.
+all_features := $(if $(filter none,$(dtls)),--no-default-features --features python,$(if $(filter \
+	vendored,$(dtls)),--features vendored))
+engine_features := --no-default-features $(if $(filter system,$(dtls)),--features dtls,$(if $(filter \
+	vendored,$(dtls)),--features vendored))
+fuzz_features := $(if $(filter vendored,$(dtls)),--features vendored)
 sources := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml README.md
 
 # The load of the benchmarks is a program of its own, with its own dependencies.
@@ -35,9 +46,9 @@ demo: $(stamps)/build ## a server and its clients on port 1234, tomada and plain
 	@$(bin)/python -m tomada demo
 
 test: $(stamps)/build $(stamps)/group-test $(PEERS) $(loadgen) ## the Rust unit tests and the Python suite
-	cargo test --quiet --no-default-features
+	cargo test --quiet $(engine_features)
 	cargo test --quiet --manifest-path benches/loadgen/Cargo.toml
-	cargo test --quiet --manifest-path fuzz/Cargo.toml
+	cargo test --quiet --manifest-path fuzz/Cargo.toml $(fuzz_features)
 	$(bin)/python -m pytest $(PYTEST_ARGS)
 
 test-tools: ## install the programs that the tests use, where there is apt-get
@@ -90,7 +101,7 @@ fuzz: fuzz-targets families ## both of the following
 # They need a C++ compiler.
 fuzz-targets: ## ten million executions of each fuzz target; FUZZ_RUNS=n for others
 	@cd fuzz && RUSTFLAGS="$(fuzz_flags)" \
-		cargo build --quiet --release --features libfuzzer --target $(fuzz_host)
+		cargo build --quiet --release --features libfuzzer $(fuzz_features) --target $(fuzz_host)
 	@cd fuzz && for corpus in corpus/*; do \
 		target=$${corpus#corpus/}; echo "== $$target"; \
 		mkdir -p target/corpus/$$target target/findings; \
@@ -103,7 +114,7 @@ fuzz-targets: ## ten million executions of each fuzz target; FUZZ_RUNS=n for oth
 families: export TOMADA_LONG := 1
 families: export PROPTEST_CASES := 20000
 families: $(stamps)/build $(stamps)/group-test $(PEERS) $(loadgen) ## the long form of all tests that are generated
-	cargo test --quiet --no-default-features --lib
+	cargo test --quiet $(engine_features) --lib
 	$(bin)/python -m pytest -m family --timeout 7200 $(PYTEST_ARGS)
 
 SOAK_SECONDS ?= 900
@@ -162,11 +173,11 @@ loom: ## the locks and wake-ups in every order that their threads can take, abou
 
 lint: $(stamps)/build $(stamps)/group-lint $(stamps)/group-test ## formatting, lints, types, stubs, prose
 	cargo fmt --check
-	cargo clippy --quiet --all-targets -- -D warnings
+	cargo clippy --quiet --all-targets $(all_features) -- -D warnings
 	cargo fmt --check --manifest-path benches/loadgen/Cargo.toml
 	cargo clippy --quiet --all-targets --manifest-path benches/loadgen/Cargo.toml -- -D warnings
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
-	cargo clippy --quiet --all-targets --manifest-path fuzz/Cargo.toml -- -D warnings
+	cargo clippy --quiet --all-targets --manifest-path fuzz/Cargo.toml $(fuzz_features) -- -D warnings
 	$(bin)/ruff check --quiet
 	$(bin)/ruff format --quiet --check
 	$(bin)/python scripts/prose.py
@@ -213,7 +224,9 @@ $(stamps)/group-%: pyproject.toml | $(stamps)/venv
 $(stamps)/build: $(sources) $(stamps)/group-build
 	@$(PYTHON) scripts/toolchain.py check
 	@echo "building the extension for $$($(bin)/python --version) (a minute or so the first time)"
-	@VIRTUAL_ENV=$(abspath $(VENV)) $(bin)/maturin develop --release >$(stamps)/log 2>&1 \
+	@$(if $(filter vendored,$(dtls)),echo "this compiles OpenSSL as well and takes minutes:" \
+		"libssl-dev 3.0 and pkg-config would avoid that")
+	@VIRTUAL_ENV=$(abspath $(VENV)) $(bin)/maturin develop --release $(all_features) >$(stamps)/log 2>&1 \
 		|| { cat $(stamps)/log; exit 1; }
 	@touch $@
 
@@ -221,7 +234,7 @@ $(stamps)/build: $(sources) $(stamps)/group-build
 $(stamps)/wheel: $(sources) $(shell find python -name '*.py') $(stamps)/group-build
 	@echo "building the extension for memcheck"
 	@rm -rf target/memcheck
-	@$(bin)/maturin build --quiet --profile valgrind --strip false --out target/memcheck \
+	@$(bin)/maturin build --quiet --profile valgrind --strip false $(all_features) --out target/memcheck \
 		--interpreter $(bin)/python
 	@$(bin)/python -m pip install --quiet --force-reinstall target/memcheck/*.whl
 	@touch $@

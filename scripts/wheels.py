@@ -46,6 +46,8 @@ def interpreters() -> dict[str, str]:
 
 def build(folder: Path, pythons: list[str], oldest: str, target: str | None) -> None:
     command = [BIN / "maturin", "build", "--release", "--sdist", "--zig", "--out", folder]
+    # The OpenSSL of this machine is not there on others.
+    command += ["--features", "vendored"]
     command += ["--target", target] if target else []
     command += [part for python in pythons for part in ("--interpreter", python)]
     run(*command, "--compatibility", oldest)

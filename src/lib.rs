@@ -20,6 +20,12 @@ mod _core {
     use crate::python::counters::{
         GuardStats, ServerCounters, ServerStats, SinkCounters, SinkStats, Stats,
     };
+    #[cfg(feature = "dtls")]
+    #[pymodule_export]
+    use crate::python::dtls::{DtlsContext, DtlsSession};
+    #[cfg(feature = "dtls")]
+    #[pymodule_export]
+    use crate::python::dtls_endpoint::DtlsEndpoint;
     #[pymodule_export]
     use crate::python::event_loop::{LoopCore, ReadHub};
     #[pymodule_export]
@@ -44,6 +50,10 @@ mod _core {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        #[cfg(feature = "dtls")]
+        module.add("OPENSSL_VERSION", crate::python::dtls::openssl_version())?;
+        #[cfg(feature = "dtls")]
+        module.add("OPENSSL_VERSION_NUMBER", crate::python::dtls::openssl_version_number())?;
         crate::python::constants::add_to(module)
     }
 }

@@ -1,5 +1,7 @@
 //! Properties that must hold for all input, which the fuzzer tries to refute.
 
+mod sessions;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::LazyLock;
 
@@ -9,16 +11,19 @@ use tomada::net::guard::{Networks, header, kernel_filter, parse_network, run};
 use tomada::net::proxy_protocol::{Header, Origin, Proxies, Refusal};
 use tomada::net::{Address, AddressKind, Meta, Split, cmsg};
 
+pub use sessions::sessions;
+
 /// A target: its name, which is also the name of its corpus, and the property to check.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     ("control_messages", control_messages),
     ("splitter", splitter),
     ("addresses", addresses),
     ("filters", filters),
     ("proxy_headers", proxy_headers),
+    ("sessions", sessions),
 ];
 
 /// Control messages lie within their buffer, and complete ones survive being encoded again.

@@ -56,7 +56,7 @@ class Option:
     :param section: The heading in help and documentation.
     :param help: Its effect, in one sentence without a full stop.
     :param default: Shown in help and documentation; ``None`` if there is nothing to show.
-    :param into: Its user: ``"server"``, ``"guard"``, or the ``"command"`` itself.
+    :param into: Its user: ``"server"``, ``"guard"``, ``"dtls"``, or the ``"command"`` itself.
     :param parameter: The name of the parameter there, if it differs from `name`.
     :param excludes: Options with the same word here exclude each other.
     :param is_positional: Whether the command line has it without a name.

@@ -1,8 +1,9 @@
 """The Rust core: :class:`Socket` is the base of :class:`tomada.socket.socket`."""
 
 from asyncio import AbstractEventLoop, Handle, TimerHandle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import Context
+from os import PathLike
 from socket import _Address, _RetAddress
 from typing import Any, Final, Literal, Self, TypeAlias, TypeVarTuple, Unpack, final, overload
 
@@ -10,9 +11,14 @@ from _typeshed import ReadableBuffer, WriteableBuffer
 
 __all__ = [
     "CONSTANTS",
+    "OPENSSL_VERSION",
+    "OPENSSL_VERSION_NUMBER",
     "Batch",
     "Datagram",
     "DatagramError",
+    "DtlsContext",
+    "DtlsEndpoint",
+    "DtlsSession",
     "Guard",
     "GuardStats",
     "LinkCore",
@@ -39,8 +45,13 @@ __all__ = [
 
 __version__: Final[str]
 
-_Ts = TypeVarTuple("_Ts")
+OPENSSL_VERSION: Final[str]
+"""The version of OpenSSL in use, as text."""
 
+OPENSSL_VERSION_NUMBER: Final[int]
+"""The version of OpenSSL in use, as a number: ``0x30000000`` is 3.0.0."""
+
+_Ts = TypeVarTuple("_Ts")
 _CMSG: TypeAlias = tuple[int, int, bytes]
 _CMSGArg: TypeAlias = tuple[int, int, ReadableBuffer]
 
@@ -675,6 +686,10 @@ class Datagram:
         here.
         """
 
+    @property
+    def session(self) -> DtlsSession | None:
+        """The :class:`tomada.dtls.Session` that it came through, or ``None``."""
+
     def reply(self, data: ReadableBuffer, flags: int = 0) -> int:
         """Send a reply from the address that the datagram was sent to, and return its length.
 
@@ -686,6 +701,245 @@ class Datagram:
 
     def __len__(self) -> int:
         """Return the payload's length."""
+
+class DtlsContext:
+    """The base of :class:`tomada.dtls.Context`."""
+
+    check_hostname: bool
+    """Whether the server's certificate must be for its host name or address.
+
+    True by default for a client, which then needs a ``server_hostname``. A client that has a
+    pre-shared key, and that trusts no certificate or has no ``server_hostname``, offers only
+    ciphers that authenticate by that key.
+    """
+
+    mtu: int
+    """The longest datagram of a session in bytes, without headers of IP and UDP: 1400 by default.
+
+    Records and the fragments of a handshake are not longer. A session's
+    :attr:`~tomada.dtls.Session.max_datagram_size` follows from it.
+    """
+
+    max_sessions: int
+    """The maximum number of complete sessions of a socket: 65,536 by default.
+
+    Beyond it, the session that was idle for longest ends.
+    """
+
+    max_handshakes: int
+    """The maximum number of handshakes under way: 1024 by default.
+
+    Beyond it, the oldest ends. Only clients that have proved their address take part.
+    """
+
+    handshake_timeout: float
+    """How long a handshake may take, in seconds: 30 by default."""
+
+    idle_timeout: float
+    """How long a session may be idle, in seconds: 600 by default in a server, no limit in a client.
+
+    A session that is idle for longer ends, and its peer is told.
+    """
+
+    _verify: int
+    _minimum: int
+    _maximum: int
+
+    def __new__(cls, is_server: bool, /) -> Self: ...
+    @property
+    def keylog_filename(self) -> str | None:
+        """The file that the secrets of sessions are appended to, or ``None``.
+
+        Wireshark and tshark decrypt what they have captured with it. Anyone else who reads it can
+        do the same: use it for debugging only.
+
+        :raises OSError: The file cannot be opened.
+        """
+
+    @keylog_filename.setter
+    def keylog_filename(self, path: str | PathLike[str] | None) -> None: ...
+    def load_cert_chain(
+        self,
+        certfile: str | PathLike[str],
+        keyfile: str | PathLike[str] | None = None,
+        password: Callable[[], str | bytes | bytearray] | str | bytes | bytearray | None = None,
+    ) -> None:
+        """Load a certificate with its chain, and its private key.
+
+        A server may have one certificate for each kind of key, such as ECDSA and RSA.
+
+        :param certfile: A PEM file with the certificate, followed by those of its issuers.
+        :param keyfile: A PEM file with the key; by default, ``certfile``.
+        :param password: The password of an encrypted key, or a function that returns it.
+        :raises OSError: A file cannot be read.
+        :raises ValueError: A file has no certificate or key, the key belongs to another
+            certificate, or its password is missing or wrong. The text names the file.
+        """
+
+    def load_verify_locations(
+        self,
+        cafile: str | PathLike[str] | None = None,
+        capath: str | PathLike[str] | None = None,
+        cadata: str | ReadableBuffer | None = None,
+    ) -> None:
+        """Trust certificates that issue the certificates of peers.
+
+        :param cafile: A PEM file.
+        :param capath: A directory, of which each PEM file is read.
+        :param cadata: Certificates in PEM, or one in DER.
+        :raises OSError: A file or directory cannot be read.
+        :raises ValueError: There is no certificate.
+        """
+
+    def set_default_verify_paths(self) -> None:
+        """Trust the certificates that the system trusts."""
+
+    def set_ciphers(self, ciphers: str, /) -> None:
+        """Choose the ciphers for sessions, in the format of ``openssl-ciphers(1)``.
+
+        :raises ValueError: No cipher can be selected.
+        """
+
+    def set_alpn_protocols(self, alpn_protocols: Sequence[str], /) -> None:
+        """Offer, or accept, application protocols (:rfc:`7301`), best first.
+
+        A server chooses its best one among those that the client offers. If there is none, the
+        session has no protocol.
+
+        :raises ValueError: A name is empty or longer than 255 bytes.
+        """
+
+    def set_psk_client_callback(
+        self, callback: Callable[[str | None], tuple[str | None, ReadableBuffer]] | None, /
+    ) -> None:
+        """Let a function choose a client's identity and pre-shared key.
+
+        :param callback: Called during a handshake with the server's identity hint, or ``None``. It
+            returns the identity and the key. Its exceptions are reported by
+            :func:`sys.unraisablehook` and end the handshake.
+        """
+
+    def set_psk_server_callback(
+        self,
+        callback: Callable[[str], ReadableBuffer | None] | None,
+        /,
+        identity_hint: str | None = None,
+    ) -> None:
+        """Let a function find the pre-shared keys of clients.
+
+        :param callback: Called during a handshake with the client's identity. It returns the key,
+            or ``None`` or ``b""`` for an unknown identity. Bytes of the identity that are not UTF-8
+            become lone surrogates. Exceptions are handled as for a client.
+        :param identity_hint: Tells clients which identity to use: at most 128 bytes.
+        """
+
+    def _prepare(self, is_server: bool, /) -> None:
+        """Check that the context is for a side, and complete.
+
+        :raises ValueError: It is not.
+        """
+
+@final
+class DtlsEndpoint:
+    """The DTLS sessions of a socket. Creating one makes the socket encrypt and decrypt.
+
+    With a connected socket, there is one session.
+    """
+
+    def __new__(
+        cls,
+        context: DtlsContext,
+        socket: Socket,
+        *,
+        server_hostname: str | None = None,
+        reports_end: bool = False,
+        keeps_events: bool = False,
+    ) -> Self: ...
+    def begin(self) -> None:
+        """Begin the session with the server."""
+
+    def handshake(self, timeout: float | None = None) -> None:
+        """Wait until the session with the only peer is complete; 0 does not wait."""
+
+    def move(self, socket: Socket) -> DtlsEndpoint:
+        """Let another socket have the sessions of this one; return an object for it."""
+
+    def pump(self) -> None:
+        """Receive some of the queued datagrams into the backlog."""
+
+    def tick(self) -> float | None:
+        """Retransmit what is due; return in how many seconds to call this again, or ``None``."""
+
+    def events(self) -> list[tuple[str, Any, OSError | None]]:
+        """Return what has happened since the last call: the event, the peer and the reason."""
+
+    def status(self) -> bool | None:
+        """Return whether the session with the only peer is complete; ``None`` is not yet.
+
+        :raises OSError: It has ended.
+        """
+
+    def close(self, address: _Address | None = None) -> bool:
+        """End the session with a peer, or with the only one; return whether there was one."""
+
+    def close_all(self) -> None:
+        """End all sessions."""
+
+    def session(self, address: _Address | None = None) -> DtlsSession | None:
+        """Return the session with a peer, or with the only one, or ``None``."""
+
+    def stats(self) -> dict[str, int]:
+        """Return the counters."""
+
+@final
+class DtlsSession:
+    """A session with a peer: :class:`tomada.dtls.Session`.
+
+    After the end of the session, its methods raise :class:`OSError` (``ENOTCONN``).
+    """
+
+    @property
+    def psk_identity(self) -> str | None:
+        """The identity of the pre-shared key, or ``None`` if none was used."""
+
+    @property
+    def server_name(self) -> str | None:
+        """The host name that the client has asked for, or ``None``."""
+
+    @property
+    def session_reused(self) -> bool:
+        """Whether the session resumes an earlier one."""
+
+    @property
+    def max_datagram_size(self) -> int:
+        """The maximum length of a datagram in bytes. A longer one raises ``EMSGSIZE``."""
+
+    def version(self) -> str:
+        """Return the version, such as ``"DTLSv1.2"``."""
+
+    def cipher(self) -> tuple[str, str, int] | None:
+        """Return the cipher's name, its version and its strength in bits."""
+
+    def getpeercert(self, binary_form: bool = False) -> dict[str, Any] | bytes | None:
+        """Return the peer's certificate, or ``None`` if it has not sent one.
+
+        :param binary_form: Return it in DER, even if it was not verified. Otherwise the result is a
+            dict as :meth:`ssl.SSLSocket.getpeercert` returns it; it is empty if the certificate was
+            not verified.
+        """
+
+    def selected_alpn_protocol(self) -> str | None:
+        """Return the application protocol that both sides support, or ``None``."""
+
+    def export_keying_material(
+        self, label: str, length: int, context: bytes | None = None
+    ) -> bytes:
+        """Return key material that both sides derive from the session (:rfc:`5705`).
+
+        :param label: Says what the material is for.
+        :param length: The number of bytes, up to 65,536.
+        :param context: Further input that both sides must give alike.
+        """
 
 @final
 class DatagramError:
@@ -819,6 +1073,12 @@ class ServerCore:
 
     def tick(self) -> None:
         """Log drops and entries of the error queue; call it about once per second."""
+
+    def tick_sessions(self) -> float | None:
+        """Retransmit what handshakes of DTLS wait for; return the seconds until the next call.
+
+        It is ``None`` if no call is needed before the next receive.
+        """
 
     def cancel_tasks(self) -> None:
         """Cancel the tasks under way; from now on, cancelled tasks are counted as such."""

@@ -88,6 +88,18 @@ class SocketOptions:
             sock.join_group(*((group,) if isinstance(group, str) else group))
 
 
+def check_dtls(context: Any, *, is_server: bool) -> None:
+    """Check the context that a server, a client or an endpoint is given as ``dtls``.
+
+    :raises TypeError: It is not a :class:`tomada.dtls.Context`.
+    :raises ValueError: It is for the other side, or a server's has neither certificate nor keys.
+    """
+    kind: Any = getattr(_core, "DtlsContext", ())  # a build without DTLS has none
+    if not isinstance(context, kind):
+        raise TypeError(f"dtls must be a tomada.dtls.Context, not {context!r}")
+    context._prepare(is_server)  # noqa: SLF001 - these modules are one
+
+
 def _set_buffer(sock: socket.socket, size: int) -> None:
     try:
         # With CAP_NET_ADMIN there is no limit.

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import selectors
 import socket as _std
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, TypeVar, Unpack
 
 from tomada import _core
 from tomada._address import check_address
@@ -25,14 +25,15 @@ from tomada._asyncio.loop_sockets import LoopSockets
 from tomada._asyncio.opening import open_directly
 from tomada._asyncio.read_watch import ReadWatch
 from tomada._asyncio.readiness import Readiness
+from tomada._asyncio.sessions import Sessions, connect
 from tomada._asyncio.transport import DatagramTransport
-from tomada._socket_options import SocketOptions
+from tomada._socket_options import SocketOptions, check_dtls
 from tomada.socket import socket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Sequence
 
-    from tomada._core import Guard, Turn
+    from tomada._core import DtlsContext, DtlsEndpoint, Guard, Turn
 
 __all__ = [
     "Client",
@@ -203,6 +204,8 @@ async def create_datagram_endpoint(
     *,
     gro: bool | None = None,
     guard: Guard | None = None,
+    dtls: DtlsContext | None = None,
+    server_hostname: str | None = None,
     **options: Unpack[_Options],
 ) -> tuple[DatagramTransport, Any]:
     """Create a datagram endpoint on any loop that has ``add_reader`` and ``add_writer``.
@@ -228,10 +231,19 @@ async def create_datagram_endpoint(
         of that socket would receive several datagrams merged into one.
     :param guard: A :class:`tomada.Guard` for received datagrams and replies. A ``sock`` may
         already have one.
+    :param dtls: A :class:`tomada.dtls.Context`. With a ``remote_addr`` it must be of
+        ``PROTOCOL_DTLS_CLIENT``; this returns when the session is complete, and the transport
+        closes when it ends. Otherwise it must be of ``PROTOCOL_DTLS_SERVER``, and the transport has
+        a session with each peer. A protocol gets and sends plaintext. If its type has the method
+        ``session_established(address, session)`` or ``session_lost(address, exception)``, the
+        transport calls it. Not available with ``sock``.
+    :param server_hostname: The name, or the address, that the server's certificate must be for. By
+        default, the host of ``remote_addr``.
     :return: A :class:`DatagramTransport` and the protocol.
+    :raises tomada.dtls.DTLSError: The handshake failed.
     """
     chosen = _DEFAULTS if gro is None and guard is None else SocketOptions(gro=gro, guard=guard)
-    maker = _Maker(loop, chosen)
+    maker = _Maker(loop, chosen, _secured(dtls, server_hostname))
     return await maker.make(protocol_factory, local_addr, remote_addr, **options)
 
 
@@ -242,6 +254,8 @@ def open_endpoint(
     gro: bool | None = None,
     guard: Guard | None = None,
     groups: Sequence[Any] = (),
+    dtls: DtlsContext | None = None,
+    server_hostname: str | None = None,
     **options: Unpack[_Options],
 ) -> _Opening:
     """Open an :class:`Endpoint` on the running event loop, whichever loop that is.
@@ -255,9 +269,17 @@ def open_endpoint(
         :meth:`tomada.socket.socket.join_group`.
     :raises OSError: The endpoint cannot be opened; the text says what to do.
     """
-    return _Opening(
-        local_addr, remote_addr, SocketOptions(gro=gro, guard=guard, groups=groups), options
-    )
+    options_of_socket = SocketOptions(gro=gro, guard=guard, groups=groups)
+    secured = _secured(dtls, server_hostname)
+    return _Opening(local_addr, remote_addr, options_of_socket, secured, options)
+
+
+# The settings of sessions, and the name that the server must have.
+_Secured: TypeAlias = "tuple[DtlsContext, str | None] | None"
+
+
+def _secured(context: DtlsContext | None, server_hostname: str | None) -> _Secured:
+    return None if context is None else (context, server_hostname)
 
 
 _NOT_OPEN = (
@@ -270,8 +292,14 @@ class _Opening(AsyncContextManager):
     """Opens an endpoint when it is awaited, or entered as a context manager."""
 
     def __init__(
-        self, local_addr: Any, remote_addr: Any, options: SocketOptions, standard: _Options
+        self,
+        local_addr: Any,
+        remote_addr: Any,
+        options: SocketOptions,
+        secured: _Secured,
+        standard: _Options,
     ) -> None:
+        self._secured = secured
         self._local_addr = local_addr
         self._remote_addr = remote_addr
         self._options = options
@@ -298,7 +326,8 @@ class _Opening(AsyncContextManager):
             raise TypeError(f"{_NOT_OPEN}, before async for data, address in endpoint")
 
     async def _open(self) -> Endpoint:
-        maker = _Maker(asyncio.get_running_loop(), self._options, delivers=False)
+        loop = asyncio.get_running_loop()
+        maker = _Maker(loop, self._options, self._secured, delivers=False)
         local_addr, remote_addr = self._local_addr, self._remote_addr
         where = remote_addr if local_addr is None else local_addr
         advice = (OF_SENDING if local_addr is None else OF_BINDING) | OF_OPENING
@@ -334,9 +363,12 @@ class _Maker:
         self,
         loop: asyncio.AbstractEventLoop,
         options: SocketOptions,
+        secured: _Secured = None,
         *,
         delivers: bool = True,
     ) -> None:
+        self._secured = secured
+        self._connected: DtlsEndpoint | None = None
         self._loop = loop
         self._options = options
         self._delivers = delivers
@@ -346,7 +378,12 @@ class _Maker:
         self._debug = loop.get_debug()
         self.getaddrinfo = loop.getaddrinfo
         self.create_future = loop.create_future
-        self.sock_connect = loop.sock_connect
+
+    async def sock_connect(self, sock: _std.socket, address: Any) -> None:
+        await self._loop.sock_connect(sock, address)
+        if self._secured is not None:
+            context, name = self._secured
+            self._connected = await connect(self._loop, sock, context, name)
 
     async def make(
         self,
@@ -355,11 +392,18 @@ class _Maker:
         remote_addr: Any = None,
         **options: Any,
     ) -> tuple[DatagramTransport, Any]:
-        if not self._debug and options.keys() <= {"family"}:
+        if self._secured is None and not self._debug and options.keys() <= {"family"}:
             direct = open_directly(self._loop, local_addr, remote_addr, **options)
             if direct is not None:
                 return await self._make_of(direct, protocol_factory)
         sock: Any = options.get("sock")
+        if self._secured is not None:
+            if sock is not None:
+                raise ValueError("dtls is not available with sock")
+            context, name = self._secured
+            check_dtls(context, is_server=remote_addr is None)
+            if name is None and isinstance(remote_addr, tuple):
+                self._secured = context, remote_addr[0]
         self._sock = sock
         if _is_socket(sock):
             self._given = Given(sock)
@@ -429,6 +473,9 @@ class _Maker:
                 self._options.join(ours)
             else:
                 self._options.apply(ours, gro=False)
+            sessions = None
+            if self._secured is not None:
+                sessions = Sessions(self._loop, ours, self._secured[0], self._connected)
             transport = DatagramTransport(
                 self._loop,
                 ours,
@@ -440,6 +487,7 @@ class _Maker:
                 delivers=self._delivers,
                 restore=restore,
                 gro=self._options.gro,
+                sessions=sessions,
             )
         except BaseException:
             if restore is not None:

@@ -18,13 +18,15 @@ from tomada._client.pool import Pool, resolve
 from tomada._client.retry import Retry
 from tomada._peer_errors import is_from_peer
 from tomada._proxy_header import header_for
-from tomada._socket_options import SocketOptions
+from tomada._socket_options import SocketOptions, check_dtls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
     from socket import _Address
 
     from _typeshed import ReadableBuffer
+
+    from tomada._core import DtlsContext
 
 __all__ = ["Client"]
 
@@ -86,7 +88,13 @@ class Client:
         :attr:`tomada.socket.socket.spin`.
     :param proxy_from: The address ``(host, port)`` of a client for which this one speaks, as a load
         balancer does: each request begins with a PROXY protocol header (version 2) that says so.
-        For servers that trust this machine (``Server(proxy=…)``), and for tests.
+        For servers that trust this machine (``Server(proxy=…)``), and for tests. Not available with
+        ``dtls``.
+    :param dtls: A :class:`tomada.dtls.Context` of ``PROTOCOL_DTLS_CLIENT``: requests and replies
+        are then encrypted. Each socket of the client has a session of its own; the handshake takes
+        a part of the first request's timeout.
+    :param server_hostname: The name, or the address, that the server's certificate must be for. By
+        default, the host of ``address``.
     :raises socket.gaierror: The host has no address.
     :raises TypeError: An argument has a wrong type.
     :raises ValueError: An argument is out of range.
@@ -106,12 +114,27 @@ class Client:
         family: int = 0,
         spin: float = 0.0,
         proxy_from: tuple[str, int] | None = None,
+        dtls: DtlsContext | None = None,
+        server_hostname: str | None = None,
     ) -> None:
         self._retry = Retry(
             timeout, retries, backoff=backoff, jitter=jitter, retry_refused=bool(retry_refused)
         )
         identity = Identity(match, key)
         options = SocketOptions(gro=False, spin=spin)
+        prepare: Callable[[Connection], None] = options.apply
+        if dtls is not None:
+            check_dtls(dtls, is_server=False)
+            if proxy_from is not None:
+                raise ValueError("proxy_from is not available with dtls")
+            if server_hostname is None and isinstance(address, tuple):
+                server_hostname = address[0]
+            secured = dtls, server_hostname
+
+            def prepare(connection: Connection) -> None:
+                options.apply(connection)
+                connection.dtls = secured
+
         found, self._address = resolve(address, family)
         self._header = b"" if proxy_from is None else header_for(proxy_from, self._address)
         self._identity = identity.behind(self._header)
@@ -121,7 +144,8 @@ class Client:
             self._address,
             self._retry,
             tells_apart=self._identity.tells_apart,
-            prepare=options.apply,
+            prepare=prepare,
+            is_secured=dtls is not None,
         )
 
     @property

@@ -27,12 +27,12 @@ from tomada._server.systemd import Manager
 from tomada._server.threads import Threads
 from tomada._server.wakeup import Signals, Wakeup
 from tomada._sinks.sink import attach
-from tomada._socket_options import SocketOptions
+from tomada._socket_options import SocketOptions, check_dtls
 
 if TYPE_CHECKING:
     import threading
 
-    from tomada._core import Guard
+    from tomada._core import DtlsContext, DtlsSession, Guard
     from tomada._server.options import (
         BatchHandler,
         DatagramHandler,
@@ -149,6 +149,10 @@ class Server:
         proxy ends it, in seconds. A flow's worker must not change: it needs
         ``steering="hash"``, and a replaced worker refuses the flows of its predecessor until they
         begin again.
+    :param dtls: A :class:`tomada.dtls.Context` of ``PROTOCOL_DTLS_SERVER``. The handler then gets
+        what peers with a session have sent, decrypted, and its replies are encrypted. A datagram to
+        a peer without a session is an error. Each worker has the sessions of its own peers, so
+        several workers need ``steering="hash"``. Not available with ``proxy``.
     :param sock: A bound socket to use instead of an address. The caller still owns it.
     :param fd: The descriptor of a bound socket. The server takes ownership of it.
 
@@ -230,6 +234,7 @@ class Server:
         guard: Guard | None = None,
         proxy: Sequence[Any] = (),
         proxy_flows: float | None = None,
+        dtls: DtlsContext | None = None,
         sock: Any = None,
         fd: int | None = None,
     ) -> None:
@@ -244,6 +249,15 @@ class Server:
             raise ValueError(f"drain must be a number of seconds, not {drain}")
         check_workers(workers, threads)
         check_limits(max_concurrency, max_requests, max_age, workers)
+        if dtls is not None:
+            check_dtls(dtls, is_server=True)
+            if workers > 1 and (steering != "hash" or groups):
+                raise ValueError(
+                    'with dtls, several workers need steering="hash" and no groups: a session '
+                    "belongs to one worker"
+                )
+            if proxy:
+                raise ValueError("proxy is not available with dtls: sessions are those of clients")
         if sum(given is not None for given in (address, sock, fd)) > 1:
             raise ValueError("give one of address, sock and fd")
         if access_log < 0:
@@ -256,7 +270,7 @@ class Server:
         self._workers, self._threads = workers, threads
         self._drain = min(float(drain), LONGEST)
         self._address, self._given, self._fd = address, sock, fd
-        self._steering = steering
+        self._steering, self._dtls = steering, dtls
         self._health_address, self._access_log = health, access_log
         self._options = SocketOptions(
             rcvbuf=rcvbuf,
@@ -472,6 +486,27 @@ class Server:
         core = next((core for core in cores[1:] if core.is_delivering), cores[0])
         core.sendto(data, address)
 
+    def dtls_session(self, address: Any) -> DtlsSession | None:
+        """Return the DTLS session with a peer, or ``None`` if there is none in this process.
+
+        Call it in the handler, or in a server of one worker.
+        """
+        endpoints = self._running().endpoints
+        found = (endpoint.session(address) for endpoint in endpoints)
+        return next((session for session in found if session is not None), None)
+
+    def dtls_stats(self) -> dict[str, int]:
+        """Return counters of DTLS: the sums over the sockets of this process.
+
+        ``sessions`` and ``handshakes`` are the numbers of sessions that are complete and under way.
+        The others count since the start: ``established`` and ``failed`` handshakes; sessions that
+        have ``ended``, were ``replaced`` by a new one with the same peer, or were ``evicted``,
+        because they were idle or too many; ``cookies_sent``; and ``invalid`` datagrams, which were
+        not DTLS or belonged to no session. In a worker process, they are its own.
+        """
+        stats = [endpoint.stats() for endpoint in self._running().endpoints]
+        return {name: sum(each[name] for each in stats) for name in (stats[0] if stats else ())}
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -523,6 +558,7 @@ class Server:
             max_requests=self._max_requests,
             max_age=self._max_age,
             counters=counters,
+            dtls=self._dtls,
         )
         context.access_log = self._access_log
         self._health = Health(context, self._life)

@@ -12,6 +12,8 @@ mod counted;
 pub(crate) mod counters;
 mod deliver;
 mod descriptor;
+#[cfg(feature = "dtls")]
+pub mod dtls;
 mod error_class;
 mod flow_control;
 mod fork_mutex;

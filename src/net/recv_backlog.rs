@@ -84,6 +84,18 @@ impl RecvBacklog {
         Some(held)
     }
 
+    /// Appends a message. Returns how many datagrams were lost because memory allocation failed.
+    #[cfg(feature = "dtls")]
+    pub(super) fn push_back(&mut self, held: Held) -> usize {
+        let remaining = held.remaining();
+        if self.messages.try_reserve(1).is_err() {
+            return remaining;
+        }
+        self.datagrams += remaining;
+        self.messages.push_back(held);
+        0
+    }
+
     /// Puts a message back at the front, unless it is empty. Returns how many datagrams were lost
     /// because memory allocation failed: another thread may have used the room.
     pub(super) fn push_front(&mut self, held: Held) -> usize {
@@ -110,6 +122,19 @@ impl Held {
             control: copy(message.control)?,
             flags: message.flags,
             split: Some(split.rest()),
+        })
+    }
+
+    /// Copies a datagram.
+    #[cfg(feature = "dtls")]
+    pub(super) fn copy_of(datagram: Received<'_>) -> io::Result<Self> {
+        Ok(Self {
+            payload: copy(datagram.payload)?,
+            from: copy(datagram.from)?,
+            proxy: datagram.proxy.map(copy).transpose()?,
+            control: copy(datagram.control)?,
+            flags: datagram.flags,
+            split: Some(Split::new(datagram.payload.len(), None)),
         })
     }
 

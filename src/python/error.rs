@@ -9,6 +9,8 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
 use crate::net::address::PathTooLong;
+#[cfg(feature = "dtls")]
+use crate::net::dtls::{SessionError, SessionErrorKind};
 use crate::net::names::{ResolveError, resolver_message};
 use crate::net::{ErrorClass, Stop};
 
@@ -82,6 +84,10 @@ impl From<Error> for PyErr {
 
 /// `OSError(errno, strerror)`, which Python turns into the subclass for the errno.
 fn os_error(error: &io::Error) -> PyErr {
+    #[cfg(feature = "dtls")]
+    if let Some(failure) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        return self::failure(failure);
+    }
     let Some(errno) = error.raw_os_error() else {
         return match error.kind() {
             // std's own kind for an error that the kernel reports with a number.
@@ -106,6 +112,45 @@ fn os_error(error: &io::Error) -> PyErr {
         }
         PyErr::fetch(py)
     })
+}
+
+/// The exception for a failure of a session.
+#[cfg(feature = "dtls")]
+pub(crate) fn failure(failure: &SessionError) -> PyErr {
+    Python::attach(|py| try_failure(py, failure).unwrap_or_else(|error| error))
+}
+
+#[cfg(feature = "dtls")]
+fn try_failure(py: Python<'_>, failure: &SessionError) -> PyResult<PyErr> {
+    let (class, errno) = match failure.kind {
+        SessionErrorKind::TooLong => return Ok(with_text(libc::EMSGSIZE, &failure.text)),
+        SessionErrorKind::Empty => return Ok(with_text(libc::EINVAL, &failure.text)),
+        SessionErrorKind::NoSession => return Ok(with_text(libc::ENOTCONN, &failure.text)),
+        SessionErrorKind::Certificate(_) => ("DTLSCertVerificationError", libc::EPROTO),
+        SessionErrorKind::Protocol => ("DTLSError", libc::EPROTO),
+        SessionErrorKind::TimedOut => ("DTLSTimeoutError", libc::ETIMEDOUT),
+        SessionErrorKind::Closed | SessionErrorKind::Evicted => {
+            ("DTLSZeroReturnError", libc::ECONNRESET)
+        }
+    };
+    let error = PyErr::from_type(
+        py.import("tomada._dtls_errors")?.getattr(class)?.cast_into::<PyType>()?,
+        (errno, failure.text.clone()),
+    );
+    let value = error.value(py);
+    if let SessionErrorKind::Certificate(code) = failure.kind {
+        value.setattr("reason", "certificate verify failed")?;
+        value.setattr("verify_code", code)?;
+        value.setattr("verify_message", &failure.reason)?;
+    } else {
+        value.setattr("reason", &failure.reason)?;
+    }
+    Ok(error)
+}
+
+#[cfg(feature = "dtls")]
+fn with_text(errno: std::ffi::c_int, text: &str) -> PyErr {
+    PyOSError::new_err((errno, text.to_owned()))
 }
 
 fn resolver_error(code: i32) -> PyErr {

@@ -10,6 +10,10 @@ pub(crate) mod batch;
 mod buffer;
 pub(crate) mod constants;
 pub(crate) mod counters;
+#[cfg(feature = "dtls")]
+pub(crate) mod dtls;
+#[cfg(feature = "dtls")]
+pub(crate) mod dtls_endpoint;
 mod error;
 pub(crate) mod event_loop;
 pub(crate) mod guard;

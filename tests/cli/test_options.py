@@ -27,6 +27,7 @@ pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
 UNREACHABLE = {
     "handler": "app, echo, discard and print",
     "guard": "the options of Guard",
+    "dtls": "dtls-cert, dtls-key and dtls-ca",
     "sock": "an object; fd is the same from outside",
 }
 
@@ -228,6 +229,9 @@ WRONG = [
     ({"TOMADA_STEERING": "key:4"}, [], "", "steering must be hash, cpu, random or key:OFFSET"),
     ({}, ["--steering", "key:4,0"], "", "steering must be hash, cpu, random or key:OFFSET"),
     ({}, ["--health", "./path"], "", "health must be HOST:PORT (--health)"),
+    ({}, ["--dtls-key", "some.key"], "", "dtls-key needs dtls-cert (--dtls-key)"),
+    ({"TOMADA_DTLS_CA": "ca.pem"}, [], "", "dtls-ca needs dtls-cert (TOMADA_DTLS_CA)"),
+    ({}, ["--dtls-cert", "none.pem"], "", "dtls-cert: "),
 ]
 
 

@@ -16,6 +16,8 @@ from tomada._asyncio.read_watch import ReadWatch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from tomada._asyncio.sessions import Sessions
+
 _logger = logging.getLogger("asyncio")
 
 PAUSE = 1e-3  # how long to wait for a full AF_UNIX peer before retrying, in seconds
@@ -49,6 +51,9 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
       :class:`OSError` whose ``datagram_error`` is the report. The error of a datagram that could
       not be sent to an address has one too. None of these errors closes the transport.
 
+    * ``"dtls"``: with ``dtls``, a function that returns the :class:`tomada.dtls.Session` with an
+      address, or with the only peer.
+
     A peer that asked one of several local addresses is answered from that address.
 
     Nothing limits how many datagrams wait while the socket's buffer is full. As with asyncio's own
@@ -70,6 +75,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         delivers: bool = True,
         restore: Callable[[], None] | None = None,
         gro: bool | None = None,
+        sessions: Sessions | None = None,
     ) -> None:
         super().__init__(extra)
         connection_made = protocol.connection_made  # fails before there is anything to close
@@ -101,6 +107,10 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             gro=gro,
         )
         self._restore = restore
+        self._sessions = sessions
+        self._read_ready: Callable[[], None] = core.read_ready
+        if sessions is not None:
+            self._read_ready = sessions.attach(self, core.read_ready)
         # Call the core directly, without a Python frame in between.
         self.sendto: Any = core.sendto
         try:
@@ -157,6 +167,8 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
                     return self._core.datagram() or default
                 if name == "errors":
                     return sock.errors()
+                if name == "dtls" and self._sessions is not None:
+                    return self._sessions.session
             except OSError:
                 if sock.fileno() != -1:
                     raise
@@ -192,7 +204,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
     def _watch(self) -> None:
         if self._context is None:
             self._context = contextvars.copy_context()
-        self._read_watch.start(self._context.run, self._core.read_ready)
+        self._read_watch.start(self._context.run, self._read_ready)
         if self._sock.pending:
             self._act("deliver")
 
@@ -314,6 +326,9 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
                 self._core.restore_options()
             self._restore()
             self._restore = None
+        if self._sessions is not None:
+            with contextlib.suppress(OSError):
+                self._sessions.close()
         sock.close()
         sock._decref_socketios()
         if self._shown is not sock:

@@ -28,6 +28,7 @@ HANDLER = "handler"
 WORKERS = "workers"
 SOCKET = "socket"
 GUARD = "guard"
+DTLS = "DTLS"
 OBSERVATION = "observation"
 DEVELOPMENT = "development"
 # Of options that exclude each other.
@@ -35,6 +36,7 @@ ONE_HANDLER, ONE_SOCKET = "handler", "socket"
 
 FUNCTION = text("a function, as MODULE:FUNCTION", "MODULE:FUNCTION")
 DIRECTORY = text("a directory", "DIR")
+PATH = text("a path", "FILE")
 
 
 def _parse_steering(given: str) -> Any:
@@ -74,7 +76,7 @@ OPTIONS = (
     ),
     Option(
         "config",
-        text("a path", "FILE"),
+        PATH,
         SOURCE,
         "read options from a TOML file",
         into="command",
@@ -269,6 +271,31 @@ OPTIONS = (
         into="guard",
     ),
     Option(
+        "dtls-cert",
+        PATH,
+        DTLS,
+        "encrypt, with this certificate chain (PEM)",
+        into="dtls",
+        parameter="certfile",
+    ),
+    Option(
+        "dtls-key",
+        PATH,
+        DTLS,
+        "the private key of the certificate (PEM)",
+        "that in --dtls-cert",
+        into="dtls",
+        parameter="keyfile",
+    ),
+    Option(
+        "dtls-ca",
+        PATH,
+        DTLS,
+        "require certificates from clients, of these issuers (PEM)",
+        into="dtls",
+        parameter="cafile",
+    ),
+    Option(
         "health",
         ADDRESS,
         OBSERVATION,
@@ -363,7 +390,7 @@ def as_markdown() -> str:
 
 def _lines() -> Iterator[str]:
     for section, options in groupby(OPTIONS, lambda option: option.section):
-        yield f"## {section.capitalize()}\n"
+        yield f"## {section[0].upper()}{section[1:]}\n"
         yield "| option | variable | meaning |"
         yield "|---|---|---|"
         for option in options:

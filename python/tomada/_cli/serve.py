@@ -34,6 +34,7 @@ from tomada._config import ConfigError, Settings, misspelled, resolve
 
 if TYPE_CHECKING:
     from tomada import Guard, Server
+    from tomada._core import DtlsContext
     from tomada.sinks import Sink
 
 EXAMPLES = """
@@ -163,6 +164,7 @@ class Service:
             _address(settings, options.pop("address", None)),
             self._handler(is_forking=is_forking),
             guard=_guard(settings),
+            dtls=_dtls(settings),
             **options,
         )
         server._is_forking = is_forking  # noqa: SLF001 - one worker can be replaced, too
@@ -283,6 +285,32 @@ def _guard(settings: Settings) -> Guard | None:
         names = [option.name for option in OPTIONS if option.target in options]
         sources = dict.fromkeys(map(settings.source, names))
         raise UsageError(f"{error} ({', '.join(sources)})") from None
+
+
+def _dtls(settings: Settings) -> DtlsContext | None:
+    options = settings.of(OPTIONS, "dtls")
+    if not options:
+        return None
+    for name in ("dtls-key", "dtls-ca"):
+        if settings.get(name) and not settings.get("dtls-cert"):
+            raise UsageError(f"{name} needs dtls-cert ({settings.source(name)})")
+    try:
+        from tomada import dtls
+    except ImportError as error:
+        raise UsageError(f"dtls-cert: {error} ({settings.source('dtls-cert')})") from None
+    context = dtls.Context(dtls.PROTOCOL_DTLS_SERVER)
+    certificate, issuers = options["certfile"], options.get("cafile")
+    try:
+        context.load_cert_chain(certificate, options.get("keyfile"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"dtls-cert: {error} ({settings.source('dtls-cert')})") from None
+    if issuers is not None:
+        try:
+            context.load_verify_locations(issuers)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"dtls-ca: {error} ({settings.source('dtls-ca')})") from None
+        context.verify_mode = dtls.CERT_REQUIRED
+    return context
 
 
 @contextlib.contextmanager

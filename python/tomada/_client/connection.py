@@ -9,6 +9,7 @@ from socket import AF_INET6, AF_UNIX, MSG_DONTWAIT, SOCK_DGRAM, SOCK_NONBLOCK
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from tomada import _core
 from tomada._client.exchange import is_refusal
 from tomada._client.ports import PORTS, late_for, unique_name
 from tomada._peer_errors import is_from_peer
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer
 
-    from tomada._core import Socket
+    from tomada._core import DtlsContext, DtlsEndpoint, Socket
 
     # A type checker takes tomada's class for the standard one.
     class socket(Socket, _std.socket): ...  # type: ignore[misc] # noqa: N801
@@ -67,7 +68,17 @@ class RefusedError(Exception):
 class Connection(socket):
     """A socket that is connected to the server and hands out nothing but the server's datagrams."""
 
-    __slots__ = ("_local", "_to", "number", "peer", "request_timeout", "used_at", "wait")
+    __slots__ = (
+        "_local",
+        "_sessions",
+        "_to",
+        "dtls",
+        "number",
+        "peer",
+        "request_timeout",
+        "used_at",
+        "wait",
+    )
 
     def __init__(
         self,
@@ -78,6 +89,9 @@ class Connection(socket):
     ) -> None:
         super().__init__(family, SOCK_DGRAM | SOCK_NONBLOCK)
         self._to = to
+        #: The context of the sessions with the server, and the name that it must have, if any.
+        self.dtls: tuple[DtlsContext, str | None] | None = None
+        self._sessions: DtlsEndpoint | None = None
         # The local address, without a port, where the port must not be one that is avoided.
         self._local = local
         #: When its last request was answered.
@@ -118,11 +132,17 @@ class Connection(socket):
     def close(self) -> None:
         """Close the socket, whose port may still get a late reply."""
         self.avoid()
-        super().close()
+        self._end()
 
     def close_at_rest(self, until: float) -> None:
         """Close the socket, whose port gets nothing any more after a moment."""
         self.avoid(until)
+        self._end()
+
+    def _end(self) -> None:
+        if self._sessions is not None:
+            with contextlib.suppress(OSError):  # closed already
+                self._sessions.close()
         super().close()
 
     def ask(self, data: ReadableBuffer, until: float) -> None:
@@ -144,8 +164,10 @@ class Connection(socket):
                     return
                 # A refusal is about an earlier datagram, and this one was not sent. A server of
                 # AF_UNIX may also have made way for another one, by the same name.
-            self.reconnect()
-            self.empty()  # from now on, the kernel drops datagrams from other addresses
+            if not self._is_securing():
+                self.reconnect()
+                self.empty()  # from now on, the kernel drops datagrams from other addresses
+            self._secure(until)
             self.wait_until(until)
             self._send_after_reports(data)
         except OSError as error:
@@ -179,6 +201,7 @@ class Connection(socket):
                 if is_unrouted and self.family != AF_UNIX:
                     self._leave()
                 self.reconnect()
+                self._secure(monotonic() + self.request_timeout)
             except OSError as error:
                 return failed + [(index, error) for index in again]
             second = self._send_many_after_reports([requests[index] for index in again])
@@ -217,6 +240,24 @@ class Connection(socket):
         self.peer = None
         self.connect(self._to)
         self.peer = self.getpeername()
+        if self.dtls is not None:
+            context, name = self.dtls
+            self._sessions = _core.DtlsEndpoint(
+                context, self, server_hostname=name, reports_end=True
+            )
+            self._sessions.begin()
+
+    def _is_securing(self) -> bool:
+        """Say whether a handshake is under way, which an earlier attempt has begun."""
+        try:
+            return self._sessions is not None and self._sessions.status() is None
+        except OSError:
+            return False  # it has failed
+
+    def _secure(self, until: float) -> None:
+        """Wait up to a moment until there is a session with the server, if there is to be one."""
+        if self._sessions is not None:
+            self._sessions.handshake(max(until - monotonic(), 1e-6))
 
     def _leave(self) -> None:
         """Give up the local address, as this machine may not have it any longer."""

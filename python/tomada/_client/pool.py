@@ -104,6 +104,7 @@ class Pool:
     ``request_timeout`` before the connection is given back.
 
     :param local: The local address of the connections, without a port. By default, any.
+    :param is_secured: Whether a new connection needs a handshake before it can send a request.
     """
 
     def __init__(  # noqa: PLR0913 - all of it is said by a client
@@ -115,6 +116,7 @@ class Pool:
         tells_apart: bool,
         prepare: Callable[[Connection], None],
         local: tuple[Any, ...] | None = None,
+        is_secured: bool = False,
     ) -> None:
         self._family = family
         self._address = address
@@ -131,6 +133,7 @@ class Pool:
         #: How many others rest at least when one is used that has not rested for the timeout.
         self.few = LEAST_IDLE - 1 if self.rests else 0
         self._prepare = prepare
+        self._is_secured = is_secured
         # With a match, late replies do no harm, and the kernel chooses the port.
         self._local = (local or _ANY[family]) if self.rests else None
         #: The estimate for the server.
@@ -179,8 +182,11 @@ class Pool:
     def take_new(self) -> Connection | None:
         """Return a new connection that is connected, with an empty queue, or nothing if it fails.
 
-        Another attempt then says why.
+        Another attempt then says why. Nor is there one if it needs a handshake first, which
+        :meth:`Connection.ask` makes.
         """
+        if self._is_secured:
+            return None
         self._unused = min(self._unused, len(self.idle))
         try:
             connection = self._open()

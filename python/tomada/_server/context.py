@@ -48,6 +48,8 @@ class Context:
     access_log: int = 0
     http: HealthServer | None = None
     cores: list[_core.ServerCore] = field(default_factory=list)
+    dtls: _core.DtlsContext | None = None
+    endpoints: list[_core.DtlsEndpoint] = field(default_factory=list)
     # The process that started the server; in a worker, the worker's and its supervisor's.
     owner: int = field(default_factory=os.getpid)
     worker: int = 0
@@ -71,6 +73,8 @@ class Context:
 
     def _add(self, worker: int, handler: Callable[..., Any]) -> _core.ServerCore:
         sock: Any = self.listeners.of(worker)
+        if self.dtls is not None:
+            self.endpoints.append(_core.DtlsEndpoint(self.dtls, sock))
         if self.access_log:
             handler = sampled(handler, self.takes, self.access_log)
         core = _core.ServerCore(sock, handler, self.takes, self.counters, worker, Reports(sock))

@@ -166,6 +166,8 @@ class EventLoopWorker:
             planned.cancel()  # or each turn would receive once more than the last
         try:
             result = self._core.receive_once()
+            if self._context.dtls is not None:
+                self._set_session_timer()
         except BaseException as error:  # noqa: BLE001 - it is raised at the end
             self._fail(error)
             return
@@ -209,6 +211,20 @@ class EventLoopWorker:
         if self._core.is_stopping and not self._is_stopping:
             self._take_stop()
         self._call_later("tick", TICK, self._tick)
+
+    def _set_session_timer(self) -> None:
+        """Have messages of handshakes retransmitted, which a receive may have sent."""
+        due = self._core.tick_sessions()
+        timer = self._timers.get("sessions")
+        if due is not None and (timer is None or timer.when() > self._loop.time() + due):
+            self._call_later("sessions", due, self._on_session_timer)
+
+    def _on_session_timer(self) -> None:
+        del self._timers["sessions"]
+        try:
+            self._set_session_timer()
+        except BaseException as error:  # noqa: BLE001 - it is raised at the end
+            self._fail(error)
 
     def _take_stop(self) -> None:
         """Set the end of draining, and continue with receiving what is left."""

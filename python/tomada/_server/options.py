@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer
 
-    from tomada._core import Datagram, Guard
+    from tomada._core import Datagram, DtlsContext, Guard
     from tomada._server.steering import Steering
     from tomada.server import Server
 
@@ -63,6 +63,7 @@ class ServerOptions(TypedDict, total=False):
     guard: Guard | None
     proxy: Sequence[Any]
     proxy_flows: float | None
+    dtls: DtlsContext | None
     sock: Any
     fd: int | None
 

@@ -2,6 +2,8 @@
 
 use std::io;
 
+#[cfg(feature = "dtls")]
+use super::Received;
 use super::{Filled, Part, RecvRing};
 use crate::net::guard::{Arrival, Guard};
 use crate::net::proxy_protocol::{Proxies, Refusal};
@@ -99,5 +101,34 @@ impl RecvRing {
             }
         }
         refused
+    }
+
+    /// Replaces each message of the last receive by what `rewrite` makes of it, and drops it if that
+    /// is nothing. `rewrite` gets the message as one piece, and the length of its datagrams; it puts
+    /// what replaces them, which must not be longer, into the vector. Each message must be one part,
+    /// as it is without proxies.
+    #[cfg(feature = "dtls")]
+    pub(in crate::net) fn rewrite(
+        &mut self,
+        filled: &mut Filled,
+        mut rewrite: impl FnMut(Received<'_>, usize, &mut Vec<u8>) -> Option<Split>,
+    ) {
+        let Filled { messages, is_full, .. } = *filled;
+        *filled = Filled { messages, is_full, ..Filled::default() };
+        let mut new = Vec::new();
+        let mut splits = std::mem::take(&mut self.splits);
+        splits.retain_mut(|part| {
+            let (slot, whole) = (part.slot, part.split.start()..part.split.end());
+            let Ok(payload) = self.messages.copy_payload(slot, whole) else { return false };
+            new.clear();
+            let received = self.received(part, &payload);
+            let rewritten = rewrite(received, part.split.segment(), &mut new);
+            self.messages.replace_payload(slot, &new);
+            let Some(rewritten) = rewritten else { return false };
+            part.split = rewritten;
+            filled.count(rewritten, self.is_truncated(slot));
+            true
+        });
+        self.splits = splits;
     }
 }

@@ -182,6 +182,28 @@ impl<'a> SendQueue<'a> {
         next.is_some_and(|datagram| std::mem::replace(&mut datagram.source, NONE) != NONE)
     }
 
+    /// The next datagrams, up to a number: each with its destination, if it has its own, and its
+    /// source.
+    #[cfg(feature = "dtls")]
+    pub(super) fn next_datagrams(
+        &self,
+        most: usize,
+    ) -> impl Iterator<Item = (SendSlice<'a>, Option<&Address>, Option<Source>)> {
+        let QueuedDatagrams { list, addresses, sources } = &self.datagrams;
+        list[self.next..].iter().take(most).map(|datagram| {
+            let source = sources.get(datagram.source as usize);
+            (datagram.payload, addresses.get(datagram.to as usize), source.copied())
+        })
+    }
+
+    /// Counts as many datagrams as sent, and as failed, as another queue has that stands for the next
+    /// ones of this.
+    #[cfg(feature = "dtls")]
+    pub(super) fn advance_as(&mut self, other: &SendQueue<'_>) {
+        self.next += other.next;
+        self.failed = other.failed;
+    }
+
     /// Removes all datagrams.
     pub fn clear(&mut self) {
         self.datagrams.list.clear();

@@ -145,6 +145,10 @@ impl Socket {
 
     /// Whether a receive goes through the backlog.
     pub(super) fn splits(&self, flags: c_int) -> bool {
+        #[cfg(feature = "dtls")]
+        if self.has_dtls() {
+            return flags & libc::MSG_ERRQUEUE == 0;
+        }
         let goes = self.may_be_coalesced() || self.proxies().is_some() || self.backlog_len() > 0;
         goes && flags & libc::MSG_ERRQUEUE == 0
     }

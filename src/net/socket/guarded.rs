@@ -146,7 +146,14 @@ impl Socket {
         if guard.is_some() {
             ring.prepare_to_screen()?;
         }
-        let mut filled = ring.receive(fd, count, flags, self.is_ip())?;
+        let mut filled = match ring.receive(fd, count, flags, self.is_ip()) {
+            Err(error) => {
+                #[cfg(feature = "dtls")]
+                self.end_of_session()?;
+                return Err(error);
+            }
+            Ok(filled) => filled,
+        };
         if let Some(proxies) = self.proxies.get() {
             let refused = ring.remove_headers(proxies, &mut filled);
             self.counters().count_unproxied(refused.untrusted, refused.malformed);
@@ -158,6 +165,8 @@ impl Socket {
                 self.counters().count_refused(refused);
             }
         }
+        #[cfg(feature = "dtls")]
+        self.open_records(fd, ring, &mut filled);
         Ok(filled)
     }
 

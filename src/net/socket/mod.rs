@@ -4,6 +4,8 @@
 
 mod backlog;
 mod drops;
+#[cfg(feature = "dtls")]
+mod dtls;
 pub mod error_queue;
 mod gro;
 mod guarded;
@@ -13,6 +15,8 @@ mod recv;
 mod recv_cursor;
 mod send;
 mod wait;
+#[cfg(not(feature = "dtls"))]
+mod without_dtls;
 
 pub use drops::Drops;
 pub use gro::GroOnDemand;
@@ -29,6 +33,8 @@ use std::time::Duration;
 
 use self::backlog::Backlog;
 use self::drops::DropCounter;
+#[cfg(feature = "dtls")]
+use self::dtls::Secured;
 use self::error_queue::ErrorQueue;
 use self::gro::Gro;
 use self::guarded::Watch;
@@ -64,6 +70,8 @@ pub struct Socket {
     accepting: ForkTryMutex<Accepting>,
     watch: Watch,
     proxies: OnceLock<Proxies>,
+    #[cfg(feature = "dtls")]
+    secured: Secured,
     /// Options that the user has set, so the library must not change them.
     set_by_user: Mutex<Vec<(c_int, c_int)>>,
     /// Options that were changed without an explicit request by the user.
@@ -152,6 +160,8 @@ impl Socket {
             accepting: ForkTryMutex::new(Accepting),
             watch: Watch::default(),
             proxies: OnceLock::new(),
+            #[cfg(feature = "dtls")]
+            secured: Secured::default(),
             set_by_user: Mutex::default(),
             holds: ForkMutex::default(),
             tells_metadata: AtomicBool::new(false),

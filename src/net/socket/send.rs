@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Socket;
+#[cfg(feature = "dtls")]
+use super::dtls::send_record;
 use crate::net::address::Address;
 use crate::net::guard::Guard;
 use crate::net::proxy_protocol::Proxies;
@@ -22,6 +24,12 @@ impl Socket {
         to: Option<&Address>,
         flags: c_int,
     ) -> io::Result<usize> {
+        #[cfg(feature = "dtls")]
+        if let Some(endpoint) = self.dtls() {
+            return send_record(&endpoint, &[memory], to, |record| {
+                self.send_one(to, record.len(), flags, || sys::send_to(fd, record, to, flags))
+            });
+        }
         self.send_one(to, memory.len(), flags, || sys::send_to(fd, memory, to, flags))
     }
 
@@ -34,6 +42,14 @@ impl Socket {
         control: &[u8],
         flags: c_int,
     ) -> io::Result<usize> {
+        #[cfg(feature = "dtls")]
+        if let Some(endpoint) = self.dtls() {
+            return send_record(&endpoint, memory, to, |record| {
+                self.send_one(to, record.len(), flags, || {
+                    sys::send_message(fd, &[record], to, control, flags)
+                })
+            });
+        }
         let len = memory.iter().map(SendSlice::len).sum();
         self.send_one(to, len, flags, || sys::send_message(fd, memory, to, control, flags))
     }
@@ -64,6 +80,20 @@ impl Socket {
     /// Sends as many of a queue's datagrams as one call can, without waiting: at least one, or it
     /// fails. An error is about the next [`SendQueue::failed`] datagrams.
     pub fn send_queue(
+        &self,
+        fd: BorrowedFd<'_>,
+        queue: &mut SendQueue<'_>,
+        flags: c_int,
+    ) -> io::Result<Sent> {
+        #[cfg(feature = "dtls")]
+        if let Some(endpoint) = self.dtls() {
+            return self.send_sealed(&endpoint, fd, queue, flags);
+        }
+        self.send_plain(fd, queue, flags)
+    }
+
+    /// As [`send_queue`](Self::send_queue), of datagrams that are as the peers expect them.
+    pub(super) fn send_plain(
         &self,
         fd: BorrowedFd<'_>,
         queue: &mut SendQueue<'_>,

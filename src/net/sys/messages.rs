@@ -157,6 +157,17 @@ impl RecvMessages {
         }
     }
 
+    /// Overwrites a slot's message with a shorter one.
+    #[cfg(feature = "dtls")]
+    pub(in crate::net) fn replace_payload(&mut self, slot: usize, payload: &[u8]) {
+        let old_len = self.message(slot).len;
+        let start = self.address_of(slot, &(0..payload.len()));
+        // SAFETY: they are within the slot, and no reference to them exists.
+        unsafe { ptr::copy_nonoverlapping(payload.as_ptr(), start, payload.len()) };
+        self.headers[slot].msg_len = payload.len() as _;
+        self.hide_payload(slot, payload.len()..old_len.max(payload.len()));
+    }
+
     #[inline]
     fn address_of(&self, slot: usize, range: &Range<usize>) -> *mut u8 {
         assert!(slot < self.slots() && range.start <= range.end && range.end <= self.slot_len);

@@ -22,6 +22,8 @@ mod fork;
 mod memory;
 mod messages;
 mod names;
+#[cfg(feature = "dtls")]
+pub(super) mod openssl;
 mod process;
 mod single;
 mod slices;

@@ -65,6 +65,19 @@ impl<'a> SendSlice<'a> {
         is_adjacent
     }
 
+    /// A copy of the bytes. Another thread that changes them meanwhile garbles it.
+    #[cfg(feature = "dtls")]
+    pub(in crate::net) fn to_vec(self) -> std::io::Result<Vec<u8>> {
+        let mut copy = super::with_room(self.len(), "a copy of a datagram")?;
+        // SAFETY: the memory is readable, and the copy has room for it.
+        unsafe {
+            let start = self.iovec.iov_base.cast::<u8>();
+            std::ptr::copy_nonoverlapping(start, copy.as_mut_ptr(), self.len());
+            copy.set_len(self.len());
+        }
+        Ok(copy)
+    }
+
     /// Whether there are no bytes. An empty datagram is still a datagram.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -276,9 +276,13 @@ impl ServerCore {
         let socket = sink.socket;
         let mut attempt =
             || socket.with(|fd| self.receive_now(socket, fd, cursor, messages, of_peer));
-        let stays = sink.attached() < SWITCH;
-        let received = if stays && self.state() == RUNNING && socket.is_in_lull() {
-            Err(io::ErrorKind::WouldBlock.into()) // probably
+        let due = socket.tick_dtls();
+        // Decrypting takes longer than handing the GIL over: it happens in the wait below.
+        let decrypts = socket.has_dtls();
+        let stays = sink.attached() < SWITCH || decrypts;
+        let is_empty = stays && self.state() == RUNNING && socket.is_in_lull(); // probably
+        let received = if decrypts || is_empty {
+            Err(io::ErrorKind::WouldBlock.into())
         } else if stays {
             attempt()
         } else {
@@ -307,6 +311,7 @@ impl ServerCore {
             RUNNING => TICK,
             _ => SETTLE,
         };
+        let patience = due.map_or(patience, |due| due.min(patience));
         let waited = sink.detach(|| {
             waiting.run(Interest::Read, Deadline::after(patience), spin, |fd, _| {
                 if self.state() != state {
@@ -341,6 +346,7 @@ impl ServerCore {
     ) -> Result<usize> {
         let (socket, slots) = (sink.socket, cursor.slots());
         self.flush_last(py, socket)?;
+        py.detach(|| socket.close_dtls());
         let mut left = sink.discard(cursor);
         let until = Instant::now() + COUNTING;
         while self.is_overdue() && self.is_last.load(Ordering::Relaxed) && Instant::now() < until {

@@ -250,6 +250,12 @@ impl ServerCore {
         Ok(self.report_queued_errors(py, socket, None)?)
     }
 
+    /// Retransmit what handshakes wait for; return the seconds until this must be called again.
+    fn tick_sessions(&self, py: Python<'_>) -> Result<Option<f64>> {
+        let socket = self.socket.bind(py).get().socket()?;
+        Ok(py.detach(|| socket.tick_dtls()).map(|due| due.as_secs_f64()))
+    }
+
     /// Cancel the tasks under way.
     fn cancel_tasks(&self, py: Python<'_>) -> Result<()> {
         if let Some(tasks) = self.tasks.get() {

@@ -10,6 +10,8 @@ use super::Socket;
 use crate::net::{Address, AddressKind, Meta, Received};
 use crate::python::audit;
 use crate::python::buffer::{Readable, text_of};
+#[cfg(feature = "dtls")]
+use crate::python::dtls::DtlsSession;
 use crate::python::error::Result;
 
 /// A received datagram.
@@ -103,6 +105,14 @@ impl Datagram {
     #[getter]
     fn kernel_drops(&self) -> u32 {
         self.meta.drops.unwrap_or(0) // the kernel omits a zero
+    }
+
+    /// The DTLS session that it came through, or None.
+    #[cfg(feature = "dtls")]
+    #[getter]
+    fn session(&self, py: Python<'_>) -> Result<Option<DtlsSession>> {
+        let endpoint = self.socket.bind(py).get().socket()?.dtls();
+        Ok(endpoint.and_then(|endpoint| DtlsSession::find(endpoint, Some(self.from))))
     }
 
     /// Send a reply from the address that the datagram was sent to, and return its length.

@@ -1,0 +1,176 @@
+"""The DTLS sessions of a datagram transport."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from socket import dup
+from typing import TYPE_CHECKING, Any
+
+from tomada import _core
+from tomada.socket import socket
+
+if TYPE_CHECKING:
+    import socket as _std
+    from collections.abc import Callable
+
+    from tomada._core import DtlsContext, DtlsEndpoint
+
+
+async def connect(
+    loop: asyncio.AbstractEventLoop,
+    sock: _std.socket,
+    context: DtlsContext,
+    server_hostname: str | None,
+) -> DtlsEndpoint:
+    """Begin a session with the server that a socket is connected to; return it when it is complete.
+
+    :raises OSError: The handshake failed; the text says why.
+    """
+    # An object of our own, on a duplicate: the transport takes the session over from it.
+    ours: Any = socket(sock.family, sock.type, sock.proto, dup(sock.fileno()))
+    try:
+        ours.setblocking(False)
+        endpoint = _core.DtlsEndpoint(
+            context, ours, server_hostname=server_hostname, keeps_events=True
+        )
+        endpoint.begin()
+        await _complete(loop, ours, endpoint)
+    finally:
+        ours.close()
+    return endpoint
+
+
+async def _complete(loop: asyncio.AbstractEventLoop, sock: Any, endpoint: DtlsEndpoint) -> None:
+    done = loop.create_future()
+    timer: asyncio.TimerHandle | None = None
+
+    def step() -> None:
+        nonlocal timer
+        if timer is not None:
+            timer.cancel()
+        if done.done():
+            return
+        try:
+            endpoint.handshake(0)
+        except BlockingIOError:
+            timer = loop.call_later(endpoint.tick() or 0, step)
+        except OSError as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    # A descriptor of its own: the loop may watch the other one later.
+    fd = os.dup(sock.fileno())
+    loop.add_reader(fd, step)
+    try:
+        step()
+        await done
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
+        if timer is not None:
+            timer.cancel()
+
+
+class Sessions:
+    """Keeps the sessions of a transport going, and tells its protocol of them.
+
+    :param sock: The transport's socket.
+    :param context: The settings of sessions that peers begin.
+    :param connected: The session of a connected socket, which takes the place of both.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: _core.Socket,
+        context: DtlsContext,
+        connected: DtlsEndpoint | None = None,
+    ) -> None:
+        self._loop = loop
+        if connected is None:
+            self._endpoint = _core.DtlsEndpoint(context, sock, keeps_events=True)
+        else:
+            self._endpoint = connected.move(sock)
+        self._has_one_peer = connected is not None
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport: Any = None
+        self._deliver: Callable[[], None] = lambda: None
+
+    def attach(self, transport: Any, deliver: Callable[[], None]) -> Callable[[], None]:
+        """Return what a transport calls when its socket is readable, in place of ``deliver``."""
+        self._transport, self._deliver = transport, deliver
+        return self._read_ready
+
+    def _read_ready(self) -> None:
+        if hasattr(type(self._transport.get_protocol()), "session_established"):
+            # Peers may send data together with the end of their handshake: it waits until the
+            # protocol knows of the session.
+            self._endpoint.pump()
+            self._tell()
+        self._deliver()
+        self._tell()
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        due = self._endpoint.tick()
+        if due is None or self._transport.is_closing():
+            return
+        when = self._loop.time() + due
+        if self._timer is not None and not self._timer.cancelled():
+            if self._timer.when() <= when:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if not self._transport.is_closing():
+            self._set_timer()
+            self._tell()
+
+    def _tell(self) -> None:
+        """Call the protocol's methods for what has happened, if its type has them."""
+        for what, address, error in self._endpoint.events():
+            if what == "failed":
+                continue
+            protocol = self._transport.get_protocol()
+            if what == "established":
+                self._call(protocol, "session_established", address, self.session(address))
+            else:
+                self._call(protocol, "session_lost", address, error)
+                if self._has_one_peer:
+                    self._transport.close()
+
+    def _call(self, protocol: Any, name: str, *args: Any) -> None:
+        method = getattr(type(protocol), name, None)
+        if method is None:
+            return
+        try:
+            method(protocol, *args)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001 - as for all callbacks of the loop
+            self._loop.call_exception_handler(
+                {
+                    "message": f"protocol.{name}() failed",
+                    "exception": error,
+                    "transport": self._transport,
+                    "protocol": protocol,
+                }
+            )
+
+    def session(self, address: Any = None) -> Any:
+        """Return the session with a peer, or with the only one, or ``None``."""
+        return self._endpoint.session(address)
+
+    def stats(self) -> dict[str, int]:
+        """Return the counters."""
+        return self._endpoint.stats()
+
+    def close(self) -> None:
+        """End all sessions, and tell the peers."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._endpoint.close_all()

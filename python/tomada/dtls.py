@@ -1,0 +1,357 @@
+"""DTLS: encryption for datagrams, with the interface of the :mod:`ssl` module.
+
+A :class:`Context` has certificates and keys. Give it as ``dtls=`` to a server, a client or an
+endpoint, or wrap a connected socket with :func:`wrap_socket`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import socket as _std
+from socket import AF_INET, AF_INET6, SOCK_DGRAM
+from typing import Any, Self
+
+from tomada import _core
+from tomada._dtls_errors import (
+    DTLSCertVerificationError,
+    DTLSError,
+    DTLSTimeoutError,
+    DTLSWantReadError,
+    DTLSZeroReturnError,
+)
+from tomada.socket import socket
+
+if not hasattr(_core, "DtlsContext"):
+    _MESSAGE = (
+        "this build of tomada does not include DTLS: it was built with TOMADA_DTLS=no; "
+        "install a wheel, or build it again without that setting"
+    )
+    raise ImportError(_MESSAGE, name="tomada.dtls")
+
+from tomada._core import OPENSSL_VERSION, OPENSSL_VERSION_NUMBER, DtlsContext, DtlsEndpoint
+from tomada._core import DtlsSession as Session
+
+__all__ = [
+    "CERT_NONE",
+    "CERT_OPTIONAL",
+    "CERT_REQUIRED",
+    "OPENSSL_VERSION",
+    "OPENSSL_VERSION_NUMBER",
+    "PROTOCOL_DTLS_CLIENT",
+    "PROTOCOL_DTLS_SERVER",
+    "Context",
+    "DTLSCertVerificationError",
+    "DTLSError",
+    "DTLSSocket",
+    "DTLSTimeoutError",
+    "DTLSVersion",
+    "DTLSWantReadError",
+    "DTLSZeroReturnError",
+    "Protocol",
+    "Session",
+    "VerifyMode",
+    "create_default_context",
+    "wrap_socket",
+]
+
+
+class Protocol(enum.IntEnum):
+    """Which side of a session a context is for."""
+
+    PROTOCOL_DTLS_CLIENT = 1
+    PROTOCOL_DTLS_SERVER = 2
+
+
+class VerifyMode(enum.IntEnum):
+    """Whether the peer's certificate is verified. The numbers are those of :mod:`ssl`."""
+
+    CERT_NONE = 0
+    CERT_OPTIONAL = 1
+    CERT_REQUIRED = 2
+
+
+class DTLSVersion(enum.IntEnum):
+    """A version of the protocol, by its number in records."""
+
+    DTLSv1 = 0xFEFF
+    DTLSv1_2 = 0xFEFD
+
+
+PROTOCOL_DTLS_CLIENT = Protocol.PROTOCOL_DTLS_CLIENT
+PROTOCOL_DTLS_SERVER = Protocol.PROTOCOL_DTLS_SERVER
+CERT_NONE = VerifyMode.CERT_NONE
+CERT_OPTIONAL = VerifyMode.CERT_OPTIONAL
+CERT_REQUIRED = VerifyMode.CERT_REQUIRED
+
+
+class Context(DtlsContext):
+    """Certificates, keys and rules, for many sessions.
+
+    ``Context(PROTOCOL_DTLS_CLIENT)`` verifies the server's certificate and its host name;
+    ``Context(PROTOCOL_DTLS_SERVER)`` does not ask clients for a certificate. Changes apply to
+    sessions that begin later. A context may be used by several threads and sockets.
+
+    :param protocol: Which side the context is for.
+    """
+
+    __slots__ = ("protocol",)
+
+    protocol: Protocol
+
+    def __new__(cls, protocol: Protocol) -> Self:
+        """Create a context."""
+        protocol = Protocol(protocol)
+        self = super().__new__(cls, protocol is PROTOCOL_DTLS_SERVER)
+        self.protocol = protocol
+        return self
+
+    @property
+    def verify_mode(self) -> VerifyMode:
+        """Whether the peer's certificate is verified.
+
+        By default, a client requires a certificate, and a server does not ask for one.
+
+        :raises ValueError: ``CERT_NONE`` is set while ``check_hostname`` is true.
+        """
+        return VerifyMode(self._verify)
+
+    @verify_mode.setter
+    def verify_mode(self, mode: VerifyMode) -> None:
+        self._verify = VerifyMode(mode)
+
+    @property
+    def minimum_version(self) -> DTLSVersion:
+        """The oldest version that is acceptable: DTLS 1.2 by default.
+
+        :raises ValueError: It is set to one newer than ``maximum_version``.
+        """
+        return DTLSVersion(self._minimum)
+
+    @minimum_version.setter
+    def minimum_version(self, version: DTLSVersion) -> None:
+        self._minimum = DTLSVersion(version)
+
+    @property
+    def maximum_version(self) -> DTLSVersion:
+        """The newest version that is acceptable: DTLS 1.2 by default.
+
+        :raises ValueError: It is set to one older than ``minimum_version``.
+        """
+        return DTLSVersion(self._maximum)
+
+    @maximum_version.setter
+    def maximum_version(self, version: DTLSVersion) -> None:
+        self._maximum = DTLSVersion(version)
+
+    def load_default_certs(self) -> None:
+        """Trust the certificates that the system trusts."""
+        self.set_default_verify_paths()
+
+    def wrap_socket(
+        self,
+        sock: _std.socket,
+        server_side: bool = False,
+        do_handshake_on_connect: bool = True,
+        server_hostname: str | None = None,
+    ) -> DTLSSocket:
+        """Return a socket whose datagrams are encrypted: see :func:`tomada.dtls.wrap_socket`."""
+        return wrap_socket(
+            sock,
+            self,
+            server_side=server_side,
+            do_handshake_on_connect=do_handshake_on_connect,
+            server_hostname=server_hostname,
+        )
+
+
+def create_default_context(
+    protocol: Protocol = PROTOCOL_DTLS_CLIENT,
+    *,
+    cafile: str | os.PathLike[str] | None = None,
+    capath: str | os.PathLike[str] | None = None,
+    cadata: str | bytes | None = None,
+) -> Context:
+    """Return a context with safe settings.
+
+    A client's context verifies the server's certificate and its host name, by the given
+    certificates or, by default, by those that the system trusts.
+
+    :param protocol: Which side the context is for.
+    :param cafile: A PEM file with certificates to trust.
+    :param capath: A directory of such files.
+    :param cadata: Such certificates, in PEM or DER.
+    :raises OSError: A file cannot be read.
+    """
+    context = Context(protocol)
+    if cafile is not None or capath is not None or cadata is not None:
+        context.load_verify_locations(cafile, capath, cadata)
+    elif context.verify_mode is not CERT_NONE:
+        context.load_default_certs()
+    return context
+
+
+class DTLSSocket(socket):
+    """A connected datagram socket with a session.
+
+    It has the methods of :class:`tomada.socket.socket`. It encrypts the
+    datagrams that it sends, and receives only from the peer of the session. After the peer has
+    ended the session, ``recv`` returns ``b""``.
+
+    Create it with :func:`wrap_socket`.
+    """
+
+    __module__ = "tomada.dtls"
+    __slots__ = ("_endpoint", "context", "server_hostname", "server_side")
+
+    context: Context
+    server_side: bool
+    server_hostname: str | None
+
+    def __init__(
+        self,
+        family: int = -1,
+        type: int = -1,
+        proto: int = -1,
+        fileno: int | None = None,
+    ) -> None:
+        super().__init__(family, type, proto, fileno)
+        self._endpoint: DtlsEndpoint | None = None
+
+    def _attach(self, context: Context, server_side: bool, server_hostname: str | None) -> None:
+        self._endpoint = DtlsEndpoint(
+            context, self, server_hostname=server_hostname, reports_end=True
+        )
+        self.context = context
+        self.server_side = server_side
+        self.server_hostname = server_hostname
+        if not server_side:
+            self._endpoint.begin()
+
+    def _session(self) -> Session | None:
+        return None if self._endpoint is None else self._endpoint.session()
+
+    def do_handshake(self) -> None:
+        """Wait until the session is complete.
+
+        The socket's timeout limits the wait. A handshake that fails cannot be repeated.
+
+        :raises DTLSWantReadError: The socket does not wait. Call this again when it is readable,
+            and after :meth:`handshake_timeout` seconds.
+        :raises DTLSCertVerificationError: The peer's certificate was not accepted.
+        :raises DTLSError: The handshake failed.
+        :raises TimeoutError: The peer did not answer in time.
+        :raises ConnectionRefusedError: There is no server.
+        """
+        if self._endpoint is None:
+            message = "the socket has no session: use wrap_socket()"
+            raise ValueError(message)
+        self._endpoint.handshake(self.gettimeout())
+
+    def handshake_timeout(self) -> float | None:
+        """Return in how many seconds a non-blocking handshake must be continued, or ``None``.
+
+        Also sends again what the peer has not answered in time.
+        """
+        return None if self._endpoint is None else self._endpoint.tick()
+
+    def unwrap(self) -> socket:
+        """End the session, tell the peer, and return a socket without encryption.
+
+        This object is closed. The returned one has its descriptor.
+        """
+        if self._endpoint is not None:
+            self._endpoint.close()
+        timeout = self.gettimeout()
+        plain = socket(self.family, self.type, self.proto, self.detach())
+        plain.settimeout(timeout)
+        return plain
+
+    def close(self) -> None:
+        """End the session, tell the peer, and close the socket."""
+        if self._endpoint is not None and self._io_refs <= 0:
+            with contextlib.suppress(OSError):
+                self._endpoint.close()
+        super().close()
+
+    def version(self) -> str | None:
+        """Return the version, such as ``"DTLSv1.2"``, or ``None`` if there is no session yet."""
+        session = self._session()
+        return None if session is None else session.version()
+
+    def cipher(self) -> tuple[str, str, int] | None:
+        """Return the cipher's name, its version and its strength in bits, or ``None``."""
+        session = self._session()
+        return None if session is None else session.cipher()
+
+    def getpeercert(self, binary_form: bool = False) -> dict[str, Any] | bytes | None:
+        """Return the peer's certificate, or ``None`` if it has not sent one.
+
+        :param binary_form: Return it in DER, even if it was not verified. Otherwise the result is a
+            dict as :meth:`ssl.SSLSocket.getpeercert` returns it; it is empty if the certificate was
+            not verified.
+        :raises ValueError: The handshake is not complete.
+        """
+        session = self._session()
+        if session is None:
+            message = "handshake not done yet"
+            raise ValueError(message)
+        return session.getpeercert(binary_form)
+
+    def selected_alpn_protocol(self) -> str | None:
+        """Return the application protocol that both sides support, or ``None``."""
+        session = self._session()
+        return None if session is None else session.selected_alpn_protocol()
+
+    @property
+    def session(self) -> Session | None:
+        """The session, or ``None`` if the handshake is not complete."""
+        return self._session()
+
+
+def wrap_socket(
+    sock: _std.socket,
+    context: Context,
+    *,
+    server_side: bool = False,
+    do_handshake_on_connect: bool = True,
+    server_hostname: str | None = None,
+) -> DTLSSocket:
+    """Return a socket whose datagrams are encrypted, in place of a connected one.
+
+    As with :meth:`ssl.SSLContext.wrap_socket`, the given socket is detached: the result has its
+    descriptor.
+
+    :param sock: A datagram socket of IP that is connected to the peer.
+    :param context: The settings, of the side that ``server_side`` says.
+    :param server_side: Whether the peer begins the session.
+    :param do_handshake_on_connect: Whether to complete the session before this returns. The
+        socket's timeout limits how long that takes. A socket that does not wait needs ``False``.
+    :param server_hostname: The name, or the address, that the server's certificate must be for.
+    :raises DTLSError: As :meth:`DTLSSocket.do_handshake`. The socket is closed.
+    :raises ValueError: The socket is not connected, or the context is of the other side.
+    """
+    context._prepare(server_side)  # noqa: SLF001 - these modules are one
+    if sock.family not in {AF_INET, AF_INET6} or sock.type != SOCK_DGRAM:
+        message = "DTLS needs a datagram socket of AF_INET or AF_INET6"
+        raise ValueError(message)
+    timeout = sock.gettimeout()
+    if do_handshake_on_connect and timeout == 0:
+        message = "do_handshake_on_connect should not be specified for non-blocking sockets"
+        raise ValueError(message)
+    try:
+        sock.getpeername()
+    except OSError:
+        message = "wrap_socket() needs a connected socket: call connect() first"
+        raise ValueError(message) from None
+    wrapped = DTLSSocket(sock.family, sock.type, sock.proto, sock.detach())
+    try:
+        wrapped.settimeout(timeout)
+        wrapped._attach(context, server_side, server_hostname)  # noqa: SLF001 - as above
+        if do_handshake_on_connect:
+            wrapped.do_handshake()
+    except BaseException:
+        wrapped.close()
+        raise
+    return wrapped

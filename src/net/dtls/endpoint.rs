@@ -1,0 +1,490 @@
+//! All sessions of one socket: what arrives is opened, and what is sent is sealed.
+//!
+//! It does no input or output of its own. The sessions put the datagrams that they want to send into
+//! an [`Outbox`].
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use openssl::ssl::SslRef;
+
+use super::context::{Built, Context};
+use super::cookie::Cookies;
+use super::endpoint_counts::{EndpointCounters, EndpointCounts, count};
+use super::failure::{SessionError, SessionErrorKind};
+use super::hello::{ClientHello, FirstRecord};
+use super::outbox::Outbox;
+use super::packets::Packets;
+use super::session::{Progress, Session, SessionScratch};
+use super::session_table::{Link, SessionTable, TableLimits};
+use super::settings::{ContextError, Role, Settings};
+use crate::net::address::Address;
+use crate::net::fork_mutex::{ForkMutex, ForkMutexGuard, Inherit, leave_to_parent};
+use crate::net::meta::Source;
+
+/// The maximum number of events that wait to be read. Beyond it, the oldest are dropped.
+const MOST_EVENTS: usize = 1 << 16;
+
+/// A datagram that has arrived.
+pub struct Incoming<'a> {
+    /// Its bytes.
+    pub payload: &'a [u8],
+    /// Its sender.
+    pub from: &'a Address,
+    /// The local address that it was sent to, if that is known.
+    pub source: Option<Source>,
+    /// When it is handled.
+    pub now: Instant,
+}
+
+/// The options of an endpoint.
+#[derive(Clone, Debug, Default)]
+pub struct EndpointOptions {
+    /// The only peer, of a connected socket.
+    pub peer: Option<Address>,
+    /// The name that the server's certificate must be for.
+    pub server_name: Option<String>,
+    /// Whether a receive fails once the session with the only peer has ended.
+    pub reports_end: bool,
+}
+
+/// A change of a peer's session.
+#[derive(Clone, Debug)]
+pub enum SessionEvent {
+    /// A session has begun.
+    Established(Address),
+    /// A complete session has ended.
+    Lost(Address, SessionError),
+    /// A handshake has failed.
+    Failed(Address, SessionError),
+}
+
+/// The state of the session with the peer of a connected socket.
+#[derive(Clone, Debug)]
+pub enum Status {
+    /// The handshake is under way.
+    Handshaking,
+    /// The session is complete.
+    Established,
+    /// It has ended, or could not begin.
+    Ended(SessionError),
+}
+
+/// The sessions of a socket.
+pub struct Endpoint {
+    context: Arc<Context>,
+    options: EndpointOptions,
+    limits: TableLimits,
+    state: ForkMutex<State>,
+    counters: EndpointCounters,
+    keeps_events: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    table: SessionTable,
+    cookies: Option<Cookies>,
+    events: VecDeque<SessionEvent>,
+    /// The context that a client has begun its session with.
+    began_with: Option<Arc<Built>>,
+    /// Why the session with the only peer has ended.
+    ended: Option<SessionError>,
+}
+
+/// A child of a fork has no sessions: two processes that send records with the same numbers and keys
+/// would give their secrets away.
+impl Inherit for State {
+    fn inherit(&mut self) {
+        leave_to_parent(self);
+        let text = "a child of a fork does not have the DTLS sessions of its parent";
+        self.ended = Some(SessionError::new(SessionErrorKind::NoSession, text));
+    }
+}
+
+impl Endpoint {
+    /// Creates an endpoint of a context's role. With a peer, it has sessions with no other.
+    pub fn new(context: Arc<Context>, options: EndpointOptions) -> Result<Self, ContextError> {
+        context.prepare()?;
+        let limits = context.read(|settings| settings.limits);
+        let cookies = Some(Cookies::new(Instant::now())?);
+        let state = ForkMutex::new(State { cookies, ..State::default() });
+        let (counters, keeps_events) = (EndpointCounters::default(), AtomicBool::new(false));
+        Ok(Self { context, options, limits, state, counters, keeps_events })
+    }
+
+    /// The context.
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// Whether the socket is connected, so that there is one peer.
+    pub fn has_one_peer(&self) -> bool {
+        self.options.peer.is_some()
+    }
+
+    /// Whether a receive fails once the session with the only peer has ended.
+    pub fn reports_end(&self) -> bool {
+        self.options.reports_end
+    }
+
+    /// Keeps events until they are [taken](Self::take_events).
+    pub fn keep_events(&self) {
+        self.keeps_events.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes the oldest event.
+    pub fn take_event(&self) -> Option<SessionEvent> {
+        self.state().events.pop_front()
+    }
+
+    /// The counters.
+    pub fn counts(&self) -> EndpointCounts {
+        self.counters.read()
+    }
+
+    /// The number of complete sessions, and of handshakes under way.
+    pub fn sessions(&self) -> (usize, usize) {
+        self.state().table.counts()
+    }
+
+    /// The state of the session with the only peer.
+    pub fn status(&self) -> Status {
+        let state = self.state();
+        let is_live = self.options.peer.is_some_and(|peer| state.table.live(&peer).is_some());
+        match (&state.ended, is_live) {
+            (_, true) => Status::Established,
+            (Some(failure), false) => Status::Ended(failure.clone()),
+            (None, false) => Status::Handshaking,
+        }
+    }
+
+    /// Begins the session with the server.
+    pub fn begin(&self, outbox: &mut Outbox) -> Result<(), ContextError> {
+        let (Some(peer), Role::Client) = (self.options.peer, self.context.role()) else {
+            return Ok(());
+        };
+        let (mut scratch, now) = (SessionScratch::default(), Instant::now());
+        let context = self.built()?;
+        let session = Session::client(&context, peer, self.options.server_name.as_deref())?;
+        let (link, _) = {
+            let mut state = self.state();
+            state.ended = None;
+            state.began_with = Some(context);
+            state.table.add(peer, [0; 32], session, None, now)
+        };
+        let step = |session: &mut Session, scratch: &mut SessionScratch| session.begin(scratch);
+        self.advance(&link, now, &mut scratch, outbox, step);
+        Ok(())
+    }
+
+    /// Opens a datagram that a peer has sent; the plaintexts of its records go to `deliver`.
+    pub fn receive(
+        &self,
+        incoming: &Incoming<'_>,
+        scratch: &mut SessionScratch,
+        outbox: &mut Outbox,
+        mut deliver: impl FnMut(&[u8]),
+    ) {
+        let &Incoming { payload, from, source, now } = incoming;
+        if self.options.peer.is_some_and(|peer| peer != *from) {
+            return count(&self.counters.invalid);
+        }
+        let (candidate, live) = match FirstRecord::parse(payload) {
+            FirstRecord::ClientHello(hello) if self.context.role() == Role::Server => {
+                return self.receive_hello(incoming, &hello, scratch, outbox);
+            }
+            FirstRecord::Plain | FirstRecord::Encrypted => self.state().table.of(from),
+            _ => (None, None),
+        };
+        if candidate.is_none() && live.is_none() {
+            return count(&self.counters.invalid);
+        }
+        // A record belongs to whichever can decrypt it.
+        let mut is_authentic = false;
+        for link in candidate.iter().chain(&live) {
+            self.advance(link, now, scratch, outbox, |session, scratch| {
+                session.receive(payload, scratch, |plaintext| {
+                    is_authentic = true;
+                    deliver(plaintext);
+                })
+            });
+        }
+        if is_authentic {
+            self.state().table.note_seen(from, source, now);
+        }
+    }
+
+    /// Handles a client's first message: without a valid cookie, nothing is kept of it.
+    fn receive_hello(
+        &self,
+        incoming: &Incoming<'_>,
+        hello: &ClientHello<'_>,
+        scratch: &mut SessionScratch,
+        outbox: &mut Outbox,
+    ) {
+        let &Incoming { payload, from, source, now } = incoming;
+        let known = {
+            let mut state = self.state();
+            let Some(cookies) = &mut state.cookies else { return };
+            if !(hello.is_second() && cookies.check(from, hello, now)) {
+                let answer = hello.verify_request(cookies.make(from, hello, now));
+                outbox.push(&answer, *from, source);
+                return count(&self.counters.cookies_sent);
+            }
+            let (candidate, live) = state.table.of(from);
+            candidate.into_iter().chain(live).find(|link| link.random == hello.random)
+        };
+        if let Some(ip) = from.ip() {
+            outbox.validated.push(ip.ip());
+        }
+        if let Some(link) = known {
+            // A retransmission.
+            return self.advance(&link, now, scratch, outbox, |session, scratch| {
+                session.receive(payload, scratch, |_| {})
+            });
+        }
+        let session = self.built().and_then(|context| Session::server(&context));
+        let Ok(session) = session else { return count(&self.counters.failed) };
+        let (link, replaced, surplus) = {
+            let mut state = self.state();
+            state.ended = None;
+            let (link, replaced) = state.table.add(*from, hello.random, session, source, now);
+            let surplus = state.table.surplus_handshake(self.limits.handshakes);
+            if let Some(surplus) = &surplus {
+                state.table.remove(surplus);
+            }
+            (link, replaced, surplus)
+        };
+        if replaced.is_some() {
+            count(&self.counters.failed);
+        }
+        if surplus.is_some() {
+            count(&self.counters.evicted);
+        }
+        self.advance(&link, now, scratch, outbox, |session, scratch| {
+            session.listen(payload, scratch)
+        });
+    }
+
+    /// Makes a record of a plaintext for a peer, or for the only one.
+    pub fn seal(
+        &self,
+        to: Option<&Address>,
+        plaintext: &[u8],
+        into: &mut Packets,
+    ) -> Result<(), SessionError> {
+        let Some(link) = self.live(to) else {
+            let ended = self.state().ended.clone();
+            return Err(ended.unwrap_or_else(SessionError::no_session));
+        };
+        link.session().seal(plaintext, into)
+    }
+
+    /// The maximum length of a datagram to a peer, if there is a session with it.
+    pub fn limit(&self, peer: Option<&Address>) -> Option<usize> {
+        let link = self.live(peer)?;
+        Some(link.session().limit())
+    }
+
+    /// Looks at the session with a peer.
+    pub fn inspect<T>(&self, peer: Option<&Address>, look: impl FnOnce(&SslRef) -> T) -> Option<T> {
+        let link = self.live(peer)?;
+        Some(look(link.session().ssl()))
+    }
+
+    fn live(&self, peer: Option<&Address>) -> Option<Arc<Link>> {
+        let peer = peer.or(self.options.peer.as_ref())?;
+        self.state().table.live(peer)
+    }
+
+    /// When [`handle_timeouts`](Self::handle_timeouts) has something to do.
+    pub fn next_timeout(&self) -> Option<Instant> {
+        self.state().table.next_due()
+    }
+
+    /// Retransmits what peers have not answered, and ends what takes too long.
+    pub fn handle_timeouts(&self, now: Instant, outbox: &mut Outbox) {
+        if self.next_timeout().is_none_or(|at| at > now) {
+            return;
+        }
+        let mut scratch = SessionScratch::default();
+        loop {
+            let Some(link) = self.state().table.due_handshake(now) else { break };
+            if now.saturating_duration_since(link.began) >= self.limits.handshake_time {
+                self.end(&link, self.timed_out());
+                continue;
+            }
+            let step =
+                |session: &mut Session, scratch: &mut SessionScratch| session.retransmit(scratch);
+            self.advance(&link, now, &mut scratch, outbox, step);
+        }
+        loop {
+            let Some(link) = self.state().table.idle_session(self.limits.idle_time, now) else {
+                break;
+            };
+            self.evict(&link, &mut scratch, outbox);
+        }
+    }
+
+    /// Ends the session with a peer, or with the only one, and tells it; returns whether there was
+    /// one.
+    pub fn close(&self, peer: Option<&Address>, outbox: &mut Outbox) -> bool {
+        let Some(link) = self.live(peer) else { return false };
+        self.say_goodbye(&link, &mut SessionScratch::default(), outbox);
+        self.end(
+            &link,
+            SessionError::new(SessionErrorKind::Closed, "this side has closed the session"),
+        );
+        true
+    }
+
+    /// Ends all sessions, and tells the peers.
+    pub fn close_all(&self, outbox: &mut Outbox) {
+        let (links, mut scratch) = (self.state().table.all_live(), SessionScratch::default());
+        for link in links {
+            self.say_goodbye(&link, &mut scratch, outbox);
+            self.end(
+                &link,
+                SessionError::new(SessionErrorKind::Closed, "this side has closed the session"),
+            );
+        }
+    }
+
+    /// Runs a step of a session, and does what follows from it.
+    fn advance(
+        &self,
+        link: &Arc<Link>,
+        now: Instant,
+        scratch: &mut SessionScratch,
+        outbox: &mut Outbox,
+        step: impl FnOnce(&mut Session, &mut SessionScratch) -> Progress,
+    ) {
+        let (progress, timeout) = {
+            // If another thread is in the middle of a handshake, this datagram is lost, and repeated.
+            let Some(mut session) = link.enter() else { return };
+            let progress = step(&mut session, scratch);
+            let timeout = (!session.is_established()).then(|| session.timeout()).flatten();
+            (progress, timeout)
+        };
+        if !scratch.outgoing.is_empty() {
+            let source = self.state().table.source(&link.peer);
+            outbox.take(scratch, link.peer, source);
+        }
+        match progress {
+            Progress::Same if link.is_established() => {}
+            Progress::Same => {
+                let end = link.began + self.limits.handshake_time;
+                let due = timeout.map_or(end, |timeout| end.min(now + timeout));
+                self.state().table.set_retransmission(link, due);
+            }
+            Progress::Established => self.establish(link, now, scratch, outbox),
+            Progress::Unanswered => self.end(link, self.timed_out()),
+            Progress::Ended(failure) => self.end(link, failure),
+        }
+    }
+
+    fn establish(
+        &self,
+        link: &Arc<Link>,
+        now: Instant,
+        scratch: &mut SessionScratch,
+        outbox: &mut Outbox,
+    ) {
+        let (replaced, surplus) = {
+            let mut state = self.state();
+            let replaced = state.table.establish(link, self.limits.idle_time, now);
+            let TableLimits { sessions, idle_time, .. } = self.limits;
+            (replaced, state.table.surplus_session(sessions, idle_time, now))
+        };
+        count(&self.counters.established);
+        let context = self.state().began_with.clone();
+        if let Some(context) = context {
+            context.keep(link.peer, self.options.server_name.clone(), link.session().ssl());
+        }
+        if replaced.is_some() {
+            count(&self.counters.replaced);
+            let text = "the peer has begun a new session";
+            self.note(SessionEvent::Lost(
+                link.peer,
+                SessionError::new(SessionErrorKind::Closed, text),
+            ));
+        }
+        self.note(SessionEvent::Established(link.peer));
+        if let Some(surplus) = surplus {
+            self.evict(&surplus, scratch, outbox);
+        }
+    }
+
+    fn evict(&self, link: &Arc<Link>, scratch: &mut SessionScratch, outbox: &mut Outbox) {
+        count(&self.counters.evicted);
+        self.say_goodbye(link, scratch, outbox);
+        let text = "the session was idle for too long, or made room for another one";
+        self.end(link, SessionError::new(SessionErrorKind::Evicted, text));
+    }
+
+    fn say_goodbye(&self, link: &Link, scratch: &mut SessionScratch, outbox: &mut Outbox) {
+        link.session().close(scratch);
+        let source = self.state().table.source(&link.peer);
+        outbox.take(scratch, link.peer, source);
+    }
+
+    /// The failure of a handshake that the peer does not go on with.
+    fn timed_out(&self) -> SessionError {
+        let uses_keys =
+            |settings: &Settings| settings.psk_client.is_some() || settings.psk_server.is_some();
+        let text = if self.context.read(uses_keys) {
+            "the handshake timed out: the peer did not answer, which it also does not if the \
+             pre-shared keys differ"
+        } else {
+            "the handshake timed out: the peer did not answer"
+        };
+        SessionError::new(SessionErrorKind::TimedOut, text)
+    }
+
+    /// Removes a session that has ended.
+    fn end(&self, link: &Link, mut failure: SessionError) {
+        if let Some(peer) = link.peer.ip()
+            && !link.is_established()
+        {
+            failure.text = format!("{} (peer {peer})", failure.text);
+        }
+        let was_there = {
+            let mut state = self.state();
+            let was_there = state.table.remove(link);
+            if was_there && self.options.peer.is_some() {
+                state.ended = Some(failure.clone());
+            }
+            was_there
+        };
+        if !was_there {
+            return;
+        }
+        let (counter, event) = if link.is_established() {
+            (&self.counters.ended, SessionEvent::Lost(link.peer, failure))
+        } else {
+            (&self.counters.failed, SessionEvent::Failed(link.peer, failure))
+        };
+        count(counter);
+        self.note(event);
+    }
+
+    fn note(&self, event: SessionEvent) {
+        if self.keeps_events.load(Ordering::Relaxed) {
+            let mut state = self.state();
+            if state.events.len() == MOST_EVENTS {
+                state.events.pop_front();
+            }
+            state.events.push_back(event);
+        }
+    }
+
+    fn state(&self) -> ForkMutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    fn built(&self) -> Result<Arc<Built>, ContextError> {
+        self.context.build()
+    }
+}

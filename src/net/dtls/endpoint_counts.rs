@@ -1,0 +1,49 @@
+//! The counters of an endpoint.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counts {
+    ($($(#[$about:meta])* $name:ident,)*) => {
+        #[derive(Default)]
+        pub(super) struct EndpointCounters { $(pub(super) $name: AtomicU64,)* }
+
+        /// The counters of an endpoint.
+        #[derive(Clone, Copy, Debug, Default)]
+        pub struct EndpointCounts { $($(#[$about])* pub $name: u64,)* }
+
+        impl EndpointCounters {
+            pub(super) fn read(&self) -> EndpointCounts {
+                EndpointCounts { $($name: self.$name.load(Ordering::Relaxed),)* }
+            }
+        }
+
+        impl EndpointCounts {
+            /// The counters with their names.
+            pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name),)*].into_iter()
+            }
+        }
+    };
+}
+
+counts! {
+    /// Complete handshakes.
+    established,
+    /// Handshakes that have failed.
+    failed,
+    /// Sessions that have ended, for any reason.
+    ended,
+    /// Sessions that a new one with the same peer has replaced.
+    replaced,
+    /// Sessions and handshakes that made room for others, or were idle for too long.
+    evicted,
+    /// Requests for a cookie that were sent to clients.
+    cookies_sent,
+    /// Datagrams that are not DTLS, or belong to no session.
+    invalid,
+}
+
+/// Raises a counter by one.
+pub(super) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}

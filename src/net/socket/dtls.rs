@@ -1,0 +1,276 @@
+//! DTLS on a socket: everything that it receives is opened, and everything that it sends is sealed.
+
+use std::cell::Cell;
+use std::ffi::c_int;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::Socket;
+use crate::net::address::Address;
+use crate::net::dtls::{
+    Endpoint, Incoming, Outbox, Packets, SessionErrorKind, SessionScratch, Status,
+};
+use crate::net::error_class::may_be_of_earlier;
+use crate::net::fork_mutex::{ForkMutex, Inherit};
+use crate::net::meta::Meta;
+use crate::net::recv_backlog::Held;
+use crate::net::recv_ring::{Filled, Received, RecvRing};
+use crate::net::send_queue::{SendQueue, Sent};
+use crate::net::split::Split;
+use crate::net::sys::SendSlice;
+
+/// The maximum number of datagrams that are sealed for one call: as many as the kernel takes.
+const SEALED: usize = 64;
+/// How often a datagram of a session is sent again after an error that may be about an earlier one.
+const RETRIES: usize = 4;
+
+/// A socket's sessions.
+#[derive(Default)]
+pub(super) struct Secured {
+    /// Whether there is an endpoint; readable without the lock.
+    is_on: AtomicBool,
+    endpoint: ForkMutex<Option<Arc<Endpoint>>>,
+}
+
+/// A child has the endpoint as well, but none of its sessions.
+impl Inherit for Option<Arc<Endpoint>> {
+    fn inherit(&mut self) {}
+}
+
+/// Memory that a thread uses for one call after another.
+#[derive(Default)]
+struct Workspace {
+    scratch: SessionScratch,
+    outbox: Outbox,
+    plaintexts: Packets,
+    sealed: Packets,
+}
+
+thread_local! {
+    static SPARE: Cell<Option<Box<Workspace>>> = const { Cell::new(None) };
+}
+
+impl Workspace {
+    /// Calls a function with the thread's workspace. A key callback may send on another socket in
+    /// the middle of that, which then uses a workspace of its own.
+    fn with<T>(act: impl FnOnce(&mut Self) -> T) -> T {
+        let mut workspace = SPARE.try_with(Cell::take).ok().flatten().unwrap_or_default();
+        let result = act(&mut workspace);
+        let Self { outbox, plaintexts, sealed, .. } = &mut *workspace;
+        outbox.clear();
+        plaintexts.clear();
+        sealed.clear();
+        let _ = SPARE.try_with(|spare| spare.set(Some(workspace)));
+        result
+    }
+}
+
+impl Socket {
+    /// Sets or removes the sessions that the socket's datagrams belong to. From then on, it hands
+    /// out only what peers with a session have sent.
+    ///
+    /// DTLS works on datagram sockets of IP only; others return `EAFNOSUPPORT`. A socket that trusts
+    /// proxies returns `EOPNOTSUPP`.
+    pub fn set_dtls(&self, endpoint: Option<Arc<Endpoint>>) -> io::Result<()> {
+        if endpoint.is_some() && !(self.is_ip() && self.is_datagram()) {
+            return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
+        }
+        if endpoint.is_some() && self.proxies().is_some() {
+            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        }
+        let mut current = self.secured.endpoint.lock();
+        self.secured.is_on.store(endpoint.is_some(), Ordering::Release);
+        let old = std::mem::replace(&mut *current, endpoint);
+        drop(current);
+        drop(old);
+        Ok(())
+    }
+
+    /// The socket's sessions, if it has any.
+    #[inline]
+    pub fn dtls(&self) -> Option<Arc<Endpoint>> {
+        if !self.has_dtls() {
+            return None; // the usual case
+        }
+        self.secured.endpoint.lock().clone()
+    }
+
+    /// Whether the socket has sessions.
+    #[inline]
+    pub fn has_dtls(&self) -> bool {
+        self.secured.is_on.load(Ordering::Acquire)
+    }
+
+    /// Runs a step of the sessions that is not the receipt of a datagram, and sends what they have to
+    /// say.
+    pub fn with_dtls<T>(&self, act: impl FnOnce(&Endpoint, &mut Outbox) -> T) -> Option<T> {
+        let endpoint = self.dtls()?;
+        Some(Workspace::with(|workspace| {
+            let result = act(&endpoint, &mut workspace.outbox);
+            let _ = self.with(|fd| {
+                self.send_outbox(fd, &endpoint, &workspace.outbox);
+                Ok(())
+            });
+            result
+        }))
+    }
+
+    /// Retransmits what is due; returns the time until this must be called again, if there is one.
+    pub fn tick_dtls(&self) -> Option<Duration> {
+        if !self.has_dtls() {
+            return None; // the usual case
+        }
+        let now = Instant::now();
+        self.with_dtls(|endpoint, outbox| {
+            endpoint.handle_timeouts(now, outbox);
+            Some(endpoint.next_timeout()?.saturating_duration_since(now))
+        })?
+    }
+
+    /// Ends all sessions, and tells the peers.
+    pub fn close_dtls(&self) {
+        if self.has_dtls() {
+            self.with_dtls(Endpoint::close_all);
+        }
+    }
+
+    /// Replaces the datagrams of the last receive by the plaintexts in them, and sends the sessions'
+    /// own datagrams. Plaintexts after the first run of equal ones go to the backlog.
+    pub(super) fn open_records(
+        &self,
+        fd: BorrowedFd<'_>,
+        ring: &mut RecvRing,
+        filled: &mut Filled,
+    ) {
+        let Some(endpoint) = self.dtls() else { return };
+        let now = Instant::now();
+        let mut rest = Vec::new();
+        Workspace::with(|workspace| {
+            let Workspace { scratch, outbox, plaintexts, .. } = workspace;
+            ring.rewrite(filled, |message, segment, room| {
+                let from = Address::from_bytes(message.from);
+                let source = Meta::decode(message.control).source();
+                plaintexts.clear();
+                for payload in message.payload.chunks(segment.max(1)) {
+                    let incoming = Incoming { payload, from: &from, source, now };
+                    endpoint.receive(&incoming, scratch, outbox, |plaintext| {
+                        plaintexts.push(plaintext);
+                    });
+                }
+                let run = first_run(plaintexts);
+                room.extend(plaintexts.iter().take(run).flatten());
+                let copy = |payload| Held::copy_of(Received { payload, ..message });
+                rest.extend(plaintexts.iter().skip(run).map(copy));
+                (run > 0).then(|| Split::new(room.len(), plaintexts.get(0).map(<[u8]>::len)))
+            });
+            self.send_outbox(fd, &endpoint, outbox);
+        });
+        if !rest.is_empty() {
+            let lost = self.with_backlog(|backlog| {
+                rest.into_iter().map(|held| held.map_or(1, |held| backlog.push_back(held))).sum()
+            });
+            self.counters().count_dropped(lost);
+        }
+    }
+
+    /// The error of a receive that found nothing, if nothing can come because the only session has
+    /// ended: `ESHUTDOWN` after an orderly end.
+    pub(super) fn end_of_session(&self) -> io::Result<()> {
+        let Some(endpoint) = self.dtls() else { return Ok(()) };
+        match endpoint.status() {
+            Status::Ended(failure) if endpoint.reports_end() => Err(match failure.kind {
+                SessionErrorKind::Closed | SessionErrorKind::Evicted => {
+                    io::Error::from_raw_os_error(libc::ESHUTDOWN)
+                }
+                _ => failure.into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends the sessions' own datagrams. Those that cannot leave are lost: sessions retransmit.
+    fn send_outbox(&self, fd: BorrowedFd<'_>, endpoint: &Endpoint, outbox: &Outbox) {
+        if let Some(guard) = self.guard() {
+            outbox.validated.iter().for_each(|&address| guard.validate(address));
+        }
+        let Ok(mut queue) = SendQueue::with_room(outbox.len()) else { return };
+        for (packet, to, source) in outbox.iter() {
+            let to = (!endpoint.has_one_peer()).then_some(to);
+            if queue.push(SendSlice::new(packet), to, source).is_err() {
+                break;
+            }
+        }
+        let mut retries = 0;
+        while !queue.is_empty() {
+            match self.send_plain(fd, &mut queue, libc::MSG_DONTWAIT) {
+                Ok(_) => retries = 0,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if retries < RETRIES && may_be_of_earlier(&error) => retries += 1,
+                Err(_) if queue.forget_source() => {}
+                Err(_) => {
+                    self.counters().count_send_errors(queue.skip());
+                    retries = 0;
+                }
+            }
+        }
+    }
+
+    /// Seals the next datagrams of a queue, and sends them; otherwise as
+    /// [`send_queue`](Self::send_queue).
+    pub(super) fn send_sealed(
+        &self,
+        endpoint: &Endpoint,
+        fd: BorrowedFd<'_>,
+        queue: &mut SendQueue<'_>,
+        flags: c_int,
+    ) -> io::Result<Sent> {
+        Workspace::with(|Workspace { sealed, .. }| {
+            for (payload, to, _) in queue.next_datagrams(SEALED) {
+                if let Err(failure) = endpoint.seal(to, &payload.to_vec()?, sealed) {
+                    if sealed.is_empty() {
+                        return Err(failure.into());
+                    }
+                    break; // the error is raised when it is the first
+                }
+            }
+            let mut records = SendQueue::with_room(sealed.len())?;
+            for (record, (_, to, source)) in sealed.iter().zip(queue.next_datagrams(SEALED)) {
+                records.push(SendSlice::new(record), to, source)?;
+            }
+            let result = self.send_plain(fd, &mut records, flags);
+            queue.advance_as(&records);
+            result
+        })
+    }
+}
+
+/// Seals one datagram that consists of several parts, and passes the record on to be sent; returns the
+/// datagram's length.
+pub(super) fn send_record(
+    endpoint: &Endpoint,
+    parts: &[SendSlice<'_>],
+    to: Option<&Address>,
+    send: impl FnOnce(SendSlice<'_>) -> io::Result<usize>,
+) -> io::Result<usize> {
+    let mut plaintext = Vec::new();
+    for part in parts {
+        plaintext.extend(part.to_vec()?);
+    }
+    Workspace::with(|Workspace { sealed, .. }| {
+        endpoint.seal(to, &plaintext, sealed)?;
+        send(SendSlice::new(sealed.get(0).unwrap_or_default()))?;
+        Ok(plaintext.len())
+    })
+}
+
+/// The number of plaintexts at the beginning that have one length, except that the last may be
+/// shorter.
+fn first_run(plaintexts: &Packets) -> usize {
+    let Some(len) = plaintexts.get(0).map(<[u8]>::len) else { return 0 };
+    let same = plaintexts.iter().take_while(|plaintext| plaintext.len() == len).count();
+    let ends = plaintexts.get(same).is_some_and(|next| (1..len).contains(&next.len()));
+    same + usize::from(ends)
+}

@@ -1,0 +1,21 @@
+//! Stands in for DTLS in a build without it.
+
+use std::time::Duration;
+
+use super::Socket;
+
+impl Socket {
+    /// Whether the socket has sessions.
+    #[inline]
+    pub fn has_dtls(&self) -> bool {
+        false
+    }
+
+    /// Does nothing.
+    pub fn tick_dtls(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Does nothing.
+    pub fn close_dtls(&self) {}
+}

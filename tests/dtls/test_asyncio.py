@@ -1,0 +1,186 @@
+"""Endpoints of asyncio with sessions."""
+
+import asyncio
+
+import pytest
+
+import tomada.asyncio
+from certificates import certificates
+from dtls_pairs import psk_client, psk_server, server_of, trusting
+from tomada import dtls
+
+LOCAL = ("127.0.0.1", 0)
+
+
+def run(main):
+    return tomada.asyncio.run(asyncio.wait_for(main, 60))
+
+
+class Echo(asyncio.DatagramProtocol):
+    """Answers in capitals, and records what happens."""
+
+    def __init__(self):
+        self.happened = []
+        self._wanted = None
+
+    def note(self, *what):
+        self.happened.append(what)
+        if self._wanted is not None and what[0] == self._wanted[0]:
+            self._wanted[1].set()
+
+    async def until(self, what):
+        """Wait until something of a kind has happened."""
+        event = asyncio.Event()
+        self._wanted = what, event
+        if not any(each[0] == what for each in self.happened):
+            await event.wait()
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def datagram_received(self, data, addr):
+        self.note("received", data)
+        self.transport.sendto(data.upper(), addr)
+
+    def session_established(self, address, session):
+        self.note("established", session.psk_identity)
+        self.address = address
+
+    def session_lost(self, _address, exception):
+        self.note("lost", type(exception))
+
+
+async def listen(context, protocol=Echo):
+    loop = asyncio.get_running_loop()
+    return await loop.create_datagram_endpoint(protocol, LOCAL, dtls=context)
+
+
+def address_of(transport):
+    return transport.get_extra_info("sockname")
+
+
+def test_open_endpoint_asks_a_protocol():
+    async def main():
+        transport, echo = await listen(psk_server())
+        to = address_of(transport)
+        async with tomada.asyncio.open_endpoint(remote_addr=to, dtls=psk_client()) as endpoint:
+            endpoint.send(b"hello")
+            data, _ = await endpoint.recv()
+            assert data == b"HELLO"
+            session = transport.get_extra_info("dtls")(echo.address)
+            assert session.psk_identity == "tester"
+        await echo.until("lost")
+        transport.close()
+        assert echo.happened == [
+            ("established", "tester"),
+            ("received", b"hello"),
+            ("lost", dtls.DTLSZeroReturnError),
+        ]
+
+    run(main())
+
+
+def test_open_endpoint_serves_many_peers():
+    async def main():
+        async with tomada.asyncio.open_endpoint(LOCAL, dtls=psk_server()) as server:
+            to = server.get_extra_info("sockname")
+
+            async def serve():
+                async for data, address in server:
+                    server.send(data.upper(), address)
+
+            async def ask(number):
+                async with tomada.asyncio.open_endpoint(
+                    remote_addr=to, dtls=psk_client()
+                ) as endpoint:
+                    for turn in range(3):
+                        text = b"peer %d turn %d" % (number, turn)
+                        endpoint.send(text)
+                        assert (await endpoint.recv())[0] == text.upper()
+
+            serving = asyncio.ensure_future(serve())
+            await asyncio.gather(*(ask(number) for number in range(10)))
+            serving.cancel()
+
+    run(main())
+
+
+def test_create_datagram_endpoint_verifies_the_server():
+    files = certificates()
+
+    async def main():
+        transport, _ = await listen(server_of(files.ecdsa))
+        to = address_of(transport)
+        async with tomada.asyncio.open_endpoint(
+            remote_addr=to, dtls=trusting(files.ca)
+        ) as endpoint:
+            endpoint.send(b"hello")
+            assert (await endpoint.recv())[0] == b"HELLO"
+        with pytest.raises(dtls.DTLSCertVerificationError, match="ostname mismatch"):
+            await tomada.asyncio.open_endpoint(
+                remote_addr=to, dtls=trusting(files.ca), server_hostname="other.example"
+            )
+        transport.close()
+
+    run(main())
+
+
+def test_create_datagram_endpoint_retransmits():
+    async def main():
+        loop = asyncio.get_running_loop()
+        lost, closed = loop.create_future(), loop.create_future()
+
+        class Swallow(asyncio.DatagramProtocol):
+            def datagram_received(self, data, _addr):
+                if not lost.done():
+                    lost.set_result(data)
+
+            def connection_lost(self, _error):
+                loop.call_soon(closed.set_result, None)
+
+        silent, _ = await loop.create_datagram_endpoint(Swallow, LOCAL)
+        to = address_of(silent)
+        asking = asyncio.ensure_future(
+            loop.create_datagram_endpoint(Echo, remote_addr=to, dtls=psk_client())
+        )
+        await lost  # the first message
+        silent.abort()
+        await closed
+        transport, echo = await loop.create_datagram_endpoint(Echo, to, dtls=psk_server())
+        near, _ = await asking
+        near.sendto(b"after all")
+        await echo.until("received")
+        near.close()
+        transport.close()
+
+    run(main())
+
+
+def test_cancelling_a_handshake_closes_its_socket():
+    async def main():
+        loop = asyncio.get_running_loop()
+        silent, _ = await loop.create_datagram_endpoint(asyncio.DatagramProtocol, LOCAL)
+        asking = asyncio.ensure_future(
+            loop.create_datagram_endpoint(Echo, remote_addr=address_of(silent), dtls=psk_client())
+        )
+        for _ in range(5):
+            await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        silent.close()
+
+    run(main())
+
+
+def test_create_datagram_endpoint_checks_the_context():
+    async def main():
+        loop = asyncio.get_running_loop()
+        with pytest.raises(ValueError, match="PROTOCOL_DTLS_SERVER"):
+            await loop.create_datagram_endpoint(Echo, LOCAL, dtls=psk_client())
+        with pytest.raises(ValueError, match="PROTOCOL_DTLS_CLIENT"):
+            await loop.create_datagram_endpoint(
+                Echo, remote_addr=("127.0.0.1", 9), dtls=psk_server()
+            )
+
+    run(main())

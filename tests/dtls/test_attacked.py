@@ -1,0 +1,131 @@
+"""Servers among peers without keys, and behind a bad network."""
+
+import asyncio
+import contextlib
+import resource
+import socket as std
+
+import pytest
+
+import tomada.asyncio
+from dtls_pairs import psk_client, psk_server
+from families import LONG, length
+from support import eventually
+from tomada import Client, Server, socket
+from tomada.testing import impaired
+
+
+def upper(data, _address):
+    return data.upper()
+
+
+def serving(**settings):
+    context = psk_server()
+    for name, value in settings.items():
+        setattr(context, name, value)
+    return Server(("127.0.0.1", 0), upper, dtls=context)
+
+
+def first_message():
+    """Return the first message of a client."""
+    with (
+        std.socket(std.AF_INET, std.SOCK_DGRAM) as tap,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+    ):
+        tap.bind(("127.0.0.1", 0))
+        tap.settimeout(30)
+        sock.connect(tap.getsockname())
+        sock.setblocking(False)
+        with psk_client().wrap_socket(sock, do_handshake_on_connect=False):
+            return tap.recv(2000)
+
+
+@pytest.mark.thread_unsafe(reason="it measures the memory of the process")
+def test_server_keeps_nothing_for_clients_that_do_not_answer():
+    hello = first_message()
+    with serving() as server, contextlib.ExitStack() as stack:
+        client = stack.enter_context(Client(server.address, timeout=60, dtls=psk_client()))
+        assert client.request(b"before") == b"BEFORE"
+        sockets = []
+        for host in range(2, 18):
+            sock = stack.enter_context(std.socket(std.AF_INET, std.SOCK_DGRAM))
+            sock.bind((f"127.0.0.{host}", 0))
+            sockets.append(sock)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        count = length(20_000)
+        answered = 0
+        for number in range(count):
+            sock = sockets[number % len(sockets)]
+            sock.sendto(hello, server.address)
+            with contextlib.suppress(BlockingIOError):
+                answer = sock.recv(2000, std.MSG_DONTWAIT)
+                assert len(answer) < len(hello)
+                answered += 1
+        # There is time for a true client in between, and the server has not grown.
+        assert client.request(b"after") == b"AFTER"
+        stats = server.dtls_stats()
+        assert stats["sessions"] <= 2  # those of the client's sockets
+        assert stats["handshakes"] == 0
+        assert stats["cookies_sent"] > answered > 0
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8 << 10
+
+
+def test_server_drops_replayed_records():
+    with serving() as server, std.socket(std.AF_INET, std.SOCK_DGRAM) as relay:
+        relay.bind(("127.0.0.1", 0))
+        relay.settimeout(30)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.connect(relay.getsockname())
+            sock.setblocking(False)
+            near = psk_client().wrap_socket(sock, do_handshake_on_connect=False)
+            seen = []
+
+            def pass_on():
+                data, sender = relay.recvfrom(2000)
+                seen.append(data)
+                to = near.getsockname() if sender == server.address else server.address
+                relay.sendto(data, to)
+
+            with near:
+                while near.session is None or server.dtls_stats()["sessions"] == 0:
+                    pass_on()
+                    with contextlib.suppress(BlockingIOError):
+                        near.do_handshake()
+                near.send(b"only once")
+                pass_on()
+                eventually(lambda: server.stats().received == 1)
+                for data in seen * 3:
+                    relay.sendto(data, server.address)
+                near.send(b"and again")
+                data, sender = relay.recvfrom(2000)
+                while sender == server.address:
+                    data, sender = relay.recvfrom(2000)
+                relay.sendto(data, server.address)
+                eventually(lambda: server.stats().received == 2)
+                assert server.dtls_stats()["ended"] == 0
+
+
+@pytest.mark.family
+def test_handshakes_complete_through_a_bad_network():
+    # Retransmissions are due after 1, 2, 4, … seconds (RFC 6347, 4.2.4.1), so much loss takes long.
+    peers, loss = (100, 0.3) if LONG else (3, 0.1)
+    with serving(handshake_timeout=300) as server:
+        context = psk_client()
+        context.handshake_timeout = 300
+
+        async def connect(link):
+            async with tomada.asyncio.open_endpoint(
+                remote_addr=link.address, dtls=context
+            ) as endpoint:
+                while True:
+                    endpoint.send(b"hello")
+                    with contextlib.suppress(TimeoutError):
+                        data, _ = await asyncio.wait_for(endpoint.recv(), 0.5)
+                        return data
+
+        async def main(link):
+            return await asyncio.gather(*(connect(link) for _ in range(peers)))
+
+        impairments = {"loss": loss, "duplicate": 0.1, "delay": 0.001, "jitter": 0.001}
+        with impaired(server, seed=2, **impairments) as link:
+            assert tomada.asyncio.run(main(link)) == [b"HELLO"] * peers

@@ -1,0 +1,62 @@
+"""Contexts and connected sockets for tests of DTLS."""
+
+import contextlib
+
+from support import Call
+from tomada import dtls, socket
+
+KEYS = {"tester": b"secret", "other": b"another secret"}
+
+
+def psk_client(identity="tester", key=None):
+    """Return a client's context with a pre-shared key."""
+    context = dtls.Context(dtls.PROTOCOL_DTLS_CLIENT)
+    key = KEYS[identity] if key is None else key
+    context.set_psk_client_callback(lambda _hint: (identity, key))
+    return context
+
+
+def psk_server(keys=None):
+    """Return a server's context with pre-shared keys."""
+    context = dtls.Context(dtls.PROTOCOL_DTLS_SERVER)
+    context.set_psk_server_callback((KEYS if keys is None else keys).get)
+    return context
+
+
+def server_of(pair):
+    """Return a server's context with a certificate."""
+    context = dtls.Context(dtls.PROTOCOL_DTLS_SERVER)
+    context.load_cert_chain(*pair)
+    return context
+
+
+def trusting(ca):
+    """Return a client's context that trusts an issuer."""
+    return dtls.create_default_context(cafile=ca)
+
+
+@contextlib.contextmanager
+def connected():
+    """Give two sockets that are connected to each other."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other,
+    ):
+        for sock in (one, other):
+            sock.bind(("127.0.0.1", 0))
+            sock.settimeout(30)
+        one.connect(other.getsockname())
+        other.connect(one.getsockname())
+        yield one, other
+
+
+@contextlib.contextmanager
+def session(client, server, server_hostname=None):
+    """Give the two wrapped sockets of a session."""
+    with connected() as (one, other):
+        accepting = Call(server.wrap_socket, other, True)
+        with (
+            client.wrap_socket(one, server_hostname=server_hostname) as near,
+            accepting.result() as far,
+        ):
+            yield near, far
