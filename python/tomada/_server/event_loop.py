@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,7 @@ class EventLoopWorker:
         self._is_quiet = False  # while stopping: the last receive has found nothing
         self._is_received = False  # there is nothing left to receive
         self._timers: dict[str, asyncio.Handle] = {}
+        self._sessions_due = math.inf  # when a message of a handshake is sent again
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
 
@@ -215,12 +217,12 @@ class EventLoopWorker:
     def _set_session_timer(self) -> None:
         """Have messages of handshakes retransmitted, which a receive may have sent."""
         due = self._core.tick_sessions()
-        timer = self._timers.get("sessions")
-        if due is not None and (timer is None or timer.when() > self._loop.time() + due):
+        if due is not None and (when := self._loop.time() + due) < self._sessions_due:
+            self._sessions_due = when
             self._call_later("sessions", due, self._on_session_timer)
 
     def _on_session_timer(self) -> None:
-        del self._timers["sessions"]
+        self._sessions_due = math.inf
         try:
             self._set_session_timer()
         except BaseException as error:  # noqa: BLE001 - it is raised at the end
