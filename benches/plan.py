@@ -119,6 +119,18 @@ ORDINARY = (
     ours("asyncio", "protocols receive", **LOOP, gro=True),
 )
 
+
+
+def coalescing(seconds: float) -> tuple[Subject, ...]:
+    """Return the ways of tomada to receive from many peers that collect datagrams."""
+    options = {"coalesce": seconds}
+    return (
+        ours("recv_many, coalesce", "batches recv_many", module="tomada", **options),
+        ours("Server, coalesce", "servers receive", module="tomada", gro=True, **options),
+        ours("asyncio, coalesce", "protocols receive", **LOOP, gro=True, **options),
+    )
+
+
 SENDERS = (
     limit("sendto", "limit-send", mode="sendto"),
     limit("sendmmsg", "limit-send", mode="sendmmsg"),
@@ -204,11 +216,17 @@ BARS: dict[str, tuple[tuple[Any, ...], ...]] = {
         ("tomada: recv_many", "socket", 1.0, "cpu_ns"),
         ("tomada: Server", "socket", 1.0, "cpu_ns"),
         ("tomada: asyncio", "uvloop", 0.95, "cpu_ns"),
+        ("tomada: recv_many, coalesce", "socket", 0.5, "cpu_ns"),
+        ("tomada: Server, coalesce", "socket", 0.5, "cpu_ns"),
+        ("tomada: asyncio, coalesce", "uvloop", 0.5, "cpu_ns"),
     ),
     "peers-250": (
         ("tomada: recv_many", "socket", 0.95, "cpu_ns"),
         ("tomada: Server", "socket", 0.95, "cpu_ns"),
         ("tomada: asyncio", "uvloop", 0.85, "cpu_ns"),
+        ("tomada: recv_many, coalesce", "socket", 0.75, "cpu_ns"),
+        ("tomada: Server, coalesce", "socket", 0.75, "cpu_ns"),
+        ("tomada: asyncio, coalesce", "uvloop", 0.65, "cpu_ns"),
     ),
     "send-64": (
         ("tomada: send_many", "socket", 25),
@@ -311,7 +329,7 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
             "peers",
             f"64 peers, {rate:,} datagrams per second in all",
             loads.Peers(rate=rate),
-            ORDINARY,
+            (*ORDINARY, *coalescing(200e-6)),
         )
         for rate in (10_000, 50_000, 200_000)
     ),
@@ -321,7 +339,7 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
             "peers",
             f"{peers:,} peers, as fast as they can",
             loads.Peers(peers=peers),
-            ORDINARY,
+            (*ORDINARY, *coalescing(100e-6)),
         )
         for peers in (250, 10_000)
     ),

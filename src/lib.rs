@@ -27,7 +27,7 @@ mod _core {
     #[pymodule_export]
     use crate::python::dtls_endpoint::DtlsEndpoint;
     #[pymodule_export]
-    use crate::python::event_loop::{LoopCore, ReadHub};
+    use crate::python::event_loop::{LoopCore, ReadHub, ReceiveWindow};
     #[pymodule_export]
     use crate::python::guard::Guard;
     #[pymodule_export]

@@ -18,6 +18,8 @@ def bind(run: Run) -> Any:
     sock = run.bind()
     if run.spin:
         sock.spin = run.spin
+    if run.coalesce:
+        sock.coalesce = run.coalesce
     if run.gro:
         sock.gro = True
     return sock

@@ -86,9 +86,9 @@ async def endpoint(*arguments: Any, **options: Any) -> Any:
     return await asyncio.get_running_loop().create_datagram_endpoint(*arguments, **options)
 
 
-def options(run: Run) -> dict[str, bool]:
+def options(run: Run) -> dict[str, Any]:
     """Return the options of create_datagram_endpoint() that only tomada's loop has."""
-    return {"gro": run.gro} if run.loop == "tomada" else {}
+    return {"gro": run.gro, "coalesce": run.coalesce} if run.loop == "tomada" else {}
 
 
 def serve(run: Run, protocol: Callable[[Any], asyncio.DatagramProtocol]) -> None:

@@ -152,6 +152,7 @@ def parser() -> argparse.ArgumentParser:
     add("--case", help="see calls.py and guards.py")
     add("--gro", action="store_true")
     add("--spin", type=float, default=0)
+    add("--coalesce", type=float, default=0)
     add("--workers", type=int, default=1)
     add("--tasks", type=int, default=1000)
     add("--delay", type=float, default=0, help="of each reply, in seconds")

@@ -59,7 +59,8 @@ def serve(run: Run, *, echoes: bool) -> None:
 
 def serve_handler(run: Run, handler: Callable[..., Any], **options: Any) -> None:
     sock = run.bind()
-    with Server(None, handler, sock=sock, gro=run.gro, spin=run.spin, **options):
+    options |= {"gro": run.gro, "spin": run.spin, "coalesce": run.coalesce}
+    with Server(None, handler, sock=sock, **options):
         run.announce_socket(sock)
         while not run.wait_for_end():
             pass

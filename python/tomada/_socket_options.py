@@ -11,8 +11,9 @@ from tomada import _core, socket
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# The longest time to poll, in seconds.
+# The longest times to poll, and to collect datagrams, in seconds.
 LONGEST_SPIN = 1_000_000_000
+LONGEST_COALESCE = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,7 @@ class SocketOptions:
     :param gro: Whether the kernel may deliver coalesced datagrams. ``None`` means yes, except on a
         socket that the caller shares.
     :param spin: How long a wait polls before it sleeps, in seconds.
+    :param coalesce: How long a wait collects more datagrams after the first one, in seconds.
     :param rcvbuf: The size of the receive buffer in bytes; ``None`` for the default one.
     :param groups: Multicast groups to join, each an address, or the arguments of ``join_group``.
     :param guard: The guard for received datagrams and replies.
@@ -34,6 +36,7 @@ class SocketOptions:
 
     gro: bool | None = None
     spin: float = 0.0
+    coalesce: float = 0.0
     rcvbuf: int | None = None
     groups: Sequence[Any] = ()
     guard: _core.Guard | None = None
@@ -41,11 +44,10 @@ class SocketOptions:
     proxy_flows: float | None = None
 
     def __post_init__(self) -> None:
-        if type(self.spin) is not float and not isinstance(self.spin, SupportsFloat):
-            raise TypeError(f"spin must be a number of seconds, not {self.spin!r}")
-        if not 0 <= self.spin <= LONGEST_SPIN:
-            wanted = f"a number of seconds, 0 or more, up to {LONGEST_SPIN:,}"
-            raise ValueError(f"spin must be {wanted}, not {self.spin!r}")
+        _check_seconds("spin", self.spin, LONGEST_SPIN)
+        _check_seconds("coalesce", self.coalesce, LONGEST_COALESCE)
+        if self.spin and self.coalesce:
+            raise ValueError("spin and coalesce exclude each other: use one of them")
         if self.rcvbuf is not None:
             if not isinstance(self.rcvbuf, SupportsIndex):
                 raise TypeError(f"rcvbuf must be a number of bytes, not {self.rcvbuf!r}")
@@ -75,6 +77,7 @@ class SocketOptions:
         if self.guard is not None:
             sock.guard = self.guard
         sock.spin = self.spin
+        self.collect(sock)
         if (gro if self.gro is None else self.gro) and sock.family != socket.AF_UNIX:
             with contextlib.suppress(OSError):  # before Linux 5.0
                 sock.gro = True
@@ -82,10 +85,23 @@ class SocketOptions:
             _set_buffer(sock, self.rcvbuf)
         self.join(sock)
 
+    def collect(self, sock: Any) -> None:
+        """Have a tomada socket collect datagrams, unless that is not asked for."""
+        if self.coalesce:
+            sock.coalesce = self.coalesce
+
     def join(self, sock: Any) -> None:
         """Join the groups with a tomada socket that was bound."""
         for group in self.groups:
             sock.join_group(*((group,) if isinstance(group, str) else group))
+
+
+def _check_seconds(name: str, seconds: Any, longest: int) -> None:
+    if type(seconds) is not float and not isinstance(seconds, SupportsFloat):
+        raise TypeError(f"{name} must be a number of seconds, not {seconds!r}")
+    if not 0 <= seconds <= longest:
+        wanted = f"a number of seconds, 0 or more, up to {longest:,}"
+        raise ValueError(f"{name} must be {wanted}, not {seconds!r}")
 
 
 def check_dtls(context: Any, *, is_server: bool) -> None:

@@ -203,6 +203,7 @@ async def create_datagram_endpoint(
     remote_addr: tuple[str, int] | str | None = None,
     *,
     gro: bool | None = None,
+    coalesce: float = 0.0,
     guard: Guard | None = None,
     dtls: DtlsContext | None = None,
     server_hostname: str | None = None,
@@ -229,6 +230,9 @@ async def create_datagram_endpoint(
         is switched on when datagrams arrive faster than they are delivered, because it makes a
         socket more expensive to open and close. With a ``sock`` it is off by default: other holders
         of that socket would receive several datagrams merged into one.
+    :param coalesce: How long to collect datagrams after the first one before the protocol is
+        called, in seconds, up to 60: less CPU time for each of many datagrams, at the cost of
+        latency. See :attr:`tomada.socket.socket.coalesce`. A tomada ``sock`` may already have it.
     :param guard: A :class:`tomada.Guard` for received datagrams and replies. A ``sock`` may
         already have one.
     :param dtls: A :class:`tomada.dtls.Context`. With a ``remote_addr`` it must be of
@@ -242,7 +246,9 @@ async def create_datagram_endpoint(
     :return: A :class:`DatagramTransport` and the protocol.
     :raises tomada.dtls.DTLSError: The handshake failed.
     """
-    chosen = _DEFAULTS if gro is None and guard is None else SocketOptions(gro=gro, guard=guard)
+    chosen = _DEFAULTS
+    if gro is not None or guard is not None or coalesce:
+        chosen = SocketOptions(gro=gro, coalesce=coalesce, guard=guard)
     maker = _Maker(loop, chosen, _secured(dtls, server_hostname))
     return await maker.make(protocol_factory, local_addr, remote_addr, **options)
 
@@ -252,6 +258,7 @@ def open_endpoint(
     remote_addr: tuple[str, int] | str | None = None,
     *,
     gro: bool | None = None,
+    coalesce: float = 0.0,
     guard: Guard | None = None,
     groups: Sequence[Any] = (),
     dtls: DtlsContext | None = None,
@@ -269,7 +276,7 @@ def open_endpoint(
         :meth:`tomada.socket.socket.join_group`.
     :raises OSError: The endpoint cannot be opened; the text says what to do.
     """
-    options_of_socket = SocketOptions(gro=gro, guard=guard, groups=groups)
+    options_of_socket = SocketOptions(gro=gro, coalesce=coalesce, guard=guard, groups=groups)
     secured = _secured(dtls, server_hostname)
     return _Opening(local_addr, remote_addr, options_of_socket, secured, options)
 
@@ -470,6 +477,7 @@ class _Maker:
         try:
             if self._given is not None:
                 restore = self._given.set_up(ours, self._options.guard)
+                self._options.collect(ours)
                 self._options.join(ours)
             else:
                 self._options.apply(ours, gro=False)

@@ -125,6 +125,10 @@ class Server:
     :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``).
     :param spin: How long to poll for the next datagram before sleeping, in seconds: shorter round
         trips, at the cost of a core. A server on an event loop does not spin.
+    :param coalesce: How long to collect datagrams after the first one before the handler is called,
+        in seconds, up to 60: less CPU time for each of many datagrams, at the cost of latency. See
+        :attr:`tomada.socket.socket.coalesce`. What a server that stops still receives does not wait
+        for more.
     :param groups: Multicast groups to join, each an address, or the arguments of
         :meth:`tomada.socket.socket.join_group`. Workers then share one socket, because several
         sockets would each receive a copy.
@@ -228,6 +232,7 @@ class Server:
         rcvbuf: int | None = None,
         gro: bool = True,
         spin: float = 0.0,
+        coalesce: float = 0.0,
         health: tuple[str, int] | None = None,
         access_log: int = 0,
         groups: Sequence[Any] = (),
@@ -276,6 +281,7 @@ class Server:
             rcvbuf=rcvbuf,
             gro=bool(gro) and not isinstance(steering, Key),
             spin=spin,
+            coalesce=coalesce,
             groups=groups,
             guard=guard,
             proxy=proxy,

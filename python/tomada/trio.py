@@ -34,6 +34,7 @@ def open_endpoint(
     reuse_port: bool = False,
     allow_broadcast: bool = False,
     gro: bool | None = None,
+    coalesce: float = 0.0,
     guard: Guard | None = None,
     groups: Sequence[Any] = (),
 ) -> _Opening:
@@ -49,6 +50,8 @@ def open_endpoint(
     :param allow_broadcast: Whether to allow broadcast addresses (``SO_BROADCAST``).
     :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). By default, this
         is switched on when datagrams arrive faster than they are received.
+    :param coalesce: How long to collect datagrams after the first one, in seconds, up to 60: see
+        :attr:`tomada.socket.socket.coalesce`.
     :param guard: A :class:`tomada.Guard` for received datagrams and replies.
     :param groups: Multicast groups to join, each an address, or the arguments of
         :meth:`tomada.socket.socket.join_group`.
@@ -61,7 +64,7 @@ def open_endpoint(
             check_address(address)
     if local_addr is None and remote_addr is None and not family:
         raise ValueError("open_endpoint needs an address to bind to, a peer, or a family")
-    options = SocketOptions(gro=gro, guard=guard, groups=groups)
+    options = SocketOptions(gro=gro, coalesce=coalesce, guard=guard, groups=groups)
     flags = [_std.SO_REUSEPORT] * bool(reuse_port) + [_std.SO_BROADCAST] * bool(allow_broadcast)
     return _Opening(local_addr, remote_addr, family, flags, options)
 

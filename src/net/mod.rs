@@ -69,12 +69,12 @@ pub use send_queue::{SendQueue, Sent};
 pub use shared_counters::{Count, ServerCounts, SharedCounters};
 pub use sink_counters::{SharedSinkCounters, SinkCounter, SinkCounts};
 pub use socket::{
-    Deadline, Drops, GroOnDemand, Interest, KernelWait, RecvCursor, Ring, Socket, Stop, Taken,
-    Visibility, Waiting, error_queue,
+    Deadline, Drops, GroOnDemand, Interest, KernelWait, NextReceive, RecvCursor, Ring, Socket, Stop,
+    Taken, Visibility, Waiting, error_queue,
 };
 pub use split::Split;
 pub use sys::{
-    Memory, MessageInfo, Ready, ReadyEvents, RecvSlice, SendSlice, Zeroes, end_with_parent,
+    Memory, MessageInfo, Ready, ReadyEvents, RecvSlice, SendSlice, Timer, Zeroes, end_with_parent,
     hang_if_ended, make_room, no_memory, program_option, with_room, zeroes,
 };
 pub use turns::{TurnBudget, TurnSkipping, Turns};

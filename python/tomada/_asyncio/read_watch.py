@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
@@ -30,6 +31,9 @@ class ReadWatch:
         self._fd = fd
         self._loop: Any = loop
         self._is_direct = isinstance(loop, asyncio.SelectorEventLoop)
+        # A selector loop polls for events before it runs the tasks woken by the previous ones. So
+        # the event after a wake-up is about the same datagram, which is received by then.
+        self.repeats_events = self._is_direct
         if not self._is_direct:
             _hub(loop)
 
@@ -46,6 +50,61 @@ class ReadWatch:
             self._loop._remove_reader(self._fd)
         elif (hub := _known(self._loop)) is not None:  # otherwise the loop was closed
             hub.remove(self._fd)
+
+
+class WindowWatch:
+    """Calls back once for all datagrams of a window: ``socket.coalesce`` after the first one.
+
+    The loop watches the socket until it has a datagram, and then only a timer. When that ends and
+    the datagrams are received, and there were several, the next window begins at once. A loop's own
+    timers would be too coarse: they count in milliseconds.
+    """
+
+    repeats_events = False
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: Any) -> None:
+        self._sock = sock
+        self._window = _core.ReceiveWindow()
+        self._first_watch = ReadWatch(loop, sock._descriptor())
+        self._timer_watch = ReadWatch(loop, self._window.fileno())
+        self._is_open = False
+        self._call: Callable[[], object]
+
+    def start(self, callback: Callable[..., object], *args: Any) -> None:
+        """Call back at the end of each window."""
+        self._call = functools.partial(callback, *args)
+        self._timer_watch.start(self._on_end)
+        self._first_watch.start(self._on_first)
+
+    def stop(self) -> None:
+        """Stop calling back. This comes before the socket is closed."""
+        if self._is_open:
+            self._is_open = False
+            self._window.close()
+        else:
+            self._first_watch.stop()
+        self._timer_watch.stop()
+
+    def _on_first(self) -> None:
+        if self._window.open(self._sock):
+            self._is_open = True
+            self._first_watch.stop()
+        else:
+            self._call()  # the last receive left some
+
+    def _on_end(self) -> None:
+        try:
+            self._call()
+        finally:
+            # The call may have stopped this, or stopped and started it.
+            if self._is_open and not self._window.renew(self._sock):
+                self._is_open = False
+                self._first_watch.start(self._on_first)
+
+
+def watch_of(loop: asyncio.AbstractEventLoop, sock: Any) -> ReadWatch | WindowWatch:
+    """Return what calls back when datagrams of a tomada socket are to be received."""
+    return WindowWatch(loop, sock) if sock.coalesce else ReadWatch(loop, sock._descriptor())
 
 
 def _hub(loop: asyncio.AbstractEventLoop) -> _core.ReadHub:

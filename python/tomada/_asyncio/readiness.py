@@ -8,7 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tomada._asyncio.read_watch import ReadWatch
+    from tomada._asyncio.read_watch import ReadWatch, WindowWatch
 
 
 class Readiness:
@@ -19,14 +19,17 @@ class Readiness:
     start and stop watching. The owner must :meth:`stop` it before the descriptor is closed.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, watch: ReadWatch, *, lasts: bool) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        watch: ReadWatch | WindowWatch,
+        *,
+        lasts: bool,
+    ) -> None:
         self._loop = loop
         self._watch = watch
         self._lasts = lasts
         self._is_watched = False
-        # A selector loop polls for events before it runs the tasks woken by the previous ones.
-        # So the event after a wake-up is about the same datagram, which is received by then.
-        self._repeats_events = isinstance(loop, asyncio.SelectorEventLoop)
         self._has_woken = False
         self.waiters: deque[asyncio.Future[None]] = deque()
 
@@ -73,7 +76,7 @@ class Readiness:
             self._watch.start(self._on_event)
 
     def _on_event(self) -> None:
-        if self._has_woken and self._repeats_events:
+        if self._has_woken and self._watch.repeats_events:
             self._has_woken = False
         elif self.wake():
             self._has_woken = True

@@ -11,7 +11,7 @@ from asyncio.trsock import TransportSocket
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tomada import _core
-from tomada._asyncio.read_watch import ReadWatch
+from tomada._asyncio.read_watch import watch_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -80,7 +80,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         super().__init__(extra)
         connection_made = protocol.connection_made  # fails before there is anything to close
         self._loop: Any = loop
-        self._read_watch = ReadWatch(loop, sock._descriptor())
+        self._read_watch = watch_of(loop, sock)
         self._sock: Any = sock
         self._sock_fd = sock._descriptor()
         self._shown: Any = sock if shown is None else shown

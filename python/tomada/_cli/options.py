@@ -203,6 +203,13 @@ OPTIONS = (
         0.0,
     ),
     Option(
+        "coalesce",
+        seconds(),
+        SOCKET,
+        "collect datagrams this long after the first one: less CPU time, more latency",
+        0.0,
+    ),
+    Option(
         "proxy",
         several(NETWORK),
         SOCKET,

@@ -9,7 +9,7 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any
 
-from tomada._asyncio.read_watch import ReadWatch
+from tomada._asyncio.read_watch import watch_of
 from tomada._server.context import GRACE
 from tomada._server.loops import loop_factory
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tomada import _core
+    from tomada._asyncio.read_watch import ReadWatch, WindowWatch
     from tomada._server.context import Context
     from tomada._server.lifespan import Lifespan
     from tomada._server.wakeup import Wakeup
@@ -64,7 +65,7 @@ class EventLoopWorker:
         self._context, self._core, self._lifespan = context, core, lifespan
         self._begin, self._end, self._wakeup = begin, end, wakeup
         self._loop: asyncio.AbstractEventLoop
-        self._watch: ReadWatch
+        self._watch: ReadWatch | WindowWatch
         self._is_watched = False
         self._is_full = False  # and a call that ends makes room
         self._is_stopping = self._is_overdue = False
@@ -110,7 +111,7 @@ class EventLoopWorker:
         tell_reply = functools.partial(loop.call_soon, self._end_turn, context=scope)
         take_stop = functools.partial(scope.run, self._take_stop)
         core.attach(loop, options, self._context.max_concurrency, tell_reply, take_stop)
-        self._watch = ReadWatch(loop, self._context.listeners.of(core.worker).fileno())
+        self._watch = watch_of(loop, self._context.listeners.of(core.worker))
         if wakeup is not None:
             loop.add_reader(wakeup.fileno(), wakeup.clear)
         try:

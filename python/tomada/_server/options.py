@@ -57,6 +57,7 @@ class ServerOptions(TypedDict, total=False):
     rcvbuf: int | None
     gro: bool
     spin: float
+    coalesce: float
     health: tuple[str, int] | None
     access_log: int
     groups: Sequence[Any]

@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
 use super::Socket;
+use super::coalesce::Coalescing;
 use super::guarded::REFUSALS;
 use crate::net::counted::Counted;
 use crate::net::recv_backlog::RecvBacklog;
@@ -20,6 +21,7 @@ pub(super) struct Backlog {
     per_message: AtomicUsize,
     /// The errno of a receive that ended with an error after it had received datagrams.
     deferred: AtomicI32,
+    pub(super) coalescing: Coalescing,
 }
 
 impl Socket {
@@ -42,6 +44,7 @@ impl Socket {
         while refused < REFUSALS {
             let filled = match self.fill(fd, ring, count, flags) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.note_receive(None);
                     // The caller would wait, although nothing can ever arrive: the socket is shut
                     // down.
                     let is_end = flags & libc::MSG_DONTWAIT == 0 && !sys::is_nonblocking(fd)?;
@@ -52,6 +55,7 @@ impl Socket {
             };
             if filled.datagrams > 0 {
                 self.count(&filled);
+                self.note_receive(Some(&filled));
                 return Ok(filled);
             }
             refused += filled.messages;

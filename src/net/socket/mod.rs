@@ -3,6 +3,7 @@
 //! Its methods are grouped into files: receiving, sending and waiting.
 
 mod backlog;
+mod coalesce;
 mod drops;
 #[cfg(feature = "dtls")]
 mod dtls;
@@ -18,6 +19,7 @@ mod wait;
 #[cfg(not(feature = "dtls"))]
 mod without_dtls;
 
+pub use coalesce::NextReceive;
 pub use drops::Drops;
 pub use gro::GroOnDemand;
 pub use recv::{Taken, Visibility};

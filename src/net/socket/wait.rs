@@ -2,11 +2,11 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::Socket;
+use super::{NextReceive, Socket};
 use crate::net::sys;
 use crate::net::waker::Waker;
 
@@ -120,6 +120,10 @@ pub struct Waiting<'a> {
     signals: Option<BorrowedFd<'a>>,
     /// Whether a signal may have arrived during the last run without interrupting a sleep.
     is_deaf: AtomicBool,
+    /// Until when datagrams may be collected, if they are.
+    collects: Option<Deadline>,
+    /// The end of the current window, in which datagrams are collected. A signal may interrupt it.
+    window_end: Mutex<Option<Instant>>,
 }
 
 impl<'a> Waiting<'a> {
@@ -129,7 +133,16 @@ impl<'a> Waiting<'a> {
         if let Some(waker) = &waker {
             socket.descriptor().register(waker);
         }
-        Self { socket, waker, signals: None, is_deaf: AtomicBool::new(false) }
+        let (is_deaf, window_end) = (AtomicBool::new(false), Mutex::new(None));
+        Self { socket, waker, signals: None, is_deaf, collects: None, window_end }
+    }
+
+    /// Makes waits for datagrams collect more after the first one: for the time that the socket
+    /// [coalesces](Socket::coalesce), and not beyond a deadline.
+    #[must_use]
+    pub fn collecting(mut self, deadline: Deadline) -> Self {
+        self.collects = Some(deadline);
+        self
     }
 
     /// Makes a readable byte on `signals` end the wait with `EINTR`, and reads it. A handler that
@@ -187,6 +200,14 @@ impl<'a> Waiting<'a> {
                 return result;
             }
         }
+        if interest == Interest::Read && self.collects_first() {
+            self.collect()?;
+            match attempt(fd, false) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return result.map_err(Stop::Failed),
+            }
+            deaf_since.get_or_insert_with(Instant::now);
+        }
         let mut pause = Duration::ZERO;
         loop {
             let started = Instant::now();
@@ -208,6 +229,9 @@ impl<'a> Waiting<'a> {
             };
             if interest == Interest::Read {
                 self.socket.note_wait(started);
+                if ready & libc::POLLIN != 0 {
+                    self.collect()?;
+                }
             }
             match attempt(fd, ready & (libc::POLLHUP | libc::POLLRDHUP) != 0) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -250,6 +274,40 @@ impl<'a> Waiting<'a> {
                 pause = Duration::ZERO;
             }
         }
+    }
+
+    /// Whether to collect datagrams before waiting for the first one.
+    fn collects_first(&self) -> bool {
+        self.collects.is_some()
+            && (self.window_end().is_some()
+                || self.socket.next_receive() == NextReceive::AfterWindow)
+    }
+
+    /// Sleeps while datagrams are collected: for one window, or for what an interruption has left of
+    /// it.
+    fn collect(&self) -> Result<(), Stop> {
+        let Some(deadline) = self.collects else { return Ok(()) };
+        if self.socket.next_receive() != NextReceive::Now {
+            let begin = || Instant::now() + self.socket.coalesce();
+            let end = *self.window_end().get_or_insert_with(begin);
+            let left = end.saturating_duration_since(Instant::now());
+            if left > LONGEST_DEAF {
+                self.pause(deadline, LONGEST_DEAF)?;
+                if !deadline.is_past() {
+                    return Err(interrupted()); // and then continue
+                }
+            } else if !left.is_zero() {
+                // The kernel may end a sleep later, by the slack of the thread's timers.
+                let time = left.saturating_sub(sys::timer_slack()).max(Duration::from_nanos(1));
+                self.pause(deadline, time)?;
+            }
+        }
+        *self.window_end() = None;
+        Ok(())
+    }
+
+    fn window_end(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.window_end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn spin<T>(

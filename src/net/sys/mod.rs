@@ -29,6 +29,7 @@ mod single;
 mod slices;
 mod socket;
 mod thread_exit;
+mod timer;
 
 pub use epoll::{Ready, ReadyEvents};
 pub(super) use event::*;
@@ -44,3 +45,5 @@ pub use slices::*;
 pub use socket::program_option;
 pub(super) use socket::*;
 pub use thread_exit::hang_if_ended;
+pub use timer::Timer;
+pub(super) use timer::timer_slack;

@@ -4,6 +4,7 @@
 mod heap;
 mod hub;
 mod standard;
+mod window;
 
 use std::ffi::c_int;
 use std::io;
@@ -18,6 +19,7 @@ use pyo3::types::{PyBool, PyDict, PyInt, PyList, PyTuple};
 
 pub(crate) use self::hub::ReadHub;
 use self::standard::Standard;
+pub(crate) use self::window::ReceiveWindow;
 use super::error::Error;
 use super::transport::Turn;
 use crate::net::{Ready, ReadyEvents, hang_if_ended};

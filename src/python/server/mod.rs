@@ -26,7 +26,7 @@ use super::error::{Error, Result};
 use super::send_backlog::SendBacklog;
 use super::socket::Socket;
 use crate::net::{
-    self, Address, Costs, Count, Deadline, ErrorClass, ErrorStreak, Filled, Interest, Key, Pace,
+    self, Address, Costs, Count, Deadline, ErrorClass, ErrorStreak, Filled, Interest, Key, NextReceive, Pace,
     RecvCursor, ReplySources, Steering, Stop, ThreadRing, Waiting, hang_if_ended,
 };
 
@@ -172,6 +172,7 @@ impl ServerCore {
         };
         self.state.fetch_max(state, Ordering::Release);
         if let Ok(socket) = self.socket.bind(py).get().socket() {
+            socket.set_coalesce(Duration::ZERO); // what is left is received at once
             socket.descriptor().wake();
         }
         if let Some(tasks) = self.tasks.get() {
@@ -201,7 +202,7 @@ impl ServerCore {
         let (py, this) = (slf.py(), slf.get());
         let owner = this.socket.bind(py);
         let socket = owner.get().socket()?;
-        let mut waiting = Waiting::new(socket);
+        let mut waiting = Waiting::new(socket).collecting(Deadline::NEVER);
         if let Some(fd) = wakeup_fd {
             // SAFETY: the stub requires that it is open while this runs.
             waiting = unsafe { waiting.signalled_by(fd) };
@@ -280,8 +281,9 @@ impl ServerCore {
         // Decrypting takes longer than handing the GIL over: it happens in the wait below.
         let decrypts = socket.has_dtls();
         let stays = sink.attached() < SWITCH || decrypts;
-        let is_empty = stays && self.state() == RUNNING && socket.is_in_lull(); // probably
-        let received = if decrypts || is_empty {
+        // Or probably nothing is queued.
+        let collects = socket.next_receive() != NextReceive::Now || socket.is_in_lull();
+        let received = if decrypts || collects && stays && self.state() == RUNNING {
             Err(io::ErrorKind::WouldBlock.into())
         } else if stays {
             attempt()

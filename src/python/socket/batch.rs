@@ -76,7 +76,7 @@ impl Socket {
         cursor: &mut RecvCursor<'_, R>,
         flags: c_int,
     ) -> Result<()> {
-        let mut patience = self.patience();
+        let mut patience = self.patience_for_many();
         let received = self.transfer(py, &mut patience, Interest::Read, flags, |_, fd, flags| {
             cursor.receive_messages(fd, batch.slots(), flags).map(drop)
         });

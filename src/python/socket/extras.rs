@@ -17,7 +17,7 @@ use crate::net::cmsg::ControlBuffer;
 use crate::net::error_queue::ErrorMessage;
 use crate::net::multicast::{Change, Membership, interface_with_address};
 use crate::net::names::interface_index;
-use crate::net::{Address, Interest, Source, may_be_of_source};
+use crate::net::{Address, Interest, NextReceive, Source, may_be_of_source};
 use crate::python::buffer::{Readable, new_bytes};
 use crate::python::counters::Stats;
 use crate::python::error::{Error, Result, strerror};
@@ -25,6 +25,8 @@ use crate::python::records::DatagramError;
 
 /// The maximum number of error queue entries that one call takes.
 const MOST_ERRORS: usize = 1024;
+/// The longest time to collect datagrams. A greater number is not one of seconds.
+const LONGEST_WINDOW: Duration = Duration::from_secs(60);
 
 #[pymethods]
 impl Socket {
@@ -134,6 +136,29 @@ impl Socket {
         let spin = spin.ok_or_else(|| PyValueError::new_err(message()))?;
         self.spin.store(spin, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// How long to collect datagrams after the first one, in seconds.
+    #[getter]
+    fn coalesce(&self) -> f64 {
+        self.inner.get().map_or(0.0, |socket| socket.coalesce().as_secs_f64())
+    }
+
+    #[setter]
+    fn set_coalesce(&self, seconds: f64) -> Result<()> {
+        let window = Duration::try_from_secs_f64(seconds).ok();
+        let window = window.filter(|window| *window <= LONGEST_WINDOW);
+        let message = || format!("coalesce must be a number of seconds from 0 to 60, not {seconds}");
+        let window = window.ok_or_else(|| PyValueError::new_err(message()))?;
+        self.socket()?.set_coalesce(window);
+        Ok(())
+    }
+
+    /// Whether a call that takes many datagrams has to wait before it tries.
+    #[getter]
+    fn _collects(&self) -> bool {
+        let socket = self.inner.get();
+        socket.is_some_and(|socket| socket.next_receive() != NextReceive::Now)
     }
 
     /// Whether the kernel coalesces datagrams, and receives split them.

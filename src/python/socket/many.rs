@@ -80,7 +80,7 @@ impl Socket {
         refuse_peeking(flags)?;
         let mut converted = Vec::with_capacity(max.min(64));
         let mut cursor = RecvCursor::of_thread(socket)?;
-        let mut patience = self.patience();
+        let mut patience = if max > 1 { self.patience_for_many() } else { self.patience() };
         let mut end = None;
         loop {
             let wanted = max - converted.len();

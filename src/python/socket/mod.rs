@@ -32,7 +32,7 @@ use self::guard::GivenGuard;
 use super::address::AddressCache;
 use super::audit;
 use super::error::Result;
-use crate::net::{self, Deadline, Interest, KernelWait, Stop, Waiting};
+use crate::net::{self, Deadline, Interest, KernelWait, NextReceive, Stop, Waiting};
 
 /// A datagram socket.
 #[pyclass(frozen, subclass, name = "Socket", module = "tomada._core")]
@@ -51,6 +51,8 @@ pub(crate) struct Socket {
 struct Patience {
     timeout: i64,
     deadline: Option<Deadline>,
+    /// Whether the call takes many datagrams, so it waits for more than one if the socket coalesces.
+    collects: bool,
 }
 
 const BLOCKING: i64 = -1;
@@ -266,7 +268,13 @@ impl Socket {
     }
 
     fn patience(&self) -> Patience {
-        Patience { timeout: self.timeout.load(Ordering::Relaxed), deadline: None }
+        let timeout = self.timeout.load(Ordering::Relaxed);
+        Patience { timeout, deadline: None, collects: false }
+    }
+
+    /// The patience of a call that takes many datagrams.
+    fn patience_for_many(&self) -> Patience {
+        Patience { collects: true, ..self.patience() }
     }
 
     /// The instant until which to spin before sleeping, if the socket spins.
@@ -304,9 +312,10 @@ impl Socket {
         let waits = patience.timeout > 0 || blocks && !is_nonblocking;
         let asked = flags;
         let flags = flags | libc::MSG_DONTWAIT;
+        let collects = patience.collects && socket.next_receive() != NextReceive::Now;
         let mut must_wait = waits
             && interest == Interest::Read
-            && socket.is_in_lull()
+            && (collects || socket.is_in_lull())
             // Otherwise the kernel may not let the call wait at all.
             && (!blocks || !socket.may_limit_waits() || socket.waits_unlimited());
         while !must_wait {
@@ -344,13 +353,16 @@ impl Socket {
         interest: Interest,
         mut attempt: impl FnMut(&net::Socket, BorrowedFd<'_>, bool) -> io::Result<T> + Send,
     ) -> Result<T> {
-        let socket = self.socket()?;
+        let (socket, deadline) = (self.socket()?, patience.deadline());
+        let collects = patience.collects.then_some(deadline);
         if patience.timeout != BLOCKING || !socket.may_limit_waits() {
-            return self.wait(py, patience.deadline(), interest, attempt);
+            return self.run_detached(py, interest, collects, |waiting, spin| {
+                waiting.run(interest, deadline, spin, |fd, hung_up| attempt(socket, fd, hung_up))
+            });
         }
         let started = Instant::now();
         let mut asked = None;
-        self.run_detached(py, interest, |waiting, spin| {
+        self.run_detached(py, interest, collects, |waiting, spin| {
             let mut run = |deadline| {
                 waiting.run(interest, deadline, spin, |fd, hung_up| attempt(socket, fd, hung_up))
             };
@@ -402,7 +414,7 @@ impl Socket {
         mut attempt: impl FnMut(&net::Socket, BorrowedFd<'_>, bool) -> io::Result<T> + Send,
     ) -> Result<T> {
         let socket = self.socket()?;
-        self.run_detached(py, interest, |waiting, spin| {
+        self.run_detached(py, interest, None, |waiting, spin| {
             waiting.run(interest, deadline, spin, |fd, hung_up| attempt(socket, fd, hung_up))
         })
     }
@@ -417,10 +429,18 @@ impl Socket {
         &self,
         py: Python<'_>,
         interest: Interest,
+        collects: Option<Deadline>,
         mut run: impl FnMut(&Waiting<'_>, Option<Instant>) -> std::result::Result<T, Stop> + Send,
     ) -> Result<T> {
-        let spin = self.spin_until(interest);
-        let waiting = Waiting::new(self.socket()?);
+        let socket = self.socket()?;
+        let mut waiting = Waiting::new(socket);
+        let spin = match collects {
+            Some(deadline) if !socket.coalesce().is_zero() => {
+                waiting = waiting.collecting(deadline);
+                None
+            }
+            _ => self.spin_until(interest),
+        };
         loop {
             py.check_signals()?;
             match py.detach(|| run(&waiting, spin)) {

@@ -1,0 +1,207 @@
+"""coalesce: transports and endpoints that collect datagrams after the first one."""
+
+import asyncio
+import time
+
+import pytest
+
+import tomada.asyncio
+from peer import DEADLINE
+from tomada import Batch, socket
+from tomada.asyncio import open_endpoint
+from traffic import numbered
+from transports import Batches, Recorder, hear, recorder, turns
+
+pytestmark = pytest.mark.usefixtures("runner")
+
+LONG = 60.0
+WINDOW = 0.02
+LEAST = WINDOW - 0.0005  # the clocks differ
+
+
+async def create(protocol=Recorder, coalesce=WINDOW, **options):
+    """Create an endpoint that collects, on any loop."""
+    loop = asyncio.get_running_loop()
+    options = options or {"local_addr": ("127.0.0.1", 0)}
+    return await tomada.asyncio.create_datagram_endpoint(
+        loop, protocol, coalesce=coalesce, **options
+    )
+
+
+async def close(transport, protocol):
+    transport.close()
+    await protocol.lost()
+
+
+def send(sender, transport, payloads):
+    for payload in payloads:
+        sender.sendto(payload, transport.get_extra_info("sockname"))
+
+
+@pytest.mark.parametrize("kind", [Recorder, Batches])
+async def test_protocol_is_called_at_the_end_of_the_window(sender, kind):
+    transport, protocol = await create(kind)
+    total = 0
+    # After several datagrams, the next window begins at once; after one, with the next.
+    for count in (1, 2, 50, 3, 1):
+        send(sender, transport, numbered(count))
+        total += count
+        await protocol.received(total)
+        assert protocol.payloads[total - count :] == numbered(count)
+    await close(transport, protocol)
+
+
+async def test_first_datagram_waits_for_a_whole_window(sender):
+    transport, protocol = await create()
+    for number in range(1, 4):
+        start = time.monotonic()
+        send(sender, transport, [b"x"])
+        await protocol.received(number)
+        assert time.monotonic() - start > LEAST
+    await close(transport, protocol)
+
+
+async def test_given_socket_may_coalesce_already(sender):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.coalesce = WINDOW
+        transport, protocol = await create(coalesce=0, sock=sock)
+        start = time.monotonic()
+        send(sender, transport, [b"x"])
+        await protocol.received(1)
+        assert time.monotonic() - start > LEAST
+        await close(transport, protocol)
+
+
+async def test_datagrams_beyond_a_receive_do_not_wait_for_another_window(sender):
+    transport, protocol = await create(coalesce=0.001)
+    for total in (300, 600):
+        send(sender, transport, numbered(300))
+        assert (await protocol.received(total))[-300:] == numbered(300)
+    await close(transport, protocol)
+
+
+async def test_closing_does_not_wait_for_the_window(sender):
+    transport, protocol = await create(coalesce=LONG)
+    send(sender, transport, [b"x"])
+    await turns(3)
+    await asyncio.wait_for(close(transport, protocol), DEADLINE)
+    assert protocol.payloads == []
+
+
+async def test_paused_transport_leaves_the_window_and_resumes(sender):
+    transport, protocol = await create()
+    for total in (1, 2):
+        send(sender, transport, [b"x"])
+        await turns(3)
+        transport.pause_reading()
+        await turns(3)
+        transport.resume_reading()
+        await protocol.received(total)
+    await close(transport, protocol)
+
+
+async def test_protocol_that_pauses_and_resumes_in_its_callback(sender):
+    def datagram_received(self, data, addr):
+        Recorder.datagram_received(self, data, addr)
+        self.transport.pause_reading()
+        self.transport.resume_reading()
+
+    kind = recorder(datagram_received=datagram_received)
+    transport, protocol = await create(kind, coalesce=0.001)
+    for total in (10, 20):
+        send(sender, transport, numbered(10))
+        await protocol.received(total)
+    await close(transport, protocol)
+
+
+async def test_protocol_that_closes_in_its_callback(sender):
+    def datagram_received(self, data, addr):
+        Recorder.datagram_received(self, data, addr)
+        self.transport.close()
+
+    transport, protocol = await create(recorder(datagram_received=datagram_received))
+    send(sender, transport, numbered(5))
+    await protocol.lost()
+    assert protocol.payloads == numbered(5)[:1]
+
+
+async def test_replies_leave_at_the_end_of_the_window(sender):
+    def datagram_received(self, data, addr):
+        self.transport.sendto(data, addr)
+
+    transport, protocol = await create(recorder(datagram_received=datagram_received))
+    send(sender, transport, numbered(5))
+    assert await hear(sender, 5) == numbered(5)
+    await close(transport, protocol)
+
+
+async def recv_batch(endpoint):
+    batch = Batch()
+    await endpoint.recv_batch(batch)
+    return [bytes(data) for data, _ in batch]
+
+
+async def recv_many(endpoint):
+    return [data for data, _ in await endpoint.recv_many()]
+
+
+every_take = pytest.mark.parametrize("take", [recv_many, recv_batch])
+
+
+@every_take
+async def test_endpoint_collects(sender, take):
+    async with open_endpoint(("127.0.0.1", 0), coalesce=WINDOW) as endpoint:
+        for count in (1, 2, 40, 1):
+            send(sender, endpoint, numbered(count))
+            received = []
+            while len(received) < count:
+                received += await asyncio.wait_for(take(endpoint), DEADLINE)
+            assert received == numbered(count)
+        start = time.monotonic()
+        send(sender, endpoint, [b"x"])
+        assert await asyncio.wait_for(take(endpoint), DEADLINE) == [b"x"]
+        assert time.monotonic() - start > LEAST
+
+
+@every_take
+async def test_cancelled_endpoint_loses_nothing(sender, take):
+    async with open_endpoint(("127.0.0.1", 0), coalesce=WINDOW) as endpoint:
+        for _ in range(3):
+            waiting = asyncio.create_task(take(endpoint))
+            await turns(2)
+            send(sender, endpoint, [b"x"])
+            await turns(2)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            assert await asyncio.wait_for(take(endpoint), DEADLINE) == [b"x"]
+
+
+@every_take
+async def test_closed_endpoint_ends_the_window(sender, take):
+    async with open_endpoint(("127.0.0.1", 0), coalesce=LONG) as endpoint:
+        send(sender, endpoint, [b"x"])
+        waiting = asyncio.create_task(take(endpoint))
+        await turns(3)
+        await endpoint.aclose()
+        with pytest.raises(OSError, match="the endpoint is closed"):
+            await asyncio.wait_for(waiting, DEADLINE)
+
+
+async def test_endpoint_receives_single_datagrams(sender):
+    async with open_endpoint(("127.0.0.1", 0), coalesce=0.001) as endpoint:
+        for _ in range(3):
+            send(sender, endpoint, numbered(5))
+            received = [await asyncio.wait_for(endpoint.recv(), DEADLINE) for _ in range(5)]
+            assert [data for data, _ in received] == numbered(5)
+
+
+@pytest.mark.parametrize(
+    ("coalesce", "error"), [(-1, ValueError), (200, ValueError), ("1", TypeError)]
+)
+async def test_coalesce_is_checked(coalesce, error):
+    with pytest.raises(error, match="coalesce must be a number of seconds"):
+        await create(coalesce=coalesce)
+    with pytest.raises(error, match="coalesce must be a number of seconds"):
+        open_endpoint(("127.0.0.1", 0), coalesce=coalesce)
