@@ -120,7 +120,6 @@ ORDINARY = (
 )
 
 
-
 def coalescing(seconds: float) -> tuple[Subject, ...]:
     """Return the ways of tomada to receive from many peers that collect datagrams."""
     options = {"coalesce": seconds}

@@ -379,18 +379,18 @@ class Socket:
     def coalesce(self) -> float:
         """How long a receive collects datagrams after the first one, in seconds, up to 60.
 
-        The default of 0 does not collect. With more, a call that takes many datagrams
+        The default of 0 does not collect. Otherwise a call that takes many datagrams
         (:meth:`recv_many`, :meth:`recv_datagrams`, :meth:`recv_batch`) waits for the first one, and
-        then for this time. One wake-up thus serves many datagrams, which halves the CPU time of each
-        at rates of some 10,000 per second. No datagram waits for longer than this once a call has
-        begun to wait, except that the kernel cannot end a sleep of less than about 50 µs in time
-        (``PR_SET_TIMERSLACK`` in ``prctl(2)``). If the last receive took as many datagrams as it
-        could, the next one does not wait.
+        then for this time, so one wake-up serves many: less CPU time for each, at the cost of
+        latency. No datagram waits for longer than this once a call has begun to wait. The kernel
+        may end a sleep of less than 50 µs later (``PR_SET_TIMERSLACK`` in ``prctl(2)``). If the
+        last receive took as many datagrams as it could, the next one does not wait.
 
-        Servers, and transports and endpoints on event loops, collect in the same way: they have an
-        option of this name. Elsewhere set it before the socket is given to them. It has no effect
-        on receives of single datagrams, and on calls that do not wait at all. A timeout, closing
-        the socket and signals end the wait as usual.
+        It has no effect on receives of single datagrams, and on calls that do not wait at all. A
+        timeout, closing the socket and signals end the wait as usual.
+
+        Servers, and transports and endpoints on event loops, have an option of this name, and
+        collect in the same way. Set it before you give them the socket.
 
         :raises ValueError: It is negative, more than 60, or not a number.
         """

@@ -97,7 +97,8 @@ class SocketOptions:
 
 
 def _check_seconds(name: str, seconds: Any, longest: int) -> None:
-    if type(seconds) is not float and not isinstance(seconds, SupportsFloat):
+    is_number = type(seconds) is float or isinstance(seconds, SupportsFloat)
+    if not is_number:
         raise TypeError(f"{name} must be a number of seconds, not {seconds!r}")
     if not 0 <= seconds <= longest:
         wanted = f"a number of seconds, 0 or more, up to {longest:,}"

@@ -127,8 +127,7 @@ class Server:
         trips, at the cost of a core. A server on an event loop does not spin.
     :param coalesce: How long to collect datagrams after the first one before the handler is called,
         in seconds, up to 60: less CPU time for each of many datagrams, at the cost of latency. See
-        :attr:`tomada.socket.socket.coalesce`. What a server that stops still receives does not wait
-        for more.
+        :attr:`tomada.socket.socket.coalesce`. A server that stops does not wait for more.
     :param groups: Multicast groups to join, each an address, or the arguments of
         :meth:`tomada.socket.socket.join_group`. Workers then share one socket, because several
         sockets would each receive a copy.

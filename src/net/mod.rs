@@ -69,8 +69,8 @@ pub use send_queue::{SendQueue, Sent};
 pub use shared_counters::{Count, ServerCounts, SharedCounters};
 pub use sink_counters::{SharedSinkCounters, SinkCounter, SinkCounts};
 pub use socket::{
-    Deadline, Drops, GroOnDemand, Interest, KernelWait, NextReceive, RecvCursor, Ring, Socket, Stop,
-    Taken, Visibility, Waiting, error_queue,
+    Deadline, Drops, GroOnDemand, Interest, KernelWait, NextReceive, RecvCursor, Ring, Socket,
+    Stop, Taken, Visibility, Waiting, error_queue,
 };
 pub use split::Split;
 pub use sys::{

@@ -75,9 +75,9 @@ async def test_given_socket_may_coalesce_already(sender):
 
 async def test_datagrams_beyond_a_receive_do_not_wait_for_another_window(sender):
     transport, protocol = await create(coalesce=0.001)
-    for total in (300, 600):
-        send(sender, transport, numbered(300))
-        assert (await protocol.received(total))[-300:] == numbered(300)
+    for total in (200, 400):
+        send(sender, transport, numbered(200))
+        assert (await protocol.received(total))[-200:] == numbered(200)
     await close(transport, protocol)
 
 

@@ -27,6 +27,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     sock.setsockopt(socket.SOL_UDP, socket.UDP_GRO, 1)
     sock.spin = 1e-3
+    sock.coalesce = 200e-6
     assert_type(sock.recvfrom(2048), tuple[bytes, Any])
     assert_type(sock.recv_many(), list[tuple[bytes, Any]])
     assert_type(sock.send_many([b"x"], ("127.0.0.1", 9)), int)

@@ -79,19 +79,22 @@ def test_batches_have_the_datagrams_of_a_window():
         for data in numbered(200):
             sock.send(data)
         eventually(lambda: sum(map(len, batches)) == 200)
-    assert sum(batches, []) == numbered(200)
+    assert [data for batch in batches for data in batch] == numbered(200)
     assert len(batches) < 200
 
 
 @pytest.mark.thread_unsafe(reason="it runs a program")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_signal_ends_the_window(workers):
-    text = HEAD + """
+    text = (
+        HEAD
+        + """
 server = tomada.Server(address, lambda data, _: data, workers=workers, coalesce=60)
 threading.Thread(target=lambda: (server.ready.wait(), say(server.address[1])), daemon=True).start()
 server.serve_forever()
 say("over")
 """
+    )
     with Child("-c", text, workers) as child:
         port = int(child.line())
         with client(("127.0.0.1", port)) as sock:

@@ -39,6 +39,7 @@ def make_transport(**options):
     [
         (make_server, {"spin": -1}, ValueError, "spin must be .* 0 or more, .* not -1"),
         (make_client, {"spin": -1}, ValueError, "spin must be .* 0 or more, .* not -1"),
+        (make_server, {"coalesce": -1}, ValueError, "coalesce must be .* up to 60, not -1"),
         (make_server, {"spin": "1"}, TypeError, "spin must be a number of seconds, not '1'"),
         (make_client, {"spin": "1"}, TypeError, "spin must be a number of seconds, not '1'"),
         (make_server, {"rcvbuf": "1M"}, TypeError, "rcvbuf must be a number of bytes, not '1M'"),

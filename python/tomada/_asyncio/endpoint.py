@@ -113,8 +113,8 @@ class Endpoint(AsyncContextManager):
 
     async def recv_many(self, max_datagrams: int = 64) -> list[tuple[bytes, Any]]:
         """Wait for one datagram, and receive all that are queued, up to a maximum."""
-        datagrams: list[tuple[bytes, Any]] = await self._receive(
-            self._core.recv_many, max_datagrams, collects=self._socket._collects
+        datagrams: list[tuple[bytes, Any]] = await self._receive_many(
+            self._core.recv_many, max_datagrams
         )
         return datagrams
 
@@ -137,8 +137,7 @@ class Endpoint(AsyncContextManager):
         or :meth:`recv_many` there. GRO is not switched on either, unless the endpoint was opened
         with ``gro=True``.
         """
-        collects = self._socket._collects
-        return int(await self._receive(self._socket.recv_batch, batch, collects=collects))
+        return int(await self._receive_many(self._socket.recv_batch, batch))
 
     async def __aiter__(self) -> AsyncIterator[tuple[bytes, Any]]:
         """Receive datagrams, like :meth:`recv`, until the endpoint is closed or shuts down."""
@@ -161,13 +160,14 @@ class Endpoint(AsyncContextManager):
             if self._is_receiving and not self.is_closing():
                 raise
 
-    async def _receive(
-        self,
-        take: Callable[..., Any],
-        *args: Any,
-        is_reply: bool = False,
-        collects: bool = False,
-    ) -> Any:
+    async def _receive_many(self, take: Callable[..., Any], argument: Any) -> Any:
+        """Receive, after the time in which the socket collects datagrams."""
+        is_ready = self._events.errors or self._core.is_closing() or not self._is_receiving
+        if self._socket._collects and not is_ready:
+            await self._readiness.wait()
+        return await self._receive(take, argument)
+
+    async def _receive(self, take: Callable[..., Any], *args: Any, is_reply: bool = False) -> Any:
         self._taken += 1
         if self._taken % LOOK == 0:
             await self._look_around()
@@ -177,11 +177,6 @@ class Endpoint(AsyncContextManager):
                 self._events.raise_first()
                 self._check_open()
             self._check_receiving(is_reply=is_reply)
-            if collects:
-                collects = False
-                await self._readiness.wait()
-                self._rested = time.monotonic()
-                continue
             try:
                 taken = take(*args)
             except BlockingIOError:

@@ -26,8 +26,9 @@ use super::error::{Error, Result};
 use super::send_backlog::SendBacklog;
 use super::socket::Socket;
 use crate::net::{
-    self, Address, Costs, Count, Deadline, ErrorClass, ErrorStreak, Filled, Interest, Key, NextReceive, Pace,
-    RecvCursor, ReplySources, Steering, Stop, ThreadRing, Waiting, hang_if_ended,
+    self, Address, Costs, Count, Deadline, ErrorClass, ErrorStreak, Filled, Interest, Key,
+    NextReceive, Pace, RecvCursor, ReplySources, Steering, Stop, ThreadRing, Waiting,
+    hang_if_ended,
 };
 
 /// How often a server checks for kernel drops.

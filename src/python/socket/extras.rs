@@ -148,7 +148,8 @@ impl Socket {
     fn set_coalesce(&self, seconds: f64) -> Result<()> {
         let window = Duration::try_from_secs_f64(seconds).ok();
         let window = window.filter(|window| *window <= LONGEST_WINDOW);
-        let message = || format!("coalesce must be a number of seconds from 0 to 60, not {seconds}");
+        let message =
+            || format!("coalesce must be a number of seconds from 0 to 60, not {seconds}");
         let window = window.ok_or_else(|| PyValueError::new_err(message()))?;
         self.socket()?.set_coalesce(window);
         Ok(())
