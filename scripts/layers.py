@@ -16,7 +16,7 @@ LAYERS = {
     "net": [
         "sync counters error_class cmsg split address phase",
         "sys",
-        "names meta stats fork_mutex shared_counters waker scratch reuseport multicast gso",
+        "names meta recent stats fork_mutex shared_counters waker scratch reuseport multicast gso",
         "counted descriptor dtls guard send_queue shared_options sink_counters flow_control",
         "proxy_protocol",
         "recv_ring",

@@ -26,6 +26,7 @@ pub mod names;
 mod own_address;
 mod phase;
 pub mod proxy_protocol;
+mod recent;
 mod recv_backlog;
 mod recv_ring;
 mod reply_source;
@@ -56,6 +57,7 @@ pub use guard::Guard;
 pub use meta::{Meta, Source, may_be_of_source};
 pub use own_address::OwnAddress;
 pub use phase::{AtomicPhase, Phase, Transition};
+pub use recent::RecentTable;
 pub use recv_backlog::Held;
 pub use recv_ring::{
     Datagrams, ExportedRing, Filled, Received, RecvRing, Run, SlotKind, ThreadRing,

@@ -15,7 +15,7 @@ use super::buffer::{Readable, TypeName, new_bytes};
 use super::error::{Error, Result};
 use crate::net::address::PathTooLong;
 use crate::net::names::{self, format_v4, format_v6, interface_index};
-use crate::net::{Address, AddressKind};
+use crate::net::{Address, AddressKind, RecentTable};
 
 /// Converts an address as the standard module does: `(host, port)` for IPv4, `(host, port,
 /// flowinfo, scope_id)` for IPv6, a `str` for `AF_UNIX` (`bytes` if the name is abstract), `None`
@@ -259,19 +259,12 @@ fn v6(ip: Ipv6Addr, scope: u32) -> Address {
 /// Caches the addresses that a socket uses repeatedly, as Python's tuples and as the kernel's
 /// bytes, so a busy peer costs neither an allocation nor a parse.
 ///
-/// It has two small tables in which each address has one slot; most sockets need a single slot. If
-/// another thread is using a table, it is skipped: waiting would cost more than the cache saves.
+/// If another thread is using a table, it is skipped: waiting would cost more than the cache saves.
 #[derive(Default)]
 pub(crate) struct AddressCache {
-    received: Mutex<AddressTable>,
-    sent: Mutex<AddressTable>,
+    received: Mutex<RecentTable<CachedAddress>>,
+    sent: Mutex<RecentTable<CachedAddress>>,
 }
-
-#[derive(Default)]
-struct AddressTable(Box<[Option<CachedAddress>]>);
-
-/// The length of a table once two addresses need the same slot.
-const TABLE_LEN: usize = 16;
 
 struct CachedAddress {
     raw: [u8; IP_ADDRESS_LEN],
@@ -294,15 +287,14 @@ impl AddressCache {
         }
         let hash = hash(address);
         if let Ok(table) = self.received.try_lock()
-            && let Some(entry) = table.get(hash)
-            && entry.raw() == address
+            && let Some(entry) = table.get(hash, |entry| entry.raw() == address)
         {
             return Ok(entry.object.bind(py).clone());
         }
         // The lock is free while Python allocates, because a finalizer may run and call this.
         let object = to_python(py, address)?;
         if let Ok(mut table) = self.received.try_lock() {
-            table.set(hash, CachedAddress::new(address, &object));
+            table.insert(hash, CachedAddress::new(address, &object));
         }
         Ok(object)
     }
@@ -317,8 +309,7 @@ impl AddressCache {
     ) -> Result<Address> {
         let hash = object.as_ptr() as u64 >> 4;
         if let Ok(table) = self.sent.try_lock()
-            && let Some(entry) = table.get(hash)
-            && entry.object.is(object)
+            && let Some(entry) = table.get(hash, |entry| entry.object.is(object))
         {
             return Ok(Address::from_bytes(entry.raw()));
         }
@@ -327,7 +318,7 @@ impl AddressCache {
             && address.as_bytes().len() <= IP_ADDRESS_LEN
             && let Ok(mut table) = self.sent.try_lock()
         {
-            table.set(hash, CachedAddress::new(address.as_bytes(), object));
+            table.insert(hash, CachedAddress::new(address.as_bytes(), object));
         }
         Ok(address)
     }
@@ -349,27 +340,6 @@ fn is_constant(family: c_int, object: &Bound<'_, PyAny>) -> bool {
             _ => item.cast_exact::<PyInt>().is_ok(),
         })
     })
-}
-
-impl AddressTable {
-    fn get(&self, hash: u64) -> Option<&CachedAddress> {
-        self.0.get(self.index(hash))?.as_ref()
-    }
-
-    fn set(&mut self, hash: u64, entry: CachedAddress) {
-        match self.0.len() {
-            0 => self.0 = Box::new([None]),
-            1 if self.0[0].is_some() => self.0 = (0..TABLE_LEN).map(|_| None).collect(),
-            _ => {}
-        }
-        self.0[self.index(hash)] = Some(entry);
-    }
-
-    fn index(&self, hash: u64) -> usize {
-        // Multiplying by 2^64 / golden ratio spreads values that differ in few bits (Knuth, TAOCP
-        // 6.4).
-        (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & self.0.len().wrapping_sub(1)
-    }
 }
 
 impl CachedAddress {

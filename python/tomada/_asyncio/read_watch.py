@@ -51,6 +51,9 @@ class ReadWatch:
         elif (hub := _known(self._loop)) is not None:  # otherwise the loop was closed
             hub.remove(self._fd)
 
+    def close(self) -> None:
+        """Release what watching needs, after it was stopped."""
+
 
 class WindowWatch:
     """Calls back once for all datagrams of a window: ``socket.coalesce`` after the first one.
@@ -84,6 +87,10 @@ class WindowWatch:
         else:
             self._first_watch.stop()
         self._timer_watch.stop()
+
+    def close(self) -> None:
+        """Release the timer, after this was stopped."""
+        del self._window
 
     def _on_first(self) -> None:
         if self._window.open(self._sock):

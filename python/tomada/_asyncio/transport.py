@@ -329,6 +329,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         if self._sessions is not None:
             with contextlib.suppress(OSError):
                 self._sessions.close()
+        self._read_watch.close()
         sock.close()
         sock._decref_socketios()
         if self._shown is not sock:

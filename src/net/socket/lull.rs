@@ -39,9 +39,6 @@ impl Lull {
     }
 }
 
-static NO_LULL: std::sync::LazyLock<bool> =
-    std::sync::LazyLock::new(|| std::env::var_os("TOMADA_NO_LULL").is_some());
-
 impl Socket {
     /// Whether the queue is probably empty, so that a call that may wait should wait first.
     pub fn is_in_lull(&self) -> bool {
@@ -58,9 +55,6 @@ impl Socket {
 
     /// Records that a thread has waited for a datagram since an instant.
     pub(super) fn note_wait(&self, since: Instant) {
-        if *NO_LULL {
-            return;
-        }
         let now = Instant::now();
         let waited = now.saturating_duration_since(since);
         let end = Lull::end_after(waited, now.saturating_duration_since(self.lull.origin));

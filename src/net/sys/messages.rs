@@ -200,10 +200,12 @@ impl RecvMessages {
         // The pointers: the headers point to memory that `self` owns, of the given lengths. There
         // is no timeout, because the kernel checks it only between messages.
         let received =
-            syscall!(recvmmsg(fd.as_raw_fd(), headers, count as _, flags as _, ptr::null_mut()))?;
-        // One more: the message whose receive failed.
-        self.dirty = count.min(received as usize + 1);
-        Ok(received as usize)
+            syscall!(recvmmsg(fd.as_raw_fd(), headers, count as _, flags as _, ptr::null_mut()));
+        let messages = received.as_ref().map_or(0, |&messages| messages as usize);
+        // One more: the message whose receive failed. Resetting all would be most of the work of a
+        // receive of one message after a try.
+        self.dirty = count.min(messages + 1);
+        received.map(|_| messages)
     }
 
     /// A message of the last call.
