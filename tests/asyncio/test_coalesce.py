@@ -158,10 +158,16 @@ async def test_endpoint_collects(sender, take):
             while len(received) < count:
                 received += await asyncio.wait_for(take(endpoint), DEADLINE)
             assert received == numbered(count)
-        start = time.monotonic()
-        send(sender, endpoint, [b"x"])
-        assert await asyncio.wait_for(take(endpoint), DEADLINE) == [b"x"]
-        assert time.monotonic() - start > LEAST
+
+
+@every_take
+async def test_endpoint_waits_for_a_whole_window(sender, take):
+    async with open_endpoint(("127.0.0.1", 0), coalesce=WINDOW) as endpoint:
+        for _ in range(3):
+            start = time.monotonic()
+            send(sender, endpoint, [b"x"])
+            assert await asyncio.wait_for(take(endpoint), DEADLINE) == [b"x"]
+            assert time.monotonic() - start > LEAST
 
 
 @every_take

@@ -123,7 +123,8 @@ class EventLoopWorker:
                 loop.remove_reader(wakeup.fileno())
             for timer in self._timers.values():
                 timer.cancel()
-            self._set_watched(is_watched=False)
+            self._end_receiving()
+            self._watch.close()
             self._detach()
 
     async def _until_over(self) -> None:
