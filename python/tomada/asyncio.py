@@ -204,6 +204,7 @@ async def create_datagram_endpoint(
     *,
     gro: bool | None = None,
     guard: Guard | None = None,
+    pacing: int | None = None,
     dtls: DtlsContext | None = None,
     server_hostname: str | None = None,
     **options: Unpack[_Options],
@@ -231,6 +232,8 @@ async def create_datagram_endpoint(
         of that socket would receive several datagrams merged into one.
     :param guard: A :class:`tomada.Guard` for received datagrams and replies. A ``sock`` may
         already have one.
+    :param pacing: The highest rate to send at, in bytes per second: see
+        :attr:`tomada.socket.socket.pacing`.
     :param dtls: A :class:`tomada.dtls.Context`. With a ``remote_addr`` it must be of
         ``PROTOCOL_DTLS_CLIENT``; this returns when the session is complete, and the transport
         closes when it ends. Otherwise it must be of ``PROTOCOL_DTLS_SERVER``, and the transport has
@@ -242,7 +245,8 @@ async def create_datagram_endpoint(
     :return: A :class:`DatagramTransport` and the protocol.
     :raises tomada.dtls.DTLSError: The handshake failed.
     """
-    chosen = _DEFAULTS if gro is None and guard is None else SocketOptions(gro=gro, guard=guard)
+    has_own = not (gro is None and guard is None and pacing is None)
+    chosen = SocketOptions(gro=gro, guard=guard, pacing=pacing) if has_own else _DEFAULTS
     maker = _Maker(loop, chosen, _secured(dtls, server_hostname))
     return await maker.make(protocol_factory, local_addr, remote_addr, **options)
 
@@ -254,6 +258,7 @@ def open_endpoint(
     gro: bool | None = None,
     guard: Guard | None = None,
     groups: Sequence[Any] = (),
+    pacing: int | None = None,
     dtls: DtlsContext | None = None,
     server_hostname: str | None = None,
     **options: Unpack[_Options],
@@ -269,7 +274,7 @@ def open_endpoint(
         :meth:`tomada.socket.socket.join_group`.
     :raises OSError: The endpoint cannot be opened; the text says what to do.
     """
-    options_of_socket = SocketOptions(gro=gro, guard=guard, groups=groups)
+    options_of_socket = SocketOptions(gro=gro, guard=guard, groups=groups, pacing=pacing)
     secured = _secured(dtls, server_hostname)
     return _Opening(local_addr, remote_addr, options_of_socket, secured, options)
 
@@ -470,6 +475,7 @@ class _Maker:
         try:
             if self._given is not None:
                 restore = self._given.set_up(ours, self._options.guard)
+                self._options.pace(ours)
                 self._options.join(ours)
             else:
                 self._options.apply(ours, gro=False)

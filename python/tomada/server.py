@@ -122,6 +122,8 @@ class Server:
         cancelled, and counted (``stats().cancelled``).
     :param rcvbuf: The size of each receive buffer in bytes. If the kernel grants less (sysctl
         ``net.core.rmem_max``), the server logs it.
+    :param pacing: The highest rate at which each socket sends, in bytes per second: see
+        :attr:`tomada.socket.socket.pacing`.
     :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``).
     :param spin: How long to poll for the next datagram before sleeping, in seconds: shorter round
         trips, at the cost of a core. A server on an event loop does not spin.
@@ -226,6 +228,7 @@ class Server:
         steering: Steering = "hash",
         drain: float = 5.0,
         rcvbuf: int | None = None,
+        pacing: int | None = None,
         gro: bool = True,
         spin: float = 0.0,
         health: tuple[str, int] | None = None,
@@ -274,6 +277,7 @@ class Server:
         self._health_address, self._access_log = health, access_log
         self._options = SocketOptions(
             rcvbuf=rcvbuf,
+            pacing=pacing,
             gro=bool(gro) and not isinstance(steering, Key),
             spin=spin,
             groups=groups,

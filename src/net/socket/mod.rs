@@ -14,6 +14,7 @@ mod lull;
 mod recv;
 mod recv_cursor;
 mod send;
+mod transmit;
 mod wait;
 #[cfg(not(feature = "dtls"))]
 mod without_dtls;
@@ -22,6 +23,7 @@ pub use drops::Drops;
 pub use gro::GroOnDemand;
 pub use recv::{Taken, Visibility};
 pub use recv_cursor::{RecvCursor, Ring};
+pub use transmit::TransmitStamp;
 pub use wait::{Deadline, Interest, KernelWait, Stop, Waiting};
 
 use std::ffi::c_int;
@@ -40,6 +42,7 @@ use self::gro::Gro;
 use self::guarded::Watch;
 use self::holders::Holders;
 use self::lull::Lull;
+use self::transmit::Transmit;
 use crate::net::address::Address;
 use crate::net::descriptor::Descriptor;
 use crate::net::fork_mutex::{ForkMutex, ForkTryMutex, Inherit};
@@ -77,6 +80,7 @@ pub struct Socket {
     /// Options that were changed without an explicit request by the user.
     holds: ForkMutex<Vec<Hold>>,
     tells_metadata: AtomicBool,
+    transmit: Transmit,
     drops: DropCounter,
     lull: Lull,
 }
@@ -165,6 +169,7 @@ impl Socket {
             set_by_user: Mutex::default(),
             holds: ForkMutex::default(),
             tells_metadata: AtomicBool::new(false),
+            transmit: Transmit::default(),
             drops: DropCounter::default(),
             lull: Lull::default(),
         }

@@ -15,7 +15,7 @@ use crate::net::cmsg::ControlBuffer;
 
 /// Room for a received message's control data: twice what this library requests, for options that
 /// the user has set.
-const CONTROL_LEN: usize = 256;
+const CONTROL_LEN: usize = 272;
 const NAME_LEN: usize = Address::CAPACITY as usize;
 
 /// Slots to receive into, each with room for a datagram, its sender and its control messages.
