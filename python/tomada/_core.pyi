@@ -556,10 +556,11 @@ class Socket:
         ``select`` reports an error (``POLLERR``). Waits, and every 32nd :meth:`send_datagram`, take
         them out of the kernel's queue; up to 65,536 are stored for :meth:`timestamps`, the latest
         ones. They are not errors: :meth:`errors` and ``MSG_ERRQUEUE`` do not return them, and
-        ``stats().transmitted`` counts them.
+        ``stats().transmitted`` counts them. Sockets that share a descriptor (``dup``, ``fork``)
+        share the queue, too, and any of them may take a report.
 
         This is ``SO_TIMESTAMPING`` with ``SCM_TS_OPT_ID`` (the kernel's
-        ``networking/timestamping.rst``).
+        ``networking/timestamping.rst``). It ends when the program sets ``SO_TIMESTAMPING`` itself.
 
         :raises OSError: ``EOPNOTSUPP``: the kernel is older than 6.13, or the socket is of
             ``AF_UNIX``; ``EBUSY``: the program itself has asked for timestamps of all datagrams.
@@ -576,7 +577,8 @@ class Socket:
             device has sent it, in nanoseconds on the device's clock. One of the two is ``None``: a
             device with hardware timestamps (see
             :meth:`tomada.socket.socket.enable_hardware_timestamps`) gives a second item with the
-            same id. A datagram that never left has none.
+            same id. A datagram that never left has none, nor has one that joined another
+            (``MSG_MORE``, ``UDP_CORK``).
         :raises ValueError: The timeout is negative or not a number.
         """
 

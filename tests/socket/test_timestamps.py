@@ -105,6 +105,30 @@ def test_timestamps_can_be_switched_off(stamping):
     assert list(take(sock, 1)) == [id]
 
 
+def test_timestamps_that_arrived_before_they_were_switched_off(stamping):
+    sock, _, to = stamping
+    id = sock.send_datagram(Datagram(b"x", to))
+    sock.transmit_timestamps = False
+    sock.setblocking(False)
+    assert message(sock) is None
+    assert sock.errors() == []
+    assert list(take(sock, 1)) == [id]
+
+
+def test_timestamps_end_when_the_program_asks_for_its_own(stamping):
+    """Both would be in one queue, and their ids would be the same."""
+    sock, _, to = stamping
+    id = sock.send_datagram(Datagram(b"x", to))
+    own = 0x2 | 0x10 | 0x80 | 0x800  # TX_SOFTWARE, SOFTWARE, OPT_ID, OPT_TSONLY
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_TIMESTAMPING, own)
+    assert sock.transmit_timestamps is False
+    assert sock.send_datagram(Datagram(b"x", to)) is None
+    assert list(take(sock, 1)) == [id]
+    assert message(sock) is not None
+    sock.transmit_timestamps = False
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_TIMESTAMPING) == own
+
+
 def test_failed_send_has_no_timestamp(stamping):
     sock, _, to = stamping
     with pytest.raises(OSError, match=rf"^\[Errno {errno.EMSGSIZE}\]"):

@@ -62,6 +62,8 @@ const REPORTING: u32 = libc::SOF_TIMESTAMPING_OPT_ID
 const REPORTED: u32 = libc::SOF_TIMESTAMPING_TX_SOFTWARE | libc::SOF_TIMESTAMPING_TX_HARDWARE;
 /// The options that ask for reports about all datagrams, which the program itself may have set.
 const FOR_ALL: u32 = REPORTED | libc::SOF_TIMESTAMPING_TX_SCHED | libc::SOF_TIMESTAMPING_TX_ACK;
+/// `asm-generic/socket.h`
+const SO_TIMESTAMPING_NEW: c_int = 65;
 /// `asm-generic/socket.h`, since Linux 6.13
 const SCM_TS_OPT_ID: c_int = 81;
 
@@ -98,8 +100,8 @@ impl Socket {
     pub fn set_stamping(&self, is_on: bool) -> io::Result<()> {
         let options = self.timestamping()?;
         if !is_on {
-            self.transmit.is_stamping.store(false, Ordering::Relaxed);
-            return self.set_timestamping(options & !REPORTING);
+            let was_on = self.stop_stamping();
+            return if was_on { self.set_timestamping(options & !REPORTING) } else { Ok(()) };
         }
         if !chooses_ids() {
             return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
@@ -110,6 +112,16 @@ impl Socket {
         self.set_timestamping(options | TIMES | REPORTING)?;
         self.transmit.is_stamping.store(true, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Stores the reports that have arrived; later ones are the user's. Returns whether reports were
+    /// on.
+    pub(super) fn stop_stamping(&self) -> bool {
+        if self.is_stamping() {
+            // If the socket is closed by now, there are none.
+            let _ = self.with(|fd| Ok(self.store_error_messages(fd)));
+        }
+        self.transmit.is_stamping.swap(false, Ordering::Relaxed)
     }
 
     /// Makes the kernel report when the device received each datagram, if the device does that.
@@ -129,9 +141,7 @@ impl Socket {
     /// Asks for the report about a datagram that is sent with these control messages; returns the
     /// datagram's id, which is never 0.
     pub fn ask_for_stamp(&self, control: &mut ControlBuffer) -> u32 {
-        let next = |id: u32| Some(id.checked_add(1).unwrap_or(1));
-        let last = self.transmit.last_id.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
-        let id = last.ok().and_then(next).unwrap_or(1);
+        let id = self.transmit.next_id();
         let (level, kind) = (libc::SOL_SOCKET, libc::SO_TIMESTAMPING);
         control.push(level, kind, &REPORTED.to_ne_bytes());
         control.push(level, SCM_TS_OPT_ID, &id.to_ne_bytes());
@@ -169,6 +179,21 @@ impl Socket {
             stamps.push_back(stamp);
         }
     }
+}
+
+impl Transmit {
+    /// The next id: after the last one, they begin again from 1.
+    fn next_id(&self) -> u32 {
+        let after = |id: u32| id.checked_add(1).unwrap_or(1);
+        let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
+        let last = self.last_id.fetch_update(set, fetch, |id| Some(after(id)));
+        last.map_or_else(after, after)
+    }
+}
+
+/// Whether a name of `SOL_SOCKET` is that of `SO_TIMESTAMPING`, or its form for 64-bit times.
+pub(super) fn is_timestamping(name: c_int) -> bool {
+    name == libc::SO_TIMESTAMPING || name == SO_TIMESTAMPING_NEW
 }
 
 impl TransmitStamp {
@@ -228,6 +253,14 @@ mod tests {
         assert_eq!(of(5_000_000_006, 0), (7, Some(5_000_000_006), None));
         assert_eq!(of(0, 9_000_000_001), (7, None, Some(9_000_000_001)));
         assert_eq!(of(1, 9_000_000_001), (7, None, Some(9_000_000_001)));
+    }
+
+    #[test]
+    fn ids_begin_again_after_the_last() {
+        let transmit = Transmit::default();
+        assert_eq!((transmit.next_id(), transmit.next_id()), (1, 2));
+        transmit.last_id.store(u32::MAX - 1, Ordering::Relaxed);
+        assert_eq!((transmit.next_id(), transmit.next_id()), (u32::MAX, 1));
     }
 
     #[test]
