@@ -27,7 +27,7 @@ from tomada._asyncio.read_watch import ReadWatch
 from tomada._asyncio.readiness import Readiness
 from tomada._asyncio.sessions import Sessions, connect
 from tomada._asyncio.transport import DatagramTransport
-from tomada._socket_options import SocketOptions, check_dtls
+from tomada._socket_options import SocketOptions, check_dtls, check_shared
 from tomada.socket import socket
 
 if TYPE_CHECKING:
@@ -205,6 +205,7 @@ async def create_datagram_endpoint(
     gro: bool | None = None,
     coalesce: float = 0.0,
     guard: Guard | None = None,
+    pacing: int | None = None,
     dtls: DtlsContext | None = None,
     server_hostname: str | None = None,
     **options: Unpack[_Options],
@@ -235,6 +236,8 @@ async def create_datagram_endpoint(
         latency. See :attr:`tomada.socket.socket.coalesce`. A tomada ``sock`` may already have it.
     :param guard: A :class:`tomada.Guard` for received datagrams and replies. A ``sock`` may
         already have one.
+    :param pacing: The highest rate to send at, in bytes per second: see
+        :attr:`tomada.socket.socket.pacing`.
     :param dtls: A :class:`tomada.dtls.Context`. With a ``remote_addr`` it must be of
         ``PROTOCOL_DTLS_CLIENT``; this returns when the session is complete, and the transport
         closes when it ends. Otherwise it must be of ``PROTOCOL_DTLS_SERVER``, and the transport has
@@ -247,8 +250,8 @@ async def create_datagram_endpoint(
     :raises tomada.dtls.DTLSError: The handshake failed.
     """
     chosen = _DEFAULTS
-    if gro is not None or guard is not None or coalesce:
-        chosen = SocketOptions(gro=gro, coalesce=coalesce, guard=guard)
+    if not (gro is None and guard is None and pacing is None) or coalesce:
+        chosen = SocketOptions(gro=gro, coalesce=coalesce, guard=guard, pacing=pacing)
     maker = _Maker(loop, chosen, _secured(dtls, server_hostname))
     return await maker.make(protocol_factory, local_addr, remote_addr, **options)
 
@@ -261,6 +264,7 @@ def open_endpoint(
     coalesce: float = 0.0,
     guard: Guard | None = None,
     groups: Sequence[Any] = (),
+    pacing: int | None = None,
     dtls: DtlsContext | None = None,
     server_hostname: str | None = None,
     **options: Unpack[_Options],
@@ -276,7 +280,9 @@ def open_endpoint(
         :meth:`tomada.socket.socket.join_group`.
     :raises OSError: The endpoint cannot be opened; the text says what to do.
     """
-    options_of_socket = SocketOptions(gro=gro, coalesce=coalesce, guard=guard, groups=groups)
+    options_of_socket = SocketOptions(
+        gro=gro, coalesce=coalesce, guard=guard, groups=groups, pacing=pacing
+    )
     secured = _secured(dtls, server_hostname)
     return _Opening(local_addr, remote_addr, options_of_socket, secured, options)
 
@@ -412,6 +418,7 @@ class _Maker:
             if name is None and isinstance(remote_addr, tuple):
                 self._secured = context, remote_addr[0]
         self._sock = sock
+        check_shared(sock)
         if _is_socket(sock):
             self._given = Given(sock)
 
@@ -478,6 +485,7 @@ class _Maker:
             if self._given is not None:
                 restore = self._given.set_up(ours, self._options.guard)
                 self._options.collect(ours)
+                self._options.pace(ours)
                 self._options.join(ours)
             else:
                 self._options.apply(ours, gro=False)

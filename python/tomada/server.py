@@ -27,7 +27,7 @@ from tomada._server.systemd import Manager
 from tomada._server.threads import Threads
 from tomada._server.wakeup import Signals, Wakeup
 from tomada._sinks.sink import attach
-from tomada._socket_options import SocketOptions, check_dtls
+from tomada._socket_options import SocketOptions, check_dtls, check_shared
 
 if TYPE_CHECKING:
     import threading
@@ -122,6 +122,8 @@ class Server:
         cancelled, and counted (``stats().cancelled``).
     :param rcvbuf: The size of each receive buffer in bytes. If the kernel grants less (sysctl
         ``net.core.rmem_max``), the server logs it.
+    :param pacing: The highest rate at which each socket sends, in bytes per second: see
+        :attr:`tomada.socket.socket.pacing`.
     :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``).
     :param spin: How long to poll for the next datagram before sleeping, in seconds: shorter round
         trips, at the cost of a core. A server on an event loop does not spin.
@@ -229,6 +231,7 @@ class Server:
         steering: Steering = "hash",
         drain: float = 5.0,
         rcvbuf: int | None = None,
+        pacing: int | None = None,
         gro: bool = True,
         spin: float = 0.0,
         coalesce: float = 0.0,
@@ -262,6 +265,7 @@ class Server:
                 )
             if proxy:
                 raise ValueError("proxy is not available with dtls: sessions are those of clients")
+        check_shared(sock)
         if sum(given is not None for given in (address, sock, fd)) > 1:
             raise ValueError("give one of address, sock and fd")
         if access_log < 0:
@@ -278,6 +282,7 @@ class Server:
         self._health_address, self._access_log = health, access_log
         self._options = SocketOptions(
             rcvbuf=rcvbuf,
+            pacing=pacing,
             gro=bool(gro) and not isinstance(steering, Key),
             spin=spin,
             coalesce=coalesce,

@@ -37,6 +37,7 @@ def open_endpoint(
     coalesce: float = 0.0,
     guard: Guard | None = None,
     groups: Sequence[Any] = (),
+    pacing: int | None = None,
 ) -> _Opening:
     """Open an :class:`Endpoint` in a program that runs on trio.
 
@@ -55,6 +56,8 @@ def open_endpoint(
     :param guard: A :class:`tomada.Guard` for received datagrams and replies.
     :param groups: Multicast groups to join, each an address, or the arguments of
         :meth:`tomada.socket.socket.join_group`.
+    :param pacing: The highest rate to send at, in bytes per second: see
+        :attr:`tomada.socket.socket.pacing`.
     :raises OSError: The endpoint cannot be opened; the text says what to do.
     :raises TypeError: An argument has a wrong type.
     :raises ValueError: There is neither an address nor a family.
@@ -64,7 +67,9 @@ def open_endpoint(
             check_address(address)
     if local_addr is None and remote_addr is None and not family:
         raise ValueError("open_endpoint needs an address to bind to, a peer, or a family")
-    options = SocketOptions(gro=gro, coalesce=coalesce, guard=guard, groups=groups)
+    options = SocketOptions(
+        gro=gro, coalesce=coalesce, guard=guard, groups=groups, pacing=pacing
+    )
     flags = [_std.SO_REUSEPORT] * bool(reuse_port) + [_std.SO_BROADCAST] * bool(allow_broadcast)
     return _Opening(local_addr, remote_addr, family, flags, options)
 

@@ -1,5 +1,9 @@
 //! The kernel's metadata about a datagram, besides its payload and its sender.
 
+mod send_meta;
+
+pub use send_meta::SendMeta;
+
 use std::ffi::c_int;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,6 +15,8 @@ use super::cmsg::{self, ControlBuffer};
 pub struct Meta {
     /// When the kernel received it, in nanoseconds since 1970 (`SO_TIMESTAMPNS`).
     pub timestamp_ns: Option<i64>,
+    /// When the device received it, in nanoseconds on the device's clock (`SO_TIMESTAMPING`).
+    pub hardware_ns: Option<i64>,
     /// The address it was sent to (`IP_PKTINFO`, `IPV6_RECVPKTINFO`). For an IPv4 datagram on an
     /// IPv6 socket, this is an IPv4 address.
     pub destination: Option<IpAddr>,
@@ -42,9 +48,13 @@ impl Meta {
                 }
                 (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) => meta.timestamp_ns = time(data, 1),
                 (libc::SOL_SOCKET, libc::SCM_TIMESTAMP) => meta.timestamp_ns = time(data, 1000),
-                // Three timestamps, of which the first is the kernel's own.
+                // Three timestamps: the kernel's own, none, and the device's.
                 (libc::SOL_SOCKET, libc::SCM_TIMESTAMPING) => {
-                    meta.timestamp_ns = time(data, 1).filter(|&stamp| stamp != 0);
+                    const DEVICE: usize = 2 * size_of::<libc::timespec>();
+                    let known = |stamp: &i64| *stamp != 0;
+                    meta.timestamp_ns = time(data, 1).filter(known).or(meta.timestamp_ns);
+                    meta.hardware_ns =
+                        data.get(DEVICE..).and_then(|data| time(data, 1)).filter(known);
                 }
                 (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => {
                     meta.drops = int(data).map(|drops| drops as u32);
@@ -225,6 +235,7 @@ mod tests {
         ]));
         let expected = Meta {
             timestamp_ns: Some(1_700_000_000_123_456_789),
+            hardware_ns: None,
             destination: Some(Ipv4Addr::new(127, 0, 0, 2).into()),
             interface: Some(3),
             local: Some(Ipv4Addr::LOCALHOST.into()),

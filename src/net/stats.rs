@@ -41,6 +41,13 @@ impl Counters {
         self.add(SocketCounter::ReceiveCalls, 1);
     }
 
+    /// Counts `datagrams` with `bytes` of payload that came out of those of a counted call.
+    #[cfg(feature = "dtls")]
+    pub(super) fn count_also_received(&self, datagrams: usize, bytes: usize) {
+        self.add(SocketCounter::Received, datagrams);
+        self.add(SocketCounter::ReceivedBytes, bytes);
+    }
+
     /// Counts `datagrams` with `bytes` of payload, sent by one call.
     pub fn count_sent(&self, datagrams: usize, bytes: usize) {
         self.add(SocketCounter::Sent, datagrams);
@@ -113,6 +120,11 @@ impl Counters {
     /// Counts entries of the error queue.
     pub fn count_errors(&self, entries: usize) {
         self.add(SocketCounter::Errors, entries);
+    }
+
+    /// Counts reports that datagrams have left.
+    pub fn count_transmitted(&self, reports: usize) {
+        self.add(SocketCounter::Transmitted, reports);
     }
 
     /// Counts datagrams that were accepted to be sent later and then could not be sent.

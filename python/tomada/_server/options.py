@@ -55,6 +55,7 @@ class ServerOptions(TypedDict, total=False):
     steering: Steering
     drain: float
     rcvbuf: int | None
+    pacing: int | None
     gro: bool
     spin: float
     coalesce: float
