@@ -88,7 +88,7 @@ async def endpoint(*arguments: Any, **options: Any) -> Any:
 
 def options(run: Run) -> dict[str, Any]:
     """Return the options of create_datagram_endpoint() that only tomada's loop has."""
-    return {"gro": run.gro, "coalesce": run.coalesce} if run.loop == "tomada" else {}
+    return {"gro": run.gro, **run.coalescing} if run.loop == "tomada" else {}
 
 
 def serve(run: Run, protocol: Callable[[Any], asyncio.DatagramProtocol]) -> None:

@@ -61,6 +61,11 @@ class Run(argparse.Namespace):
         """Open a socket to send from."""
         return self.socket.socket(standard.AF_INET, standard.SOCK_DGRAM)
 
+    @property
+    def coalescing(self) -> dict[str, float]:
+        """The option ``coalesce``, if it is given: older builds do not have it."""
+        return {"coalesce": self.coalesce} if self.coalesce else {}
+
     def announce_percentiles(self, values: Sequence[int], **facts: float) -> None:
         """Print the percentiles of durations."""
         ordered = sorted(values)

@@ -59,7 +59,7 @@ def serve(run: Run, *, echoes: bool) -> None:
 
 def serve_handler(run: Run, handler: Callable[..., Any], **options: Any) -> None:
     sock = run.bind()
-    options |= {"gro": run.gro, "spin": run.spin, "coalesce": run.coalesce}
+    options |= {"gro": run.gro, "spin": run.spin, **run.coalescing}
     with Server(None, handler, sock=sock, **options):
         run.announce_socket(sock)
         while not run.wait_for_end():

@@ -9,13 +9,15 @@ use super::sys::with_room;
 /// It begins with a single slot, and grows while values recur that had no room: most tables need one
 /// slot, and a busy server's has one for each of thousands of peers. Values that do not recur, such
 /// as forged addresses, neither make it grow nor replace others once it has grown. It never has more
-/// than [`MOST`] slots.
+/// than [`MOST`] slots, or [`FEW`] if it is [small](Self::small).
 pub struct RecentTable<T> {
     slots: Box<[Option<T>]>,
     /// Parts of the hashes of values that had no room lately.
     missed: Box<[u16]>,
     /// How many of them have recurred since the table has grown.
     recurred: usize,
+    /// The greatest number of slots.
+    most: usize,
 }
 
 /// How many slots a value may be in.
@@ -31,11 +33,17 @@ const MISSED: usize = 1 << 14;
 
 impl<T> Default for RecentTable<T> {
     fn default() -> Self {
-        Self { slots: Box::default(), missed: Box::default(), recurred: 0 }
+        Self { slots: Box::default(), missed: Box::default(), recurred: 0, most: MOST }
     }
 }
 
 impl<T> RecentTable<T> {
+    /// A table that stays small. For hashes that recur though the values do not, such as addresses
+    /// in memory, which would make it grow.
+    pub fn small() -> Self {
+        Self { most: FEW, ..Self::default() }
+    }
+
     /// The value with a hash for which `is` returns true.
     #[inline]
     pub fn get(&self, hash: u64, is: impl Fn(&T) -> bool) -> Option<&T> {
@@ -55,9 +63,9 @@ impl<T> RecentTable<T> {
             *free = Some(value);
             return;
         }
-        let has_recurred = self.note_missed(hash);
+        let has_recurred = self.most > FEW && self.note_missed(hash);
         self.recurred += usize::from(has_recurred);
-        if self.recurred > self.slots.len() && self.slots.len() < MOST {
+        if self.recurred > self.slots.len() && self.slots.len() < self.most {
             self.recurred = 0;
             self.resize(GROWTH * self.slots.len());
         } else if !has_recurred && self.slots.len() > FEW {
@@ -146,15 +154,25 @@ mod tests {
 
     #[test]
     fn the_table_grows_until_recurring_values_have_room() {
-        for count in [8, 64, 250, 10_000] {
+        for count in [8_usize, 64, 250, 10_000] {
             let mut table = RecentTable::default();
             for _ in 0..40 {
-                found(&mut table, 0..count);
+                found(&mut table, 0..count as u64);
             }
-            let share = found(&mut table, 0..count) as f64 / count as f64;
-            assert!(share > 0.9, "{count} {share} {}", table.slots.len());
+            let found = found(&mut table, 0..count as u64);
+            assert!(found > count * 9 / 10, "{found} of {count} in {}", table.slots.len());
             assert!(table.slots.len() <= MOST);
         }
+    }
+
+    #[test]
+    fn a_small_table_does_not_grow() {
+        let mut table = RecentTable::small();
+        for _ in 0..40 {
+            found(&mut table, 0..1000);
+        }
+        assert_eq!((table.slots.len(), table.missed.len()), (FEW, 0));
+        assert_eq!(found(&mut table, 999..1000), 1);
     }
 
     #[test]

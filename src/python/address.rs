@@ -260,10 +260,16 @@ fn v6(ip: Ipv6Addr, scope: u32) -> Address {
 /// bytes, so a busy peer costs neither an allocation nor a parse.
 ///
 /// If another thread is using a table, it is skipped: waiting would cost more than the cache saves.
-#[derive(Default)]
 pub(crate) struct AddressCache {
     received: Mutex<RecentTable<CachedAddress>>,
+    /// By the object's address, which is that of another object once it is freed.
     sent: Mutex<RecentTable<CachedAddress>>,
+}
+
+impl Default for AddressCache {
+    fn default() -> Self {
+        Self { received: Mutex::default(), sent: Mutex::new(RecentTable::small()) }
+    }
 }
 
 struct CachedAddress {
