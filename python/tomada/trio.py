@@ -67,9 +67,7 @@ def open_endpoint(
             check_address(address)
     if local_addr is None and remote_addr is None and not family:
         raise ValueError("open_endpoint needs an address to bind to, a peer, or a family")
-    options = SocketOptions(
-        gro=gro, coalesce=coalesce, guard=guard, groups=groups, pacing=pacing
-    )
+    options = SocketOptions(gro=gro, coalesce=coalesce, guard=guard, groups=groups, pacing=pacing)
     flags = [_std.SO_REUSEPORT] * bool(reuse_port) + [_std.SO_BROADCAST] * bool(allow_broadcast)
     return _Opening(local_addr, remote_addr, family, flags, options)
 
