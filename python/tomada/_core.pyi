@@ -25,6 +25,7 @@ __all__ = [
     "LoopCore",
     "PathCore",
     "ReadHub",
+    "ReceiveWindow",
     "ServerCore",
     "ServerCounters",
     "ServerStats",
