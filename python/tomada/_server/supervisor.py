@@ -94,7 +94,7 @@ class Supervisor:
         # The signals that the parent had blocked before it blocked all for the fork.
         self._mask = mask
         self._parent = os.getppid()
-        self._slots = [Slot(number) for number in range(context.workers)]
+        self._slots = [Slot(number) for number in range(context.settings.cores)]
         self._wanted = 0
         self._is_replacing = False
         self._started = False
@@ -189,7 +189,7 @@ class Supervisor:
                 self._is_aborted = True
                 self._stop(kill_after=0.0)
             else:
-                self._stop(kill_after=self._context.drain + GRACE)
+                self._stop(kill_after=self._context.settings.drain + GRACE)
 
     def _want_others(self) -> None:
         if self._stopping:
@@ -226,9 +226,9 @@ class Supervisor:
         A worker in `init` cannot react to a signal: it could take arbitrarily long. One that is not
         ready may have entered its lifespan, which it leaves.
         """
-        if not (worker.ready or self._context.lifespan is not None):
+        if not (worker.ready or self._context.settings.lifespan is not None):
             number = signal.SIGKILL
-        kill_at = time.monotonic() + self._context.drain + GRACE
+        kill_at = time.monotonic() + self._context.settings.drain + GRACE
         worker.kill_at = min(kill_at, worker.kill_at or kill_at)
         os.kill(worker.pid, number)
 
@@ -342,7 +342,7 @@ class Supervisor:
         slot.failed_starts += not _is_shortage(failure)
         if not self._started:
             self._failure = failure
-            self._stop(kill_after=self._context.drain + GRACE)
+            self._stop(kill_after=self._context.settings.drain + GRACE)
         elif slot.failed_starts == ATTEMPTS:
             self._failure = failure
             self._ask_parent_to_stop()
@@ -437,11 +437,11 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         theirs.close()
         worker = Worker(pid, ours, time.monotonic(), self._wanted)
-        if self._context.max_age is not None:
-            worker.last_time = worker.started + self._context.max_age * _share()
-        if self._context.max_requests is not None:
+        if self._context.settings.max_age is not None:
+            worker.last_time = worker.started + self._context.settings.max_age * _share()
+        if self._context.settings.max_requests is not None:
             worker.last_received = (
-                self._received(slot) + max(1, self._context.max_requests) * _share()
+                self._received(slot) + max(1, self._context.settings.max_requests) * _share()
             )
         return worker
 
