@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
-import math
 import os
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
-from tomada import _core
 from tomada._address import format_address
 from tomada._advice import OF_OPENING, advise, advised
-from tomada._server.app import check_callback, check_handler
 from tomada._server.context import Context
-from tomada._server.health import TEXT, Answer, Health
-from tomada._server.lifecycle import Lifecycle, StoppedWhileStartingError
-from tomada._server.lifespan import check_lifespan
-from tomada._server.listeners import Listeners, adopt, listen, passed_descriptors
-from tomada._server.loops import check_loop
-from tomada._server.options import check_choices, check_limits, check_workers
-from tomada._server.processes import Processes
+from tomada._server.foreground import serve_in_foreground
+from tomada._server.lifecycle import Lifecycle
+from tomada._server.listeners import open_listeners
+from tomada._server.run import Run
+from tomada._server.settings import LONGEST_DRAIN, Settings
 from tomada._server.steering import Key, key
-from tomada._server.systemd import Manager
-from tomada._server.threads import Threads
-from tomada._server.wakeup import Signals, Wakeup
 from tomada._sinks.sink import attach
-from tomada._socket_options import SocketOptions, check_dtls
+from tomada._socket_options import SocketOptions
 
 if TYPE_CHECKING:
     import threading
 
-    from tomada._core import DtlsContext, DtlsSession, Guard
+    from tomada._core import DtlsContext, DtlsSession, Guard, ServerStats
     from tomada._server.options import (
         BatchHandler,
         DatagramHandler,
@@ -48,10 +42,6 @@ if TYPE_CHECKING:
     from tomada._sinks.sink import Sink
 
 __all__ = ["Server", "key", "serve"]
-
-# The longest drain that can be limited, in seconds: all timers accept it. A longer one is
-# unlimited.
-LONGEST = 1e9
 
 
 class Server:
@@ -164,7 +154,7 @@ class Server:
     def __init__(
         self,
         address: Any,
-        handler: DataHandler,
+        handler: DataHandler | Sink,
         *,
         takes: Literal["data"] = "data",
         **options: Unpack[ServerOptions],
@@ -200,14 +190,6 @@ class Server:
         **options: Unpack[ServerOptions],
     ) -> None: ...
 
-    @overload
-    def __init__(
-        self,
-        address: Any,
-        handler: Sink,
-        **options: Unpack[ServerOptions],
-    ) -> None: ...
-
     def __init__(  # noqa: PLR0913 - the options of a server
         self,
         address: Any,
@@ -238,64 +220,48 @@ class Server:
         sock: Any = None,
         fd: int | None = None,
     ) -> None:
-        check_handler(handler)
-        check_callback(init, "init")
-        check_callback(exit, "exit")
-        check_lifespan(lifespan)
-        check_loop(loop)
-        takes, init, exit = attach(handler, takes, init, exit)
-        check_choices(takes, steering)
-        if math.isnan(drain) or drain < 0:
-            raise ValueError(f"drain must be a number of seconds, not {drain}")
-        check_workers(workers, threads)
-        check_limits(max_concurrency, max_requests, max_age, workers)
-        if dtls is not None:
-            check_dtls(dtls, is_server=True)
-            if workers > 1 and (steering != "hash" or groups):
-                raise ValueError(
-                    'with dtls, several workers need steering="hash" and no groups: a session '
-                    "belongs to one worker"
-                )
-            if proxy:
-                raise ValueError("proxy is not available with dtls: sessions are those of clients")
-        if sum(given is not None for given in (address, sock, fd)) > 1:
-            raise ValueError("give one of address, sock and fd")
-        if access_log < 0:
-            raise ValueError(f"access_log must be at least 0, not {access_log}")
-        if health is not None and not isinstance(health, tuple):
-            raise TypeError(f"health must be (host, port), not {health!r}")
-        self._handler, self._takes, self._init, self._exit = handler, takes, init, exit
-        self._lifespan, self._loop, self._max_concurrency = lifespan, loop, max_concurrency
-        self._max_requests, self._max_age = max_requests, max_age
-        self._workers, self._threads = workers, threads
-        self._drain = min(float(drain), LONGEST)
-        self._address, self._given, self._fd = address, sock, fd
-        self._steering, self._dtls = steering, dtls
-        self._health_address, self._access_log = health, access_log
-        self._options = SocketOptions(
-            rcvbuf=rcvbuf,
-            gro=bool(gro) and not isinstance(steering, Key),
-            spin=spin,
-            groups=groups,
-            guard=guard,
-            proxy=proxy,
-            proxy_flows=proxy_flows,
+        settings = Settings(
+            address=address,
+            sock=sock,
+            fd=fd,
+            handler=handler,
+            takes=takes,
+            workers=workers,
+            threads=threads,
+            init=init,
+            exit=exit,
+            lifespan=lifespan,
+            loop=loop,
+            max_concurrency=max_concurrency,
+            max_requests=max_requests,
+            max_age=max_age,
+            steering=steering,
+            drain=min(float(drain), LONGEST_DRAIN),
+            health=health,
+            access_log=access_log,
+            dtls=dtls,
+            socket=SocketOptions(
+                rcvbuf=rcvbuf,
+                gro=bool(gro) and not isinstance(steering, Key),
+                spin=spin,
+                groups=groups,
+                guard=guard,
+                proxy=proxy,
+                proxy_flows=proxy_flows,
+            ),
         )
-        several = max(workers, threads) > 1
-        if proxy_flows is not None and several and (steering != "hash" or groups):
-            raise ValueError("proxy_flows needs steering='hash': a flow's worker must not change")
-        self._life = Lifecycle(self._keep, self._drain)
+        takes, init, exit = attach(handler, takes, init, exit)
+        self._settings = replace(settings, takes=takes, init=init, exit=exit)
+        self._life = Lifecycle(self._keep, settings.drain)
         self.ready: threading.Event = self._life.ready
         """A :class:`threading.Event` that is set while the server is running."""
-        self._context: Context | None = None
-        self._backend: Threads | Processes | None = None
-        self._health: Health | None = None
+        self._run: Run | None = None
         # Whether the handler runs in other processes, which SIGHUP can replace.
         self._is_forking = workers > 1
 
     def __repr__(self) -> str:
         state = self._life.state
-        name = self._address if self._context is None else self.address
+        name = self._settings.address if self._run is None else self.address
         return f"<tomada.Server at {name} {'not started' if state == 'created' else state}>"
 
     @property
@@ -312,7 +278,7 @@ class Server:
     @property
     def guard(self) -> Guard | None:
         """The guard."""
-        return self._options.guard
+        return self._settings.socket.guard
 
     @property
     def address(self) -> Any:
@@ -351,8 +317,9 @@ class Server:
         try:
             self._life.start()
         except OSError as error:
-            if self._context is None and error.errno == errno.EAGAIN:  # cannot create a thread
-                place = self._address if self._given is None else self._given.getsockname()
+            if self._run is None and error.errno == errno.EAGAIN:  # cannot create a thread
+                given = self._settings.sock
+                place = self._settings.address if given is None else given.getsockname()
                 advise(error, format_address(place), OF_OPENING)
             raise
 
@@ -376,9 +343,9 @@ class Server:
         If a signal handler raises an exception meanwhile, draining ends, the workers are killed,
         and the port is free.
         """
-        context = self._context
-        if context is not None and context.owner != os.getpid():
-            context.ask_supervisor(signal.SIGTERM)
+        run = self._run
+        if run is not None and run.context.owner != os.getpid():
+            run.context.ask_supervisor(signal.SIGTERM)
             return
         self._life.stop()
 
@@ -400,60 +367,7 @@ class Server:
         Another thread or the workers call the handler, so signals are handled even while the
         handler blocks. An exception of another signal handler also ends the server.
         """
-        requests: list[int] = []
-
-        def ask(number: int, _frame: object) -> None:
-            if requests:
-                raise KeyboardInterrupt
-            requests.append(number)
-            self._life.request_stop()
-
-        def replace(*_: object) -> None:
-            manager.reloading()
-            self.replace_workers()
-
-        manager = Manager()
-        handlers: dict[int, Callable[..., Any]] = {signal.SIGINT: ask, signal.SIGTERM: ask}
-        # With one worker there is nothing to replace, and it must not end the program either.
-        handlers[signal.SIGHUP] = replace
-        wakeup = Wakeup()
-        signals = Signals(handlers, wakeup)
-        self._life.wakeups.append(wakeup)
-        try:
-            signals.install()
-            self._serve(wakeup, manager)
-            signals.restore()
-        except BaseException as error:
-            signals.restore()
-            if isinstance(error, Exception):
-                self.stop()
-            else:
-                self._life.abort()
-            raise
-        finally:
-            self._life.wakeups.remove(wakeup)
-            wakeup.close()
-            manager.close()
-
-    def _serve(self, wakeup: Wakeup, manager: Manager) -> None:
-        life = self._life
-        try:
-            if life.state == "created" or life.is_elsewhere:
-                self.start()  # a subclass may override it
-        except StoppedWhileStartingError:
-            return
-        except RuntimeError:
-            if self._context is None and life.state == "stopped" and life.error is None:
-                return  # another thread has stopped it before it started
-            raise
-        if self._health is not None and life.state == "running":
-            manager.ready(self)
-            while life.state == "running":
-                wakeup.wait(manager.tick(self, self._health, life.replacements))
-        manager.stopping()
-        self.stop()
-        if life.error is not None:
-            raise life.error
+        serve_in_foreground(self, self._life, lambda: self._run)
 
     def replace_workers(self) -> None:
         """Replace each worker process by a new one, without losing datagrams, like SIGHUP.
@@ -462,12 +376,13 @@ class Server:
 
         This returns at once. It does nothing in a server with a single process.
         """
-        if self._context is not None and self._context.owner != os.getpid():
-            self._context.ask_supervisor(signal.SIGHUP)
-        elif self._backend is not None:
-            self._backend.replace()
+        run = self._run
+        if run is not None and run.context.owner != os.getpid():
+            run.context.ask_supervisor(signal.SIGHUP)
+        elif run is not None:
+            run.workers.replace()
 
-    def stats(self) -> _core.ServerStats:
+    def stats(self) -> ServerStats:
         """Return the sums of all workers' counters since the start, including dead workers."""
         context = self._running()
         return context.counters.stats(*context.listeners.drops())
@@ -515,120 +430,29 @@ class Server:
         self.stop()
 
     def _running(self) -> Context:
-        if self._context is None:
+        if self._run is None:
             raise RuntimeError("the server was not started")
-        return self._context
+        return self._run.context
 
     def _keep(self) -> None:
         """Open the sockets, serve, and close them: the work of the lifecycle's keeper."""
-        workers = max(self._workers, self._threads)
         atexit.register(self.stop)
         try:
-            self._open(workers)
+            with (
+                contextlib.closing(open_listeners(self._settings)) as listeners,
+                advised(listeners.address, OF_OPENING),
+            ):
+                context = Context(self, self._settings, listeners)
+                self._run = Run(context, self._life, is_forking=self._is_forking)
+                self._run.serve()
         finally:
             atexit.unregister(self.stop)
-
-    def _open(self, workers: int) -> None:
-        listeners = self._listen(workers)
-        try:
-            if workers > 1 and self._steering != "hash":
-                listeners.check_steering()
-            if self._options.proxy_flows is not None and len(listeners.sockets) < self._workers:
-                raise ValueError("proxy_flows needs a socket for each worker: they share one")
-            with advised(listeners.address, OF_OPENING):
-                self._run(listeners, workers)
-        finally:
-            listeners.close()
-
-    def _run(self, listeners: Listeners, workers: int) -> None:
-        # One more block of counters, for datagrams sent from this process.
-        counters = _core.ServerCounters(workers + 1)
-        context = Context(
-            server=self,
-            listeners=listeners,
-            handler=self._handler,
-            takes=self._takes,
-            workers=workers,
-            init=self._init,
-            exit=self._exit,
-            lifespan=self._lifespan,
-            drain=self._drain,
-            loop=self._loop,
-            max_concurrency=self._max_concurrency,
-            max_requests=self._max_requests,
-            max_age=self._max_age,
-            counters=counters,
-            dtls=self._dtls,
-        )
-        context.access_log = self._access_log
-        self._health = Health(context, self._life)
-        if self._health_address is not None:
-            # It imports modules that other servers do not need.
-            from tomada._server.health_http import HealthServer  # noqa: PLC0415
-
-            context.http = HealthServer(self._health_address, self._routes(self._health))
-        try:
-            self._launch(context, workers)
-        finally:
-            if context.http is not None:
-                context.http.close()
-
-    def _launch(self, context: Context, workers: int) -> None:
-        if self._is_forking:
-            context.add_sender(workers)
-            backend: Processes | Threads = Processes(context, self._life)
-        else:
-            for worker in range(workers):
-                context.add_core(worker)
-            backend = Threads(context, self._life)
-        self._context, self._backend = context, backend
-        try:
-            self._life.launch_by_starter(backend.launch)
-            if context.http is not None:
-                context.http.start()  # after the fork
-            backend.run()
-        finally:
-            backend.close()
-
-    def _routes(self, health: Health) -> dict[str, Callable[[], Answer]]:
-        return {"/live": health.live, "/ready": health.ready, "/metrics": self._metrics}
-
-    def _metrics(self) -> Answer:
-        try:
-            from tomada._server.collector import exposition  # noqa: PLC0415 - of an extra
-        except ImportError:
-            return 501, TEXT, "install tomada[metrics]\n"
-        return 200, "text/plain; version=0.0.4; charset=utf-8", exposition(self)
-
-    def _listen(self, workers: int) -> Listeners:
-        if self._address is not None:
-            with advised(self._address, OF_OPENING):
-                return listen(self._address, workers, self._options, steering=self._steering)
-        if self._given is not None:
-            duplicate = os.dup(self._given.fileno())
-            try:
-                return adopt([duplicate], self._options)
-            except BaseException:
-                os.close(duplicate)
-                raise
-        descriptors = [self._fd] if self._fd is not None else passed_descriptors()
-        if not descriptors:
-            raise ValueError(
-                "no address to serve: give one, or sock or fd, or start the program by systemd's "
-                "socket activation (LISTEN_FDS)"
-            )
-        if len(descriptors) > workers:
-            raise ValueError(
-                f"systemd has passed {len(descriptors)} sockets, each of which needs a worker: "
-                f"give workers={len(descriptors)}"
-            )
-        return adopt(descriptors, self._options)
 
 
 @overload
 def serve(
     address: Any,
-    handler: DataHandler,
+    handler: DataHandler | Sink,
     *,
     takes: Literal["data"] = "data",
     **options: Unpack[ServerOptions],
@@ -661,14 +485,6 @@ def serve(
     handler: TimedHandler,
     *,
     takes: Literal["timed"],
-    **options: Unpack[ServerOptions],
-) -> None: ...
-
-
-@overload
-def serve(
-    address: Any,
-    handler: Sink,
     **options: Unpack[ServerOptions],
 ) -> None: ...
 

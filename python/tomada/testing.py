@@ -10,7 +10,7 @@ The plug-in for pytest offers them as fixtures: ``udp_server``, ``udp_link``, ``
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from tomada._testing.impairments import (
     Arrival,
@@ -26,6 +26,7 @@ from tomada._testing.link import LOG_SIZE, Link, LinkClient
 if TYPE_CHECKING:
     from tomada._testing import strategies
     from tomada._testing.clock import VirtualClock, VirtualClockLoop, run
+    from tomada._testing.impairments import RandomImpairments
     from tomada._testing.leaks import assert_no_udp_leaks
     from tomada._testing.memory_endpoint import MemoryEndpoint, MemoryStats
     from tomada._testing.memory_transport import MemoryTransport
@@ -86,22 +87,13 @@ def __dir__() -> list[str]:
 def impaired(  # noqa: PLR0913 - the properties of a network
     upstream: Any,
     *,
-    loss: float | GilbertElliott = 0.0,
-    delay: float = 0.0,
-    jitter: float = 0.0,
-    reorder: float = 0.0,
-    duplicate: float = 0.0,
-    corrupt: float = 0.0,
-    truncate: float = 0.0,
-    rate: float | None = None,
-    queue: int | None = None,
-    mtu: int | None = None,
     seed: int | None = None,
     script: Script | None = None,
     to_server: Impairments | None = None,
     to_client: Impairments | None = None,
     listen: Any = None,
     log_size: int = LOG_SIZE,
+    **impairments: Unpack[RandomImpairments],
 ) -> Link:
     """Return a link to a server that impairs datagrams.
 
@@ -140,39 +132,18 @@ def impaired(  # noqa: PLR0913 - the properties of a network
     :raises ValueError: A value is outside its range; the text says which.
     :raises OSError: On entering: an address does not exist or cannot be bound.
     """
-    both = Impairments(
-        loss=loss,
-        delay=delay,
-        jitter=jitter,
-        reorder=reorder,
-        duplicate=duplicate,
-        corrupt=corrupt,
-        truncate=truncate,
-        rate=rate,
-        queue=queue,
-        mtu=mtu,
-    )
-    sides = (both if to_server is None else to_server, both if to_client is None else to_client)
+    sides = _sides(impairments, to_server, to_client)
     return Link(upstream, sides, script=script, seed=seed, listen=listen, log_size=log_size)
 
 
-def network(  # noqa: PLR0913 - as above
+def network(
     *,
-    loss: float | GilbertElliott = 0.0,
-    delay: float = 0.0,
-    jitter: float = 0.0,
-    reorder: float = 0.0,
-    duplicate: float = 0.0,
-    corrupt: float = 0.0,
-    truncate: float = 0.0,
-    rate: float | None = None,
-    queue: int | None = None,
-    mtu: int | None = None,
     seed: int | None = None,
     script: Script | None = None,
     to_server: Impairments | None = None,
     to_client: Impairments | None = None,
     log_size: int = LOG_SIZE,
+    **impairments: Unpack[RandomImpairments],
 ) -> Network:
     """Return a network in memory, for endpoints without sockets on one asyncio loop.
 
@@ -190,17 +161,12 @@ def network(  # noqa: PLR0913 - as above
     """
     from tomada._testing.network import Network  # noqa: PLC0415 - a link does not need asyncio
 
-    both = Impairments(
-        loss=loss,
-        delay=delay,
-        jitter=jitter,
-        reorder=reorder,
-        duplicate=duplicate,
-        corrupt=corrupt,
-        truncate=truncate,
-        rate=rate,
-        queue=queue,
-        mtu=mtu,
-    )
-    sides = (both if to_server is None else to_server, both if to_client is None else to_client)
+    sides = _sides(impairments, to_server, to_client)
     return Network(sides, script=script, seed=seed, log_size=log_size)
+
+
+def _sides(
+    options: RandomImpairments, to_server: Impairments | None, to_client: Impairments | None
+) -> tuple[Impairments, Impairments]:
+    both = Impairments(**options)
+    return (both if to_server is None else to_server, both if to_client is None else to_client)

@@ -43,7 +43,7 @@ def test_sock_recvfrom_in_several_tasks_gives_each_a_datagram_of_a_run(sock, ine
         tasks = [asyncio.create_task(receive(loop, sock)) for _ in sent]
         for _ in range(3):  # until they wait
             await asyncio.sleep(0)
-        assert loop._readiness  # noqa: SLF001
+        assert loop._sockets._readiness  # noqa: SLF001
         with inet.bound(std) as sender:
             if gro:
                 send_run(sender, sock.getsockname(), b"".join(sent), len(sent[0]))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, Self, overload
 
 from tomada._address import format_address
 from tomada._advice import advise, advise_on_sending
-from tomada._asyncio.endpoint import AsyncContextManager
+from tomada._asyncio.context_managers import AsyncContextManager
 from tomada._asyncio.many import Many
 from tomada._asyncio.requests import TaskRequests
 from tomada._client.identity import Identity

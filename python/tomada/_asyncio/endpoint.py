@@ -7,9 +7,10 @@ import errno
 import math
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from tomada._advice import advise_on_sending
+from tomada._asyncio.context_managers import Closing
 from tomada._asyncio.own_port import request_here
 from tomada._asyncio.readiness import Readiness
 from tomada._asyncio.separate_ports import MOST_IN_FLIGHT, SeparatePorts
@@ -35,21 +36,7 @@ LOOK = 16
 LEAST_TO_CLOSE = 0.1
 
 
-class AsyncContextManager:
-    """Explains in a ``with`` statement that an endpoint needs ``async with``."""
-
-    if not TYPE_CHECKING:  # for type checkers, ``with`` stays a mistake
-
-        def __enter__(self) -> None:
-            raise TypeError(
-                "an endpoint needs async with: write async with open_endpoint(...) as endpoint"
-            )
-
-        def __exit__(self, *_: object) -> None:
-            pass  # never called: with looks it up before it calls __enter__
-
-
-class Endpoint(AsyncContextManager):
+class Endpoint(Closing):
     """A datagram socket for tasks, created by :func:`tomada.asyncio.open_endpoint`.
 
     It has no queue of its own: datagrams wait in the socket's buffer until a task receives them. If
@@ -97,12 +84,6 @@ class Endpoint(AsyncContextManager):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._transport!r}>"
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
 
     # Receiving
 

@@ -61,8 +61,8 @@ Step: TypeAlias = str | None
 Script: TypeAlias = Sequence[Step] | Callable[[Arrival], Step]
 
 
-class ImpairmentOptions(TypedDict, total=False):
-    """The fields of :class:`Impairments`."""
+class RandomImpairments(TypedDict, total=False):
+    """The fields of :class:`Impairments` that leave datagrams to chance."""
 
     loss: float | GilbertElliott
     delay: float
@@ -74,6 +74,11 @@ class ImpairmentOptions(TypedDict, total=False):
     rate: float | None
     queue: int | None
     mtu: int | None
+
+
+class ImpairmentOptions(RandomImpairments, total=False):
+    """The fields of :class:`Impairments`."""
+
     script: Script | None
 
 

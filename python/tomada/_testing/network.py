@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, Unpack
 
 from tomada import _core
 from tomada._address import format_address
+from tomada._asyncio.context_managers import Opening
 from tomada._testing import seeds
 from tomada._testing.impairments import (
     DIRECTIONS,
@@ -24,7 +25,7 @@ from tomada._testing.impairments import (
     fates_of,
     steps_of,
 )
-from tomada._testing.memory_endpoint import MemoryEndpoint, MemoryOpening
+from tomada._testing.memory_endpoint import MemoryEndpoint
 from tomada._testing.memory_transport import MemoryTransport, Queue
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Network:
 
     def open_endpoint(
         self, local_addr: Any = None, remote_addr: Any = None, **_options: Any
-    ) -> MemoryOpening:
+    ) -> Opening[MemoryEndpoint]:
         """Open an endpoint, like :func:`tomada.asyncio.open_endpoint`.
 
         It has the interface of :class:`tomada.asyncio.Endpoint`, without ``socket`` and
@@ -110,7 +111,7 @@ class Network:
 
         :raises OSError: ``EADDRINUSE``: another endpoint has the address.
         """
-        return MemoryOpening(self._open_endpoint, local_addr, remote_addr)
+        return Opening(lambda: self._open_endpoint(local_addr, remote_addr))
 
     async def _open_endpoint(self, local_addr: Any, remote_addr: Any) -> MemoryEndpoint:
         queue = Queue()
