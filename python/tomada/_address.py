@@ -26,7 +26,7 @@ def format_address(address: _Address | _RetAddress | None) -> str:
 def check_address(address: Any) -> None:
     """Check that an address is a pair with a port, or a path or name of ``AF_UNIX``.
 
-    :raises TypeError: It is neither; the text says what is required.
+    :raises TypeError: It is neither; the message says what is required.
     :raises ValueError: It is empty, or a string that looks like a pair.
     """
     if isinstance(address, str | bytes | bytearray):

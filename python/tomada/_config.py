@@ -25,7 +25,7 @@ COMMAND_LINE, ENVIRONMENT, FILE = range(3)  # the first has precedence
 
 
 class ConfigError(ValueError):
-    """A setting is wrong; the text names the option, the value and the source, in one line."""
+    """A setting is wrong; the message names the option, the value and the source, in one line."""
 
 
 @dataclass(frozen=True)

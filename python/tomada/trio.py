@@ -52,7 +52,7 @@ def open_endpoint(
     :param guard: A :class:`tomada.Guard` for received datagrams and replies.
     :param groups: Multicast groups to join, each an address, or the arguments of
         :meth:`tomada.socket.socket.join_group`.
-    :raises OSError: The endpoint cannot be opened; the text says what to do.
+    :raises OSError: The endpoint cannot be opened; the message says what to do.
     :raises TypeError: An argument has a wrong type.
     :raises ValueError: There is neither an address nor a family.
     """

@@ -29,7 +29,7 @@ class MemoryStats:
     sent: int
     sent_bytes: int
     kernel_drops: int
-    """Datagrams that found no room in the receive buffer, of 208 KiB."""
+    """Datagrams that did not fit into the receive buffer of 208 KiB."""
 
 
 class MemoryEndpoint(AsyncContextManager):
@@ -105,7 +105,7 @@ class MemoryEndpoint(AsyncContextManager):
         self._transport.sendto_many(datagrams, addr)
 
     async def drain(self) -> None:
-        """Let other tasks run: the network takes over each datagram at once."""
+        """Let other tasks run: there is no send backlog to wait for."""
         self._check_open()
         await asyncio.sleep(0)
 
