@@ -50,8 +50,8 @@ def _check_path(path: str | bytes | bytearray) -> None:
     else:
         return
     raise ValueError(
-        f"address must be a pair, {pair}, and not {path!r}, which would be a path of AF_UNIX; "
-        f"if one is meant, write './{path}'"
+        f"address must be a pair, {pair}, not {path!r}, which would be a path of AF_UNIX: pass the "
+        f"pair, or write './{path}' if you mean a path"
     )
 
 

@@ -327,7 +327,7 @@ def _exclude(options: Sequence[Option], settings: Settings) -> None:
         if len(first) > 1:
             names = " and ".join(option.name for option in first)
             sources = dict.fromkeys(settings.source(option.name) for option in first)
-            raise ConfigError(f"give one of {names}, not both ({', '.join(sources)})")
+            raise ConfigError(f"set only one of {names} ({', '.join(sources)})")
         for option in rivals:
             if option not in first:
                 del settings.by_name[option.name]

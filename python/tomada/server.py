@@ -260,9 +260,9 @@ class Server:
                     "belongs to one worker"
                 )
             if proxy:
-                raise ValueError("proxy is not available with dtls: sessions are those of clients")
+                raise ValueError("proxy is not available with dtls: terminate DTLS at the proxy")
         if sum(given is not None for given in (address, sock, fd)) > 1:
-            raise ValueError("give one of address, sock and fd")
+            raise ValueError("pass only one of address, sock and fd")
         if access_log < 0:
             raise ValueError(f"access_log must be at least 0, not {access_log}")
         if health is not None and not isinstance(health, tuple):
@@ -520,7 +520,7 @@ class Server:
 
     def _running(self) -> Context:
         if self._context is None:
-            raise RuntimeError("the server was not started")
+            raise RuntimeError("the server has not been started: call start() first")
         return self._context
 
     def _keep(self) -> None:
@@ -538,7 +538,7 @@ class Server:
             if workers > 1 and self._steering != "hash":
                 listeners.check_steering()
             if self._options.proxy_flows is not None and len(listeners.sockets) < self._workers:
-                raise ValueError("proxy_flows needs a socket for each worker: they share one")
+                raise ValueError("proxy_flows needs a socket for each worker, but they share one")
             with advised(listeners.address, OF_OPENING):
                 self._run(listeners, workers)
         finally:
@@ -618,13 +618,13 @@ class Server:
         descriptors = [self._fd] if self._fd is not None else passed_descriptors()
         if not descriptors:
             raise ValueError(
-                "no address to serve: give one, or sock or fd, or start the program by systemd's "
-                "socket activation (LISTEN_FDS)"
+                "no address to serve: pass address, sock or fd, or start the program with "
+                "systemd's socket activation (LISTEN_FDS)"
             )
         if len(descriptors) > workers:
             raise ValueError(
                 f"systemd has passed {len(descriptors)} sockets, each of which needs a worker: "
-                f"give workers={len(descriptors)}"
+                f"pass workers={len(descriptors)}"
             )
         return adopt(descriptors, self._options)
 

@@ -129,7 +129,7 @@ class _Opening(AsyncContextManager):
         for family in families:
             if all(family in each for each in given):
                 return family, found[0].get(family), found[1].get(family)
-        raise ValueError("the two addresses have different families")
+        raise ValueError("local_addr and remote_addr have different families")
 
     async def _look_up(self, address: Any) -> dict[int, Any]:
         if not isinstance(address, tuple):

@@ -192,7 +192,7 @@ class Endpoint(AsyncContextManager):
 
     def _check_receiving(self, *, is_reply: bool) -> None:
         if not (self._is_receiving or is_reply):
-            raise OSError(errno.ESHUTDOWN, "the endpoint does not receive any longer")
+            raise OSError(errno.ESHUTDOWN, "the endpoint has stopped receiving")
 
     def _pass_on(self, error: OSError) -> None:
         """Raise what a receive has raised, unless it is about one of many peers."""

@@ -78,17 +78,18 @@ def check_choices(takes: str, steering: Any) -> None:
 
 def check_workers(workers: int, threads: int) -> None:
     """Raise :class:`ValueError` if a server cannot have these processes or threads."""
-    if workers < 1 or threads < 1:
-        raise ValueError(f"workers and threads start at 1, not {min(workers, threads)}")
+    for name, number in (("workers", workers), ("threads", threads)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, not {number}")
     if threads == 1:
         return
     if workers > 1:
-        raise ValueError("give either workers or threads")
+        raise ValueError("pass either workers or threads, not both")
     is_locked: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
     if is_locked():
         raise ValueError(
-            "threads need an interpreter without the global lock (python3.13t or later); here it "
-            "would let one of them run at a time: use workers"
+            "threads need a free-threaded interpreter (python3.13t or later), because the global "
+            "interpreter lock lets only one of them run at a time: use workers"
         )
 
 
@@ -104,4 +105,4 @@ def check_limits(
         if not limit > 0:  # or it is not a number
             raise ValueError(f"{name} must be positive, not {limit}")
         if workers == 1:
-            raise ValueError(f"{name} replaces worker processes: give workers, at least 2")
+            raise ValueError(f"{name} replaces worker processes: pass workers=2 or more")

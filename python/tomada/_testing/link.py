@@ -174,7 +174,9 @@ class Link:
             old = before[number].script
             replaced = self._script if old is None else old
             if side.script is not old and (callable(side.script) or callable(replaced)):
-                raise ValueError("a function decides from the link's start on: pass it to impaired")
+                raise ValueError(
+                    "a script that is a function cannot be set later: pass it to impaired()"
+                )
         for number, side in enumerate(sides):
             self._running.set(number, side)
             if side.script is not before[number].script:

@@ -68,7 +68,7 @@ class MemoryEndpoint(AsyncContextManager):
         while True:
             self._check_open()
             if not (is_reply or self._is_receiving):
-                raise OSError(errno.ESHUTDOWN, "the endpoint does not receive any longer")
+                raise OSError(errno.ESHUTDOWN, "the endpoint has stopped receiving")
             if self._queue.errors:
                 error = self._queue.errors.popleft()
                 if self._transport.peer is not None:
