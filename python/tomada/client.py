@@ -45,8 +45,8 @@ class Client:
     The client drops datagrams from other addresses. A ``match`` or a ``key`` tells which reply
     belongs to which request, over one port. Without either, only the port tells this, so each
     request in flight has a port of its own. If a request was retransmitted, not answered or
-    cancelled, no client of this process sends from its port to the same server for twice the
-    timeout, and at least 30 s. If that leaves no port, the request fails at once with
+    cancelled, no client of this process sends from that request's port to the same server for twice
+    the timeout, and at least 30 s. If that leaves no port, the request fails at once with
     ``EADDRNOTAVAIL``: with the usual 28,232 ports, after 941 such requests per second. So a reply
     can be returned to another request only if it arrives even later, or if another process used the
     port before.

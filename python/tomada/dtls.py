@@ -87,7 +87,7 @@ CERT_REQUIRED = VerifyMode.CERT_REQUIRED
 
 
 class Context(DtlsContext):
-    """Certificates, keys and rules, for many sessions.
+    """The certificates, keys and settings for any number of sessions.
 
     ``Context(PROTOCOL_DTLS_CLIENT)`` verifies the server's certificate and its host name;
     ``Context(PROTOCOL_DTLS_SERVER)`` does not ask clients for a certificate. Changes apply to
@@ -123,9 +123,9 @@ class Context(DtlsContext):
 
     @property
     def minimum_version(self) -> DTLSVersion:
-        """The oldest version that is acceptable: DTLS 1.2 by default.
+        """The lowest acceptable version: DTLS 1.2 by default.
 
-        :raises ValueError: It is set to one newer than ``maximum_version``.
+        :raises ValueError: The value is higher than ``maximum_version``.
         """
         return DTLSVersion(self._minimum)
 
@@ -135,9 +135,9 @@ class Context(DtlsContext):
 
     @property
     def maximum_version(self) -> DTLSVersion:
-        """The newest version that is acceptable: DTLS 1.2 by default.
+        """The highest acceptable version: DTLS 1.2 by default.
 
-        :raises ValueError: It is set to one older than ``minimum_version``.
+        :raises ValueError: The value is lower than ``minimum_version``.
         """
         return DTLSVersion(self._maximum)
 
@@ -233,7 +233,7 @@ class DTLSSocket(socket):
         return None if self._endpoint is None else self._endpoint.session()
 
     def do_handshake(self) -> None:
-        """Wait until the session is complete.
+        """Complete the handshake.
 
         The socket's timeout limits the wait. A handshake that fails cannot be repeated.
 
@@ -257,7 +257,7 @@ class DTLSSocket(socket):
         return None if self._endpoint is None else self._endpoint.tick()
 
     def unwrap(self) -> socket:
-        """End the session, tell the peer, and return a socket without encryption.
+        """End the session, notify the peer, and return a socket without encryption.
 
         This object is closed. The returned one has its descriptor.
         """
@@ -269,7 +269,7 @@ class DTLSSocket(socket):
         return plain
 
     def close(self) -> None:
-        """End the session, tell the peer, and close the socket."""
+        """End the session, notify the peer, and close the socket."""
         if self._endpoint is not None and self._io_refs <= 0:
             with contextlib.suppress(OSError):
                 self._endpoint.close()
@@ -288,9 +288,9 @@ class DTLSSocket(socket):
     def getpeercert(self, binary_form: bool = False) -> dict[str, Any] | bytes | None:
         """Return the peer's certificate, or ``None`` if it has not sent one.
 
-        :param binary_form: Return it in DER, even if it was not verified. Otherwise the result is a
-            dict as :meth:`ssl.SSLSocket.getpeercert` returns it; it is empty if the certificate was
-            not verified.
+        :param binary_form: Return the certificate in DER form, even if it was not verified.
+            Otherwise the result is a dict as :meth:`ssl.SSLSocket.getpeercert` returns it; it is
+            empty if the certificate was not verified.
         :raises ValueError: The handshake is not complete.
         """
         session = self._session()
@@ -323,7 +323,7 @@ def wrap_socket(
     As with :meth:`ssl.SSLContext.wrap_socket`, the given socket is detached: the result has its
     descriptor.
 
-    :param sock: A datagram socket of IP that is connected to the peer.
+    :param sock: An IP datagram socket that is connected to the peer.
     :param context: The settings, for the side that ``server_side`` selects.
     :param server_side: Whether this is the server's side, so that the peer begins the handshake.
     :param do_handshake_on_connect: Whether to complete the handshake before this returns. The

@@ -159,8 +159,8 @@ class Server:
     :param sock: A bound socket to use instead of an address. The caller still owns it.
     :param fd: The descriptor of a bound socket. The server takes ownership of it.
 
-    A server can be started and stopped once. All methods may be called from any thread, and from
-    signal handlers.
+    A server can be started and stopped only once. All methods may be called from any thread, and
+    from signal handlers.
     """
 
     @overload
@@ -492,7 +492,7 @@ class Server:
     def dtls_session(self, address: Any) -> DtlsSession | None:
         """Return the DTLS session with a peer, or ``None`` if there is none in this process.
 
-        Call it in the handler, or in a server of one worker.
+        Call it in the handler, or in a server with a single worker.
         """
         endpoints = self._running().endpoints
         found = (endpoint.session(address) for endpoint in endpoints)
