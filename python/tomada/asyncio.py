@@ -63,7 +63,7 @@ _POLLING: Final = ("_process_events", "_add_callback")
 
 
 class EventLoop(_core.LoopCore, asyncio.SelectorEventLoop):
-    """The standard selector event loop, with tomada's datagram transports, and faster.
+    """The standard selector event loop, made faster, and with tomada's datagram transports.
 
     It polls, and runs callbacks and timers, in Rust. In debug mode, and with a ``selector`` that is
     not a :class:`selectors.EpollSelector`, the standard loop's own code does that.
@@ -114,9 +114,9 @@ def run(
 ) -> Result:
     """Run a coroutine on a new event loop with tomada's transports, like :func:`asyncio.run`.
 
-    :param loop: ``"asyncio"`` is an :class:`EventLoop`. ``"uvloop"`` is the loop of uvloop
-        (``pip install tomada[uvloop]``) with tomada's datagram transports. ``"auto"`` is uvloop's
-        if it is installed, and otherwise an :class:`EventLoop`.
+    :param loop: ``"asyncio"`` is an :class:`EventLoop`. ``"uvloop"`` is the loop of uvloop (``pip
+        install tomada[uvloop]``) with tomada's datagram transports. ``"auto"`` is the loop of
+        uvloop if it is installed, and otherwise an :class:`EventLoop`.
     :raises ModuleNotFoundError: ``loop`` is ``"uvloop"``, and uvloop is not installed.
     :raises ValueError: ``loop`` is not one of these.
     """
@@ -198,15 +198,15 @@ async def create_datagram_endpoint(
     :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). By default, this
         is switched on when datagrams arrive faster than they are delivered, because it makes a
         socket more expensive to open and close. With a ``sock`` it is off by default: other holders
-        of that socket would receive several datagrams merged into one.
+        of that socket would receive several datagrams coalesced into one.
     :param guard: A :class:`tomada.Guard` for received datagrams and replies. A ``sock`` may
         already have one.
     :param dtls: A :class:`tomada.dtls.Context`. With a ``remote_addr`` it must be of
-        ``PROTOCOL_DTLS_CLIENT``; this returns when the session is complete, and the transport
-        closes when it ends. Otherwise it must be of ``PROTOCOL_DTLS_SERVER``, and the transport has
-        a session with each peer. A protocol gets and sends plaintext. If its type has the method
-        ``session_established(address, session)`` or ``session_lost(address, exception)``, the
-        transport calls it. Not available with ``sock``.
+        ``PROTOCOL_DTLS_CLIENT``; this returns when the handshake is complete, and the transport
+        closes when the session ends. Otherwise it must be of ``PROTOCOL_DTLS_SERVER``, and the
+        transport has a session with each peer. A protocol gets and sends plaintext. If its type has
+        the method ``session_established(address, session)`` or ``session_lost(address,
+        exception)``, the transport calls it. Not available with ``sock``.
     :param server_hostname: The name, or the address, that the server's certificate must be for. By
         default, the host of ``remote_addr``.
     :return: A :class:`DatagramTransport` and the protocol.
@@ -237,7 +237,7 @@ def open_endpoint(
 
     :param groups: Multicast groups to join, each an address, or the arguments of
         :meth:`tomada.socket.socket.join_group`.
-    :raises OSError: The endpoint cannot be opened; the text says what to do.
+    :raises OSError: The endpoint cannot be opened; the message says what to do.
     """
     chosen = SocketOptions(gro=gro, guard=guard, groups=groups)
     secured = _secured(dtls, server_hostname)

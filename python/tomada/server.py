@@ -74,7 +74,7 @@ class Server:
         meanwhile. If a worker cannot start, the server ends with the worker's error: at once during
         :meth:`start`, later after five attempts. Forking copies this process, so start such a
         server before other threads.
-    :param threads: The number of threads, for interpreters without a global lock.
+    :param threads: The number of threads, for free-threaded interpreters.
     :param init: Called once in each worker before it receives datagrams: in each process of
         ``workers``, or in each thread of the server.
     :param exit: Called once in each worker in which ``init`` has returned, after the last datagram
@@ -86,33 +86,36 @@ class Server:
     :param lifespan: A function that takes the server and returns a context manager or an
         asynchronous one, such as one decorated with :func:`contextlib.contextmanager` or
         :func:`contextlib.asynccontextmanager`. Each worker enters it after ``init``, before its
-        first datagram, and leaves it once, after its last one and before ``exit``, whenever
-        ``exit`` is called. Its value is :attr:`state`. An exception on entering is handled like one
-        of ``init``; one on leaving is logged. A worker process that is to stop while it enters
-        completes that first, within ``drain`` plus one second. A thread that is still entering is
-        left running, and leaves the lifespan as soon as it has entered it.
+        first datagram, and exits it once, after its last datagram and before ``exit``, whenever
+        ``exit`` is called. Its value is :attr:`state`. An exception on entry is handled like an
+        exception from ``init``; an exception on exit is logged. If the server stops while a worker
+        process is entering the lifespan, the process first finishes entering, within ``drain`` plus
+        one second. A thread that is entering is left running, and exits the lifespan as soon as it
+        has entered it.
     :param loop: The event loop of each worker: ``"tomada"`` (:class:`tomada.asyncio.EventLoop`, the
-        default), ``"asyncio"``, ``"uvloop"``, or a function that makes one. A server has an event
-        loop if its handler or its lifespan is async, or if this is given; a synchronous handler is
-        then called by the loop.
-    :param max_concurrency: How many calls of an async handler may be under way in each worker.
-        While there are as many, the worker does not receive: datagrams wait in the kernel's buffer
-        and, if that is full, are dropped and counted (``stats().kernel_drops``). The default of
-        1,000 bounds the memory of the tasks to a few megabytes, and lets each call open a
-        descriptor within the usual limit of 1,024.
-    :param max_requests: Replace a worker after about this many datagrams: at least 80 % of them,
-        at random, so that workers are not replaced together. The new worker starts before the old
-        one drains, as on SIGHUP. Checked once per second. Needs several workers.
-    :param max_age: Replace a worker after this many seconds, or at random 80 % of them or more.
+        default), ``"asyncio"``, ``"uvloop"``, or a function that creates one. A server has an event
+        loop if its handler or its lifespan is async, or if this is given; the loop then also calls
+        a synchronous handler.
+    :param max_concurrency: How many calls of an async handler may run at once in each worker. At
+        the limit, the worker stops receiving: datagrams wait in the kernel's buffer and, if that is
+        full, are dropped and counted (``stats().kernel_drops``). The default of 1,000 bounds the
+        memory of the tasks to a few megabytes, and lets each call open a descriptor within the
+        usual limit of 1,024.
+    :param max_requests: Replace a worker after about this many datagrams. Each worker's limit is
+        shortened at random by up to 20 %, so that workers are not replaced together. The new worker
+        starts before the old one drains, as on SIGHUP. Checked once per second. Needs several
+        workers.
+    :param max_age: Replace a worker after this many seconds, shortened at random in the same way.
     :param steering: Which worker receives a datagram. ``"hash"``: always the same for a peer.
         ``"cpu"``: that of the CPU that received it. ``"random"``: any. :func:`tomada.key`: always
         the same for an identifier in the payload.
     :param drain: The maximum time in seconds to handle queued datagrams when the server stops;
-        ``math.inf`` for no limit. Calls of an async handler that are still under way are then
-        cancelled, and counted (``stats().cancelled``).
+        ``math.inf`` for no limit. Calls of an async handler that are still running after that time
+        are cancelled, and counted (``stats().cancelled``).
     :param rcvbuf: The size of each receive buffer in bytes. If the kernel grants less (sysctl
         ``net.core.rmem_max``), the server logs it.
-    :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``).
+    :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). With a
+        :func:`tomada.key` as ``steering``, it never does.
     :param spin: How long to poll for the next datagram before sleeping, in seconds: shorter round
         trips, at the cost of a core. A server on an event loop does not spin.
     :param groups: Multicast groups to join, each an address, or the arguments of
@@ -121,33 +124,33 @@ class Server:
     :param health: ``(host, port)`` to answer probes at, over HTTP: ``/live``, ``/ready`` (status
         503 before the start has finished, and from the first moment of :meth:`stop`, before a
         datagram is refused) and ``/metrics`` for Prometheus (``tomada[metrics]``). It answers
-        anybody, so outsiders must not be able to reach it. ``/live`` has the status 503 if
-        datagrams wait and none was received for 30 seconds.
-    :param access_log: Log one in this number of datagrams of each worker, to the logger
-        ``tomada.access``: peer, bytes, the handler's time, and its outcome. 0 logs none.
+        anyone, so outsiders must not be able to reach it. ``/live`` has the status 503 if datagrams
+        wait and none was received for 30 seconds.
+    :param access_log: Log one of every ``access_log`` datagrams that a worker receives, to the
+        logger ``tomada.access``: peer, bytes, the handler's time, and its outcome. 0 logs none.
     :param guard: A :class:`tomada.Guard` for received datagrams and replies. Each worker enforces
         the limits on its own, based on what it has received itself; the guard's counters are sums
         over all workers.
     :param proxy: The networks of trusted proxies (load balancers), such as ``["10.0.0.0/8"]``. Each
         of their datagrams must begin with a PROXY protocol header (version 2), which says which
         client it comes from. The handler, the guard and the log see the client's address, and
-        replies go back through the proxy. Datagrams of these networks without a valid header are
+        replies go back through the proxy. Datagrams from these networks without a valid header are
         refused, and so are headers from other addresses (``stats().proxy_malformed`` and
-        ``proxy_untrusted``). Other datagrams are those of direct clients.
+        ``proxy_untrusted``). Other datagrams are taken to come from direct clients.
     :param proxy_flows: For proxies that put a header in front of only the first datagram of each
         flow (from one address and port of the proxy): how long a flow may be silent before the
-        proxy ends it, in seconds. A flow's worker must not change: it needs
-        ``steering="hash"``, and a replaced worker refuses the flows of its predecessor until they
-        begin again.
+        proxy ends it, in seconds. A flow's worker must not change: it needs ``steering="hash"``,
+        and a worker that replaces another one refuses the flows of its predecessor until they begin
+        again.
     :param dtls: A :class:`tomada.dtls.Context` of ``PROTOCOL_DTLS_SERVER``. The handler then gets
-        what peers with a session have sent, decrypted, and its replies are encrypted. A datagram to
-        a peer without a session is an error. Each worker has the sessions of its own peers, so
+        the decrypted datagrams of peers with a session, and its replies are encrypted. A datagram
+        to a peer without a session is an error. Each worker has the sessions of its own peers, so
         several workers need ``steering="hash"``. Not available with ``proxy``.
     :param sock: A bound socket to use instead of an address. The caller still owns it.
     :param fd: The descriptor of a bound socket. The server takes ownership of it.
 
-    A server can be started and stopped once. All methods may be called from any thread, and from
-    signal handlers.
+    A server can be started and stopped only once. All methods may be called from any thread, and
+    from signal handlers.
     """
 
     @overload
@@ -287,13 +290,13 @@ class Server:
 
     @property
     def state(self) -> Any:
-        """The value of this worker's lifespan: what its ``with … as`` would assign.
+        """The value of this worker's lifespan: the value that ``with … as`` would assign.
 
         Handlers, tasks and the threads that they start can read it.
 
-        :raises RuntimeError: The server has no lifespan, or this is not one of its workers, or not
-            in the time in which the lifespan is entered. With ``threads``, also in other threads
-            than those of the server.
+        :raises RuntimeError: The server has no lifespan, this is not one of its workers, or the
+            worker has not entered the lifespan or has already exited it. With ``threads``, also if
+            the calling thread is not one of the server's.
         """
         return self._running().state()
 
@@ -305,13 +308,12 @@ class Server:
         If a signal handler raises an exception meanwhile (for example :class:`KeyboardInterrupt`),
         the start is cancelled: the workers are killed, and the port is free again.
 
-        :raises OSError: The address is occupied (``EADDRINUSE``), not on this machine, …
+        :raises OSError: The address is in use (``EADDRINUSE``), does not belong to this machine, …
         :raises RuntimeError: The server was already started or stopped; or another thread or a
-            signal
-            handler called :meth:`stop` during the start.
+            signal handler called :meth:`stop` during the start.
 
-        An exception of ``init`` is raised here. If it comes from another process, it has the same
-        type only if that is a built-in type which can be created from a text; otherwise it is a
+        An exception from ``init`` is raised here. If it comes from another process, it has the same
+        type only if that is a built-in type that can be created from a string; otherwise it is a
         :class:`RuntimeError` that names the type. A note contains the worker's traceback.
         """
         try:
@@ -324,7 +326,7 @@ class Server:
             raise
 
     def stop(self) -> None:
-        """Stop receiving, handle all queued datagrams, and end the server.
+        """Stop receiving, handle all queued datagrams, and shut the server down.
 
         New datagrams are refused at once (by ICMP), so each datagram is either handled or refused.
         A worker has ``drain`` seconds for that, plus one second in which the handler and ``exit``
@@ -332,13 +334,13 @@ class Server:
         left running. The log says how many received datagrams were not handled; unless the socket
         was given to the server, they include those that were left in its queue.
 
-        Stopping again only waits for the end. In a forked process that is not one of the server's
-        workers, this does nothing.
+        A second call only waits until the server has stopped. In a forked process that is not one
+        of the server's workers, this does nothing.
 
-        A signal handler may also call it. If that has interrupted :meth:`start` in the same thread,
-        or in a handler of the server's datagrams, this requests the end and returns at once;
-        :meth:`start` then raises :class:`RuntimeError`. It cancels a start without waiting for
-        ``init``: a process is killed, and a thread is left running.
+        A signal handler may also call this. If the signal has interrupted :meth:`start` in the same
+        thread, or if a handler of the server's datagrams calls it, this only requests the shutdown
+        and returns at once; :meth:`start` then raises :class:`RuntimeError`. It cancels a start
+        without waiting for ``init``: a process is killed, and a thread is left running.
 
         If a signal handler raises an exception meanwhile, draining ends, the workers are killed,
         and the port is free.
@@ -356,21 +358,21 @@ class Server:
         returns. A second one raises :class:`KeyboardInterrupt` at once. During a start, they cancel
         it. SIGHUP replaces the workers one by one: a new worker takes over the socket of an old
         one, which finishes the datagrams it has received. No datagram is lost, and if a new worker
-        cannot start, the old one continues. In a server of one process, SIGHUP changes nothing. A
-        new process is a copy of the program at the time of its start, and runs ``init`` again. It
-        does not import changed code (``tomada serve --app`` does).
+        cannot start, the old one continues. In a server with a single process, SIGHUP changes
+        nothing. A new process is a copy of the program at the time of its start, and runs ``init``
+        again. It does not import changed code (``tomada serve --app`` does).
 
-        If a service manager has started the program (``NOTIFY_SOCKET``), it is told when the server
-        is ready, is reloading or is stopping, its status, and, if it asks for it, that the server
-        lives (:manpage:`sd_notify(3)`).
+        If a service manager has started the program (``NOTIFY_SOCKET``), it is notified when the
+        server is ready, reloading or stopping, and of its status; a watchdog, if it has one, also
+        gets keep-alive messages (:manpage:`sd_notify(3)`).
 
         Another thread or the workers call the handler, so signals are handled even while the
-        handler blocks. An exception of another signal handler also ends the server.
+        handler blocks. An exception from another signal handler also stops the server.
         """
         serve_in_foreground(self, self._life, lambda: self._run)
 
     def replace_workers(self) -> None:
-        """Replace each worker process by a new one, without losing datagrams, like SIGHUP.
+        """Replace each worker process with a new one, without losing datagrams, like SIGHUP.
 
         A replaced worker exits as when the server stops: it calls ``exit``.
 
@@ -390,12 +392,13 @@ class Server:
     def sendto(self, data: Any, address: Any) -> None:
         """Send a datagram from the server's port, for example a late reply or a notification.
 
-        In the handler, and in all tasks on a worker's event loop, it is sent together with the
-        replies of the batch or of the loop's turn, and errors are logged and counted like theirs.
-        Elsewhere it is sent at once, and raises :class:`OSError` if it fails.
-        To a peer from which this worker has recently received, it is sent from the address that the
-        peer used. (A handler that uses its server must be able to find it in a worker, which is
-        forked by :meth:`start`: assign it to a name before, not by ``with Server(…) as server``.)
+        In the handler, and in all tasks on a worker's event loop, the datagram is sent together
+        with the replies of the batch or of the loop's turn, and its errors are logged and counted
+        like those of replies. Elsewhere it is sent at once, and this raises :class:`OSError` if
+        that fails. If this worker has recently received from the peer, the datagram is sent from
+        the local address that the peer used. (Workers are forked by :meth:`start`. If the handler
+        uses the server, assign the server to a name before that: ``with Server(…) as server`` is
+        too late.)
         """
         cores = self._running().cores
         core = next((core for core in cores[1:] if core.is_delivering), cores[0])
@@ -404,20 +407,21 @@ class Server:
     def dtls_session(self, address: Any) -> DtlsSession | None:
         """Return the DTLS session with a peer, or ``None`` if there is none in this process.
 
-        Call it in the handler, or in a server of one worker.
+        Call it in the handler, or in a server with a single worker.
         """
         endpoints = self._running().endpoints
         found = (endpoint.session(address) for endpoint in endpoints)
         return next((session for session in found if session is not None), None)
 
     def dtls_stats(self) -> dict[str, int]:
-        """Return counters of DTLS: the sums over the sockets of this process.
+        """Return the DTLS counters, summed over the sockets of this process.
 
-        ``sessions`` and ``handshakes`` are the numbers of sessions that are complete and under way.
-        The others count since the start: ``established`` and ``failed`` handshakes; sessions that
-        have ``ended``, were ``replaced`` by a new one with the same peer, or were ``evicted``,
-        because they were idle or too many; ``cookies_sent``; and ``invalid`` datagrams, which were
-        not DTLS or belonged to no session. In a worker process, they are its own.
+        ``sessions`` and ``handshakes`` are the current numbers of sessions and of handshakes in
+        progress. The others count since the start: ``established`` and ``failed`` handshakes;
+        sessions that have ``ended``, were ``replaced`` by a new one with the same peer, or were
+        ``evicted`` because they were idle or there were too many; ``cookies_sent``; and ``invalid``
+        datagrams, which were not DTLS or did not belong to a session. A worker process returns its
+        own counters.
         """
         stats = [endpoint.stats() for endpoint in self._running().endpoints]
         return {name: sum(each[name] for each in stats) for name in (stats[0] if stats else ())}
@@ -431,7 +435,7 @@ class Server:
 
     def _running(self) -> Context:
         if self._run is None:
-            raise RuntimeError("the server was not started")
+            raise RuntimeError("the server has not been started: call start() first")
         return self._run.context
 
     def _keep(self) -> None:

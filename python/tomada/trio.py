@@ -52,7 +52,7 @@ def open_endpoint(
     :param guard: A :class:`tomada.Guard` for received datagrams and replies.
     :param groups: Multicast groups to join, each an address, or the arguments of
         :meth:`tomada.socket.socket.join_group`.
-    :raises OSError: The endpoint cannot be opened; the text says what to do.
+    :raises OSError: The endpoint cannot be opened; the message says what to do.
     :raises TypeError: An argument has a wrong type.
     :raises ValueError: There is neither an address nor a family.
     """
@@ -101,7 +101,7 @@ async def _resolve(local_addr: Any, remote_addr: Any, family: int) -> tuple[int,
     for one in families:
         if all(one in each for each in given):
             return one, found[0].get(one), found[1].get(one)
-    raise ValueError("the two addresses have different families")
+    raise ValueError("local_addr and remote_addr have different families")
 
 
 async def _look_up(address: Any, family: int) -> dict[int, Any]:

@@ -120,7 +120,7 @@ def test_listen_joins_a_group(listening, sender):
     [
         (["192.0.2.1:1"], "192.0.2.1:1 (this machine does not have this address"),
         (["127.0.0.1:0", "--group", "127.0.0.1"], "127.0.0.1"),
-        (["/tmp/never-made", "--pcap", "x"], "a capture is of IP"),  # noqa: S108 - nor is it
+        (["/tmp/never-made", "--pcap", "x"], "--pcap captures only IP"),  # noqa: S108 - nor is it
         (["127.0.0.1:0", "--pcap", "/no/such/folder/x"], "/no/such/folder/x"),
     ],
 )

@@ -279,7 +279,7 @@ with tomada.Client(server.address) as client:
     print(client.request(b"heard"))
 server.stop()
 """
-    said = "a server is started once; make another one\n"
+    said = "a server can be started only once: create another one\n"
     assert leaving(program) == f"{said}{said}0\nb'heard'\n"
 
 

@@ -91,9 +91,9 @@ def test_state_is_the_lifespans_value(kind, workers, handler):
         assert name == b"%s of %d" % (pid, serving.address[1])
         assert (int(pid) == os.getpid()) == (workers == 1)
         if workers > 1:
-            with pytest.raises(RuntimeError, match="there is no state here"):
+            with pytest.raises(RuntimeError, match="no state is available here"):
                 _ = serving.state
-    with pytest.raises(RuntimeError, match="there is no state here"):
+    with pytest.raises(RuntimeError, match="no state is available here"):
         _ = serving.state
 
 

@@ -260,7 +260,7 @@ def test_functions_that_a_server_cannot_call_are_rejected():
     with pytest.raises(TypeError, match="handler must be callable, not bytes"):
         tomada.Server(("127.0.0.1", 0), b"x")
     for name in ("init", "exit"):
-        with pytest.raises(TypeError, match=f"{name} is an async function: give a plain one, or"):
+        with pytest.raises(TypeError, match=f"{name} is an async function: pass a plain one, or"):
             tomada.Server(("127.0.0.1", 0), print, **{name: later})
         with pytest.raises(TypeError, match=f"{name} must be callable or None, not int"):
             tomada.Server(("127.0.0.1", 0), print, **{name: 3})

@@ -327,7 +327,7 @@ def test_host_name_is_resolved_and_an_empty_host_is_every_address():
     [
         ({"takes": "bytes"}, "takes must be"),
         ({"steering": "fair"}, "steering must be"),
-        ({"workers": 0}, "start at 1"),
+        ({"workers": 0}, "must be at least 1"),
         ({"drain": -1}, "drain"),
         ({"drain": float("nan")}, "drain"),
         ({"fd": 1}, "one of address, sock and fd"),

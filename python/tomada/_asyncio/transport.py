@@ -54,7 +54,8 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
     * ``"dtls"``: with ``dtls``, a function that returns the :class:`tomada.dtls.Session` with an
       address, or with the only peer.
 
-    A peer that asked one of several local addresses is answered from that address.
+    On a machine with several addresses, a reply is sent from the local address that received the
+    peer's datagram.
 
     Nothing limits how many datagrams wait while the socket's buffer is full. As with asyncio's own
     transports, the protocol has to stop sending when ``pause_writing`` is called, above all one

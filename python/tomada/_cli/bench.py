@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
         print("\n".join(report(result)))
     if result.received:
         return SUCCESS
-    why = "nobody listens there" if result.refused else "is it an echo server?"
+    why = "no program listens there" if result.refused else "is it an echo server?"
     note(f"tomada bench: no reply from {where}: {why}")
     return FAILURE
 

@@ -177,7 +177,7 @@ def link_of(arguments: argparse.Namespace) -> Link:
 
     for where in (arguments.listen, arguments.upstream):
         if isinstance(where, str):
-            raise CommandError("a link is for IP: it needs HOST:PORT on both sides")
+            raise CommandError("impair works only over IP: pass HOST:PORT for both addresses")
     script = None
     if arguments.script is not None:
         script = [step.strip() for step in arguments.script.split(";")]

@@ -115,7 +115,7 @@ def opened(arguments: argparse.Namespace) -> Any:
 
     family, name = family_and_name(arguments.address, is_local=True)
     if arguments.pcap and family == socket.AF_UNIX:
-        raise CommandError("a capture is of IP: with AF_UNIX there is no --pcap")
+        raise CommandError("--pcap captures only IP: it is not available with AF_UNIX")
     sock: Any = socket.socket(family, socket.SOCK_DGRAM)
     try:
         # Enable the metadata before the first datagram can arrive.

@@ -100,7 +100,7 @@ def payloads(arguments: argparse.Namespace) -> Iterator[bytes]:
     """Yield the datagrams, as often as requested."""
     if arguments.file is not None:
         if arguments.text:
-            raise CommandError("give either TEXT or --file")
+            raise CommandError("pass either TEXT or --file, not both")
         is_stdin = arguments.file == "-"
         data = sys.stdin.buffer.read() if is_stdin else Path(arguments.file).read_bytes()
         once = [data]
@@ -175,7 +175,7 @@ def send(arguments: argparse.Namespace, datagrams: Iterator[bytes]) -> int:
     else:
         note(f"sent {plural(sent)}, {size:,} bytes, to {where}")
     if refused:
-        raise CommandError(f"nobody listens on {where}")
+        raise CommandError(f"no program listens on {where}")
     return SUCCESS
 
 

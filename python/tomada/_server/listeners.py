@@ -55,7 +55,7 @@ class Listeners:
             if not self.is_own:
                 raise ValueError("cannot steer sockets that were given to the server")
         if settings.socket.proxy_flows is not None and len(self.sockets) < settings.workers:
-            raise ValueError("proxy_flows needs a socket for each worker: they share one")
+            raise ValueError("proxy_flows needs a socket for each worker, but they share one")
 
     def refuse(self) -> None:
         """Refuse new datagrams, while queued ones can still be received and answered.
@@ -138,13 +138,13 @@ def _open(settings: Settings) -> Listeners:
     descriptors = [settings.fd] if settings.fd is not None else passed_descriptors()
     if not descriptors:
         raise ValueError(
-            "no address to serve: give one, or sock or fd, or start the program by systemd's "
-            "socket activation (LISTEN_FDS)"
+            "no address to serve: pass address, sock or fd, or start the program with "
+            "systemd's socket activation (LISTEN_FDS)"
         )
     if len(descriptors) > settings.cores:
         raise ValueError(
             f"systemd has passed {len(descriptors)} sockets, each of which needs a worker: "
-            f"give workers={len(descriptors)}"
+            f"pass workers={len(descriptors)}"
         )
     return adopt(descriptors, settings.socket)
 

@@ -196,7 +196,7 @@ class Processes:
     def _kill(self) -> None:
         """Kill a supervisor that does not answer, and its workers."""
         self._life.log.error(
-            "the supervisor (process %d) does not end: killing all workers", self._pid
+            "the supervisor (process %d) does not exit: killing all workers", self._pid
         )
         if not self._pid:
             return

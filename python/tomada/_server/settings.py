@@ -71,7 +71,7 @@ class Settings:
         if self.dtls is not None:
             self._check_dtls(self.dtls)
         if sum(given is not None for given in (self.address, self.sock, self.fd)) > 1:
-            raise ValueError("give one of address, sock and fd")
+            raise ValueError("pass only one of address, sock and fd")
         if self.access_log < 0:
             raise ValueError(f"access_log must be at least 0, not {self.access_log}")
         if self.health is not None and not isinstance(self.health, tuple):
@@ -96,7 +96,7 @@ class Settings:
         if self.threads == 1:
             return
         if self.workers > 1:
-            raise ValueError("give either workers or threads")
+            raise ValueError("pass either workers or threads, not both")
         is_locked: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
         if is_locked():
             raise ValueError(
@@ -113,7 +113,7 @@ class Settings:
             if not limit > 0:  # or it is not a number
                 raise ValueError(f"{name} must be positive, not {limit}")
             if self.workers == 1:
-                raise ValueError(f"{name} replaces worker processes: give workers, at least 2")
+                raise ValueError(f"{name} replaces worker processes: pass workers=2 or more")
 
     def _check_dtls(self, context: DtlsContext) -> None:
         check_dtls(context, is_server=True)
@@ -123,4 +123,4 @@ class Settings:
                 "to one worker"
             )
         if self.socket.proxy:
-            raise ValueError("proxy is not available with dtls: sessions are those of clients")
+            raise ValueError("proxy is not available with dtls: terminate DTLS at the proxy")

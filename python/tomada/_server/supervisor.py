@@ -260,7 +260,7 @@ class Supervisor:
     def _log_overdue(self, slot: Slot, worker: Worker) -> None:
         if not self._is_aborted:
             logger.error(
-                "worker %d (process %d) has not ended in time: killing it",
+                "worker %d (process %d) has not exited in time: killing it",
                 slot.number,
                 worker.pid,
             )
@@ -287,7 +287,7 @@ class Supervisor:
             return
         what = f"worker {slot.number} (process {worker.pid}) {worker.cause(status)}"
         if slot.worker is not None:
-            logger.error("%s; its successor was at hand", what)
+            logger.error("%s; its successor takes over", what)
             return
         if time.monotonic() - worker.started >= LONG_LIFE:
             slot.deaths = 0
@@ -326,7 +326,7 @@ class Supervisor:
         # Keep the power small enough to be converted to a float.
         slot.deaths = min(slot.deaths + 1, MOST_DEATHS)
         slot.start_at = time.monotonic() + delay
-        logger.error("%s; another one starts in %g seconds", what, delay)
+        logger.error("%s; it is restarted in %g seconds", what, delay)
 
     def _replace_next(self) -> None:
         """Start one successor at a time.

@@ -131,8 +131,8 @@ class Threads:
                 thread.join(max(0.0, end - time.monotonic()))
             else:
                 self._life.log.error(
-                    "%s has not returned %.1f seconds after the server was to stop; its thread is "
-                    "left behind",
+                    "%s has not returned %.1f seconds after the server began to stop; its thread "
+                    "is left running",
                     "the handler" if self._is_ready[worker] else before,
                     time.monotonic() - asked,
                 )

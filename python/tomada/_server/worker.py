@@ -36,7 +36,7 @@ def work_and_exit(context: Context, number: int, supervisor: int, channel: socke
         # If this was the start, the supervisor says so, once for all workers.
         if not teller.tell("error", Failure.of(error)):
             with contextlib.suppress(Exception):
-                logger.error("worker %d ends with an exception", number, exc_info=error)
+                logger.error("worker %d exits with an exception", number, exc_info=error)
     finally:
         # The wake-up and the handlers stay installed, because a signal may still arrive.
         leave_in_order(status, context.settings.drain + GRACE)

@@ -30,7 +30,7 @@ class MemoryStats:
     sent: int
     sent_bytes: int
     kernel_drops: int
-    """Datagrams that found no room in the receive buffer, of 208 KiB."""
+    """Datagrams that did not fit into the receive buffer of 208 KiB."""
 
 
 class MemoryEndpoint(Closing):
@@ -63,7 +63,7 @@ class MemoryEndpoint(Closing):
         while True:
             self._check_open()
             if not (is_reply or self._is_receiving):
-                raise OSError(errno.ESHUTDOWN, "the endpoint does not receive any longer")
+                raise OSError(errno.ESHUTDOWN, "the endpoint has stopped receiving")
             if self._queue.errors:
                 error = self._queue.errors.popleft()
                 if self._transport.peer is not None:
@@ -100,7 +100,7 @@ class MemoryEndpoint(Closing):
         self._transport.sendto_many(datagrams, addr)
 
     async def drain(self) -> None:
-        """Let other tasks run: the network takes over each datagram at once."""
+        """Let other tasks run: there is no send backlog to wait for."""
         self._check_open()
         await asyncio.sleep(0)
 
