@@ -90,9 +90,9 @@ class Settings:
         return self.steering == "hash" and not self.socket.groups
 
     def _check_workers(self) -> None:
-        if self.workers < 1 or self.threads < 1:
-            least = min(self.workers, self.threads)
-            raise ValueError(f"workers and threads start at 1, not {least}")
+        for name, number in (("workers", self.workers), ("threads", self.threads)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, not {number}")
         if self.threads == 1:
             return
         if self.workers > 1:
@@ -100,8 +100,8 @@ class Settings:
         is_locked: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
         if is_locked():
             raise ValueError(
-                "threads need an interpreter without the global lock (python3.13t or later); here "
-                "it would let one of them run at a time: use workers"
+                "threads need a free-threaded interpreter (python3.13t or later), because the global "
+                "interpreter lock lets only one of them run at a time: use workers"
             )
 
     def _check_limits(self) -> None:
