@@ -564,7 +564,7 @@ class Batch:
     protocol: ``memoryview(batch)`` is its writable memory, and :attr:`offsets` and :attr:`lengths`
     say where each payload is; numpy can use all three without a copy. They stay valid as long as
     the batch exists, and always show its current content: the next receive overwrites the
-    previous payloads.
+    previous payloads. :meth:`rows`, :attr:`addresses_array` and :attr:`timestamps` are copies.
 
     Only one call at a time may use a batch, so give each thread its own. While one thread receives
     or sends, calls in others raise :class:`RuntimeError`.
@@ -594,6 +594,43 @@ class Batch:
     @property
     def addresses(self) -> list[_RetAddress]:
         """Each datagram's address: its sender's, or the one passed to :meth:`append`, or None."""
+
+    @property
+    def addresses_array(self) -> Any:
+        """The addresses as a :class:`numpy.ndarray` of records, without an object for each.
+
+        The fields of a record are ``family`` (``AF_INET`` or ``AF_INET6``), ``port``, ``scope`` (of
+        a link-local address: an interface's index) and ``address``, 16 bytes of which IPv4 uses the
+        first four. A datagram that was appended without an address has zeros. An IPv4 peer of an
+        IPv6 socket has the mapped address that :attr:`addresses` has, too. The array is a copy,
+        which the next receive does not change.
+
+        :raises ValueError: There is an ``AF_UNIX`` address.
+        :raises ModuleNotFoundError: numpy is not installed.
+        """
+
+    @property
+    def timestamps(self) -> memoryview:
+        """When the kernel received each datagram: nanoseconds since 1970, in the format ``"q"``.
+
+        The kernel reports it if ``SO_TIMESTAMPNS`` (or ``SO_TIMESTAMP``, ``SO_TIMESTAMPING``) of
+        ``SOL_SOCKET`` is set, on IPv4 and IPv6 sockets; otherwise it is 0. Coalesced datagrams
+        share one. The view is a read-only copy, which the next receive does not change.
+        """
+
+    def rows(self, dtype: Any, *, errors: Literal["raise", "skip"] = "raise") -> Any:
+        """Return the payloads as a :class:`numpy.ndarray` with one item of ``dtype`` for each.
+
+        The array is a copy in contiguous memory, which the next receive does not change.
+
+        :param dtype: A numpy dtype, or what :class:`numpy.dtype` takes. It has no Python objects.
+        :param errors: With ``"skip"``, datagrams of another length than ``dtype`` are left out. The
+            others are those where ``lengths`` is ``dtype.itemsize``. Use this if strangers can
+            send to the socket.
+        :raises ValueError: A datagram has another length, and ``errors`` is ``"raise"``; or
+            ``dtype`` has no size, or Python objects.
+        :raises ModuleNotFoundError: numpy is not installed.
+        """
 
     @property
     def truncated(self) -> list[int]:
@@ -1694,6 +1731,12 @@ class TransportCore:
 
     def recvfrom(self) -> tuple[bytes, _RetAddress]:
         """Receive a datagram and its sender's address."""
+
+    def recv_datagram(self) -> Datagram:
+        """Take a datagram with its metadata. ``BlockingIOError`` if there is none."""
+
+    def recv_batch(self, batch: Batch) -> int:
+        """Take as many queued datagrams as a batch has room for."""
 
     def recv_many(self, max_datagrams: int) -> list[tuple[bytes, _RetAddress]]:
         """Receive all queued datagrams, up to a maximum, with their senders' addresses."""

@@ -82,6 +82,14 @@ impl Meta {
         Self::decode(control).segment
     }
 
+    /// When the kernel received a message, from its control buffer.
+    pub fn timestamp(control: &[u8]) -> Option<i64> {
+        if control.is_empty() {
+            return None; // the usual case
+        }
+        Self::decode(control).timestamp_ns
+    }
+
     fn read_pktinfo(&mut self, data: &[u8]) {
         const DESTINATION: usize = std::mem::offset_of!(libc::in_pktinfo, ipi_addr);
         const LOCAL: usize = std::mem::offset_of!(libc::in_pktinfo, ipi_spec_dst);

@@ -1,6 +1,7 @@
 """The examples about DNS, with dnspython and dig."""
 
 import contextlib
+import re
 import signal
 import socket as std
 import socketserver
@@ -154,6 +155,24 @@ def test_dns_forwarder_answers_dig(start, upstream):
     for _ in range(2):
         output = run(dig, "@127.0.0.1", "-p", str(here), "+short", "one.example", "A")
         assert output.split() == ["host.example.", "192.0.2.1"]
+    end(child)
+
+
+def test_dns_forwarder_answers_every_query_of_dnsperf(start, upstream, tmp_path):
+    dnsperf = program("dnsperf")
+    (host, port), asked = upstream
+    names = [f"name{number}.example." for number in range(20)]
+    queries = tmp_path / "queries"
+    queries.write_text("".join(f"{name} A\n" for name in names), encoding="utf-8")
+    child, here = start("dns_cache.py", "--listen", "127.0.0.1:0", "--upstream", f"{host}:{port}")
+    where = ("-s", "127.0.0.1", "-p", str(here), "-d", queries)
+    # 25 times 20 queries from 4 sockets, of which at most 20 wait for an answer.
+    output = run(dnsperf, *where, "-n", "25", "-c", "4", "-q", "20", "-t", str(DEADLINE))
+    assert re.search(r"Queries sent: +500$", output, re.MULTILINE)
+    assert re.search(r"Queries completed: +500 \(100.00%\)", output)
+    assert re.search(r"Response codes: +NOERROR 500 \(100.00%\)", output)
+    assert {name for name, _ in asked} == set(names)
+    assert len(asked) < 500  # most answers are from the cache
     end(child)
 
 

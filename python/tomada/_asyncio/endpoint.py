@@ -100,11 +100,8 @@ class Endpoint(Closing):
         return datagrams
 
     async def recv_datagram(self) -> Datagram:
-        """Receive a datagram with metadata, like :meth:`tomada.socket.socket.recv_datagram`.
-
-        See :meth:`recv_batch` for endpoints that are bound to all addresses.
-        """
-        datagram: Datagram = await self._receive(self._socket.recv_datagram)
+        """Receive a datagram with metadata, like :meth:`tomada.socket.socket.recv_datagram`."""
+        datagram: Datagram = await self._receive(self._core.recv_datagram)
         return datagram
 
     async def recv_batch(self, batch: Batch) -> int:
@@ -112,13 +109,8 @@ class Endpoint(Closing):
 
         This waits for one datagram, and receives all that are queued and for which the batch has
         room. While this waits, the batch is empty. Cancelling loses no datagram.
-
-        This does not record the local addresses that the peers have sent to. So if the endpoint is
-        bound to all addresses, replies to these peers may be sent from a different address: use
-        :meth:`recv` or :meth:`recv_many` on such an endpoint. GRO is not switched on either, unless
-        the endpoint was opened with ``gro=True``.
         """
-        return int(await self._receive(self._socket.recv_batch, batch))
+        return int(await self._receive(self._core.recv_batch, batch))
 
     async def __aiter__(self) -> AsyncIterator[tuple[bytes, Any]]:
         """Receive datagrams, like :meth:`recv`, until the endpoint is closed or shuts down."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from tomada._asyncio.owned import check, guard
 from tomada._asyncio.read_watch import ReadWatch
 from tomada._asyncio.readiness import Readiness
 
@@ -24,7 +25,8 @@ class LoopSockets:
         self._rooms: dict[int, set[asyncio.Future[None]]] = {}
 
     def install(self) -> None:
-        """Make them methods of the loop."""
+        """Make them methods of the loop, whose other methods leave transports alone from now on."""
+        guard(self._loop)
         self._loop.sock_recvfrom = self.sock_recvfrom
         self._loop.sock_recvfrom_into = self.sock_recvfrom_into
         self._loop.sock_sendto = self.sock_sendto
@@ -64,8 +66,7 @@ class LoopSockets:
 
     async def _wait(self, fd: int) -> None:
         """Wait until a descriptor is readable."""
-        if isinstance(self._loop, asyncio.SelectorEventLoop):
-            self._loop._ensure_fd_no_transport(fd)  # type: ignore[attr-defined]
+        check(self._loop, fd)
         if fd not in self._readiness:
             watch = ReadWatch(self._loop, fd)
             self._readiness[fd] = Readiness(self._loop, watch, lasts=False)

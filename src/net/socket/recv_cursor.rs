@@ -177,20 +177,10 @@ impl Datagrams for RecvCursor<'_> {
 }
 
 impl RecvCursor<'_, &mut ExportedRing> {
-    /// Reports, for each slot of the ring, where the message's datagrams are in its memory: see
+    /// Reports each message of the ring, and where its datagrams are in the ring's memory: see
     /// [`RecvRing::drain_layout`].
-    pub fn drain_layout(&mut self, take: impl FnMut(usize, Run) -> usize) {
+    pub fn drain_layout(&mut self, take: impl FnMut(&Received<'_>, Run) -> usize) {
         self.ring.ring().drain_layout(take);
-    }
-
-    /// The sender of a slot's message.
-    pub fn sender(&mut self, slot: usize) -> &[u8] {
-        self.ring.ring().sender(slot)
-    }
-
-    /// Whether a slot's message was truncated.
-    pub fn is_truncated(&mut self, slot: usize) -> bool {
-        self.ring.ring().is_truncated(slot)
     }
 }
 
