@@ -100,8 +100,8 @@ class Settings:
         is_locked: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
         if is_locked():
             raise ValueError(
-                "threads need a free-threaded interpreter (python3.13t or later), because the global "
-                "interpreter lock lets only one of them run at a time: use workers"
+                "threads need a free-threaded interpreter (python3.13t or later), because the "
+                "global interpreter lock lets only one of them run at a time: use workers"
             )
 
     def _check_limits(self) -> None:
