@@ -11,7 +11,7 @@ from tomada._asyncio.given_socket import Given
 from tomada._asyncio.opening import open_directly
 from tomada._asyncio.sessions import Sessions, connect
 from tomada._asyncio.transport import DatagramTransport
-from tomada._socket_options import SocketOptions, check_dtls
+from tomada._socket_options import SocketOptions, check_dtls, check_shared
 from tomada.socket import socket
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class Maker:
             if name is None and isinstance(remote_addr, tuple):
                 self._secured = context, remote_addr[0]
         self._sock = sock
+        check_shared(sock)
         if _is_socket(sock):
             self._given = Given(sock)
 

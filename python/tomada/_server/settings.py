@@ -11,7 +11,7 @@ from tomada._server.app import check_callback, check_handler
 from tomada._server.lifespan import check_lifespan
 from tomada._server.loops import check_loop
 from tomada._server.steering import check_steering
-from tomada._socket_options import SocketOptions, check_dtls
+from tomada._socket_options import SocketOptions, check_dtls, check_shared
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,6 +70,7 @@ class Settings:
         self._check_limits()
         if self.dtls is not None:
             self._check_dtls(self.dtls)
+        check_shared(self.sock)
         if sum(given is not None for given in (self.address, self.sock, self.fd)) > 1:
             raise ValueError("pass only one of address, sock and fd")
         if self.access_log < 0:

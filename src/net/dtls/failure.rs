@@ -58,7 +58,7 @@ impl SessionError {
         Self { kind, reason: reason.to_owned(), text: reason.to_owned() }
     }
 
-    /// There is no session that something could be said of.
+    /// The failure of an operation that needs a session, with a peer that has none.
     pub fn no_session() -> Self {
         Self::new(SessionErrorKind::NoSession, "there is no DTLS session with this peer")
     }
