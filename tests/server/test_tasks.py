@@ -288,7 +288,7 @@ def test_task_that_waits_for_nothing_ends_at_once():
     with server(handle) as serving:
         assert ask(serving.address) == b"ping"
         eventually(lambda: len(calls) == 2)
-        assert serving._context.cores[0].under_way == 0  # noqa: SLF001 - nothing public tells
+        assert serving._run.context.cores[0].under_way == 0  # noqa: SLF001 - nothing public tells
     assert calls == ["handle", "next turn"]
 
 

@@ -187,18 +187,7 @@ impl RecvCursor<'_, &mut ExportedRing> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::net::SendSlice;
-
-    fn pair(payloads: &[&[u8]]) -> Socket {
-        let socket = Socket::open(libc::AF_INET, libc::SOCK_DGRAM, 0).unwrap();
-        let address: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
-        socket.bind(&address.into()).unwrap();
-        let to = socket.local_address().unwrap();
-        for payload in payloads {
-            socket.with(|fd| socket.send(fd, SendSlice::new(payload), Some(&to), 0)).unwrap();
-        }
-        socket
-    }
+    use crate::net::socket::testing::holding;
 
     fn payloads(socket: &Socket, count: usize) -> Vec<Vec<u8>> {
         let mut cursor = RecvCursor::of_thread(socket).unwrap();
@@ -218,7 +207,7 @@ mod tests {
 
     #[test]
     fn datagrams_that_are_not_taken_are_returned_first_and_in_order() {
-        let socket = pair(&[b"1", b"2", b"3", b"4"]);
+        let socket = holding(&[b"1", b"2", b"3", b"4"]);
         let mut cursor = RecvCursor::of_thread(&socket).unwrap();
         socket.with(|fd| cursor.receive_messages(fd, 3, libc::MSG_DONTWAIT)).unwrap();
         cursor.advance();
@@ -231,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_receive_returns_the_rest_of_the_last_one_to_the_backlog() {
-        let socket = pair(&[b"1", b"2"]);
+        let socket = holding(&[b"1", b"2"]);
         let mut cursor = RecvCursor::of_thread(&socket).unwrap();
         for _ in 0..3 {
             socket.with(|fd| cursor.receive_messages(fd, 2, libc::MSG_DONTWAIT)).unwrap();
@@ -244,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_panic_loses_no_datagram() {
-        let socket = pair(&[b"1", b"2"]);
+        let socket = holding(&[b"1", b"2"]);
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let mut cursor = RecvCursor::of_thread(&socket).unwrap();
             socket.with(|fd| cursor.receive_messages(fd, 2, libc::MSG_DONTWAIT)).unwrap();
@@ -256,7 +245,7 @@ mod tests {
 
     #[test]
     fn an_exported_ring_keeps_datagrams_that_do_not_fit() {
-        let socket = pair(&[b"1", b"two", b"3"]);
+        let socket = holding(&[b"1", b"two", b"3"]);
         let mut ring = ExportedRing::new(4, 64).unwrap();
         let mut cursor = RecvCursor::new(&socket, &mut ring);
         socket.with(|fd| cursor.receive_messages(fd, 4, libc::MSG_DONTWAIT)).unwrap();
