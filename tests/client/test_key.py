@@ -44,7 +44,7 @@ def test_request_many_calls_the_key_once_for_each_datagram(inet):
 
 def test_two_requests_with_one_key_raise(inet):
     with Server(inet, echo) as server, Client(server.address, LONG, key=number) as client:
-        with pytest.raises(ValueError, match=r"another request with the key .* is under way"):
+        with pytest.raises(ValueError, match=r"another request with the key .* is in flight"):
             client.request_many([question(1), question(1)])
         assert client.request_many([question(1), question(1)], 1) == [question(1)] * 2
 

@@ -216,7 +216,7 @@ def test_server_cannot_be_started_twice():
 def test_server_before_its_start_has_no_address():
     serving = server(upper)
     for ask_it in (lambda: serving.address, serving.stats, lambda: serving.sendto(b"", ("h", 1))):
-        with pytest.raises(RuntimeError, match="not started"):
+        with pytest.raises(RuntimeError, match="not been started"):
             ask_it()
     assert "not started" in repr(serving)
 

@@ -30,6 +30,9 @@ def own(loop: Any, transport: DatagramTransport, *descriptors: int) -> None:
 
 def check(loop: Any, fileobj: Any) -> None:
     """Raise what a selector loop raises if a descriptor belongs to a transport."""
+    if isinstance(loop, asyncio.SelectorEventLoop):
+        loop._ensure_fd_no_transport(fileobj)  # type: ignore[attr-defined]
+        return
     try:
         fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
     except (AttributeError, ValueError):
