@@ -475,7 +475,8 @@ class _Maker:
                 self._options.apply(ours, gro=False)
             sessions = None
             if self._secured is not None:
-                sessions = Sessions(self._loop, ours, self._secured[0], self._connected)
+                context, name = self._secured
+                sessions = Sessions(self._loop, ours, context, self._connected, name)
             transport = DatagramTransport(
                 self._loop,
                 ours,

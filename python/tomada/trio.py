@@ -12,16 +12,19 @@ from tomada._address import check_address
 from tomada._advice import OF_BINDING, OF_OPENING, OF_SENDING, advised
 from tomada._asyncio.endpoint import AsyncContextManager
 from tomada._asyncio.events import Events
+from tomada._asyncio.sessions import Sessions
 from tomada._asyncio.transport import DatagramTransport
-from tomada._socket_options import SocketOptions
+from tomada._socket_options import SocketOptions, check_dtls, secured_by
 from tomada._trio.endpoint import Endpoint
+from tomada._trio.handshake import connect
 from tomada._trio.loop import Loop
 from tomada.socket import socket
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
-    from tomada._core import Guard
+    from tomada._core import DtlsContext, Guard
+    from tomada._socket_options import Secured
 
 __all__ = ["Endpoint", "open_endpoint"]
 
@@ -36,6 +39,8 @@ def open_endpoint(
     gro: bool | None = None,
     guard: Guard | None = None,
     groups: Sequence[Any] = (),
+    dtls: DtlsContext | None = None,
+    server_hostname: str | None = None,
 ) -> _Opening:
     """Open an :class:`Endpoint` in a program that runs on trio.
 
@@ -52,7 +57,14 @@ def open_endpoint(
     :param guard: A :class:`tomada.Guard` for received datagrams and replies.
     :param groups: Multicast groups to join, each an address, or the arguments of
         :meth:`tomada.socket.socket.join_group`.
+    :param dtls: A :class:`tomada.dtls.Context`. With a ``remote_addr`` it must be of
+        ``PROTOCOL_DTLS_CLIENT``; this returns when the session is complete, and the endpoint closes
+        when it ends. Otherwise it must be of ``PROTOCOL_DTLS_SERVER``, and the endpoint has a
+        session with each peer. The endpoint sends and receives plaintext.
+    :param server_hostname: The name, or the address, that the server's certificate must be for. By
+        default, the host of ``remote_addr``.
     :raises OSError: The endpoint cannot be opened; the text says what to do.
+    :raises tomada.dtls.DTLSError: The handshake failed.
     :raises TypeError: An argument has a wrong type.
     :raises ValueError: There is neither an address nor a family.
     """
@@ -62,8 +74,14 @@ def open_endpoint(
     if local_addr is None and remote_addr is None and not family:
         raise ValueError("open_endpoint needs an address to bind to, a peer, or a family")
     options = SocketOptions(gro=gro, guard=guard, groups=groups)
+    secured = None
+    if remote_addr is not None:
+        secured = secured_by(dtls, server_hostname, remote_addr)
+    elif dtls is not None:
+        check_dtls(dtls, is_server=True)
+        secured = dtls, None
     flags = [_std.SO_REUSEPORT] * bool(reuse_port) + [_std.SO_BROADCAST] * bool(allow_broadcast)
-    return _Opening(local_addr, remote_addr, family, flags, options)
+    return _Opening(local_addr, remote_addr, family, flags, options, secured)
 
 
 class _Opening(AsyncContextManager):
@@ -76,12 +94,14 @@ class _Opening(AsyncContextManager):
         family: int,
         flags: list[int],
         options: SocketOptions,
+        secured: Secured | None,
     ) -> None:
         self._local_addr = local_addr
         self._remote_addr = remote_addr
         self._family = family
         self._flags = flags
         self._options = options
+        self._secured = secured
         self._endpoint: Endpoint | None = None
 
     def __await__(self) -> Generator[Any, Any, Endpoint]:
@@ -112,8 +132,19 @@ class _Opening(AsyncContextManager):
             loop: Any = Loop.running()
             events = Events()
             events.create_future = loop.create_future
+            sessions = None
+            if self._secured is not None:
+                context, name = self._secured
+                connected = None if remote is None else await connect(sock, context, name)
+                sessions = Sessions(loop, sock, context, connected, name)
             transport = DatagramTransport(
-                loop, sock, events, remote, delivers=False, gro=self._options.gro
+                loop,
+                sock,
+                events,
+                remote,
+                delivers=False,
+                gro=self._options.gro,
+                sessions=sessions,
             )
             stack.pop_all()
         return Endpoint(transport, events)

@@ -87,6 +87,9 @@ class Endpoint(AsyncContextManager):
         self._taken = 0
         self._rested = 0.0
         self._looked = 0.0
+        self._sessions = transport._sessions
+        if self._sessions is not None:
+            self._sessions.ended = self._lose_session
         events.wake = self._readiness.wake
         self._core.raise_mistakes()
         if not transport._has_peer:
@@ -173,11 +176,8 @@ class Endpoint(AsyncContextManager):
             try:
                 taken = take(*args)
             except BlockingIOError:
-                if has_waited:
-                    # The socket is readable without a datagram, so the error queue has entries.
-                    self._core.read_errors()
-                    if self._events.errors:
-                        continue
+                if self._has_events(is_readable=has_waited):
+                    continue
             except OSError as error:
                 self._pass_on(error)
                 await self._rest()
@@ -189,6 +189,14 @@ class Endpoint(AsyncContextManager):
             await self._readiness.wait()
             self._rested = time.monotonic()
             has_waited = True
+
+    def _has_events(self, *, is_readable: bool) -> bool:
+        """Look for events that are not datagrams; return whether there are any."""
+        if self._sessions is not None:
+            self._sessions.step()
+        if is_readable:  # without a datagram, so the error queue has entries
+            self._core.read_errors()
+        return bool(self._events.errors)
 
     def _check_receiving(self, *, is_reply: bool) -> None:
         if not (self._is_receiving or is_reply):
@@ -374,7 +382,8 @@ class Endpoint(AsyncContextManager):
         if self._ports is None:
             loop = self._transport._loop
             turns = self._semaphore(MOST_IN_FLIGHT)
-            self._ports = SeparatePorts(loop, self._socket, peer, self._round_trip, turns)
+            secured = None if self._sessions is None else self._sessions.secured
+            self._ports = SeparatePorts(loop, self._socket, peer, self._round_trip, turns, secured)
         ports = self._ports
         async with ports.turns:
             self._check_open()
@@ -480,6 +489,12 @@ class Endpoint(AsyncContextManager):
     def abort(self) -> None:
         """Close at once, and drop the send backlog."""
         self._transport.abort()
+        self._end_waits()
+
+    def _lose_session(self, error: OSError) -> None:
+        """Close, because the only session has ended."""
+        self._events.errors.append(error)
+        self._transport.close()
         self._end_waits()
 
     def _end_waits(self) -> None:
