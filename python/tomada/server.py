@@ -499,7 +499,9 @@ class Server:
         """Return counters of DTLS: the sums over the sockets of this process.
 
         ``sessions`` and ``handshakes`` are the numbers of sessions that are complete and under way.
-        The others count since the start: ``established`` and ``failed`` handshakes; sessions that
+        The others count since the start: ``established`` and ``failed`` handshakes, the latter also
+        by what failed (``failed_certificate``, ``failed_timeout``, which wrong keys cause as well,
+        and ``failed_protocol``, such as no cipher or version in common); sessions that
         have ``ended``, were ``replaced`` by a new one with the same peer, or were ``evicted``,
         because they were idle or too many; ``cookies_sent``; and ``invalid`` datagrams, which were
         not DTLS or belonged to no session. In a worker process, they are its own.

@@ -195,8 +195,13 @@ class Exchange:
         is_sure = self.is_complete and self.attempts - self.unsent == 1
         return self._is_answer is not None or is_sure
 
-    def timed_out(self, address: _Address | _RetAddress, now: float) -> TimeoutError:
-        """Return the exception to raise when no attempt was answered."""
+    def timed_out(
+        self, address: _Address | _RetAddress, now: float, *, had_session: bool | None = None
+    ) -> TimeoutError:
+        """Return the exception to raise when no attempt was answered.
+
+        :param had_session: Whether an attempt was sent; by default, as `unsent` says.
+        """
         where = format_address(address)
         waited = self._started + self._retry.timeout - self.deadline
         attempts = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
@@ -205,6 +210,14 @@ class Exchange:
             text = f"not sent to {where}: {waited:.3f} s behind other requests"
         elif waited > SHORTEST_WAIT:
             text += f", after {waited:.3f} s behind other requests"
+        if had_session is None:
+            had_session = self.unsent < self.attempts
+        if self.attempts and not had_session:
+            text = (
+                f"no DTLS session with {where}: the handshake was not complete after "
+                f"{now - self._started:.3f} s; the server does not answer, which it also does not "
+                "if the pre-shared keys differ, or is slower than the timeout"
+            )
         error = TimeoutError(text)
         error.__cause__ = self.refusal
         return error

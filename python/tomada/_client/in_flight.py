@@ -195,9 +195,12 @@ class InFlight:
                 self._transmit(list(group.indices))
             return
         self._unanswered(group)
+        securing = {index for waiting in self.securing.values() for index in waiting}
         for index in group.indices:
             exchange.refusal = self.refusal
-            self._fail(index, exchange.timed_out(self._address, monotonic()))
+            had_session = index not in securing
+            error = exchange.timed_out(self._address, monotonic(), had_session=had_session)
+            self._fail(index, error)
 
     def _schedule(self, group: Group, moment: float) -> None:
         heapq.heappush(self._due, (moment, next(self._numbers), group))

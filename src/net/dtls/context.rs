@@ -4,22 +4,32 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use openssl::ssl::{Ssl, SslContext, SslRef, SslSession};
+use openssl::error::ErrorStack;
+use openssl::ssl::{
+    NameType, SniError, Ssl, SslAlert, SslContext, SslContextBuilder, SslOptions, SslRef,
+    SslSession, SslSessionCacheMode,
+};
 use openssl::x509::verify::X509CheckFlags;
 
 use super::settings::{ContextError, Role, Settings, Verify};
 use crate::net::address::Address;
-use crate::net::sys::openssl::resume;
+use crate::net::sys::openssl::{resume, session_stats};
 
 /// The number of servers whose sessions a client keeps, to resume them.
 const MOST_RESUMABLE: usize = 1024;
 /// Added to the ciphers of a client that accepts no certificate: only keys prove who the server is.
 const ONLY_PSK: &str = ":!kRSA:!aRSA:!aECDSA:!aDSS:!aNULL";
 
+/// Chooses the context of a session by the name that a client asks for, or the alert that ends it. No
+/// context is the one that the session has begun with; no alert is `unrecognized_name`.
+pub type ChooseContext =
+    dyn Fn(Option<&str>) -> Result<Option<Arc<Context>>, Option<SslAlert>> + Send + Sync;
+
 /// Certificates, keys and rules that many sessions share.
 pub struct Context {
     role: Role,
     settings: Mutex<Settings>,
+    choose: Mutex<Option<Arc<ChooseContext>>>,
     /// OpenSSL's context, made from the settings when a session needs it.
     built: Mutex<Option<Arc<Built>>>,
 }
@@ -39,7 +49,8 @@ type Server = (Address, Option<String>);
 impl Context {
     /// Creates a context with safe settings: a client verifies certificates and host names.
     pub fn new(role: Role) -> Self {
-        Self { role, settings: Mutex::new(Settings::new(role)), built: Mutex::default() }
+        let settings = Mutex::new(Settings::new(role));
+        Self { role, settings, choose: Mutex::default(), built: Mutex::default() }
     }
 
     /// Which side of its sessions a context is for.
@@ -62,6 +73,23 @@ impl Context {
         changed
     }
 
+    /// Lets a function choose the context of each session that begins later.
+    pub fn choose_by_name(&self, choose: Option<Arc<ChooseContext>>) {
+        let former = std::mem::replace(&mut *self.choose_now(), choose);
+        self.change(|_| ());
+        drop(former); // unlocked, as in `change`
+    }
+
+    /// OpenSSL's counters of sessions, by their names in the `ssl` module. They begin anew when a
+    /// setting is changed.
+    pub fn session_stats(&self) -> Result<Vec<(&'static str, i64)>, ContextError> {
+        Ok(session_stats(&self.build()?.context))
+    }
+
+    fn choose_now(&self) -> MutexGuard<'_, Option<Arc<ChooseContext>>> {
+        self.choose.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn settings(&self) -> MutexGuard<'_, Settings> {
         self.settings.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -82,7 +110,11 @@ impl Context {
         if let Some(built) = &*built {
             return Ok(Arc::clone(built));
         }
-        let context = settings.build(self.role)?;
+        let mut builder = settings.builder(self.role)?;
+        if let Some(choose) = self.choose_now().clone() {
+            set_up_choice(&mut builder, choose);
+        }
+        let context = builder.build();
         let new = Arc::new(Built {
             context,
             settings: settings.clone(),
@@ -100,7 +132,36 @@ impl Context {
     }
 }
 
+/// Calls a function for each session, when the name that the client asks for is known.
+fn set_up_choice(builder: &mut SslContextBuilder, choose: Arc<ChooseContext>) {
+    // OpenSSL resumes a session before the function is called: it would skip the checks of the
+    // context that the function chooses.
+    builder.set_options(SslOptions::NO_TICKET);
+    builder.set_session_cache_mode(SslSessionCacheMode::OFF);
+    builder.set_servername_callback(move |ssl, alert| {
+        let name = ssl.servername(NameType::HOST_NAME).map(ToOwned::to_owned);
+        let chosen = choose(name.as_deref()).and_then(|context| {
+            let failed = Some(SslAlert::INTERNAL_ERROR);
+            let Some(context) = context else { return Ok(()) };
+            let built = context.build().map_err(|_| failed)?;
+            built.take_over(ssl).map_err(|_| failed)
+        });
+        chosen.map_err(|reason| {
+            *alert = reason.unwrap_or(*alert);
+            SniError::ALERT_FATAL
+        })
+    });
+}
+
 impl Built {
+    /// Gives a session that has begun with another context the certificates, the trusted issuers
+    /// and the rules for client certificates of this one.
+    fn take_over(&self, ssl: &mut SslRef) -> Result<(), ErrorStack> {
+        ssl.set_ssl_context(&self.context)?;
+        ssl.set_verify(self.settings.verify_mode(self.role));
+        Ok(())
+    }
+
     /// Begins a session with a server, which resumes an earlier one if the server is willing.
     pub(super) fn start_client(
         &self,

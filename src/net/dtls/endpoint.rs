@@ -448,7 +448,11 @@ impl Endpoint {
         if let Some(peer) = link.peer.ip()
             && !link.is_established()
         {
-            failure.text = format!("{} (peer {peer})", failure.text);
+            let wanted = match (&failure.kind, &self.options.server_name) {
+                (SessionErrorKind::Certificate(_), Some(name)) => format!(", as {name}"),
+                _ => String::new(),
+            };
+            failure.text = format!("{} (peer {peer}{wanted})", failure.text);
         }
         let was_there = {
             let mut state = self.state();
@@ -464,6 +468,11 @@ impl Endpoint {
         let (counter, event) = if link.is_established() {
             (&self.counters.ended, SessionEvent::Lost(link.peer, failure))
         } else {
+            count(match failure.kind {
+                SessionErrorKind::Certificate(_) => &self.counters.failed_certificate,
+                SessionErrorKind::TimedOut => &self.counters.failed_timeout,
+                _ => &self.counters.failed_protocol,
+            });
             (&self.counters.failed, SessionEvent::Failed(link.peer, failure))
         };
         count(counter);
