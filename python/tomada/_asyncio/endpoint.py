@@ -176,7 +176,7 @@ class Endpoint(AsyncContextManager):
             try:
                 taken = take(*args)
             except BlockingIOError:
-                if self._has_events(is_readable=has_waited):
+                if self._has_ended(is_readable=has_waited):
                     continue
             except OSError as error:
                 self._pass_on(error)
@@ -190,13 +190,13 @@ class Endpoint(AsyncContextManager):
             self._rested = time.monotonic()
             has_waited = True
 
-    def _has_events(self, *, is_readable: bool) -> bool:
-        """Look for events that are not datagrams; return whether there are any."""
+    def _has_ended(self, *, is_readable: bool) -> bool:
+        """Do what events that are not datagrams ask for; return whether an exception is due."""
         if self._sessions is not None:
             self._sessions.step()
         if is_readable:  # without a datagram, so the error queue has entries
             self._core.read_errors()
-        return bool(self._events.errors)
+        return bool(self._events.errors) or self._core.is_closing()
 
     def _check_receiving(self, *, is_reply: bool) -> None:
         if not (self._is_receiving or is_reply):
@@ -336,7 +336,8 @@ class Endpoint(AsyncContextManager):
         local address, the endpoint's guard, and its options that decide how a datagram travels
         (device, mark, priority, TOS, TTL). :class:`tomada.Client` documents when a port is reused.
         Up to 64 tasks may make such requests at once, while others receive. Further requests wait
-        for a free port; their timeouts start after that.
+        for a free port; their timeouts start after that. With ``dtls``, each of these ports has a
+        session of its own.
 
         With a ``match``, the request is sent from the endpoint's port. Use this if a firewall or
         the peer expects that port. Such requests wait for each other before their timeouts start.
@@ -353,6 +354,7 @@ class Endpoint(AsyncContextManager):
         :param match: Whether a reply, its second argument, answers a request, its first.
         :param retry_refused: Whether to retry if no program listens on the peer's port, or to raise
             :class:`ConnectionRefusedError` at once. Other ICMP messages never end a request.
+        :raises ValueError: The endpoint has no peer.
         :raises TimeoutError: No reply came; the text says how many attempts were made, and
             ``__cause__`` has the last error that an ICMP message brought.
         :raises OSError: ``EBADF``: the endpoint was closed meanwhile; ``EADDRNOTAVAIL``: a late

@@ -250,14 +250,20 @@ class Connection(socket):
     def reconnect(self) -> None:
         """Connect to what has the server's address now."""
         self.peer = None
-        self.connect(self._to)
-        self.peer = self.getpeername()
-        if self.dtls is not None:
-            context, name = self.dtls
-            self._sessions = _core.DtlsEndpoint(
-                context, self, server_hostname=name, reports_end=True
-            )
-            self._sessions.begin()
+        try:
+            self.connect(self._to)
+            self.peer = self.getpeername()
+            if self.dtls is not None:
+                context, name = self.dtls
+                self._sessions = _core.DtlsEndpoint(
+                    context, self, server_hostname=name, reports_end=True
+                )
+                self._sessions.begin()
+        except BaseException:
+            if self.dtls is not None:
+                self.peer = None
+                self._disconnect()  # or requests would be sent in plain text
+            raise
 
     def _failure(self) -> OSError | None:
         """Return why the session has ended, or could not begin, if it is so."""

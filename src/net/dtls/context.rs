@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use openssl::error::ErrorStack;
 use openssl::ssl::{
@@ -13,6 +13,7 @@ use openssl::x509::verify::X509CheckFlags;
 
 use super::settings::{ContextError, Role, Settings, Verify};
 use crate::net::address::Address;
+use crate::net::fork_mutex::{ForkMutex, Inherit, leave_to_parent};
 use crate::net::sys::openssl::{resume, session_stats};
 
 /// The number of servers whose sessions a client keeps, to resume them.
@@ -28,29 +29,48 @@ pub type ChooseContext =
 /// Certificates, keys and rules that many sessions share.
 pub struct Context {
     role: Role,
-    settings: Mutex<Settings>,
-    choose: Mutex<Option<Arc<ChooseContext>>>,
+    settings: ForkMutex<Arc<Settings>>,
     /// OpenSSL's context, made from the settings when a session needs it.
-    built: Mutex<Option<Arc<Built>>>,
+    built: ForkMutex<Option<Arc<Built>>>,
 }
 
 /// A context as its sessions use it: later changes of the settings do not concern them.
 pub(super) struct Built {
     context: SslContext,
-    settings: Settings,
+    settings: Arc<Settings>,
     role: Role,
     /// Sessions that a client may resume.
-    resumable: Mutex<HashMap<Server, SslSession>>,
+    resumable: ForkMutex<Resumable>,
 }
+
+#[derive(Default)]
+struct Resumable(HashMap<Server, SslSession>);
 
 /// A server, by its address and by the name that its certificate was for.
 type Server = (Address, Option<String>);
 
+/// A change replaces all settings at once: a child has those before it, or those after it.
+impl Inherit for Arc<Settings> {
+    fn inherit(&mut self) {}
+}
+
+/// A child shares what its parent's context has generated.
+impl Inherit for Option<Arc<Built>> {
+    fn inherit(&mut self) {}
+}
+
+/// A thread of the parent may have been adding a session.
+impl Inherit for Resumable {
+    fn inherit(&mut self) {
+        leave_to_parent(&mut self.0);
+    }
+}
+
 impl Context {
     /// Creates a context with safe settings: a client verifies certificates and host names.
     pub fn new(role: Role) -> Self {
-        let settings = Mutex::new(Settings::new(role));
-        Self { role, settings, choose: Mutex::default(), built: Mutex::default() }
+        let settings = ForkMutex::new(Arc::new(Settings::new(role)));
+        Self { role, settings, built: ForkMutex::default() }
     }
 
     /// Which side of its sessions a context is for.
@@ -60,24 +80,18 @@ impl Context {
 
     /// Reads the settings.
     pub fn read<T>(&self, read: impl FnOnce(&Settings) -> T) -> T {
-        read(&self.settings())
+        read(&self.settings.lock())
     }
 
     /// Changes the settings for sessions that begin later.
     pub fn change<T>(&self, change: impl FnOnce(&mut Settings) -> T) -> T {
-        let mut settings = self.settings();
-        let changed = change(&mut settings);
-        let old = self.built_now().take();
+        let mut settings = self.settings.lock();
+        let mut new = Settings::clone(&settings);
+        let changed = change(&mut new);
+        let old = (std::mem::replace(&mut *settings, Arc::new(new)), self.built.lock().take());
         drop(settings);
         drop(old); // unlocked, because it may run the code of what callbacks refer to
         changed
-    }
-
-    /// Lets a function choose the context of each session that begins later.
-    pub fn choose_by_name(&self, choose: Option<Arc<ChooseContext>>) {
-        let former = std::mem::replace(&mut *self.choose_now(), choose);
-        self.change(|_| ());
-        drop(former); // unlocked, as in `change`
     }
 
     /// OpenSSL's counters of sessions, by their names in the `ssl` module. They begin anew when a
@@ -86,40 +100,28 @@ impl Context {
         Ok(session_stats(&self.build()?.context))
     }
 
-    fn choose_now(&self) -> MutexGuard<'_, Option<Arc<ChooseContext>>> {
-        self.choose.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn settings(&self) -> MutexGuard<'_, Settings> {
-        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn built_now(&self) -> MutexGuard<'_, Option<Arc<Built>>> {
-        self.built.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Whether a server has a certificate or keys; without, every handshake would fail.
     pub fn has_identity(&self) -> bool {
-        self.settings().has_identity()
+        self.settings.lock().has_identity()
     }
 
     /// Prepares for sessions, with the current settings.
     pub(super) fn build(&self) -> Result<Arc<Built>, ContextError> {
-        let settings = self.settings();
-        let mut built = self.built_now();
+        let settings = self.settings.lock();
+        let mut built = self.built.lock();
         if let Some(built) = &*built {
             return Ok(Arc::clone(built));
         }
         let mut builder = settings.builder(self.role)?;
-        if let Some(choose) = self.choose_now().clone() {
+        if let Some(choose) = settings.choose_context.clone() {
             set_up_choice(&mut builder, choose);
         }
         let context = builder.build();
         let new = Arc::new(Built {
             context,
-            settings: settings.clone(),
+            settings: Arc::clone(&settings),
             role: self.role,
-            resumable: Mutex::default(),
+            resumable: ForkMutex::default(),
         });
         *built = Some(Arc::clone(&new));
         Ok(new)
@@ -169,7 +171,8 @@ impl Built {
         server_name: Option<&str>,
     ) -> Result<Ssl, ContextError> {
         let mut ssl = self.start(server_name)?;
-        if let Some(session) = self.resumable().get(&(peer, server_name.map(ToOwned::to_owned))) {
+        let server = (peer, server_name.map(ToOwned::to_owned));
+        if let Some(session) = self.resumable.lock().0.get(&server) {
             resume(&mut ssl, session)?;
         }
         Ok(ssl)
@@ -177,17 +180,14 @@ impl Built {
 
     /// Keeps a complete session of a client, to resume it later.
     pub(super) fn keep(&self, peer: Address, server_name: Option<String>, ssl: &SslRef) {
-        let mut resumable = self.resumable();
+        let mut resumable = self.resumable.lock();
+        let Resumable(resumable) = &mut *resumable;
         let server = (peer, server_name);
         if let Some(session) = ssl.session()
             && (resumable.len() < MOST_RESUMABLE || resumable.contains_key(&server))
         {
             resumable.insert(server, session.to_owned());
         }
-    }
-
-    fn resumable(&self) -> MutexGuard<'_, HashMap<Server, SslSession>> {
-        self.resumable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins a session; a client's is with the server of that name.
@@ -199,7 +199,7 @@ impl Built {
             return Ok(ssl);
         }
         ssl.set_connect_state();
-        let Settings { verify, check_hostname, psk_client, .. } = &self.settings;
+        let Settings { verify, check_hostname, psk_client, .. } = &*self.settings;
         let checks = *check_hostname && *verify != Verify::Nothing;
         let name = server_name.filter(|name| !name.is_empty());
         if checks && name.is_none() && psk_client.is_none() {

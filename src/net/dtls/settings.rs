@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use openssl::error::ErrorStack;
@@ -16,6 +16,7 @@ use openssl::ssl::{
 use openssl::x509::X509;
 use openssl::x509::store::X509StoreBuilder;
 
+use super::context::ChooseContext;
 use super::secret::Secret;
 use super::session_table::TableLimits;
 use crate::net::sys::openssl::{add_chain_certificate, set_psk_identity_hint};
@@ -89,13 +90,15 @@ pub struct Settings {
     pub psk_server: Option<Arc<PskServer>>,
     /// A server's hint at the identity that it wants.
     pub psk_hint: Option<CString>,
+    /// Chooses the context of each session of a server.
+    pub choose_context: Option<Arc<ChooseContext>>,
     identities: Vec<Identity>,
     trusted: Vec<X509>,
     trusts_system: bool,
     ciphers: Option<String>,
     alpn: Vec<u8>,
     srtp: Option<String>,
-    key_log: Option<(PathBuf, Arc<Mutex<File>>)>,
+    key_log: Option<(PathBuf, Arc<File>)>,
 }
 
 /// Why a setting was not accepted.
@@ -131,6 +134,7 @@ impl Settings {
             psk_client: None,
             psk_server: None,
             psk_hint: None,
+            choose_context: None,
             identities: Vec::new(),
             trusted: Vec::new(),
             trusts_system: false,
@@ -290,7 +294,7 @@ impl Settings {
             Some(path) => {
                 let file = File::options().append(true).create(true).open(path);
                 let file = file.map_err(|error| ContextError::File(path.to_owned(), error))?;
-                Some((path.to_owned(), Arc::new(Mutex::new(file))))
+                Some((path.to_owned(), Arc::new(file)))
             }
         };
         Ok(())
@@ -344,8 +348,8 @@ impl Settings {
         if let Some((_, file)) = &self.key_log {
             let file = Arc::clone(file);
             builder.set_keylog_callback(move |_, line| {
-                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-                let _ = file.write_all(format!("{line}\n").as_bytes()); // a full disk ends no session
+                // One write appends the whole line. A full disk ends no session.
+                let _ = (&*file).write_all(format!("{line}\n").as_bytes());
             });
         }
         Ok(builder)

@@ -161,7 +161,7 @@ impl DtlsContext {
                 })
             }) as Arc<ChooseContext>
         });
-        self.inner.choose_by_name(callback);
+        replace(&self.inner, |settings| std::mem::replace(&mut settings.choose_context, callback));
     }
 
     /// Let a function choose a client's identity and key.
