@@ -2,8 +2,9 @@
 
 import contextlib
 
+from certificates import certificates
 from support import Call
-from tomada import dtls, socket
+from tomada import Server, dtls, socket
 
 KEYS = {"tester": b"secret", "other": b"another secret"}
 
@@ -60,3 +61,37 @@ def session(client, server, server_hostname=None):
             accepting.result() as far,
         ):
             yield near, far
+
+
+def upper(data, _address):
+    return data.upper()
+
+
+def serving(context):
+    """Return a server that replies in upper case."""
+    return Server(("127.0.0.1", 0), upper, dtls=context)
+
+
+def of_kind(kind):
+    """Return a server's and a client's context for a kind of session."""
+    if kind == "psk":
+        return psk_server(), psk_client()
+    files = certificates()
+    server, client = server_of(files.rsa if kind == "rsa" else files.ecdsa), trusting(files.ca)
+    if kind == "mutual":
+        server.load_verify_locations(files.ca)
+        server.verify_mode = dtls.CERT_REQUIRED
+        client.load_cert_chain(*files.client)
+    if kind == "small":
+        server.mtu = client.mtu = 300
+    return server, client
+
+
+@contextlib.contextmanager
+def connected_to(address, context, server_hostname=None):
+    """Give a wrapped socket that has a session with a server."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(30)
+        sock.connect(address)
+        with context.wrap_socket(sock, server_hostname=server_hostname) as wrapped:
+            yield wrapped
