@@ -1,6 +1,7 @@
 """Contexts and connected sockets for tests of DTLS."""
 
 import contextlib
+import socket as std
 
 from certificates import certificates
 from support import Call
@@ -95,3 +96,17 @@ def connected_to(address, context, server_hostname=None):
         sock.connect(address)
         with context.wrap_socket(sock, server_hostname=server_hostname) as wrapped:
             yield wrapped
+
+
+def first_message():
+    """Return the first message of a client."""
+    with (
+        std.socket(std.AF_INET, std.SOCK_DGRAM) as tap,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+    ):
+        tap.bind(("127.0.0.1", 0))
+        tap.settimeout(30)
+        sock.connect(tap.getsockname())
+        sock.setblocking(False)
+        with psk_client().wrap_socket(sock, do_handshake_on_connect=False):
+            return tap.recv(2000)
