@@ -11,7 +11,7 @@ import tomada.asyncio
 from dtls_pairs import psk_client, psk_server
 from families import LONG
 from support import eventually
-from tomada import Server, socket
+from tomada import Client, Server, socket
 from tomada.testing import impaired
 
 

@@ -74,7 +74,7 @@ def test_client_without_a_certificate():
     server.load_verify_locations(files.ca)
     error = fails(trusting(files.ca), server, "failed_protocol")
     assert isinstance(error, dtls.DTLSError)
-    assert "misses a certificate" in str(error)
+    assert "requires a certificate" in str(error)
 
 
 def test_wrong_key():
