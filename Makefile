@@ -36,7 +36,7 @@ endif
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-tools test-all test-repeat test-parallel test-freethreaded test-peers \
-	quic fuzz fuzz-targets families soak valgrind sanitize lint bench bench-quick \
+	interop quic fuzz fuzz-targets families soak valgrind sanitize lint bench bench-quick \
 	bench-programs bench-compare loom docs wheels clean
 
 help: ## list the targets
@@ -84,6 +84,9 @@ test-peers: ## the tests of libraries that use datagram endpoints, on the standa
 	@$(MAKE) --no-print-directory VENV=.venv-peers \
 		.venv-peers/stamps/build .venv-peers/stamps/group-suites
 	@.venv-peers/bin/python tests/peers/run.py .venv-peers/peers
+
+interop: $(stamps)/build $(stamps)/group-test $(PEERS) ## DTLS with other programs, which docs/reference/dtls-interop.md lists
+	TOMADA_WRITE_INTEROP=1 $(bin)/python -m pytest tests/dtls -k interop
 
 quic: $(stamps)/build $(stamps)/group-examples ## a file over QUIC, timed on the standard loop, uvloop and tomada's
 	@$(bin)/python examples/quic_transfer.py

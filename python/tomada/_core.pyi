@@ -851,6 +851,28 @@ class DtlsContext:
         :raises ValueError: A name is empty or longer than 255 bytes.
         """
 
+    def set_srtp_profiles(self, profiles: Sequence[str], /) -> None:
+        """Offer, or accept, profiles of SRTP (:rfc:`5764`), best first; an empty list for none.
+
+        A session's :meth:`~tomada.dtls.Session.selected_srtp_profile` is the server's best one
+        that the client offers, and ``None`` if there is none. The keys of SRTP are
+        ``session.export_keying_material("EXTRACTOR-dtls_srtp", length)``. The media must be sent
+        over another socket: this one receives only records of DTLS.
+
+        :param profiles: OpenSSL's names: ``"SRTP_AEAD_AES_256_GCM"``, ``"SRTP_AEAD_AES_128_GCM"``,
+            ``"SRTP_AES128_CM_SHA1_80"``, ``"SRTP_AES128_CM_SHA1_32"``.
+        :raises ValueError: A name is unknown.
+        """
+
+    def session_stats(self) -> dict[str, int]:
+        """Return OpenSSL's counters of sessions, as :meth:`ssl.SSLContext.session_stats` does.
+
+        They begin anew when a setting of the context is changed.
+        """
+
+    def _choose_by_name(
+        self, callback: Callable[[str | None], DtlsContext | int | None] | None, /
+    ) -> None: ...
     def set_psk_client_callback(
         self, callback: Callable[[str | None], tuple[str | None, ReadableBuffer]] | None, /
     ) -> None:
@@ -972,6 +994,9 @@ class DtlsSession:
 
     def selected_alpn_protocol(self) -> str | None:
         """Return the application protocol that both sides support, or ``None``."""
+
+    def selected_srtp_profile(self) -> str | None:
+        """Return the profile of SRTP that both sides support (:rfc:`5764`), or ``None``."""
 
     def export_keying_material(
         self, label: str, length: int, context: bytes | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex, TypeAlias
 
 from tomada import _core, socket
 
@@ -100,6 +100,26 @@ def check_dtls(context: Any, *, is_server: bool) -> None:
     context._prepare(is_server)  # noqa: SLF001 - these modules are one
 
 
+#: The context of a client's sessions, and the name that the server must have.
+Secured: TypeAlias = "tuple[_core.DtlsContext, str | None]"
+
+
+def secured_by(
+    context: _core.DtlsContext | None, server_hostname: str | None, address: Any
+) -> Secured | None:
+    """Return the settings of a client's sessions, from its ``dtls`` and ``server_hostname``.
+
+    :raises TypeError: As :func:`check_dtls`.
+    :raises ValueError: As :func:`check_dtls`.
+    """
+    if context is None:
+        return None
+    check_dtls(context, is_server=False)
+    if server_hostname is None and isinstance(address, tuple):
+        server_hostname = address[0]
+    return context, server_hostname
+
+
 def check_shared(sock: Any) -> None:
     """Raise :class:`TypeError` if a socket that the caller shares has a session.
 
@@ -107,7 +127,7 @@ def check_shared(sock: Any) -> None:
     """
     if hasattr(sock, "do_handshake"):
         raise TypeError(
-            f"{sock!r} has a session, which its descriptor alone has not: call its own methods, "
+            f"{sock!r} is encrypted by this object, not by its descriptor: call its own methods, "
             "or pass a socket without one"
         )
 

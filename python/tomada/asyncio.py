@@ -22,7 +22,7 @@ from tomada._asyncio.endpoint import Endpoint
 from tomada._asyncio.events import Events
 from tomada._asyncio.handles import StandardLoop
 from tomada._asyncio.loop_sockets import LoopSockets
-from tomada._asyncio.maker import Maker, Secured
+from tomada._asyncio.maker import Maker
 from tomada._asyncio.transport import DatagramTransport
 from tomada._socket_options import SocketOptions
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from tomada._core import DtlsContext, Guard
+    from tomada._socket_options import Secured
 
 __all__ = [
     "Client",

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from tomada._address import format_address
 from tomada._advice import advise_on_sending
-from tomada._client.connection import MOST_REPORTS, Connection, RefusedError, has_no_room
+from tomada._client.connection import (
+    MOST_REPORTS,
+    Connection,
+    RefusedError,
+    SecuringError,
+    has_no_room,
+    session_lost,
+)
 from tomada._client.exchange import Exchange
 from tomada._client.identity import Identity
 from tomada._client.pipeline import Pipeline
@@ -18,7 +25,7 @@ from tomada._client.pool import Pool, resolve
 from tomada._client.retry import Retry
 from tomada._peer_errors import is_from_peer
 from tomada._proxy_header import header_for
-from tomada._socket_options import SocketOptions, check_dtls
+from tomada._socket_options import SocketOptions, secured_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
@@ -123,18 +130,13 @@ class Client:
         )
         identity = Identity(match, key)
         options = SocketOptions(gro=False, spin=spin)
-        prepare: Callable[[Connection], None] = options.apply
-        if dtls is not None:
-            check_dtls(dtls, is_server=False)
-            if proxy_from is not None:
-                raise ValueError("proxy_from is not available with dtls")
-            if server_hostname is None and isinstance(address, tuple):
-                server_hostname = address[0]
-            secured = dtls, server_hostname
+        secured = secured_by(dtls, server_hostname, address)
+        if secured is not None and proxy_from is not None:
+            raise ValueError("proxy_from is not available with dtls")
 
-            def prepare(connection: Connection) -> None:
-                options.apply(connection)
-                connection.dtls = secured
+        def prepare(connection: Connection) -> None:
+            options.apply(connection)
+            connection.dtls = secured
 
         found, self._address = resolve(address, family)
         self._header = b"" if proxy_from is None else header_for(proxy_from, self._address)
@@ -195,11 +197,14 @@ class Client:
         except TimeoutError:
             pass
         except OSError as error:
-            if not is_from_peer(error):
+            if connection.has_lost_session():
+                refusal = session_lost()
+            elif is_from_peer(error):
+                refusal = error
+            else:
                 pool.retire(connection)
                 self._explain(error)
                 raise
-            refusal = error
         except BaseException:
             pool.retire(connection)
             raise
@@ -258,7 +263,9 @@ class Client:
             self._explain(error)
             raise
         finally:
-            if exchange.may_reuse_port:
+            # A server that was restarted no longer knows a session that it does not answer in.
+            is_doubtful = connection.dtls is not None and not exchange.is_complete
+            if exchange.may_reuse_port and not is_doubtful:
                 pool.put(connection)
             else:
                 pool.retire(connection)
@@ -276,6 +283,8 @@ class Client:
             connection.ask(data, exchange.due)
         except RefusedError as refused:
             exchange.refuse(refused.args[0])
+        except SecuringError:
+            exchange.unsent += 1
         except OSError as error:
             if not has_no_room(error):
                 raise

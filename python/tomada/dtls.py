@@ -10,8 +10,10 @@ import contextlib
 import enum
 import os
 import socket as _std
+from collections.abc import Callable
 from socket import AF_INET, AF_INET6, SOCK_DGRAM
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
+from weakref import ref
 
 from tomada import _core
 from tomada._dtls_errors import (
@@ -33,6 +35,14 @@ if not hasattr(_core, "DtlsContext"):
 from tomada._core import OPENSSL_VERSION, OPENSSL_VERSION_NUMBER, DtlsContext, DtlsEndpoint
 from tomada._core import DtlsSession as Session
 
+_OLDEST = 0x30000000
+if OPENSSL_VERSION_NUMBER < _OLDEST:
+    _MESSAGE = (
+        f"tomada.dtls needs OpenSSL 3.0 or newer, not {OPENSSL_VERSION}: "
+        "install a wheel, which contains its own, or upgrade the system's OpenSSL and build again"
+    )
+    raise ImportError(_MESSAGE, name="tomada.dtls")
+
 __all__ = [
     "CERT_NONE",
     "CERT_OPTIONAL",
@@ -49,6 +59,7 @@ __all__ = [
     "DTLSVersion",
     "DTLSWantReadError",
     "DTLSZeroReturnError",
+    "Handshake",
     "Protocol",
     "Session",
     "VerifyMode",
@@ -73,7 +84,7 @@ class VerifyMode(enum.IntEnum):
 
 
 class DTLSVersion(enum.IntEnum):
-    """A version of the protocol, by its number in records."""
+    """A version of the protocol, by its number in records. DTLS 1.3 is not supported."""
 
     DTLSv1 = 0xFEFF
     DTLSv1_2 = 0xFEFD
@@ -86,6 +97,33 @@ CERT_OPTIONAL = VerifyMode.CERT_OPTIONAL
 CERT_REQUIRED = VerifyMode.CERT_REQUIRED
 
 
+class Handshake:
+    """A session that a client begins, as :attr:`Context.sni_callback` gets it."""
+
+    __slots__ = ("_context", "server_name")
+
+    def __init__(self, context: Context, server_name: str | None) -> None:
+        self._context = context
+        #: The name that the client asks for, or ``None``.
+        self.server_name = server_name
+
+    @property
+    def context(self) -> Context:
+        """The context of the session: set it to another server's context to use its certificates.
+
+        The session takes the certificate, the trusted issuers, ``verify_mode``, the ciphers and
+        ALPN from the new context. Pre-shared keys, versions and sizes stay those of the first one.
+        """
+        return self._context
+
+    @context.setter
+    def context(self, context: Context) -> None:
+        if not isinstance(context, Context):
+            message = f"context must be a tomada.dtls.Context, not {context!r}"
+            raise TypeError(message)
+        self._context = context
+
+
 class Context(DtlsContext):
     """The certificates, keys and settings for any number of sessions.
 
@@ -96,15 +134,17 @@ class Context(DtlsContext):
     :param protocol: Which side the context is for.
     """
 
-    __slots__ = ("protocol",)
+    __slots__ = ("__weakref__", "_sni_callback", "protocol")
 
     protocol: Protocol
+    _sni_callback: SNICallback | None
 
     def __new__(cls, protocol: Protocol) -> Self:
         """Create a context."""
         protocol = Protocol(protocol)
         self = super().__new__(cls, protocol is PROTOCOL_DTLS_SERVER)
         self.protocol = protocol
+        self._sni_callback = None
         return self
 
     @property
@@ -137,6 +177,9 @@ class Context(DtlsContext):
     def maximum_version(self) -> DTLSVersion:
         """The highest acceptable version: DTLS 1.2 by default.
 
+        DTLS 1.3 is not supported, even if OpenSSL has it: its first messages differ, and a server
+        could not answer them without keeping memory for addresses that may be forged.
+
         :raises ValueError: The value is lower than ``minimum_version``.
         """
         return DTLSVersion(self._maximum)
@@ -144,6 +187,38 @@ class Context(DtlsContext):
     @maximum_version.setter
     def maximum_version(self, version: DTLSVersion) -> None:
         self._maximum = DTLSVersion(version)
+
+    @property
+    def sni_callback(self) -> SNICallback | None:
+        """A function that chooses a session's context by the name that the client asks for.
+
+        As with :attr:`ssl.SSLContext.sni_callback`, it is called with the session that begins (a
+        :class:`Handshake`), the name or ``None``, and this context. It may set the ``context`` of
+        the first argument. It returns ``None``, or the number of an alert that ends the handshake,
+        such as :data:`ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME`: 40, 49, 71, 80, 90 or 112. If it
+        raises an exception, :func:`sys.unraisablehook` reports that, and the handshake fails.
+
+        A server with such a function resumes no sessions, because a resumed one would evade the
+        checks of the chosen context.
+
+        :raises TypeError: It is set to something else than a function or ``None``.
+        :raises ValueError: It is set on a client's context.
+        """
+        return self._sni_callback
+
+    @sni_callback.setter
+    def sni_callback(self, callback: SNICallback | None) -> None:
+        if self.protocol is not PROTOCOL_DTLS_SERVER:
+            message = "sni_callback cannot be set on a context of PROTOCOL_DTLS_CLIENT"
+            raise ValueError(message)
+        if callback is None:
+            self._choose_by_name(None)
+        elif callable(callback):
+            self._choose_by_name(_chooser(callback, self))
+        else:
+            message = "not a callable object"
+            raise TypeError(message)
+        self._sni_callback = callback
 
     def load_default_certs(self) -> None:
         """Trust the certificates that the system trusts."""
@@ -164,6 +239,27 @@ class Context(DtlsContext):
             do_handshake_on_connect=do_handshake_on_connect,
             server_hostname=server_hostname,
         )
+
+
+#: The type of :attr:`Context.sni_callback`.
+SNICallback: TypeAlias = Callable[[Handshake, str | None, Context], int | None]
+
+
+def _chooser(callback: SNICallback, first: Context) -> Callable[[str | None], Context | int | None]:
+    """Return the function that the core calls."""
+    weak = ref(first)  # the context refers to it
+
+    def choose(name: str | None) -> Context | int | None:
+        context = weak()
+        if context is None:
+            return None  # nobody has the context any more
+        handshake = Handshake(context, name)
+        alert = callback(handshake, name, context)
+        if alert is not None:
+            return alert
+        return None if handshake.context is context else handshake.context
+
+    return choose
 
 
 def create_default_context(
@@ -311,6 +407,11 @@ class DTLSSocket(socket):
         """Return the application protocol that both sides support, or ``None``."""
         session = self._session()
         return None if session is None else session.selected_alpn_protocol()
+
+    def selected_srtp_profile(self) -> str | None:
+        """Return the profile of SRTP that both sides support, or ``None``."""
+        session = self._session()
+        return None if session is None else session.selected_srtp_profile()
 
     @property
     def session(self) -> Session | None:

@@ -417,11 +417,12 @@ class Server:
         """Return the DTLS counters, summed over the sockets of this process.
 
         ``sessions`` and ``handshakes`` are the current numbers of sessions and of handshakes in
-        progress. The others count since the start: ``established`` and ``failed`` handshakes;
-        sessions that have ``ended``, were ``replaced`` by a new one with the same peer, or were
-        ``evicted`` because they were idle or there were too many; ``cookies_sent``; and ``invalid``
-        datagrams, which were not DTLS or did not belong to a session. A worker process returns its
-        own counters.
+        progress. The others count since the start: ``established`` and ``failed`` handshakes, the
+        latter also by cause (``failed_certificate``, ``failed_timeout``, which wrong keys cause as
+        well, and ``failed_protocol``, such as no cipher or version in common); sessions that have
+        ``ended``, were ``replaced`` by a new one with the same peer, or were ``evicted`` because
+        they were idle or there were too many; ``cookies_sent``; and ``invalid`` datagrams, which
+        were not DTLS or did not belong to a session. A worker process returns its own counters.
         """
         stats = [endpoint.stats() for endpoint in self._running().endpoints]
         return {name: sum(each[name] for each in stats) for name in (stats[0] if stats else ())}

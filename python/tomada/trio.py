@@ -12,16 +12,19 @@ from tomada._address import check_address
 from tomada._advice import OF_BINDING, OF_OPENING, OF_SENDING, advised
 from tomada._asyncio.context_managers import Opening
 from tomada._asyncio.events import Events
+from tomada._asyncio.sessions import Sessions
 from tomada._asyncio.transport import DatagramTransport
-from tomada._socket_options import SocketOptions
+from tomada._socket_options import SocketOptions, check_dtls, secured_by
 from tomada._trio.endpoint import Endpoint
+from tomada._trio.handshake import connect
 from tomada._trio.loop import Loop
 from tomada.socket import socket
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tomada._core import Guard
+    from tomada._core import DtlsContext, Guard
+    from tomada._socket_options import Secured
 
 __all__ = ["Endpoint", "open_endpoint"]
 
@@ -36,6 +39,8 @@ def open_endpoint(
     gro: bool | None = None,
     guard: Guard | None = None,
     groups: Sequence[Any] = (),
+    dtls: DtlsContext | None = None,
+    server_hostname: str | None = None,
 ) -> Opening[Endpoint]:
     """Open an :class:`Endpoint` in a program that runs on trio.
 
@@ -52,7 +57,14 @@ def open_endpoint(
     :param guard: A :class:`tomada.Guard` for received datagrams and replies.
     :param groups: Multicast groups to join, each an address, or the arguments of
         :meth:`tomada.socket.socket.join_group`.
+    :param dtls: A :class:`tomada.dtls.Context`. With a ``remote_addr`` it must be of
+        ``PROTOCOL_DTLS_CLIENT``; this returns when the session is complete, and the endpoint closes
+        when it ends. Otherwise it must be of ``PROTOCOL_DTLS_SERVER``, and the endpoint has a
+        session with each peer. The endpoint sends and receives plaintext.
+    :param server_hostname: The name, or the address, that the server's certificate must be for. By
+        default, the host of ``remote_addr``.
     :raises OSError: The endpoint cannot be opened; the message says what to do.
+    :raises tomada.dtls.DTLSError: The handshake failed.
     :raises TypeError: An argument has a wrong type.
     :raises ValueError: There is neither an address nor a family.
     """
@@ -62,12 +74,23 @@ def open_endpoint(
     if local_addr is None and remote_addr is None and not family:
         raise ValueError("open_endpoint needs an address to bind to, a peer, or a family")
     options = SocketOptions(gro=gro, guard=guard, groups=groups)
+    secured = None
+    if remote_addr is not None:
+        secured = secured_by(dtls, server_hostname, remote_addr)
+    elif dtls is not None:
+        check_dtls(dtls, is_server=True)
+        secured = dtls, None
     flags = [_std.SO_REUSEPORT] * bool(reuse_port) + [_std.SO_BROADCAST] * bool(allow_broadcast)
-    return Opening(lambda: _open(local_addr, remote_addr, family, flags, options))
+    return Opening(lambda: _open(local_addr, remote_addr, family, flags, options, secured))
 
 
 async def _open(
-    local_addr: Any, remote_addr: Any, family: int, flags: list[int], options: SocketOptions
+    local_addr: Any,
+    remote_addr: Any,
+    family: int,
+    flags: list[int],
+    options: SocketOptions,
+    secured: Secured | None,
 ) -> Endpoint:
     where = remote_addr if local_addr is None else local_addr
     advice = (OF_SENDING if local_addr is None else OF_BINDING) | OF_OPENING
@@ -85,7 +108,14 @@ async def _open(
         loop: Any = Loop.running()
         events = Events()
         events.create_future = loop.create_future
-        transport = DatagramTransport(loop, sock, events, remote, delivers=False, gro=options.gro)
+        sessions = None
+        if secured is not None:
+            context, name = secured
+            connected = None if remote is None else await connect(sock, context, name)
+            sessions = Sessions(loop, sock, context, connected, name)
+        transport = DatagramTransport(
+            loop, sock, events, remote, delivers=False, gro=options.gro, sessions=sessions
+        )
         stack.pop_all()
     return Endpoint(transport, events)
 

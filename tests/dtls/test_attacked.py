@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import resource
 import select
 import socket as std
 
@@ -10,7 +9,7 @@ import pytest
 
 import tomada.asyncio
 from dtls_pairs import psk_client, psk_server
-from families import LONG, length
+from families import LONG
 from support import eventually
 from tomada import Client, Server, socket
 from tomada.testing import impaired
@@ -25,50 +24,6 @@ def serving(**settings):
     for name, value in settings.items():
         setattr(context, name, value)
     return Server(("127.0.0.1", 0), upper, dtls=context)
-
-
-def first_message():
-    """Return the first message of a client."""
-    with (
-        std.socket(std.AF_INET, std.SOCK_DGRAM) as tap,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
-    ):
-        tap.bind(("127.0.0.1", 0))
-        tap.settimeout(30)
-        sock.connect(tap.getsockname())
-        sock.setblocking(False)
-        with psk_client().wrap_socket(sock, do_handshake_on_connect=False):
-            return tap.recv(2000)
-
-
-@pytest.mark.thread_unsafe(reason="it measures the memory of the process")
-def test_server_keeps_nothing_for_clients_that_do_not_answer():
-    hello = first_message()
-    with serving() as server, contextlib.ExitStack() as stack:
-        client = stack.enter_context(Client(server.address, timeout=60, dtls=psk_client()))
-        assert client.request(b"before") == b"BEFORE"
-        sockets = []
-        for host in range(2, 18):
-            sock = stack.enter_context(std.socket(std.AF_INET, std.SOCK_DGRAM))
-            sock.bind((f"127.0.0.{host}", 0))
-            sockets.append(sock)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        count = length(20_000)
-        answered = 0
-        for number in range(count):
-            sock = sockets[number % len(sockets)]
-            sock.sendto(hello, server.address)
-            with contextlib.suppress(BlockingIOError):
-                answer = sock.recv(2000, std.MSG_DONTWAIT)
-                assert len(answer) < len(hello)
-                answered += 1
-        # There is time for a true client in between, and the server has not grown.
-        assert client.request(b"after") == b"AFTER"
-        stats = server.dtls_stats()
-        assert stats["sessions"] <= 2  # those of the client's sockets
-        assert stats["handshakes"] == 0
-        assert stats["cookies_sent"] > answered > 0
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8 << 10
 
 
 def test_server_drops_replayed_records():

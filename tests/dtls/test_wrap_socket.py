@@ -306,6 +306,21 @@ def test_wrap_socket_leaves_no_descriptor_behind():
     assert open_descriptors() == before
 
 
+def test_send_many_sends_equal_records_as_one_coalesced_send():
+    udp_gro = 104  # linux/udp.h
+    with (
+        session(psk_client(), psk_server()) as (near, far),
+        std.socket(fileno=os.dup(far.fileno())) as raw,
+    ):
+        try:
+            raw.setsockopt(std.IPPROTO_UDP, udp_gro, 1)
+        except OSError:
+            pytest.skip("the kernel has no UDP_GRO")
+        near.send_many([bytes(100)] * 10)
+        record = 100 + 13 + 8 + 16  # header, nonce and tag of AES-GCM, or less
+        assert 10 * 100 < len(raw.recv(1 << 16)) <= 10 * record
+
+
 def test_a_wrapped_socket_does_not_give_its_descriptor_to_plain_ones():
     with session(psk_client(), psk_server()) as (near, _):
         with pytest.raises(NotImplementedError, match="dup"):

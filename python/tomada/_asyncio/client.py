@@ -9,6 +9,7 @@ import socket as _std
 import struct
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Self, overload
 
 from tomada._address import format_address
@@ -22,7 +23,7 @@ from tomada._client.pace import Pace
 from tomada._client.pool import Pool, ask_for, choose
 from tomada._client.retry import Retry
 from tomada._reports import LogLimiter, logger
-from tomada._socket_options import SocketOptions
+from tomada._socket_options import SocketOptions, secured_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
     from tomada._client.connection import Connection
+    from tomada._core import DtlsContext
+    from tomada._socket_options import Secured
 
 # The default of max_in_flight, over one socket and where each request has a socket of its own.
 IN_FLIGHT = 1024
@@ -137,6 +140,12 @@ class Client(AsyncContextManager):
     :param retry_refused: Whether to retry if there is no server, or to raise
         :class:`ConnectionRefusedError` at once.
     :param family: ``AF_INET6`` or ``AF_INET``, for a name that has both kinds of addresses.
+    :param dtls: A :class:`tomada.dtls.Context` of ``PROTOCOL_DTLS_CLIENT``: requests and replies
+        are then encrypted. Each socket has a session of its own, and the first request over it
+        waits for the handshake. If a session ends, or all requests over it time out, the next
+        request begins another one.
+    :param server_hostname: The name, or the address, that the server's certificate must be for. By
+        default, the host of ``address``.
     :raises TypeError: An argument has a wrong type.
     :raises ValueError: An argument is out of range, or both ``match`` and ``key`` are given.
     """
@@ -154,6 +163,8 @@ class Client(AsyncContextManager):
         max_in_flight: int | None = None,
         retry_refused: bool = True,
         family: int = 0,
+        dtls: DtlsContext | None = None,
+        server_hostname: str | None = None,
     ) -> None:
         self._retry = Retry(
             timeout, retries, backoff=backoff, jitter=jitter, retry_refused=bool(retry_refused)
@@ -166,6 +177,7 @@ class Client(AsyncContextManager):
         elif max_in_flight < 1:
             raise ValueError(f"max_in_flight must be 1 or more, not {max_in_flight}")
         self._most = max_in_flight
+        self._secured = secured_by(dtls, server_hostname, address)
         self._address = address
         self._question = ask_for(address, family)
         if self._question is None:
@@ -197,6 +209,7 @@ class Client(AsyncContextManager):
             ICMP message reported, or that ``match`` or ``key`` raised for a datagram.
         :raises ConnectionRefusedError: There is no server, and ``retry_refused`` is false; with
             ``AF_UNIX`` it may be a :class:`FileNotFoundError`.
+        :raises tomada.dtls.DTLSError: The handshake failed.
         :raises ValueError: Another request in flight has the same key.
         :raises OSError: ``EBADF``: the client was closed meanwhile; ``EMSGSIZE``: the request is
             longer than a datagram can be; ``EADDRNOTAVAIL``: a late reply may still arrive on each
@@ -347,7 +360,8 @@ class Client(AsyncContextManager):
             self._address,
             self._retry,
             tells_apart=tells_apart,
-            prepare=_prepare_shared if tells_apart else SocketOptions(gro=False).apply,
+            prepare=partial(_prepare, self._secured, is_shared=tells_apart),
+            is_secured=self._secured is not None,
         )
         try:
             in_flight = self._identity.in_flight(pool, self._retry, self._address, lasts=True)
@@ -373,8 +387,9 @@ class Client(AsyncContextManager):
             self._pool.close()
 
 
-def _prepare_shared(connection: Connection) -> None:
-    """Enlarge the buffer of a socket that all requests share, as far as the kernel allows."""
+def _prepare(secured: Secured | None, connection: Connection, *, is_shared: bool) -> None:
     SocketOptions(gro=False).apply(connection)
-    # As bytes, because a smaller buffer is not worth a warning.
-    connection.setsockopt(_std.SOL_SOCKET, _std.SO_RCVBUF, struct.pack("i", BUFFER))
+    connection.dtls = secured
+    if is_shared:
+        # As bytes, because a smaller buffer is not worth a warning.
+        connection.setsockopt(_std.SOL_SOCKET, _std.SO_RCVBUF, struct.pack("i", BUFFER))

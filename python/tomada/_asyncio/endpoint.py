@@ -75,6 +75,8 @@ class Endpoint(Closing):
         self._rested = 0.0
         self._looked = 0.0
         self._sessions = transport._sessions
+        if self._sessions is not None:
+            self._sessions.ended = self._lose_session
         events.wake = self._readiness.wake
         self._core.raise_mistakes()
         if not transport._has_peer:
@@ -307,8 +309,8 @@ class Endpoint(Closing):
         local address, the endpoint's guard, and its options that decide how a datagram travels
         (device, mark, priority, TOS, TTL). :class:`tomada.Client` documents when a port is reused.
         Up to 64 tasks may make such requests at once, while others receive. Further requests wait
-        for a free port; their timeouts start after that. An endpoint with ``dtls`` needs a
-        ``match``, because the other ports have no session.
+        for a free port; their timeouts start after that. With ``dtls``, each of these ports has a
+        session of its own.
 
         With a ``match``, the request is sent from the endpoint's port. Use this if a firewall or
         the peer expects that port. Such requests wait for each other before their timeouts start.
@@ -326,7 +328,7 @@ class Endpoint(Closing):
             the reply.
         :param retry_refused: Whether to retry if no program listens on the peer's port, or to raise
             :class:`ConnectionRefusedError` at once. Other ICMP messages never end a request.
-        :raises ValueError: The endpoint has no peer, or it has a session and there is no ``match``.
+        :raises ValueError: The endpoint has no peer.
         :raises TimeoutError: No reply arrived; the message says after how many attempts, and
             ``__cause__`` is the last error that an ICMP message reported.
         :raises OSError: ``EBADF``: the endpoint was closed meanwhile; ``EADDRNOTAVAIL``: a late
@@ -338,11 +340,6 @@ class Endpoint(Closing):
             raise ValueError("request() needs an endpoint with a peer: open it with a remote_addr")
         if match is not None and not callable(match):
             raise TypeError(f"match must be a function of a request and a reply, not {match!r}")
-        if match is None and self._sessions is not None:
-            raise ValueError(
-                "request() without a match sends from a port of its own, which has no DTLS "
-                "session: pass a match, or use tomada.Client"
-            )
         self._check_open()
         retry = Retry(timeout, retries, retry_refused=bool(retry_refused))
         try:
@@ -361,7 +358,8 @@ class Endpoint(Closing):
         if self._ports is None:
             loop = self._transport._loop
             turns = self._semaphore(MOST_IN_FLIGHT)
-            self._ports = SeparatePorts(loop, self._socket, peer, self._round_trip, turns)
+            secured = None if self._sessions is None else self._sessions.secured
+            self._ports = SeparatePorts(loop, self._socket, peer, self._round_trip, turns, secured)
         ports = self._ports
         async with ports.turns:
             self._check_open()
@@ -467,6 +465,12 @@ class Endpoint(Closing):
     def abort(self) -> None:
         """Close at once, and drop the send backlog."""
         self._transport.abort()
+        self._end_waits()
+
+    def _lose_session(self, error: OSError) -> None:
+        """Close, because the only session has ended."""
+        self._events.errors.append(error)
+        self._transport.close()
         self._end_waits()
 
     def _end_waits(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket as _std
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from tomada import _core
 from tomada._asyncio.given_socket import Given
@@ -17,10 +17,8 @@ from tomada.socket import socket
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tomada._core import DtlsContext, DtlsEndpoint, Turn
-
-# The settings of sessions, and the name that the server must have.
-Secured: TypeAlias = "tuple[DtlsContext, str | None]"
+    from tomada._core import DtlsEndpoint, Turn
+    from tomada._socket_options import Secured
 
 _standard_endpoint: Any = asyncio.BaseEventLoop.create_datagram_endpoint
 
@@ -147,7 +145,8 @@ class Maker:
                 self._options.apply(ours, gro=False)
             sessions = None
             if self._secured is not None:
-                sessions = Sessions(self._loop, ours, self._secured[0], self._connected)
+                context, name = self._secured
+                sessions = Sessions(self._loop, ours, context, self._connected, name)
             transport = DatagramTransport(
                 self._loop,
                 ours,

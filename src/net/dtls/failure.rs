@@ -52,6 +52,14 @@ const ADVICE: [(&str, &str); 8] = [
     ("decryption failed or bad record mac", "the pre-shared keys of the two sides may differ"),
 ];
 
+/// The cures of some failures of certificates, by the numbers of `X509_V_ERR_…`.
+const CERTIFICATE_ADVICE: [(&[i32], &str); 4] = [
+    (&[9], "it becomes valid later, or the clock of this machine is wrong"),
+    (&[10], "it must be renewed, or the clock of this machine is wrong"),
+    (&[18, 19, 20, 21], "if you trust its issuer, pass that to load_verify_locations()"),
+    (&[62, 64], "pass the name that it is for as server_hostname"),
+];
+
 impl SessionError {
     /// A failure with a reason of this crate's own.
     pub(super) fn new(kind: SessionErrorKind, reason: &str) -> Self {
@@ -73,6 +81,12 @@ impl SessionError {
         if verified != X509VerifyResult::OK && failure.reason == "certificate verify failed" {
             failure.kind = SessionErrorKind::Certificate(verified.as_raw());
             failure.text = format!("certificate verify failed: {}", verified.error_string());
+            let code = verified.as_raw();
+            if let Some((_, advice)) =
+                CERTIFICATE_ADVICE.iter().find(|(codes, _)| codes.contains(&code))
+            {
+                failure.text = format!("{}: {advice}", failure.text);
+            }
             verified.error_string().clone_into(&mut failure.reason);
         }
         failure

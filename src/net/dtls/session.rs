@@ -151,7 +151,8 @@ impl Session {
         }
         if plaintext.len() > self.limit {
             let text = format!(
-                "{} bytes are too long for one record of this session, which carries {}; split them",
+                "{} bytes are too long for one record of this session, which carries {}; split them, or \
+                 raise the context's mtu",
                 plaintext.len(),
                 self.limit
             );

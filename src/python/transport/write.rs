@@ -17,6 +17,7 @@ use crate::python::audit;
 use crate::python::buffer::{Readable, TypeName, is_datagram, new_bytes, text_of};
 use crate::python::error::{Error, Result};
 use crate::python::records::DatagramError;
+use crate::python::send_backlog::sending;
 
 /// When this many datagrams are queued for the end of the turn, they are sent before it.
 const QUEUED: usize = 1024;
@@ -330,10 +331,11 @@ impl TransportCore {
             if has_room || before > 0 && !flow.is_full() {
                 let socket = owner.get().socket()?;
                 let forget = |peer: &Address| this.reply_sources.forget(peer);
+                let send = sending(py, socket);
                 let flushed = if *is_limited {
-                    socket.flush_limited(backlog, usize::MAX, forget)
+                    socket.flush_limited(backlog, usize::MAX, send, forget)
                 } else {
-                    socket.flush(backlog, forget)
+                    socket.flush(backlog, send, forget)
                 };
                 flow.set_full(flushed.is_full);
                 errors = flushed.errors;
