@@ -164,13 +164,13 @@ class Lifecycle:
             self._is_launched = False
         self.notify()
         self._await_unless_stopped(self._settled)
-        if self.is_stopping and self.error is None:
-            self._await_closed(self._drain + PATIENCE)
         self.log.flush()
-        if self.error is not None:
-            raise self.error
-        if self.is_stopping:
-            raise StoppedWhileStartingError
+        # Decided once: an exception aborts a server that has not closed yet.
+        if self.error is None and not self.is_stopping:
+            return
+        self._await_closed(self._drain + PATIENCE)
+        self.log.flush()
+        raise self.error or StoppedWhileStartingError()
 
     def request_stop(self) -> None:
         """Request an orderly end, and return at once."""
