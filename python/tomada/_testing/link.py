@@ -164,16 +164,16 @@ class Link:
         """Change the impairments of datagrams that arrive later.
 
         When this returns, each datagram that had arrived before has met the old impairments, and
-        those that arrive later meet the new ones. Datagrams under way keep the fates that they have,
-        and their delays.
+        those that arrive later meet the new ones. Datagrams under way keep their fates and
+        delays.
 
         Options that are not given stay as they are. ``to_server`` and ``to_client`` replace all
         options of a direction, its script included.
 
         A ``script`` replaces what is left of the one before, also of those of single directions. A
         list begins with the next datagram that arrives, in whichever direction, and ``None`` or an
-        empty list leaves all of them to chance. A list in ``to_server`` or ``to_client`` begins with
-        the next datagram of that direction. A change of other options lets a list continue.
+        empty list leaves all of them to chance. A list in ``to_server`` or ``to_client`` begins
+        with the next datagram of that direction. A change of other options lets a list continue.
 
         :raises ValueError: A value is outside its range; nothing has changed then.
         """
@@ -184,8 +184,8 @@ class Link:
     def cut(self, direction: Direction | None = None) -> None:
         """Cut both directions, or one, until :meth:`heal`.
 
-        When this returns, nothing arrives any longer. Datagrams that had arrived at the link before,
-        and are due, have left. Those that are still under way (delayed, reordered, or in the queue
+        When this returns, nothing arrives any longer. Datagrams that had arrived at the link
+        before, and are due, have left. Those that are still under way (delayed, reordered, or in the queue
         of a rate) and those that arrive later are dropped, and count as ``cut``.
 
         This waits for the link's thread, thus for a script's function that it calls. A function may
@@ -220,8 +220,8 @@ class Link:
         """The fate of each datagram, in the order of their arrival at the link.
 
         Of each direction, the latest ``log_size`` are kept. For one seed, the fates of each client
-        in each direction are the same in every run, if it sends the same datagrams and gets the same
-        number. Which of several clients, or of both directions, comes first is up to their timing.
+        in each direction are the same in every run, if it sends the same datagrams and gets the
+        same number. Which of several clients, or of both directions, comes first is up to their timing.
         To compare runs, sort by ``(fate.client, fate.direction, fate.index)``.
         """
         core = self._running
