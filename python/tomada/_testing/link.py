@@ -185,8 +185,8 @@ class Link:
         """Cut both directions, or one, until :meth:`heal`.
 
         When this returns, nothing arrives any longer. Datagrams that had arrived at the link
-        before, and are due, have left. Those that are still under way (delayed, reordered, or in the queue
-        of a rate) and those that arrive later are dropped, and count as ``cut``.
+        before, and are due, have left. Those that are still under way (delayed, reordered,
+        or in the queue of a rate) and those that arrive later are dropped, and count as ``cut``.
 
         This waits for the link's thread, thus for a script's function that it calls. A function may
         call this itself, and :meth:`heal`, :meth:`rebind` and :meth:`change`: they take effect
@@ -221,8 +221,8 @@ class Link:
 
         Of each direction, the latest ``log_size`` are kept. For one seed, the fates of each client
         in each direction are the same in every run, if it sends the same datagrams and gets the
-        same number. Which of several clients, or of both directions, comes first is up to their timing.
-        To compare runs, sort by ``(fate.client, fate.direction, fate.index)``.
+        same number. Which of several clients, or of both directions, comes first is up to their
+        timing. To compare runs, sort by ``(fate.client, fate.direction, fate.index)``.
         """
         core = self._running
         both = [fates_of(name, core.log(number)) for number, name in enumerate(DIRECTIONS)]
