@@ -161,8 +161,8 @@ def test_late_icmp_error_leaks_no_socket(alone, match):
                 assert pool._all <= {*pool.idle, *resting(pool)}  # noqa: SLF001
                 return len(pool._all)  # noqa: SLF001
 
-        # The resting ones, and not one more for each request.
-        assert alone.run(ask) <= (100 if match is None else 1)
+        # How many rest without match depends on the number of requests in 0.1 s.
+        assert alone.run(ask) <= (200 if match is None else 1)
 
 
 def test_exception_while_a_socket_is_emptied_does_not_leak_it(inet, monkeypatch):
