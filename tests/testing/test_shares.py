@@ -32,7 +32,7 @@ SAME = itertools.repeat(b"x" * 20)
 def run(total, datagrams=SAME, **options):
     """Send datagrams through a link; return the counters, and the fates.
 
-    What leaves the link arrives: the server counts it, too.
+    Each datagram that leaves the link arrives: the server counts it, too.
     """
     fates, arrived = [], 0
     with (

@@ -138,7 +138,7 @@ def steps_of(script: Sequence[Step]) -> list[Step]:
 
 
 Sides: TypeAlias = tuple[Impairments, Impairments]
-# What a script decides about: a direction, by its number, or both.
+# The scope of a script: a direction, by its number, or both.
 BOTH = len(DIRECTIONS)
 
 

@@ -15,7 +15,7 @@ use super::super::impairments::Impairments;
 use super::super::scripts::{Scope, Script};
 use crate::net::sys;
 
-/// What a relay's thread is to do.
+/// A change of a running relay, which its thread carries out.
 pub(super) enum Command {
     /// Cut some directions.
     Cut([bool; 2]),
