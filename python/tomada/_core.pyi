@@ -147,6 +147,9 @@ class Socket:
         This is so if there is a datagram or an error, and if the socket is closed.
         """
 
+    def _has_datagram(self) -> bool:
+        """Return whether a receive would return a datagram without waiting."""
+
     def _accept(self) -> tuple[int, _RetAddress]:
         """Accept a connection; return its descriptor and the peer's address (``accept4(2)``)."""
 

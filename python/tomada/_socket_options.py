@@ -100,6 +100,18 @@ def check_dtls(context: Any, *, is_server: bool) -> None:
     context._prepare(is_server)  # noqa: SLF001 - these modules are one
 
 
+def check_shared(sock: Any) -> None:
+    """Raise :class:`TypeError` if a socket that the caller shares has a session.
+
+    The session is that of the object: its descriptor alone would send plain text.
+    """
+    if hasattr(sock, "do_handshake"):
+        raise TypeError(
+            f"{sock!r} has a session, which its descriptor alone has not: call its own methods, "
+            "or pass a socket without one"
+        )
+
+
 def _set_buffer(sock: socket.socket, size: int) -> None:
     try:
         # With CAP_NET_ADMIN there is no limit.

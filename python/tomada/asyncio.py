@@ -27,7 +27,7 @@ from tomada._asyncio.read_watch import ReadWatch
 from tomada._asyncio.readiness import Readiness
 from tomada._asyncio.sessions import Sessions, connect
 from tomada._asyncio.transport import DatagramTransport
-from tomada._socket_options import SocketOptions, check_dtls
+from tomada._socket_options import SocketOptions, check_dtls, check_shared
 from tomada.socket import socket
 
 if TYPE_CHECKING:
@@ -405,6 +405,7 @@ class _Maker:
             if name is None and isinstance(remote_addr, tuple):
                 self._secured = context, remote_addr[0]
         self._sock = sock
+        check_shared(sock)
         if _is_socket(sock):
             self._given = Given(sock)
 

@@ -205,19 +205,22 @@ class DTLSSocket(socket):
     __module__ = "tomada.dtls"
     __slots__ = ("_endpoint", "context", "server_hostname", "server_side")
 
+    _endpoint: DtlsEndpoint | None
     context: Context
     server_side: bool
     server_hostname: str | None
 
-    def __init__(
-        self,
-        family: int = -1,
-        type: int = -1,
-        proto: int = -1,
-        fileno: int | None = None,
-    ) -> None:
-        super().__init__(family, type, proto, fileno)
-        self._endpoint: DtlsEndpoint | None = None
+    def __init__(self, *_args: object, **_options: object) -> None:
+        message = "DTLSSocket has no public constructor: use wrap_socket()"
+        raise TypeError(message)
+
+    @classmethod
+    def _of(cls, sock: _std.socket) -> Self:
+        """Return a socket with another one's descriptor, and without a session yet."""
+        self = cls.__new__(cls, sock.family, sock.type, sock.proto)
+        self._endpoint = None
+        socket.__init__(self, sock.family, sock.type, sock.proto, sock.detach())
+        return self
 
     def _attach(self, context: Context, server_side: bool, server_hostname: str | None) -> None:
         self._endpoint = DtlsEndpoint(
@@ -255,6 +258,11 @@ class DTLSSocket(socket):
         Also sends again what the peer has not answered in time.
         """
         return None if self._endpoint is None else self._endpoint.tick()
+
+    def dup(self) -> Self:
+        """Raise :class:`NotImplementedError`: a duplicate would send plain text."""
+        message = "Can't dup() DTLSSocket instances"
+        raise NotImplementedError(message)
 
     def unwrap(self) -> socket:
         """End the session, tell the peer, and return a socket without encryption.
@@ -345,7 +353,7 @@ def wrap_socket(
     except OSError:
         message = "wrap_socket() needs a connected socket: call connect() first"
         raise ValueError(message) from None
-    wrapped = DTLSSocket(sock.family, sock.type, sock.proto, sock.detach())
+    wrapped = DTLSSocket._of(sock)  # noqa: SLF001 - as above
     try:
         wrapped.settimeout(timeout)
         wrapped._attach(context, server_side, server_hostname)  # noqa: SLF001 - as above

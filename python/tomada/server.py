@@ -27,7 +27,7 @@ from tomada._server.systemd import Manager
 from tomada._server.threads import Threads
 from tomada._server.wakeup import Signals, Wakeup
 from tomada._sinks.sink import attach
-from tomada._socket_options import SocketOptions, check_dtls
+from tomada._socket_options import SocketOptions, check_dtls, check_shared
 
 if TYPE_CHECKING:
     import threading
@@ -258,6 +258,7 @@ class Server:
                 )
             if proxy:
                 raise ValueError("proxy is not available with dtls: sessions are those of clients")
+        check_shared(sock)
         if sum(given is not None for given in (address, sock, fd)) > 1:
             raise ValueError("give one of address, sock and fd")
         if access_log < 0:

@@ -41,6 +41,13 @@ impl Counters {
         self.add(SocketCounter::ReceiveCalls, 1);
     }
 
+    /// Counts `datagrams` with `bytes` of payload that came out of those of a counted call.
+    #[cfg(feature = "dtls")]
+    pub(super) fn count_also_received(&self, datagrams: usize, bytes: usize) {
+        self.add(SocketCounter::Received, datagrams);
+        self.add(SocketCounter::ReceivedBytes, bytes);
+    }
+
     /// Counts `datagrams` with `bytes` of payload, sent by one call.
     pub fn count_sent(&self, datagrams: usize, bytes: usize) {
         self.add(SocketCounter::Sent, datagrams);

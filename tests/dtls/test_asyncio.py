@@ -1,13 +1,14 @@
 """Endpoints of asyncio with sessions."""
 
 import asyncio
+import socket as std
 
 import pytest
 
 import tomada.asyncio
 from certificates import certificates
 from dtls_pairs import psk_client, psk_server, server_of, trusting
-from tomada import dtls
+from tomada import Server, dtls
 
 LOCAL = ("127.0.0.1", 0)
 
@@ -182,5 +183,75 @@ def test_create_datagram_endpoint_checks_the_context():
             await loop.create_datagram_endpoint(
                 Echo, remote_addr=("127.0.0.1", 9), dtls=psk_server()
             )
+
+    run(main())
+
+
+def test_endpoint_ends_with_the_session():
+    async def main():
+        server = Server(LOCAL, lambda data, _: data.upper(), dtls=psk_server())
+        server.start()
+        endpoint = await tomada.asyncio.open_endpoint(remote_addr=server.address, dtls=psk_client())
+        endpoint.send(b"hello")
+        assert (await endpoint.recv())[0] == b"HELLO"
+        await asyncio.to_thread(server.stop)
+        # Its own answer to the end may have been refused.
+        with pytest.raises((dtls.DTLSZeroReturnError, ConnectionRefusedError)):
+            await endpoint.recv()
+        await endpoint.aclose()
+
+    run(main())
+
+
+def test_request_is_encrypted_or_refused():
+    async def main(server):
+        async with tomada.asyncio.open_endpoint(
+            remote_addr=server.address, dtls=psk_client()
+        ) as endpoint:
+            for number in range(5):
+                request = b"request %d" % number
+                with pytest.raises(ValueError, match="match"):
+                    await endpoint.request(request)
+                reply = await endpoint.request(
+                    request, timeout=30, match=lambda asked, reply: asked.upper() == reply
+                )
+                assert reply == request.upper()
+
+    with Server(LOCAL, lambda data, _: data.upper(), dtls=psk_server()) as server:
+        run(main(server))
+        stats = server.dtls_stats()
+        assert (stats["established"], stats["invalid"]) == (1, 0)
+
+
+def test_endpoint_of_a_server_retransmits_its_part_of_a_handshake():
+    server_hello = 2
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        with std.socket(std.AF_INET, std.SOCK_DGRAM) as relay:
+            relay.bind(LOCAL)
+            relay.setblocking(False)
+            async with tomada.asyncio.open_endpoint(LOCAL, dtls=psk_server()) as endpoint:
+                server = endpoint.get_extra_info("sockname")
+                receiving = asyncio.ensure_future(endpoint.recv())
+                asking = asyncio.ensure_future(open_client(relay.getsockname()))
+                hellos = 0
+                while hellos < 2:
+                    data, sender = await loop.sock_recvfrom(relay, 4096)
+                    if sender != server:
+                        client = sender
+                        if not hellos:  # or the server would only answer the client again
+                            await loop.sock_sendto(relay, data, server)
+                    elif data[13] == server_hello:
+                        hellos += 1  # the client does not get it, and says nothing more
+                    else:
+                        await loop.sock_sendto(relay, data, client)
+                for task in (receiving, asking):
+                    task.cancel()
+                    with pytest.raises(asyncio.CancelledError):
+                        await task
+
+    async def open_client(address):
+        return await tomada.asyncio.open_endpoint(remote_addr=address, dtls=psk_client())
 
     run(main())

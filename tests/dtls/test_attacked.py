@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import resource
+import select
 import socket as std
 
 import pytest
@@ -103,6 +104,66 @@ def test_server_drops_replayed_records():
                 relay.sendto(data, server.address)
                 eventually(lambda: server.stats().received == 2)
                 assert server.dtls_stats()["ended"] == 0
+
+
+def records(datagram):
+    """Split a datagram into its records."""
+    while datagram:
+        end = 13 + int.from_bytes(datagram[11:13], "big")
+        yield datagram[:end]
+        datagram = datagram[end:]
+
+
+def test_server_survives_data_that_overtake_the_end_of_a_handshake():
+    # The server gets them all at once, and together they are longer than any datagram.
+    count, size, change_cipher_spec = 60, 1300, 20
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as front, serving() as server:
+        front.bind(("127.0.0.1", 0))
+
+        @contextlib.contextmanager
+        def connected():
+            with (
+                std.socket(std.AF_INET, std.SOCK_DGRAM) as back,
+                socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+            ):
+                back.connect(server.address)
+                sock.connect(front.getsockname())
+                sock.setblocking(False)
+                with context.wrap_socket(sock, do_handshake_on_connect=False) as near:
+                    yield near, back
+
+        def shake_hands(near, back, *, keeps_last=False):
+            """Complete a handshake; return the client's last datagram if it is to be kept."""
+            to_client = near.getsockname()
+            while keeps_last or near.session is None:
+                for sock in select.select([front, back], [], [], 30)[0]:
+                    data, sender = sock.recvfrom(2000)
+                    if sock is back:
+                        front.sendto(data, to_client)
+                    elif sender != to_client:
+                        pass  # the end of an earlier session
+                    elif keeps_last and data[0] == change_cipher_spec:
+                        return data
+                    else:
+                        back.send(data)
+                with contextlib.suppress(BlockingIOError):
+                    near.do_handshake()
+            return b""
+
+        context = psk_client()
+        with connected() as (near, back):  # whose session the next one resumes
+            shake_hands(near, back)
+        with connected() as (near, back):
+            last = list(records(shake_hands(near, back, keeps_last=True)))
+            assert near.session.session_reused
+            back.send(last[0])
+            for _ in range(count):
+                near.send(b"x" * size)
+                back.send(front.recv(2000))
+            back.send(b"".join(last[1:]))
+            eventually(lambda: server.stats().received == count)
+        with Client(server.address, timeout=30, dtls=psk_client()) as client:
+            assert client.request(b"still here") == b"STILL HERE"
 
 
 @pytest.mark.family

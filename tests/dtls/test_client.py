@@ -1,8 +1,10 @@
 """Requests over DTLS."""
 
 import contextlib
+import errno
 import socket as std
 import threading
+import types
 
 import pytest
 
@@ -10,6 +12,7 @@ from certificates import certificates
 from dtls_pairs import psk_client, psk_server, server_of, trusting
 from support import Call
 from tomada import Client, Server, dtls
+from tomada._client import connection
 
 
 def serving(context, handle=lambda data, _: data.upper()):
@@ -100,3 +103,21 @@ def test_client_checks_the_context():
         Client(("127.0.0.1", 9), dtls="secret")
     with pytest.raises(ValueError, match="proxy_from is not available with dtls"):
         Client(("127.0.0.1", 9), dtls=psk_client(), proxy_from=("192.0.2.1", 5353))
+
+
+def test_client_sends_nothing_in_plain_text_if_a_session_cannot_begin(monkeypatch):
+    def fail(*_args, **_options):
+        raise OSError(errno.ENOMEM, "no memory for a session")
+
+    monkeypatch.setattr(connection, "_core", types.SimpleNamespace(DtlsEndpoint=fail))
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        for match in (None, lambda _request, _reply: True):
+            with Client(server.getsockname(), timeout=1, match=match, dtls=psk_client()) as client:
+                for _ in range(3):
+                    with pytest.raises(OSError, match="no memory"):
+                        client.request(b"a secret")
+                for error in client.request_many([b"a secret"] * 3, errors="return"):
+                    assert isinstance(error, OSError)
+        with pytest.raises(BlockingIOError):
+            server.recv(100, std.MSG_DONTWAIT)

@@ -1,5 +1,6 @@
 """A session over a connected socket."""
 
+import asyncio
 import errno
 import os
 import select
@@ -7,10 +8,11 @@ import socket as std
 
 import pytest
 
+import tomada.asyncio
 from certificates import certificates
 from dtls_pairs import connected, psk_client, psk_server, server_of, session, trusting
 from support import Call, eventually, open_descriptors
-from tomada import dtls, socket
+from tomada import Server, dtls, socket
 
 
 def test_wrap_socket_encrypts_both_directions():
@@ -302,3 +304,21 @@ def test_wrap_socket_leaves_no_descriptor_behind():
             with pytest.raises(TimeoutError):
                 psk_client().wrap_socket(one)
     assert open_descriptors() == before
+
+
+def test_a_wrapped_socket_does_not_give_its_descriptor_to_plain_ones():
+    with session(psk_client(), psk_server()) as (near, _):
+        with pytest.raises(NotImplementedError, match="dup"):
+            near.dup()
+        with pytest.raises(TypeError, match="wrap_socket"):
+            dtls.DTLSSocket(fileno=near.fileno())
+        with pytest.raises(TypeError, match="session"):
+            Server(None, lambda data, _: data, sock=near)
+
+        async def take_over():
+            loop = asyncio.get_running_loop()
+            await loop.create_datagram_endpoint(asyncio.DatagramProtocol, sock=near)
+
+        with pytest.raises(TypeError, match="session"):
+            tomada.asyncio.run(take_over())
+        near.send(b"still encrypted")

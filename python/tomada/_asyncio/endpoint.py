@@ -87,6 +87,7 @@ class Endpoint(AsyncContextManager):
         self._taken = 0
         self._rested = 0.0
         self._looked = 0.0
+        self._sessions = transport._sessions
         events.wake = self._readiness.wake
         self._core.raise_mistakes()
         if not transport._has_peer:
@@ -173,11 +174,8 @@ class Endpoint(AsyncContextManager):
             try:
                 taken = take(*args)
             except BlockingIOError:
-                if has_waited:
-                    # The socket is readable without a datagram, so the error queue has entries.
-                    self._core.read_errors()
-                    if self._events.errors:
-                        continue
+                if self._has_ended(is_readable=has_waited):
+                    continue
             except OSError as error:
                 self._pass_on(error)
                 await self._rest()
@@ -189,6 +187,14 @@ class Endpoint(AsyncContextManager):
             await self._readiness.wait()
             self._rested = time.monotonic()
             has_waited = True
+
+    def _has_ended(self, *, is_readable: bool) -> bool:
+        """Do what events that are not datagrams ask for; return whether an exception is due."""
+        if self._sessions is not None:
+            self._sessions.step()
+        if is_readable:  # without a datagram, so the error queue has entries
+            self._core.read_errors()
+        return bool(self._events.errors) or self._core.is_closing()
 
     def _check_receiving(self, *, is_reply: bool) -> None:
         if not (self._is_receiving or is_reply):
@@ -328,7 +334,8 @@ class Endpoint(AsyncContextManager):
         local address, the endpoint's guard, and its options that decide how a datagram travels
         (device, mark, priority, TOS, TTL). :class:`tomada.Client` documents when a port is reused.
         Up to 64 tasks may make such requests at once, while others receive. Further requests wait
-        for a free port; their timeouts start after that.
+        for a free port; their timeouts start after that. An endpoint with ``dtls`` needs a
+        ``match``, because the other ports have no session.
 
         With a ``match``, the request is sent from the endpoint's port. Use this if a firewall or
         the peer expects that port. Such requests wait for each other before their timeouts start.
@@ -345,6 +352,7 @@ class Endpoint(AsyncContextManager):
         :param match: Whether a reply, its second argument, answers a request, its first.
         :param retry_refused: Whether to retry if no program listens on the peer's port, or to raise
             :class:`ConnectionRefusedError` at once. Other ICMP messages never end a request.
+        :raises ValueError: The endpoint has no peer, or it has a session and there is no ``match``.
         :raises TimeoutError: No reply came; the text says how many attempts were made, and
             ``__cause__`` has the last error that an ICMP message brought.
         :raises OSError: ``EBADF``: the endpoint was closed meanwhile; ``EADDRNOTAVAIL``: a late
@@ -356,6 +364,11 @@ class Endpoint(AsyncContextManager):
             raise ValueError("request() needs an endpoint with a peer: open it with a remote_addr")
         if match is not None and not callable(match):
             raise TypeError(f"match must be a function of a request and a reply, not {match!r}")
+        if match is None and self._sessions is not None:
+            raise ValueError(
+                "request() without a match sends from a port of its own, which has no DTLS "
+                "session: pass a match, or use tomada.Client"
+            )
         self._check_open()
         retry = Retry(timeout, retries, retry_refused=bool(retry_refused))
         try:

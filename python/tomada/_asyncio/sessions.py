@@ -110,6 +110,10 @@ class Sessions:
             self._endpoint.pump()
             self._tell()
         self._deliver()
+        self.step()
+
+    def step(self) -> None:
+        """Do what follows from the datagrams that were received: call it after a receive."""
         self._tell()
         self._set_timer()
 

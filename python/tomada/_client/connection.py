@@ -238,14 +238,20 @@ class Connection(socket):
     def reconnect(self) -> None:
         """Connect to what has the server's address now."""
         self.peer = None
-        self.connect(self._to)
-        self.peer = self.getpeername()
-        if self.dtls is not None:
-            context, name = self.dtls
-            self._sessions = _core.DtlsEndpoint(
-                context, self, server_hostname=name, reports_end=True
-            )
-            self._sessions.begin()
+        try:
+            self.connect(self._to)
+            self.peer = self.getpeername()
+            if self.dtls is not None:
+                context, name = self.dtls
+                self._sessions = _core.DtlsEndpoint(
+                    context, self, server_hostname=name, reports_end=True
+                )
+                self._sessions.begin()
+        except BaseException:
+            if self.dtls is not None:
+                self.peer = None
+                self._disconnect()  # or requests would be sent in plain text
+            raise
 
     def _is_securing(self) -> bool:
         """Say whether a handshake is under way, which an earlier attempt has begun."""

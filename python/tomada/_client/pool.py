@@ -227,12 +227,15 @@ class Pool:
             self.discard(connection)
 
     def look_for_duplicate(self, connection: Connection) -> bool:
-        """Return whether an idle socket has received a datagram; if so, rest longer from now on."""
+        """Return whether the queue of an idle socket is not empty.
+
+        If a datagram is there, and not only an error, sockets rest longer from now on.
+        """
         if self.watched:
             self.watched = max(self.watched - 1, 0)
         if not connection._is_readable():  # noqa: SLF001 - made for this purpose
             return False
-        if self.rests:
+        if self.rests and connection._has_datagram():  # noqa: SLF001 - as above
             self.watched = math.inf
             self.adapt()
         return True
@@ -348,7 +351,7 @@ class Pool:
             oldest = self.idle.popleft()  # so that no other thread uses it
         except IndexError:
             return False
-        if self.rests and oldest._is_readable():  # noqa: SLF001
+        if self.rests and oldest._has_datagram():  # noqa: SLF001
             self.watched = math.inf
         long = min(max(LONG_RESTS * self.rest, LEAST_LONG), oldest.request_timeout)
         is_unused = self._spare > 0 or oldest.used_at + long < now

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use openssl::ssl::{Ssl, SslContext, SslRef, SslSession};
 use openssl::x509::verify::X509CheckFlags;
 
 use super::settings::{ContextError, Role, Settings, Verify};
 use crate::net::address::Address;
+use crate::net::fork_mutex::{ForkMutex, Inherit, leave_to_parent};
 use crate::net::sys::openssl::resume;
 
 /// The number of servers whose sessions a client keeps, to resume them.
@@ -19,27 +20,48 @@ const ONLY_PSK: &str = ":!kRSA:!aRSA:!aECDSA:!aDSS:!aNULL";
 /// Certificates, keys and rules that many sessions share.
 pub struct Context {
     role: Role,
-    settings: Mutex<Settings>,
+    settings: ForkMutex<Arc<Settings>>,
     /// OpenSSL's context, made from the settings when a session needs it.
-    built: Mutex<Option<Arc<Built>>>,
+    built: ForkMutex<Option<Arc<Built>>>,
 }
 
 /// A context as its sessions use it: later changes of the settings do not concern them.
 pub(super) struct Built {
     context: SslContext,
-    settings: Settings,
+    settings: Arc<Settings>,
     role: Role,
     /// Sessions that a client may resume.
-    resumable: Mutex<HashMap<Server, SslSession>>,
+    resumable: ForkMutex<Resumable>,
 }
+
+#[derive(Default)]
+struct Resumable(HashMap<Server, SslSession>);
 
 /// A server, by its address and by the name that its certificate was for.
 type Server = (Address, Option<String>);
 
+/// A change replaces all settings at once: a child has those before it, or those after it.
+impl Inherit for Arc<Settings> {
+    fn inherit(&mut self) {}
+}
+
+/// A child shares what its parent's context has generated.
+impl Inherit for Option<Arc<Built>> {
+    fn inherit(&mut self) {}
+}
+
+/// A thread of the parent may have been adding a session.
+impl Inherit for Resumable {
+    fn inherit(&mut self) {
+        leave_to_parent(&mut self.0);
+    }
+}
+
 impl Context {
     /// Creates a context with safe settings: a client verifies certificates and host names.
     pub fn new(role: Role) -> Self {
-        Self { role, settings: Mutex::new(Settings::new(role)), built: Mutex::default() }
+        let settings = ForkMutex::new(Arc::new(Settings::new(role)));
+        Self { role, settings, built: ForkMutex::default() }
     }
 
     /// Which side of its sessions a context is for.
@@ -49,45 +71,38 @@ impl Context {
 
     /// Reads the settings.
     pub fn read<T>(&self, read: impl FnOnce(&Settings) -> T) -> T {
-        read(&self.settings())
+        read(&self.settings.lock())
     }
 
     /// Changes the settings for sessions that begin later.
     pub fn change<T>(&self, change: impl FnOnce(&mut Settings) -> T) -> T {
-        let mut settings = self.settings();
-        let changed = change(&mut settings);
-        let old = self.built_now().take();
+        let mut settings = self.settings.lock();
+        let mut new = Settings::clone(&settings);
+        let changed = change(&mut new);
+        let old = (std::mem::replace(&mut *settings, Arc::new(new)), self.built.lock().take());
         drop(settings);
         drop(old); // unlocked, because it may run the code of what callbacks refer to
         changed
     }
 
-    fn settings(&self) -> MutexGuard<'_, Settings> {
-        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn built_now(&self) -> MutexGuard<'_, Option<Arc<Built>>> {
-        self.built.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Whether a server has a certificate or keys; without, every handshake would fail.
     pub fn has_identity(&self) -> bool {
-        self.settings().has_identity()
+        self.settings.lock().has_identity()
     }
 
     /// Prepares for sessions, with the current settings.
     pub(super) fn build(&self) -> Result<Arc<Built>, ContextError> {
-        let settings = self.settings();
-        let mut built = self.built_now();
+        let settings = self.settings.lock();
+        let mut built = self.built.lock();
         if let Some(built) = &*built {
             return Ok(Arc::clone(built));
         }
         let context = settings.build(self.role)?;
         let new = Arc::new(Built {
             context,
-            settings: settings.clone(),
+            settings: Arc::clone(&settings),
             role: self.role,
-            resumable: Mutex::default(),
+            resumable: ForkMutex::default(),
         });
         *built = Some(Arc::clone(&new));
         Ok(new)
@@ -108,7 +123,8 @@ impl Built {
         server_name: Option<&str>,
     ) -> Result<Ssl, ContextError> {
         let mut ssl = self.start(server_name)?;
-        if let Some(session) = self.resumable().get(&(peer, server_name.map(ToOwned::to_owned))) {
+        let server = (peer, server_name.map(ToOwned::to_owned));
+        if let Some(session) = self.resumable.lock().0.get(&server) {
             resume(&mut ssl, session)?;
         }
         Ok(ssl)
@@ -116,17 +132,14 @@ impl Built {
 
     /// Keeps a complete session of a client, to resume it later.
     pub(super) fn keep(&self, peer: Address, server_name: Option<String>, ssl: &SslRef) {
-        let mut resumable = self.resumable();
+        let mut resumable = self.resumable.lock();
+        let Resumable(resumable) = &mut *resumable;
         let server = (peer, server_name);
         if let Some(session) = ssl.session()
             && (resumable.len() < MOST_RESUMABLE || resumable.contains_key(&server))
         {
             resumable.insert(server, session.to_owned());
         }
-    }
-
-    fn resumable(&self) -> MutexGuard<'_, HashMap<Server, SslSession>> {
-        self.resumable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins a session; a client's is with the server of that name.
@@ -138,7 +151,7 @@ impl Built {
             return Ok(ssl);
         }
         ssl.set_connect_state();
-        let Settings { verify, check_hostname, psk_client, .. } = &self.settings;
+        let Settings { verify, check_hostname, psk_client, .. } = &*self.settings;
         let checks = *check_hostname && *verify != Verify::Nothing;
         let name = server_name.filter(|name| !name.is_empty());
         if checks && name.is_none() && psk_client.is_none() {

@@ -129,7 +129,7 @@ impl Endpoint {
         self.options.reports_end
     }
 
-    /// Keeps events until they are [taken](Self::take_events).
+    /// Keeps events until they are [taken](Self::take_event).
     pub fn keep_events(&self) {
         self.keeps_events.store(true, Ordering::Relaxed);
     }
@@ -395,6 +395,9 @@ impl Endpoint {
         let (replaced, surplus) = {
             let mut state = self.state();
             let replaced = state.table.establish(link, self.limits.idle_time, now);
+            if !link.is_established() {
+                return; // the handshake was ended or replaced meanwhile
+            }
             let TableLimits { sessions, idle_time, .. } = self.limits;
             (replaced, state.table.surplus_session(sessions, idle_time, now))
         };

@@ -45,7 +45,7 @@ const ADVICE: [(&str, &str); 8] = [
     ("no shared cipher", "the two sides have no cipher in common that fits the certificate or key"),
     ("no ciphers available", "set_ciphers() excludes all that the versions and keys allow"),
     ("unsupported protocol", "the two sides have no version in common"),
-    ("handshake failure", "the peer found no cipher in common, or misses a certificate"),
+    ("handshake failure", "the peer found no cipher in common, or requires a certificate"),
     ("peer did not return a certificate", "the client must load_cert_chain()"),
     ("unknown ca", "the peer does not trust the issuer of this side's certificate"),
     ("psk identity not found", "no key is known for the identity of the client"),
@@ -58,7 +58,7 @@ impl SessionError {
         Self { kind, reason: reason.to_owned(), text: reason.to_owned() }
     }
 
-    /// There is no session that something could be said of.
+    /// The failure of an operation that needs a session, with a peer that has none.
     pub fn no_session() -> Self {
         Self::new(SessionErrorKind::NoSession, "there is no DTLS session with this peer")
     }

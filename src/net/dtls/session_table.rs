@@ -159,7 +159,7 @@ impl SessionTable {
         self.entries.get(peer)?.candidate.clone()
     }
 
-    /// Makes a handshake the live session; returns the one that it replaces.
+    /// Makes a handshake the live session, unless it has ended; returns the one that it replaces.
     pub(super) fn establish(
         &mut self,
         link: &Arc<Link>,
@@ -175,7 +175,8 @@ impl SessionTable {
         entry.seen = Some(now);
         match (&replaced, entry.idle_at) {
             (Some(replaced), Some(at)) => self.idle.remove(at, replaced.number),
-            _ => self.sessions += 1,
+            (Some(_), None) => {} // it was idle for too long, and is about to be removed
+            (None, _) => self.sessions += 1,
         }
         let at = now + idle_time;
         entry.idle_at = Some(at);

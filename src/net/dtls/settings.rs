@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use openssl::error::ErrorStack;
@@ -93,7 +93,7 @@ pub struct Settings {
     trusts_system: bool,
     ciphers: Option<String>,
     alpn: Vec<u8>,
-    key_log: Option<(PathBuf, Arc<Mutex<File>>)>,
+    key_log: Option<(PathBuf, Arc<File>)>,
 }
 
 /// Why a setting was not accepted.
@@ -272,7 +272,7 @@ impl Settings {
             Some(path) => {
                 let file = File::options().append(true).create(true).open(path);
                 let file = file.map_err(|error| ContextError::File(path.to_owned(), error))?;
-                Some((path.to_owned(), Arc::new(Mutex::new(file))))
+                Some((path.to_owned(), Arc::new(file)))
             }
         };
         Ok(())
@@ -329,8 +329,8 @@ impl Settings {
         if let Some((_, file)) = &self.key_log {
             let file = Arc::clone(file);
             builder.set_keylog_callback(move |_, line| {
-                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-                let _ = file.write_all(format!("{line}\n").as_bytes()); // a full disk ends no session
+                // One write appends the whole line. A full disk ends no session.
+                let _ = (&*file).write_all(format!("{line}\n").as_bytes());
             });
         }
         Ok(builder.build())

@@ -105,7 +105,7 @@ impl RecvRing {
 
     /// Replaces each message of the last receive by what `rewrite` makes of it, and drops it if that
     /// is nothing. `rewrite` gets the message as one piece, and the length of its datagrams; it puts
-    /// what replaces them, which must not be longer, into the vector. Each message must be one part,
+    /// what replaces them, which must fit into a slot, into the vector. Each message must be one part,
     /// as it is without proxies.
     #[cfg(feature = "dtls")]
     pub(in crate::net) fn rewrite(

@@ -138,7 +138,8 @@ impl Socket {
     }
 
     /// Replaces the datagrams of the last receive by the plaintexts in them, and sends the sessions'
-    /// own datagrams. Plaintexts after the first run of equal ones go to the backlog.
+    /// own datagrams. Plaintexts after the first run of equal ones that fit into the slot go to the
+    /// backlog: the end of a handshake releases those that have overtaken it, more than a slot holds.
     pub(super) fn open_records(
         &self,
         fd: BorrowedFd<'_>,
@@ -147,7 +148,8 @@ impl Socket {
     ) {
         let Some(endpoint) = self.dtls() else { return };
         let now = Instant::now();
-        let mut rest = Vec::new();
+        let (mut rest, mut rest_bytes) = (Vec::new(), 0);
+        let slot_len = ring.messages().slot_len();
         Workspace::with(|workspace| {
             let Workspace { scratch, outbox, plaintexts, .. } = workspace;
             ring.rewrite(filled, |message, segment, room| {
@@ -160,15 +162,17 @@ impl Socket {
                         plaintexts.push(plaintext);
                     });
                 }
-                let run = first_run(plaintexts);
+                let run = first_run(plaintexts, slot_len);
                 room.extend(plaintexts.iter().take(run).flatten());
                 let copy = |payload| Held::copy_of(Received { payload, ..message });
                 rest.extend(plaintexts.iter().skip(run).map(copy));
+                rest_bytes += plaintexts.iter().skip(run).map(<[u8]>::len).sum::<usize>();
                 (run > 0).then(|| Split::new(room.len(), plaintexts.get(0).map(<[u8]>::len)))
             });
             self.send_outbox(fd, &endpoint, outbox);
         });
         if !rest.is_empty() {
+            self.counters().count_also_received(rest.len(), rest_bytes);
             let lost = self.with_backlog(|backlog| {
                 rest.into_iter().map(|held| held.map_or(1, |held| backlog.push_back(held))).sum()
             });
@@ -267,10 +271,12 @@ pub(super) fn send_record(
 }
 
 /// The number of plaintexts at the beginning that have one length, except that the last may be
-/// shorter.
-fn first_run(plaintexts: &Packets) -> usize {
+/// shorter, and that fit into some room together.
+fn first_run(plaintexts: &Packets, room: usize) -> usize {
     let Some(len) = plaintexts.get(0).map(<[u8]>::len) else { return 0 };
-    let same = plaintexts.iter().take_while(|plaintext| plaintext.len() == len).count();
-    let ends = plaintexts.get(same).is_some_and(|next| (1..len).contains(&next.len()));
+    let most = room.checked_div(len).unwrap_or(1); // empty ones cannot be told apart in a run
+    let same = plaintexts.iter().take(most).take_while(|plaintext| plaintext.len() == len).count();
+    let fits = 1..len.min(room + 1 - same * len);
+    let ends = plaintexts.get(same).is_some_and(|next| fits.contains(&next.len()));
     same + usize::from(ends)
 }

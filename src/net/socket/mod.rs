@@ -24,7 +24,7 @@ pub use recv::{Taken, Visibility};
 pub use recv_cursor::{RecvCursor, Ring};
 pub use wait::{Deadline, Interest, KernelWait, Stop, Waiting};
 
-use std::ffi::c_int;
+use std::ffi::{c_int, c_short};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -403,13 +403,15 @@ impl Socket {
     pub fn accept_now(&self, fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, Address)> {
         let none = || io::Error::from(io::ErrorKind::WouldBlock);
         let _alone = self.accepting.try_lock().ok_or_else(none)?;
-        if self.is_readable(fd)? { sys::accept(fd) } else { Err(none()) }
+        if self.readiness(fd)? != 0 { sys::accept(fd) } else { Err(none()) }
     }
 
-    /// Whether a receive would not wait: a datagram is queued, or an error.
-    pub fn is_readable(&self, fd: BorrowedFd<'_>) -> io::Result<bool> {
+    /// The events of `poll(2)`: `POLLIN` if a receive would return a datagram without waiting,
+    /// `POLLERR` if it would return an error, 0 if it would wait.
+    pub fn readiness(&self, fd: BorrowedFd<'_>) -> io::Result<c_short> {
         let mut fds = [libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
-        Ok(sys::poll(&mut fds, Some(Duration::ZERO))? > 0)
+        sys::poll(&mut fds, Some(Duration::ZERO))?;
+        Ok(fds[0].revents)
     }
 
     /// Ends receiving, sending or both: `shutdown(2)`.

@@ -157,7 +157,13 @@ impl RecvMessages {
         }
     }
 
-    /// Overwrites a slot's message with a shorter one.
+    /// The room for a message in each slot, in bytes.
+    #[cfg(feature = "dtls")]
+    pub(in crate::net) fn slot_len(&self) -> usize {
+        self.slot_len
+    }
+
+    /// Overwrites a slot's message with another one, which must fit into the slot.
     #[cfg(feature = "dtls")]
     pub(in crate::net) fn replace_payload(&mut self, slot: usize, payload: &[u8]) {
         let old_len = self.message(slot).len;

@@ -1,5 +1,6 @@
 //! A request and its reply in one call: the most frequent operation of a client.
 
+use std::ffi::c_short;
 use std::io;
 
 use pyo3::prelude::*;
@@ -40,18 +41,28 @@ impl Socket {
 
     /// Return whether a receive would not wait: there is a datagram or an error, or it is closed.
     fn _is_readable(&self, py: Python<'_>) -> Result<bool> {
-        let socket = self.socket()?;
-        loop {
-            match socket.with(|fd| socket.is_readable(fd)) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => py.check_signals()?,
-                Err(error) if error.raw_os_error() == Some(libc::EBADF) => return Ok(true),
-                result => return Ok(result?),
-            }
-        }
+        Ok(self.readiness(py)?.is_none_or(|events| events != 0))
+    }
+
+    /// Return whether a datagram is queued; an error does not count.
+    fn _has_datagram(&self, py: Python<'_>) -> Result<bool> {
+        Ok(self.readiness(py)?.is_some_and(|events| events & libc::POLLIN != 0))
     }
 }
 
 impl Socket {
+    /// Returns the events of `poll(2)`; `None` if the socket is closed.
+    fn readiness(&self, py: Python<'_>) -> Result<Option<c_short>> {
+        let socket = self.socket()?;
+        loop {
+            match socket.with(|fd| socket.readiness(fd)) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => py.check_signals()?,
+                Err(error) if error.raw_os_error() == Some(libc::EBADF) => return Ok(None),
+                result => return Ok(Some(result?)),
+            }
+        }
+    }
+
     /// Discards the queued datagrams; returns whether the queue is empty. Also discards an error of
     /// an earlier datagram (`ECONNREFUSED`).
     fn empty_queue(&self) -> Result<bool> {
