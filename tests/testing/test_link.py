@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-import tomada
 from linked import assert_balanced, plain, until
 from tomada.asyncio import open_endpoint
 from tomada.testing import Arrival, GilbertElliott, Impairments, impaired
@@ -140,60 +139,9 @@ def test_an_exception_of_the_block_is_not_hidden_by_one_of_a_function(server, cl
     link.__exit__(LookupError, LookupError(), None)
 
 
-def test_one_seed_gives_one_log_in_a_hundred_runs(server):
-    logs = []
-    server.settimeout(0)
-    for _ in range(100):
-        options = {"loss": 0.2, "duplicate": 0.2, "corrupt": 0.2, "truncate": 0.2, "jitter": 1e-3}
-        with plain() as client, impaired(server.getsockname(), seed=7, **options) as link:
-            for number in range(40):
-                client.sendto(b"%d" % number * 5, link.address)
-            until(lambda link=link: link.stats.to_server.received == 40)
-            logs.append(link.log)
-    assert all(log == logs[0] for log in logs)
-    assert {fate.dropped for fate in logs[0]} == {None, "lost"}
-    # Another seed gives another log.
-    with plain() as client, impaired(server.getsockname(), seed=8, **options) as link:
-        for number in range(40):
-            client.sendto(b"%d" % number * 5, link.address)
-        until(lambda: link.stats.to_server.received == 40)
-    assert link.log != logs[0]
-
-
-def test_an_echo_through_a_link_gives_equal_logs():
-    def run():
-        with tomada.Server(("127.0.0.1", 0), lambda data, _: data) as server, plain() as client:
-            options = {"loss": 0.3, "duplicate": 0.2, "truncate": 0.3}
-            with impaired(server, seed=3, **options) as link:
-                for number in range(30):
-                    before = link.stats
-                    client.sendto(b"%03d" % number, link.address)
-                    # Its fate and that of the replies are decided before the next one is sent.
-                    until(
-                        lambda link=link, before=before: (
-                            link.stats.to_server.received > before.to_server.received
-                            and link.stats.to_client.received == link.stats.to_server.sent
-                        )
-                    )
-                return link.log
-
-    first = run()
-    assert {fate.direction for fate in first} == {"to_server", "to_client"}
-    assert run() == first
-
-
-def test_bursts_lose_the_requested_share(server, client):
+def test_bursts_of_a_share_and_a_length():
     model = GilbertElliott.bursts(loss=0.2, length=5)
     assert (model.p, model.r) == (pytest.approx(0.05), 0.2)
-    with impaired(server.getsockname(), loss=model, seed=4) as link:
-        for sent in range(1, 2001):
-            client.sendto(b"", link.address)
-            if sent % 50 == 0:
-                until(lambda sent=sent: link.stats.to_server.received == sent)
-    lost = [fate.dropped == "lost" for fate in link.log]
-    bursts = sum(now and not before for before, now in zip([False, *lost], lost, strict=False))
-    assert 0.12 < sum(lost) / len(lost) < 0.28
-    assert 3.5 < sum(lost) / bursts < 7
 
 
 def test_reordering_shows_at_the_server(server, client):
@@ -265,8 +213,6 @@ def test_impairments_change_while_it_runs(server, client):
         assert (link.to_server.mtu, link.to_client.mtu) == (30, None)
         client.sendto(b"too long", link.address)
         until(lambda: link.stats.to_server.too_long == 1)
-        with pytest.raises(ValueError, match="cannot be set later"):
-            link.change(script=lambda _: "pass")
 
 
 def test_a_delay_holds_back_for_at_least_as_long(server, client):
@@ -448,14 +394,6 @@ def test_a_function_may_close_its_link(server, client):
     link.close()
     with plain(address=link.address):
         pass  # the port is free
-
-
-def test_a_function_cannot_be_replaced(server):
-    to_server = Impairments(script=lambda _: "pass")
-    with impaired(server.getsockname(), to_server=to_server) as link:
-        with pytest.raises(ValueError, match="cannot be set later"):
-            link.change(to_server=Impairments(loss=1.0))
-        assert link.to_server is to_server
 
 
 def test_many_rebinds_leave_few_ports_open(server, client):

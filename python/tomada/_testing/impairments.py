@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self, TypeAlias, TypedDict
 
 from tomada import _core
 
 Direction: TypeAlias = Literal["to_server", "to_client"]
 DIRECTIONS: tuple[Direction, Direction] = ("to_server", "to_client")
+
+
+def number_of(direction: Direction) -> int:
+    """Return a direction's number."""
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction must be 'to_server' or 'to_client', not {direction!r}")
+    return DIRECTIONS.index(direction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,17 +131,43 @@ class Impairments:
     def __post_init__(self) -> None:
         if self.queue is not None and self.rate is None:
             raise ValueError("queue needs a rate")
-        checking = _core.PathCore(0, 0)
-        checking.set(self)
+        _core.PathCore(0, 0).set(self)
         if self.script is not None and not callable(self.script):
-            checking.set_script(steps_of(self.script))
+            steps_of(self.script)
 
 
 def steps_of(script: Sequence[Step]) -> list[Step]:
-    """Return a script's steps; a single string is a mistake."""
+    """Check a script's steps, and return them; a single string is a mistake."""
     if isinstance(script, str):
         raise TypeError("script must be a list of steps, or a function, not a single str")
-    return list(script)
+    steps = list(script)
+    _core.PathCore.check_steps(steps)
+    return steps
+
+
+Sides: TypeAlias = tuple[Impairments, Impairments]
+# The scope of a script: a direction, by its number, or both.
+BOTH = len(DIRECTIONS)
+
+
+def changed(
+    before: Sides,
+    given: tuple[Impairments | None, Impairments | None],
+    options: ImpairmentOptions,
+) -> tuple[Sides, dict[int, Script | None]]:
+    """Return the impairments after a change, and the scripts that it replaces."""
+    scripts: dict[int, Script | None] = {}
+    if "script" in options:
+        # A new script for both directions replaces those of single ones.
+        scripts = dict.fromkeys(range(BOTH)) | {BOTH: options["script"]}
+        Impairments(script=options["script"])  # it is valid, or this raises
+        options = {**options, "script": None}
+    sides = [replace(side, **options) for side in before]
+    for number, side in enumerate(given):
+        if side is not None:
+            sides[number] = side
+            scripts[number] = side.script
+    return (sides[0], sides[1]), scripts
 
 
 def function_of(script: Callable[[Arrival], Step]) -> Callable[[int, int, int, bytes], Step]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, Unpack
 
 from tomada import _core
@@ -13,6 +12,7 @@ from tomada._address import format_address
 from tomada._asyncio.context_managers import Opening
 from tomada._testing import seeds
 from tomada._testing.impairments import (
+    BOTH,
     DIRECTIONS,
     Arrival,
     Direction,
@@ -21,8 +21,11 @@ from tomada._testing.impairments import (
     Impairments,
     PathStats,
     Script,
+    Sides,
     Step,
+    changed,
     fates_of,
+    number_of,
     steps_of,
 )
 from tomada._testing.memory_endpoint import MemoryEndpoint
@@ -52,7 +55,7 @@ class Network:
 
     def __init__(
         self,
-        sides: tuple[Impairments, Impairments],
+        sides: Sides,
         *,
         script: Script | None,
         seed: int | None,
@@ -66,8 +69,8 @@ class Network:
         ]
         for path, side in zip(self._paths, sides, strict=True):
             path.set(side)
-        self._scripts = [_Decisions(side.script) for side in sides]
-        self._both = _Decisions(script)
+        # Of the directions, and the one that they share.
+        self._scripts = [_Decisions(given) for given in (*(it.script for it in sides), script)]
         # It decides which of several flows goes first.
         self._chance = random.Random(self._seed)  # noqa: S311 - not for secrets
         self._bound: dict[Name, MemoryTransport] = {}
@@ -219,7 +222,7 @@ class Network:
         index = self._arrived[number]
         self._arrived[number] += 1
         own = self._scripts[number]
-        decisions = self._both if own.script is None else own
+        decisions = self._scripts[BOTH] if own.script is None else own
         return decisions.decide(Arrival(DIRECTIONS[number], flow, index, data))
 
     def _arrange(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -290,17 +293,13 @@ class Network:
         to_client: Impairments | None = None,
         **options: Unpack[ImpairmentOptions],
     ) -> None:
-        """Change the impairments, like :meth:`Link.change`; scripts may be functions."""
-        given = (to_server, to_client)
-        sides = [
-            replace(self._sides[number], **options) if side is None else side
-            for number, side in enumerate(given)
-        ]
-        for number, side in enumerate(sides):
-            self._paths[number].set(side)
-            if side.script is not self._sides[number].script:
-                self._scripts[number] = _Decisions(side.script)
-        self._sides = (sides[0], sides[1])
+        """Change the impairments, like :meth:`Link.change`."""
+        sides, scripts = changed(self._sides, (to_server, to_client), options)
+        for number, script in scripts.items():
+            self._scripts[number] = _Decisions(script)
+        for path, side in zip(self._paths, sides, strict=True):
+            path.set(side)
+        self._sides = sides
 
     def cut(self, direction: Direction | None = None) -> None:
         """Cut both directions, or one, like :meth:`Link.cut`."""
@@ -315,9 +314,7 @@ class Network:
     def _chosen(self, direction: Direction | None) -> Iterable[_core.PathCore]:
         if direction is None:
             return self._paths
-        if direction not in DIRECTIONS:
-            raise ValueError(f"direction must be 'to_server' or 'to_client', not {direction!r}")
-        return [self._paths[DIRECTIONS.index(direction)]]
+        return [self._paths[number_of(direction)]]
 
     @property
     def log(self) -> list[NetworkFate]:
@@ -352,7 +349,6 @@ class _Decisions:
         self._steps = deque[Step]() if script is None or callable(script) else None
         if self._steps is None:
             self._steps = deque(steps_of(script))  # type: ignore[arg-type]
-            _core.PathCore(0, 0).set_script(self._steps)
 
     def decide(self, arrival: Arrival) -> Step:
         if callable(self.script):
