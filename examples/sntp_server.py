@@ -1,5 +1,8 @@
 """An SNTP server (RFC 4330): returns this machine's time, and when the kernel received the request.
 
+The transmit time in a reply is read before the reply leaves. The kernel tells the server how much
+earlier that was, and the server states it as its error (the root dispersion).
+
 python sntp_server.py --listen 127.0.0.1:12300
 """
 
@@ -25,8 +28,11 @@ def timestamp(nanoseconds: int) -> int:
     return (seconds + SINCE_1900) % (1 << 32) << 32 | (rest << 32) // 1_000_000_000
 
 
-def answer(question: Datagram) -> bytes | None:
-    """Return the reply to a client's request, or None if it is not a valid request."""
+def answer(question: Datagram, sent: int, error: int) -> bytes | None:
+    """Return the reply, or None if the request is not valid.
+
+    The reply leaves ``error`` nanoseconds after ``sent`` at most.
+    """
     if len(question.data) < PACKET.size or question.data[0] & 7 != CLIENT:
         return None
     first, _, poll, *_, transmitted = PACKET.unpack_from(question.data)
@@ -38,23 +44,30 @@ def answer(question: Datagram) -> bytes | None:
         poll,
         -20,  # precision: 2^-20 s, a microsecond
         0,
-        1 << 6,  # root dispersion: a millisecond
+        (error << 16) // 1_000_000_000 + 1,  # root dispersion: 16 bits of a fraction
         b"LOCL",
         timestamp(received),
         transmitted,
         timestamp(received),
-        timestamp(time.time_ns()),
+        timestamp(sent),
     )
 
 
 def serve(sock: socket.socket) -> None:
+    delays = [1_000_000]  # of the last replies, in nanoseconds: a millisecond until the first one
     while True:
+        sent: dict[int | None, int] = {}
         for question in sock.recv_datagrams():
-            reply = answer(question)
+            called = time.time_ns()
+            reply = answer(question, called, max(delays))
             if reply is not None:
                 # Ignore errors: the client may be gone.
                 with contextlib.suppress(OSError):
-                    question.reply(reply)
+                    id = sock.send_datagram(question.replace(data=reply, ttl=None, tos=None))
+                    sent[id] = called
+        left = {id: software for id, software, _ in sock.timestamps() if software is not None}
+        delays += [left[id] - called for id, called in sent.items() if id in left]
+        delays = delays[-10:]
 
 
 if __name__ == "__main__":
@@ -65,6 +78,8 @@ if __name__ == "__main__":
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_TIMESTAMPNS, 1)
         server.setsockopt(socket.IPPROTO_IP, socket.IP_PKTINFO, 1)
+        with contextlib.suppress(OSError):  # before Linux 6.13
+            server.transmit_timestamps = True
         server.bind((host, int(port)))
         print("listening on {}:{}".format(*server.getsockname()), flush=True)
         with contextlib.suppress(KeyboardInterrupt):

@@ -356,6 +356,21 @@ class Socket:
     @guard.setter
     def guard(self, guard: Guard | None) -> None: ...
     @property
+    def pacing(self) -> int | None:
+        """The highest rate at which the socket sends, in bytes per second; ``None`` for no limit.
+
+        This is ``SO_MAX_PACING_RATE`` (``socket(7)``). The queueing discipline ``fq``
+        (``tc-fq(8)``) of the device spaces the datagrams out; without it, the option has no effect
+        (``tomada info`` says where it is). It counts the bytes of the headers too. The kernel
+        lowers the rate of a UDP socket, but never raises it again: open another socket for a higher
+        one.
+
+        :raises ValueError: It is less than 1.
+        """
+
+    @pacing.setter
+    def pacing(self, rate: int | None) -> None: ...
+    @property
     def pending(self) -> int:
         """The number of datagrams in the backlog: received from the kernel, not yet handed out.
 
@@ -486,6 +501,88 @@ class Socket:
         *,
         errors: Literal["continue"],
     ) -> list[tuple[int, OSError]]: ...
+    def send_datagram(self, datagram: Datagram, flags: int = 0) -> int | None:
+        """Send one :class:`Datagram` with its metadata; otherwise like :meth:`send_datagrams`.
+
+        :return: With :attr:`transmit_timestamps`, the datagram's id, which :meth:`timestamps`
+            returns with the time at which the datagram has left. Ids are consecutive from 1 to
+            2**32 - 1, and then begin again; a call that raises an exception also uses one.
+            Otherwise ``None``.
+        """
+
+    @overload
+    def send_datagrams(
+        self,
+        datagrams: Iterable[Datagram],
+        flags: int = 0,
+        *,
+        errors: Literal["raise"] = "raise",
+    ) -> int:
+        """Send many datagrams, each with its metadata, and return how many were sent.
+
+        Each is sent to its ``address``, from its ``source`` over its ``interface``, with its
+        ``ttl`` and ``tos`` (``IP_PKTINFO``, ``IP_TTL``, ``IP_TOS`` in ``ip(7)``, and their IPv6
+        equivalents in :rfc:`3542`). A received datagram keeps what it has arrived with, unless
+        :meth:`Datagram.replace` changes it. Consecutive datagrams of equal size to one peer with
+        equal metadata are sent in one call. ``flags``, ``errors``, the waits and the exceptions are
+        those of :meth:`send_many`.
+
+        A ``transmit_time_ns`` takes effect on a device with the queueing discipline ``fq``
+        (``tc-fq(8)``): a time that has passed means at once, and one more than ten seconds ahead
+        (the option ``horizon``) drops the datagram or shortens its wait. Other disciplines, and
+        devices without one, send at once, without an error; ``tomada info`` says which disciplines
+        the devices have. For ``etf``, set ``SO_TXTIME`` yourself: its clock then applies.
+
+        :raises OSError: ``EINVAL`` or ``ENETUNREACH``: the source is not an address of this
+            machine, or has no route to the destination; ``ENODEV``: there is no such interface;
+            ``EOPNOTSUPP``: the socket is of ``AF_UNIX``, and a datagram has metadata.
+        :raises ValueError: A source and its destination belong to different families.
+        """
+
+    @overload
+    def send_datagrams(
+        self,
+        datagrams: Iterable[Datagram],
+        flags: int = 0,
+        *,
+        errors: Literal["continue"],
+    ) -> list[tuple[int, OSError]]: ...
+    @property
+    def transmit_timestamps(self) -> bool:
+        """Whether the kernel reports when the datagrams of :meth:`send_datagram` have left.
+
+        False by default. Other methods of sending are not affected. The reports share the room of
+        the receive buffer with datagrams, and are lost if it is full. Until they are read,
+        ``select`` reports an error (``POLLERR``). Waits, and every 32nd :meth:`send_datagram`, take
+        them out of the kernel's queue; up to 65,536 are stored for :meth:`timestamps`, the latest
+        ones. They are not errors: :meth:`errors` and ``MSG_ERRQUEUE`` do not return them, and
+        ``stats().transmitted`` counts them. Sockets that share a descriptor (``dup``, ``fork``)
+        share the queue, too, and any of them may take a report.
+
+        This is ``SO_TIMESTAMPING`` with ``SCM_TS_OPT_ID`` (the kernel's
+        ``networking/timestamping.rst``). It ends when the program sets ``SO_TIMESTAMPING`` itself.
+
+        :raises OSError: ``EOPNOTSUPP``: the kernel is older than 6.13, or the socket is of
+            ``AF_UNIX``; ``EBUSY``: the program itself has asked for timestamps of all datagrams.
+        """
+
+    @transmit_timestamps.setter
+    def transmit_timestamps(self, is_on: bool) -> None: ...
+    def timestamps(self, timeout: float = 0.0) -> list[tuple[int, int | None, int | None]]:
+        """Return the transmit timestamps that have arrived since the last call.
+
+        :param timeout: How many seconds to wait for the first one.
+        :return: A list, which may be empty, of the datagram's id; when the kernel has passed it to
+            the device, in nanoseconds since 1970 UTC (see :func:`time.time_ns`); and when the
+            device has sent it, in nanoseconds on the device's clock. One of the two is ``None``: a
+            device with hardware timestamps (see
+            :meth:`tomada.socket.socket.enable_hardware_timestamps`) gives a second item with the
+            same id. A datagram that never left has none, nor has one that joined another
+            (``MSG_MORE``, ``UDP_CORK``).
+        :raises ValueError: The timeout is negative or not a number.
+        """
+
+    def _request_hardware_timestamps(self) -> None: ...
     @overload
     def send_many(
         self,
@@ -673,7 +770,59 @@ class Batch:
 
 @final
 class Datagram:
-    """A received datagram with the kernel's metadata. Immutable."""
+    """A datagram with metadata: as the kernel received it, or as it is to be sent. Immutable.
+
+    ``Datagram(data, address=None, *, ttl=None, tos=None, ecn=None, source=None, interface=None,
+    transmit_time_ns=None)``
+
+    :meth:`Socket.send_datagram` and :meth:`Socket.send_datagrams` send it. A field that is ``None``
+    follows the socket's options and the routing table.
+
+    :param data: The payload, a bytes-like object, which is copied unless it is ``bytes``.
+    :param address: The destination; without it, the connected peer.
+    :param ttl: The time to live (IPv4) or hop limit (IPv6), 1 to 255.
+    :param tos: The type of service (IPv4) or traffic class (IPv6), 0 to 255.
+    :param ecn: The last two bits of ``tos``, 0 to 3 (:rfc:`3168`). Without ``tos``, its other bits
+        are 0.
+    :param source: The IP address to send from, which must be one of this machine.
+    :param interface: The interface to send over: its name, its index, or one of its addresses.
+    :param transmit_time_ns: When to transmit it, in nanoseconds on the clock of
+        :func:`time.monotonic_ns`. This needs a queueing discipline that knows such times: see
+        :meth:`Socket.send_datagrams`.
+    :raises ValueError: A number is out of range, or ``source`` is not a numeric address.
+    :raises OSError: ``ENODEV``: there is no such interface.
+    """
+
+    def __new__(
+        cls,
+        data: ReadableBuffer,
+        address: _Address | None = None,
+        *,
+        ttl: int | None = None,
+        tos: int | None = None,
+        ecn: int | None = None,
+        source: str | None = None,
+        interface: str | int | None = None,
+        transmit_time_ns: int | None = None,
+    ) -> Self: ...
+    def replace(
+        self,
+        *,
+        data: ReadableBuffer = ...,
+        address: _Address | None = ...,
+        ttl: int | None = ...,
+        tos: int | None = ...,
+        ecn: int | None = ...,
+        source: str | None = ...,
+        interface: str | int | None = ...,
+        transmit_time_ns: int | None = ...,
+    ) -> Datagram:
+        """Return a datagram to send with other values of some fields.
+
+        The arguments are those of the class. A reply to a received datagram keeps its ``address``,
+        ``source`` and ``interface``. Set ``ttl`` to ``None``: what is left of the request's may not
+        be enough for the way back.
+        """
 
     @property
     def data(self) -> bytes:
@@ -681,15 +830,27 @@ class Datagram:
 
     @property
     def address(self) -> _RetAddress:
-        """The sender's address, in the form of :meth:`Socket.recvfrom`."""
+        """The peer's address: the sender's, in the form of :meth:`Socket.recvfrom`, or as given."""
 
     @property
     def host(self) -> str | None:
-        """The sender's IP address. An IPv4 peer of an IPv6 socket has a plain IPv4 address."""
+        """The peer's IP address. An IPv4 peer of an IPv6 socket has a plain IPv4 address."""
 
     @property
     def port(self) -> int | None:
-        """The sender's port."""
+        """The peer's port."""
+
+    @property
+    def source(self) -> str | None:
+        """The local IP address to send from.
+
+        Of a received datagram, this is the address to reply from: its :attr:`destination`, or the
+        interface's own address if that is a group or a broadcast address.
+        """
+
+    @property
+    def transmit_time_ns(self) -> int | None:
+        """When to transmit it, in nanoseconds; ``None`` for a received datagram."""
 
     @property
     def destination(self) -> str | None:
@@ -697,15 +858,25 @@ class Datagram:
 
     @property
     def interface(self) -> int | None:
-        """The index of the receiving interface; see :func:`socket.if_indextoname`."""
+        """The index of the interface it arrived on, or is to be sent over.
+
+        See :func:`socket.if_indextoname`.
+        """
 
     @property
     def timestamp_ns(self) -> int | None:
         """When the kernel received it, in nanoseconds since 1970 UTC (see :func:`time.time_ns`)."""
 
     @property
+    def hardware_timestamp_ns(self) -> int | None:
+        """When the device received it, in nanoseconds on the device's clock.
+
+        ``None`` without :meth:`tomada.socket.socket.enable_hardware_timestamps`.
+        """
+
+    @property
     def ttl(self) -> int | None:
-        """The time to live (IPv4) or hop limit (IPv6) on arrival."""
+        """The time to live (IPv4) or hop limit (IPv6): on arrival, or to send it with."""
 
     @property
     def tos(self) -> int | None:
@@ -738,6 +909,8 @@ class Datagram:
         routing table prefers, and a peer that is connected to another address never receives it. A
         reply to a multicast or broadcast datagram is sent from the interface's own address. The
         exceptions are those of :meth:`Socket.sendto`.
+
+        :raises ValueError: The datagram was not received, but made for sending.
         """
 
     def __len__(self) -> int:
@@ -1424,6 +1597,10 @@ class Stats:
 
         A call that sends directly, such as a socket's ``sendto``, raises an exception instead.
         """
+
+    @property
+    def transmitted(self) -> int:
+        """The kernel's reports that datagrams have left (:attr:`Socket.transmit_timestamps`)."""
 
     def __eq__(self, other: object, /) -> bool: ...
 

@@ -23,6 +23,7 @@ class SocketOptions:
         socket that the caller shares.
     :param spin: How long a wait polls before it sleeps, in seconds.
     :param rcvbuf: The size of the receive buffer in bytes; ``None`` for the default one.
+    :param pacing: The highest rate to send at, in bytes per second; ``None`` for no limit.
     :param groups: Multicast groups to join, each an address, or the arguments of ``join_group``.
     :param guard: The guard for received datagrams and replies.
     :param proxy: The networks of trusted proxies.
@@ -35,6 +36,7 @@ class SocketOptions:
     gro: bool | None = None
     spin: float = 0.0
     rcvbuf: int | None = None
+    pacing: int | None = None
     groups: Sequence[Any] = ()
     guard: _core.Guard | None = None
     proxy: Sequence[Any] = ()
@@ -51,6 +53,8 @@ class SocketOptions:
                 raise TypeError(f"rcvbuf must be a number of bytes, not {self.rcvbuf!r}")
             if self.rcvbuf < 0:
                 raise ValueError(f"rcvbuf must be at least 0 bytes, not {self.rcvbuf!r}")
+        if self.pacing is not None:
+            self._check_pacing(self.pacing)
         if isinstance(self.groups, str):
             raise TypeError(f"groups must be a list of groups: write [{self.groups!r}]")
         if not isinstance(self.guard, _core.Guard | None):
@@ -58,6 +62,13 @@ class SocketOptions:
         _core.trust_proxies(None, self.proxy)
         if self.proxy_flows is not None:
             self._check_flows(self.proxy_flows)
+
+    @staticmethod
+    def _check_pacing(rate: int) -> None:
+        if not isinstance(rate, SupportsIndex):
+            raise TypeError(f"pacing must be a number of bytes, not {rate!r}")
+        if rate < 1:
+            raise ValueError(f"pacing must be at least 1 byte per second, not {rate!r}")
 
     def _check_flows(self, idle: float) -> None:
         if not self.proxy:
@@ -80,7 +91,13 @@ class SocketOptions:
                 sock.gro = True
         if self.rcvbuf is not None:
             _set_buffer(sock, self.rcvbuf)
+        self.pace(sock)
         self.join(sock)
+
+    def pace(self, sock: Any) -> None:
+        """Limit the rate at which a tomada socket sends."""
+        if self.pacing is not None:
+            sock.pacing = self.pacing
 
     def join(self, sock: Any) -> None:
         """Join the groups with a tomada socket that was bound."""

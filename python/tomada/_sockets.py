@@ -171,6 +171,25 @@ class socket(_core.Socket, _Interface, metaclass=_SocketMeta):
             return _rebuild, (descriptor, self.family, self.type, self.proto)
         return super().__reduce_ex__(protocol)
 
+    def enable_hardware_timestamps(self, interface: str | int) -> None:
+        """Let a network device timestamp datagrams, and report that with each received datagram.
+
+        :attr:`tomada.Datagram.hardware_timestamp_ns` and :meth:`timestamps` then have the device's
+        times. The device's setting is the machine's: it stays when the socket is closed. A device
+        that another program (``ptp4l``, ``chronyd``) has configured stays as it is. ``tomada info``
+        says which devices can do it.
+
+        :param interface: The device's name or index.
+        :raises OSError: ``EOPNOTSUPP``: the hardware has no timestamps; ``ERANGE``: it can
+            timestamp only some protocols; ``EPERM``: this needs ``CAP_NET_ADMIN``; ``ENODEV``:
+            there is no such device.
+        """
+        from tomada import _devices  # noqa: PLC0415 - few programs need it
+
+        device = interface if isinstance(interface, str) else _std.if_indextoname(interface)
+        _devices.enable_hardware_timestamps(self._descriptor(), device)
+        self._request_hardware_timestamps()
+
     def sendmsg_afalg(self, *args: Any, **kwargs: Any) -> int:
         """Raise :class:`OSError`, because this is not an ``AF_ALG`` socket."""
         raise OSError("algset is only supported for AF_ALG")

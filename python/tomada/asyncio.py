@@ -175,6 +175,7 @@ async def create_datagram_endpoint(
     *,
     gro: bool | None = None,
     guard: Guard | None = None,
+    pacing: int | None = None,
     dtls: DtlsContext | None = None,
     server_hostname: str | None = None,
     **options: Unpack[_Options],
@@ -202,6 +203,8 @@ async def create_datagram_endpoint(
         of that socket would receive several datagrams coalesced into one.
     :param guard: A :class:`tomada.Guard` for received datagrams and replies. A ``sock`` may
         already have one.
+    :param pacing: The highest rate to send at, in bytes per second: see
+        :attr:`tomada.socket.socket.pacing`.
     :param dtls: A :class:`tomada.dtls.Context`. With a ``remote_addr`` it must be of
         ``PROTOCOL_DTLS_CLIENT``; this returns when the handshake is complete, and the transport
         closes when the session ends. Otherwise it must be of ``PROTOCOL_DTLS_SERVER``, and the
@@ -213,7 +216,8 @@ async def create_datagram_endpoint(
     :return: A :class:`DatagramTransport` and the protocol.
     :raises tomada.dtls.DTLSError: The handshake failed.
     """
-    chosen = _DEFAULTS if gro is None and guard is None else SocketOptions(gro=gro, guard=guard)
+    has_own = not (gro is None and guard is None and pacing is None)
+    chosen = SocketOptions(gro=gro, guard=guard, pacing=pacing) if has_own else _DEFAULTS
     maker = Maker(loop, chosen, _secured(dtls, server_hostname))
     return await maker.make(protocol_factory, local_addr, remote_addr, **options)
 
@@ -225,6 +229,7 @@ def open_endpoint(
     gro: bool | None = None,
     guard: Guard | None = None,
     groups: Sequence[Any] = (),
+    pacing: int | None = None,
     dtls: DtlsContext | None = None,
     server_hostname: str | None = None,
     **options: Unpack[_Options],
@@ -240,7 +245,7 @@ def open_endpoint(
         :meth:`tomada.socket.socket.join_group`.
     :raises OSError: The endpoint cannot be opened; the message says what to do.
     """
-    chosen = SocketOptions(gro=gro, guard=guard, groups=groups)
+    chosen = SocketOptions(gro=gro, guard=guard, groups=groups, pacing=pacing)
     secured = _secured(dtls, server_hostname)
     return Opening(lambda: _open(local_addr, remote_addr, chosen, secured, options))
 

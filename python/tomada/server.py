@@ -114,6 +114,8 @@ class Server:
         are cancelled, and counted (``stats().cancelled``).
     :param rcvbuf: The size of each receive buffer in bytes. If the kernel grants less (sysctl
         ``net.core.rmem_max``), the server logs it.
+    :param pacing: The highest rate at which each socket sends, in bytes per second: see
+        :attr:`tomada.socket.socket.pacing`.
     :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). With a
         :func:`tomada.key` as ``steering``, it never does.
     :param spin: How long to poll for the next datagram before sleeping, in seconds: shorter round
@@ -211,6 +213,7 @@ class Server:
         steering: Steering = "hash",
         drain: float = 5.0,
         rcvbuf: int | None = None,
+        pacing: int | None = None,
         gro: bool = True,
         spin: float = 0.0,
         health: tuple[str, int] | None = None,
@@ -245,6 +248,7 @@ class Server:
             dtls=dtls,
             socket=SocketOptions(
                 rcvbuf=rcvbuf,
+                pacing=pacing,
                 gro=bool(gro) and not isinstance(steering, Key),
                 spin=spin,
                 groups=groups,

@@ -39,6 +39,7 @@ def open_endpoint(
     gro: bool | None = None,
     guard: Guard | None = None,
     groups: Sequence[Any] = (),
+    pacing: int | None = None,
     dtls: DtlsContext | None = None,
     server_hostname: str | None = None,
 ) -> Opening[Endpoint]:
@@ -57,6 +58,8 @@ def open_endpoint(
     :param guard: A :class:`tomada.Guard` for received datagrams and replies.
     :param groups: Multicast groups to join, each an address, or the arguments of
         :meth:`tomada.socket.socket.join_group`.
+    :param pacing: The highest rate to send at, in bytes per second: see
+        :attr:`tomada.socket.socket.pacing`.
     :param dtls: A :class:`tomada.dtls.Context`. With a ``remote_addr`` it must be of
         ``PROTOCOL_DTLS_CLIENT``; this returns when the session is complete, and the endpoint closes
         when it ends. Otherwise it must be of ``PROTOCOL_DTLS_SERVER``, and the endpoint has a
@@ -73,7 +76,7 @@ def open_endpoint(
             check_address(address)
     if local_addr is None and remote_addr is None and not family:
         raise ValueError("open_endpoint needs an address to bind to, a peer, or a family")
-    options = SocketOptions(gro=gro, guard=guard, groups=groups)
+    options = SocketOptions(gro=gro, guard=guard, groups=groups, pacing=pacing)
     secured = None
     if remote_addr is not None:
         secured = secured_by(dtls, server_hostname, remote_addr)

@@ -76,8 +76,9 @@ pub struct ControlBuffer {
 }
 
 impl ControlBuffer {
-    /// Enough for a segment size and an IPv6 source address, the maximum that is ever sent.
-    const CAPACITY: usize = space(size_of::<u16>()) + space(size_of::<libc::in6_pktinfo>());
+    /// Enough for an IPv6 source address, a segment size, and four other numbers: the maximum that
+    /// is ever sent.
+    const CAPACITY: usize = space(size_of::<libc::in6_pktinfo>()) + 5 * space(size_of::<u64>());
 
     /// An empty buffer.
     pub const EMPTY: Self = Self { bytes: [0; Self::CAPACITY], len: 0 };

@@ -31,6 +31,8 @@ macro_rules! socket_counters {
                 "Entries of the error queue (`IP_RECVERR`): datagrams that failed on their way.",
             SendErrors send_errors u64
                 "Datagrams that an event loop's transport or a server accepted and could not send.",
+            Transmitted transmitted u64
+                "The kernel's reports that datagrams have left (`transmit_timestamps`).",
         }
     };
 }

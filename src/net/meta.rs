@@ -1,5 +1,9 @@
 //! The kernel's metadata about a datagram, besides its payload and its sender.
 
+mod send_meta;
+
+pub use send_meta::SendMeta;
+
 use std::ffi::c_int;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,6 +15,8 @@ use super::cmsg::{self, ControlBuffer};
 pub struct Meta {
     /// When the kernel received it, in nanoseconds since 1970 (`SO_TIMESTAMPNS`).
     pub timestamp_ns: Option<i64>,
+    /// When the device received it, in nanoseconds on the device's clock (`SO_TIMESTAMPING`).
+    pub hardware_ns: Option<i64>,
     /// The address it was sent to (`IP_PKTINFO`, `IPV6_RECVPKTINFO`). For an IPv4 datagram on an
     /// IPv6 socket, this is an IPv4 address.
     pub destination: Option<IpAddr>,
@@ -43,7 +49,12 @@ impl Meta {
                 (
                     libc::SOL_SOCKET,
                     libc::SCM_TIMESTAMPNS | libc::SCM_TIMESTAMP | libc::SCM_TIMESTAMPING,
-                ) => meta.timestamp_ns = timestamp(message.kind, data),
+                ) => {
+                    meta.timestamp_ns = timestamp(message.kind, data).or(meta.timestamp_ns);
+                    if message.kind == libc::SCM_TIMESTAMPING {
+                        meta.hardware_ns = device_timestamp(data);
+                    }
+                }
                 (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => {
                     meta.drops = int(data).map(|drops| drops as u32);
                 }
@@ -158,10 +169,16 @@ fn timestamp(kind: c_int, data: &[u8]) -> Option<i64> {
     match kind {
         libc::SCM_TIMESTAMPNS => time(data, 1),
         libc::SCM_TIMESTAMP => time(data, 1000),
-        // Three timestamps, of which the first is the kernel's own.
+        // Three timestamps: the kernel's own, none, and the device's.
         libc::SCM_TIMESTAMPING => time(data, 1).filter(|&stamp| stamp != 0),
         _ => None,
     }
+}
+
+/// Parses the device's timestamp from the three of a control message.
+fn device_timestamp(data: &[u8]) -> Option<i64> {
+    const DEVICE: usize = 2 * size_of::<libc::timespec>();
+    data.get(DEVICE..).and_then(|data| time(data, 1)).filter(|&stamp| stamp != 0)
 }
 
 /// Parses seconds and a fraction of `unit` nanoseconds: a `timespec` or a `timeval`.
@@ -242,6 +259,7 @@ mod tests {
         ]));
         let expected = Meta {
             timestamp_ns: Some(1_700_000_000_123_456_789),
+            hardware_ns: None,
             destination: Some(Ipv4Addr::new(127, 0, 0, 2).into()),
             interface: Some(3),
             local: Some(Ipv4Addr::LOCALHOST.into()),

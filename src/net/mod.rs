@@ -53,7 +53,7 @@ pub use error_class::{ErrorClass, ErrorStreak, may_be_of_earlier};
 pub use flow_control::{BacklogSize, FlowControl, Step, WaterMarks};
 pub use fork_mutex::{ForkTryMutex, ForkTryMutexGuard, Inherit, leave_to_parent};
 pub use guard::Guard;
-pub use meta::{Meta, Source, may_be_of_source};
+pub use meta::{Meta, SendMeta, Source, may_be_of_source};
 pub use own_address::OwnAddress;
 pub use phase::{AtomicPhase, Phase, Transition};
 pub use recv_backlog::Held;
@@ -70,7 +70,7 @@ pub use shared_counters::{Count, ServerCounts, SharedCounters};
 pub use sink_counters::{SharedSinkCounters, SinkCounter, SinkCounts};
 pub use socket::{
     Deadline, Drops, GroOnDemand, Interest, KernelWait, RecvCursor, Ring, Socket, Stop, Taken,
-    Visibility, Waiting, error_queue,
+    TransmitStamp, Visibility, Waiting, error_queue,
 };
 pub use split::Split;
 pub use sys::{

@@ -122,6 +122,11 @@ impl Counters {
         self.add(SocketCounter::Errors, entries);
     }
 
+    /// Counts reports that datagrams have left.
+    pub fn count_transmitted(&self, reports: usize) {
+        self.add(SocketCounter::Transmitted, reports);
+    }
+
     /// Counts datagrams that were accepted to be sent later and then could not be sent.
     pub fn count_send_errors(&self, datagrams: usize) {
         self.add(SocketCounter::SendErrors, datagrams);

@@ -9,7 +9,7 @@ import pytest
 
 import tomada
 from command import run
-from tomada import cli
+from tomada import _devices, cli
 from tomada._cli import info
 
 pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
@@ -33,7 +33,7 @@ def test_info_reports_this_machines_versions_and_limits():
 def test_info_is_readable_text(capsys):
     assert cli.main(["info"]) == 0
     output = capsys.readouterr().out
-    for title in ("versions:", "features:", "limits:"):
+    for title in ("versions:", "features:", "limits:", "devices:"):
         assert f"\n{title}\n" in f"\n{output}"
     assert f"  tomada                   {tomada.__version__}\n" in output
     assert "net.core.rmem_max" in output
@@ -53,6 +53,33 @@ def test_info_detects_features_by_trying_them(monkeypatch):
 def test_info_reports_no_gso_if_the_kernel_does_not_split(monkeypatch):
     monkeypatch.setattr(tomada.socket, "UDP_SEGMENT", 1)  # UDP_CORK is not a control message
     assert not info.works(info.segments)
+
+
+def test_info_describes_devices(monkeypatch):
+    lo = info.devices()["lo"]
+    assert lo.startswith("noqueue; no pacing, no transmit times (no fq); software timestamps (")
+    nic = _devices.Timestamping(
+        transmit_software=True,
+        transmit_hardware=True,
+        receive_software=True,
+        receive_hardware=False,
+        clock=2,
+    )
+    monkeypatch.setattr(_devices, "timestamping", lambda _: nic)
+    assert info.device("eth0", ["mq", "fq", "fq"]) == (
+        "mq/fq; pacing and transmit times; software timestamps (transmit, receive); "
+        "hardware timestamps (transmit); clock /dev/ptp2"
+    )
+    assert "no pacing" in info.device("eth0", ["mq", "fq", "fq_codel"])
+    assert "no queueing discipline; no pacing" in info.device("eth0", [])
+
+
+def test_info_describes_no_devices_if_it_may_not_ask(monkeypatch):
+    def refuse():
+        raise PermissionError
+
+    monkeypatch.setattr(_devices, "queueing_disciplines", refuse)
+    assert info.devices() == {}
 
 
 GOOD = {

@@ -164,6 +164,22 @@ def test_sntp_server_answers_ntplib(start):
     end(child)
 
 
+def test_sntp_client_measures_an_offset_within_its_error(start):
+    child, port = start("sntp_server.py", "--listen", "127.0.0.1:0")
+    arguments = EXAMPLES / "sntp_client.py", "--server", f"127.0.0.1:{port}", "--count", "20"
+    with Child(*arguments) as client:
+        status, output, errors = client.end()
+    assert (status, errors) == (0, "")
+    found = re.fullmatch(
+        r"offset ([+-][\d.]+) us, error at most ([\d.]+) us \(round trip ([\d.]+) us\)\n", output
+    )
+    offset, error, round_trip = map(float, found.groups())
+    # Both use the same clock.
+    assert abs(offset) <= error
+    assert round_trip / 2 <= error
+    end(child)
+
+
 # Discovery
 
 

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import re
 import socket as std
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -59,6 +60,16 @@ def speaks_ipv6():
     return True
 
 
+def has_fair_queueing():
+    """Return whether the kernel has the queueing discipline that knows transmit times."""
+    commands = tools.find("unshare"), tools.find("tc")
+    if None in commands:
+        return False
+    unshare, tc = commands
+    add = [unshare, "--net", tc, "qdisc", "add", "dev", "lo", "root", "fq"]
+    return subprocess.run(add, capture_output=True, check=False).returncode == 0
+
+
 def is_privileged():
     """Return whether this process has the privileges that root has outside containers."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
@@ -80,6 +91,11 @@ class Allowed(NamedTuple):
 ALLOWED = [
     Allowed(NO_ROOT, lambda: not is_privileged(), "only root may make networks"),
     Allowed(NO_IPV6, lambda: not speaks_ipv6(), "the kernel decides"),
+    Allowed(
+        "this kernel has no fair queueing",
+        lambda: not has_fair_queueing(),
+        "the kernel was built without sch_fq",
+    ),
     Allowed(
         "this machine has one CPU",
         lambda: len(os.sched_getaffinity(0)) == 1,

@@ -43,6 +43,9 @@ def make_transport(**options):
         (make_client, {"spin": "1"}, TypeError, "spin must be a number of seconds, not '1'"),
         (make_server, {"rcvbuf": "1M"}, TypeError, "rcvbuf must be a number of bytes, not '1M'"),
         (make_server, {"rcvbuf": -1}, ValueError, "rcvbuf must be at least 0 bytes, not -1"),
+        (make_endpoint, {"pacing": "1M"}, TypeError, "pacing must be a number of bytes, not '1M'"),
+        (make_transport, {"pacing": 0}, ValueError, "pacing must be at least 1 byte per .*, not 0"),
+        (make_server, {"pacing": 0}, ValueError, "pacing must be at least 1 byte per .*, not 0"),
         (make_server, {"groups": "239.1.1.1"}, TypeError, r"write \['239\.1\.1\.1'\]"),
         (make_server, {"guard": 5}, TypeError, r"guard must be a tomada\.Guard, not 5"),
         (make_endpoint, {"guard": 5}, TypeError, r"guard must be a tomada\.Guard, not 5"),
@@ -56,13 +59,28 @@ def test_socket_options_that_are_invalid_are_rejected_at_once(make, options, err
 
 def test_socket_options_are_applied():
     guard = tomada.Guard(deny=["192.0.2.1"])
-    options = SocketOptions(spin=1e-3, rcvbuf=100_000, guard=guard, groups=[("239.255.3.4", "lo")])
+    groups = [("239.255.3.4", "lo")]
+    options = SocketOptions(spin=1e-3, rcvbuf=100_000, pacing=5000, guard=guard, groups=groups)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("", 0))
         options.apply(sock)
         assert (sock.gro, sock.spin, sock.guard) == (True, 1e-3, guard)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 200_000
+        assert sock.pacing == 5000
         sock.leave_group("239.255.3.4", "lo")  # fails if the group was not joined
+
+
+@pytest.mark.parametrize("is_given", [False, True])
+def test_socket_options_limit_the_rate_of_an_endpoint(is_given):
+    async def main():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("127.0.0.1", 0))
+            where = {"sock": sock} if is_given else {"local_addr": ("127.0.0.1", 0)}
+            async with open_endpoint(**where, pacing=123_456) as endpoint:
+                shown = endpoint.get_extra_info("socket")
+                return shown.getsockopt(socket.SOL_SOCKET, socket.SO_MAX_PACING_RATE)
+
+    assert asyncio.run(main()) == 123_456
 
 
 @pytest.mark.parametrize(("gro", "is_on"), [(None, True), (True, True), (False, False)])

@@ -140,6 +140,7 @@ class Maker:
         try:
             if self._given is not None:
                 restore = self._given.set_up(ours, self._options.guard)
+                self._options.pace(ours)
                 self._options.join(ours)
             else:
                 self._options.apply(ours, gro=False)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tomada
+from tomada import _devices
 from tomada._cli.common import SUCCESS, add_json
 
 # The sysctls that limit how many datagrams a machine can receive and send.
@@ -52,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         "versions": versions(),
         "features": features(),
         "limits": limits(),
+        "devices": devices(),
     }
     advice = recommendations(found)
     if arguments.json:
@@ -207,6 +209,39 @@ def limits() -> dict[str, int | None]:
             found[name] = None  # not in this namespace, or not in this kernel
     found["open files (ulimit -n)"] = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return found
+
+
+def devices() -> dict[str, str]:
+    """Describe each network device: its queueing discipline, and its timestamps."""
+    try:
+        disciplines = _devices.queueing_disciplines()
+    except OSError:
+        return {}  # the system does not let this process ask
+    return {name: device(name, kinds) for name, kinds in disciplines.items()}
+
+
+def device(name: str, disciplines: list[str]) -> str:
+    # mq has one discipline for each queue of the device.
+    is_fair = {"fq"} <= set(disciplines) <= {"fq", "mq"}
+    queue = "/".join(dict.fromkeys(disciplines)) or "no queueing discipline"
+    told = [
+        queue,
+        "pacing and transmit times" if is_fair else "no pacing, no transmit times (no fq)",
+    ]
+    try:
+        can = _devices.timestamping(name)
+    except OSError:
+        return "; ".join(told)  # it has gone meanwhile
+    for where, sent, received in (
+        ("software", can.transmit_software, can.receive_software),
+        ("hardware", can.transmit_hardware, can.receive_hardware),
+    ):
+        ways = [way for way, there in (("transmit", sent), ("receive", received)) if there]
+        if ways:
+            told.append(f"{where} timestamps ({', '.join(ways)})")
+    if can.clock is not None:
+        told.append(f"clock /dev/ptp{can.clock}")
+    return "; ".join(told)
 
 
 def recommendations(found: dict[str, dict[str, Any]]) -> list[str]:

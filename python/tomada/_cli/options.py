@@ -192,6 +192,7 @@ OPTIONS = (
         "replace a worker after about this many seconds",
     ),
     Option("rcvbuf", SIZE, SOCKET, "the size of each receive buffer", "the kernel's"),
+    Option("pacing", SIZE, SOCKET, "the highest rate to send at in bytes per second (needs fq)"),
     Option("gro", SWITCH, SOCKET, "let the kernel deliver coalesced datagrams", True),
     Option(
         "spin",

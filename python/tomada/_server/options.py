@@ -52,6 +52,7 @@ class ServerOptions(TypedDict, total=False):
     steering: Steering
     drain: float
     rcvbuf: int | None
+    pacing: int | None
     gro: bool
     spin: float
     health: tuple[str, int] | None

@@ -98,14 +98,13 @@ impl Call {
             let bytes = gather_run(allowance, slices, limits, || {
                 *may_join.get_or_insert_with(|| !kernel.is_corked())
             });
-            let first = &datagrams.list[at];
             let count = allowance.paid.end - at;
             let mut control = ControlBuffer::EMPTY;
-            if let Some(source) = datagrams.sources.get(first.source as usize) {
-                source.encode(&mut control);
+            if let Some(meta) = datagrams.meta(at) {
+                meta.encode(&mut control);
             }
             if count > 1 {
-                let segment = (first.payload.len() as u16).to_ne_bytes();
+                let segment = (datagrams.list[at].payload.len() as u16).to_ne_bytes();
                 control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &segment);
             }
             let slices = slices.len() - first_slice;
@@ -143,7 +142,7 @@ impl Call {
 
 /// Gathers the payload of the last datagram that was paid for, and of as many following ones as can
 /// be sent together and are paid for: of equal size (the last may be shorter), not empty, to one
-/// peer and from one source. Returns the number of bytes.
+/// peer and with equal metadata. Returns the number of bytes.
 fn gather_run<'a>(
     allowance: &mut Allowance<'_, 'a, impl Budget>,
     slices: &mut Vec<SendSlice<'a>>,
@@ -162,7 +161,7 @@ fn gather_run<'a>(
     let mut adjacent = first.payload;
     for datagram in datagrams.list[at + 1..].iter().take(most - 1) {
         let next_len = datagram.payload.len();
-        if (datagram.to, datagram.source) != (first.to, first.source)
+        if (datagram.to, datagram.meta) != (first.to, first.meta)
             || next_len == 0
             || next_len > len
             || next_len < len && !limits.short_ends

@@ -15,7 +15,7 @@ use std::os::fd::BorrowedFd;
 use self::call::{Allowance, Call};
 use super::address::Address;
 use super::gso::{Gso, Limits, is_about_run, is_about_whole_run};
-use super::meta::Source;
+use super::meta::{SendMeta, Source};
 use super::sys::{self, Outgoing, SendSlice, make_room, with_room};
 
 /// A queue of datagrams to send, in order.
@@ -35,22 +35,22 @@ pub struct SendQueue<'a> {
     slices: Vec<SendSlice<'a>>,
 }
 
-/// Datagrams, each with the indexes of its address and its source.
+/// Datagrams, each with the indexes of its address and its metadata.
 #[derive(Default)]
 struct QueuedDatagrams<'a> {
     list: Vec<QueuedDatagram<'a>>,
     addresses: Vec<Address>,
-    sources: Vec<Source>,
+    metas: Vec<SendMeta>,
 }
 
 #[derive(Clone, Copy)]
 struct QueuedDatagram<'a> {
     payload: SendSlice<'a>,
     to: u32,
-    source: u32,
+    meta: u32,
 }
 
-/// The index used for a missing address or source.
+/// The index used for a missing address or missing metadata.
 const NONE: u32 = u32::MAX;
 
 /// The amount that one successful call has sent.
@@ -123,21 +123,21 @@ impl<'a> SendQueue<'a> {
         to: Option<&Address>,
         source: Option<Source>,
     ) -> io::Result<()> {
-        self.push_all(iter::once(payload), to, source)
+        self.push_all(iter::once(payload), to, source.map(SendMeta::from))
     }
 
-    /// Appends datagrams that have the same peer and source.
+    /// Appends datagrams that have the same peer and metadata.
     pub fn push_all(
         &mut self,
         payloads: impl ExactSizeIterator<Item = SendSlice<'a>>,
         to: Option<&Address>,
-        source: Option<Source>,
+        meta: Option<SendMeta>,
     ) -> io::Result<()> {
-        let QueuedDatagrams { list, addresses, sources } = &mut self.datagrams;
+        let QueuedDatagrams { list, addresses, metas } = &mut self.datagrams;
         make_room(list, payloads.len(), "datagrams to be sent")?;
         let to = to.map_or(Ok(NONE), |to| index_of(addresses, *to))?;
-        let source = source.map_or(Ok(NONE), |source| index_of(sources, source))?;
-        list.extend(payloads.map(|payload| QueuedDatagram { payload, to, source }));
+        let meta = meta.map_or(Ok(NONE), |meta| index_of(metas, meta))?;
+        list.extend(payloads.map(|payload| QueuedDatagram { payload, to, meta }));
         Ok(())
     }
 
@@ -174,25 +174,30 @@ impl<'a> SendQueue<'a> {
         failed
     }
 
-    /// Sends the next datagram from the default address; returns false if it had no source address.
-    /// The source of the following datagrams is unchanged, because nothing says that it is wrong
-    /// for them.
+    /// The next datagram's metadata, if it has any.
+    pub fn next_meta(&self) -> Option<SendMeta> {
+        self.datagrams.meta(self.next).copied()
+    }
+
+    /// Sends the next datagram, whose metadata is a source address, from the default address; returns
+    /// false if it has none. The source of the following datagrams is unchanged, because nothing
+    /// says that it is wrong for them.
     pub fn forget_source(&mut self) -> bool {
         let next = self.datagrams.list.get_mut(self.next);
-        next.is_some_and(|datagram| std::mem::replace(&mut datagram.source, NONE) != NONE)
+        next.is_some_and(|datagram| std::mem::replace(&mut datagram.meta, NONE) != NONE)
     }
 
     /// The next datagrams, up to a number: each with its destination, if it has its own, and its
-    /// source.
+    /// metadata.
     #[cfg(feature = "dtls")]
     pub(super) fn next_datagrams(
         &self,
         most: usize,
-    ) -> impl Iterator<Item = (SendSlice<'a>, Option<&Address>, Option<Source>)> {
-        let QueuedDatagrams { list, addresses, sources } = &self.datagrams;
+    ) -> impl Iterator<Item = (SendSlice<'a>, Option<&Address>, Option<SendMeta>)> {
+        let QueuedDatagrams { list, addresses, metas } = &self.datagrams;
         list[self.next..].iter().take(most).map(|datagram| {
-            let source = sources.get(datagram.source as usize);
-            (datagram.payload, addresses.get(datagram.to as usize), source.copied())
+            let meta = metas.get(datagram.meta as usize);
+            (datagram.payload, addresses.get(datagram.to as usize), meta.copied())
         })
     }
 
@@ -208,7 +213,7 @@ impl<'a> SendQueue<'a> {
     pub fn clear(&mut self) {
         self.datagrams.list.clear();
         self.datagrams.addresses.clear();
-        self.datagrams.sources.clear();
+        self.datagrams.metas.clear();
         (self.next, self.alone_until, self.failed) = (0, 0, 0);
     }
 
@@ -297,6 +302,11 @@ impl QueuedDatagrams<'_> {
     /// The destination of a datagram, if there is one and it has its own.
     fn address(&self, index: usize) -> Option<&Address> {
         self.addresses.get(self.list.get(index)?.to as usize)
+    }
+
+    /// The metadata of a datagram, if there is one and it has any.
+    fn meta(&self, index: usize) -> Option<&SendMeta> {
+        self.metas.get(self.list.get(index)?.meta as usize)
     }
 }
 

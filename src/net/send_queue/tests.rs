@@ -293,6 +293,28 @@ fn a_source_goes_with_every_message_and_ends_a_run() {
 }
 
 #[test]
+fn a_run_ends_where_the_metadata_differs() {
+    let meta = |tos| SendMeta { is_ipv4: true, tos, ..SendMeta::default() };
+    let mut queue = SendQueue::default();
+    let metas = [Some(meta(Some(1))), Some(meta(Some(1))), Some(meta(Some(2))), None, None];
+    for meta in metas {
+        queue.push_all(iter::once(SendSlice::new(b"x")), Some(&peer(9)), meta).unwrap();
+    }
+    let mut runs = Vec::new();
+    let sent = send_with(&mut queue, &Gso::new(true), |messages| {
+        runs.extend(messages.map(|message| {
+            let controls = crate::net::cmsg::decode(message.control.as_bytes());
+            let kinds = controls.map(|control| (control.level, control.data[0]));
+            (seen(&message).2, kinds.collect::<Vec<_>>())
+        }));
+        Ok(runs.len())
+    });
+    assert_eq!(sent.unwrap().datagrams.get(), 5);
+    let (tos, run) = (|tos| (libc::IPPROTO_IP, tos), (libc::SOL_UDP, 1));
+    assert_eq!(runs, [(2, vec![tos(1), run]), (1, vec![tos(2)]), (2, vec![run])]);
+}
+
+#[test]
 fn a_corked_socket_sends_no_runs_and_is_queried_only_before_a_possible_run() {
     struct Corked(usize, Vec<Seen>);
     impl Kernel for Corked {

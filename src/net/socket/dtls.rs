@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::ffi::c_int;
 use std::io;
+use std::iter;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -241,8 +242,8 @@ impl Socket {
                 }
             }
             let mut records = SendQueue::with_room(sealed.len())?;
-            for (record, (_, to, source)) in sealed.iter().zip(queue.next_datagrams(SEALED)) {
-                records.push(SendSlice::new(record), to, source)?;
+            for (record, (_, to, meta)) in sealed.iter().zip(queue.next_datagrams(SEALED)) {
+                records.push_all(iter::once(SendSlice::new(record)), to, meta)?;
             }
             let result = self.send_plain(fd, &mut records, flags);
             queue.advance_as(&records);

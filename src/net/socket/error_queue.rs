@@ -8,6 +8,7 @@ use std::mem::offset_of;
 use std::os::fd::BorrowedFd;
 
 use super::Socket;
+use super::transmit::TransmitStamp;
 use crate::net::address::{Address, AddressKind};
 use crate::net::cmsg;
 use crate::net::fork_mutex::{ForkMutex, ForkMutexGuard, Inherit, leave_to_parent};
@@ -164,23 +165,35 @@ impl Socket {
     /// Takes an entry out of the error queue; `EAGAIN` if it is empty.
     pub fn take_error_message(&self, fd: BorrowedFd<'_>) -> io::Result<ErrorMessage> {
         let mut kept = self.stored_errors();
-        match kept.pop_front() {
-            Some(message) => Ok(message),
-            None => self.next_error_message(fd),
+        if let Some(message) = kept.pop_front() {
+            return Ok(message);
         }
+        for _ in 0..TAKEN {
+            if let Some(message) = self.next_error_message(fd)? {
+                return Ok(message);
+            }
+        }
+        Err(io::ErrorKind::WouldBlock.into())
     }
 
-    /// Takes an entry out of the kernel's queue. `AF_UNIX` sockets do not have one and ignore the
-    /// flag: the kernel would return a datagram.
-    fn next_error_message(&self, fd: BorrowedFd<'_>) -> io::Result<ErrorMessage> {
+    /// Takes an entry out of the kernel's queue. Returns `None` if it was the report about a
+    /// datagram with an id, which is stored elsewhere. `AF_UNIX` sockets do not have a queue and
+    /// ignore the flag: the kernel would return a datagram.
+    fn next_error_message(&self, fd: BorrowedFd<'_>) -> io::Result<Option<ErrorMessage>> {
         if !self.is_ip() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let message = ErrorMessage::receive(fd)?;
+        if self.is_stamping()
+            && let Some(stamp) = TransmitStamp::decode(&message.control)
+        {
+            self.store_stamp(stamp);
+            return Ok(None);
+        }
         if message.decode().is_some() {
             self.counters().count_errors(1);
         }
-        Ok(message)
+        Ok(Some(message))
     }
 
     /// Puts entries back at the front that were taken out and turned out not to be errors. If the
@@ -219,12 +232,13 @@ impl Socket {
             while taken < TAKEN
                 && let Ok(message) = self.next_error_message(fd)
             {
+                taken += 1;
+                let Some(message) = message else { continue };
                 errors += usize::from(message.decode().is_some());
                 if kept.len() == KEPT {
                     kept.pop_front();
                 }
                 kept.push_back(message);
-                taken += 1;
             }
         }
         if taken > 0 {
@@ -260,7 +274,7 @@ impl Socket {
         control: &mut [u8],
         flags: c_int,
     ) -> io::Result<MessageInfo> {
-        self.receive_error(|kept| match kept {
+        self.receive_error(fd, |kept| match kept {
             Some(message) => Ok(message.copy_to(memory, peer, control)),
             None => sys::recv_message(fd, memory, peer, control, flags),
         })
@@ -270,8 +284,12 @@ impl Socket {
     /// takes an entry out of the kernel's queue.
     pub(super) fn receive_error<T>(
         &self,
+        fd: BorrowedFd<'_>,
         receive: impl FnOnce(Option<ErrorMessage>) -> io::Result<T>,
     ) -> io::Result<T> {
+        if self.is_stamping() {
+            return receive(Some(self.take_error_message(fd)?));
+        }
         let mut kept = self.stored_errors();
         let message = kept.pop_front();
         let is_new = message.is_none();

@@ -11,11 +11,13 @@ mod gro;
 mod guarded;
 mod holders;
 mod lull;
+mod options;
 mod recv;
 mod recv_cursor;
 mod send;
 #[cfg(all(test, not(loom)))]
 pub(in crate::net) mod testing;
+mod transmit;
 mod wait;
 #[cfg(not(feature = "dtls"))]
 mod without_dtls;
@@ -24,13 +26,14 @@ pub use drops::Drops;
 pub use gro::GroOnDemand;
 pub use recv::{Taken, Visibility};
 pub use recv_cursor::{RecvCursor, Ring};
+pub use transmit::TransmitStamp;
 pub use wait::{Deadline, Interest, KernelWait, Stop, Waiting};
 
 use std::ffi::{c_int, c_short};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use self::backlog::Backlog;
@@ -42,13 +45,13 @@ use self::gro::Gro;
 use self::guarded::Watch;
 use self::holders::Holders;
 use self::lull::Lull;
+use self::transmit::Transmit;
 use crate::net::address::Address;
 use crate::net::descriptor::Descriptor;
 use crate::net::fork_mutex::{ForkMutex, ForkTryMutex, Inherit};
 use crate::net::gso::Gso;
-use crate::net::meta;
 use crate::net::proxy_protocol::Proxies;
-use crate::net::shared_options::{self, Hold};
+use crate::net::shared_options::Hold;
 use crate::net::stats::Counters;
 use crate::net::sys;
 
@@ -79,6 +82,7 @@ pub struct Socket {
     /// Options that were changed without an explicit request by the user.
     holds: ForkMutex<Vec<Hold>>,
     tells_metadata: AtomicBool,
+    transmit: Transmit,
     drops: DropCounter,
     lull: Lull,
 }
@@ -167,6 +171,7 @@ impl Socket {
             set_by_user: Mutex::default(),
             holds: ForkMutex::default(),
             tells_metadata: AtomicBool::new(false),
+            transmit: Transmit::default(),
             drops: DropCounter::default(),
             lull: Lull::default(),
         }
@@ -231,128 +236,6 @@ impl Socket {
     pub fn drops(&self) -> Drops {
         let Drops { unwanted, filtered } = self.dropped_by_kernel();
         Drops { unwanted: unwanted + self.counters.dropped(), filtered }
-    }
-
-    /// Records that the user has set an option: from now on the library must not change it.
-    pub fn option_was_set(&self, level: c_int, name: c_int) {
-        self.holders.option_was_set(level, name);
-        if (level, name) != (libc::SOL_UDP, libc::UDP_CORK) {
-            self.gso.forget();
-        }
-        if level == libc::SOL_SOCKET && matches!(name, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_BPF)
-        {
-            self.filter_was_set();
-        }
-        {
-            let mut set = self.set_by_user.lock().unwrap_or_else(PoisonError::into_inner);
-            if !set.contains(&(level, name)) {
-                set.push((level, name));
-            }
-        }
-        // If the socket is closed by now, there is nothing to leave alone.
-        let _ = self.with(|fd| {
-            shared_options::leave_to_user(fd, (level, name));
-            Ok(())
-        });
-    }
-
-    /// Whether the user has set an option.
-    pub fn is_set_by_user(&self, level: c_int, name: c_int) -> bool {
-        let set = self.set_by_user.lock().unwrap_or_else(PoisonError::into_inner);
-        set.contains(&(level, name))
-    }
-
-    /// Makes the kernel report the metadata in [`super::Meta`] with each datagram. An option that
-    /// the user has set, on or off, stays as it is.
-    pub fn request_metadata(&self) -> io::Result<()> {
-        if self.tells_metadata.swap(true, Ordering::Relaxed) {
-            return Ok(());
-        }
-        self.switch_on(meta::options(self.family))
-    }
-
-    /// Makes the kernel report when it received each datagram; otherwise as
-    /// [`request_metadata`](Self::request_metadata).
-    pub fn request_timestamp(&self) -> io::Result<()> {
-        self.switch_on(&[(libc::SOL_SOCKET, libc::SO_TIMESTAMPNS)])
-    }
-
-    /// Makes the kernel report the destination with each datagram; otherwise as
-    /// [`request_metadata`](Self::request_metadata).
-    pub fn request_destination(&self) -> io::Result<()> {
-        self.switch_on(meta::destination_options(self.family))
-    }
-
-    fn switch_on(&self, options: &[(c_int, c_int)]) -> io::Result<()> {
-        for &(level, name) in options {
-            let rivals: &[c_int] = match (level, name) {
-                (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS) => &meta::TIMESTAMPS,
-                _ => &[name],
-            };
-            let is_users = |&rival: &c_int| self.is_set_by_user(level, rival);
-            if self.holds((level, name)) || rivals.iter().any(is_users) {
-                continue;
-            }
-            let switch_on = |fd: BorrowedFd<'_>| {
-                let is_on =
-                    |&rival| sys::int_option(fd, level, rival).is_ok_and(|value| value != 0);
-                let is_others = || rivals.iter().any(is_on);
-                let Some(hold) = Hold::take(fd, (level, name), 1, is_others)? else {
-                    return Ok(());
-                };
-                sys::set_int_option(fd, level, name, 1)?;
-                self.keep_hold(hold)
-            };
-            match self.with(switch_on) {
-                // An IPv6 socket that refuses IPv4 does not have to know IPv4's options.
-                Err(error) if error.raw_os_error() != Some(libc::ENOPROTOOPT) => return Err(error),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn holds(&self, (level, name): (c_int, c_int)) -> bool {
-        self.holds.lock().iter().any(|hold| (hold.level, hold.name) == (level, name))
-    }
-
-    /// Keeps a hold until [`restore_options`](Self::restore_options) or the end of the socket.
-    pub(super) fn keep_hold(&self, hold: Hold) -> io::Result<()> {
-        let mut holds = self.holds.lock();
-        sys::make_room(&mut holds, 1, "the options of a socket")?;
-        holds.push(hold);
-        Ok(())
-    }
-
-    /// The number of options that this socket holds without the user having set them.
-    pub fn held_options(&self) -> usize {
-        self.holds.lock().len()
-    }
-
-    /// Releases all held options except the first `before`. An option that no other socket of this
-    /// process holds is restored to its value before the first of them changed it, unless the user
-    /// has set it since.
-    pub fn restore_options(&self, before: usize) -> io::Result<()> {
-        let later = {
-            let mut holds = self.holds.lock();
-            let before = before.min(holds.len());
-            holds.split_off(before)
-        };
-        let mut result = Ok(());
-        for hold in later {
-            let is_gro = (hold.level, hold.name) == (libc::SOL_UDP, libc::UDP_GRO);
-            match self.with(|fd| hold.restore(fd)) {
-                Ok(Some(value)) if is_gro => self.gro.was_set(value != 0),
-                Ok(_) => {}
-                Err(error) => result = Err(error),
-            }
-        }
-        result
-    }
-
-    fn drop_holds(&self) {
-        let holds = std::mem::take(&mut *self.holds.lock());
-        drop(holds); // this may wait for a fork, so release the lock first
     }
 
     /// Sets whether calls without `MSG_DONTWAIT` fail with `EAGAIN` instead of waiting.

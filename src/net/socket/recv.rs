@@ -64,7 +64,7 @@ impl Socket {
         flags: c_int,
     ) -> io::Result<Taken> {
         if flags & libc::MSG_ERRQUEUE != 0 {
-            let len = self.receive_error(|stored| {
+            let len = self.receive_error(fd, |stored| {
                 let Some(message) = stored else { return sys::recv_from(fd, memory, from, flags) };
                 let (memory, mut own) = (std::slice::from_mut(memory), Address::UNNAMED);
                 Ok(message.copy_to(memory, from.unwrap_or(&mut own), &mut []).len)

@@ -19,6 +19,8 @@ pub enum Interest {
     Write,
     /// An entry in the error queue.
     Error,
+    /// A report that a datagram has left.
+    Stamp,
 }
 
 /// The instant at which waiting ends, if ever.
@@ -70,7 +72,7 @@ impl Socket {
     /// has the descriptor may change this.
     pub fn kernel_wait(&self, fd: BorrowedFd<'_>, interest: Interest) -> io::Result<KernelWait> {
         let timeout = match interest {
-            Interest::Read | Interest::Error => libc::SO_RCVTIMEO,
+            Interest::Read | Interest::Error | Interest::Stamp => libc::SO_RCVTIMEO,
             Interest::Write => libc::SO_SNDTIMEO,
         };
         let wait = if sys::is_nonblocking(fd)? {
@@ -196,6 +198,7 @@ impl<'a> Waiting<'a> {
                 // of.
                 Interest::Read if self.socket.backlog_len() > 0 => libc::POLLIN,
                 Interest::Error if self.socket.has_stored_error_messages() => libc::POLLERR,
+                Interest::Stamp if self.socket.has_stamps() => libc::POLLERR,
                 _ => match deaf_since.and_then(|since| since.checked_add(LONGEST_DEAF)) {
                     Some(end) if deadline.is_after(end) => {
                         match self.sleep(fd, interest, Deadline::at(Some(end))) {
@@ -292,7 +295,7 @@ impl<'a> Waiting<'a> {
         let events = match interest {
             Interest::Read => libc::POLLIN | libc::POLLRDHUP,
             Interest::Write => libc::POLLOUT,
-            Interest::Error => 0, // poll always reports POLLERR
+            Interest::Error | Interest::Stamp => 0, // poll always reports POLLERR
         };
         let socket = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
         self.poll(socket, deadline.remaining())

@@ -11,11 +11,16 @@ use super::memory::Pinned;
 use super::single::{empty_header, name_of};
 use super::{Memory, SendSlice, with_room, zeroes};
 use crate::net::address::Address;
-use crate::net::cmsg::ControlBuffer;
+use crate::net::cmsg::{ControlBuffer, space};
 
-/// Room for a received message's control data: twice what this library requests, for options that
-/// the user has set.
-const CONTROL_LEN: usize = 256;
+/// Room for a received message's control data: for all that this library requests of an IPv6 socket
+/// that receives an IPv4 datagram, which are `SO_TIMESTAMPING` and `SO_TIMESTAMPNS`, both forms of
+/// the destination, and four numbers. Most sockets request less, and leave room for the user's.
+const CONTROL_LEN: usize = space(3 * size_of::<libc::timespec>())
+    + space(size_of::<libc::timespec>())
+    + space(size_of::<libc::in6_pktinfo>())
+    + space(size_of::<libc::in_pktinfo>())
+    + 4 * space(size_of::<c_int>());
 const NAME_LEN: usize = Address::CAPACITY as usize;
 
 /// Slots to receive into, each with room for a datagram, its sender and its control messages.

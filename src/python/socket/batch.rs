@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 
 use super::Socket;
 use super::many::{of_receiving, refuse_peeking};
-use super::sending::Sending;
+use super::sending::{ItemKind, Sending};
 use crate::net::{Filled, Interest, Received, RecvCursor, Ring};
 use crate::python::batch::Batch;
 use crate::python::error::Result;
@@ -29,7 +29,7 @@ impl Socket {
         flags: c_int,
         errors: &str,
     ) -> Result<Bound<'py, PyAny>> {
-        let mut sending = Sending::new(slf, flags, errors)?;
+        let mut sending = Sending::new(slf, ItemKind::Payloads, flags, errors)?;
         let to = address.map(|address| sending.address(address, "send_batch")).transpose()?;
         let batch = batch.get();
         let contents = batch.lock()?;

@@ -1,35 +1,45 @@
-//! A received datagram with all its metadata from the kernel.
+//! A datagram with its metadata: as the kernel reports it, or as it is to be sent.
 
 use std::ffi::c_int;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyInt, PyString, PyTuple};
 
 use super::Socket;
-use crate::net::{Address, AddressKind, Meta, Received};
+use super::interface::{index_of, parse_ip};
+use super::options::Given;
+use crate::net::{Address, AddressKind, Meta, Received, SendMeta, Source};
 use crate::python::audit;
 use crate::python::buffer::{Readable, text_of};
 #[cfg(feature = "dtls")]
 use crate::python::dtls::DtlsSession;
 use crate::python::error::Result;
 
-/// A received datagram.
+/// A datagram, received or to be sent.
 #[pyclass(frozen, module = "tomada")]
 pub(crate) struct Datagram {
     /// The payload.
     #[pyo3(get)]
     data: Py<PyBytes>,
-    /// The sender's address, as `recvfrom` returns it.
+    /// The peer's address: as `recvfrom` returns it, or as it was given.
     #[pyo3(get)]
     address: Py<PyAny>,
     /// Whether the payload was truncated.
     #[pyo3(get)]
     truncated: bool,
-    from: Address,
+    /// When to transmit it, in nanoseconds.
+    #[pyo3(get)]
+    transmit_time_ns: Option<u64>,
+    /// The kernel's form of `address`; `None` if the user gave it.
+    from: Option<Address>,
     proxy: Option<Address>,
     meta: Meta,
-    socket: Py<Socket>,
+    /// The socket that received it.
+    socket: Option<Py<Socket>>,
 }
 
 impl Datagram {
@@ -43,26 +53,225 @@ impl Datagram {
             data: data.unbind(),
             address: address.unbind(),
             truncated: received.is_truncated(),
-            from: Address::from_bytes(received.from),
+            transmit_time_ns: None,
+            from: Some(Address::from_bytes(received.from)),
             proxy: received.proxy.map(Address::from_bytes),
             meta: Meta::decode(received.control),
-            socket: socket.clone().unbind(),
+            socket: Some(socket.clone().unbind()),
+        }
+    }
+
+    pub(super) fn data<'py>(&self, py: Python<'py>) -> &Bound<'py, PyBytes> {
+        self.data.bind(py)
+    }
+
+    pub(super) fn address<'py>(&self, py: Python<'py>) -> &Bound<'py, PyAny> {
+        self.address.bind(py)
+    }
+
+    /// Where a socket of a family sends it, if `address` does not have to be parsed for that.
+    pub(super) fn known_address(&self, family: c_int) -> Option<Address> {
+        self.from.filter(|from| match from.kind() {
+            AddressKind::V4(_) => family == libc::AF_INET,
+            AddressKind::V6(_) => family == libc::AF_INET6,
+            _ => family == libc::AF_UNIX,
+        })
+    }
+
+    /// The proxy that the peer is reached through.
+    pub(super) fn proxy(&self) -> Option<&Address> {
+        self.proxy.as_ref()
+    }
+
+    /// Whether it is sent with metadata.
+    pub(super) fn has_send_meta(&self) -> bool {
+        let Meta { local, interface, ttl, tos, .. } = self.meta;
+        local.is_some()
+            || interface.is_some_and(|index| index != 0)
+            || ttl.is_some()
+            || tos.is_some()
+            || self.transmit_time_ns.is_some()
+    }
+
+    /// The metadata that it is sent with.
+    pub(super) fn send_meta(&self, is_ipv4: bool) -> PyResult<SendMeta> {
+        let Meta { local, interface, ttl, tos, .. } = self.meta;
+        let interface = interface.unwrap_or(0);
+        let any = if is_ipv4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let source = match local {
+            Some(address) if address.is_ipv4() != is_ipv4 => {
+                let text = format!(
+                    "the source {address} and the destination belong to different families"
+                );
+                return Err(PyValueError::new_err(text));
+            }
+            None if interface == 0 => None,
+            local => Some(Source { address: local.unwrap_or(any), interface }),
+        };
+        Ok(SendMeta { is_ipv4, source, ttl, tos, transmit_time_ns: self.transmit_time_ns })
+    }
+}
+
+/// Reads a number in a range, or None.
+fn number(
+    object: &Bound<'_, PyAny>,
+    name: &str,
+    range: RangeInclusive<u64>,
+) -> PyResult<Option<u64>> {
+    if object.is_none() {
+        return Ok(None);
+    }
+    let Ok(number) = object.cast::<PyInt>() else {
+        let text = format!("{name} must be an int, not {}", object.get_type().name()?);
+        return Err(PyTypeError::new_err(text));
+    };
+    match number.extract() {
+        Ok(value) if range.contains(&value) => Ok(Some(value)),
+        _ => {
+            let (least, most) = range.into_inner();
+            let text = format!("{name} must be {least} to {most}, not {}", text_of(object)?);
+            Err(PyValueError::new_err(text))
         }
     }
 }
 
+/// Reads a source address, or None.
+fn source(object: &Bound<'_, PyAny>) -> PyResult<Option<IpAddr>> {
+    if object.is_none() {
+        return Ok(None);
+    }
+    let Ok(text) = object.cast::<PyString>() else {
+        let text = format!("source must be a str, not {}", object.get_type().name()?);
+        return Err(PyTypeError::new_err(text));
+    };
+    let address = parse_ip(text.to_str()?, "source")?.to_canonical();
+    if address.is_unspecified() || address.is_multicast() {
+        let text = format!("source must be an address of this machine, not {address}");
+        return Err(PyValueError::new_err(text));
+    }
+    Ok(Some(address))
+}
+
 #[pymethods]
 impl Datagram {
-    /// The sender's IP address without its port; that of an IPv4 peer as plain IPv4.
-    #[getter]
-    fn host(&self) -> Option<String> {
-        self.from.ip().map(|from| from.ip().to_canonical().to_string())
+    /// Create a datagram to send.
+    #[new]
+    #[pyo3(signature = (
+        data, address=None, *, ttl=None, tos=None, ecn=None, source=None, interface=None,
+        transmit_time_ns=None
+    ))]
+    #[allow(clippy::too_many_arguments)] // each is a field
+    fn create<'py>(
+        py: Python<'py>,
+        data: Bound<'py, PyAny>,
+        address: Option<Bound<'py, PyAny>>,
+        ttl: Option<Bound<'py, PyAny>>,
+        tos: Option<Bound<'py, PyAny>>,
+        ecn: Option<Bound<'py, PyAny>>,
+        source: Option<Bound<'py, PyAny>>,
+        interface: Option<Bound<'py, PyAny>>,
+        transmit_time_ns: Option<Bound<'py, PyAny>>,
+    ) -> Result<Self> {
+        let empty = Self {
+            data: PyBytes::new(py, b"").unbind(),
+            address: py.None(),
+            truncated: false,
+            transmit_time_ns: None,
+            from: None,
+            proxy: None,
+            meta: Meta::default(),
+            socket: None,
+        };
+        empty.replace(
+            py,
+            Given(Some(data)),
+            Given(address),
+            Given(ttl),
+            Given(tos),
+            Given(ecn),
+            Given(source),
+            Given(interface),
+            Given(transmit_time_ns),
+        )
     }
 
-    /// The sender's port.
+    /// Return a datagram to send with other values of some fields.
+    #[pyo3(signature = (
+        *, data=Given(None), address=Given(None), ttl=Given(None), tos=Given(None), ecn=Given(None),
+        source=Given(None), interface=Given(None), transmit_time_ns=Given(None)
+    ))]
+    #[allow(clippy::too_many_arguments)] // each is a field
+    fn replace(
+        &self,
+        py: Python<'_>,
+        data: Given<'_>,
+        address: Given<'_>,
+        ttl: Given<'_>,
+        tos: Given<'_>,
+        ecn: Given<'_>,
+        source: Given<'_>,
+        interface: Given<'_>,
+        transmit_time_ns: Given<'_>,
+    ) -> Result<Self> {
+        let mut new = Self {
+            data: self.data.clone_ref(py),
+            address: self.address.clone_ref(py),
+            socket: None,
+            ..*self
+        };
+        if let Given(Some(data)) = data {
+            new.data = Readable::new(&data)?.into_bytes(py)?.unbind();
+            new.truncated = false;
+        }
+        if let Given(Some(address)) = address {
+            new.address = address.unbind();
+            (new.from, new.proxy) = (None, None);
+        }
+        if let Given(Some(ttl)) = ttl {
+            new.meta.ttl = number(&ttl, "ttl", 1..=255)?.map(|ttl| ttl as u8);
+        }
+        if let Given(Some(tos)) = tos {
+            new.meta.tos = number(&tos, "tos", 0..=255)?.map(|tos| tos as u8);
+        }
+        if let Given(Some(ecn)) = ecn
+            && let Some(ecn) = number(&ecn, "ecn", 0..=3)?
+        {
+            new.meta.tos = Some(new.meta.tos.unwrap_or(0) & !3 | ecn as u8);
+        }
+        if let Given(Some(source)) = source {
+            new.meta.local = self::source(&source)?;
+        }
+        if let Given(Some(interface)) = interface {
+            new.meta.interface = Some(index_of((!interface.is_none()).then_some(&interface))?);
+        }
+        if let Given(Some(time)) = transmit_time_ns {
+            new.transmit_time_ns = number(&time, "transmit_time_ns", 0..=u64::MAX)?;
+        }
+        Ok(new)
+    }
+
+    /// The peer's IP address without its port; that of an IPv4 peer as plain IPv4.
     #[getter]
-    fn port(&self) -> Option<u16> {
-        self.from.ip().map(|from| from.port())
+    fn host(&self, py: Python<'_>) -> Option<String> {
+        match &self.from {
+            Some(from) => from.ip().map(|from| from.ip().to_canonical().to_string()),
+            None => self.address.bind(py).cast::<PyTuple>().ok()?.get_item(0).ok()?.extract().ok(),
+        }
+    }
+
+    /// The peer's port.
+    #[getter]
+    fn port(&self, py: Python<'_>) -> Option<u16> {
+        match &self.from {
+            Some(from) => from.ip().map(|from| from.port()),
+            None => self.address.bind(py).cast::<PyTuple>().ok()?.get_item(1).ok()?.extract().ok(),
+        }
+    }
+
+    /// The local IP address to send it from; of a received datagram, the one to reply from.
+    #[getter]
+    fn source(&self) -> Option<String> {
+        self.meta.local.map(|ip| ip.to_string())
     }
 
     /// The IP address that it was sent to.
@@ -71,7 +280,7 @@ impl Datagram {
         self.meta.destination.map(|ip| ip.to_string())
     }
 
-    /// The index of the interface that it arrived on.
+    /// The index of the interface that it arrived on, or is sent on.
     #[getter]
     fn interface(&self) -> Option<u32> {
         self.meta.interface.filter(|&index| index != 0)
@@ -83,7 +292,13 @@ impl Datagram {
         self.meta.timestamp_ns
     }
 
-    /// Its time to live, or hop limit, on arrival.
+    /// When the device received it, in nanoseconds on the device's clock.
+    #[getter]
+    fn hardware_timestamp_ns(&self) -> Option<i64> {
+        self.meta.hardware_ns
+    }
+
+    /// Its time to live, or hop limit.
     #[getter]
     fn ttl(&self) -> Option<u8> {
         self.meta.ttl
@@ -111,20 +326,25 @@ impl Datagram {
     #[cfg(feature = "dtls")]
     #[getter]
     fn session(&self, py: Python<'_>) -> Result<Option<DtlsSession>> {
-        let endpoint = self.socket.bind(py).get().socket()?.dtls();
-        Ok(endpoint.and_then(|endpoint| DtlsSession::find(endpoint, Some(self.from))))
+        let Some(socket) = &self.socket else { return Ok(None) };
+        let endpoint = socket.bind(py).get().socket()?.dtls();
+        Ok(endpoint.and_then(|endpoint| DtlsSession::find(endpoint, self.from)))
     }
 
     /// Send a reply from the address that the datagram was sent to, and return its length.
     #[pyo3(signature = (data, flags=0))]
     fn reply(&self, py: Python<'_>, data: &Bound<'_, PyAny>, flags: c_int) -> Result<usize> {
-        let to = (self.from.kind() != AddressKind::Unnamed).then_some(&self.from);
-        let socket = self.socket.bind(py);
+        let (Some(from), Some(socket)) = (&self.from, &self.socket) else {
+            let text = "cannot reply: this datagram was not received; send it with send_datagram()";
+            return Err(PyValueError::new_err(text).into());
+        };
+        let to = (from.kind() != AddressKind::Unnamed).then_some(from);
+        let socket = socket.bind(py);
         let to = match &self.proxy {
             None => to,
             Some(proxy) => {
                 let len = Readable::new(data)?.len();
-                socket.get().socket()?.spend_for_client(&self.from, len)?;
+                socket.get().socket()?.spend_for_client(from, len)?;
                 Some(proxy)
             }
         };
@@ -146,6 +366,9 @@ impl Datagram {
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let (len, from) = (self.__len__(py), text_of(self.address.bind(py))?);
+        if self.socket.is_none() {
+            return Ok(format!("<tomada.Datagram of {len} bytes to {from}>"));
+        }
         let destination = self.destination().map_or_else(String::new, |ip| format!(" to {ip}"));
         let cut = if self.truncated { ", truncated" } else { "" };
         Ok(format!("<tomada.Datagram of {len} bytes from {from}{destination}{cut}>"))

@@ -1,22 +1,22 @@
 //! Features beyond the standard class: metadata, the error queue, counters, groups, and tuning.
 
-use std::ffi::{CString, c_int};
+use std::ffi::c_int;
 use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyInt, PyList, PyString};
+use pyo3::types::PyList;
 
 use super::Socket;
 use super::datagram::Datagram;
+use super::interface::{index_of, parse_ip};
 use super::many::Senders;
 use crate::net::cmsg::ControlBuffer;
 use crate::net::error_queue::ErrorMessage;
-use crate::net::multicast::{Change, Membership, interface_with_address};
-use crate::net::names::interface_index;
+use crate::net::multicast::{Change, Membership};
 use crate::net::{Address, Interest, Received, Source, may_be_of_source};
 use crate::python::buffer::{Readable, new_bytes};
 use crate::python::counters::Stats;
@@ -154,6 +154,29 @@ impl Socket {
         })
     }
 
+    /// The highest rate to send at, in bytes per second, or None.
+    #[getter]
+    fn pacing(&self) -> Result<Option<u64>> {
+        let mut rate = [0; size_of::<u64>()];
+        self.socket()?.option(libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, &mut rate)?;
+        let rate = u64::from_ne_bytes(rate);
+        Ok((rate != u64::MAX).then_some(rate))
+    }
+
+    #[setter]
+    fn set_pacing(&self, rate: Option<&Bound<'_, PyAny>>) -> Result<()> {
+        let rate = match rate {
+            None => u64::MAX,
+            Some(rate) => {
+                rate.extract().ok().filter(|rate| (1..u64::MAX).contains(rate)).ok_or_else(
+                    || PyValueError::new_err("pacing must be at least 1 byte per second, or None"),
+                )?
+            }
+        };
+        let (level, name) = (libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE);
+        Ok(self.socket()?.set_option(level, name, &rate.to_ne_bytes())?)
+    }
+
     /// The number of datagrams in the receive backlog.
     #[getter]
     fn pending(&self) -> usize {
@@ -289,34 +312,4 @@ impl Socket {
         let text = format!("cannot {verb} {group}: {hint}");
         Err(PyOSError::new_err((error.raw_os_error(), text)).into())
     }
-}
-
-fn parse_ip(text: &str, what: &str) -> Result<IpAddr> {
-    text.parse().map_err(|_| {
-        PyValueError::new_err(format!("{what} must be a numeric IP address, not {text:?}")).into()
-    })
-}
-
-/// The index of an interface, given its name, its index, or one of its addresses.
-fn index_of(interface: Option<&Bound<'_, PyAny>>) -> Result<u32> {
-    let Some(interface) = interface else { return Ok(0) };
-    if interface.is_instance_of::<PyInt>() {
-        return Ok(interface.extract()?);
-    }
-    let Ok(name) = interface.cast::<PyString>() else {
-        let message = "interface must be a name, an index or an address of an interface";
-        return Err(PyTypeError::new_err(message).into());
-    };
-    let name = name.to_str()?;
-    let index = match name.parse::<IpAddr>() {
-        Ok(address) => interface_with_address(address),
-        Err(_) => match CString::new(name) {
-            Ok(name) => interface_index(&name),
-            Err(_) => Err(io::Error::from_raw_os_error(libc::ENODEV)),
-        },
-    };
-    index.map_err(|error| {
-        let text = format!("no interface {name:?}");
-        Error::Python(PyOSError::new_err((error.raw_os_error(), text)))
-    })
 }

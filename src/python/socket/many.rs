@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple};
 
 use super::Socket;
-use super::sending::{ATTACHED, Sending};
+use super::sending::{ATTACHED, ItemKind, Sending};
 use crate::net::{Address, Datagrams, Filled, Interest, Received, RecvCursor};
 use crate::python::address::AddressCache;
 use crate::python::buffer::{is_one_datagram, new_bytes, new_list, push};
@@ -47,7 +47,7 @@ impl Socket {
         flags: c_int,
         errors: &str,
     ) -> Result<Bound<'py, PyAny>> {
-        let mut sending = Sending::new(slf, flags, errors)?;
+        let mut sending = Sending::new(slf, ItemKind::Payloads, flags, errors)?;
         let to = address.map(|address| sending.address(address, "send_many")).transpose()?;
         if is_one_datagram(datagrams) {
             let message = "send_many() takes an iterable of datagrams; for one there is send() \

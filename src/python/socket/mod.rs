@@ -3,9 +3,11 @@
 mod batch;
 mod connect;
 pub(crate) mod datagram;
+mod datagrams;
 mod exchange;
 mod extras;
 mod guard;
+mod interface;
 mod many;
 mod options;
 mod receive;

@@ -2,13 +2,16 @@
 
 use std::ffi::c_int;
 use std::io;
+use std::iter;
 
 use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 
+use super::datagram::Datagram;
+use super::datagrams::hint;
 use super::{Patience, Socket};
-use crate::net::{Address, Interest, SendQueue, with_room};
+use crate::net::{Address, Interest, SendMeta, SendQueue, with_room};
 use crate::python::audit;
 use crate::python::buffer::{Readable, push, text_of};
 use crate::python::error::{Error, Result};
@@ -28,6 +31,7 @@ const ATTACHED_BYTES: usize = 1 << 20;
 /// One call of `send_many` or `send_batch`: its progress, its failures, and how it handles errors.
 pub(super) struct Sending<'s, 'py> {
     socket: &'s Bound<'py, Socket>,
+    kind: ItemKind,
     flags: c_int,
     patience: Patience,
     /// The number of datagrams in completed portions.
@@ -39,8 +43,22 @@ pub(super) struct Sending<'s, 'py> {
     is_full: bool,
 }
 
+/// The kind of a call's items.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum ItemKind {
+    /// Bytes-like objects, or pairs of one and an address.
+    Payloads,
+    /// `Datagram` objects.
+    Datagrams,
+}
+
 impl<'s, 'py> Sending<'s, 'py> {
-    pub(super) fn new(socket: &'s Bound<'py, Socket>, flags: c_int, errors: &str) -> Result<Self> {
+    pub(super) fn new(
+        socket: &'s Bound<'py, Socket>,
+        kind: ItemKind,
+        flags: c_int,
+        errors: &str,
+    ) -> Result<Self> {
         let failures = match errors {
             "raise" => None,
             "continue" => Some(PyList::empty(socket.py())),
@@ -51,7 +69,7 @@ impl<'s, 'py> Sending<'s, 'py> {
         };
         socket.get().socket()?.descriptor().enter()?;
         let patience = socket.get().patience();
-        Ok(Self { socket, flags, patience, done: 0, sent: 0, failures, is_full: false })
+        Ok(Self { socket, kind, flags, patience, done: 0, sent: 0, failures, is_full: false })
     }
 
     /// Reads the common address of all datagrams, and raises its audit event.
@@ -194,7 +212,11 @@ impl<'s, 'py> Sending<'s, 'py> {
             None => String::new(),
         };
         let value = error.value(py);
-        let advice = advice(value.as_any()).unwrap_or_default();
+        let advice = match queue.and_then(SendQueue::next_meta) {
+            Some(meta) => advice_on(value.as_any(), &meta),
+            None => advice(value.as_any()),
+        };
+        let advice = advice.unwrap_or_default();
         let context = format!("(datagram {index}{to}; {} sent before it){advice}", self.sent);
         // An exception that cannot be changed only lacks this context.
         let _ = append(value.as_any(), &context);
@@ -230,6 +252,15 @@ fn advice(value: &Bound<'_, PyAny>) -> PyResult<String> {
     if advice.is_none() { Ok(String::new()) } else { Ok(format!(": {}", text_of(&advice)?)) }
 }
 
+/// The advice for a datagram with metadata.
+fn advice_on(value: &Bound<'_, PyAny>, meta: &SendMeta) -> PyResult<String> {
+    let errno = value.getattr("errno")?.extract::<Option<c_int>>()?;
+    match errno.and_then(|errno| hint(errno, meta)) {
+        Some(hint) => Ok(format!(": {hint}")),
+        None => advice(value),
+    }
+}
+
 /// Appends to an exception's text, which is its last argument, if it has one.
 fn append(value: &Bound<'_, PyAny>, context: &str) -> PyResult<()> {
     let args = value.getattr("args")?.cast_into::<PyTuple>()?;
@@ -254,6 +285,8 @@ struct Portion<'py> {
     /// duplicates.
     targets: Vec<Option<usize>>,
     addresses: Vec<Address>,
+    /// The metadata of each datagram, if there is any.
+    metas: Vec<Option<SendMeta>>,
     /// The object that the last address was read from, if it always has the same meaning.
     last: Option<Bound<'py, PyAny>>,
 }
@@ -314,6 +347,9 @@ impl<'py> Portion<'py> {
         item: &Bound<'py, PyAny>,
         is_payload: bool,
     ) -> std::result::Result<(), End> {
+        if sending.kind == ItemKind::Datagrams {
+            return self.take_datagram(sending, item);
+        }
         let pair = if is_payload { None } else { item.cast::<PyTuple>().ok() };
         let Some(pair) = pair else {
             let payload = Readable::new(item).map_err(End::of_item)?;
@@ -331,6 +367,38 @@ impl<'py> Portion<'py> {
         self.push(payload, Some(self.addresses.len() - 1)).map_err(End::Raised)
     }
 
+    fn take_datagram(
+        &mut self,
+        sending: &Sending<'_, 'py>,
+        item: &Bound<'py, PyAny>,
+    ) -> std::result::Result<(), End> {
+        let datagram = item.cast::<Datagram>().map_err(|_| {
+            End::NotDatagram(PyTypeError::new_err(match item.get_type().name() {
+                Ok(name) => format!("send_datagrams() takes Datagram objects, not {name}"),
+                Err(_) => "send_datagrams() takes Datagram objects".to_owned(),
+            }))
+        })?;
+        let (to, meta) = sending
+            .socket
+            .get()
+            .route(datagram, "send_datagrams")
+            .map_err(|error| End::of_item(error.into()))?;
+        let address = datagram.get().address(item.py());
+        if let Some(to) = to {
+            if !self.last.as_ref().is_some_and(|last| last.is(address)) {
+                sending.audit(address).map_err(|error| End::Raised(error.into()))?;
+                self.last = never_changes(address).then(|| address.clone());
+            }
+            if self.addresses.last() != Some(&to) {
+                push(&mut self.addresses, to).map_err(End::Raised)?;
+            }
+        }
+        push(&mut self.metas, meta).map_err(End::Raised)?;
+        let payload =
+            Readable::new(datagram.get().data(item.py()).as_any()).map_err(End::of_item)?;
+        self.push(payload, to.map(|_| self.addresses.len() - 1)).map_err(End::Raised)
+    }
+
     fn push(&mut self, payload: Readable<'py>, target: Option<usize>) -> PyResult<()> {
         push(&mut self.targets, target)?;
         self.bytes += payload.slice().len();
@@ -340,6 +408,13 @@ impl<'py> Portion<'py> {
     fn queue(&self) -> io::Result<SendQueue<'_>> {
         let mut queue = SendQueue::with_room(self.payloads.len())?;
         let mut payloads = self.payloads.iter().map(Readable::slice);
+        if !self.metas.is_empty() {
+            for ((payload, target), meta) in payloads.zip(&self.targets).zip(&self.metas) {
+                let to = target.and_then(|target| self.addresses.get(target));
+                queue.push_all(iter::once(payload), to, *meta)?;
+            }
+            return Ok(queue);
+        }
         for group in self.targets.chunk_by(|one, other| one == other) {
             let to = group[0].and_then(|target| self.addresses.get(target));
             queue.push_all(payloads.by_ref().take(group.len()), to, None)?;
