@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from skips import program
-from support import DEADLINE, Child, eventually
+from support import DEADLINE, DEVELOPMENT, Child, eventually
 from tomada.testing import impaired
 
 pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
@@ -31,7 +31,8 @@ def start(interruptible):  # noqa: ARG001
     with contextlib.ExitStack() as stack:
 
         def start(name, *arguments):
-            child = stack.enter_context(Child("-X", "dev", EXAMPLES / name, *arguments))
+            environment = os.environ | DEVELOPMENT
+            child = stack.enter_context(Child(EXAMPLES / name, *arguments, env=environment))
             line = child.line()
             assert line.startswith("listening on 127.0.0.1:")
             return child, int(line.rpartition(":")[2])
@@ -51,8 +52,6 @@ def end(child):
     """Press Ctrl-C, and return the example's last output."""
     child.signal(signal.SIGINT)
     status, output, errors = child.end()
-    # In development mode, asyncio reports steps that took long: a busy machine makes some.
-    errors = re.sub(r"^Executing <.*\n", "", errors, flags=re.MULTILINE)
     assert (status, errors) == (0, "")
     return output
 
@@ -427,7 +426,7 @@ def discover(tmp_path, interruptible):  # noqa: ARG001
     with contextlib.ExitStack() as stack:
 
         def discover(*arguments):
-            return stack.enter_context(Child("-X", "dev", *common, *arguments))
+            return stack.enter_context(Child(*common, *arguments, env=os.environ | DEVELOPMENT))
 
         yield discover
 
