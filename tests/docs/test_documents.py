@@ -78,6 +78,21 @@ o…
 …
 ```
 
+```python
+import asyncio
+
+async def main():
+    loop = asyncio.get_running_loop()
+    loop.slow_callback_duration = 0
+    print(loop.get_debug())
+
+asyncio.run(main())
+```
+
+```text
+True
+```
+
 <!-- skip: next "it is not meant to work" -->
 
 ```python

@@ -12,7 +12,7 @@ import pytest
 
 from examples import EXAMPLES, end, load, run
 from skips import program
-from support import DEADLINE, Child, eventually
+from support import DEADLINE, DEVELOPMENT, Child, eventually
 
 pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
 
@@ -192,7 +192,7 @@ def discover(tmp_path, interruptible):  # noqa: ARG001
     with contextlib.ExitStack() as stack:
 
         def discover(*arguments):
-            return stack.enter_context(Child("-X", "dev", *common, *arguments))
+            return stack.enter_context(Child(*common, *arguments, env=os.environ | DEVELOPMENT))
 
         yield discover
 

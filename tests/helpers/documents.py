@@ -29,7 +29,7 @@ from sybil import Region, Sybil
 from sybil.parsers.markdown import SkipParser
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
-from support import Child
+from support import DEVELOPMENT, Child
 from tomada._cli.options import OPTIONS
 from tomada._config import resolve
 
@@ -76,13 +76,16 @@ class Reader:
         self._running = []
         self._printed = None
         self._count = 0
-        self._environment = os.environ | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONDEVMODE": "1",
-            "COLUMNS": "80",
-            "TMPDIR": str(folder),  # of programs that are killed
-        }
+        self._environment = (
+            os.environ
+            | DEVELOPMENT
+            | {
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                "PYTHONUNBUFFERED": "1",
+                "COLUMNS": "80",
+                "TMPDIR": str(folder),  # of programs that are killed
+            }
+        )
 
     def __enter__(self):
         return self

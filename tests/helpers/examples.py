@@ -1,7 +1,6 @@
 """The programs in examples/."""
 
 import importlib.util
-import re
 import signal
 import subprocess
 from pathlib import Path
@@ -23,8 +22,6 @@ def end(child):
     """Press Ctrl-C, and return the example's last output."""
     child.signal(signal.SIGINT)
     status, output, errors = child.end()
-    # In development mode, asyncio reports steps that took long: a busy machine makes some.
-    errors = re.sub(r"^Executing <.*\n", "", errors, flags=re.MULTILINE)
     assert not errors, errors
     assert status == 0
     return output

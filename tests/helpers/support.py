@@ -19,6 +19,14 @@ from peer import DEADLINE, dumps, loads
 HELPERS = Path(__file__).parent
 PEER = HELPERS / "peer.py"
 
+# The environment of a program in development mode that asyncio does not call slow.
+DEVELOPMENT = {
+    "PYTHONDEVMODE": "1",
+    "PYTHONPATH": os.pathsep.join(
+        filter(None, [str(HELPERS / "development"), os.environ.get("PYTHONPATH")])
+    ),
+}
+
 # A thread that waits for the interpreter's lock, or for another thread, is in this system call.
 FUTEX = {"x86_64": "202", "aarch64": "98"}.get(platform.machine())
 
