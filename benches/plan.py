@@ -262,6 +262,9 @@ BARS: dict[str, tuple[tuple[Any, ...], ...]] = {
     ),
     "tasks-1000-late": (("tomada: asyncio.Client", "tomada: Endpoint.request", 8, "rate"),),
     "link-round-trip": (("tomada: impaired", "no link", 2.2, "p50"),),
+    # 200,000 of 300,000 datagrams per second; a millisecond.
+    "link-rate": (("tomada: impaired", "no link", 0.67, "rate"),),
+    "link-delay": (("tomada: impaired", "", 1e6, "p99"),),
     "workers": (("tomada: Server, 2 workers", "tomada: Server", 1.7, "rate"),),
     "memory": (("tomada: recv_many", "socket", 3 * 1024, "bytes"),),
     "flood": (("tomada: Guard", "", 32 << 20, "growth"), ("tomada: Guard", "", 0.01, "lost")),
@@ -436,6 +439,13 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
     ),
     ("link-rate", "link", "64 bytes, 300,000 datagrams per second", loads.Relayed(), LINKS),
     (
+        "link-delay",
+        "link",
+        "The error of a delay of 10 ms, for a datagram per millisecond",
+        loads.Delayed(),
+        LINKS[1:],
+    ),
+    (
         "memory",
         "memory",
         "10,000 sockets, each having received eight datagrams from four peers",
@@ -458,6 +468,7 @@ REFERENCES = {
     "tasks-50-late": "asyncio, by hand",
     "link-round-trip": "no link",
     "link-rate": "no link",
+    "link-delay": "plain asyncio",
 }
 QUICK = {"receive-64-gso", "send-64", "echo-64", "round-trip"}
 
