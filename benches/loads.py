@@ -229,6 +229,28 @@ class Relayed(Load):
 
 
 @dataclass(frozen=True)
+class Delayed(Load):
+    """A datagram per millisecond across a link with a delay, and by how much it is early or late."""
+
+    delay: float = 0.01
+    metrics = ("p50", "p99")
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        lifetime, delay = window.lifetime + 5, {"delay": self.delay}
+        with (
+            Child("links arrive", cores()[0], lifetime, **delay) as receiver,
+            self.start(subject, window, port=receiver.line()["port"], **delay) as link,
+            Child("links depart", cores()[0], lifetime, port=link.line()["port"]) as sender,
+        ):
+            # Enough datagrams for a percentile.
+            time.sleep(window.warmup + max(0.5, window.seconds))
+            sender.stop()
+            result = receiver.stop()
+            link.stop()
+        return {name: float(result[name]) for name in self.metrics}
+
+
+@dataclass(frozen=True)
 class Ask(Load):
     """A client of a server that replies at once: as many requests as it can make."""
 

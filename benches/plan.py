@@ -320,6 +320,13 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
     ),
     ("link-rate", "link", "64 bytes, 300,000 datagrams per second", loads.Relayed(), LINKS),
     (
+        "link-delay",
+        "link",
+        "The error of a delay of 10 ms, for a datagram per millisecond",
+        loads.Delayed(),
+        LINKS[1:],
+    ),
+    (
         "memory",
         "memory",
         "10,000 sockets, each having received eight datagrams from four peers",
@@ -342,6 +349,7 @@ REFERENCES = {
     "tasks-50-late": "asyncio, by hand",
     "link-round-trip": "no link",
     "link-rate": "no link",
+    "link-delay": "plain asyncio",
 }
 QUICK = {"receive-64-gso", "send-64", "echo-64", "round-trip"}
 

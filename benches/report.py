@@ -124,7 +124,7 @@ METRICS = {"p50": "p50", "p99": "p99", "cpu_ns": "CPU per datagram", "lost": "lo
 
 def bar_row(verdict: Verdict) -> str:
     bar = verdict.bar
-    found = "failed" if verdict.value is None else amount(verdict.value, bar.metric)
+    found = "failed" if verdict.value is None else shown(verdict.value, bar)
     metric = f", {METRICS[bar.metric]}" if bar.metric in METRICS else ""
     basis = ", CPU per datagram" if verdict.is_by_cpu else ""
     stand = "met" if verdict.is_met else "**missed**"
@@ -132,7 +132,13 @@ def bar_row(verdict: Verdict) -> str:
 
 
 def target(bar: Bar) -> str:
-    return f"{'≥' if bar.metric in AT_LEAST else '≤'} {amount(bar.limit, bar.metric)}"
+    return f"{'≥' if bar.metric in AT_LEAST else '≤'} {shown(bar.limit, bar)}"
+
+
+def shown(value: float, bar: Bar) -> str:
+    """Write a value of a target: a ratio, or an amount."""
+    is_time = not bar.reference and bar.metric in {"p50", "p99"}
+    return duration(value) if is_time else amount(value, bar.metric)
 
 
 def sentence(verdict: Verdict) -> str:

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyString};
 
@@ -63,17 +63,13 @@ fn counts<'py>(py: Python<'py>, counts: &LinkCounts) -> PyResult<Bound<'py, PyDi
 
 /// Reads the attributes of an object like `tomada.testing.Impairments`.
 fn impairments(object: &Bound<'_, PyAny>) -> Result<Impairments> {
-    let share = |name| object.getattr(name)?.extract::<f64>();
+    let share = |name| field(object, name);
     let loss = object.getattr("loss")?;
-    let loss = match loss.extract() {
-        Ok(share) => Loss::Independent(share),
-        Err(_) if loss.hasattr("p")? => Loss::Bursts {
-            p: loss.getattr("p")?.extract()?,
-            r: loss.getattr("r")?.extract()?,
-            bad: loss.getattr("bad")?.extract()?,
-            good: loss.getattr("good")?.extract()?,
-        },
-        Err(error) => return Err(error.into()),
+    let loss = if loss.hasattr("p")? {
+        let share = |name| field(&loss, name);
+        Loss::Bursts { p: share("p")?, r: share("r")?, bad: share("bad")?, good: share("good")? }
+    } else {
+        Loss::Independent(share("loss")?)
     };
     let impairments = Impairments {
         loss,
@@ -83,9 +79,9 @@ fn impairments(object: &Bound<'_, PyAny>) -> Result<Impairments> {
         duplicate: share("duplicate")?,
         corrupt: share("corrupt")?,
         truncate: share("truncate")?,
-        rate: object.getattr("rate")?.extract()?,
-        queue: object.getattr("queue")?.extract()?,
-        mtu: object.getattr("mtu")?.extract()?,
+        rate: field(object, "rate")?,
+        queue: field(object, "queue")?,
+        mtu: field(object, "mtu")?,
     };
     match impairments.check() {
         Ok(()) => Ok(impairments),
@@ -93,8 +89,26 @@ fn impairments(object: &Bound<'_, PyAny>) -> Result<Impairments> {
     }
 }
 
+/// Reads an attribute that is a number.
+fn field<'py, T: FromPyObjectOwned<'py>>(object: &Bound<'py, PyAny>, name: &str) -> Result<T> {
+    let value = object.getattr(name)?;
+    value.extract().map_err(|error| not_a_number(name, &value, &Into::into(error)))
+}
+
+/// Says which argument is wrong.
+fn not_a_number(name: &str, value: &Bound<'_, PyAny>, error: &PyErr) -> Error {
+    let py = value.py();
+    let value = value.repr().map_or_else(|_| "another object".into(), |text| text.to_string());
+    if error.is_instance_of::<PyOverflowError>(py) {
+        let text = format!("{name} must be a number from 0 to 2**64 - 1, not {value}");
+        return PyValueError::new_err(text).into();
+    }
+    let why = error.value(py);
+    PyTypeError::new_err(format!("{name} must be a number, not {value} ({why})")).into()
+}
+
 fn seconds(object: &Bound<'_, PyAny>, name: &str) -> Result<Duration> {
-    let value: f64 = object.getattr(name)?.extract()?;
+    let value: f64 = field(object, name)?;
     Duration::try_from_secs_f64(value).map_err(|_| {
         let text = format!("{name} must be a number of seconds from 0 up, not {value}");
         PyValueError::new_err(text).into()
@@ -253,6 +267,9 @@ impl LinkCore {
     fn stop(&self, py: Python<'_>) -> Result<()> {
         wait(py, self.relay.stop())?;
         py.detach(|| self.relay.close())?;
+        if !self.relay.is_own() {
+            return Ok(()); // the parent's thread may have held the lock
+        }
         let error = self.error.lock().unwrap_or_else(PoisonError::into_inner).take();
         error.map_or(Ok(()), |error| Err(error.into()))
     }

@@ -12,6 +12,7 @@ from benches import compare, plots, report, suite
 from benches.children import Child, ChildFailed
 from benches.figures import Outcome, Result, judge, speed
 from benches.loads import (
+    Delayed,
     Echo,
     Load,
     Memory,
@@ -253,7 +254,9 @@ def test_round_trips_are_measured():
 
 
 @needs_loadgen
-@pytest.mark.parametrize("load", [RelayedRoundTrip(), Relayed(rate=5000)], ids=["trip", "rate"])
+@pytest.mark.parametrize(
+    "load", [RelayedRoundTrip(), Relayed(rate=5000), Delayed()], ids=["trip", "rate", "delay"]
+)
 def test_links_are_measured(load):
     run(load, *LINKS)
 

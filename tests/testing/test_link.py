@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import math
 import os
 import socket as std
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from linked import assert_balanced, plain, until
+from tomada._testing.link import _resolve
 from tomada.asyncio import open_endpoint
-from tomada.testing import Arrival, GilbertElliott, Impairments, impaired
+from tomada.testing import Arrival, GilbertElliott, Impairments, impaired, network
 
 
 @pytest.fixture
@@ -329,7 +331,11 @@ def test_a_link_that_is_not_started_says_so(server):
         ({"queue": 5}, "queue needs a rate"),
         ({"script": ["pass", "lose"]}, "a script's step must be"),
         ({"seed": -1}, "seed must be from 0"),
+        ({"seed": 1 << 64}, "seed must be from 0"),
         ({"loss": GilbertElliott(0.1, 2)}, "r must be a share"),
+        ({"mtu": -1}, "mtu must be a number from 0"),
+        ({"rate": 1e6, "queue": 1 << 64}, "queue must be a number from 0"),
+        ({"log_size": -1}, "log_size must be at least 0, not -1"),
     ],
 )
 def test_wrong_options_are_refused(options, text):
@@ -337,11 +343,51 @@ def test_wrong_options_are_refused(options, text):
         impaired(("127.0.0.1", 1), **options)
 
 
-def test_wrong_types_are_refused():
-    with pytest.raises(TypeError, match="not a single str"):
-        impaired(("127.0.0.1", 1), script="drop")
-    with pytest.raises(TypeError, match="address of IPv4 or IPv6"), impaired(5):
+@pytest.mark.parametrize("opens", [impaired, lambda _, **options: network(**options)])
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"script": "drop"}, "script must be a list of steps, or a function, not 'drop'"),
+        ({"script": iter(["drop"])}, "script must be a list of steps"),
+        ({"script": {"drop"}}, "script must be a list of steps"),
+        ({"script": [1]}, "a script's step must be a str or None, not 1"),
+        ({"to_client": Impairments}, "to_client must be Impairments, not <class"),
+        ({"loss": "5%"}, "loss must be a number, not '5%'"),
+        ({"loss": None}, "loss must be a number, not None"),
+        ({"delay": "1s"}, "delay must be a number, not '1s'"),
+        ({"mtu": 1.5}, "mtu must be a number, not 1.5"),
+        ({"seed": "a"}, "seed must be an int, not 'a'"),
+        ({"log_size": 1.5}, "log_size must be a number of fates, not 1.5"),
+    ],
+)
+def test_wrong_types_are_refused(opens, options, text):
+    with pytest.raises(TypeError, match=text):
+        opens(("127.0.0.1", 1), **options)
+
+
+@pytest.mark.parametrize("upstream", [5, None, b"x", "/a/path", ("127.0.0.1",)])
+def test_only_ip_addresses_have_links(upstream):
+    with pytest.raises(TypeError, match="address of IPv4 or IPv6"), impaired(upstream):
         pass
+
+
+def test_a_server_has_a_port():
+    with pytest.raises(ValueError, match="needs a port, not 0"), impaired(("127.0.0.1", 0)):
+        pass
+
+
+def test_an_address_keeps_its_scope():
+    assert _resolve(("fe80::1", 5, 0, 7)) == (std.AF_INET6, ("fe80::1", 5, 0, 7))
+    assert _resolve(("::1", 5)) == (std.AF_INET6, ("::1", 5, 0, 0))
+
+
+@pytest.mark.parametrize("length", [0.5, math.nan, math.inf])
+def test_bursts_have_a_length(length):
+    with pytest.raises(ValueError, match="length at least 1"):
+        GilbertElliott.bursts(0.1, length)
+
+
+def test_bursts_cannot_be_denser_than_their_length():
     with pytest.raises(ValueError, match="bursts"):
         GilbertElliott.bursts(0.9, 1)
 
@@ -384,6 +430,26 @@ def test_a_forked_child_closes_its_copy_and_the_link_continues(server, client):
         assert os.waitpid(child, 0)[1] == 0
         client.sendto(b"after", link.address)
         assert server.recv(100) == b"after"
+
+
+def test_the_link_of_a_parent_leaves_those_of_a_child_alone(server, client):
+    link = impaired(server.getsockname())
+    link.start()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            with impaired(server.getsockname()) as other:
+                # Its thread may have the stack that the first link's has in the parent.
+                del link
+                gc.collect()
+                client.sendto(b"from the child", other.address)
+                assert server.recv(100) == b"from the child"
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    link.close()
 
 
 def test_a_function_may_close_its_link(server, client):

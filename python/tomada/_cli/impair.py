@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -46,11 +48,12 @@ options with --to-server- or --to-client- replace the general one for a directio
 The capture contains each datagram as it arrived and, if it passed, as it left.
 
 exit status:
-  0  it was stopped by Ctrl-C or --duration
+  0  Ctrl-C, SIGTERM or --duration ended it
   1  it could not listen
 """
 
 INTERVAL = 0.2
+ENDING = (signal.SIGINT, signal.SIGTERM)
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 RATES = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 SIDES = ("", "to-server-", "to-client-")
@@ -149,6 +152,7 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     link = link_of(arguments)
     with contextlib.ExitStack() as stack:
+        wait_for_end = stack.enter_context(ending_put_off())
         writer = None
         if arguments.pcap:
             file = stack.enter_context(Path(arguments.pcap).open("wb", buffering=0))
@@ -159,11 +163,11 @@ def run(arguments: argparse.Namespace) -> int:
         stack.push(link)
         to = format_address(arguments.upstream)
         note(f"impairing {format_address(link.address)} → {to} (seed {link.seed}); Ctrl-C ends it")
-        end = None if arguments.duration is None else time.monotonic() + arguments.duration
-        with contextlib.suppress(KeyboardInterrupt), live_view(link) as update:
-            while end is None or time.monotonic() < end:
-                left = INTERVAL if end is None else min(INTERVAL, end - time.monotonic())
-                time.sleep(max(left, 0))
+        end = math.inf if arguments.duration is None else time.monotonic() + arguments.duration
+        has_ended = False
+        with live_view(link) as update:
+            while not has_ended and (left := end - time.monotonic()) > 0:
+                has_ended = wait_for_end(min(INTERVAL, left))
                 drain_capture(link, writer)
                 update()
     stats = link.stats
@@ -172,6 +176,20 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(report(stats)))
     return SUCCESS
+
+
+@contextlib.contextmanager
+def ending_put_off() -> Iterator[Callable[[float], bool]]:
+    """Defer Ctrl-C and SIGTERM; provide a function that waits for them, for at most some seconds.
+
+    So they do not interrupt the writing of a capture. Threads that the block starts defer them, too.
+    """
+    numbers = {number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield lambda seconds: signal.sigtimedwait(numbers, seconds) is not None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def link_of(arguments: argparse.Namespace) -> Link:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Self, TypeAlias, TypedDict
+from typing import Any, Literal, Self, SupportsIndex, TypeAlias, TypedDict
 
 from tomada import _core
 
@@ -43,7 +44,7 @@ class GilbertElliott:
         :raises ValueError: An argument is outside its range, or no frequency of bursts gives that
             loss.
         """
-        if not 0 <= loss < 1 or length < 1:
+        if not (0 <= loss < 1 and 1 <= length < math.inf):
             raise ValueError("loss must be a share below 1, and length at least 1")
         r = 1 / length
         p = r * loss / (1 - loss)
@@ -137,15 +138,34 @@ class Impairments:
 
 
 def steps_of(script: Sequence[Step]) -> list[Step]:
-    """Check a script's steps, and return them; a single string is a mistake."""
-    if isinstance(script, str):
-        raise TypeError("script must be a list of steps, or a function, not a single str")
+    """Check a script's steps, and return them.
+
+    A single string is a mistake, and so is an iterator, which this would use up.
+    """
+    if isinstance(script, str) or not isinstance(script, Sequence):
+        raise TypeError(f"script must be a list of steps, or a function, not {script!r}")
     steps = list(script)
     _core.PathCore.check_steps(steps)
     return steps
 
 
 Sides: TypeAlias = tuple[Impairments, Impairments]
+
+
+def check_side(name: Direction, side: Impairments) -> None:
+    """Check the impairments of a direction."""
+    if not isinstance(side, Impairments):
+        raise TypeError(f"{name} must be Impairments, not {side!r}")
+
+
+def check_log_size(size: int) -> None:
+    """Check the size of a log."""
+    if not isinstance(size, SupportsIndex):
+        raise TypeError(f"log_size must be a number of fates, not {size!r}")
+    if size < 0:
+        raise ValueError(f"log_size must be at least 0, not {size}")
+
+
 # The scope of a script: a direction, by its number, or both.
 BOTH = len(DIRECTIONS)
 
@@ -165,6 +185,7 @@ def changed(
     sides = [replace(side, **options) for side in before]
     for number, side in enumerate(given):
         if side is not None:
+            check_side(DIRECTIONS[number], side)
             sides[number] = side
             scripts[number] = side.script
     return (sides[0], sides[1]), scripts
@@ -244,7 +265,7 @@ class PathStats:
     cut: int = 0
     """Dropped because the direction was cut, or the link stopped."""
     queue_full: int = 0
-    """Dropped because too many waited for the rate."""
+    """Dropped because too many waited for the rate, or those under way took 256 MiB of memory."""
     too_long: int = 0
     """Dropped because they were longer than the MTU."""
     rebound: int = 0

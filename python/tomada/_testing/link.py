@@ -21,6 +21,8 @@ from tomada._testing.impairments import (
     Script,
     Sides,
     changed,
+    check_log_size,
+    check_side,
     fates_of,
     function_of,
     number_of,
@@ -67,6 +69,9 @@ class Link:
         self._captures = captures
         self._core: _core.LinkCore | None = None
         self._seed = seeds.chosen(seed)
+        check_log_size(log_size)
+        for name, side in zip(DIRECTIONS, sides, strict=True):
+            check_side(name, side)
         if script is not None and not callable(script):
             steps_of(script)
 
@@ -83,6 +88,8 @@ class Link:
         if self._core is not None:
             raise RuntimeError("a link can be started once: create another one")
         family, upstream = _resolve(self._upstream)
+        if not upstream[1]:
+            raise ValueError("the server's address needs a port, not 0")
         host = "127.0.0.1" if family == _std.AF_INET else "::1"
         listen = (host, 0) if self._listen is None else _resolve(self._listen, family)[1]
         self._core = _core.LinkCore(
@@ -99,9 +106,10 @@ class Link:
     def close(self) -> None:
         """Stop the link, and close its sockets. Leaving the ``with`` block does this.
 
-        Datagrams that are still queued are dropped, and count as ``cut``. :attr:`log` and
+        This begins with a :meth:`cut`: datagrams that had arrived at the link before, and are due,
+        leave; those that are still under way are dropped, and count as ``cut``. :attr:`log` and
         :attr:`stats` stay readable. Closing twice does nothing. If a script's function calls this,
-        the link stops after that call, and the next :meth:`close` waits for it.
+        the link stops when the function returns, and the next :meth:`close` waits for it.
 
         :raises BaseException: The first exception that a script's function has raised.
         :raises OSError: ``EMFILE``: a client's datagrams were dropped (``unsendable``), because
@@ -269,13 +277,15 @@ def _resolve(address: Server | tuple[Any, ...] | str, family: int = 0) -> tuple[
     where = getattr(address, "address", address)
     if isinstance(where, str):
         where = parse_address(where)
-    if not isinstance(where, tuple):
+    if not isinstance(where, tuple) or len(where) < 2:  # noqa: PLR2004 - a pair
         raise TypeError(f"a link needs an address of IPv4 or IPv6, not {where!r}")
-    host, port = where[:2]
+    host, port, *scope = where
     found = _std.getaddrinfo(host, port, family, _std.SOCK_DGRAM)
     chosen = min(found, key=lambda info: info[0] != _std.AF_INET)
     # A wildcard address is where a server listens; this machine reaches it by loopback.
     name = chosen[4]
+    if chosen[0] == _std.AF_INET6 and scope:
+        name = (*name[:2], *scope)
     if family == 0 and name[0] in {"0.0.0.0", "::"}:  # noqa: S104 - nothing is bound to it
         name = ("127.0.0.1" if name[0] == "0.0.0.0" else "::1", *name[1:])  # noqa: S104
     return chosen[0], name

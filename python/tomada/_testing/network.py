@@ -24,6 +24,8 @@ from tomada._testing.impairments import (
     Sides,
     Step,
     changed,
+    check_log_size,
+    check_side,
     fates_of,
     number_of,
     steps_of,
@@ -62,6 +64,9 @@ class Network:
         log_size: int,
     ) -> None:
         self._seed = seeds.chosen(seed)
+        check_log_size(log_size)
+        for name, side in zip(DIRECTIONS, sides, strict=True):
+            check_side(name, side)
         self._sides = sides
         # The core's seeds for the two directions of a link.
         self._paths = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Iterator
+from typing import SupportsIndex
 
 # Short enough for the report of a failure.
 BITS = 32
@@ -34,7 +35,9 @@ def use(seeds: Iterator[int] | None) -> None:
 def chosen(seed: int | None) -> int:
     """Return a given seed, the next one of the test that runs, or a fresh one."""
     if seed is not None:
+        if not isinstance(seed, SupportsIndex):
+            raise TypeError(f"seed must be an int, not {seed!r}")
         if not 0 <= seed < 1 << 64:
             raise ValueError(f"seed must be from 0 to 2**64 - 1, not {seed}")
-        return seed
+        return int(seed)
     return fresh() if _of_test is None else next(_of_test)

@@ -147,7 +147,7 @@ impl LinkPath {
         let mut fate = fates.next(seed, flow, &self.impairments, verdict.as_ref(), size);
         if self.is_cut {
             fate.drop = Some(DropReason::Cut);
-        } else if self.impairments.mtu.is_some_and(|mtu| size + headers > mtu) {
+        } else if self.impairments.mtu.is_some_and(|mtu| size.saturating_add(headers) > mtu) {
             fate.drop = Some(DropReason::TooLong);
         }
         self.counts.received += 1;

@@ -162,14 +162,14 @@ impl Relay {
         self.address
     }
 
-    /// Asks the thread to end; once it has, [`Self::close`] closes the sockets. A script's function
-    /// does not wait for its own thread.
+    /// Asks the thread to end after a [cut](Self::cut) of both directions; once it has,
+    /// [`Self::close`] closes the sockets. A script's function does not wait for its own thread.
     pub fn stop(&self) -> Pending {
         if !self.is_own() {
             return Pending::DONE; // a child of a fork has no such thread
         }
         if self.is_in_function() {
-            self.shared.control.end_soon();
+            self.shared.control.request_in_function(Command::End);
             return Pending::DONE;
         }
         self.shared.control.request_end()
@@ -197,7 +197,8 @@ impl Relay {
         error.map_or(Ok(()), Err)
     }
 
-    fn is_own(&self) -> bool {
+    /// Whether this process started it: not if a fork has copied it.
+    pub fn is_own(&self) -> bool {
         self.generation == sys::fork_generation()
     }
 
@@ -289,6 +290,10 @@ impl Drop for Relay {
     fn drop(&mut self) {
         if self.is_own() {
             self.shared.control.end_soon();
+        } else {
+            // Detaching a thread of the parent could detach one of the child, on the same stack.
+            let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner);
+            leave_to_parent(thread);
         }
     }
 }

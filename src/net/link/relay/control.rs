@@ -25,6 +25,8 @@ pub(super) enum Command {
     Rebind,
     /// Set the impairments of both directions, and replace some scripts.
     Change(Box<[Impairments; 2]>, Vec<(Scope, Script)>),
+    /// Cut both directions, and end.
+    End,
 }
 
 /// A command of another thread. Dropping the sender tells that thread that the relay has ended.
@@ -73,18 +75,20 @@ impl Control {
         self.queue().of_function.push_back(command);
     }
 
-    /// Asks the thread to end. The result is there when it has.
+    /// Asks the thread to cut both directions and to end. The result is there when it has ended.
     pub(super) fn request_end(&self) -> Pending {
         let (sender, receiver) = mpsc::channel();
         let mut queue = self.queue();
         if !queue.has_ended {
+            let (before_the_end, _) = mpsc::channel();
+            queue.requests.push_back((Command::End, before_the_end));
             queue.waits_for_end.push(sender);
+            self.signal();
         }
-        self.end_soon();
         Pending(Some(receiver))
     }
 
-    /// Asks the thread to end, without a wait.
+    /// Asks the thread to end at once, without a wait.
     pub(super) fn end_soon(&self) {
         self.is_stopping.store(true, Ordering::Release);
         self.signal();

@@ -89,16 +89,25 @@ impl RelayThread {
         while !self.shared.control.is_stopping() {
             let ready = self.wait(&mut events)?;
             self.relay(&events[..ready])?;
+            self.obey_all(&mut events)?;
+        }
+        Ok(())
+    }
+
+    /// Carries out the commands of other threads. Catching up also clears the wake-up of a command
+    /// that came meanwhile, so this ends only once there is none.
+    fn obey_all(&mut self, events: &mut [libc::epoll_event]) -> io::Result<()> {
+        loop {
             let requests = self.shared.control.take();
-            if !requests.is_empty() {
-                self.catch_up(&mut events)?;
+            if requests.is_empty() {
+                return Ok(());
             }
+            self.catch_up(events)?;
             for (command, reply) in requests {
                 // A thread that does not wait any longer was interrupted.
                 let _ = reply.send(self.obey(command));
             }
         }
-        Ok(())
     }
 
     /// Receives from the sockets that are ready, and sends what is due.
@@ -141,6 +150,10 @@ impl RelayThread {
                 chosen(&mut self.shared.state.lock(), directions, LinkPath::heal);
             }
             Command::Rebind => self.clients.rebind(&self.shared)?,
+            Command::End => {
+                chosen(&mut self.shared.state.lock(), [true; 2], LinkPath::cut);
+                self.shared.control.end_soon();
+            }
             Command::Change(impairments, scripts) => {
                 let mut state = self.shared.state.lock();
                 for (path, impairments) in state.paths.iter_mut().zip(*impairments) {
@@ -262,17 +275,17 @@ impl RelayThread {
         let (now, shared) = (self.now(), Arc::clone(&self.shared));
         let headers = if self.upstream.is_ipv4() { 28 } else { 48 };
         let mut arrivals = std::mem::take(&mut self.arrivals);
-        let mut locked = None;
+        let (mut locked, mut has_stopped) = (None, false);
         for RelayArrival { direction, flow, payload, mut verdict } in arrivals.drain(..) {
             let index = self.arrived[direction as usize];
             self.arrived[direction as usize] += 1;
-            if let (Some(script), None) = (self.scripts.of(direction), &verdict) {
+            if has_stopped {
+                verdict = Some(Verdict::drop(DropReason::Cut));
+            } else if let (Some(script), None) = (self.scripts.of(direction), &verdict) {
                 locked = None; // it may run Python code
                 verdict = script.decide(direction, flow, index, &payload);
                 self.obey_function();
-                if shared.control.is_stopping() {
-                    break;
-                }
+                has_stopped = shared.control.is_stopping();
             }
             let state = locked.get_or_insert_with(|| shared.state.lock());
             if state.captured.is_some()

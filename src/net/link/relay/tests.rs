@@ -1,4 +1,5 @@
 use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
@@ -7,6 +8,8 @@ use crate::net::link::counts::{DropReason, LinkCounts};
 use crate::net::link::impairments::Loss;
 use crate::net::link::scripts::{Decide, Steps};
 use crate::net::link::verdict::Verdict;
+use crate::net::send_queue::SendQueue;
+use crate::net::sys::SendSlice;
 
 /// No test waits longer for a datagram that has to come.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -190,6 +193,40 @@ fn stopping_drops_what_is_under_way() {
     assert_eq!((counts().dropped[DropReason::Cut as usize], counts().queued()), (1, 0));
 }
 
+/// A script that waits about the first datagrams, as many as its last field says.
+struct Waits(Sender<()>, Receiver<()>, u64);
+
+impl Decide for Waits {
+    fn decide(&mut self, _: Direction, _: u32, index: u64, _: &[u8]) -> Option<Verdict> {
+        if index < self.2 {
+            self.0.send(()).unwrap();
+            self.1.recv_timeout(PATIENCE).unwrap();
+        }
+        None
+    }
+}
+
+#[test]
+fn a_command_that_comes_while_the_thread_catches_up_is_carried_out() {
+    let (server, client) = (socket(), socket());
+    let ((entered, entering), (opening, opened)) = (channel(), channel());
+    let mut scripts = Scripts::default();
+    scripts.set(Scope::Both, Some(Box::new(Waits(entered, opened, 2))));
+    let relay = Relay::start(options(&server), scripts).unwrap();
+    let send = || client.send_to(b"x", relay.address()).unwrap();
+    let wait = || entering.recv_timeout(PATIENCE).unwrap();
+    send();
+    wait();
+    let first = relay.cut(BOTH);
+    send();
+    opening.send(()).unwrap();
+    wait(); // it receives the second datagram before it cuts
+    let second = relay.heal(BOTH);
+    opening.send(()).unwrap();
+    done(first);
+    done(second);
+}
+
 /// A relay whose thread waits in a script for [`Gate::open`], about the first datagram, while
 /// another one waits in the receive buffer.
 struct Gate {
@@ -201,30 +238,22 @@ struct Gate {
 
 impl Gate {
     fn new(change: impl FnOnce(&Relay)) -> Self {
-        struct Waits(Sender<()>, Receiver<()>);
-        impl Decide for Waits {
-            fn decide(&mut self, _: Direction, _: u32, index: u64, _: &[u8]) -> Option<Verdict> {
-                if index == 0 {
-                    self.0.send(()).unwrap();
-                    self.1.recv_timeout(PATIENCE).unwrap();
-                }
-                None
-            }
-        }
         let (server, client) = (socket(), socket());
         let ((entered, entering), (opening, opened)) = (channel(), channel());
         let mut scripts = Scripts::default();
-        scripts.set(Scope::One(Direction::ToServer), Some(Box::new(Waits(entered, opened))));
+        let waits = Box::new(Waits(entered, opened, 1));
+        scripts.set(Scope::One(Direction::ToServer), Some(waits));
         let options = RelayOptions { captures: true, ..options(&server) };
         let relay = Relay::start(options, scripts).unwrap();
         change(&relay);
         client.send_to(b"first", relay.address()).unwrap();
         entering.recv_timeout(PATIENCE).unwrap();
         client.send_to(b"arrived", relay.address()).unwrap();
-        let front = &relay.shared.front;
-        while !front.with(|fd| front.is_readable(fd)).unwrap() {
-            thread::yield_now();
-        }
+        let is_readable = relay.shared.front.with(|fd| {
+            let mut fds = [libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+            sys::poll(&mut fds, Some(PATIENCE))
+        });
+        assert_eq!(is_readable.unwrap(), 1);
         Self { server, client, relay, opening }
     }
 
@@ -264,6 +293,50 @@ fn a_cut_lets_what_has_arrived_pass_and_nothing_else() {
     gate.send(b"healed");
     gate.receives(b"healed");
     assert_eq!(gate.counts().dropped[DropReason::Cut as usize], 1);
+}
+
+#[test]
+fn stopping_is_a_cut() {
+    let gate = Gate::new(|_| ());
+    gate.open(gate.relay.stop());
+    gate.receives(b"first");
+    gate.receives(b"arrived");
+    let counts = gate.counts();
+    assert_eq!((counts.received, counts.sent), (2, 2));
+}
+
+#[test]
+fn a_function_that_stops_the_link_leaves_no_datagram_unaccounted() {
+    struct Stop(Receiver<Arc<Relay>>);
+    impl Decide for Stop {
+        fn decide(&mut self, _: Direction, _: u32, index: u64, _: &[u8]) -> Option<Verdict> {
+            if index == 0 {
+                done(self.0.recv_timeout(PATIENCE).unwrap().stop());
+            }
+            None
+        }
+    }
+    let server = socket();
+    let (sender, receiver) = channel();
+    let mut scripts = Scripts::default();
+    scripts.set(Scope::Both, Some(Box::new(Stop(receiver))));
+    let relay = Arc::new(Relay::start(options(&server), scripts).unwrap());
+    sender.send(Arc::clone(&relay)).unwrap();
+    // Coalesced, so that the link receives all of them at once.
+    let client = clients::open(relay.address()).unwrap();
+    client.connect(&relay.address().into()).unwrap();
+    let mut queue = SendQueue::default();
+    for _ in 0..3 {
+        queue.push(SendSlice::new(b"x"), None, None).unwrap();
+    }
+    client.with(|fd| client.send_queue(fd, &mut queue, 0)).unwrap();
+    let start = std::time::Instant::now();
+    while !relay.shared.control.is_stopping() && start.elapsed() < PATIENCE {
+        thread::yield_now();
+    }
+    stop(&relay);
+    let counts = relay.with_path(Direction::ToServer, |path| path.counts().clone());
+    assert_eq!((counts.received, counts.dropped[DropReason::Cut as usize]), (3, 3));
 }
 
 #[test]
