@@ -754,7 +754,7 @@ class DtlsContext:
         """The file that the secrets of sessions are appended to, or ``None``.
 
         Wireshark and tshark decrypt what they have captured with it. Anyone else who reads it can
-        do the same: use it for debugging only.
+        do the same: use it for debugging only. Only its owner can read a file that is created here.
 
         :raises OSError: The file cannot be opened.
         """
@@ -887,7 +887,10 @@ class DtlsEndpoint:
         """Wait until the session with the only peer is complete; 0 does not wait."""
 
     def move(self, socket: Socket) -> DtlsEndpoint:
-        """Let another socket have the sessions of this one; return an object for it."""
+        """Let another socket have the sessions of this one, and what they have received.
+
+        Return an object for it.
+        """
 
     def pump(self) -> None:
         """Receive some of the queued datagrams into the backlog."""
