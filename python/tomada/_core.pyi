@@ -965,7 +965,8 @@ class DtlsContext:
         """The file that the secrets of sessions are appended to, or ``None``.
 
         With this file, Wireshark and tshark decrypt captured datagrams. Anyone else who can read it
-        can do the same: use it for debugging only.
+        can do the same: use it for debugging only. A file that is created here can be read only by
+        its owner.
 
         :raises OSError: The file cannot be opened.
         """
@@ -1099,7 +1100,10 @@ class DtlsEndpoint:
         """Wait until the session with the only peer is complete; 0 does not wait."""
 
     def move(self, socket: Socket) -> DtlsEndpoint:
-        """Move the sessions of this socket to another one; return the object for that socket."""
+        """Move the sessions of this socket, and what they have received, to another one.
+
+        Return the object for that socket.
+        """
 
     def pump(self) -> None:
         """Receive some of the queued datagrams into the backlog."""

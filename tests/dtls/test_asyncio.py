@@ -254,3 +254,40 @@ def test_endpoint_of_a_server_retransmits_its_part_of_a_handshake():
         return await tomada.asyncio.open_endpoint(remote_addr=address, dtls=psk_client())
 
     run(main())
+
+
+def test_endpoint_receives_data_that_came_with_the_end_of_the_handshake():
+    application_data, new_session_ticket = 23, 4
+
+    class Greeter(Echo):
+        def session_established(self, address, session):  # noqa: ARG002 - of a protocol
+            self.transport.sendto(b"greeting", address)
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        transport, _ = await listen(psk_server(), Greeter)
+        server = address_of(transport)
+        with std.socket(std.AF_INET, std.SOCK_DGRAM) as relay:
+            relay.bind(LOCAL)
+            relay.setblocking(False)
+            opening = asyncio.ensure_future(open_client(relay.getsockname()))
+            held = []
+            while not held or held[-1][0] != application_data:
+                data, sender = await loop.sock_recvfrom(relay, 4096)
+                if sender != server:
+                    client = sender
+                    relay.sendto(data, server)
+                elif held or data[13] == new_session_ticket:
+                    held.append(data)
+                else:
+                    relay.sendto(data, client)
+            for data in held:  # the server's last flight, and the greeting
+                relay.sendto(data, client)
+            async with await opening as endpoint:
+                assert await endpoint.recv() == (b"greeting", relay.getsockname())
+        transport.close()
+
+    async def open_client(address):
+        return await tomada.asyncio.open_endpoint(remote_addr=address, dtls=psk_client())
+
+    run(main())

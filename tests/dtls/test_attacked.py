@@ -69,10 +69,19 @@ def records(datagram):
         datagram = datagram[end:]
 
 
-def test_server_survives_data_that_overtake_the_end_of_a_handshake():
-    # The server gets them all at once, and together they are longer than any datagram.
-    count, size, change_cipher_spec = 60, 1300, 20
-    with std.socket(std.AF_INET, std.SOCK_DGRAM) as front, serving() as server:
+@pytest.mark.parametrize(
+    ("count", "size", "kept"),
+    [
+        (60, 1300, 60),  # together they are longer than any datagram
+        (18, 8000, 16),  # 128 KiB
+    ],
+)
+def test_server_gets_data_that_overtake_the_end_of_a_handshake(count, size, kept):
+    change_cipher_spec = 20
+    context = psk_server()
+    context.mtu = 9000
+    serving = Server(("127.0.0.1", 0), upper, dtls=context, rcvbuf=212_992)  # for them all
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as front, serving as server:
         front.bind(("127.0.0.1", 0))
 
         @contextlib.contextmanager
@@ -106,6 +115,7 @@ def test_server_survives_data_that_overtake_the_end_of_a_handshake():
             return b""
 
         context = psk_client()
+        context.mtu = 9000
         with connected() as (near, back):  # whose session the next one resumes
             shake_hands(near, back)
         with connected() as (near, back):
@@ -114,9 +124,9 @@ def test_server_survives_data_that_overtake_the_end_of_a_handshake():
             back.send(last[0])
             for _ in range(count):
                 near.send(b"x" * size)
-                back.send(front.recv(2000))
+                back.send(front.recv(9000))
             back.send(b"".join(last[1:]))
-            eventually(lambda: server.stats().received == count)
+            eventually(lambda: server.stats().received == kept)
         with Client(server.address, timeout=30, dtls=psk_client()) as client:
             assert client.request(b"still here") == b"STILL HERE"
 

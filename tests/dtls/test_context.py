@@ -187,6 +187,7 @@ def test_keylog_filename_collects_the_secrets_of_sessions(tmp_path):
         line = log.read_text().split()
         assert line[0] == "CLIENT_RANDOM"
         assert len(line[1]) == 64
+    assert log.stat().st_mode & 0o077 == 0
     with pytest.raises(FileNotFoundError):
         context.keylog_filename = tmp_path / "missing" / "keys.log"
 

@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -287,12 +288,13 @@ impl Settings {
         Ok(())
     }
 
-    /// Appends the secrets of all sessions to a file, in the format of `SSLKEYLOGFILE`.
+    /// Appends the secrets of all sessions to a file, in the format of `SSLKEYLOGFILE`. A new file is
+    /// for its owner only.
     pub fn log_keys(&mut self, path: Option<&Path>) -> Result<(), ContextError> {
         self.key_log = match path {
             None => None,
             Some(path) => {
-                let file = File::options().append(true).create(true).open(path);
+                let file = File::options().append(true).create(true).mode(0o600).open(path);
                 let file = file.map_err(|error| ContextError::File(path.to_owned(), error))?;
                 Some((path.to_owned(), Arc::new(file)))
             }

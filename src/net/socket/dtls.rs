@@ -17,7 +17,7 @@ use crate::net::dtls::{
 use crate::net::error_class::may_be_of_earlier;
 use crate::net::fork_mutex::{ForkMutex, Inherit};
 use crate::net::meta::Meta;
-use crate::net::recv_backlog::Held;
+use crate::net::recv_backlog::{Held, RecvBacklog};
 use crate::net::recv_ring::{Filled, Received, RecvRing};
 use crate::net::send_queue::{SendQueue, Sent};
 use crate::net::split::Split;
@@ -71,7 +71,7 @@ impl Workspace {
 
 impl Socket {
     /// Sets or removes the sessions that the socket's datagrams belong to. From then on, it hands
-    /// out only what peers with a session have sent.
+    /// out only what peers have sent in these sessions.
     ///
     /// DTLS works on datagram sockets of IP only; others return `EAFNOSUPPORT`. A socket that trusts
     /// proxies returns `EOPNOTSUPP`.
@@ -87,6 +87,21 @@ impl Socket {
         let old = std::mem::replace(&mut *current, endpoint);
         drop(current);
         drop(old);
+        self.with_backlog(RecvBacklog::take_all); // it is not of these sessions
+        Ok(())
+    }
+
+    /// Takes the sessions of another socket over, with the plaintexts that were not received yet.
+    pub fn take_dtls_of(&self, other: &Self) -> io::Result<()> {
+        if std::ptr::eq(self, other) {
+            return Ok(());
+        }
+        self.set_dtls(other.dtls())?;
+        let received = other.with_backlog(RecvBacklog::take_all);
+        let lost = self.with_backlog(|backlog| {
+            received.into_iter().map(|held| backlog.push_back(held)).sum()
+        });
+        self.counters().count_dropped(lost);
         Ok(())
     }
 
