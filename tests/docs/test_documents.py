@@ -17,6 +17,7 @@ def port(tmp_path):
         return sock.getsockname()[1]
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", documents())
 def test_document_shows_what_happens(name, tmp_path, port):
     run_document(name, tmp_path, port)

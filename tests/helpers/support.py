@@ -186,11 +186,11 @@ class Child:
     def pid(self):
         return self._process.pid
 
-    def line(self):
+    def line(self, deadline=DEADLINE):
         """Return the next line of output."""
         output = self._process.stdout
         while b"\n" not in self._rest:
-            assert select.select([output], [], [], DEADLINE)[0], "the program prints nothing"
+            assert select.select([output], [], [], deadline)[0], "the program prints nothing"
             chunk = output.read(1 << 16)
             assert chunk, f"the program has ended:\n{self._process.stderr.read().decode()}"
             self._rest += chunk
