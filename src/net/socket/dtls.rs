@@ -98,9 +98,8 @@ impl Socket {
         }
         self.set_dtls(other.dtls())?;
         let received = other.with_backlog(RecvBacklog::take_all);
-        let lost = self.with_backlog(|backlog| {
-            received.into_iter().map(|held| backlog.push_back(held)).sum()
-        });
+        let lost = self
+            .with_backlog(|backlog| received.into_iter().map(|held| backlog.push_back(held)).sum());
         self.counters().count_dropped(lost);
         Ok(())
     }
