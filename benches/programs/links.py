@@ -11,7 +11,6 @@ from typing import Any
 from benches.programs.run import Run
 from tomada.testing import impaired
 
-
 TIMESTAMP = struct.Struct("@qq")  # a timespec, for SO_TIMESTAMPNS
 TIMESTAMPNS = 35
 PERIOD = 0.001
