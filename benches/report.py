@@ -66,7 +66,8 @@ Requests to an echo server in Rust, and servers whose handler computes.""",
         """\
 A link of `tomada.testing` between a client and a server, and the same in plain asyncio. A round
 trip crosses the link twice. The kernel's `netem` does this without a hop, but needs root and its
-module, which this machine does not have.""",
+module, which this machine does not have. The programs of the
+last table have real-time priority, because a busy machine makes every delay longer.""",
     ),
     "memory": (
         "Memory",
