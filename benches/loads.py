@@ -230,7 +230,7 @@ class Relayed(Load):
 
 @dataclass(frozen=True)
 class Delayed(Load):
-    """A datagram per millisecond across a link with a delay, and how early or late it is."""
+    """A datagram per millisecond across a link with a delay: by how much it is early or late."""
 
     delay: float = 0.01
     metrics = ("p50", "p99")

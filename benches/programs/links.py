@@ -24,6 +24,8 @@ def direct(run: Run) -> None:
 
 def link(run: Run) -> None:
     """``tomada.testing.impaired`` without impairments, except the delay that is asked for."""
+    if run.delay:
+        run.use_real_time()
     with impaired(("127.0.0.1", run.port), delay=run.delay, log_size=0) as passing:
         run.announce(port=passing.address[1])
         run.wait_for_end()
@@ -76,6 +78,8 @@ class Back(asyncio.DatagramProtocol):
 
 def plain(run: Run) -> None:
     """Pass datagrams with the standard library alone."""
+    if run.delay:
+        run.use_real_time()
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -90,6 +94,7 @@ def plain(run: Run) -> None:
 
 def depart(run: Run) -> None:
     """Send the time, once in a millisecond."""
+    run.use_real_time()
     with run.open() as sock:
         sock.connect(("127.0.0.1", run.port))
         while not run.wait_for_end(PERIOD):

@@ -50,6 +50,11 @@ class Run(argparse.Namespace):
     def use_all_cores(self) -> None:
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
 
+    def use_real_time(self) -> None:
+        """Have no usual process take the core, as on a quiet machine, if that is allowed."""
+        with contextlib.suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+
     def bind(self, host: str = "127.0.0.1") -> Any:
         """Open a socket on a free port, with the receive buffer that every receiver gets."""
         sock = self.open()

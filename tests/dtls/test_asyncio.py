@@ -1,7 +1,6 @@
 """Endpoints of asyncio with sessions."""
 
 import asyncio
-import socket as std
 
 import pytest
 
@@ -9,6 +8,7 @@ import tomada.asyncio
 from certificates import certificates
 from dtls_pairs import psk_client, psk_server, server_of, trusting
 from tomada import Server, dtls
+from tomada.testing import impaired
 
 LOCAL = ("127.0.0.1", 0)
 
@@ -226,29 +226,30 @@ def test_endpoint_of_a_server_retransmits_its_part_of_a_handshake():
     server_hello = 2
 
     async def main():
-        loop = asyncio.get_running_loop()
-        with std.socket(std.AF_INET, std.SOCK_DGRAM) as relay:
-            relay.bind(LOCAL)
-            relay.setblocking(False)
-            async with tomada.asyncio.open_endpoint(LOCAL, dtls=psk_server()) as endpoint:
-                server = endpoint.get_extra_info("sockname")
-                receiving = asyncio.ensure_future(endpoint.recv())
-                asking = asyncio.ensure_future(open_client(relay.getsockname()))
-                hellos = 0
-                while hellos < 2:
-                    data, sender = await loop.sock_recvfrom(relay, 4096)
-                    if sender != server:
-                        client = sender
-                        if not hellos:  # or the server would only answer the client again
-                            await loop.sock_sendto(relay, data, server)
-                    elif data[13] == server_hello:
-                        hellos += 1  # the client does not get it, and says nothing more
-                    else:
-                        await loop.sock_sendto(relay, data, client)
-                for task in (receiving, asking):
-                    task.cancel()
-                    with pytest.raises(asyncio.CancelledError):
-                        await task
+        loop, hellos, is_repeated = asyncio.get_running_loop(), [], asyncio.Event()
+
+        def script(arrival):
+            if arrival.direction == "to_server":
+                # Later on, the server would only answer the client again.
+                return "drop" if hellos else "pass"
+            if arrival.data[13] != server_hello:
+                return "pass"
+            hellos.append(arrival)
+            if len(hellos) == 2:
+                loop.call_soon_threadsafe(is_repeated.set)
+            return "drop"
+
+        async with (
+            tomada.asyncio.open_endpoint(LOCAL, dtls=psk_server()) as endpoint,
+            impaired(endpoint.get_extra_info("sockname"), script=script) as link,
+        ):
+            receiving = asyncio.ensure_future(endpoint.recv())
+            asking = asyncio.ensure_future(open_client(link.address))
+            await is_repeated.wait()
+            for task in (receiving, asking):
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
 
     async def open_client(address):
         return await tomada.asyncio.open_endpoint(remote_addr=address, dtls=psk_client())

@@ -182,7 +182,7 @@ def run(arguments: argparse.Namespace) -> int:
 def ending_put_off() -> Iterator[Callable[[float], bool]]:
     """Defer Ctrl-C and SIGTERM; provide a function that waits for them, for at most some seconds.
 
-    So they do not interrupt the writing of a capture. Threads that the block starts defer them too.
+    So they do not interrupt the writing of a capture, nor any thread that the block starts.
     """
     numbers = {number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)

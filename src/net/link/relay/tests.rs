@@ -307,8 +307,8 @@ fn stopping_is_a_cut() {
 
 #[test]
 fn a_function_that_stops_the_link_leaves_no_datagram_unaccounted() {
-    struct Stops(Receiver<Arc<Relay>>);
-    impl Decide for Stops {
+    struct Closes(Receiver<Arc<Relay>>);
+    impl Decide for Closes {
         fn decide(&mut self, _: Direction, _: u32, index: u64, _: &[u8]) -> Option<Verdict> {
             if index == 0 {
                 done(self.0.recv_timeout(PATIENCE).unwrap().stop());
@@ -319,7 +319,7 @@ fn a_function_that_stops_the_link_leaves_no_datagram_unaccounted() {
     let server = socket();
     let (sender, receiver) = channel();
     let mut scripts = Scripts::default();
-    scripts.set(Scope::Both, Some(Box::new(Stops(receiver))));
+    scripts.set(Scope::Both, Some(Box::new(Closes(receiver))));
     let relay = Arc::new(Relay::start(options(&server), scripts).unwrap());
     sender.send(Arc::clone(&relay)).unwrap();
     // Coalesced, so that the link receives all of them at once.
