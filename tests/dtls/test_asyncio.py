@@ -1,6 +1,7 @@
 """Endpoints of asyncio with sessions."""
 
 import asyncio
+import socket as std
 
 import pytest
 
