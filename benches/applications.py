@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from benches import suite
 from benches.figures import Outcome, Result
-from benches.loads import Load, Sample, Subject, Window, speed
+from benches.loads import Load, Sample, Subject, Window, watch
 from benches.plan import Scenario, ours, peer
 from benches.report import digits, duration, facts, markdown
 
@@ -37,11 +36,7 @@ class Operate(Load):
 
     def measure(self, subject: Subject, window: Window) -> Sample:
         with self.start(subject, window) as program:
-            program.wait_until_counting()
-            time.sleep(window.warmup)
-            before = program.look()
-            time.sleep(window.seconds)
-            return speed(before, program.look())
+            return watch(program, program, window)
 
 
 def scenarios() -> list[Scenario]:

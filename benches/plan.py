@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benches import loads
@@ -17,12 +19,7 @@ SPIN = 0.001
 
 @dataclass(frozen=True)
 class Bar:
-    """The target for a subject, compared with a reference, in one scenario.
-
-    The limit is the least ratio for ``"speed"``, ``"rate"`` (no matter how much CPU time it takes)
-    and ``"call_ns"`` (of the times), the greatest difference for ``"bytes"``, and the greatest
-    ratio for other metrics; without a reference, it is the greatest value.
-    """
+    """The target for a subject, compared with a reference, in one scenario: see targets.toml."""
 
     subject: str
     reference: str
@@ -177,119 +174,6 @@ LINKS = (
     peer("plain asyncio", "links plain"),
     ours("impaired", "links link"),
 )
-
-# The bars of each scenario, as arguments of Bar.
-BARS: dict[str, tuple[tuple[Any, ...], ...]] = {
-    "receive-64-gso": (
-        ("tomada: recv_many, gro", "socket", 6),
-        ("tomada: recv_many, gro", "Rust: recvmmsg, GRO", 0.25),
-        ("tomada: recv_batch, gro", "Rust: recvmmsg, GRO", 0.8),
-        ("tomada: recv_many", "socket", 1.5),
-        ("tomada: recv_many", "Rust: recvmmsg", 0.8),
-        ("tomada: asyncio", "asyncio", 80),
-        ("tomada: asyncio", "uvloop", 8),
-        ("tomada: asyncio", "aiofastnet", 20),
-        ("tomada: asyncio, gro off", "asyncio", 15),
-        ("tomada: asyncio, gro off", "uvloop", 1.5),
-        ("tomada: asyncio, batches", "tomada: asyncio", 1.3),
-        ("tomada: Endpoint", "asyncudp", 30),
-        ("tomada: Server", "socket", 6),
-    ),
-    "peers-10k": (
-        ("tomada: recv_many", "socket", 1.03, "cpu_ns"),
-        ("tomada: Server", "socket", 1.03, "cpu_ns"),
-        ("tomada: asyncio", "uvloop", 1.0, "cpu_ns"),
-    ),
-    "peers-50k": (
-        ("tomada: recv_many", "socket", 1.0, "cpu_ns"),
-        ("tomada: Server", "socket", 1.0, "cpu_ns"),
-        ("tomada: asyncio", "uvloop", 0.95, "cpu_ns"),
-    ),
-    "peers-250": (
-        ("tomada: recv_many", "socket", 0.95, "cpu_ns"),
-        ("tomada: Server", "socket", 0.95, "cpu_ns"),
-        ("tomada: asyncio", "uvloop", 0.85, "cpu_ns"),
-    ),
-    "send-64": (
-        ("tomada: send_many", "socket", 25),
-        ("tomada: send_batch", "Rust: sendmmsg, GSO", 0.85),
-        ("tomada: asyncio", "asyncio", 10),
-    ),
-    "send-1200": (
-        ("tomada: send_many", "socket", 10),
-        ("tomada: send_batch", "Rust: sendmmsg, GSO", 0.85),
-    ),
-    "send-64-many": (("tomada: send_many", "socket", 1.2),),
-    "echo-64": (
-        ("tomada: asyncio", "asyncio", 5),
-        ("tomada: asyncio", "uvloop", 1.2),
-        ("tomada: asyncio", "aiofastnet", 1.5),
-        ("tomada: Server", "socket", 1.2),
-        ("tomada: Server", "socketserver", 1.5),
-        ("tomada: Server", "asyncio", 5),
-        ("tomada: Server", "Rust: recvmmsg, sendmmsg", 1.3, "cpu_ns"),
-    ),
-    "echo-64-gso": (("tomada: Server", "socket", 4),),
-    "round-trip": (
-        ("tomada: spin", "socket", 0.25, "p50"),
-        ("tomada: spin", "socket", 0.25, "p99"),
-        ("tomada: Server, spin", "socket", 0.1, "p99"),
-    ),
-    "round-trip-loops": (("tomada: asyncio", "asyncio", 1.0, "p50"),),
-    "endpoints": (
-        ("tomada: asyncio", "asyncio", 2),
-        ("tomada: asyncio", "asyncio", 0, "bytes"),
-    ),
-    "timer": (("tomada: asyncio", "asyncio", 1.0, "p99"),),
-    # The first two are for CPython 3.12 and newer, which start tasks eagerly.
-    "tasks-echo": (
-        ("tomada: Server", "uvloop", 1.5),
-        ("tomada: Server", "asyncio", 6),
-        ("tomada: Server", "asyncio", 2),
-    ),
-    "tasks-wait": (
-        ("tomada: Server", "asyncio", 2.5, "rate"),
-        ("tomada: Server, uvloop", "uvloop", 1.0, "rate"),
-        ("tomada: Server, uvloop", "uvloop", 1.0, "p99"),
-    ),
-    "request": (
-        ("tomada: Client.request", "socket", 1.0, "rate"),
-        ("tomada: Client.request_many", "socket", 3, "rate"),
-    ),
-    "tasks-1000-at-once": (
-        ("tomada: asyncio.Client", "asyncio, by hand", 4, "rate"),
-        ("tomada: asyncio.Client", "uvloop, by hand", 1.3, "rate"),
-    ),
-    "tasks-1000-late": (("tomada: asyncio.Client", "tomada: Endpoint.request", 8, "rate"),),
-    "link-round-trip": (("tomada: impaired", "no link", 2.2, "p50"),),
-    "workers": (("tomada: Server, 2 workers", "tomada: Server", 1.7, "rate"),),
-    "memory": (("tomada: recv_many", "socket", 3 * 1024, "bytes"),),
-    "flood": (("tomada: Guard", "", 32 << 20, "growth"), ("tomada: Guard", "", 0.01, "lost")),
-}
-
-# Single calls, each with the least ratio of the times; guards' checks, with the greatest one.
-CALLS = {
-    "recvfrom(2048)": 1.1,
-    "recvfrom(262144)": 5,
-    "recvfrom(2048), with a timeout": 1.3,
-    "recv(2048)": 0.97,
-    "recv_into(bytearray)": 0.97,
-    "recvfrom_into(bytearray)": 0.97,
-    "recvmsg(2048)": 0.97,
-    "send(bytes)": 0.97,
-    "sendto(bytes, tuple)": 0.97,
-    "sendmsg([bytes])": 0.97,
-    "send + recv beside a thread that computes": 2,
-}
-CHECKS = {
-    "a denied network": 1.15,
-    "too long": 1.15,
-    "one source over its rate": 1.15,
-    "unknown sources over the ceiling": 1.15,
-    "... with a rate and an amplification limit": 1.15,
-    "a denied network, by the kernel's filter": 0.05,
-}
-
 
 # Name, page, title, load and subjects of each table.
 PLAIN = "8 clients with 8 requests in flight each"
@@ -463,18 +347,25 @@ QUICK = {"receive-64-gso", "send-64", "echo-64", "round-trip"}
 
 
 def scenarios() -> tuple[Scenario, ...]:
+    targets = tomllib.loads(Path(__file__).with_name("targets.toml").read_text())
+    bars = {
+        name: tuple(Bar(**bar) for bar in scenario["targets"])
+        for name, scenario in targets["scenarios"].items()
+    }
     tables = (
         Scenario(
             *table,
-            bars=tuple(Bar(*bar) for bar in BARS.get(table[0], ())),
+            bars=bars.get(table[0], ()),
             reference=REFERENCES.get(table[0], "socket"),
             is_quick=table[0] in QUICK,
         )
         for table in TABLES
     )
-    calls = (call(f"call-{n}", case, least) for n, (case, least) in enumerate(CALLS.items(), 1))
-    checks = (check(f"refuse-{n}", case, most) for n, (case, most) in enumerate(CHECKS.items(), 1))
-    return (*tables, *calls, *checks, flood())
+    calls = (call(f"call-{n}", *least) for n, least in enumerate(targets["calls"].items(), 1))
+    checks = (
+        check(f"refuse-{n}", *target) for n, target in enumerate(targets["checks"].items(), 1)
+    )
+    return (*tables, *calls, *checks, flood(bars["flood"]))
 
 
 def call(name: str, case: str, least: float) -> Scenario:
@@ -501,14 +392,14 @@ def check(name: str, case: str, most: float) -> Scenario:
     return Scenario(name, "guard", case, load, subjects, bars, **others)
 
 
-def flood() -> Scenario:
+def flood(bars: tuple[Bar, ...]) -> Scenario:
     return Scenario(
         "flood",
         "guard",
         "Flood from forged addresses",
         loads.Strangers(),
         (ours("Guard", "guards reply", module="tomada"),),
-        tuple(Bar(*bar) for bar in BARS["flood"]),
+        bars,
         needs_root=True,
         most_rounds=1,
         is_compared=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -11,89 +12,7 @@ from benches.figures import AT_LEAST, Outcome, Result, Verdict, speed, verdicts
 from benches.plan import Bar, Scenario
 
 # The pages in order, each with its title and the text above its tables.
-PAGES = {
-    "receive": (
-        "One-way receive",
-        """\
-A sender in Rust sends to one program as fast as it can. With GSO, up to 64 datagrams pass through
-the sender's side of the kernel as one. Without GSO, the sender is slower than the fastest
-receivers, so compare the CPU time per datagram instead.""",
-    ),
-    "peers": (
-        "Many peers",
-        """\
-Peers with a socket each send single datagrams of 64 bytes in turn. Compare the CPU time per
-datagram: at a rate, it is what a program costs, and most of it is spent falling asleep and waking.
-As fast as they can, the peers are slower than most receivers.""",
-    ),
-    "send": (
-        "One-way send",
-        """\
-A program sends as fast as it can to a receiver in Rust. On loopback, the sender pays for almost the
-whole way through the kernel.""",
-    ),
-    "echo": (
-        "Echo",
-        """\
-Each client, written in Rust, keeps several requests in flight and never sleeps; the server returns
-each datagram. The latency is measured by the clients.""",
-    ),
-    "tasks": (
-        "Async handlers",
-        """\
-Servers whose handler is a coroutine function, beside protocols that start a task for each datagram.
-From CPython 3.12 on, a server starts tasks eagerly: one that waits for nothing ends at once.""",
-    ),
-    "round-trip": (
-        "Round trip",
-        """\
-One request is in flight at a time, and each end has a core of its own. Most of the time is spent
-waking a sleeping thread. With `spin`, a thread stays awake and keeps its core busy.""",
-    ),
-    "asyncio": (
-        "Event loops",
-        """\
-Other properties of an event loop with datagram endpoints. The pages on receiving, sending and echo
-compare their throughput.""",
-    ),
-    "client": (
-        "Servers and clients",
-        """\
-Requests to an echo server in Rust, and servers whose handler computes.""",
-    ),
-    "link": (
-        "Links",
-        """\
-A link of `tomada.testing` without impairments between a client and a server in Rust, and the same
-in plain asyncio. A round trip crosses the link twice.""",
-    ),
-    "memory": (
-        "Memory",
-        """\
-Resident memory of a process for each of many open sockets. The kernel's memory for a socket is the
-same for all subjects and is not included.""",
-    ),
-    "per-call": (
-        "Call by call",
-        """\
-The time of a single call, on a socket of the standard library and on one of tomada's, with 64-byte
-datagrams. A receive drains a queue that was filled before; a send overflows the receiver's queue.
-The ratio says how many times faster tomada is.""",
-    ),
-    "guard": (
-        "Guards",
-        """\
-CPU time for each 64-byte datagram that a guard refuses, compared with plain `recvmmsg`, which
-receives it and ignores it. The queue is filled beforehand with 50,000 datagrams, each from a
-different address (or all from one, in the row that says so). The kernel's filter runs when the
-datagram arrives, in the time of the network interrupt or, on loopback, of the sender.
-
-In the flood, a raw socket sends 10,000,000 datagrams, each from a different source address in
-127.0.0.0/8, to a socket with `Guard(rate=1000, ceiling=20_000, amplification=3)`, which replies to
-each admitted datagram. Meanwhile a peer that the guard already knew sends a request every two
-milliseconds.""",
-    ),
-}
+PAGES = tomllib.loads(Path(__file__).with_name("pages.toml").read_text())
 
 
 def write(
@@ -121,7 +40,7 @@ def write(
 
 
 def overview(results: list[Result], machine: dict[str, str]) -> str:
-    links = "\n".join(f"- [{title}]({page}.md)" for page, (title, _) in PAGES.items())
+    links = "\n".join(f"- [{text['title']}]({page}.md)" for page, text in PAGES.items())
     stands = [
         line
         for result in results
@@ -146,8 +65,7 @@ reproduce them, run `make bench`, or `make bench-quick` in two minutes; those of
 
 
 def page_of(page: str, results: list[Result]) -> str:
-    title, text = PAGES[page]
-    parts = [f"# {title}\n\n{text}\n"]
+    parts = ["# {title}\n\n{text}\n".format(**PAGES[page])]
     for rows, group in itertools.groupby(results, key=lambda result: result.scenario.rows):
         found = list(group)
         if rows:
@@ -194,7 +112,7 @@ def bars(result: Result, *, with_title: bool) -> str:
     if not judged:
         return ""
     scenario = result.scenario
-    title = f"### [{PAGES[scenario.page][0]}]({scenario.page}.md): {scenario.title}\n\n"
+    title = f"### [{PAGES[scenario.page]['title']}]({scenario.page}.md): {scenario.title}\n\n"
     lines = [bar_row(verdict) for verdict in judged]
     head = "| subject | compared with | target | result | |\n|---|---|---:|---:|---|\n"
     return (title if with_title else "") + head + "\n".join(lines) + "\n"

@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import socket as standard
+import statistics
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -63,10 +64,8 @@ class Run(argparse.Namespace):
 
     def announce_percentiles(self, values: Sequence[int], **facts: float) -> None:
         """Print the percentiles of durations."""
-        ordered = sorted(values)
-        shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
-        found = {name: ordered[int(share * len(ordered))] for name, share in shares.items()}
-        self.announce(**facts, **found)
+        cuts = statistics.quantiles(values, n=1000, method="inclusive")
+        self.announce(**facts, p50=cuts[499], p90=cuts[899], p99=cuts[989], p999=cuts[998])
 
     def announce(self, **facts: float) -> None:
         print(json.dumps(facts), flush=True)

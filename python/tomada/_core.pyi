@@ -60,11 +60,11 @@ CONSTANTS: Final[dict[str, int]]
 def trust_proxies(
     socket: Socket | None, proxies: Iterable[object], idle: float | None = None, /
 ) -> None:
-    """Make a socket read the PROXY protocol headers of proxies in some networks.
+    """Make a socket read the PROXY protocol headers of trusted proxies, given by their networks.
 
-    Set it once, before the guard. With ``idle``, a header precedes only the first datagram of each
-    flow, which ends when it has been silent for that many seconds. Without a socket, only the
-    networks are checked.
+    Call this once, before you set the guard. With ``idle``, a header precedes only the first
+    datagram of each flow, which ends when it has been silent for that many seconds. Without a
+    socket, only the networks are checked.
 
     :raises ValueError: A network is not valid.
     :raises OSError: ``EAFNOSUPPORT``: the socket is not an IP socket. ``EALREADY``: its proxies are
@@ -87,14 +87,15 @@ class Socket:
     """A datagram socket of the family ``AF_INET``, ``AF_INET6`` or ``AF_UNIX``.
 
     Methods of the standard class have the same arguments, results, exceptions and audit events. A
-    method that has to wait follows the socket's timeout: it waits for ever (``None``), for the
-    given number of seconds (then it raises :class:`TimeoutError`), or not at all (``0``; then it
-    raises :class:`BlockingIOError`). While it waits, other threads run. Signal handlers run in the
-    main thread, and the wait continues after them (:pep:`475`). If another thread calls
-    :meth:`close`, the wait ends with an :class:`OSError` (``EBADF``). A receive that raises an
-    exception has not consumed a datagram.
+    method that has to wait follows the socket's timeout: it waits forever (``None``), for the given
+    number of seconds (then it raises :class:`TimeoutError`), or not at all (``0``; then it raises
+    :class:`BlockingIOError`). While it waits, other threads run. Signal handlers run in the main
+    thread, and the wait continues after them (:pep:`475`). If another thread calls :meth:`close`,
+    the wait ends with an :class:`OSError` (``EBADF``). A receive that raises an exception has not
+    consumed a datagram.
 
-    Several threads may call any method at once. Each datagram is returned to one of them.
+    Any number of threads may call methods at the same time. Each datagram is returned to one of
+    them.
     """
 
     def __new__(cls, *args: object, **kwargs: object) -> Self: ...
@@ -144,7 +145,7 @@ class Socket:
     def _is_readable(self) -> bool:
         """Return whether a receive would not wait.
 
-        This is so if there is a datagram or an error, and if the socket is closed.
+        It would not wait if there is a datagram or an error, or if the socket is closed.
         """
 
     def _has_datagram(self) -> bool:
@@ -176,7 +177,7 @@ class Socket:
         """
 
     def connect(self, address: _Address, /) -> None:
-        """Set the peer (``connect(2)``) that :meth:`send` sends to, and that receives come from.
+        """Set the peer (``connect(2)``) to send to, and to receive from.
 
         Datagrams that other senders sent earlier are still queued. After an ICMP error from the
         peer, the next call raises it (:class:`ConnectionRefusedError`); if that call is a send, it
@@ -186,7 +187,7 @@ class Socket:
     def connect_ex(self, address: _Address, /) -> int:
         """Connect like :meth:`connect`, but return the errno (0 for success) instead of raising it.
 
-        A wrong argument, or a name without an address, still raises an exception.
+        A wrong argument, or a name that does not resolve, still raises an exception.
         """
 
     def detach(self) -> int:
@@ -222,7 +223,7 @@ class Socket:
     @overload
     def getsockopt(self, level: int, optname: int, buflen: int, /) -> bytes: ...
     def gettimeout(self) -> float | None:
-        """Return the timeout in seconds; ``None`` waits for ever."""
+        """Return the timeout in seconds; ``None`` waits forever."""
 
     def listen(self, backlog: int = 128, /) -> None:
         """Accept connections (``listen(2)``). A datagram socket raises ``EOPNOTSUPP``."""
@@ -272,8 +273,7 @@ class Socket:
 
         :param ancbufsize: The room for control messages in bytes; see :func:`socket.CMSG_SPACE`.
         :return: The data; a list of ``(level, type, data)``; flags such as ``MSG_TRUNC`` (the data
-            is
-            truncated) and ``MSG_CTRUNC`` (the control messages are truncated); the sender.
+            is truncated) and ``MSG_CTRUNC`` (the control messages are truncated); the sender.
         """
 
     def recvmsg_into(
@@ -323,14 +323,14 @@ class Socket:
 
         Switch it on for a socket that receives many datagrams from few peers: one system call then
         receives up to 64 datagrams of equal size from one peer. Every receiving method splits them
-        again, in order, so callers see no difference. Datagrams that a call did not take wait in
+        again, in order, so callers see no difference. Datagrams that a call did not return wait in
         the socket's backlog (:attr:`pending`), which ``select``, duplicates of the socket and other
-        processes do not see. Therefore it is off by default, and a loop around ``select`` must
+        processes do not see. Therefore ``gro`` is off by default, and a loop around ``select`` must
         check :attr:`pending` first.
 
-        Switching it off moves the datagrams that the kernel has queued into the backlog. Datagrams
-        that the kernel coalesces at that very moment may be received as one. ``MSG_PEEK`` still
-        moves the datagram that it returns into the backlog.
+        Switching ``gro`` off moves the datagrams that the kernel has queued into the backlog.
+        Datagrams that the kernel coalesces at that very moment may be received as one. ``MSG_PEEK``
+        still moves the datagram that it returns into the backlog.
 
         :raises OSError: ``EOPNOTSUPP`` or ``ENOPROTOOPT``: the socket is not a UDP socket, or the
             kernel is older than 5.0.
@@ -381,17 +381,17 @@ class Socket:
     def errors(self) -> list[DatagramError]:
         """Return the kernel's reports about sent datagrams that failed, and remove them.
 
-        The kernel records them once it has been told to, by
-        ``setsockopt(IPPROTO_IP, IP_RECVERR, 1)`` or ``setsockopt(IPPROTO_IPV6, IPV6_RECVERR, 1)``
-        (``ip(7)``, ``ipv6(7)``). With that option the next call on the socket also raises such an
-        error, even if the socket is not connected.
+        The kernel records them only if the program has requested it with ``setsockopt(IPPROTO_IP,
+        IP_RECVERR, 1)`` or ``setsockopt(IPPROTO_IPV6, IPV6_RECVERR, 1)`` (``ip(7)``, ``ipv6(7)``).
+        With that option, the next call on the socket also raises such an error, even if the socket
+        is not connected.
 
         The call never waits, and takes at most 1024 entries of the queue. As long as it returns
         errors, there may be more: call it again. Transports, and calls that wait for datagrams,
         move the entries of the kernel's queue into tomada's own queue, which holds 256. If that is
-        full, the oldest entry is dropped; ``stats().errors`` has counted it. Entries that are not
-        errors, such as timestamps of datagrams that were sent, remain available to :meth:`recvmsg`
-        with ``MSG_ERRQUEUE``, up to the latest 256.
+        full, the oldest entry is dropped; ``stats().errors`` still includes it. Entries that are
+        not errors, such as timestamps of datagrams that were sent, remain available to
+        :meth:`recvmsg` with ``MSG_ERRQUEUE``, up to the latest 256.
         """
 
     def join_group(
@@ -403,7 +403,7 @@ class Socket:
         from groups joined by other sockets of this machine (``IP_MULTICAST_ALL`` is switched off),
         unless the option was set before. Bind the socket to the group's port. For sending, set
         ``IP_MULTICAST_LOOP`` (whether sockets of this machine receive it), ``IP_MULTICAST_TTL``
-        (how many hops it may take; 1 stays on the link) and ``IP_MULTICAST_IF``, or their IPv6
+        (how many hops it may take; 1 keeps it on the link) and ``IP_MULTICAST_IF``, or their IPv6
         equivalents.
 
         :param group: The group's address.
@@ -500,20 +500,21 @@ class Socket:
         :param datagrams: Bytes-like objects for ``address`` or, without it, for the connected peer;
             or pairs ``(bytes-like, address)``. An IPv6 socket also accepts IPv4 addresses.
             Consecutive datagrams of equal size to one peer are sent in one call that the kernel
-            splits (``UDP_SEGMENT``), if it can. With ``UDP_CORK`` or ``MSG_MORE`` the kernel joins
-            the datagrams instead. An iterable is read up to 4096 items ahead.
+            splits (``UDP_SEGMENT``), if it supports that. With ``UDP_CORK`` or ``MSG_MORE`` the
+            kernel joins the datagrams instead. An iterable is read up to 4096 items ahead.
         :param errors: With ``"raise"``, the first datagram that fails ends the call with its
             exception. The exception's ``index`` says which datagram it was, and ``sent`` how many
             were sent before it. With ``"continue"``, all datagrams are tried, and the call returns
             a list of ``(index, exception)``; if several were sent in one call, ``ENOBUFS`` and
             ``ENOMEM`` are reported for all of them. In either case, an exception from a signal
-            handler, an audit hook or the iterable ends the call unchanged, and so does a close.
+            handler, an audit hook or the iterable ends the call and is raised unchanged. Closing
+            the socket also ends the call.
         :raises BlockingIOError: The timeout is 0, and there was no room for the first datagram. If
             there was room for some, the call returns how many were sent.
         :raises TimeoutError: There was no room for the next datagram within the timeout, which
             applies to the whole call. ``sent`` says how many were sent.
-        :raises TypeError: An item is not a datagram. Those before it were sent; ``sent`` says how
-            many.
+        :raises TypeError: An item is not a datagram. The items before it were sent; ``sent`` says
+            how many.
         """
 
     @overload
@@ -544,7 +545,7 @@ class Socket:
     @overload
     def setsockopt(self, level: int, optname: int, value: None, optlen: int, /) -> None: ...
     def settimeout(self, timeout: float | None, /) -> None:
-        """Set the timeout in seconds; ``None`` waits for ever, 0 does not wait.
+        """Set the timeout in seconds; ``None`` waits forever, 0 does not wait.
 
         :raises ValueError: It is negative or not a number.
         """
@@ -566,7 +567,7 @@ class Batch:
     protocol: ``memoryview(batch)`` is its writable memory, and :attr:`offsets` and :attr:`lengths`
     say where each payload is; numpy can use all three without a copy. They stay valid as long as
     the batch exists, and always show its current content: the next receive overwrites the
-    previous payloads.
+    previous payloads. :meth:`rows`, :attr:`addresses_array` and :attr:`timestamps` are copies.
 
     Only one call at a time may use a batch, so give each thread its own. While one thread receives
     or sends, calls in others raise :class:`RuntimeError`.
@@ -596,6 +597,43 @@ class Batch:
     @property
     def addresses(self) -> list[_RetAddress]:
         """Each datagram's address: its sender's, or the one passed to :meth:`append`, or None."""
+
+    @property
+    def addresses_array(self) -> Any:
+        """The addresses as a :class:`numpy.ndarray` of records, without an object for each.
+
+        The fields of a record are ``family`` (``AF_INET`` or ``AF_INET6``), ``port``, ``scope`` (of
+        a link-local address: an interface's index) and ``address``, 16 bytes of which IPv4 uses the
+        first four. A datagram that was appended without an address has zeros. An IPv4 peer of an
+        IPv6 socket has the mapped address that :attr:`addresses` has, too. The array is a copy,
+        which the next receive does not change.
+
+        :raises ValueError: There is an ``AF_UNIX`` address.
+        :raises ModuleNotFoundError: numpy is not installed.
+        """
+
+    @property
+    def timestamps(self) -> memoryview:
+        """When the kernel received each datagram: nanoseconds since 1970, in the format ``"q"``.
+
+        The kernel reports it if ``SO_TIMESTAMPNS`` (or ``SO_TIMESTAMP``, ``SO_TIMESTAMPING``) of
+        ``SOL_SOCKET`` is set, on IPv4 and IPv6 sockets; otherwise it is 0. Coalesced datagrams
+        share one. The view is a read-only copy, which the next receive does not change.
+        """
+
+    def rows(self, dtype: Any, *, errors: Literal["raise", "skip"] = "raise") -> Any:
+        """Return the payloads as a :class:`numpy.ndarray` with one item of ``dtype`` for each.
+
+        The array is a copy in contiguous memory, which the next receive does not change.
+
+        :param dtype: A numpy dtype, or what :class:`numpy.dtype` takes. It has no Python objects.
+        :param errors: With ``"skip"``, datagrams of another length than ``dtype`` are left out. The
+            others are those where ``lengths`` is ``dtype.itemsize``. Use this if strangers can
+            send to the socket.
+        :raises ValueError: A datagram has another length, and ``errors`` is ``"raise"``; or
+            ``dtype`` has no size, or Python objects.
+        :raises ModuleNotFoundError: numpy is not installed.
+        """
 
     @property
     def truncated(self) -> list[int]:
@@ -655,7 +693,7 @@ class Datagram:
 
     @property
     def destination(self) -> str | None:
-        """The IP address it was sent to: one of this machine, a group, or a broadcast address."""
+        """The destination address: an address of this machine, a group, or a broadcast address."""
 
     @property
     def interface(self) -> int | None:
@@ -713,26 +751,26 @@ class DtlsContext:
 
     True by default for a client, which then needs a ``server_hostname``. A client that has a
     pre-shared key, and that trusts no certificate or has no ``server_hostname``, offers only
-    ciphers that authenticate by that key.
+    ciphers that authenticate with that key.
     """
 
     mtu: int
-    """The longest datagram of a session in bytes, without headers of IP and UDP: 1400 by default.
+    """The maximum payload of a UDP datagram in bytes: 1400 by default.
 
     Records and the fragments of a handshake are not longer. A session's
-    :attr:`~tomada.dtls.Session.max_datagram_size` follows from it.
+    :attr:`~tomada.dtls.Session.max_datagram_size` is derived from it.
     """
 
     max_sessions: int
     """The maximum number of complete sessions of a socket: 65,536 by default.
 
-    Beyond it, the session that was idle for longest ends.
+    Beyond it, the session that has been idle for longest ends.
     """
 
     max_handshakes: int
-    """The maximum number of handshakes under way: 1024 by default.
+    """The maximum number of handshakes in progress: 1024 by default.
 
-    Beyond it, the oldest ends. Only clients that have proved their address take part.
+    Beyond it, the oldest ends. Only clients that have proved their address count.
     """
 
     handshake_timeout: float
@@ -753,8 +791,9 @@ class DtlsContext:
     def keylog_filename(self) -> str | None:
         """The file that the secrets of sessions are appended to, or ``None``.
 
-        Wireshark and tshark decrypt what they have captured with it. Anyone else who reads it can
-        do the same: use it for debugging only. Only its owner can read a file that is created here.
+        With this file, Wireshark and tshark decrypt captured datagrams. Anyone else who can read it
+        can do the same: use it for debugging only. A file that is created here can be read only by
+        its owner.
 
         :raises OSError: The file cannot be opened.
         """
@@ -771,12 +810,13 @@ class DtlsContext:
 
         A server may have one certificate for each kind of key, such as ECDSA and RSA.
 
-        :param certfile: A PEM file with the certificate, followed by those of its issuers.
+        :param certfile: A PEM file with the certificate, followed by the certificates of its
+            issuers.
         :param keyfile: A PEM file with the key; by default, ``certfile``.
         :param password: The password of an encrypted key, or a function that returns it.
         :raises OSError: A file cannot be read.
         :raises ValueError: A file has no certificate or key, the key belongs to another
-            certificate, or its password is missing or wrong. The text names the file.
+            certificate, or its password is missing or wrong. The message names the file.
         """
 
     def load_verify_locations(
@@ -785,13 +825,13 @@ class DtlsContext:
         capath: str | PathLike[str] | None = None,
         cadata: str | ReadableBuffer | None = None,
     ) -> None:
-        """Trust certificates that issue the certificates of peers.
+        """Trust the authorities that issue the certificates of peers.
 
         :param cafile: A PEM file.
-        :param capath: A directory, of which each PEM file is read.
+        :param capath: A directory of PEM files, all of which are read.
         :param cadata: Certificates in PEM, or one in DER.
         :raises OSError: A file or directory cannot be read.
-        :raises ValueError: There is no certificate.
+        :raises ValueError: No certificate was found.
         """
 
     def set_default_verify_paths(self) -> None:
@@ -804,10 +844,10 @@ class DtlsContext:
         """
 
     def set_alpn_protocols(self, alpn_protocols: Sequence[str], /) -> None:
-        """Offer, or accept, application protocols (:rfc:`7301`), best first.
+        """Offer or accept application protocols (:rfc:`7301`), in order of preference.
 
-        A server chooses its best one among those that the client offers. If there is none, the
-        session has no protocol.
+        A server selects the first of its protocols that the client also offers. If the client
+        offers none of them, the session has no protocol.
 
         :raises ValueError: A name is empty or longer than 255 bytes.
         """
@@ -860,7 +900,7 @@ class DtlsContext:
         """
 
     def _prepare(self, is_server: bool, /) -> None:
-        """Check that the context is for a side, and complete.
+        """Check that the context is for the given side, and that it is complete.
 
         :raises ValueError: It is not.
         """
@@ -888,22 +928,22 @@ class DtlsEndpoint:
         """Wait until the session with the only peer is complete; 0 does not wait."""
 
     def move(self, socket: Socket) -> DtlsEndpoint:
-        """Let another socket have the sessions of this one, and what they have received.
+        """Move the sessions of this socket, and what they have received, to another one.
 
-        Return an object for it.
+        Return the object for that socket.
         """
 
     def pump(self) -> None:
         """Receive some of the queued datagrams into the backlog."""
 
     def tick(self) -> float | None:
-        """Retransmit what is due; return in how many seconds to call this again, or ``None``."""
+        """Retransmit what is due; return the seconds until the next call is due, or ``None``."""
 
     def events(self) -> list[tuple[str, Any, OSError | None]]:
         """Return what has happened since the last call: the event, the peer and the reason."""
 
     def status(self) -> bool | None:
-        """Return whether the session with the only peer is complete; ``None`` is not yet.
+        """Return whether the handshake with the only peer is complete; ``None`` means not yet.
 
         :raises OSError: It has ended.
         """
@@ -952,9 +992,9 @@ class DtlsSession:
     def getpeercert(self, binary_form: bool = False) -> dict[str, Any] | bytes | None:
         """Return the peer's certificate, or ``None`` if it has not sent one.
 
-        :param binary_form: Return it in DER, even if it was not verified. Otherwise the result is a
-            dict as :meth:`ssl.SSLSocket.getpeercert` returns it; it is empty if the certificate was
-            not verified.
+        :param binary_form: Return the certificate in DER form, even if it was not verified.
+            Otherwise the result is a dict as :meth:`ssl.SSLSocket.getpeercert` returns it; it is
+            empty if the certificate was not verified.
         """
 
     def selected_alpn_protocol(self) -> str | None:
@@ -970,7 +1010,7 @@ class DtlsSession:
 
         :param label: Says what the material is for.
         :param length: The number of bytes, up to 65,536.
-        :param context: Further input that both sides must give alike.
+        :param context: Further input, which must be the same on both sides.
         """
 
 @final
@@ -1007,7 +1047,7 @@ class DatagramError:
 
     @property
     def data(self) -> bytes:
-        """The beginning of the datagram, as much as the ICMP message quotes."""
+        """The beginning of the datagram: as much of it as the ICMP message quotes."""
 
 def end_with_parent(signal: int, /) -> None:
     """Have the kernel send this process a signal when its parent ends (``PR_SET_PDEATHSIG``)."""
@@ -1086,7 +1126,7 @@ class ServerCore:
         """Run on an event loop instead of :meth:`run`, in the loop's thread.
 
         :param task_options: The keyword arguments of :class:`asyncio.Task`.
-        :param most: How many calls of the handler may be under way.
+        :param most: How many calls of the handler may run at once.
         :param on_reply: Called when something is queued to be sent: the loop calls
             :meth:`end_turn` at the end of its turn.
         :param on_stop: Called in the loop after :meth:`stop`.
@@ -1107,13 +1147,13 @@ class ServerCore:
         """Log drops and entries of the error queue; call it about once per second."""
 
     def tick_sessions(self) -> float | None:
-        """Retransmit what handshakes of DTLS wait for; return the seconds until the next call.
+        """Retransmit the handshake messages that are due; return the seconds until the next call.
 
         It is ``None`` if no call is needed before the next receive.
         """
 
     def cancel_tasks(self) -> None:
-        """Cancel the tasks under way; from now on, cancelled tasks are counted as such."""
+        """Cancel the running tasks; from now on, count cancelled tasks."""
 
     def detach(self) -> int:
         """Send the remaining replies, and stop running on the loop.
@@ -1123,7 +1163,7 @@ class ServerCore:
 
     @property
     def under_way(self) -> int:
-        """How many calls of the handler are under way."""
+        """How many calls of the handler are running."""
 
     @property
     def is_stopping(self) -> bool:
@@ -1196,11 +1236,11 @@ class ServerStats:
 
     @property
     def proxy_malformed(self) -> int:
-        """Datagrams of trusted proxies without a valid PROXY header, which were refused.
+        """Datagrams from trusted proxies that were refused because they had no valid PROXY header.
 
-        No other counter includes them. If the proxies put a header in front of the first datagram
-        of a flow, these are also datagrams of a flow whose beginning was not seen, and of one in
-        which another client's header appeared later.
+        No other counter includes them. If the proxies put a header in front of only the first
+        datagram of a flow, this includes the datagrams of flows whose first datagram this process
+        did not receive, and of flows in which another client's header appeared later.
         """
 
     @property
@@ -1220,8 +1260,9 @@ class ServerStats:
     def handler_errors(self) -> int:
         """Replies that the handler did not produce: exceptions, wrong types, too many bytes.
 
-        This includes datagrams for which there was not enough memory to call the handler, and those
-        whose source is the server's own address, for which it is not called.
+        This includes datagrams for which there was not enough memory to call the handler, and
+        datagrams whose source is the server's own address, for which the server does not call the
+        handler.
         """
 
     @property
@@ -1244,7 +1285,7 @@ class ServerStats:
     def handler_time(self) -> float:
         """Seconds spent in the handler, and in creating its arguments.
 
-        For an async handler, the sum of the times until its calls have returned, which overlap.
+        For an async handler, the sum of the durations of all calls, which overlap.
         """
 
     @property
@@ -1289,8 +1330,8 @@ class SinkStats:
     def in_flight(self) -> int:
         """Datagrams that the sink holds: received, and neither published nor dropped yet.
 
-        This may include, for a moment, a batch that is about to be dropped. A worker that is killed
-        leaves its own here.
+        This may include, for a moment, a batch that is about to be dropped. The datagrams of a
+        worker that was killed remain here.
         """
 
     def __eq__(self, other: object, /) -> bool: ...
@@ -1343,11 +1384,11 @@ class Stats:
 
     @property
     def proxy_malformed(self) -> int:
-        """Datagrams of trusted proxies without a valid PROXY header, which were refused.
+        """Datagrams from trusted proxies that were refused because they had no valid PROXY header.
 
-        No other counter includes them. If the proxies put a header in front of the first datagram
-        of a flow, these are also datagrams of a flow whose beginning was not seen, and of one in
-        which another client's header appeared later.
+        No other counter includes them. If the proxies put a header in front of only the first
+        datagram of a flow, this includes the datagrams of flows whose first datagram this process
+        did not receive, and of flows in which another client's header appeared later.
         """
 
     @property
@@ -1393,7 +1434,7 @@ class Stats:
 
 @final
 class LinkCore:
-    """The thread of :class:`tomada.testing.Link`. Directions have numbers: 0 is to the server."""
+    """The thread of :class:`tomada.testing.Link`. Direction 0 is towards the server."""
 
     def __new__(
         cls,
@@ -1424,7 +1465,7 @@ class LinkCore:
 
 @final
 class PathCore:
-    """One direction of a link, without sockets; times are the caller's, in nanoseconds."""
+    """One direction of a link, without sockets; the caller passes the time, in nanoseconds."""
 
     def __new__(cls, seed: int, log_size: int) -> Self: ...
     def set(self, impaired: Any) -> None: ...
@@ -1723,6 +1764,12 @@ class TransportCore:
 
     def recvfrom(self) -> tuple[bytes, _RetAddress]:
         """Receive a datagram and its sender's address."""
+
+    def recv_datagram(self) -> Datagram:
+        """Take a datagram with its metadata. ``BlockingIOError`` if there is none."""
+
+    def recv_batch(self, batch: Batch) -> int:
+        """Take as many queued datagrams as a batch has room for."""
 
     def recv_many(self, max_datagrams: int) -> list[tuple[bytes, _RetAddress]]:
         """Receive all queued datagrams, up to a maximum, with their senders' addresses."""

@@ -127,8 +127,8 @@ def check_shared(sock: Any) -> None:
     """
     if hasattr(sock, "do_handshake"):
         raise TypeError(
-            f"{sock!r} has a session, which its descriptor alone has not: call its own methods, "
-            "or pass a socket without one"
+            f"{sock!r} has a session, and its descriptor alone would send plain text: "
+            "call its own methods, or pass a plain socket"
         )
 
 

@@ -1,6 +1,6 @@
 """DTLS: encryption for datagrams, with the interface of the :mod:`ssl` module.
 
-A :class:`Context` has certificates and keys. Give it as ``dtls=`` to a server, a client or an
+A :class:`Context` has certificates and keys. Pass it as ``dtls=`` to a server, a client or an
 endpoint, or wrap a connected socket with :func:`wrap_socket`.
 """
 
@@ -125,7 +125,7 @@ class Handshake:
 
 
 class Context(DtlsContext):
-    """Certificates, keys and rules, for many sessions.
+    """The certificates, keys and settings for any number of sessions.
 
     ``Context(PROTOCOL_DTLS_CLIENT)`` verifies the server's certificate and its host name;
     ``Context(PROTOCOL_DTLS_SERVER)`` does not ask clients for a certificate. Changes apply to
@@ -163,9 +163,9 @@ class Context(DtlsContext):
 
     @property
     def minimum_version(self) -> DTLSVersion:
-        """The oldest version that is acceptable: DTLS 1.2 by default.
+        """The lowest acceptable version: DTLS 1.2 by default.
 
-        :raises ValueError: It is set to one newer than ``maximum_version``.
+        :raises ValueError: The value is higher than ``maximum_version``.
         """
         return DTLSVersion(self._minimum)
 
@@ -175,12 +175,12 @@ class Context(DtlsContext):
 
     @property
     def maximum_version(self) -> DTLSVersion:
-        """The newest version that is acceptable: DTLS 1.2 by default.
+        """The highest acceptable version: DTLS 1.2 by default.
 
         DTLS 1.3 is not supported, even if OpenSSL has it: its first messages differ, and a server
         could not answer them without keeping memory for addresses that may be forged.
 
-        :raises ValueError: It is set to one older than ``minimum_version``.
+        :raises ValueError: The value is lower than ``minimum_version``.
         """
         return DTLSVersion(self._maximum)
 
@@ -271,8 +271,8 @@ def create_default_context(
 ) -> Context:
     """Return a context with safe settings.
 
-    A client's context verifies the server's certificate and its host name, by the given
-    certificates or, by default, by those that the system trusts.
+    A client's context verifies the server's certificate and its host name, against the given
+    certificates or, by default, against those that the system trusts.
 
     :param protocol: Which side the context is for.
     :param cafile: A PEM file with certificates to trust.
@@ -332,12 +332,12 @@ class DTLSSocket(socket):
         return None if self._endpoint is None else self._endpoint.session()
 
     def do_handshake(self) -> None:
-        """Wait until the session is complete.
+        """Complete the handshake.
 
         The socket's timeout limits the wait. A handshake that fails cannot be repeated.
 
-        :raises DTLSWantReadError: The socket does not wait. Call this again when it is readable,
-            and after :meth:`handshake_timeout` seconds.
+        :raises DTLSWantReadError: The socket is non-blocking. Call this again when it is readable,
+            or after :meth:`handshake_timeout` seconds.
         :raises DTLSCertVerificationError: The peer's certificate was not accepted.
         :raises DTLSError: The handshake failed.
         :raises TimeoutError: The peer did not answer in time.
@@ -349,9 +349,9 @@ class DTLSSocket(socket):
         self._endpoint.handshake(self.gettimeout())
 
     def handshake_timeout(self) -> float | None:
-        """Return in how many seconds a non-blocking handshake must be continued, or ``None``.
+        """Return the seconds until a non-blocking handshake must be continued, or ``None``.
 
-        Also sends again what the peer has not answered in time.
+        Also retransmits messages that the peer has not answered in time.
         """
         return None if self._endpoint is None else self._endpoint.tick()
 
@@ -361,7 +361,7 @@ class DTLSSocket(socket):
         raise NotImplementedError(message)
 
     def unwrap(self) -> socket:
-        """End the session, tell the peer, and return a socket without encryption.
+        """End the session, notify the peer, and return a socket without encryption.
 
         This object is closed. The returned one has its descriptor.
         """
@@ -373,7 +373,7 @@ class DTLSSocket(socket):
         return plain
 
     def close(self) -> None:
-        """End the session, tell the peer, and close the socket."""
+        """End the session, notify the peer, and close the socket."""
         if self._endpoint is not None and self._io_refs <= 0:
             with contextlib.suppress(OSError):
                 self._endpoint.close()
@@ -392,9 +392,9 @@ class DTLSSocket(socket):
     def getpeercert(self, binary_form: bool = False) -> dict[str, Any] | bytes | None:
         """Return the peer's certificate, or ``None`` if it has not sent one.
 
-        :param binary_form: Return it in DER, even if it was not verified. Otherwise the result is a
-            dict as :meth:`ssl.SSLSocket.getpeercert` returns it; it is empty if the certificate was
-            not verified.
+        :param binary_form: Return the certificate in DER form, even if it was not verified.
+            Otherwise the result is a dict as :meth:`ssl.SSLSocket.getpeercert` returns it; it is
+            empty if the certificate was not verified.
         :raises ValueError: The handshake is not complete.
         """
         session = self._session()
@@ -427,19 +427,19 @@ def wrap_socket(
     do_handshake_on_connect: bool = True,
     server_hostname: str | None = None,
 ) -> DTLSSocket:
-    """Return a socket whose datagrams are encrypted, in place of a connected one.
+    """Turn a connected socket into one whose datagrams are encrypted, and return it.
 
     As with :meth:`ssl.SSLContext.wrap_socket`, the given socket is detached: the result has its
     descriptor.
 
-    :param sock: A datagram socket of IP that is connected to the peer.
-    :param context: The settings, of the side that ``server_side`` says.
-    :param server_side: Whether the peer begins the session.
-    :param do_handshake_on_connect: Whether to complete the session before this returns. The
-        socket's timeout limits how long that takes. A socket that does not wait needs ``False``.
+    :param sock: An IP datagram socket that is connected to the peer.
+    :param context: The settings, for the side that ``server_side`` selects.
+    :param server_side: Whether this is the server's side, so that the peer begins the handshake.
+    :param do_handshake_on_connect: Whether to complete the handshake before this returns. The
+        socket's timeout limits how long that takes. A non-blocking socket needs ``False``.
     :param server_hostname: The name, or the address, that the server's certificate must be for.
     :raises DTLSError: As :meth:`DTLSSocket.do_handshake`. The socket is closed.
-    :raises ValueError: The socket is not connected, or the context is of the other side.
+    :raises ValueError: The socket is not connected, or the context is for the other side.
     """
     context._prepare(server_side)  # noqa: SLF001 - these modules are one
     if sock.family not in {AF_INET, AF_INET6} or sock.type != SOCK_DGRAM:

@@ -127,7 +127,7 @@ def test_impair_explains_addresses_that_it_cannot_use():
         status, _, errors = run("impair", at(taken.getsockname()), "127.0.0.1:9")
     assert (status, "in use" in errors) == (1, True)
     status, _, errors = run("impair", "./path", "127.0.0.1:9")
-    assert (status, "it needs HOST:PORT" in errors) == (1, True)
+    assert (status, "pass HOST:PORT" in errors) == (1, True)
 
 
 def test_values_have_units():

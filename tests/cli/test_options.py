@@ -162,7 +162,7 @@ def test_highest_source_decides_between_options_that_exclude_each_other(tmp_path
     settings = resolve(OPTIONS, {"fd": "3"}, {"TOMADA_DISCARD": "1"}, str(path))
     assert settings.get("app") is settings.get("address") is None
     assert (settings.get("discard"), settings.get("fd")) == (True, 3)
-    with pytest.raises(ConfigError, match=r"give one of discard and app, not both \(TOMADA_DISC"):
+    with pytest.raises(ConfigError, match=r"set only one of discard and app \(TOMADA_DISC"):
         resolve(OPTIONS, {}, {"TOMADA_DISCARD": "1", "TOMADA_APP": "a:b"})
 
 

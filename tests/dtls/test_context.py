@@ -158,7 +158,7 @@ def test_load_cert_chain_with_a_password():
         server().load_cert_chain(files.ecdsa[0], key, password)
     with pytest.raises(ValueError, match=r"the password for the key in .* is wrong"):
         server().load_cert_chain(files.ecdsa[0], key, "open")
-    with pytest.raises(ValueError, match="is encrypted: give its password"):
+    with pytest.raises(ValueError, match="is encrypted: pass its password"):
         server().load_cert_chain(files.ecdsa[0], key)
 
 

@@ -216,7 +216,7 @@ def test_server_cannot_be_started_twice():
 def test_server_before_its_start_has_no_address():
     serving = server(upper)
     for ask_it in (lambda: serving.address, serving.stats, lambda: serving.sendto(b"", ("h", 1))):
-        with pytest.raises(RuntimeError, match="not started"):
+        with pytest.raises(RuntimeError, match="not been started"):
             ask_it()
     assert "not started" in repr(serving)
 
@@ -327,7 +327,7 @@ def test_host_name_is_resolved_and_an_empty_host_is_every_address():
     [
         ({"takes": "bytes"}, "takes must be"),
         ({"steering": "fair"}, "steering must be"),
-        ({"workers": 0}, "start at 1"),
+        ({"workers": 0}, "must be at least 1"),
         ({"drain": -1}, "drain"),
         ({"drain": float("nan")}, "drain"),
         ({"fd": 1}, "one of address, sock and fd"),

@@ -122,7 +122,7 @@ def test_blocked_handler_does_not_keep_the_program_from_exiting(serve, workers):
         eventually(lambda: blocked(address, workers))
         child.signal(signal.SIGTERM)
         _, errors = counts(child)
-    assert re.search("has not returned|has not ended in time", errors)
+    assert re.search("has not returned|has not exited in time", errors)
     assert members(child.pid) == []
 
 

@@ -265,7 +265,7 @@ def test_impairments_change_while_it_runs(server, client):
         assert (link.to_server.mtu, link.to_client.mtu) == (30, None)
         client.sendto(b"too long", link.address)
         until(lambda: link.stats.to_server.too_long == 1)
-        with pytest.raises(ValueError, match="from the link's start on"):
+        with pytest.raises(ValueError, match="cannot be set later"):
             link.change(script=lambda _: "pass")
 
 
@@ -453,7 +453,7 @@ def test_a_function_may_close_its_link(server, client):
 def test_a_function_cannot_be_replaced(server):
     to_server = Impairments(script=lambda _: "pass")
     with impaired(server.getsockname(), to_server=to_server) as link:
-        with pytest.raises(ValueError, match="from the link's start on"):
+        with pytest.raises(ValueError, match="cannot be set later"):
             link.change(to_server=Impairments(loss=1.0))
         assert link.to_server is to_server
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, Self, overload
 
 from tomada._address import format_address
 from tomada._advice import advise, advise_on_sending
-from tomada._asyncio.endpoint import AsyncContextManager
+from tomada._asyncio.context_managers import AsyncContextManager
 from tomada._asyncio.many import Many
 from tomada._asyncio.requests import TaskRequests
 from tomada._client.identity import Identity
@@ -111,8 +111,8 @@ class Client(AsyncContextManager):
     without a ``key`` or ``match``.
 
     * With a ``key``, all requests share one socket, and the client finds the request of a reply at
-      once. Do not give a key to another request as long as a late reply with it may arrive: count
-      up, or draw numbers at random.
+      once. Do not reuse a key as long as a late reply with that key may arrive: use a counter or
+      random numbers.
     * With a ``match``, all requests share one socket, and the client tries the requests in flight
       one after the other. This is slow with hundreds of requests in flight.
     * With neither, each request in flight has a port of its own, from a pool.
@@ -127,16 +127,16 @@ class Client(AsyncContextManager):
 
     :param address: The server's address: ``(host, port)``, or a path or abstract name of
         ``AF_UNIX``. A name is resolved once, on entering ``async with`` or by the first request.
-    :param timeout: The deadline of a whole request, in seconds. It starts when the request is sent,
-        at the end of the turn of the loop, or when it begins to wait for others.
+    :param timeout: The deadline of a whole request, in seconds. The time starts when the request is
+        sent, at the end of the turn of the loop, or when it begins to wait for other requests.
     :param retries: The maximum number of retransmissions within the timeout.
     :param backoff: The factor by which each wait after the first is longer than the previous one.
     :param jitter: The maximum random extension of a wait, as a fraction of it.
     :param match: Returns whether a datagram answers a request: ``match(request, reply) -> bool``.
     :param key: Returns what a request and its reply have in common: ``key(data) -> hashable``.
     :param max_in_flight: The maximum number of requests in flight; 1,024 by default, or 64 without
-        a ``key`` or ``match``. Further requests wait, the oldest first. The time counts, and the
-        :class:`TimeoutError` says how long a request has waited.
+        a ``key`` or ``match``. Further requests wait in order. The wait counts towards the timeout,
+        and the :class:`TimeoutError` says how long a request has waited.
     :param retry_refused: Whether to retry if there is no server, or to raise
         :class:`ConnectionRefusedError` at once.
     :param family: ``AF_INET6`` or ``AF_INET``, for a name that has both kinds of addresses.
@@ -205,12 +205,12 @@ class Client(AsyncContextManager):
         Cancelling is safe: a late reply to a cancelled request is not returned to another one.
 
         :raises TimeoutError: No reply arrived in time, or the request was not even sent because
-            others were in flight; the text says which. ``__cause__`` is the last error that an ICMP
-            message brought, or that ``match`` or ``key`` raised for a datagram.
+            others were in flight; the message says which. ``__cause__`` is the last error that an
+            ICMP message reported, or that ``match`` or ``key`` raised for a datagram.
         :raises ConnectionRefusedError: There is no server, and ``retry_refused`` is false; with
             ``AF_UNIX`` it may be a :class:`FileNotFoundError`.
         :raises tomada.dtls.DTLSError: The handshake failed.
-        :raises ValueError: Another request under way has the same key.
+        :raises ValueError: Another request in flight has the same key.
         :raises OSError: ``EBADF``: the client was closed meanwhile; ``EMSGSIZE``: the request is
             longer than a datagram can be; ``EADDRNOTAVAIL``: a late reply may still arrive on each
             free port; others: this machine cannot send it, as with ``ENETUNREACH``.
@@ -257,7 +257,7 @@ class Client(AsyncContextManager):
         This takes less time than a task for each request. Cancelling cancels those in flight.
 
         :param requests: The requests, as for :meth:`request`; read as the window advances.
-        :param window: The maximum number of these requests under way; `max_in_flight` by default.
+        :param window: The maximum number of these requests in flight; `max_in_flight` by default.
         :param errors: With ``"raise"``, the first request that fails ends the call with its
             exception, whose ``index`` says which request it was. With ``"return"``, the exception
             is returned in place of the reply, and the other requests continue.

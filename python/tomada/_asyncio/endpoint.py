@@ -7,9 +7,10 @@ import errno
 import math
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from tomada._advice import advise_on_sending
+from tomada._asyncio.context_managers import Closing
 from tomada._asyncio.own_port import request_here
 from tomada._asyncio.readiness import Readiness
 from tomada._asyncio.separate_ports import MOST_IN_FLIGHT, SeparatePorts
@@ -35,21 +36,7 @@ LOOK = 16
 LEAST_TO_CLOSE = 0.1
 
 
-class AsyncContextManager:
-    """Explains in a ``with`` statement that an endpoint needs ``async with``."""
-
-    if not TYPE_CHECKING:  # for type checkers, ``with`` stays a mistake
-
-        def __enter__(self) -> None:
-            raise TypeError(
-                "an endpoint needs async with: write async with open_endpoint(...) as endpoint"
-            )
-
-        def __exit__(self, *_: object) -> None:
-            pass  # never called: with looks it up before it calls __enter__
-
-
-class Endpoint(AsyncContextManager):
+class Endpoint(Closing):
     """A datagram socket for tasks, created by :func:`tomada.asyncio.open_endpoint`.
 
     It has no queue of its own: datagrams wait in the socket's buffer until a task receives them. If
@@ -62,11 +49,11 @@ class Endpoint(AsyncContextManager):
     :meth:`drain`.
 
     An endpoint without a peer communicates with many peers, and no peer can end it. Its methods do
-    not raise errors about a single peer: a port 0, an unreachable host or network, a datagram
-    larger than the path's MTU, a refusal by a filter, the kernel or the endpoint's guard, or an
-    ICMP message (with ``IP_RECVERR``). Such errors are counted in :meth:`stats` (``send_errors``,
-    ``errors``), stored for :meth:`errors`, and logged at most once per second, as warnings of the
-    logger ``tomada``.
+    not raise errors about a single peer: a destination port of 0, an unreachable host or network, a
+    datagram larger than the path's MTU, a refusal by a filter, the kernel or the endpoint's guard,
+    or an ICMP message (with ``IP_RECVERR``). Such errors are counted in :meth:`stats`
+    (``send_errors``, ``errors``), stored for :meth:`errors`, and logged at most once per second, as
+    warnings of the logger ``tomada``.
 
     After :meth:`aclose`, which ``async with`` calls, all methods raise :class:`OSError` with
     ``EBADF``, including those that are waiting, and ``async for`` ends.
@@ -101,12 +88,6 @@ class Endpoint(AsyncContextManager):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._transport!r}>"
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
     # Receiving
 
     async def recv(self) -> tuple[bytes, Any]:
@@ -122,11 +103,8 @@ class Endpoint(AsyncContextManager):
         return datagrams
 
     async def recv_datagram(self) -> Datagram:
-        """Receive a datagram with metadata, like :meth:`tomada.socket.socket.recv_datagram`.
-
-        See :meth:`recv_batch` for endpoints that are bound to all addresses.
-        """
-        datagram: Datagram = await self._receive(self._socket.recv_datagram)
+        """Receive a datagram with metadata, like :meth:`tomada.socket.socket.recv_datagram`."""
+        datagram: Datagram = await self._receive(self._core.recv_datagram)
         return datagram
 
     async def recv_batch(self, batch: Batch) -> int:
@@ -134,13 +112,8 @@ class Endpoint(AsyncContextManager):
 
         This waits for one datagram, and receives all that are queued and for which the batch has
         room. While this waits, the batch is empty. Cancelling loses no datagram.
-
-        The addresses that the peers have sent to are not recorded. So if the endpoint is bound to
-        all addresses, replies to these peers may leave from another one: receive with :meth:`recv`
-        or :meth:`recv_many` there. GRO is not switched on either, unless the endpoint was opened
-        with ``gro=True``.
         """
-        return int(await self._receive(self._socket.recv_batch, batch))
+        return int(await self._receive(self._core.recv_batch, batch))
 
     async def __aiter__(self) -> AsyncIterator[tuple[bytes, Any]]:
         """Receive datagrams, like :meth:`recv`, until the endpoint is closed or shuts down."""
@@ -200,7 +173,7 @@ class Endpoint(AsyncContextManager):
 
     def _check_receiving(self, *, is_reply: bool) -> None:
         if not (self._is_receiving or is_reply):
-            raise OSError(errno.ESHUTDOWN, "the endpoint does not receive any longer")
+            raise OSError(errno.ESHUTDOWN, "the endpoint has stopped receiving")
 
     def _pass_on(self, error: OSError) -> None:
         """Raise what a receive has raised, unless it is about one of many peers."""
@@ -243,28 +216,28 @@ class Endpoint(AsyncContextManager):
     def send(self, data: Any, addr: Any = None) -> None:
         """Send a datagram to ``addr``, or to the peer of a connected endpoint.
 
-        It leaves at once if it is the first in this turn of the loop; further ones leave together,
-        at the end of the turn. A loop that is not an :class:`EventLoop` does not count its turns:
-        there, it leaves at once if none did in the last 20 µs. When the socket's buffer is full
-        they wait, in order.
+        It is sent at once if it is the first in this turn of the loop; further datagrams are sent
+        together, at the end of the turn. A loop that is not an :class:`EventLoop` does not count
+        its turns: there, a datagram is sent at once if none was in the last 20 µs. When the
+        socket's buffer is full, datagrams wait, in order.
 
-        With a peer, nothing limits how many wait: call :meth:`drain` now and then. Without one, a
-        datagram waits for at most one second, and all of them take at most 1 MiB, where each counts
-        256 bytes on top of its payload. Beyond that the oldest are dropped, because the peers of
-        the newest still wait for a reply; they are counted in ``stats().send_errors``, kept for
-        :meth:`errors` (the last 16 of those dropped together) and logged. With ``AF_UNIX``, a
-        datagram for a peer whose queue is full does not delay those for other peers, and if 64
-        peers are full, a datagram for another full peer is dropped at once.
+        With a peer, nothing limits the number of waiting datagrams: call :meth:`drain` regularly.
+        Without one, a datagram waits for at most one second, and all of them take up at most 1 MiB,
+        where each counts as its payload plus 256 bytes. Beyond that the oldest are dropped, because
+        the peers of the newest are still waiting for a reply; dropped datagrams are counted in
+        ``stats().send_errors``, kept for :meth:`errors` (the last 16 of those dropped together) and
+        logged. With ``AF_UNIX``, a datagram for a peer whose queue is full does not delay those for
+        other peers, and if 64 peers are full, a datagram for another full peer is dropped at once.
 
         A reply is sent from the local address that received the peer's request.
 
-        This raises an exception for mistakes of the caller: no address and no peer, a datagram that
-        is too long for IP (more than 65,507 bytes over IPv4), a host name without an address, a
+        This raises an exception for the caller's mistakes: no address and no peer, a datagram that
+        is too long for IP (more than 65,507 bytes over IPv4), a host name that does not resolve, a
         wrong type. If the kernel refuses a datagram that is sent at once, an endpoint with a peer
         raises that error too. An endpoint without a peer does not: see :meth:`errors`.
 
-        :raises OSError: The datagram cannot be sent; the text has the destination and says what to
-            do.
+        :raises OSError: The datagram cannot be sent; the message names the destination and says
+            what to do.
         :raises TypeError: There is no address, or an argument has a wrong type.
         :raises ValueError: The endpoint has a peer, and ``addr`` is another address.
         """
@@ -283,8 +256,8 @@ class Endpoint(AsyncContextManager):
 
         They are sent together, at once. If the socket's buffer is full, the rest wait, in order.
 
-        :raises OSError: A datagram cannot be sent, as in :meth:`send`. The others were sent, or
-            wait.
+        :raises OSError: A datagram cannot be sent, as in :meth:`send`. The others were sent, or are
+            waiting.
         """
         self._check_open()
         heard = self._events.heard
@@ -351,12 +324,13 @@ class Endpoint(AsyncContextManager):
 
         :param timeout: The deadline of the whole request, in seconds.
         :param retries: Maximum number of retransmissions within it.
-        :param match: Whether a reply, its second argument, answers a request, its first.
+        :param match: A function of a request and a datagram that returns whether the datagram is
+            the reply.
         :param retry_refused: Whether to retry if no program listens on the peer's port, or to raise
             :class:`ConnectionRefusedError` at once. Other ICMP messages never end a request.
         :raises ValueError: The endpoint has no peer.
-        :raises TimeoutError: No reply came; the text says how many attempts were made, and
-            ``__cause__`` has the last error that an ICMP message brought.
+        :raises TimeoutError: No reply arrived; the message says after how many attempts, and
+            ``__cause__`` is the last error that an ICMP message reported.
         :raises OSError: ``EBADF``: the endpoint was closed meanwhile; ``EADDRNOTAVAIL``: a late
             reply may still arrive on each free port; ``ENETUNREACH`` and others: this machine
             cannot send the request.
@@ -394,7 +368,7 @@ class Endpoint(AsyncContextManager):
     # Errors, state and closing
 
     def errors(self) -> list[DatagramError]:
-        """Return the errors of datagrams to single peers since the last call, oldest first.
+        """Return the errors that concern single peers, since the last call, oldest first.
 
         This is for endpoints without a peer; for others, which raise errors instead, the list is
         empty. Each item has the peer, the reason (``errno``), and the beginning of the datagram.
@@ -428,7 +402,7 @@ class Endpoint(AsyncContextManager):
         return self._core.is_closing()
 
     def stop_receiving(self) -> None:
-        """Receive no further datagrams, while sending and :meth:`request` continue.
+        """Stop receiving datagrams; sending and :meth:`request` continue to work.
 
         ``async for`` ends, and other methods that receive raise :class:`OSError` with
         ``ESHUTDOWN``, including those that are waiting. Datagrams in the socket's buffer stay
@@ -446,12 +420,12 @@ class Endpoint(AsyncContextManager):
 
         This stops receiving, as :meth:`stop_receiving` does, waits for the tasks, sends the send
         backlog, and closes. Tasks that have not finished in time are cancelled. If this is
-        cancelled, the endpoint does not receive any longer, and stays open.
+        cancelled, the endpoint stays open, but does not receive any longer.
 
-        :param timeout: How long the tasks and the send backlog have, in seconds; by default, as
-            long as they need.
-        :param tasks: The tasks under way, such as a set from which each task removes itself. Those
-            that are added to it meanwhile are waited for, too.
+        :param timeout: The time limit for the tasks and the send backlog, in seconds; no limit by
+            default.
+        :param tasks: The tasks to wait for, such as a set from which each task removes itself. This
+            also waits for tasks that are added to it meanwhile.
         :return: The number of tasks that were cancelled.
         """
         loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""Watching a socket for datagrams and errors."""
+"""Watching a socket for datagrams and errors, or for room."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from tomada import _core
+from tomada._asyncio.owned import unchecked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +47,27 @@ class ReadWatch:
             self._loop._remove_reader(self._fd)
         elif (hub := _known(self._loop)) is not None:  # otherwise the loop was closed
             hub.remove(self._fd)
+
+
+class RoomWatch:
+    """Calls back while a transport's socket has room for datagrams to send."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
+        self._fd = fd
+        self._loop: Any = loop
+        self._is_direct = isinstance(loop, asyncio.SelectorEventLoop)
+
+    def start(self, callback: Callable[..., object]) -> None:
+        """Call back whenever there is room."""
+        loop = self._loop
+        add = loop._add_writer if self._is_direct else unchecked(loop.add_writer)
+        add(self._fd, callback)
+
+    def stop(self) -> None:
+        """Stop calling back. This comes before the descriptor is closed."""
+        loop = self._loop
+        remove = loop._remove_writer if self._is_direct else unchecked(loop.remove_writer)
+        remove(self._fd)
 
 
 def _hub(loop: asyncio.AbstractEventLoop) -> _core.ReadHub:

@@ -25,7 +25,7 @@ async def connect(
 ) -> DtlsEndpoint:
     """Begin a session with the server that a socket is connected to; return it when it is complete.
 
-    :raises OSError: The handshake failed; the text says why.
+    :raises OSError: The handshake failed; the message says why.
     """
     # An object of our own, on a duplicate: the transport takes the session over from it.
     ours: Any = socket(sock.family, sock.type, sock.proto, dup(sock.fileno()))

@@ -39,27 +39,27 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
 examples:
-  tomada serve                               an echo on 127.0.0.1:1234, until Ctrl-C
+  tomada serve                               an echo server on 127.0.0.1:1234
   tomada serve 0.0.0.0:1234 --app service:handle --workers 4
-  tomada serve :1234 --discard               receives everything, sends no reply
+  tomada serve :1234 --discard               receive everything, send no reply
   tomada serve --config service.toml --health 127.0.0.1:9000
 
 A handler is a function of the datagram's bytes and the sender's address; it returns the
-reply, or None for no reply. The current directory is searched for the module, too. With several
-workers, each imports the module itself.
+reply, or None for no reply. The module may be in the current directory. With several workers,
+each worker imports the module itself.
 
 Each option can also be an environment variable (TOMADA_MAX_SIZE=1200 for --max-size 1200, and
-TOMADA_ADDRESS) or a key of the file (max-size = 1200). The command line has precedence over the
-environment, the environment over the file. In a variable, a comma separates several values.
+TOMADA_ADDRESS) or a key of the file (max-size = 1200). The command line takes precedence over the
+environment, and the environment over the file. In a variable, commas separate several values.
 
 signals:
   SIGINT, SIGTERM  handle all queued datagrams, and exit
-  SIGHUP           with several workers: replace them one by one, without losing a datagram. The
-                   new workers import the module of --app, and what it imports, again. If that
-                   fails, the log says why, and the old workers continue
+  SIGHUP           with several workers, replace them one by one, without losing a datagram. The
+                   new workers import the current code of --app. If that fails, the log says why,
+                   and the old workers continue
 
 exit status:
-  0  a signal ended it
+  0  a signal stopped it
   1  it could not start, or its workers could not
   2  an option is wrong
 """
@@ -70,8 +70,8 @@ logger = logging.getLogger("tomada")
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "serve",
-        help="reply to datagrams: with an echo, or with a handler of your own",
-        description="Serve an address. Without an option, send every datagram back.",
+        help="run an echo server, or a handler of your own",
+        description="Serve an address. By default, send every datagram back.",
         usage="tomada serve [HOST:PORT] [OPTION …]",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -106,7 +106,9 @@ class Service:
         level = settings.get("log-level", "info")
         configure(self._style, level, erases=self._status is not None)
         for wrong, right in misspelled(OPTIONS, os.environ).items():
-            logger.warning("the variable %s is not an option; do you mean %s?", wrong, right)
+            logger.warning(
+                "the environment variable %s is not an option: did you mean %s?", wrong, right
+            )
         with contextlib.ExitStack() as stack:
             stack.enter_context(_shared_metrics(settings))
             try:

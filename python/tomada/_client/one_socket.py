@@ -171,8 +171,8 @@ class Keyed(Shared):
         key = self._key_of_request(data)
         if self._by_key.setdefault(key, index) != index:
             raise ValueError(
-                f"another request with the key {key!r} is under way: give each its own, or wait "
-                "for the reply"
+                f"another request with the key {key!r} is in flight: use a different key, or "
+                "wait for its reply"
             )
         self._keys[index] = key
 

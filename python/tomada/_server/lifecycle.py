@@ -144,9 +144,9 @@ class Lifecycle:
 
     def _check_first(self, claim: Claim) -> None:
         if self._claims[0] is STOPPED:
-            raise RuntimeError("the server was stopped before it was started; make another one")
+            raise RuntimeError("the server was stopped before it was started: create another one")
         if self._claims[0] is not claim:
-            raise RuntimeError("a server is started once; make another one")
+            raise RuntimeError("a server can be started only once: create another one")
 
     def _start(self) -> None:
         # A signal handler that raises inside Thread.start() leaves the thread object broken. So
@@ -236,8 +236,8 @@ class Lifecycle:
         while not self.closed.wait(LOOK):
             if time.monotonic() >= end:
                 self.log.error(
-                    "the server has not closed its sockets %g seconds after it was to stop; its "
-                    "thread is left behind",
+                    "the server has not closed its sockets %g seconds after it began to stop; "
+                    "its thread is left running",
                     timeout,
                 )
                 return

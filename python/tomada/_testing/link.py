@@ -1,4 +1,4 @@
-"""A link: a thread between clients and a server that impairs their datagrams."""
+"""A link: a thread that forwards datagrams between clients and a server, and impairs them."""
 
 from __future__ import annotations
 
@@ -174,7 +174,9 @@ class Link:
             old = before[number].script
             replaced = self._script if old is None else old
             if side.script is not old and (callable(side.script) or callable(replaced)):
-                raise ValueError("a function decides from the link's start on: pass it to impaired")
+                raise ValueError(
+                    "a script that is a function cannot be set later: pass it to impaired()"
+                )
         for number, side in enumerate(sides):
             self._running.set(number, side)
             if side.script is not before[number].script:
@@ -182,7 +184,7 @@ class Link:
         self._sides = (sides[0], sides[1])
 
     def cut(self, direction: Direction | None = None) -> None:
-        """Cut both directions, or one: drop datagrams under way and later ones.
+        """Cut both directions, or one: drop datagrams in flight and later ones.
 
         After this returns, nothing arrives until :meth:`heal`.
         """
@@ -195,7 +197,7 @@ class Link:
             self._running.heal(number)
 
     def rebind(self) -> None:
-        """Change the port that the server sees of each client, as a NAT does after a pause.
+        """Change the port from which the server sees each client, as a NAT does after a pause.
 
         Each client's next datagram comes from the new port. Replies to an old port are dropped and
         counted (``rebound``).
@@ -204,9 +206,9 @@ class Link:
 
     @property
     def log(self) -> list[Fate]:
-        """The fate of each datagram, in the order of their arrival at the link.
+        """The fates of the datagrams, in the order in which they arrived at the link.
 
-        Of each direction, the latest ``log_size`` are kept.
+        The log keeps the latest ``log_size`` of each direction.
         """
         core = self._running
         both = [fates_of(name, core.log(number)) for number, name in enumerate(DIRECTIONS)]
@@ -222,11 +224,11 @@ class Link:
 
     @property
     def clients(self) -> list[LinkClient]:
-        """The clients, with the address of each that the server sees."""
+        """The clients, each with the address that the server sees."""
         return [LinkClient(*client) for client in self._running.clients()]
 
     def take_captured(self) -> tuple[list[tuple[int, Any, Any, bytes]], int]:
-        """Return the datagrams on both sides since the last call, and how many were not kept.
+        """Return the datagrams on both sides since the last call, and how many were discarded.
 
         Each has its time in nanoseconds since 1970 UTC, its source, its destination and its bytes.
         """

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, Unpack
 
 from tomada import _core
 from tomada._address import format_address
+from tomada._asyncio.context_managers import Opening
 from tomada._testing import seeds
 from tomada._testing.impairments import (
     DIRECTIONS,
@@ -24,7 +25,7 @@ from tomada._testing.impairments import (
     fates_of,
     steps_of,
 )
-from tomada._testing.memory_endpoint import MemoryEndpoint, MemoryOpening
+from tomada._testing.memory_endpoint import MemoryEndpoint
 from tomada._testing.memory_transport import MemoryTransport, Queue
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Network:
         self.close()
 
     def close(self) -> None:
-        """Close all endpoints, and drop datagrams under way."""
+        """Close all endpoints, and drop datagrams in flight."""
         for transport in list(self._bound.values()):
             transport.abort()
         for path in self._paths:
@@ -101,7 +102,7 @@ class Network:
 
     def open_endpoint(
         self, local_addr: Any = None, remote_addr: Any = None, **_options: Any
-    ) -> MemoryOpening:
+    ) -> Opening[MemoryEndpoint]:
         """Open an endpoint, like :func:`tomada.asyncio.open_endpoint`.
 
         It has the interface of :class:`tomada.asyncio.Endpoint`, without ``socket`` and
@@ -110,7 +111,7 @@ class Network:
 
         :raises OSError: ``EADDRINUSE``: another endpoint has the address.
         """
-        return MemoryOpening(self._open_endpoint, local_addr, remote_addr)
+        return Opening(lambda: self._open_endpoint(local_addr, remote_addr))
 
     async def _open_endpoint(self, local_addr: Any, remote_addr: Any) -> MemoryEndpoint:
         queue = Queue()
@@ -192,7 +193,7 @@ class Network:
     def carry(
         self, loop: asyncio.AbstractEventLoop, source: Name, destination: Name, data: bytes
     ) -> None:
-        """Take a datagram over from a transport."""
+        """Accept a datagram from a transport."""
         flow, number = self._flow(source, destination)
         step = self._decide(flow, number, data)
         headers = 48 if ":" in destination[0] else 28
@@ -235,7 +236,7 @@ class Network:
             self._timer = loop.call_at(due / NANOSECONDS, self._deliver, loop)
 
     def _deliver(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Deliver the datagrams that are due, those of different flows in an order by chance."""
+        """Deliver the datagrams that are due, those of different flows in random order."""
         # The timer may be a little early, by rounding.
         now = max(int(loop.time() * NANOSECONDS), self._timer_due)
         self._timer = None
@@ -270,7 +271,7 @@ class Network:
         return next((transport for transport in wildcards if transport is not None), None)
 
     def _refuse(self, source: Name, destination: Name) -> None:
-        """Tell a connected sender that nobody has the address, as an ICMP message does."""
+        """Tell a connected sender that the address has no endpoint, as an ICMP message does."""
         sender = self._receiver(source)
         if sender is not None and sender.peer == destination:
             sender.fail(ConnectionRefusedError(111, "Connection refused"))

@@ -46,7 +46,7 @@ const ADVICE: [(&str, &str); 8] = [
     ("no ciphers available", "set_ciphers() excludes all that the versions and keys allow"),
     ("unsupported protocol", "the two sides have no version in common"),
     ("handshake failure", "the peer found no cipher in common, or requires a certificate"),
-    ("peer did not return a certificate", "the client must load_cert_chain()"),
+    ("peer did not return a certificate", "the client must call load_cert_chain()"),
     ("unknown ca", "the peer does not trust the issuer of this side's certificate"),
     ("psk identity not found", "no key is known for the identity of the client"),
     ("decryption failed or bad record mac", "the pre-shared keys of the two sides may differ"),

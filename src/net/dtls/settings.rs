@@ -186,7 +186,7 @@ impl Settings {
             let name = key_file.display();
             ContextError::Invalid(match (was_asked, was_answered) {
                 (false, _) => return no_pem(key_file, "private key"),
-                (true, false) => format!("the key in {name} is encrypted: give its password"),
+                (true, false) => format!("the key in {name} is encrypted: pass its password"),
                 (true, true) => format!("the password for the key in {name} is wrong"),
             })
         })?;

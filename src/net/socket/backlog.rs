@@ -104,19 +104,10 @@ impl Socket {
 mod tests {
     use super::*;
     use crate::net::cmsg::{self, ControlBuffer};
+    use crate::net::socket::testing::loopback;
     use crate::net::sys::RecvSlice;
     use crate::net::{Address, Datagrams, RecvCursor, SendSlice, Taken, Visibility};
     use std::os::fd::AsFd;
-
-    fn bound(family: c_int, address: &Address) -> Socket {
-        let socket = Socket::open(family, libc::SOCK_DGRAM, 0).unwrap();
-        socket.bind(address).unwrap();
-        socket
-    }
-
-    fn loopback() -> Socket {
-        bound(libc::AF_INET, &"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into())
-    }
 
     fn receive(socket: &Socket, buffer: &mut [u8], flags: c_int) -> io::Result<Taken> {
         let inside = socket.descriptor().enter()?;

@@ -14,6 +14,8 @@ mod lull;
 mod recv;
 mod recv_cursor;
 mod send;
+#[cfg(all(test, not(loom)))]
+pub(in crate::net) mod testing;
 mod wait;
 #[cfg(not(feature = "dtls"))]
 mod without_dtls;

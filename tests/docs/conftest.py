@@ -1,0 +1,24 @@
+"""Fixtures for tests of the examples."""
+
+import contextlib
+
+import pytest
+
+from examples import EXAMPLES
+from support import Child
+
+ANY_PORT = "--listen", "127.0.0.1:0"
+
+
+@pytest.fixture
+def start(interruptible):  # noqa: ARG001
+    """Start an example server, and provide it with its port."""
+    with contextlib.ExitStack() as stack:
+
+        def start(name, *arguments, mode=("-X", "dev"), where=ANY_PORT):
+            child = stack.enter_context(Child(*mode, EXAMPLES / name, *where, *arguments))
+            line = child.line()
+            assert line.startswith("listening on 127.0.0.1:"), line
+            return child, int(line.rpartition(":")[2])
+
+        yield start
