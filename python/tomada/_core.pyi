@@ -1054,7 +1054,8 @@ class DtlsContext:
 
         :param callback: Called during a handshake with the server's identity hint, or ``None``. It
             returns the identity and the key. Its exceptions are reported by
-            :func:`sys.unraisablehook` and end the handshake.
+            :func:`sys.unraisablehook` and end the handshake. It cannot close the socket of the
+            handshake: that raises :class:`OSError` with ``EDEADLK``.
         """
 
     def set_psk_server_callback(

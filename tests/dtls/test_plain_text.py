@@ -1,6 +1,7 @@
 """Sockets with sessions hand out only what peers have sent in these sessions."""
 
 import errno
+import os
 
 import pytest
 
@@ -22,13 +23,12 @@ def test_socket_drops_what_it_had_received_before_its_sessions():
 
 
 def test_socket_has_either_sessions_or_proxies():
+    unsupported = os.strerror(errno.EOPNOTSUPP)
     with connected() as (_, far):
         _core.DtlsEndpoint(psk_server(), far)
-        with pytest.raises(OSError, match="not supported") as caught:
+        with pytest.raises(OSError, match=unsupported):
             _core.trust_proxies(far, ["192.0.2.0/24"])
-        assert caught.value.errno == errno.EOPNOTSUPP
     with connected() as (_, far):
         _core.trust_proxies(far, ["192.0.2.0/24"])
-        with pytest.raises(OSError, match="not supported") as caught:
+        with pytest.raises(OSError, match=unsupported):
             _core.DtlsEndpoint(psk_server(), far)
-        assert caught.value.errno == errno.EOPNOTSUPP

@@ -1,10 +1,11 @@
 //! DTLS on a socket: everything that it receives is opened, and everything that it sends is sealed.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::c_int;
 use std::io;
 use std::iter;
 use std::os::fd::BorrowedFd;
+use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -66,6 +67,27 @@ impl Workspace {
         sealed.clear();
         let _ = SPARE.try_with(|spare| spare.set(Some(workspace)));
         result
+    }
+}
+
+thread_local! {
+    /// The sockets whose records this thread is opening, innermost last.
+    static OPENING: RefCell<Vec<*const Socket>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Opens a socket's records as long as it exists.
+struct Opening;
+
+impl Opening {
+    fn of(socket: &Socket) -> Self {
+        OPENING.with_borrow_mut(|opening| opening.push(socket));
+        Self
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        OPENING.with_borrow_mut(Vec::pop);
     }
 }
 
@@ -152,6 +174,17 @@ impl Socket {
         }
     }
 
+    /// Returns `EDEADLK` if this thread is opening the socket's records, which calls the user's
+    /// callbacks: to give the descriptor up, such a callback would wait for itself.
+    pub(super) fn check_not_opening(&self) -> io::Result<()> {
+        let is_opening =
+            OPENING.try_with(|opening| opening.borrow().contains(&ptr::from_ref(self)));
+        if is_opening.unwrap_or(false) {
+            return Err(io::Error::from_raw_os_error(libc::EDEADLK));
+        }
+        Ok(())
+    }
+
     /// Replaces the datagrams of the last receive by the plaintexts in them, and sends the sessions'
     /// own datagrams. Plaintexts after the first run of equal ones that fit into the slot go to the
     /// backlog: the end of a handshake releases those that have overtaken it, more than a slot holds.
@@ -162,7 +195,7 @@ impl Socket {
         filled: &mut Filled,
     ) {
         let Some(endpoint) = self.dtls() else { return };
-        let now = Instant::now();
+        let (now, _opening) = (Instant::now(), Opening::of(self));
         let (mut rest, mut rest_bytes) = (Vec::new(), 0);
         let slot_len = ring.messages().slot_len();
         Workspace::with(|workspace| {

@@ -33,7 +33,7 @@ use pyo3::types::{PyDict, PyFloat, PyTuple};
 use self::guard::GivenGuard;
 use super::address::AddressCache;
 use super::audit;
-use super::error::Result;
+use super::error::{Error, Result};
 use crate::net::{self, Deadline, Interest, KernelWait, Stop, Waiting};
 
 /// A datagram socket.
@@ -136,14 +136,15 @@ impl Socket {
             // The descriptor is closed in any case, and a peer's reset is not an error of this
             // socket.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
-            result => Ok(result?),
+            result => Ok(result.map_err(explain_deadlock)?),
         }
     }
 
     /// Close the socket object without closing the descriptor, and return the descriptor.
-    fn detach(&self, py: Python<'_>) -> RawFd {
-        let release = || self.inner.get().and_then(net::Socket::release);
-        py.detach(release).map_or(-1, IntoRawFd::into_raw_fd)
+    fn detach(&self, py: Python<'_>) -> Result<RawFd> {
+        let release = || self.inner.get().map_or(Ok(None), net::Socket::release);
+        let released = py.detach(release).map_err(explain_deadlock)?;
+        Ok(released.map_or(-1, IntoRawFd::into_raw_fd))
     }
 
     /// Return the descriptor, or -1 once closed.
@@ -441,6 +442,15 @@ impl Patience {
             Err(_) => Deadline::NEVER,
         })
     }
+}
+
+/// Says why a callback cannot give a socket up.
+fn explain_deadlock(error: io::Error) -> Error {
+    if error.raw_os_error() != Some(libc::EDEADLK) {
+        return error.into();
+    }
+    let text = "a callback cannot close the socket of its own handshake: close it later";
+    PyOSError::new_err((libc::EDEADLK, text)).into()
 }
 
 /// Reads a timeout like the standard module: `None`, or non-negative seconds, rounded away from
