@@ -27,7 +27,7 @@ pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
 UNREACHABLE = {
     "handler": "app, echo, discard and print",
     "guard": "the options of Guard",
-    "dtls": "dtls-cert, dtls-key and dtls-ca",
+    "dtls": "dtls-cert, dtls-key, dtls-ca and dtls-psk-file",
     "sock": "an object; fd is the same from outside",
 }
 
@@ -232,6 +232,7 @@ WRONG = [
     ({}, ["--dtls-key", "some.key"], "", "dtls-key needs dtls-cert (--dtls-key)"),
     ({"TOMADA_DTLS_CA": "ca.pem"}, [], "", "dtls-ca needs dtls-cert (TOMADA_DTLS_CA)"),
     ({}, ["--dtls-cert", "none.pem"], "", "dtls-cert: "),
+    ({}, ["--dtls-psk-file", "none.psk"], "", "dtls-psk-file: "),
 ]
 
 

@@ -295,6 +295,14 @@ OPTIONS = (
         parameter="cafile",
     ),
     Option(
+        "dtls-psk-file",
+        PATH,
+        DTLS,
+        "accept clients with these pre-shared keys: a file with lines IDENTITY:HEXKEY",
+        into="dtls",
+        parameter="pskfile",
+    ),
+    Option(
         "health",
         ADDRESS,
         OBSERVATION,
