@@ -121,14 +121,21 @@ def check_dtls(context: Any, *, is_server: bool) -> None:
 Secured: TypeAlias = "tuple[_core.DtlsContext, str | None]"
 
 
+def check_server_hostname(context: object, server_hostname: str | None) -> None:
+    """Raise :class:`ValueError` if there is a name, but nothing would be encrypted."""
+    if context is None and server_hostname is not None:
+        raise ValueError("server_hostname needs dtls: without it, plain text is sent")
+
+
 def secured_by(
     context: _core.DtlsContext | None, server_hostname: str | None, address: Any
 ) -> Secured | None:
     """Return the settings of a client's sessions, from its ``dtls`` and ``server_hostname``.
 
     :raises TypeError: As :func:`check_dtls`.
-    :raises ValueError: As :func:`check_dtls`.
+    :raises ValueError: As :func:`check_dtls`, or there is a name without a context.
     """
+    check_server_hostname(context, server_hostname)
     if context is None:
         return None
     check_dtls(context, is_server=False)

@@ -24,7 +24,7 @@ from tomada._asyncio.handles import StandardLoop
 from tomada._asyncio.loop_sockets import LoopSockets
 from tomada._asyncio.maker import Maker
 from tomada._asyncio.transport import DatagramTransport
-from tomada._socket_options import SocketOptions
+from tomada._socket_options import SocketOptions, check_server_hostname
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -272,6 +272,7 @@ async def _open(
 
 
 def _secured(context: DtlsContext | None, server_hostname: str | None) -> Secured | None:
+    check_server_hostname(context, server_hostname)
     return None if context is None else (context, server_hostname)
 
 

@@ -16,6 +16,7 @@ from typing import Any, Self, TypeAlias
 from weakref import ref
 
 from tomada import _core
+from tomada._address import format_address
 from tomada._dtls_errors import (
     DTLSCertVerificationError,
     DTLSError,
@@ -23,6 +24,7 @@ from tomada._dtls_errors import (
     DTLSWantReadError,
     DTLSZeroReturnError,
 )
+from tomada._socket_options import check_dtls
 from tomada.socket import socket
 
 if not hasattr(_core, "DtlsContext"):
@@ -346,7 +348,15 @@ class DTLSSocket(socket):
         if self._endpoint is None:
             message = "the socket has no session: use wrap_socket()"
             raise ValueError(message)
-        self._endpoint.handshake(self.gettimeout())
+        timeout = self.gettimeout()
+        try:
+            self._endpoint.handshake(timeout)
+        except DTLSError:
+            raise
+        except TimeoutError:
+            peer = format_address(self.getpeername())
+            message = f"timed out: the handshake with {peer} was not complete after {timeout:g} s"
+            raise TimeoutError(message) from None
 
     def handshake_timeout(self) -> float | None:
         """Return the seconds until a non-blocking handshake must be continued, or ``None``.
@@ -441,7 +451,7 @@ def wrap_socket(
     :raises DTLSError: As :meth:`DTLSSocket.do_handshake`. The socket is closed.
     :raises ValueError: The socket is not connected, or the context is for the other side.
     """
-    context._prepare(server_side)  # noqa: SLF001 - these modules are one
+    check_dtls(context, is_server=server_side)
     if sock.family not in {AF_INET, AF_INET6} or sock.type != SOCK_DGRAM:
         message = "DTLS needs a datagram socket of AF_INET or AF_INET6"
         raise ValueError(message)
@@ -454,7 +464,7 @@ def wrap_socket(
     except OSError:
         message = "wrap_socket() needs a connected socket: call connect() first"
         raise ValueError(message) from None
-    wrapped = DTLSSocket._of(sock)  # noqa: SLF001 - as above
+    wrapped = DTLSSocket._of(sock)  # noqa: SLF001 - these modules are one
     try:
         wrapped.settimeout(timeout)
         wrapped._attach(context, server_side, server_hostname)  # noqa: SLF001 - as above

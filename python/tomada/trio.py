@@ -14,7 +14,12 @@ from tomada._asyncio.context_managers import Opening
 from tomada._asyncio.events import Events
 from tomada._asyncio.sessions import Sessions
 from tomada._asyncio.transport import DatagramTransport
-from tomada._socket_options import SocketOptions, check_dtls, secured_by
+from tomada._socket_options import (
+    SocketOptions,
+    check_dtls,
+    check_server_hostname,
+    secured_by,
+)
 from tomada._trio.endpoint import Endpoint
 from tomada._trio.handshake import connect
 from tomada._trio.loop import Loop
@@ -80,9 +85,11 @@ def open_endpoint(
     secured = None
     if remote_addr is not None:
         secured = secured_by(dtls, server_hostname, remote_addr)
-    elif dtls is not None:
-        check_dtls(dtls, is_server=True)
-        secured = dtls, None
+    else:
+        check_server_hostname(dtls, server_hostname)
+        if dtls is not None:
+            check_dtls(dtls, is_server=True)
+            secured = dtls, None
     flags = [_std.SO_REUSEPORT] * bool(reuse_port) + [_std.SO_BROADCAST] * bool(allow_broadcast)
     return Opening(lambda: _open(local_addr, remote_addr, family, flags, options, secured))
 

@@ -215,8 +215,8 @@ class Exchange:
         if self.attempts and not had_session:
             text = (
                 f"no DTLS session with {where}: the handshake was not complete after "
-                f"{now - self._started:.3f} s; the server does not answer, which it also does not "
-                "if the pre-shared keys differ, or is slower than the timeout"
+                f"{now - self._started:.3f} s; the server does not answer with DTLS, its "
+                "pre-shared key is another one, or it is slower than the timeout"
             )
         error = TimeoutError(text)
         error.__cause__ = self.refusal

@@ -436,10 +436,10 @@ impl Endpoint {
         let uses_keys =
             |settings: &Settings| settings.psk_client.is_some() || settings.psk_server.is_some();
         let text = if self.context.read(uses_keys) {
-            "the handshake timed out: the peer did not answer, which it also does not if the \
-             pre-shared keys differ"
+            "the handshake timed out: the peer did not answer with DTLS, or its pre-shared key is \
+             another one"
         } else {
-            "the handshake timed out: the peer did not answer"
+            "the handshake timed out: the peer did not answer with DTLS"
         };
         SessionError::new(SessionErrorKind::TimedOut, text)
     }

@@ -41,14 +41,15 @@ pub struct SessionError {
 }
 
 /// The cures of some of OpenSSL's reasons.
-const ADVICE: [(&str, &str); 8] = [
+const ADVICE: [(&str, &str); 9] = [
     ("no shared cipher", "the two sides have no cipher in common that fits the certificate or key"),
     ("no ciphers available", "set_ciphers() excludes all that the versions and keys allow"),
     ("unsupported protocol", "the two sides have no version in common"),
     ("handshake failure", "the peer found no cipher in common, or requires a certificate"),
     ("peer did not return a certificate", "the client must call load_cert_chain()"),
     ("unknown ca", "the peer does not trust the issuer of this side's certificate"),
-    ("psk identity not found", "no key is known for the identity of the client"),
+    ("unknown psk identity", "the server has no key for the identity that the client sent"),
+    ("psk identity not found", "the callback for pre-shared keys returned no key, or failed"),
     ("decryption failed or bad record mac", "the pre-shared keys of the two sides may differ"),
 ];
 
