@@ -361,9 +361,8 @@ class Socket:
 
         This is ``SO_MAX_PACING_RATE`` (``socket(7)``). The queueing discipline ``fq``
         (``tc-fq(8)``) of the device spaces the datagrams out; without it, the option has no effect
-        (``tomada info`` says where it is). It counts the bytes of the headers too. The kernel
-        lowers the rate of a UDP socket, but never raises it again: open another socket for a higher
-        one.
+        (``tomada info`` says which devices have it). It counts the bytes of the headers too. The
+        rate of a UDP socket can only be lowered: to send at a higher rate, open another socket.
 
         :raises ValueError: It is less than 1.
         """
@@ -425,7 +424,8 @@ class Socket:
         :param interface: The interface's name, index, or one of its addresses; without it, the
             routing table decides.
         :param source: The address of the only sender to receive from; without it, any sender.
-        :raises ValueError: The group is not a multicast address, or the source has another family.
+        :raises ValueError: The group is not a multicast address, or the source is of a different
+            family.
         :raises OSError: With advice: ``ENOBUFS`` (too many groups), ``ENODEV`` (the interface does
             not exist, or there is no route), ``EADDRINUSE`` (already joined), …
         """
@@ -443,7 +443,7 @@ class Socket:
         does not create a Python object per datagram. Datagrams are not truncated as long as they
         fit into a slot; the default slot size fits every IP datagram.
 
-        If this raises an exception, the batch is empty, except after these two:
+        After an exception other than the following two, the batch is empty:
 
         :raises RuntimeError: Another call is using the batch.
         :raises ValueError: ``flags`` has ``MSG_PEEK`` or ``MSG_ERRQUEUE``.
@@ -505,7 +505,7 @@ class Socket:
         """Send one :class:`Datagram` with its metadata; otherwise like :meth:`send_datagrams`.
 
         :return: With :attr:`transmit_timestamps`, the datagram's id, which :meth:`timestamps`
-            returns with the time at which the datagram has left. Ids are consecutive from 1 to
+            returns with the time at which the datagram left. Ids are consecutive from 1 to
             2**32 - 1, and then begin again; a call that raises an exception also uses one.
             Otherwise ``None``.
         """
@@ -522,20 +522,21 @@ class Socket:
 
         Each is sent to its ``address``, from its ``source`` over its ``interface``, with its
         ``ttl`` and ``tos`` (``IP_PKTINFO``, ``IP_TTL``, ``IP_TOS`` in ``ip(7)``, and their IPv6
-        equivalents in :rfc:`3542`). A received datagram keeps what it has arrived with, unless
-        :meth:`Datagram.replace` changes it. Consecutive datagrams of equal size to one peer with
-        equal metadata are sent in one call. ``flags``, ``errors``, the waits and the exceptions are
-        those of :meth:`send_many`.
+        equivalents in :rfc:`3542`). A received datagram keeps the metadata that it arrived with,
+        unless :meth:`Datagram.replace` changes it. Consecutive datagrams of equal size to one peer
+        with equal metadata are sent in one call. ``flags``, ``errors``, the waits and the
+        exceptions are those of :meth:`send_many`.
 
         A ``transmit_time_ns`` takes effect on a device with the queueing discipline ``fq``
-        (``tc-fq(8)``): a time that has passed means at once, and one more than ten seconds ahead
-        (the option ``horizon``) drops the datagram or shortens its wait. Other disciplines, and
-        devices without one, send at once, without an error; ``tomada info`` says which disciplines
-        the devices have. For ``etf``, set ``SO_TXTIME`` yourself: its clock then applies.
+        (``tc-fq(8)``): a datagram whose time has passed is sent at once. If the time is more than
+        ten seconds ahead (the option ``horizon``), the datagram is dropped or its wait is
+        shortened. Other disciplines, and devices without one, send at once, without an error;
+        ``tomada info`` says which disciplines the devices have. For ``etf``, set ``SO_TXTIME``
+        yourself: its clock then applies.
 
         :raises OSError: ``EINVAL`` or ``ENETUNREACH``: the source is not an address of this
             machine, or has no route to the destination; ``ENODEV``: there is no such interface;
-            ``EOPNOTSUPP``: the socket is of ``AF_UNIX``, and a datagram has metadata.
+            ``EOPNOTSUPP``: it is an ``AF_UNIX`` socket, and a datagram has metadata.
         :raises ValueError: A source and its destination belong to different families.
         """
 
@@ -549,21 +550,21 @@ class Socket:
     ) -> list[tuple[int, OSError]]: ...
     @property
     def transmit_timestamps(self) -> bool:
-        """Whether the kernel reports when the datagrams of :meth:`send_datagram` have left.
+        """Whether the kernel reports when datagrams sent by :meth:`send_datagram` have left.
 
         False by default. Other methods of sending are not affected. The reports share the room of
         the receive buffer with datagrams, and are lost if it is full. Until they are read,
-        ``select`` reports an error (``POLLERR``). Waits, and every 32nd :meth:`send_datagram`, take
-        them out of the kernel's queue; up to 65,536 are stored for :meth:`timestamps`, the latest
-        ones. They are not errors: :meth:`errors` and ``MSG_ERRQUEUE`` do not return them, and
-        ``stats().transmitted`` counts them. Sockets that share a descriptor (``dup``, ``fork``)
-        share the queue, too, and any of them may take a report.
+        ``select`` reports an error (``POLLERR``). Calls that wait, and every 32nd
+        :meth:`send_datagram`, take them out of the kernel's queue; the latest 65,536 are stored for
+        :meth:`timestamps`. They are not errors: :meth:`errors` and ``MSG_ERRQUEUE`` do not return
+        them, and ``stats().transmitted`` counts them. Sockets that share a descriptor (``dup``,
+        ``fork``) share the queue, too, and any of them may take a report.
 
         This is ``SO_TIMESTAMPING`` with ``SCM_TS_OPT_ID`` (the kernel's
         ``networking/timestamping.rst``). It ends when the program sets ``SO_TIMESTAMPING`` itself.
 
-        :raises OSError: ``EOPNOTSUPP``: the kernel is older than 6.13, or the socket is of
-            ``AF_UNIX``; ``EBUSY``: the program itself has asked for timestamps of all datagrams.
+        :raises OSError: ``EOPNOTSUPP``: the kernel is older than 6.13, or it is an ``AF_UNIX``
+            socket; ``EBUSY``: the program itself has asked for timestamps of all datagrams.
         """
 
     @transmit_timestamps.setter
@@ -572,12 +573,12 @@ class Socket:
         """Return the transmit timestamps that have arrived since the last call.
 
         :param timeout: How many seconds to wait for the first one.
-        :return: A list, which may be empty, of the datagram's id; when the kernel has passed it to
-            the device, in nanoseconds since 1970 UTC (see :func:`time.time_ns`); and when the
-            device has sent it, in nanoseconds on the device's clock. One of the two is ``None``: a
-            device with hardware timestamps (see
+        :return: A list, which may be empty, of tuples: the datagram's id; the time at which the
+            kernel passed it to the device, in nanoseconds since 1970 UTC (see
+            :func:`time.time_ns`); and the time at which the device sent it, in nanoseconds on the
+            device's clock. One of the two times is ``None``: a device with hardware timestamps (see
             :meth:`tomada.socket.socket.enable_hardware_timestamps`) gives a second item with the
-            same id. A datagram that never left has none, nor has one that joined another
+            same id. There is no item for a datagram that never left, or that was joined to another
             (``MSG_MORE``, ``UDP_CORK``).
         :raises ValueError: The timeout is negative or not a number.
         """
@@ -702,8 +703,8 @@ class Batch:
         The fields of a record are ``family`` (``AF_INET`` or ``AF_INET6``), ``port``, ``scope`` (of
         a link-local address: an interface's index) and ``address``, 16 bytes of which IPv4 uses the
         first four. A datagram that was appended without an address has zeros. An IPv4 peer of an
-        IPv6 socket has the mapped address that :attr:`addresses` has, too. The array is a copy,
-        which the next receive does not change.
+        IPv6 socket has a mapped address, as in :attr:`addresses`. The array is a copy, which the
+        next receive does not change.
 
         :raises ValueError: There is an ``AF_UNIX`` address.
         :raises ModuleNotFoundError: numpy is not installed.
@@ -723,12 +724,13 @@ class Batch:
 
         The array is a copy in contiguous memory, which the next receive does not change.
 
-        :param dtype: A numpy dtype, or what :class:`numpy.dtype` takes. It has no Python objects.
-        :param errors: With ``"skip"``, datagrams of another length than ``dtype`` are left out. The
-            others are those where ``lengths`` is ``dtype.itemsize``. Use this if strangers can
-            send to the socket.
-        :raises ValueError: A datagram has another length, and ``errors`` is ``"raise"``; or
-            ``dtype`` has no size, or Python objects.
+        :param dtype: A numpy dtype, or an argument for :class:`numpy.dtype`. It must not contain
+            Python objects.
+        :param errors: With ``"skip"``, datagrams whose length is not that of ``dtype`` are left
+            out. Those that remain are the ones where ``lengths`` is ``dtype.itemsize``. Use this if
+            strangers can send to the socket.
+        :raises ValueError: A datagram has a different length, and ``errors`` is ``"raise"``; or
+            ``dtype`` does not have a size, or contains Python objects.
         :raises ModuleNotFoundError: numpy is not installed.
         """
 
@@ -787,7 +789,7 @@ class Datagram:
     :param source: The IP address to send from, which must be one of this machine.
     :param interface: The interface to send over: its name, its index, or one of its addresses.
     :param transmit_time_ns: When to transmit it, in nanoseconds on the clock of
-        :func:`time.monotonic_ns`. This needs a queueing discipline that knows such times: see
+        :func:`time.monotonic_ns`. This needs a queueing discipline that supports such times: see
         :meth:`Socket.send_datagrams`.
     :raises ValueError: A number is out of range, or ``source`` is not a numeric address.
     :raises OSError: ``ENODEV``: there is no such interface.
@@ -817,11 +819,11 @@ class Datagram:
         interface: str | int | None = ...,
         transmit_time_ns: int | None = ...,
     ) -> Datagram:
-        """Return a datagram to send with other values of some fields.
+        """Return a datagram to send, with new values for some fields.
 
         The arguments are those of the class. A reply to a received datagram keeps its ``address``,
-        ``source`` and ``interface``. Set ``ttl`` to ``None``: what is left of the request's may not
-        be enough for the way back.
+        ``source`` and ``interface``. In a reply, set ``ttl`` to ``None``: the TTL that the request
+        had left may not be enough for the way back.
         """
 
     @property
@@ -844,7 +846,7 @@ class Datagram:
     def source(self) -> str | None:
         """The local IP address to send from.
 
-        Of a received datagram, this is the address to reply from: its :attr:`destination`, or the
+        For a received datagram, this is the address to reply from: its :attr:`destination`, or the
         interface's own address if that is a group or a broadcast address.
         """
 
@@ -930,7 +932,7 @@ class DtlsContext:
     mtu: int
     """The maximum payload of a UDP datagram in bytes: 1400 by default.
 
-    Records and the fragments of a handshake are not longer. A session's
+    Neither records nor handshake fragments are longer. A session's
     :attr:`~tomada.dtls.Session.max_datagram_size` is derived from it.
     """
 
@@ -1026,12 +1028,12 @@ class DtlsContext:
         """
 
     def set_srtp_profiles(self, profiles: Sequence[str], /) -> None:
-        """Offer, or accept, profiles of SRTP (:rfc:`5764`), best first; an empty list for none.
+        """Offer, or accept, SRTP profiles (:rfc:`5764`), best first; an empty list for none.
 
         A session's :meth:`~tomada.dtls.Session.selected_srtp_profile` is the server's best one
-        that the client offers, and ``None`` if there is none. The keys of SRTP are
-        ``session.export_keying_material("EXTRACTOR-dtls_srtp", length)``. The media must be sent
-        over another socket: this one receives only records of DTLS.
+        that the client offers, and ``None`` if there is none.
+        ``session.export_keying_material("EXTRACTOR-dtls_srtp", length)`` returns the SRTP keys. The
+        media must be sent over another socket: this one receives only records of DTLS.
 
         :param profiles: OpenSSL's names: ``"SRTP_AEAD_AES_256_GCM"``, ``"SRTP_AEAD_AES_128_GCM"``,
             ``"SRTP_AES128_CM_SHA1_80"``, ``"SRTP_AES128_CM_SHA1_32"``.
@@ -1041,7 +1043,7 @@ class DtlsContext:
     def session_stats(self) -> dict[str, int]:
         """Return OpenSSL's counters of sessions, as :meth:`ssl.SSLContext.session_stats` does.
 
-        They begin anew when a setting of the context is changed.
+        They start again from zero when a setting of the context is changed.
         """
 
     def _choose_by_name(
@@ -1309,8 +1311,8 @@ class ServerCore:
         """Receive once without waiting, call the handler, and send what it has returned.
 
         :return: The next step. 0: wait, there is nothing to receive. 1: there may be more. 2:
-            receive again, for datagrams that the kernel does not know of. 3: as many calls as are
-            allowed are under way. 4: pause, because of errors. 5: everything was received.
+            receive again, for datagrams that the kernel does not know of. 3: the maximum number of
+            calls is under way. 4: pause, because of errors. 5: everything was received.
         """
 
     def end_turn(self) -> bool:
@@ -1331,7 +1333,8 @@ class ServerCore:
     def detach(self) -> int:
         """Send the remaining replies, and stop running on the loop.
 
-        :return: How many received datagrams were not handled, or whose handler has not returned.
+        :return: How many received datagrams were not handled, or have a handler that has not
+            returned.
         """
 
     @property
@@ -1421,7 +1424,7 @@ class ServerStats:
         """Datagrams that the kernel dropped since the start: see :attr:`Stats.kernel_drops`.
 
         The number of datagrams sent to the server is ``received + refused + kernel_drops +
-        filter_drops``, once its queue is empty; behind proxies, also ``proxy_untrusted +
+        filter_drops``, once its queue is empty; behind proxies, add ``proxy_untrusted +
         proxy_malformed``.
         """
 
@@ -1571,8 +1574,8 @@ class Stats:
         The kernel drops a datagram if the socket's buffer is full or its checksum is wrong. This
         also includes datagrams that this process could not store because it was out of memory;
         :attr:`received` does not include those. The number of datagrams sent to the socket is
-        ``received + refused + kernel_drops + filter_drops``, once its queue is empty; of a server
-        behind proxies, also ``proxy_untrusted + proxy_malformed``. With :attr:`Socket.gro` that is
+        ``received + refused + kernel_drops + filter_drops``, once its queue is empty; for a server
+        behind proxies, add ``proxy_untrusted + proxy_malformed``. With :attr:`Socket.gro` that is
         not exact: the kernel counts coalesced datagrams as one, so each drop stands for 1 to 128
         datagrams.
 
@@ -1585,11 +1588,11 @@ class Stats:
         """Datagrams that the socket's kernel filter refused (``SO_ATTACH_FILTER``).
 
         It is the filter of a :class:`Guard` with ``allow`` or ``deny``, or your own. The kernel has
-        one counter for these and for datagrams that found no room. Each call of ``stats()``
-        separates them by means of the network namespace's counters (``RcvbufErrors`` and
-        ``InErrors`` in ``/proc/net/snmp``). While another socket of the namespace overflows, some
-        are counted in :attr:`kernel_drops` instead. Before Linux 5.14, without ``/proc``, or if the
-        socket is in a different namespace from the calling thread, all of them are.
+        one counter for these and for datagrams that did not fit into the buffer. Each call of
+        ``stats()`` separates them by means of the network namespace's counters (``RcvbufErrors``
+        and ``InErrors`` in ``/proc/net/snmp``). While another socket of the namespace overflows,
+        some are counted in :attr:`kernel_drops` instead. Before Linux 5.14, without ``/proc``, or
+        if the socket is in a different namespace from the calling thread, all of them are.
         """
 
     @property
@@ -1924,7 +1927,10 @@ class TransportCore:
         """Set the protocol that datagrams are delivered to."""
 
     def raise_mistakes(self) -> None:
-        """From now on, raise the caller's mistakes instead of reporting them to the protocol."""
+        """Raise exceptions for the caller's mistakes from now on.
+
+        Until then, they are reported to the protocol.
+        """
 
     def restore_options(self) -> None:
         """Restore the options of a shared socket that no other transport or server relies on."""
@@ -1960,7 +1966,7 @@ class TransportCore:
         """
 
     def read_all_errors(self) -> None:
-        """Report all stored errors to the protocol at once."""
+        """Report all stored errors to the protocol now, however many there are."""
 
     def resume_errors(self) -> None:
         """Continue to report errors to the protocol."""

@@ -154,12 +154,12 @@ def _factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def install(loop: asyncio.AbstractEventLoop) -> None:
-    """Replace a loop's ``create_datagram_endpoint`` by tomada's.
+    """Replace a loop's ``create_datagram_endpoint`` with tomada's.
 
     Use it for loops that are not an :class:`EventLoop`, such as uvloop. Existing endpoints stay
     unchanged. A loop that is not a :class:`asyncio.SelectorEventLoop` also gets tomada's
-    ``sock_recvfrom``, ``sock_recvfrom_into`` and ``sock_sendto``, which uvloop's lacks; they take
-    sockets of tomada's and the standard library's.
+    ``sock_recvfrom``, ``sock_recvfrom_into`` and ``sock_sendto``, which uvloop's loop lacks; they
+    accept both tomada's sockets and the standard library's.
     """
     endpoint = functools.partial(create_datagram_endpoint, loop)
     loop.create_datagram_endpoint = endpoint  # type: ignore[method-assign]
@@ -186,12 +186,12 @@ async def create_datagram_endpoint(
     ``sock``), the name resolution and the exceptions are those of
     :meth:`asyncio.loop.create_datagram_endpoint`: tomada runs its code for them.
 
-    :param sock: A socket of tomada's or the standard library's. The transport closes it at the
-        end. Before that, it restores the settings that it has changed, because duplicates of the
-        socket share them: ``gro``, the filter of ``guard``, and which metadata the kernel adds to
-        each datagram. A setting that other transports or servers of this process rely on stays
-        until the last of them closes; other processes are not considered. A forked child does not
-        undo the changes of its parent.
+    :param sock: A tomada socket or a standard one. The transport closes it at the end. Before that,
+        it restores the settings that it has changed, because duplicates of the socket share them:
+        ``gro``, the filter of ``guard``, and which metadata the kernel adds to each datagram. A
+        setting that other transports or servers of this process rely on stays until the last of
+        them closes; other processes are not considered. A forked child does not undo the changes of
+        its parent.
 
         The socket and its duplicates become non-blocking and stay non-blocking, as with the
         standard transport: a blocking call on a duplicate raises :class:`BlockingIOError` at once.
@@ -205,9 +205,9 @@ async def create_datagram_endpoint(
         already have one.
     :param pacing: The highest rate to send at, in bytes per second: see
         :attr:`tomada.socket.socket.pacing`.
-    :param dtls: A :class:`tomada.dtls.Context`. With a ``remote_addr`` it must be of
+    :param dtls: A :class:`tomada.dtls.Context`. With a ``remote_addr``, its protocol must be
         ``PROTOCOL_DTLS_CLIENT``; this returns when the handshake is complete, and the transport
-        closes when the session ends. Otherwise it must be of ``PROTOCOL_DTLS_SERVER``, and the
+        closes when the session ends. Otherwise it must be ``PROTOCOL_DTLS_SERVER``, and the
         transport has a session with each peer. A protocol gets and sends plaintext. If its type has
         the method ``session_established(address, session)`` or ``session_lost(address,
         exception)``, the transport calls it. Not available with ``sock``.

@@ -49,20 +49,20 @@ class Client:
     The client retransmits a request with exponential backoff until its timeout. So the server may
     receive a request twice; this matters only if requests have side effects.
 
-    The client drops datagrams from other addresses. A ``match`` or a ``key`` tells which reply
-    belongs to which request, over one port. Without either, only the port tells this, so each
+    The client drops datagrams from other addresses. A ``match`` or a ``key`` identifies the request
+    that a reply belongs to, over one port. Without either, only the port identifies it, so each
     request in flight has a port of its own. If a request was retransmitted, not answered or
     cancelled, no client of this process sends from that request's port to the same server for twice
     the timeout, and at least 30 s. If that leaves no port, the request fails at once with
-    ``EADDRNOTAVAIL``: with the usual 28,232 ports, after 941 such requests per second. So a reply
-    can be returned to another request only if it arrives even later, or if another process used the
-    port before.
+    ``EADDRNOTAVAIL``: with the usual 28,232 ports, this happens above 941 such requests per second.
+    So a reply can be returned to another request only if it arrives even later, or if another
+    process used the port before.
 
     In case the network duplicates a reply, the client reuses any other port only after it has used
     31 others, or after the timeout. During the first 256 requests, and permanently once it has seen
-    a duplicate, it also waits for ``4 * (SRTT + 4 * RTTVAR)``, or the timeout if that is shorter;
-    after a duplicate, for at least 100 ms. A duplicate that arrives later can be returned to
-    another request. A ``match`` or ``key`` prevents this.
+    a duplicate, it also waits for ``4 * (SRTT + 4 * RTTVAR)``, or the timeout if that is shorter.
+    After a duplicate, it waits for at least 100 ms. A duplicate that arrives later can be returned
+    to another request. A ``match`` or ``key`` prevents this.
 
     **Waits.** The first wait is derived from the round-trip time, measured as in RFC 6298: ``SRTT +
     max(50 ms, 4 * RTTVAR)``. Before the first measurement it is one eighth of the timeout with the
@@ -99,8 +99,8 @@ class Client:
         contains this address. For servers that trust this machine (``Server(proxy=…)``), and for
         tests. Not available with ``dtls``.
     :param dtls: A :class:`tomada.dtls.Context` of ``PROTOCOL_DTLS_CLIENT``: requests and replies
-        are then encrypted. Each socket of the client has a session of its own; the handshake takes
-        a part of the first request's timeout.
+        are then encrypted. Each socket of the client has a session of its own; the handshake uses
+        up part of the first request's timeout.
     :param server_hostname: The name, or the address, that the server's certificate must be for. By
         default, the host of ``address``.
     :raises socket.gaierror: The host has no address.
@@ -233,7 +233,7 @@ class Client:
         connection: Connection | None,
         refusal: OSError | None = None,
     ) -> bytes:
-        """Make the attempts of a request: all, or those after one that was sent on a connection."""
+        """Make all attempts of a request, or only those after one already sent on a connection."""
         pool, match = self._opened(), self._match
         exchange = Exchange(
             self._retry,

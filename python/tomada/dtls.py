@@ -100,7 +100,7 @@ CERT_REQUIRED = VerifyMode.CERT_REQUIRED
 
 
 class Handshake:
-    """A session that a client begins, as :attr:`Context.sni_callback` gets it."""
+    """A session that a client begins: the first argument of :attr:`Context.sni_callback`."""
 
     __slots__ = ("_context", "server_name")
 
@@ -200,10 +200,10 @@ class Context(DtlsContext):
         such as :data:`ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME`: 40, 49, 71, 80, 90 or 112. If it
         raises an exception, :func:`sys.unraisablehook` reports that, and the handshake fails.
 
-        A server with such a function resumes no sessions, because a resumed one would evade the
-        checks of the chosen context.
+        A server with such a function does not resume sessions, because a resumed session would
+        evade the checks of the chosen context.
 
-        :raises TypeError: It is set to something else than a function or ``None``.
+        :raises TypeError: It is set to something other than a function or ``None``.
         :raises ValueError: It is set on a client's context.
         """
         return self._sni_callback
@@ -314,7 +314,7 @@ class DTLSSocket(socket):
 
     @classmethod
     def _of(cls, sock: _std.socket) -> Self:
-        """Return a socket with another one's descriptor, and without a session yet."""
+        """Return a socket that takes over another one's descriptor, and has no session yet."""
         self = cls.__new__(cls, sock.family, sock.type, sock.proto)
         self._endpoint = None
         socket.__init__(self, sock.family, sock.type, sock.proto, sock.detach())
@@ -366,7 +366,7 @@ class DTLSSocket(socket):
         return None if self._endpoint is None else self._endpoint.tick()
 
     def dup(self) -> Self:
-        """Raise :class:`NotImplementedError`: a duplicate would send plain text."""
+        """Raise :class:`NotImplementedError`: a duplicate would send plaintext."""
         message = "Can't dup() DTLSSocket instances"
         raise NotImplementedError(message)
 

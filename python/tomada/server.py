@@ -58,10 +58,10 @@ class Server:
         ``("::ffff:127.0.0.1", 1234, 0, 0)``. ``None`` uses the sockets passed by systemd
         (``LISTEN_FDS``), or ``sock`` or ``fd``.
     :param handler: Called with each datagram. It returns the reply: a bytes-like object (an empty
-        one is an empty datagram), or ``None`` for no reply. In each process one thread at a time
-        calls it, or ``threads`` of them. If it is a coroutine function (``async def``), each call
-        is a task on the worker's event loop, started eagerly from Python 3.12 on, in a copy of the
-        context (:mod:`contextvars`) in which the lifespan was entered. A
+        one is an empty datagram), or ``None`` for no reply. In each process, one thread at a time
+        calls it, or ``threads`` threads do. If it is a coroutine function (``async def``), each
+        call is a task on the worker's event loop, started eagerly from Python 3.12 on, in a copy of
+        the context (:mod:`contextvars`) in which the lifespan was entered. A
         :class:`tomada.sinks.Sink` publishes the datagrams.
     :param takes: The handler's arguments. ``"data"``: ``(data, address)``. ``"datagram"``: one
         :class:`tomada.Datagram`, with the kernel's metadata. ``"batch"``: a list of pairs ``(data,
@@ -128,7 +128,7 @@ class Server:
         datagram is refused) and ``/metrics`` for Prometheus (``tomada[metrics]``). It answers
         anyone, so outsiders must not be able to reach it. ``/live`` has the status 503 if datagrams
         wait and none was received for 30 seconds.
-    :param access_log: Log one of every ``access_log`` datagrams that a worker receives, to the
+    :param access_log: Log one in every ``access_log`` datagrams that a worker receives, to the
         logger ``tomada.access``: peer, bytes, the handler's time, and its outcome. 0 logs none.
     :param guard: A :class:`tomada.Guard` for received datagrams and replies. Each worker enforces
         the limits on its own, based on what it has received itself; the guard's counters are sums
@@ -141,9 +141,9 @@ class Server:
         ``proxy_untrusted``). Other datagrams are taken to come from direct clients.
     :param proxy_flows: For proxies that put a header in front of only the first datagram of each
         flow (from one address and port of the proxy): how long a flow may be silent before the
-        proxy ends it, in seconds. A flow's worker must not change: it needs ``steering="hash"``,
-        and a worker that replaces another one refuses the flows of its predecessor until they begin
-        again.
+        proxy ends it, in seconds. A flow must stay with its worker: this option needs
+        ``steering="hash"``, and a worker that replaces another one refuses the flows of its
+        predecessor until they begin again.
     :param dtls: A :class:`tomada.dtls.Context` of ``PROTOCOL_DTLS_SERVER``. The handler then gets
         the decrypted datagrams of peers with a session, and its replies are encrypted. A datagram
         to a peer without a session is an error. Each worker has the sessions of its own peers, so
@@ -363,8 +363,8 @@ class Server:
         it. SIGHUP replaces the workers one by one: a new worker takes over the socket of an old
         one, which finishes the datagrams it has received. No datagram is lost, and if a new worker
         cannot start, the old one continues. In a server with a single process, SIGHUP changes
-        nothing. A new process is a copy of the program at the time of its start, and runs ``init``
-        again. It does not import changed code (``tomada serve --app`` does).
+        nothing. A new process is a copy of the program as it was when the server started, and runs
+        ``init`` again. It does not import changed code (``tomada serve --app`` does).
 
         If a service manager has started the program (``NOTIFY_SOCKET``), it is notified when the
         server is ready, reloading or stopping, and of its status; a watchdog, if it has one, also
@@ -421,9 +421,9 @@ class Server:
         """Return the DTLS counters, summed over the sockets of this process.
 
         ``sessions`` and ``handshakes`` are the current numbers of sessions and of handshakes in
-        progress. The others count since the start: ``established`` and ``failed`` handshakes, the
-        latter also by cause (``failed_certificate``, ``failed_timeout``, which wrong keys cause as
-        well, and ``failed_protocol``, such as no cipher or version in common); sessions that have
+        progress. The others count since the start: ``established`` and ``failed`` handshakes; the
+        failed ones by cause: ``failed_certificate``, ``failed_timeout`` (wrong keys also cause it)
+        and ``failed_protocol`` (for example, no cipher or version in common); sessions that have
         ``ended``, were ``replaced`` by a new one with the same peer, or were ``evicted`` because
         they were idle or there were too many; ``cookies_sent``; and ``invalid`` datagrams, which
         were not DTLS or did not belong to a session. A worker process returns its own counters.

@@ -1,4 +1,4 @@
-"""Tools to test programs that use UDP: a network that loses, delays, duplicates and reorders.
+"""Tools to test UDP programs: networks that lose, delay, duplicate and reorder datagrams.
 
 * :func:`impaired` stands between a server and its clients, on real sockets.
 * :func:`network` is a network in memory, for endpoints without sockets.
@@ -95,7 +95,7 @@ def impaired(  # noqa: PLR0913 - the properties of a network
     log_size: int = LOG_SIZE,
     **impairments: Unpack[RandomImpairments],
 ) -> Link:
-    """Return a link in front of a server that impairs the datagrams that pass through it.
+    """Return a link, in front of a server, that impairs the datagrams that pass through it.
 
     ``with impaired(server.address, loss=0.1) as link:`` (or ``async with``) starts it. Clients send
     to ``link.address``. As behind a NAT, the link has a separate port towards the server for each
@@ -110,7 +110,7 @@ def impaired(  # noqa: PLR0913 - the properties of a network
 
     **Scripts.** A list decides the fates of the link's first datagrams, one after another, in both
     directions; the fates of later ones are random. Its steps are ``"pass"``, ``"drop"``, ``"delay
-    50ms"``, ``"duplicate"``, ``"duplicate 3"`` (three copies more), ``"corrupt"``, ``"truncate
+    50ms"``, ``"duplicate"``, ``"duplicate 3"`` (three more copies), ``"corrupt"``, ``"truncate
     10"`` (to ten bytes), ``"reorder"``, several of them separated by commas, and ``"default"`` or
     ``None`` for a random fate. A function gets each datagram as an :class:`Arrival`, and returns a
     step. The link's thread calls it, so it must be fast, and must not wait for a datagram that

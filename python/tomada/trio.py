@@ -65,10 +65,10 @@ def open_endpoint(
         :meth:`tomada.socket.socket.join_group`.
     :param pacing: The highest rate to send at, in bytes per second: see
         :attr:`tomada.socket.socket.pacing`.
-    :param dtls: A :class:`tomada.dtls.Context`. With a ``remote_addr`` it must be of
-        ``PROTOCOL_DTLS_CLIENT``; this returns when the session is complete, and the endpoint closes
-        when it ends. Otherwise it must be of ``PROTOCOL_DTLS_SERVER``, and the endpoint has a
-        session with each peer. The endpoint sends and receives plaintext.
+    :param dtls: A :class:`tomada.dtls.Context`. With a ``remote_addr``, its protocol must be
+        ``PROTOCOL_DTLS_CLIENT``; this returns when the handshake is complete, and the endpoint
+        closes when the session ends. Otherwise it must be ``PROTOCOL_DTLS_SERVER``, and the
+        endpoint has a session with each peer. The endpoint sends and receives plaintext.
     :param server_hostname: The name, or the address, that the server's certificate must be for. By
         default, the host of ``remote_addr``.
     :raises OSError: The endpoint cannot be opened; the message says what to do.

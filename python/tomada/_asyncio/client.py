@@ -1,4 +1,4 @@
-"""The client of :mod:`tomada.asyncio`: requests of many tasks to one server."""
+"""The client of :mod:`tomada.asyncio`: requests from many tasks to one server."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class _Mistakes:
 
 
 class Client(AsyncContextManager):
-    """Sends requests of any number of tasks to one server, and returns the replies.
+    """Sends requests from any number of tasks to one server, and returns the replies.
 
     ::
 
@@ -110,9 +110,9 @@ class Client(AsyncContextManager):
     loop that has ``add_reader``. :class:`tomada.Client` says which replies it cannot recognize
     without a ``key`` or ``match``.
 
-    * With a ``key``, all requests share one socket, and the client finds the request of a reply at
-      once. Do not reuse a key as long as a late reply with that key may arrive: use a counter or
-      random numbers.
+    * With a ``key``, all requests share one socket, and the client immediately finds the request
+      that a reply belongs to. Do not reuse a key as long as a late reply with that key may arrive:
+      use a counter or random numbers.
     * With a ``match``, all requests share one socket, and the client tries the requests in flight
       one after the other. This is slow with hundreds of requests in flight.
     * With neither, each request in flight has a port of its own, from a pool.
@@ -122,8 +122,8 @@ class Client(AsyncContextManager):
     208 KiB: about 100 short ones. It raises that number as long as the round trip shows that few
     requests queue at the server.
 
-    Cancelling a task that waits for a reply affects no other request. A client belongs to the event
-    loop of its first request. Close it with :meth:`aclose`, or use ``async with``.
+    Cancelling a task that waits for a reply does not affect other requests. A client belongs to the
+    event loop of its first request. Close it with :meth:`aclose`, or use ``async with``.
 
     :param address: The server's address: ``(host, port)``, or a path or abstract name of
         ``AF_UNIX``. A name is resolved once, on entering ``async with`` or by the first request.
@@ -328,7 +328,7 @@ class Client(AsyncContextManager):
         return f"<tomada.asyncio.Client of {format_address(self._address)}{state}>"
 
     async def _open(self) -> TaskRequests:
-        """Open the sockets, unless that is done."""
+        """Open the sockets, unless they are open."""
         loop = asyncio.get_running_loop()
         async with self._opening:
             if self._is_closed:

@@ -41,11 +41,11 @@ class Endpoint(Closing):
 
     It has no queue of its own: datagrams wait in the socket's buffer until a task receives them. If
     the buffer is full, the kernel drops and counts them (``endpoint.stats().kernel_drops``).
-    Cancelling a task that waits loses no datagram. Several tasks may receive at once; each datagram
-    is returned to one of them.
+    Cancelling a task that waits does not lose a datagram. Several tasks may receive at once; each
+    datagram is returned to one of them.
 
-    An endpoint with a peer (``remote_addr``) raises errors of earlier datagrams, which ICMP
-    messages report, as :class:`OSError`: once each, from the next method that receives or from
+    An endpoint with a peer (``remote_addr``) raises an :class:`OSError` for each error that an ICMP
+    message reports about an earlier datagram: once, from the next method that receives or from
     :meth:`drain`.
 
     An endpoint without a peer communicates with many peers, and no peer can end it. Its methods do
@@ -111,7 +111,7 @@ class Endpoint(Closing):
         """Receive into a batch, like :meth:`tomada.socket.socket.recv_batch`; return the number.
 
         This waits for one datagram, and receives all that are queued and for which the batch has
-        room. While this waits, the batch is empty. Cancelling loses no datagram.
+        room. While this waits, the batch is empty. Cancelling does not lose a datagram.
         """
         return int(await self._receive(self._core.recv_batch, batch))
 
@@ -164,7 +164,7 @@ class Endpoint(Closing):
             has_waited = True
 
     def _has_ended(self, *, is_readable: bool) -> bool:
-        """Do what events that are not datagrams ask for; return whether an exception is due."""
+        """Handle events that are not datagrams; return whether an exception is due."""
         if self._sessions is not None:
             self._sessions.step()
         if is_readable:  # without a datagram, so the error queue has entries
@@ -176,7 +176,7 @@ class Endpoint(Closing):
             raise OSError(errno.ESHUTDOWN, "the endpoint has stopped receiving")
 
     def _pass_on(self, error: OSError) -> None:
-        """Raise what a receive has raised, unless it is about one of many peers."""
+        """Raise an error from a receive, unless it is about one of many peers."""
         if not is_from_peer(error):
             raise error
         if self._core.read_errors():
@@ -186,7 +186,7 @@ class Endpoint(Closing):
         self._events.error_received(error)
 
     async def _look_around(self) -> None:
-        """Now and then, empty the error queue, which takes the room of datagrams, and rest."""
+        """Occasionally empty the error queue, which takes up room for datagrams, and rest."""
         now = time.monotonic()
         if now - self._looked >= LONGEST_RUN:
             self._looked = now
@@ -218,16 +218,17 @@ class Endpoint(Closing):
 
         It is sent at once if it is the first in this turn of the loop; further datagrams are sent
         together, at the end of the turn. A loop that is not an :class:`EventLoop` does not count
-        its turns: there, a datagram is sent at once if none was in the last 20 µs. When the
+        its turns: there, a datagram is sent at once if none was sent in the last 20 µs. When the
         socket's buffer is full, datagrams wait, in order.
 
         With a peer, nothing limits the number of waiting datagrams: call :meth:`drain` regularly.
-        Without one, a datagram waits for at most one second, and all of them take up at most 1 MiB,
-        where each counts as its payload plus 256 bytes. Beyond that the oldest are dropped, because
-        the peers of the newest are still waiting for a reply; dropped datagrams are counted in
-        ``stats().send_errors``, kept for :meth:`errors` (the last 16 of those dropped together) and
-        logged. With ``AF_UNIX``, a datagram for a peer whose queue is full does not delay those for
-        other peers, and if 64 peers are full, a datagram for another full peer is dropped at once.
+        Without one, a datagram waits for at most one second, and all waiting datagrams take up at
+        most 1 MiB; each counts as its payload plus 256 bytes. Beyond that the oldest are dropped,
+        because the peers of the newest are still waiting for a reply; dropped datagrams are counted
+        in ``stats().send_errors``, kept for :meth:`errors` (the last 16 of those dropped together)
+        and logged. With ``AF_UNIX``, a datagram for a peer whose queue is full does not delay those
+        for other peers, and if 64 peers are full, a datagram for another full peer is dropped at
+        once.
 
         A reply is sent from the local address that received the peer's request.
 
@@ -252,9 +253,10 @@ class Endpoint(Closing):
             raise
 
     def send_many(self, datagrams: Iterable[Any], addr: Any = None) -> None:
-        """Send many datagrams: all to ``addr`` or the peer, or each a pair with its own address.
+        """Send many datagrams: all to ``addr`` or the peer, or pairs, each with its own address.
 
-        They are sent together, at once. If the socket's buffer is full, the rest wait, in order.
+        They are sent together, immediately. If the socket's buffer is full, the rest wait, in
+        order.
 
         :raises OSError: A datagram cannot be sent, as in :meth:`send`. The others were sent, or are
             waiting.
@@ -304,13 +306,13 @@ class Endpoint(Closing):
 
         The endpoint must have a peer (``remote_addr``).
 
-        Without a ``match``, only the port tells which request a reply answers. Therefore each
-        request is sent from a port of its own instead of the endpoint's. That port has the same
-        local address, the endpoint's guard, and its options that decide how a datagram travels
-        (device, mark, priority, TOS, TTL). :class:`tomada.Client` documents when a port is reused.
-        Up to 64 tasks may make such requests at once, while others receive. Further requests wait
-        for a free port; their timeouts start after that. With ``dtls``, each of these ports has a
-        session of its own.
+        Without a ``match``, only the port identifies the request that a reply answers. Therefore
+        each request is sent from a port of its own instead of the endpoint's. That port has the
+        endpoint's local address and guard, and those of its options that decide how a datagram
+        travels (device, mark, priority, TOS, TTL). :class:`tomada.Client` documents when a port is
+        reused. Up to 64 tasks may make such requests at once, while others receive. Further
+        requests wait for a free port; their timeouts start after that. With ``dtls``, each of these
+        ports has a session of its own.
 
         With a ``match``, the request is sent from the endpoint's port. Use this if a firewall or
         the peer expects that port. Such requests wait for each other before their timeouts start.
@@ -368,7 +370,7 @@ class Endpoint(Closing):
     # Errors, state and closing
 
     def errors(self) -> list[DatagramError]:
-        """Return the errors that concern single peers, since the last call, oldest first.
+        """Return the errors about individual peers since the last call, oldest first.
 
         This is for endpoints without a peer; for others, which raise errors instead, the list is
         empty. Each item has the peer, the reason (``errno``), and the beginning of the datagram.
