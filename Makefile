@@ -18,8 +18,9 @@ dtls := $(if $(filter no,$(TOMADA_DTLS)),none,$(if $(shell pkg-config --atleast-
 # The features of everything, and of the engine alone.
 all_features := $(if $(filter none,$(dtls)),--no-default-features --features python,$(if $(filter \
 	vendored,$(dtls)),--features vendored))
-engine_features := --no-default-features $(if $(filter system,$(dtls)),--features dtls,$(if $(filter \
-	vendored,$(dtls)),--features vendored))
+dtls_features := $(if $(filter system,$(dtls)),--features dtls,$(if $(filter vendored,$(dtls)),--features \
+	vendored))
+engine_features := --no-default-features $(dtls_features)
 fuzz_features := $(if $(filter vendored,$(dtls)),--features vendored)
 sources := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml README.md
 
@@ -47,7 +48,7 @@ demo: $(stamps)/build ## a server and its clients on port 1234, tomada and plain
 
 test: $(stamps)/build $(stamps)/group-test $(PEERS) $(loadgen) ## the Rust unit tests and the Python suite
 	cargo test --quiet $(engine_features)
-	cargo test --quiet --manifest-path benches/loadgen/Cargo.toml
+	cargo test --quiet --manifest-path benches/loadgen/Cargo.toml $(dtls_features)
 	cargo test --quiet --manifest-path fuzz/Cargo.toml $(fuzz_features)
 	$(bin)/python -m pytest $(PYTEST_ARGS)
 
@@ -178,7 +179,7 @@ lint: $(stamps)/build $(stamps)/group-lint $(stamps)/group-test ## formatting, l
 	cargo fmt --check
 	cargo clippy --quiet --all-targets $(all_features) -- -D warnings
 	cargo fmt --check --manifest-path benches/loadgen/Cargo.toml
-	cargo clippy --quiet --all-targets --manifest-path benches/loadgen/Cargo.toml -- -D warnings
+	cargo clippy --quiet --all-targets --manifest-path benches/loadgen/Cargo.toml $(dtls_features) -- -D warnings
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --quiet --all-targets --manifest-path fuzz/Cargo.toml $(fuzz_features) -- -D warnings
 	$(bin)/ruff check --quiet
@@ -242,6 +243,7 @@ $(stamps)/wheel: $(sources) $(shell find python -name '*.py') $(stamps)/group-bu
 	@$(bin)/python -m pip install --quiet --force-reinstall target/memcheck/*.whl
 	@touch $@
 
-$(loadgen): $(wildcard benches/loadgen/src/*.rs) benches/loadgen/Cargo.toml benches/loadgen/Cargo.lock
-	cargo build --quiet --release --locked --manifest-path benches/loadgen/Cargo.toml
+$(loadgen): $(wildcard benches/loadgen/src/*.rs benches/loadgen/src/*/*.rs) benches/loadgen/Cargo.toml benches/loadgen/Cargo.lock
+	cargo build --quiet --release --locked --manifest-path benches/loadgen/Cargo.toml \
+		$(dtls_features)
 	@touch $@

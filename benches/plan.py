@@ -175,6 +175,17 @@ LINKS = (
     ours("impaired", "links link"),
 )
 
+SESSIONS = (
+    limit("openssl, recvmmsg, sendmmsg", "dtls-echo"),
+    peer("trio", "sessions trio"),
+    peer("asyncio, pyOpenSSL", "sessions pyopenssl"),
+    ours("Server", "sessions server", module="tomada", gro=True),
+)
+SESSION_CLIENTS = (
+    limit("openssl", "dtls-pingpong"),
+    ours("Client.request", "sessions client"),
+)
+
 # Name, page, title, load and subjects of each table.
 PLAIN = "8 clients with 8 requests in flight each"
 TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
@@ -326,6 +337,30 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
         loads.Delayed(),
         LINKS[1:],
     ),
+    *(
+        (
+            f"sessions-{size}",
+            "dtls",
+            f"{size:,} bytes, {MANY_PEERS:,} sessions, 256 requests in flight",
+            loads.Sessions(size=size, sessions=MANY_PEERS),
+            SESSIONS,
+        )
+        for size in (64, 1200)
+    ),
+    (
+        "handshakes",
+        "dtls",
+        "Full handshakes, 16 at a time",
+        loads.Handshakes(),
+        SESSIONS,
+    ),
+    (
+        "session-request",
+        "dtls",
+        "64 bytes, a client of a server in Rust, one request at a time",
+        loads.AskSession(),
+        SESSION_CLIENTS,
+    ),
     (
         "memory",
         "memory",
@@ -350,6 +385,9 @@ REFERENCES = {
     "link-round-trip": "no link",
     "link-rate": "no link",
     "link-delay": "plain asyncio",
+    "sessions-64": "asyncio, pyOpenSSL",
+    "sessions-1200": "asyncio, pyOpenSSL",
+    "handshakes": "asyncio, pyOpenSSL",
 }
 QUICK = {"receive-64-gso", "send-64", "echo-64", "round-trip"}
 

@@ -113,20 +113,20 @@ def bars(result: Result, *, with_title: bool) -> str:
         return ""
     scenario = result.scenario
     title = f"### [{PAGES[scenario.page]['title']}]({scenario.page}.md): {scenario.title}\n\n"
-    lines = [bar_row(verdict) for verdict in judged]
+    lines = [bar_row(verdict, scenario.load.unit) for verdict in judged]
     head = "| subject | compared with | target | result | |\n|---|---|---:|---:|---|\n"
     return (title if with_title else "") + head + "\n".join(lines) + "\n"
 
 
 # The names of those metrics that the amount does not reveal.
-METRICS = {"p50": "p50", "p99": "p99", "cpu_ns": "CPU per datagram", "lost": "lost"}
+METRICS = {"p50": "p50", "p99": "p99", "cpu_ns": "CPU per {unit}", "lost": "lost"}
 
 
-def bar_row(verdict: Verdict) -> str:
+def bar_row(verdict: Verdict, unit: str = "datagram") -> str:
     bar = verdict.bar
     found = "failed" if verdict.value is None else shown(verdict.value, bar)
-    metric = f", {METRICS[bar.metric]}" if bar.metric in METRICS else ""
-    basis = ", CPU per datagram" if verdict.is_by_cpu else ""
+    metric = f", {METRICS[bar.metric].format(unit=unit)}" if bar.metric in METRICS else ""
+    basis = f", CPU per {unit}" if verdict.is_by_cpu else ""
     stand = "met" if verdict.is_met else "**missed**"
     return f"| {bar.subject}{metric} | {bar.reference} | {target(bar)} | {found}{basis} | {stand} |"
 
@@ -168,9 +168,9 @@ def counted(name: str) -> Callable[[Outcome], str]:
 
 # The columns of a table: a heading and a cell for each metric that a load has.
 COLUMNS: dict[str, tuple[str, Callable[[Outcome], str]]] = {
-    "rate": ("datagrams/s", lambda outcome: f"{digits(outcome.median('rate'))}"),
+    "rate": ("{unit}s/s", lambda outcome: f"{digits(outcome.median('rate'))}"),
     "spread": ("spread", lambda outcome: f"{outcome.spread('rate'):.0%}"),
-    "cpu_ns": ("CPU per datagram", lambda outcome: duration(outcome.median("cpu_ns"))),
+    "cpu_ns": ("CPU per {unit}", lambda outcome: duration(outcome.median("cpu_ns"))),
     "busy": ("busy", lambda outcome: f"{min(1, outcome.median('busy')):.0%}"),
     "lost": ("lost", lambda outcome: f"{outcome.median('lost'):.1%}"),
     "p50": ("p50", lambda outcome: duration(outcome.median("p50"))),
@@ -193,7 +193,8 @@ def table(result: Result) -> str:
     ]
     reference = result.outcomes.get(result.scenario.reference)
     has_speed = "cpu_ns" in metrics and reference is not None and bool(reference.samples)
-    headings = [COLUMNS[name][0] for name in names]
+    unit = result.scenario.load.unit
+    headings = [COLUMNS[name][0].format(unit=unit) for name in names]
     if has_speed:
         headings.append(f"× {result.scenario.reference}")
     rows, notes = [], []
@@ -211,7 +212,7 @@ def table(result: Result) -> str:
     text = markdown(["", *headings], rows)
     if has_speed and any("by CPU" in cell for row in rows for cell in row):
         text += (
-            "\n*By CPU*: the load was the bottleneck, so CPU time per datagram is compared instead "
+            f"\n*By CPU*: the load was the bottleneck, so CPU time per {unit} is compared instead "
             "of the rate.\n"
         )
     return text + "".join(f"\n{note}\n" for note in notes)

@@ -147,6 +147,7 @@ def parser() -> argparse.ArgumentParser:
     add("--size", type=int, default=64)
     add("--rcvbuf", type=int, default=1 << 20)
     add("--force", action="store_true", help="exceed the system's limit of the receive buffer")
+    add("--certificate", help="a file with a certificate and its key")
     add("--port", type=int, default=0)
     add("--peers", type=int, default=1)
     add("--module", choices=["standard", "tomada"], default="standard")

@@ -8,12 +8,15 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+import skips
 from benches import compare, plots, report, suite
 from benches.children import Child, ChildFailed
 from benches.figures import Outcome, Result, judge, speed
 from benches.loads import (
+    AskSession,
     Delayed,
     Echo,
+    Handshakes,
     Load,
     Memory,
     Peers,
@@ -23,6 +26,7 @@ from benches.loads import (
     RelayedRoundTrip,
     RoundTrip,
     Send,
+    Sessions,
     Strangers,
     Window,
     share_lost,
@@ -30,6 +34,8 @@ from benches.loads import (
 from benches.plan import (
     LINKS,
     ROUND_TRIPS,
+    SESSION_CLIENTS,
+    SESSIONS,
     Bar,
     Scenario,
     call,
@@ -259,6 +265,23 @@ def test_round_trips_are_measured():
 )
 def test_links_are_measured(load):
     run(load, *LINKS)
+
+
+@needs_loadgen
+@pytest.mark.parametrize(
+    ("load", "subjects"),
+    [
+        (Sessions(sessions=50), SESSIONS),
+        (Sessions(sessions=50, size=1200), SESSIONS),
+        (Handshakes(), SESSIONS),
+        (AskSession(), SESSION_CLIENTS),
+    ],
+    ids=["records", "long records", "handshakes", "client"],
+)
+def test_sessions_are_measured(load, subjects):
+    pytest.importorskip("tomada.dtls", exc_type=ImportError)
+    skips.program("openssl")
+    run(load, *(subject for subject in subjects if subject.group != "peer"))
 
 
 @needs_loadgen
