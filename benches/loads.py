@@ -25,6 +25,9 @@ RECEIVE_BUFFER = 1 << 20
 SINK_BUFFER = 4 << 20
 QUEUE_BUFFER = 256 << 20
 
+# Enough datagrams for a percentile.
+FEWEST = 100
+
 # How long a thousand handshakes may take, in seconds.
 HANDSHAKES = 30
 
@@ -245,14 +248,16 @@ class Delayed(Load):
     metrics = ("p50", "p99")
 
     def measure(self, subject: Subject, window: Window) -> Sample:
-        lifetime, delay = window.lifetime + 5, {"delay": self.delay}
+        lifetime, delay = window.lifetime + PATIENCE, {"delay": self.delay}
         with (
             Child("links arrive", cores()[0], lifetime, **delay) as receiver,
             self.start(subject, window, port=receiver.line()["port"], **delay) as link,
             Child("links depart", cores()[0], lifetime, port=link.line()["port"]) as sender,
         ):
-            # Enough datagrams for a percentile.
             time.sleep(window.warmup + max(0.5, window.seconds))
+            end = time.monotonic() + PATIENCE / 2
+            while receiver.look().count < FEWEST and time.monotonic() < end:
+                time.sleep(0.05)
             sender.stop()
             result = receiver.stop()
             link.stop()

@@ -111,4 +111,5 @@ def arrive(run: Run) -> None:
             seconds, nanoseconds = TIMESTAMP.unpack(stamp)
             took = seconds * 10**9 + nanoseconds - int.from_bytes(data)
             errors.append(abs(took - round(run.delay * 1e9)))
+            run.counter[0] = len(errors)
     run.announce_percentiles(errors)
