@@ -14,6 +14,7 @@ Requests that a ready server gets just before `stop` must be answered or refused
 
 import ctypes
 import faulthandler
+import ipaddress
 import os
 import re
 import signal
@@ -188,8 +189,10 @@ def check_nothing_left(address, *, action):
 
 
 def free_address():
+    # Other programs take ports of 127.0.0.1 between the rounds.
+    host = str(ipaddress.IPv4Address("127.1.0.0") + os.getpid())
     with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
+        sock.bind((host, 0))
         return sock.getsockname()
 
 
