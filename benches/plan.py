@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benches import loads
+from benches import loads, session_loads
 from benches.loads import Load, Subject
 
 SIZES = (16, 64, 512, 1200, 8000)
@@ -342,7 +342,7 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
             f"sessions-{size}",
             "dtls",
             f"{size:,} bytes, {MANY_PEERS:,} sessions, 256 requests in flight",
-            loads.Sessions(size=size, sessions=MANY_PEERS),
+            session_loads.Sessions(size=size, sessions=MANY_PEERS),
             SESSIONS,
         )
         for size in (64, 1200)
@@ -351,14 +351,14 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
         "handshakes",
         "dtls",
         "Full handshakes, 16 at a time",
-        loads.Handshakes(),
+        session_loads.Handshakes(),
         SESSIONS,
     ),
     (
         "session-request",
         "dtls",
         "64 bytes, a client of a server in Rust, one request at a time",
-        loads.AskSession(),
+        session_loads.AskSession(),
         SESSION_CLIENTS,
     ),
     (

@@ -55,12 +55,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Derive the seeds of a test from that of the run and its name."""
     used = item.stash[_USED] = []
 
-    def noted() -> Iterator[int]:
-        for seed in seeds.of_test(item.config.stash[_BASE], item.nodeid):
-            used.append(seed)
-            yield seed
+    draw = seeds.of_test(item.config.stash[_BASE], item.nodeid)
 
-    seeds.use(noted())
+    def noted() -> int:
+        seed = draw()
+        used.append(seed)
+        return seed
+
+    seeds.use(noted)
     try:
         return (yield)
     finally:

@@ -351,9 +351,9 @@ class DTLSSocket(socket):
         timeout = self.gettimeout()
         try:
             self._endpoint.handshake(timeout)
-        except DTLSError:
-            raise
-        except TimeoutError:
+        except TimeoutError as error:
+            if isinstance(error, DTLSError) or timeout is None:
+                raise
             peer = format_address(self.getpeername())
             message = f"timed out: the handshake with {peer} was not complete after {timeout:g} s"
             raise TimeoutError(message) from None

@@ -98,8 +98,9 @@ def connected_to(address, context, server_hostname=None):
             yield wrapped
 
 
-def first_message():
-    """Return the first message of a client."""
+@contextlib.contextmanager
+def beginning():
+    """Provide a client's socket during the handshake, and a plain one that receives from it."""
     with (
         std.socket(std.AF_INET, std.SOCK_DGRAM) as tap,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
@@ -108,5 +109,11 @@ def first_message():
         tap.settimeout(30)
         sock.connect(tap.getsockname())
         sock.setblocking(False)
-        with psk_client().wrap_socket(sock, do_handshake_on_connect=False):
-            return tap.recv(2000)
+        with psk_client().wrap_socket(sock, do_handshake_on_connect=False) as near:
+            yield near, tap
+
+
+def first_message():
+    """Return the first message of a client."""
+    with beginning() as (_, tap):
+        return tap.recv(2000)

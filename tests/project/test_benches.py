@@ -13,10 +13,8 @@ from benches import compare, plots, report, suite
 from benches.children import Child, ChildFailed
 from benches.figures import Outcome, Result, judge, speed
 from benches.loads import (
-    AskSession,
     Delayed,
     Echo,
-    Handshakes,
     Load,
     Memory,
     Peers,
@@ -26,7 +24,6 @@ from benches.loads import (
     RelayedRoundTrip,
     RoundTrip,
     Send,
-    Sessions,
     Strangers,
     Window,
     share_lost,
@@ -45,6 +42,7 @@ from benches.plan import (
     peer,
     scenarios,
 )
+from benches.session_loads import AskSession, Handshakes, Sessions
 from floods import needs_loadgen
 from skips import is_privileged
 

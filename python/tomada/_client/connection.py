@@ -266,7 +266,7 @@ class Connection(socket):
             raise
 
     def _failure(self) -> OSError | None:
-        """Return why the session has ended, or could not begin, if it is so."""
+        """Return the error that ended the session or kept it from beginning, or ``None``."""
         try:
             if self._sessions is not None:
                 self._sessions.status()
@@ -289,7 +289,7 @@ class Connection(socket):
         )
 
     def secure(self, until: float) -> None:
-        """Wait up to a moment until there is a session with the server, if there is to be one.
+        """If requests are encrypted, wait up to a moment for the end of the handshake.
 
         :raises SecuringError: It takes longer.
         :raises OSError: The handshake failed. The next :meth:`ask` begins another one.
@@ -310,7 +310,7 @@ class Connection(socket):
         return math.inf if due is None else due
 
     def end_session(self) -> None:
-        """End the session, from which nothing comes any more: the next request begins another."""
+        """End a session that the server no longer answers in; the next request begins another."""
         if self._sessions is not None:
             self._sessions.close()
 

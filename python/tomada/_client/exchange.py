@@ -158,10 +158,10 @@ class Exchange:
 
         Anyone can send ICMP messages, and a reply may arrive anyway, so the wait continues. But if
         a router dropped a request that is too long for its link, the kernel now knows the limit,
-        and the next attempt is due at once. It also is if the session has ended.
+        and the next attempt is due at once. The same applies if the session has ended.
 
         :raises OSError: `error` itself, if there is no server and ``retry_refused`` is false, or if
-            the session has ended and there is no further attempt.
+            the session has ended and no attempt is left.
         """
         if not self._retry.retry_refused and is_refusal(error):
             raise error from None
@@ -215,8 +215,8 @@ class Exchange:
         if self.attempts and not had_session:
             text = (
                 f"no DTLS session with {where}: the handshake was not complete after "
-                f"{now - self._started:.3f} s; the server does not answer with DTLS, its "
-                "pre-shared key is another one, or it is slower than the timeout"
+                f"{now - self._started:.3f} s; the server does not answer with DTLS, uses a "
+                "different pre-shared key, or is slower than the timeout"
             )
         error = TimeoutError(text)
         error.__cause__ = self.refusal

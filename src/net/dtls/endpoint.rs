@@ -436,8 +436,8 @@ impl Endpoint {
         let uses_keys =
             |settings: &Settings| settings.psk_client.is_some() || settings.psk_server.is_some();
         let text = if self.context.read(uses_keys) {
-            "the handshake timed out: the peer did not answer with DTLS, or its pre-shared key is \
-             another one"
+            "the handshake timed out: the peer did not answer with DTLS, or uses a different \
+             pre-shared key"
         } else {
             "the handshake timed out: the peer did not answer with DTLS"
         };

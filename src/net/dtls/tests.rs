@@ -189,7 +189,7 @@ fn a_wrong_key_ends_the_handshake_on_both_sides() {
     );
     let Status::Ended(failure) = net.clients[&client].status() else { panic!() };
     assert_eq!(failure.kind, SessionErrorKind::TimedOut);
-    assert!(failure.text.contains("pre-shared key is another one"), "{failure}");
+    assert!(failure.text.contains("uses a different pre-shared key"), "{failure}");
 }
 
 #[test]

@@ -31,7 +31,7 @@ impl From<ContextError> for Error {
                 let errno = error.raw_os_error().unwrap_or(libc::EIO);
                 let mut text = strerror(&error);
                 if errno == libc::EACCES {
-                    text.push_str("; let the user of this process read the file");
+                    text.push_str("; give this process permission to read the file");
                 }
                 PyOSError::new_err((errno, text, path.into_os_string())).into()
             }
