@@ -18,8 +18,9 @@ dtls := $(if $(filter no,$(TOMADA_DTLS)),none,$(if $(shell pkg-config --atleast-
 # The features of everything, and of the engine alone.
 all_features := $(if $(filter none,$(dtls)),--no-default-features --features python,$(if $(filter \
 	vendored,$(dtls)),--features vendored))
-engine_features := --no-default-features $(if $(filter system,$(dtls)),--features dtls,$(if $(filter \
-	vendored,$(dtls)),--features vendored))
+dtls_features := $(if $(filter system,$(dtls)),--features dtls,$(if $(filter vendored,$(dtls)),--features \
+	vendored))
+engine_features := --no-default-features $(dtls_features)
 fuzz_features := $(if $(filter vendored,$(dtls)),--features vendored)
 sources := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml README.md
 
@@ -36,7 +37,7 @@ endif
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-tools test-all test-repeat test-parallel test-freethreaded test-peers \
-	quic fuzz fuzz-targets families soak valgrind sanitize lint bench bench-quick \
+	interop quic fuzz fuzz-targets families soak valgrind sanitize lint bench bench-quick \
 	bench-programs bench-compare loom docs wheels clean
 
 help: ## list the targets
@@ -47,7 +48,7 @@ demo: $(stamps)/build ## a server and its clients on port 1234, tomada and plain
 
 test: $(stamps)/build $(stamps)/group-test $(PEERS) $(loadgen) ## the Rust unit tests and the Python suite
 	cargo test --quiet $(engine_features)
-	cargo test --quiet --manifest-path benches/loadgen/Cargo.toml
+	cargo test --quiet --manifest-path benches/loadgen/Cargo.toml $(dtls_features)
 	cargo test --quiet --manifest-path fuzz/Cargo.toml $(fuzz_features)
 	$(bin)/python -m pytest $(PYTEST_ARGS)
 
@@ -84,6 +85,9 @@ test-peers: ## the tests of libraries that use datagram endpoints, on the standa
 	@$(MAKE) --no-print-directory VENV=.venv-peers \
 		.venv-peers/stamps/build .venv-peers/stamps/group-suites
 	@.venv-peers/bin/python tests/peers/run.py .venv-peers/peers
+
+interop: $(stamps)/build $(stamps)/group-test $(PEERS) ## DTLS with other programs, which docs/reference/dtls-interop.md lists
+	TOMADA_WRITE_INTEROP=1 $(bin)/python -m pytest tests/dtls -k interop
 
 quic: $(stamps)/build $(stamps)/group-examples ## a file over QUIC, timed on the standard loop, uvloop and tomada's
 	@$(bin)/python examples/quic_transfer.py
@@ -175,7 +179,7 @@ lint: $(stamps)/build $(stamps)/group-lint $(stamps)/group-test ## formatting, l
 	cargo fmt --check
 	cargo clippy --quiet --all-targets $(all_features) -- -D warnings
 	cargo fmt --check --manifest-path benches/loadgen/Cargo.toml
-	cargo clippy --quiet --all-targets --manifest-path benches/loadgen/Cargo.toml -- -D warnings
+	cargo clippy --quiet --all-targets --manifest-path benches/loadgen/Cargo.toml $(dtls_features) -- -D warnings
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --quiet --all-targets --manifest-path fuzz/Cargo.toml $(fuzz_features) -- -D warnings
 	$(bin)/ruff check --quiet
@@ -239,6 +243,7 @@ $(stamps)/wheel: $(sources) $(shell find python -name '*.py') $(stamps)/group-bu
 	@$(bin)/python -m pip install --quiet --force-reinstall target/memcheck/*.whl
 	@touch $@
 
-$(loadgen): $(wildcard benches/loadgen/src/*.rs) benches/loadgen/Cargo.toml benches/loadgen/Cargo.lock
-	cargo build --quiet --release --locked --manifest-path benches/loadgen/Cargo.toml
+$(loadgen): $(wildcard benches/loadgen/src/*.rs benches/loadgen/src/*/*.rs) benches/loadgen/Cargo.toml benches/loadgen/Cargo.lock
+	cargo build --quiet --release --locked --manifest-path benches/loadgen/Cargo.toml \
+		$(dtls_features)
 	@touch $@

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from benches import suite
 from benches.figures import Outcome, Result
-from benches.loads import Load, Sample, Subject, Window, speed
-from benches.plan import Scenario, ours, peer
+from benches.loads import Operate, Window
+from benches.plan import Scenario
 from benches.report import digits, duration, facts, markdown
+from benches.subjects import ours, peer
 
 # Each library, what one operation is, and how many are under way at once.
 PROGRAMS = {
@@ -27,21 +26,6 @@ PROGRAMS = {
 }
 LOOPS = ("asyncio", "uvloop", "rloop")
 PAGE = Path("docs/benchmarks/programs.md")
-
-
-@dataclass(frozen=True)
-class Operate(Load):
-    """A program that feeds itself."""
-
-    metrics = ("rate", "cpu_ns", "busy")
-
-    def measure(self, subject: Subject, window: Window) -> Sample:
-        with self.start(subject, window) as program:
-            program.wait_until_counting()
-            time.sleep(window.warmup)
-            before = program.look()
-            time.sleep(window.seconds)
-            return speed(before, program.look())
 
 
 def scenarios() -> list[Scenario]:

@@ -44,6 +44,7 @@ class Child:
 
     :param program: ``loadgen`` and a command, or a module of ``benches.programs`` and a function.
     :param python: The interpreter of a module, which imports the tomada installed for it.
+    :param namespace: The name of the network namespace to run it in.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Child:
         core: int,
         seconds: float,
         python: str | None = None,
+        namespace: str | None = None,
         **options: object,
     ) -> None:
         words = program.split()
@@ -59,6 +61,8 @@ class Child:
             command = [str(LOADGEN), *words[1:]]
         else:
             command = [python or sys.executable, "-m", "benches.programs", *words]
+        if namespace is not None:
+            command = ["ip", "netns", "exec", namespace, *command]
         counter = os.memfd_create("counter")
         os.truncate(counter, 8)
         self._counter = memoryview(mmap.mmap(counter, 8)).cast("Q")

@@ -21,6 +21,9 @@ RECEIVE_BUFFER = 1 << 20
 SINK_BUFFER = 4 << 20
 QUEUE_BUFFER = 256 << 20
 
+# Enough datagrams for a percentile.
+FEWEST = 100
+
 # The results of one measurement, by metric.
 Sample = dict[str, float]
 
@@ -60,6 +63,8 @@ class Load(ABC):
 
     # The columns of its tables. Charts show the first one.
     metrics: ClassVar[tuple[str, ...]] = ("rate", "cpu_ns", "busy", "lost")
+    # The rate and the CPU time are given for each of these.
+    unit: ClassVar[str] = "datagram"
 
     @abstractmethod
     def measure(self, subject: Subject, window: Window) -> Sample: ...
@@ -79,7 +84,7 @@ class Receive(Load):
 
     def measure(self, subject: Subject, window: Window) -> Sample:
         with self.start(subject, window, rcvbuf=RECEIVE_BUFFER) as receiver:
-            program, options = self.source()
+            program, options = self.source(subject)
             target = {"port": receiver.line()["port"], "size": self.size, **options}
             if self.rate is not None:
                 target["rate"] = self.rate
@@ -87,20 +92,23 @@ class Receive(Load):
                 sample = watch(receiver, sender, window)
             return sample | receiver.stop()
 
-    def source(self) -> tuple[str, Mapping[str, object]]:
+    def source(self, _subject: Subject) -> tuple[str, Mapping[str, object]]:
         """Return the program that sends, and its options."""
         return "loadgen blast", {"gso": self.gso}
 
 
 @dataclass(frozen=True)
 class Peers(Receive):
-    """Peers that send single datagrams in turn, and a program that receives."""
+    """Peers that send single datagrams in turn, and a program that receives.
+
+    A subject may have a number of peers of its own.
+    """
 
     peers: int = 64
     metrics = ("cpu_ns", "rate", "busy", "lost")
 
-    def source(self) -> tuple[str, Mapping[str, object]]:
-        return "loadgen peers", {"peers": self.peers}
+    def source(self, subject: Subject) -> tuple[str, Mapping[str, object]]:
+        return "loadgen peers", {"peers": subject.options.get("peers", self.peers)}
 
 
 @dataclass(frozen=True)
@@ -226,6 +234,42 @@ class Relayed(Load):
             link.stop()
             receiver.stop()
         return {name: sample[name] for name in self.metrics}
+
+
+@dataclass(frozen=True)
+class Delayed(Load):
+    """A datagram per millisecond across a link with a delay: by how much it is early or late."""
+
+    delay: float = 0.01
+    metrics = ("p50", "p99")
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        lifetime, delay = window.lifetime + PATIENCE, {"delay": self.delay}
+        with (
+            Child("links arrive", cores()[0], lifetime, **delay) as receiver,
+            self.start(subject, window, port=receiver.line()["port"], **delay) as link,
+            Child("links depart", cores()[0], lifetime, port=link.line()["port"]) as sender,
+        ):
+            time.sleep(window.warmup + max(0.5, window.seconds))
+            end = time.monotonic() + PATIENCE / 2
+            while receiver.look().count < FEWEST and time.monotonic() < end:
+                time.sleep(0.05)
+            sender.stop()
+            result = receiver.stop()
+            link.stop()
+        return {name: float(result[name]) for name in self.metrics}
+
+
+@dataclass(frozen=True)
+class Operate(Load):
+    """A program that feeds itself."""
+
+    metrics = ("rate", "cpu_ns", "busy")
+    unit = "operation"
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        with self.start(subject, window) as program:
+            return watch(program, program, window)
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,40 @@
-"""The plan: subjects, the scenarios that measure them, and the targets."""
+"""The plan: the scenarios that measure the subjects, and the targets."""
 
 from __future__ import annotations
 
+import sysconfig
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from benches import loads
+from benches import loads, session_loads, wire_loads
 from benches.loads import Load, Subject
+from benches.subjects import (
+    ECHO_LOOPS,
+    ECHOES,
+    LINKS,
+    LOOP,
+    ORDINARY,
+    RECEIVERS,
+    ROUND_TRIPS,
+    SENDERS,
+    SESSION_CLIENTS,
+    SESSIONS,
+    coalescing,
+    in_tasks,
+    on_loops,
+    ours,
+    peer,
+)
 
 SIZES = (16, 64, 512, 1200, 8000)
 MANY_PEERS = 1000
 
-# How long a tomada socket polls before it sleeps, where a round trip is measured.
-SPIN = 0.001
-
 
 @dataclass(frozen=True)
 class Bar:
-    """The target for a subject, compared with a reference, in one scenario.
-
-    The limit is the least ratio for ``"speed"``, ``"rate"`` (no matter how much CPU time it takes)
-    and ``"call_ns"`` (of the times), the greatest difference for ``"bytes"``, and the greatest
-    ratio for other metrics; without a reference, it is the greatest value.
-    """
+    """The target for a subject, compared with a reference, in one scenario: see targets.toml."""
 
     subject: str
     reference: str
@@ -49,263 +61,6 @@ class Scenario:
     most_rounds: int = 1000
     # Whether it shows differences between two builds.
     is_compared: bool = True
-
-
-def limit(name: str, program: str, **options: object) -> Subject:
-    return Subject(f"Rust: {name}", "limit", f"loadgen {program}", options)
-
-
-def peer(name: str, program: str, **options: object) -> Subject:
-    return Subject(name, "peer", program, options)
-
-
-def ours(name: str, program: str, **options: object) -> Subject:
-    return Subject(f"tomada: {name}", "tomada", program, options)
-
-
-def on_loops(function: str, *names: str) -> tuple[Subject, ...]:
-    """Return the event loops that run a function of ``protocols``."""
-    return tuple(peer(name, f"protocols {function}", loop=name) for name in names)
-
-
-def loops(function: str) -> tuple[Subject, ...]:
-    """Return the event loops and libraries that have a program with such a function."""
-    program = f"libraries {function}"
-    return (
-        *on_loops(function, "asyncio", "uvloop", "aiofastnet"),
-        peer("asyncio-dgram", program, library="asyncio_dgram"),
-        peer("asyncudp", program, library="asyncudp"),
-        peer("anyio", program, library="anyio"),
-        peer("trio", program, library="trio", loop="trio"),
-    )
-
-
-LOOP = {"module": "tomada", "loop": "tomada"}
-ECHO_LOOPS = (
-    *loops("echo"),
-    ours("asyncio", "protocols echo", **LOOP, gro=True),
-    ours("Endpoint", "endpoints echo", **LOOP, gro=True),
-)
-
-RECEIVERS = (
-    limit("recvfrom", "limit-recv", single=True),
-    limit("recvmmsg", "limit-recv"),
-    limit("recvmmsg, GRO", "limit-recv", gro=True),
-    peer("socket", "blocking recvfrom"),
-    peer("socket, recv_into", "blocking recv_into"),
-    ours("recvfrom", "blocking recvfrom", module="tomada"),
-    ours("recv_many", "batches recv_many", module="tomada"),
-    ours("recv_many, gro", "batches recv_many", module="tomada", gro=True),
-    ours("recv_batch", "batches recv_batch", module="tomada"),
-    ours("recv_batch, gro", "batches recv_batch", module="tomada", gro=True),
-    *loops("receive"),
-    ours("asyncio, gro off", "protocols receive", **LOOP),
-    ours("asyncio", "protocols receive", **LOOP, gro=True),
-    ours("asyncio, batches", "protocols receive_batches", **LOOP, gro=True),
-    ours("Endpoint", "endpoints receive", **LOOP, gro=True),
-    ours("Endpoint, recv_many", "endpoints receive_many", **LOOP, gro=True),
-    ours("Server", "servers receive", module="tomada", gro=True),
-)
-
-# How a program receives from many peers, each in the way that is usual for it.
-ORDINARY = (
-    limit("recvfrom", "limit-recv", single=True),
-    limit("recvmmsg", "limit-recv"),
-    peer("socket", "blocking recvfrom"),
-    ours("recvfrom", "blocking recvfrom", module="tomada"),
-    ours("recv_many", "batches recv_many", module="tomada"),
-    ours("Server", "servers receive", module="tomada", gro=True),
-    *on_loops("receive", "asyncio", "uvloop"),
-    ours("asyncio", "protocols receive", **LOOP, gro=True),
-)
-
-
-def coalescing(seconds: float) -> tuple[Subject, ...]:
-    """Return the ways of tomada to receive from many peers that collect datagrams."""
-    options = {"coalesce": seconds}
-    return (
-        ours("recv_many, coalesce", "batches recv_many", module="tomada", **options),
-        ours("Server, coalesce", "servers receive", module="tomada", gro=True, **options),
-        ours("asyncio, coalesce", "protocols receive", **LOOP, gro=True, **options),
-    )
-
-
-SENDERS = (
-    limit("sendto", "limit-send", mode="sendto"),
-    limit("sendmmsg", "limit-send", mode="sendmmsg"),
-    limit("sendmmsg, GSO", "limit-send", mode="gso"),
-    peer("socket", "blocking sendto"),
-    ours("sendto", "blocking sendto", module="tomada"),
-    ours("send_many", "batches send_many", module="tomada"),
-    ours("send_batch", "batches send_batch", module="tomada"),
-    *loops("send"),
-    ours("asyncio", "protocols send", **LOOP),
-)
-
-ECHOES = (
-    limit("recvmmsg, sendmmsg", "echo"),
-    limit("the same, GRO, GSO", "echo", offload=True),
-    peer("socket", "blocking echo"),
-    peer("socketserver", "servers standard"),
-    ours("recvfrom, sendto", "blocking echo", module="tomada"),
-    ours("recv_many, send_many", "batches echo_many", module="tomada"),
-    ours("the same, gro", "batches echo_many", module="tomada", gro=True),
-    ours("recv_batch, send_batch, gro", "batches echo_batch", module="tomada", gro=True),
-    *ECHO_LOOPS,
-    ours("Server", "servers echo", module="tomada", gro=True),
-)
-
-# Async handlers, beside protocols that start a task for each datagram.
-TASKS = {"module": "tomada", "gro": True}
-
-
-def in_tasks(function: str) -> tuple[Subject, ...]:
-    return (
-        *on_loops(f"{function}_in_tasks", "asyncio", "uvloop"),
-        ours("Server", f"servers {function}_in_tasks", loop="tomada", **TASKS),
-        ours("Server, asyncio", f"servers {function}_in_tasks", loop="asyncio", **TASKS),
-        ours("Server, uvloop", f"servers {function}_in_tasks", loop="uvloop", **TASKS),
-    )
-
-
-# A round trip has the same program at both ends.
-SPINNING = {"module": "tomada", "spin": SPIN}
-ROUND_TRIPS = (
-    Subject("Rust: spinning", "limit", "loadgen echo", {"spin": True}, "loadgen pingpong"),
-    *(
-        Subject(name, group, program, options, "blocking ping")
-        for name, group, program, options in (
-            ("socket", "peer", "blocking echo", {}),
-            ("tomada", "tomada", "blocking echo", {"module": "tomada"}),
-            ("tomada: spin", "tomada", "blocking echo", SPINNING),
-            ("tomada: Server, spin", "tomada", "servers echo", SPINNING),
-        )
-    ),
-)
-
-LINKS = (
-    peer("no link", "links direct"),
-    peer("plain asyncio", "links plain"),
-    ours("impaired", "links link"),
-)
-
-# The bars of each scenario, as arguments of Bar.
-BARS: dict[str, tuple[tuple[Any, ...], ...]] = {
-    "receive-64-gso": (
-        ("tomada: recv_many, gro", "socket", 6),
-        ("tomada: recv_many, gro", "Rust: recvmmsg, GRO", 0.25),
-        ("tomada: recv_batch, gro", "Rust: recvmmsg, GRO", 0.8),
-        ("tomada: recv_many", "socket", 1.5),
-        ("tomada: recv_many", "Rust: recvmmsg", 0.8),
-        ("tomada: asyncio", "asyncio", 80),
-        ("tomada: asyncio", "uvloop", 8),
-        ("tomada: asyncio", "aiofastnet", 20),
-        ("tomada: asyncio, gro off", "asyncio", 15),
-        ("tomada: asyncio, gro off", "uvloop", 1.5),
-        ("tomada: asyncio, batches", "tomada: asyncio", 1.3),
-        ("tomada: Endpoint", "asyncudp", 30),
-        ("tomada: Server", "socket", 6),
-    ),
-    "peers-10k": (
-        ("tomada: recv_many", "socket", 1.03, "cpu_ns"),
-        ("tomada: Server", "socket", 1.03, "cpu_ns"),
-        ("tomada: asyncio", "uvloop", 1.0, "cpu_ns"),
-    ),
-    "peers-50k": (
-        ("tomada: recv_many", "socket", 1.0, "cpu_ns"),
-        ("tomada: Server", "socket", 1.0, "cpu_ns"),
-        ("tomada: asyncio", "uvloop", 0.95, "cpu_ns"),
-        ("tomada: recv_many, coalesce", "socket", 0.5, "cpu_ns"),
-        ("tomada: Server, coalesce", "socket", 0.5, "cpu_ns"),
-        ("tomada: asyncio, coalesce", "uvloop", 0.5, "cpu_ns"),
-    ),
-    "peers-250": (
-        ("tomada: recv_many", "socket", 0.95, "cpu_ns"),
-        ("tomada: Server", "socket", 0.95, "cpu_ns"),
-        ("tomada: asyncio", "uvloop", 0.85, "cpu_ns"),
-        ("tomada: recv_many, coalesce", "socket", 0.75, "cpu_ns"),
-        ("tomada: Server, coalesce", "socket", 0.75, "cpu_ns"),
-        ("tomada: asyncio, coalesce", "uvloop", 0.65, "cpu_ns"),
-    ),
-    "send-64": (
-        ("tomada: send_many", "socket", 25),
-        ("tomada: send_batch", "Rust: sendmmsg, GSO", 0.85),
-        ("tomada: asyncio", "asyncio", 10),
-    ),
-    "send-1200": (
-        ("tomada: send_many", "socket", 10),
-        ("tomada: send_batch", "Rust: sendmmsg, GSO", 0.85),
-    ),
-    "send-64-many": (("tomada: send_many", "socket", 1.2),),
-    "echo-64": (
-        ("tomada: asyncio", "asyncio", 5),
-        ("tomada: asyncio", "uvloop", 1.2),
-        ("tomada: asyncio", "aiofastnet", 1.5),
-        ("tomada: Server", "socket", 1.2),
-        ("tomada: Server", "socketserver", 1.5),
-        ("tomada: Server", "asyncio", 5),
-        ("tomada: Server", "Rust: recvmmsg, sendmmsg", 1.3, "cpu_ns"),
-    ),
-    "echo-64-gso": (("tomada: Server", "socket", 4),),
-    "round-trip": (
-        ("tomada: spin", "socket", 0.25, "p50"),
-        ("tomada: spin", "socket", 0.25, "p99"),
-        ("tomada: Server, spin", "socket", 0.1, "p99"),
-    ),
-    "round-trip-loops": (("tomada: asyncio", "asyncio", 1.0, "p50"),),
-    "endpoints": (
-        ("tomada: asyncio", "asyncio", 2),
-        ("tomada: asyncio", "asyncio", 0, "bytes"),
-    ),
-    "timer": (("tomada: asyncio", "asyncio", 1.0, "p99"),),
-    # The first two are for CPython 3.12 and newer, which start tasks eagerly.
-    "tasks-echo": (
-        ("tomada: Server", "uvloop", 1.5),
-        ("tomada: Server", "asyncio", 6),
-        ("tomada: Server", "asyncio", 2),
-    ),
-    "tasks-wait": (
-        ("tomada: Server", "asyncio", 2.5, "rate"),
-        ("tomada: Server, uvloop", "uvloop", 1.0, "rate"),
-        ("tomada: Server, uvloop", "uvloop", 1.0, "p99"),
-    ),
-    "request": (
-        ("tomada: Client.request", "socket", 1.0, "rate"),
-        ("tomada: Client.request_many", "socket", 3, "rate"),
-    ),
-    "tasks-1000-at-once": (
-        ("tomada: asyncio.Client", "asyncio, by hand", 4, "rate"),
-        ("tomada: asyncio.Client", "uvloop, by hand", 1.3, "rate"),
-    ),
-    "tasks-1000-late": (("tomada: asyncio.Client", "tomada: Endpoint.request", 8, "rate"),),
-    "link-round-trip": (("tomada: impaired", "no link", 2.2, "p50"),),
-    "workers": (("tomada: Server, 2 workers", "tomada: Server", 1.7, "rate"),),
-    "memory": (("tomada: recv_many", "socket", 3 * 1024, "bytes"),),
-    "flood": (("tomada: Guard", "", 32 << 20, "growth"), ("tomada: Guard", "", 0.01, "lost")),
-}
-
-# Single calls, each with the least ratio of the times; guards' checks, with the greatest one.
-CALLS = {
-    "recvfrom(2048)": 1.1,
-    "recvfrom(262144)": 5,
-    "recvfrom(2048), with a timeout": 1.3,
-    "recv(2048)": 0.97,
-    "recv_into(bytearray)": 0.97,
-    "recvfrom_into(bytearray)": 0.97,
-    "recvmsg(2048)": 0.97,
-    "send(bytes)": 0.97,
-    "sendto(bytes, tuple)": 0.97,
-    "sendmsg([bytes])": 0.97,
-    "send + recv beside a thread that computes": 2,
-}
-CHECKS = {
-    "a denied network": 1.15,
-    "too long": 1.15,
-    "one source over its rate": 1.15,
-    "unknown sources over the ceiling": 1.15,
-    "... with a rate and an amplification limit": 1.15,
-    "a denied network, by the kernel's filter": 0.05,
-}
 
 
 # Name, page, title, load and subjects of each table.
@@ -341,6 +96,16 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
             (*ORDINARY, *coalescing(100e-6)),
         )
         for peers in (250, 10_000)
+    ),
+    (
+        "peers-list",
+        "peers",
+        "Lists of datagrams, from 8 and from 10,000 peers",
+        loads.Peers(),
+        tuple(
+            ours(f"recv_many, {peers:,} peers", "batches recv_many", module="tomada", peers=peers)
+            for peers in (8, 10_000)
+        ),
     ),
     *(
         (f"send-{size}", "send", f"{size:,} bytes to one peer", loads.Send(size=size), SENDERS)
@@ -396,6 +161,17 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
         ),
     ),
     (
+        "opening",
+        "asyncio",
+        "Open an endpoint on the loopback address, and close it",
+        loads.Operate(),
+        (
+            *on_loops("opening", "asyncio", "uvloop"),
+            ours("asyncio", "protocols opening", loop="tomada"),
+            ours("asyncio, uvloop", "protocols opening", loop="tomada-auto"),
+        ),
+    ),
+    (
         "timer",
         "asyncio",
         "How late a timer of 10 ms is under a flood of datagrams",
@@ -445,6 +221,13 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
         (ours("Server", "servers work"), ours("Server, 2 workers", "servers work", workers=2)),
     ),
     (
+        "threads",
+        "client",
+        "The same handler, by one thread and by two",
+        loads.Work(),
+        (ours("Server", "servers work"), ours("Server, 2 threads", "servers work", threads=2)),
+    ),
+    (
         "link-round-trip",
         "link",
         "64 bytes, one request in flight",
@@ -452,6 +235,37 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
         LINKS,
     ),
     ("link-rate", "link", "64 bytes, 300,000 datagrams per second", loads.Relayed(), LINKS),
+    (
+        "link-delay",
+        "link",
+        "The error of a delay of 10 ms, for a datagram per millisecond",
+        loads.Delayed(),
+        LINKS[1:],
+    ),
+    *(
+        (
+            f"sessions-{size}",
+            "dtls",
+            f"{size:,} bytes, {MANY_PEERS:,} sessions, 256 requests in flight",
+            session_loads.Sessions(size=size, sessions=MANY_PEERS),
+            SESSIONS,
+        )
+        for size in (64, 1200)
+    ),
+    (
+        "handshakes",
+        "dtls",
+        "Full handshakes, 16 at a time",
+        session_loads.Handshakes(),
+        SESSIONS,
+    ),
+    (
+        "session-request",
+        "dtls",
+        "64 bytes, a client of a server in Rust, one request at a time",
+        session_loads.AskSession(),
+        SESSION_CLIENTS,
+    ),
     (
         "memory",
         "memory",
@@ -467,7 +281,9 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
 )
 # The subjects that others are compared with, where that is not the plain socket.
 REFERENCES = {
+    "peers-list": "tomada: recv_many, 8 peers",
     "endpoints": "asyncio",
+    "opening": "asyncio",
     "tasks-echo": "asyncio",
     "tasks-wait": "asyncio",
     "tasks-1000-at-once": "asyncio, by hand",
@@ -475,23 +291,37 @@ REFERENCES = {
     "tasks-50-late": "asyncio, by hand",
     "link-round-trip": "no link",
     "link-rate": "no link",
+    "link-delay": "plain asyncio",
+    "sessions-64": "asyncio, pyOpenSSL",
+    "sessions-1200": "asyncio, pyOpenSSL",
+    "handshakes": "asyncio, pyOpenSSL",
 }
+# Without the GIL, and only then, threads run Python code at the same time.
+FREE_THREADED = {"threads"}
 QUICK = {"receive-64-gso", "send-64", "echo-64", "round-trip"}
 
 
 def scenarios() -> tuple[Scenario, ...]:
+    targets = tomllib.loads(Path(__file__).with_name("targets.toml").read_text())
+    bars = {
+        name: tuple(Bar(**bar) for bar in scenario["targets"])
+        for name, scenario in targets["scenarios"].items()
+    }
     tables = (
         Scenario(
             *table,
-            bars=tuple(Bar(*bar) for bar in BARS.get(table[0], ())),
+            bars=bars.get(table[0], ()),
             reference=REFERENCES.get(table[0], "socket"),
             is_quick=table[0] in QUICK,
         )
         for table in TABLES
+        if table[0] not in FREE_THREADED or sysconfig.get_config_var("Py_GIL_DISABLED")
     )
-    calls = (call(f"call-{n}", case, least) for n, (case, least) in enumerate(CALLS.items(), 1))
-    checks = (check(f"refuse-{n}", case, most) for n, (case, most) in enumerate(CHECKS.items(), 1))
-    return (*tables, *calls, *checks, flood())
+    calls = (call(f"call-{n}", *least) for n, least in enumerate(targets["calls"].items(), 1))
+    checks = (
+        check(f"refuse-{n}", *target) for n, target in enumerate(targets["checks"].items(), 1)
+    )
+    return (*tables, wire(bars["wire"]), *calls, *checks, flood(bars["flood"]))
 
 
 def call(name: str, case: str, least: float) -> Scenario:
@@ -518,14 +348,30 @@ def check(name: str, case: str, most: float) -> Scenario:
     return Scenario(name, "guard", case, load, subjects, bars, **others)
 
 
-def flood() -> Scenario:
+def wire(bars: tuple[Bar, ...]) -> Scenario:
+    return Scenario(
+        "wire",
+        "peers",
+        "A plain sender over veth, with NAPI GRO: 64 bytes, 200,000 per second",
+        wire_loads.Wire(),
+        (
+            peer("socket", "blocking recvfrom"),
+            ours("recv_many", "batches recv_many", module="tomada"),
+            ours("recv_many, gro", "batches recv_many", module="tomada", gro=True),
+        ),
+        bars,
+        needs_root=True,
+    )
+
+
+def flood(bars: tuple[Bar, ...]) -> Scenario:
     return Scenario(
         "flood",
         "guard",
         "Flood from forged addresses",
         loads.Strangers(),
         (ours("Guard", "guards reply", module="tomada"),),
-        tuple(Bar(*bar) for bar in BARS["flood"]),
+        bars,
         needs_root=True,
         most_rounds=1,
         is_compared=False,

@@ -31,7 +31,7 @@ STYLE: dict[str, Any] = {
 
 # The label of a load's first metric, the factor that makes it a number of units, and the unit.
 METRICS = {
-    "rate": ("datagrams per second", 1.0, ""),
+    "rate": ("{unit}s per second", 1.0, ""),
     "p50": ("median latency", 1e-9, "s"),
     "p99": ("99th percentile", 1e-9, "s"),
     "bytes": ("bytes per socket", 1.0, "B"),
@@ -45,6 +45,7 @@ def chart(result: Result) -> str:
     """Draw the median of each subject that was measured, and a line between its extremes."""
     metric = result.scenario.load.metrics[0]
     label, factor, unit = METRICS[metric]
+    label = label.format(unit=result.scenario.load.unit)
     rows = [
         (subject, values)
         for subject in result.scenario.subjects

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -11,89 +12,7 @@ from benches.figures import AT_LEAST, Outcome, Result, Verdict, speed, verdicts
 from benches.plan import Bar, Scenario
 
 # The pages in order, each with its title and the text above its tables.
-PAGES = {
-    "receive": (
-        "One-way receive",
-        """\
-A sender in Rust sends to one program as fast as it can. With GSO, up to 64 datagrams pass through
-the sender's side of the kernel as one. Without GSO, the sender is slower than the fastest
-receivers, so compare the CPU time per datagram instead.""",
-    ),
-    "peers": (
-        "Many peers",
-        """\
-Peers with a socket each send single datagrams of 64 bytes in turn. Compare the CPU time per
-datagram: at a rate, it is what a program costs, and most of it is spent falling asleep and waking.
-As fast as they can, the peers are slower than most receivers.""",
-    ),
-    "send": (
-        "One-way send",
-        """\
-A program sends as fast as it can to a receiver in Rust. On loopback, the sender pays for almost the
-whole way through the kernel.""",
-    ),
-    "echo": (
-        "Echo",
-        """\
-Each client, written in Rust, keeps several requests in flight and never sleeps; the server returns
-each datagram. The latency is measured by the clients.""",
-    ),
-    "tasks": (
-        "Async handlers",
-        """\
-Servers whose handler is a coroutine function, beside protocols that start a task for each datagram.
-From CPython 3.12 on, a server starts tasks eagerly: one that waits for nothing ends at once.""",
-    ),
-    "round-trip": (
-        "Round trip",
-        """\
-One request is in flight at a time, and each end has a core of its own. Most of the time is spent
-waking a sleeping thread. With `spin`, a thread stays awake and keeps its core busy.""",
-    ),
-    "asyncio": (
-        "Event loops",
-        """\
-Other properties of an event loop with datagram endpoints. The pages on receiving, sending and echo
-compare their throughput.""",
-    ),
-    "client": (
-        "Servers and clients",
-        """\
-Requests to an echo server in Rust, and servers whose handler computes.""",
-    ),
-    "link": (
-        "Links",
-        """\
-A link of `tomada.testing` without impairments between a client and a server in Rust, and the same
-in plain asyncio. A round trip crosses the link twice.""",
-    ),
-    "memory": (
-        "Memory",
-        """\
-Resident memory of a process for each of many open sockets. The kernel's memory for a socket is the
-same for all subjects and is not included.""",
-    ),
-    "per-call": (
-        "Call by call",
-        """\
-The time of a single call, on a socket of the standard library and on one of tomada's, with 64-byte
-datagrams. A receive drains a queue that was filled before; a send overflows the receiver's queue.
-The ratio says how many times faster tomada is.""",
-    ),
-    "guard": (
-        "Guards",
-        """\
-CPU time for each 64-byte datagram that a guard refuses, compared with plain `recvmmsg`, which
-receives it and ignores it. The queue is filled beforehand with 50,000 datagrams, each from a
-different address (or all from one, in the row that says so). The kernel's filter runs when the
-datagram arrives, in the time of the network interrupt or, on loopback, of the sender.
-
-In the flood, a raw socket sends 10,000,000 datagrams, each from a different source address in
-127.0.0.0/8, to a socket with `Guard(rate=1000, ceiling=20_000, amplification=3)`, which replies to
-each admitted datagram. Meanwhile a peer that the guard already knew sends a request every two
-milliseconds.""",
-    ),
-}
+PAGES = tomllib.loads(Path(__file__).with_name("pages.toml").read_text())
 
 
 def write(
@@ -121,7 +40,7 @@ def write(
 
 
 def overview(results: list[Result], machine: dict[str, str]) -> str:
-    links = "\n".join(f"- [{title}]({page}.md)" for page, (title, _) in PAGES.items())
+    links = "\n".join(f"- [{text['title']}]({page}.md)" for page, text in PAGES.items())
     stands = [
         line
         for result in results
@@ -146,8 +65,7 @@ reproduce them, run `make bench`, or `make bench-quick` in two minutes; those of
 
 
 def page_of(page: str, results: list[Result]) -> str:
-    title, text = PAGES[page]
-    parts = [f"# {title}\n\n{text}\n"]
+    parts = ["# {title}\n\n{text}\n".format(**PAGES[page])]
     for rows, group in itertools.groupby(results, key=lambda result: result.scenario.rows):
         found = list(group)
         if rows:
@@ -194,27 +112,33 @@ def bars(result: Result, *, with_title: bool) -> str:
     if not judged:
         return ""
     scenario = result.scenario
-    title = f"### [{PAGES[scenario.page][0]}]({scenario.page}.md): {scenario.title}\n\n"
-    lines = [bar_row(verdict) for verdict in judged]
+    title = f"### [{PAGES[scenario.page]['title']}]({scenario.page}.md): {scenario.title}\n\n"
+    lines = [bar_row(verdict, scenario.load.unit) for verdict in judged]
     head = "| subject | compared with | target | result | |\n|---|---|---:|---:|---|\n"
     return (title if with_title else "") + head + "\n".join(lines) + "\n"
 
 
 # The names of those metrics that the amount does not reveal.
-METRICS = {"p50": "p50", "p99": "p99", "cpu_ns": "CPU per datagram", "lost": "lost"}
+METRICS = {"p50": "p50", "p99": "p99", "cpu_ns": "CPU per {unit}", "lost": "lost"}
 
 
-def bar_row(verdict: Verdict) -> str:
+def bar_row(verdict: Verdict, unit: str = "datagram") -> str:
     bar = verdict.bar
-    found = "failed" if verdict.value is None else amount(verdict.value, bar.metric)
-    metric = f", {METRICS[bar.metric]}" if bar.metric in METRICS else ""
-    basis = ", CPU per datagram" if verdict.is_by_cpu else ""
+    found = "failed" if verdict.value is None else shown(verdict.value, bar)
+    metric = f", {METRICS[bar.metric].format(unit=unit)}" if bar.metric in METRICS else ""
+    basis = f", CPU per {unit}" if verdict.is_by_cpu else ""
     stand = "met" if verdict.is_met else "**missed**"
     return f"| {bar.subject}{metric} | {bar.reference} | {target(bar)} | {found}{basis} | {stand} |"
 
 
 def target(bar: Bar) -> str:
-    return f"{'≥' if bar.metric in AT_LEAST else '≤'} {amount(bar.limit, bar.metric)}"
+    return f"{'≥' if bar.metric in AT_LEAST else '≤'} {shown(bar.limit, bar)}"
+
+
+def shown(value: float, bar: Bar) -> str:
+    """Write a value of a target: a ratio, or an amount."""
+    is_time = not bar.reference and bar.metric in {"p50", "p99"}
+    return duration(value) if is_time else amount(value, bar.metric)
 
 
 def sentence(verdict: Verdict) -> str:
@@ -244,9 +168,9 @@ def counted(name: str) -> Callable[[Outcome], str]:
 
 # The columns of a table: a heading and a cell for each metric that a load has.
 COLUMNS: dict[str, tuple[str, Callable[[Outcome], str]]] = {
-    "rate": ("datagrams/s", lambda outcome: f"{digits(outcome.median('rate'))}"),
+    "rate": ("{unit}s/s", lambda outcome: f"{digits(outcome.median('rate'))}"),
     "spread": ("spread", lambda outcome: f"{outcome.spread('rate'):.0%}"),
-    "cpu_ns": ("CPU per datagram", lambda outcome: duration(outcome.median("cpu_ns"))),
+    "cpu_ns": ("CPU per {unit}", lambda outcome: duration(outcome.median("cpu_ns"))),
     "busy": ("busy", lambda outcome: f"{min(1, outcome.median('busy')):.0%}"),
     "lost": ("lost", lambda outcome: f"{outcome.median('lost'):.1%}"),
     "p50": ("p50", lambda outcome: duration(outcome.median("p50"))),
@@ -269,7 +193,8 @@ def table(result: Result) -> str:
     ]
     reference = result.outcomes.get(result.scenario.reference)
     has_speed = "cpu_ns" in metrics and reference is not None and bool(reference.samples)
-    headings = [COLUMNS[name][0] for name in names]
+    unit = result.scenario.load.unit
+    headings = [COLUMNS[name][0].format(unit=unit) for name in names]
     if has_speed:
         headings.append(f"× {result.scenario.reference}")
     rows, notes = [], []
@@ -287,7 +212,7 @@ def table(result: Result) -> str:
     text = markdown(["", *headings], rows)
     if has_speed and any("by CPU" in cell for row in rows for cell in row):
         text += (
-            "\n*By CPU*: the load was the bottleneck, so CPU time per datagram is compared instead "
+            f"\n*By CPU*: the load was the bottleneck, so CPU time per {unit} is compared instead "
             "of the rate.\n"
         )
     return text + "".join(f"\n{note}\n" for note in notes)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -18,13 +20,15 @@ Operate = Callable[[], Awaitable[object]]
 Opened = contextlib.AbstractAsyncContextManager[Operate]
 
 HOST = "127.0.0.1"
-# Operations that are under way at once.
-TASKS = 4
 
 
-def repeat(run: Run, opened: Callable[[Run], Opened]) -> None:
-    """Repeat an operation until the driver has seen enough."""
+def program(opened: Callable[[Run], AsyncIterator[Operate]]) -> Callable[[Run], None]:
+    """Make a program, which repeats an operation until the driver has seen enough."""
+    manager = contextlib.asynccontextmanager(opened)
+    return functools.wraps(opened)(functools.partial(repeat, manager))
 
+
+def repeat(opened: Callable[[Run], Opened], run: Run) -> None:
     async def work(operate: Operate) -> None:
         counter = run.counter
         while True:
@@ -39,18 +43,12 @@ def repeat(run: Run, opened: Callable[[Run], Opened]) -> None:
     start(run, main)
 
 
-def aiocoap(run: Run) -> None:
+@program
+async def aiocoap(run: Run) -> AsyncIterator[Operate]:
     """Send a GET and receive its response."""
-    import os  # noqa: PLC0415 - only here
-
     # The transports that are built on create_datagram_endpoint().
     os.environ["AIOCOAP_SERVER_TRANSPORT"] = "simplesocketserver"
     os.environ["AIOCOAP_CLIENT_TRANSPORT"] = "simple6"
-    repeat(run, coap)
-
-
-@contextlib.asynccontextmanager
-async def coap(run: Run) -> AsyncIterator[Operate]:
     from aiocoap import GET, Context, Message, resource  # noqa: PLC0415 - as all in this module
 
     class Hello(resource.Resource):
@@ -71,13 +69,9 @@ async def coap(run: Run) -> AsyncIterator[Operate]:
     await server.shutdown()
 
 
-def rpcudp(run: Run) -> None:
+@program
+async def rpcudp(run: Run) -> AsyncIterator[Operate]:
     """Call a remote procedure."""
-    repeat(run, rpc)
-
-
-@contextlib.asynccontextmanager
-async def rpc(run: Run) -> AsyncIterator[Operate]:
     from rpcudp.protocol import RPCProtocol  # noqa: PLC0415
 
     class Server(RPCProtocol):
@@ -93,13 +87,9 @@ async def rpc(run: Run) -> AsyncIterator[Operate]:
     server.close()
 
 
-def dnspython(run: Run) -> None:
+@program
+async def dnspython(_: Run) -> AsyncIterator[Operate]:
     """Send a query from an endpoint of its own."""
-    repeat(run, dns_queries)
-
-
-@contextlib.asynccontextmanager
-async def dns_queries(_: Run) -> AsyncIterator[Operate]:
     import dns.asyncquery  # noqa: PLC0415
     import dns.message  # noqa: PLC0415
 
@@ -123,13 +113,9 @@ async def dns_queries(_: Run) -> AsyncIterator[Operate]:
     server.close()
 
 
-def twisted(run: Run) -> None:
+@program
+async def twisted(run: Run) -> AsyncIterator[Operate]:
     """Exchange a datagram with an echo server."""
-    repeat(run, twisted_echo)
-
-
-@contextlib.asynccontextmanager
-async def twisted_echo(run: Run) -> AsyncIterator[Operate]:
     from twisted.internet import asyncioreactor, protocol  # noqa: PLC0415
 
     # Not the global one: it only has to read and write sockets on this loop.
@@ -160,13 +146,9 @@ async def twisted_echo(run: Run) -> AsyncIterator[Operate]:
     server.stopListening()
 
 
-def aioice(run: Run) -> None:
+@program
+async def aioice(run: Run) -> AsyncIterator[Operate]:
     """Send data over a connection, and receive it at the other end."""
-    repeat(run, ice)
-
-
-@contextlib.asynccontextmanager
-async def ice(run: Run) -> AsyncIterator[Operate]:
     from aioice import Connection  # noqa: PLC0415
 
     ends = Connection(ice_controlling=True), Connection(ice_controlling=False)
@@ -188,13 +170,9 @@ async def ice(run: Run) -> AsyncIterator[Operate]:
     await asyncio.gather(*(end.close() for end in ends))
 
 
-def aiortc(run: Run) -> None:
+@program
+async def aiortc(run: Run) -> AsyncIterator[Operate]:
     """Send a message on a data channel, and receive it back."""
-    repeat(run, data_channel)
-
-
-@contextlib.asynccontextmanager
-async def data_channel(run: Run) -> AsyncIterator[Operate]:
     from aiortc import RTCPeerConnection  # noqa: PLC0415
 
     ends = RTCPeerConnection(), RTCPeerConnection()
@@ -224,13 +202,9 @@ async def data_channel(run: Run) -> AsyncIterator[Operate]:
     await asyncio.gather(*(end.close() for end in ends))
 
 
-def aioquic(run: Run) -> None:
+@program
+async def aioquic(run: Run) -> AsyncIterator[Operate]:
     """Send data on a new stream of a QUIC connection, and receive it back."""
-    repeat(run, quic)
-
-
-@contextlib.asynccontextmanager
-async def quic(run: Run) -> AsyncIterator[Operate]:
     import ssl  # noqa: PLC0415
 
     from aioquic.asyncio import connect, serve  # noqa: PLC0415
@@ -278,13 +252,9 @@ def certificate() -> tuple[Any, Any]:
     return builder.sign(key, hashes.SHA256()), key
 
 
-def pysnmp(run: Run) -> None:
+@program
+async def pysnmp(_: Run) -> AsyncIterator[Operate]:
     """Send a GET of one variable, and receive its value."""
-    repeat(run, snmp)
-
-
-@contextlib.asynccontextmanager
-async def snmp(_: Run) -> AsyncIterator[Operate]:
     from pysnmp.carrier.asyncio.dgram import udp  # noqa: PLC0415
     from pysnmp.entity import config, engine  # noqa: PLC0415
     from pysnmp.entity.rfc3413 import cmdrsp, context  # noqa: PLC0415

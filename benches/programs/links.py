@@ -1,12 +1,19 @@
-"""Links between a client and a server that pass everything: what they cost."""
+"""Links between a client and a server that pass everything, maybe later: what they cost."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
+import time
 from typing import Any
 
 from benches.programs.run import Run
 from tomada.testing import impaired
+
+TIMESTAMP = struct.Struct("@qq")  # a timespec, for SO_TIMESTAMPNS
+TIMESTAMPNS = 35
+PERIOD = 0.001
 
 
 def direct(run: Run) -> None:
@@ -16,8 +23,10 @@ def direct(run: Run) -> None:
 
 
 def link(run: Run) -> None:
-    """``tomada.testing.impaired`` without impairments."""
-    with impaired(("127.0.0.1", run.port), log_size=0) as passing:
+    """``tomada.testing.impaired`` without impairments, except the delay that is asked for."""
+    if run.delay:
+        run.use_real_time()
+    with impaired(("127.0.0.1", run.port), delay=run.delay, log_size=0) as passing:
         run.announce(port=passing.address[1])
         run.wait_for_end()
 
@@ -25,8 +34,9 @@ def link(run: Run) -> None:
 class Front(asyncio.DatagramProtocol):
     """The clients' side of a link in plain asyncio."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, delay: float) -> None:
         self.server = "127.0.0.1", port
+        self.delay = delay
         self.backs: dict[Any, Any] = {}
 
     def connection_made(self, transport: Any) -> None:
@@ -39,6 +49,8 @@ class Front(asyncio.DatagramProtocol):
             self.task = asyncio.ensure_future(self.open(addr))
         elif isinstance(back, list):
             back.append(data)
+        elif self.delay:
+            asyncio.get_running_loop().call_later(self.delay, back.sendto, data)
         else:
             back.sendto(data)
 
@@ -66,13 +78,38 @@ class Back(asyncio.DatagramProtocol):
 
 def plain(run: Run) -> None:
     """Pass datagrams with the standard library alone."""
+    if run.delay:
+        run.use_real_time()
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
         transport, _ = await loop.create_datagram_endpoint(
-            lambda: Front(run.port), local_addr=("127.0.0.1", 0)
+            lambda: Front(run.port, run.delay), local_addr=("127.0.0.1", 0)
         )
         run.announce(port=transport.get_extra_info("sockname")[1])
         await asyncio.to_thread(run.wait_for_end)
 
     asyncio.run(main())
+
+
+def depart(run: Run) -> None:
+    """Send the time, once in a millisecond."""
+    run.use_real_time()
+    with run.open() as sock:
+        sock.connect(("127.0.0.1", run.port))
+        while not run.wait_for_end(PERIOD):
+            sock.send(time.time_ns().to_bytes(8, "big"))
+
+
+def arrive(run: Run) -> None:
+    """Compare the time in each datagram, plus the delay, with the kernel's time of its arrival."""
+    sock, errors = run.bind(), list[int]()
+    sock.setsockopt(socket.SOL_SOCKET, TIMESTAMPNS, 1)
+    with run.receiving(sock):
+        while True:
+            data, ((_, _, stamp), *_), _, _ = sock.recvmsg(8, 100)
+            seconds, nanoseconds = TIMESTAMP.unpack(stamp)
+            took = seconds * 10**9 + nanoseconds - int.from_bytes(data)
+            errors.append(abs(took - round(run.delay * 1e9)))
+            run.counter[0] = len(errors)
+    run.announce_percentiles(errors)

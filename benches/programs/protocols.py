@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 from array import array
 from collections.abc import Callable
@@ -61,6 +62,16 @@ class Tasks(Counting):
         self.count += 1
         if not self.count % len(CHUNK):
             self.counter[0] = self.count
+
+
+class Ending(asyncio.DatagramProtocol):
+    """Sets a future when its transport has closed."""
+
+    def __init__(self, ended: asyncio.Future[None]) -> None:
+        self.ended = ended
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self.ended.set_result(None)
 
 
 class CountingBatches(asyncio.DatagramProtocol):
@@ -159,6 +170,23 @@ def timer(run: Run) -> None:
             await loop.create_future()
         finally:
             run.announce_percentiles(late)
+
+    start(run, main)
+
+
+def opening(run: Run) -> None:
+    """Open an endpoint and close it, again and again."""
+
+    async def main() -> None:
+        loop, counter = asyncio.get_running_loop(), run.counter
+        while True:
+            ended = loop.create_future()
+            transport, _ = await endpoint(
+                functools.partial(Ending, ended), local_addr=("127.0.0.1", 0)
+            )
+            transport.close()
+            await ended
+            counter[0] += 1
 
     start(run, main)
 

@@ -99,7 +99,8 @@ def work(run: Run) -> None:
     """Workers whose handler computes for a while, on any core."""
     run.use_all_cores()
     address = ("127.0.0.1", 0)
-    with Server(address, compute, workers=run.workers, steering="random") as server:
+    several = {"workers": run.workers, "threads": run.threads}
+    with Server(address, compute, steering="random", **several) as server:
         run.announce(port=server.address[1])
         while not run.wait_for_end(0.01):
             run.counter[0] = server.stats().received

@@ -30,11 +30,12 @@ fn client() -> Address {
 impl Pair {
     fn new() -> Self {
         let context = Context::new(Role::Server);
-        context.change(|settings| settings.psk_server = Some(Arc::new(|_| Some(KEY.to_vec()))));
+        context
+            .change(|settings| settings.psk_server = Some(Arc::new(|_| Some(KEY.to_vec().into()))));
         let serving = Endpoint::new(Arc::new(context), EndpointOptions::default());
         let context = Context::new(Role::Client);
         context.change(|settings| {
-            settings.psk_client = Some(Arc::new(|_| Some((b"me".to_vec(), KEY.to_vec()))));
+            settings.psk_client = Some(Arc::new(|_| Some((b"me".to_vec(), KEY.to_vec().into()))));
         });
         let options = EndpointOptions { peer: Some(server()), ..EndpointOptions::default() };
         let asking = Endpoint::new(Arc::new(context), options);

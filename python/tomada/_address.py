@@ -26,7 +26,7 @@ def format_address(address: _Address | _RetAddress | None) -> str:
 def check_address(address: Any) -> None:
     """Check that an address is a pair with a port, or a path or name of ``AF_UNIX``.
 
-    :raises TypeError: It is neither; the text says what is required.
+    :raises TypeError: It is neither; the message says what is required.
     :raises ValueError: It is empty, or a string that looks like a pair.
     """
     if isinstance(address, str | bytes | bytearray):
@@ -50,8 +50,8 @@ def _check_path(path: str | bytes | bytearray) -> None:
     else:
         return
     raise ValueError(
-        f"address must be a pair, {pair}, and not {path!r}, which would be a path of AF_UNIX; "
-        f"if one is meant, write './{path}'"
+        f"address must be a pair, {pair}, not {path!r}, which would be a path of AF_UNIX: pass the "
+        f"pair, or write './{path}' if you mean a path"
     )
 
 

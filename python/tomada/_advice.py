@@ -47,7 +47,8 @@ OF_SENDING = {
     "to this machine",
     errno.EHOSTUNREACH: "the host does not respond on its network, or a router has no route to it",
     errno.ENETDOWN: "the network interface is down",
-    errno.ENOBUFS: "a queue on the way to the device is full: send again later, or less at a time",
+    errno.ENOBUFS: "a queue on the path to the device is full: retry later, or send fewer "
+    "datagrams at a time",
     errno.EADDRNOTAVAIL: "the local address no longer belongs to this machine",
 }
 

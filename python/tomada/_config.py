@@ -25,7 +25,7 @@ COMMAND_LINE, ENVIRONMENT, FILE = range(3)  # the first has precedence
 
 
 class ConfigError(ValueError):
-    """A setting is wrong; the text names the option, the value and the source, in one line."""
+    """A setting is wrong; the message names the option, the value and the source, in one line."""
 
 
 @dataclass(frozen=True)
@@ -327,7 +327,7 @@ def _exclude(options: Sequence[Option], settings: Settings) -> None:
         if len(first) > 1:
             names = " and ".join(option.name for option in first)
             sources = dict.fromkeys(settings.source(option.name) for option in first)
-            raise ConfigError(f"give one of {names}, not both ({', '.join(sources)})")
+            raise ConfigError(f"set only one of {names} ({', '.join(sources)})")
         for option in rivals:
             if option not in first:
                 del settings.by_name[option.name]

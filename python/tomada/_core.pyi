@@ -61,11 +61,11 @@ CONSTANTS: Final[dict[str, int]]
 def trust_proxies(
     socket: Socket | None, proxies: Iterable[object], idle: float | None = None, /
 ) -> None:
-    """Make a socket read the PROXY protocol headers of proxies in some networks.
+    """Make a socket read the PROXY protocol headers of trusted proxies, given by their networks.
 
-    Set it once, before the guard. With ``idle``, a header precedes only the first datagram of each
-    flow, which ends when it has been silent for that many seconds. Without a socket, only the
-    networks are checked.
+    Call this once, before you set the guard. With ``idle``, a header precedes only the first
+    datagram of each flow, which ends when it has been silent for that many seconds. Without a
+    socket, only the networks are checked.
 
     :raises ValueError: A network is not valid.
     :raises OSError: ``EAFNOSUPPORT``: the socket is not an IP socket. ``EALREADY``: its proxies are
@@ -88,14 +88,15 @@ class Socket:
     """A datagram socket of the family ``AF_INET``, ``AF_INET6`` or ``AF_UNIX``.
 
     Methods of the standard class have the same arguments, results, exceptions and audit events. A
-    method that has to wait follows the socket's timeout: it waits for ever (``None``), for the
-    given number of seconds (then it raises :class:`TimeoutError`), or not at all (``0``; then it
-    raises :class:`BlockingIOError`). While it waits, other threads run. Signal handlers run in the
-    main thread, and the wait continues after them (:pep:`475`). If another thread calls
-    :meth:`close`, the wait ends with an :class:`OSError` (``EBADF``). A receive that raises an
-    exception has not consumed a datagram.
+    method that has to wait follows the socket's timeout: it waits forever (``None``), for the given
+    number of seconds (then it raises :class:`TimeoutError`), or not at all (``0``; then it raises
+    :class:`BlockingIOError`). While it waits, other threads run. Signal handlers run in the main
+    thread, and the wait continues after them (:pep:`475`). If another thread calls :meth:`close`,
+    the wait ends with an :class:`OSError` (``EBADF``). A receive that raises an exception has not
+    consumed a datagram.
 
-    Several threads may call any method at once. Each datagram is returned to one of them.
+    Any number of threads may call methods at the same time. Each datagram is returned to one of
+    them.
     """
 
     def __new__(cls, *args: object, **kwargs: object) -> Self: ...
@@ -145,7 +146,7 @@ class Socket:
     def _is_readable(self) -> bool:
         """Return whether a receive would not wait.
 
-        This is so if there is a datagram or an error, and if the socket is closed.
+        It would not wait if there is a datagram or an error, or if the socket is closed.
         """
 
     def _has_datagram(self) -> bool:
@@ -177,7 +178,7 @@ class Socket:
         """
 
     def connect(self, address: _Address, /) -> None:
-        """Set the peer (``connect(2)``) that :meth:`send` sends to, and that receives come from.
+        """Set the peer (``connect(2)``) to send to, and to receive from.
 
         Datagrams that other senders sent earlier are still queued. After an ICMP error from the
         peer, the next call raises it (:class:`ConnectionRefusedError`); if that call is a send, it
@@ -187,7 +188,7 @@ class Socket:
     def connect_ex(self, address: _Address, /) -> int:
         """Connect like :meth:`connect`, but return the errno (0 for success) instead of raising it.
 
-        A wrong argument, or a name without an address, still raises an exception.
+        A wrong argument, or a name that does not resolve, still raises an exception.
         """
 
     def detach(self) -> int:
@@ -223,7 +224,7 @@ class Socket:
     @overload
     def getsockopt(self, level: int, optname: int, buflen: int, /) -> bytes: ...
     def gettimeout(self) -> float | None:
-        """Return the timeout in seconds; ``None`` waits for ever."""
+        """Return the timeout in seconds; ``None`` waits forever."""
 
     def listen(self, backlog: int = 128, /) -> None:
         """Accept connections (``listen(2)``). A datagram socket raises ``EOPNOTSUPP``."""
@@ -273,8 +274,7 @@ class Socket:
 
         :param ancbufsize: The room for control messages in bytes; see :func:`socket.CMSG_SPACE`.
         :return: The data; a list of ``(level, type, data)``; flags such as ``MSG_TRUNC`` (the data
-            is
-            truncated) and ``MSG_CTRUNC`` (the control messages are truncated); the sender.
+            is truncated) and ``MSG_CTRUNC`` (the control messages are truncated); the sender.
         """
 
     def recvmsg_into(
@@ -324,14 +324,14 @@ class Socket:
 
         Switch it on for a socket that receives many datagrams from few peers: one system call then
         receives up to 64 datagrams of equal size from one peer. Every receiving method splits them
-        again, in order, so callers see no difference. Datagrams that a call did not take wait in
+        again, in order, so callers see no difference. Datagrams that a call did not return wait in
         the socket's backlog (:attr:`pending`), which ``select``, duplicates of the socket and other
-        processes do not see. Therefore it is off by default, and a loop around ``select`` must
+        processes do not see. Therefore ``gro`` is off by default, and a loop around ``select`` must
         check :attr:`pending` first.
 
-        Switching it off moves the datagrams that the kernel has queued into the backlog. Datagrams
-        that the kernel coalesces at that very moment may be received as one. ``MSG_PEEK`` still
-        moves the datagram that it returns into the backlog.
+        Switching ``gro`` off moves the datagrams that the kernel has queued into the backlog.
+        Datagrams that the kernel coalesces at that very moment may be received as one. ``MSG_PEEK``
+        still moves the datagram that it returns into the backlog.
 
         :raises OSError: ``EOPNOTSUPP`` or ``ENOPROTOOPT``: the socket is not a UDP socket, or the
             kernel is older than 5.0.
@@ -362,9 +362,8 @@ class Socket:
 
         This is ``SO_MAX_PACING_RATE`` (``socket(7)``). The queueing discipline ``fq``
         (``tc-fq(8)``) of the device spaces the datagrams out; without it, the option has no effect
-        (``tomada info`` says where it is). It counts the bytes of the headers too. The kernel
-        lowers the rate of a UDP socket, but never raises it again: open another socket for a higher
-        one.
+        (``tomada info`` says which devices have it). It counts the bytes of the headers too. The
+        rate of a UDP socket can only be lowered: to send at a higher rate, open another socket.
 
         :raises ValueError: It is less than 1.
         """
@@ -402,11 +401,15 @@ class Socket:
         (:meth:`recv_many`, :meth:`recv_datagrams`, :meth:`recv_batch`) waits for the first one, and
         then for this time, so one wake-up serves many: less CPU time for each, at the cost of
         latency. No datagram waits for longer than this once a call has begun to wait. The kernel
-        may end a sleep of less than 50 µs later (``PR_SET_TIMERSLACK`` in ``prctl(2)``). If the
-        last receive took as many datagrams as it could, the next one does not wait.
+        may end a sleep of less than 50 µs later (``PR_SET_TIMERSLACK`` in ``prctl(2)``).
 
-        It has no effect on receives of single datagrams, and on calls that do not wait at all. A
-        timeout, closing the socket and signals end the wait as usual.
+        A wait ends sooner when 64 kernel messages have probably arrived, as judged by the last
+        receives: longer waits would save nothing more. If the last receive took as many datagrams
+        as it could, the next one does not wait. A timeout, closing the socket and signals end the
+        wait as usual.
+
+        It has no effect on receives of single datagrams, and on calls that do not wait at all. With
+        :attr:`spin` too, calls that collect do not spin.
 
         Servers, and transports and endpoints on event loops, have an option of this name, and
         collect in the same way. Set it before you give them the socket.
@@ -421,17 +424,17 @@ class Socket:
     def errors(self) -> list[DatagramError]:
         """Return the kernel's reports about sent datagrams that failed, and remove them.
 
-        The kernel records them once it has been told to, by
-        ``setsockopt(IPPROTO_IP, IP_RECVERR, 1)`` or ``setsockopt(IPPROTO_IPV6, IPV6_RECVERR, 1)``
-        (``ip(7)``, ``ipv6(7)``). With that option the next call on the socket also raises such an
-        error, even if the socket is not connected.
+        The kernel records them only if the program has requested it with ``setsockopt(IPPROTO_IP,
+        IP_RECVERR, 1)`` or ``setsockopt(IPPROTO_IPV6, IPV6_RECVERR, 1)`` (``ip(7)``, ``ipv6(7)``).
+        With that option, the next call on the socket also raises such an error, even if the socket
+        is not connected.
 
         The call never waits, and takes at most 1024 entries of the queue. As long as it returns
         errors, there may be more: call it again. Transports, and calls that wait for datagrams,
         move the entries of the kernel's queue into tomada's own queue, which holds 256. If that is
-        full, the oldest entry is dropped; ``stats().errors`` has counted it. Entries that are not
-        errors, such as timestamps of datagrams that were sent, remain available to :meth:`recvmsg`
-        with ``MSG_ERRQUEUE``, up to the latest 256.
+        full, the oldest entry is dropped; ``stats().errors`` still includes it. Entries that are
+        not errors, such as timestamps of datagrams that were sent, remain available to
+        :meth:`recvmsg` with ``MSG_ERRQUEUE``, up to the latest 256.
         """
 
     def join_group(
@@ -443,14 +446,15 @@ class Socket:
         from groups joined by other sockets of this machine (``IP_MULTICAST_ALL`` is switched off),
         unless the option was set before. Bind the socket to the group's port. For sending, set
         ``IP_MULTICAST_LOOP`` (whether sockets of this machine receive it), ``IP_MULTICAST_TTL``
-        (how many hops it may take; 1 stays on the link) and ``IP_MULTICAST_IF``, or their IPv6
+        (how many hops it may take; 1 keeps it on the link) and ``IP_MULTICAST_IF``, or their IPv6
         equivalents.
 
         :param group: The group's address.
         :param interface: The interface's name, index, or one of its addresses; without it, the
             routing table decides.
         :param source: The address of the only sender to receive from; without it, any sender.
-        :raises ValueError: The group is not a multicast address, or the source has another family.
+        :raises ValueError: The group is not a multicast address, or the source is of a different
+            family.
         :raises OSError: With advice: ``ENOBUFS`` (too many groups), ``ENODEV`` (the interface does
             not exist, or there is no route), ``EADDRINUSE`` (already joined), …
         """
@@ -468,7 +472,7 @@ class Socket:
         does not create a Python object per datagram. Datagrams are not truncated as long as they
         fit into a slot; the default slot size fits every IP datagram.
 
-        If this raises an exception, the batch is empty, except after these two:
+        After an exception other than the following two, the batch is empty:
 
         :raises RuntimeError: Another call is using the batch.
         :raises ValueError: ``flags`` has ``MSG_PEEK`` or ``MSG_ERRQUEUE``.
@@ -530,7 +534,7 @@ class Socket:
         """Send one :class:`Datagram` with its metadata; otherwise like :meth:`send_datagrams`.
 
         :return: With :attr:`transmit_timestamps`, the datagram's id, which :meth:`timestamps`
-            returns with the time at which the datagram has left. Ids are consecutive from 1 to
+            returns with the time at which the datagram left. Ids are consecutive from 1 to
             2**32 - 1, and then begin again; a call that raises an exception also uses one.
             Otherwise ``None``.
         """
@@ -547,20 +551,21 @@ class Socket:
 
         Each is sent to its ``address``, from its ``source`` over its ``interface``, with its
         ``ttl`` and ``tos`` (``IP_PKTINFO``, ``IP_TTL``, ``IP_TOS`` in ``ip(7)``, and their IPv6
-        equivalents in :rfc:`3542`). A received datagram keeps what it has arrived with, unless
-        :meth:`Datagram.replace` changes it. Consecutive datagrams of equal size to one peer with
-        equal metadata are sent in one call. ``flags``, ``errors``, the waits and the exceptions are
-        those of :meth:`send_many`.
+        equivalents in :rfc:`3542`). A received datagram keeps the metadata that it arrived with,
+        unless :meth:`Datagram.replace` changes it. Consecutive datagrams of equal size to one peer
+        with equal metadata are sent in one call. ``flags``, ``errors``, the waits and the
+        exceptions are those of :meth:`send_many`.
 
         A ``transmit_time_ns`` takes effect on a device with the queueing discipline ``fq``
-        (``tc-fq(8)``): a time that has passed means at once, and one more than ten seconds ahead
-        (the option ``horizon``) drops the datagram or shortens its wait. Other disciplines, and
-        devices without one, send at once, without an error; ``tomada info`` says which disciplines
-        the devices have. For ``etf``, set ``SO_TXTIME`` yourself: its clock then applies.
+        (``tc-fq(8)``): a datagram whose time has passed is sent at once. If the time is more than
+        ten seconds ahead (the option ``horizon``), the datagram is dropped or its wait is
+        shortened. Other disciplines, and devices without one, send at once, without an error;
+        ``tomada info`` says which disciplines the devices have. For ``etf``, set ``SO_TXTIME``
+        yourself: its clock then applies.
 
         :raises OSError: ``EINVAL`` or ``ENETUNREACH``: the source is not an address of this
             machine, or has no route to the destination; ``ENODEV``: there is no such interface;
-            ``EOPNOTSUPP``: the socket is of ``AF_UNIX``, and a datagram has metadata.
+            ``EOPNOTSUPP``: it is an ``AF_UNIX`` socket, and a datagram has metadata.
         :raises ValueError: A source and its destination belong to different families.
         """
 
@@ -574,21 +579,21 @@ class Socket:
     ) -> list[tuple[int, OSError]]: ...
     @property
     def transmit_timestamps(self) -> bool:
-        """Whether the kernel reports when the datagrams of :meth:`send_datagram` have left.
+        """Whether the kernel reports when datagrams sent by :meth:`send_datagram` have left.
 
         False by default. Other methods of sending are not affected. The reports share the room of
         the receive buffer with datagrams, and are lost if it is full. Until they are read,
-        ``select`` reports an error (``POLLERR``). Waits, and every 32nd :meth:`send_datagram`, take
-        them out of the kernel's queue; up to 65,536 are stored for :meth:`timestamps`, the latest
-        ones. They are not errors: :meth:`errors` and ``MSG_ERRQUEUE`` do not return them, and
-        ``stats().transmitted`` counts them. Sockets that share a descriptor (``dup``, ``fork``)
-        share the queue, too, and any of them may take a report.
+        ``select`` reports an error (``POLLERR``). Calls that wait, and every 32nd
+        :meth:`send_datagram`, take them out of the kernel's queue; the latest 65,536 are stored for
+        :meth:`timestamps`. They are not errors: :meth:`errors` and ``MSG_ERRQUEUE`` do not return
+        them, and ``stats().transmitted`` counts them. Sockets that share a descriptor (``dup``,
+        ``fork``) share the queue, too, and any of them may take a report.
 
         This is ``SO_TIMESTAMPING`` with ``SCM_TS_OPT_ID`` (the kernel's
         ``networking/timestamping.rst``). It ends when the program sets ``SO_TIMESTAMPING`` itself.
 
-        :raises OSError: ``EOPNOTSUPP``: the kernel is older than 6.13, or the socket is of
-            ``AF_UNIX``; ``EBUSY``: the program itself has asked for timestamps of all datagrams.
+        :raises OSError: ``EOPNOTSUPP``: the kernel is older than 6.13, or it is an ``AF_UNIX``
+            socket; ``EBUSY``: the program itself has asked for timestamps of all datagrams.
         """
 
     @transmit_timestamps.setter
@@ -597,12 +602,12 @@ class Socket:
         """Return the transmit timestamps that have arrived since the last call.
 
         :param timeout: How many seconds to wait for the first one.
-        :return: A list, which may be empty, of the datagram's id; when the kernel has passed it to
-            the device, in nanoseconds since 1970 UTC (see :func:`time.time_ns`); and when the
-            device has sent it, in nanoseconds on the device's clock. One of the two is ``None``: a
-            device with hardware timestamps (see
+        :return: A list, which may be empty, of tuples: the datagram's id; the time at which the
+            kernel passed it to the device, in nanoseconds since 1970 UTC (see
+            :func:`time.time_ns`); and the time at which the device sent it, in nanoseconds on the
+            device's clock. One of the two times is ``None``: a device with hardware timestamps (see
             :meth:`tomada.socket.socket.enable_hardware_timestamps`) gives a second item with the
-            same id. A datagram that never left has none, nor has one that joined another
+            same id. There is no item for a datagram that never left, or that was joined to another
             (``MSG_MORE``, ``UDP_CORK``).
         :raises ValueError: The timeout is negative or not a number.
         """
@@ -622,20 +627,21 @@ class Socket:
         :param datagrams: Bytes-like objects for ``address`` or, without it, for the connected peer;
             or pairs ``(bytes-like, address)``. An IPv6 socket also accepts IPv4 addresses.
             Consecutive datagrams of equal size to one peer are sent in one call that the kernel
-            splits (``UDP_SEGMENT``), if it can. With ``UDP_CORK`` or ``MSG_MORE`` the kernel joins
-            the datagrams instead. An iterable is read up to 4096 items ahead.
+            splits (``UDP_SEGMENT``), if it supports that. With ``UDP_CORK`` or ``MSG_MORE`` the
+            kernel joins the datagrams instead. An iterable is read up to 4096 items ahead.
         :param errors: With ``"raise"``, the first datagram that fails ends the call with its
             exception. The exception's ``index`` says which datagram it was, and ``sent`` how many
             were sent before it. With ``"continue"``, all datagrams are tried, and the call returns
             a list of ``(index, exception)``; if several were sent in one call, ``ENOBUFS`` and
             ``ENOMEM`` are reported for all of them. In either case, an exception from a signal
-            handler, an audit hook or the iterable ends the call unchanged, and so does a close.
+            handler, an audit hook or the iterable ends the call and is raised unchanged. Closing
+            the socket also ends the call.
         :raises BlockingIOError: The timeout is 0, and there was no room for the first datagram. If
             there was room for some, the call returns how many were sent.
         :raises TimeoutError: There was no room for the next datagram within the timeout, which
             applies to the whole call. ``sent`` says how many were sent.
-        :raises TypeError: An item is not a datagram. Those before it were sent; ``sent`` says how
-            many.
+        :raises TypeError: An item is not a datagram. The items before it were sent; ``sent`` says
+            how many.
         """
 
     @overload
@@ -666,7 +672,7 @@ class Socket:
     @overload
     def setsockopt(self, level: int, optname: int, value: None, optlen: int, /) -> None: ...
     def settimeout(self, timeout: float | None, /) -> None:
-        """Set the timeout in seconds; ``None`` waits for ever, 0 does not wait.
+        """Set the timeout in seconds; ``None`` waits forever, 0 does not wait.
 
         :raises ValueError: It is negative or not a number.
         """
@@ -688,7 +694,7 @@ class Batch:
     protocol: ``memoryview(batch)`` is its writable memory, and :attr:`offsets` and :attr:`lengths`
     say where each payload is; numpy can use all three without a copy. They stay valid as long as
     the batch exists, and always show its current content: the next receive overwrites the
-    previous payloads.
+    previous payloads. :meth:`rows`, :attr:`addresses_array` and :attr:`timestamps` are copies.
 
     Only one call at a time may use a batch, so give each thread its own. While one thread receives
     or sends, calls in others raise :class:`RuntimeError`.
@@ -718,6 +724,44 @@ class Batch:
     @property
     def addresses(self) -> list[_RetAddress]:
         """Each datagram's address: its sender's, or the one passed to :meth:`append`, or None."""
+
+    @property
+    def addresses_array(self) -> Any:
+        """The addresses as a :class:`numpy.ndarray` of records, without an object for each.
+
+        The fields of a record are ``family`` (``AF_INET`` or ``AF_INET6``), ``port``, ``scope`` (of
+        a link-local address: an interface's index) and ``address``, 16 bytes of which IPv4 uses the
+        first four. A datagram that was appended without an address has zeros. An IPv4 peer of an
+        IPv6 socket has a mapped address, as in :attr:`addresses`. The array is a copy, which the
+        next receive does not change.
+
+        :raises ValueError: There is an ``AF_UNIX`` address.
+        :raises ModuleNotFoundError: numpy is not installed.
+        """
+
+    @property
+    def timestamps(self) -> memoryview:
+        """When the kernel received each datagram: nanoseconds since 1970, in the format ``"q"``.
+
+        The kernel reports it if ``SO_TIMESTAMPNS`` (or ``SO_TIMESTAMP``, ``SO_TIMESTAMPING``) of
+        ``SOL_SOCKET`` is set, on IPv4 and IPv6 sockets; otherwise it is 0. Coalesced datagrams
+        share one. The view is a read-only copy, which the next receive does not change.
+        """
+
+    def rows(self, dtype: Any, *, errors: Literal["raise", "skip"] = "raise") -> Any:
+        """Return the payloads as a :class:`numpy.ndarray` with one item of ``dtype`` for each.
+
+        The array is a copy in contiguous memory, which the next receive does not change.
+
+        :param dtype: A numpy dtype, or an argument for :class:`numpy.dtype`. It must not contain
+            Python objects.
+        :param errors: With ``"skip"``, datagrams whose length is not that of ``dtype`` are left
+            out. Those that remain are the ones where ``lengths`` is ``dtype.itemsize``. Use this if
+            strangers can send to the socket.
+        :raises ValueError: A datagram has a different length, and ``errors`` is ``"raise"``; or
+            ``dtype`` does not have a size, or contains Python objects.
+        :raises ModuleNotFoundError: numpy is not installed.
+        """
 
     @property
     def truncated(self) -> list[int]:
@@ -774,7 +818,7 @@ class Datagram:
     :param source: The IP address to send from, which must be one of this machine.
     :param interface: The interface to send over: its name, its index, or one of its addresses.
     :param transmit_time_ns: When to transmit it, in nanoseconds on the clock of
-        :func:`time.monotonic_ns`. This needs a queueing discipline that knows such times: see
+        :func:`time.monotonic_ns`. This needs a queueing discipline that supports such times: see
         :meth:`Socket.send_datagrams`.
     :raises ValueError: A number is out of range, or ``source`` is not a numeric address.
     :raises OSError: ``ENODEV``: there is no such interface.
@@ -804,11 +848,11 @@ class Datagram:
         interface: str | int | None = ...,
         transmit_time_ns: int | None = ...,
     ) -> Datagram:
-        """Return a datagram to send with other values of some fields.
+        """Return a datagram to send, with new values for some fields.
 
         The arguments are those of the class. A reply to a received datagram keeps its ``address``,
-        ``source`` and ``interface``. Set ``ttl`` to ``None``: what is left of the request's may not
-        be enough for the way back.
+        ``source`` and ``interface``. In a reply, set ``ttl`` to ``None``: the TTL that the request
+        had left may not be enough for the way back.
         """
 
     @property
@@ -831,7 +875,7 @@ class Datagram:
     def source(self) -> str | None:
         """The local IP address to send from.
 
-        Of a received datagram, this is the address to reply from: its :attr:`destination`, or the
+        For a received datagram, this is the address to reply from: its :attr:`destination`, or the
         interface's own address if that is a group or a broadcast address.
         """
 
@@ -841,7 +885,7 @@ class Datagram:
 
     @property
     def destination(self) -> str | None:
-        """The IP address it was sent to: one of this machine, a group, or a broadcast address."""
+        """The destination address: an address of this machine, a group, or a broadcast address."""
 
     @property
     def interface(self) -> int | None:
@@ -911,26 +955,26 @@ class DtlsContext:
 
     True by default for a client, which then needs a ``server_hostname``. A client that has a
     pre-shared key, and that trusts no certificate or has no ``server_hostname``, offers only
-    ciphers that authenticate by that key.
+    ciphers that authenticate with that key.
     """
 
     mtu: int
-    """The longest datagram of a session in bytes, without headers of IP and UDP: 1400 by default.
+    """The maximum payload of a UDP datagram in bytes: 1400 by default.
 
-    Records and the fragments of a handshake are not longer. A session's
-    :attr:`~tomada.dtls.Session.max_datagram_size` follows from it.
+    Neither records nor handshake fragments are longer. A session's
+    :attr:`~tomada.dtls.Session.max_datagram_size` is derived from it.
     """
 
     max_sessions: int
     """The maximum number of complete sessions of a socket: 65,536 by default.
 
-    Beyond it, the session that was idle for longest ends.
+    Beyond it, the session that has been idle for longest ends.
     """
 
     max_handshakes: int
-    """The maximum number of handshakes under way: 1024 by default.
+    """The maximum number of handshakes in progress: 1024 by default.
 
-    Beyond it, the oldest ends. Only clients that have proved their address take part.
+    Beyond it, the oldest ends. Only clients that have proved their address count.
     """
 
     handshake_timeout: float
@@ -951,8 +995,9 @@ class DtlsContext:
     def keylog_filename(self) -> str | None:
         """The file that the secrets of sessions are appended to, or ``None``.
 
-        Wireshark and tshark decrypt what they have captured with it. Anyone else who reads it can
-        do the same: use it for debugging only.
+        With this file, Wireshark and tshark decrypt captured datagrams. Anyone else who can read it
+        can do the same: use it for debugging only. A file that is created here can be read only by
+        its owner.
 
         :raises OSError: The file cannot be opened.
         """
@@ -969,12 +1014,13 @@ class DtlsContext:
 
         A server may have one certificate for each kind of key, such as ECDSA and RSA.
 
-        :param certfile: A PEM file with the certificate, followed by those of its issuers.
+        :param certfile: A PEM file with the certificate, followed by the certificates of its
+            issuers.
         :param keyfile: A PEM file with the key; by default, ``certfile``.
         :param password: The password of an encrypted key, or a function that returns it.
         :raises OSError: A file cannot be read.
         :raises ValueError: A file has no certificate or key, the key belongs to another
-            certificate, or its password is missing or wrong. The text names the file.
+            certificate, or its password is missing or wrong. The message names the file.
         """
 
     def load_verify_locations(
@@ -983,13 +1029,13 @@ class DtlsContext:
         capath: str | PathLike[str] | None = None,
         cadata: str | ReadableBuffer | None = None,
     ) -> None:
-        """Trust certificates that issue the certificates of peers.
+        """Trust the authorities that issue the certificates of peers.
 
         :param cafile: A PEM file.
-        :param capath: A directory, of which each PEM file is read.
+        :param capath: A directory of PEM files, all of which are read.
         :param cadata: Certificates in PEM, or one in DER.
         :raises OSError: A file or directory cannot be read.
-        :raises ValueError: There is no certificate.
+        :raises ValueError: No certificate was found.
         """
 
     def set_default_verify_paths(self) -> None:
@@ -1002,14 +1048,36 @@ class DtlsContext:
         """
 
     def set_alpn_protocols(self, alpn_protocols: Sequence[str], /) -> None:
-        """Offer, or accept, application protocols (:rfc:`7301`), best first.
+        """Offer or accept application protocols (:rfc:`7301`), in order of preference.
 
-        A server chooses its best one among those that the client offers. If there is none, the
-        session has no protocol.
+        A server selects the first of its protocols that the client also offers. If the client
+        offers none of them, the session has no protocol.
 
         :raises ValueError: A name is empty or longer than 255 bytes.
         """
 
+    def set_srtp_profiles(self, profiles: Sequence[str], /) -> None:
+        """Offer, or accept, SRTP profiles (:rfc:`5764`), best first; an empty list for none.
+
+        A session's :meth:`~tomada.dtls.Session.selected_srtp_profile` is the server's best one
+        that the client offers, and ``None`` if there is none.
+        ``session.export_keying_material("EXTRACTOR-dtls_srtp", length)`` returns the SRTP keys. The
+        media must be sent over another socket: this one receives only records of DTLS.
+
+        :param profiles: OpenSSL's names: ``"SRTP_AEAD_AES_256_GCM"``, ``"SRTP_AEAD_AES_128_GCM"``,
+            ``"SRTP_AES128_CM_SHA1_80"``, ``"SRTP_AES128_CM_SHA1_32"``.
+        :raises ValueError: A name is unknown.
+        """
+
+    def session_stats(self) -> dict[str, int]:
+        """Return OpenSSL's counters of sessions, as :meth:`ssl.SSLContext.session_stats` does.
+
+        They start again from zero when a setting of the context is changed.
+        """
+
+    def _choose_by_name(
+        self, callback: Callable[[str | None], DtlsContext | int | None] | None, /
+    ) -> None: ...
     def set_psk_client_callback(
         self, callback: Callable[[str | None], tuple[str | None, ReadableBuffer]] | None, /
     ) -> None:
@@ -1017,7 +1085,8 @@ class DtlsContext:
 
         :param callback: Called during a handshake with the server's identity hint, or ``None``. It
             returns the identity and the key. Its exceptions are reported by
-            :func:`sys.unraisablehook` and end the handshake.
+            :func:`sys.unraisablehook` and end the handshake. It cannot close the socket of the
+            handshake: that raises :class:`OSError` with ``EDEADLK``.
         """
 
     def set_psk_server_callback(
@@ -1035,7 +1104,7 @@ class DtlsContext:
         """
 
     def _prepare(self, is_server: bool, /) -> None:
-        """Check that the context is for a side, and complete.
+        """Check that the context is for the given side, and that it is complete.
 
         :raises ValueError: It is not.
         """
@@ -1063,19 +1132,22 @@ class DtlsEndpoint:
         """Wait until the session with the only peer is complete; 0 does not wait."""
 
     def move(self, socket: Socket) -> DtlsEndpoint:
-        """Let another socket have the sessions of this one; return an object for it."""
+        """Move the sessions of this socket, and what they have received, to another one.
+
+        Return the object for that socket.
+        """
 
     def pump(self) -> None:
         """Receive some of the queued datagrams into the backlog."""
 
     def tick(self) -> float | None:
-        """Retransmit what is due; return in how many seconds to call this again, or ``None``."""
+        """Retransmit what is due; return the seconds until the next call is due, or ``None``."""
 
     def events(self) -> list[tuple[str, Any, OSError | None]]:
         """Return what has happened since the last call: the event, the peer and the reason."""
 
     def status(self) -> bool | None:
-        """Return whether the session with the only peer is complete; ``None`` is not yet.
+        """Return whether the handshake with the only peer is complete; ``None`` means not yet.
 
         :raises OSError: It has ended.
         """
@@ -1124,13 +1196,16 @@ class DtlsSession:
     def getpeercert(self, binary_form: bool = False) -> dict[str, Any] | bytes | None:
         """Return the peer's certificate, or ``None`` if it has not sent one.
 
-        :param binary_form: Return it in DER, even if it was not verified. Otherwise the result is a
-            dict as :meth:`ssl.SSLSocket.getpeercert` returns it; it is empty if the certificate was
-            not verified.
+        :param binary_form: Return the certificate in DER form, even if it was not verified.
+            Otherwise the result is a dict as :meth:`ssl.SSLSocket.getpeercert` returns it; it is
+            empty if the certificate was not verified.
         """
 
     def selected_alpn_protocol(self) -> str | None:
         """Return the application protocol that both sides support, or ``None``."""
+
+    def selected_srtp_profile(self) -> str | None:
+        """Return the profile of SRTP that both sides support (:rfc:`5764`), or ``None``."""
 
     def export_keying_material(
         self, label: str, length: int, context: bytes | None = None
@@ -1139,7 +1214,7 @@ class DtlsSession:
 
         :param label: Says what the material is for.
         :param length: The number of bytes, up to 65,536.
-        :param context: Further input that both sides must give alike.
+        :param context: Further input, which must be the same on both sides.
         """
 
 @final
@@ -1176,7 +1251,7 @@ class DatagramError:
 
     @property
     def data(self) -> bytes:
-        """The beginning of the datagram, as much as the ICMP message quotes."""
+        """The beginning of the datagram: as much of it as the ICMP message quotes."""
 
 def end_with_parent(signal: int, /) -> None:
     """Have the kernel send this process a signal when its parent ends (``PR_SET_PDEATHSIG``)."""
@@ -1255,7 +1330,7 @@ class ServerCore:
         """Run on an event loop instead of :meth:`run`, in the loop's thread.
 
         :param task_options: The keyword arguments of :class:`asyncio.Task`.
-        :param most: How many calls of the handler may be under way.
+        :param most: How many calls of the handler may run at once.
         :param on_reply: Called when something is queued to be sent: the loop calls
             :meth:`end_turn` at the end of its turn.
         :param on_stop: Called in the loop after :meth:`stop`.
@@ -1265,8 +1340,8 @@ class ServerCore:
         """Receive once without waiting, call the handler, and send what it has returned.
 
         :return: The next step. 0: wait, there is nothing to receive. 1: there may be more. 2:
-            receive again, for datagrams that the kernel does not know of. 3: as many calls as are
-            allowed are under way. 4: pause, because of errors. 5: everything was received.
+            receive again, for datagrams that the kernel does not know of. 3: the maximum number of
+            calls is under way. 4: pause, because of errors. 5: everything was received.
         """
 
     def end_turn(self) -> bool:
@@ -1276,23 +1351,24 @@ class ServerCore:
         """Log drops and entries of the error queue; call it about once per second."""
 
     def tick_sessions(self) -> float | None:
-        """Retransmit what handshakes of DTLS wait for; return the seconds until the next call.
+        """Retransmit the handshake messages that are due; return the seconds until the next call.
 
         It is ``None`` if no call is needed before the next receive.
         """
 
     def cancel_tasks(self) -> None:
-        """Cancel the tasks under way; from now on, cancelled tasks are counted as such."""
+        """Cancel the running tasks; from now on, count cancelled tasks."""
 
     def detach(self) -> int:
         """Send the remaining replies, and stop running on the loop.
 
-        :return: How many received datagrams were not handled, or whose handler has not returned.
+        :return: How many received datagrams were not handled, or have a handler that has not
+            returned.
         """
 
     @property
     def under_way(self) -> int:
-        """How many calls of the handler are under way."""
+        """How many calls of the handler are running."""
 
     @property
     def is_stopping(self) -> bool:
@@ -1365,11 +1441,11 @@ class ServerStats:
 
     @property
     def proxy_malformed(self) -> int:
-        """Datagrams of trusted proxies without a valid PROXY header, which were refused.
+        """Datagrams from trusted proxies that were refused because they had no valid PROXY header.
 
-        No other counter includes them. If the proxies put a header in front of the first datagram
-        of a flow, these are also datagrams of a flow whose beginning was not seen, and of one in
-        which another client's header appeared later.
+        No other counter includes them. If the proxies put a header in front of only the first
+        datagram of a flow, this includes the datagrams of flows whose first datagram this process
+        did not receive, and of flows in which another client's header appeared later.
         """
 
     @property
@@ -1377,7 +1453,7 @@ class ServerStats:
         """Datagrams that the kernel dropped since the start: see :attr:`Stats.kernel_drops`.
 
         The number of datagrams sent to the server is ``received + refused + kernel_drops +
-        filter_drops``, once its queue is empty; behind proxies, also ``proxy_untrusted +
+        filter_drops``, once its queue is empty; behind proxies, add ``proxy_untrusted +
         proxy_malformed``.
         """
 
@@ -1389,8 +1465,9 @@ class ServerStats:
     def handler_errors(self) -> int:
         """Replies that the handler did not produce: exceptions, wrong types, too many bytes.
 
-        This includes datagrams for which there was not enough memory to call the handler, and those
-        whose source is the server's own address, for which it is not called.
+        This includes datagrams for which there was not enough memory to call the handler, and
+        datagrams whose source is the server's own address, for which the server does not call the
+        handler.
         """
 
     @property
@@ -1413,7 +1490,7 @@ class ServerStats:
     def handler_time(self) -> float:
         """Seconds spent in the handler, and in creating its arguments.
 
-        For an async handler, the sum of the times until its calls have returned, which overlap.
+        For an async handler, the sum of the durations of all calls, which overlap.
         """
 
     @property
@@ -1458,8 +1535,8 @@ class SinkStats:
     def in_flight(self) -> int:
         """Datagrams that the sink holds: received, and neither published nor dropped yet.
 
-        This may include, for a moment, a batch that is about to be dropped. A worker that is killed
-        leaves its own here.
+        This may include, for a moment, a batch that is about to be dropped. The datagrams of a
+        worker that was killed remain here.
         """
 
     def __eq__(self, other: object, /) -> bool: ...
@@ -1512,11 +1589,11 @@ class Stats:
 
     @property
     def proxy_malformed(self) -> int:
-        """Datagrams of trusted proxies without a valid PROXY header, which were refused.
+        """Datagrams from trusted proxies that were refused because they had no valid PROXY header.
 
-        No other counter includes them. If the proxies put a header in front of the first datagram
-        of a flow, these are also datagrams of a flow whose beginning was not seen, and of one in
-        which another client's header appeared later.
+        No other counter includes them. If the proxies put a header in front of only the first
+        datagram of a flow, this includes the datagrams of flows whose first datagram this process
+        did not receive, and of flows in which another client's header appeared later.
         """
 
     @property
@@ -1526,8 +1603,8 @@ class Stats:
         The kernel drops a datagram if the socket's buffer is full or its checksum is wrong. This
         also includes datagrams that this process could not store because it was out of memory;
         :attr:`received` does not include those. The number of datagrams sent to the socket is
-        ``received + refused + kernel_drops + filter_drops``, once its queue is empty; of a server
-        behind proxies, also ``proxy_untrusted + proxy_malformed``. With :attr:`Socket.gro` that is
+        ``received + refused + kernel_drops + filter_drops``, once its queue is empty; for a server
+        behind proxies, add ``proxy_untrusted + proxy_malformed``. With :attr:`Socket.gro` that is
         not exact: the kernel counts coalesced datagrams as one, so each drop stands for 1 to 128
         datagrams.
 
@@ -1540,11 +1617,11 @@ class Stats:
         """Datagrams that the socket's kernel filter refused (``SO_ATTACH_FILTER``).
 
         It is the filter of a :class:`Guard` with ``allow`` or ``deny``, or your own. The kernel has
-        one counter for these and for datagrams that found no room. Each call of ``stats()``
-        separates them by means of the network namespace's counters (``RcvbufErrors`` and
-        ``InErrors`` in ``/proc/net/snmp``). While another socket of the namespace overflows, some
-        are counted in :attr:`kernel_drops` instead. Before Linux 5.14, without ``/proc``, or if the
-        socket is in a different namespace from the calling thread, all of them are.
+        one counter for these and for datagrams that did not fit into the buffer. Each call of
+        ``stats()`` separates them by means of the network namespace's counters (``RcvbufErrors``
+        and ``InErrors`` in ``/proc/net/snmp``). While another socket of the namespace overflows,
+        some are counted in :attr:`kernel_drops` instead. Before Linux 5.14, without ``/proc``, or
+        if the socket is in a different namespace from the calling thread, all of them are.
         """
 
     @property
@@ -1566,7 +1643,10 @@ class Stats:
 
 @final
 class LinkCore:
-    """The thread of :class:`tomada.testing.Link`. Directions have numbers: 0 is to the server."""
+    """The thread of :class:`tomada.testing.Link`. Direction 0 is towards the server.
+
+    The number of a script is that of its direction, or 2 for both.
+    """
 
     def __new__(
         cls,
@@ -1576,17 +1656,15 @@ class LinkCore:
         seed: int,
         log_size: int,
         impairments: tuple[Any, Any],
-        scripts: tuple[Any, Any],
-        script: Any,
+        scripts: list[tuple[int, Any]],
         captures: bool,
     ) -> Self: ...
     @property
     def address(self) -> Any: ...
     def stop(self) -> None: ...
-    def set(self, number: int, impaired: Any) -> None: ...
-    def set_script(self, number: int, script: Any) -> None: ...
-    def cut(self, number: int) -> None: ...
-    def heal(self, number: int) -> None: ...
+    def change(self, impairments: tuple[Any, Any], scripts: list[tuple[int, Any]]) -> None: ...
+    def cut(self, directions: tuple[bool, bool]) -> None: ...
+    def heal(self, directions: tuple[bool, bool]) -> None: ...
     def rebind(self) -> None: ...
     def stats(self, number: int) -> dict[str, int]: ...
     def log(self, number: int) -> list[tuple[Any, ...]]: ...
@@ -1597,11 +1675,12 @@ class LinkCore:
 
 @final
 class PathCore:
-    """One direction of a link, without sockets; times are the caller's, in nanoseconds."""
+    """One direction of a link, without sockets; the caller passes the time, in nanoseconds."""
 
     def __new__(cls, seed: int, log_size: int) -> Self: ...
     def set(self, impaired: Any) -> None: ...
-    def set_script(self, script: Any) -> None: ...
+    @staticmethod
+    def check_steps(script: Any) -> None: ...
     def accept(
         self, now: int, flow: int, data: ReadableBuffer, headers: int, step: str | None = None
     ) -> None: ...
@@ -1897,7 +1976,10 @@ class TransportCore:
         """Set the protocol that datagrams are delivered to."""
 
     def raise_mistakes(self) -> None:
-        """From now on, raise the caller's mistakes instead of reporting them to the protocol."""
+        """Raise exceptions for the caller's mistakes from now on.
+
+        Until then, they are reported to the protocol.
+        """
 
     def restore_options(self) -> None:
         """Restore the options of a shared socket that no other transport or server relies on."""
@@ -1917,6 +1999,12 @@ class TransportCore:
     def recvfrom(self) -> tuple[bytes, _RetAddress]:
         """Receive a datagram and its sender's address."""
 
+    def recv_datagram(self) -> Datagram:
+        """Take a datagram with its metadata. ``BlockingIOError`` if there is none."""
+
+    def recv_batch(self, batch: Batch) -> int:
+        """Take as many queued datagrams as a batch has room for."""
+
     def recv_many(self, max_datagrams: int) -> list[tuple[bytes, _RetAddress]]:
         """Receive all queued datagrams, up to a maximum, with their senders' addresses."""
 
@@ -1927,7 +2015,7 @@ class TransportCore:
         """
 
     def read_all_errors(self) -> None:
-        """Report all stored errors to the protocol at once."""
+        """Report all stored errors to the protocol now, however many there are."""
 
     def resume_errors(self) -> None:
         """Continue to report errors to the protocol."""

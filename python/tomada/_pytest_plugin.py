@@ -1,4 +1,4 @@
-"""The plug-in for pytest: fixtures, and seeds that ``--udp-seed`` repeats.
+"""The pytest plug-in: fixtures, and seeds that ``--udp-seed`` reproduces.
 
 pytest imports it in every run in which tomada is installed, so it imports only what it needs.
 """
@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose the seed of the run, or take that of the process that pytest-xdist started."""
+    """Choose the seed of the run; in a worker of pytest-xdist, use the seed of the run."""
     given = getattr(config, "workerinput", {}).get("udp_seed", config.getoption("--udp-seed"))
     config.stash[_BASE] = seeds.fresh() if given is None else given
 
@@ -55,12 +55,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Derive the seeds of a test from that of the run and its name."""
     used = item.stash[_USED] = []
 
-    def noted() -> Iterator[int]:
-        for seed in seeds.of_test(item.config.stash[_BASE], item.nodeid):
-            used.append(seed)
-            yield seed
+    draw = seeds.of_test(item.config.stash[_BASE], item.nodeid)
 
-    seeds.use(noted())
+    def noted() -> int:
+        seed = draw()
+        used.append(seed)
+        return seed
+
+    seeds.use(noted)
     try:
         return (yield)
     finally:
@@ -79,7 +81,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Make a coroutine function that uses ``udp_clock`` run on that clock."""
+    """Run a coroutine function that uses ``udp_clock`` on that clock."""
     if not isinstance(item, pytest.Function) or "udp_clock" not in item.fixturenames:
         return
     function = item.obj

@@ -87,10 +87,10 @@ class Reports:
     def _drops(self, count: int) -> None:
         sock = self._sock
         logger.warning(
-            "the kernel has begun to drop datagrams for %s, %d so far: they come faster than the "
-            "handler takes them, and the receive buffer of %d bytes is full. Give the server a "
-            "larger rcvbuf (sysctl net.core.rmem_max allows %d), more workers, or a faster "
-            "handler; stats().kernel_drops counts on",
+            "the kernel has begun to drop datagrams for %s (%d so far): they arrive faster than "
+            "the handler handles them, and the receive buffer of %d bytes is full. Use a larger "
+            "rcvbuf (sysctl net.core.rmem_max allows %d), more workers, or a faster handler; "
+            "stats().kernel_drops counts further drops",
             format_address(sock.getsockname()),
             count,
             sock.getsockopt(SOL_SOCKET, SO_RCVBUF),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex, TypeAlias
 
 from tomada import _core, socket
 
@@ -134,6 +134,33 @@ def check_dtls(context: Any, *, is_server: bool) -> None:
     context._prepare(is_server)  # noqa: SLF001 - these modules are one
 
 
+#: The context of a client's sessions, and the name that the server must have.
+Secured: TypeAlias = "tuple[_core.DtlsContext, str | None]"
+
+
+def check_server_hostname(context: object, server_hostname: str | None) -> None:
+    """Raise :class:`ValueError` if there is a name, but nothing would be encrypted."""
+    if context is None and server_hostname is not None:
+        raise ValueError("server_hostname needs dtls: without it, plain text is sent")
+
+
+def secured_by(
+    context: _core.DtlsContext | None, server_hostname: str | None, address: Any
+) -> Secured | None:
+    """Return the settings of a client's sessions, from its ``dtls`` and ``server_hostname``.
+
+    :raises TypeError: As :func:`check_dtls`.
+    :raises ValueError: As :func:`check_dtls`, or there is a name without a context.
+    """
+    check_server_hostname(context, server_hostname)
+    if context is None:
+        return None
+    check_dtls(context, is_server=False)
+    if server_hostname is None and isinstance(address, tuple):
+        server_hostname = address[0]
+    return context, server_hostname
+
+
 def check_shared(sock: Any) -> None:
     """Raise :class:`TypeError` if a socket that the caller shares has a session.
 
@@ -141,8 +168,8 @@ def check_shared(sock: Any) -> None:
     """
     if hasattr(sock, "do_handshake"):
         raise TypeError(
-            f"{sock!r} has a session, which its descriptor alone has not: call its own methods, "
-            "or pass a socket without one"
+            f"{sock!r} has a session, and its descriptor alone would send plain text: "
+            "call its own methods, or pass a plain socket"
         )
 
 

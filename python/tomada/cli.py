@@ -22,7 +22,7 @@ and talk to it from another:
   tomada send 127.0.0.1:1234 hello --expect-reply
   tomada bench 127.0.0.1:1234
 
-tomada COMMAND --help says more about each.
+tomada COMMAND --help describes each command.
 """
 
 
@@ -43,9 +43,9 @@ def parser() -> argparse.ArgumentParser:
 def _add_demo(commands: Any) -> None:
     demo = commands.add_parser(
         "demo",
-        help="a server and a client exchange a text, with tomada and with plain sockets",
-        description="Send the lines of a text to a server and check its answers: between two "
-        "processes, with tomada at both ends, then with the standard socket module at either.",
+        help="run a server and a client, with tomada and with plain sockets",
+        description="Send the lines of a text to a server in another process, and check the "
+        "replies: first with tomada at both ends, then with the standard socket module at one.",
     )
     demo.add_argument("file", nargs="?", help="a UTF-8 text (default: tomada's README)")
     demo.add_argument("--port", type=int, default=1234, help="the server's port (default: 1234)")

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from tomada._address import format_address
 from tomada._advice import advise_on_sending
-from tomada._client.connection import MOST_REPORTS, Connection, RefusedError, has_no_room
+from tomada._client.connection import (
+    MOST_REPORTS,
+    Connection,
+    RefusedError,
+    SecuringError,
+    has_no_room,
+    session_lost,
+)
 from tomada._client.exchange import Exchange
 from tomada._client.identity import Identity
 from tomada._client.pipeline import Pipeline
@@ -18,7 +25,7 @@ from tomada._client.pool import Pool, resolve
 from tomada._client.retry import Retry
 from tomada._peer_errors import is_from_peer
 from tomada._proxy_header import header_for
-from tomada._socket_options import SocketOptions, check_dtls
+from tomada._socket_options import SocketOptions, secured_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
@@ -42,19 +49,20 @@ class Client:
     The client retransmits a request with exponential backoff until its timeout. So the server may
     receive a request twice; this matters only if requests have side effects.
 
-    The client drops datagrams from other addresses. A ``match`` or a ``key`` tells which reply
-    belongs to which request, over one port. Without one, only the port tells, and each request in
-    flight has a port of its own. After a request that was retransmitted, not answered or cancelled,
-    no client of this process sends to the same server from its port for twice the timeout, and at
-    least 30 s. If that leaves no port, the request fails at once with ``EADDRNOTAVAIL``: with the
-    usual 28,232 ports, after 941 such requests per second. So a reply can be returned to another
-    request only if it arrives even later, or if another process used the port before.
+    The client drops datagrams from other addresses. A ``match`` or a ``key`` identifies the request
+    that a reply belongs to, over one port. Without either, only the port identifies it, so each
+    request in flight has a port of its own. If a request was retransmitted, not answered or
+    cancelled, no client of this process sends from that request's port to the same server for twice
+    the timeout, and at least 30 s. If that leaves no port, the request fails at once with
+    ``EADDRNOTAVAIL``: with the usual 28,232 ports, this happens above 941 such requests per second.
+    So a reply can be returned to another request only if it arrives even later, or if another
+    process used the port before.
 
     In case the network duplicates a reply, the client reuses any other port only after it has used
     31 others, or after the timeout. During the first 256 requests, and permanently once it has seen
-    a duplicate, it also waits for ``4 * (SRTT + 4 * RTTVAR)``, or the timeout if that is shorter;
-    after a duplicate, for at least 100 ms. A duplicate that arrives later can be returned to
-    another request. A ``match`` or ``key`` prevents this.
+    a duplicate, it also waits for ``4 * (SRTT + 4 * RTTVAR)``, or the timeout if that is shorter.
+    After a duplicate, it waits for at least 100 ms. A duplicate that arrives later can be returned
+    to another request. A ``match`` or ``key`` prevents this.
 
     **Waits.** The first wait is derived from the round-trip time, measured as in RFC 6298: ``SRTT +
     max(50 ms, 4 * RTTVAR)``. Before the first measurement it is one eighth of the timeout with the
@@ -78,21 +86,21 @@ class Client:
         It may be called often. With it, the client uses one socket for all requests, and
         :meth:`request_many` is several times faster.
     :param key: Returns what a request and its reply have in common, such as a number in their
-        headers: ``key(data) -> hashable``. Use it instead of a ``match`` where there is one: the
-        client finds the request of a reply at once, however many are in flight. Requests that
-        :meth:`request_many` has in flight must have different keys.
+        headers: ``key(data) -> hashable``. Prefer it to a ``match`` if the protocol allows it: the
+        client finds the request that a reply belongs to immediately, however many are in flight.
+        Requests that :meth:`request_many` has in flight must have different keys.
     :param retry_refused: Whether to retry if there is no server, because it may be about to start,
         or to raise :class:`ConnectionRefusedError` at once. Other ICMP errors never end a request.
     :param family: ``AF_INET6`` or ``AF_INET``, for a name that has both kinds of addresses.
     :param spin: How long a wait polls before it sleeps, in seconds; see
         :attr:`tomada.socket.socket.spin`.
-    :param proxy_from: The address ``(host, port)`` of a client for which this one speaks, as a load
-        balancer does: each request begins with a PROXY protocol header (version 2) that says so.
-        For servers that trust this machine (``Server(proxy=…)``), and for tests. Not available with
-        ``dtls``.
+    :param proxy_from: The address ``(host, port)`` of a client on whose behalf this one sends, as a
+        load balancer does: each request begins with a PROXY protocol header (version 2) that
+        contains this address. For servers that trust this machine (``Server(proxy=…)``), and for
+        tests. Not available with ``dtls``.
     :param dtls: A :class:`tomada.dtls.Context` of ``PROTOCOL_DTLS_CLIENT``: requests and replies
-        are then encrypted. Each socket of the client has a session of its own; the handshake takes
-        a part of the first request's timeout.
+        are then encrypted. Each socket of the client has a session of its own; the handshake uses
+        up part of the first request's timeout.
     :param server_hostname: The name, or the address, that the server's certificate must be for. By
         default, the host of ``address``.
     :raises socket.gaierror: The host has no address.
@@ -122,18 +130,13 @@ class Client:
         )
         identity = Identity(match, key)
         options = SocketOptions(gro=False, spin=spin)
-        prepare: Callable[[Connection], None] = options.apply
-        if dtls is not None:
-            check_dtls(dtls, is_server=False)
-            if proxy_from is not None:
-                raise ValueError("proxy_from is not available with dtls")
-            if server_hostname is None and isinstance(address, tuple):
-                server_hostname = address[0]
-            secured = dtls, server_hostname
+        secured = secured_by(dtls, server_hostname, address)
+        if secured is not None and proxy_from is not None:
+            raise ValueError("proxy_from is not available with dtls")
 
-            def prepare(connection: Connection) -> None:
-                options.apply(connection)
-                connection.dtls = secured
+        def prepare(connection: Connection) -> None:
+            options.apply(connection)
+            connection.dtls = secured
 
         found, self._address = resolve(address, family)
         self._header = b"" if proxy_from is None else header_for(proxy_from, self._address)
@@ -158,14 +161,14 @@ class Client:
 
         If another thread closes the client, this raises :class:`OSError`.
 
-        :raises TimeoutError: No reply arrived; the text says after how many attempts. ``__cause__``
-            is the last error that an ICMP message brought, such as a
+        :raises TimeoutError: No reply arrived; the message says after how many attempts.
+            ``__cause__`` is the last error that an ICMP message reported, such as a
             :class:`ConnectionRefusedError` if there was no server.
         :raises ConnectionRefusedError: There is no server, and ``retry_refused`` is false; with
             ``AF_UNIX`` it may be a :class:`FileNotFoundError`.
-        :raises OSError: ``EMSGSIZE``, where the request is longer than a datagram can be;
-            ``EADDRNOTAVAIL``, where a late reply may still arrive on each free port; an error of
-            this machine that keeps it from sending, such as ``ENETUNREACH``.
+        :raises OSError: ``EMSGSIZE``: the request is longer than a datagram can be;
+            ``EADDRNOTAVAIL``: a late reply may still arrive on each free port; or another error
+            that prevents this machine from sending, such as ``ENETUNREACH``.
         """
         started = monotonic()
         if self._header:
@@ -194,11 +197,14 @@ class Client:
         except TimeoutError:
             pass
         except OSError as error:
-            if not is_from_peer(error):
+            if connection.has_lost_session():
+                refusal = session_lost()
+            elif is_from_peer(error):
+                refusal = error
+            else:
                 pool.retire(connection)
                 self._explain(error)
                 raise
-            refusal = error
         except BaseException:
             pool.retire(connection)
             raise
@@ -227,7 +233,7 @@ class Client:
         connection: Connection | None,
         refusal: OSError | None = None,
     ) -> bytes:
-        """Make all attempts of a request or, given the connection it was sent on, the others."""
+        """Make all attempts of a request, or only those after one already sent on a connection."""
         pool, match = self._opened(), self._match
         exchange = Exchange(
             self._retry,
@@ -257,7 +263,9 @@ class Client:
             self._explain(error)
             raise
         finally:
-            if exchange.may_reuse_port:
+            # A server that was restarted no longer knows a session that it does not answer in.
+            is_doubtful = connection.dtls is not None and not exchange.is_complete
+            if exchange.may_reuse_port and not is_doubtful:
                 pool.put(connection)
             else:
                 pool.retire(connection)
@@ -275,6 +283,8 @@ class Client:
             connection.ask(data, exchange.due)
         except RefusedError as refused:
             exchange.refuse(refused.args[0])
+        except SecuringError:
+            exchange.unsent += 1
         except OSError as error:
             if not has_no_room(error):
                 raise
@@ -315,7 +325,7 @@ class Client:
         """Send many requests, several at once; return the replies in the order of the requests.
 
         Each request has the whole timeout. With a ``match`` or ``key``, all requests share one
-        socket and are sent in batches. Without one, each request in flight has its own port,
+        socket and are sent in batches. Without either, each request in flight has its own port,
         because nothing else reliably identifies its reply. This costs two system calls per request,
         and about ``window + 32`` sockets, which the client keeps for the next call.
 

@@ -1,7 +1,7 @@
 """``tomada demo``: sends the lines of a text to a server in another process and checks the replies.
 
 It runs three times: with tomada's :class:`~tomada.Server` and :class:`~tomada.Client`, with a
-client on the standard ``socket`` module, and with a server on it.
+client that uses the standard ``socket`` module, and with a server that uses it.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def read_text(file: str | None) -> tuple[str, bytes]:
 def main(file: str | None = None, port: int = PORT) -> int:
     """Run the demonstration; return 0 only if every reply was right.
 
-    :raises DemoError: It failed; the text says why.
+    :raises DemoError: It failed; the message says why.
     """
     title, text = read_text(file)
     lines = text.splitlines()

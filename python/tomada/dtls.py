@@ -1,6 +1,6 @@
 """DTLS: encryption for datagrams, with the interface of the :mod:`ssl` module.
 
-A :class:`Context` has certificates and keys. Give it as ``dtls=`` to a server, a client or an
+A :class:`Context` has certificates and keys. Pass it as ``dtls=`` to a server, a client or an
 endpoint, or wrap a connected socket with :func:`wrap_socket`.
 """
 
@@ -10,10 +10,13 @@ import contextlib
 import enum
 import os
 import socket as _std
+from collections.abc import Callable
 from socket import AF_INET, AF_INET6, SOCK_DGRAM
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
+from weakref import ref
 
 from tomada import _core
+from tomada._address import format_address
 from tomada._dtls_errors import (
     DTLSCertVerificationError,
     DTLSError,
@@ -21,6 +24,7 @@ from tomada._dtls_errors import (
     DTLSWantReadError,
     DTLSZeroReturnError,
 )
+from tomada._socket_options import check_dtls
 from tomada.socket import socket
 
 if not hasattr(_core, "DtlsContext"):
@@ -32,6 +36,14 @@ if not hasattr(_core, "DtlsContext"):
 
 from tomada._core import OPENSSL_VERSION, OPENSSL_VERSION_NUMBER, DtlsContext, DtlsEndpoint
 from tomada._core import DtlsSession as Session
+
+_OLDEST = 0x30000000
+if OPENSSL_VERSION_NUMBER < _OLDEST:
+    _MESSAGE = (
+        f"tomada.dtls needs OpenSSL 3.0 or newer, not {OPENSSL_VERSION}: "
+        "install a wheel, which contains its own, or upgrade the system's OpenSSL and build again"
+    )
+    raise ImportError(_MESSAGE, name="tomada.dtls")
 
 __all__ = [
     "CERT_NONE",
@@ -49,6 +61,7 @@ __all__ = [
     "DTLSVersion",
     "DTLSWantReadError",
     "DTLSZeroReturnError",
+    "Handshake",
     "Protocol",
     "Session",
     "VerifyMode",
@@ -73,7 +86,7 @@ class VerifyMode(enum.IntEnum):
 
 
 class DTLSVersion(enum.IntEnum):
-    """A version of the protocol, by its number in records."""
+    """A version of the protocol, by its number in records. DTLS 1.3 is not supported."""
 
     DTLSv1 = 0xFEFF
     DTLSv1_2 = 0xFEFD
@@ -86,8 +99,35 @@ CERT_OPTIONAL = VerifyMode.CERT_OPTIONAL
 CERT_REQUIRED = VerifyMode.CERT_REQUIRED
 
 
+class Handshake:
+    """A session that a client begins: the first argument of :attr:`Context.sni_callback`."""
+
+    __slots__ = ("_context", "server_name")
+
+    def __init__(self, context: Context, server_name: str | None) -> None:
+        self._context = context
+        #: The name that the client asks for, or ``None``.
+        self.server_name = server_name
+
+    @property
+    def context(self) -> Context:
+        """The context of the session: set it to another server's context to use its certificates.
+
+        The session takes the certificate, the trusted issuers, ``verify_mode``, the ciphers and
+        ALPN from the new context. Pre-shared keys, versions and sizes stay those of the first one.
+        """
+        return self._context
+
+    @context.setter
+    def context(self, context: Context) -> None:
+        if not isinstance(context, Context):
+            message = f"context must be a tomada.dtls.Context, not {context!r}"
+            raise TypeError(message)
+        self._context = context
+
+
 class Context(DtlsContext):
-    """Certificates, keys and rules, for many sessions.
+    """The certificates, keys and settings for any number of sessions.
 
     ``Context(PROTOCOL_DTLS_CLIENT)`` verifies the server's certificate and its host name;
     ``Context(PROTOCOL_DTLS_SERVER)`` does not ask clients for a certificate. Changes apply to
@@ -96,15 +136,17 @@ class Context(DtlsContext):
     :param protocol: Which side the context is for.
     """
 
-    __slots__ = ("protocol",)
+    __slots__ = ("__weakref__", "_sni_callback", "protocol")
 
     protocol: Protocol
+    _sni_callback: SNICallback | None
 
     def __new__(cls, protocol: Protocol) -> Self:
         """Create a context."""
         protocol = Protocol(protocol)
         self = super().__new__(cls, protocol is PROTOCOL_DTLS_SERVER)
         self.protocol = protocol
+        self._sni_callback = None
         return self
 
     @property
@@ -123,9 +165,9 @@ class Context(DtlsContext):
 
     @property
     def minimum_version(self) -> DTLSVersion:
-        """The oldest version that is acceptable: DTLS 1.2 by default.
+        """The lowest acceptable version: DTLS 1.2 by default.
 
-        :raises ValueError: It is set to one newer than ``maximum_version``.
+        :raises ValueError: The value is higher than ``maximum_version``.
         """
         return DTLSVersion(self._minimum)
 
@@ -135,15 +177,50 @@ class Context(DtlsContext):
 
     @property
     def maximum_version(self) -> DTLSVersion:
-        """The newest version that is acceptable: DTLS 1.2 by default.
+        """The highest acceptable version: DTLS 1.2 by default.
 
-        :raises ValueError: It is set to one older than ``minimum_version``.
+        DTLS 1.3 is not supported, even if OpenSSL has it: its first messages differ, and a server
+        could not answer them without keeping memory for addresses that may be forged.
+
+        :raises ValueError: The value is lower than ``minimum_version``.
         """
         return DTLSVersion(self._maximum)
 
     @maximum_version.setter
     def maximum_version(self, version: DTLSVersion) -> None:
         self._maximum = DTLSVersion(version)
+
+    @property
+    def sni_callback(self) -> SNICallback | None:
+        """A function that chooses a session's context by the name that the client asks for.
+
+        As with :attr:`ssl.SSLContext.sni_callback`, it is called with the session that begins (a
+        :class:`Handshake`), the name or ``None``, and this context. It may set the ``context`` of
+        the first argument. It returns ``None``, or the number of an alert that ends the handshake,
+        such as :data:`ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME`: 40, 49, 71, 80, 90 or 112. If it
+        raises an exception, :func:`sys.unraisablehook` reports that, and the handshake fails.
+
+        A server with such a function does not resume sessions, because a resumed session would
+        evade the checks of the chosen context.
+
+        :raises TypeError: It is set to something other than a function or ``None``.
+        :raises ValueError: It is set on a client's context.
+        """
+        return self._sni_callback
+
+    @sni_callback.setter
+    def sni_callback(self, callback: SNICallback | None) -> None:
+        if self.protocol is not PROTOCOL_DTLS_SERVER:
+            message = "sni_callback cannot be set on a context of PROTOCOL_DTLS_CLIENT"
+            raise ValueError(message)
+        if callback is None:
+            self._choose_by_name(None)
+        elif callable(callback):
+            self._choose_by_name(_chooser(callback, self))
+        else:
+            message = "not a callable object"
+            raise TypeError(message)
+        self._sni_callback = callback
 
     def load_default_certs(self) -> None:
         """Trust the certificates that the system trusts."""
@@ -166,6 +243,27 @@ class Context(DtlsContext):
         )
 
 
+#: The type of :attr:`Context.sni_callback`.
+SNICallback: TypeAlias = Callable[[Handshake, str | None, Context], int | None]
+
+
+def _chooser(callback: SNICallback, first: Context) -> Callable[[str | None], Context | int | None]:
+    """Return the function that the core calls."""
+    weak = ref(first)  # the context refers to it
+
+    def choose(name: str | None) -> Context | int | None:
+        context = weak()
+        if context is None:
+            return None  # nobody has the context any more
+        handshake = Handshake(context, name)
+        alert = callback(handshake, name, context)
+        if alert is not None:
+            return alert
+        return None if handshake.context is context else handshake.context
+
+    return choose
+
+
 def create_default_context(
     protocol: Protocol = PROTOCOL_DTLS_CLIENT,
     *,
@@ -175,8 +273,8 @@ def create_default_context(
 ) -> Context:
     """Return a context with safe settings.
 
-    A client's context verifies the server's certificate and its host name, by the given
-    certificates or, by default, by those that the system trusts.
+    A client's context verifies the server's certificate and its host name, against the given
+    certificates or, by default, against those that the system trusts.
 
     :param protocol: Which side the context is for.
     :param cafile: A PEM file with certificates to trust.
@@ -216,7 +314,7 @@ class DTLSSocket(socket):
 
     @classmethod
     def _of(cls, sock: _std.socket) -> Self:
-        """Return a socket with another one's descriptor, and without a session yet."""
+        """Return a socket that takes over another one's descriptor, and has no session yet."""
         self = cls.__new__(cls, sock.family, sock.type, sock.proto)
         self._endpoint = None
         socket.__init__(self, sock.family, sock.type, sock.proto, sock.detach())
@@ -236,12 +334,12 @@ class DTLSSocket(socket):
         return None if self._endpoint is None else self._endpoint.session()
 
     def do_handshake(self) -> None:
-        """Wait until the session is complete.
+        """Complete the handshake.
 
         The socket's timeout limits the wait. A handshake that fails cannot be repeated.
 
-        :raises DTLSWantReadError: The socket does not wait. Call this again when it is readable,
-            and after :meth:`handshake_timeout` seconds.
+        :raises DTLSWantReadError: The socket is non-blocking. Call this again when it is readable,
+            or after :meth:`handshake_timeout` seconds.
         :raises DTLSCertVerificationError: The peer's certificate was not accepted.
         :raises DTLSError: The handshake failed.
         :raises TimeoutError: The peer did not answer in time.
@@ -250,22 +348,30 @@ class DTLSSocket(socket):
         if self._endpoint is None:
             message = "the socket has no session: use wrap_socket()"
             raise ValueError(message)
-        self._endpoint.handshake(self.gettimeout())
+        timeout = self.gettimeout()
+        try:
+            self._endpoint.handshake(timeout)
+        except TimeoutError as error:
+            if isinstance(error, DTLSError) or timeout is None:
+                raise
+            peer = format_address(self.getpeername())
+            message = f"timed out: the handshake with {peer} was not complete after {timeout:g} s"
+            raise TimeoutError(message) from None
 
     def handshake_timeout(self) -> float | None:
-        """Return in how many seconds a non-blocking handshake must be continued, or ``None``.
+        """Return the seconds until a non-blocking handshake must be continued, or ``None``.
 
-        Also sends again what the peer has not answered in time.
+        Also retransmits messages that the peer has not answered in time.
         """
         return None if self._endpoint is None else self._endpoint.tick()
 
     def dup(self) -> Self:
-        """Raise :class:`NotImplementedError`: a duplicate would send plain text."""
+        """Raise :class:`NotImplementedError`: a duplicate would send plaintext."""
         message = "Can't dup() DTLSSocket instances"
         raise NotImplementedError(message)
 
     def unwrap(self) -> socket:
-        """End the session, tell the peer, and return a socket without encryption.
+        """End the session, notify the peer, and return a socket without encryption.
 
         This object is closed. The returned one has its descriptor.
         """
@@ -277,7 +383,7 @@ class DTLSSocket(socket):
         return plain
 
     def close(self) -> None:
-        """End the session, tell the peer, and close the socket."""
+        """End the session, notify the peer, and close the socket."""
         if self._endpoint is not None and self._io_refs <= 0:
             with contextlib.suppress(OSError):
                 self._endpoint.close()
@@ -296,9 +402,9 @@ class DTLSSocket(socket):
     def getpeercert(self, binary_form: bool = False) -> dict[str, Any] | bytes | None:
         """Return the peer's certificate, or ``None`` if it has not sent one.
 
-        :param binary_form: Return it in DER, even if it was not verified. Otherwise the result is a
-            dict as :meth:`ssl.SSLSocket.getpeercert` returns it; it is empty if the certificate was
-            not verified.
+        :param binary_form: Return the certificate in DER form, even if it was not verified.
+            Otherwise the result is a dict as :meth:`ssl.SSLSocket.getpeercert` returns it; it is
+            empty if the certificate was not verified.
         :raises ValueError: The handshake is not complete.
         """
         session = self._session()
@@ -311,6 +417,11 @@ class DTLSSocket(socket):
         """Return the application protocol that both sides support, or ``None``."""
         session = self._session()
         return None if session is None else session.selected_alpn_protocol()
+
+    def selected_srtp_profile(self) -> str | None:
+        """Return the profile of SRTP that both sides support, or ``None``."""
+        session = self._session()
+        return None if session is None else session.selected_srtp_profile()
 
     @property
     def session(self) -> Session | None:
@@ -326,21 +437,21 @@ def wrap_socket(
     do_handshake_on_connect: bool = True,
     server_hostname: str | None = None,
 ) -> DTLSSocket:
-    """Return a socket whose datagrams are encrypted, in place of a connected one.
+    """Turn a connected socket into one whose datagrams are encrypted, and return it.
 
     As with :meth:`ssl.SSLContext.wrap_socket`, the given socket is detached: the result has its
     descriptor.
 
-    :param sock: A datagram socket of IP that is connected to the peer.
-    :param context: The settings, of the side that ``server_side`` says.
-    :param server_side: Whether the peer begins the session.
-    :param do_handshake_on_connect: Whether to complete the session before this returns. The
-        socket's timeout limits how long that takes. A socket that does not wait needs ``False``.
+    :param sock: An IP datagram socket that is connected to the peer.
+    :param context: The settings, for the side that ``server_side`` selects.
+    :param server_side: Whether this is the server's side, so that the peer begins the handshake.
+    :param do_handshake_on_connect: Whether to complete the handshake before this returns. The
+        socket's timeout limits how long that takes. A non-blocking socket needs ``False``.
     :param server_hostname: The name, or the address, that the server's certificate must be for.
     :raises DTLSError: As :meth:`DTLSSocket.do_handshake`. The socket is closed.
-    :raises ValueError: The socket is not connected, or the context is of the other side.
+    :raises ValueError: The socket is not connected, or the context is for the other side.
     """
-    context._prepare(server_side)  # noqa: SLF001 - these modules are one
+    check_dtls(context, is_server=server_side)
     if sock.family not in {AF_INET, AF_INET6} or sock.type != SOCK_DGRAM:
         message = "DTLS needs a datagram socket of AF_INET or AF_INET6"
         raise ValueError(message)
@@ -353,7 +464,7 @@ def wrap_socket(
     except OSError:
         message = "wrap_socket() needs a connected socket: call connect() first"
         raise ValueError(message) from None
-    wrapped = DTLSSocket._of(sock)  # noqa: SLF001 - as above
+    wrapped = DTLSSocket._of(sock)  # noqa: SLF001 - these modules are one
     try:
         wrapped.settimeout(timeout)
         wrapped._attach(context, server_side, server_hostname)  # noqa: SLF001 - as above

@@ -7,9 +7,9 @@
     sink = JetStream("nats://127.0.0.1:4222", "telemetry")
     tomada.serve(("0.0.0.0", 1234), sink, workers=4)
 
-A sink does not wait for an engine that is away. It holds a limited number of datagrams, and then
-drops new ones. Its counters include each datagram at every moment:
-``received == published + dropped + in_flight``.
+A sink does not wait for an engine that is unavailable. It holds a limited number of datagrams, and
+then drops new ones. At every moment, its counters account for each datagram: ``received ==
+published + dropped + in_flight``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SETTINGS = {"key": str, "pack": str, "capacity": int, "window": int, "linger": 
 
 
 def from_url(url: str) -> Sink:
-    """Return the sink of a URL: ``nats://HOST:PORT?subject=…`` or ``kafka://HOST:PORT,…?topic=…``.
+    """Return the sink for a URL: ``nats://HOST:PORT?subject=…`` or ``kafka://HOST:PORT,…?topic=…``.
 
     Further parameters are ``key=source``, ``pack=arrow``, ``capacity``, ``linger`` and, for NATS,
     ``window``. ``tls://`` connects to NATS over TLS.

@@ -32,7 +32,7 @@ def instrument(server: Server, provider: MeterProvider | None = None) -> None:
     """Export a server's :meth:`~tomada.Server.stats` to OpenTelemetry, summed over all workers.
 
     Call it in the process that starts the server, before or after the start; a worker process must
-    not inherit a provider that has started threads, so make the provider after the start::
+    not inherit a provider that has started threads, so create the provider after the start::
 
         with tomada.Server(("0.0.0.0", 1234), handle, workers=4) as server:
             metrics.set_meter_provider(MeterProvider([PeriodicExportingMetricReader(exporter)]))

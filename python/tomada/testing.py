@@ -1,16 +1,16 @@
-"""Tests for programs that use UDP: a network that loses, delays, repeats and reorders.
+"""Tools to test UDP programs: networks that lose, delay, duplicate and reorder datagrams.
 
 * :func:`impaired` stands between a server and its clients, on real sockets.
 * :func:`network` is a network in memory, for endpoints without sockets.
-* :class:`VirtualClock` and :func:`run` skip waits: thirty seconds of retries take milliseconds.
+* :class:`VirtualClock` and :func:`run` skip waiting: thirty seconds of retries take milliseconds.
 
-The plug-in for pytest offers them as fixtures: ``udp_server``, ``udp_link``, ``udp_network`` and
+The pytest plug-in provides them as fixtures: ``udp_server``, ``udp_link``, ``udp_network`` and
 ``udp_clock``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from tomada._testing.impairments import (
     Arrival,
@@ -26,6 +26,7 @@ from tomada._testing.link import LOG_SIZE, Link, LinkClient
 if TYPE_CHECKING:
     from tomada._testing import strategies
     from tomada._testing.clock import VirtualClock, VirtualClockLoop, run
+    from tomada._testing.impairments import RandomImpairments
     from tomada._testing.leaks import assert_no_udp_leaks
     from tomada._testing.memory_endpoint import MemoryEndpoint, MemoryStats
     from tomada._testing.memory_transport import MemoryTransport
@@ -86,93 +87,62 @@ def __dir__() -> list[str]:
 def impaired(  # noqa: PLR0913 - the properties of a network
     upstream: Any,
     *,
-    loss: float | GilbertElliott = 0.0,
-    delay: float = 0.0,
-    jitter: float = 0.0,
-    reorder: float = 0.0,
-    duplicate: float = 0.0,
-    corrupt: float = 0.0,
-    truncate: float = 0.0,
-    rate: float | None = None,
-    queue: int | None = None,
-    mtu: int | None = None,
     seed: int | None = None,
     script: Script | None = None,
     to_server: Impairments | None = None,
     to_client: Impairments | None = None,
     listen: Any = None,
     log_size: int = LOG_SIZE,
+    **impairments: Unpack[RandomImpairments],
 ) -> Link:
-    """Return a link to a server that impairs datagrams.
+    """Return a link, in front of a server, that impairs the datagrams that pass through it.
 
     ``with impaired(server.address, loss=0.1) as link:`` (or ``async with``) starts it. Clients send
-    to ``link.address``. Each of them gets a port of its own towards the server, as behind a NAT,
-    and the server's replies to that port. A thread outside of Python moves the datagrams; nothing
-    needs root, and no event loop is involved.
+    to ``link.address``. As behind a NAT, the link has a separate port towards the server for each
+    client, and returns the server's replies from that port to the client. A native thread forwards
+    the datagrams: this needs neither root nor an event loop.
 
     **Fates.** The fate of a datagram depends on the seed, the impairments, its direction, the
     number of its client, and its position among that client's datagrams, and on nothing else. So in
     every run with the same seed, the same datagrams have the same fates. This holds for ``loss``,
     ``delay``, ``jitter``, ``reorder``, ``duplicate``, ``corrupt`` and ``truncate``; ``rate`` and
-    ``queue`` depend on the time, too.
+    ``queue`` also depend on the time.
 
-    **Scripts.** A list decides about the link's first datagrams, one after another, in both
-    directions; the next ones are left to chance. Its steps are ``"pass"``, ``"drop"``,
-    ``"delay 50ms"``, ``"duplicate"``, ``"duplicate 3"`` (three copies more), ``"corrupt"``,
-    ``"truncate 10"`` (to ten bytes), ``"reorder"``, several of them with commas between them, and
-    ``"default"`` or ``None`` for chance. A function gets each datagram as an :class:`Arrival`, and
-    returns a step. The link's thread calls it, so it must be fast, and must not wait for a
-    datagram of the link. A step replaces the random impairments; ``delay`` still applies unless the
-    step has one, and so do ``rate`` and ``mtu``. In ``to_server`` and ``to_client``, a script
-    decides about the datagrams of that direction.
+    **Scripts.** A list decides the fates of the link's first datagrams, one after another, in both
+    directions; the fates of later ones are random. Its steps are ``"pass"``, ``"drop"``, ``"delay
+    50ms"``, ``"duplicate"``, ``"duplicate 3"`` (three more copies), ``"corrupt"``, ``"truncate
+    10"`` (to ten bytes), ``"reorder"``, several of them separated by commas, and ``"default"`` or
+    ``None`` for a random fate. A function gets each datagram as an :class:`Arrival`, and returns a
+    step. The link's thread calls it, so it must be fast, and must not wait for a datagram that
+    passes through the link. A step replaces the random impairments; ``delay`` still applies unless
+    the step has one, and so do ``rate`` and ``mtu``. In ``to_server`` and ``to_client``, a script
+    decides the fates of the datagrams in that direction.
 
     :param upstream: The server's address: a pair ``(host, port)``, a string ``"host:port"``, or a
         :class:`tomada.Server`.
     :param loss: The impairments of both directions, as documented for :class:`Impairments`.
-    :param seed: The seed that fates are drawn from, from 0 to 2**64 - 1. By default another one
-        each time, which is ``link.seed``; with the plug-in for pytest, one that ``--udp-seed``
-        repeats.
-    :param to_server: The impairments of datagrams from the clients to the server, instead of the
-        others.
+    :param seed: The seed that fates are drawn from, from 0 to 2**64 - 1. By default, each link gets
+        a different seed (``link.seed``); with the pytest plug-in, ``--udp-seed`` reproduces it.
+    :param to_server: The impairments of datagrams from the clients to the server, instead of those
+        above.
     :param to_client: The same for datagrams from the server to the clients.
-    :param listen: The address for the clients: by default, any free port of loopback.
+    :param listen: The address for the clients: by default, any free port on loopback.
     :param log_size: How many fates of each direction ``link.log`` keeps, 80 bytes each.
-    :raises ValueError: A value is outside its range; the text says which.
+    :raises ValueError: A value is outside its range; the message says which.
     :raises OSError: On entering: an address does not exist or cannot be bound.
     """
-    both = Impairments(
-        loss=loss,
-        delay=delay,
-        jitter=jitter,
-        reorder=reorder,
-        duplicate=duplicate,
-        corrupt=corrupt,
-        truncate=truncate,
-        rate=rate,
-        queue=queue,
-        mtu=mtu,
-    )
-    sides = (both if to_server is None else to_server, both if to_client is None else to_client)
+    sides = _sides(impairments, to_server, to_client)
     return Link(upstream, sides, script=script, seed=seed, listen=listen, log_size=log_size)
 
 
-def network(  # noqa: PLR0913 - as above
+def network(
     *,
-    loss: float | GilbertElliott = 0.0,
-    delay: float = 0.0,
-    jitter: float = 0.0,
-    reorder: float = 0.0,
-    duplicate: float = 0.0,
-    corrupt: float = 0.0,
-    truncate: float = 0.0,
-    rate: float | None = None,
-    queue: int | None = None,
-    mtu: int | None = None,
     seed: int | None = None,
     script: Script | None = None,
     to_server: Impairments | None = None,
     to_client: Impairments | None = None,
     log_size: int = LOG_SIZE,
+    **impairments: Unpack[RandomImpairments],
 ) -> Network:
     """Return a network in memory, for endpoints without sockets on one asyncio loop.
 
@@ -182,25 +152,20 @@ def network(  # noqa: PLR0913 - as above
 
     The arguments are those of :func:`impaired`, with the same fates for the same seed. Of two
     addresses, the one that sends first to the other is the client. When datagrams of several
-    clients are due at once, the seed decides whose goes first: the same seed gives the same order,
+    clients are due at once, the seed decides which goes first: the same seed gives the same order,
     and other seeds try other orders.
 
-    A datagram to an address that no endpoint has is counted as ``unsendable``; if the sender has
+    A datagram to an address without an endpoint is counted as ``unsendable``; if the sender has
     that address as its peer, it gets a :class:`ConnectionRefusedError`.
     """
     from tomada._testing.network import Network  # noqa: PLC0415 - a link does not need asyncio
 
-    both = Impairments(
-        loss=loss,
-        delay=delay,
-        jitter=jitter,
-        reorder=reorder,
-        duplicate=duplicate,
-        corrupt=corrupt,
-        truncate=truncate,
-        rate=rate,
-        queue=queue,
-        mtu=mtu,
-    )
-    sides = (both if to_server is None else to_server, both if to_client is None else to_client)
+    sides = _sides(impairments, to_server, to_client)
     return Network(sides, script=script, seed=seed, log_size=log_size)
+
+
+def _sides(
+    options: RandomImpairments, to_server: Impairments | None, to_client: Impairments | None
+) -> tuple[Impairments, Impairments]:
+    both = Impairments(**options)
+    return (both if to_server is None else to_server, both if to_client is None else to_client)

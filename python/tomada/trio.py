@@ -10,18 +10,26 @@ import trio
 
 from tomada._address import check_address
 from tomada._advice import OF_BINDING, OF_OPENING, OF_SENDING, advised
-from tomada._asyncio.endpoint import AsyncContextManager
+from tomada._asyncio.context_managers import Opening
 from tomada._asyncio.events import Events
+from tomada._asyncio.sessions import Sessions
 from tomada._asyncio.transport import DatagramTransport
-from tomada._socket_options import SocketOptions
+from tomada._socket_options import (
+    SocketOptions,
+    check_dtls,
+    check_server_hostname,
+    secured_by,
+)
 from tomada._trio.endpoint import Endpoint
+from tomada._trio.handshake import connect
 from tomada._trio.loop import Loop
 from tomada.socket import socket
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Sequence
 
-    from tomada._core import Guard
+    from tomada._core import DtlsContext, Guard
+    from tomada._socket_options import Secured
 
 __all__ = ["Endpoint", "open_endpoint"]
 
@@ -38,7 +46,9 @@ def open_endpoint(
     guard: Guard | None = None,
     groups: Sequence[Any] = (),
     pacing: int | None = None,
-) -> _Opening:
+    dtls: DtlsContext | None = None,
+    server_hostname: str | None = None,
+) -> Opening[Endpoint]:
     """Open an :class:`Endpoint` in a program that runs on trio.
 
     ``async with open_endpoint(...) as endpoint`` closes it at the end of the block. If you write
@@ -58,7 +68,14 @@ def open_endpoint(
         :meth:`tomada.socket.socket.join_group`.
     :param pacing: The highest rate to send at, in bytes per second: see
         :attr:`tomada.socket.socket.pacing`.
-    :raises OSError: The endpoint cannot be opened; the text says what to do.
+    :param dtls: A :class:`tomada.dtls.Context`. With a ``remote_addr``, its protocol must be
+        ``PROTOCOL_DTLS_CLIENT``; this returns when the handshake is complete, and the endpoint
+        closes when the session ends. Otherwise it must be ``PROTOCOL_DTLS_SERVER``, and the
+        endpoint has a session with each peer. The endpoint sends and receives plaintext.
+    :param server_hostname: The name, or the address, that the server's certificate must be for. By
+        default, the host of ``remote_addr``.
+    :raises OSError: The endpoint cannot be opened; the message says what to do.
+    :raises tomada.dtls.DTLSError: The handshake failed.
     :raises TypeError: An argument has a wrong type.
     :raises ValueError: There is neither an address nor a family.
     """
@@ -68,84 +85,77 @@ def open_endpoint(
     if local_addr is None and remote_addr is None and not family:
         raise ValueError("open_endpoint needs an address to bind to, a peer, or a family")
     options = SocketOptions(gro=gro, coalesce=coalesce, guard=guard, groups=groups, pacing=pacing)
+    secured = None
+    if remote_addr is not None:
+        secured = secured_by(dtls, server_hostname, remote_addr)
+    else:
+        check_server_hostname(dtls, server_hostname)
+        if dtls is not None:
+            check_dtls(dtls, is_server=True)
+            secured = dtls, None
     flags = [_std.SO_REUSEPORT] * bool(reuse_port) + [_std.SO_BROADCAST] * bool(allow_broadcast)
-    return _Opening(local_addr, remote_addr, family, flags, options)
+    return Opening(lambda: _open(local_addr, remote_addr, family, flags, options, secured))
 
 
-class _Opening(AsyncContextManager):
-    """Opens an endpoint when it is awaited, or entered as a context manager."""
-
-    def __init__(
-        self,
-        local_addr: Any,
-        remote_addr: Any,
-        family: int,
-        flags: list[int],
-        options: SocketOptions,
-    ) -> None:
-        self._local_addr = local_addr
-        self._remote_addr = remote_addr
-        self._family = family
-        self._flags = flags
-        self._options = options
-        self._endpoint: Endpoint | None = None
-
-    def __await__(self) -> Generator[Any, Any, Endpoint]:
-        return self._open().__await__()
-
-    async def __aenter__(self) -> Endpoint:
-        self._endpoint = await self._open()
-        return self._endpoint
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._endpoint is not None:
-            await self._endpoint.aclose()
-
-    async def _open(self) -> Endpoint:
-        where = self._remote_addr if self._local_addr is None else self._local_addr
-        advice = (OF_SENDING if self._local_addr is None else OF_BINDING) | OF_OPENING
-        with advised(where, advice), contextlib.ExitStack() as stack:
-            family, local, remote = await self._resolve()
-            sock: Any = stack.enter_context(socket(family, _std.SOCK_DGRAM))
-            sock.setblocking(False)
-            for flag in self._flags:
-                sock.setsockopt(_std.SOL_SOCKET, flag, 1)
-            if local is not None:
-                sock.bind(local)
-            if remote is not None:
-                sock.connect(remote)
-            self._options.apply(sock, gro=False)
-            loop: Any = Loop.running()
-            events = Events()
-            events.create_future = loop.create_future
-            transport = DatagramTransport(
-                loop, sock, events, remote, delivers=False, gro=self._options.gro
-            )
-            stack.pop_all()
-        return Endpoint(transport, events)
-
-    async def _resolve(self) -> tuple[int, Any, Any]:
-        """Return the family, and the addresses in numeric form."""
-        found = [
-            {} if address is None else await self._look_up(address)
-            for address in (self._local_addr, self._remote_addr)
-        ]
-        given = [each for each in found if each]
-        families = list(given[0]) if given else [self._family]
-        for family in families:
-            if all(family in each for each in given):
-                return family, found[0].get(family), found[1].get(family)
-        raise ValueError("the two addresses have different families")
-
-    async def _look_up(self, address: Any) -> dict[int, Any]:
-        if not isinstance(address, tuple):
-            await trio.lowlevel.checkpoint()
-            return {_std.AF_UNIX: address}
-        host, port, *scope = address
-        infos = await trio.socket.getaddrinfo(
-            host or None, port, self._family, _std.SOCK_DGRAM, flags=_std.AI_PASSIVE
+async def _open(
+    local_addr: Any,
+    remote_addr: Any,
+    family: int,
+    flags: list[int],
+    options: SocketOptions,
+    secured: Secured | None,
+) -> Endpoint:
+    where = remote_addr if local_addr is None else local_addr
+    advice = (OF_SENDING if local_addr is None else OF_BINDING) | OF_OPENING
+    with advised(where, advice), contextlib.ExitStack() as stack:
+        family, local, remote = await _resolve(local_addr, remote_addr, family)
+        sock: Any = stack.enter_context(socket(family, _std.SOCK_DGRAM))
+        sock.setblocking(False)
+        for flag in flags:
+            sock.setsockopt(_std.SOL_SOCKET, flag, 1)
+        if local is not None:
+            sock.bind(local)
+        if remote is not None:
+            sock.connect(remote)
+        options.apply(sock, gro=False)
+        loop: Any = Loop.running()
+        events = Events()
+        events.create_future = loop.create_future
+        sessions = None
+        if secured is not None:
+            context, name = secured
+            connected = None if remote is None else await connect(sock, context, name)
+            sessions = Sessions(loop, sock, context, connected, name)
+        transport = DatagramTransport(
+            loop, sock, events, remote, delivers=False, gro=options.gro, sessions=sessions
         )
-        found: dict[int, Any] = {}
-        for family, _, _, _, resolved in infos:
-            found.setdefault(family, (*resolved[:2], *scope) if scope else resolved)
-        return found
+        stack.pop_all()
+    return Endpoint(transport, events)
+
+
+async def _resolve(local_addr: Any, remote_addr: Any, family: int) -> tuple[int, Any, Any]:
+    """Return the family, and the addresses in numeric form."""
+    found = [
+        {} if address is None else await _look_up(address, family)
+        for address in (local_addr, remote_addr)
+    ]
+    given = [each for each in found if each]
+    families = list(given[0]) if given else [family]
+    for one in families:
+        if all(one in each for each in given):
+            return one, found[0].get(one), found[1].get(one)
+    raise ValueError("local_addr and remote_addr have different families")
+
+
+async def _look_up(address: Any, family: int) -> dict[int, Any]:
+    if not isinstance(address, tuple):
+        await trio.lowlevel.checkpoint()
+        return {_std.AF_UNIX: address}
+    host, port, *scope = address
+    infos = await trio.socket.getaddrinfo(
+        host or None, port, family, _std.SOCK_DGRAM, flags=_std.AI_PASSIVE
+    )
+    found: dict[int, Any] = {}
+    for each, _, _, _, resolved in infos:
+        found.setdefault(each, (*resolved[:2], *scope) if scope else resolved)
+    return found

@@ -130,7 +130,8 @@ impl<'a> Pace<'a> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::net::{Datagrams, SendSlice, Socket};
+    use crate::net::socket::testing::holding;
+    use crate::net::{Datagrams, Socket};
 
     /// Records its calls, and responds as configured.
     struct Recorder {
@@ -176,17 +177,6 @@ mod tests {
         }
     }
 
-    fn socket(payloads: &[&[u8]]) -> Socket {
-        let socket = Socket::open(libc::AF_INET, libc::SOCK_DGRAM, 0).unwrap();
-        let address: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
-        socket.bind(&address.into()).unwrap();
-        let to = socket.local_address().unwrap();
-        for payload in payloads {
-            socket.with(|fd| socket.send(fd, SendSlice::new(payload), Some(&to), 0)).unwrap();
-        }
-        socket
-    }
-
     /// Delivers what one receive brings to a sink for which a datagram has cost some nanoseconds.
     fn deliver_to(sink: &mut Recorder, socket: &Socket, cost: u64) -> Result<Flow, &'static str> {
         let mut cursor = RecvCursor::of_thread(socket).unwrap();
@@ -198,7 +188,7 @@ mod tests {
     #[test]
     fn a_sink_that_closes_or_has_no_time_leaves_the_rest_in_the_backlog() {
         for is_closing in [true, false] {
-            let socket = socket(&[b"1", b"2", b"3"]);
+            let socket = holding(&[b"1", b"2", b"3"]);
             let mut sink = Recorder::new();
             *(if is_closing { &mut sink.closes_after } else { &mut sink.stops_at }) = Some(1);
             assert_eq!(deliver_to(&mut sink, &socket, 100), Ok(Flow::Stop));
@@ -214,12 +204,12 @@ mod tests {
     #[test]
     fn a_sink_that_closes_at_the_last_datagram_gets_no_further_receive() {
         let mut sink = Recorder { closes_after: Some(2), ..Recorder::new() };
-        assert_eq!(deliver_to(&mut sink, &socket(&[b"1", b"2"]), 100), Ok(Flow::Stop));
+        assert_eq!(deliver_to(&mut sink, &holding(&[b"1", b"2"]), 100), Ok(Flow::Stop));
     }
 
     #[test]
     fn an_error_leaves_the_rest_in_the_backlog() {
-        let socket = socket(&[b"1", b"2", b"3"]);
+        let socket = holding(&[b"1", b"2", b"3"]);
         let mut sink = Recorder { fails_at: b"1", ..Recorder::new() };
         assert_eq!(deliver_to(&mut sink, &socket, 100), Err("failed"));
         assert_eq!((sink.calls.len(), socket.backlog_len()), (1, 2));
@@ -230,7 +220,7 @@ mod tests {
         let payloads = [&b"x"[..]; 50];
         for (cost, is_each) in [(100, false), (10_000, true), (0, true)] {
             let mut sink = Recorder::new();
-            deliver_to(&mut sink, &socket(&payloads), cost).unwrap();
+            deliver_to(&mut sink, &holding(&payloads), cost).unwrap();
             let expected = if is_each { (1..=50).collect() } else { vec![1, 2, 4, 8, 16, 32, 48] };
             assert_eq!(sink.checks, expected);
         }
@@ -239,7 +229,7 @@ mod tests {
     #[test]
     fn the_time_is_checked_after_each_batch() {
         let mut sink = Recorder { batch_len: 3, ..Recorder::new() };
-        deliver_to(&mut sink, &socket(&[&b"x"[..]; 9]), 100).unwrap();
+        deliver_to(&mut sink, &holding(&[&b"x"[..]; 9]), 100).unwrap();
         assert_eq!(sink.checks, [3, 6, 9]);
     }
 

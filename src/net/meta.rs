@@ -46,15 +46,14 @@ impl Meta {
                 (libc::SOL_UDP, libc::UDP_GRO) => {
                     meta.segment = int(data).and_then(|len| usize::try_from(len).ok());
                 }
-                (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) => meta.timestamp_ns = time(data, 1),
-                (libc::SOL_SOCKET, libc::SCM_TIMESTAMP) => meta.timestamp_ns = time(data, 1000),
-                // Three timestamps: the kernel's own, none, and the device's.
-                (libc::SOL_SOCKET, libc::SCM_TIMESTAMPING) => {
-                    const DEVICE: usize = 2 * size_of::<libc::timespec>();
-                    let known = |stamp: &i64| *stamp != 0;
-                    meta.timestamp_ns = time(data, 1).filter(known).or(meta.timestamp_ns);
-                    meta.hardware_ns =
-                        data.get(DEVICE..).and_then(|data| time(data, 1)).filter(known);
+                (
+                    libc::SOL_SOCKET,
+                    libc::SCM_TIMESTAMPNS | libc::SCM_TIMESTAMP | libc::SCM_TIMESTAMPING,
+                ) => {
+                    meta.timestamp_ns = timestamp(message.kind, data).or(meta.timestamp_ns);
+                    if message.kind == libc::SCM_TIMESTAMPING {
+                        meta.hardware_ns = device_timestamp(data);
+                    }
                 }
                 (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => {
                     meta.drops = int(data).map(|drops| drops as u32);
@@ -90,6 +89,14 @@ impl Meta {
             return None; // the usual case
         }
         Self::decode(control).segment
+    }
+
+    /// When the kernel received a message, from its control buffer. Ignores all other control
+    /// messages.
+    pub fn timestamp(control: &[u8]) -> Option<i64> {
+        cmsg::decode(control)
+            .filter(|message| message.level == libc::SOL_SOCKET)
+            .find_map(|message| timestamp(message.kind, message.data))
     }
 
     fn read_pktinfo(&mut self, data: &[u8]) {
@@ -155,6 +162,23 @@ pub(super) const TIMESTAMPS: [c_int; 3] =
 
 fn int(data: &[u8]) -> Option<c_int> {
     data.first_chunk().map(|bytes| c_int::from_ne_bytes(*bytes))
+}
+
+/// Parses a control message of `SOL_SOCKET`, if it has a timestamp.
+fn timestamp(kind: c_int, data: &[u8]) -> Option<i64> {
+    match kind {
+        libc::SCM_TIMESTAMPNS => time(data, 1),
+        libc::SCM_TIMESTAMP => time(data, 1000),
+        // Three timestamps: the kernel's own, none, and the device's.
+        libc::SCM_TIMESTAMPING => time(data, 1).filter(|&stamp| stamp != 0),
+        _ => None,
+    }
+}
+
+/// Parses the device's timestamp from the three of a control message.
+fn device_timestamp(data: &[u8]) -> Option<i64> {
+    const DEVICE: usize = 2 * size_of::<libc::timespec>();
+    data.get(DEVICE..).and_then(|data| time(data, 1)).filter(|&stamp| stamp != 0)
 }
 
 /// Parses seconds and a fraction of `unit` nanoseconds: a `timespec` or a `timeval`.
@@ -245,6 +269,25 @@ mod tests {
             segment: Some(1200),
         };
         assert_eq!(decoded, expected);
+    }
+
+    #[test]
+    fn a_timestamp_is_found_among_other_messages() {
+        let stamp = [5_u64.to_ne_bytes(), 6_u64.to_ne_bytes()].concat();
+        let drops = (libc::SOL_SOCKET, libc::SO_RXQ_OVFL, &7_u32.to_ne_bytes()[..]);
+        let ttl = (libc::IPPROTO_IP, libc::IP_TTL, &64_i32.to_ne_bytes()[..]);
+        for (kind, expected) in [
+            (libc::SCM_TIMESTAMPNS, 5_000_000_006),
+            (libc::SCM_TIMESTAMP, 5_000_006_000),
+            (libc::SCM_TIMESTAMPING, 5_000_000_006),
+        ] {
+            let control = control(&[ttl, drops, (libc::SOL_SOCKET, kind, &stamp)]);
+            assert_eq!(Meta::timestamp(&control), Some(expected));
+            assert_eq!(Meta::decode(&control).timestamp_ns, Some(expected));
+        }
+        assert_eq!(Meta::timestamp(&control(&[ttl, drops])), None);
+        let zeros = (libc::SOL_SOCKET, libc::SCM_TIMESTAMPING, &[0; 48][..]);
+        assert_eq!(Meta::timestamp(&control(&[zeros])), None);
     }
 
     #[test]

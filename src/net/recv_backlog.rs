@@ -84,6 +84,13 @@ impl RecvBacklog {
         Some(held)
     }
 
+    /// Takes all messages out.
+    #[cfg(feature = "dtls")]
+    pub(super) fn take_all(&mut self) -> VecDeque<Held> {
+        self.datagrams = 0;
+        std::mem::take(&mut self.messages)
+    }
+
     /// Appends a message. Returns how many datagrams were lost because memory allocation failed.
     #[cfg(feature = "dtls")]
     pub(super) fn push_back(&mut self, held: Held) -> usize {

@@ -185,33 +185,28 @@ impl RecvRing {
         &self.messages
     }
 
-    /// Reports, for each message from the cursor on, its slot and where its datagrams are. `take`
-    /// returns how many of them it has taken; if not all, the cursor stops after them.
-    pub fn drain_layout(&mut self, mut take: impl FnMut(usize, Run) -> usize) {
-        while let Some(Part { slot, split, .. }) = self.splits.get_mut(self.next) {
-            let offset = self.messages.offset(*slot);
+    /// Reports each message from the cursor on, without its payload, and where its datagrams are.
+    /// `take` returns how many of them it has taken; if not all, the cursor stops after them.
+    pub fn drain_layout(&mut self, mut take: impl FnMut(&Received<'_>, Run) -> usize) {
+        while let Some(&part) = self.splits.get(self.next) {
+            let (offset, split) = (self.messages.offset(part.slot), part.split);
             let run = Run {
                 start: offset + split.start(),
                 end: offset + split.end(),
                 segment: split.segment(),
                 datagrams: split.remaining(),
             };
-            let taken = take(*slot, run);
+            let taken = take(&self.received(&part, b""), run);
             if taken < run.datagrams {
-                split.skip(taken);
+                self.splits[self.next].split.skip(taken);
                 return;
             }
             self.next += 1;
         }
     }
 
-    /// The sender of the message in a slot.
-    pub fn sender(&self, slot: usize) -> &[u8] {
-        self.messages.message(slot).name
-    }
-
     /// Whether the message in a slot was truncated.
-    pub fn is_truncated(&self, slot: usize) -> bool {
+    fn is_truncated(&self, slot: usize) -> bool {
         self.messages.message(slot).flags & libc::MSG_TRUNC != 0
     }
 }

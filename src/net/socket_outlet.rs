@@ -9,14 +9,21 @@ use super::send_queue::{SendQueue, Sent};
 use super::socket::Socket;
 
 impl Socket {
+    /// Sends as many of a queue's datagrams as one call can, without waiting.
+    pub fn send_now(&self, queue: &mut SendQueue<'_>) -> io::Result<Sent> {
+        self.with(|fd| self.send_queue(fd, queue, libc::MSG_DONTWAIT))
+    }
+
     /// Sends as many of a backlog's datagrams as possible without waiting, and counts those that
-    /// are dropped. Calls `forget_source` with a peer whose reply source no longer exists.
+    /// are dropped. Calls `send` for each step, which calls [`send_now`](Self::send_now), and
+    /// `forget_source` with a peer whose reply source no longer exists.
     pub fn flush<P: Payload>(
         &self,
         backlog: &mut SendBacklog<P>,
+        send: impl FnMut(&mut SendQueue<'_>) -> io::Result<Sent>,
         forget_source: impl FnMut(&Address),
     ) -> Flushed {
-        self.flush_or(backlog, forget_source, |_| None)
+        self.flush_or(backlog, send, forget_source, |_| None)
     }
 
     /// As [`flush`](Self::flush), for a backlog that is limited: see
@@ -25,10 +32,11 @@ impl Socket {
         &self,
         backlog: &mut SendBacklog<P>,
         most: usize,
+        send: impl FnMut(&mut SendQueue<'_>) -> io::Result<Sent>,
         forget_source: impl FnMut(&Address),
     ) -> Flushed {
         let wait = |_: &mut SendQueue<'_>| None;
-        let mut outlet = SocketOutlet { socket: self, forget_source, wait };
+        let mut outlet = SocketOutlet { socket: self, send, forget_source, wait };
         self.count_lost(backlog.flush_limited(&mut outlet, most))
     }
 
@@ -37,10 +45,12 @@ impl Socket {
     pub fn flush_or<P: Payload>(
         &self,
         backlog: &mut SendBacklog<P>,
+        send: impl FnMut(&mut SendQueue<'_>) -> io::Result<Sent>,
         forget_source: impl FnMut(&Address),
         wait: impl FnMut(&mut SendQueue<'_>) -> Option<io::Result<Sent>>,
     ) -> Flushed {
-        self.count_lost(backlog.flush(&mut SocketOutlet { socket: self, forget_source, wait }))
+        let mut outlet = SocketOutlet { socket: self, send, forget_source, wait };
+        self.count_lost(backlog.flush(&mut outlet))
     }
 
     fn count_lost(&self, flushed: Flushed) -> Flushed {
@@ -51,19 +61,21 @@ impl Socket {
     }
 }
 
-struct SocketOutlet<'a, F, W> {
+struct SocketOutlet<'a, S, F, W> {
     socket: &'a Socket,
+    send: S,
     forget_source: F,
     wait: W,
 }
 
-impl<F, W> Outlet for SocketOutlet<'_, F, W>
+impl<S, F, W> Outlet for SocketOutlet<'_, S, F, W>
 where
+    S: FnMut(&mut SendQueue<'_>) -> io::Result<Sent>,
     F: FnMut(&Address),
     W: FnMut(&mut SendQueue<'_>) -> Option<io::Result<Sent>>,
 {
     fn send(&mut self, queue: &mut SendQueue<'_>) -> io::Result<Sent> {
-        self.socket.with(|fd| self.socket.send_queue(fd, queue, libc::MSG_DONTWAIT))
+        (self.send)(queue)
     }
 
     fn wait(&mut self, queue: &mut SendQueue<'_>) -> Option<io::Result<Sent>> {
@@ -110,10 +122,11 @@ mod tests {
             backlog.push(b"last".to_vec(), Some(to), gone).unwrap();
             let (mut forgotten, before) = (Vec::new(), socket.counters().read().send_errors);
             let forget = |peer: &Address| forgotten.push(*peer);
+            let send = |queue: &mut SendQueue<'_>| socket.send_now(queue);
             let flushed = if is_limited {
-                socket.flush_limited(&mut backlog, usize::MAX, forget)
+                socket.flush_limited(&mut backlog, usize::MAX, send, forget)
             } else {
-                socket.flush(&mut backlog, forget)
+                socket.flush(&mut backlog, send, forget)
             };
             assert!(!flushed.is_full && backlog.is_empty());
             assert_eq!((flushed.lost, flushed.errors.len(), forgotten), (1, 1, vec![to]));

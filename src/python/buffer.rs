@@ -7,13 +7,25 @@ use std::ptr;
 use pyo3::exceptions::{PyMemoryError, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyIterator, PyList, PySlice};
+use pyo3::types::{PyByteArray, PyBytes, PyIterator, PyList, PyMemoryView, PySlice, PyString};
 
 use super::error::{Error, Result};
 use crate::net::{RecvSlice, SendSlice, make_room, with_room};
 
 /// Longer than any datagram of any family: no call accepts as much (`sendmsg(2)` in the kernel).
 const LONGEST: usize = c_int::MAX as usize;
+
+/// Whether an object is of a type that the standard transports accept as a datagram.
+pub(crate) fn is_datagram(object: &Bound<'_, PyAny>) -> bool {
+    object.is_instance_of::<PyBytes>()
+        || object.is_instance_of::<PyByteArray>()
+        || object.is_instance_of::<PyMemoryView>()
+}
+
+/// Whether an object that should be an iterable of datagrams is one of them, or a text.
+pub(crate) fn is_one_datagram(object: &Bound<'_, PyAny>) -> bool {
+    is_datagram(object) || object.is_instance_of::<PyString>()
+}
 
 /// A bytes-like object to send, whose memory is kept in place.
 pub(crate) enum Readable<'py> {

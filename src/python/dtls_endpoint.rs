@@ -96,9 +96,11 @@ impl DtlsEndpoint {
         }
     }
 
-    /// Let another socket have the sessions of this one; return an object for it.
+    /// Let another socket have the sessions of this one, and what they have received; return an
+    /// object for it.
     fn r#move(&self, socket: &Bound<'_, Socket>) -> Result<Self> {
-        socket.get().socket()?.set_dtls(Some(Arc::clone(&self.inner)))?;
+        let former = self.socket.bind(socket.py()).get();
+        socket.get().socket()?.take_dtls_of(former.socket()?)?;
         Ok(Self { socket: socket.clone().unbind(), inner: Arc::clone(&self.inner) })
     }
 

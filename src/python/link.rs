@@ -1,12 +1,11 @@
 //! Links that impair datagrams, for tests: [`LinkCore`] between sockets, and [`PathCore`] on a
 //! clock of the caller's.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyString};
 
@@ -14,8 +13,8 @@ use super::address::{Mapping, parse, to_python};
 use super::buffer::Readable;
 use super::error::{Error, Result};
 use crate::net::link::{
-    Decide, Decider, Departure, Direction, DropReason, FateRecord, Impairments, LinkCounts,
-    LinkPath, Loss, Relay, RelayOptions, Verdict,
+    Decide, Departure, Direction, DropReason, FateRecord, Impairments, LinkCounts, LinkPath, Loss,
+    Pending, Relay, RelayOptions, Scope, Script, Scripts, Steps, Verdict,
 };
 use crate::net::{Address, ForkTryMutex, ForkTryMutexGuard, Inherit, leave_to_parent};
 
@@ -64,17 +63,13 @@ fn counts<'py>(py: Python<'py>, counts: &LinkCounts) -> PyResult<Bound<'py, PyDi
 
 /// Reads the attributes of an object like `tomada.testing.Impairments`.
 fn impairments(object: &Bound<'_, PyAny>) -> Result<Impairments> {
-    let share = |name| object.getattr(name)?.extract::<f64>();
+    let share = |name| field(object, name);
     let loss = object.getattr("loss")?;
-    let loss = match loss.extract() {
-        Ok(share) => Loss::Independent(share),
-        Err(_) if loss.hasattr("p")? => Loss::Bursts {
-            p: loss.getattr("p")?.extract()?,
-            r: loss.getattr("r")?.extract()?,
-            bad: loss.getattr("bad")?.extract()?,
-            good: loss.getattr("good")?.extract()?,
-        },
-        Err(error) => return Err(error.into()),
+    let loss = if loss.hasattr("p")? {
+        let share = |name| field(&loss, name);
+        Loss::Bursts { p: share("p")?, r: share("r")?, bad: share("bad")?, good: share("good")? }
+    } else {
+        Loss::Independent(share("loss")?)
     };
     let impairments = Impairments {
         loss,
@@ -84,9 +79,9 @@ fn impairments(object: &Bound<'_, PyAny>) -> Result<Impairments> {
         duplicate: share("duplicate")?,
         corrupt: share("corrupt")?,
         truncate: share("truncate")?,
-        rate: object.getattr("rate")?.extract()?,
-        queue: object.getattr("queue")?.extract()?,
-        mtu: object.getattr("mtu")?.extract()?,
+        rate: field(object, "rate")?,
+        queue: field(object, "queue")?,
+        mtu: field(object, "mtu")?,
     };
     match impairments.check() {
         Ok(()) => Ok(impairments),
@@ -94,8 +89,26 @@ fn impairments(object: &Bound<'_, PyAny>) -> Result<Impairments> {
     }
 }
 
+/// Reads an attribute that is a number.
+fn field<'py, T: FromPyObjectOwned<'py>>(object: &Bound<'py, PyAny>, name: &str) -> Result<T> {
+    let value = object.getattr(name)?;
+    value.extract().map_err(|error| not_a_number(name, &value, &Into::into(error)))
+}
+
+/// Says which argument is wrong.
+fn not_a_number(name: &str, value: &Bound<'_, PyAny>, error: &PyErr) -> Error {
+    let py = value.py();
+    let value = value.repr().map_or_else(|_| "another object".into(), |text| text.to_string());
+    if error.is_instance_of::<PyOverflowError>(py) {
+        let text = format!("{name} must be a number from 0 to 2**64 - 1, not {value}");
+        return PyValueError::new_err(text).into();
+    }
+    let why = error.value(py);
+    PyTypeError::new_err(format!("{name} must be a number, not {value} ({why})")).into()
+}
+
 fn seconds(object: &Bound<'_, PyAny>, name: &str) -> Result<Duration> {
-    let value: f64 = object.getattr(name)?.extract()?;
+    let value: f64 = field(object, name)?;
     Duration::try_from_secs_f64(value).map_err(|_| {
         let text = format!("{name} must be a number of seconds from 0 up, not {value}");
         PyValueError::new_err(text).into()
@@ -146,7 +159,12 @@ impl Decide for Function {
                 Ok(verdict) => verdict,
                 Err(error) => {
                     let mut first = self.error.lock().unwrap_or_else(PoisonError::into_inner);
-                    first.get_or_insert_with(|| error.into());
+                    let later = match *first {
+                        None => first.replace(error.into()),
+                        Some(_) => Some(error.into()),
+                    };
+                    drop(first); // before the exception, whose end may run Python code
+                    drop(later);
                     None
                 }
             }
@@ -155,30 +173,40 @@ impl Decide for Function {
     }
 }
 
-/// Steps about the datagrams of both directions, one after another.
-struct Steps(Arc<Mutex<VecDeque<Option<Verdict>>>>);
-
-impl Decide for Steps {
-    fn decide(&mut self, _: Direction, _: u32, _: u64, _: &[u8]) -> Option<Verdict> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front().flatten()
+/// Reads a script: steps, a function, or `None` for none.
+fn script(object: &Bound<'_, PyAny>, error: &FirstError) -> Result<Script> {
+    if object.is_none() {
+        return Ok(None);
     }
+    if object.is_callable() {
+        let (function, error) = (object.clone().unbind(), Arc::clone(error));
+        return Ok(Some(Box::new(Function { function, error })));
+    }
+    Ok(Steps::script(steps(object)?))
 }
 
-/// Returns the deciders of both directions, given a script about both.
-fn deciders(script: &Bound<'_, PyAny>, error: &FirstError) -> Result<[Decider; 2]> {
-    if script.is_none() {
-        return Ok([None, None]);
-    }
-    if script.is_callable() {
-        return Ok([0, 1].map(|_| Some(function(script, error))));
-    }
-    let steps = Arc::new(Mutex::new(steps(script)?.into()));
-    Ok([0, 1].map(|_| Some(Box::new(Steps(Arc::clone(&steps))) as Box<dyn Decide>)))
+/// Scripts with the numbers of the directions that they are for: 2 is both.
+type NumberedScripts<'py> = Vec<(usize, Bound<'py, PyAny>)>;
+
+fn scripts(given: &NumberedScripts<'_>, error: &FirstError) -> Result<Vec<(Scope, Script)>> {
+    let scope = |number| match number {
+        2 => Ok(Scope::Both),
+        number => direction(number).map(Scope::One),
+    };
+    given.iter().map(|(number, object)| Ok((scope(*number)?, script(object, error)?))).collect()
 }
 
-fn function(script: &Bound<'_, PyAny>, error: &FirstError) -> Box<dyn Decide> {
-    let (function, error) = (script.clone().unbind(), Arc::clone(error));
-    Box::new(Function { function, error })
+/// How long a wait for the link lasts before signal handlers run.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Waits until the link has carried out a command. A signal handler may end the wait.
+fn wait(py: Python<'_>, mut pending: Pending) -> Result<()> {
+    loop {
+        if let Some(result) = py.detach(|| pending.wait(PATIENCE)) {
+            return Ok(result?);
+        }
+        py.check_signals()?;
+    }
 }
 
 fn direction(number: usize) -> Result<Direction> {
@@ -197,10 +225,9 @@ pub(crate) struct LinkCore {
 impl LinkCore {
     /// Start a link.
     #[new]
-    #[pyo3(signature = (
-        family, listen, upstream, seed, log_size, impairments, scripts, script, captures
-    ))]
+    #[pyo3(signature = (family, listen, upstream, seed, log_size, impairments, scripts, captures))]
     #[allow(clippy::too_many_arguments)] // the options of a link
+    #[allow(clippy::needless_pass_by_value)] // arguments of Python
     fn new(
         py: Python<'_>,
         family: i32,
@@ -208,9 +235,8 @@ impl LinkCore {
         upstream: &Bound<'_, PyAny>,
         seed: u64,
         log_size: usize,
-        impairments: (Bound<'_, PyAny>, Bound<'_, PyAny>),
-        scripts: (Bound<'_, PyAny>, Bound<'_, PyAny>),
-        script: &Bound<'_, PyAny>,
+        impairments: [Bound<'_, PyAny>; 2],
+        scripts: NumberedScripts<'_>,
         captures: bool,
     ) -> Result<Self> {
         let ip = |address| -> Result<SocketAddr> {
@@ -220,19 +246,14 @@ impl LinkCore {
         };
         let mut options = RelayOptions::new(ip(listen)?, ip(upstream)?, seed, log_size);
         options.captures = captures;
-        let error = FirstError::default();
-        let mut deciders = deciders(script, &error)?;
-        let sides = [(impairments.0, scripts.0), (impairments.1, scripts.1)];
-        for (number, (impaired, script)) in sides.iter().enumerate() {
-            options.paths[number].set(self::impairments(impaired)?);
-            if script.is_callable() {
-                deciders[number] = Some(function(script, &error));
-            } else if !script.is_none() {
-                options.paths[number].set_script(steps(script)?);
-                deciders[number] = None;
-            }
+        for (path, impaired) in options.paths.iter_mut().zip(&impairments) {
+            path.set(self::impairments(impaired)?);
         }
-        let relay = py.detach(|| Relay::start(options, deciders))?;
+        let (error, mut all) = (FirstError::default(), Scripts::default());
+        for (scope, script) in self::scripts(&scripts, &error)? {
+            all.set(scope, script);
+        }
+        let relay = py.detach(|| Relay::start(options, all))?;
         Ok(Self { relay, error })
     }
 
@@ -244,42 +265,42 @@ impl LinkCore {
 
     /// Stop the link, and raise the first exception of its functions.
     fn stop(&self, py: Python<'_>) -> Result<()> {
-        py.detach(|| self.relay.stop())?;
+        wait(py, self.relay.stop())?;
+        py.detach(|| self.relay.close())?;
+        if !self.relay.is_own() {
+            return Ok(()); // the parent's thread may have held the lock
+        }
         let error = self.error.lock().unwrap_or_else(PoisonError::into_inner).take();
         error.map_or(Ok(()), |error| Err(error.into()))
     }
 
-    /// Set the impairments of a direction.
-    fn set(&self, py: Python<'_>, number: usize, impaired: &Bound<'_, PyAny>) -> Result<()> {
-        let (direction, impairments) = (direction(number)?, impairments(impaired)?);
-        py.detach(|| self.relay.with_path(direction, |path| path.set(impairments)));
-        Ok(())
+    /// Set the impairments of both directions, and replace scripts.
+    #[allow(clippy::needless_pass_by_value)] // arguments of Python
+    fn change(
+        &self,
+        py: Python<'_>,
+        impairments: [Bound<'_, PyAny>; 2],
+        scripts: NumberedScripts<'_>,
+    ) -> Result<()> {
+        let [to_server, to_client] = &impairments;
+        let impairments = [self::impairments(to_server)?, self::impairments(to_client)?];
+        let scripts = self::scripts(&scripts, &self.error)?;
+        wait(py, self.relay.change(impairments, scripts))
     }
 
-    /// Set the decisions about a direction's next datagrams.
-    fn set_script(&self, py: Python<'_>, number: usize, script: &Bound<'_, PyAny>) -> Result<()> {
-        let (direction, steps) = (direction(number)?, steps(script)?);
-        py.detach(|| self.relay.with_path(direction, |path| path.set_script(steps)));
-        Ok(())
+    /// Cut directions.
+    fn cut(&self, py: Python<'_>, directions: [bool; 2]) -> Result<()> {
+        wait(py, self.relay.cut(directions))
     }
 
-    /// Cut a direction.
-    fn cut(&self, py: Python<'_>, number: usize) -> Result<()> {
-        let direction = direction(number)?;
-        py.detach(|| self.relay.with_path(direction, LinkPath::cut));
-        Ok(())
-    }
-
-    /// End the cut of a direction.
-    fn heal(&self, py: Python<'_>, number: usize) -> Result<()> {
-        let direction = direction(number)?;
-        py.detach(|| self.relay.with_path(direction, LinkPath::heal));
-        Ok(())
+    /// End the cut of directions.
+    fn heal(&self, py: Python<'_>, directions: [bool; 2]) -> Result<()> {
+        wait(py, self.relay.heal(directions))
     }
 
     /// Give each client another port.
-    fn rebind(&self, py: Python<'_>) {
-        py.detach(|| self.relay.rebind());
+    fn rebind(&self, py: Python<'_>) -> Result<()> {
+        wait(py, self.relay.rebind())
     }
 
     /// Return the counters of a direction by name.
@@ -380,11 +401,10 @@ impl PathCore {
         Ok(())
     }
 
-    /// Set the decisions about the next datagrams.
-    fn set_script(&self, script: &Bound<'_, PyAny>) -> Result<()> {
-        let steps = steps(script)?;
-        self.state()?.path.set_script(steps);
-        Ok(())
+    /// Check the steps of a script.
+    #[staticmethod]
+    fn check_steps(script: &Bound<'_, PyAny>) -> Result<()> {
+        steps(script).map(drop)
     }
 
     /// Take in a datagram at a time in nanoseconds.

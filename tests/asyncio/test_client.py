@@ -272,7 +272,7 @@ async def test_two_requests_with_one_key_raise(inet):
             waiting = asyncio.ensure_future(client.request(question(2)))
             await asyncio.sleep(0)
             for index in (1, 2):
-                with pytest.raises(ValueError, match=r"another request with the key .* is under"):
+                with pytest.raises(ValueError, match=r"another request with the key .* is in"):
                     await client.request(question(index))
             for task in (first, waiting):
                 task.cancel()

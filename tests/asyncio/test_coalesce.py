@@ -160,6 +160,16 @@ async def test_endpoint_collects(sender, take):
             assert received == numbered(count)
 
 
+async def test_batch_is_empty_while_its_endpoint_collects():
+    batch = Batch()
+    batch.append(b"old")
+    async with open_endpoint(("127.0.0.1", 0), coalesce=LONG) as endpoint:
+        waiting = asyncio.create_task(endpoint.recv_batch(batch))
+        await turns(2)
+        assert len(batch) == 0
+        waiting.cancel()
+
+
 @every_take
 async def test_endpoint_waits_for_a_whole_window(sender, take):
     async with open_endpoint(("127.0.0.1", 0), coalesce=WINDOW) as endpoint:

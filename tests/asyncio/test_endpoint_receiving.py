@@ -55,6 +55,60 @@ async def test_closed_endpoint_ends_recv_batch():
             await waiting
 
 
+async def by_batch(endpoint):
+    batch = Batch(8)
+    await endpoint.recv_batch(batch)
+    return [(bytes(data), address) for data, address in batch]
+
+
+async def by_datagram(endpoint):
+    datagram = await endpoint.recv_datagram()
+    return [(datagram.data, datagram.address)]
+
+
+async def by_iterating(endpoint):
+    return [await anext(aiter(endpoint))]
+
+
+async def by_recv(endpoint):
+    return [await endpoint.recv()]
+
+
+RECEIVE = {
+    "recv": by_recv,
+    "recv_many": lambda endpoint: endpoint.recv_many(),
+    "recv_datagram": by_datagram,
+    "recv_batch": by_batch,
+    "async for": by_iterating,
+}
+
+
+@pytest.mark.parametrize("receive", RECEIVE.values(), ids=RECEIVE)
+async def test_replies_leave_from_the_address_that_was_asked_after_every_receive(receive, inet):
+    async with open_endpoint(("0.0.0.0", 0)) as endpoint:  # noqa: S104 - all addresses are tested
+        with inet.bound(std) as asker:
+            asker.connect(("127.0.0.2", endpoint.get_extra_info("sockname")[1]))
+            asker.send(b"question")
+            received = await asyncio.wait_for(receive(endpoint), DEADLINE)
+            assert received == [(b"question", asker.getsockname())]
+            endpoint.send(b"answer", received[0][1])
+            asker.settimeout(DEADLINE)
+            assert asker.recv(100) == b"answer"
+
+
+@pytest.mark.parametrize("receive", RECEIVE.values(), ids=RECEIVE)
+async def test_gro_is_switched_on_in_volume_by_every_receive(receive, inet):
+    async with open_endpoint(("127.0.0.1", 0)) as endpoint:
+        with inet.bound(std) as other:
+            for number in range(100):
+                other.sendto(b"%04d" % number, endpoint.get_extra_info("sockname"))
+            received = []
+            while len(received) < 100:
+                received += [data for data, _ in await receive(endpoint)]
+        assert received == [b"%04d" % number for number in range(100)]
+        assert endpoint.socket.gro
+
+
 @pytest.mark.parametrize("is_given", [False, True])
 async def test_endpoint_joins_groups(sender, is_given):
     with std.socket(std.AF_INET, std.SOCK_DGRAM) as own:

@@ -88,8 +88,8 @@ async def test_request_ports_have_the_options_of_the_endpoint(asking, inet, monk
 
     real = separate_ports._make_alike  # noqa: SLF001
 
-    def look(model, connection):
-        real(model, connection)
+    def look(model, secured, connection):
+        real(model, secured, connection)
         seen.append(
             (
                 connection.getsockopt(std.IPPROTO_IP, std.IP_TTL),

@@ -1,7 +1,9 @@
 """The loop's own methods for sockets: ``sock_recvfrom`` and the like."""
 
 import asyncio
+import contextlib
 import socket as std
+from asyncio.trsock import TransportSocket
 
 import pytest
 import uvloop
@@ -43,7 +45,7 @@ def test_sock_recvfrom_in_several_tasks_gives_each_a_datagram_of_a_run(sock, ine
         tasks = [asyncio.create_task(receive(loop, sock)) for _ in sent]
         for _ in range(3):  # until they wait
             await asyncio.sleep(0)
-        assert loop._readiness  # noqa: SLF001
+        assert loop._sockets._readiness  # noqa: SLF001
         with inet.bound(std) as sender:
             if gro:
                 send_run(sender, sock.getsockname(), b"".join(sent), len(sent[0]))
@@ -92,6 +94,7 @@ def on_uvloop(main):
 @pytest.mark.parametrize("receive", [as_bytes, into_a_buffer])
 def test_install_gives_uvloop_the_methods_that_receive(nonblocking, inet, receive):
     sent = numbered(5)
+    on_uvloop(lambda _loop: asyncio.sleep(0))  # the first one opens descriptors of the process
     before = open_descriptors()
 
     async def main(loop):
@@ -192,5 +195,98 @@ def test_several_tasks_wait_for_room_on_uvloop(unix, cancelled):
             assert await first == 1
             if not cancelled:
                 assert await second == 1
+
+        on_uvloop(main)
+
+
+async def sock_recvfrom(sock):
+    return await asyncio.get_running_loop().sock_recvfrom(sock, 100)
+
+
+async def sock_recvfrom_into(sock):
+    return await asyncio.get_running_loop().sock_recvfrom_into(sock, bytearray(100))
+
+
+def watching(name, *args):
+    async def use(sock):
+        return getattr(asyncio.get_running_loop(), name)(sock, *args)
+
+    return use
+
+
+TAKEOVERS = {
+    "sock_recvfrom": sock_recvfrom,
+    "sock_recvfrom_into": sock_recvfrom_into,
+    "add_reader": watching("add_reader", print),
+    "remove_reader": watching("remove_reader"),
+    "add_writer": watching("add_writer", print),
+    "remove_writer": watching("remove_writer"),
+}
+
+
+@pytest.mark.parametrize("is_given", [False, True])
+@pytest.mark.parametrize("take_over", TAKEOVERS.values(), ids=TAKEOVERS)
+async def test_descriptor_of_a_transport_is_refused(
+    endpoint, nonblocking, inet, take_over, is_given
+):
+    how = {"sock": nonblocking} if is_given else {"local_addr": ("127.0.0.1", 0)}
+    transport, protocol = await endpoint(**how)
+    sock = nonblocking if is_given else transport.get_extra_info("socket")
+    if isinstance(sock, TransportSocket):
+        sock = sock._sock  # noqa: SLF001 - it has the methods that loops use
+    with pytest.raises(RuntimeError, match=r"File descriptor .* is used by transport <Datagram"):
+        await asyncio.wait_for(take_over(sock), DEADLINE)
+    with inet.bound(std) as sender:
+        sender.sendto(b"x", transport.get_extra_info("sockname"))
+        assert await protocol.received(1) == [b"x"]
+
+
+async def test_descriptor_of_a_closed_transport_is_free_again(endpoint, inet):
+    transport, _ = await endpoint()
+    fd = transport.get_extra_info("socket").fileno()
+    transport.abort()
+    await turns(2)
+    with contextlib.ExitStack() as stack:
+        sock = stack.enter_context(inet.bound(std))
+        while sock.fileno() < fd:  # the kernel gives out the lowest free number
+            sock = stack.enter_context(inet.bound(std))
+        sender = stack.enter_context(inet.bound(std))
+        sock.setblocking(False)
+        sender.sendto(b"x", sock.getsockname())
+        assert (await asyncio.wait_for(sock_recvfrom(sock), DEADLINE))[0] == b"x"
+        sender.sendto(b"y", sock.getsockname())
+        readable = asyncio.Event()
+        asyncio.get_running_loop().add_reader(fd, readable.set)
+        await asyncio.wait_for(readable.wait(), DEADLINE)
+        asyncio.get_running_loop().remove_reader(fd)
+
+
+async def test_watching_something_else_than_a_descriptor_is_the_loops_to_refuse(runner):  # noqa: ARG001
+    for wrong in ("x", None, object()):
+        with pytest.raises((ValueError, TypeError)):
+            asyncio.get_running_loop().add_reader(wrong, print)
+
+
+def test_transports_wait_for_room_on_a_loop_that_is_installed_twice(unix):
+    with unix.bound(std) as receiver:
+
+        async def main(loop):
+            tomada.asyncio.install(loop)
+            transport, _ = await loop.create_datagram_endpoint(
+                asyncio.DatagramProtocol, remote_addr=receiver.getsockname(), family=std.AF_UNIX
+            )
+            count = 0
+            while not transport.get_write_buffer_size():
+                transport.sendto(b"x")
+                count += 1
+            receiver.setblocking(False)
+            while count:
+                try:
+                    receiver.recv(10)
+                    count -= 1
+                except BlockingIOError:
+                    await asyncio.sleep(0)
+            transport.close()
+            await turns(2)
 
         on_uvloop(main)

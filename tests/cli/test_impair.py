@@ -31,7 +31,8 @@ class Impairing(Child):
         self.address = "127.0.0.1", int(found[1])
 
 
-def test_impair_passes_and_counts(tmp_path):
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_impair_passes_and_counts(tmp_path, ending):
     capture = tmp_path / "both.pcap"
     options = ["--script", "drop; pass; pass", "--json", "--pcap", capture, "--seed", 5]
     with Echo() as echo, Impairing(echo.address, *options) as link, plain() as client:
@@ -39,7 +40,7 @@ def test_impair_passes_and_counts(tmp_path):
         client.sendto(b"lost", link.address)
         client.sendto(b"passes", link.address)
         assert client.recv(100) == b"passes"
-        link.signal(signal.SIGINT)
+        link.signal(ending)
         status, output, errors = link.end()
         own = client.getsockname()
     assert (status, errors) == (0, "")
@@ -127,7 +128,7 @@ def test_impair_explains_addresses_that_it_cannot_use():
         status, _, errors = run("impair", at(taken.getsockname()), "127.0.0.1:9")
     assert (status, "in use" in errors) == (1, True)
     status, _, errors = run("impair", "./path", "127.0.0.1:9")
-    assert (status, "it needs HOST:PORT" in errors) == (1, True)
+    assert (status, "pass HOST:PORT" in errors) == (1, True)
 
 
 def test_values_have_units():

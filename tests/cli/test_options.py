@@ -27,7 +27,7 @@ pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
 UNREACHABLE = {
     "handler": "app, echo, discard and print",
     "guard": "the options of Guard",
-    "dtls": "dtls-cert, dtls-key and dtls-ca",
+    "dtls": "dtls-cert, dtls-key, dtls-ca and dtls-psk-file",
     "sock": "an object; fd is the same from outside",
 }
 
@@ -162,7 +162,7 @@ def test_highest_source_decides_between_options_that_exclude_each_other(tmp_path
     settings = resolve(OPTIONS, {"fd": "3"}, {"TOMADA_DISCARD": "1"}, str(path))
     assert settings.get("app") is settings.get("address") is None
     assert (settings.get("discard"), settings.get("fd")) == (True, 3)
-    with pytest.raises(ConfigError, match=r"give one of discard and app, not both \(TOMADA_DISC"):
+    with pytest.raises(ConfigError, match=r"set only one of discard and app \(TOMADA_DISC"):
         resolve(OPTIONS, {}, {"TOMADA_DISCARD": "1", "TOMADA_APP": "a:b"})
 
 
@@ -232,6 +232,7 @@ WRONG = [
     ({}, ["--dtls-key", "some.key"], "", "dtls-key needs dtls-cert (--dtls-key)"),
     ({"TOMADA_DTLS_CA": "ca.pem"}, [], "", "dtls-ca needs dtls-cert (TOMADA_DTLS_CA)"),
     ({}, ["--dtls-cert", "none.pem"], "", "dtls-cert: "),
+    ({}, ["--dtls-psk-file", "none.psk"], "", "dtls-psk-file: "),
 ]
 
 

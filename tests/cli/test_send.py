@@ -158,7 +158,7 @@ def test_send_to_a_closed_port_is_a_failure(receiver, expects):
     receiver.close()
     status, _, errors = run("send", where, "x", *expects)
     assert status == 1
-    assert "Connection refused" in errors if expects else f"nobody listens on {where}" in errors
+    assert "Connection refused" in errors if expects else f"no program listens on {where}" in errors
 
 
 def test_send_accepts_a_path_as_address(unix):
@@ -202,7 +202,7 @@ def test_send_wrong_arguments_exit_with_status_2_and_a_hint(arguments, complaint
     ("arguments", "complaint"),
     [
         (["127.0.0.1:1", "--hex", "0x"], "'0x' is not hexadecimal, such as 0a0b"),
-        (["127.0.0.1:1", "x", "--file", "y"], "give either TEXT or --file"),
+        (["127.0.0.1:1", "x", "--file", "y"], "pass either TEXT or --file"),
         (["127.0.0.1:1", "--file", "/no/such/file"], "/no/such/file"),
         (["name.invalid:1", "x"], "Name or service not known"),
         (["/no/such/socket", "x"], "No such file or directory"),

@@ -4,8 +4,9 @@ import pytest
 
 from certificates import certificates
 from command import Serving
-from dtls_pairs import trusting
+from dtls_pairs import psk_client, trusting
 from tomada import Client, dtls
+from tomada._cli.serve import _keys
 
 pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
 
@@ -37,3 +38,28 @@ def test_serve_requires_certificates_of_clients():
         context.load_cert_chain(*files.client)
         with client_of(server, context) as client:
             assert client.request(b"hello") == b"hello"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_serve_accepts_pre_shared_keys_of_a_file(tmp_path, workers):
+    path = tmp_path / "keys.psk"
+    path.write_text("meter:7:0badc0de\n\n#ff41:C0FFEE\n", encoding="utf-8")
+    options = ["--dtls-psk-file", path, "--workers", workers]
+    with Serving("127.0.0.1:0", *options) as server:
+        for identity, key in (("meter:7", "0badc0de"), (b"\xffA", "c0ffee")):
+            context = psk_client(identity, bytes.fromhex(key))
+            with client_of(server, context) as client:
+                assert client.request(b"hello") == b"hello"
+        context = psk_client("stranger", b"key")
+        with client_of(server, context) as client, pytest.raises(dtls.DTLSError):
+            client.request(b"hello")
+
+
+@pytest.mark.parametrize(
+    "line", ["no key", "identity:", "identity:xyz", "identity:0", "#0:00", ":"]
+)
+def test_serve_names_the_wrong_line_of_a_file_with_keys(tmp_path, line):
+    path = tmp_path / "keys.psk"
+    path.write_text(f"right:00\n{line}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"line 2 of .*keys\.psk is not IDENTITY:HEXKEY"):
+        _keys(path)

@@ -44,7 +44,7 @@ def test_request_many_calls_the_key_once_for_each_datagram(inet):
 
 def test_two_requests_with_one_key_raise(inet):
     with Server(inet, echo) as server, Client(server.address, LONG, key=number) as client:
-        with pytest.raises(ValueError, match=r"another request with the key .* is under way"):
+        with pytest.raises(ValueError, match=r"another request with the key .* is in flight"):
             client.request_many([question(1), question(1)])
         assert client.request_many([question(1), question(1)], 1) == [question(1)] * 2
 
@@ -62,6 +62,29 @@ def test_key_that_raises(inet, way):
         pytest.raises(KeyError, match="moody"),
     ):
         client.request(question(1)) if way == "request" else client.request_many([question(1)])
+
+
+def test_request_many_with_a_key_that_is_not_hashable(inet):
+    with (
+        Server(inet, echo) as server,
+        Client(server.address, LONG, key=bytearray) as client,
+        pytest.raises(TypeError, match="unhashable"),
+    ):
+        client.request_many([question(1)])
+
+
+@pytest.mark.parametrize("way", ["request", "request_many"])
+def test_server_that_repeats_its_replies_and_sends_others(inet, way):
+    with (
+        Server(inet, lambda data: [question(7777), data, data]) as server,
+        Client(server.address, LONG, key=number) as client,
+    ):
+        for start in range(0, 100, 10):
+            asked = [question(start + index) for index in range(10)]
+            if way == "request":
+                assert [client.request(one) for one in asked] == asked
+            else:
+                assert client.request_many(asked) == asked
 
 
 def test_key_and_match_exclude_each_other():

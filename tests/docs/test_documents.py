@@ -17,6 +17,7 @@ def port(tmp_path):
         return sock.getsockname()[1]
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", documents())
 def test_document_shows_what_happens(name, tmp_path, port):
     run_document(name, tmp_path, port)
@@ -76,6 +77,21 @@ print("one\\ntwo")
 ```text
 o…
 …
+```
+
+```python
+import asyncio
+
+async def main():
+    loop = asyncio.get_running_loop()
+    loop.slow_callback_duration = 0
+    print(loop.get_debug())
+
+asyncio.run(main())
+```
+
+```text
+True
 ```
 
 <!-- skip: next "it is not meant to work" -->

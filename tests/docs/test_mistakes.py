@@ -292,7 +292,7 @@ def test_endpoint_without_a_peer():
         ((answer, DISCARD), {}, "the handler must be callable, not tuple"),
         ((DISCARD, answer), {"init": "start"}, "init must be callable or None, not str"),
         ((DISCARD, answer), {"exit": answer(b"", DISCARD)}, "exit must be callable or None, not "),
-        ((DISCARD, answer), {"workers": 0}, "workers and threads start at 1, not 0"),
+        ((DISCARD, answer), {"workers": 0}, "workers must be at least 1, not 0"),
         ((DISCARD, answer), {"takes": "bytes"}, "must be 'data', 'datagram', 'batch' or 'timed'"),
     ],
 )

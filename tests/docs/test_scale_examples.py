@@ -1,46 +1,20 @@
 """The examples that hand datagrams on, each with the engine or the program that it is made for."""
 
 import contextlib
-import signal
 import socket as std
 import struct
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import skips
 import tomada
 from brokers import MockKafka, NatsServer
-from support import DEADLINE, Child, eventually
+from examples import EXAMPLES, end
+from support import DEADLINE, eventually
 
 pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-@pytest.fixture
-def start(interruptible):  # noqa: ARG001
-    """Start an example server, and provide it with its address."""
-    with contextlib.ExitStack() as stack:
-
-        def start(name, *arguments):
-            command = (EXAMPLES / name, "--listen", "127.0.0.1:0", *arguments)
-            child = stack.enter_context(Child(*command))
-            line = child.line()
-            assert line.startswith("listening on 127.0.0.1:"), line
-            return child, ("127.0.0.1", int(line.rpartition(":")[2]))
-
-        yield start
-
-
-def end(child):
-    """Press Ctrl-C, and return the example's last output."""
-    child.signal(signal.SIGINT)
-    status, output, errors = child.end()
-    assert status == 0, errors
-    return output
 
 
 @pytest.fixture
@@ -57,9 +31,9 @@ def test_statsd_to_nats_and_back_with_polars(start, sender, tmp_path):
     skips.program("nats-server")
     with NatsServer(tmp_path) as broker:
         broker.add_stream("statsd")
-        child, address = start("statsd_to_nats.py", "--nats", broker.url, "--pack")
+        child, port = start("statsd_to_nats.py", "--nats", broker.url, "--pack")
         for number in range(30):
-            sender.sendto(b"requests:%02d|c" % number, address)
+            sender.sendto(b"requests:%02d|c" % number, ("127.0.0.1", port))
         eventually(lambda: broker.count("statsd"))
         assert "published 30, dropped 0 of 30 datagrams" in end(child)
         command = [sys.executable, EXAMPLES / "read_stream.py", "--nats", broker.url]
@@ -71,10 +45,10 @@ def test_statsd_to_nats_and_back_with_polars(start, sender, tmp_path):
 def test_netflow_to_kafka(start, sender):
     pytest.importorskip("confluent_kafka")
     broker = MockKafka()
-    child, address = start("netflow_to_kafka.py", "--kafka", broker.servers)
+    child, port = start("netflow_to_kafka.py", "--kafka", broker.servers)
     exports = [struct.pack("!H", version) + b"export" for version in (5, 9, 10)]
     for data in [*exports, b"", b"\0\7 of another version"]:
-        sender.sendto(data, address)
+        sender.sendto(data, ("127.0.0.1", port))
     messages = broker.messages("netflow", 3)
     assert sorted(data for _, _, data, _ in messages) == sorted(exports)
     assert {key for key, *_ in messages} == {b"127.0.0.1"}
@@ -90,9 +64,9 @@ def test_dns_forwarder_knows_clients_behind_a_proxy(start):
 
     with tomada.Server(("127.0.0.1", 0), resolve) as upstream:
         arguments = ("--upstream", "{}:{}".format(*upstream.address), "--proxy", "127.0.0.0/8")
-        child, address = start("dns_forwarder.py", *arguments)
+        child, port = start("dns_forwarder.py", *arguments)
         for host in ("192.0.2.1", "192.0.2.2", "192.0.2.1"):
-            with tomada.Client(address, DEADLINE, proxy_from=(host, 53)) as proxy:
+            with tomada.Client(("127.0.0.1", port), DEADLINE, proxy_from=(host, 53)) as proxy:
                 reply = proxy.request(query(7))
                 assert reply == query(7)[:2] + b"\x81\x80" + query(7)[4:] + b"answer"
         assert end(child).splitlines() == [
@@ -104,9 +78,11 @@ def test_dns_forwarder_knows_clients_behind_a_proxy(start):
 def test_dns_forwarder_answers_without_its_upstream(start):
     with std.socket(std.AF_INET, std.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
-        _, address = start("dns_forwarder.py", "--upstream", "{}:{}".format(*silent.getsockname()))
+        _, port = start("dns_forwarder.py", "--upstream", "{}:{}".format(*silent.getsockname()))
         query = struct.pack("!HHHHHH", 7, 0x0100, 1, 0, 0, 0) + b"\1x\0\0\1\0\1"
-        with tomada.Client(address, DEADLINE, match=lambda sent, got: sent[:2] == got[:2]) as asker:
+        with tomada.Client(
+            ("127.0.0.1", port), DEADLINE, match=lambda sent, got: sent[:2] == got[:2]
+        ) as asker:
             reply = asker.request(query)
     assert (reply[2] & 0x80, reply[3] & 0xF) == (0x80, 2)
 

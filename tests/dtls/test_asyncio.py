@@ -9,6 +9,7 @@ import tomada.asyncio
 from certificates import certificates
 from dtls_pairs import psk_client, psk_server, server_of, trusting
 from tomada import Server, dtls
+from tomada.testing import impaired
 
 LOCAL = ("127.0.0.1", 0)
 
@@ -203,53 +204,90 @@ def test_endpoint_ends_with_the_session():
     run(main())
 
 
-def test_request_is_encrypted_or_refused():
+@pytest.mark.parametrize("has_match", [False, True])
+def test_requests_of_an_endpoint_are_encrypted(has_match):
+    match = (lambda request, reply: request.upper() == reply) if has_match else None
+
     async def main(server):
         async with tomada.asyncio.open_endpoint(
             remote_addr=server.address, dtls=psk_client()
         ) as endpoint:
             for number in range(5):
                 request = b"request %d" % number
-                with pytest.raises(ValueError, match="match"):
-                    await endpoint.request(request)
-                reply = await endpoint.request(
-                    request, timeout=30, match=lambda asked, reply: asked.upper() == reply
-                )
+                reply = await endpoint.request(request, timeout=30, match=match)
                 assert reply == request.upper()
 
     with Server(LOCAL, lambda data, _: data.upper(), dtls=psk_server()) as server:
         run(main(server))
-        stats = server.dtls_stats()
-        assert (stats["established"], stats["invalid"]) == (1, 0)
+        assert server.dtls_stats()["established"] == (1 if has_match else 2)
+        assert server.dtls_stats()["invalid"] == 0
 
 
 def test_endpoint_of_a_server_retransmits_its_part_of_a_handshake():
     server_hello = 2
 
     async def main():
+        loop, hellos, is_repeated = asyncio.get_running_loop(), [], asyncio.Event()
+
+        def script(arrival):
+            if arrival.direction == "to_server":
+                # Later on, the server would only answer the client again.
+                return "drop" if hellos else "pass"
+            if arrival.data[13] != server_hello:
+                return "pass"
+            hellos.append(arrival)
+            if len(hellos) == 2:
+                loop.call_soon_threadsafe(is_repeated.set)
+            return "drop"
+
+        async with (
+            tomada.asyncio.open_endpoint(LOCAL, dtls=psk_server()) as endpoint,
+            impaired(endpoint.get_extra_info("sockname"), script=script) as link,
+        ):
+            receiving = asyncio.ensure_future(endpoint.recv())
+            asking = asyncio.ensure_future(open_client(link.address))
+            await is_repeated.wait()
+            for task in (receiving, asking):
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+
+    async def open_client(address):
+        return await tomada.asyncio.open_endpoint(remote_addr=address, dtls=psk_client())
+
+    run(main())
+
+
+def test_endpoint_receives_data_that_came_with_the_end_of_the_handshake():
+    application_data, new_session_ticket = 23, 4
+
+    class Greeter(Echo):
+        def session_established(self, address, session):  # noqa: ARG002 - of a protocol
+            self.transport.sendto(b"greeting", address)
+
+    async def main():
         loop = asyncio.get_running_loop()
+        transport, _ = await listen(psk_server(), Greeter)
+        server = address_of(transport)
         with std.socket(std.AF_INET, std.SOCK_DGRAM) as relay:
             relay.bind(LOCAL)
             relay.setblocking(False)
-            async with tomada.asyncio.open_endpoint(LOCAL, dtls=psk_server()) as endpoint:
-                server = endpoint.get_extra_info("sockname")
-                receiving = asyncio.ensure_future(endpoint.recv())
-                asking = asyncio.ensure_future(open_client(relay.getsockname()))
-                hellos = 0
-                while hellos < 2:
-                    data, sender = await loop.sock_recvfrom(relay, 4096)
-                    if sender != server:
-                        client = sender
-                        if not hellos:  # or the server would only answer the client again
-                            await loop.sock_sendto(relay, data, server)
-                    elif data[13] == server_hello:
-                        hellos += 1  # the client does not get it, and says nothing more
-                    else:
-                        await loop.sock_sendto(relay, data, client)
-                for task in (receiving, asking):
-                    task.cancel()
-                    with pytest.raises(asyncio.CancelledError):
-                        await task
+            opening = asyncio.ensure_future(open_client(relay.getsockname()))
+            held = []
+            while not held or held[-1][0] != application_data:
+                data, sender = await loop.sock_recvfrom(relay, 4096)
+                if sender != server:
+                    client = sender
+                    relay.sendto(data, server)
+                elif held or data[13] == new_session_ticket:
+                    held.append(data)
+                else:
+                    relay.sendto(data, client)
+            for data in held:  # the server's last flight, and the greeting
+                relay.sendto(data, client)
+            async with await opening as endpoint:
+                assert await endpoint.recv() == (b"greeting", relay.getsockname())
+        transport.close()
 
     async def open_client(address):
         return await tomada.asyncio.open_endpoint(remote_addr=address, dtls=psk_client())

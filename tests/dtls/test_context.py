@@ -1,13 +1,16 @@
 """The settings of sessions."""
 
 import os
+import ssl
 import stat
+import subprocess
 
 import pytest
 
+import skips
 from certificates import certificates
-from dtls_pairs import psk_client, psk_server, session, trusting
-from tomada import dtls
+from dtls_pairs import psk_client, psk_server, server_of, session, trusting
+from tomada import Server, dtls
 
 
 def client():
@@ -78,6 +81,51 @@ def test_set_alpn_protocols_refuses_empty_and_long_names():
             client().set_alpn_protocols([name])
 
 
+def test_srtp_profiles_are_negotiated():
+    client, server = psk_client(), psk_server()
+    client.set_srtp_profiles(["SRTP_AES128_CM_SHA1_80", "SRTP_AEAD_AES_128_GCM"])
+    server.set_srtp_profiles(["SRTP_AEAD_AES_128_GCM"])
+    with session(client, server) as (near, far):
+        for sock in (near, far):
+            assert sock.selected_srtp_profile() == "SRTP_AEAD_AES_128_GCM"
+        # RFC 5764, 4.2: two keys and two salts.
+        label, length = "EXTRACTOR-dtls_srtp", 2 * (16 + 12)
+        material = near.session.export_keying_material(label, length)
+        assert len(material) == length
+        assert material == far.session.export_keying_material(label, length)
+        assert material != far.session.export_keying_material(label, length, b"")
+    server.set_srtp_profiles([])
+    with session(client, server) as (near, _):
+        assert near.selected_srtp_profile() is None
+
+
+def test_set_srtp_profiles_refuses_unknown_names():
+    for profiles in (["SRTP_ROT13"], [""], ["SRTP_AEAD_AES_128_GCM", "\0"]):
+        with pytest.raises(ValueError, match="profiles of SRTP"):
+            client().set_srtp_profiles(profiles)
+
+
+def test_sessions_are_resumed_by_their_identifiers(tmp_path):
+    files = certificates()
+    program = skips.program("openssl")
+    context = server_of(files.ecdsa)
+    with Server(("127.0.0.1", 0), lambda data, _: data, dtls=context) as echo:
+        host, port = echo.address
+        command = [program, "s_client", "-dtls1_2", "-no_ticket", "-connect", f"{host}:{port}"]
+        stored = str(tmp_path / "session")
+        for option, begins in (("-sess_out", b"New, "), ("-sess_in", b"Reused, ")):
+            run = [*command, option, stored]
+            done = subprocess.run(run, input=b"Q\n", capture_output=True, check=True, timeout=60)
+            assert b"\n" + begins in done.stdout
+        stats = context.session_stats()
+        assert (stats["accept_good"], stats["hits"]) == (2, 1)
+
+
+def test_session_stats_have_the_names_of_the_ssl_module():
+    names = set(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).session_stats())
+    assert set(client().session_stats()) == names
+
+
 def test_callbacks_must_be_callable():
     with pytest.raises(TypeError, match="callable"):
         client().set_psk_client_callback("secret")
@@ -110,7 +158,7 @@ def test_load_cert_chain_with_a_password():
         server().load_cert_chain(files.ecdsa[0], key, password)
     with pytest.raises(ValueError, match=r"the password for the key in .* is wrong"):
         server().load_cert_chain(files.ecdsa[0], key, "open")
-    with pytest.raises(ValueError, match="is encrypted: give its password"):
+    with pytest.raises(ValueError, match="is encrypted: pass its password"):
         server().load_cert_chain(files.ecdsa[0], key)
 
 
@@ -139,6 +187,7 @@ def test_keylog_filename_collects_the_secrets_of_sessions(tmp_path):
         line = log.read_text().split()
         assert line[0] == "CLIENT_RANDOM"
         assert len(line[1]) == 64
+    assert log.stat().st_mode & 0o077 == 0
     with pytest.raises(FileNotFoundError):
         context.keylog_filename = tmp_path / "missing" / "keys.log"
 

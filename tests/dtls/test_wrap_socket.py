@@ -10,7 +10,16 @@ import pytest
 
 import tomada.asyncio
 from certificates import certificates
-from dtls_pairs import connected, psk_client, psk_server, server_of, session, trusting
+from dtls_pairs import (
+    KEYS,
+    beginning,
+    connected,
+    psk_client,
+    psk_server,
+    server_of,
+    session,
+    trusting,
+)
 from support import Call, eventually, open_descriptors
 from tomada import Server, dtls, socket
 
@@ -26,21 +35,12 @@ def test_wrap_socket_encrypts_both_directions():
 
 
 def test_wrap_socket_puts_no_plaintext_on_the_wire():
-    with (
-        std.socket(std.AF_INET, std.SOCK_DGRAM) as tap,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
-    ):
-        tap.bind(("127.0.0.1", 0))
-        tap.settimeout(30)
-        sock.connect(tap.getsockname())
-        sock.setblocking(False)
-        near = psk_client().wrap_socket(sock, do_handshake_on_connect=False)
-        with near:
-            hello = tap.recv(2000)
-            assert hello[0] == 22
-            with pytest.raises(OSError, match="no DTLS session") as caught:
-                near.send(b"plaintext")
-            assert caught.value.errno == errno.ENOTCONN
+    with beginning() as (near, tap):
+        hello = tap.recv(2000)
+        assert hello[0] == 22
+        with pytest.raises(OSError, match="no DTLS session") as caught:
+            near.send(b"plaintext")
+        assert caught.value.errno == errno.ENOTCONN
 
 
 @pytest.mark.parametrize("kind", ["rsa", "ecdsa"])
@@ -131,7 +131,7 @@ def test_wrap_socket_times_out_with_a_wrong_key():
         server = psk_server()
         server.handshake_timeout = 0.5
         accepting = Call(server.wrap_socket, other, True)
-        with pytest.raises(dtls.DTLSTimeoutError, match="keys differ"):
+        with pytest.raises(dtls.DTLSTimeoutError, match="uses a different pre-shared key"):
             client.wrap_socket(one)
         with pytest.raises(dtls.DTLSTimeoutError):
             accepting.result()
@@ -140,7 +140,7 @@ def test_wrap_socket_times_out_with_a_wrong_key():
 def test_wrap_socket_follows_the_timeout_of_the_socket():
     with connected() as (one, _):
         one.settimeout(0.1)
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimeoutError, match=r"handshake with 127\.0\.0\.1:\d+ was not complete"):
             psk_client().wrap_socket(one)
 
 
@@ -294,8 +294,8 @@ def test_wrap_socket_refuses_what_it_cannot_wrap():
 
 @pytest.mark.thread_unsafe(reason="it counts descriptors")
 def test_wrap_socket_leaves_no_descriptor_behind():
-    before = open_descriptors()
-    for _ in range(3):
+    before, rounds = open_descriptors(), 5
+    for _ in range(rounds):
         with session(psk_client(), psk_server()) as (near, far):
             near.send(b"x")
             far.recv(10)
@@ -303,7 +303,22 @@ def test_wrap_socket_leaves_no_descriptor_behind():
             one.settimeout(0.01)
             with pytest.raises(TimeoutError):
                 psk_client().wrap_socket(one)
-    assert open_descriptors() == before
+    assert open_descriptors() < before + rounds
+
+
+def test_send_many_sends_equal_records_as_one_coalesced_send():
+    udp_gro = 104  # linux/udp.h
+    with (
+        session(psk_client(), psk_server()) as (near, far),
+        std.socket(fileno=os.dup(far.fileno())) as raw,
+    ):
+        try:
+            raw.setsockopt(std.IPPROTO_UDP, udp_gro, 1)
+        except OSError:
+            pytest.skip("the kernel has no UDP_GRO")
+        near.send_many([bytes(100)] * 10)
+        record = 100 + 13 + 8 + 16  # header, nonce and tag of AES-GCM, or less
+        assert 10 * 100 < len(raw.recv(1 << 16)) <= 10 * record
 
 
 def test_a_wrapped_socket_does_not_give_its_descriptor_to_plain_ones():
@@ -322,3 +337,26 @@ def test_a_wrapped_socket_does_not_give_its_descriptor_to_plain_ones():
         with pytest.raises(TypeError, match="session"):
             tomada.asyncio.run(take_over())
         near.send(b"still encrypted")
+
+
+def test_a_callback_cannot_close_the_socket_of_its_handshake():
+    errors = []
+
+    def give_up(_hint):
+        for method in (near.close, near.detach):
+            try:
+                method()
+            except OSError as error:
+                errors.append(error.errno)
+        return "tester", KEYS["tester"]
+
+    context = dtls.Context(dtls.PROTOCOL_DTLS_CLIENT)
+    context.set_psk_client_callback(give_up)
+    with connected() as (one, other):
+        accepting = Call(psk_server().wrap_socket, other, True)
+        near = context.wrap_socket(one, do_handshake_on_connect=False)
+        near.do_handshake()
+        accepting.result().close()
+        assert errors == [errno.EDEADLK] * 2
+        near.close()
+        assert near.fileno() == -1

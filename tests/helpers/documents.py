@@ -29,7 +29,7 @@ from sybil import Region, Sybil
 from sybil.parsers.markdown import SkipParser
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
-from support import Child
+from support import DEVELOPMENT, Child
 from tomada._cli.options import OPTIONS
 from tomada._config import resolve
 
@@ -38,6 +38,9 @@ ANY = "…"
 # The packages that a program may import in addition to the standard library and tomada.
 PEERS = {"aiocoap", "dns", "numpy", "prometheus_client", "trio", "uvloop"}
 INFO = re.compile(r'(?P<language>\w*)(?: title="(?P<title>[^"]*)")?(?P<rest>[^\n]*)\n')
+# How long a program may print nothing, in seconds. In development mode, a search of hypothesis
+# takes 13 seconds of a processor.
+DEADLINE = 100
 COMMAND = re.compile(r"^\$ ([^\n]*)\n((?:(?!\$ )[^\n]*\n)*)", re.MULTILINE)
 
 
@@ -77,9 +80,9 @@ class Reader:
         self._printed = None
         self._count = 0
         self._environment = os.environ | {
+            **DEVELOPMENT,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONUNBUFFERED": "1",
-            "PYTHONDEVMODE": "1",
             "COLUMNS": "80",
             "TMPDIR": str(folder),  # of programs that are killed
         }
@@ -123,7 +126,7 @@ class Reader:
         path.parent.mkdir(exist_ok=True)
         path.write_text(source, encoding="utf-8")
         if not title:
-            status, self._printed, errors = self._start(path).end()
+            status, self._printed, errors = self._start(path).end(DEADLINE)
             if missing := re.search(r"^ModuleNotFoundError: .*'(\w+)'$", errors, re.MULTILINE):
                 assert missing[1] in PEERS, errors
                 pytest.skip(f"{missing[1]} is not installed")
@@ -147,13 +150,13 @@ class Reader:
             if pattern == ANY:
                 may_skip = True
                 continue
-            line = child.line()
+            line = child.line(DEADLINE)
             while may_skip and not fits(pattern, line):
-                line = child.line()
+                line = child.line(DEADLINE)
             assert fits(pattern, line), f"it prints {line!r}, but the document shows {pattern!r}"
             may_skip = False
         if not lasts:
-            status, rest, errors = child.end()
+            status, rest, errors = child.end(DEADLINE)
             assert status == 0, rest + errors
             assert not shown or may_skip or not rest, f"it prints {rest!r}, which is not shown"
 
@@ -190,5 +193,5 @@ class Reader:
         (self._folder / title).write_text(source, encoding="utf-8")
         if shutil.which("systemd-analyze"):
             verify = self._start("verify", self._folder / title, program="systemd-analyze")
-            _, output, errors = verify.end()
+            _, output, errors = verify.end(DEADLINE)
             assert title not in output + errors, output + errors

@@ -1,9 +1,11 @@
 """Contexts and connected sockets for tests of DTLS."""
 
 import contextlib
+import socket as std
 
+from certificates import certificates
 from support import Call
-from tomada import dtls, socket
+from tomada import Server, dtls, socket
 
 KEYS = {"tester": b"secret", "other": b"another secret"}
 
@@ -60,3 +62,58 @@ def session(client, server, server_hostname=None):
             accepting.result() as far,
         ):
             yield near, far
+
+
+def upper(data, _address):
+    return data.upper()
+
+
+def serving(context):
+    """Return a server that replies in upper case."""
+    return Server(("127.0.0.1", 0), upper, dtls=context)
+
+
+def of_kind(kind):
+    """Return a server's and a client's context for a kind of session."""
+    if kind == "psk":
+        return psk_server(), psk_client()
+    files = certificates()
+    server, client = server_of(files.rsa if kind == "rsa" else files.ecdsa), trusting(files.ca)
+    if kind == "mutual":
+        server.load_verify_locations(files.ca)
+        server.verify_mode = dtls.CERT_REQUIRED
+        client.load_cert_chain(*files.client)
+    if kind == "small":
+        server.mtu = client.mtu = 300
+    return server, client
+
+
+@contextlib.contextmanager
+def connected_to(address, context, server_hostname=None):
+    """Give a wrapped socket that has a session with a server."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(30)
+        sock.connect(address)
+        with context.wrap_socket(sock, server_hostname=server_hostname) as wrapped:
+            yield wrapped
+
+
+@contextlib.contextmanager
+def beginning():
+    """Provide a client's socket during the handshake, and a plain one that receives from it."""
+    with (
+        std.socket(std.AF_INET, std.SOCK_DGRAM) as tap,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+    ):
+        tap.bind(("127.0.0.1", 0))
+        tap.settimeout(30)
+        sock.connect(tap.getsockname())
+        sock.setblocking(False)
+        with psk_client().wrap_socket(sock, do_handshake_on_connect=False) as near:
+            yield near, tap
+
+
+def first_message():
+    """Return the first message of a client."""
+    with beginning() as (_, tap):
+        return tap.recv(2000)

@@ -8,10 +8,13 @@ rounds, at every STEP-th line after it. ACTION is to `raise` an exception, `inte
 `stop` the server; `storm` is a timer that starts later in each round, and whose handler raises
 repeatedly. In the last round nothing happens, because the operation has fewer lines. The program
 prints the number of rounds.
+
+Requests that a ready server gets just before `stop` must be answered or refused.
 """
 
 import ctypes
 import faulthandler
+import ipaddress
 import os
 import re
 import signal
@@ -27,6 +30,8 @@ PACKAGE = str(Path(tomada.__file__).parent)
 DEADLINE = 60
 ROUNDS = 2000
 SUBREAPER = 36
+# More requests than workers, so that one has to wait for another.
+REQUESTS = 3
 
 
 class AlarmError(Exception):
@@ -88,7 +93,41 @@ class Storm:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def actions(server):
+class Clients:
+    """Clients of a server that send one request each."""
+
+    def __init__(self):
+        self._sockets = []
+
+    def ask(self, server):
+        """Send the requests if the server is ready."""
+        if server.ready.is_set():
+            for _ in range(REQUESTS):
+                sock = std.socket(std.AF_INET, std.SOCK_DGRAM)
+                self._sockets.append(sock)
+                sock.settimeout(DEADLINE / 2)
+                sock.connect(server.address)
+                sock.send(b"request")
+
+    def check(self, place):
+        """Check that each request is answered or refused."""
+        for sock in self._sockets:
+            with sock:
+                try:
+                    sock.recv(100)
+                except ConnectionRefusedError:
+                    pass
+                except TimeoutError:
+                    raise AssertionError(f"a request is lost after stop() at {place}") from None
+
+
+def handle(data, _):
+    """Take long enough for other requests to be queued."""
+    time.sleep(0.005)
+    return data
+
+
+def actions(server, clients):
     def raise_alarm(_frame):
         raise AlarmError
 
@@ -96,6 +135,7 @@ def actions(server):
         raise KeyboardInterrupt
 
     def stop(_frame):
+        clients.ask(server)
         server.stop()
 
     return {"raise": raise_alarm, "interrupt": interrupt, "stop": stop, "storm": None}
@@ -149,8 +189,10 @@ def check_nothing_left(address, *, action):
 
 
 def free_address():
+    # Other programs take ports of 127.0.0.1 between the rounds.
+    host = str(ipaddress.IPv4Address("127.1.0.0") + os.getpid())
     with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
+        sock.bind((host, 0))
         return sock.getsockname()
 
 
@@ -162,14 +204,15 @@ def main(operation, workers, action, first, step):
     number = first
     for rounds in range(ROUNDS):
         faulthandler.dump_traceback_later(DEADLINE, exit=True)
-        server = tomada.Server(address, lambda data, _: data, workers=workers)
+        server, clients = tomada.Server(address, handle, workers=workers), Clients()
         kind = Storm if action == "storm" else At
-        interrupted = kind(number, actions(server)[action])
+        interrupted = kind(number, actions(server, clients)[action])
         operate(operation, server, interrupted)
         interrupted.is_armed = False
         if interrupted.is_over and operation == "start" and action != "storm":
             assert not server.ready.is_set() or action == "stop", interrupted.place
         server.stop()
+        clients.check(getattr(interrupted, "place", ""))
         assert "stopped" in repr(server), number
         check_nothing_left(address, action=action)
         server.stop()

@@ -19,6 +19,14 @@ from peer import DEADLINE, dumps, loads
 HELPERS = Path(__file__).parent
 PEER = HELPERS / "peer.py"
 
+# The environment of a program in development mode that asyncio does not call slow.
+DEVELOPMENT = {
+    "PYTHONDEVMODE": "1",
+    "PYTHONPATH": os.pathsep.join(
+        filter(None, [str(HELPERS / "development"), os.environ.get("PYTHONPATH")])
+    ),
+}
+
 # A thread that waits for the interpreter's lock, or for another thread, is in this system call.
 FUTEX = {"x86_64": "202", "aarch64": "98"}.get(platform.machine())
 
@@ -178,11 +186,11 @@ class Child:
     def pid(self):
         return self._process.pid
 
-    def line(self):
+    def line(self, deadline=DEADLINE):
         """Return the next line of output."""
         output = self._process.stdout
         while b"\n" not in self._rest:
-            assert select.select([output], [], [], DEADLINE)[0], "the program prints nothing"
+            assert select.select([output], [], [], deadline)[0], "the program prints nothing"
             chunk = output.read(1 << 16)
             assert chunk, f"the program has ended:\n{self._process.stderr.read().decode()}"
             self._rest += chunk

@@ -22,6 +22,7 @@ PACKAGES = {
     "curl": "curl",
     "dig": "bind9-dnsutils",
     "dnsdist": "dnsdist",
+    "dnsperf": "dnsperf",
     "ethtool": "ethtool",
     "gnutls-cli": "gnutls-bin",
     "gnutls-serv": "gnutls-bin",

@@ -8,10 +8,12 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+import skips
 from benches import compare, plots, report, suite
 from benches.children import Child, ChildFailed
 from benches.figures import Outcome, Result, judge, speed
 from benches.loads import (
+    Delayed,
     Echo,
     Load,
     Memory,
@@ -26,18 +28,9 @@ from benches.loads import (
     Window,
     share_lost,
 )
-from benches.plan import (
-    LINKS,
-    ROUND_TRIPS,
-    Bar,
-    Scenario,
-    call,
-    check,
-    limit,
-    ours,
-    peer,
-    scenarios,
-)
+from benches.plan import Bar, Scenario, call, check, scenarios
+from benches.session_loads import AskSession, Handshakes, Sessions
+from benches.subjects import LINKS, ROUND_TRIPS, SESSION_CLIENTS, SESSIONS, limit, ours, peer
 from floods import needs_loadgen
 from skips import is_privileged
 
@@ -253,9 +246,28 @@ def test_round_trips_are_measured():
 
 
 @needs_loadgen
-@pytest.mark.parametrize("load", [RelayedRoundTrip(), Relayed(rate=5000)], ids=["trip", "rate"])
+@pytest.mark.parametrize(
+    "load", [RelayedRoundTrip(), Relayed(rate=5000), Delayed()], ids=["trip", "rate", "delay"]
+)
 def test_links_are_measured(load):
     run(load, *LINKS)
+
+
+@needs_loadgen
+@pytest.mark.parametrize(
+    ("load", "subjects"),
+    [
+        (Sessions(sessions=50), SESSIONS),
+        (Sessions(sessions=50, size=1200), SESSIONS),
+        (Handshakes(), SESSIONS),
+        (AskSession(), SESSION_CLIENTS),
+    ],
+    ids=["records", "long records", "handshakes", "client"],
+)
+def test_sessions_are_measured(load, subjects):
+    pytest.importorskip("tomada.dtls", exc_type=ImportError)
+    skips.program("openssl")
+    run(load, *(subject for subject in subjects if subject.group != "peer"))
 
 
 @needs_loadgen

@@ -1,5 +1,6 @@
-"""The results of a type checker for programs that use the package."""
+"""The results of type checkers for programs that use the package."""
 
+import json
 import re
 import subprocess
 import sys
@@ -32,7 +33,10 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
     assert_type(sock.recv_many(), list[tuple[bytes, Any]])
     assert_type(sock.send_many([b"x"], ("127.0.0.1", 9)), int)
     assert_type(sock.send_many([(b"x", ("::1", 9))], errors="continue"), list[tuple[int, OSError]])
-    assert_type(sock.recv_batch(tomada.Batch(8)), int)
+    batch = tomada.Batch(8)
+    assert_type(sock.recv_batch(batch), int)
+    assert_type(batch.timestamps, memoryview)
+    assert_type(batch.rows("u4", errors="skip"), Any)
     datagram = sock.recv_datagram()
     assert_type(datagram, tomada.Datagram)
     assert_type(datagram.timestamp_ns, int | None)
@@ -196,6 +200,12 @@ with client:  # attr-defined  # attr-defined
 """
 
 
+def marked(program):
+    """Return the numbers and codes of the errors that the comments of a program announce."""
+    lines = enumerate(program.splitlines(), 1)
+    return [(number, code) for number, line in lines for code in line.split("  # ")[1:]]
+
+
 @pytest.fixture
 def check(tmp_path):
     """Run mypy on a program, and return the lines and codes of its errors."""
@@ -206,7 +216,9 @@ def check(tmp_path):
         command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", path.name]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode in {0, 1}, done.stdout + done.stderr
-        return re.findall(r"^program\.py:(\d+): error: .*\[([a-z-]+)\]$", done.stdout, re.MULTILINE)
+        pattern = r"^program\.py:(\d+): error: .*\[([a-z-]+)\]$"
+        found = re.findall(pattern, done.stdout, re.MULTILINE)
+        return [(int(number), code) for number, code in found]
 
     return run
 
@@ -216,7 +228,23 @@ def test_mypy_accepts_a_program_that_uses_everything(check):
 
 
 def test_mypy_finds_mistakes(check):
-    lines = enumerate(MISTAKES.splitlines(), 1)
-    expected = [(str(number), code) for number, line in lines for code in line.split("  # ")[1:]]
-    assert len(expected) == 28
-    assert check(MISTAKES) == expected
+    assert len(marked(MISTAKES)) == 28
+    assert check(MISTAKES) == marked(MISTAKES)
+
+
+def test_pyright_accepts_the_program_and_finds_the_mistakes(tmp_path):
+    pytest.importorskip("basedpyright")
+    (tmp_path / "good.py").write_text(GOOD, encoding="utf-8")
+    (tmp_path / "mistakes.py").write_text(MISTAKES, encoding="utf-8")
+    # The mode is pyright's own. typeshed calls a decorated function that returns an Iterator
+    # deprecated.
+    config = {"typeCheckingMode": "strict", "reportDeprecated": "none", "pythonVersion": "3.11"}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(config), encoding="utf-8")
+    command = [sys.executable, "-m", "basedpyright", "--outputjson", "--pythonpath", sys.executable]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    errors = [
+        (error["file"].rpartition("/")[2], error["range"]["start"]["line"] + 1)
+        for error in json.loads(done.stdout)["generalDiagnostics"]
+    ]
+    assert set(errors) == {("mistakes.py", number) for number, _ in marked(MISTAKES)}

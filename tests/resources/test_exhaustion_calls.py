@@ -295,6 +295,6 @@ with (
     text = faulty.run(START + program)
     assert text.startswith("[Errno 105] No buffer space available (datagram 0 to ('127.0.0.1', ")
     assert text.endswith(
-        "); 0 sent before it): a queue on the way to the device is full: send "
-        "again later, or less at a time 0 0\n"
+        "); 0 sent before it): a queue on the path to the device is full: retry "
+        "later, or send fewer datagrams at a time 0 0\n"
     )

@@ -134,7 +134,7 @@ def test_errors_reports_a_full_device_if_enabled(link):
             assert attempt(sock.sendto, LONGER[0], to).errno == errno.ENOBUFS
             error = attempt(sock.send_many, LONGER, to)
             assert (error.errno, error.index, error.sent) == (errno.ENOBUFS, 0, 0)
-            assert "full: send again later" in str(error)
+            assert "full: retry later" in str(error)
             for data in (LONGER, numbered(20, 1000)):
                 failed = sock.send_many(data, to, errors="continue")
                 assert [(index, error.errno) for index, error in failed] == [

@@ -181,10 +181,10 @@ tomada.asyncio.run(main())
 def test_allocation_failures_raise_memory_error(attempt, tmp_path):
     outcomes = run(START + attempt, tmp_path).splitlines()
     # The lowest limit is too low, and the highest is sufficient.
-    assert outcomes[0].startswith("there is no memory for ")
+    assert outcomes[0].startswith("not enough memory for ")
     assert outcomes[-1] == "done"
     # If the interpreter itself is out of memory, its error has no message.
-    assert {text for text in outcomes if not text.startswith("there is no memory")} <= {"", "done"}
+    assert {text for text in outcomes if not text.startswith("not enough memory")} <= {"", "done"}
 
 
 @limits_hold
@@ -343,5 +343,5 @@ with tomada.Server(("127.0.0.1", 0), lambda data, _: data) as server:
     print(sender.recv(10))
 """
     lines = run(START + program, workers).splitlines()
-    assert lines[0].startswith("there is no memory for ")
+    assert lines[0].startswith("not enough memory for ")
     assert lines[1] == "b'x'"

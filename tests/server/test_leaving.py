@@ -250,15 +250,15 @@ thread.join()
 @pytest.mark.parametrize("workers", [1, 2])
 def test_child_forked_during_start_exits_and_stops_nothing(workers):
     program = f"""
-import tomada.server
-listen, begun, go_on = tomada.server.listen, threading.Event(), threading.Event()
+import tomada._server.listeners
+listen, begun, go_on = tomada._server.listeners.listen, threading.Event(), threading.Event()
 
 def slow(*arguments, **options):
     begun.set()
     go_on.wait()
     return listen(*arguments, **options)
 
-tomada.server.listen = slow
+tomada._server.listeners.listen = slow
 server = serve(workers={workers})
 call = Call(server.start)
 begun.wait()
@@ -279,7 +279,7 @@ with tomada.Client(server.address) as client:
     print(client.request(b"heard"))
 server.stop()
 """
-    said = "a server is started once; make another one\n"
+    said = "a server can be started only once: create another one\n"
     assert leaving(program) == f"{said}{said}0\nb'heard'\n"
 
 

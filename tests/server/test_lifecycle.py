@@ -107,7 +107,7 @@ sys.stdin.readline()
     )
     eventually(lambda: child.line() == "too slow")
     assert "stopped" in child.line()
-    assert child.line() == "a server is started once; make another one"
+    assert child.line() == "a server can be started only once: create another one"
     assert members(child.pid) == [child.pid]
     child.tell("\n")
     ended(child)

@@ -91,9 +91,9 @@ def test_state_is_the_lifespans_value(kind, workers, handler):
         assert name == b"%s of %d" % (pid, serving.address[1])
         assert (int(pid) == os.getpid()) == (workers == 1)
         if workers > 1:
-            with pytest.raises(RuntimeError, match="there is no state here"):
+            with pytest.raises(RuntimeError, match="no state is available here"):
                 _ = serving.state
-    with pytest.raises(RuntimeError, match="there is no state here"):
+    with pytest.raises(RuntimeError, match="no state is available here"):
         _ = serving.state
 
 
@@ -293,6 +293,7 @@ def tell():
     os.write(1, (" ".join(map(str, server.address)) + "\\n").encode())
 
 threading.Thread(target=tell, daemon=True).start()
+signal.signal(signal.SIGUSR1, lambda *_: server.stop())
 server.serve_forever()
 """
 
@@ -326,8 +327,10 @@ def written(folder):
 
 @runs_programs
 @each_kind
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_under_load_leaves_each_lifespan_once(serve, tmp_path, kind, number):
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=["TERM", "INT", "stop()"]
+)
+def test_end_under_load_leaves_each_lifespan_once(serve, tmp_path, kind, number):
     child = serve(kind)
     with Load(address_of(child), clients=6) as load:
         eventually(lambda: load.answered > 100)
@@ -339,6 +342,24 @@ def test_signal_under_load_leaves_each_lifespan_once(serve, tmp_path, kind, numb
     found = lives(tmp_path)
     assert len(found) == 2
     assert set(map(tuple, found.values())) == {("entered", "left")}
+    assert written(tmp_path) == load.answered  # buffered output is on disk
+
+
+@runs_programs
+@each_kind
+def test_reload_under_load_leaves_each_lifespan_once_and_loses_nothing(serve, tmp_path, kind):
+    child = serve(kind)
+    with Load(address_of(child), clients=6) as load:
+        eventually(lambda: len(load.replies) == 2)
+        child.signal(signal.SIGHUP)
+        eventually(lambda: len(load.replies) == 4)
+        child.signal(signal.SIGTERM)
+        load.join()
+    assert child.end()[0] == 0
+    found = lives(tmp_path)
+    assert len(found) == 4
+    assert set(map(tuple, found.values())) == {("entered", "left")}
+    assert load.lost == 0
     assert written(tmp_path) == load.answered  # buffered output is on disk
 
 

@@ -194,8 +194,8 @@ server = tomada.Server(address, lambda data, _: data, drain=0)
 held = threading.Lock()
 held.acquire()
 server.start()
-refuse = server._context.listeners.refuse
-server._context.listeners.refuse = lambda: held.acquire() and refuse()
+refuse = server._run.context.listeners.refuse
+server._run.context.listeners.refuse = lambda: held.acquire() and refuse()
 
 def act(*_):
     server.stop()

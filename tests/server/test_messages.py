@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import tomada
 from serving import ask, server
 from support import Call, eventually
-from tomada._server import messages, supervisor, worker
+from tomada._server import messages, slots, worker
 
 pytestmark = pytest.mark.thread_unsafe(reason="it forks")
 
@@ -260,7 +260,7 @@ def test_functions_that_a_server_cannot_call_are_rejected():
     with pytest.raises(TypeError, match="handler must be callable, not bytes"):
         tomada.Server(("127.0.0.1", 0), b"x")
     for name in ("init", "exit"):
-        with pytest.raises(TypeError, match=f"{name} is an async function: give a plain one, or"):
+        with pytest.raises(TypeError, match=f"{name} is an async function: pass a plain one, or"):
             tomada.Server(("127.0.0.1", 0), print, **{name: later})
         with pytest.raises(TypeError, match=f"{name} must be callable or None, not int"):
             tomada.Server(("127.0.0.1", 0), print, **{name: 3})
@@ -270,9 +270,9 @@ def test_worker_serves_only_when_the_supervisor_has_read_that_it_is_ready():
     """A worker that the supervisor does not know to be ready may be killed: it has no datagrams."""
     ours, theirs = std.socketpair()
     ours.setblocking(False)
-    process = supervisor.Worker(0, ours, 0.0, 0)
+    process = slots.Worker(0, ours, 0.0, 0)
     call = Call(worker._Teller(theirs).tell, "ready").until_it_waits()  # noqa: SLF001
-    supervisor._read(process)  # noqa: SLF001
+    process.read()
     assert call.result() is True
     assert process.ready
     assert process.channel is None

@@ -94,8 +94,8 @@ def test_sendto_in_the_handler_is_counted_too():
     with server(handle, takes="datagram") as serving, client(serving.address) as sock:
         sock.send(b"x")
         assert {sock.recv(10), sock.recv(10)} == {b"first", b"second"}
-        eventually(lambda: serving.stats().sent == 2)
-        assert (serving.stats().sent_bytes, serving.stats().send_calls) == (11, 2)
+        eventually(lambda: serving.stats().send_calls == 2)  # the last to be counted
+        assert (serving.stats().sent, serving.stats().sent_bytes) == (2, 11)
 
 
 def test_batch_handler_gets_lists_and_returns_replies_in_order():
@@ -157,7 +157,8 @@ def test_sendto_from_another_thread_reaches_the_peer():
         eventually(lambda: peers)
         Call(serving.sendto, b"later", peers[0]).result()
         assert sock.recv(100) == b"later"
-        assert serving.stats().sent == 1
+        # The worker may be counting it.
+        eventually(lambda: serving.stats().sent == 1)
 
 
 def test_sendto_from_the_handler_is_sent_in_order_with_the_reply():
@@ -216,7 +217,7 @@ def test_server_cannot_be_started_twice():
 def test_server_before_its_start_has_no_address():
     serving = server(upper)
     for ask_it in (lambda: serving.address, serving.stats, lambda: serving.sendto(b"", ("h", 1))):
-        with pytest.raises(RuntimeError, match="not started"):
+        with pytest.raises(RuntimeError, match="not been started"):
             ask_it()
     assert "not started" in repr(serving)
 
@@ -327,7 +328,7 @@ def test_host_name_is_resolved_and_an_empty_host_is_every_address():
     [
         ({"takes": "bytes"}, "takes must be"),
         ({"steering": "fair"}, "steering must be"),
-        ({"workers": 0}, "start at 1"),
+        ({"workers": 0}, "must be at least 1"),
         ({"drain": -1}, "drain"),
         ({"drain": float("nan")}, "drain"),
         ({"fd": 1}, "one of address, sock and fd"),
@@ -350,7 +351,7 @@ def test_stats_counts_everything():
             sock.send(data)
             sock.recv(10)
         # The last reply may arrive before it is counted.
-        eventually(lambda: serving.stats().sent == 3 and serving.stats().handler_time)
+        eventually(lambda: serving.stats().send_calls == 3)
         stats = serving.stats()
         assert (stats.received, stats.received_bytes) == (3, 6)
         assert (stats.sent, stats.sent_bytes) == (3, 6)

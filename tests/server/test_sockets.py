@@ -177,7 +177,7 @@ def test_systemd_passes_several_sockets_to_as_many_workers(tmp_path, workers):
                         assert sock.recv(100) == b"cba"
             if workers == 1:
                 _, errors = process.communicate(timeout=DEADLINE)
-                assert b"each of which needs a worker: give workers=2" in errors
+                assert b"each of which needs a worker: pass workers=2" in errors
         finally:
             process.terminate()
 

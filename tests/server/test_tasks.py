@@ -288,7 +288,7 @@ def test_task_that_waits_for_nothing_ends_at_once():
     with server(handle) as serving:
         assert ask(serving.address) == b"ping"
         eventually(lambda: len(calls) == 2)
-        assert serving._context.cores[0].under_way == 0  # noqa: SLF001 - nothing public tells
+        assert serving._run.context.cores[0].under_way == 0  # noqa: SLF001 - nothing public tells
     assert calls == ["handle", "next turn"]
 
 
@@ -401,7 +401,7 @@ def test_threads_have_a_loop_each(unlocked):
         ({"loop": "libuv"}, ValueError, "loop must be one of 'tomada', 'asyncio', 'uvloop', or"),
         ({"loop": 3}, TypeError, "loop must be a name, a function or None, not int"),
         ({"max_concurrency": 0}, ValueError, "max_concurrency must be at least 1, not 0"),
-        ({"max_requests": 5}, ValueError, "max_requests replaces worker processes: give workers"),
+        ({"max_requests": 5}, ValueError, "max_requests replaces worker processes: pass workers"),
         ({"max_requests": 0, "workers": 2}, ValueError, "max_requests must be positive, not 0"),
         ({"max_age": -1, "workers": 2}, ValueError, "max_age must be positive, not -1"),
         ({"max_age": float("nan"), "workers": 2}, ValueError, "max_age must be positive, not nan"),

@@ -10,7 +10,7 @@ from support import FREE, eventually, run
 
 @pytest.mark.skipif(FREE, reason="this interpreter has no global lock")
 def test_threads_are_rejected_with_a_global_lock():
-    with pytest.raises(ValueError, match=r"without the global lock .* use workers"):
+    with pytest.raises(ValueError, match=r"free-threaded interpreter .* use workers"):
         server(lambda data, _: data, threads=2)
 
 

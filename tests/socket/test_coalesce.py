@@ -3,6 +3,7 @@
 import os
 import signal
 import socket as std
+import struct
 import time
 
 import pytest
@@ -146,6 +147,27 @@ def test_timeout_ends_the_window(sock, take):
 
 
 @every_take
+def test_timeout_shorter_than_the_window(inet, take):
+    with inet.bound(socket) as sock:
+        sock.coalesce = 200e-6
+        sock.settimeout(10e-6)
+        for count in (1, 5, 3, 1):
+            send(sock, *numbered(count))
+            assert take(sock) == numbered(count)
+            with pytest.raises(TimeoutError):
+                take(sock)
+
+
+def test_kernel_timeout_ends_the_window(inet):
+    with inet.bound(socket) as sock:
+        sock.coalesce = LONG
+        sock.setsockopt(std.SOL_SOCKET, std.SO_RCVTIMEO, struct.pack("@ll", 2, 0))
+        call = Call(sock.recv_many).until_it_waits()
+        send(sock, b"first")
+        assert len(call.result()) == 1
+
+
+@every_take
 def test_timeout_after_several_datagrams(sock, take):
     sock.settimeout(0.02)
     for _ in range(2):
@@ -174,6 +196,21 @@ def test_receive_that_was_full_is_followed_by_a_try(sock):
     assert [data for data, _ in sock.recv_many(2)] == numbered(5)[2:4]
     sock.settimeout(None)
     assert [data for data, _ in sock.recv_many(2)] == numbered(5)[4:]
+
+
+@every_take
+def test_window_ends_when_the_traffic_fills_it(inet, take):
+    with inet.bound(socket) as sock:
+        sock.coalesce = 0.001
+        # The first two receives say how fast datagrams arrive.
+        for count in (1, 20):
+            send(sock, *numbered(count))
+            assert take(sock) == numbered(count)
+        sock.coalesce = LONG
+        send(sock, *numbered(5))
+        start = time.monotonic()
+        assert take(sock) == numbered(5)
+        assert time.monotonic() - start < DEADLINE
 
 
 @pytest.mark.thread_unsafe(reason="it has signal handlers")

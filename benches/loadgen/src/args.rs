@@ -72,9 +72,10 @@ impl Args {
         Ok(Common { size, counter, stop: Stop::after(Duration::try_from_secs_f64(seconds)?) })
     }
 
-    /// Takes `--port`, a port on the loopback address.
+    /// Takes `--port`, and `--host` if that is not the loopback address.
     pub(crate) fn peer(&mut self) -> Result<SocketAddrV4> {
-        Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, self.required("port")?))
+        let host = self.optional("host")?.unwrap_or(Ipv4Addr::LOCALHOST);
+        Ok(SocketAddrV4::new(host, self.required("port")?))
     }
 }
 

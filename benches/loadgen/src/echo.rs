@@ -1,7 +1,6 @@
 //! The limit of what an echo server can do.
 
-use std::io;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::Ipv4Addr;
 
 use crate::args::{Args, Result};
 use crate::json::{self, Line};
@@ -33,7 +32,7 @@ pub(crate) fn echo(args: &mut Args) -> Result<Line> {
         };
         let datagrams: usize = (0..received).map(|slot| ring.message(slot).datagrams()).sum();
         let replies = ring.prepare_replies(received, offload);
-        send_all(&mut ring, &socket, replies)?;
+        ring.send_all(&socket, replies)?;
         common.counter.add(datagrams);
     }
     Ok(Line::default()
@@ -41,17 +40,4 @@ pub(crate) fn echo(args: &mut Args) -> Result<Line> {
         .with("kernel_drops", sys::kernel_drops(&socket)?)
         .with("seconds", common.stop.elapsed().as_secs_f64())
         .with("cpu_seconds", sys::cpu_time()?.as_secs_f64()))
-}
-
-fn send_all(ring: &mut Ring, socket: &UdpSocket, replies: usize) -> io::Result<()> {
-    let mut next = 0;
-    while next < replies {
-        match ring.send(socket, next..replies, 0) {
-            Ok(sent) => next += sent,
-            // The error is about an earlier reply, whose client has exited.
-            Err(error) if sys::is_refused(&error) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

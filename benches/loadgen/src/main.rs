@@ -7,6 +7,8 @@
 //! that it has sent, received or echoed as a 64-bit integer at the start of that file.
 
 mod args;
+#[cfg(feature = "dtls")]
+mod dtls;
 mod echo;
 mod histogram;
 mod json;
@@ -37,6 +39,15 @@ usage: loadgen COMMAND --core N --seconds S [--counter FD] [--size BYTES] ...
                                                  recvmmsg, or recvfrom, and nothing else
   limit-send --port P --mode sendto|sendmmsg|gso [--peers N]
                                                  the system call and nothing else
+
+With the feature `dtls`:
+
+  dtls-echo       --certificate FILE [--rcvbuf BYTES]
+                                                 send back the data of every record
+  dtls-load       --port P [--clients N] [--window N]
+                                                 keep requests of many sessions in flight
+  dtls-handshakes --port P [--window N]          handshakes and nothing else
+  dtls-pingpong   --port P                       one request at a time
 ";
 
 fn main() -> ExitCode {
@@ -63,6 +74,14 @@ fn run() -> Result<json::Line> {
         "pingpong" => pingpong::pingpong(&mut args),
         "limit-recv" => receive::limit(&mut args),
         "limit-send" => send::limit(&mut args),
+        #[cfg(feature = "dtls")]
+        "dtls-echo" => dtls::echo(&mut args),
+        #[cfg(feature = "dtls")]
+        "dtls-load" => dtls::load(&mut args),
+        #[cfg(feature = "dtls")]
+        "dtls-handshakes" => dtls::handshakes(&mut args),
+        #[cfg(feature = "dtls")]
+        "dtls-pingpong" => dtls::pingpong(&mut args),
         other => Err(format!("no command {other:?}").into()),
     }
 }

@@ -1,6 +1,8 @@
 //! Receivers: a sink for other programs' datagrams, and the upper limit of a receiver.
 
 use std::net::{Ipv4Addr, UdpSocket};
+use std::thread;
+use std::time::Duration;
 
 use crate::args::{Args, Common, Result};
 use crate::json::{self, Line};
@@ -10,25 +12,29 @@ use crate::sys;
 /// Without `UDP_GRO` each message is one datagram, so larger batches pay off.
 const PLAIN_SLOTS: usize = 256;
 const GRO_SLOTS: usize = 64;
+/// How much later than asked the kernel usually ends a sleep: see `prctl(2)`.
+const TIMER_SLACK: Duration = Duration::from_micros(50);
 const LONGEST_MESSAGE: usize = 65_536;
 
 /// `sink`: receives everything that is sent to its port on any local address, as fast as possible.
 pub(crate) fn sink(args: &mut Args) -> Result<Line> {
     let buffer = args.optional("rcvbuf")?;
     let common = args.start()?;
-    receive(&sys::bind(Ipv4Addr::UNSPECIFIED, buffer)?, true, common)
+    receive(&sys::bind(Ipv4Addr::UNSPECIFIED, buffer)?, true, None, common)
 }
 
-/// `limit-recv`: one system call in a loop: `recvmmsg`, with or without `UDP_GRO`, or `recvfrom`.
+/// `limit-recv`: one system call in a loop: `recvmmsg`, with or without `UDP_GRO`, or `recvfrom`. With
+/// `coalesce`, it sleeps for so many seconds before each.
 pub(crate) fn limit(args: &mut Args) -> Result<Line> {
     let (gro, single, buffer) = (args.flag("gro"), args.flag("single"), args.optional("rcvbuf")?);
     let force = args.flag("force");
+    let coalesce = args.optional("coalesce")?.map(Duration::try_from_secs_f64).transpose()?;
     let common = args.start()?;
     let socket = sys::bind(Ipv4Addr::LOCALHOST, buffer)?;
     if let (true, Some(bytes)) = (force, buffer) {
         sys::set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes)?;
     }
-    if single { receive_single(&socket, common) } else { receive(&socket, gro, common) }
+    if single { receive_single(&socket, common) } else { receive(&socket, gro, coalesce, common) }
 }
 
 fn receive_single(socket: &UdpSocket, mut common: Common) -> Result<Line> {
@@ -49,7 +55,12 @@ fn receive_single(socket: &UdpSocket, mut common: Common) -> Result<Line> {
     result(socket, &common, bytes)
 }
 
-fn receive(socket: &UdpSocket, gro: bool, mut common: Common) -> Result<Line> {
+fn receive(
+    socket: &UdpSocket,
+    gro: bool,
+    coalesce: Option<Duration>,
+    mut common: Common,
+) -> Result<Line> {
     let mut ring = if gro {
         sys::set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 1)?;
         Ring::new(GRO_SLOTS, LONGEST_MESSAGE)
@@ -58,8 +69,12 @@ fn receive(socket: &UdpSocket, gro: bool, mut common: Common) -> Result<Line> {
     };
     json::announce(socket.local_addr()?.port());
     let mut bytes = 0;
+    let flags = if coalesce.is_some() { libc::MSG_DONTWAIT } else { libc::MSG_WAITFORONE };
     while !common.stop.is_time_over() {
-        let messages = match ring.receive(socket, libc::MSG_WAITFORONE, gro) {
+        if let Some(time) = coalesce {
+            thread::sleep(time.saturating_sub(TIMER_SLACK));
+        }
+        let messages = match ring.receive(socket, flags, gro) {
             Ok(messages) => messages,
             // Checked only when the queue is empty, so that everything queued is counted.
             Err(error) if sys::is_retry(&error) && common.stop.is_due() => break,

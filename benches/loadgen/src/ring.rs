@@ -8,7 +8,7 @@ use std::ptr;
 
 use libc::{iovec, mmsghdr, sockaddr_in};
 
-use crate::sys::{LONGEST_DATAGRAM, LONGEST_RUN};
+use crate::sys::{self, LONGEST_DATAGRAM, LONGEST_RUN};
 
 /// Slots of memory, and the headers that point to them.
 pub(crate) struct Ring {
@@ -103,6 +103,14 @@ impl Ring {
         &self.memory[slot * self.stride..][..self.message(slot).len]
     }
 
+    /// The sender of a message from the last receive.
+    #[cfg(feature = "dtls")]
+    pub(crate) fn sender(&self, slot: usize) -> SocketAddrV4 {
+        let name = &self.names[slot];
+        let host = u32::from_be(name.sin_addr.s_addr);
+        SocketAddrV4::new(host.into(), u16::from_be(name.sin_port))
+    }
+
     /// Turns the first `len` bytes of a slot into a message to send: to an address, or to the
     /// connected peer; split into segments if a segment length is given.
     pub(crate) fn prepare(
@@ -160,6 +168,20 @@ impl Ring {
         // control message, of this ring.
         let sent = unsafe { libc::sendmmsg(fd, start, count as u32, flags as _) };
         if sent == -1 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
+    }
+
+    /// Sends the first `count` prepared messages, even those to clients that have exited.
+    pub(crate) fn send_all(&mut self, socket: &UdpSocket, count: usize) -> io::Result<()> {
+        let mut next = 0;
+        while next < count {
+            match self.send(socket, next..count, 0) {
+                Ok(sent) => next += sent,
+                // The error is about an earlier message, whose receiver has exited.
+                Err(error) if sys::is_refused(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Points a slot's iovec at its first `len` bytes.

@@ -43,7 +43,7 @@ pub(crate) fn peers(args: &mut Args) -> Result<Line> {
     let mut common = args.start()?;
     let sockets = (0..count)
         .map(|_| {
-            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
             socket.connect(receiver)?;
             Ok(socket)
         })

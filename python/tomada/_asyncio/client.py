@@ -1,4 +1,4 @@
-"""The client of :mod:`tomada.asyncio`: requests of many tasks to one server."""
+"""The client of :mod:`tomada.asyncio`: requests from many tasks to one server."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import socket as _std
 import struct
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Self, overload
 
 from tomada._address import format_address
 from tomada._advice import advise, advise_on_sending
-from tomada._asyncio.endpoint import AsyncContextManager
+from tomada._asyncio.context_managers import AsyncContextManager
 from tomada._asyncio.many import Many
 from tomada._asyncio.requests import TaskRequests
 from tomada._client.identity import Identity
@@ -22,7 +23,7 @@ from tomada._client.pace import Pace
 from tomada._client.pool import Pool, ask_for, choose
 from tomada._client.retry import Retry
 from tomada._reports import LogLimiter, logger
-from tomada._socket_options import SocketOptions
+from tomada._socket_options import SocketOptions, secured_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
     from tomada._client.connection import Connection
+    from tomada._core import DtlsContext
+    from tomada._socket_options import Secured
 
 # The default of max_in_flight, over one socket and where each request has a socket of its own.
 IN_FLIGHT = 1024
@@ -96,7 +99,7 @@ class _Mistakes:
 
 
 class Client(AsyncContextManager):
-    """Sends requests of any number of tasks to one server, and returns the replies.
+    """Sends requests from any number of tasks to one server, and returns the replies.
 
     ::
 
@@ -107,9 +110,9 @@ class Client(AsyncContextManager):
     loop that has ``add_reader``. :class:`tomada.Client` says which replies it cannot recognize
     without a ``key`` or ``match``.
 
-    * With a ``key``, all requests share one socket, and the client finds the request of a reply at
-      once. Do not give a key to another request as long as a late reply with it may arrive: count
-      up, or draw numbers at random.
+    * With a ``key``, all requests share one socket, and the client immediately finds the request
+      that a reply belongs to. Do not reuse a key as long as a late reply with that key may arrive:
+      use a counter or random numbers.
     * With a ``match``, all requests share one socket, and the client tries the requests in flight
       one after the other. This is slow with hundreds of requests in flight.
     * With neither, each request in flight has a port of its own, from a pool.
@@ -119,24 +122,30 @@ class Client(AsyncContextManager):
     208 KiB: about 100 short ones. It raises that number as long as the round trip shows that few
     requests queue at the server.
 
-    Cancelling a task that waits for a reply affects no other request. A client belongs to the event
-    loop of its first request. Close it with :meth:`aclose`, or use ``async with``.
+    Cancelling a task that waits for a reply does not affect other requests. A client belongs to the
+    event loop of its first request. Close it with :meth:`aclose`, or use ``async with``.
 
     :param address: The server's address: ``(host, port)``, or a path or abstract name of
         ``AF_UNIX``. A name is resolved once, on entering ``async with`` or by the first request.
-    :param timeout: The deadline of a whole request, in seconds. It starts when the request is sent,
-        at the end of the turn of the loop, or when it begins to wait for others.
+    :param timeout: The deadline of a whole request, in seconds. The time starts when the request is
+        sent, at the end of the turn of the loop, or when it begins to wait for other requests.
     :param retries: The maximum number of retransmissions within the timeout.
     :param backoff: The factor by which each wait after the first is longer than the previous one.
     :param jitter: The maximum random extension of a wait, as a fraction of it.
     :param match: Returns whether a datagram answers a request: ``match(request, reply) -> bool``.
     :param key: Returns what a request and its reply have in common: ``key(data) -> hashable``.
     :param max_in_flight: The maximum number of requests in flight; 1,024 by default, or 64 without
-        a ``key`` or ``match``. Further requests wait, the oldest first. The time counts, and the
-        :class:`TimeoutError` says how long a request has waited.
+        a ``key`` or ``match``. Further requests wait in order. The wait counts towards the timeout,
+        and the :class:`TimeoutError` says how long a request has waited.
     :param retry_refused: Whether to retry if there is no server, or to raise
         :class:`ConnectionRefusedError` at once.
     :param family: ``AF_INET6`` or ``AF_INET``, for a name that has both kinds of addresses.
+    :param dtls: A :class:`tomada.dtls.Context` of ``PROTOCOL_DTLS_CLIENT``: requests and replies
+        are then encrypted. Each socket has a session of its own, and the first request over it
+        waits for the handshake. If a session ends, or all requests over it time out, the next
+        request begins another one.
+    :param server_hostname: The name, or the address, that the server's certificate must be for. By
+        default, the host of ``address``.
     :raises TypeError: An argument has a wrong type.
     :raises ValueError: An argument is out of range, or both ``match`` and ``key`` are given.
     """
@@ -154,6 +163,8 @@ class Client(AsyncContextManager):
         max_in_flight: int | None = None,
         retry_refused: bool = True,
         family: int = 0,
+        dtls: DtlsContext | None = None,
+        server_hostname: str | None = None,
     ) -> None:
         self._retry = Retry(
             timeout, retries, backoff=backoff, jitter=jitter, retry_refused=bool(retry_refused)
@@ -166,6 +177,7 @@ class Client(AsyncContextManager):
         elif max_in_flight < 1:
             raise ValueError(f"max_in_flight must be 1 or more, not {max_in_flight}")
         self._most = max_in_flight
+        self._secured = secured_by(dtls, server_hostname, address)
         self._address = address
         self._question = ask_for(address, family)
         if self._question is None:
@@ -193,11 +205,12 @@ class Client(AsyncContextManager):
         Cancelling is safe: a late reply to a cancelled request is not returned to another one.
 
         :raises TimeoutError: No reply arrived in time, or the request was not even sent because
-            others were in flight; the text says which. ``__cause__`` is the last error that an ICMP
-            message brought, or that ``match`` or ``key`` raised for a datagram.
+            others were in flight; the message says which. ``__cause__`` is the last error that an
+            ICMP message reported, or that ``match`` or ``key`` raised for a datagram.
         :raises ConnectionRefusedError: There is no server, and ``retry_refused`` is false; with
             ``AF_UNIX`` it may be a :class:`FileNotFoundError`.
-        :raises ValueError: Another request under way has the same key.
+        :raises tomada.dtls.DTLSError: The handshake failed.
+        :raises ValueError: Another request in flight has the same key.
         :raises OSError: ``EBADF``: the client was closed meanwhile; ``EMSGSIZE``: the request is
             longer than a datagram can be; ``EADDRNOTAVAIL``: a late reply may still arrive on each
             free port; others: this machine cannot send it, as with ``ENETUNREACH``.
@@ -244,7 +257,7 @@ class Client(AsyncContextManager):
         This takes less time than a task for each request. Cancelling cancels those in flight.
 
         :param requests: The requests, as for :meth:`request`; read as the window advances.
-        :param window: The maximum number of these requests under way; `max_in_flight` by default.
+        :param window: The maximum number of these requests in flight; `max_in_flight` by default.
         :param errors: With ``"raise"``, the first request that fails ends the call with its
             exception, whose ``index`` says which request it was. With ``"return"``, the exception
             is returned in place of the reply, and the other requests continue.
@@ -315,7 +328,7 @@ class Client(AsyncContextManager):
         return f"<tomada.asyncio.Client of {format_address(self._address)}{state}>"
 
     async def _open(self) -> TaskRequests:
-        """Open the sockets, unless that is done."""
+        """Open the sockets, unless they are open."""
         loop = asyncio.get_running_loop()
         async with self._opening:
             if self._is_closed:
@@ -347,7 +360,8 @@ class Client(AsyncContextManager):
             self._address,
             self._retry,
             tells_apart=tells_apart,
-            prepare=_prepare_shared if tells_apart else SocketOptions(gro=False).apply,
+            prepare=partial(_prepare, self._secured, is_shared=tells_apart),
+            is_secured=self._secured is not None,
         )
         try:
             in_flight = self._identity.in_flight(pool, self._retry, self._address, lasts=True)
@@ -373,8 +387,9 @@ class Client(AsyncContextManager):
             self._pool.close()
 
 
-def _prepare_shared(connection: Connection) -> None:
-    """Enlarge the buffer of a socket that all requests share, as far as the kernel allows."""
+def _prepare(secured: Secured | None, connection: Connection, *, is_shared: bool) -> None:
     SocketOptions(gro=False).apply(connection)
-    # As bytes, because a smaller buffer is not worth a warning.
-    connection.setsockopt(_std.SOL_SOCKET, _std.SO_RCVBUF, struct.pack("i", BUFFER))
+    connection.dtls = secured
+    if is_shared:
+        # As bytes, because a smaller buffer is not worth a warning.
+        connection.setsockopt(_std.SOL_SOCKET, _std.SO_RCVBUF, struct.pack("i", BUFFER))

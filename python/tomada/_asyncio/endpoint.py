@@ -7,9 +7,10 @@ import errno
 import math
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from tomada._advice import advise_on_sending
+from tomada._asyncio.context_managers import Closing
 from tomada._asyncio.own_port import request_here
 from tomada._asyncio.readiness import Readiness
 from tomada._asyncio.separate_ports import MOST_IN_FLIGHT, SeparatePorts
@@ -35,38 +36,24 @@ LOOK = 16
 LEAST_TO_CLOSE = 0.1
 
 
-class AsyncContextManager:
-    """Explains in a ``with`` statement that an endpoint needs ``async with``."""
-
-    if not TYPE_CHECKING:  # for type checkers, ``with`` stays a mistake
-
-        def __enter__(self) -> None:
-            raise TypeError(
-                "an endpoint needs async with: write async with open_endpoint(...) as endpoint"
-            )
-
-        def __exit__(self, *_: object) -> None:
-            pass  # never called: with looks it up before it calls __enter__
-
-
-class Endpoint(AsyncContextManager):
+class Endpoint(Closing):
     """A datagram socket for tasks, created by :func:`tomada.asyncio.open_endpoint`.
 
     It has no queue of its own: datagrams wait in the socket's buffer until a task receives them. If
     the buffer is full, the kernel drops and counts them (``endpoint.stats().kernel_drops``).
-    Cancelling a task that waits loses no datagram. Several tasks may receive at once; each datagram
-    is returned to one of them.
+    Cancelling a task that waits does not lose a datagram. Several tasks may receive at once; each
+    datagram is returned to one of them.
 
-    An endpoint with a peer (``remote_addr``) raises errors of earlier datagrams, which ICMP
-    messages report, as :class:`OSError`: once each, from the next method that receives or from
+    An endpoint with a peer (``remote_addr``) raises an :class:`OSError` for each error that an ICMP
+    message reports about an earlier datagram: once, from the next method that receives or from
     :meth:`drain`.
 
     An endpoint without a peer communicates with many peers, and no peer can end it. Its methods do
-    not raise errors about a single peer: a port 0, an unreachable host or network, a datagram
-    larger than the path's MTU, a refusal by a filter, the kernel or the endpoint's guard, or an
-    ICMP message (with ``IP_RECVERR``). Such errors are counted in :meth:`stats` (``send_errors``,
-    ``errors``), stored for :meth:`errors`, and logged at most once per second, as warnings of the
-    logger ``tomada``.
+    not raise errors about a single peer: a destination port of 0, an unreachable host or network, a
+    datagram larger than the path's MTU, a refusal by a filter, the kernel or the endpoint's guard,
+    or an ICMP message (with ``IP_RECVERR``). Such errors are counted in :meth:`stats`
+    (``send_errors``, ``errors``), stored for :meth:`errors`, and logged at most once per second, as
+    warnings of the logger ``tomada``.
 
     After :meth:`aclose`, which ``async with`` calls, all methods raise :class:`OSError` with
     ``EBADF``, including those that are waiting, and ``async for`` ends.
@@ -88,6 +75,8 @@ class Endpoint(AsyncContextManager):
         self._rested = 0.0
         self._looked = 0.0
         self._sessions = transport._sessions
+        if self._sessions is not None:
+            self._sessions.ended = self._lose_session
         events.wake = self._readiness.wake
         self._core.raise_mistakes()
         if not transport._has_peer:
@@ -99,12 +88,6 @@ class Endpoint(AsyncContextManager):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._transport!r}>"
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
     # Receiving
 
     async def recv(self) -> tuple[bytes, Any]:
@@ -114,31 +97,28 @@ class Endpoint(AsyncContextManager):
 
     async def recv_many(self, max_datagrams: int = 64) -> list[tuple[bytes, Any]]:
         """Wait for one datagram, and receive all that are queued, up to a maximum."""
-        datagrams: list[tuple[bytes, Any]] = await self._receive_many(
+        if self._socket._collects:
+            await self._collect()
+        datagrams: list[tuple[bytes, Any]] = await self._receive(
             self._core.recv_many, max_datagrams
         )
         return datagrams
 
     async def recv_datagram(self) -> Datagram:
-        """Receive a datagram with metadata, like :meth:`tomada.socket.socket.recv_datagram`.
-
-        See :meth:`recv_batch` for endpoints that are bound to all addresses.
-        """
-        datagram: Datagram = await self._receive(self._socket.recv_datagram)
+        """Receive a datagram with metadata, like :meth:`tomada.socket.socket.recv_datagram`."""
+        datagram: Datagram = await self._receive(self._core.recv_datagram)
         return datagram
 
     async def recv_batch(self, batch: Batch) -> int:
         """Receive into a batch, like :meth:`tomada.socket.socket.recv_batch`; return the number.
 
         This waits for one datagram, and receives all that are queued and for which the batch has
-        room. While this waits, the batch is empty. Cancelling loses no datagram.
-
-        The addresses that the peers have sent to are not recorded. So if the endpoint is bound to
-        all addresses, replies to these peers may leave from another one: receive with :meth:`recv`
-        or :meth:`recv_many` there. GRO is not switched on either, unless the endpoint was opened
-        with ``gro=True``.
+        room. While this waits, the batch is empty. Cancelling does not lose a datagram.
         """
-        return int(await self._receive_many(self._socket.recv_batch, batch))
+        if self._socket._collects:
+            batch.clear()
+            await self._collect()
+        return int(await self._receive(self._core.recv_batch, batch))
 
     async def __aiter__(self) -> AsyncIterator[tuple[bytes, Any]]:
         """Receive datagrams, like :meth:`recv`, until the endpoint is closed or shuts down."""
@@ -161,12 +141,10 @@ class Endpoint(AsyncContextManager):
             if self._is_receiving and not self.is_closing():
                 raise
 
-    async def _receive_many(self, take: Callable[..., Any], argument: Any) -> Any:
-        """Receive, after the time in which the socket collects datagrams."""
-        is_ready = self._events.errors or self._core.is_closing() or not self._is_receiving
-        if self._socket._collects and not is_ready:
+    async def _collect(self) -> None:
+        """Wait for the time in which the socket collects datagrams, unless receiving has ended."""
+        if self._is_receiving and not (self._events.errors or self._core.is_closing()):
             await self._readiness.wait()
-        return await self._receive(take, argument)
 
     async def _receive(self, take: Callable[..., Any], *args: Any, is_reply: bool = False) -> Any:
         self._taken += 1
@@ -196,7 +174,7 @@ class Endpoint(AsyncContextManager):
             has_waited = True
 
     def _has_ended(self, *, is_readable: bool) -> bool:
-        """Do what events that are not datagrams ask for; return whether an exception is due."""
+        """Handle events that are not datagrams; return whether an exception is due."""
         if self._sessions is not None:
             self._sessions.step()
         if is_readable:  # without a datagram, so the error queue has entries
@@ -205,10 +183,10 @@ class Endpoint(AsyncContextManager):
 
     def _check_receiving(self, *, is_reply: bool) -> None:
         if not (self._is_receiving or is_reply):
-            raise OSError(errno.ESHUTDOWN, "the endpoint does not receive any longer")
+            raise OSError(errno.ESHUTDOWN, "the endpoint has stopped receiving")
 
     def _pass_on(self, error: OSError) -> None:
-        """Raise what a receive has raised, unless it is about one of many peers."""
+        """Raise an error from a receive, unless it is about one of many peers."""
         if not is_from_peer(error):
             raise error
         if self._core.read_errors():
@@ -218,7 +196,7 @@ class Endpoint(AsyncContextManager):
         self._events.error_received(error)
 
     async def _look_around(self) -> None:
-        """Now and then, empty the error queue, which takes the room of datagrams, and rest."""
+        """Occasionally empty the error queue, which takes up room for datagrams, and rest."""
         now = time.monotonic()
         if now - self._looked >= LONGEST_RUN:
             self._looked = now
@@ -248,28 +226,29 @@ class Endpoint(AsyncContextManager):
     def send(self, data: Any, addr: Any = None) -> None:
         """Send a datagram to ``addr``, or to the peer of a connected endpoint.
 
-        It leaves at once if it is the first in this turn of the loop; further ones leave together,
-        at the end of the turn. A loop that is not an :class:`EventLoop` does not count its turns:
-        there, it leaves at once if none did in the last 20 µs. When the socket's buffer is full
-        they wait, in order.
+        It is sent at once if it is the first in this turn of the loop; further datagrams are sent
+        together, at the end of the turn. A loop that is not an :class:`EventLoop` does not count
+        its turns: there, a datagram is sent at once if none was sent in the last 20 µs. When the
+        socket's buffer is full, datagrams wait, in order.
 
-        With a peer, nothing limits how many wait: call :meth:`drain` now and then. Without one, a
-        datagram waits for at most one second, and all of them take at most 1 MiB, where each counts
-        256 bytes on top of its payload. Beyond that the oldest are dropped, because the peers of
-        the newest still wait for a reply; they are counted in ``stats().send_errors``, kept for
-        :meth:`errors` (the last 16 of those dropped together) and logged. With ``AF_UNIX``, a
-        datagram for a peer whose queue is full does not delay those for other peers, and if 64
-        peers are full, a datagram for another full peer is dropped at once.
+        With a peer, nothing limits the number of waiting datagrams: call :meth:`drain` regularly.
+        Without one, a datagram waits for at most one second, and all waiting datagrams take up at
+        most 1 MiB; each counts as its payload plus 256 bytes. Beyond that the oldest are dropped,
+        because the peers of the newest are still waiting for a reply; dropped datagrams are counted
+        in ``stats().send_errors``, kept for :meth:`errors` (the last 16 of those dropped together)
+        and logged. With ``AF_UNIX``, a datagram for a peer whose queue is full does not delay those
+        for other peers, and if 64 peers are full, a datagram for another full peer is dropped at
+        once.
 
         A reply is sent from the local address that received the peer's request.
 
-        This raises an exception for mistakes of the caller: no address and no peer, a datagram that
-        is too long for IP (more than 65,507 bytes over IPv4), a host name without an address, a
+        This raises an exception for the caller's mistakes: no address and no peer, a datagram that
+        is too long for IP (more than 65,507 bytes over IPv4), a host name that does not resolve, a
         wrong type. If the kernel refuses a datagram that is sent at once, an endpoint with a peer
         raises that error too. An endpoint without a peer does not: see :meth:`errors`.
 
-        :raises OSError: The datagram cannot be sent; the text has the destination and says what to
-            do.
+        :raises OSError: The datagram cannot be sent; the message names the destination and says
+            what to do.
         :raises TypeError: There is no address, or an argument has a wrong type.
         :raises ValueError: The endpoint has a peer, and ``addr`` is another address.
         """
@@ -284,12 +263,13 @@ class Endpoint(AsyncContextManager):
             raise
 
     def send_many(self, datagrams: Iterable[Any], addr: Any = None) -> None:
-        """Send many datagrams: all to ``addr`` or the peer, or each a pair with its own address.
+        """Send many datagrams: all to ``addr`` or the peer, or pairs, each with its own address.
 
-        They are sent together, at once. If the socket's buffer is full, the rest wait, in order.
+        They are sent together, immediately. If the socket's buffer is full, the rest wait, in
+        order.
 
-        :raises OSError: A datagram cannot be sent, as in :meth:`send`. The others were sent, or
-            wait.
+        :raises OSError: A datagram cannot be sent, as in :meth:`send`. The others were sent, or are
+            waiting.
         """
         self._check_open()
         heard = self._events.heard
@@ -336,13 +316,13 @@ class Endpoint(AsyncContextManager):
 
         The endpoint must have a peer (``remote_addr``).
 
-        Without a ``match``, only the port tells which request a reply answers. Therefore each
-        request is sent from a port of its own instead of the endpoint's. That port has the same
-        local address, the endpoint's guard, and its options that decide how a datagram travels
-        (device, mark, priority, TOS, TTL). :class:`tomada.Client` documents when a port is reused.
-        Up to 64 tasks may make such requests at once, while others receive. Further requests wait
-        for a free port; their timeouts start after that. An endpoint with ``dtls`` needs a
-        ``match``, because the other ports have no session.
+        Without a ``match``, only the port identifies the request that a reply answers. Therefore
+        each request is sent from a port of its own instead of the endpoint's. That port has the
+        endpoint's local address and guard, and those of its options that decide how a datagram
+        travels (device, mark, priority, TOS, TTL). :class:`tomada.Client` documents when a port is
+        reused. Up to 64 tasks may make such requests at once, while others receive. Further
+        requests wait for a free port; their timeouts start after that. With ``dtls``, each of these
+        ports has a session of its own.
 
         With a ``match``, the request is sent from the endpoint's port. Use this if a firewall or
         the peer expects that port. Such requests wait for each other before their timeouts start.
@@ -356,12 +336,13 @@ class Endpoint(AsyncContextManager):
 
         :param timeout: The deadline of the whole request, in seconds.
         :param retries: Maximum number of retransmissions within it.
-        :param match: Whether a reply, its second argument, answers a request, its first.
+        :param match: A function of a request and a datagram that returns whether the datagram is
+            the reply.
         :param retry_refused: Whether to retry if no program listens on the peer's port, or to raise
             :class:`ConnectionRefusedError` at once. Other ICMP messages never end a request.
-        :raises ValueError: The endpoint has no peer, or it has a session and there is no ``match``.
-        :raises TimeoutError: No reply came; the text says how many attempts were made, and
-            ``__cause__`` has the last error that an ICMP message brought.
+        :raises ValueError: The endpoint has no peer.
+        :raises TimeoutError: No reply arrived; the message says after how many attempts, and
+            ``__cause__`` is the last error that an ICMP message reported.
         :raises OSError: ``EBADF``: the endpoint was closed meanwhile; ``EADDRNOTAVAIL``: a late
             reply may still arrive on each free port; ``ENETUNREACH`` and others: this machine
             cannot send the request.
@@ -371,11 +352,6 @@ class Endpoint(AsyncContextManager):
             raise ValueError("request() needs an endpoint with a peer: open it with a remote_addr")
         if match is not None and not callable(match):
             raise TypeError(f"match must be a function of a request and a reply, not {match!r}")
-        if match is None and self._sessions is not None:
-            raise ValueError(
-                "request() without a match sends from a port of its own, which has no DTLS "
-                "session: pass a match, or use tomada.Client"
-            )
         self._check_open()
         retry = Retry(timeout, retries, retry_refused=bool(retry_refused))
         try:
@@ -394,7 +370,8 @@ class Endpoint(AsyncContextManager):
         if self._ports is None:
             loop = self._transport._loop
             turns = self._semaphore(MOST_IN_FLIGHT)
-            self._ports = SeparatePorts(loop, self._socket, peer, self._round_trip, turns)
+            secured = None if self._sessions is None else self._sessions.secured
+            self._ports = SeparatePorts(loop, self._socket, peer, self._round_trip, turns, secured)
         ports = self._ports
         async with ports.turns:
             self._check_open()
@@ -403,7 +380,7 @@ class Endpoint(AsyncContextManager):
     # Errors, state and closing
 
     def errors(self) -> list[DatagramError]:
-        """Return the errors of datagrams to single peers since the last call, oldest first.
+        """Return the errors about individual peers since the last call, oldest first.
 
         This is for endpoints without a peer; for others, which raise errors instead, the list is
         empty. Each item has the peer, the reason (``errno``), and the beginning of the datagram.
@@ -437,7 +414,7 @@ class Endpoint(AsyncContextManager):
         return self._core.is_closing()
 
     def stop_receiving(self) -> None:
-        """Receive no further datagrams, while sending and :meth:`request` continue.
+        """Stop receiving datagrams; sending and :meth:`request` continue to work.
 
         ``async for`` ends, and other methods that receive raise :class:`OSError` with
         ``ESHUTDOWN``, including those that are waiting. Datagrams in the socket's buffer stay
@@ -455,12 +432,12 @@ class Endpoint(AsyncContextManager):
 
         This stops receiving, as :meth:`stop_receiving` does, waits for the tasks, sends the send
         backlog, and closes. Tasks that have not finished in time are cancelled. If this is
-        cancelled, the endpoint does not receive any longer, and stays open.
+        cancelled, the endpoint stays open, but does not receive any longer.
 
-        :param timeout: How long the tasks and the send backlog have, in seconds; by default, as
-            long as they need.
-        :param tasks: The tasks under way, such as a set from which each task removes itself. Those
-            that are added to it meanwhile are waited for, too.
+        :param timeout: The time limit for the tasks and the send backlog, in seconds; no limit by
+            default.
+        :param tasks: The tasks to wait for, such as a set from which each task removes itself. This
+            also waits for tasks that are added to it meanwhile.
         :return: The number of tasks that were cancelled.
         """
         loop = asyncio.get_running_loop()
@@ -500,6 +477,12 @@ class Endpoint(AsyncContextManager):
     def abort(self) -> None:
         """Close at once, and drop the send backlog."""
         self._transport.abort()
+        self._end_waits()
+
+    def _lose_session(self, error: OSError) -> None:
+        """Close, because the only session has ended."""
+        self._events.errors.append(error)
+        self._transport.close()
         self._end_waits()
 
     def _end_waits(self) -> None:

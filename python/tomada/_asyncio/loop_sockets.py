@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from tomada._asyncio.owned import check, guard
 from tomada._asyncio.read_watch import ReadWatch
 from tomada._asyncio.readiness import Readiness
 
@@ -24,18 +25,19 @@ class LoopSockets:
         self._rooms: dict[int, set[asyncio.Future[None]]] = {}
 
     def install(self) -> None:
-        """Make them methods of the loop."""
+        """Make them methods of the loop, whose other methods leave transports alone from now on."""
+        guard(self._loop)
         self._loop.sock_recvfrom = self.sock_recvfrom
         self._loop.sock_recvfrom_into = self.sock_recvfrom_into
         self._loop.sock_sendto = self.sock_sendto
 
     async def sock_recvfrom(self, sock: _std.socket, bufsize: int) -> Any:
         """Receive a datagram, like :meth:`asyncio.loop.sock_recvfrom`. Cancelling loses nothing."""
-        return await self._receive(sock, sock.recvfrom, bufsize)
+        return await self.receive(sock, sock.recvfrom, bufsize)
 
     async def sock_recvfrom_into(self, sock: _std.socket, buf: Any, nbytes: int = 0) -> Any:
         """Receive a datagram into a buffer, like :meth:`asyncio.loop.sock_recvfrom_into`."""
-        return await self._receive(sock, sock.recvfrom_into, buf, nbytes or len(buf))
+        return await self.receive(sock, sock.recvfrom_into, buf, nbytes or len(buf))
 
     async def sock_sendto(self, sock: _std.socket, data: Any, address: Any) -> int:
         """Send a datagram, like :meth:`asyncio.loop.sock_sendto`."""
@@ -47,7 +49,8 @@ class LoopSockets:
                 pass
             await self._wait_for_room(sock.fileno())
 
-    async def _receive(self, sock: Any, receive: Callable[..., Any], *args: Any) -> Any:
+    async def receive(self, sock: Any, receive: Callable[..., Any], *args: Any) -> Any:
+        """Call a method that receives, when it can return something."""
         self._check(sock)
         while True:
             try:
@@ -63,6 +66,7 @@ class LoopSockets:
 
     async def _wait(self, fd: int) -> None:
         """Wait until a descriptor is readable."""
+        check(self._loop, fd)
         if fd not in self._readiness:
             watch = ReadWatch(self._loop, fd)
             self._readiness[fd] = Readiness(self._loop, watch, lasts=False)

@@ -1,4 +1,4 @@
-"""Watching a socket for datagrams and errors."""
+"""Watching a socket for datagrams and errors, or for room."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from tomada import _core
+from tomada._asyncio.owned import unchecked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,6 +113,27 @@ class WindowWatch:
 def watch_of(loop: asyncio.AbstractEventLoop, sock: Any) -> ReadWatch | WindowWatch:
     """Return what calls back when datagrams of a tomada socket are to be received."""
     return WindowWatch(loop, sock) if sock.coalesce else ReadWatch(loop, sock._descriptor())
+
+
+class RoomWatch:
+    """Calls back while a transport's socket has room for datagrams to send."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
+        self._fd = fd
+        self._loop: Any = loop
+        self._is_direct = isinstance(loop, asyncio.SelectorEventLoop)
+
+    def start(self, callback: Callable[..., object]) -> None:
+        """Call back whenever there is room."""
+        loop = self._loop
+        add = loop._add_writer if self._is_direct else unchecked(loop.add_writer)
+        add(self._fd, callback)
+
+    def stop(self) -> None:
+        """Stop calling back. This comes before the descriptor is closed."""
+        loop = self._loop
+        remove = loop._remove_writer if self._is_direct else unchecked(loop.remove_writer)
+        remove(self._fd)
 
 
 def _hub(loop: asyncio.AbstractEventLoop) -> _core.ReadHub:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tomada._client.connection import Connection
     from tomada._client.round_trip import RoundTrip
     from tomada._core import Socket
+    from tomada._socket_options import Secured
 
 # The number of ports that a client uses at once. Further requests wait; their timeouts start later.
 MOST_IN_FLIGHT = 64
@@ -58,6 +59,7 @@ class SeparatePorts:
         peer: Any,
         round_trip: RoundTrip,
         turns: AbstractAsyncContextManager[Any],
+        secured: Secured | None = None,
     ) -> None:
         host, _, *scope = (None, 0) if model.family == AF_UNIX else model.getsockname()
         retry = Retry()  # of which nothing is used: each request has a timeout of its own
@@ -66,8 +68,9 @@ class SeparatePorts:
             peer,
             retry,
             tells_apart=False,
-            prepare=partial(_make_alike, model),
+            prepare=partial(_make_alike, model, secured),
             local=(host, *scope),
+            is_secured=secured is not None,
         )
         self._pool.round_trip = round_trip
         in_flight = Returning(self._pool, retry, peer)
@@ -91,8 +94,9 @@ class SeparatePorts:
             self._pool.close()
 
 
-def _make_alike(model: Socket, connection: Connection) -> None:
+def _make_alike(model: Socket, secured: Secured | None, connection: Connection) -> None:
     """Bind and configure a new connection like another socket, except for the port."""
+    connection.dtls = secured
     if model.family == AF_UNIX:
         return
     is_inet6 = model.family == AF_INET6

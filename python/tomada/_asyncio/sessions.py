@@ -25,7 +25,7 @@ async def connect(
 ) -> DtlsEndpoint:
     """Begin a session with the server that a socket is connected to; return it when it is complete.
 
-    :raises OSError: The handshake failed; the text says why.
+    :raises OSError: The handshake failed; the message says why.
     """
     # An object of our own, on a duplicate: the transport takes the session over from it.
     ours: Any = socket(sock.family, sock.type, sock.proto, dup(sock.fileno()))
@@ -79,6 +79,7 @@ class Sessions:
     :param sock: The transport's socket.
     :param context: The settings of sessions that peers begin.
     :param connected: The session of a connected socket, which takes the place of both.
+    :param server_hostname: The name that the server of that session must have.
     """
 
     def __init__(
@@ -87,8 +88,13 @@ class Sessions:
         sock: _core.Socket,
         context: DtlsContext,
         connected: DtlsEndpoint | None = None,
+        server_hostname: str | None = None,
     ) -> None:
         self._loop = loop
+        #: The context, and the name that the server must have.
+        self.secured = context, server_hostname
+        #: Called with the reason when the session of a connected socket has ended.
+        self.ended: Callable[[OSError], object] = self._close_transport
         if connected is None:
             self._endpoint = _core.DtlsEndpoint(context, sock, keeps_events=True)
         else:
@@ -142,10 +148,13 @@ class Sessions:
             protocol = self._transport.get_protocol()
             if what == "established":
                 self._call(protocol, "session_established", address, self.session(address))
-            else:
+            elif error is not None:
                 self._call(protocol, "session_lost", address, error)
                 if self._has_one_peer:
-                    self._transport.close()
+                    self.ended(error)
+
+    def _close_transport(self, _: OSError) -> None:
+        self._transport.close()
 
     def _call(self, protocol: Any, name: str, *args: Any) -> None:
         method = getattr(type(protocol), name, None)

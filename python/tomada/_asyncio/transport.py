@@ -11,7 +11,8 @@ from asyncio.trsock import TransportSocket
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tomada import _core
-from tomada._asyncio.read_watch import watch_of
+from tomada._asyncio.owned import own
+from tomada._asyncio.read_watch import RoomWatch, watch_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -54,7 +55,8 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
     * ``"dtls"``: with ``dtls``, a function that returns the :class:`tomada.dtls.Session` with an
       address, or with the only peer.
 
-    A peer that asked one of several local addresses is answered from that address.
+    On a machine with several addresses, a reply is sent from the local address that received the
+    peer's datagram.
 
     Nothing limits how many datagrams wait while the socket's buffer is full. As with asyncio's own
     transports, the protocol has to stop sending when ``pause_writing`` is called, above all one
@@ -81,6 +83,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         connection_made = protocol.connection_made  # fails before there is anything to close
         self._loop: Any = loop
         self._read_watch = watch_of(loop, sock)
+        self._room_watch = RoomWatch(loop, sock._descriptor())
         self._sock: Any = sock
         self._sock_fd = sock._descriptor()
         self._shown: Any = sock if shown is None else shown
@@ -129,6 +132,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         # If its owner closes the socket, the descriptor must stay open until the transport is
         # closed: libuv aborts the process if a watched descriptor is gone.
         self._sock._io_refs += 1
+        own(self._loop, self, self._sock_fd, self._shown.fileno())
 
         self._loop.call_soon(connection_made, self)
         # Start reading, and wake the waiter, after connection_made was called.
@@ -231,7 +235,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
 
     def _watch_for_room(self) -> None:
         if self._core.is_full:
-            self._loop.add_writer(self._sock_fd, self._on_room)
+            self._room_watch.start(self._on_room)
 
     def _on_room(self) -> None:
         found_room = self._core.write_ready()
@@ -241,10 +245,10 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             # An unconnected AF_UNIX socket is writable even if its peer's queue is full, and
             # nothing reports when there is room: retry after a while, without keeping the loop
             # busy.
-            self._loop.remove_writer(self._sock_fd)
+            self._room_watch.stop()
             self._loop.call_later(PAUSE, self._watch_for_room)
         elif self._stops_at_errors:
-            self._loop.remove_writer(self._sock_fd)
+            self._room_watch.stop()
             self._watch_for_room()
 
     # Steps that the core asks for
@@ -255,7 +259,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             case "watch":
                 self._watch_for_room()
             case "unwatch":
-                self._loop.remove_writer(self._sock_fd)
+                self._room_watch.stop()
             case "pause_writing" | "resume_writing":
                 self._tell(step)
             case "lose":

@@ -46,9 +46,9 @@ LARGEST = 65_507
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "bench",
-        help="measure a server: rate, loss and latency; or this machine",
-        description="Ask an echo server as fast as it answers, and show how fast that is: "
-        "datagrams per second, the share that was lost, and the times of the round trips.",
+        help="measure the rate, loss and latency of a server, or compare servers on this machine",
+        description="Send requests to an echo server as fast as it replies, and show the rate "
+        "(datagrams per second), the share that was lost, and the round-trip times.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -61,16 +61,22 @@ def add(commands: Any) -> None:
         help="compare servers of tomada, socket and asyncio on this machine instead",
     )
     parser.add_argument(
-        "--clients", type=count, metavar="N", help="sockets to ask from (default: 1; local: 8)"
+        "--clients", type=count, metavar="N", help="sockets to send from (default: 1; local: 8)"
     )
     parser.add_argument(
-        "--window", type=count, metavar="N", help="under way on each (default: 1; local: 8)"
+        "--window",
+        type=count,
+        metavar="N",
+        help="datagrams in flight per socket (default: 1; local: 8)",
     )
     parser.add_argument(
         "--size", type=count, default=64, metavar="B", help="bytes in a datagram (default: 64)"
     )
     parser.add_argument(
-        "--duration", type=seconds, metavar="S", help="seconds (default: 5; local: 1 for each)"
+        "--duration",
+        type=seconds,
+        metavar="S",
+        help="seconds to measure (default: 5; local: 1 for each)",
     )
     parser.add_argument(
         "--timeout",
@@ -115,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
         print("\n".join(report(result)))
     if result.received:
         return SUCCESS
-    why = "nobody listens there" if result.refused else "is it an echo server?"
+    why = "no program listens there" if result.refused else "is it an echo server?"
     note(f"tomada bench: no reply from {where}: {why}")
     return FAILURE
 

@@ -21,7 +21,7 @@ Address = tuple[str, int] | str
 
 
 class CommandError(Exception):
-    """A command failed; the text says why, in one line for the user."""
+    """A command failed; the message says why, in one line for the user."""
 
     status = FAILURE
 

@@ -1,11 +1,13 @@
-"""``tomada impair``: a link to a server that loses, delays, repeats and reorders datagrams."""
+"""``tomada impair``: a link that loses, delays, duplicates and reorders datagrams."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import json
+import math
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -39,18 +41,19 @@ examples:
   tomada impair :1234 10.0.0.7:1234 --loss 0 --to-client-loss 30%
   tomada impair :1234 10.0.0.7:1234 --burst-loss 5%/4 --seed 7 --pcap both.pcap
 
-Clients send to LISTEN instead of UPSTREAM. Each of them gets a port of its own towards the server.
+Clients send to LISTEN instead of UPSTREAM. The server sees a separate port for each client.
 Shares are written 5% or 0.05, times 40ms or 0.04s, rates in bits per second: 500kbit, 2mbit. The
 options with --to-server- or --to-client- replace the general one for a direction.
 
-The capture has each datagram on the side where it arrived and, if it passed, on the other one.
+The capture contains each datagram as it arrived and, if it passed, as it left.
 
 exit status:
-  0  it was ended by Ctrl-C, or after --duration
+  0  Ctrl-C, SIGTERM or --duration ended it
   1  it could not listen
 """
 
 INTERVAL = 0.2
+ENDING = (signal.SIGINT, signal.SIGTERM)
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 RATES = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 SIDES = ("", "to-server-", "to-client-")
@@ -105,46 +108,51 @@ def bit_rate(text: str) -> float:
 
 # The options of each direction: how they are parsed, what they are called, and what they do.
 OPTIONS: dict[str, tuple[Callable[[str], Any], str, str]] = {
-    "loss": (share, "SHARE", "the share that is lost"),
+    "loss": (share, "SHARE", "the share of datagrams that are lost"),
     "burst-loss": (bursts, "SHARE/N", "the share that is lost, in bursts of N on average"),
-    "delay": (delay, "TIME±TIME", "how long each takes, and by how much that varies, if it does"),
-    "reorder": (share, "SHARE", "the share that the next one overtakes"),
+    "delay": (delay, "TIME±TIME", "the delay, and the maximum deviation from it"),
+    "reorder": (share, "SHARE", "the share that the next datagram overtakes"),
     "duplicate": (share, "SHARE", "the share that arrives twice"),
     "corrupt": (share, "SHARE", "the share in which a bit is flipped"),
-    "truncate": (share, "SHARE", "the share that loses its end"),
+    "truncate": (share, "SHARE", "the share that is truncated"),
     "rate": (bit_rate, "RATE", "payload bits per second"),
-    "queue": (count, "N", "how many may wait for the rate (default: 1000)"),
-    "mtu": (count, "BYTES", "the longest IP packet; longer ones are dropped"),
+    "queue": (count, "N", "how many datagrams may wait for the rate (default: 1000)"),
+    "mtu": (count, "BYTES", "the longest IP packet; longer packets are dropped"),
 }
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "impair",
-        help="stand between clients and a server, and lose, delay or reorder datagrams",
-        description="Pass datagrams between clients and a server, and impair them.",
+        help="forward datagrams between clients and a server, and lose, delay or reorder them",
+        description="Forward datagrams between clients and a server, and impair them.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("listen", metavar="LISTEN", type=address, help="where clients send to")
+    parser.add_argument(
+        "listen", metavar="LISTEN", type=address, help="the address that clients send to"
+    )
     parser.add_argument("upstream", metavar="UPSTREAM", type=address, help="the server's address")
     for side in SIDES:
         for name, (kind, metavar, text) in OPTIONS.items():
             shown = text if not side else argparse.SUPPRESS
             parser.add_argument(f"--{side}{name}", type=kind, metavar=metavar, help=shown)
-    parser.add_argument("--seed", type=int, metavar="N", help="draw the same fates as another run")
+    parser.add_argument("--seed", type=int, metavar="N", help="reproduce the fates of another run")
     parser.add_argument(
-        "--script", metavar="STEPS", help="decide about the first ones: 'drop; pass; delay 50ms'"
+        "--script",
+        metavar="STEPS",
+        help="what happens to the first datagrams: 'drop; pass; delay 50ms'",
     )
     parser.add_argument("--duration", type=seconds, metavar="S", help="end after S seconds")
-    parser.add_argument("--pcap", metavar="FILE", help="write the datagrams on both sides")
-    add_json(parser, "the counters, at the end,")
+    parser.add_argument("--pcap", metavar="FILE", help="capture the datagrams on both sides")
+    add_json(parser, "the final counters")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     link = link_of(arguments)
     with contextlib.ExitStack() as stack:
+        wait_for_end = stack.enter_context(ending_put_off())
         writer = None
         if arguments.pcap:
             file = stack.enter_context(Path(arguments.pcap).open("wb", buffering=0))
@@ -155,11 +163,11 @@ def run(arguments: argparse.Namespace) -> int:
         stack.push(link)
         to = format_address(arguments.upstream)
         note(f"impairing {format_address(link.address)} → {to} (seed {link.seed}); Ctrl-C ends it")
-        end = None if arguments.duration is None else time.monotonic() + arguments.duration
-        with contextlib.suppress(KeyboardInterrupt), live_view(link) as update:
-            while end is None or time.monotonic() < end:
-                left = INTERVAL if end is None else min(INTERVAL, end - time.monotonic())
-                time.sleep(max(left, 0))
+        end = math.inf if arguments.duration is None else time.monotonic() + arguments.duration
+        has_ended = False
+        with live_view(link) as update:
+            while not has_ended and (left := end - time.monotonic()) > 0:
+                has_ended = wait_for_end(min(INTERVAL, left))
                 drain_capture(link, writer)
                 update()
     stats = link.stats
@@ -170,6 +178,20 @@ def run(arguments: argparse.Namespace) -> int:
     return SUCCESS
 
 
+@contextlib.contextmanager
+def ending_put_off() -> Iterator[Callable[[float], bool]]:
+    """Defer Ctrl-C and SIGTERM; provide a function that waits for them, for at most some seconds.
+
+    So they do not interrupt the writing of a capture, nor any thread that the block starts.
+    """
+    numbers = {number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield lambda seconds: signal.sigtimedwait(numbers, seconds) is not None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def link_of(arguments: argparse.Namespace) -> Link:
     """Return the link that the arguments describe."""
     from tomada._testing.impairments import Impairments
@@ -177,7 +199,7 @@ def link_of(arguments: argparse.Namespace) -> Link:
 
     for where in (arguments.listen, arguments.upstream):
         if isinstance(where, str):
-            raise CommandError("a link is for IP: it needs HOST:PORT on both sides")
+            raise CommandError("impair works only over IP: pass HOST:PORT for both addresses")
     script = None
     if arguments.script is not None:
         script = [step.strip() for step in arguments.script.split(";")]

@@ -35,12 +35,12 @@ EXAMPLES = """
 examples:
   tomada listen                              on 127.0.0.1:1234, until Ctrl-C
   tomada listen 0.0.0.0:5353 --group 224.0.0.251
-  tomada listen :1234 --pcap seen.pcap       and look at it with tshark -r seen.pcap
+  tomada listen :1234 --pcap seen.pcap       read it with tshark -r seen.pcap
   tomada listen :1234 --count 1 --timeout 5  one datagram, or failure after 5 seconds
 
 exit status:
-  0  it was ended by Ctrl-C, or has what --count asked for
-  1  it could not listen, or nothing came for --timeout seconds
+  0  it was stopped by Ctrl-C, or received --count datagrams
+  1  it could not listen, or nothing arrived for --timeout seconds
 """
 
 HEX_WIDTH = 16
@@ -50,22 +50,22 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "listen",
         help="print the datagrams that arrive",
-        description="Print each datagram that arrives: when, from whom, how long, and what.",
+        description="Print each datagram that arrives: its time, sender, length and content.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_address(parser, "where to listen", has_default=True)
     parser.add_argument("--count", type=count, metavar="N", help="end after N datagrams")
     parser.add_argument(
-        "--timeout", type=seconds, metavar="S", help="end when nothing comes for S seconds"
+        "--timeout", type=seconds, metavar="S", help="end when nothing arrives for S seconds"
     )
-    parser.add_argument("--hex", action="store_true", help="show the bytes in hexadecimal, too")
-    parser.add_argument("--pcap", metavar="FILE", help="also write the datagrams to a capture")
+    parser.add_argument("--hex", action="store_true", help="also show the bytes in hexadecimal")
+    parser.add_argument("--pcap", metavar="FILE", help="also write the datagrams to a capture file")
     parser.add_argument(
         "--group", metavar="G", action="append", default=[], help="join a multicast group"
     )
     parser.add_argument(
-        "--interface", metavar="I", help="the interface to join by: its name, index or address"
+        "--interface", metavar="I", help="the interface to join on: name, index or address"
     )
     add_json(parser, "each datagram")
     parser.set_defaults(run=run)
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             pass  # the usual way to end the command
         except TimeoutError:
-            note(f"nothing came for {arguments.timeout:g} s")
+            note(f"nothing arrived for {arguments.timeout:g} s")
             status = FAILURE
         stats = sock.stats()
     count = f"{stats.received:,} datagram{'' if stats.received == 1 else 's'}"
@@ -115,7 +115,7 @@ def opened(arguments: argparse.Namespace) -> Any:
 
     family, name = family_and_name(arguments.address, is_local=True)
     if arguments.pcap and family == socket.AF_UNIX:
-        raise CommandError("a capture is of IP: with AF_UNIX there is no --pcap")
+        raise CommandError("--pcap captures only IP: it is not available with AF_UNIX")
     sock: Any = socket.socket(family, socket.SOCK_DGRAM)
     try:
         # Enable the metadata before the first datagram can arrive.

@@ -140,7 +140,7 @@ def measure(server: str, arguments: argparse.Namespace) -> Row:
         result = Load(address, **options).run(duration)
         used = cpu_seconds(process.pid) - before
     if not result.received:
-        raise CommandError(f"the server of {server} did not answer")
+        raise CommandError(f"the server of {server} did not reply")
     return Row(
         server,
         result.rate,

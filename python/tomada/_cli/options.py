@@ -59,7 +59,7 @@ OPTIONS = (
         ADDRESS,
         SOURCE,
         "where to serve; also [::1]:PORT, a path, or @name (AF_UNIX); sockets that systemd passes "
-        "(LISTEN_FDS) precede the default",
+        "(LISTEN_FDS) take precedence over the default",
         "127.0.0.1:1234",
         excludes=ONE_SOCKET,
         is_positional=True,
@@ -154,9 +154,7 @@ OPTIONS = (
         "enter a context manager in each worker before its first datagram",
     ),
     Option("workers", whole(1), WORKERS, "processes to serve with", 1),
-    Option(
-        "threads", whole(1), WORKERS, "threads to serve with, in a Python without a global lock", 1
-    ),
+    Option("threads", whole(1), WORKERS, "threads to serve with, in a free-threaded Python", 1),
     Option(
         "steering",
         STEERING,
@@ -170,7 +168,7 @@ OPTIONS = (
         "drain",
         seconds(may_be_inf=True),
         WORKERS,
-        "maximum seconds to handle queued datagrams at the end; inf for no limit",
+        "maximum seconds to handle queued datagrams when stopping; inf for no limit",
         5.0,
     ),
     Option(
@@ -291,7 +289,7 @@ OPTIONS = (
         PATH,
         DTLS,
         "the private key of the certificate (PEM)",
-        "that in --dtls-cert",
+        "the one in --dtls-cert",
         into="dtls",
         parameter="keyfile",
     ),
@@ -299,9 +297,17 @@ OPTIONS = (
         "dtls-ca",
         PATH,
         DTLS,
-        "require certificates from clients, of these issuers (PEM)",
+        "require certificates from clients, issued by these authorities (PEM)",
         into="dtls",
         parameter="cafile",
+    ),
+    Option(
+        "dtls-psk-file",
+        PATH,
+        DTLS,
+        "accept clients with these pre-shared keys: a file with lines IDENTITY:HEXKEY",
+        into="dtls",
+        parameter="pskfile",
     ),
     Option(
         "health",
@@ -313,14 +319,14 @@ OPTIONS = (
         "access-log",
         whole(0),
         OBSERVATION,
-        "log one in N datagrams of each worker: peer, bytes, time and outcome; 0 for none",
+        "log one of every N datagrams in each worker: peer, bytes, time and outcome; 0 for none",
         0,
     ),
     Option(
         "log-format",
         choice("console", "text", "json"),
         OBSERVATION,
-        "how log messages look: for people, with time and level, or a JSON object per line",
+        "how log messages look: plain, with time and level, or one JSON object per line",
         "console",
         into="command",
     ),
@@ -328,7 +334,7 @@ OPTIONS = (
         "log-level",
         choice("debug", "info", "warning", "error"),
         OBSERVATION,
-        "the least important messages to log",
+        "the minimum level of messages to log",
         "info",
         into="command",
     ),
@@ -336,12 +342,12 @@ OPTIONS = (
         "otel",
         SWITCH,
         OBSERVATION,
-        "send metrics to an OpenTelemetry collector, to which the OTEL_... variables lead "
+        "send metrics to the OpenTelemetry collector that the OTEL_... variables name "
         "(tomada[otel])",
         into="command",
     ),
     Option("quiet", SWITCH, OBSERVATION, "no status line", into="command"),
-    Option("json", SWITCH, OBSERVATION, "print the counters, at the end, as JSON", into="command"),
+    Option("json", SWITCH, OBSERVATION, "print the counters as JSON when stopping", into="command"),
     Option(
         "reload",
         SWITCH,

@@ -104,7 +104,7 @@ def packet_of(
         first = 6 << 28 | tos << 20
         header = IPV6_HEADER.pack(first, length, IPPROTO_UDP, ttl, ours.packed, theirs.packed)
         return header + udp
-    raise ValueError(f"{ours} and {theirs} are not of one family")
+    raise ValueError(f"{ours} and {theirs} have different families")
 
 
 def checksum(data: bytes) -> int:

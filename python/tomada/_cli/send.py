@@ -38,8 +38,8 @@ examples:
   tomada send 127.0.0.1:1234 --hex 0a0b ff   two datagrams of these bytes
 
 exit status:
-  0  everything was sent and, with --expect-reply, answered
-  1  something was not, or nobody listens there
+  0  everything was sent and, with --expect-reply, every reply arrived
+  1  something could not be sent, or a reply is missing
 """
 
 
@@ -48,14 +48,14 @@ def add(commands: Any) -> None:
         "send",
         help="send datagrams, and print the replies",
         description="Send datagrams to an address: each TEXT, a file, or each line of standard "
-        "input. UDP itself does not say whether they arrive; --expect-reply does.",
+        "input. UDP does not report whether they arrive; use --expect-reply to find out.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_address(parser, "where to", has_default=False)
+    add_address(parser, "where to send", has_default=False)
     parser.add_argument("text", metavar="TEXT", nargs="*", help="a datagram")
     parser.add_argument("--file", metavar="F", help="a file to send as one datagram; - is stdin")
-    parser.add_argument("--hex", action="store_true", help="TEXT, or the lines, are hexadecimal")
+    parser.add_argument("--hex", action="store_true", help="TEXT and lines are hexadecimal")
     parser.add_argument(
         "--count", type=count, default=1, metavar="N", help="send everything N times (default: 1)"
     )
@@ -63,7 +63,9 @@ def add(commands: Any) -> None:
         "--rate", type=rate, metavar="R", help="at most R datagrams per second (default: no limit)"
     )
     parser.add_argument(
-        "--expect-reply", action="store_true", help="wait for a reply to each, and print it"
+        "--expect-reply",
+        action="store_true",
+        help="wait for the reply to each datagram, and print it",
     )
     parser.add_argument(
         "--timeout",
@@ -77,13 +79,13 @@ def add(commands: Any) -> None:
         type=count_or_none,
         default=3,
         metavar="N",
-        help="how often to send again what is not answered (default: 3)",
+        help="the maximum number of retransmissions (default: 3)",
     )
     parser.add_argument(
         "--proxy-from",
         type=address,
         metavar="HOST:PORT",
-        help="begin each datagram with a PROXY protocol header that says that it comes from there",
+        help="begin each datagram with a PROXY protocol header for this source address",
     )
     add_json(parser, "the replies and a summary")
     parser.set_defaults(run=run)
@@ -100,7 +102,7 @@ def payloads(arguments: argparse.Namespace) -> Iterator[bytes]:
     """Yield the datagrams, as often as requested."""
     if arguments.file is not None:
         if arguments.text:
-            raise CommandError("give either TEXT or --file")
+            raise CommandError("pass either TEXT or --file, not both")
         is_stdin = arguments.file == "-"
         data = sys.stdin.buffer.read() if is_stdin else Path(arguments.file).read_bytes()
         once = [data]
@@ -175,7 +177,7 @@ def send(arguments: argparse.Namespace, datagrams: Iterator[bytes]) -> int:
     else:
         note(f"sent {plural(sent)}, {size:,} bytes, to {where}")
     if refused:
-        raise CommandError(f"nobody listens on {where}")
+        raise CommandError(f"no program listens on {where}")
     return SUCCESS
 
 

@@ -39,27 +39,27 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
 examples:
-  tomada serve                               an echo on 127.0.0.1:1234, until Ctrl-C
+  tomada serve                               an echo server on 127.0.0.1:1234
   tomada serve 0.0.0.0:1234 --app service:handle --workers 4
-  tomada serve :1234 --discard               receives everything, sends no reply
+  tomada serve :1234 --discard               receive everything, send no reply
   tomada serve --config service.toml --health 127.0.0.1:9000
 
 A handler is a function of the datagram's bytes and the sender's address; it returns the
-reply, or None for no reply. The current directory is searched for the module, too. With several
-workers, each imports the module itself.
+reply, or None for no reply. The module may be in the current directory. With several workers,
+each worker imports the module itself.
 
 Each option can also be an environment variable (TOMADA_MAX_SIZE=1200 for --max-size 1200, and
-TOMADA_ADDRESS) or a key of the file (max-size = 1200). The command line has precedence over the
-environment, the environment over the file. In a variable, a comma separates several values.
+TOMADA_ADDRESS) or a key of the file (max-size = 1200). The command line takes precedence over the
+environment, and the environment over the file. In a variable, commas separate several values.
 
 signals:
   SIGINT, SIGTERM  handle all queued datagrams, and exit
-  SIGHUP           with several workers: replace them one by one, without losing a datagram. The
-                   new workers import the module of --app, and what it imports, again. If that
-                   fails, the log says why, and the old workers continue
+  SIGHUP           with several workers, replace them one by one, without losing a datagram. The
+                   new workers import the current code of --app. If that fails, the log says why,
+                   and the old workers continue
 
 exit status:
-  0  a signal ended it
+  0  a signal stopped it
   1  it could not start, or its workers could not
   2  an option is wrong
 """
@@ -70,8 +70,8 @@ logger = logging.getLogger("tomada")
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "serve",
-        help="reply to datagrams: with an echo, or with a handler of your own",
-        description="Serve an address. Without an option, send every datagram back.",
+        help="run an echo server, or a handler of your own",
+        description="Serve an address. By default, send every datagram back.",
         usage="tomada serve [HOST:PORT] [OPTION …]",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -106,7 +106,9 @@ class Service:
         level = settings.get("log-level", "info")
         configure(self._style, level, erases=self._status is not None)
         for wrong, right in misspelled(OPTIONS, os.environ).items():
-            logger.warning("the variable %s is not an option; do you mean %s?", wrong, right)
+            logger.warning(
+                "the environment variable %s is not an option: did you mean %s?", wrong, right
+            )
         with contextlib.ExitStack() as stack:
             stack.enter_context(_shared_metrics(settings))
             try:
@@ -294,23 +296,58 @@ def _dtls(settings: Settings) -> DtlsContext | None:
     for name in ("dtls-key", "dtls-ca"):
         if settings.get(name) and not settings.get("dtls-cert"):
             raise UsageError(f"{name} needs dtls-cert ({settings.source(name)})")
+    first = "dtls-cert" if "certfile" in options else "dtls-psk-file"
     try:
         from tomada import dtls
     except ImportError as error:
-        raise UsageError(f"dtls-cert: {error} ({settings.source('dtls-cert')})") from None
+        raise UsageError(f"{first}: {error} ({settings.source(first)})") from None
     context = dtls.Context(dtls.PROTOCOL_DTLS_SERVER)
-    certificate, issuers = options["certfile"], options.get("cafile")
-    try:
-        context.load_cert_chain(certificate, options.get("keyfile"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"dtls-cert: {error} ({settings.source('dtls-cert')})") from None
-    if issuers is not None:
-        try:
-            context.load_verify_locations(issuers)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"dtls-ca: {error} ({settings.source('dtls-ca')})") from None
+    if "certfile" in options:
+        with _read_for("dtls-cert", settings):
+            context.load_cert_chain(options["certfile"], options.get("keyfile"))
+    if "cafile" in options:
+        with _read_for("dtls-ca", settings):
+            context.load_verify_locations(options["cafile"])
         context.verify_mode = dtls.CERT_REQUIRED
+    if "pskfile" in options:
+        with _read_for("dtls-psk-file", settings):
+            context.set_psk_server_callback(_keys(options["pskfile"]).get)
     return context
+
+
+@contextlib.contextmanager
+def _read_for(name: str, settings: Settings) -> Iterator[None]:
+    """Name the option in the error for a file that cannot be used."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name}: {error} ({settings.source(name)})") from None
+
+
+def _keys(path: str) -> dict[str, bytes]:
+    """Read pre-shared keys by identity, in the format of GnuTLS's ``psktool``.
+
+    An identity after ``#`` is in hexadecimal digits.
+
+    :raises OSError: The file cannot be read.
+    :raises ValueError: A line has another format.
+    """
+    keys = {}
+    with Path(path).open(encoding="utf-8", errors="surrogateescape") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            identity, colon, digits = line.rstrip("\r\n").rpartition(":")
+            try:
+                key = bytes.fromhex(digits)
+                if identity.startswith("#"):
+                    identity = bytes.fromhex(identity[1:]).decode("utf-8", "surrogateescape")
+            except ValueError:
+                key = b""
+            if not (colon and key):
+                raise ValueError(f"line {number} of {path} is not IDENTITY:HEXKEY")
+            keys[identity] = key
+    return keys
 
 
 @contextlib.contextmanager

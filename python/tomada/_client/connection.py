@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import socket as _std
 from socket import AF_INET6, AF_UNIX, MSG_DONTWAIT, SOCK_DGRAM, SOCK_NONBLOCK
 from time import monotonic
@@ -63,6 +64,10 @@ class RefusedError(Exception):
 
     The argument is the :class:`OSError` that said so.
     """
+
+
+class SecuringError(TimeoutError):
+    """The handshake with the server is under way: the request can be sent when it is complete."""
 
 
 class Connection(socket):
@@ -146,9 +151,10 @@ class Connection(socket):
         super().close()
 
     def ask(self, data: ReadableBuffer, until: float) -> None:
-        """Send a request, and wait for room up to a moment.
+        """Send a request, and wait up to a moment for its session, if it has one, and for room.
 
         :raises RefusedError: There is no server.
+        :raises SecuringError: The handshake takes longer.
         """
         self.wait_until(until)
         try:
@@ -158,16 +164,17 @@ class Connection(socket):
                 except OSError as error:
                     if error.errno in _UNROUTED and self.family != AF_UNIX:
                         self._leave()
-                    elif error.errno not in _UNASKED:
+                    elif error.errno not in _UNASKED and not self.has_lost_session():
                         raise
                 else:
                     return
                 # A refusal is about an earlier datagram, and this one was not sent. A server of
                 # AF_UNIX may also have made way for another one, by the same name.
-            if not self._is_securing():
+            if self.peer is None or not self._is_securing():
                 self.reconnect()
-                self.empty()  # from now on, the kernel drops datagrams from other addresses
-            self._secure(until)
+                if self.dtls is None:  # a session drops datagrams that do not belong to it
+                    self.empty()  # from now on, the kernel drops datagrams from other addresses
+            self.secure(until)
             self.wait_until(until)
             self._send_after_reports(data)
         except OSError as error:
@@ -188,20 +195,25 @@ class Connection(socket):
         self.send(data)
 
     def ask_many(self, requests: Sequence[ReadableBuffer]) -> list[tuple[int, OSError]]:
-        """Send requests as :meth:`ask`, as far as there is room; return which were not, and why."""
+        """Send requests as :meth:`ask`, as far as there is room; return which were not, and why.
+
+        It does not wait for a handshake: :class:`SecuringError` says that one is under way.
+        """
         failed = self._send_many_after_reports(requests)
         if not failed:
             return failed
         unsure = _UNASKED if self.family == AF_UNIX else _UNASKED | _UNROUTED
-        again = [index for index, error in failed if error.errno in unsure]
+        is_lost = self.peer is None or self.has_lost_session()
+        again = [index for index, error in failed if is_lost or error.errno in unsure]
         if again:
             is_unrouted = any(error.errno in _UNROUTED for _, error in failed)
-            failed = [item for item in failed if item[1].errno not in unsure]
+            failed = [] if is_lost else [item for item in failed if item[1].errno not in unsure]
             try:
                 if is_unrouted and self.family != AF_UNIX:
                     self._leave()
-                self.reconnect()
-                self._secure(monotonic() + self.request_timeout)
+                if self.peer is None or not self._is_securing():
+                    self.reconnect()
+                self.secure(0.0)
             except OSError as error:
                 return failed + [(index, error) for index in again]
             second = self._send_many_after_reports([requests[index] for index in again])
@@ -253,17 +265,54 @@ class Connection(socket):
                 self._disconnect()  # or requests would be sent in plain text
             raise
 
+    def _failure(self) -> OSError | None:
+        """Return the error that ended the session or kept it from beginning, or ``None``."""
+        try:
+            if self._sessions is not None:
+                self._sessions.status()
+        except OSError as error:
+            return error
+        return None
+
     def _is_securing(self) -> bool:
         """Say whether a handshake is under way, which an earlier attempt has begun."""
-        try:
-            return self._sessions is not None and self._sessions.status() is None
-        except OSError:
-            return False  # it has failed
+        if self._sessions is None or self._failure() is not None:
+            return False
+        return self._sessions.status() is None
 
-    def _secure(self, until: float) -> None:
-        """Wait up to a moment until there is a session with the server, if there is to be one."""
+    def has_lost_session(self) -> bool:
+        """Say whether there was a session with the server, which has ended."""
+        return (
+            self._sessions is not None
+            and self._failure() is not None
+            and self._sessions.stats()["established"] > 0
+        )
+
+    def secure(self, until: float) -> None:
+        """If requests are encrypted, wait up to a moment for the end of the handshake.
+
+        :raises SecuringError: It takes longer.
+        :raises OSError: The handshake failed. The next :meth:`ask` begins another one.
+        """
+        if self._sessions is None:
+            return
+        try:
+            self._sessions.handshake(max(until - monotonic(), 0.0))
+        except OSError as error:
+            if self._is_securing() and isinstance(error, TimeoutError | BlockingIOError):
+                raise SecuringError(*error.args) from None
+            self.peer = None
+            raise
+
+    def tick(self) -> float:
+        """Retransmit what a handshake must; return in how many seconds to call this again."""
+        due = None if self._sessions is None else self._sessions.tick()
+        return math.inf if due is None else due
+
+    def end_session(self) -> None:
+        """End a session that the server no longer answers in; the next request begins another."""
         if self._sessions is not None:
-            self._sessions.handshake(max(until - monotonic(), 1e-6))
+            self._sessions.close()
 
     def _leave(self) -> None:
         """Give up the local address, as this machine may not have it any longer."""
@@ -298,7 +347,12 @@ class Connection(socket):
             except (TimeoutError, BlockingIOError):
                 return None
             except OSError as error:
-                raise (RefusedError(error) if is_from_peer(error) else error) from None
+                if self.has_lost_session():
+                    raise RefusedError(session_lost()) from None
+                if is_from_peer(error) and self._failure() is None:
+                    raise RefusedError(error) from None
+                self.peer = None if self._failure() is not None else self.peer
+                raise
             # A stranger's may have come in between bind and connect.
             if sender == self.peer and is_answer(data):
                 return data
@@ -315,10 +369,19 @@ class Connection(socket):
             except BlockingIOError:
                 return
             except OSError as error:
+                if self.has_lost_session():
+                    return  # the next request begins another
                 if not is_from_peer(error):
                     raise
 
 
+def session_lost() -> OSError:
+    """Return the error of an attempt whose session the server has ended."""
+    return OSError(errno.ESHUTDOWN, "the server has ended the session")
+
+
 def has_no_room(error: OSError) -> bool:
     """Say whether a send failed because a queue was full, so that it will do later."""
+    if error.errno == errno.ETIMEDOUT:
+        return False  # the server did not answer a handshake
     return isinstance(error, TimeoutError | BlockingIOError) or error.errno == errno.ENOBUFS

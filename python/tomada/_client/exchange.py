@@ -66,6 +66,7 @@ class Exchange:
         "first_wait",
         "is_complete",
         "refusal",
+        "unsent",
     )
 
     def __init__(  # noqa: PLR0913 - the state of a request
@@ -95,6 +96,8 @@ class Exchange:
         self.due = started
         #: The number of attempts so far.
         self.attempts = 0
+        #: The number of attempts that were not sent, because there was no session yet.
+        self.unsent = 0
         #: Whether the reply has arrived.
         self.is_complete = False
         #: The last error that an ICMP message brought: why attempts were lost.
@@ -155,17 +158,22 @@ class Exchange:
 
         Anyone can send ICMP messages, and a reply may arrive anyway, so the wait continues. But if
         a router dropped a request that is too long for its link, the kernel now knows the limit,
-        and the next attempt is due at once.
+        and the next attempt is due at once. The same applies if the session has ended.
 
-        :raises OSError: `error` itself, if there is no server and ``retry_refused`` is false.
+        :raises OSError: `error` itself, if there is no server and ``retry_refused`` is false, or if
+            the session has ended and no attempt is left.
         """
         if not self._retry.retry_refused and is_refusal(error):
             raise error from None
         self.refusal = error
-        is_too_long = error.errno == errno.EMSGSIZE
-        if is_too_long and self._resumed is None and self.attempts < self._retry.count:
+        has_session_ended = error.errno == errno.ESHUTDOWN
+        if not (has_session_ended or error.errno == errno.EMSGSIZE) or self._resumed is not None:
+            return
+        if self.attempts < self._retry.count:
             self._resumed = self.due
             self.due = self._started
+        elif has_session_ended:
+            raise error from None
 
     @property
     def retries_refused(self) -> bool:
@@ -184,10 +192,16 @@ class Exchange:
         Without a ``match``, only the port identifies a reply. A late reply may still
         arrive if the request was sent twice, was not answered, or was cancelled.
         """
-        return self._is_answer is not None or (self.is_complete and self.attempts == 1)
+        is_sure = self.is_complete and self.attempts - self.unsent == 1
+        return self._is_answer is not None or is_sure
 
-    def timed_out(self, address: _Address | _RetAddress, now: float) -> TimeoutError:
-        """Return the exception to raise when no attempt was answered."""
+    def timed_out(
+        self, address: _Address | _RetAddress, now: float, *, had_session: bool | None = None
+    ) -> TimeoutError:
+        """Return the exception to raise when no attempt was answered.
+
+        :param had_session: Whether an attempt was sent; by default, as `unsent` says.
+        """
         where = format_address(address)
         waited = self._started + self._retry.timeout - self.deadline
         attempts = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
@@ -196,6 +210,14 @@ class Exchange:
             text = f"not sent to {where}: {waited:.3f} s behind other requests"
         elif waited > SHORTEST_WAIT:
             text += f", after {waited:.3f} s behind other requests"
+        if had_session is None:
+            had_session = self.unsent < self.attempts
+        if self.attempts and not had_session:
+            text = (
+                f"no DTLS session with {where}: the handshake was not complete after "
+                f"{now - self._started:.3f} s; the server does not answer with DTLS, uses a "
+                "different pre-shared key, or is slower than the timeout"
+            )
         error = TimeoutError(text)
         error.__cause__ = self.refusal
         return error

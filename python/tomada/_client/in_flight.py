@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import errno
 import heapq
+import math
 from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from tomada._client.connection import has_no_room
+from tomada._client.connection import SecuringError, has_no_room
 from tomada._client.exchange import Exchange, is_refusal
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer
 
+    from tomada._client.connection import Connection
     from tomada._client.pace import Pace
     from tomada._client.pool import Pool
     from tomada._client.retry import Retry
@@ -82,6 +84,10 @@ class InFlight:
         # Requests whose last attempt was not sent because a queue on the way was full. Only
         # receiving makes room: the server may be waiting for this client to read its replies.
         self._unsent: dict[int, None] = {}
+        #: The connections whose sessions are not complete yet, each with the requests that wait for
+        #: that, and when one of them has to retransmit.
+        self.securing: dict[Connection, dict[int, None]] = {}
+        self._securing_due = math.inf
         #: The last error that an ICMP message brought since the last reply.
         self.refusal: OSError | None = None
         #: The number of retransmissions, and of datagrams from the server that answer nothing.
@@ -121,7 +127,7 @@ class InFlight:
         due = self._due
         while due and not due[0][2].left:
             heapq.heappop(due)
-        return due[0][0] if due else float("inf")
+        return min(due[0][0], self._securing_due) if due else self._securing_due
 
     @property
     def has_unsent(self) -> bool:
@@ -142,6 +148,8 @@ class InFlight:
         for _ in range(MOST_LATE_BATCHES):
             if not self.receive(until):
                 break
+        if self._securing_due <= now:
+            self._retransmit_handshakes(now)
         while self._due and self._due[0][0] <= now:
             _, _, group = heapq.heappop(self._due)
             self._discharge(group, group.charged)
@@ -186,9 +194,13 @@ class InFlight:
                 self.retransmissions += group.left
                 self._transmit(list(group.indices))
             return
+        self._unanswered(group)
+        securing = {index for waiting in self.securing.values() for index in waiting}
         for index in group.indices:
             exchange.refusal = self.refusal
-            self._fail(index, exchange.timed_out(self._address, monotonic()))
+            had_session = index not in securing
+            error = exchange.timed_out(self._address, monotonic(), had_session=had_session)
+            self._fail(index, error)
 
     def _schedule(self, group: Group, moment: float) -> None:
         heapq.heappush(self._due, (moment, next(self._numbers), group))
@@ -247,7 +259,7 @@ class InFlight:
                 if not self._groups[index].exchange.retries_refused:
                     self._fail(index, error)
         self.refusal = error
-        if error.errno == errno.EMSGSIZE:
+        if error.errno in {errno.EMSGSIZE, errno.ESHUTDOWN}:
             self._send_ahead(indices, error)
 
     def _send_ahead(self, indices: Sequence[int], error: OSError) -> None:
@@ -258,7 +270,12 @@ class InFlight:
         for group, own in together.items():
             apart = Group(copy.copy(group.exchange), own)
             apart.cost, apart.sent_at = group.cost, group.sent_at
-            apart.exchange.refuse(error)
+            try:
+                apart.exchange.refuse(error)
+            except OSError:  # there is no further attempt
+                for index in own:
+                    self._fail(index, error)
+                continue
             if apart.exchange.due < group.exchange.due:
                 group.left -= len(own)
                 self._groups.update(dict.fromkeys(own, apart))
@@ -281,6 +298,45 @@ class InFlight:
     def _send(self, indices: Sequence[int]) -> None:
         """Send or retransmit requests, without waiting for room."""
         raise NotImplementedError
+
+    def _wait_for_session(self, connection: Connection, index: int) -> None:
+        """Send a request as soon as the connection's handshake is complete."""
+        self.securing.setdefault(connection, {})[index] = None
+        self._securing_due = min(self._securing_due, monotonic() + connection.tick())
+
+    def _secure(self, connection: Connection, until: float) -> bool:
+        """Wait up to a moment for the end of a handshake; return whether it has ended.
+
+        Then the requests that wait for it are sent, or fail with it.
+        """
+        error: OSError | None = None
+        try:
+            connection.secure(until)
+        except SecuringError:
+            return False
+        except OSError as failure:
+            error = failure
+        waiting = [index for index in self.securing.pop(connection) if index in self.requests]
+        if error is None:
+            self._send_at_last(connection, waiting)
+        else:
+            for index in waiting:
+                self._not_sent(index, error)
+        return True
+
+    def _retransmit_handshakes(self, now: float) -> None:
+        self._securing_due = math.inf
+        for connection in list(self.securing):
+            due = connection.tick()
+            if not self._secure(connection, 0.0):
+                self._securing_due = min(self._securing_due, now + due)
+
+    def _send_at_last(self, connection: Connection, indices: Sequence[int]) -> None:
+        """Send requests whose connection has a session now."""
+        raise NotImplementedError
+
+    def _unanswered(self, group: Group) -> None:
+        """Take note that no attempt of a group was answered in time."""
 
     def _stop_expecting(self, index: int) -> None:
         """Forget what :meth:`expect` has prepared."""

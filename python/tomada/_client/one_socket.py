@@ -6,6 +6,7 @@ import errno
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from tomada._client.connection import SecuringError, session_lost
 from tomada._client.exchange import is_refusal
 from tomada._client.in_flight import InFlight
 from tomada._peer_errors import is_from_peer
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
     from tomada._client.connection import Connection
+    from tomada._client.in_flight import Group
     from tomada._client.pool import Pool
     from tomada._client.retry import Retry
 
@@ -33,6 +35,8 @@ class Shared(InFlight):
     def __init__(self, pool: Pool, retry: Retry, address: _Address) -> None:
         super().__init__(pool, retry, address)
         self.connection: Connection = pool.take()
+        # When the server has sent something.
+        self._heard_at = 0.0
         #: Called with what the user's function raised about a datagram from the server.
         self.mistaken: Callable[[Exception], object] = _raise
 
@@ -44,22 +48,28 @@ class Shared(InFlight):
         requests = self.requests
         failed = self.connection.ask_many([requests[index] for index in indices])
         for offset, error in failed:
-            self._not_sent(indices[offset], error)
+            if isinstance(error, SecuringError):
+                self._wait_for_session(self.connection, indices[offset])
+            else:
+                self._not_sent(indices[offset], error)
+
+    def _send_at_last(self, connection: Connection, indices: Sequence[int]) -> None:  # noqa: ARG002 - the only one
+        self._send(indices)
 
     def receive(self, until: float) -> bool:
         """Wait for datagrams until a moment; return whether any arrived."""
         connection = self.connection
+        if self.securing:
+            return self._secure(connection, until)
         connection.wait_until(until)
         try:
             datagrams = connection.recv_many(MANY)
         except (TimeoutError, BlockingIOError):
             return False
         except OSError as error:
-            if not is_from_peer(error):
-                raise
             self._lost(error)
             return True
-        now = monotonic()
+        now = self._heard_at = monotonic()
         replies, group = 0, None
         server = None  # the tuple that the server's datagrams of this batch share
         for data, sender in datagrams:
@@ -86,7 +96,17 @@ class Shared(InFlight):
         return self.connection.number
 
     def _lost(self, error: OSError) -> None:
-        """Take note of an ICMP message; only its length tells which request it may be about."""
+        """Take note of the session's end, or of an ICMP message, which may be about some requests.
+
+        Only the length of a request tells.
+
+        :raises OSError: The error is about this machine.
+        """
+        if self.connection.has_lost_session():
+            self._refused(list(self.requests), session_lost())
+            return
+        if not is_from_peer(error):
+            raise error
         indices: list[int] = []
         if error.errno == errno.EMSGSIZE:
             sent = self.requests.items()
@@ -94,6 +114,11 @@ class Shared(InFlight):
         elif is_refusal(error):
             indices = list(self.requests)
         self._refused(indices, error)
+
+    def _unanswered(self, group: Group) -> None:
+        # A server that was restarted no longer knows a session that it does not answer in.
+        if self.connection.dtls is not None and self._heard_at < group.sent_at:
+            self.connection.end_session()
 
     def close(self) -> None:
         """Return the connection to the pool."""
@@ -146,8 +171,8 @@ class Keyed(Shared):
         key = self._key_of_request(data)
         if self._by_key.setdefault(key, index) != index:
             raise ValueError(
-                f"another request with the key {key!r} is under way: give each its own, or wait "
-                "for the reply"
+                f"another request with the key {key!r} is in flight: use a different key, or "
+                "wait for its reply"
             )
         self._keys[index] = key
 

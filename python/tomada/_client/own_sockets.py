@@ -10,7 +10,13 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from tomada._client.connection import LONGEST, Connection, RefusedError
+from tomada._client.connection import (
+    LONGEST,
+    Connection,
+    RefusedError,
+    SecuringError,
+    session_lost,
+)
 from tomada._client.in_flight import InFlight
 from tomada._client.pool import LEAST_IDLE, MOST_IDLE, Pool
 from tomada._peer_errors import is_from_peer
@@ -64,7 +70,8 @@ class Separate(InFlight):
         for index in indices:
             connection = own.get(index)
             if connection is not None:
-                self._repeated.add(index)
+                if connection not in self.securing:
+                    self._repeated.add(index)
             elif len(free) >= LEAST_IDLE and not self.pool.watched:
                 # The request has it at once: an exception leaves it with an owner.
                 connection = own[index] = free.popleft()
@@ -135,10 +142,16 @@ class Separate(InFlight):
             connection.ask(self.requests[index], 0.0)
         except RefusedError as refused:
             self._refused([index], refused.args[0])
+        except SecuringError:
+            self._wait_for_session(connection, index)
         except OSError as error:
             self._not_sent(index, error)
 
-    def receive(self, until: float) -> bool:
+    def _send_at_last(self, connection: Connection, indices: Sequence[int]) -> None:
+        for index in indices:
+            self._send_slowly(connection, index)
+
+    def receive(self, until: float) -> bool:  # noqa: C901 - what a datagram may be, in one piece
         """Wait for datagrams until a moment; return whether any arrived."""
         events = self._epoll.poll(max(until - monotonic(), 0.0), MANY)
         if self.pool.sample_due != self.pool.round_trip.sample_due:
@@ -154,12 +167,17 @@ class Separate(InFlight):
                 self._late(connections[number])
                 continue
             connection = connections[number]
+            if connection in self.securing:
+                self._secure(connection, 0.0)
+                continue
             try:
                 reply = connection.recv(LONGEST)
             except BlockingIOError:
                 continue
             except OSError as error:
-                if is_from_peer(error):
+                if connection.has_lost_session():
+                    self._refused([index], session_lost())
+                elif is_from_peer(error):
                     self._refused([index], error)
                 else:
                     self._fail(index, error)
@@ -176,6 +194,7 @@ class Separate(InFlight):
     def _release(self, index: int, *, is_answered: bool) -> None:
         """Take the connection from a request; it is free if no late reply can arrive."""
         connection, pool = self._own.pop(index), self.pool
+        self.securing.pop(connection, None)
         self._asked.pop(connection.number, None)
         if is_answered and index not in self._repeated:
             self._keep(connection)

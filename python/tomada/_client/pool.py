@@ -125,7 +125,9 @@ class Pool:
         # queue there keeps the server from sending.
         self._is_late_kept = family != AF_UNIX
         #: Whether a socket rests before the next request: for the timeout where there are few.
-        self.rests = not tells_apart and family != AF_UNIX
+        #: Not over DTLS either, which drops duplicates; and no late record fits the keys of another
+        #: socket's session.
+        self.rests = not (tells_apart or is_secured) and family != AF_UNIX
         #: How long it rests in any case, in seconds, if the timeout is not shorter.
         self.rest = math.inf if self.rests else 0.0
         #: How many requests are left to watch for duplicates; for ever where there was one.

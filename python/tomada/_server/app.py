@@ -117,7 +117,7 @@ def check_callback(function: Any, what: str) -> None:
     if not (callable(function) or function is None):
         raise TypeError(f"{what} must be callable or None, not {type(function).__name__}")
     if is_async(function) or _is_any(function, inspect.isasyncgenfunction):
-        raise TypeError(f"{what} is an async function: give a plain one, or a lifespan")
+        raise TypeError(f"{what} is an async function: pass a plain one, or use lifespan")
 
 
 def is_async(function: Any) -> bool:

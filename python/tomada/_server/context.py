@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tomada._server.deferred_log import DeferredLog
     from tomada._server.health_http import HealthServer
     from tomada._server.listeners import Listeners
+    from tomada._server.settings import Settings
+    from tomada.server import Server
 
     Logger: TypeAlias = logging.Logger | DeferredLog
 
@@ -29,26 +31,14 @@ GRACE = 1.0
 
 @dataclass
 class Context:
-    """A server's handler, sockets, callbacks, settings, counters and cores."""
+    """A server's settings, sockets, counters and cores."""
 
-    server: Any
+    server: Server
+    settings: Settings
     listeners: Listeners
-    handler: Callable[..., Any]
-    takes: str
-    workers: int
-    init: Callable[[], object] | None
-    exit: Callable[[], object] | None
-    lifespan: Callable[[Any], Any] | None
-    drain: float
-    loop: Any
-    max_concurrency: int
-    max_requests: int | None
-    max_age: float | None
-    counters: _core.ServerCounters
-    access_log: int = 0
+    counters: _core.ServerCounters = field(init=False)
     http: HealthServer | None = None
     cores: list[_core.ServerCore] = field(default_factory=list)
-    dtls: _core.DtlsContext | None = None
     endpoints: list[_core.DtlsEndpoint] = field(default_factory=list)
     # The process that started the server; in a worker, the worker's and its supervisor's.
     owner: int = field(default_factory=os.getpid)
@@ -59,25 +49,31 @@ class Context:
     # The worker that each thread of this process is.
     threads: dict[int, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # One more block of counters, for datagrams sent from this process.
+        self.counters = _core.ServerCounters(self.settings.cores + 1)
+
     def load_handler(self) -> Callable[..., Any]:
         """Return the handler. An app is imported here."""
-        return self.handler.load() if isinstance(self.handler, App) else self.handler
+        handler = self.settings.handler
+        return handler.load() if isinstance(handler, App) else handler
 
     def add_core(self, worker: int) -> _core.ServerCore:
         """Create the core of a worker, with its handler."""
         return self._add(worker, self.load_handler())
 
-    def add_sender(self, worker: int) -> _core.ServerCore:
+    def add_sender(self) -> None:
         """Create a core that only sends."""
-        return self._add(worker, self.handler)
+        self._add(self.settings.cores, self.settings.handler)
 
     def _add(self, worker: int, handler: Callable[..., Any]) -> _core.ServerCore:
         sock: Any = self.listeners.of(worker)
-        if self.dtls is not None:
-            self.endpoints.append(_core.DtlsEndpoint(self.dtls, sock))
-        if self.access_log:
-            handler = sampled(handler, self.takes, self.access_log)
-        core = _core.ServerCore(sock, handler, self.takes, self.counters, worker, Reports(sock))
+        settings = self.settings
+        if settings.dtls is not None:
+            self.endpoints.append(_core.DtlsEndpoint(settings.dtls, sock))
+        if settings.access_log:
+            handler = sampled(handler, settings.takes, settings.access_log)
+        core = _core.ServerCore(sock, handler, settings.takes, self.counters, worker, Reports(sock))
         self.cores.append(core)
         return core
 
@@ -92,16 +88,16 @@ class Context:
             (number,) = states
         if number not in states:
             raise RuntimeError(
-                "there is no state here: only a worker with a lifespan has it, and only while it "
-                "serves"
+                "no state is available here: only a worker with a lifespan has it, and only while "
+                "it serves"
             )
         return states[number]
 
     def run_exit(self, log: Logger = logger) -> None:
         """Call ``exit``, and log what it raises."""
-        if self.exit is not None:
+        if self.settings.exit is not None:
             try:
-                self.exit()
+                self.settings.exit()
             except Exception:
                 log.exception("exit failed at the end of a worker")
 
@@ -113,7 +109,7 @@ class Context:
     @property
     def too_slow(self) -> str:
         """Why datagrams are left unanswered where nothing has cut the draining short."""
-        return f"draining took longer than {self.drain:g} seconds (drain=)"
+        return f"draining took longer than {self.settings.drain:g} seconds (drain=)"
 
     def log_unanswered(
         self, datagrams: int, cause: str | None = None, log: Logger = logger

@@ -82,7 +82,7 @@ class EventLoopWorker:
         An exception that ends the program, such as :class:`SystemExit` in a handler, ends the
         serving in order: the other calls of the handler are completed.
         """
-        with asyncio.Runner(loop_factory=loop_factory(self._context.loop)) as runner:
+        with asyncio.Runner(loop_factory=loop_factory(self._context.settings.loop)) as runner:
             self._loop = loop = runner.get_loop()
             main = loop.create_task(self._main(), name="tomada.Server")
             while not main.done():
@@ -110,7 +110,7 @@ class EventLoopWorker:
         scope = contextvars.copy_context()
         tell_reply = functools.partial(loop.call_soon, self._end_turn, context=scope)
         take_stop = functools.partial(scope.run, self._take_stop)
-        core.attach(loop, options, self._context.max_concurrency, tell_reply, take_stop)
+        core.attach(loop, options, self._context.settings.max_concurrency, tell_reply, take_stop)
         self._watch = watch_of(loop, self._context.listeners.of(core.worker))
         if wakeup is not None:
             loop.add_reader(wakeup.fileno(), wakeup.clear)
@@ -170,7 +170,7 @@ class EventLoopWorker:
             planned.cancel()  # or each turn would receive once more than the last
         try:
             result = self._core.receive_once()
-            if self._context.dtls is not None:
+            if self._context.settings.dtls is not None:
                 self._set_session_timer()
         except BaseException as error:  # noqa: BLE001 - it is raised at the end
             self._fail(error)
@@ -235,7 +235,8 @@ class EventLoopWorker:
         is_first, self._is_stopping = not self._is_stopping, True
         left = self._core.time_left
         if left is None and is_first:
-            left = self._context.drain  # the server is not closed, but this worker is replaced
+            # The server is not closed, but this worker is replaced.
+            left = self._context.settings.drain
         if left is not None:
             self._call_later("deadline", min(left, LONGEST_TIMER), self._expire)
         self._is_quiet = False  # the pause has not passed

@@ -9,6 +9,8 @@ import time
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tomada._server.context import Context
     from tomada._server.lifecycle import Lifecycle
 
@@ -67,3 +69,15 @@ class Health:
         """Answer a readiness probe."""
         state = self._life.state
         return (200, TEXT, "ready\n") if state == "running" else (503, TEXT, f"{state}\n")
+
+    def metrics(self) -> Answer:
+        """Answer a request for the server's metrics."""
+        try:
+            from tomada._server.collector import exposition  # noqa: PLC0415 - of an extra
+        except ImportError:
+            return 501, TEXT, "install tomada[metrics]\n"
+        return 200, "text/plain; version=0.0.4; charset=utf-8", exposition(self._context.server)
+
+    def routes(self) -> dict[str, Callable[[], Answer]]:
+        """Return the functions that answer, by path."""
+        return {"/live": self.live, "/ready": self.ready, "/metrics": self.metrics}

@@ -184,7 +184,7 @@ def _attempt(step: Callable[[], object]) -> None:
     try:
         step()
     except BaseException:
-        logger.exception("a worker's end has failed in part")
+        logger.exception("a worker could not clean up completely")
 
 
 def _write_buffered() -> None:

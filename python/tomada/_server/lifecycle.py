@@ -144,9 +144,9 @@ class Lifecycle:
 
     def _check_first(self, claim: Claim) -> None:
         if self._claims[0] is STOPPED:
-            raise RuntimeError("the server was stopped before it was started; make another one")
+            raise RuntimeError("the server was stopped before it was started: create another one")
         if self._claims[0] is not claim:
-            raise RuntimeError("a server is started once; make another one")
+            raise RuntimeError("a server can be started only once: create another one")
 
     def _start(self) -> None:
         # A signal handler that raises inside Thread.start() leaves the thread object broken. So
@@ -164,13 +164,13 @@ class Lifecycle:
             self._is_launched = False
         self.notify()
         self._await_unless_stopped(self._settled)
-        if self.is_stopping and self.error is None:
-            self._await_closed(self._drain + PATIENCE)
         self.log.flush()
-        if self.error is not None:
-            raise self.error
-        if self.is_stopping:
-            raise StoppedWhileStartingError
+        # Decided once: an exception aborts a server that has not closed yet.
+        if self.error is None and not self.is_stopping:
+            return
+        self._await_closed(self._drain + PATIENCE)
+        self.log.flush()
+        raise self.error or StoppedWhileStartingError()
 
     def request_stop(self) -> None:
         """Request an orderly end, and return at once."""
@@ -236,8 +236,8 @@ class Lifecycle:
         while not self.closed.wait(LOOK):
             if time.monotonic() >= end:
                 self.log.error(
-                    "the server has not closed its sockets %g seconds after it was to stop; its "
-                    "thread is left behind",
+                    "the server has not closed its sockets %g seconds after it began to stop; "
+                    "its thread is left running",
                     timeout,
                 )
                 return

@@ -29,8 +29,8 @@ class Lifespan:
     def __init__(self, context: Context, worker: int, log: Logger) -> None:
         self._context, self._worker, self._log = context, worker, log
         self._manager: Any = contextlib.nullcontext()
-        if context.lifespan is not None:
-            self._manager = context.lifespan(context.server)
+        if context.settings.lifespan is not None:
+            self._manager = context.settings.lifespan(context.server)
         kind = type(self._manager)
         if hasattr(kind, "__enter__") and hasattr(kind, "__exit__"):
             self.is_async = False
@@ -77,7 +77,7 @@ class Lifespan:
 
     @contextlib.contextmanager
     def _holding(self, state: object) -> Iterator[None]:
-        if self._context.lifespan is None:
+        if self._context.settings.lifespan is None:
             yield
             return
         self._context.states[self._worker] = state

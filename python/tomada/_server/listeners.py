@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from tomada import _core, socket
 from tomada._address import check_address, format_address
-from tomada._advice import OF_BINDING, advise
+from tomada._advice import OF_BINDING, OF_OPENING, advise, advised
 from tomada._server.steering import steer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tomada._server.settings import Settings
     from tomada._server.steering import Steering
     from tomada._socket_options import SocketOptions
 
@@ -46,12 +47,15 @@ class Listeners:
         """Return the socket that a worker receives from."""
         return self.sockets[worker % len(self.sockets)]
 
-    def check_steering(self) -> None:
-        """Raise :class:`ValueError` if there is no reuseport group to steer."""
-        if len(self.sockets) == 1:
-            raise ValueError("there is nothing to steer: the workers share one socket")
-        if not self.is_own:
-            raise ValueError("cannot steer sockets that were given to the server")
+    def check(self, settings: Settings) -> None:
+        """Raise :class:`ValueError` if an option needs other sockets."""
+        if settings.cores > 1 and settings.steering != "hash":
+            if len(self.sockets) == 1:
+                raise ValueError("there is nothing to steer: the workers share one socket")
+            if not self.is_own:
+                raise ValueError("cannot steer sockets that were given to the server")
+        if settings.socket.proxy_flows is not None and len(self.sockets) < settings.workers:
+            raise ValueError("proxy_flows needs a socket for each worker, but they share one")
 
     def refuse(self) -> None:
         """Refuse new datagrams, while queued ones can still be received and answered.
@@ -102,6 +106,47 @@ class Listeners:
         if self._path is not None and self._path == _identity(self.address):
             with contextlib.suppress(OSError):
                 Path(os.fsdecode(self.address)).unlink()
+
+
+def open_listeners(settings: Settings) -> Listeners:
+    """Open the sockets of a server, or adopt those that it was given.
+
+    :raises ValueError: There are none, or they do not fit the server's options.
+    """
+    listeners = _open(settings)
+    try:
+        listeners.check(settings)
+    except BaseException:
+        listeners.close()
+        raise
+    return listeners
+
+
+def _open(settings: Settings) -> Listeners:
+    if settings.address is not None:
+        with advised(settings.address, OF_OPENING):
+            return listen(
+                settings.address, settings.cores, settings.socket, steering=settings.steering
+            )
+    if settings.sock is not None:
+        duplicate = os.dup(settings.sock.fileno())
+        try:
+            return adopt([duplicate], settings.socket)
+        except BaseException:
+            os.close(duplicate)
+            raise
+    descriptors = [settings.fd] if settings.fd is not None else passed_descriptors()
+    if not descriptors:
+        raise ValueError(
+            "no address to serve: pass address, sock or fd, or start the program with "
+            "systemd's socket activation (LISTEN_FDS)"
+        )
+    if len(descriptors) > settings.cores:
+        raise ValueError(
+            f"systemd has passed {len(descriptors)} sockets, each of which needs a worker: "
+            f"pass workers={len(descriptors)}"
+        )
+    return adopt(descriptors, settings.socket)
 
 
 def listen(

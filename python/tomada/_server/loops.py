@@ -29,7 +29,7 @@ def check_loop(loop: Any) -> None:
         if loop not in LOOPS:
             names = ", ".join(map(repr, LOOPS))
             raise ValueError(
-                f"loop must be one of {names}, or a function that makes one, not {loop!r}"
+                f"loop must be one of {names}, or a function that creates one, not {loop!r}"
             )
         module, _ = LOOPS[loop]
         if importlib.util.find_spec(module.partition(".")[0]) is None:
@@ -39,7 +39,7 @@ def check_loop(loop: Any) -> None:
     elif not (loop is None or callable(loop)):
         raise TypeError(
             f"loop must be a name, a function or None, not {type(loop).__name__}: each worker "
-            "makes a loop of its own"
+            "creates its own loop"
         )
 
 

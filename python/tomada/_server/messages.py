@@ -65,7 +65,7 @@ class Failure:
 
     @property
     def is_for_users(self) -> bool:
-        """Whether the text says everything, so that a traceback would not help."""
+        """Whether the message says everything, so that a traceback would not help."""
         return self.name == "AppError" and self.module.startswith("tomada.")
 
     def exception(self) -> BaseException:

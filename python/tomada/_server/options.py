@@ -1,13 +1,10 @@
-"""The types of a server's handlers and options, and checks of their values."""
+"""The types of a server's handlers and options."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
-
-from tomada._server.steering import check_steering
 
 if TYPE_CHECKING:
     import asyncio
@@ -68,42 +65,3 @@ class ServerOptions(TypedDict, total=False):
     dtls: DtlsContext | None
     sock: Any
     fd: int | None
-
-
-def check_choices(takes: str, steering: Any) -> None:
-    """Raise :class:`ValueError` if an option has none of its values."""
-    if takes not in ("data", "datagram", "batch", "timed"):
-        names = "'data', 'datagram', 'batch' or 'timed'"
-        raise ValueError(f"takes must be {names}, not {takes!r}")
-    check_steering(steering)
-
-
-def check_workers(workers: int, threads: int) -> None:
-    """Raise :class:`ValueError` if a server cannot have these processes or threads."""
-    if workers < 1 or threads < 1:
-        raise ValueError(f"workers and threads start at 1, not {min(workers, threads)}")
-    if threads == 1:
-        return
-    if workers > 1:
-        raise ValueError("give either workers or threads")
-    is_locked: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
-    if is_locked():
-        raise ValueError(
-            "threads need an interpreter without the global lock (python3.13t or later); here it "
-            "would let one of them run at a time: use workers"
-        )
-
-
-def check_limits(
-    max_concurrency: int, max_requests: int | None, max_age: float | None, workers: int
-) -> None:
-    """Raise :class:`ValueError` if a limit cannot be kept."""
-    if max_concurrency < 1:
-        raise ValueError(f"max_concurrency must be at least 1, not {max_concurrency}")
-    for name, limit in (("max_requests", max_requests), ("max_age", max_age)):
-        if limit is None:
-            continue
-        if not limit > 0:  # or it is not a number
-            raise ValueError(f"{name} must be positive, not {limit}")
-        if workers == 1:
-            raise ValueError(f"{name} replaces worker processes: give workers, at least 2")

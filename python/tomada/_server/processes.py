@@ -52,6 +52,7 @@ class Processes:
 
     def __init__(self, context: Context, life: Lifecycle) -> None:
         self._context, self._life = context, life
+        context.add_sender()
         self._pid = 0
         # A pidfd of the supervisor, readable after its end. The channel alone is not enough: if
         # another thread forks during launch(), that child keeps a copy of the supervisor's end.
@@ -151,7 +152,7 @@ class Processes:
             if asked and told not in (asked, signal.SIGQUIT):
                 told = asked
                 self._tell(asked)
-                patience = 0.0 if asked == signal.SIGQUIT else self._context.drain
+                patience = 0.0 if asked == signal.SIGQUIT else self._context.settings.drain
                 give_up_at = time.monotonic() + patience + 3 * GRACE
             if give_up_at is not None and give_up_at <= time.monotonic():
                 if told == signal.SIGQUIT:
@@ -195,7 +196,7 @@ class Processes:
     def _kill(self) -> None:
         """Kill a supervisor that does not answer, and its workers."""
         self._life.log.error(
-            "the supervisor (process %d) does not end: killing all workers", self._pid
+            "the supervisor (process %d) does not exit: killing all workers", self._pid
         )
         if not self._pid:
             return

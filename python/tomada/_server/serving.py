@@ -34,7 +34,7 @@ def serve_datagrams(  # noqa: PLR0913 - the parts of a worker
     :param wakeup: Becomes readable when a signal arrives.
     """
     lifespan = Lifespan(context, core.worker, log)
-    if context.loop is not None or lifespan.is_async or is_async(context.load_handler()):
+    if context.settings.loop is not None or lifespan.is_async or is_async(context.load_handler()):
         from tomada._server.event_loop import EventLoopWorker  # noqa: PLC0415 - imports asyncio
 
         EventLoopWorker(context, core, lifespan, begin, end, wakeup=wakeup).run()

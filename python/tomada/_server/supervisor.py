@@ -8,17 +8,17 @@ import os
 import random
 import signal
 import time
-from dataclasses import dataclass
-from socket import MSG_DONTWAIT, MSG_NOSIGNAL, socket, socketpair
+from socket import MSG_DONTWAIT, socket, socketpair
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tomada._advice import OF_OPENING
 from tomada._reports import logger
 from tomada._server.context import GRACE, Context
 from tomada._server.leaving import forget_parent, leave
-from tomada._server.messages import LARGEST_MESSAGE, Failure, pack, unpack
+from tomada._server.messages import Failure, pack
+from tomada._server.slots import Slot, Worker
 from tomada._server.wakeup import Signals, Wakeup
-from tomada._server.worker import GO, SIGNALS, work_and_exit
+from tomada._server.worker import SIGNALS, work_and_exit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,42 +43,6 @@ LEAST_SHARE = 0.8
 LATER = 10.0
 
 
-@dataclass
-class Worker:
-    """A worker process."""
-
-    pid: int
-    channel: socket | None  # until the worker has sent its message
-    started: float
-    generation: int
-    # When to replace it: at a time, and at a number of datagrams that its slot has received.
-    last_time: float = math.inf
-    last_received: float = math.inf
-    ready: bool = False  # and told to serve
-    message: bytes = b""
-    failure: Failure | None = None
-    kill_at: float | None = None
-    is_slow: bool = False  # which is logged
-
-
-class Slot:
-    """One of the server's workers: its current process, and the successor if there is one."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.worker: Worker | None = None
-        self.successor: Worker | None = None
-        self.retired: list[Worker] = []
-        self.deaths = 0  # without a long life between them
-        self.failed_starts = 0  # in a row
-        self.start_at: float | None = None
-
-    def workers(self) -> list[Worker]:
-        """Return every process of this slot."""
-        current = [worker for worker in (self.worker, self.successor) if worker is not None]
-        return current + self.retired
-
-
 class Supervisor:
     """Keeps a worker in every place, on sockets that it holds open and never reads.
 
@@ -94,7 +58,7 @@ class Supervisor:
         # The signals that the parent had blocked before it blocked all for the fork.
         self._mask = mask
         self._parent = os.getppid()
-        self._slots = [Slot(number) for number in range(context.workers)]
+        self._slots = [Slot(number) for number in range(context.settings.cores)]
         self._wanted = 0
         self._is_replacing = False
         self._started = False
@@ -189,7 +153,7 @@ class Supervisor:
                 self._is_aborted = True
                 self._stop(kill_after=0.0)
             else:
-                self._stop(kill_after=self._context.drain + GRACE)
+                self._stop(kill_after=self._context.settings.drain + GRACE)
 
     def _want_others(self) -> None:
         if self._stopping:
@@ -199,7 +163,7 @@ class Supervisor:
         for slot in self._slots:
             successor = slot.successor
             if successor is not None:
-                _read(successor)
+                successor.read()
                 if not successor.ready:  # it may have read the code that is out of date now
                     slot.successor = None
                     slot.retired.append(successor)
@@ -213,7 +177,7 @@ class Supervisor:
             self._is_replacing = False
             self._context.listeners.refuse()
             for worker in self._workers():
-                _read(worker)
+                worker.read()
                 self._end(worker, signal.SIGTERM)
         for worker in self._workers():
             worker.kill_at = min(kill_at, worker.kill_at or kill_at)
@@ -226,9 +190,9 @@ class Supervisor:
         A worker in `init` cannot react to a signal: it could take arbitrarily long. One that is not
         ready may have entered its lifespan, which it leaves.
         """
-        if not (worker.ready or self._context.lifespan is not None):
+        if not (worker.ready or self._context.settings.lifespan is not None):
             number = signal.SIGKILL
-        kill_at = time.monotonic() + self._context.drain + GRACE
+        kill_at = time.monotonic() + self._context.settings.drain + GRACE
         worker.kill_at = min(kill_at, worker.kill_at or kill_at)
         os.kill(worker.pid, number)
 
@@ -255,12 +219,12 @@ class Supervisor:
     def _look_after(self, slot: Slot) -> None:
         now = time.monotonic()
         for worker in slot.workers():
-            _read(worker)
+            worker.read()
             if worker.kill_at is not None and worker.kill_at <= now:
                 self._log_overdue(slot, worker)
                 os.kill(worker.pid, signal.SIGKILL)
                 worker.kill_at = None
-            status = _reap(worker)
+            status = worker.reap()
             if status is not None:
                 if status == -signal.SIGALRM and worker.kill_at is not None:
                     self._log_overdue(slot, worker)  # its own timer has killed it
@@ -296,14 +260,14 @@ class Supervisor:
     def _log_overdue(self, slot: Slot, worker: Worker) -> None:
         if not self._is_aborted:
             logger.error(
-                "worker %d (process %d) has not ended in time: killing it",
+                "worker %d (process %d) has not exited in time: killing it",
                 slot.number,
                 worker.pid,
             )
 
     def _bury(self, slot: Slot, worker: Worker, status: int) -> None:
         """Record the end of a worker, and schedule its replacement."""
-        _close(worker)
+        worker.close()
         if worker in slot.retired:
             slot.retired.remove(worker)
             return
@@ -314,16 +278,16 @@ class Supervisor:
                 logger.error(
                     "worker %d keeps its process: the new one %s",
                     slot.number,
-                    _cause(worker, status),
+                    worker.cause(status),
                 )
                 self._end_replacing()
             return
         slot.worker, slot.successor = slot.successor, None
         if self._stopping:
             return
-        what = f"worker {slot.number} (process {worker.pid}) {_cause(worker, status)}"
+        what = f"worker {slot.number} (process {worker.pid}) {worker.cause(status)}"
         if slot.worker is not None:
-            logger.error("%s; its successor was at hand", what)
+            logger.error("%s; its successor takes over", what)
             return
         if time.monotonic() - worker.started >= LONG_LIFE:
             slot.deaths = 0
@@ -342,7 +306,7 @@ class Supervisor:
         slot.failed_starts += not _is_shortage(failure)
         if not self._started:
             self._failure = failure
-            self._stop(kill_after=self._context.drain + GRACE)
+            self._stop(kill_after=self._context.settings.drain + GRACE)
         elif slot.failed_starts == ATTEMPTS:
             self._failure = failure
             self._ask_parent_to_stop()
@@ -362,7 +326,7 @@ class Supervisor:
         # Keep the power small enough to be converted to a float.
         slot.deaths = min(slot.deaths + 1, MOST_DEATHS)
         slot.start_at = time.monotonic() + delay
-        logger.error("%s; another one starts in %g seconds", what, delay)
+        logger.error("%s; it is restarted in %g seconds", what, delay)
 
     def _replace_next(self) -> None:
         """Start one successor at a time.
@@ -428,7 +392,7 @@ class Supervisor:
         if pid == 0:
             try:
                 for worker in self._workers():
-                    _close(worker)
+                    worker.close()
                 ours.close()
                 self._channel.close()
                 work_and_exit(self._context, slot.number, supervisor, theirs)
@@ -437,63 +401,17 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         theirs.close()
         worker = Worker(pid, ours, time.monotonic(), self._wanted)
-        if self._context.max_age is not None:
-            worker.last_time = worker.started + self._context.max_age * _share()
-        if self._context.max_requests is not None:
+        if self._context.settings.max_age is not None:
+            worker.last_time = worker.started + self._context.settings.max_age * _share()
+        if self._context.settings.max_requests is not None:
             worker.last_received = (
-                self._received(slot) + max(1, self._context.max_requests) * _share()
+                self._received(slot) + max(1, self._context.settings.max_requests) * _share()
             )
         return worker
 
 
 def _share() -> float:
     return random.uniform(LEAST_SHARE, 1.0)  # noqa: S311 - no secret
-
-
-def _read(worker: Worker) -> None:
-    """Read a worker's only message: that it is ready, or why it cannot start.
-
-    A worker that is ready receives nothing before it is told to. So a worker that is not ready
-    here can be killed, and loses nothing.
-    """
-    if worker.channel is None:
-        return
-    try:
-        while part := worker.channel.recv(LARGEST_MESSAGE):
-            worker.message += part
-            if part.endswith(b"\n"):
-                what, worker.failure, _ = unpack(worker.message)
-                worker.ready = what == "ready"
-                worker.channel.send(GO, MSG_NOSIGNAL)
-                break
-    except BlockingIOError:
-        return
-    except OSError:
-        pass  # it has been killed; its status says so
-    _close(worker)
-
-
-def _close(worker: Worker) -> None:
-    if worker.channel is not None:
-        worker.channel.close()
-        worker.channel = None
-
-
-def _reap(worker: Worker) -> int | None:
-    """Return a finished process's exit code, which is negative for a signal, or None."""
-    pid, status = os.waitpid(worker.pid, os.WNOHANG)
-    if pid == 0:
-        return None
-    _read(worker)
-    return os.waitstatus_to_exitcode(status)
-
-
-def _cause(worker: Worker, status: int) -> str:
-    if worker.failure is not None:
-        return f"could not start: {worker.failure}"
-    if status < 0:
-        return f"was killed by {signal.Signals(-status).name}"
-    return f"ended with status {status}"
 
 
 def _is_shortage(failure: Failure) -> bool:

@@ -22,14 +22,17 @@ class Threads:
 
     def __init__(self, context: Context, life: Lifecycle) -> None:
         self._context, self._life = context, life
+        workers = range(context.settings.cores)
+        for worker in workers:
+            context.add_core(worker)
         self._threads = [
             threading.Thread(
                 target=self._run, args=(worker,), name=f"tomada.Server-{worker}", daemon=True
             )
-            for worker in range(context.workers)
+            for worker in workers
         ]
-        self._is_ready = [False] * context.workers
-        self._is_over = [False] * context.workers
+        self._is_ready = [False for _ in workers]
+        self._is_over = [False for _ in workers]
         self._error: BaseException | None = None
         self._cause = context.too_slow
 
@@ -58,8 +61,8 @@ class Threads:
         try:
             core = context.cores[worker]
             core.prepare()
-            if context.init is not None:
-                context.init()
+            if context.settings.init is not None:
+                context.settings.init()
             context.threads[threading.get_ident()] = worker
 
             def begin() -> bool:
@@ -98,9 +101,9 @@ class Threads:
         context.listeners.refuse()
         context.listeners.disable_gro()
         in_order = all(self._is_ready) and self._error is None
-        patience = context.drain + GRACE if in_order else GRACE if self._error else BRIEF
+        patience = context.settings.drain + GRACE if in_order else GRACE if self._error else BRIEF
         for core in context.cores:
-            drain = context.drain if in_order and not life.is_aborted else 0.0
+            drain = context.settings.drain if in_order and not life.is_aborted else 0.0
             core.stop(drain, is_last=context.listeners.is_own)
         if not in_order:  # nothing is drained
             self._cause = "one of its threads failed" if self._error else "it had not started yet"
@@ -121,15 +124,15 @@ class Threads:
 
     def _leave(self, threads: list[threading.Thread], asked: float) -> None:
         """Join the threads that have ended, and log the others."""
-        before = "init" if self._context.lifespan is None else "init or lifespan"
+        before = "init" if self._context.settings.lifespan is None else "init or lifespan"
         end = time.monotonic() + GRACE
         for worker, thread in enumerate(threads):
             if self._is_over[worker]:
                 thread.join(max(0.0, end - time.monotonic()))
             else:
                 self._life.log.error(
-                    "%s has not returned %.1f seconds after the server was to stop; its thread is "
-                    "left behind",
+                    "%s has not returned %.1f seconds after the server began to stop; its thread "
+                    "is left running",
                     "the handler" if self._is_ready[worker] else before,
                     time.monotonic() - asked,
                 )

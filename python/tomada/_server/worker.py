@@ -36,10 +36,10 @@ def work_and_exit(context: Context, number: int, supervisor: int, channel: socke
         # If this was the start, the supervisor says so, once for all workers.
         if not teller.tell("error", Failure.of(error)):
             with contextlib.suppress(Exception):
-                logger.error("worker %d ends with an exception", number, exc_info=error)
+                logger.error("worker %d exits with an exception", number, exc_info=error)
     finally:
         # The wake-up and the handlers stay installed, because a signal may still arrive.
-        leave_in_order(status, context.drain + GRACE)
+        leave_in_order(status, context.settings.drain + GRACE)
 
 
 class _Teller:
@@ -69,14 +69,14 @@ def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeu
         if not started:
             leave(1)  # from the middle of `init`
         # If the handler does not return, only the kernel can end the process, by this alarm.
-        signal.setitimer(signal.ITIMER_REAL, context.drain + GRACE)
+        signal.setitimer(signal.ITIMER_REAL, context.settings.drain + GRACE)
         context.listeners.disable_gro()
-        started[0].stop(context.drain, is_last=context.listeners.is_own)
+        started[0].stop(context.settings.drain, is_last=context.listeners.is_own)
 
     def retire(*_: object) -> None:
         if not started:
             leave(1)
-        signal.setitimer(signal.ITIMER_REAL, context.drain + GRACE)
+        signal.setitimer(signal.ITIMER_REAL, context.settings.drain + GRACE)
         started[0].stop()
 
     handlers: dict[int, Any] = {
@@ -94,8 +94,8 @@ def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeu
         return 1  # the supervisor died before its end could signal this process
     core = context.add_core(number)
     core.prepare()
-    if context.init is not None:
-        context.init()
+    if context.settings.init is not None:
+        context.settings.init()
     is_told: list[bool] = []
 
     def begin() -> bool:
@@ -103,7 +103,7 @@ def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeu
         return is_told[0]
 
     def end(unanswered: int) -> None:
-        limit_time(context.drain + GRACE)
+        limit_time(context.settings.drain + GRACE)
         context.log_unanswered(unanswered)
 
     try:
@@ -111,7 +111,7 @@ def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeu
         started.append(core)
         serve_datagrams(context, core, begin, end, log=logger, wakeup=wakeup)
     finally:
-        limit_time(context.drain + GRACE)
+        limit_time(context.settings.drain + GRACE)
         context.run_exit()
     return 0 if is_told == [True] else 1
 

@@ -26,16 +26,16 @@ LONGEST_SUBJECT = 3072
 
 
 class JetStream(Sink):
-    """Publishes datagrams to a NATS JetStream: the extra ``tomada[nats]``.
+    """Publishes datagrams to NATS JetStream: the extra ``tomada[nats]``.
 
-    The stream must exist, and have the subject. A message is published again until JetStream has
-    acknowledged it, with an identifier (``Nats-Msg-Id``) by which the stream drops copies within
-    its duplicate window. A message that is longer than the server's ``max_payload`` or the
-    stream's ``max_msg_size`` is dropped and counted.
+    The stream must exist, and must contain the subject. A message is published again until
+    JetStream has acknowledged it, with an identifier (``Nats-Msg-Id``) by which the stream drops
+    copies within its duplicate window. A message that is longer than the server's ``max_payload``
+    or the stream's ``max_msg_size`` is dropped and counted.
 
     :param servers: One URL or several, such as ``"nats://127.0.0.1:4222"``.
     :param subject: The subject to publish to. With ``key``, the key is appended to it as a last
-        token, in which ``_`` replaces characters that have a meaning in a subject. A datagram whose
+        token, in which ``_`` replaces characters that are special in a subject. A datagram whose
         subject would be longer than 3072 bytes is dropped and counted.
     :param key: ``"source"`` for the sender's host, or a function of the payload and the address
         that returns the key.

@@ -54,7 +54,7 @@ class Kafka(Sink):
 
         super().__init__(key, pack, capacity, linger)
         if not topic:
-            raise ValueError("the topic must have a name")
+            raise ValueError("topic must not be empty: pass the name of a topic")
         self._topic = topic
         self._config = {
             "bootstrap.servers": servers if isinstance(servers, str) else ",".join(servers),

@@ -1,4 +1,4 @@
-"""Turning datagrams into messages."""
+"""Turns datagrams into messages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Message:
 
 
 def check_pack(pack: Any) -> None:
-    """Raise an exception if datagrams cannot be packed like that.
+    """Raise an exception if datagrams cannot be packed in this way.
 
     :raises ValueError: `pack` is neither ``None`` nor ``"arrow"``.
     :raises ImportError: ``pyarrow`` is not installed.
@@ -48,7 +48,7 @@ def host_and_port(address: Any) -> tuple[str, int]:
 
 
 def key_of(key: KeyOf, row: Row) -> bytes:
-    """Return what a datagram is sorted by."""
+    """Return the key by which datagrams are sorted."""
     if key is None:
         return b""
     if key == "source":
@@ -143,6 +143,6 @@ def record_batch(rows: list[Row]) -> bytes:
 
 
 def token(key: bytes) -> str:
-    """Return a key as a part of a NATS subject, in which some characters have a meaning."""
+    """Return a key as a token of a NATS subject, in which some characters are special."""
     text = key.decode(errors="replace")
     return re.sub(r"[\s.*>:\x00-\x1f]", "_", text) or "_"

@@ -79,7 +79,7 @@ class Sink(ABC):
         self._complained_at = float("-inf")
 
     def open(self) -> None:
-        """Start publishing in this process. It need not be possible yet: it is retried."""
+        """Start publishing in this process, and retry until the engine is available."""
         if self._owner != os.getpid():
             self._forget()  # a fork: everything belongs to the parent
         with self._turn, self._lock:
@@ -110,7 +110,7 @@ class Sink(ABC):
         return self._counters.stats()
 
     def __call__(self, batch: list[Row]) -> None:
-        """Take over the datagrams of one receive.
+        """Accept the datagrams of one receive.
 
         If there is no room, but the engine has just acknowledged something, this waits a moment for
         room, and the next datagrams wait in the kernel's buffer.
@@ -167,7 +167,7 @@ class Sink(ABC):
 
     @property
     def _time_left(self) -> float:
-        """The number of seconds until the rest is dropped."""
+        """The number of seconds until the remaining datagrams are dropped."""
         deadline = self._deadline
         return float("inf") if deadline is None else deadline - time.monotonic()
 

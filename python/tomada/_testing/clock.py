@@ -1,4 +1,4 @@
-"""A clock for asyncio that jumps over waits."""
+"""A clock for asyncio that skips waiting."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class VirtualClock:
     """A clock for an event loop: its time jumps to the next timer when nothing else is ready.
 
     Sleeps, timeouts and :meth:`~asyncio.loop.call_later` take no real time, and happen in their
-    order; everything else, such as the time that code runs, takes no virtual time. So a test of
-    thirty seconds of retries takes milliseconds, and has the same timing in every run.
+    order; everything else, such as running code, takes no virtual time. So a test of thirty seconds
+    of retries takes milliseconds, and has the same timing in every run.
 
     Timers of the loop follow the virtual clock; :func:`time.monotonic` does not. Use a
-    :func:`~tomada.testing.network` with it, whose delays are timers of the loop. Sockets work, too,
-    but the clock jumps while their datagrams are on their way: give ``patience`` if a peer is in
+    :func:`~tomada.testing.network` with it, whose delays are timers of the loop. Sockets work too,
+    but the clock may jump while their datagrams are in flight: pass ``patience`` if a peer is in
     another thread or process. While a function of :meth:`~asyncio.loop.run_in_executor` or
     :func:`asyncio.to_thread` runs, the clock stands still.
 
@@ -48,9 +48,9 @@ class VirtualClock:
 
     @contextlib.contextmanager
     def on(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-        """Give this clock to a loop that already runs, until the end of the block.
+        """Run a loop that has already started on this clock, until the end of the block.
 
-        :raises TypeError: The loop is not one of asyncio's own on a selector, nor of tomada.
+        :raises TypeError: The loop is neither a selector loop of asyncio nor one of tomada's.
         """
         if not isinstance(loop, asyncio.SelectorEventLoop):
             raise TypeError(f"a virtual clock needs a loop of asyncio or tomada, not {loop!r}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Self, TypeAlias, TypedDict
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Self, SupportsIndex, TypeAlias, TypedDict
 
 from tomada import _core
 
@@ -12,9 +13,16 @@ Direction: TypeAlias = Literal["to_server", "to_client"]
 DIRECTIONS: tuple[Direction, Direction] = ("to_server", "to_client")
 
 
+def number_of(direction: Direction) -> int:
+    """Return a direction's number."""
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction must be 'to_server' or 'to_client', not {direction!r}")
+    return DIRECTIONS.index(direction)
+
+
 @dataclass(frozen=True, slots=True)
 class GilbertElliott:
-    """Loss in bursts: the model of Gilbert and Elliott, a chain with two states.
+    """Loss in bursts: the Gilbert–Elliott model, a Markov chain with two states.
 
     Before each datagram, a burst begins with the probability ``p``, or ends with the probability
     ``r``. It loses the share ``bad`` of the datagrams within a burst, and ``good`` of the others:
@@ -33,10 +41,10 @@ class GilbertElliott:
 
         :param loss: A share from 0 up, below 1.
         :param length: The average number of datagrams in a burst, at least 1.
-        :raises ValueError: One of them is outside its range, or bursts would have to begin more
-            often than they can.
+        :raises ValueError: An argument is outside its range, or no frequency of bursts gives that
+            loss.
         """
-        if not 0 <= loss < 1 or length < 1:
+        if not (0 <= loss < 1 and 1 <= length < math.inf):
             raise ValueError("loss must be a share below 1, and length at least 1")
         r = 1 / length
         p = r * loss / (1 - loss)
@@ -47,7 +55,7 @@ class GilbertElliott:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A datagram that a script's function decides about."""
+    """A datagram whose fate a script's function decides."""
 
     direction: Direction
     client: int
@@ -61,8 +69,8 @@ Step: TypeAlias = str | None
 Script: TypeAlias = Sequence[Step] | Callable[[Arrival], Step]
 
 
-class ImpairmentOptions(TypedDict, total=False):
-    """The fields of :class:`Impairments`."""
+class RandomImpairments(TypedDict, total=False):
+    """The fields of :class:`Impairments` that leave datagrams to chance."""
 
     loss: float | GilbertElliott
     delay: float
@@ -74,6 +82,11 @@ class ImpairmentOptions(TypedDict, total=False):
     rate: float | None
     queue: int | None
     mtu: int | None
+
+
+class ImpairmentOptions(RandomImpairments, total=False):
+    """The fields of :class:`Impairments`."""
+
     script: Script | None
 
 
@@ -83,22 +96,25 @@ class Impairments:
 
     A datagram that is not lost passes the bottleneck (``rate``), then takes its ``delay``.
 
-    :param loss: The share that is lost, from 0 to 1, or a :class:`GilbertElliott` for bursts.
+    :param loss: The share of datagrams that are lost, from 0 to 1, or a :class:`GilbertElliott` for
+        bursts.
     :param delay: How long a datagram takes, in seconds.
-    :param jitter: By how much that varies, up and down, uniformly, in seconds. A delay is never
-        negative. Datagrams whose delays differ overtake each other.
-    :param reorder: The share that the next datagram of the same client overtakes. If none follows
-        within 50 ms, they arrive then.
-    :param duplicate: The share that arrives twice. Each copy has its own jitter.
-    :param corrupt: The share in which one bit is flipped. The checksum is that of the new bytes.
-    :param truncate: The share that loses its end: from one byte to all of them.
+    :param jitter: The maximum deviation from ``delay`` in either direction, in seconds, uniformly
+        distributed. A delay is never negative. Datagrams whose delays differ can overtake each
+        other.
+    :param reorder: The share of datagrams that the client's next datagram overtakes. If none
+        follows within 50 ms, they arrive then.
+    :param duplicate: The share of datagrams that arrive twice. Each copy has its own jitter.
+    :param corrupt: The share of datagrams in which one bit is flipped. The checksum matches the new
+        bytes.
+    :param truncate: The share of datagrams that lose their end: from one byte to all of them.
     :param rate: Payload bits per second. ``None`` sets no limit.
     :param queue: How many datagrams may wait for the rate; others are dropped. By default 1,000.
     :param mtu: The longest IP packet in bytes, which is 28 more than the payload over IPv4, and 48
-        over IPv6. Longer ones are dropped without an ICMP message.
+        over IPv6. Longer packets are dropped without an ICMP message.
     :param script: Decisions about the first datagrams, or about all of them: see
         :func:`tomada.testing.impaired`.
-    :raises ValueError: A value is outside its range; the text says which.
+    :raises ValueError: A value is outside its range; the message says which.
     """
 
     loss: float | GilbertElliott = 0.0
@@ -116,17 +132,63 @@ class Impairments:
     def __post_init__(self) -> None:
         if self.queue is not None and self.rate is None:
             raise ValueError("queue needs a rate")
-        checking = _core.PathCore(0, 0)
-        checking.set(self)
+        _core.PathCore(0, 0).set(self)
         if self.script is not None and not callable(self.script):
-            checking.set_script(steps_of(self.script))
+            steps_of(self.script)
 
 
 def steps_of(script: Sequence[Step]) -> list[Step]:
-    """Return a script's steps; a single string is a mistake."""
-    if isinstance(script, str):
-        raise TypeError("script must be a list of steps, or a function, not a single str")
-    return list(script)
+    """Check a script's steps, and return them.
+
+    A single string is a mistake, and so is an iterator, which this would use up.
+    """
+    if isinstance(script, str) or not isinstance(script, Sequence):
+        raise TypeError(f"script must be a list of steps, or a function, not {script!r}")
+    steps = list(script)
+    _core.PathCore.check_steps(steps)
+    return steps
+
+
+Sides: TypeAlias = tuple[Impairments, Impairments]
+
+
+def check_side(name: Direction, side: Impairments) -> None:
+    """Check the impairments of a direction."""
+    if not isinstance(side, Impairments):
+        raise TypeError(f"{name} must be Impairments, not {side!r}")
+
+
+def check_log_size(size: int) -> None:
+    """Check the size of a log."""
+    if not isinstance(size, SupportsIndex):
+        raise TypeError(f"log_size must be a number of fates, not {size!r}")
+    if size < 0:
+        raise ValueError(f"log_size must be at least 0, not {size}")
+
+
+# The scope of a script: a direction, by its number, or both.
+BOTH = len(DIRECTIONS)
+
+
+def changed(
+    before: Sides,
+    given: tuple[Impairments | None, Impairments | None],
+    options: ImpairmentOptions,
+) -> tuple[Sides, dict[int, Script | None]]:
+    """Return the impairments after a change, and the scripts that it replaces."""
+    scripts: dict[int, Script | None] = {}
+    if "script" in options:
+        # A new script for both directions replaces those of single ones.
+        scripts = dict.fromkeys(range(BOTH)) | {BOTH: options["script"]}
+        Impairments(script=options["script"])  # it is valid, or this raises
+        options = {**options, "script": None}
+    sides = [replace(side, **options) for side in before]
+    for number, side in enumerate(given):
+        if side is not None:
+            check_side(DIRECTIONS[number], side)
+            sides[number] = side
+            scripts[number] = side.script
+    return (sides[0], sides[1]), scripts
 
 
 def function_of(script: Callable[[Arrival], Step]) -> Callable[[int, int, int, bytes], Step]:
@@ -140,7 +202,7 @@ def function_of(script: Callable[[Arrival], Step]) -> Callable[[int, int, int, b
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """The fate of a datagram. Those of two runs are equal if the same happened."""
+    """The fate of a datagram. Two fates are equal if the same happened to both datagrams."""
 
     direction: Direction
     client: int
@@ -155,11 +217,11 @@ class Fate:
     copies: int
     """How many copies have arrived, or are queued."""
     delay: float
-    """The delay of the first copy in seconds, without the wait for the rate."""
+    """The delay of the first copy in seconds, without the time in the queue."""
     corrupted: int | None
     """The number of the bit that was flipped."""
     truncated: int | None
-    """The length that it was cut to."""
+    """The length that it was truncated to."""
     reordered: bool
     """Whether the next datagram was to overtake it."""
     time: float = field(compare=False)
@@ -195,7 +257,7 @@ class PathStats:
     delayed: int = 0
     """Datagrams with a delay."""
     queued: int = 0
-    """Datagrams under way."""
+    """Datagrams in flight."""
     lost: int = 0
     """Dropped: lost by chance (or in a burst)."""
     scripted: int = 0
@@ -203,11 +265,11 @@ class PathStats:
     cut: int = 0
     """Dropped because the direction was cut, or the link stopped."""
     queue_full: int = 0
-    """Dropped because too many waited for the rate."""
+    """Dropped because too many waited for the rate, or those under way took 256 MiB of memory."""
     too_long: int = 0
     """Dropped because they were longer than the MTU."""
     rebound: int = 0
-    """Dropped because they were for a port from before :meth:`Link.rebind`."""
+    """Dropped because they were for a port that a client had before :meth:`Link.rebind`."""
     unsendable: int = 0
     """Dropped because the kernel refused to send them; in a network, because nobody had bound the
     address."""

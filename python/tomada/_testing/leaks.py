@@ -1,4 +1,4 @@
-"""Finding sockets, workers and threads that a test has left behind."""
+"""Finds sockets, workers and threads that a test has left behind."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ PATIENCE = 5.0
 def assert_no_udp_leaks(patience: float = PATIENCE) -> Iterator[None]:
     """Check that a block leaves no UDP socket, no child process and no thread behind.
 
-    Those that existed before do not count, and those that are ending are waited for. Objects that
-    only the garbage collector would close count as closed: it runs first.
+    Those that existed before the block do not count, and this waits for those that are about to
+    end. The garbage collector runs first, so unreachable objects count as closed.
 
-    :param patience: How long to wait for those that are ending, in seconds.
-    :raises AssertionError: Something is left; the text lists it.
+    :param patience: How long to wait for those that are about to end, in seconds.
+    :raises AssertionError: Something is left; the message lists it.
     """
     before = _held()
     yield
@@ -76,7 +76,7 @@ def _children() -> Iterator[str]:
 
 
 def _links() -> Iterator[str]:
-    """Yield the threads of links, which Python does not know."""
+    """Yield the threads of links, which Python does not know about."""
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(OSError):
             if (task / "comm").read_text().strip() == "tomada-link":

@@ -1,17 +1,16 @@
-"""A link: a thread between clients and a server that impairs their datagrams."""
+"""A link: a thread that forwards datagrams between clients and a server, and impairs them."""
 
 from __future__ import annotations
 
 import heapq
 import socket as _std
-from collections.abc import Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack
 
 from tomada import _core
 from tomada._address import format_address, parse_address
 from tomada._testing import seeds
 from tomada._testing.impairments import (
+    BOTH,
     DIRECTIONS,
     Direction,
     Fate,
@@ -20,8 +19,13 @@ from tomada._testing.impairments import (
     LinkStats,
     PathStats,
     Script,
+    Sides,
+    changed,
+    check_log_size,
+    check_side,
     fates_of,
     function_of,
+    number_of,
     steps_of,
 )
 
@@ -49,7 +53,7 @@ class Link:
     def __init__(  # noqa: PLR0913 - the options of a link
         self,
         upstream: Any,
-        sides: tuple[Impairments, Impairments],
+        sides: Sides,
         *,
         script: Script | None,
         seed: int | None,
@@ -65,8 +69,11 @@ class Link:
         self._captures = captures
         self._core: _core.LinkCore | None = None
         self._seed = seeds.chosen(seed)
+        check_log_size(log_size)
+        for name, side in zip(DIRECTIONS, sides, strict=True):
+            check_side(name, side)
         if script is not None and not callable(script):
-            _core.PathCore(0, 0).set_script(steps_of(script))
+            steps_of(script)
 
     def __repr__(self) -> str:
         state = "not started" if self._core is None else format_address(self._core.address)
@@ -81,6 +88,8 @@ class Link:
         if self._core is not None:
             raise RuntimeError("a link can be started once: create another one")
         family, upstream = _resolve(self._upstream)
+        if not upstream[1]:
+            raise ValueError("the server's address needs a port, not 0")
         host = "127.0.0.1" if family == _std.AF_INET else "::1"
         listen = (host, 0) if self._listen is None else _resolve(self._listen, family)[1]
         self._core = _core.LinkCore(
@@ -90,19 +99,22 @@ class Link:
             self._seed,
             self._log_size,
             self._sides,
-            (_script_of(self._sides[0].script), _script_of(self._sides[1].script)),
-            _script_of(self._script),
+            _scripts_of({0: self._sides[0].script, 1: self._sides[1].script, BOTH: self._script}),
             self._captures,
         )
 
     def close(self) -> None:
         """Stop the link, and close its sockets. Leaving the ``with`` block does this.
 
-        Datagrams that are still queued are dropped, and count as ``cut``. :attr:`log` and
+        This begins with a :meth:`cut`: datagrams that had arrived at the link before, and are due,
+        leave; those that are still under way are dropped, and count as ``cut``. :attr:`log` and
         :attr:`stats` stay readable. Closing twice does nothing. If a script's function calls this,
-        the link stops after that call, and the next :meth:`close` waits for it.
+        the link stops when the function returns, and the next :meth:`close` waits for it.
 
         :raises BaseException: The first exception that a script's function has raised.
+        :raises OSError: ``EMFILE``: a client's datagrams were dropped (``unsendable``), because
+            there was no descriptor for its port. Raise the limit (``ulimit -n``), or use fewer
+            clients: each takes a descriptor.
         """
         if self._core is not None:
             self._core.stop()
@@ -157,56 +169,68 @@ class Link:
         to_client: Impairments | None = None,
         **options: Unpack[ImpairmentOptions],
     ) -> None:
-        """Change the impairments of datagrams that arrive from now on.
+        """Change the impairments of datagrams that arrive later.
+
+        When this returns, each datagram that had arrived before has met the old impairments, and
+        those that arrive later meet the new ones. Datagrams under way keep their fates and
+        delays.
 
         Options that are not given stay as they are. ``to_server`` and ``to_client`` replace all
-        options of a direction.
+        options of a direction, its script included.
 
-        :raises ValueError: A value is outside its range, or a script is a function, which cannot be
-            changed.
+        A ``script`` replaces what is left of the one before, also of those of single directions. A
+        list begins with the next datagram that arrives, in whichever direction, and ``None`` or an
+        empty list leaves all of them to chance. A list in ``to_server`` or ``to_client`` begins
+        with the next datagram of that direction. A change of other options lets a list continue.
+
+        :raises ValueError: A value is outside its range; nothing has changed then.
         """
-        before = self._sides
-        sides = [
-            replace(side, **options) if given is None else given
-            for side, given in zip(before, (to_server, to_client), strict=True)
-        ]
-        for number, side in enumerate(sides):
-            old = before[number].script
-            replaced = self._script if old is None else old
-            if side.script is not old and (callable(side.script) or callable(replaced)):
-                raise ValueError("a function decides from the link's start on: pass it to impaired")
-        for number, side in enumerate(sides):
-            self._running.set(number, side)
-            if side.script is not before[number].script:
-                self._running.set_script(number, steps_of(side.script or []))  # type: ignore[arg-type]
-        self._sides = (sides[0], sides[1])
+        sides, scripts = changed(self._sides, (to_server, to_client), options)
+        self._running.change(sides, _scripts_of(scripts))
+        self._sides = sides
 
     def cut(self, direction: Direction | None = None) -> None:
-        """Cut both directions, or one: drop datagrams under way and later ones.
+        """Cut both directions, or one, until :meth:`heal`.
 
-        After this returns, nothing arrives until :meth:`heal`.
+        When this returns, nothing arrives any longer. Datagrams that had arrived at the link
+        before, and are due, have left. Those that are still in flight (delayed, reordered, or in
+        the queue of a rate) and those that arrive later are dropped, and count as ``cut``.
+
+        This waits for the link's thread, thus for a script's function that it calls. A function may
+        call this itself, and :meth:`heal`, :meth:`rebind` and :meth:`change`: they take effect
+        when it returns, and the datagram that it decides about is the first that meets the change.
         """
-        for number in _numbers(direction):
-            self._running.cut(number)
+        self._running.cut(_chosen(direction))
 
     def heal(self, direction: Direction | None = None) -> None:
-        """End the cut of both directions, or of one."""
-        for number in _numbers(direction):
-            self._running.heal(number)
+        """End the cut of both directions, or of one.
+
+        When this returns, each datagram that had arrived at the link before has been dropped, and
+        those that arrive later pass.
+        """
+        self._running.heal(_chosen(direction))
 
     def rebind(self) -> None:
-        """Change the port that the server sees of each client, as a NAT does after a pause.
+        """Change the port from which the server sees each client, as a NAT does after a pause.
 
-        Each client's next datagram comes from the new port. Replies to an old port are dropped and
-        counted (``rebound``).
+        When this returns, :attr:`clients` has the new ports. Datagrams that had arrived before, and
+        were due, have left from the old ports; those that are still under way to the server leave
+        from the new ones. Replies to an old port that arrive later are dropped, and count as
+        ``rebound``.
+
+        :raises OSError: ``EMFILE``: there is no descriptor for another port. The clients that have
+            appeared last keep theirs.
         """
         self._running.rebind()
 
     @property
     def log(self) -> list[Fate]:
-        """The fate of each datagram, in the order of their arrival at the link.
+        """The fates of the datagrams, in the order in which they arrived at the link.
 
-        Of each direction, the latest ``log_size`` are kept.
+        The log keeps the latest ``log_size`` of each direction. For one seed, the fates of each
+        client in each direction are the same in every run, if it sends the same datagrams and
+        receives the same number. The order among several clients, or of both directions, depends
+        on timing. To compare runs, sort by ``(fate.client, fate.direction, fate.index)``.
         """
         core = self._running
         both = [fates_of(name, core.log(number)) for number, name in enumerate(DIRECTIONS)]
@@ -222,29 +246,30 @@ class Link:
 
     @property
     def clients(self) -> list[LinkClient]:
-        """The clients, with the address of each that the server sees."""
+        """The clients, each with the address that the server sees."""
         return [LinkClient(*client) for client in self._running.clients()]
 
     def take_captured(self) -> tuple[list[tuple[int, Any, Any, bytes]], int]:
-        """Return the datagrams on both sides since the last call, and how many were not kept.
+        """Return the datagrams on both sides since the last call, and how many were discarded.
 
         Each has its time in nanoseconds since 1970 UTC, its source, its destination and its bytes.
         """
         return self._running.take_captured()
 
 
-def _script_of(script: Script | None) -> Any:
-    if script is None:
-        return None
-    return function_of(script) if callable(script) else steps_of(script)
+def _scripts_of(scripts: dict[int, Script | None]) -> list[tuple[int, Any]]:
+    """Return scripts for the core."""
+    return [
+        (number, script if script is None or not callable(script) else function_of(script))
+        for number, script in scripts.items()
+    ]
 
 
-def _numbers(direction: Direction | None) -> Iterable[int]:
+def _chosen(direction: Direction | None) -> tuple[bool, bool]:
+    """Return which directions are meant."""
     if direction is None:
-        return range(len(DIRECTIONS))
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction must be 'to_server' or 'to_client', not {direction!r}")
-    return [DIRECTIONS.index(direction)]
+        return True, True
+    return number_of(direction) == 0, number_of(direction) == 1
 
 
 def _resolve(address: Server | tuple[Any, ...] | str, family: int = 0) -> tuple[int, Any]:
@@ -252,13 +277,15 @@ def _resolve(address: Server | tuple[Any, ...] | str, family: int = 0) -> tuple[
     where = getattr(address, "address", address)
     if isinstance(where, str):
         where = parse_address(where)
-    if not isinstance(where, tuple):
+    if not isinstance(where, tuple) or len(where) < 2:  # noqa: PLR2004 - a pair
         raise TypeError(f"a link needs an address of IPv4 or IPv6, not {where!r}")
-    host, port = where[:2]
+    host, port, *scope = where
     found = _std.getaddrinfo(host, port, family, _std.SOCK_DGRAM)
     chosen = min(found, key=lambda info: info[0] != _std.AF_INET)
     # A wildcard address is where a server listens; this machine reaches it by loopback.
     name = chosen[4]
+    if chosen[0] == _std.AF_INET6 and scope:
+        name = (*name[:2], *scope)
     if family == 0 and name[0] in {"0.0.0.0", "::"}:  # noqa: S104 - nothing is bound to it
         name = ("127.0.0.1" if name[0] == "0.0.0.0" else "::1", *name[1:])  # noqa: S104
     return chosen[0], name

@@ -6,15 +6,16 @@ import asyncio
 import errno
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from tomada._asyncio.endpoint import AsyncContextManager, Endpoint
+from tomada._asyncio.context_managers import Closing
+from tomada._asyncio.endpoint import Endpoint
 from tomada._client.exchange import Exchange, is_refusal
 from tomada._client.retry import Retry
 from tomada._client.round_trip import RoundTrip
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 
     from tomada._core import DatagramError
     from tomada._testing.memory_transport import MemoryTransport, Queue
@@ -29,10 +30,10 @@ class MemoryStats:
     sent: int
     sent_bytes: int
     kernel_drops: int
-    """Datagrams that found no room in the receive buffer, of 208 KiB."""
+    """Datagrams that did not fit into the receive buffer of 208 KiB."""
 
 
-class MemoryEndpoint(AsyncContextManager):
+class MemoryEndpoint(Closing):
     """An endpoint of a :class:`Network`, with the interface of :class:`tomada.asyncio.Endpoint`.
 
     The methods behave as documented there. Its clock is that of the event loop.
@@ -54,12 +55,6 @@ class MemoryEndpoint(AsyncContextManager):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._transport!r}>"
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
     async def recv(self) -> tuple[bytes, Any]:
         """Receive a datagram and its sender's address. Cancelling is safe."""
         return await self._receive(is_reply=False)
@@ -68,7 +63,7 @@ class MemoryEndpoint(AsyncContextManager):
         while True:
             self._check_open()
             if not (is_reply or self._is_receiving):
-                raise OSError(errno.ESHUTDOWN, "the endpoint does not receive any longer")
+                raise OSError(errno.ESHUTDOWN, "the endpoint has stopped receiving")
             if self._queue.errors:
                 error = self._queue.errors.popleft()
                 if self._transport.peer is not None:
@@ -105,7 +100,7 @@ class MemoryEndpoint(AsyncContextManager):
         self._transport.sendto_many(datagrams, addr)
 
     async def drain(self) -> None:
-        """Let other tasks run: the network takes over each datagram at once."""
+        """Let other tasks run: there is no send backlog to wait for."""
         self._check_open()
         await asyncio.sleep(0)
 
@@ -209,28 +204,3 @@ class MemoryEndpoint(AsyncContextManager):
     def _check_open(self) -> None:
         if self._transport.is_closing():
             raise OSError(errno.EBADF, "the endpoint is closed")
-
-
-class MemoryOpening(AsyncContextManager):
-    """Opens an endpoint when it is awaited, or entered as a context manager."""
-
-    def __init__(
-        self,
-        opens: Callable[[Any, Any], Coroutine[Any, Any, MemoryEndpoint]],
-        local_addr: Any,
-        remote_addr: Any,
-    ) -> None:
-        self._opens = opens
-        self._addresses = local_addr, remote_addr
-        self._endpoint: MemoryEndpoint | None = None
-
-    def __await__(self) -> Generator[Any, Any, MemoryEndpoint]:
-        return self._opens(*self._addresses).__await__()
-
-    async def __aenter__(self) -> MemoryEndpoint:
-        self._endpoint = await self._opens(*self._addresses)
-        return self._endpoint
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._endpoint is not None:
-            await self._endpoint.aclose()

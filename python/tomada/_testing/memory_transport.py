@@ -131,7 +131,7 @@ class MemoryTransport(asyncio.DatagramTransport):
         self._protocol = protocol
 
     def get_write_buffer_size(self) -> int:
-        """Return 0: the network takes over each datagram at once."""
+        """Return 0: there is no send backlog."""
         return 0
 
     def get_write_buffer_limits(self) -> tuple[int, int]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, Unpack
 
 from tomada import _core
 from tomada._address import format_address
+from tomada._asyncio.context_managers import Opening
 from tomada._testing import seeds
 from tomada._testing.impairments import (
+    BOTH,
     DIRECTIONS,
     Arrival,
     Direction,
@@ -20,11 +21,16 @@ from tomada._testing.impairments import (
     Impairments,
     PathStats,
     Script,
+    Sides,
     Step,
+    changed,
+    check_log_size,
+    check_side,
     fates_of,
+    number_of,
     steps_of,
 )
-from tomada._testing.memory_endpoint import MemoryEndpoint, MemoryOpening
+from tomada._testing.memory_endpoint import MemoryEndpoint
 from tomada._testing.memory_transport import MemoryTransport, Queue
 
 if TYPE_CHECKING:
@@ -51,13 +57,16 @@ class Network:
 
     def __init__(
         self,
-        sides: tuple[Impairments, Impairments],
+        sides: Sides,
         *,
         script: Script | None,
         seed: int | None,
         log_size: int,
     ) -> None:
         self._seed = seeds.chosen(seed)
+        check_log_size(log_size)
+        for name, side in zip(DIRECTIONS, sides, strict=True):
+            check_side(name, side)
         self._sides = sides
         # The core's seeds for the two directions of a link.
         self._paths = [
@@ -65,8 +74,8 @@ class Network:
         ]
         for path, side in zip(self._paths, sides, strict=True):
             path.set(side)
-        self._scripts = [_Decisions(side.script) for side in sides]
-        self._both = _Decisions(script)
+        # Of the directions, and the one that they share.
+        self._scripts = [_Decisions(given) for given in (*(it.script for it in sides), script)]
         # It decides which of several flows goes first.
         self._chance = random.Random(self._seed)  # noqa: S311 - not for secrets
         self._bound: dict[Name, MemoryTransport] = {}
@@ -89,7 +98,7 @@ class Network:
         self.close()
 
     def close(self) -> None:
-        """Close all endpoints, and drop datagrams under way."""
+        """Close all endpoints, and drop datagrams in flight."""
         for transport in list(self._bound.values()):
             transport.abort()
         for path in self._paths:
@@ -101,7 +110,7 @@ class Network:
 
     def open_endpoint(
         self, local_addr: Any = None, remote_addr: Any = None, **_options: Any
-    ) -> MemoryOpening:
+    ) -> Opening[MemoryEndpoint]:
         """Open an endpoint, like :func:`tomada.asyncio.open_endpoint`.
 
         It has the interface of :class:`tomada.asyncio.Endpoint`, without ``socket`` and
@@ -110,7 +119,7 @@ class Network:
 
         :raises OSError: ``EADDRINUSE``: another endpoint has the address.
         """
-        return MemoryOpening(self._open_endpoint, local_addr, remote_addr)
+        return Opening(lambda: self._open_endpoint(local_addr, remote_addr))
 
     async def _open_endpoint(self, local_addr: Any, remote_addr: Any) -> MemoryEndpoint:
         queue = Queue()
@@ -192,7 +201,7 @@ class Network:
     def carry(
         self, loop: asyncio.AbstractEventLoop, source: Name, destination: Name, data: bytes
     ) -> None:
-        """Take a datagram over from a transport."""
+        """Accept a datagram from a transport."""
         flow, number = self._flow(source, destination)
         step = self._decide(flow, number, data)
         headers = 48 if ":" in destination[0] else 28
@@ -218,7 +227,7 @@ class Network:
         index = self._arrived[number]
         self._arrived[number] += 1
         own = self._scripts[number]
-        decisions = self._both if own.script is None else own
+        decisions = self._scripts[BOTH] if own.script is None else own
         return decisions.decide(Arrival(DIRECTIONS[number], flow, index, data))
 
     def _arrange(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -235,7 +244,7 @@ class Network:
             self._timer = loop.call_at(due / NANOSECONDS, self._deliver, loop)
 
     def _deliver(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Deliver the datagrams that are due, those of different flows in an order by chance."""
+        """Deliver the datagrams that are due, those of different flows in random order."""
         # The timer may be a little early, by rounding.
         now = max(int(loop.time() * NANOSECONDS), self._timer_due)
         self._timer = None
@@ -270,7 +279,7 @@ class Network:
         return next((transport for transport in wildcards if transport is not None), None)
 
     def _refuse(self, source: Name, destination: Name) -> None:
-        """Tell a connected sender that nobody has the address, as an ICMP message does."""
+        """Tell a connected sender that the address has no endpoint, as an ICMP message does."""
         sender = self._receiver(source)
         if sender is not None and sender.peer == destination:
             sender.fail(ConnectionRefusedError(111, "Connection refused"))
@@ -289,17 +298,13 @@ class Network:
         to_client: Impairments | None = None,
         **options: Unpack[ImpairmentOptions],
     ) -> None:
-        """Change the impairments, like :meth:`Link.change`; scripts may be functions."""
-        given = (to_server, to_client)
-        sides = [
-            replace(self._sides[number], **options) if side is None else side
-            for number, side in enumerate(given)
-        ]
-        for number, side in enumerate(sides):
-            self._paths[number].set(side)
-            if side.script is not self._sides[number].script:
-                self._scripts[number] = _Decisions(side.script)
-        self._sides = (sides[0], sides[1])
+        """Change the impairments, like :meth:`Link.change`."""
+        sides, scripts = changed(self._sides, (to_server, to_client), options)
+        for number, script in scripts.items():
+            self._scripts[number] = _Decisions(script)
+        for path, side in zip(self._paths, sides, strict=True):
+            path.set(side)
+        self._sides = sides
 
     def cut(self, direction: Direction | None = None) -> None:
         """Cut both directions, or one, like :meth:`Link.cut`."""
@@ -314,9 +319,7 @@ class Network:
     def _chosen(self, direction: Direction | None) -> Iterable[_core.PathCore]:
         if direction is None:
             return self._paths
-        if direction not in DIRECTIONS:
-            raise ValueError(f"direction must be 'to_server' or 'to_client', not {direction!r}")
-        return [self._paths[DIRECTIONS.index(direction)]]
+        return [self._paths[number_of(direction)]]
 
     @property
     def log(self) -> list[NetworkFate]:
@@ -351,7 +354,6 @@ class _Decisions:
         self._steps = deque[Step]() if script is None or callable(script) else None
         if self._steps is None:
             self._steps = deque(steps_of(script))  # type: ignore[arg-type]
-            _core.PathCore(0, 0).set_script(self._steps)
 
     def decide(self, arrival: Arrival) -> Step:
         if callable(self.script):

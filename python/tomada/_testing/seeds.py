@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
+from typing import SupportsIndex
 
 # Short enough for the report of a failure.
 BITS = 32
 
-# The seeds for the test that runs, if the plug-in for pytest has set some.
-_of_test: Iterator[int] | None = None
+# Returns the next seed for the test that runs, if the plug-in for pytest has set it.
+_of_test: Callable[[], int] | None = None
 
 
 def fresh() -> int:
@@ -18,23 +20,28 @@ def fresh() -> int:
     return random.SystemRandom().getrandbits(BITS)
 
 
-def of_test(base: int, name: str) -> Iterator[int]:
-    """Yield the seeds for a test: the same ones for the same base and name."""
+def of_test(base: int, name: str) -> Callable[[], int]:
+    """Return a function that returns the next seed for a test, from any thread.
+
+    For the same base and name, the seeds are the same.
+    """
     chosen = random.Random(base ^ zlib.crc32(name.encode()) << BITS)  # noqa: S311 - not for secrets
-    while True:
-        yield chosen.getrandbits(BITS)
+    return partial(chosen.getrandbits, BITS)
 
 
-def use(seeds: Iterator[int] | None) -> None:
-    """Set the seeds for links and networks that are created from now on."""
+def use(draw: Callable[[], int] | None) -> None:
+    """Set what returns the seeds for links and networks that are created from now on."""
     global _of_test  # noqa: PLW0603 - a test runs alone in its process, or in a thread of it
-    _of_test = seeds
+    _of_test = draw
 
 
 def chosen(seed: int | None) -> int:
     """Return a given seed, the next one of the test that runs, or a fresh one."""
     if seed is not None:
+        if not isinstance(seed, SupportsIndex):
+            raise TypeError(f"seed must be an int, not {seed!r}")
         if not 0 <= seed < 1 << 64:
             raise ValueError(f"seed must be from 0 to 2**64 - 1, not {seed}")
-        return seed
-    return fresh() if _of_test is None else next(_of_test)
+        return int(seed)
+    draw = _of_test or fresh  # read once: a thread may outlive its test
+    return draw()

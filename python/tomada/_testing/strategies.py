@@ -1,7 +1,7 @@
-"""Strategies of hypothesis: datagrams, and what a network does to them.
+"""Strategies for hypothesis: datagrams, and what a network does to them.
 
 ``from tomada.testing import strategies`` needs hypothesis. A failure shrinks to a network that does
-little: to short scripts, in which most datagrams pass.
+as little as possible: to short scripts, in which most datagrams pass.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def steps(*, max_delay: float = 1.0) -> SearchStrategy[str]:
 def scripts(*, max_size: int = 30, max_delay: float = 1.0) -> SearchStrategy[list[str]]:
     """Return a strategy for schedules: the fates of a network's first datagrams.
 
-    :param max_size: The largest number of steps. The network passes what follows.
+    :param max_size: The largest number of steps. The network passes the datagrams after them.
     :param max_delay: The longest delay in seconds.
     """
     return st.lists(steps(max_delay=max_delay), max_size=max_size)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class Endpoint(base.Endpoint):
     """A datagram socket for trio's tasks, created by :func:`tomada.trio.open_endpoint`.
 
-    It has the methods of :class:`tomada.asyncio.Endpoint`. All asynchronous methods are checkpoints
-    of trio's, even if they do not wait, and the iteration has one for each datagram. Cancelling a
-    method that receives loses no datagram.
+    It has the methods of :class:`tomada.asyncio.Endpoint`. All asynchronous methods are trio
+    checkpoints, even if they do not wait, and iterating over the endpoint has a checkpoint for each
+    datagram. Cancelling a method that receives loses no datagram.
     """
 
     _semaphore = staticmethod(trio.Semaphore)
@@ -62,7 +62,7 @@ class Endpoint(base.Endpoint):
         trio's tasks belong to nurseries: call :meth:`stop_receiving`, leave the nursery whose tasks
         send replies, and call this after that. If this is cancelled, the endpoint closes at once.
 
-        :param timeout: How long the send backlog has, in seconds; by default, as long as it needs.
+        :param timeout: The time limit for the send backlog, in seconds; no limit by default.
         :param tasks: Must be empty.
         :return: 0.
         """
@@ -119,5 +119,5 @@ class _Limit(contextlib.AbstractAsyncContextManager["_Limit"]):
         return is_handled
 
     def expired(self) -> bool:
-        """Return whether the time was over."""
+        """Return whether the time ran out."""
         return self._scope.cancelled_caught

@@ -62,7 +62,10 @@ class Future:
 class Handle:
     """A call that was scheduled, or is made whenever a descriptor is ready."""
 
-    def __init__(self, wait: Callable[[], Awaitable[object]], *, repeats: bool) -> None:
+    def __init__(
+        self, wait: Callable[[], Awaitable[object]], *, repeats: bool, when: float = 0.0
+    ) -> None:
+        self._when = when
         self._wait = wait
         self._repeats = repeats
         self._scope = trio.CancelScope()
@@ -74,6 +77,14 @@ class Handle:
     def cancel(self) -> None:
         """Call no longer."""
         self._scope.cancel()
+
+    def cancelled(self) -> bool:
+        """Return whether :meth:`cancel` was called."""
+        return self._scope.cancel_called
+
+    def when(self) -> float:
+        """Return the time that the call was scheduled for."""
+        return self._when
 
     async def _run(self, call: Callable[[], object]) -> None:
         # The descriptor may be closed meanwhile.
@@ -130,9 +141,14 @@ class Loop:
 
     def call_later(self, seconds: float, call: Callable[..., Any], *args: Any) -> Handle:
         """Call a function after some time."""
-        handle = Handle(partial(trio.sleep, seconds), repeats=False)
+        when = self.time() + seconds
+        handle = Handle(partial(trio.sleep, seconds), repeats=False, when=when)
         handle.start(lambda: self._guarded(call, args))
         return handle
+
+    def call_at(self, when: float, call: Callable[..., Any], *args: Any) -> Handle:
+        """Call a function at some time of the clock."""
+        return self.call_later(max(when - self.time(), 0.0), call, *args)
 
     def add_reader(self, fd: int, call: Callable[..., Any], *args: Any) -> None:
         """Call a function whenever a descriptor is readable."""

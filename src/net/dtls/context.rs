@@ -4,18 +4,27 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use openssl::ssl::{Ssl, SslContext, SslRef, SslSession};
+use openssl::error::ErrorStack;
+use openssl::ssl::{
+    NameType, SniError, Ssl, SslAlert, SslContext, SslContextBuilder, SslOptions, SslRef,
+    SslSession, SslSessionCacheMode,
+};
 use openssl::x509::verify::X509CheckFlags;
 
 use super::settings::{ContextError, Role, Settings, Verify};
 use crate::net::address::Address;
 use crate::net::fork_mutex::{ForkMutex, Inherit, leave_to_parent};
-use crate::net::sys::openssl::resume;
+use crate::net::sys::openssl::{resume, session_stats};
 
 /// The number of servers whose sessions a client keeps, to resume them.
 const MOST_RESUMABLE: usize = 1024;
 /// Added to the ciphers of a client that accepts no certificate: only keys prove who the server is.
 const ONLY_PSK: &str = ":!kRSA:!aRSA:!aECDSA:!aDSS:!aNULL";
+
+/// Chooses the context of a session by the name that a client asks for, or the alert that ends it. No
+/// context is the one that the session has begun with; no alert is `unrecognized_name`.
+pub type ChooseContext =
+    dyn Fn(Option<&str>) -> Result<Option<Arc<Context>>, Option<SslAlert>> + Send + Sync;
 
 /// Certificates, keys and rules that many sessions share.
 pub struct Context {
@@ -85,6 +94,12 @@ impl Context {
         changed
     }
 
+    /// OpenSSL's counters of sessions, by their names in the `ssl` module. They begin anew when a
+    /// setting is changed.
+    pub fn session_stats(&self) -> Result<Vec<(&'static str, i64)>, ContextError> {
+        Ok(session_stats(&self.build()?.context))
+    }
+
     /// Whether a server has a certificate or keys; without, every handshake would fail.
     pub fn has_identity(&self) -> bool {
         self.settings.lock().has_identity()
@@ -97,7 +112,11 @@ impl Context {
         if let Some(built) = &*built {
             return Ok(Arc::clone(built));
         }
-        let context = settings.build(self.role)?;
+        let mut builder = settings.builder(self.role)?;
+        if let Some(choose) = settings.choose_context.clone() {
+            set_up_choice(&mut builder, choose);
+        }
+        let context = builder.build();
         let new = Arc::new(Built {
             context,
             settings: Arc::clone(&settings),
@@ -115,7 +134,36 @@ impl Context {
     }
 }
 
+/// Calls a function for each session, when the name that the client asks for is known.
+fn set_up_choice(builder: &mut SslContextBuilder, choose: Arc<ChooseContext>) {
+    // OpenSSL resumes a session before the function is called: it would skip the checks of the
+    // context that the function chooses.
+    builder.set_options(SslOptions::NO_TICKET);
+    builder.set_session_cache_mode(SslSessionCacheMode::OFF);
+    builder.set_servername_callback(move |ssl, alert| {
+        let name = ssl.servername(NameType::HOST_NAME).map(ToOwned::to_owned);
+        let chosen = choose(name.as_deref()).and_then(|context| {
+            let failed = Some(SslAlert::INTERNAL_ERROR);
+            let Some(context) = context else { return Ok(()) };
+            let built = context.build().map_err(|_| failed)?;
+            built.take_over(ssl).map_err(|_| failed)
+        });
+        chosen.map_err(|reason| {
+            *alert = reason.unwrap_or(*alert);
+            SniError::ALERT_FATAL
+        })
+    });
+}
+
 impl Built {
+    /// Gives a session that has begun with another context the certificates, the trusted issuers
+    /// and the rules for client certificates of this one.
+    fn take_over(&self, ssl: &mut SslRef) -> Result<(), ErrorStack> {
+        ssl.set_ssl_context(&self.context)?;
+        ssl.set_verify(self.settings.verify_mode(self.role));
+        Ok(())
+    }
+
     /// Begins a session with a server, which resumes an earlier one if the server is willing.
     pub(super) fn start_client(
         &self,

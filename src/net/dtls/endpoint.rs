@@ -166,7 +166,7 @@ impl Endpoint {
             return Ok(());
         };
         let (mut scratch, now) = (SessionScratch::default(), Instant::now());
-        let context = self.built()?;
+        let context = self.context.build()?;
         let session = Session::client(&context, peer, self.options.server_name.as_deref())?;
         let (link, _) = {
             let mut state = self.state();
@@ -245,7 +245,7 @@ impl Endpoint {
                 session.receive(payload, scratch, |_| {})
             });
         }
-        let session = self.built().and_then(|context| Session::server(&context));
+        let session = self.context.build().and_then(|context| Session::server(&context));
         let Ok(session) = session else { return count(&self.counters.failed) };
         let (link, replaced, surplus) = {
             let mut state = self.state();
@@ -332,11 +332,7 @@ impl Endpoint {
     /// one.
     pub fn close(&self, peer: Option<&Address>, outbox: &mut Outbox) -> bool {
         let Some(link) = self.live(peer) else { return false };
-        self.say_goodbye(&link, &mut SessionScratch::default(), outbox);
-        self.end(
-            &link,
-            SessionError::new(SessionErrorKind::Closed, "this side has closed the session"),
-        );
+        self.close_link(&link, &mut SessionScratch::default(), outbox);
         true
     }
 
@@ -344,12 +340,14 @@ impl Endpoint {
     pub fn close_all(&self, outbox: &mut Outbox) {
         let (links, mut scratch) = (self.state().table.all_live(), SessionScratch::default());
         for link in links {
-            self.say_goodbye(&link, &mut scratch, outbox);
-            self.end(
-                &link,
-                SessionError::new(SessionErrorKind::Closed, "this side has closed the session"),
-            );
+            self.close_link(&link, &mut scratch, outbox);
         }
+    }
+
+    fn close_link(&self, link: &Arc<Link>, scratch: &mut SessionScratch, outbox: &mut Outbox) {
+        self.say_goodbye(link, scratch, outbox);
+        let text = "this side has closed the session";
+        self.end(link, SessionError::new(SessionErrorKind::Closed, text));
     }
 
     /// Runs a step of a session, and does what follows from it.
@@ -438,10 +436,10 @@ impl Endpoint {
         let uses_keys =
             |settings: &Settings| settings.psk_client.is_some() || settings.psk_server.is_some();
         let text = if self.context.read(uses_keys) {
-            "the handshake timed out: the peer did not answer, which it also does not if the \
-             pre-shared keys differ"
+            "the handshake timed out: the peer did not answer with DTLS, or uses a different \
+             pre-shared key"
         } else {
-            "the handshake timed out: the peer did not answer"
+            "the handshake timed out: the peer did not answer with DTLS"
         };
         SessionError::new(SessionErrorKind::TimedOut, text)
     }
@@ -451,7 +449,11 @@ impl Endpoint {
         if let Some(peer) = link.peer.ip()
             && !link.is_established()
         {
-            failure.text = format!("{} (peer {peer})", failure.text);
+            let wanted = match (&failure.kind, &self.options.server_name) {
+                (SessionErrorKind::Certificate(_), Some(name)) => format!(", as {name}"),
+                _ => String::new(),
+            };
+            failure.text = format!("{} (peer {peer}{wanted})", failure.text);
         }
         let was_there = {
             let mut state = self.state();
@@ -467,6 +469,11 @@ impl Endpoint {
         let (counter, event) = if link.is_established() {
             (&self.counters.ended, SessionEvent::Lost(link.peer, failure))
         } else {
+            count(match failure.kind {
+                SessionErrorKind::Certificate(_) => &self.counters.failed_certificate,
+                SessionErrorKind::TimedOut => &self.counters.failed_timeout,
+                _ => &self.counters.failed_protocol,
+            });
             (&self.counters.failed, SessionEvent::Failed(link.peer, failure))
         };
         count(counter);
@@ -485,9 +492,5 @@ impl Endpoint {
 
     fn state(&self) -> ForkMutexGuard<'_, State> {
         self.state.lock()
-    }
-
-    fn built(&self) -> Result<Arc<Built>, ContextError> {
-        self.context.build()
     }
 }

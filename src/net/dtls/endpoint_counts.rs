@@ -31,6 +31,12 @@ counts! {
     established,
     /// Handshakes that have failed.
     failed,
+    /// Those of them whose peer's certificate was not accepted.
+    failed_certificate,
+    /// Those of them whose peer has stopped answering.
+    failed_timeout,
+    /// Those of them that have failed because the two sides do not agree.
+    failed_protocol,
     /// Sessions that have ended, for any reason.
     ended,
     /// Sessions that a new one with the same peer has replaced.

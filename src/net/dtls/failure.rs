@@ -41,15 +41,24 @@ pub struct SessionError {
 }
 
 /// The cures of some of OpenSSL's reasons.
-const ADVICE: [(&str, &str); 8] = [
+const ADVICE: [(&str, &str); 9] = [
     ("no shared cipher", "the two sides have no cipher in common that fits the certificate or key"),
     ("no ciphers available", "set_ciphers() excludes all that the versions and keys allow"),
     ("unsupported protocol", "the two sides have no version in common"),
     ("handshake failure", "the peer found no cipher in common, or requires a certificate"),
-    ("peer did not return a certificate", "the client must load_cert_chain()"),
+    ("peer did not return a certificate", "the client must call load_cert_chain()"),
     ("unknown ca", "the peer does not trust the issuer of this side's certificate"),
-    ("psk identity not found", "no key is known for the identity of the client"),
+    ("unknown psk identity", "the server has no key for the identity that the client sent"),
+    ("psk identity not found", "the callback for pre-shared keys returned no key, or failed"),
     ("decryption failed or bad record mac", "the pre-shared keys of the two sides may differ"),
+];
+
+/// The cures of some failures of certificates, by the numbers of `X509_V_ERR_…`.
+const CERTIFICATE_ADVICE: [(&[i32], &str); 4] = [
+    (&[9], "it becomes valid later, or the clock of this machine is wrong"),
+    (&[10], "it must be renewed, or the clock of this machine is wrong"),
+    (&[18, 19, 20, 21], "if you trust its issuer, pass that to load_verify_locations()"),
+    (&[62, 64], "pass the name that it is for as server_hostname"),
 ];
 
 impl SessionError {
@@ -73,6 +82,12 @@ impl SessionError {
         if verified != X509VerifyResult::OK && failure.reason == "certificate verify failed" {
             failure.kind = SessionErrorKind::Certificate(verified.as_raw());
             failure.text = format!("certificate verify failed: {}", verified.error_string());
+            let code = verified.as_raw();
+            if let Some((_, advice)) =
+                CERTIFICATE_ADVICE.iter().find(|(codes, _)| codes.contains(&code))
+            {
+                failure.text = format!("{}: {advice}", failure.text);
+            }
             verified.error_string().clone_into(&mut failure.reason);
         }
         failure

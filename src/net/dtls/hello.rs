@@ -3,6 +3,8 @@
 
 /// A record's content type: a handshake message.
 const HANDSHAKE: u8 = 22;
+/// A record's content type: data of the application.
+const APPLICATION_DATA: u8 = 23;
 /// A handshake message's type: the client's first message.
 const CLIENT_HELLO: u8 = 1;
 /// A handshake message's type: the answer that carries a cookie.
@@ -124,6 +126,16 @@ impl ClientHello<'_> {
     }
 }
 
+/// The number of bytes in a datagram's records with data of the application.
+pub(super) fn application_bytes(datagram: &[u8]) -> usize {
+    let mut reader = Reader(datagram);
+    let records = std::iter::from_fn(|| {
+        let [kind, ..] = reader.array::<{ RECORD_HEADER - 2 }>()?;
+        Some((kind, reader.block16()?.len()))
+    });
+    records.filter(|(kind, _)| *kind == APPLICATION_DATA).map(|(_, len)| len).sum()
+}
+
 /// Bytes that are read from the front.
 struct Reader<'a>(&'a [u8]);
 
@@ -207,6 +219,14 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn only_data_of_the_application_count_as_such() {
+        let data = [23, 254, 253, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 7, 7];
+        let all = [&client_hello(1, 0, b""), &data[..], &data, &data[..14]].concat();
+        assert_eq!(application_bytes(&all), 4);
+        assert_eq!(application_bytes(b""), 0);
+    }
+
+    #[test]
     fn a_client_hello_cut_short_anywhere_is_invalid() {
         let datagram = client_hello(1, 0, &[1; COOKIE]);
         for len in 0..datagram.len() {
@@ -218,6 +238,7 @@ pub(super) mod tests {
         #[test]
         fn no_datagram_breaks_the_parser(datagram: Vec<u8>) {
             FirstRecord::parse(&datagram);
+            prop_assert!(application_bytes(&datagram) <= datagram.len());
         }
 
         #[test]

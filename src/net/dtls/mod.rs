@@ -14,6 +14,7 @@ mod failure;
 mod hello;
 mod outbox;
 mod packets;
+mod secret;
 mod session;
 mod session_table;
 mod settings;
@@ -21,12 +22,13 @@ mod settings;
 mod tests;
 mod timers;
 
-pub use context::Context;
+pub use context::{ChooseContext, Context};
 pub use endpoint::{Endpoint, EndpointOptions, Incoming, SessionEvent, Status};
 pub use endpoint_counts::EndpointCounts;
 pub use failure::{SessionError, SessionErrorKind};
 pub use outbox::Outbox;
 pub use packets::Packets;
+pub use secret::Secret;
 pub use session::SessionScratch;
 pub use session_table::TableLimits;
 pub use settings::{

@@ -12,11 +12,15 @@ use openssl::ssl::{ErrorCode, ShutdownState, Ssl, SslRef, SslStream};
 
 use super::context::Built;
 use super::failure::{SessionError, SessionErrorKind};
+use super::hello::application_bytes;
 use super::packets::Packets;
 use super::settings::ContextError;
 use crate::net::address::Address;
 use crate::net::sys::openssl::{data_mtu, handle_timeout, listen, retransmission_timeout};
 
+/// How many bytes of data may arrive before the end of a handshake that they have overtaken. OpenSSL
+/// keeps them.
+const MOST_EARLY: usize = 1 << 17;
 /// The longest plaintext of a record.
 const LONGEST_PLAINTEXT: usize = 1 << 14;
 
@@ -40,6 +44,8 @@ pub(super) struct Session {
     stream: SslStream<Pipe>,
     is_established: bool,
     limit: usize,
+    /// The bytes of data that have arrived during the handshake.
+    early: usize,
 }
 
 /// The result of a step of a session.
@@ -72,7 +78,7 @@ impl Session {
 
     fn new(ssl: Ssl) -> Result<Self, ErrorStack> {
         let stream = SslStream::new(ssl, Pipe::default())?;
-        Ok(Self { stream, is_established: false, limit: 0 })
+        Ok(Self { stream, is_established: false, limit: 0, early: 0 })
     }
 
     /// OpenSSL's session, for what users want to know about it.
@@ -115,6 +121,13 @@ impl Session {
         scratch: &mut SessionScratch,
         mut deliver: impl FnMut(&[u8]),
     ) -> Progress {
+        if !self.is_established {
+            let early = application_bytes(datagram);
+            self.early += early;
+            if early > 0 && self.early > MOST_EARLY {
+                return Progress::Same;
+            }
+        }
         self.with(datagram, scratch, |session, plaintext| {
             let mut progress = Progress::Same;
             if !session.is_established {
@@ -151,7 +164,8 @@ impl Session {
         }
         if plaintext.len() > self.limit {
             let text = format!(
-                "{} bytes are too long for one record of this session, which carries {}; split them",
+                "{} bytes are too long for one record of this session, which carries {}; split them, or \
+                 raise the context's mtu",
                 plaintext.len(),
                 self.limit
             );

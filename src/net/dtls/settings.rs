@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +11,14 @@ use std::time::Duration;
 use openssl::error::ErrorStack;
 use openssl::pkey::{PKey, Private};
 use openssl::ssl::{
-    AlpnError, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslSessionCacheMode,
+    AlpnError, SslContextBuilder, SslMethod, SslMode, SslOptions, SslSessionCacheMode,
     SslVerifyMode, SslVersion,
 };
 use openssl::x509::X509;
 use openssl::x509::store::X509StoreBuilder;
 
+use super::context::ChooseContext;
+use super::secret::Secret;
 use super::session_table::TableLimits;
 use crate::net::sys::openssl::{add_chain_certificate, set_psk_identity_hint};
 
@@ -58,9 +61,9 @@ pub enum Verify {
 }
 
 /// Returns a client's identity and key for a server's hint, or none.
-pub type PskClient = dyn Fn(Option<&[u8]>) -> Option<(Vec<u8>, Vec<u8>)> + Send + Sync;
+pub type PskClient = dyn Fn(Option<&[u8]>) -> Option<(Vec<u8>, Secret)> + Send + Sync;
 /// Returns the key for a client's identity, or none.
-pub type PskServer = dyn Fn(&[u8]) -> Option<Vec<u8>> + Send + Sync;
+pub type PskServer = dyn Fn(&[u8]) -> Option<Secret> + Send + Sync;
 
 /// A certificate with its chain and its private key.
 #[derive(Clone)]
@@ -88,11 +91,14 @@ pub struct Settings {
     pub psk_server: Option<Arc<PskServer>>,
     /// A server's hint at the identity that it wants.
     pub psk_hint: Option<CString>,
+    /// Chooses the context of each session of a server.
+    pub choose_context: Option<Arc<ChooseContext>>,
     identities: Vec<Identity>,
     trusted: Vec<X509>,
     trusts_system: bool,
     ciphers: Option<String>,
     alpn: Vec<u8>,
+    srtp: Option<String>,
     key_log: Option<(PathBuf, Arc<File>)>,
 }
 
@@ -129,11 +135,13 @@ impl Settings {
             psk_client: None,
             psk_server: None,
             psk_hint: None,
+            choose_context: None,
             identities: Vec::new(),
             trusted: Vec::new(),
             trusts_system: false,
             ciphers: None,
             alpn: Vec::new(),
+            srtp: None,
             key_log: None,
         }
     }
@@ -154,20 +162,21 @@ impl Settings {
         &mut self,
         certificates: &Path,
         key: Option<&Path>,
-        password: impl FnOnce() -> Option<Vec<u8>>,
+        password: impl FnOnce() -> Option<Secret>,
     ) -> Result<(), ContextError> {
-        let pem = read(certificates)?;
+        let pem = Secret::from(read(certificates)?);
         let chain = X509::stack_from_pem(&pem)
             .ok()
             .filter(|chain| !chain.is_empty())
             .ok_or_else(|| no_pem(certificates, "certificate"))?;
         let key_file = key.unwrap_or(certificates);
-        let pem = if key.is_some() { read(key_file)? } else { pem };
+        let pem = if key.is_some() { read(key_file)?.into() } else { pem };
         let (mut was_asked, mut was_answered) = (false, false);
         let mut password = Some(password);
         let key = PKey::private_key_from_pem_callback(&pem, |room| {
             was_asked = true;
-            let given = password.take().and_then(|password| password()).unwrap_or_default();
+            let given = password.take().and_then(|password| password());
+            let given = given.as_deref().unwrap_or_default();
             was_answered = !given.is_empty();
             let len = given.len().min(room.len());
             room[..len].copy_from_slice(&given[..len]);
@@ -177,7 +186,7 @@ impl Settings {
             let name = key_file.display();
             ContextError::Invalid(match (was_asked, was_answered) {
                 (false, _) => return no_pem(key_file, "private key"),
-                (true, false) => format!("the key in {name} is encrypted: give its password"),
+                (true, false) => format!("the key in {name} is encrypted: pass its password"),
                 (true, true) => format!("the password for the key in {name} is wrong"),
             })
         })?;
@@ -265,12 +274,27 @@ impl Settings {
         Ok(())
     }
 
-    /// Appends the secrets of all sessions to a file, in the format of `SSLKEYLOGFILE`.
+    /// Offers or accepts profiles of SRTP by OpenSSL's names, best first.
+    pub fn set_srtp(&mut self, profiles: &[String]) -> Result<(), ContextError> {
+        let joined = profiles.join(":");
+        let mut scratch = SslContextBuilder::new(SslMethod::dtls())?;
+        let is_known = profiles.is_empty()
+            || !joined.contains('\0') && scratch.set_tlsext_use_srtp(&joined).is_ok();
+        if !is_known {
+            let text = format!("no profiles of SRTP can be selected from {joined:?}");
+            return Err(ContextError::Invalid(text));
+        }
+        self.srtp = (!profiles.is_empty()).then_some(joined);
+        Ok(())
+    }
+
+    /// Appends the secrets of all sessions to a file, in the format of `SSLKEYLOGFILE`. A new file is
+    /// for its owner only.
     pub fn log_keys(&mut self, path: Option<&Path>) -> Result<(), ContextError> {
         self.key_log = match path {
             None => None,
             Some(path) => {
-                let file = File::options().append(true).create(true).open(path);
+                let file = File::options().append(true).create(true).mode(0o600).open(path);
                 let file = file.map_err(|error| ContextError::File(path.to_owned(), error))?;
                 Some((path.to_owned(), Arc::new(file)))
             }
@@ -283,7 +307,7 @@ impl Settings {
         self.key_log.as_ref().map(|(path, _)| path.as_path())
     }
 
-    pub(super) fn build(&self, role: Role) -> Result<SslContext, ContextError> {
+    pub(super) fn builder(&self, role: Role) -> Result<SslContextBuilder, ContextError> {
         let is_server = role == Role::Server;
         let method = if is_server { SslMethod::dtls_server() } else { SslMethod::dtls_client() };
         let mut builder = SslContextBuilder::new(method)?;
@@ -297,13 +321,7 @@ impl Settings {
         builder.set_min_proto_version(Some(self.versions.0))?;
         builder.set_max_proto_version(Some(self.versions.1))?;
         builder.set_cipher_list(self.ciphers())?;
-        builder.set_verify(match (self.verify, role) {
-            (Verify::Nothing, _) => SslVerifyMode::NONE,
-            (Verify::Required, Role::Server) => {
-                SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT
-            }
-            _ => SslVerifyMode::PEER,
-        });
+        builder.set_verify(self.verify_mode(role));
         builder.set_cert_store(self.store()?.build());
         for Identity { chain, key } in &self.identities {
             builder.set_certificate(&chain[0])?;
@@ -325,6 +343,9 @@ impl Settings {
             }
         }
         self.set_up_alpn(&mut builder, role)?;
+        if let Some(profiles) = &self.srtp {
+            builder.set_tlsext_use_srtp(profiles)?;
+        }
         self.set_up_psk(&mut builder)?;
         if let Some((_, file)) = &self.key_log {
             let file = Arc::clone(file);
@@ -333,7 +354,17 @@ impl Settings {
                 let _ = (&*file).write_all(format!("{line}\n").as_bytes());
             });
         }
-        Ok(builder.build())
+        Ok(builder)
+    }
+
+    pub(super) fn verify_mode(&self, role: Role) -> SslVerifyMode {
+        match (self.verify, role) {
+            (Verify::Nothing, _) => SslVerifyMode::NONE,
+            (Verify::Required, Role::Server) => {
+                SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT
+            }
+            _ => SslVerifyMode::PEER,
+        }
     }
 
     fn store(&self) -> Result<X509StoreBuilder, ContextError> {

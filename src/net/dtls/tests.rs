@@ -18,10 +18,11 @@ fn context(role: Role, key: &'static [u8]) -> Arc<Context> {
     let context = Context::new(role);
     context.change(|settings| match role {
         Role::Client => {
-            settings.psk_client = Some(Arc::new(|_| Some((b"tester".to_vec(), key.to_vec()))));
+            settings.psk_client =
+                Some(Arc::new(|_| Some((b"tester".to_vec(), key.to_vec().into()))));
         }
         Role::Server => {
-            let find = |identity: &[u8]| (identity == b"tester").then(|| key.to_vec());
+            let find = |identity: &[u8]| (identity == b"tester").then(|| key.to_vec().into());
             settings.psk_server = Some(Arc::new(find));
         }
     });
@@ -188,7 +189,7 @@ fn a_wrong_key_ends_the_handshake_on_both_sides() {
     );
     let Status::Ended(failure) = net.clients[&client].status() else { panic!() };
     assert_eq!(failure.kind, SessionErrorKind::TimedOut);
-    assert!(failure.text.contains("keys differ"), "{failure}");
+    assert!(failure.text.contains("uses a different pre-shared key"), "{failure}");
 }
 
 #[test]

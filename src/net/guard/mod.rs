@@ -62,12 +62,12 @@ impl Guard {
         let remembers =
             rates.source.is_some() || rates.ceiling.is_some() || policy.amplification.is_some();
         let table = remembers.then(|| Table::new(policy.sources.next_power_of_two())).transpose();
-        let table = table.map_err(no_memory("there is no memory for the guard's sources"))?;
+        let table = table.map_err(no_memory("not enough memory for the guard's sources"))?;
         let sources = table.map(|table| ForkMutex::new(Sources { table, ceiling_full_at: 0 }));
         let networks = policy.networks.as_ref().filter(|_| policy.kernel_filter);
         let kernel_filter = networks.and_then(kernel_filter);
         let counters = GuardCounters::new()
-            .map_err(no_memory("there is no memory for the guard's counters"))?;
+            .map_err(no_memory("not enough memory for the guard's counters"))?;
         Ok(Self { policy, kernel_filter, rates, sources, counters, started: Instant::now() })
     }
 

@@ -182,7 +182,7 @@ impl fmt::Display for NetworkError {
         match self {
             Self::Syntax(text) => write!(f, "{text:?} is not an IP network or address"),
             Self::HostBits(text) => write!(f, "{text:?} has host bits set"),
-            Self::NoMemory => f.write_str("there is no memory for the networks"),
+            Self::NoMemory => f.write_str("not enough memory for the networks"),
             Self::InBoth(network) => write!(f, "{network} is both allowed and denied"),
         }
     }

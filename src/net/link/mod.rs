@@ -9,10 +9,12 @@ mod fates;
 mod impairments;
 mod path;
 mod relay;
+mod scripts;
 mod verdict;
 
 pub use counts::{DropReason, FateRecord, LinkCounts};
 pub use impairments::{Impairments, Loss, WrongImpairment};
 pub use path::{Departure, LinkPath};
-pub use relay::{Captured, Decide, Decider, Direction, LinkAddresses, Relay, RelayOptions};
+pub use relay::{Captured, LinkAddresses, Pending, Relay, RelayOptions};
+pub use scripts::{Decide, Direction, Scope, Script, Scripts, Steps};
 pub use verdict::{Verdict, parse_duration};

@@ -14,7 +14,7 @@ use crate::net::fork_mutex::{Inherit, leave_to_parent};
 const LONGEST_HOLD: u64 = 50_000_000;
 /// How many datagrams wait for the rate if nothing else was said, as in netem.
 const QUEUE: usize = 1000;
-/// At most this many bytes are under way.
+/// Datagrams under way take at most this many bytes of memory, about.
 const MOST_BYTES: usize = 1 << 28;
 
 /// One direction. Times are in nanoseconds, on a clock that the caller chooses.
@@ -25,8 +25,6 @@ const MOST_BYTES: usize = 1 << 28;
 pub struct LinkPath {
     seed: u64,
     impairments: Impairments,
-    /// The first decisions; those after it are drawn. `None` in it leaves one to be drawn.
-    script: VecDeque<Option<Verdict>>,
     is_cut: bool,
     flows: HashMap<u32, FlowFates>,
     bottleneck: Bottleneck,
@@ -48,6 +46,13 @@ pub struct Departure {
     pub payload: Vec<u8>,
     /// The number of its record in the log.
     record: u64,
+}
+
+impl Departure {
+    /// The memory that it takes, about.
+    fn bytes(&self) -> usize {
+        size_of::<Scheduled>() + self.payload.len()
+    }
 }
 
 /// A datagram under way. Those that are due at the same time leave in the order of their arrival.
@@ -89,11 +94,6 @@ impl LinkPath {
         self.impairments = impairments;
     }
 
-    /// Sets the decisions about the next datagrams.
-    pub fn set_script(&mut self, script: impl IntoIterator<Item = Option<Verdict>>) {
-        self.script = script.into_iter().collect();
-    }
-
     /// Drops datagrams under way, and those that arrive until the direction is healed.
     pub fn cut(&mut self) {
         self.is_cut = true;
@@ -131,8 +131,8 @@ impl LinkPath {
         self.flows.remove(&flow);
     }
 
-    /// Takes in a datagram. `headers`: the bytes of its IP and UDP headers. `verdict`: a decision
-    /// that precedes those of the script.
+    /// Takes in a datagram. `headers`: the bytes of its IP and UDP headers. `verdict`: the decision
+    /// of a script, if there is one.
     pub fn accept(
         &mut self,
         now: u64,
@@ -141,14 +141,13 @@ impl LinkPath {
         headers: usize,
         verdict: Option<Verdict>,
     ) {
-        let verdict = verdict.or_else(|| self.script.pop_front().flatten());
         let (seed, size) = (self.seed, payload.len());
         let fates = self.flows.entry(flow).or_default();
         let index = fates.index;
         let mut fate = fates.next(seed, flow, &self.impairments, verdict.as_ref(), size);
         if self.is_cut {
             fate.drop = Some(DropReason::Cut);
-        } else if self.impairments.mtu.is_some_and(|mtu| size + headers > mtu) {
+        } else if self.impairments.mtu.is_some_and(|mtu| size.saturating_add(headers) > mtu) {
             fate.drop = Some(DropReason::TooLong);
         }
         self.counts.received += 1;
@@ -200,14 +199,14 @@ impl LinkPath {
 
     /// Schedules a copy, and returns when it is due, unless there is no room for it.
     fn depart(&mut self, now: u64, fate: &Fate, delay: u64, departure: Departure) -> Option<u64> {
-        let len = departure.payload.len();
+        let (len, bytes) = (departure.payload.len(), departure.bytes());
         let left = self.bottleneck.pass(now, len, &self.impairments);
-        let Some(left) = left.filter(|_| self.bytes + len <= MOST_BYTES) else {
+        let Some(left) = left.filter(|_| self.bytes + bytes <= MOST_BYTES) else {
             self.counts.drop(DropReason::QueueFull);
             self.log.drop_copy(departure.record, DropReason::QueueFull);
             return None;
         };
-        self.bytes += len;
+        self.bytes += bytes;
         self.order += 1;
         let due = left.saturating_add(delay);
         let scheduled = Scheduled { due, order: self.order, departure };
@@ -251,7 +250,7 @@ impl LinkPath {
             return None;
         }
         let departure = self.schedule.pop()?.0.departure;
-        self.bytes -= departure.payload.len();
+        self.bytes -= departure.bytes();
         self.counts.sent += 1;
         self.counts.sent_bytes += departure.payload.len() as u64;
         Some(departure)
@@ -288,7 +287,7 @@ impl Bottleneck {
             return None;
         }
         #[allow(clippy::cast_precision_loss)] // the length of a datagram
-        let takes = (len as f64 * 8.0 / rate * 1e9) as u64;
+        let takes = (len as f64 * 8e9 / rate).round() as u64;
         let passed = self.passing.back().copied().unwrap_or(now).saturating_add(takes);
         self.passing.push_back(passed);
         Some(passed)

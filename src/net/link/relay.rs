@@ -2,51 +2,24 @@
 //! link.
 
 mod clients;
+mod control;
 mod run;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::{self, JoinHandle, ThreadId};
 
+pub use self::control::Pending;
+use self::control::{Command, Control};
 use self::run::RelayThread;
+use super::impairments::Impairments;
 use super::path::LinkPath;
-use super::verdict::Verdict;
+use super::scripts::{Direction, Scope, Script, Scripts};
 use crate::net::fork_mutex::{ForkMutex, ForkMutexGuard, Inherit, leave_to_parent};
 use crate::net::socket::Socket;
 use crate::net::sys;
-
-/// The two directions of a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// From the clients to the server.
-    ToServer,
-    /// From the server to the clients.
-    ToClient,
-}
-
-impl Direction {
-    /// Both directions.
-    pub const BOTH: [Self; 2] = [Self::ToServer, Self::ToClient];
-}
-
-/// Decides about datagrams, one after another.
-pub trait Decide: Send {
-    /// Decides about the datagram at `index` of its direction; `None` leaves it to be drawn.
-    fn decide(
-        &mut self,
-        direction: Direction,
-        flow: u32,
-        index: u64,
-        payload: &[u8],
-    ) -> Option<Verdict>;
-}
-
-/// A function that decides about the datagrams of one direction.
-pub type Decider = Option<Box<dyn Decide>>;
 
 /// The options of a relay.
 pub struct RelayOptions {
@@ -101,10 +74,7 @@ const MOST_CAPTURED: usize = 1 << 26;
 /// The state that a relay's thread shares with others.
 struct Shared {
     state: ForkMutex<RelayState>,
-    wake: OwnedFd,
-    is_stopping: AtomicBool,
-    /// How often the ports towards the server have changed.
-    rebinds: AtomicU64,
+    control: Control,
     front: Socket,
 }
 
@@ -122,6 +92,8 @@ struct RelayState {
     uncaptured: u64,
     /// Why the thread has ended by itself.
     failure: Option<io::Error>,
+    /// Why a client has not got a socket.
+    shortage: Option<io::Error>,
 }
 
 /// The relay runs in the parent. A child has none.
@@ -135,13 +107,14 @@ impl RelayState {
     /// Keeps a copy of a datagram, if datagrams are captured and there is room.
     fn capture(&mut self, from: SocketAddr, to: SocketAddr, payload: &[u8]) {
         let Some(captured) = &mut self.captured else { return };
-        if self.captured_bytes + payload.len() > MOST_CAPTURED {
+        let bytes = payload.len() + size_of::<Captured>();
+        if self.captured_bytes + bytes > MOST_CAPTURED {
             self.uncaptured += 1;
             return;
         }
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let time_ns = now.map_or(0, super::fates::nanoseconds);
-        self.captured_bytes += payload.len();
+        self.captured_bytes += bytes;
         captured.push_back(Captured { time_ns, from, to, payload: payload.to_vec() });
     }
 }
@@ -151,12 +124,13 @@ pub struct Relay {
     shared: Arc<Shared>,
     address: SocketAddr,
     thread: Mutex<Option<JoinHandle<()>>>,
+    thread_id: ThreadId,
     generation: u32,
 }
 
 impl Relay {
-    /// Starts a relay. `deciders` are called in its thread, without a lock.
-    pub fn start(options: RelayOptions, deciders: [Decider; 2]) -> io::Result<Self> {
+    /// Starts a relay. The scripts are asked in its thread, without a lock.
+    pub fn start(options: RelayOptions, scripts: Scripts) -> io::Result<Self> {
         let front = clients::open(options.listen)?;
         front.bind(&options.listen.into())?;
         if options.listen.ip().is_unspecified() {
@@ -167,19 +141,20 @@ impl Relay {
         let captured = captures.then(VecDeque::new);
         let shared = Arc::new(Shared {
             state: ForkMutex::new(RelayState { paths, captured, ..RelayState::default() }),
-            wake: sys::eventfd()?,
-            is_stopping: AtomicBool::new(false),
-            rebinds: AtomicU64::new(0),
+            control: Control::new()?,
             front,
         });
-        let mut thread = RelayThread::new(Arc::clone(&shared), address, upstream, deciders)?;
+        let mut thread = RelayThread::new(Arc::clone(&shared), address, upstream, scripts)?;
+        let ending = Ending(Arc::clone(&shared));
         let run = move || {
+            let _ending = ending;
             let result = sys::hang_if_ended(|| thread.run());
             thread.shared.state.lock().failure = result.err();
+            drop(thread); // the scripts go first
         };
         let thread = thread::Builder::new().name("tomada-link".into()).spawn(run)?;
-        let generation = sys::fork_generation();
-        Ok(Self { shared, address, thread: Mutex::new(Some(thread)), generation })
+        let (thread_id, generation) = (thread.thread().id(), sys::fork_generation());
+        Ok(Self { shared, address, thread: Mutex::new(Some(thread)), thread_id, generation })
     }
 
     /// The address that clients send to.
@@ -187,24 +162,29 @@ impl Relay {
         self.address
     }
 
-    /// Stops the thread, waits for it, and closes the sockets. Datagrams under way are dropped
-    /// and count as cut. Returns why the thread had ended by itself, if it had.
-    ///
-    /// A decider's call does not wait for its own thread: the next call does.
-    pub fn stop(&self) -> io::Result<()> {
-        self.signal();
-        let own = thread::current().id();
-        let thread = {
-            let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-            if self.is_own() && thread.as_ref().is_some_and(|it| it.thread().id() == own) {
+    /// Asks the thread to end after a [cut](Self::cut) of both directions; once it has,
+    /// [`Self::close`] closes the sockets. A script's function does not wait for its own thread.
+    pub fn stop(&self) -> Pending {
+        if !self.is_own() {
+            return Pending::DONE; // a child of a fork has no such thread
+        }
+        if self.is_in_function() {
+            self.shared.control.request_in_function(Command::End);
+            return Pending::DONE;
+        }
+        self.shared.control.request_end()
+    }
+
+    /// Closes the sockets, after [`Self::stop`]. Datagrams under way are dropped and count as cut.
+    /// Returns why the thread had ended by itself, if it had, or why a client got no socket.
+    pub fn close(&self) -> io::Result<()> {
+        if self.is_own() {
+            if self.is_in_function() {
                 return Ok(());
             }
-            thread.take()
-        };
-        // A child of a fork has no such thread.
-        if let Some(thread) = thread.filter(|_| self.is_own()) {
-            // A panic would be a fault here, which its message has reported.
-            let _ = thread.join();
+            let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+            // It is about to end. A panic would be a fault here, which its message has reported.
+            let _ = thread.map(JoinHandle::join);
         }
         self.shared.front.close()?;
         let mut state = self.shared.state.lock();
@@ -213,19 +193,53 @@ impl Relay {
             // Closing a datagram socket does not fail.
             let _ = back.close();
         }
-        state.failure.take().map_or(Ok(()), Err)
+        let error = state.failure.take().or(state.shortage.take());
+        error.map_or(Ok(()), Err)
     }
 
-    fn is_own(&self) -> bool {
+    /// Whether this process started it: not if a fork has copied it.
+    pub fn is_own(&self) -> bool {
         self.generation == sys::fork_generation()
     }
 
-    fn signal(&self) {
-        self.shared.is_stopping.store(true, Ordering::Release);
-        if self.is_own() {
-            // If the counter is full, the eventfd is readable anyway.
-            let _ = sys::signal_event(self.shared.wake.as_fd());
+    /// Whether a script's function calls this.
+    fn is_in_function(&self) -> bool {
+        thread::current().id() == self.thread_id
+    }
+
+    /// Has the thread carry out a command. A command of a script's function is carried out before
+    /// the datagram that it decides about.
+    fn command(&self, command: Command) -> Pending {
+        if !self.is_own() {
+            return Pending::DONE;
         }
+        if self.is_in_function() {
+            self.shared.control.request_in_function(command);
+            return Pending::DONE;
+        }
+        self.shared.control.request(command)
+    }
+
+    /// Cuts directions. Datagrams that have arrived before and are due leave first; the others
+    /// under way are dropped.
+    pub fn cut(&self, directions: [bool; 2]) -> Pending {
+        self.command(Command::Cut(directions))
+    }
+
+    /// Ends the cut of directions.
+    pub fn heal(&self, directions: [bool; 2]) -> Pending {
+        self.command(Command::Heal(directions))
+    }
+
+    /// Gives each client another port towards the server. Datagrams that are for an old port and
+    /// arrive later are dropped and counted.
+    pub fn rebind(&self) -> Pending {
+        self.command(Command::Rebind)
+    }
+
+    /// Sets the impairments of both directions, and replaces scripts.
+    pub fn change(&self, impaired: [Impairments; 2], scripts: Vec<(Scope, Script)>) -> Pending {
+        self.command(Command::Change(Box::new(impaired), scripts))
     }
 
     fn state(&self) -> ForkMutexGuard<'_, RelayState> {
@@ -235,12 +249,6 @@ impl Relay {
     /// Calls a function with one direction.
     pub fn with_path<T>(&self, direction: Direction, call: impl FnOnce(&mut LinkPath) -> T) -> T {
         call(&mut self.state().paths[direction as usize])
-    }
-
-    /// Gives each client another port towards the server, from its next datagram on.
-    /// Datagrams for the old ports are dropped and counted.
-    pub fn rebind(&self) {
-        self.shared.rebinds.fetch_add(1, Ordering::Release);
     }
 
     /// The clients, in the order in which they appeared.
@@ -280,7 +288,22 @@ impl Relay {
 /// interpreter, which a decider needs.
 impl Drop for Relay {
     fn drop(&mut self) {
-        self.signal();
+        if self.is_own() {
+            self.shared.control.end_soon();
+        } else {
+            // Detaching a thread of the parent could detach one of the child, on the same stack.
+            let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner);
+            leave_to_parent(thread);
+        }
+    }
+}
+
+/// Tells threads that wait that the relay's thread has ended, however it has.
+struct Ending(Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.control.end();
     }
 }
 

@@ -23,7 +23,7 @@ pub struct Verdict {
     pub reorder: bool,
 }
 
-/// A script has at most this many copies of a datagram.
+/// A step makes at most this many copies of a datagram.
 const MOST_DUPLICATES: u32 = 1000;
 
 impl Verdict {
@@ -58,9 +58,10 @@ impl FromStr for Verdict {
                     verdict.duplicates = 1;
                     Some(())
                 }
-                ("duplicate", Some(_)) => count().map(|count| {
-                    verdict.duplicates = count.min(MOST_DUPLICATES);
-                }),
+                ("duplicate", Some(_)) => {
+                    let count = count().filter(|count| *count <= MOST_DUPLICATES);
+                    count.map(|count| verdict.duplicates = count)
+                }
                 ("truncate", Some(_)) => count().map(|len| verdict.truncate = Some(len as usize)),
                 ("corrupt", None) => {
                     verdict.corrupt = true;
@@ -74,9 +75,9 @@ impl FromStr for Verdict {
             };
             if is_known.is_none() || words.next().is_some() {
                 return Err(format!(
-                    "a script's step must be pass, drop, delay 50ms, duplicate, duplicate 3, \
-                     corrupt, truncate 10 or reorder, or several with commas between them, not \
-                     {:?}",
+                    "a script's step must be pass, drop, delay 50ms, duplicate, duplicate 3 \
+                     (at most 1000), corrupt, truncate 10 or reorder, or several with commas \
+                     between them, not {:?}",
                     step.trim()
                 ));
             }
@@ -118,7 +119,16 @@ mod tests {
 
     #[test]
     fn wrong_steps_are_named() {
-        for text in ["", "lose", "delay", "delay 50", "delay -1s", "drop now", "truncate -1"] {
+        for text in [
+            "",
+            "lose",
+            "delay",
+            "delay 50",
+            "delay -1s",
+            "drop now",
+            "truncate -1",
+            "duplicate 1001",
+        ] {
             let error = format!("pass, {text}").parse::<Verdict>().unwrap_err();
             assert!(error.ends_with(&format!("not {text:?}")), "{error}");
         }

@@ -44,7 +44,7 @@ impl Socket {
         while refused < REFUSALS {
             let filled = match self.fill(fd, ring, count, flags) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.note_receive(None);
+                    self.note_receive(&Filled::default());
                     // The caller would wait, although nothing can ever arrive: the socket is shut
                     // down.
                     let is_end = flags & libc::MSG_DONTWAIT == 0 && !sys::is_nonblocking(fd)?;
@@ -55,7 +55,7 @@ impl Socket {
             };
             if filled.datagrams > 0 {
                 self.count(&filled);
-                self.note_receive(Some(&filled));
+                self.note_receive(&filled);
                 return Ok(filled);
             }
             refused += filled.messages;
@@ -108,19 +108,10 @@ impl Socket {
 mod tests {
     use super::*;
     use crate::net::cmsg::{self, ControlBuffer};
+    use crate::net::socket::testing::loopback;
     use crate::net::sys::RecvSlice;
     use crate::net::{Address, Datagrams, RecvCursor, SendSlice, Taken, Visibility};
     use std::os::fd::AsFd;
-
-    fn bound(family: c_int, address: &Address) -> Socket {
-        let socket = Socket::open(family, libc::SOCK_DGRAM, 0).unwrap();
-        socket.bind(address).unwrap();
-        socket
-    }
-
-    fn loopback() -> Socket {
-        bound(libc::AF_INET, &"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into())
-    }
 
     fn receive(socket: &Socket, buffer: &mut [u8], flags: c_int) -> io::Result<Taken> {
         let inside = socket.descriptor().enter()?;

@@ -1,10 +1,11 @@
 //! DTLS on a socket: everything that it receives is opened, and everything that it sends is sealed.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::c_int;
 use std::io;
 use std::iter;
 use std::os::fd::BorrowedFd;
+use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use crate::net::dtls::{
 use crate::net::error_class::may_be_of_earlier;
 use crate::net::fork_mutex::{ForkMutex, Inherit};
 use crate::net::meta::Meta;
-use crate::net::recv_backlog::Held;
+use crate::net::recv_backlog::{Held, RecvBacklog};
 use crate::net::recv_ring::{Filled, Received, RecvRing};
 use crate::net::send_queue::{SendQueue, Sent};
 use crate::net::split::Split;
@@ -69,9 +70,30 @@ impl Workspace {
     }
 }
 
+thread_local! {
+    /// The sockets whose records this thread is opening, innermost last.
+    static OPENING: RefCell<Vec<*const Socket>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Opens a socket's records as long as it exists.
+struct Opening;
+
+impl Opening {
+    fn of(socket: &Socket) -> Self {
+        OPENING.with_borrow_mut(|opening| opening.push(socket));
+        Self
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        OPENING.with_borrow_mut(Vec::pop);
+    }
+}
+
 impl Socket {
     /// Sets or removes the sessions that the socket's datagrams belong to. From then on, it hands
-    /// out only what peers with a session have sent.
+    /// out only what peers have sent in these sessions.
     ///
     /// DTLS works on datagram sockets of IP only; others return `EAFNOSUPPORT`. A socket that trusts
     /// proxies returns `EOPNOTSUPP`.
@@ -87,6 +109,20 @@ impl Socket {
         let old = std::mem::replace(&mut *current, endpoint);
         drop(current);
         drop(old);
+        self.with_backlog(RecvBacklog::take_all); // it is not of these sessions
+        Ok(())
+    }
+
+    /// Takes the sessions of another socket over, with the plaintexts that were not received yet.
+    pub fn take_dtls_of(&self, other: &Self) -> io::Result<()> {
+        if std::ptr::eq(self, other) {
+            return Ok(());
+        }
+        self.set_dtls(other.dtls())?;
+        let received = other.with_backlog(RecvBacklog::take_all);
+        let lost = self
+            .with_backlog(|backlog| received.into_iter().map(|held| backlog.push_back(held)).sum());
+        self.counters().count_dropped(lost);
         Ok(())
     }
 
@@ -138,6 +174,17 @@ impl Socket {
         }
     }
 
+    /// Returns `EDEADLK` if this thread is opening the socket's records, which calls the user's
+    /// callbacks: to give the descriptor up, such a callback would wait for itself.
+    pub(super) fn check_not_opening(&self) -> io::Result<()> {
+        let is_opening =
+            OPENING.try_with(|opening| opening.borrow().contains(&ptr::from_ref(self)));
+        if is_opening.unwrap_or(false) {
+            return Err(io::Error::from_raw_os_error(libc::EDEADLK));
+        }
+        Ok(())
+    }
+
     /// Replaces the datagrams of the last receive by the plaintexts in them, and sends the sessions'
     /// own datagrams. Plaintexts after the first run of equal ones that fit into the slot go to the
     /// backlog: the end of a handshake releases those that have overtaken it, more than a slot holds.
@@ -148,7 +195,7 @@ impl Socket {
         filled: &mut Filled,
     ) {
         let Some(endpoint) = self.dtls() else { return };
-        let now = Instant::now();
+        let (now, _opening) = (Instant::now(), Opening::of(self));
         let (mut rest, mut rest_bytes) = (Vec::new(), 0);
         let slot_len = ring.messages().slot_len();
         Workspace::with(|workspace| {

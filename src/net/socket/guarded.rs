@@ -69,10 +69,13 @@ impl Socket {
     }
 
     /// Trusts proxies: from now on, their PROXY headers tell the clients of received datagrams. This
-    /// can be set once, before the guard.
+    /// can be set once, before the guard. A socket with sessions returns `EOPNOTSUPP`.
     pub fn set_proxies(&self, proxies: Proxies) -> io::Result<()> {
         if !(self.is_ip() && self.is_datagram()) {
             return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
+        }
+        if self.has_dtls() {
+            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
         }
         self.proxies.set(proxies).map_err(|_| io::Error::from_raw_os_error(libc::EALREADY))
     }

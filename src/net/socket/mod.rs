@@ -16,6 +16,8 @@ mod options;
 mod recv;
 mod recv_cursor;
 mod send;
+#[cfg(all(test, not(loom)))]
+pub(in crate::net) mod testing;
 mod transmit;
 mod wait;
 #[cfg(not(feature = "dtls"))]
@@ -217,18 +219,21 @@ impl Socket {
         (self.is_datagram() && self.is_ip()).then_some(LARGEST_IP_DATAGRAM)
     }
 
-    /// Closes the descriptor: see [`Descriptor::close`].
+    /// Closes the descriptor: see [`Descriptor::close`]. Returns `EDEADLK` to a callback of the
+    /// handshake that the socket is receiving.
     pub fn close(&self) -> io::Result<()> {
+        self.check_not_opening()?;
         self.dropped_by_kernel(); // reads the final count
         self.drop_holds();
         self.descriptor.close()
     }
 
-    /// Gives the descriptor away: see [`Descriptor::release`].
-    pub fn release(&self) -> Option<OwnedFd> {
+    /// Gives the descriptor away: see [`Descriptor::release`]. Fails as [`close`](Self::close) does.
+    pub fn release(&self) -> io::Result<Option<OwnedFd>> {
+        self.check_not_opening()?;
         self.dropped_by_kernel(); // reads the final count
         self.drop_holds();
-        self.descriptor.release()
+        Ok(self.descriptor.release())
     }
 
     /// The number of datagrams that the kernel dropped, and that were dropped here because memory

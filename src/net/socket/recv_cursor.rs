@@ -177,38 +177,17 @@ impl Datagrams for RecvCursor<'_> {
 }
 
 impl RecvCursor<'_, &mut ExportedRing> {
-    /// Reports, for each slot of the ring, where the message's datagrams are in its memory: see
+    /// Reports each message of the ring, and where its datagrams are in the ring's memory: see
     /// [`RecvRing::drain_layout`].
-    pub fn drain_layout(&mut self, take: impl FnMut(usize, Run) -> usize) {
+    pub fn drain_layout(&mut self, take: impl FnMut(&Received<'_>, Run) -> usize) {
         self.ring.ring().drain_layout(take);
-    }
-
-    /// The sender of a slot's message.
-    pub fn sender(&mut self, slot: usize) -> &[u8] {
-        self.ring.ring().sender(slot)
-    }
-
-    /// Whether a slot's message was truncated.
-    pub fn is_truncated(&mut self, slot: usize) -> bool {
-        self.ring.ring().is_truncated(slot)
     }
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::net::SendSlice;
-
-    fn pair(payloads: &[&[u8]]) -> Socket {
-        let socket = Socket::open(libc::AF_INET, libc::SOCK_DGRAM, 0).unwrap();
-        let address: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
-        socket.bind(&address.into()).unwrap();
-        let to = socket.local_address().unwrap();
-        for payload in payloads {
-            socket.with(|fd| socket.send(fd, SendSlice::new(payload), Some(&to), 0)).unwrap();
-        }
-        socket
-    }
+    use crate::net::socket::testing::holding;
 
     fn payloads(socket: &Socket, count: usize) -> Vec<Vec<u8>> {
         let mut cursor = RecvCursor::of_thread(socket).unwrap();
@@ -228,7 +207,7 @@ mod tests {
 
     #[test]
     fn datagrams_that_are_not_taken_are_returned_first_and_in_order() {
-        let socket = pair(&[b"1", b"2", b"3", b"4"]);
+        let socket = holding(&[b"1", b"2", b"3", b"4"]);
         let mut cursor = RecvCursor::of_thread(&socket).unwrap();
         socket.with(|fd| cursor.receive_messages(fd, 3, libc::MSG_DONTWAIT)).unwrap();
         cursor.advance();
@@ -241,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_receive_returns_the_rest_of_the_last_one_to_the_backlog() {
-        let socket = pair(&[b"1", b"2"]);
+        let socket = holding(&[b"1", b"2"]);
         let mut cursor = RecvCursor::of_thread(&socket).unwrap();
         for _ in 0..3 {
             socket.with(|fd| cursor.receive_messages(fd, 2, libc::MSG_DONTWAIT)).unwrap();
@@ -254,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_panic_loses_no_datagram() {
-        let socket = pair(&[b"1", b"2"]);
+        let socket = holding(&[b"1", b"2"]);
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let mut cursor = RecvCursor::of_thread(&socket).unwrap();
             socket.with(|fd| cursor.receive_messages(fd, 2, libc::MSG_DONTWAIT)).unwrap();
@@ -266,7 +245,7 @@ mod tests {
 
     #[test]
     fn an_exported_ring_keeps_datagrams_that_do_not_fit() {
-        let socket = pair(&[b"1", b"two", b"3"]);
+        let socket = holding(&[b"1", b"two", b"3"]);
         let mut ring = ExportedRing::new(4, 64).unwrap();
         let mut cursor = RecvCursor::new(&socket, &mut ring);
         socket.with(|fd| cursor.receive_messages(fd, 4, libc::MSG_DONTWAIT)).unwrap();

@@ -122,8 +122,8 @@ pub struct Waiting<'a> {
     signals: Option<BorrowedFd<'a>>,
     /// Whether a signal may have arrived during the last run without interrupting a sleep.
     is_deaf: AtomicBool,
-    /// Until when datagrams may be collected, if they are.
-    collects: Option<Deadline>,
+    /// Whether waits for a datagram collect more after the first one.
+    collects: bool,
     /// The end of the current window, in which datagrams are collected. A signal may interrupt it.
     window_end: Mutex<Option<Instant>>,
 }
@@ -136,14 +136,14 @@ impl<'a> Waiting<'a> {
             socket.descriptor().register(waker);
         }
         let (is_deaf, window_end) = (AtomicBool::new(false), Mutex::new(None));
-        Self { socket, waker, signals: None, is_deaf, collects: None, window_end }
+        Self { socket, waker, signals: None, is_deaf, collects: false, window_end }
     }
 
-    /// Makes waits for datagrams collect more after the first one: for the time that the socket
-    /// [coalesces](Socket::coalesce), and not beyond a deadline.
+    /// Makes waits for datagrams collect more after the first one, for the time that the socket
+    /// [coalesces](Socket::coalesce).
     #[must_use]
-    pub fn collecting(mut self, deadline: Deadline) -> Self {
-        self.collects = Some(deadline);
+    pub fn collecting(mut self) -> Self {
+        self.collects = true;
         self
     }
 
@@ -203,7 +203,7 @@ impl<'a> Waiting<'a> {
             }
         }
         if interest == Interest::Read && self.collects_first() {
-            self.collect()?;
+            self.collect(deadline)?;
             match attempt(fd, false) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return result.map_err(Stop::Failed),
@@ -233,7 +233,7 @@ impl<'a> Waiting<'a> {
             if interest == Interest::Read {
                 self.socket.note_wait(started);
                 if ready & libc::POLLIN != 0 {
-                    self.collect()?;
+                    self.collect(deadline)?;
                 }
             }
             match attempt(fd, ready & (libc::POLLHUP | libc::POLLRDHUP) != 0) {
@@ -281,19 +281,18 @@ impl<'a> Waiting<'a> {
 
     /// Whether to collect datagrams before waiting for the first one.
     fn collects_first(&self) -> bool {
-        self.collects.is_some()
+        self.collects
             && (self.window_end().is_some()
                 || self.socket.next_receive() == NextReceive::AfterWindow)
     }
 
     /// Sleeps while datagrams are collected: for one window, or for what an interruption has left of
-    /// it.
-    fn collect(&self) -> Result<(), Stop> {
-        let Some(deadline) = self.collects else { return Ok(()) };
-        if self.socket.next_receive() != NextReceive::Now {
-            let begin = || Instant::now() + self.socket.coalesce();
-            let end = *self.window_end().get_or_insert_with(begin);
-            let left = end.saturating_duration_since(Instant::now());
+    /// it, and not beyond the deadline.
+    fn collect(&self, deadline: Deadline) -> Result<(), Stop> {
+        if self.collects && self.socket.next_receive() != NextReceive::Now {
+            let now = Instant::now();
+            let end = *self.window_end().get_or_insert_with(|| self.socket.window_end(now));
+            let left = end.saturating_duration_since(now);
             if left > LONGEST_DEAF {
                 self.pause(deadline, LONGEST_DEAF)?;
                 if !deadline.is_past() {

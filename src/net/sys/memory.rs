@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 /// The error for a failed allocation of `bytes` for `what`.
 pub fn no_memory(bytes: usize, what: &str) -> io::Error {
-    let text = format!("there is no memory for {what} ({bytes} bytes)");
+    let text = format!("not enough memory for {what} ({bytes} bytes)");
     io::Error::new(io::ErrorKind::OutOfMemory, text)
 }
 
@@ -290,7 +290,7 @@ mod tests {
         ];
         for error in errors.map(Option::unwrap) {
             assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
-            assert!(error.to_string().starts_with("there is no memory for "), "{error}");
+            assert!(error.to_string().starts_with("not enough memory for "), "{error}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use foreign_types::ForeignTypeRef;
 use openssl::error::ErrorStack;
-use openssl::ssl::{SslContextBuilder, SslRef, SslSessionRef};
+use openssl::ssl::{SslContextBuilder, SslContextRef, SslRef, SslSessionRef};
 use openssl::x509::X509Ref;
 use openssl_sys as ffi;
 
@@ -18,6 +18,7 @@ unsafe extern "C" {
     fn BIO_ADDR_free(address: *mut BioAddress);
     fn DTLSv1_listen(ssl: *mut ffi::SSL, client: *mut BioAddress) -> c_int;
     fn DTLS_get_data_mtu(ssl: *const ffi::SSL) -> usize;
+    fn OPENSSL_cleanse(memory: *mut c_void, len: usize);
     fn SSL_CTX_use_psk_identity_hint(context: *mut ffi::SSL_CTX, hint: *const c_char) -> c_int;
 }
 
@@ -101,4 +102,34 @@ pub(in crate::net) fn set_psk_identity_hint(
     // SAFETY: the hint ends with a zero, and is copied.
     let set = unsafe { SSL_CTX_use_psk_identity_hint(context.as_ptr(), hint.as_ptr()) };
     if set == 1 { Ok(()) } else { Err(ErrorStack::get()) }
+}
+
+/// The counters of a context's sessions: `SSL_CTX_sess_number(3)`.
+pub(in crate::net) fn session_stats(context: &SslContextRef) -> Vec<(&'static str, i64)> {
+    /// The commands of `SSL_CTX_ctrl(3)`, by the names that the `ssl` module gives them.
+    const COUNTERS: [(&str, c_int); 11] = [
+        ("number", 20),
+        ("connect", 21),
+        ("connect_good", 22),
+        ("connect_renegotiate", 23),
+        ("accept", 24),
+        ("accept_good", 25),
+        ("accept_renegotiate", 26),
+        ("hits", 27),
+        ("misses", 29),
+        ("timeouts", 30),
+        ("cache_full", 31),
+    ];
+    let read = |(name, command)| {
+        // SAFETY: these commands take no argument, and only read.
+        let count = unsafe { ffi::SSL_CTX_ctrl(context.as_ptr(), command, 0, ptr::null_mut()) };
+        (name, count)
+    };
+    COUNTERS.into_iter().map(read).collect()
+}
+
+/// Overwrites a secret, which the compiler does not leave out: `OPENSSL_cleanse(3)`.
+pub(in crate::net) fn cleanse(secret: &mut [u8]) {
+    // SAFETY: it writes into the slice.
+    unsafe { OPENSSL_cleanse(secret.as_mut_ptr().cast(), secret.len()) }
 }

@@ -1,5 +1,6 @@
 //! Timers.
 
+use std::cell::Cell;
 use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -42,9 +43,17 @@ impl AsFd for Timer {
 }
 
 /// How much later than asked the kernel may end a sleep of this thread: `PR_GET_TIMERSLACK` in
-/// `prctl(2)`, usually 50 µs.
+/// `prctl(2)`, usually 50 µs. A thread asks once, because programs do not change it later.
 pub(in crate::net) fn timer_slack() -> Duration {
-    // No pointers.
-    let slack: io::Result<c_int> = syscall!(prctl(libc::PR_GET_TIMERSLACK));
-    Duration::from_nanos(slack.map_or(0, |slack| u64::try_from(slack).unwrap_or(0)))
+    thread_local! {
+        static SLACK: Cell<Option<Duration>> = const { Cell::new(None) };
+    }
+    SLACK.get().unwrap_or_else(|| {
+        // No pointers.
+        let slack: io::Result<c_int> = syscall!(prctl(libc::PR_GET_TIMERSLACK));
+        let slack = slack.map_or(0, |slack| u64::try_from(slack).unwrap_or(0));
+        let slack = Duration::from_nanos(slack);
+        SLACK.set(Some(slack));
+        slack
+    })
 }

@@ -1,10 +1,11 @@
 //! A reusable container of datagrams, in memory that Python reads without a copy.
 
 mod arguments;
+mod arrays;
 mod index;
+mod layout;
 
 use std::ffi::c_int;
-use std::io;
 use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -14,16 +15,17 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyMemoryView};
 
-use super::address::to_python;
 use super::buffer::{Readable, new_slice};
 use super::error::Result;
 use crate::net::{
-    Address, Datagrams, ExportedRing, ForkTryMutex, ForkTryMutexGuard, Inherit, RecvCursor,
-    SendQueue, SendSlice, leave_to_parent, make_room, with_room, zeroes,
+    Address, Datagrams, ExportedRing, ForkTryMutex, ForkTryMutexGuard, Inherit, Received,
+    RecvCursor, SendQueue, SendSlice, leave_to_parent, zeroes,
 };
 
 use arguments::{checked, parse_of_any_family, saturated};
 use index::{Column, Index};
+use layout::DATAGRAMS_PER_SLOT;
+pub(crate) use layout::Layout;
 
 /// Datagrams in one block of memory.
 #[pyclass(frozen, module = "tomada")]
@@ -65,26 +67,9 @@ impl Inherit for Contents {
     }
 }
 
-/// The datagrams of a batch, apart from the location of their payloads.
-#[derive(Default)]
-pub(crate) struct Layout {
-    /// For each datagram, the index of its address in `addresses`.
-    senders: Vec<u32>,
-    addresses: Vec<Address>,
-    /// The indexes of truncated datagrams.
-    truncated: Vec<usize>,
-    /// The end of the appended payloads.
-    end: usize,
-    /// The number of messages that were copied in.
-    messages: usize,
-}
-
-/// The room for datagrams per slot: the most that the kernel coalesces into one message.
-const DATAGRAMS_PER_SLOT: usize = 128;
 const MOST_SLOTS: usize = 4096;
 /// The longest IP message, coalesced or not: its length field has 16 bits.
 const LARGEST_MESSAGE: usize = 65_535;
-const NO_ADDRESS: u32 = u32::MAX;
 
 impl Batch {
     /// Locks the contents; fails if another call is using them.
@@ -106,15 +91,17 @@ impl Batch {
         self.len.load(Ordering::Acquire)
     }
 
-    /// Lays out the received datagrams. Those that do not fit stay in the ring.
+    /// Lays out the received datagrams. Those that do not fit stay in the ring. `note` gets each
+    /// message, without its payload.
     pub(crate) fn lay_out(
         &self,
         layout: &mut Layout,
         cursor: &mut RecvCursor<'_, &mut ExportedRing>,
+        mut note: impl FnMut(&Received<'_>),
     ) {
         let mut len = 0;
-        layout.senders.clear();
-        cursor.drain_layout(|slot, run| {
+        layout.clear();
+        cursor.drain_layout(|received, run| {
             let indexes = len..self.offsets.len().min(len + run.datagrams);
             let mut start = run.start;
             for (offset, length) in
@@ -125,40 +112,25 @@ impl Batch {
                 start += run.segment;
             }
             if indexes.len() == run.datagrams {
-                // The last datagram may be shorter than the others.
+                // The last datagram may be shorter than the others, or truncated.
                 let last = run.end - (start - run.segment);
                 self.lengths[indexes.end - 1].store(last as u32, Ordering::Relaxed);
+                if received.is_truncated() {
+                    layout.truncated.push(indexes.end - 1);
+                }
             }
-            layout.senders.resize(indexes.end, slot as u32);
+            layout.add_received(received, indexes.end);
+            note(received);
             len = indexes.end;
             indexes.len()
         });
-        layout.addresses.clear();
-        layout.truncated.clear();
-        let slots = layout.senders.last().map_or(0, |&slot| slot as usize + 1);
-        for slot in 0..slots {
-            layout.addresses.push(Address::from_bytes(cursor.sender(slot)));
-            if cursor.is_truncated(slot) {
-                // The truncated datagram is the last one of the slot, which the guard may have
-                // refused.
-                let end = layout.senders.partition_point(|&sender| sender as usize <= slot);
-                if end > 0 && layout.senders[end - 1] as usize == slot {
-                    layout.truncated.push(end - 1);
-                }
-            }
-        }
         layout.end = self.memory_len; // append() must not overwrite a slot
         self.len.store(len, Ordering::Release);
     }
 
-    /// Appends a copy of a datagram; returns false if there is no room.
-    pub(crate) fn push(
-        &self,
-        layout: &mut Layout,
-        payload: &[u8],
-        address: Option<Address>,
-        is_truncated: bool,
-    ) -> Result<bool> {
+    /// Copies a payload behind the others; returns false if there is no room. The caller adds the
+    /// datagram's sender.
+    fn push(&self, layout: &mut Layout, payload: &[u8]) -> Result<bool> {
         let (index, start) = (self.len(), layout.end);
         let (Some(offset), Some(length)) = (self.offsets.get(index), self.lengths.get(index))
         else {
@@ -175,33 +147,47 @@ impl Batch {
         }
         offset.store(start as u32, Ordering::Relaxed);
         length.store(payload.len() as u32, Ordering::Relaxed);
-        let sender = address.map_or(NO_ADDRESS, |address| {
-            if layout.addresses.last() != Some(&address) {
-                layout.addresses.push(address);
-            }
-            layout.addresses.len() as u32 - 1
-        });
-        layout.senders.push(sender);
-        if is_truncated {
-            layout.truncated.push(index);
-        }
         layout.end = start + payload.len();
         self.len.store(index + 1, Ordering::Release);
         Ok(true)
     }
 
+    /// Appends a copy of a datagram; returns false if there is no room.
+    fn push_own(
+        &self,
+        layout: &mut Layout,
+        payload: &[u8],
+        address: Option<Address>,
+    ) -> Result<bool> {
+        let is_pushed = self.push(layout, payload)?;
+        if is_pushed {
+            layout.add_own(address);
+        }
+        Ok(is_pushed)
+    }
+
     /// Appends copies of received datagrams, each truncated to a slot's size. Returns whether there
-    /// is room for more: a slot is for one message, of one or several datagrams.
-    pub(crate) fn copy(&self, layout: &mut Layout, datagrams: &mut impl Datagrams) -> Result<bool> {
+    /// is room for more: a slot is for one message, of one or several datagrams. `note` gets each
+    /// datagram.
+    pub(crate) fn copy(
+        &self,
+        layout: &mut Layout,
+        datagrams: &mut impl Datagrams,
+        mut note: impl FnMut(&Received<'_>),
+    ) -> Result<bool> {
         while let Some(datagram) = datagrams.current() {
             let payload = &datagram.payload[..datagram.payload.len().min(self.slot_size)];
-            let is_truncated = datagram.is_truncated() || payload.len() < datagram.payload.len();
-            let from = Address::from_bytes(datagram.from);
-            match self.push(layout, payload, Some(from), is_truncated) {
-                Ok(true) => datagrams.advance(),
+            match self.push(layout, payload) {
+                Ok(true) => {}
                 Err(error) if self.len() == 0 => return Err(error),
                 Ok(false) | Err(_) => return Ok(false),
             }
+            if datagram.is_truncated() || payload.len() < datagram.payload.len() {
+                layout.truncated.push(self.len() - 1);
+            }
+            layout.add_received(&datagram, self.len());
+            note(&datagram);
+            datagrams.advance();
         }
         layout.messages += 1;
         Ok(layout.messages < self.slots)
@@ -220,10 +206,7 @@ impl Batch {
     /// Removes all datagrams.
     pub(crate) fn empty(&self, layout: &mut Layout) {
         self.len.store(0, Ordering::Release);
-        layout.senders.clear();
-        layout.addresses.clear();
-        layout.truncated.clear();
-        (layout.end, layout.messages) = (0, 0);
+        layout.clear();
     }
 
     /// The datagrams as a queue: each to its own address, or all to one.
@@ -265,43 +248,6 @@ impl Contents {
 
     pub(crate) fn layout(&self) -> &Layout {
         &self.layout
-    }
-}
-
-impl Layout {
-    /// A layout without datagrams, with memory for all that this number of slots can receive.
-    fn for_slots(slots: usize) -> io::Result<Self> {
-        Ok(Self {
-            senders: with_room(slots * DATAGRAMS_PER_SLOT, "the senders of datagrams")?,
-            addresses: with_room(slots, "the senders of datagrams")?,
-            truncated: with_room(slots, "the indexes of datagrams")?,
-            end: 0,
-            messages: 0,
-        })
-    }
-
-    /// Reserves memory for one more datagram.
-    fn reserve_one(&mut self) -> io::Result<()> {
-        make_room(&mut self.senders, 1, "the senders of datagrams")?;
-        make_room(&mut self.addresses, 1, "the senders of datagrams")?;
-        make_room(&mut self.truncated, 1, "the indexes of datagrams")
-    }
-
-    /// The addresses of the datagrams, with consecutive duplicates omitted.
-    pub(crate) fn addresses(&self) -> impl Iterator<Item = &Address> {
-        self.addresses.iter().filter(|address| !address.as_bytes().is_empty())
-    }
-
-    /// The address of each datagram.
-    fn address_objects<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        let objects = self
-            .addresses
-            .iter()
-            .map(|address| to_python(py, address.as_bytes()))
-            .collect::<PyResult<Vec<_>>>()?;
-        let none = py.None().into_bound(py);
-        let of_each = |&sender: &u32| objects.get(sender as usize).unwrap_or(&none).clone();
-        Ok(self.senders.iter().map(of_each).collect())
     }
 }
 
@@ -376,7 +322,7 @@ impl Batch {
         let address = address.map(parse_of_any_family).transpose()?;
         let payload = self.payload(data)?;
         let mut contents = self.lock()?;
-        if self.push(&mut contents.layout, &payload, address, false)? {
+        if self.push_own(&mut contents.layout, &payload, address)? {
             return Ok(());
         }
         Err(self.no_room(payload.len(), &contents.layout))
@@ -400,7 +346,7 @@ impl Batch {
             return Err(self.no_room(payload.len(), &contents.layout));
         }
         for datagram in payload.chunks(size) {
-            self.push(&mut contents.layout, datagram, address, false)?;
+            self.push_own(&mut contents.layout, datagram, address)?;
         }
         Ok(())
     }

@@ -5,18 +5,29 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openssl::ssl::SslVersion;
+use openssl::ssl::{SslAlert, SslVersion};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyString};
+use pyo3::types::{PyBytes, PyDict, PyString};
 
-use crate::net::dtls::{self, LEAST_MTU, PskClient, PskServer, Role, Settings, Verify};
+use crate::net::dtls::{
+    self, ChooseContext, LEAST_MTU, PskClient, PskServer, Role, Secret, Settings, Verify,
+};
 use crate::python::buffer::Readable;
 use crate::python::error::Result;
 
 /// DTLS 1.0 and 1.2, by the numbers in their records.
 const VERSIONS: [(u16, SslVersion); 2] =
     [(0xfeff, SslVersion::DTLS1), (0xfefd, SslVersion::DTLS1_2)];
+/// The alerts that may end a handshake because of the server's name, by their numbers.
+const ALERTS: [(i32, Option<SslAlert>); 6] = [
+    (40, Some(SslAlert::HANDSHAKE_FAILURE)),
+    (49, Some(SslAlert::ACCESS_DENIED)),
+    (71, Some(SslAlert::INSUFFICIENT_SECURITY)),
+    (80, Some(SslAlert::INTERNAL_ERROR)),
+    (90, Some(SslAlert::USER_CANCELLED)),
+    (112, None), // unrecognized_name
+];
 /// In seconds.
 const CENTURY: f64 = 3.2e9;
 /// The longest datagram of IP.
@@ -118,6 +129,39 @@ impl DtlsContext {
     fn set_alpn_protocols(&self, alpn_protocols: Vec<String>) -> Result<()> {
         let names = alpn_protocols.iter().map(String::as_bytes);
         Ok(self.inner.change(|settings| settings.set_alpn(names))?)
+    }
+
+    /// Offer, or accept, profiles of SRTP, best first.
+    #[pyo3(signature = (profiles, /))]
+    fn set_srtp_profiles(&self, profiles: Vec<String>) -> Result<()> {
+        Ok(self.inner.change(|settings| settings.set_srtp(&profiles))?)
+    }
+
+    /// Return OpenSSL's counters of sessions.
+    fn session_stats<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyDict>> {
+        let stats = PyDict::new(py);
+        for (name, count) in self.inner.session_stats()? {
+            stats.set_item(name, count)?;
+        }
+        Ok(stats)
+    }
+
+    /// Let a function choose the context of a session, or an alert, by the name of the server.
+    #[pyo3(signature = (callback, /))]
+    fn _choose_by_name(&self, callback: Option<Bound<'_, PyAny>>) {
+        let callback = callback.map(|callback| {
+            let callback = callback.unbind();
+            Arc::new(move |name: Option<&str>| {
+                Python::attach(|py| {
+                    let chosen = chosen_for(callback.bind(py), name);
+                    chosen.unwrap_or_else(|error| {
+                        error.write_unraisable(py, Some(callback.bind(py)));
+                        Err(Some(SslAlert::HANDSHAKE_FAILURE))
+                    })
+                })
+            }) as Arc<ChooseContext>
+        });
+        replace(&self.inner, |settings| std::mem::replace(&mut settings.choose_context, callback));
     }
 
     /// Let a function choose a client's identity and key.
@@ -354,31 +398,52 @@ fn bytes_of(value: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
     Readable::new(value)?.copy()
 }
 
+/// The choice of a server's callback for a name.
+type Chosen = std::result::Result<Option<Arc<dtls::Context>>, Option<SslAlert>>;
+
+/// Asks a server's callback for the context of a session, or the alert that ends it.
+fn chosen_for(callback: &Bound<'_, PyAny>, name: Option<&str>) -> PyResult<Chosen> {
+    let chosen = callback.call1((name,))?;
+    if chosen.is_none() {
+        return Ok(Ok(None));
+    }
+    if let Ok(context) = chosen.cast::<DtlsContext>() {
+        let context = context.get().inner();
+        if context.role() != Role::Server {
+            let message = "sni_callback must choose a context of PROTOCOL_DTLS_SERVER";
+            return Err(PyValueError::new_err(message));
+        }
+        return Ok(Ok(Some(Arc::clone(context))));
+    }
+    let number: i32 = chosen.extract()?;
+    let alert = ALERTS.iter().find(|(known, _)| *known == number);
+    let error = || PyValueError::new_err(format!("sni_callback returned {number}: not an alert"));
+    Ok(Err(alert.ok_or_else(error)?.1))
+}
+
 /// Asks a client's callback.
-fn choose(
-    callback: &Bound<'_, PyAny>,
-    hint: Option<&[u8]>,
-) -> PyResult<Option<(Vec<u8>, Vec<u8>)>> {
+fn choose(callback: &Bound<'_, PyAny>, hint: Option<&[u8]>) -> PyResult<Option<(Vec<u8>, Secret)>> {
     let hint = hint.map(|hint| text_of(callback.py(), hint)).transpose()?;
     let (identity, key): (Bound<'_, PyAny>, Bound<'_, PyAny>) =
         callback.call1((hint,))?.extract()?;
     let identity = if identity.is_none() { Vec::new() } else { bytes_of(&identity)? };
-    Ok(Some((identity, Readable::new(&key)?.copy()?)))
+    Ok(Some((identity, Readable::new(&key)?.copy()?.into())))
 }
 
 /// Asks a server's callback.
-fn find(callback: &Bound<'_, PyAny>, identity: &[u8]) -> PyResult<Option<Vec<u8>>> {
+fn find(callback: &Bound<'_, PyAny>, identity: &[u8]) -> PyResult<Option<Secret>> {
     let key = callback.call1((text_of(callback.py(), identity)?,))?;
     if key.is_none() {
         return Ok(None);
     }
-    let key = Readable::new(&key)?.copy()?;
+    let key = Secret::from(Readable::new(&key)?.copy()?);
     Ok((!key.is_empty()).then_some(key))
 }
 
 /// Reads the password of a key: text, bytes, or a function that returns them.
-fn password_of(password: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
-    if password.is_callable() { bytes_of(&password.call0()?) } else { bytes_of(password) }
+fn password_of(password: &Bound<'_, PyAny>) -> PyResult<Secret> {
+    let given = if password.is_callable() { &password.call0()? } else { password };
+    Ok(bytes_of(given)?.into())
 }
 
 fn at_least_one(number: usize, name: &str) -> Result<usize> {

@@ -29,7 +29,10 @@ impl From<ContextError> for Error {
             ContextError::OpenSsl(stack) => failure(&SessionError::from(&stack)).into(),
             ContextError::File(path, error) => {
                 let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                let text = strerror(&error);
+                let mut text = strerror(&error);
+                if errno == libc::EACCES {
+                    text.push_str("; give this process permission to read the file");
+                }
                 PyOSError::new_err((errno, text, path.into_os_string())).into()
             }
         }

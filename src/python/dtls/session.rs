@@ -77,6 +77,11 @@ impl DtlsSession {
         })
     }
 
+    /// Return the profile of SRTP that both sides support, or None.
+    fn selected_srtp_profile(&self) -> Result<Option<String>> {
+        self.look(|ssl| ssl.selected_srtp_profile().map(|profile| profile.name().to_owned()))
+    }
+
     /// The identity of the pre-shared key, or None.
     #[getter]
     fn psk_identity<'py>(&self, py: Python<'py>) -> Result<Option<Bound<'py, PyAny>>> {

@@ -2,47 +2,43 @@
 //! signals and the rest are in Python.
 
 mod deliver;
+mod receive;
 mod replies;
+mod report;
 mod send;
+mod steering;
 mod tasks;
 
 use std::ffi::c_int;
 use std::io;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 
+pub(crate) use self::steering::{steer, steer_by_key};
+
 use self::deliver::{FORESEEN, HandlerSink};
-use self::send::RETRY;
+use self::receive::Arrivals;
 use self::tasks::Tasks;
 use super::counters::ServerCounters;
-use super::error::{Error, Result};
+use super::error::Result;
 use super::send_backlog::SendBacklog;
 use super::socket::Socket;
 use crate::net::{
-    self, Address, Costs, Count, Deadline, ErrorClass, ErrorStreak, Filled, Interest, Key,
-    NextReceive, Pace, RecvCursor, ReplySources, Steering, Stop, ThreadRing, Waiting,
-    hang_if_ended,
+    self, Costs, Count, ErrorClass, ErrorStreak, Pace, RecvCursor, ReplySources, ThreadRing,
+    Waiting, hang_if_ended,
 };
 
 /// How often a server checks for kernel drops.
 const TICK: Duration = Duration::from_secs(1);
-/// If a socket that refuses new datagrams has not received any for this long, none are on their
-/// way.
-const SETTLE: Duration = Duration::from_millis(2);
 /// The maximum time for counting the datagrams that draining has left in a socket's queue.
 const COUNTING: Duration = Duration::from_millis(500);
-/// If the handler is not Python code, other threads get the interpreter after this time.
-const SWITCH: Duration = Duration::from_millis(5);
-/// A receive is tried this many times before an error about a peer is handled: datagrams come
-/// first, however many ICMP messages arrive among them.
-const ATTEMPTS: usize = 4;
 
 /// The handler's argument.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -189,21 +185,13 @@ impl ServerCore {
     }
 }
 
-/// The result of a receive.
-enum Arrivals {
-    Messages(Filled),
-    Nothing,
-    /// There is nothing left to do.
-    End,
-}
-
 impl ServerCore {
     /// Implements `run`.
     fn receive_and_deliver(slf: &Bound<'_, Self>, wakeup_fd: Option<RawFd>) -> Result<usize> {
         let (py, this) = (slf.py(), slf.get());
         let owner = this.socket.bind(py);
         let socket = owner.get().socket()?;
-        let mut waiting = Waiting::new(socket).collecting(Deadline::NEVER);
+        let mut waiting = Waiting::new(socket).collecting();
         if let Some(fd) = wakeup_fd {
             // SAFETY: the stub requires that it is open while this runs.
             waiting = unsafe { waiting.signalled_by(fd) };
@@ -258,87 +246,6 @@ impl ServerCore {
         this.leave(py, &sink, &mut cursor)
     }
 
-    /// Receives the available datagrams. The first attempt is made attached to the interpreter,
-    /// like those of a socket; waiting is not.
-    fn receive(
-        &self,
-        py: Python<'_>,
-        waiting: &Waiting<'_>,
-        cursor: &mut RecvCursor<'_>,
-        messages: usize,
-        sink: &HandlerSink<'_, '_>,
-        of_peer: &mut Option<io::Error>,
-    ) -> io::Result<Arrivals> {
-        if let Some(filled) = cursor.take_from_backlog() {
-            return Ok(Arrivals::Messages(filled));
-        }
-        if self.state() == RETIRING {
-            return Ok(Arrivals::End);
-        }
-        let socket = sink.socket;
-        let mut attempt =
-            || socket.with(|fd| self.receive_now(socket, fd, cursor, messages, of_peer));
-        let due = socket.tick_dtls();
-        // Decrypting takes longer than handing the GIL over: it happens in the wait below.
-        let decrypts = socket.has_dtls();
-        let stays = sink.attached() < SWITCH || decrypts;
-        // Or probably nothing is queued.
-        let collects = socket.next_receive() != NextReceive::Now || socket.is_in_lull();
-        let received = if decrypts || collects && stays && self.state() == RUNNING {
-            Err(io::ErrorKind::WouldBlock.into())
-        } else if stays {
-            attempt()
-        } else {
-            sink.detach(&mut attempt)
-        };
-        match received {
-            // A signal that arrived before the thread was attached again would not interrupt a
-            // sleep.
-            Err(error)
-                if !stays && error.kind() == io::ErrorKind::WouldBlock && of_peer.is_none() =>
-            {
-                return Err(io::ErrorKind::Interrupted.into());
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            result => {
-                socket.note_try();
-                return result.map(Arrivals::Messages);
-            }
-        }
-        if of_peer.is_some() {
-            return Ok(Arrivals::Nothing); // errors are reported before waiting
-        }
-        let (state, spin) = (self.state(), self.socket.bind(py).get().spin_until(Interest::Read));
-        let patience = match state {
-            RUNNING if self.has_waiting() => RETRY,
-            RUNNING => TICK,
-            _ => SETTLE,
-        };
-        let patience = due.map_or(patience, |due| due.min(patience));
-        let waited = sink.detach(|| {
-            waiting.run(Interest::Read, Deadline::after(patience), spin, |fd, _| {
-                if self.state() != state {
-                    return Ok(Arrivals::Nothing); // woken to check what to do
-                }
-                match self.receive_now(socket, fd, cursor, messages, of_peer) {
-                    Err(error)
-                        if error.kind() == io::ErrorKind::WouldBlock && of_peer.is_some() =>
-                    {
-                        Ok(Arrivals::Nothing)
-                    }
-                    received => received.map(Arrivals::Messages),
-                }
-            })
-        });
-        match waited {
-            Ok(received) => Ok(received),
-            Err(Stop::TimedOut) if state == RUNNING => Ok(Arrivals::Nothing),
-            Err(Stop::TimedOut) => Ok(Arrivals::End),
-            Err(Stop::Closed) => Err(io::Error::from_raw_os_error(libc::EBADF)),
-            Err(Stop::Failed(error)) => Err(error),
-        }
-    }
-
     /// Sends the remaining replies, and counts the datagrams that are not handled; returns their
     /// number.
     fn leave(
@@ -359,55 +266,6 @@ impl ServerCore {
             left += sink.discard(cursor);
         }
         Ok(left)
-    }
-
-    /// Receives without waiting, and immediately counts the datagrams that the guard has refused.
-    /// An error about a peer is stored, and the receive retried.
-    fn receive_now(
-        &self,
-        socket: &net::Socket,
-        fd: BorrowedFd<'_>,
-        cursor: &mut RecvCursor<'_>,
-        messages: usize,
-        of_peer: &mut Option<io::Error>,
-    ) -> io::Result<Filled> {
-        let mut attempts = 1;
-        let received = loop {
-            match cursor.receive_messages(fd, messages, libc::MSG_DONTWAIT) {
-                Err(error) if attempts < ATTEMPTS && is_of_peer(&error) => {
-                    attempts += 1;
-                    *of_peer = Some(error);
-                }
-                received => break received,
-            }
-        };
-        self.count_delta(socket);
-        received
-    }
-
-    /// Counts and reports the errors in the error queue, and one that a receive has reported.
-    fn report_queued_errors(
-        &self,
-        py: Python<'_>,
-        socket: &net::Socket,
-        reported: Option<io::Error>,
-    ) -> PyResult<()> {
-        // The queue is emptied even if datagrams never stop: a full one takes their room.
-        let queued = socket.with(|fd| Ok(socket.discard_error_messages(fd)));
-        let (count, last) = queued.unwrap_or_default();
-        let (error, peer) = match (last, reported) {
-            (Some((peer, queued)), _) => (io::Error::from_raw_os_error(queued.errno), Some(peer)),
-            (None, Some(error)) if is_of_peer(&error) => (error, socket.peer_address().ok()),
-            (None, Some(error)) => (error, None),
-            (None, None) => return Ok(()),
-        };
-        self.count(Count::ReceiveErrors, count.max(1));
-        self.report_error(
-            py,
-            "receive",
-            Error::Os(error).into(),
-            peer.as_ref().map(Address::as_bytes),
-        )
     }
 
     /// Counts the datagrams that the guard has refused and that were sent, by any method.
@@ -448,79 +306,6 @@ impl ServerCore {
     fn count(&self, count: Count, n: usize) {
         self.counters.get().shared_counters().add(self.worker, count, n as u64);
     }
-
-    /// Logs, once for all workers, that the kernel drops datagrams.
-    fn log_drops(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
-        let drops = socket.drops().unwanted;
-        if drops > 0 && self.counters.get().shared_counters().is_first_to_log_drops() {
-            self.report.call1(py, ("drops", drops, py.None()))?;
-        }
-        Ok(())
-    }
-
-    /// Reports an error, with the peer that it is about. Exceptions that end the program propagate.
-    fn report_error(
-        &self,
-        py: Python<'_>,
-        what: &str,
-        error: PyErr,
-        peer: Option<&[u8]>,
-    ) -> PyResult<()> {
-        if ends_program(py, &error) {
-            return Err(error);
-        }
-        let addresses = self.socket.bind(py).get().addresses();
-        let address = peer.and_then(|peer| addresses.object(py, peer).ok());
-        match self.report.call1(py, (what, error, address)) {
-            Err(error) if ends_program(py, &error) => Err(error),
-            // A lack of memory for a log line must not stop the server either.
-            Err(error) => {
-                error.write_unraisable(py, Some(self.report.bind(py)));
-                Ok(())
-            }
-            Ok(_) => Ok(()),
-        }
-    }
-}
-
-/// Whether an error is about a peer. Having nothing to receive is not an error.
-fn is_of_peer(error: &io::Error) -> bool {
-    !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-        && ErrorClass::of(error) == ErrorClass::Peer
-}
-
-fn ends_program(py: Python<'_>, error: &PyErr) -> bool {
-    error.is_instance_of::<PySystemExit>(py) || error.is_instance_of::<PyKeyboardInterrupt>(py)
-}
-
-/// Steer the reuseport group of a socket, which has this many sockets.
-#[pyfunction]
-#[pyo3(signature = (socket, how, sockets, /))]
-pub(crate) fn steer(socket: &Bound<'_, Socket>, how: &str, sockets: u32) -> Result<()> {
-    let steering = match how {
-        "hash" => Steering::Hash,
-        "cpu" => Steering::Cpu,
-        "random" => Steering::Random,
-        _ => {
-            let message = format!("steering must be 'hash', 'cpu' or 'random', not {how:?}");
-            return Err(PyValueError::new_err(message).into());
-        }
-    };
-    Ok(socket.get().socket()?.with(|fd| steering.attach(fd, sockets))?)
-}
-
-/// Steer the reuseport group of a socket, which has this many sockets, by bytes of the payload.
-#[pyfunction]
-#[pyo3(signature = (socket, key, sockets, has_header, /))]
-pub(crate) fn steer_by_key(
-    socket: &Bound<'_, Socket>,
-    key: (u16, u16),
-    sockets: u32,
-    has_header: bool,
-) -> Result<()> {
-    let (offset, len) = key;
-    let key = Key { offset, len: len.clamp(1, Key::LONGEST), has_header };
-    Ok(socket.get().socket()?.with(|fd| Steering::Key(key).attach(fd, sockets))?)
 }
 
 /// Make the kernel send this process a signal when its parent exits.

@@ -2,11 +2,11 @@
 
 use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyList, PyMemoryView, PyString};
+use pyo3::types::{PyBytes, PyList, PyString};
 
 use super::ServerCore;
 use crate::net::{Address, Count, Source};
-use crate::python::buffer::{Readable, TypeName};
+use crate::python::buffer::{Readable, TypeName, is_one_datagram};
 use crate::python::error::Error;
 
 /// The longest payload of an IPv4 datagram: 65,535 bytes less the IP and UDP headers.
@@ -81,11 +81,7 @@ impl ServerCore {
         if !replies.is_exact_instance_of::<PyList>() {
             self.refuse_awaitable(replies)?;
         }
-        let is_one = replies.is_instance_of::<PyBytes>()
-            || replies.is_instance_of::<PyByteArray>()
-            || replies.is_instance_of::<PyMemoryView>()
-            || replies.is_instance_of::<PyString>();
-        if is_one {
+        if is_one_datagram(replies) {
             let message = format!(
                 "{}: a handler of batches returns an iterable with a reply (or None) for each \
                  datagram, or None, and not one reply",

@@ -15,7 +15,7 @@ use crate::net::{
 };
 use crate::python::buffer::Readable;
 use crate::python::error::{Error, Result};
-use crate::python::send_backlog::SendBacklog;
+use crate::python::send_backlog::{SendBacklog, sending};
 
 /// How long the replies of one batch wait for room in the socket's buffer, which the device
 /// empties, before they are dropped.
@@ -100,7 +100,8 @@ impl ServerCore {
             self.send(py, socket, &mut backlog)
         } else {
             let most = if has_one_queue { usize::MAX } else { WAITING };
-            let flushed = socket.flush_limited(&mut backlog, most, self.forget());
+            let send = sending(py, socket);
+            let flushed = socket.flush_limited(&mut backlog, most, send, self.forget());
             *self.send_backlog() = backlog;
             self.count_sent(socket, flushed)
         };
@@ -122,7 +123,7 @@ impl ServerCore {
         }
         let mut backlog = std::mem::take(&mut *self.send_backlog());
         let full = |_: &mut SendQueue<'_>| Some(Err(io::ErrorKind::WouldBlock.into()));
-        let flushed = socket.flush_or(&mut backlog, self.forget(), full);
+        let flushed = socket.flush_or(&mut backlog, sending(py, socket), self.forget(), full);
         let flushed = self.count_sent(socket, flushed);
         self.report_lost(py, flushed)
     }
@@ -131,7 +132,7 @@ impl ServerCore {
     fn send(&self, py: Python<'_>, socket: &net::Socket, backlog: &mut SendBacklog) -> Flushed {
         let patience = if socket.is_ip() { PATIENCE } else { UNIX_PATIENCE };
         let mut deadline = None;
-        let flushed = socket.flush_or(backlog, self.forget(), |queue| {
+        let flushed = socket.flush_or(backlog, sending(py, socket), self.forget(), |queue| {
             let deadline = *deadline.get_or_insert_with(|| Deadline::after(patience));
             Some(wait_for_room(py, socket, deadline, queue))
         });

@@ -14,7 +14,8 @@ use pyo3::types::{PyBytes, PyDict, PySet};
 
 use super::deliver::{HandlerSink, this_thread};
 use super::replies::ReplyTo;
-use super::{RETIRING, RUNNING, ServerCore, ends_program};
+use super::report::ends_program;
+use super::{RETIRING, RUNNING, ServerCore};
 use crate::net::{
     Costs, Count, ErrorClass, ErrorStreak, OwnAddress, Pace, RecvCursor, hang_if_ended,
 };

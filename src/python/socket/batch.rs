@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use super::Socket;
 use super::many::{of_receiving, refuse_peeking};
 use super::sending::{ItemKind, Sending};
-use crate::net::{Interest, RecvCursor, Ring};
+use crate::net::{Filled, Interest, Received, RecvCursor, Ring};
 use crate::python::batch::Batch;
 use crate::python::error::Result;
 
@@ -16,31 +16,8 @@ impl Socket {
     /// Wait for one datagram, then take all that are queued, as long as the batch has slots.
     #[pyo3(signature = (batch, flags=0))]
     fn recv_batch(&self, py: Python<'_>, batch: &Bound<'_, Batch>, flags: c_int) -> Result<usize> {
-        let socket = self.socket()?;
-        refuse_peeking(flags)?;
-        let batch = batch.get();
-        let mut contents = batch.lock()?;
-        let (ring, layout) = contents.parts();
-        // The previous content is overwritten from now on.
-        batch.empty(layout);
-        if socket.may_be_coalesced() && !batch.holds_any_message() {
-            // Datagrams beyond the room of a slot would be lost without a cursor.
-            let mut cursor = RecvCursor::of_thread(socket)?;
-            self.receive_for(py, batch, &mut cursor, flags)?;
-            while batch.copy(layout, &mut cursor)? && cursor.take_from_backlog().is_some() {}
-        } else {
-            let mut cursor = RecvCursor::new(socket, ring);
-            self.receive_for(py, batch, &mut cursor, flags)?;
-            if cursor.held().is_none() {
-                batch.lay_out(layout, &mut cursor);
-            }
-            while let Some(held) = cursor.held()
-                && batch.copy(layout, held)?
-            {
-                cursor.take_from_backlog();
-            }
-        }
-        Ok(batch.len())
+        self.receive_batch(py, batch, flags, |_| {})?;
+        Ok(batch.get().len())
     }
 
     /// Send the datagrams of a batch, each to its own address, or all to one.
@@ -68,6 +45,44 @@ impl Socket {
 }
 
 impl Socket {
+    /// As [`recv_batch`](Self::recv_batch); `note` gets each message or datagram.
+    pub(crate) fn receive_batch(
+        &self,
+        py: Python<'_>,
+        batch: &Bound<'_, Batch>,
+        flags: c_int,
+        mut note: impl FnMut(&Received<'_>),
+    ) -> Result<Filled> {
+        let socket = self.socket()?;
+        refuse_peeking(flags)?;
+        let batch = batch.get();
+        let mut contents = batch.lock()?;
+        let (ring, layout) = contents.parts();
+        // The previous content is overwritten from now on.
+        batch.empty(layout);
+        let filled;
+        if socket.may_be_coalesced() && !batch.holds_any_message() {
+            // Datagrams beyond the room of a slot would be lost without a cursor.
+            let mut cursor = RecvCursor::of_thread(socket)?;
+            filled = self.receive_for(py, batch, &mut cursor, flags)?;
+            while batch.copy(layout, &mut cursor, &mut note)?
+                && cursor.take_from_backlog().is_some()
+            {}
+        } else {
+            let mut cursor = RecvCursor::new(socket, ring);
+            filled = self.receive_for(py, batch, &mut cursor, flags)?;
+            if cursor.held().is_none() {
+                batch.lay_out(layout, &mut cursor, &mut note);
+            }
+            while let Some(held) = cursor.held()
+                && batch.copy(layout, held, &mut note)?
+            {
+                cursor.take_from_backlog();
+            }
+        }
+        Ok(filled)
+    }
+
     /// Receives as many messages as a batch has slots, however many datagrams each contains.
     fn receive_for<R: Ring + Send>(
         &self,
@@ -75,10 +90,10 @@ impl Socket {
         batch: &Batch,
         cursor: &mut RecvCursor<'_, R>,
         flags: c_int,
-    ) -> Result<()> {
+    ) -> Result<Filled> {
         let mut patience = self.patience_for_many();
         let received = self.transfer(py, &mut patience, Interest::Read, flags, |_, fd, flags| {
-            cursor.receive_messages(fd, batch.slots(), flags).map(drop)
+            cursor.receive_messages(fd, batch.slots(), flags)
         });
         received.map_err(of_receiving)
     }

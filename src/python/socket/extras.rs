@@ -17,7 +17,7 @@ use super::many::Senders;
 use crate::net::cmsg::ControlBuffer;
 use crate::net::error_queue::ErrorMessage;
 use crate::net::multicast::{Change, Membership};
-use crate::net::{Address, Interest, NextReceive, Source, may_be_of_source};
+use crate::net::{Address, Interest, NextReceive, Received, Source, may_be_of_source};
 use crate::python::buffer::{Readable, new_bytes};
 use crate::python::counters::Stats;
 use crate::python::error::{Error, Result, strerror};
@@ -33,9 +33,7 @@ impl Socket {
     /// Receive a datagram with its metadata.
     #[pyo3(signature = (flags=0))]
     fn recv_datagram(slf: &Bound<'_, Self>, flags: c_int) -> Result<Datagram> {
-        let mut datagrams = Self::receive_datagrams(slf, 1, flags, Ok)?;
-        // receive_many waits for at least one.
-        datagrams.pop().ok_or_else(|| io::Error::from(io::ErrorKind::WouldBlock).into())
+        Self::receive_datagram(slf, flags, |_| {})
     }
 
     /// Wait for one datagram, then take all that are queued with their metadata, up to a maximum.
@@ -45,9 +43,8 @@ impl Socket {
         max_datagrams: isize,
         flags: c_int,
     ) -> Result<Bound<'py, PyList>> {
-        let datagrams = Self::receive_datagrams(slf, max_datagrams, flags, |datagram| {
-            Bound::new(slf.py(), datagram)
-        })?;
+        let bound = |datagram| Bound::new(slf.py(), datagram);
+        let datagrams = Self::receive_datagrams(slf, max_datagrams, flags, |_| {}, bound)?;
         slf.get().to_list(slf.py(), datagrams)
     }
 
@@ -214,10 +211,22 @@ impl Socket {
 }
 
 impl Socket {
+    /// As [`recv_datagram`](Self::recv_datagram); `note` gets the datagram.
+    pub(crate) fn receive_datagram(
+        slf: &Bound<'_, Self>,
+        flags: c_int,
+        note: impl FnMut(&Received<'_>),
+    ) -> Result<Datagram> {
+        let mut datagrams = Self::receive_datagrams(slf, 1, flags, note, Ok)?;
+        // receive_many waits for at least one.
+        datagrams.pop().ok_or_else(|| io::Error::from(io::ErrorKind::WouldBlock).into())
+    }
+
     fn receive_datagrams<T>(
         slf: &Bound<'_, Self>,
         max_datagrams: isize,
         flags: c_int,
+        mut note: impl FnMut(&Received<'_>),
         convert: impl Fn(Datagram) -> PyResult<T>,
     ) -> Result<Vec<T>> {
         let this = slf.get();
@@ -226,7 +235,9 @@ impl Socket {
         this.receive_many(slf.py(), max_datagrams, flags, |received| {
             let address = senders.object(slf.py(), received.from)?;
             let data = new_bytes(slf.py(), received.payload)?;
-            convert(Datagram::new(slf, received, data, address))
+            let converted = convert(Datagram::new(slf, received, data, address))?;
+            note(received);
+            Ok(converted)
         })
     }
 

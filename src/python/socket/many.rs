@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyList, PyMemoryView, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyList, PyTuple};
 
 use super::Socket;
 use super::sending::{ATTACHED, ItemKind, Sending};
 use crate::net::{Address, Datagrams, Filled, Interest, Received, RecvCursor};
 use crate::python::address::AddressCache;
-use crate::python::buffer::{new_bytes, new_list, push};
+use crate::python::buffer::{is_one_datagram, new_bytes, new_list, push};
 use crate::python::error::{Error, Result};
 
 /// A receive that keeps up with its senders finds more datagrams each time it checks. After this
@@ -49,11 +49,7 @@ impl Socket {
     ) -> Result<Bound<'py, PyAny>> {
         let mut sending = Sending::new(slf, ItemKind::Payloads, flags, errors)?;
         let to = address.map(|address| sending.address(address, "send_many")).transpose()?;
-        let is_one = datagrams.is_instance_of::<PyBytes>()
-            || datagrams.is_instance_of::<PyByteArray>()
-            || datagrams.is_instance_of::<PyMemoryView>()
-            || datagrams.is_instance_of::<PyString>();
-        if is_one {
+        if is_one_datagram(datagrams) {
             let message = "send_many() takes an iterable of datagrams; for one there is send() \
                            or sendto()";
             return Err(PyTypeError::new_err(message).into());

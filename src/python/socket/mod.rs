@@ -33,7 +33,7 @@ use pyo3::types::{PyDict, PyFloat, PyTuple};
 use self::guard::GivenGuard;
 use super::address::AddressCache;
 use super::audit;
-use super::error::Result;
+use super::error::{Error, Result};
 use crate::net::{self, Deadline, Interest, KernelWait, NextReceive, Stop, Waiting};
 
 /// A datagram socket.
@@ -138,14 +138,15 @@ impl Socket {
             // The descriptor is closed in any case, and a peer's reset is not an error of this
             // socket.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
-            result => Ok(result?),
+            result => Ok(result.map_err(explain_deadlock)?),
         }
     }
 
     /// Close the socket object without closing the descriptor, and return the descriptor.
-    fn detach(&self, py: Python<'_>) -> RawFd {
-        let release = || self.inner.get().and_then(net::Socket::release);
-        py.detach(release).map_or(-1, IntoRawFd::into_raw_fd)
+    fn detach(&self, py: Python<'_>) -> Result<RawFd> {
+        let release = || self.inner.get().map_or(Ok(None), net::Socket::release);
+        let released = py.detach(release).map_err(explain_deadlock)?;
+        Ok(released.map_or(-1, IntoRawFd::into_raw_fd))
     }
 
     /// Return the descriptor, or -1 once closed.
@@ -356,7 +357,7 @@ impl Socket {
         mut attempt: impl FnMut(&net::Socket, BorrowedFd<'_>, bool) -> io::Result<T> + Send,
     ) -> Result<T> {
         let (socket, deadline) = (self.socket()?, patience.deadline());
-        let collects = patience.collects.then_some(deadline);
+        let collects = patience.collects && !socket.coalesce().is_zero();
         if patience.timeout != BLOCKING || !socket.may_limit_waits() {
             return self.run_detached(py, interest, collects, |waiting, spin| {
                 waiting.run(interest, deadline, spin, |fd, hung_up| attempt(socket, fd, hung_up))
@@ -371,7 +372,7 @@ impl Socket {
             let deadline = if let Some(deadline) = asked {
                 deadline
             } else {
-                if socket.waits_unlimited() {
+                if socket.waits_unlimited() && !collects {
                     match run(Deadline::at(started.checked_add(UNASKED))) {
                         Err(Stop::TimedOut) => {}
                         result => return result,
@@ -416,7 +417,7 @@ impl Socket {
         mut attempt: impl FnMut(&net::Socket, BorrowedFd<'_>, bool) -> io::Result<T> + Send,
     ) -> Result<T> {
         let socket = self.socket()?;
-        self.run_detached(py, interest, None, |waiting, spin| {
+        self.run_detached(py, interest, false, |waiting, spin| {
             waiting.run(interest, deadline, spin, |fd, hung_up| attempt(socket, fd, hung_up))
         })
     }
@@ -431,18 +432,13 @@ impl Socket {
         &self,
         py: Python<'_>,
         interest: Interest,
-        collects: Option<Deadline>,
+        collects: bool,
         mut run: impl FnMut(&Waiting<'_>, Option<Instant>) -> std::result::Result<T, Stop> + Send,
     ) -> Result<T> {
-        let socket = self.socket()?;
-        let mut waiting = Waiting::new(socket);
-        let spin = match collects {
-            Some(deadline) if !socket.coalesce().is_zero() => {
-                waiting = waiting.collecting(deadline);
-                None
-            }
-            _ => self.spin_until(interest),
-        };
+        let (mut waiting, mut spin) = (Waiting::new(self.socket()?), self.spin_until(interest));
+        if collects {
+            (waiting, spin) = (waiting.collecting(), None);
+        }
         loop {
             py.check_signals()?;
             match py.detach(|| run(&waiting, spin)) {
@@ -461,6 +457,15 @@ impl Patience {
             Err(_) => Deadline::NEVER,
         })
     }
+}
+
+/// Says why a callback cannot give a socket up.
+fn explain_deadlock(error: io::Error) -> Error {
+    if error.raw_os_error() != Some(libc::EDEADLK) {
+        return error.into();
+    }
+    let text = "a callback cannot close the socket of its own handshake: close it later";
+    PyOSError::new_err((libc::EDEADLK, text)).into()
 }
 
 /// Reads a timeout like the standard module: `None`, or non-negative seconds, rounded away from

@@ -125,7 +125,11 @@ impl TransportCore {
             let Some(count) = sink.budget.messages(&pace, started) else {
                 return Ok(Some(pace.delivered()));
             };
-            match socket.with(|fd| cursor.receive_messages(fd, count, libc::MSG_DONTWAIT)) {
+            let mut receive =
+                || socket.with(|fd| cursor.receive_messages(fd, count, libc::MSG_DONTWAIT));
+            // Decrypting takes longer than handing the GIL over.
+            let received = if socket.has_dtls() { py.detach(receive) } else { receive() };
+            match received {
                 Ok(filled) => {
                     this.gro.note(socket, filled.messages, filled.is_full);
                     let received = Instant::now();

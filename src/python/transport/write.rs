@@ -7,16 +7,17 @@ use std::time::Instant;
 use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyByteArray, PyBytes, PyMemoryView, PyTuple};
+use pyo3::types::PyTuple;
 
 use super::TransportCore;
 use super::life::SendState;
 use crate::net::error_queue::SocketError;
 use crate::net::{Address, Phase, Refused, Shed};
 use crate::python::audit;
-use crate::python::buffer::{Readable, TypeName, new_bytes, text_of};
+use crate::python::buffer::{Readable, TypeName, is_datagram, new_bytes, text_of};
 use crate::python::error::{Error, Result};
 use crate::python::records::DatagramError;
+use crate::python::send_backlog::sending;
 
 /// When this many datagrams are queued for the end of the turn, they are sent before it.
 const QUEUED: usize = 1024;
@@ -330,10 +331,11 @@ impl TransportCore {
             if has_room || before > 0 && !flow.is_full() {
                 let socket = owner.get().socket()?;
                 let forget = |peer: &Address| this.reply_sources.forget(peer);
+                let send = sending(py, socket);
                 let flushed = if *is_limited {
-                    socket.flush_limited(backlog, usize::MAX, forget)
+                    socket.flush_limited(backlog, usize::MAX, send, forget)
                 } else {
-                    socket.flush(backlog, forget)
+                    socket.flush(backlog, send, forget)
                 };
                 flow.set_full(flushed.is_full);
                 errors = flushed.errors;
@@ -410,10 +412,7 @@ fn longest(to: &Address) -> usize {
 
 /// Checks for the types that the standard transports accept.
 fn check_type(data: &Bound<'_, PyAny>) -> Result<()> {
-    let is_right = data.is_instance_of::<PyBytes>()
-        || data.is_instance_of::<PyByteArray>()
-        || data.is_instance_of::<PyMemoryView>();
-    if is_right {
+    if is_datagram(data) {
         return Ok(());
     }
     let found = TypeName(data);

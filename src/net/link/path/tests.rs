@@ -25,8 +25,8 @@ fn due(path: &mut LinkPath, now: u64) -> Vec<Vec<u8>> {
 fn is_balanced(path: &LinkPath) -> bool {
     let counts = path.counts();
     let under_way = (path.schedule.len() + path.held.len()) as u64;
-    let bytes: usize = path.schedule.iter().map(|it| it.0.departure.payload.len()).sum();
-    let held: usize = path.held.iter().map(|(_, it)| it.departure.payload.len()).sum();
+    let bytes: usize = path.schedule.iter().map(|it| it.0.departure.bytes()).sum();
+    let held: usize = path.held.iter().map(|(_, it)| it.departure.bytes()).sum();
     counts.queued() == under_way && bytes + held == path.bytes
 }
 
@@ -112,12 +112,11 @@ fn the_mtu_counts_headers() {
 }
 
 #[test]
-fn a_script_decides_first_and_the_rest_is_drawn() {
+fn a_verdict_replaces_what_would_be_drawn() {
     let mut path = path(|it| it.loss = Loss::Independent(1.0));
-    let script = ["pass", "default", "duplicate, delay 2ms", "truncate 2", "drop"];
-    path.set_script(script.map(|step| step.parse().ok()));
-    for payload in [b"0000", b"1111", b"2222", b"3333", b"4444", b"5555"] {
-        accept(&mut path, 0, payload);
+    let script = ["pass", "default", "duplicate, delay 2ms", "truncate 2", "drop", "default"];
+    for (number, step) in script.into_iter().enumerate() {
+        path.accept(0, 0, number.to_string().repeat(4).into_bytes(), 28, step.parse().ok());
     }
     assert_eq!(due(&mut path, 0), [&b"0000"[..], b"33"]);
     assert_eq!(due(&mut path, 2 * MS), [b"2222", b"2222"]);
@@ -126,6 +125,16 @@ fn a_script_decides_first_and_the_rest_is_drawn() {
     let dropped = |reason| counts.dropped[reason as usize];
     assert_eq!((dropped(DropReason::Lost), dropped(DropReason::Scripted)), (2, 1));
     assert!(is_balanced(&path));
+}
+
+#[test]
+fn empty_datagrams_take_memory_too() {
+    let mut path = path(|it| it.delay = Duration::from_secs(1));
+    accept(&mut path, 0, b"");
+    assert!(path.bytes >= size_of::<Scheduled>());
+    path.bytes = MOST_BYTES;
+    accept(&mut path, 0, b"");
+    assert_eq!(path.counts().dropped[DropReason::QueueFull as usize], 1);
 }
 
 #[test]

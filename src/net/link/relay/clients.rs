@@ -5,7 +5,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{RelayState, Shared};
@@ -16,6 +15,8 @@ use crate::net::sys;
 
 /// A client that is silent for this long loses its port if there are many others.
 const IDLE: u64 = 10_000_000_000;
+/// A client that is silent for this long loses its port if there is no descriptor for another one.
+const SILENT: u64 = 1_000_000_000;
 /// How often silent clients are looked for.
 const SWEEP: u64 = 1_000_000_000;
 /// How many clients are many.
@@ -23,7 +24,7 @@ const MANY: usize = 256;
 /// How many ports that were given up stay open for each client.
 const MOST_STALE: usize = 16;
 /// The receive buffer that each socket asks for.
-const BUFFER: i32 = 4 << 20;
+pub(super) const BUFFER: i32 = 4 << 20;
 /// How long a full send buffer is waited for.
 pub(super) const PATIENCE: Duration = Duration::from_millis(20);
 
@@ -36,8 +37,6 @@ pub(super) struct Client {
     /// The local address that it sends to, if the link listens on several.
     pub(super) source: Option<Source>,
     pub(super) back: Arc<Socket>,
-    /// How often the ports had changed when this one was chosen.
-    rebinds: u64,
     last_seen: u64,
 }
 
@@ -79,28 +78,23 @@ impl Clients {
         source: Option<Source>,
         now: u64,
     ) -> io::Result<u32> {
-        let rebinds = shared.rebinds.load(Ordering::Acquire);
         if let Some(&flow) = self.flows.get(&address) {
-            let is_current = self.by_flow.get_mut(&flow).is_some_and(|client| {
+            if let Some(client) = self.by_flow.get_mut(&flow) {
                 (client.source, client.last_seen) = (source, now);
-                client.rebinds == rebinds
-            });
-            if !is_current {
-                self.rebind(shared, flow, rebinds)?;
             }
             return Ok(flow);
         }
         self.forget_idle(shared, now);
         let flow = self.next_flow;
         let back = match self.connect(shared, flow, &address) {
-            Err(error) if is_shortage(&error) && self.forget_oldest(shared) => {
+            Err(error) if is_shortage(&error) && self.forget_oldest(shared, now) => {
                 self.connect(shared, flow, &address)?
             }
             connected => connected?,
         };
         self.next_flow = self.next_flow.wrapping_add(1);
         self.flows.insert(address, flow);
-        self.by_flow.insert(flow, Client { address, source, back, rebinds, last_seen: now });
+        self.by_flow.insert(flow, Client { address, source, back, last_seen: now });
         Ok(flow)
     }
 
@@ -115,15 +109,21 @@ impl Clients {
         Ok(back)
     }
 
+    /// Gives each client another port, in the order in which they appeared.
+    pub(super) fn rebind(&mut self, shared: &Shared) -> io::Result<()> {
+        let mut flows: Vec<_> = self.by_flow.keys().copied().collect();
+        flows.sort_unstable();
+        flows.into_iter().try_for_each(|flow| self.rebind_one(shared, flow))
+    }
+
     /// Gives a client another port. The old one stays open, as a silent device does not answer,
     /// until many newer ones were given up.
-    fn rebind(&mut self, shared: &Shared, flow: u32, rebinds: u64) -> io::Result<()> {
+    fn rebind_one(&mut self, shared: &Shared, flow: u32) -> io::Result<()> {
         let Some(address) = self.by_flow.get(&flow).map(|client| client.address) else {
             return Ok(());
         };
         let back = self.connect(shared, flow, &address)?;
         let Some(client) = self.by_flow.get_mut(&flow) else { return Ok(()) };
-        client.rebinds = rebinds;
         let old = std::mem::replace(&mut client.back, back);
         let epoll = self.epoll.as_fd();
         old.with(|fd| {
@@ -137,6 +137,11 @@ impl Clients {
             self.close(&mut shared.state.lock(), &oldest);
         }
         Ok(())
+    }
+
+    /// How many sockets there are, at least.
+    pub(super) fn sockets(&self) -> usize {
+        1 + self.by_flow.len() + self.stale.values().map(Vec::len).sum::<usize>()
     }
 
     pub(super) fn epoll(&self) -> BorrowedFd<'_> {
@@ -156,12 +161,16 @@ impl Clients {
         }
     }
 
-    /// Forgets the client that has been silent for longest, if there is one.
-    fn forget_oldest(&mut self, shared: &Shared) -> bool {
+    /// Forgets the client that has been silent for longest, unless that is not long.
+    fn forget_oldest(&mut self, shared: &Shared, now: u64) -> bool {
         let oldest = self.by_flow.iter().min_by_key(|(_, client)| client.last_seen);
-        let Some(flow) = oldest.map(|(&flow, _)| flow) else { return false };
-        self.forget(shared, flow);
-        true
+        match oldest.map(|(&flow, client)| (flow, client.last_seen)) {
+            Some((flow, last_seen)) if now.saturating_sub(last_seen) > SILENT => {
+                self.forget(shared, flow);
+                true
+            }
+            _ => false,
+        }
     }
 
     fn forget(&mut self, shared: &Shared, flow: u32) {
@@ -186,6 +195,6 @@ impl Clients {
 }
 
 /// Whether this process, or the machine, has run out of descriptors.
-fn is_shortage(error: &io::Error) -> bool {
+pub(super) fn is_shortage(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }

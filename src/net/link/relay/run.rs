@@ -4,16 +4,17 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::clients::{Clients, PATIENCE, STALE};
-use super::{Decider, Direction, Shared};
+use super::clients::{BUFFER, Clients, PATIENCE, STALE, is_shortage};
+use super::control::Command;
+use super::{RelayState, Shared};
 use crate::net::address::Address;
 use crate::net::error_class::{ErrorClass, may_be_of_earlier};
 use crate::net::link::counts::DropReason;
 use crate::net::link::fates::nanoseconds;
 use crate::net::link::path::{Departure, LinkPath};
+use crate::net::link::scripts::{Direction, Scripts};
 use crate::net::link::verdict::Verdict;
 use crate::net::meta::{Meta, Source};
 use crate::net::recv_ring::Datagrams;
@@ -28,18 +29,21 @@ const WAKE: u64 = u64::MAX - 1;
 const EVENTS: usize = 64;
 /// How many kernel messages one receive takes.
 const MESSAGES: usize = 64;
+/// No kernel message takes less of a receive buffer, in bytes (udp(7) counts its overhead).
+const SMALLEST: usize = 512;
 
 /// A relay's thread.
 pub(super) struct RelayThread {
     pub(super) shared: Arc<Shared>,
     address: SocketAddr,
     upstream: SocketAddr,
-    deciders: [Decider; 2],
+    scripts: Scripts,
     clients: Clients,
     started: Instant,
     /// How many datagrams have arrived in each direction.
     arrived: [u64; 2],
     arrivals: Vec<RelayArrival>,
+    departures: Vec<(Direction, Departure)>,
 }
 
 /// A datagram that has arrived.
@@ -50,6 +54,9 @@ struct RelayArrival {
     verdict: Option<Verdict>,
 }
 
+/// A source and a destination.
+type Ends = (SocketAddr, SocketAddr);
+
 /// A datagram that was received from a client, and from which one.
 type FromClient = (Address, Option<Source>, Vec<u8>);
 
@@ -58,33 +65,107 @@ impl RelayThread {
         shared: Arc<Shared>,
         address: SocketAddr,
         upstream: SocketAddr,
-        deciders: [Decider; 2],
+        scripts: Scripts,
     ) -> io::Result<Self> {
         let epoll = sys::epoll()?;
         shared.front.with(|fd| sys::epoll_add(epoll.as_fd(), fd, FRONT))?;
-        sys::epoll_add(epoll.as_fd(), shared.wake.as_fd(), WAKE)?;
-        let clients = Clients::new(upstream, epoll);
-        let (started, arrived, arrivals) = (Instant::now(), [0; 2], Vec::new());
-        Ok(Self { shared, address, upstream, deciders, clients, started, arrived, arrivals })
+        sys::epoll_add(epoll.as_fd(), shared.control.wake(), WAKE)?;
+        Ok(Self {
+            shared,
+            address,
+            upstream,
+            scripts,
+            clients: Clients::new(upstream, epoll),
+            started: Instant::now(),
+            arrived: [0; 2],
+            arrivals: Vec::new(),
+            departures: Vec::new(),
+        })
     }
 
     /// Relays datagrams until it is stopped, or the machine refuses to.
     pub(super) fn run(&mut self) -> io::Result<()> {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; EVENTS];
-        let mut departures = Vec::new();
-        loop {
+        while !self.shared.control.is_stopping() {
             let ready = self.wait(&mut events)?;
-            if self.shared.is_stopping.load(Ordering::Acquire) {
+            self.relay(&events[..ready])?;
+            self.obey_all(&mut events)?;
+        }
+        Ok(())
+    }
+
+    /// Carries out the commands of other threads. Catching up also clears the wake-up of a command
+    /// that came meanwhile, so this ends only once there is none.
+    fn obey_all(&mut self, events: &mut [libc::epoll_event]) -> io::Result<()> {
+        loop {
+            let requests = self.shared.control.take();
+            if requests.is_empty() {
                 return Ok(());
             }
-            for event in &events[..ready] {
-                self.receive(event.u64)?;
+            self.catch_up(events)?;
+            for (command, reply) in requests {
+                // A thread that does not wait any longer was interrupted.
+                let _ = reply.send(self.obey(command));
             }
-            self.decide();
-            self.pass(&mut departures);
-            self.send(&departures);
-            departures.clear();
         }
+    }
+
+    /// Receives from the sockets that are ready, and sends what is due.
+    fn relay(&mut self, ready: &[libc::epoll_event]) -> io::Result<()> {
+        for event in ready {
+            self.receive(event.u64)?;
+        }
+        self.accept();
+        self.send_due();
+        Ok(())
+    }
+
+    /// Relays the datagrams that have arrived by now. Others may arrive all the time, so this ends
+    /// after as many as the receive buffers hold.
+    fn catch_up(&mut self, events: &mut [libc::epoll_event]) -> io::Result<()> {
+        let of_one = 2 * BUFFER as usize / SMALLEST / MESSAGES + 1;
+        let rounds = of_one * self.clients.sockets().div_ceil(EVENTS);
+        for _ in 0..rounds {
+            let ready = ignore_signals(sys::epoll_wait(self.clients.epoll(), events, false))?;
+            if ready == 0 || self.shared.control.is_stopping() {
+                break;
+            }
+            self.relay(&events[..ready])?;
+        }
+        Ok(())
+    }
+
+    /// Carries out a command. Datagrams that are due leave before.
+    fn obey(&mut self, command: Command) -> io::Result<()> {
+        self.send_due();
+        let chosen = |state: &mut RelayState, chosen: [bool; 2], change: fn(&mut LinkPath)| {
+            let paths = state.paths.iter_mut().zip(chosen).filter(|(_, is_chosen)| *is_chosen);
+            paths.for_each(|(path, _)| change(path));
+        };
+        match command {
+            Command::Cut(directions) => {
+                chosen(&mut self.shared.state.lock(), directions, LinkPath::cut);
+            }
+            Command::Heal(directions) => {
+                chosen(&mut self.shared.state.lock(), directions, LinkPath::heal);
+            }
+            Command::Rebind => self.clients.rebind(&self.shared)?,
+            Command::End => {
+                chosen(&mut self.shared.state.lock(), [true; 2], LinkPath::cut);
+                self.shared.control.end_soon();
+            }
+            Command::Change(impairments, scripts) => {
+                let mut state = self.shared.state.lock();
+                for (path, impairments) in state.paths.iter_mut().zip(*impairments) {
+                    path.set(impairments);
+                }
+                drop(state); // a script that is replaced may be Python's
+                for (scope, script) in scripts {
+                    self.scripts.set(scope, script);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn now(&self) -> u64 {
@@ -110,7 +191,10 @@ impl RelayThread {
     /// Receives what is queued at the socket of a token.
     fn receive(&mut self, token: u64) -> io::Result<()> {
         match token {
-            WAKE => Ok(()), // it stays readable until the thread ends
+            WAKE => {
+                self.shared.control.clear();
+                Ok(())
+            }
             FRONT => self.receive_from_clients(),
             token => {
                 let flow = token as u32;
@@ -140,8 +224,16 @@ impl RelayThread {
         let mut flows = Vec::with_capacity(received.len());
         for run in received.chunk_by(is_of_one) {
             let (address, source, _) = run[0];
-            let found = self.clients.find(&shared, address, source, now).ok();
-            flows.extend(run.iter().map(|_| found));
+            let flow = match self.clients.find(&shared, address, source, now) {
+                Ok(flow) => Some(flow),
+                Err(error) => {
+                    if is_shortage(&error) {
+                        shared.state.lock().shortage.get_or_insert(error);
+                    }
+                    None
+                }
+            };
+            flows.extend(run.iter().map(|_| flow));
         }
         for (flow, (_, _, payload)) in flows.into_iter().zip(received) {
             // Without a socket for the client, its datagrams are lost.
@@ -178,43 +270,70 @@ impl RelayThread {
         Ok(received)
     }
 
-    /// Asks the functions that decide. They may run Python code, so no lock is held.
-    fn decide(&mut self) {
-        for arrival in &mut self.arrivals {
-            let direction = arrival.direction as usize;
-            let index = self.arrived[direction];
-            self.arrived[direction] += 1;
-            if let (Some(decider), None) = (&mut self.deciders[direction], &arrival.verdict) {
-                let RelayArrival { direction, flow, payload, .. } = arrival;
-                arrival.verdict = decider.decide(*direction, *flow, index, payload);
+    /// Asks the scripts about what has arrived, and passes it to its direction.
+    fn accept(&mut self) {
+        let (now, shared) = (self.now(), Arc::clone(&self.shared));
+        let headers = if self.upstream.is_ipv4() { 28 } else { 48 };
+        let mut arrivals = std::mem::take(&mut self.arrivals);
+        let (mut locked, mut has_stopped) = (None, false);
+        for RelayArrival { direction, flow, payload, mut verdict } in arrivals.drain(..) {
+            let index = self.arrived[direction as usize];
+            self.arrived[direction as usize] += 1;
+            if has_stopped {
+                verdict = Some(Verdict::drop(DropReason::Cut));
+            } else if let (Some(script), None) = (self.scripts.of(direction), &verdict) {
+                locked = None; // it may run Python code
+                verdict = script.decide(direction, flow, index, &payload);
+                self.obey_function();
+                has_stopped = shared.control.is_stopping();
+            }
+            let state = locked.get_or_insert_with(|| shared.state.lock());
+            if state.captured.is_some()
+                && let Some((from, to)) = self.ends(direction, flow, false)
+            {
+                state.capture(from, to, &payload);
+            }
+            state.paths[direction as usize].accept(now, flow, payload, headers, verdict);
+        }
+        drop(locked);
+        arrivals.clear();
+        self.arrivals = arrivals;
+    }
+
+    /// Carries out the commands that a script's function has just given.
+    fn obey_function(&mut self) {
+        while let Some(command) = self.shared.control.next_of_function() {
+            if let Err(error) = self.obey(command) {
+                self.shared.state.lock().shortage.get_or_insert(error);
             }
         }
     }
 
-    /// Passes what has arrived to its direction, and takes what is due.
-    fn pass(&mut self, departures: &mut Vec<(Direction, Departure)>) {
+    /// The source and the destination of a flow's datagrams before the link, or after it.
+    fn ends(&self, direction: Direction, flow: u32, is_after: bool) -> Option<Ends> {
+        let client = self.clients.by_flow.get(&flow)?;
+        let outside = || client.back.local_address().ok()?.ip();
+        Some(match (direction, is_after) {
+            (Direction::ToServer, false) => (client.address.ip()?, self.address),
+            (Direction::ToServer, true) => (outside()?, self.upstream),
+            (Direction::ToClient, false) => (self.upstream, outside()?),
+            (Direction::ToClient, true) => (self.address, client.address.ip()?),
+        })
+    }
+
+    /// Sends the datagrams that are due.
+    fn send_due(&mut self) {
         let now = self.now();
-        let headers = if self.upstream.is_ipv4() { 28 } else { 48 };
+        let mut departures = std::mem::take(&mut self.departures);
         let mut state = self.shared.state.lock();
-        for RelayArrival { direction, flow, payload, verdict } in self.arrivals.drain(..) {
-            if state.captured.is_some()
-                && let Some(client) = self.clients.by_flow.get(&flow)
-            {
-                let outside = client.back.local_address().ok();
-                let (from, to) = match direction {
-                    Direction::ToServer => (client.address.ip(), Some(self.address)),
-                    Direction::ToClient => (Some(self.upstream), outside.and_then(|it| it.ip())),
-                };
-                if let (Some(from), Some(to)) = (from, to) {
-                    state.capture(from, to, &payload);
-                }
-            }
-            state.paths[direction as usize].accept(now, flow, payload, headers, verdict);
-        }
         for direction in Direction::BOTH {
             let path = &mut state.paths[direction as usize];
             departures.extend(std::iter::from_fn(|| Some((direction, path.pop_due(now)?))));
         }
+        drop(state);
+        self.send(&departures);
+        departures.clear();
+        self.departures = departures;
     }
 
     /// Sends datagrams, consecutive ones of one socket together.
@@ -239,15 +358,7 @@ impl RelayThread {
             if state.captured.is_some() {
                 let sent = chunk.iter().zip(is_sent).filter(|(_, is_sent)| *is_sent);
                 for ((_, departure), _) in sent {
-                    let Some(client) = self.clients.by_flow.get(&departure.flow) else { continue };
-                    let outside = client.back.local_address().ok();
-                    let (from, to) = match direction {
-                        Direction::ToServer => {
-                            (outside.and_then(|it| it.ip()), Some(self.upstream))
-                        }
-                        Direction::ToClient => (Some(self.address), client.address.ip()),
-                    };
-                    if let (Some(from), Some(to)) = (from, to) {
+                    if let Some((from, to)) = self.ends(direction, departure.flow, true) {
                         state.capture(from, to, &departure.payload);
                     }
                 }

@@ -5,17 +5,15 @@ import socket as std
 import pytest
 
 from certificates import certificates
-from dtls_pairs import server_of, trusting
-from tomada import Client, Server
+from dtls_interop import interop
+from dtls_pairs import server_of, serving, trusting
+from tomada import Client
 
 trio = pytest.importorskip("trio")
 SSL = pytest.importorskip("OpenSSL.SSL")
 
 
-def upper(data, _address):
-    return data.upper()
-
-
+@interop("trio", "server", "ecdsa")
 def test_server_serves_trio():
     files = certificates()
     context = SSL.Context(SSL.DTLS_METHOD)
@@ -33,10 +31,11 @@ def test_server_serves_trio():
             with trio.fail_after(60):
                 return await channel.receive()
 
-    with Server(("127.0.0.1", 0), upper, dtls=server_of(files.ecdsa)) as server:
+    with serving(server_of(files.ecdsa)) as server:
         assert trio.run(ask, server.address) == b"HELLO, TOMADA"
 
 
+@interop("trio", "client", "rsa")
 def test_client_asks_trio():
     files = certificates()
     context = SSL.Context(SSL.DTLS_METHOD)

@@ -1,0 +1,114 @@
+"""The loads of DTLS: sessions, handshakes, and requests in a session."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benches.children import Child, Look
+from benches.loads import (
+    SINK_BUFFER,
+    Load,
+    Sample,
+    Subject,
+    Window,
+    cores,
+    share_lost,
+    speed,
+    watch,
+)
+
+# How long a thousand handshakes may take, in seconds.
+HANDSHAKES = 30
+
+
+@dataclass(frozen=True)
+class Sessions(Load):
+    """Clients with a DTLS session each, and a server that sends back the data of every record."""
+
+    sessions: int = 1000
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        patient = Window(window.seconds, window.warmup + HANDSHAKES)
+        with identity() as certificate:
+            files = {"certificate": certificate, "rcvbuf": SINK_BUFFER}
+            with self.start(subject, patient, **files) as server:
+                target = {"port": server.line()["port"], "size": self.size}
+                sessions = {"clients": self.sessions}
+                with Child(
+                    "loadgen dtls-load", cores()[0], patient.lifetime, **target, **sessions
+                ) as clients:
+                    clients.line(HANDSHAKES)
+                    sample = watch(server, clients, window)
+                    found = clients.stop()
+                server.stop()
+        return sample | {"lost": share_lost(found["losses"] + found["replies"], found["replies"])}
+
+
+@dataclass(frozen=True)
+class Handshakes(Load):
+    """Clients that make full DTLS handshakes, a few at a time, and a server."""
+
+    at_once: int = 16
+    metrics = ("rate", "cpu_ns", "busy")
+    unit = "handshake"
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        with (
+            identity() as certificate,
+            self.start(subject, window, certificate=certificate) as server,
+        ):
+            target = {"port": server.line()["port"], "window": self.at_once}
+            with Child("loadgen dtls-handshakes", cores()[0], window.lifetime, **target) as clients:
+
+                def look() -> Look:
+                    return replace(server.look(), count=clients.count)
+
+                clients.wait_until_counting()
+                time.sleep(window.warmup)
+                before = look()
+                time.sleep(window.seconds)
+                clients.wait_until_counting(beyond=before.count)
+                sample = speed(before, look())
+                clients.stop()
+            server.stop()
+        return sample
+
+
+@dataclass(frozen=True)
+class AskSession(Load):
+    """A client of a DTLS server in Rust: one request at a time."""
+
+    metrics = ("rate", "busy")
+    unit = "request"
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        with (
+            identity() as certificate,
+            Child(
+                "loadgen dtls-echo", cores()[0], window.lifetime, certificate=certificate
+            ) as server,
+        ):
+            with self.start(subject, window, port=server.line()["port"]) as client:
+                sample = watch(client, client, window)
+                client.stop()
+            server.stop()
+        return sample
+
+
+@contextlib.contextmanager
+def identity() -> Iterator[str]:
+    """Make a file with a certificate and its key, of the kind that is quickest to use."""
+    with tempfile.TemporaryDirectory() as directory:
+        key, certificate = Path(directory, "key"), Path(directory, "certificate")
+        kind = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-subj", "/CN=localhost")
+        command = ("openssl", "req", "-x509", "-nodes", *kind, "-keyout", key, "-out", certificate)
+        subprocess.run(command, check=True, capture_output=True)
+        both = Path(directory, "both")
+        both.write_text(certificate.read_text() + key.read_text())
+        yield str(both)

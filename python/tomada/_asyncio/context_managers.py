@@ -1,0 +1,71 @@
+"""Context managers of endpoints, and what to write where one is used in a wrong way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Generator
+
+NOT_OPEN = (
+    "the endpoint is not open yet: write async with open_endpoint(...) as endpoint, or endpoint = "
+    "await open_endpoint(...)"
+)
+
+
+class AsyncContextManager:
+    """Explains in a ``with`` statement that an endpoint needs ``async with``."""
+
+    if not TYPE_CHECKING:  # for type checkers, ``with`` stays a mistake
+
+        def __enter__(self) -> None:
+            raise TypeError(
+                "an endpoint needs async with: write async with open_endpoint(...) as endpoint"
+            )
+
+        def __exit__(self, *_: object) -> None:
+            pass  # never called: with looks it up before it calls __enter__
+
+
+class Closing(AsyncContextManager):
+    """Something open, which ``async with`` closes at the end of its block."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close it."""
+        raise NotImplementedError
+
+
+_Opened = TypeVar("_Opened", bound=Closing)
+
+
+class Opening(AsyncContextManager, Generic[_Opened]):
+    """Opens an endpoint when it is awaited, or entered as a context manager."""
+
+    def __init__(self, opens: Callable[[], Coroutine[Any, Any, _Opened]]) -> None:
+        self._opens = opens
+        self._endpoint: _Opened | None = None
+
+    def __await__(self) -> Generator[Any, Any, _Opened]:
+        return self._opens().__await__()
+
+    async def __aenter__(self) -> _Opened:
+        self._endpoint = await self._opens()
+        return self._endpoint
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._endpoint is not None:
+            await self._endpoint.aclose()
+
+    if not TYPE_CHECKING:  # for type checkers, these stay mistakes
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(f"{NOT_OPEN}, before endpoint.{name}")
+
+        def __aiter__(self) -> Any:
+            raise TypeError(f"{NOT_OPEN}, before async for data, address in endpoint")

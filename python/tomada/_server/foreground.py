@@ -1,0 +1,85 @@
+"""A server in the foreground: its signals, and the service manager that has started it."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Any
+
+from tomada._server.lifecycle import StoppedWhileStartingError
+from tomada._server.systemd import Manager
+from tomada._server.wakeup import Signals, Wakeup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tomada._server.lifecycle import Lifecycle
+    from tomada._server.run import Run
+    from tomada.server import Server
+
+
+def serve_in_foreground(server: Server, life: Lifecycle, current: Callable[[], Run | None]) -> None:
+    """Serve until the server is stopped or a signal arrives; start it first if needed.
+
+    :param current: Returns the run of the server, if it has begun.
+    """
+    requests: list[int] = []
+
+    def ask(number: int, _frame: object) -> None:
+        if requests:
+            raise KeyboardInterrupt
+        requests.append(number)
+        life.request_stop()
+
+    def replace(*_: object) -> None:
+        manager.reloading()
+        server.replace_workers()
+
+    manager = Manager()
+    handlers: dict[int, Callable[..., Any]] = {signal.SIGINT: ask, signal.SIGTERM: ask}
+    # With one worker there is nothing to replace, and it must not end the program either.
+    handlers[signal.SIGHUP] = replace
+    wakeup = Wakeup()
+    signals = Signals(handlers, wakeup)
+    life.wakeups.append(wakeup)
+    try:
+        signals.install()
+        _serve(server, life, current, wakeup, manager)
+        signals.restore()
+    except BaseException as error:
+        signals.restore()
+        if isinstance(error, Exception):
+            server.stop()
+        else:
+            life.abort()
+        raise
+    finally:
+        life.wakeups.remove(wakeup)
+        wakeup.close()
+        manager.close()
+
+
+def _serve(
+    server: Server,
+    life: Lifecycle,
+    current: Callable[[], Run | None],
+    wakeup: Wakeup,
+    manager: Manager,
+) -> None:
+    try:
+        if life.state == "created" or life.is_elsewhere:
+            server.start()  # a subclass may override it
+    except StoppedWhileStartingError:
+        return
+    except RuntimeError:
+        if current() is None and life.state == "stopped" and life.error is None:
+            return  # another thread has stopped it before it started
+        raise
+    run = current()
+    if run is not None and life.state == "running":
+        manager.ready(server)
+        while life.state == "running":
+            wakeup.wait(manager.tick(server, run.health, life.replacements))
+    manager.stopping()
+    server.stop()
+    if life.error is not None:
+        raise life.error

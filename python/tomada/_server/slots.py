@@ -1,0 +1,92 @@
+"""The worker processes of a supervisor, and what it knows of each."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from dataclasses import dataclass
+from socket import MSG_NOSIGNAL, socket
+
+from tomada._server.messages import LARGEST_MESSAGE, Failure, unpack
+from tomada._server.worker import GO
+
+
+@dataclass
+class Worker:
+    """A worker process."""
+
+    pid: int
+    channel: socket | None  # until the worker has sent its message
+    started: float
+    generation: int
+    # When to replace it: at a time, and at a number of datagrams that its slot has received.
+    last_time: float = math.inf
+    last_received: float = math.inf
+    ready: bool = False  # and told to serve
+    message: bytes = b""
+    failure: Failure | None = None
+    kill_at: float | None = None
+    is_slow: bool = False  # which is logged
+
+    def read(self) -> None:
+        """Read the worker's only message: that it is ready, or why it cannot start.
+
+        A worker that is ready receives nothing before it is told to. So a worker that is not ready
+        here can be killed, and loses nothing.
+        """
+        if self.channel is None:
+            return
+        try:
+            while part := self.channel.recv(LARGEST_MESSAGE):
+                self.message += part
+                if part.endswith(b"\n"):
+                    what, self.failure, _ = unpack(self.message)
+                    self.ready = what == "ready"
+                    self.channel.send(GO, MSG_NOSIGNAL)
+                    break
+        except BlockingIOError:
+            return
+        except OSError:
+            pass  # it has been killed; its status says so
+        self.close()
+
+    def close(self) -> None:
+        """Close the channel."""
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
+
+    def reap(self) -> int | None:
+        """Return a finished process's exit code, which is negative for a signal, or None."""
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if pid == 0:
+            return None
+        self.read()
+        return os.waitstatus_to_exitcode(status)
+
+    def cause(self, status: int) -> str:
+        """Return what ended the process, for the log."""
+        if self.failure is not None:
+            return f"could not start: {self.failure}"
+        if status < 0:
+            return f"was killed by {signal.Signals(-status).name}"
+        return f"ended with status {status}"
+
+
+class Slot:
+    """One of the server's workers: its current process, and the successor if there is one."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.worker: Worker | None = None
+        self.successor: Worker | None = None
+        self.retired: list[Worker] = []
+        self.deaths = 0  # without a long life between them
+        self.failed_starts = 0  # in a row
+        self.start_at: float | None = None
+
+    def workers(self) -> list[Worker]:
+        """Return every process of this slot."""
+        current = [worker for worker in (self.worker, self.successor) if worker is not None]
+        return current + self.retired

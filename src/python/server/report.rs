@@ -1,0 +1,80 @@
+//! Reports a server's errors and drops: counted here, logged in Python.
+
+use std::io;
+
+use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
+use pyo3::prelude::*;
+
+use super::ServerCore;
+use crate::net::{self, Address, Count, ErrorClass};
+use crate::python::error::Error;
+
+impl ServerCore {
+    /// Counts and reports the errors in the error queue, and one that a receive has reported.
+    pub(super) fn report_queued_errors(
+        &self,
+        py: Python<'_>,
+        socket: &net::Socket,
+        reported: Option<io::Error>,
+    ) -> PyResult<()> {
+        // The queue is emptied even if datagrams never stop: a full one takes their room.
+        let queued = socket.with(|fd| Ok(socket.discard_error_messages(fd)));
+        let (count, last) = queued.unwrap_or_default();
+        let (error, peer) = match (last, reported) {
+            (Some((peer, queued)), _) => (io::Error::from_raw_os_error(queued.errno), Some(peer)),
+            (None, Some(error)) if is_of_peer(&error) => (error, socket.peer_address().ok()),
+            (None, Some(error)) => (error, None),
+            (None, None) => return Ok(()),
+        };
+        self.count(Count::ReceiveErrors, count.max(1));
+        self.report_error(
+            py,
+            "receive",
+            Error::Os(error).into(),
+            peer.as_ref().map(Address::as_bytes),
+        )
+    }
+
+    /// Logs, once for all workers, that the kernel drops datagrams.
+    pub(super) fn log_drops(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
+        let drops = socket.drops().unwanted;
+        if drops > 0 && self.counters.get().shared_counters().is_first_to_log_drops() {
+            self.report.call1(py, ("drops", drops, py.None()))?;
+        }
+        Ok(())
+    }
+
+    /// Reports an error, with the peer that it is about. Exceptions that end the program propagate.
+    pub(super) fn report_error(
+        &self,
+        py: Python<'_>,
+        what: &str,
+        error: PyErr,
+        peer: Option<&[u8]>,
+    ) -> PyResult<()> {
+        if ends_program(py, &error) {
+            return Err(error);
+        }
+        let addresses = self.socket.bind(py).get().addresses();
+        let address = peer.and_then(|peer| addresses.object(py, peer).ok());
+        match self.report.call1(py, (what, error, address)) {
+            Err(error) if ends_program(py, &error) => Err(error),
+            // A lack of memory for a log line must not stop the server either.
+            Err(error) => {
+                error.write_unraisable(py, Some(self.report.bind(py)));
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+        }
+    }
+}
+
+/// Whether an error is about a peer. Having nothing to receive is not an error.
+pub(super) fn is_of_peer(error: &io::Error) -> bool {
+    !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+        && ErrorClass::of(error) == ErrorClass::Peer
+}
+
+pub(super) fn ends_program(py: Python<'_>, error: &PyErr) -> bool {
+    error.is_instance_of::<PySystemExit>(py) || error.is_instance_of::<PyKeyboardInterrupt>(py)
+}
