@@ -13,7 +13,7 @@ from benches.loads import RECEIVE_BUFFER, Load, Sample, Subject, Window, cores, 
 
 SENDER, RECEIVER = "10.78.0.1", "10.78.0.2"
 # Without TSO in the sender's device, the receiver's one polls, and coalesces what it finds (NAPI).
-# It collects for this long, in nanoseconds, for so many polls: see the kernel's napi.rst.
+# It collects for this long in nanoseconds, and for this number of polls: see the kernel's napi.rst.
 SETTINGS = {"gro_flush_timeout": 200_000, "napi_defer_hard_irqs": 2}
 
 

@@ -1,6 +1,7 @@
 //! A table of values that are used again and again.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use super::sys::with_room;
 
@@ -12,9 +13,7 @@ use super::sys::with_room;
 /// than [`MOST`] slots, or [`FEW`] if it is [small](Self::small).
 pub struct RecentTable<T> {
     slots: Box<[Option<T>]>,
-    /// Parts of the hashes of values that had no room lately.
-    missed: Box<[u16]>,
-    /// How many of them have recurred since the table has grown.
+    /// How many values that had no room have recurred since the table has grown.
     recurred: usize,
     /// The greatest number of slots.
     most: usize,
@@ -28,12 +27,13 @@ const FEW: usize = 16;
 const GROWTH: usize = 4;
 /// The greatest number of slots.
 const MOST: usize = 1 << 16;
-/// The number of hashes that a table remembers of values without room.
-const MISSED: usize = 1 << 14;
+/// Parts of the hashes of values that had no room lately, in any table: a table of its own would be
+/// larger than most tables.
+static MISSED: [AtomicU16; 1 << 14] = [const { AtomicU16::new(0) }; 1 << 14];
 
 impl<T> Default for RecentTable<T> {
     fn default() -> Self {
-        Self { slots: Box::default(), missed: Box::default(), recurred: 0, most: MOST }
+        Self { slots: Box::default(), recurred: 0, most: MOST }
     }
 }
 
@@ -87,14 +87,10 @@ impl<T> RecentTable<T> {
     }
 
     /// Records that a value had no room; returns whether it had none before.
-    fn note_missed(&mut self, hash: u64) -> bool {
-        if self.missed.is_empty() {
-            let Ok(mut missed) = with_room(MISSED, "addresses") else { return false };
-            missed.resize(MISSED, 0);
-            self.missed = missed.into();
-        }
-        let (index, tag) = ((hash >> 16) as usize % MISSED, (hash >> 48) as u16 | 1);
-        std::mem::replace(&mut self.missed[index], tag) == tag
+    fn note_missed(&self, hash: u64) -> bool {
+        let hash = hash ^ spread(self.slots.as_ptr() as u64); // of this table
+        let (index, tag) = ((hash >> 16) as usize % MISSED.len(), (hash >> 48) as u16 | 1);
+        MISSED[index].swap(tag, Ordering::Relaxed) == tag
     }
 
     /// The slots that a value may be in.
@@ -171,7 +167,7 @@ mod tests {
         for _ in 0..40 {
             found(&mut table, 0..1000);
         }
-        assert_eq!((table.slots.len(), table.missed.len()), (FEW, 0));
+        assert_eq!(table.slots.len(), FEW);
         assert_eq!(found(&mut table, 999..1000), 1);
     }
 

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+import links
 import skips
 from benches import compare, plots, report, suite
 from benches.children import Child, ChildFailed
@@ -30,7 +31,16 @@ from benches.loads import (
 )
 from benches.plan import Bar, Scenario, call, check, scenarios
 from benches.session_loads import AskSession, Handshakes, Sessions
-from benches.subjects import LINKS, ROUND_TRIPS, SESSION_CLIENTS, SESSIONS, limit, ours, peer
+from benches.subjects import (
+    LINKS,
+    ROUND_TRIPS,
+    SESSION_CLIENTS,
+    SESSIONS,
+    coalescing,
+    limit,
+    ours,
+    peer,
+)
 from floods import needs_loadgen
 from skips import is_privileged
 
@@ -215,6 +225,22 @@ def test_receivers_are_measured(load):
         ours("recv_batch", "batches recv_batch", module="tomada"),
         ours("asyncio", "protocols receive", module="tomada", loop="tomada", gro=True),
     )
+
+
+@needs_loadgen
+def test_receivers_that_coalesce_are_measured():
+    run(Peers(rate=20_000), *coalescing(200e-6))
+
+
+@needs_loadgen
+@pytest.mark.parametrize("name", ["peers-list", "opening", "wire"])
+def test_subjects_of_scenario_are_measured(name):
+    (scenario,) = (one for one in scenarios() if one.name == name)
+    if scenario.needs_root:
+        skips.program("ethtool")
+        if reason := links.why_not():
+            pytest.skip(reason)
+    run(scenario.load, *(one for one in scenario.subjects if one.options.get("loop") != "uvloop"))
 
 
 @needs_loadgen

@@ -24,7 +24,7 @@ pub(crate) fn sink(args: &mut Args) -> Result<Line> {
 }
 
 /// `limit-recv`: one system call in a loop: `recvmmsg`, with or without `UDP_GRO`, or `recvfrom`. With
-/// `coalesce`, it sleeps for so many seconds before each.
+/// `coalesce`, it sleeps for that number of seconds before each.
 pub(crate) fn limit(args: &mut Args) -> Result<Line> {
     let (gro, single, buffer) = (args.flag("gro"), args.flag("single"), args.optional("rcvbuf")?);
     let force = args.flag("force");
@@ -65,7 +65,9 @@ fn receive(
         sys::set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 1)?;
         Ring::new(GRO_SLOTS, LONGEST_MESSAGE)
     } else {
-        Ring::new(PLAIN_SLOTS, common.size.max(2048))
+        // A socket that coalesces has few datagrams at a time, whose headers are then cold.
+        let slots = if coalesce.is_some() { GRO_SLOTS } else { PLAIN_SLOTS };
+        Ring::new(slots, common.size.max(2048))
     };
     json::announce(socket.local_addr()?.port());
     let mut bytes = 0;

@@ -73,10 +73,11 @@ impl Socket {
         Duration::from_nanos(self.backlog.coalescing.window.load(Ordering::Relaxed))
     }
 
-    /// Sets how long a receive of many datagrams waits for more.
+    /// Sets how long a receive of many datagrams waits for more, and wakes the threads that wait.
     pub fn set_coalesce(&self, window: Duration) {
         let nanoseconds = u64::try_from(window.as_nanos()).unwrap_or(u64::MAX);
         self.backlog.coalescing.window.store(nanoseconds, Ordering::Relaxed);
+        self.descriptor().wake();
     }
 
     /// When a window that begins now ends. It is shorter if the traffic fills it.

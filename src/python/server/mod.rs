@@ -169,8 +169,7 @@ impl ServerCore {
         };
         self.state.fetch_max(state, Ordering::Release);
         if let Ok(socket) = self.socket.bind(py).get().socket() {
-            socket.set_coalesce(Duration::ZERO); // what is left is received at once
-            socket.descriptor().wake();
+            socket.set_coalesce(Duration::ZERO); // wakes it, and the rest is received at once
         }
         if let Some(tasks) = self.tasks.get() {
             tasks.tell_stop(py);
