@@ -1,7 +1,8 @@
 """A griffe extension for stubs, and for docstrings with Sphinx roles.
 
 A function of a stub may consist of overloads only, which griffe does not recognize as a function.
-Sphinx roles and names of manual pages in docstrings become Markdown links.
+The signature of a class may be that of a subclass. Sphinx roles and names of manual pages in
+docstrings become Markdown links, and literal blocks become fenced ones.
 """
 
 from __future__ import annotations
@@ -9,12 +10,18 @@ from __future__ import annotations
 import builtins
 import re
 import sys
+import textwrap
 from typing import Any
 
 import griffe
 
 ROLE = re.compile(r":(?:py:)?(class|meth|attr|func|mod|data|exc|pep|rfc):`(~?)([^`<]+)`")
 MANUAL = re.compile(r"``?([a-z_]\w*)\((\d)\)``?")
+
+LITERAL = re.compile(r"^(.*)::\n\n((?:(?: {4}.*)?\n)+)", re.MULTILINE)
+
+# The classes whose arguments are those of another one, which is what programs call.
+SIGNATURES = {"Socket": "_sockets.socket"}
 
 # The documentation of names that cannot be resolved in their scope.
 ALIASES = {
@@ -30,6 +37,8 @@ class Stubs(griffe.Extension):
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         """Complete the package's modules, classes and functions."""
         self._complete(pkg, pkg)
+        for name, called in SIGNATURES.items():
+            pkg["_core"][name].set_member("__init__", pkg[called]["__init__"])
 
     def _complete(self, obj: Any, package: griffe.Module) -> None:
         if isinstance(obj, griffe.Module | griffe.Class):
@@ -65,7 +74,12 @@ def _function(name: str, overloads: list[griffe.Function]) -> griffe.Function:
 def _links(text: str, obj: griffe.Object, package: griffe.Module) -> str:
     text = MANUAL.sub(rf"[`\1(\2)`]({MANUALS}/man\2/\1.\2.html)", text)
     text = ROLE.sub(lambda role: _link(*role.groups(), obj, package), text)
-    return text.replace("``", "`")
+    return LITERAL.sub(_fenced, text.replace("``", "`") + "\n")
+
+
+def _fenced(block: re.Match[str]) -> str:
+    text = f"{block[1]}:" if block[1].strip() else ""
+    return f"{text}\n\n```python\n{textwrap.dedent(block[2]).strip()}\n```\n\n"
 
 
 def _link(role: str, is_short: str, target: str, obj: Any, package: griffe.Module) -> str:
