@@ -130,9 +130,9 @@ def chart(pages: dict[str, Tables], scheme: str) -> str:
     most = max(map(number, shown.values()))
     height = TOP + len(shown) * (BAR + GAP)
     label = escape(f"{TITLE}. " + ", ".join(f"{BARS[name]} {rate}" for name, rate in shown.items()))
+    head = f'viewBox="0 0 {WIDTH} {height}" role="img" font-family="system-ui, sans-serif"'
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
-        'font-family="system-ui, sans-serif" font-size="14">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {head} font-size="14">',
         f"<title>{label}</title>",
         f'<text y="18" font-size="16" font-weight="600" fill="{colours["text"]}">{TITLE}</text>',
     ]
@@ -140,12 +140,13 @@ def chart(pages: dict[str, Tables], scheme: str) -> str:
         y = TOP + index * (BAR + GAP)
         length = round((WIDTH - LEFT - RIGHT) * number(rate) / most)
         is_ours = name.startswith("tomada")
+        fill = colours["tomada" if is_ours else "peer"]
         text = f'y="{y + 15}" fill="{colours["text"]}"'
         weight = ' font-weight="600"' if is_ours else ""
+        size = f'width="{length}" height="{BAR}"'
         lines += [
             f'<text x="{LEFT - 10}" {text} text-anchor="end"{weight}>{BARS[name]}</text>',
-            f'<rect x="{LEFT}" y="{y}" width="{length}" height="{BAR}" rx="3" '
-            f'fill="{colours["tomada" if is_ours else "peer"]}"/>',
+            f'<rect x="{LEFT}" y="{y}" {size} rx="3" fill="{fill}"/>',
             f'<text x="{LEFT + length + 8}" {text}{weight}>{rate}</text>',
         ]
     return "\n".join([*lines, "</svg>\n"])

@@ -2,7 +2,8 @@
 
 A function of a stub may consist of overloads only, which griffe does not recognize as a function.
 The signature of a class may be that of a subclass. Sphinx roles and names of manual pages in
-docstrings become Markdown links, and literal blocks become fenced ones.
+docstrings become Markdown links, and literal blocks become fenced ones. Comments that begin with
+``#:`` above an attribute are its docstring.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ SIGNATURES = {"Socket": "_sockets.socket"}
 ALIASES = {
     "tomada.socket.socket": "tomada._core.Socket",
 }
+# Where the reference shows the members of a base class.
+SHOWN = {"tomada._core.DtlsContext": "tomada.dtls.Context"}
 PYTHON = "https://docs.python.org/3/library/"
 MANUALS = "https://man7.org/linux/man-pages"
 
@@ -51,8 +54,20 @@ class Stubs(griffe.Extension):
             for member in list(obj.members.values()):
                 if not member.is_alias:
                     self._complete(member, package)
+        if obj.docstring is None and obj.is_attribute and (text := _comment_above(obj)):
+            obj.docstring = griffe.Docstring(text, parent=obj)
         if obj.docstring is not None:
             obj.docstring.value = _links(obj.docstring.value, obj, package)
+
+
+def _comment_above(attribute: griffe.Attribute) -> str:
+    lines: list[str] = []
+    source = attribute.lines_collection[attribute.filepath][: (attribute.lineno or 1) - 1]
+    for line in reversed(source):
+        if not line.strip().startswith("#:"):
+            break
+        lines.insert(0, line.strip().removeprefix("#:").strip())
+    return "\n".join(lines)
 
 
 def _function(name: str, overloads: list[griffe.Function]) -> griffe.Function:
@@ -93,6 +108,8 @@ def _link(role: str, is_short: str, target: str, obj: Any, package: griffe.Modul
         return f"`{shown}`"  # only members of modules have pages
     place = _ours(target, obj, package)
     if place is not None:
+        for base, cls in SHOWN.items():
+            place = place.replace(f"{base}.", f"{cls}.")
         return f"[`{shown}`][{place}]"
     place = _elsewhere(role, target)
     return f"[`{shown}`]({place})" if place else f"`{shown}`"

@@ -2,7 +2,8 @@
 
 The change log is a page. Its links into the documentation become links of the site, and others
 lead to the repository. After the build, each public name, and each public method and attribute of a
-public class, must be on a page of the reference.
+public class, must be on a page of the reference. A text in the docstring of a class is enough for
+an attribute, and the text of a page for a constant.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import griffe
 from mkdocs.structure.files import File
 
 sys.path.append(str(Path(__file__).parent))
-from griffe_stubs import ALIASES, Stubs
+from griffe_stubs import Stubs
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"\]\((?!https?:|#)([^)]*)\)")
 LINE = re.compile(r"^(\S+) py:\w+ ", re.MULTILINE)
-
 
 
 def on_config(config: MkDocsConfig, **_: Any) -> MkDocsConfig:
@@ -54,40 +54,44 @@ def on_files(files: Files, /, *, config: MkDocsConfig, **_: Any) -> Files:
 
 
 def on_post_build(*, config: MkDocsConfig, **_: Any) -> None:
-    """Warn about names that the reference does not show; with ``--strict``, the build then fails."""
+    """Warn about names that the reference lacks; with ``--strict``, the build then fails."""
     inventory = Path(config.site_dir, "objects.inv").read_bytes()
     shown = set(LINE.findall(zlib.decompress(inventory.split(b"\n", 4)[4]).decode()))
-    for names in public_names():
-        if shown.isdisjoint(names):
-            logging.getLogger("mkdocs.reference").warning("%s is not in the reference", names[0])
+    pages = [page.read_text("utf-8") for page in Path(config.docs_dir, "reference").glob("*.md")]
+    in_text = {f"`{name}`" for page in pages for name in re.findall(r"`(\w+)`", page)}
+    for name, places in public_names():
+        if not shown & places and not in_text & places:
+            logging.getLogger("mkdocs.reference").warning("%s is not in the reference", name)
 
 
-def public_names() -> Iterator[list[str]]:
-    """Find all public names, each with the other paths at which a page may show it."""
+def public_names() -> Iterator[tuple[str, set[str]]]:
+    """Find all public names, each with the names under which pages may show it."""
     package = griffe.load(
         "tomada",
         search_paths=[str(ROOT / "python")],
         allow_inspection=False,
         extensions=griffe.load_extensions(Stubs),
     )
-    modules = [package, *package.modules.values()]
-    for module in modules:
+    for module in [package, *package.modules.values()]:
         if module.name.startswith("_") or module.exports is None:
             continue
-        for name in module.exports:
-            found = module[str(name)]
-            target = found.final_target if found.is_alias else found
+        for name in map(str, module.exports):
+            target = module[name].final_target if module[name].is_alias else module[name]
             if name.startswith("_") or target.is_module:
                 continue
-            paths = [f"{module.path}.{name}", target.path]
-            yield paths
+            path = f"{module.path}.{name}"
+            yield path, {path, target.path, *([f"`{name}`"] if target.is_attribute else [])}
             if target.is_class:
-                yield from members_of(target, paths)
+                yield from members_of(target, path)
 
 
-def members_of(cls: griffe.Class, paths: list[str]) -> Iterator[list[str]]:
+def members_of(cls: griffe.Class, path: str) -> Iterator[tuple[str, set[str]]]:
     """Find the public members that a class has, or inherits from tomada's classes."""
+    text = cls.docstring.value if cls.docstring is not None else ""
     for name, member in cls.all_members.items():
-        if not name.startswith("_") and member.canonical_path.startswith("tomada."):
-            canonical = ALIASES.get(member.canonical_path, member.canonical_path)
-            yield [*(f"{path}.{name}" for path in paths), canonical]
+        if name.startswith("_") or f":param {name}:" in text or f"`{name}`" in text:
+            continue
+        # The methods of an event loop are the standard library's.
+        if member.canonical_path.startswith("tomada._core.LoopCore."):
+            continue
+        yield f"{path}.{name}", {f"{path}.{name}", f"{cls.path}.{name}", member.canonical_path}

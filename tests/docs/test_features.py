@@ -179,7 +179,7 @@ def test_features_table_has_every_tested_feature():
     assert all(cells.keys() == LIBRARIES.keys() for cells in table().values())
 
 
-# What the public names of a library are searched for, if it might come with a service.
+# Each service, with the public names by which the tests recognize it in a library.
 SERVICES = {
     "DTLS": "dtls",
     "async client that retransmits": r"retransmi|(udp|datagram)\w*client|client\w*(udp|datagram)",

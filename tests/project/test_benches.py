@@ -357,9 +357,8 @@ def test_summary_shows_the_figures_of_the_pages(tmp_path):
     assert summary.write(tmp_path)
     for name in ("README.md", "summary-light.svg", "summary-dark.svg"):
         assert (tmp_path / name).read_text() == (summary.DIRECTORY / name).read_text(), name
-    (tmp_path / "echo.md").write_text(
-        (tmp_path / "echo.md").read_text().replace("| tomada: Server | 587 k", "| tomada: Server | 1 M")
-    )
+    page = tmp_path / "echo.md"
+    page.write_text(page.read_text().replace("tomada: Server | 587 k", "tomada: Server | 1 M"))
     summary.write(tmp_path)
     assert "tomada.Server 1 M" in (tmp_path / "summary-dark.svg").read_text()
     assert "| 1 M | `Server` |" in (tmp_path / "README.md").read_text()
