@@ -22,59 +22,32 @@ class Row:
     """A row of the table: where its figures are, and which of tomada's subjects it shows."""
 
     title: str
+    call: str
     page: str
     heading: str
     subject: str
-    call: str
     column: str = "datagrams/s"
 
     def cells(self, pages: dict[str, Tables]) -> list[str]:
         found = pages[self.page][self.heading]
-        peers = [found[peer][self.column] for peer in PEERS]
-        link = f"[{self.title}]({self.page}.md)"
-        return [link, *peers, found[self.subject][self.column], self.call]
+        figures = [found[name][self.column] for name in (*PEERS, self.subject)]
+        return [f"[{self.title}]({self.page}.md), {self.call}", *figures]
 
 
 PEERS = ("asyncio", "uvloop", "socket")
 ECHO = "64 bytes, 8 clients with 8 requests in flight each"
+RUNS = "64 bytes, 8 clients that send windows of 32 with GSO"
+FROM_ONE = "64 bytes from a sender with GSO"
+TO_MANY = "64 bytes to 1,000 peers in turn"
+LOOPS = "64 bytes, event loops at one end, a client in Rust at the other"
+RECEIVE, SEND = "tomada: recv_many, gro", "tomada: send_many"
 ROWS = (
-    Row("echo, datagrams/s", "echo", ECHO, "tomada: Server", "`Server`"),
-    Row(
-        "echo of runs of 32, datagrams/s",
-        "echo",
-        "64 bytes, 8 clients that send windows of 32 with GSO",
-        "tomada: Server",
-        "`Server`",
-    ),
-    Row(
-        "receive from one peer, datagrams/s",
-        "receive",
-        "64 bytes from a sender with GSO",
-        "tomada: recv_many, gro",
-        "`recv_many`, `gro`",
-    ),
-    Row(
-        "send to one peer, datagrams/s",
-        "send",
-        "64 bytes to one peer",
-        "tomada: send_many",
-        "`send_many`",
-    ),
-    Row(
-        "send to 1,000 peers in turn, datagrams/s",
-        "send",
-        "64 bytes to 1,000 peers in turn",
-        "tomada: send_many",
-        "`send_many`",
-    ),
-    Row(
-        "round trip, median",
-        "round-trip",
-        "64 bytes, event loops at one end, a client in Rust at the other",
-        "tomada: asyncio",
-        "`tomada.asyncio`",
-        "p50",
-    ),
+    Row("echo", "`Server`", "echo", ECHO, "tomada: Server"),
+    Row("echo of runs of 32", "`Server`", "echo", RUNS, "tomada: Server"),
+    Row("receive from one peer", "`recv_many` with `gro`", "receive", FROM_ONE, RECEIVE),
+    Row("send to one peer", "`send_many`", "send", "64 bytes to one peer", SEND),
+    Row("send to 1,000 peers in turn", "`send_many`", "send", TO_MANY, SEND),
+    Row("median round trip", "`asyncio`", "round-trip", LOOPS, "tomada: asyncio", "p50"),
 )
 
 # The bars of the chart, each with its label.
@@ -88,7 +61,7 @@ BARS = {
     "tomada: Server": "tomada.Server",
 }
 TITLE = "Echo server on one core: datagrams of 64 bytes per second"
-WIDTH, BAR, GAP, LEFT, RIGHT, TOP = 720, 20, 10, 140, 70, 44
+WIDTH, BAR, GAP, LEFT, RIGHT, TOP = 540, 18, 8, 145, 65, 38
 SCHEMES = {
     "light": {"text": "#24292f", "peer": "#9aa4af", "tomada": "#00796b"},
     "dark": {"text": "#e6edf3", "peer": "#5d6875", "tomada": "#2bbbad"},
@@ -117,8 +90,8 @@ def tables(text: str) -> Tables:
 
 def table(pages: dict[str, Tables]) -> str:
     """Make the table: a row for each task, with the peers' figures beside tomada's."""
-    head = ["64 bytes", *PEERS, "tomada", "with"]
-    lines = [head, ["---", *["---:"] * (len(PEERS) + 1), "---"]]
+    head = ["datagrams per second", *PEERS, "tomada"]
+    lines = [head, ["---", *["---:"] * (len(PEERS) + 1)]]
     lines += [row.cells(pages) for row in ROWS]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -134,14 +107,14 @@ def chart(pages: dict[str, Tables], scheme: str) -> str:
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {head} font-size="14">',
         f"<title>{label}</title>",
-        f'<text y="18" font-size="16" font-weight="600" fill="{colours["text"]}">{TITLE}</text>',
+        f'<text y="18" font-size="15" font-weight="600" fill="{colours["text"]}">{TITLE}</text>',
     ]
     for index, (name, rate) in enumerate(shown.items()):
         y = TOP + index * (BAR + GAP)
         length = round((WIDTH - LEFT - RIGHT) * number(rate) / most)
         is_ours = name.startswith("tomada")
         fill = colours["tomada" if is_ours else "peer"]
-        text = f'y="{y + 15}" fill="{colours["text"]}"'
+        text = f'y="{y + 14}" fill="{colours["text"]}"'
         weight = ' font-weight="600"' if is_ours else ""
         size = f'width="{length}" height="{BAR}"'
         lines += [

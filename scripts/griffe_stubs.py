@@ -1,9 +1,9 @@
 """A griffe extension for stubs, and for docstrings with Sphinx roles.
 
 A function of a stub may consist of overloads only, which griffe does not recognize as a function.
-The signature of a class may be that of a subclass. Sphinx roles and names of manual pages in
-docstrings become Markdown links, and literal blocks become fenced ones. Comments that begin with
-``#:`` above an attribute are its docstring.
+The class of sockets has the methods of its base in the core, and its public name. Sphinx roles and
+names of manual pages in docstrings become Markdown links, and literal blocks become fenced ones.
+Comments that begin with ``#:`` above an attribute are its docstring.
 """
 
 from __future__ import annotations
@@ -21,15 +21,12 @@ MANUAL = re.compile(r"``?([a-z_]\w*)\((\d)\)``?")
 
 LITERAL = re.compile(r"^(.*)::\n\n((?:(?: {4}.*)?\n)+)", re.MULTILINE)
 
-# The classes whose arguments are those of another one, which is what programs call.
-SIGNATURES = {"Socket": "_sockets.socket"}
-
-# The documentation of names that cannot be resolved in their scope.
-ALIASES = {
-    "tomada.socket.socket": "tomada._core.Socket",
+# The classes of the core whose members the reference shows as another one's.
+SHOWN = {
+    "tomada._core.DtlsContext": "tomada.dtls.Context",
+    "tomada._core.Socket": "tomada.socket.socket",
+    "tomada._sockets.socket": "tomada.socket.socket",
 }
-# Where the reference shows the members of a base class.
-SHOWN = {"tomada._core.DtlsContext": "tomada.dtls.Context"}
 PYTHON = "https://docs.python.org/3/library/"
 MANUALS = "https://man7.org/linux/man-pages"
 
@@ -40,8 +37,7 @@ class Stubs(griffe.Extension):
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         """Complete the package's modules, classes and functions."""
         self._complete(pkg, pkg)
-        for name, called in SIGNATURES.items():
-            pkg["_core"][name].set_member("__init__", pkg[called]["__init__"])
+        _publish_socket(pkg)
 
     def _complete(self, obj: Any, package: griffe.Module) -> None:
         if isinstance(obj, griffe.Module | griffe.Class):
@@ -58,6 +54,20 @@ class Stubs(griffe.Extension):
             obj.docstring = griffe.Docstring(text, parent=obj)
         if obj.docstring is not None:
             obj.docstring.value = _links(obj.docstring.value, obj, package)
+
+
+def _publish_socket(package: griffe.Module) -> None:
+    cls, base = package["_sockets.socket"], package["_core.Socket"]
+    for member in cls.members.values():
+        member.lineno = (member.lineno or 0) + base.endlineno  # below the others
+    for name, member in base.members.items():
+        if name not in cls.members and not name.startswith("_"):
+            cls.set_member(name, member)
+    cls.docstring = griffe.Docstring(base.docstring.value, parent=cls)
+    private, public = package["_sockets"], package["socket"]
+    private.members["socket"] = griffe.Alias("socket", "tomada.socket.socket", parent=private)
+    public.members["socket"] = cls
+    cls.parent = public
 
 
 def _comment_above(attribute: griffe.Attribute) -> str:
@@ -101,15 +111,13 @@ def _link(role: str, is_short: str, target: str, obj: Any, package: griffe.Modul
     shown = target.rpartition(".")[2] if is_short else target
     shown += "()" if role == "meth" else ""
     shown = f"{role.upper()} {target}" if role in {"pep", "rfc"} else shown
-    for old, new in ALIASES.items():
-        if target == old or target.startswith(f"{old}."):
-            target = new + target.removeprefix(old)
     if role == "mod":
         return f"`{shown}`"  # only members of modules have pages
     place = _ours(target, obj, package)
     if place is not None:
         for base, cls in SHOWN.items():
-            place = place.replace(f"{base}.", f"{cls}.")
+            if place == base or place.startswith(f"{base}."):
+                place = cls + place.removeprefix(base)
         return f"[`{shown}`][{place}]"
     place = _elsewhere(role, target)
     return f"[`{shown}`]({place})" if place else f"`{shown}`"

@@ -53,6 +53,11 @@ def on_files(files: Files, /, *, config: MkDocsConfig, **_: Any) -> Files:
     return files
 
 
+def on_post_page(output: str, **_: Any) -> str:
+    """Name the search for screen readers."""
+    return output.replace('class="md-search" ', 'class="md-search" aria-label="Search" ')
+
+
 def on_post_build(*, config: MkDocsConfig, **_: Any) -> None:
     """Warn about names that the reference lacks; with ``--strict``, the build then fails."""
     inventory = Path(config.site_dir, "objects.inv").read_bytes()

@@ -361,7 +361,7 @@ def test_summary_shows_the_figures_of_the_pages(tmp_path):
     page.write_text(page.read_text().replace("tomada: Server | 587 k", "tomada: Server | 1 M"))
     summary.write(tmp_path)
     assert "tomada.Server 1 M" in (tmp_path / "summary-dark.svg").read_text()
-    assert "| 1 M | `Server` |" in (tmp_path / "README.md").read_text()
+    assert "`Server` | 53.2 k | 313 k | 364 k | 1 M |" in (tmp_path / "README.md").read_text()
 
 
 def test_summary_is_left_out_without_its_pages(tmp_path):
