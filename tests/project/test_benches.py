@@ -367,3 +367,12 @@ def test_summary_shows_the_figures_of_the_pages(tmp_path):
 def test_summary_is_left_out_without_its_pages(tmp_path):
     assert not summary.write(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/index.md", "docs/how-to/from-socketserver.md"])
+def test_documents_claim_what_was_measured(name):
+    root = summary.DIRECTORY.parents[1]
+    claims = re.findall(r"([\d.]+)\s+times", (root / name).read_text())
+    results = (summary.DIRECTORY / "README.md").read_text()
+    assert claims
+    assert [claim for claim in claims if f"| {claim} × |" not in results] == []

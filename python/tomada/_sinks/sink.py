@@ -48,7 +48,7 @@ class Sink(ABC):
         everything. Then it drops and counts the rest.
     """
 
-    #: What a server hands to a sink: lists of ``(data, address, timestamp_ns)``.
+    #: The arguments of the sink as a handler: lists of ``(data, address, timestamp_ns)``.
     takes = "timed"
 
     def __init__(self, key: KeyOf, pack: Pack, capacity: int, linger: float) -> None:
