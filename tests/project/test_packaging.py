@@ -28,7 +28,7 @@ def test_package_works_with_only_the_standard_library():
 # Modules that a program imports only if it asks for them: event loops, encryption, and sinks.
 OPTIONAL = {"asyncio", "ssl", "trio", "tomada._asyncio", "tomada._sinks", "tomada.dtls"}
 # Modules that a program does not need either, if it only uses sockets.
-SERVICES = {"logging", "multiprocessing", "subprocess", "tomada.client", "tomada.server"}
+SERVICES = {"logging", "multiprocessing", "re", "tomada.client", "tomada.server", "typing"}
 
 IMPORTED = """
 import sys
