@@ -63,8 +63,8 @@ def trust_proxies(
     """Make a socket read the PROXY protocol headers of trusted proxies, given by their networks.
 
     Call this once, before you set the guard. With ``idle``, a header precedes only the first
-    datagram of each flow, which ends when it has been silent for that many seconds. Without a
-    socket, only the networks are checked.
+    datagram of each flow, which ends when it has been idle for that many seconds. Without a socket,
+    only the networks are checked.
 
     :raises ValueError: A network is not valid.
     :raises OSError: ``EAFNOSUPPORT``: the socket is not an IP socket. ``EALREADY``: its proxies are
@@ -86,7 +86,7 @@ def kind_of(fileno: int, /) -> tuple[int, int]:
 class Socket:
     """A datagram socket of the family ``AF_INET``, ``AF_INET6`` or ``AF_UNIX``.
 
-    Methods of the standard class have the same arguments, results, exceptions and audit events. A
+    The methods of the standard class keep their arguments, results, exceptions and audit events. A
     method that has to wait follows the socket's timeout: it waits forever (``None``), for the given
     number of seconds (then it raises :class:`TimeoutError`), or not at all (``0``; then it raises
     :class:`BlockingIOError`). While it waits, other threads run. Signal handlers run in the main
@@ -179,9 +179,10 @@ class Socket:
     def connect(self, address: _Address, /) -> None:
         """Set the peer (``connect(2)``) to send to, and to receive from.
 
-        Datagrams that other senders sent earlier are still queued. After an ICMP error from the
-        peer, the next call raises it (:class:`ConnectionRefusedError`); if that call is a send, it
-        has not sent anything. The arguments and exceptions are those of :meth:`bind`.
+        Datagrams that have already arrived from other senders stay queued. If the peer's host
+        reports an ICMP error, the next call raises it (:class:`ConnectionRefusedError`); if that
+        call is a send, nothing was sent. The arguments and exceptions are the same as for
+        :meth:`bind`.
         """
 
     def connect_ex(self, address: _Address, /) -> int:
@@ -236,9 +237,9 @@ class Socket:
 
         :raises TimeoutError: No datagram arrived within the timeout.
         :raises BlockingIOError: No datagram is queued, and the timeout is 0. Without a timeout,
-            this means that the kernel does not let the call wait: ``flags`` has ``MSG_DONTWAIT`` or
-            ``MSG_ERRQUEUE``, ``O_NONBLOCK`` is set on the descriptor (by any means), or the
-            ``SO_RCVTIMEO`` timeout has expired.
+            this means that the kernel does not let the call wait: ``flags`` includes
+            ``MSG_DONTWAIT`` or ``MSG_ERRQUEUE``, ``O_NONBLOCK`` is set on the descriptor (by any
+            means), or the ``SO_RCVTIMEO`` timeout has expired.
         :raises ConnectionRefusedError: The connected peer's host answered an earlier datagram with
             an ICMP error.
         :raises ValueError: ``bufsize`` is negative.
@@ -321,12 +322,12 @@ class Socket:
     def gro(self) -> bool:
         """Whether the kernel may deliver coalesced datagrams (``UDP_GRO``, ``udp(7)``).
 
-        Switch it on for a socket that receives many datagrams from few peers: one system call then
-        receives up to 64 datagrams of equal size from one peer. Every receiving method splits them
-        again, in order, so callers see no difference. Datagrams that a call did not return wait in
-        the socket's backlog (:attr:`pending`), which ``select``, duplicates of the socket and other
-        processes do not see. Therefore ``gro`` is off by default, and a loop around ``select`` must
-        check :attr:`pending` first.
+        Switch it on for a socket that receives many datagrams from a few peers: one system call
+        then receives up to 64 datagrams of equal size from one peer. Every receiving method splits
+        them again, in order, so callers see no difference. Datagrams that a call did not return
+        wait in the socket's backlog (:attr:`pending`), which ``select``, duplicates of the socket
+        and other processes do not see. Therefore ``gro`` is off by default, and a loop around
+        ``select`` must check :attr:`pending` first.
 
         Switching ``gro`` off moves the datagrams that the kernel has queued into the backlog.
         Datagrams that the kernel coalesces at that very moment may be received as one. ``MSG_PEEK``
@@ -347,7 +348,7 @@ class Socket:
         cannot keep the caller busy; ``select`` still reports the socket as readable. A new guard
         also checks the datagrams that are in the backlog.
 
-        Setting it attaches the guard's kernel filter to the socket, unless a filter was set with
+        Setting a guard attaches its kernel filter to the socket, unless a filter was set with
         ``SO_ATTACH_FILTER`` or the kernel rejects it; then the guard itself checks the networks.
 
         :raises OSError: ``EAFNOSUPPORT``: the family is neither ``AF_INET`` nor ``AF_INET6``.
@@ -361,8 +362,8 @@ class Socket:
 
         This is ``SO_MAX_PACING_RATE`` (``socket(7)``). The queueing discipline ``fq``
         (``tc-fq(8)``) of the device spaces the datagrams out; without it, the option has no effect
-        (``tomada info`` says which devices have it). It counts the bytes of the headers too. The
-        rate of a UDP socket can only be lowered: to send at a higher rate, open another socket.
+        (``tomada info`` says which devices have it). The rate includes the bytes of the headers.
+        The rate of a UDP socket can only be lowered: to send at a higher rate, open another socket.
 
         :raises ValueError: It is less than 1.
         """
@@ -400,11 +401,11 @@ class Socket:
         With that option, the next call on the socket also raises such an error, even if the socket
         is not connected.
 
-        The call never waits, and takes at most 1024 entries of the queue. As long as it returns
-        errors, there may be more: call it again. Transports, and calls that wait for datagrams,
-        move the entries of the kernel's queue into tomada's own queue, which holds 256. If that is
-        full, the oldest entry is dropped; ``stats().errors`` still includes it. Entries that are
-        not errors, such as timestamps of datagrams that were sent, remain available to
+        The call never waits, and reads at most 1024 entries of the queue. If it returns errors,
+        there may be more: call it again until it returns none. Transports, and calls that wait for
+        datagrams, move the entries of the kernel's queue into tomada's own queue, which holds 256.
+        If that is full, the oldest entry is dropped; ``stats().errors`` still includes it. Entries
+        that are not errors, such as timestamps of datagrams that were sent, remain available to
         :meth:`recvmsg` with ``MSG_ERRQUEUE``, up to the latest 256.
         """
 
@@ -416,9 +417,9 @@ class Socket:
         After the first join, the socket receives only from groups that it has joined itself, not
         from groups joined by other sockets of this machine (``IP_MULTICAST_ALL`` is switched off),
         unless the option was set before. Bind the socket to the group's port. For sending, set
-        ``IP_MULTICAST_LOOP`` (whether sockets of this machine receive it), ``IP_MULTICAST_TTL``
-        (how many hops it may take; 1 keeps it on the link) and ``IP_MULTICAST_IF``, or their IPv6
-        equivalents.
+        ``IP_MULTICAST_LOOP`` (whether sockets of this machine receive the datagrams),
+        ``IP_MULTICAST_TTL`` (how many hops a datagram may take; 1 keeps it on the link) and
+        ``IP_MULTICAST_IF``, or their IPv6 equivalents.
 
         :param group: The group's address.
         :param interface: The interface's name, index, or one of its addresses; without it, the
@@ -433,7 +434,10 @@ class Socket:
     def leave_group(
         self, group: str, interface: str | int | None = None, source: str | None = None
     ) -> None:
-        """Leave a multicast group that was joined with the same arguments. Closing leaves all."""
+        """Leave a multicast group that was joined with the same arguments.
+
+        Closing the socket leaves all groups.
+        """
 
     def recv_batch(self, batch: Batch, flags: int = 0) -> int:
         """Receive into a :class:`Batch`, replacing its content; return the number of datagrams.
@@ -446,7 +450,7 @@ class Socket:
         After an exception other than the following two, the batch is empty:
 
         :raises RuntimeError: Another call is using the batch.
-        :raises ValueError: ``flags`` has ``MSG_PEEK`` or ``MSG_ERRQUEUE``.
+        :raises ValueError: ``flags`` includes ``MSG_PEEK`` or ``MSG_ERRQUEUE``.
         """
 
     def recv_datagram(self, flags: int = 0) -> Datagram:
@@ -464,15 +468,16 @@ class Socket:
     def recv_many(self, max_datagrams: int = 64, flags: int = 0) -> list[tuple[bytes, _RetAddress]]:
         """Wait for a datagram, then receive all that are queued, up to a maximum (``recvmmsg(2)``).
 
-        Returns at least one datagram, each in the form of :meth:`recvfrom`, but never truncated. It
-        does not wait for the maximum number. If datagrams arrive as fast as it receives them, it
-        returns after 50 ms.
+        Returns at least one datagram. Each has the form that :meth:`recvfrom` returns, but is never
+        truncated. The call does not wait for the maximum number. If datagrams arrive as fast as it
+        receives them, it returns after 50 ms.
 
-        :raises ValueError: The maximum is less than 1, or ``flags`` has ``MSG_PEEK`` or
-            ``MSG_ERRQUEUE``.
+        :raises ValueError: The maximum is less than 1, or ``flags`` includes ``MSG_PEEK`` or
+        ``MSG_ERRQUEUE``.
         :raises OSError: As in :meth:`recvfrom`; an error that occurs after a datagram is raised by
             the next call. ``ESHUTDOWN``: the socket has no timeout and is shut down for receiving.
-            (There, :meth:`recv` returns ``b""``, which in a list would mean an empty datagram.)
+            (In that case, :meth:`recv` returns ``b""``, which in a list would mean an empty
+            datagram.)
         """
 
     @overload
@@ -505,9 +510,8 @@ class Socket:
         """Send one :class:`Datagram` with its metadata; otherwise like :meth:`send_datagrams`.
 
         :return: With :attr:`transmit_timestamps`, the datagram's id, which :meth:`timestamps`
-            returns with the time at which the datagram left. Ids are consecutive from 1 to
-            2**32 - 1, and then begin again; a call that raises an exception also uses one.
-            Otherwise ``None``.
+            returns with the time at which the datagram left. Ids count from 1 to 2**32 - 1, and
+            then start again; a call that raises an exception also uses one. Otherwise ``None``.
         """
 
     @overload
@@ -524,19 +528,19 @@ class Socket:
         ``ttl`` and ``tos`` (``IP_PKTINFO``, ``IP_TTL``, ``IP_TOS`` in ``ip(7)``, and their IPv6
         equivalents in :rfc:`3542`). A received datagram keeps the metadata that it arrived with,
         unless :meth:`Datagram.replace` changes it. Consecutive datagrams of equal size to one peer
-        with equal metadata are sent in one call. ``flags``, ``errors``, the waits and the
-        exceptions are those of :meth:`send_many`.
+        with equal metadata are sent in one call. ``flags``, ``errors``, the timeout and the
+        exceptions work as in :meth:`send_many`.
 
         A ``transmit_time_ns`` takes effect on a device with the queueing discipline ``fq``
         (``tc-fq(8)``): a datagram whose time has passed is sent at once. If the time is more than
-        ten seconds ahead (the option ``horizon``), the datagram is dropped or its wait is
-        shortened. Other disciplines, and devices without one, send at once, without an error;
+        ten seconds ahead (the option ``horizon`` of ``fq``), the datagram is dropped or sent
+        earlier. Other disciplines, and devices without one, send at once, without an error;
         ``tomada info`` says which disciplines the devices have. For ``etf``, set ``SO_TXTIME``
         yourself: its clock then applies.
 
         :raises OSError: ``EINVAL`` or ``ENETUNREACH``: the source is not an address of this
             machine, or has no route to the destination; ``ENODEV``: there is no such interface;
-            ``EOPNOTSUPP``: it is an ``AF_UNIX`` socket, and a datagram has metadata.
+            ``EOPNOTSUPP``: the socket is an ``AF_UNIX`` socket, and a datagram has metadata.
         :raises ValueError: A source and its destination belong to different families.
         """
 
@@ -552,19 +556,20 @@ class Socket:
     def transmit_timestamps(self) -> bool:
         """Whether the kernel reports when datagrams sent by :meth:`send_datagram` have left.
 
-        False by default. Other methods of sending are not affected. The reports share the room of
-        the receive buffer with datagrams, and are lost if it is full. Until they are read,
-        ``select`` reports an error (``POLLERR``). Calls that wait, and every 32nd
+        False by default. Other methods of sending are not affected. The reports share the receive
+        buffer with datagrams, and are lost if it is full. Until they are read, ``select`` reports
+        an error (``POLLERR``). Calls that wait, and every 32nd
         :meth:`send_datagram`, take them out of the kernel's queue; the latest 65,536 are stored for
         :meth:`timestamps`. They are not errors: :meth:`errors` and ``MSG_ERRQUEUE`` do not return
         them, and ``stats().transmitted`` counts them. Sockets that share a descriptor (``dup``,
         ``fork``) share the queue, too, and any of them may take a report.
 
         This is ``SO_TIMESTAMPING`` with ``SCM_TS_OPT_ID`` (the kernel's
-        ``networking/timestamping.rst``). It ends when the program sets ``SO_TIMESTAMPING`` itself.
+        ``networking/timestamping.rst``). If the program sets ``SO_TIMESTAMPING`` itself, the
+        reports stop.
 
-        :raises OSError: ``EOPNOTSUPP``: the kernel is older than 6.13, or it is an ``AF_UNIX``
-            socket; ``EBUSY``: the program itself has asked for timestamps of all datagrams.
+        :raises OSError: ``EOPNOTSUPP``: the kernel is older than 6.13, or the socket is an
+        ``AF_UNIX`` socket; ``EBUSY``: the program itself has requested timestamps of all datagrams.
         """
 
     @transmit_timestamps.setter
@@ -577,7 +582,7 @@ class Socket:
             kernel passed it to the device, in nanoseconds since 1970 UTC (see
             :func:`time.time_ns`); and the time at which the device sent it, in nanoseconds on the
             device's clock. One of the two times is ``None``: a device with hardware timestamps (see
-            :meth:`tomada.socket.socket.enable_hardware_timestamps`) gives a second item with the
+            :meth:`tomada.socket.socket.enable_hardware_timestamps`) produces a second item with the
             same id. There is no item for a datagram that never left, or that was joined to another
             (``MSG_MORE``, ``UDP_CORK``).
         :raises ValueError: The timeout is negative or not a number.
@@ -700,13 +705,13 @@ class Batch:
     def addresses_array(self) -> Any:
         """The addresses as a :class:`numpy.ndarray` of records, without an object for each.
 
-        The fields of a record are ``family`` (``AF_INET`` or ``AF_INET6``), ``port``, ``scope`` (of
-        a link-local address: an interface's index) and ``address``, 16 bytes of which IPv4 uses the
-        first four. A datagram that was appended without an address has zeros. An IPv4 peer of an
-        IPv6 socket has a mapped address, as in :attr:`addresses`. The array is a copy, which the
+        The fields of a record are ``family`` (``AF_INET`` or ``AF_INET6``), ``port``, ``scope``
+        (the interface index of a link-local address) and ``address``, 16 bytes of which IPv4 uses
+        the first four. A datagram that was appended without an address has zeros. An IPv4 peer of
+        an IPv6 socket has a mapped address, as in :attr:`addresses`. The array is a copy, which the
         next receive does not change.
 
-        :raises ValueError: There is an ``AF_UNIX`` address.
+        :raises ValueError: A datagram has an ``AF_UNIX`` address.
         :raises ModuleNotFoundError: numpy is not installed.
         """
 
@@ -714,9 +719,10 @@ class Batch:
     def timestamps(self) -> memoryview:
         """When the kernel received each datagram: nanoseconds since 1970, in the format ``"q"``.
 
-        The kernel reports it if ``SO_TIMESTAMPNS`` (or ``SO_TIMESTAMP``, ``SO_TIMESTAMPING``) of
-        ``SOL_SOCKET`` is set, on IPv4 and IPv6 sockets; otherwise it is 0. Coalesced datagrams
-        share one. The view is a read-only copy, which the next receive does not change.
+        On IPv4 and IPv6 sockets, the kernel reports timestamps if ``SO_TIMESTAMPNS`` (or
+        ``SO_TIMESTAMP``, ``SO_TIMESTAMPING``) of ``SOL_SOCKET`` is set; otherwise, they are 0.
+        Coalesced datagrams share a timestamp. The view is a read-only copy, which the next receive
+        does not change.
         """
 
     def rows(self, dtype: Any, *, errors: Literal["raise", "skip"] = "raise") -> Any:
@@ -725,10 +731,9 @@ class Batch:
         The array is a copy in contiguous memory, which the next receive does not change.
 
         :param dtype: A numpy dtype, or an argument for :class:`numpy.dtype`. It must not contain
-            Python objects.
-        :param errors: With ``"skip"``, datagrams whose length is not that of ``dtype`` are left
-            out. Those that remain are the ones where ``lengths`` is ``dtype.itemsize``. Use this if
-            strangers can send to the socket.
+            Python objects. :param errors: With ``"skip"``, datagrams whose length is not
+        ``dtype.itemsize`` are left out; :attr:`lengths` shows which ones remain. Use this if
+        strangers can send to the socket.
         :raises ValueError: A datagram has a different length, and ``errors`` is ``"raise"``; or
             ``dtype`` does not have a size, or contains Python objects.
         :raises ModuleNotFoundError: numpy is not installed.
@@ -743,9 +748,8 @@ class Batch:
 
         After a receive, :meth:`clear` the batch first.
 
-        :param address: Where :meth:`Socket.send_batch` sends it. Without it, the ``address``
-            argument
-            of that method applies, or else the connected peer.
+        :param address: The destination for :meth:`Socket.send_batch`. Without it, the datagram is
+        sent to the ``address`` passed to that method, or else to the connected peer.
         :raises ValueError: There is no room.
         """
 
@@ -772,7 +776,7 @@ class Batch:
 
 @final
 class Datagram:
-    """A datagram with metadata: as the kernel received it, or as it is to be sent. Immutable.
+    """A datagram with metadata: as the kernel received it, or to be sent. Immutable.
 
     ``Datagram(data, address=None, *, ttl=None, tos=None, ecn=None, source=None, interface=None,
     transmit_time_ns=None)``
@@ -821,9 +825,9 @@ class Datagram:
     ) -> Datagram:
         """Return a datagram to send, with new values for some fields.
 
-        The arguments are those of the class. A reply to a received datagram keeps its ``address``,
-        ``source`` and ``interface``. In a reply, set ``ttl`` to ``None``: the TTL that the request
-        had left may not be enough for the way back.
+        The arguments are those of the class. To reply to a received datagram, replace its ``data``
+        and set ``ttl`` to ``None``. The reply keeps the request's ``address``, ``source`` and
+        ``interface``, but the request's remaining TTL may be too small for the return path.
         """
 
     @property
@@ -860,7 +864,7 @@ class Datagram:
 
     @property
     def interface(self) -> int | None:
-        """The index of the interface it arrived on, or is to be sent over.
+        """The index of the interface that the datagram arrived on, or will be sent over.
 
         See :func:`socket.if_indextoname`.
         """
@@ -878,7 +882,7 @@ class Datagram:
 
     @property
     def ttl(self) -> int | None:
-        """The time to live (IPv4) or hop limit (IPv6): on arrival, or to send it with."""
+        """The time to live (IPv4) or hop limit (IPv6), as received or for sending."""
 
     @property
     def tos(self) -> int | None:
@@ -902,7 +906,7 @@ class Datagram:
 
     @property
     def session(self) -> DtlsSession | None:
-        """The :class:`tomada.dtls.Session` that it came through, or ``None``."""
+        """The :class:`tomada.dtls.Session` that it belongs to, or ``None``."""
 
     def reply(self, data: ReadableBuffer, flags: int = 0) -> int:
         """Send a reply from the address that the datagram was sent to, and return its length.
@@ -912,7 +916,7 @@ class Datagram:
         reply to a multicast or broadcast datagram is sent from the interface's own address. The
         exceptions are those of :meth:`Socket.sendto`.
 
-        :raises ValueError: The datagram was not received, but made for sending.
+        :raises ValueError: The datagram was created for sending, not received.
         """
 
     def __len__(self) -> int:
@@ -922,7 +926,7 @@ class DtlsContext:
     """The base of :class:`tomada.dtls.Context`."""
 
     check_hostname: bool
-    """Whether the server's certificate must be for its host name or address.
+    """Whether the server's certificate must match its host name or address.
 
     True by default for a client, which then needs a ``server_hostname``. A client that has a
     pre-shared key, and that trusts no certificate or has no ``server_hostname``, offers only
@@ -939,13 +943,13 @@ class DtlsContext:
     max_sessions: int
     """The maximum number of complete sessions of a socket: 65,536 by default.
 
-    Beyond it, the session that has been idle for longest ends.
+    Beyond this limit, the session that has been idle longest is ended.
     """
 
     max_handshakes: int
     """The maximum number of handshakes in progress: 1024 by default.
 
-    Beyond it, the oldest ends. Only clients that have proved their address count.
+    Beyond this limit, the oldest is ended. Only clients that have proved their address count.
     """
 
     handshake_timeout: float
@@ -954,7 +958,7 @@ class DtlsContext:
     idle_timeout: float
     """How long a session may be idle, in seconds: 600 by default in a server, no limit in a client.
 
-    A session that is idle for longer ends, and its peer is told.
+    A session that is idle for longer is ended, and its peer is notified.
     """
 
     _verify: int
@@ -964,7 +968,7 @@ class DtlsContext:
     def __new__(cls, is_server: bool, /) -> Self: ...
     @property
     def keylog_filename(self) -> str | None:
-        """The file that the secrets of sessions are appended to, or ``None``.
+        """The file to which session secrets are appended, or ``None``.
 
         With this file, Wireshark and tshark decrypt captured datagrams. Anyone else who can read it
         can do the same: use it for debugging only. A file that is created here can be read only by
@@ -990,8 +994,8 @@ class DtlsContext:
         :param keyfile: A PEM file with the key; by default, ``certfile``.
         :param password: The password of an encrypted key, or a function that returns it.
         :raises OSError: A file cannot be read.
-        :raises ValueError: A file has no certificate or key, the key belongs to another
-            certificate, or its password is missing or wrong. The message names the file.
+        :raises ValueError: A file contains no certificate or key, the key belongs to another
+        certificate, or its password is missing or wrong. The message names the file.
         """
 
     def load_verify_locations(
@@ -1030,10 +1034,10 @@ class DtlsContext:
     def set_srtp_profiles(self, profiles: Sequence[str], /) -> None:
         """Offer, or accept, SRTP profiles (:rfc:`5764`), best first; an empty list for none.
 
-        A session's :meth:`~tomada.dtls.Session.selected_srtp_profile` is the server's best one
-        that the client offers, and ``None`` if there is none.
+        A session's :meth:`~tomada.dtls.Session.selected_srtp_profile` returns the first of the
+        server's profiles that the client also offers, or ``None``.
         ``session.export_keying_material("EXTRACTOR-dtls_srtp", length)`` returns the SRTP keys. The
-        media must be sent over another socket: this one receives only records of DTLS.
+        media must be sent over another socket: this one receives only DTLS records.
 
         :param profiles: OpenSSL's names: ``"SRTP_AEAD_AES_256_GCM"``, ``"SRTP_AEAD_AES_128_GCM"``,
             ``"SRTP_AES128_CM_SHA1_80"``, ``"SRTP_AES128_CM_SHA1_32"``.
@@ -1103,7 +1107,7 @@ class DtlsEndpoint:
         """Wait until the session with the only peer is complete; 0 does not wait."""
 
     def move(self, socket: Socket) -> DtlsEndpoint:
-        """Move the sessions of this socket, and what they have received, to another one.
+        """Move the sessions of this socket, and the data that they have received, to another one.
 
         Return the object for that socket.
         """
@@ -1148,7 +1152,7 @@ class DtlsSession:
 
     @property
     def server_name(self) -> str | None:
-        """The host name that the client has asked for, or ``None``."""
+        """The host name that the client asked for, or ``None``."""
 
     @property
     def session_reused(self) -> bool:
@@ -1156,7 +1160,7 @@ class DtlsSession:
 
     @property
     def max_datagram_size(self) -> int:
-        """The maximum length of a datagram in bytes. A longer one raises ``EMSGSIZE``."""
+        """The maximum length of a datagram in bytes. Sending a longer one raises ``EMSGSIZE``."""
 
     def version(self) -> str:
         """Return the version, such as ``"DTLSv1.2"``."""
@@ -1183,7 +1187,7 @@ class DtlsSession:
     ) -> bytes:
         """Return key material that both sides derive from the session (:rfc:`5705`).
 
-        :param label: Says what the material is for.
+        :param label: Identifies the purpose of the key material.
         :param length: The number of bytes, up to 65,536.
         :param context: Further input, which must be the same on both sides.
         """
@@ -1228,7 +1232,7 @@ def end_with_parent(signal: int, /) -> None:
     """Have the kernel send this process a signal when its parent ends (``PR_SET_PDEATHSIG``)."""
 
 def steer_by_key(socket: Socket, key: tuple[int, int], sockets: int, has_header: bool, /) -> None:
-    """Steer a socket's reuseport group, which has this many sockets, by bytes of the payload.
+    """Steer a socket's reuseport group of this many sockets by bytes of the payload.
 
     ``key`` is their offset and their number (64 at most), and ``has_header`` says whether a PROXY
     header may precede the payload.
@@ -1470,7 +1474,7 @@ class ServerStats:
 
     @property
     def batch_sizes(self) -> dict[int, int]:
-        """The number of batches by size, which is rounded up to a power of two."""
+        """The number of batches of each size, rounded up to a power of two."""
 
 @final
 class SinkCounters:
@@ -1487,7 +1491,7 @@ class SinkCounters:
 class SinkStats:
     """The counters of a sink, summed over all workers. Immutable.
 
-    At every moment, ``received == published + dropped + in_flight``.
+    At any moment, ``received == published + dropped + in_flight``.
     """
 
     @property
@@ -1504,10 +1508,10 @@ class SinkStats:
 
     @property
     def in_flight(self) -> int:
-        """Datagrams that the sink holds: received, and neither published nor dropped yet.
+        """Datagrams that the sink holds: received, but neither published nor dropped yet.
 
-        This may include, for a moment, a batch that is about to be dropped. The datagrams of a
-        worker that was killed remain here.
+        This may briefly include a batch that is about to be dropped. The datagrams of a worker that
+        was killed remain here.
         """
 
     def __eq__(self, other: object, /) -> bool: ...
@@ -1587,12 +1591,13 @@ class Stats:
     def filter_drops(self) -> int:
         """Datagrams that the socket's kernel filter refused (``SO_ATTACH_FILTER``).
 
-        It is the filter of a :class:`Guard` with ``allow`` or ``deny``, or your own. The kernel has
-        one counter for these and for datagrams that did not fit into the buffer. Each call of
-        ``stats()`` separates them by means of the network namespace's counters (``RcvbufErrors``
-        and ``InErrors`` in ``/proc/net/snmp``). While another socket of the namespace overflows,
-        some are counted in :attr:`kernel_drops` instead. Before Linux 5.14, without ``/proc``, or
-        if the socket is in a different namespace from the calling thread, all of them are.
+        The filter belongs to a :class:`Guard` with ``allow`` or ``deny``, or is your own. The
+        kernel counts these datagrams together with those that did not fit into the buffer. To
+        separate them, each call of ``stats()`` compares the network namespace's counters
+        (``RcvbufErrors`` and ``InErrors`` in ``/proc/net/snmp``). While another socket of the
+        namespace overflows, some of these datagrams are counted in :attr:`kernel_drops` instead.
+        Before Linux 5.14, without ``/proc``, or if the socket is in a different namespace from the
+        calling thread, all of them are counted there.
         """
 
     @property
@@ -1692,7 +1697,7 @@ class Guard:
         of up to a tenth of a second's worth. Strangers may use only half of it, so known sources
         have priority.
     :param rate: The maximum number of datagrams per second from one source.
-    :param burst: The maximum number at once; by default, one second's worth.
+    :param burst: The maximum number of datagrams in a burst; by default, one second's worth.
     :param prefixes: The prefix lengths that define a source, for IPv4 and IPv6. With ``(24, 56)``
         the rate applies to networks. A single machine has a whole IPv6 /64, so a rate for longer
         prefixes limits nobody.
@@ -1773,19 +1778,19 @@ class GuardStats:
 
     @property
     def denied(self) -> int:
-        """From a network that ``allow`` or ``deny`` excludes, unless the kernel dropped it."""
+        """Datagrams from a network that ``allow`` or ``deny`` excludes, except kernel drops."""
 
     @property
     def oversized(self) -> int:
-        """Longer than ``max_size``."""
+        """Datagrams longer than ``max_size``."""
 
     @property
     def over_rate(self) -> int:
-        """Above the ``rate`` of their source."""
+        """Datagrams above the ``rate`` of their source."""
 
     @property
     def over_ceiling(self) -> int:
-        """Above the ``ceiling``."""
+        """Datagrams above the ``ceiling``."""
 
     @property
     def over_amplification(self) -> int:
