@@ -1180,7 +1180,7 @@ class DtlsSession:
         """Return the application protocol that both sides support, or ``None``."""
 
     def selected_srtp_profile(self) -> str | None:
-        """Return the profile of SRTP that both sides support (:rfc:`5764`), or ``None``."""
+        """Return the SRTP profile that both sides support (:rfc:`5764`), or ``None``."""
 
     def export_keying_material(
         self, label: str, length: int, context: bytes | None = None

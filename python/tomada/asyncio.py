@@ -115,9 +115,9 @@ def run(
 ) -> Result:
     """Run a coroutine on a new event loop with tomada's transports, like :func:`asyncio.run`.
 
-    :param loop: ``"asyncio"`` is an :class:`EventLoop`. ``"uvloop"`` is the loop of uvloop (``pip
-        install tomada[uvloop]``) with tomada's datagram transports. ``"auto"`` is the loop of
-        uvloop if it is installed, and otherwise an :class:`EventLoop`.
+    :param loop: ``"asyncio"`` is an :class:`EventLoop`. ``"uvloop"`` is uvloop's loop (``pip
+    install tomada[uvloop]``) with tomada's datagram transports. ``"auto"`` is uvloop's loop if
+    uvloop is installed, and otherwise an :class:`EventLoop`.
     :raises ModuleNotFoundError: ``loop`` is ``"uvloop"``, and uvloop is not installed.
     :raises ValueError: ``loop`` is not one of these.
     """
@@ -183,8 +183,8 @@ async def create_datagram_endpoint(
     """Create a datagram endpoint on any loop that has ``add_reader`` and ``add_writer``.
 
     The other arguments (``family``, ``proto``, ``flags``, ``reuse_port``, ``allow_broadcast``,
-    ``sock``), the name resolution and the exceptions are those of
-    :meth:`asyncio.loop.create_datagram_endpoint`: tomada runs its code for them.
+    ``sock``), the name resolution and the exceptions are the same as for
+    :meth:`asyncio.loop.create_datagram_endpoint`, because tomada runs its code.
 
     :param sock: A tomada socket or a standard one. The transport closes it at the end. Before that,
         it restores the settings that it has changed, because duplicates of the socket share them:
@@ -202,17 +202,16 @@ async def create_datagram_endpoint(
         socket more expensive to open and close. With a ``sock`` it is off by default: other holders
         of that socket would receive several datagrams coalesced into one.
     :param guard: A :class:`tomada.Guard` for received datagrams and replies. A ``sock`` may
-        already have one.
-    :param pacing: The highest rate to send at, in bytes per second: see
+        already have one. :param pacing: The maximum send rate, in bytes per second: see
         :attr:`tomada.socket.socket.pacing`.
     :param dtls: A :class:`tomada.dtls.Context`. With a ``remote_addr``, its protocol must be
         ``PROTOCOL_DTLS_CLIENT``; this returns when the handshake is complete, and the transport
         closes when the session ends. Otherwise it must be ``PROTOCOL_DTLS_SERVER``, and the
         transport has a session with each peer. A protocol gets and sends plaintext. If its type has
         the method ``session_established(address, session)`` or ``session_lost(address,
-        exception)``, the transport calls it. Not available with ``sock``.
-    :param server_hostname: The name, or the address, that the server's certificate must be for. By
-        default, the host of ``remote_addr``.
+        exception)``, the transport calls it. Not available with ``sock``. :param server_hostname:
+        The host name or address that the server's certificate must match. By default, the host of
+        ``remote_addr``.
     :return: A :class:`DatagramTransport` and the protocol.
     :raises tomada.dtls.DTLSError: The handshake failed.
     """

@@ -1,6 +1,6 @@
 """DTLS: encryption for datagrams, with the interface of the :mod:`ssl` module.
 
-A :class:`Context` has certificates and keys. Pass it as ``dtls=`` to a server, a client or an
+A :class:`Context` holds certificates and keys. Pass it as ``dtls=`` to a server, a client or an
 endpoint, or wrap a connected socket with :func:`wrap_socket`.
 """
 
@@ -78,7 +78,7 @@ class Protocol(enum.IntEnum):
 
 
 class VerifyMode(enum.IntEnum):
-    """Whether the peer's certificate is verified. The numbers are those of :mod:`ssl`."""
+    """Whether the peer's certificate is verified. The values are the same as in :mod:`ssl`."""
 
     CERT_NONE = 0
     CERT_OPTIONAL = 1
@@ -114,7 +114,8 @@ class Handshake:
         """The context of the session: set it to another server's context to use its certificates.
 
         The session takes the certificate, the trusted issuers, ``verify_mode``, the ciphers and
-        ALPN from the new context. Pre-shared keys, versions and sizes stay those of the first one.
+        ALPN from the new context. Pre-shared keys, versions and sizes still come from the first
+        one.
         """
         return self._context
 
@@ -179,8 +180,8 @@ class Context(DtlsContext):
     def maximum_version(self) -> DTLSVersion:
         """The highest acceptable version: DTLS 1.2 by default.
 
-        DTLS 1.3 is not supported, even if OpenSSL has it: its first messages differ, and a server
-        could not answer them without keeping memory for addresses that may be forged.
+        DTLS 1.3 is not supported, even if OpenSSL supports it: its first messages differ, and a
+        server could not answer them without keeping memory for addresses that may be forged.
 
         :raises ValueError: The value is lower than ``minimum_version``.
         """
@@ -293,9 +294,9 @@ def create_default_context(
 class DTLSSocket(socket):
     """A connected datagram socket with a session.
 
-    It has the methods of :class:`tomada.socket.socket`. It encrypts the
-    datagrams that it sends, and receives only from the peer of the session. After the peer has
-    ended the session, ``recv`` returns ``b""``.
+    It has the methods of :class:`tomada.socket.socket`. It encrypts the datagrams that it sends,
+    and receives only from the session's peer. After the peer has ended the session, ``recv``
+    returns ``b""``.
 
     Create it with :func:`wrap_socket`.
     """
@@ -373,7 +374,7 @@ class DTLSSocket(socket):
     def unwrap(self) -> socket:
         """End the session, notify the peer, and return a socket without encryption.
 
-        This object is closed. The returned one has its descriptor.
+        This object is then closed, and the returned socket has its descriptor.
         """
         if self._endpoint is not None:
             self._endpoint.close()
@@ -419,7 +420,7 @@ class DTLSSocket(socket):
         return None if session is None else session.selected_alpn_protocol()
 
     def selected_srtp_profile(self) -> str | None:
-        """Return the profile of SRTP that both sides support, or ``None``."""
+        """Return the SRTP profile that both sides support, or ``None``."""
         session = self._session()
         return None if session is None else session.selected_srtp_profile()
 
@@ -437,18 +438,18 @@ def wrap_socket(
     do_handshake_on_connect: bool = True,
     server_hostname: str | None = None,
 ) -> DTLSSocket:
-    """Turn a connected socket into one whose datagrams are encrypted, and return it.
+    """Return a socket that encrypts the datagrams of a connected socket.
 
-    As with :meth:`ssl.SSLContext.wrap_socket`, the given socket is detached: the result has its
-    descriptor.
+    As with :meth:`ssl.SSLContext.wrap_socket`, the given socket is detached, and the returned one
+    has its descriptor.
 
     :param sock: An IP datagram socket that is connected to the peer.
     :param context: The settings, for the side that ``server_side`` selects.
     :param server_side: Whether this is the server's side, so that the peer begins the handshake.
     :param do_handshake_on_connect: Whether to complete the handshake before this returns. The
-        socket's timeout limits how long that takes. A non-blocking socket needs ``False``.
-    :param server_hostname: The name, or the address, that the server's certificate must be for.
-    :raises DTLSError: As :meth:`DTLSSocket.do_handshake`. The socket is closed.
+        socket's timeout limits how long that takes. A non-blocking socket needs ``False``. :param
+    server_hostname: The host name or address that the server's certificate must match. :raises
+    DTLSError: As in :meth:`DTLSSocket.do_handshake`. The socket is closed.
     :raises ValueError: The socket is not connected, or the context is for the other side.
     """
     check_dtls(context, is_server=server_side)

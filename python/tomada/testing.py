@@ -1,4 +1,4 @@
-"""Tools to test UDP programs: networks that lose, delay, duplicate and reorder datagrams.
+"""Tools for testing UDP programs: networks that lose, delay, duplicate and reorder datagrams.
 
 * :func:`impaired` stands between a server and its clients, on real sockets.
 * :func:`network` is a network in memory, for endpoints without sockets.
@@ -95,7 +95,7 @@ def impaired(  # noqa: PLR0913 - the properties of a network
     log_size: int = LOG_SIZE,
     **impairments: Unpack[RandomImpairments],
 ) -> Link:
-    """Return a link, in front of a server, that impairs the datagrams that pass through it.
+    """Return a link in front of a server that impairs the datagrams passing through it.
 
     ``with impaired(server.address, loss=0.1) as link:`` (or ``async with``) starts it. Clients send
     to ``link.address``. As behind a NAT, the link has a separate port towards the server for each
@@ -114,9 +114,9 @@ def impaired(  # noqa: PLR0913 - the properties of a network
     10"`` (to ten bytes), ``"reorder"``, several of them separated by commas, and ``"default"`` or
     ``None`` for a random fate. A function gets each datagram as an :class:`Arrival`, and returns a
     step. The link's thread calls it, so it must be fast, and must not wait for a datagram that
-    passes through the link. A step replaces the random impairments; ``delay`` still applies unless
-    the step has one, and so do ``rate`` and ``mtu``. In ``to_server`` and ``to_client``, a script
-    decides the fates of the datagrams in that direction.
+    passes through the link. A step replaces the random impairments; ``rate`` and ``mtu`` still
+    apply, and so does ``delay`` unless the step has one. In ``to_server`` and ``to_client``, a
+    script decides the fates of the datagrams in that direction.
 
     :param upstream: The server's address: a pair ``(host, port)``, a string ``"host:port"``, or a
         :class:`tomada.Server`.

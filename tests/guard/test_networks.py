@@ -184,7 +184,7 @@ def test_kernel_filter_drops_what_the_guard_would_refuse(allow, deny):
         ({"ceiling": -1}, ValueError, "ceiling must be a positive number"),
         ({"amplification": 0}, ValueError, "amplification must be a positive number"),
         ({"prefixes": (33, 64)}, ValueError, "prefixes must be at most 32 and 128"),
-        ({"sources": 1}, ValueError, "sources must be in 8 to"),
+        ({"sources": 1}, ValueError, "sources must be from 8 to"),
         ({"max_size": -1}, OverflowError, "negative"),
     ],
     ids=str,

@@ -110,8 +110,8 @@ class Endpoint(Closing):
     async def recv_batch(self, batch: Batch) -> int:
         """Receive into a batch, like :meth:`tomada.socket.socket.recv_batch`; return the number.
 
-        This waits for one datagram, and receives all that are queued and for which the batch has
-        room. While this waits, the batch is empty. Cancelling does not lose a datagram.
+        This waits for one datagram, then receives all queued datagrams for which the batch has
+        room. While it waits, the batch is empty. Cancelling does not lose a datagram.
         """
         return int(await self._receive(self._core.recv_batch, batch))
 
@@ -227,8 +227,7 @@ class Endpoint(Closing):
         because the peers of the newest are still waiting for a reply; dropped datagrams are counted
         in ``stats().send_errors``, kept for :meth:`errors` (the last 16 of those dropped together)
         and logged. With ``AF_UNIX``, a datagram for a peer whose queue is full does not delay those
-        for other peers, and if 64 peers are full, a datagram for another full peer is dropped at
-        once.
+        for other peers. If 64 peers are full, a datagram for another full peer is dropped at once.
 
         A reply is sent from the local address that received the peer's request.
 
@@ -238,8 +237,7 @@ class Endpoint(Closing):
         raises that error too. An endpoint without a peer does not: see :meth:`errors`.
 
         :raises OSError: The datagram cannot be sent; the message names the destination and says
-            what to do.
-        :raises TypeError: There is no address, or an argument has a wrong type.
+            what to do. :raises TypeError: There is no address, or an argument has the wrong type.
         :raises ValueError: The endpoint has a peer, and ``addr`` is another address.
         """
         self._check_open()
@@ -277,12 +275,13 @@ class Endpoint(Closing):
     async def drain(self) -> None:
         """Wait until the send backlog is short.
 
-        If it has more than 64 KiB of payload, this waits until it has at most 16 KiB. Otherwise
-        this returns at once, and lets other tasks run now and then. On an endpoint without a peer,
-        it also returns when datagrams were dropped because they waited for too long. Cancelling is
-        safe: the datagrams are still sent. If the endpoint closes, this returns.
+        If the backlog holds more than 64 KiB of payload, this waits until it holds at most 16 KiB.
+        Otherwise, this returns at once, but occasionally lets other tasks run. On an endpoint
+        without a peer, it also returns when datagrams were dropped because they waited for too
+        long. Cancelling is safe: the datagrams are still sent. If the endpoint closes, this
+        returns.
 
-        :raises OSError: A datagram that had to wait could not be sent, on an endpoint with a peer.
+        :raises OSError: On an endpoint with a peer, a datagram that had to wait could not be sent.
         """
         self._events.raise_first()
         self._check_open()
@@ -308,7 +307,7 @@ class Endpoint(Closing):
 
         Without a ``match``, only the port identifies the request that a reply answers. Therefore
         each request is sent from a port of its own instead of the endpoint's. That port has the
-        endpoint's local address and guard, and those of its options that decide how a datagram
+        endpoint's local address and guard, and the socket options that affect how a datagram
         travels (device, mark, priority, TOS, TTL). :class:`tomada.Client` documents when a port is
         reused. Up to 64 tasks may make such requests at once, while others receive. Further
         requests wait for a free port; their timeouts start after that. With ``dtls``, each of these
@@ -321,10 +320,10 @@ class Endpoint(Closing):
 
         Cancelling is safe: a late reply to a cancelled request is not returned to another one.
 
-        The waits between attempts are those of :class:`tomada.Client`, with the round-trip time
-        that this endpoint has measured.
+        The waits between attempts follow the rules of :class:`tomada.Client`, with the round-trip
+        time that this endpoint has measured.
 
-        :param timeout: The deadline of the whole request, in seconds.
+        :param timeout: The deadline for the whole request, in seconds.
         :param retries: Maximum number of retransmissions within it.
         :param match: A function of a request and a datagram that returns whether the datagram is
             the reply.

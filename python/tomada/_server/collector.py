@@ -1,4 +1,4 @@
-"""A server's counters as Prometheus has them."""
+"""A server's counters as Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ServerCollector(Collector):
     number of datagrams per receive; ``tomada_server_state`` has a label for each state. A guard
     adds ``tomada_guard_refused_total`` with the label ``reason``.
 
-    :param registry: Where to register; ``None`` does not register.
+    :param registry: The registry to register with, or ``None``.
     """
 
     def __init__(self, server: Server, registry: CollectorRegistry | None = REGISTRY) -> None:
@@ -69,7 +69,7 @@ class ServerCollector(Collector):
             registry.register(self)
 
     def describe(self) -> Iterator[Metric]:
-        """Return the metrics without values, so that registering does not need a started server."""
+        """Return the metrics without values: the server may not have been started yet."""
         for name, text in COUNTERS.items():
             yield CounterMetricFamily(_name(name), text)
         yield GaugeMetricFamily(*STATE)
@@ -77,7 +77,7 @@ class ServerCollector(Collector):
         yield HistogramMetricFamily("tomada_server_batch_size", "Datagrams in one batch.")
 
     def collect(self) -> Iterator[Metric]:
-        """Return the current metrics. Before the server is started, they have no values."""
+        """Return the current metrics; before the server is started, without values."""
         try:
             stats, address = self._server.stats(), format_address(self._server.address)
         except RuntimeError:  # the server was not started

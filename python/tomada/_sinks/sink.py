@@ -37,15 +37,14 @@ class Sink(ABC):
     The server opens it in each worker before the first datagram, and closes it after the last one,
     so do not pass ``takes``. It never replies.
 
-    :param key: The datagrams' key: see the classes. A datagram for which the function raises an
-        exception is dropped and counted.
+    :param key: The key of each datagram; see the subclasses. A datagram for which the function
+        raises an exception is dropped and counted.
     :param pack: ``None`` publishes a message for each datagram. ``"arrow"`` publishes record
         batches of Apache Arrow, with the columns ``data``, ``host``, ``port`` and ``timestamp_ns``
-        (the extra ``tomada[arrow]``).
-    :param capacity: The maximum number of datagrams that each worker holds. Beyond it, new ones are
-        dropped and counted.
-    :param linger: The maximum time in seconds that closing waits until the engine has acknowledged
-        everything. Then it drops and counts the rest.
+        (the extra ``tomada[arrow]``). :param capacity: The maximum number of datagrams that each
+        worker holds. Beyond this limit, new ones are dropped and counted. :param linger: How long
+        closing waits for the engine to acknowledge everything, in seconds. Then the rest is dropped
+        and counted.
     """
 
     takes = "timed"
@@ -93,7 +92,7 @@ class Sink(ABC):
             self._thread.start()
 
     def close(self) -> None:
-        """Publish what is left, as far as ``linger`` allows, and drop and count the rest."""
+        """Publish the remaining datagrams for up to ``linger`` seconds; drop and count the rest."""
         with self._turn:
             with self._lock:
                 self._opened = max(self._opened - 1, 0)
@@ -211,7 +210,7 @@ def attach(
     if not isinstance(handler, Sink):
         return takes, init, exit
     if takes not in ("data", Sink.takes):
-        raise ValueError(f"a sink takes {Sink.takes!r}, not {takes!r}: leave takes out")
+        raise ValueError(f"a sink takes {Sink.takes!r}, not {takes!r}: omit takes")
 
     def start() -> None:
         handler.open()

@@ -36,7 +36,7 @@ class MemoryStats:
 class MemoryEndpoint(Closing):
     """An endpoint of a :class:`Network`, with the interface of :class:`tomada.asyncio.Endpoint`.
 
-    The methods behave as documented there. Its clock is that of the event loop.
+    The methods behave as documented there, on the event loop's clock.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class MemoryEndpoint(Closing):
         return self._transport.is_closing()
 
     def stop_receiving(self) -> None:
-        """Receive no further datagrams, while sending and :meth:`request` continue."""
+        """Stop receiving datagrams; sending and :meth:`request` continue to work."""
         self._is_receiving = False
         self._queue.wake_all()
 

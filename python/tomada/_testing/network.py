@@ -138,8 +138,8 @@ class Network:
     ) -> tuple[MemoryTransport, Any]:
         """Create an endpoint, like :meth:`asyncio.loop.create_datagram_endpoint`.
 
-        Options of sockets are accepted and have no effect. A ``sock`` gives its address, and is
-        closed.
+        Socket options are accepted, but have no effect. A ``sock`` only provides its addresses, and
+        is closed.
         """
         if sock is not None:
             local_addr = sock.getsockname()
@@ -288,7 +288,7 @@ class Network:
 
     @property
     def seed(self) -> int:
-        """The seed that fates, and the order of simultaneous datagrams, are drawn from."""
+        """The seed that determines the fates, and the order of simultaneous datagrams."""
         return self._seed
 
     def change(
