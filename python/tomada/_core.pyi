@@ -86,13 +86,14 @@ def kind_of(fileno: int, /) -> tuple[int, int]:
 class Socket:
     """A datagram socket of the family ``AF_INET``, ``AF_INET6`` or ``AF_UNIX``.
 
-    The methods of the standard class keep their arguments, results, exceptions and audit events. A
-    method that has to wait follows the socket's timeout: it waits forever (``None``), for the given
-    number of seconds (then it raises :class:`TimeoutError`), or not at all (``0``; then it raises
+    Methods that also exist in the standard class have the same arguments, results, exceptions and
+    audit events. A method that has to wait follows the socket's timeout: it waits forever
+    (``None``), for the given number of seconds (then it raises :class:`TimeoutError`), or not at
+    all (``0``; then it raises
     :class:`BlockingIOError`). While it waits, other threads run. Signal handlers run in the main
     thread, and the wait continues after them (:pep:`475`). If another thread calls :meth:`close`,
-    the wait ends with an :class:`OSError` (``EBADF``). A receive that raises an exception has not
-    consumed a datagram.
+    the wait ends with an :class:`OSError` (``EBADF``). A receive that raises an exception does not
+    consume a datagram.
 
     Any number of threads may call methods at the same time. Each datagram is returned to one of
     them.
@@ -159,13 +160,12 @@ class Socket:
 
         :param address: ``(host, port)`` for IPv4, ``(host, port[, flowinfo[, scope_id]])`` for
             IPv6, a path or an abstract name for ``AF_UNIX``. The host ``""`` means every local
-            address; the port 0 means any free port. The host may contain a scope:
-            ``"fe80::1%eth0"``. A numeric host never uses the resolver; while a name is resolved,
-            other threads run.
+            address; port 0 means any free port. The host may contain a scope: ``"fe80::1%eth0"``. A
+            numeric host never uses the resolver; while a name is resolved, other threads run.
         :raises OSError: ``EADDRINUSE``, ``EADDRNOTAVAIL``, ``EACCES``, or ``EINVAL`` (the socket is
             already bound).
         :raises socket.gaierror: The host has no address of the socket's family.
-        :raises OverflowError: The port is not in 0 to 65535.
+        :raises OverflowError: The port is not between 0 and 65535.
         """
 
     def close(self) -> None:
@@ -177,7 +177,7 @@ class Socket:
         """
 
     def connect(self, address: _Address, /) -> None:
-        """Set the peer (``connect(2)``) to send to, and to receive from.
+        """Set the peer to send to and receive from (``connect(2)``).
 
         Datagrams that have already arrived from other senders stay queued. If the peer's host
         reports an ICMP error, the next call raises it (:class:`ConnectionRefusedError`); if that
@@ -199,7 +199,7 @@ class Socket:
 
     def _descriptor(self) -> int: ...
     def fileno(self) -> int:
-        """Return the descriptor's number, or -1 once closed."""
+        """Return the descriptor's number, or -1 if the socket is closed."""
 
     def getblocking(self) -> bool:
         """Return whether the timeout is not 0."""
@@ -246,10 +246,10 @@ class Socket:
         """
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
-        """Receive one datagram into a buffer, and return its length; otherwise like :meth:`recv`.
+        """Receive one datagram into a buffer and return its length; otherwise like :meth:`recv`.
 
-        If this raises, the buffer is unchanged. A datagram that the :attr:`guard` refuses is never
-        written to it.
+        If this raises an exception, the buffer is unchanged. A datagram that the :attr:`guard`
+        refuses is never written to it.
 
         :param nbytes: How many bytes of the buffer to use; 0 means all.
         """
@@ -283,7 +283,7 @@ class Socket:
         """Receive one datagram into a sequence of buffers; otherwise like :meth:`recvmsg`."""
 
     def send(self, data: ReadableBuffer, flags: int = 0, /) -> int:
-        """Send one datagram to the connected peer (``send(2)``), and return its length.
+        """Send one datagram to the connected peer (``send(2)``) and return its length.
 
         :raises OSError: ``EMSGSIZE``: the datagram is longer than the protocol or the path allows;
             ``EDESTADDRREQ``: the socket has no peer.
@@ -292,7 +292,8 @@ class Socket:
         """
 
     def sendall(self, data: ReadableBuffer, flags: int = 0, /) -> None:
-        """Send one datagram like :meth:`send`. A stream socket sends until all data is sent."""
+        """Send one datagram like :meth:`send`. On a stream socket, this repeats until all data is
+        sent."""
 
     def sendmsg(
         self,
@@ -310,7 +311,7 @@ class Socket:
 
     @overload
     def sendto(self, data: ReadableBuffer, address: _Address, /) -> int:
-        """Send one datagram to an address (``sendto(2)``), and return its length.
+        """Send one datagram to an address (``sendto(2)``) and return its length.
 
         The address has the form described in :meth:`bind`; the exceptions are those of
         :meth:`send`.
@@ -358,14 +359,14 @@ class Socket:
     def guard(self, guard: Guard | None) -> None: ...
     @property
     def pacing(self) -> int | None:
-        """The highest rate at which the socket sends, in bytes per second; ``None`` for no limit.
+        """The maximum send rate in bytes per second; ``None`` for no limit.
 
         This is ``SO_MAX_PACING_RATE`` (``socket(7)``). The queueing discipline ``fq``
         (``tc-fq(8)``) of the device spaces the datagrams out; without it, the option has no effect
         (``tomada info`` says which devices have it). The rate includes the bytes of the headers.
         The rate of a UDP socket can only be lowered: to send at a higher rate, open another socket.
 
-        :raises ValueError: It is less than 1.
+        :raises ValueError: The rate is less than 1.
         """
 
     @pacing.setter
@@ -388,21 +389,21 @@ class Socket:
         core while no datagram arrives, for up to this time per wait. Use it only if there is a core
         to spare.
 
-        :raises ValueError: It is negative or not a number.
+        :raises ValueError: The time is negative or not a number.
         """
 
     @spin.setter
     def spin(self, seconds: float) -> None: ...
     def errors(self) -> list[DatagramError]:
-        """Return the kernel's reports about sent datagrams that failed, and remove them.
+        """Return the kernel's reports about sent datagrams that failed and remove them.
 
         The kernel records them only if the program has requested it with ``setsockopt(IPPROTO_IP,
         IP_RECVERR, 1)`` or ``setsockopt(IPPROTO_IPV6, IPV6_RECVERR, 1)`` (``ip(7)``, ``ipv6(7)``).
         With that option, the next call on the socket also raises such an error, even if the socket
         is not connected.
 
-        The call never waits, and reads at most 1024 entries of the queue. If it returns errors,
-        there may be more: call it again until it returns none. Transports, and calls that wait for
+        The call never waits and reads at most 1024 entries of the queue. If it returns errors,
+        there may be more: call it again until it returns none. Transports and calls that wait for
         datagrams, move the entries of the kernel's queue into tomada's own queue, which holds 256.
         If that is full, the oldest entry is dropped; ``stats().errors`` still includes it. Entries
         that are not errors, such as timestamps of datagrams that were sent, remain available to
@@ -425,10 +426,10 @@ class Socket:
         :param interface: The interface's name, index, or one of its addresses; without it, the
             routing table decides.
         :param source: The address of the only sender to receive from; without it, any sender.
-        :raises ValueError: The group is not a multicast address, or the source is of a different
-            family.
-        :raises OSError: With advice: ``ENOBUFS`` (too many groups), ``ENODEV`` (the interface does
-            not exist, or there is no route), ``EADDRINUSE`` (already joined), …
+        :raises ValueError: The group is not a multicast address, or the source belongs to a
+        different family. :raises OSError: ``ENOBUFS`` (too many groups), ``ENODEV`` (the interface
+        does not exist, or there is no route), ``EADDRINUSE`` (already joined), and others. The
+        message says what to do.
         """
 
     def leave_group(
@@ -442,10 +443,10 @@ class Socket:
     def recv_batch(self, batch: Batch, flags: int = 0) -> int:
         """Receive into a :class:`Batch`, replacing its content; return the number of datagrams.
 
-        Waits for one datagram, then receives all that are queued, up to the batch's number of slots
-        (``recvmmsg(2)``). If the backlog (:attr:`pending`) is not empty, receives that instead. It
-        does not create a Python object per datagram. Datagrams are not truncated as long as they
-        fit into a slot; the default slot size fits every IP datagram.
+        The call waits for one datagram, then receives all that are queued, up to the batch's number
+        of slots (``recvmmsg(2)``). If the backlog (:attr:`pending`) is not empty, it receives the
+        backlog instead. It does not create a Python object per datagram. Datagrams are not
+        truncated as long as they fit into a slot; the default slot size fits every IP datagram.
 
         After an exception other than the following two, the batch is empty:
 
@@ -468,9 +469,9 @@ class Socket:
     def recv_many(self, max_datagrams: int = 64, flags: int = 0) -> list[tuple[bytes, _RetAddress]]:
         """Wait for a datagram, then receive all that are queued, up to a maximum (``recvmmsg(2)``).
 
-        Returns at least one datagram. Each has the form that :meth:`recvfrom` returns, but is never
-        truncated. The call does not wait for the maximum number. If datagrams arrive as fast as it
-        receives them, it returns after 50 ms.
+        The call returns at least one datagram. Each has the form that :meth:`recvfrom` returns, but
+        is never truncated. It does not wait for the maximum number. If datagrams arrive as fast as
+        it receives them, it returns after 50 ms.
 
         :raises ValueError: The maximum is less than 1, or ``flags`` includes ``MSG_PEEK`` or
         ``MSG_ERRQUEUE``.
@@ -510,8 +511,8 @@ class Socket:
         """Send one :class:`Datagram` with its metadata; otherwise like :meth:`send_datagrams`.
 
         :return: With :attr:`transmit_timestamps`, the datagram's id, which :meth:`timestamps`
-            returns with the time at which the datagram left. Ids count from 1 to 2**32 - 1, and
-            then start again; a call that raises an exception also uses one. Otherwise ``None``.
+            returns with the time at which the datagram left. Ids count from 1 to 2**32 - 1 and then
+            start again; a call that raises an exception also uses one. Otherwise ``None``.
         """
 
     @overload
@@ -557,8 +558,8 @@ class Socket:
         """Whether the kernel reports when datagrams sent by :meth:`send_datagram` have left.
 
         False by default. Other methods of sending are not affected. The reports share the receive
-        buffer with datagrams, and are lost if it is full. Until they are read, ``select`` reports
-        an error (``POLLERR``). Calls that wait, and every 32nd
+        buffer with datagrams and are lost if it is full. Until they are read, ``select`` reports an
+        error (``POLLERR``). Calls that wait, and every 32nd
         :meth:`send_datagram`, take them out of the kernel's queue; the latest 65,536 are stored for
         :meth:`timestamps`. They are not errors: :meth:`errors` and ``MSG_ERRQUEUE`` do not return
         them, and ``stats().transmitted`` counts them. Sockets that share a descriptor (``dup``,
@@ -598,7 +599,7 @@ class Socket:
         *,
         errors: Literal["raise"] = "raise",
     ) -> int:
-        """Send many datagrams in order, and return how many were sent (``sendmmsg(2)``).
+        """Send many datagrams in order and return how many were sent (``sendmmsg(2)``).
 
         :param datagrams: Bytes-like objects for ``address`` or, without it, for the connected peer;
             or pairs ``(bytes-like, address)``. An IPv6 socket also accepts IPv4 addresses.
@@ -650,7 +651,7 @@ class Socket:
     def settimeout(self, timeout: float | None, /) -> None:
         """Set the timeout in seconds; ``None`` waits forever, 0 does not wait.
 
-        :raises ValueError: It is negative or not a number.
+        :raises ValueError: The timeout is negative or not a number.
         """
 
     def shutdown(self, how: int, /) -> None:
@@ -669,11 +670,11 @@ class Batch:
     Use it with :meth:`Socket.recv_batch` and :meth:`Socket.send_batch`. It supports the buffer
     protocol: ``memoryview(batch)`` is its writable memory, and :attr:`offsets` and :attr:`lengths`
     say where each payload is; numpy can use all three without a copy. They stay valid as long as
-    the batch exists, and always show its current content: the next receive overwrites the
-    previous payloads. :meth:`rows`, :attr:`addresses_array` and :attr:`timestamps` are copies.
+    the batch exists and always show its current content: the next receive overwrites the previous
+    payloads. :meth:`rows`, :attr:`addresses_array` and :attr:`timestamps` are copies.
 
     Only one call at a time may use a batch, so give each thread its own. While one thread receives
-    or sends, calls in others raise :class:`RuntimeError`.
+    or sends, calls in other threads raise :class:`RuntimeError`.
 
     :param slots: The maximum number of kernel messages per receive, 1 to 4096. A message is one
         datagram or, with :attr:`Socket.gro`, up to 64 of equal size. A slot reserves address space;
@@ -749,15 +750,15 @@ class Batch:
         After a receive, :meth:`clear` the batch first.
 
         :param address: The destination for :meth:`Socket.send_batch`. Without it, the datagram is
-        sent to the ``address`` passed to that method, or else to the connected peer.
-        :raises ValueError: There is no room.
+        sent to the ``address`` passed to that method, or else to the connected peer. :raises
+        ValueError: The batch has no room for it.
         """
 
     def extend(self, data: ReadableBuffer, size: int, address: _Address | None = None) -> None:
         """Split a buffer into datagrams of ``size`` bytes and append them; the last may be shorter.
 
-        :raises ValueError: There is no room for all of them, and none was appended; or ``size`` is
-            0.
+        :raises ValueError: The batch does not have room for all of them (none is appended then), or
+        ``size`` is 0.
         """
 
     def clear(self) -> None:
@@ -789,10 +790,9 @@ class Datagram:
     :param ttl: The time to live (IPv4) or hop limit (IPv6), 1 to 255.
     :param tos: The type of service (IPv4) or traffic class (IPv6), 0 to 255.
     :param ecn: The last two bits of ``tos``, 0 to 3 (:rfc:`3168`). Without ``tos``, its other bits
-        are 0.
-    :param source: The IP address to send from, which must be one of this machine.
+        are 0. :param source: The IP address to send from, which must belong to this machine.
     :param interface: The interface to send over: its name, its index, or one of its addresses.
-    :param transmit_time_ns: When to transmit it, in nanoseconds on the clock of
+    :param transmit_time_ns: When to transmit the datagram, in nanoseconds on the clock of
         :func:`time.monotonic_ns`. This needs a queueing discipline that supports such times: see
         :meth:`Socket.send_datagrams`.
     :raises ValueError: A number is out of range, or ``source`` is not a numeric address.
@@ -825,9 +825,9 @@ class Datagram:
     ) -> Datagram:
         """Return a datagram to send, with new values for some fields.
 
-        The arguments are those of the class. To reply to a received datagram, replace its ``data``
-        and set ``ttl`` to ``None``. The reply keeps the request's ``address``, ``source`` and
-        ``interface``, but the request's remaining TTL may be too small for the return path.
+        The arguments are the same as for the class. To reply to a received datagram, replace its
+        ``data`` and set ``ttl`` to ``None``. The reply keeps the request's ``address``, ``source``
+        and ``interface``, but the request's remaining TTL may be too small for the return path.
         """
 
     @property
@@ -909,7 +909,7 @@ class Datagram:
         """The :class:`tomada.dtls.Session` that it belongs to, or ``None``."""
 
     def reply(self, data: ReadableBuffer, flags: int = 0) -> int:
-        """Send a reply from the address that the datagram was sent to, and return its length.
+        """Send a reply from the address that the datagram was sent to and return its length.
 
         On a machine with several addresses, a plain ``sendto`` replies from the address that the
         routing table prefers, and a peer that is connected to another address never receives it. A
@@ -1032,7 +1032,7 @@ class DtlsContext:
         """
 
     def set_srtp_profiles(self, profiles: Sequence[str], /) -> None:
-        """Offer, or accept, SRTP profiles (:rfc:`5764`), best first; an empty list for none.
+        """Offer or accept SRTP profiles (:rfc:`5764`), in order of preference.
 
         A session's :meth:`~tomada.dtls.Session.selected_srtp_profile` returns the first of the
         server's profiles that the client also offers, or ``None``.
@@ -1040,14 +1040,14 @@ class DtlsContext:
         media must be sent over another socket: this one receives only DTLS records.
 
         :param profiles: OpenSSL's names: ``"SRTP_AEAD_AES_256_GCM"``, ``"SRTP_AEAD_AES_128_GCM"``,
-            ``"SRTP_AES128_CM_SHA1_80"``, ``"SRTP_AES128_CM_SHA1_32"``.
+            ``"SRTP_AES128_CM_SHA1_80"``, ``"SRTP_AES128_CM_SHA1_32"``. An empty list means none.
         :raises ValueError: A name is unknown.
         """
 
     def session_stats(self) -> dict[str, int]:
         """Return OpenSSL's counters of sessions, as :meth:`ssl.SSLContext.session_stats` does.
 
-        They start again from zero when a setting of the context is changed.
+        They restart from zero when you change a setting of the context.
         """
 
     def _choose_by_name(
@@ -1335,7 +1335,7 @@ class ServerCore:
         """Cancel the running tasks; from now on, count cancelled tasks."""
 
     def detach(self) -> int:
-        """Send the remaining replies, and stop running on the loop.
+        """Send the remaining replies and stop running on the loop.
 
         :return: How many received datagrams were not handled, or have a handler that has not
             returned.
@@ -1409,7 +1409,7 @@ class ServerStats:
 
     @property
     def proxy_untrusted(self) -> int:
-        """Datagrams with a PROXY header that did not come from a trusted proxy, and were refused.
+        """Datagrams refused because their PROXY header did not come from a trusted proxy.
 
         No other counter includes them.
         """
@@ -1438,7 +1438,7 @@ class ServerStats:
 
     @property
     def handler_errors(self) -> int:
-        """Replies that the handler did not produce: exceptions, wrong types, too many bytes.
+        """Replies that the handler failed to produce: exceptions, wrong types, too many bytes.
 
         This includes datagrams for which there was not enough memory to call the handler, and
         datagrams whose source is the server's own address, for which the server does not call the
@@ -1458,14 +1458,14 @@ class ServerStats:
         """Errors that receive calls returned, on a connected socket or one with ``IP_RECVERR``.
 
         Most are ICMP messages about datagrams that were sent earlier. They are logged at a limited
-        rate, and do not stop the server.
+        rate and do not stop the server.
         """
 
     @property
     def handler_time(self) -> float:
         """Seconds spent in the handler, and in creating its arguments.
 
-        For an async handler, the sum of the durations of all calls, which overlap.
+        For an async handler, this is the sum of the durations of all calls, which may overlap.
         """
 
     @property
@@ -1557,7 +1557,7 @@ class Stats:
 
     @property
     def proxy_untrusted(self) -> int:
-        """Datagrams with a PROXY header that did not come from a trusted proxy, and were refused.
+        """Datagrams refused because their PROXY header did not come from a trusted proxy.
 
         No other counter includes them.
         """
@@ -1670,7 +1670,7 @@ class PathCore:
 
 @final
 class Guard:
-    """Checks datagrams before they reach Python, and limits what is sent in reply.
+    """Checks datagrams before they reach Python and limits what is sent in reply.
 
     Use it with a socket (``sock.guard = guard``), an endpoint of :mod:`tomada.asyncio` or a server
     (``guard=``). Each parameter that you pass adds a check. The checks run in the order below, and
@@ -1805,7 +1805,7 @@ class Turn:
 class LoopCore:
     """The internals of :class:`tomada.asyncio.EventLoop`. Not a public interface.
 
-    It overrides methods of the standard loop, and works on that loop's own queues.
+    It overrides methods of the standard loop and works on that loop's own queues.
     """
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Self: ...
@@ -1897,7 +1897,7 @@ class TransportCore:
         """
 
     def abort(self) -> bool:
-        """Drop the send backlog, and only warn when a datagram is sent."""
+        """Drop the send backlog and only warn when a datagram is sent."""
 
     def is_reading(self) -> bool:
         """Return whether the protocol wants datagrams."""
@@ -1947,7 +1947,7 @@ class TransportCore:
         """Return the datagram being delivered, with its metadata."""
 
     def read_ready(self) -> None:
-        """Deliver queued datagrams for a limited time, and send the protocol's replies."""
+        """Deliver queued datagrams for a limited time and send the protocol's replies."""
 
     def resume(self) -> None:
         """Continue a delivery that ran out of time."""
@@ -1965,7 +1965,7 @@ class TransportCore:
         """Receive all queued datagrams, up to a maximum, with their senders' addresses."""
 
     def read_errors(self) -> bool:
-        """Report errors in the error queue to the protocol, and return whether there were any.
+        """Report errors in the error queue to the protocol and return whether there were any.
 
         At most 16 are reported in one turn of the loop, and the others in the turns that follow.
         """

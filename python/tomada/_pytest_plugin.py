@@ -164,7 +164,7 @@ def udp_network() -> Callable[..., Network]:
 
 @pytest.fixture
 def udp_clock() -> VirtualClock:
-    """Provide a virtual clock, and run the test on it if the test is an asyncio coroutine function.
+    """Provide a virtual clock and run the test on it if the test is an asyncio coroutine function.
 
     Other tests call ``udp_clock.run(main())``. See :class:`tomada.testing.VirtualClock`.
     """

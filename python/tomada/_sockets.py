@@ -87,7 +87,7 @@ class socket(_core.Socket, _Interface, metaclass=_SocketMeta):
 
     ``socket(family=AF_INET, type=SOCK_STREAM, proto=0, fileno=None)``
 
-    It takes the arguments of the standard class, and has its methods and exceptions. The base class
+    It takes the arguments of the standard class and has its methods and exceptions. The base class
     :class:`tomada._core.Socket` documents the additions.
 
     A subclass may also open stream sockets of the same families. They work, but without the
@@ -173,12 +173,12 @@ class socket(_core.Socket, _Interface, metaclass=_SocketMeta):
         return super().__reduce_ex__(protocol)
 
     def enable_hardware_timestamps(self, interface: str | int) -> None:
-        """Let a network device timestamp datagrams, and report its timestamps.
+        """Let a network device timestamp datagrams and report its timestamps.
 
-        :attr:`tomada.Datagram.hardware_timestamp_ns` and :meth:`timestamps` then have the device's
-        times. The setting applies to the whole machine, and stays when the socket is closed. If
-        another program (``ptp4l``, ``chronyd``) has configured the device, its setting is not
-        changed. ``tomada info`` says which devices have this feature.
+        :attr:`tomada.Datagram.hardware_timestamp_ns` and :meth:`timestamps` then contain the
+        device's timestamps. The setting applies to the whole machine and stays when the socket is
+        closed. If another program (``ptp4l``, ``chronyd``) has configured the device, its setting
+        is not changed. ``tomada info`` says which devices have this feature.
 
         :param interface: The device's name or index.
         :raises OSError: ``EOPNOTSUPP``: the hardware does not support timestamps; ``ERANGE``: it

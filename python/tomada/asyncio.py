@@ -64,9 +64,9 @@ _POLLING: Final = ("_process_events", "_add_callback")
 
 
 class EventLoop(_core.LoopCore, asyncio.SelectorEventLoop):
-    """The standard selector event loop, made faster, and with tomada's datagram transports.
+    """A faster standard selector event loop, with tomada's datagram transports.
 
-    It polls, and runs callbacks and timers, in Rust. In debug mode, and with a ``selector`` that is
+    It polls and runs callbacks and timers, in Rust. In debug mode, and with a ``selector`` that is
     not a :class:`selectors.EpollSelector`, the standard loop's own code does that.
 
     Use it with ``asyncio.run(main(), loop_factory=tomada.asyncio.EventLoop)`` or, before Python
@@ -196,9 +196,9 @@ async def create_datagram_endpoint(
         The socket and its duplicates become non-blocking and stay non-blocking, as with the
         standard transport: a blocking call on a duplicate raises :class:`BlockingIOError` at once.
         If the socket became blocking again, another event loop that uses a duplicate would hang.
-        Call ``sock.setblocking(True)`` on a duplicate when no event loop uses it any more.
-    :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). By default, this
-        is switched on when datagrams arrive faster than they are delivered, because it makes a
+        Call ``sock.setblocking(True)`` on a duplicate when no event loop uses it any more. :param
+        gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). By default, this is
+        switched on only when datagrams arrive faster than they are delivered, because it makes a
         socket more expensive to open and close. With a ``sock`` it is off by default: other holders
         of that socket would receive several datagrams coalesced into one.
     :param guard: A :class:`tomada.Guard` for received datagrams and replies. A ``sock`` may
@@ -207,8 +207,8 @@ async def create_datagram_endpoint(
     :param dtls: A :class:`tomada.dtls.Context`. With a ``remote_addr``, its protocol must be
         ``PROTOCOL_DTLS_CLIENT``; this returns when the handshake is complete, and the transport
         closes when the session ends. Otherwise it must be ``PROTOCOL_DTLS_SERVER``, and the
-        transport has a session with each peer. A protocol gets and sends plaintext. If its type has
-        the method ``session_established(address, session)`` or ``session_lost(address,
+        transport has a session with each peer. The protocol receives and sends plaintext. If its
+        type has the method ``session_established(address, session)`` or ``session_lost(address,
         exception)``, the transport calls it. Not available with ``sock``. :param server_hostname:
         The host name or address that the server's certificate must match. By default, the host of
         ``remote_addr``.
@@ -233,7 +233,7 @@ def open_endpoint(
     server_hostname: str | None = None,
     **options: Unpack[_Options],
 ) -> Opening[Endpoint]:
-    """Open an :class:`Endpoint` on the running event loop, whichever loop that is.
+    """Open an :class:`Endpoint` on the running event loop, whatever its type.
 
     ``async with open_endpoint(...) as endpoint`` closes it at the end of the block. If you write
     ``endpoint = await open_endpoint(...)``, close it with :meth:`Endpoint.aclose`.

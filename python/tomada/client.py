@@ -1,4 +1,4 @@
-"""A client that sends requests as datagrams, and retransmits those that get no reply."""
+"""A client that sends requests as datagrams and retransmits those that get no reply."""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ class Client:
         with tomada.Client(("127.0.0.1", 1234), timeout=0.5, retries=3) as client:
             reply = client.request(b"ping")
 
-    The client retransmits a request with exponential backoff until its timeout. So the server may
-    receive a request twice; this matters only if requests have side effects.
+    The client retransmits a request with exponential backoff until a reply arrives or the timeout
+    expires. So the server may receive a request twice; this matters only if requests have side
+    effects.
 
     The client drops datagrams from other addresses. A ``match`` or a ``key`` identifies the request
     that a reply belongs to, over one port. Without either, only the port identifies it, so each
@@ -66,7 +67,7 @@ class Client:
     this.
 
     **Waits.** The first wait is derived from the round-trip time, measured as in RFC 6298: ``SRTT +
-    max(50 ms, 4 * RTTVAR)``. Before the first measurement it is one eighth of the timeout with the
+    max(50 ms, 4 * RTTVAR)``. Before the first measurement, it is one eighth of the timeout with the
     default arguments, and at most 1 s. A retransmission doubles the first wait of later requests,
     up to half of the timeout, until a request that was sent once is answered. The later waits
     divide the rest of the timeout in proportion to the backoff: a request with the default
@@ -90,7 +91,7 @@ class Client:
         number in their headers: ``key(data) -> hashable``. Prefer it to a ``match`` if the protocol
         allows it: the client finds the request that a reply belongs to immediately, however many
         are in flight. Requests that :meth:`request_many` has in flight must have different keys.
-    :param retry_refused: Whether to retry if there is no server, because it may be about to start,
+        :param retry_refused: Whether to retry if there is no server, in case it is about to start,
         or to raise :class:`ConnectionRefusedError` at once. Other ICMP errors never end a request.
     :param family: ``AF_INET6`` or ``AF_INET``, for a name that has both kinds of addresses.
     :param spin: How long a wait polls before it sleeps, in seconds; see
@@ -157,7 +158,7 @@ class Client:
         return self._address
 
     def request(self, data: ReadableBuffer) -> bytes:  # noqa: C901, PLR0912 - the common path, in one piece
-        """Send a request, and return the reply.
+        """Send a request and return the reply.
 
         If another thread closes the client, this raises :class:`OSError`.
 
@@ -331,7 +332,7 @@ class Client:
 
         :param requests: The requests, as for :meth:`request`. They are read as the window advances.
         :param window: The maximum number of requests in flight. Requests that do not fit into the
-            server's receive buffer are dropped, and retransmitted later.
+        server's receive buffer are dropped and retransmitted later.
         :param errors: With ``"raise"``, the first request that fails ends the call with its
             exception, whose ``index`` says which request it was. With ``"return"``, the exception
             is returned in place of the reply, and the other requests continue. :raises OSError: As

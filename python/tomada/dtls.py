@@ -294,9 +294,9 @@ def create_default_context(
 class DTLSSocket(socket):
     """A connected datagram socket with a session.
 
-    It has the methods of :class:`tomada.socket.socket`. It encrypts the datagrams that it sends,
-    and receives only from the session's peer. After the peer has ended the session, ``recv``
-    returns ``b""``.
+    It has the methods of :class:`tomada.socket.socket`. It encrypts the datagrams that it sends and
+    receives only from the session's peer. After the peer has ended the session, ``recv`` returns
+    ``b""``.
 
     Create it with :func:`wrap_socket`.
     """

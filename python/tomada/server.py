@@ -90,7 +90,7 @@ class Server:
         ``exit`` is called. The value that it yields is :attr:`state`. An exception on entry is
         handled like an exception from ``init``; an exception on exit is logged. If the server stops
         while a worker process is entering the lifespan, the process first finishes entering, within
-        ``drain`` plus one second. A thread that is entering is left running, and exits the lifespan
+        ``drain`` plus one second. A thread that is entering is left running and exits the lifespan
         as soon as it has entered it.
     :param loop: The event loop of each worker: ``"tomada"`` (:class:`tomada.asyncio.EventLoop`, the
         default), ``"asyncio"``, ``"uvloop"``, or a function that creates one. A server has an event
@@ -111,13 +111,13 @@ class Server:
     :func:`tomada.key`: always the same worker for an identifier in the payload.
     :param drain: The maximum time in seconds to handle queued datagrams when the server stops;
         ``math.inf`` for no limit. Calls of an async handler that are still running after that time
-        are cancelled, and counted (``stats().cancelled``).
+        are cancelled and counted (``stats().cancelled``).
     :param rcvbuf: The size of each receive buffer in bytes. If the kernel grants less (sysctl
-        ``net.core.rmem_max``), the server logs it. :param pacing: The maximum send rate of each
+        ``net.core.rmem_max``), the server logs that. :param pacing: The maximum send rate of each
     socket, in bytes per second: see
         :attr:`tomada.socket.socket.pacing`.
     :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). With a
-        :func:`tomada.key` as ``steering``, it never does.
+    :func:`tomada.key` as ``steering``, the kernel never does.
     :param spin: How long to poll for the next datagram before sleeping, in seconds: shorter round
         trips, at the cost of a core. A server on an event loop does not spin.
     :param groups: Multicast groups to join, each an address, or the arguments of
@@ -137,7 +137,7 @@ class Server:
         client's address. The handler, the guard and the log see the client's address, and replies
         go back through the proxy. Datagrams from these networks without a valid header are refused,
         and so are headers from other addresses (``stats().proxy_malformed`` and
-        ``proxy_untrusted``). Other datagrams are taken to come from direct clients.
+        ``proxy_untrusted``). Other datagrams are treated as coming from direct clients.
     :param proxy_flows: For proxies that put a header in front of only the first datagram of each
         flow (from one address and port of the proxy): how long a flow may be idle before the proxy
         ends it, in seconds. A flow must stay with its worker: this option needs
@@ -358,12 +358,13 @@ class Server:
         """Serve until :meth:`stop` is called or a signal arrives; start the server first if needed.
 
         In the main thread, SIGINT (Ctrl-C) and SIGTERM stop the server like :meth:`stop`, and this
-        returns. A second signal raises :class:`KeyboardInterrupt` at once. During a start, they
-        cancel the start. SIGHUP replaces the workers one by one: a new worker takes over the socket
-        of an old one, which finishes the datagrams it has received. No datagram is lost, and if a
-        new worker cannot start, the old one continues. In a server with a single process, SIGHUP
-        changes nothing. A new process is a copy of the program as it was when the server started,
-        and runs ``init`` again. It does not import changed code (``tomada serve --app`` does).
+        returns. A second signal raises :class:`KeyboardInterrupt` at once. During a start, either
+        signal cancels it. SIGHUP replaces the workers one by one: a new worker takes over the
+        socket of an old one, which finishes the datagrams it has received. No datagram is lost, and
+        if a new worker cannot start, the old one continues. In a server with a single process,
+        SIGHUP changes nothing. A new process is a copy of the program as it was when the server
+        started and runs ``init`` again. It does not import changed code (``tomada serve --app``
+        does).
 
         If a service manager has started the program (``NOTIFY_SOCKET``), it is notified when the
         server is ready, reloading or stopping, and of its status; a watchdog, if it has one, also
@@ -501,6 +502,6 @@ def serve(
 def serve(address: Any, handler: Handler, **options: Any) -> None:
     """Serve until SIGINT (Ctrl-C) or SIGTERM: ``Server(address, handler, …).serve_forever()``.
 
-    It then handles the queued datagrams, and returns.
+    It then handles the queued datagrams and returns.
     """
     Server(address, handler, **options).serve_forever()

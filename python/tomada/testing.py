@@ -146,9 +146,10 @@ def network(
 ) -> Network:
     """Return a network in memory, for endpoints without sockets on one asyncio loop.
 
-    :meth:`Network.open_endpoint` and :meth:`Network.create_datagram_endpoint` work like those of
-    :mod:`tomada.asyncio` and of a loop. ``async with network() as net:`` closes all endpoints at
-    the end. Delays are timers of the loop, so with a :class:`VirtualClock` they take no time.
+    :meth:`Network.open_endpoint` and :meth:`Network.create_datagram_endpoint` work like their
+    counterparts in :mod:`tomada.asyncio` and on an event loop. ``async with network() as net:``
+    closes all endpoints at the end. Delays are timers of the loop, so with a :class:`VirtualClock`
+    they take no time.
 
     The arguments are those of :func:`impaired`, with the same fates for the same seed. Of two
     addresses, the one that sends first to the other is the client. When datagrams of several

@@ -99,7 +99,7 @@ class _Mistakes:
 
 
 class Client(AsyncContextManager):
-    """Sends requests from any number of tasks to one server, and returns the replies.
+    """Sends requests from any number of tasks to one server and returns the replies.
 
     ::
 
@@ -200,7 +200,7 @@ class Client(AsyncContextManager):
         return self._address
 
     async def request(self, data: ReadableBuffer) -> bytes:
-        """Send a request, and return the reply.
+        """Send a request and return the reply.
 
         Cancelling is safe: a late reply to a cancelled request is not returned to another one.
 
@@ -281,7 +281,7 @@ class Client(AsyncContextManager):
             raise
 
     def stats(self) -> ClientStats:
-        """Return the client's counters. A closed client keeps its last ones."""
+        """Return the client's counters. A closed client returns its final counters."""
         requests = self._requests
         if requests is None:
             return ClientStats(**dict.fromkeys(ClientStats.__dataclass_fields__, 0))

@@ -96,7 +96,7 @@ class Endpoint(Closing):
         return datagram
 
     async def recv_many(self, max_datagrams: int = 64) -> list[tuple[bytes, Any]]:
-        """Wait for one datagram, and receive all that are queued, up to a maximum."""
+        """Wait for one datagram and receive all that are queued, up to a maximum."""
         datagrams: list[tuple[bytes, Any]] = await self._receive(
             self._core.recv_many, max_datagrams
         )
@@ -251,7 +251,7 @@ class Endpoint(Closing):
             raise
 
     def send_many(self, datagrams: Iterable[Any], addr: Any = None) -> None:
-        """Send many datagrams: all to ``addr`` or the peer, or pairs, each with its own address.
+        """Send many datagrams: all to ``addr`` or the peer, or ``(data, address)`` pairs.
 
         They are sent together, immediately. If the socket's buffer is full, the rest wait, in
         order.
@@ -301,7 +301,7 @@ class Endpoint(Closing):
         match: Callable[[Any, bytes], bool] | None = None,
         retry_refused: bool = True,
     ) -> bytes:
-        """Send a request to the peer, and return its reply.
+        """Send a request to the peer and return its reply.
 
         The endpoint must have a peer (``remote_addr``).
 
@@ -324,7 +324,7 @@ class Endpoint(Closing):
         time that this endpoint has measured.
 
         :param timeout: The deadline for the whole request, in seconds.
-        :param retries: Maximum number of retransmissions within it.
+        :param retries: The maximum number of retransmissions within the timeout.
         :param match: A function of a request and a datagram that returns whether the datagram is
             the reply.
         :param retry_refused: Whether to retry if no program listens on the peer's port, or to raise
@@ -376,7 +376,8 @@ class Endpoint(Closing):
         Its ``origin`` is 1 if the datagram was not sent, because the kernel, a filter or the guard
         refused it. Otherwise it is that of an ICMP message, which the kernel reports if
         ``IP_RECVERR`` is set. At most 256 errors are stored; :meth:`stats` counts all. Use this
-        instead of ``socket.errors()``, which lacks those that the endpoint has already read.
+        instead of ``socket.errors()``, which does not return those that the endpoint has already
+        read.
         """
         errors = self._events.peer_errors
         if errors is None:
@@ -464,7 +465,7 @@ class Endpoint(Closing):
             await self._events.change()
 
     def abort(self) -> None:
-        """Close at once, and drop the send backlog."""
+        """Close at once and drop the send backlog."""
         self._transport.abort()
         self._end_waits()
 

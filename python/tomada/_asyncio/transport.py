@@ -30,10 +30,10 @@ Step: TypeAlias = Signal | Literal["watch", "unwatch", "lose", "deliver", "tell_
 class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
     """A faster transport than the one of :meth:`asyncio.loop.create_datagram_endpoint`.
 
-    It behaves as :class:`asyncio.DatagramTransport` documents. It receives many datagrams at a
-    time, and delivers them one by one to ``protocol.datagram_received(data, addr)``. If the
-    protocol's *type* defines ``protocol.datagrams_received(list)``, it delivers lists of such pairs
-    to that instead. After a fraction of a millisecond, other callbacks of the loop run.
+    It behaves as :class:`asyncio.DatagramTransport` documents. It receives many datagrams at a time
+    and delivers them one by one to ``protocol.datagram_received(data, addr)``. If the protocol's
+    *type* defines ``protocol.datagrams_received(list)``, it delivers lists of such pairs to that
+    instead. After a fraction of a millisecond, other callbacks of the loop run.
 
     Datagrams that a protocol sends from ``datagram_received`` are sent together when the received
     datagrams have been delivered. Elsewhere, the first datagram of an iteration of the loop is sent
@@ -50,8 +50,8 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
       ``None``: make it in ``connection_made``.
     * ``"errors"``: a list of :class:`tomada.DatagramError`, removed from the error queue. If the
       socket's ``IP_RECVERR`` is set, ``error_received`` is called for each of them with an
-      :class:`OSError` whose ``datagram_error`` is the report. The error of a datagram that could
-      not be sent to an address has one too. None of these errors closes the transport.
+      :class:`OSError` whose ``datagram_error`` is the report. An error about a datagram that could
+      not be sent also has a ``datagram_error``. None of these errors closes the transport.
 
     * ``"dtls"``: with ``dtls``, a function that returns the :class:`tomada.dtls.Session` with an
       address, or with the only peer.
@@ -216,7 +216,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
     # Writing; sendto is the core's.
 
     def sendto_many(self, datagrams: Iterable[Any], addr: Any = None) -> None:
-        """Send many datagrams: all to ``addr`` or the peer, or each a pair with its own address.
+        """Send many datagrams: all to ``addr`` or the peer, or ``(data, address)`` pairs.
 
         They are sent together: at once or, inside a callback that receives, after it returns.
         """
@@ -309,7 +309,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             self._core.flush()
 
     def abort(self) -> None:
-        """Close at once, and drop the send backlog."""
+        """Close at once and drop the send backlog."""
         if self._core.abort():
             self._read_watch.stop()
             self._act("lose")

@@ -138,7 +138,7 @@ def _all_of(registry: CollectorRegistry) -> list[Metric]:
 
 
 def exposition(server: Server) -> str:
-    """Return what Prometheus scrapes: a server's metrics, and those that its handlers have made.
+    """Return what Prometheus scrapes: a server's metrics, and those of its handlers.
 
     Handlers in several processes share theirs through ``PROMETHEUS_MULTIPROC_DIR``.
     """

@@ -17,7 +17,7 @@ LAST_OFFSET = 65_535
 
 @dataclass(frozen=True)
 class Key:
-    """Where in the payload a peer's identifier is."""
+    """The position of a peer's identifier in the payload."""
 
     offset: int
     length: int
@@ -49,7 +49,7 @@ def key(offset: int, length: int) -> Key:
     end of the PROXY header.
 
     The server turns ``gro`` off, because the kernel would steer all coalesced datagrams by the
-    first one. It still does so if a sender on the same machine uses ``UDP_SEGMENT``.
+    first one. The kernel still does so if a sender on the same machine uses ``UDP_SEGMENT``.
 
     :param offset: The number of bytes before the identifier, up to 65,535.
     :param length: The length of the identifier in bytes, from 1 to 64.

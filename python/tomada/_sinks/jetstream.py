@@ -28,7 +28,7 @@ LONGEST_SUBJECT = 3072
 class JetStream(Sink):
     """Publishes datagrams to NATS JetStream: the extra ``tomada[nats]``.
 
-    The stream must exist, and must contain the subject. A message is published repeatedly until
+    The stream must exist and must contain the subject. A message is published repeatedly until
     JetStream acknowledges it. Its identifier (``Nats-Msg-Id``) lets the stream drop copies within
     its duplicate window. A message that is longer than the server's ``max_payload`` or the stream's
     ``max_msg_size`` is dropped and counted.

@@ -34,7 +34,7 @@ FIRST_PAUSE, LAST_PAUSE = 0.05, 2.0
 class Sink(ABC):
     """A handler for :class:`tomada.Server` that publishes each datagram.
 
-    The server opens it in each worker before the first datagram, and closes it after the last one,
+    The server opens it in each worker before the first datagram and closes it after the last one,
     so do not pass ``takes``. It never replies.
 
     :param key: The key of each datagram; see the subclasses. A datagram for which the function

@@ -20,7 +20,7 @@ class VirtualClock:
 
     Sleeps, timeouts and :meth:`~asyncio.loop.call_later` take no real time, and happen in order;
     everything else, such as running code, takes no virtual time. So a test of thirty seconds of
-    retries takes milliseconds, and has the same timing in every run.
+    retries takes milliseconds and has the same timing in every run.
 
     The loop's timers follow the virtual clock; :func:`time.monotonic` does not. Combine the clock
     with a :func:`~tomada.testing.network`, whose delays are timers of the loop. Sockets work too,

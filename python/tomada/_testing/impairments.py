@@ -94,7 +94,7 @@ class ImpairmentOptions(RandomImpairments, total=False):
 class Impairments:
     """The impairments of one direction. The default passes datagrams unchanged.
 
-    A datagram that is not lost passes the bottleneck (``rate``), then takes its ``delay``.
+    A datagram that is not lost passes the bottleneck (``rate``) and is then delayed (``delay``).
 
     :param loss: The share of datagrams that are lost, from 0 to 1, or a :class:`GilbertElliott` for
         bursts.
@@ -102,11 +102,11 @@ class Impairments:
     :param jitter: The maximum deviation from ``delay`` in either direction, in seconds, uniformly
         distributed. A delay is never negative. Datagrams whose delays differ can overtake each
         other. :param reorder: The share of datagrams that the client's next datagram overtakes. If
-        no datagram follows within 50 ms, the held one arrives then.
+        no datagram follows within 50 ms, the delayed one arrives then.
     :param duplicate: The share of datagrams that arrive twice. Each copy has its own jitter.
-    :param corrupt: The share of datagrams in which one bit is flipped. The checksum matches the new
-        bytes. :param truncate: The share of datagrams that lose their end: between one byte and all
-    of their bytes.
+    :param corrupt: The share of datagrams in which one bit is flipped. The checksum matches the
+    changed bytes. :param truncate: The share of datagrams that lose their end: between one byte and
+    all of their bytes.
     :param rate: Payload bits per second. ``None`` sets no limit.
     :param queue: How many datagrams may wait because of the rate; others are dropped. The default
     is 1,000.
@@ -138,7 +138,7 @@ class Impairments:
 
 
 def steps_of(script: Sequence[Step]) -> list[Step]:
-    """Check a script's steps, and return them.
+    """Check a script's steps and return them.
 
     A single string is a mistake, and so is an iterator, which this would use up.
     """
@@ -224,7 +224,7 @@ class Fate:
     truncated: int | None
     """The length that it was truncated to."""
     reordered: bool
-    """Whether it was held back so that the next datagram could overtake it."""
+    """Whether it was delayed so that the next datagram could overtake it."""
     time: float = field(compare=False)
     """When it arrived at the link, in seconds since the link's start."""
 
@@ -254,7 +254,7 @@ class PathStats:
     truncated: int = 0
     """Datagrams that lost their end."""
     reordered: int = 0
-    """Datagrams held back so that the next one could overtake them."""
+    """Datagrams delayed so that the next one could overtake them."""
     delayed: int = 0
     """Datagrams with a delay."""
     queued: int = 0

@@ -26,7 +26,7 @@ def assert_no_udp_leaks(patience: float = PATIENCE) -> Iterator[None]:
     end get time to do so. The garbage collector runs first, so unreachable objects count as closed.
 
     :param patience: How long to wait for threads and processes to end, in seconds.
-    :raises AssertionError: Something is left; the message lists it.
+    :raises AssertionError: Something was left behind; the message lists it.
     """
     before = _held()
     yield

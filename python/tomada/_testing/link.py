@@ -40,9 +40,9 @@ class LinkClient(NamedTuple):
     """A client that sends through a link."""
 
     number: int
-    """From 0, in the order in which the clients appeared."""
+    """The client's number, from 0, in the order in which the clients appeared."""
     address: Any
-    """Its own address."""
+    """The client's own address."""
     outside: Any
     """The address that the server sees."""
 
@@ -80,7 +80,7 @@ class Link:
         return f"<{type(self).__name__} {state}, seed={self._seed}>"
 
     def start(self) -> None:
-        """Open the link's socket, and start its thread. Entering a ``with`` block does this.
+        """Open the link's socket and start its thread. Entering a ``with`` block does this.
 
         :raises OSError: The address cannot be bound.
         :raises RuntimeError: The link was started before.
@@ -104,7 +104,7 @@ class Link:
         )
 
     def close(self) -> None:
-        """Stop the link, and close its sockets. Leaving the ``with`` block does this.
+        """Stop the link and close its sockets. Leaving the ``with`` block does this.
 
         This begins with a :meth:`cut`: datagrams that have already arrived at the link and are due
         leave first; those that are still in flight are dropped, and count as ``cut``. :attr:`log`
@@ -193,8 +193,8 @@ class Link:
         """Cut both directions, or one, until :meth:`heal`.
 
         When this returns, nothing passes the link any longer. Datagrams that arrived earlier and
-        were due have left. Those that are still in flight (delayed, reordered, or in the queue of a
-        rate) and those that arrive later are dropped, and count as ``cut``.
+        were due have left. Those that are still in flight (delayed, reordered, or queued because of
+        a rate) and those that arrive later are dropped, and count as ``cut``.
 
         This waits for the link's thread, and so for a script's function that the thread is calling.
         The function itself may also call this method, :meth:`heal`, :meth:`rebind` and
@@ -216,7 +216,7 @@ class Link:
 
         When this returns, :attr:`clients` has the new ports. Datagrams that arrived earlier and
         were due have left from the old ports; those that are still on their way to the server leave
-        from the new ones. Replies that arrive at an old port later are dropped, and count as
+        from the new ones. Replies that arrive at an old port later are dropped and count as
         ``rebound``.
 
         :raises OSError: ``EMFILE``: there is no descriptor for another port. The clients that
@@ -230,8 +230,8 @@ class Link:
 
         The log keeps the latest ``log_size`` of each direction. For one seed, the fates of each
         client in each direction are the same in every run, if it sends the same datagrams and
-        receives the same number. The order among several clients, or of both directions, depends
-        on timing. To compare runs, sort by ``(fate.client, fate.direction, fate.index)``.
+        receives the same number. The order among several clients, or between the two directions,
+        depends on timing. To compare runs, sort by ``(fate.client, fate.direction, fate.index)``.
         """
         core = self._running
         both = [fates_of(name, core.log(number)) for number, name in enumerate(DIRECTIONS)]

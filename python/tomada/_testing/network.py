@@ -98,7 +98,7 @@ class Network:
         self.close()
 
     def close(self) -> None:
-        """Close all endpoints, and drop datagrams in flight."""
+        """Close all endpoints and drop datagrams in flight."""
         for transport in list(self._bound.values()):
             transport.abort()
         for path in self._paths:
@@ -138,7 +138,7 @@ class Network:
     ) -> tuple[MemoryTransport, Any]:
         """Create an endpoint, like :meth:`asyncio.loop.create_datagram_endpoint`.
 
-        Socket options are accepted, but have no effect. A ``sock`` only provides its addresses, and
+        Socket options are accepted, but have no effect. A ``sock`` only provides its addresses and
         is closed.
         """
         if sock is not None:
@@ -323,7 +323,7 @@ class Network:
 
     @property
     def log(self) -> list[NetworkFate]:
-        """The fate of each datagram, in the order in which they were sent."""
+        """The fates of the datagrams, in the order in which they were sent."""
         logs = [
             fates_of(name, path.log()) for name, path in zip(DIRECTIONS, self._paths, strict=True)
         ]
