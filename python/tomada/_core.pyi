@@ -173,7 +173,7 @@ class Socket:
 
         Calls that wait on the socket in other threads end with an :class:`OSError`. When this
         returns, no call uses the descriptor any longer, so its number and its port are free. (With
-        the standard class such a call keeps waiting, and the next datagram is lost.)
+        the standard class, the call keeps waiting, and the next datagram is lost.)
         """
 
     def connect(self, address: _Address, /) -> None:
@@ -313,7 +313,7 @@ class Socket:
     def sendto(self, data: ReadableBuffer, address: _Address, /) -> int:
         """Send one datagram to an address (``sendto(2)``) and return its length.
 
-        The address has the form described in :meth:`bind`; the exceptions are those of
+        The address has the form described in :meth:`bind`; the exceptions are the same as for
         :meth:`send`.
         """
 
@@ -914,7 +914,7 @@ class Datagram:
         On a machine with several addresses, a plain ``sendto`` replies from the address that the
         routing table prefers, and a peer that is connected to another address never receives it. A
         reply to a multicast or broadcast datagram is sent from the interface's own address. The
-        exceptions are those of :meth:`Socket.sendto`.
+        exceptions are the same as for :meth:`Socket.sendto`.
 
         :raises ValueError: The datagram was created for sending, not received.
         """

@@ -196,11 +196,11 @@ async def create_datagram_endpoint(
         The socket and its duplicates become non-blocking and stay non-blocking, as with the
         standard transport: a blocking call on a duplicate raises :class:`BlockingIOError` at once.
         If the socket became blocking again, another event loop that uses a duplicate would hang.
-        Call ``sock.setblocking(True)`` on a duplicate when no event loop uses it any more. :param
-        gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). By default, this is
-        switched on only when datagrams arrive faster than they are delivered, because it makes a
-        socket more expensive to open and close. With a ``sock`` it is off by default: other holders
-        of that socket would receive several datagrams coalesced into one.
+        Call ``sock.setblocking(True)`` on a duplicate when no event loop uses the socket any
+        longer. :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). By
+        default, this is switched on only when datagrams arrive faster than they are delivered,
+        because it makes a socket more expensive to open and close. With a ``sock`` it is off by
+        default: other holders of that socket would receive several datagrams coalesced into one.
     :param guard: A :class:`tomada.Guard` for received datagrams and replies. A ``sock`` may
         already have one. :param pacing: The maximum send rate, in bytes per second: see
         :attr:`tomada.socket.socket.pacing`.
@@ -238,7 +238,7 @@ def open_endpoint(
     ``async with open_endpoint(...) as endpoint`` closes it at the end of the block. If you write
     ``endpoint = await open_endpoint(...)``, close it with :meth:`Endpoint.aclose`.
 
-    The other arguments are those of :func:`create_datagram_endpoint`.
+    The other arguments are the same as for :func:`create_datagram_endpoint`.
 
     :param groups: Multicast groups to join, each an address, or the arguments of
         :meth:`tomada.socket.socket.join_group`.

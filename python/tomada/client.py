@@ -52,12 +52,12 @@ class Client:
 
     The client drops datagrams from other addresses. A ``match`` or a ``key`` identifies the request
     that a reply belongs to, over one port. Without either, only the port identifies it, so each
-    request in flight has a port of its own. If a request was retransmitted, not answered or
-    cancelled, no client in this process sends from that request's port to the same server for twice
-    the timeout, and at least 30 s. If that leaves no port, the request fails at once with
-    ``EADDRNOTAVAIL``: with the usual 28,232 ports, this happens above 941 such requests per second.
-    So a late reply can be mistaken for the reply to another request only if it arrives even later,
-    or if another process used the port before.
+    request in flight has its own port. If a request was retransmitted, not answered or cancelled,
+    no client in this process sends from that request's port to the same server for twice the
+    timeout, and at least 30 s. If that leaves no port, the request fails at once with
+    ``EADDRNOTAVAIL``: with the usual 28,232 ports, this happens above 941 of these requests per
+    second. So a late reply can be mistaken for the reply to another request only if it arrives even
+    later, or if another process used the port before.
 
     The network may also duplicate a reply. So even after an ordinary request, the client reuses the
     port only after it has used 31 others, or after the timeout. During the first 256 requests, and
@@ -101,9 +101,9 @@ class Client:
         contains this address. For servers that trust this machine (``Server(proxy=…)``), and for
         tests. Not available with ``dtls``.
     :param dtls: A :class:`tomada.dtls.Context` of ``PROTOCOL_DTLS_CLIENT``: requests and replies
-        are then encrypted. Each socket of the client has a session of its own; the handshake uses
-        up part of the first request's timeout. :param server_hostname: The host name or address
-        that the server's certificate must match. By default, the host of ``address``.
+        are then encrypted. Each socket of the client has its own session; the handshake uses up
+        part of the first request's timeout. :param server_hostname: The host name or address that
+        the server's certificate must match. By default, the host of ``address``.
     :raises socket.gaierror: The host has no address.
     :raises TypeError: An argument has the wrong type.
     :raises ValueError: An argument is out of range.

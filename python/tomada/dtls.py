@@ -201,7 +201,7 @@ class Context(DtlsContext):
         such as :data:`ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME`: 40, 49, 71, 80, 90 or 112. If it
         raises an exception, :func:`sys.unraisablehook` reports that, and the handshake fails.
 
-        A server with such a function does not resume sessions, because a resumed session would
+        A server with an ``sni_callback`` does not resume sessions, because a resumed session would
         evade the checks of the chosen context.
 
         :raises TypeError: It is set to something other than a function or ``None``.
@@ -279,8 +279,8 @@ def create_default_context(
 
     :param protocol: Which side the context is for.
     :param cafile: A PEM file with certificates to trust.
-    :param capath: A directory of such files.
-    :param cadata: Such certificates, in PEM or DER.
+    :param capath: A directory of PEM files.
+    :param cadata: Certificates to trust, in PEM or DER.
     :raises OSError: A file cannot be read.
     """
     context = Context(protocol)

@@ -73,7 +73,7 @@ class Server:
         supervised: a worker that dies is restarted with backoff, and its socket queues datagrams
         meanwhile. If a worker cannot start, the server stops with the worker's error: immediately
         during :meth:`start`, or after five attempts later on. Forking copies this process, so start
-        such a server before other threads.
+        a server with workers before other threads.
     :param threads: The number of threads, for free-threaded interpreters.
     :param init: Called once in each worker before it receives datagrams: in each process of
         ``workers``, or in each thread of the server.
@@ -398,8 +398,8 @@ class Server:
 
         In the handler, and in all tasks on a worker's event loop, the datagram is sent together
         with the replies of the batch or of the loop's turn, and its errors are logged and counted
-        like those of replies. Elsewhere it is sent at once, and this raises :class:`OSError` if
-        that fails. If this worker has recently received from the peer, the datagram is sent from
+        like errors of replies. Elsewhere, it is sent at once, and this raises :class:`OSError` if
+        sending fails. If this worker has recently received from the peer, the datagram is sent from
         the local address that the peer used. (Workers are forked by :meth:`start`. If the handler
         uses the server, assign the server to a name before that: ``with Server(…) as server`` is
         too late.)

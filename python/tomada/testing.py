@@ -151,8 +151,8 @@ def network(
     closes all endpoints at the end. Delays are timers of the loop, so with a :class:`VirtualClock`
     they take no time.
 
-    The arguments are those of :func:`impaired`, with the same fates for the same seed. Of two
-    addresses, the one that sends first to the other is the client. When datagrams of several
+    The arguments are the same as for :func:`impaired`, and the same seed results in the same fates.
+    Of two addresses, the one that sends first to the other is the client. When datagrams of several
     clients are due at once, the seed decides which goes first: the same seed gives the same order,
     and other seeds try other orders.
 

@@ -115,7 +115,7 @@ class Client(AsyncContextManager):
       use a counter or random numbers.
     * With a ``match``, all requests share one socket, and the client calls ``match`` for each
       request in flight until one fits. This is slow with hundreds of requests in flight.
-    * With neither, each request in flight has a port of its own, from a pool.
+    * With neither, each request in flight has its own port, from a pool.
 
     The requests and retransmissions of one turn of the loop are sent together. At first, the client
     sends as many requests before the first reply as fit into a receive buffer of the default size,
@@ -142,11 +142,11 @@ class Client(AsyncContextManager):
         :class:`ConnectionRefusedError` at once.
     :param family: ``AF_INET6`` or ``AF_INET``, for a name that has both kinds of addresses.
     :param dtls: A :class:`tomada.dtls.Context` of ``PROTOCOL_DTLS_CLIENT``: requests and replies
-        are then encrypted. Each socket has a session of its own, and the first request over it
-        waits for the handshake. If a session ends, or all requests over it time out, the next
-        request begins another one. :param server_hostname: The host name or address that the
-        server's certificate must match. By default, the host of ``address``. :raises TypeError: An
-        argument has the wrong type.
+        are then encrypted. Each socket has its own session, and the first request over it waits for
+        the handshake. If a session ends, or all requests over it time out, the next request opens
+        another one. :param server_hostname: The host name or address that the server's certificate
+        must match. By default, the host of ``address``. :raises TypeError: An argument has the
+        wrong type.
     :raises ValueError: An argument is out of range, or both ``match`` and ``key`` are given.
     """
 

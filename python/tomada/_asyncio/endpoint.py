@@ -39,10 +39,10 @@ LEAST_TO_CLOSE = 0.1
 class Endpoint(Closing):
     """A datagram socket for tasks, created by :func:`tomada.asyncio.open_endpoint`.
 
-    It has no queue of its own: datagrams wait in the socket's buffer until a task receives them. If
-    the buffer is full, the kernel drops and counts them (``endpoint.stats().kernel_drops``).
-    Cancelling a task that waits does not lose a datagram. Several tasks may receive at once; each
-    datagram is returned to one of them.
+    It does not have its own queue: datagrams wait in the socket's buffer until a task receives
+    them. If the buffer is full, the kernel drops and counts them
+    (``endpoint.stats().kernel_drops``). Cancelling a task that waits does not lose a datagram.
+    Several tasks may receive at once; each datagram is returned to one of them.
 
     An endpoint with a peer (``remote_addr``) raises an :class:`OSError` for each error that an ICMP
     message reports about an earlier datagram: once, from the next method that receives or from
@@ -305,16 +305,16 @@ class Endpoint(Closing):
 
         The endpoint must have a peer (``remote_addr``).
 
-        Without a ``match``, only the port identifies the request that a reply answers. Therefore
-        each request is sent from a port of its own instead of the endpoint's. That port has the
+        Without a ``match``, only the port identifies the request that a reply answers. Therefore,
+        each request is sent from a separate port instead of the endpoint's. That port has the
         endpoint's local address and guard, and the socket options that affect how a datagram
         travels (device, mark, priority, TOS, TTL). :class:`tomada.Client` documents when a port is
-        reused. Up to 64 tasks may make such requests at once, while others receive. Further
+        reused. Up to 64 tasks may make requests in this way at once, while others receive. Further
         requests wait for a free port; their timeouts start after that. With ``dtls``, each of these
-        ports has a session of its own.
+        ports has its own session.
 
         With a ``match``, the request is sent from the endpoint's port. Use this if a firewall or
-        the peer expects that port. Such requests wait for each other before their timeouts start.
+        the peer expects that port. These requests wait for each other before their timeouts start.
         No other task should receive meanwhile, because it would get the reply. Datagrams that
         ``match`` rejects are dropped, and so are those that arrived before the request was sent.
 
@@ -374,7 +374,7 @@ class Endpoint(Closing):
         This is for endpoints without a peer; for others, which raise errors instead, the list is
         empty. Each item has the peer, the reason (``errno``), and the beginning of the datagram.
         Its ``origin`` is 1 if the datagram was not sent, because the kernel, a filter or the guard
-        refused it. Otherwise it is that of an ICMP message, which the kernel reports if
+        refused it. Otherwise, it is the origin of an ICMP message, which the kernel reports if
         ``IP_RECVERR`` is set. At most 256 errors are stored; :meth:`stats` counts all. Use this
         instead of ``socket.errors()``, which does not return those that the endpoint has already
         read.

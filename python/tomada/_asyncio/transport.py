@@ -32,8 +32,9 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
 
     It behaves as :class:`asyncio.DatagramTransport` documents. It receives many datagrams at a time
     and delivers them one by one to ``protocol.datagram_received(data, addr)``. If the protocol's
-    *type* defines ``protocol.datagrams_received(list)``, it delivers lists of such pairs to that
-    instead. After a fraction of a millisecond, other callbacks of the loop run.
+    *type* defines ``protocol.datagrams_received(list)``, it delivers lists of ``(data, addr)``
+    pairs to that method instead. After a fraction of a millisecond, other callbacks of the loop
+    run.
 
     Datagrams that a protocol sends from ``datagram_received`` are sent together when the received
     datagrams have been delivered. Elsewhere, the first datagram of an iteration of the loop is sent
