@@ -395,7 +395,7 @@ class Socket:
     @spin.setter
     def spin(self, seconds: float) -> None: ...
     def errors(self) -> list[DatagramError]:
-        """Return the kernel's reports about sent datagrams that failed and remove them.
+        """Return the kernel's reports about sent datagrams that failed, and remove them.
 
         The kernel records them only if the program has requested it with ``setsockopt(IPPROTO_IP,
         IP_RECVERR, 1)`` or ``setsockopt(IPPROTO_IPV6, IPV6_RECVERR, 1)`` (``ip(7)``, ``ipv6(7)``).
@@ -403,7 +403,7 @@ class Socket:
         is not connected.
 
         The call never waits and reads at most 1024 entries of the queue. If it returns errors,
-        there may be more: call it again until it returns none. Transports and calls that wait for
+        there may be more: call it again until it returns none. Transports, and calls that wait for
         datagrams, move the entries of the kernel's queue into tomada's own queue, which holds 256.
         If that is full, the oldest entry is dropped; ``stats().errors`` still includes it. Entries
         that are not errors, such as timestamps of datagrams that were sent, remain available to
@@ -427,9 +427,10 @@ class Socket:
             routing table decides.
         :param source: The address of the only sender to receive from; without it, any sender.
         :raises ValueError: The group is not a multicast address, or the source belongs to a
-        different family. :raises OSError: ``ENOBUFS`` (too many groups), ``ENODEV`` (the interface
-        does not exist, or there is no route), ``EADDRINUSE`` (already joined), and others. The
-        message says what to do.
+            different family.
+        :raises OSError: ``ENOBUFS`` (too many groups), ``ENODEV`` (the interface does not exist, or
+            there is no route), ``EADDRINUSE`` (already joined), and others. The message says what
+            to do.
         """
 
     def leave_group(
@@ -474,7 +475,7 @@ class Socket:
         it receives them, it returns after 50 ms.
 
         :raises ValueError: The maximum is less than 1, or ``flags`` includes ``MSG_PEEK`` or
-        ``MSG_ERRQUEUE``.
+            ``MSG_ERRQUEUE``.
         :raises OSError: As in :meth:`recvfrom`; an error that occurs after a datagram is raised by
             the next call. ``ESHUTDOWN``: the socket has no timeout and is shut down for receiving.
             (In that case, :meth:`recv` returns ``b""``, which in a list would mean an empty
@@ -570,7 +571,8 @@ class Socket:
         reports stop.
 
         :raises OSError: ``EOPNOTSUPP``: the kernel is older than 6.13, or the socket is an
-        ``AF_UNIX`` socket; ``EBUSY``: the program itself has requested timestamps of all datagrams.
+            ``AF_UNIX`` socket; ``EBUSY``: the program itself has requested timestamps of all
+            datagrams.
         """
 
     @transmit_timestamps.setter
@@ -670,7 +672,7 @@ class Batch:
     Use it with :meth:`Socket.recv_batch` and :meth:`Socket.send_batch`. It supports the buffer
     protocol: ``memoryview(batch)`` is its writable memory, and :attr:`offsets` and :attr:`lengths`
     say where each payload is; numpy can use all three without a copy. They stay valid as long as
-    the batch exists and always show its current content: the next receive overwrites the previous
+    the batch exists, and always show its current content: the next receive overwrites the previous
     payloads. :meth:`rows`, :attr:`addresses_array` and :attr:`timestamps` are copies.
 
     Only one call at a time may use a batch, so give each thread its own. While one thread receives
@@ -708,9 +710,9 @@ class Batch:
 
         The fields of a record are ``family`` (``AF_INET`` or ``AF_INET6``), ``port``, ``scope``
         (the interface index of a link-local address) and ``address``, 16 bytes of which IPv4 uses
-        the first four. A datagram that was appended without an address has zeros. An IPv4 peer of
-        an IPv6 socket has a mapped address, as in :attr:`addresses`. The array is a copy, which the
-        next receive does not change.
+        the first four. A datagram that was appended without an address is represented by zeros. An
+        IPv4 peer of an IPv6 socket has a mapped address, as in :attr:`addresses`. The array is a
+        copy, which the next receive does not change.
 
         :raises ValueError: A datagram has an ``AF_UNIX`` address.
         :raises ModuleNotFoundError: numpy is not installed.
@@ -732,9 +734,10 @@ class Batch:
         The array is a copy in contiguous memory, which the next receive does not change.
 
         :param dtype: A numpy dtype, or an argument for :class:`numpy.dtype`. It must not contain
-            Python objects. :param errors: With ``"skip"``, datagrams whose length is not
-        ``dtype.itemsize`` are left out; :attr:`lengths` shows which ones remain. Use this if
-        strangers can send to the socket.
+            Python objects.
+        :param errors: With ``"skip"``, datagrams whose length is not ``dtype.itemsize`` are left
+            out; :attr:`lengths` shows which ones remain. Use this if strangers can send to the
+            socket.
         :raises ValueError: A datagram has a different length, and ``errors`` is ``"raise"``; or
             ``dtype`` does not have a size, or contains Python objects.
         :raises ModuleNotFoundError: numpy is not installed.
@@ -750,15 +753,15 @@ class Batch:
         After a receive, :meth:`clear` the batch first.
 
         :param address: The destination for :meth:`Socket.send_batch`. Without it, the datagram is
-        sent to the ``address`` passed to that method, or else to the connected peer. :raises
-        ValueError: The batch has no room for it.
+            sent to the ``address`` passed to that method, or else to the connected peer.
+        :raises ValueError: The batch has no room for it.
         """
 
     def extend(self, data: ReadableBuffer, size: int, address: _Address | None = None) -> None:
         """Split a buffer into datagrams of ``size`` bytes and append them; the last may be shorter.
 
         :raises ValueError: The batch does not have room for all of them (none is appended then), or
-        ``size`` is 0.
+            ``size`` is 0.
         """
 
     def clear(self) -> None:
@@ -790,7 +793,8 @@ class Datagram:
     :param ttl: The time to live (IPv4) or hop limit (IPv6), 1 to 255.
     :param tos: The type of service (IPv4) or traffic class (IPv6), 0 to 255.
     :param ecn: The last two bits of ``tos``, 0 to 3 (:rfc:`3168`). Without ``tos``, its other bits
-        are 0. :param source: The IP address to send from, which must belong to this machine.
+        are 0.
+    :param source: The IP address to send from, which must belong to this machine.
     :param interface: The interface to send over: its name, its index, or one of its addresses.
     :param transmit_time_ns: When to transmit the datagram, in nanoseconds on the clock of
         :func:`time.monotonic_ns`. This needs a queueing discipline that supports such times: see
@@ -909,7 +913,7 @@ class Datagram:
         """The :class:`tomada.dtls.Session` that it belongs to, or ``None``."""
 
     def reply(self, data: ReadableBuffer, flags: int = 0) -> int:
-        """Send a reply from the address that the datagram was sent to and return its length.
+        """Send a reply from the address that the datagram was sent to, and return its length.
 
         On a machine with several addresses, a plain ``sendto`` replies from the address that the
         routing table prefers, and a peer that is connected to another address never receives it. A
@@ -995,7 +999,7 @@ class DtlsContext:
         :param password: The password of an encrypted key, or a function that returns it.
         :raises OSError: A file cannot be read.
         :raises ValueError: A file contains no certificate or key, the key belongs to another
-        certificate, or its password is missing or wrong. The message names the file.
+            certificate, or its password is missing or wrong. The message names the file.
         """
 
     def load_verify_locations(
@@ -1116,7 +1120,8 @@ class DtlsEndpoint:
         """Receive some of the queued datagrams into the backlog."""
 
     def tick(self) -> float | None:
-        """Retransmit what is due; return the seconds until the next call is due, or ``None``."""
+        """Retransmit the messages that are due; return the seconds until the next call is due, or
+        ``None``."""
 
     def events(self) -> list[tuple[str, Any, OSError | None]]:
         """Return what has happened since the last call: the event, the peer and the reason."""
@@ -1749,8 +1754,8 @@ class Guard:
     def stats(self) -> GuardStats:
         """Return the counters of all sockets that have this guard.
 
-        They include the process that created the guard and all processes forked from it, such as
-        the workers of a server, even if they have ended.
+        They cover the process that created the guard and all processes forked from it, such as the
+        workers of a server, even if they have ended.
         """
 
     def validate(self, address: str | tuple[Any, ...], /) -> None:

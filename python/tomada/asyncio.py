@@ -66,7 +66,7 @@ _POLLING: Final = ("_process_events", "_add_callback")
 class EventLoop(_core.LoopCore, asyncio.SelectorEventLoop):
     """A faster standard selector event loop, with tomada's datagram transports.
 
-    It polls and runs callbacks and timers, in Rust. In debug mode, and with a ``selector`` that is
+    It polls and runs callbacks and timers in Rust. In debug mode, and with a ``selector`` that is
     not a :class:`selectors.EpollSelector`, the standard loop's own code does that.
 
     Use it with ``asyncio.run(main(), loop_factory=tomada.asyncio.EventLoop)`` or, before Python
@@ -116,8 +116,8 @@ def run(
     """Run a coroutine on a new event loop with tomada's transports, like :func:`asyncio.run`.
 
     :param loop: ``"asyncio"`` is an :class:`EventLoop`. ``"uvloop"`` is uvloop's loop (``pip
-    install tomada[uvloop]``) with tomada's datagram transports. ``"auto"`` is uvloop's loop if
-    uvloop is installed, and otherwise an :class:`EventLoop`.
+        install tomada[uvloop]``) with tomada's datagram transports. ``"auto"`` is uvloop's loop if
+        uvloop is installed, and otherwise an :class:`EventLoop`.
     :raises ModuleNotFoundError: ``loop`` is ``"uvloop"``, and uvloop is not installed.
     :raises ValueError: ``loop`` is not one of these.
     """
@@ -197,21 +197,23 @@ async def create_datagram_endpoint(
         standard transport: a blocking call on a duplicate raises :class:`BlockingIOError` at once.
         If the socket became blocking again, another event loop that uses a duplicate would hang.
         Call ``sock.setblocking(True)`` on a duplicate when no event loop uses the socket any
-        longer. :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). By
-        default, this is switched on only when datagrams arrive faster than they are delivered,
-        because it makes a socket more expensive to open and close. With a ``sock`` it is off by
-        default: other holders of that socket would receive several datagrams coalesced into one.
-    :param guard: A :class:`tomada.Guard` for received datagrams and replies. A ``sock`` may
-        already have one. :param pacing: The maximum send rate, in bytes per second: see
+        longer.
+    :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). By default, this
+        is switched on only when datagrams arrive faster than they are delivered, because it makes a
+        socket more expensive to open and close. With a ``sock`` it is off by default: other holders
+        of that socket would receive several datagrams coalesced into one.
+    :param guard: A :class:`tomada.Guard` for received datagrams and replies. A ``sock`` may already
+        have one.
+    :param pacing: The maximum send rate, in bytes per second: see
         :attr:`tomada.socket.socket.pacing`.
     :param dtls: A :class:`tomada.dtls.Context`. With a ``remote_addr``, its protocol must be
         ``PROTOCOL_DTLS_CLIENT``; this returns when the handshake is complete, and the transport
         closes when the session ends. Otherwise it must be ``PROTOCOL_DTLS_SERVER``, and the
         transport has a session with each peer. The protocol receives and sends plaintext. If its
         type has the method ``session_established(address, session)`` or ``session_lost(address,
-        exception)``, the transport calls it. Not available with ``sock``. :param server_hostname:
-        The host name or address that the server's certificate must match. By default, the host of
-        ``remote_addr``.
+        exception)``, the transport calls it. Not available with ``sock``.
+    :param server_hostname: The host name or address that the server's certificate must match. By
+        default, the host of ``remote_addr``.
     :return: A :class:`DatagramTransport` and the protocol.
     :raises tomada.dtls.DTLSError: The handshake failed.
     """

@@ -78,21 +78,22 @@ class Client:
     gets its own sockets. Close the client when you are done, or use it in a ``with`` statement.
 
     :param address: The server's address: ``(host, port)``, or an ``AF_UNIX`` path or abstract name.
-    A host name is resolved once, by the constructor, to an IPv4 address if it has one. :param
-    timeout: The deadline for the whole request, in seconds.
+        A host name is resolved once, by the constructor, to an IPv4 address if it has one.
+    :param timeout: The deadline for the whole request, in seconds.
     :param retries: The maximum number of retransmissions within the timeout.
     :param backoff: The factor by which each wait after the first is longer than the previous one.
     :param jitter: The maximum random extension of a wait, as a fraction of it. It keeps clients
-        that failed together from retrying together. :param match: A function that returns whether a
-    datagram answers a request: ``match(request, reply) -> bool``. It may be called often. With it,
-    the client uses one socket for all requests, and
-        :meth:`request_many` is several times faster.
+        that failed together from retrying together.
+    :param match: A function that returns whether a datagram answers a request: ``match(request,
+        reply) -> bool``. It may be called often. With it, the client uses one socket for all
+        requests, and :meth:`request_many` is several times faster.
     :param key: A function that returns what a request and its reply have in common, such as a
         number in their headers: ``key(data) -> hashable``. Prefer it to a ``match`` if the protocol
         allows it: the client finds the request that a reply belongs to immediately, however many
         are in flight. Requests that :meth:`request_many` has in flight must have different keys.
         :param retry_refused: Whether to retry if there is no server, in case it is about to start,
-        or to raise :class:`ConnectionRefusedError` at once. Other ICMP errors never end a request.
+            or to raise :class:`ConnectionRefusedError` at once. Other ICMP errors never end a
+            request.
     :param family: ``AF_INET6`` or ``AF_INET``, for a name that has both kinds of addresses.
     :param spin: How long a wait polls before it sleeps, in seconds; see
         :attr:`tomada.socket.socket.spin`.
@@ -102,8 +103,9 @@ class Client:
         tests. Not available with ``dtls``.
     :param dtls: A :class:`tomada.dtls.Context` of ``PROTOCOL_DTLS_CLIENT``: requests and replies
         are then encrypted. Each socket of the client has its own session; the handshake uses up
-        part of the first request's timeout. :param server_hostname: The host name or address that
-        the server's certificate must match. By default, the host of ``address``.
+        part of the first request's timeout.
+    :param server_hostname: The host name or address that the server's certificate must match. By
+        default, the host of ``address``.
     :raises socket.gaierror: The host has no address.
     :raises TypeError: An argument has the wrong type.
     :raises ValueError: An argument is out of range.
@@ -332,11 +334,11 @@ class Client:
 
         :param requests: The requests, as for :meth:`request`. They are read as the window advances.
         :param window: The maximum number of requests in flight. Requests that do not fit into the
-        server's receive buffer are dropped and retransmitted later.
+            server's receive buffer are dropped and retransmitted later.
         :param errors: With ``"raise"``, the first request that fails ends the call with its
             exception, whose ``index`` says which request it was. With ``"return"``, the exception
-            is returned in place of the reply, and the other requests continue. :raises OSError: As
-            in :meth:`request`; most often a :class:`TimeoutError`.
+            is returned in place of the reply, and the other requests continue.
+        :raises OSError: As in :meth:`request`; most often a :class:`TimeoutError`.
         """
         pool = self._opened()
         if not isinstance(window, int):

@@ -86,7 +86,8 @@ class VerifyMode(enum.IntEnum):
 
 
 class DTLSVersion(enum.IntEnum):
-    """A version of the protocol, by its number in records. DTLS 1.3 is not supported."""
+    """A version of the protocol, with the number that stands for it in records. DTLS 1.3 is not
+    supported."""
 
     DTLSv1 = 0xFEFF
     DTLSv1_2 = 0xFEFD
@@ -294,9 +295,9 @@ def create_default_context(
 class DTLSSocket(socket):
     """A connected datagram socket with a session.
 
-    It has the methods of :class:`tomada.socket.socket`. It encrypts the datagrams that it sends and
-    receives only from the session's peer. After the peer has ended the session, ``recv`` returns
-    ``b""``.
+    It has the methods of :class:`tomada.socket.socket`. It encrypts the datagrams that it sends,
+    and receives only from the session's peer. After the peer has ended the session, ``recv``
+    returns ``b""``.
 
     Create it with :func:`wrap_socket`.
     """
@@ -362,7 +363,7 @@ class DTLSSocket(socket):
     def handshake_timeout(self) -> float | None:
         """Return the seconds until a non-blocking handshake must be continued, or ``None``.
 
-        Also retransmits messages that the peer has not answered in time.
+        This also retransmits messages that the peer has not answered in time.
         """
         return None if self._endpoint is None else self._endpoint.tick()
 
@@ -447,9 +448,9 @@ def wrap_socket(
     :param context: The settings, for the side that ``server_side`` selects.
     :param server_side: Whether this is the server's side, so that the peer begins the handshake.
     :param do_handshake_on_connect: Whether to complete the handshake before this returns. The
-        socket's timeout limits how long that takes. A non-blocking socket needs ``False``. :param
-    server_hostname: The host name or address that the server's certificate must match. :raises
-    DTLSError: As in :meth:`DTLSSocket.do_handshake`. The socket is closed.
+        socket's timeout limits how long that takes. A non-blocking socket needs ``False``.
+    :param server_hostname: The host name or address that the server's certificate must match.
+    :raises DTLSError: As in :meth:`DTLSSocket.do_handshake`. The socket is closed.
     :raises ValueError: The socket is not connected, or the context is for the other side.
     """
     check_dtls(context, is_server=server_side)

@@ -53,8 +53,8 @@ class Server:
     ``tomada`` and counted, and the server continues. The handler is not called with datagrams whose
     source is the server's own address: its reply would be the next request.
 
-    :param address: ``(host, port)`` for IPv4 or IPv6, or an ``AF_UNIX`` path or abstract name. The
-        port 0 means any free port. ``"::"`` also accepts IPv4: such peers have addresses like
+    :param address: ``(host, port)`` for IPv4 or IPv6, or an ``AF_UNIX`` path or abstract name.
+        Port 0 means any free port. ``"::"`` also accepts IPv4: such peers have addresses like
         ``("::ffff:127.0.0.1", 1234, 0, 0)``. ``None`` uses the sockets passed by systemd
         (``LISTEN_FDS``), or ``sock`` or ``fd``.
     :param handler: Called with each datagram. It returns the reply: a bytes-like object (an empty
@@ -78,13 +78,13 @@ class Server:
     :param init: Called once in each worker before it receives datagrams: in each process of
         ``workers``, or in each thread of the server.
     :param exit: Called once in each worker in which ``init`` has returned, after the last datagram
-        was handled: when the server stops, when the worker is replaced (SIGHUP), and when a
-        handler raises :class:`SystemExit`; but not when the worker is killed. A worker process then
-        exits like a Python program: it waits for threads, runs the :mod:`atexit` functions
-        registered in the worker, and flushes files. All of this may take the rest of ``drain`` plus
-        one second. Exceptions are logged.
-    :param lifespan: A function that takes the server and returns a context manager or an
-        asynchronous one, such as one decorated with :func:`contextlib.contextmanager` or
+        was handled: when the server stops, when the worker is replaced (SIGHUP), and when a handler
+        raises :class:`SystemExit`; but not when the worker is killed. A worker process then exits
+        like a Python program: it waits for threads, runs the :mod:`atexit` functions registered in
+        the worker, and flushes files. All of this may take the rest of ``drain`` plus one second.
+        Exceptions are logged.
+    :param lifespan: A function that takes the server and returns a context manager, synchronous or
+        asynchronous, such as a function decorated with :func:`contextlib.contextmanager` or
         :func:`contextlib.asynccontextmanager`. Each worker enters it after ``init``, before its
         first datagram, and exits it once, after its last datagram and before ``exit``, whenever
         ``exit`` is called. The value that it yields is :attr:`state`. An exception on entry is
@@ -107,31 +107,33 @@ class Server:
         needs several workers.
     :param max_age: Replace a worker after this many seconds, shortened at random in the same way.
     :param steering: Which worker receives a datagram. ``"hash"``: always the same worker for a
-    peer. ``"cpu"``: the worker of the CPU that received the datagram. ``"random"``: any worker.
-    :func:`tomada.key`: always the same worker for an identifier in the payload.
+        peer. ``"cpu"``: the worker of the CPU that received the datagram. ``"random"``: any worker.
+        :func:`tomada.key`: always the same worker for an identifier in the payload.
     :param drain: The maximum time in seconds to handle queued datagrams when the server stops;
         ``math.inf`` for no limit. Calls of an async handler that are still running after that time
         are cancelled and counted (``stats().cancelled``).
     :param rcvbuf: The size of each receive buffer in bytes. If the kernel grants less (sysctl
-        ``net.core.rmem_max``), the server logs that. :param pacing: The maximum send rate of each
-    socket, in bytes per second: see
+        ``net.core.rmem_max``), the server logs that.
+    :param pacing: The maximum send rate of each socket, in bytes per second: see
         :attr:`tomada.socket.socket.pacing`.
     :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). With a
-    :func:`tomada.key` as ``steering``, the kernel never does.
+        :func:`tomada.key` as ``steering``, the kernel never does.
     :param spin: How long to poll for the next datagram before sleeping, in seconds: shorter round
         trips, at the cost of a core. A server on an event loop does not spin.
     :param groups: Multicast groups to join, each an address, or the arguments of
         :meth:`tomada.socket.socket.join_group`. Workers then share one socket, because several
-        sockets would each receive a copy. :param health: ``(host, port)`` at which to answer HTTP
-    probes: ``/live``, ``/ready`` (status 503 before the start has finished, and from the first
-    moment of :meth:`stop`, before a datagram is refused) and ``/metrics`` for Prometheus
-    (``tomada[metrics]``). It answers anyone, so outsiders must not be able to reach it. ``/live``
-    has the status 503 if datagrams are waiting and none has been received for 30 seconds. :param
-    access_log: Log one in every ``access_log`` datagrams that a worker receives, to the logger
-    ``tomada.access``: the peer, the number of bytes, the handler's time and the outcome. 0 logs
-    none. :param guard: A :class:`tomada.Guard` for received datagrams and replies. Each worker
-    enforces the limits separately, based on the datagrams that it has received itself; the guard's
-    counters are sums over all workers.
+        sockets would each receive a copy.
+    :param health: ``(host, port)`` at which to answer HTTP probes: ``/live``, ``/ready`` (status
+        503 before the start has finished, and from the first moment of :meth:`stop`, before a
+        datagram is refused) and ``/metrics`` for Prometheus (``tomada[metrics]``). It answers
+        anyone, so outsiders must not be able to reach it. ``/live`` has the status 503 if datagrams
+        are waiting and none has been received for 30 seconds.
+    :param access_log: Log one in every ``access_log`` datagrams that a worker receives, to the
+        logger ``tomada.access``: the peer, the number of bytes, the handler's time and the outcome.
+        0 logs none.
+    :param guard: A :class:`tomada.Guard` for received datagrams and replies. Each worker enforces
+        the limits separately, based on the datagrams that it has received itself; the guard's
+        counters are sums over all workers.
     :param proxy: The networks of trusted proxies (load balancers), such as ``["10.0.0.0/8"]``. Each
         of their datagrams must begin with a PROXY protocol header (version 2), which contains the
         client's address. The handler, the guard and the log see the client's address, and replies
@@ -363,7 +365,7 @@ class Server:
         socket of an old one, which finishes the datagrams it has received. No datagram is lost, and
         if a new worker cannot start, the old one continues. In a server with a single process,
         SIGHUP changes nothing. A new process is a copy of the program as it was when the server
-        started and runs ``init`` again. It does not import changed code (``tomada serve --app``
+        started, and runs ``init`` again. It does not import changed code (``tomada serve --app``
         does).
 
         If a service manager has started the program (``NOTIFY_SOCKET``), it is notified when the

@@ -38,7 +38,7 @@ def instrument(server: Server, provider: MeterProvider | None = None) -> None:
             metrics.set_meter_provider(MeterProvider([PeriodicExportingMetricReader(exporter)]))
             tomada.telemetry.instrument(server)
 
-    The counters are named ``tomada.server.received`` and so on and have the attributes
+    The counters are named ``tomada.server.received`` and so on, and have the attributes
     ``server.address`` and ``server.port`` (``server.address`` alone for ``AF_UNIX``).
 
     :param provider: A meter provider; by default the global one.

@@ -68,8 +68,8 @@ def open_endpoint(
     :param dtls: A :class:`tomada.dtls.Context`. With a ``remote_addr``, its protocol must be
         ``PROTOCOL_DTLS_CLIENT``; this returns when the handshake is complete, and the endpoint
         closes when the session ends. Otherwise it must be ``PROTOCOL_DTLS_SERVER``, and the
-        endpoint has a session with each peer. The endpoint sends and receives plaintext. :param
-        server_hostname: The host name or address that the server's certificate must match. By
+        endpoint has a session with each peer. The endpoint sends and receives plaintext.
+    :param server_hostname: The host name or address that the server's certificate must match. By
         default, the host of ``remote_addr``.
     :raises OSError: The endpoint cannot be opened; the message says what to do.
     :raises tomada.dtls.DTLSError: The handshake failed.

@@ -126,15 +126,17 @@ class Client(AsyncContextManager):
     event loop of its first request. Close it with :meth:`aclose`, or use ``async with``.
 
     :param address: The server's address: ``(host, port)``, or an ``AF_UNIX`` path or abstract name.
-    A host name is resolved once, on entering ``async with`` or by the first request. :param
-    timeout: The deadline for the whole request, in seconds. The time starts when the request is
-    sent, at the end of the turn of the loop, or when it begins to wait behind other requests.
+        A host name is resolved once, on entering ``async with`` or by the first request.
+    :param timeout: The deadline for the whole request, in seconds. The time starts when the request
+        is sent, at the end of the turn of the loop, or when it begins to wait behind other
+        requests.
     :param retries: The maximum number of retransmissions within the timeout.
     :param backoff: The factor by which each wait after the first is longer than the previous one.
     :param jitter: The maximum random extension of a wait, as a fraction of it.
     :param match: A function that returns whether a datagram answers a request: ``match(request,
-    reply) -> bool``. :param key: A function that returns what a request and its reply have in
-    common: ``key(data) -> hashable``.
+        reply) -> bool``.
+    :param key: A function that returns what a request and its reply have in common: ``key(data) ->
+        hashable``.
     :param max_in_flight: The maximum number of requests in flight; 1,024 by default, or 64 without
         a ``key`` or ``match``. Further requests wait in order. The wait counts towards the timeout,
         and the :class:`TimeoutError` says how long a request has waited.
@@ -144,9 +146,10 @@ class Client(AsyncContextManager):
     :param dtls: A :class:`tomada.dtls.Context` of ``PROTOCOL_DTLS_CLIENT``: requests and replies
         are then encrypted. Each socket has its own session, and the first request over it waits for
         the handshake. If a session ends, or all requests over it time out, the next request opens
-        another one. :param server_hostname: The host name or address that the server's certificate
-        must match. By default, the host of ``address``. :raises TypeError: An argument has the
-        wrong type.
+        another one.
+    :param server_hostname: The host name or address that the server's certificate must match. By
+        default, the host of ``address``.
+    :raises TypeError: An argument has the wrong type.
     :raises ValueError: An argument is out of range, or both ``match`` and ``key`` are given.
     """
 
@@ -262,8 +265,8 @@ class Client(AsyncContextManager):
         :param window: The maximum number of these requests in flight; `max_in_flight` by default.
         :param errors: With ``"raise"``, the first request that fails ends the call with its
             exception, whose ``index`` says which request it was. With ``"return"``, the exception
-            is returned in place of the reply, and the other requests continue. :raises OSError: As
-            in :meth:`request`; most often a :class:`TimeoutError`.
+            is returned in place of the reply, and the other requests continue.
+        :raises OSError: As in :meth:`request`; most often a :class:`TimeoutError`.
         """
         if window is None:
             window = self._most

@@ -223,7 +223,7 @@ class Endpoint(Closing):
 
         With a peer, nothing limits the number of waiting datagrams: call :meth:`drain` regularly.
         Without one, a datagram waits for at most one second, and all waiting datagrams take up at
-        most 1 MiB; each counts as its payload plus 256 bytes. Beyond that the oldest are dropped,
+        most 1 MiB; each counts as its payload plus 256 bytes. Beyond that, the oldest are dropped,
         because the peers of the newest are still waiting for a reply; dropped datagrams are counted
         in ``stats().send_errors``, kept for :meth:`errors` (the last 16 of those dropped together)
         and logged. With ``AF_UNIX``, a datagram for a peer whose queue is full does not delay those
@@ -237,7 +237,8 @@ class Endpoint(Closing):
         raises that error too. An endpoint without a peer does not: see :meth:`errors`.
 
         :raises OSError: The datagram cannot be sent; the message names the destination and says
-            what to do. :raises TypeError: There is no address, or an argument has the wrong type.
+            what to do.
+        :raises TypeError: There is no address, or an argument has the wrong type.
         :raises ValueError: The endpoint has a peer, and ``addr`` is another address.
         """
         self._check_open()
@@ -325,8 +326,8 @@ class Endpoint(Closing):
 
         :param timeout: The deadline for the whole request, in seconds.
         :param retries: The maximum number of retransmissions within the timeout.
-        :param match: A function of a request and a datagram that returns whether the datagram is
-            the reply.
+        :param match: A function that takes a request and a datagram and returns whether the
+            datagram is the reply.
         :param retry_refused: Whether to retry if no program listens on the peer's port, or to raise
             :class:`ConnectionRefusedError` at once. Other ICMP messages never end a request.
         :raises ValueError: The endpoint has no peer.
@@ -372,12 +373,12 @@ class Endpoint(Closing):
         """Return the errors about individual peers since the last call, oldest first.
 
         This is for endpoints without a peer; for others, which raise errors instead, the list is
-        empty. Each item has the peer, the reason (``errno``), and the beginning of the datagram.
-        Its ``origin`` is 1 if the datagram was not sent, because the kernel, a filter or the guard
-        refused it. Otherwise, it is the origin of an ICMP message, which the kernel reports if
-        ``IP_RECVERR`` is set. At most 256 errors are stored; :meth:`stats` counts all. Use this
-        instead of ``socket.errors()``, which does not return those that the endpoint has already
-        read.
+        empty. Each item contains the peer, the reason (``errno``), and the beginning of the
+        datagram. Its ``origin`` is 1 if the datagram was not sent, because the kernel, a filter or
+        the guard refused it. Otherwise, it is the origin of an ICMP message, which the kernel
+        reports if ``IP_RECVERR`` is set. At most 256 errors are stored; :meth:`stats` counts all.
+        Use this instead of ``socket.errors()``, which does not return those that the endpoint has
+        already read.
         """
         errors = self._events.peer_errors
         if errors is None:

@@ -181,7 +181,7 @@ OPTIONS = (
         "max-concurrency",
         whole(1),
         WORKERS,
-        "maximum calls of an async handler at once, in each worker",
+        "maximum concurrent calls of an async handler in each worker",
         1000,
     ),
     Option("max-requests", whole(1), WORKERS, "replace a worker after about this many datagrams"),

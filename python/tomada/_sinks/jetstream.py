@@ -38,9 +38,10 @@ class JetStream(Sink):
         with ``_`` in place of characters that are special in a subject. A datagram whose subject
         would be longer than 3072 bytes is dropped and counted.
     :param key: ``"source"`` for the sender's host, or a function of the payload and the address
-        that returns the key. :param pack: See :class:`Sink`. With ``None``, a message has the
-    headers ``Source`` (host and port) and ``Timestamp-Ns`` (when the kernel received the datagram,
-    in nanoseconds since 1970).
+        that returns the key.
+    :param pack: See :class:`Sink`. With ``None``, a message has the headers ``Source`` (host and
+        port) and ``Timestamp-Ns`` (when the kernel received the datagram, in nanoseconds since
+        1970).
     :param capacity: See :class:`Sink`.
     :param window: The maximum number of messages that wait for an acknowledgement.
     :param timeout: How long to wait for an acknowledgement before publishing again, in seconds.

@@ -30,9 +30,10 @@ class Kafka(Sink):
     :param topic: The topic.
     :param key: The message's key, which determines the partition: ``"source"`` for the sender's
         host, or a function of the payload and the address that returns the key. ``None`` for no
-        key. :param pack: See :class:`Sink`. With ``None``, a message has the headers ``Source``
-        (host and port) and ``Timestamp-Ns`` (when the kernel received the datagram, in nanoseconds
-        since 1970).
+        key.
+    :param pack: See :class:`Sink`. With ``None``, a message has the headers ``Source`` (host and
+        port) and ``Timestamp-Ns`` (when the kernel received the datagram, in nanoseconds since
+        1970).
     :param capacity: See :class:`Sink`.
     :param linger: See :class:`Sink`.
     :param config: Further librdkafka settings, such as ``{"compression.type": "lz4"}``.

@@ -41,10 +41,11 @@ class Sink(ABC):
         raises an exception is dropped and counted.
     :param pack: ``None`` publishes a message for each datagram. ``"arrow"`` publishes record
         batches of Apache Arrow, with the columns ``data``, ``host``, ``port`` and ``timestamp_ns``
-        (the extra ``tomada[arrow]``). :param capacity: The maximum number of datagrams that each
-        worker holds. Beyond this limit, new ones are dropped and counted. :param linger: How long
-        closing waits for the engine to acknowledge everything, in seconds. Then the rest is dropped
-        and counted.
+        (the extra ``tomada[arrow]``).
+    :param capacity: The maximum number of datagrams that each worker holds. Beyond this limit, new
+        ones are dropped and counted.
+    :param linger: How long closing waits for the engine to acknowledge everything, in seconds. Then
+        the rest is dropped and counted.
     """
 
     takes = "timed"

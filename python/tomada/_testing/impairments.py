@@ -42,7 +42,7 @@ class GilbertElliott:
         :param loss: A share, at least 0 and less than 1.
         :param length: The average number of datagrams in a burst, at least 1.
         :raises ValueError: An argument is outside its range, or no frequency of bursts results in
-        that loss.
+            that loss.
         """
         if not (0 <= loss < 1 and 1 <= length < math.inf):
             raise ValueError("loss must be a share below 1, and length at least 1")
@@ -101,18 +101,20 @@ class Impairments:
     :param delay: How long a datagram takes, in seconds.
     :param jitter: The maximum deviation from ``delay`` in either direction, in seconds, uniformly
         distributed. A delay is never negative. Datagrams whose delays differ can overtake each
-        other. :param reorder: The share of datagrams that the client's next datagram overtakes. If
-        no datagram follows within 50 ms, the delayed one arrives then.
+        other.
+    :param reorder: The share of datagrams that the client's next datagram overtakes. If no datagram
+        follows within 50 ms, the delayed one arrives then.
     :param duplicate: The share of datagrams that arrive twice. Each copy has its own jitter.
     :param corrupt: The share of datagrams in which one bit is flipped. The checksum matches the
-    changed bytes. :param truncate: The share of datagrams that lose their end: between one byte and
-    all of their bytes.
+        changed bytes.
+    :param truncate: The share of datagrams that lose their end: between one byte and all of their
+        bytes.
     :param rate: Payload bits per second. ``None`` sets no limit.
     :param queue: How many datagrams may wait because of the rate; others are dropped. The default
-    is 1,000.
+        is 1,000.
     :param mtu: The longest IP packet in bytes, which is 28 more than the payload over IPv4, and 48
-        over IPv6. Longer packets are dropped without an ICMP message. :param script: Decides the
-    fates of the first datagrams, or of all: see
+        over IPv6. Longer packets are dropped without an ICMP message.
+    :param script: Decides the fates of the first datagrams, or of all: see
         :func:`tomada.testing.impaired`.
     :raises ValueError: A value is outside its range; the message says which.
     """

@@ -220,7 +220,7 @@ class Link:
         ``rebound``.
 
         :raises OSError: ``EMFILE``: there is no descriptor for another port. The clients that
-        appeared last keep their ports.
+            appeared last keep their ports.
         """
         self._running.rebind()
 
