@@ -292,8 +292,10 @@ class Socket:
         """
 
     def sendall(self, data: ReadableBuffer, flags: int = 0, /) -> None:
-        """Send one datagram like :meth:`send`. On a stream socket, this repeats until all data is
-        sent."""
+        """Send one datagram, like :meth:`send`.
+
+        On a stream socket, this repeats until all data is sent.
+        """
 
     def sendmsg(
         self,
@@ -1120,8 +1122,7 @@ class DtlsEndpoint:
         """Receive some of the queued datagrams into the backlog."""
 
     def tick(self) -> float | None:
-        """Retransmit the messages that are due; return the seconds until the next call is due, or
-        ``None``."""
+        """Retransmit the messages that are due; return the seconds until the next call, or ``None``."""
 
     def events(self) -> list[tuple[str, Any, OSError | None]]:
         """Return what has happened since the last call: the event, the peer and the reason."""

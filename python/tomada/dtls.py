@@ -86,8 +86,7 @@ class VerifyMode(enum.IntEnum):
 
 
 class DTLSVersion(enum.IntEnum):
-    """A version of the protocol, with the number that stands for it in records. DTLS 1.3 is not
-    supported."""
+    """A version of the protocol, with its number in records. DTLS 1.3 is not supported."""
 
     DTLSv1 = 0xFEFF
     DTLSv1_2 = 0xFEFD

@@ -42,8 +42,8 @@ examples:
   tomada impair :1234 10.0.0.7:1234 --burst-loss 5%/4 --seed 7 --pcap both.pcap
 
 Clients send to LISTEN instead of UPSTREAM. The server sees a separate port for each client.
-Shares are written 5% or 0.05, times 40ms or 0.04s, rates in bits per second: 500kbit, 2mbit. Options
-that begin with --to-server- or --to-client- replace the general option in one direction.
+Shares are written 5% or 0.05, times 40ms or 0.04s, rates in bits per second: 500kbit, 2mbit.
+Options that begin with --to-server- or --to-client- replace the general option in one direction.
 
 The capture contains each datagram as it arrived and, if it passed, as it left.
 
@@ -109,7 +109,7 @@ def bit_rate(text: str) -> float:
 # The options of each direction: how they are parsed, what they are called, and what they do.
 OPTIONS: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "loss": (share, "SHARE", "the share of datagrams that are lost"),
-    "burst-loss": (bursts, "SHARE/N", "the share that is lost, in bursts of N datagrams on average"),
+    "burst-loss": (bursts, "SHARE/N", "the share that is lost, in bursts of N on average"),
     "delay": (delay, "TIME±TIME", "the delay, and the maximum deviation from it"),
     "reorder": (share, "SHARE", "the share that the next datagram overtakes"),
     "duplicate": (share, "SHARE", "the share that arrives twice"),

@@ -26,7 +26,7 @@ LIMITS = {
     "net.core.somaxconn": "stream connections that can wait to be accepted",
     "net.core.busy_poll": "microseconds that poll and select busy-wait",
     "net.ipv4.igmp_max_memberships": "the multicast groups that a socket can join",
-    "net.ipv4.udp_rmem_min": "the receive buffer that a socket keeps when memory is short, in bytes",
+    "net.ipv4.udp_rmem_min": "the receive buffer that a socket keeps if memory is short, in bytes",
     "net.unix.max_dgram_qlen": "the datagrams that an AF_UNIX socket can queue",
 }
 PACKAGES = ("rich", "prometheus-client", "uvloop")
@@ -254,7 +254,8 @@ def recommendations(found: dict[str, dict[str, Any]]) -> list[str]:
             f"A receive buffer holds at most about {2 * most // SMALL_DATAGRAM:,} small datagrams; "
             "of a longer burst, the rest is lost. Raise the limit:\n"
             f"  sudo sysctl -w net.core.rmem_max={GOOD_RMEM_MAX}\n"
-            "and request the larger buffer: sock.setsockopt(SOL_SOCKET, SO_RCVBUF, …), Server(…, rcvbuf=…)."
+            "and request the larger buffer: sock.setsockopt(SOL_SOCKET, SO_RCVBUF, …), "
+            "Server(…, rcvbuf=…)."
         )
     descriptors = limits["open files (ulimit -n)"]
     if descriptors != resource.RLIM_INFINITY and descriptors < FEW_DESCRIPTORS:

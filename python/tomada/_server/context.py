@@ -88,7 +88,7 @@ class Context:
             (number,) = states
         if number not in states:
             raise RuntimeError(
-                "no state is available here: only a worker with a lifespan has it, while it is serving"
+                "no state is available here: only a worker with a lifespan has it, while it serves"
             )
         return states[number]
 

@@ -162,8 +162,7 @@ class MemoryEndpoint(Closing):
                 return reply
 
     def errors(self) -> list[DatagramError]:
-        """Return an empty list: the network reports only refusals, and only to connected
-        endpoints."""
+        """Return an empty list: the network reports only refusals, to connected endpoints."""
         return []
 
     def stats(self) -> MemoryStats:
