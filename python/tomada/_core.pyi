@@ -1122,7 +1122,7 @@ class DtlsEndpoint:
         """Receive some of the queued datagrams into the backlog."""
 
     def tick(self) -> float | None:
-        """Retransmit the messages that are due; return the seconds until the next call, or ``None``."""
+        """Retransmit messages that are due; return the seconds until the next call, or ``None``."""
 
     def events(self) -> list[tuple[str, Any, OSError | None]]:
         """Return what has happened since the last call: the event, the peer and the reason."""
