@@ -466,7 +466,7 @@ class Socket:
         The first call enables the metadata (``SO_TIMESTAMPNS``, ``IP_PKTINFO``, ``IP_RECVTTL``,
         ``IP_RECVTOS``, ``SO_RXQ_OVFL``, and the IPv6 equivalents). Options that were already set,
         on or off, are left unchanged. The interface of datagrams queued before the first call is
-        not known.
+        unknown.
         """
 
     def recv_many(self, max_datagrams: int = 64, flags: int = 0) -> list[tuple[bytes, _RetAddress]]:
@@ -977,8 +977,8 @@ class DtlsContext:
         """The file to which session secrets are appended, or ``None``.
 
         With this file, Wireshark and tshark decrypt captured datagrams. Anyone else who can read it
-        can do the same: use it for debugging only. A file that is created here can be read only by
-        its owner.
+        can do the same: use it for debugging only. If this creates the file, only its owner can
+        read it.
 
         :raises OSError: The file cannot be opened.
         """

@@ -273,7 +273,7 @@ OPTIONS = (
         "dtls-cert",
         PATH,
         DTLS,
-        "encrypt, with this certificate chain (PEM)",
+        "encrypt with this certificate chain (PEM)",
         into="dtls",
         parameter="certfile",
     ),
