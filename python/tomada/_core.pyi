@@ -217,7 +217,7 @@ class Socket:
     def getsockopt(self, level: int, optname: int, /) -> int:
         """Return an option's value (``getsockopt(2)``).
 
-        :param buflen: The number of bytes to read, 1 to 1024. Without it the value is an ``int``.
+        :param buflen: The number of bytes to read, 1 to 1024. Without it, the value is an ``int``.
         :return: The ``int``, or the bytes that the kernel returned.
         """
 
@@ -258,7 +258,7 @@ class Socket:
         """Receive one datagram and its sender's address; otherwise like :meth:`recv`.
 
         The address is ``(host, port)`` for IPv4 and ``(host, port, flowinfo, scope_id)`` for IPv6.
-        For ``AF_UNIX`` it is a ``str``, ``bytes`` for an abstract name, or ``None`` for a sender
+        For ``AF_UNIX``, it is a ``str``, ``bytes`` for an abstract name, or ``None`` for a sender
         without an address.
         """
 
@@ -332,9 +332,9 @@ class Socket:
         and other processes do not see. Therefore ``gro`` is off by default, and a loop around
         ``select`` must check :attr:`pending` first.
 
-        Switching ``gro`` off moves the datagrams that the kernel has queued into the backlog.
-        Datagrams that the kernel coalesces at that very moment may be received as one. ``MSG_PEEK``
-        still moves the datagram that it returns into the backlog.
+        Switching ``gro`` off moves the datagrams in the kernel's queue into the backlog. Datagrams
+        that the kernel coalesces at that very moment may be received as one. ``MSG_PEEK`` still
+        moves the datagram that it returns into the backlog.
 
         :raises OSError: ``EOPNOTSUPP`` or ``ENOPROTOOPT``: the socket is not a UDP socket, or the
             kernel is older than 5.0.
@@ -608,7 +608,7 @@ class Socket:
         :param datagrams: Bytes-like objects for ``address`` or, without it, for the connected peer;
             or pairs ``(bytes-like, address)``. An IPv6 socket also accepts IPv4 addresses.
             Consecutive datagrams of equal size to one peer are sent in one call that the kernel
-            splits (``UDP_SEGMENT``), if it supports that. With ``UDP_CORK`` or ``MSG_MORE`` the
+            splits (``UDP_SEGMENT``), if it supports that. With ``UDP_CORK`` or ``MSG_MORE``, the
             kernel joins the datagrams instead. An iterable is read up to 4096 items ahead.
         :param errors: With ``"raise"``, the first datagram that fails ends the call with its
             exception. The exception's ``index`` says which datagram it was, and ``sent`` how many
@@ -1178,7 +1178,7 @@ class DtlsSession:
         """Return the peer's certificate, or ``None`` if it has not sent one.
 
         :param binary_form: Return the certificate in DER form, even if it was not verified.
-            Otherwise the result is a dict as :meth:`ssl.SSLSocket.getpeercert` returns it; it is
+            Otherwise, the result is a dict, as from :meth:`ssl.SSLSocket.getpeercert`, which is
             empty if the certificate was not verified.
         """
 
@@ -1321,8 +1321,8 @@ class ServerCore:
         """Receive once without waiting, call the handler, and send what it has returned.
 
         :return: The next step. 0: wait, there is nothing to receive. 1: there may be more. 2:
-            receive again, for datagrams that the kernel does not know of. 3: the maximum number of
-            calls is under way. 4: pause, because of errors. 5: everything was received.
+            receive again, for datagrams that are in the backlog. 3: the maximum number of calls is
+            under way. 4: pause, because of errors. 5: everything was received.
         """
 
     def end_turn(self) -> bool:
@@ -1843,7 +1843,7 @@ class LoopCore:
         *args: *_Ts,
         context: Context | None = None,
     ) -> TimerHandle:
-        """Call a function at a time, like :meth:`asyncio.loop.call_at`."""
+        """Call a function at a given time, like :meth:`asyncio.loop.call_at`."""
 
     def _add_reader(self, fd: Any, callback: Callable[..., object], *args: Any) -> Handle: ...
     def _remove_reader(self, fd: Any) -> bool: ...
@@ -1989,7 +1989,7 @@ class TransportCore:
         """Send a datagram: at once, or with others at the end of the iteration."""
 
     def sendto_many(self, datagrams: Iterable[Any], addr: _Address | None = None) -> None:
-        """Send many datagrams, all to one address, or each as a pair with its own."""
+        """Send many datagrams: all to one address or the peer, or ``(data, address)`` pairs."""
 
     def flush(self) -> None:
         """Send the datagrams that wait for the end of the iteration."""

@@ -64,7 +64,7 @@ _POLLING: Final = ("_process_events", "_add_callback")
 
 
 class EventLoop(_core.LoopCore, asyncio.SelectorEventLoop):
-    """A faster standard selector event loop, with tomada's datagram transports.
+    """A faster version of the standard selector event loop, with tomada's datagram transports.
 
     It polls and runs callbacks and timers in Rust. In debug mode, and with a ``selector`` that is
     not a :class:`selectors.EpollSelector`, the standard loop's own code does that.
@@ -200,8 +200,8 @@ async def create_datagram_endpoint(
         longer.
     :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). By default, this
         is switched on only when datagrams arrive faster than they are delivered, because it makes a
-        socket more expensive to open and close. With a ``sock`` it is off by default: other holders
-        of that socket would receive several datagrams coalesced into one.
+        socket more expensive to open and close. With a ``sock``, it is off by default: other
+        holders of that socket would receive several datagrams coalesced into one.
     :param guard: A :class:`tomada.Guard` for received datagrams and replies. A ``sock`` may already
         have one.
     :param pacing: The maximum send rate, in bytes per second: see

@@ -404,7 +404,7 @@ class DTLSSocket(socket):
         """Return the peer's certificate, or ``None`` if it has not sent one.
 
         :param binary_form: Return the certificate in DER form, even if it was not verified.
-            Otherwise the result is a dict as :meth:`ssl.SSLSocket.getpeercert` returns it; it is
+            Otherwise, the result is a dict, as from :meth:`ssl.SSLSocket.getpeercert`, which is
             empty if the certificate was not verified.
         :raises ValueError: The handshake is not complete.
         """

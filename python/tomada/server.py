@@ -69,11 +69,11 @@ class Server:
         ``None``. ``"timed"``: a list of triples ``(data, address, timestamp_ns)``. The timestamp is
         the time at which the kernel received the datagram, in nanoseconds since 1970, or ``None``.
     :param workers: The number of processes. With 1, a thread of this process calls the handler.
-        More workers are forked by :meth:`start`, each with its own socket (``SO_REUSEPORT``), and
-        supervised: a worker that dies is restarted with backoff, and its socket queues datagrams
-        meanwhile. If a worker cannot start, the server stops with the worker's error: immediately
-        during :meth:`start`, or after five attempts later on. Forking copies this process, so start
-        a server with workers before other threads.
+        If there are more, :meth:`start` forks them, each with its own socket (``SO_REUSEPORT``),
+        and a supervisor watches them: a worker that dies is restarted with backoff, and its socket
+        queues datagrams meanwhile. If a worker cannot start, the server stops with the worker's
+        error: immediately during :meth:`start`, or after five attempts later on. Forking copies
+        this process, so start a server with workers before other threads.
     :param threads: The number of threads, for free-threaded interpreters.
     :param init: Called once in each worker before it receives datagrams: in each process of
         ``workers``, or in each thread of the server.

@@ -403,7 +403,7 @@ def _lines() -> Iterator[str]:
         for option in options:
             default = _default(option)
             meaning = option.help + (f" (default: {default})" if default else "")
-            key = "" if option.is_in_file else "; not in a file"
+            key = "" if option.is_in_file else "; cannot be set in a file"
             usage = option.usage.replace("|", "\\|")
             yield f"| `{usage}` | `{option.variable}` | {meaning}{key} |"
         yield ""

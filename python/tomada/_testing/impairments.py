@@ -304,6 +304,6 @@ class LinkStats:
     kernel_drops: int
     """Datagrams that the kernel dropped because the link could not receive them in time."""
     server_icmp_errors: int
-    """ICMP errors that came back for datagrams to the server, such as port unreachable."""
+    """ICMP errors returned for datagrams to the server, such as port unreachable."""
     client_icmp_errors: int
-    """ICMP errors that came back for datagrams to clients."""
+    """ICMP errors returned for datagrams to clients."""
