@@ -329,7 +329,7 @@ class Socket:
         then receives up to 64 datagrams of equal size from one peer. Every receiving method splits
         them again, in order, so callers see no difference. Datagrams that a call did not return
         wait in the socket's backlog (:attr:`pending`), which ``select``, duplicates of the socket
-        and other processes do not see. Therefore ``gro`` is off by default, and a loop around
+        and other processes do not see. Therefore, ``gro`` is off by default, and a loop around
         ``select`` must check :attr:`pending` first.
 
         Switching ``gro`` off moves the datagrams in the kernel's queue into the backlog. Datagrams
@@ -1322,7 +1322,7 @@ class ServerCore:
 
         :return: The next step. 0: wait, there is nothing to receive. 1: there may be more. 2:
             receive again, for datagrams that are in the backlog. 3: the maximum number of calls is
-            under way. 4: pause, because of errors. 5: everything was received.
+            running. 4: pause, because of errors. 5: everything was received.
         """
 
     def end_turn(self) -> bool:
@@ -1585,7 +1585,7 @@ class Stats:
         also includes datagrams that this process could not store because it was out of memory;
         :attr:`received` does not include those. The number of datagrams sent to the socket is
         ``received + refused + kernel_drops + filter_drops``, once its queue is empty; for a server
-        behind proxies, add ``proxy_untrusted + proxy_malformed``. With :attr:`Socket.gro` that is
+        behind proxies, add ``proxy_untrusted + proxy_malformed``. With :attr:`Socket.gro`, that is
         not exact: the kernel counts coalesced datagrams as one, so each drop stands for 1 to 128
         datagrams.
 

@@ -112,7 +112,7 @@ def impaired(  # noqa: PLR0913 - the properties of a network
     directions; the fates of later ones are random. Its steps are ``"pass"``, ``"drop"``, ``"delay
     50ms"``, ``"duplicate"``, ``"duplicate 3"`` (three more copies), ``"corrupt"``, ``"truncate
     10"`` (to ten bytes), ``"reorder"``, several of them separated by commas, and ``"default"`` or
-    ``None`` for a random fate. A function gets each datagram as an :class:`Arrival`, and returns a
+    ``None`` for a random fate. A function gets each datagram as an :class:`Arrival` and returns a
     step. The link's thread calls it, so it must be fast, and must not wait for a datagram that
     passes through the link. A step replaces the random impairments; ``rate`` and ``mtu`` still
     apply, and so does ``delay`` unless the step has one. In ``to_server`` and ``to_client``, a

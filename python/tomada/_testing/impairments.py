@@ -204,7 +204,7 @@ def function_of(script: Callable[[Arrival], Step]) -> Callable[[int, int, int, b
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """The fate of a datagram. Two fates are equal if the same happened to both datagrams."""
+    """The fate of a datagram. Two fates are equal if the same thing happened to both datagrams."""
 
     direction: Direction
     client: int

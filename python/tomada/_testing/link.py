@@ -228,10 +228,11 @@ class Link:
     def log(self) -> list[Fate]:
         """The fates of the datagrams, in the order in which they arrived at the link.
 
-        The log keeps the latest ``log_size`` of each direction. For one seed, the fates of each
-        client in each direction are the same in every run, if it sends the same datagrams and
-        receives the same number. The order among several clients, or between the two directions,
-        depends on timing. To compare runs, sort by ``(fate.client, fate.direction, fate.index)``.
+        The log keeps the latest ``log_size`` of each direction. With the same seed, the fates of
+        each client in each direction are the same in every run, if the client sends the same
+        datagrams and receives the same number. The order among several clients, or between the two
+        directions, depends on timing. To compare runs, sort by ``(fate.client, fate.direction,
+        fate.index)``.
         """
         core = self._running
         both = [fates_of(name, core.log(number)) for number, name in enumerate(DIRECTIONS)]
