@@ -168,7 +168,7 @@ class Client:
             ``__cause__`` is the last error that an ICMP message reported, such as a
             :class:`ConnectionRefusedError` if there was no server.
         :raises ConnectionRefusedError: There is no server, and ``retry_refused`` is false; with
-        ``AF_UNIX``, it may be a :class:`FileNotFoundError`.
+            ``AF_UNIX``, it may be a :class:`FileNotFoundError`.
         :raises OSError: ``EMSGSIZE``: the request is longer than a datagram can be;
             ``EADDRNOTAVAIL``: a late reply may still arrive on each free port; or another error
             that prevents this machine from sending, such as ``ENETUNREACH``.

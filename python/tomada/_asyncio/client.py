@@ -211,7 +211,7 @@ class Client(AsyncContextManager):
             others were in flight; the message says which. ``__cause__`` is the last error that an
             ICMP message reported, or that ``match`` or ``key`` raised for a datagram.
         :raises ConnectionRefusedError: There is no server, and ``retry_refused`` is false; with
-        ``AF_UNIX``, it may be a :class:`FileNotFoundError`.
+            ``AF_UNIX``, it may be a :class:`FileNotFoundError`.
         :raises tomada.dtls.DTLSError: The handshake failed.
         :raises ValueError: Another request in flight has the same key.
         :raises OSError: ``EBADF``: the client was closed meanwhile; ``EMSGSIZE``: the request is
