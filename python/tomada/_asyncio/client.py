@@ -266,7 +266,8 @@ class Client(AsyncContextManager):
         :param errors: With ``"raise"``, the first request that fails ends the call with its
             exception, whose ``index`` says which request it was. With ``"return"``, the exception
             is returned in place of the reply, and the other requests continue.
-        :raises OSError: As in :meth:`request`; most often a :class:`TimeoutError`.
+        :raises TimeoutError: A request was not answered. Other exceptions are as in
+            :meth:`request`.
         """
         if window is None:
             window = self._most
