@@ -8,8 +8,8 @@
     tomada.serve(("0.0.0.0", 1234), sink, workers=4)
 
 A sink does not wait for an engine that is unavailable. It holds a limited number of datagrams and
-then drops new ones. At any moment, its counters account for every datagram: ``received == published
-+ dropped + in_flight``.
+then drops new ones. At any moment, its counters account for every datagram: ``received ==
+published + dropped + in_flight``.
 """
 
 from __future__ import annotations
