@@ -120,7 +120,7 @@ def test_guard_without_networks_has_no_filter():
     assert tomada.Guard(rate=1).kernel_filter is None
     assert tomada.Guard(deny=[FAR], kernel_filter=False).kernel_filter is None
     assert len(tomada.Guard(deny=[FAR]).kernel_filter) % 8 == 0
-    with guarded() as (sock, _), pytest.raises(ValueError, match="no filter"):
+    with guarded() as (sock, _), pytest.raises(ValueError, match="no kernel filter"):
         tomada.Guard(rate=1).attach(sock)
 
 
