@@ -43,7 +43,7 @@ pub struct SessionError {
 /// The cures of some of OpenSSL's reasons.
 const ADVICE: [(&str, &str); 9] = [
     ("no shared cipher", "the two sides have no cipher in common that fits the certificate or key"),
-    ("no ciphers available", "set_ciphers() excludes every cipher that the versions and keys allow"),
+    ("no ciphers available", "set_ciphers() excludes every cipher that versions and keys allow"),
     ("unsupported protocol", "the two sides have no version in common"),
     ("handshake failure", "the peer found no cipher in common, or requires a certificate"),
     ("peer did not return a certificate", "the client must call load_cert_chain()"),
