@@ -201,7 +201,7 @@ class Sink(ABC):
     ) -> tuple[Any, Callable[[], object], Callable[[], object]]:
         """Return the server's ``takes``, ``init`` and ``exit``, which open and close this sink."""
         if takes not in ("data", self.takes):
-            raise ValueError(f"a sink takes {self.takes!r}, not {takes!r}: leave takes out")
+            raise ValueError(f"a sink takes {self.takes!r}, not {takes!r}: omit takes")
 
         def start() -> None:
             self.open()
