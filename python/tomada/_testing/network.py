@@ -101,7 +101,7 @@ class Network:
         self.close()
 
     def close(self) -> None:
-        """Close all endpoints, and drop datagrams in flight."""
+        """Close all endpoints and drop datagrams in flight."""
         for transport in list(self._bound.values()):
             transport.abort()
         for path in self._paths:
@@ -141,8 +141,8 @@ class Network:
     ) -> tuple[MemoryTransport, Any]:
         """Create an endpoint, like :meth:`asyncio.loop.create_datagram_endpoint`.
 
-        Options of sockets are accepted and have no effect. A ``sock`` gives its address, and is
-        closed.
+        Socket options are accepted, but have no effect. A ``sock`` only provides its addresses and
+        is closed.
         """
         if sock is not None:
             local_addr = sock.getsockname()
@@ -291,7 +291,7 @@ class Network:
 
     @property
     def seed(self) -> int:
-        """The seed that fates, and the order of simultaneous datagrams, are drawn from."""
+        """The seed that determines the fates, and the order of simultaneous datagrams."""
         return self._seed
 
     def change(
@@ -326,7 +326,7 @@ class Network:
 
     @property
     def log(self) -> list[NetworkFate]:
-        """The fate of each datagram, in the order in which they were sent."""
+        """The fates of the datagrams, in the order in which they were sent."""
         logs = [
             fates_of(name, path.log()) for name, path in zip(DIRECTIONS, self._paths, strict=True)
         ]
