@@ -1,4 +1,4 @@
-"""A server's counters as Prometheus has them."""
+"""A server's counters as Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class ServerCollector(Collector):
     number of datagrams per receive; ``tomada_server_state`` has a label for each state. A guard
     adds ``tomada_guard_refused_total`` with the label ``reason``.
 
-    :param registry: Where to register; ``None`` does not register.
+    :param registry: The registry to register with, or ``None``.
     """
 
     def __init__(self, server: Server, registry: CollectorRegistry | None = REGISTRY) -> None:
@@ -78,7 +78,7 @@ class ServerCollector(Collector):
             registry.register(self)
 
     def describe(self) -> Iterator[Metric]:
-        """Return the metrics without values, so that registering does not need a started server."""
+        """Return the metrics without values: the server may not have been started yet."""
         for metric, _, text in COUNTERS:
             yield CounterMetricFamily(metric, text)
         yield GaugeMetricFamily(*STATE)
@@ -86,7 +86,7 @@ class ServerCollector(Collector):
         yield HistogramMetricFamily("tomada_server_batch_size", "Datagrams in one batch.")
 
     def collect(self) -> Iterator[Metric]:
-        """Return the current metrics. Before the server is started, they have no values."""
+        """Return the current metrics; before the server is started, without values."""
         try:
             stats, address = self._server.stats(), format_address(self._server.address)
         except RuntimeError:  # the server was not started
@@ -147,7 +147,7 @@ def _all_of(registry: CollectorRegistry) -> list[Metric]:
 
 
 def exposition(server: Server) -> str:
-    """Return what Prometheus scrapes: a server's metrics, and those that its handlers have made.
+    """Return what Prometheus scrapes: a server's metrics, and those of its handlers.
 
     Handlers in several processes share theirs through ``PROMETHEUS_MULTIPROC_DIR``.
     """
