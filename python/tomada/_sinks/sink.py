@@ -48,7 +48,7 @@ class Sink(ABC):
         the rest is dropped and counted.
     """
 
-    #: The arguments of the sink as a handler: lists of ``(data, address, timestamp_ns)``.
+    #: A server calls a sink with lists of ``(data, address, timestamp_ns)``.
     takes = "timed"
 
     def __init__(self, key: KeyOf, pack: Pack, capacity: int, linger: float) -> None:
