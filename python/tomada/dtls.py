@@ -73,22 +73,29 @@ __all__ = [
 class Protocol(enum.IntEnum):
     """Which side of a session a context is for."""
 
+    #: The side that begins sessions.
     PROTOCOL_DTLS_CLIENT = 1
+    #: The side that accepts sessions.
     PROTOCOL_DTLS_SERVER = 2
 
 
 class VerifyMode(enum.IntEnum):
     """Whether the peer's certificate is verified. The values are the same as in :mod:`ssl`."""
 
+    #: The peer's certificate is not verified; a server does not ask for one.
     CERT_NONE = 0
+    #: A server asks for a certificate, and verifies the one that the client sends, if any.
     CERT_OPTIONAL = 1
+    #: The handshake fails without a valid certificate.
     CERT_REQUIRED = 2
 
 
 class DTLSVersion(enum.IntEnum):
     """A version of the protocol, with its number in records. DTLS 1.3 is not supported."""
 
+    #: DTLS 1.0 (:rfc:`4347`).
     DTLSv1 = 0xFEFF
+    #: DTLS 1.2 (:rfc:`6347`).
     DTLSv1_2 = 0xFEFD
 
 
@@ -305,8 +312,11 @@ class DTLSSocket(socket):
     __slots__ = ("_endpoint", "context", "server_hostname", "server_side")
 
     _endpoint: DtlsEndpoint | None
+    #: The context that the socket was wrapped with.
     context: Context
+    #: Whether this side waits for the peer to begin the session.
     server_side: bool
+    #: The name or address that the server's certificate must be for.
     server_hostname: str | None
 
     def __init__(self, *_args: object, **_options: object) -> None:

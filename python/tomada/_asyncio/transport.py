@@ -117,7 +117,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         if sessions is not None:
             self._read_ready = sessions.attach(self, core.read_ready)
         # Call the core directly, without a Python frame in between.
-        self.sendto: Any = core.sendto
+        self.sendto = core.sendto  # type: ignore[method-assign]
         try:
             self._begin(protocol, connection_made, waiter)
         except BaseException:
@@ -214,7 +214,21 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         if self._sock.pending:
             self._act("deliver")
 
-    # Writing; sendto is the core's.
+    # Writing
+
+    def sendto(self, data: Any, addr: Any = None) -> None:
+        """Send a datagram to ``addr``, or to the peer. This never waits.
+
+        If the socket's buffer is full, the datagram waits in the send backlog. An error about the
+        datagram, such as ``EMSGSIZE``, is reported to ``protocol.error_received``. On a transport
+        that is closing, the datagram is dropped, with a warning.
+
+        :param data: A bytes-like object.
+        :param addr: The destination. It may be left out only if the transport has a peer.
+        :raises TypeError: ``data`` is not a bytes-like object.
+        :raises ValueError: The transport has a peer, and ``addr`` is another address.
+        """
+        self._core.sendto(data, addr)
 
     def sendto_many(self, datagrams: Iterable[Any], addr: Any = None) -> None:
         """Send many datagrams: all to ``addr`` or the peer, or ``(data, address)`` pairs.

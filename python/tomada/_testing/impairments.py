@@ -58,11 +58,13 @@ class Arrival:
     """A datagram whose fate a script's function decides."""
 
     direction: Direction
+    """``"to_server"`` or ``"to_client"``."""
     client: int
     """The client's number, from 0, in the order in which the clients appeared."""
     index: int
     """The datagram's position in its direction, from 0."""
     data: bytes
+    """The payload."""
 
 
 Step: TypeAlias = str | None
@@ -207,6 +209,7 @@ class Fate:
     """The fate of a datagram. Two fates are equal if the same thing happened to both datagrams."""
 
     direction: Direction
+    """``"to_server"`` or ``"to_client"``."""
     client: int
     """The client's number, from 0, in the order in which the clients appeared."""
     index: int
@@ -246,9 +249,11 @@ class PathStats:
     received: int = 0
     """Datagrams that arrived at the link."""
     received_bytes: int = 0
+    """Their payload bytes."""
     sent: int = 0
     """Datagrams that left the link, duplicates included."""
     sent_bytes: int = 0
+    """Their payload bytes."""
     duplicated: int = 0
     """Copies that the link made."""
     corrupted: int = 0
@@ -300,7 +305,9 @@ class LinkStats:
     """The counters of a link."""
 
     to_server: PathStats
+    """Datagrams from the clients to the server."""
     to_client: PathStats
+    """Datagrams from the server to the clients."""
     kernel_drops: int
     """Datagrams that the kernel dropped because the link could not receive them in time."""
     server_icmp_errors: int

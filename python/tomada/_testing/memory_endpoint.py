@@ -26,9 +26,13 @@ class MemoryStats:
     """The counters of a :class:`MemoryEndpoint`."""
 
     received: int
+    """Datagrams that arrived in the receive buffer."""
     received_bytes: int
+    """Their payload bytes."""
     sent: int
+    """Datagrams that were sent into the network."""
     sent_bytes: int
+    """Their payload bytes."""
     kernel_drops: int
     """Datagrams that did not fit into the receive buffer of 208 KiB."""
 
@@ -190,6 +194,7 @@ class MemoryEndpoint(Closing):
         self._queue.wake_all()
 
     # Needs nothing but the methods above and below.
+    #: The same as :meth:`tomada.asyncio.Endpoint.shutdown`.
     shutdown: Any = Endpoint.shutdown
 
     async def aclose(self) -> None:

@@ -29,11 +29,15 @@ class MemoryTransport(asyncio.DatagramTransport):
         super().__init__({"sockname": _shown(name), "peername": peer and _shown(peer)})
         self._network = network
         self._loop = loop
+        #: The local address.
         self.name = name
+        #: The address of the only peer, or ``None``.
         self.peer = peer
         self._protocol: Any = None
         self._is_closing = False
+        #: The number of datagrams sent.
         self.sent = 0
+        #: Their payload bytes.
         self.sent_bytes = 0
         # A wildcard's reply comes from the address that the peer has sent to.
         self._asked: dict[Name, Name] = {}

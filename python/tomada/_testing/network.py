@@ -48,8 +48,11 @@ class NetworkFate(NamedTuple):
     """The fate of a datagram in a network."""
 
     source: Any
+    """The address that it was sent from."""
     destination: Any
+    """The address that it was sent to."""
     fate: Fate
+    """The fate of the datagram on the way."""
 
 
 class Network:
