@@ -10,7 +10,6 @@ import socket as _std
 import sys as _sys
 from socket import AF_UNIX, SOCK_STREAM, AddressFamily, SocketKind, dup
 from types import FunctionType as _FunctionType
-from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 from tomada import _core
 
@@ -19,7 +18,10 @@ __all__ = ["SocketType", "fromfd", "socket", "socketpair"]
 # Saved, because some programs replace the standard module's class by ours.
 _StdSocket = _std.socket
 
+TYPE_CHECKING = False  # as in tomada/__init__.py
 if TYPE_CHECKING:
+    from typing import Any, Self, SupportsIndex
+
     # For type checkers a tomada socket is a standard one, so it may be passed wherever an
     # annotation requires socket.socket. It has all methods of that class.
     _Interface = _StdSocket

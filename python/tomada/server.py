@@ -20,7 +20,6 @@ from tomada._server.listeners import open_listeners
 from tomada._server.run import Run
 from tomada._server.settings import LONGEST_DRAIN, Settings
 from tomada._server.steering import Key, key
-from tomada._sinks.sink import attach
 from tomada._socket_options import SocketOptions
 
 if TYPE_CHECKING:
@@ -258,7 +257,11 @@ class Server:
                 proxy_flows=proxy_flows,
             ),
         )
-        takes, init, exit = attach(handler, takes, init, exit)
+        # A sink opens and closes itself in each worker. Asking for its method, rather than for its
+        # type, leaves the sinks unimported.
+        attach = getattr(type(handler), "_attach", None)
+        if attach is not None:
+            takes, init, exit = attach(handler, takes, init, exit)
         self._settings = replace(settings, takes=takes, init=init, exit=exit)
         self._life = Lifecycle(self._keep, settings.drain)
         self.ready: threading.Event = self._life.ready

@@ -26,14 +26,23 @@ from tomada._core import ServerCounters
 if TYPE_CHECKING:
     from tomada.server import Server
 
-# Prometheus counts the batches in a histogram, so calls are not counters of their own.
-COUNTERS = {
-    name: text
-    for name, text in ServerCounters.descriptions().items()
-    if name not in ("receive_calls", "send_calls")
-}
 # Names that differ, after Prometheus's conventions: the unit is part of the name.
 NAMES = {"handler_time": "handler_seconds"}
+# The metric of each counter, the counter, and its description. Prometheus counts the batches in a
+# histogram, so calls are not counters of their own.
+COUNTERS = [
+    (f"tomada_server_{NAMES.get(name, name)}", name, text)
+    for name, text in ServerCounters.descriptions().items()
+    if name not in ("receive_calls", "send_calls")
+]
+# The name in version 0.1, until 0.3.
+COUNTERS.append(
+    (
+        "tomada_server_handler_time",
+        "handler_time",
+        "Deprecated, and removed in 0.3: use tomada_server_handler_seconds_total.",
+    )
+)
 # Why a guard refuses: the counters of GuardStats.
 REASONS = ("denied", "oversized", "over_rate", "over_ceiling", "over_amplification")
 GUARD = "tomada_guard_refused", "Datagrams that the guard refused, by reason."
@@ -70,8 +79,8 @@ class ServerCollector(Collector):
 
     def describe(self) -> Iterator[Metric]:
         """Return the metrics without values: the server may not have been started yet."""
-        for name, text in COUNTERS.items():
-            yield CounterMetricFamily(_name(name), text)
+        for metric, _, text in COUNTERS:
+            yield CounterMetricFamily(metric, text)
         yield GaugeMetricFamily(*STATE)
         yield CounterMetricFamily(*GUARD)
         yield HistogramMetricFamily("tomada_server_batch_size", "Datagrams in one batch.")
@@ -85,8 +94,8 @@ class ServerCollector(Collector):
             return
         # An AF_UNIX path is bytes. A byte that is not text would make the whole scrape fail.
         labels = [address.encode(errors="replace").decode()]
-        for name, text in COUNTERS.items():
-            counter = CounterMetricFamily(_name(name), text, labels=["address"])
+        for metric, name, text in COUNTERS:
+            counter = CounterMetricFamily(metric, text, labels=["address"])
             counter.add_metric(labels, getattr(stats, name))
             yield counter
         state = GaugeMetricFamily(*STATE, labels=["address", "state"])
@@ -160,7 +169,3 @@ def _forget_dead(directory: str) -> None:
         if found is not None and not Path(f"/proc/{found[1]}").exists():
             with contextlib.suppress(FileNotFoundError):
                 (Path(directory) / name).unlink()
-
-
-def _name(counter: str) -> str:
-    return f"tomada_server_{NAMES.get(counter, counter)}"

@@ -196,6 +196,31 @@ class Sink(ABC):
             self._complained_at = now
             log.warning("%s: %s; %d datagrams wait", type(self).__name__, why, self._held)
 
+    def _attach(
+        self, takes: Any, init: Callable[[], object] | None, exit: Callable[[], object] | None
+    ) -> tuple[Any, Callable[[], object], Callable[[], object]]:
+        """Return the server's ``takes``, ``init`` and ``exit``, which open and close this sink."""
+        if takes not in ("data", self.takes):
+            raise ValueError(f"a sink takes {self.takes!r}, not {takes!r}: omit takes")
+
+        def start() -> None:
+            self.open()
+            try:
+                if init is not None:
+                    init()
+            except BaseException:
+                self.close()
+                raise
+
+        def end() -> None:
+            try:
+                if exit is not None:
+                    exit()
+            finally:
+                self.close()
+
+        return self.takes, start, end
+
     @abstractmethod
     def _publish(self) -> None:
         """Publish until the sink is closing and nothing is left, or the time is up."""
@@ -203,31 +228,3 @@ class Sink(ABC):
     @abstractmethod
     def _wake(self) -> None:
         """Wake the publishing thread: there are datagrams, or the sink is closing."""
-
-
-def attach(
-    handler: Any, takes: Any, init: Callable[[], object] | None, exit: Callable[[], object] | None
-) -> tuple[Any, Callable[[], object] | None, Callable[[], object] | None]:
-    """Return what a server's handler takes, and its ``init`` and ``exit``, which open a sink."""
-    if not isinstance(handler, Sink):
-        return takes, init, exit
-    if takes not in ("data", Sink.takes):
-        raise ValueError(f"a sink takes {Sink.takes!r}, not {takes!r}: omit takes")
-
-    def start() -> None:
-        handler.open()
-        try:
-            if init is not None:
-                init()
-        except BaseException:
-            handler.close()
-            raise
-
-    def end() -> None:
-        try:
-            if exit is not None:
-                exit()
-        finally:
-            handler.close()
-
-    return Sink.takes, start, end
