@@ -48,7 +48,7 @@ class Sink(ABC):
         the rest is dropped and counted.
     """
 
-    #: The form in which a server passes datagrams to a sink: lists of ``(data, address, timestamp_ns)``.
+    #: The form in which a server passes datagrams: lists of ``(data, address, timestamp_ns)``.
     takes = "timed"
 
     def __init__(self, key: KeyOf, pack: Pack, capacity: int, linger: float) -> None:
