@@ -20,7 +20,7 @@ from tomada._server.listeners import open_listeners
 from tomada._server.run import Run
 from tomada._server.settings import LONGEST_DRAIN, Settings
 from tomada._server.steering import Key, key
-from tomada._sinks.sink import attach
+from tomada._sinks.sink import Sink, attach
 from tomada._socket_options import SocketOptions
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
         TimedHandler,
     )
     from tomada._server.steering import Steering
-    from tomada._sinks.sink import Sink
 
 __all__ = ["Server", "key", "serve"]
 
@@ -286,6 +285,12 @@ class Server:
     def guard(self) -> Guard | None:
         """The guard."""
         return self._settings.socket.guard
+
+    @property
+    def sink(self) -> Sink | None:
+        """The sink that publishes the datagrams, if the handler is one."""
+        handler = self._settings.handler
+        return handler if isinstance(handler, Sink) else None
 
     @property
     def address(self) -> Any:

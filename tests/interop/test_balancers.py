@@ -6,11 +6,17 @@ and a server at 10.78.2.2, whose network the client cannot reach.
 
 import contextlib
 import itertools
+import json
 import operator
+import os
+import re
+import select
 import signal
+import socket as std
 import struct
 import subprocess
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +25,7 @@ import pytest
 import skips
 import tomada
 import tools
+from command import Serving
 from support import DEADLINE, Call, eventually
 
 pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
@@ -239,3 +246,126 @@ def test_backend_is_drained_and_replaced_under_load(machines, balancer, request)
         client.result()
     # nginx hides the client, which a translation of the destination does not.
     assert hosts == ({BACK} if balancer == "nginx" else {CLIENT})
+
+
+# Takes long enough that a backend always has a queue.
+APP = """
+import time
+
+def handle(data, address):
+    time.sleep(0.0005)
+    return data
+"""
+SCALE = Path(__file__).parents[2] / "docs/how-to/scale.md"
+
+
+class Backend:
+    """A backend in a process of its own, which can be killed."""
+
+    def __init__(self, machines, folder, port):
+        arguments = (f"{SERVER}:{port}", "--app", "service:handle", "--json", "--rcvbuf", "1M")
+        self._child = machines.server.run(lambda: Serving(*arguments, cwd=folder))
+        machines.stack.enter_context(self._child)
+
+    def end(self, number):
+        """End it by a signal; return its counters if it had the time to print them."""
+        self._child.signal(number)
+        _, output, _ = self._child.end()
+        return json.loads(output) if output else None
+
+
+class Asking(threading.Thread):
+    """Peers with many requests under way, each of them sent once."""
+
+    PEERS, AT_ONCE, PATIENCE = 8, 8, 3.0
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.sent = self.answered = 0
+        self._over = threading.Event()
+
+    def run(self):
+        with contextlib.ExitStack() as stack:
+            peers = [
+                stack.enter_context(std.socket(std.AF_INET, std.SOCK_DGRAM))
+                for _ in range(self.PEERS)
+            ]
+            for peer in peers:
+                peer.connect((FRONT, PORT))
+                peer.setblocking(False)
+            waiting = [{} for _ in peers]  # when each request was sent
+            while any(waiting) or not self._over.is_set():
+                select.select(peers, [], [], 0.01)
+                for peer, mine in zip(peers, waiting, strict=True):
+                    self._receive(peer, mine)
+                    self._forget(mine)
+                    while len(mine) < self.AT_ONCE and not self._over.is_set():
+                        self._send(peer, mine)
+
+    def _receive(self, peer, mine):
+        with contextlib.suppress(BlockingIOError, ConnectionRefusedError):
+            while True:  # nginx sends an empty datagram where a backend refuses one
+                self.answered += mine.pop(peer.recv(100), None) is not None
+
+    def _forget(self, mine):
+        now = time.monotonic()
+        for request in [one for one, at in mine.items() if at + self.PATIENCE < now]:
+            del mine[request]
+
+    def _send(self, peer, mine):
+        self.sent += 1
+        request = b"%d" % self.sent
+        mine[request] = time.monotonic()
+        with contextlib.suppress(ConnectionRefusedError):
+            peer.send(request)
+
+    def stop(self):
+        self._over.set()
+        self.join(2 * DEADLINE)
+        assert not self.is_alive(), "the peers hang"
+
+
+@pytest.mark.parametrize("end", ["drained", "killed"])
+@pytest.mark.parametrize("balancer", ["nginx", "nftables"])
+def test_what_is_lost_when_backends_end(machines, balancer, end, request, tmp_path):
+    """Every request that a drained backend has accepted is answered; compare with a killed one."""
+    request.getfixturevalue(balancer)
+    (tmp_path / "service.py").write_text(APP)
+    backends = [Backend(machines, tmp_path, port) for port in BACKENDS]
+    asking = machines.client.run(_started, Asking())
+
+    def progress():
+        before = asking.answered
+        eventually(lambda: asking.answered >= before + 500)
+
+    for index, port in enumerate(BACKENDS):
+        progress()
+        found = backends[index].end(signal.SIGTERM if end == "drained" else signal.SIGKILL)
+        if end == "drained":
+            assert found["received"] == found["sent"] > 0
+        progress()
+        backends[index] = Backend(machines, tmp_path, port)
+    progress()
+    asking.stop()
+    for backend in backends:
+        found = backend.end(signal.SIGTERM)
+        assert found["received"] == found["sent"]
+    lost = asking.sent - asking.answered
+    assert asking.answered >= 3500
+    note(f"{balancer}, {end}", asking.sent, lost)
+
+
+def _started(thread):
+    """Start a thread, which inherits this one's network."""
+    thread.start()
+    return thread
+
+
+def note(row, sent, lost):
+    """Write a row of the table, if that is asked for."""
+    if os.environ.get("TOMADA_WRITE_BALANCERS") == "1":
+        text = SCALE.read_text(encoding="utf-8")
+        pattern = rf"(?m)^\| {row} \|.*$"
+        assert re.search(pattern, text), row
+        line = f"| {row} | {sent:,} | {lost:,} |"
+        SCALE.write_text(re.sub(pattern, line, text), encoding="utf-8")

@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from tomada._sinks.packing import Message, messages
-from tomada._sinks.sink import KeyOf, Pack, Sink
+from tomada._sinks.sink import KeyOf, Pack, Sink, log
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,6 +36,7 @@ class Kafka(Sink):
     :param capacity: See :class:`Sink`.
     :param linger: See :class:`Sink`.
     :param config: Further settings of librdkafka, such as ``{"compression.type": "lz4"}``.
+    :raises ValueError: librdkafka does not accept a setting.
     :raises ImportError: ``confluent-kafka`` is not installed.
     """
 
@@ -50,7 +51,7 @@ class Kafka(Sink):
         linger: float = 4.0,
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        import confluent_kafka  # noqa: F401, PLC0415 - an extra
+        from confluent_kafka import KafkaException, Producer  # noqa: PLC0415 - an extra
 
         super().__init__(key, pack, capacity, linger)
         if not topic:
@@ -62,8 +63,15 @@ class Kafka(Sink):
             "message.timeout.ms": 0,  # until the sink gives up
             "queue.buffering.max.messages": min(capacity, 10_000_000),
             "linger.ms": 5,
+            "logger": log,
             **(config or {}),
         }
+        try:  # with the settings, but without brokers
+            Producer({**self._config, "bootstrap.servers": "", "log_level": 0})
+        except (KafkaException, TypeError, ValueError) as error:
+            reason = error.args[0]
+            text = reason.str() if hasattr(reason, "str") else reason
+            raise ValueError(f"cannot use the settings for Kafka: {text}") from None
 
     def _forget(self) -> None:
         super()._forget()
