@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 LOOK = 0.01
 # How many messages wait for an acknowledgement.
 WINDOW = 256
+# How long a program waits for the window, in seconds.
+STALL = 30
 # How many datagrams a careful program packs into a message.
 MOST = 4096
 
@@ -82,7 +84,7 @@ def by_hand(run: Run, forward: Callable[[std.socket, Any], Any]) -> None:
                 acknowledged += datagrams
                 run.counter[0] = acknowledged
 
-            future = await stream.publish_async(SUBJECT, payload, headers=headers)
+            future = await stream.publish_async(SUBJECT, payload, headers=headers, wait_stall=STALL)
             future.add_done_callback(count)
 
         run.announce_socket(sock)
