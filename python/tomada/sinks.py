@@ -7,8 +7,8 @@
     sink = JetStream("nats://127.0.0.1:4222", "telemetry")
     tomada.serve(("0.0.0.0", 1234), sink, workers=4)
 
-A sink does not wait for an engine that is unavailable. It holds a limited number of datagrams, and
-then drops new ones. At every moment, its counters account for each datagram: ``received ==
+A sink does not wait for an engine that is unavailable. It holds a limited number of datagrams and
+then drops new ones. At any moment, its counters account for every datagram: ``received ==
 published + dropped + in_flight``.
 """
 
@@ -49,7 +49,7 @@ def from_url(url: str) -> Sink:
     ``credentials`` (a file), and ``tls://`` connects over TLS. For Kafka, a parameter with a dot is
     a setting of librdkafka, such as ``compression.type=lz4``.
 
-    :raises ValueError: The URL is not of this form.
+    :raises ValueError: The URL does not have this form.
     :raises ImportError: The engine's client is not installed.
     """
     parts, shown = urlsplit(url), without_password(url.partition("?")[0])

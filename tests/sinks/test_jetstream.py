@@ -337,7 +337,7 @@ def test_publishing_that_fails_is_repeated_ever_less_often(caplog):
 
 
 def test_server_with_a_sink_has_no_takes():
-    with pytest.raises(ValueError, match="leave takes out"):
+    with pytest.raises(ValueError, match="omit takes"):
         server(JetStream("nats://127.0.0.1:1", "x"), takes="batch")
 
 

@@ -73,7 +73,7 @@ def summary(server: Server, seconds: float) -> str:
     parts += [*of_sink(server), *troubles(stats)]
     if stats.received:
         each = stats.handler_time / stats.received * 1e6
-        parts.append(f"{each:,.1f} µs in the handler for each")
+        parts.append(f"{each:,.1f} µs in the handler per datagram")
     return f"{', '.join(parts)}, in {_duration(seconds)}"
 
 

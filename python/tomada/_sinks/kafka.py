@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # How long the thread waits for reports of the broker before it looks for new datagrams, in seconds.
 TICK = 0.05
+# The same while there is nothing to publish.
+IDLE = 1.0
 # The largest message that a broker accepts by default is 1 MB.
 LARGEST = 900_000
 
@@ -26,16 +28,17 @@ class Kafka(Sink):
     librdkafka retries until the broker has acknowledged a message. A message that the broker can
     never accept (too long, an unknown topic) is dropped and counted.
 
-    :param servers: One broker or several, such as ``"127.0.0.1:9092"``.
+    :param servers: One or more brokers, such as ``"127.0.0.1:9092"``.
     :param topic: The topic.
-    :param key: The message's key, by which the topic's partition is chosen: ``"source"`` for the
-        sender's host, or a function of the payload and the address that returns the key. ``None``
-        for no key.
-    :param pack: See :class:`Sink`. A message of ``None`` has the headers ``Source`` (host and port)
-        and ``Timestamp-Ns`` (when the kernel received the datagram, in nanoseconds since 1970).
+    :param key: The message's key, which determines the partition: ``"source"`` for the sender's
+        host, or a function of the payload and the address that returns the key. ``None`` for no
+        key.
+    :param pack: See :class:`Sink`. With ``None``, a message has the headers ``Source`` (host and
+        port) and ``Timestamp-Ns`` (when the kernel received the datagram, in nanoseconds since
+        1970).
     :param capacity: See :class:`Sink`.
     :param linger: See :class:`Sink`.
-    :param config: Further settings of librdkafka, such as ``{"compression.type": "lz4"}``.
+    :param config: Further librdkafka settings, such as ``{"compression.type": "lz4"}``.
     :raises ValueError: librdkafka does not accept a setting.
     :raises ImportError: ``confluent-kafka`` is not installed.
     """
@@ -96,7 +99,8 @@ class Kafka(Sink):
                 elif len(producer):
                     producer.poll(TICK)
                 else:
-                    self._news.wait(TICK if self._is_closing else None)
+                    producer.poll(0)  # which reports that the brokers are down
+                    self._news.wait(TICK if self._is_closing else IDLE)
                     self._news.clear()
         finally:
             # Their reports, which say so, count them as dropped.
