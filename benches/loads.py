@@ -10,9 +10,10 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from benches import brokers
 from benches.children import PATIENCE, Child, ChildFailed, Look, memory
 
 # Of everything that receives. The kernel doubles it, for its own bookkeeping.
@@ -106,6 +107,18 @@ class Peers(Receive):
 
     def source(self) -> tuple[str, Mapping[str, object]]:
         return "loadgen peers", {"peers": self.peers}
+
+
+@dataclass(frozen=True)
+class Publish(Receive):
+    """A sender, and a program that publishes what it receives to NATS, which shares its core."""
+
+    rate: int | None = 1_000_000
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        with brokers.nats(cores()[0]) as server:
+            options = {**subject.options, "url": server.url}
+            return super().measure(replace(subject, options=options), window)
 
 
 @dataclass(frozen=True)

@@ -362,6 +362,18 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
         SESSION_CLIENTS,
     ),
     (
+        "publish",
+        "sinks",
+        "64 bytes, from a sender with GSO into a stream of NATS JetStream in memory",
+        loads.Publish(),
+        (
+            peer("nats-py", "sinks singly"),
+            peer("nats-py, packed", "sinks packed"),
+            ours("JetStream", "sinks jetstream", gro=True),
+            ours("JetStream, pack", "sinks jetstream", gro=True, case="arrow"),
+        ),
+    ),
+    (
         "memory",
         "memory",
         "10,000 sockets, each having received eight datagrams from four peers",
@@ -388,6 +400,7 @@ REFERENCES = {
     "sessions-64": "asyncio, pyOpenSSL",
     "sessions-1200": "asyncio, pyOpenSSL",
     "handshakes": "asyncio, pyOpenSSL",
+    "publish": "nats-py",
 }
 QUICK = {"receive-64-gso", "send-64", "echo-64", "round-trip"}
 
