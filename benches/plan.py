@@ -307,6 +307,8 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
                 ours("Endpoint.request", "tasks endpoint", loop="tomada"),
                 ours("asyncio.Client", "tasks client", loop="tomada"),
                 ours("asyncio.Client, uvloop", "tasks client", loop="uvloop"),
+                # Not where the server's buffer is too small for it.
+                *((limit("all in flight", "load", clients=1, window=tasks),) if delay else ()),
             ),
         )
         for tasks, delay, when in (
