@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from peer import DEADLINE
-from serving import Load, ask, client, server, until_refused
+from serving import Load, ask, client, refused, server, until_refused
 from support import Call, Child, eventually
 
 forking = pytest.param(2, marks=pytest.mark.thread_unsafe(reason="it forks"))
@@ -426,6 +426,19 @@ def test_killed_parent_of_the_workers_leaves_each_lifespan_once(serve, tmp_path,
     assert set(map(tuple, found.values())) == {("entered", "left")}
     assert (load.lost, load.refused) == (0, 6)
     assert written(tmp_path) == load.answered
+
+
+@runs_programs
+def test_workers_whose_supervisor_was_killed_refuse_new_datagrams(serve):
+    child = serve("sync")
+    address = address_of(child)
+    (supervisor,) = children_of(child.pid)
+    child.signal(signal.SIGSTOP)  # so the program does not refuse them
+    os.kill(supervisor, signal.SIGKILL)
+    with client(address, timeout=0.1) as sock:
+        eventually(lambda: refused(sock))
+    child.signal(signal.SIGCONT)
+    assert child.end()[0] == 1
 
 
 @runs_programs
