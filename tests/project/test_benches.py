@@ -258,7 +258,7 @@ def test_echo_servers_are_measured(load):
 def test_tasks_are_measured(delay):
     run(
         Tasks(tasks=20, delay=delay),
-        limit("all in flight", "load", clients=1, window=20),
+        limit("all in flight", "load", clients=2, window=10),
         peer("asyncio, by hand", "tasks multiplexer", loop="asyncio"),
         ours("Endpoint.request", "tasks endpoint", loop="tomada"),
         ours("asyncio.Client", "tasks client", loop="tomada"),
