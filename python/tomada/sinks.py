@@ -7,8 +7,8 @@
     sink = JetStream("nats://127.0.0.1:4222", "telemetry")
     tomada.serve(("0.0.0.0", 1234), sink, workers=4)
 
-A sink does not wait for an engine that is unavailable. It holds a limited number of datagrams, and
-then drops new ones. At every moment, its counters account for each datagram: ``received ==
+A sink does not wait for an engine that is unavailable. It holds a limited number of datagrams and
+then drops new ones. At any moment, its counters account for every datagram: ``received ==
 published + dropped + in_flight``.
 """
 
@@ -34,7 +34,7 @@ def from_url(url: str) -> Sink:
     Further parameters are ``key=source``, ``pack=arrow``, ``capacity``, ``linger`` and, for NATS,
     ``window``. ``tls://`` connects to NATS over TLS.
 
-    :raises ValueError: The URL is not of this form.
+    :raises ValueError: The URL does not have this form.
     :raises ImportError: The engine's client is not installed.
     """
     parts = urlsplit(url)

@@ -371,8 +371,8 @@ def test_sockets_that_systemd_passes_are_served_without_being_asked(inet):
 @pytest.mark.parametrize(
     ("pid", "warning"),
     [
-        ("os.getpid()", "are not used, because of address (HOST:PORT)"),
-        ("1", "ignoring LISTEN_FDS: LISTEN_PID is 1, and not this process"),
+        ("os.getpid()", "systemd passed, because of address (HOST:PORT)"),
+        ("1", "ignoring LISTEN_FDS: LISTEN_PID is 1, not this process"),
     ],
 )
 def test_passed_sockets_that_are_not_used_are_logged(inet, pid, warning):

@@ -286,7 +286,7 @@ def test_wrong_options(options, error):
 
 
 def test_server_with_a_sink_has_no_takes():
-    with pytest.raises(ValueError, match="leave takes out"):
+    with pytest.raises(ValueError, match="omit takes"):
         server(JetStream("nats://127.0.0.1:1", "x"), takes="batch")
 
 

@@ -59,8 +59,8 @@ signals:
                    and the old workers continue
 
 exit status:
-  0  a signal stopped it
-  1  it could not start, or its workers could not
+  0  stopped by a signal
+  1  the server or its workers could not start
   2  an option is wrong
 """
 
@@ -70,7 +70,7 @@ logger = logging.getLogger("tomada")
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "serve",
-        help="run an echo server, or a handler of your own",
+        help="run an echo server, or your own handler",
         description="Serve an address. By default, send every datagram back.",
         usage="tomada serve [HOST:PORT] [OPTION …]",
         epilog=EXAMPLES,
@@ -156,7 +156,7 @@ class Service:
             def replace_workers(self) -> None:
                 super().replace_workers()
                 if not is_forking:  # a signal handler may have called this
-                    self._life.log.warning("nothing is reloaded: that needs --workers 2 or more")
+                    self._life.log.warning("cannot reload: this needs --workers 2 or more")
 
         options = settings.of(OPTIONS, "server")
         for name in ("init", "exit", "lifespan"):
@@ -255,13 +255,13 @@ def _address(settings: Settings, address: Any) -> Any:
             return None
         name = "fd" if address is None else "address"
         logger.warning(
-            "the sockets that systemd has passed are not used, because of %s (%s)",
+            "ignoring the sockets that systemd passed, because of %s (%s)",
             name,
             settings.source(name),
         )
     elif os.environ.get("LISTEN_FDS"):
         logger.warning(
-            "ignoring LISTEN_FDS: LISTEN_PID is %s, and not this process, %d",
+            "ignoring LISTEN_FDS: LISTEN_PID is %s, not this process (%d)",
             os.environ.get("LISTEN_PID") or "not set",
             os.getpid(),
         )

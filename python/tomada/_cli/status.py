@@ -47,7 +47,7 @@ def summary(stats: Any, seconds: float) -> str:
     parts = [f"{stats.received:,} received", f"{stats.sent:,} sent", *troubles(stats)]
     if stats.received:
         each = stats.handler_time / stats.received * 1e6
-        parts.append(f"{each:,.1f} µs in the handler for each")
+        parts.append(f"{each:,.1f} µs in the handler per datagram")
     return f"{', '.join(parts)}, in {_duration(seconds)}"
 
 

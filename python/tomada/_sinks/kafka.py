@@ -26,16 +26,17 @@ class Kafka(Sink):
     librdkafka retries until the broker has acknowledged a message. A message that the broker can
     never accept (too long, an unknown topic) is dropped and counted.
 
-    :param servers: One broker or several, such as ``"127.0.0.1:9092"``.
+    :param servers: One or more brokers, such as ``"127.0.0.1:9092"``.
     :param topic: The topic.
-    :param key: The message's key, by which the topic's partition is chosen: ``"source"`` for the
-        sender's host, or a function of the payload and the address that returns the key. ``None``
-        for no key.
-    :param pack: See :class:`Sink`. A message of ``None`` has the headers ``Source`` (host and port)
-        and ``Timestamp-Ns`` (when the kernel received the datagram, in nanoseconds since 1970).
+    :param key: The message's key, which determines the partition: ``"source"`` for the sender's
+        host, or a function of the payload and the address that returns the key. ``None`` for no
+        key.
+    :param pack: See :class:`Sink`. With ``None``, a message has the headers ``Source`` (host and
+        port) and ``Timestamp-Ns`` (when the kernel received the datagram, in nanoseconds since
+        1970).
     :param capacity: See :class:`Sink`.
     :param linger: See :class:`Sink`.
-    :param config: Further settings of librdkafka, such as ``{"compression.type": "lz4"}``.
+    :param config: Further librdkafka settings, such as ``{"compression.type": "lz4"}``.
     :raises ImportError: ``confluent-kafka`` is not installed.
     """
 
