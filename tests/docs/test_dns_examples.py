@@ -171,6 +171,7 @@ def test_dns_forwarder_answers_every_query_of_dnsperf(start, upstream, tmp_path)
     where = ("-s", "127.0.0.1", "-p", str(here), "-d", queries)
     # 25 times 20 queries from 4 sockets, of which at most 20 wait for an answer.
     output = run(dnsperf, *where, "-n", "25", "-c", "4", "-q", "20", "-t", str(DEADLINE))
+    print(output)  # the rate depends on the machine
     assert re.search(r"Queries sent: +500$", output, re.MULTILINE)
     assert re.search(r"Queries completed: +500 \(100.00%\)", output)
     assert re.search(r"Response codes: +NOERROR 500 \(100.00%\)", output)
