@@ -26,6 +26,7 @@ from benches.loads import (
     RoundTrip,
     Send,
     Strangers,
+    Tasks,
     Window,
     share_lost,
 )
@@ -250,6 +251,18 @@ def test_echo_servers_are_measured(load):
         limit("recvmmsg", "echo"),
         peer("socketserver", "servers standard"),
         ours("recv_many", "batches echo_many", module="tomada", gro=True),
+    )
+
+
+@needs_loadgen
+@pytest.mark.parametrize("delay", [0.0, 0.001])
+def test_tasks_are_measured(delay):
+    run(
+        Tasks(tasks=20, delay=delay),
+        limit("all in flight", "load", clients=2, window=10),
+        peer("asyncio, by hand", "tasks multiplexer", loop="asyncio"),
+        ours("Endpoint.request", "tasks endpoint", loop="tomada"),
+        ours("asyncio.Client", "tasks client", loop="tomada"),
     )
 
 
