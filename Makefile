@@ -38,7 +38,7 @@ endif
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-tools test-all test-repeat test-parallel test-freethreaded test-peers \
 	interop quic fuzz fuzz-targets families soak valgrind sanitize lint bench bench-quick \
-	bench-programs bench-compare loom docs wheels clean
+	bench-programs bench-compare bench-import loom docs wheels reproducible audit clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1:\2/p' Makefile | column -t -s :
@@ -204,12 +204,36 @@ bench-programs: $(stamps)/build $(stamps)/group-bench-programs ## programs with 
 bench-compare: $(stamps)/build $(stamps)/group-bench $(loadgen) ## this build beside another one; OLD=its interpreter
 	$(bin)/python -m benches --against $(OLD) $(BENCH_ARGS)
 
+bench-import: $(stamps)/build ## how long imports take
+	@$(bin)/python benches/imports.py
+
 docs: $(stamps)/group-docs ## the documentation, as a site in site/
 	@NO_MKDOCS_2_WARNING=1 $(bin)/python -m mkdocs build --strict
 	@echo "site/index.html"
 
 wheels: $(stamps)/group-wheels ## a wheel for every CPython that is installed, tried out, in dist/
 	$(bin)/python scripts/wheels.py dist $(WHEELS)
+
+this_python = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+
+# Each copy compiles OpenSSL, which takes minutes.
+reproducible: $(stamps)/group-wheels ## build this commit's wheel in two folders, and compare the files
+	@rm -rf target/copies
+	@for copy in first second; do \
+		git clone --quiet . target/copies/$$copy && $(bin)/python target/copies/$$copy/scripts/wheels.py \
+			target/copies/$$copy/dist --python $(this_python) $(WHEELS) || exit 1; \
+	done
+	diff -r target/copies/first/dist target/copies/second/dist
+	@cd target/copies/first/dist && sha256sum *
+
+# Of Rust, all crates of the lock file; of Python, the packages that the extras install.
+audit: $(stamps)/group-audit ## known vulnerabilities, licences and sources of dependencies; workflows
+	@command -v cargo-deny >/dev/null || { \
+		echo "make audit needs cargo-deny: cargo install --locked cargo-deny"; exit 1; }
+	cargo deny --locked check
+	@$(bin)/python scripts/toolchain.py extras >target/extras.txt
+	$(bin)/pip-audit --strict --progress-spinner off --requirement target/extras.txt
+	$(bin)/zizmor --offline --quiet .github
 
 clean: ## remove all that was built
 	rm -rf .venv* target benches/loadgen/target fuzz/target dist site python/tomada/*.so

@@ -23,6 +23,7 @@ from benches.subjects import (
     SESSIONS,
     coalescing,
     in_tasks,
+    limit,
     on_loops,
     ours,
     peer,
@@ -205,6 +206,9 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
                 ours("Endpoint.request", "tasks endpoint", loop="tomada"),
                 ours("asyncio.Client", "tasks client", loop="tomada"),
                 ours("asyncio.Client, uvloop", "tasks client", loop="uvloop"),
+                # Each of its sockets has room for its replies. The server that replies at once has
+                # too little for its requests.
+                *((limit("all in flight", "load", clients=8, window=tasks // 8),) if delay else ()),
             ),
         )
         for tasks, delay, when in (
@@ -267,6 +271,18 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
         SESSION_CLIENTS,
     ),
     (
+        "publish",
+        "sinks",
+        "64 bytes, from a sender with GSO into a stream of NATS JetStream in memory",
+        loads.Publish(),
+        (
+            peer("nats-py", "sinks singly"),
+            peer("nats-py, packed", "sinks packed"),
+            ours("JetStream", "sinks jetstream", gro=True),
+            ours("JetStream, pack", "sinks jetstream", gro=True, case="arrow"),
+        ),
+    ),
+    (
         "memory",
         "memory",
         "10,000 sockets, each having received eight datagrams from four peers",
@@ -295,6 +311,7 @@ REFERENCES = {
     "sessions-64": "asyncio, pyOpenSSL",
     "sessions-1200": "asyncio, pyOpenSSL",
     "handshakes": "asyncio, pyOpenSSL",
+    "publish": "nats-py",
 }
 # Without the GIL, and only then, threads run Python code at the same time.
 FREE_THREADED = {"threads"}

@@ -26,6 +26,7 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "tomada",
     "font.family": "sans-serif",
     "font.size": 9,
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), TEXT),
 }
 

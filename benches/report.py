@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from benches import plots
+from benches import plots, summary
 from benches.figures import AT_LEAST, Outcome, Result, Verdict, speed, verdicts
 from benches.plan import Bar, Scenario
 
@@ -36,7 +36,14 @@ def write(
         for result in mine:
             if has_chart(result):
                 (directory / f"{result.scenario.name}.svg").write_text(plots.chart(result))
+    summary.write(directory)
     return sorted(missing)
+
+
+# Pages on the site and on GitHub show the one that fits their background.
+CHARTS = f"""\
+![{summary.TITLE}](summary-light.svg#gh-light-mode-only)
+![{summary.TITLE}](summary-dark.svg#gh-dark-mode-only)"""
 
 
 def overview(results: list[Result], machine: dict[str, str]) -> str:
@@ -48,7 +55,18 @@ def overview(results: list[Result], machine: dict[str, str]) -> str:
     ]
     return f"""# Benchmarks
 
+{CHARTS}
+
+{summary.BEGIN}{summary.END}
+All figures are of 64-byte datagrams on loopback. Where batches do not form, tomada gains little or
+nothing: each send to another peer is a pass through the kernel, and most of a round trip is spent
+waking a sleeping thread.
+
+## Pages
+
 {links}
+
+## How it is measured
 
 All benchmarks run on loopback, with the measured program on one core and the load on another. The
 subjects of a table alternate within each round. Results are medians over the rounds; the spread is
@@ -137,7 +155,7 @@ def target(bar: Bar) -> str:
 
 def shown(value: float, bar: Bar) -> str:
     """Write a value of a target: a ratio, or an amount."""
-    is_time = not bar.reference and bar.metric in {"p50", "p99"}
+    is_time = not bar.reference and bar.metric in {"p50", "p99", "cpu_ns"}
     return duration(value) if is_time else amount(value, bar.metric)
 
 

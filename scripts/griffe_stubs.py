@@ -1,7 +1,9 @@
 """A griffe extension for stubs, and for docstrings with Sphinx roles.
 
 A function of a stub may consist of overloads only, which griffe does not recognize as a function.
-Sphinx roles and names of manual pages in docstrings become Markdown links.
+The class of sockets has the methods of its base in the core, and its public name. Sphinx roles and
+names of manual pages in docstrings become Markdown links, and literal blocks become fenced ones.
+Comments that begin with ``#:`` above an attribute are its docstring.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import builtins
 import re
 import sys
+import textwrap
 from typing import Any
 
 import griffe
@@ -16,9 +19,15 @@ import griffe
 ROLE = re.compile(r":(?:py:)?(class|meth|attr|func|mod|data|exc|pep|rfc):`(~?)([^`<]+)`")
 MANUAL = re.compile(r"``?([a-z_]\w*)\((\d)\)``?")
 
-# The documentation of names that cannot be resolved in their scope.
-ALIASES = {
-    "tomada.socket.socket": "tomada._core.Socket",
+LITERAL = re.compile(r"^(.*)::\n\n((?:(?: {4}.*)?\n)+)", re.MULTILINE)
+
+# Methods that pass their arguments on, with the object itself as the first.
+FORWARDED = {"asyncio.EventLoop.create_datagram_endpoint": "asyncio.create_datagram_endpoint"}
+# The classes of the core whose members the reference shows as another one's.
+SHOWN = {
+    "tomada._core.DtlsContext": "tomada.dtls.Context",
+    "tomada._core.Socket": "tomada.socket.socket",
+    "tomada._sockets.socket": "tomada.socket.socket",
 }
 PYTHON = "https://docs.python.org/3/library/"
 MANUALS = "https://man7.org/linux/man-pages"
@@ -30,6 +39,10 @@ class Stubs(griffe.Extension):
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         """Complete the package's modules, classes and functions."""
         self._complete(pkg, pkg)
+        _publish_socket(pkg)
+        for method, function in FORWARDED.items():
+            own, _, _ = pkg[method].parameters
+            pkg[method].parameters = griffe.Parameters(own, *list(pkg[function].parameters)[1:])
 
     def _complete(self, obj: Any, package: griffe.Module) -> None:
         if isinstance(obj, griffe.Module | griffe.Class):
@@ -42,8 +55,34 @@ class Stubs(griffe.Extension):
             for member in list(obj.members.values()):
                 if not member.is_alias:
                     self._complete(member, package)
+        if obj.docstring is None and obj.is_attribute and (text := _comment_above(obj)):
+            obj.docstring = griffe.Docstring(text, parent=obj)
         if obj.docstring is not None:
             obj.docstring.value = _links(obj.docstring.value, obj, package)
+
+
+def _publish_socket(package: griffe.Module) -> None:
+    cls, base = package["_sockets.socket"], package["_core.Socket"]
+    for member in cls.members.values():
+        member.lineno = (member.lineno or 0) + base.endlineno  # below the others
+    for name, member in base.members.items():
+        if name not in cls.members and not name.startswith("_"):
+            cls.set_member(name, member)
+    cls.docstring = griffe.Docstring(base.docstring.value, parent=cls)
+    private, public = package["_sockets"], package["socket"]
+    private.members["socket"] = griffe.Alias("socket", "tomada.socket.socket", parent=private)
+    public.members["socket"] = cls
+    cls.parent = public
+
+
+def _comment_above(attribute: griffe.Attribute) -> str:
+    lines: list[str] = []
+    source = attribute.lines_collection[attribute.filepath][: (attribute.lineno or 1) - 1]
+    for line in reversed(source):
+        if not line.strip().startswith("#:"):
+            break
+        lines.insert(0, line.strip().removeprefix("#:").strip())
+    return "\n".join(lines)
 
 
 def _function(name: str, overloads: list[griffe.Function]) -> griffe.Function:
@@ -65,20 +104,25 @@ def _function(name: str, overloads: list[griffe.Function]) -> griffe.Function:
 def _links(text: str, obj: griffe.Object, package: griffe.Module) -> str:
     text = MANUAL.sub(rf"[`\1(\2)`]({MANUALS}/man\2/\1.\2.html)", text)
     text = ROLE.sub(lambda role: _link(*role.groups(), obj, package), text)
-    return text.replace("``", "`")
+    return LITERAL.sub(_fenced, text.replace("``", "`") + "\n")
+
+
+def _fenced(block: re.Match[str]) -> str:
+    text = f"{block[1]}:" if block[1].strip() else ""
+    return f"{text}\n\n```python\n{textwrap.dedent(block[2]).strip()}\n```\n\n"
 
 
 def _link(role: str, is_short: str, target: str, obj: Any, package: griffe.Module) -> str:
     shown = target.rpartition(".")[2] if is_short else target
     shown += "()" if role == "meth" else ""
     shown = f"{role.upper()} {target}" if role in {"pep", "rfc"} else shown
-    for old, new in ALIASES.items():
-        if target == old or target.startswith(f"{old}."):
-            target = new + target.removeprefix(old)
     if role == "mod":
         return f"`{shown}`"  # only members of modules have pages
     place = _ours(target, obj, package)
     if place is not None:
+        for base, cls in SHOWN.items():
+            if place == base or place.startswith(f"{base}."):
+                place = cls + place.removeprefix(base)
         return f"[`{shown}`][{place}]"
     place = _elsewhere(role, target)
     return f"[`{shown}`]({place})" if place else f"`{shown}`"

@@ -3,6 +3,7 @@
 check   fail with an explanation if Rust, a linker or a recent Python is missing
 check-freethreaded
         fail with an explanation if this interpreter has a global lock
+extras  print the requirements of tomada's extras
 id      print an identifier of this interpreter
 list    print a tag and a path for each installed CPython since 3.11
 """
@@ -47,6 +48,15 @@ def check_freethreaded():
             "install a free-threaded CPython and say make test-freethreaded PYTHON=python3.14t"
             % sys.executable
         )
+
+
+def extras():
+    import tomllib
+
+    with open(os.path.join(os.path.dirname(__file__), "..", "pyproject.toml"), "rb") as file:
+        optional = tomllib.load(file)["project"]["optional-dependencies"]
+    needed = {line for lines in optional.values() for line in lines}
+    print("\n".join(sorted(line for line in needed if not line.startswith("tomada["))))
 
 
 def identity():
@@ -95,6 +105,7 @@ if __name__ == "__main__":
     {
         "check": check,
         "check-freethreaded": check_freethreaded,
+        "extras": extras,
         "id": identity,
         "list": interpreters,
     }[sys.argv[1]]()

@@ -3,8 +3,6 @@
 Use ``from tomada import socket`` instead of ``import socket``.
 """
 
-from typing import TYPE_CHECKING, Any
-
 from tomada._core import (
     Batch,
     Datagram,
@@ -16,7 +14,11 @@ from tomada._core import (
     __version__,
 )
 
+# For type checkers, it is true. Importing typing takes as long as importing the rest of tomada.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from tomada.client import Client
     from tomada.server import Server, key, serve
 
@@ -39,7 +41,7 @@ __all__ = [
 _MODULES = {"Client": "client", "Server": "server", "key": "server", "serve": "server"}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module  # noqa: PLC0415 - as above

@@ -32,7 +32,7 @@ def check_address(address: Any) -> None:
     if isinstance(address, str | bytes | bytearray):
         _check_path(address)
     elif not isinstance(address, tuple) or not 2 <= len(address) <= 4:  # noqa: PLR2004
-        raise TypeError(f"address must be (host, port), or a path of AF_UNIX, not {address!r}")
+        raise TypeError(f"address must be (host, port), or an AF_UNIX path, not {address!r}")
     elif not isinstance(address[1], int):
         raise TypeError(f"the address's port must be an int, not {address[1]!r}")
 
@@ -50,7 +50,7 @@ def _check_path(path: str | bytes | bytearray) -> None:
     else:
         return
     raise ValueError(
-        f"address must be a pair, {pair}, not {path!r}, which would be a path of AF_UNIX: pass the "
+        f"address must be a pair, {pair}, not {path!r}, which would be an AF_UNIX path: pass the "
         f"pair, or write './{path}' if you mean a path"
     )
 

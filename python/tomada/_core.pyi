@@ -64,8 +64,8 @@ def trust_proxies(
     """Make a socket read the PROXY protocol headers of trusted proxies, given by their networks.
 
     Call this once, before you set the guard. With ``idle``, a header precedes only the first
-    datagram of each flow, which ends when it has been silent for that many seconds. Without a
-    socket, only the networks are checked.
+    datagram of each flow, which ends when it has been idle for that many seconds. Without a socket,
+    only the networks are checked.
 
     :raises ValueError: A network is not valid.
     :raises OSError: ``EAFNOSUPPORT``: the socket is not an IP socket. ``EALREADY``: its proxies are
@@ -87,13 +87,14 @@ def kind_of(fileno: int, /) -> tuple[int, int]:
 class Socket:
     """A datagram socket of the family ``AF_INET``, ``AF_INET6`` or ``AF_UNIX``.
 
-    Methods of the standard class have the same arguments, results, exceptions and audit events. A
-    method that has to wait follows the socket's timeout: it waits forever (``None``), for the given
-    number of seconds (then it raises :class:`TimeoutError`), or not at all (``0``; then it raises
+    Methods that also exist in the standard class have the same arguments, results, exceptions and
+    audit events. A method that has to wait follows the socket's timeout: it waits forever
+    (``None``), for the given number of seconds (then it raises :class:`TimeoutError`), or not at
+    all (``0``; then it raises
     :class:`BlockingIOError`). While it waits, other threads run. Signal handlers run in the main
     thread, and the wait continues after them (:pep:`475`). If another thread calls :meth:`close`,
-    the wait ends with an :class:`OSError` (``EBADF``). A receive that raises an exception has not
-    consumed a datagram.
+    the wait ends with an :class:`OSError` (``EBADF``). A receive that raises an exception does not
+    consume a datagram.
 
     Any number of threads may call methods at the same time. Each datagram is returned to one of
     them.
@@ -160,13 +161,12 @@ class Socket:
 
         :param address: ``(host, port)`` for IPv4, ``(host, port[, flowinfo[, scope_id]])`` for
             IPv6, a path or an abstract name for ``AF_UNIX``. The host ``""`` means every local
-            address; the port 0 means any free port. The host may contain a scope:
-            ``"fe80::1%eth0"``. A numeric host never uses the resolver; while a name is resolved,
-            other threads run.
+            address; port 0 means any free port. The host may contain a scope: ``"fe80::1%eth0"``. A
+            numeric host never uses the resolver; while a name is resolved, other threads run.
         :raises OSError: ``EADDRINUSE``, ``EADDRNOTAVAIL``, ``EACCES``, or ``EINVAL`` (the socket is
             already bound).
         :raises socket.gaierror: The host has no address of the socket's family.
-        :raises OverflowError: The port is not in 0 to 65535.
+        :raises OverflowError: The port is not between 0 and 65535.
         """
 
     def close(self) -> None:
@@ -174,15 +174,16 @@ class Socket:
 
         Calls that wait on the socket in other threads end with an :class:`OSError`. When this
         returns, no call uses the descriptor any longer, so its number and its port are free. (With
-        the standard class such a call keeps waiting, and the next datagram is lost.)
+        the standard class, the call keeps waiting, and the next datagram is lost.)
         """
 
     def connect(self, address: _Address, /) -> None:
-        """Set the peer (``connect(2)``) to send to, and to receive from.
+        """Set the peer to send to and receive from (``connect(2)``).
 
-        Datagrams that other senders sent earlier are still queued. After an ICMP error from the
-        peer, the next call raises it (:class:`ConnectionRefusedError`); if that call is a send, it
-        has not sent anything. The arguments and exceptions are those of :meth:`bind`.
+        Datagrams that have already arrived from other senders stay queued. If the peer's host
+        reports an ICMP error, the next call raises it (:class:`ConnectionRefusedError`); if that
+        call is a send, nothing was sent. The arguments and exceptions are the same as for
+        :meth:`bind`.
         """
 
     def connect_ex(self, address: _Address, /) -> int:
@@ -199,7 +200,7 @@ class Socket:
 
     def _descriptor(self) -> int: ...
     def fileno(self) -> int:
-        """Return the descriptor's number, or -1 once closed."""
+        """Return the descriptor's number, or -1 if the socket is closed."""
 
     def getblocking(self) -> bool:
         """Return whether the timeout is not 0."""
@@ -217,7 +218,7 @@ class Socket:
     def getsockopt(self, level: int, optname: int, /) -> int:
         """Return an option's value (``getsockopt(2)``).
 
-        :param buflen: The number of bytes to read, 1 to 1024. Without it the value is an ``int``.
+        :param buflen: The number of bytes to read, 1 to 1024. Without it, the value is an ``int``.
         :return: The ``int``, or the bytes that the kernel returned.
         """
 
@@ -237,19 +238,19 @@ class Socket:
 
         :raises TimeoutError: No datagram arrived within the timeout.
         :raises BlockingIOError: No datagram is queued, and the timeout is 0. Without a timeout,
-            this means that the kernel does not let the call wait: ``flags`` has ``MSG_DONTWAIT`` or
-            ``MSG_ERRQUEUE``, ``O_NONBLOCK`` is set on the descriptor (by any means), or the
-            ``SO_RCVTIMEO`` timeout has expired.
+            this means that the kernel does not let the call wait: ``flags`` includes
+            ``MSG_DONTWAIT`` or ``MSG_ERRQUEUE``, ``O_NONBLOCK`` is set on the descriptor (by any
+            means), or the ``SO_RCVTIMEO`` timeout has expired.
         :raises ConnectionRefusedError: The connected peer's host answered an earlier datagram with
             an ICMP error.
         :raises ValueError: ``bufsize`` is negative.
         """
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
-        """Receive one datagram into a buffer, and return its length; otherwise like :meth:`recv`.
+        """Receive one datagram into a buffer and return its length; otherwise like :meth:`recv`.
 
-        If this raises, the buffer is unchanged. A datagram that the :attr:`guard` refuses is never
-        written to it.
+        If this raises an exception, the buffer is unchanged. A datagram that the :attr:`guard`
+        refuses is never written to it.
 
         :param nbytes: How many bytes of the buffer to use; 0 means all.
         """
@@ -258,7 +259,7 @@ class Socket:
         """Receive one datagram and its sender's address; otherwise like :meth:`recv`.
 
         The address is ``(host, port)`` for IPv4 and ``(host, port, flowinfo, scope_id)`` for IPv6.
-        For ``AF_UNIX`` it is a ``str``, ``bytes`` for an abstract name, or ``None`` for a sender
+        For ``AF_UNIX``, it is a ``str``, ``bytes`` for an abstract name, or ``None`` for a sender
         without an address.
         """
 
@@ -283,7 +284,7 @@ class Socket:
         """Receive one datagram into a sequence of buffers; otherwise like :meth:`recvmsg`."""
 
     def send(self, data: ReadableBuffer, flags: int = 0, /) -> int:
-        """Send one datagram to the connected peer (``send(2)``), and return its length.
+        """Send one datagram to the connected peer (``send(2)``) and return its length.
 
         :raises OSError: ``EMSGSIZE``: the datagram is longer than the protocol or the path allows;
             ``EDESTADDRREQ``: the socket has no peer.
@@ -292,7 +293,10 @@ class Socket:
         """
 
     def sendall(self, data: ReadableBuffer, flags: int = 0, /) -> None:
-        """Send one datagram like :meth:`send`. A stream socket sends until all data is sent."""
+        """Send one datagram, like :meth:`send`.
+
+        On a stream socket, this repeats until all data is sent.
+        """
 
     def sendmsg(
         self,
@@ -310,9 +314,9 @@ class Socket:
 
     @overload
     def sendto(self, data: ReadableBuffer, address: _Address, /) -> int:
-        """Send one datagram to an address (``sendto(2)``), and return its length.
+        """Send one datagram to an address (``sendto(2)``) and return its length.
 
-        The address has the form described in :meth:`bind`; the exceptions are those of
+        The address has the form described in :meth:`bind`; the exceptions are the same as for
         :meth:`send`.
         """
 
@@ -322,16 +326,16 @@ class Socket:
     def gro(self) -> bool:
         """Whether the kernel may deliver coalesced datagrams (``UDP_GRO``, ``udp(7)``).
 
-        Switch it on for a socket that receives many datagrams from few peers: one system call then
-        receives up to 64 datagrams of equal size from one peer. Every receiving method splits them
-        again, in order, so callers see no difference. Datagrams that a call did not return wait in
-        the socket's backlog (:attr:`pending`), which ``select``, duplicates of the socket and other
-        processes do not see. Therefore ``gro`` is off by default, and a loop around ``select`` must
-        check :attr:`pending` first.
+        Switch it on for a socket that receives many datagrams from a few peers: one system call
+        then receives up to 64 datagrams of equal size from one peer. Every receiving method splits
+        them again, in order, so callers see no difference. Datagrams that a call did not return
+        wait in the socket's backlog (:attr:`pending`), which ``select``, duplicates of the socket
+        and other processes do not see. Therefore, ``gro`` is off by default, and a loop around
+        ``select`` must check :attr:`pending` first.
 
-        Switching ``gro`` off moves the datagrams that the kernel has queued into the backlog.
-        Datagrams that the kernel coalesces at that very moment may be received as one. ``MSG_PEEK``
-        still moves the datagram that it returns into the backlog.
+        Switching ``gro`` off moves the datagrams in the kernel's queue into the backlog. Datagrams
+        that the kernel coalesces at that very moment may be received as one. ``MSG_PEEK`` still
+        moves the datagram that it returns into the backlog.
 
         :raises OSError: ``EOPNOTSUPP`` or ``ENOPROTOOPT``: the socket is not a UDP socket, or the
             kernel is older than 5.0.
@@ -348,7 +352,7 @@ class Socket:
         cannot keep the caller busy; ``select`` still reports the socket as readable. A new guard
         also checks the datagrams that are in the backlog.
 
-        Setting it attaches the guard's kernel filter to the socket, unless a filter was set with
+        Setting a guard attaches its kernel filter to the socket, unless a filter was set with
         ``SO_ATTACH_FILTER`` or the kernel rejects it; then the guard itself checks the networks.
 
         :raises OSError: ``EAFNOSUPPORT``: the family is neither ``AF_INET`` nor ``AF_INET6``.
@@ -358,14 +362,14 @@ class Socket:
     def guard(self, guard: Guard | None) -> None: ...
     @property
     def pacing(self) -> int | None:
-        """The highest rate at which the socket sends, in bytes per second; ``None`` for no limit.
+        """The maximum send rate in bytes per second; ``None`` for no limit.
 
         This is ``SO_MAX_PACING_RATE`` (``socket(7)``). The queueing discipline ``fq``
         (``tc-fq(8)``) of the device spaces the datagrams out; without it, the option has no effect
-        (``tomada info`` says which devices have it). It counts the bytes of the headers too. The
-        rate of a UDP socket can only be lowered: to send at a higher rate, open another socket.
+        (``tomada info`` says which devices have it). The rate includes the bytes of the headers.
+        The rate of a UDP socket can only be lowered: to send at a higher rate, open another socket.
 
-        :raises ValueError: It is less than 1.
+        :raises ValueError: The rate is less than 1.
         """
 
     @pacing.setter
@@ -388,7 +392,7 @@ class Socket:
         core while no datagram arrives, for up to this time per wait. Use it only if there is a core
         to spare.
 
-        :raises ValueError: It is negative or not a number.
+        :raises ValueError: The time is negative or not a number.
         """
 
     @spin.setter
@@ -429,11 +433,11 @@ class Socket:
         With that option, the next call on the socket also raises such an error, even if the socket
         is not connected.
 
-        The call never waits, and takes at most 1024 entries of the queue. As long as it returns
-        errors, there may be more: call it again. Transports, and calls that wait for datagrams,
-        move the entries of the kernel's queue into tomada's own queue, which holds 256. If that is
-        full, the oldest entry is dropped; ``stats().errors`` still includes it. Entries that are
-        not errors, such as timestamps of datagrams that were sent, remain available to
+        The call never waits and reads at most 1024 entries of the queue. If it returns errors,
+        there may be more: call it again until it returns none. Transports, and calls that wait for
+        datagrams, move the entries of the kernel's queue into tomada's own queue, which holds 256.
+        If that is full, the oldest entry is dropped; ``stats().errors`` still includes it. Entries
+        that are not errors, such as timestamps of datagrams that were sent, remain available to
         :meth:`recvmsg` with ``MSG_ERRQUEUE``, up to the latest 256.
         """
 
@@ -445,37 +449,41 @@ class Socket:
         After the first join, the socket receives only from groups that it has joined itself, not
         from groups joined by other sockets of this machine (``IP_MULTICAST_ALL`` is switched off),
         unless the option was set before. Bind the socket to the group's port. For sending, set
-        ``IP_MULTICAST_LOOP`` (whether sockets of this machine receive it), ``IP_MULTICAST_TTL``
-        (how many hops it may take; 1 keeps it on the link) and ``IP_MULTICAST_IF``, or their IPv6
-        equivalents.
+        ``IP_MULTICAST_LOOP`` (whether sockets of this machine receive the datagrams),
+        ``IP_MULTICAST_TTL`` (how many hops a datagram may take; 1 keeps it on the link) and
+        ``IP_MULTICAST_IF``, or their IPv6 equivalents.
 
         :param group: The group's address.
         :param interface: The interface's name, index, or one of its addresses; without it, the
             routing table decides.
         :param source: The address of the only sender to receive from; without it, any sender.
-        :raises ValueError: The group is not a multicast address, or the source is of a different
-            family.
-        :raises OSError: With advice: ``ENOBUFS`` (too many groups), ``ENODEV`` (the interface does
-            not exist, or there is no route), ``EADDRINUSE`` (already joined), …
+        :raises ValueError: The group is not a multicast address, or the source belongs to a
+            different family.
+        :raises OSError: ``ENOBUFS`` (too many groups), ``ENODEV`` (the interface does not exist, or
+            there is no route), ``EADDRINUSE`` (already joined), and others. The message says what
+            to do.
         """
 
     def leave_group(
         self, group: str, interface: str | int | None = None, source: str | None = None
     ) -> None:
-        """Leave a multicast group that was joined with the same arguments. Closing leaves all."""
+        """Leave a multicast group that was joined with the same arguments.
+
+        Closing the socket leaves all groups.
+        """
 
     def recv_batch(self, batch: Batch, flags: int = 0) -> int:
         """Receive into a :class:`Batch`, replacing its content; return the number of datagrams.
 
-        Waits for one datagram, then receives all that are queued, up to the batch's number of slots
-        (``recvmmsg(2)``). If the backlog (:attr:`pending`) is not empty, receives that instead. It
-        does not create a Python object per datagram. Datagrams are not truncated as long as they
-        fit into a slot; the default slot size fits every IP datagram.
+        The call waits for one datagram, then receives all that are queued, up to the batch's number
+        of slots (``recvmmsg(2)``). If the backlog (:attr:`pending`) is not empty, it receives the
+        backlog instead. It does not create a Python object per datagram. Datagrams are not
+        truncated as long as they fit into a slot; the default slot size fits every IP datagram.
 
         After an exception other than the following two, the batch is empty:
 
         :raises RuntimeError: Another call is using the batch.
-        :raises ValueError: ``flags`` has ``MSG_PEEK`` or ``MSG_ERRQUEUE``.
+        :raises ValueError: ``flags`` includes ``MSG_PEEK`` or ``MSG_ERRQUEUE``.
         """
 
     def recv_datagram(self, flags: int = 0) -> Datagram:
@@ -487,21 +495,22 @@ class Socket:
         The first call enables the metadata (``SO_TIMESTAMPNS``, ``IP_PKTINFO``, ``IP_RECVTTL``,
         ``IP_RECVTOS``, ``SO_RXQ_OVFL``, and the IPv6 equivalents). Options that were already set,
         on or off, are left unchanged. The interface of datagrams queued before the first call is
-        not known.
+        unknown.
         """
 
     def recv_many(self, max_datagrams: int = 64, flags: int = 0) -> list[tuple[bytes, _RetAddress]]:
         """Wait for a datagram, then receive all that are queued, up to a maximum (``recvmmsg(2)``).
 
-        Returns at least one datagram, each in the form of :meth:`recvfrom`, but never truncated. It
-        does not wait for the maximum number. If datagrams arrive as fast as it receives them, it
-        returns after 50 ms.
+        The call returns at least one datagram. Each has the form that :meth:`recvfrom` returns, but
+        is never truncated. It does not wait for the maximum number. If datagrams arrive as fast as
+        it receives them, it returns after 50 ms.
 
-        :raises ValueError: The maximum is less than 1, or ``flags`` has ``MSG_PEEK`` or
+        :raises ValueError: The maximum is less than 1, or ``flags`` includes ``MSG_PEEK`` or
             ``MSG_ERRQUEUE``.
         :raises OSError: As in :meth:`recvfrom`; an error that occurs after a datagram is raised by
             the next call. ``ESHUTDOWN``: the socket has no timeout and is shut down for receiving.
-            (There, :meth:`recv` returns ``b""``, which in a list would mean an empty datagram.)
+            (In that case, :meth:`recv` returns ``b""``, which in a list would mean an empty
+            datagram.)
         """
 
     @overload
@@ -534,9 +543,8 @@ class Socket:
         """Send one :class:`Datagram` with its metadata; otherwise like :meth:`send_datagrams`.
 
         :return: With :attr:`transmit_timestamps`, the datagram's id, which :meth:`timestamps`
-            returns with the time at which the datagram left. Ids are consecutive from 1 to
-            2**32 - 1, and then begin again; a call that raises an exception also uses one.
-            Otherwise ``None``.
+            returns with the time at which the datagram left. Ids count from 1 to 2**32 - 1 and then
+            start again; a call that raises an exception also uses one. Otherwise ``None``.
         """
 
     @overload
@@ -553,19 +561,19 @@ class Socket:
         ``ttl`` and ``tos`` (``IP_PKTINFO``, ``IP_TTL``, ``IP_TOS`` in ``ip(7)``, and their IPv6
         equivalents in :rfc:`3542`). A received datagram keeps the metadata that it arrived with,
         unless :meth:`Datagram.replace` changes it. Consecutive datagrams of equal size to one peer
-        with equal metadata are sent in one call. ``flags``, ``errors``, the waits and the
-        exceptions are those of :meth:`send_many`.
+        with equal metadata are sent in one call. ``flags``, ``errors``, the timeout and the
+        exceptions work as in :meth:`send_many`.
 
         A ``transmit_time_ns`` takes effect on a device with the queueing discipline ``fq``
         (``tc-fq(8)``): a datagram whose time has passed is sent at once. If the time is more than
-        ten seconds ahead (the option ``horizon``), the datagram is dropped or its wait is
-        shortened. Other disciplines, and devices without one, send at once, without an error;
+        ten seconds ahead (the option ``horizon`` of ``fq``), the datagram is dropped or sent
+        earlier. Other disciplines, and devices without one, send at once, without an error;
         ``tomada info`` says which disciplines the devices have. For ``etf``, set ``SO_TXTIME``
         yourself: its clock then applies.
 
         :raises OSError: ``EINVAL`` or ``ENETUNREACH``: the source is not an address of this
             machine, or has no route to the destination; ``ENODEV``: there is no such interface;
-            ``EOPNOTSUPP``: it is an ``AF_UNIX`` socket, and a datagram has metadata.
+            ``EOPNOTSUPP``: the socket is an ``AF_UNIX`` socket, and a datagram has metadata.
         :raises ValueError: A source and its destination belong to different families.
         """
 
@@ -581,19 +589,21 @@ class Socket:
     def transmit_timestamps(self) -> bool:
         """Whether the kernel reports when datagrams sent by :meth:`send_datagram` have left.
 
-        False by default. Other methods of sending are not affected. The reports share the room of
-        the receive buffer with datagrams, and are lost if it is full. Until they are read,
-        ``select`` reports an error (``POLLERR``). Calls that wait, and every 32nd
+        False by default. Other methods of sending are not affected. The reports share the receive
+        buffer with datagrams and are lost if it is full. Until they are read, ``select`` reports an
+        error (``POLLERR``). Calls that wait, and every 32nd
         :meth:`send_datagram`, take them out of the kernel's queue; the latest 65,536 are stored for
         :meth:`timestamps`. They are not errors: :meth:`errors` and ``MSG_ERRQUEUE`` do not return
         them, and ``stats().transmitted`` counts them. Sockets that share a descriptor (``dup``,
         ``fork``) share the queue, too, and any of them may take a report.
 
         This is ``SO_TIMESTAMPING`` with ``SCM_TS_OPT_ID`` (the kernel's
-        ``networking/timestamping.rst``). It ends when the program sets ``SO_TIMESTAMPING`` itself.
+        ``networking/timestamping.rst``). If the program sets ``SO_TIMESTAMPING`` itself, the
+        reports stop.
 
-        :raises OSError: ``EOPNOTSUPP``: the kernel is older than 6.13, or it is an ``AF_UNIX``
-            socket; ``EBUSY``: the program itself has asked for timestamps of all datagrams.
+        :raises OSError: ``EOPNOTSUPP``: the kernel is older than 6.13, or the socket is an
+            ``AF_UNIX`` socket; ``EBUSY``: the program itself has requested timestamps of all
+            datagrams.
         """
 
     @transmit_timestamps.setter
@@ -606,7 +616,7 @@ class Socket:
             kernel passed it to the device, in nanoseconds since 1970 UTC (see
             :func:`time.time_ns`); and the time at which the device sent it, in nanoseconds on the
             device's clock. One of the two times is ``None``: a device with hardware timestamps (see
-            :meth:`tomada.socket.socket.enable_hardware_timestamps`) gives a second item with the
+            :meth:`tomada.socket.socket.enable_hardware_timestamps`) produces a second item with the
             same id. There is no item for a datagram that never left, or that was joined to another
             (``MSG_MORE``, ``UDP_CORK``).
         :raises ValueError: The timeout is negative or not a number.
@@ -622,12 +632,12 @@ class Socket:
         *,
         errors: Literal["raise"] = "raise",
     ) -> int:
-        """Send many datagrams in order, and return how many were sent (``sendmmsg(2)``).
+        """Send many datagrams in order and return how many were sent (``sendmmsg(2)``).
 
         :param datagrams: Bytes-like objects for ``address`` or, without it, for the connected peer;
             or pairs ``(bytes-like, address)``. An IPv6 socket also accepts IPv4 addresses.
             Consecutive datagrams of equal size to one peer are sent in one call that the kernel
-            splits (``UDP_SEGMENT``), if it supports that. With ``UDP_CORK`` or ``MSG_MORE`` the
+            splits (``UDP_SEGMENT``), if it supports that. With ``UDP_CORK`` or ``MSG_MORE``, the
             kernel joins the datagrams instead. An iterable is read up to 4096 items ahead.
         :param errors: With ``"raise"``, the first datagram that fails ends the call with its
             exception. The exception's ``index`` says which datagram it was, and ``sent`` how many
@@ -674,7 +684,7 @@ class Socket:
     def settimeout(self, timeout: float | None, /) -> None:
         """Set the timeout in seconds; ``None`` waits forever, 0 does not wait.
 
-        :raises ValueError: It is negative or not a number.
+        :raises ValueError: The timeout is negative or not a number.
         """
 
     def shutdown(self, how: int, /) -> None:
@@ -693,11 +703,11 @@ class Batch:
     Use it with :meth:`Socket.recv_batch` and :meth:`Socket.send_batch`. It supports the buffer
     protocol: ``memoryview(batch)`` is its writable memory, and :attr:`offsets` and :attr:`lengths`
     say where each payload is; numpy can use all three without a copy. They stay valid as long as
-    the batch exists, and always show its current content: the next receive overwrites the
-    previous payloads. :meth:`rows`, :attr:`addresses_array` and :attr:`timestamps` are copies.
+    the batch exists, and always show its current content: the next receive overwrites the previous
+    payloads. :meth:`rows`, :attr:`addresses_array` and :attr:`timestamps` are copies.
 
     Only one call at a time may use a batch, so give each thread its own. While one thread receives
-    or sends, calls in others raise :class:`RuntimeError`.
+    or sends, calls in other threads raise :class:`RuntimeError`.
 
     :param slots: The maximum number of kernel messages per receive, 1 to 4096. A message is one
         datagram or, with :attr:`Socket.gro`, up to 64 of equal size. A slot reserves address space;
@@ -729,13 +739,13 @@ class Batch:
     def addresses_array(self) -> Any:
         """The addresses as a :class:`numpy.ndarray` of records, without an object for each.
 
-        The fields of a record are ``family`` (``AF_INET`` or ``AF_INET6``), ``port``, ``scope`` (of
-        a link-local address: an interface's index) and ``address``, 16 bytes of which IPv4 uses the
-        first four. A datagram that was appended without an address has zeros. An IPv4 peer of an
-        IPv6 socket has a mapped address, as in :attr:`addresses`. The array is a copy, which the
-        next receive does not change.
+        The fields of a record are ``family`` (``AF_INET`` or ``AF_INET6``), ``port``, ``scope``
+        (the interface index of a link-local address) and ``address``, 16 bytes of which IPv4 uses
+        the first four. A datagram that was appended without an address is represented by zeros. An
+        IPv4 peer of an IPv6 socket has a mapped address, as in :attr:`addresses`. The array is a
+        copy, which the next receive does not change.
 
-        :raises ValueError: There is an ``AF_UNIX`` address.
+        :raises ValueError: A datagram has an ``AF_UNIX`` address.
         :raises ModuleNotFoundError: numpy is not installed.
         """
 
@@ -743,9 +753,10 @@ class Batch:
     def timestamps(self) -> memoryview:
         """When the kernel received each datagram: nanoseconds since 1970, in the format ``"q"``.
 
-        The kernel reports it if ``SO_TIMESTAMPNS`` (or ``SO_TIMESTAMP``, ``SO_TIMESTAMPING``) of
-        ``SOL_SOCKET`` is set, on IPv4 and IPv6 sockets; otherwise it is 0. Coalesced datagrams
-        share one. The view is a read-only copy, which the next receive does not change.
+        On IPv4 and IPv6 sockets, the kernel reports timestamps if ``SO_TIMESTAMPNS`` (or
+        ``SO_TIMESTAMP``, ``SO_TIMESTAMPING``) of ``SOL_SOCKET`` is set; otherwise, they are 0.
+        Coalesced datagrams share a timestamp. The view is a read-only copy, which the next receive
+        does not change.
         """
 
     def rows(self, dtype: Any, *, errors: Literal["raise", "skip"] = "raise") -> Any:
@@ -755,9 +766,9 @@ class Batch:
 
         :param dtype: A numpy dtype, or an argument for :class:`numpy.dtype`. It must not contain
             Python objects.
-        :param errors: With ``"skip"``, datagrams whose length is not that of ``dtype`` are left
-            out. Those that remain are the ones where ``lengths`` is ``dtype.itemsize``. Use this if
-            strangers can send to the socket.
+        :param errors: With ``"skip"``, datagrams whose length is not ``dtype.itemsize`` are left
+            out; :attr:`lengths` shows which ones remain. Use this if strangers can send to the
+            socket.
         :raises ValueError: A datagram has a different length, and ``errors`` is ``"raise"``; or
             ``dtype`` does not have a size, or contains Python objects.
         :raises ModuleNotFoundError: numpy is not installed.
@@ -772,17 +783,16 @@ class Batch:
 
         After a receive, :meth:`clear` the batch first.
 
-        :param address: Where :meth:`Socket.send_batch` sends it. Without it, the ``address``
-            argument
-            of that method applies, or else the connected peer.
-        :raises ValueError: There is no room.
+        :param address: The destination for :meth:`Socket.send_batch`. Without it, the datagram is
+            sent to the ``address`` passed to that method, or else to the connected peer.
+        :raises ValueError: The batch has no room for it.
         """
 
     def extend(self, data: ReadableBuffer, size: int, address: _Address | None = None) -> None:
         """Split a buffer into datagrams of ``size`` bytes and append them; the last may be shorter.
 
-        :raises ValueError: There is no room for all of them, and none was appended; or ``size`` is
-            0.
+        :raises ValueError: The batch does not have room for all of them (none is appended then), or
+            ``size`` is 0.
         """
 
     def clear(self) -> None:
@@ -801,7 +811,7 @@ class Batch:
 
 @final
 class Datagram:
-    """A datagram with metadata: as the kernel received it, or as it is to be sent. Immutable.
+    """A datagram with metadata: as the kernel received it, or to be sent. Immutable.
 
     ``Datagram(data, address=None, *, ttl=None, tos=None, ecn=None, source=None, interface=None,
     transmit_time_ns=None)``
@@ -815,9 +825,9 @@ class Datagram:
     :param tos: The type of service (IPv4) or traffic class (IPv6), 0 to 255.
     :param ecn: The last two bits of ``tos``, 0 to 3 (:rfc:`3168`). Without ``tos``, its other bits
         are 0.
-    :param source: The IP address to send from, which must be one of this machine.
+    :param source: The IP address to send from, which must belong to this machine.
     :param interface: The interface to send over: its name, its index, or one of its addresses.
-    :param transmit_time_ns: When to transmit it, in nanoseconds on the clock of
+    :param transmit_time_ns: When to transmit the datagram, in nanoseconds on the clock of
         :func:`time.monotonic_ns`. This needs a queueing discipline that supports such times: see
         :meth:`Socket.send_datagrams`.
     :raises ValueError: A number is out of range, or ``source`` is not a numeric address.
@@ -850,9 +860,9 @@ class Datagram:
     ) -> Datagram:
         """Return a datagram to send, with new values for some fields.
 
-        The arguments are those of the class. A reply to a received datagram keeps its ``address``,
-        ``source`` and ``interface``. In a reply, set ``ttl`` to ``None``: the TTL that the request
-        had left may not be enough for the way back.
+        The arguments are the same as for the class. To reply to a received datagram, replace its
+        ``data`` and set ``ttl`` to ``None``. The reply keeps the request's ``address``, ``source``
+        and ``interface``, but the request's remaining TTL may be too small for the return path.
         """
 
     @property
@@ -889,7 +899,7 @@ class Datagram:
 
     @property
     def interface(self) -> int | None:
-        """The index of the interface it arrived on, or is to be sent over.
+        """The index of the interface that the datagram arrived on, or will be sent over.
 
         See :func:`socket.if_indextoname`.
         """
@@ -907,7 +917,7 @@ class Datagram:
 
     @property
     def ttl(self) -> int | None:
-        """The time to live (IPv4) or hop limit (IPv6): on arrival, or to send it with."""
+        """The time to live (IPv4) or hop limit (IPv6), as received or for sending."""
 
     @property
     def tos(self) -> int | None:
@@ -931,7 +941,7 @@ class Datagram:
 
     @property
     def session(self) -> DtlsSession | None:
-        """The :class:`tomada.dtls.Session` that it came through, or ``None``."""
+        """The :class:`tomada.dtls.Session` that it belongs to, or ``None``."""
 
     def reply(self, data: ReadableBuffer, flags: int = 0) -> int:
         """Send a reply from the address that the datagram was sent to, and return its length.
@@ -939,9 +949,9 @@ class Datagram:
         On a machine with several addresses, a plain ``sendto`` replies from the address that the
         routing table prefers, and a peer that is connected to another address never receives it. A
         reply to a multicast or broadcast datagram is sent from the interface's own address. The
-        exceptions are those of :meth:`Socket.sendto`.
+        exceptions are the same as for :meth:`Socket.sendto`.
 
-        :raises ValueError: The datagram was not received, but made for sending.
+        :raises ValueError: The datagram was created for sending, not received.
         """
 
     def __len__(self) -> int:
@@ -951,7 +961,7 @@ class DtlsContext:
     """The base of :class:`tomada.dtls.Context`."""
 
     check_hostname: bool
-    """Whether the server's certificate must be for its host name or address.
+    """Whether the server's certificate must match its host name or address.
 
     True by default for a client, which then needs a ``server_hostname``. A client that has a
     pre-shared key, and that trusts no certificate or has no ``server_hostname``, offers only
@@ -968,13 +978,13 @@ class DtlsContext:
     max_sessions: int
     """The maximum number of complete sessions of a socket: 65,536 by default.
 
-    Beyond it, the session that has been idle for longest ends.
+    Beyond this limit, the session that has been idle longest is ended.
     """
 
     max_handshakes: int
     """The maximum number of handshakes in progress: 1024 by default.
 
-    Beyond it, the oldest ends. Only clients that have proved their address count.
+    Beyond this limit, the oldest is ended. Only clients that have proved their address count.
     """
 
     handshake_timeout: float
@@ -983,7 +993,7 @@ class DtlsContext:
     idle_timeout: float
     """How long a session may be idle, in seconds: 600 by default in a server, no limit in a client.
 
-    A session that is idle for longer ends, and its peer is told.
+    A session that is idle for longer is ended, and its peer is notified.
     """
 
     _verify: int
@@ -993,11 +1003,11 @@ class DtlsContext:
     def __new__(cls, is_server: bool, /) -> Self: ...
     @property
     def keylog_filename(self) -> str | None:
-        """The file that the secrets of sessions are appended to, or ``None``.
+        """The file to which session secrets are appended, or ``None``.
 
         With this file, Wireshark and tshark decrypt captured datagrams. Anyone else who can read it
-        can do the same: use it for debugging only. A file that is created here can be read only by
-        its owner.
+        can do the same: use it for debugging only. If this creates the file, only its owner can
+        read it.
 
         :raises OSError: The file cannot be opened.
         """
@@ -1019,7 +1029,7 @@ class DtlsContext:
         :param keyfile: A PEM file with the key; by default, ``certfile``.
         :param password: The password of an encrypted key, or a function that returns it.
         :raises OSError: A file cannot be read.
-        :raises ValueError: A file has no certificate or key, the key belongs to another
+        :raises ValueError: A file contains no certificate or key, the key belongs to another
             certificate, or its password is missing or wrong. The message names the file.
         """
 
@@ -1057,22 +1067,22 @@ class DtlsContext:
         """
 
     def set_srtp_profiles(self, profiles: Sequence[str], /) -> None:
-        """Offer, or accept, SRTP profiles (:rfc:`5764`), best first; an empty list for none.
+        """Offer or accept SRTP profiles (:rfc:`5764`), in order of preference.
 
-        A session's :meth:`~tomada.dtls.Session.selected_srtp_profile` is the server's best one
-        that the client offers, and ``None`` if there is none.
+        A session's :meth:`~tomada.dtls.Session.selected_srtp_profile` returns the first of the
+        server's profiles that the client also offers, or ``None``.
         ``session.export_keying_material("EXTRACTOR-dtls_srtp", length)`` returns the SRTP keys. The
-        media must be sent over another socket: this one receives only records of DTLS.
+        media must be sent over another socket: this one receives only DTLS records.
 
         :param profiles: OpenSSL's names: ``"SRTP_AEAD_AES_256_GCM"``, ``"SRTP_AEAD_AES_128_GCM"``,
-            ``"SRTP_AES128_CM_SHA1_80"``, ``"SRTP_AES128_CM_SHA1_32"``.
+            ``"SRTP_AES128_CM_SHA1_80"``, ``"SRTP_AES128_CM_SHA1_32"``. An empty list means none.
         :raises ValueError: A name is unknown.
         """
 
     def session_stats(self) -> dict[str, int]:
         """Return OpenSSL's counters of sessions, as :meth:`ssl.SSLContext.session_stats` does.
 
-        They start again from zero when a setting of the context is changed.
+        They restart from zero when you change a setting of the context.
         """
 
     def _choose_by_name(
@@ -1132,7 +1142,7 @@ class DtlsEndpoint:
         """Wait until the session with the only peer is complete; 0 does not wait."""
 
     def move(self, socket: Socket) -> DtlsEndpoint:
-        """Move the sessions of this socket, and what they have received, to another one.
+        """Move the sessions of this socket, and the data that they have received, to another one.
 
         Return the object for that socket.
         """
@@ -1141,7 +1151,7 @@ class DtlsEndpoint:
         """Receive some of the queued datagrams into the backlog."""
 
     def tick(self) -> float | None:
-        """Retransmit what is due; return the seconds until the next call is due, or ``None``."""
+        """Retransmit messages that are due; return the seconds until the next call, or ``None``."""
 
     def events(self) -> list[tuple[str, Any, OSError | None]]:
         """Return what has happened since the last call: the event, the peer and the reason."""
@@ -1177,7 +1187,7 @@ class DtlsSession:
 
     @property
     def server_name(self) -> str | None:
-        """The host name that the client has asked for, or ``None``."""
+        """The host name that the client asked for, or ``None``."""
 
     @property
     def session_reused(self) -> bool:
@@ -1185,7 +1195,7 @@ class DtlsSession:
 
     @property
     def max_datagram_size(self) -> int:
-        """The maximum length of a datagram in bytes. A longer one raises ``EMSGSIZE``."""
+        """The maximum length of a datagram in bytes. Sending a longer one raises ``EMSGSIZE``."""
 
     def version(self) -> str:
         """Return the version, such as ``"DTLSv1.2"``."""
@@ -1197,7 +1207,7 @@ class DtlsSession:
         """Return the peer's certificate, or ``None`` if it has not sent one.
 
         :param binary_form: Return the certificate in DER form, even if it was not verified.
-            Otherwise the result is a dict as :meth:`ssl.SSLSocket.getpeercert` returns it; it is
+            Otherwise, the result is a dict, as from :meth:`ssl.SSLSocket.getpeercert`, which is
             empty if the certificate was not verified.
         """
 
@@ -1205,14 +1215,14 @@ class DtlsSession:
         """Return the application protocol that both sides support, or ``None``."""
 
     def selected_srtp_profile(self) -> str | None:
-        """Return the profile of SRTP that both sides support (:rfc:`5764`), or ``None``."""
+        """Return the SRTP profile that both sides support (:rfc:`5764`), or ``None``."""
 
     def export_keying_material(
         self, label: str, length: int, context: bytes | None = None
     ) -> bytes:
         """Return key material that both sides derive from the session (:rfc:`5705`).
 
-        :param label: Says what the material is for.
+        :param label: Identifies the purpose of the key material.
         :param length: The number of bytes, up to 65,536.
         :param context: Further input, which must be the same on both sides.
         """
@@ -1257,7 +1267,7 @@ def end_with_parent(signal: int, /) -> None:
     """Have the kernel send this process a signal when its parent ends (``PR_SET_PDEATHSIG``)."""
 
 def steer_by_key(socket: Socket, key: tuple[int, int], sockets: int, has_header: bool, /) -> None:
-    """Steer a socket's reuseport group, which has this many sockets, by bytes of the payload.
+    """Steer a socket's reuseport group of this many sockets by bytes of the payload.
 
     ``key`` is their offset and their number (64 at most), and ``has_header`` says whether a PROXY
     header may precede the payload.
@@ -1340,8 +1350,8 @@ class ServerCore:
         """Receive once without waiting, call the handler, and send what it has returned.
 
         :return: The next step. 0: wait, there is nothing to receive. 1: there may be more. 2:
-            receive again, for datagrams that the kernel does not know of. 3: the maximum number of
-            calls is under way. 4: pause, because of errors. 5: everything was received.
+            receive again, for datagrams that are in the backlog. 3: the maximum number of calls is
+            running. 4: pause, because of errors. 5: everything was received.
         """
 
     def end_turn(self) -> bool:
@@ -1360,7 +1370,7 @@ class ServerCore:
         """Cancel the running tasks; from now on, count cancelled tasks."""
 
     def detach(self) -> int:
-        """Send the remaining replies, and stop running on the loop.
+        """Send the remaining replies and stop running on the loop.
 
         :return: How many received datagrams were not handled, or have a handler that has not
             returned.
@@ -1434,7 +1444,7 @@ class ServerStats:
 
     @property
     def proxy_untrusted(self) -> int:
-        """Datagrams with a PROXY header that did not come from a trusted proxy, and were refused.
+        """Datagrams refused because their PROXY header did not come from a trusted proxy.
 
         No other counter includes them.
         """
@@ -1463,7 +1473,7 @@ class ServerStats:
 
     @property
     def handler_errors(self) -> int:
-        """Replies that the handler did not produce: exceptions, wrong types, too many bytes.
+        """Replies that the handler failed to produce: exceptions, wrong types, too many bytes.
 
         This includes datagrams for which there was not enough memory to call the handler, and
         datagrams whose source is the server's own address, for which the server does not call the
@@ -1483,14 +1493,14 @@ class ServerStats:
         """Errors that receive calls returned, on a connected socket or one with ``IP_RECVERR``.
 
         Most are ICMP messages about datagrams that were sent earlier. They are logged at a limited
-        rate, and do not stop the server.
+        rate and do not stop the server.
         """
 
     @property
     def handler_time(self) -> float:
         """Seconds spent in the handler, and in creating its arguments.
 
-        For an async handler, the sum of the durations of all calls, which overlap.
+        For an async handler, this is the sum of the durations of all calls, which may overlap.
         """
 
     @property
@@ -1499,7 +1509,7 @@ class ServerStats:
 
     @property
     def batch_sizes(self) -> dict[int, int]:
-        """The number of batches by size, which is rounded up to a power of two."""
+        """The number of batches of each size, rounded up to a power of two."""
 
 @final
 class SinkCounters:
@@ -1516,7 +1526,7 @@ class SinkCounters:
 class SinkStats:
     """The counters of a sink, summed over all workers. Immutable.
 
-    At every moment, ``received == published + dropped + in_flight``.
+    At any moment, ``received == published + dropped + in_flight``.
     """
 
     @property
@@ -1533,10 +1543,10 @@ class SinkStats:
 
     @property
     def in_flight(self) -> int:
-        """Datagrams that the sink holds: received, and neither published nor dropped yet.
+        """Datagrams that the sink holds: received, but neither published nor dropped yet.
 
-        This may include, for a moment, a batch that is about to be dropped. The datagrams of a
-        worker that was killed remain here.
+        This may briefly include a batch that is about to be dropped. The datagrams of a worker that
+        was killed remain here.
         """
 
     def __eq__(self, other: object, /) -> bool: ...
@@ -1582,7 +1592,7 @@ class Stats:
 
     @property
     def proxy_untrusted(self) -> int:
-        """Datagrams with a PROXY header that did not come from a trusted proxy, and were refused.
+        """Datagrams refused because their PROXY header did not come from a trusted proxy.
 
         No other counter includes them.
         """
@@ -1604,7 +1614,7 @@ class Stats:
         also includes datagrams that this process could not store because it was out of memory;
         :attr:`received` does not include those. The number of datagrams sent to the socket is
         ``received + refused + kernel_drops + filter_drops``, once its queue is empty; for a server
-        behind proxies, add ``proxy_untrusted + proxy_malformed``. With :attr:`Socket.gro` that is
+        behind proxies, add ``proxy_untrusted + proxy_malformed``. With :attr:`Socket.gro`, that is
         not exact: the kernel counts coalesced datagrams as one, so each drop stands for 1 to 128
         datagrams.
 
@@ -1616,12 +1626,13 @@ class Stats:
     def filter_drops(self) -> int:
         """Datagrams that the socket's kernel filter refused (``SO_ATTACH_FILTER``).
 
-        It is the filter of a :class:`Guard` with ``allow`` or ``deny``, or your own. The kernel has
-        one counter for these and for datagrams that did not fit into the buffer. Each call of
-        ``stats()`` separates them by means of the network namespace's counters (``RcvbufErrors``
-        and ``InErrors`` in ``/proc/net/snmp``). While another socket of the namespace overflows,
-        some are counted in :attr:`kernel_drops` instead. Before Linux 5.14, without ``/proc``, or
-        if the socket is in a different namespace from the calling thread, all of them are.
+        The filter belongs to a :class:`Guard` with ``allow`` or ``deny``, or is your own. The
+        kernel counts these datagrams together with those that did not fit into the buffer. To
+        separate them, each call of ``stats()`` compares the network namespace's counters
+        (``RcvbufErrors`` and ``InErrors`` in ``/proc/net/snmp``). While another socket of the
+        namespace overflows, some of these datagrams are counted in :attr:`kernel_drops` instead.
+        Before Linux 5.14, without ``/proc``, or if the socket is in a different namespace from the
+        calling thread, all of them are counted there.
         """
 
     @property
@@ -1694,7 +1705,7 @@ class PathCore:
 
 @final
 class Guard:
-    """Checks datagrams before they reach Python, and limits what is sent in reply.
+    """Checks datagrams before they reach Python and limits what is sent in reply.
 
     Use it with a socket (``sock.guard = guard``), an endpoint of :mod:`tomada.asyncio` or a server
     (``guard=``). Each parameter that you pass adds a check. The checks run in the order below, and
@@ -1721,7 +1732,7 @@ class Guard:
         of up to a tenth of a second's worth. Strangers may use only half of it, so known sources
         have priority.
     :param rate: The maximum number of datagrams per second from one source.
-    :param burst: The maximum number at once; by default, one second's worth.
+    :param burst: The maximum number of datagrams in a burst; by default, one second's worth.
     :param prefixes: The prefix lengths that define a source, for IPv4 and IPv6. With ``(24, 56)``
         the rate applies to networks. A single machine has a whole IPv6 /64, so a rate for longer
         prefixes limits nobody.
@@ -1773,8 +1784,8 @@ class Guard:
     def stats(self) -> GuardStats:
         """Return the counters of all sockets that have this guard.
 
-        They include the process that created the guard and all processes forked from it, such as
-        the workers of a server, even if they have ended.
+        They cover the process that created the guard and all processes forked from it, such as the
+        workers of a server, even if they have ended.
         """
 
     def validate(self, address: str | tuple[Any, ...], /) -> None:
@@ -1802,19 +1813,19 @@ class GuardStats:
 
     @property
     def denied(self) -> int:
-        """From a network that ``allow`` or ``deny`` excludes, unless the kernel dropped it."""
+        """Datagrams from a network that ``allow`` or ``deny`` excludes, except kernel drops."""
 
     @property
     def oversized(self) -> int:
-        """Longer than ``max_size``."""
+        """Datagrams longer than ``max_size``."""
 
     @property
     def over_rate(self) -> int:
-        """Above the ``rate`` of their source."""
+        """Datagrams above the ``rate`` of their source."""
 
     @property
     def over_ceiling(self) -> int:
-        """Above the ``ceiling``."""
+        """Datagrams above the ``ceiling``."""
 
     @property
     def over_amplification(self) -> int:
@@ -1829,7 +1840,7 @@ class Turn:
 class LoopCore:
     """The internals of :class:`tomada.asyncio.EventLoop`. Not a public interface.
 
-    It overrides methods of the standard loop, and works on that loop's own queues.
+    It overrides methods of the standard loop and works on that loop's own queues.
     """
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Self: ...
@@ -1861,7 +1872,7 @@ class LoopCore:
         *args: *_Ts,
         context: Context | None = None,
     ) -> TimerHandle:
-        """Call a function at a time, like :meth:`asyncio.loop.call_at`."""
+        """Call a function at a given time, like :meth:`asyncio.loop.call_at`."""
 
     def _add_reader(self, fd: Any, callback: Callable[..., object], *args: Any) -> Handle: ...
     def _remove_reader(self, fd: Any) -> bool: ...
@@ -1941,7 +1952,7 @@ class TransportCore:
         """
 
     def abort(self) -> bool:
-        """Drop the send backlog, and only warn when a datagram is sent."""
+        """Drop the send backlog and only warn when a datagram is sent."""
 
     def is_reading(self) -> bool:
         """Return whether the protocol wants datagrams."""
@@ -1991,7 +2002,7 @@ class TransportCore:
         """Return the datagram being delivered, with its metadata."""
 
     def read_ready(self) -> None:
-        """Deliver queued datagrams for a limited time, and send the protocol's replies."""
+        """Deliver queued datagrams for a limited time and send the protocol's replies."""
 
     def resume(self) -> None:
         """Continue a delivery that ran out of time."""
@@ -2009,7 +2020,7 @@ class TransportCore:
         """Receive all queued datagrams, up to a maximum, with their senders' addresses."""
 
     def read_errors(self) -> bool:
-        """Report errors in the error queue to the protocol, and return whether there were any.
+        """Report errors in the error queue to the protocol and return whether there were any.
 
         At most 16 are reported in one turn of the loop, and the others in the turns that follow.
         """
@@ -2027,7 +2038,7 @@ class TransportCore:
         """Send a datagram: at once, or with others at the end of the iteration."""
 
     def sendto_many(self, datagrams: Iterable[Any], addr: _Address | None = None) -> None:
-        """Send many datagrams, all to one address, or each as a pair with its own."""
+        """Send many datagrams: all to one address or the peer, or ``(data, address)`` pairs."""
 
     def flush(self) -> None:
         """Send the datagrams that wait for the end of the iteration."""

@@ -128,7 +128,7 @@ def enable_hardware_timestamps(fileno: int, device: str) -> None:
         _call(fileno, _SET_TIMESTAMPS, device, config)
     except OSError as error:
         hints = {
-            errno.EOPNOTSUPP: "the hardware of this device has no timestamps",
+            errno.EOPNOTSUPP: "the hardware of this device does not support timestamps",
             errno.ERANGE: "the hardware of this device cannot timestamp all datagrams",
             errno.EPERM: "this needs CAP_NET_ADMIN, or another program that enables them",
             errno.ENODEV: "there is no such device",

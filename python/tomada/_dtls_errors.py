@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 class DTLSError(OSError):
-    """A session could not begin, or has ended.
+    """A session could not be opened, or has ended.
 
-    ``errno`` is ``EPROTO``, or that of the subclass.
+    ``errno`` is ``EPROTO``, unless a subclass has another one.
     """
 
     __module__ = "tomada.dtls"

@@ -111,8 +111,8 @@ def udp_server() -> Iterator[Callable[..., Server]]:
     """Provide a function that starts servers on free ports of 127.0.0.1.
 
     ``server = udp_server(handler)`` starts one. Without a handler, the server replies with the
-    request's data. Keyword arguments are those of :class:`tomada.Server`. The servers are stopped
-    after the test.
+    request's data. It takes the keyword arguments of :class:`tomada.Server`. The servers are
+    stopped after the test.
     """
     from tomada.server import Server  # noqa: PLC0415 - pytest imports this module in every run
 
@@ -137,7 +137,7 @@ def _echo(data: bytes, _: Any) -> bytes:
 def udp_link() -> Iterator[Callable[..., Link]]:
     """Provide a function that starts links.
 
-    ``link = udp_link(server, loss=0.1)`` starts one. The arguments are those of
+    ``link = udp_link(server, loss=0.1)`` starts one. It takes the arguments of
     :func:`tomada.testing.impaired`. The links are closed after the test.
     """
     from tomada.testing import impaired  # noqa: PLC0415 - as above
@@ -154,7 +154,7 @@ def udp_link() -> Iterator[Callable[..., Link]]:
 def udp_network() -> Callable[..., Network]:
     """Provide a function that creates networks in memory.
 
-    ``net = udp_network(loss=0.1)`` creates one. The arguments are those of
+    ``net = udp_network(loss=0.1)`` creates one. It takes the arguments of
     :func:`tomada.testing.network`. A network lives as long as the event loop of its endpoints.
     """
     from tomada.testing import network  # noqa: PLC0415 - as above
@@ -164,7 +164,7 @@ def udp_network() -> Callable[..., Network]:
 
 @pytest.fixture
 def udp_clock() -> VirtualClock:
-    """Run the test, if it is a coroutine function of asyncio, on a virtual clock.
+    """Provide a virtual clock and run the test on it if the test is an asyncio coroutine function.
 
     Other tests call ``udp_clock.run(main())``. See :class:`tomada.testing.VirtualClock`.
     """

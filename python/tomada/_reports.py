@@ -88,8 +88,8 @@ class Reports:
         sock = self._sock
         logger.warning(
             "the kernel has begun to drop datagrams for %s (%d so far): they arrive faster than "
-            "the handler handles them, and the receive buffer of %d bytes is full. Use a larger "
-            "rcvbuf (sysctl net.core.rmem_max allows %d), more workers, or a faster handler; "
+            "the handler can process them, and the receive buffer of %d bytes is full. Use a "
+            "larger rcvbuf (sysctl net.core.rmem_max allows %d), more workers or a faster handler; "
             "stats().kernel_drops counts further drops",
             format_address(sock.getsockname()),
             count,

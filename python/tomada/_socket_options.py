@@ -141,7 +141,7 @@ Secured: TypeAlias = "tuple[_core.DtlsContext, str | None]"
 def check_server_hostname(context: object, server_hostname: str | None) -> None:
     """Raise :class:`ValueError` if there is a name, but nothing would be encrypted."""
     if context is None and server_hostname is not None:
-        raise ValueError("server_hostname needs dtls: without it, plain text is sent")
+        raise ValueError("server_hostname needs dtls: without dtls, plain text is sent")
 
 
 def secured_by(

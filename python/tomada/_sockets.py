@@ -10,7 +10,6 @@ import socket as _std
 import sys as _sys
 from socket import AF_UNIX, SOCK_STREAM, AddressFamily, SocketKind, dup
 from types import FunctionType as _FunctionType
-from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 from tomada import _core
 
@@ -19,7 +18,10 @@ __all__ = ["SocketType", "fromfd", "socket", "socketpair"]
 # Saved, because some programs replace the standard module's class by ours.
 _StdSocket = _std.socket
 
+TYPE_CHECKING = False  # as in tomada/__init__.py
 if TYPE_CHECKING:
+    from typing import Any, Self, SupportsIndex
+
     # For type checkers a tomada socket is a standard one, so it may be passed wherever an
     # annotation requires socket.socket. It has all methods of that class.
     _Interface = _StdSocket
@@ -87,10 +89,11 @@ class socket(_core.Socket, _Interface, metaclass=_SocketMeta):
 
     ``socket(family=AF_INET, type=SOCK_STREAM, proto=0, fileno=None)``
 
-    The arguments, methods and exceptions are those of the standard class. The base class
+    It takes the arguments of the standard class and has its methods and exceptions. The base class
     :class:`tomada._core.Socket` documents the additions.
 
-    A subclass may also open stream sockets of the same families. They work, without the additions.
+    A subclass may also open stream sockets of the same families. They work, but without the
+    additions.
     """
 
     __module__ = "tomada.socket"  # the public location
@@ -172,16 +175,16 @@ class socket(_core.Socket, _Interface, metaclass=_SocketMeta):
         return super().__reduce_ex__(protocol)
 
     def enable_hardware_timestamps(self, interface: str | int) -> None:
-        """Let a network device timestamp datagrams, and report that with each received datagram.
+        """Let a network device timestamp datagrams and report its timestamps.
 
-        :attr:`tomada.Datagram.hardware_timestamp_ns` and :meth:`timestamps` then have the device's
-        times. The device's setting is the machine's: it stays when the socket is closed. A device
-        that another program (``ptp4l``, ``chronyd``) has configured stays as it is. ``tomada info``
-        says which devices can do it.
+        :attr:`tomada.Datagram.hardware_timestamp_ns` and :meth:`timestamps` then contain the
+        device's timestamps. The setting applies to the whole machine and stays when the socket is
+        closed. If another program (``ptp4l``, ``chronyd``) has configured the device, its setting
+        is not changed. ``tomada info`` says which devices have this feature.
 
         :param interface: The device's name or index.
-        :raises OSError: ``EOPNOTSUPP``: the hardware has no timestamps; ``ERANGE``: it can
-            timestamp only some protocols; ``EPERM``: this needs ``CAP_NET_ADMIN``; ``ENODEV``:
+        :raises OSError: ``EOPNOTSUPP``: the hardware does not support timestamps; ``ERANGE``: it
+            can timestamp only some protocols; ``EPERM``: this needs ``CAP_NET_ADMIN``; ``ENODEV``:
             there is no such device.
         """
         from tomada import _devices  # noqa: PLC0415 - few programs need it

@@ -64,9 +64,9 @@ _POLLING: Final = ("_process_events", "_add_callback")
 
 
 class EventLoop(_core.LoopCore, asyncio.SelectorEventLoop):
-    """The standard selector event loop, made faster, and with tomada's datagram transports.
+    """A faster version of the standard selector event loop, with tomada's datagram transports.
 
-    It polls, and runs callbacks and timers, in Rust. In debug mode, and with a ``selector`` that is
+    It polls and runs callbacks and timers in Rust. In debug mode, and with a ``selector`` that is
     not a :class:`selectors.EpollSelector`, the standard loop's own code does that.
 
     Use it with ``asyncio.run(main(), loop_factory=tomada.asyncio.EventLoop)`` or, before Python
@@ -115,9 +115,9 @@ def run(
 ) -> Result:
     """Run a coroutine on a new event loop with tomada's transports, like :func:`asyncio.run`.
 
-    :param loop: ``"asyncio"`` is an :class:`EventLoop`. ``"uvloop"`` is the loop of uvloop (``pip
-        install tomada[uvloop]``) with tomada's datagram transports. ``"auto"`` is the loop of
-        uvloop if it is installed, and otherwise an :class:`EventLoop`.
+    :param loop: ``"asyncio"`` is an :class:`EventLoop`. ``"uvloop"`` is uvloop's loop (``pip
+        install tomada[uvloop]``) with tomada's datagram transports. ``"auto"`` is uvloop's loop if
+        uvloop is installed, and otherwise an :class:`EventLoop`.
     :raises ModuleNotFoundError: ``loop`` is ``"uvloop"``, and uvloop is not installed.
     :raises ValueError: ``loop`` is not one of these.
     """
@@ -184,8 +184,8 @@ async def create_datagram_endpoint(
     """Create a datagram endpoint on any loop that has ``add_reader`` and ``add_writer``.
 
     The other arguments (``family``, ``proto``, ``flags``, ``reuse_port``, ``allow_broadcast``,
-    ``sock``), the name resolution and the exceptions are those of
-    :meth:`asyncio.loop.create_datagram_endpoint`: tomada runs its code for them.
+    ``sock``), the name resolution and the exceptions are the same as for
+    :meth:`asyncio.loop.create_datagram_endpoint`, because tomada runs its code.
 
     :param sock: A tomada socket or a standard one. The transport closes it at the end. Before that,
         it restores the settings that it has changed, because duplicates of the socket share them:
@@ -197,25 +197,26 @@ async def create_datagram_endpoint(
         The socket and its duplicates become non-blocking and stay non-blocking, as with the
         standard transport: a blocking call on a duplicate raises :class:`BlockingIOError` at once.
         If the socket became blocking again, another event loop that uses a duplicate would hang.
-        Call ``sock.setblocking(True)`` on a duplicate when no event loop uses it any more.
+        Call ``sock.setblocking(True)`` on a duplicate when no event loop uses the socket any
+        longer.
     :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). By default, this
-        is switched on when datagrams arrive faster than they are delivered, because it makes a
-        socket more expensive to open and close. With a ``sock`` it is off by default: other holders
-        of that socket would receive several datagrams coalesced into one.
+        is switched on only when datagrams arrive faster than they are delivered, because it makes a
+        socket more expensive to open and close. With a ``sock``, it is off by default: other
+        holders of that socket would receive several datagrams coalesced into one.
     :param coalesce: How long to collect datagrams after the first one before the protocol is
         called, in seconds, up to 60: less CPU time for each of many datagrams, at the cost of
         latency. See :attr:`tomada.socket.socket.coalesce`. A tomada ``sock`` may already have it.
-    :param guard: A :class:`tomada.Guard` for received datagrams and replies. A ``sock`` may
-        already have one.
-    :param pacing: The highest rate to send at, in bytes per second: see
+    :param guard: A :class:`tomada.Guard` for received datagrams and replies. A ``sock`` may already
+        have one.
+    :param pacing: The maximum send rate, in bytes per second: see
         :attr:`tomada.socket.socket.pacing`.
     :param dtls: A :class:`tomada.dtls.Context`. With a ``remote_addr``, its protocol must be
         ``PROTOCOL_DTLS_CLIENT``; this returns when the handshake is complete, and the transport
         closes when the session ends. Otherwise it must be ``PROTOCOL_DTLS_SERVER``, and the
-        transport has a session with each peer. A protocol gets and sends plaintext. If its type has
-        the method ``session_established(address, session)`` or ``session_lost(address,
+        transport has a session with each peer. The protocol receives and sends plaintext. If its
+        type has the method ``session_established(address, session)`` or ``session_lost(address,
         exception)``, the transport calls it. Not available with ``sock``.
-    :param server_hostname: The name, or the address, that the server's certificate must be for. By
+    :param server_hostname: The host name or address that the server's certificate must match. By
         default, the host of ``remote_addr``.
     :return: A :class:`DatagramTransport` and the protocol.
     :raises tomada.dtls.DTLSError: The handshake failed.
@@ -240,12 +241,12 @@ def open_endpoint(
     server_hostname: str | None = None,
     **options: Unpack[_Options],
 ) -> Opening[Endpoint]:
-    """Open an :class:`Endpoint` on the running event loop, whichever loop that is.
+    """Open an :class:`Endpoint` on the running event loop, whatever its type.
 
     ``async with open_endpoint(...) as endpoint`` closes it at the end of the block. If you write
     ``endpoint = await open_endpoint(...)``, close it with :meth:`Endpoint.aclose`.
 
-    The other arguments are those of :func:`create_datagram_endpoint`.
+    The other arguments are the same as for :func:`create_datagram_endpoint`.
 
     :param coalesce: How long to collect datagrams after the first one before a task that waits for
         datagrams, or for a reply, is woken: see there.

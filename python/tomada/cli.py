@@ -45,7 +45,7 @@ def _add_demo(commands: Any) -> None:
         "demo",
         help="run a server and a client, with tomada and with plain sockets",
         description="Send the lines of a text to a server in another process, and check the "
-        "replies: first with tomada at both ends, then with the standard socket module at one.",
+        "replies: first with tomada at both ends, then with the standard socket module at one end.",
     )
     demo.add_argument("file", nargs="?", help="a UTF-8 text (default: tomada's README)")
     demo.add_argument("--port", type=int, default=1234, help="the server's port (default: 1234)")

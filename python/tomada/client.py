@@ -1,4 +1,4 @@
-"""A client that sends requests as datagrams, and retransmits those that get no reply."""
+"""A client that sends requests as datagrams and retransmits those that get no reply."""
 
 from __future__ import annotations
 
@@ -46,26 +46,28 @@ class Client:
         with tomada.Client(("127.0.0.1", 1234), timeout=0.5, retries=3) as client:
             reply = client.request(b"ping")
 
-    The client retransmits a request with exponential backoff until its timeout. So the server may
-    receive a request twice; this matters only if requests have side effects.
+    The client retransmits a request with exponential backoff until a reply arrives or the timeout
+    expires. So the server may receive a request twice; this matters only if requests have side
+    effects.
 
     The client drops datagrams from other addresses. A ``match`` or a ``key`` identifies the request
     that a reply belongs to, over one port. Without either, only the port identifies it, so each
-    request in flight has a port of its own. If a request was retransmitted, not answered or
-    cancelled, no client of this process sends from that request's port to the same server for twice
-    the timeout, and at least 30 s. If that leaves no port, the request fails at once with
-    ``EADDRNOTAVAIL``: with the usual 28,232 ports, this happens above 941 such requests per second.
-    So a reply can be returned to another request only if it arrives even later, or if another
-    process used the port before.
+    request in flight has its own port. If a request was retransmitted, not answered or cancelled,
+    no client in this process sends from that request's port to the same server for twice the
+    timeout, and at least 30 s. If that leaves no port, the request fails at once with
+    ``EADDRNOTAVAIL``: with the usual 28,232 ports, this happens above 941 of these requests per
+    second. So a late reply can be mistaken for the reply to another request only if it arrives even
+    later, or if another process used the port before.
 
-    In case the network duplicates a reply, the client reuses any other port only after it has used
-    31 others, or after the timeout. During the first 256 requests, and permanently once it has seen
-    a duplicate, it also waits for ``4 * (SRTT + 4 * RTTVAR)``, or the timeout if that is shorter.
-    After a duplicate, it waits for at least 100 ms. A duplicate that arrives later can be returned
-    to another request. A ``match`` or ``key`` prevents this.
+    The network may also duplicate a reply. So even after an ordinary request, the client reuses the
+    port only after it has used 31 others, or after the timeout. During the first 256 requests, and
+    permanently once it has seen a duplicate, it also waits for ``4 * (SRTT + 4 * RTTVAR)``, or the
+    timeout if that is shorter. After a duplicate, it waits for at least 100 ms. A duplicate that
+    arrives later can be mistaken for the reply to another request. A ``match`` or ``key`` prevents
+    this.
 
     **Waits.** The first wait is derived from the round-trip time, measured as in RFC 6298: ``SRTT +
-    max(50 ms, 4 * RTTVAR)``. Before the first measurement it is one eighth of the timeout with the
+    max(50 ms, 4 * RTTVAR)``. Before the first measurement, it is one eighth of the timeout with the
     default arguments, and at most 1 s. A retransmission doubles the first wait of later requests,
     up to half of the timeout, until a request that was sent once is answered. The later waits
     divide the rest of the timeout in proportion to the backoff: a request with the default
@@ -75,22 +77,23 @@ class Client:
     Any number of threads may use a client at once. A child process may use it after ``fork``: it
     gets its own sockets. Close the client when you are done, or use it in a ``with`` statement.
 
-    :param address: The server's address: ``(host, port)``, or a path or abstract name of
-        ``AF_UNIX``. A name is resolved once, by the constructor, to an IPv4 address if it has one.
-    :param timeout: The deadline of a whole request, in seconds.
+    :param address: The server's address: ``(host, port)``, or an ``AF_UNIX`` path or abstract name.
+        A host name is resolved once, by the constructor, to an IPv4 address if it has one.
+    :param timeout: The deadline for the whole request, in seconds.
     :param retries: The maximum number of retransmissions within the timeout.
     :param backoff: The factor by which each wait after the first is longer than the previous one.
     :param jitter: The maximum random extension of a wait, as a fraction of it. It keeps clients
         that failed together from retrying together.
-    :param match: Returns whether a datagram answers a request: ``match(request, reply) -> bool``.
-        It may be called often. With it, the client uses one socket for all requests, and
-        :meth:`request_many` is several times faster.
-    :param key: Returns what a request and its reply have in common, such as a number in their
-        headers: ``key(data) -> hashable``. Prefer it to a ``match`` if the protocol allows it: the
-        client finds the request that a reply belongs to immediately, however many are in flight.
-        Requests that :meth:`request_many` has in flight must have different keys.
-    :param retry_refused: Whether to retry if there is no server, because it may be about to start,
-        or to raise :class:`ConnectionRefusedError` at once. Other ICMP errors never end a request.
+    :param match: A function that returns whether a datagram answers a request: ``match(request,
+        reply) -> bool``. It may be called often. With it, the client uses one socket for all
+        requests, and :meth:`request_many` is several times faster.
+    :param key: A function that returns what a request and its reply have in common, such as a
+        number in their headers: ``key(data) -> hashable``. Prefer it to a ``match`` if the protocol
+        allows it: the client finds the request that a reply belongs to immediately, however many
+        are in flight. Requests that :meth:`request_many` has in flight must have different keys.
+        :param retry_refused: Whether to retry if there is no server, in case it is about to start,
+            or to raise :class:`ConnectionRefusedError` at once. Other ICMP errors never end a
+            request.
     :param family: ``AF_INET6`` or ``AF_INET``, for a name that has both kinds of addresses.
     :param spin: How long a wait polls before it sleeps, in seconds; see
         :attr:`tomada.socket.socket.spin`.
@@ -99,12 +102,12 @@ class Client:
         contains this address. For servers that trust this machine (``Server(proxy=…)``), and for
         tests. Not available with ``dtls``.
     :param dtls: A :class:`tomada.dtls.Context` of ``PROTOCOL_DTLS_CLIENT``: requests and replies
-        are then encrypted. Each socket of the client has a session of its own; the handshake uses
-        up part of the first request's timeout.
-    :param server_hostname: The name, or the address, that the server's certificate must be for. By
+        are then encrypted. Each socket of the client has its own session; the handshake uses up
+        part of the first request's timeout.
+    :param server_hostname: The host name or address that the server's certificate must match. By
         default, the host of ``address``.
     :raises socket.gaierror: The host has no address.
-    :raises TypeError: An argument has a wrong type.
+    :raises TypeError: An argument has the wrong type.
     :raises ValueError: An argument is out of range.
     """
 
@@ -157,7 +160,7 @@ class Client:
         return self._address
 
     def request(self, data: ReadableBuffer) -> bytes:  # noqa: C901, PLR0912 - the common path, in one piece
-        """Send a request, and return the reply.
+        """Send a request and return the reply.
 
         If another thread closes the client, this raises :class:`OSError`.
 
@@ -165,7 +168,7 @@ class Client:
             ``__cause__`` is the last error that an ICMP message reported, such as a
             :class:`ConnectionRefusedError` if there was no server.
         :raises ConnectionRefusedError: There is no server, and ``retry_refused`` is false; with
-            ``AF_UNIX`` it may be a :class:`FileNotFoundError`.
+            ``AF_UNIX``, it may be a :class:`FileNotFoundError`.
         :raises OSError: ``EMSGSIZE``: the request is longer than a datagram can be;
             ``EADDRNOTAVAIL``: a late reply may still arrive on each free port; or another error
             that prevents this machine from sending, such as ``ENETUNREACH``.
@@ -224,6 +227,7 @@ class Client:
                 connection.used_at = now
                 idle.append(connection)
                 return reply
+            return self._insist(data, started, connection, rejected=1)
         return self._insist(data, started, connection, refusal)
 
     def _insist(
@@ -232,6 +236,7 @@ class Client:
         started: float,
         connection: Connection | None,
         refusal: OSError | None = None,
+        rejected: int = 0,
     ) -> bytes:
         """Make all attempts of a request, or only those after one already sent on a connection."""
         pool, match = self._opened(), self._match
@@ -241,6 +246,7 @@ class Client:
             started,
             None if match is None else partial(match, data),
         )
+        exchange.rejected = rejected
         is_sent = connection is not None
         if connection is None:
             connection = self._take()
@@ -329,13 +335,14 @@ class Client:
         because nothing else reliably identifies its reply. This costs two system calls per request,
         and about ``window + 32`` sockets, which the client keeps for the next call.
 
-        :param requests: The requests, as for :meth:`request`; read as the window advances.
+        :param requests: The requests, as for :meth:`request`. They are read as the window advances.
         :param window: The maximum number of requests in flight. Requests that do not fit into the
-            server's receive buffer are dropped, and retransmitted later.
+            server's receive buffer are dropped and retransmitted later.
         :param errors: With ``"raise"``, the first request that fails ends the call with its
             exception, whose ``index`` says which request it was. With ``"return"``, the exception
             is returned in place of the reply, and the other requests continue.
-        :raises TimeoutError: And other exceptions, as in :meth:`request`.
+        :raises TimeoutError: A request was not answered. Other exceptions are as in
+            :meth:`request`.
         """
         pool = self._opened()
         if not isinstance(window, int):

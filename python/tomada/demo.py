@@ -143,7 +143,7 @@ def run_pair(server: str, client: str, port: int, text: bytes) -> Result:
             raise DemoError(f"the {name(server)} server did not start")
         _, bound = json.loads(address)
         if bound != port:
-            print(f"port {port} is taken, so the server has {bound}")
+            print(f"port {port} is taken, so the server uses {bound}")
         print(f"{name(server)} server on {HOST}:{bound} (process {serving.pid})", end=", ")
         with started("tomada.demo", "client", client, str(bound)) as conversing:
             print(f"{name(client)} client (process {conversing.pid})", flush=True)

@@ -1,6 +1,6 @@
 """DTLS: encryption for datagrams, with the interface of the :mod:`ssl` module.
 
-A :class:`Context` has certificates and keys. Pass it as ``dtls=`` to a server, a client or an
+A :class:`Context` holds certificates and keys. Pass it as ``dtls=`` to a server, a client or an
 endpoint, or wrap a connected socket with :func:`wrap_socket`.
 """
 
@@ -73,22 +73,29 @@ __all__ = [
 class Protocol(enum.IntEnum):
     """Which side of a session a context is for."""
 
+    #: The side that begins sessions.
     PROTOCOL_DTLS_CLIENT = 1
+    #: The side that accepts sessions.
     PROTOCOL_DTLS_SERVER = 2
 
 
 class VerifyMode(enum.IntEnum):
-    """Whether the peer's certificate is verified. The numbers are those of :mod:`ssl`."""
+    """Whether the peer's certificate is verified. The values are the same as in :mod:`ssl`."""
 
+    #: The peer's certificate is not verified; a server does not ask for one.
     CERT_NONE = 0
+    #: A server asks for a certificate, and verifies the one that the client sends, if any.
     CERT_OPTIONAL = 1
+    #: The handshake fails without a valid certificate.
     CERT_REQUIRED = 2
 
 
 class DTLSVersion(enum.IntEnum):
-    """A version of the protocol, by its number in records. DTLS 1.3 is not supported."""
+    """A version of the protocol, with its number in records. DTLS 1.3 is not supported."""
 
+    #: DTLS 1.0 (:rfc:`4347`).
     DTLSv1 = 0xFEFF
+    #: DTLS 1.2 (:rfc:`6347`).
     DTLSv1_2 = 0xFEFD
 
 
@@ -114,7 +121,8 @@ class Handshake:
         """The context of the session: set it to another server's context to use its certificates.
 
         The session takes the certificate, the trusted issuers, ``verify_mode``, the ciphers and
-        ALPN from the new context. Pre-shared keys, versions and sizes stay those of the first one.
+        ALPN from the new context. Pre-shared keys, versions and sizes still come from the first
+        one.
         """
         return self._context
 
@@ -179,8 +187,8 @@ class Context(DtlsContext):
     def maximum_version(self) -> DTLSVersion:
         """The highest acceptable version: DTLS 1.2 by default.
 
-        DTLS 1.3 is not supported, even if OpenSSL has it: its first messages differ, and a server
-        could not answer them without keeping memory for addresses that may be forged.
+        DTLS 1.3 is not supported, even if OpenSSL supports it: its first messages differ, and a
+        server could not answer them without keeping memory for addresses that may be forged.
 
         :raises ValueError: The value is lower than ``minimum_version``.
         """
@@ -200,7 +208,7 @@ class Context(DtlsContext):
         such as :data:`ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME`: 40, 49, 71, 80, 90 or 112. If it
         raises an exception, :func:`sys.unraisablehook` reports that, and the handshake fails.
 
-        A server with such a function does not resume sessions, because a resumed session would
+        A server with an ``sni_callback`` does not resume sessions, because a resumed session would
         evade the checks of the chosen context.
 
         :raises TypeError: It is set to something other than a function or ``None``.
@@ -278,8 +286,8 @@ def create_default_context(
 
     :param protocol: Which side the context is for.
     :param cafile: A PEM file with certificates to trust.
-    :param capath: A directory of such files.
-    :param cadata: Such certificates, in PEM or DER.
+    :param capath: A directory of PEM files.
+    :param cadata: Certificates to trust, in PEM or DER.
     :raises OSError: A file cannot be read.
     """
     context = Context(protocol)
@@ -293,9 +301,9 @@ def create_default_context(
 class DTLSSocket(socket):
     """A connected datagram socket with a session.
 
-    It has the methods of :class:`tomada.socket.socket`. It encrypts the
-    datagrams that it sends, and receives only from the peer of the session. After the peer has
-    ended the session, ``recv`` returns ``b""``.
+    It has the methods of :class:`tomada.socket.socket`. It encrypts the datagrams that it sends,
+    and receives only from the session's peer. After the peer has ended the session, ``recv``
+    returns ``b""``.
 
     Create it with :func:`wrap_socket`.
     """
@@ -304,8 +312,11 @@ class DTLSSocket(socket):
     __slots__ = ("_endpoint", "context", "server_hostname", "server_side")
 
     _endpoint: DtlsEndpoint | None
+    #: The context that the socket was wrapped with.
     context: Context
+    #: Whether this side waits for the peer to begin the session.
     server_side: bool
+    #: The name or address that the server's certificate must be for.
     server_hostname: str | None
 
     def __init__(self, *_args: object, **_options: object) -> None:
@@ -361,7 +372,7 @@ class DTLSSocket(socket):
     def handshake_timeout(self) -> float | None:
         """Return the seconds until a non-blocking handshake must be continued, or ``None``.
 
-        Also retransmits messages that the peer has not answered in time.
+        This also retransmits messages that the peer has not answered in time.
         """
         return None if self._endpoint is None else self._endpoint.tick()
 
@@ -373,7 +384,7 @@ class DTLSSocket(socket):
     def unwrap(self) -> socket:
         """End the session, notify the peer, and return a socket without encryption.
 
-        This object is closed. The returned one has its descriptor.
+        This object is then closed, and the returned socket has its descriptor.
         """
         if self._endpoint is not None:
             self._endpoint.close()
@@ -403,7 +414,7 @@ class DTLSSocket(socket):
         """Return the peer's certificate, or ``None`` if it has not sent one.
 
         :param binary_form: Return the certificate in DER form, even if it was not verified.
-            Otherwise the result is a dict as :meth:`ssl.SSLSocket.getpeercert` returns it; it is
+            Otherwise, the result is a dict, as from :meth:`ssl.SSLSocket.getpeercert`, which is
             empty if the certificate was not verified.
         :raises ValueError: The handshake is not complete.
         """
@@ -419,7 +430,7 @@ class DTLSSocket(socket):
         return None if session is None else session.selected_alpn_protocol()
 
     def selected_srtp_profile(self) -> str | None:
-        """Return the profile of SRTP that both sides support, or ``None``."""
+        """Return the SRTP profile that both sides support, or ``None``."""
         session = self._session()
         return None if session is None else session.selected_srtp_profile()
 
@@ -437,18 +448,18 @@ def wrap_socket(
     do_handshake_on_connect: bool = True,
     server_hostname: str | None = None,
 ) -> DTLSSocket:
-    """Turn a connected socket into one whose datagrams are encrypted, and return it.
+    """Return a socket that encrypts the datagrams of a connected socket.
 
-    As with :meth:`ssl.SSLContext.wrap_socket`, the given socket is detached: the result has its
-    descriptor.
+    As with :meth:`ssl.SSLContext.wrap_socket`, the given socket is detached, and the returned one
+    has its descriptor.
 
     :param sock: An IP datagram socket that is connected to the peer.
     :param context: The settings, for the side that ``server_side`` selects.
     :param server_side: Whether this is the server's side, so that the peer begins the handshake.
     :param do_handshake_on_connect: Whether to complete the handshake before this returns. The
         socket's timeout limits how long that takes. A non-blocking socket needs ``False``.
-    :param server_hostname: The name, or the address, that the server's certificate must be for.
-    :raises DTLSError: As :meth:`DTLSSocket.do_handshake`. The socket is closed.
+    :param server_hostname: The host name or address that the server's certificate must match.
+    :raises DTLSError: As in :meth:`DTLSSocket.do_handshake`. The socket is closed.
     :raises ValueError: The socket is not connected, or the context is for the other side.
     """
     check_dtls(context, is_server=server_side)

@@ -1,4 +1,4 @@
-"""Servers: they call a handler with each datagram, and send its replies in batches."""
+"""Servers, which call a handler with each datagram and send its replies in batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from tomada._server.listeners import open_listeners
 from tomada._server.run import Run
 from tomada._server.settings import LONGEST_DRAIN, Settings
 from tomada._server.steering import Key, key
-from tomada._sinks.sink import attach
 from tomada._socket_options import SocketOptions
 
 if TYPE_CHECKING:
@@ -48,50 +47,50 @@ class Server:
     """Receives datagrams in batches, calls a handler, and sends its replies in batches.
 
     Each reply is sent from the address that the request was sent to, which may differ from the
-    machine's default one. Datagrams are never truncated. If a handler raises an exception, or
-    returns a wrong type or a reply that is too long, the error is logged under ``tomada`` and
-    counted, and the server continues. The handler is not called with datagrams whose source is the
-    server's own address: its reply would be the next request.
+    machine's default address. Datagrams are never truncated. If a handler raises an exception, or
+    returns a value of the wrong type or a reply that is too long, the error is logged under
+    ``tomada`` and counted, and the server continues. The handler is not called with datagrams whose
+    source is the server's own address: its reply would be the next request.
 
-    :param address: ``(host, port)`` for IPv4 or IPv6, or a path or name of ``AF_UNIX``. The port 0
-        means any free port. ``"::"`` also accepts IPv4: such peers have addresses like
+    :param address: ``(host, port)`` for IPv4 or IPv6, or an ``AF_UNIX`` path or abstract name.
+        Port 0 means any free port. ``"::"`` also accepts IPv4: such peers have addresses like
         ``("::ffff:127.0.0.1", 1234, 0, 0)``. ``None`` uses the sockets passed by systemd
         (``LISTEN_FDS``), or ``sock`` or ``fd``.
     :param handler: Called with each datagram. It returns the reply: a bytes-like object (an empty
-        one is an empty datagram), or ``None`` for no reply. In each process, one thread at a time
-        calls it, or ``threads`` threads do. If it is a coroutine function (``async def``), each
+        one is an empty datagram), or ``None`` for no reply. In each process, one thread calls it,
+        or ``threads`` threads at the same time. If it is a coroutine function (``async def``), each
         call is a task on the worker's event loop, started eagerly from Python 3.12 on, in a copy of
         the context (:mod:`contextvars`) in which the lifespan was entered. A
         :class:`tomada.sinks.Sink` publishes the datagrams.
     :param takes: The handler's arguments. ``"data"``: ``(data, address)``. ``"datagram"``: one
         :class:`tomada.Datagram`, with the kernel's metadata. ``"batch"``: a list of pairs ``(data,
         address)``; the handler returns an iterable with the reply (or ``None``) to each, or
-        ``None``. ``"timed"``: a list of triples ``(data, address, timestamp_ns)``, whose times, in
-        nanoseconds since 1970, are the kernel's (or ``None``).
+        ``None``. ``"timed"``: a list of triples ``(data, address, timestamp_ns)``. The timestamp is
+        the time at which the kernel received the datagram, in nanoseconds since 1970, or ``None``.
     :param workers: The number of processes. With 1, a thread of this process calls the handler.
-        More workers are forked by :meth:`start`, each with its own socket (``SO_REUSEPORT``), and
-        supervised: a worker that dies is restarted with backoff, and its socket queues datagrams
-        meanwhile. If a worker cannot start, the server ends with the worker's error: at once during
-        :meth:`start`, later after five attempts. Forking copies this process, so start such a
-        server before other threads.
+        If there are more, :meth:`start` forks them, each with its own socket (``SO_REUSEPORT``),
+        and a supervisor watches them: a worker that dies is restarted with backoff, and its socket
+        queues datagrams meanwhile. If a worker cannot start, the server stops with the worker's
+        error: immediately during :meth:`start`, or after five attempts later on. Forking copies
+        this process, so start a server with workers before other threads.
     :param threads: The number of threads, for free-threaded interpreters.
     :param init: Called once in each worker before it receives datagrams: in each process of
         ``workers``, or in each thread of the server.
     :param exit: Called once in each worker in which ``init`` has returned, after the last datagram
-        was handled: when the server stops, when the worker is replaced (SIGHUP), and when a
-        handler raises :class:`SystemExit`; but not when the worker is killed. A worker process then
-        exits like a Python program: it waits for threads, runs the :mod:`atexit` functions
-        registered in the worker, and flushes files. All of this may take the rest of ``drain`` plus
-        one second. Exceptions are logged.
-    :param lifespan: A function that takes the server and returns a context manager or an
-        asynchronous one, such as one decorated with :func:`contextlib.contextmanager` or
+        was handled: when the server stops, when the worker is replaced (SIGHUP), and when a handler
+        raises :class:`SystemExit`; but not when the worker is killed. A worker process then exits
+        like a Python program: it waits for threads, runs the :mod:`atexit` functions registered in
+        the worker, and flushes files. All of this may take the rest of ``drain`` plus one second.
+        Exceptions are logged.
+    :param lifespan: A function that takes the server and returns a context manager, synchronous or
+        asynchronous, such as a function decorated with :func:`contextlib.contextmanager` or
         :func:`contextlib.asynccontextmanager`. Each worker enters it after ``init``, before its
         first datagram, and exits it once, after its last datagram and before ``exit``, whenever
-        ``exit`` is called. Its value is :attr:`state`. An exception on entry is handled like an
-        exception from ``init``; an exception on exit is logged. If the server stops while a worker
-        process is entering the lifespan, the process first finishes entering, within ``drain`` plus
-        one second. A thread that is entering is left running, and exits the lifespan as soon as it
-        has entered it.
+        ``exit`` is called. The value that it yields is :attr:`state`. An exception on entry is
+        handled like an exception from ``init``; an exception on exit is logged. If the server stops
+        while a worker process is entering the lifespan, the process first finishes entering, within
+        ``drain`` plus one second. A thread that is entering is left running and exits the lifespan
+        as soon as it has entered it.
     :param loop: The event loop of each worker: ``"tomada"`` (:class:`tomada.asyncio.EventLoop`, the
         default), ``"asyncio"``, ``"uvloop"``, or a function that creates one. A server has an event
         loop if its handler or its lifespan is async, or if this is given; the loop then also calls
@@ -103,21 +102,21 @@ class Server:
         usual limit of 1,024.
     :param max_requests: Replace a worker after about this many datagrams. Each worker's limit is
         shortened at random by up to 20 %, so that workers are not replaced together. The new worker
-        starts before the old one drains, as on SIGHUP. Checked once per second. Needs several
-        workers.
+        starts before the old one drains, as on SIGHUP. The limit is checked once per second. This
+        needs several workers.
     :param max_age: Replace a worker after this many seconds, shortened at random in the same way.
-    :param steering: Which worker receives a datagram. ``"hash"``: always the same for a peer.
-        ``"cpu"``: that of the CPU that received it. ``"random"``: any. :func:`tomada.key`: always
-        the same for an identifier in the payload.
+    :param steering: Which worker receives a datagram. ``"hash"``: always the same worker for a
+        peer. ``"cpu"``: the worker of the CPU that received the datagram. ``"random"``: any worker.
+        :func:`tomada.key`: always the same worker for an identifier in the payload.
     :param drain: The maximum time in seconds to handle queued datagrams when the server stops;
         ``math.inf`` for no limit. Calls of an async handler that are still running after that time
-        are cancelled, and counted (``stats().cancelled``).
+        are cancelled and counted (``stats().cancelled``).
     :param rcvbuf: The size of each receive buffer in bytes. If the kernel grants less (sysctl
-        ``net.core.rmem_max``), the server logs it.
-    :param pacing: The highest rate at which each socket sends, in bytes per second: see
+        ``net.core.rmem_max``), the server logs that.
+    :param pacing: The maximum send rate of each socket, in bytes per second: see
         :attr:`tomada.socket.socket.pacing`.
     :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). With a
-        :func:`tomada.key` as ``steering``, it never does.
+        :func:`tomada.key` as ``steering``, the kernel never does.
     :param spin: How long to poll for the next datagram before sleeping, in seconds: shorter round
         trips, at the cost of a core. A server on an event loop does not spin.
     :param coalesce: How long to collect datagrams after the first one before the handler is called,
@@ -126,25 +125,26 @@ class Server:
     :param groups: Multicast groups to join, each an address, or the arguments of
         :meth:`tomada.socket.socket.join_group`. Workers then share one socket, because several
         sockets would each receive a copy.
-    :param health: ``(host, port)`` to answer probes at, over HTTP: ``/live``, ``/ready`` (status
+    :param health: ``(host, port)`` at which to answer HTTP probes: ``/live``, ``/ready`` (status
         503 before the start has finished, and from the first moment of :meth:`stop`, before a
         datagram is refused) and ``/metrics`` for Prometheus (``tomada[metrics]``). It answers
         anyone, so outsiders must not be able to reach it. ``/live`` has the status 503 if datagrams
-        wait and none was received for 30 seconds.
+        are waiting and none has been received for 30 seconds.
     :param access_log: Log one in every ``access_log`` datagrams that a worker receives, to the
-        logger ``tomada.access``: peer, bytes, the handler's time, and its outcome. 0 logs none.
+        logger ``tomada.access``: the peer, the number of bytes, the handler's time and the outcome.
+        0 logs none.
     :param guard: A :class:`tomada.Guard` for received datagrams and replies. Each worker enforces
-        the limits on its own, based on what it has received itself; the guard's counters are sums
-        over all workers.
+        the limits separately, based on the datagrams that it has received itself; the guard's
+        counters are sums over all workers.
     :param proxy: The networks of trusted proxies (load balancers), such as ``["10.0.0.0/8"]``. Each
-        of their datagrams must begin with a PROXY protocol header (version 2), which says which
-        client it comes from. The handler, the guard and the log see the client's address, and
-        replies go back through the proxy. Datagrams from these networks without a valid header are
-        refused, and so are headers from other addresses (``stats().proxy_malformed`` and
-        ``proxy_untrusted``). Other datagrams are taken to come from direct clients.
+        of their datagrams must begin with a PROXY protocol header (version 2), which contains the
+        client's address. The handler, the guard and the log see the client's address, and replies
+        go back through the proxy. Datagrams from these networks without a valid header are refused,
+        and so are headers from other addresses (``stats().proxy_malformed`` and
+        ``proxy_untrusted``). Other datagrams are treated as coming from direct clients.
     :param proxy_flows: For proxies that put a header in front of only the first datagram of each
-        flow (from one address and port of the proxy): how long a flow may be silent before the
-        proxy ends it, in seconds. A flow must stay with its worker: this option needs
+        flow (from one address and port of the proxy): how long a flow may be idle before the proxy
+        ends it, in seconds. A flow must stay with its worker: this option needs
         ``steering="hash"``, and a worker that replaces another one refuses the flows of its
         predecessor until they begin again.
     :param dtls: A :class:`tomada.dtls.Context` of ``PROTOCOL_DTLS_SERVER``. The handler then gets
@@ -262,7 +262,11 @@ class Server:
                 proxy_flows=proxy_flows,
             ),
         )
-        takes, init, exit = attach(handler, takes, init, exit)
+        # A sink opens and closes itself in each worker. Asking for its method, rather than for its
+        # type, leaves the sinks unimported.
+        attach = getattr(type(handler), "_attach", None)
+        if attach is not None:
+            takes, init, exit = attach(handler, takes, init, exit)
         self._settings = replace(settings, takes=takes, init=init, exit=exit)
         self._life = Lifecycle(self._keep, settings.drain)
         self.ready: threading.Event = self._life.ready
@@ -291,6 +295,12 @@ class Server:
     def guard(self) -> Guard | None:
         """The guard."""
         return self._settings.socket.guard
+
+    @property
+    def sink(self) -> Sink | None:
+        """The sink that publishes the datagrams, if the handler is one."""
+        handler: Any = self._settings.handler
+        return handler if hasattr(type(handler), "_attach") else None
 
     @property
     def address(self) -> Any:
@@ -339,9 +349,9 @@ class Server:
 
         New datagrams are refused at once (by ICMP), so each datagram is either handled or refused.
         A worker has ``drain`` seconds for that, plus one second in which the handler and ``exit``
-        must return and a worker process must exit. Then a worker process is killed, and a thread is
-        left running. The log says how many received datagrams were not handled; unless the socket
-        was given to the server, they include those that were left in its queue.
+        must return and a worker process must exit. After that, a worker process is killed, and a
+        thread is left running. The log says how many received datagrams were not handled; unless
+        the caller passed the socket, they include those that were left in its queue.
 
         A second call only waits until the server has stopped. In a forked process that is not one
         of the server's workers, this does nothing.
@@ -364,16 +374,20 @@ class Server:
         """Serve until :meth:`stop` is called or a signal arrives; start the server first if needed.
 
         In the main thread, SIGINT (Ctrl-C) and SIGTERM stop the server like :meth:`stop`, and this
-        returns. A second one raises :class:`KeyboardInterrupt` at once. During a start, they cancel
-        it. SIGHUP replaces the workers one by one: a new worker takes over the socket of an old
-        one, which finishes the datagrams it has received. No datagram is lost, and if a new worker
-        cannot start, the old one continues. In a server with a single process, SIGHUP changes
-        nothing. A new process is a copy of the program as it was when the server started, and runs
-        ``init`` again. It does not import changed code (``tomada serve --app`` does).
+        returns. A second signal raises :class:`KeyboardInterrupt` at once. During a start, either
+        signal cancels it. SIGHUP replaces the workers one by one: a new worker takes over the
+        socket of an old one, which finishes the datagrams it has received. No datagram is lost, and
+        if a new worker cannot start, the old one continues. In a server with a single process,
+        SIGHUP changes nothing. A new process is a copy of the program as it was when the server
+        started, and runs ``init`` again. It does not import changed code (``tomada serve --app``
+        does).
 
         If a service manager has started the program (``NOTIFY_SOCKET``), it is notified when the
         server is ready, reloading or stopping, and of its status; a watchdog, if it has one, also
         gets keep-alive messages (:manpage:`sd_notify(3)`).
+
+        Before this call, Ctrl-C raises :class:`KeyboardInterrupt`, also between :meth:`start` and
+        this call: ``with contextlib.suppress(KeyboardInterrupt), server:`` covers all of it.
 
         Another thread or the workers call the handler, so signals are handled even while the
         handler blocks. An exception from another signal handler also stops the server.
@@ -383,7 +397,7 @@ class Server:
     def replace_workers(self) -> None:
         """Replace each worker process with a new one, without losing datagrams, like SIGHUP.
 
-        A replaced worker exits as when the server stops: it calls ``exit``.
+        A replaced worker calls ``exit``, as it does when the server stops.
 
         This returns at once. It does nothing in a server with a single process.
         """
@@ -394,7 +408,7 @@ class Server:
             run.workers.replace()
 
     def stats(self) -> ServerStats:
-        """Return the sums of all workers' counters since the start, including dead workers."""
+        """Return the sums of all workers' counters since the start, dead workers included."""
         context = self._running()
         return context.counters.stats(*context.listeners.drops())
 
@@ -403,8 +417,8 @@ class Server:
 
         In the handler, and in all tasks on a worker's event loop, the datagram is sent together
         with the replies of the batch or of the loop's turn, and its errors are logged and counted
-        like those of replies. Elsewhere it is sent at once, and this raises :class:`OSError` if
-        that fails. If this worker has recently received from the peer, the datagram is sent from
+        like errors of replies. Elsewhere, it is sent at once, and this raises :class:`OSError` if
+        sending fails. If this worker has recently received from the peer, the datagram is sent from
         the local address that the peer used. (Workers are forked by :meth:`start`. If the handler
         uses the server, assign the server to a name before that: ``with Server(…) as server`` is
         too late.)
@@ -426,12 +440,13 @@ class Server:
         """Return the DTLS counters, summed over the sockets of this process.
 
         ``sessions`` and ``handshakes`` are the current numbers of sessions and of handshakes in
-        progress. The others count since the start: ``established`` and ``failed`` handshakes; the
-        failed ones by cause: ``failed_certificate``, ``failed_timeout`` (wrong keys also cause it)
-        and ``failed_protocol`` (for example, no cipher or version in common); sessions that have
-        ``ended``, were ``replaced`` by a new one with the same peer, or were ``evicted`` because
-        they were idle or there were too many; ``cookies_sent``; and ``invalid`` datagrams, which
-        were not DTLS or did not belong to a session. A worker process returns its own counters.
+        progress. The others count events since the start: ``established`` and ``failed``
+        handshakes; the failed ones by cause: ``failed_certificate``, ``failed_timeout`` (wrong keys
+        also cause it) and ``failed_protocol`` (for example, no cipher or version in common);
+        sessions that have ``ended``, were ``replaced`` by a new one with the same peer, or were
+        ``evicted`` because they were idle or there were too many; ``cookies_sent``; and ``invalid``
+        datagrams, which were not DTLS or did not belong to a session. A worker process returns its
+        own counters.
         """
         stats = [endpoint.stats() for endpoint in self._running().endpoints]
         return {name: sum(each[name] for each in stats) for name in (stats[0] if stats else ())}
@@ -506,6 +521,6 @@ def serve(
 def serve(address: Any, handler: Handler, **options: Any) -> None:
     """Serve until SIGINT (Ctrl-C) or SIGTERM: ``Server(address, handler, …).serve_forever()``.
 
-    It then handles the queued datagrams, and returns.
+    It then handles the queued datagrams and returns.
     """
     Server(address, handler, **options).serve_forever()

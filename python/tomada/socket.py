@@ -8,8 +8,8 @@ standard library. It also has kernel constants that the standard module lacks (`
 """
 
 import socket as _std
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # as in tomada/__init__.py
 if TYPE_CHECKING:
     # Of several definitions of a name, mypy uses the first; Python and other checkers, the last.
     from tomada._sockets import (

@@ -1,4 +1,4 @@
-"""Tools to test UDP programs: networks that lose, delay, duplicate and reorder datagrams.
+"""Tools for testing UDP programs: networks that lose, delay, duplicate and reorder datagrams.
 
 * :func:`impaired` stands between a server and its clients, on real sockets.
 * :func:`network` is a network in memory, for endpoints without sockets.
@@ -95,7 +95,7 @@ def impaired(  # noqa: PLR0913 - the properties of a network
     log_size: int = LOG_SIZE,
     **impairments: Unpack[RandomImpairments],
 ) -> Link:
-    """Return a link, in front of a server, that impairs the datagrams that pass through it.
+    """Return a link in front of a server that impairs the datagrams passing through it.
 
     ``with impaired(server.address, loss=0.1) as link:`` (or ``async with``) starts it. Clients send
     to ``link.address``. As behind a NAT, the link has a separate port towards the server for each
@@ -112,11 +112,11 @@ def impaired(  # noqa: PLR0913 - the properties of a network
     directions; the fates of later ones are random. Its steps are ``"pass"``, ``"drop"``, ``"delay
     50ms"``, ``"duplicate"``, ``"duplicate 3"`` (three more copies), ``"corrupt"``, ``"truncate
     10"`` (to ten bytes), ``"reorder"``, several of them separated by commas, and ``"default"`` or
-    ``None`` for a random fate. A function gets each datagram as an :class:`Arrival`, and returns a
+    ``None`` for a random fate. A function gets each datagram as an :class:`Arrival` and returns a
     step. The link's thread calls it, so it must be fast, and must not wait for a datagram that
-    passes through the link. A step replaces the random impairments; ``delay`` still applies unless
-    the step has one, and so do ``rate`` and ``mtu``. In ``to_server`` and ``to_client``, a script
-    decides the fates of the datagrams in that direction.
+    passes through the link. A step replaces the random impairments; ``rate`` and ``mtu`` still
+    apply, and so does ``delay`` unless the step has one. In ``to_server`` and ``to_client``, a
+    script decides the fates of the datagrams in that direction.
 
     :param upstream: The server's address: a pair ``(host, port)``, a string ``"host:port"``, or a
         :class:`tomada.Server`.
@@ -146,12 +146,13 @@ def network(
 ) -> Network:
     """Return a network in memory, for endpoints without sockets on one asyncio loop.
 
-    :meth:`Network.open_endpoint` and :meth:`Network.create_datagram_endpoint` work like those of
-    :mod:`tomada.asyncio` and of a loop. ``async with network() as net:`` closes all endpoints at
-    the end. Delays are timers of the loop, so with a :class:`VirtualClock` they take no time.
+    :meth:`Network.open_endpoint` and :meth:`Network.create_datagram_endpoint` work like their
+    counterparts in :mod:`tomada.asyncio` and on an event loop. ``async with network() as net:``
+    closes all endpoints at the end. Delays are timers of the loop, so with a :class:`VirtualClock`
+    they take no time.
 
-    The arguments are those of :func:`impaired`, with the same fates for the same seed. Of two
-    addresses, the one that sends first to the other is the client. When datagrams of several
+    The arguments are the same as for :func:`impaired`, and the same seed results in the same fates.
+    Of two addresses, the one that sends first to the other is the client. When datagrams of several
     clients are due at once, the seed decides which goes first: the same seed gives the same order,
     and other seeds try other orders.
 

@@ -54,9 +54,9 @@ def open_endpoint(
     ``async with open_endpoint(...) as endpoint`` closes it at the end of the block. If you write
     ``endpoint = await open_endpoint(...)``, close it with :meth:`Endpoint.aclose`.
 
-    :param local_addr: The address to bind to; port 0 for any port.
+    :param local_addr: The address to bind to; port 0 means any free port.
     :param remote_addr: The peer, if the endpoint has only one.
-    :param family: ``AF_INET``, ``AF_INET6`` or ``AF_UNIX``; by default, that of the address.
+    :param family: ``AF_INET``, ``AF_INET6`` or ``AF_UNIX``; by default, the family of the address.
     :param reuse_port: Whether other sockets may have the same address (``SO_REUSEPORT``).
     :param allow_broadcast: Whether to allow broadcast addresses (``SO_BROADCAST``).
     :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). By default, this
@@ -66,18 +66,18 @@ def open_endpoint(
     :param guard: A :class:`tomada.Guard` for received datagrams and replies.
     :param groups: Multicast groups to join, each an address, or the arguments of
         :meth:`tomada.socket.socket.join_group`.
-    :param pacing: The highest rate to send at, in bytes per second: see
+    :param pacing: The maximum send rate, in bytes per second: see
         :attr:`tomada.socket.socket.pacing`.
     :param dtls: A :class:`tomada.dtls.Context`. With a ``remote_addr``, its protocol must be
         ``PROTOCOL_DTLS_CLIENT``; this returns when the handshake is complete, and the endpoint
         closes when the session ends. Otherwise it must be ``PROTOCOL_DTLS_SERVER``, and the
         endpoint has a session with each peer. The endpoint sends and receives plaintext.
-    :param server_hostname: The name, or the address, that the server's certificate must be for. By
+    :param server_hostname: The host name or address that the server's certificate must match. By
         default, the host of ``remote_addr``.
     :raises OSError: The endpoint cannot be opened; the message says what to do.
     :raises tomada.dtls.DTLSError: The handshake failed.
-    :raises TypeError: An argument has a wrong type.
-    :raises ValueError: There is neither an address nor a family.
+    :raises TypeError: An argument has the wrong type.
+    :raises ValueError: Neither an address nor a family was given.
     """
     for address in (local_addr, remote_addr):
         if address is not None:

@@ -16,13 +16,13 @@ macro_rules! socket_counters {
             SentBytes sent_bytes u64 "Their payload, in bytes.",
             SendCalls send_calls u64 "System calls that sent them.",
             Truncated truncated u64
-                "Received datagrams that were longer than the buffer, and so truncated.",
+                "Received datagrams that were truncated because the buffer was too small.",
             Refused refused u64
                 "Datagrams that the socket's guard refused. No other counter includes them.",
             ProxyUntrusted proxy_untrusted u64
-                "Refused datagrams: a PROXY header from an address that is not a trusted proxy's.",
+                "Datagrams refused because an untrusted address sent a PROXY header.",
             ProxyMalformed proxy_malformed u64
-                "Refused datagrams of a trusted proxy: their PROXY header is missing or malformed.",
+                "Datagrams refused because a trusted proxy's header was missing or malformed.",
             KernelDrops kernel_drops u64
                 "Datagrams that the kernel dropped. Counted by the kernel.",
             FilterDrops filter_drops u64
@@ -30,7 +30,7 @@ macro_rules! socket_counters {
             Errors errors u64
                 "Entries of the error queue (`IP_RECVERR`): datagrams that failed on their way.",
             SendErrors send_errors u64
-                "Datagrams that an event loop's transport or a server accepted and could not send.",
+                "Datagrams that an event loop's transport or a server accepted but could not send.",
             Transmitted transmitted u64
                 "The kernel's reports that datagrams have left (`transmit_timestamps`).",
         }
@@ -50,9 +50,9 @@ macro_rules! server_counters {
             Truncated truncated u64 "Received datagrams that were truncated.",
             Refused refused u64 "Datagrams that the guard refused.",
             ProxyUntrusted proxy_untrusted u64
-                "Refused datagrams: a PROXY header from an address that is not a trusted proxy's.",
+                "Datagrams refused because an untrusted address sent a PROXY header.",
             ProxyMalformed proxy_malformed u64
-                "Refused datagrams of a trusted proxy: their PROXY header is missing or malformed.",
+                "Datagrams refused because a trusted proxy's header was missing or malformed.",
             KernelDrops kernel_drops u64
                 "Datagrams that the kernel dropped because there was no room.",
             FilterDrops filter_drops u64
@@ -62,7 +62,7 @@ macro_rules! server_counters {
                 "Datagrams whose handler was cancelled because draining took too long.",
             SendErrors send_errors u64 "Datagrams that could not be sent.",
             ReceiveErrors receive_errors u64
-                "Errors that receiving reported, most of them ICMP messages about peers.",
+                "Errors that receive calls returned, most of them ICMP messages about peers.",
             HandlerTime handler_time f64 "Seconds spent in the handler.", // counted in nanoseconds
             Restarts restarts u64 "Workers that died and were restarted.",
         }

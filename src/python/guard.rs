@@ -141,7 +141,7 @@ impl Guard {
     #[pyo3(signature = (sock, /))]
     fn attach(&self, sock: &Bound<'_, PyAny>) -> Result<()> {
         let Some(program) = self.inner.kernel_filter() else {
-            let message = "the guard has no filter for the kernel: no networks, or too many";
+            let message = "the guard has no kernel filter: it has no networks, or too many";
             return Err(PyValueError::new_err(message).into());
         };
         // The kernel copies the program that the option points to.

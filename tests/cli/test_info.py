@@ -94,8 +94,12 @@ GOOD = {
     [
         ("limits", {"net.core.rmem_max": 212_992}, "about 554 small datagrams"),
         ("limits", {"net.core.rmem_max": 212_992}, "sudo sysctl -w net.core.rmem_max=8388608"),
-        ("limits", {"open files (ulimit -n)": 1024}, "may open 1,024 sockets; for more: ulimit"),
-        ("features", {"GSO": False}, "Not here, and done without: GSO."),
+        (
+            "limits",
+            {"open files (ulimit -n)": 1024},
+            "may open 1,024 sockets. To allow more: ulimit",
+        ),
+        ("features", {"GSO": False}, "Not available here, so tomada works without: GSO."),
         ("versions", {"rich": None}, "pip install 'tomada[cli]'"),
     ],
 )

@@ -265,7 +265,7 @@ def test_reload_of_one_process_is_not_silent():
     with server:
         server.signal(signal.SIGHUP)
         message = json.loads(server.error_line())["message"]
-        assert message == "nothing is reloaded: that needs --workers 2 or more"
+        assert message == "cannot reload: this needs --workers 2 or more"
         assert ask(address) == b"ping"
         ended(server)
 

@@ -203,7 +203,7 @@ def test_wildcard_address_reaches_a_server_on_this_machine(inet):
 @pytest.mark.parametrize(
     ("address", "error", "complaint"),
     [
-        (5, TypeError, r"address must be \(host, port\), or a path of AF_UNIX, not 5"),
+        (5, TypeError, r"address must be \(host, port\), or an AF_UNIX path, not 5"),
         (("127.0.0.1",), TypeError, r"address must be \(host, port\)"),
         (("127.0.0.1", "80"), TypeError, "the address's port must be an int, not '80'"),
         (("127.0.0.1", 0), ValueError, "the address's port must be from 1 to 65535, not 0"),

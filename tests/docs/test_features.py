@@ -1,7 +1,9 @@
 """The table of features: its statements about each library match what the library does here."""
 
 import contextlib
+import importlib
 import os
+import pkgutil
 import re
 import socket as std
 import sys
@@ -19,15 +21,34 @@ SOL_UDP, UDP_GRO = 17, 104
 VOLUME = 150  # a receive buffer holds this many datagrams
 
 
+OTHERS = [name for name in LIBRARIES if not name.startswith("tomada.")]
+
+
+def rows(heading):
+    """Read a table of the page, by the heading of its first column: lists of cells."""
+    text = PAGE.read_text(encoding="utf-8").partition(f"| {heading} |")[2].partition("\n\n")[0]
+    return [[cell.strip() for cell in line[1:-1].split("|")] for line in text.splitlines()[2:]]
+
+
+def others(cell):
+    """Read a cell of the column for the other libraries: a dictionary of statements."""
+    cell, _, newer = cell.partition("; ")
+    names = re.findall(r"[\w-]+", cell)
+    if names[0] == "all":
+        said = {name: "no" if name in names else "yes" for name in OTHERS}
+    else:
+        said = {name: "yes" if name in names else "no" for name in OTHERS}
+    assert set(names) <= {"all", "but", "and", "none", *OTHERS}, cell
+    return said | {name: "newer" for name in re.findall(r"[\w-]+", newer) if name in OTHERS}
+
+
 def table():
-    """Read the page's table of tested features: a dictionary of rows by library."""
-    text = PAGE.read_text(encoding="utf-8").partition("## Tested features")[2].partition("\n\n*")[0]
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in re.findall(r"^\|.*\|$", text, re.MULTILINE)
-    ]
-    columns = rows[0][1:]
-    return {row[0]: dict(zip(columns, row[1:], strict=True)) for row in rows[2:]}
+    """Read what the page says of sockets: dictionaries by feature and library."""
+    return {
+        feature: dict.fromkeys(("tomada.socket", "tomada.asyncio"), ours.partition(";")[0])
+        | others(theirs)
+        for feature, ours, theirs in rows("feature")
+    }
 
 
 @contextlib.asynccontextmanager
@@ -145,7 +166,7 @@ def test_features_table_matches_the_libraries(name, row, plain, tmp_path):
         library(name)
     except ImportError as error:
         pytest.skip(str(error))
-    said = table()[row][name].partition(",")[0]
+    said = table()[row][name]
     if said == "newer":
         if sys.version_info[:2] == (3, 12):
             pytest.skip("it depends on the release of 3.12")
@@ -155,4 +176,42 @@ def test_features_table_matches_the_libraries(name, row, plain, tmp_path):
 
 def test_features_table_has_every_tested_feature():
     assert list(table()) == list(ROWS)
-    assert all(list(cells) == list(LIBRARIES) for cells in table().values())
+    assert all(cells.keys() == LIBRARIES.keys() for cells in table().values())
+
+
+# Each service, with the public names by which the tests recognize it in a library.
+SERVICES = {
+    "DTLS": "dtls",
+    "async client that retransmits": r"retransmi|retries|(udp|datagram)\w*request",
+    "server with sync and async handlers": r"(udp|datagram)\w*handler|serve_(udp|datagram)",
+    "PROXY protocol version 2": "proxy_?(protocol|header)|haproxy",
+    "testing with loss and reordering": "impair|loss|reorder",
+}
+
+
+def public_names(module):
+    """Find the public names of a module and of its submodules that are loaded."""
+    importlib.import_module(module)
+    return {
+        name.lower()
+        for key in list(sys.modules)
+        if (key == module or key.startswith(f"{module}.")) and not key.partition("._")[2]
+        for name in dir(sys.modules[key])
+        if not name.startswith("_")
+    }
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("service", SERVICES)
+def test_services_table_matches_the_libraries(name, service):
+    module = name.replace("-", "_")
+    pytest.importorskip(module, reason=f"{module} is not installed")
+    (said,) = [theirs for row, _, theirs in rows("service") if row == service]
+    has_it = any(re.search(SERVICES[service], found) for found in public_names(module))
+    assert (others(said)[name] == "yes") == has_it
+
+
+def test_services_table_has_every_service_of_tomada():
+    assert [service for service, *_ in rows("service")] == list(SERVICES)
+    for _, ours, _ in rows("service"):
+        assert pkgutil.resolve_name(re.search(r"`(tomada\.[\w.]*)", ours)[1])

@@ -77,8 +77,8 @@ def test_handler_that_returns_str(sock, caplog):
         ("127.0.0.1", r"must be a pair, \('127\.0\.0\.1', port\)"),
         ("::1", r"must be a pair, \('::1', port\)"),
         ("", "must not be empty"),
-        (("127.0.0.1",), r"must be \(host, port\), or a path of AF_UNIX"),
-        (1234, r"must be \(host, port\), or a path of AF_UNIX"),
+        (("127.0.0.1",), r"must be \(host, port\), or an AF_UNIX path"),
+        (1234, r"must be \(host, port\), or an AF_UNIX path"),
         (("127.0.0.1", "1234"), "port must be an int, not '1234'"),
     ],
 )
@@ -194,7 +194,7 @@ def test_endpoint_receive_before_it_is_open():
     ("address", "message"),
     [
         ("127.0.0.1:1234", r"must be a pair, \('127\.0\.0\.1', 1234\)"),
-        (("127.0.0.1",), r"must be \(host, port\), or a path of AF_UNIX"),
+        (("127.0.0.1",), r"must be \(host, port\), or an AF_UNIX path"),
         ("/run/it", r"'/run/it' is a path: pass family=socket\.AF_UNIX"),
     ],
 )

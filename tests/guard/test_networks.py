@@ -120,7 +120,7 @@ def test_guard_without_networks_has_no_filter():
     assert tomada.Guard(rate=1).kernel_filter is None
     assert tomada.Guard(deny=[FAR], kernel_filter=False).kernel_filter is None
     assert len(tomada.Guard(deny=[FAR]).kernel_filter) % 8 == 0
-    with guarded() as (sock, _), pytest.raises(ValueError, match="no filter"):
+    with guarded() as (sock, _), pytest.raises(ValueError, match="no kernel filter"):
         tomada.Guard(rate=1).attach(sock)
 
 
@@ -184,7 +184,7 @@ def test_kernel_filter_drops_what_the_guard_would_refuse(allow, deny):
         ({"ceiling": -1}, ValueError, "ceiling must be a positive number"),
         ({"amplification": 0}, ValueError, "amplification must be a positive number"),
         ({"prefixes": (33, 64)}, ValueError, "prefixes must be at most 32 and 128"),
-        ({"sources": 1}, ValueError, "sources must be in 8 to"),
+        ({"sources": 1}, ValueError, "sources must be from 8 to"),
         ({"max_size": -1}, OverflowError, "negative"),
     ],
     ids=str,

@@ -11,7 +11,8 @@ Each document has a folder. Its fenced blocks are handled in order:
 
 In output, ``…`` stands for any text, and alone on a line for any lines. As the last line of a
 command's output it means that the command keeps running until the document ends. The port 1234 is
-replaced by a free one. The comment ``<!-- skip: next "reason" -->`` skips a block.
+replaced by a free one. ``sudo`` runs a command in a network of the document's own, whose namespaces
+end with the document. The comment ``<!-- skip: next "reason" -->`` skips a block.
 """
 
 import configparser
@@ -29,6 +30,7 @@ from sybil import Region, Sybil
 from sybil.parsers.markdown import SkipParser
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
+import skips
 from support import DEVELOPMENT, Child
 from tomada._cli.options import OPTIONS
 from tomada._config import resolve
@@ -41,6 +43,11 @@ INFO = re.compile(r'(?P<language>\w*)(?: title="(?P<title>[^"]*)")?(?P<rest>[^\n
 # How long a program may print nothing, in seconds. In development mode, a search of hypothesis
 # takes 13 seconds of a processor.
 DEADLINE = 100
+# Named namespaces are files in /run/netns.
+NETWORK = "mount -t tmpfs tmpfs /run && echo made && exec sleep infinity"
+SUDO = """#!/bin/sh
+exec nsenter --target {pid} --net --mount --wd="$PWD" -- "$@"
+"""
 COMMAND = re.compile(r"^\$ ([^\n]*)\n((?:(?!\$ )[^\n]*\n)*)", re.MULTILINE)
 
 
@@ -81,7 +88,9 @@ class Reader:
         self._count = 0
         self._environment = os.environ | {
             **DEVELOPMENT,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": os.pathsep.join(
+                [f"{folder}/bin", str(Path(sys.executable).parent), os.environ["PATH"]]
+            ),
             "PYTHONUNBUFFERED": "1",
             "COLUMNS": "80",
             "TMPDIR": str(folder),  # of programs that are killed
@@ -132,10 +141,24 @@ class Reader:
                 pytest.skip(f"{missing[1]} is not installed")
             assert (status, errors) == (0, ""), self._printed + errors
 
+    def _provide_sudo(self):
+        sudo = self._folder / "bin" / "sudo"
+        if sudo.exists():
+            return
+        if not skips.is_privileged():
+            pytest.skip(f"{skips.NO_ROOT} create networks")
+        network = self._start("--net", "--mount", "sh", "-c", NETWORK, program="unshare")
+        assert network.line() == "made"
+        sudo.parent.mkdir()
+        sudo.write_text(SUDO.format(pid=network.pid), encoding="utf-8")
+        sudo.chmod(0o755)
+
     def _console(self, _, source):
         for line, shown in COMMAND.findall(source):
             # The tests run under make.
             command = re.sub("^make ", f"make --dry-run -C {ROOT} ", line)
+            if line.startswith("sudo "):
+                self._provide_sudo()
             # A terminal shows standard error as well.
             child = self._start("-c", f"exec 2>&1\n{command}", program="/bin/sh")
             self._read(child, shown.splitlines())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -10,7 +11,7 @@ pytest.importorskip("matplotlib")
 
 import links
 import skips
-from benches import compare, plots, report, suite
+from benches import compare, plots, report, suite, summary
 from benches.children import Child, ChildFailed
 from benches.figures import Outcome, Result, judge, speed
 from benches.loads import (
@@ -26,6 +27,7 @@ from benches.loads import (
     RoundTrip,
     Send,
     Strangers,
+    Tasks,
     Window,
     share_lost,
 )
@@ -267,6 +269,18 @@ def test_echo_servers_are_measured(load):
 
 
 @needs_loadgen
+@pytest.mark.parametrize("delay", [0.0, 0.001])
+def test_tasks_are_measured(delay):
+    run(
+        Tasks(tasks=20, delay=delay),
+        limit("all in flight", "load", clients=2, window=10),
+        peer("asyncio, by hand", "tasks multiplexer", loop="asyncio"),
+        ours("Endpoint.request", "tasks endpoint", loop="tomada"),
+        ours("asyncio.Client", "tasks client", loop="tomada"),
+    )
+
+
+@needs_loadgen
 def test_round_trips_are_measured():
     run(RoundTrip(), *ROUND_TRIPS)
 
@@ -362,3 +376,30 @@ def test_compare_shows_both_builds_and_fails_below_the_limit(capsys):
     assert compare.show([result], 0.8) == 0
     assert compare.show([result], 0.9) == 1
     assert "call_ns" in capsys.readouterr().out
+
+
+def test_summary_shows_the_figures_of_the_pages(tmp_path):
+    for path in summary.DIRECTORY.glob("*.md"):
+        shutil.copy(path, tmp_path)
+    assert summary.write(tmp_path)
+    for name in ("README.md", "summary-light.svg", "summary-dark.svg"):
+        assert (tmp_path / name).read_text() == (summary.DIRECTORY / name).read_text(), name
+    page = tmp_path / "echo.md"
+    page.write_text(page.read_text().replace("tomada: Server | 587 k", "tomada: Server | 1 M"))
+    summary.write(tmp_path)
+    assert "tomada.Server 1 M" in (tmp_path / "summary-dark.svg").read_text()
+    assert "`Server` | 53.2 k | 313 k | 364 k | 1 M |" in (tmp_path / "README.md").read_text()
+
+
+def test_summary_is_left_out_without_its_pages(tmp_path):
+    assert not summary.write(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/index.md", "docs/how-to/from-socketserver.md"])
+def test_documents_claim_what_was_measured(name):
+    root = summary.DIRECTORY.parents[1]
+    claims = re.findall(r"([\d.]+)\s+times", (root / name).read_text())
+    results = (summary.DIRECTORY / "README.md").read_text()
+    assert claims
+    assert [claim for claim in claims if f"| {claim} × |" not in results] == []

@@ -25,20 +25,33 @@ def test_package_works_with_only_the_standard_library():
     assert done.stdout.startswith(f"tomada {tomada.__version__} works")
 
 
+# Modules that a program imports only if it asks for them: event loops, encryption, and sinks.
+OPTIONAL = {"asyncio", "ssl", "trio", "tomada._asyncio", "tomada._sinks", "tomada.dtls"}
+# Modules that a program does not need either, if it only uses sockets.
+SERVICES = {"logging", "multiprocessing", "re", "tomada.client", "tomada.server", "typing"}
+
 IMPORTED = """
 import sys
-import socket
 before = set(sys.modules)
-import tomada
-from tomada import socket
-print(*sorted(set(sys.modules) - before))
+{}
+print(*set(sys.modules) - before)
 """
 
 
-def test_importing_sockets_imports_nothing_else():
-    imported = run(IMPORTED).split()
+@pytest.mark.parametrize(
+    ("statement", "unwanted"),
+    [
+        ("import tomada", OPTIONAL | SERVICES),
+        ("from tomada import socket", OPTIONAL | SERVICES),
+        ("from tomada import Client", OPTIONAL),
+        ("from tomada import Server", OPTIONAL),
+        ("import tomada.dtls", OPTIONAL - {"tomada.dtls"}),
+    ],
+)
+def test_importing_imports_nothing_optional(statement, unwanted):
+    imported = set(run(IMPORTED.format(statement)).split())
     assert "tomada._core" in imported
-    assert not {"asyncio", "ssl", "logging", "subprocess", "multiprocessing"} & set(imported)
+    assert not imported & unwanted
 
 
 def test_versions_agree():

@@ -159,7 +159,7 @@ class Asking(AsyncLane):
                 server.send(b"pong", peer)
                 if await asked != b"pong":
                     raise RuntimeError("a reply to another request")
-                self.deeds["requests sent again"] += 1
+                self.deeds["requests retransmitted"] += 1
 
     async def _refused(self) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:

@@ -62,7 +62,7 @@ def section(results: dict[str, Any]) -> str:
     """Describe a run."""
     shares = results["shares"]
     found = "; ".join(results["missed"]) or (
-        f"no datagram unexplained, and no process grown by more than {mebibytes(results['bar'])}"
+        f"no datagram is unexplained, and no process grew by more than {mebibytes(results['bar'])}"
     )
     summary = f"""\
 `{results["command"]}`, {results["measured_at"].partition("T")[0]}, {facts(results["machine"])}: in

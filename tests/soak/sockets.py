@@ -153,7 +153,7 @@ class Churn(Lane):
         if seen[0].errno != errno.EBADF:
             raise seen[0]
         self.deeds["sockets opened"] += 1
-        self.deeds["sockets closed under a receive"] += 1
+        self.deeds["sockets closed during a receive"] += 1
 
 
 class Asking(Lane):

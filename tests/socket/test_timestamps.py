@@ -308,7 +308,9 @@ def test_devices_say_which_timestamps_they_can_make():
 def test_hardware_timestamps_need_hardware(inet):
     with inet.bound(socket) as sock:
         for interface in ("lo", std.if_nametoindex("lo")):
-            with pytest.raises(OSError, match="lo: the hardware of this device has no timestamps"):
+            with pytest.raises(
+                OSError, match="lo: the hardware of this device does not support timestamps"
+            ):
                 sock.enable_hardware_timestamps(interface)
         with pytest.raises(OSError, match="nosuch: there is no such device"):
             sock.enable_hardware_timestamps("nosuch")

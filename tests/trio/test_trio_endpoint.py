@@ -173,7 +173,7 @@ async def test_shutdown_sends_the_backlog(client):
             endpoint.send(b"%d" % number, client.getsockname())
         assert await endpoint.shutdown(DEADLINE) == 0
         assert [client.recv(10) for _ in range(100)] == [b"%d" % number for number in range(100)]
-        with pytest.raises(TypeError, match="leave the nursery"):
+        with pytest.raises(TypeError, match="leave their nursery"):
             await endpoint.shutdown(1, [None])
 
 

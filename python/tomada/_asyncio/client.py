@@ -73,8 +73,8 @@ class ClientStats:
     unexpected: int
     #: Datagrams from the server for which ``match`` or ``key`` raised an exception.
     function_errors: int
-    #: Datagrams that the kernel has dropped because the client's receive buffer was full. Only
-    #: where the requests share a socket; otherwise 0.
+    #: Datagrams that the kernel has dropped because the client's receive buffer was full. Always 0
+    #: unless the requests share a socket.
     kernel_drops: int
     #: The average round trip in seconds, or 0 without a measurement.
     round_trip: float
@@ -99,41 +99,44 @@ class _Mistakes:
 
 
 class Client(AsyncContextManager):
-    """Sends requests from any number of tasks to one server, and returns the replies.
+    """Sends requests from any number of tasks to one server and returns the replies.
 
     ::
 
         async with tomada.asyncio.Client(("127.0.0.1", 1234), key=lambda data: data[:2]) as client:
             replies = await asyncio.gather(*(client.request(data) for data in questions))
 
-    It has the arguments, the retransmissions and the rules of :class:`tomada.Client`, on any event
-    loop that has ``add_reader``. :class:`tomada.Client` says which replies it cannot recognize
+    It takes the arguments of :class:`tomada.Client` and follows the same rules, on any event loop
+    that has ``add_reader``. :class:`tomada.Client` documents which replies it cannot recognize
     without a ``key`` or ``match``.
 
     * With a ``key``, all requests share one socket, and the client immediately finds the request
       that a reply belongs to. Do not reuse a key as long as a late reply with that key may arrive:
       use a counter or random numbers.
-    * With a ``match``, all requests share one socket, and the client tries the requests in flight
-      one after the other. This is slow with hundreds of requests in flight.
-    * With neither, each request in flight has a port of its own, from a pool.
+    * With a ``match``, all requests share one socket, and the client calls ``match`` for each
+      request in flight until one fits. This is slow with hundreds of requests in flight.
+    * With neither, each request in flight has its own port, from a pool.
 
     The requests and retransmissions of one turn of the loop are sent together. At first, the client
     sends as many requests before the first reply as fit into a receive buffer of the default size,
-    208 KiB: about 100 short ones. It raises that number as long as the round trip shows that few
-    requests queue at the server.
+    208 KiB: about 100 short ones. It raises that number as long as the round-trip time shows that
+    the server's queue is short.
 
     Cancelling a task that waits for a reply does not affect other requests. A client belongs to the
     event loop of its first request. Close it with :meth:`aclose`, or use ``async with``.
 
-    :param address: The server's address: ``(host, port)``, or a path or abstract name of
-        ``AF_UNIX``. A name is resolved once, on entering ``async with`` or by the first request.
-    :param timeout: The deadline of a whole request, in seconds. The time starts when the request is
-        sent, at the end of the turn of the loop, or when it begins to wait for other requests.
+    :param address: The server's address: ``(host, port)``, or an ``AF_UNIX`` path or abstract name.
+        A host name is resolved once, on entering ``async with`` or by the first request.
+    :param timeout: The deadline for the whole request, in seconds. The time starts when the request
+        is sent, at the end of the turn of the loop, or when it begins to wait behind other
+        requests.
     :param retries: The maximum number of retransmissions within the timeout.
     :param backoff: The factor by which each wait after the first is longer than the previous one.
     :param jitter: The maximum random extension of a wait, as a fraction of it.
-    :param match: Returns whether a datagram answers a request: ``match(request, reply) -> bool``.
-    :param key: Returns what a request and its reply have in common: ``key(data) -> hashable``.
+    :param match: A function that returns whether a datagram answers a request: ``match(request,
+        reply) -> bool``.
+    :param key: A function that returns what a request and its reply have in common: ``key(data) ->
+        hashable``.
     :param max_in_flight: The maximum number of requests in flight; 1,024 by default, or 64 without
         a ``key`` or ``match``. Further requests wait in order. The wait counts towards the timeout,
         and the :class:`TimeoutError` says how long a request has waited.
@@ -141,12 +144,12 @@ class Client(AsyncContextManager):
         :class:`ConnectionRefusedError` at once.
     :param family: ``AF_INET6`` or ``AF_INET``, for a name that has both kinds of addresses.
     :param dtls: A :class:`tomada.dtls.Context` of ``PROTOCOL_DTLS_CLIENT``: requests and replies
-        are then encrypted. Each socket has a session of its own, and the first request over it
-        waits for the handshake. If a session ends, or all requests over it time out, the next
-        request begins another one.
-    :param server_hostname: The name, or the address, that the server's certificate must be for. By
+        are then encrypted. Each socket has its own session, and the first request over it waits for
+        the handshake. If a session ends, or all requests over it time out, the next request opens
+        another one.
+    :param server_hostname: The host name or address that the server's certificate must match. By
         default, the host of ``address``.
-    :raises TypeError: An argument has a wrong type.
+    :raises TypeError: An argument has the wrong type.
     :raises ValueError: An argument is out of range, or both ``match`` and ``key`` are given.
     """
 
@@ -200,7 +203,7 @@ class Client(AsyncContextManager):
         return self._address
 
     async def request(self, data: ReadableBuffer) -> bytes:
-        """Send a request, and return the reply.
+        """Send a request and return the reply.
 
         Cancelling is safe: a late reply to a cancelled request is not returned to another one.
 
@@ -208,12 +211,13 @@ class Client(AsyncContextManager):
             others were in flight; the message says which. ``__cause__`` is the last error that an
             ICMP message reported, or that ``match`` or ``key`` raised for a datagram.
         :raises ConnectionRefusedError: There is no server, and ``retry_refused`` is false; with
-            ``AF_UNIX`` it may be a :class:`FileNotFoundError`.
+            ``AF_UNIX``, it may be a :class:`FileNotFoundError`.
         :raises tomada.dtls.DTLSError: The handshake failed.
         :raises ValueError: Another request in flight has the same key.
         :raises OSError: ``EBADF``: the client was closed meanwhile; ``EMSGSIZE``: the request is
             longer than a datagram can be; ``EADDRNOTAVAIL``: a late reply may still arrive on each
-            free port; others: this machine cannot send it, as with ``ENETUNREACH``.
+            free port; or another error that prevents this machine from sending, such as
+            ``ENETUNREACH``.
         :raises socket.gaierror: The host has no address.
         """
         requests = self._requests
@@ -254,14 +258,16 @@ class Client(AsyncContextManager):
     ) -> list[bytes] | list[bytes | OSError]:
         """Send many requests, several at once; return the replies in the order of the requests.
 
-        This takes less time than a task for each request. Cancelling cancels those in flight.
+        This takes less time than a task for each request. Cancelling the call cancels the requests
+        in flight.
 
-        :param requests: The requests, as for :meth:`request`; read as the window advances.
+        :param requests: The requests, as for :meth:`request`. They are read as the window advances.
         :param window: The maximum number of these requests in flight; `max_in_flight` by default.
         :param errors: With ``"raise"``, the first request that fails ends the call with its
             exception, whose ``index`` says which request it was. With ``"return"``, the exception
             is returned in place of the reply, and the other requests continue.
-        :raises TimeoutError: And other exceptions, as in :meth:`request`.
+        :raises TimeoutError: A request was not answered. Other exceptions are as in
+            :meth:`request`.
         """
         if window is None:
             window = self._most
@@ -279,7 +285,7 @@ class Client(AsyncContextManager):
             raise
 
     def stats(self) -> ClientStats:
-        """Return the client's counters. A closed client keeps its last ones."""
+        """Return the client's counters. A closed client returns its final counters."""
         requests = self._requests
         if requests is None:
             return ClientStats(**dict.fromkeys(ClientStats.__dataclass_fields__, 0))

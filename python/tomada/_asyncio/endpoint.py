@@ -39,10 +39,10 @@ LEAST_TO_CLOSE = 0.1
 class Endpoint(Closing):
     """A datagram socket for tasks, created by :func:`tomada.asyncio.open_endpoint`.
 
-    It has no queue of its own: datagrams wait in the socket's buffer until a task receives them. If
-    the buffer is full, the kernel drops and counts them (``endpoint.stats().kernel_drops``).
-    Cancelling a task that waits does not lose a datagram. Several tasks may receive at once; each
-    datagram is returned to one of them.
+    It does not have its own queue: datagrams wait in the socket's buffer until a task receives
+    them. If the buffer is full, the kernel drops and counts them
+    (``endpoint.stats().kernel_drops``). Cancelling a task that waits does not lose a datagram.
+    Several tasks may receive at once; each datagram is returned to one of them.
 
     An endpoint with a peer (``remote_addr``) raises an :class:`OSError` for each error that an ICMP
     message reports about an earlier datagram: once, from the next method that receives or from
@@ -96,7 +96,7 @@ class Endpoint(Closing):
         return datagram
 
     async def recv_many(self, max_datagrams: int = 64) -> list[tuple[bytes, Any]]:
-        """Wait for one datagram, and receive all that are queued, up to a maximum."""
+        """Wait for one datagram and receive all that are queued, up to a maximum."""
         if self._socket._collects:
             await self._collect()
         datagrams: list[tuple[bytes, Any]] = await self._receive(
@@ -112,8 +112,8 @@ class Endpoint(Closing):
     async def recv_batch(self, batch: Batch) -> int:
         """Receive into a batch, like :meth:`tomada.socket.socket.recv_batch`; return the number.
 
-        This waits for one datagram, and receives all that are queued and for which the batch has
-        room. While this waits, the batch is empty. Cancelling does not lose a datagram.
+        This waits for one datagram, then receives all queued datagrams for which the batch has
+        room. While it waits, the batch is empty. Cancelling does not lose a datagram.
         """
         if self._socket._collects:
             batch.clear()
@@ -233,12 +233,11 @@ class Endpoint(Closing):
 
         With a peer, nothing limits the number of waiting datagrams: call :meth:`drain` regularly.
         Without one, a datagram waits for at most one second, and all waiting datagrams take up at
-        most 1 MiB; each counts as its payload plus 256 bytes. Beyond that the oldest are dropped,
+        most 1 MiB; each counts as its payload plus 256 bytes. Beyond that, the oldest are dropped,
         because the peers of the newest are still waiting for a reply; dropped datagrams are counted
         in ``stats().send_errors``, kept for :meth:`errors` (the last 16 of those dropped together)
         and logged. With ``AF_UNIX``, a datagram for a peer whose queue is full does not delay those
-        for other peers, and if 64 peers are full, a datagram for another full peer is dropped at
-        once.
+        for other peers. If 64 peers are full, a datagram for another full peer is dropped at once.
 
         A reply is sent from the local address that received the peer's request.
 
@@ -249,7 +248,7 @@ class Endpoint(Closing):
 
         :raises OSError: The datagram cannot be sent; the message names the destination and says
             what to do.
-        :raises TypeError: There is no address, or an argument has a wrong type.
+        :raises TypeError: There is no address, or an argument has the wrong type.
         :raises ValueError: The endpoint has a peer, and ``addr`` is another address.
         """
         self._check_open()
@@ -263,7 +262,7 @@ class Endpoint(Closing):
             raise
 
     def send_many(self, datagrams: Iterable[Any], addr: Any = None) -> None:
-        """Send many datagrams: all to ``addr`` or the peer, or pairs, each with its own address.
+        """Send many datagrams: all to ``addr`` or the peer, or ``(data, address)`` pairs.
 
         They are sent together, immediately. If the socket's buffer is full, the rest wait, in
         order.
@@ -287,12 +286,13 @@ class Endpoint(Closing):
     async def drain(self) -> None:
         """Wait until the send backlog is short.
 
-        If it has more than 64 KiB of payload, this waits until it has at most 16 KiB. Otherwise
-        this returns at once, and lets other tasks run now and then. On an endpoint without a peer,
-        it also returns when datagrams were dropped because they waited for too long. Cancelling is
-        safe: the datagrams are still sent. If the endpoint closes, this returns.
+        If the backlog holds more than 64 KiB of payload, this waits until it holds at most 16 KiB.
+        Otherwise, this returns at once, but occasionally lets other tasks run. On an endpoint
+        without a peer, it also returns when datagrams were dropped because they waited for too
+        long. Cancelling is safe: the datagrams are still sent. If the endpoint closes, this
+        returns.
 
-        :raises OSError: A datagram that had to wait could not be sent, on an endpoint with a peer.
+        :raises OSError: On an endpoint with a peer, a datagram that had to wait could not be sent.
         """
         self._events.raise_first()
         self._check_open()
@@ -312,32 +312,32 @@ class Endpoint(Closing):
         match: Callable[[Any, bytes], bool] | None = None,
         retry_refused: bool = True,
     ) -> bytes:
-        """Send a request to the peer, and return its reply.
+        """Send a request to the peer and return its reply.
 
         The endpoint must have a peer (``remote_addr``).
 
-        Without a ``match``, only the port identifies the request that a reply answers. Therefore
-        each request is sent from a port of its own instead of the endpoint's. That port has the
-        endpoint's local address and guard, and those of its options that decide how a datagram
+        Without a ``match``, only the port identifies the request that a reply answers. Therefore,
+        each request is sent from a separate port instead of the endpoint's. That port has the
+        endpoint's local address and guard, and the socket options that affect how a datagram
         travels (device, mark, priority, TOS, TTL). :class:`tomada.Client` documents when a port is
-        reused. Up to 64 tasks may make such requests at once, while others receive. Further
+        reused. Up to 64 tasks may make requests in this way at once, while others receive. Further
         requests wait for a free port; their timeouts start after that. With ``dtls``, each of these
-        ports has a session of its own.
+        ports has its own session.
 
         With a ``match``, the request is sent from the endpoint's port. Use this if a firewall or
-        the peer expects that port. Such requests wait for each other before their timeouts start.
+        the peer expects that port. These requests wait for each other before their timeouts start.
         No other task should receive meanwhile, because it would get the reply. Datagrams that
         ``match`` rejects are dropped, and so are those that arrived before the request was sent.
 
         Cancelling is safe: a late reply to a cancelled request is not returned to another one.
 
-        The waits between attempts are those of :class:`tomada.Client`, with the round-trip time
-        that this endpoint has measured.
+        The waits between attempts follow the rules of :class:`tomada.Client`, with the round-trip
+        time that this endpoint has measured.
 
-        :param timeout: The deadline of the whole request, in seconds.
-        :param retries: Maximum number of retransmissions within it.
-        :param match: A function of a request and a datagram that returns whether the datagram is
-            the reply.
+        :param timeout: The deadline for the whole request, in seconds.
+        :param retries: The maximum number of retransmissions within the timeout.
+        :param match: A function that takes a request and a datagram and returns whether the
+            datagram is the reply.
         :param retry_refused: Whether to retry if no program listens on the peer's port, or to raise
             :class:`ConnectionRefusedError` at once. Other ICMP messages never end a request.
         :raises ValueError: The endpoint has no peer.
@@ -383,11 +383,12 @@ class Endpoint(Closing):
         """Return the errors about individual peers since the last call, oldest first.
 
         This is for endpoints without a peer; for others, which raise errors instead, the list is
-        empty. Each item has the peer, the reason (``errno``), and the beginning of the datagram.
-        Its ``origin`` is 1 if the datagram was not sent, because the kernel, a filter or the guard
-        refused it. Otherwise it is that of an ICMP message, which the kernel reports if
-        ``IP_RECVERR`` is set. At most 256 errors are stored; :meth:`stats` counts all. Use this
-        instead of ``socket.errors()``, which lacks those that the endpoint has already read.
+        empty. Each item contains the peer, the reason (``errno``), and the beginning of the
+        datagram. Its ``origin`` is 1 if the datagram was not sent, because the kernel, a filter or
+        the guard refused it. Otherwise, it is the origin of an ICMP message, which the kernel
+        reports if ``IP_RECVERR`` is set. At most 256 errors are stored; :meth:`stats` counts all.
+        Use this instead of ``socket.errors()``, which does not return those that the endpoint has
+        already read.
         """
         errors = self._events.peer_errors
         if errors is None:
@@ -475,7 +476,7 @@ class Endpoint(Closing):
             await self._events.change()
 
     def abort(self) -> None:
-        """Close at once, and drop the send backlog."""
+        """Close at once and drop the send backlog."""
         self._transport.abort()
         self._end_waits()
 

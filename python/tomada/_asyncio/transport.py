@@ -28,29 +28,31 @@ Step: TypeAlias = Signal | Literal["watch", "unwatch", "lose", "deliver", "tell_
 
 
 class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
-    """A faster transport than that of :meth:`asyncio.loop.create_datagram_endpoint`.
+    """A faster transport than the one of :meth:`asyncio.loop.create_datagram_endpoint`.
 
-    It behaves as :class:`asyncio.DatagramTransport` documents. It receives many datagrams at a
-    time, and delivers them one by one to ``protocol.datagram_received(data, addr)``. If the
-    protocol's *type* defines ``protocol.datagrams_received(list)``, it delivers lists of such pairs
-    to that instead. After a fraction of a millisecond, other callbacks of the loop run.
+    It behaves as :class:`asyncio.DatagramTransport` documents. It receives many datagrams at a time
+    and delivers them one by one to ``protocol.datagram_received(data, addr)``. If the protocol's
+    *type* defines ``protocol.datagrams_received(list)``, it delivers lists of ``(data, addr)``
+    pairs to that method instead. After a fraction of a millisecond, other callbacks of the loop
+    run.
 
     Datagrams that a protocol sends from ``datagram_received`` are sent together when the received
     datagrams have been delivered. Elsewhere, the first datagram of an iteration of the loop is sent
-    at once, and others together at the end of the iteration. A loop that is not a
+    at once, and the others are sent together at the end of the iteration. A loop that is not a
     :class:`tomada.asyncio.EventLoop` does not count its iterations: there, a datagram is sent at
-    once if none was in the last 20 µs. They are sent in order, and closing sends them first.
+    once if none was sent in the last 20 µs. Datagrams are sent in order, and closing the transport
+    sends them first.
 
     :meth:`get_extra_info` supports, besides ``"socket"``, ``"sockname"`` and ``"peername"``:
 
     * ``"stats"``: the socket's :class:`tomada.Stats`.
     * ``"datagram"``: the :class:`tomada.Datagram` being delivered, with its metadata, inside
-      ``datagram_received``. The first call enables the metadata for later datagrams and returns
+      ``datagram_received``. The first call, which enables the metadata for later datagrams, returns
       ``None``: make it in ``connection_made``.
     * ``"errors"``: a list of :class:`tomada.DatagramError`, removed from the error queue. If the
       socket's ``IP_RECVERR`` is set, ``error_received`` is called for each of them with an
-      :class:`OSError` whose ``datagram_error`` is the report. The error of a datagram that could
-      not be sent to an address has one too. None of these errors closes the transport.
+      :class:`OSError` whose ``datagram_error`` is the report. An error about a datagram that could
+      not be sent also has a ``datagram_error``. None of these errors closes the transport.
 
     * ``"dtls"``: with ``dtls``, a function that returns the :class:`tomada.dtls.Session` with an
       address, or with the only peer.
@@ -59,8 +61,8 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
     peer's datagram.
 
     Nothing limits how many datagrams wait while the socket's buffer is full. As with asyncio's own
-    transports, the protocol has to stop sending when ``pause_writing`` is called, above all one
-    that replies to strangers, whose addresses may be forged.
+    transports, the protocol has to stop sending when ``pause_writing`` is called. This is most
+    important if it replies to strangers, whose addresses may be forged.
     """
 
     def __init__(
@@ -115,7 +117,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         if sessions is not None:
             self._read_ready = sessions.attach(self, core.read_ready)
         # Call the core directly, without a Python frame in between.
-        self.sendto: Any = core.sendto
+        self.sendto = core.sendto  # type: ignore[method-assign]
         try:
             self._begin(protocol, connection_made, waiter)
         except BaseException:
@@ -212,12 +214,26 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         if self._sock.pending:
             self._act("deliver")
 
-    # Writing; sendto is the core's.
+    # Writing
+
+    def sendto(self, data: Any, addr: Any = None) -> None:
+        """Send a datagram to ``addr``, or to the peer. This never waits.
+
+        If the socket's buffer is full, the datagram waits in the send backlog. An error about the
+        datagram, such as ``EMSGSIZE``, is reported to ``protocol.error_received``. On a transport
+        that is closing, the datagram is dropped, with a warning.
+
+        :param data: A bytes-like object.
+        :param addr: The destination. It may be left out only if the transport has a peer.
+        :raises TypeError: ``data`` is not a bytes-like object.
+        :raises ValueError: The transport has a peer, and ``addr`` is another address.
+        """
+        self._core.sendto(data, addr)
 
     def sendto_many(self, datagrams: Iterable[Any], addr: Any = None) -> None:
-        """Send many datagrams: all to ``addr`` or the peer, or each a pair with its own address.
+        """Send many datagrams: all to ``addr`` or the peer, or ``(data, address)`` pairs.
 
-        They are sent together, at once; inside a callback that receives, after it returns.
+        They are sent together: at once or, inside a callback that receives, after it returns.
         """
         self._core.sendto_many(datagrams, addr)
 
@@ -308,7 +324,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             self._core.flush()
 
     def abort(self) -> None:
-        """Close at once, and drop the send backlog."""
+        """Close at once and drop the send backlog."""
         if self._core.abort():
             self._read_watch.stop()
             self._act("lose")

@@ -29,13 +29,13 @@ examples:
   tomada bench 127.0.0.1:1234 --clients 8 --window 32 --duration 10
   tomada bench --local
 
-The server has to send back what it gets, as tomada serve does. The load is a closed loop: each
-reply is followed by the next datagram, so that a slow server is asked less often. It is made by one
-Python process, which may itself be the limit.
+The server must send back the datagrams that it receives, as tomada serve does. The load is a closed
+loop: the next datagram is sent when a reply arrives, so a slow server gets fewer requests. One
+Python process generates the load, and may itself be the bottleneck.
 
 exit status:
-  0  replies came
-  1  none did
+  0  replies arrived
+  1  no reply arrived
 """
 
 QUANTILES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
@@ -58,7 +58,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--local",
         action="store_true",
-        help="compare servers of tomada, socket and asyncio on this machine instead",
+        help="instead, compare tomada, socket and asyncio servers on this machine",
     )
     parser.add_argument(
         "--clients", type=count, metavar="N", help="sockets to send from (default: 1; local: 8)"
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandError("say what to measure: HOST:PORT, or --local")
     if not LABEL.size <= arguments.size <= LARGEST:
         raise CommandError(
-            f"a datagram takes {LABEL.size} to {LARGEST:,} bytes, not {arguments.size:,}"
+            f"a datagram must have {LABEL.size} to {LARGEST:,} bytes, not {arguments.size:,}"
         )
     if arguments.local:
         return compare(arguments)

@@ -42,14 +42,14 @@ examples:
   tomada impair :1234 10.0.0.7:1234 --burst-loss 5%/4 --seed 7 --pcap both.pcap
 
 Clients send to LISTEN instead of UPSTREAM. The server sees a separate port for each client.
-Shares are written 5% or 0.05, times 40ms or 0.04s, rates in bits per second: 500kbit, 2mbit. The
-options with --to-server- or --to-client- replace the general one for a direction.
+Shares are written 5% or 0.05, times 40ms or 0.04s, rates in bits per second: 500kbit, 2mbit.
+Options that begin with --to-server- or --to-client- replace the general option in one direction.
 
 The capture contains each datagram as it arrived and, if it passed, as it left.
 
 exit status:
-  0  Ctrl-C, SIGTERM or --duration ended it
-  1  it could not listen
+  0  stopped by Ctrl-C, SIGTERM or --duration
+  1  could not listen
 """
 
 INTERVAL = 0.2
@@ -116,7 +116,7 @@ OPTIONS: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "corrupt": (share, "SHARE", "the share in which a bit is flipped"),
     "truncate": (share, "SHARE", "the share that is truncated"),
     "rate": (bit_rate, "RATE", "payload bits per second"),
-    "queue": (count, "N", "how many datagrams may wait for the rate (default: 1000)"),
+    "queue": (count, "N", "how many datagrams may wait because of the rate (default: 1000)"),
     "mtu": (count, "BYTES", "the longest IP packet; longer packets are dropped"),
 }
 
@@ -143,7 +143,7 @@ def add(commands: Any) -> None:
         metavar="STEPS",
         help="what happens to the first datagrams: 'drop; pass; delay 50ms'",
     )
-    parser.add_argument("--duration", type=seconds, metavar="S", help="end after S seconds")
+    parser.add_argument("--duration", type=seconds, metavar="S", help="stop after S seconds")
     parser.add_argument("--pcap", metavar="FILE", help="capture the datagrams on both sides")
     add_json(parser, "the final counters")
     parser.set_defaults(run=run)
@@ -245,7 +245,7 @@ def drain_capture(link: Link, writer: pcap.Writer | None) -> None:
         writer.write(pcap.packet_of(data, source[:2], destination[:2]), time_ns)
     writer.flush()
     if missing:
-        note(f"{missing:,} datagrams were not captured: they came faster than the disk takes them")
+        note(f"{missing:,} datagrams were not captured: the disk was too slow")
 
 
 def as_json(stats: LinkStats) -> dict[str, Any]:
@@ -267,13 +267,13 @@ ROWS = {
     "queue_full": "dropped, the queue was full",
     "too_long": "dropped, longer than the MTU",
     "unsendable": "dropped, the kernel refused",
-    "cut": "under way at the end",
+    "cut": "in flight at the end",
     "delayed": "delayed",
     "reordered": "reordered",
     "duplicated": "duplicated",
     "corrupted": "corrupted",
     "truncated": "truncated",
-    "queued": "under way",
+    "queued": "in flight",
 }
 ALWAYS = ("received", "sent", "lost")
 

@@ -19,15 +19,15 @@ from tomada._cli.common import SUCCESS, add_json
 
 # The sysctls that limit how many datagrams a machine can receive and send.
 LIMITS = {
-    "net.core.rmem_max": "the largest receive buffer that a program can ask for, in bytes",
-    "net.core.rmem_default": "the receive buffer of a program that does not ask, in bytes",
-    "net.core.wmem_max": "the largest send buffer that a program can ask for, in bytes",
-    "net.core.netdev_max_backlog": "packets that wait for a CPU to take them from a device",
-    "net.core.somaxconn": "connections that wait to be accepted (of streams)",
-    "net.core.busy_poll": "microseconds that a poll stays awake",
-    "net.ipv4.igmp_max_memberships": "multicast groups that a socket can join",
-    "net.ipv4.udp_rmem_min": "receive buffer that a socket keeps when memory is short, in bytes",
-    "net.unix.max_dgram_qlen": "datagrams that an AF_UNIX socket queues",
+    "net.core.rmem_max": "the largest receive buffer that a program can request, in bytes",
+    "net.core.rmem_default": "the default receive buffer, in bytes",
+    "net.core.wmem_max": "the largest send buffer that a program can request, in bytes",
+    "net.core.netdev_max_backlog": "received packets that can wait for a CPU",
+    "net.core.somaxconn": "stream connections that can wait to be accepted",
+    "net.core.busy_poll": "microseconds that poll and select busy-wait",
+    "net.ipv4.igmp_max_memberships": "the multicast groups that a socket can join",
+    "net.ipv4.udp_rmem_min": "the receive buffer that a socket keeps if memory is short, in bytes",
+    "net.unix.max_dgram_qlen": "the datagrams that an AF_UNIX socket can queue",
 }
 PACKAGES = ("rich", "prometheus-client", "uvloop")
 
@@ -40,9 +40,9 @@ FEW_DESCRIPTORS = 4096
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "info",
-        help="show versions, the kernel's features and limits, and what to change",
-        description="Show versions, which of the kernel's features work here (found by trying "
-        "them over the loopback interface), its limits, and which of those to change.",
+        help="show versions, kernel features, limits and recommended changes",
+        description="Show versions, the kernel features that work here (tested over loopback), "
+        "the limits, and recommended changes.",
     )
     add_json(parser, "everything")
     parser.set_defaults(run=run)
@@ -101,8 +101,8 @@ def features() -> dict[str, Any]:
         "GSO (UDP_SEGMENT): one send for many datagrams": works(segments),
         "GRO (UDP_GRO): one receive for many datagrams": works(coalesces),
         "kernel timestamps (SO_TIMESTAMPNS)": works(lambda: received().timestamp_ns is not None),
-        "address that was asked (IP_PKTINFO)": works(lambda: received().destination is not None),
-        "counter of drops (SO_MEMINFO)": works(counts_drops),
+        "destination address (IP_PKTINFO)": works(lambda: received().destination is not None),
+        "drop counter (SO_MEMINFO)": works(counts_drops),
         "several sockets on one port (SO_REUSEPORT)": works(shares_a_port),
     }
 
@@ -251,17 +251,18 @@ def recommendations(found: dict[str, dict[str, Any]]) -> list[str]:
     most = limits["net.core.rmem_max"]
     if most is not None and most < GOOD_RMEM_MAX:
         advice.append(
-            f"A receive buffer holds at most about {2 * most // SMALL_DATAGRAM:,} small datagrams, "
-            "and what comes in a faster burst is lost:\n"
+            f"A receive buffer holds at most about {2 * most // SMALL_DATAGRAM:,} small datagrams; "
+            "of a longer burst, the rest is lost. Raise the limit:\n"
             f"  sudo sysctl -w net.core.rmem_max={GOOD_RMEM_MAX}\n"
-            "and ask for it: sock.setsockopt(SOL_SOCKET, SO_RCVBUF, …), Server(…, rcvbuf=…)."
+            "and request the larger buffer: sock.setsockopt(SOL_SOCKET, SO_RCVBUF, …), "
+            "Server(…, rcvbuf=…)."
         )
     descriptors = limits["open files (ulimit -n)"]
     if descriptors != resource.RLIM_INFINITY and descriptors < FEW_DESCRIPTORS:
-        advice.append(f"A process may open {descriptors:,} sockets; for more: ulimit -n 65536")
+        advice.append(f"A process may open {descriptors:,} sockets. To allow more: ulimit -n 65536")
     missing = [name for name, is_there in features.items() if not is_there]
     if missing:
-        advice.append(f"Not here, and done without: {'; '.join(missing)}.")
+        advice.append(f"Not available here, so tomada works without: {'; '.join(missing)}.")
     if found["versions"]["rich"] is None:
         advice.append("For colours and progress bars: pip install 'tomada[cli]'")
     return advice

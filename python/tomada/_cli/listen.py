@@ -39,8 +39,8 @@ examples:
   tomada listen :1234 --count 1 --timeout 5  one datagram, or failure after 5 seconds
 
 exit status:
-  0  it was stopped by Ctrl-C, or received --count datagrams
-  1  it could not listen, or nothing arrived for --timeout seconds
+  0  stopped by Ctrl-C, or after --count datagrams
+  1  could not listen, or nothing arrived for --timeout seconds
 """
 
 HEX_WIDTH = 16
@@ -55,9 +55,9 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_address(parser, "where to listen", has_default=True)
-    parser.add_argument("--count", type=count, metavar="N", help="end after N datagrams")
+    parser.add_argument("--count", type=count, metavar="N", help="stop after N datagrams")
     parser.add_argument(
-        "--timeout", type=seconds, metavar="S", help="end when nothing arrives for S seconds"
+        "--timeout", type=seconds, metavar="S", help="stop when nothing arrives for S seconds"
     )
     parser.add_argument("--hex", action="store_true", help="also show the bytes in hexadecimal")
     parser.add_argument("--pcap", metavar="FILE", help="also write the datagrams to a capture file")

@@ -133,14 +133,14 @@ def measure(server: str, arguments: argparse.Namespace) -> Row:
         assert process.stdout
         line = process.stdout.readline()
         if not line:
-            raise CommandError(f"the server of {server} did not start")
+            raise CommandError(f"the {server} server did not start")
         address = "127.0.0.1", int(line)
         Load(address, **options).run(duration / 10)  # to warm up
         before = cpu_seconds(process.pid)
         result = Load(address, **options).run(duration)
         used = cpu_seconds(process.pid) - before
     if not result.received:
-        raise CommandError(f"the server of {server} did not reply")
+        raise CommandError(f"the {server} server did not reply")
     return Row(
         server,
         result.rate,

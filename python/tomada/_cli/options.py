@@ -65,7 +65,7 @@ OPTIONS = (
         is_positional=True,
     ),
     Option(
-        "fd", whole(0), SOURCE, "serve the bound socket of this descriptor", excludes=ONE_SOCKET
+        "fd", whole(0), SOURCE, "serve the bound socket with this descriptor", excludes=ONE_SOCKET
     ),
     Option(
         "group",
@@ -94,7 +94,7 @@ OPTIONS = (
         "discard",
         SWITCH,
         HANDLER,
-        "receive datagrams, and send no reply",
+        "receive datagrams and send no reply",
         into="command",
         excludes=ONE_HANDLER,
     ),
@@ -102,7 +102,7 @@ OPTIONS = (
         "print",
         SWITCH,
         HANDLER,
-        "print datagrams, and send no reply",
+        "print datagrams and send no reply",
         into="command",
         excludes=ONE_HANDLER,
     ),
@@ -133,7 +133,7 @@ OPTIONS = (
         "app-dir",
         DIRECTORY,
         HANDLER,
-        "where modules are searched first",
+        "the directory to search for modules first",
         "the current directory",
         into="command",
     ),
@@ -153,14 +153,14 @@ OPTIONS = (
         HANDLER,
         "enter a context manager in each worker before its first datagram",
     ),
-    Option("workers", whole(1), WORKERS, "processes to serve with", 1),
-    Option("threads", whole(1), WORKERS, "threads to serve with, in a free-threaded Python", 1),
+    Option("workers", whole(1), WORKERS, "the number of worker processes", 1),
+    Option("threads", whole(1), WORKERS, "the number of threads, in a free-threaded Python", 1),
     Option(
         "steering",
         STEERING,
         WORKERS,
-        "which worker receives a datagram: always the same for a peer (hash), that of the "
-        "receiving CPU (cpu), any (random), or always the same for some payload bytes "
+        "which worker receives a datagram: always the same one for a peer (hash), the one of the "
+        "receiving CPU (cpu), any (random), or always the same one for some payload bytes "
         "(key:OFFSET,LENGTH)",
         "hash",
     ),
@@ -181,7 +181,7 @@ OPTIONS = (
         "max-concurrency",
         whole(1),
         WORKERS,
-        "maximum calls of an async handler at once, in each worker",
+        "maximum concurrent calls of an async handler in each worker",
         1000,
     ),
     Option("max-requests", whole(1), WORKERS, "replace a worker after about this many datagrams"),
@@ -192,7 +192,7 @@ OPTIONS = (
         "replace a worker after about this many seconds",
     ),
     Option("rcvbuf", SIZE, SOCKET, "the size of each receive buffer", "the kernel's"),
-    Option("pacing", SIZE, SOCKET, "the highest rate to send at in bytes per second (needs fq)"),
+    Option("pacing", SIZE, SOCKET, "the maximum send rate in bytes per second (needs fq)"),
     Option("gro", SWITCH, SOCKET, "let the kernel deliver coalesced datagrams", True),
     Option(
         "spin",
@@ -218,8 +218,8 @@ OPTIONS = (
         "proxy-flows",
         seconds(is_positive=True),
         SOCKET,
-        "the proxies put a header in front of only the first datagram of a flow, which ends after "
-        "this silence",
+        "the proxies put a header in front of only the first datagram of a flow, which ends when "
+        "it has been idle for this long",
     ),
     Option(
         "allow",
@@ -239,9 +239,9 @@ OPTIONS = (
     Option("rate", RATE, GUARD, "maximum datagrams per second from one source", into="guard"),
     Option(
         "burst",
-        whole(1),
+        whole(1, 2**32 - 1),
         GUARD,
-        "maximum datagrams at once from one source",
+        "maximum burst of datagrams from one source",
         "one second's worth",
         into="guard",
     ),
@@ -280,7 +280,7 @@ OPTIONS = (
         "dtls-cert",
         PATH,
         DTLS,
-        "encrypt, with this certificate chain (PEM)",
+        "encrypt with this certificate chain (PEM)",
         into="dtls",
         parameter="certfile",
     ),
@@ -305,7 +305,7 @@ OPTIONS = (
         "dtls-psk-file",
         PATH,
         DTLS,
-        "accept clients with these pre-shared keys: a file with lines IDENTITY:HEXKEY",
+        "accept clients with the pre-shared keys in this file, whose lines are IDENTITY:HEXKEY",
         into="dtls",
         parameter="pskfile",
     ),
@@ -326,7 +326,7 @@ OPTIONS = (
         "log-format",
         choice("console", "text", "json"),
         OBSERVATION,
-        "how log messages look: plain, with time and level, or one JSON object per line",
+        "the format of log messages: plain, with time and level, or one JSON object per line",
         "console",
         into="command",
     ),
@@ -346,7 +346,7 @@ OPTIONS = (
         "(tomada[otel])",
         into="command",
     ),
-    Option("quiet", SWITCH, OBSERVATION, "no status line", into="command"),
+    Option("quiet", SWITCH, OBSERVATION, "do not show the status line", into="command"),
     Option("json", SWITCH, OBSERVATION, "print the counters as JSON when stopping", into="command"),
     Option(
         "reload",
@@ -410,7 +410,7 @@ def _lines() -> Iterator[str]:
         for option in options:
             default = _default(option)
             meaning = option.help + (f" (default: {default})" if default else "")
-            key = "" if option.is_in_file else "; not in a file"
+            key = "" if option.is_in_file else "; cannot be set in a file"
             usage = option.usage.replace("|", "\\|")
             yield f"| `{usage}` | `{option.variable}` | {meaning}{key} |"
         yield ""

@@ -55,7 +55,7 @@ def add(commands: Any) -> None:
     add_address(parser, "where to send", has_default=False)
     parser.add_argument("text", metavar="TEXT", nargs="*", help="a datagram")
     parser.add_argument("--file", metavar="F", help="a file to send as one datagram; - is stdin")
-    parser.add_argument("--hex", action="store_true", help="TEXT and lines are hexadecimal")
+    parser.add_argument("--hex", action="store_true", help="read TEXT and lines as hexadecimal")
     parser.add_argument(
         "--count", type=count, default=1, metavar="N", help="send everything N times (default: 1)"
     )

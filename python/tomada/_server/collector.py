@@ -1,4 +1,4 @@
-"""A server's counters as Prometheus has them."""
+"""A server's counters as Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -26,18 +26,31 @@ from tomada._core import ServerCounters
 if TYPE_CHECKING:
     from tomada.server import Server
 
-# Prometheus counts the batches in a histogram, so calls are not counters of their own.
-COUNTERS = {
-    name: text
-    for name, text in ServerCounters.descriptions().items()
-    if name not in ("receive_calls", "send_calls")
-}
 # Names that differ, after Prometheus's conventions: the unit is part of the name.
 NAMES = {"handler_time": "handler_seconds"}
+# The metric of each counter, the counter, and its description. Prometheus counts the batches in a
+# histogram, so calls are not counters of their own.
+COUNTERS = [
+    (f"tomada_server_{NAMES.get(name, name)}", name, text)
+    for name, text in ServerCounters.descriptions().items()
+    if name not in ("receive_calls", "send_calls")
+]
+# The name in version 0.1, until 0.3.
+COUNTERS.append(
+    (
+        "tomada_server_handler_time",
+        "handler_time",
+        "Deprecated, and removed in 0.3: use tomada_server_handler_seconds_total.",
+    )
+)
 # Why a guard refuses: the counters of GuardStats.
 REASONS = ("denied", "oversized", "over_rate", "over_ceiling", "over_amplification")
 GUARD = "tomada_guard_refused", "Datagrams that the guard refused, by reason."
 STATES = ("created", "starting", "running", "draining", "stopped")
+SINK = {
+    name: f"Datagrams that the sink has {name}." for name in ("received", "published", "dropped")
+}
+IN_FLIGHT = "tomada_sink_in_flight", "Datagrams that the sink has neither published nor dropped."
 STATE = "tomada_server_state", "The state of the server: 1 for the current one."
 # How often to read the metrics of workers, and how long to wait in between, in seconds.
 ATTEMPTS, RETRY = 100, 0.01
@@ -58,9 +71,11 @@ class ServerCollector(Collector):
     Each metric has the label ``address``, which is the server's address. The counters are named
     ``tomada_server_received_total`` and so on; ``tomada_server_batch_size`` is a histogram of the
     number of datagrams per receive; ``tomada_server_state`` has a label for each state. A guard
-    adds ``tomada_guard_refused_total`` with the label ``reason``.
+    adds ``tomada_guard_refused_total`` with the label ``reason``, and a sink
+    ``tomada_sink_received_total``, ``…_published_total``, ``…_dropped_total`` and
+    ``tomada_sink_in_flight``.
 
-    :param registry: Where to register; ``None`` does not register.
+    :param registry: The registry to register with, or ``None``.
     """
 
     def __init__(self, server: Server, registry: CollectorRegistry | None = REGISTRY) -> None:
@@ -69,15 +84,18 @@ class ServerCollector(Collector):
             registry.register(self)
 
     def describe(self) -> Iterator[Metric]:
-        """Return the metrics without values, so that registering does not need a started server."""
-        for name, text in COUNTERS.items():
-            yield CounterMetricFamily(_name(name), text)
+        """Return the metrics without values: the server may not have been started yet."""
+        for metric, _, text in COUNTERS:
+            yield CounterMetricFamily(metric, text)
         yield GaugeMetricFamily(*STATE)
         yield CounterMetricFamily(*GUARD)
+        for name, text in SINK.items():
+            yield CounterMetricFamily(f"tomada_sink_{name}", text)
+        yield GaugeMetricFamily(*IN_FLIGHT)
         yield HistogramMetricFamily("tomada_server_batch_size", "Datagrams in one batch.")
 
     def collect(self) -> Iterator[Metric]:
-        """Return the current metrics. Before the server is started, they have no values."""
+        """Return the current metrics; before the server is started, without values."""
         try:
             stats, address = self._server.stats(), format_address(self._server.address)
         except RuntimeError:  # the server was not started
@@ -85,8 +103,8 @@ class ServerCollector(Collector):
             return
         # An AF_UNIX path is bytes. A byte that is not text would make the whole scrape fail.
         labels = [address.encode(errors="replace").decode()]
-        for name, text in COUNTERS.items():
-            counter = CounterMetricFamily(_name(name), text, labels=["address"])
+        for metric, name, text in COUNTERS:
+            counter = CounterMetricFamily(metric, text, labels=["address"])
             counter.add_metric(labels, getattr(stats, name))
             yield counter
         state = GaugeMetricFamily(*STATE, labels=["address", "state"])
@@ -99,6 +117,7 @@ class ServerCollector(Collector):
             for reason in REASONS:
                 refused.add_metric([*labels, reason], getattr(why, reason))
             yield refused
+        yield from self._of_sink(labels)
         histogram = HistogramMetricFamily(
             "tomada_server_batch_size", "Datagrams in one batch.", labels=["address"]
         )
@@ -109,6 +128,19 @@ class ServerCollector(Collector):
         buckets[-1] = ("+Inf", total)
         histogram.add_metric(labels, buckets, sum_value=stats.received)
         yield histogram
+
+    def _of_sink(self, labels: list[str]) -> Iterator[Metric]:
+        """Return the metrics of the sink, if there is one, from one look at its counters."""
+        if self._server.sink is None:
+            return
+        stats = self._server.sink.stats()
+        for name, text in SINK.items():
+            counter = CounterMetricFamily(f"tomada_sink_{name}", text, labels=["address"])
+            counter.add_metric(labels, getattr(stats, name))
+            yield counter
+        gauge = GaugeMetricFamily(*IN_FLIGHT, labels=["address"])
+        gauge.add_metric(labels, stats.in_flight)
+        yield gauge
 
 
 class _Everything(Collector):
@@ -138,7 +170,7 @@ def _all_of(registry: CollectorRegistry) -> list[Metric]:
 
 
 def exposition(server: Server) -> str:
-    """Return what Prometheus scrapes: a server's metrics, and those that its handlers have made.
+    """Return what Prometheus scrapes: a server's metrics, and those of its handlers.
 
     Handlers in several processes share theirs through ``PROMETHEUS_MULTIPROC_DIR``.
     """
@@ -160,7 +192,3 @@ def _forget_dead(directory: str) -> None:
         if found is not None and not Path(f"/proc/{found[1]}").exists():
             with contextlib.suppress(FileNotFoundError):
                 (Path(directory) / name).unlink()
-
-
-def _name(counter: str) -> str:
-    return f"tomada_server_{NAMES.get(counter, counter)}"

@@ -88,8 +88,7 @@ class Context:
             (number,) = states
         if number not in states:
             raise RuntimeError(
-                "no state is available here: only a worker with a lifespan has it, and only while "
-                "it serves"
+                "no state is available here: only a worker with a lifespan has it, while it serves"
             )
         return states[number]
 

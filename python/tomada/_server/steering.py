@@ -17,7 +17,11 @@ LAST_OFFSET = 65_535
 
 @dataclass(frozen=True)
 class Key:
-    """Where in the payload a peer's identifier is."""
+    """Where in the payload a peer's identifier is.
+
+    Calling it with a payload and an address returns the identifier, as the ``key`` of a
+    :class:`tomada.sinks.Sink` does.
+    """
 
     offset: int
     length: int
@@ -32,24 +36,30 @@ class Key:
             if not least <= value <= most:
                 raise ValueError(f"{name} must be from {least} to {most} bytes, not {value}")
 
+    def __call__(self, data: bytes, _address: object = None) -> bytes:
+        """Return the identifier, or the part of it that the payload has."""
+        return data[self.offset : self.offset + self.length]
+
 
 Steering: TypeAlias = Literal["hash", "cpu", "random"] | Key
 
 
 def key(offset: int, length: int) -> Key:
-    """Return a value for ``Server(steering=…)``: one worker for each value of some payload bytes.
+    """Return a value for ``Server(steering=…)`` that steers datagrams by some payload bytes.
 
-    All datagrams with the same bytes go to the same worker, whatever address they come from: a peer
-    that its identifier in the payload tells apart stays with its worker when its address changes.
-    The kernel does this by a classic BPF program that needs no privilege
+    It is also a ``key`` for :mod:`tomada.sinks`: one partition or subject for each value.
+
+    All datagrams with the same bytes go to the same worker, whatever address they come from. So a
+    peer whose payload contains its identifier stays with its worker when its address changes. The
+    kernel does this with a classic BPF program that needs no privilege
     (``SO_ATTACH_REUSEPORT_CBPF`` in ``socket(7)``).
 
-    A datagram that ends within the bytes is steered by those it has, and one that ends before them
-    by its address. If the server trusts proxies, the offset counts from the end of the PROXY
-    header.
+    A datagram that ends within these bytes is steered by those that it has, and one that ends
+    before them is steered by its address. If the server trusts proxies, the offset counts from the
+    end of the PROXY header.
 
     The server turns ``gro`` off, because the kernel would steer all coalesced datagrams by the
-    first one. If a sender on the same machine uses ``UDP_SEGMENT``, it does so nevertheless.
+    first one. The kernel still does so if a sender on the same machine uses ``UDP_SEGMENT``.
 
     :param offset: The number of bytes before the identifier, up to 65,535.
     :param length: The length of the identifier in bytes, from 1 to 64.

@@ -8,7 +8,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from tomada._sinks.packing import Message, messages, token
-from tomada._sinks.sink import FIRST_PAUSE, LAST_PAUSE, KeyOf, Pack, Sink
+from tomada._sinks.sink import FIRST_PAUSE, LAST_PAUSE, KeyOf, Pack, Sink, without_password
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,24 +28,26 @@ LONGEST_SUBJECT = 3072
 class JetStream(Sink):
     """Publishes datagrams to NATS JetStream: the extra ``tomada[nats]``.
 
-    The stream must exist, and must contain the subject. A message is published again until
-    JetStream has acknowledged it, with an identifier (``Nats-Msg-Id``) by which the stream drops
-    copies within its duplicate window. A message that is longer than the server's ``max_payload``
-    or the stream's ``max_msg_size`` is dropped and counted.
+    The stream must exist and must contain the subject. A message is published repeatedly until
+    JetStream acknowledges it. Its identifier (``Nats-Msg-Id``) lets the stream drop copies within
+    its duplicate window. A message that is longer than the server's ``max_payload`` or the stream's
+    ``max_msg_size`` is dropped and counted.
 
-    :param servers: One URL or several, such as ``"nats://127.0.0.1:4222"``.
-    :param subject: The subject to publish to. With ``key``, the key is appended to it as a last
-        token, in which ``_`` replaces characters that are special in a subject. A datagram whose
-        subject would be longer than 3072 bytes is dropped and counted.
+    :param servers: One or more URLs, such as ``"nats://127.0.0.1:4222"``.
+    :param subject: The subject to publish to. With ``key``, the key is appended as the last token,
+        with ``_`` in place of characters that are special in a subject; a key that is not text
+        becomes hexadecimal digits. A datagram whose subject would be longer than 3072 bytes is
+        dropped and counted.
     :param key: ``"source"`` for the sender's host, or a function of the payload and the address
         that returns the key.
-    :param pack: See :class:`Sink`. A message of ``None`` has the headers ``Source`` (host and port)
-        and ``Timestamp-Ns`` (when the kernel received the datagram, in nanoseconds since 1970).
+    :param pack: See :class:`Sink`. With ``None``, a message has the headers ``Source`` (host and
+        port) and ``Timestamp-Ns`` (when the kernel received the datagram, in nanoseconds since
+        1970).
     :param capacity: See :class:`Sink`.
     :param window: The maximum number of messages that wait for an acknowledgement.
     :param timeout: How long to wait for an acknowledgement before publishing again, in seconds.
     :param linger: See :class:`Sink`.
-    :param options: Further options of ``nats.connect()``, such as ``user_credentials`` or ``tls``.
+    :param options: Further options for ``nats.connect()``, such as ``user_credentials`` or ``tls``.
     :raises ImportError: ``nats-py`` is not installed.
     """
 
@@ -139,8 +141,10 @@ class JetStream(Sink):
         """Connect, however long it takes."""
         import nats  # noqa: PLC0415 - an extra
 
+        where = ", ".join(map(without_password, self._servers))
+
         async def on_error(error: Exception) -> None:
-            self._complain(repr(error))
+            self._complain(f"{where}: {error!r}")
 
         options: dict[str, Any] = {
             "name": "tomada",
@@ -154,7 +158,7 @@ class JetStream(Sink):
             try:
                 return await nats.connect(self._servers, allow_reconnect=True, **options)
             except (TimeoutError, OSError, nats.errors.Error) as error:
-                self._complain(f"cannot connect to {', '.join(self._servers)}: {error!r}")
+                self._complain(f"cannot connect to {where}: {error!r}")
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LAST_PAUSE)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -34,20 +35,22 @@ FIRST_PAUSE, LAST_PAUSE = 0.05, 2.0
 class Sink(ABC):
     """A handler for :class:`tomada.Server` that publishes each datagram.
 
-    The server opens it in each worker before the first datagram, and closes it after the last one,
+    The server opens it in each worker before the first datagram and closes it after the last one,
     so do not pass ``takes``. It never replies.
 
-    :param key: The datagrams' key: see the classes. A datagram for which the function raises an
-        exception is dropped and counted.
+    :param key: The key of each datagram; see the subclasses. ``tomada.key(offset, length)`` returns
+        some bytes of the payload. A datagram for which the function raises an exception is dropped
+        and counted.
     :param pack: ``None`` publishes a message for each datagram. ``"arrow"`` publishes record
         batches of Apache Arrow, with the columns ``data``, ``host``, ``port`` and ``timestamp_ns``
         (the extra ``tomada[arrow]``).
-    :param capacity: The maximum number of datagrams that each worker holds. Beyond it, new ones are
-        dropped and counted.
-    :param linger: The maximum time in seconds that closing waits until the engine has acknowledged
-        everything. Then it drops and counts the rest.
+    :param capacity: The maximum number of datagrams that each worker holds. Beyond this limit, new
+        ones are dropped and counted.
+    :param linger: How long closing waits for the engine to acknowledge everything, in seconds. Then
+        the rest is dropped and counted.
     """
 
+    #: A server calls a sink with lists of ``(data, address, timestamp_ns)``.
     takes = "timed"
 
     def __init__(self, key: KeyOf, pack: Pack, capacity: int, linger: float) -> None:
@@ -93,7 +96,7 @@ class Sink(ABC):
             self._thread.start()
 
     def close(self) -> None:
-        """Publish what is left, as far as ``linger`` allows, and drop and count the rest."""
+        """Publish the remaining datagrams for up to ``linger`` seconds; drop and count the rest."""
         with self._turn:
             with self._lock:
                 self._opened = max(self._opened - 1, 0)
@@ -102,6 +105,7 @@ class Sink(ABC):
                     return
                 self._deadline = time.monotonic() + self._linger
                 self._thread = None
+                self._room.notify_all()
             self._wake()
             thread.join()
 
@@ -172,6 +176,7 @@ class Sink(ABC):
         return float("inf") if deadline is None else deadline - time.monotonic()
 
     def _run(self) -> None:
+        pause = FIRST_PAUSE
         while True:
             try:
                 self._publish()
@@ -184,9 +189,10 @@ class Sink(ABC):
             if left:
                 self._counters.add(dropped=left)
                 log.error("%s: dropped %d datagrams", type(self).__name__, left)
-            if self._is_closing:
-                return
-            time.sleep(FIRST_PAUSE)
+            with self._lock:
+                if self._room.wait_for(lambda: self._is_closing, pause):
+                    return
+            pause = min(2 * pause, LAST_PAUSE)
 
     def _complain(self, why: object) -> None:
         """Log why publishing fails, but not more often than every few seconds."""
@@ -194,6 +200,31 @@ class Sink(ABC):
         if now >= self._complained_at + 5.0:
             self._complained_at = now
             log.warning("%s: %s; %d datagrams wait", type(self).__name__, why, self._held)
+
+    def _attach(
+        self, takes: Any, init: Callable[[], object] | None, exit: Callable[[], object] | None
+    ) -> tuple[Any, Callable[[], object], Callable[[], object]]:
+        """Return the server's ``takes``, ``init`` and ``exit``, which open and close this sink."""
+        if takes not in ("data", self.takes):
+            raise ValueError(f"a sink takes {self.takes!r}, not {takes!r}: omit takes")
+
+        def start() -> None:
+            self.open()
+            try:
+                if init is not None:
+                    init()
+            except BaseException:
+                self.close()
+                raise
+
+        def end() -> None:
+            try:
+                if exit is not None:
+                    exit()
+            finally:
+                self.close()
+
+        return self.takes, start, end
 
     @abstractmethod
     def _publish(self) -> None:
@@ -204,29 +235,6 @@ class Sink(ABC):
         """Wake the publishing thread: there are datagrams, or the sink is closing."""
 
 
-def attach(
-    handler: Any, takes: Any, init: Callable[[], object] | None, exit: Callable[[], object] | None
-) -> tuple[Any, Callable[[], object] | None, Callable[[], object] | None]:
-    """Return what a server's handler takes, and its ``init`` and ``exit``, which open a sink."""
-    if not isinstance(handler, Sink):
-        return takes, init, exit
-    if takes not in ("data", Sink.takes):
-        raise ValueError(f"a sink takes {Sink.takes!r}, not {takes!r}: leave takes out")
-
-    def start() -> None:
-        handler.open()
-        try:
-            if init is not None:
-                init()
-        except BaseException:
-            handler.close()
-            raise
-
-    def end() -> None:
-        try:
-            if exit is not None:
-                exit()
-        finally:
-            handler.close()
-
-    return Sink.takes, start, end
+def without_password(url: str) -> str:
+    """Return a URL as a log may have it: without the user, the password or the token in it."""
+    return re.sub(r"(?<=//)[^/?#]*@", "", url)

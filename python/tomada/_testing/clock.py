@@ -18,15 +18,15 @@ Result = TypeVar("Result")
 class VirtualClock:
     """A clock for an event loop: its time jumps to the next timer when nothing else is ready.
 
-    Sleeps, timeouts and :meth:`~asyncio.loop.call_later` take no real time, and happen in their
-    order; everything else, such as running code, takes no virtual time. So a test of thirty seconds
-    of retries takes milliseconds, and has the same timing in every run.
+    Sleeps, timeouts and :meth:`~asyncio.loop.call_later` take no real time, and happen in order;
+    everything else, such as running code, takes no virtual time. So a test of thirty seconds of
+    retries takes milliseconds and has the same timing in every run.
 
-    Timers of the loop follow the virtual clock; :func:`time.monotonic` does not. Use a
-    :func:`~tomada.testing.network` with it, whose delays are timers of the loop. Sockets work too,
+    The loop's timers follow the virtual clock; :func:`time.monotonic` does not. Combine the clock
+    with a :func:`~tomada.testing.network`, whose delays are timers of the loop. Sockets work too,
     but the clock may jump while their datagrams are in flight: pass ``patience`` if a peer is in
-    another thread or process. While a function of :meth:`~asyncio.loop.run_in_executor` or
-    :func:`asyncio.to_thread` runs, the clock stands still.
+    another thread or process. While a function runs in :meth:`~asyncio.loop.run_in_executor` or
+    :func:`asyncio.to_thread`, the clock stands still.
 
     :param patience: How long to wait for descriptors before the clock jumps, in real seconds.
     """
@@ -38,7 +38,7 @@ class VirtualClock:
         self._threads = 0
 
     def time(self) -> float:
-        """Return the virtual time in seconds, which starts at 0 or the loop's time."""
+        """Return the virtual time in seconds, which starts at 0 or at the loop's time."""
         return self._now
 
     def run(self, main: Coroutine[Any, Any, Result]) -> Result:

@@ -25,8 +25,8 @@ class GilbertElliott:
     """Loss in bursts: the Gilbert–Elliott model, a Markov chain with two states.
 
     Before each datagram, a burst begins with the probability ``p``, or ends with the probability
-    ``r``. It loses the share ``bad`` of the datagrams within a burst, and ``good`` of the others:
-    the arguments ``p``, ``r``, ``1-h`` and ``1-k`` of ``netem``'s ``loss gemodel``
+    ``r``. Within a burst, the share ``bad`` of the datagrams is lost; outside, the share ``good``
+    is. These are the arguments ``p``, ``r``, ``1-h`` and ``1-k`` of ``netem``'s ``loss gemodel``
     (:manpage:`tc-netem(8)`).
     """
 
@@ -39,10 +39,10 @@ class GilbertElliott:
     def bursts(cls, loss: float, length: float) -> Self:
         """Return the model that loses a share ``loss``, in bursts of ``length`` datagrams.
 
-        :param loss: A share from 0 up, below 1.
+        :param loss: A share, at least 0 and less than 1.
         :param length: The average number of datagrams in a burst, at least 1.
-        :raises ValueError: An argument is outside its range, or no frequency of bursts gives that
-            loss.
+        :raises ValueError: An argument is outside its range, or no frequency of bursts results in
+            that loss.
         """
         if not (0 <= loss < 1 and 1 <= length < math.inf):
             raise ValueError("loss must be a share below 1, and length at least 1")
@@ -58,11 +58,13 @@ class Arrival:
     """A datagram whose fate a script's function decides."""
 
     direction: Direction
+    """``"to_server"`` or ``"to_client"``."""
     client: int
     """The client's number, from 0, in the order in which the clients appeared."""
     index: int
     """The datagram's position in its direction, from 0."""
     data: bytes
+    """The payload."""
 
 
 Step: TypeAlias = str | None
@@ -94,7 +96,7 @@ class ImpairmentOptions(RandomImpairments, total=False):
 class Impairments:
     """The impairments of one direction. The default passes datagrams unchanged.
 
-    A datagram that is not lost passes the bottleneck (``rate``), then takes its ``delay``.
+    A datagram that is not lost passes the bottleneck (``rate``) and is then delayed (``delay``).
 
     :param loss: The share of datagrams that are lost, from 0 to 1, or a :class:`GilbertElliott` for
         bursts.
@@ -102,17 +104,19 @@ class Impairments:
     :param jitter: The maximum deviation from ``delay`` in either direction, in seconds, uniformly
         distributed. A delay is never negative. Datagrams whose delays differ can overtake each
         other.
-    :param reorder: The share of datagrams that the client's next datagram overtakes. If none
-        follows within 50 ms, they arrive then.
+    :param reorder: The share of datagrams that the client's next datagram overtakes. If no datagram
+        follows within 50 ms, the delayed one arrives then.
     :param duplicate: The share of datagrams that arrive twice. Each copy has its own jitter.
-    :param corrupt: The share of datagrams in which one bit is flipped. The checksum matches the new
+    :param corrupt: The share of datagrams in which one bit is flipped. The checksum matches the
+        changed bytes.
+    :param truncate: The share of datagrams that lose their end: between one byte and all of their
         bytes.
-    :param truncate: The share of datagrams that lose their end: from one byte to all of them.
     :param rate: Payload bits per second. ``None`` sets no limit.
-    :param queue: How many datagrams may wait for the rate; others are dropped. By default 1,000.
+    :param queue: How many datagrams may wait because of the rate; others are dropped. The default
+        is 1,000.
     :param mtu: The longest IP packet in bytes, which is 28 more than the payload over IPv4, and 48
         over IPv6. Longer packets are dropped without an ICMP message.
-    :param script: Decisions about the first datagrams, or about all of them: see
+    :param script: Decides the fates of the first datagrams, or of all: see
         :func:`tomada.testing.impaired`.
     :raises ValueError: A value is outside its range; the message says which.
     """
@@ -138,7 +142,7 @@ class Impairments:
 
 
 def steps_of(script: Sequence[Step]) -> list[Step]:
-    """Check a script's steps, and return them.
+    """Check a script's steps and return them.
 
     A single string is a mistake, and so is an iterator, which this would use up.
     """
@@ -202,9 +206,10 @@ def function_of(script: Callable[[Arrival], Step]) -> Callable[[int, int, int, b
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """The fate of a datagram. Two fates are equal if the same happened to both datagrams."""
+    """The fate of a datagram. Two fates are equal if the same thing happened to both datagrams."""
 
     direction: Direction
+    """``"to_server"`` or ``"to_client"``."""
     client: int
     """The client's number, from 0, in the order in which the clients appeared."""
     index: int
@@ -213,7 +218,8 @@ class Fate:
     """Its length in bytes when it arrived at the link."""
     dropped: str | None
     """Why it did not arrive: ``"lost"``, ``"scripted"``, ``"cut"``, ``"queue_full"``,
-    ``"too_long"``, ``"rebound"`` or ``"unsendable"``. ``None`` if it has, or is still queued."""
+    ``"too_long"``, ``"rebound"`` or ``"unsendable"``. ``None`` if it has arrived or is still
+    queued."""
     copies: int
     """How many copies have arrived, or are queued."""
     delay: float
@@ -223,7 +229,7 @@ class Fate:
     truncated: int | None
     """The length that it was truncated to."""
     reordered: bool
-    """Whether the next datagram was to overtake it."""
+    """Whether it was delayed so that the next datagram could overtake it."""
     time: float = field(compare=False)
     """When it arrived at the link, in seconds since the link's start."""
 
@@ -243,9 +249,11 @@ class PathStats:
     received: int = 0
     """Datagrams that arrived at the link."""
     received_bytes: int = 0
+    """Their payload bytes."""
     sent: int = 0
     """Datagrams that left the link, duplicates included."""
     sent_bytes: int = 0
+    """Their payload bytes."""
     duplicated: int = 0
     """Copies that the link made."""
     corrupted: int = 0
@@ -253,7 +261,7 @@ class PathStats:
     truncated: int = 0
     """Datagrams that lost their end."""
     reordered: int = 0
-    """Datagrams that the next one was to overtake."""
+    """Datagrams delayed so that the next one could overtake them."""
     delayed: int = 0
     """Datagrams with a delay."""
     queued: int = 0
@@ -265,7 +273,7 @@ class PathStats:
     cut: int = 0
     """Dropped because the direction was cut, or the link stopped."""
     queue_full: int = 0
-    """Dropped because too many waited for the rate, or those under way took 256 MiB of memory."""
+    """Dropped because too many were waiting, or those in flight took 256 MiB of memory."""
     too_long: int = 0
     """Dropped because they were longer than the MTU."""
     rebound: int = 0
@@ -297,10 +305,12 @@ class LinkStats:
     """The counters of a link."""
 
     to_server: PathStats
+    """Datagrams from the clients to the server."""
     to_client: PathStats
+    """Datagrams from the server to the clients."""
     kernel_drops: int
     """Datagrams that the kernel dropped because the link could not receive them in time."""
     server_icmp_errors: int
-    """ICMP errors that came back for datagrams to the server, such as port unreachable."""
+    """ICMP errors returned for datagrams to the server, such as port unreachable."""
     client_icmp_errors: int
-    """ICMP errors that came back for datagrams to clients."""
+    """ICMP errors returned for datagrams to clients."""

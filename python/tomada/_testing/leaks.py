@@ -22,11 +22,11 @@ PATIENCE = 5.0
 def assert_no_udp_leaks(patience: float = PATIENCE) -> Iterator[None]:
     """Check that a block leaves no UDP socket, no child process and no thread behind.
 
-    Those that existed before the block do not count, and this waits for those that are about to
-    end. The garbage collector runs first, so unreachable objects count as closed.
+    Anything that existed before the block does not count. Threads and processes that are about to
+    end get time to do so. The garbage collector runs first, so unreachable objects count as closed.
 
-    :param patience: How long to wait for those that are about to end, in seconds.
-    :raises AssertionError: Something is left; the message lists it.
+    :param patience: How long to wait for threads and processes to end, in seconds.
+    :raises AssertionError: Something was left behind; the message lists it.
     """
     before = _held()
     yield

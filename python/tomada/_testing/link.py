@@ -37,12 +37,12 @@ LOG_SIZE = 1_000_000
 
 
 class LinkClient(NamedTuple):
-    """A client of a link."""
+    """A client that sends through a link."""
 
     number: int
-    """From 0, in the order in which the clients appeared."""
+    """The client's number, from 0, in the order in which the clients appeared."""
     address: Any
-    """Its own address."""
+    """The client's own address."""
     outside: Any
     """The address that the server sees."""
 
@@ -80,7 +80,7 @@ class Link:
         return f"<{type(self).__name__} {state}, seed={self._seed}>"
 
     def start(self) -> None:
-        """Open the link's socket, and start its thread. Entering a ``with`` block does this.
+        """Open the link's socket and start its thread. Entering a ``with`` block does this.
 
         :raises OSError: The address cannot be bound.
         :raises RuntimeError: The link was started before.
@@ -104,14 +104,14 @@ class Link:
         )
 
     def close(self) -> None:
-        """Stop the link, and close its sockets. Leaving the ``with`` block does this.
+        """Stop the link and close its sockets. Leaving the ``with`` block does this.
 
-        This begins with a :meth:`cut`: datagrams that had arrived at the link before, and are due,
-        leave; those that are still under way are dropped, and count as ``cut``. :attr:`log` and
-        :attr:`stats` stay readable. Closing twice does nothing. If a script's function calls this,
-        the link stops when the function returns, and the next :meth:`close` waits for it.
+        This begins with a :meth:`cut`: datagrams that have already arrived at the link and are due
+        leave first; those that are still in flight are dropped, and count as ``cut``. :attr:`log`
+        and :attr:`stats` stay readable. Closing twice does nothing. If a script's function calls
+        this, the link stops when the function returns, and the next :meth:`close` waits for it.
 
-        :raises BaseException: The first exception that a script's function has raised.
+        :raises BaseException: The first exception that a script's function raised.
         :raises OSError: ``EMFILE``: a client's datagrams were dropped (``unsendable``), because
             there was no descriptor for its port. Raise the limit (``ulimit -n``), or use fewer
             clients: each takes a descriptor.
@@ -171,19 +171,19 @@ class Link:
     ) -> None:
         """Change the impairments of datagrams that arrive later.
 
-        When this returns, each datagram that had arrived before has met the old impairments, and
-        those that arrive later meet the new ones. Datagrams under way keep their fates and
-        delays.
+        The old impairments apply to each datagram that arrived before this returns, and the new
+        ones to those that arrive later. Datagrams in flight keep their fates and delays.
 
         Options that are not given stay as they are. ``to_server`` and ``to_client`` replace all
         options of a direction, its script included.
 
-        A ``script`` replaces what is left of the one before, also of those of single directions. A
-        list begins with the next datagram that arrives, in whichever direction, and ``None`` or an
-        empty list leaves all of them to chance. A list in ``to_server`` or ``to_client`` begins
-        with the next datagram of that direction. A change of other options lets a list continue.
+        A ``script`` replaces the rest of the previous script, and of the scripts of single
+        directions. A list begins with the next datagram that arrives, in either direction; ``None``
+        or an empty list leaves all of them to chance. A list in ``to_server`` or ``to_client``
+        begins with the next datagram in that direction. If only other options are changed, the
+        current list continues.
 
-        :raises ValueError: A value is outside its range; nothing has changed then.
+        :raises ValueError: A value is outside its range; nothing was changed.
         """
         sides, scripts = changed(self._sides, (to_server, to_client), options)
         self._running.change(sides, _scripts_of(scripts))
@@ -192,34 +192,35 @@ class Link:
     def cut(self, direction: Direction | None = None) -> None:
         """Cut both directions, or one, until :meth:`heal`.
 
-        When this returns, nothing arrives any longer. Datagrams that had arrived at the link
-        before, and are due, have left. Those that are still in flight (delayed, reordered, or in
-        the queue of a rate) and those that arrive later are dropped, and count as ``cut``.
+        When this returns, nothing passes the link any longer. Datagrams that arrived earlier and
+        were due have left. Those that are still in flight (delayed, reordered, or queued because of
+        a rate) and those that arrive later are dropped, and count as ``cut``.
 
-        This waits for the link's thread, thus for a script's function that it calls. A function may
-        call this itself, and :meth:`heal`, :meth:`rebind` and :meth:`change`: they take effect
-        when it returns, and the datagram that it decides about is the first that meets the change.
+        This waits for the link's thread, and so for a script's function that the thread is calling.
+        The function itself may also call this method, :meth:`heal`, :meth:`rebind` and
+        :meth:`change`: they take effect when the function returns, beginning with the datagram that
+        it decides about.
         """
         self._running.cut(_chosen(direction))
 
     def heal(self, direction: Direction | None = None) -> None:
         """End the cut of both directions, or of one.
 
-        When this returns, each datagram that had arrived at the link before has been dropped, and
-        those that arrive later pass.
+        When this returns, each datagram that arrived earlier has been dropped, and those that
+        arrive later pass.
         """
         self._running.heal(_chosen(direction))
 
     def rebind(self) -> None:
         """Change the port from which the server sees each client, as a NAT does after a pause.
 
-        When this returns, :attr:`clients` has the new ports. Datagrams that had arrived before, and
-        were due, have left from the old ports; those that are still under way to the server leave
-        from the new ones. Replies to an old port that arrive later are dropped, and count as
+        When this returns, :attr:`clients` has the new ports. Datagrams that arrived earlier and
+        were due have left from the old ports; those that are still on their way to the server leave
+        from the new ones. Replies that arrive at an old port later are dropped and count as
         ``rebound``.
 
-        :raises OSError: ``EMFILE``: there is no descriptor for another port. The clients that have
-            appeared last keep theirs.
+        :raises OSError: ``EMFILE``: there is no descriptor for another port. The clients that
+            appeared last keep their ports.
         """
         self._running.rebind()
 
@@ -227,10 +228,11 @@ class Link:
     def log(self) -> list[Fate]:
         """The fates of the datagrams, in the order in which they arrived at the link.
 
-        The log keeps the latest ``log_size`` of each direction. For one seed, the fates of each
-        client in each direction are the same in every run, if it sends the same datagrams and
-        receives the same number. The order among several clients, or of both directions, depends
-        on timing. To compare runs, sort by ``(fate.client, fate.direction, fate.index)``.
+        The log keeps the latest ``log_size`` of each direction. With the same seed, the fates of
+        each client in each direction are the same in every run, if the client sends the same
+        datagrams and receives the same number. The order among several clients, or between the two
+        directions, depends on timing. To compare runs, sort by ``(fate.client, fate.direction,
+        fate.index)``.
         """
         core = self._running
         both = [fates_of(name, core.log(number)) for number, name in enumerate(DIRECTIONS)]

@@ -26,9 +26,13 @@ class MemoryStats:
     """The counters of a :class:`MemoryEndpoint`."""
 
     received: int
+    """Datagrams that arrived in the receive buffer."""
     received_bytes: int
+    """Their payload bytes."""
     sent: int
+    """Datagrams that were sent into the network."""
     sent_bytes: int
+    """Their payload bytes."""
     kernel_drops: int
     """Datagrams that did not fit into the receive buffer of 208 KiB."""
 
@@ -36,7 +40,7 @@ class MemoryStats:
 class MemoryEndpoint(Closing):
     """An endpoint of a :class:`Network`, with the interface of :class:`tomada.asyncio.Endpoint`.
 
-    The methods behave as documented there. Its clock is that of the event loop.
+    The methods behave as documented there, on the event loop's clock.
     """
 
     def __init__(
@@ -74,7 +78,7 @@ class MemoryEndpoint(Closing):
             await self._queue.wait()
 
     async def recv_many(self, max_datagrams: int = 64) -> list[tuple[bytes, Any]]:
-        """Wait for one datagram, and receive all that are queued, up to a maximum."""
+        """Wait for one datagram and receive all that are queued, up to a maximum."""
         received = [await self.recv()]
         while self._queue.datagrams and len(received) < max_datagrams:
             received.append(self._queue.take())
@@ -95,7 +99,7 @@ class MemoryEndpoint(Closing):
         self._transport.sendto(data, addr)
 
     def send_many(self, datagrams: Iterable[Any], addr: Any = None) -> None:
-        """Send many datagrams: all to ``addr`` or the peer, or each a pair with its own address."""
+        """Send many datagrams: all to ``addr`` or the peer, or ``(data, address)`` pairs."""
         self._check_open()
         self._transport.sendto_many(datagrams, addr)
 
@@ -113,7 +117,7 @@ class MemoryEndpoint(Closing):
         match: Callable[[Any, bytes], bool] | None = None,
         retry_refused: bool = True,
     ) -> bytes:
-        """Send a request to the peer, and return its reply."""
+        """Send a request to the peer and return its reply."""
         peer = self._transport.peer
         if peer is None:
             raise ValueError("request() needs an endpoint with a peer: open it with a remote_addr")
@@ -162,11 +166,11 @@ class MemoryEndpoint(Closing):
                 return reply
 
     def errors(self) -> list[DatagramError]:
-        """Return an empty list: the network reports only refusals, and these to connected peers."""
+        """Return an empty list: the network reports only refusals, to connected endpoints."""
         return []
 
     def stats(self) -> MemoryStats:
-        """Return the counters, which have the names of those in :class:`tomada.Stats`."""
+        """Return the counters, whose names are the same as in :class:`tomada.Stats`."""
         queue, transport = self._queue, self._transport
         return MemoryStats(
             queue.received,
@@ -185,15 +189,16 @@ class MemoryEndpoint(Closing):
         return self._transport.is_closing()
 
     def stop_receiving(self) -> None:
-        """Receive no further datagrams, while sending and :meth:`request` continue."""
+        """Stop receiving datagrams; sending and :meth:`request` continue to work."""
         self._is_receiving = False
         self._queue.wake_all()
 
     # Needs nothing but the methods above and below.
+    #: The same as :meth:`tomada.asyncio.Endpoint.shutdown`.
     shutdown: Any = Endpoint.shutdown
 
     async def aclose(self) -> None:
-        """End all waits, and close the endpoint."""
+        """End all waits and close the endpoint."""
         self.abort()
         await self._queue.closed.wait()
 

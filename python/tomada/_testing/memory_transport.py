@@ -29,11 +29,15 @@ class MemoryTransport(asyncio.DatagramTransport):
         super().__init__({"sockname": _shown(name), "peername": peer and _shown(peer)})
         self._network = network
         self._loop = loop
+        #: The local address.
         self.name = name
+        #: The address of the only peer, or ``None``.
         self.peer = peer
         self._protocol: Any = None
         self._is_closing = False
+        #: The number of datagrams sent.
         self.sent = 0
+        #: Their payload bytes.
         self.sent_bytes = 0
         # A wildcard's reply comes from the address that the peer has sent to.
         self._asked: dict[Name, Name] = {}
@@ -43,7 +47,7 @@ class MemoryTransport(asyncio.DatagramTransport):
         return f"<{type(self).__name__} {self.name} peer={self.peer}{state}>"
 
     def start(self, protocol: Any) -> None:
-        """Set the protocol, and announce the connection."""
+        """Set the protocol and announce the connection."""
         self._protocol = protocol
         self._loop.call_soon(protocol.connection_made, self)
 
@@ -73,7 +77,7 @@ class MemoryTransport(asyncio.DatagramTransport):
         self._network.carry(self._loop, source, to, payload)
 
     def sendto_many(self, datagrams: Iterable[Any], addr: Any = None) -> None:
-        """Send many datagrams: all to one address, or each a pair with its own."""
+        """Send many datagrams: all to ``addr`` or the peer, or ``(data, address)`` pairs."""
         for item in datagrams:
             data, to = (item, addr) if addr is not None or self.peer is not None else item
             self.sendto(data, to)
@@ -81,7 +85,7 @@ class MemoryTransport(asyncio.DatagramTransport):
     # Receiving
 
     def deliver(self, data: bytes, source: Name, destination: Name) -> None:
-        """Hand a datagram to the protocol."""
+        """Pass a datagram to the protocol."""
         if self._is_closing or (self.peer is not None and source != self.peer):
             return
         if destination != self.name:
@@ -99,7 +103,7 @@ class MemoryTransport(asyncio.DatagramTransport):
             )
 
     def fail(self, error: OSError) -> None:
-        """Hand an error to the protocol."""
+        """Pass an error to the protocol."""
         if not self._is_closing:
             self._loop.call_soon(self._protocol.error_received, error)
 

@@ -48,8 +48,11 @@ class NetworkFate(NamedTuple):
     """The fate of a datagram in a network."""
 
     source: Any
+    """The address that it was sent from."""
     destination: Any
+    """The address that it was sent to."""
     fate: Fate
+    """The fate of the datagram on the way."""
 
 
 class Network:
@@ -98,7 +101,7 @@ class Network:
         self.close()
 
     def close(self) -> None:
-        """Close all endpoints, and drop datagrams in flight."""
+        """Close all endpoints and drop datagrams in flight."""
         for transport in list(self._bound.values()):
             transport.abort()
         for path in self._paths:
@@ -138,8 +141,8 @@ class Network:
     ) -> tuple[MemoryTransport, Any]:
         """Create an endpoint, like :meth:`asyncio.loop.create_datagram_endpoint`.
 
-        Options of sockets are accepted and have no effect. A ``sock`` gives its address, and is
-        closed.
+        Socket options are accepted, but have no effect. A ``sock`` only provides its addresses and
+        is closed.
         """
         if sock is not None:
             local_addr = sock.getsockname()
@@ -288,7 +291,7 @@ class Network:
 
     @property
     def seed(self) -> int:
-        """The seed that fates, and the order of simultaneous datagrams, are drawn from."""
+        """The seed that determines the fates, and the order of simultaneous datagrams."""
         return self._seed
 
     def change(
@@ -323,7 +326,7 @@ class Network:
 
     @property
     def log(self) -> list[NetworkFate]:
-        """The fate of each datagram, in the order in which they were sent."""
+        """The fates of the datagrams, in the order in which they were sent."""
         logs = [
             fates_of(name, path.log()) for name, path in zip(DIRECTIONS, self._paths, strict=True)
         ]

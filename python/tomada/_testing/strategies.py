@@ -1,7 +1,7 @@
-"""Strategies for hypothesis: datagrams, and what a network does to them.
+"""Hypothesis strategies for datagrams, and for what a network does to them.
 
-``from tomada.testing import strategies`` needs hypothesis. A failure shrinks to a network that does
-as little as possible: to short scripts, in which most datagrams pass.
+``from tomada.testing import strategies`` needs hypothesis. A failure shrinks to a network that
+interferes as little as possible: to a short script in which most datagrams pass.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LARGEST = 1472
 
 
 def datagrams(max_size: int = LARGEST) -> SearchStrategy[bytes]:
-    """Return a strategy for payloads of up to ``max_size`` bytes; the empty one is among them."""
+    """Return a strategy for payloads of up to ``max_size`` bytes, including the empty one."""
     return st.binary(max_size=max_size)
 
 
@@ -46,7 +46,7 @@ def steps(*, max_delay: float = 1.0) -> SearchStrategy[str]:
 def scripts(*, max_size: int = 30, max_delay: float = 1.0) -> SearchStrategy[list[str]]:
     """Return a strategy for schedules: the fates of a network's first datagrams.
 
-    :param max_size: The largest number of steps. The network passes the datagrams after them.
+    :param max_size: The maximum number of steps. Later datagrams pass unchanged.
     :param max_delay: The longest delay in seconds.
     """
     return st.lists(steps(max_delay=max_delay), max_size=max_size)
@@ -55,8 +55,8 @@ def scripts(*, max_size: int = 30, max_delay: float = 1.0) -> SearchStrategy[lis
 def impairments(*, max_share: float = 0.3, max_delay: float = 1.0) -> SearchStrategy[Impairments]:
     """Return a strategy for :class:`Impairments`, without a rate, an MTU or a script.
 
-    :param max_share: The largest share of each impairment.
-    :param max_delay: The longest delay, and the largest jitter, in seconds.
+    :param max_share: The maximum share of each impairment.
+    :param max_delay: The maximum delay and the maximum jitter, in seconds.
     """
     shares = st.floats(0.0, max_share)
     delays = st.floats(0.0, max_delay)

@@ -67,7 +67,7 @@ class Endpoint(base.Endpoint):
         :return: 0.
         """
         if list(tasks):
-            raise TypeError("leave the nursery of the tasks before shutdown(), instead of tasks=")
+            raise TypeError("instead of passing tasks, leave their nursery before shutdown()")
         self.stop_receiving()
         with trio.move_on_after(float("inf") if timeout is None else timeout):
             await self.aclose()

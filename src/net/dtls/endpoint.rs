@@ -98,7 +98,7 @@ struct State {
 impl Inherit for State {
     fn inherit(&mut self) {
         leave_to_parent(self);
-        let text = "a child of a fork does not have the DTLS sessions of its parent";
+        let text = "a forked child does not have its parent's DTLS sessions";
         self.ended = Some(SessionError::new(SessionErrorKind::NoSession, text));
     }
 }

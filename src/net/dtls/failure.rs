@@ -43,7 +43,7 @@ pub struct SessionError {
 /// The cures of some of OpenSSL's reasons.
 const ADVICE: [(&str, &str); 9] = [
     ("no shared cipher", "the two sides have no cipher in common that fits the certificate or key"),
-    ("no ciphers available", "set_ciphers() excludes all that the versions and keys allow"),
+    ("no ciphers available", "set_ciphers() excludes every cipher that versions and keys allow"),
     ("unsupported protocol", "the two sides have no version in common"),
     ("handshake failure", "the peer found no cipher in common, or requires a certificate"),
     ("peer did not return a certificate", "the client must call load_cert_chain()"),
@@ -57,8 +57,8 @@ const ADVICE: [(&str, &str); 9] = [
 const CERTIFICATE_ADVICE: [(&[i32], &str); 4] = [
     (&[9], "it becomes valid later, or the clock of this machine is wrong"),
     (&[10], "it must be renewed, or the clock of this machine is wrong"),
-    (&[18, 19, 20, 21], "if you trust its issuer, pass that to load_verify_locations()"),
-    (&[62, 64], "pass the name that it is for as server_hostname"),
+    (&[18, 19, 20, 21], "if you trust its issuer, pass the issuer to load_verify_locations()"),
+    (&[62, 64], "pass the name in the certificate as server_hostname"),
 ];
 
 impl SessionError {

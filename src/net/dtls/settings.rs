@@ -266,7 +266,7 @@ impl Settings {
         let mut alpn = Vec::new();
         for protocol in protocols {
             let len = u8::try_from(protocol.len()).ok().filter(|&len| len > 0);
-            let text = "the name of a protocol has 1 to 255 bytes";
+            let text = "a protocol name must have 1 to 255 bytes";
             alpn.push(len.ok_or_else(|| ContextError::Invalid(text.to_owned()))?);
             alpn.extend(protocol);
         }
@@ -281,7 +281,7 @@ impl Settings {
         let is_known = profiles.is_empty()
             || !joined.contains('\0') && scratch.set_tlsext_use_srtp(&joined).is_ok();
         if !is_known {
-            let text = format!("no profiles of SRTP can be selected from {joined:?}");
+            let text = format!("no SRTP profiles can be selected from {joined:?}");
             return Err(ContextError::Invalid(text));
         }
         self.srtp = (!profiles.is_empty()).then_some(joined);

@@ -82,7 +82,7 @@ impl Policy {
             return Err(PolicyError::Wrong("prefixes must be at most 32 and 128 bits"));
         }
         if !(8..=1 << 24).contains(&self.sources) {
-            return Err(PolicyError::Wrong("sources must be in 8 to 16777216"));
+            return Err(PolicyError::Wrong("sources must be from 8 to 16777216"));
         }
         Ok(Rates { source, ceiling })
     }

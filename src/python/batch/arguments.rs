@@ -19,7 +19,7 @@ pub(super) fn saturated(object: &Bound<'_, PyAny>) -> PyResult<i64> {
 
 pub(super) fn checked(number: i64, name: &str, most: usize) -> PyResult<usize> {
     usize::try_from(number).ok().filter(|number| (1..=most).contains(number)).ok_or_else(|| {
-        PyValueError::new_err(format!("{name} must be in 1 to {most}, not {number}"))
+        PyValueError::new_err(format!("{name} must be from 1 to {most}, not {number}"))
     })
 }
 

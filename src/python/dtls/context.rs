@@ -417,7 +417,8 @@ fn chosen_for(callback: &Bound<'_, PyAny>, name: Option<&str>) -> PyResult<Chose
     }
     let number: i32 = chosen.extract()?;
     let alert = ALERTS.iter().find(|(known, _)| *known == number);
-    let error = || PyValueError::new_err(format!("sni_callback returned {number}: not an alert"));
+    let error =
+        || PyValueError::new_err(format!("sni_callback returned {number}, which is not an alert"));
     Ok(Err(alert.ok_or_else(error)?.1))
 }
 

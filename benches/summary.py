@@ -1,0 +1,150 @@
+"""The first screens: one chart, for light and dark pages, and one table.
+
+Both are made from the pages of results, because these are in the repository and the samples are
+not. ``python -m benches.summary`` makes them again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+DIRECTORY = Path(__file__).parents[1] / "docs" / "benchmarks"
+BEGIN, END = "<!-- summary: begin -->\n", "<!-- summary: end -->\n"
+
+# The cells of a page's tables of results, by heading, subject and column.
+Tables = dict[str, dict[str, dict[str, str]]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: where its figures are, and which of tomada's subjects it shows."""
+
+    title: str
+    call: str
+    page: str
+    heading: str
+    subject: str
+    column: str = "datagrams/s"
+
+    def cells(self, pages: dict[str, Tables]) -> list[str]:
+        found = pages[self.page][self.heading]
+        figures = [found[name][self.column] for name in (*PEERS, self.subject)]
+        return [f"[{self.title}]({self.page}.md), {self.call}", *figures]
+
+
+PEERS = ("asyncio", "uvloop", "socket")
+ECHO = "64 bytes, 8 clients with 8 requests in flight each"
+RUNS = "64 bytes, 8 clients that send windows of 32 with GSO"
+FROM_ONE = "64 bytes from a sender with GSO"
+TO_MANY = "64 bytes to 1,000 peers in turn"
+LOOPS = "64 bytes, event loops at one end, a client in Rust at the other"
+RECEIVE, SEND = "tomada: recv_many, gro", "tomada: send_many"
+ROWS = (
+    Row("echo", "`Server`", "echo", ECHO, "tomada: Server"),
+    Row("echo of runs of 32", "`Server`", "echo", RUNS, "tomada: Server"),
+    Row("receive from one peer", "`recv_many` with `gro`", "receive", FROM_ONE, RECEIVE),
+    Row("send to one peer", "`send_many`", "send", "64 bytes to one peer", SEND),
+    Row("send to 1,000 peers in turn", "`send_many`", "send", TO_MANY, SEND),
+    Row("median round trip", "`asyncio`", "round-trip", LOOPS, "tomada: asyncio", "p50"),
+)
+
+# The bars of the chart, each with its label.
+BARS = {
+    "asyncio": "asyncio",
+    "trio": "trio",
+    "socketserver": "socketserver",
+    "uvloop": "uvloop",
+    "socket": "socket",
+    "tomada: asyncio": "tomada.asyncio",
+    "tomada: Server": "tomada.Server",
+}
+TITLE = "Echo server on one core: datagrams of 64 bytes per second"
+WIDTH, BAR, GAP, LEFT, RIGHT, TOP = 540, 18, 8, 145, 65, 38
+SCHEMES = {
+    "light": {"text": "#24292f", "peer": "#9aa4af", "tomada": "#00796b"},
+    "dark": {"text": "#e6edf3", "peer": "#5d6875", "tomada": "#2bbbad"},
+}
+FACTORS = {"k": 1e3, "M": 1e6}
+
+
+def tables(text: str) -> Tables:
+    """Read the first table below each heading of a page."""
+    found: Tables = {}
+    for section in text.split("\n## ")[1:]:
+        heading, *lines = section.splitlines()
+        rows: list[list[str]] = []
+        for line in lines:
+            if line.startswith("|"):
+                rows.append([cell.strip() for cell in line[1:-1].split("|")])
+            elif rows:
+                break
+        if rows:
+            (_, *columns), _, *subjects = rows
+            found[heading] = {
+                name: dict(zip(columns, cells, strict=True)) for name, *cells in subjects
+            }
+    return found
+
+
+def table(pages: dict[str, Tables]) -> str:
+    """Make the table: a row for each task, with the peers' figures beside tomada's."""
+    head = ["datagrams per second", *PEERS, "tomada"]
+    lines = [head, ["---", *["---:"] * (len(PEERS) + 1)]]
+    lines += [row.cells(pages) for row in ROWS]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def chart(pages: dict[str, Tables], scheme: str) -> str:
+    """Draw the chart: a bar for each echo server, from zero."""
+    colours = SCHEMES[scheme]
+    shown = {name: pages["echo"][ECHO][name]["datagrams/s"] for name in BARS}
+    most = max(map(number, shown.values()))
+    height = TOP + len(shown) * (BAR + GAP)
+    label = escape(f"{TITLE}. " + ", ".join(f"{BARS[name]} {rate}" for name, rate in shown.items()))
+    head = f'viewBox="0 0 {WIDTH} {height}" role="img" font-family="system-ui, sans-serif"'
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {head} font-size="14">',
+        f"<title>{label}</title>",
+        f'<text y="18" font-size="15" font-weight="600" fill="{colours["text"]}">{TITLE}</text>',
+    ]
+    for index, (name, rate) in enumerate(shown.items()):
+        y = TOP + index * (BAR + GAP)
+        length = round((WIDTH - LEFT - RIGHT) * number(rate) / most)
+        is_ours = name.startswith("tomada")
+        fill = colours["tomada" if is_ours else "peer"]
+        text = f'y="{y + 14}" fill="{colours["text"]}"'
+        weight = ' font-weight="600"' if is_ours else ""
+        size = f'width="{length}" height="{BAR}"'
+        lines += [
+            f'<text x="{LEFT - 10}" {text} text-anchor="end"{weight}>{BARS[name]}</text>',
+            f'<rect x="{LEFT}" y="{y}" {size} rx="3" fill="{fill}"/>',
+            f'<text x="{LEFT + length + 8}" {text}{weight}>{rate}</text>',
+        ]
+    return "\n".join([*lines, "</svg>\n"])
+
+
+def number(rate: str) -> float:
+    """Return the rate that a cell shows, such as ``53.2 k``."""
+    value, _, factor = rate.partition(" ")
+    return float(value) * FACTORS[factor]
+
+
+def write(directory: Path) -> bool:
+    """Write the charts, and the table into the overview, if all of their pages are there."""
+    paths = {row.page: directory / f"{row.page}.md" for row in ROWS}
+    overview = directory / "README.md"
+    if not all(path.exists() for path in [overview, *paths.values()]):
+        return False
+    pages = {name: tables(path.read_text("utf-8")) for name, path in paths.items()}
+    for scheme in SCHEMES:
+        (directory / f"summary-{scheme}.svg").write_text(chart(pages, scheme), "utf-8")
+    before, _, rest = overview.read_text("utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    overview.write_text(f"{before}{BEGIN}\n{table(pages)}\n{END}{after}", "utf-8")
+    return True
+
+
+if __name__ == "__main__":
+    write(DIRECTORY)
