@@ -292,6 +292,12 @@ class Server:
         return self._settings.socket.guard
 
     @property
+    def sink(self) -> Sink | None:
+        """The sink that publishes the datagrams, if the handler is one."""
+        handler: Any = self._settings.handler
+        return handler if hasattr(type(handler), "_attach") else None
+
+    @property
     def address(self) -> Any:
         """The address that the server is bound to, with the actual port."""
         return self._running().listeners.address
@@ -374,6 +380,9 @@ class Server:
         If a service manager has started the program (``NOTIFY_SOCKET``), it is notified when the
         server is ready, reloading or stopping, and of its status; a watchdog, if it has one, also
         gets keep-alive messages (:manpage:`sd_notify(3)`).
+
+        Before this call, Ctrl-C raises :class:`KeyboardInterrupt`, also between :meth:`start` and
+        this call: ``with contextlib.suppress(KeyboardInterrupt), server:`` covers all of it.
 
         Another thread or the workers call the handler, so signals are handled even while the
         handler blocks. An exception from another signal handler also stops the server.
