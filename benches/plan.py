@@ -307,6 +307,9 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
                 ours("Endpoint.request", "tasks endpoint", loop="tomada"),
                 ours("asyncio.Client", "tasks client", loop="tomada"),
                 ours("asyncio.Client, uvloop", "tasks client", loop="uvloop"),
+                # Each of its sockets has room for its replies. The server that replies at once has
+                # too little for its requests.
+                *((limit("all in flight", "load", clients=8, window=tasks // 8),) if delay else ()),
             ),
         )
         for tasks, delay, when in (
@@ -362,6 +365,18 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
         SESSION_CLIENTS,
     ),
     (
+        "publish",
+        "sinks",
+        "64 bytes, from a sender with GSO into a stream of NATS JetStream in memory",
+        loads.Publish(),
+        (
+            peer("nats-py", "sinks singly"),
+            peer("nats-py, packed", "sinks packed"),
+            ours("JetStream", "sinks jetstream", gro=True),
+            ours("JetStream, pack", "sinks jetstream", gro=True, case="arrow"),
+        ),
+    ),
+    (
         "memory",
         "memory",
         "10,000 sockets, each having received eight datagrams from four peers",
@@ -388,6 +403,7 @@ REFERENCES = {
     "sessions-64": "asyncio, pyOpenSSL",
     "sessions-1200": "asyncio, pyOpenSSL",
     "handshakes": "asyncio, pyOpenSSL",
+    "publish": "nats-py",
 }
 QUICK = {"receive-64-gso", "send-64", "echo-64", "round-trip"}
 

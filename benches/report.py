@@ -155,7 +155,7 @@ def target(bar: Bar) -> str:
 
 def shown(value: float, bar: Bar) -> str:
     """Write a value of a target: a ratio, or an amount."""
-    is_time = not bar.reference and bar.metric in {"p50", "p99"}
+    is_time = not bar.reference and bar.metric in {"p50", "p99", "cpu_ns"}
     return duration(value) if is_time else amount(value, bar.metric)
 
 

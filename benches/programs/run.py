@@ -154,6 +154,7 @@ def parser() -> argparse.ArgumentParser:
     loops = ["asyncio", "uvloop", "rloop", "aiofastnet", "tomada", "tomada-auto", "trio"]
     add("--loop", choices=loops, default="asyncio")
     add("--library", help="see libraries.py")
+    add("--url", help="of an engine: see sinks.py")
     add("--case", help="see calls.py and guards.py")
     add("--gro", action="store_true")
     add("--spin", type=float, default=0)

@@ -21,6 +21,8 @@ from tomada._address import parse_address
 PREFIX = "TOMADA_"
 # How similar a misspelled variable is to the right one.
 LIKELY = 0.8
+# The largest number of bytes, or of anything else.
+LARGEST = 2**63 - 1
 COMMAND_LINE, ENVIRONMENT, FILE = range(3)  # the first has precedence
 
 
@@ -137,16 +139,17 @@ class Settings:
 # Kinds of values
 
 
-def whole(least: int, metavar: str = "N") -> Kind:
+def whole(least: int, most: int = LARGEST) -> Kind:
     """Make the kind of whole numbers."""
 
     def parse(text: str) -> int:
         found = int(text)
-        if found < least:
+        if not least <= found <= most:
             raise ValueError
         return found
 
-    return Kind(f"a whole number from {least} up", metavar, parse)
+    limit = f"to {most}" if most < LARGEST else "up"
+    return Kind(f"a whole number from {least} {limit}", "N", parse)
 
 
 def number(what: str, metavar: str, *, is_positive: bool = False, may_be_inf: bool = False) -> Kind:
@@ -183,7 +186,13 @@ def choice(*values: str) -> Kind:
 
 def text(expected: str, metavar: str) -> Kind:
     """Make a kind for any text."""
-    return Kind(expected, metavar, str)
+    return Kind(expected, metavar, _parse_text)
+
+
+def _parse_text(given: str) -> str:
+    if not given or "\0" in given:
+        raise ValueError
+    return given
 
 
 def several(kind: Kind) -> Kind:
@@ -196,7 +205,10 @@ def _parse_size(given: str) -> int:
     if found is None:
         raise ValueError
     factor: int = 1024 ** " KMG".index(found[2].upper() or " ")
-    return int(found[1]) * factor
+    size = int(found[1]) * factor
+    if size > LARGEST:
+        raise ValueError
+    return size
 
 
 def _parse_switch(given: str) -> bool:

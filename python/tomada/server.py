@@ -292,6 +292,12 @@ class Server:
         return self._settings.socket.guard
 
     @property
+    def sink(self) -> Sink | None:
+        """The sink that publishes the datagrams, if the handler is one."""
+        handler: Any = self._settings.handler
+        return handler if hasattr(type(handler), "_attach") else None
+
+    @property
     def address(self) -> Any:
         """The address that the server is bound to, with the actual port."""
         return self._running().listeners.address

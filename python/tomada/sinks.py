@@ -18,40 +18,66 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from tomada._core import SinkStats
+from tomada._server.steering import Key
 from tomada._sinks.jetstream import JetStream
 from tomada._sinks.kafka import Kafka
-from tomada._sinks.sink import Sink
+from tomada._sinks.sink import Sink, without_password
 
 __all__ = ["JetStream", "Kafka", "Sink", "SinkStats", "from_url"]
 
+
+def _key(text: str) -> str | Key:
+    if text == "source":
+        return text
+    try:
+        offset, length = map(int, text.split(","))
+    except ValueError:
+        raise ValueError(f"key must be source or OFFSET,LENGTH, not {text!r}") from None
+    return Key(offset, length)
+
+
 # The options that a URL may set, and their types.
-_SETTINGS = {"key": str, "pack": str, "capacity": int, "window": int, "linger": float}
+_COMMON = {"key": _key, "pack": str, "capacity": int, "linger": float}
+_OF_NATS = {**_COMMON, "window": int, "credentials": str}
 
 
 def from_url(url: str) -> Sink:
     """Return the sink for a URL: ``nats://HOST:PORT?subject=…`` or ``kafka://HOST:PORT,…?topic=…``.
 
-    Further parameters are ``key=source``, ``pack=arrow``, ``capacity``, ``linger`` and, for NATS,
-    ``window``. ``tls://`` connects to NATS over TLS.
+    Further parameters are ``key=source`` or ``key=OFFSET,LENGTH`` (see :func:`tomada.key`),
+    ``pack=arrow``, ``capacity`` and ``linger``. For NATS, there are also ``window`` and
+    ``credentials`` (a file), and ``tls://`` connects over TLS. For Kafka, a parameter with a dot is
+    a setting of librdkafka, such as ``compression.type=lz4``.
 
     :raises ValueError: The URL does not have this form.
     :raises ImportError: The engine's client is not installed.
     """
-    parts = urlsplit(url)
+    parts, shown = urlsplit(url), without_password(url.partition("?")[0])
     place = {"nats": "subject", "tls": "subject", "kafka": "topic"}.get(parts.scheme)
     if place is None or not parts.netloc:
         raise ValueError(
-            f"{url!r} is not a sink: write nats://HOST:PORT?subject=… or kafka://HOST:PORT?topic=…"
+            f"{shown!r} is not a sink: write nats://HOST:PORT?subject=… or kafka://HOST:PORT?topic=…"
         )
-    options: dict[str, Any] = dict(parse_qsl(parts.query, keep_blank_values=True))
-    target = options.pop(place, "")
+    given = dict(parse_qsl(parts.query, keep_blank_values=True))
+    target = given.pop(place, "")
     if not target:
-        raise ValueError(f"{url!r} lacks its {place}: add ?{place}=…")
-    for name, text in options.items():
-        if name not in _SETTINGS or (name == "window" and place == "topic"):
-            raise ValueError(f"{url!r} sets {name!r}, which is not an option of this sink")
-        options[name] = _SETTINGS[name](text)
-    if place == "topic":
-        return Kafka(parts.netloc, target, **options)
+        raise ValueError(f"{shown!r} lacks its {place}: add ?{place}=…")
+    is_kafka = place == "topic"
+    if is_kafka and "@" in parts.netloc:
+        raise ValueError(f"{shown!r} has a user: set sasl.username=… and sasl.password=… instead")
+    config = {name: given.pop(name) for name in [*given] if is_kafka and "." in name}
+    known: dict[str, Any] = _COMMON if is_kafka else _OF_NATS
+    options: dict[str, Any] = {}
+    for name, text in given.items():
+        if name not in known:
+            raise ValueError(f"{shown!r} sets {name!r}, which is not an option of this sink")
+        try:
+            options[name] = known[name](text)
+        except ValueError as error:
+            raise ValueError(f"{name} of {shown!r}: {error}") from None
+    if is_kafka:
+        return Kafka(parts.netloc, target, config=config, **options)
+    if "credentials" in options:
+        options["user_credentials"] = options.pop("credentials")
     servers = [f"{parts.scheme}://{server}" for server in parts.netloc.split(",")]
     return JetStream(servers, target, **options)

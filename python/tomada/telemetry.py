@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, get_meter_provider
 
@@ -39,7 +39,8 @@ def instrument(server: Server, provider: MeterProvider | None = None) -> None:
             tomada.telemetry.instrument(server)
 
     The counters are named ``tomada.server.received`` and so on, and have the attributes
-    ``server.address`` and ``server.port`` (``server.address`` alone for ``AF_UNIX``).
+    ``server.address`` and ``server.port`` (``server.address`` alone for ``AF_UNIX``). If the
+    handler is a sink, there are also ``tomada.sink.received``, ``…published`` and ``…dropped``.
 
     :param provider: A meter provider; by default the global one.
     """
@@ -49,16 +50,23 @@ def instrument(server: Server, provider: MeterProvider | None = None) -> None:
     for name, text in ServerCounters.descriptions().items():
         meter.create_observable_counter(
             f"tomada.server.{name}",
-            [_observer(server, name)],
+            [_observer(server, name, server.stats)],
             UNITS.get(name, "{datagram}"),
             text,
         )
+    if server.sink is not None:
+        for name in ("received", "published", "dropped"):
+            text = f"Datagrams that the sink has {name}."
+            observers = [_observer(server, name, server.sink.stats)]
+            meter.create_observable_counter(f"tomada.sink.{name}", observers, "{datagram}", text)
 
 
-def _observer(server: Server, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
+def _observer(
+    server: Server, name: str, stats: Callable[[], Any]
+) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def observe(_: CallbackOptions) -> Iterable[Observation]:
         try:
-            value, address = getattr(server.stats(), name), server.address
+            value, address = getattr(stats(), name), server.address
         except RuntimeError:  # the server was not started
             return
         attributes: dict[str, str | int] = {"server.address": format_address(address)}

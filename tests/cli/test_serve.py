@@ -5,10 +5,13 @@ import re
 import signal
 import socket as std
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from command import OnTerminal, Serving, run
+from peer import DEADLINE
 from skips import program
 from tomada import cli
 
@@ -130,7 +133,7 @@ def test_serve_shows_its_activity_on_a_terminal(client):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--app", "service"], "'service' does not name a handler: write MODULE:HANDLER"),
+        (["--app", "service"], "'service' does not name a function: write MODULE:FUNCTION"),
         (["--app", "nowhere:handle"], "there is no module 'nowhere' here"),
         (
             ["--app", "service.py:handle"],
@@ -151,7 +154,8 @@ def test_serve_invalid_app_exits_with_status_1_and_one_line(arguments, complaint
     status, _, errors = run("serve", "127.0.0.1:0", *arguments, "--workers", workers)
     assert status == 1
     last = errors.splitlines()[-1]
-    assert last.startswith(f"tomada serve: {complaint}")
+    assert last.startswith(f"tomada serve: app: {complaint}")
+    assert last.endswith(" (--app)")
     assert workers > 1 or errors == f"{last}\n"
 
 
@@ -198,3 +202,23 @@ def test_serve_replies_to_a_shell_client(serving, name):
         process.stdin.flush()
         assert process.stdout.read(5) == b"hello"
         process.kill()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("style", ["console", "text", "json"])
+def test_log_on_a_full_disk_does_not_stop_the_server(inet, style, workers):
+    """Nothing can be written, from the first line to the last one."""
+    with inet.bound(std) as sock, Path("/dev/full").open("wb") as full:
+        number = sock.fileno()
+        arguments = ("--fd", number, "--log-format", style, "--access-log", 1, "--workers", workers)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tomada", "serve", *map(str, arguments)],
+            pass_fds=(number,),
+            stdout=full,
+            stderr=full,
+        )
+        with process, inet.bound(std) as client:
+            for _ in range(3):
+                assert ask(client, sock.getsockname(), b"abc") == b"abc"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(DEADLINE) == 0

@@ -44,15 +44,16 @@ def test_statsd_to_nats_and_back_with_polars(start, sender, tmp_path):
 
 def test_netflow_to_kafka(start, sender):
     pytest.importorskip("confluent_kafka")
-    broker = MockKafka()
-    child, port = start("netflow_to_kafka.py", "--kafka", broker.servers)
-    exports = [struct.pack("!H", version) + b"export" for version in (5, 9, 10)]
-    for data in [*exports, b"", b"\0\7 of another version"]:
-        sender.sendto(data, ("127.0.0.1", port))
-    messages = broker.messages("netflow", 3)
+    with MockKafka() as broker:
+        child, port = start("netflow_to_kafka.py", "--kafka", broker.servers)
+        exports = [struct.pack("!H", version) + b"export" for version in (5, 9, 10)]
+        for data in [*exports, b"", b"\0\7 of another version"]:
+            sender.sendto(data, ("127.0.0.1", port))
+        messages = broker.messages("netflow", 3)
+        ended = end(child)
     assert sorted(data for _, _, data, _ in messages) == sorted(exports)
     assert {key for key, *_ in messages} == {b"127.0.0.1"}
-    assert "published 3, dropped 0 of 3 exports" in end(child)
+    assert "published 3, dropped 0 of 3 exports" in ended
 
 
 def test_dns_forwarder_knows_clients_behind_a_proxy(start):

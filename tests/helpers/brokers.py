@@ -1,12 +1,13 @@
 """Engines that sinks publish to, as programs of their own."""
 
 import asyncio
+import contextlib
 import json
 import signal
 import subprocess
 
 import tools
-from support import DEADLINE, eventually
+from support import DEADLINE, HELPERS, Child, eventually
 
 
 def send(serving, sock, numbers):
@@ -20,8 +21,9 @@ def send(serving, sock, numbers):
 class NatsServer:
     """A ``nats-server`` with JetStream, which keeps its port and its store when it restarts."""
 
-    def __init__(self, folder, host="127.0.0.1"):
-        self._folder, self._host = folder, host
+    def __init__(self, folder, host="127.0.0.1", before=()):
+        """Start it, by a command that other words may precede."""
+        self._folder, self._host, self._before = folder, host, before
         self.port = -1
         self._process = None
         self.start()
@@ -33,6 +35,7 @@ class NatsServer:
             old.unlink()
         self._process = subprocess.Popen(
             [
+                *self._before,
                 *(tools.find("nats-server"), "-a", self._host, "-p", str(self.port), "-js"),
                 *("-sd", str(self._folder / "store"), "--ports_file_dir", str(ports)),
             ],
@@ -105,38 +108,86 @@ class NatsServer:
 
 
 class MockKafka:
-    """The brokers that librdkafka simulates for its tests, in this process."""
+    """The brokers that librdkafka simulates for its tests: see ``mock_kafka.py``.
+
+    They keep their messages while they are down.
+    """
 
     def __init__(self):
-        from confluent_kafka import Producer
+        self._program = Child(HELPERS / "mock_kafka.py")
+        self.servers = self._program.line()
 
-        self._owner = Producer({"test.mock.num.brokers": 2})
-        brokers = self._owner.list_topics(timeout=DEADLINE).brokers.values()
-        self.servers = ",".join(f"{broker.host}:{broker.port}" for broker in brokers)
+    def _tell(self, *words):
+        self._program.tell(" ".join(map(str, words)) + "\n")
+        assert self._program.line() == "done"
+
+    def kill(self):
+        """End all connections, and refuse new ones."""
+        self._tell("kill")
+
+    def start(self):
+        """Accept connections again."""
+        self._tell("start")
+
+    def delay(self, seconds):
+        """Answer each request after a while."""
+        self._tell("delay", round(seconds * 1000))
+
+    def fill(self, requests):
+        """Reject this many requests to store messages, as a broker whose disk is full."""
+        self._tell("fill", requests)
+
+    def empty(self):
+        """Store messages again."""
+        self._tell("empty")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._program.__exit__()
+
+    def count(self, topic):
+        """Return how many messages a topic has."""
+        from confluent_kafka import TopicPartition
+
+        with self._consumer() as consumer:
+            partitions = consumer.list_topics(topic, timeout=DEADLINE).topics[topic].partitions
+            ends = [
+                consumer.get_watermark_offsets(TopicPartition(topic, each), timeout=DEADLINE)
+                for each in partitions
+            ]
+        return sum(end - begin for begin, end in ends)
+
+    @contextlib.contextmanager
+    def _consumer(self):
+        from confluent_kafka import Consumer
+
+        consumer = Consumer({"bootstrap.servers": self.servers, "group.id": "tests"})
+        try:
+            yield consumer
+        finally:
+            consumer.close()
 
     def messages(self, topic, count):
         """Read messages of a topic: key, headers, payload and partition."""
-        from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+        from confluent_kafka import OFFSET_BEGINNING, TopicPartition
 
-        consumer = Consumer({"bootstrap.servers": self.servers, "group.id": "tests"})
-
-        def partitions_of():  # none until something was published
-            return consumer.list_topics(topic, timeout=DEADLINE).topics[topic].partitions
-
-        partitions = eventually(partitions_of)
-        # Subscribing would take seconds, for a group of which this is the only member.
-        consumer.assign([TopicPartition(topic, each, OFFSET_BEGINNING) for each in partitions])
         found = []
+        with self._consumer() as consumer:
 
-        def enough():
-            message = consumer.poll(0.1)
-            if message is not None and message.error() is None:
-                headers = dict(message.headers() or ())
-                found.append((message.key(), headers, message.value(), message.partition()))
-            return len(found) == count
+            def partitions_of():  # none until something was published
+                return consumer.list_topics(topic, timeout=DEADLINE).topics[topic].partitions
 
-        try:
+            def enough():
+                message = consumer.poll(0.1)
+                if message is not None and message.error() is None:
+                    headers = dict(message.headers() or ())
+                    found.append((message.key(), headers, message.value(), message.partition()))
+                return len(found) == count
+
+            partitions = eventually(partitions_of)
+            # Subscribing would take seconds, for a group of which this is the only member.
+            consumer.assign([TopicPartition(topic, each, OFFSET_BEGINNING) for each in partitions])
             eventually(enough)
-        finally:
-            consumer.close()
         return found

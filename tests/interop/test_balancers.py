@@ -6,11 +6,17 @@ and a server at 10.78.2.2, whose network the client cannot reach.
 
 import contextlib
 import itertools
+import json
 import operator
+import os
+import re
+import select
 import signal
+import socket as std
 import struct
 import subprocess
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +25,7 @@ import pytest
 import skips
 import tomada
 import tools
+from command import Serving
 from support import DEADLINE, Call, eventually
 
 pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
@@ -239,3 +246,146 @@ def test_backend_is_drained_and_replaced_under_load(machines, balancer, request)
         client.result()
     # nginx hides the client, which a translation of the destination does not.
     assert hosts == ({BACK} if balancer == "nginx" else {CLIENT})
+
+
+# Works long enough that a backend always has some, and keeps a note of it in a file: how many
+# datagrams it has accepted, and how many of them were answered.
+APP = """
+import mmap, time
+
+def made():
+    with open("notes", "r+b") as file:
+        notes = memoryview(mmap.mmap(file.fileno(), 16)).cast("Q")
+
+    def handle(batch):
+        notes[1] = notes[0]
+        notes[0] += len(batch)
+        time.sleep(0.0005 * len(batch))
+        return [data for data, _ in batch]
+
+    return handle
+"""
+SCALE = Path(__file__).parents[2] / "docs/how-to/scale.md"
+
+
+class Backend:
+    """A backend in a process of its own, which can be killed."""
+
+    def __init__(self, machines, folder, port):
+        self._notes = folder / "notes"
+        self._notes.write_bytes(bytes(16))
+        (folder / "service.py").write_text(APP)
+        app = ("--app", "service:made", "--factory", "--takes", "batch")
+        arguments = (f"{SERVER}:{port}", *app, "--json")
+        self._child = machines.server.run(lambda: Serving(*arguments, cwd=folder))
+        machines.stack.enter_context(self._child)
+
+    def drain(self):
+        """Stop it; return how many datagrams it had accepted, and how many it has answered."""
+        self._child.signal(signal.SIGTERM)
+        found = json.loads(self._child.end()[1])
+        return found["received"], found["sent"]
+
+    def kill(self):
+        """Kill it, and return the same. It may have received more than its handler knew."""
+        self._child.signal(signal.SIGKILL)
+        self._child.end()
+        return struct.unpack("=QQ", self._notes.read_bytes())
+
+
+class Asking(threading.Thread):
+    """Peers with many requests under way, each of them sent once."""
+
+    PEERS, AT_ONCE, PATIENCE = 8, 8, 2.0
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.answered = self._sent = 0
+        self._over = threading.Event()
+
+    def run(self):
+        with contextlib.ExitStack() as stack:
+            peers = [
+                stack.enter_context(std.socket(std.AF_INET, std.SOCK_DGRAM))
+                for _ in range(self.PEERS)
+            ]
+            for peer in peers:
+                peer.connect((FRONT, PORT))
+                peer.setblocking(False)
+            waiting = [{} for _ in peers]  # when each request was sent
+            while any(waiting) or not self._over.is_set():
+                select.select(peers, [], [], 0.01)
+                for peer, mine in zip(peers, waiting, strict=True):
+                    self._receive(peer, mine)
+                    self._forget(mine)
+                    while len(mine) < self.AT_ONCE and not self._over.is_set():
+                        self._send(peer, mine)
+
+    def _receive(self, peer, mine):
+        with contextlib.suppress(BlockingIOError, ConnectionRefusedError):
+            while True:  # nginx sends an empty datagram where a backend refuses one
+                self.answered += mine.pop(peer.recv(100), None) is not None
+
+    def _forget(self, mine):
+        now = time.monotonic()
+        for request in [one for one, at in mine.items() if at + self.PATIENCE < now]:
+            del mine[request]
+
+    def _send(self, peer, mine):
+        self._sent += 1
+        request = b"%d" % self._sent
+        mine[request] = time.monotonic()
+        with contextlib.suppress(ConnectionRefusedError):
+            peer.send(request)
+
+    def stop(self):
+        self._over.set()
+        self.join(2 * DEADLINE)
+        assert not self.is_alive(), "the peers hang"
+
+
+@pytest.mark.parametrize("end", ["drained", "killed"])
+@pytest.mark.usefixtures("nftables")
+def test_what_is_lost_when_backends_end(machines, end, tmp_path):
+    """Every request that a drained backend has accepted is answered; compare with a killed one."""
+
+    def start(port):
+        folder = tmp_path / str(port)
+        folder.mkdir(exist_ok=True)
+        return Backend(machines, folder, port)
+
+    def progress():
+        before = asking.answered
+        eventually(lambda: asking.answered >= before + 300)
+
+    backends = [start(port) for port in BACKENDS]
+    asking = machines.client.run(_started, Asking())
+    accepted = answered = 0
+    for index, port in enumerate(BACKENDS):
+        progress()
+        ended = backends[index]
+        counts = ended.drain() if end == "drained" else ended.kill()
+        accepted, answered = accepted + counts[0], answered + counts[1]
+        progress()
+        backends[index] = start(port)
+    progress()
+    asking.stop()
+    assert accepted > 0
+    assert (accepted == answered) == (end == "drained")
+    note(end, accepted, accepted - answered)
+
+
+def _started(thread):
+    """Start a thread, which inherits this one's network."""
+    thread.start()
+    return thread
+
+
+def note(row, accepted, lost):
+    """Write a row of the table, if that is asked for."""
+    if os.environ.get("TOMADA_WRITE_BALANCERS") == "1":
+        text = SCALE.read_text(encoding="utf-8")
+        pattern = rf"(?m)^(\| {row} [^|]*\|).*$"
+        assert re.search(pattern, text), row
+        line = rf"\1 {accepted:,} | {lost:,} |"
+        SCALE.write_text(re.sub(pattern, line, text), encoding="utf-8")

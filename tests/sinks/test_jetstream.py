@@ -16,7 +16,8 @@ from support import Call, eventually
 
 pytest.importorskip("nats")
 
-from tomada.sinks import JetStream
+from tomada._sinks.packing import token
+from tomada.sinks import JetStream, Sink, from_url
 
 # At most this many datagrams have just been received and are about to be dropped.
 IN_HAND = 64
@@ -114,6 +115,33 @@ def test_key_is_the_last_token_of_the_subject(broker):
         send(serving, sock, [3])
         settle(sink, 1)
     assert broker.messages("udp")[-1][0] == "udp.127_0_0_1"
+
+
+def test_key_of_the_payload_is_the_last_token_of_the_subject(broker):
+    sink = JetStream(broker.url, "udp", key=tomada.key(1, 3))
+    sink.open()
+    for data in (b"-one-", b"-\x00\xff\x01-", b"-a", b""):
+        sink([(data, ("192.0.2.1", 1), None)])
+    settle(sink, 4)
+    sink.close()
+    subjects = {subject for subject, _, _ in broker.messages("udp")}
+    assert subjects == {"udp.one", "udp.00ff01", "udp.a", "udp._"}
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        (b"", "_"),
+        (b"a.b c*d>e:f", "a_b_c_d_e_f"),
+        ("ação".encode(), "ação"),
+        (b"\x00\x01", "0001"),
+        (b"\x00\x02", "0002"),
+        (b"\xff", "ff"),
+        (b"a\nb", "610a62"),
+    ],
+)
+def test_token_of_a_key(key, expected):
+    assert token(key) == expected
 
 
 def test_arrow_record_batches(broker):
@@ -283,6 +311,29 @@ def test_open_while_another_thread_closes():
 def test_wrong_options(options, error):
     with pytest.raises(error):
         JetStream("nats://127.0.0.1:1", **options)
+
+
+def test_credentials_of_a_url():
+    sink = from_url("nats://a:1?subject=s&credentials=/run/user.creds&key=source")
+    assert sink._options == {"user_credentials": "/run/user.creds"}  # noqa: SLF001 - it has no reader
+
+
+def test_publishing_that_fails_is_repeated_ever_less_often(caplog):
+    class Failing(Sink):
+        calls = 0
+
+        def _publish(self):
+            self.calls += 1
+            raise LookupError("no such engine")
+
+        def _wake(self):
+            pass
+
+    sink = Failing(None, None, 10, 60)
+    sink.open()
+    eventually(lambda: sink.calls >= 3)
+    sink.close()  # at once, not after the pause
+    assert caplog.text.count("LookupError: no such engine") == sink.calls
 
 
 def test_server_with_a_sink_has_no_takes():

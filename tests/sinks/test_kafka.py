@@ -19,7 +19,8 @@ pytestmark = pytest.mark.thread_unsafe(reason="librdkafka's threads outlive a te
 
 @pytest.fixture(scope="module")
 def broker():
-    return MockKafka()
+    with MockKafka() as running:
+        yield running
 
 
 def settled(sink, received):
@@ -105,6 +106,23 @@ def test_from_url(broker):
     assert sink.stats().published == 9
 
 
+def test_from_url_settings_of_librdkafka(broker):
+    sink = from_url(f"kafka://{broker.servers}?topic=set&compression.type=lz4&key=1,2")
+    sink.open()
+    sink([(b"abcd", ("192.0.2.1", 1), None)])
+    assert settled(sink, 1).published == 1
+    sink.close()
+    assert [key for key, *_ in broker.messages("set", 1)] == [b"bc"]
+
+
+def test_wrong_settings_of_librdkafka_are_errors_at_once(capfd):
+    with pytest.raises(ValueError, match='for Kafka: No such configuration property: "colour"'):
+        Kafka("127.0.0.1:1", "topic", config={"colour": "red"})
+    with pytest.raises(ValueError, match="for Kafka: "):
+        Kafka("127.0.0.1:1", "topic", config={"acks": "many"})
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [
@@ -116,8 +134,17 @@ def test_from_url(broker):
         ("kafka://a:1?topic=x&colour=red", "'colour'"),
         ("kafka://a:1?topic=x&capacity=many", "many"),
         ("kafka://a:1?topic=x&pack=json", "json"),
+        ("kafka://a:1?topic=x&no.such=1", "no.such"),
+        ("kafka://user:hunter2@a:1?topic=x", "set sasl.username"),
+        ("kafka://a:1?topic=x&key=4", "key must be source or OFFSET,LENGTH, not '4'"),
+        ("kafka://a:1?topic=x&key=0,0", "length must be from 1 to 64"),
+        ("nats://user:hunter2@a:1", "'nats://a:1' lacks its subject"),
+        ("nats://user:hunter2@a:1?subject=s&password=hunter2&x=1", "'password'"),
+        ("nats://user:hunter2@a:1?subject=s&window=many", "window of 'nats://a:1': "),
+        ("mqtt://user:hunter2@a:1", "'mqtt://a:1' is not a sink"),
     ],
 )
 def test_from_url_wrong(url, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as raised:
         from_url(url)
+    assert "hunter2" not in str(raised.value)

@@ -30,6 +30,8 @@ from tests.soak import report
 from tests.soak.account import Account
 from tests.soak.watch import SELF, Growth, Sample, growth
 
+# This process needs nats-server, and the clients of NATS and Kafka.
+SINKS = "sinks"
 # The kind of traffic in each of these processes.
 PROGRAMS = {
     "servers": "server",
@@ -37,6 +39,7 @@ PROGRAMS = {
     "killed": "server",
     "endpoints": "asyncio",
     "plain": "socket",
+    SINKS: "server",
 }
 # How long a process may be silent, beyond the length of a round.
 SILENCE = 120.0
@@ -129,6 +132,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
                 )
             )
             for program in PROGRAMS
+            if program != SINKS or options.sinks
         }
         listeners = [
             threading.Thread(
@@ -235,6 +239,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--round", type=float, default=4, help="the duration of a round in seconds")
     parser.add_argument("--memory", type=int, default=MEMORY, help="the allowed growth in bytes")
+    parser.add_argument("--sinks", action="store_true", help="with sinks, whose engines restart")
     parser.add_argument("--directory", type=Path, help="the folder of its page")
     parser.add_argument("--results", type=Path, default=Path("target/soak.json"))
     parser.add_argument("--command", default="make soak", help="the command line for the page")

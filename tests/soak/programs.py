@@ -72,6 +72,19 @@ def killed(run: Run) -> None:
     in_threads(run, Killed("server, a worker killed", echo, ask(clients=4), workers=2))
 
 
+def sinks(run: Run) -> None:
+    """Servers that publish to engines, which are restarted in each round."""
+    from tests.soak.sinks import Brokers, Nats  # they need the engines' clients
+
+    in_threads(
+        run,
+        # Its engine is down for longer than the sink has room.
+        Nats("sink, JetStream", blast(1000), capacity=500),
+        Nats("sink, JetStream, packed", blast(50_000, gso=True), run=RUN, pack="arrow"),
+        Brokers("sink, Kafka", blast(3000), capacity=2000),
+    )
+
+
 def endpoints(run: Run) -> None:
     """Transports and endpoints on one loop."""
     # GRO is on from the start: the kernel counts a dropped run as one datagram only with it.

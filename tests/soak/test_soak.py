@@ -1,5 +1,6 @@
 """The soak: how it judges counters, and a short run of it."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -9,10 +10,12 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+import skips
 from benches.children import ROOT
 from floods import needs_loadgen
 from tests.soak import report
 from tests.soak.account import IN_HAND, LONGEST_RUN, Account
+from tests.soak.loads import blast
 from tests.soak.watch import Sample, growth
 
 
@@ -100,3 +103,27 @@ def test_short_soak_leaves_nothing_unexplained(tmp_path):
     assert text.endswith("after\n")
     assert "old" not in text
     assert "| **all** |" in text
+
+
+@needs_loadgen
+@pytest.mark.thread_unsafe(reason="it runs programs")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("engine", ["Nats", "Brokers"])
+def test_sink_accounts_for_everything_while_its_engine_restarts(engine):
+    pytest.importorskip("nats")
+    pytest.importorskip("confluent_kafka")
+    from tests.soak import sinks
+
+    if engine == "Nats":
+        skips.program("nats-server")
+    lane = getattr(sinks, engine)("sink", blast(500), capacity=100)
+    with contextlib.closing(lane):
+        (account,) = lane.round(1.5).values()
+    assert account.unexplained == 0
+    assert account.received > 0
+    assert lane.deeds["engines restarted"] == 1
+    published, dropped = (
+        lane.deeds[f"datagrams {what} by sinks"] for what in ("published", "dropped")
+    )
+    assert published + dropped == account.received

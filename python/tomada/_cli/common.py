@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import socket as _std
@@ -130,8 +131,9 @@ def put_json(item: dict[str, Any]) -> None:
 
 
 def note(line: str) -> None:
-    """Print a line for the user, separately from the results."""
-    put_line(line, sys.stderr)
+    """Print a line for the user, separately from the results, as far as that is possible."""
+    with contextlib.suppress(OSError):  # on a full disk, the work goes on
+        put_line(line, sys.stderr)
 
 
 def put_line(line: str, file: Any) -> None:

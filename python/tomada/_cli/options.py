@@ -232,7 +232,7 @@ OPTIONS = (
     Option("rate", RATE, GUARD, "maximum datagrams per second from one source", into="guard"),
     Option(
         "burst",
-        whole(1),
+        whole(1, 2**32 - 1),
         GUARD,
         "maximum burst of datagrams from one source",
         "one second's worth",

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import sys
 import sysconfig
 import time
@@ -161,14 +162,14 @@ class Service:
         options = settings.of(OPTIONS, "server")
         for name in ("init", "exit", "lifespan"):
             if name in options:
-                options[name] = self._function(options[name], is_forking=is_forking)
-        server = Announced(
-            _address(settings, options.pop("address", None)),
-            self._handler(is_forking=is_forking),
-            guard=_guard(settings),
-            dtls=_dtls(settings),
-            **options,
-        )
+                options[name] = self._function(name, is_forking=is_forking)
+        address = _address(settings, options.pop("address", None))
+        handler = self._handler(is_forking=is_forking)
+        options |= {"guard": _guard(settings), "dtls": _dtls(settings)}
+        try:
+            server = Announced(address, handler, **options)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UsageError(f"{error}{_sources_in(str(error), settings)}") from None
         server._is_forking = is_forking  # noqa: SLF001 - one worker can be replaced, too
         return server
 
@@ -185,24 +186,23 @@ class Service:
 
     def _conclude(self, server: Server) -> int:
         try:
-            stats = server.stats()
+            said = summary(server, time.monotonic() - self._started)
         except RuntimeError:  # it was stopped before it had a socket
             return SUCCESS
-        said = summary(stats, time.monotonic() - self._started)
+        found = counters(server)
         if self._settings.get("json"):
-            print(json.dumps(counters(stats)))
+            print(json.dumps(found))
         elif self._style == "console":
             note(said)
         else:
-            logger.info("stopped: %s", said, extra={"fields": counters(stats)})
+            logger.info("stopped: %s", said, extra={"fields": found})
         return SUCCESS
 
     def _handler(self, *, is_forking: bool) -> Callable[..., Any]:
         settings = self._settings
-        app = settings.get("app")
-        if app is not None:
+        if settings.get("app") is not None:
             is_factory = settings.get("factory", False)
-            return self._function(app, is_forking=is_forking, is_factory=is_factory)
+            return self._function("app", is_forking=is_forking, is_factory=is_factory)
         if settings.get("sink"):
             return _sink(settings)
         if settings.get("print"):
@@ -210,11 +210,18 @@ class Service:
         return discard if settings.get("discard") else echo
 
     def _function(
-        self, name: str, *, is_forking: bool, is_factory: bool = False
+        self, option: str, *, is_forking: bool, is_factory: bool = False
     ) -> Callable[..., Any]:
+        """Return the function that an option names."""
         from tomada._server.app import App
 
-        app = App(name, self._settings.get("app-dir"), is_factory=is_factory)
+        app = App(
+            self._settings.get(option),
+            self._settings.get("app-dir"),
+            is_factory=is_factory,
+            option=option,
+            source=self._settings.source(option),
+        )
         # Workers import the app themselves. If this process had imported it, its forks would
         # already contain it, and would not import new code.
         return app if is_forking else app.load()
@@ -275,6 +282,17 @@ def _sink(settings: Settings) -> Sink:
         return from_url(settings.get("sink"))
     except (ImportError, ValueError, TypeError) as error:
         raise UsageError(f"sink: {error} ({settings.source('sink')})") from None
+
+
+def _sources_in(message: str, settings: Settings) -> str:
+    """Return where the options that an error names come from, in parentheses."""
+    named = (
+        option
+        for option in OPTIONS
+        if option.name in settings.by_name and re.search(rf"\b{option.target}\b", message)
+    )
+    sources = dict.fromkeys(settings.source(option.name) for option in named)
+    return f" ({', '.join(sources)})" if sources else ""
 
 
 def _guard(settings: Settings) -> Guard | None:

@@ -7,9 +7,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tomada._cli.logs import ERASE
+
+if TYPE_CHECKING:
+    from tomada import Server
 
 # Counters that an operator wants to see only if they are not zero.
 TROUBLES = (
@@ -27,8 +30,19 @@ TROUBLES = (
 )
 
 
-def counters(stats: Any) -> dict[str, int]:
-    """Return the numeric counters by name."""
+# The same for the counters of a sink, and what to call them.
+OF_SINK = {"dropped": "dropped by the sink", "in_flight": "not acknowledged yet"}
+
+
+def counters(server: Server) -> dict[str, int]:
+    """Return a server's numeric counters by name, and those of its sink as ``sink_…``."""
+    found = _numbers(server.stats())
+    if server.sink is not None:
+        found |= {f"sink_{name}": value for name, value in _numbers(server.sink.stats()).items()}
+    return found
+
+
+def _numbers(stats: Any) -> dict[str, int]:
     names = [name for name in dir(stats) if not name.startswith("_")]
     values = {name: getattr(stats, name) for name in names}
     return {name: value for name, value in values.items() if isinstance(value, int)}
@@ -42,9 +56,21 @@ def troubles(stats: Any) -> Iterator[str]:
             yield f"{count:,} {name.replace('_', ' ')}"
 
 
-def summary(stats: Any, seconds: float) -> str:
+def of_sink(server: Server) -> Iterator[str]:
+    """Describe what has become of the datagrams that a sink has received."""
+    if server.sink is not None:
+        stats = server.sink.stats()
+        yield f"{stats.published:,} published"
+        for name, text in OF_SINK.items():
+            if count := getattr(stats, name):
+                yield f"{count:,} {text}"
+
+
+def summary(server: Server, seconds: float) -> str:
     """Say what a server has done."""
-    parts = [f"{stats.received:,} received", f"{stats.sent:,} sent", *troubles(stats)]
+    stats = server.stats()
+    parts = [f"{stats.received:,} received", f"{stats.sent:,} sent"]
+    parts += [*of_sink(server), *troubles(stats)]
     if stats.received:
         each = stats.handler_time / stats.received * 1e6
         parts.append(f"{each:,.1f} µs in the handler per datagram")
@@ -92,6 +118,7 @@ class StatusLine:
                 f"sent {(now.sent - before.sent) / took:,.0f}/s",
                 f"total {now.received:,}",
                 f"handler {busy:.0%}",
+                *of_sink(server),
                 *troubles(now),
             ]
             line = "  ".join(parts)

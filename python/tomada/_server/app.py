@@ -27,19 +27,28 @@ class App:
     :param name: ``MODULE:HANDLER``.
     :param directory: Where the module is searched first: by default, in the current directory.
     :param is_factory: Whether the name is that of a function that returns the handler.
+    :param option: The option that sets the name, for errors.
+    :param source: Where it is set, for errors.
     :raises AppError: The name has another form.
     """
 
     def __init__(
-        self, name: str, directory: str | None = None, *, is_factory: bool = False
+        self,
+        name: str,
+        directory: str | None = None,
+        *,
+        is_factory: bool = False,
+        option: str = "app",
+        source: str = "--app",
     ) -> None:
         self._name, self._is_factory = name, is_factory
         self._directory = directory
+        self._option, self._source = option, source
         self._module, colon, self._attribute = name.partition(":")
         if not (self._module and colon and self._attribute):
-            raise AppError(f"{name!r} does not name a handler: write MODULE:HANDLER")
+            raise self._error(f"{name!r} does not name a function: write MODULE:FUNCTION")
         if os.sep in self._module or Path(self._module).is_file():
-            raise AppError(
+            raise self._error(
                 f"{self._module!r} is a path, not a module: "
                 + _how_to_write(Path(self._module), self._attribute)
             )
@@ -69,31 +78,52 @@ class App:
             if error.name is None or not f"{self._module}.".startswith(f"{error.name}."):
                 raise  # the module itself failed; its author needs the traceback
             where = "here" if self._directory is None else f"in {self._directory}"
-            raise AppError(f"there is no module {self._module!r} {where}") from None
+            raise self._error(f"there is no module {self._module!r} {where}") from None
         finally:
             sys.dont_write_bytecode = before
         for part in self._attribute.split("."):
             try:
                 found = getattr(found, part)
             except AttributeError:
-                raise AppError(f"there is no {self._attribute!r} in {self._module}") from None
+                raise self._error(f"there is no {self._attribute!r} in {self._module}") from None
         if not callable(found):
-            raise AppError(f"{self._name} is not a function, but {type(found).__name__}")
+            raise self._error(f"{self._name} is not a function, but {type(found).__name__}")
         if self._is_factory:
-            found = found()
-            if not callable(found):
-                kind = type(found).__name__
-                raise AppError(f"{self._name} did not return a function, but {kind}")
+            found = self._made_by(found)
         try:
             check_handler(found, self._name)
         except TypeError as error:
-            raise AppError(str(error)) from None
+            raise self._error(str(error)) from None
         handler: Callable[..., Any] = found
         return handler
+
+    def _made_by(self, factory: Callable[[], Any]) -> Any:
+        """Call the factory of the handler."""
+        if not _takes_nothing(factory):
+            raise self._error(f"{self._name} needs arguments, which a factory is called without")
+        found = factory()
+        if not callable(found):
+            kind = type(found).__name__
+            raise self._error(f"{self._name} did not return a function, but {kind}")
+        return found
+
+    def _error(self, what: str) -> AppError:
+        return AppError(f"{self._option}: {what} ({self._source})")
 
     def __call__(self, *arguments: Any) -> Any:
         """Call the handler."""
         return self.load()(*arguments)
+
+
+def _takes_nothing(function: Callable[..., Any]) -> bool:
+    """Return whether a function can be called without arguments, as far as it can be known."""
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return False
+    except ValueError:  # it is not written in Python
+        pass
+    return True
 
 
 def _how_to_write(path: Path, handler: str) -> str:

@@ -47,6 +47,10 @@ COUNTERS.append(
 REASONS = ("denied", "oversized", "over_rate", "over_ceiling", "over_amplification")
 GUARD = "tomada_guard_refused", "Datagrams that the guard refused, by reason."
 STATES = ("created", "starting", "running", "draining", "stopped")
+SINK = {
+    name: f"Datagrams that the sink has {name}." for name in ("received", "published", "dropped")
+}
+IN_FLIGHT = "tomada_sink_in_flight", "Datagrams that the sink has neither published nor dropped."
 STATE = "tomada_server_state", "The state of the server: 1 for the current one."
 # How often to read the metrics of workers, and how long to wait in between, in seconds.
 ATTEMPTS, RETRY = 100, 0.01
@@ -67,7 +71,9 @@ class ServerCollector(Collector):
     Each metric has the label ``address``, which is the server's address. The counters are named
     ``tomada_server_received_total`` and so on; ``tomada_server_batch_size`` is a histogram of the
     number of datagrams per receive; ``tomada_server_state`` has a label for each state. A guard
-    adds ``tomada_guard_refused_total`` with the label ``reason``.
+    adds ``tomada_guard_refused_total`` with the label ``reason``, and a sink
+    ``tomada_sink_received_total``, ``…_published_total``, ``…_dropped_total`` and
+    ``tomada_sink_in_flight``.
 
     :param registry: The registry to register with, or ``None``.
     """
@@ -83,6 +89,9 @@ class ServerCollector(Collector):
             yield CounterMetricFamily(metric, text)
         yield GaugeMetricFamily(*STATE)
         yield CounterMetricFamily(*GUARD)
+        for name, text in SINK.items():
+            yield CounterMetricFamily(f"tomada_sink_{name}", text)
+        yield GaugeMetricFamily(*IN_FLIGHT)
         yield HistogramMetricFamily("tomada_server_batch_size", "Datagrams in one batch.")
 
     def collect(self) -> Iterator[Metric]:
@@ -108,6 +117,7 @@ class ServerCollector(Collector):
             for reason in REASONS:
                 refused.add_metric([*labels, reason], getattr(why, reason))
             yield refused
+        yield from self._of_sink(labels)
         histogram = HistogramMetricFamily(
             "tomada_server_batch_size", "Datagrams in one batch.", labels=["address"]
         )
@@ -118,6 +128,19 @@ class ServerCollector(Collector):
         buckets[-1] = ("+Inf", total)
         histogram.add_metric(labels, buckets, sum_value=stats.received)
         yield histogram
+
+    def _of_sink(self, labels: list[str]) -> Iterator[Metric]:
+        """Return the metrics of the sink, if there is one, from one look at its counters."""
+        if self._server.sink is None:
+            return
+        stats = self._server.sink.stats()
+        for name, text in SINK.items():
+            counter = CounterMetricFamily(f"tomada_sink_{name}", text, labels=["address"])
+            counter.add_metric(labels, getattr(stats, name))
+            yield counter
+        gauge = GaugeMetricFamily(*IN_FLIGHT, labels=["address"])
+        gauge.add_metric(labels, stats.in_flight)
+        yield gauge
 
 
 class _Everything(Collector):

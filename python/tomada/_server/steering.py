@@ -17,7 +17,11 @@ LAST_OFFSET = 65_535
 
 @dataclass(frozen=True)
 class Key:
-    """The position of a peer's identifier in the payload."""
+    """Where in the payload a peer's identifier is.
+
+    Calling it with a payload and an address returns the identifier, as the ``key`` of a
+    :class:`tomada.sinks.Sink` does.
+    """
 
     offset: int
     length: int
@@ -32,12 +36,18 @@ class Key:
             if not least <= value <= most:
                 raise ValueError(f"{name} must be from {least} to {most} bytes, not {value}")
 
+    def __call__(self, data: bytes, _address: object = None) -> bytes:
+        """Return the identifier, or the part of it that the payload has."""
+        return data[self.offset : self.offset + self.length]
+
 
 Steering: TypeAlias = Literal["hash", "cpu", "random"] | Key
 
 
 def key(offset: int, length: int) -> Key:
     """Return a value for ``Server(steering=…)`` that steers datagrams by some payload bytes.
+
+    It is also a ``key`` for :mod:`tomada.sinks`: one partition or subject for each value.
 
     All datagrams with the same bytes go to the same worker, whatever address they come from. So a
     peer whose payload contains its identifier stays with its worker when its address changes. The

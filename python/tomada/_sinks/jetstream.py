@@ -8,7 +8,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from tomada._sinks.packing import Message, messages, token
-from tomada._sinks.sink import FIRST_PAUSE, LAST_PAUSE, KeyOf, Pack, Sink
+from tomada._sinks.sink import FIRST_PAUSE, LAST_PAUSE, KeyOf, Pack, Sink, without_password
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,8 +35,9 @@ class JetStream(Sink):
 
     :param servers: One or more URLs, such as ``"nats://127.0.0.1:4222"``.
     :param subject: The subject to publish to. With ``key``, the key is appended as the last token,
-        with ``_`` in place of characters that are special in a subject. A datagram whose subject
-        would be longer than 3072 bytes is dropped and counted.
+        with ``_`` in place of characters that are special in a subject; a key that is not text
+        becomes hexadecimal digits. A datagram whose subject would be longer than 3072 bytes is
+        dropped and counted.
     :param key: ``"source"`` for the sender's host, or a function of the payload and the address
         that returns the key.
     :param pack: See :class:`Sink`. With ``None``, a message has the headers ``Source`` (host and
@@ -140,8 +141,10 @@ class JetStream(Sink):
         """Connect, however long it takes."""
         import nats  # noqa: PLC0415 - an extra
 
+        where = ", ".join(map(without_password, self._servers))
+
         async def on_error(error: Exception) -> None:
-            self._complain(repr(error))
+            self._complain(f"{where}: {error!r}")
 
         options: dict[str, Any] = {
             "name": "tomada",
@@ -155,7 +158,7 @@ class JetStream(Sink):
             try:
                 return await nats.connect(self._servers, allow_reconnect=True, **options)
             except (TimeoutError, OSError, nats.errors.Error) as error:
-                self._complain(f"cannot connect to {', '.join(self._servers)}: {error!r}")
+                self._complain(f"cannot connect to {where}: {error!r}")
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LAST_PAUSE)
 

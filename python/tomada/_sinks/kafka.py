@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from tomada._sinks.packing import Message, messages
-from tomada._sinks.sink import KeyOf, Pack, Sink
+from tomada._sinks.sink import KeyOf, Pack, Sink, log
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # How long the thread waits for reports of the broker before it looks for new datagrams, in seconds.
 TICK = 0.05
+# The same while there is nothing to publish.
+IDLE = 1.0
 # The largest message that a broker accepts by default is 1 MB.
 LARGEST = 900_000
 
@@ -37,6 +39,7 @@ class Kafka(Sink):
     :param capacity: See :class:`Sink`.
     :param linger: See :class:`Sink`.
     :param config: Further librdkafka settings, such as ``{"compression.type": "lz4"}``.
+    :raises ValueError: librdkafka does not accept a setting.
     :raises ImportError: ``confluent-kafka`` is not installed.
     """
 
@@ -51,7 +54,7 @@ class Kafka(Sink):
         linger: float = 4.0,
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        import confluent_kafka  # noqa: F401, PLC0415 - an extra
+        from confluent_kafka import KafkaException, Producer  # noqa: PLC0415 - an extra
 
         super().__init__(key, pack, capacity, linger)
         if not topic:
@@ -63,8 +66,15 @@ class Kafka(Sink):
             "message.timeout.ms": 0,  # until the sink gives up
             "queue.buffering.max.messages": min(capacity, 10_000_000),
             "linger.ms": 5,
+            "logger": log,
             **(config or {}),
         }
+        try:  # with the settings, but without brokers
+            Producer({**self._config, "bootstrap.servers": "", "log_level": 0})
+        except (KafkaException, TypeError, ValueError) as error:
+            reason = error.args[0]
+            text = reason.str() if hasattr(reason, "str") else reason
+            raise ValueError(f"cannot use the settings for Kafka: {text}") from None
 
     def _forget(self) -> None:
         super()._forget()
@@ -89,7 +99,8 @@ class Kafka(Sink):
                 elif len(producer):
                     producer.poll(TICK)
                 else:
-                    self._news.wait(TICK if self._is_closing else None)
+                    producer.poll(0)  # which reports that the brokers are down
+                    self._news.wait(TICK if self._is_closing else IDLE)
                     self._news.clear()
         finally:
             # Their reports, which say so, count them as dropped.

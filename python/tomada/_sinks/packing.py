@@ -79,7 +79,7 @@ def messages(
         for name, row in _keyed(rows, key, refuse):
             yield Message(row[0], name, 1, headers_of(row))
         return
-    groups = {b"": rows}
+    groups = {b"": rows} if rows else {}
     if key is not None:
         groups = {}
         for name, row in _keyed(rows, key, refuse):
@@ -143,6 +143,14 @@ def record_batch(rows: list[Row]) -> bytes:
 
 
 def token(key: bytes) -> str:
-    """Return a key as a token of a NATS subject, in which some characters are special."""
-    text = key.decode(errors="replace")
-    return re.sub(r"[\s.*>:\x00-\x1f]", "_", text) or "_"
+    """Return a key as a token of a NATS subject, in which some characters are special.
+
+    Binary keys become hexadecimal digits, so that two different ones remain different.
+    """
+    try:
+        text = key.decode()
+    except UnicodeDecodeError:
+        return key.hex()
+    if not text.isprintable():
+        return key.hex()
+    return re.sub(r"[ .*>:]", "_", text) or "_"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -37,8 +38,9 @@ class Sink(ABC):
     The server opens it in each worker before the first datagram and closes it after the last one,
     so do not pass ``takes``. It never replies.
 
-    :param key: The key of each datagram; see the subclasses. A datagram for which the function
-        raises an exception is dropped and counted.
+    :param key: The key of each datagram; see the subclasses. ``tomada.key(offset, length)`` returns
+        some bytes of the payload. A datagram for which the function raises an exception is dropped
+        and counted.
     :param pack: ``None`` publishes a message for each datagram. ``"arrow"`` publishes record
         batches of Apache Arrow, with the columns ``data``, ``host``, ``port`` and ``timestamp_ns``
         (the extra ``tomada[arrow]``).
@@ -48,7 +50,7 @@ class Sink(ABC):
         the rest is dropped and counted.
     """
 
-    #: What a server hands to a sink: lists of ``(data, address, timestamp_ns)``.
+    #: A server calls a sink with lists of ``(data, address, timestamp_ns)``.
     takes = "timed"
 
     def __init__(self, key: KeyOf, pack: Pack, capacity: int, linger: float) -> None:
@@ -103,6 +105,7 @@ class Sink(ABC):
                     return
                 self._deadline = time.monotonic() + self._linger
                 self._thread = None
+                self._room.notify_all()
             self._wake()
             thread.join()
 
@@ -173,6 +176,7 @@ class Sink(ABC):
         return float("inf") if deadline is None else deadline - time.monotonic()
 
     def _run(self) -> None:
+        pause = FIRST_PAUSE
         while True:
             try:
                 self._publish()
@@ -185,9 +189,10 @@ class Sink(ABC):
             if left:
                 self._counters.add(dropped=left)
                 log.error("%s: dropped %d datagrams", type(self).__name__, left)
-            if self._is_closing:
-                return
-            time.sleep(FIRST_PAUSE)
+            with self._lock:
+                if self._room.wait_for(lambda: self._is_closing, pause):
+                    return
+            pause = min(2 * pause, LAST_PAUSE)
 
     def _complain(self, why: object) -> None:
         """Log why publishing fails, but not more often than every few seconds."""
@@ -228,3 +233,8 @@ class Sink(ABC):
     @abstractmethod
     def _wake(self) -> None:
         """Wake the publishing thread: there are datagrams, or the sink is closing."""
+
+
+def without_password(url: str) -> str:
+    """Return a URL as a log may have it: without the user, the password or the token in it."""
+    return re.sub(r"(?<=//)[^/?#]*@", "", url)
