@@ -291,7 +291,7 @@ class Tasks(Load):
 
     tasks: int = 1000
     delay: float = 0.0
-    metrics = ("rate", "cpu_ns", "busy", "p50", "p99")
+    metrics = ("rate", "cpu_ns", "busy", "lost", "p50", "p99")
 
     def measure(self, subject: Subject, window: Window) -> Sample:
         late = {"module": "tomada", "delay": self.delay}
@@ -299,11 +299,16 @@ class Tasks(Load):
         # A server has the buffer that an ordinary program gives it.
         common = {"size": self.size, **options}
         with Child(name, cores()[0], window.lifetime, **common) as server:
-            target = {"port": server.line()["port"], "tasks": self.tasks}
+            target = {"port": server.line()["port"]}
+            # One in Rust has no tasks, but as many requests in flight.
+            is_rust = subject.group == "limit"
+            target |= {"warmup": window.warmup} if is_rust else {"tasks": self.tasks}
             with self.start(subject, window, **target) as client:
                 sample = watch(client, client, window)
                 result = client.stop()
-            server.stop()
+            served = server.stop()
+        dropped = served["kernel_drops"] + result["kernel_drops"]
+        sample["lost"] = share_lost(served["echoed"] + dropped, served["echoed"])
         return sample | {name: float(result[name]) for name in ("p50", "p99")}
 
 

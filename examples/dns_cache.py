@@ -35,6 +35,7 @@ class Forwarder:
         self.upstream = upstream
         # By query: the answer, its time of arrival, and its lifetime in seconds.
         self.cache: dict[tuple[object, ...], tuple[bytes, float, int]] = {}
+        self.waiting = 0
 
     async def answer(self, wire: bytes) -> bytes | None:
         query = dns.message.from_wire(wire)
@@ -65,11 +66,17 @@ class Forwarder:
             self.cache[question] = answer, time.monotonic(), lasts
 
     async def ask(self, query: bytes) -> bytes:
-        while True:
-            # An unpredictable ID, so that nobody can forge the answer.
-            number = secrets.token_bytes(2)
-            with contextlib.suppress(ValueError):  # another query in flight has it
-                return await self.upstream.request(number + query[2:])
+        if self.waiting >= MOST_WAITING:
+            raise OSError("too many queries wait for an answer")
+        self.waiting += 1
+        try:
+            while True:
+                # An unpredictable ID, so that nobody can forge the answer.
+                number = secrets.token_bytes(2)
+                with contextlib.suppress(ValueError):  # another query in flight has it
+                    return await self.upstream.request(number + query[2:])
+        finally:
+            self.waiting -= 1
 
 
 async def main(listen: tuple[str, int], upstream: tuple[str, int], patience: float) -> None:

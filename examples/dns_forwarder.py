@@ -73,7 +73,7 @@ def main() -> None:
         proxy=arguments.proxy,
         guard=guard,
     )
-    with forwarder.client, server, contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), forwarder.client, server:
         print("listening on {}:{}".format(*server.address), flush=True)
         server.serve_forever()
     for client, queries in forwarder.queries.most_common(10):

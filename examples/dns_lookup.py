@@ -17,6 +17,9 @@ import dns.rdatatype
 import tomada.asyncio
 from tomada.asyncio import Client
 
+# Only 65,536 queries can have different IDs, and most of those must be free to find one quickly.
+MOST_IN_FLIGHT = 1_000
+
 
 class Resolver:
     """Asks one server."""
@@ -24,6 +27,7 @@ class Resolver:
     def __init__(self, server: tuple[str, int], timeout: float) -> None:
         # A query and its answer begin with the same ID.
         self.client = Client(server, timeout=timeout, key=lambda data: data[:2])
+        self.turns = asyncio.Semaphore(MOST_IN_FLIGHT)
 
     async def resolve(self, name: str, kind: str) -> list[str]:
         """Return the records of a name.
@@ -32,11 +36,12 @@ class Resolver:
         :raises DNSException: The name or the answer makes no sense.
         """
         query = dns.message.make_query(name, kind, use_edns=True)
-        while True:
-            with contextlib.suppress(KeyInUseError):
-                reply = await self.ask(query.to_wire())
-                break
-            query.id = dns.message.make_query(name, kind).id
+        async with self.turns:
+            while True:
+                with contextlib.suppress(KeyInUseError):
+                    reply = await self.ask(query.to_wire())
+                    break
+                query.id = dns.message.make_query(name, kind).id
         answer = dns.message.from_wire(reply)
         if not query.is_response(answer):
             raise dns.exception.DNSException(f"the answer is to another query than {name}")

@@ -104,9 +104,9 @@ def main() -> None:
         return query[:2] + bytes([query[2] | 0x80, 2]) + query[4:]  # SERVFAIL
 
     server = tomada.Server(options.listen, handle, lifespan=connected)
-    server.start()
-    print(f"listening on {server.address[0]}:{server.address[1]}", flush=True)
-    server.serve_forever()
+    with contextlib.suppress(KeyboardInterrupt), server:
+        print(f"listening on {server.address[0]}:{server.address[1]}", flush=True)
+        server.serve_forever()
 
 
 if __name__ == "__main__":

@@ -86,6 +86,7 @@ class Talkers:
 def collect(sock: socket.socket, every: float) -> None:
     batch, talkers, since = Batch(256), Talkers(), time.monotonic()
     try:
+        print("listening on {}:{}".format(*sock.getsockname()), flush=True)
         while True:
             sock.settimeout(max(since + every - time.monotonic(), 0.001))
             try:
@@ -109,5 +110,4 @@ if __name__ == "__main__":
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as collector:
         collector.gro = True  # a router sends runs of full datagrams
         collector.bind((host, int(port)))
-        print("listening on {}:{}".format(*collector.getsockname()), flush=True)
         collect(collector, given.every)

@@ -38,7 +38,7 @@ def main() -> None:
     guard = tomada.Guard(allow=arguments.allow)
     # Routers send bursts every few seconds.
     server = tomada.Server((host, int(port)), sink, guard=guard, rcvbuf=4 << 20)
-    with server, contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), server:
         print("listening on {}:{}".format(*server.address), flush=True)
         server.serve_forever()
     stats = sink.stats()

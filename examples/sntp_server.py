@@ -75,12 +75,14 @@ if __name__ == "__main__":
     parser.add_argument("--listen", default="127.0.0.1:12300")
     given = parser.parse_args()
     host, _, port = given.listen.rpartition(":")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+    ):
         server.setsockopt(socket.SOL_SOCKET, socket.SO_TIMESTAMPNS, 1)
         server.setsockopt(socket.IPPROTO_IP, socket.IP_PKTINFO, 1)
         with contextlib.suppress(OSError):  # before Linux 6.13
             server.transmit_timestamps = True
         server.bind((host, int(port)))
         print("listening on {}:{}".format(*server.getsockname()), flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            serve(server)
+        serve(server)

@@ -85,6 +85,7 @@ def collect(sock: socket.socket, every: float) -> None:
     metrics, dropped = Metrics(), 0
     due = time.monotonic() + every
     try:
+        print("listening on {}:{}".format(*sock.getsockname()), flush=True)
         while True:
             sock.settimeout(max(due - time.monotonic(), 0.001))
             try:
@@ -112,5 +113,4 @@ if __name__ == "__main__":
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as collector:
         collector.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 17)
         collector.bind((host, int(port)))
-        print("listening on {}:{}".format(*collector.getsockname()), flush=True)
         collect(collector, given.every)

@@ -28,7 +28,7 @@ def main() -> None:
     # A line of statsd is short, and a host that sends more than this has a fault.
     guard = tomada.Guard(max_size=8192, rate=50_000)
     server = tomada.Server((host, int(port)), sink, workers=arguments.workers, guard=guard)
-    with server, contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), server:
         print("listening on {}:{}".format(*server.address), flush=True)
         server.serve_forever()
     stats = sink.stats()

@@ -86,11 +86,10 @@ if __name__ == "__main__":
     parser.add_argument("--local", help="the path of a local socket")
     given = parser.parse_args()
     host, _, port = given.listen.rpartition(":")
-    with contextlib.ExitStack() as stack:
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
         opened = [stack.enter_context(open_socket(socket.AF_INET, (host, int(port))))]
         print("listening on {}:{}".format(*opened[0].getsockname()), flush=True)
         if given.local:
             opened.append(stack.enter_context(open_socket(socket.AF_UNIX, given.local)))
             stack.callback(os.unlink, given.local)
-        stack.enter_context(contextlib.suppress(KeyboardInterrupt))
         collect(opened)

@@ -21,6 +21,8 @@ MANUAL = re.compile(r"``?([a-z_]\w*)\((\d)\)``?")
 
 LITERAL = re.compile(r"^(.*)::\n\n((?:(?: {4}.*)?\n)+)", re.MULTILINE)
 
+# Methods that pass their arguments on, with the object itself as the first.
+FORWARDED = {"asyncio.EventLoop.create_datagram_endpoint": "asyncio.create_datagram_endpoint"}
 # The classes of the core whose members the reference shows as another one's.
 SHOWN = {
     "tomada._core.DtlsContext": "tomada.dtls.Context",
@@ -38,6 +40,9 @@ class Stubs(griffe.Extension):
         """Complete the package's modules, classes and functions."""
         self._complete(pkg, pkg)
         _publish_socket(pkg)
+        for method, function in FORWARDED.items():
+            own, _, _ = pkg[method].parameters
+            pkg[method].parameters = griffe.Parameters(own, *list(pkg[function].parameters)[1:])
 
     def _complete(self, obj: Any, package: griffe.Module) -> None:
         if isinstance(obj, griffe.Module | griffe.Class):

@@ -54,8 +54,11 @@ def on_files(files: Files, /, *, config: MkDocsConfig, **_: Any) -> Files:
 
 
 def on_post_page(output: str, **_: Any) -> str:
-    """Name the search for screen readers."""
-    return output.replace('class="md-search" ', 'class="md-search" aria-label="Search" ')
+    """Name the search for screen readers, which the theme does not."""
+    output, replaced = re.subn(r'(class="md-search") ', r'\1 aria-label="Search" ', output)
+    if not replaced:
+        raise ValueError("the theme has no search to name")
+    return output
 
 
 def on_post_build(*, config: MkDocsConfig, **_: Any) -> None:

@@ -43,6 +43,23 @@ COMPONENTS = {"pyo3", "openssl", "openssl-src"}
 OPENSSL = "MODULESDIR=/usr/local/ssl/modules ENGINESDIR=/usr/local/ssl/engines"
 
 
+def output(*command: object) -> str:
+    """Return what a command of this machine's tools prints."""
+    done = subprocess.run(
+        list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def replaced_paths() -> dict[str, str]:
+    """Return the folders that are on this machine only, and what replaces them in the wheel."""
+    cargo = os.environ.get("CARGO_HOME", Path.home() / ".cargo")
+    # Where the compiler has its library's source, if it is installed; otherwise the second.
+    library = f"{output('rustc', '--print', 'sysroot')}/lib/rustlib/src/rust"
+    commit = output("rustc", "--version", "--verbose").partition("commit-hash: ")[2].split()[0]
+    return {str(cargo): "/cargo", str(SOURCE): "/tomada", library: f"/rustc/{commit}"}
+
+
 def environment() -> dict[str, str]:
     """Return the environment of all commands."""
     # Variables like PYTHONPATH would make packages outside the environment visible.
@@ -51,13 +68,10 @@ def environment() -> dict[str, str]:
     found["PATH"] = f"{BIN}{os.pathsep}{found['PATH']}"
     found.setdefault("CARGO_TARGET_DIR", str(ROOT / "target"))
     found.setdefault("GNUMAKEFLAGS", OPENSSL)
-    cargo = os.environ.get("CARGO_HOME", Path.home() / ".cargo")
-    flags = [f"--remap-path-prefix={cargo}=/cargo", f"--remap-path-prefix={SOURCE}=/tomada"]
+    flags = [f"--remap-path-prefix={old}={new}" for old, new in replaced_paths().items()]
     found.setdefault("CARGO_ENCODED_RUSTFLAGS", "\x1f".join(flags))
     if "SOURCE_DATE_EPOCH" not in found:
-        command = ["git", "log", "-1", "--format=%ct"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        found["SOURCE_DATE_EPOCH"] = done.stdout.strip()
+        found["SOURCE_DATE_EPOCH"] = output("git", "log", "-1", "--format=%ct")
     return found
 
 

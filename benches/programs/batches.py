@@ -69,17 +69,19 @@ def echo_many(run: Run) -> None:
 
 def echo_late(run: Run) -> None:
     """Send datagrams back after a delay."""
-    with blocking.bind(run) as sock, run.receiving(sock):
-        waiting: deque[tuple[float, list[Any]]] = deque()
-        while True:
-            now = time.monotonic()
-            while waiting and waiting[0][0] <= now:
-                sock.send_many(waiting.popleft()[1])
-            sock.settimeout(max(waiting[0][0] - now, 0) if waiting else None)
-            with contextlib.suppress(BlockingIOError, TimeoutError):
-                datagrams = sock.recv_many(64)
-                waiting.append((time.monotonic() + run.delay, datagrams))
-                run.counter[0] += len(datagrams)
+    waiting: deque[tuple[float, list[Any]]] = deque()
+    with blocking.bind(run) as sock:
+        with run.receiving(sock):
+            while True:
+                now = time.monotonic()
+                while waiting and waiting[0][0] <= now:
+                    sock.send_many(waiting.popleft()[1])
+                sock.settimeout(max(waiting[0][0] - now, 0) if waiting else None)
+                with contextlib.suppress(BlockingIOError, TimeoutError):
+                    datagrams = sock.recv_many(64)
+                    waiting.append((time.monotonic() + run.delay, datagrams))
+                    run.counter[0] += len(datagrams)
+        run.announce(echoed=run.counter[0], kernel_drops=sock.stats().kernel_drops)
 
 
 def echo_batch(run: Run) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from itertools import count
+from socket import SOL_SOCKET
 from typing import Any
 
 from benches.programs.loops import start
@@ -17,6 +19,8 @@ ATTEMPTS = 4
 PATIENCE = 1.0
 # The number of latencies to keep.
 KEPT = 200_000
+
+SO_MEMINFO = 55
 
 
 class Multiplexer(asyncio.DatagramProtocol):
@@ -50,10 +54,10 @@ class Multiplexer(asyncio.DatagramProtocol):
 
 def multiplexer(run: Run) -> None:
     async def main() -> None:
-        _, protocol = await asyncio.get_running_loop().create_datagram_endpoint(
+        transport, protocol = await asyncio.get_running_loop().create_datagram_endpoint(
             Multiplexer, remote_addr=("127.0.0.1", run.port)
         )
-        await ask_in_tasks(run, protocol.request)
+        await ask_in_tasks(run, protocol.request, lambda: drops(transport))
 
     start(run, main)
 
@@ -63,7 +67,7 @@ def client(run: Run) -> None:
         async with Client(
             ("127.0.0.1", run.port), key=lambda data: data[:8], max_in_flight=run.tasks
         ) as client:
-            await ask_in_tasks(run, client.request)
+            await ask_in_tasks(run, client.request, lambda: client.stats().kernel_drops)
 
     start(run, main)
 
@@ -77,12 +81,21 @@ def endpoint(run: Run) -> None:
             def request(data: bytes) -> Coroutine[Any, Any, bytes]:
                 return opened.request(data, match=lambda sent, got: sent[:8] == got[:8])
 
-            await ask_in_tasks(run, request)
+            await ask_in_tasks(run, request, lambda: opened.stats().kernel_drops)
 
     start(run, main)
 
 
-async def ask_in_tasks(run: Run, request: Callable[[bytes], Awaitable[bytes]]) -> None:
+def drops(transport: asyncio.BaseTransport) -> int:
+    """Return how many datagrams the kernel has dropped because the receive buffer was full."""
+    sock = transport.get_extra_info("socket")
+    (number,) = struct.unpack("32xI", sock.getsockopt(SOL_SOCKET, SO_MEMINFO, 36))
+    return int(number)
+
+
+async def ask_in_tasks(
+    run: Run, request: Callable[[bytes], Awaitable[bytes]], drops: Callable[[], int]
+) -> None:
     counter, numbers, padding = run.counter, count(), bytes(run.size - 8)
     latencies: deque[int] = deque(maxlen=KEPT)
     done, is_over = 0, False
@@ -108,4 +121,4 @@ async def ask_in_tasks(run: Run, request: Callable[[bytes], Awaitable[bytes]]) -
         is_over = True
         for task in tasks:
             task.cancel()
-        run.announce_percentiles(latencies)
+        run.announce_percentiles(latencies, kernel_drops=drops())

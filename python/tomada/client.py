@@ -227,6 +227,7 @@ class Client:
                 connection.used_at = now
                 idle.append(connection)
                 return reply
+            return self._insist(data, started, connection, rejected=1)
         return self._insist(data, started, connection, refusal)
 
     def _insist(
@@ -235,6 +236,7 @@ class Client:
         started: float,
         connection: Connection | None,
         refusal: OSError | None = None,
+        rejected: int = 0,
     ) -> bytes:
         """Make all attempts of a request, or only those after one already sent on a connection."""
         pool, match = self._opened(), self._match
@@ -244,6 +246,7 @@ class Client:
             started,
             None if match is None else partial(match, data),
         )
+        exchange.rejected = rejected
         is_sent = connection is not None
         if connection is None:
             connection = self._take()

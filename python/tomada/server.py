@@ -381,6 +381,9 @@ class Server:
         server is ready, reloading or stopping, and of its status; a watchdog, if it has one, also
         gets keep-alive messages (:manpage:`sd_notify(3)`).
 
+        Before this call, Ctrl-C raises :class:`KeyboardInterrupt`, also between :meth:`start` and
+        this call: ``with contextlib.suppress(KeyboardInterrupt), server:`` covers all of it.
+
         Another thread or the workers call the handler, so signals are handled even while the
         handler blocks. An exception from another signal handler also stops the server.
         """

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import errno
 import gc
 import logging
@@ -408,6 +409,42 @@ async def test_request_many_may_be_cancelled(inet, way):
                 await task
             stats = client.stats()
     assert (stats.cancelled, stats.in_flight, stats.waiting) == (10, 0, 0)
+
+
+@pytest.mark.parametrize("errors", ["raise", "return"])
+async def test_aclose_ends_request_many(inet, way, errors):
+    with Server(inet, silence) as server:
+        client = Client(server.address, timeout=LONG, **way)
+        task = asyncio.ensure_future(
+            client.request_many(map(question, range(40)), 10, errors=errors)
+        )
+        await asked(server, 10)
+        await client.aclose()
+        with pytest.raises(OSError, match="the client is closed") as caught:
+            await asyncio.wait_for(task, LONG)
+        assert caught.value.errno == errno.EBADF
+        assert client.stats().requests == client.stats().errors == 10
+
+
+async def test_request_many_reads_its_source_in_the_context_of_the_call(inet, way):
+    variable = contextvars.ContextVar("variable")
+    seen = []
+
+    def source():
+        for index in range(20):
+            seen.append(variable.get())
+            yield question(index)
+
+    async def ask(client, name):
+        variable.set(name)
+        await client.request(question(100))
+        await client.request_many(source(), 4)
+
+    with Server(inet, echo) as server:
+        async with Client(server.address, timeout=LONG, **way) as client:
+            for name in ("first", "second"):
+                await asyncio.create_task(ask(client, name))
+    assert seen == ["first"] * 20 + ["second"] * 20
 
 
 async def test_name_is_resolved_without_blocking_the_loop(inet):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from replies import MANY, SINGLE, TIMEOUT, Tally, answers, bad_link, number, questions
+from replies import CALL, FEW, MANY, SINGLE, TIMEOUT, Tally, answers, bad_link, number, questions
 from tomada.asyncio import Client
 
 pytestmark = [pytest.mark.usefixtures("runner", "many_descriptors"), pytest.mark.family]
@@ -25,8 +25,8 @@ def way(request):
 
 
 @pytest.fixture
-def link(inet):
-    with bad_link(inet) as link:
+def link():
+    with bad_link() as link:
         yield link
 
 
@@ -57,8 +57,8 @@ async def test_request_many_gets_its_own_replies(link, way):
     count = MANY if way else SINGLE
     tally = Tally()
     async with Client(link.address, timeout=TIMEOUT, **way) as client:
-        for start in range(0, count, 500):
-            asked = questions(min(500, count - start))
+        for start in range(0, count, CALL):
+            asked = questions(min(CALL, count - start))
             replies = await client.request_many(asked, 100, errors="return")
             for question, reply in zip(asked, replies, strict=True):
                 tally.add(question, reply)
@@ -67,7 +67,7 @@ async def test_request_many_gets_its_own_replies(link, way):
 
 async def test_storm_of_cancellations_disturbs_no_other_request(link, way):
     chance = random.Random(3)  # noqa: S311 - not for secrets
-    tally, left, cancelled = Tally(), iter(questions(SINGLE)), 0
+    tally, left, cancelled = Tally(), iter(questions(FEW)), 0
 
     async def ask(client):
         nonlocal cancelled
@@ -89,4 +89,4 @@ async def test_storm_of_cancellations_disturbs_no_other_request(link, way):
     assert cancelled
     assert (stats.in_flight, stats.waiting) == (0, 0)
     assert stats.cancelled <= cancelled  # the others were cancelled before they began
-    tally.check(SINGLE - cancelled, f"cancelled {cancelled}, {way}")
+    tally.check(FEW - cancelled, f"cancelled {cancelled}, {way}")

@@ -179,8 +179,8 @@ def test_terminal_shows_progress(has_rich, monkeypatch, tmp_path):
     [
         ([], "say what to measure: HOST:PORT, or --local"),
         (["127.0.0.1:1", "--local"], "say what to measure: HOST:PORT, or --local"),
-        (["127.0.0.1:1", "--size", "15"], "takes 16 to 65,507 bytes, not 15"),
-        (["127.0.0.1:1", "--size", "65508"], "takes 16 to 65,507 bytes, not 65,508"),
+        (["127.0.0.1:1", "--size", "15"], "must have 16 to 65,507 bytes, not 15"),
+        (["127.0.0.1:1", "--size", "65508"], "must have 16 to 65,507 bytes, not 65,508"),
         (["name.invalid:1"], "Name or service not known"),
     ],
 )

@@ -87,6 +87,16 @@ def test_server_that_repeats_its_replies_and_sends_others(inet, way):
                 assert client.request_many(asked) == asked
 
 
+@pytest.mark.parametrize(("count", "rejected"), [(1, "1 datagram"), (2, "2 datagrams")])
+def test_timeout_says_that_the_server_sent_other_replies(inet, count, rejected):
+    with (
+        Server(inet, lambda _: [question(77)] * count) as server,
+        Client(server.address, 0.3, retries=0, key=number) as client,
+        pytest.raises(TimeoutError, match=rf"1 attempt in .* s; match or key rejected {rejected}$"),
+    ):
+        client.request(question(1))
+
+
 def test_key_and_match_exclude_each_other():
     with pytest.raises(ValueError, match="match= or key=, not both"):
         Client(("127.0.0.1", 1), key=number, match=lambda *_: True)

@@ -1,24 +1,25 @@
 """Every reply belongs to its request, whatever the network does to datagrams.
 
-``TOMADA_LONG=1`` makes more than 100,000 requests, and prints their results.
+The long form makes 100,000 requests with each kind of client, and prints their results.
 """
 
 import asyncio
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import tomada
 from answering import Server
-from replies import IS_LONG, MANY, SINGLE, TIMEOUT, Tally, answers, bad_link, number, questions
-from support import DEADLINE, Call, RefusalError, eventually, run, together
+from families import length
+from replies import CALL, FEW, MANY, SINGLE, TIMEOUT, Tally, answers, bad_link, number, questions
+from support import DEADLINE, Call, RefusalError, eventually, run
 from tomada.asyncio import open_endpoint
 
-THREADS = 8
+THREADS = length(8, 64)
 
-
-pytestmark = pytest.mark.usefixtures("many_descriptors")
+pytestmark = [pytest.mark.usefixtures("many_descriptors"), pytest.mark.family]
 
 
 @pytest.fixture(params=[None, answers], ids=["without match", "with match"])
@@ -33,33 +34,35 @@ def way(request):
 
 
 @pytest.fixture
-def link(inet):
-    with bad_link(inet) as link:
+def link():
+    with bad_link() as link:
         yield link
 
 
 def test_request_over_a_bad_link(link, way):
     tally = Tally()
-    with tomada.Client(link.address, TIMEOUT, **way) as client:
 
-        def ask():
-            for question in questions(SINGLE // THREADS):
-                started = time.monotonic()
-                try:
-                    reply = client.request(question)
-                except TimeoutError as error:
-                    reply = error
-                tally.add(question, reply, time.monotonic() - started)
+    def ask(question):
+        started = time.monotonic()
+        try:
+            reply = client.request(question)
+        except TimeoutError as error:
+            reply = error
+        tally.add(question, reply, time.monotonic() - started)
 
-        together(*[ask] * THREADS)
-    tally.check(SINGLE // THREADS * THREADS, f"request, {way}")
+    with (
+        tomada.Client(link.address, TIMEOUT, **way) as client,
+        ThreadPoolExecutor(THREADS) as threads,
+    ):
+        assert list(threads.map(ask, questions(SINGLE))) == [None] * SINGLE
+    tally.check(SINGLE, f"request, {way}")
 
 
 def test_request_many_over_a_bad_link(link, way):
     tally = Tally()
     with tomada.Client(link.address, TIMEOUT, **way) as client:
-        for _ in range(MANY // 500):
-            asked = questions(500)
+        for _ in range(MANY // CALL):
+            asked = questions(CALL)
             replies = client.request_many(asked, errors="return")
             for question, reply in zip(asked, replies, strict=True):
                 tally.add(question, reply)
@@ -68,7 +71,7 @@ def test_request_many_over_a_bad_link(link, way):
 
 async def test_endpoint_request_over_a_bad_link(runner, link, match):  # noqa: ARG001
     # With a match, the requests are sequential.
-    count = SINGLE // 10 if match else SINGLE
+    count = FEW // 10 if match else FEW
     tally, left = Tally(), iter(questions(count))
 
     async def ask(endpoint):
@@ -88,7 +91,7 @@ async def test_endpoint_request_over_a_bad_link(runner, link, match):  # noqa: A
 
 async def test_requests_cancelled_at_random_over_a_bad_link(runner, link, match):  # noqa: ARG001
     tally, chance = Tally(), random.Random(3)  # noqa: S311 - not for secrets
-    count = SINGLE // 10 if match else SINGLE
+    count = FEW // 10 if match else FEW
     left = iter(questions(count))
     cancelled = 0
 
@@ -123,7 +126,7 @@ def test_match_that_sometimes_raises_over_a_bad_link(link, way):
 
     raised = 0
     with tomada.Client(link.address, TIMEOUT, match=moody) as client:
-        for question in questions(SINGLE):
+        for question in questions(FEW):
             try:
                 if way == "request":
                     reply = client.request(question)
@@ -154,7 +157,7 @@ def test_slow_match_that_rejects_does_not_delay_a_request_for_ever(inet, way):
 
 @pytest.mark.parametrize("way", ["request", "request_many"])
 def test_close_client_over_a_bad_link(link, match, way):
-    for _ in range(20 if IS_LONG else 3):
+    for _ in range(length(3, 20)):
         answered, client = [], tomada.Client(link.address, DEADLINE, match=match)
 
         def ask(client=client, answered=answered):

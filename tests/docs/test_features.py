@@ -182,8 +182,8 @@ def test_features_table_has_every_tested_feature():
 # Each service, with the public names by which the tests recognize it in a library.
 SERVICES = {
     "DTLS": "dtls",
-    "async client that retransmits": r"retransmi|(udp|datagram)\w*client|client\w*(udp|datagram)",
-    "server with sync and async handlers": r"(udp|datagram)\w*serve|serve\w*(udp|datagram)",
+    "async client that retransmits": r"retransmi|retries|(udp|datagram)\w*request",
+    "server with sync and async handlers": r"(udp|datagram)\w*handler|serve_(udp|datagram)",
     "PROXY protocol version 2": "proxy_?(protocol|header)|haproxy",
     "testing with loss and reordering": "impair|loss|reorder",
 }

@@ -1,8 +1,10 @@
 """Certificates for tests, made by the ``openssl`` program."""
 
 import functools
+import itertools
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 import skips
@@ -36,6 +38,7 @@ class Certificates:
         self._openssl = skips.program("openssl")
         self._directory = tempfile.TemporaryDirectory()
         self._path = Path(self._directory.name)
+        self._numbers = itertools.count()
         self.ca, self._ca_key = self._make("ca", ECDSA, "-addext", "basicConstraints=CA:TRUE")
         self.ecdsa = self._signed("ecdsa", ECDSA, NAMES)
         self.rsa = self._signed("rsa", RSA, NAMES)
@@ -70,13 +73,19 @@ class Certificates:
 
     def encrypted_key(self, password):
         """Return the path of a copy of ``ecdsa``'s key that needs a password."""
-        path = str(self._path / "encrypted.key")
+        path = str(self._path / f"encrypted-{next(self._numbers)}.key")
         options = ["-aes256", "-in", self.ecdsa[1], "-out", path]
         self._run("pkey", *options, "-passout", f"pass:{password}")
         return path
 
 
-@functools.cache
+_lock = threading.Lock()
+_once = functools.cache(Certificates)
+
+
 def certificates():
     """Return the certificates, which are made once, or skip the test."""
-    return Certificates()
+    # Without the lock, each thread that is the first to ask would make its own: a cache does not
+    # wait for a call in another thread.
+    with _lock:
+        return _once()

@@ -22,11 +22,10 @@ import socket as std
 import sys
 import threading
 import time
-from pathlib import Path
 
 import tomada
+from lines import PACKAGE, AtLine
 
-PACKAGE = str(Path(tomada.__file__).parent)
 DEADLINE = 60
 ROUNDS = 2000
 SUBREAPER = 36
@@ -36,37 +35,6 @@ REQUESTS = 3
 
 class AlarmError(Exception):
     """The exception that a handler raises."""
-
-
-class At:
-    """Does something at the n-th line that the main thread runs in the package."""
-
-    def __init__(self, number, action):
-        self.left, self._action, self._pid = number, action, os.getpid()
-        self.is_over = False
-
-    def _local(self, frame, event, _argument):
-        if event == "line" and not self.is_over and os.getpid() == self._pid:
-            self.left -= 1
-            if self.left <= 0:
-                self.is_over = True
-                sys.settrace(None)
-                self.place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-                self._action(frame)
-                return None
-        return self._local
-
-    def _global(self, frame, _event, _argument):
-        if self.is_over or not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        return self._local
-
-    def __enter__(self):
-        sys.settrace(self._global)
-        return self
-
-    def __exit__(self, *_):
-        sys.settrace(None)
 
 
 class Storm:
@@ -128,13 +96,13 @@ def handle(data, _):
 
 
 def actions(server, clients):
-    def raise_alarm(_frame):
+    def raise_alarm():
         raise AlarmError
 
-    def interrupt(_frame):
+    def interrupt():
         raise KeyboardInterrupt
 
-    def stop(_frame):
+    def stop():
         clients.ask(server)
         server.stop()
 
@@ -205,7 +173,7 @@ def main(operation, workers, action, first, step):
     for rounds in range(ROUNDS):
         faulthandler.dump_traceback_later(DEADLINE, exit=True)
         server, clients = tomada.Server(address, handle, workers=workers), Clients()
-        kind = Storm if action == "storm" else At
+        kind = Storm if action == "storm" else AtLine
         interrupted = kind(number, actions(server, clients)[action])
         operate(operation, server, interrupted)
         interrupted.is_armed = False

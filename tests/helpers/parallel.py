@@ -24,6 +24,7 @@ FIXTURES = {
 NAMES = {
     "active_count": "it counts the process's threads",
     "fork": "it forks",
+    "fstat": "another thread may get the number of a closed descriptor",
     "interrupt": "only the main thread handles signals",
     "open_descriptors": "it counts the process's descriptors",
     "process_time": "it measures the process's CPU time",

@@ -1,21 +1,24 @@
 """Requests over a bad link, and a count of what became of them.
 
-``TOMADA_LONG=1`` makes more than 100,000 requests, and prints their results.
+The long form makes 100,000 requests with each kind of client, and prints their results.
 """
 
 import contextlib
 import itertools
-import os
+import re
 import threading
 
-from answering import Server
+from families import LONG, length
+from support import Child
 from tomada.testing import impaired
 
-IS_LONG = os.environ.get("TOMADA_LONG") == "1"
-
-# The number of requests of each kind of client: sequential, or many in flight.
-SINGLE = 8000 if IS_LONG else 250
-MANY = 30_000 if IS_LONG else 1000
+# The number of requests of a test: with one in flight in each thread, with many in flight, and of
+# tests in which most requests wait for one another.
+SINGLE = length(250, 100_000)
+MANY = length(1000, 100_000)
+FEW = length(250, 8000)
+# The number of requests of a call of request_many, which waits for its last ones.
+CALL = length(500, 10_000)
 
 # The jitter also reorders.
 IMPAIRMENTS = {"loss": 0.05, "duplicate": 0.02, "delay": 0.002, "jitter": 0.002}
@@ -25,6 +28,19 @@ TIMEOUT = 0.6
 
 # How much a deadline may be missed by, in seconds, because a busy machine delays threads.
 LATENESS = 10.0
+
+# The server is a process: a thread would wait for the interpreter's lock, which the client holds.
+# It ends by itself if its parent has died.
+SERVER = """
+import socket
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.bind(("127.0.0.1", 0))
+    sock.settimeout(60)
+    print(sock.getsockname()[1], flush=True)
+    while True:
+        data, sender = sock.recvfrom(2048)
+        sock.sendto(b"reply to " + data, sender)
+"""
 
 _numbers = itertools.count()
 
@@ -39,23 +55,19 @@ def number(data):
 
 
 @contextlib.contextmanager
-def bad_link(kind):
+def bad_link():
     """Provide a lossy link to a server that replies with the request's data."""
-    with (
-        Server(kind, lambda data: [b"reply to " + data]) as server,
-        impaired(server.address, seed=12, log_size=0, **IMPAIRMENTS) as link,
-    ):
-        server.asked = _Forgetful()
-        yield link
-        path = link.stats.to_server
-        assert path.lost or path.received < 200  # which all pass once in 28,000 times
+    with Child("-I", "-S", "-c", SERVER) as server:
+        address = ("127.0.0.1", int(server.line()))
+        with impaired(address, seed=12, log_size=0, **IMPAIRMENTS) as link:
+            yield link
+            path = link.stats.to_server
+            assert path.lost or path.received < 200  # which all pass once in 28,000 times
 
 
-class _Forgetful(list):
-    """A list that stores nothing, because the long form would need much memory."""
-
-    def append(self, _item):
-        pass
+def waited(error):
+    """Return how long a request took, as its exception says: in flight, and behind others."""
+    return sum(map(float, re.findall(r"(\d+\.\d+) s\b", str(error))))
 
 
 class Tally:
@@ -64,6 +76,7 @@ class Tally:
     def __init__(self):
         self._lock = threading.Lock()
         self.answered = self.timed_out = self.wrong = 0
+        self.longest = 0.0
 
     def add(self, question, reply, elapsed=0.0):
         with self._lock:
@@ -73,13 +86,16 @@ class Tally:
             else:
                 assert type(reply) is TimeoutError, reply
                 self.timed_out += 1
-                assert elapsed == 0.0 or elapsed >= TIMEOUT * 0.99
+                elapsed = elapsed or waited(reply)
+                assert elapsed >= TIMEOUT * 0.99
+            self.longest = max(self.longest, elapsed)
         assert elapsed < TIMEOUT + LATENESS
 
     def check(self, total, what):
-        if IS_LONG:
+        if LONG:
             print(
-                f"{what}: {self.answered} answered, {self.timed_out} timed out, {self.wrong} wrong"
+                f"{what}: {self.answered} answered, {self.timed_out} timed out, {self.wrong} "
+                f"wrong, the longest took {self.longest:.3f} s of {TIMEOUT} s"
             )
         assert self.wrong == 0
         assert self.answered + self.timed_out == total

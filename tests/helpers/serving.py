@@ -1,6 +1,7 @@
 """Plain clients for the server's suites, and a load that accounts for each request."""
 
 import asyncio
+import collections
 import contextlib
 import itertools
 import socket as std
@@ -78,7 +79,8 @@ class Load:
         self._over = threading.Event()
         self._lock = threading.Lock()
         self.answered = self.refused = self.lost = self.wrong = 0
-        self.replies = set()
+        # The number of replies by their first word.
+        self.replies = collections.Counter()
         self.progress = [0] * clients
         self._threads = [
             threading.Thread(target=self._run, args=(number,), daemon=True)
@@ -113,7 +115,7 @@ class Load:
                 with self._lock:
                     setattr(self, outcome, getattr(self, outcome) + 1)
                     if reply is not None:
-                        self.replies.add(reply.partition(b" ")[0])
+                        self.replies[reply.partition(b" ")[0]] += 1
                         self.wrong += not self._check(request, reply)
                 if outcome == "refused":
                     return

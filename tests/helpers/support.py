@@ -87,14 +87,27 @@ RECEIVE = {
 
 
 def sleeps_in_the_kernel(pid, thread):
-    """Return whether a thread waits in a system call, other than for a lock."""
+    """Return whether a thread waits in a system call, other than for a lock.
+
+    A thread that waits for a lock of the kernel, in mmap(2) or a page fault for example, sleeps
+    uninterruptibly: its state is not ``S``, but ``D``.
+    """
     task = Path(f"/proc/{pid}/task/{thread}")
+    call = system_call(task)
     try:
-        call = (task / "syscall").read_text().split()[0]
+        state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # it has ended
+    # Two looks: between them, the thread may have gone from one call to another.
+    return state == "S" and call not in {"running", "-1", FUTEX} and system_call(task) == call
+
+
+def system_call(task):
+    """Return the number of the system call that a thread is in, if the kernel shows it."""
+    try:
+        return (task / "syscall").read_text().split()[0]
     except OSError:
-        # Some kernels do not show the system call. Then any sleep counts.
-        return (task / "stat").read_text().rpartition(")")[2].split()[0] == "S"
-    return call not in {"running", "-1", FUTEX}
+        return None
 
 
 def interrupt():

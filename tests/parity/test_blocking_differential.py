@@ -145,7 +145,7 @@ class Player:
         made = Call(call)
         if is_limited:
             return made.result()
-        eventually(lambda: not made.is_alive() or sleeps(made))
+        eventually(lambda: not made.is_alive() or sleeps_in_the_kernel("self", made.native_id))
         while made.is_alive():
             if option == std.SO_RCVTIMEO:
                 self.peer.sendto(b"rescue", self.sock.getsockname())
@@ -170,14 +170,6 @@ class Player:
         except OSError as error:
             return type(error), error.errno, error.strerror
         return name_addresses(result, names)
-
-
-def sleeps(call):
-    """Return whether a call sleeps in the kernel. It may finish meanwhile."""
-    try:
-        return sleeps_in_the_kernel("self", call.native_id)
-    except FileNotFoundError:
-        return False
 
 
 def name_addresses(result, names):

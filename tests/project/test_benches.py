@@ -26,6 +26,7 @@ from benches.loads import (
     RoundTrip,
     Send,
     Strangers,
+    Tasks,
     Window,
     share_lost,
 )
@@ -254,6 +255,18 @@ def test_echo_servers_are_measured(load):
 
 
 @needs_loadgen
+@pytest.mark.parametrize("delay", [0.0, 0.001])
+def test_tasks_are_measured(delay):
+    run(
+        Tasks(tasks=20, delay=delay),
+        limit("all in flight", "load", clients=2, window=10),
+        peer("asyncio, by hand", "tasks multiplexer", loop="asyncio"),
+        ours("Endpoint.request", "tasks endpoint", loop="tomada"),
+        ours("asyncio.Client", "tasks client", loop="tomada"),
+    )
+
+
+@needs_loadgen
 def test_round_trips_are_measured():
     run(RoundTrip(), *ROUND_TRIPS)
 
@@ -367,3 +380,12 @@ def test_summary_shows_the_figures_of_the_pages(tmp_path):
 def test_summary_is_left_out_without_its_pages(tmp_path):
     assert not summary.write(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/index.md", "docs/how-to/from-socketserver.md"])
+def test_documents_claim_what_was_measured(name):
+    root = summary.DIRECTORY.parents[1]
+    claims = re.findall(r"([\d.]+)\s+times", (root / name).read_text())
+    results = (summary.DIRECTORY / "README.md").read_text()
+    assert claims
+    assert [claim for claim in claims if f"| {claim} × |" not in results] == []

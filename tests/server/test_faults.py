@@ -1,5 +1,6 @@
 """Errors in a handler or around it are logged and counted, and do not end the server."""
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -112,10 +113,19 @@ def test_reply_that_only_the_kernel_finds_too_long_is_named(caplog, speaks_ipv6)
         (lambda batch: ["text" for _ in batch], TypeError, "encode"),
     ],
 )
-def test_batch_handler_that_fails_does_not_stop_the_server(answer, error, text, caplog):
+@pytest.mark.parametrize("is_async", [False, True])
+def test_batch_handler_that_fails_does_not_stop_the_server(answer, error, text, is_async, caplog):
     answers = iter([answer, lambda batch: [data for data, _ in batch]])
+
+    def handle(batch):
+        return next(answers)(batch)
+
+    async def handle_later(batch):
+        await asyncio.sleep(0)
+        return handle(batch)
+
     with (
-        server(lambda batch: next(answers)(batch), takes="batch") as serving,  # noqa: PLW0108
+        server(handle_later if is_async else handle, takes="batch") as serving,
         client(serving.address) as sock,
     ):
         sock.send(b"first")

@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from peer import DEADLINE
-from serving import Load, ask, client, server, until_refused
+from serving import Load, ask, client, refused, server, until_refused
 from support import Call, Child, eventually
 
 forking = pytest.param(2, marks=pytest.mark.thread_unsafe(reason="it forks"))
@@ -121,6 +121,17 @@ def test_exception_on_leaving_is_logged_and_exit_runs(kind, caplog):
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
     assert record.message == "lifespan failed at the end of a worker"
     assert str(record.exc_info[1]) == "on the way out"
+
+
+@each_kind
+def test_lifespan_that_hangs_on_leaving_is_named_and_does_not_keep_the_server(kind, caplog):
+    is_over = threading.Event()
+    lifespan = of_kind(kind, lambda _: None, is_over.wait)
+    with server(answer, lifespan=lifespan, drain=0.05) as serving:
+        assert ask(serving.address) == b"ping"
+        serving.stop()
+        is_over.set()
+    assert "the end of a worker (lifespan, exit, or a thread of its event loop) has" in caplog.text
 
 
 def test_handlers_see_the_context_of_the_lifespan():
@@ -271,6 +282,8 @@ async def lifespan_on_loop(server):
         await asyncio.sleep(0.01)
 
 def handle(data, address):
+    if data == b"exit":
+        raise SystemExit(3)
     server.state.write(data.decode() + "\\n")
     return b"%d " % os.getpid() + data
 
@@ -321,17 +334,23 @@ def lives(folder):
     }
 
 
-def written(folder):
-    return sum(path.read_text().count("\n") for path in folder.glob("requests-*"))
+def written(folder, without=None):
+    """Return how many requests are in the files of all workers but one."""
+    return sum(
+        path.read_text().count("\n")
+        for path in folder.glob("requests-*")
+        if path.name != f"requests-{without}"
+    )
 
 
 @runs_programs
 @each_kind
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=["TERM", "INT", "stop()"]
 )
-def test_end_under_load_leaves_each_lifespan_once(serve, tmp_path, kind, number):
-    child = serve(kind)
+def test_end_under_load_leaves_each_lifespan_once(serve, tmp_path, kind, workers, number):
+    child = serve(kind, options=f"{{'workers': {workers}}}")
     with Load(address_of(child), clients=6) as load:
         eventually(lambda: load.answered > 100)
         child.signal(number)
@@ -340,7 +359,7 @@ def test_end_under_load_leaves_each_lifespan_once(serve, tmp_path, kind, number)
     assert (status, errors) == (0, "")
     assert (load.lost, load.refused) == (0, 6)
     found = lives(tmp_path)
-    assert len(found) == 2
+    assert len(found) == workers
     assert set(map(tuple, found.values())) == {("entered", "left")}
     assert written(tmp_path) == load.answered  # buffered output is on disk
 
@@ -382,6 +401,65 @@ def test_replaced_and_crashed_workers_leave_each_lifespan_once(serve, tmp_path, 
     assert found.pop(victim) == ["entered"]  # it was killed
     assert set(map(tuple, found.values())) == {("entered", "left")}
     assert load.lost <= 6  # requests that the victim had received, one of each client
+    # Only the victim's buffered output is lost.
+    others = load.answered - load.replies[b"%d" % victim]
+    # A reply may have come after its client had stopped waiting.
+    assert others <= written(tmp_path, without=victim) <= others + load.lost
+
+
+@runs_programs
+@each_kind
+@pytest.mark.parametrize("victim", ["supervisor", "program"])
+def test_killed_parent_of_the_workers_leaves_each_lifespan_once(serve, tmp_path, kind, victim):
+    child = serve(kind)
+    with Load(address_of(child), clients=6, timeout=5) as load:
+        eventually(lambda: len(load.replies) == 2)
+        (supervisor,) = children_of(child.pid)
+        os.kill(supervisor if victim == "supervisor" else child.pid, signal.SIGKILL)
+        load.join()
+    status, _, errors = child.end()
+    if victim == "supervisor":
+        assert status == 1
+        assert "the supervisor of the workers has ended with status -9" in errors
+    found = lives(tmp_path)
+    assert len(found) == 2
+    assert set(map(tuple, found.values())) == {("entered", "left")}
+    assert (load.lost, load.refused) == (0, 6)
+    assert written(tmp_path) == load.answered
+
+
+@runs_programs
+def test_workers_whose_supervisor_was_killed_refuse_new_datagrams(serve):
+    child = serve("sync")
+    address = address_of(child)
+    (supervisor,) = children_of(child.pid)
+    child.signal(signal.SIGSTOP)  # so the program does not refuse them
+    os.kill(supervisor, signal.SIGKILL)
+    with client(address, timeout=0.1) as sock:
+        eventually(lambda: refused(sock))
+    child.signal(signal.SIGCONT)
+    assert child.end()[0] == 1
+
+
+@runs_programs
+@each_kind
+def test_worker_whose_handler_exits_under_load_leaves_its_lifespan(serve, tmp_path, kind):
+    child = serve(kind)
+    address = address_of(child)
+    with Load(address, clients=6, timeout=2) as load, client(address) as sock:
+        eventually(lambda: len(load.replies) == 2)
+        sock.send(b"exit")
+        eventually(lambda: len(load.replies) == 3)
+        child.signal(signal.SIGTERM)
+        load.join()
+    status, _, errors = child.end()
+    assert status == 0
+    assert "ended with status 3; it is restarted" in errors
+    found = lives(tmp_path)
+    assert len(found) == 3
+    assert set(map(tuple, found.values())) == {("entered", "left")}
+    assert load.lost <= 6  # requests that the worker had received together, one of each client
+    assert load.answered <= written(tmp_path) <= load.answered + load.lost
 
 
 @runs_programs
@@ -407,11 +485,12 @@ def children_of(pids):
 
 
 @runs_programs
+@each_kind
 @pytest.mark.parametrize("options", ["{'max_requests': 50}", "{'max_age': 0.5}"])
 def test_worker_that_reaches_its_limit_is_replaced_without_losing_requests(
-    serve, tmp_path, options
+    serve, tmp_path, kind, options
 ):
-    child = serve("async", options=options)
+    child = serve(kind, options=options)
     with Load(address_of(child), clients=4) as load:
         eventually(lambda: len(load.replies) >= 4)
         child.signal(signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,14 +12,22 @@ if TYPE_CHECKING:
     from tomada._asyncio.requests import TaskRequests
 
 
+# Returned at the end of the source of the requests.
+_END = object()
+
+
 class Many:
-    """Keeps up to a window of requests under way, without a task for each."""
+    """Keeps up to a window of requests under way, without a task for each.
+
+    The source is read in the context of the call, also when a reply makes room.
+    """
 
     def __init__(
         self, requests: TaskRequests, source: Iterable[Any], window: int, *, is_raising: bool
     ) -> None:
         self._requests = requests
         self._source = iter(source)
+        self._context = contextvars.copy_context()
         self._window = window
         self._is_raising = is_raising
         self._results: list[Any] = []
@@ -65,9 +74,8 @@ class Many:
             self._end.set_result(None)
 
     def _start_next(self) -> bool:
-        try:
-            data = next(self._source)
-        except StopIteration:
+        data = self._context.run(next, self._source, _END)
+        if data is _END:
             self._is_exhausted = True
             return False
         requests = self._requests

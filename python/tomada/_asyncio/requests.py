@@ -93,8 +93,9 @@ class TaskRequests:
         # That of this turn, unless it has a deadline.
         self._newest = _Batch(retry, 0.0)
         self._is_flush_due = False
-        #: Whether :meth:`close` was called.
+        #: Whether :meth:`close` was called, and with which error.
         self.is_closed = False
+        self._end: OSError | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = math.inf
         #: The number of requests by what became of them.
@@ -134,7 +135,10 @@ class TaskRequests:
         :param data: A bytes-like object, which may change afterwards.
         :raises TypeError: It is something else.
         :raises ValueError: Another request under way has the same key.
+        :raises OSError: No request can be sent any longer.
         """
+        if self._end is not None:
+            raise OSError(*self._end.args)
         if type(data) is not bytes:
             data = bytes(memoryview(data))
         self.in_flight.expect(index, data)
@@ -164,6 +168,7 @@ class TaskRequests:
         if self.is_closed:
             return
         self.is_closed = True
+        self._end = error
         self._watch.stop()
         if self._timer is not None:
             self._timer.cancel()

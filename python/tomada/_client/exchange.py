@@ -66,6 +66,7 @@ class Exchange:
         "first_wait",
         "is_complete",
         "refusal",
+        "rejected",
         "unsent",
     )
 
@@ -98,6 +99,8 @@ class Exchange:
         self.attempts = 0
         #: The number of attempts that were not sent, because there was no session yet.
         self.unsent = 0
+        #: The number of datagrams from the server that were not the reply.
+        self.rejected = 0
         #: Whether the reply has arrived.
         self.is_complete = False
         #: The last error that an ICMP message brought: why attempts were lost.
@@ -144,7 +147,10 @@ class Exchange:
 
     def accepts(self, data: bytes) -> bool:
         """Return whether a datagram from the server is the reply."""
-        return self._is_answer is None or self._is_answer(data)
+        if self._is_answer is None or self._is_answer(data):
+            return True
+        self.rejected += 1
+        return False
 
     def complete(self, now: float) -> None:
         """Record that the reply has arrived."""
@@ -210,6 +216,9 @@ class Exchange:
             text = f"not sent to {where}: {waited:.3f} s behind other requests"
         elif waited > SHORTEST_WAIT:
             text += f", after {waited:.3f} s behind other requests"
+        if self.rejected:
+            datagrams = "1 datagram" if self.rejected == 1 else f"{self.rejected} datagrams"
+            text += f"; match or key rejected {datagrams}"
         if had_session is None:
             had_session = self.unsent < self.attempts
         if self.attempts and not had_session:

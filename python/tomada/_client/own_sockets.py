@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import select
+import sys
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 # The number of sockets to receive from in one batch.
 MANY = 64
 
+# The number to add to an eventfd.
+ONE = (1).to_bytes(8, sys.byteorder)
+
 
 class Separate(InFlight):
     """Uses a connection for each request: the port identifies the request of a reply."""
@@ -44,14 +48,15 @@ class Separate(InFlight):
         self._repeated: set[int] = set()
         self._free: deque[Connection] = deque()
         self._epoll = select.epoll()
-        # The epoll does not report connections that another thread closes.
-        self._closing = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        # The epoll does not report connections that another thread closes. A file, and not a
+        # number: if an exception interrupts this, its waker can still write to nothing else.
+        flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
+        self._closing = os.fdopen(os.eventfd(0, flags), "wb", buffering=0)
         try:
             self._epoll.register(self._closing, select.EPOLLIN)
             pool.add_waker(self._wake)
         except BaseException:
-            self._epoll.close()
-            os.close(self._closing)
+            self._end()
             raise
 
     def fileno(self) -> int:
@@ -59,7 +64,8 @@ class Separate(InFlight):
         return self._epoll.fileno()
 
     def _wake(self) -> None:
-        os.eventfd_write(self._closing, 1)
+        with contextlib.suppress(ValueError):  # closed
+            self._closing.write(ONE)
 
     def _send(self, indices: Sequence[int]) -> None:
         free, own, requests = self._free, self._own, self.requests
@@ -102,7 +108,7 @@ class Separate(InFlight):
     def _drop_late(self) -> None:
         """Discard datagrams that have arrived on idle connections."""
         for number, _ in self._epoll.poll(0):
-            if number not in self._asked and number != self._closing:
+            if number not in self._asked and number != self._closing.fileno():
                 self._late(self._connections[number])
 
     def _late(self, connection: Connection) -> None:
@@ -162,7 +168,7 @@ class Separate(InFlight):
         for number, _ in events:
             index = asked.get(number)
             if index is None:
-                if number == self._closing:
+                if number == self._closing.fileno():
                     raise OSError(errno.EBADF, "the client is closed")
                 self._late(connections[number])
                 continue
@@ -215,12 +221,15 @@ class Separate(InFlight):
 
     def close(self) -> None:
         """Return the connections to the pool."""
-        self.pool.remove_waker(self._wake)
-        self._epoll.close()
-        os.close(self._closing)
+        self._end()
         self.pool.put(*self._free)
         for connection in self._own.values():
             self.pool.retire(connection)
+
+    def _end(self) -> None:
+        self.pool.remove_waker(self._wake)
+        self._epoll.close()
+        self._closing.close()
 
 
 class Returning(Separate):

@@ -32,6 +32,7 @@ class Threads:
             for worker in workers
         ]
         self._is_ready = [False for _ in workers]
+        self._has_drained = [False for _ in workers]
         self._is_over = [False for _ in workers]
         self._error: BaseException | None = None
         self._cause = context.too_slow
@@ -72,6 +73,7 @@ class Threads:
                 return life.ready.is_set() or not life.is_stopping
 
             def end(unanswered: int) -> None:
+                self._has_drained[worker] = True
                 context.log_unanswered(unanswered, self._cause, life.log)
 
             try:
@@ -124,7 +126,6 @@ class Threads:
 
     def _leave(self, threads: list[threading.Thread], asked: float) -> None:
         """Join the threads that have ended, and log the others."""
-        before = "init" if self._context.settings.lifespan is None else "init or lifespan"
         end = time.monotonic() + GRACE
         for worker, thread in enumerate(threads):
             if self._is_over[worker]:
@@ -133,6 +134,14 @@ class Threads:
                 self._life.log.error(
                     "%s has not returned %.1f seconds after the server began to stop; its thread "
                     "is left running",
-                    "the handler" if self._is_ready[worker] else before,
+                    self._called(worker),
                     time.monotonic() - asked,
                 )
+
+    def _called(self, worker: int) -> str:
+        """Say for the log what a thread has called last."""
+        if self._has_drained[worker]:
+            return "the end of a worker (lifespan, exit, or a thread of its event loop)"
+        if self._is_ready[worker]:
+            return "the handler"
+        return "init" if self._context.settings.lifespan is None else "init or lifespan"

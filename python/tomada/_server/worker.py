@@ -71,6 +71,8 @@ def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeu
         # If the handler does not return, only the kernel can end the process, by this alarm.
         signal.setitimer(signal.ITIMER_REAL, context.settings.drain + GRACE)
         context.listeners.disable_gro()
+        if os.getppid() != supervisor:
+            context.listeners.refuse()  # the supervisor was killed before it could do this
         started[0].stop(context.settings.drain, is_last=context.listeners.is_own)
 
     def retire(*_: object) -> None:

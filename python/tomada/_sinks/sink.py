@@ -50,7 +50,7 @@ class Sink(ABC):
         the rest is dropped and counted.
     """
 
-    #: A server hands a sink lists of ``(data, address, timestamp_ns)``.
+    #: A server calls a sink with lists of ``(data, address, timestamp_ns)``.
     takes = "timed"
 
     def __init__(self, key: KeyOf, pack: Pack, capacity: int, linger: float) -> None:

@@ -1,0 +1,137 @@
+"""Signals at every line of a request: the client goes on, and returns only replies to requests."""
+
+import errno
+import gc
+import itertools
+
+import pytest
+
+import tomada
+from answering import LONG, Server, same
+from families import LONG as LONG_FORM
+from families import family
+from lines import AtLine
+from support import open_descriptors
+
+pytestmark = [
+    family,
+    pytest.mark.thread_unsafe(reason="only the main thread handles signals"),
+    # An exception may come right after a socket was opened, before anything knows it.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+# With a port of its own for each request, a match, or a key.
+WAYS = {"port": {}, "match": {"match": same}, "key": {"key": bytes}}
+# Another request is sent this often: that takes 50 ms, once it is known how long a reply takes.
+STEP = {"answered": 1, "repeated": 5} if LONG_FORM else {"answered": 7, "repeated": 61}
+
+
+class AlarmError(Exception):
+    """The exception that a handler raises."""
+
+
+class Once:
+    """Replies to a request when it is sent for the second time if it begins with "repeated"."""
+
+    def __init__(self):
+        self._seen = set()
+
+    def __call__(self, data):
+        if data.startswith(b"repeated") and data not in self._seen:
+            self._seen.add(data)
+            return []
+        return [data]
+
+
+def single(client, name):
+    return [client.request(name)] == [name]
+
+
+def many(client, name):
+    requests = [b"%s, %d of many" % (name, number) for number in range(3)]
+    return client.request_many(requests, window=2) == requests
+
+
+every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+every_ask = pytest.mark.parametrize("ask", [single, many])
+every_kind = pytest.mark.parametrize("kind_of_request", STEP)
+
+
+@pytest.fixture
+def server(inet):
+    with Server(inet, Once()) as server:
+        with tomada.Client(server.address, LONG) as client:
+            client.request(b"opens what the process keeps")
+        yield server
+
+
+def rounds(server, way, kind_of_request):
+    """Yield clients, each with the number of the line at which something is to happen."""
+    for number in itertools.count(1, STEP[kind_of_request]):
+        with tomada.Client(server.address, LONG, **way) as client:
+            assert single(client, b"first %d" % number)
+            yield client, number
+
+
+@every_way
+@every_ask
+@every_kind
+def test_exception_at_any_line_of_a_request_leaves_a_usable_client(
+    server, way, ask, kind_of_request
+):
+    def alarm():
+        raise AlarmError
+
+    before = open_descriptors()
+    for client, number in rounds(server, way, kind_of_request):
+        at = AtLine(number, alarm)
+        try:
+            with at:
+                assert ask(client, b"%s %d" % (kind_of_request.encode(), number))
+        except AlarmError:
+            assert at.is_over
+        for later in range(3):
+            assert ask(client, b"later %d %d" % (number, later)), at.place
+        if not at.is_over:
+            break
+    assert number > 10
+    client.close()
+    gc.collect()
+    assert open_descriptors() == before
+
+
+@every_way
+@every_ask
+@every_kind
+def test_request_in_a_signal_handler_at_any_line_of_another(server, way, ask, kind_of_request):
+    inner = []
+    for client, number in rounds(server, way, kind_of_request):
+        at = AtLine(number, lambda: inner.append(ask(client, b"inner %d" % number)))  # noqa: B023
+        with at:
+            assert ask(client, b"%s %d" % (kind_of_request.encode(), number))
+        if not at.is_over:
+            break
+        assert inner.pop(), at.place
+    assert number > 10
+
+
+@every_way
+@every_ask
+@every_kind
+def test_close_in_a_signal_handler_at_any_line_of_a_request(server, way, ask, kind_of_request):
+    before = open_descriptors()
+    for client, number in rounds(server, way, kind_of_request):
+        at = AtLine(number, client.close)
+        error = None
+        try:
+            with at:
+                assert ask(client, b"%s %d" % (kind_of_request.encode(), number))
+        except OSError as caught:
+            error = caught
+        assert error is None or error.errno == errno.EBADF, at.place
+        if not at.is_over:
+            break
+    assert number > 10
+    client.close()
+    gc.collect()
+    assert open_descriptors() == before
