@@ -185,6 +185,10 @@ SESSION_CLIENTS = (
     limit("openssl", "dtls-pingpong"),
     ours("Client.request", "sessions client"),
 )
+SESSION_MEMORY = (
+    limit("openssl", "dtls-echo", lean=True),
+    ours("Server", "sessions server", module="tomada"),
+)
 
 # Name, page, title, load and subjects of each table.
 PLAIN = "8 clients with 8 requests in flight each"
@@ -363,6 +367,13 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
         "64 bytes, a client of a server in Rust, one request at a time",
         session_loads.AskSession(),
         SESSION_CLIENTS,
+    ),
+    (
+        "session-memory",
+        "dtls",
+        "Memory of 10,000 idle sessions",
+        session_loads.SessionMemory(),
+        SESSION_MEMORY,
     ),
     (
         "publish",

@@ -34,6 +34,7 @@ from benches.plan import (
     LINKS,
     ROUND_TRIPS,
     SESSION_CLIENTS,
+    SESSION_MEMORY,
     SESSIONS,
     Bar,
     Scenario,
@@ -44,7 +45,7 @@ from benches.plan import (
     peer,
     scenarios,
 )
-from benches.session_loads import AskSession, Handshakes, Sessions
+from benches.session_loads import AskSession, Handshakes, SessionMemory, Sessions
 from floods import needs_loadgen
 from skips import is_privileged
 
@@ -286,9 +287,10 @@ def test_links_are_measured(load):
         (Sessions(sessions=50), SESSIONS),
         (Sessions(sessions=50, size=1200), SESSIONS),
         (Handshakes(), SESSIONS),
+        (SessionMemory(sessions=50), SESSION_MEMORY),
         (AskSession(), SESSION_CLIENTS),
     ],
-    ids=["records", "long records", "handshakes", "client"],
+    ids=["records", "long records", "handshakes", "memory", "client"],
 )
 def test_sessions_are_measured(load, subjects):
     pytest.importorskip("tomada.dtls", exc_type=ImportError)
