@@ -37,6 +37,7 @@ endif
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-tools test-all test-repeat test-parallel test-freethreaded test-peers \
+	test-without-dtls test-wheel \
 	interop quic fuzz fuzz-targets families soak valgrind sanitize lint bench bench-quick \
 	bench-programs bench-compare bench-import loom docs wheels reproducible audit clean
 
@@ -88,6 +89,14 @@ test-peers: ## the tests of libraries that use datagram endpoints, on the standa
 
 interop: $(stamps)/build $(stamps)/group-test $(PEERS) ## DTLS with other programs, which docs/reference/dtls-interop.md lists
 	TOMADA_WRITE_INTEROP=1 $(bin)/python -m pytest tests/dtls -k interop
+
+# Its wheel is in an environment of its own, so that the extension of the other targets stays.
+test-without-dtls: ## the suite of a build without DTLS, as TOMADA_DTLS=no makes it
+	@$(MAKE) --no-print-directory TOMADA_DTLS=no VENV=.venv-without-dtls test-wheel
+
+test-wheel: $(stamps)/installed $(stamps)/group-test $(PEERS)
+	cargo test --quiet $(engine_features)
+	$(bin)/python -m pytest $(PYTEST_ARGS)
 
 quic: $(stamps)/build $(stamps)/group-examples ## a file over QUIC, timed on the standard loop, uvloop and tomada's
 	@$(bin)/python examples/quic_transfer.py
@@ -265,6 +274,14 @@ $(stamps)/wheel: $(sources) $(shell find python -name '*.py') $(stamps)/group-bu
 	@$(bin)/maturin build --quiet --profile valgrind --strip false $(all_features) --out target/memcheck \
 		--interpreter $(bin)/python
 	@$(bin)/python -m pip install --quiet --force-reinstall target/memcheck/*.whl
+	@touch $@
+
+# As a user installs it from its source.
+$(stamps)/installed: $(sources) $(shell find python -name '*.py') $(stamps)/group-build
+	@$(PYTHON) scripts/toolchain.py check
+	@echo "building a wheel for $$($(bin)/python --version)"
+	@TOMADA_DTLS=$(TOMADA_DTLS) $(bin)/python -m pip install --quiet --no-build-isolation --no-deps \
+		--force-reinstall .
 	@touch $@
 
 $(loadgen): $(wildcard benches/loadgen/src/*.rs benches/loadgen/src/*/*.rs) benches/loadgen/Cargo.toml benches/loadgen/Cargo.lock

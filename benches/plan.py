@@ -20,6 +20,7 @@ from benches.subjects import (
     ROUND_TRIPS,
     SENDERS,
     SESSION_CLIENTS,
+    SESSION_MEMORY,
     SESSIONS,
     coalescing,
     in_tasks,
@@ -269,6 +270,13 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
         "64 bytes, a client of a server in Rust, one request at a time",
         session_loads.AskSession(),
         SESSION_CLIENTS,
+    ),
+    (
+        "session-memory",
+        "dtls",
+        "Memory of 10,000 idle sessions",
+        session_loads.SessionMemory(),
+        SESSION_MEMORY,
     ),
     (
         "publish",

@@ -36,6 +36,7 @@ METRICS = {
     "p50": ("median latency", 1e-9, "s"),
     "p99": ("99th percentile", 1e-9, "s"),
     "bytes": ("bytes per socket", 1.0, "B"),
+    "session_bytes": ("bytes per session", 1.0, "B"),
 }
 
 # A logarithmic scale has no zero, but a timer may be exactly on time. In seconds, or a second.

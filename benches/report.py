@@ -194,6 +194,10 @@ COLUMNS: dict[str, tuple[str, Callable[[Outcome], str]]] = {
     "p50": ("p50", lambda outcome: duration(outcome.median("p50"))),
     "p99": ("p99", lambda outcome: duration(outcome.median("p99"))),
     "bytes": ("per socket", lambda outcome: f"{outcome.median('bytes') / 1024:.2f} KiB"),
+    "session_bytes": (
+        "per session",
+        lambda outcome: f"{outcome.median('session_bytes') / 1024:.2f} KiB",
+    ),
     "growth": ("memory growth", lambda outcome: mebibytes(outcome.median("growth"))),
     "requests": ("requests", counted("requests")),
     "admitted": ("admitted", counted("admitted")),

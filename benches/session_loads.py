@@ -18,6 +18,7 @@ from benches.loads import (
     Subject,
     Window,
     cores,
+    resident,
     share_lost,
     speed,
     watch,
@@ -48,6 +49,29 @@ class Sessions(Load):
                     found = clients.stop()
                 server.stop()
         return sample | {"lost": share_lost(found["losses"] + found["replies"], found["replies"])}
+
+
+@dataclass(frozen=True)
+class SessionMemory(Load):
+    """Many DTLS sessions of a server, of which all but one are idle."""
+
+    sessions: int = 10_000
+    metrics = ("session_bytes",)
+
+    def measure(self, subject: Subject, window: Window) -> Sample:
+        patient = Window(window.seconds, window.warmup + 4 * HANDSHAKES)
+        sizes = []
+        with identity() as certificate, contextlib.ExitStack() as stack:
+            server = stack.enter_context(self.start(subject, patient, certificate=certificate))
+            target = {"port": server.line()["port"], "window": 1}
+            # The first ones include memory that is allocated once, no matter how many follow.
+            for sessions in (self.sessions // 10 + 1, self.sessions):
+                clients = Child(
+                    "loadgen dtls-load", cores()[0], patient.lifetime, clients=sessions, **target
+                )
+                stack.enter_context(clients).line(3 * HANDSHAKES)
+                sizes.append(resident(server))
+        return {"session_bytes": (sizes[1] - sizes[0]) / self.sessions}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ LAYERS = {
         "sys",
         "names meta recent stats fork_mutex shared_counters waker scratch reuseport multicast gso",
         "counted descriptor dtls guard send_queue shared_options sink_counters flow_control",
-        "proxy_protocol",
+        "proxy_protocol came_through",
         "recv_ring",
         "recv_backlog",
         "socket",

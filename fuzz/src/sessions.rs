@@ -51,7 +51,7 @@ impl Pair {
                 if is_servers_turn { (&pair.server, client()) } else { (&pair.client, server()) };
             for payload in &datagrams {
                 let incoming = Incoming { payload, from: &from, source: None, now: Instant::now() };
-                endpoint.receive(&incoming, &mut pair.scratch, &mut outbox, |_| {});
+                endpoint.receive(&incoming, &mut pair.scratch, &mut outbox, |_, _| {});
             }
             is_servers_turn = !is_servers_turn;
         }
@@ -63,7 +63,7 @@ impl Pair {
     fn receive(&mut self, payload: &[u8]) -> (usize, usize) {
         let (mut outbox, mut delivered, from) = (Outbox::default(), 0, client());
         let incoming = Incoming { payload, from: &from, source: None, now: Instant::now() };
-        self.server.receive(&incoming, &mut self.scratch, &mut outbox, |_| delivered += 1);
+        self.server.receive(&incoming, &mut self.scratch, &mut outbox, |_, _| delivered += 1);
         (delivered, outbox.iter().map(|(packet, ..)| packet.len()).sum())
     }
 

@@ -52,6 +52,11 @@ OF_SENDING = {
     errno.EADDRNOTAVAIL: "the local address no longer belongs to this machine",
 }
 
+# Waiting for the end of a handshake of DTLS: what the peer may do, or not.
+OF_SECURING = (
+    "does not answer with DTLS, uses a different pre-shared key, or is slower than the timeout"
+)
+
 # Sending a datagram from the send backlog of an endpoint without a peer.
 OF_SENDING_LATER = {
     **OF_SENDING,

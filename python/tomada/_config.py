@@ -233,6 +233,7 @@ SIZE = Kind("a number of bytes, such as 4194304 or 4M", "BYTES", _parse_size)
 SWITCH = Kind("true or false", "", _parse_switch, is_switch=True)
 NETWORK = Kind("a network, such as 192.0.2.0/24", "NETWORK", _parse_network, explains=True)
 PREFIXES = Kind("two prefix lengths, such as 32,64", "V4,V6", _parse_prefixes)
+PATH = text("a path", "FILE")
 ADDRESS = Kind("an address, such as 127.0.0.1:1234", "HOST:PORT", parse_address, explains=True)
 
 

@@ -941,7 +941,10 @@ class Datagram:
 
     @property
     def session(self) -> DtlsSession | None:
-        """The :class:`tomada.dtls.Session` that it belongs to, or ``None``."""
+        """The :class:`tomada.dtls.Session` that it came through, or ``None``.
+
+        The session may have ended since, and the peer's address may have another one.
+        """
 
     def reply(self, data: ReadableBuffer, flags: int = 0) -> int:
         """Send a reply from the address that the datagram was sent to, and return its length.
@@ -952,6 +955,7 @@ class Datagram:
         exceptions are the same as for :meth:`Socket.sendto`.
 
         :raises ValueError: The datagram was created for sending, not received.
+        :raises OSError: ``ENOTCONN``: its DTLS session has ended.
         """
 
     def __len__(self) -> int:
@@ -1147,14 +1151,14 @@ class DtlsEndpoint:
         Return the object for that socket.
         """
 
-    def pump(self) -> None:
-        """Receive some of the queued datagrams into the backlog."""
-
     def tick(self) -> float | None:
         """Retransmit messages that are due; return the seconds until the next call, or ``None``."""
 
-    def events(self) -> list[tuple[str, Any, OSError | None]]:
-        """Return what has happened since the last call: the event, the peer and the reason."""
+    def events(self) -> list[tuple[str, Any, DtlsSession | OSError]]:
+        """Return what has happened since the last call.
+
+        Each event has its name, the peer, and the session that has begun or why it has ended.
+        """
 
     def status(self) -> bool | None:
         """Return whether the handshake with the only peer is complete; ``None`` means not yet.
@@ -1178,7 +1182,9 @@ class DtlsEndpoint:
 class DtlsSession:
     """A session with a peer: :class:`tomada.dtls.Session`.
 
-    After the end of the session, its methods raise :class:`OSError` (``ENOTCONN``).
+    It describes the same session for as long as the object exists, even after that has ended, or
+    the peer has begun another one. In a child of a fork, its methods raise :class:`OSError`
+    (``ENOTCONN``).
     """
 
     @property

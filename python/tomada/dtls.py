@@ -17,6 +17,7 @@ from weakref import ref
 
 from tomada import _core
 from tomada._address import format_address
+from tomada._advice import OF_SECURING
 from tomada._dtls_errors import (
     DTLSCertVerificationError,
     DTLSError,
@@ -366,7 +367,10 @@ class DTLSSocket(socket):
             if isinstance(error, DTLSError) or timeout is None:
                 raise
             peer = format_address(self.getpeername())
-            message = f"timed out: the handshake with {peer} was not complete after {timeout:g} s"
+            message = (
+                f"timed out: the handshake with {peer} was not complete after {timeout:g} s; the "
+                f"peer {OF_SECURING}"
+            )
             raise TimeoutError(message) from None
 
     def handshake_timeout(self) -> float | None:

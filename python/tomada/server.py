@@ -430,7 +430,9 @@ class Server:
     def dtls_session(self, address: Any) -> DtlsSession | None:
         """Return the DTLS session with a peer, or ``None`` if there is none in this process.
 
-        Call it in the handler, or in a server with a single worker.
+        Call it in the handler, or in a server with a single worker. It returns the session that the
+        peer has now; that of a datagram, which may be an earlier one, is
+        :attr:`Datagram.session <tomada.Datagram.session>`.
         """
         endpoints = self._running().endpoints
         found = (endpoint.session(address) for endpoint in endpoints)

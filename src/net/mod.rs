@@ -7,6 +7,7 @@
 //! Batches of datagrams are received through a [`RecvRing`] and sent through a [`SendQueue`].
 
 pub mod address;
+mod came_through;
 pub mod cmsg;
 mod counted;
 pub(crate) mod counters;
@@ -48,6 +49,7 @@ mod turns;
 mod waker;
 
 pub use address::{Address, AddressKind};
+pub use came_through::{CameThrough, session_number};
 pub use deliver::{Costs, Flow, Pace, Sink, deliver};
 pub use descriptor::{Descriptor, InFlight};
 pub use error_class::{ErrorClass, ErrorStreak, may_be_of_earlier};

@@ -3,7 +3,9 @@
 use std::collections::VecDeque;
 use std::ffi::c_int;
 use std::io;
+use std::sync::Arc;
 
+use super::came_through::CameThrough;
 use super::counted::Items;
 use super::fork_mutex::{Inherit, leave_to_parent};
 use super::recv_ring::{Datagrams, Filled, Part, Received, RecvRing};
@@ -25,6 +27,7 @@ pub struct Held {
     proxy: Option<Box<[u8]>>,
     control: Box<[u8]>,
     flags: c_int,
+    session: Option<Arc<CameThrough>>,
     /// `None` once all datagrams were handed out.
     split: Option<Split>,
 }
@@ -103,6 +106,15 @@ impl RecvBacklog {
         0
     }
 
+    /// Drops datagrams that came through sessions which fail a test; returns their number.
+    #[cfg(feature = "dtls")]
+    pub(super) fn keep_sessions(&mut self, may_stay: impl Fn(&CameThrough) -> bool) -> usize {
+        let before = self.datagrams;
+        self.messages.retain(|held| held.session.as_ref().is_none_or(|session| may_stay(session)));
+        self.datagrams = self.messages.iter().map(Held::remaining).sum();
+        before - self.datagrams
+    }
+
     /// Puts a message back at the front, unless it is empty. Returns how many datagrams were lost
     /// because memory allocation failed: another thread may have used the room.
     pub(super) fn push_front(&mut self, held: Held) -> usize {
@@ -128,6 +140,7 @@ impl Held {
             proxy: message.proxy.map(copy).transpose()?,
             control: copy(message.control)?,
             flags: message.flags,
+            session: message.session.cloned(),
             split: Some(split.rest()),
         })
     }
@@ -141,6 +154,7 @@ impl Held {
             proxy: datagram.proxy.map(copy).transpose()?,
             control: copy(datagram.control)?,
             flags: datagram.flags,
+            session: datagram.session.cloned(),
             split: Some(Split::new(datagram.payload.len(), None)),
         })
     }
@@ -175,6 +189,7 @@ impl Datagrams for Held {
             proxy: self.proxy.as_deref(),
             control: &self.control,
             flags: self.flags,
+            session: self.session.as_ref(),
         })
     }
 

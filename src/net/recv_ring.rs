@@ -7,9 +7,10 @@ use std::ffi::c_int;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::BorrowedFd;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use super::address::Address;
+use super::came_through::CameThrough;
 use super::fork_mutex::{Inherit, leave_to_parent};
 use super::guard::Arrival;
 use super::meta::Meta;
@@ -24,6 +25,8 @@ pub struct RecvRing {
     splits: Vec<Part>,
     /// The clients of datagrams that came through a proxy.
     clients: Vec<Address>,
+    /// The DTLS sessions that datagrams came through.
+    sessions: Vec<Arc<CameThrough>>,
     /// The index of the message under the cursor.
     next: usize,
     /// Reused to avoid allocations.
@@ -37,10 +40,12 @@ pub(super) struct Part {
     pub(super) split: Split,
     /// The index of its client, if it came through a proxy.
     client: Option<usize>,
+    /// The index of the DTLS session that it came through.
+    session: Option<usize>,
 }
 
 /// A received datagram, in memory that the next receive overwrites.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Received<'a> {
     /// Its bytes.
     pub payload: &'a [u8],
@@ -54,6 +59,8 @@ pub struct Received<'a> {
     pub control: &'a [u8],
     /// The kernel's flags for the message: `MSG_TRUNC`, `MSG_CTRUNC`.
     pub flags: c_int,
+    /// The DTLS session that it came through.
+    pub session: Option<&'a Arc<CameThrough>>,
 }
 
 impl<'a> Received<'a> {
@@ -114,7 +121,8 @@ impl RecvRing {
     pub fn new(slots: usize, slot_len: usize) -> io::Result<Self> {
         let messages = RecvMessages::new(slots, slot_len)?;
         let (splits, arrivals) = (with_room(slots, "slots")?, Vec::new());
-        Ok(Self { messages, splits, clients: Vec::new(), next: 0, arrivals })
+        let (clients, sessions) = (Vec::new(), Vec::new());
+        Ok(Self { messages, splits, clients, sessions, next: 0, arrivals })
     }
 
     /// The maximum number of messages of one receive.
@@ -143,7 +151,7 @@ impl RecvRing {
             let split = Split::new(message.len, Meta::segment(message.control));
             let is_truncated = message.flags & libc::MSG_TRUNC != 0;
             filled.count(split, is_truncated);
-            self.splits.push(Part { slot, split, client: None });
+            self.splits.push(Part { slot, split, client: None, session: None });
         }
         Ok(filled)
     }
@@ -152,7 +160,13 @@ impl RecvRing {
     pub fn clear(&mut self) {
         self.splits.clear();
         self.clients.clear();
+        self.sessions.clear();
         self.next = 0;
+    }
+
+    /// Lets go of the sessions of the last receive, whose keys must not outlive them for long.
+    pub(super) fn forget_sessions(&mut self) {
+        self.sessions.clear();
     }
 
     /// The number of datagrams from the cursor on.
@@ -177,7 +191,8 @@ impl RecvRing {
         let message = self.messages.message(part.slot);
         let from = part.from(&self.messages, &self.clients);
         let proxy = part.client.map(|_| message.name);
-        Received { payload, from, proxy, control: message.control, flags: message.flags }
+        let session = part.session.and_then(|index| self.sessions.get(index));
+        Received { payload, from, proxy, control: message.control, flags: message.flags, session }
     }
 
     /// The content of the slots.
@@ -286,6 +301,7 @@ impl Inherit for ExportedRing {
         self.ring.messages.forget_last();
         leave_to_parent(&mut self.ring.splits);
         leave_to_parent(&mut self.ring.clients);
+        leave_to_parent(&mut self.ring.sessions);
         leave_to_parent(&mut self.ring.arrivals);
         self.ring.next = 0;
     }

@@ -198,7 +198,7 @@ mod tests {
         let mut control = ControlBuffer::EMPTY;
         to.encode(&mut control);
         let (from, control) = (peer.as_bytes(), control.as_bytes());
-        reader.take(&Received { payload: b"", from, proxy: None, control, flags: 0 })
+        reader.take(&Received { payload: b"", from, proxy: None, control, flags: 0, session: None })
     }
 
     #[test]
@@ -220,8 +220,14 @@ mod tests {
         let mut reader = sources.reader();
         receive(&mut reader, &peer(1), source(2));
         let from = peer(1);
-        let bare =
-            Received { payload: b"", from: from.as_bytes(), proxy: None, control: b"", flags: 0 };
+        let bare = Received {
+            payload: b"",
+            from: from.as_bytes(),
+            proxy: None,
+            control: b"",
+            flags: 0,
+            session: None,
+        };
         assert_eq!(reader.take(&bare), None);
         assert_eq!(sources.source(&peer(1)), Some(source(2)));
     }

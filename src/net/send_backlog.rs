@@ -43,6 +43,9 @@ pub(super) struct Queued<P> {
     pub(super) data: P,
     pub(super) to: Option<Address>,
     source: Option<Source>,
+    /// The number of the DTLS session that it is a reply in: it must not be sent in a later one.
+    #[cfg_attr(not(feature = "dtls"), allow(dead_code))]
+    session: Option<u64>,
     /// When it began to wait for room in the socket's buffer, in a backlog that is limited.
     pub(super) since: Option<Instant>,
 }
@@ -112,14 +115,38 @@ impl<P> Default for SendBacklog<P> {
 impl<P: Payload> SendBacklog<P> {
     /// Appends a datagram. Fails only if memory allocation fails.
     pub fn push(&mut self, data: P, to: Option<Address>, source: Option<Source>) -> io::Result<()> {
+        self.push_in(None, data, to, source)
+    }
+
+    /// Appends a reply to a datagram that came through the DTLS session with this number.
+    pub fn push_in(
+        &mut self,
+        session: Option<u64>,
+        data: P,
+        to: Option<Address>,
+        source: Option<Source>,
+    ) -> io::Result<()> {
         if self.datagrams.capacity() == 0 {
             self.datagrams = P::spare().take().0;
         }
         let more = (self.len() + 1) * size_of::<Queued<P>>();
         self.datagrams.try_reserve(1).map_err(|_| no_memory(more, "datagrams to be sent"))?;
         self.bytes += data.as_ref().len();
-        self.datagrams.push_back(Queued { data, to, source, since: None });
+        self.datagrams.push_back(Queued { data, to, source, session, since: None });
         Ok(())
+    }
+
+    /// Drops replies in DTLS sessions that fail a test, by their destination and the session's number;
+    /// returns how many those are.
+    #[cfg(feature = "dtls")]
+    pub(super) fn keep_sessions(&mut self, may_stay: impl Fn(&Address, u64) -> bool) -> usize {
+        let before = self.len();
+        self.datagrams.retain(|queued| match (&queued.to, queued.session) {
+            (Some(to), Some(session)) => may_stay(to, session),
+            _ => true,
+        });
+        self.bytes = self.datagrams.iter().map(|queued| queued.data.as_ref().len()).sum();
+        before - self.len()
     }
 
     /// The number of datagrams.

@@ -104,19 +104,6 @@ impl DtlsEndpoint {
         Ok(Self { socket: socket.clone().unbind(), inner: Arc::clone(&self.inner) })
     }
 
-    /// Receive what is queued, up to a number of datagrams, into the backlog.
-    fn pump(&self, py: Python<'_>) -> Result<()> {
-        let socket = self.socket.bind(py).get().socket()?;
-        py.detach(|| {
-            let mut cursor = RecvCursor::of_thread(socket)?;
-            match socket.with(|fd| cursor.receive_messages(fd, MESSAGES, libc::MSG_DONTWAIT)) {
-                Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
-                _ => Ok(()),
-            }
-        })?;
-        Ok(())
-    }
-
     /// Retransmit what is due; return the time in seconds until this must be called again, or None.
     fn tick(&self, py: Python<'_>) -> Result<Option<f64>> {
         let socket = self.socket.bind(py).get().socket()?;
@@ -124,19 +111,22 @@ impl DtlsEndpoint {
     }
 
     /// Return what has happened to sessions since the last call: each with the address of the peer,
-    /// and the exception for the end of a session.
+    /// and the session that has begun or the exception for its end.
     fn events<'py>(&self, py: Python<'py>) -> Result<Vec<Bound<'py, PyTuple>>> {
         let addresses = self.socket.bind(py).get().addresses();
         let mut events = Vec::new();
         while let Some(event) = self.inner.take_event() {
-            let (name, peer, failure) = match &event {
-                SessionEvent::Established(peer) => ("established", peer, None),
-                SessionEvent::Lost(peer, failure) => ("lost", peer, Some(failure)),
-                SessionEvent::Failed(peer, failure) => ("failed", peer, Some(failure)),
+            let ended = |failure| error::failure(failure).into_value(py).into_any();
+            let (name, peer, about) = match &event {
+                SessionEvent::Established(session) => {
+                    let about = DtlsSession::from(Arc::clone(session));
+                    ("established", session.peer(), Py::new(py, about)?.into_any())
+                }
+                SessionEvent::Lost(peer, failure) => ("lost", peer, ended(failure)),
+                SessionEvent::Failed(peer, failure) => ("failed", peer, ended(failure)),
             };
             let address = addresses.object(py, peer.as_bytes())?;
-            let error = failure.map(|failure| error::failure(failure).into_value(py));
-            events.push((name, address, error).into_pyobject(py)?);
+            events.push((name, address, about).into_pyobject(py)?);
         }
         Ok(events)
     }
@@ -176,7 +166,7 @@ impl DtlsEndpoint {
         address: Option<&Bound<'_, PyAny>>,
     ) -> Result<Option<DtlsSession>> {
         let peer = self.parse(py, address)?;
-        Ok(DtlsSession::find(Arc::clone(&self.inner), peer))
+        Ok(self.inner.live(peer.as_ref()).map(DtlsSession::from))
     }
 
     /// Return the counters.

@@ -2,11 +2,15 @@
 
 import pytest
 
+from skips import NO_DTLS
+
+pytest.importorskip("tomada.dtls", reason=NO_DTLS, exc_type=ImportError)
+
 from certificates import certificates
 from command import Serving
 from dtls_pairs import psk_client, trusting
 from tomada import Client, dtls
-from tomada._cli.serve import _keys
+from tomada._cli.dtls import keys_in
 
 pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
 
@@ -62,4 +66,4 @@ def test_serve_names_the_wrong_line_of_a_file_with_keys(tmp_path, line):
     path = tmp_path / "keys.psk"
     path.write_text(f"right:00\n{line}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"line 2 of .*keys\.psk is not IDENTITY:HEXKEY"):
-        _keys(path)
+        keys_in(path)

@@ -11,7 +11,7 @@ from answering import LONG, Server, same
 from families import LONG as LONG_FORM
 from families import family
 from lines import AtLine
-from support import open_descriptors
+from support import FREE, open_descriptors
 
 pytestmark = [
     family,
@@ -94,7 +94,7 @@ def test_exception_at_any_line_of_a_request_leaves_a_usable_client(
             assert ask(client, b"later %d %d" % (number, later)), at.place
         if not at.is_over:
             break
-    assert number > 10
+    assert FREE or number > 10  # a trace function may miss lines without the global lock
     client.close()
     gc.collect()
     assert open_descriptors() == before
@@ -112,7 +112,7 @@ def test_request_in_a_signal_handler_at_any_line_of_another(server, way, ask, ki
         if not at.is_over:
             break
         assert inner.pop(), at.place
-    assert number > 10
+    assert FREE or number > 10  # a trace function may miss lines without the global lock
 
 
 @every_way
@@ -131,7 +131,7 @@ def test_close_in_a_signal_handler_at_any_line_of_a_request(server, way, ask, ki
         assert error is None or error.errno == errno.EBADF, at.place
         if not at.is_over:
             break
-    assert number > 10
+    assert FREE or number > 10  # a trace function may miss lines without the global lock
     client.close()
     gc.collect()
     assert open_descriptors() == before

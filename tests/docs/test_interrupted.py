@@ -9,7 +9,7 @@ from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 import skips
 from brokers import MockKafka, NatsServer
 from documents import INFO, ROOT
-from support import HELPERS, Child
+from support import FREE, HELPERS, Child
 
 pytestmark = [
     pytest.mark.usefixtures("interruptible"),
@@ -21,13 +21,14 @@ LISTEN = ("--listen", "127.0.0.1:0")
 UPSTREAM = (*LISTEN, "--upstream", "127.0.0.1:9")
 
 
-def runs(program, *arguments, step=1):
-    """Interrupt a program at every ``step``-th line; return how often that was."""
+def assert_ends_cleanly(program, *arguments, step=1):
+    """Interrupt a program at every ``step``-th line; check that there were several."""
     given = (HELPERS / "interrupted.py", step, program, *arguments)
     with Child(*given) as child:
         status, output, errors = child.end(300)
     assert (status, errors) == (0, "")
-    return int(output)
+    # Without the global lock, a trace function sometimes misses the lines.
+    assert FREE or int(output) > 2
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def runs(program, *arguments, step=1):
 def test_interrupted_example_ends_cleanly(name, arguments, needs):
     for module in needs:
         pytest.importorskip(module)
-    assert runs(ROOT / "examples" / name, *arguments) > 2
+    assert_ends_cleanly(ROOT / "examples" / name, *arguments)
 
 
 def test_interrupted_coap_server_ends_cleanly():
@@ -56,7 +57,7 @@ def test_interrupted_coap_server_ends_cleanly():
     with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-    assert runs(ROOT / "examples" / "coap.py", "--port", port) > 1
+    assert_ends_cleanly(ROOT / "examples" / "coap.py", "--port", port)
 
 
 def test_interrupted_publisher_to_nats_ends_cleanly(tmp_path):
@@ -65,14 +66,14 @@ def test_interrupted_publisher_to_nats_ends_cleanly(tmp_path):
     with NatsServer(tmp_path) as broker:
         broker.add_stream("statsd")
         given = (*LISTEN, "--nats", broker.url)
-        assert runs(ROOT / "examples" / "statsd_to_nats.py", *given, step=20) > 5
+        assert_ends_cleanly(ROOT / "examples" / "statsd_to_nats.py", *given, step=20)
 
 
 def test_interrupted_publisher_to_kafka_ends_cleanly():
     pytest.importorskip("confluent_kafka")
     broker = MockKafka()  # for as long as it exists
     given = (*LISTEN, "--kafka", broker.servers)
-    assert runs(ROOT / "examples" / "netflow_to_kafka.py", *given, step=20) > 5
+    assert_ends_cleanly(ROOT / "examples" / "netflow_to_kafka.py", *given, step=20)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -85,4 +86,4 @@ def test_interrupted_documented_server_ends_cleanly(workers, tmp_path):
     )
     program = tmp_path / "announced.py"
     program.write_text(source.replace(", shout)", f", shout, workers={workers})"), encoding="utf-8")
-    assert runs(program, step=1 if workers == 1 else 10) > 5
+    assert_ends_cleanly(program, step=1 if workers == 1 else 10)

@@ -2,12 +2,14 @@
 
 import asyncio
 import socket as std
+from functools import partial
 
 import pytest
 
 import tomada.asyncio
 from certificates import certificates
 from dtls_pairs import psk_client, psk_server, server_of, trusting
+from dtls_relay import OneAddress
 from tomada import Server, dtls
 from tomada.testing import impaired
 
@@ -291,5 +293,62 @@ def test_endpoint_receives_data_that_came_with_the_end_of_the_handshake():
 
     async def open_client(address):
         return await tomada.asyncio.open_endpoint(remote_addr=address, dtls=psk_client())
+
+    run(main())
+
+
+def test_protocol_gets_datagrams_between_the_begin_and_the_end_of_their_session():
+    async def main():
+        loop = asyncio.get_running_loop()
+        transport, echo = await listen(psk_server())
+        with OneAddress(address_of(transport)) as relay:
+            near = await loop.run_in_executor(None, relay.connect, "tester")
+            near.send(b"last words")
+            near.close()
+            relay.pass_on()  # both arrive in one turn of the loop
+            await echo.until("lost")
+        transport.close()
+        assert [what for what, *_ in echo.happened] == ["established", "received", "lost"]
+
+    run(main())
+
+
+def test_protocol_does_not_take_data_for_that_of_a_later_session():
+    class Waiting(Echo):
+        def __init__(self):
+            super().__init__()
+            self.mine = asyncio.Event()
+
+        def datagram_received(self, data, addr):
+            super().datagram_received(data, addr)
+            if data == b"mine":
+                self.mine.set()
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        transport, echo = await listen(psk_server(), Waiting)
+        with OneAddress(address_of(transport)) as relay:
+            first = await loop.run_in_executor(None, relay.connect, "tester")
+            second = relay.client("other")
+            hold = partial(relay.shake_hands, second, holds_last=True)
+            last = await loop.run_in_executor(None, hold)
+            first.send(b"secret of the first")
+            relay.pass_on()
+            relay.pass_on(*last)  # both arrive in one turn of the loop
+            await loop.run_in_executor(None, relay.shake_hands, second)
+            second.send(b"mine")
+            relay.pass_on()
+            await echo.mine.wait()
+        transport.close()
+        # The datagram is dropped if it was not delivered before its session was replaced.
+        secret = ("received", b"secret of the first")
+        happened = [what for what in echo.happened if what != secret]
+        assert secret not in echo.happened[2:]
+        assert happened == [
+            ("established", "tester"),
+            ("lost", dtls.DTLSZeroReturnError),
+            ("established", "other"),
+            ("received", b"mine"),
+        ]
 
     run(main())

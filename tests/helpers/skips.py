@@ -21,12 +21,14 @@ import pytest
 
 import tools
 from support import FREE
+from tomada import _core
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 NO_ROOT = "only root may"
 NO_IPV6 = "this machine has no IPv6"
+NO_DTLS = "this build of tomada does not include DTLS"
 
 # The message of program() and links.why_not().
 NO_PROGRAM = re.compile(r"there is no (\S+) command")
@@ -91,6 +93,7 @@ class Allowed(NamedTuple):
 ALLOWED = [
     Allowed(NO_ROOT, lambda: not is_privileged(), "only root may make networks"),
     Allowed(NO_IPV6, lambda: not speaks_ipv6(), "the kernel decides"),
+    Allowed(NO_DTLS, lambda: not hasattr(_core, "DtlsContext"), "TOMADA_DTLS=no leaves it out"),
     Allowed(
         "this kernel has no fair queueing",
         lambda: not has_fair_queueing(),

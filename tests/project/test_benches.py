@@ -32,11 +32,12 @@ from benches.loads import (
     share_lost,
 )
 from benches.plan import Bar, Scenario, call, check, scenarios
-from benches.session_loads import AskSession, Handshakes, Sessions
+from benches.session_loads import AskSession, Handshakes, SessionMemory, Sessions
 from benches.subjects import (
     LINKS,
     ROUND_TRIPS,
     SESSION_CLIENTS,
+    SESSION_MEMORY,
     SESSIONS,
     coalescing,
     limit,
@@ -300,9 +301,10 @@ def test_links_are_measured(load):
         (Sessions(sessions=50), SESSIONS),
         (Sessions(sessions=50, size=1200), SESSIONS),
         (Handshakes(), SESSIONS),
+        (SessionMemory(sessions=50), SESSION_MEMORY),
         (AskSession(), SESSION_CLIENTS),
     ],
-    ids=["records", "long records", "handshakes", "client"],
+    ids=["records", "long records", "handshakes", "memory", "client"],
 )
 def test_sessions_are_measured(load, subjects):
     pytest.importorskip("tomada.dtls", exc_type=ImportError)

@@ -176,7 +176,7 @@ class Endpoint(Closing):
     def _has_ended(self, *, is_readable: bool) -> bool:
         """Handle events that are not datagrams; return whether an exception is due."""
         if self._sessions is not None:
-            self._sessions.step()
+            self._sessions.tell_ended()
         if is_readable:  # without a datagram, so the error queue has entries
             self._core.read_errors()
         return bool(self._events.errors) or self._core.is_closing()

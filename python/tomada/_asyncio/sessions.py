@@ -13,8 +13,12 @@ from tomada.socket import socket
 if TYPE_CHECKING:
     import socket as _std
     from collections.abc import Callable
+    from typing import TypeAlias
 
-    from tomada._core import DtlsContext, DtlsEndpoint
+    from tomada._core import DtlsContext, DtlsEndpoint, DtlsSession
+
+    # The name of an event, the peer, and the new session or the reason for the end of one.
+    _Event: TypeAlias = tuple[str, Any, DtlsSession | OSError]
 
 
 async def connect(
@@ -94,7 +98,7 @@ class Sessions:
         #: The context, and the name that the server must have.
         self.secured = context, server_hostname
         #: Called with the reason when the session of a connected socket has ended.
-        self.ended: Callable[[OSError], object] = self._close_transport
+        self.ended: Callable[[Any], object] = self._close_transport
         if connected is None:
             self._endpoint = _core.DtlsEndpoint(context, sock, keeps_events=True)
         else:
@@ -102,26 +106,36 @@ class Sessions:
         self._has_one_peer = connected is not None
         self._timer: asyncio.TimerHandle | None = None
         self._transport: Any = None
-        self._deliver: Callable[[], None] = lambda: None
+        # Events that the protocol was not told of yet.
+        self._events: list[_Event] = []
 
-    def attach(self, transport: Any, deliver: Callable[[], None]) -> Callable[[], None]:
-        """Return what a transport calls when its socket is readable, in place of ``deliver``."""
-        self._transport, self._deliver = transport, deliver
-        return self._read_ready
+    def attach(self, transport: Any) -> None:
+        """Keep the sessions of this transport going."""
+        self._transport = transport
 
-    def _read_ready(self) -> None:
-        if hasattr(type(self._transport.get_protocol()), "session_established"):
-            # Peers may send data together with the end of their handshake: it waits until the
-            # protocol knows of the session.
-            self._endpoint.pump()
-            self._tell()
-        self._deliver()
-        self.step()
+    def tell_begun(self) -> None:
+        """Tell the protocol of sessions that a receive has begun, before their datagrams.
 
-    def step(self) -> None:
+        The end of a session waits until its datagrams are delivered. But if the peer has begun
+        another one, there are none: they were dropped.
+        """
+        self._events += self._endpoint.events()
+        begun: set[Any] = set()
+        now: list[_Event] = []
+        later: list[_Event] = []
+        for event in reversed(self._events):
+            what, address, _ = event
+            if what == "established":
+                begun.add(address)
+            (now if address in begun else later).append(event)
+        self._events = later[::-1]
+        self._tell(now[::-1])
+
+    def tell_ended(self) -> None:
         """Do what follows from the datagrams that were received: call it after a receive."""
-        self._tell()
         self._set_timer()
+        events, self._events = self._events + self._endpoint.events(), []
+        self._tell(events)
 
     def _set_timer(self) -> None:
         due = self._endpoint.tick()
@@ -137,21 +151,18 @@ class Sessions:
     def _on_timer(self) -> None:
         self._timer = None
         if not self._transport.is_closing():
-            self._set_timer()
-            self._tell()
+            self.tell_ended()
 
-    def _tell(self) -> None:
+    def _tell(self, events: list[_Event]) -> None:
         """Call the protocol's methods for what has happened, if its type has them."""
-        for what, address, error in self._endpoint.events():
-            if what == "failed":
-                continue
+        for what, address, session_or_error in events:
             protocol = self._transport.get_protocol()
             if what == "established":
-                self._call(protocol, "session_established", address, self.session(address))
-            elif error is not None:
-                self._call(protocol, "session_lost", address, error)
+                self._call(protocol, "session_established", address, session_or_error)
+            elif what == "lost":
+                self._call(protocol, "session_lost", address, session_or_error)
                 if self._has_one_peer:
-                    self.ended(error)
+                    self.ended(session_or_error)
 
     def _close_transport(self, _: OSError) -> None:
         self._transport.close()

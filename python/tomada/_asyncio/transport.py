@@ -24,7 +24,10 @@ _logger = logging.getLogger("asyncio")
 PAUSE = 1e-3  # how long to wait for a full AF_UNIX peer before retrying, in seconds
 
 Signal: TypeAlias = Literal["pause_writing", "resume_writing"]
-Step: TypeAlias = Signal | Literal["watch", "unwatch", "lose", "deliver", "tell_errors"]
+Step: TypeAlias = (
+    Signal
+    | Literal["watch", "unwatch", "lose", "deliver", "tell_errors", "tell_begun", "tell_ended"]
+)
 
 
 class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
@@ -113,9 +116,8 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         )
         self._restore = restore
         self._sessions = sessions
-        self._read_ready: Callable[[], None] = core.read_ready
         if sessions is not None:
-            self._read_ready = sessions.attach(self, core.read_ready)
+            sessions.attach(self)
         # Call the core directly, without a Python frame in between.
         self.sendto = core.sendto  # type: ignore[method-assign]
         try:
@@ -210,7 +212,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
     def _watch(self) -> None:
         if self._context is None:
             self._context = contextvars.copy_context()
-        self._read_watch.start(self._context.run, self._read_ready)
+        self._read_watch.start(self._context.run, self._core.read_ready)
         if self._sock.pending:
             self._act("deliver")
 
@@ -283,6 +285,9 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             case "deliver":
                 # All callbacks run in one context, so they see each other's context variables.
                 self._loop.call_soon(self._core.resume, context=self._context)
+            case "tell_begun" | "tell_ended":
+                if self._sessions is not None:
+                    getattr(self._sessions, step)()
             case "tell_errors":
                 self._loop.call_soon(self._core.resume_errors, context=self._context)
 

@@ -21,12 +21,15 @@ from tomada._cli.common import (
     note,
     seconds,
 )
+from tomada._cli.dtls import CLIENT_DTLS, client_context
 from tomada._cli.load import LABEL, Histogram, Load, Result
+from tomada._cli.options import add_options
 
 EXAMPLES = """
 examples:
   tomada serve & tomada bench 127.0.0.1:1234
   tomada bench 127.0.0.1:1234 --clients 8 --window 32 --duration 10
+  tomada bench example.com:4433 --dtls
   tomada bench --local
 
 The server must send back the datagrams that it receives, as tomada serve does. The load is a closed
@@ -83,9 +86,11 @@ def add(commands: Any) -> None:
         type=seconds,
         default=1.0,
         metavar="S",
-        help="seconds after which a datagram counts as lost (default: 1)",
+        help="seconds after which a datagram counts as lost, or a handshake of DTLS as failed "
+        "(default: 1)",
     )
     add_json(parser, "the results")
+    add_options(parser, CLIENT_DTLS)
     parser.set_defaults(run=run)
 
 
@@ -98,6 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandError(
             f"a datagram must have {LABEL.size} to {LARGEST:,} bytes, not {arguments.size:,}"
         )
+    secured = client_context(arguments)
     if arguments.local:
         return compare(arguments)
     duration = arguments.duration or 5.0
@@ -107,6 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
         window=arguments.window or 1,
         size=arguments.size,
         timeout=arguments.timeout,
+        secured=secured,
     )
     where = format_address(arguments.address)
     with (

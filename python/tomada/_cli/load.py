@@ -8,9 +8,13 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tomada._cli.common import Address, family_and_name
+from tomada._cli.common import Address, CommandError, family_and_name
+from tomada._cli.dtls import secure
+
+if TYPE_CHECKING:
+    from tomada._cli.dtls import Secured
 
 # The run and the number of a datagram, to distinguish late replies from expected ones.
 LABEL = struct.Struct("=QQ")
@@ -97,10 +101,12 @@ class Load:
     :param clients: The number of sockets.
     :param window: The number of datagrams in flight on each socket.
     :param size: The length of each datagram in bytes, at least 16.
-    :param timeout: When a datagram counts as lost and is replaced by another one, in seconds.
+    :param timeout: When a datagram counts as lost and is replaced by another one, in seconds; with
+        encryption, also how long a handshake may take.
+    :param secured: The context of the sockets' sessions and the name of the server, to encrypt.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the options of a load
         self,
         address: Address,
         *,
@@ -108,12 +114,16 @@ class Load:
         window: int = 1,
         size: int = 64,
         timeout: float = 1.0,
+        secured: Secured | None = None,
     ) -> None:
         self._family, self._name = family_and_name(address)
         self._clients = clients
         self._window = window
+        self._size = size
         self._padding = bytes(max(size - LABEL.size, 0))
+        self._timeout = timeout
         self._timeout_ns = round(timeout * NANOSECONDS)
+        self._secured = secured
         self._run = int.from_bytes(os.urandom(8))
         self._number = 0
         self.result = Result()
@@ -134,6 +144,7 @@ class Load:
                 lines.append(line)
                 by_number[line.sock.fileno()] = line
                 poll.register(line.sock.fileno(), select.EPOLLIN)
+            started = time.monotonic_ns()  # handshakes do not count
             end = started + round(seconds * NANOSECONDS)
             shown = started
             for line in lines:
@@ -166,11 +177,19 @@ class Load:
             if self._family == socket.AF_UNIX:
                 sock.bind("")
             sock.connect(self._name)
+            sock = secure(sock, self._secured, self._timeout)
+            self._check_room(sock)
             sock.setblocking(False)
         except BaseException:
             sock.close()
             raise
         return sock
+
+    def _check_room(self, sock: Any) -> None:
+        session = getattr(sock, "session", None)
+        if session is not None and session.max_datagram_size < self._size:
+            most = session.max_datagram_size
+            raise CommandError(f"a DTLS record carries at most {most:,} bytes, not {self._size:,}")
 
     def _ask(self, line: Line, count: int) -> None:
         numbers = range(self._number, self._number + count)
@@ -192,6 +211,8 @@ class Load:
         except ConnectionRefusedError:
             result.refused += 1
             return
+        except BrokenPipeError:  # ESHUTDOWN
+            raise CommandError("the server has ended the DTLS session") from None
         now = time.monotonic_ns()
         answered = 0
         for data, _ in datagrams:

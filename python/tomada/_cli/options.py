@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
+from tomada._cli.dtls import SERVER_DTLS
 from tomada._config import (
     ADDRESS,
     NETWORK,
+    PATH,
     PREFIXES,
     SIZE,
     SWITCH,
@@ -28,7 +30,6 @@ HANDLER = "handler"
 WORKERS = "workers"
 SOCKET = "socket"
 GUARD = "guard"
-DTLS = "DTLS"
 OBSERVATION = "observation"
 DEVELOPMENT = "development"
 # Of options that exclude each other.
@@ -36,7 +37,6 @@ ONE_HANDLER, ONE_SOCKET = "handler", "socket"
 
 FUNCTION = text("a function, as MODULE:FUNCTION", "MODULE:FUNCTION")
 DIRECTORY = text("a directory", "DIR")
-PATH = text("a path", "FILE")
 
 
 def _parse_steering(given: str) -> Any:
@@ -276,39 +276,7 @@ OPTIONS = (
         True,
         into="guard",
     ),
-    Option(
-        "dtls-cert",
-        PATH,
-        DTLS,
-        "encrypt with this certificate chain (PEM)",
-        into="dtls",
-        parameter="certfile",
-    ),
-    Option(
-        "dtls-key",
-        PATH,
-        DTLS,
-        "the private key of the certificate (PEM)",
-        "the one in --dtls-cert",
-        into="dtls",
-        parameter="keyfile",
-    ),
-    Option(
-        "dtls-ca",
-        PATH,
-        DTLS,
-        "require certificates from clients, issued by these authorities (PEM)",
-        into="dtls",
-        parameter="cafile",
-    ),
-    Option(
-        "dtls-psk-file",
-        PATH,
-        DTLS,
-        "accept clients with the pre-shared keys in this file, whose lines are IDENTITY:HEXKEY",
-        into="dtls",
-        parameter="pskfile",
-    ),
+    *SERVER_DTLS,
     Option(
         "health",
         ADDRESS,
@@ -360,9 +328,9 @@ OPTIONS = (
 BY_NAME = {option.name: option for option in OPTIONS}
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options to the command line, as texts: they are checked with the other sources."""
-    for section, options in groupby(OPTIONS, lambda option: option.section):
+def add_options(parser: argparse.ArgumentParser, table: Iterable[Option] = OPTIONS) -> None:
+    """Add options to the command line, as texts: they are checked with the other sources."""
+    for section, options in groupby(table, lambda option: option.section):
         group = parser.add_argument_group(section)
         rivals: dict[str, Any] = {}
         for option in options:

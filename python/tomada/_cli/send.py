@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tomada._address import format_address
 from tomada._cli.common import (
     FAILURE,
     SUCCESS,
     CommandError,
+    UsageError,
     add_address,
     add_json,
     address,
@@ -28,6 +29,11 @@ from tomada._cli.common import (
     seconds,
     shown,
 )
+from tomada._cli.dtls import CLIENT_DTLS, client_context, secure
+from tomada._cli.options import add_options
+
+if TYPE_CHECKING:
+    from tomada._cli.dtls import Secured
 
 EXAMPLES = """
 examples:
@@ -36,6 +42,7 @@ examples:
   tomada send 127.0.0.1:1234 --count 1000 --rate 100 hello
   seq 5 | tomada send 127.0.0.1:1234         a datagram for each line
   tomada send 127.0.0.1:1234 --hex 0a0b ff   two datagrams of these bytes
+  tomada send example.com:4433 hello --dtls  encrypted
 
 exit status:
   0  everything was sent and, with --expect-reply, every reply arrived
@@ -72,7 +79,7 @@ def add(commands: Any) -> None:
         type=seconds,
         default=2.0,
         metavar="S",
-        help="seconds to wait for a reply, retries included (default: 2)",
+        help="seconds to wait for a reply, retries and the handshake of DTLS included (default: 2)",
     )
     parser.add_argument(
         "--retries",
@@ -88,14 +95,16 @@ def add(commands: Any) -> None:
         help="begin each datagram with a PROXY protocol header for this source address",
     )
     add_json(parser, "the replies and a summary")
+    add_options(parser, CLIENT_DTLS)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     datagrams = paced(payloads(arguments), arguments.rate)
-    if arguments.expect_reply:
-        return ask(arguments, datagrams)
-    return send(arguments, datagrams)
+    secured = client_context(arguments)
+    if secured is not None and arguments.proxy_from is not None:
+        raise UsageError("--proxy-from is not available with DTLS")
+    return (ask if arguments.expect_reply else send)(arguments, datagrams, secured)
 
 
 def payloads(arguments: argparse.Namespace) -> Iterator[bytes]:
@@ -153,25 +162,26 @@ def proxy_header(client: Any, server: Any) -> bytes:
         raise CommandError(str(error)) from None
 
 
-def send(arguments: argparse.Namespace, datagrams: Iterator[bytes]) -> int:
+def send(arguments: argparse.Namespace, datagrams: Iterator[bytes], secured: Secured | None) -> int:
     """Send without waiting for replies."""
     from tomada import socket
 
     sent = size = refused = 0
     family, name = family_and_name(arguments.address)
     header = proxy_header(arguments.proxy_from, name)
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.connect(name)
-        for data in datagrams:
-            try:
-                size += sock.send(header + data)
-            except ConnectionRefusedError:
-                # The error is about the previous datagram; this one was not sent.
-                refused += 1
-                size += sock.send(header + data)
-            sent += 1
-        refused += sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
     where = format_address(name)
+    with socket.socket(family, socket.SOCK_DGRAM) as plain:
+        plain.connect(name)
+        with secure(plain, secured, arguments.timeout) as sock:
+            for data in datagrams:
+                try:
+                    size += sock.send(header + data)
+                except ConnectionRefusedError:
+                    # The error is about the previous datagram; this one was not sent.
+                    refused += 1
+                    size += sock.send(header + data)
+                sent += 1
+            refused += sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
     if arguments.json:
         put_json({"sent": sent, "bytes": size, "to": where, "is_refused": bool(refused)})
     else:
@@ -181,13 +191,14 @@ def send(arguments: argparse.Namespace, datagrams: Iterator[bytes]) -> int:
     return SUCCESS
 
 
-def ask(arguments: argparse.Namespace, datagrams: Iterator[bytes]) -> int:
+def ask(arguments: argparse.Namespace, datagrams: Iterator[bytes], secured: Secured | None) -> int:
     """Send each datagram, and print its reply."""
     from tomada.client import Client
 
     sent = lost = 0
     proxy_header(arguments.proxy_from, family_and_name(arguments.address)[1])
-    options = {"proxy_from": arguments.proxy_from}
+    context, name = secured or (None, None)
+    options = {"proxy_from": arguments.proxy_from, "dtls": context, "server_hostname": name}
     with Client(arguments.address, arguments.timeout, arguments.retries, **options) as client:
         for data in datagrams:
             sent += 1

@@ -28,6 +28,7 @@ from tomada._cli.common import (
     put_line,
     shown,
 )
+from tomada._cli.dtls import server_context
 from tomada._cli.logs import ERASE, configure
 from tomada._cli.options import OPTIONS, add_options
 from tomada._cli.status import StatusLine, counters, summary
@@ -35,7 +36,6 @@ from tomada._config import ConfigError, Settings, misspelled, resolve
 
 if TYPE_CHECKING:
     from tomada import Guard, Server
-    from tomada._core import DtlsContext
     from tomada.sinks import Sink
 
 EXAMPLES = """
@@ -165,7 +165,7 @@ class Service:
                 options[name] = self._function(name, is_forking=is_forking)
         address = _address(settings, options.pop("address", None))
         handler = self._handler(is_forking=is_forking)
-        options |= {"guard": _guard(settings), "dtls": _dtls(settings)}
+        options |= {"guard": _guard(settings), "dtls": server_context(settings)}
         try:
             server = Announced(address, handler, **options)
         except (TypeError, ValueError, OverflowError) as error:
@@ -305,67 +305,6 @@ def _guard(settings: Settings) -> Guard | None:
         names = [option.name for option in OPTIONS if option.target in options]
         sources = dict.fromkeys(map(settings.source, names))
         raise UsageError(f"{error} ({', '.join(sources)})") from None
-
-
-def _dtls(settings: Settings) -> DtlsContext | None:
-    options = settings.of(OPTIONS, "dtls")
-    if not options:
-        return None
-    for name in ("dtls-key", "dtls-ca"):
-        if settings.get(name) and not settings.get("dtls-cert"):
-            raise UsageError(f"{name} needs dtls-cert ({settings.source(name)})")
-    first = "dtls-cert" if "certfile" in options else "dtls-psk-file"
-    try:
-        from tomada import dtls
-    except ImportError as error:
-        raise UsageError(f"{first}: {error} ({settings.source(first)})") from None
-    context = dtls.Context(dtls.PROTOCOL_DTLS_SERVER)
-    if "certfile" in options:
-        with _read_for("dtls-cert", settings):
-            context.load_cert_chain(options["certfile"], options.get("keyfile"))
-    if "cafile" in options:
-        with _read_for("dtls-ca", settings):
-            context.load_verify_locations(options["cafile"])
-        context.verify_mode = dtls.CERT_REQUIRED
-    if "pskfile" in options:
-        with _read_for("dtls-psk-file", settings):
-            context.set_psk_server_callback(_keys(options["pskfile"]).get)
-    return context
-
-
-@contextlib.contextmanager
-def _read_for(name: str, settings: Settings) -> Iterator[None]:
-    """Name the option in the error for a file that cannot be used."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{name}: {error} ({settings.source(name)})") from None
-
-
-def _keys(path: str) -> dict[str, bytes]:
-    """Read pre-shared keys by identity, in the format of GnuTLS's ``psktool``.
-
-    An identity after ``#`` is in hexadecimal digits.
-
-    :raises OSError: The file cannot be read.
-    :raises ValueError: A line has another format.
-    """
-    keys = {}
-    with Path(path).open(encoding="utf-8", errors="surrogateescape") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            identity, colon, digits = line.rstrip("\r\n").rpartition(":")
-            try:
-                key = bytes.fromhex(digits)
-                if identity.startswith("#"):
-                    identity = bytes.fromhex(identity[1:]).decode("utf-8", "surrogateescape")
-            except ValueError:
-                key = b""
-            if not (colon and key):
-                raise ValueError(f"line {number} of {path} is not IDENTITY:HEXKEY")
-            keys[identity] = key
-    return keys
 
 
 @contextlib.contextmanager

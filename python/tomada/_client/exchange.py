@@ -7,6 +7,7 @@ import random
 from typing import TYPE_CHECKING
 
 from tomada._address import format_address
+from tomada._advice import OF_SECURING
 from tomada._client.retry import SHORTEST_WAIT
 
 if TYPE_CHECKING:
@@ -224,8 +225,7 @@ class Exchange:
         if self.attempts and not had_session:
             text = (
                 f"no DTLS session with {where}: the handshake was not complete after "
-                f"{now - self._started:.3f} s; the server does not answer with DTLS, uses a "
-                "different pre-shared key, or is slower than the timeout"
+                f"{now - self._started:.3f} s; the server {OF_SECURING}"
             )
         error = TimeoutError(text)
         error.__cause__ = self.refusal

@@ -8,8 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use openssl::ssl::SslRef;
-
 use super::context::{Built, Context};
 use super::cookie::Cookies;
 use super::endpoint_counts::{EndpointCounters, EndpointCounts, count};
@@ -18,7 +16,7 @@ use super::hello::{ClientHello, FirstRecord};
 use super::outbox::Outbox;
 use super::packets::Packets;
 use super::session::{Progress, Session, SessionScratch};
-use super::session_table::{Link, SessionTable, TableLimits};
+use super::session_table::{SessionTable, SharedSession, TableLimits};
 use super::settings::{ContextError, Role, Settings};
 use crate::net::address::Address;
 use crate::net::fork_mutex::{ForkMutex, ForkMutexGuard, Inherit, leave_to_parent};
@@ -54,7 +52,7 @@ pub struct EndpointOptions {
 #[derive(Clone, Debug)]
 pub enum SessionEvent {
     /// A session has begun.
-    Established(Address),
+    Established(Arc<SharedSession>),
     /// A complete session has ended.
     Lost(Address, SessionError),
     /// A handshake has failed.
@@ -98,8 +96,7 @@ struct State {
 impl Inherit for State {
     fn inherit(&mut self) {
         leave_to_parent(self);
-        let text = "a forked child does not have its parent's DTLS sessions";
-        self.ended = Some(SessionError::new(SessionErrorKind::NoSession, text));
+        self.ended = Some(SessionError::of_parent());
     }
 }
 
@@ -179,13 +176,14 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Opens a datagram that a peer has sent; the plaintexts of its records go to `deliver`.
+    /// Opens a datagram that a peer has sent; the plaintexts of its records go to `deliver`, each with
+    /// its session.
     pub fn receive(
         &self,
         incoming: &Incoming<'_>,
         scratch: &mut SessionScratch,
         outbox: &mut Outbox,
-        mut deliver: impl FnMut(&[u8]),
+        mut deliver: impl FnMut(&Arc<SharedSession>, &[u8]),
     ) {
         let &Incoming { payload, from, source, now } = incoming;
         if self.options.peer.is_some_and(|peer| peer != *from) {
@@ -207,7 +205,7 @@ impl Endpoint {
             self.advance(link, now, scratch, outbox, |session, scratch| {
                 session.receive(payload, scratch, |plaintext| {
                     is_authentic = true;
-                    deliver(plaintext);
+                    deliver(link, plaintext);
                 })
             });
         }
@@ -282,21 +280,20 @@ impl Endpoint {
         link.session().seal(plaintext, into)
     }
 
-    /// The maximum length of a datagram to a peer, if there is a session with it.
-    pub fn limit(&self, peer: Option<&Address>) -> Option<usize> {
-        let link = self.live(peer)?;
-        Some(link.session().limit())
-    }
-
-    /// Looks at the session with a peer.
-    pub fn inspect<T>(&self, peer: Option<&Address>, look: impl FnOnce(&SslRef) -> T) -> Option<T> {
-        let link = self.live(peer)?;
-        Some(look(link.session().ssl()))
-    }
-
-    fn live(&self, peer: Option<&Address>) -> Option<Arc<Link>> {
+    /// The complete session with a peer, or with the only one.
+    pub fn live(&self, peer: Option<&Address>) -> Option<Arc<SharedSession>> {
         let peer = peer.or(self.options.peer.as_ref())?;
         self.state().table.live(peer)
+    }
+
+    /// Whether another session with the same peer has begun since.
+    pub fn has_later_than(&self, session: &SharedSession) -> bool {
+        self.has_later(&session.peer, session.number)
+    }
+
+    /// Whether another session with a peer has begun since the one with this number.
+    pub fn has_later(&self, peer: &Address, number: u64) -> bool {
+        self.state().table.live(peer).is_some_and(|live| live.number > number)
     }
 
     /// When [`handle_timeouts`](Self::handle_timeouts) has something to do.
@@ -344,7 +341,12 @@ impl Endpoint {
         }
     }
 
-    fn close_link(&self, link: &Arc<Link>, scratch: &mut SessionScratch, outbox: &mut Outbox) {
+    fn close_link(
+        &self,
+        link: &Arc<SharedSession>,
+        scratch: &mut SessionScratch,
+        outbox: &mut Outbox,
+    ) {
         self.say_goodbye(link, scratch, outbox);
         let text = "this side has closed the session";
         self.end(link, SessionError::new(SessionErrorKind::Closed, text));
@@ -353,7 +355,7 @@ impl Endpoint {
     /// Runs a step of a session, and does what follows from it.
     fn advance(
         &self,
-        link: &Arc<Link>,
+        link: &Arc<SharedSession>,
         now: Instant,
         scratch: &mut SessionScratch,
         outbox: &mut Outbox,
@@ -380,12 +382,16 @@ impl Endpoint {
             Progress::Established => self.establish(link, now, scratch, outbox),
             Progress::Unanswered => self.end(link, self.timed_out()),
             Progress::Ended(failure) => self.end(link, failure),
+            Progress::EstablishedAndEnded(failure) => {
+                self.establish(link, now, scratch, outbox);
+                self.end(link, failure);
+            }
         }
     }
 
     fn establish(
         &self,
-        link: &Arc<Link>,
+        link: &Arc<SharedSession>,
         now: Instant,
         scratch: &mut SessionScratch,
         outbox: &mut Outbox,
@@ -412,20 +418,20 @@ impl Endpoint {
                 SessionError::new(SessionErrorKind::Closed, text),
             ));
         }
-        self.note(SessionEvent::Established(link.peer));
+        self.note(SessionEvent::Established(Arc::clone(link)));
         if let Some(surplus) = surplus {
             self.evict(&surplus, scratch, outbox);
         }
     }
 
-    fn evict(&self, link: &Arc<Link>, scratch: &mut SessionScratch, outbox: &mut Outbox) {
+    fn evict(&self, link: &Arc<SharedSession>, scratch: &mut SessionScratch, outbox: &mut Outbox) {
         count(&self.counters.evicted);
         self.say_goodbye(link, scratch, outbox);
         let text = "the session was idle for too long, or made room for another one";
         self.end(link, SessionError::new(SessionErrorKind::Evicted, text));
     }
 
-    fn say_goodbye(&self, link: &Link, scratch: &mut SessionScratch, outbox: &mut Outbox) {
+    fn say_goodbye(&self, link: &SharedSession, scratch: &mut SessionScratch, outbox: &mut Outbox) {
         link.session().close(scratch);
         let source = self.state().table.source(&link.peer);
         outbox.take(scratch, link.peer, source);
@@ -445,7 +451,7 @@ impl Endpoint {
     }
 
     /// Removes a session that has ended.
-    fn end(&self, link: &Link, mut failure: SessionError) {
+    fn end(&self, link: &SharedSession, mut failure: SessionError) {
         if let Some(peer) = link.peer.ip()
             && !link.is_established()
         {

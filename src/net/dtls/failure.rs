@@ -72,6 +72,12 @@ impl SessionError {
         Self::new(SessionErrorKind::NoSession, "there is no DTLS session with this peer")
     }
 
+    /// The failure of an operation on a session of the process that this one was forked from.
+    pub fn of_parent() -> Self {
+        let text = "a forked child does not have its parent's DTLS sessions";
+        Self::new(SessionErrorKind::NoSession, text)
+    }
+
     /// Converts an error of OpenSSL.
     pub(super) fn of(ssl: &SslRef, error: &ssl::Error) -> Self {
         let verified = ssl.verify_result();

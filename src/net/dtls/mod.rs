@@ -30,7 +30,7 @@ pub use outbox::Outbox;
 pub use packets::Packets;
 pub use secret::Secret;
 pub use session::SessionScratch;
-pub use session_table::TableLimits;
+pub use session_table::{SharedSession, TableLimits};
 pub use settings::{
     ContextError, DEFAULT_MTU, LEAST_MTU, PskClient, PskServer, Role, Settings, Verify,
 };

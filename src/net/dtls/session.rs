@@ -58,6 +58,8 @@ pub(super) enum Progress {
     Unanswered,
     /// The session has ended.
     Ended(SessionError),
+    /// The handshake is complete, and the session has ended: records have overtaken each other.
+    EstablishedAndEnded(SessionError),
 }
 
 impl Session {
@@ -145,7 +147,10 @@ impl Session {
                         if failure.kind == SessionErrorKind::Closed {
                             let _ = session.stream.shutdown(); // answers with a close_notify
                         }
-                        return Progress::Ended(failure);
+                        return match progress {
+                            Progress::Established => Progress::EstablishedAndEnded(failure),
+                            _ => Progress::Ended(failure),
+                        };
                     }
                 }
             }

@@ -1,14 +1,18 @@
 //! The sessions of an endpoint, by the addresses of their peers.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
+
+use openssl::ssl::SslRef;
 
 use super::session::Session;
 use super::timers::Timers;
 use crate::net::address::Address;
 use crate::net::meta::Source;
+use crate::net::sys;
 
 /// How many sessions an endpoint has at most, and for how long.
 #[derive(Clone, Copy, Debug)]
@@ -34,8 +38,9 @@ impl Default for TableLimits {
     }
 }
 
-/// A session that is shared by the thread that receives and those that send.
-pub(super) struct Link {
+/// A session that is shared by the thread that receives, those that send, and the datagrams that came
+/// through it.
+pub struct SharedSession {
     pub(super) number: u64,
     pub(super) peer: Address,
     /// The random number of the client that began it.
@@ -43,10 +48,43 @@ pub(super) struct Link {
     pub(super) began: Instant,
     /// Whether others may lock the session. During a handshake its thread may run user code.
     is_established: AtomicBool,
+    /// The process that it belongs to.
+    generation: u32,
     session: Mutex<Session>,
 }
 
-impl Link {
+impl fmt::Debug for SharedSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedSession").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+impl SharedSession {
+    /// The address of the peer.
+    pub fn peer(&self) -> &Address {
+        &self.peer
+    }
+
+    /// A number that no other session of the endpoint has.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Looks at the session, which may have ended; returns nothing in a child of its process, where
+    /// it may be locked for ever.
+    pub fn inspect<T>(&self, look: impl FnOnce(&SslRef) -> T) -> Option<T> {
+        self.is_own().then(|| look(self.session().ssl()))
+    }
+
+    /// The maximum length of a datagram; nothing in a child of its process.
+    pub fn limit(&self) -> Option<usize> {
+        self.is_own().then(|| self.session().limit())
+    }
+
+    fn is_own(&self) -> bool {
+        self.generation == sys::fork_generation()
+    }
+
     /// Locks a complete session.
     pub(super) fn session(&self) -> MutexGuard<'_, Session> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
@@ -74,9 +112,9 @@ impl Link {
 #[derive(Default)]
 struct PeerSessions {
     /// The session that data is received from and sent by.
-    live: Option<Arc<Link>>,
+    live: Option<Arc<SharedSession>>,
     /// A handshake under way, which replaces the live session if it succeeds (RFC 6347, 4.2.8).
-    candidate: Option<Arc<Link>>,
+    candidate: Option<Arc<SharedSession>>,
     /// Where the peer has sent to lately.
     source: Option<Source>,
     seen: Option<Instant>,
@@ -103,13 +141,16 @@ impl SessionTable {
     }
 
     /// The sessions that a datagram from a peer may belong to: one under way, and a complete one.
-    pub(super) fn of(&self, peer: &Address) -> (Option<Arc<Link>>, Option<Arc<Link>>) {
+    pub(super) fn of(
+        &self,
+        peer: &Address,
+    ) -> (Option<Arc<SharedSession>>, Option<Arc<SharedSession>>) {
         let entry = self.entries.get(peer);
         entry.map_or((None, None), |entry| (entry.candidate.clone(), entry.live.clone()))
     }
 
     /// The complete session with a peer.
-    pub(super) fn live(&self, peer: &Address) -> Option<Arc<Link>> {
+    pub(super) fn live(&self, peer: &Address) -> Option<Arc<SharedSession>> {
         self.entries.get(peer)?.live.clone()
     }
 
@@ -134,11 +175,20 @@ impl SessionTable {
         session: Session,
         source: Option<Source>,
         now: Instant,
-    ) -> (Arc<Link>, Option<Arc<Link>>) {
+    ) -> (Arc<SharedSession>, Option<Arc<SharedSession>>) {
         let number = self.next_number;
         self.next_number += 1;
         let (is_established, session) = (AtomicBool::new(false), Mutex::new(session));
-        let link = Arc::new(Link { number, peer, random, began: now, is_established, session });
+        let generation = sys::fork_generation();
+        let link = Arc::new(SharedSession {
+            number,
+            peer,
+            random,
+            began: now,
+            is_established,
+            generation,
+            session,
+        });
         let entry = self.entries.entry(peer).or_default();
         entry.source = source.or(entry.source);
         let replaced = entry.candidate.replace(Arc::clone(&link));
@@ -151,7 +201,7 @@ impl SessionTable {
     }
 
     /// The oldest handshake, if there are more than `most`.
-    pub(super) fn surplus_handshake(&self, most: usize) -> Option<Arc<Link>> {
+    pub(super) fn surplus_handshake(&self, most: usize) -> Option<Arc<SharedSession>> {
         if self.handshakes.len() <= most {
             return None;
         }
@@ -162,10 +212,10 @@ impl SessionTable {
     /// Makes a handshake the live session, unless it has ended; returns the one that it replaces.
     pub(super) fn establish(
         &mut self,
-        link: &Arc<Link>,
+        link: &Arc<SharedSession>,
         idle_time: Duration,
         now: Instant,
-    ) -> Option<Arc<Link>> {
+    ) -> Option<Arc<SharedSession>> {
         self.handshakes.remove(&link.number)?; // or it has ended meanwhile
         self.stop_retransmission(&link.peer, link.number);
         let entry = self.entries.get_mut(&link.peer)?;
@@ -185,10 +235,10 @@ impl SessionTable {
     }
 
     /// Removes a session; returns whether it was there.
-    pub(super) fn remove(&mut self, link: &Link) -> bool {
+    pub(super) fn remove(&mut self, link: &SharedSession) -> bool {
         self.stop_retransmission(&link.peer, link.number);
         let Some(entry) = self.entries.get_mut(&link.peer) else { return false };
-        let is_it = |slot: &Option<Arc<Link>>| {
+        let is_it = |slot: &Option<Arc<SharedSession>>| {
             slot.as_ref().is_some_and(|other| other.number == link.number)
         };
         let was_there = if is_it(&entry.candidate) {
@@ -212,7 +262,7 @@ impl SessionTable {
     }
 
     /// Sets when a handshake's next retransmission, or its end, is due.
-    pub(super) fn set_retransmission(&mut self, link: &Link, at: Instant) {
+    pub(super) fn set_retransmission(&mut self, link: &SharedSession, at: Instant) {
         self.stop_retransmission(&link.peer, link.number);
         if let Some(entry) = self.entries.get_mut(&link.peer) {
             entry.due_at = Some(at);
@@ -234,7 +284,7 @@ impl SessionTable {
     }
 
     /// A handshake whose retransmission, or whose end, is due.
-    pub(super) fn due_handshake(&mut self, now: Instant) -> Option<Arc<Link>> {
+    pub(super) fn due_handshake(&mut self, now: Instant) -> Option<Arc<SharedSession>> {
         while let Some(peer) = self.retransmissions.pop(now) {
             if let Some(entry) = self.entries.get_mut(&peer) {
                 entry.due_at = None;
@@ -247,7 +297,11 @@ impl SessionTable {
     }
 
     /// A session that was idle for too long.
-    pub(super) fn idle_session(&mut self, idle_time: Duration, now: Instant) -> Option<Arc<Link>> {
+    pub(super) fn idle_session(
+        &mut self,
+        idle_time: Duration,
+        now: Instant,
+    ) -> Option<Arc<SharedSession>> {
         self.next_idle(idle_time, now, now)
     }
 
@@ -257,7 +311,7 @@ impl SessionTable {
         most: usize,
         idle_time: Duration,
         now: Instant,
-    ) -> Option<Arc<Link>> {
+    ) -> Option<Arc<SharedSession>> {
         if self.sessions <= most {
             return None;
         }
@@ -271,7 +325,7 @@ impl SessionTable {
         idle_time: Duration,
         before: Instant,
         now: Instant,
-    ) -> Option<Arc<Link>> {
+    ) -> Option<Arc<SharedSession>> {
         while let Some(peer) = self.idle.pop(before) {
             let Some(entry) = self.entries.get_mut(&peer) else { continue };
             let set_for = entry.idle_at.take();
@@ -287,7 +341,7 @@ impl SessionTable {
     }
 
     /// All complete sessions.
-    pub(super) fn all_live(&self) -> Vec<Arc<Link>> {
+    pub(super) fn all_live(&self) -> Vec<Arc<SharedSession>> {
         self.entries.values().filter_map(|entry| entry.live.clone()).collect()
     }
 }

@@ -98,7 +98,7 @@ impl Network {
         };
         let (mut outbox, received) = (Outbox::default(), &mut self.received);
         let incoming = Incoming { payload: datagram, from: &from, source: None, now: self.now };
-        endpoint.receive(&incoming, &mut self.scratch, &mut outbox, |plaintext| {
+        endpoint.receive(&incoming, &mut self.scratch, &mut outbox, |_, plaintext| {
             received.push((from, plaintext.to_vec()));
         });
         self.post(to, &outbox);
@@ -143,7 +143,10 @@ fn plaintexts_go_both_ways_and_stay_in_their_session() {
     }
     assert_eq!(net.server.sessions(), (4, 0));
     let identity = |ssl: &openssl::ssl::SslRef| ssl.psk_identity().map(<[u8]>::to_vec);
-    assert_eq!(net.server.inspect(Some(&clients[0]), identity), Some(Some(b"tester".to_vec())));
+    assert_eq!(
+        net.server.live(Some(&clients[0])).unwrap().inspect(identity),
+        Some(Some(b"tester".to_vec()))
+    );
 }
 
 #[test]
@@ -309,7 +312,7 @@ fn a_session_ends_with_close_notify() {
 fn datagrams_that_no_record_can_carry_are_refused() {
     let (mut net, to) = (Network::new(), address(SERVER));
     let client = net.connect("198.51.100.1:1000");
-    let limit = net.clients[&client].limit(None).unwrap();
+    let limit = net.clients[&client].live(None).unwrap().limit().unwrap();
     assert!((DEFAULT_MTU - 100..DEFAULT_MTU).contains(&limit), "{limit}");
     let record = net.seal(client, to, &vec![1; limit]).unwrap();
     assert!(record.len() <= DEFAULT_MTU);
@@ -333,7 +336,7 @@ fn sessions_and_handshakes_beyond_the_limits_make_room() {
     net.now += Duration::from_secs(1);
     net.connect("198.51.100.1:9");
     assert_eq!(net.server.sessions(), (3, 0));
-    let is_left = |client: &Address| net.server.inspect(Some(client), |_| ()).is_some();
+    let is_left = |client: &Address| net.server.live(Some(client)).is_some();
     assert!(is_left(&clients[0]));
     assert_eq!(clients.iter().filter(|client| is_left(client)).count(), 2);
     for port in 11..15 {
@@ -365,4 +368,51 @@ fn a_session_that_is_idle_for_too_long_ends() {
     assert!(matches!(net.clients[&idle].status(), Status::Ended(_)));
     assert!(matches!(net.clients[&busy].status(), Status::Established));
     assert!(net.server.next_timeout().is_some_and(|at| at > net.now));
+}
+
+#[test]
+fn an_end_that_overtakes_the_last_message_of_a_handshake_follows_it() {
+    let (mut net, to) = (Network::new(), address(SERVER));
+    net.server.keep_events();
+    let at = address("198.51.100.1:1000");
+    let context = context(Role::Client, b"secret");
+    let begin = |net: &mut Network| {
+        let options = EndpointOptions { peer: Some(to), ..EndpointOptions::default() };
+        let client = Endpoint::new(Arc::clone(&context), options).unwrap();
+        let mut outbox = Outbox::default();
+        client.begin(&mut outbox).unwrap();
+        net.clients.insert(at, client);
+        net.post(at, &outbox);
+    };
+    begin(&mut net);
+    net.run();
+    let mut outbox = Outbox::default();
+    net.clients[&at].close(None, &mut outbox);
+    net.post(at, &outbox);
+    net.run();
+    while net.server.take_event().is_some() {}
+    // The second session resumes the first one, so that the client's message is the last.
+    begin(&mut net);
+    while !matches!(net.clients[&at].status(), Status::Established) {
+        let (from, to, datagram) = net.wire.pop_front().unwrap();
+        net.deliver(from, to, &datagram);
+    }
+    let last: Vec<_> = net.wire.drain(..).collect();
+    let [(_, _, last)] = &last[..] else { panic!("{} datagrams", last.len()) };
+    let change = 13 + usize::from(last[12]); // the length of the first record
+    let data = net.seal(at, to, b"early").unwrap();
+    let mut outbox = Outbox::default();
+    net.clients[&at].close(None, &mut outbox);
+    net.deliver(at, to, &last[..change]);
+    net.deliver(at, to, &data);
+    for (packet, _, _) in outbox.iter() {
+        net.deliver(at, to, packet);
+    }
+    net.deliver(at, to, &last[change..]);
+    assert_eq!(net.take_received(), [(at, b"early".to_vec())]);
+    assert!(matches!(net.server.take_event(), Some(SessionEvent::Established(_))));
+    assert!(matches!(net.server.take_event(), Some(SessionEvent::Lost(..))));
+    assert!(net.server.take_event().is_none());
+    assert_eq!((net.server.counts().established, net.server.counts().failed), (2, 0));
+    assert_eq!(net.server.sessions(), (0, 0));
 }

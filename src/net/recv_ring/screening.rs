@@ -1,10 +1,14 @@
 //! Removing PROXY headers, and datagrams that must not be handed out, from a receive.
 
 use std::io;
+#[cfg(feature = "dtls")]
+use std::sync::Arc;
 
 #[cfg(feature = "dtls")]
 use super::Received;
 use super::{Filled, Part, RecvRing};
+#[cfg(feature = "dtls")]
+use crate::net::came_through::CameThrough;
 use crate::net::guard::{Arrival, Guard};
 use crate::net::proxy_protocol::{Proxies, Refusal};
 use crate::net::split::Split;
@@ -51,7 +55,7 @@ impl RecvRing {
                             self.clients.len() - 1
                         });
                         filled.count(split, self.is_truncated(slot));
-                        parts.push(Part { slot, split, client });
+                        parts.push(Part { slot, split, client, session: None });
                     }
                     Err(Refusal::Untrusted) => refused.untrusted += 1,
                     Err(Refusal::Malformed) => refused.malformed += 1,
@@ -105,16 +109,13 @@ impl RecvRing {
 
     /// Replaces each message of the last receive by what `rewrite` makes of it, and drops it if that
     /// is nothing. `rewrite` gets the message as one piece, and the length of its datagrams; it puts
-    /// what replaces them, which must fit into a slot, into the vector. Each message must be one part,
-    /// as it is without proxies.
+    /// what replaces them, which must fit into a slot, into the vector, and returns their session.
+    /// Each message must be one part, as it is without proxies.
     #[cfg(feature = "dtls")]
     pub(in crate::net) fn rewrite(
         &mut self,
-        filled: &mut Filled,
-        mut rewrite: impl FnMut(Received<'_>, usize, &mut Vec<u8>) -> Option<Split>,
+        mut rewrite: impl FnMut(Received<'_>, usize, &mut Vec<u8>) -> Option<(Split, Arc<CameThrough>)>,
     ) {
-        let Filled { messages, is_full, .. } = *filled;
-        *filled = Filled { messages, is_full, ..Filled::default() };
         let mut new = Vec::new();
         let mut splits = std::mem::take(&mut self.splits);
         splits.retain_mut(|part| {
@@ -124,11 +125,28 @@ impl RecvRing {
             let received = self.received(part, &payload);
             let rewritten = rewrite(received, part.split.segment(), &mut new);
             self.messages.replace_payload(slot, &new);
-            let Some(rewritten) = rewritten else { return false };
-            part.split = rewritten;
-            filled.count(rewritten, self.is_truncated(slot));
+            let Some((split, session)) = rewritten else { return false };
+            part.split = split;
+            part.session = Some(self.sessions.len());
+            self.sessions.push(session);
             true
         });
         self.splits = splits;
+    }
+
+    /// Drops datagrams of the last receive that came through sessions which fail a test, and counts
+    /// the others.
+    #[cfg(feature = "dtls")]
+    pub(in crate::net) fn keep_sessions(
+        &mut self,
+        filled: &mut Filled,
+        mut may_stay: impl FnMut(&CameThrough) -> bool,
+    ) {
+        let Filled { messages, is_full, .. } = *filled;
+        *filled = Filled { messages, is_full, ..Filled::default() };
+        self.splits.retain(|part| part.session.is_some_and(|at| may_stay(&self.sessions[at])));
+        for &Part { slot, split, .. } in &self.splits {
+            filled.count(split, self.is_truncated(slot));
+        }
     }
 }

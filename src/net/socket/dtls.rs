@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::Socket;
 use crate::net::address::Address;
 use crate::net::dtls::{
-    Endpoint, Incoming, Outbox, Packets, SessionErrorKind, SessionScratch, Status,
+    Endpoint, Incoming, Outbox, Packets, SessionErrorKind, SessionScratch, SharedSession, Status,
 };
 use crate::net::error_class::may_be_of_earlier;
 use crate::net::fork_mutex::{ForkMutex, Inherit};
@@ -48,6 +48,8 @@ struct Workspace {
     scratch: SessionScratch,
     outbox: Outbox,
     plaintexts: Packets,
+    /// The session of each plaintext.
+    through: Vec<Arc<SharedSession>>,
     sealed: Packets,
 }
 
@@ -61,9 +63,10 @@ impl Workspace {
     fn with<T>(act: impl FnOnce(&mut Self) -> T) -> T {
         let mut workspace = SPARE.try_with(Cell::take).ok().flatten().unwrap_or_default();
         let result = act(&mut workspace);
-        let Self { outbox, plaintexts, sealed, .. } = &mut *workspace;
+        let Self { outbox, plaintexts, through, sealed, .. } = &mut *workspace;
         outbox.clear();
         plaintexts.clear();
+        through.clear();
         sealed.clear();
         let _ = SPARE.try_with(|spare| spare.set(Some(workspace)));
         result
@@ -186,7 +189,8 @@ impl Socket {
     }
 
     /// Replaces the datagrams of the last receive by the plaintexts in them, and sends the sessions'
-    /// own datagrams. Plaintexts after the first run of equal ones that fit into the slot go to the
+    /// own datagrams. If a peer has begun another session, what came through earlier ones is dropped:
+    /// no user must take it for the new session's. Plaintexts after the first run of equal ones that fit into the slot go to the
     /// backlog: the end of a handshake releases those that have overtaken it, more than a slot holds.
     pub(super) fn open_records(
         &self,
@@ -198,34 +202,52 @@ impl Socket {
         let (now, _opening) = (Instant::now(), Opening::of(self));
         let (mut rest, mut rest_bytes) = (Vec::new(), 0);
         let slot_len = ring.messages().slot_len();
+        let begun = endpoint.counts().established;
         Workspace::with(|workspace| {
-            let Workspace { scratch, outbox, plaintexts, .. } = workspace;
-            ring.rewrite(filled, |message, segment, room| {
+            let Workspace { scratch, outbox, plaintexts, through, .. } = workspace;
+            ring.rewrite(|message, segment, room| {
                 let from = Address::from_bytes(message.from);
                 let source = Meta::decode(message.control).source();
                 plaintexts.clear();
+                through.clear();
                 for payload in message.payload.chunks(segment.max(1)) {
                     let incoming = Incoming { payload, from: &from, source, now };
-                    endpoint.receive(&incoming, scratch, outbox, |plaintext| {
+                    endpoint.receive(&incoming, scratch, outbox, |session, plaintext| {
                         plaintexts.push(plaintext);
+                        through.push(Arc::clone(session));
                     });
                 }
-                let run = first_run(plaintexts, slot_len);
+                let first = through.first()?;
+                let of_first = through.iter().take_while(|session| Arc::ptr_eq(session, first));
+                let run = first_run(plaintexts, slot_len).min(of_first.count());
                 room.extend(plaintexts.iter().take(run).flatten());
-                let copy = |payload| Held::copy_of(Received { payload, ..message });
-                rest.extend(plaintexts.iter().skip(run).map(copy));
+                let copy = |(payload, session)| {
+                    Held::copy_of(Received { payload, session: Some(session), ..message })
+                };
+                rest.extend(plaintexts.iter().zip(&*through).skip(run).map(copy));
                 rest_bytes += plaintexts.iter().skip(run).map(<[u8]>::len).sum::<usize>();
-                (run > 0).then(|| Split::new(room.len(), plaintexts.get(0).map(<[u8]>::len)))
+                let split = Split::new(room.len(), plaintexts.get(0).map(<[u8]>::len));
+                Some((split, Arc::clone(first)))
             });
             self.send_outbox(fd, &endpoint, outbox);
         });
+        let is_current = |session: &SharedSession| {
+            endpoint.counts().established == begun || !endpoint.has_later_than(session)
+        };
+        ring.keep_sessions(filled, is_current);
+        let mut lost = 0;
         if !rest.is_empty() {
             self.counters().count_also_received(rest.len(), rest_bytes);
-            let lost = self.with_backlog(|backlog| {
-                rest.into_iter().map(|held| held.map_or(1, |held| backlog.push_back(held))).sum()
+            lost += self.with_backlog(|backlog| {
+                rest.into_iter()
+                    .map(|held| held.map_or(1, |held| backlog.push_back(held)))
+                    .sum::<usize>()
             });
-            self.counters().count_dropped(lost);
         }
+        if endpoint.counts().established != begun {
+            lost += self.with_backlog(|backlog| backlog.keep_sessions(is_current));
+        }
+        self.counters().count_dropped(lost);
     }
 
     /// The error of a receive that found nothing, if nothing can come because the only session has

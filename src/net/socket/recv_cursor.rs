@@ -155,6 +155,7 @@ impl<'a, R: Ring> RecvCursor<'a, R> {
 impl<R: Ring> Drop for RecvCursor<'_, R> {
     fn drop(&mut self) {
         self.give_back();
+        self.ring.ring().forget_sessions();
     }
 }
 

@@ -8,30 +8,27 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use super::certificate::describe;
-use crate::net::Address;
-use crate::net::dtls::{Endpoint, SessionError};
+use crate::net::dtls::{SessionError, SharedSession};
 use crate::python::error::{Result, failure};
 
 /// A session with a peer.
 #[pyclass(frozen, module = "tomada._core")]
 pub(crate) struct DtlsSession {
-    endpoint: Arc<Endpoint>,
-    peer: Option<Address>,
+    inner: Arc<SharedSession>,
 }
 
 /// A cipher: its name, its version, and its strength in bits.
 type Cipher = (String, String, i32);
 
-impl DtlsSession {
-    /// The complete session with a peer, if there is one.
-    pub(crate) fn find(endpoint: Arc<Endpoint>, peer: Option<Address>) -> Option<Self> {
-        endpoint.inspect(peer.as_ref(), |_| ())?;
-        Some(Self { endpoint, peer })
+impl From<Arc<SharedSession>> for DtlsSession {
+    fn from(inner: Arc<SharedSession>) -> Self {
+        Self { inner }
     }
+}
 
+impl DtlsSession {
     fn look<T>(&self, look: impl FnOnce(&SslRef) -> T) -> Result<T> {
-        let found = self.endpoint.inspect(self.peer.as_ref(), look);
-        Ok(found.ok_or_else(|| failure(&SessionError::no_session()))?)
+        Ok(self.inner.inspect(look).ok_or_else(|| failure(&SessionError::of_parent()))?)
     }
 }
 
@@ -105,8 +102,7 @@ impl DtlsSession {
     /// The maximum length of a datagram in bytes.
     #[getter]
     fn max_datagram_size(&self) -> Result<usize> {
-        let limit = self.endpoint.limit(self.peer.as_ref());
-        Ok(limit.ok_or_else(|| failure(&SessionError::no_session()))?)
+        Ok(self.inner.limit().ok_or_else(|| failure(&SessionError::of_parent()))?)
     }
 
     /// Return key material that both sides derive from the session.

@@ -13,7 +13,7 @@ use super::tasks::Tasks;
 use super::{ServerCore, Takes};
 use crate::net::{
     self, Address, Count, Datagrams, Filled, Flow, Meta, OwnAddress, Pace, Received, RecvCursor,
-    ReplySourceReader, Sink, deliver,
+    ReplySourceReader, Sink, deliver, session_number,
 };
 use crate::python::buffer::{new_bytes, new_list, push};
 use crate::python::datagram::Datagram;
@@ -228,7 +228,8 @@ impl<'a, 'py> HandlerSink<'a, 'py> {
     fn route(&mut self, datagram: &Received<'_>) -> Route {
         let source = self.source_reader.take(datagram);
         let proxy = datagram.proxy.map(Address::from_bytes);
-        Route { peer: Address::from_bytes(datagram.from), proxy, source }
+        let session = datagram.session.map(|session| session_number(session));
+        Route { peer: Address::from_bytes(datagram.from), proxy, source, session }
     }
 
     /// Queues the replies in a result, now or, if it is a coroutine, when its task has ended.

@@ -31,6 +31,8 @@ pub(super) struct Route {
     /// The address to send to, if another one.
     pub(super) proxy: Option<Address>,
     pub(super) source: Option<Source>,
+    /// The number of the DTLS session that the datagram came through.
+    pub(super) session: Option<u64>,
 }
 
 /// The peers that one result of the handler replies to.
@@ -131,7 +133,7 @@ impl ServerCore {
             socket.spend_for_client(&route.peer, len).map_err(Error::from)?;
         }
         let to = (!is_unnamed).then(|| route.proxy.unwrap_or(route.peer));
-        let pushed = self.send_backlog().push(data.into(), to, route.source);
+        let pushed = self.send_backlog().push_in(route.session, data.into(), to, route.source);
         Ok(pushed.map_err(Error::from)?)
     }
 

@@ -3,6 +3,8 @@
 use std::ffi::c_int;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
+#[cfg(feature = "dtls")]
+use std::sync::Arc;
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
@@ -12,12 +14,16 @@ use pyo3::types::{PyBytes, PyInt, PyString, PyTuple};
 use super::Socket;
 use super::interface::{index_of, parse_ip};
 use super::options::Given;
+#[cfg(feature = "dtls")]
+use crate::net::dtls::{SessionError, SharedSession};
 use crate::net::{Address, AddressKind, Meta, Received, SendMeta, Source};
 use crate::python::audit;
 use crate::python::buffer::{Readable, text_of};
 #[cfg(feature = "dtls")]
 use crate::python::dtls::DtlsSession;
 use crate::python::error::Result;
+#[cfg(feature = "dtls")]
+use crate::python::error::failure;
 
 /// A datagram, received or to be sent.
 #[pyclass(frozen, module = "tomada")]
@@ -40,6 +46,9 @@ pub(crate) struct Datagram {
     meta: Meta,
     /// The socket that received it.
     socket: Option<Py<Socket>>,
+    /// The DTLS session that it came through.
+    #[cfg(feature = "dtls")]
+    session: Option<Arc<SharedSession>>,
 }
 
 impl Datagram {
@@ -58,6 +67,8 @@ impl Datagram {
             proxy: received.proxy.map(Address::from_bytes),
             meta: Meta::decode(received.control),
             socket: Some(socket.clone().unbind()),
+            #[cfg(feature = "dtls")]
+            session: received.session.cloned(),
         }
     }
 
@@ -181,6 +192,8 @@ impl Datagram {
             proxy: None,
             meta: Meta::default(),
             socket: None,
+            #[cfg(feature = "dtls")]
+            session: None,
         };
         empty.replace(
             py,
@@ -217,6 +230,8 @@ impl Datagram {
             data: self.data.clone_ref(py),
             address: self.address.clone_ref(py),
             socket: None,
+            #[cfg(feature = "dtls")]
+            session: None,
             ..*self
         };
         if let Given(Some(data)) = data {
@@ -325,10 +340,8 @@ impl Datagram {
     /// The DTLS session that it came through, or None.
     #[cfg(feature = "dtls")]
     #[getter]
-    fn session(&self, py: Python<'_>) -> Result<Option<DtlsSession>> {
-        let Some(socket) = &self.socket else { return Ok(None) };
-        let endpoint = socket.bind(py).get().socket()?.dtls();
-        Ok(endpoint.and_then(|endpoint| DtlsSession::find(endpoint, self.from)))
+    fn session(&self) -> Option<DtlsSession> {
+        self.session.clone().map(DtlsSession::from)
     }
 
     /// Send a reply from the address that the datagram was sent to, and return its length.
@@ -340,6 +353,12 @@ impl Datagram {
         };
         let to = (from.kind() != AddressKind::Unnamed).then_some(from);
         let socket = socket.bind(py);
+        #[cfg(feature = "dtls")]
+        if let (Some(session), Some(endpoint)) = (&self.session, socket.get().socket()?.dtls())
+            && endpoint.has_later_than(session)
+        {
+            return Err(failure(&SessionError::no_session()).into());
+        }
         let to = match &self.proxy {
             None => to,
             Some(proxy) => {

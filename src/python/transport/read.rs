@@ -72,10 +72,14 @@ impl TransportCore {
         });
         let delivered = this.current().take();
         drop(delivered);
+        let told = match this.socket.bind(py).get().socket() {
+            Ok(socket) if socket.has_dtls() => this.act(py, "tell_ended"),
+            _ => Ok(()), // or it is closed
+        };
         let is_outermost = this.draining.fetch_sub(1, Ordering::Relaxed) == 1;
         let flushed = if is_outermost { Self::flush(slf) } else { Ok(()) };
         Self::resume_if_left(slf)?;
-        drained.and(flushed)
+        drained.and(flushed).and(told)
     }
 
     /// Continues in the next turn if datagrams are left in the backlog: the kernel's own queue may
@@ -131,6 +135,9 @@ impl TransportCore {
             let received = if socket.has_dtls() { py.detach(receive) } else { receive() };
             match received {
                 Ok(filled) => {
+                    if socket.has_dtls() {
+                        this.act(py, "tell_begun")?; // before their datagrams
+                    }
                     this.gro.note(socket, filled.messages, filled.is_full);
                     let received = Instant::now();
                     let result = deliver(&mut cursor, &mut sink, &mut pace);

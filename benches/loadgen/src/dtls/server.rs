@@ -5,8 +5,8 @@ use std::collections::hash_map::Entry;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 
 use openssl::ssl::{
-    ErrorCode, SslContext, SslFiletype, SslMethod, SslOptions, SslRef, SslSessionCacheMode,
-    SslStream,
+    ErrorCode, SslContext, SslFiletype, SslMethod, SslMode, SslOptions, SslRef,
+    SslSessionCacheMode, SslStream,
 };
 
 use super::{MTU, Pipe, session};
@@ -20,13 +20,16 @@ const SLOTS: usize = 64;
 /// The loop proves nothing about a peer's address: it only takes the round trip for it.
 const COOKIE: [u8; 32] = [b'c'; 32];
 
-/// `dtls-echo`: sends back the data of every record, a batch at a time.
+/// `dtls-echo`: sends back the data of every record, a batch at a time. `--lean` lets OpenSSL free the
+/// buffers of idle sessions.
 pub(crate) fn echo(args: &mut Args) -> Result<Line> {
     let (certificate, buffer) = (args.required::<String>("certificate")?, args.optional("rcvbuf")?);
+    let is_lean = args.flag("lean");
     let mut common = args.start()?;
-    let context = context(&certificate)?;
+    let context = context(&certificate, is_lean)?;
     let socket = sys::bind(Ipv4Addr::LOCALHOST, buffer)?;
-    let mut server = Server { context, sessions: HashMap::new(), plaintext: vec![0; 1 << 14] };
+    let (sessions, pipe) = (HashMap::new(), Pipe::default());
+    let mut server = Server { context, sessions, pipe, plaintext: vec![0; 1 << 14] };
     let mut requests = Ring::new(SLOTS, 2048);
     let mut replies = Replies { ring: Ring::new(SLOTS, 2048), count: 0 };
     json::announce(socket.local_addr()?.port());
@@ -52,8 +55,11 @@ pub(crate) fn echo(args: &mut Args) -> Result<Line> {
 }
 
 /// A server's context, with a certificate and its key from a file.
-fn context(certificate: &str) -> Result<SslContext> {
+fn context(certificate: &str, is_lean: bool) -> Result<SslContext> {
     let mut builder = SslContext::builder(SslMethod::dtls_server())?;
+    if is_lean {
+        builder.set_mode(SslMode::RELEASE_BUFFERS);
+    }
     builder.set_options(SslOptions::NO_QUERY_MTU | SslOptions::COOKIE_EXCHANGE);
     builder.set_session_cache_mode(SslSessionCacheMode::SERVER);
     builder.set_certificate_chain_file(certificate)?;
@@ -69,6 +75,8 @@ fn context(certificate: &str) -> Result<SslContext> {
 struct Server {
     context: SslContext,
     sessions: HashMap<SocketAddrV4, SslStream<Pipe>>,
+    /// The memory of all sessions' pipes, which only the one in use needs.
+    pipe: Pipe,
     plaintext: Vec<u8>,
 }
 
@@ -84,6 +92,7 @@ impl Server {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => entry.insert(session(&self.context, SslRef::set_accept_state)?),
         };
+        std::mem::swap(stream.get_mut(), &mut self.pipe);
         stream.get_mut().take_in(datagram);
         let mut echoed = 0;
         // A read also continues a handshake.
@@ -95,6 +104,7 @@ impl Server {
             echoed += 1;
         };
         stream.get_mut().drain(&mut reply)?;
+        std::mem::swap(stream.get_mut(), &mut self.pipe);
         if error.code() != ErrorCode::WANT_READ {
             self.sessions.remove(&peer); // after a close_notify or an alert
         }

@@ -1,0 +1,251 @@
+"""The options for DTLS of all commands, and the contexts that they describe."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tomada._address import format_address
+from tomada._cli.common import CommandError, UsageError
+from tomada._config import PATH, SWITCH, Option, Settings, resolve, text
+
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import TypeAlias
+
+    from tomada.dtls import Context
+    from tomada.socket import socket
+
+    # The context of a client's sessions, and the name that the server must have.
+    Secured: TypeAlias = tuple[Context, str | None]
+
+DTLS = "DTLS"
+
+_KEY = Option(
+    "dtls-key",
+    PATH,
+    DTLS,
+    "the private key of the certificate (PEM)",
+    "the one in --dtls-cert",
+    into="dtls",
+    parameter="keyfile",
+)
+
+#: Of a server.
+SERVER_DTLS = (
+    Option(
+        "dtls-cert",
+        PATH,
+        DTLS,
+        "encrypt with this certificate chain (PEM)",
+        into="dtls",
+        parameter="certfile",
+    ),
+    _KEY,
+    Option(
+        "dtls-ca",
+        PATH,
+        DTLS,
+        "require certificates from clients, issued by these authorities (PEM)",
+        into="dtls",
+        parameter="cafile",
+    ),
+    Option(
+        "dtls-psk-file",
+        PATH,
+        DTLS,
+        "accept clients with the pre-shared keys in this file, whose lines are IDENTITY:HEXKEY",
+        into="dtls",
+        parameter="pskfile",
+    ),
+)
+
+#: Of a client. Each of them switches encryption on.
+CLIENT_DTLS = (
+    Option(
+        "dtls",
+        SWITCH,
+        DTLS,
+        "encrypt, and verify the server's certificate; so does each of the following",
+        into="dtls",
+    ),
+    Option(
+        "dtls-ca",
+        PATH,
+        DTLS,
+        "trust servers whose certificates these authorities have issued (PEM)",
+        "those that the system trusts",
+        into="dtls",
+        parameter="cafile",
+    ),
+    Option(
+        "dtls-server-hostname",
+        text("a host name or an address", "NAME"),
+        DTLS,
+        "the name that the server's certificate must be for",
+        "the host of the address",
+        into="dtls",
+        parameter="server_hostname",
+    ),
+    Option(
+        "dtls-cert",
+        PATH,
+        DTLS,
+        "identify the client by this certificate chain (PEM)",
+        into="dtls",
+        parameter="certfile",
+    ),
+    _KEY,
+    Option(
+        "dtls-psk-file",
+        PATH,
+        DTLS,
+        "use the pre-shared key in this file, whose lines are IDENTITY:HEXKEY",
+        into="dtls",
+        parameter="pskfile",
+    ),
+    Option(
+        "dtls-psk-identity",
+        text("an identity", "IDENTITY"),
+        DTLS,
+        "which key of the file to use",
+        "the only one",
+        into="dtls",
+        parameter="identity",
+    ),
+)
+
+
+def server_context(settings: Settings) -> Context | None:
+    """Return the context of a server, or ``None`` if it does not encrypt."""
+    options = settings.of(SERVER_DTLS, "dtls")
+    if not options:
+        return None
+    _check_needs(settings, {"dtls-key": "dtls-cert", "dtls-ca": "dtls-cert"})
+    dtls = _imported(settings, SERVER_DTLS)
+    context: Context = dtls.Context(dtls.PROTOCOL_DTLS_SERVER)
+    _load_certificate(context, settings, options)
+    if "cafile" in options:
+        with _read_for("dtls-ca", settings):
+            context.load_verify_locations(options["cafile"])
+        context.verify_mode = dtls.CERT_REQUIRED
+    if "pskfile" in options:
+        with _read_for("dtls-psk-file", settings):
+            context.set_psk_server_callback(keys_in(options["pskfile"]).get)
+    return context
+
+
+def client_context(arguments: argparse.Namespace) -> Secured | None:
+    """Return the context of a client and the name of its server, or ``None`` without encryption."""
+    settings = resolve(CLIENT_DTLS, vars(arguments), {})
+    options = settings.of(CLIENT_DTLS, "dtls")
+    if not options:
+        return None
+    _check_needs(settings, {"dtls-key": "dtls-cert", "dtls-psk-identity": "dtls-psk-file"})
+    if not isinstance(arguments.address, tuple):
+        raise UsageError("DTLS needs the address of a server as HOST:PORT")
+    dtls = _imported(settings, CLIENT_DTLS)
+    context = dtls.Context(dtls.PROTOCOL_DTLS_CLIENT)
+    if "cafile" in options:
+        with _read_for("dtls-ca", settings):
+            context.load_verify_locations(options["cafile"])
+    elif "pskfile" not in options:
+        context.load_default_certs()
+    _load_certificate(context, settings, options)
+    if "pskfile" in options:
+        with _read_for("dtls-psk-file", settings):
+            key = _key_in(options["pskfile"], options.get("identity"))
+        context.set_psk_client_callback(lambda _hint: key)
+    return context, options.get("server_hostname", arguments.address[0])
+
+
+def secure(sock: socket, secured: Secured | None, timeout: float) -> socket:
+    """Begin a session on a connected socket, and return it, or the same socket without encryption.
+
+    :param timeout: How long the handshake may take, in seconds.
+    """
+    if secured is None:
+        return sock
+    from tomada.dtls import wrap_socket
+
+    context, name = secured
+    where = format_address(sock.getpeername())
+    sock.settimeout(timeout)
+    try:
+        return wrap_socket(sock, context, server_hostname=name)
+    except ConnectionRefusedError:
+        raise CommandError(f"no program listens on {where}") from None
+
+
+def _check_needs(settings: Settings, needs: dict[str, str]) -> None:
+    for name, other in needs.items():
+        if settings.get(name) and not settings.get(other):
+            raise UsageError(f"{name} needs {other} ({settings.source(name)})")
+
+
+def _imported(settings: Settings, options: Iterable[Option]) -> ModuleType:
+    """Return ``tomada.dtls``; name an option in the error of a build without it."""
+    try:
+        from tomada import dtls
+    except ImportError as error:
+        name = next(option.name for option in options if option.name in settings.by_name)
+        raise UsageError(f"{name}: {error} ({settings.source(name)})") from None
+    return dtls
+
+
+def _load_certificate(context: Context, settings: Settings, options: dict[str, Any]) -> None:
+    if "certfile" in options:
+        with _read_for("dtls-cert", settings):
+            context.load_cert_chain(options["certfile"], options.get("keyfile"))
+
+
+@contextlib.contextmanager
+def _read_for(name: str, settings: Settings) -> Iterator[None]:
+    """Name the option in the error for a file that cannot be used."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name}: {error} ({settings.source(name)})") from None
+
+
+def keys_in(path: str) -> dict[str, bytes]:
+    """Read pre-shared keys by identity, in the format of GnuTLS's ``psktool``.
+
+    An identity after ``#`` is in hexadecimal digits.
+
+    :raises OSError: The file cannot be read.
+    :raises ValueError: A line has another format.
+    """
+    keys = {}
+    with Path(path).open(encoding="utf-8", errors="surrogateescape") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            identity, colon, digits = line.rstrip("\r\n").rpartition(":")
+            try:
+                key = bytes.fromhex(digits)
+                if identity.startswith("#"):
+                    identity = bytes.fromhex(identity[1:]).decode("utf-8", "surrogateescape")
+            except ValueError:
+                key = b""
+            if not (colon and key):
+                raise ValueError(f"line {number} of {path} is not IDENTITY:HEXKEY")
+            keys[identity] = key
+    return keys
+
+
+def _key_in(path: str, identity: str | None) -> tuple[str, bytes]:
+    """Return the identity and the key to use.
+
+    :raises ValueError: There is no such key, or there are several to choose from.
+    """
+    keys = keys_in(path)
+    if identity is None and len(keys) > 1:
+        raise ValueError(f"{path} has {len(keys)} keys: choose one with --dtls-psk-identity")
+    if not keys or identity not in {None, *keys}:
+        raise ValueError(f"{path} has no key" + (f" for {identity!r}" if identity else ""))
+    identity = identity or next(iter(keys))
+    return identity, keys[identity]

@@ -1,0 +1,102 @@
+"""Sessions of several clients at one address, as behind a translator of addresses, or an attacker.
+
+A client that completes a handshake there replaces the session before. The data of one session
+must not reach the other one.
+"""
+
+import asyncio
+import errno
+import threading
+
+import pytest
+
+from dtls_pairs import psk_server
+from dtls_relay import OneAddress
+from support import eventually
+from tomada import Server
+
+
+class Held:
+    """A handler that stops at ``b"stop"`` until it is released, and notes who has sent what."""
+
+    def __init__(self):
+        self.stopped, self.release = threading.Event(), threading.Event()
+        self.heard, self.datagrams = [], []
+
+    def __call__(self, datagram):
+        self.heard.append((datagram.session.psk_identity, datagram.data))
+        self.datagrams.append(datagram)
+        if datagram.data == b"stop":
+            self.stopped.set()
+            self.release.wait(60)
+        return b"for %s" % datagram.session.psk_identity.encode()
+
+
+def serving(handler):
+    return Server(("127.0.0.1", 0), handler, takes="datagram", dtls=psk_server())
+
+
+def test_data_that_waits_is_not_taken_for_that_of_a_later_session():
+    handler = Held()
+    with serving(handler) as server, OneAddress(server.address) as relay:
+        first, second = relay.connect("tester"), relay.client("other")
+        last = relay.shake_hands(second, holds_last=True)
+        first.send(b"stop")
+        relay.pass_on()
+        assert handler.stopped.wait(60)
+        first.send(b"secret of the first")
+        relay.pass_on()
+        relay.pass_on(*last)
+        handler.release.set()
+        relay.shake_hands(second)
+        second.send(b"mine")
+        relay.pass_on()
+        assert relay.receive(second) == b"for other"
+        session = handler.datagrams[0].session
+        assert handler.heard == [("tester", b"stop"), ("other", b"mine")]
+        assert server.dtls_stats()["replaced"] == 1
+        # The session object still describes the first session.
+        assert session.psk_identity == "tester"
+        with pytest.raises(OSError, match="no DTLS session") as caught:
+            handler.datagrams[0].reply(b"too late")
+        assert caught.value.errno == errno.ENOTCONN
+        assert handler.datagrams[1].reply(b"in time") == 7
+        assert relay.receive(second) == b"in time"
+
+
+def test_data_before_the_end_of_a_session_has_its_session():
+    handler = Held()
+    with serving(handler) as server, OneAddress(server.address) as relay:
+        near = relay.connect("tester")
+        near.send(b"stop")
+        relay.pass_on()
+        assert handler.stopped.wait(60)
+        near.send(b"last words")
+        near.close()
+        relay.pass_on()
+        handler.release.set()
+        eventually(lambda: server.dtls_stats()["ended"])
+        eventually(lambda: len(handler.heard) == 2)
+        assert handler.heard == [("tester", b"stop"), ("tester", b"last words")]
+
+
+def test_reply_is_not_sent_in_a_later_session():
+    release, heard = threading.Event(), []
+
+    async def handle(datagram):
+        heard.append(datagram.data)
+        if datagram.data == b"slow":
+            await asyncio.get_running_loop().run_in_executor(None, release.wait, 60)
+        return b"reply to " + datagram.data
+
+    with serving(handle) as server, OneAddress(server.address) as relay:
+        first = relay.connect("tester")
+        first.send(b"slow")
+        relay.pass_on()
+        eventually(lambda: heard)
+        second = relay.connect("other")
+        release.set()
+        eventually(lambda: server.stats().send_errors == 1)
+        second.send(b"mine")
+        relay.pass_on()
+        assert relay.receive(second) == b"reply to mine"
