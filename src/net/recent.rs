@@ -8,12 +8,15 @@ use super::sys::with_room;
 /// Remembers values by their hash, as long as there is room.
 ///
 /// It begins with a single slot, and grows while values recur that had no room: most tables need one
-/// slot, and a busy server's has one for each of thousands of peers. Values that do not recur, such
-/// as forged addresses, neither make it grow nor replace others once it has grown. It never has more
-/// than [`MOST`] slots, or [`FEW`] if it is [small](Self::small).
+/// slot, and a busy server's has one for each of thousands of peers. It grows only if one in
+/// [`RARE`] of the values without room has recurred lately, so a flood of values that do not recur,
+/// such as forged addresses, does not make it grow. In a table that has grown, such a value replaces
+/// another only where it is taken for one that recurs, which happens to one in thousands. It never
+/// has more than [`MOST`] slots, or [`FEW`] if it is [small](Self::small).
 pub struct RecentTable<T> {
     slots: Box<[Option<T>]>,
-    /// How many values that had no room have recurred since the table has grown.
+    /// How much values that had no room have recurred since the table has grown: [`RARE`] for each
+    /// that has, less one for each that has not.
     recurred: usize,
     /// The greatest number of slots.
     most: usize,
@@ -27,8 +30,10 @@ const FEW: usize = 16;
 const GROWTH: usize = 4;
 /// The greatest number of slots.
 const MOST: usize = 1 << 16;
+/// If fewer than one in this many values without room have recurred, the table does not grow.
+const RARE: usize = 64;
 /// Parts of the hashes of values that had no room lately, in any table: a table of its own would be
-/// larger than most tables.
+/// larger than most tables. A value is taken for another one if 15 bits of their hashes are equal.
 static MISSED: [AtomicU16; 1 << 14] = [const { AtomicU16::new(0) }; 1 << 14];
 
 impl<T> Default for RecentTable<T> {
@@ -64,8 +69,9 @@ impl<T> RecentTable<T> {
             return;
         }
         let has_recurred = self.most > FEW && self.note_missed(hash);
-        self.recurred += usize::from(has_recurred);
-        if self.recurred > self.slots.len() && self.slots.len() < self.most {
+        self.recurred =
+            if has_recurred { self.recurred + RARE } else { self.recurred.saturating_sub(1) };
+        if self.recurred > RARE * self.slots.len() && self.slots.len() < self.most {
             self.recurred = 0;
             self.resize(GROWTH * self.slots.len());
         } else if !has_recurred && self.slots.len() > FEW {
@@ -86,7 +92,7 @@ impl<T> RecentTable<T> {
         }
     }
 
-    /// Records that a value had no room; returns whether it had none before.
+    /// Records that a value had no room; returns whether it had none before, as far as known.
     fn note_missed(&self, hash: u64) -> bool {
         let hash = hash ^ spread(self.slots.as_ptr() as u64); // of this table
         let (index, tag) = ((hash >> 16) as usize % MISSED.len(), (hash >> 48) as u16 | 1);
@@ -167,6 +173,20 @@ mod tests {
         }
         assert_eq!(table.slots.len(), FEW);
         assert_eq!(found(&mut table, 999..1000), 1);
+    }
+
+    #[test]
+    fn values_that_do_not_recur_do_not_make_the_table_grow() {
+        let mut table = RecentTable::default();
+        // Among so many random hashes, many are taken for others.
+        let mut random = 1_u64;
+        for _ in 0..2_000_000 {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            table.insert(random, random);
+        }
+        assert_eq!(table.slots.len(), FEW);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Converts addresses between Python's tuples and the kernel's bytes.
 
 use std::ffi::{CString, OsStr, c_int, c_ulong};
+use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Mutex;
@@ -282,6 +283,15 @@ struct CachedAddress {
 const IP_ADDRESS_LEN: usize = size_of::<libc::sockaddr_in6>();
 
 impl AddressCache {
+    /// Forgets all addresses, and frees the tables.
+    pub(crate) fn clear(&self, _: Python<'_>) {
+        // The locks are free while Python frees the addresses.
+        let received = self.received.try_lock().map(|mut table| mem::take(&mut *table));
+        let sent =
+            self.sent.try_lock().map(|mut table| mem::replace(&mut *table, RecentTable::small()));
+        drop((received, sent));
+    }
+
     /// As [`to_python`].
     pub(crate) fn object<'py>(
         &self,

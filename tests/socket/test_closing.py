@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import socket as std
+import sys
 import threading
 
 import pytest
@@ -174,6 +175,22 @@ def test_close_leaves_no_descriptors(inet):
         for call in calls:
             assert_ended(call)
     eventually(lambda: open_descriptors() == before)
+
+
+@pytest.mark.parametrize("end", ["close", "detach"])
+def test_end_frees_the_addresses_that_the_socket_remembers(inet, end):
+    with inet.bound(socket) as sock:
+        to = (*sock.getsockname(),)
+        unknown = sys.getrefcount(to)
+        sock.sendto(b"x", to)
+        _, sender = sock.recvfrom(100)
+        known = sys.getrefcount(to), sys.getrefcount(sender)
+        fd = getattr(sock, end)()
+        if fd is not None:
+            os.close(fd)
+        freed = sys.getrefcount(to), sys.getrefcount(sender)
+    assert freed == (unknown, known[1] - 1)
+    assert known[0] == unknown + 1
 
 
 def test_thread_whose_wait_was_ended_can_wait_again(inet):

@@ -134,7 +134,9 @@ impl Socket {
 
     /// Close the socket.
     fn close(&self, py: Python<'_>) -> Result<()> {
-        match py.detach(|| self.inner.get().map_or(Ok(()), net::Socket::close)) {
+        let closed = py.detach(|| self.inner.get().map_or(Ok(()), net::Socket::close));
+        self.addresses.clear(py);
+        match closed {
             // The descriptor is closed in any case, and a peer's reset is not an error of this
             // socket.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
@@ -146,6 +148,7 @@ impl Socket {
     fn detach(&self, py: Python<'_>) -> Result<RawFd> {
         let release = || self.inner.get().map_or(Ok(None), net::Socket::release);
         let released = py.detach(release).map_err(explain_deadlock)?;
+        self.addresses.clear(py);
         Ok(released.map_or(-1, IntoRawFd::into_raw_fd))
     }
 
