@@ -404,13 +404,13 @@ class Socket:
         The default of 0 does not collect. Otherwise a call that takes many datagrams
         (:meth:`recv_many`, :meth:`recv_datagrams`, :meth:`recv_batch`) waits for the first one, and
         then for this time, so one wake-up serves many: less CPU time for each, at the cost of
-        latency. No datagram waits for longer than this once a call has begun to wait. The kernel
-        may end a sleep of less than 50 µs later (``PR_SET_TIMERSLACK`` in ``prctl(2)``).
+        latency. No datagram waits for longer than this once a call has begun to wait, except that
+        the kernel makes a shorter sleep up to 50 µs long (``PR_SET_TIMERSLACK`` in ``prctl(2)``).
 
         A wait ends sooner when 64 kernel messages have probably arrived, as judged by the last
         receives: longer waits would save nothing more. If the last receive took as many datagrams
         as it could, the next one does not wait. A timeout, closing the socket and signals end the
-        wait as usual.
+        wait as usual. Setting this applies to calls that are waiting, too.
 
         It has no effect on receives of single datagrams, and on calls that do not wait at all. With
         :attr:`spin` too, calls that collect do not spin.
@@ -1912,11 +1912,12 @@ class ReceiveWindow:
     def open(self, socket: Socket) -> bool:
         """Begin when a socket has a first datagram; return False if it is to be received at once.
 
-        The latter is so if the last receive took as much as it could.
+        The latter is so if the last receive took as much as it could, or if the window has begun
+        and ended before.
         """
 
     def renew(self, socket: Socket) -> bool:
-        """After a receive, begin the next window, or return False to wait for a first datagram."""
+        """Begin the next window at once, or return False to wait for a first datagram."""
 
     def close(self) -> None:
         """End without becoming readable."""

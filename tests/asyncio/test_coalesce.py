@@ -7,7 +7,7 @@ import pytest
 
 import tomada.asyncio
 from peer import DEADLINE
-from tomada import Batch, socket
+from tomada import Batch, _core, socket
 from tomada.asyncio import open_endpoint
 from traffic import numbered
 from transports import Batches, Recorder, hear, recorder, turns
@@ -178,6 +178,63 @@ async def test_endpoint_waits_for_a_whole_window(sender, take):
             send(sender, endpoint, [b"x"])
             assert await asyncio.wait_for(take(endpoint), DEADLINE) == [b"x"]
             assert time.monotonic() - start > LEAST
+
+
+class Windows:
+    """Counts the windows that are opened."""
+
+    kind = _core.ReceiveWindow
+    opened = 0
+
+    def __init__(self):
+        self._inner = self.kind()
+        self.fileno, self.close = self._inner.fileno, self._inner.close
+
+    def open(self, sock):
+        return self._count(self._inner.open(sock))
+
+    def renew(self, sock):
+        return self._count(self._inner.renew(sock))
+
+    def _count(self, is_open):
+        type(self).opened += is_open
+        return is_open
+
+
+@pytest.mark.thread_unsafe(reason="it replaces a class")
+@every_take
+async def test_endpoint_opens_one_window_for_one_datagram(sender, monkeypatch, take):
+    monkeypatch.setattr(_core, "ReceiveWindow", Windows)
+    async with open_endpoint(("127.0.0.1", 0), coalesce=WINDOW) as endpoint:
+        before = Windows.opened
+        waiting = asyncio.create_task(take(endpoint))
+        for count in range(1, 4):
+            await turns(3)
+            send(sender, endpoint, [b"x"])
+            assert await asyncio.wait_for(waiting, DEADLINE) == [b"x"]
+            waiting = asyncio.create_task(take(endpoint))
+            await turns(5)
+            assert Windows.opened == before + count
+        waiting.cancel()
+
+
+@every_take
+async def test_endpoint_in_two_tasks_returns_every_datagram_once(sender, take):
+    async with open_endpoint(("127.0.0.1", 0), coalesce=0.001) as endpoint:
+        received = []
+
+        async def receive():
+            while len(received) < 100:
+                received.extend(await take(endpoint))
+
+        tasks = [asyncio.create_task(receive()) for _ in range(2)]
+        for payload in numbered(100):
+            send(sender, endpoint, [payload])
+            await turns()
+        await asyncio.wait_for(asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED), DEADLINE)
+        assert received == numbered(100)
+        for task in tasks:
+            task.cancel()
 
 
 @every_take

@@ -368,3 +368,52 @@ sender.setsockopt(socket.IPPROTO_UDP, socket.UDP_CORK, 0)
 print(receiver.recv(100))
 """
     assert run_forking(program) == "b'ab'\n"
+
+
+def test_child_collects_from_a_socket_whose_window_its_parent_has_begun():
+    program = """
+sock = bound()
+sock.coalesce = 60
+sock.sendto(b"for the child", sock.getsockname())
+call = Call(sock.recv_many).until_it_waits()
+
+def child():
+    sock.coalesce = 0.001
+    return sock.recv_many()[0][0]
+
+print(in_child(child))
+sock.sendto(b"for the parent", sock.getsockname())
+sock.coalesce = 0
+print(call.result()[0][0])
+"""
+    assert run_forking(program) == "b'for the child'\nb'for the parent'\n"
+
+
+def test_child_collects_whatever_its_parents_threads_are_doing():
+    program = """
+import contextlib, signal
+
+sock = bound()
+sock.settimeout(0.01)  # the child may take every datagram
+sock.coalesce = 1e-6
+is_over = False
+
+def receive():
+    while not is_over:
+        sock.sendto(b"x", sock.getsockname())
+        with contextlib.suppress(TimeoutError):
+            sock.recv_many()
+
+def child():
+    signal.alarm(20)
+    with contextlib.suppress(BlockingIOError):
+        sock.recv_many(64, socket.MSG_DONTWAIT)
+    return b"x"
+
+calls = [Call(receive) for _ in range(4)]
+print(b"".join(in_child(child) for _ in range(100)) == b"x" * 100)
+is_over = True
+for call in calls:
+    call.result()
+"""
+    assert run_forking(program) == "True\n"

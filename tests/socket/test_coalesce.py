@@ -213,6 +213,14 @@ def test_window_ends_when_the_traffic_fills_it(inet, take):
         assert time.monotonic() - start < DEADLINE
 
 
+@every_take
+def test_shorter_time_applies_to_the_window_that_has_begun(sock, take):
+    send(sock, b"first")
+    call = Call(take, sock).until_it_waits()
+    sock.coalesce = 0.001
+    assert call.result() == [b"first"]
+
+
 @pytest.mark.thread_unsafe(reason="it has signal handlers")
 @every_take
 def test_signal_handlers_run_in_the_window(inet, handler, take):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tomada._advice import advise_on_sending
 from tomada._asyncio.context_managers import Closing
 from tomada._asyncio.own_port import request_here
+from tomada._asyncio.read_watch import WindowWatch
 from tomada._asyncio.readiness import Readiness
 from tomada._asyncio.separate_ports import MOST_IN_FLIGHT, SeparatePorts
 from tomada._client.exchange import Exchange
@@ -65,8 +66,10 @@ class Endpoint(Closing):
         self._events = events
         self._core = transport._core
         self._socket: Socket = transport._sock
-        # The transport does not read, so that its watch is free.
-        self._readiness = Readiness(loop, transport._read_watch, lasts=True)
+        # The transport does not read, so that its watch is free. The task that an event has woken
+        # receives later: only then the next window can begin.
+        watch = transport._read_watch
+        self._readiness = Readiness(loop, watch, lasts=not isinstance(watch, WindowWatch))
         self._asking: Any = asyncio.Lock()
         self._round_trip = RoundTrip()
         self._ports: SeparatePorts | None = None
@@ -143,7 +146,7 @@ class Endpoint(Closing):
 
     async def _collect(self) -> None:
         """Wait for the time in which the socket collects datagrams, unless receiving has ended."""
-        if self._is_receiving and not (self._events.errors or self._core.is_closing()):
+        if self._is_receiving and not self._has_ended(is_readable=False):
             await self._readiness.wait()
 
     async def _receive(self, take: Callable[..., Any], *args: Any, is_reply: bool = False) -> Any:

@@ -60,8 +60,8 @@ class WindowWatch:
     """Calls back once for all datagrams of a window: ``socket.coalesce`` after the first one.
 
     The loop watches the socket until it has a datagram, and then only a timer. When that ends and
-    the datagrams are received, and there were several, the next window begins at once. A loop's own
-    timers would be too coarse: they count in milliseconds.
+    the call has received the datagrams, and there were several, the next window begins at once. A
+    loop's own timers would be too coarse: they count in milliseconds.
     """
 
     repeats_events = False
@@ -78,7 +78,7 @@ class WindowWatch:
         """Call back at the end of each window."""
         self._call = functools.partial(callback, *args)
         self._timer_watch.start(self._on_end)
-        self._first_watch.start(self._on_first)
+        self._begin()
 
     def stop(self) -> None:
         """Stop calling back. This comes before the socket is closed."""
@@ -93,6 +93,11 @@ class WindowWatch:
         """Release the timer, after this was stopped."""
         del self._window
 
+    def _begin(self) -> None:
+        self._is_open = self._window.renew(self._sock)
+        if not self._is_open:
+            self._first_watch.start(self._on_first)
+
     def _on_first(self) -> None:
         if self._window.open(self._sock):
             self._is_open = True
@@ -105,9 +110,8 @@ class WindowWatch:
             self._call()
         finally:
             # The call may have stopped this, or stopped and started it.
-            if self._is_open and not self._window.renew(self._sock):
-                self._is_open = False
-                self._first_watch.start(self._on_first)
+            if self._is_open:
+                self._begin()
 
 
 def watch_of(loop: asyncio.AbstractEventLoop, sock: Any) -> ReadWatch | WindowWatch:

@@ -42,9 +42,10 @@ impl Socket {
         self.raise_deferred()?;
         let mut refused = 0;
         while refused < REFUSALS {
-            let filled = match self.fill(fd, ring, count, flags) {
+            let filled = self.fill(fd, ring, count, flags);
+            self.note_receive(filled.as_ref().unwrap_or(&Filled::default()));
+            let filled = match filled {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.note_receive(&Filled::default());
                     // The caller would wait, although nothing can ever arrive: the socket is shut
                     // down.
                     let is_end = flags & libc::MSG_DONTWAIT == 0 && !sys::is_nonblocking(fd)?;
@@ -55,7 +56,6 @@ impl Socket {
             };
             if filled.datagrams > 0 {
                 self.count(&filled);
-                self.note_receive(&filled);
                 return Ok(filled);
             }
             refused += filled.messages;
@@ -86,10 +86,18 @@ impl Socket {
         }
     }
 
-    /// If the backlog is not empty, wakes the threads that sleep until the kernel has a datagram:
-    /// the kernel does not know of the backlog.
+    /// Whether a receive has a result that the kernel does not know of: a datagram of the backlog, a
+    /// deferred error, or the end of the only session.
+    pub(super) fn has_own_result(&self) -> bool {
+        self.backlog_len() > 0
+            || self.backlog.deferred.load(Ordering::Relaxed) != 0
+            || self.end_of_session().is_err()
+    }
+
+    /// If a receive [has a result](Self::has_own_result), wakes the threads that sleep until the
+    /// kernel has a datagram.
     pub fn share_backlog(&self) {
-        if self.backlog_len() > 0 {
+        if self.has_own_result() {
             self.descriptor().wake();
         }
     }

@@ -40,10 +40,15 @@ impl Lull {
 }
 
 impl Socket {
+    /// The time since the socket was opened, in nanoseconds.
+    pub(super) fn age(&self) -> u64 {
+        self.lull.origin.elapsed().as_nanos() as u64
+    }
+
     /// Whether the queue is probably empty, so that a call that may wait should wait first.
     pub fn is_in_lull(&self) -> bool {
         let end = self.lull.end.load(Ordering::Relaxed);
-        end != 0 && self.lull.origin.elapsed().as_nanos() < u128::from(end)
+        end != 0 && self.age() < end
     }
 
     /// Records that a receive found a datagram without waiting.

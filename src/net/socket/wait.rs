@@ -2,8 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{NextReceive, Socket};
@@ -124,8 +124,6 @@ pub struct Waiting<'a> {
     is_deaf: AtomicBool,
     /// Whether waits for a datagram collect more after the first one.
     collects: bool,
-    /// The end of the current window, in which datagrams are collected. A signal may interrupt it.
-    window_end: Mutex<Option<Instant>>,
 }
 
 impl<'a> Waiting<'a> {
@@ -135,8 +133,7 @@ impl<'a> Waiting<'a> {
         if let Some(waker) = &waker {
             socket.descriptor().register(waker);
         }
-        let (is_deaf, window_end) = (AtomicBool::new(false), Mutex::new(None));
-        Self { socket, waker, signals: None, is_deaf, collects: false, window_end }
+        Self { socket, waker, signals: None, is_deaf: AtomicBool::new(false), collects: false }
     }
 
     /// Makes waits for datagrams collect more after the first one, for the time that the socket
@@ -202,7 +199,10 @@ impl<'a> Waiting<'a> {
                 return result;
             }
         }
-        if interest == Interest::Read && self.collects_first() {
+        if interest == Interest::Read
+            && self.collects
+            && self.socket.next_receive() == NextReceive::AfterWindow
+        {
             self.collect(deadline)?;
             match attempt(fd, false) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -215,9 +215,7 @@ impl<'a> Waiting<'a> {
             let started = Instant::now();
             let refused = self.socket.counters().refused();
             let ready = match interest {
-                // Another thread has put datagrams into the backlog, which the kernel does not know
-                // of.
-                Interest::Read if self.socket.backlog_len() > 0 => libc::POLLIN,
+                Interest::Read if self.socket.has_own_result() => libc::POLLIN,
                 Interest::Error if self.socket.has_stored_error_messages() => libc::POLLERR,
                 Interest::Stamp if self.socket.has_stamps() => libc::POLLERR,
                 _ => match deaf_since.and_then(|since| since.checked_add(LONGEST_DEAF)) {
@@ -279,37 +277,28 @@ impl<'a> Waiting<'a> {
         }
     }
 
-    /// Whether to collect datagrams before waiting for the first one.
-    fn collects_first(&self) -> bool {
-        self.collects
-            && (self.window_end().is_some()
-                || self.socket.next_receive() == NextReceive::AfterWindow)
-    }
-
-    /// Sleeps while datagrams are collected: for one window, or for what an interruption has left of
-    /// it, and not beyond the deadline.
+    /// Sleeps while datagrams are collected: until the end of the window, which a signal may
+    /// interrupt, and not beyond the deadline.
     fn collect(&self, deadline: Deadline) -> Result<(), Stop> {
-        if self.collects && self.socket.next_receive() != NextReceive::Now {
-            let now = Instant::now();
-            let end = *self.window_end().get_or_insert_with(|| self.socket.window_end(now));
-            let left = end.saturating_duration_since(now);
-            if left > LONGEST_DEAF {
-                self.pause(deadline, LONGEST_DEAF)?;
-                if !deadline.is_past() {
-                    return Err(interrupted()); // and then continue
-                }
-            } else if !left.is_zero() {
-                // The kernel may end a sleep later, by the slack of the thread's timers.
-                let time = left.saturating_sub(sys::timer_slack()).max(Duration::from_nanos(1));
-                self.pause(deadline, time)?;
-            }
+        if !self.collects || !self.socket.begin_window() {
+            return Ok(());
         }
-        *self.window_end() = None;
+        let (started, slack, mut slept) = (Instant::now(), sys::timer_slack(), false);
+        while let Some(left) = self.socket.window_left()
+            && !deadline.is_past()
+        {
+            // The kernel may end a sleep later, by the slack of the thread's timers.
+            if slept && left <= slack {
+                break;
+            }
+            if started.elapsed() >= LONGEST_DEAF {
+                return Err(interrupted()); // and then continue
+            }
+            let time = left.saturating_sub(slack).clamp(Duration::from_nanos(1), LONGEST_DEAF);
+            self.pause(deadline, time)?;
+            slept = true;
+        }
         Ok(())
-    }
-
-    fn window_end(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.window_end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn spin<T>(

@@ -1,11 +1,11 @@
 //! The time in which a socket on an event loop collects datagrams.
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pyo3::prelude::*;
 
-use crate::net::{self, NextReceive, Timer};
+use crate::net::{NextReceive, Timer};
 use crate::python::error::Result;
 use crate::python::socket::Socket;
 
@@ -25,36 +25,28 @@ impl ReceiveWindow {
         self.0.as_fd().as_raw_fd()
     }
 
-    /// Begin when a socket has a first datagram; return False if it is to be received at once.
+    /// Begin the window of a socket that has a first datagram; return False if it is to be received
+    /// at once.
     fn open(&self, socket: &Bound<'_, Socket>) -> Result<bool> {
         let socket = socket.get().socket()?;
-        if socket.next_receive() == NextReceive::Now {
-            return Ok(false);
-        }
-        self.begin(socket)
+        socket.begin_window();
+        let Some(left) = socket.window_left() else { return Ok(false) };
+        self.0.set(left)?;
+        Ok(true)
     }
 
-    /// After a receive, begin the next window, or return False to wait for a first datagram.
+    /// Before a first datagram, begin the next window, or return False to wait for it.
     fn renew(&self, socket: &Bound<'_, Socket>) -> Result<bool> {
-        let socket = socket.get().socket()?;
-        if socket.next_receive() == NextReceive::AfterWindow {
-            return self.begin(socket);
+        let next = socket.get().socket()?.next_receive();
+        if next == NextReceive::AfterWindow && self.open(socket)? {
+            return Ok(true);
         }
-        self.0.set(Duration::ZERO)?;
+        self.close()?;
         Ok(false)
     }
 
     /// End without a call.
     fn close(&self) -> Result<()> {
         Ok(self.0.set(Duration::ZERO)?)
-    }
-}
-
-impl ReceiveWindow {
-    fn begin(&self, socket: &net::Socket) -> Result<bool> {
-        let now = Instant::now();
-        let time = socket.window_end(now).saturating_duration_since(now);
-        self.0.set(time.max(Duration::from_nanos(1)))?; // zero would stop it
-        Ok(true)
     }
 }

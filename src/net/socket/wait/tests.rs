@@ -252,3 +252,46 @@ fn false_readiness_gives_signal_handlers_a_turn() {
     let Err(Stop::Failed(error)) = result else { panic!("{result:?}") };
     assert_eq!(error.kind(), io::ErrorKind::Interrupted);
 }
+
+#[test]
+fn a_window_lasts_without_a_waker() {
+    let (receiver, sender) = pair();
+    let window = NO_WAKER_SLICE * 3 / 2;
+    receiver.set_coalesce(window);
+    sender.send(b"seven..").unwrap();
+    let mut waiting = Waiting::new(&receiver).collecting();
+    let waker = waiting.waker.take();
+    let started = Instant::now();
+    let result = waiting.run(Interest::Read, Deadline::NEVER, None, receive);
+    waiting.waker = waker; // to be unregistered
+    assert_eq!(result.unwrap(), 7);
+    assert!(started.elapsed() + sys::timer_slack() >= window);
+}
+
+#[test]
+fn a_long_window_gives_signal_handlers_a_turn_and_goes_on() {
+    let (receiver, sender) = pair();
+    let window = LONGEST_DEAF * 3 / 2;
+    receiver.set_coalesce(window);
+    sender.send(b"seven..").unwrap();
+    let waiting = Waiting::new(&receiver).collecting();
+    let started = Instant::now();
+    let result = waiting.run(Interest::Read, Deadline::NEVER, None, receive);
+    let Err(Stop::Failed(error)) = result else { panic!("{result:?}") };
+    assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+    let result = waiting.run(Interest::Read, Deadline::NEVER, None, receive);
+    assert_eq!(result.unwrap(), 7);
+    assert!(started.elapsed() + sys::timer_slack() >= window);
+}
+
+#[test]
+fn a_deferred_error_ends_the_wait() {
+    let (receiver, _sender) = pair();
+    receiver.defer(&io::Error::from_raw_os_error(libc::ECONNREFUSED));
+    let deadline = Deadline::after(Duration::from_secs(10));
+    let result = Waiting::new(&receiver).run(Interest::Read, deadline, None, |fd, _| {
+        receiver.receive(fd, &mut sys::RecvSlice::new(&mut [0; 64]), None, libc::MSG_DONTWAIT)
+    });
+    let Err(Stop::Failed(error)) = result else { panic!("{result:?}") };
+    assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED));
+}
