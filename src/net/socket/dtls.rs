@@ -190,8 +190,9 @@ impl Socket {
 
     /// Replaces the datagrams of the last receive by the plaintexts in them, and sends the sessions'
     /// own datagrams. If a peer has begun another session, what came through earlier ones is dropped:
-    /// no user must take it for the new session's. Plaintexts after the first run of equal ones that fit into the slot go to the
-    /// backlog: the end of a handshake releases those that have overtaken it, more than a slot holds.
+    /// no user must take it for the new session's. Plaintexts after the first run of equal ones that
+    /// fit into the slot go to the backlog: the end of a handshake releases those that have overtaken
+    /// it, more than a slot holds.
     pub(super) fn open_records(
         &self,
         fd: BorrowedFd<'_>,
@@ -227,7 +228,7 @@ impl Socket {
                 rest.extend(plaintexts.iter().zip(&*through).skip(run).map(copy));
                 rest_bytes += plaintexts.iter().skip(run).map(<[u8]>::len).sum::<usize>();
                 let split = Split::new(room.len(), plaintexts.get(0).map(<[u8]>::len));
-                Some((split, Arc::clone(first)))
+                (run > 0).then(|| (split, Arc::clone(first))) // or all of them are too long
             });
             self.send_outbox(fd, &endpoint, outbox);
         });
