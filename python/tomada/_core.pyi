@@ -1588,7 +1588,8 @@ class Stats:
         """Datagrams that the kernel has dropped so far (``SO_MEMINFO``).
 
         The kernel drops a datagram if the socket's buffer is full or its checksum is wrong. This
-        also includes datagrams that this process could not store because it was out of memory;
+        also includes datagrams that this process could not store because it was out of memory, and
+        those that it dropped because their peer had begun another DTLS session;
         :attr:`received` does not include those. The number of datagrams sent to the socket is
         ``received + refused + kernel_drops + filter_drops``, once its queue is empty; for a server
         behind proxies, add ``proxy_untrusted + proxy_malformed``. With :attr:`Socket.gro`, that is

@@ -55,6 +55,8 @@ def test_data_that_waits_is_not_taken_for_that_of_a_later_session():
         session = handler.datagrams[0].session
         assert handler.heard == [("tester", b"stop"), ("other", b"mine")]
         assert server.dtls_stats()["replaced"] == 1
+        # The secret was received with the end of the second handshake, and dropped.
+        assert (server.stats().received, server.stats().kernel_drops) == (2, 1)
         # The session object still describes the first session.
         assert session.psk_identity == "tester"
         with pytest.raises(OSError, match="no DTLS session") as caught:

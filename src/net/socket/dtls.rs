@@ -235,7 +235,7 @@ impl Socket {
         let is_current = |session: &SharedSession| {
             endpoint.counts().established == begun || !endpoint.has_later_than(session)
         };
-        ring.keep_sessions(filled, is_current);
+        self.counters().count_lost(ring.keep_sessions(filled, is_current));
         let mut lost = 0;
         if !rest.is_empty() {
             self.counters().count_also_received(rest.len(), rest_bytes);
