@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
@@ -41,6 +42,14 @@ if TYPE_CHECKING:
     from tomada._sinks.sink import Sink
 
 __all__ = ["Server", "key", "serve"]
+
+
+def _sink_of(handler: Any) -> Sink | None:
+    """Return a handler if it is a sink. Without the module of sinks, which this does not import, no
+    handler is one.
+    """
+    sinks = sys.modules.get("tomada._sinks.sink")
+    return handler if sinks is not None and isinstance(handler, sinks.Sink) else None
 
 
 class Server:
@@ -257,11 +266,9 @@ class Server:
                 proxy_flows=proxy_flows,
             ),
         )
-        # A sink opens and closes itself in each worker. Asking for its method, rather than for its
-        # type, leaves the sinks unimported.
-        attach = getattr(type(handler), "_attach", None)
-        if attach is not None:
-            takes, init, exit = attach(handler, takes, init, exit)
+        sink = _sink_of(handler)
+        if sink is not None:  # it opens and closes itself in each worker
+            takes, init, exit = sink._attach(takes, init, exit)
         self._settings = replace(settings, takes=takes, init=init, exit=exit)
         self._life = Lifecycle(self._keep, settings.drain)
         self.ready: threading.Event = self._life.ready
@@ -294,8 +301,7 @@ class Server:
     @property
     def sink(self) -> Sink | None:
         """The sink that publishes the datagrams, if the handler is one."""
-        handler: Any = self._settings.handler
-        return handler if hasattr(type(handler), "_attach") else None
+        return _sink_of(self._settings.handler)
 
     @property
     def address(self) -> Any:
