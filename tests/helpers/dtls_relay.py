@@ -20,17 +20,18 @@ class OneAddress:
         self._back.connect(address)
         self._stack = contextlib.ExitStack()
 
-    def client(self, identity):
+    def client(self, identity, context=None):
         """Return a client that has not begun its handshake with the relay's help yet."""
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.connect(self._front.getsockname())
         sock.setblocking(False)
-        near = psk_client(identity).wrap_socket(sock, do_handshake_on_connect=False)
+        context = psk_client(identity) if context is None else context
+        near = context.wrap_socket(sock, do_handshake_on_connect=False)
         return self._stack.enter_context(near)
 
-    def connect(self, identity):
+    def connect(self, identity, context=None):
         """Return a client that has a session."""
-        near = self.client(identity)
+        near = self.client(identity, context)
         self.shake_hands(near)
         return near
 

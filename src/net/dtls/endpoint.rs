@@ -286,12 +286,12 @@ impl Endpoint {
         self.state().table.live(peer)
     }
 
-    /// Whether another session with the same peer has begun since.
+    /// Whether another session with the same peer has begun since, and is complete.
     pub fn has_later_than(&self, session: &SharedSession) -> bool {
         self.has_later(&session.peer, session.number)
     }
 
-    /// Whether another session with a peer has begun since the one with this number.
+    /// Whether another session with a peer has begun since the one with this number, and is complete.
     pub fn has_later(&self, peer: &Address, number: u64) -> bool {
         self.state().table.live(peer).is_some_and(|live| live.number > number)
     }
@@ -406,6 +406,7 @@ impl Endpoint {
             (replaced, state.table.surplus_session(sessions, idle_time, now))
         };
         count(&self.counters.established);
+        outbox.begun.push((link.peer, link.number));
         let context = self.state().began_with.clone();
         if let Some(context) = context {
             context.keep(link.peer, self.options.server_name.clone(), link.session().ssl());

@@ -14,6 +14,8 @@ pub struct Outbox {
     to: Vec<(Address, Option<Source>)>,
     /// Addresses whose owners have proved that they receive what is sent to them.
     pub validated: Vec<IpAddr>,
+    /// The peers and the numbers of the sessions that have begun, of which some may have ended again.
+    pub begun: Vec<(Address, u64)>,
 }
 
 impl Outbox {
@@ -37,6 +39,7 @@ impl Outbox {
         self.packets.clear();
         self.to.clear();
         self.validated.clear();
+        self.begun.clear();
     }
 
     pub(super) fn push(&mut self, packet: &[u8], to: Address, source: Option<Source>) {

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::ffi::c_int;
 use std::io;
 use std::iter;
+use std::mem;
 use std::os::fd::BorrowedFd;
 use std::ptr;
 use std::sync::Arc;
@@ -109,7 +110,7 @@ impl Socket {
         }
         let mut current = self.secured.endpoint.lock();
         self.secured.is_on.store(endpoint.is_some(), Ordering::Release);
-        let old = std::mem::replace(&mut *current, endpoint);
+        let old = mem::replace(&mut *current, endpoint);
         drop(current);
         drop(old);
         self.with_backlog(RecvBacklog::take_all); // it is not of these sessions
@@ -203,8 +204,8 @@ impl Socket {
         let (now, _opening) = (Instant::now(), Opening::of(self));
         let (mut rest, mut rest_bytes) = (Vec::new(), 0);
         let slot_len = ring.messages().slot_len();
-        let begun = endpoint.counts().established;
-        Workspace::with(|workspace| {
+        let before = endpoint.counts().established;
+        let begun = Workspace::with(|workspace| {
             let Workspace { scratch, outbox, plaintexts, through, .. } = workspace;
             ring.rewrite(|message, segment, room| {
                 let from = Address::from_bytes(message.from);
@@ -231,9 +232,16 @@ impl Socket {
                 (run > 0).then(|| (split, Arc::clone(first))) // or all of them are too long
             });
             self.send_outbox(fd, &endpoint, outbox);
+            mem::take(&mut outbox.begun)
         });
+        let begun_after = |session: &SharedSession| {
+            let is_later = |(peer, number): &(Address, u64)| {
+                peer == session.peer() && *number > session.number()
+            };
+            begun.iter().any(is_later) || endpoint.has_later_than(session)
+        };
         let is_current = |session: &SharedSession| {
-            endpoint.counts().established == begun || !endpoint.has_later_than(session)
+            endpoint.counts().established == before || !begun_after(session)
         };
         self.counters().count_lost(ring.keep_sessions(filled, is_current));
         let mut lost = 0;
@@ -245,7 +253,7 @@ impl Socket {
                     .sum::<usize>()
             });
         }
-        if endpoint.counts().established != begun {
+        if endpoint.counts().established != before {
             lost += self.with_backlog(|backlog| backlog.keep_sessions(is_current));
         }
         self.counters().count_dropped(lost);
