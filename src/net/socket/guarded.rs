@@ -151,7 +151,6 @@ impl Socket {
         }
         let mut filled = match ring.receive(fd, count, flags, self.is_ip()) {
             Err(error) => {
-                #[cfg(feature = "dtls")]
                 self.end_of_session()?;
                 return Err(error);
             }

@@ -194,9 +194,13 @@ impl<'a> Waiting<'a> {
             let started = Instant::now();
             let refused = self.socket.counters().refused();
             let ready = match interest {
-                // Another thread has put datagrams into the backlog, which the kernel does not know
-                // of.
-                Interest::Read if self.socket.backlog_len() > 0 => libc::POLLIN,
+                // The kernel does not know of datagrams that another thread has put into the backlog,
+                // nor that the session in which they would come has ended.
+                Interest::Read
+                    if self.socket.backlog_len() > 0 || self.socket.end_of_session().is_err() =>
+                {
+                    libc::POLLIN
+                }
                 Interest::Error if self.socket.has_stored_error_messages() => libc::POLLERR,
                 Interest::Stamp if self.socket.has_stamps() => libc::POLLERR,
                 _ => match deaf_since.and_then(|since| since.checked_add(LONGEST_DEAF)) {
