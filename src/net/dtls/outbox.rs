@@ -1,9 +1,11 @@
 //! The datagrams that sessions want to send.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::packets::Packets;
 use super::session::SessionScratch;
+use super::session_table::SharedSession;
 use crate::net::address::Address;
 use crate::net::meta::Source;
 
@@ -14,8 +16,8 @@ pub struct Outbox {
     to: Vec<(Address, Option<Source>)>,
     /// Addresses whose owners have proved that they receive what is sent to them.
     pub validated: Vec<IpAddr>,
-    /// The peers and the numbers of the sessions that have begun, of which some may have ended again.
-    pub begun: Vec<(Address, u64)>,
+    /// The sessions that have begun, of which some may have ended again.
+    pub begun: Vec<Arc<SharedSession>>,
 }
 
 impl Outbox {

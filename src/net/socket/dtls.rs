@@ -235,8 +235,8 @@ impl Socket {
             mem::take(&mut outbox.begun)
         });
         let begun_after = |session: &SharedSession| {
-            let is_later = |(peer, number): &(Address, u64)| {
-                peer == session.peer() && *number > session.number()
+            let is_later = |other: &Arc<SharedSession>| {
+                other.peer() == session.peer() && other.number() > session.number()
             };
             begun.iter().any(is_later) || endpoint.has_later_than(session)
         };
@@ -257,6 +257,7 @@ impl Socket {
             lost += self.with_backlog(|backlog| backlog.keep_sessions(is_current));
         }
         self.counters().count_dropped(lost);
+        ring.hold_sessions(begun); // until the events have been read
     }
 
     /// The error of a receive that found nothing, if nothing can come because the only session has
