@@ -45,8 +45,9 @@ __all__ = ["Server", "key", "serve"]
 
 
 def _sink_of(handler: Any) -> Sink | None:
-    """Return a handler if it is a sink. Without the module of sinks, which this does not import, no
-    handler is one.
+    """Return a handler if it is a sink.
+
+    Without the module of sinks, which this does not import, no handler is one.
     """
     sinks = sys.modules.get("tomada._sinks.sink")
     return handler if sinks is not None and isinstance(handler, sinks.Sink) else None
@@ -268,7 +269,7 @@ class Server:
         )
         sink = _sink_of(handler)
         if sink is not None:  # it opens and closes itself in each worker
-            takes, init, exit = sink._attach(takes, init, exit)
+            takes, init, exit = sink._attach(takes, init, exit)  # noqa: SLF001 - our own class
         self._settings = replace(settings, takes=takes, init=init, exit=exit)
         self._life = Lifecycle(self._keep, settings.drain)
         self.ready: threading.Event = self._life.ready

@@ -43,7 +43,8 @@ pub(super) struct Queued<P> {
     pub(super) data: P,
     pub(super) to: Option<Address>,
     source: Option<Source>,
-    /// The number of the DTLS session that it is a reply in: it must not be sent in a later one.
+    /// The number of the DTLS session that it is a reply in. If another one has begun before the step
+    /// that sends it, it is dropped.
     session: Option<u64>,
     /// When it began to wait for room in the socket's buffer, in a backlog that is limited.
     pub(super) since: Option<Instant>,
