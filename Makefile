@@ -280,8 +280,8 @@ $(stamps)/wheel: $(sources) $(shell find python -name '*.py') $(stamps)/group-bu
 $(stamps)/installed: $(sources) $(shell find python -name '*.py') $(stamps)/group-build
 	@$(PYTHON) scripts/toolchain.py check
 	@echo "building a wheel for $$($(bin)/python --version)"
-	@TOMADA_DTLS=$(TOMADA_DTLS) $(bin)/python -m pip install --quiet --no-build-isolation --no-deps \
-		--force-reinstall .
+	@PATH="$(abspath $(bin)):$$PATH" TOMADA_DTLS=$(TOMADA_DTLS) $(bin)/python -m pip install --quiet \
+		--no-build-isolation --no-deps --force-reinstall .
 	@touch $@
 
 $(loadgen): $(wildcard benches/loadgen/src/*.rs benches/loadgen/src/*/*.rs) benches/loadgen/Cargo.toml benches/loadgen/Cargo.lock

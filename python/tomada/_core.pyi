@@ -140,8 +140,8 @@ class Socket:
     def _exchange(self, request: ReadableBuffer, /) -> bytes | None:
         """Discard queued datagrams, send a request, and return the next datagram received.
 
-        Returns ``None`` if the request could not be sent, for any reason. Exceptions come from
-        waiting for the reply.
+        Returns ``None`` if the request could not be sent, for any reason. It raises only exceptions
+        that occur while it waits for the reply.
         """
 
     def _is_readable(self) -> bool:
@@ -1157,7 +1157,8 @@ class DtlsEndpoint:
     def events(self) -> list[tuple[str, Any, DtlsSession | OSError]]:
         """Return what has happened since the last call.
 
-        Each event has its name, the peer, and the session that has begun or why it has ended.
+        Each event is its name, the peer, and either the session that has begun or the reason why
+        one has ended.
         """
 
     def status(self) -> bool | None:
@@ -1275,8 +1276,8 @@ def end_with_parent(signal: int, /) -> None:
 def steer_by_key(socket: Socket, key: tuple[int, int], sockets: int, has_header: bool, /) -> None:
     """Steer a socket's reuseport group of this many sockets by bytes of the payload.
 
-    ``key`` is their offset and their number (64 at most), and ``has_header`` says whether a PROXY
-    header may precede the payload.
+    ``key`` is the offset of these bytes and how many there are (at most 64), and ``has_header``
+    says whether a PROXY header may precede the payload.
 
     :raises OSError: The kernel rejects the program.
     """
@@ -1617,7 +1618,8 @@ class Stats:
         """Datagrams that the kernel has dropped so far (``SO_MEMINFO``).
 
         The kernel drops a datagram if the socket's buffer is full or its checksum is wrong. This
-        also includes datagrams that this process could not store because it was out of memory;
+        also includes datagrams that this process could not store because it was out of memory, and
+        those that it dropped because their peer had begun another DTLS session;
         :attr:`received` does not include those. The number of datagrams sent to the socket is
         ``received + refused + kernel_drops + filter_drops``, once its queue is empty; for a server
         behind proxies, add ``proxy_untrusted + proxy_malformed``. With :attr:`Socket.gro`, that is
@@ -1662,7 +1664,7 @@ class Stats:
 class LinkCore:
     """The thread of :class:`tomada.testing.Link`. Direction 0 is towards the server.
 
-    The number of a script is that of its direction, or 2 for both.
+    A script has the number of its direction; 2 means both directions.
     """
 
     def __new__(
@@ -1955,7 +1957,7 @@ class TransportCore:
     def close(self) -> bool:
         """Stop delivering datagrams.
 
-        When the send backlog is empty, the next step is to lose the connection.
+        When the send backlog is empty, the next step is the call to ``connection_lost``.
         """
 
     def abort(self) -> bool:

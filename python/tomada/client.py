@@ -69,7 +69,7 @@ class Client:
     **Waits.** The first wait is derived from the round-trip time, measured as in RFC 6298: ``SRTT +
     max(50 ms, 4 * RTTVAR)``. Before the first measurement, it is one eighth of the timeout with the
     default arguments, and at most 1 s. A retransmission doubles the first wait of later requests,
-    up to half of the timeout, until a request that was sent once is answered. The later waits
+    up to half of the timeout, until a request that was sent only once is answered. The later waits
     divide the rest of the timeout in proportion to the backoff: a request with the default
     arguments is sent at 0, 125, 375 and 875 ms without a measurement, and at about 0, 50, 321 and
     864 ms to a nearby server. A retransmission that could not be answered in time is not sent.
@@ -91,9 +91,8 @@ class Client:
         number in their headers: ``key(data) -> hashable``. Prefer it to a ``match`` if the protocol
         allows it: the client finds the request that a reply belongs to immediately, however many
         are in flight. Requests that :meth:`request_many` has in flight must have different keys.
-        :param retry_refused: Whether to retry if there is no server, in case it is about to start,
-            or to raise :class:`ConnectionRefusedError` at once. Other ICMP errors never end a
-            request.
+    :param retry_refused: Whether to retry if there is no server, in case it is about to start, or
+        to raise :class:`ConnectionRefusedError` at once. Other ICMP errors never end a request.
     :param family: ``AF_INET6`` or ``AF_INET``, for a name that has both kinds of addresses.
     :param spin: How long a wait polls before it sleeps, in seconds; see
         :attr:`tomada.socket.socket.spin`.

@@ -189,7 +189,7 @@ class Context(DtlsContext):
         """The highest acceptable version: DTLS 1.2 by default.
 
         DTLS 1.3 is not supported, even if OpenSSL supports it: its first messages differ, and a
-        server could not answer them without keeping memory for addresses that may be forged.
+        server could not answer them without keeping state for addresses that may be forged.
 
         :raises ValueError: The value is lower than ``minimum_version``.
         """

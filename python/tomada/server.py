@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
@@ -43,6 +44,15 @@ if TYPE_CHECKING:
 __all__ = ["Server", "key", "serve"]
 
 
+def _sink_of(handler: Any) -> Sink | None:
+    """Return a handler if it is a sink.
+
+    Without the module of sinks, which this does not import, no handler is one.
+    """
+    sinks = sys.modules.get("tomada._sinks.sink")
+    return handler if sinks is not None and isinstance(handler, sinks.Sink) else None
+
+
 class Server:
     """Receives datagrams in batches, calls a handler, and sends its replies in batches.
 
@@ -50,87 +60,90 @@ class Server:
     machine's default address. Datagrams are never truncated. If a handler raises an exception, or
     returns a value of the wrong type or a reply that is too long, the error is logged under
     ``tomada`` and counted, and the server continues. The handler is not called with datagrams whose
-    source is the server's own address: its reply would be the next request.
+    source is the server's own address: a reply would arrive as the next request.
 
-    :param address: ``(host, port)`` for IPv4 or IPv6, or an ``AF_UNIX`` path or abstract name.
-        Port 0 means any free port. ``"::"`` also accepts IPv4: such peers have addresses like
-        ``("::ffff:127.0.0.1", 1234, 0, 0)``. ``None`` uses the sockets passed by systemd
-        (``LISTEN_FDS``), or ``sock`` or ``fd``.
+    :param address: ``(host, port)`` for IPv4 or IPv6, or an ``AF_UNIX`` path or abstract name. Port
+        0 means any free port. ``"::"`` also accepts IPv4, whose peers have addresses like
+        ``("::ffff:127.0.0.1", 1234, 0, 0)``. ``None`` means the sockets passed by systemd
+        (``LISTEN_FDS``), or ``sock`` or ``fd`` if one is given.
     :param handler: Called with each datagram. It returns the reply: a bytes-like object (an empty
-        one is an empty datagram), or ``None`` for no reply. In each process, one thread calls it,
-        or ``threads`` threads at the same time. If it is a coroutine function (``async def``), each
-        call is a task on the worker's event loop, started eagerly from Python 3.12 on, in a copy of
-        the context (:mod:`contextvars`) in which the lifespan was entered. A
-        :class:`tomada.sinks.Sink` publishes the datagrams.
+        one is an empty datagram), or ``None`` for no reply. In each process, it is called by one
+        thread, or by ``threads`` threads at the same time. If it is a coroutine function (``async
+        def``), each call is a task on the worker's event loop, started eagerly from Python 3.12 on,
+        in a copy of the context (:mod:`contextvars`) in which the lifespan was entered. If it is a
+        :class:`tomada.sinks.Sink`, it publishes the datagrams.
     :param takes: The handler's arguments. ``"data"``: ``(data, address)``. ``"datagram"``: one
         :class:`tomada.Datagram`, with the kernel's metadata. ``"batch"``: a list of pairs ``(data,
         address)``; the handler returns an iterable with the reply (or ``None``) to each, or
-        ``None``. ``"timed"``: a list of triples ``(data, address, timestamp_ns)``. The timestamp is
-        the time at which the kernel received the datagram, in nanoseconds since 1970, or ``None``.
-    :param workers: The number of processes. With 1, a thread of this process calls the handler.
-        If there are more, :meth:`start` forks them, each with its own socket (``SO_REUSEPORT``),
+        ``None`` for no replies at all. ``"timed"``: a list of triples ``(data, address,
+        timestamp_ns)``; the handler returns the same as for ``"batch"``. The timestamp is the time
+        at which the kernel received the datagram, in nanoseconds since 1970, or ``None``.
+    :param workers: The number of processes. With 1, a thread of this process calls the handler. If
+        there are several, :meth:`start` forks them, each with its own socket (``SO_REUSEPORT``),
         and a supervisor watches them: a worker that dies is restarted with backoff, and its socket
-        queues datagrams meanwhile. If a worker cannot start, the server stops with the worker's
-        error: immediately during :meth:`start`, or after five attempts later on. Forking copies
-        this process, so start a server with workers before other threads.
+        queues datagrams in the meantime. If a worker cannot start, the server stops with the
+        worker's error: immediately if this happens during :meth:`start`, and otherwise after five
+        attempts. Forking copies this process, so start a server with workers before you start any
+        other threads.
     :param threads: The number of threads, for free-threaded interpreters.
     :param init: Called once in each worker before it receives datagrams: in each process of
         ``workers``, or in each thread of the server.
     :param exit: Called once in each worker in which ``init`` has returned, after the last datagram
-        was handled: when the server stops, when the worker is replaced (SIGHUP), and when a handler
-        raises :class:`SystemExit`; but not when the worker is killed. A worker process then exits
-        like a Python program: it waits for threads, runs the :mod:`atexit` functions registered in
-        the worker, and flushes files. All of this may take the rest of ``drain`` plus one second.
-        Exceptions are logged.
+        has been handled: when the server stops, when the worker is replaced (SIGHUP), and when a
+        handler raises :class:`SystemExit`; but not when the worker is killed. A worker process then
+        exits like a Python program: it waits for threads, runs the :mod:`atexit` functions
+        registered in the worker, and flushes files. All of this may take the rest of ``drain`` plus
+        one second. Exceptions are logged.
     :param lifespan: A function that takes the server and returns a context manager, synchronous or
         asynchronous, such as a function decorated with :func:`contextlib.contextmanager` or
         :func:`contextlib.asynccontextmanager`. Each worker enters it after ``init``, before its
-        first datagram, and exits it once, after its last datagram and before ``exit``, whenever
-        ``exit`` is called. The value that it yields is :attr:`state`. An exception on entry is
-        handled like an exception from ``init``; an exception on exit is logged. If the server stops
-        while a worker process is entering the lifespan, the process first finishes entering, within
-        ``drain`` plus one second. A thread that is entering is left running and exits the lifespan
-        as soon as it has entered it.
+        first datagram. The worker exits the lifespan once, after its last datagram and before
+        ``exit``, in the same cases in which ``exit`` is called. The value that the lifespan yields
+        is :attr:`state`. An exception on entry is handled like an exception from ``init``; an
+        exception on exit is logged. If the server stops while a worker process is entering the
+        lifespan, the process first finishes entering, within ``drain`` plus one second. A thread
+        that is still entering the lifespan is left running; it exits the lifespan as soon as it has
+        finished entering.
     :param loop: The event loop of each worker: ``"tomada"`` (:class:`tomada.asyncio.EventLoop`, the
         default), ``"asyncio"``, ``"uvloop"``, or a function that creates one. A server has an event
-        loop if its handler or its lifespan is async, or if this is given; the loop then also calls
-        a synchronous handler.
-    :param max_concurrency: How many calls of an async handler may run at once in each worker. At
+        loop if its handler or its lifespan is async, or if ``loop`` is given; the event loop then
+        also calls a synchronous handler.
+    :param max_concurrency: How many calls to an async handler may run at once in each worker. At
         the limit, the worker stops receiving: datagrams wait in the kernel's buffer and, if that is
         full, are dropped and counted (``stats().kernel_drops``). The default of 1,000 bounds the
-        memory of the tasks to a few megabytes, and lets each call open a descriptor within the
-        usual limit of 1,024.
+        memory of the tasks to a few megabytes, and lets each call open a file descriptor within the
+        usual limit of 1,024 per process.
     :param max_requests: Replace a worker after about this many datagrams. Each worker's limit is
         shortened at random by up to 20 %, so that workers are not replaced together. The new worker
         starts before the old one drains, as on SIGHUP. The limit is checked once per second. This
-        needs several workers.
+        needs ``workers=2`` or more.
     :param max_age: Replace a worker after this many seconds, shortened at random in the same way.
     :param steering: Which worker receives a datagram. ``"hash"``: always the same worker for a
         peer. ``"cpu"``: the worker of the CPU that received the datagram. ``"random"``: any worker.
         :func:`tomada.key`: always the same worker for an identifier in the payload.
-    :param drain: The maximum time in seconds to handle queued datagrams when the server stops;
-        ``math.inf`` for no limit. Calls of an async handler that are still running after that time
+    :param drain: The maximum time in seconds for handling queued datagrams when the server stops;
+        ``math.inf`` for no limit. Calls to an async handler that are still running after that time
         are cancelled and counted (``stats().cancelled``).
     :param rcvbuf: The size of each receive buffer in bytes. If the kernel grants less (sysctl
-        ``net.core.rmem_max``), the server logs that.
+        ``net.core.rmem_max``), the server logs this.
     :param pacing: The maximum send rate of each socket, in bytes per second: see
         :attr:`tomada.socket.socket.pacing`.
     :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). With a
-        :func:`tomada.key` as ``steering``, the kernel never does.
-    :param spin: How long to poll for the next datagram before sleeping, in seconds: shorter round
-        trips, at the cost of a core. A server on an event loop does not spin.
+        :func:`tomada.key` as ``steering``, the kernel never does so.
+    :param spin: How long to poll for the next datagram before sleeping, in seconds. Polling
+        shortens round trips, but keeps a core busy. A server on an event loop does not spin.
     :param coalesce: How long to collect datagrams after the first one before the handler is called,
         in seconds, up to 60: less CPU time for each of many datagrams, at the cost of latency. See
         :attr:`tomada.socket.socket.coalesce`. A server that stops does not wait for more.
     :param groups: Multicast groups to join, each an address, or the arguments of
         :meth:`tomada.socket.socket.join_group`. Workers then share one socket, because several
-        sockets would each receive a copy.
+        sockets would each receive a copy of each datagram.
     :param health: ``(host, port)`` at which to answer HTTP probes: ``/live``, ``/ready`` (status
-        503 before the start has finished, and from the first moment of :meth:`stop`, before a
-        datagram is refused) and ``/metrics`` for Prometheus (``tomada[metrics]``). It answers
-        anyone, so outsiders must not be able to reach it. ``/live`` has the status 503 if datagrams
-        are waiting and none has been received for 30 seconds.
-    :param access_log: Log one in every ``access_log`` datagrams that a worker receives, to the
+        503 until the start has finished, and from the moment at which :meth:`stop` is called,
+        before any datagram is refused) and ``/metrics`` for Prometheus (``tomada[metrics]``). The
+        HTTP server answers anyone, so outsiders must not be able to reach this address. ``/live``
+        has the status 503 if datagrams are waiting and none has been received for 30 seconds.
+    :param access_log: Log one of every ``access_log`` datagrams that a worker receives, to the
         logger ``tomada.access``: the peer, the number of bytes, the handler's time and the outcome.
         0 logs none.
     :param guard: A :class:`tomada.Guard` for received datagrams and replies. Each worker enforces
@@ -140,19 +153,19 @@ class Server:
         of their datagrams must begin with a PROXY protocol header (version 2), which contains the
         client's address. The handler, the guard and the log see the client's address, and replies
         go back through the proxy. Datagrams from these networks without a valid header are refused,
-        and so are headers from other addresses (``stats().proxy_malformed`` and
+        and so are datagrams with a header from other addresses (``stats().proxy_malformed`` and
         ``proxy_untrusted``). Other datagrams are treated as coming from direct clients.
     :param proxy_flows: For proxies that put a header in front of only the first datagram of each
-        flow (from one address and port of the proxy): how long a flow may be idle before the proxy
-        ends it, in seconds. A flow must stay with its worker: this option needs
+        flow (the datagrams from one address and port of the proxy): how long a flow may be idle
+        before the proxy ends it, in seconds. A flow must stay with its worker: this option needs
         ``steering="hash"``, and a worker that replaces another one refuses the flows of its
         predecessor until they begin again.
     :param dtls: A :class:`tomada.dtls.Context` of ``PROTOCOL_DTLS_SERVER``. The handler then gets
-        the decrypted datagrams of peers with a session, and its replies are encrypted. A datagram
-        to a peer without a session is an error. Each worker has the sessions of its own peers, so
-        several workers need ``steering="hash"``. Not available with ``proxy``.
+        the decrypted datagrams of peers with a session, and its replies are encrypted. Sending a
+        datagram to a peer without a session is an error. Each worker has the sessions of its own
+        peers, so several workers need ``steering="hash"``. Not available with ``proxy``.
     :param sock: A bound socket to use instead of an address. The caller still owns it.
-    :param fd: The descriptor of a bound socket. The server takes ownership of it.
+    :param fd: The file descriptor of a bound socket. The server takes ownership of it.
 
     A server can be started and stopped only once. All methods may be called from any thread, and
     from signal handlers.
@@ -262,11 +275,9 @@ class Server:
                 proxy_flows=proxy_flows,
             ),
         )
-        # A sink opens and closes itself in each worker. Asking for its method, rather than for its
-        # type, leaves the sinks unimported.
-        attach = getattr(type(handler), "_attach", None)
-        if attach is not None:
-            takes, init, exit = attach(handler, takes, init, exit)
+        sink = _sink_of(handler)
+        if sink is not None:  # it opens and closes itself in each worker
+            takes, init, exit = sink._attach(takes, init, exit)  # noqa: SLF001 - our own class
         self._settings = replace(settings, takes=takes, init=init, exit=exit)
         self._life = Lifecycle(self._keep, settings.drain)
         self.ready: threading.Event = self._life.ready
@@ -299,8 +310,7 @@ class Server:
     @property
     def sink(self) -> Sink | None:
         """The sink that publishes the datagrams, if the handler is one."""
-        handler: Any = self._settings.handler
-        return handler if hasattr(type(handler), "_attach") else None
+        return _sink_of(self._settings.handler)
 
     @property
     def address(self) -> Any:
@@ -324,16 +334,18 @@ class Server:
 
         This also sets :attr:`ready`, a :class:`threading.Event` that other threads can wait for.
 
-        If a signal handler raises an exception meanwhile (for example :class:`KeyboardInterrupt`),
-        the start is cancelled: the workers are killed, and the port is free again.
+        If a signal handler raises an exception during the start (for example
+        :class:`KeyboardInterrupt`), the start is cancelled: the workers are killed, and the port is
+        free again.
 
-        :raises OSError: The address is in use (``EADDRINUSE``), does not belong to this machine, …
+        :raises OSError: For example, the address is in use (``EADDRINUSE``), or does not belong to
+            this machine.
         :raises RuntimeError: The server was already started or stopped; or another thread or a
             signal handler called :meth:`stop` during the start.
 
-        An exception from ``init`` is raised here. If it comes from another process, it has the same
-        type only if that is a built-in type that can be created from a string; otherwise it is a
-        :class:`RuntimeError` that names the type. A note contains the worker's traceback.
+        This also raises an exception from ``init``. If that was raised in another process, its type
+        is kept only if it is a built-in type that can be created from a string; otherwise this
+        raises a :class:`RuntimeError` that names the type. A note contains the worker's traceback.
         """
         try:
             self._life.start()
@@ -347,22 +359,24 @@ class Server:
     def stop(self) -> None:
         """Stop receiving, handle all queued datagrams, and shut the server down.
 
-        New datagrams are refused at once (by ICMP), so each datagram is either handled or refused.
-        A worker has ``drain`` seconds for that, plus one second in which the handler and ``exit``
-        must return and a worker process must exit. After that, a worker process is killed, and a
-        thread is left running. The log says how many received datagrams were not handled; unless
-        the caller passed the socket, they include those that were left in its queue.
+        New datagrams are refused at once (by an ICMP message), so each datagram is either handled
+        or refused. A worker has ``drain`` seconds to handle the queued datagrams, plus one second
+        in which the handler and ``exit`` must return and a worker process must exit. After that, a
+        worker process is killed, and a thread is left running. The log says how many received
+        datagrams were not handled. The number includes those left in the socket's queue, unless the
+        caller passed the socket.
 
         A second call only waits until the server has stopped. In a forked process that is not one
         of the server's workers, this does nothing.
 
         A signal handler may also call this. If the signal has interrupted :meth:`start` in the same
-        thread, or if a handler of the server's datagrams calls it, this only requests the shutdown
-        and returns at once; :meth:`start` then raises :class:`RuntimeError`. It cancels a start
-        without waiting for ``init``: a process is killed, and a thread is left running.
+        thread, or if the server's own handler calls :meth:`stop`, the call only requests the
+        shutdown and returns at once; a :meth:`start` that has not returned yet then raises
+        :class:`RuntimeError`. A call during :meth:`start` cancels the start without waiting for
+        ``init``: a worker process is killed, and a thread is left running.
 
-        If a signal handler raises an exception meanwhile, draining ends, the workers are killed,
-        and the port is free.
+        If a signal handler raises an exception during the call, draining ends, the workers are
+        killed, and the port is free.
         """
         run = self._run
         if run is not None and run.context.owner != os.getpid():
@@ -374,23 +388,24 @@ class Server:
         """Serve until :meth:`stop` is called or a signal arrives; start the server first if needed.
 
         In the main thread, SIGINT (Ctrl-C) and SIGTERM stop the server like :meth:`stop`, and this
-        returns. A second signal raises :class:`KeyboardInterrupt` at once. During a start, either
-        signal cancels it. SIGHUP replaces the workers one by one: a new worker takes over the
-        socket of an old one, which finishes the datagrams it has received. No datagram is lost, and
-        if a new worker cannot start, the old one continues. In a server with a single process,
-        SIGHUP changes nothing. A new process is a copy of the program as it was when the server
-        started, and runs ``init`` again. It does not import changed code (``tomada serve --app``
-        does).
+        method returns. A second signal raises :class:`KeyboardInterrupt` at once. During a start,
+        either signal cancels the start. SIGHUP replaces the workers one by one: each new worker
+        takes over the socket of an old one, and the old worker handles the datagrams that it has
+        already received. No datagram is lost, and if a new worker cannot start, the old one
+        continues. In a server with a single process, SIGHUP changes nothing. A new process is a
+        copy of the program as it was when the server started, and runs ``init`` again. It does not
+        import changed code (``tomada serve --app`` does).
 
         If a service manager has started the program (``NOTIFY_SOCKET``), it is notified when the
-        server is ready, reloading or stopping, and of its status; a watchdog, if it has one, also
-        gets keep-alive messages (:manpage:`sd_notify(3)`).
+        server is ready, reloading or stopping, and of the server's status. If the service manager
+        runs a watchdog, it also gets keep-alive messages (:manpage:`sd_notify(3)`).
 
-        Before this call, Ctrl-C raises :class:`KeyboardInterrupt`, also between :meth:`start` and
-        this call: ``with contextlib.suppress(KeyboardInterrupt), server:`` covers all of it.
+        Before this call, even after :meth:`start`, Ctrl-C raises :class:`KeyboardInterrupt`: ``with
+        contextlib.suppress(KeyboardInterrupt), server:`` covers all of these cases.
 
-        Another thread or the workers call the handler, so signals are handled even while the
-        handler blocks. An exception from another signal handler also stops the server.
+        The handler is called by another thread or by the worker processes, so signals are handled
+        even while the handler blocks. An exception from another signal handler also stops the
+        server.
         """
         serve_in_foreground(self, self._life, lambda: self._run)
 
@@ -418,10 +433,10 @@ class Server:
         In the handler, and in all tasks on a worker's event loop, the datagram is sent together
         with the replies of the batch or of the loop's turn, and its errors are logged and counted
         like errors of replies. Elsewhere, it is sent at once, and this raises :class:`OSError` if
-        sending fails. If this worker has recently received from the peer, the datagram is sent from
-        the local address that the peer used. (Workers are forked by :meth:`start`. If the handler
-        uses the server, assign the server to a name before that: ``with Server(…) as server`` is
-        too late.)
+        sending fails. If this worker has recently received a datagram from the peer, the datagram
+        is sent from the local address that the peer used. (Workers are forked by :meth:`start`. If
+        the handler uses the server, assign the server to a variable before that call: ``with
+        Server(…) as server`` is too late.)
         """
         cores = self._running().cores
         core = next((core for core in cores[1:] if core.is_delivering), cores[0])
@@ -430,9 +445,9 @@ class Server:
     def dtls_session(self, address: Any) -> DtlsSession | None:
         """Return the DTLS session with a peer, or ``None`` if there is none in this process.
 
-        Call it in the handler, or in a server with a single worker. It returns the session that the
-        peer has now; that of a datagram, which may be an earlier one, is
-        :attr:`Datagram.session <tomada.Datagram.session>`.
+        Call it from the handler; with ``workers=1``, you can call it from anywhere. It returns the
+        session that the peer has now. The session over which a datagram arrived may be an earlier
+        one: it is :attr:`Datagram.session <tomada.Datagram.session>`.
         """
         endpoints = self._running().endpoints
         found = (endpoint.session(address) for endpoint in endpoints)
@@ -443,12 +458,12 @@ class Server:
 
         ``sessions`` and ``handshakes`` are the current numbers of sessions and of handshakes in
         progress. The others count events since the start: ``established`` and ``failed``
-        handshakes; the failed ones by cause: ``failed_certificate``, ``failed_timeout`` (wrong keys
-        also cause it) and ``failed_protocol`` (for example, no cipher or version in common);
+        handshakes; the failed ones by cause: ``failed_certificate``, ``failed_timeout`` (also
+        caused by wrong keys) and ``failed_protocol`` (for example, no cipher or version in common);
         sessions that have ``ended``, were ``replaced`` by a new one with the same peer, or were
         ``evicted`` because they were idle or there were too many; ``cookies_sent``; and ``invalid``
-        datagrams, which were not DTLS or did not belong to a session. A worker process returns its
-        own counters.
+        datagrams, which were not DTLS or did not belong to a session. In a worker process, this
+        returns the counters of that process.
         """
         stats = [endpoint.stats() for endpoint in self._running().endpoints]
         return {name: sum(each[name] for each in stats) for name in (stats[0] if stats else ())}
@@ -523,6 +538,6 @@ def serve(
 def serve(address: Any, handler: Handler, **options: Any) -> None:
     """Serve until SIGINT (Ctrl-C) or SIGTERM: ``Server(address, handler, …).serve_forever()``.
 
-    It then handles the queued datagrams and returns.
+    When the signal arrives, this handles the queued datagrams and returns.
     """
     Server(address, handler, **options).serve_forever()

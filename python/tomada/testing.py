@@ -99,8 +99,8 @@ def impaired(  # noqa: PLR0913 - the properties of a network
 
     ``with impaired(server.address, loss=0.1) as link:`` (or ``async with``) starts it. Clients send
     to ``link.address``. As behind a NAT, the link has a separate port towards the server for each
-    client, and returns the server's replies from that port to the client. A native thread forwards
-    the datagrams: this needs neither root nor an event loop.
+    client, and passes the replies that arrive at that port on to the client. A native thread
+    forwards the datagrams: this needs neither root nor an event loop.
 
     **Fates.** The fate of a datagram depends on the seed, the impairments, its direction, the
     number of its client, and its position among that client's datagrams, and on nothing else. So in

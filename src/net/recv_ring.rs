@@ -164,6 +164,12 @@ impl RecvRing {
         self.next = 0;
     }
 
+    /// Holds sessions until the next receive.
+    #[cfg(feature = "dtls")]
+    pub(super) fn hold_sessions(&mut self, sessions: Vec<Arc<CameThrough>>) {
+        self.sessions.extend(sessions);
+    }
+
     /// Lets go of the sessions of the last receive, whose keys must not outlive them for long.
     pub(super) fn forget_sessions(&mut self) {
         self.sessions.clear();

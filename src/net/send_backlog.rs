@@ -43,8 +43,8 @@ pub(super) struct Queued<P> {
     pub(super) data: P,
     pub(super) to: Option<Address>,
     source: Option<Source>,
-    /// The number of the DTLS session that it is a reply in: it must not be sent in a later one.
-    #[cfg_attr(not(feature = "dtls"), allow(dead_code))]
+    /// The number of the DTLS session that it is a reply in. If another one has begun before the step
+    /// that sends it, it is dropped.
     session: Option<u64>,
     /// When it began to wait for room in the socket's buffer, in a backlog that is limited.
     pub(super) since: Option<Instant>,
@@ -58,6 +58,11 @@ pub trait Outlet {
     /// Called when there is no room: sends the next datagrams when there is. `EAGAIN` drops the
     /// next one. `None` leaves all datagrams for later.
     fn wait(&mut self, queue: &mut SendQueue<'_>) -> Option<io::Result<Sent>>;
+
+    /// Whether the DTLS session with a peer is a later one than that with a number.
+    fn has_later_session(&self, _peer: &Address, _number: u64) -> bool {
+        false
+    }
 
     /// Whether an error may be about a datagram that was sent earlier.
     fn may_be_of_earlier(&self, error: &io::Error) -> bool;
@@ -136,15 +141,19 @@ impl<P: Payload> SendBacklog<P> {
         Ok(())
     }
 
-    /// Drops replies in DTLS sessions that fail a test, by their destination and the session's number;
+    /// Drops replies in DTLS sessions that others have followed, if the next step would send one;
     /// returns how many those are.
-    #[cfg(feature = "dtls")]
-    pub(super) fn keep_sessions(&mut self, may_stay: impl Fn(&Address, u64) -> bool) -> usize {
+    fn drop_superseded(&mut self, outlet: &impl Outlet) -> usize {
+        let is_superseded = |queued: &Queued<P>| match (&queued.to, queued.session) {
+            (Some(to), Some(session)) => outlet.has_later_session(to, session),
+            _ => false,
+        };
+        // Where the socket is full, flushes are many, and must not go through all that wait.
+        if !self.datagrams.iter().take(STEP).any(is_superseded) {
+            return 0;
+        }
         let before = self.len();
-        self.datagrams.retain(|queued| match (&queued.to, queued.session) {
-            (Some(to), Some(session)) => may_stay(to, session),
-            _ => true,
-        });
+        self.datagrams.retain(|queued| !is_superseded(queued));
         self.bytes = self.datagrams.iter().map(|queued| queued.data.as_ref().len()).sum();
         before - self.len()
     }
@@ -170,17 +179,22 @@ impl<P: Payload> SendBacklog<P> {
     /// earlier; the kernel returns it instead of sending. Therefore each datagram is retried, up to
     /// [`RETRIES`] times.
     ///
+    /// A reply in a DTLS session that another one with the same peer has followed is dropped, and
+    /// counted as lost.
+    ///
     /// If a datagram's source address no longer exists on this machine, it is sent from the default
     /// one. If that succeeds, the source is forgotten for this peer.
     pub fn flush(&mut self, outlet: &mut impl Outlet) -> Flushed {
-        let mut flushed = Flushed::default();
+        let (mut flushed, mut superseded) = (Flushed::default(), 0);
         while !self.is_empty() && !flushed.is_full {
+            superseded += self.drop_superseded(outlet);
             let done = self.flush_step(outlet, &mut flushed);
             for queued in self.datagrams.drain(..done) {
                 self.bytes -= queued.data.as_ref().len();
             }
         }
-        flushed.lost = flushed.errors.iter().filter(|refused| refused.is_lost).count();
+        let lost = flushed.errors.iter().filter(|refused| refused.is_lost).count();
+        flushed.lost = lost + superseded;
         if self.is_empty() {
             let _ = P::spare().try_with(|spare| {
                 spare.set(Spare(std::mem::take(&mut self.datagrams)));
@@ -315,6 +329,9 @@ mod tests {
         calls: usize,
         cleared: usize,
         forgotten: Vec<Address>,
+        /// The number of the peers' DTLS sessions, and how often that was asked for.
+        session: u64,
+        asked: Cell<usize>,
     }
 
     impl ScriptedOutlet {
@@ -336,6 +353,11 @@ mod tests {
 
         fn wait(&mut self, _: &mut SendQueue<'_>) -> Option<io::Result<Sent>> {
             Some(Err(io::Error::from_raw_os_error(self.waits?)))
+        }
+
+        fn has_later_session(&self, _: &Address, number: u64) -> bool {
+            self.asked.set(self.asked.get() + 1);
+            self.session > number
         }
 
         fn may_be_of_earlier(&self, error: &io::Error) -> bool {
@@ -383,6 +405,19 @@ mod tests {
         assert!(!flushed.is_full && flushed.errors.is_empty() && backlog.is_empty());
         assert_eq!((kernel.taken, backlog.bytes(), backlog.datagrams.capacity()), (3, 0, 0));
         assert!(SPARE.take().0.capacity() >= 3);
+    }
+
+    #[test]
+    fn only_replies_that_come_next_are_checked_for_a_later_session() {
+        let mut backlog = backlog(2 * STEP, None);
+        let session_of = |at| Some(at as u64 / 2);
+        (0..).zip(&mut backlog.datagrams).for_each(|(at, queued)| queued.session = session_of(at));
+        let mut kernel = ScriptedOutlet::answering(&[Some(libc::EAGAIN)]);
+        flush(&mut backlog, &mut kernel);
+        assert_eq!((kernel.asked.get(), backlog.len()), (STEP, 2 * STEP));
+        kernel.session = 100; // it is later than those of 200 replies
+        assert_eq!(flush(&mut backlog, &mut kernel).lost, 200);
+        assert_eq!((kernel.taken, backlog.len(), backlog.bytes()), (2 * STEP - 200, 0, 0));
     }
 
     #[test]

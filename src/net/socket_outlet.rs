@@ -35,10 +35,9 @@ impl Socket {
         send: impl FnMut(&mut SendQueue<'_>) -> io::Result<Sent>,
         forget_source: impl FnMut(&Address),
     ) -> Flushed {
-        let superseded = self.drop_superseded(backlog);
         let wait = |_: &mut SendQueue<'_>| None;
         let mut outlet = SocketOutlet { socket: self, send, forget_source, wait };
-        self.count_lost(backlog.flush_limited(&mut outlet, most), superseded)
+        self.count_lost(backlog.flush_limited(&mut outlet, most))
     }
 
     /// As [`flush`](Self::flush), but where the socket's buffer is full, `wait` may send the next
@@ -50,27 +49,11 @@ impl Socket {
         forget_source: impl FnMut(&Address),
         wait: impl FnMut(&mut SendQueue<'_>) -> Option<io::Result<Sent>>,
     ) -> Flushed {
-        let superseded = self.drop_superseded(backlog);
         let mut outlet = SocketOutlet { socket: self, send, forget_source, wait };
-        self.count_lost(backlog.flush(&mut outlet), superseded)
+        self.count_lost(backlog.flush(&mut outlet))
     }
 
-    /// Drops replies in DTLS sessions that others with the same peers have followed; returns their
-    /// number.
-    #[cfg(feature = "dtls")]
-    fn drop_superseded<P: Payload>(&self, backlog: &mut SendBacklog<P>) -> usize {
-        let Some(endpoint) = self.dtls() else { return 0 };
-        backlog.keep_sessions(|to, session| !endpoint.has_later(to, session))
-    }
-
-    #[cfg(not(feature = "dtls"))]
-    #[allow(clippy::unused_self)] // as with DTLS
-    fn drop_superseded<P>(&self, _: &mut SendBacklog<P>) -> usize {
-        0
-    }
-
-    fn count_lost(&self, mut flushed: Flushed, superseded: usize) -> Flushed {
-        flushed.lost += superseded;
+    fn count_lost(&self, flushed: Flushed) -> Flushed {
         if flushed.lost > 0 {
             self.counters().count_send_errors(flushed.lost);
         }
@@ -97,6 +80,11 @@ where
 
     fn wait(&mut self, queue: &mut SendQueue<'_>) -> Option<io::Result<Sent>> {
         (self.wait)(queue)
+    }
+
+    #[cfg(feature = "dtls")]
+    fn has_later_session(&self, peer: &Address, number: u64) -> bool {
+        self.socket.dtls().is_some_and(|endpoint| endpoint.has_later(peer, number))
     }
 
     fn may_be_of_earlier(&self, error: &io::Error) -> bool {

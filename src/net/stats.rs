@@ -15,7 +15,8 @@ socket_counters!(declare_counters!(
 #[derive(Debug, Default)]
 pub struct Counters {
     counts: [AtomicU64; SocketCounter::ALL.len()],
-    /// Datagrams that were dropped because memory allocation failed.
+    /// Datagrams that were dropped because memory allocation failed, or their DTLS session was
+    /// replaced.
     dropped: AtomicU64,
     /// The counters as they were when [`Counters::take_delta`] last read them.
     reported: [AtomicU64; SocketCounter::ALL.len()],
@@ -96,8 +97,8 @@ impl Counters {
         }
     }
 
-    /// Counts received datagrams that were lost because memory allocation failed. Like the kernel's
-    /// drops, they do not count as received.
+    /// Counts received datagrams that were [dropped](Self::dropped) here. Like the kernel's drops, they
+    /// do not count as received.
     pub fn count_dropped(&self, datagrams: usize) {
         if datagrams > 0 {
             self.dropped.fetch_add(datagrams as u64, Ordering::Relaxed);
@@ -106,13 +107,13 @@ impl Counters {
         }
     }
 
-    /// Counts datagrams that were lost because memory allocation failed, before they were counted as
-    /// received.
+    /// Counts datagrams that were [dropped](Self::dropped) before they were counted as received.
     pub fn count_lost(&self, datagrams: usize) {
         self.dropped.fetch_add(datagrams as u64, Ordering::Relaxed);
     }
 
-    /// The number of datagrams that were lost because memory allocation failed.
+    /// The number of datagrams that were dropped because memory allocation failed, or their DTLS
+    /// session was replaced.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }

@@ -119,11 +119,12 @@ impl DtlsEndpoint {
             let ended = |failure| error::failure(failure).into_value(py).into_any();
             let (name, peer, about) = match &event {
                 SessionEvent::Established(session) => {
-                    let about = DtlsSession::from(Arc::clone(session));
-                    ("established", session.peer(), Py::new(py, about)?.into_any())
+                    let Some(session) = session.upgrade() else { continue };
+                    let about = DtlsSession::from(Arc::clone(&session));
+                    ("established", *session.peer(), Py::new(py, about)?.into_any())
                 }
-                SessionEvent::Lost(peer, failure) => ("lost", peer, ended(failure)),
-                SessionEvent::Failed(peer, failure) => ("failed", peer, ended(failure)),
+                SessionEvent::Lost(peer, failure) => ("lost", *peer, ended(failure)),
+                SessionEvent::Failed(peer, failure) => ("failed", *peer, ended(failure)),
             };
             let address = addresses.object(py, peer.as_bytes())?;
             events.push((name, address, about).into_pyobject(py)?);

@@ -82,6 +82,7 @@ def test_exception_at_any_line_of_a_request_leaves_a_usable_client(
     def alarm():
         raise AlarmError
 
+    gc.collect()
     before = open_descriptors()
     for client, number in rounds(server, way, kind_of_request):
         at = AtLine(number, alarm)
@@ -119,6 +120,7 @@ def test_request_in_a_signal_handler_at_any_line_of_another(server, way, ask, ki
 @every_ask
 @every_kind
 def test_close_in_a_signal_handler_at_any_line_of_a_request(server, way, ask, kind_of_request):
+    gc.collect()
     before = open_descriptors()
     for client, number in rounds(server, way, kind_of_request):
         at = AtLine(number, client.close)

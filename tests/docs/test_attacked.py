@@ -28,17 +28,28 @@ from transports import LOOPS
 pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
 
 # An honest client's requests, for handlers that require a certain form; others accept any text.
-QUESTIONS = {"add": b"1 5", "somar": b"1 5", "factors": b"15"}
+QUESTIONS = {
+    "add": b"1 5",
+    "somar": b"1 5",
+    "somar_uma_vez": b"1 5",
+    "factors": b"15",
+    "docs/how-to/connections.md:handle": b"15".ljust(13),
+    "docs/pt/para-quem-ensina.md:somar": b"15",
+}
+
+# The options of a server that say what its handler needs.
+OPTIONS = {"lifespan", "takes"}
 
 # The values that handlers keep in global variables, beside constants.
 HELD = ("asyncio.Semaphore(", "contextvars.ContextVar(", "set(")
+LITERALS = (ast.Constant, ast.Dict, ast.List)
 
 # The programs of this page are tests, which have their own peers.
 TESTS = "docs/how-to/testing.md"
 
 
 def blocks():
-    """Yield each page's Python blocks: the page, the source, and its syntax tree."""
+    """Yield Python blocks: the page, the source, its syntax tree, and the name of its file."""
     for name in documents():
         if name == TESTS:
             continue
@@ -46,7 +57,24 @@ def blocks():
         for region in RawFencedCodeBlockLexer(INFO)(document):
             if region.lexemes["language"] == "python":
                 source = region.lexemes["source"]
-                yield name, source, ast.parse(source)
+                yield name, source, ast.parse(source), region.lexemes["title"]
+
+
+@contextlib.contextmanager
+def modules_of(page, folder):
+    """Let a program import the modules that its page has as files."""
+    for name, source, _, title in blocks():
+        if name == page and title:
+            (folder / title).write_text(source, encoding="utf-8")
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            if (folder / f"{name}.py").exists():
+                del sys.modules[name]
 
 
 def definitions(tree):
@@ -56,7 +84,7 @@ def definitions(tree):
         node
         for node in tree.body
         if isinstance(node, kept)
-        or (isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant | ast.Dict))
+        or (isinstance(node, ast.Assign) and isinstance(node.value, LITERALS))
         or (isinstance(node, ast.Assign) and ast.unparse(node.value).startswith(HELD))
     ]
     names = {}
@@ -69,7 +97,7 @@ def handlers():
 
     Sinks have tests of their own, with the engines that they need.
     """
-    for page, _, tree in blocks():
+    for page, _, tree, _ in blocks():
         for node in ast.walk(tree):
             if (
                 isinstance(node, ast.Call)
@@ -78,14 +106,26 @@ def handlers():
                 and len(node.args) > 1
                 and ast.unparse(node.args[1]) != "sink"
             ):
-                handler = node.args[1]
-                options = {word.arg: word.value for word in node.keywords if word.arg == "lifespan"}
-                yield pytest.param(tree, (handler, options), id=f"{page}:{ast.unparse(handler)}")
+                options = {word.arg: word.value for word in node.keywords if word.arg in OPTIONS}
+                for handler in meanings(node.args[1], tree):
+                    name = f"{page}:{ast.unparse(handler)}"
+                    yield pytest.param(tree, (name, handler, options), id=name)
+
+
+def meanings(handler, tree):
+    """Return the handlers that a name stands for in a loop over several, or else the name."""
+    loops = [node for node in tree.body if isinstance(node, ast.For)]
+    for loop in loops:
+        names = [ast.unparse(name) for name in getattr(loop.target, "elts", [loop.target])]
+        if ast.unparse(handler) in names:
+            place = names.index(ast.unparse(handler))
+            return [each.elts[place] for each in loop.iter.elts]
+    return [handler]
 
 
 def loops():
     """Find functions that serve an endpoint: ``async for data, address in endpoint``."""
-    for page, _, tree in blocks():
+    for page, _, tree, _ in blocks():
         for node in tree.body:
             if isinstance(node, ast.AsyncFunctionDef) and any(
                 isinstance(inner, ast.AsyncFor) for inner in ast.walk(node)
@@ -95,7 +135,7 @@ def loops():
 
 def protocols():
     """Find protocols that reply."""
-    for page, source, tree in blocks():
+    for page, source, tree, _ in blocks():
         for node in tree.body:
             text = ast.get_source_segment(source, node) or ""
             if isinstance(node, ast.ClassDef) and "sendto" in text and "_received" in text:
@@ -104,14 +144,14 @@ def protocols():
 
 def programs():
     """Find servers that are loops around ``recvfrom`` and ``sendto``."""
-    for page, source, _ in blocks():
+    for page, source, _, _ in blocks():
         if ".bind(" in source and ".sendto(" in source and "while True" in source:
             yield pytest.param(source, id=page)
 
 
 def request_handlers():
     """Find handler classes for ``socketserver``."""
-    for page, source, tree in blocks():
+    for page, source, tree, _ in blocks():
         if "UDPServer(" in source:
             names = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
             yield from (pytest.param(tree, name, id=f"{page}:{name}") for name in names)
@@ -139,21 +179,23 @@ def test_all_kinds_of_servers_are_found():
     assert len(list(handlers())) >= 8
     assert len(list(loops())) >= 1
     assert len(list(protocols())) >= 2
-    assert len(list(programs())) == 2
-    assert len(list(request_handlers())) == 1
+    assert len(list(programs())) == 3
+    assert len(list(request_handlers())) == 2
 
 
 @pytest.mark.parametrize(("tree", "given"), [*handlers()])
 @pytest.mark.parametrize("guarded", [False, True])
 def test_attacked_documented_handler_still_replies(tree, given, guarded, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    handler, options = given
-    names = definitions(tree)
+    place, handler, options = given
+    page = place.partition(":")[0]
+    with modules_of(page, tmp_path):
+        names = definitions(tree)
 
     def value(node):
         return eval(compile(ast.Expression(node), "a block", "eval"), names)  # noqa: S307
 
-    question = QUESTIONS.get(ast.unparse(handler), b"15")
+    question = QUESTIONS.get(place) or QUESTIONS.get(ast.unparse(handler), b"15")
     options = {name: value(node) for name, node in options.items()}
     guard = tomada.Guard(amplification=1) if guarded else None
     server = tomada.Server(("127.0.0.1", 0), value(handler), guard=guard, **options)
@@ -250,7 +292,7 @@ def test_attacked_documented_program_still_replies(source, port, tmp_path):
     path = tmp_path / "server.py"
     path.write_text(source.replace("1234", str(port)), encoding="utf-8")
     output = tmp_path / "output"
-    command = f"exec {sys.executable} -u {path} > {output}"
+    command = f"exec {sys.executable} -u {path} 127.0.0.1 > {output}"
     with Child("-c", command, program="/bin/sh"):
         until(output.read_text)
         answers(("127.0.0.1", port))

@@ -12,6 +12,7 @@ from documents import INFO, ROOT
 from support import FREE, HELPERS, Child
 
 pytestmark = [
+    pytest.mark.timeout(330),
     pytest.mark.usefixtures("interruptible"),
     pytest.mark.thread_unsafe(reason="it runs programs"),
 ]
@@ -71,9 +72,9 @@ def test_interrupted_publisher_to_nats_ends_cleanly(tmp_path):
 
 def test_interrupted_publisher_to_kafka_ends_cleanly():
     pytest.importorskip("confluent_kafka")
-    broker = MockKafka()  # for as long as it exists
-    given = (*LISTEN, "--kafka", broker.servers)
-    assert_ends_cleanly(ROOT / "examples" / "netflow_to_kafka.py", *given, step=20)
+    with MockKafka() as broker:
+        given = (*LISTEN, "--kafka", broker.servers)
+        assert_ends_cleanly(ROOT / "examples" / "netflow_to_kafka.py", *given, step=20)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

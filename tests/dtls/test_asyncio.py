@@ -352,3 +352,40 @@ def test_protocol_does_not_take_data_for_that_of_a_later_session():
         ]
 
     run(main())
+
+
+def test_client_gets_all_datagrams_before_the_end_of_its_session():
+    class Pausing(Echo):
+        def __init__(self):
+            super().__init__()
+            self.closed = asyncio.Event()
+
+        def datagram_received(self, data, _addr):
+            self.note("received", data)
+            # The others were received as well, and wait.
+            self.transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self.transport.resume_reading)
+
+        def connection_lost(self, _error):
+            self.closed.set()
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        server = await tomada.asyncio.open_endpoint(LOCAL, dtls=psk_server())
+        hearing = asyncio.ensure_future(server.recv())
+        near, client = await loop.create_datagram_endpoint(
+            Pausing, remote_addr=server.get_extra_info("sockname"), dtls=psk_client()
+        )
+        near.sendto(b"hello")
+        _, address = await hearing
+        sent = [b"%d" % number for number in range(20)]
+        server.send_many(sent, address)
+        server.abort()  # all arrive in one turn of the loop, with the end
+        await client.closed.wait()
+        assert client.happened == [
+            ("established", "tester"),
+            *(("received", data) for data in sent),
+            ("lost", dtls.DTLSZeroReturnError),
+        ]
+
+    run(main())

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from dtls_pairs import psk_server
+from dtls_pairs import psk_client, psk_server
 from dtls_relay import OneAddress
 from support import eventually
 from tomada import Server
@@ -53,8 +53,12 @@ def test_data_that_waits_is_not_taken_for_that_of_a_later_session():
         relay.pass_on()
         assert relay.receive(second) == b"for other"
         session = handler.datagrams[0].session
-        assert handler.heard == [("tester", b"stop"), ("other", b"mine")]
+        # It is dropped, unless the server received it before the end of the second handshake.
+        heard = [what for what in handler.heard if what != ("tester", b"secret of the first")]
+        assert heard == [("tester", b"stop"), ("other", b"mine")]
         assert server.dtls_stats()["replaced"] == 1
+        # The secret was received with the end of the second handshake, and dropped.
+        assert (server.stats().received, server.stats().kernel_drops) == (2, 1)
         # The session object still describes the first session.
         assert session.psk_identity == "tester"
         with pytest.raises(OSError, match="no DTLS session") as caught:
@@ -62,6 +66,34 @@ def test_data_that_waits_is_not_taken_for_that_of_a_later_session():
         assert caught.value.errno == errno.ENOTCONN
         assert handler.datagrams[1].reply(b"in time") == 7
         assert relay.receive(second) == b"in time"
+
+
+def test_data_that_waits_is_dropped_even_if_the_later_session_has_ended():
+    handler, context = Held(), psk_client()
+    with serving(handler) as server, OneAddress(server.address) as relay:
+        first = relay.connect("tester", context)
+        first.send(b"stop")
+        relay.pass_on()
+        assert handler.stopped.wait(60)
+        first.send(b"secret of the first")
+        data = tuple(relay.sent())
+        # The second session resumes the first one: the client's last flight is the last of all.
+        second = relay.client("tester", context)
+        handler.release.set()
+        relay.shake_hands(second)
+        last = tuple(relay.sent())
+        second.close()
+        end = tuple(relay.sent())
+        handler.stopped.clear()
+        handler.release.clear()
+        first.send(b"stop")
+        relay.pass_on()
+        assert handler.stopped.wait(60)
+        relay.pass_on(*data, *last, *end)
+        handler.release.set()
+        eventually(lambda: server.stats().kernel_drops == 1)
+        assert server.dtls_stats()["ended"] == 1
+    assert [data for _, data in handler.heard] == [b"stop", b"stop"]
 
 
 def test_data_before_the_end_of_a_session_has_its_session():

@@ -1,6 +1,7 @@
 """A session over a connected socket."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import select
@@ -360,3 +361,36 @@ def test_a_callback_cannot_close_the_socket_of_its_handshake():
         assert errors == [errno.EDEADLK] * 2
         near.close()
         assert near.fileno() == -1
+
+
+def test_a_datagram_that_is_released_into_a_smaller_slot_is_the_only_one():
+    with (
+        connected() as (one, other),
+        std.socket(fileno=os.dup(one.fileno())) as to_near,
+        std.socket(fileno=os.dup(other.fileno())) as from_far,
+    ):
+        one.setblocking(False)
+        other.setblocking(False)
+        near = psk_client().wrap_socket(one, do_handshake_on_connect=False)
+        far = psk_server().wrap_socket(other, True, do_handshake_on_connect=False)
+        with near, far:
+            while far.session is None:
+                for sock in (near, far):
+                    with contextlib.suppress(dtls.DTLSWantReadError):
+                        sock.do_handshake()
+            far.send(bytes(1000))
+            sent = []
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sent.append(to_near.recv(2000))
+            # The data overtakes the end of the handshake.
+            from_far.send(sent.pop())
+            with pytest.raises(dtls.DTLSWantReadError):
+                near.do_handshake()
+            for data in sent:
+                from_far.send(data)
+            batch = tomada.Batch(8, slot_size=512)
+            assert near.recv_batch(batch) == 1
+            assert bytes(batch[0]) == bytes(512)
+            with pytest.raises(BlockingIOError):
+                near.recv_batch(batch)

@@ -7,8 +7,8 @@ import socket as std
 from dtls_pairs import psk_client
 from tomada import socket
 
-# How many datagrams a client sends before the last flight of its handshake.
-HELLOS = 2
+# The first byte of a record with a handshake message, and that of a ClientHello after its header.
+HANDSHAKE, CLIENT_HELLO, HEADER = 22, 1, 13
 
 
 class OneAddress:
@@ -20,31 +20,32 @@ class OneAddress:
         self._back.connect(address)
         self._stack = contextlib.ExitStack()
 
-    def client(self, identity):
+    def client(self, identity, context=None):
         """Return a client that has not begun its handshake with the relay's help yet."""
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.connect(self._front.getsockname())
         sock.setblocking(False)
-        near = psk_client(identity).wrap_socket(sock, do_handshake_on_connect=False)
+        context = psk_client(identity) if context is None else context
+        near = context.wrap_socket(sock, do_handshake_on_connect=False)
         return self._stack.enter_context(near)
 
-    def connect(self, identity):
+    def connect(self, identity, context=None):
         """Return a client that has a session."""
-        near = self.client(identity)
+        near = self.client(identity, context)
         self.shake_hands(near)
         return near
 
     def shake_hands(self, near, *, holds_last=False):
         """Complete a handshake, or return the client's last flight instead of passing it on."""
-        to, passed = near.getsockname(), 0
+        to = near.getsockname()
         while near.session is None:
             for sock in select.select([self._front, self._back], [], [], 30)[0]:
                 data, sender = sock.recvfrom(2000)
                 if sock is self._back:
                     self._front.sendto(data, to)
                 elif sender == to:
-                    passed += 1
-                    if holds_last and passed > HELLOS:
+                    is_hello = (data[0], data[HEADER]) == (HANDSHAKE, CLIENT_HELLO)
+                    if holds_last and not is_hello:
                         return [data, *self.sent()]
                     self._back.send(data)
             with contextlib.suppress(BlockingIOError):

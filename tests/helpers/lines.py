@@ -26,7 +26,7 @@ class AtLine:
     def _local(self, frame, event, _argument):
         if self.is_over or os.getpid() != self._pid:
             return None
-        if event == "line" and self._counts() and not is_try(frame):
+        if event == "line" and self._counts() and not opens_block(frame):
             self._left -= 1
             if self._left <= 0:
                 self.is_over = True
@@ -49,9 +49,12 @@ class AtLine:
         sys.settrace(None)
 
 
-def is_try(frame):
-    """Return whether the line only opens a block, so that no signal handler runs there.
+def opens_block(frame):
+    """Return whether the line opens a ``try`` or ``with`` block, where no signal handler runs.
 
-    CPython 3.11 does not pass an exception that a trace function raises there to the blocks around.
+    CPython 3.11 does not pass an exception that a trace function raises at ``try:`` to the blocks
+    around. A ``with`` line is traced again when its block ends: an exception from there would skip
+    ``__exit__``, and leave a lock locked.
     """
-    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip() == "try:"
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+    return line == "try:" or line.startswith(("with ", "async with "))

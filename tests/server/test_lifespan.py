@@ -386,7 +386,7 @@ def test_reload_under_load_leaves_each_lifespan_once_and_loses_nothing(serve, tm
 @each_kind
 def test_replaced_and_crashed_workers_leave_each_lifespan_once(serve, tmp_path, kind):
     child = serve(kind)
-    with Load(address_of(child), clients=6, timeout=2) as load:
+    with Load(address_of(child), clients=6, timeout=5) as load:
         eventually(lambda: len(load.replies) == 2)
         child.signal(signal.SIGHUP)
         eventually(lambda: len(load.replies) == 4)
@@ -446,7 +446,7 @@ def test_workers_whose_supervisor_was_killed_refuse_new_datagrams(serve):
 def test_worker_whose_handler_exits_under_load_leaves_its_lifespan(serve, tmp_path, kind):
     child = serve(kind)
     address = address_of(child)
-    with Load(address, clients=6, timeout=2) as load, client(address) as sock:
+    with Load(address, clients=6, timeout=5) as load, client(address) as sock:
         eventually(lambda: len(load.replies) == 2)
         sock.send(b"exit")
         eventually(lambda: len(load.replies) == 3)

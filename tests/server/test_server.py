@@ -345,6 +345,19 @@ def test_handler_must_be_callable():
         server(b"echo")
 
 
+def test_handler_may_have_methods_of_any_name():
+    class Handler:
+        def __call__(self, data, _address):
+            return data.upper()
+
+        def _attach(self):
+            raise NotImplementedError  # as a sink's method is called
+
+    with server(Handler()) as serving:
+        assert ask(serving.address, b"own") == b"OWN"
+        assert serving.sink is None
+
+
 def test_stats_counts_everything():
     with server(upper) as serving, client(serving.address) as sock:
         for data in (b"a", b"bc", b"def"):

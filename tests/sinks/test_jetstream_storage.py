@@ -1,6 +1,5 @@
 """The JetStream sink while the server's disk is full, or the stream's consumer is slow."""
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def holds(sink):
 @pytest.fixture
 def disk(tmp_path):
     """Make a small file system in a mount namespace; return words that run a program there."""
-    if os.geteuid() != 0:
+    if not skips.is_privileged():
         pytest.skip(f"{skips.NO_ROOT} mount a file system")
     skips.program("nats-server")
     unshare, enter = skips.program("unshare"), skips.program("nsenter")

@@ -132,8 +132,14 @@ class Sessions:
         self._tell(now[::-1])
 
     def tell_ended(self) -> None:
-        """Do what follows from the datagrams that were received: call it after a receive."""
+        """Do what follows from the datagrams that were received: call it after a receive.
+
+        While datagrams wait to be delivered, the ends of sessions wait too: they came later.
+        """
         self._set_timer()
+        sock = self._transport._sock
+        if sock is not None and sock.pending and not self._transport.is_closing():
+            return  # the next delivery calls this again
         events, self._events = self._events + self._endpoint.events(), []
         self._tell(events)
 

@@ -4,8 +4,8 @@
 //! an [`Outbox`].
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use super::context::{Built, Context};
@@ -51,8 +51,8 @@ pub struct EndpointOptions {
 /// A change of a peer's session.
 #[derive(Clone, Debug)]
 pub enum SessionEvent {
-    /// A session has begun.
-    Established(Arc<SharedSession>),
+    /// A session has begun. If it has ended since, it may be gone.
+    Established(Weak<SharedSession>),
     /// A complete session has ended.
     Lost(Address, SessionError),
     /// A handshake has failed.
@@ -286,12 +286,12 @@ impl Endpoint {
         self.state().table.live(peer)
     }
 
-    /// Whether another session with the same peer has begun since.
+    /// Whether another session with the same peer has begun since, and is complete.
     pub fn has_later_than(&self, session: &SharedSession) -> bool {
         self.has_later(&session.peer, session.number)
     }
 
-    /// Whether another session with a peer has begun since the one with this number.
+    /// Whether another session with a peer has begun since the one with this number, and is complete.
     pub fn has_later(&self, peer: &Address, number: u64) -> bool {
         self.state().table.live(peer).is_some_and(|live| live.number > number)
     }
@@ -406,6 +406,7 @@ impl Endpoint {
             (replaced, state.table.surplus_session(sessions, idle_time, now))
         };
         count(&self.counters.established);
+        outbox.begun.push(Arc::clone(link));
         let context = self.state().began_with.clone();
         if let Some(context) = context {
             context.keep(link.peer, self.options.server_name.clone(), link.session().ssl());
@@ -413,12 +414,10 @@ impl Endpoint {
         if replaced.is_some() {
             count(&self.counters.replaced);
             let text = "the peer has begun a new session";
-            self.note(SessionEvent::Lost(
-                link.peer,
-                SessionError::new(SessionErrorKind::Closed, text),
-            ));
+            let failure = SessionError::new(SessionErrorKind::Closed, text);
+            self.note(SessionEvent::Lost(link.peer, failure));
         }
-        self.note(SessionEvent::Established(Arc::clone(link)));
+        self.note(SessionEvent::Established(Arc::downgrade(link)));
         if let Some(surplus) = surplus {
             self.evict(&surplus, scratch, outbox);
         }

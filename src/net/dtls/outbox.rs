@@ -1,9 +1,11 @@
 //! The datagrams that sessions want to send.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::packets::Packets;
 use super::session::SessionScratch;
+use super::session_table::SharedSession;
 use crate::net::address::Address;
 use crate::net::meta::Source;
 
@@ -14,6 +16,8 @@ pub struct Outbox {
     to: Vec<(Address, Option<Source>)>,
     /// Addresses whose owners have proved that they receive what is sent to them.
     pub validated: Vec<IpAddr>,
+    /// The sessions that have begun, of which some may have ended again.
+    pub begun: Vec<Arc<SharedSession>>,
 }
 
 impl Outbox {
@@ -37,6 +41,7 @@ impl Outbox {
         self.packets.clear();
         self.to.clear();
         self.validated.clear();
+        self.begun.clear();
     }
 
     pub(super) fn push(&mut self, packet: &[u8], to: Address, source: Option<Source>) {

@@ -416,3 +416,20 @@ fn an_end_that_overtakes_the_last_message_of_a_handshake_follows_it() {
     assert_eq!((net.server.counts().established, net.server.counts().failed), (2, 0));
     assert_eq!(net.server.sessions(), (0, 0));
 }
+
+#[test]
+fn events_that_are_not_read_hold_no_sessions() {
+    let mut net = Network::new();
+    net.server.keep_events();
+    for is_left in [true, false] {
+        net.connect("198.51.100.1:1000");
+        if !is_left {
+            net.server.close_all(&mut Outbox::default());
+        }
+        let Some(SessionEvent::Established(session)) = net.server.take_event() else { panic!() };
+        assert_eq!(session.upgrade().is_some(), is_left);
+        while net.server.take_event().is_some() {}
+        net.server.close_all(&mut Outbox::default());
+        while net.server.take_event().is_some() {}
+    }
+}

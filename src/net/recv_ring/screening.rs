@@ -135,18 +135,24 @@ impl RecvRing {
     }
 
     /// Drops datagrams of the last receive that came through sessions which fail a test, and counts
-    /// the others.
+    /// the others; returns how many it has dropped.
     #[cfg(feature = "dtls")]
     pub(in crate::net) fn keep_sessions(
         &mut self,
         filled: &mut Filled,
         mut may_stay: impl FnMut(&CameThrough) -> bool,
-    ) {
+    ) -> usize {
         let Filled { messages, is_full, .. } = *filled;
         *filled = Filled { messages, is_full, ..Filled::default() };
-        self.splits.retain(|part| part.session.is_some_and(|at| may_stay(&self.sessions[at])));
+        let mut dropped = 0;
+        self.splits.retain(|part| {
+            let stays = part.session.is_some_and(|at| may_stay(&self.sessions[at]));
+            dropped += if stays { 0 } else { part.split.remaining() };
+            stays
+        });
         for &Part { slot, split, .. } in &self.splits {
             filled.count(split, self.is_truncated(slot));
         }
+        dropped
     }
 }

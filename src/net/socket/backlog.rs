@@ -58,6 +58,9 @@ impl Socket {
                 self.count(&filled);
                 return Ok(filled);
             }
+            if self.backlog_len() > 0 {
+                break; // records had more in them than the slots have room for
+            }
             refused += filled.messages;
         }
         Err(io::ErrorKind::WouldBlock.into())

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::ffi::c_int;
 use std::io;
 use std::iter;
+use std::mem;
 use std::os::fd::BorrowedFd;
 use std::ptr;
 use std::sync::Arc;
@@ -109,7 +110,7 @@ impl Socket {
         }
         let mut current = self.secured.endpoint.lock();
         self.secured.is_on.store(endpoint.is_some(), Ordering::Release);
-        let old = std::mem::replace(&mut *current, endpoint);
+        let old = mem::replace(&mut *current, endpoint);
         drop(current);
         drop(old);
         self.with_backlog(RecvBacklog::take_all); // it is not of these sessions
@@ -191,8 +192,8 @@ impl Socket {
     /// Replaces the datagrams of the last receive by the plaintexts in them, and sends the sessions'
     /// own datagrams. If a peer has begun another session, what came through earlier ones is dropped:
     /// no user must take it for the new session's. Plaintexts after the first run of equal ones that
-    /// fit into the slot go to the backlog: the end of a handshake releases those that have
-    /// overtaken it, more than a slot holds.
+    /// fit into the slot go to the backlog: the end of a handshake releases those that have overtaken
+    /// it, more than a slot holds.
     pub(super) fn open_records(
         &self,
         fd: BorrowedFd<'_>,
@@ -203,8 +204,8 @@ impl Socket {
         let (now, _opening) = (Instant::now(), Opening::of(self));
         let (mut rest, mut rest_bytes) = (Vec::new(), 0);
         let slot_len = ring.messages().slot_len();
-        let begun = endpoint.counts().established;
-        Workspace::with(|workspace| {
+        let before = endpoint.counts().established;
+        let begun = Workspace::with(|workspace| {
             let Workspace { scratch, outbox, plaintexts, through, .. } = workspace;
             ring.rewrite(|message, segment, room| {
                 let from = Address::from_bytes(message.from);
@@ -228,14 +229,21 @@ impl Socket {
                 rest.extend(plaintexts.iter().zip(&*through).skip(run).map(copy));
                 rest_bytes += plaintexts.iter().skip(run).map(<[u8]>::len).sum::<usize>();
                 let split = Split::new(room.len(), plaintexts.get(0).map(<[u8]>::len));
-                Some((split, Arc::clone(first)))
+                (run > 0).then(|| (split, Arc::clone(first))) // or all of them are too long
             });
             self.send_outbox(fd, &endpoint, outbox);
+            mem::take(&mut outbox.begun)
         });
-        let is_current = |session: &SharedSession| {
-            endpoint.counts().established == begun || !endpoint.has_later_than(session)
+        let begun_after = |session: &SharedSession| {
+            let is_later = |other: &Arc<SharedSession>| {
+                other.peer() == session.peer() && other.number() > session.number()
+            };
+            begun.iter().any(is_later) || endpoint.has_later_than(session)
         };
-        ring.keep_sessions(filled, is_current);
+        let is_current = |session: &SharedSession| {
+            endpoint.counts().established == before || !begun_after(session)
+        };
+        self.counters().count_lost(ring.keep_sessions(filled, is_current));
         let mut lost = 0;
         if !rest.is_empty() {
             self.counters().count_also_received(rest.len(), rest_bytes);
@@ -245,10 +253,11 @@ impl Socket {
                     .sum::<usize>()
             });
         }
-        if endpoint.counts().established != begun {
+        if endpoint.counts().established != before {
             lost += self.with_backlog(|backlog| backlog.keep_sessions(is_current));
         }
         self.counters().count_dropped(lost);
+        ring.hold_sessions(begun); // until the events have been read
     }
 
     /// The error of a receive that found nothing, if nothing can come because the only session has

@@ -84,7 +84,12 @@ impl<'a, R: Ring> RecvCursor<'a, R> {
         if let Some(filled) = self.take_from_backlog() {
             return Ok(filled);
         }
-        self.socket.receive_new(fd, self.ring.ring(), count, flags)
+        match self.socket.receive_new(fd, self.ring.ring(), count, flags) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.take_from_backlog().ok_or(error)
+            }
+            received => received,
+        }
     }
 
     /// Receives up to `count` messages from the kernel, even if the backlog is not empty. Datagrams

@@ -295,3 +295,24 @@ fn a_deferred_error_ends_the_wait() {
     let Err(Stop::Failed(error)) = result else { panic!("{result:?}") };
     assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED));
 }
+
+#[cfg(feature = "dtls")]
+#[test]
+fn the_end_of_a_session_ends_the_wait() {
+    use crate::net::dtls::{Context, Endpoint, EndpointOptions, Outbox, Role};
+    let (receiver, sender) = pair();
+    let options = EndpointOptions {
+        peer: Some(sender.local_addr().unwrap().into()),
+        server_name: Some("peer.example".to_owned()),
+        reports_end: true,
+    };
+    let endpoint = Arc::new(Endpoint::new(Arc::new(Context::new(Role::Client)), options).unwrap());
+    endpoint.begin(&mut Outbox::default()).unwrap();
+    receiver.set_dtls(Some(Arc::clone(&endpoint))).unwrap();
+    // Nobody answers, and nothing arrives.
+    endpoint.handle_timeouts(Instant::now() + Duration::from_secs(3600), &mut Outbox::default());
+    let deadline = Deadline::after(Duration::from_secs(10));
+    let attempt = |_: BorrowedFd<'_>, _| receiver.end_of_session();
+    let result = Waiting::new(&receiver).run(Interest::Read, deadline, None, attempt);
+    assert!(matches!(result, Err(Stop::Failed(_))), "{result:?}");
+}
