@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn values_that_do_not_recur_do_not_make_the_table_grow() {
         let mut table = RecentTable::default();
-        // Among so many random hashes, many are taken for others.
+        // Among this many random hashes, many are taken for others.
         let mut random = 1_u64;
         for _ in 0..2_000_000 {
             random ^= random << 13;
