@@ -6,6 +6,7 @@ import time
 import pytest
 
 import tomada.asyncio
+from collecting import every_endpoint_take as every_take
 from peer import DEADLINE
 from tomada import Batch, _core, socket
 from tomada.asyncio import open_endpoint
@@ -134,19 +135,6 @@ async def test_replies_leave_at_the_end_of_the_window(sender):
     send(sender, transport, numbered(5))
     assert await hear(sender, 5) == numbered(5)
     await close(transport, protocol)
-
-
-async def recv_batch(endpoint):
-    batch = Batch()
-    await endpoint.recv_batch(batch)
-    return [bytes(data) for data, _ in batch]
-
-
-async def recv_many(endpoint):
-    return [data for data, _ in await endpoint.recv_many()]
-
-
-every_take = pytest.mark.parametrize("take", [recv_many, recv_batch])
 
 
 @every_take

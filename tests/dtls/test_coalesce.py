@@ -5,29 +5,17 @@ import errno
 
 import pytest
 
+from collecting import every_endpoint_take, every_take
 from dtls_pairs import psk_client, psk_server, session
 from peer import DEADLINE
 from support import Call
-from tomada import Batch, Server
+from tomada import Server
 from tomada import asyncio as ours
 from traffic import numbered
 
 WINDOW = 0.02
 
 
-def recv_batch(sock):
-    batch = Batch()
-    sock.recv_batch(batch)
-    return [bytes(data) for data, _ in batch]
-
-
-TAKE = {
-    "recv_many": lambda sock: [data for data, _ in sock.recv_many()],
-    "recv_datagrams": lambda sock: [datagram.data for datagram in sock.recv_datagrams()],
-    "recv_batch": recv_batch,
-}
-
-every_take = pytest.mark.parametrize("take", TAKE.values(), ids=TAKE)
 every_count = pytest.mark.parametrize("count", [1, 5])
 
 
@@ -84,7 +72,7 @@ def test_session_delivers_every_datagram_of_a_window(take):
             assert received == numbered(count)
 
 
-async def endpoint_takes_all(open_endpoint, way, count):
+async def endpoint_takes_all(open_endpoint, take, count):
     """Take what a server has sent before it closed, and then the end of the session."""
     with Server(("127.0.0.1", 0), lambda data, _: data, dtls=psk_server()) as server:
         async with open_endpoint(
@@ -94,42 +82,29 @@ async def endpoint_takes_all(open_endpoint, way, count):
             server.stop()
             received = []
             while len(received) < count:
-                received += await way(near)
+                received += await take(near)
             assert received == numbered(count)
             for _ in range(2):
                 with pytest.raises(OSError, match=r".") as caught:
-                    await way(near)
+                    await take(near)
                 assert not isinstance(caught.value, TimeoutError)
 
 
-async def endpoint_recv_many(endpoint):
-    return [data for data, _ in await endpoint.recv_many()]
-
-
-async def endpoint_recv_batch(endpoint):
-    batch = Batch()
-    await endpoint.recv_batch(batch)
-    return [bytes(data) for data, _ in batch]
-
-
-every_way = pytest.mark.parametrize("way", [endpoint_recv_many, endpoint_recv_batch])
-
-
 @every_count
-@every_way
+@every_endpoint_take
 @pytest.mark.usefixtures("runner")
-async def test_endpoint_reports_the_end_of_the_session(way, count):
-    await asyncio.wait_for(endpoint_takes_all(ours.open_endpoint, way, count), DEADLINE)
+async def test_endpoint_reports_the_end_of_the_session(take, count):
+    await asyncio.wait_for(endpoint_takes_all(ours.open_endpoint, take, count), DEADLINE)
 
 
 @every_count
-@every_way
-def test_trio_endpoint_reports_the_end_of_the_session(way, count):
+@every_endpoint_take
+def test_trio_endpoint_reports_the_end_of_the_session(take, count):
     trio = pytest.importorskip("trio")
     from tomada.trio import open_endpoint
 
     async def main():
         with trio.fail_after(DEADLINE):
-            await endpoint_takes_all(open_endpoint, way, count)
+            await endpoint_takes_all(open_endpoint, take, count)
 
     trio.run(main)

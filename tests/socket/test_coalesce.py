@@ -8,33 +8,21 @@ import time
 
 import pytest
 
+from collecting import every_take
 from peer import DEADLINE
 from support import CLOSED, Call, eventually
-from tomada import Batch, socket
+from tomada import socket
 from traffic import numbered
 
 # Longer than any test may take: a window of this length ends by something else.
 LONG = 60.0
 
 
-def recv_batch(sock):
-    batch = Batch()
-    sock.recv_batch(batch)
-    return [bytes(data) for data, _ in batch]
-
-
-TAKE = {
-    "recv_many": lambda sock: [data for data, _ in sock.recv_many()],
-    "recv_datagrams": lambda sock: [datagram.data for datagram in sock.recv_datagrams()],
-    "recv_batch": recv_batch,
-}
 SINGLE = {
     "recv": lambda sock: sock.recv(100),
     "recv_datagram": lambda sock: sock.recv_datagram().data,
     "recv_many(1)": lambda sock: sock.recv_many(1)[0][0],
 }
-
-every_take = pytest.mark.parametrize("take", TAKE.values(), ids=TAKE)
 
 
 @pytest.fixture
