@@ -115,7 +115,7 @@ impl Socket {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::net::cmsg::{self, ControlBuffer};
