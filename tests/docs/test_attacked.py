@@ -21,6 +21,7 @@ import tomada
 import tomada.asyncio
 from attack import attack, send_from_port_0, vanish
 from documents import INFO, ROOT, documents
+from skips import HAS_DTLS, NO_DTLS
 from support import DEADLINE, Call, Child
 from tomada import socket
 from transports import LOOPS
@@ -139,7 +140,7 @@ def protocols():
         for node in tree.body:
             text = ast.get_source_segment(source, node) or ""
             if isinstance(node, ast.ClassDef) and "sendto" in text and "_received" in text:
-                yield pytest.param(tree, node.name, id=f"{page}:{node.name}")
+                yield pytest.param(page, tree, node.name, id=f"{page}:{node.name}")
 
 
 def programs():
@@ -247,8 +248,10 @@ def test_attacked_documented_endpoint_still_replies(tree, name, guarded, new_loo
 
 
 @pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS)
-@pytest.mark.parametrize(("tree", "name"), [*protocols()])
-def test_attacked_documented_protocol_still_replies(tree, name, new_loop):
+@pytest.mark.parametrize(("page", "tree", "name"), [*protocols()])
+def test_attacked_documented_protocol_still_replies(page, tree, name, new_loop):
+    if not HAS_DTLS and page.endswith("dtls.md"):
+        pytest.skip(NO_DTLS)
     protocol = definitions(tree)[name]
 
     async def main():

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 NO_ROOT = "only root may"
 NO_IPV6 = "this machine has no IPv6"
 NO_DTLS = "this build of tomada does not include DTLS"
+HAS_DTLS = hasattr(_core, "DtlsContext")
 
 # The message of program() and links.why_not().
 NO_PROGRAM = re.compile(r"there is no (\S+) command")
@@ -93,7 +94,7 @@ class Allowed(NamedTuple):
 ALLOWED = [
     Allowed(NO_ROOT, lambda: not is_privileged(), "only root may make networks"),
     Allowed(NO_IPV6, lambda: not speaks_ipv6(), "the kernel decides"),
-    Allowed(NO_DTLS, lambda: not hasattr(_core, "DtlsContext"), "TOMADA_DTLS=no leaves it out"),
+    Allowed(NO_DTLS, lambda: not HAS_DTLS, "TOMADA_DTLS=no leaves it out"),
     Allowed(
         "this kernel has no fair queueing",
         lambda: not has_fair_queueing(),
