@@ -20,7 +20,7 @@ from tomada import Server
 class Held:
     """A handler that stops at ``b"stop"`` until it is released, and notes who has sent what.
 
-    With ``act``, it calls that instead. What arrives meanwhile is received together.
+    With ``act``, it calls that instead: the datagrams that arrive meanwhile are received together.
     """
 
     def __init__(self):
