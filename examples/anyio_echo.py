@@ -1,6 +1,8 @@
 """An echo server on anyio, which runs on asyncio or on trio: endpoints have one interface on both.
 
-python anyio_echo.py --backend trio --listen 127.0.0.1:1234    # needs anyio, and trio for trio
+python anyio_echo.py --backend trio --listen 127.0.0.1:1234
+
+It needs anyio and sniffio, and trio for that backend.
 """
 
 from __future__ import annotations

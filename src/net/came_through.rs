@@ -4,7 +4,7 @@
 #[cfg(feature = "dtls")]
 pub type CameThrough = super::dtls::SharedSession;
 
-/// A session that a datagram came through: there is none.
+/// A session that a datagram came through. In a build without DTLS, no value of this type exists.
 #[cfg(not(feature = "dtls"))]
 pub type CameThrough = std::convert::Infallible;
 

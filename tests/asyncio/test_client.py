@@ -124,7 +124,7 @@ async def test_first_burst_does_not_overflow_the_server_s_buffer(inet, way, size
 async def test_request_without_a_reply_times_out(inet, way):
     with Server(inet, silence) as server:
         async with Client(server.address, timeout=1, retries=1, **way) as client:
-            with pytest.raises(TimeoutError, match=r"no reply from .*: 2 attempts in \d\.\d+ s"):
+            with pytest.raises(TimeoutError, match=r"no reply from .*: 2 attempts in 1\.\d+ s"):
                 await client.request(question(1))
             stats = client.stats()
     assert (stats.timeouts, stats.retransmissions, stats.in_flight) == (1, 1, 0)

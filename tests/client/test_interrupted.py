@@ -3,6 +3,7 @@
 import errno
 import gc
 import itertools
+from functools import partial
 
 import pytest
 
@@ -65,12 +66,31 @@ def server(inet):
         yield server
 
 
-def rounds(server, way, kind_of_request):
-    """Yield clients, each with the number of the line at which something is to happen."""
+@pytest.fixture(autouse=True)
+def _nothing_left_open(server):  # noqa: ARG001 - it is opened before
+    """Check that no descriptor is left, and let the collector run in no line of a request."""
+    gc.collect()
+    gc.disable()
+    before = open_descriptors()
+    yield
+    gc.enable()
+    gc.collect()
+    assert open_descriptors() == before
+
+
+def rounds(server, way, kind_of_request, action):
+    """Yield clients, each with a request and what calls ``action(client, number)`` at one line.
+
+    The last one has fewer lines.
+    """
     for number in itertools.count(1, STEP[kind_of_request]):
         with tomada.Client(server.address, LONG, **way) as client:
             assert single(client, b"first %d" % number)
-            yield client, number
+            at = AtLine(number, partial(action, client, number))
+            yield client, b"%s %d" % (kind_of_request.encode(), number), at
+        if not at.is_over:
+            break
+    assert FREE or number > 10  # a trace function may miss lines without the global lock
 
 
 @every_way
@@ -79,26 +99,17 @@ def rounds(server, way, kind_of_request):
 def test_exception_at_any_line_of_a_request_leaves_a_usable_client(
     server, way, ask, kind_of_request
 ):
-    def alarm():
+    def alarm(_client, _number):
         raise AlarmError
 
-    gc.collect()
-    before = open_descriptors()
-    for client, number in rounds(server, way, kind_of_request):
-        at = AtLine(number, alarm)
+    for client, name, at in rounds(server, way, kind_of_request, alarm):
         try:
             with at:
-                assert ask(client, b"%s %d" % (kind_of_request.encode(), number))
+                assert ask(client, name)
         except AlarmError:
             assert at.is_over
         for later in range(3):
-            assert ask(client, b"later %d %d" % (number, later)), at.place
-        if not at.is_over:
-            break
-    assert FREE or number > 10  # a trace function may miss lines without the global lock
-    client.close()
-    gc.collect()
-    assert open_descriptors() == before
+            assert ask(client, b"later %d than %s" % (later, name)), at.place
 
 
 @every_way
@@ -106,34 +117,29 @@ def test_exception_at_any_line_of_a_request_leaves_a_usable_client(
 @every_kind
 def test_request_in_a_signal_handler_at_any_line_of_another(server, way, ask, kind_of_request):
     inner = []
-    for client, number in rounds(server, way, kind_of_request):
-        at = AtLine(number, lambda: inner.append(ask(client, b"inner %d" % number)))  # noqa: B023
+
+    def handle(client, number):
+        inner.append(ask(client, b"inner %d" % number))
+
+    for client, name, at in rounds(server, way, kind_of_request, handle):
         with at:
-            assert ask(client, b"%s %d" % (kind_of_request.encode(), number))
-        if not at.is_over:
-            break
-        assert inner.pop(), at.place
-    assert FREE or number > 10  # a trace function may miss lines without the global lock
+            assert ask(client, name)
+        assert inner == [True] * at.is_over, at.place
+        inner.clear()
 
 
 @every_way
 @every_ask
 @every_kind
 def test_close_in_a_signal_handler_at_any_line_of_a_request(server, way, ask, kind_of_request):
-    gc.collect()
-    before = open_descriptors()
-    for client, number in rounds(server, way, kind_of_request):
-        at = AtLine(number, client.close)
+    def close(client, _number):
+        client.close()
+
+    for client, name, at in rounds(server, way, kind_of_request, close):
         error = None
         try:
             with at:
-                assert ask(client, b"%s %d" % (kind_of_request.encode(), number))
+                assert ask(client, name)
         except OSError as caught:
             error = caught
         assert error is None or error.errno == errno.EBADF, at.place
-        if not at.is_over:
-            break
-    assert FREE or number > 10  # a trace function may miss lines without the global lock
-    client.close()
-    gc.collect()
-    assert open_descriptors() == before

@@ -18,6 +18,28 @@ def send(serving, sock, numbers):
         eventually(lambda before=before: serving.stats().received > before)
 
 
+# At most this many datagrams have just been received and are about to be dropped.
+IN_HAND = 64
+
+
+def holds(sink, capacity=100_000, in_hand=IN_HAND):
+    """Check a sink's equation, and return its counters."""
+    stats = sink.stats()
+    assert stats.received == stats.published + stats.dropped + stats.in_flight
+    assert 0 <= stats.in_flight <= capacity + in_hand
+    return stats
+
+
+def settle(sink, received, capacity=100_000):
+    """Wait until a sink holds nothing, and return its counters."""
+
+    def settled():
+        stats = holds(sink, capacity)
+        return stats.received == received and not stats.in_flight and stats
+
+    return eventually(settled)
+
+
 class NatsServer:
     """A ``nats-server`` with JetStream, which keeps its port and its store when it restarts."""
 

@@ -386,7 +386,7 @@ def test_reload_under_load_leaves_each_lifespan_once_and_loses_nothing(serve, tm
 @each_kind
 def test_replaced_and_crashed_workers_leave_each_lifespan_once(serve, tmp_path, kind):
     child = serve(kind)
-    with Load(address_of(child), clients=6, timeout=5) as load:
+    with Load(address_of(child), clients=6, timeout=2) as load:
         eventually(lambda: len(load.replies) == 2)
         child.signal(signal.SIGHUP)
         eventually(lambda: len(load.replies) == 4)

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from brokers import MockKafka, send
+from brokers import IN_HAND, MockKafka, send
 from families import length
 from serving import client, server
 from support import eventually
@@ -15,8 +15,6 @@ pytest.importorskip("confluent_kafka")
 
 from tomada.sinks import JetStream, Kafka
 
-# At most this many datagrams have just been received and are about to be dropped.
-IN_HAND = 64
 CAPACITY = 60
 
 pytestmark = [

@@ -9,7 +9,7 @@ import time
 import pytest
 
 import tomada
-from brokers import send
+from brokers import holds, send, settle
 from command import Serving
 from serving import client, server
 from support import Call, eventually
@@ -19,33 +19,12 @@ pytest.importorskip("nats")
 from tomada._sinks.packing import token
 from tomada.sinks import JetStream, Sink, from_url
 
-# At most this many datagrams have just been received and are about to be dropped.
-IN_HAND = 64
-
 pytestmark = [
     pytest.mark.thread_unsafe(reason="it runs programs"),
     # nats-py leaves its sockets to the garbage collector when the server is killed.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-def holds(sink, capacity):
-    """Check the equation, and return the counters."""
-    stats = sink.stats()
-    assert stats.received == stats.published + stats.dropped + stats.in_flight
-    assert 0 <= stats.in_flight <= capacity + IN_HAND
-    return stats
-
-
-def settle(sink, received, capacity=100_000):
-    """Wait until the sink holds nothing, and return its counters."""
-
-    def settled():
-        stats = holds(sink, capacity)
-        return stats.received == received and not stats.in_flight and stats
-
-    return eventually(settled)
 
 
 def test_each_datagram_is_a_message_with_its_source_and_time(broker):

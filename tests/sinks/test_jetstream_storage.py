@@ -1,12 +1,14 @@
 """The JetStream sink while the server's disk is full, or the stream's consumer is slow."""
 
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import skips
 from brokers import NatsServer, send
+from brokers import holds as holds_up_to
 from serving import client, server
 from support import eventually
 
@@ -15,6 +17,7 @@ nats = pytest.importorskip("nats")
 from tomada.sinks import JetStream  # noqa: E402 - needs the package above
 
 CAPACITY = 5000
+holds = partial(holds_up_to, capacity=CAPACITY, in_hand=0)
 
 pytestmark = [
     pytest.mark.thread_unsafe(reason="it runs programs"),
@@ -22,14 +25,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-def holds(sink):
-    """Check the equation, and return the counters."""
-    stats = sink.stats()
-    assert stats.received == stats.published + stats.dropped + stats.in_flight
-    assert 0 <= stats.in_flight <= CAPACITY
-    return stats
 
 
 @pytest.fixture

@@ -4,16 +4,13 @@ import itertools
 
 import pytest
 
-from brokers import MockKafka, send
+from brokers import MockKafka, holds, send, settle
 from serving import client, server
-from support import eventually
 
 pytest.importorskip("confluent_kafka")
 
 from tomada.sinks import Kafka
 
-# At most this many datagrams have just been received and are about to be dropped.
-IN_HAND = 64
 # Brokers are up again soon after they were down.
 CONFIG = {"reconnect.backoff.max.ms": 200}
 
@@ -24,24 +21,6 @@ pytestmark = pytest.mark.thread_unsafe(reason="it forks")
 def broker():
     with MockKafka() as running:
         yield running
-
-
-def holds(sink, capacity=100_000):
-    """Check the equation, and return the counters."""
-    stats = sink.stats()
-    assert stats.received == stats.published + stats.dropped + stats.in_flight
-    assert 0 <= stats.in_flight <= capacity + IN_HAND
-    return stats
-
-
-def settle(sink, received, capacity=100_000):
-    """Wait until the sink holds nothing, and return its counters."""
-
-    def settled():
-        stats = holds(sink, capacity)
-        return stats.received == received and not stats.in_flight and stats
-
-    return eventually(settled)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
