@@ -39,8 +39,10 @@ import skips  # noqa: E402
 from answering import same  # noqa: E402
 from command import Listening  # noqa: E402
 from skips import pytest_addoption  # noqa: E402, F401
-from support import FREE, KINDS, Kind, Peer, has_lock  # noqa: E402
+from support import FREE, KINDS, Kind, Peer, eventually, has_lock  # noqa: E402
 from transports import LOOPS, Recorder, turns  # noqa: E402
+
+from tomada import socket  # noqa: E402
 
 # Name servers are not tested here: if one does not respond, query only once, and briefly.
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
@@ -243,6 +245,26 @@ def sender():
     with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock
+
+
+@pytest.fixture
+def stamped():
+    """Let the kernel record when each datagram arrives, as long as the test runs.
+
+    It starts to do so some time after the first socket of the machine asks for it. Until then,
+    ``SO_TIMESTAMPING`` reports nothing.
+    """
+    software = socket.SOF_TIMESTAMPING_RX_SOFTWARE | socket.SOF_TIMESTAMPING_SOFTWARE
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.setsockopt(std.SOL_SOCKET, socket.SO_TIMESTAMPING, software)
+
+        def is_stamped():
+            sock.sendto(b"x", sock.getsockname())
+            return sock.recvmsg(1, 100)[1] != []
+
+        eventually(is_stamped)
+        yield
 
 
 @pytest.fixture

@@ -906,7 +906,12 @@ class Datagram:
 
     @property
     def timestamp_ns(self) -> int | None:
-        """When the kernel received it, in nanoseconds since 1970 UTC (see :func:`time.time_ns`)."""
+        """When the kernel received it, in nanoseconds since 1970 UTC (see :func:`time.time_ns`).
+
+        ``None`` if the socket did not ask for it. With ``SO_TIMESTAMPING``, also ``None`` for
+        datagrams that arrive in the moment in which the kernel switches timestamps on, because no
+        other socket of the machine uses them.
+        """
 
     @property
     def hardware_timestamp_ns(self) -> int | None:

@@ -189,6 +189,7 @@ def test_metadata_that_the_user_disabled_is_none(inet):
         assert (datagram.data, datagram.address) == (b"x", sock.getsockname())
 
 
+@pytest.mark.usefixtures("stamped")
 @pytest.mark.parametrize("name", ["SO_TIMESTAMP", "SO_TIMESTAMPING"])
 def test_timestamp_of_another_kind_is_returned_and_stays_enabled(inet, name):
     option = getattr(socket, name)

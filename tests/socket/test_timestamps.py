@@ -233,6 +233,7 @@ async def test_event_loop_does_not_spin_because_of_timestamps(inet):
             assert (await waiting)[0] == b"y"
 
 
+@pytest.mark.usefixtures("stamped")
 def test_received_datagrams_keep_their_timestamps(inet):
     """Whether they were asked for before or after the transmit timestamps."""
     for first in (False, True):
@@ -317,6 +318,7 @@ def test_hardware_timestamps_need_hardware(inet):
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_TIMESTAMPING) == 0
 
 
+@pytest.mark.usefixtures("stamped")
 def test_hardware_timestamps_are_asked_for_once_the_device_makes_them(inet, monkeypatch):
     asked = []
     monkeypatch.setattr(
