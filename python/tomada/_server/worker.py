@@ -79,7 +79,7 @@ def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeu
         if not started:
             leave(1)
         signal.setitimer(signal.ITIMER_REAL, context.settings.drain + GRACE)
-        started[0].stop()
+        started[0].retire(context.settings.drain)
 
     handlers: dict[int, Any] = {
         signal.SIGINT: _ignore,
@@ -104,14 +104,19 @@ def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeu
         is_told.append(teller.tell("ready"))  # if not, the supervisor has died
         return is_told[0]
 
-    def end(unanswered: int) -> None:
+    def end(unanswered: int, cause: str | None) -> None:
         limit_time(context.settings.drain + GRACE)
-        context.log_unanswered(unanswered)
+        context.log_unanswered(unanswered, cause)
+
+    def on_exit(_error: BaseException) -> None:
+        # The next process of this worker handles what is in the socket's queue.
+        limit_time(context.settings.drain + GRACE)
+        core.retire(context.settings.drain)
 
     try:
         # From here on, the worker stops in order, even while it enters its lifespan.
         started.append(core)
-        serve_datagrams(context, core, begin, end, log=logger, wakeup=wakeup)
+        serve_datagrams(context, core, begin, end, on_exit, log=logger, wakeup=wakeup)
     finally:
         limit_time(context.settings.drain + GRACE)
         context.run_exit()
