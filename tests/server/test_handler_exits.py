@@ -274,8 +274,8 @@ def test_loop_that_fails_is_named_as_the_cause_of_unanswered_datagrams(loop, cap
     lines = [record.message for record in caplog.records]
     stats = serving.stats()
     assert lines[0] == (
-        f"stopped with {stats.received - stats.sent} received datagrams unanswered, because serving "
-        f"has failed: {RuntimeError('Event loop stopped before Future completed.')!r}"
+        f"stopped with {stats.received - stats.sent} received datagrams unanswered, because "
+        f"serving has failed: {RuntimeError('Event loop stopped before Future completed.')!r}"
     )
     assert lines[1:] == ["a worker has failed: the server stops"]
     assert stats.received == 40

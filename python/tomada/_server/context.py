@@ -93,7 +93,7 @@ class Context:
         return states[number]
 
     def run_exit(self, log: Logger = logger) -> None:
-        """Call ``exit``, and log what it raises; exceptions that end the program are raised, too."""
+        """Call ``exit``, and log its exception; raise one that ends the program, too."""
         if self.settings.exit is not None:
             try:
                 self.settings.exit()

@@ -61,8 +61,8 @@ class EventLoopWorker:
         lifespan: Lifespan,
         begin: Callable[[], bool],
         end: Callable[[int, str | None], object],
-        on_exit: Callable[[BaseException], object],
         *,
+        on_exit: Callable[[BaseException], object],
         wakeup: Wakeup | None,
     ) -> None:
         self._context, self._core, self._lifespan = context, core, lifespan

@@ -20,8 +20,8 @@ def serve_datagrams(  # noqa: PLR0913 - the parts of a worker
     core: _core.ServerCore,
     begin: Callable[[], bool],
     end: Callable[[int, str | None], object],
-    on_exit: Callable[[BaseException], object],
     *,
+    on_exit: Callable[[BaseException], object],
     log: Logger,
     wakeup: Wakeup | None = None,
 ) -> None:
@@ -43,7 +43,7 @@ def serve_datagrams(  # noqa: PLR0913 - the parts of a worker
     if context.settings.loop is not None or lifespan.is_async or is_async(context.load_handler()):
         from tomada._server.event_loop import EventLoopWorker  # noqa: PLC0415 - imports asyncio
 
-        EventLoopWorker(context, core, lifespan, begin, end, on_exit, wakeup=wakeup).run()
+        EventLoopWorker(context, core, lifespan, begin, end, on_exit=on_exit, wakeup=wakeup).run()
         return
     first: BaseException | None = None
 

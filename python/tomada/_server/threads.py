@@ -79,10 +79,10 @@ class Threads:
                 context.log_unanswered(unanswered, cause or self._cause, life.log)
 
             try:
-                serve_datagrams(context, core, begin, end, self._on_exit, log=life.log)
+                serve_datagrams(context, core, begin, end, on_exit=self._on_exit, log=life.log)
             finally:
                 context.run_exit(life.log)
-        except BaseException as error:  # noqa: BLE001 - it is raised where the server is waited for
+        except BaseException as error:
             self._error = error
             # A program that does not wait for the server has only the log.
             if self._is_ready[worker] and not life.is_stopping:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import threading
@@ -108,19 +109,21 @@ def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeu
         limit_time(context.settings.drain + GRACE)
         context.log_unanswered(unanswered, cause)
 
-    def on_exit(_error: BaseException) -> None:
-        # The next process of this worker handles what is in the socket's queue.
-        limit_time(context.settings.drain + GRACE)
-        core.retire(context.settings.drain)
-
     try:
         # From here on, the worker stops in order, even while it enters its lifespan.
         started.append(core)
-        serve_datagrams(context, core, begin, end, on_exit, log=logger, wakeup=wakeup)
+        on_exit = functools.partial(_retire, context, core)
+        serve_datagrams(context, core, begin, end, on_exit=on_exit, log=logger, wakeup=wakeup)
     finally:
         limit_time(context.settings.drain + GRACE)
         context.run_exit()
     return 0 if is_told == [True] else 1
+
+
+def _retire(context: Context, core: _core.ServerCore, _error: BaseException) -> None:
+    """Handle what was received: the next process handles what is in the socket's queue."""
+    limit_time(context.settings.drain + GRACE)
+    core.retire(context.settings.drain)
 
 
 def _ignore(*_: object) -> None:
