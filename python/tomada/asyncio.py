@@ -267,6 +267,9 @@ async def _open(
     options: _Options,
 ) -> Endpoint:
     maker = Maker(asyncio.get_running_loop(), chosen, secured, delivers=False)
+    if isinstance(local_addr, tuple) and local_addr[:1] == ("",):  # as sockets have it
+        host = "::" if options.get("family") == _std.AF_INET6 else "0.0.0.0"  # noqa: S104
+        local_addr = (host, *local_addr[1:])
     where = remote_addr if local_addr is None else local_addr
     advice = (OF_SENDING if local_addr is None else OF_BINDING) | OF_OPENING
     try:

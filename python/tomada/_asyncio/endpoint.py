@@ -448,6 +448,9 @@ class Endpoint(Closing):
         until = math.inf if timeout is None else loop.time() + timeout
         if iter(tasks) is tasks:
             tasks = list(tasks)  # an iterator can be read only once
+        for task in tasks:
+            if not isinstance(task, asyncio.Future):
+                raise TypeError(f"tasks must be made by asyncio.create_task, unlike {task!r}")
         self.stop_receiving()
         own = asyncio.current_task()
         cancelled: set[asyncio.Future[Any]] = set()
