@@ -134,7 +134,7 @@ class Client:
         options = SocketOptions(gro=False, spin=spin)
         secured = secured_by(dtls, server_hostname, address)
         if secured is not None and proxy_from is not None:
-            raise ValueError("proxy_from is not available with dtls")
+            raise ValueError("proxy_from cannot be combined with dtls")
 
         def prepare(connection: Connection) -> None:
             options.apply(connection)

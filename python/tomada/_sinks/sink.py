@@ -199,7 +199,7 @@ class Sink(ABC):
         now = time.monotonic()
         if now >= self._complained_at + 5.0:
             self._complained_at = now
-            log.warning("%s: %s; %d datagrams wait", type(self).__name__, why, self._held)
+            log.warning("%s: %s; %d datagrams are waiting", type(self).__name__, why, self._held)
 
     def _attach(
         self, takes: Any, init: Callable[[], object] | None, exit: Callable[[], object] | None

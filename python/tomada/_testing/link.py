@@ -86,7 +86,7 @@ class Link:
         :raises RuntimeError: The link was started before.
         """
         if self._core is not None:
-            raise RuntimeError("a link can be started once: create another one")
+            raise RuntimeError("a link can be started only once: create another one")
         family, upstream = _resolve(self._upstream)
         if not upstream[1]:
             raise ValueError("the server's address needs a port, not 0")
