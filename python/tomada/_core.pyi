@@ -111,8 +111,8 @@ class Socket:
     ) -> None:
         """Open a new socket, or take over the descriptor ``fileno``.
 
-        With a descriptor, -1 for ``family``, ``type`` or ``proto`` means that the kernel is asked.
-        On failure, the descriptor stays open, and the caller still owns it. ``default_timeout``
+        With a descriptor, -1 for ``family``, ``type`` or ``proto`` means to ask the kernel. On
+        failure, the descriptor stays open, and the caller still owns it. ``default_timeout``
         becomes the timeout, unless ``type`` has ``SOCK_NONBLOCK``.
         """
 
@@ -474,14 +474,14 @@ class Socket:
         """
 
     def recv_batch(self, batch: Batch, flags: int = 0) -> int:
-        """Receive into a :class:`Batch`, replacing its content; return the number of datagrams.
+        """Receive into a :class:`Batch`, replacing its contents; return the number of datagrams.
 
         The call waits for one datagram, then receives all that are queued, up to the batch's number
         of slots (``recvmmsg(2)``). If the backlog (:attr:`pending`) is not empty, it returns the
         backlog instead. It does not create a Python object per datagram. A datagram that does not
         fit into a slot is truncated; the default slot size fits every IP datagram.
 
-        After an exception other than the following two, the batch is empty:
+        If the call raises an exception other than the two below, the batch is empty afterwards.
 
         :raises RuntimeError: Another call is using the batch.
         :raises ValueError: ``flags`` includes ``MSG_PEEK`` or ``MSG_ERRQUEUE``.
@@ -613,13 +613,13 @@ class Socket:
         """Return the transmit timestamps that have arrived since the last call.
 
         :param timeout: How many seconds to wait for the first one.
-        :return: A list, which may be empty, of tuples: the datagram's id; the time at which the
-            kernel passed it to the device, in nanoseconds since 1970 UTC (see
-            :func:`time.time_ns`); and the time at which the device sent it, in nanoseconds on the
-            device's clock. One of the two times is always ``None``: a device with hardware
-            timestamps (see :meth:`tomada.socket.socket.enable_hardware_timestamps`) adds a second
-            item with the same id. There is no item for a datagram that never left, or that the
-            kernel joined to another (``MSG_MORE``, ``UDP_CORK``).
+        :return: A possibly empty list of tuples: the datagram's id; the time at which the kernel
+            passed it to the device, in nanoseconds since 1970 UTC (see :func:`time.time_ns`); and
+            the time at which the device sent it, in nanoseconds on the device's clock. One of the
+            two times is always ``None``: a device with hardware timestamps (see
+            :meth:`tomada.socket.socket.enable_hardware_timestamps`) adds a second item with the
+            same id. There is no item for a datagram that never left, or that the kernel joined to
+            another (``MSG_MORE``, ``UDP_CORK``).
         :raises ValueError: The timeout is negative or not a number.
         """
 
@@ -973,9 +973,9 @@ class DtlsContext:
     check_hostname: bool
     """Whether the server's certificate must match its host name or address.
 
-    True by default for a client, which then needs a ``server_hostname``. If a client has a
-    pre-shared key but no ``server_hostname``, or trusts no certificates, it offers only ciphers
-    that authenticate with that key.
+    True by default for a client, which then needs a ``server_hostname``. A client with a pre-shared
+    key that trusts no certificates, or has no ``server_hostname``, offers only ciphers that
+    authenticate with that key.
     """
 
     mtu: int
@@ -1352,7 +1352,7 @@ class ServerCore:
         """Run on an event loop instead of :meth:`run`, in the loop's thread.
 
         :param task_options: The keyword arguments of :class:`asyncio.Task`.
-        :param most: How many calls of the handler may run at once.
+        :param most: How many calls to the handler may run at once.
         :param on_reply: Called when something is queued to be sent: the loop then calls
             :meth:`end_turn` at the end of its iteration.
         :param on_stop: Called in the loop after :meth:`stop`.
@@ -1389,7 +1389,7 @@ class ServerCore:
 
     @property
     def under_way(self) -> int:
-        """How many calls of the handler are running."""
+        """How many calls to the handler are running."""
 
     @property
     def is_stopping(self) -> bool:
@@ -1464,9 +1464,9 @@ class ServerStats:
     def proxy_malformed(self) -> int:
         """Datagrams from trusted proxies that were refused because they had no valid PROXY header.
 
-        No other counter includes them. If the proxies put a header in front of only the first
-        datagram of a flow, this includes the datagrams of flows whose first datagram this process
-        did not receive, and of flows in which another client's header appeared later.
+        No other counter includes them. If the proxies add a header only to the first datagram of a
+        flow, this includes the datagrams of flows whose first datagram this process did not
+        receive, and of flows in which another client's header appeared later.
         """
 
     @property
@@ -1611,9 +1611,9 @@ class Stats:
     def proxy_malformed(self) -> int:
         """Datagrams from trusted proxies that were refused because they had no valid PROXY header.
 
-        No other counter includes them. If the proxies put a header in front of only the first
-        datagram of a flow, this includes the datagrams of flows whose first datagram this process
-        did not receive, and of flows in which another client's header appeared later.
+        No other counter includes them. If the proxies add a header only to the first datagram of a
+        flow, this includes the datagrams of flows whose first datagram this process did not
+        receive, and of flows in which another client's header appeared later.
         """
 
     @property
@@ -1720,8 +1720,8 @@ class Guard:
 
     Use it with a socket (``sock.guard = guard``), or with an endpoint of :mod:`tomada.asyncio` or a
     server (``guard=``). Each parameter that you pass adds a check. The checks run in the order
-    below, and the first that fails refuses the datagram. The guard counts the datagram; its sender
-    gets no answer.
+    below, and the first that fails refuses the datagram. A refused datagram is counted, and its
+    sender gets no answer.
 
     A *source* is an address without its port, or a network: see ``prefixes``. IPv4-mapped IPv6
     addresses count as IPv4 addresses.
