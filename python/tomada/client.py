@@ -81,7 +81,7 @@ class Client:
         A host name is resolved once, by the constructor, to an IPv4 address if it has one.
     :param timeout: The deadline for the whole request, in seconds.
     :param retries: The maximum number of retransmissions within the timeout.
-    :param backoff: The factor by which the waits after the first grow.
+    :param backoff: The ratio of each later wait to the one before it.
     :param jitter: The maximum random extension of a wait, as a fraction of it. It keeps clients
         that failed together from retrying together.
     :param match: A function that says whether a datagram answers a request: ``match(request, reply)

@@ -131,7 +131,7 @@ class Client(AsyncContextManager):
         is sent, at the end of the loop's iteration, or when the request starts to wait behind
         others.
     :param retries: The maximum number of retransmissions within the timeout.
-    :param backoff: The factor by which the waits after the first grow.
+    :param backoff: The ratio of each later wait to the one before it.
     :param jitter: The maximum random extension of a wait, as a fraction of it.
     :param match: A function that says whether a datagram answers a request: ``match(request, reply)
         -> bool``.
