@@ -1,4 +1,4 @@
-"""What a request that times out says about the datagrams that were not its reply."""
+"""A request that times out says how many datagrams were not its reply, and why."""
 
 import pytest
 

@@ -387,10 +387,12 @@ class Client(AsyncContextManager):
         if self._is_closed:
             return
         self._is_closed = True
-        if self._requests is not None:
-            self._requests.close(OSError(errno.EBADF, "the client is closed"))
-        if self._pool is not None:
-            self._pool.close()
+        try:
+            if self._requests is not None:
+                self._requests.close(OSError(errno.EBADF, "the client is closed"))
+        finally:
+            if self._pool is not None:
+                self._pool.close()
 
 
 def _prepare(secured: Secured | None, connection: Connection, *, is_shared: bool) -> None:

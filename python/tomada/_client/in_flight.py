@@ -37,7 +37,7 @@ class Group:
 
     __slots__ = ("charged", "cost", "exchange", "indices", "left", "rejected", "sent_at")
 
-    def __init__(self, exchange: Exchange, indices: Sequence[int], rejected: int) -> None:
+    def __init__(self, exchange: Exchange, indices: Sequence[int], rejected: int = 0) -> None:
         self.exchange = exchange
         self.indices = indices
         #: The number of requests that are still in flight, and not in another group.
@@ -289,7 +289,9 @@ class InFlight:
 
     def _fail(self, index: int, error: OSError) -> None:
         self.give_up(index)
-        self.failed(index, error)
+        own = copy.copy(error)  # several requests may fail of one error, and each says its index
+        own.__cause__ = error.__cause__
+        self.failed(index, own)
 
     def _not_sent(self, index: int, error: OSError) -> None:
         if has_no_room(error):
