@@ -22,7 +22,7 @@ from tomada._client.exchange import Exchange
 from tomada._client.identity import Identity
 from tomada._client.pipeline import Pipeline
 from tomada._client.pool import Pool, resolve
-from tomada._client.retry import Retry
+from tomada._client.retry import SHORTEST_WAIT, Retry
 from tomada._peer_errors import is_from_peer
 from tomada._proxy_header import header_for
 from tomada._socket_options import SocketOptions, secured_by
@@ -172,11 +172,11 @@ class Client:
             ``EADDRNOTAVAIL``: a late reply may still arrive on each free port; or another error
             that prevents this machine from sending, such as ``ENETUNREACH``.
         """
-        started = monotonic()
+        started = sent_at = monotonic()
         if self._header:
             data = b"".join((self._header, data))
         pool, match = self._pool, self._match
-        idle = pool.idle
+        idle, wait = pool.idle, pool.wait
         try:
             connection = idle.popleft()
         except IndexError:
@@ -187,14 +187,18 @@ class Client:
             connection = pool.take_new()
             if connection is None:
                 return self._insist(data, started, None)
+            # Other threads may have held this one up.
+            sent_at = monotonic()
+            left = started + self._retry.timeout - sent_at
+            wait = min(wait, max(left, SHORTEST_WAIT))
         # The fast path: most requests are answered at the first attempt, so there is as little
         # code as possible between them and the kernel. An idle connection already has the
         # timeout of a first attempt. It receives only from the server: datagrams queued before
         # it was connected are discarded together with late ones.
         refusal = None
         try:
-            if connection.wait != pool.wait:
-                connection.set_wait(pool.wait)
+            if connection.wait != wait:
+                connection.set_wait(wait)
             reply = connection._exchange(data)  # noqa: SLF001 - made for this purpose
         except TimeoutError:
             pass
@@ -222,7 +226,7 @@ class Client:
             if is_answer:
                 now = monotonic()
                 if now >= pool.sample_due:
-                    pool.sample(now - started, now)
+                    pool.sample(now - sent_at, now)
                 connection.used_at = now
                 idle.append(connection)
                 return reply

@@ -43,7 +43,8 @@ WATCHED = 256
 # How long sockets rest at least once a duplicate was seen, in seconds.
 LEAST_REST = 0.1
 
-# How many sockets to close at once that have rested for long.
+# How many sockets of each kind to close at once that have rested for long: what many requests left
+# behind must not hold up one.
 TRIMMED = 4
 
 # How many times longer than necessary a socket has rested, and for how many seconds, when it is not
@@ -144,7 +145,9 @@ class Pool:
         self.sample_due = 0.0
         #: The timeout of idle connections: approximately the first wait of a request.
         self.wait = retry.first_wait
-        # Reentrant, because a signal handler may close the client inside any of these methods.
+        # Reentrant, because a signal handler may close the client inside any of these methods. It
+        # is not held while a socket is opened or closed: after a system call, a thread may get the
+        # interpreter's lock back late, and all others would wait for it.
         self._lock = threading.RLock()
         self._all: set[Connection] = set()
         self._resting: deque[tuple[float, Connection]] = deque()
@@ -250,18 +253,17 @@ class Pool:
         return connection.used_at + min(rest, connection.request_timeout) <= now
 
     def _open(self) -> Connection:
-        with self._lock:
-            if self.is_closed:
-                raise OSError(errno.EBADF, "the client is closed")
-            try:
-                connection = Connection(self._family, self._address, self._local, self._prepare)
-            except OSError as error:
-                advise_if_known(error, self._address, OF_OPENING)
-                raise
-            connection.request_timeout = self._retry.timeout
-            self._all.add(connection)
-            if self.is_closed:  # a signal handler may have just closed it
-                self._forget()
+        if self.is_closed:
+            raise OSError(errno.EBADF, "the client is closed")
+        try:
+            connection = Connection(self._family, self._address, self._local, self._prepare)
+        except OSError as error:
+            advise_if_known(error, self._address, OF_OPENING)
+            raise
+        connection.request_timeout = self._retry.timeout
+        self._all.add(connection)
+        if self.is_closed:  # another thread, or a signal handler, may have just closed it
+            self._forget()
         return connection
 
     def put(self, *connections: Connection) -> None:
@@ -290,23 +292,23 @@ class Pool:
         now = monotonic()
         self._trim_due = now + SAMPLE_INTERVAL
         self._count_unused(now)
-        resting = self._resting
-        try:
-            is_due = resting[0][0] <= now or len(resting) > MOST_RESTING
-        except IndexError:  # another thread may have just removed the last one
-            is_due = False
-        if is_due:
-            with self._lock:
-                resting = self._resting
-                while resting and (resting[0][0] <= now or len(resting) > MOST_RESTING):
-                    _, rested = resting.popleft()
-                    self._all.discard(rested)
-                    rested.close()
+        for _ in range(TRIMMED):
+            rested = self._pop_rested(now)
+            if rested is None:
+                break
+            self._all.discard(rested)
+            rested.close()
         if self.rests or len(self.idle) > LEAST_IDLE:
             for _ in range(TRIMMED):
                 if not self._trim_oldest(now):
                     break
         PORTS.expire()
+
+    def _pop_rested(self, now: float) -> Connection | None:
+        with self._lock:
+            resting = self._resting
+            is_due = resting and (resting[0][0] <= now or len(resting) > MOST_RESTING)
+            return resting.popleft()[1] if is_due else None
 
     def discard(self, connection: Connection) -> None:
         """Close a connection whose last request was sent once and answered.
@@ -314,10 +316,9 @@ class Pool:
         At least 31 others rest and are used before the client opens a new socket. So its port is
         avoided only if duplicates are expected.
         """
-        with self._lock:
-            self._all.discard(connection)
-            rest = min(self.rest, connection.request_timeout) if self.rests else 0.0
-            connection.close_at_rest(connection.used_at + rest)
+        self._all.discard(connection)
+        rest = min(self.rest, connection.request_timeout) if self.rests else 0.0
+        connection.close_at_rest(connection.used_at + rest)
 
     def sample(self, elapsed: float, now: float) -> None:
         """Record the round-trip time of a reply, in seconds."""
@@ -410,8 +411,9 @@ class Pool:
             self._all.discard(connection)
             rest = min(self._long_rest(), connection.request_timeout)
             connection.close_at_rest(connection.used_at + rest)
-        while self._all:
-            self._all.pop().close()
+        with contextlib.suppress(KeyError):  # another thread may remove the last one
+            while self._all:
+                self._all.pop().close()
         self.idle.clear()
         self._resting = deque()  # a new one, because the parent's may have been in use
 
