@@ -203,6 +203,7 @@ WRONG = [
         "",
         "rcvbuf must be a number of bytes, such as 4194304 or 4M, not '4 melons' (TOMADA_RCVBUF)",
     ),
+    ({}, ["--rcvbuf", "8G"], "", "rcvbuf must be at most 2147483647 bytes, not 8589934592 (--rc"),
     ({}, [], 'allow = ["192.0.2.1/24"]', "allow: 192.0.2.1/24 has host bits set (o.toml)"),
     ({}, ["--burst", "5"], "", "burst needs a rate (--burst)"),
     (
