@@ -207,6 +207,7 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
                 ours("Endpoint.request", "tasks endpoint", loop="tomada"),
                 ours("asyncio.Client", "tasks client", loop="tomada"),
                 ours("asyncio.Client, uvloop", "tasks client", loop="uvloop"),
+                ours("futures alone", "tasks futures", loop="tomada"),
                 # Each of its sockets has room for its replies. The server that replies at once has
                 # too little for its requests.
                 *((limit("all in flight", "load", clients=8, window=tasks // 8),) if delay else ()),

@@ -157,3 +157,7 @@ SESSION_CLIENTS = (
     limit("openssl", "dtls-pingpong"),
     ours("Client.request", "sessions client"),
 )
+SESSION_MEMORY = (
+    limit("openssl", "dtls-echo", lean=True),
+    ours("Server", "sessions server", module="tomada"),
+)

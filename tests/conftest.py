@@ -40,9 +40,8 @@ from answering import same  # noqa: E402
 from command import Listening  # noqa: E402
 from skips import pytest_addoption  # noqa: E402, F401
 from support import FREE, KINDS, Kind, Peer, eventually, has_lock  # noqa: E402
-from transports import LOOPS, Recorder, turns  # noqa: E402
-
 from tomada import socket  # noqa: E402
+from transports import LOOPS, Recorder, turns  # noqa: E402
 
 # Name servers are not tested here: if one does not respond, query only once, and briefly.
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")

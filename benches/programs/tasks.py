@@ -8,15 +8,18 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from itertools import count
-from socket import SOL_SOCKET
+from socket import AF_INET, SOCK_DGRAM, SOL_SOCKET
 from typing import Any
 
+import tomada
 from benches.programs.loops import start
 from benches.programs.run import CHUNK, Run
 from tomada.asyncio import Client, open_endpoint
 
 ATTEMPTS = 4
 PATIENCE = 1.0
+# How many requests of 64 bytes the server's receive buffer is certain to hold.
+FITTING = 160
 # The number of latencies to keep.
 KEPT = 200_000
 
@@ -68,6 +71,55 @@ def client(run: Run) -> None:
             ("127.0.0.1", run.port), key=lambda data: data[:8], max_in_flight=run.tasks
         ) as client:
             await ask_in_tasks(run, client.request, lambda: client.stats().kernel_drops)
+
+    start(run, main)
+
+
+def futures(run: Run) -> None:
+    """Wake the tasks, and nothing else: no deadline, no second attempt, no check of the sender.
+
+    No client of tasks takes less. A request that is lost is waited for until the end.
+    """
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        waiting: dict[bytes, asyncio.Future[bytes]] = {}
+        unsent: list[bytes] = []
+        is_due = False
+
+        def send() -> None:
+            nonlocal is_due
+            is_due = False
+            room = FITTING - (len(waiting) - len(unsent))
+            sock.send_many(unsent[:room])
+            del unsent[:room]
+
+        def send_soon() -> None:
+            nonlocal is_due
+            if not is_due:
+                is_due = True
+                loop.call_soon(send)
+
+        def receive() -> None:
+            for data, _ in sock.recv_many(64):
+                waiting.pop(data[:8]).set_result(data)
+            if unsent:
+                send_soon()
+
+        async def request(data: bytes) -> bytes:
+            future = waiting[data[:8]] = loop.create_future()
+            unsent.append(data)
+            send_soon()
+            return await future
+
+        with tomada.socket.socket(AF_INET, SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            sock.connect(("127.0.0.1", run.port))
+            loop.add_reader(sock.fileno(), receive)
+            try:
+                await ask_in_tasks(run, request, lambda: sock.stats().kernel_drops)
+            finally:
+                loop.remove_reader(sock.fileno())
 
     start(run, main)
 

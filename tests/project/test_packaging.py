@@ -78,7 +78,7 @@ def test_package_includes_a_licence(name):
     assert (ROOT / name).is_file()
 
 
-# What pip calls, with a maturin that only says which arguments it gets.
+# Calls the backend as pip does, with a maturin that only prints its arguments.
 BACKEND = f"""
 import os, sys, types
 maturin = sys.modules["maturin"] = types.ModuleType("maturin")

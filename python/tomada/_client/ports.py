@@ -72,9 +72,10 @@ def unique_name() -> bytes:
 class Ports:
     """The ports to avoid, by server: one object for all clients of a process.
 
-    The invariant: a port is put down here *before* the socket that has it gives it up, and a socket
-    gets a port under the lock, from the others. So a port that may get a late reply is either open,
-    or here, or the time is over.
+    The invariant: a port is put down here *before* the socket that has it gives it up. So a port
+    that may get a late reply is either open, or here, or the time is over; and a socket that has
+    just got a port finds out here whether it may keep it. A port that the kernel chose can be given
+    up then, but one that was asked for cannot: to bind such a port, the lock is held.
 
     At most one entry per server and port is kept, up to the moment when it may be used again.
 
@@ -135,27 +136,31 @@ class Ports:
         """
         host, *scope = local
         key = _key(server)
-        with self._lock:
-            self.expire()
-            try:
-                sock.bind((host, 0, *scope))
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
-                raise NoPortError(errno.EADDRNOTAVAIL, _text(server, NONE_FREE)) from None
-            if not self._has_avoided(sock, key):
-                return
-            sock._disconnect()  # noqa: SLF001 - gives up the port that the kernel chose
-            candidates = _candidates(self._avoided.get(key, {}).keys())
-            if not any(_is_bound(sock, (host, port, *scope)) for port in candidates):
-                raise NoPortError(errno.EADDRNOTAVAIL, _text(server, NONE_SAFE))
-            # A finalizer may have closed the socket that had this port a moment ago.
-            if self._has_avoided(sock, key):
-                raise NoPortError(errno.EADDRNOTAVAIL, _text(server, NONE_SAFE))
+        self.expire()
+        try:
+            sock.bind((host, 0, *scope))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise NoPortError(errno.EADDRNOTAVAIL, _text(server, NONE_FREE)) from None
+        if not self._has_avoided(key, sock.getsockname()[1]):
+            return
+        sock._disconnect()  # noqa: SLF001 - gives up the port that the kernel chose
+        candidates = _candidates(self.avoided(server))
+        if not any(self._bind_to(sock, (host, port, *scope), key) for port in candidates):
+            raise NoPortError(errno.EADDRNOTAVAIL, _text(server, NONE_SAFE))
+        # A finalizer may have closed the socket that had this port a moment ago.
+        if self._has_avoided(key, sock.getsockname()[1]):
+            raise NoPortError(errno.EADDRNOTAVAIL, _text(server, NONE_SAFE))
 
-    def _has_avoided(self, sock: Socket, key: tuple[str, int]) -> bool:
+    def _bind_to(self, sock: Socket, address: tuple[Any, ...], key: tuple[str, int]) -> bool:
+        """Bind a socket to a port, unless it is taken or avoided."""
+        with self._lock:  # the socket cannot give up a port that is not free
+            return not self._has_avoided(key, address[1]) and _is_bound(sock, address)
+
+    def _has_avoided(self, key: tuple[str, int], port: int) -> bool:
         avoided = self._avoided.get(key)
-        return avoided is not None and sock.getsockname()[1] in avoided
+        return avoided is not None and port in avoided
 
     def start_anew(self) -> None:
         """Go on in a child process: no thread is there that could release the lock."""
