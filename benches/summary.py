@@ -60,7 +60,7 @@ BARS = {
     "tomada: asyncio": "tomada.asyncio",
     "tomada: Server": "tomada.Server",
 }
-TITLE = "Echo server on one core: datagrams of 64 bytes per second"
+TITLE = "Echo server on one core: 64-byte datagrams per second"
 WIDTH, BAR, GAP, LEFT, RIGHT, TOP = 540, 18, 8, 145, 65, 38
 SCHEMES = {
     "light": {"text": "#24292f", "peer": "#9aa4af", "tomada": "#00796b"},

@@ -61,15 +61,15 @@ CONSTANTS: Final[dict[str, int]]
 def trust_proxies(
     socket: Socket | None, proxies: Iterable[object], idle: float | None = None, /
 ) -> None:
-    """Make a socket read the PROXY protocol headers of trusted proxies, given by their networks.
+    """Make a socket read the PROXY protocol headers of proxies in trusted networks.
 
     Call this once, before you set the guard. With ``idle``, a header precedes only the first
-    datagram of each flow, which ends when it has been idle for that many seconds. Without a socket,
-    only the networks are checked.
+    datagram of each flow; a flow ends when it has been idle for that many seconds. Without a
+    socket, this only checks the networks.
 
     :raises ValueError: A network is not valid.
-    :raises OSError: ``EAFNOSUPPORT``: the socket is not an IP socket. ``EALREADY``: its proxies are
-        already set.
+    :raises OSError: ``EAFNOSUPPORT``: the socket is not an IP socket. ``EALREADY``: the socket's
+        proxies are already set.
     """
 
 def proxy_header(client: tuple[str, int], server: tuple[str, int], /) -> bytes:
@@ -88,16 +88,15 @@ class Socket:
     """A datagram socket of the family ``AF_INET``, ``AF_INET6`` or ``AF_UNIX``.
 
     Methods that also exist in the standard class have the same arguments, results, exceptions and
-    audit events. A method that has to wait follows the socket's timeout: it waits forever
-    (``None``), for the given number of seconds (then it raises :class:`TimeoutError`), or not at
-    all (``0``; then it raises
-    :class:`BlockingIOError`). While it waits, other threads run. Signal handlers run in the main
-    thread, and the wait continues after them (:pep:`475`). If another thread calls :meth:`close`,
-    the wait ends with an :class:`OSError` (``EBADF``). A receive that raises an exception does not
-    consume a datagram.
+    audit events. A method that has to wait follows the socket's timeout: with ``None``, it waits
+    forever; with a number of seconds, it raises :class:`TimeoutError` after that time; with 0, it
+    raises :class:`BlockingIOError` at once. While it waits, other threads run. Signal handlers run
+    in the main thread, and the wait then continues (:pep:`475`). If another thread calls
+    :meth:`close`, the waiting method raises :class:`OSError` (``EBADF``). A receive that raises an
+    exception does not consume a datagram.
 
-    Any number of threads may call methods at the same time. Each datagram is returned to one of
-    them.
+    Any number of threads may call methods at the same time. Each datagram is returned to exactly
+    one of them.
     """
 
     def __new__(cls, *args: object, **kwargs: object) -> Self: ...
@@ -112,9 +111,9 @@ class Socket:
     ) -> None:
         """Open a new socket, or take over the descriptor ``fileno``.
 
-        With a descriptor, -1 for ``family``, ``type`` or ``proto`` means to query the kernel. On
-        failure the descriptor stays open, and the caller still owns it. ``default_timeout`` becomes
-        the timeout, unless ``type`` has ``SOCK_NONBLOCK``.
+        With a descriptor, -1 for ``family``, ``type`` or ``proto`` means to ask the kernel. On
+        failure, the descriptor stays open, and the caller still owns it. ``default_timeout``
+        becomes the timeout, unless ``type`` has ``SOCK_NONBLOCK``.
         """
 
     def __del__(self) -> None: ...
@@ -132,7 +131,7 @@ class Socket:
 
     @property
     def timeout(self) -> float | None:
-        """The timeout in seconds, as :meth:`gettimeout` returns it."""
+        """The timeout in seconds, as returned by :meth:`gettimeout`."""
 
     def _disconnect(self) -> None:
         """Disconnect the socket, and release the local address and port that the kernel chose."""
@@ -140,14 +139,14 @@ class Socket:
     def _exchange(self, request: ReadableBuffer, /) -> bytes | None:
         """Discard queued datagrams, send a request, and return the next datagram received.
 
-        Returns ``None`` if the request could not be sent, for any reason. It raises only exceptions
-        that occur while it waits for the reply.
+        This returns ``None`` if the request could not be sent, for whatever reason, and raises only
+        exceptions that occur while it waits for the reply.
         """
 
     def _is_readable(self) -> bool:
         """Return whether a receive would not wait.
 
-        It would not wait if there is a datagram or an error, or if the socket is closed.
+        That is the case if there is a datagram or an error, or if the socket is closed.
         """
 
     def _has_datagram(self) -> bool:
@@ -162,7 +161,7 @@ class Socket:
         :param address: ``(host, port)`` for IPv4, ``(host, port[, flowinfo[, scope_id]])`` for
             IPv6, a path or an abstract name for ``AF_UNIX``. The host ``""`` means every local
             address; port 0 means any free port. The host may contain a scope: ``"fe80::1%eth0"``. A
-            numeric host never uses the resolver; while a name is resolved, other threads run.
+            numeric host bypasses the resolver; while a name is being resolved, other threads run.
         :raises OSError: ``EADDRINUSE``, ``EADDRNOTAVAIL``, ``EACCES``, or ``EINVAL`` (the socket is
             already bound).
         :raises socket.gaierror: The host has no address of the socket's family.
@@ -172,9 +171,9 @@ class Socket:
     def close(self) -> None:
         """Close the descriptor (``close(2)``). Closing again does nothing.
 
-        Calls that wait on the socket in other threads end with an :class:`OSError`. When this
+        Calls that are waiting on the socket in other threads raise :class:`OSError`. When this
         returns, no call uses the descriptor any longer, so its number and its port are free. (With
-        the standard class, the call keeps waiting, and the next datagram is lost.)
+        the standard class, such calls keep waiting, and the next datagram is lost.)
         """
 
     def connect(self, address: _Address, /) -> None:
@@ -182,7 +181,7 @@ class Socket:
 
         Datagrams that have already arrived from other senders stay queued. If the peer's host
         reports an ICMP error, the next call raises it (:class:`ConnectionRefusedError`); if that
-        call is a send, nothing was sent. The arguments and exceptions are the same as for
+        call is a send, it has not sent anything. The arguments and exceptions are the same as for
         :meth:`bind`.
         """
 
@@ -195,7 +194,7 @@ class Socket:
     def detach(self) -> int:
         """Close the object without closing the descriptor; return the descriptor, or -1 if closed.
 
-        Calls that wait on the socket end as with :meth:`close`.
+        Waiting calls end as with :meth:`close`.
         """
 
     def _descriptor(self) -> int: ...
@@ -225,7 +224,7 @@ class Socket:
     @overload
     def getsockopt(self, level: int, optname: int, buflen: int, /) -> bytes: ...
     def gettimeout(self) -> float | None:
-        """Return the timeout in seconds; ``None`` waits forever."""
+        """Return the timeout in seconds; ``None`` means to wait forever."""
 
     def listen(self, backlog: int = 128, /) -> None:
         """Accept connections (``listen(2)``). A datagram socket raises ``EOPNOTSUPP``."""
@@ -233,12 +232,12 @@ class Socket:
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """Receive one datagram (``recv(2)``).
 
-        A datagram longer than ``bufsize`` bytes is truncated; only ``stats().truncated`` shows it.
-        An empty datagram is ``b""``. A large ``bufsize`` costs nothing.
+        A datagram longer than ``bufsize`` bytes is truncated, which only ``stats().truncated``
+        shows. An empty datagram is ``b""``. A large ``bufsize`` costs nothing.
 
         :raises TimeoutError: No datagram arrived within the timeout.
-        :raises BlockingIOError: No datagram is queued, and the timeout is 0. Without a timeout,
-            this means that the kernel does not let the call wait: ``flags`` includes
+        :raises BlockingIOError: No datagram is queued, and the timeout is 0. Also raised without a
+            timeout if the kernel does not let the call wait: because ``flags`` includes
             ``MSG_DONTWAIT`` or ``MSG_ERRQUEUE``, ``O_NONBLOCK`` is set on the descriptor (by any
             means), or the ``SO_RCVTIMEO`` timeout has expired.
         :raises ConnectionRefusedError: The connected peer's host answered an earlier datagram with
@@ -249,8 +248,8 @@ class Socket:
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
         """Receive one datagram into a buffer and return its length; otherwise like :meth:`recv`.
 
-        If this raises an exception, the buffer is unchanged. A datagram that the :attr:`guard`
-        refuses is never written to it.
+        If this raises an exception, the buffer is unchanged. Datagrams that the :attr:`guard`
+        refuses are never written to it.
 
         :param nbytes: How many bytes of the buffer to use; 0 means all.
         """
@@ -259,8 +258,8 @@ class Socket:
         """Receive one datagram and its sender's address; otherwise like :meth:`recv`.
 
         The address is ``(host, port)`` for IPv4 and ``(host, port, flowinfo, scope_id)`` for IPv6.
-        For ``AF_UNIX``, it is a ``str``, ``bytes`` for an abstract name, or ``None`` for a sender
-        without an address.
+        For ``AF_UNIX``, it is a ``str`` for a path, ``bytes`` for an abstract name, or ``None`` if
+        the sender has no address.
         """
 
     def recvfrom_into(
@@ -295,7 +294,7 @@ class Socket:
     def sendall(self, data: ReadableBuffer, flags: int = 0, /) -> None:
         """Send one datagram, like :meth:`send`.
 
-        On a stream socket, this repeats until all data is sent.
+        On a stream socket, this repeats until all data has been sent.
         """
 
     def sendmsg(
@@ -326,16 +325,17 @@ class Socket:
     def gro(self) -> bool:
         """Whether the kernel may deliver coalesced datagrams (``UDP_GRO``, ``udp(7)``).
 
-        Switch it on for a socket that receives many datagrams from a few peers: one system call
-        then receives up to 64 datagrams of equal size from one peer. Every receiving method splits
-        them again, in order, so callers see no difference. Datagrams that a call did not return
-        wait in the socket's backlog (:attr:`pending`), which ``select``, duplicates of the socket
-        and other processes do not see. Therefore, ``gro`` is off by default, and a loop around
-        ``select`` must check :attr:`pending` first.
+        Switch it on for a socket that receives many datagrams from a few peers: a single system
+        call can then receive up to 64 datagrams of equal size from one peer. Every receiving method
+        splits them again, in order, so callers see no difference. Datagrams that a call does not
+        return wait in the socket's backlog (:attr:`pending`), which ``select``, duplicates of the
+        socket and other processes cannot see. For that reason, ``gro`` is off by default, and a
+        loop around ``select`` must check :attr:`pending` first.
 
         Switching ``gro`` off moves the datagrams in the kernel's queue into the backlog. Datagrams
-        that the kernel coalesces at that very moment may be received as one. ``MSG_PEEK`` still
-        moves the datagram that it returns into the backlog.
+        that the kernel is coalescing at that very moment may be received as one. Even after that,
+        ``MSG_PEEK`` moves the datagram that it returns into the backlog, as it does while ``gro``
+        is on.
 
         :raises OSError: ``EOPNOTSUPP`` or ``ENOPROTOOPT``: the socket is not a UDP socket, or the
             kernel is older than 5.0.
@@ -350,10 +350,11 @@ class Socket:
         Every receiving method skips the datagrams that the guard refuses. After 1024 consecutive
         refusals, a method that does not wait raises :class:`BlockingIOError`, so that a flood
         cannot keep the caller busy; ``select`` still reports the socket as readable. A new guard
-        also checks the datagrams that are in the backlog.
+        also checks the datagrams already in the backlog.
 
-        Setting a guard attaches its kernel filter to the socket, unless a filter was set with
-        ``SO_ATTACH_FILTER`` or the kernel rejects it; then the guard itself checks the networks.
+        Setting a guard attaches its kernel filter to the socket. If a filter was already set with
+        ``SO_ATTACH_FILTER``, or the kernel rejects the guard's filter, the guard itself checks the
+        networks instead.
 
         :raises OSError: ``EAFNOSUPPORT``: the family is neither ``AF_INET`` nor ``AF_INET6``.
         """
@@ -362,12 +363,12 @@ class Socket:
     def guard(self, guard: Guard | None) -> None: ...
     @property
     def pacing(self) -> int | None:
-        """The maximum send rate in bytes per second; ``None`` for no limit.
+        """The maximum send rate in bytes per second; ``None`` means no limit.
 
-        This is ``SO_MAX_PACING_RATE`` (``socket(7)``). The queueing discipline ``fq``
-        (``tc-fq(8)``) of the device spaces the datagrams out; without it, the option has no effect
-        (``tomada info`` says which devices have it). The rate includes the bytes of the headers.
-        The rate of a UDP socket can only be lowered: to send at a higher rate, open another socket.
+        This is ``SO_MAX_PACING_RATE`` (``socket(7)``). The device's queueing discipline ``fq``
+        (``tc-fq(8)``) spaces out the datagrams; without it, the option has no effect (``tomada
+        info`` shows which devices have it). Header bytes count towards the rate. You can only lower
+        a UDP socket's rate: to send faster, open another socket.
 
         :raises ValueError: The rate is less than 1.
         """
@@ -378,19 +379,19 @@ class Socket:
     def pending(self) -> int:
         """The number of datagrams in the backlog: received from the kernel, not yet handed out.
 
-        The backlog is only used with :attr:`gro`, when a call took fewer datagrams than the kernel
-        had coalesced. The next receive of any kind returns them first, in order; a thread that
-        waits for a datagram is woken to take them. :meth:`close` drops them.
+        The backlog is used only with :attr:`gro`, when a call returned fewer datagrams than the
+        kernel had coalesced. The next receive of any kind returns the others first, in order, and a
+        thread that is waiting for a datagram wakes up to receive them. :meth:`close` drops them.
         """
 
     @property
     def spin(self) -> float:
         """How long a receive polls before it sleeps, in seconds. The default is 0.
 
-        A sleeping thread needs 30 to 70 µs to wake up; a polling one receives the datagram within a
-        few microseconds. Other Python threads run meanwhile. The price is one fully used processor
-        core while no datagram arrives, for up to this time per wait. Use it only if there is a core
-        to spare.
+        A sleeping thread needs 30 to 70 µs to wake up; a polling one receives a datagram within a
+        few microseconds. Other Python threads run in the meantime. The price is a fully used
+        processor core while no datagram arrives, for up to this time per wait, so use it only if
+        you have a core to spare.
 
         :raises ValueError: The time is negative or not a number.
         """
@@ -401,24 +402,24 @@ class Socket:
     def coalesce(self) -> float:
         """How long a receive collects datagrams after the first one, in seconds, up to 60.
 
-        The default of 0 does not collect. Otherwise a call that takes many datagrams
-        (:meth:`recv_many`, :meth:`recv_datagrams`, :meth:`recv_batch`) waits for the first one, and
-        then for this time, so one wake-up serves many: less CPU time for each, at the cost of
-        latency. No datagram waits for longer than this once a call has begun to wait, except that
-        the kernel makes a shorter sleep up to 50 µs long (``PR_SET_TIMERSLACK`` in ``prctl(2)``).
+        With the default of 0, receives do not collect. Otherwise, a call that can return many
+        datagrams (:meth:`recv_many`, :meth:`recv_datagrams`, :meth:`recv_batch`) waits for the
+        first one and then for this time, so that one wake-up serves many: they cost less CPU time,
+        but arrive later. Once a call has begun to wait, no datagram waits longer than this, plus up
+        to 50 µs by which the kernel may extend a sleep (``PR_SET_TIMERSLACK`` in ``prctl(2)``).
 
-        A wait ends sooner when 64 kernel messages have probably arrived, as judged by the last
-        receives: longer waits would save nothing more. If the last receive took as many datagrams
-        as it could, the next one does not wait. A timeout, closing the socket and signals end the
-        wait as usual. Setting this applies to calls that are waiting, too.
+        A wait ends sooner if 64 kernel messages have probably arrived, judging by recent receives,
+        because waiting longer would save nothing more. If the last receive returned as many
+        datagrams as it could, the next one does not wait. Timeouts, signals and closing the socket
+        end the wait as usual. A new value also applies to calls that are already waiting.
 
-        It has no effect on receives of single datagrams, and on calls that do not wait at all. With
-        :attr:`spin` too, calls that collect do not spin.
+        It has no effect on calls that receive a single datagram, or on calls that do not wait at
+        all. Calls that collect ignore :attr:`spin`.
 
-        Servers, and transports and endpoints on event loops, have an option of this name, and
-        collect in the same way. Set it before you give them the socket.
+        Servers, and transports and endpoints on event loops, have an option of the same name and
+        collect in the same way. To set it on a socket that you pass to them, set it beforehand.
 
-        :raises ValueError: It is negative, more than 60, or not a number.
+        :raises ValueError: The time is negative, more than 60, or not a number.
         """
 
     @coalesce.setter
@@ -428,17 +429,17 @@ class Socket:
     def errors(self) -> list[DatagramError]:
         """Return the kernel's reports about sent datagrams that failed, and remove them.
 
-        The kernel records them only if the program has requested it with ``setsockopt(IPPROTO_IP,
+        The kernel records them only if the program has requested this with ``setsockopt(IPPROTO_IP,
         IP_RECVERR, 1)`` or ``setsockopt(IPPROTO_IPV6, IPV6_RECVERR, 1)`` (``ip(7)``, ``ipv6(7)``).
         With that option, the next call on the socket also raises such an error, even if the socket
         is not connected.
 
-        The call never waits and reads at most 1024 entries of the queue. If it returns errors,
-        there may be more: call it again until it returns none. Transports, and calls that wait for
-        datagrams, move the entries of the kernel's queue into tomada's own queue, which holds 256.
-        If that is full, the oldest entry is dropped; ``stats().errors`` still includes it. Entries
-        that are not errors, such as timestamps of datagrams that were sent, remain available to
-        :meth:`recvmsg` with ``MSG_ERRQUEUE``, up to the latest 256.
+        The call never waits, and reads at most 1024 entries of the queue. As long as it returns
+        errors, there may be more: call it until it returns none. Transports, and calls that wait
+        for datagrams, move entries from the kernel's queue into tomada's own, which holds 256. When
+        that is full, the oldest entry is dropped; ``stats().errors`` still includes it. The latest
+        256 entries that are not errors, such as timestamps of sent datagrams, remain available to
+        :meth:`recvmsg` with ``MSG_ERRQUEUE``.
         """
 
     def join_group(
@@ -446,15 +447,15 @@ class Socket:
     ) -> None:
         """Join a multicast group (``MCAST_JOIN_GROUP``, ``MCAST_JOIN_SOURCE_GROUP``, :rfc:`3678`).
 
-        After the first join, the socket receives only from groups that it has joined itself, not
-        from groups joined by other sockets of this machine (``IP_MULTICAST_ALL`` is switched off),
-        unless the option was set before. Bind the socket to the group's port. For sending, set
-        ``IP_MULTICAST_LOOP`` (whether sockets of this machine receive the datagrams),
-        ``IP_MULTICAST_TTL`` (how many hops a datagram may take; 1 keeps it on the link) and
+        The first join switches off ``IP_MULTICAST_ALL``, unless you have set that option yourself:
+        the socket then receives only from groups that it has joined itself, not from groups that
+        other sockets on this machine have joined. Bind the socket to the group's port. For sending,
+        set ``IP_MULTICAST_LOOP`` (whether sockets on this machine receive the datagrams),
+        ``IP_MULTICAST_TTL`` (how many hops a datagram may travel; 1 keeps it on the link) and
         ``IP_MULTICAST_IF``, or their IPv6 equivalents.
 
         :param group: The group's address.
-        :param interface: The interface's name, index, or one of its addresses; without it, the
+        :param interface: The interface's name, its index, or one of its addresses; without it, the
             routing table decides.
         :param source: The address of the only sender to receive from; without it, any sender.
         :raises ValueError: The group is not a multicast address, or the source belongs to a
@@ -473,14 +474,14 @@ class Socket:
         """
 
     def recv_batch(self, batch: Batch, flags: int = 0) -> int:
-        """Receive into a :class:`Batch`, replacing its content; return the number of datagrams.
+        """Receive into a :class:`Batch`, replacing its contents; return the number of datagrams.
 
         The call waits for one datagram, then receives all that are queued, up to the batch's number
-        of slots (``recvmmsg(2)``). If the backlog (:attr:`pending`) is not empty, it receives the
-        backlog instead. It does not create a Python object per datagram. Datagrams are not
-        truncated as long as they fit into a slot; the default slot size fits every IP datagram.
+        of slots (``recvmmsg(2)``). If the backlog (:attr:`pending`) is not empty, it returns the
+        backlog instead. It does not create a Python object per datagram. A datagram that does not
+        fit into a slot is truncated; the default slot size fits every IP datagram.
 
-        After an exception other than the following two, the batch is empty:
+        If the call raises an exception other than the two below, the batch is empty afterwards.
 
         :raises RuntimeError: Another call is using the batch.
         :raises ValueError: ``flags`` includes ``MSG_PEEK`` or ``MSG_ERRQUEUE``.
@@ -493,24 +494,24 @@ class Socket:
         """Receive datagrams with the kernel's metadata; otherwise like :meth:`recv_many`.
 
         The first call enables the metadata (``SO_TIMESTAMPNS``, ``IP_PKTINFO``, ``IP_RECVTTL``,
-        ``IP_RECVTOS``, ``SO_RXQ_OVFL``, and the IPv6 equivalents). Options that were already set,
-        on or off, are left unchanged. The interface of datagrams queued before the first call is
-        unknown.
+        ``IP_RECVTOS``, ``SO_RXQ_OVFL``, and the IPv6 equivalents). Options that you have already
+        set, whether on or off, are left unchanged. For datagrams queued before the first call, the
+        interface is unknown.
         """
 
     def recv_many(self, max_datagrams: int = 64, flags: int = 0) -> list[tuple[bytes, _RetAddress]]:
         """Wait for a datagram, then receive all that are queued, up to a maximum (``recvmmsg(2)``).
 
-        The call returns at least one datagram. Each has the form that :meth:`recvfrom` returns, but
-        is never truncated. It does not wait for the maximum number. If datagrams arrive as fast as
-        it receives them, it returns after 50 ms.
+        The call returns at least one datagram, but does not wait for the maximum. Each item has the
+        same form as the result of :meth:`recvfrom`, but is never truncated. If datagrams keep
+        arriving as fast as the call receives them, it returns after 50 ms.
 
         :raises ValueError: The maximum is less than 1, or ``flags`` includes ``MSG_PEEK`` or
             ``MSG_ERRQUEUE``.
-        :raises OSError: As in :meth:`recvfrom`; an error that occurs after a datagram is raised by
-            the next call. ``ESHUTDOWN``: the socket has no timeout and is shut down for receiving.
-            (In that case, :meth:`recv` returns ``b""``, which in a list would mean an empty
-            datagram.)
+        :raises OSError: As in :meth:`recvfrom`; an error that occurs after the first datagram is
+            raised by the next call. ``ESHUTDOWN``: the socket has no timeout and is shut down for
+            receiving. (In that case, :meth:`recv` returns ``b""``, which in a list would mean an
+            empty datagram.)
         """
 
     @overload
@@ -524,7 +525,7 @@ class Socket:
     ) -> int:
         """Send the datagrams of a :class:`Batch`, each to its own address, or all to ``address``.
 
-        A datagram without an address is sent to the connected peer. Otherwise like
+        A datagram without an address is sent to the connected peer. Otherwise, this works like
         :meth:`send_many`.
 
         :raises RuntimeError: Another call is using the batch.
@@ -542,9 +543,9 @@ class Socket:
     def send_datagram(self, datagram: Datagram, flags: int = 0) -> int | None:
         """Send one :class:`Datagram` with its metadata; otherwise like :meth:`send_datagrams`.
 
-        :return: With :attr:`transmit_timestamps`, the datagram's id, which :meth:`timestamps`
-            returns with the time at which the datagram left. Ids count from 1 to 2**32 - 1 and then
-            start again; a call that raises an exception also uses one. Otherwise ``None``.
+        :return: With :attr:`transmit_timestamps`, the datagram's id, under which :meth:`timestamps`
+            reports when the datagram left; otherwise ``None``. Ids run from 1 to 2**32 - 1 and then
+            start again; a call that raises an exception also uses one up.
         """
 
     @overload
@@ -557,23 +558,23 @@ class Socket:
     ) -> int:
         """Send many datagrams, each with its metadata, and return how many were sent.
 
-        Each is sent to its ``address``, from its ``source`` over its ``interface``, with its
+        Each is sent to its ``address``, from its ``source``, over its ``interface``, with its
         ``ttl`` and ``tos`` (``IP_PKTINFO``, ``IP_TTL``, ``IP_TOS`` in ``ip(7)``, and their IPv6
         equivalents in :rfc:`3542`). A received datagram keeps the metadata that it arrived with,
-        unless :meth:`Datagram.replace` changes it. Consecutive datagrams of equal size to one peer
-        with equal metadata are sent in one call. ``flags``, ``errors``, the timeout and the
+        unless :meth:`Datagram.replace` changes it. Consecutive datagrams of equal size with the
+        same peer and metadata are sent in one call. ``flags``, ``errors``, the timeout and the
         exceptions work as in :meth:`send_many`.
 
         A ``transmit_time_ns`` takes effect on a device with the queueing discipline ``fq``
-        (``tc-fq(8)``): a datagram whose time has passed is sent at once. If the time is more than
+        (``tc-fq(8)``). A datagram whose time has passed is sent at once. If the time is more than
         ten seconds ahead (the option ``horizon`` of ``fq``), the datagram is dropped or sent
-        earlier. Other disciplines, and devices without one, send at once, without an error;
-        ``tomada info`` says which disciplines the devices have. For ``etf``, set ``SO_TXTIME``
-        yourself: its clock then applies.
+        earlier. Other disciplines, and devices without one, send at once and report no error;
+        ``tomada info`` shows which disciplines the devices have. For ``etf``, set ``SO_TXTIME``
+        yourself; the clock that you choose there then applies.
 
         :raises OSError: ``EINVAL`` or ``ENETUNREACH``: the source is not an address of this
             machine, or has no route to the destination; ``ENODEV``: there is no such interface;
-            ``EOPNOTSUPP``: the socket is an ``AF_UNIX`` socket, and a datagram has metadata.
+            ``EOPNOTSUPP``: a datagram has metadata, but the socket is an ``AF_UNIX`` socket.
         :raises ValueError: A source and its destination belong to different families.
         """
 
@@ -590,19 +591,19 @@ class Socket:
         """Whether the kernel reports when datagrams sent by :meth:`send_datagram` have left.
 
         False by default. Other methods of sending are not affected. The reports share the receive
-        buffer with datagrams and are lost if it is full. Until they are read, ``select`` reports an
-        error (``POLLERR``). Calls that wait, and every 32nd
-        :meth:`send_datagram`, take them out of the kernel's queue; the latest 65,536 are stored for
-        :meth:`timestamps`. They are not errors: :meth:`errors` and ``MSG_ERRQUEUE`` do not return
-        them, and ``stats().transmitted`` counts them. Sockets that share a descriptor (``dup``,
-        ``fork``) share the queue, too, and any of them may take a report.
+        buffer with datagrams, and are lost if it is full. Until they are read, ``select`` reports
+        an error (``POLLERR``). Calls that wait, and every 32nd :meth:`send_datagram`, remove them
+        from the kernel's queue; the latest 65,536 are stored for :meth:`timestamps`. They are not
+        errors: :meth:`errors` and ``MSG_ERRQUEUE`` do not return them, and ``stats().transmitted``
+        counts them. Duplicates of a socket (``dup``, ``fork``) share the kernel's queue, and any of
+        them may remove a report.
 
         This is ``SO_TIMESTAMPING`` with ``SCM_TS_OPT_ID`` (the kernel's
         ``networking/timestamping.rst``). If the program sets ``SO_TIMESTAMPING`` itself, the
         reports stop.
 
         :raises OSError: ``EOPNOTSUPP``: the kernel is older than 6.13, or the socket is an
-            ``AF_UNIX`` socket; ``EBUSY``: the program itself has requested timestamps of all
+            ``AF_UNIX`` socket; ``EBUSY``: the program itself has requested timestamps for all
             datagrams.
         """
 
@@ -612,13 +613,13 @@ class Socket:
         """Return the transmit timestamps that have arrived since the last call.
 
         :param timeout: How many seconds to wait for the first one.
-        :return: A list, which may be empty, of tuples: the datagram's id; the time at which the
-            kernel passed it to the device, in nanoseconds since 1970 UTC (see
-            :func:`time.time_ns`); and the time at which the device sent it, in nanoseconds on the
-            device's clock. One of the two times is ``None``: a device with hardware timestamps (see
-            :meth:`tomada.socket.socket.enable_hardware_timestamps`) produces a second item with the
-            same id. There is no item for a datagram that never left, or that was joined to another
-            (``MSG_MORE``, ``UDP_CORK``).
+        :return: A possibly empty list of tuples: the datagram's id; the time at which the kernel
+            passed it to the device, in nanoseconds since 1970 UTC (see :func:`time.time_ns`); and
+            the time at which the device sent it, in nanoseconds on the device's clock. One of the
+            two times is always ``None``: a device with hardware timestamps (see
+            :meth:`tomada.socket.socket.enable_hardware_timestamps`) adds a second item with the
+            same id. There is no item for a datagram that never left, or that the kernel joined to
+            another (``MSG_MORE``, ``UDP_CORK``).
         :raises ValueError: The timeout is negative or not a number.
         """
 
@@ -634,22 +635,23 @@ class Socket:
     ) -> int:
         """Send many datagrams in order and return how many were sent (``sendmmsg(2)``).
 
-        :param datagrams: Bytes-like objects for ``address`` or, without it, for the connected peer;
-            or pairs ``(bytes-like, address)``. An IPv6 socket also accepts IPv4 addresses.
-            Consecutive datagrams of equal size to one peer are sent in one call that the kernel
-            splits (``UDP_SEGMENT``), if it supports that. With ``UDP_CORK`` or ``MSG_MORE``, the
-            kernel joins the datagrams instead. An iterable is read up to 4096 items ahead.
+        :param datagrams: Either bytes-like objects, all for ``address`` or, without it, for the
+            connected peer; or pairs ``(bytes-like, address)``. An IPv6 socket also accepts IPv4
+            addresses. Consecutive datagrams of equal size to one peer are passed to the kernel in
+            one call, and the kernel splits them (``UDP_SEGMENT``), if it supports that. With
+            ``UDP_CORK`` or ``MSG_MORE``, the kernel joins the datagrams instead. This reads up to
+            4096 items ahead from an iterable.
         :param errors: With ``"raise"``, the first datagram that fails ends the call with its
             exception. The exception's ``index`` says which datagram it was, and ``sent`` how many
-            were sent before it. With ``"continue"``, all datagrams are tried, and the call returns
-            a list of ``(index, exception)``; if several were sent in one call, ``ENOBUFS`` and
-            ``ENOMEM`` are reported for all of them. In either case, an exception from a signal
-            handler, an audit hook or the iterable ends the call and is raised unchanged. Closing
-            the socket also ends the call.
+            were sent before it. With ``"continue"``, the call tries every datagram and returns a
+            list of ``(index, exception)`` pairs, one for each failure; if several were sent in one
+            call, ``ENOBUFS`` and ``ENOMEM`` are reported for all of them. In either case, an
+            exception from a signal handler, an audit hook or the iterable ends the call and is
+            raised unchanged. Closing the socket also ends the call.
         :raises BlockingIOError: The timeout is 0, and there was no room for the first datagram. If
-            there was room for some, the call returns how many were sent.
-        :raises TimeoutError: There was no room for the next datagram within the timeout, which
-            applies to the whole call. ``sent`` says how many were sent.
+            there was room for at least one, the call returns how many were sent.
+        :raises TimeoutError: The timeout, which applies to the whole call, expired before there was
+            room for the next datagram. ``sent`` says how many were sent.
         :raises TypeError: An item is not a datagram. The items before it were sent; ``sent`` says
             how many.
         """
@@ -664,7 +666,7 @@ class Socket:
         errors: Literal["continue"],
     ) -> list[tuple[int, OSError]]: ...
     def stats(self) -> Stats:
-        """Return the socket's counters since it was opened. They remain available after close."""
+        """Return the socket's counters since it was opened, even after it is closed."""
 
     def setblocking(self, flag: bool, /) -> None:
         """Set the timeout to ``None`` (true) or 0 (false)."""
@@ -675,14 +677,14 @@ class Socket:
     ) -> None:
         """Set an option (``setsockopt(2)``) to an ``int``, to bytes, or to None with a length.
 
-        If the kernel silently sets a smaller ``SO_RCVBUF`` or ``SO_SNDBUF`` than requested, a
-        :class:`RuntimeWarning` names the limit.
+        If the kernel grants a smaller ``SO_RCVBUF`` or ``SO_SNDBUF`` than requested, which it does
+        silently, this issues a :class:`RuntimeWarning` that names the limit.
         """
 
     @overload
     def setsockopt(self, level: int, optname: int, value: None, optlen: int, /) -> None: ...
     def settimeout(self, timeout: float | None, /) -> None:
-        """Set the timeout in seconds; ``None`` waits forever, 0 does not wait.
+        """Set the timeout in seconds; ``None`` means to wait forever, and 0 not to wait.
 
         :raises ValueError: The timeout is negative or not a number.
         """
@@ -702,16 +704,16 @@ class Batch:
 
     Use it with :meth:`Socket.recv_batch` and :meth:`Socket.send_batch`. It supports the buffer
     protocol: ``memoryview(batch)`` is its writable memory, and :attr:`offsets` and :attr:`lengths`
-    say where each payload is; numpy can use all three without a copy. They stay valid as long as
-    the batch exists, and always show its current content: the next receive overwrites the previous
-    payloads. :meth:`rows`, :attr:`addresses_array` and :attr:`timestamps` are copies.
+    say where each payload is; numpy can use all three without copying. They stay valid as long as
+    the batch exists, and always show its current contents: the next receive overwrites the previous
+    payloads. :meth:`rows`, :attr:`addresses_array` and :attr:`timestamps` return copies.
 
     Only one call at a time may use a batch, so give each thread its own. While one thread receives
     or sends, calls in other threads raise :class:`RuntimeError`.
 
     :param slots: The maximum number of kernel messages per receive, 1 to 4096. A message is one
-        datagram or, with :attr:`Socket.gro`, up to 64 of equal size. A slot reserves address space;
-        it uses memory only where datagrams are stored.
+        datagram or, with :attr:`Socket.gro`, up to 64 of equal size. A slot reserves address space,
+        but uses memory only for datagrams that are actually stored.
     :param slot_size: The longest message in bytes. The default fits every IP datagram; a longer
         ``AF_UNIX`` datagram is truncated.
     :raises ValueError: An argument is out of range.
@@ -733,17 +735,17 @@ class Batch:
 
     @property
     def addresses(self) -> list[_RetAddress]:
-        """Each datagram's address: its sender's, or the one passed to :meth:`append`, or None."""
+        """Each datagram's address: the sender's, the one passed to :meth:`append`, or None."""
 
     @property
     def addresses_array(self) -> Any:
-        """The addresses as a :class:`numpy.ndarray` of records, without an object for each.
+        """The addresses as a :class:`numpy.ndarray` of records, without an object per address.
 
         The fields of a record are ``family`` (``AF_INET`` or ``AF_INET6``), ``port``, ``scope``
-        (the interface index of a link-local address) and ``address``, 16 bytes of which IPv4 uses
-        the first four. A datagram that was appended without an address is represented by zeros. An
-        IPv4 peer of an IPv6 socket has a mapped address, as in :attr:`addresses`. The array is a
-        copy, which the next receive does not change.
+        (the interface index of a link-local address) and ``address`` (16 bytes, of which IPv4 uses
+        the first four). A datagram that was appended without an address has all zeros. An IPv4 peer
+        of an IPv6 socket has a mapped address, as in :attr:`addresses`. The array is a copy that
+        the next receive does not change.
 
         :raises ValueError: A datagram has an ``AF_UNIX`` address.
         :raises ModuleNotFoundError: numpy is not installed.
@@ -753,22 +755,21 @@ class Batch:
     def timestamps(self) -> memoryview:
         """When the kernel received each datagram: nanoseconds since 1970, in the format ``"q"``.
 
-        On IPv4 and IPv6 sockets, the kernel reports timestamps if ``SO_TIMESTAMPNS`` (or
-        ``SO_TIMESTAMP``, ``SO_TIMESTAMPING``) of ``SOL_SOCKET`` is set; otherwise, they are 0.
-        Coalesced datagrams share a timestamp. The view is a read-only copy, which the next receive
+        On IPv4 and IPv6 sockets, the kernel reports timestamps if the ``SOL_SOCKET`` option
+        ``SO_TIMESTAMPNS`` (or ``SO_TIMESTAMP``, or ``SO_TIMESTAMPING``) is set; otherwise, they are
+        0. Coalesced datagrams share a timestamp. The view is a read-only copy that the next receive
         does not change.
         """
 
     def rows(self, dtype: Any, *, errors: Literal["raise", "skip"] = "raise") -> Any:
-        """Return the payloads as a :class:`numpy.ndarray` with one item of ``dtype`` for each.
+        """Return the payloads as a :class:`numpy.ndarray` with one ``dtype`` item per datagram.
 
-        The array is a copy in contiguous memory, which the next receive does not change.
+        The array is a copy in contiguous memory that the next receive does not change.
 
-        :param dtype: A numpy dtype, or an argument for :class:`numpy.dtype`. It must not contain
-            Python objects.
+        :param dtype: A numpy dtype, or anything that :class:`numpy.dtype` accepts. It must not
+            contain Python objects.
         :param errors: With ``"skip"``, datagrams whose length is not ``dtype.itemsize`` are left
-            out; :attr:`lengths` shows which ones remain. Use this if strangers can send to the
-            socket.
+            out; :attr:`lengths` shows which. Use this if strangers can send to the socket.
         :raises ValueError: A datagram has a different length, and ``errors`` is ``"raise"``; or
             ``dtype`` does not have a size, or contains Python objects.
         :raises ModuleNotFoundError: numpy is not installed.
@@ -776,7 +777,7 @@ class Batch:
 
     @property
     def truncated(self) -> list[int]:
-        """The indexes of datagrams that were truncated because ``slot_size`` was too small."""
+        """The indexes of the datagrams that were truncated because ``slot_size`` was too small."""
 
     def append(self, data: ReadableBuffer, address: _Address | None = None) -> None:
         """Append a copy of a datagram.
@@ -791,8 +792,8 @@ class Batch:
     def extend(self, data: ReadableBuffer, size: int, address: _Address | None = None) -> None:
         """Split a buffer into datagrams of ``size`` bytes and append them; the last may be shorter.
 
-        :raises ValueError: The batch does not have room for all of them (none is appended then), or
-            ``size`` is 0.
+        :raises ValueError: The batch does not have room for all of them, in which case none is
+            appended; or ``size`` is 0.
         """
 
     def clear(self) -> None:
@@ -811,7 +812,7 @@ class Batch:
 
 @final
 class Datagram:
-    """A datagram with metadata: as the kernel received it, or to be sent. Immutable.
+    """A datagram with metadata, either received or to be sent. Immutable.
 
     ``Datagram(data, address=None, *, ttl=None, tos=None, ecn=None, source=None, interface=None,
     transmit_time_ns=None)``
@@ -823,7 +824,7 @@ class Datagram:
     :param address: The destination; without it, the connected peer.
     :param ttl: The time to live (IPv4) or hop limit (IPv6), 1 to 255.
     :param tos: The type of service (IPv4) or traffic class (IPv6), 0 to 255.
-    :param ecn: The last two bits of ``tos``, 0 to 3 (:rfc:`3168`). Without ``tos``, its other bits
+    :param ecn: The last two bits of ``tos``, 0 to 3 (:rfc:`3168`). Without ``tos``, the other bits
         are 0.
     :param source: The IP address to send from, which must belong to this machine.
     :param interface: The interface to send over: its name, its index, or one of its addresses.
@@ -861,8 +862,9 @@ class Datagram:
         """Return a datagram to send, with new values for some fields.
 
         The arguments are the same as for the class. To reply to a received datagram, replace its
-        ``data`` and set ``ttl`` to ``None``. The reply keeps the request's ``address``, ``source``
-        and ``interface``, but the request's remaining TTL may be too small for the return path.
+        ``data`` and set ``ttl`` to ``None``: the reply should keep the request's ``address``,
+        ``source`` and ``interface``, but the request's remaining TTL may be too small for the
+        return path.
         """
 
     @property
@@ -885,13 +887,13 @@ class Datagram:
     def source(self) -> str | None:
         """The local IP address to send from.
 
-        For a received datagram, this is the address to reply from: its :attr:`destination`, or the
-        interface's own address if that is a group or a broadcast address.
+        For a received datagram, this is the address to reply from: its :attr:`destination` or, if
+        that is a group or a broadcast address, the interface's own address.
         """
 
     @property
     def transmit_time_ns(self) -> int | None:
-        """When to transmit it, in nanoseconds; ``None`` for a received datagram."""
+        """When to transmit the datagram, in nanoseconds; ``None`` if it was received."""
 
     @property
     def destination(self) -> str | None:
@@ -908,9 +910,9 @@ class Datagram:
     def timestamp_ns(self) -> int | None:
         """When the kernel received it, in nanoseconds since 1970 UTC (see :func:`time.time_ns`).
 
-        ``None`` if the socket did not ask for it. With ``SO_TIMESTAMPING``, also ``None`` for
-        datagrams that arrive in the moment in which the kernel switches timestamps on, because no
-        other socket of the machine uses them.
+        ``None`` if the socket had not requested timestamps. With ``SO_TIMESTAMPING``, this can also
+        be ``None`` at first: if no other socket on the machine uses timestamps, the kernel takes a
+        moment to start recording them.
         """
 
     @property
@@ -938,29 +940,28 @@ class Datagram:
 
     @property
     def kernel_drops(self) -> int:
-        """How many of the socket's datagrams the kernel had dropped when this one was queued.
+        """How many of the socket's datagrams the kernel had dropped when it queued this one.
 
-        This includes datagrams that a filter refused, because the kernel does not distinguish them
-        here.
+        This includes datagrams that a filter refused: the kernel does not count them separately.
         """
 
     @property
     def session(self) -> DtlsSession | None:
-        """The :class:`tomada.dtls.Session` that it came through, or ``None``.
+        """The :class:`tomada.dtls.Session` that it arrived over, or ``None``.
 
-        The session may have ended since, and the peer's address may have another one.
+        The session may since have ended, and the peer's address may have another one.
         """
 
     def reply(self, data: ReadableBuffer, flags: int = 0) -> int:
         """Send a reply from the address that the datagram was sent to, and return its length.
 
         On a machine with several addresses, a plain ``sendto`` replies from the address that the
-        routing table prefers, and a peer that is connected to another address never receives it. A
-        reply to a multicast or broadcast datagram is sent from the interface's own address. The
-        exceptions are the same as for :meth:`Socket.sendto`.
+        routing table prefers, and a peer that is connected to a different one never receives the
+        reply. A reply to a multicast or broadcast datagram is sent from the interface's own
+        address. The exceptions are the same as for :meth:`Socket.sendto`.
 
         :raises ValueError: The datagram was created for sending, not received.
-        :raises OSError: ``ENOTCONN``: its DTLS session has ended.
+        :raises OSError: ``ENOTCONN``: the datagram's DTLS session has ended.
         """
 
     def __len__(self) -> int:
@@ -972,20 +973,20 @@ class DtlsContext:
     check_hostname: bool
     """Whether the server's certificate must match its host name or address.
 
-    True by default for a client, which then needs a ``server_hostname``. A client that has a
-    pre-shared key, and that trusts no certificate or has no ``server_hostname``, offers only
-    ciphers that authenticate with that key.
+    True by default for a client, which then needs a ``server_hostname``. A client with a pre-shared
+    key that trusts no certificates, or has no ``server_hostname``, offers only ciphers that
+    authenticate with that key.
     """
 
     mtu: int
-    """The maximum payload of a UDP datagram in bytes: 1400 by default.
+    """The maximum UDP payload in bytes: 1400 by default.
 
     Neither records nor handshake fragments are longer. A session's
     :attr:`~tomada.dtls.Session.max_datagram_size` is derived from it.
     """
 
     max_sessions: int
-    """The maximum number of complete sessions of a socket: 65,536 by default.
+    """The maximum number of established sessions per socket: 65,536 by default.
 
     Beyond this limit, the session that has been idle longest is ended.
     """
@@ -993,7 +994,8 @@ class DtlsContext:
     max_handshakes: int
     """The maximum number of handshakes in progress: 1024 by default.
 
-    Beyond this limit, the oldest is ended. Only clients that have proved their address count.
+    Beyond this limit, the oldest is ended. Only clients that have proved their address count
+    towards it.
     """
 
     handshake_timeout: float
@@ -1014,9 +1016,9 @@ class DtlsContext:
     def keylog_filename(self) -> str | None:
         """The file to which session secrets are appended, or ``None``.
 
-        With this file, Wireshark and tshark decrypt captured datagrams. Anyone else who can read it
-        can do the same: use it for debugging only. If this creates the file, only its owner can
-        read it.
+        With this file, Wireshark and tshark can decrypt captured datagrams. So can anyone else who
+        can read it: use it for debugging only. If the file does not exist, it is created so that
+        only its owner can read it.
 
         :raises OSError: The file cannot be opened.
         """
@@ -1033,8 +1035,7 @@ class DtlsContext:
 
         A server may have one certificate for each kind of key, such as ECDSA and RSA.
 
-        :param certfile: A PEM file with the certificate, followed by the certificates of its
-            issuers.
+        :param certfile: A PEM file with the certificate, followed by those of its issuers.
         :param keyfile: A PEM file with the key; by default, ``certfile``.
         :param password: The password of an encrypted key, or a function that returns it.
         :raises OSError: A file cannot be read.
@@ -1048,7 +1049,7 @@ class DtlsContext:
         capath: str | PathLike[str] | None = None,
         cadata: str | ReadableBuffer | None = None,
     ) -> None:
-        """Trust the authorities that issue the certificates of peers.
+        """Trust certificate authorities: the issuers of peers' certificates.
 
         :param cafile: A PEM file.
         :param capath: A directory of PEM files, all of which are read.
@@ -1061,7 +1062,7 @@ class DtlsContext:
         """Trust the certificates that the system trusts."""
 
     def set_ciphers(self, ciphers: str, /) -> None:
-        """Choose the ciphers for sessions, in the format of ``openssl-ciphers(1)``.
+        """Choose the ciphers, in the format of ``openssl-ciphers(1)``.
 
         :raises ValueError: No cipher can be selected.
         """
@@ -1103,8 +1104,8 @@ class DtlsContext:
         """Let a function choose a client's identity and pre-shared key.
 
         :param callback: Called during a handshake with the server's identity hint, or ``None``. It
-            returns the identity and the key. Its exceptions are reported by
-            :func:`sys.unraisablehook` and end the handshake. It cannot close the socket of the
+            returns the identity and the key. If it raises an exception, the handshake fails, and
+            :func:`sys.unraisablehook` reports the exception. It cannot close the socket of the
             handshake: that raises :class:`OSError` with ``EDEADLK``.
         """
 
@@ -1117,22 +1118,22 @@ class DtlsContext:
         """Let a function find the pre-shared keys of clients.
 
         :param callback: Called during a handshake with the client's identity. It returns the key,
-            or ``None`` or ``b""`` for an unknown identity. Bytes of the identity that are not UTF-8
+            or ``None`` or ``b""`` for an unknown identity. Bytes in the identity that are not UTF-8
             become lone surrogates. Exceptions are handled as for a client.
         :param identity_hint: Tells clients which identity to use: at most 128 bytes.
         """
 
     def _prepare(self, is_server: bool, /) -> None:
-        """Check that the context is for the given side, and that it is complete.
+        """Check that the context is complete and belongs to the given side.
 
         :raises ValueError: It is not.
         """
 
 @final
 class DtlsEndpoint:
-    """The DTLS sessions of a socket. Creating one makes the socket encrypt and decrypt.
+    """A socket's DTLS sessions. Creating this object makes the socket encrypt and decrypt.
 
-    With a connected socket, there is one session.
+    A connected socket has a single session.
     """
 
     def __new__(
@@ -1148,10 +1149,10 @@ class DtlsEndpoint:
         """Begin the session with the server."""
 
     def handshake(self, timeout: float | None = None) -> None:
-        """Wait until the session with the only peer is complete; 0 does not wait."""
+        """Wait until the handshake with the only peer is complete; 0 does not wait."""
 
     def move(self, socket: Socket) -> DtlsEndpoint:
-        """Move the sessions of this socket, and the data that they have received, to another one.
+        """Move this socket's sessions, and the data that they have received, to another socket.
 
         Return the object for that socket.
         """
@@ -1162,14 +1163,14 @@ class DtlsEndpoint:
     def events(self) -> list[tuple[str, Any, DtlsSession | OSError]]:
         """Return what has happened since the last call.
 
-        Each event is its name, the peer, and either the session that has begun or the reason why
-        one has ended.
+        Each event consists of its name, the peer, and either the session that has begun or the
+        reason why one has ended.
         """
 
     def status(self) -> bool | None:
         """Return whether the handshake with the only peer is complete; ``None`` means not yet.
 
-        :raises OSError: It has ended.
+        :raises OSError: The session has ended.
         """
 
     def close(self, address: _Address | None = None) -> bool:
@@ -1188,14 +1189,13 @@ class DtlsEndpoint:
 class DtlsSession:
     """A session with a peer: :class:`tomada.dtls.Session`.
 
-    It describes the same session for as long as the object exists, even after that has ended, or
-    the peer has begun another one. In a child of a fork, its methods raise :class:`OSError`
-    (``ENOTCONN``).
+    The object always describes the same session, even after that session has ended or the peer has
+    begun another one. In a forked child, its methods raise :class:`OSError` (``ENOTCONN``).
     """
 
     @property
     def psk_identity(self) -> str | None:
-        """The identity of the pre-shared key, or ``None`` if none was used."""
+        """The identity of the pre-shared key, or ``None`` if no such key was used."""
 
     @property
     def server_name(self) -> str | None:
@@ -1216,7 +1216,7 @@ class DtlsSession:
         """Return the cipher's name, its version and its strength in bits."""
 
     def getpeercert(self, binary_form: bool = False) -> dict[str, Any] | bytes | None:
-        """Return the peer's certificate, or ``None`` if it has not sent one.
+        """Return the peer's certificate, or ``None`` if the peer has not sent one.
 
         :param binary_form: Return the certificate in DER form, even if it was not verified.
             Otherwise, the result is a dict, as from :meth:`ssl.SSLSocket.getpeercert`, which is
@@ -1236,7 +1236,7 @@ class DtlsSession:
 
         :param label: Identifies the purpose of the key material.
         :param length: The number of bytes, up to 65,536.
-        :param context: Further input, which must be the same on both sides.
+        :param context: Additional input, which must be the same on both sides.
         """
 
 @final
@@ -1245,7 +1245,7 @@ class DatagramError:
 
     @property
     def peer(self) -> _RetAddress:
-        """The datagram's destination; the port is 0 if the kernel does not report it."""
+        """The datagram's destination; the port is 0 if the kernel does not report one."""
 
     @property
     def errno(self) -> int:
@@ -1273,16 +1273,16 @@ class DatagramError:
 
     @property
     def data(self) -> bytes:
-        """The beginning of the datagram: as much of it as the ICMP message quotes."""
+        """The beginning of the datagram: as much as the ICMP message quotes."""
 
 def end_with_parent(signal: int, /) -> None:
     """Have the kernel send this process a signal when its parent ends (``PR_SET_PDEATHSIG``)."""
 
 def steer_by_key(socket: Socket, key: tuple[int, int], sockets: int, has_header: bool, /) -> None:
-    """Steer a socket's reuseport group of this many sockets by bytes of the payload.
+    """Steer a socket's reuseport group, which has this many sockets, by bytes of the payload.
 
-    ``key`` is the offset of these bytes and how many there are (at most 64), and ``has_header``
-    says whether a PROXY header may precede the payload.
+    ``key`` is the offset of these bytes and their number (at most 64), and ``has_header`` says
+    whether a PROXY header may precede the payload.
 
     :raises OSError: The kernel rejects the program.
     """
@@ -1329,7 +1329,7 @@ class ServerCore:
         :param on_exit: Called with each :class:`SystemExit` and :class:`KeyboardInterrupt` of the
             handler, and calls :meth:`retire` or :meth:`stop`. Without it, such an exception ends
             this call, and the datagrams received with that one stay in the socket's backlog.
-        :return: How many received datagrams were not handled, because time ran out.
+        :return: How many received datagrams were not handled because time ran out.
         """
 
     def retire(self, limit: float) -> None:
@@ -1342,12 +1342,12 @@ class ServerCore:
         """End :meth:`run` after all queued datagrams.
 
         :param drain: For at most this many seconds.
-        :param is_last: The socket is closed afterwards. If time runs out, receive and count what is
-            left in its queue.
+        :param is_last: The socket is closed afterwards. If time runs out, receive and count
+            whatever is left in its queue.
         """
 
     def sendto(self, data: ReadableBuffer, address: _Address) -> None:
-        """Send a datagram: in a handler together with the replies, elsewhere at once."""
+        """Send a datagram: inside a handler, together with the replies; elsewhere, at once."""
 
     @property
     def worker(self) -> int:
@@ -1365,23 +1365,23 @@ class ServerCore:
         """Run on an event loop instead of :meth:`run`, in the loop's thread.
 
         :param task_options: The keyword arguments of :class:`asyncio.Task`.
-        :param most: How many calls of the handler may run at once.
-        :param on_reply: Called when something is queued to be sent: the loop calls
-            :meth:`end_turn` at the end of its turn.
+        :param most: How many calls to the handler may run at once.
+        :param on_reply: Called when something is queued to be sent: the loop then calls
+            :meth:`end_turn` at the end of its iteration.
         :param on_stop: Called in the loop after :meth:`retire` and :meth:`stop`.
         :param on_exit: As for :meth:`run`.
         """
 
     def receive_once(self) -> int:
-        """Receive once without waiting, call the handler, and send what it has returned.
+        """Receive once without waiting, call the handler, and send its replies.
 
-        :return: The next step. 0: wait, there is nothing to receive. 1: there may be more. 2:
-            receive again, for datagrams that are in the backlog. 3: the maximum number of calls is
-            running. 4: pause, because of errors. 5: everything was received.
+        :return: The next step. 0: wait, because there is nothing to receive. 1: there may be more.
+            2: receive again, because there are datagrams in the backlog. 3: the maximum number of
+            calls is running. 4: pause, because of errors. 5: everything was received.
         """
 
     def end_turn(self) -> bool:
-        """Send what is queued; return whether datagrams wait for room."""
+        """Send what is queued; return whether any datagrams are still waiting for room."""
 
     def tick(self) -> None:
         """Log drops and entries of the error queue; call it about once per second."""
@@ -1389,7 +1389,7 @@ class ServerCore:
     def tick_sessions(self) -> float | None:
         """Retransmit the handshake messages that are due; return the seconds until the next call.
 
-        It is ``None`` if no call is needed before the next receive.
+        This returns ``None`` if no call is needed before the next receive.
         """
 
     def cancel_tasks(self) -> None:
@@ -1400,13 +1400,12 @@ class ServerCore:
 
         Datagrams whose handler has not returned count as cancelled.
 
-        :return: How many received datagrams were not handled, or have a handler that has not
-            returned.
+        :return: How many received datagrams were not handled, or are still being handled.
         """
 
     @property
     def under_way(self) -> int:
-        """How many calls of the handler are running."""
+        """How many calls to the handler are running."""
 
     @property
     def is_stopping(self) -> bool:
@@ -1429,14 +1428,14 @@ class ServerCounters:
         """Count a worker that died and is restarted."""
 
     def received(self, worker: int) -> int:
-        """Return how many datagrams a worker, and its predecessors, have received."""
+        """Return how many datagrams a worker and its predecessors have received."""
 
     def stats(self, kernel_drops: int, filter_drops: int) -> ServerStats:
         """Return the sums over all workers."""
 
 @final
 class ServerStats:
-    """The sums of all workers' counters since the server was started. Immutable."""
+    """A server's counters since it was started, summed over all workers. Immutable."""
 
     @property
     def received(self) -> int:
@@ -1464,7 +1463,7 @@ class ServerStats:
 
     @property
     def truncated(self) -> int:
-        """Truncated datagrams. A server's buffers are large enough to avoid them."""
+        """Datagrams truncated. A server's buffers are large enough to avoid this."""
 
     @property
     def refused(self) -> int:
@@ -1481,18 +1480,17 @@ class ServerStats:
     def proxy_malformed(self) -> int:
         """Datagrams from trusted proxies that were refused because they had no valid PROXY header.
 
-        No other counter includes them. If the proxies put a header in front of only the first
-        datagram of a flow, this includes the datagrams of flows whose first datagram this process
-        did not receive, and of flows in which another client's header appeared later.
+        No other counter includes them. If the proxies add a header only to the first datagram of a
+        flow, this includes the datagrams of flows whose first datagram this process did not
+        receive, and of flows in which another client's header appeared later.
         """
 
     @property
     def kernel_drops(self) -> int:
         """Datagrams that the kernel dropped since the start: see :attr:`Stats.kernel_drops`.
 
-        The number of datagrams sent to the server is ``received + refused + kernel_drops +
-        filter_drops``, once its queue is empty; behind proxies, add ``proxy_untrusted +
-        proxy_malformed``.
+        Once its queue is empty, the number of datagrams sent to the server is ``received + refused
+        + kernel_drops + filter_drops``; behind proxies, add ``proxy_untrusted + proxy_malformed``.
         """
 
     @property
@@ -1501,10 +1499,10 @@ class ServerStats:
 
     @property
     def handler_errors(self) -> int:
-        """Replies that the handler failed to produce: exceptions, wrong types, too many bytes.
+        """Replies that the handler failed to produce: exceptions, wrong types, overlong replies.
 
         This includes datagrams for which there was not enough memory to call the handler, and
-        datagrams whose source is the server's own address, for which the server does not call the
+        datagrams whose source is the server's own address, which the server does not pass to the
         handler.
         """
 
@@ -1528,7 +1526,7 @@ class ServerStats:
     def handler_time(self) -> float:
         """Seconds spent in the handler, and in creating its arguments.
 
-        For an async handler, this is the sum of the durations of all calls, which may overlap.
+        For an async handler, this is the total duration of all calls, which may overlap.
         """
 
     @property
@@ -1573,8 +1571,8 @@ class SinkStats:
     def in_flight(self) -> int:
         """Datagrams that the sink holds: received, but neither published nor dropped yet.
 
-        This may briefly include a batch that is about to be dropped. The datagrams of a worker that
-        was killed remain here.
+        This may briefly include a batch that is about to be dropped. Datagrams that were lost
+        because a worker was killed stay in this count.
         """
 
     def __eq__(self, other: object, /) -> bool: ...
@@ -1629,39 +1627,39 @@ class Stats:
     def proxy_malformed(self) -> int:
         """Datagrams from trusted proxies that were refused because they had no valid PROXY header.
 
-        No other counter includes them. If the proxies put a header in front of only the first
-        datagram of a flow, this includes the datagrams of flows whose first datagram this process
-        did not receive, and of flows in which another client's header appeared later.
+        No other counter includes them. If the proxies add a header only to the first datagram of a
+        flow, this includes the datagrams of flows whose first datagram this process did not
+        receive, and of flows in which another client's header appeared later.
         """
 
     @property
     def kernel_drops(self) -> int:
         """Datagrams that the kernel has dropped so far (``SO_MEMINFO``).
 
-        The kernel drops a datagram if the socket's buffer is full or its checksum is wrong. This
-        also includes datagrams that this process could not store because it was out of memory, and
-        those that it dropped because their peer had begun another DTLS session;
-        :attr:`received` does not include those. The number of datagrams sent to the socket is
-        ``received + refused + kernel_drops + filter_drops``, once its queue is empty; for a server
+        The kernel drops a datagram if the socket's buffer is full or the datagram's checksum is
+        wrong. This also includes datagrams that this process could not store because it was out of
+        memory, and those that it dropped because their peer had begun another DTLS session;
+        :attr:`received` does not include either. Once the queue is empty, the number of datagrams
+        sent to the socket is ``received + refused + kernel_drops + filter_drops``; for a server
         behind proxies, add ``proxy_untrusted + proxy_malformed``. With :attr:`Socket.gro`, that is
         not exact: the kernel counts coalesced datagrams as one, so each drop stands for 1 to 128
         datagrams.
 
-        The kernel counts from the creation of the socket, and duplicates share the count. Its
-        counter has 32 bits; this one continues beyond that if it is read occasionally.
+        The kernel counts from the socket's creation, and duplicates share the count. The kernel's
+        counter has 32 bits; this one does not overflow as long as you read it now and then.
         """
 
     @property
     def filter_drops(self) -> int:
         """Datagrams that the socket's kernel filter refused (``SO_ATTACH_FILTER``).
 
-        The filter belongs to a :class:`Guard` with ``allow`` or ``deny``, or is your own. The
-        kernel counts these datagrams together with those that did not fit into the buffer. To
-        separate them, each call of ``stats()`` compares the network namespace's counters
-        (``RcvbufErrors`` and ``InErrors`` in ``/proc/net/snmp``). While another socket of the
-        namespace overflows, some of these datagrams are counted in :attr:`kernel_drops` instead.
-        Before Linux 5.14, without ``/proc``, or if the socket is in a different namespace from the
-        calling thread, all of them are counted there.
+        The filter is your own or belongs to a :class:`Guard` with ``allow`` or ``deny``. The kernel
+        counts these datagrams together with those that did not fit into the buffer. To separate the
+        two, each call to ``stats()`` compares the network namespace's counters (``RcvbufErrors``
+        and ``InErrors`` in ``/proc/net/snmp``). While another socket in the namespace overflows,
+        some of these datagrams are counted in :attr:`kernel_drops` instead. Before Linux 5.14,
+        without ``/proc``, or if the socket is in a different namespace from the calling thread, all
+        of them are counted there.
         """
 
     @property
@@ -1685,7 +1683,7 @@ class Stats:
 class LinkCore:
     """The thread of :class:`tomada.testing.Link`. Direction 0 is towards the server.
 
-    A script has the number of its direction; 2 means both directions.
+    A script's number is its direction; 2 means both directions.
     """
 
     def __new__(
@@ -1736,10 +1734,10 @@ class PathCore:
 class Guard:
     """Checks datagrams before they reach Python and limits what is sent in reply.
 
-    Use it with a socket (``sock.guard = guard``), an endpoint of :mod:`tomada.asyncio` or a server
-    (``guard=``). Each parameter that you pass adds a check. The checks run in the order below, and
-    the first that fails refuses the datagram. A refused datagram is counted; its sender gets no
-    answer.
+    Use it with a socket (``sock.guard = guard``), or with an endpoint of :mod:`tomada.asyncio` or a
+    server (``guard=``). Each parameter that you pass adds a check. The checks run in the order
+    below, and the first that fails refuses the datagram. A refused datagram is counted, and its
+    sender gets no answer.
 
     A *source* is an address without its port, or a network: see ``prefixes``. IPv4-mapped IPv6
     addresses count as IPv4 addresses.
@@ -1748,34 +1746,34 @@ class Guard:
     hashed with a secret key, so an attacker cannot choose which source to displace. A source
     becomes *known* once it has sent datagrams over a period of at least one second. Half of the
     table is for known sources. Each of them keeps its entry as long as it sends at least one
-    datagram per minute, whatever else arrives. The other half is for strangers. If it is full, a
-    new stranger replaces the one that has used the least of its rate, and inherits that usage. So a
-    flood cannot give a source more than its rate by making the guard forget it. During a flood,
-    strangers may be refused, but known peers are not.
+    datagram per minute, whatever else arrives. The other half is for strangers. If that half is
+    full, a new stranger replaces the one that has used the least of its rate, and inherits that
+    usage, so a flood cannot make the guard forget how much a source has sent. During a flood,
+    strangers may be refused, but known sources are not.
 
-    :param allow: Networks (``"192.0.2.0/24"``, an address, or objects of :mod:`ipaddress`). If
-        given, all others are refused.
-    :param deny: Networks to refuse. If both lists contain a source, the longest prefix wins.
+    :param allow: Networks to admit (``"192.0.2.0/24"``, an address, or an :mod:`ipaddress` object).
+        If given, all others are refused.
+    :param deny: Networks to refuse. If both lists match a source, the longest prefix wins.
     :param max_size: The maximum payload size in bytes.
-    :param ceiling: The maximum number of datagrams per second from all sources together, in bursts
-        of up to a tenth of a second's worth. Strangers may use only half of it, so known sources
-        have priority.
+    :param ceiling: The maximum number of datagrams per second from all sources together, with
+        bursts of up to a tenth of a second's worth. Strangers may use only half of it, so known
+        sources have priority.
     :param rate: The maximum number of datagrams per second from one source.
     :param burst: The maximum number of datagrams in a burst; by default, one second's worth.
-    :param prefixes: The prefix lengths that define a source, for IPv4 and IPv6. With ``(24, 56)``
+    :param prefixes: The prefix lengths that define a source, for IPv4 and IPv6. With ``(24, 56)``,
         the rate applies to networks. A single machine has a whole IPv6 /64, so a rate for longer
         prefixes limits nobody.
     :param amplification: How many payload bytes may be sent to an address for each byte admitted
         from it; 3 in QUIC (:rfc:`9000#section-8`). A sender can forge its source address; the
-        victim would receive your replies. Sending more raises :class:`PermissionError`, or calls
-        ``error_received`` in transports. Nothing can be sent to an address that has not sent
-        anything. Further datagrams from an address do not prove that it is genuine; see
+        victim would receive your replies. Sending more raises :class:`PermissionError`; a transport
+        calls ``error_received`` instead. Nothing can be sent to an address that has not sent
+        anything. Further datagrams from an address do not prove that it is genuine: see
         :meth:`validate`. A connected socket's peer is not limited.
     :param sources: The size of the table, 8 to 16,777,216 sources, rounded up to a power of two.
         Choose eight times the number of known peers.
     :param kernel_filter: Have the kernel drop datagrams that ``allow`` and ``deny`` refuse, before
         they cost time or buffer space (``SO_ATTACH_FILTER``). They are counted in ``filter_drops``
-        of the socket's :class:`Stats`, not here.
+        of the socket's :class:`Stats`, not in the guard's.
     :raises ValueError: A network is invalid, has host bits set, or is in both lists; or a number is
         out of range.
     """
@@ -1798,20 +1796,20 @@ class Guard:
     def kernel_filter(self) -> bytes | None:
         """The networks as an array of ``struct sock_filter`` (classic BPF).
 
-        ``None`` if neither ``allow`` nor ``deny`` was given, with ``kernel_filter=False``, or if
+        ``None`` if neither ``allow`` nor ``deny`` was given, if ``kernel_filter`` is false, or if
         the program would exceed the kernel's limit of 4096 instructions (about a thousand networks
-        that are not adjacent). Then the guard itself checks the networks.
+        that are not adjacent). The guard itself then checks the networks.
         """
 
     def attach(self, sock: Any, /) -> None:
         """Attach only :attr:`kernel_filter` to a socket from any module (``SO_ATTACH_FILTER``).
 
         :raises ValueError: This guard does not have a kernel filter.
-        :raises OSError: ``ENOMEM``: it is larger than ``net.core.optmem_max`` allows.
+        :raises OSError: ``ENOMEM``: the filter is larger than ``net.core.optmem_max`` allows.
         """
 
     def stats(self) -> GuardStats:
-        """Return the counters of all sockets that have this guard.
+        """Return the counters, summed over all sockets that have this guard.
 
         They cover the process that created the guard and all processes forked from it, such as the
         workers of a server, even if they have ended.
@@ -1820,10 +1818,10 @@ class Guard:
     def validate(self, address: str | tuple[Any, ...], /) -> None:
         """Mark an address as genuine: it becomes known, and ``amplification`` no longer limits it.
 
-        Call it when a peer has sent something that it can only know from a datagram sent to it,
-        such as a random number from the first reply. Nothing else proves that the peer has the
-        address. The mark lasts at least until the address has been silent for ten minutes; then a
-        newer source may replace it.
+        Call it when a peer has sent something that it can know only from a datagram sent to it,
+        such as a random number from the first reply. Nothing else proves that the address is the
+        peer's own. The mark lasts at least until the address has been silent for ten minutes; after
+        that, a newer source may replace it.
 
         :param address: A numeric host, or an address as returned by a receive; the port is ignored.
         """
@@ -1858,7 +1856,7 @@ class GuardStats:
 
     @property
     def over_amplification(self) -> int:
-        """Datagrams that were not sent, because of ``amplification``."""
+        """Datagrams that were not sent because of ``amplification``."""
 
     def __eq__(self, other: object, /) -> bool: ...
 
@@ -1869,7 +1867,7 @@ class Turn:
 class LoopCore:
     """The internals of :class:`tomada.asyncio.EventLoop`. Not a public interface.
 
-    It overrides methods of the standard loop and works on that loop's own queues.
+    It overrides methods of the standard loop and works on that loop's queues.
     """
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Self: ...
@@ -1933,10 +1931,10 @@ class ReceiveWindow:
         """Return the descriptor, which becomes readable at the end of the window."""
 
     def open(self, socket: Socket) -> bool:
-        """Begin when a socket has a first datagram; return False if it is to be received at once.
+        """Begin the window of a socket's first datagram; return False to receive it at once.
 
-        The latter is so if the last receive took as much as it could, or if the window has begun
-        and ended before.
+        This returns False if the last receive took as much as it could, or if the window has
+        already begun and ended.
         """
 
     def renew(self, socket: Socket) -> bool:
@@ -1966,7 +1964,7 @@ class TransportCore:
     def start_reading(self) -> bool:
         """Deliver datagrams from now on, unless the transport was paused or closed before.
 
-        This and the other methods that change the transport's phase return whether they did.
+        This method, like the others that change the transport's phase, returns whether it did so.
         """
 
     def pause_reading(self) -> bool:
@@ -1982,7 +1980,7 @@ class TransportCore:
         """
 
     def abort(self) -> bool:
-        """Drop the send backlog and only warn when a datagram is sent."""
+        """Drop the send backlog; from now on, only warn when a datagram is sent."""
 
     def is_reading(self) -> bool:
         """Return whether the protocol wants datagrams."""
@@ -1996,7 +1994,7 @@ class TransportCore:
 
     @property
     def is_full(self) -> bool:
-        """Whether the socket's buffer is full, so that the send backlog waits."""
+        """Whether the send backlog is waiting because the socket's buffer is full."""
 
     @property
     def buffered(self) -> int:
@@ -2041,10 +2039,10 @@ class TransportCore:
         """Receive a datagram and its sender's address."""
 
     def recv_datagram(self) -> Datagram:
-        """Take a datagram with its metadata. ``BlockingIOError`` if there is none."""
+        """Receive a datagram with its metadata; raise ``BlockingIOError`` if there is none."""
 
     def recv_batch(self, batch: Batch) -> int:
-        """Take as many queued datagrams as a batch has room for."""
+        """Receive as many queued datagrams as a batch has room for."""
 
     def recv_many(self, max_datagrams: int) -> list[tuple[bytes, _RetAddress]]:
         """Receive all queued datagrams, up to a maximum, with their senders' addresses."""
@@ -2052,7 +2050,7 @@ class TransportCore:
     def read_errors(self) -> bool:
         """Report errors in the error queue to the protocol and return whether there were any.
 
-        At most 16 are reported in one turn of the loop, and the others in the turns that follow.
+        At most 16 are reported per iteration of the loop; the others follow in later iterations.
         """
 
     def read_all_errors(self) -> None:
@@ -2074,4 +2072,4 @@ class TransportCore:
         """Send the datagrams that wait for the end of the iteration."""
 
     def write_ready(self) -> bool:
-        """Send datagrams that wait for room in the socket's buffer; return whether any did."""
+        """Send datagrams that are waiting for room; return whether any left the backlog."""

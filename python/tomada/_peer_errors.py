@@ -59,7 +59,7 @@ class PeerErrors:
         self.count += 1
         about: DatagramError | None = getattr(error, "datagram_error", None)
         if about is None:
-            self._log("receive", "an error of a peer: %s%s", error)
+            self._log("receive", "an error from a peer: %s%s", error)
             return
         self._kept.append(about)
         was_sent = about.origin != SO_EE_ORIGIN_LOCAL

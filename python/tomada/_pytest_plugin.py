@@ -111,7 +111,7 @@ def udp_server() -> Iterator[Callable[..., Server]]:
     """Provide a function that starts servers on free ports of 127.0.0.1.
 
     ``server = udp_server(handler)`` starts one. Without a handler, the server replies with the
-    request's data. It takes the keyword arguments of :class:`tomada.Server`. The servers are
+    request's data. It takes the keyword arguments of :class:`tomada.Server`. All servers are
     stopped after the test.
     """
     from tomada.server import Server  # noqa: PLC0415 - pytest imports this module in every run
@@ -138,7 +138,7 @@ def udp_link() -> Iterator[Callable[..., Link]]:
     """Provide a function that starts links.
 
     ``link = udp_link(server, loss=0.1)`` starts one. It takes the arguments of
-    :func:`tomada.testing.impaired`. The links are closed after the test.
+    :func:`tomada.testing.impaired`. All links are closed after the test.
     """
     from tomada.testing import impaired  # noqa: PLC0415 - as above
 
@@ -155,7 +155,7 @@ def udp_network() -> Callable[..., Network]:
     """Provide a function that creates networks in memory.
 
     ``net = udp_network(loss=0.1)`` creates one. It takes the arguments of
-    :func:`tomada.testing.network`. A network lives as long as the event loop of its endpoints.
+    :func:`tomada.testing.network`. A network lasts as long as its endpoints' event loop.
     """
     from tomada.testing import network  # noqa: PLC0415 - as above
 

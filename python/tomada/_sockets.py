@@ -89,11 +89,10 @@ class socket(_core.Socket, _Interface, metaclass=_SocketMeta):
 
     ``socket(family=AF_INET, type=SOCK_STREAM, proto=0, fileno=None)``
 
-    It takes the arguments of the standard class and has its methods and exceptions. The base class
-    :class:`tomada._core.Socket` documents the additions.
+    It takes the same arguments as the standard class, has the same methods, and raises the same
+    exceptions. The base class :class:`tomada._core.Socket` documents the additions.
 
-    A subclass may also open stream sockets of the same families. They work, but without the
-    additions.
+    A subclass may also open stream sockets of these families. They work, but without the additions.
     """
 
     __module__ = "tomada.socket"  # the public location
@@ -148,7 +147,7 @@ class socket(_core.Socket, _Interface, metaclass=_SocketMeta):
     def detach(self) -> int:
         """Close the object without closing the descriptor; return the descriptor, or -1 if closed.
 
-        Calls that wait on the socket in other threads end with an :class:`OSError`.
+        Calls that are waiting on the socket in other threads raise :class:`OSError`.
         """
         self._closed = True
         return _core.Socket.detach(self)
@@ -178,9 +177,9 @@ class socket(_core.Socket, _Interface, metaclass=_SocketMeta):
         """Let a network device timestamp datagrams and report its timestamps.
 
         :attr:`tomada.Datagram.hardware_timestamp_ns` and :meth:`timestamps` then contain the
-        device's timestamps. The setting applies to the whole machine and stays when the socket is
-        closed. If another program (``ptp4l``, ``chronyd``) has configured the device, its setting
-        is not changed. ``tomada info`` says which devices have this feature.
+        device's timestamps. The setting applies to the whole machine and outlives the socket. If
+        another program (``ptp4l``, ``chronyd``) has already configured the device, its setting
+        stays unchanged. ``tomada info`` shows which devices have this feature.
 
         :param interface: The device's name or index.
         :raises OSError: ``EOPNOTSUPP``: the hardware does not support timestamps; ``ERANGE``: it

@@ -66,7 +66,7 @@ _POLLING: Final = ("_process_events", "_add_callback")
 class EventLoop(_core.LoopCore, asyncio.SelectorEventLoop):
     """A faster version of the standard selector event loop, with tomada's datagram transports.
 
-    It polls and runs callbacks and timers in Rust. In debug mode, and with a ``selector`` that is
+    It polls, and runs callbacks and timers, in Rust. In debug mode, or with a ``selector`` that is
     not a :class:`selectors.EpollSelector`, the standard loop's own code does that.
 
     Use it with ``asyncio.run(main(), loop_factory=tomada.asyncio.EventLoop)`` or, before Python
@@ -185,37 +185,38 @@ async def create_datagram_endpoint(
 
     The other arguments (``family``, ``proto``, ``flags``, ``reuse_port``, ``allow_broadcast``,
     ``sock``), the name resolution and the exceptions are the same as for
-    :meth:`asyncio.loop.create_datagram_endpoint`, because tomada runs its code.
+    :meth:`asyncio.loop.create_datagram_endpoint`, because tomada runs that method's own code.
 
-    :param sock: A tomada socket or a standard one. The transport closes it at the end. Before that,
+    :param sock: A tomada socket or a standard one. The transport closes it in the end. Before that,
         it restores the settings that it has changed, because duplicates of the socket share them:
         ``gro``, the filter of ``guard``, and which metadata the kernel adds to each datagram. A
-        setting that other transports or servers of this process rely on stays until the last of
-        them closes; other processes are not considered. A forked child does not undo the changes of
-        its parent.
+        setting that other transports or servers in this process rely on stays until the last of
+        them closes; other processes are not taken into account. A forked child does not undo its
+        parent's changes.
 
         The socket and its duplicates become non-blocking and stay non-blocking, as with the
         standard transport: a blocking call on a duplicate raises :class:`BlockingIOError` at once.
-        If the socket became blocking again, another event loop that uses a duplicate would hang.
-        Call ``sock.setblocking(True)`` on a duplicate when no event loop uses the socket any
-        longer.
+        If the transport made the socket blocking again, another event loop that uses a duplicate
+        would hang. Once no event loop uses the socket any longer, you can call
+        ``sock.setblocking(True)`` on a duplicate.
     :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). By default, this
-        is switched on only when datagrams arrive faster than they are delivered, because it makes a
-        socket more expensive to open and close. With a ``sock``, it is off by default: other
-        holders of that socket would receive several datagrams coalesced into one.
-    :param coalesce: How long to collect datagrams after the first one before the protocol is
-        called, in seconds, up to 60: less CPU time for each of many datagrams, at the cost of
-        latency. See :attr:`tomada.socket.socket.coalesce`. A tomada ``sock`` may already have it.
+        is switched on only once datagrams arrive faster than they are delivered, because it makes a
+        socket more expensive to open and close. With a ``sock``, it is off by default, because
+        other holders of that socket would receive several datagrams coalesced into one.
+    :param coalesce: How long to collect datagrams, after the first one, before calling the
+        protocol, in seconds, up to 60. This saves CPU time when there are many datagrams, at the
+        cost of latency: see :attr:`tomada.socket.socket.coalesce`. By default, the value that a
+        tomada ``sock`` already has.
     :param guard: A :class:`tomada.Guard` for received datagrams and replies. A ``sock`` may already
         have one.
     :param pacing: The maximum send rate, in bytes per second: see
         :attr:`tomada.socket.socket.pacing`.
     :param dtls: A :class:`tomada.dtls.Context`. With a ``remote_addr``, its protocol must be
         ``PROTOCOL_DTLS_CLIENT``; this returns when the handshake is complete, and the transport
-        closes when the session ends. Otherwise it must be ``PROTOCOL_DTLS_SERVER``, and the
+        closes when the session ends. Otherwise, it must be ``PROTOCOL_DTLS_SERVER``, and the
         transport has a session with each peer. The protocol receives and sends plaintext. If its
         type has the method ``session_established(address, session)`` or ``session_lost(address,
-        exception)``, the transport calls it. Not available with ``sock``.
+        exception)``, the transport calls it. Cannot be combined with ``sock``.
     :param server_hostname: The host name or address that the server's certificate must match. By
         default, the host of ``remote_addr``.
     :return: A :class:`DatagramTransport` and the protocol.
@@ -248,9 +249,9 @@ def open_endpoint(
 
     The other arguments are the same as for :func:`create_datagram_endpoint`.
 
-    :param coalesce: How long to collect datagrams after the first one before a task that waits for
-        datagrams, or for a reply, is woken: see there.
-    :param groups: Multicast groups to join, each an address, or the arguments of
+    :param coalesce: How long to collect datagrams, after the first one, before waking a task that
+        is waiting for datagrams or for a reply: see :func:`create_datagram_endpoint`.
+    :param groups: Multicast groups to join, each an address or the arguments of
         :meth:`tomada.socket.socket.join_group`.
     :raises OSError: The endpoint cannot be opened; the message says what to do.
     """
@@ -267,6 +268,9 @@ async def _open(
     options: _Options,
 ) -> Endpoint:
     maker = Maker(asyncio.get_running_loop(), chosen, secured, delivers=False)
+    if isinstance(local_addr, tuple) and local_addr[:1] == ("",):  # as sockets have it
+        host = "::" if options.get("family") == _std.AF_INET6 else "0.0.0.0"  # noqa: S104
+        local_addr = (host, *local_addr[1:])
     where = remote_addr if local_addr is None else local_addr
     advice = (OF_SENDING if local_addr is None else OF_BINDING) | OF_OPENING
     try:

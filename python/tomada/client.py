@@ -47,62 +47,62 @@ class Client:
             reply = client.request(b"ping")
 
     The client retransmits a request with exponential backoff until a reply arrives or the timeout
-    expires. So the server may receive a request twice; this matters only if requests have side
-    effects.
+    expires. The server may therefore receive a request twice, which matters only if requests have
+    side effects.
 
-    The client drops datagrams from other addresses. A ``match`` or a ``key`` identifies the request
-    that a reply belongs to, over one port. Without either, only the port identifies it, so each
-    request in flight has its own port. If a request was retransmitted, not answered or cancelled,
-    no client in this process sends from that request's port to the same server for twice the
-    timeout, and at least 30 s. If that leaves no port, the request fails at once with
-    ``EADDRNOTAVAIL``: with the usual 28,232 ports, this happens above 941 of these requests per
-    second. So a late reply can be mistaken for the reply to another request only if it arrives even
-    later, or if another process used the port before.
+    The client drops datagrams from other addresses. With a ``match`` or a ``key``, it recognizes
+    which request a reply belongs to, and all requests share one port. With neither, only the port
+    identifies the request, so each request in flight has its own. If a request was retransmitted,
+    not answered or cancelled, no client in this process sends from that request's port to the same
+    server for twice the timeout, and at least 30 s. If that leaves no port, the request fails at
+    once with ``EADDRNOTAVAIL``: with the usual 28,232 ports, this happens above 941 of these
+    requests per second. So a late reply can be mistaken for the reply to another request only if it
+    arrives even later than that, or if another process used the port before.
 
-    The network may also duplicate a reply. So even after an ordinary request, the client reuses the
-    port only after it has used 31 others, or after the timeout. During the first 256 requests, and
-    permanently once it has seen a duplicate, it also waits for ``4 * (SRTT + 4 * RTTVAR)``, or the
-    timeout if that is shorter. After a duplicate, it waits for at least 100 ms. A duplicate that
-    arrives later can be mistaken for the reply to another request. A ``match`` or ``key`` prevents
-    this.
+    The network may also duplicate a reply. So even after an ordinary request, the client does not
+    reuse the port until it has used 31 others, or the timeout has passed. For its first 256
+    requests, and for good once it has seen a duplicate, it also waits for ``4 * (SRTT + 4 *
+    RTTVAR)``, or the timeout if that is shorter. Once it has seen a duplicate, it waits for at
+    least 100 ms. A duplicate that arrives later can be mistaken for the reply to another request. A
+    ``match`` or ``key`` prevents this.
 
     **Waits.** The first wait is derived from the round-trip time, measured as in RFC 6298: ``SRTT +
     max(50 ms, 4 * RTTVAR)``. Before the first measurement, it is one eighth of the timeout with the
     default arguments, and at most 1 s. A retransmission doubles the first wait of later requests,
-    up to half of the timeout, until a request that was sent only once is answered. The later waits
+    up to half the timeout, until a request that was sent only once is answered. The later waits
     divide the rest of the timeout in proportion to the backoff: a request with the default
     arguments is sent at 0, 125, 375 and 875 ms without a measurement, and at about 0, 50, 321 and
-    864 ms to a nearby server. A retransmission that could not be answered in time is not sent.
+    864 ms to a nearby server. The client skips a retransmission that could not be answered in time.
 
-    Any number of threads may use a client at once. A child process may use it after ``fork``: it
-    gets its own sockets. Close the client when you are done, or use it in a ``with`` statement.
+    Any number of threads may use a client at once. After ``fork``, a child process may use it too,
+    and gets its own sockets. Close the client when you are done, or use it in a ``with`` statement.
 
     :param address: The server's address: ``(host, port)``, or an ``AF_UNIX`` path or abstract name.
         A host name is resolved once, by the constructor, to an IPv4 address if it has one.
     :param timeout: The deadline for the whole request, in seconds.
     :param retries: The maximum number of retransmissions within the timeout.
-    :param backoff: The factor by which each wait after the first is longer than the previous one.
+    :param backoff: The ratio of each later wait to the one before it.
     :param jitter: The maximum random extension of a wait, as a fraction of it. It keeps clients
         that failed together from retrying together.
-    :param match: A function that returns whether a datagram answers a request: ``match(request,
-        reply) -> bool``. It may be called often. With it, the client uses one socket for all
-        requests, and :meth:`request_many` is several times faster.
+    :param match: A function that says whether a datagram answers a request: ``match(request, reply)
+        -> bool``. It may be called often. With it, the client uses one socket for all requests, and
+        :meth:`request_many` is several times faster.
     :param key: A function that returns what a request and its reply have in common, such as a
         number in their headers: ``key(data) -> hashable``. Prefer it to a ``match`` if the protocol
-        allows it: the client finds the request that a reply belongs to immediately, however many
+        allows it: the client immediately finds the request that a reply belongs to, however many
         are in flight. Requests that :meth:`request_many` has in flight must have different keys.
     :param retry_refused: Whether to retry if there is no server, in case it is about to start, or
         to raise :class:`ConnectionRefusedError` at once. Other ICMP errors never end a request.
     :param family: ``AF_INET6`` or ``AF_INET``, for a name that has both kinds of addresses.
     :param spin: How long a wait polls before it sleeps, in seconds; see
         :attr:`tomada.socket.socket.spin`.
-    :param proxy_from: The address ``(host, port)`` of a client on whose behalf this one sends, as a
-        load balancer does: each request begins with a PROXY protocol header (version 2) that
-        contains this address. For servers that trust this machine (``Server(proxy=…)``), and for
-        tests. Not available with ``dtls``.
+    :param proxy_from: The address ``(host, port)`` of a client on whose behalf to send, as a load
+        balancer does: each request begins with a PROXY protocol header (version 2) that contains
+        this address. Use it with servers that trust this machine (``Server(proxy=…)``), and in
+        tests. Cannot be combined with ``dtls``.
     :param dtls: A :class:`tomada.dtls.Context` of ``PROTOCOL_DTLS_CLIENT``: requests and replies
-        are then encrypted. Each socket of the client has its own session; the handshake uses up
-        part of the first request's timeout.
+        are then encrypted. Each of the client's sockets has its own session; the handshake counts
+        towards the first request's timeout.
     :param server_hostname: The host name or address that the server's certificate must match. By
         default, the host of ``address``.
     :raises socket.gaierror: The host has no address.
@@ -134,7 +134,7 @@ class Client:
         options = SocketOptions(gro=False, spin=spin)
         secured = secured_by(dtls, server_hostname, address)
         if secured is not None and proxy_from is not None:
-            raise ValueError("proxy_from is not available with dtls")
+            raise ValueError("proxy_from cannot be combined with dtls")
 
         def prepare(connection: Connection) -> None:
             options.apply(connection)
@@ -169,8 +169,8 @@ class Client:
         :raises ConnectionRefusedError: There is no server, and ``retry_refused`` is false; with
             ``AF_UNIX``, it may be a :class:`FileNotFoundError`.
         :raises OSError: ``EMSGSIZE``: the request is longer than a datagram can be;
-            ``EADDRNOTAVAIL``: a late reply may still arrive on each free port; or another error
-            that prevents this machine from sending, such as ``ENETUNREACH``.
+            ``EADDRNOTAVAIL``: every free port may still get a late reply; or another error that
+            prevents this machine from sending, such as ``ENETUNREACH``.
         """
         started = sent_at = monotonic()
         if self._header:
@@ -335,7 +335,7 @@ class Client:
 
         Each request has the whole timeout. With a ``match`` or ``key``, all requests share one
         socket and are sent in batches. Without either, each request in flight has its own port,
-        because nothing else reliably identifies its reply. This costs two system calls per request,
+        because nothing else reliably identifies its reply. This costs two system calls per request
         and about ``window + 32`` sockets, which the client keeps for the next call.
 
         :param requests: The requests, as for :meth:`request`. They are read as the window advances.

@@ -177,7 +177,7 @@ def read_text(file: str | None) -> tuple[str, bytes]:
         raise DemoError(f"{file} is not UTF-8 text: {error}") from None
     longest = max(map(len, text.splitlines()), default=0)
     if longest > LARGEST:
-        raise DemoError(f"{file} has a line of {longest:,} bytes; a datagram takes {LARGEST:,}")
+        raise DemoError(f"{file} has a line of {longest:,} bytes; a datagram carries {LARGEST:,}")
     return file, text
 
 

@@ -108,7 +108,7 @@ CERT_REQUIRED = VerifyMode.CERT_REQUIRED
 
 
 class Handshake:
-    """A session that a client begins: the first argument of :attr:`Context.sni_callback`."""
+    """A session that a client is beginning: the first argument of :attr:`Context.sni_callback`."""
 
     __slots__ = ("_context", "server_name")
 
@@ -119,11 +119,11 @@ class Handshake:
 
     @property
     def context(self) -> Context:
-        """The context of the session: set it to another server's context to use its certificates.
+        """The session's context: set it to another server's context to use that one's certificates.
 
-        The session takes the certificate, the trusted issuers, ``verify_mode``, the ciphers and
-        ALPN from the new context. Pre-shared keys, versions and sizes still come from the first
-        one.
+        The session takes the certificate, the trusted issuers, ``verify_mode``, the ciphers and the
+        ALPN protocols from the new context. Pre-shared keys, versions and sizes still come from the
+        original one.
         """
         return self._context
 
@@ -140,7 +140,7 @@ class Context(DtlsContext):
 
     ``Context(PROTOCOL_DTLS_CLIENT)`` verifies the server's certificate and its host name;
     ``Context(PROTOCOL_DTLS_SERVER)`` does not ask clients for a certificate. Changes apply to
-    sessions that begin later. A context may be used by several threads and sockets.
+    sessions that begin later. Several threads and sockets may share a context.
 
     :param protocol: Which side the context is for.
     """
@@ -189,7 +189,7 @@ class Context(DtlsContext):
         """The highest acceptable version: DTLS 1.2 by default.
 
         DTLS 1.3 is not supported, even if OpenSSL supports it: its first messages differ, and a
-        server could not answer them without keeping state for addresses that may be forged.
+        server could not answer them without storing state for addresses that may be forged.
 
         :raises ValueError: The value is lower than ``minimum_version``.
         """
@@ -203,16 +203,17 @@ class Context(DtlsContext):
     def sni_callback(self) -> SNICallback | None:
         """A function that chooses a session's context by the name that the client asks for.
 
-        As with :attr:`ssl.SSLContext.sni_callback`, it is called with the session that begins (a
+        As with :attr:`ssl.SSLContext.sni_callback`, it is called with the beginning session (a
         :class:`Handshake`), the name or ``None``, and this context. It may set the ``context`` of
         the first argument. It returns ``None``, or the number of an alert that ends the handshake,
         such as :data:`ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME`: 40, 49, 71, 80, 90 or 112. If it
-        raises an exception, :func:`sys.unraisablehook` reports that, and the handshake fails.
+        raises an exception, the handshake fails, and :func:`sys.unraisablehook` reports the
+        exception.
 
         A server with an ``sni_callback`` does not resume sessions, because a resumed session would
         evade the checks of the chosen context.
 
-        :raises TypeError: It is set to something other than a function or ``None``.
+        :raises TypeError: The value is neither a function nor ``None``.
         :raises ValueError: It is set on a client's context.
         """
         return self._sni_callback
@@ -303,8 +304,8 @@ class DTLSSocket(socket):
     """A connected datagram socket with a session.
 
     It has the methods of :class:`tomada.socket.socket`. It encrypts the datagrams that it sends,
-    and receives only from the session's peer. After the peer has ended the session, ``recv``
-    returns ``b""``.
+    and receives only from the session's peer. Once the peer has ended the session, ``recv`` returns
+    ``b""``.
 
     Create it with :func:`wrap_socket`.
     """
@@ -348,7 +349,7 @@ class DTLSSocket(socket):
     def do_handshake(self) -> None:
         """Complete the handshake.
 
-        The socket's timeout limits the wait. A handshake that fails cannot be repeated.
+        The socket's timeout limits the wait. A failed handshake cannot be repeated.
 
         :raises DTLSWantReadError: The socket is non-blocking. Call this again when it is readable,
             or after :meth:`handshake_timeout` seconds.
@@ -388,7 +389,7 @@ class DTLSSocket(socket):
     def unwrap(self) -> socket:
         """End the session, notify the peer, and return a socket without encryption.
 
-        This object is then closed, and the returned socket has its descriptor.
+        This object is then closed; the returned socket takes over its descriptor.
         """
         if self._endpoint is not None:
             self._endpoint.close()
@@ -415,7 +416,7 @@ class DTLSSocket(socket):
         return None if session is None else session.cipher()
 
     def getpeercert(self, binary_form: bool = False) -> dict[str, Any] | bytes | None:
-        """Return the peer's certificate, or ``None`` if it has not sent one.
+        """Return the peer's certificate, or ``None`` if the peer has not sent one.
 
         :param binary_form: Return the certificate in DER form, even if it was not verified.
             Otherwise, the result is a dict, as from :meth:`ssl.SSLSocket.getpeercert`, which is
@@ -454,12 +455,12 @@ def wrap_socket(
 ) -> DTLSSocket:
     """Return a socket that encrypts the datagrams of a connected socket.
 
-    As with :meth:`ssl.SSLContext.wrap_socket`, the given socket is detached, and the returned one
-    has its descriptor.
+    As with :meth:`ssl.SSLContext.wrap_socket`, this detaches the given socket, and the returned one
+    takes over its descriptor.
 
     :param sock: An IP datagram socket that is connected to the peer.
     :param context: The settings, for the side that ``server_side`` selects.
-    :param server_side: Whether this is the server's side, so that the peer begins the handshake.
+    :param server_side: Whether this is the server's side; the peer then begins the handshake.
     :param do_handshake_on_connect: Whether to complete the handshake before this returns. The
         socket's timeout limits how long that takes. A non-blocking socket needs ``False``.
     :param server_hostname: The host name or address that the server's certificate must match.

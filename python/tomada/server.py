@@ -59,116 +59,118 @@ class Server:
     Each reply is sent from the address that the request was sent to, which may differ from the
     machine's default address. Datagrams are never truncated. If a handler raises an exception, or
     returns a value of the wrong type or a reply that is too long, the error is logged under
-    ``tomada`` and counted, and the server continues. The handler is not called with datagrams whose
-    source is the server's own address: a reply would arrive as the next request.
+    ``tomada`` and counted, and the server continues. The server does not call the handler with
+    datagrams whose source is the server's own address, because the reply would arrive as the next
+    request.
 
     :param address: ``(host, port)`` for IPv4 or IPv6, or an ``AF_UNIX`` path or abstract name. Port
         0 means any free port. ``"::"`` also accepts IPv4, whose peers have addresses like
         ``("::ffff:127.0.0.1", 1234, 0, 0)``. ``None`` means the sockets passed by systemd
-        (``LISTEN_FDS``), or ``sock`` or ``fd`` if one is given.
+        (``LISTEN_FDS``) or, if one is given, ``sock`` or ``fd``.
     :param handler: Called with each datagram. It returns the reply: a bytes-like object (an empty
-        one is an empty datagram), or ``None`` for no reply. In each process, it is called by one
+        one sends an empty datagram), or ``None`` for no reply. In each process, it is called by one
         thread, or by ``threads`` threads at the same time. If it is a coroutine function (``async
-        def``), each call is a task on the worker's event loop, started eagerly from Python 3.12 on,
-        in a copy of the context (:mod:`contextvars`) in which the lifespan was entered. If it is a
-        :class:`tomada.sinks.Sink`, it publishes the datagrams.
+        def``), each call is a task on the worker's event loop, started eagerly on Python 3.12 and
+        newer, in a copy of the context (:mod:`contextvars`) in which the lifespan was entered. If
+        it is a :class:`tomada.sinks.Sink`, it publishes the datagrams.
     :param takes: The handler's arguments. ``"data"``: ``(data, address)``. ``"datagram"``: one
         :class:`tomada.Datagram`, with the kernel's metadata. ``"batch"``: a list of pairs ``(data,
         address)``; the handler returns an iterable with the reply (or ``None``) to each, or
         ``None`` for no replies at all. ``"timed"``: a list of triples ``(data, address,
-        timestamp_ns)``; the handler returns the same as for ``"batch"``. The timestamp is the time
-        at which the kernel received the datagram, in nanoseconds since 1970, or ``None``.
-    :param workers: The number of processes. With 1, a thread of this process calls the handler. If
-        there are several, :meth:`start` forks them, each with its own socket (``SO_REUSEPORT``),
+        timestamp_ns)``; the handler returns the same as for ``"batch"``. The timestamp is when the
+        kernel received the datagram, in nanoseconds since 1970, or ``None``.
+    :param workers: The number of worker processes. With 1, a thread of this process calls the
+        handler. With more, :meth:`start` forks them, each with its own socket (``SO_REUSEPORT``),
         and a supervisor watches them: a worker that dies is restarted with backoff, and its socket
         queues datagrams in the meantime. If a worker cannot start, the server stops with the
-        worker's error: immediately if this happens during :meth:`start`, and otherwise after five
-        attempts. Forking copies this process, so start a server with workers before you start any
-        other threads.
+        worker's error: immediately if this happens during :meth:`start`, otherwise after five
+        attempts. Forking copies this process, so start such a server before you start any other
+        threads.
     :param threads: The number of threads, for free-threaded interpreters.
     :param init: Called once in each worker before it receives datagrams: in each process of
         ``workers``, or in each thread of the server.
-    :param exit: Called once in each worker in which ``init`` has returned, after the last datagram
-        has been handled: when the server stops, when the worker is replaced (SIGHUP), and when a
-        handler raises :class:`SystemExit`; but not when the worker is killed. A worker process then
+    :param exit: Called once in each worker whose ``init`` has returned, after the last datagram has
+        been handled: when the server stops, when the worker is replaced (SIGHUP), and when a
+        handler raises :class:`SystemExit`, but not when the worker is killed. A worker process then
         exits like a Python program: it waits for threads, runs the :mod:`atexit` functions
-        registered in the worker, and flushes files. All of this may take the rest of ``drain`` plus
-        one second. Exceptions are logged.
+        registered in the worker, and flushes files. All of this may take at most the rest of
+        ``drain`` plus one second. Exceptions are logged.
     :param lifespan: A function that takes the server and returns a context manager, synchronous or
         asynchronous, such as a function decorated with :func:`contextlib.contextmanager` or
         :func:`contextlib.asynccontextmanager`. Each worker enters it after ``init``, before its
         first datagram. The worker exits the lifespan once, after its last datagram and before
-        ``exit``, in the same cases in which ``exit`` is called. The value that the lifespan yields
-        is :attr:`state`. An exception on entry is handled like an exception from ``init``; an
+        ``exit``, in the same cases as ``exit``. The value that the lifespan yields is
+        :attr:`state`. An exception on entry is handled like an exception from ``init``; an
         exception on exit is logged. If the server stops while a worker process is entering the
         lifespan, the process first finishes entering, within ``drain`` plus one second. A thread
-        that is still entering the lifespan is left running; it exits the lifespan as soon as it has
-        finished entering.
+        that is still entering the lifespan is left running, and exits the lifespan as soon as it
+        has finished entering it.
     :param loop: The event loop of each worker: ``"tomada"`` (:class:`tomada.asyncio.EventLoop`, the
         default), ``"asyncio"``, ``"uvloop"``, or a function that creates one. A server has an event
         loop if its handler or its lifespan is async, or if ``loop`` is given; the event loop then
         also calls a synchronous handler.
     :param max_concurrency: How many calls to an async handler may run at once in each worker. At
-        the limit, the worker stops receiving: datagrams wait in the kernel's buffer and, if that is
-        full, are dropped and counted (``stats().kernel_drops``). The default of 1,000 bounds the
-        memory of the tasks to a few megabytes, and lets each call open a file descriptor within the
-        usual limit of 1,024 per process.
+        the limit, the worker stops receiving: datagrams wait in the kernel's buffer and, once that
+        is full, are dropped and counted (``stats().kernel_drops``). With the default of 1,000, the
+        tasks use at most a few megabytes of memory, and each call can open a file descriptor within
+        the usual limit of 1,024 per process.
     :param max_requests: Replace a worker after about this many datagrams. Each worker's limit is
-        shortened at random by up to 20 %, so that workers are not replaced together. The new worker
-        starts before the old one drains, as on SIGHUP. The limit is checked once per second. This
-        needs ``workers=2`` or more.
+        shortened at random by up to 20 %, so that workers are not all replaced at once. The new
+        worker starts before the old one drains, as on SIGHUP. The limit is checked once per second.
+        This needs ``workers=2`` or more.
     :param max_age: Replace a worker after this many seconds, shortened at random in the same way.
-    :param steering: Which worker receives a datagram. ``"hash"``: always the same worker for a
-        peer. ``"cpu"``: the worker of the CPU that received the datagram. ``"random"``: any worker.
-        :func:`tomada.key`: always the same worker for an identifier in the payload.
+    :param steering: Which worker receives a datagram. ``"hash"``: always the same one for each
+        peer. ``"cpu"``: the one that belongs to the CPU that received the datagram. ``"random"``:
+        any. :func:`tomada.key`: always the same one for each value of an identifier in the payload.
     :param drain: The maximum time in seconds for handling queued datagrams when the server stops;
-        ``math.inf`` for no limit. Calls to an async handler that are still running after that time
-        are cancelled and counted (``stats().cancelled``).
+        ``math.inf`` means no limit. Calls to an async handler that are still running after that
+        time are cancelled and counted (``stats().cancelled``).
     :param rcvbuf: The size of each receive buffer in bytes. If the kernel grants less (sysctl
-        ``net.core.rmem_max``), the server logs this.
+        ``net.core.rmem_max``), the server logs a warning.
     :param pacing: The maximum send rate of each socket, in bytes per second: see
         :attr:`tomada.socket.socket.pacing`.
     :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). With a
         :func:`tomada.key` as ``steering``, the kernel never does so.
     :param spin: How long to poll for the next datagram before sleeping, in seconds. Polling
-        shortens round trips, but keeps a core busy. A server on an event loop does not spin.
-    :param coalesce: How long to collect datagrams after the first one before the handler is called,
-        in seconds, up to 60: less CPU time for each of many datagrams, at the cost of latency. See
-        :attr:`tomada.socket.socket.coalesce`. A server that stops does not wait for more.
-    :param groups: Multicast groups to join, each an address, or the arguments of
-        :meth:`tomada.socket.socket.join_group`. Workers then share one socket, because several
-        sockets would each receive a copy of each datagram.
+        shortens round trips but keeps a core busy. A server on an event loop does not spin.
+    :param coalesce: How long to collect datagrams, after the first one, before calling the handler,
+        in seconds, up to 60. This saves CPU time when there are many datagrams, at the cost of
+        latency: see :attr:`tomada.socket.socket.coalesce`. A server that is stopping does not wait
+        for more.
+    :param groups: Multicast groups to join, each an address or the arguments of
+        :meth:`tomada.socket.socket.join_group`. All workers then share one socket, because separate
+        sockets would each receive a copy of every datagram.
     :param health: ``(host, port)`` at which to answer HTTP probes: ``/live``, ``/ready`` (status
-        503 until the start has finished, and from the moment at which :meth:`stop` is called,
-        before any datagram is refused) and ``/metrics`` for Prometheus (``tomada[metrics]``). The
-        HTTP server answers anyone, so outsiders must not be able to reach this address. ``/live``
-        has the status 503 if datagrams are waiting and none has been received for 30 seconds.
-    :param access_log: Log one of every ``access_log`` datagrams that a worker receives, to the
-        logger ``tomada.access``: the peer, the number of bytes, the handler's time and the outcome.
-        0 logs none.
+        503 until the server has started, and again once :meth:`stop` is called, before any datagram
+        is refused) and ``/metrics`` for Prometheus (``tomada[metrics]``). The HTTP server answers
+        anyone, so make sure that outsiders cannot reach this address. ``/live`` returns status 503
+        if datagrams are waiting but none has been received for 30 seconds.
+    :param access_log: Log one in every ``access_log`` datagrams that a worker receives, to the
+        logger ``tomada.access``: the peer, the number of bytes, the time in the handler, and the
+        outcome. 0 logs none.
     :param guard: A :class:`tomada.Guard` for received datagrams and replies. Each worker enforces
-        the limits separately, based on the datagrams that it has received itself; the guard's
-        counters are sums over all workers.
+        the limits separately, on the datagrams that it receives itself; the guard's counters are
+        totals over all workers.
     :param proxy: The networks of trusted proxies (load balancers), such as ``["10.0.0.0/8"]``. Each
         of their datagrams must begin with a PROXY protocol header (version 2), which contains the
         client's address. The handler, the guard and the log see the client's address, and replies
         go back through the proxy. Datagrams from these networks without a valid header are refused,
         and so are datagrams with a header from other addresses (``stats().proxy_malformed`` and
-        ``proxy_untrusted``). Other datagrams are treated as coming from direct clients.
-    :param proxy_flows: For proxies that put a header in front of only the first datagram of each
-        flow (the datagrams from one address and port of the proxy): how long a flow may be idle
-        before the proxy ends it, in seconds. A flow must stay with its worker: this option needs
-        ``steering="hash"``, and a worker that replaces another one refuses the flows of its
-        predecessor until they begin again.
+        ``proxy_untrusted``). All other datagrams count as sent directly by clients.
+    :param proxy_flows: For proxies that add a header only to the first datagram of each flow (the
+        datagrams from one address and port of the proxy): how long a flow may be idle before the
+        proxy ends it, in seconds. A flow must stay with its worker, so this needs
+        ``steering="hash"``; a worker that replaces another one refuses its predecessor's flows
+        until they begin again.
     :param dtls: A :class:`tomada.dtls.Context` of ``PROTOCOL_DTLS_SERVER``. The handler then gets
-        the decrypted datagrams of peers with a session, and its replies are encrypted. Sending a
-        datagram to a peer without a session is an error. Each worker has the sessions of its own
-        peers, so several workers need ``steering="hash"``. Not available with ``proxy``.
-    :param sock: A bound socket to use instead of an address. The caller still owns it.
+        decrypted datagrams, from peers with a session, and its replies are encrypted. Sending a
+        datagram to a peer without a session is an error. Each worker holds the sessions of its own
+        peers, so several workers need ``steering="hash"``. Cannot be combined with ``proxy``.
+    :param sock: A bound socket to use instead of an address. The caller keeps ownership.
     :param fd: The file descriptor of a bound socket. The server takes ownership of it.
 
-    A server can be started and stopped only once. All methods may be called from any thread, and
-    from signal handlers.
+    A server can be started and stopped only once. You can call all methods from any thread and from
+    signal handlers.
     """
 
     @overload
@@ -319,9 +321,9 @@ class Server:
 
     @property
     def state(self) -> Any:
-        """The value of this worker's lifespan: the value that ``with … as`` would assign.
+        """The value that this worker's lifespan yielded: what ``with … as`` would assign.
 
-        Handlers, tasks and the threads that they start can read it.
+        Handlers, tasks, and threads that they start can read it.
 
         :raises RuntimeError: The server has no lifespan, this is not one of its workers, or the
             worker has not entered the lifespan or has already exited it. With ``threads``, also if
@@ -334,17 +336,17 @@ class Server:
 
         This also sets :attr:`ready`, a :class:`threading.Event` that other threads can wait for.
 
-        If a signal handler raises an exception during the start (for example
+        If a signal handler raises an exception during the start (such as
         :class:`KeyboardInterrupt`), the start is cancelled: the workers are killed, and the port is
-        free again.
+        released.
 
-        :raises OSError: For example, the address is in use (``EADDRINUSE``), or does not belong to
-            this machine.
+        :raises OSError: The address cannot be bound: for example, it is in use (``EADDRINUSE``) or
+            does not belong to this machine.
         :raises RuntimeError: The server was already started or stopped; or another thread or a
             signal handler called :meth:`stop` during the start.
 
-        This also raises an exception from ``init``. If that was raised in another process, its type
-        is kept only if it is a built-in type that can be created from a string; otherwise this
+        If ``init`` raises an exception, so does this. An exception from another process keeps its
+        type only if that is a built-in type that can be created from a string; otherwise, this
         raises a :class:`RuntimeError` that names the type. A note contains the worker's traceback.
         """
         try:
@@ -359,24 +361,24 @@ class Server:
     def stop(self) -> None:
         """Stop receiving, handle all queued datagrams, and shut the server down.
 
-        New datagrams are refused at once (by an ICMP message), so each datagram is either handled
+        New datagrams are refused at once (with an ICMP error), so each datagram is either handled
         or refused. A worker has ``drain`` seconds to handle the queued datagrams, plus one second
         in which the handler and ``exit`` must return and a worker process must exit. After that, a
-        worker process is killed, and a thread is left running. The log says how many received
-        datagrams were not handled. The number includes those left in the socket's queue, unless the
-        caller passed the socket.
+        worker process is killed, whereas a thread is left running. The log says how many received
+        datagrams were not handled, including those left in the socket's queue, unless the caller
+        passed the socket.
 
-        A second call only waits until the server has stopped. In a forked process that is not one
+        A second call just waits until the server has stopped. In a forked process that is not one
         of the server's workers, this does nothing.
 
-        A signal handler may also call this. If the signal has interrupted :meth:`start` in the same
+        A signal handler may also call this. If the signal interrupted :meth:`start` in the same
         thread, or if the server's own handler calls :meth:`stop`, the call only requests the
         shutdown and returns at once; a :meth:`start` that has not returned yet then raises
         :class:`RuntimeError`. A call during :meth:`start` cancels the start without waiting for
-        ``init``: a worker process is killed, and a thread is left running.
+        ``init``: a worker process is killed, whereas a thread is left running.
 
         If a signal handler raises an exception during the call, draining ends, the workers are
-        killed, and the port is free.
+        killed, and the port is released.
         """
         run = self._run
         if run is not None and run.context.owner != os.getpid():
@@ -392,20 +394,19 @@ class Server:
         either signal cancels the start. SIGHUP replaces the workers one by one: each new worker
         takes over the socket of an old one, and the old worker handles the datagrams that it has
         already received. No datagram is lost, and if a new worker cannot start, the old one
-        continues. In a server with a single process, SIGHUP changes nothing. A new process is a
-        copy of the program as it was when the server started, and runs ``init`` again. It does not
+        continues. In a server with a single process, SIGHUP has no effect. A new process is a copy
+        of the program as it was when the server started, and runs ``init`` again. It does not
         import changed code (``tomada serve --app`` does).
 
-        If a service manager has started the program (``NOTIFY_SOCKET``), it is notified when the
-        server is ready, reloading or stopping, and of the server's status. If the service manager
-        runs a watchdog, it also gets keep-alive messages (:manpage:`sd_notify(3)`).
+        If a service manager started the program (``NOTIFY_SOCKET``), the server tells it its
+        status, and when it is ready, reloading or stopping. If the service manager runs a watchdog,
+        the server also sends keep-alive messages (:manpage:`sd_notify(3)`).
 
-        Before this call, even after :meth:`start`, Ctrl-C raises :class:`KeyboardInterrupt`: ``with
-        contextlib.suppress(KeyboardInterrupt), server:`` covers all of these cases.
+        Before this call, even after :meth:`start`, Ctrl-C raises :class:`KeyboardInterrupt`; to
+        cover all cases, write ``with contextlib.suppress(KeyboardInterrupt), server:``.
 
-        The handler is called by another thread or by the worker processes, so signals are handled
-        even while the handler blocks. An exception from another signal handler also stops the
-        server.
+        The handler runs in another thread or in the worker processes, so signals are handled even
+        while it blocks. An exception from another signal handler also stops the server.
         """
         serve_in_foreground(self, self._life, lambda: self._run)
 
@@ -414,7 +415,7 @@ class Server:
 
         A replaced worker calls ``exit``, as it does when the server stops.
 
-        This returns at once. It does nothing in a server with a single process.
+        This returns at once. In a server with a single process, it does nothing.
         """
         run = self._run
         if run is not None and run.context.owner != os.getpid():
@@ -423,20 +424,20 @@ class Server:
             run.workers.replace()
 
     def stats(self) -> ServerStats:
-        """Return the sums of all workers' counters since the start, dead workers included."""
+        """Return the counters since the start, summed over all workers, including dead ones."""
         context = self._running()
         return context.counters.stats(*context.listeners.drops())
 
     def sendto(self, data: Any, address: Any) -> None:
-        """Send a datagram from the server's port, for example a late reply or a notification.
+        """Send a datagram from the server's port, such as a late reply or a notification.
 
-        In the handler, and in all tasks on a worker's event loop, the datagram is sent together
-        with the replies of the batch or of the loop's turn, and its errors are logged and counted
-        like errors of replies. Elsewhere, it is sent at once, and this raises :class:`OSError` if
-        sending fails. If this worker has recently received a datagram from the peer, the datagram
-        is sent from the local address that the peer used. (Workers are forked by :meth:`start`. If
-        the handler uses the server, assign the server to a variable before that call: ``with
-        Server(…) as server`` is too late.)
+        Inside the handler, and in tasks on a worker's event loop, the datagram is sent together
+        with the replies of the same batch or loop iteration, and errors are logged and counted like
+        those of replies. Elsewhere, it is sent at once, and this raises :class:`OSError` if sending
+        fails. If this worker has recently received a datagram from the peer, it sends from the
+        local address that the peer used. (:meth:`start` forks the workers. If the handler uses the
+        server, assign the server to a variable before that: ``with Server(…) as server`` is too
+        late.)
         """
         cores = self._running().cores
         core = next((core for core in cores[1:] if core.is_delivering), cores[0])
@@ -445,9 +446,9 @@ class Server:
     def dtls_session(self, address: Any) -> DtlsSession | None:
         """Return the DTLS session with a peer, or ``None`` if there is none in this process.
 
-        Call it from the handler; with ``workers=1``, you can call it from anywhere. It returns the
-        session that the peer has now. The session over which a datagram arrived may be an earlier
-        one: it is :attr:`Datagram.session <tomada.Datagram.session>`.
+        Call it from the handler; with ``workers=1``, you can call it from anywhere. This is the
+        peer's current session. A datagram may have arrived over an earlier one: that is
+        :attr:`Datagram.session <tomada.Datagram.session>`.
         """
         endpoints = self._running().endpoints
         found = (endpoint.session(address) for endpoint in endpoints)
@@ -458,7 +459,7 @@ class Server:
 
         ``sessions`` and ``handshakes`` are the current numbers of sessions and of handshakes in
         progress. The others count events since the start: ``established`` and ``failed``
-        handshakes; the failed ones by cause: ``failed_certificate``, ``failed_timeout`` (also
+        handshakes; the failed ones again by cause: ``failed_certificate``, ``failed_timeout`` (also
         caused by wrong keys) and ``failed_protocol`` (for example, no cipher or version in common);
         sessions that have ``ended``, were ``replaced`` by a new one with the same peer, or were
         ``evicted`` because they were idle or there were too many; ``cookies_sent``; and ``invalid``

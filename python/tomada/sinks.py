@@ -1,4 +1,4 @@
-"""Handlers that publish datagrams to a distributed engine.
+"""Handlers that publish datagrams to a message broker (the *engine*).
 
 ::
 
@@ -7,9 +7,9 @@
     sink = JetStream("nats://127.0.0.1:4222", "telemetry")
     tomada.serve(("0.0.0.0", 1234), sink, workers=4)
 
-A sink does not wait for an engine that is unavailable. It holds a limited number of datagrams and
-then drops new ones. At any moment, its counters account for every datagram: ``received ==
-published + dropped + in_flight``.
+A sink does not wait for an unavailable engine: it holds a limited number of datagrams and then
+drops new ones. At any moment, its counters account for every datagram: ``received == published +
+dropped + in_flight``.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def from_url(url: str) -> Sink:
 
     Further parameters are ``key=source`` or ``key=OFFSET,LENGTH`` (see :func:`tomada.key`),
     ``pack=arrow``, ``capacity`` and ``linger``. For NATS, there are also ``window`` and
-    ``credentials`` (a file), and ``tls://`` connects over TLS. For Kafka, a parameter with a dot is
-    a setting of librdkafka, such as ``compression.type=lz4``.
+    ``credentials`` (a file), and ``tls://`` connects over TLS. For Kafka, a parameter with a dot in
+    its name is a librdkafka setting, such as ``compression.type=lz4``.
 
     :raises ValueError: The URL does not have this form.
     :raises ImportError: The engine's client is not installed.

@@ -1,9 +1,9 @@
 """The standard ``socket`` module, with tomada's datagram sockets.
 
-Replace ``import socket`` with ``from tomada import socket``; no other line of a program changes.
-This module has every public name of the standard one. Sockets of type ``SOCK_DGRAM`` in the
-families ``AF_INET``, ``AF_INET6`` and ``AF_UNIX`` are tomada's; all others are objects of the
-standard library. It also has kernel constants that the standard module lacks (``UDP_SEGMENT``,
+Replace ``import socket`` with ``from tomada import socket``; the rest of the program stays the
+same. This module has every public name of the standard one. Sockets of type ``SOCK_DGRAM`` in the
+families ``AF_INET``, ``AF_INET6`` and ``AF_UNIX`` are tomada's; all others are standard library
+objects. It also has kernel constants that the standard module lacks (``UDP_SEGMENT``,
 ``SO_TIMESTAMPNS``, ``IP_RECVERR``, …).
 """
 

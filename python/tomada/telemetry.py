@@ -31,7 +31,7 @@ UNITS = {
 def instrument(server: Server, provider: MeterProvider | None = None) -> None:
     """Export a server's :meth:`~tomada.Server.stats` to OpenTelemetry, summed over all workers.
 
-    Call it in the process that starts the server, before or after the start; a worker process must
+    Call it in the process that starts the server, before or after the start. A worker process must
     not inherit a provider that has started threads, so create the provider after the start::
 
         with tomada.Server(("0.0.0.0", 1234), handle, workers=4) as server:
@@ -42,7 +42,7 @@ def instrument(server: Server, provider: MeterProvider | None = None) -> None:
     ``server.address`` and ``server.port`` (``server.address`` alone for ``AF_UNIX``). If the
     handler is a sink, there are also ``tomada.sink.received``, ``…published`` and ``…dropped``.
 
-    :param provider: A meter provider; by default the global one.
+    :param provider: A meter provider; by default, the global one.
     """
     from tomada import __version__  # noqa: PLC0415 - it imports this package's other modules
 

@@ -1,8 +1,8 @@
 """Tools for testing UDP programs: networks that lose, delay, duplicate and reorder datagrams.
 
-* :func:`impaired` stands between a server and its clients, on real sockets.
-* :func:`network` is a network in memory, for endpoints without sockets.
-* :class:`VirtualClock` and :func:`run` skip waiting: thirty seconds of retries take milliseconds.
+* :func:`impaired` returns a link between a server and its clients, on real sockets.
+* :func:`network` returns a network in memory, for endpoints without sockets.
+* :class:`VirtualClock` and :func:`run` skip waits: thirty seconds of retries take milliseconds.
 
 The pytest plug-in provides them as fixtures: ``udp_server``, ``udp_link``, ``udp_network`` and
 ``udp_clock``.
@@ -98,22 +98,22 @@ def impaired(  # noqa: PLR0913 - the properties of a network
     """Return a link in front of a server that impairs the datagrams passing through it.
 
     ``with impaired(server.address, loss=0.1) as link:`` (or ``async with``) starts it. Clients send
-    to ``link.address``. As behind a NAT, the link has a separate port towards the server for each
-    client, and passes the replies that arrive at that port on to the client. A native thread
-    forwards the datagrams: this needs neither root nor an event loop.
+    to ``link.address``. As behind a NAT, each client gets a separate port towards the server, and
+    the link forwards replies from that port to the client. A native thread forwards the datagrams,
+    so this needs neither root nor an event loop.
 
-    **Fates.** The fate of a datagram depends on the seed, the impairments, its direction, the
-    number of its client, and its position among that client's datagrams, and on nothing else. So in
-    every run with the same seed, the same datagrams have the same fates. This holds for ``loss``,
-    ``delay``, ``jitter``, ``reorder``, ``duplicate``, ``corrupt`` and ``truncate``; ``rate`` and
-    ``queue`` also depend on the time.
+    **Fates.** The fate of a datagram depends only on the seed, the impairments, its direction, its
+    client's number, and its position among that client's datagrams. So in every run with the same
+    seed, the same datagrams meet the same fates. This holds for ``loss``, ``delay``, ``jitter``,
+    ``reorder``, ``duplicate``, ``corrupt`` and ``truncate``; ``rate`` and ``queue`` also depend on
+    timing.
 
     **Scripts.** A list decides the fates of the link's first datagrams, one after another, in both
-    directions; the fates of later ones are random. Its steps are ``"pass"``, ``"drop"``, ``"delay
+    directions; after that, fates are random. Its steps are ``"pass"``, ``"drop"``, ``"delay
     50ms"``, ``"duplicate"``, ``"duplicate 3"`` (three more copies), ``"corrupt"``, ``"truncate
-    10"`` (to ten bytes), ``"reorder"``, several of them separated by commas, and ``"default"`` or
+    10"`` (to ten bytes), ``"reorder"``, several of these separated by commas, and ``"default"`` or
     ``None`` for a random fate. A function gets each datagram as an :class:`Arrival` and returns a
-    step. The link's thread calls it, so it must be fast, and must not wait for a datagram that
+    step. The link's thread calls it, so it must be fast and must not wait for a datagram that
     passes through the link. A step replaces the random impairments; ``rate`` and ``mtu`` still
     apply, and so does ``delay`` unless the step has one. In ``to_server`` and ``to_client``, a
     script decides the fates of the datagrams in that direction.
@@ -121,15 +121,15 @@ def impaired(  # noqa: PLR0913 - the properties of a network
     :param upstream: The server's address: a pair ``(host, port)``, a string ``"host:port"``, or a
         :class:`tomada.Server`.
     :param loss: The impairments of both directions, as documented for :class:`Impairments`.
-    :param seed: The seed that fates are drawn from, from 0 to 2**64 - 1. By default, each link gets
-        a different seed (``link.seed``); with the pytest plug-in, ``--udp-seed`` reproduces it.
-    :param to_server: The impairments of datagrams from the clients to the server, instead of those
+    :param seed: The seed for the fates, from 0 to 2**64 - 1. By default, each link gets a different
+        seed (``link.seed``); with the pytest plug-in, ``--udp-seed`` reproduces it.
+    :param to_server: The impairments of datagrams from the clients to the server, in place of those
         above.
     :param to_client: The same for datagrams from the server to the clients.
     :param listen: The address for the clients: by default, any free port on loopback.
-    :param log_size: How many fates of each direction ``link.log`` keeps, 80 bytes each.
+    :param log_size: How many fates ``link.log`` keeps for each direction, at 80 bytes each.
     :raises ValueError: A value is outside its range; the message says which.
-    :raises OSError: On entering: an address does not exist or cannot be bound.
+    :raises OSError: Raised on entering: an address does not exist or cannot be bound.
     """
     sides = _sides(impairments, to_server, to_client)
     return Link(upstream, sides, script=script, seed=seed, listen=listen, log_size=log_size)
@@ -152,9 +152,9 @@ def network(
     they take no time.
 
     The arguments are the same as for :func:`impaired`, and the same seed results in the same fates.
-    Of two addresses, the one that sends first to the other is the client. When datagrams of several
-    clients are due at once, the seed decides which goes first: the same seed gives the same order,
-    and other seeds try other orders.
+    Of two addresses, the one that first sends to the other is the client. When datagrams from
+    several clients are due at once, the seed decides which goes first: the same seed gives the same
+    order, and other seeds try other orders.
 
     A datagram to an address without an endpoint is counted as ``unsendable``; if the sender has
     that address as its peer, it gets a :class:`ConnectionRefusedError`.

@@ -57,20 +57,20 @@ def open_endpoint(
     :param local_addr: The address to bind to; port 0 means any free port.
     :param remote_addr: The peer, if the endpoint has only one.
     :param family: ``AF_INET``, ``AF_INET6`` or ``AF_UNIX``; by default, the family of the address.
-    :param reuse_port: Whether other sockets may have the same address (``SO_REUSEPORT``).
+    :param reuse_port: Whether other sockets may bind to the same address (``SO_REUSEPORT``).
     :param allow_broadcast: Whether to allow broadcast addresses (``SO_BROADCAST``).
     :param gro: Whether the kernel may deliver coalesced datagrams (``UDP_GRO``). By default, this
-        is switched on when datagrams arrive faster than they are received.
+        is switched on once datagrams arrive faster than they are received.
     :param coalesce: How long to collect datagrams after the first one, in seconds, up to 60: see
         :attr:`tomada.socket.socket.coalesce`.
     :param guard: A :class:`tomada.Guard` for received datagrams and replies.
-    :param groups: Multicast groups to join, each an address, or the arguments of
+    :param groups: Multicast groups to join, each an address or the arguments of
         :meth:`tomada.socket.socket.join_group`.
     :param pacing: The maximum send rate, in bytes per second: see
         :attr:`tomada.socket.socket.pacing`.
     :param dtls: A :class:`tomada.dtls.Context`. With a ``remote_addr``, its protocol must be
         ``PROTOCOL_DTLS_CLIENT``; this returns when the handshake is complete, and the endpoint
-        closes when the session ends. Otherwise it must be ``PROTOCOL_DTLS_SERVER``, and the
+        closes when the session ends. Otherwise, it must be ``PROTOCOL_DTLS_SERVER``, and the
         endpoint has a session with each peer. The endpoint sends and receives plaintext.
     :param server_hostname: The host name or address that the server's certificate must match. By
         default, the host of ``remote_addr``.

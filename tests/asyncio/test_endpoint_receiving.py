@@ -124,3 +124,13 @@ async def test_endpoint_joins_groups(sender, is_given):
 async def test_groups_are_checked():
     with pytest.raises(TypeError, match=r"groups must be a list"):
         open_endpoint(("127.0.0.1", 0), groups=GROUP)
+
+
+@pytest.mark.parametrize(("family", "host"), [("AF_INET", "0.0.0.0"), ("AF_INET6", "::")])  # noqa: S104
+async def test_empty_host_is_any_address(request, family, host):
+    options = {}
+    if family == "AF_INET6":
+        request.getfixturevalue("inet6")
+        options["family"] = std.AF_INET6
+    async with open_endpoint(("", 0), **options) as endpoint:
+        assert endpoint.get_extra_info("sockname")[0] == host

@@ -188,3 +188,12 @@ async def test_shutdown_cancels_the_tasks_of_an_iterator(client):
         tasks = list(service.tasks)
         assert await service.endpoint.shutdown(0.01, iter(tasks)) == 3
         assert all(task.done() for task in tasks)
+
+
+async def test_shutdown_says_that_coroutines_are_no_tasks():
+    async with open_endpoint(("127.0.0.1", 0)) as endpoint:
+        waiting = asyncio.sleep(0)
+        with pytest.raises(TypeError, match=r"must be made by asyncio\.create_task"):
+            await endpoint.shutdown(0.01, [waiting])
+        waiting.close()
+        assert not endpoint.is_closing()

@@ -155,7 +155,7 @@ def test_no_reply_is_a_failure(inet, is_there):
             sock.close()
         status, _, errors = run("bench", where, "--duration", 0.1, "--timeout", 0.1)
     assert status == 1
-    why = "is it an echo server?" if is_there else "no program listens there"
+    why = "is it an echo server?" if is_there else "no program is listening there"
     assert f"tomada bench: no reply from {where}: {why}" in errors
 
 

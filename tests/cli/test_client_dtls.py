@@ -144,7 +144,7 @@ def test_dtls_says_that_no_program_listens(keys, command):
         sock.connect(sock.getsockname())  # the kernel refuses what others send
         where = at(sock.getsockname())
         status, _, errors = run(name, where, *words, "--dtls-psk-file", keys(), *PATIENT)
-    assert (status, errors) == (1, f"tomada {name}: no program listens on {where}\n")
+    assert (status, errors) == (1, f"tomada {name}: no program is listening on {where}\n")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_dtls_needs_an_address_of_ip(capsys, arguments):
 def test_dtls_excludes_proxy_from(capsys):
     arguments = ["send", "127.0.0.1:9", "hello", "--dtls", "--proxy-from", "192.0.2.1:53"]
     assert cli.main(arguments) == 2
-    assert "--proxy-from is not available with DTLS" in capsys.readouterr().err
+    assert "--proxy-from cannot be combined with DTLS" in capsys.readouterr().err
 
 
 def test_bench_measures_sessions(keys):

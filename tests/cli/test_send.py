@@ -158,7 +158,11 @@ def test_send_to_a_closed_port_is_a_failure(receiver, expects):
     receiver.close()
     status, _, errors = run("send", where, "x", *expects)
     assert status == 1
-    assert "Connection refused" in errors if expects else f"no program listens on {where}" in errors
+    assert (
+        "Connection refused" in errors
+        if expects
+        else f"no program is listening on {where}" in errors
+    )
 
 
 def test_send_accepts_a_path_as_address(unix):

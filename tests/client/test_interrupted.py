@@ -1,5 +1,6 @@
 """Signals at every line of a request: the client goes on, and returns only replies to requests."""
 
+import contextlib
 import errno
 import gc
 import itertools
@@ -8,11 +9,13 @@ from functools import partial
 import pytest
 
 import tomada
-from answering import LONG, Server, same
+from answering import LONG, Server, same, silence
 from families import LONG as LONG_FORM
 from families import family
 from lines import AtLine
 from support import FREE, open_descriptors
+from tomada._client import pool
+from tomada._client.ports import PORTS
 
 pytestmark = [
     family,
@@ -29,6 +32,14 @@ STEP = {"answered": 1, "repeated": 5} if LONG_FORM else {"answered": 7, "repeate
 
 class AlarmError(Exception):
     """The exception that a handler raises."""
+
+
+def unrecorded(server, client):
+    """Return the ports from which a client has asked that another request may get."""
+    inside = client._pool  # noqa: SLF001
+    open_ones = {sock.getsockname()[1] for sock in inside._all if sock.fileno() >= 0}  # noqa: SLF001
+    asked = {sender[1] for _, sender in server.asked}
+    return asked - open_ones - PORTS.avoided(server.address)
 
 
 class Once:
@@ -143,3 +154,23 @@ def test_close_in_a_signal_handler_at_any_line_of_a_request(server, way, ask, ki
         except OSError as caught:
             error = caught
         assert error is None or error.errno == errno.EBADF, at.place
+
+
+def test_exception_at_any_line_of_an_unanswered_request_gives_no_port_up(inet, monkeypatch):
+    """Where a late reply may arrive: such a port is open, or avoided."""
+
+    def alarm():
+        raise AlarmError
+
+    monkeypatch.setattr(pool, "MOST_RESTING", 0)
+    with Server(inet, silence) as silent:
+        for number in itertools.count(1, 1 if LONG_FORM else 3):
+            with tomada.Client(silent.address, 0.002, retries=0) as client:
+                at = AtLine(number, alarm)
+                with contextlib.suppress(AlarmError, TimeoutError), at:
+                    client.request(b"x")
+                gc.collect()
+                assert unrecorded(silent, client) == set(), at.place
+            if not at.is_over:
+                break
+    assert FREE or number > 100

@@ -102,3 +102,12 @@ def test_key_and_match_exclude_each_other():
         Client(("127.0.0.1", 1), key=number, match=lambda *_: True)
     with pytest.raises(TypeError, match="key must be a function"):
         Client(("127.0.0.1", 1), key=b"x")
+
+
+@pytest.mark.parametrize("name", ["match", "key"])
+def test_coroutine_functions_are_not_accepted(name):
+    async def later(*_):
+        """Return too late."""
+
+    with pytest.raises(TypeError, match=f"{name} must be a function"):
+        Client(("127.0.0.1", 1), **{name: later})

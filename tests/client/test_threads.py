@@ -1,5 +1,6 @@
 """Threads that share a client: none waits for another one's socket, and each has its deadline."""
 
+import math
 import threading
 from time import monotonic
 
@@ -53,6 +54,30 @@ def test_thread_that_closes_a_socket_holds_up_no_other(inet, monkeypatch, way):
         assert client.request(b"x") == b"x"
         stop.go_on.set()
         call.result()
+
+
+def test_thread_that_closes_the_client_holds_up_no_other(inet, monkeypatch):
+    with Server(inet, echo) as server, tomada.Client(server.address, LONG) as client:
+        client.request(b"x")
+        stop = Stop(monkeypatch, "_end")
+        call = Call(client.close)
+        assert stop.is_stopped.wait(DEADLINE)
+        inside = client._pool  # noqa: SLF001
+        assert inside._lock.acquire(timeout=DEADLINE)  # noqa: SLF001
+        inside._lock.release()  # noqa: SLF001
+        stop.go_on.set()
+        call.result()
+
+
+def test_duplicate_is_not_forgotten_if_another_thread_counts_meanwhile(inet):
+    with Server(inet, echo) as server, tomada.Client(server.address, LONG) as client:
+        client.request(b"x")
+        inside = client._pool  # noqa: SLF001
+        inside._note_duplicate()  # noqa: SLF001
+        inside.watched = 5  # as the other thread sets it, after it has read 6
+        for _ in range(2):
+            client.request(b"x")
+        assert inside.watched == math.inf
 
 
 def test_request_that_waited_for_its_socket_keeps_its_deadline(inet, monkeypatch):

@@ -101,7 +101,7 @@ def test_client_checks_the_context():
         Client(("127.0.0.1", 9), dtls=psk_server())
     with pytest.raises(TypeError, match=r"tomada\.dtls\.Context"):
         Client(("127.0.0.1", 9), dtls="secret")
-    with pytest.raises(ValueError, match="proxy_from is not available with dtls"):
+    with pytest.raises(ValueError, match="proxy_from cannot be combined with dtls"):
         Client(("127.0.0.1", 9), dtls=psk_client(), proxy_from=("192.0.2.1", 5353))
 
 

@@ -204,5 +204,5 @@ def test_server_checks_the_context():
         Server(("127.0.0.1", 0), handle, dtls=dtls.Context(dtls.PROTOCOL_DTLS_SERVER))
     with pytest.raises(ValueError, match="steering"):
         Server(("127.0.0.1", 0), handle, dtls=psk_server(), workers=2, steering="random")
-    with pytest.raises(ValueError, match="proxy is not available with dtls"):
+    with pytest.raises(ValueError, match="proxy cannot be combined with dtls"):
         Server(("127.0.0.1", 0), handle, dtls=psk_server(), proxy=["10.0.0.0/8"])

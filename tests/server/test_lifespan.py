@@ -479,7 +479,7 @@ def test_worker_whose_handler_exits_under_load_leaves_its_lifespan(serve, tmp_pa
         load.join()
     status, _, errors = child.end()
     assert status == 0
-    assert "ended with status 3; it is restarted" in errors
+    assert "ended with status 3; restarting it" in errors
     found = lives(tmp_path)
     assert len(found) == 3
     assert set(map(tuple, found.values())) == {("entered", "left")}

@@ -111,16 +111,16 @@ class Client(AsyncContextManager):
     without a ``key`` or ``match``.
 
     * With a ``key``, all requests share one socket, and the client immediately finds the request
-      that a reply belongs to. Do not reuse a key as long as a late reply with that key may arrive:
+      that a reply belongs to. Do not reuse a key while a late reply with that key may still arrive:
       use a counter or random numbers.
     * With a ``match``, all requests share one socket, and the client calls ``match`` for each
       request in flight until one fits. This is slow with hundreds of requests in flight.
     * With neither, each request in flight has its own port, from a pool.
 
-    The requests and retransmissions of one turn of the loop are sent together. At first, the client
-    sends as many requests before the first reply as fit into a receive buffer of the default size,
-    208 KiB: about 100 short ones. It raises that number as long as the round-trip time shows that
-    the server's queue is short.
+    Requests and retransmissions from the same iteration of the loop are sent together. At first,
+    before any reply, the client sends only as many requests as fit into a receive buffer of the
+    default size, 208 KiB: about 100 short ones. It raises that number as long as the round-trip
+    time shows that the server's queue is short.
 
     Cancelling a task that waits for a reply does not affect other requests. A client belongs to the
     event loop of its first request. Close it with :meth:`aclose`, or use ``async with``.
@@ -128,18 +128,18 @@ class Client(AsyncContextManager):
     :param address: The server's address: ``(host, port)``, or an ``AF_UNIX`` path or abstract name.
         A host name is resolved once, on entering ``async with`` or by the first request.
     :param timeout: The deadline for the whole request, in seconds. The time starts when the request
-        is sent, at the end of the turn of the loop, or when it begins to wait behind other
-        requests.
+        is sent, at the end of the loop's iteration, or when the request starts to wait behind
+        others.
     :param retries: The maximum number of retransmissions within the timeout.
-    :param backoff: The factor by which each wait after the first is longer than the previous one.
+    :param backoff: The ratio of each later wait to the one before it.
     :param jitter: The maximum random extension of a wait, as a fraction of it.
-    :param match: A function that returns whether a datagram answers a request: ``match(request,
-        reply) -> bool``.
+    :param match: A function that says whether a datagram answers a request: ``match(request, reply)
+        -> bool``.
     :param key: A function that returns what a request and its reply have in common: ``key(data) ->
         hashable``.
     :param max_in_flight: The maximum number of requests in flight; 1,024 by default, or 64 without
-        a ``key`` or ``match``. Further requests wait in order. The wait counts towards the timeout,
-        and the :class:`TimeoutError` says how long a request has waited.
+        a ``key`` or ``match``. Further requests wait their turn. The wait counts towards the
+        timeout, and the :class:`TimeoutError` says how long a request has waited.
     :param retry_refused: Whether to retry if there is no server, or to raise
         :class:`ConnectionRefusedError` at once.
     :param family: ``AF_INET6`` or ``AF_INET``, for a name that has both kinds of addresses.
@@ -215,8 +215,8 @@ class Client(AsyncContextManager):
         :raises tomada.dtls.DTLSError: The handshake failed.
         :raises ValueError: Another request in flight has the same key.
         :raises OSError: ``EBADF``: the client was closed meanwhile; ``EMSGSIZE``: the request is
-            longer than a datagram can be; ``EADDRNOTAVAIL``: a late reply may still arrive on each
-            free port; or another error that prevents this machine from sending, such as
+            longer than a datagram can be; ``EADDRNOTAVAIL``: every free port may still get a late
+            reply; or another error that prevents this machine from sending, such as
             ``ENETUNREACH``.
         :raises socket.gaierror: The host has no address.
         """
@@ -258,11 +258,11 @@ class Client(AsyncContextManager):
     ) -> list[bytes] | list[bytes | OSError]:
         """Send many requests, several at once; return the replies in the order of the requests.
 
-        This takes less time than a task for each request. Cancelling the call cancels the requests
-        in flight.
+        This takes less time than one task per request. Cancelling the call cancels the requests in
+        flight.
 
         :param requests: The requests, as for :meth:`request`. They are read as the window advances.
-        :param window: The maximum number of these requests in flight; `max_in_flight` by default.
+        :param window: The maximum number of these requests in flight; ``max_in_flight`` by default.
         :param errors: With ``"raise"``, the first request that fails ends the call with its
             exception, whose ``index`` says which request it was. With ``"return"``, the exception
             is returned in place of the reply, and the other requests continue.
@@ -387,10 +387,12 @@ class Client(AsyncContextManager):
         if self._is_closed:
             return
         self._is_closed = True
-        if self._requests is not None:
-            self._requests.close(OSError(errno.EBADF, "the client is closed"))
-        if self._pool is not None:
-            self._pool.close()
+        try:
+            if self._requests is not None:
+                self._requests.close(OSError(errno.EBADF, "the client is closed"))
+        finally:
+            if self._pool is not None:
+                self._pool.close()
 
 
 def _prepare(secured: Secured | None, connection: Connection, *, is_shared: bool) -> None:

@@ -40,21 +40,20 @@ LEAST_TO_CLOSE = 0.1
 class Endpoint(Closing):
     """A datagram socket for tasks, created by :func:`tomada.asyncio.open_endpoint`.
 
-    It does not have its own queue: datagrams wait in the socket's buffer until a task receives
-    them. If the buffer is full, the kernel drops and counts them
-    (``endpoint.stats().kernel_drops``). Cancelling a task that waits does not lose a datagram.
-    Several tasks may receive at once; each datagram is returned to one of them.
+    It has no queue of its own: datagrams wait in the socket's buffer until a task receives them. If
+    the buffer is full, the kernel drops and counts them (``endpoint.stats().kernel_drops``).
+    Cancelling a waiting task does not lose a datagram. Several tasks may receive at once; each
+    datagram goes to one of them.
 
-    An endpoint with a peer (``remote_addr``) raises an :class:`OSError` for each error that an ICMP
-    message reports about an earlier datagram: once, from the next method that receives or from
-    :meth:`drain`.
+    If the endpoint has a peer (``remote_addr``), an ICMP error about an earlier datagram is raised
+    once, as an :class:`OSError`, by the next method that receives or by :meth:`drain`.
 
-    An endpoint without a peer communicates with many peers, and no peer can end it. Its methods do
-    not raise errors about a single peer: a destination port of 0, an unreachable host or network, a
-    datagram larger than the path's MTU, a refusal by a filter, the kernel or the endpoint's guard,
-    or an ICMP message (with ``IP_RECVERR``). Such errors are counted in :meth:`stats`
-    (``send_errors``, ``errors``), stored for :meth:`errors`, and logged at most once per second, as
-    warnings of the logger ``tomada``.
+    An endpoint without a fixed peer communicates with many, and none of them can end it. Its
+    methods do not raise errors about a single peer: a destination port of 0, an unreachable host or
+    network, a datagram larger than the path's MTU, a refusal by a filter, the kernel or the
+    endpoint's guard, or an ICMP message (with ``IP_RECVERR``). Such errors are counted in
+    :meth:`stats` (``send_errors``, ``errors``), stored for :meth:`errors`, and logged at most once
+    per second, as warnings of the logger ``tomada``.
 
     After :meth:`aclose`, which ``async with`` calls, all methods raise :class:`OSError` with
     ``EBADF``, including those that are waiting, and ``async for`` ends.
@@ -115,8 +114,8 @@ class Endpoint(Closing):
     async def recv_batch(self, batch: Batch) -> int:
         """Receive into a batch, like :meth:`tomada.socket.socket.recv_batch`; return the number.
 
-        This waits for one datagram, then receives all queued datagrams for which the batch has
-        room. While it waits, the batch is empty. Cancelling does not lose a datagram.
+        This waits for one datagram, then receives all that are queued, up to the batch's number of
+        slots. While it waits, the batch is empty. Cancelling does not lose a datagram.
         """
         if self._socket._collects:
             batch.clear()
@@ -229,25 +228,26 @@ class Endpoint(Closing):
     def send(self, data: Any, addr: Any = None) -> None:
         """Send a datagram to ``addr``, or to the peer of a connected endpoint.
 
-        It is sent at once if it is the first in this turn of the loop; further datagrams are sent
-        together, at the end of the turn. A loop that is not an :class:`EventLoop` does not count
-        its turns: there, a datagram is sent at once if none was sent in the last 20 µs. When the
-        socket's buffer is full, datagrams wait, in order.
+        It is sent at once if it is the first in this iteration of the loop; further datagrams are
+        sent together at the end of the iteration. A loop that is not an :class:`EventLoop` does not
+        count its iterations: there, a datagram is sent at once if none was sent in the last 20 µs.
+        When the socket's buffer is full, datagrams wait, in order.
 
         With a peer, nothing limits the number of waiting datagrams: call :meth:`drain` regularly.
-        Without one, a datagram waits for at most one second, and all waiting datagrams take up at
-        most 1 MiB; each counts as its payload plus 256 bytes. Beyond that, the oldest are dropped,
-        because the peers of the newest are still waiting for a reply; dropped datagrams are counted
-        in ``stats().send_errors``, kept for :meth:`errors` (the last 16 of those dropped together)
-        and logged. With ``AF_UNIX``, a datagram for a peer whose queue is full does not delay those
-        for other peers. If 64 peers are full, a datagram for another full peer is dropped at once.
+        Without one, a datagram waits for at most one second, and all waiting datagrams together
+        take up at most 1 MiB; each counts as its payload plus 256 bytes. Beyond that, the oldest
+        are dropped, because the newest are the ones whose peers are still waiting. Dropped
+        datagrams are counted in ``stats().send_errors``, stored for :meth:`errors` (only the last
+        16 if many are dropped together) and logged. With ``AF_UNIX``, a datagram for a peer whose
+        queue is full does not delay those for other peers. Once the queues of 64 peers are full, a
+        datagram for another such peer is dropped at once.
 
         A reply is sent from the local address that received the peer's request.
 
-        This raises an exception for the caller's mistakes: no address and no peer, a datagram that
-        is too long for IP (more than 65,507 bytes over IPv4), a host name that does not resolve, a
-        wrong type. If the kernel refuses a datagram that is sent at once, an endpoint with a peer
-        raises that error too. An endpoint without a peer does not: see :meth:`errors`.
+        The caller's own mistakes raise an exception: no address and no peer, a datagram that is too
+        long for IP (more than 65,507 bytes over IPv4), a host name that does not resolve, a wrong
+        type. If the kernel refuses a datagram that is sent at once, an endpoint with a peer raises
+        that error too. An endpoint without a peer does not: see :meth:`errors`.
 
         :raises OSError: The datagram cannot be sent; the message names the destination and says
             what to do.
@@ -267,11 +267,11 @@ class Endpoint(Closing):
     def send_many(self, datagrams: Iterable[Any], addr: Any = None) -> None:
         """Send many datagrams: all to ``addr`` or the peer, or ``(data, address)`` pairs.
 
-        They are sent together, immediately. If the socket's buffer is full, the rest wait, in
+        They are sent together, immediately. If the socket's buffer fills up, the rest wait, in
         order.
 
-        :raises OSError: A datagram cannot be sent, as in :meth:`send`. The others were sent, or are
-            waiting.
+        :raises OSError: A datagram cannot be sent, as in :meth:`send`. The others have been sent or
+            are waiting.
         """
         self._check_open()
         heard = self._events.heard
@@ -290,10 +290,10 @@ class Endpoint(Closing):
         """Wait until the send backlog is short.
 
         If the backlog holds more than 64 KiB of payload, this waits until it holds at most 16 KiB.
-        Otherwise, this returns at once, but occasionally lets other tasks run. On an endpoint
-        without a peer, it also returns when datagrams were dropped because they waited for too
-        long. Cancelling is safe: the datagrams are still sent. If the endpoint closes, this
-        returns.
+        Otherwise, this returns at once, except that it occasionally lets other tasks run. On an
+        endpoint without a peer, it also returns when datagrams were dropped because they had waited
+        too long. If the endpoint closes, this returns. Cancelling is safe: the datagrams are still
+        sent.
 
         :raises OSError: On an endpoint with a peer, a datagram that had to wait could not be sent.
         """
@@ -319,36 +319,37 @@ class Endpoint(Closing):
 
         The endpoint must have a peer (``remote_addr``).
 
-        Without a ``match``, only the port identifies the request that a reply answers. Therefore,
-        each request is sent from a separate port instead of the endpoint's. That port has the
-        endpoint's local address and guard, and the socket options that affect how a datagram
-        travels (device, mark, priority, TOS, TTL). :class:`tomada.Client` documents when a port is
-        reused. Up to 64 tasks may make requests in this way at once, while others receive. Further
-        requests wait for a free port; their timeouts start after that. With ``dtls``, each of these
-        ports has its own session.
+        Without a ``match``, only the port identifies the request that a reply answers, so each
+        request is sent from a separate port instead of the endpoint's. That port has the endpoint's
+        local address and guard, and the socket options that affect how a datagram travels (device,
+        mark, priority, TOS, TTL). :class:`tomada.Client` documents when a port is reused. Up to 64
+        tasks may make such requests at once, while others receive. Further requests wait for a free
+        port; their timeouts start after that. With ``dtls``, each of these ports has its own
+        session.
 
         With a ``match``, the request is sent from the endpoint's port. Use this if a firewall or
-        the peer expects that port. These requests wait for each other before their timeouts start.
-        No other task should receive meanwhile, because it would get the reply. Datagrams that
-        ``match`` rejects are dropped, and so are those that arrived before the request was sent.
+        the peer expects that port. These requests run one at a time, and each one's timeout starts
+        when its turn comes. No other task should receive meanwhile, because it would get the reply.
+        Datagrams that ``match`` rejects are dropped, and so are those that arrived before the
+        request was sent.
 
         Cancelling is safe: a late reply to a cancelled request is not returned to another one.
 
-        The waits between attempts follow the rules of :class:`tomada.Client`, with the round-trip
-        time that this endpoint has measured.
+        The waits between attempts follow the rules of :class:`tomada.Client`, based on the
+        round-trip time that this endpoint has measured.
 
         :param timeout: The deadline for the whole request, in seconds.
         :param retries: The maximum number of retransmissions within the timeout.
         :param match: A function that takes a request and a datagram and returns whether the
             datagram is the reply.
-        :param retry_refused: Whether to retry if no program listens on the peer's port, or to raise
-            :class:`ConnectionRefusedError` at once. Other ICMP messages never end a request.
+        :param retry_refused: Whether to retry if no program is listening on the peer's port, or to
+            raise :class:`ConnectionRefusedError` at once. Other ICMP messages never end a request.
         :raises ValueError: The endpoint has no peer.
         :raises TimeoutError: No reply arrived; the message says after how many attempts, and
             ``__cause__`` is the last error that an ICMP message reported.
-        :raises OSError: ``EBADF``: the endpoint was closed meanwhile; ``EADDRNOTAVAIL``: a late
-            reply may still arrive on each free port; ``ENETUNREACH`` and others: this machine
-            cannot send the request.
+        :raises OSError: ``EBADF``: the endpoint was closed meanwhile; ``EADDRNOTAVAIL``: every free
+            port may still get a late reply; ``ENETUNREACH`` and others: this machine cannot send
+            the request.
         """
         peer = self.get_extra_info("peername")
         if peer is None:
@@ -385,13 +386,13 @@ class Endpoint(Closing):
     def errors(self) -> list[DatagramError]:
         """Return the errors about individual peers since the last call, oldest first.
 
-        This is for endpoints without a peer; for others, which raise errors instead, the list is
-        empty. Each item contains the peer, the reason (``errno``), and the beginning of the
-        datagram. Its ``origin`` is 1 if the datagram was not sent, because the kernel, a filter or
+        This is for endpoints without a peer; endpoints with one raise errors instead, and their
+        list is empty. Each item contains the peer, the reason (``errno``), and the beginning of the
+        datagram. Its ``origin`` is 1 if the datagram was not sent because the kernel, a filter or
         the guard refused it. Otherwise, it is the origin of an ICMP message, which the kernel
-        reports if ``IP_RECVERR`` is set. At most 256 errors are stored; :meth:`stats` counts all.
-        Use this instead of ``socket.errors()``, which does not return those that the endpoint has
-        already read.
+        reports if ``IP_RECVERR`` is set. At most 256 errors are stored; :meth:`stats` counts all of
+        them. Use this instead of ``socket.errors()``, which does not return those that the endpoint
+        has already read.
         """
         errors = self._events.peer_errors
         if errors is None:
@@ -418,7 +419,7 @@ class Endpoint(Closing):
         return self._core.is_closing()
 
     def stop_receiving(self) -> None:
-        """Stop receiving datagrams; sending and :meth:`request` continue to work.
+        """Stop receiving datagrams; sending and :meth:`request` still work.
 
         ``async for`` ends, and other methods that receive raise :class:`OSError` with
         ``ESHUTDOWN``, including those that are waiting. Datagrams in the socket's buffer stay
@@ -435,19 +436,22 @@ class Endpoint(Closing):
         """Close the endpoint in an orderly way: let tasks finish, and send their replies.
 
         This stops receiving, as :meth:`stop_receiving` does, waits for the tasks, sends the send
-        backlog, and closes. Tasks that have not finished in time are cancelled. If this is
-        cancelled, the endpoint stays open, but does not receive any longer.
+        backlog, and closes. Tasks that have not finished in time are cancelled. If this call is
+        cancelled, the endpoint stays open but no longer receives.
 
         :param timeout: The time limit for the tasks and the send backlog, in seconds; no limit by
             default.
-        :param tasks: The tasks to wait for, such as a set from which each task removes itself. This
-            also waits for tasks that are added to it meanwhile.
+        :param tasks: The tasks to wait for, such as a set from which each task removes itself.
+            Tasks that are added to it in the meantime are also waited for.
         :return: The number of tasks that were cancelled.
         """
         loop = asyncio.get_running_loop()
         until = math.inf if timeout is None else loop.time() + timeout
         if iter(tasks) is tasks:
             tasks = list(tasks)  # an iterator can be read only once
+        for task in tasks:
+            if not isinstance(task, asyncio.Future):
+                raise TypeError(f"tasks must be made by asyncio.create_task, unlike {task!r}")
         self.stop_receiving()
         own = asyncio.current_task()
         cancelled: set[asyncio.Future[Any]] = set()

@@ -68,7 +68,7 @@ class Maker:
         sock: Any = options.get("sock")
         if self._secured is not None:
             if sock is not None:
-                raise ValueError("dtls is not available with sock")
+                raise ValueError("dtls cannot be combined with sock")
             context, name = self._secured
             check_dtls(context, is_server=remote_addr is None)
             if name is None and isinstance(remote_addr, tuple):

@@ -36,12 +36,16 @@ class Many:
         self._is_exhausted = False
         self._is_advancing = False
         self._end: asyncio.Future[None] = requests.loop.create_future()
+        # The exception that :meth:`run` raises: a future's exception cannot be just any.
+        self._failure: BaseException | None = None
 
     async def run(self) -> list[Any]:
         """Send all requests; return the reply or exception of each, in the same order."""
         try:
             self._advance()
             await self._end
+            if self._failure is not None:
+                raise self._failure
         finally:
             for index in list(self._under_way):
                 self._requests.cancel(index)
@@ -66,7 +70,8 @@ class Many:
             while not self._end.done() and len(self._under_way) < self._window:
                 if not self._start_next():
                     break
-        except Exception as error:  # noqa: BLE001 - of the source, or about a request: run raises it
+        except BaseException as error:  # noqa: BLE001 - of the source, or about a request
+            # It concerns this call only, neither the loop nor other calls.
             self._fail(error)
         finally:
             self._is_advancing = False
@@ -90,9 +95,10 @@ class Many:
             raise
         return True
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         if not self._end.done():
-            self._end.set_exception(error)
+            self._failure = error
+            self._end.set_result(None)
 
 
 class _Part:

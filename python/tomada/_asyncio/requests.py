@@ -172,8 +172,10 @@ class TaskRequests:
         self._watch.stop()
         if self._timer is not None:
             self._timer.cancel()
-        self._fail_all(error)
-        self.in_flight.close()
+        try:
+            self._fail_all(error)
+        finally:  # even if the loop is closed
+            self.in_flight.close()
 
     def _flush_soon(self) -> None:
         if not self._is_flush_due:

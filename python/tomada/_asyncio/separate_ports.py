@@ -84,8 +84,10 @@ class SeparatePorts:
 
     def close(self) -> None:
         """Fail the requests in flight with :class:`OSError`, and close the sockets."""
-        self._requests.close(OSError(errno.EBADF, "the endpoint is closed"))
-        self._pool.close()
+        try:
+            self._requests.close(OSError(errno.EBADF, "the endpoint is closed"))
+        finally:
+            self._pool.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_requests"):

@@ -31,41 +31,41 @@ Step: TypeAlias = (
 
 
 class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
-    """A faster transport than the one of :meth:`asyncio.loop.create_datagram_endpoint`.
+    """A faster transport than that of :meth:`asyncio.loop.create_datagram_endpoint`.
 
-    It behaves as :class:`asyncio.DatagramTransport` documents. It receives many datagrams at a time
+    It behaves as :class:`asyncio.DatagramTransport` documents. It receives many datagrams at once
     and delivers them one by one to ``protocol.datagram_received(data, addr)``. If the protocol's
     *type* defines ``protocol.datagrams_received(list)``, it delivers lists of ``(data, addr)``
-    pairs to that method instead. After a fraction of a millisecond, other callbacks of the loop
-    run.
+    pairs to that method instead. It pauses after a fraction of a millisecond to let the loop run
+    other callbacks.
 
-    Datagrams that a protocol sends from ``datagram_received`` are sent together when the received
-    datagrams have been delivered. Elsewhere, the first datagram of an iteration of the loop is sent
-    at once, and the others are sent together at the end of the iteration. A loop that is not a
+    Datagrams that a protocol sends from ``datagram_received`` are sent together once all received
+    datagrams have been delivered. Elsewhere, the first datagram of a loop iteration is sent at
+    once, and the others are sent together at the end of the iteration. A loop that is not a
     :class:`tomada.asyncio.EventLoop` does not count its iterations: there, a datagram is sent at
-    once if none was sent in the last 20 µs. Datagrams are sent in order, and closing the transport
-    sends them first.
+    once if none was sent in the last 20 µs. Datagrams are sent in order; closing the transport
+    first sends those that are waiting.
 
-    :meth:`get_extra_info` supports, besides ``"socket"``, ``"sockname"`` and ``"peername"``:
+    Besides ``"socket"``, ``"sockname"`` and ``"peername"``, :meth:`get_extra_info` supports:
 
     * ``"stats"``: the socket's :class:`tomada.Stats`.
     * ``"datagram"``: the :class:`tomada.Datagram` being delivered, with its metadata, inside
-      ``datagram_received``. The first call, which enables the metadata for later datagrams, returns
+      ``datagram_received``. The first call enables the metadata for later datagrams and returns
       ``None``: make it in ``connection_made``.
     * ``"errors"``: a list of :class:`tomada.DatagramError`, removed from the error queue. If the
       socket's ``IP_RECVERR`` is set, ``error_received`` is called for each of them with an
       :class:`OSError` whose ``datagram_error`` is the report. An error about a datagram that could
       not be sent also has a ``datagram_error``. None of these errors closes the transport.
 
-    * ``"dtls"``: with ``dtls``, a function that returns the :class:`tomada.dtls.Session` with an
-      address, or with the only peer.
+    * ``"dtls"``: with ``dtls``, a function that returns the :class:`tomada.dtls.Session` with a
+      given address, or with the only peer.
 
     On a machine with several addresses, a reply is sent from the local address that received the
     peer's datagram.
 
     Nothing limits how many datagrams wait while the socket's buffer is full. As with asyncio's own
-    transports, the protocol has to stop sending when ``pause_writing`` is called. This is most
-    important if it replies to strangers, whose addresses may be forged.
+    transports, the protocol has to stop sending when ``pause_writing`` is called. That matters most
+    if it replies to strangers, whose addresses may be forged.
     """
 
     def __init__(
@@ -235,7 +235,8 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
     def sendto_many(self, datagrams: Iterable[Any], addr: Any = None) -> None:
         """Send many datagrams: all to ``addr`` or the peer, or ``(data, address)`` pairs.
 
-        They are sent together: at once or, inside a callback that receives, after it returns.
+        They are sent together: at once or, inside a callback that receives datagrams, after that
+        returns.
         """
         self._core.sendto_many(datagrams, addr)
 

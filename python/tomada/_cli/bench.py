@@ -33,7 +33,7 @@ examples:
   tomada bench --local
 
 The server must send back the datagrams that it receives, as tomada serve does. The load is a closed
-loop: the next datagram is sent when a reply arrives, so a slow server gets fewer requests. One
+loop: the next datagram is sent when a reply arrives, so a slow server gets fewer requests. A single
 Python process generates the load, and may itself be the bottleneck.
 
 exit status:
@@ -86,7 +86,7 @@ def add(commands: Any) -> None:
         type=seconds,
         default=1.0,
         metavar="S",
-        help="seconds after which a datagram counts as lost, or a handshake of DTLS as failed "
+        help="seconds after which a datagram counts as lost, or a DTLS handshake as failed "
         "(default: 1)",
     )
     add_json(parser, "the results")
@@ -128,7 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
         print("\n".join(report(result)))
     if result.received:
         return SUCCESS
-    why = "no program listens there" if result.refused else "is it an echo server?"
+    why = "no program is listening there" if result.refused else "is it an echo server?"
     note(f"tomada bench: no reply from {where}: {why}")
     return FAILURE
 

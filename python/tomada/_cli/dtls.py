@@ -69,14 +69,14 @@ CLIENT_DTLS = (
         "dtls",
         SWITCH,
         DTLS,
-        "encrypt, and verify the server's certificate; so does each of the following",
+        "encrypt, and verify the server's certificate; each option below implies this",
         into="dtls",
     ),
     Option(
         "dtls-ca",
         PATH,
         DTLS,
-        "trust servers whose certificates these authorities have issued (PEM)",
+        "trust certificates issued by these authorities (PEM)",
         "those that the system trusts",
         into="dtls",
         parameter="cafile",
@@ -85,8 +85,8 @@ CLIENT_DTLS = (
         "dtls-server-hostname",
         text("a host name or an address", "NAME"),
         DTLS,
-        "the name that the server's certificate must be for",
-        "the host of the address",
+        "the name that the server's certificate must match",
+        "the host in the address",
         into="dtls",
         parameter="server_hostname",
     ),
@@ -111,7 +111,7 @@ CLIENT_DTLS = (
         "dtls-psk-identity",
         text("an identity", "IDENTITY"),
         DTLS,
-        "which key of the file to use",
+        "which key in the file to use",
         "the only one",
         into="dtls",
         parameter="identity",
@@ -177,7 +177,7 @@ def secure(sock: socket, secured: Secured | None, timeout: float) -> socket:
     try:
         return wrap_socket(sock, context, server_hostname=name)
     except ConnectionRefusedError:
-        raise CommandError(f"no program listens on {where}") from None
+        raise CommandError(f"no program is listening on {where}") from None
 
 
 def _check_needs(settings: Settings, needs: dict[str, str]) -> None:

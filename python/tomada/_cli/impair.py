@@ -43,7 +43,7 @@ examples:
 
 Clients send to LISTEN instead of UPSTREAM. The server sees a separate port for each client.
 Shares are written 5% or 0.05, times 40ms or 0.04s, rates in bits per second: 500kbit, 2mbit.
-Options that begin with --to-server- or --to-client- replace the general option in one direction.
+Options that begin with --to-server- or --to-client- override the general option in one direction.
 
 The capture contains each datagram as it arrived and, if it passed, as it left.
 
@@ -124,7 +124,7 @@ OPTIONS: dict[str, tuple[Callable[[str], Any], str, str]] = {
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "impair",
-        help="forward datagrams between clients and a server, and lose, delay or reorder them",
+        help="forward datagrams between clients and a server, and drop, delay or reorder them",
         description="Forward datagrams between clients and a server, and impair them.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -137,7 +137,7 @@ def add(commands: Any) -> None:
         for name, (kind, metavar, text) in OPTIONS.items():
             shown = text if not side else argparse.SUPPRESS
             parser.add_argument(f"--{side}{name}", type=kind, metavar=metavar, help=shown)
-    parser.add_argument("--seed", type=int, metavar="N", help="reproduce the fates of another run")
+    parser.add_argument("--seed", type=int, metavar="N", help="reproduce another run")
     parser.add_argument(
         "--script",
         metavar="STEPS",

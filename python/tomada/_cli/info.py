@@ -252,7 +252,7 @@ def recommendations(found: dict[str, dict[str, Any]]) -> list[str]:
     if most is not None and most < GOOD_RMEM_MAX:
         advice.append(
             f"A receive buffer holds at most about {2 * most // SMALL_DATAGRAM:,} small datagrams; "
-            "of a longer burst, the rest is lost. Raise the limit:\n"
+            "the rest of a longer burst is lost. Raise the limit:\n"
             f"  sudo sysctl -w net.core.rmem_max={GOOD_RMEM_MAX}\n"
             "and request the larger buffer: sock.setsockopt(SOL_SOCKET, SO_RCVBUF, …), "
             "Server(…, rcvbuf=…)."

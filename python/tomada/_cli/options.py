@@ -58,8 +58,8 @@ OPTIONS = (
         "address",
         ADDRESS,
         SOURCE,
-        "where to serve; also [::1]:PORT, a path, or @name (AF_UNIX); sockets that systemd passes "
-        "(LISTEN_FDS) take precedence over the default",
+        "the address to serve; also [::1]:PORT, a path, or @name (AF_UNIX); sockets that systemd "
+        "passes (LISTEN_FDS) take precedence over the default",
         "127.0.0.1:1234",
         excludes=ONE_SOCKET,
         is_positional=True,
@@ -141,8 +141,8 @@ OPTIONS = (
         "takes",
         choice("data", "datagram", "batch", "timed"),
         HANDLER,
-        "the arguments of the handler: (data, address), a Datagram, or a list of pairs, or of "
-        "triples with a time",
+        "the handler's arguments: (data, address), a Datagram, a list of pairs, or a list of "
+        "triples with a timestamp",
         "data",
     ),
     Option("init", FUNCTION, HANDLER, "call a function in each worker before its first datagram"),
@@ -154,21 +154,21 @@ OPTIONS = (
         "enter a context manager in each worker before its first datagram",
     ),
     Option("workers", whole(1), WORKERS, "the number of worker processes", 1),
-    Option("threads", whole(1), WORKERS, "the number of threads, in a free-threaded Python", 1),
+    Option("threads", whole(1), WORKERS, "the number of threads, on free-threaded Python", 1),
     Option(
         "steering",
         STEERING,
         WORKERS,
-        "which worker receives a datagram: always the same one for a peer (hash), the one of the "
-        "receiving CPU (cpu), any (random), or always the same one for some payload bytes "
-        "(key:OFFSET,LENGTH)",
+        "which worker receives a datagram: always the same one for each peer (hash), the one for "
+        "the receiving CPU (cpu), any (random), or always the same one for an identifier in the "
+        "payload (key:OFFSET,LENGTH)",
         "hash",
     ),
     Option(
         "drain",
         seconds(may_be_inf=True),
         WORKERS,
-        "maximum seconds to handle queued datagrams when stopping; inf for no limit",
+        "maximum seconds to spend on queued datagrams when stopping; inf means no limit",
         5.0,
     ),
     Option(
@@ -181,7 +181,7 @@ OPTIONS = (
         "max-concurrency",
         whole(1),
         WORKERS,
-        "maximum concurrent calls of an async handler in each worker",
+        "maximum concurrent calls to an async handler in each worker",
         1000,
     ),
     Option("max-requests", whole(1), WORKERS, "replace a worker after about this many datagrams"),
@@ -198,14 +198,14 @@ OPTIONS = (
         "spin",
         seconds(),
         SOCKET,
-        "poll this long before sleeping: shorter round trips, at the cost of a core",
+        "poll for this long before sleeping: shorter round trips, at the cost of a core",
         0.0,
     ),
     Option(
         "coalesce",
         seconds(),
         SOCKET,
-        "collect datagrams this long after the first one: less CPU time, more latency",
+        "collect datagrams for this long after the first one: less CPU time, more latency",
         0.0,
     ),
     Option(
@@ -218,8 +218,8 @@ OPTIONS = (
         "proxy-flows",
         seconds(is_positive=True),
         SOCKET,
-        "the proxies put a header in front of only the first datagram of a flow, which ends when "
-        "it has been idle for this long",
+        "the proxies add a header only to the first datagram of a flow, which ends after being "
+        "idle for this long",
     ),
     Option(
         "allow",
@@ -272,7 +272,7 @@ OPTIONS = (
         "kernel-filter",
         SWITCH,
         GUARD,
-        "let the kernel drop what --allow and --deny refuse",
+        "have the kernel drop datagrams that --allow and --deny refuse",
         True,
         into="guard",
     ),
@@ -287,7 +287,7 @@ OPTIONS = (
         "access-log",
         whole(0),
         OBSERVATION,
-        "log one of every N datagrams in each worker: peer, bytes, time and outcome; 0 for none",
+        "log one in every N datagrams in each worker: peer, bytes, time and outcome; 0 logs none",
         0,
     ),
     Option(
@@ -320,7 +320,7 @@ OPTIONS = (
         "reload",
         SWITCH,
         DEVELOPMENT,
-        "replace the workers when a Python file below --app-dir changes (tomada[reload])",
+        "replace the workers when a Python file under --app-dir changes (tomada[reload])",
         into="command",
     ),
 )

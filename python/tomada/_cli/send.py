@@ -40,8 +40,8 @@ examples:
   tomada send 127.0.0.1:1234 hello           one datagram
   tomada send 127.0.0.1:1234 hello --expect-reply
   tomada send 127.0.0.1:1234 --count 1000 --rate 100 hello
-  seq 5 | tomada send 127.0.0.1:1234         a datagram for each line
-  tomada send 127.0.0.1:1234 --hex 0a0b ff   two datagrams of these bytes
+  seq 5 | tomada send 127.0.0.1:1234         one datagram per line
+  tomada send 127.0.0.1:1234 --hex 0a0b ff   two datagrams with these bytes
   tomada send example.com:4433 hello --dtls  encrypted
 
 exit status:
@@ -79,7 +79,7 @@ def add(commands: Any) -> None:
         type=seconds,
         default=2.0,
         metavar="S",
-        help="seconds to wait for a reply, retries and the handshake of DTLS included (default: 2)",
+        help="seconds to wait for a reply, including retries and the DTLS handshake (default: 2)",
     )
     parser.add_argument(
         "--retries",
@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     datagrams = paced(payloads(arguments), arguments.rate)
     secured = client_context(arguments)
     if secured is not None and arguments.proxy_from is not None:
-        raise UsageError("--proxy-from is not available with DTLS")
+        raise UsageError("--proxy-from cannot be combined with DTLS")
     return (ask if arguments.expect_reply else send)(arguments, datagrams, secured)
 
 
@@ -187,7 +187,7 @@ def send(arguments: argparse.Namespace, datagrams: Iterator[bytes], secured: Sec
     else:
         note(f"sent {plural(sent)}, {size:,} bytes, to {where}")
     if refused:
-        raise CommandError(f"no program listens on {where}")
+        raise CommandError(f"no program is listening on {where}")
     return SUCCESS
 
 

@@ -50,11 +50,11 @@ reply, or None for no reply. The module may be in the current directory. With se
 each worker imports the module itself.
 
 Each option can also be an environment variable (TOMADA_MAX_SIZE=1200 for --max-size 1200, and
-TOMADA_ADDRESS) or a key of the file (max-size = 1200). The command line takes precedence over the
-environment, and the environment over the file. In a variable, commas separate several values.
+TOMADA_ADDRESS) or a key in the file (max-size = 1200). The command line takes precedence over the
+environment, and the environment over the file. In a variable, separate several values with commas.
 
 signals:
-  SIGINT, SIGTERM  handle all queued datagrams, and exit
+  SIGINT, SIGTERM  handle all queued datagrams, then exit
   SIGHUP           with several workers, replace them one by one, without losing a datagram. The
                    new workers import the current code of --app. If that fails, the log says why,
                    and the old workers continue

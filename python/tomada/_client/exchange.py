@@ -104,8 +104,9 @@ class Exchange:
         self.rejected = 0
         #: Whether the reply has arrived.
         self.is_complete = False
-        #: The last error that an ICMP message brought: why attempts were lost.
-        self.refusal: OSError | None = None
+        #: Why attempts were lost: the last error that an ICMP message brought, or that the user's
+        #: function raised.
+        self.refusal: Exception | None = None
 
     def attempt(self, now: float) -> bool:
         """Begin the next attempt: if this returns true, send, then wait until `due`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from tomada._client.one_socket import Keyed, Matched
@@ -32,9 +33,9 @@ class Identity:
         match: Callable[[Any, bytes], bool] | None,
         key: Callable[[Any], Hashable] | None,
     ) -> None:
-        if match is not None and not callable(match):
+        if match is not None and not _is_function(match):
             raise TypeError(f"match must be a function of a request and a reply, not {match!r}")
-        if key is not None and not callable(key):
+        if key is not None and not _is_function(key):
             raise TypeError(f"key must be a function of a request or a reply, not {key!r}")
         if match is not None and key is not None:
             raise ValueError("pass match= or key=, not both")
@@ -80,3 +81,8 @@ class Identity:
         if self._match is not None:
             return Matched(self._match, pool, retry, address)
         return (Returning if lasts else Separate)(pool, retry, address)
+
+
+def _is_function(value: object) -> bool:
+    """Say whether a value is a function whose result is there at once."""
+    return callable(value) and not inspect.iscoroutinefunction(value)

@@ -35,13 +35,15 @@ MOST_LATE_BATCHES = 64
 class Group:
     """Requests that are sent and retransmitted together."""
 
-    __slots__ = ("charged", "cost", "exchange", "indices", "left", "sent_at")
+    __slots__ = ("charged", "cost", "exchange", "indices", "left", "rejected", "sent_at")
 
-    def __init__(self, exchange: Exchange, indices: Sequence[int]) -> None:
+    def __init__(self, exchange: Exchange, indices: Sequence[int], rejected: int = 0) -> None:
         self.exchange = exchange
         self.indices = indices
         #: The number of requests that are still in flight, and not in another group.
         self.left = len(indices)
+        #: The number of datagrams that had been rejected before.
+        self.rejected = rejected
         #: When they were sent first, in seconds of the clock.
         self.sent_at = 0.0
         #: The bytes that one of them takes in a socket's buffer, and how many of them may be in
@@ -88,8 +90,11 @@ class InFlight:
         #: that, and when one of them has to retransmit.
         self.securing: dict[Connection, dict[int, None]] = {}
         self._securing_due = math.inf
-        #: The last error that an ICMP message brought since the last reply.
-        self.refusal: OSError | None = None
+        #: The last error since the last reply that an ICMP message brought, or the user's function
+        #: raised.
+        self.refusal: Exception | None = None
+        #: The number of datagrams that are not the reply to any request, by the user's function.
+        self.rejected = 0
         #: The number of retransmissions, and of datagrams from the server that answer nothing.
         self.retransmissions = 0
         self.unexpected = 0
@@ -117,7 +122,7 @@ class InFlight:
         self.requests.update(requests)
         indices = list(requests)
         exchange = Exchange(retry or self._retry, self.pool.round_trip, started, deadline=deadline)
-        group = Group(exchange, indices)
+        group = Group(exchange, indices, self.rejected)
         group.cost = cost
         self._groups.update(dict.fromkeys(indices, group))
         self._attempt(group)
@@ -198,6 +203,7 @@ class InFlight:
         securing = {index for waiting in self.securing.values() for index in waiting}
         for index in group.indices:
             exchange.refusal = self.refusal
+            exchange.rejected = self.rejected - group.rejected
             had_session = index not in securing
             error = exchange.timed_out(self._address, monotonic(), had_session=had_session)
             self._fail(index, error)
@@ -268,7 +274,7 @@ class InFlight:
         for index in indices:
             together.setdefault(self._groups[index], []).append(index)
         for group, own in together.items():
-            apart = Group(copy.copy(group.exchange), own)
+            apart = Group(copy.copy(group.exchange), own, group.rejected)
             apart.cost, apart.sent_at = group.cost, group.sent_at
             try:
                 apart.exchange.refuse(error)
@@ -283,7 +289,9 @@ class InFlight:
 
     def _fail(self, index: int, error: OSError) -> None:
         self.give_up(index)
-        self.failed(index, error)
+        own = copy.copy(error)  # several requests may fail of one error, and each says its index
+        own.__cause__ = error.__cause__
+        self.failed(index, own)
 
     def _not_sent(self, index: int, error: OSError) -> None:
         if has_no_room(error):

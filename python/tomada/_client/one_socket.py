@@ -80,9 +80,12 @@ class Shared(InFlight):
             try:
                 index = self._find(data)
             except Exception as error:  # noqa: BLE001 - whatever the user's function raises
+                self.rejected += 1
+                self.refusal = error
                 self.mistaken(error)
                 continue
             if index is None:
+                self.rejected += 1
                 self.unexpected += 1
             else:
                 group = self._complete(index, data, now)

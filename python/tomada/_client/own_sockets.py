@@ -211,8 +211,7 @@ class Separate(InFlight):
 
     def _keep(self, connection: Connection) -> None:
         """Keep a connection for the next request."""
-        if self.pool.watched:
-            self.pool.watched = max(self.pool.watched - 1, 0)  # the epoll watches idle connections
+        self.pool.count_watched()  # the epoll watches idle connections
         self._free.append(connection)
 
     def _stop_expecting(self, index: int) -> None:

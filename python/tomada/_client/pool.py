@@ -133,6 +133,7 @@ class Pool:
         self.rest = math.inf if self.rests else 0.0
         #: How many requests are left to watch for duplicates; for ever where there was one.
         self.watched = WATCHED if self.rests else 0.0
+        self._has_duplicates = False
         #: How many others rest at least when one is used that has not rested for the timeout.
         self.few = LEAST_IDLE - 1 if self.rests else 0
         self._prepare = prepare
@@ -149,6 +150,8 @@ class Pool:
         # is not held while a socket is opened or closed: after a system call, a thread may get the
         # interpreter's lock back late, and all others would wait for it.
         self._lock = threading.RLock()
+        # Those that are open. One leaves after it was closed: once nothing refers to it, it closes
+        # without taking note of its port.
         self._all: set[Connection] = set()
         self._resting: deque[tuple[float, Connection]] = deque()
         # The least number of idle sockets since the last count, how many to close because of the
@@ -236,14 +239,23 @@ class Pool:
 
         If a datagram is there, and not only an error, sockets rest longer from now on.
         """
-        if self.watched:
-            self.watched = max(self.watched - 1, 0)
+        self.count_watched()
         if not connection._is_readable():  # noqa: SLF001 - made for this purpose
             return False
         if self.rests and connection._has_datagram():  # noqa: SLF001 - as above
-            self.watched = math.inf
+            self._note_duplicate()
             self.adapt()
         return True
+
+    def count_watched(self) -> None:
+        """Take note that a request was watched for duplicates."""
+        if self.watched:
+            left = max(self.watched - 1, 0)
+            self.watched = math.inf if self._has_duplicates else left
+
+    def _note_duplicate(self) -> None:
+        self._has_duplicates = True
+        self.watched = math.inf
 
     def has_rested(self, connection: Connection, others: int, now: float) -> bool:
         """Say whether a socket may be used again, given how many others rest."""
@@ -296,8 +308,8 @@ class Pool:
             rested = self._pop_rested(now)
             if rested is None:
                 break
-            self._all.discard(rested)
             rested.close()
+            self._all.discard(rested)
         if self.rests or len(self.idle) > LEAST_IDLE:
             for _ in range(TRIMMED):
                 if not self._trim_oldest(now):
@@ -316,9 +328,9 @@ class Pool:
         At least 31 others rest and are used before the client opens a new socket. So its port is
         avoided only if duplicates are expected.
         """
-        self._all.discard(connection)
         rest = min(self.rest, connection.request_timeout) if self.rests else 0.0
         connection.close_at_rest(connection.used_at + rest)
+        self._all.discard(connection)
 
     def sample(self, elapsed: float, now: float) -> None:
         """Record the round-trip time of a reply, in seconds."""
@@ -329,6 +341,8 @@ class Pool:
 
     def adapt(self) -> None:
         """Apply the current round-trip estimate to the timeouts."""
+        if self._has_duplicates:
+            self.watched = math.inf  # another thread may have counted meanwhile
         self.sample_due = self.round_trip.sample_due
         wait = self.round_trip.first_wait(self._retry)
         if abs(wait - self.wait) > self.wait / 8:  # each change costs one call per connection
@@ -355,7 +369,7 @@ class Pool:
         except IndexError:
             return False
         if self.rests and oldest._has_datagram():  # noqa: SLF001
-            self.watched = math.inf
+            self._note_duplicate()
         long = min(max(LONG_RESTS * self.rest, LEAST_LONG), oldest.request_timeout)
         is_unused = self._spare > 0 or oldest.used_at + long < now
         if len(self.idle) >= (LEAST_IDLE if is_unused else MOST_IDLE):
@@ -394,7 +408,7 @@ class Pool:
             self.is_closed = True
             for waker in list(self.wakers):
                 waker()
-            self._forget()
+        self._forget()
 
     def start_anew(self) -> None:
         """After a fork, forget the connections: they and their replies belong to the parent."""
@@ -408,12 +422,13 @@ class Pool:
                 connection = self.idle.popleft()  # no other thread has it then
             except IndexError:
                 break
-            self._all.discard(connection)
             rest = min(self._long_rest(), connection.request_timeout)
             connection.close_at_rest(connection.used_at + rest)
-        with contextlib.suppress(KeyError):  # another thread may remove the last one
-            while self._all:
-                self._all.pop().close()
+            self._all.discard(connection)
+        while left := list(self._all):
+            for connection in left:
+                connection.close()
+                self._all.discard(connection)
         self.idle.clear()
         self._resting = deque()  # a new one, because the parent's may have been in use
 

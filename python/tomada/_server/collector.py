@@ -68,7 +68,7 @@ class ServerCollector(Collector):
         with tomada.Server(("0.0.0.0", 1234), handle, workers=4) as server:
             tomada.metrics.ServerCollector(server)
 
-    Each metric has the label ``address``, which is the server's address. The counters are named
+    Each metric has the label ``address``: the server's address. The counters are named
     ``tomada_server_received_total`` and so on; ``tomada_server_batch_size`` is a histogram of the
     number of datagrams per receive; ``tomada_server_state`` has a label for each state. A guard
     adds ``tomada_guard_refused_total`` with the label ``reason``, and a sink

@@ -124,4 +124,4 @@ class Settings:
                 "to one worker"
             )
         if self.socket.proxy:
-            raise ValueError("proxy is not available with dtls: terminate DTLS at the proxy")
+            raise ValueError("proxy cannot be combined with dtls: terminate DTLS at the proxy")

@@ -19,8 +19,8 @@ LAST_OFFSET = 65_535
 class Key:
     """Where in the payload a peer's identifier is.
 
-    Calling it with a payload and an address returns the identifier, as the ``key`` of a
-    :class:`tomada.sinks.Sink` does.
+    Called with a payload and an address, it returns the identifier, like the ``key`` of a
+    :class:`tomada.sinks.Sink`.
     """
 
     offset: int
@@ -45,7 +45,7 @@ Steering: TypeAlias = Literal["hash", "cpu", "random"] | Key
 
 
 def key(offset: int, length: int) -> Key:
-    """Return a value for ``Server(steering=…)`` that steers datagrams by some payload bytes.
+    """Return a value for ``Server(steering=…)`` that steers datagrams by bytes of their payload.
 
     It is also a ``key`` for :mod:`tomada.sinks`: one partition or subject for each value.
 
@@ -55,8 +55,8 @@ def key(offset: int, length: int) -> Key:
     (``SO_ATTACH_REUSEPORT_CBPF`` in ``socket(7)``).
 
     A datagram that ends within these bytes is steered by those that it has, and one that ends
-    before them is steered by its address. If the server trusts proxies, the offset counts from the
-    end of the PROXY header.
+    before them by its address. If the server trusts proxies, the offset counts from the end of the
+    PROXY header.
 
     The server turns ``gro`` off, because the kernel would steer all coalesced datagrams by the
     first one. The kernel still does so if a sender on the same machine uses ``UDP_SEGMENT``.

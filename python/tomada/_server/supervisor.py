@@ -326,7 +326,7 @@ class Supervisor:
         # Keep the power small enough to be converted to a float.
         slot.deaths = min(slot.deaths + 1, MOST_DEATHS)
         slot.start_at = time.monotonic() + delay
-        logger.error("%s; it is restarted in %g seconds", what, delay)
+        logger.error("%s; restarting it in %g seconds", what, delay)
 
     def _replace_next(self) -> None:
         """Start one successor at a time.

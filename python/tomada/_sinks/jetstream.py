@@ -28,10 +28,10 @@ LONGEST_SUBJECT = 3072
 class JetStream(Sink):
     """Publishes datagrams to NATS JetStream: the extra ``tomada[nats]``.
 
-    The stream must exist and must contain the subject. A message is published repeatedly until
-    JetStream acknowledges it. Its identifier (``Nats-Msg-Id``) lets the stream drop copies within
-    its duplicate window. A message that is longer than the server's ``max_payload`` or the stream's
-    ``max_msg_size`` is dropped and counted.
+    The stream must exist and must include the subject. The sink republishes a message until
+    JetStream acknowledges it. The message's identifier (``Nats-Msg-Id``) lets the stream drop
+    duplicates within its duplicate window. A message that is longer than the server's
+    ``max_payload`` or the stream's ``max_msg_size`` is dropped and counted.
 
     :param servers: One or more URLs, such as ``"nats://127.0.0.1:4222"``.
     :param subject: The subject to publish to. With ``key``, the key is appended as the last token,
@@ -44,7 +44,7 @@ class JetStream(Sink):
         port) and ``Timestamp-Ns`` (when the kernel received the datagram, in nanoseconds since
         1970).
     :param capacity: See :class:`Sink`.
-    :param window: The maximum number of messages that wait for an acknowledgement.
+    :param window: The maximum number of messages waiting for an acknowledgement.
     :param timeout: How long to wait for an acknowledgement before publishing again, in seconds.
     :param linger: See :class:`Sink`.
     :param options: Further options for ``nats.connect()``, such as ``user_credentials`` or ``tls``.

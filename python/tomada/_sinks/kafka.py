@@ -25,13 +25,13 @@ LARGEST = 900_000
 class Kafka(Sink):
     """Publishes datagrams to a topic of Apache Kafka: the extra ``tomada[kafka]``.
 
-    librdkafka retries until the broker has acknowledged a message. A message that the broker can
-    never accept (too long, an unknown topic) is dropped and counted.
+    librdkafka retries until the broker acknowledges a message. A message that the broker can never
+    accept (because it is too long, or the topic is unknown) is dropped and counted.
 
     :param servers: One or more brokers, such as ``"127.0.0.1:9092"``.
     :param topic: The topic.
     :param key: The message's key, which determines the partition: ``"source"`` for the sender's
-        host, or a function of the payload and the address that returns the key. ``None`` for no
+        host, or a function of the payload and the address that returns the key. ``None`` means no
         key.
     :param pack: See :class:`Sink`. With ``None``, a message has the headers ``Source`` (host and
         port) and ``Timestamp-Ns`` (when the kernel received the datagram, in nanoseconds since

@@ -39,15 +39,15 @@ class Sink(ABC):
     so do not pass ``takes``. It never replies.
 
     :param key: The key of each datagram; see the subclasses. ``tomada.key(offset, length)`` returns
-        some bytes of the payload. A datagram for which the function raises an exception is dropped
-        and counted.
+        some bytes of the payload. If the function raises an exception, the datagram is dropped and
+        counted.
     :param pack: ``None`` publishes a message for each datagram. ``"arrow"`` publishes record
         batches of Apache Arrow, with the columns ``data``, ``host``, ``port`` and ``timestamp_ns``
         (the extra ``tomada[arrow]``).
-    :param capacity: The maximum number of datagrams that each worker holds. Beyond this limit, new
-        ones are dropped and counted.
-    :param linger: How long closing waits for the engine to acknowledge everything, in seconds. Then
-        the rest is dropped and counted.
+    :param capacity: The maximum number of datagrams that each worker holds. Beyond that, new ones
+        are dropped and counted.
+    :param linger: How long closing waits for the engine to acknowledge everything, in seconds.
+        After that, the rest is dropped and counted.
     """
 
     #: A server calls a sink with lists of ``(data, address, timestamp_ns)``.
@@ -117,7 +117,7 @@ class Sink(ABC):
         """Accept the datagrams of one receive.
 
         If there is no room, but the engine has just acknowledged something, this waits a moment for
-        room, and the next datagrams wait in the kernel's buffer.
+        room while further datagrams wait in the kernel's buffer.
         """
         size = len(batch)
         with self._lock:
@@ -199,7 +199,7 @@ class Sink(ABC):
         now = time.monotonic()
         if now >= self._complained_at + 5.0:
             self._complained_at = now
-            log.warning("%s: %s; %d datagrams wait", type(self).__name__, why, self._held)
+            log.warning("%s: %s; %d datagrams are waiting", type(self).__name__, why, self._held)
 
     def _attach(
         self, takes: Any, init: Callable[[], object] | None, exit: Callable[[], object] | None
@@ -236,5 +236,5 @@ class Sink(ABC):
 
 
 def without_password(url: str) -> str:
-    """Return a URL as a log may have it: without the user, the password or the token in it."""
+    """Return a URL that is safe to log: without the user, password or token in it."""
     return re.sub(r"(?<=//)[^/?#]*@", "", url)

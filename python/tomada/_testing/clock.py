@@ -18,9 +18,9 @@ Result = TypeVar("Result")
 class VirtualClock:
     """A clock for an event loop: its time jumps to the next timer when nothing else is ready.
 
-    Sleeps, timeouts and :meth:`~asyncio.loop.call_later` take no real time, and happen in order;
-    everything else, such as running code, takes no virtual time. So a test of thirty seconds of
-    retries takes milliseconds and has the same timing in every run.
+    Sleeps, timeouts and :meth:`~asyncio.loop.call_later` take no real time, but happen in order;
+    everything else, such as running code, takes no virtual time. So a test with thirty seconds of
+    retries takes milliseconds, and its timing is the same in every run.
 
     The loop's timers follow the virtual clock; :func:`time.monotonic` does not. Combine the clock
     with a :func:`~tomada.testing.network`, whose delays are timers of the loop. Sockets work too,
@@ -118,7 +118,7 @@ class VirtualClockLoop(EventLoop):
 
     Use it with ``asyncio.Runner(loop_factory=VirtualClockLoop)``, or :func:`run`.
 
-    :param clock: The clock; by default a new one.
+    :param clock: The clock; by default, a new one.
     """
 
     def __init__(self, *, clock: VirtualClock | None = None) -> None:

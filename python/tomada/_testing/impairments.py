@@ -24,9 +24,9 @@ def number_of(direction: Direction) -> int:
 class GilbertElliott:
     """Loss in bursts: the Gilbert–Elliott model, a Markov chain with two states.
 
-    Before each datagram, a burst begins with the probability ``p``, or ends with the probability
-    ``r``. Within a burst, the share ``bad`` of the datagrams is lost; outside, the share ``good``
-    is. These are the arguments ``p``, ``r``, ``1-h`` and ``1-k`` of ``netem``'s ``loss gemodel``
+    Before each datagram, a burst begins with probability ``p``, or ends with probability ``r``. The
+    network loses the share ``bad`` of the datagrams within a burst, and the share ``good`` outside
+    one. These are the arguments ``p``, ``r``, ``1-h`` and ``1-k`` of ``netem``'s ``loss gemodel``
     (:manpage:`tc-netem(8)`).
     """
 
@@ -37,7 +37,7 @@ class GilbertElliott:
 
     @classmethod
     def bursts(cls, loss: float, length: float) -> Self:
-        """Return the model that loses a share ``loss``, in bursts of ``length`` datagrams.
+        """Return the model that loses the share ``loss`` in bursts of ``length`` datagrams.
 
         :param loss: A share, at least 0 and less than 1.
         :param length: The average number of datagrams in a burst, at least 1.
@@ -104,19 +104,19 @@ class Impairments:
     :param jitter: The maximum deviation from ``delay`` in either direction, in seconds, uniformly
         distributed. A delay is never negative. Datagrams whose delays differ can overtake each
         other.
-    :param reorder: The share of datagrams that the client's next datagram overtakes. If no datagram
+    :param reorder: The share of datagrams that the client's next datagram overtakes. If none
         follows within 50 ms, the delayed one arrives then.
     :param duplicate: The share of datagrams that arrive twice. Each copy has its own jitter.
     :param corrupt: The share of datagrams in which one bit is flipped. The checksum matches the
         changed bytes.
-    :param truncate: The share of datagrams that lose their end: between one byte and all of their
-        bytes.
+    :param truncate: The share of datagrams that are truncated, by between one byte and their whole
+        length.
     :param rate: Payload bits per second. ``None`` sets no limit.
-    :param queue: How many datagrams may wait because of the rate; others are dropped. The default
+    :param queue: How many datagrams may wait because of the rate; any more are dropped. The default
         is 1,000.
-    :param mtu: The longest IP packet in bytes, which is 28 more than the payload over IPv4, and 48
-        over IPv6. Longer packets are dropped without an ICMP message.
-    :param script: Decides the fates of the first datagrams, or of all: see
+    :param mtu: The longest IP packet in bytes: 28 more than the payload over IPv4, and 48 more over
+        IPv6. Longer packets are dropped without an ICMP message.
+    :param script: Decides the fates of the first datagrams, or of all of them: see
         :func:`tomada.testing.impaired`.
     :raises ValueError: A value is outside its range; the message says which.
     """

@@ -86,7 +86,7 @@ class Link:
         :raises RuntimeError: The link was started before.
         """
         if self._core is not None:
-            raise RuntimeError("a link can be started once: create another one")
+            raise RuntimeError("a link can be started only once: create another one")
         family, upstream = _resolve(self._upstream)
         if not upstream[1]:
             raise ValueError("the server's address needs a port, not 0")
@@ -104,15 +104,15 @@ class Link:
         )
 
     def close(self) -> None:
-        """Stop the link and close its sockets. Leaving the ``with`` block does this.
+        """Stop the link and close its sockets. Leaving a ``with`` block does this.
 
         This begins with a :meth:`cut`: datagrams that have already arrived at the link and are due
         leave first; those that are still in flight are dropped, and count as ``cut``. :attr:`log`
-        and :attr:`stats` stay readable. Closing twice does nothing. If a script's function calls
-        this, the link stops when the function returns, and the next :meth:`close` waits for it.
+        and :attr:`stats` remain available. Closing again does nothing. If a script's function calls
+        this, the link stops when that function returns, and the next :meth:`close` waits for that.
 
         :raises BaseException: The first exception that a script's function raised.
-        :raises OSError: ``EMFILE``: a client's datagrams were dropped (``unsendable``), because
+        :raises OSError: ``EMFILE``: a client's datagrams were dropped (``unsendable``) because
             there was no descriptor for its port. Raise the limit (``ulimit -n``), or use fewer
             clients: each takes a descriptor.
         """
@@ -149,7 +149,7 @@ class Link:
 
     @property
     def seed(self) -> int:
-        """The seed that fates are drawn from."""
+        """The seed for the fates."""
         return self._seed
 
     @property
@@ -174,13 +174,13 @@ class Link:
         The old impairments apply to each datagram that arrived before this returns, and the new
         ones to those that arrive later. Datagrams in flight keep their fates and delays.
 
-        Options that are not given stay as they are. ``to_server`` and ``to_client`` replace all
-        options of a direction, its script included.
+        Options that you do not pass stay as they are. ``to_server`` and ``to_client`` replace all
+        options of a direction, including its script.
 
-        A ``script`` replaces the rest of the previous script, and of the scripts of single
-        directions. A list begins with the next datagram that arrives, in either direction; ``None``
-        or an empty list leaves all of them to chance. A list in ``to_server`` or ``to_client``
-        begins with the next datagram in that direction. If only other options are changed, the
+        A ``script`` replaces the rest of the previous script, and of any script for a single
+        direction. A list begins with the next datagram that arrives, in either direction; ``None``
+        or an empty list leaves all datagrams to chance. A list in ``to_server`` or ``to_client``
+        begins with the next datagram in that direction. If you change only other options, the
         current list continues.
 
         :raises ValueError: A value is outside its range; nothing was changed.
@@ -192,21 +192,21 @@ class Link:
     def cut(self, direction: Direction | None = None) -> None:
         """Cut both directions, or one, until :meth:`heal`.
 
-        When this returns, nothing passes the link any longer. Datagrams that arrived earlier and
-        were due have left. Those that are still in flight (delayed, reordered, or queued because of
-        a rate) and those that arrive later are dropped, and count as ``cut``.
+        When this returns, nothing passes through the link any longer. Datagrams that arrived
+        earlier and were due have left. Those that are still in flight (delayed, reordered, or
+        queued because of a rate) and those that arrive later are dropped, and count as ``cut``.
 
-        This waits for the link's thread, and so for a script's function that the thread is calling.
+        This waits for the link's thread, and so for any script function that the thread is calling.
         The function itself may also call this method, :meth:`heal`, :meth:`rebind` and
-        :meth:`change`: they take effect when the function returns, beginning with the datagram that
-        it decides about.
+        :meth:`change`: they take effect when it returns, beginning with the datagram that it was
+        called for.
         """
         self._running.cut(_chosen(direction))
 
     def heal(self, direction: Direction | None = None) -> None:
         """End the cut of both directions, or of one.
 
-        When this returns, each datagram that arrived earlier has been dropped, and those that
+        When this returns, every datagram that arrived earlier has been dropped, and those that
         arrive later pass.
         """
         self._running.heal(_chosen(direction))
@@ -228,10 +228,10 @@ class Link:
     def log(self) -> list[Fate]:
         """The fates of the datagrams, in the order in which they arrived at the link.
 
-        The log keeps the latest ``log_size`` of each direction. With the same seed, the fates of
-        each client in each direction are the same in every run, if the client sends the same
-        datagrams and receives the same number. The order among several clients, or between the two
-        directions, depends on timing. To compare runs, sort by ``(fate.client, fate.direction,
+        The log keeps the latest ``log_size`` fates for each direction. With the same seed, each
+        client's fates in each direction are the same in every run, as long as the client sends the
+        same datagrams and receives the same number. The order among several clients, or between the
+        two directions, depends on timing. To compare runs, sort by ``(fate.client, fate.direction,
         fate.index)``.
         """
         core = self._running
@@ -254,7 +254,8 @@ class Link:
     def take_captured(self) -> tuple[list[tuple[int, Any, Any, bytes]], int]:
         """Return the datagrams on both sides since the last call, and how many were discarded.
 
-        Each has its time in nanoseconds since 1970 UTC, its source, its destination and its bytes.
+        Each comes with its time in nanoseconds since 1970 UTC, its source, its destination and its
+        bytes.
         """
         return self._running.take_captured()
 

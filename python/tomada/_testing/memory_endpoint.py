@@ -170,7 +170,7 @@ class MemoryEndpoint(Closing):
         return []
 
     def stats(self) -> MemoryStats:
-        """Return the counters, whose names are the same as in :class:`tomada.Stats`."""
+        """Return the counters, which have the same names as in :class:`tomada.Stats`."""
         queue, transport = self._queue, self._transport
         return MemoryStats(
             queue.received,

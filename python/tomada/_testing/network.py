@@ -116,9 +116,9 @@ class Network:
     ) -> Opening[MemoryEndpoint]:
         """Open an endpoint, like :func:`tomada.asyncio.open_endpoint`.
 
-        It has the interface of :class:`tomada.asyncio.Endpoint`, without ``socket`` and
-        ``recv_datagram``. Hosts are names that the network does not look up. Without a
-        ``local_addr``, the network chooses a port of ``127.0.0.1``.
+        It has the interface of :class:`tomada.asyncio.Endpoint`, except for ``socket`` and
+        ``recv_datagram``. The network does not look up host names. Without a ``local_addr``, it
+        chooses a port on ``127.0.0.1``.
 
         :raises OSError: ``EADDRINUSE``: another endpoint has the address.
         """
@@ -141,7 +141,7 @@ class Network:
     ) -> tuple[MemoryTransport, Any]:
         """Create an endpoint, like :meth:`asyncio.loop.create_datagram_endpoint`.
 
-        Socket options are accepted, but have no effect. A ``sock`` only provides its addresses and
+        Socket options are accepted but have no effect. A ``sock`` provides only its addresses, and
         is closed.
         """
         if sock is not None:
@@ -164,7 +164,7 @@ class Network:
     def install(self, loop: asyncio.AbstractEventLoop) -> None:
         """Make a loop's ``create_datagram_endpoint`` create endpoints of this network.
 
-        This is for code that opens its endpoints itself.
+        Use this for code that opens its own endpoints.
         """
         loop.create_datagram_endpoint = self.create_datagram_endpoint  # type: ignore[method-assign]
 

@@ -1,7 +1,7 @@
 """Hypothesis strategies for datagrams, and for what a network does to them.
 
 ``from tomada.testing import strategies`` needs hypothesis. A failure shrinks to a network that
-interferes as little as possible: to a short script in which most datagrams pass.
+interferes as little as possible: a short script in which most datagrams pass.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LARGEST = 1472
 
 
 def datagrams(max_size: int = LARGEST) -> SearchStrategy[bytes]:
-    """Return a strategy for payloads of up to ``max_size`` bytes, including the empty one."""
+    """Return a strategy for payloads of 0 to ``max_size`` bytes."""
     return st.binary(max_size=max_size)
 
 

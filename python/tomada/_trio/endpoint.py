@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class Endpoint(base.Endpoint):
-    """A datagram socket for trio's tasks, created by :func:`tomada.trio.open_endpoint`.
+    """A datagram socket for trio tasks, created by :func:`tomada.trio.open_endpoint`.
 
-    It has the methods of :class:`tomada.asyncio.Endpoint`. All asynchronous methods are trio
-    checkpoints, even if they do not wait, and iterating over the endpoint has a checkpoint for each
-    datagram. Cancelling a method that receives loses no datagram.
+    It has the methods of :class:`tomada.asyncio.Endpoint`. Every async method is a checkpoint, even
+    if it does not wait, and so is every step of iterating over the endpoint. Cancelling a receive
+    does not lose a datagram.
     """
 
     _semaphore = staticmethod(trio.Semaphore)
@@ -52,15 +52,15 @@ class Endpoint(base.Endpoint):
         return taken
 
     async def drain(self) -> None:
-        """Wait until the send backlog is short, as :meth:`tomada.asyncio.Endpoint.drain`."""
+        """Wait until the send backlog is short, like :meth:`tomada.asyncio.Endpoint.drain`."""
         await trio.lowlevel.checkpoint()
         await super().drain()
 
     async def shutdown(self, timeout: float | None = None, tasks: Iterable[Any] = ()) -> int:
         """Stop receiving, send the send backlog, and close.
 
-        trio's tasks belong to nurseries: call :meth:`stop_receiving`, leave the nursery whose tasks
-        send replies, and call this after that. If this is cancelled, the endpoint closes at once.
+        In trio, tasks belong to nurseries: call :meth:`stop_receiving`, leave the nursery whose
+        tasks send replies, and then call this. If this is cancelled, the endpoint closes at once.
 
         :param timeout: The time limit for the send backlog, in seconds; no limit by default.
         :param tasks: Must be empty.
