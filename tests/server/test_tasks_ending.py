@@ -10,6 +10,7 @@ import pytest
 from peer import DEADLINE
 from serving import Gate, Load, client, server
 from support import Call, eventually
+from tomada._server import event_loop
 from traffic import numbered
 
 every_loop = pytest.mark.parametrize("loop", ["tomada", "asyncio", "uvloop"])
@@ -134,7 +135,11 @@ def test_task_that_refuses_to_be_cancelled_does_not_keep_the_server(loop, caplog
 @pytest.mark.thread_unsafe(reason="it forks")
 @every_loop
 @pytest.mark.parametrize("takes", ["data", "batch"])
-def test_worker_with_a_task_that_refuses_to_be_cancelled_counts_it_before_it_is_killed(loop, takes):
+def test_worker_with_a_task_that_refuses_to_be_cancelled_counts_it_before_it_is_killed(
+    loop, takes, monkeypatch
+):
+    monkeypatch.setattr(event_loop, "CANCELLING", 0.01)  # long before it is killed
+
     async def handle(*_):
         while True:
             with contextlib.suppress(asyncio.CancelledError):
