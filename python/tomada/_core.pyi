@@ -236,10 +236,10 @@ class Socket:
         shows. An empty datagram is ``b""``. A large ``bufsize`` costs nothing.
 
         :raises TimeoutError: No datagram arrived within the timeout.
-        :raises BlockingIOError: No datagram is queued, and the timeout is 0. Also raised without a
-            timeout if the kernel does not let the call wait: because ``flags`` includes
-            ``MSG_DONTWAIT`` or ``MSG_ERRQUEUE``, ``O_NONBLOCK`` is set on the descriptor (by any
-            means), or the ``SO_RCVTIMEO`` timeout has expired.
+        :raises BlockingIOError: No datagram is queued, and the timeout is 0. Also raised with the
+            timeout ``None`` if the kernel does not let the call wait: ``flags`` includes
+            ``MSG_DONTWAIT`` or ``MSG_ERRQUEUE``, something has set ``O_NONBLOCK`` on the
+            descriptor, or the ``SO_RCVTIMEO`` timeout has expired.
         :raises ConnectionRefusedError: The connected peer's host answered an earlier datagram with
             an ICMP error.
         :raises ValueError: ``bufsize`` is negative.
@@ -333,9 +333,9 @@ class Socket:
         loop around ``select`` must check :attr:`pending` first.
 
         Switching ``gro`` off moves the datagrams in the kernel's queue into the backlog. Datagrams
-        that the kernel is coalescing at that very moment may be received as one. Even after that,
-        ``MSG_PEEK`` moves the datagram that it returns into the backlog, as it does while ``gro``
-        is on.
+        that the kernel is coalescing at that very moment may be received as one. Even after ``gro``
+        has been switched off, ``MSG_PEEK`` moves the datagram that it returns into the backlog, as
+        it does while ``gro`` is on.
 
         :raises OSError: ``EOPNOTSUPP`` or ``ENOPROTOOPT``: the socket is not a UDP socket, or the
             kernel is older than 5.0.
@@ -380,8 +380,9 @@ class Socket:
         """The number of datagrams in the backlog: received from the kernel, not yet handed out.
 
         The backlog is used only with :attr:`gro`, when a call returned fewer datagrams than the
-        kernel had coalesced. The next receive of any kind returns the others first, in order, and a
-        thread that is waiting for a datagram wakes up to receive them. :meth:`close` drops them.
+        kernel had coalesced. The next receive of any kind returns the remaining ones first, in
+        order, and a thread that is waiting for a datagram wakes up to receive them. :meth:`close`
+        drops them.
         """
 
     @property
@@ -390,8 +391,8 @@ class Socket:
 
         A sleeping thread needs 30 to 70 µs to wake up; a polling one receives a datagram within a
         few microseconds. Other Python threads run in the meantime. The price is a fully used
-        processor core while no datagram arrives, for up to this time per wait, so use it only if
-        you have a core to spare.
+        processor core: while no datagram arrives, each wait polls for up to this time. So set this
+        only if you have a core to spare.
 
         :raises ValueError: The time is negative or not a number.
         """
@@ -408,10 +409,11 @@ class Socket:
         but arrive later. Once a call has begun to wait, no datagram waits longer than this, plus up
         to 50 µs by which the kernel may extend a sleep (``PR_SET_TIMERSLACK`` in ``prctl(2)``).
 
-        A wait ends sooner if 64 kernel messages have probably arrived, judging by recent receives,
-        because waiting longer would save nothing more. If the last receive returned as many
-        datagrams as it could, the next one does not wait. Timeouts, signals and closing the socket
-        end the wait as usual. A new value also applies to calls that are already waiting.
+        A wait ends early once, judging by recent receives, 64 messages are likely to have arrived,
+        because waiting longer would save nothing more. (A message is one datagram or, with
+        :attr:`gro`, several coalesced ones.) If the last receive returned as many datagrams as it
+        could, the next one does not wait. Timeouts, signals and closing the socket end the wait as
+        usual. A new value also applies to calls that are already waiting.
 
         It has no effect on calls that receive a single datagram, or on calls that do not wait at
         all. Calls that collect ignore :attr:`spin`.
@@ -1541,11 +1543,11 @@ class SinkStats:
 
     @property
     def published(self) -> int:
-        """Datagrams that the engine has acknowledged."""
+        """Datagrams that the broker has acknowledged."""
 
     @property
     def dropped(self) -> int:
-        """Datagrams dropped: the sink was full, the engine rejected them, or time was up."""
+        """Datagrams dropped: the sink was full, the broker rejected them, or time was up."""
 
     @property
     def received(self) -> int:
