@@ -370,7 +370,7 @@ class Client:
         return self._pool
 
     def _explain(self, error: BaseException) -> None:
-        """Explain an error that occurred because a request was not sent or the client was closed."""
+        """Improve the text of an error that a failed send or a closed client caused."""
         if not isinstance(error, OSError):
             return
         if error.errno == errno.EBADF:
