@@ -333,8 +333,8 @@ class Endpoint(Closing):
         Datagrams that ``match`` rejects are dropped, and so are those that arrived before the
         request was sent.
 
-        Cancelling is safe: a late reply to a cancelled request is not returned to another one, unless
-        that one's ``match`` accepts it.
+        Cancelling is safe: a late reply to a cancelled request is not returned to another one,
+        unless that one's ``match`` accepts it.
 
         The waits between attempts follow the rules of :class:`tomada.Client`, based on the
         round-trip time that this endpoint has measured.
