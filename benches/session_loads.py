@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -53,7 +55,7 @@ class Sessions(Load):
 
 @dataclass(frozen=True)
 class SessionMemory(Load):
-    """Many DTLS sessions of a server, of which all but one are idle."""
+    """Many idle DTLS sessions of a server."""
 
     sessions: int = 10_000
     metrics = ("session_bytes",)
@@ -70,6 +72,7 @@ class SessionMemory(Load):
                     "loadgen dtls-load", cores()[0], patient.lifetime, clients=sessions, **target
                 )
                 stack.enter_context(clients).line(3 * HANDSHAKES)
+                stack.enter_context(paused(clients))  # they would go on with a request at a time
                 sizes.append(resident(server))
         return {"session_bytes": (sizes[1] - sizes[0]) / self.sessions}
 
@@ -123,6 +126,16 @@ class AskSession(Load):
                 client.stop()
             server.stop()
         return sample
+
+
+@contextlib.contextmanager
+def paused(child: Child) -> Iterator[None]:
+    """Let a program do nothing for a while."""
+    os.kill(child.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(child.pid, signal.SIGCONT)
 
 
 @contextlib.contextmanager

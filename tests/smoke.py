@@ -1,4 +1,7 @@
-"""Use each part of an installed package once, with only the standard library beside it."""
+"""Use each part of an installed package once, with only the standard library beside it.
+
+DTLS is a part, unless the argument is ``without-dtls``.
+"""
 
 import asyncio
 import sys
@@ -27,11 +30,15 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         assert server.recv_batch(batch) == len(batch) > 0
 
 
-with (
-    tomada.Server(("127.0.0.1", 0), lambda data, _: data[::-1]) as server,
-    tomada.Client(server.address, timeout=30) as client,
-):
-    assert client.request(b"ping") == b"gnip"
+def reverse(server_dtls=None, client_dtls=None):
+    with (
+        tomada.Server(("127.0.0.1", 0), lambda data, _: data[::-1], dtls=server_dtls) as server,
+        tomada.Client(server.address, timeout=30, dtls=client_dtls) as client,
+    ):
+        assert client.request(b"ping") == b"gnip"
+
+
+reverse()
 
 
 async def main():
@@ -43,4 +50,18 @@ async def main():
 
 
 assert asyncio.run(main())[0] == b"ping"
-print(f"tomada {tomada.__version__} works on Python {sys.version.split()[0]}")
+
+
+def use_dtls():
+    from tomada import dtls
+
+    server = dtls.Context(dtls.PROTOCOL_DTLS_SERVER)
+    server.set_psk_server_callback({"smoke": b"a key for tests"}.get)
+    client = dtls.Context(dtls.PROTOCOL_DTLS_CLIENT)
+    client.set_psk_client_callback(lambda _: ("smoke", b"a key for tests"))
+    reverse(server, client)
+    return f"with {dtls.OPENSSL_VERSION}"
+
+
+encryption = "without DTLS" if sys.argv[1:] == ["without-dtls"] else use_dtls()
+print(f"tomada {tomada.__version__} works on Python {sys.version.split()[0]}, {encryption}")

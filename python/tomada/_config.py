@@ -286,7 +286,7 @@ def _read_file(options: Sequence[Option], path: str, settings: Settings) -> None
             content = tomllib.load(file)
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # or a number, or the nesting, is too long
         raise ConfigError(f"the configuration {path} is not valid TOML: {error}") from None
     known = {option.name: option for option in options if option.is_in_file}
     for name, value in content.items():

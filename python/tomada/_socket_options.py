@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 # The longest times to poll, and to collect datagrams, in seconds.
 LONGEST_SPIN = 1_000_000_000
 LONGEST_COALESCE = 60
+# The kernel takes the size of a buffer as a signed number of 32 bits.
+LARGEST_BUFFER = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,10 @@ class SocketOptions:
                 raise TypeError(f"rcvbuf must be a number of bytes, not {self.rcvbuf!r}")
             if self.rcvbuf < 0:
                 raise ValueError(f"rcvbuf must be at least 0 bytes, not {self.rcvbuf!r}")
+            if self.rcvbuf > LARGEST_BUFFER:
+                raise ValueError(
+                    f"rcvbuf must be at most {LARGEST_BUFFER} bytes, not {self.rcvbuf!r}"
+                )
         if self.pacing is not None:
             self._check_pacing(self.pacing)
         if isinstance(self.groups, str):

@@ -203,6 +203,7 @@ WRONG = [
         "",
         "rcvbuf must be a number of bytes, such as 4194304 or 4M, not '4 melons' (TOMADA_RCVBUF)",
     ),
+    ({}, ["--rcvbuf", "8G"], "", "rcvbuf must be at most 2147483647 bytes, not 8589934592 (--rc"),
     ({}, [], 'allow = ["192.0.2.1/24"]', "allow: 192.0.2.1/24 has host bits set (o.toml)"),
     ({}, ["--burst", "5"], "", "burst needs a rate (--burst)"),
     (
@@ -220,6 +221,9 @@ WRONG = [
     ({}, [], "max_size = 5", "there is no option 'max_size'; do you mean 'max-size'? (o.toml)"),
     ({}, [], "colour = 5", "there is no option 'colour' (o.toml)"),
     ({}, [], "workers 2", "the configuration o.toml is not valid TOML: "),
+    ({}, [], "workers = " + "1" * 5000, "the configuration o.toml is not valid TOML: "),
+    ({}, [], "allow = " + "[" * 100_000, "the configuration o.toml is not valid TOML: "),
+    ({}, [], "workers = \0", "the configuration o.toml is not valid TOML: "),
     ({}, ["--config", "none.toml"], None, "cannot read the configuration none.toml: No such file"),
     ({}, [], 'app = ""', "app must be a handler, as MODULE:HANDLER, not '' (o.toml)"),
     ({}, [], 'dtls-key = "a\\u0000"', "dtls-key must be a path, not 'a\\x00' (o.toml)"),

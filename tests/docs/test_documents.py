@@ -1,10 +1,11 @@
 """Run every program and command of README and the documentation."""
 
+import re
 import socket as std
 
 import pytest
 
-from documents import documents, fits, run_document
+from documents import ROOT, documents, fits, run_document
 from support import Kind
 
 pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
@@ -21,6 +22,15 @@ def port(tmp_path):
 @pytest.mark.parametrize("name", documents())
 def test_document_shows_what_happens(name, tmp_path, port):
     run_document(name, tmp_path, port)
+
+
+def test_documented_certificates_cannot_sign_others():
+    # `openssl req -x509` makes authorities unless it is told otherwise.
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in documents())
+    commands = re.findall(r"openssl req (?:\\\n|[^\n])*", text)
+    signed = [command for command in commands if " -CA " in command]
+    assert len(signed) >= 4
+    assert [command for command in signed if "CA:FALSE" not in command] == []
 
 
 def test_all_documents_are_found():

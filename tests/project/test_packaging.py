@@ -1,5 +1,6 @@
 """The installed package: its imports, its metadata, and how it is built."""
 
+import os
 import re
 import subprocess
 import sys
@@ -21,6 +22,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 def test_package_works_with_only_the_standard_library():
     command = [sys.executable, "-I", "-W", "error", ROOT / "tests" / "smoke.py"]
+    command += [] if HAS_DTLS else ["without-dtls"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"tomada {tomada.__version__} works")
@@ -74,3 +76,42 @@ def test_package_has_no_dependencies():
 def test_package_includes_a_licence(name):
     assert name in (metadata("tomada").get_all("License-File") or [])
     assert (ROOT / name).is_file()
+
+
+# Calls the backend as pip does, with a maturin that only prints its arguments.
+BACKEND = f"""
+import os, sys, types
+maturin = sys.modules["maturin"] = types.ModuleType("maturin")
+maturin.build_wheel = maturin.build_editable = lambda _: print(os.environ["MATURIN_PEP517_ARGS"])
+sys.path.insert(0, {str(ROOT / "scripts")!r})
+import build_backend
+build_backend.build_wheel("folder")
+"""
+
+
+@pytest.mark.parametrize(
+    ("pkg_config", "variables", "arguments"),
+    [
+        ("exit 0", {}, ""),
+        ("exit 1", {}, "--features vendored"),
+        (None, {}, "--features vendored"),
+        ("exit 0", {"TOMADA_DTLS": "no"}, "--no-default-features --features python"),
+        (None, {"TOMADA_DTLS": "no"}, "--no-default-features --features python"),
+        ("exit 1", {"MATURIN_PEP517_ARGS": "--locked"}, "--locked --features vendored"),
+        ("exit 1", {"MATURIN_PEP517_ARGS": "-F dtls"}, "-F dtls"),
+    ],
+)
+def test_installing_uses_the_openssl_of_this_machine(tmp_path, pkg_config, variables, arguments):
+    if pkg_config is not None:
+        program = tmp_path / "pkg-config"
+        program.write_text(f"#!/bin/sh\n{pkg_config}\n", encoding="utf-8")
+        program.chmod(0o700)
+    unset = {"MATURIN_PEP517_ARGS", "TOMADA_DTLS"}
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    environment |= {"PATH": str(tmp_path), **variables}
+    command = [sys.executable, "-I", "-c", BACKEND]
+    said = subprocess.check_output(command, env=environment, text=True).splitlines()
+    assert said[-1] == arguments
+    takes_minutes = ["compiling OpenSSL, which takes about three minutes"] * (len(said) - 1)
+    assert [line.partition(":")[0] for line in said[:-1]] == takes_minutes
+    assert bool(takes_minutes) == ("vendored" in arguments)

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import math
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ import tomada
 from peer import DEADLINE
 from serving import ask, client, server, until_refused
 from support import Call, Child, eventually, open_descriptors
+from tomada import _reports
 from tomada._proxy_header import header_for
 from tomada._server import health, health_http
 
@@ -298,6 +300,20 @@ def test_garbage_is_answered_with_an_error(caplog):
                     pass
         assert probe(serving.health_address, "/ready")[0] == 200
     assert not caplog.records
+
+
+def test_metrics_that_always_fail_do_not_fill_the_log(caplog, monkeypatch):
+    def fail(_):
+        raise RuntimeError("the collector of the program is wrong")
+
+    monkeypatch.setattr(health.Health, "metrics", fail)
+    monkeypatch.setattr(_reports, "SECONDS_BETWEEN", math.inf)
+    with server(echo, health=LOOPBACK) as serving:
+        for _ in range(5):
+            assert probe(serving.health_address, "/metrics") == (500, "see the log\n")
+    (record,) = caplog.records
+    assert record.message == "cannot answer /metrics"
+    assert "the collector of the program is wrong" in record.exc_text
 
 
 def test_health_port_is_free_when_the_server_has_ended():

@@ -87,7 +87,7 @@ def test_given_socket_must_be_a_bound_datagram_socket_and_stays_open(inet):
             with pytest.raises(ValueError, match="bound to no address"):
                 server(echo, None, **options).start()
         assert unbound.getsockname()
-    with pytest.raises(OSError, match="Bad file descriptor"):
+    with pytest.raises(OSError, match="Bad file descriptor: descriptor "):
         server(echo, None, fd=12345).start()
     eventually(lambda: open_descriptors() <= before)
 

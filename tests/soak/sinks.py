@@ -9,7 +9,7 @@ from typing import Any
 import tomada
 from benches.brokers import SUBJECT, helpers, nats
 from tests.soak.lanes import Accounts, Served
-from tests.soak.loads import Load
+from tests.soak.loads import Load, running
 from tomada.sinks import JetStream, Kafka, Sink
 
 
@@ -42,6 +42,15 @@ class Published(Served):
         self.deeds["datagrams published by sinks"] += after.published - before.published
         self.deeds["datagrams dropped by sinks"] += after.dropped - before.dropped
         return accounts
+
+    def account(self, server: tomada.Server, seconds: float, killed: int = 0) -> Accounts:
+        before = server.stats()
+        with running(self.loads, server.address[1], seconds) as end:
+            self.pass_time(server, seconds)
+            sent = end()
+        # A sink that waits for its engine leaves datagrams in the queue, which the drain receives.
+        server.stop()
+        return self.accounts(sent, server.stats(), before, killed=killed)
 
     def pass_time(self, _server: tomada.Server, seconds: float) -> None:
         self._look(seconds / 3)

@@ -44,6 +44,7 @@ def make_transport(**options):
         (make_client, {"spin": "1"}, TypeError, "spin must be a number of seconds, not '1'"),
         (make_server, {"rcvbuf": "1M"}, TypeError, "rcvbuf must be a number of bytes, not '1M'"),
         (make_server, {"rcvbuf": -1}, ValueError, "rcvbuf must be at least 0 bytes, not -1"),
+        (make_server, {"rcvbuf": 2**31}, ValueError, "rcvbuf must be at most 2147483647 bytes"),
         (make_endpoint, {"pacing": "1M"}, TypeError, "pacing must be a number of bytes, not '1M'"),
         (make_transport, {"pacing": 0}, ValueError, "pacing must be at least 1 byte per .*, not 0"),
         (make_server, {"pacing": 0}, ValueError, "pacing must be at least 1 byte per .*, not 0"),

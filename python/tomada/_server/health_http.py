@@ -77,7 +77,7 @@ class _Http(HTTPServer):
         found = _std.getaddrinfo(host or None, port, 0, _std.SOCK_STREAM, 0, flags)
         self.address_family, _, _, _, name = found[0]
         self.routes = routes
-        self._limiter = LogLimiter()
+        self.limiter = LogLimiter()
         self._lock = threading.Lock()
         # The connections and when they have begun, the oldest first.
         self._begun: dict[_std.socket, float] = {}
@@ -146,7 +146,7 @@ class _Http(HTTPServer):
 
     def handle_error(self, _request: Any, client_address: Any) -> None:
         """Log an error, except that a client has gone."""
-        suffix = self._limiter.suffix("health")
+        suffix = self.limiter.suffix("health")
         if suffix is not None:
             logger.debug("a health request of %s failed%s", client_address, suffix, exc_info=True)
 
@@ -180,7 +180,9 @@ class _Request(BaseHTTPRequestHandler):
         try:
             return route()
         except Exception:  # noqa: BLE001 - the program's own metrics may do anything
-            logger.exception("cannot answer %s", self.path)
+            suffix = self.server.limiter.suffix("answer")
+            if suffix is not None:
+                logger.exception("cannot answer %s%s", self.path, suffix)
             return 500, TEXT, "see the log\n"
 
     def log_message(self, *_: object) -> None:

@@ -199,7 +199,11 @@ def adopt(descriptors: Sequence[int], options: SocketOptions) -> Listeners:
 
 
 def _adopt_one(descriptor: int) -> Any:
-    sock = socket.socket(fileno=descriptor)
+    try:
+        sock = socket.socket(fileno=descriptor)
+    except OSError as error:
+        advise(error, f"descriptor {descriptor}")
+        raise
     if not isinstance(sock, _core.Socket):
         reason = "is no datagram socket"
     elif not _is_bound(sock):

@@ -48,15 +48,17 @@ impl Cookies {
         is_of(&self.current) || self.previous.as_ref().is_some_and(is_of)
     }
 
-    /// Replaces the secret if its time is over. After a long pause both are too old.
+    /// Replaces the secret if its time is over, and forgets one that is no longer accepted. No
+    /// pause without clients makes either of them last longer.
     fn rotate(&mut self, now: Instant) {
         let age = now.saturating_duration_since(self.rotated_at);
         if age >= ROTATION
             && let Ok(next) = Hmac::random()
         {
             let last = std::mem::replace(&mut self.current, next);
-            self.previous = (age < 2 * ROTATION).then_some(last);
-            self.rotated_at = now;
+            let is_recent = age < 2 * ROTATION;
+            self.previous = is_recent.then_some(last);
+            self.rotated_at = if is_recent { self.rotated_at + ROTATION } else { now };
         }
     }
 }
@@ -165,6 +167,15 @@ mod tests {
         let mut cookies = Cookies::new(start).unwrap();
         let datagram = client_hello(1, 1, &make(&mut cookies, &peer, start));
         assert!(!check(&mut cookies, &peer, &datagram, start + 3 * ROTATION));
+    }
+
+    #[test]
+    fn a_late_rotation_does_not_make_cookies_last_longer() {
+        let (start, peer) = (Instant::now(), address("192.0.2.1:5"));
+        let mut cookies = Cookies::new(start).unwrap();
+        let datagram = client_hello(1, 1, &make(&mut cookies, &peer, start));
+        assert!(check(&mut cookies, &peer, &datagram, start + ROTATION * 9 / 5));
+        assert!(!check(&mut cookies, &peer, &datagram, start + 2 * ROTATION));
     }
 
     #[test]

@@ -149,12 +149,21 @@ impl Endpoint {
     /// The state of the session with the only peer.
     pub fn status(&self) -> Status {
         let state = self.state();
-        let is_live = self.options.peer.is_some_and(|peer| state.table.live(&peer).is_some());
-        match (&state.ended, is_live) {
+        match (&state.ended, self.has_live(&state)) {
             (_, true) => Status::Established,
             (Some(failure), false) => Status::Ended(failure.clone()),
             (None, false) => Status::Handshaking,
         }
+    }
+
+    /// Why the session with the only peer has ended, if it has.
+    pub fn end_of_session(&self) -> Option<SessionError> {
+        let state = self.state();
+        state.ended.as_ref().filter(|_| !self.has_live(&state)).cloned()
+    }
+
+    fn has_live(&self, state: &State) -> bool {
+        self.options.peer.is_some_and(|peer| state.table.live(&peer).is_some())
     }
 
     /// Begins the session with the server.

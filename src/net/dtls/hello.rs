@@ -20,7 +20,8 @@ const LONGEST_SESSION_ID: usize = 32;
 
 /// The length of a cookie.
 pub(super) const COOKIE: usize = 32;
-/// The length of a `HelloVerifyRequest`: shorter than any `ClientHello`, which has at least 67 bytes.
+/// The length of a `HelloVerifyRequest`: shorter than anything that it answers, which ends after
+/// the cookie at the earliest.
 const VERIFY_REQUEST: usize = RECORD_HEADER + MESSAGE_HEADER + 3 + COOKIE;
 
 /// A datagram, by the header of its first record.
@@ -202,6 +203,17 @@ pub(super) mod tests {
         assert_eq!(answer[3..11], datagram[3..11]);
         assert_eq!(usize::from(answer[12]), answer.len() - RECORD_HEADER);
         assert_eq!(answer[28..], [&[9; COOKIE][..]].concat());
+    }
+
+    #[test]
+    fn the_answer_is_shorter_than_the_shortest_fragment() {
+        let mut datagram = client_hello(0, 0, b"");
+        let len = 2 + RANDOM as u8 + 1 + 1; // the version, the random and two empty blocks
+        datagram.truncate(RECORD_HEADER + MESSAGE_HEADER + usize::from(len));
+        datagram[12] = MESSAGE_HEADER as u8 + len;
+        datagram[24] = len;
+        assert!(matches!(FirstRecord::parse(&datagram), FirstRecord::ClientHello(_)));
+        assert!(VERIFY_REQUEST < datagram.len());
     }
 
     #[test]

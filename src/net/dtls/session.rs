@@ -16,7 +16,9 @@ use super::hello::application_bytes;
 use super::packets::Packets;
 use super::settings::ContextError;
 use crate::net::address::Address;
-use crate::net::sys::openssl::{data_mtu, handle_timeout, listen, retransmission_timeout};
+use crate::net::sys::openssl::{
+    data_mtu, handle_timeout, has_pending, listen, retransmission_timeout,
+};
 
 /// How many bytes of data may arrive before the end of a handshake that they have overtaken. OpenSSL
 /// keeps them.
@@ -140,7 +142,14 @@ impl Session {
             }
             loop {
                 match session.stream.ssl_read(&mut plaintext[..]) {
-                    Ok(len) => deliver(&plaintext[..len]),
+                    Ok(len) => {
+                        deliver(&plaintext[..len]);
+                        // Most datagrams have one record. After a handshake there may be others,
+                        // which have overtaken its end.
+                        if matches!(progress, Progress::Same) && !has_pending(session.ssl()) {
+                            return progress;
+                        }
+                    }
                     Err(error) if error.code() == ErrorCode::WANT_READ => return progress,
                     Err(error) => {
                         let failure = SessionError::of(session.stream.ssl(), &error);

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::Socket;
 use crate::net::address::Address;
 use crate::net::dtls::{
-    Endpoint, Incoming, Outbox, Packets, SessionErrorKind, SessionScratch, SharedSession, Status,
+    Endpoint, Incoming, Outbox, Packets, SessionErrorKind, SessionScratch, SharedSession,
 };
 use crate::net::error_class::may_be_of_earlier;
 use crate::net::fork_mutex::{ForkMutex, Inherit};
@@ -222,7 +222,9 @@ impl Socket {
                 let first = through.first()?;
                 let of_first = through.iter().take_while(|session| Arc::ptr_eq(session, first));
                 let run = first_run(plaintexts, slot_len).min(of_first.count());
-                room.extend(plaintexts.iter().take(run).flatten());
+                for plaintext in plaintexts.iter().take(run) {
+                    room.extend_from_slice(plaintext);
+                }
                 let copy = |(payload, session)| {
                     Held::copy_of(Received { payload, session: Some(session), ..message })
                 };
@@ -263,15 +265,17 @@ impl Socket {
     /// The error of a receive that found nothing, if nothing can come because the only session has
     /// ended: `ESHUTDOWN` after an orderly end.
     pub(super) fn end_of_session(&self) -> io::Result<()> {
-        let Some(endpoint) = self.dtls() else { return Ok(()) };
-        match endpoint.status() {
-            Status::Ended(failure) if endpoint.reports_end() => Err(match failure.kind {
+        let Some(endpoint) = self.dtls().filter(|endpoint| endpoint.reports_end()) else {
+            return Ok(());
+        };
+        match endpoint.end_of_session() {
+            None => Ok(()),
+            Some(failure) => Err(match failure.kind {
                 SessionErrorKind::Closed | SessionErrorKind::Evicted => {
                     io::Error::from_raw_os_error(libc::ESHUTDOWN)
                 }
                 _ => failure.into(),
             }),
-            _ => Ok(()),
         }
     }
 
@@ -279,6 +283,9 @@ impl Socket {
     fn send_outbox(&self, fd: BorrowedFd<'_>, endpoint: &Endpoint, outbox: &Outbox) {
         if let Some(guard) = self.guard() {
             outbox.validated.iter().for_each(|&address| guard.validate(address));
+        }
+        if outbox.is_empty() {
+            return; // the usual case
         }
         let Ok(mut queue) = SendQueue::with_room(outbox.len()) else { return };
         for (packet, to, source) in outbox.iter() {

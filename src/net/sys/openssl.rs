@@ -18,6 +18,7 @@ unsafe extern "C" {
     fn BIO_ADDR_free(address: *mut BioAddress);
     fn DTLSv1_listen(ssl: *mut ffi::SSL, client: *mut BioAddress) -> c_int;
     fn DTLS_get_data_mtu(ssl: *const ffi::SSL) -> usize;
+    fn SSL_has_pending(ssl: *const ffi::SSL) -> c_int;
     fn OPENSSL_cleanse(memory: *mut c_void, len: usize);
     fn SSL_CTX_use_psk_identity_hint(context: *mut ffi::SSL_CTX, hint: *const c_char) -> c_int;
 }
@@ -77,6 +78,13 @@ pub(in crate::net) fn handle_timeout(ssl: &SslRef) -> Result<(), ErrorStack> {
 pub(in crate::net) fn data_mtu(ssl: &SslRef) -> usize {
     // SAFETY: it only reads the session.
     unsafe { DTLS_get_data_mtu(ssl.as_ptr()) }
+}
+
+/// Whether OpenSSL has records, or a part of a datagram, that were not read yet:
+/// `SSL_has_pending(3)`.
+pub(in crate::net) fn has_pending(ssl: &SslRef) -> bool {
+    // SAFETY: it only reads the session.
+    unsafe { SSL_has_pending(ssl.as_ptr()) == 1 }
 }
 
 /// Adds a certificate to the chain of the one that was set last. (The function of the `openssl`
