@@ -172,6 +172,8 @@ class Client:
         :raises OSError: ``EMSGSIZE``: the request is longer than a datagram can be;
             ``EADDRNOTAVAIL``: every free port may still get a late reply; or another error that
             prevents this machine from sending, such as ``ENETUNREACH``.
+        :raises Exception: ``match`` or ``key`` raised it, for a datagram from the server or for
+            this request.
         """
         started = sent_at = monotonic()
         if self._header:

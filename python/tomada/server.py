@@ -107,9 +107,10 @@ class Server:
         that is still entering the lifespan is left running, and exits the lifespan as soon as it
         has finished entering it.
     :param loop: The event loop of each worker: ``"tomada"`` (:class:`tomada.asyncio.EventLoop`, the
-        default), ``"asyncio"``, ``"uvloop"``, or a function that creates one. A server has an event
-        loop if its handler or its lifespan is async, or if ``loop`` is given; the event loop then
-        also calls a synchronous handler.
+        default), ``"asyncio"`` (asyncio's own loop, unlike in :func:`tomada.asyncio.run`),
+        ``"uvloop"``, or a function that creates one. A server has an event loop if its handler or
+        its lifespan is async, or if ``loop`` is given; the event loop then also calls a synchronous
+        handler.
     :param max_concurrency: How many calls to an async handler may run at once in each worker. At
         the limit, the worker stops receiving: datagrams wait in the kernel's buffer and, once that
         is full, are dropped and counted (``stats().kernel_drops``). With the default of 1,000, the
