@@ -1319,19 +1319,31 @@ class ServerCore:
         :raises MemoryError: Allocation failed.
         """
 
-    def run(self, wakeup_fd: int | None = None) -> int:
-        """Receive, call the handler and send its replies until :meth:`stop` is called.
+    def run(
+        self,
+        wakeup_fd: int | None = None,
+        on_exit: Callable[[BaseException], object] | None = None,
+    ) -> int:
+        """Receive, call the handler and send its replies until told to end.
 
         :param wakeup_fd: The other end of the descriptor passed to :func:`signal.set_wakeup_fd`. It
             must stay open until this returns.
+        :param on_exit: Called with each :class:`SystemExit` and :class:`KeyboardInterrupt` of the
+            handler, and calls :meth:`retire` or :meth:`stop`. Without it, such an exception ends
+            this call, and the datagrams received with that one stay in the socket's backlog.
         :return: How many received datagrams were not handled because time ran out.
         """
 
-    def stop(self, drain: float | None = None, *, is_last: bool = False) -> None:
-        """End :meth:`run`.
+    def retire(self, limit: float) -> None:
+        """End :meth:`run` after the datagrams that have been received, unless it is to end already.
 
-        :param drain: First answer all queued datagrams, for at most this many seconds. Without it,
-            answer only those already received.
+        :param limit: For at most this many seconds.
+        """
+
+    def stop(self, drain: float, *, is_last: bool = False) -> None:
+        """End :meth:`run` after all queued datagrams.
+
+        :param drain: For at most this many seconds.
         :param is_last: The socket is closed afterwards. If time runs out, receive and count
             whatever is left in its queue.
         """
@@ -1350,6 +1362,7 @@ class ServerCore:
         most: int,
         on_reply: Callable[[], object],
         on_stop: Callable[[], object],
+        on_exit: Callable[[BaseException], object],
     ) -> None:
         """Run on an event loop instead of :meth:`run`, in the loop's thread.
 
@@ -1357,7 +1370,8 @@ class ServerCore:
         :param most: How many calls to the handler may run at once.
         :param on_reply: Called when something is queued to be sent: the loop then calls
             :meth:`end_turn` at the end of its iteration.
-        :param on_stop: Called in the loop after :meth:`stop`.
+        :param on_stop: Called in the loop after :meth:`retire` and :meth:`stop`.
+        :param on_exit: As for :meth:`run`.
         """
 
     def receive_once(self) -> int:
@@ -1386,6 +1400,8 @@ class ServerCore:
     def detach(self) -> int:
         """Send the remaining replies and stop running on the loop.
 
+        Datagrams whose handler has not returned count as cancelled.
+
         :return: How many received datagrams were not handled, or are still being handled.
         """
 
@@ -1395,7 +1411,7 @@ class ServerCore:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether :meth:`stop` was called."""
+        """Whether :meth:`retire` or :meth:`stop` was called."""
 
     @property
     def time_left(self) -> float | None:

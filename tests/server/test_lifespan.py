@@ -124,6 +124,31 @@ def test_exception_on_leaving_is_logged_and_exit_runs(kind, caplog):
 
 
 @each_kind
+@pytest.mark.parametrize("where", ["lifespan", "exit"])
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()])
+def test_exception_on_leaving_that_is_not_an_error_is_logged(kind, where, error, caplog):
+    def leave():
+        raise error
+
+    options = {"lifespan": of_kind(kind, lambda _: None, leave)} if where == "lifespan" else {}
+    if where == "exit":
+        options["exit"] = leave
+    serving = server(answer, **options)
+    serving.start()
+    assert ask(serving.address) == b"ping"
+    end = Call(serving.serve_forever)
+    serving.stop()
+    if isinstance(error, asyncio.CancelledError):
+        end.result()
+    else:
+        with pytest.raises(type(error)):
+            end.result()
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.message == f"{where} failed at the end of a worker"
+    assert record.exc_info[1] is error
+
+
+@each_kind
 def test_lifespan_that_hangs_on_leaving_is_named_and_does_not_keep_the_server(kind, caplog):
     is_over = threading.Event()
     lifespan = of_kind(kind, lambda _: None, is_over.wait)

@@ -1,6 +1,7 @@
 """Async handlers that fail, hang, exit, or are under way when the server stops."""
 
 import asyncio
+import contextlib
 import threading
 import time
 
@@ -124,9 +125,28 @@ def test_task_that_refuses_to_be_cancelled_does_not_keep_the_server(loop, caplog
         begun = time.monotonic()
         serving.stop()
         assert time.monotonic() - begun < DEADLINE
+        assert serving.stats().cancelled == 1
         is_over.set()
     assert is_asked.is_set()
     assert "1 received datagrams unanswered" in caplog.text
+
+
+@pytest.mark.thread_unsafe(reason="it forks")
+@every_loop
+@pytest.mark.parametrize("takes", ["data", "batch"])
+def test_worker_with_a_task_that_refuses_to_be_cancelled_counts_it_before_it_is_killed(loop, takes):
+    async def handle(*_):
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+
+    with server(handle, takes=takes, workers=2, loop=loop, drain=0.05) as serving:
+        with client(serving.address) as sock:
+            for data in numbered(7):
+                sock.send(data)
+            eventually(lambda: serving.stats().received == 7)
+        serving.stop()
+        assert serving.stats().cancelled == 7
 
 
 @every_loop

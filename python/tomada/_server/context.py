@@ -93,12 +93,14 @@ class Context:
         return states[number]
 
     def run_exit(self, log: Logger = logger) -> None:
-        """Call ``exit``, and log what it raises."""
+        """Call ``exit``, and log its exception; raise one that ends the program, too."""
         if self.settings.exit is not None:
             try:
                 self.settings.exit()
-            except Exception:
+            except BaseException as error:
                 log.exception("exit failed at the end of a worker")
+                if isinstance(error, SystemExit | KeyboardInterrupt):
+                    raise
 
     def ask_supervisor(self, number: int) -> None:
         """Send the supervisor a signal, if this process is one of its workers."""

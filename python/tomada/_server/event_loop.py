@@ -48,7 +48,9 @@ class EventLoopWorker:
 
     :param begin: Called when the lifespan was entered; returns whether to serve.
     :param end: Called before the lifespan is left, with the number of received datagrams that were
-        not handled.
+        not handled, and why, if it is not because draining took too long.
+    :param on_exit: Called with each exception of a handler that ends the program. It has the core
+        end.
     :param wakeup: Becomes readable when a signal arrives.
     """
 
@@ -58,12 +60,14 @@ class EventLoopWorker:
         core: _core.ServerCore,
         lifespan: Lifespan,
         begin: Callable[[], bool],
-        end: Callable[[int], object],
+        end: Callable[[int, str | None], object],
         *,
+        on_exit: Callable[[BaseException], object],
         wakeup: Wakeup | None,
     ) -> None:
         self._context, self._core, self._lifespan = context, core, lifespan
         self._begin, self._end, self._wakeup = begin, end, wakeup
+        self._on_exit = on_exit
         self._loop: asyncio.AbstractEventLoop
         self._watch: ReadWatch | WindowWatch
         self._is_watched = False
@@ -75,12 +79,13 @@ class EventLoopWorker:
         self._sessions_due = math.inf  # when a message of a handshake is sent again
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
+        self._cause: str | None = None  # of what is left unanswered, unless it is the time
 
     def run(self) -> None:
         """Serve, and raise the exception that has ended it.
 
         An exception that ends the program, such as :class:`SystemExit` in a handler, ends the
-        serving in order: the other calls of the handler are completed.
+        serving in order: the other datagrams are handled, and their calls are completed.
         """
         with asyncio.Runner(loop_factory=loop_factory(self._context.settings.loop)) as runner:
             self._loop = loop = runner.get_loop()
@@ -110,7 +115,8 @@ class EventLoopWorker:
         scope = contextvars.copy_context()
         tell_reply = functools.partial(loop.call_soon, self._end_turn, context=scope)
         take_stop = functools.partial(scope.run, self._take_stop)
-        core.attach(loop, options, self._context.settings.max_concurrency, tell_reply, take_stop)
+        most = self._context.settings.max_concurrency
+        core.attach(loop, options, most, tell_reply, take_stop, self._fail)
         self._watch = watch_of(loop, self._context.listeners.of(core.worker))
         if wakeup is not None:
             loop.add_reader(wakeup.fileno(), wakeup.clear)
@@ -137,7 +143,7 @@ class EventLoopWorker:
                 if cancelled is not None:
                     raise
                 cancelled = error
-                self._core.stop()
+                self._core.retire(self._context.settings.drain)
         self._end_receiving()
         if self._core.under_way:
             self._core.cancel_tasks()
@@ -158,7 +164,7 @@ class EventLoopWorker:
         except Exception as error:  # noqa: BLE001 - it is raised at the end
             self._fail(error)
         else:
-            self._end(unanswered)
+            self._end(unanswered, self._cause)
 
     # Callbacks of the loop
 
@@ -174,7 +180,9 @@ class EventLoopWorker:
                 self._set_session_timer()
         except BaseException as error:  # noqa: BLE001 - it is raised at the end
             self._fail(error)
-            return
+            if self._is_received:
+                return
+            result = AGAIN
         is_quiet, self._is_quiet = self._is_quiet, False
         self._is_full = result == FULL
         self._set_watched(is_watched=result in (WAIT, POLL, AGAIN))
@@ -232,11 +240,8 @@ class EventLoopWorker:
 
     def _take_stop(self) -> None:
         """Set the end of draining, and continue with receiving what is left."""
-        is_first, self._is_stopping = not self._is_stopping, True
+        self._is_stopping = True
         left = self._core.time_left
-        if left is None and is_first:
-            # The server is not closed, but this worker is replaced.
-            left = self._context.settings.drain
         if left is not None:
             self._call_later("deadline", min(left, LONGEST_TIMER), self._expire)
         self._is_quiet = False  # the pause has not passed
@@ -247,11 +252,19 @@ class EventLoopWorker:
         self._changed.set()
 
     def _fail(self, error: BaseException) -> None:
-        """End with an exception, which :meth:`run` raises."""
+        """End with an exception, which :meth:`run` raises.
+
+        If a handler has ended the program, this worker continues until the core is told to end.
+        """
         if self._error is None:
             self._error = error
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            self._on_exit(error)
+            return
+        if self._cause is None:
+            self._cause = f"serving has failed: {error!r}"
         self._end_receiving()
-        self._core.stop()
+        self._core.retire(self._context.settings.drain)
 
     def _set_watched(self, *, is_watched: bool) -> None:
         if is_watched and not self._is_watched:

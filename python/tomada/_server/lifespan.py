@@ -19,7 +19,8 @@ class Lifespan:
 
     It is left as at the end of a ``with`` block, however the worker ends, so a generator that
     lacks ``try`` and ``finally`` runs to its end, too. Only the cancellation by a task group of its
-    own is passed on: the task group needs it.
+    own is passed on: the task group needs it. An exception at the end is logged; those that end the
+    program are raised, too.
 
     :param context: The server context; its ``lifespan`` is called here.
     :param worker: The worker's number.
@@ -52,8 +53,10 @@ class Lifespan:
         finally:
             try:
                 self._manager.__exit__(None, None, None)
-            except Exception:  # noqa: BLE001 - the worker ends anyway
+            except BaseException as error:
                 self._log.exception(FAILED)
+                if isinstance(error, SystemExit | KeyboardInterrupt):
+                    raise
 
     @contextlib.asynccontextmanager
     async def entered_on_loop(self) -> AsyncIterator[None]:
@@ -72,8 +75,10 @@ class Lifespan:
         else:
             try:
                 await self._manager.__aexit__(None, None, None)
-            except Exception:  # noqa: BLE001 - the worker ends anyway
+            except BaseException as error:
                 self._log.exception(FAILED)
+                if isinstance(error, SystemExit | KeyboardInterrupt):
+                    raise
 
     @contextlib.contextmanager
     def _holding(self, state: object) -> Iterator[None]:

@@ -19,26 +19,41 @@ def serve_datagrams(  # noqa: PLR0913 - the parts of a worker
     context: Context,
     core: _core.ServerCore,
     begin: Callable[[], bool],
-    end: Callable[[int], object],
+    end: Callable[[int, str | None], object],
     *,
+    on_exit: Callable[[BaseException], object],
     log: Logger,
     wakeup: Wakeup | None = None,
 ) -> None:
     """Enter the lifespan, serve until the core is told to stop, and leave the lifespan.
 
+    A handler that raises :class:`SystemExit` or :class:`KeyboardInterrupt` ends the serving in
+    order: other datagrams are handled first, and then this raises the first such exception.
+
     There is an event loop if the handler or the lifespan is async, or if the server was given one.
 
     :param begin: Called when the lifespan was entered; returns whether to serve.
     :param end: Called before the lifespan is left, with the number of received datagrams that were
-        not handled.
+        not handled, and why, if it is not because draining took too long.
+    :param on_exit: Called with each exception of a handler that ends the program, inside the
+        handler's thread. It has the core end.
     :param wakeup: Becomes readable when a signal arrives.
     """
     lifespan = Lifespan(context, core.worker, log)
     if context.settings.loop is not None or lifespan.is_async or is_async(context.load_handler()):
         from tomada._server.event_loop import EventLoopWorker  # noqa: PLC0415 - imports asyncio
 
-        EventLoopWorker(context, core, lifespan, begin, end, wakeup=wakeup).run()
+        EventLoopWorker(context, core, lifespan, begin, end, on_exit=on_exit, wakeup=wakeup).run()
         return
+    first: BaseException | None = None
+
+    def note_exit(error: BaseException) -> None:
+        nonlocal first
+        first = error if first is None else first
+        on_exit(error)
+
     with lifespan.entered():
         if begin():
-            end(core.run(None if wakeup is None else wakeup.fileno()))
+            end(core.run(None if wakeup is None else wakeup.fileno(), note_exit), None)
+            if first is not None:
+                raise first

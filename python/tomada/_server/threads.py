@@ -35,6 +35,7 @@ class Threads:
         self._has_drained = [False for _ in workers]
         self._is_over = [False for _ in workers]
         self._error: BaseException | None = None
+        self._exit: BaseException | None = None  # an exception of a handler that ends the program
         self._cause = context.too_slow
 
     def launch(self) -> None:
@@ -53,8 +54,9 @@ class Threads:
                 self._life.wait()
         finally:
             self._stop(self._threads[:started])
-        if self._error is not None:
-            raise self._error
+        error = self._error or self._exit
+        if error is not None:
+            raise error
 
     def _run(self, worker: int) -> None:
         context, life = self._context, self._life
@@ -72,20 +74,30 @@ class Threads:
                 # If `init` took longer than the start, the sockets may be closed.
                 return life.ready.is_set() or not life.is_stopping
 
-            def end(unanswered: int) -> None:
+            def end(unanswered: int, cause: str | None) -> None:
                 self._has_drained[worker] = True
-                context.log_unanswered(unanswered, self._cause, life.log)
+                context.log_unanswered(unanswered, cause or self._cause, life.log)
 
             try:
-                serve_datagrams(context, core, begin, end, log=life.log)
+                serve_datagrams(context, core, begin, end, on_exit=self._on_exit, log=life.log)
             finally:
                 context.run_exit(life.log)
-        except BaseException as error:  # noqa: BLE001 - it is raised where the server is waited for
+        except BaseException as error:
             self._error = error
+            # A program that does not wait for the server has only the log.
+            if self._is_ready[worker] and not life.is_stopping:
+                life.log.exception("a worker has failed: the server stops")
         finally:
             self._is_over[worker] = True
             life.own_threads.discard(threading.get_ident())
             life.notify()
+
+    def _on_exit(self, error: BaseException) -> None:
+        """Stop the server in order: the threads handle the datagrams that have arrived."""
+        if self._exit is None:
+            self._exit = error
+            self._life.log.error("the handler has raised %r: the server stops", error)
+        self._life.request_stop()
 
     def close(self) -> None:
         """Do nothing: the sockets are closed by the code that opened them."""

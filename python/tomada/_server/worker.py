@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import threading
@@ -79,7 +80,7 @@ def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeu
         if not started:
             leave(1)
         signal.setitimer(signal.ITIMER_REAL, context.settings.drain + GRACE)
-        started[0].stop()
+        started[0].retire(context.settings.drain)
 
     handlers: dict[int, Any] = {
         signal.SIGINT: _ignore,
@@ -104,18 +105,25 @@ def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeu
         is_told.append(teller.tell("ready"))  # if not, the supervisor has died
         return is_told[0]
 
-    def end(unanswered: int) -> None:
+    def end(unanswered: int, cause: str | None) -> None:
         limit_time(context.settings.drain + GRACE)
-        context.log_unanswered(unanswered)
+        context.log_unanswered(unanswered, cause)
 
     try:
         # From here on, the worker stops in order, even while it enters its lifespan.
         started.append(core)
-        serve_datagrams(context, core, begin, end, log=logger, wakeup=wakeup)
+        on_exit = functools.partial(_retire, context, core)
+        serve_datagrams(context, core, begin, end, on_exit=on_exit, log=logger, wakeup=wakeup)
     finally:
         limit_time(context.settings.drain + GRACE)
         context.run_exit()
     return 0 if is_told == [True] else 1
+
+
+def _retire(context: Context, core: _core.ServerCore, _error: BaseException) -> None:
+    """Handle what was received: the next process handles what is in the socket's queue."""
+    limit_time(context.settings.drain + GRACE)
+    core.retire(context.settings.drain)
 
 
 def _ignore(*_: object) -> None:

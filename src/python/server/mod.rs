@@ -55,7 +55,7 @@ enum Takes {
 
 /// The server runs until it is stopped.
 const RUNNING: u8 = 0;
-/// The server handles the datagrams that it has received. Others continue with the socket.
+/// The server handles the datagrams that it has received. Another worker continues with the socket.
 const RETIRING: u8 = 1;
 /// The server also handles the datagrams that the kernel has queued.
 const DRAINING: u8 = 2;
@@ -71,6 +71,8 @@ pub(crate) struct ServerCore {
     worker: usize,
     /// Called with each error, to log it.
     report: Py<PyAny>,
+    /// Called with each exception that ends the program, such as `SystemExit`, while this runs.
+    on_exit: OnceLock<Py<PyAny>>,
     reply_sources: ReplySources,
     /// Whether replies go to a connected peer, which may not have an address.
     is_connected: bool,
@@ -81,7 +83,7 @@ pub(crate) struct ServerCore {
     /// replies.
     delivering: AtomicUsize,
     state: AtomicU8,
-    /// When draining ends, even if datagrams are left.
+    /// When retiring or draining ends, even if datagrams are left.
     deadline: Mutex<Option<Instant>>,
     /// Whether no other server receives what draining leaves in the socket's queue.
     is_last: AtomicBool,
@@ -128,6 +130,7 @@ impl ServerCore {
             counters,
             worker,
             report,
+            on_exit: OnceLock::new(),
             send_backlog: Mutex::default(),
             delivering: AtomicUsize::new(0),
             state: AtomicU8::new(RUNNING),
@@ -143,43 +146,54 @@ impl ServerCore {
         Ok(ThreadRing::take(kind).map(drop)?)
     }
 
-    /// Receive, call the handler and send its replies until `stop` is called; return how many
-    /// received datagrams were not handled.
-    #[pyo3(signature = (wakeup_fd=None))]
-    fn run(slf: &Bound<'_, Self>, wakeup_fd: Option<RawFd>) -> Result<usize> {
+    /// Receive, call the handler and send its replies until `retire` or `stop` is called; return how
+    /// many received datagrams were not handled.
+    #[pyo3(signature = (wakeup_fd=None, on_exit=None))]
+    fn run(
+        slf: &Bound<'_, Self>,
+        wakeup_fd: Option<RawFd>,
+        on_exit: Option<Py<PyAny>>,
+    ) -> Result<usize> {
+        if let Some(on_exit) = on_exit {
+            slf.get().set_on_exit(on_exit);
+        }
         // A handler may still block when the interpreter is finalized.
         hang_if_ended(|| Self::receive_and_deliver(slf, wakeup_fd))
     }
 
-    /// End `run` after the datagrams received so far or, if `drain` gives a maximum time in
-    /// seconds, after all queued datagrams. `is_last` says that the queue is closed afterwards: the
-    /// datagrams left in it are received and counted.
-    #[pyo3(signature = (drain=None, *, is_last=false))]
-    fn stop(&self, py: Python<'_>, drain: Option<f64>, is_last: bool) {
-        self.is_last.fetch_or(is_last, Ordering::Relaxed);
-        let state = match drain {
-            None => RETIRING,
-            Some(seconds) => {
-                // A time too long to represent means no limit: `max` has made NaN and negatives
-                // zero.
-                let limit = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX);
-                *self.deadline() = Instant::now().checked_add(limit);
-                DRAINING
+    /// End `run` after the datagrams received so far, or after some seconds. Nothing changes if it is
+    /// to end already.
+    fn retire(&self, py: Python<'_>, limit: f64) {
+        {
+            let mut deadline = self.deadline();
+            if self.state() == RUNNING {
+                *deadline = end_of(limit);
+                self.state.fetch_max(RETIRING, Ordering::Release);
             }
-        };
-        self.state.fetch_max(state, Ordering::Release);
-        if let Ok(socket) = self.socket.bind(py).get().socket() {
-            socket.set_coalesce(Duration::ZERO); // wakes it, and the rest is received at once
         }
-        if let Some(tasks) = self.tasks.get() {
-            tasks.tell_stop(py);
+        self.tell_stop(py);
+    }
+
+    /// End `run` after all queued datagrams, or after some seconds. `is_last` says that the queue is
+    /// closed afterwards: the datagrams left in it are received and counted.
+    #[pyo3(signature = (drain, *, is_last=false))]
+    fn stop(&self, py: Python<'_>, drain: f64, is_last: bool) {
+        self.is_last.fetch_or(is_last, Ordering::Relaxed);
+        {
+            let mut deadline = self.deadline();
+            *deadline = end_of(drain);
+            self.state.fetch_max(DRAINING, Ordering::Release);
         }
+        self.tell_stop(py);
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
         visit.call(&self.socket)?;
         visit.call(&self.handler)?;
         visit.call(&self.report)?;
+        if let Some(on_exit) = self.on_exit.get() {
+            visit.call(on_exit)?;
+        }
         self.tasks.get().map_or(Ok(()), |tasks| tasks.traverse(&visit))
     }
 }
@@ -201,7 +215,7 @@ impl ServerCore {
         let mut sink = HandlerSink::new(slf, owner, socket);
         let (mut streak, mut told_at) = (ErrorStreak::default(), Instant::now());
         loop {
-            py.check_signals()?;
+            py.check_signals().or_else(|error| this.end_or_exit(py, error))?;
             let mut of_peer = None;
             let messages = pace.messages_in(FORESEEN).max(1);
             match this.receive(py, &waiting, &mut cursor, messages, &sink, &mut of_peer) {
@@ -289,9 +303,19 @@ impl ServerCore {
         self.state.load(Ordering::Acquire)
     }
 
-    /// Whether draining has taken too long.
+    /// Wakes the thread or the event loop that runs this, to end.
+    fn tell_stop(&self, py: Python<'_>) {
+        if let Ok(socket) = self.socket.bind(py).get().socket() {
+            socket.set_coalesce(Duration::ZERO); // wakes it, and the rest is received at once
+        }
+        if let Some(tasks) = self.tasks.get() {
+            tasks.tell_stop(py);
+        }
+    }
+
+    /// Whether retiring or draining has taken too long.
     fn is_overdue(&self) -> bool {
-        self.state() == DRAINING && self.deadline().is_some_and(|end| end <= Instant::now())
+        self.state() != RUNNING && self.deadline().is_some_and(|end| end <= Instant::now())
     }
 
     fn deadline(&self) -> MutexGuard<'_, Option<Instant>> {
@@ -305,6 +329,13 @@ impl ServerCore {
     fn count(&self, count: Count, n: usize) {
         self.counters.get().shared_counters().add(self.worker, count, n as u64);
     }
+}
+
+/// The time after some seconds, unless there is no limit.
+fn end_of(seconds: f64) -> Option<Instant> {
+    // A time too long to represent means no limit: `max` makes NaN and negatives zero.
+    let limit = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX);
+    Instant::now().checked_add(limit)
 }
 
 /// Make the kernel send this process a signal when its parent exits.

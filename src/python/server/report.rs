@@ -39,12 +39,27 @@ impl ServerCore {
     pub(super) fn log_drops(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
         let drops = socket.drops().unwanted;
         if drops > 0 && self.counters.get().shared_counters().is_first_to_log_drops() {
-            self.report.call1(py, ("drops", drops, py.None()))?;
+            let reported = self.report.call1(py, ("drops", drops, py.None()));
+            return reported.map(drop).or_else(|error| self.end_or_exit(py, error));
         }
         Ok(())
     }
 
-    /// Reports an error, with the peer that it is about. Exceptions that end the program propagate.
+    /// Has exceptions that end the program reported to a function, while this runs. Otherwise they
+    /// propagate, and end the calls that handle the other datagrams.
+    pub(super) fn set_on_exit(&self, on_exit: Py<PyAny>) {
+        let _ = self.on_exit.set(on_exit); // which is the same: this runs once
+    }
+
+    /// Reports an exception that ends the program. Others propagate.
+    pub(super) fn end_or_exit(&self, py: Python<'_>, error: PyErr) -> PyResult<()> {
+        match self.on_exit.get() {
+            Some(on_exit) if ends_program(py, &error) => on_exit.call1(py, (error,)).map(drop),
+            _ => Err(error),
+        }
+    }
+
+    /// Reports an error, with the peer that it is about.
     pub(super) fn report_error(
         &self,
         py: Python<'_>,
@@ -53,12 +68,12 @@ impl ServerCore {
         peer: Option<&[u8]>,
     ) -> PyResult<()> {
         if ends_program(py, &error) {
-            return Err(error);
+            return self.end_or_exit(py, error);
         }
         let addresses = self.socket.bind(py).get().addresses();
         let address = peer.and_then(|peer| addresses.object(py, peer).ok());
         match self.report.call1(py, (what, error, address)) {
-            Err(error) if ends_program(py, &error) => Err(error),
+            Err(error) if ends_program(py, &error) => self.end_or_exit(py, error),
             // A lack of memory for a log line must not stop the server either.
             Err(error) => {
                 error.write_unraisable(py, Some(self.report.bind(py)));
@@ -75,6 +90,6 @@ pub(super) fn is_of_peer(error: &io::Error) -> bool {
         && ErrorClass::of(error) == ErrorClass::Peer
 }
 
-pub(super) fn ends_program(py: Python<'_>, error: &PyErr) -> bool {
+fn ends_program(py: Python<'_>, error: &PyErr) -> bool {
     error.is_instance_of::<PySystemExit>(py) || error.is_instance_of::<PyKeyboardInterrupt>(py)
 }

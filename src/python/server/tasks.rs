@@ -14,7 +14,6 @@ use pyo3::types::{PyBytes, PyDict, PySet};
 
 use super::deliver::{HandlerSink, this_thread};
 use super::replies::ReplyTo;
-use super::report::ends_program;
 use super::{RETIRING, RUNNING, ServerCore};
 use crate::net::{
     Costs, Count, ErrorClass, ErrorStreak, OwnAddress, Pace, RecvCursor, hang_if_ended,
@@ -64,8 +63,11 @@ pub(super) struct Tasks {
     pending: Py<PySet>,
     under_way: AtomicUsize,
     is_cancelling: AtomicBool,
-    /// The number of datagrams of tasks that are under way, or that were cancelled.
+    is_detached: AtomicBool,
+    /// The number of datagrams of tasks that are under way.
     unhandled: AtomicUsize,
+    /// The number of datagrams of tasks that were cancelled.
+    cancelled: AtomicUsize,
     streak: Mutex<ErrorStreak>,
     costs: Costs,
     pub(super) own: OwnAddress,
@@ -124,9 +126,12 @@ impl Tasks {
         let queued = task.call_method0("result").and_then(|result| core.queue_result(to, &result));
         queued.or_else(|error| {
             let is_cancelled = error.is_instance_of::<CancelledError>(py);
+            if is_cancelled && self.is_detached.load(Ordering::Relaxed) {
+                return Ok(()); // it has been counted
+            }
             if is_cancelled && self.is_cancelling.load(Ordering::Relaxed) {
                 core.count(Count::Cancelled, to.datagrams());
-                self.unhandled.fetch_add(to.datagrams(), Ordering::Relaxed);
+                self.cancelled.fetch_add(to.datagrams(), Ordering::Relaxed);
                 return Ok(());
             }
             core.fail(py, error, to.sender())
@@ -180,8 +185,7 @@ impl Completion {
         core.count(Count::HandlerTime, self.since.elapsed().as_nanos() as usize);
         let finished = tasks.finish(core, task, &self.to);
         tasks.tell_reply(py)?;
-        // An exception that ends the program has left the loop already, in the task itself.
-        finished.or_else(|error| if ends_program(py, &error) { Ok(()) } else { Err(error) })
+        finished
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
@@ -192,7 +196,8 @@ impl Completion {
 #[pymethods]
 impl ServerCore {
     /// Run on an event loop, in the thread of the loop.
-    #[pyo3(signature = (event_loop, task_options, most, on_reply, on_stop))]
+    #[pyo3(signature = (event_loop, task_options, most, on_reply, on_stop, on_exit))]
+    #[allow(clippy::too_many_arguments)] // what it needs of the loop
     fn attach(
         &self,
         py: Python<'_>,
@@ -201,6 +206,7 @@ impl ServerCore {
         most: usize,
         on_reply: Py<PyAny>,
         on_stop: Py<PyAny>,
+        on_exit: Py<PyAny>,
     ) -> Result<()> {
         let asyncio = py.import("asyncio")?;
         let tasks = Tasks {
@@ -217,7 +223,9 @@ impl ServerCore {
             pending: PySet::empty(py)?.unbind(),
             under_way: AtomicUsize::new(0),
             is_cancelling: AtomicBool::new(false),
+            is_detached: AtomicBool::new(false),
             unhandled: AtomicUsize::new(0),
+            cancelled: AtomicUsize::new(0),
             streak: Mutex::default(),
             costs: Costs::default(),
             own: OwnAddress::of(self.socket.bind(py).get().socket()?),
@@ -225,6 +233,7 @@ impl ServerCore {
         if self.tasks.set(tasks).is_err() {
             return Err(PyRuntimeError::new_err("a server runs on one event loop").into());
         }
+        self.set_on_exit(on_exit);
         self.delivering.store(this_thread(), Ordering::Relaxed);
         Ok(())
     }
@@ -270,7 +279,8 @@ impl ServerCore {
     }
 
     /// Send the remaining replies, and stop running on the loop; return how many received datagrams
-    /// were not handled, or whose handler has not returned.
+    /// were not handled, or whose handler has not returned. Those of tasks that have refused to be
+    /// cancelled count as cancelled: if this process is killed, no later call could count them.
     fn detach(slf: &Bound<'_, Self>) -> Result<usize> {
         let (py, this) = (slf.py(), slf.get());
         let owner = this.socket.bind(py);
@@ -279,8 +289,12 @@ impl ServerCore {
         let sink = HandlerSink::new(slf, owner, socket);
         let left = this.leave(py, &sink, &mut cursor)?;
         this.delivering.store(0, Ordering::Relaxed);
-        let unhandled = this.tasks.get().map_or(0, |tasks| tasks.unhandled.load(Ordering::Relaxed));
-        Ok(left + unhandled)
+        let Some(tasks) = this.tasks.get() else { return Ok(left) };
+        let under_way = tasks.unhandled.load(Ordering::Relaxed);
+        if !tasks.is_detached.swap(true, Ordering::Relaxed) {
+            this.count(Count::Cancelled, under_way);
+        }
+        Ok(left + under_way + tasks.cancelled.load(Ordering::Relaxed))
     }
 
     /// The index of the worker.
@@ -295,13 +309,13 @@ impl ServerCore {
         self.tasks.get().map_or(0, |tasks| tasks.under_way.load(Ordering::Relaxed))
     }
 
-    /// Whether `stop` was called.
+    /// Whether `retire` or `stop` was called.
     #[getter]
     fn is_stopping(&self) -> bool {
         self.state() != RUNNING
     }
 
-    /// The seconds until draining must end, if there is a limit.
+    /// The seconds until retiring or draining must end, if there is a limit.
     #[getter]
     fn time_left(&self) -> Option<f64> {
         let deadline = (*self.deadline())?;
