@@ -236,10 +236,10 @@ class Socket:
         shows. An empty datagram is ``b""``. A large ``bufsize`` costs nothing.
 
         :raises TimeoutError: No datagram arrived within the timeout.
-        :raises BlockingIOError: No datagram is queued, and the timeout is 0. Also raised without a
-            timeout if the kernel does not let the call wait: because ``flags`` includes
-            ``MSG_DONTWAIT`` or ``MSG_ERRQUEUE``, ``O_NONBLOCK`` is set on the descriptor (by any
-            means), or the ``SO_RCVTIMEO`` timeout has expired.
+        :raises BlockingIOError: No datagram is queued, and the timeout is 0. Also raised with the
+            timeout ``None`` if the kernel does not let the call wait: ``flags`` includes
+            ``MSG_DONTWAIT`` or ``MSG_ERRQUEUE``, something has set ``O_NONBLOCK`` on the
+            descriptor, or the ``SO_RCVTIMEO`` timeout has expired.
         :raises ConnectionRefusedError: The connected peer's host answered an earlier datagram with
             an ICMP error.
         :raises ValueError: ``bufsize`` is negative.
@@ -333,9 +333,9 @@ class Socket:
         loop around ``select`` must check :attr:`pending` first.
 
         Switching ``gro`` off moves the datagrams in the kernel's queue into the backlog. Datagrams
-        that the kernel is coalescing at that very moment may be received as one. Even after that,
-        ``MSG_PEEK`` moves the datagram that it returns into the backlog, as it does while ``gro``
-        is on.
+        that the kernel is coalescing at that very moment may be received as one. Even after ``gro``
+        has been switched off, ``MSG_PEEK`` moves the datagram that it returns into the backlog, as
+        it does while ``gro`` is on.
 
         :raises OSError: ``EOPNOTSUPP`` or ``ENOPROTOOPT``: the socket is not a UDP socket, or the
             kernel is older than 5.0.
@@ -380,8 +380,9 @@ class Socket:
         """The number of datagrams in the backlog: received from the kernel, not yet handed out.
 
         The backlog is used only with :attr:`gro`, when a call returned fewer datagrams than the
-        kernel had coalesced. The next receive of any kind returns the others first, in order, and a
-        thread that is waiting for a datagram wakes up to receive them. :meth:`close` drops them.
+        kernel had coalesced. The next receive of any kind returns the remaining ones first, in
+        order, and a thread that is waiting for a datagram wakes up to receive them. :meth:`close`
+        drops them.
         """
 
     @property
@@ -390,8 +391,8 @@ class Socket:
 
         A sleeping thread needs 30 to 70 µs to wake up; a polling one receives a datagram within a
         few microseconds. Other Python threads run in the meantime. The price is a fully used
-        processor core while no datagram arrives, for up to this time per wait, so use it only if
-        you have a core to spare.
+        processor core: while no datagram arrives, each wait polls for up to this time. So set this
+        only if you have a core to spare.
 
         :raises ValueError: The time is negative or not a number.
         """
@@ -408,10 +409,11 @@ class Socket:
         but arrive later. Once a call has begun to wait, no datagram waits longer than this, plus up
         to 50 µs by which the kernel may extend a sleep (``PR_SET_TIMERSLACK`` in ``prctl(2)``).
 
-        A wait ends sooner if 64 kernel messages have probably arrived, judging by recent receives,
-        because waiting longer would save nothing more. If the last receive returned as many
-        datagrams as it could, the next one does not wait. Timeouts, signals and closing the socket
-        end the wait as usual. A new value also applies to calls that are already waiting.
+        A wait ends early once, judging by recent receives, 64 messages are likely to have arrived,
+        because waiting longer would save nothing more. (A message is one datagram or, with
+        :attr:`gro`, several coalesced ones.) If the last receive returned as many datagrams as it
+        could, the next one does not wait. Timeouts, signals and closing the socket end the wait as
+        usual. A new value also applies to calls that are already waiting.
 
         It has no effect on calls that receive a single datagram, or on calls that do not wait at
         all. Calls that collect ignore :attr:`spin`.
@@ -949,7 +951,7 @@ class Datagram:
     def session(self) -> DtlsSession | None:
         """The :class:`tomada.dtls.Session` that it arrived over, or ``None``.
 
-        The session may since have ended, and the peer's address may have another one.
+        That session may have ended since then, and the peer may have begun another one.
         """
 
     def reply(self, data: ReadableBuffer, flags: int = 0) -> int:
@@ -994,8 +996,8 @@ class DtlsContext:
     max_handshakes: int
     """The maximum number of handshakes in progress: 1024 by default.
 
-    Beyond this limit, the oldest is ended. Only clients that have proved their address count
-    towards it.
+    Beyond this limit, the oldest handshake is ended. Only clients that have proved their address
+    count towards the limit.
     """
 
     handshake_timeout: float
@@ -1017,8 +1019,8 @@ class DtlsContext:
         """The file to which session secrets are appended, or ``None``.
 
         With this file, Wireshark and tshark can decrypt captured datagrams. So can anyone else who
-        can read it: use it for debugging only. If the file does not exist, it is created so that
-        only its owner can read it.
+        can read the file, so use it for debugging only. If the file does not exist, it is created
+        so that only its owner can read it.
 
         :raises OSError: The file cannot be opened.
         """
@@ -1092,7 +1094,7 @@ class DtlsContext:
     def session_stats(self) -> dict[str, int]:
         """Return OpenSSL's counters of sessions, as :meth:`ssl.SSLContext.session_stats` does.
 
-        They restart from zero when you change a setting of the context.
+        The counters restart from zero when you change one of the context's settings.
         """
 
     def _choose_by_name(
@@ -1105,8 +1107,8 @@ class DtlsContext:
 
         :param callback: Called during a handshake with the server's identity hint, or ``None``. It
             returns the identity and the key. If it raises an exception, the handshake fails, and
-            :func:`sys.unraisablehook` reports the exception. It cannot close the socket of the
-            handshake: that raises :class:`OSError` with ``EDEADLK``.
+            :func:`sys.unraisablehook` reports the exception. The callback cannot close the socket
+            that is performing the handshake: closing it raises :class:`OSError` with ``EDEADLK``.
         """
 
     def set_psk_server_callback(
@@ -1119,14 +1121,14 @@ class DtlsContext:
 
         :param callback: Called during a handshake with the client's identity. It returns the key,
             or ``None`` or ``b""`` for an unknown identity. Bytes in the identity that are not UTF-8
-            become lone surrogates. Exceptions are handled as for a client.
+            become lone surrogates. Exceptions are handled as in :meth:`set_psk_client_callback`.
         :param identity_hint: Tells clients which identity to use: at most 128 bytes.
         """
 
     def _prepare(self, is_server: bool, /) -> None:
         """Check that the context is complete and belongs to the given side.
 
-        :raises ValueError: It is not.
+        :raises ValueError: The context is incomplete, or belongs to the other side.
         """
 
 @final
@@ -1174,13 +1176,13 @@ class DtlsEndpoint:
         """
 
     def close(self, address: _Address | None = None) -> bool:
-        """End the session with a peer, or with the only one; return whether there was one."""
+        """End the session with a peer, or with the only peer; return whether there was one."""
 
     def close_all(self) -> None:
         """End all sessions."""
 
     def session(self, address: _Address | None = None) -> DtlsSession | None:
-        """Return the session with a peer, or with the only one, or ``None``."""
+        """Return the session with a peer, or with the only peer, or ``None``."""
 
     def stats(self) -> dict[str, int]:
         """Return the counters."""
@@ -1253,7 +1255,7 @@ class DatagramError:
 
     @property
     def offender(self) -> str | None:
-        """The IP address of the router or host that reported it; ``None`` for this machine."""
+        """The IP address of the router or host that sent the report; ``None`` for this machine."""
 
     @property
     def mtu(self) -> int | None:
@@ -1381,7 +1383,7 @@ class ServerCore:
         """
 
     def end_turn(self) -> bool:
-        """Send what is queued; return whether any datagrams are still waiting for room."""
+        """Send the queued datagrams; return whether any are still waiting for room."""
 
     def tick(self) -> None:
         """Log drops and entries of the error queue; call it about once per second."""
@@ -1489,7 +1491,7 @@ class ServerStats:
     def kernel_drops(self) -> int:
         """Datagrams that the kernel dropped since the start: see :attr:`Stats.kernel_drops`.
 
-        Once its queue is empty, the number of datagrams sent to the server is ``received + refused
+        Once the server's queue is empty, the number of datagrams sent to it is ``received + refused
         + kernel_drops + filter_drops``; behind proxies, add ``proxy_untrusted + proxy_malformed``.
         """
 
@@ -1557,11 +1559,11 @@ class SinkStats:
 
     @property
     def published(self) -> int:
-        """Datagrams that the engine has acknowledged."""
+        """Datagrams that the broker has acknowledged."""
 
     @property
     def dropped(self) -> int:
-        """Datagrams dropped: the sink was full, the engine rejected them, or time was up."""
+        """Datagrams dropped: the sink was full, the broker rejected them, or time was up."""
 
     @property
     def received(self) -> int:
@@ -1639,10 +1641,10 @@ class Stats:
         The kernel drops a datagram if the socket's buffer is full or the datagram's checksum is
         wrong. This also includes datagrams that this process could not store because it was out of
         memory, and those that it dropped because their peer had begun another DTLS session;
-        :attr:`received` does not include either. Once the queue is empty, the number of datagrams
+        :attr:`received` includes none of these. Once the queue is empty, the number of datagrams
         sent to the socket is ``received + refused + kernel_drops + filter_drops``; for a server
-        behind proxies, add ``proxy_untrusted + proxy_malformed``. With :attr:`Socket.gro`, that is
-        not exact: the kernel counts coalesced datagrams as one, so each drop stands for 1 to 128
+        behind proxies, add ``proxy_untrusted + proxy_malformed``. With :attr:`Socket.gro`, this sum
+        is not exact: the kernel counts coalesced datagrams as one, so each drop stands for 1 to 128
         datagrams.
 
         The kernel counts from the socket's creation, and duplicates share the count. The kernel's
@@ -1657,9 +1659,9 @@ class Stats:
         counts these datagrams together with those that did not fit into the buffer. To separate the
         two, each call to ``stats()`` compares the network namespace's counters (``RcvbufErrors``
         and ``InErrors`` in ``/proc/net/snmp``). While another socket in the namespace overflows,
-        some of these datagrams are counted in :attr:`kernel_drops` instead. Before Linux 5.14,
-        without ``/proc``, or if the socket is in a different namespace from the calling thread, all
-        of them are counted there.
+        some datagrams that the filter refused are counted in :attr:`kernel_drops` instead. Before
+        Linux 5.14, without ``/proc``, or if the socket is in a different namespace from the calling
+        thread, all of them are.
         """
 
     @property
@@ -1811,17 +1813,17 @@ class Guard:
     def stats(self) -> GuardStats:
         """Return the counters, summed over all sockets that have this guard.
 
-        They cover the process that created the guard and all processes forked from it, such as the
-        workers of a server, even if they have ended.
+        They cover the process that created the guard and all processes forked from it, such as a
+        server's workers, including processes that have ended.
         """
 
     def validate(self, address: str | tuple[Any, ...], /) -> None:
         """Mark an address as genuine: it becomes known, and ``amplification`` no longer limits it.
 
-        Call it when a peer has sent something that it can know only from a datagram sent to it,
-        such as a random number from the first reply. Nothing else proves that the address is the
-        peer's own. The mark lasts at least until the address has been silent for ten minutes; after
-        that, a newer source may replace it.
+        Call this method when a peer has sent something that it can know only from a datagram that
+        was sent to this address, such as a random number from the first reply. Nothing else proves
+        that the address is the peer's own. The mark lasts at least until the address has been
+        silent for ten minutes; after that, a newer source may displace the address from the table.
 
         :param address: A numeric host, or an address as returned by a receive; the port is ignored.
         """
@@ -1933,8 +1935,8 @@ class ReceiveWindow:
     def open(self, socket: Socket) -> bool:
         """Begin the window of a socket's first datagram; return False to receive it at once.
 
-        This returns False if the last receive took as much as it could, or if the window has
-        already begun and ended.
+        This returns False if the last receive returned as many datagrams as it could, or if the
+        window has already begun and ended.
         """
 
     def renew(self, socket: Socket) -> bool:
@@ -2017,7 +2019,7 @@ class TransportCore:
     def raise_mistakes(self) -> None:
         """Raise exceptions for the caller's mistakes from now on.
 
-        Until then, they are reported to the protocol.
+        Before this call, mistakes are reported to the protocol instead.
         """
 
     def restore_options(self) -> None:

@@ -52,19 +52,20 @@ class Client:
 
     The client drops datagrams from other addresses. With a ``match`` or a ``key``, it recognizes
     which request a reply belongs to, and all requests share one port. With neither, only the port
-    identifies the request, so each request in flight has its own. If a request was retransmitted,
-    not answered or cancelled, no client in this process sends from that request's port to the same
-    server for twice the timeout, and at least 30 s. If that leaves no port, the request fails at
-    once with ``EADDRNOTAVAIL``: with the usual 28,232 ports, this happens above 941 of these
-    requests per second. So a late reply can be mistaken for the reply to another request only if it
-    arrives even later than that, or if another process used the port before.
+    identifies the request, so each request in flight has its own. If a request was retransmitted or
+    cancelled, or got no reply, no client in this process sends from its port to the same server for
+    twice the timeout, and at least 30 s. If that leaves no port for a new request, the new request
+    fails at once with ``EADDRNOTAVAIL``: with the usual 28,232 ports, this happens at more than 941
+    retransmitted, cancelled or unanswered requests per second. So a late reply can be mistaken for
+    the reply to another request only if it arrives even later than that, or if another process used
+    the port before.
 
     The network may also duplicate a reply. So even after an ordinary request, the client does not
     reuse the port until it has used 31 others, or the timeout has passed. For its first 256
-    requests, and for good once it has seen a duplicate, it also waits for ``4 * (SRTT + 4 *
-    RTTVAR)``, or the timeout if that is shorter. Once it has seen a duplicate, it waits for at
-    least 100 ms. A duplicate that arrives later can be mistaken for the reply to another request. A
-    ``match`` or ``key`` prevents this.
+    requests, and permanently once it has seen a duplicate, it also leaves each port unused for the
+    timeout or for ``4 * (SRTT + 4 * RTTVAR)``, whichever is shorter. Once it has seen a duplicate,
+    it leaves each port unused for at least 100 ms. A duplicate that arrives later can be mistaken
+    for the reply to another request. A ``match`` or ``key`` prevents this.
 
     **Waits.** The first wait is derived from the round-trip time, measured as in RFC 6298: ``SRTT +
     max(50 ms, 4 * RTTVAR)``. Before the first measurement, it is one eighth of the timeout with the
@@ -171,6 +172,8 @@ class Client:
         :raises OSError: ``EMSGSIZE``: the request is longer than a datagram can be;
             ``EADDRNOTAVAIL``: every free port may still get a late reply; or another error that
             prevents this machine from sending, such as ``ENETUNREACH``.
+        :raises Exception: ``match`` or ``key`` raised it, for a datagram from the server or for
+            this request.
         """
         started = sent_at = monotonic()
         if self._header:
@@ -369,7 +372,7 @@ class Client:
         return self._pool
 
     def _explain(self, error: BaseException) -> None:
-        """Improve the text of an error: the request was not sent, or the client was closed."""
+        """Improve the text of an error that a failed send or a closed client caused."""
         if not isinstance(error, OSError):
             return
         if error.errno == errno.EBADF:

@@ -47,7 +47,8 @@ __all__ = ["Server", "key", "serve"]
 def _sink_of(handler: Any) -> Sink | None:
     """Return a handler if it is a sink.
 
-    Without the module of sinks, which this does not import, no handler is one.
+    If the sinks module has not been imported (this function does not import it), no handler can be
+    a sink.
     """
     sinks = sys.modules.get("tomada._sinks.sink")
     return handler if sinks is not None and isinstance(handler, sinks.Sink) else None
@@ -106,9 +107,10 @@ class Server:
         that is still entering the lifespan is left running, and exits the lifespan as soon as it
         has finished entering it.
     :param loop: The event loop of each worker: ``"tomada"`` (:class:`tomada.asyncio.EventLoop`, the
-        default), ``"asyncio"``, ``"uvloop"``, or a function that creates one. A server has an event
-        loop if its handler or its lifespan is async, or if ``loop`` is given; the event loop then
-        also calls a synchronous handler.
+        default), ``"asyncio"`` (asyncio's own loop, unlike in :func:`tomada.asyncio.run`),
+        ``"uvloop"``, or a function that creates one. A server has an event loop if its handler or
+        its lifespan is async, or if ``loop`` is given; the event loop then also calls a synchronous
+        handler.
     :param max_concurrency: How many calls to an async handler may run at once in each worker. At
         the limit, the worker stops receiving: datagrams wait in the kernel's buffer and, once that
         is full, are dropped and counted (``stats().kernel_drops``). With the default of 1,000, the
@@ -155,8 +157,8 @@ class Server:
         of their datagrams must begin with a PROXY protocol header (version 2), which contains the
         client's address. The handler, the guard and the log see the client's address, and replies
         go back through the proxy. Datagrams from these networks without a valid header are refused,
-        and so are datagrams with a header from other addresses (``stats().proxy_malformed`` and
-        ``proxy_untrusted``). All other datagrams count as sent directly by clients.
+        and so are datagrams from other addresses that have a header (``stats().proxy_malformed``
+        and ``proxy_untrusted``). All other datagrams count as sent directly by clients.
     :param proxy_flows: For proxies that add a header only to the first datagram of each flow (the
         datagrams from one address and port of the proxy): how long a flow may be idle before the
         proxy ends it, in seconds. A flow must stay with its worker, so this needs
@@ -398,9 +400,10 @@ class Server:
         of the program as it was when the server started, and runs ``init`` again. It does not
         import changed code (``tomada serve --app`` does).
 
-        If a service manager started the program (``NOTIFY_SOCKET``), the server tells it its
-        status, and when it is ready, reloading or stopping. If the service manager runs a watchdog,
-        the server also sends keep-alive messages (:manpage:`sd_notify(3)`).
+        If a service manager started the program (``NOTIFY_SOCKET``), the server reports its status
+        to the manager, and notifies the manager when the server is ready, reloading or stopping. If
+        the manager runs a watchdog, the server also sends keep-alive messages
+        (:manpage:`sd_notify(3)`).
 
         Before this call, even after :meth:`start`, Ctrl-C raises :class:`KeyboardInterrupt`; to
         cover all cases, write ``with contextlib.suppress(KeyboardInterrupt), server:``.
@@ -447,8 +450,8 @@ class Server:
         """Return the DTLS session with a peer, or ``None`` if there is none in this process.
 
         Call it from the handler; with ``workers=1``, you can call it from anywhere. This is the
-        peer's current session. A datagram may have arrived over an earlier one: that is
-        :attr:`Datagram.session <tomada.Datagram.session>`.
+        peer's current session. A datagram may have arrived over an earlier session;
+        :attr:`Datagram.session <tomada.Datagram.session>` is the one that it arrived over.
         """
         endpoints = self._running().endpoints
         found = (endpoint.session(address) for endpoint in endpoints)
@@ -482,7 +485,10 @@ class Server:
         return self._run.context
 
     def _keep(self) -> None:
-        """Open the sockets, serve, and close them: the work of the lifecycle's keeper."""
+        """Open the sockets, serve, and close them.
+
+        The lifecycle's dedicated thread, the keeper, runs this.
+        """
         atexit.register(self.stop)
         try:
             with (

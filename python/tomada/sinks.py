@@ -1,4 +1,4 @@
-"""Handlers that publish datagrams to a message broker (the *engine*).
+"""Handlers that publish datagrams to a message broker.
 
 ::
 
@@ -7,7 +7,7 @@
     sink = JetStream("nats://127.0.0.1:4222", "telemetry")
     tomada.serve(("0.0.0.0", 1234), sink, workers=4)
 
-A sink does not wait for an unavailable engine: it holds a limited number of datagrams and then
+A sink does not wait for an unavailable broker: it holds a limited number of datagrams and then
 drops new ones. At any moment, its counters account for every datagram: ``received == published +
 dropped + in_flight``.
 """
@@ -50,7 +50,7 @@ def from_url(url: str) -> Sink:
     its name is a librdkafka setting, such as ``compression.type=lz4``.
 
     :raises ValueError: The URL does not have this form.
-    :raises ImportError: The engine's client is not installed.
+    :raises ImportError: The broker's client is not installed.
     """
     parts, shown = urlsplit(url), without_password(url.partition("?")[0])
     place = {"nats": "subject", "tls": "subject", "kafka": "topic"}.get(parts.scheme)

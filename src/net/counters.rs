@@ -90,9 +90,9 @@ macro_rules! guard_counters {
 macro_rules! sink_counters {
     ($declare:ident! $arguments:tt) => {
         $declare! { $arguments
-            Published published u64 "Datagrams that the engine has acknowledged.",
+            Published published u64 "Datagrams that the broker has acknowledged.",
             Dropped dropped u64
-                "Datagrams dropped: the sink was full, the engine rejected them, or time was up.",
+                "Datagrams dropped: the sink was full, the broker rejected them, or time was up.",
             Received received u64 "Datagrams received from the server.",
         }
     };

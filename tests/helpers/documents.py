@@ -38,7 +38,16 @@ from tomada._config import resolve
 ROOT = Path(__file__).parents[2]
 ANY = "…"
 # The packages that a program may import in addition to the standard library and tomada.
-PEERS = {"aiocoap", "dns", "numpy", "prometheus_client", "trio", "uvloop"}
+PEERS = {
+    "aiocoap",
+    "anyio",
+    "dns",
+    "numpy",
+    "prometheus_client",
+    "sniffio",
+    "trio",
+    "uvloop",
+}
 INFO = re.compile(r'(?P<language>\w*)(?: title="(?P<title>[^"]*)")?(?P<rest>[^\n]*)\n')
 # How long a program may print nothing, in seconds. In development mode, a search of hypothesis
 # takes 13 seconds of a processor.

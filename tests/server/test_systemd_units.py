@@ -52,10 +52,15 @@ def shouted(machine, text=b"hello"):
     return machine.run(ask, ADDRESS, text)
 
 
+def start(machine):
+    """Start the service by its first datagram, and wait until systemd knows that it is ready."""
+    assert shouted(machine) == b"HELLO"
+    eventually(lambda: machine.show("shout.service", "ActiveState") == "active")
+
+
 def test_systemd_starts_reloads_and_stops_the_service_of_the_how_to(service):
     assert service.show("shout.service", "ActiveState") == "inactive"
-    assert shouted(service) == b"HELLO"  # which starts it
-    assert service.show("shout.service", "ActiveState") == "active"
+    start(service)
     status = eventually(lambda: service.show("shout.service", "StatusText"))
     assert status.startswith("serving 127.0.0.1:1234")
     main = service.show("shout.service", "MainPID")
@@ -81,7 +86,7 @@ def test_systemd_restarts_a_service_that_hangs(service):
     more.mkdir()
     (more / "more.conf").write_text("[Service]\nWatchdogSec=2\n")
     service.command("systemctl", "daemon-reload")
-    assert shouted(service) == b"HELLO"
+    start(service)
     main = service.show("shout.service", "MainPID")
     service.command("kill", "-STOP", main)
     eventually(lambda: service.show("shout.service", "NRestarts") != "0")

@@ -52,24 +52,26 @@ class ClientStats:
     and ``waiting``.
     """
 
-    #: Requests that were accepted.
+    #: Requests that were accepted: not those for which ``key`` raised an exception, or whose key
+    #: another request in flight has, and not those that wait for the client to open.
     requests: int
     #: Requests that were answered.
     replies: int
     #: Requests that were not answered in time.
     timeouts: int
-    #: Requests that ended with another error.
+    #: Requests that ended with another error, for example because the client was closed.
     errors: int
     #: Requests whose tasks were cancelled.
     cancelled: int
     #: Requests that were sent, or are being sent.
     in_flight: int
-    #: Requests that wait because too many are in flight.
+    #: Requests that were not sent yet: too many are in flight, the client paces itself, or the
+    #: iteration of the loop has not ended.
     waiting: int
     #: Datagrams that were sent again because no reply had arrived.
     retransmissions: int
     #: Datagrams from the server that do not answer a request in flight: late, repeated, or with a
-    #: key that no request has.
+    #: key that no request has. Always 0 unless the requests share a socket.
     unexpected: int
     #: Datagrams from the server for which ``match`` or ``key`` raised an exception.
     function_errors: int
@@ -106,9 +108,12 @@ class Client(AsyncContextManager):
         async with tomada.asyncio.Client(("127.0.0.1", 1234), key=lambda data: data[:2]) as client:
             replies = await asyncio.gather(*(client.request(data) for data in questions))
 
-    It takes the arguments of :class:`tomada.Client` and follows the same rules, on any event loop
-    that has ``add_reader``. :class:`tomada.Client` documents which replies it cannot recognize
-    without a ``key`` or ``match``.
+    It runs on any event loop that has ``add_reader``. Its waits, and the reuse of ports, follow the
+    rules of :class:`tomada.Client`, which documents which replies it cannot recognize without a
+    ``key`` or ``match``. One rule differs: if ``key`` or ``match`` raises an exception for a
+    datagram from the server, this client drops the datagram, counts it
+    (``stats().function_errors``), logs the exception, and keeps waiting, whereas in
+    :class:`tomada.Client`, the call ends with that exception.
 
     * With a ``key``, all requests share one socket, and the client immediately finds the request
       that a reply belongs to. Do not reuse a key while a late reply with that key may still arrive:
@@ -136,7 +141,8 @@ class Client(AsyncContextManager):
     :param match: A function that says whether a datagram answers a request: ``match(request, reply)
         -> bool``.
     :param key: A function that returns what a request and its reply have in common: ``key(data) ->
-        hashable``.
+        hashable``. With a ``key`` or ``match``, all requests come from one port, so a server that
+        steers by ``"hash"`` (the default) handles them in one of its workers.
     :param max_in_flight: The maximum number of requests in flight; 1,024 by default, or 64 without
         a ``key`` or ``match``. Further requests wait their turn. The wait counts towards the
         timeout, and the :class:`TimeoutError` says how long a request has waited.
@@ -205,7 +211,8 @@ class Client(AsyncContextManager):
     async def request(self, data: ReadableBuffer) -> bytes:
         """Send a request and return the reply.
 
-        Cancelling is safe: a late reply to a cancelled request is not returned to another one.
+        Cancelling is safe: a late reply to a cancelled request is not returned to another one,
+        unless that one has the same key or its ``match`` accepts the reply.
 
         :raises TimeoutError: No reply arrived in time, or the request was not even sent because
             others were in flight; the message says which. ``__cause__`` is the last error that an
@@ -213,7 +220,10 @@ class Client(AsyncContextManager):
         :raises ConnectionRefusedError: There is no server, and ``retry_refused`` is false; with
             ``AF_UNIX``, it may be a :class:`FileNotFoundError`.
         :raises tomada.dtls.DTLSError: The handshake failed.
-        :raises ValueError: Another request in flight has the same key.
+        :raises ValueError: Another request in flight has the same key. The request is not counted.
+        :raises Exception: ``key`` raised it for this request, which is not sent and not counted. An
+            exception that ``key`` or ``match`` raises for a datagram from the server does not end
+            the request.
         :raises OSError: ``EBADF``: the client was closed meanwhile; ``EMSGSIZE``: the request is
             longer than a datagram can be; ``EADDRNOTAVAIL``: every free port may still get a late
             reply; or another error that prevents this machine from sending, such as
@@ -264,8 +274,9 @@ class Client(AsyncContextManager):
         :param requests: The requests, as for :meth:`request`. They are read as the window advances.
         :param window: The maximum number of these requests in flight; ``max_in_flight`` by default.
         :param errors: With ``"raise"``, the first request that fails ends the call with its
-            exception, whose ``index`` says which request it was. With ``"return"``, the exception
-            is returned in place of the reply, and the other requests continue.
+            exception, whose ``index`` says which request it was. With ``"return"``, an
+            :class:`OSError` is returned in place of the reply, and the other requests continue.
+            Other exceptions, such as that of a key that is already in flight, end the call.
         :raises TimeoutError: A request was not answered. Other exceptions are as in
             :meth:`request`.
         """

@@ -333,15 +333,16 @@ class Endpoint(Closing):
         Datagrams that ``match`` rejects are dropped, and so are those that arrived before the
         request was sent.
 
-        Cancelling is safe: a late reply to a cancelled request is not returned to another one.
+        Cancelling is safe: a late reply to a cancelled request is not returned to another one,
+        unless that one's ``match`` accepts it.
 
         The waits between attempts follow the rules of :class:`tomada.Client`, based on the
         round-trip time that this endpoint has measured.
 
         :param timeout: The deadline for the whole request, in seconds.
         :param retries: The maximum number of retransmissions within the timeout.
-        :param match: A function that takes a request and a datagram and returns whether the
-            datagram is the reply.
+        :param match: A function that takes a request and a datagram, in this order, and returns
+            whether the datagram is the reply. If it raises an exception, the call ends with it.
         :param retry_refused: Whether to retry if no program is listening on the peer's port, or to
             raise :class:`ConnectionRefusedError` at once. Other ICMP messages never end a request.
         :raises ValueError: The endpoint has no peer.
@@ -436,8 +437,10 @@ class Endpoint(Closing):
         """Close the endpoint in an orderly way: let tasks finish, and send their replies.
 
         This stops receiving, as :meth:`stop_receiving` does, waits for the tasks, sends the send
-        backlog, and closes. Tasks that have not finished in time are cancelled. If this call is
-        cancelled, the endpoint stays open but no longer receives.
+        backlog, and closes. It cancels the tasks that have not finished in time and waits until
+        they have ended, so it takes longer than ``timeout`` if a task delays its cancellation. It
+        does not raise the exception of a task that failed. If this call is cancelled, the endpoint
+        stays open but no longer receives.
 
         :param timeout: The time limit for the tasks and the send backlog, in seconds; no limit by
             default.

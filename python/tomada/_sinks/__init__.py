@@ -1,1 +1,1 @@
-"""Sinks: handlers that publish datagrams to a distributed engine."""
+"""Sinks: handlers that publish datagrams to a message broker."""

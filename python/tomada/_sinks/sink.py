@@ -1,4 +1,4 @@
-"""The part of a sink that does not depend on the engine: its memory, its counters, its thread."""
+"""The part of a sink that does not depend on the broker: its memory, its counters, its thread."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KeyOf: TypeAlias = "Literal['source'] | Callable[[bytes, Any], str | bytes] | No
 
 log = logging.getLogger("tomada.sinks")
 
-# An engine that has acknowledged something in the last second is healthy. The server waits this
+# A broker that has acknowledged something in the last second is healthy. The server waits this
 # long for it to make room, in seconds.
 HEALTHY, PATIENCE = 1.0, 0.05
 # The pause after a failure, in seconds; it doubles up to the second number.
@@ -46,7 +46,7 @@ class Sink(ABC):
         (the extra ``tomada[arrow]``).
     :param capacity: The maximum number of datagrams that each worker holds. Beyond that, new ones
         are dropped and counted.
-    :param linger: How long closing waits for the engine to acknowledge everything, in seconds.
+    :param linger: How long closing waits for the broker to acknowledge everything, in seconds.
         After that, the rest is dropped and counted.
     """
 
@@ -82,7 +82,7 @@ class Sink(ABC):
         self._complained_at = float("-inf")
 
     def open(self) -> None:
-        """Start publishing in this process, and retry until the engine is available."""
+        """Start publishing in this process, and retry until the broker is available."""
         if self._owner != os.getpid():
             self._forget()  # a fork: everything belongs to the parent
         with self._turn, self._lock:
@@ -116,7 +116,7 @@ class Sink(ABC):
     def __call__(self, batch: list[Row]) -> None:
         """Accept the datagrams of one receive.
 
-        If there is no room, but the engine has just acknowledged something, this waits a moment for
+        If there is no room, but the broker has just acknowledged something, this waits a moment for
         room while further datagrams wait in the kernel's buffer.
         """
         size = len(batch)
@@ -182,7 +182,7 @@ class Sink(ABC):
                 self._publish()
             except Exception:
                 log.exception("%s: publishing has failed", type(self).__name__)
-            # None is in the hands of the engine's client any more.
+            # None is in the hands of the broker's client any more.
             with self._lock:
                 self._batches.clear()
                 left, self._held = self._held, 0
