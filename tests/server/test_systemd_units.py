@@ -9,12 +9,14 @@ import pytest
 import skips
 from serving import ask
 from support import eventually
-from systemd_machine import Machine
+from systemd_machine import Machine, shown
 
 pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
 
 PAGE = Path(__file__).parents[2] / "docs/how-to/production.md"
 ADDRESS = "127.0.0.1", 1234
+# A service has a /tmp of its own, which may be where this interpreter is.
+SHOWN = f"BindReadOnlyPaths={' '.join(map(str, shown()))}"
 
 
 @pytest.fixture
@@ -43,9 +45,17 @@ def service(machine):
     tomada.chmod(0o755)
     for name in ("shout.service", "shout.socket"):
         (machine.units / name).write_text(files[name])
-    machine.command("systemctl", "daemon-reload")
+    drop_in(machine, "interpreter", SHOWN)
     machine.command("systemctl", "start", "shout.socket")
     return machine
+
+
+def drop_in(machine, name, line):
+    """Add an option to the service."""
+    folder = machine.units / "shout.service.d"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.conf").write_text(f"[Service]\n{line}\n")
+    machine.command("systemctl", "daemon-reload")
 
 
 def shouted(machine, text=b"hello"):
@@ -82,10 +92,7 @@ def test_systemd_starts_reloads_and_stops_the_service_of_the_how_to(service):
 
 
 def test_systemd_restarts_a_service_that_hangs(service):
-    more = service.units / "shout.service.d"
-    more.mkdir()
-    (more / "more.conf").write_text("[Service]\nWatchdogSec=2\n")
-    service.command("systemctl", "daemon-reload")
+    drop_in(service, "watchdog", "WatchdogSec=2")
     start(service)
     main = service.show("shout.service", "MainPID")
     service.command("kill", "-STOP", main)
@@ -99,6 +106,7 @@ def test_systemd_run_waits_until_the_service_is_ready(machine):
     machine.command(
         *("systemd-run", "--unit=echo", f"--setenv=PYTHONPATH={path}"),
         *("--property=Type=notify", "--property=WatchdogSec=60", "--property=DynamicUser=yes"),
+        f"--property={SHOWN}",
         *(sys.executable, "-m", "tomada", "serve", "{}:{}".format(*ADDRESS)),
     )
     assert machine.show("echo", "ActiveState") == "active"
