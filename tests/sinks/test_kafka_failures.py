@@ -6,6 +6,7 @@ import pytest
 
 from brokers import MockKafka, holds, send, settle
 from serving import client, server
+from support import eventually
 
 pytest.importorskip("confluent_kafka")
 
