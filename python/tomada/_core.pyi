@@ -620,8 +620,8 @@ class Socket:
             the time at which the device sent it, in nanoseconds on the device's clock. One of the
             two times is always ``None``: a device with hardware timestamps (see
             :meth:`tomada.socket.socket.enable_hardware_timestamps`) adds a second item with the
-            same id. There is no item for a datagram that never left, or that the kernel joined to
-            another (``MSG_MORE``, ``UDP_CORK``).
+            same id. A datagram that never left, or that the kernel joined to another
+            (``MSG_MORE``, ``UDP_CORK``), gets no item.
         :raises ValueError: The timeout is negative or not a number.
         """
 
@@ -2041,7 +2041,7 @@ class TransportCore:
         """Receive a datagram and its sender's address."""
 
     def recv_datagram(self) -> Datagram:
-        """Receive a datagram with its metadata; raise ``BlockingIOError`` if there is none."""
+        """Receive a datagram with its metadata; raise ``BlockingIOError`` if none is queued."""
 
     def recv_batch(self, batch: Batch) -> int:
         """Receive as many queued datagrams as a batch has room for."""

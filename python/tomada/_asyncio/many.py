@@ -36,7 +36,7 @@ class Many:
         self._is_exhausted = False
         self._is_advancing = False
         self._end: asyncio.Future[None] = requests.loop.create_future()
-        # The exception that :meth:`run` raises: a future's exception cannot be just any.
+        # The exception that :meth:`run` raises. A future does not take every exception.
         self._failure: BaseException | None = None
 
     async def run(self) -> list[Any]:
@@ -71,7 +71,7 @@ class Many:
                 if not self._start_next():
                     break
         except BaseException as error:  # noqa: BLE001 - of the source, or about a request
-            # It concerns this call only, neither the loop nor other calls.
+            # The call raises it. In a callback of the loop, it would end other requests, too.
             self._fail(error)
         finally:
             self._is_advancing = False

@@ -300,7 +300,7 @@ class Pool:
         self.trim()
 
     def trim(self) -> None:
-        """Close sockets that have rested for long enough, or are too many."""
+        """Close a few of the sockets that have rested for long enough, or are too many."""
         now = monotonic()
         self._trim_due = now + SAMPLE_INTERVAL
         self._count_unused(now)

@@ -116,7 +116,7 @@ class Sink(ABC):
     def __call__(self, batch: list[Row]) -> None:
         """Accept the datagrams of one receive.
 
-        If there is no room, but the broker has just acknowledged something, this waits a moment for
+        If the sink is full, but the broker has just acknowledged something, this waits a moment for
         room while further datagrams wait in the kernel's buffer.
         """
         size = len(batch)

@@ -48,8 +48,8 @@ impl Cookies {
         is_of(&self.current) || self.previous.as_ref().is_some_and(is_of)
     }
 
-    /// Replaces the secret if its time is over, and forgets one that is no longer accepted. No
-    /// pause without clients makes either of them last longer.
+    /// Replaces the secret if its time is over, and forgets one that is no longer accepted. Neither
+    /// lasts longer after a pause without clients.
     fn rotate(&mut self, now: Instant) {
         let age = now.saturating_duration_since(self.rotated_at);
         if age >= ROTATION

@@ -331,7 +331,7 @@ impl ServerCore {
     }
 }
 
-/// The time after some seconds, unless there is no limit.
+/// When a limit in seconds ends; `None` for one that never does.
 fn end_of(seconds: f64) -> Option<Instant> {
     // A time too long to represent means no limit: `max` makes NaN and negatives zero.
     let limit = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX);
