@@ -152,6 +152,10 @@ class Socket:
     def _has_datagram(self) -> bool:
         """Return whether a receive would return a datagram without waiting."""
 
+    @staticmethod
+    def _close_all(sockets: Sequence[Socket], /) -> None:
+        """Close several sockets, which gives up the interpreter's lock once."""
+
     def _accept(self) -> tuple[int, _RetAddress]:
         """Accept a connection; return its descriptor and the peer's address (``accept4(2)``)."""
 

@@ -137,18 +137,7 @@ class Connection(socket):
     def close(self) -> None:
         """Close the socket, whose port may still get a late reply."""
         self.avoid()
-        self._end()
-
-    def close_at_rest(self, until: float) -> None:
-        """Close the socket, whose port gets nothing any more after a moment."""
-        self.avoid(until)
-        self._end()
-
-    def _end(self) -> None:
-        if self._sessions is not None:
-            with contextlib.suppress(OSError):  # closed already
-                self._sessions.close()
-        super().close()
+        close_all([self])
 
     def ask(self, data: ReadableBuffer, until: float) -> None:
         """Send a request, and wait up to a moment for its session, if it has one, and for room.
@@ -373,6 +362,18 @@ class Connection(socket):
                     return  # the next request begins another
                 if not is_from_peer(error):
                     raise
+
+
+def close_all(connections: Sequence[Connection]) -> None:
+    """Close sockets whose ports are avoided where necessary.
+
+    A thread gives up the interpreter's lock once for all of them: where others want it too, it may
+    get it back late, and here a request that has ended waits for it.
+    """
+    for connection in connections:
+        with contextlib.suppress(OSError):  # closed already
+            connection.end_session()
+    socket._close_all(connections)  # noqa: SLF001 - made for this purpose
 
 
 def session_lost() -> OSError:

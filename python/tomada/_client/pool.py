@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tomada._address import HIGHEST_PORT, check_address
 from tomada._advice import OF_OPENING, advise, advise_if_known
-from tomada._client.connection import Connection
+from tomada._client.connection import Connection, close_all
 from tomada._client.ports import PORTS
 from tomada._client.round_trip import RESTING_SAMPLE_INTERVAL, SAMPLE_INTERVAL, RoundTrip
 
@@ -304,16 +304,18 @@ class Pool:
         now = monotonic()
         self._trim_due = now + SAMPLE_INTERVAL
         self._count_unused(now)
-        for _ in range(TRIMMED):
-            rested = self._pop_rested(now)
-            if rested is None:
-                break
-            rested.close()
-            self._all.discard(rested)
+        ended: list[Connection] = []
+        while len(ended) < TRIMMED and (rested := self._pop_rested(now)) is not None:
+            rested.avoid()
+            ended.append(rested)
         if self.rests or len(self.idle) > LEAST_IDLE:
             for _ in range(TRIMMED):
-                if not self._trim_oldest(now):
+                oldest = self._pop_oldest(now)
+                if oldest is None:
                     break
+                self._avoid_at_rest(oldest)
+                ended.append(oldest)
+        self._close(ended)
         PORTS.expire()
 
     def _pop_rested(self, now: float) -> Connection | None:
@@ -328,9 +330,18 @@ class Pool:
         At least 31 others rest and are used before the client opens a new socket. So its port is
         avoided only if duplicates are expected.
         """
+        self._avoid_at_rest(connection)
+        self._close([connection])
+
+    def _avoid_at_rest(self, connection: Connection) -> None:
+        """Let no request have the port of a socket that was answered, while it should rest."""
         rest = min(self.rest, connection.request_timeout) if self.rests else 0.0
-        connection.close_at_rest(connection.used_at + rest)
-        self._all.discard(connection)
+        connection.avoid(connection.used_at + rest)
+
+    def _close(self, connections: Sequence[Connection]) -> None:
+        if connections:
+            close_all(connections)
+            self._all.difference_update(connections)
 
     def sample(self, elapsed: float, now: float) -> None:
         """Record the round-trip time of a reply, in seconds."""
@@ -359,25 +370,24 @@ class Pool:
         # A network that duplicates datagrams may also reorder what it duplicates.
         return max(spread, LEAST_REST) if self.watched == math.inf else spread
 
-    def _trim_oldest(self, now: float) -> bool:
-        """Close the socket that has rested longest unless it is of use; return whether it did.
+    def _pop_oldest(self, now: float) -> Connection | None:
+        """Take the socket that has rested longest out of the idle ones unless it is of use.
 
         See also whether it has a duplicate.
         """
         try:
             oldest = self.idle.popleft()  # so that no other thread uses it
         except IndexError:
-            return False
+            return None
         if self.rests and oldest._has_datagram():  # noqa: SLF001
             self._note_duplicate()
         long = min(max(LONG_RESTS * self.rest, LEAST_LONG), oldest.request_timeout)
         is_unused = self._spare > 0 or oldest.used_at + long < now
         if len(self.idle) >= (LEAST_IDLE if is_unused else MOST_IDLE):
             self._spare -= self._spare > 0
-            self.discard(oldest)
-            return True
+            return oldest
         self.idle.appendleft(oldest)
-        return False
+        return None
 
     def _count_unused(self, now: float) -> None:
         """Count the sockets that stayed idle since the last count, when the next one is due.
@@ -417,18 +427,20 @@ class Pool:
         self._forget()
 
     def _forget(self) -> None:
+        ended = []
         while self.rests and self.idle:
             try:
                 connection = self.idle.popleft()  # no other thread has it then
             except IndexError:
                 break
             rest = min(self._long_rest(), connection.request_timeout)
-            connection.close_at_rest(connection.used_at + rest)
-            self._all.discard(connection)
+            connection.avoid(connection.used_at + rest)
+            ended.append(connection)
+        self._close(ended)
         while left := list(self._all):
             for connection in left:
-                connection.close()
-                self._all.discard(connection)
+                connection.avoid()
+            self._close(left)
         self.idle.clear()
         self._resting = deque()  # a new one, because the parent's may have been in use
 

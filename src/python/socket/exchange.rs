@@ -6,7 +6,7 @@ use std::io;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use super::Socket;
+use super::{Socket, explain_deadlock};
 use crate::net::Scratch;
 use crate::python::buffer::Readable;
 use crate::python::error::{Error, Result};
@@ -47,6 +47,19 @@ impl Socket {
     /// Return whether a datagram is queued; an error does not count.
     fn _has_datagram(&self, py: Python<'_>) -> Result<bool> {
         Ok(self.readiness(py)?.is_some_and(|events| events & libc::POLLIN != 0))
+    }
+
+    /// Close several sockets while the thread is detached once. Raises the first error when all are
+    /// closed.
+    #[staticmethod]
+    #[pyo3(signature = (sockets, /))]
+    fn _close_all(py: Python<'_>, sockets: Vec<Py<Self>>) -> Result<()> {
+        let close = |socket: &Py<Self>| socket.get().close_descriptor();
+        let closed = py.detach(|| sockets.iter().map(close).fold(Ok(()), io::Result::and));
+        for socket in &sockets {
+            socket.get().addresses.clear(py);
+        }
+        closed.map_err(explain_deadlock)
     }
 }
 

@@ -134,14 +134,9 @@ impl Socket {
 
     /// Close the socket.
     fn close(&self, py: Python<'_>) -> Result<()> {
-        let closed = py.detach(|| self.inner.get().map_or(Ok(()), net::Socket::close));
+        let closed = py.detach(|| self.close_descriptor());
         self.addresses.clear(py);
-        match closed {
-            // The descriptor is closed in any case, and a peer's reset is not an error of this
-            // socket.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
-            result => Ok(result.map_err(explain_deadlock)?),
-        }
+        closed.map_err(explain_deadlock)
     }
 
     /// Close the socket object without closing the descriptor, and return the descriptor.
@@ -260,6 +255,15 @@ impl Socket {
     /// The open socket; `EBADF` if it was never opened.
     pub(crate) fn socket(&self) -> Result<&net::Socket> {
         self.inner.get().ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF).into())
+    }
+
+    fn close_descriptor(&self) -> io::Result<()> {
+        match self.inner.get().map_or(Ok(()), net::Socket::close) {
+            // The descriptor is closed in any case, and a peer's reset is not an error of this
+            // socket.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+            result => result,
+        }
     }
 
     /// The open socket, for a call that returns an address. The standard class fails differently
