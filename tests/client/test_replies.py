@@ -40,7 +40,7 @@ def link():
 
 
 def test_request_over_a_bad_link(link, way):
-    # Each thread takes the next one: a thread that hands them out would hold the interpreter's lock.
+    # Each thread takes the next one: to hand them out, another would hold the interpreter's lock.
     tally, left = Tally(), iter(questions(SINGLE))
 
     def ask(_):
