@@ -80,8 +80,14 @@ def chart(result: Result) -> str:
         axes.tick_params(which="both", length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        file = io.BytesIO()
-        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
+        return svg(figure)
+
+
+def svg(figure: Figure, title: str | None = None) -> str:
+    """Return a figure as SVG, with a title for those who cannot see it."""
+    file = io.BytesIO()
+    metadata = {"Date": None, "Creator": None, "Title": title}
+    FigureCanvasSVG(figure).print_svg(file, metadata=metadata)
     return file.getvalue().decode()
 
 

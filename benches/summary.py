@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from xml.sax.saxutils import escape
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from benches import plots
 
 DIRECTORY = Path(__file__).parents[1] / "docs" / "benchmarks"
 BEGIN, END = "<!-- summary: begin -->\n", "<!-- summary: end -->\n"
@@ -61,7 +65,8 @@ BARS = {
     "tomada: Server": "tomada.Server",
 }
 TITLE = "Echo server on one core: 64-byte datagrams per second"
-WIDTH, BAR, GAP, LEFT, RIGHT, TOP = 540, 18, 8, 145, 65, 38
+SIZE = 7.5, 2.8  # in inches
+AXES = 0.24, 0.0, 0.65, 0.87  # left, bottom, width and height, as shares of it
 SCHEMES = {
     "light": {"text": "#24292f", "peer": "#9aa4af", "tomada": "#00796b"},
     "dark": {"text": "#e6edf3", "peer": "#5d6875", "tomada": "#2bbbad"},
@@ -99,30 +104,22 @@ def table(pages: dict[str, Tables]) -> str:
 def chart(pages: dict[str, Tables], scheme: str) -> str:
     """Draw the chart: a bar for each echo server, from zero."""
     colours = SCHEMES[scheme]
-    shown = {name: pages["echo"][ECHO][name]["datagrams/s"] for name in BARS}
-    most = max(map(number, shown.values()))
-    height = TOP + len(shown) * (BAR + GAP)
-    label = escape(f"{TITLE}. " + ", ".join(f"{BARS[name]} {rate}" for name, rate in shown.items()))
-    head = f'viewBox="0 0 {WIDTH} {height}" role="img" font-family="system-ui, sans-serif"'
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" {head} font-size="14">',
-        f"<title>{label}</title>",
-        f'<text y="18" font-size="15" font-weight="600" fill="{colours["text"]}">{TITLE}</text>',
-    ]
-    for index, (name, rate) in enumerate(shown.items()):
-        y = TOP + index * (BAR + GAP)
-        length = round((WIDTH - LEFT - RIGHT) * number(rate) / most)
-        is_ours = name.startswith("tomada")
-        fill = colours["tomada" if is_ours else "peer"]
-        text = f'y="{y + 14}" fill="{colours["text"]}"'
-        weight = ' font-weight="600"' if is_ours else ""
-        size = f'width="{length}" height="{BAR}"'
-        lines += [
-            f'<text x="{LEFT - 10}" {text} text-anchor="end"{weight}>{BARS[name]}</text>',
-            f'<rect x="{LEFT}" y="{y}" {size} rx="3" fill="{fill}"/>',
-            f'<text x="{LEFT + length + 8}" {text}{weight}>{rate}</text>',
-        ]
-    return "\n".join([*lines, "</svg>\n"])
+    rates = [pages["echo"][ECHO][name]["datagrams/s"] for name in BARS]
+    fills = [colours["tomada" if name.startswith("tomada") else "peer"] for name in BARS]
+    described = ", ".join(map(" ".join, zip(BARS.values(), rates, strict=True)))
+    text = dict.fromkeys(("text.color", "ytick.color"), colours["text"])
+    with mpl.rc_context({**plots.STYLE, **text, "font.size": 11}):
+        figure = Figure(figsize=SIZE)
+        axes = figure.add_axes(AXES)
+        bars = axes.barh(list(BARS.values()), [number(rate) for rate in rates], 0.7, color=fills)
+        axes.bar_label(bars, rates, padding=6)
+        axes.invert_yaxis()
+        axes.set_xticks([])
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        figure.text(0.02, 0.92, TITLE, fontsize=12, fontweight="bold")
+        return plots.svg(figure, f"{TITLE}. {described}")
 
 
 def number(rate: str) -> float:

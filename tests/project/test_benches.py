@@ -380,12 +380,23 @@ def test_compare_shows_both_builds_and_fails_below_the_limit(capsys):
     assert "call_ns" in capsys.readouterr().out
 
 
+def texts(path):
+    """Return the texts of a chart: its title, the labels and the figures."""
+    texts = (element.text for element in ET.parse(path).iter())  # noqa: S314 - made here
+    return [text.strip() for text in texts if text and text.strip()]
+
+
 def test_summary_shows_the_figures_of_the_pages(tmp_path):
     for path in summary.DIRECTORY.glob("*.md"):
         shutil.copy(path, tmp_path)
     assert summary.write(tmp_path)
-    for name in ("README.md", "summary-light.svg", "summary-dark.svg"):
-        assert (tmp_path / name).read_text() == (summary.DIRECTORY / name).read_text(), name
+    table = (tmp_path / "README.md").read_text()
+    assert table == (summary.DIRECTORY / "README.md").read_text()
+    for name in ("summary-light.svg", "summary-dark.svg"):
+        # Another version of the plotting library may place them differently.
+        new, old = (texts(directory / name) for directory in (tmp_path, summary.DIRECTORY))
+        assert new == old
+        assert {"587 k", "tomada.Server", summary.TITLE} < set(new)
     page = tmp_path / "echo.md"
     page.write_text(page.read_text().replace("tomada: Server | 587 k", "tomada: Server | 1 M"))
     summary.write(tmp_path)
