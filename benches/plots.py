@@ -86,7 +86,7 @@ def chart(result: Result) -> str:
 def svg(figure: Figure, title: str | None = None) -> str:
     """Return a figure as SVG, with a title for those who cannot see it."""
     file = io.BytesIO()
-    metadata = {"Date": None, "Creator": None, "Title": title}
+    metadata = {"Date": None, "Creator": None, **({"Title": title} if title else {})}
     FigureCanvasSVG(figure).print_svg(file, metadata=metadata)
     return file.getvalue().decode()
 
