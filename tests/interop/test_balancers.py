@@ -139,7 +139,7 @@ SCALE = Path(__file__).parents[2] / "docs/how-to/scale.md"
 ROWS = {
     "nftables": "nftables",
     "nginx": "nginx, `proxy_requests 1`",
-    "nginx_with_sessions": "nginx without it",
+    "nginx_with_sessions": "nginx, without `proxy_requests`",
 }
 
 

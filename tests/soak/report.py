@@ -75,8 +75,8 @@ asyncio {digits(shares["asyncio"])} and sockets {digits(shares["socket"])}.
 
 {markdown(TRAFFIC, traffic(results["lanes"]))}
 *Dropped* is `kernel_drops` and *filtered* `filter_drops`; both count a run as one. *Killed* counts
-datagrams lost in workers that the test killed. The rows of replies count the replies that the load
-generator received.
+datagrams lost in workers that the test killed. The rows marked *replies* count the replies that the
+load generator received.
 
 {fill(f"The run also included: {deeds(results['deeds'])}.", 100)}
 
