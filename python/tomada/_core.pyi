@@ -73,7 +73,7 @@ def trust_proxies(
     """
 
 def proxy_header(client: tuple[str, int], server: tuple[str, int], /) -> bytes:
-    """Return the PROXY protocol header (version 2) of a datagram from a client to a server.
+    """Return the PROXY protocol header (version 2) for a datagram from a client to a server.
 
     :raises ValueError: An address is not numeric.
     """
@@ -111,9 +111,9 @@ class Socket:
     ) -> None:
         """Open a new socket, or take over the descriptor ``fileno``.
 
-        With a descriptor, -1 for ``family``, ``type`` or ``proto`` means to ask the kernel. On
+        With a descriptor, a ``family``, ``type`` or ``proto`` of -1 is read from the kernel. On
         failure, the descriptor stays open, and the caller still owns it. ``default_timeout``
-        becomes the timeout, unless ``type`` has ``SOCK_NONBLOCK``.
+        becomes the timeout, unless ``type`` includes ``SOCK_NONBLOCK``.
         """
 
     def __del__(self) -> None: ...
@@ -144,7 +144,7 @@ class Socket:
         """
 
     def _is_readable(self) -> bool:
-        """Return whether a receive would not wait.
+        """Return whether a receive would finish without waiting.
 
         That is the case if there is a datagram or an error, or if the socket is closed.
         """
@@ -154,7 +154,7 @@ class Socket:
 
     @staticmethod
     def _close_all(sockets: Sequence[Socket], /) -> None:
-        """Close several sockets, which gives up the interpreter's lock once."""
+        """Close several sockets, releasing the interpreter's lock only once."""
 
     def _accept(self) -> tuple[int, _RetAddress]:
         """Accept a connection; return its descriptor and the peer's address (``accept4(2)``)."""
@@ -236,8 +236,8 @@ class Socket:
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """Receive one datagram (``recv(2)``).
 
-        A datagram longer than ``bufsize`` bytes is truncated, which only ``stats().truncated``
-        shows. An empty datagram is ``b""``. A large ``bufsize`` costs nothing.
+        A datagram longer than ``bufsize`` bytes is truncated; only ``stats().truncated`` shows
+        this. An empty datagram is ``b""``. A large ``bufsize`` costs nothing.
 
         :raises TimeoutError: No datagram arrived within the timeout.
         :raises BlockingIOError: No datagram is queued, and the timeout is 0. Also raised with the
@@ -276,7 +276,7 @@ class Socket:
     ) -> tuple[bytes, list[_CMSG], int, _RetAddress]:
         """Receive one datagram with control messages (``recvmsg(2)``).
 
-        :param ancbufsize: The room for control messages in bytes; see :func:`socket.CMSG_SPACE`.
+        :param ancbufsize: The space for control messages, in bytes; see :func:`socket.CMSG_SPACE`.
         :return: The data; a list of ``(level, type, data)``; flags such as ``MSG_TRUNC`` (the data
             is truncated) and ``MSG_CTRUNC`` (the control messages are truncated); the sender.
         """
@@ -383,10 +383,10 @@ class Socket:
     def pending(self) -> int:
         """The number of datagrams in the backlog: received from the kernel, not yet handed out.
 
-        The backlog is used only with :attr:`gro`, when a call returned fewer datagrams than the
-        kernel had coalesced. The next receive of any kind returns the remaining ones first, in
-        order, and a thread that is waiting for a datagram wakes up to receive them. :meth:`close`
-        drops them.
+        The backlog is used only with :attr:`gro`, when a call returns fewer datagrams than the
+        kernel coalesced. The next receive of any kind returns the remaining ones first, in order,
+        and a thread that is waiting for a datagram wakes up to receive them. :meth:`close` drops
+        them.
         """
 
     @property
@@ -394,9 +394,9 @@ class Socket:
         """How long a receive polls before it sleeps, in seconds. The default is 0.
 
         A sleeping thread needs 30 to 70 µs to wake up; a polling one receives a datagram within a
-        few microseconds. Other Python threads run in the meantime. The price is a fully used
-        processor core: while no datagram arrives, each wait polls for up to this time. So set this
-        only if you have a core to spare.
+        few microseconds. Other Python threads run in the meantime. The cost is a busy processor
+        core: while no datagram arrives, each wait polls for up to this time. Set this only if you
+        have a core to spare.
 
         :raises ValueError: The time is negative or not a number.
         """
@@ -409,21 +409,21 @@ class Socket:
 
         With the default of 0, receives do not collect. Otherwise, a call that can return many
         datagrams (:meth:`recv_many`, :meth:`recv_datagrams`, :meth:`recv_batch`) waits for the
-        first one and then for this time, so that one wake-up serves many: they cost less CPU time,
-        but arrive later. Once a call has begun to wait, no datagram waits longer than this, plus up
-        to 50 µs by which the kernel may extend a sleep (``PR_SET_TIMERSLACK`` in ``prctl(2)``).
+        first one and then for this time, so that one wake-up returns many datagrams. This saves CPU
+        time but adds latency. Once a call is waiting, it delays no datagram by more than this, plus
+        the kernel's timer slack of up to 50 µs (``PR_SET_TIMERSLACK`` in ``prctl(2)``).
 
-        A wait ends early once, judging by recent receives, 64 messages are likely to have arrived,
-        because waiting longer would save nothing more. (A message is one datagram or, with
-        :attr:`gro`, several coalesced ones.) If the last receive returned as many datagrams as it
-        could, the next one does not wait. Timeouts, signals and closing the socket end the wait as
-        usual. A new value also applies to calls that are already waiting.
+        A wait ends early if recent receives suggest that 64 messages have already arrived, because
+        waiting longer would save nothing more. (A message is one datagram or, with :attr:`gro`,
+        several coalesced ones.) If the last receive returned as many datagrams as it could, the
+        next one does not wait. Timeouts, signals and closing the socket end the wait as usual. A
+        new value also applies to calls that are already waiting.
 
         It has no effect on calls that receive a single datagram, or on calls that do not wait at
         all. Calls that collect ignore :attr:`spin`.
 
-        Servers, and transports and endpoints on event loops, have an option of the same name and
-        collect in the same way. To set it on a socket that you pass to them, set it beforehand.
+        Servers, and transports and endpoints on event loops, have an option of the same name that
+        works in the same way. If you pass them a socket, set this attribute on it first.
 
         :raises ValueError: The time is negative, more than 60, or not a number.
         """
@@ -566,10 +566,10 @@ class Socket:
 
         Each is sent to its ``address``, from its ``source``, over its ``interface``, with its
         ``ttl`` and ``tos`` (``IP_PKTINFO``, ``IP_TTL``, ``IP_TOS`` in ``ip(7)``, and their IPv6
-        equivalents in :rfc:`3542`). A received datagram keeps the metadata that it arrived with,
-        unless :meth:`Datagram.replace` changes it. Consecutive datagrams of equal size with the
-        same peer and metadata are sent in one call. ``flags``, ``errors``, the timeout and the
-        exceptions work as in :meth:`send_many`.
+        equivalents in :rfc:`3542`). A received datagram is sent with the metadata that it arrived
+        with, unless :meth:`Datagram.replace` changes it. Consecutive datagrams of equal size with
+        the same peer and metadata are sent in one system call. ``flags``, ``errors``, the timeout
+        and the exceptions work as in :meth:`send_many`.
 
         A ``transmit_time_ns`` takes effect on a device with the queueing discipline ``fq``
         (``tc-fq(8)``). A datagram whose time has passed is sent at once. If the time is more than
@@ -621,10 +621,10 @@ class Socket:
         :param timeout: How many seconds to wait for the first one.
         :return: A possibly empty list of tuples: the datagram's id; the time at which the kernel
             passed it to the device, in nanoseconds since 1970 UTC (see :func:`time.time_ns`); and
-            the time at which the device sent it, in nanoseconds on the device's clock. One of the
-            two times is always ``None``: a device with hardware timestamps (see
-            :meth:`tomada.socket.socket.enable_hardware_timestamps`) adds a second item with the
-            same id. A datagram that never left, or that the kernel joined to another
+            the time at which the device sent it, in nanoseconds on the device's clock. Each item
+            has only one of the two times; the other is ``None``. A device with hardware timestamps
+            (see :meth:`tomada.socket.socket.enable_hardware_timestamps`) adds a second item with
+            the same id. A datagram that never left, or that the kernel joined to another
             (``MSG_MORE``, ``UDP_CORK``), gets no item.
         :raises ValueError: The timeout is negative or not a number.
         """
@@ -644,16 +644,16 @@ class Socket:
         :param datagrams: Either bytes-like objects, all for ``address`` or, without it, for the
             connected peer; or pairs ``(bytes-like, address)``. An IPv6 socket also accepts IPv4
             addresses. Consecutive datagrams of equal size to one peer are passed to the kernel in
-            one call, and the kernel splits them (``UDP_SEGMENT``), if it supports that. With
-            ``UDP_CORK`` or ``MSG_MORE``, the kernel joins the datagrams instead. This reads up to
-            4096 items ahead from an iterable.
+            one system call, and the kernel splits them (``UDP_SEGMENT``), if it supports that. With
+            ``UDP_CORK`` or ``MSG_MORE``, the kernel joins the datagrams instead. Up to 4096
+            items are read ahead from an iterable.
         :param errors: With ``"raise"``, the first datagram that fails ends the call with its
             exception. The exception's ``index`` says which datagram it was, and ``sent`` how many
             were sent before it. With ``"continue"``, the call tries every datagram and returns a
-            list of ``(index, exception)`` pairs, one for each failure; if several were sent in one
-            call, ``ENOBUFS`` and ``ENOMEM`` are reported for all of them. In either case, an
-            exception from a signal handler, an audit hook or the iterable ends the call and is
-            raised unchanged. Closing the socket also ends the call.
+            list of ``(index, exception)`` pairs, one for each failure; if a system call that sends
+            several datagrams fails with ``ENOBUFS`` or ``ENOMEM``, the error is reported for each
+            of them. In either case, an exception from a signal handler, an audit hook or the
+            iterable ends the call and is raised unchanged. Closing the socket also ends the call.
         :raises BlockingIOError: The timeout is 0, and there was no room for the first datagram. If
             there was room for at least one, the call returns how many were sent.
         :raises TimeoutError: The timeout, which applies to the whole call, expired before there was
@@ -672,7 +672,7 @@ class Socket:
         errors: Literal["continue"],
     ) -> list[tuple[int, OSError]]: ...
     def stats(self) -> Stats:
-        """Return the socket's counters since it was opened, even after it is closed."""
+        """Return the socket's counters since it was opened; this also works once it is closed."""
 
     def setblocking(self, flag: bool, /) -> None:
         """Set the timeout to ``None`` (true) or 0 (false)."""
@@ -683,8 +683,8 @@ class Socket:
     ) -> None:
         """Set an option (``setsockopt(2)``) to an ``int``, to bytes, or to None with a length.
 
-        If the kernel grants a smaller ``SO_RCVBUF`` or ``SO_SNDBUF`` than requested, which it does
-        silently, this issues a :class:`RuntimeWarning` that names the limit.
+        If the kernel silently grants a smaller ``SO_RCVBUF`` or ``SO_SNDBUF`` than requested, this
+        issues a :class:`RuntimeWarning` that names the limit.
         """
 
     @overload
@@ -733,11 +733,11 @@ class Batch:
 
     @property
     def offsets(self) -> memoryview:
-        """The start of each payload in bytes: read-only, in the format ``"I"``."""
+        """The offset of each payload in bytes: a read-only view in the format ``"I"``."""
 
     @property
     def lengths(self) -> memoryview:
-        """The length of each payload in bytes: read-only, in the format ``"I"``."""
+        """The length of each payload in bytes: a read-only view in the format ``"I"``."""
 
     @property
     def addresses(self) -> list[_RetAddress]:
@@ -763,8 +763,8 @@ class Batch:
 
         On IPv4 and IPv6 sockets, the kernel reports timestamps if the ``SOL_SOCKET`` option
         ``SO_TIMESTAMPNS`` (or ``SO_TIMESTAMP``, or ``SO_TIMESTAMPING``) is set; otherwise, they are
-        0. Coalesced datagrams share a timestamp. The view is a read-only copy that the next receive
-        does not change.
+        0. Coalesced datagrams share a timestamp. The result is a read-only copy that the next
+        receive does not change.
         """
 
     def rows(self, dtype: Any, *, errors: Literal["raise", "skip"] = "raise") -> Any:
@@ -823,8 +823,8 @@ class Datagram:
     ``Datagram(data, address=None, *, ttl=None, tos=None, ecn=None, source=None, interface=None,
     transmit_time_ns=None)``
 
-    :meth:`Socket.send_datagram` and :meth:`Socket.send_datagrams` send it. A field that is ``None``
-    follows the socket's options and the routing table.
+    :meth:`Socket.send_datagram` and :meth:`Socket.send_datagrams` send it. If a field is ``None``,
+    the socket's options and the routing table decide.
 
     :param data: The payload, a bytes-like object, which is copied unless it is ``bytes``.
     :param address: The destination; without it, the connected peer.
@@ -883,7 +883,7 @@ class Datagram:
 
     @property
     def host(self) -> str | None:
-        """The peer's IP address. An IPv4 peer of an IPv6 socket has a plain IPv4 address."""
+        """The peer's IP address. For an IPv4 peer of an IPv6 socket, it is a plain IPv4 address."""
 
     @property
     def port(self) -> int | None:
@@ -979,9 +979,9 @@ class DtlsContext:
     check_hostname: bool
     """Whether the server's certificate must match its host name or address.
 
-    True by default for a client, which then needs a ``server_hostname``. A client with a pre-shared
-    key that trusts no certificates, or has no ``server_hostname``, offers only ciphers that
-    authenticate with that key.
+    True by default for a client, which then needs a ``server_hostname``. A client that has a
+    pre-shared key, but trusts no certificates or has no ``server_hostname``, offers only ciphers
+    that authenticate with that key.
     """
 
     mtu: int
@@ -1126,7 +1126,7 @@ class DtlsContext:
         :param callback: Called during a handshake with the client's identity. It returns the key,
             or ``None`` or ``b""`` for an unknown identity. Bytes in the identity that are not UTF-8
             become lone surrogates. Exceptions are handled as in :meth:`set_psk_client_callback`.
-        :param identity_hint: Tells clients which identity to use: at most 128 bytes.
+        :param identity_hint: At most 128 bytes that tell clients which identity to use.
         """
 
     def _prepare(self, is_server: bool, /) -> None:
@@ -1285,10 +1285,10 @@ def end_with_parent(signal: int, /) -> None:
     """Have the kernel send this process a signal when its parent ends (``PR_SET_PDEATHSIG``)."""
 
 def steer_by_key(socket: Socket, key: tuple[int, int], sockets: int, has_header: bool, /) -> None:
-    """Steer a socket's reuseport group, which has this many sockets, by bytes of the payload.
+    """Steer datagrams within a socket's reuseport group by bytes of the payload.
 
-    ``key`` is the offset of these bytes and their number (at most 64), and ``has_header`` says
-    whether a PROXY header may precede the payload.
+    ``key`` is the offset of these bytes and their number (at most 64), ``sockets`` is the number of
+    sockets in the group, and ``has_header`` says whether a PROXY header may precede the payload.
 
     :raises OSError: The kernel rejects the program.
     """
@@ -1334,22 +1334,24 @@ class ServerCore:
             must stay open until this returns.
         :param on_exit: Called with each :class:`SystemExit` and :class:`KeyboardInterrupt` of the
             handler, and calls :meth:`retire` or :meth:`stop`. Without it, such an exception ends
-            this call, and the datagrams received with that one stay in the socket's backlog.
+            this call, and the other datagrams of the batch stay in the socket's backlog.
         :return: How many received datagrams were not handled because time ran out.
         """
 
     def retire(self, limit: float) -> None:
-        """End :meth:`run` after the datagrams that have been received, unless it is to end already.
+        """End :meth:`run` once the datagrams received so far are handled.
 
-        :param limit: For at most this many seconds.
+        This changes nothing if :meth:`run` has already been told to end.
+
+        :param limit: The maximum time for handling them, in seconds.
         """
 
     def stop(self, drain: float, *, is_last: bool = False) -> None:
-        """End :meth:`run` after all queued datagrams.
+        """End :meth:`run` once all queued datagrams are handled.
 
-        :param drain: For at most this many seconds.
-        :param is_last: The socket is closed afterwards. If time runs out, receive and count
-            whatever is left in its queue.
+        :param drain: The maximum time for handling them, in seconds.
+        :param is_last: Whether the socket is closed afterwards. If it is, and time runs out, the
+            datagrams left in its queue are received and counted.
         """
 
     def sendto(self, data: ReadableBuffer, address: _Address) -> None:
@@ -1518,7 +1520,7 @@ class ServerStats:
 
     @property
     def send_errors(self) -> int:
-        """Datagrams that the kernel refused, or that waited too long for room."""
+        """Datagrams that could not be sent: the kernel refused them, or they waited too long."""
 
     @property
     def receive_errors(self) -> int:
@@ -1567,7 +1569,7 @@ class SinkStats:
 
     @property
     def dropped(self) -> int:
-        """Datagrams dropped: the sink was full, the broker rejected them, or time was up."""
+        """Datagrams dropped: the sink was full, the broker rejected them, or ``linger`` ran out."""
 
     @property
     def received(self) -> int:
@@ -1665,7 +1667,7 @@ class Stats:
         and ``InErrors`` in ``/proc/net/snmp``). While another socket in the namespace overflows,
         some datagrams that the filter refused are counted in :attr:`kernel_drops` instead. Before
         Linux 5.14, without ``/proc``, or if the socket is in a different namespace from the calling
-        thread, all of them are.
+        thread, all of them are counted there.
         """
 
     @property
@@ -1846,7 +1848,7 @@ class GuardStats:
 
     @property
     def denied(self) -> int:
-        """Datagrams from a network that ``allow`` or ``deny`` excludes, except kernel drops."""
+        """Datagrams that ``allow`` or ``deny`` refused, except those that the kernel dropped."""
 
     @property
     def oversized(self) -> int:
@@ -1937,14 +1939,14 @@ class ReceiveWindow:
         """Return the descriptor, which becomes readable at the end of the window."""
 
     def open(self, socket: Socket) -> bool:
-        """Begin the window of a socket's first datagram; return False to receive it at once.
+        """Begin a window after a first datagram, unless the caller should receive it at once.
 
-        This returns False if the last receive returned as many datagrams as it could, or if the
-        window has already begun and ended.
+        This returns False, without beginning a window, if the last receive returned as many
+        datagrams as it could, or if the window has already begun and ended.
         """
 
     def renew(self, socket: Socket) -> bool:
-        """Begin the next window at once, or return False to wait for a first datagram."""
+        """Begin the next window, or return False if the caller should wait for a datagram first."""
 
     def close(self) -> None:
         """End without becoming readable."""
@@ -1968,9 +1970,10 @@ class TransportCore:
         gro: bool | None,
     ) -> TransportCore: ...
     def start_reading(self) -> bool:
-        """Deliver datagrams from now on, unless the transport was paused or closed before.
+        """Deliver datagrams from now on, unless the transport was already paused or closed.
 
-        This method, like the others that change the transport's phase, returns whether it did so.
+        Like the other methods that change the transport's phase, this returns whether the phase
+        changed.
         """
 
     def pause_reading(self) -> bool:

@@ -187,12 +187,12 @@ async def create_datagram_endpoint(
     ``sock``), the name resolution and the exceptions are the same as for
     :meth:`asyncio.loop.create_datagram_endpoint`, because tomada runs that method's own code.
 
-    :param sock: A tomada socket or a standard one. The transport closes it in the end. Before that,
-        it restores the settings that it has changed, because duplicates of the socket share them:
-        ``gro``, the filter of ``guard``, and which metadata the kernel adds to each datagram. A
-        setting that other transports or servers in this process rely on stays until the last of
-        them closes; other processes are not taken into account. A forked child does not undo its
-        parent's changes.
+    :param sock: A tomada socket or a standard one. Closing the transport also closes the socket.
+        The transport first restores the settings that it has changed, because duplicates of the
+        socket share them: ``gro``, the filter of ``guard``, and which metadata the kernel adds to
+        each datagram. If other transports or servers in this process rely on a setting, the last of
+        them to close restores it; other processes are not taken into account. A forked child does
+        not undo its parent's changes.
 
         The socket and its duplicates become non-blocking and stay non-blocking, as with the
         standard transport: a blocking call on a duplicate raises :class:`BlockingIOError` at once.
@@ -205,8 +205,8 @@ async def create_datagram_endpoint(
         other holders of that socket would receive several datagrams coalesced into one.
     :param coalesce: How long to collect datagrams, after the first one, before calling the
         protocol, in seconds, up to 60. This saves CPU time when there are many datagrams, at the
-        cost of latency: see :attr:`tomada.socket.socket.coalesce`. By default, the value that a
-        tomada ``sock`` already has.
+        cost of latency: see :attr:`tomada.socket.socket.coalesce`. By default, a tomada ``sock``
+        keeps its own value.
     :param guard: A :class:`tomada.Guard` for received datagrams and replies. A ``sock`` may already
         have one.
     :param pacing: The maximum send rate, in bytes per second: see
@@ -242,7 +242,7 @@ def open_endpoint(
     server_hostname: str | None = None,
     **options: Unpack[_Options],
 ) -> Opening[Endpoint]:
-    """Open an :class:`Endpoint` on the running event loop, whatever its type.
+    """Open an :class:`Endpoint` on the running event loop, which may be of any type.
 
     ``async with open_endpoint(...) as endpoint`` closes it at the end of the block. If you write
     ``endpoint = await open_endpoint(...)``, close it with :meth:`Endpoint.aclose`.

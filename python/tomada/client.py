@@ -52,20 +52,20 @@ class Client:
 
     The client drops datagrams from other addresses. With a ``match`` or a ``key``, it recognizes
     which request a reply belongs to, and all requests share one port. With neither, only the port
-    identifies the request, so each request in flight has its own. If a request was retransmitted or
-    cancelled, or got no reply, no client in this process sends from its port to the same server for
-    twice the timeout, and at least 30 s. If that leaves no port for a new request, the new request
-    fails at once with ``EADDRNOTAVAIL``: with the usual 28,232 ports, this happens at more than 941
-    retransmitted, cancelled or unanswered requests per second. So a late reply can be mistaken for
-    the reply to another request only if it arrives even later than that, or if another process used
-    the port before.
+    identifies the request, so each request in flight has its own. After a request that was
+    retransmitted, was cancelled or got no reply, no client in this process sends from the same port
+    to the same server for twice the timeout, or for 30 s if that is longer. If that leaves no port
+    for a new request, the new request fails at once with ``EADDRNOTAVAIL``: with the usual 28,232
+    ports, this happens at more than 941 retransmitted, cancelled or unanswered requests per second.
+    So a late reply can be mistaken for the reply to another request only if it arrives even later
+    than that, or if another process used the port before.
 
-    The network may also duplicate a reply. So even after an ordinary request, the client does not
-    reuse the port until it has used 31 others, or the timeout has passed. For its first 256
-    requests, and permanently once it has seen a duplicate, it also leaves each port unused for the
-    timeout or for ``4 * (SRTT + 4 * RTTVAR)``, whichever is shorter. Once it has seen a duplicate,
-    it leaves each port unused for at least 100 ms. A duplicate that arrives later can be mistaken
-    for the reply to another request. A ``match`` or ``key`` prevents this.
+    The network may also duplicate a reply. So even if the first attempt was answered, the client
+    does not reuse the port until it has used 31 others, or the timeout has passed. For its first
+    256 requests, and permanently once it has seen a duplicate, it also leaves each port unused for
+    the timeout or for ``4 * (SRTT + 4 * RTTVAR)``, whichever is shorter. Once it has seen a
+    duplicate, it leaves each port unused for at least 100 ms. A duplicate that arrives later can be
+    mistaken for the reply to another request. A ``match`` or ``key`` prevents this.
 
     **Waits.** The first wait is derived from the round-trip time, measured as in RFC 6298: ``SRTT +
     max(50 ms, 4 * RTTVAR)``. Before the first measurement, it is one eighth of the timeout with the
@@ -336,7 +336,7 @@ class Client:
     ) -> list[bytes] | list[bytes | OSError]:
         """Send many requests, several at once; return the replies in the order of the requests.
 
-        Each request has the whole timeout. With a ``match`` or ``key``, all requests share one
+        Each request gets the whole timeout. With a ``match`` or ``key``, all requests share one
         socket and are sent in batches. Without either, each request in flight has its own port,
         because nothing else reliably identifies its reply. This costs two system calls per request
         and about ``window + 32`` sockets, which the client keeps for the next call.

@@ -119,7 +119,7 @@ class Handshake:
 
     @property
     def context(self) -> Context:
-        """The session's context: set it to another server's context to use that one's certificates.
+        """The session's context: set it to another server-side context to use its certificates.
 
         The session takes the certificate, the trusted issuers, ``verify_mode``, the ciphers and the
         ALPN protocols from the new context. Pre-shared keys, versions and sizes still come from the
@@ -203,12 +203,12 @@ class Context(DtlsContext):
     def sni_callback(self) -> SNICallback | None:
         """A function that chooses a session's context by the name that the client asks for.
 
-        As with :attr:`ssl.SSLContext.sni_callback`, it is called with the beginning session (a
-        :class:`Handshake`), the name or ``None``, and this context. It may set the ``context`` of
-        the first argument. It returns ``None``, or the number of an alert that ends the handshake,
-        such as :data:`ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME`: 40, 49, 71, 80, 90 or 112. If it
-        raises an exception, the handshake fails, and :func:`sys.unraisablehook` reports the
-        exception.
+        As with :attr:`ssl.SSLContext.sni_callback`, it is called with the session that is beginning
+        (a :class:`Handshake`), the name or ``None``, and this context. It may set the ``context``
+        of the first argument. It returns ``None``, or the number of an alert that ends the
+        handshake, such as :data:`ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME`: 40, 49, 71, 80, 90 or
+        112. If it raises an exception, the handshake fails, and :func:`sys.unraisablehook` reports
+        the exception.
 
         A server with an ``sni_callback`` does not resume sessions, because a resumed session would
         evade the checks of the chosen context.

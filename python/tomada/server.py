@@ -325,7 +325,7 @@ class Server:
     def state(self) -> Any:
         """The value that this worker's lifespan yielded: what ``with … as`` would assign.
 
-        Handlers, tasks, and threads that they start can read it.
+        Handlers can read it, and so can the tasks and threads that they start.
 
         :raises RuntimeError: The server has no lifespan, this is not one of its workers, or the
             worker has not entered the lifespan or has already exited it. With ``threads``, also if
@@ -347,8 +347,8 @@ class Server:
         :raises RuntimeError: The server was already started or stopped; or another thread or a
             signal handler called :meth:`stop` during the start.
 
-        If ``init`` raises an exception, so does this. An exception from another process keeps its
-        type only if that is a built-in type that can be created from a string; otherwise, this
+        If ``init`` raises an exception, this raises it too. An exception from another process keeps
+        its type only if that is a built-in type that can be created from a string; otherwise, this
         raises a :class:`RuntimeError` that names the type. A note contains the worker's traceback.
         """
         try:
@@ -439,8 +439,8 @@ class Server:
         those of replies. Elsewhere, it is sent at once, and this raises :class:`OSError` if sending
         fails. If this worker has recently received a datagram from the peer, it sends from the
         local address that the peer used. (:meth:`start` forks the workers. If the handler uses the
-        server, assign the server to a variable before that: ``with Server(…) as server`` is too
-        late.)
+        server, assign the server to a variable before the start: ``with Server(…) as server``
+        assigns it only afterwards.)
         """
         cores = self._running().cores
         core = next((core for core in cores[1:] if core.is_delivering), cores[0])

@@ -95,7 +95,7 @@ def impaired(  # noqa: PLR0913 - the properties of a network
     log_size: int = LOG_SIZE,
     **impairments: Unpack[RandomImpairments],
 ) -> Link:
-    """Return a link in front of a server that impairs the datagrams passing through it.
+    """Return a link that sits in front of a server and impairs the datagrams passing through it.
 
     ``with impaired(server.address, loss=0.1) as link:`` (or ``async with``) starts it. Clients send
     to ``link.address``. As behind a NAT, each client gets a separate port towards the server, and

@@ -92,7 +92,7 @@ macro_rules! sink_counters {
         $declare! { $arguments
             Published published u64 "Datagrams that the broker has acknowledged.",
             Dropped dropped u64
-                "Datagrams dropped: the sink was full, the broker rejected them, or time was up.",
+                "Datagrams dropped: the sink was full, the broker rejected them, or time ran out.",
             Received received u64 "Datagrams received from the server.",
         }
     };

@@ -52,8 +52,9 @@ class ClientStats:
     and ``waiting``.
     """
 
-    #: Requests that were accepted: not those for which ``key`` raised an exception, or whose key
-    #: another request in flight has, and not those that wait for the client to open.
+    #: Requests that were accepted. Requests are not accepted if ``key`` raises an exception or
+    #: returns the key of another request in flight; those waiting for the client to open do not
+    #: count yet.
     requests: int
     #: Requests that were answered.
     replies: int
@@ -65,8 +66,8 @@ class ClientStats:
     cancelled: int
     #: Requests that were sent, or are being sent.
     in_flight: int
-    #: Requests that were not sent yet: too many are in flight, the client paces itself, or the
-    #: iteration of the loop has not ended.
+    #: Requests that have not been sent yet: too many are in flight, the client is pacing itself, or
+    #: the loop's iteration has not ended.
     waiting: int
     #: Datagrams that were sent again because no reply had arrived.
     retransmissions: int
@@ -78,7 +79,7 @@ class ClientStats:
     #: Datagrams that the kernel has dropped because the client's receive buffer was full. Always 0
     #: unless the requests share a socket.
     kernel_drops: int
-    #: The average round trip in seconds, or 0 without a measurement.
+    #: The average round-trip time in seconds, or 0 without a measurement.
     round_trip: float
 
 
@@ -109,11 +110,11 @@ class Client(AsyncContextManager):
             replies = await asyncio.gather(*(client.request(data) for data in questions))
 
     It runs on any event loop that has ``add_reader``. Its waits, and the reuse of ports, follow the
-    rules of :class:`tomada.Client`, which documents which replies it cannot recognize without a
-    ``key`` or ``match``. One rule differs: if ``key`` or ``match`` raises an exception for a
-    datagram from the server, this client drops the datagram, counts it
-    (``stats().function_errors``), logs the exception, and keeps waiting, whereas in
-    :class:`tomada.Client`, the call ends with that exception.
+    rules of :class:`tomada.Client`. Those rules also say which late or duplicate replies a client
+    without a ``key`` or ``match`` can mistake for the reply to another request. One rule differs:
+    if ``key`` or ``match`` raises an exception for a datagram from the server, this client drops
+    the datagram, counts it (``stats().function_errors``), logs the exception, and keeps waiting,
+    whereas in :class:`tomada.Client`, the call ends with that exception.
 
     * With a ``key``, all requests share one socket, and the client immediately finds the request
       that a reply belongs to. Do not reuse a key while a late reply with that key may still arrive:
@@ -132,9 +133,9 @@ class Client(AsyncContextManager):
 
     :param address: The server's address: ``(host, port)``, or an ``AF_UNIX`` path or abstract name.
         A host name is resolved once, on entering ``async with`` or by the first request.
-    :param timeout: The deadline for the whole request, in seconds. The time starts when the request
-        is sent, at the end of the loop's iteration, or when the request starts to wait behind
-        others.
+    :param timeout: The deadline for the whole request, in seconds. The time starts when the client
+        sends the request or queues it behind others, at the latest at the end of the loop's
+        iteration.
     :param retries: The maximum number of retransmissions within the timeout.
     :param backoff: The ratio of each later wait to the one before it.
     :param jitter: The maximum random extension of a wait, as a fraction of it.

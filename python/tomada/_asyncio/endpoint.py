@@ -48,8 +48,8 @@ class Endpoint(Closing):
     If the endpoint has a peer (``remote_addr``), an ICMP error about an earlier datagram is raised
     once, as an :class:`OSError`, by the next method that receives or by :meth:`drain`.
 
-    An endpoint without a fixed peer communicates with many, and none of them can end it. Its
-    methods do not raise errors about a single peer: a destination port of 0, an unreachable host or
+    An endpoint without a fixed peer talks to many peers, and none of them can end it. Its methods
+    do not raise errors about a single peer: a destination port of 0, an unreachable host or
     network, a datagram larger than the path's MTU, a refusal by a filter, the kernel or the
     endpoint's guard, or an ICMP message (with ``IP_RECVERR``). Such errors are counted in
     :meth:`stats` (``send_errors``, ``errors``), stored for :meth:`errors`, and logged at most once
@@ -112,10 +112,11 @@ class Endpoint(Closing):
         return datagram
 
     async def recv_batch(self, batch: Batch) -> int:
-        """Receive into a batch, like :meth:`tomada.socket.socket.recv_batch`; return the number.
+        """Receive into a batch and return the number of datagrams.
 
-        This waits for one datagram, then receives all that are queued, up to the batch's number of
-        slots. While it waits, the batch is empty. Cancelling does not lose a datagram.
+        Like :meth:`tomada.socket.socket.recv_batch`, this waits for one datagram, then receives all
+        that are queued, up to the batch's number of slots. While it waits, the batch is empty.
+        Cancelling does not lose a datagram.
         """
         if self._socket._collects:
             batch.clear()

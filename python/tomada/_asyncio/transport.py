@@ -235,8 +235,8 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
     def sendto_many(self, datagrams: Iterable[Any], addr: Any = None) -> None:
         """Send many datagrams: all to ``addr`` or the peer, or ``(data, address)`` pairs.
 
-        They are sent together: at once or, inside a callback that receives datagrams, after that
-        returns.
+        They are sent together: at once or, inside a callback that receives datagrams, when that
+        callback has returned.
         """
         self._core.sendto_many(datagrams, addr)
 

@@ -17,7 +17,7 @@ LAST_OFFSET = 65_535
 
 @dataclass(frozen=True)
 class Key:
-    """Where in the payload a peer's identifier is.
+    """The position of a peer's identifier in the payload.
 
     Called with a payload and an address, it returns the identifier, like the ``key`` of a
     :class:`tomada.sinks.Sink`.
@@ -54,9 +54,9 @@ def key(offset: int, length: int) -> Key:
     kernel does this with a classic BPF program that needs no privilege
     (``SO_ATTACH_REUSEPORT_CBPF`` in ``socket(7)``).
 
-    A datagram that ends within these bytes is steered by those that it has, and one that ends
-    before them by its address. If the server trusts proxies, the offset counts from the end of the
-    PROXY header.
+    A datagram too short to contain all of these bytes is steered by the ones that it contains or,
+    if it contains none of them, by its address. If the server trusts proxies, the offset counts
+    from the end of the PROXY header.
 
     The server turns ``gro`` off, because the kernel would steer all coalesced datagrams by the
     first one. The kernel still does so if a sender on the same machine uses ``UDP_SEGMENT``.
@@ -77,7 +77,7 @@ def check_steering(steering: Any) -> None:
 
 
 def steer(sock: socket, steering: Steering, sockets: int, *, has_proxies: bool) -> None:
-    """Steer a socket's reuseport group, which has this many sockets."""
+    """Steer datagrams within a socket's reuseport group, which has ``sockets`` sockets."""
     core: Any = sock
     if isinstance(steering, Key):
         _core.steer_by_key(core, (steering.offset, steering.length), sockets, has_proxies)

@@ -38,7 +38,7 @@ class VirtualClock:
         self._threads = 0
 
     def time(self) -> float:
-        """Return the virtual time in seconds, which starts at 0 or at the loop's time."""
+        """Return the virtual time in seconds. It starts at 0 or, with :meth:`on`, at the loop's."""
         return self._now
 
     def run(self, main: Coroutine[Any, Any, Result]) -> Result:
@@ -48,7 +48,7 @@ class VirtualClock:
 
     @contextlib.contextmanager
     def on(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-        """Run a loop that has already started on this clock, until the end of the block.
+        """Give this clock to a loop that is already running, until the end of the block.
 
         :raises TypeError: The loop is neither a selector loop of asyncio nor one of tomada's.
         """

@@ -259,7 +259,7 @@ class PathStats:
     corrupted: int = 0
     """Datagrams in which a bit was flipped."""
     truncated: int = 0
-    """Datagrams that lost their end."""
+    """Datagrams that were truncated."""
     reordered: int = 0
     """Datagrams delayed so that the next one could overtake them."""
     delayed: int = 0

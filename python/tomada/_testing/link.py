@@ -106,8 +106,8 @@ class Link:
     def close(self) -> None:
         """Stop the link and close its sockets. Leaving a ``with`` block does this.
 
-        This begins with a :meth:`cut`: datagrams that have already arrived at the link and are due
-        leave first; those that are still in flight are dropped, and count as ``cut``. :attr:`log`
+        This begins with a :meth:`cut`: the link first forwards the datagrams that have arrived and
+        are due, then drops those that are still in flight and counts them as ``cut``. :attr:`log`
         and :attr:`stats` remain available. Closing again does nothing. If a script's function calls
         this, the link stops when that function returns, and the next :meth:`close` waits for that.
 

@@ -65,7 +65,7 @@ pub struct LinkCounts {
     pub dropped: [u64; DropReason::ALL.len()],
     /// Datagrams with a flipped bit.
     pub corrupted: u64,
-    /// Datagrams that lost their end.
+    /// Datagrams that were truncated.
     pub truncated: u64,
     /// Datagrams that the next one was to overtake.
     pub reordered: u64,

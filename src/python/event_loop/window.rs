@@ -25,7 +25,7 @@ impl ReceiveWindow {
         self.0.as_fd().as_raw_fd()
     }
 
-    /// Begin the window of a socket that has a first datagram; return False if it is to be received
+    /// Begin a window after a socket's first datagram; return False if the caller should receive it
     /// at once.
     fn open(&self, socket: &Bound<'_, Socket>) -> Result<bool> {
         let socket = socket.get().socket()?;
@@ -35,7 +35,7 @@ impl ReceiveWindow {
         Ok(true)
     }
 
-    /// Before a first datagram, begin the next window, or return False to wait for it.
+    /// Begin the next window, or return False if the caller should wait for a datagram first.
     fn renew(&self, socket: &Bound<'_, Socket>) -> Result<bool> {
         let next = socket.get().socket()?.next_receive();
         if next == NextReceive::AfterWindow && self.open(socket)? {

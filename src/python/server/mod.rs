@@ -161,8 +161,8 @@ impl ServerCore {
         hang_if_ended(|| Self::receive_and_deliver(slf, wakeup_fd))
     }
 
-    /// End `run` after the datagrams received so far, or after some seconds. Nothing changes if it is
-    /// to end already.
+    /// End `run` once the datagrams received so far are handled, or after `limit` seconds. This
+    /// changes nothing if `run` has already been told to end.
     fn retire(&self, py: Python<'_>, limit: f64) {
         {
             let mut deadline = self.deadline();
@@ -174,8 +174,8 @@ impl ServerCore {
         self.tell_stop(py);
     }
 
-    /// End `run` after all queued datagrams, or after some seconds. `is_last` says that the queue is
-    /// closed afterwards: the datagrams left in it are received and counted.
+    /// End `run` once all queued datagrams are handled, or after `drain` seconds. If `is_last`, the
+    /// socket is closed afterwards, so the datagrams left in its queue are received and counted.
     #[pyo3(signature = (drain, *, is_last=false))]
     fn stop(&self, py: Python<'_>, drain: f64, is_last: bool) {
         self.is_last.fetch_or(is_last, Ordering::Relaxed);

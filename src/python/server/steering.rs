@@ -7,7 +7,7 @@ use crate::net::{Key, Steering};
 use crate::python::error::Result;
 use crate::python::socket::Socket;
 
-/// Steer the reuseport group of a socket, which has this many sockets.
+/// Steer datagrams within a socket's reuseport group; `sockets` is the number of sockets in it.
 #[pyfunction]
 #[pyo3(signature = (socket, how, sockets, /))]
 pub(crate) fn steer(socket: &Bound<'_, Socket>, how: &str, sockets: u32) -> Result<()> {
@@ -23,7 +23,8 @@ pub(crate) fn steer(socket: &Bound<'_, Socket>, how: &str, sockets: u32) -> Resu
     Ok(socket.get().socket()?.with(|fd| steering.attach(fd, sockets))?)
 }
 
-/// Steer the reuseport group of a socket, which has this many sockets, by bytes of the payload.
+/// Steer datagrams within a socket's reuseport group by bytes of the payload; `sockets` is the
+/// number of sockets in the group.
 #[pyfunction]
 #[pyo3(signature = (socket, key, sockets, has_header, /))]
 pub(crate) fn steer_by_key(

@@ -39,7 +39,8 @@ impl Socket {
         self.receive_bytes(py, LONGEST, 0, None).map(Some)
     }
 
-    /// Return whether a receive would not wait: there is a datagram or an error, or it is closed.
+    /// Return whether a receive would finish without waiting: there is a datagram or an error, or
+    /// the socket is closed.
     fn _is_readable(&self, py: Python<'_>) -> Result<bool> {
         Ok(self.readiness(py)?.is_none_or(|events| events != 0))
     }
@@ -49,8 +50,8 @@ impl Socket {
         Ok(self.readiness(py)?.is_some_and(|events| events & libc::POLLIN != 0))
     }
 
-    /// Close several sockets while the thread is detached once. Raises the first error when all are
-    /// closed.
+    /// Close several sockets, detaching from the interpreter only once. Raises the first error when
+    /// all are closed.
     #[staticmethod]
     #[pyo3(signature = (sockets, /))]
     fn _close_all(py: Python<'_>, sockets: Vec<Py<Self>>) -> Result<()> {
