@@ -28,6 +28,9 @@ class Lane(ABC):
     :param run: How many datagrams each drop of the kernel stands for: see :func:`explained`.
     """
 
+    #: Whether the child processes of the program are servers' supervisors, with workers.
+    has_supervisors = True
+
     def __init__(self, name: str, *loads: Load, run: int | None = 1) -> None:
         self.name, self.loads, self.run = name, loads, run
         # How often a lane did something other than sending and receiving.

@@ -19,6 +19,8 @@ class Published(Served):
     :param engine: Has the methods ``start`` and ``kill``.
     """
 
+    has_supervisors = False  # but engines
+
     # Ends the engine.
     _stack: contextlib.ExitStack
 

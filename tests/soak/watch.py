@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,10 +57,15 @@ def children(pid: int) -> Iterator[int]:
 SELF = "itself"
 
 
-def look_around(pid: int) -> list[Sample]:
-    """Take samples of a process, of the supervisors of its servers, and of their workers."""
+def look_around(*, has_supervisors: bool) -> list[Sample]:
+    """Take samples of this process, of the supervisors of its servers, and of their workers."""
+    # Memory that glibc keeps for later is not a leak. Each of its arenas may keep as much as a sink
+    # held while its engine was down.
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    pid = os.getpid()
     samples = [sample(SELF, pid)]
-    for supervisor in children(pid):
+    for supervisor in children(pid) if has_supervisors else ():
         samples.append(sample("supervisor", supervisor))
         samples.extend(sample("worker", worker) for worker in children(supervisor))
     return samples
