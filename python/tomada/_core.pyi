@@ -1070,6 +1070,9 @@ class DtlsContext:
     def set_ciphers(self, ciphers: str, /) -> None:
         """Choose the ciphers, in the format of ``openssl-ciphers(1)``.
 
+        The default is OpenSSL's list without anonymous and unencrypted ciphers, and without CBC,
+        3DES, RC4, MD5 and DSS.
+
         :raises ValueError: No cipher can be selected.
         """
 

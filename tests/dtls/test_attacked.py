@@ -18,39 +18,88 @@ def serving(**settings):
     return Server(("127.0.0.1", 0), upper, dtls=context)
 
 
-def test_server_drops_replayed_records():
-    with serving() as server, std.socket(std.AF_INET, std.SOCK_DGRAM) as relay:
-        relay.bind(("127.0.0.1", 0))
-        relay.settimeout(30)
+class Relay:
+    """A client's session with a server, through a socket whose datagrams each takes for the other's.
+
+    As the sender of forged datagrams has no keys, it might as well forge its address.
+    """
+
+    def __init__(self, server, sock, near):
+        self.server, self.sock, self.near = server, sock, near
+        self.seen = []
+
+    def pass_on(self):
+        """Pass a datagram on; return it."""
+        data, sender = self.sock.recvfrom(2000)
+        self.seen.append(data)
+        to = self.near.getsockname() if sender == self.server.address else self.server.address
+        self.sock.sendto(data, to)
+        return data
+
+
+@contextlib.contextmanager
+def relayed(server, context):
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as middle:
+        middle.bind(("127.0.0.1", 0))
+        middle.settimeout(30)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.connect(relay.getsockname())
+            sock.connect(middle.getsockname())
             sock.setblocking(False)
-            near = psk_client().wrap_socket(sock, do_handshake_on_connect=False)
-            seen = []
-
-            def pass_on():
-                data, sender = relay.recvfrom(2000)
-                seen.append(data)
-                to = near.getsockname() if sender == server.address else server.address
-                relay.sendto(data, to)
-
-            with near:
+            with context.wrap_socket(sock, do_handshake_on_connect=False) as near:
+                relay = Relay(server, middle, near)
                 while near.session is None or server.dtls_stats()["sessions"] == 0:
-                    pass_on()
+                    relay.pass_on()
                     with contextlib.suppress(BlockingIOError):
                         near.do_handshake()
-                near.send(b"only once")
-                pass_on()
-                eventually(lambda: server.stats().received == 1)
-                for data in seen * 3:
-                    relay.sendto(data, server.address)
-                near.send(b"and again")
-                data, sender = relay.recvfrom(2000)
-                while sender == server.address:
-                    data, sender = relay.recvfrom(2000)
-                relay.sendto(data, server.address)
-                eventually(lambda: server.stats().received == 2)
-                assert server.dtls_stats()["ended"] == 0
+                near.settimeout(30)
+                yield relay
+
+
+def test_server_drops_replayed_records():
+    with serving() as server, relayed(server, psk_client()) as relay:
+        relay.near.send(b"only once")
+        relay.pass_on()
+        eventually(lambda: server.stats().received == 1)
+        for data in relay.seen * 3:
+            relay.sock.sendto(data, server.address)
+        relay.near.send(b"and again")
+        data, sender = relay.sock.recvfrom(2000)
+        while sender == server.address:
+            data, sender = relay.sock.recvfrom(2000)
+        relay.sock.sendto(data, server.address)
+        eventually(lambda: server.stats().received == 2)
+        assert server.dtls_stats()["ended"] == 0
+
+
+@pytest.mark.parametrize(
+    "cipher",
+    [
+        "PSK-AES128-GCM-SHA256",
+        "PSK-AES128-CCM8",
+        "PSK-CHACHA20-POLY1305",
+        "PSK-AES128-CBC-SHA",
+        "ECDHE-PSK-AES128-CBC-SHA256",
+    ],
+)
+def test_forged_records_of_any_length_end_no_session(cipher):
+    client, context = psk_client(), psk_server()
+    for each in (client, context):
+        each.set_ciphers(f"{cipher}:@SECLEVEL=0")
+    with (
+        Server(("127.0.0.1", 0), upper, dtls=context) as server,
+        relayed(server, client) as relay,
+    ):
+        for length in range(100):
+            for kind in (21, 22, 23):
+                header = bytes((kind, 254, 253, 0, 1, 0, kind, length, 0, 0, 0, 0, length))
+                for to in (server.address, relay.near.getsockname()):
+                    relay.sock.sendto(header + bytes(length), to)
+        relay.near.send(b"still here")
+        while server.stats().received == 0:
+            relay.pass_on()
+        relay.pass_on()
+        assert relay.near.recv(2000) == b"STILL HERE"
+        assert server.dtls_stats()["ended"] == 0
 
 
 def records(datagram):

@@ -12,7 +12,8 @@ const HELLO_VERIFY_REQUEST: u8 = 3;
 /// DTLS 1.0, which a `HelloVerifyRequest` names whatever version is negotiated later.
 const DTLS_1_0: [u8; 2] = [254, 255];
 
-const RECORD_HEADER: usize = 13;
+/// The length of a record's header.
+pub(super) const RECORD_HEADER: usize = 13;
 const MESSAGE_HEADER: usize = 12;
 const RANDOM: usize = 32;
 /// The longest session identifier.

@@ -14,6 +14,7 @@ mod failure;
 mod hello;
 mod outbox;
 mod packets;
+mod records;
 mod secret;
 mod session;
 mod session_table;

@@ -14,6 +14,7 @@ use super::context::Built;
 use super::failure::{SessionError, SessionErrorKind};
 use super::hello::application_bytes;
 use super::packets::Packets;
+use super::records::{readable, shortest};
 use super::settings::ContextError;
 use crate::net::address::Address;
 use crate::net::sys::openssl::{
@@ -46,6 +47,8 @@ pub(super) struct Session {
     stream: SslStream<Pipe>,
     is_established: bool,
     limit: usize,
+    /// The length of the shortest record, once the session is established.
+    shortest: usize,
     /// The bytes of data that have arrived during the handshake.
     early: usize,
 }
@@ -82,7 +85,7 @@ impl Session {
 
     fn new(ssl: Ssl) -> Result<Self, ErrorStack> {
         let stream = SslStream::new(ssl, Pipe::default())?;
-        Ok(Self { stream, is_established: false, limit: 0, early: 0 })
+        Ok(Self { stream, is_established: false, limit: 0, shortest: 0, early: 0 })
     }
 
     /// OpenSSL's session, for what users want to know about it.
@@ -125,7 +128,10 @@ impl Session {
         scratch: &mut SessionScratch,
         mut deliver: impl FnMut(&[u8]),
     ) -> Progress {
-        if !self.is_established {
+        let mut datagram = datagram;
+        if self.is_established {
+            datagram = readable(datagram, self.shortest);
+        } else {
             let early = application_bytes(datagram);
             self.early += early;
             if early > 0 && self.early > MOST_EARLY {
@@ -219,6 +225,8 @@ impl Session {
             Ok(()) => {
                 self.is_established = true;
                 self.limit = data_mtu(self.stream.ssl()).min(LONGEST_PLAINTEXT);
+                let cipher = self.stream.ssl().current_cipher();
+                self.shortest = cipher.map_or(0, |cipher| shortest(cipher.name()));
                 Progress::Established
             }
             Err(error) if error.code() == ErrorCode::WANT_READ => Progress::Same,

@@ -28,8 +28,12 @@ pub const DEFAULT_MTU: usize = 1400;
 pub const LEAST_MTU: usize = 228;
 /// As good as no limit.
 const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-/// The ciphers of a context whose user has not chosen any: forward secrecy, and pre-shared keys.
-const CIPHERS: &str = "DEFAULT:!aNULL:!eNULL:!3DES:!RC4:!MD5:!DSS";
+/// The ciphers of a context whose user has not chosen any: forward secrecy, and pre-shared keys. None
+/// with CBC, which has codes of SHA-1 and SHA-2 (RFC 9325, section 4.2.1).
+const CIPHERS: &str = "DEFAULT:!aNULL:!eNULL:!3DES:!RC4:!MD5:!DSS:!SHA1:!SHA256:!SHA384";
+/// `SSL_OP_NO_ENCRYPT_THEN_MAC`. With that extension of CBC (RFC 7366), OpenSSL ends a session because
+/// of a record that is not authentic, which anyone can send.
+const NO_ENCRYPT_THEN_MAC: SslOptions = SslOptions::from_bits_retain(1 << 19);
 /// Where Linux distributions keep the certificates that they trust. An OpenSSL that was compiled
 /// with this crate does not know.
 const SYSTEM_CERTIFICATES: [&str; 5] = [
@@ -315,7 +319,8 @@ impl Settings {
             SslOptions::NO_RENEGOTIATION
                 | SslOptions::NO_QUERY_MTU
                 | SslOptions::NO_COMPRESSION
-                | SslOptions::CIPHER_SERVER_PREFERENCE,
+                | SslOptions::CIPHER_SERVER_PREFERENCE
+                | NO_ENCRYPT_THEN_MAC,
         );
         builder.set_mode(SslMode::RELEASE_BUFFERS);
         builder.set_min_proto_version(Some(self.versions.0))?;

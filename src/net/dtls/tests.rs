@@ -1,5 +1,7 @@
 //! Endpoints that talk to each other through a network of our own.
 
+mod forged;
+
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -43,6 +45,8 @@ struct Network {
     server: Endpoint,
     clients: HashMap<Address, Endpoint>,
     wire: Wire,
+    /// The clients' ciphers, if not the default.
+    ciphers: Option<String>,
     now: Instant,
     /// The sender and the plaintext of each datagram that a side has received.
     received: Vec<(Address, Vec<u8>)>,
@@ -59,6 +63,7 @@ impl Network {
             server: server(limits),
             clients: HashMap::new(),
             wire: VecDeque::new(),
+            ciphers: None,
             now: Instant::now(),
             received: Vec::new(),
             scratch: SessionScratch::default(),
@@ -69,6 +74,9 @@ impl Network {
     fn begin(&mut self, at: &str, key: &'static [u8]) -> Address {
         let (at, to) = (address(at), address(SERVER));
         let context = context(Role::Client, key);
+        if let Some(ciphers) = &self.ciphers {
+            context.change(|settings| settings.set_ciphers(ciphers)).unwrap();
+        }
         let options = EndpointOptions { peer: Some(to), ..EndpointOptions::default() };
         let client = Endpoint::new(context, options).unwrap();
         let mut outbox = Outbox::default();

@@ -1,0 +1,111 @@
+//! Which records of a datagram the session may read: OpenSSL ends it because of some that anyone can
+//! forge.
+//!
+//! By RFC 6347, section 4.1.2.7, a record that is invalid is dropped. OpenSSL does so if its
+//! authentication fails. But if an encrypted record is too short to be authenticated at all, the
+//! session ends with an `internal_error`. So a datagram ends here before such a record, and before
+//! any whose header OpenSSL drops: it would take the content for records.
+//!
+//! Before the end of a handshake this would be no use: a forged alert, which is not encrypted then,
+//! ends it as well.
+
+use super::hello::RECORD_HEADER;
+
+/// A record's content type: an alert.
+const ALERT: u8 = 21;
+/// The version in the header of a record of DTLS 1.2.
+const DTLS_1_2: [u8; 2] = [254, 253];
+/// `SSL3_RT_MAX_ENCRYPTED_LENGTH`: of a record that is longer, OpenSSL drops the header only.
+const LONGEST: usize = (1 << 14) + 256 + 64;
+
+/// The length of the shortest record of a cipher, by OpenSSL's name for it.
+pub(super) fn shortest(cipher: &str) -> usize {
+    match cipher {
+        // The tag alone, or 8 bytes of a nonce with a tag of 8 bytes (RFC 7905, RFC 6655).
+        name if name.contains("CHACHA20") || name.contains("CCM8") => 16,
+        // 8 bytes of a nonce, and a tag of 16 (RFC 5288, RFC 6655).
+        name if name.contains("GCM") || name.contains("CCM") => 24,
+        name if name.contains("NULL") => 0,
+        // CBC: a vector of 16 bytes, and blocks with a code of 20 bytes or more.
+        _ => 48,
+    }
+}
+
+/// Returns the part of a datagram that the session may read, given the length of its cipher's
+/// shortest record.
+pub(super) fn readable(datagram: &[u8], shortest: usize) -> &[u8] {
+    let mut at = 0;
+    while let Some(header) =
+        datagram.get(at..).and_then(|rest| rest.first_chunk::<RECORD_HEADER>())
+    {
+        let &[kind, major, minor, epoch1, epoch2, _, _, _, _, _, _, high, low] = header;
+        let (version, len) = ([major, minor], usize::from(u16::from_be_bytes([high, low])));
+        // As `dtls1_get_record` decides.
+        let is_alert = kind == ALERT && major == DTLS_1_2[0];
+        let is_read_whole = (version == DTLS_1_2 || is_alert) && len <= LONGEST;
+        let is_encrypted = [epoch1, epoch2] != [0, 0];
+        if !is_read_whole || is_encrypted && len < shortest {
+            return &datagram[..at];
+        }
+        at += RECORD_HEADER + len;
+    }
+    datagram // of a record that is cut short, OpenSSL drops all
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const GCM: usize = 24;
+
+    fn record(kind: u8, version: [u8; 2], epoch: u8, content: &[u8]) -> Vec<u8> {
+        let mut record = vec![kind, version[0], version[1], 0, epoch, 0, 0, 0, 0, 0, 7];
+        record.extend(u16::try_from(content.len()).unwrap().to_be_bytes());
+        record.extend(content);
+        record
+    }
+
+    #[test]
+    fn a_datagram_ends_before_a_record_that_is_too_short() {
+        let (long, short) = (record(23, DTLS_1_2, 1, &[0; 24]), record(23, DTLS_1_2, 1, &[0; 23]));
+        let plain = record(22, DTLS_1_2, 0, b"x");
+        let datagram = [&long[..], &plain, &short, &long].concat();
+        assert_eq!(readable(&datagram, GCM), [long, plain].concat());
+    }
+
+    #[test]
+    fn a_header_that_openssl_drops_hides_nothing() {
+        let short = record(23, DTLS_1_2, 1, b"short");
+        let alert = record(ALERT, [254, 255], 1, &[0; 24]);
+        for hidden in [record(22, [254, 255], 1, &short), record(22, DTLS_1_2, 1, &[0; LONGEST + 1])] {
+            let datagram = [&alert[..], &hidden, &short].concat();
+            assert_eq!(readable(&datagram, GCM), alert);
+        }
+    }
+
+    #[test]
+    fn the_cipher_decides_what_is_too_short() {
+        let lengths = [
+            ("ECDHE-ECDSA-AES128-GCM-SHA256", 24),
+            ("PSK-AES128-CCM8", 16),
+            ("PSK-AES256-CCM", 24),
+            ("ECDHE-PSK-CHACHA20-POLY1305", 16),
+            ("ECDHE-RSA-AES256-SHA384", 48),
+            ("PSK-NULL-SHA256", 0),
+        ];
+        for (cipher, len) in lengths {
+            assert_eq!(shortest(cipher), len, "{cipher}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_left_of_any_datagram_is_its_beginning(datagram: Vec<u8>, shortest in 0..50_usize) {
+            let left = readable(&datagram, shortest);
+            prop_assert!(datagram.starts_with(left));
+            prop_assert_eq!(readable(left, shortest), left);
+        }
+    }
+}
