@@ -14,7 +14,8 @@ from tomada._core import (
     __version__,
 )
 
-# For type checkers, it is true. Importing typing takes as long as importing the rest of tomada.
+# Type checkers treat this name as true. Importing it from typing would take as long as importing
+# the rest of tomada.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any

@@ -52,7 +52,7 @@ OF_SENDING = {
     errno.EADDRNOTAVAIL: "the local address no longer belongs to this machine",
 }
 
-# Waiting for the end of a handshake of DTLS: what the peer may do, or not.
+# Waiting for a DTLS handshake: the possible causes on the peer's side.
 OF_SECURING = (
     "does not answer with DTLS, uses a different pre-shared key, or is slower than the timeout"
 )
@@ -66,7 +66,7 @@ OF_SENDING_LATER = {
 
 
 def advise(error: OSError, what: str, advice: dict[int, str] | None = None) -> None:
-    """Add the subject of an error, and advice, to its text."""
+    """Add a subject and advice to the text of an error."""
     text = f"{error.strerror}: {what}"
     if advice and error.errno in advice:
         text += f" ({advice[error.errno]})"
@@ -75,7 +75,7 @@ def advise(error: OSError, what: str, advice: dict[int, str] | None = None) -> N
 
 
 def advise_on_sending(error: OSError, address: Any) -> None:
-    """Add the destination, and advice, to an error from sending that only has the kernel's text."""
+    """Add the destination and advice to an error from sending that has only the kernel's text."""
     if error.errno in OF_SENDING and error.strerror == os.strerror(error.errno):
         advise(error, format_address(address), OF_SENDING)
 

@@ -1,7 +1,7 @@
 """Settings of a program: from its command line, its environment and a TOML file.
 
-A program has one table of :class:`Option`. Its help, the names of environment variables, the keys
-of the file and the documentation are made from that table.
+A program has one table of :class:`Option`. The help, the names of environment variables, the keys
+of the file and the documentation are generated from that table.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 from tomada._address import parse_address
 
 PREFIX = "TOMADA_"
-# How similar a misspelled variable is to the right one.
+# The minimum similarity of a misspelled variable to the right one.
 LIKELY = 0.8
-# The largest number of bytes, or of anything else.
+# The largest whole number that an option accepts.
 LARGEST = 2**63 - 1
 COMMAND_LINE, ENVIRONMENT, FILE = range(3)  # the first has precedence
 
@@ -36,8 +36,8 @@ class Kind:
 
     :param expected: A description for errors: "workers must be …".
     :param metavar: The word for a value in help.
-    :param parse: Converts a text, or raises :class:`ValueError`.
-    :param explains: Whether its error says what is wrong, better than the description.
+    :param parse: Converts a string, or raises :class:`ValueError`.
+    :param explains: Whether the error of `parse` explains the problem better than `expected`.
     :param is_switch: Whether the value is yes or no.
     :param is_list: Whether an option can have several values.
     """
@@ -58,11 +58,12 @@ class Option:
     :param section: The heading in help and documentation.
     :param help: Its effect, in one sentence without a full stop.
     :param default: Shown in help and documentation; ``None`` if there is nothing to show.
-    :param into: Its user: ``"server"``, ``"guard"``, ``"dtls"``, or the ``"command"`` itself.
+    :param into: The object that uses it: ``"server"``, ``"guard"``, ``"dtls"``, or the
+        ``"command"`` itself.
     :param parameter: The name of the parameter there, if it differs from `name`.
     :param excludes: Options with the same word here exclude each other.
-    :param is_positional: Whether the command line has it without a name.
-    :param is_in_file: Whether a file may have it.
+    :param is_positional: Whether it is a positional argument on the command line.
+    :param is_in_file: Whether it may be set in a file.
     """
 
     name: str
@@ -88,7 +89,7 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """The option as the command line has it."""
+        """The option as it is written on the command line."""
         if self.is_positional:
             return self.kind.metavar
         return f"--{self.name}"
@@ -114,7 +115,7 @@ class Setting:
 
 @dataclass
 class Settings:
-    """The settings of a program. Options that nobody has set are missing."""
+    """The settings of a program. Options that were not set are missing."""
 
     by_name: dict[str, Setting] = field(default_factory=dict)
 
@@ -128,7 +129,7 @@ class Settings:
         return self.by_name[name].source
 
     def of(self, options: Iterable[Option], into: str) -> dict[str, Any]:
-        """Return the arguments for what takes a part of the options."""
+        """Return the arguments for the object `into`, from the options that are for it."""
         return {
             option.target: self.by_name[option.name].value
             for option in options
@@ -140,7 +141,7 @@ class Settings:
 
 
 def whole(least: int, most: int = LARGEST) -> Kind:
-    """Make the kind of whole numbers."""
+    """Make a kind for whole numbers."""
 
     def parse(text: str) -> int:
         found = int(text)
@@ -153,7 +154,7 @@ def whole(least: int, most: int = LARGEST) -> Kind:
 
 
 def number(what: str, metavar: str, *, is_positive: bool = False, may_be_inf: bool = False) -> Kind:
-    """Make the kind of numbers from 0 up."""
+    """Make a kind for numbers, 0 or more."""
 
     def parse(text: str) -> float:
         value = float(text)
@@ -168,12 +169,12 @@ def number(what: str, metavar: str, *, is_positive: bool = False, may_be_inf: bo
 
 
 def seconds(*, is_positive: bool = False, may_be_inf: bool = False) -> Kind:
-    """Make the kind of durations."""
+    """Make a kind for durations."""
     return number("a number of seconds", "S", is_positive=is_positive, may_be_inf=may_be_inf)
 
 
 def choice(*values: str) -> Kind:
-    """Make a kind with a fixed list of values."""
+    """Make a kind for a fixed list of values."""
 
     def parse(text: str) -> str:
         if text not in values:
@@ -185,7 +186,7 @@ def choice(*values: str) -> Kind:
 
 
 def text(expected: str, metavar: str) -> Kind:
-    """Make a kind for any text."""
+    """Make a kind for any text that is not empty."""
     return Kind(expected, metavar, _parse_text)
 
 
@@ -196,7 +197,7 @@ def _parse_text(given: str) -> str:
 
 
 def several(kind: Kind) -> Kind:
-    """Make the kind of lists."""
+    """Make a kind for lists of such values."""
     return replace(kind, is_list=True)
 
 
@@ -246,11 +247,12 @@ def resolve(
     environment: Mapping[str, str],
     path: str | None = None,
 ) -> Settings:
-    """Read all sources. The command line has precedence over the environment, that over the file.
+    """Read all sources: the command line overrides the environment, which overrides the file.
 
-    :param command_line: The texts (or for a switch booleans, for a list lists) by option.
+    :param command_line: The values by option: strings, or booleans for switches and lists for
+        lists.
     :param path: The TOML file.
-    :raises ConfigError: A source is wrong.
+    :raises ConfigError: A setting is wrong, or the file cannot be read.
     """
     settings = Settings()
     if path is not None:
@@ -286,7 +288,7 @@ def _read_file(options: Sequence[Option], path: str, settings: Settings) -> None
             content = tomllib.load(file)
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # or a number, or the nesting, is too long
+    except (ValueError, RecursionError) as error:  # or too long, or too deeply nested
         raise ConfigError(f"the configuration {path} is not valid TOML: {error}") from None
     known = {option.name: option for option in options if option.is_in_file}
     for name, value in content.items():
@@ -328,7 +330,7 @@ def _convert_one(option: Option, given: Any, source: str) -> Any:
 
 
 def _exclude(options: Sequence[Option], settings: Settings) -> None:
-    """Of options that exclude each other, leave those of the source with the highest precedence."""
+    """Among options that exclude each other, keep those from the source that has precedence."""
     chosen: dict[str, list[Option]] = {}
     for option in options:
         setting = settings.by_name.get(option.name)

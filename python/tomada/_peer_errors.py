@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # linux/errqueue.h
 SO_EE_ORIGIN_LOCAL = 1
 
-# The number of errors to keep until the program takes them; beyond it the oldest are dropped.
+# The number of errors to store until the program takes them. Beyond it, the oldest are dropped.
 KEPT = 256
 
 # The errors that a receive can raise because of a peer: the kernel's tables icmp_err_convert and
@@ -38,16 +38,16 @@ FROM_PEERS = frozenset(
 
 
 def is_from_peer(error: BaseException) -> TypeGuard[OSError]:
-    """Say whether a receive raised an error on behalf of a peer: the socket itself goes on.
+    """Return whether a receive raised an error because of a peer; the socket itself still works.
 
-    A send on a connected socket may raise such an error about an earlier datagram too; the same
-    send again tells whether it was its own.
+    A send on a connected socket may also raise such an error about an earlier datagram. Repeating
+    the send shows whether the error is its own.
     """
     return isinstance(error, OSError) and error.errno in FROM_PEERS
 
 
 class PeerErrors:
-    """Keeps the most recent errors, and logs them at a limited rate."""
+    """Stores the most recent errors, and logs them at a limited rate."""
 
     def __init__(self) -> None:
         self._kept: deque[DatagramError] = deque(maxlen=KEPT)
@@ -55,7 +55,7 @@ class PeerErrors:
         self.count = 0
 
     def note(self, error: Exception) -> None:
-        """Count and log an error, and keep it if it says which datagram it is about."""
+        """Count and log an error, and store it if it says which datagram it is about."""
         self.count += 1
         about: DatagramError | None = getattr(error, "datagram_error", None)
         if about is None:

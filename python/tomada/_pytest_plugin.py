@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _BASE = pytest.StashKey[int]()
 _USED = pytest.StashKey[list[int]]()
-# Marks functions that run on the clock already: a test may run again.
+# Marks functions that already run on the clock, because a test may be repeated.
 _MARK = "_udp_clock"
 
 
@@ -52,7 +52,7 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Derive the seeds of a test from that of the run and its name."""
+    """Derive a test's seeds from the seed of the run and the test's name."""
     used = item.stash[_USED] = []
 
     draw = seeds.of_test(item.config.stash[_BASE], item.nodeid)

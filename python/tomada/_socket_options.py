@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 # The longest times to poll, and to collect datagrams, in seconds.
 LONGEST_SPIN = 1_000_000_000
 LONGEST_COALESCE = 60
-# The kernel takes the size of a buffer as a signed number of 32 bits.
+# The kernel takes the size of a buffer as a signed 32-bit number.
 LARGEST_BUFFER = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class SocketOptions:
-    """How a socket is to be set up.
+    """How to set up a socket.
 
     :param gro: Whether the kernel may deliver coalesced datagrams. ``None`` means yes, except on a
         socket that the caller shares.
@@ -87,7 +87,7 @@ class SocketOptions:
     def apply(self, sock: Any, *, gro: bool = True) -> None:
         """Set up a tomada socket that is not shared; with ``groups``, after it was bound.
 
-        :param gro: Whether to switch GRO on if ``self.gro`` leaves it open.
+        :param gro: Whether to enable GRO if ``self.gro`` is ``None``.
         """
         if self.proxy:
             _core.trust_proxies(sock, self.proxy, self.proxy_flows)
@@ -104,7 +104,7 @@ class SocketOptions:
         self.join(sock)
 
     def collect(self, sock: Any) -> None:
-        """Have a tomada socket collect datagrams, unless that is not asked for."""
+        """Make a tomada socket collect datagrams, if ``coalesce`` is set."""
         if self.coalesce:
             sock.coalesce = self.coalesce
 
@@ -129,23 +129,24 @@ def _check_seconds(name: str, seconds: Any, longest: int) -> None:
 
 
 def check_dtls(context: Any, *, is_server: bool) -> None:
-    """Check the context that a server, a client or an endpoint is given as ``dtls``.
+    """Check the context that was passed to a server, a client or an endpoint as ``dtls``.
 
     :raises TypeError: It is not a :class:`tomada.dtls.Context`.
-    :raises ValueError: It is for the other side, or a server's has neither certificate nor keys.
+    :raises ValueError: It is for the other side, or it is for a server and has neither a
+        certificate nor keys.
     """
     kind: Any = getattr(_core, "DtlsContext", ())  # a build without DTLS has none
     if not isinstance(context, kind):
         raise TypeError(f"dtls must be a tomada.dtls.Context, not {context!r}")
-    context._prepare(is_server)  # noqa: SLF001 - these modules are one
+    context._prepare(is_server)  # noqa: SLF001 - part of the same package
 
 
-#: The context of a client's sessions, and the name that the server must have.
+#: The context of a client's sessions, and the name that the server's certificate must match.
 Secured: TypeAlias = "tuple[_core.DtlsContext, str | None]"
 
 
 def check_server_hostname(context: object, server_hostname: str | None) -> None:
-    """Raise :class:`ValueError` if there is a name, but nothing would be encrypted."""
+    """Raise :class:`ValueError` if there is a name without a context."""
     if context is None and server_hostname is not None:
         raise ValueError("server_hostname needs dtls: without dtls, plain text is sent")
 
@@ -170,7 +171,7 @@ def secured_by(
 def check_shared(sock: Any) -> None:
     """Raise :class:`TypeError` if a socket that the caller shares has a session.
 
-    The session is that of the object: its descriptor alone would send plain text.
+    The session belongs to the object: its descriptor alone would send plain text.
     """
     if hasattr(sock, "do_handshake"):
         raise TypeError(

@@ -15,7 +15,7 @@ from tomada import _core
 
 __all__ = ["SocketType", "fromfd", "socket", "socketpair"]
 
-# Saved, because some programs replace the standard module's class by ours.
+# Saved, because some programs replace the standard module's class with ours.
 _StdSocket = _std.socket
 
 TYPE_CHECKING = False  # as in tomada/__init__.py

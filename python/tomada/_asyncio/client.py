@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from tomada._core import DtlsContext
     from tomada._socket_options import Secured
 
-# The default of max_in_flight, over one socket and where each request has a socket of its own.
+# The defaults of max_in_flight: over one shared socket, and with a socket for each request.
 IN_FLIGHT = 1024
 SOCKETS_IN_FLIGHT = 64
 
-# The size to ask for, of the buffer of a socket that all requests share, in bytes. The kernel gives
-# what net.core.rmem_max allows.
+# The requested receive buffer of a socket that all requests share, in bytes. The kernel caps it at
+# net.core.rmem_max.
 BUFFER = 1 << 20
 
 
@@ -84,7 +84,7 @@ class ClientStats:
 
 
 class _Mistakes:
-    """Counts and logs what the user's functions raise: a datagram must not end a request."""
+    """Counts and logs exceptions from ``match`` and ``key``, which must not end a request."""
 
     def __init__(self, address: _Address) -> None:
         self._address = address
@@ -193,7 +193,7 @@ class Client(AsyncContextManager):
         if self._question is None:
             self._family: int = _std.AF_UNIX
         else:
-            with contextlib.suppress(_std.gaierror):  # it is a name
+            with contextlib.suppress(_std.gaierror):  # a host name, to be resolved on first use
                 found = _std.getaddrinfo(*self._question, flags=_std.AI_NUMERICHOST)
                 self._family, self._address = choose(found, address)
                 self._question = None
@@ -411,5 +411,5 @@ def _prepare(secured: Secured | None, connection: Connection, *, is_shared: bool
     SocketOptions(gro=False).apply(connection)
     connection.dtls = secured
     if is_shared:
-        # As bytes, because a smaller buffer is not worth a warning.
+        # Passed as bytes: with an int, the socket warns if the kernel grants less.
         connection.setsockopt(_std.SOL_SOCKET, _std.SO_RCVBUF, struct.pack("i", BUFFER))

@@ -1,4 +1,4 @@
-"""Context managers of endpoints, and what to write where one is used in a wrong way."""
+"""Context managers for endpoints, with errors that show how to use them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ NOT_OPEN = (
 
 
 class AsyncContextManager:
-    """Explains in a ``with`` statement that an endpoint needs ``async with``."""
+    """Raises an error in a ``with`` statement, because an endpoint needs ``async with``."""
 
-    if not TYPE_CHECKING:  # for type checkers, ``with`` stays a mistake
+    if not TYPE_CHECKING:  # hidden from type checkers, so they reject ``with``
 
         def __enter__(self) -> None:
             raise TypeError(
@@ -24,11 +24,11 @@ class AsyncContextManager:
             )
 
         def __exit__(self, *_: object) -> None:
-            pass  # never called: with looks it up before it calls __enter__
+            pass  # never called, but ``with`` looks it up before it calls __enter__
 
 
 class Closing(AsyncContextManager):
-    """Something open, which ``async with`` closes at the end of its block."""
+    """Calls :meth:`aclose` at the end of an ``async with`` block."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -37,7 +37,7 @@ class Closing(AsyncContextManager):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close it."""
+        """Close the object."""
         raise NotImplementedError
 
 
@@ -62,7 +62,7 @@ class Opening(AsyncContextManager, Generic[_Opened]):
         if self._endpoint is not None:
             await self._endpoint.aclose()
 
-    if not TYPE_CHECKING:  # for type checkers, these stay mistakes
+    if not TYPE_CHECKING:  # hidden from type checkers, so they reject these uses
 
         def __getattr__(self, name: str) -> Any:
             raise AttributeError(f"{NOT_OPEN}, before endpoint.{name}")

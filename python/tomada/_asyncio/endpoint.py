@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from tomada._asyncio.transport import DatagramTransport
     from tomada._core import Batch, Datagram, DatagramError, Socket, Stats
 
-# The time in seconds after which a task that receives without waiting lets others run, and the
-# number of datagrams between two looks at the clock.
+# A task that receives without waiting lets other tasks run after LONGEST_RUN seconds. It checks the
+# clock every LOOK datagrams.
 LONGEST_RUN = 500e-6
 LOOK = 16
 
-# How long an endpoint whose time is over may take to close, in seconds: sending its backlog takes
-# a turn of the loop.
+# The minimum time that shutdown() leaves for closing, in seconds: sending the backlog takes an
+# iteration of the loop.
 LEAST_TO_CLOSE = 0.1
 
 
@@ -65,8 +65,8 @@ class Endpoint(Closing):
         self._events = events
         self._core = transport._core
         self._socket: Socket = transport._sock
-        # The transport does not read, so that its watch is free. The task that an event has woken
-        # receives later: only then the next window can begin.
+        # The transport does not read, so its watch is free. A window's watch must not last: the
+        # task that it wakes receives later, and only then can the next window begin.
         watch = transport._read_watch
         self._readiness = Readiness(loop, watch, lasts=not isinstance(watch, WindowWatch))
         self._asking: Any = asyncio.Lock()
@@ -145,7 +145,7 @@ class Endpoint(Closing):
                 raise
 
     async def _collect(self) -> None:
-        """Wait for the time in which the socket collects datagrams, unless receiving has ended."""
+        """Wait while the socket collects datagrams, unless receiving has ended."""
         if self._is_receiving and not self._has_ended(is_readable=False):
             await self._readiness.wait()
 
@@ -180,7 +180,7 @@ class Endpoint(Closing):
         """Handle events that are not datagrams; return whether an exception is due."""
         if self._sessions is not None:
             self._sessions.tell_ended()
-        if is_readable:  # without a datagram, so the error queue has entries
+        if is_readable:  # but there is no datagram: the error queue has entries
             self._core.read_errors()
         return bool(self._events.errors) or self._core.is_closing()
 
@@ -193,13 +193,13 @@ class Endpoint(Closing):
         if not is_from_peer(error):
             raise error
         if self._core.read_errors():
-            return  # it is one of them, which say which datagram they are about
+            return  # it was in the error queue, which also says which datagram it is about
         if self._events.peer_errors is None:
             raise error
         self._events.error_received(error)
 
     async def _look_around(self) -> None:
-        """Occasionally empty the error queue, which takes up room for datagrams, and rest."""
+        """At intervals, read the error queue, which takes up receive buffer, and rest."""
         now = time.monotonic()
         if now - self._looked >= LONGEST_RUN:
             self._looked = now
@@ -372,7 +372,7 @@ class Endpoint(Closing):
             raise
 
     async def _request_apart(self, data: Any, retry: Retry, peer: Any) -> bytes:
-        """Send a request from a port of its own."""
+        """Send a request from a separate port."""
         if self._ports is None:
             loop = self._transport._loop
             turns = self._semaphore(MOST_IN_FLIGHT)

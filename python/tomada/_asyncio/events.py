@@ -20,10 +20,10 @@ class Events(asyncio.DatagramProtocol):
         self.heard = 0
         self.is_paused = False
         self.is_lost = False
-        # Only for an endpoint without a peer.
+        # Set only for an endpoint without a peer.
         self.peer_errors: PeerErrors | None = None
         self.wake: Callable[[], object] = bool
-        #: Makes a future of the running loop.
+        #: Creates a future on the running loop.
         self.create_future: Callable[[], asyncio.Future[None]] = _create_future
         self._waiters: list[asyncio.Future[None]] = []
 
@@ -55,7 +55,7 @@ class Events(asyncio.DatagramProtocol):
             raise self.errors.popleft()
 
     def raise_own(self) -> None:
-        """Raise the last error, which the last send has caused."""
+        """Raise the last error if the last send caused it."""
         # A refusal is about an earlier datagram: the kernel reports it to the next send.
         if self.errors and not isinstance(self.errors[-1], ConnectionRefusedError):
             raise self.errors.pop()

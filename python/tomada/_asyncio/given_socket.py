@@ -1,4 +1,4 @@
-"""Sockets that the caller passes to a transport, which may have other holders."""
+"""Sockets that the caller passes to a transport and may also use elsewhere."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Given:
-    """A socket that the caller shares, and how it was before anything was changed.
+    """A socket that the caller shares, with its original blocking mode.
 
-    The options that a transport changes are the core's to restore: it counts which transports and
-    servers of this process rely on each.
+    The core restores the options that a transport changes, because it counts which transports and
+    servers of this process rely on each option.
     """
 
     def __init__(self, sock: _std.socket) -> None:
@@ -27,13 +27,13 @@ class Given:
         try:
             self._blocks: bool | None = os.get_blocking(sock.fileno())
         except OSError:
-            self._blocks = None  # it is closed; a later call raises the error
+            self._blocks = None  # closed; a later call raises the error
 
     def restore_mode(self) -> None:
-        """Restore the blocking mode, where no transport was made.
+        """Restore the blocking mode if no transport was created.
 
-        A transport leaves the socket non-blocking when it closes. By then a transport of another
-        library may use a duplicate of the socket, and would hang its event loop in a blocking call.
+        A transport that closes leaves the socket non-blocking: by then, another library's transport
+        may use a duplicate of the socket, and a blocking call would hang its event loop.
         """
         with contextlib.suppress(OSError):
             self._sock.settimeout(self._timeout)
@@ -42,12 +42,12 @@ class Given:
                 os.set_blocking(self._sock.fileno(), self._blocks)
 
     def set_up(self, ours: _core.Socket, guard: Guard | None) -> Callable[[], None]:
-        """Give a transport's socket its guard, and return what undoes it before it is closed."""
+        """Set a transport socket's guard; return a function that undoes this before closing."""
         former = ours.guard
         process = os.getpid()
 
         def restore() -> None:
-            # The filter that a forked child finds is its parent's.
+            # In a forked child, the socket's filter belongs to the parent.
             if guard is not None and ours.guard is guard and os.getpid() == process:
                 with contextlib.suppress(OSError):
                     ours.guard = former

@@ -1,16 +1,16 @@
-"""The parts of the standard loop that the loop's core uses, and the report of an exception."""
+"""The standard loop that tomada's extends, and the report of an exception from a callback."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any, NoReturn
 
-# Saved, because some programs replace it by another class.
+# Saved, because some programs replace it with another class.
 StandardLoop = asyncio.SelectorEventLoop
 
 
 class _Raising:
-    """Replaces the context of a handle, to make the handle report an exception once."""
+    """Takes the place of a handle's context, to make the handle report an exception once."""
 
     def __init__(self, handle: Any, error: BaseException) -> None:
         self._handle = handle
@@ -26,7 +26,7 @@ class _Raising:
 
 
 def report(handle: asyncio.Handle, error: BaseException) -> None:
-    """Report the exception of a handle's callback in the words of the running CPython version."""
+    """Report an exception from a handle's callback exactly as the running CPython version does."""
     running: Any = handle
     running._context = _Raising(handle, error)
     if handle.cancelled():  # by its callback

@@ -19,13 +19,13 @@ class LoopSockets:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop: Any = loop
-        # By descriptor: the readiness that tasks wait for.
+        # The readiness that tasks wait for, by descriptor.
         self._readiness: dict[int, Readiness] = {}
-        # By descriptor: the tasks that wait for room.
+        # The tasks that wait for room to send, by descriptor.
         self._rooms: dict[int, set[asyncio.Future[None]]] = {}
 
     def install(self) -> None:
-        """Make them methods of the loop, whose other methods leave transports alone from now on."""
+        """Add these methods to the loop, and protect its transports' descriptors."""
         guard(self._loop)
         self._loop.sock_recvfrom = self.sock_recvfrom
         self._loop.sock_recvfrom_into = self.sock_recvfrom_into
@@ -50,7 +50,7 @@ class LoopSockets:
             await self._wait_for_room(sock.fileno())
 
     async def receive(self, sock: Any, receive: Callable[..., Any], *args: Any) -> Any:
-        """Call a method that receives, when it can return something."""
+        """Call a method that receives, as soon as there is something to receive."""
         self._check(sock)
         while True:
             try:
@@ -78,7 +78,7 @@ class LoopSockets:
                 del self._readiness[fd]
 
     async def _wait_for_room(self, fd: int) -> None:
-        """Wait until a descriptor is writable. A loop has only one callback for all tasks."""
+        """Wait until a descriptor is writable. All tasks share the loop's only callback for it."""
         rooms = self._rooms.get(fd, set())
         if not rooms:
             self._loop.add_writer(fd, _wake, rooms)

@@ -1,4 +1,4 @@
-"""Transports, made by the standard library's ``create_datagram_endpoint``."""
+"""Creates transports with the standard library's ``create_datagram_endpoint``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _standard_endpoint: Any = asyncio.BaseEventLoop.create_datagram_endpoint
 
 
 class Maker:
-    """Replaces the loop in the standard library's ``create_datagram_endpoint``."""
+    """Takes the place of the loop in the standard library's ``create_datagram_endpoint``."""
 
     _ensure_resolved: Any = asyncio.BaseEventLoop._ensure_resolved  # type: ignore[attr-defined]
 
@@ -96,7 +96,7 @@ class Maker:
     async def _make_of(
         self, sock: socket, protocol_factory: Callable[[], Any]
     ) -> tuple[DatagramTransport, Any]:
-        """Make an endpoint of a socket that was opened for it."""
+        """Create a transport and a protocol for a socket that was opened for them."""
         try:
             protocol = protocol_factory()
         except BaseException:
@@ -115,12 +115,13 @@ class Maker:
         self, sock: _std.socket, protocol: Any, address: Any, waiter: asyncio.Future[None]
     ) -> DatagramTransport:
         if isinstance(protocol, _Failed):
-            # The standard library leaves a socket that it has created to the garbage collector.
+            # The standard library would leave a socket that it has created to the garbage
+            # collector.
             if sock is not self._sock:
                 sock.close()
             raise protocol.error
         if not _is_socket(sock):
-            # It is a test double that only looks like a socket, and works by its methods.
+            # A test double that only has a socket's methods: the loop's own transport calls those.
             double: Any = self._loop._make_datagram_transport(  # type: ignore[attr-defined]
                 sock, protocol, address, waiter
             )
@@ -173,7 +174,7 @@ class Maker:
 
 
 class _Failed:
-    """Replaces a protocol whose factory raised an exception."""
+    """Takes the place of a protocol whose factory raised an exception."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -191,7 +192,7 @@ def _adopt(sock: _std.socket, is_users: bool) -> tuple[_core.Socket, _std.socket
         ours: Any = socket(sock.family, sock.type, sock.proto, sock.detach())
         shown = ours
     else:
-        # The user's object keeps working, and has its own descriptor.
+        # The user's object keeps working, on its own descriptor.
         ours = socket(sock.family, sock.type, sock.proto, _std.dup(sock.fileno()))
         shown = sock
     ours.setblocking(False)

@@ -1,4 +1,4 @@
-"""The requests of one call of ``request_many``, each of which starts the next one."""
+"""The requests of one ``request_many`` call: each one that ends starts the next."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ if TYPE_CHECKING:
     from tomada._asyncio.requests import TaskRequests
 
 
-# Returned at the end of the source of the requests.
+# Marks the end of the iterable of requests.
 _END = object()
 
 
 class Many:
-    """Keeps up to a window of requests under way, without a task for each.
+    """Keeps up to ``window`` requests under way, without a task for each.
 
-    The source is read in the context of the call, also when a reply makes room.
+    The iterable is always read in the context of the call, even when a reply makes room for the
+    next request.
     """
 
     def __init__(
@@ -31,12 +32,12 @@ class Many:
         self._window = window
         self._is_raising = is_raising
         self._results: list[Any] = []
-        # Those under way: their numbers as requests.
+        # The indices of the requests that are under way.
         self._under_way: set[int] = set()
         self._is_exhausted = False
         self._is_advancing = False
         self._end: asyncio.Future[None] = requests.loop.create_future()
-        # The exception that :meth:`run` raises. A future does not take every exception.
+        # The exception that run() raises. A future rejects some, such as StopIteration.
         self._failure: BaseException | None = None
 
     async def run(self) -> list[Any]:
@@ -64,14 +65,14 @@ class Many:
     def _advance(self) -> None:
         """Start requests until the window is full."""
         if self._is_advancing:
-            return  # a request failed at once: the caller goes on, without recursion
+            return  # a request failed at once: the outer call continues, without recursion
         self._is_advancing = True
         try:
             while not self._end.done() and len(self._under_way) < self._window:
                 if not self._start_next():
                     break
-        except BaseException as error:  # noqa: BLE001 - of the source, or about a request
-            # The call raises it. In a callback of the loop, it would end other requests, too.
+        except BaseException as error:  # noqa: BLE001 - from the iterable, or about a request
+            # run() raises it. If it reached the loop's callback, it would end other requests too.
             self._fail(error)
         finally:
             self._is_advancing = False
@@ -102,7 +103,7 @@ class Many:
 
 
 class _Part:
-    """Stands for a future, and hands its result to the call."""
+    """Takes the place of a future, and passes its result to the call."""
 
     __slots__ = ("_index", "_many", "_position")
 
@@ -113,7 +114,7 @@ class _Part:
 
     @staticmethod
     def done() -> bool:
-        """Return whether nobody waits for the result any more."""
+        """Return whether the result is no longer wanted."""
         return False
 
     def set_result(self, result: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Sockets at numeric addresses, opened without the standard library's detours."""
+"""Opens sockets at numeric addresses directly, without the standard library's general code."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from tomada._sockets import socket
 
 _KIND = _std.SOCK_DGRAM | _std.SOCK_NONBLOCK
 _CLASSES = (_std.socket, socket)
-# Resolves an address like the standard library does; None if that takes a resolver.
+# Resolves an address as the standard library does; returns None if that needs a resolver.
 _resolve: Any = base_events._ipaddr_info  # type: ignore[attr-defined]
 
 
 def open_directly(loop: Any, local_addr: Any, remote_addr: Any, family: int = 0) -> socket | None:
     """Open, bind and connect a socket as ``create_datagram_endpoint`` does.
 
-    This returns ``None`` if an address is not numeric, or anything fails. Then the standard
-    library's own code must do it, whose exceptions are those that programs expect. The same goes
-    for programs that have replaced what that code calls.
+    This returns ``None`` if an address is not numeric or anything fails. The standard library's own
+    code must then open the socket, because programs expect its exceptions. This also returns
+    ``None`` if the program has replaced functions that that code calls.
     """
     if vars(base_events)["socket"] is not _std or _std.socket not in _CLASSES:
         return None
@@ -30,14 +30,14 @@ def open_directly(loop: Any, local_addr: Any, remote_addr: Any, family: int = 0)
         family, local = _numeric(local_addr, family)
         family, remote = _numeric(remote_addr, family)
         if remote is not None and not remote[1]:
-            return None  # the kernel names no peer of a socket that is connected to port 0
-        if local is not remote:  # both are None
+            return None  # getpeername() fails on a socket that is connected to port 0
+        if local is not remote:  # otherwise, both are None
             return _open(family, local, remote)
     return None
 
 
 def _numeric(address: Any, family: int) -> tuple[int, Any]:
-    """Return the family and the socket's form of an address, which may be ``None``."""
+    """Return the family and the socket module's form of an address, which may be ``None``."""
     if address is None:
         return family, None
     host, port = address

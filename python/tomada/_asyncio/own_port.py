@@ -1,4 +1,4 @@
-"""Requests from an endpoint's own port, one after another."""
+"""Requests from an endpoint's own port, one at a time."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from tomada._asyncio.endpoint import Endpoint
     from tomada._client.exchange import Exchange
 
-# How often to empty the queue before a request, in batches.
+# How many batches of datagrams to discard from the queue, at most, before a request.
 MOST_BATCHES = 16
 
 
 async def request_here(endpoint: Endpoint, data: Any, exchange: Exchange) -> bytes:
-    """Make the attempts of a request, and return its reply. No other task may do so meanwhile."""
+    """Make a request's attempts and return its reply. Only one task at a time may call this."""
     _pass_over(endpoint)
     while exchange.attempt(time.monotonic()):
         reply = await _attempt(endpoint, data, exchange)
@@ -37,12 +37,12 @@ async def _reply(endpoint: Endpoint, exchange: Exchange) -> bytes | None:
                     return bytes(reply)
     except TimeoutError:
         if not limit.expired():
-            raise  # it is the match's
+            raise  # match raised it
     return _held_up(endpoint, exchange)
 
 
 def _held_up(endpoint: Endpoint, exchange: Exchange) -> bytes | None:
-    """Take the reply from the queue: if the loop was held up, it has come in time."""
+    """Return the reply if it is in the queue: if the loop was delayed, it has arrived in time."""
     for _ in range(MOST_HELD_UP):
         endpoint._check_open()
         try:
@@ -71,7 +71,7 @@ async def _attempt(endpoint: Endpoint, data: Any, exchange: Exchange) -> bytes |
                 exchange.refuse(error)
                 late += exchange.due <= time.monotonic()
             elif resent == MOST_REPORTS:
-                raise  # it is the request's own
+                raise  # it is about the request itself
             else:
                 resent += 1
                 endpoint._transport.sendto(data)

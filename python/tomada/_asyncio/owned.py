@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from tomada._asyncio.transport import DatagramTransport
 
-# Of loops that are not selector loops, which have a table of their own.
+# For loops other than selector loops, which have their own table.
 _transports: WeakKeyDictionary[Any, WeakValueDictionary[int, DatagramTransport]]
 _transports = WeakKeyDictionary()
 
@@ -29,14 +29,14 @@ def own(loop: Any, transport: DatagramTransport, *descriptors: int) -> None:
 
 
 def check(loop: Any, fileobj: Any) -> None:
-    """Raise what a selector loop raises if a descriptor belongs to a transport."""
+    """Raise the same error as a selector loop if a descriptor belongs to a transport."""
     if isinstance(loop, asyncio.SelectorEventLoop):
         loop._ensure_fd_no_transport(fileobj)  # type: ignore[attr-defined]
         return
     try:
         fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
     except (AttributeError, ValueError):
-        return  # the loop says what is wrong with it
+        return  # the loop raises the right exception
     transports = _transports.get(loop)
     transport = None if transports is None else transports.get(fd)
     if transport is not None and not transport.is_closing():
@@ -44,14 +44,14 @@ def check(loop: Any, fileobj: Any) -> None:
 
 
 def guard(loop: Any) -> None:
-    """Make a loop's methods that watch descriptors check them, as a selector loop's do."""
+    """Make a loop's ``add_reader`` and similar check descriptors, as a selector loop's do."""
     for name in _WATCHING:
         if not hasattr(getattr(loop, name), "unchecked"):
             setattr(loop, name, _checking(loop, getattr(loop, name)))
 
 
 def unchecked(method: Any) -> Any:
-    """Return one of these methods for transports themselves."""
+    """Return the original of such a method, for use by transports."""
     return getattr(method, "unchecked", method)
 
 

@@ -1,4 +1,4 @@
-"""Watching a socket for datagrams and errors, or for room."""
+"""Watches a socket for datagrams and errors, or for room to send."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tomada._asyncio.owned import unchecked
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# A loop keeps its hub alive until it is closed.
+# A loop's reader callback keeps its hub alive until the loop is closed.
 _hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, ReferenceType[_core.ReadHub]]
 _hubs = WeakKeyDictionary()
 
@@ -21,47 +21,48 @@ _hubs = WeakKeyDictionary()
 class ReadWatch:
     """Calls back while a socket has datagrams or an error.
 
-    A loop of asyncio's own watches the socket's descriptor. libuv (uvloop) stops watching a
-    descriptor that has an error, such as an ICMP message brings, and does not say so:
-    ``uv__poll_io`` in its ``unix/poll.c``. A send may have taken the error before the callback
-    runs, so nothing can tell when to watch again. Such a loop therefore watches an ``epoll`` of all
-    its sockets, which becomes readable and never has an error.
+    A selector loop watches the socket's descriptor itself. libuv (uvloop) silently stops watching a
+    descriptor that has an error, for example from an ICMP message: see ``uv__poll_io`` in its
+    ``unix/poll.c``. By the time the callback runs, a send may have cleared the error, so the
+    callback cannot tell whether it must start watching again. Any other loop therefore watches an
+    ``epoll`` of all its sockets, which becomes readable but never has an error.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
         self._fd = fd
         self._loop: Any = loop
         self._is_direct = isinstance(loop, asyncio.SelectorEventLoop)
-        # A selector loop polls for events before it runs the tasks woken by the previous ones. So
-        # the event after a wake-up is about the same datagram, which is received by then.
+        # A selector loop polls for events before it runs the tasks that the previous events woke.
+        # So the first event after a wake-up is about the same datagram, which the task has received
+        # by the time the callback runs.
         self.repeats_events = self._is_direct
         if not self._is_direct:
             _hub(loop)
 
     def start(self, callback: Callable[..., object], *args: Any) -> None:
-        """Call back whenever there is something."""
+        """Call back whenever the socket has a datagram or an error."""
         if self._is_direct:
             self._loop._add_reader(self._fd, callback, *args)
         else:
             _hub(self._loop).add(self._fd, callback, *args)
 
     def stop(self) -> None:
-        """Stop calling back. This comes before the descriptor is closed."""
+        """Stop calling back. Call this before the descriptor is closed."""
         if self._is_direct:
             self._loop._remove_reader(self._fd)
         elif (hub := _known(self._loop)) is not None:  # otherwise the loop was closed
             hub.remove(self._fd)
 
     def close(self) -> None:
-        """Release what watching needs, after it was stopped."""
+        """Do nothing: this watch holds no resources."""
 
 
 class WindowWatch:
-    """Calls back once for all datagrams of a window: ``socket.coalesce`` after the first one.
+    """Calls back once per window, which ends ``socket.coalesce`` seconds after its first datagram.
 
-    The loop watches the socket until it has a datagram, and then only a timer. When that ends and
-    the call has received the datagrams, and there were several, the next window begins at once. A
-    loop's own timers would be too coarse: they count in milliseconds.
+    The loop watches the socket until a datagram arrives, and then only a timer. When the timer
+    expires, the callback receives the datagrams; if there were several, the next window begins at
+    once. The loop's own timers are too coarse: they count in milliseconds.
     """
 
     repeats_events = False
@@ -81,7 +82,7 @@ class WindowWatch:
         self._begin()
 
     def stop(self) -> None:
-        """Stop calling back. This comes before the socket is closed."""
+        """Stop calling back. Call this before the socket is closed."""
         if self._is_open:
             self._is_open = False
             self._window.close()
@@ -90,7 +91,7 @@ class WindowWatch:
         self._timer_watch.stop()
 
     def close(self) -> None:
-        """Release the timer, after this was stopped."""
+        """Release the timer, after :meth:`stop`."""
         del self._window
 
     def _begin(self) -> None:
@@ -103,24 +104,24 @@ class WindowWatch:
             self._is_open = True
             self._first_watch.stop()
         else:
-            self._call()  # the last receive left some
+            self._call()  # the last receive left datagrams behind
 
     def _on_end(self) -> None:
         try:
             self._call()
         finally:
-            # The call may have stopped this, or stopped and started it.
+            # The callback may have stopped this watch, or stopped and restarted it.
             if self._is_open:
                 self._begin()
 
 
 def watch_of(loop: asyncio.AbstractEventLoop, sock: Any) -> ReadWatch | WindowWatch:
-    """Return what calls back when datagrams of a tomada socket are to be received."""
+    """Return a watch that calls back when a tomada socket has datagrams to receive."""
     return WindowWatch(loop, sock) if sock.coalesce else ReadWatch(loop, sock._descriptor())
 
 
 class RoomWatch:
-    """Calls back while a transport's socket has room for datagrams to send."""
+    """Calls back while a transport's socket has room to send datagrams."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
         self._fd = fd
@@ -134,7 +135,7 @@ class RoomWatch:
         add(self._fd, callback)
 
     def stop(self) -> None:
-        """Stop calling back. This comes before the descriptor is closed."""
+        """Stop calling back. Call this before the descriptor is closed."""
         loop = self._loop
         remove = loop._remove_writer if self._is_direct else unchecked(loop.remove_writer)
         remove(self._fd)

@@ -1,4 +1,4 @@
-"""Requests of tasks: drives many requests in flight on an event loop."""
+"""Drives the requests of many tasks on an event loop."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class Outcome(Protocol):
-    """The receiver of a request's result: a future, or a part of many."""
+    """Receives a request's result: a future, or a part of a ``request_many`` call."""
 
     def done(self) -> bool:
-        """Return whether nobody waits for the result any more."""
+        """Return whether the result is no longer wanted."""
         ...
 
     def set_result(self, result: bytes, /) -> None:
@@ -36,20 +36,20 @@ class Outcome(Protocol):
 
 
 class _Batch:
-    """Requests of one turn of the loop, which wait to be sent."""
+    """Requests from one iteration of the loop that wait to be sent."""
 
     __slots__ = ("deadline", "longest", "requests", "retry")
 
     def __init__(self, retry: Retry, deadline: float | None = None) -> None:
         self.retry = retry
         self.requests: dict[int, bytes] = {}
-        #: The length of the longest.
+        #: The length of the longest request in bytes.
         self.longest = 0
-        #: When they time out; none while they are new.
+        #: When they time out; ``None`` until the first flush.
         self.deadline = deadline
 
     def take(self, number: int, living: dict[int, Any]) -> dict[int, Any]:
-        """Remove up to a number of requests; return those that were not cancelled."""
+        """Remove up to ``number`` requests; return those that were not cancelled."""
         requests = self.requests
         if len(requests) <= number:
             self.requests = {}
@@ -60,12 +60,13 @@ class _Batch:
 
 
 class TaskRequests:
-    """Sends what the tasks of a loop ask for, together at the end of each turn of the loop.
+    """Sends the requests of a loop's tasks together, at the end of each iteration of the loop.
 
-    A request waits while too many are in flight, or while those would fill a socket's buffer; the
-    oldest is sent first. One timer serves all requests.
+    A request waits while too many are in flight, or while it might not fit into a socket's buffer;
+    the oldest is sent first. One timer serves all requests.
 
-    :param pace: Limits the requests in flight by what buffers hold; None for no such limit.
+    :param pace: Limits the requests in flight to what sockets' buffers hold; ``None`` sets no such
+        limit.
     :param most: The maximum number of requests in flight.
     """
 
@@ -83,22 +84,22 @@ class TaskRequests:
         self._retry = retry
         self._pace = pace
         self._most = most
-        #: The numbers of further requests.
+        #: The indices of further requests.
         self.numbers = count()
         self._outcomes: dict[int, Outcome] = {}
         self._batches: deque[_Batch] = deque()
-        # A heap of the batches' deadlines, with unique numbers to break ties: a later batch may
-        # have an earlier one.
+        # A heap of the batches' deadlines, because a later batch may have an earlier deadline.
+        # Unique numbers break ties.
         self._deadlines: list[tuple[float, int, _Batch]] = []
-        # That of this turn, unless it has a deadline.
+        # The batch of this iteration, unless it already has a deadline.
         self._newest = _Batch(retry, 0.0)
         self._is_flush_due = False
-        #: Whether :meth:`close` was called, and with which error.
+        #: Whether :meth:`close` was called, and its error.
         self.is_closed = False
         self._end: OSError | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = math.inf
-        #: The number of requests by what became of them.
+        #: The number of requests with each outcome.
         self.replies = self.timeouts = self.errors = self.cancelled = 0
         try:
             self._watch = ReadWatch(loop, in_flight.fileno())
@@ -111,9 +112,9 @@ class TaskRequests:
         in_flight.failed = self._fail
 
     async def request(self, data: Any, retry: Retry | None = None) -> bytes:
-        """Send a request, and return its reply.
+        """Send a request and return its reply.
 
-        :param data: A bytes-like object, which may change afterwards.
+        :param data: A bytes-like object; the caller may change it afterwards.
         """
         index = next(self.numbers)
         reply: asyncio.Future[bytes] = self.loop.create_future()
@@ -130,12 +131,12 @@ class TaskRequests:
         return len(self._outcomes)
 
     def submit(self, index: int, data: Any, outcome: Outcome, retry: Retry | None = None) -> None:
-        """Send a request: at once if it is the only one, or at the end of the loop's turn.
+        """Send a request: at once if it is the only one, or at the end of the loop's iteration.
 
-        :param data: A bytes-like object, which may change afterwards.
-        :raises TypeError: It is something else.
+        :param data: A bytes-like object; the caller may change it afterwards.
+        :raises TypeError: ``data`` is not a bytes-like object.
         :raises ValueError: Another request under way has the same key.
-        :raises OSError: No request can be sent any longer.
+        :raises OSError: :meth:`close` was called.
         """
         if self._end is not None:
             raise OSError(*self._end.args)
@@ -213,7 +214,7 @@ class TaskRequests:
         self._set_timer(now)
 
     def _start(self, batch: _Batch, number: int, now: float, cost: int = 0) -> None:
-        """Start requests of a batch; they time out if their deadline is over."""
+        """Start requests of a batch; they time out if their deadline has passed."""
         requests = batch.take(number, self._outcomes)
         while self._batches and not self._batches[0].requests:
             self._batches.popleft()
@@ -249,7 +250,7 @@ class TaskRequests:
 
     def _on_readable(self) -> None:
         if self._is_flush_due:
-            self._flush()  # the server works on these meanwhile
+            self._flush()  # the server works on these while the replies are processed
         try:
             self.in_flight.receive(0.0)
         except OSError as error:
@@ -260,7 +261,7 @@ class TaskRequests:
     def _answer(self, index: int, reply: bytes) -> None:
         outcome = self._outcomes.pop(index)
         if outcome.done():
-            self.cancelled += 1  # and the task has not run yet
+            self.cancelled += 1  # its task was cancelled, but has not run yet
         else:
             self.replies += 1
             outcome.set_result(reply)
@@ -277,7 +278,7 @@ class TaskRequests:
         outcome.set_exception(error)
 
     def _fail_all(self, error: OSError) -> None:
-        """Fail all requests, because of an error of this machine."""
+        """Fail all requests with an error that is not about a single one."""
         self._batches.clear()
         self._deadlines.clear()
         self._newest = _Batch(self._retry, 0.0)

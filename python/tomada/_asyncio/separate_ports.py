@@ -1,4 +1,4 @@
-"""Requests of an endpoint, each over its own port."""
+"""Requests of an endpoint, each from its own port."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ if TYPE_CHECKING:
     from tomada._core import Socket
     from tomada._socket_options import Secured
 
-# The number of ports that a client uses at once. Further requests wait; their timeouts start later.
+# The number of ports that an endpoint uses at once. Further requests wait; their timeouts start
+# later.
 MOST_IN_FLIGHT = 64
 
-# The options that decide how datagrams travel, where a socket has them.
+# The socket options that affect how a datagram travels. Options that are 0 are not copied.
 _INHERITED = (
     (SOL_SOCKET, SO_BINDTODEVICE),
     (SOL_SOCKET, SO_BROADCAST),
@@ -50,7 +51,7 @@ _INHERITED_INET6 = ((IPPROTO_IPV6, IPV6_TCLASS), (IPPROTO_IPV6, IPV6_UNICAST_HOP
 
 
 class SeparatePorts:
-    """Sends requests over sockets that are like a connected one, except for their ports."""
+    """Sends requests over sockets that resemble a connected one, but have other ports."""
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class SeparatePorts:
         secured: Secured | None = None,
     ) -> None:
         host, _, *scope = (None, 0) if model.family == AF_UNIX else model.getsockname()
-        retry = Retry()  # of which nothing is used: each request has a timeout of its own
+        retry = Retry()  # a placeholder: each request has its own options
         self._pool = Pool(
             model.family,
             peer,
@@ -79,7 +80,7 @@ class SeparatePorts:
         self.turns = turns
 
     async def request(self, data: Any, retry: Retry) -> bytes:
-        """Send a request, and return its reply."""
+        """Send a request and return its reply."""
         return await self._requests.request(data, retry)
 
     def close(self) -> None:
@@ -97,7 +98,7 @@ class SeparatePorts:
 
 
 def _make_alike(model: Socket, secured: Secured | None, connection: Connection) -> None:
-    """Bind and configure a new connection like another socket, except for the port."""
+    """Configure a new connection like another socket."""
     connection.dtls = secured
     if model.family == AF_UNIX:
         return
@@ -114,4 +115,4 @@ def _copy_option(model: Socket, connection: Connection, level: int, name: int) -
         if value.strip(b"\0"):
             connection.setsockopt(level, name, value)
     except OSError:
-        pass  # not every kernel supports it, and it may need privileges
+        pass  # unsupported by this kernel, or privileged

@@ -27,11 +27,11 @@ async def connect(
     context: DtlsContext,
     server_hostname: str | None,
 ) -> DtlsEndpoint:
-    """Begin a session with the server that a socket is connected to; return it when it is complete.
+    """Open a session with the server that a socket is connected to; return after the handshake.
 
     :raises OSError: The handshake failed; the message says why.
     """
-    # An object of our own, on a duplicate: the transport takes the session over from it.
+    # Our own object, on a duplicate descriptor; the transport takes over the session later.
     ours: Any = socket(sock.family, sock.type, sock.proto, dup(sock.fileno()))
     try:
         ours.setblocking(False)
@@ -64,7 +64,7 @@ async def _complete(loop: asyncio.AbstractEventLoop, sock: Any, endpoint: DtlsEn
         else:
             done.set_result(None)
 
-    # A descriptor of its own: the loop may watch the other one later.
+    # A separate descriptor, because the loop may watch the other one later.
     fd = os.dup(sock.fileno())
     loop.add_reader(fd, step)
     try:
@@ -78,12 +78,12 @@ async def _complete(loop: asyncio.AbstractEventLoop, sock: Any, endpoint: DtlsEn
 
 
 class Sessions:
-    """Keeps the sessions of a transport going, and tells its protocol of them.
+    """Runs the sessions of a transport and reports them to its protocol.
 
     :param sock: The transport's socket.
     :param context: The settings of sessions that peers begin.
-    :param connected: The session of a connected socket, which takes the place of both.
-    :param server_hostname: The name that the server of that session must have.
+    :param connected: The session of a connected socket, which is moved to ``sock``.
+    :param server_hostname: The name that the server's certificate must match in that session.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Sessions:
         server_hostname: str | None = None,
     ) -> None:
         self._loop = loop
-        #: The context, and the name that the server must have.
+        #: The context, and the name that the server's certificate must match.
         self.secured = context, server_hostname
         #: Called with the reason when the session of a connected socket has ended.
         self.ended: Callable[[Any], object] = self._close_transport
@@ -106,18 +106,18 @@ class Sessions:
         self._has_one_peer = connected is not None
         self._timer: asyncio.TimerHandle | None = None
         self._transport: Any = None
-        # Events that the protocol was not told of yet.
+        # Events that the protocol has not been told about.
         self._events: list[_Event] = []
 
     def attach(self, transport: Any) -> None:
-        """Keep the sessions of this transport going."""
+        """Set the transport whose sessions these are."""
         self._transport = transport
 
     def tell_begun(self) -> None:
-        """Tell the protocol of sessions that a receive has begun, before their datagrams.
+        """Tell the protocol about new sessions, before their datagrams are delivered.
 
-        The end of a session waits until its datagrams are delivered. But if the peer has begun
-        another one, there are none: they were dropped.
+        The end of a session is usually reported after its datagrams. But if the peer has begun
+        another session, the old one's datagrams were dropped, so its end is reported now.
         """
         self._events += self._endpoint.events()
         begun: set[Any] = set()
@@ -132,9 +132,10 @@ class Sessions:
         self._tell(now[::-1])
 
     def tell_ended(self) -> None:
-        """Do what follows from the datagrams that were received: call it after a receive.
+        """Set the timer and report events. Call this after each receive.
 
-        While datagrams wait to be delivered, the ends of sessions wait too: they came later.
+        While datagrams wait to be delivered, the ends of sessions wait too, because they came
+        later.
         """
         self._set_timer()
         sock = self._transport._sock
@@ -160,7 +161,7 @@ class Sessions:
             self.tell_ended()
 
     def _tell(self, events: list[_Event]) -> None:
-        """Call the protocol's methods for what has happened, if its type has them."""
+        """Call the protocol's methods for these events, if its type has them."""
         for what, address, session_or_error in events:
             protocol = self._transport.get_protocol()
             if what == "established":
@@ -192,7 +193,7 @@ class Sessions:
             )
 
     def session(self, address: Any = None) -> Any:
-        """Return the session with a peer, or with the only one, or ``None``."""
+        """Return the session with a peer (by default, the only one), or ``None``."""
         return self._endpoint.session(address)
 
     def stats(self) -> dict[str, int]:
@@ -200,7 +201,7 @@ class Sessions:
         return self._endpoint.stats()
 
     def close(self) -> None:
-        """End all sessions, and tell the peers."""
+        """End all sessions and notify the peers."""
         if self._timer is not None:
             self._timer.cancel()
         self._endpoint.close_all()

@@ -180,7 +180,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             except OSError:
                 if sock.fileno() != -1:
                     raise
-                # The loop has closed the transport, while another thread asks.
+                # This is another thread, and the loop has just closed the transport.
         return self._extra.get(name, default)
 
     # Reading
@@ -270,10 +270,10 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             self._room_watch.stop()
             self._watch_for_room()
 
-    # Steps that the core asks for
+    # Steps that the core requests
 
     def _act(self, step: Step) -> None:
-        """Do what the core's state asks for. The core calls this and nothing else here."""
+        """Take a step that the core requests. The core calls no other method of this class."""
         match step:
             case "watch":
                 self._watch_for_room()

@@ -1,4 +1,4 @@
-"""A socket of a client: connected to the server, at a port that no late reply may come to."""
+"""A client's socket: connected to the server, on a port at which no late reply can arrive."""
 
 from __future__ import annotations
 
@@ -23,46 +23,48 @@ if TYPE_CHECKING:
 
     from tomada._core import DtlsContext, DtlsEndpoint, Socket
 
-    # A type checker takes tomada's class for the standard one.
+    # For type checkers, tomada's class is a standard socket.
     class socket(Socket, _std.socket): ...  # type: ignore[misc] # noqa: N801
 
 else:
     from tomada.socket import socket
 
-# Why a datagram could not be sent from the address that the kernel chose on connecting. The machine
-# may have lost it, and have another one.
+# Errors from sending from the local address that the kernel chose on connecting. This machine may
+# have lost that address and have another one.
 _UNROUTED = frozenset({errno.EINVAL, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL})
 
-# More than any datagram has. Room costs nothing, as only what a datagram fills is touched.
+# Longer than any datagram, in bytes. This costs nothing, because memory that a datagram does not
+# fill is not touched.
 LONGEST = 1 << 20
 
-# Why a datagram was not even sent: an earlier one was refused, or there is no connection.
+# Errors that mean that a datagram was not even sent: an earlier one was refused, or there is no
+# connection.
 _UNASKED = frozenset({errno.ECONNREFUSED, errno.ENOTCONN, errno.EDESTADDRREQ})
 
 # A timeout that no caller sets.
 UNKNOWN = -1.0
 
-# How often to repeat a send that may have reported an ICMP message about an earlier datagram, and
-# how many such reports to read after the time of an attempt is over.
+# How often to repeat a send whose error may be an ICMP message about an earlier datagram, and how
+# many such errors to read after the time of an attempt is over.
 MOST_REPORTS = 8
 
-# linux/in.h and linux/in6.h: options that the socket module does not have.
+# linux/in.h and linux/in6.h: options that the socket module lacks.
 IP_MTU = 14
 IPV6_MTU = 24
 
-# Bytes of the headers of IP and UDP.
+# The length of the IP and UDP headers, in bytes.
 HEADERS = 28
 HEADERS_V6 = 48
 
-# How many datagrams to look at after the time of an attempt is over: a reply that came while this
-# process was held up has come in time.
+# How many datagrams to check after the time of an attempt is over: a reply that arrived while this
+# process was delayed has arrived in time.
 MOST_HELD_UP = 256
 
 
 class RefusedError(Exception):
-    """An attempt is lost: there is no server, or an ICMP message said that it was not reached.
+    """An attempt is lost: there is no server, or an ICMP message says that it was not reached.
 
-    The argument is the :class:`OSError` that said so.
+    The argument is the :class:`OSError` that reported this.
     """
 
 
@@ -71,7 +73,7 @@ class SecuringError(TimeoutError):
 
 
 class Connection(socket):
-    """A socket that is connected to the server and hands out nothing but the server's datagrams."""
+    """A socket that is connected to the server and returns only the server's datagrams."""
 
     __slots__ = (
         "_local",
@@ -94,10 +96,11 @@ class Connection(socket):
     ) -> None:
         super().__init__(family, SOCK_DGRAM | SOCK_NONBLOCK)
         self._to = to
-        #: The context of the sessions with the server, and the name that it must have, if any.
+        #: The context of the sessions and the name that the server's certificate must match, or
+        #: ``None``.
         self.dtls: tuple[DtlsContext, str | None] | None = None
         self._sessions: DtlsEndpoint | None = None
-        # The local address, without a port, where the port must not be one that is avoided.
+        # The local address without a port, or None if the kernel may choose any port.
         self._local = local
         #: When its last request was answered.
         self.used_at = 0.0
@@ -105,11 +108,11 @@ class Connection(socket):
         self.request_timeout = 0.0
         #: The timeout that :meth:`set_wait` has set, in seconds.
         self.wait = 0.0
-        #: The server's address, as the kernel gives it with a datagram.
+        #: The server's address, in the form in which a receive returns it.
         self.peer: _RetAddress = None
         try:
             if family == AF_UNIX:
-                self.bind(unique_name())  # where the reply can be sent
+                self.bind(unique_name())  # the server needs an address to reply to
             prepare(self)
             if local is not None:
                 PORTS.bind(self, local, to)
@@ -120,11 +123,11 @@ class Connection(socket):
             raise
 
     def avoid(self, until: float | None = None) -> None:
-        """Let no other request to this server use the port up to a moment.
+        """Keep other requests to this server from using the port until a given time.
 
-        Call it before the port can be another socket's.
+        Call this before another socket can get the port.
 
-        :param until: The moment. By default, as long as a late reply may arrive.
+        :param until: By default, for as long as a late reply may arrive.
         """
         now = monotonic()
         if until is None:
@@ -135,12 +138,12 @@ class Connection(socket):
                     PORTS.avoid(self._to, port, until)
 
     def close(self) -> None:
-        """Close the socket, whose port may still get a late reply."""
+        """Close the socket, and avoid its port, which may still get a late reply."""
         self.avoid()
         close_all([self])
 
     def ask(self, data: ReadableBuffer, until: float) -> None:
-        """Send a request, and wait up to a moment for its session, if it has one, and for room.
+        """Send a request; wait until a given time for its session, if it needs one, and for room.
 
         :raises RefusedError: There is no server.
         :raises SecuringError: The handshake takes longer.
@@ -157,8 +160,8 @@ class Connection(socket):
                         raise
                 else:
                     return
-                # A refusal is about an earlier datagram, and this one was not sent. A server of
-                # AF_UNIX may also have made way for another one, by the same name.
+                # A refusal is about an earlier datagram, and this one was not sent. With AF_UNIX,
+                # another server may also have taken over the name.
             if self.peer is None or not self._is_securing():
                 self.reconnect()
                 if self.dtls is None:  # a session drops datagrams that do not belong to it
@@ -172,7 +175,7 @@ class Connection(socket):
             raise
 
     def _send_after_reports(self, data: ReadableBuffer) -> None:
-        """Send a request; an error that it raises is its own, and not of an earlier datagram."""
+        """Send a request; raise only errors about this request, not about an earlier datagram."""
         for _ in range(MOST_REPORTS if self.family != AF_UNIX else 0):
             try:
                 self.send(data)
@@ -184,9 +187,10 @@ class Connection(socket):
         self.send(data)
 
     def ask_many(self, requests: Sequence[ReadableBuffer]) -> list[tuple[int, OSError]]:
-        """Send requests as :meth:`ask`, as far as there is room; return which were not, and why.
+        """Send requests like :meth:`ask`, but without waiting; return those that failed.
 
-        It does not wait for a handshake: :class:`SecuringError` says that one is under way.
+        They are returned as pairs of an index and an error. :class:`SecuringError` means that a
+        handshake is under way.
         """
         failed = self._send_many_after_reports(requests)
         if not failed:
@@ -224,9 +228,9 @@ class Connection(socket):
         return failed
 
     def exceeds_path(self, data: ReadableBuffer) -> bool:
-        """Say whether a request takes more than one packet, so that the way to the server drops it.
+        """Return whether a request exceeds the path MTU, so that a router may have dropped it.
 
-        The kernel splits it from then on, once it knows how long a packet may be.
+        Once the kernel knows the path MTU, it fragments such requests.
         """
         is_inet6 = self.family == AF_INET6
         level, name = (_std.IPPROTO_IPV6, IPV6_MTU) if is_inet6 else (_std.IPPROTO_IP, IP_MTU)
@@ -237,7 +241,7 @@ class Connection(socket):
         return memoryview(data).nbytes + (HEADERS_V6 if is_inet6 else HEADERS) > room
 
     def reconnect(self) -> None:
-        """Connect to what has the server's address now."""
+        """Connect, for the first time or again, to the server's address."""
         self.peer = None
         try:
             self.connect(self._to)
@@ -251,11 +255,11 @@ class Connection(socket):
         except BaseException:
             if self.dtls is not None:
                 self.peer = None
-                self._disconnect()  # or requests would be sent in plain text
+                self._disconnect()  # otherwise, requests would be sent in plain text
             raise
 
     def _failure(self) -> OSError | None:
-        """Return the error that ended the session or kept it from beginning, or ``None``."""
+        """Return the error that ended the session or prevented it, or ``None``."""
         try:
             if self._sessions is not None:
                 self._sessions.status()
@@ -264,13 +268,13 @@ class Connection(socket):
         return None
 
     def _is_securing(self) -> bool:
-        """Say whether a handshake is under way, which an earlier attempt has begun."""
+        """Return whether a handshake is under way that an earlier attempt has begun."""
         if self._sessions is None or self._failure() is not None:
             return False
         return self._sessions.status() is None
 
     def has_lost_session(self) -> bool:
-        """Say whether there was a session with the server, which has ended."""
+        """Return whether there was a session with the server that has ended."""
         return (
             self._sessions is not None
             and self._failure() is not None
@@ -278,7 +282,7 @@ class Connection(socket):
         )
 
     def secure(self, until: float) -> None:
-        """If requests are encrypted, wait up to a moment for the end of the handshake.
+        """If requests are encrypted, wait until a given time for the end of the handshake.
 
         :raises SecuringError: It takes longer.
         :raises OSError: The handshake failed. The next :meth:`ask` begins another one.
@@ -294,37 +298,37 @@ class Connection(socket):
             raise
 
     def tick(self) -> float:
-        """Retransmit what a handshake must; return in how many seconds to call this again."""
+        """Make a handshake's due retransmissions; return the seconds until the next call."""
         due = None if self._sessions is None else self._sessions.tick()
         return math.inf if due is None else due
 
     def end_session(self) -> None:
-        """End a session that the server no longer answers in; the next request begins another."""
+        """End a session in which the server no longer answers; the next request begins another."""
         if self._sessions is not None:
             self._sessions.close()
 
     def _leave(self) -> None:
-        """Give up the local address, as this machine may not have it any longer."""
+        """Give up the local address, which may no longer belong to this machine."""
         self.avoid()
-        self._disconnect()  # which keeps a port that was bound by its number
+        self._disconnect()  # this keeps a port that was bound by number
         if self._local is not None and not self.getsockname()[1]:
             PORTS.bind(self, self._local, self._to)
 
     def wait_until(self, moment: float) -> float:
-        """Let calls wait up to a moment, and return how long that is."""
+        """Let calls wait until a given time; return the remaining seconds."""
         left = max(moment - monotonic(), 0.0)
         self.set_wait(left)
         return left
 
     def set_wait(self, seconds: float) -> None:
-        """Let calls wait for this long. Only a change takes a system call."""
+        """Let calls wait for a number of seconds. Only a change costs a system call."""
         if seconds != self.wait:
             self.wait = UNKNOWN  # a signal handler may raise before the next line, or after it
             self.settimeout(seconds)
             self.wait = seconds
 
     def answer(self, until: float, is_answer: Callable[[bytes], bool]) -> bytes | None:
-        """Wait up to a moment for an answer, and return it, if there is one.
+        """Wait until a given time for the reply; return it, or ``None`` if there is none.
 
         :raises RefusedError: An ICMP message has arrived. The answer may still arrive.
         """
@@ -342,7 +346,7 @@ class Connection(socket):
                     raise RefusedError(error) from None
                 self.peer = None if self._failure() is not None else self.peer
                 raise
-            # A stranger's may have come in between bind and connect.
+            # Another sender's datagram may have arrived between bind and connect.
             if sender == self.peer and is_answer(data):
                 return data
             if not self.wait_until(until):
@@ -350,7 +354,7 @@ class Connection(socket):
         return None
 
     def empty(self) -> None:
-        """Throw away what is in the queue: it is late, or belongs to nothing."""
+        """Discard the datagrams in the queue: they are late, or answer no request."""
         while self._is_readable():
             self.set_wait(0.0)
             try:
@@ -365,10 +369,10 @@ class Connection(socket):
 
 
 def close_all(connections: Sequence[Connection]) -> None:
-    """Close sockets whose ports are avoided where necessary.
+    """Close sockets. The caller has avoided their ports where necessary.
 
-    A thread gives up the interpreter's lock once for all of them: where others want it too, it may
-    get it back late, and here a request that has ended waits for it.
+    The thread releases the interpreter's lock only once for all of them: if others compete for the
+    lock, it may get the lock back late, and a request that has ended waits for this.
     """
     for connection in connections:
         with contextlib.suppress(OSError):  # closed already
@@ -382,7 +386,7 @@ def session_lost() -> OSError:
 
 
 def has_no_room(error: OSError) -> bool:
-    """Say whether a send failed because a queue was full, so that it will do later."""
+    """Return whether a send failed because a queue was full, so that it may succeed later."""
     if error.errno == errno.ETIMEDOUT:
         return False  # the server did not answer a handshake
     return isinstance(error, TimeoutError | BlockingIOError) or error.errno == errno.ENOBUFS

@@ -21,7 +21,7 @@ __all__ = ["Exchange", "is_refusal"]
 
 
 def is_refusal(error: OSError) -> bool:
-    """Say whether an error means that there is no server; the second is of ``AF_UNIX``."""
+    """Return whether an error means that there is no server. ``AF_UNIX`` has both kinds."""
     return isinstance(error, ConnectionRefusedError | FileNotFoundError)
 
 
@@ -45,10 +45,11 @@ class Exchange:
     :param retry: The user's options.
     :param round_trip: The estimate for the server, which learns from this request.
     :param started: When the first attempt is due, by the clock.
-    :param is_answer: Whether a datagram is the reply. None where only the port tells.
+    :param is_answer: Returns whether a datagram is the reply; ``None`` if only the port identifies
+        it.
     :param uniform: Draws the jitter.
-    :param deadline: When the request times out. By default, a timeout after it started; sooner
-        where it waited before.
+    :param deadline: When the request times out. By default, the timeout counts from ``started``; if
+        the request has waited in a queue, the deadline is earlier.
     """
 
     __slots__ = (
@@ -90,7 +91,7 @@ class Exchange:
         self.first_wait = round_trip.first_wait(retry)
         self._share = retry.later_share(self.first_wait)
         self._is_last = False
-        # When the next attempt was due, before one was put ahead of it.
+        # When the next attempt was due, before an extra one was inserted.
         self._resumed: float | None = None
         #: When the whole request times out, in seconds of the clock.
         self.deadline = started + retry.timeout if deadline is None else deadline
@@ -104,8 +105,7 @@ class Exchange:
         self.rejected = 0
         #: Whether the reply has arrived.
         self.is_complete = False
-        #: Why attempts were lost: the last error that an ICMP message brought, or that the user's
-        #: function raised.
+        #: Why attempts were lost: the last error from an ICMP message or the user's function.
         self.refusal: Exception | None = None
 
     def attempt(self, now: float) -> bool:
@@ -138,7 +138,7 @@ class Exchange:
         return True
 
     def _attempt_ahead(self, now: float) -> bool:
-        """Begin an attempt before it was due; the next one is due then."""
+        """Begin an attempt early; the next one is due when this one was."""
         if now >= self.deadline:
             return False
         self.attempts += 1
@@ -208,7 +208,7 @@ class Exchange:
     ) -> TimeoutError:
         """Return the exception to raise when no attempt was answered.
 
-        :param had_session: Whether an attempt was sent; by default, as `unsent` says.
+        :param had_session: Whether an attempt was sent; by default, this follows from `unsent`.
         """
         where = format_address(address)
         waited = self._started + self._retry.timeout - self.deadline

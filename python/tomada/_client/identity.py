@@ -20,7 +20,7 @@ __all__ = ["Identity"]
 
 
 class Identity:
-    """The functions with which a user tells replies apart.
+    """The user's functions that match replies to requests.
 
     :param match: Returns whether a datagram answers a request.
     :param key: Returns what a request and its reply have in common.
@@ -41,7 +41,7 @@ class Identity:
             raise ValueError("pass match= or key=, not both")
         self._match = match
         self._key = key
-        # The key of a request as it is sent.
+        # Returns the key of a request in the form in which it is sent.
         self._key_of_request = key
 
     def behind(self, header: bytes) -> Identity:
@@ -58,7 +58,7 @@ class Identity:
 
     @property
     def tells_apart(self) -> bool:
-        """Whether replies are told apart by what they contain, so that one port is enough."""
+        """Whether the content of a reply identifies its request, so that one port is enough."""
         return self._match is not None or self._key is not None
 
     @property
@@ -72,9 +72,9 @@ class Identity:
     def in_flight(
         self, pool: Pool, retry: Retry, address: _Address, *, lasts: bool = False
     ) -> InFlight:
-        """Return an object that keeps many requests in flight, and finds their replies.
+        """Return an object that keeps many requests in flight and matches replies to them.
 
-        :param lasts: Whether it is used as long as the client lives.
+        :param lasts: Whether it is used for the client's whole life.
         """
         if self._key is not None and self._key_of_request is not None:
             return Keyed(self._key_of_request, self._key, pool, retry, address)
@@ -84,5 +84,5 @@ class Identity:
 
 
 def _is_function(value: object) -> bool:
-    """Say whether a value is a function whose result is there at once."""
+    """Return whether a value is callable, but not a coroutine function."""
     return callable(value) and not inspect.iscoroutinefunction(value)

@@ -1,4 +1,4 @@
-"""Requests in flight: attempts and deadlines of many requests, without waiting for any of them."""
+"""The attempts and deadlines of many requests in flight, without waiting for any of them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 # How long to receive replies before retrying requests that found a queue full, in seconds.
 ROOM_WAIT = 1e-3
 
-# How many replies to read after the time of an attempt is over, in batches: a reply that arrived
-# while this process was held up has come in time.
+# How many batches of replies to read after the time of an attempt is over: a reply that arrived
+# while this process was delayed has arrived in time.
 MOST_LATE_BATCHES = 64
 
 
@@ -42,12 +42,12 @@ class Group:
         self.indices = indices
         #: The number of requests that are still in flight, and not in another group.
         self.left = len(indices)
-        #: The number of datagrams that had been rejected before.
+        #: The number of datagrams that had been rejected before this group.
         self.rejected = rejected
-        #: When they were sent first, in seconds of the clock.
+        #: When they were first sent, in seconds of the clock.
         self.sent_at = 0.0
-        #: The bytes that one of them takes in a socket's buffer, and how many of them may be in
-        #: one: see :class:`~tomada._client.pace.Pace`.
+        #: The bytes that each of them takes in a socket's buffer, and how many of them take it now:
+        #: see :class:`~tomada._client.pace.Pace`.
         self.cost = 0
         self.charged = 0
 
@@ -71,7 +71,7 @@ class InFlight:
         self.pool = pool
         self._retry = retry
         self._address = address
-        #: Says how many requests may be sent at once; None for all of them.
+        #: Limits how many requests are sent before replies arrive; ``None`` sets no limit.
         self.pace: Pace | None = None
         #: Called with the index of a request and its reply.
         self.answered: Callable[[int, bytes], object] = _ignore
@@ -86,16 +86,15 @@ class InFlight:
         # Requests whose last attempt was not sent because a queue on the way was full. Only
         # receiving makes room: the server may be waiting for this client to read its replies.
         self._unsent: dict[int, None] = {}
-        #: The connections whose sessions are not complete yet, each with the requests that wait for
-        #: that, and when one of them has to retransmit.
+        #: The connections whose handshakes are under way, each with the requests that wait for it.
         self.securing: dict[Connection, dict[int, None]] = {}
+        # When the next of these handshakes has to retransmit.
         self._securing_due = math.inf
-        #: The last error since the last reply that an ICMP message brought, or the user's function
-        #: raised.
+        #: The last error from an ICMP message or the user's function, since the last reply.
         self.refusal: Exception | None = None
-        #: The number of datagrams that are not the reply to any request, by the user's function.
+        #: The number of datagrams that the user's function did not match to a request.
         self.rejected = 0
-        #: The number of retransmissions, and of datagrams from the server that answer nothing.
+        #: The number of retransmissions, and of datagrams from the server that answer no request.
         self.retransmissions = 0
         self.unexpected = 0
 
@@ -115,9 +114,9 @@ class InFlight:
     ) -> None:
         """Send requests together.
 
-        :param retry: The options of these requests, where they are not those of all.
+        :param retry: The options of these requests, if they differ from the client's.
         :param deadline: When they time out, if they have waited before.
-        :param cost: The room that each of them takes, of that which `pace` gives.
+        :param cost: The bytes that each of them takes of the window of `pace`.
         """
         self.requests.update(requests)
         indices = list(requests)
@@ -159,13 +158,13 @@ class InFlight:
             _, _, group = heapq.heappop(self._due)
             self._discharge(group, group.charged)
             if group.exchange.due > now:
-                continue  # this was the moment to discharge it
+                continue  # only its discharge was due
             group.indices = self._left(group)
             if group.indices:
                 self._attempt(group)
 
     def receive(self, until: float) -> bool:
-        """Wait for datagrams until a moment; return whether any arrived."""
+        """Wait for datagrams until a given time; return whether any arrived."""
         raise NotImplementedError
 
     def give_up(self, index: int) -> None:
@@ -217,7 +216,7 @@ class InFlight:
         return [index for index in group.indices if groups.get(index) is group]
 
     def _transmit(self, indices: list[int]) -> None:
-        """Send requests of any groups, as far as there is room; keep the others for later."""
+        """Send as many requests, of any groups, as there is room for; keep the others for later."""
         pace, groups = self.pace, self._groups
         if pace is not None:
             charged: dict[Group, None] = {}
@@ -229,8 +228,8 @@ class InFlight:
                     break
                 pace.charge(group, 1)
                 charged[group] = None
-            # They give back the room after as long as at the first attempt, not when the next one
-            # is due: a server that answers some requests never must not slow the others down.
+            # They release the room after the time of the first wait, not when the next attempt is
+            # due: requests that the server never answers must not slow down the others.
             now = monotonic()
             for group in charged:
                 self._schedule(group, now + group.exchange.first_wait)
@@ -254,12 +253,12 @@ class InFlight:
         return group
 
     def _adapt(self, replies: int, group: Group, length: int, now: float) -> None:
-        """Tell the pace about replies that arrived together, the last one to a group's request."""
+        """Tell the pace about replies that arrived together, the last one for `group`."""
         if self.pace is not None and group.exchange.attempts == 1:
             self.pace.answered(replies, length, now - group.sent_at, now)
 
     def _refused(self, indices: Sequence[int], error: OSError) -> None:
-        """Take note that attempts are lost, as :meth:`Exchange.refuse` does."""
+        """Record that attempts are lost, as :meth:`Exchange.refuse` does."""
         if is_refusal(error):
             for index in indices:
                 if not self._groups[index].exchange.retries_refused:
@@ -269,7 +268,7 @@ class InFlight:
             self._send_ahead(indices, error)
 
     def _send_ahead(self, indices: Sequence[int], error: OSError) -> None:
-        """Make the next attempt of requests at once, apart from what was sent with them."""
+        """Make the next attempt of some requests at once, apart from the rest of their groups."""
         together: dict[Group, list[int]] = {}
         for index in indices:
             together.setdefault(self._groups[index], []).append(index)
@@ -289,14 +288,15 @@ class InFlight:
 
     def _fail(self, index: int, error: OSError) -> None:
         self.give_up(index)
-        own = copy.copy(error)  # several requests may fail of one error, and each says its index
+        own = copy.copy(error)  # several requests may share the error; each needs its own index
         own.__cause__ = error.__cause__
         self.failed(index, own)
 
     def _not_sent(self, index: int, error: OSError) -> None:
         if has_no_room(error):
             self._unsent[index] = None
-            # Move it behind the requests that can be answered, in case another request is equal.
+            # Move it behind the requests that were sent: if one of those is equal, a reply is to
+            # that one.
             self.requests[index] = self.requests.pop(index)
         elif is_refusal(error):
             self._refused([index], error)
@@ -313,9 +313,9 @@ class InFlight:
         self._securing_due = min(self._securing_due, monotonic() + connection.tick())
 
     def _secure(self, connection: Connection, until: float) -> bool:
-        """Wait up to a moment for the end of a handshake; return whether it has ended.
+        """Wait until a given time for the end of a handshake; return whether it has ended.
 
-        Then the requests that wait for it are sent, or fail with it.
+        If it has ended, send the requests that wait for it, or fail them with its error.
         """
         error: OSError | None = None
         try:
@@ -340,11 +340,11 @@ class InFlight:
                 self._securing_due = min(self._securing_due, now + due)
 
     def _send_at_last(self, connection: Connection, indices: Sequence[int]) -> None:
-        """Send requests whose connection has a session now."""
+        """Send requests whose connection now has a session."""
         raise NotImplementedError
 
     def _unanswered(self, group: Group) -> None:
-        """Take note that no attempt of a group was answered in time."""
+        """Record that no attempt of a group was answered in time."""
 
     def _stop_expecting(self, index: int) -> None:
         """Forget what :meth:`expect` has prepared."""

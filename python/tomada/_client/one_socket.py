@@ -1,4 +1,4 @@
-"""Requests in flight that share a socket: a match or a key says which request a reply answers."""
+"""Requests in flight that share a socket: a match or a key tells which request a reply answers."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ MANY = 64
 class Shared(InFlight):
     """Uses one connection for all requests, and sends in batches.
 
-    Subclasses know which request a reply answers.
+    Subclasses find the request that a reply answers.
     """
 
     def __init__(self, pool: Pool, retry: Retry, address: _Address) -> None:
         super().__init__(pool, retry, address)
         self.connection: Connection = pool.take()
-        # When the server has sent something.
+        # When the last datagrams were received.
         self._heard_at = 0.0
-        #: Called with what the user's function raised about a datagram from the server.
+        #: Called with an exception that the user's function raised for a datagram from the server.
         self.mistaken: Callable[[Exception], object] = _raise
 
     def _find(self, data: bytes) -> int | None:
@@ -57,7 +57,7 @@ class Shared(InFlight):
         self._send(indices)
 
     def receive(self, until: float) -> bool:
-        """Wait for datagrams until a moment; return whether any arrived."""
+        """Wait for datagrams until a given time; return whether any arrived."""
         connection = self.connection
         if self.securing:
             return self._secure(connection, until)
@@ -71,7 +71,7 @@ class Shared(InFlight):
             return True
         now = self._heard_at = monotonic()
         replies, group = 0, None
-        server = None  # the tuple that the server's datagrams of this batch share
+        server = None  # the tuple that all of the server's datagrams in this batch share
         for data, sender in datagrams:
             if sender is not server:
                 if sender != connection.peer:
@@ -99,11 +99,11 @@ class Shared(InFlight):
         return self.connection.number
 
     def _lost(self, error: OSError) -> None:
-        """Take note of the session's end, or of an ICMP message, which may be about some requests.
+        """Handle the end of the session, or an ICMP message about some of the requests.
 
-        Only the length of a request tells.
+        The message does not say which: only a request's length can tell.
 
-        :raises OSError: The error is about this machine.
+        :raises OSError: The error is local, not about the server.
         """
         if self.connection.has_lost_session():
             self._refused(list(self.requests), session_lost())
@@ -119,7 +119,8 @@ class Shared(InFlight):
         self._refused(indices, error)
 
     def _unanswered(self, group: Group) -> None:
-        # A server that was restarted no longer knows a session that it does not answer in.
+        # If nothing has arrived since, the server may have been restarted and have lost the
+        # session.
         if self.connection.dtls is not None and self._heard_at < group.sent_at:
             self.connection.end_session()
 
@@ -129,7 +130,7 @@ class Shared(InFlight):
 
 
 class Matched(Shared):
-    """A function of a request and a reply says whether they belong together."""
+    """Finds the request of a reply with a function that compares the two."""
 
     def __init__(
         self,
@@ -150,7 +151,7 @@ class Matched(Shared):
 
 
 class Keyed(Shared):
-    """A request and its reply have the same key, by which the request is found at once."""
+    """Finds the request of a reply at once, by the key that the two have in common."""
 
     def __init__(
         self,
@@ -167,7 +168,7 @@ class Keyed(Shared):
         self._keys: dict[int, Hashable] = {}
 
     def expect(self, index: int, data: ReadableBuffer) -> None:
-        """Keep the key of a request.
+        """Store the key of a request.
 
         :raises ValueError: Another request under way has the same key.
         """
@@ -180,14 +181,14 @@ class Keyed(Shared):
         self._keys[index] = key
 
     def expect_all(self, requests: dict[int, Any]) -> None:
-        """Keep the keys of many requests."""
+        """Store the keys of many requests."""
         for index, data in requests.items():
             self.expect(index, data)
 
     def _find(self, data: bytes) -> int | None:
         index = self._by_key.get(self._key(data))
         if index is None or index not in self.requests:
-            return None  # late, a duplicate, or a stranger's; or its request was not sent yet
+            return None  # late, a duplicate, or unrelated; or its request was not sent yet
         del self._by_key[self._keys.pop(index)]
         return index
 

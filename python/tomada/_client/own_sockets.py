@@ -1,4 +1,4 @@
-"""Requests in flight that have a socket each: the port says which request a reply answers."""
+"""Requests in flight that have a socket each: the port tells which request a reply answers."""
 
 from __future__ import annotations
 
@@ -40,16 +40,17 @@ class Separate(InFlight):
 
     def __init__(self, pool: Pool, retry: Retry, address: _Address) -> None:
         super().__init__(pool, retry, address)
-        # All connections by descriptor, and the requests that were sent over them.
+        # All connections, and the requests that were sent over them, by descriptor.
         self._connections: dict[int, Connection] = {}
         self._asked: dict[int, int] = {}
-        # By request: its connection, and whether it was sent more than once.
+        # The connection of each request, and the requests that were sent more than once.
         self._own: dict[int, Connection] = {}
         self._repeated: set[int] = set()
         self._free: deque[Connection] = deque()
         self._epoll = select.epoll()
-        # The epoll does not report connections that another thread closes. A file, and not a
-        # number: if an exception interrupts this, its waker can still write to nothing else.
+        # Wakes the epoll when the pool closes, because the epoll does not report connections that
+        # another thread closes. A file object instead of a descriptor: once it is closed, the waker
+        # cannot write to another file with the same number.
         flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
         self._closing = os.fdopen(os.eventfd(0, flags), "wb", buffering=0)
         try:
@@ -79,7 +80,7 @@ class Separate(InFlight):
                 if connection not in self.securing:
                     self._repeated.add(index)
             elif len(free) >= LEAST_IDLE and not self.pool.watched:
-                # The request has it at once: an exception leaves it with an owner.
+                # Assign it at once, so that an exception cannot leave it without an owner.
                 connection = own[index] = free.popleft()
                 self._asked[connection.number] = index
             else:
@@ -94,7 +95,7 @@ class Separate(InFlight):
                 self._send_slowly(connection, index)
 
     def _borrow(self, count: int) -> None:
-        """Add idle connections of the pool to the free ones; they have rested longer than those."""
+        """Put idle connections of the pool before the free ones: they have rested longer."""
         borrowed = self.pool.take_idle(count) if count > 0 else []
         self._free.extendleft(reversed(borrowed))
         for connection in borrowed:
@@ -117,7 +118,7 @@ class Separate(InFlight):
         connection.empty()
 
     def _assign(self, index: int) -> Connection:
-        """Give a request a free connection that has rested for long enough, or another one."""
+        """Give a request a free connection that has rested long enough, or one from the pool."""
         free, pool = self._free, self.pool
         if free and pool.has_rested(free[0], len(free) - 1, monotonic()):
             connection = self._own[index] = free.popleft()
@@ -157,8 +158,8 @@ class Separate(InFlight):
         for index in indices:
             self._send_slowly(connection, index)
 
-    def receive(self, until: float) -> bool:  # noqa: C901 - what a datagram may be, in one piece
-        """Wait for datagrams until a moment; return whether any arrived."""
+    def receive(self, until: float) -> bool:  # noqa: C901 - one place for all kinds of events
+        """Wait for datagrams until a given time; return whether any arrived."""
         events = self._epoll.poll(max(until - monotonic(), 0.0), MANY)
         if self.pool.sample_due != self.pool.round_trip.sample_due:
             self.pool.adapt()
@@ -198,7 +199,7 @@ class Separate(InFlight):
         return bool(events)
 
     def _release(self, index: int, *, is_answered: bool) -> None:
-        """Take the connection from a request; it is free if no late reply can arrive."""
+        """Take the connection from a request; keep it if no late reply can arrive."""
         connection, pool = self._own.pop(index), self.pool
         self.securing.pop(connection, None)
         self._asked.pop(connection.number, None)
@@ -232,14 +233,14 @@ class Separate(InFlight):
 
 
 class Returning(Separate):
-    """Gives a connection back to the pool after each request.
+    """Returns each connection to the pool after its request.
 
-    For a client that keeps requests in flight as long as it lives: the pool closes the connections
-    that are not needed any longer.
+    This is for clients that keep requests in flight for their whole life: the pool closes
+    connections that are no longer needed.
     """
 
     def _borrow(self, count: int) -> None:
-        """Leave idle connections in the pool, which says when one has rested for long enough."""
+        """Leave idle connections in the pool, which checks whether one has rested long enough."""
 
     def _keep(self, connection: Connection) -> None:
         self._unwatch(connection)

@@ -1,4 +1,4 @@
-"""A client's sockets: connected to the server, and rested while a late reply may arrive."""
+"""A client's sockets, which are connected to the server and rest while a late reply may arrive."""
 
 from __future__ import annotations
 
@@ -27,34 +27,35 @@ if TYPE_CHECKING:
 
     from tomada._client.retry import Retry
 
-# How many sockets over which a reply may still come stay open for the timeout: the server gets no
-# ICMP message then, and no other process has the port. Beyond that the oldest is closed, to spare
-# descriptors. Open or closed, their ports are avoided.
+# How many sockets that may still get a late reply stay open for the timeout. While one is open, the
+# server does not get an ICMP message, and no other process can get the port. Beyond this number,
+# the oldest is closed to save descriptors. Open or closed, their ports are avoided.
 MOST_RESTING = 64
 
-# How many sockets rest whose request was sent once and answered once: at least, besides those that
-# are in use, and up to. Beyond that the oldest is closed.
+# The minimum and maximum number of idle sockets, whose last request was sent once and answered
+# once. Beyond the maximum, the oldest is closed.
 LEAST_IDLE = 32
 MOST_IDLE = min(512, max(LEAST_IDLE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
 
-# How many requests a client makes at first as if the network duplicated datagrams, while watching.
+# For this many requests, a new client assumes that the network duplicates datagrams, and watches
+# for duplicates.
 WATCHED = 256
 
-# How long sockets rest at least once a duplicate was seen, in seconds.
+# The minimum rest of a socket after a duplicate was seen, in seconds.
 LEAST_REST = 0.1
 
-# How many sockets of each kind to close at once that have rested for long: what many requests left
-# behind must not hold up one.
+# How many long-rested sockets of each kind to close at once: cleaning up after many requests must
+# not delay a single one.
 TRIMMED = 4
 
-# How many times longer than necessary a socket has rested, and for how many seconds, when it is not
-# needed: fewer would do. The timeout is long in any case. Where sockets need not rest for a certain
-# time, those that stay idle for as many seconds are not needed.
+# A socket is not needed, because fewer would do, if it has rested for this many times the necessary
+# rest and for at least this many seconds, or for the timeout. If sockets do not have to rest, those
+# that stay idle for LEAST_LONG seconds are not needed.
 LONG_RESTS = 4
 LEAST_LONG = 1.0
 
 # The local address of a socket before it is connected, without a port.
-_ANY = dict[int, tuple[str]]({AF_INET: ("0.0.0.0",), AF_INET6: ("::",)})  # noqa: S104 - as none
+_ANY = dict[int, tuple[str]]({AF_INET: ("0.0.0.0",), AF_INET6: ("::",)})  # noqa: S104 - the default
 
 
 def resolve(address: _Address, family: int = 0) -> tuple[int, _Address]:
@@ -95,20 +96,21 @@ def choose(found: Sequence[Any], address: _Address) -> tuple[int, _Address]:
 class Pool:
     """The sockets of one client: one for each concurrent request, and idle ones.
 
-    A request has a socket of its own, so that the port says whose reply a datagram is. Where
-    nothing else does, a socket rests after each request, and those that have rested longest are
-    used first; longer while the first requests are watched for duplicates, and where there were
-    some. One whose request was sent twice, not answered or cancelled is not used again: it stays
-    open for the timeout if there are few, and its port is avoided until no late reply can arrive.
+    Each request has its own socket, so that the port identifies the request that a datagram
+    answers. If nothing else identifies it, a socket rests after each request, and those that have
+    rested longest are used first. They rest longer while the first requests are watched for
+    duplicates, and after a duplicate was seen. A socket whose request was sent twice, not answered
+    or cancelled is not used again: it stays open for the timeout if there are few such sockets, and
+    its port is avoided until no late reply can arrive.
 
-    Where the timeout is each request's own, write it to the connection's
-    ``request_timeout`` before the connection is given back.
+    If each request has its own timeout, set the connection's ``request_timeout`` to it before
+    giving the connection back.
 
     :param local: The local address of the connections, without a port. By default, any.
     :param is_secured: Whether a new connection needs a handshake before it can send a request.
     """
 
-    def __init__(  # noqa: PLR0913 - all of it is said by a client
+    def __init__(  # noqa: PLR0913 - the settings of a client
         self,
         family: int,
         address: _Address,
@@ -122,25 +124,27 @@ class Pool:
         self._family = family
         self._address = address
         self._retry = retry
-        # Names of AF_UNIX are seldom used twice, and nothing there duplicates; and what waits in a
-        # queue there keeps the server from sending.
+        # Whether sockets that may get a late reply stay open. Not with AF_UNIX: its names are not
+        # reused, nothing duplicates datagrams, and those that wait in a queue would keep the server
+        # from sending.
         self._is_late_kept = family != AF_UNIX
-        #: Whether a socket rests before the next request: for the timeout where there are few.
-        #: Not over DTLS either, which drops duplicates; and no late record fits the keys of another
-        #: socket's session.
+        #: Whether a socket rests before the next request: for the timeout if there are few. Not
+        #: needed with DTLS either, which drops duplicates: a late record does not fit the keys of
+        #: another socket's session.
         self.rests = not (tells_apart or is_secured) and family != AF_UNIX
-        #: How long it rests in any case, in seconds, if the timeout is not shorter.
+        #: The minimum time that it rests, in seconds, unless the timeout is shorter.
         self.rest = math.inf if self.rests else 0.0
-        #: How many requests are left to watch for duplicates; for ever where there was one.
+        #: How many more requests to watch for duplicates; infinite after a duplicate was seen.
         self.watched = WATCHED if self.rests else 0.0
         self._has_duplicates = False
-        #: How many others rest at least when one is used that has not rested for the timeout.
+        #: How many other sockets must be idle before one is used that has not rested for the
+        #: timeout.
         self.few = LEAST_IDLE - 1 if self.rests else 0
         self._prepare = prepare
         self._is_secured = is_secured
         # With a match, late replies do no harm, and the kernel chooses the port.
         self._local = (local or _ANY[family]) if self.rests else None
-        #: The estimate for the server.
+        #: The round-trip estimate for the server.
         self.round_trip = RoundTrip()
         #: The earliest time at which calling :meth:`sample` is useful.
         self.sample_due = 0.0
@@ -148,22 +152,22 @@ class Pool:
         self.wait = retry.first_wait
         # Reentrant, because a signal handler may close the client inside any of these methods. It
         # is not held while a socket is opened or closed: after a system call, a thread may get the
-        # interpreter's lock back late, and all others would wait for it.
+        # interpreter's lock back late, and all other threads would wait for it.
         self._lock = threading.RLock()
-        # Those that are open. One leaves after it was closed: once nothing refers to it, it closes
-        # without taking note of its port.
+        # The open connections. Each is removed only after it was closed: otherwise, the garbage
+        # collector could close it without its port being avoided.
         self._all: set[Connection] = set()
         self._resting: deque[tuple[float, Connection]] = deque()
-        # The least number of idle sockets since the last count, how many to close because of the
-        # last count, and when the next one is due.
+        # The minimum number of idle sockets since the last count, how many of them to close
+        # according to that count, and when the next count is due.
         self._unused = 0
         self._spare = 0
         self._count_due = 0.0
-        # When the next sample is due to close sockets.
+        # When the next sample also closes sockets.
         self._trim_due = 0.0
         #: Connections that may be used again, longest-rested first.
         self.idle: deque[Connection] = deque()
-        #: Called when the pool is closed, for a thread that waits for several connections.
+        #: Called when the pool is closed, to wake threads that wait for several connections.
         self.wakers: set[Callable[[], None]] = set()
         self.is_closed = False
         _pools.add(self)
@@ -188,10 +192,10 @@ class Pool:
         return self._open()
 
     def take_new(self) -> Connection | None:
-        """Return a new connection that is connected, with an empty queue, or nothing if it fails.
+        """Open and connect a connection; return it with an empty queue, or ``None`` if that fails.
 
-        Another attempt then says why. Nor is there one if it needs a handshake first, which
-        :meth:`Connection.ask` makes.
+        The next attempt then raises the error. This also returns ``None`` if a connection needs a
+        handshake first, which :meth:`Connection.ask` makes.
         """
         if self._is_secured:
             return None
@@ -210,7 +214,7 @@ class Pool:
     def take_idle(self, count: int) -> list[Connection]:
         """Return up to `count` idle connections, the one that has rested longest first.
 
-        Their queues may have late datagrams.
+        Their queues may contain late datagrams.
         """
         taken: list[Connection] = []
         with contextlib.suppress(IndexError):
@@ -228,7 +232,7 @@ class Pool:
         return False
 
     def _keep_oldest(self, connection: Connection) -> None:
-        """Keep an idle connection that may not be used yet, if there are not too many."""
+        """Put back an idle connection that may not be used yet; beyond the maximum, close it."""
         if len(self.idle) < MOST_IDLE:
             self.idle.appendleft(connection)
         else:
@@ -248,7 +252,7 @@ class Pool:
         return True
 
     def count_watched(self) -> None:
-        """Take note that a request was watched for duplicates."""
+        """Record that a request was watched for duplicates."""
         if self.watched:
             left = max(self.watched - 1, 0)
             self.watched = math.inf if self._has_duplicates else left
@@ -258,7 +262,7 @@ class Pool:
         self.watched = math.inf
 
     def has_rested(self, connection: Connection, others: int, now: float) -> bool:
-        """Say whether a socket may be used again, given how many others rest."""
+        """Return whether a socket may be used again, given how many others rest."""
         if not self.rests:
             return True
         rest = self.rest if others >= self.few else math.inf
@@ -292,7 +296,7 @@ class Pool:
             self.trim()
 
     def retire(self, connection: Connection) -> None:
-        """Give back a connection for which a reply may still come."""
+        """Give back a connection that may still get a late reply."""
         self.adapt()
         until = monotonic() + connection.request_timeout if self._is_late_kept else 0.0
         with self._lock:
@@ -300,7 +304,7 @@ class Pool:
         self.trim()
 
     def trim(self) -> None:
-        """Close a few of the sockets that have rested for long enough, or are too many."""
+        """Close a few of the sockets that have rested for long enough or exceed the limits."""
         now = monotonic()
         self._trim_due = now + SAMPLE_INTERVAL
         self._count_unused(now)
@@ -334,7 +338,7 @@ class Pool:
         self._close([connection])
 
     def _avoid_at_rest(self, connection: Connection) -> None:
-        """Let no request have the port of a socket that was answered, while it should rest."""
+        """Avoid the port of a socket that was answered, until its rest would have ended."""
         rest = min(self.rest, connection.request_timeout) if self.rests else 0.0
         connection.avoid(connection.used_at + rest)
 
@@ -365,15 +369,15 @@ class Pool:
         )
 
     def _long_rest(self) -> float:
-        """Return how long a socket rests where duplicates are possible, in seconds."""
+        """Return how long a socket rests if duplicates are possible, in seconds."""
         spread = self.round_trip.spread
-        # A network that duplicates datagrams may also reorder what it duplicates.
+        # A network that duplicates datagrams may also delay the copies.
         return max(spread, LEAST_REST) if self.watched == math.inf else spread
 
     def _pop_oldest(self, now: float) -> Connection | None:
-        """Take the socket that has rested longest out of the idle ones unless it is of use.
+        """Remove and return the idle socket that has rested longest, unless it is needed.
 
-        See also whether it has a duplicate.
+        This also checks whether it has received a duplicate.
         """
         try:
             oldest = self.idle.popleft()  # so that no other thread uses it
@@ -392,7 +396,8 @@ class Pool:
     def _count_unused(self, now: float) -> None:
         """Count the sockets that stayed idle since the last count, when the next one is due.
 
-        While the pool watches for duplicates, none counts: each is of use while it rests.
+        While the pool watches for duplicates, none is counted, because each is needed while it
+        rests.
         """
         self._unused = min(self._unused, len(self.idle))
         if now >= self._count_due:
@@ -430,7 +435,7 @@ class Pool:
         ended = []
         while self.rests and self.idle:
             try:
-                connection = self.idle.popleft()  # no other thread has it then
+                connection = self.idle.popleft()  # so that no other thread uses it
             except IndexError:
                 break
             rest = min(self._long_rest(), connection.request_timeout)

@@ -21,24 +21,25 @@ if TYPE_CHECKING:
 
 __all__ = ["PORTS", "NoPortError", "Ports", "late_for", "unique_name"]
 
-# For how many seconds after a request ended a reply to it may arrive, at least. Linux forgets a UDP
+# How long after the end of a request a reply to it may arrive, in seconds. Linux forgets a UDP
 # exchange without a reply after 30 s (nf_conntrack_udp_timeout), and so do most firewalls and NATs;
-# it drops fragments that are not reassembled after 30 s (ipfrag_time). Longer is safer against a
-# server with a longer queue, and uses the ports up sooner: 28,232 ports (the default range) that
-# are avoided for 30 s last for 941 unanswered requests per second.
+# it drops fragments that are not reassembled after 30 s (ipfrag_time). A longer time is safer with
+# a server whose queue is longer, but uses up the ports sooner: with 30 s, the default range of
+# 28,232 ports is enough for 941 unanswered requests per second.
 LATE = 30.0
 
-# And in multiples of the timeout, which tells how slow a server the user expects.
+# The same in multiples of the timeout, which shows how slow a server the user expects. The longer
+# time applies.
 LATE_TIMEOUTS = 2
 
-# How many ports to draw before the ones that are left are counted out.
+# How many ports to draw at random before listing the remaining ones.
 DRAWS = 32
 
 # Why a socket cannot have a port, and what to do.
 NONE_SAFE = "every free port may still get a late reply; pass match=, or lower the rate"
 NONE_FREE = "no local port is free; close sockets, or widen sysctl net.ipv4.ip_local_port_range"
 
-# Why a port cannot be bound, although another one can.
+# Errors from binding a port that do not concern other ports.
 _TAKEN = frozenset({errno.EADDRINUSE, errno.EACCES, errno.EPERM})
 
 _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -47,7 +48,7 @@ _DEFAULT_RANGE = 32768, 60999
 
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing is bound to it
 
-# For how many seconds the machine's settings are believed: to read them takes longer than to open a
+# How long the machine's settings are cached, in seconds: reading them takes longer than opening a
 # socket.
 UP_TO_DATE = 1.0
 _machine: tuple[float, int, int, set[int]] | None = None
@@ -60,7 +61,7 @@ class NoPortError(OSError):
 
 
 def late_for(timeout: float) -> float:
-    """Return for how many seconds after a request a reply to it may arrive."""
+    """Return how long after the end of a request a reply to it may arrive, in seconds."""
     return max(LATE, LATE_TIMEOUTS * timeout)
 
 
@@ -72,28 +73,28 @@ def unique_name() -> bytes:
 class Ports:
     """The ports to avoid, by server: one object for all clients of a process.
 
-    The invariant: a port is put down here *before* the socket that has it gives it up. So a port
-    that may get a late reply is either open, or here, or the time is over; and a socket that has
-    just got a port finds out here whether it may keep it. A port that the kernel chose can be given
-    up then, but one that was asked for cannot: to bind such a port, the lock is held.
+    The invariant: a port is recorded here *before* its socket gives it up. So until no late reply
+    can arrive, a port is either in use by its socket or recorded here, and a socket that has just
+    been bound can check here whether it may keep its port. It can give up a port that the kernel
+    chose, but not one that it was bound to by number: the lock is held while binding such a port.
 
-    At most one entry per server and port is kept, up to the moment when it may be used again.
+    There is at most one entry per server and port. It is removed when the port may be used again.
 
-    The child of a fork copies the entries, and adds the ports of the sockets that its parent had
-    open. After the fork, neither process learns which ports the other one avoids, as with any two
+    A forked child copies the entries, and adds the ports of the sockets that its parent had open.
+    After the fork, neither process learns which ports the other one avoids, as with any two
     processes. The kernel keeps them apart while the sockets are open. But if the parent closes a
     socket whose request it sent after the fork, the child may get the port and a late reply.
     """
 
     def __init__(self) -> None:
-        # Not a plain lock: a signal handler or finalizer may close a client in the middle of this.
+        # Not a plain lock: a signal handler or finalizer may close a client while it is held.
         self._lock = threading.RLock()
         self._avoided: dict[tuple[str, int], dict[int, float]] = {}
-        # The moments when entries expire, the first one first.
+        # A heap of the times when entries expire.
         self._expiries: list[tuple[float, tuple[str, int], int]] = []
 
     def avoid(self, server: _Address, port: int, until: float) -> None:
-        """Let no socket that asks this server have a port up to a moment."""
+        """Keep sockets for this server from using a port until a given time."""
         with self._lock:
             self.expire()
             if until <= monotonic():
@@ -122,17 +123,17 @@ class Ports:
                     self._avoided.pop(key, None)
 
     def avoided(self, server: _Address) -> set[int]:
-        """Return the ports that sockets which ask this server must not have now."""
+        """Return the ports that sockets for this server must not use now."""
         now = monotonic()
         with self._lock:
             entries = list(self._avoided.get(_key(server), {}).items())
         return {port for port, until in entries if until > now}
 
     def bind(self, sock: Socket, local: tuple[Any, ...], server: _Address) -> None:
-        """Bind a socket that is going to ask a server to a local address, and a port not avoided.
+        """Bind a socket for a server to a local address, with a port that is not avoided.
 
         :param local: The address, without a port: the host and, with IPv6, flow and scope.
-        :raises NoPortError: Each port that is free is avoided.
+        :raises NoPortError: No port is free, or every free port is avoided.
         """
         host, *scope = local
         key = _key(server)
@@ -149,13 +150,13 @@ class Ports:
         candidates = _candidates(self.avoided(server))
         if not any(self._bind_to(sock, (host, port, *scope), key) for port in candidates):
             raise NoPortError(errno.EADDRNOTAVAIL, _text(server, NONE_SAFE))
-        # A finalizer may have closed the socket that had this port a moment ago.
+        # A finalizer may just have closed the socket that had this port.
         if self._has_avoided(key, sock.getsockname()[1]):
             raise NoPortError(errno.EADDRNOTAVAIL, _text(server, NONE_SAFE))
 
     def _bind_to(self, sock: Socket, address: tuple[Any, ...], key: tuple[str, int]) -> bool:
         """Bind a socket to a port, unless it is taken or avoided."""
-        with self._lock:  # the socket cannot give up a port that is not free
+        with self._lock:  # the socket could not give up an avoided port
             return not self._has_avoided(key, address[1]) and _is_bound(sock, address)
 
     def _has_avoided(self, key: tuple[str, int], port: int) -> bool:
@@ -163,12 +164,12 @@ class Ports:
         return avoided is not None and port in avoided
 
     def start_anew(self) -> None:
-        """Go on in a child process: no thread is there that could release the lock."""
+        """Replace the lock in a child process, which lacks the thread that could release it."""
         self._lock = threading.RLock()
 
 
 def _candidates(avoided: Any) -> Any:
-    """Yield ports of the machine's range that are not avoided, in random order, each to try."""
+    """Yield the ports of the machine's range that are not avoided, in random order."""
     global _machine  # noqa: PLW0603 - a cache
     now = monotonic()
     if _machine is None or _machine[0] <= now:
@@ -184,7 +185,7 @@ def _candidates(avoided: Any) -> Any:
 
 
 def _local_ports() -> tuple[int, int, set[int]]:
-    """Return the first and the last port that the kernel gives, and those between that it keeps."""
+    """Return the first and the last port that the kernel assigns, and the reserved ones."""
     try:
         low, high = map(int, _RANGE.read_text().split())
     except (OSError, ValueError):
@@ -211,7 +212,7 @@ def _is_bound(sock: Socket, address: tuple[Any, ...]) -> bool:
 
 
 def _key(server: Any) -> tuple[str, int]:
-    """Return what is the same for all addresses of one server: its host and port."""
+    """Return the host and port, in one form for all equivalent addresses of a server."""
     host = server[0].partition("%")[0].removeprefix("::ffff:")
     return _WILDCARDS.get(host, host), server[1]
 
@@ -220,7 +221,7 @@ def _text(server: _Address, why: str) -> str:
     return f"cannot send to {format_address(server)}: {why}"
 
 
-#: Those of this process.
+#: The ports to avoid in this process.
 PORTS = Ports()
 
 os.register_at_fork(after_in_child=PORTS.start_anew)

@@ -11,9 +11,9 @@ The clients' parameters have the same names and meanings everywhere:
     Datagrams that it rejects are ignored, and the wait continues.
 ``retry_refused``
     Whether a :class:`ConnectionRefusedError` counts as an attempt without an answer (true: the
-    server may be about to start), or is raised at once (false). Errors that other ICMP messages
-    bring always count as an attempt without an answer: routers send them while routes change, and
-    anybody can forge them.
+    server may be about to start), or is raised at once (false). Errors from other ICMP messages
+    always count as an attempt without an answer: routers send them while routes change, and anybody
+    can forge them.
 
 :class:`~tomada._client.exchange.Exchange` makes the attempts.
 """
@@ -38,10 +38,10 @@ LONGEST_TIMEOUT = 1_000_000_000
 class Retry:
     """A deadline, and how the attempts are spread over it. Immutable.
 
-    The first wait is :attr:`first_wait` while the server's round-trip time is unknown; after that
-    the estimate gives it. The later waits grow by the backoff. The last one is as long as without
-    backoff, so every attempt has time to be answered and the waits fill the timeout: with 1 s and 3
-    retries they are 125, 250, 500 and 125 ms.
+    The first wait is :attr:`first_wait` while the server's round-trip time is unknown; after that,
+    it comes from the estimate. The later waits grow by the backoff. The last one is as long as
+    without backoff, so every attempt has time to be answered and the waits fill the timeout: with 1
+    s and 3 retries they are 125, 250, 500 and 125 ms.
 
     :param timeout: The deadline of the whole request, in seconds.
     :param retries: The maximum number of retransmissions.

@@ -13,7 +13,7 @@ __all__ = ["RoundTrip"]
 # steady server pauses occasionally, for garbage collection or because its machine is busy.
 LEAST_MARGIN = 50e-3
 
-# How long after a reply its duplicate may arrive, in waits without that margin.
+# How long after a reply its duplicate may arrive, as a multiple of the wait without that margin.
 REST = 4
 
 # How long a sample stays fresh, in seconds: RFC 6298 requires one per round trip, but sampling more

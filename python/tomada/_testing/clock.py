@@ -34,7 +34,7 @@ class VirtualClock:
     def __init__(self, *, patience: float = 0.0) -> None:
         self._now = 0.0
         self._patience = patience
-        # The number of functions that threads of executors run.
+        # The number of functions that are running in threads of executors.
         self._threads = 0
 
     def time(self) -> float:
@@ -85,8 +85,8 @@ class VirtualClock:
             future.add_done_callback(self._thread_ended)
             return future
 
-        async def waiting(*timeout: float | None) -> None:  # without one before Python 3.12
-            self._threads += 1  # those of the executor end in real time
+        async def waiting(*timeout: float | None) -> None:  # before Python 3.12, it has no timeout
+            self._threads += 1  # the executor's threads end in real time
             try:
                 await shutdown_default_executor(*timeout)
             finally:
@@ -101,14 +101,14 @@ class VirtualClock:
         self._threads -= 1
 
     def _jump(self, loop: Any, seconds: float) -> None:
-        """Advance by up to some seconds, but not past the next timer."""
+        """Advance by the given time in seconds, but not past the next timer."""
         due = loop._scheduled[0].when() if loop._scheduled else math.inf
         if due - self._now > seconds:  # a loop waits for at most a day
             self._now += seconds
             return
         self._now = due
         if due + loop._clock_resolution <= due:
-            # After months, the clock's resolution is less than a float's, and the timer would not
+            # After months, the clock's resolution is finer than a float's, and the timer would not
             # count as due.
             self._now = math.nextafter(due, math.inf)
 

@@ -144,7 +144,7 @@ class Impairments:
 def steps_of(script: Sequence[Step]) -> list[Step]:
     """Check a script's steps and return them.
 
-    A single string is a mistake, and so is an iterator, which this would use up.
+    A single string is a mistake, and so is an iterator, which the check would use up.
     """
     if isinstance(script, str) or not isinstance(script, Sequence):
         raise TypeError(f"script must be a list of steps, or a function, not {script!r}")
@@ -170,7 +170,7 @@ def check_log_size(size: int) -> None:
         raise ValueError(f"log_size must be at least 0, not {size}")
 
 
-# The scope of a script: a direction, by its number, or both.
+# The scope of a script is the number of a direction, or this, for both directions.
 BOTH = len(DIRECTIONS)
 
 
@@ -182,9 +182,9 @@ def changed(
     """Return the impairments after a change, and the scripts that it replaces."""
     scripts: dict[int, Script | None] = {}
     if "script" in options:
-        # A new script for both directions replaces those of single ones.
+        # A new script for both directions also replaces those for single directions.
         scripts = dict.fromkeys(range(BOTH)) | {BOTH: options["script"]}
-        Impairments(script=options["script"])  # it is valid, or this raises
+        Impairments(script=options["script"])  # raises if it is invalid
         options = {**options, "script": None}
     sides = [replace(side, **options) for side in before]
     for number, side in enumerate(given):

@@ -269,14 +269,14 @@ def _scripts_of(scripts: dict[int, Script | None]) -> list[tuple[int, Any]]:
 
 
 def _chosen(direction: Direction | None) -> tuple[bool, bool]:
-    """Return which directions are meant."""
+    """Return whether each direction is selected."""
     if direction is None:
         return True, True
     return number_of(direction) == 0, number_of(direction) == 1
 
 
 def _resolve(address: Server | tuple[Any, ...] | str, family: int = 0) -> tuple[int, Any]:
-    """Return the family and the name of a server or an address."""
+    """Return the family and the numeric form of an address, or of a server's address."""
     where = getattr(address, "address", address)
     if isinstance(where, str):
         where = parse_address(where)
@@ -285,7 +285,7 @@ def _resolve(address: Server | tuple[Any, ...] | str, family: int = 0) -> tuple[
     host, port, *scope = where
     found = _std.getaddrinfo(host, port, family, _std.SOCK_DGRAM)
     chosen = min(found, key=lambda info: info[0] != _std.AF_INET)
-    # A wildcard address is where a server listens; this machine reaches it by loopback.
+    # A server may listen on a wildcard address; clients on this machine reach it over loopback.
     name = chosen[4]
     if chosen[0] == _std.AF_INET6 and scope:
         name = (*name[:2], *scope)

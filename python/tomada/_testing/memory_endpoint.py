@@ -193,7 +193,7 @@ class MemoryEndpoint(Closing):
         self._is_receiving = False
         self._queue.wake_all()
 
-    # Needs nothing but the methods above and below.
+    # It calls only methods that this class also has.
     #: The same as :meth:`tomada.asyncio.Endpoint.shutdown`.
     shutdown: Any = Endpoint.shutdown
 

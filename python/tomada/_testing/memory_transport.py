@@ -16,7 +16,7 @@ Name: TypeAlias = tuple[str, int]
 LARGEST_V4, LARGEST_V6 = 65_507, 65_527
 # The usual receive buffer of a socket (net.core.rmem_default), in bytes.
 ROOM = 212_992
-# The overhead of a datagram in it.
+# The overhead of a datagram in that buffer, in bytes.
 OVERHEAD = 256
 
 
@@ -39,7 +39,7 @@ class MemoryTransport(asyncio.DatagramTransport):
         self.sent = 0
         #: Their payload bytes.
         self.sent_bytes = 0
-        # A wildcard's reply comes from the address that the peer has sent to.
+        # The address that each peer has sent to: a wildcard transport replies from that address.
         self._asked: dict[Name, Name] = {}
 
     def __repr__(self) -> str:
@@ -189,7 +189,7 @@ class Queue(asyncio.DatagramProtocol):
         return data, addr
 
     def wake(self) -> None:
-        """Wake the task that has waited for longest."""
+        """Wake the task that has waited longest."""
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
@@ -202,7 +202,7 @@ class Queue(asyncio.DatagramProtocol):
             self.wake()
 
     async def wait(self) -> None:
-        """Wait until something has arrived. Cancelling loses nothing."""
+        """Wait until something has arrived. Cancelling is safe."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         try:
@@ -214,5 +214,5 @@ class Queue(asyncio.DatagramProtocol):
 
 
 def _shown(name: Name) -> Any:
-    """Return an address as a socket of its family does."""
+    """Return an address in the form in which a socket of its family returns it."""
     return (*name, 0, 0) if ":" in name[0] else name

@@ -77,14 +77,14 @@ class Network:
         ]
         for path, side in zip(self._paths, sides, strict=True):
             path.set(side)
-        # Of the directions, and the one that they share.
+        # The script of each direction, and the one for both.
         self._scripts = [_Decisions(given) for given in (*(it.script for it in sides), script)]
-        # It decides which of several flows goes first.
+        # Decides which of several flows goes first.
         self._chance = random.Random(self._seed)  # noqa: S311 - not for secrets
         self._bound: dict[Name, MemoryTransport] = {}
         self._flows: dict[tuple[Name, Name], tuple[int, int]] = {}
         self._pairs: list[tuple[Name, Name]] = []
-        # The direction and the pair of each datagram, as long as the log may have it.
+        # The direction and the pair of each datagram that may still be in the log.
         self._order = deque[tuple[int, int]](maxlen=2 * log_size)
         self._arrived = [0, 0]
         self._next_port = FIRST_FREE_PORT
@@ -158,7 +158,7 @@ class Network:
             transport.abort()
             raise
         transport.start(protocol)
-        await asyncio.sleep(0)  # connection_made was called, as on a loop of sockets
+        await asyncio.sleep(0)  # until connection_made was called, as with sockets
         return transport, protocol
 
     def install(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -248,7 +248,7 @@ class Network:
 
     def _deliver(self, loop: asyncio.AbstractEventLoop) -> None:
         """Deliver the datagrams that are due, those of different flows in random order."""
-        # The timer may be a little early, by rounding.
+        # The timer may be a little early, because of rounding.
         now = max(int(loop.time() * NANOSECONDS), self._timer_due)
         self._timer = None
         flows: dict[tuple[int, int], deque[bytes]] = {}
@@ -331,7 +331,7 @@ class Network:
             fates_of(name, path.log()) for name, path in zip(DIRECTIONS, self._paths, strict=True)
         ]
         result = []
-        for number, flow in reversed(self._order):  # the latest are in both
+        for number, flow in reversed(self._order):  # backwards: the logs may lack the oldest
             if logs[number]:
                 source, destination = self._ends(number, flow)
                 result.append(NetworkFate(source, destination, logs[number].pop()))

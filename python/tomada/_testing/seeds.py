@@ -1,4 +1,4 @@
-"""The seeds of links and networks that were not given one."""
+"""Seeds for links and networks that are created without one."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import SupportsIndex
 
-# Short enough for the report of a failure.
+# Short enough for a failure report.
 BITS = 32
 
-# Returns the next seed for the test that runs, if the plug-in for pytest has set it.
+# Returns the next seed for the running test. The pytest plug-in sets it.
 _of_test: Callable[[], int] | None = None
 
 
 def fresh() -> int:
-    """Return a seed that was not used before."""
+    """Return a random seed."""
     return random.SystemRandom().getrandbits(BITS)
 
 
@@ -30,13 +30,13 @@ def of_test(base: int, name: str) -> Callable[[], int]:
 
 
 def use(draw: Callable[[], int] | None) -> None:
-    """Set what returns the seeds for links and networks that are created from now on."""
+    """Set the function that returns seeds for links and networks that are created from now on."""
     global _of_test  # noqa: PLW0603 - a test runs alone in its process, or in a thread of it
     _of_test = draw
 
 
 def chosen(seed: int | None) -> int:
-    """Return a given seed, the next one of the test that runs, or a fresh one."""
+    """Return the given seed, the running test's next one, or a fresh one."""
     if seed is not None:
         if not isinstance(seed, SupportsIndex):
             raise TypeError(f"seed must be an int, not {seed!r}")

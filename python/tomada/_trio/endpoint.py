@@ -33,7 +33,7 @@ class Endpoint(base.Endpoint):
 
     def __aiter__(self) -> AsyncIterator[tuple[bytes, Any]]:
         """Receive datagrams, like :meth:`recv`, until the endpoint is closed or shuts down."""
-        # Not a generator: trio warns of those that are left before their end.
+        # Not a generator: trio warns about generators that are abandoned before their end.
         return self
 
     async def __anext__(self) -> tuple[bytes, Any]:
@@ -47,7 +47,7 @@ class Endpoint(base.Endpoint):
     async def _receive(self, take: Callable[..., Any], *args: Any, is_reply: bool = False) -> Any:
         await trio.lowlevel.checkpoint_if_cancelled()
         taken = await super()._receive(take, *args, is_reply=is_reply)
-        # Shielded, because the datagram would be lost.
+        # Shielded, because cancelling here would lose the datagram.
         await trio.lowlevel.cancel_shielded_checkpoint()
         return taken
 

@@ -1,4 +1,4 @@
-"""The handshake of DTLS, for a task of trio's."""
+"""The DTLS handshake, for trio tasks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 async def connect(sock: Any, context: DtlsContext, server_hostname: str | None) -> DtlsEndpoint:
-    """Begin a session with the server that a socket is connected to; return it when it is complete.
+    """Open a session with the server that a socket is connected to; return after the handshake.
 
-    :raises OSError: The handshake failed; the text says why.
+    :raises OSError: The handshake failed; the message says why.
     """
     endpoint = _core.DtlsEndpoint(context, sock, server_hostname=server_hostname, keeps_events=True)
     endpoint.begin()

@@ -19,7 +19,7 @@ _running: trio.lowlevel.RunVar[Loop] = trio.lowlevel.RunVar("tomada's loop")
 
 
 class Future:
-    """A result that a task waits for. The wait is a checkpoint of trio's."""
+    """A result that a task waits for. The wait is a trio checkpoint."""
 
     def __init__(self) -> None:
         self._event = trio.Event()
@@ -60,7 +60,7 @@ class Future:
 
 
 class Handle:
-    """A call that was scheduled, or is made whenever a descriptor is ready."""
+    """A scheduled call, or one that is made whenever a descriptor is ready."""
 
     def __init__(
         self, wait: Callable[[], Awaitable[object]], *, repeats: bool, when: float = 0.0
@@ -75,7 +75,7 @@ class Handle:
         trio.lowlevel.spawn_system_task(self._run, call)
 
     def cancel(self) -> None:
-        """Call no longer."""
+        """Stop making the call."""
         self._scope.cancel()
 
     def cancelled(self) -> bool:
@@ -98,7 +98,7 @@ class Handle:
 
 
 class Loop:
-    """Stands for an event loop of asyncio in transports, endpoints and requests."""
+    """Takes the place of an asyncio event loop in transports, endpoints and requests."""
 
     def __init__(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
@@ -107,7 +107,7 @@ class Loop:
 
     @staticmethod
     def running() -> Loop:
-        """Return the one of the current run of trio."""
+        """Return the loop of the current trio run."""
         try:
             return _running.get()
         except LookupError:
@@ -121,7 +121,7 @@ class Loop:
 
     @staticmethod
     def get_debug() -> bool:
-        """Return whether to log more."""
+        """Return whether debug mode is on: it never is."""
         return False
 
     @staticmethod
@@ -132,7 +132,7 @@ class Loop:
     def call_soon(
         self, call: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
     ) -> None:
-        """Call a function soon, in the order of these calls."""
+        """Call a function soon. Functions are called in the order in which they were passed."""
         if context is not None:
             args = (call, *args)
             call = context.run
@@ -147,7 +147,7 @@ class Loop:
         return handle
 
     def call_at(self, when: float, call: Callable[..., Any], *args: Any) -> Handle:
-        """Call a function at some time of the clock."""
+        """Call a function at a given time of the clock."""
         return self.call_later(max(when - self.time(), 0.0), call, *args)
 
     def add_reader(self, fd: int, call: Callable[..., Any], *args: Any) -> None:
@@ -155,7 +155,7 @@ class Loop:
         self._watch(self._readers, fd, trio.lowlevel.wait_readable, call, args)
 
     def remove_reader(self, fd: int) -> bool:
-        """End what :meth:`add_reader` has begun."""
+        """Stop the calls that :meth:`add_reader` started."""
         return self._unwatch(self._readers, fd)
 
     def add_writer(self, fd: int, call: Callable[..., Any], *args: Any) -> None:
@@ -163,7 +163,7 @@ class Loop:
         self._watch(self._writers, fd, trio.lowlevel.wait_writable, call, args)
 
     def remove_writer(self, fd: int) -> bool:
-        """End what :meth:`add_writer` has begun."""
+        """Stop the calls that :meth:`add_writer` started."""
         return self._unwatch(self._writers, fd)
 
     def _watch(
@@ -194,5 +194,5 @@ class Loop:
 
     @staticmethod
     def call_exception_handler(context: dict[str, Any]) -> None:
-        """Log an exception that no caller can get."""
+        """Log an exception that cannot be raised to a caller."""
         _logger.error(context["message"], exc_info=context.get("exception"))
