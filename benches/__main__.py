@@ -49,7 +49,7 @@ def main() -> int:
 
     for result in measure(chosen, window, options.rounds):
         results[result.scenario.name] = result
-        # At once, because it takes long and may be interrupted.
+        # Save after each result, because a run takes long and may be interrupted.
         suite.save(options.results, ordered(), machine)
     left = report.write(options.directory, planned, ordered(), machine)
     print(f"written to {options.directory}")
@@ -80,7 +80,7 @@ def measure(chosen: list[Scenario], window: Window, rounds: int) -> Iterator[Res
         TimeRemainingColumn(),
     )
     total = sum(min(rounds, one.most_rounds) * len(one.subjects) for one in chosen)
-    # It shares a core with the load, so it must not refresh often.
+    # The progress bar shares a core with the load, so it must not refresh often.
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=2) as bar:
         task = bar.add_task("", total=total, completed=-1)
 

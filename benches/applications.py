@@ -47,7 +47,7 @@ def scenarios() -> list[Scenario]:
 
 
 def table(results: list[Result], cell: Callable[[Outcome], str]) -> str:
-    """Make a table with a row for each program and a column for each loop."""
+    """Return a table with a row for each program and a column for each loop."""
     rows = [
         [
             f"{result.scenario.name}: {result.scenario.title}",
@@ -72,7 +72,7 @@ def notes(results: list[Result]) -> str:
 
 
 def page(results: list[Result]) -> str:
-    """Make the page of results."""
+    """Return the page of results."""
     libraries = {name: suite.installed(name) for name in ("uvloop", "rloop", *PROGRAMS)}
     versions = {name: version for name, version in libraries.items() if version}
     first = results[0]

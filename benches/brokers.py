@@ -1,4 +1,4 @@
-"""The engines of the tests, for benchmarks and the soak."""
+"""The tests' message brokers, for the benchmarks and the soak."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 
 from benches.children import ROOT, ChildFailed
 
-# The subject, and the name of its stream.
+# The subject, which is also the name of its stream.
 SUBJECT = "udp"
-# The stream forgets its oldest messages beyond this many bytes.
+# Beyond this many bytes, the stream discards its oldest messages.
 LARGEST = 256 << 20
 
 
 def helpers() -> Any:
-    """Return the module of the tests that starts engines."""
+    """Return the tests' module that starts brokers."""
     folder = str(ROOT / "tests/helpers")
     if folder not in sys.path:
         sys.path.append(folder)

@@ -1,4 +1,4 @@
-"""The processes that are measured: started on a core of their own, watched, and always ended."""
+"""The measured processes: each is started on its own core, watched, and always ended."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from typing import IO, Any, Self
 ROOT = Path(__file__).resolve().parents[1]
 LOADGEN = ROOT / "benches/loadgen/target/release/loadgen"
 
-# How long a program may take to start, and to end after it was told to.
+# How long a program may take to start, and to end when told to, in seconds.
 PATIENCE = 10.0
 
 
-class ChildFailed(Exception):  # noqa: N818 - an outcome of a measurement
+class ChildFailed(Exception):  # noqa: N818 - a possible outcome of a measurement
     """A program failed; the text is its last line."""
 
 
@@ -34,7 +34,7 @@ class Look:
 
     time_ns: int
     cpu_ns: int
-    # How long it waited for its core because of other processes.
+    # How long it waited for its core while other processes ran there.
     delay_ns: int
     count: int
 
@@ -43,7 +43,7 @@ class Child:
     """A running program of the benchmarks.
 
     :param program: ``loadgen`` and a command, or a module of ``benches.programs`` and a function.
-    :param python: The interpreter of a module, which imports the tomada installed for it.
+    :param python: The interpreter for a module, which imports the tomada installed there.
     :param namespace: The name of the network namespace to run it in.
     """
 
@@ -81,11 +81,11 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             pass_fds=[counter],
-            # Ctrl-C goes to the driver alone, which ends its children.
+            # Ctrl-C must reach only the driver, which ends its children.
             process_group=0,
         )
         os.close(counter)
-        self._cpu_clock = ~self._process.pid << 3 | 2  # as clock_getcpuclockid(3) makes it
+        self._cpu_clock = ~self._process.pid << 3 | 2  # as clock_getcpuclockid(3) computes it
 
     @property
     def pid(self) -> int:
@@ -97,7 +97,7 @@ class Child:
         return self._counter[0]
 
     def look(self) -> Look:
-        """Read its counter, and the CPU time that the kernel has accounted to it."""
+        """Read its counter, and the CPU time that the kernel attributes to it."""
         schedules = [
             path.read_text() for path in Path(f"/proc/{self.pid}/task").glob("*/schedstat")
         ]
@@ -123,7 +123,7 @@ class Child:
         return dict(json.loads(line))
 
     def go_on(self) -> None:
-        """Write it an empty line."""
+        """Let it continue: write an empty line to its input."""
         assert self._process.stdin is not None
         self._process.stdin.write(b"\n")
         self._process.stdin.flush()
@@ -139,7 +139,7 @@ class Child:
             time.sleep(0.005)
 
     def tell_to_end(self) -> None:
-        """Tell it to end, by the end of its input."""
+        """Tell it to end, by closing its input."""
         assert self._process.stdin is not None
         self._process.stdin.close()
 
@@ -149,7 +149,7 @@ class Child:
         return self.result(patience)
 
     def result(self, seconds: float) -> dict[str, Any]:
-        """Wait for its end, and return its last line of output."""
+        """Wait until it ends, and return its last line of output."""
         deadline = time.monotonic() + seconds
         while self._read(deadline - time.monotonic()):
             pass
@@ -188,12 +188,12 @@ class Child:
     def _failure(self, what: str) -> ChildFailed:
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines()
-        # The last line of a traceback, but the first line of a usage.
+        # Of a traceback, the last line; of a usage message, the first.
         reason = said[0] if said[:1] and said[0].startswith("loadgen:") else said[-1:]
         return ChildFailed(f"{what}: {''.join(reason)}" if said else what)
 
 
 def memory(pid: int) -> dict[str, int]:
-    """Return the fields of ``/proc/PID/smaps_rollup`` in bytes, which are exact, unlike statm's."""
+    """Return the fields of ``/proc/PID/smaps_rollup`` in bytes: unlike ``statm``, it is exact."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     return {name.rstrip(":"): int(size) * 1024 for name, size, *_ in map(str.split, lines)}

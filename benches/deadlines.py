@@ -30,7 +30,7 @@ TIMEOUT = 0.2
 
 IMPAIRMENTS = {"loss": 0.05, "duplicate": 0.02, "delay": 0.002, "jitter": 0.002}
 
-# A process of its own does not need this one's lock.
+# The server is a separate process, so it does not compete for this one's interpreter lock.
 SERVER = """
 import socket
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -59,7 +59,7 @@ def bad_link() -> Iterator[Address]:
 
 @contextlib.contextmanager
 def plain(address: Address) -> Iterator[Callable[[bytes], bytes]]:
-    """Ask as the documentation of the standard library suggests, with a socket for each request."""
+    """Send requests as the standard library's documentation suggests: a socket for each one."""
 
     def request(data: bytes) -> bytes:
         deadline = monotonic() + TIMEOUT
@@ -86,7 +86,7 @@ WAYS = {
 
 
 def lateness(request: Callable[[bytes], bytes]) -> list[float]:
-    """Return by how many seconds the requests that timed out did so too late, sorted."""
+    """Return how many seconds too late requests timed out, sorted."""
     late, left = [], iter(range(REQUESTS))
 
     def ask(_: int) -> None:

@@ -1,4 +1,4 @@
-"""From samples to figures: medians, spreads, and how subjects compare."""
+"""Figures from samples: medians, spreads, and how subjects compare."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from benches.loads import Sample
 from benches.plan import Bar, Scenario
 
-# A program that uses less of its core than this waits, most likely for the load.
+# A program that uses less than this share of its core is waiting, most likely for the load.
 BUSY = 0.9
 # For the metrics of these bars, more is better.
 AT_LEAST = ("speed", "rate", "call_ns")
@@ -19,7 +19,7 @@ class Outcome:
     """The samples of a subject, one for each round of a scenario."""
 
     samples: list[Sample] = field(default_factory=list)
-    # Why there are not as many samples as rounds.
+    # Why there are fewer samples than rounds.
     failure: str | None = None
 
     def median(self, metric: str) -> float:
@@ -33,7 +33,7 @@ class Outcome:
 
     @property
     def is_busy(self) -> bool:
-        """Whether the program limits the speed, and not its load."""
+        """Whether the program, not its load, limits the speed."""
         return self.median("busy") >= BUSY * (1 - self.median("disturbed"))
 
 
@@ -50,10 +50,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Speed:
-    """How many times as fast a subject is as another."""
+    """How many times as fast as another subject one is."""
 
     ratio: float
-    # Whether it compares CPU time, because one of them had to wait for its load.
+    # Whether this compares CPU time, because one of them waited for its load.
     is_by_cpu: bool
 
 

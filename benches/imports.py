@@ -34,7 +34,7 @@ print(middle - start, now() - middle)
 
 
 def measure(statement: str) -> list[float]:
-    """Return the seconds that ``import socket`` takes, and what the statement takes after it."""
+    """Return the seconds that ``import socket`` takes, and the statement after it."""
     command = [sys.executable, "-I", "-c", PROGRAM.format(statement)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return [float(word) for word in done.stdout.split()]

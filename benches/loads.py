@@ -16,13 +16,13 @@ from typing import ClassVar
 from benches import brokers
 from benches.children import PATIENCE, Child, ChildFailed, Look, memory
 
-# Of everything that receives. The kernel doubles it, for its own bookkeeping.
+# The buffer size of everything that receives. The kernel doubles it, for its own bookkeeping.
 RECEIVE_BUFFER = 1 << 20
-# Large enough for the drain behind a sender, and for a queue that is filled beforehand.
+# Large enough for the drain that a sender sends to, and for a queue that is filled in advance.
 SINK_BUFFER = 4 << 20
 QUEUE_BUFFER = 256 << 20
 
-# Enough datagrams for a percentile.
+# The smallest number of datagrams for a percentile.
 FEWEST = 100
 
 # The results of one measurement, by metric.
@@ -37,22 +37,22 @@ class Subject:
     group: str
     program: str
     options: Mapping[str, object] = field(default_factory=dict)
-    # The other end of a round trip, with the same options; otherwise one in Rust.
+    # The program at the other end of a round trip, with the same options; otherwise one in Rust.
     client: str | None = None
-    # Its interpreter, if it is not the driver's own.
+    # Its interpreter, if not the driver's own.
     python: str | None = None
 
 
 @dataclass(frozen=True)
 class Window:
-    """How long to measure, in seconds, after how long a warm-up."""
+    """How long to measure, and how long to warm up first, in seconds."""
 
     seconds: float
     warmup: float
 
     @property
     def lifetime(self) -> float:
-        """The time after which a program that hangs ends by itself."""
+        """The time after which a hanging program ends itself."""
         return self.warmup + self.seconds + 10
 
 
@@ -64,7 +64,7 @@ class Load(ABC):
 
     # The columns of its tables. Charts show the first one.
     metrics: ClassVar[tuple[str, ...]] = ("rate", "cpu_ns", "busy", "lost")
-    # The rate and the CPU time are given for each of these.
+    # The unit of the rate and of the CPU time: per datagram, for example.
     unit: ClassVar[str] = "datagram"
 
     @abstractmethod
@@ -78,7 +78,7 @@ class Load(ABC):
 
 @dataclass(frozen=True)
 class Receive(Load):
-    """A sender that never pauses or sends at a rate, and a program that receives."""
+    """A sender that never pauses or has a fixed rate, and a program that receives."""
 
     gso: bool = True
     rate: int | None = None
@@ -102,7 +102,7 @@ class Receive(Load):
 class Peers(Receive):
     """Peers that send single datagrams in turn, and a program that receives.
 
-    A subject may have a number of peers of its own.
+    A subject may override the number of peers.
     """
 
     peers: int = 64
@@ -114,7 +114,7 @@ class Peers(Receive):
 
 @dataclass(frozen=True)
 class Publish(Receive):
-    """A sender, and a program that publishes what it receives to NATS, which shares its core."""
+    """A sender, and a program that publishes the datagrams to NATS, which shares its core."""
 
     rate: int | None = 1_000_000
 
@@ -144,13 +144,13 @@ class Work(Receive):
     metrics = ("rate",)
 
     def measure(self, subject: Subject, window: Window) -> Sample:
-        # The server shares its cores with the load, so nothing else is significant.
+        # The server shares its cores with the load, so no other metric means anything.
         return {"rate": super().measure(subject, window)["rate"]}
 
 
 @dataclass(frozen=True)
 class Send(Load):
-    """A program that sends, to one peer or to many in turn, and a drain for all of them."""
+    """A program that sends, to one peer or to many in turn, and a drain that receives for all."""
 
     peers: int = 1
 
@@ -160,13 +160,13 @@ class Send(Load):
             with self.start(subject, window, **target) as sender:
                 sample = watch(sender, sender, window)
                 sender.stop()
-                # The drain empties its queue before it ends.
+                # The drain empties its queue before it exits.
                 return sample | {"lost": share_lost(sender.count, sink.stop()["received"])}
 
 
 @dataclass(frozen=True)
 class Echo(Load):
-    """Clients that keep requests in flight, and a server that sends back its datagrams."""
+    """Clients that keep requests in flight, and a server that echoes them."""
 
     clients: int = 8
     in_flight: int = 8
@@ -198,7 +198,7 @@ class Echo(Load):
 
 @dataclass(frozen=True)
 class RoundTrip(Echo):
-    """One request in flight: nothing but the way there and back."""
+    """One request in flight: nothing but the round trip."""
 
     metrics = ("p50", "p99", "rate", "busy")
 
@@ -210,7 +210,7 @@ class RoundTrip(Echo):
 
 @dataclass(frozen=True)
 class RelayedRoundTrip(Load):
-    """One request in flight, across a link between the client and the server."""
+    """One request in flight, through a link between the client and the server."""
 
     metrics = ("p50", "p99", "rate")
 
@@ -230,7 +230,7 @@ class RelayedRoundTrip(Load):
 
 @dataclass(frozen=True)
 class Relayed(Load):
-    """A sender at a rate, and a receiver behind a link."""
+    """A sender with a fixed rate, and a receiver behind a link."""
 
     rate: int = 300_000
     metrics = ("rate", "lost")
@@ -251,7 +251,7 @@ class Relayed(Load):
 
 @dataclass(frozen=True)
 class Delayed(Load):
-    """A datagram per millisecond across a link with a delay: by how much it is early or late."""
+    """A datagram per millisecond through a link with a delay: how early or late each arrives."""
 
     delay: float = 0.01
     metrics = ("p50", "p99")
@@ -275,7 +275,7 @@ class Delayed(Load):
 
 @dataclass(frozen=True)
 class Operate(Load):
-    """A program that feeds itself."""
+    """A program that generates its own load."""
 
     metrics = ("rate", "cpu_ns", "busy")
     unit = "operation"
@@ -311,11 +311,11 @@ class Tasks(Load):
     def measure(self, subject: Subject, window: Window) -> Sample:
         late = {"module": "tomada", "delay": self.delay}
         name, options = ("batches echo_late", late) if self.delay else ("loadgen echo", {})
-        # A server has the buffer that an ordinary program gives it.
+        # The server has the buffer that an ordinary program would give it.
         common = {"size": self.size, **options}
         with Child(name, cores()[0], window.lifetime, **common) as server:
             target = {"port": server.line()["port"]}
-            # One in Rust has no tasks, but as many requests in flight.
+            # A client in Rust has no tasks, but the same number of requests in flight.
             is_rust = subject.group == "limit"
             target |= {"warmup": window.warmup} if is_rust else {"tasks": self.tasks}
             with self.start(subject, window, **target) as client:
@@ -329,7 +329,7 @@ class Tasks(Load):
 
 @dataclass(frozen=True)
 class Endpoints(Load):
-    """Many endpoints on one loop, and a datagram to each of them in turn."""
+    """Many endpoints on one loop, and a sender that sends to each of them in turn."""
 
     endpoints: int = 2000
     metrics = ("rate", "cpu_ns", "busy", "lost", "bytes")
@@ -350,13 +350,13 @@ class Endpoints(Load):
 
 @dataclass(frozen=True)
 class Memory(Load):
-    """Many open sockets, each of which has received."""
+    """Many open sockets, each of which has received datagrams."""
 
     sockets: int = 10_000
     metrics = ("bytes",)
 
     def measure(self, subject: Subject, window: Window) -> Sample:
-        # The first ones include memory that is allocated once, no matter how many follow.
+        # The first sockets include memory that is allocated only once, no matter how many follow.
         opens = (self.sockets // 10, self.sockets + self.sockets // 10)
         sizes = []
         with self.start(subject, window, opens=opens) as holder:
@@ -393,7 +393,7 @@ class Refuse(Load):
         with self.start(subject, window, rcvbuf=QUEUE_BUFFER, force=True) as receiver:
             port = receiver.line()["port"]
             with Flood(port, spoofs=self.spoofs, size=self.size) as flood:
-                for _ in range(2):  # the first time warms up
+                for _ in range(2):  # the first time is a warm-up
                     with receiver.suspended():
                         flood.send(self.queued)
                         before = receiver.look()
@@ -419,7 +419,7 @@ class Strangers(Load):
         with self.start(subject, window, rcvbuf=QUEUE_BUFFER, force=True) as server:
             port = server.line()["port"]
             with Child("guards known_peer", cores()[0], window.lifetime, port=port) as peer:
-                peer.wait_until_counting(beyond=100)  # the guard knows it
+                peer.wait_until_counting(beyond=100)  # by then the guard knows it
                 before, usable = resident(server), os.sched_getaffinity(0)
                 os.sched_setaffinity(0, {cores()[0]})
                 try:
@@ -445,7 +445,7 @@ def resident(child: Child) -> int:
 
 
 def watch(child: Child, source: Child, window: Window) -> Sample:
-    """Look at a program twice, and at the source of its datagrams."""
+    """Look at a program twice, and at the source of its datagrams, and compare."""
     source.wait_until_counting()
     time.sleep(window.warmup)
     before, fed_before = child.look(), source.count
@@ -470,5 +470,8 @@ def speed(before: Look, after: Look) -> Sample:
 
 
 def share_lost(sent: int, received: int) -> float:
-    """Return the share of datagrams that did not arrive; one more may have, from before."""
+    """Return the share of datagrams that did not arrive.
+
+    It is at least 0: a datagram sent before the measurement may count as received.
+    """
     return max(0.0, 1 - received / sent) if sent else 0.0

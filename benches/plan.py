@@ -46,7 +46,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Subjects under one load: a table, or a row of one."""
+    """Subjects under one load: a table, or a row of a table."""
 
     name: str
     page: str
@@ -54,14 +54,14 @@ class Scenario:
     load: Load
     subjects: tuple[Subject, ...]
     bars: tuple[Bar, ...] = ()
-    # The others' speed is given as a multiple of its speed.
+    # The subject whose speed the others' speeds are multiples of.
     reference: str = "socket"
     is_quick: bool = False
-    # Scenarios of one kind are rows of a common table: the heading of their titles.
+    # If set, scenarios with this text are rows of a common table, whose first heading it is.
     rows: str = ""
     needs_root: bool = False
     most_rounds: int = 1000
-    # Whether it shows differences between two builds.
+    # Whether its results can show differences between two builds.
     is_compared: bool = True
 
 
@@ -208,8 +208,8 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
                 ours("asyncio.Client", "tasks client", loop="tomada"),
                 ours("asyncio.Client, uvloop", "tasks client", loop="uvloop"),
                 ours("futures alone", "tasks futures", loop="tomada"),
-                # Each of its sockets has room for its replies. The server that replies at once has
-                # too little for its requests.
+                # Each of this client's sockets has room for its replies. A server that replies at
+                # once has too little room for all requests at the same time.
                 *((limit("all in flight", "load", clients=8, window=tasks // 8),) if delay else ()),
             ),
         )
@@ -304,7 +304,7 @@ TABLES: tuple[tuple[str, str, str, Load, tuple[Subject, ...]], ...] = (
         ),
     ),
 )
-# The subjects that others are compared with, where that is not the plain socket.
+# The subjects that others are compared with, unless that is the plain socket.
 REFERENCES = {
     "peers-list": "tomada: recv_many, 8 peers",
     "endpoints": "asyncio",
@@ -322,7 +322,7 @@ REFERENCES = {
     "handshakes": "asyncio, pyOpenSSL",
     "publish": "nats-py",
 }
-# Without the GIL, and only then, threads run Python code at the same time.
+# Only without the GIL do threads run Python code at the same time.
 FREE_THREADED = {"threads"}
 QUICK = {"receive-64-gso", "send-64", "echo-64", "round-trip"}
 
@@ -351,7 +351,7 @@ def scenarios() -> tuple[Scenario, ...]:
 
 
 def call(name: str, case: str, least: float) -> Scenario:
-    """Plan a call, on a socket of the standard library and on one of tomada's."""
+    """Plan a call, on the standard library's socket and on tomada's."""
     program = "calls beside_thread" if "thread" in case else "calls one"
     subjects = (
         Subject("standard", "peer", program, {"case": case}),
@@ -362,14 +362,14 @@ def call(name: str, case: str, least: float) -> Scenario:
 
 
 def check(name: str, case: str, most: float) -> Scenario:
-    """Plan a check of a guard that refuses everything, beside a receiver without a guard."""
+    """Plan a guard that refuses everything with one check, beside a receiver without a guard."""
     load, options = loads.Refuse(spoofs="one source" not in case), {"module": "tomada"}
     subjects = (
         Subject("recvmmsg", "limit", "loadgen limit-recv"),
         Subject("guard", "tomada", "guards refuse", {"case": case, **options}),
     )
     bars = (Bar("guard", "recvmmsg", most, "cpu_ns"),)
-    # The few nanoseconds that a datagram costs which the kernel drops are not worth comparing.
+    # A datagram that the kernel drops costs only a few nanoseconds: too few to compare.
     others: dict[str, Any] = {"rows": "refused", "needs_root": True, "is_compared": most > 1}
     return Scenario(name, "guard", case, load, subjects, bars, **others)
 

@@ -20,7 +20,7 @@ MARGIN = 0.9
 TEXT = "#768390"
 COLOURS = {"limit": "#8c959f", "peer": "#2f81f7", "tomada": "#e0701d"}
 
-# The same figures make the same file. Text stays text, in the reader's font.
+# The same figures produce the same file. Text stays text, in the reader's font.
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tomada",
@@ -30,7 +30,7 @@ STYLE: dict[str, Any] = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), TEXT),
 }
 
-# The label of a load's first metric, the factor that makes it a number of units, and the unit.
+# The label of a load's first metric, the factor that converts it to the unit, and the unit.
 METRICS = {
     "rate": ("{unit}s per second", 1.0, ""),
     "p50": ("median latency", 1e-9, "s"),
@@ -39,12 +39,12 @@ METRICS = {
     "session_bytes": ("bytes per session", 1.0, "B"),
 }
 
-# A logarithmic scale has no zero, but a timer may be exactly on time. In seconds, or a second.
+# The least value to draw: a logarithmic scale has no zero, but a timer may be exactly on time.
 LEAST = 100e-9
 
 
 def chart(result: Result) -> str:
-    """Draw the median of each subject that was measured, and a line between its extremes."""
+    """Draw the median of each measured subject, and a line between its extremes."""
     metric = result.scenario.load.metrics[0]
     label, factor, unit = METRICS[metric]
     label = label.format(unit=result.scenario.load.unit)
@@ -84,7 +84,7 @@ def chart(result: Result) -> str:
 
 
 def svg(figure: Figure, title: str | None = None) -> str:
-    """Return a figure as SVG, with a title for those who cannot see it."""
+    """Return a figure as SVG, with a title for screen readers."""
     file = io.BytesIO()
     metadata = {"Date": None, "Creator": None, **({"Title": title} if title else {})}
     FigureCanvasSVG(figure).print_svg(file, metadata=metadata)
@@ -92,7 +92,7 @@ def svg(figure: Figure, title: str | None = None) -> str:
 
 
 def values_of(outcome: Outcome, metric: str, factor: float) -> tuple[float, float, float] | None:
-    """Return the least, the median and the greatest of the samples."""
+    """Return the minimum, the median and the maximum of the samples."""
     if not outcome.samples:
         return None
     every = [max(sample[metric] * factor, LEAST) for sample in outcome.samples]

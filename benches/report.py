@@ -1,4 +1,4 @@
-"""The pages: tables in Markdown, and how the results compare with the targets."""
+"""The result pages: tables in Markdown, and how the results compare with the targets."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ def write(
 ) -> list[str]:
     """Write the pages whose scenarios were all measured, their charts, and the overview.
 
-    A page shows all its scenarios or stays as it is, and so does the overview. Returns the names of
-    those that stay.
+    Pages that lack a result stay unchanged, and so does the overview. Return the names of those.
     """
     directory.mkdir(parents=True, exist_ok=True)
     measured = {result.scenario.name for result in results}
@@ -40,7 +39,7 @@ def write(
     return sorted(missing)
 
 
-# Pages on the site and on GitHub show the one that fits their background.
+# The site and GitHub show the chart that suits their background.
 CHARTS = f"""\
 ![{summary.TITLE}](summary-light.svg#gh-light-mode-only)
 ![{summary.TITLE}](summary-dark.svg#gh-dark-mode-only)"""
@@ -108,7 +107,7 @@ def has_chart(result: Result) -> bool:
 
 
 def common_table(heading: str, results: list[Result]) -> str:
-    """Make a table with a row for each scenario, whose two subjects are its columns."""
+    """Return a table with a row for each scenario, and a column for each of its two subjects."""
     metric = results[0].scenario.load.metrics[0]
     names = [f"{name}, ns" for name in results[0].outcomes]
     rows = []
@@ -125,7 +124,7 @@ def common_table(heading: str, results: list[Result]) -> str:
 
 
 def bars(result: Result, *, with_title: bool) -> str:
-    """Make a table of the bars of a scenario, or an empty text if there are none."""
+    """Return a table of the bars of a scenario, or an empty string if there are none."""
     judged = verdicts(result)
     if not judged:
         return ""
@@ -136,7 +135,7 @@ def bars(result: Result, *, with_title: bool) -> str:
     return (title if with_title else "") + head + "\n".join(lines) + "\n"
 
 
-# The names of those metrics that the amount does not reveal.
+# The metrics to name in a table, because the amount does not show which one it is.
 METRICS = {"p50": "p50", "p99": "p99", "cpu_ns": "CPU per {unit}", "lost": "lost"}
 
 
@@ -154,7 +153,7 @@ def target(bar: Bar) -> str:
 
 
 def shown(value: float, bar: Bar) -> str:
-    """Write a value of a target: a ratio, or an amount."""
+    """Format a value of a target: a ratio, or an amount."""
     is_time = not bar.reference and bar.metric in {"p50", "p99", "cpu_ns"}
     return duration(value) if is_time else amount(value, bar.metric)
 
@@ -208,7 +207,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Outcome], str]]] = {
 
 
 def table(result: Result) -> str:
-    """Make the table of a scenario: a row for each subject."""
+    """Return the table of a scenario: a row for each subject."""
     metrics = result.scenario.load.metrics
     names = [
         name for name in COLUMNS if name in metrics or (name == "spread" and "rate" in metrics)
@@ -241,7 +240,7 @@ def table(result: Result) -> str:
 
 
 def markdown(headings: list[str], rows: Iterable[list[str]]) -> str:
-    """Make a table of a column of names and columns of numbers."""
+    """Return a table with a column of names and columns of numbers."""
     name, *others = headings
     lines = [
         f"| {name + ' ' if name else ''}| {' | '.join(others)} |",
@@ -252,12 +251,12 @@ def markdown(headings: list[str], rows: Iterable[list[str]]) -> str:
 
 
 def facts(machine: dict[str, str]) -> str:
-    """Describe the machine in a line."""
+    """Describe the machine in one line."""
     return ", ".join(f"{name} {value}" for name, value in machine.items())
 
 
 def digits(number: float) -> str:
-    """Write a rate with three significant digits."""
+    """Format a rate with three significant digits."""
     if number >= 1e6:
         return f"{number / 1e6:.3g} M"
     return f"{number / 1e3:.3g} k"

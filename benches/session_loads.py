@@ -32,7 +32,7 @@ HANDSHAKES = 30
 
 @dataclass(frozen=True)
 class Sessions(Load):
-    """Clients with a DTLS session each, and a server that sends back the data of every record."""
+    """Clients with a DTLS session each, and a server that echoes the data of every record."""
 
     sessions: int = 1000
 
@@ -55,7 +55,7 @@ class Sessions(Load):
 
 @dataclass(frozen=True)
 class SessionMemory(Load):
-    """Many idle DTLS sessions of a server."""
+    """A server with many idle DTLS sessions."""
 
     sessions: int = 10_000
     metrics = ("session_bytes",)
@@ -66,13 +66,13 @@ class SessionMemory(Load):
         with identity() as certificate, contextlib.ExitStack() as stack:
             server = stack.enter_context(self.start(subject, patient, certificate=certificate))
             target = {"port": server.line()["port"], "window": 1}
-            # The first ones include memory that is allocated once, no matter how many follow.
+            # The first sessions include memory that is allocated only once.
             for sessions in (self.sessions // 10 + 1, self.sessions):
                 clients = Child(
                     "loadgen dtls-load", cores()[0], patient.lifetime, clients=sessions, **target
                 )
                 stack.enter_context(clients).line(3 * HANDSHAKES)
-                stack.enter_context(paused(clients))  # they would go on with a request at a time
+                stack.enter_context(paused(clients))  # otherwise, they would keep sending requests
                 sizes.append(resident(server))
         return {"session_bytes": (sizes[1] - sizes[0]) / self.sessions}
 
@@ -109,7 +109,7 @@ class Handshakes(Load):
 
 @dataclass(frozen=True)
 class AskSession(Load):
-    """A client of a DTLS server in Rust: one request at a time."""
+    """A client that sends one request at a time to a DTLS server in Rust."""
 
     metrics = ("rate", "busy")
     unit = "request"
@@ -130,7 +130,7 @@ class AskSession(Load):
 
 @contextlib.contextmanager
 def paused(child: Child) -> Iterator[None]:
-    """Let a program do nothing for a while."""
+    """Pause a program while the block runs."""
     os.kill(child.pid, signal.SIGSTOP)
     try:
         yield
@@ -140,7 +140,7 @@ def paused(child: Child) -> Iterator[None]:
 
 @contextlib.contextmanager
 def identity() -> Iterator[str]:
-    """Make a file with a certificate and its key, of the kind that is quickest to use."""
+    """Create a file with a certificate and its key, of the fastest kind."""
     with tempfile.TemporaryDirectory() as directory:
         key, certificate = Path(directory, "key"), Path(directory, "certificate")
         kind = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-subj", "/CN=localhost")

@@ -1,10 +1,10 @@
-"""The subjects of the plan: the programs that are measured."""
+"""The subjects of the plan: the measured programs."""
 
 from __future__ import annotations
 
 from benches.loads import Subject
 
-# How long a tomada socket polls before it sleeps, where a round trip is measured.
+# How long a tomada socket polls before it sleeps in a measured round trip, in seconds.
 SPIN = 0.001
 
 
@@ -21,12 +21,12 @@ def ours(name: str, program: str, **options: object) -> Subject:
 
 
 def on_loops(function: str, *names: str) -> tuple[Subject, ...]:
-    """Return the event loops that run a function of ``protocols``."""
+    """Return subjects that run a function of ``protocols`` on event loops."""
     return tuple(peer(name, f"protocols {function}", loop=name) for name in names)
 
 
 def loops(function: str) -> tuple[Subject, ...]:
-    """Return the event loops and libraries that have a program with such a function."""
+    """Return the event loops and libraries whose programs have this function."""
     program = f"libraries {function}"
     return (
         *on_loops(function, "asyncio", "uvloop", "aiofastnet"),
@@ -64,7 +64,7 @@ RECEIVERS = (
     ours("Server", "servers receive", module="tomada", gro=True),
 )
 
-# How a program receives from many peers, each in the way that is usual for it.
+# Programs that receive from many peers, each in its usual way.
 ORDINARY = (
     limit("recvfrom", "limit-recv", single=True),
     limit("recvmmsg", "limit-recv"),
@@ -78,7 +78,7 @@ ORDINARY = (
 
 
 def coalescing(seconds: float) -> tuple[Subject, ...]:
-    """Return ways to receive from many peers that collect datagrams."""
+    """Return ways to receive from many peers that collect datagrams before they return."""
     options = {"coalesce": seconds}
     return (
         limit("recvmmsg, coalesce", "limit-recv", **options),
@@ -113,7 +113,7 @@ ECHOES = (
     ours("Server", "servers echo", module="tomada", gro=True),
 )
 
-# Async handlers, beside protocols that start a task for each datagram.
+# Async handlers, to compare with protocols that start a task for each datagram.
 TASKS = {"module": "tomada", "gro": True}
 
 
@@ -126,7 +126,7 @@ def in_tasks(function: str) -> tuple[Subject, ...]:
     )
 
 
-# A round trip has the same program at both ends.
+# In a round trip, both ends run the same program.
 SPINNING = {"module": "tomada", "spin": SPIN}
 ROUND_TRIPS = (
     Subject("Rust: spinning", "limit", "loadgen echo", {"spin": True}, "loadgen pingpong"),

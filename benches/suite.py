@@ -31,12 +31,12 @@ def measure(
     begin: Callable[[str], None] = lambda _: None,
     attempts: int = ATTEMPTS,
 ) -> Result:
-    """Measure every subject once in each round. Each round begins with another subject.
+    """Measure every subject once per round. Each round begins with a different subject.
 
     A subject that fails is left out of further rounds.
 
     :param begin: Called with the name of the next measurement.
-    :param attempts: How often to measure, at most, if other programs disturb it.
+    :param attempts: The maximum number of attempts if other programs disturb a measurement.
     """
     rounds = min(rounds, scenario.most_rounds)
     outcomes = {subject.name: Outcome() for subject in scenario.subjects}
@@ -52,14 +52,14 @@ def measure(
             except (ChildFailed, OSError) as error:
                 outcome.failure = str(error)
             else:
-                # Six digits exceed the precision of any measurement.
+                # Six digits are more than the precision of any measurement.
                 outcome.samples.append({name: float(f"{x:.6g}") for name, x in sample.items()})
     now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     return Result(scenario, rounds, window.seconds, now, outcomes)
 
 
 def undisturbed(load: Load, subject: Subject, window: Window, attempts: int) -> Sample:
-    """Measure, and repeat it if another program had the core meanwhile."""
+    """Measure, and repeat the measurement if another program used the core meanwhile."""
     samples = [load.measure(subject, window)]
     while samples[-1].get("disturbed", 0) > DISTURBED and len(samples) < attempts:
         samples.append(load.measure(subject, window))
@@ -107,7 +107,7 @@ def save(path: Path, results: Iterable[Result], machine: dict[str, str]) -> None
 
 
 def load(path: Path, scenarios: Iterable[Scenario]) -> list[Result]:
-    """Read the results of a file, without those of removed scenarios."""
+    """Read the results in a file, except those of scenarios that no longer exist."""
     known = json.loads(path.read_text())["scenarios"] if path.exists() else {}
     return [
         result(scenario, known[scenario.name]) for scenario in scenarios if scenario.name in known

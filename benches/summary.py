@@ -1,7 +1,7 @@
-"""The first screens: one chart, for light and dark pages, and one table.
+"""The overview of the results: one chart, for light and dark pages, and one table.
 
-Both are made from the pages of results, because these are in the repository and the samples are
-not. ``python -m benches.summary`` makes them again.
+Both are generated from the pages of results, because the pages are in the repository and the
+samples are not. ``python -m benches.summary`` regenerates them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Tables = dict[str, dict[str, dict[str, str]]]
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: where its figures are, and which of tomada's subjects it shows."""
+    """A row of the table: where its figures come from, and which of tomada's subjects it shows."""
 
     title: str
     call: str
@@ -94,7 +94,7 @@ def tables(text: str) -> Tables:
 
 
 def table(pages: dict[str, Tables]) -> str:
-    """Make the table: a row for each task, with the peers' figures beside tomada's."""
+    """Return the table: a row for each task, with the peers' figures beside tomada's."""
     head = ["datagrams per second", *PEERS, "tomada"]
     lines = [head, ["---", *["---:"] * (len(PEERS) + 1)]]
     lines += [row.cells(pages) for row in ROWS]
@@ -129,7 +129,7 @@ def number(rate: str) -> float:
 
 
 def write(directory: Path) -> bool:
-    """Write the charts, and the table into the overview, if all of their pages are there."""
+    """Write the charts, and the table into the overview, if all pages that they need exist."""
     paths = {row.page: directory / f"{row.page}.md" for row in ROWS}
     overview = directory / "README.md"
     if not all(path.exists() for path in [overview, *paths.values()]):

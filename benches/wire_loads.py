@@ -1,4 +1,4 @@
-"""Loads that arrive through a network device: a pair of them, between two namespaces."""
+"""Loads that arrive through a pair of network devices between two namespaces."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from benches.children import Child
 from benches.loads import RECEIVE_BUFFER, Load, Sample, Subject, Window, cores, watch
 
 SENDER, RECEIVER = "10.78.0.1", "10.78.0.2"
-# Without TSO in the sender's device, the receiver's one polls, and coalesces what it finds (NAPI).
-# It collects for this long in nanoseconds, and for this number of polls: see the kernel's napi.rst.
+# Without TSO in the sender's device, the receiver's device polls, and coalesces the packets that it
+# finds (NAPI). It defers its interrupt by this timeout, in nanoseconds, and for this number of
+# polls: see the kernel's napi.rst.
 SETTINGS = {"gro_flush_timeout": 200_000, "napi_defer_hard_irqs": 2}
 
 
@@ -38,7 +39,7 @@ class Wire(Load):
 
 @contextlib.contextmanager
 def devices() -> Iterator[tuple[str, str]]:
-    """Make two namespaces that are connected, and return their names."""
+    """Create two connected namespaces, and yield their names."""
     names = tuple(f"tomada-{os.getpid()}-{end}" for end in ("sender", "receiver"))
     here, there = names
     with contextlib.ExitStack() as stack:

@@ -32,7 +32,7 @@ async def main(address: tuple[str, int]) -> None:
 
     async def reply(data: bytes, sender: tuple[str, int]) -> None:
         async with limit:
-            await anyio.sleep(0.01)  # stands for work
+            await anyio.sleep(0.01)  # stands in for work
             endpoint.send(data, sender)
 
     async with await open_on_backend(address) as endpoint, anyio.create_task_group() as tasks:

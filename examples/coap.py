@@ -26,7 +26,7 @@ class Time(resource.Resource):
 
 
 class Note(resource.Resource):
-    """Stores the last text that was put."""
+    """Stores the text of the last PUT request."""
 
     def __init__(self) -> None:
         super().__init__()

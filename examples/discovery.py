@@ -20,7 +20,7 @@ GROUP, PORT = "239.255.77.77", 17777
 def offer(name: str, port: int, interface: str | None, group_port: int) -> None:
     """Reply to queries for a service of this name, until Ctrl-C."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        # The services of a machine share the group's port, and each of them gets every query.
+        # The services on a machine share the group's port, and each of them gets every query.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((GROUP, group_port))
         sock.join_group(GROUP, interface)

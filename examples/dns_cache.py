@@ -29,7 +29,7 @@ def records(message: dns.message.Message) -> list[dns.rrset.RRset]:
 
 
 class Forwarder:
-    """Answers from the cache or by asking the upstream server, always to the querying client."""
+    """Answers each client from the cache, or with the answer of the upstream server."""
 
     def __init__(self, upstream: Client) -> None:
         self.upstream = upstream

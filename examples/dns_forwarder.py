@@ -20,12 +20,12 @@ HEADER, SERVFAIL, RESPONSE = 12, 2, 0x80
 
 
 def is_query(data: bytes) -> bool:
-    """Say whether a datagram is a query: two servers that answer answers would never stop."""
+    """Return whether a datagram is a query: two servers that answer answers would never stop."""
     return len(data) > HEADER and not data[2] & RESPONSE
 
 
 def is_answer(query: bytes, reply: bytes) -> bool:
-    """Say whether a reply has the query's identifier and its question."""
+    """Return whether a reply has the query's identifier and its question."""
     end = query.find(b"\0", HEADER) + 5
     return reply[:2] == query[:2] and reply[HEADER:end].lower() == query[HEADER:end].lower()
 
@@ -41,7 +41,7 @@ class Forwarder:
         """Ask for all queries of a batch at once."""
         queries = [data for data, _ in batch if is_query(data)]
         self.queries.update(address[0] for _, address in batch)
-        # Equal queries share an answer; each has its own identifier otherwise.
+        # Identical queries share one request and its answer.
         found = self.client.request_many(dict.fromkeys(queries), 256, errors="return")
         answers = dict(zip(dict.fromkeys(queries), found, strict=True))
         return [self.reply(data, answers.get(data)) for data, _ in batch]

@@ -58,7 +58,7 @@ class Upstream:
             return self.writer
 
     async def read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # The server closes the stream when it likes. The next query opens another one.
+        # The server may close the stream at any time. The next query opens another one.
         with contextlib.suppress(asyncio.IncompleteReadError, OSError):
             while True:
                 length = int.from_bytes(await reader.readexactly(2), "big")

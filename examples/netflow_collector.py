@@ -52,14 +52,14 @@ def records(batch: Batch) -> np.ndarray:
     counts = header[:, 1].astype("i8")
     good = (header[:, 0] == VERSION) & (lengths == HEADER + counts * RECORD.itemsize)
     offsets, counts = offsets[good], counts[good]
-    # The start of each record follows from its datagram's offset and its number within it.
+    # The start of each record follows from its datagram's offset and its index in the datagram.
     number = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
     starts = np.repeat(offsets + HEADER, counts) + number * RECORD.itemsize
     return memory[starts[:, None] + np.arange(RECORD.itemsize)].view(RECORD).ravel()
 
 
 class Talkers:
-    """How many bytes each source has sent."""
+    """Counts the bytes that each source has sent."""
 
     def __init__(self) -> None:
         self.octets: dict[int, int] = {}

@@ -62,7 +62,7 @@ def ask(sock: socket.socket, timeout: float) -> Measurement:
         )
         if originate == cookie and first & 7 == SERVER:
             break
-    # The request's own, not one of an earlier request. Without it, the time of the call.
+    # This request's own timestamp, not an earlier request's. Without one, the time of the call.
     left = {id: software for id, software, _ in sock.timestamps(timeout) if software is not None}
     sent = left.get(id or 0, called)
     arrived = reply.timestamp_ns or time.time_ns()
@@ -84,7 +84,7 @@ def main() -> None:
         sock.connect((host, int(port)))
         sock.transmit_timestamps = True
         measurements = [ask(sock, given.timeout) for _ in range(given.count)]
-    # The shortest round trip met the fewest queues.
+    # The shortest round trip spent the least time in queues.
     best = min(measurements, key=lambda measurement: measurement.error)
     offset, round_trip, error = (part / 1000 for part in best)
     print(f"offset {offset:+.1f} us, error at most {error:.1f} us (round trip {round_trip:.1f} us)")

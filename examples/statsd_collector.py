@@ -43,7 +43,7 @@ class Metrics:
                 self.gauges[name] = float(value) + (self.gauges[name] if is_relative else 0)
                 self.fresh.add(name)
             elif kind in {"ms", "h"}:
-                took = float(value)  # before a bad one leaves an empty list
+                took = float(value)  # convert first, so that a bad value leaves no empty list
                 self.timings[name].append(took)
                 self.values += 1
             elif kind == "s":

@@ -17,7 +17,7 @@ from logging.handlers import SysLogHandler
 from tomada import Datagram, socket
 
 SEVERITIES = ["emerg", "alert", "crit", "err", "warning", "notice", "info", "debug"]
-# Of several names for a number, the first one.
+# If a number has several names, use the first one.
 FACILITIES = {number: name for name, number in reversed(SysLogHandler.facility_names.items())}
 PRIORITY = re.compile(rb"<(\d{1,3})>")
 # RFC 5424: version, time, host, program, process, message id, structured data, text.

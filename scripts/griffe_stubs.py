@@ -1,9 +1,9 @@
 """A griffe extension for stubs, and for docstrings with Sphinx roles.
 
-A function of a stub may consist of overloads only, which griffe does not recognize as a function.
-The class of sockets has the methods of its base in the core, and its public name. Sphinx roles and
-names of manual pages in docstrings become Markdown links, and literal blocks become fenced ones.
-Comments that begin with ``#:`` above an attribute are its docstring.
+In a stub, a function may have only overloads, which griffe does not recognize as a function. The
+socket class gets the methods of its base in the core, under its public name. In docstrings, Sphinx
+roles and names of manual pages become Markdown links, and literal blocks become fenced ones.
+Comments that begin with ``#:`` above an attribute become its docstring.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ MANUAL = re.compile(r"``?([a-z_]\w*)\((\d)\)``?")
 
 LITERAL = re.compile(r"^(.*)::\n\n((?:(?: {4}.*)?\n)+)", re.MULTILINE)
 
-# Methods that pass their arguments on, with the object itself as the first.
+# Methods that pass on their arguments, with the object itself as the first one.
 FORWARDED = {"asyncio.EventLoop.create_datagram_endpoint": "asyncio.create_datagram_endpoint"}
-# The classes of the core whose members the reference shows as another one's.
+# Classes of the core whose members the reference shows as those of another class.
 SHOWN = {
     "tomada._core.DtlsContext": "tomada.dtls.Context",
     "tomada._core.Socket": "tomada.socket.socket",
@@ -148,7 +148,7 @@ def _elsewhere(role: str, target: str) -> str | None:
     if hasattr(builtins, target):
         return f"{PYTHON}exceptions.html#{target}"
     if module == "asyncio":
-        return f"{PYTHON}asyncio.html"  # its names are spread over many pages
+        return f"{PYTHON}asyncio.html"  # asyncio's names are spread over many pages
     return f"{PYTHON}{module}.html#{target}" if module in sys.stdlib_module_names else None
 
 

@@ -1,7 +1,8 @@
 """Checks what the Rust modules import from each other: `make lint` runs it.
 
-A *room* is a file or a folder of `src/net` or `src/python`. It may import only rooms of the layers
-below its own, so no change of a room concerns those that it is built on. Tests may import anything.
+A *room* is a file or a folder of `src/net` or `src/python`. It may import only rooms of lower
+layers, so a change to a room never affects the rooms that it is built on. Tests may import
+anything.
 """
 
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-# From the bottom up. The rooms of one layer do not know each other.
+# The layers from the bottom up. The rooms of one layer do not import each other.
 LAYERS = {
     "net": [
         "sync counters error_class cmsg split address phase",
@@ -48,7 +49,7 @@ UNSAFE = {
     "recv_ring": "a ring that Python's memory views keep alive",
 }
 
-# Types that Python knows by the name of what they wrap, and some that still need another name.
+# Python classes with the name of the type that they wrap, and a few types still to be renamed.
 NAMESAKES = {"Guard", "Socket"}
 
 
@@ -60,7 +61,7 @@ def code_of(path: Path) -> str:
 
 
 def module_of(path: Path) -> list[str]:
-    """Return the names that lead from the crate to a file's module."""
+    """Return the path of names from the crate to a file's module."""
     names = list(path.relative_to(ROOT / "src").with_suffix("").parts)
     return names[:-1] if names[-1] == "mod" else names
 
@@ -81,7 +82,7 @@ def expand(tree: str) -> Iterator[str]:
 
 
 def paths_of(code: str) -> Iterator[str]:
-    """Return the paths that some code imports or spells out."""
+    """Yield the paths that code imports or writes in full."""
     for tree in re.findall(r"\buse\s+([^;]+);", code):
         yield from expand(" ".join(tree.split()).split(" as ")[0])
     code = re.sub(r"\buse\s+[^;]+;", "", code)
@@ -89,7 +90,7 @@ def paths_of(code: str) -> Iterator[str]:
 
 
 def absolute(path: str, module: list[str]) -> list[str]:
-    """Return a path from the crate on; other crates' paths stay as they are."""
+    """Make a path relative to the crate; leave paths of other crates unchanged."""
     names = path.replace(" ", "").split("::")
     if names[0] in {"self", "super"}:
         module = list(module)
@@ -101,7 +102,7 @@ def absolute(path: str, module: list[str]) -> list[str]:
 
 
 def reexports(side: str) -> dict[str, str]:
-    """Return for each name that a side's `mod.rs` exports the room that it comes from."""
+    """Map each name that a side's `mod.rs` exports to the room that it comes from."""
     found = {}
     code = code_of(ROOT / "src" / side / "mod.rs")
     for tree in re.findall(r"\bpub(?:\([a-z ]+\))? use\s+([^;]+);", code):
@@ -112,7 +113,7 @@ def reexports(side: str) -> dict[str, str]:
 
 
 def files_of(side: str) -> Iterator[tuple[Path, list[str], str]]:
-    """Return the files of a side's rooms, each with its module and its code; files of tests not."""
+    """Yield the files of a side's rooms, except tests, each with its module and its code."""
     for path in sorted((ROOT / "src" / side).rglob("*.rs")):
         module = module_of(path)
         if len(module) > 1 and path.stem not in {"tests", "progress"}:
@@ -120,7 +121,7 @@ def files_of(side: str) -> Iterator[tuple[Path, list[str], str]]:
 
 
 def check(side: str) -> Iterator[str]:
-    """Return what is wrong with the imports of `net` or `python`."""
+    """Yield the errors in the imports of `net` or `python`."""
     level = {room: number for number, layer in enumerate(LAYERS[side]) for room in layer.split()}
     exported = reexports(side)
     for path, module, code in files_of(side):
@@ -136,7 +137,7 @@ def check(side: str) -> Iterator[str]:
 
 
 def check_engine() -> Iterator[str]:
-    """Return where the engine knows Python, or has unsafe code without a reason."""
+    """Yield the places where the engine depends on Python, or has unsafe code without a reason."""
     for path, module, code in files_of("net"):
         if re.search(r"\bpyo3\b|\bcrate::python\b", code):
             yield f"{path}: the engine must not know Python"
@@ -145,7 +146,7 @@ def check_engine() -> Iterator[str]:
 
 
 def namesakes() -> Iterator[str]:
-    """Return the names that two types have."""
+    """Yield the names that two types share."""
     found: dict[str, Path] = {}
     kinds = r"^\s*(?:pub(?:\([a-z: ]+\))? )?(?:struct|enum|trait|union) ([A-Z]\w*)"
     for path in sorted((ROOT / "src").rglob("*.rs")):
@@ -157,7 +158,7 @@ def namesakes() -> Iterator[str]:
 
 
 def main() -> int:
-    """Print what is wrong."""
+    """Print all errors; return 1 if there are any."""
     wrong = [*check("net"), *check("python"), *check_engine(), *namesakes()]
     for line in dict.fromkeys(wrong):
         print(line)

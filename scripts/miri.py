@@ -1,9 +1,9 @@
-"""Runs the Rust unit tests under Miri, each in a process of its own.
+"""Runs the Rust unit tests under Miri, each in its own process.
 
-Miri knows neither datagram sockets nor most of Linux's system calls, and ends a run at the first
-that it meets. A test that makes one is counted and passed over.
+Miri supports neither datagram sockets nor most of Linux's system calls, and aborts at the first
+unsupported one. A test that makes such a call is counted and skipped.
 
-``python miri.py cargo +nightly miri test …``: the command that runs them.
+``python miri.py cargo +nightly miri test …``: the arguments are the command that runs the tests.
 """
 
 import concurrent.futures
@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 UNSUPPORTED = "unsupported operation"
-# In seconds. A test that Miri cannot end in that time says nothing.
+# The time limit of a test under Miri, in seconds. A test that exceeds it does not count as failed.
 LONGEST = 300
 
 
@@ -28,7 +28,7 @@ def listed(command):
 
 
 def outcome(command, name):
-    """Run a test; return what became of it, and what was printed."""
+    """Run a test; return its outcome and its output."""
     try:
         done = subprocess.run(
             [*command, "--", "--exact", name],

@@ -1,4 +1,4 @@
-"""Write the options of ``tomada serve`` into their page of the documentation."""
+"""Write the options of ``tomada serve`` into their documentation page."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ BEGIN, END = "<!-- options: begin -->\n", "<!-- options: end -->\n"
 
 
 def written(page):
-    """Return the page with the options of today."""
+    """Return the page with the current options."""
     before, rest = page.split(BEGIN)
     after = rest.split(END)[1]
     return f"{before}{BEGIN}\n{as_markdown()}{END}{after}"

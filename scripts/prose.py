@@ -108,7 +108,7 @@ class Allowance:
 
 
 def paragraphs(lines: Iterable[tuple[int, str]]) -> list[Paragraph]:
-    """Join numbered lines up to the next empty one."""
+    """Join consecutive numbered lines into paragraphs, which empty lines separate."""
     found = [Paragraph()]
     for number, line in lines:
         if line.strip():

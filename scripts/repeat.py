@@ -1,7 +1,7 @@
-"""Runs a command many times beside a busy core: what fails once in fifty shows that way.
+"""Runs a command many times while a core is busy, to find tests that fail once in fifty runs.
 
-``python repeat.py TIMES COMMAND…``: the command is one of pytest. Every run goes on to its end, and
-the tests that failed are counted.
+``python repeat.py TIMES COMMAND…``: the command runs pytest. All runs complete, and the failures of
+each test are counted.
 """
 
 import os

@@ -1,9 +1,9 @@
-"""A MkDocs hook: pages that are files of the repository, the version, and a check of the reference.
+"""A MkDocs hook: the change log as a page, the version, and a check of the reference.
 
-The change log is a page. Its links into the documentation become links of the site, and others
-lead to the repository. After the build, each public name, and each public method and attribute of a
-public class, must be on a page of the reference. A text in the docstring of a class is enough for
-an attribute, and the text of a page for a constant.
+The change log is a page of the site. Its links to the documentation become links within the site,
+and its other links go to the repository. After the build, each public name, and each public method
+and attribute of a public class, must be on a page of the reference. For an attribute, it is enough
+that the docstring of its class names it; for a constant, that the text of a page does.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def on_files(files: Files, /, *, config: MkDocsConfig, **_: Any) -> Files:
 
 
 def on_post_page(output: str, **_: Any) -> str:
-    """Name the search for screen readers, which the theme does not."""
+    """Label the search for screen readers, because the theme does not."""
     output, replaced = re.subn(r'(class="md-search") ', r'\1 aria-label="Search" ', output)
     if not replaced:
         raise ValueError("the theme has no search to name")
@@ -73,7 +73,7 @@ def on_post_build(*, config: MkDocsConfig, **_: Any) -> None:
 
 
 def public_names() -> Iterator[tuple[str, set[str]]]:
-    """Find all public names, each with the names under which pages may show it."""
+    """Yield all public names, each with the names under which pages may show it."""
     package = griffe.load(
         "tomada",
         search_paths=[str(ROOT / "python")],
@@ -94,12 +94,12 @@ def public_names() -> Iterator[tuple[str, set[str]]]:
 
 
 def members_of(cls: griffe.Class, path: str) -> Iterator[tuple[str, set[str]]]:
-    """Find the public members that a class has, or inherits from tomada's classes."""
+    """Yield the public members that a class has, or inherits from tomada's classes."""
     text = cls.docstring.value if cls.docstring is not None else ""
     for name, member in cls.all_members.items():
         if name.startswith("_") or f":param {name}:" in text or f"`{name}`" in text:
             continue
-        # The methods of an event loop are the standard library's.
+        # The methods of an event loop are documented by the standard library.
         if member.canonical_path.startswith("tomada._core.LoopCore."):
             continue
         yield f"{path}.{name}", {f"{path}.{name}", f"{cls.path}.{name}", member.canonical_path}

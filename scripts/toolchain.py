@@ -78,7 +78,7 @@ if sys.implementation.name == "cpython" and sys.version_info >= (3, 11):
 
 
 def interpreters():
-    """Find one CPython of each version that can create environments and includes its tests."""
+    """Find, for each version, one CPython that can create environments and includes its tests."""
     candidates = [
         path
         for folder in os.environ.get("PATH", "").split(os.pathsep)

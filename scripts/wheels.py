@@ -28,23 +28,23 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 LARGEST = 4.5 * 2**20  # bytes
 
-# The oldest C libraries that the wheels support, by the names that pip uses: musl, and glibc's by
-# the machine.
+# The oldest C libraries that the wheels support, by the names that pip uses: musl, and glibc for
+# each machine.
 MUSL = "musllinux_1_2"
 GLIBC = {"riscv64": "manylinux_2_31"}
 OLDEST_GLIBC = "manylinux_2_17"
 
-# Where the source is unpacked: the list of components names its folder.
+# Where the source is unpacked. The path is fixed because the list of components contains it.
 SOURCE = Path("/tmp/tomada-source")  # noqa: S108 - it fails if the folder exists
 # Some components that the list of each wheel must have.
 COMPONENTS = {"pyo3", "openssl", "openssl-src"}
-# OpenSSL would look for its modules in the folder where it was built, which differs from build to
-# build, and in which somebody could place one.
+# By default, OpenSSL looks for its modules in the folder where it was built. That folder differs
+# between builds, and somebody could place a module in it.
 OPENSSL = "MODULESDIR=/usr/local/ssl/modules ENGINESDIR=/usr/local/ssl/engines"
 
 
 def output(*command: object) -> str:
-    """Return what a command of this machine's tools prints."""
+    """Run one of this machine's tools, and return its output."""
     done = subprocess.run(
         list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
     )
@@ -52,9 +52,9 @@ def output(*command: object) -> str:
 
 
 def replaced_paths() -> dict[str, str]:
-    """Return the folders that are on this machine only, and what replaces them in the wheel."""
+    """Return the folders that exist only on this machine, and their replacements in the wheel."""
     cargo = os.environ.get("CARGO_HOME", Path.home() / ".cargo")
-    # Where the compiler has its library's source, if it is installed; otherwise the second.
+    # The source of the compiler's library is here if it is installed, otherwise at the second path.
     library = f"{output('rustc', '--print', 'sysroot')}/lib/rustlib/src/rust"
     commit = output("rustc", "--version", "--verbose").partition("commit-hash: ")[2].split()[0]
     return {str(cargo): "/cargo", str(SOURCE): "/tomada", library: f"/rustc/{commit}"}
@@ -62,7 +62,7 @@ def replaced_paths() -> dict[str, str]:
 
 def environment() -> dict[str, str]:
     """Return the environment of all commands."""
-    # Variables like PYTHONPATH would make packages outside the environment visible.
+    # Variables such as PYTHONPATH would make packages outside the environment visible.
     found = {name: value for name, value in os.environ.items() if name[:6] != "PYTHON"}
     # maturin looks for zig in its own environment.
     found["PATH"] = f"{BIN}{os.pathsep}{found['PATH']}"
@@ -117,7 +117,7 @@ def unpacked(source: Path) -> Iterator[Path]:
 
 def build(folder: Path, pythons: list[str], target: str | None) -> None:
     run(BIN / "maturin", "sdist", "--out", folder, cwd=ROOT)
-    # The OpenSSL of this machine is not there on others.
+    # Other machines do not have this machine's OpenSSL.
     command = [BIN / "maturin", "build", "--release", "--zig", "--features", "vendored"]
     command += ["--locked", "--out", folder]
     command += ["--compatibility", oldest_library(target or os.uname().machine)]
@@ -167,7 +167,7 @@ def main() -> None:
     given = parser.parse_args()
     installed = interpreters()
     versions = given.python or list(installed)
-    # For another machine, maturin knows the interpreters by their versions.
+    # For another machine, maturin knows the interpreters by version.
     pythons = [installed[each] if given.target is None else f"python{each}" for each in versions]
     given.folder.mkdir(exist_ok=True, parents=True)
     with tempfile.TemporaryDirectory() as name:

@@ -8,6 +8,6 @@ from benches.programs.run import Run, parser
 run = parser().parse_args(namespace=Run())
 os.sched_setaffinity(0, {run.core})
 run.start()
-# The soak has its programs elsewhere.
+# The soak's programs are elsewhere, and are named with their package.
 name = run.program if "." in run.program else f"benches.programs.{run.program}"
 getattr(importlib.import_module(name), run.function)(run)

@@ -23,7 +23,7 @@ HOST = "127.0.0.1"
 
 
 def program(opened: Callable[[Run], AsyncIterator[Operate]]) -> Callable[[Run], None]:
-    """Make a program, which repeats an operation until the driver has seen enough."""
+    """Return a program that repeats an operation until the driver has seen enough."""
     manager = contextlib.asynccontextmanager(opened)
     return functools.wraps(opened)(functools.partial(repeat, manager))
 
@@ -46,10 +46,10 @@ def repeat(opened: Callable[[Run], Opened], run: Run) -> None:
 @program
 async def aiocoap(run: Run) -> AsyncIterator[Operate]:
     """Send a GET and receive its response."""
-    # The transports that are built on create_datagram_endpoint().
+    # Select the transport that is built on create_datagram_endpoint().
     os.environ["AIOCOAP_SERVER_TRANSPORT"] = "simplesocketserver"
     os.environ["AIOCOAP_CLIENT_TRANSPORT"] = "simple6"
-    from aiocoap import GET, Context, Message, resource  # noqa: PLC0415 - as all in this module
+    from aiocoap import GET, Context, Message, resource  # noqa: PLC0415 - like all in this module
 
     class Hello(resource.Resource):
         async def render_get(self, _: Message) -> Message:
@@ -118,7 +118,7 @@ async def twisted(run: Run) -> AsyncIterator[Operate]:
     """Exchange a datagram with an echo server."""
     from twisted.internet import asyncioreactor, protocol  # noqa: PLC0415
 
-    # Not the global one: it only has to read and write sockets on this loop.
+    # Not the global reactor: this one only reads and writes sockets on this loop.
     reactor = asyncioreactor.AsyncioSelectorReactor(asyncio.get_running_loop())
     waiting: list[asyncio.Future[None]] = []
 
@@ -283,7 +283,7 @@ async def pysnmp(_: Run) -> AsyncIterator[Operate]:
 
 
 async def free_port() -> int:
-    """Find a port for libraries that do not say which one they were given."""
+    """Find a port for libraries that do not report which one they were given."""
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_datagram_endpoint(
         asyncio.DatagramProtocol, local_addr=(HOST, 0)

@@ -11,8 +11,8 @@ from benches.programs import blocking
 from benches.programs.run import Run
 from tomada import Batch
 
-# How many datagrams to ask for at once. A run of the kernel's has up to 64 of them, and so has a
-# message of a Batch that receives with gro.
+# How many datagrams to ask for at once. The kernel coalesces up to 64 of them, so with gro a
+# message of a Batch may contain that many.
 MANY = 1024
 RUNS = 64
 # Without gro, the slots of a Batch are small, and more of them pay off.
@@ -38,7 +38,7 @@ def recv_batch(run: Run) -> None:
 
 
 def send_many(run: Run) -> None:
-    """To one peer a list of bytes, to many a list of pairs."""
+    """Send a list of bytes to one peer, or a list of pairs to many."""
     send, counter = run.open().send_many, run.counter
     data = (run.payloads(MANY), run.targets()[0]) if run.peers == 1 else (run.pairs(),)
     run.watch_for_end()
@@ -93,7 +93,7 @@ def echo_batch(run: Run) -> None:
 
 
 def memory(run: Run) -> None:
-    """As in blocking.py, but received as one batch."""
+    """Do the same as in blocking.py, but receive the datagrams as one batch."""
 
     def take(sock: Any) -> None:
         received = 0

@@ -1,6 +1,6 @@
-"""The methods of the standard socket: with the standard module or, one import changed, with tomada.
+"""The methods of the standard socket, with the standard module or (one import changed) with tomada.
 
-A receive loop is written out in each program, since a shared one would add a call to what is timed.
+Each program writes out its receive loop, because a shared one would add a call to the timed code.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def take(sock: Any) -> None:
 
 
 def memory(run: Run, take: Callable[[Any], None] = take) -> None:
-    """Open sockets that receive eight datagrams each, from four senders, and wait between."""
+    """Open sockets in steps; each receives eight datagrams, from four senders."""
     senders, sockets = [run.open() for _ in range(4)], []
     for count in run.opens:
         while len(sockets) < count:

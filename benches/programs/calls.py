@@ -1,6 +1,6 @@
-"""Single calls of a socket, of the standard module or tomada's, timed in a loop.
+"""Single calls on a socket of the standard module or of tomada, timed in a loop.
 
-A receive drains a queue that was filled before, and a send goes on while the receiver's queue
+A receive drains a queue that was filled in advance, and a send continues while the receiver's queue
 overflows, so that only the call is measured. The programs print medians in nanoseconds.
 """
 
@@ -18,7 +18,7 @@ from benches.programs.run import Run
 BATCH = 500
 DATA = bytes(64)
 
-# For each call, how to prepare it on a receiver and a sender that is connected to it.
+# For each call, a function that prepares it on a receiver and a sender connected to it.
 CASES: dict[str, Callable[[Any, Any], Callable[[], object]]] = {
     "recvfrom(2048)": lambda receiver, _: partial(receiver.recvfrom, 2048),
     "recvfrom(262144)": lambda receiver, _: partial(receiver.recvfrom, 262_144),
@@ -50,7 +50,7 @@ def ends(run: Run) -> tuple[Any, Any]:
 
 
 def one(run: Run) -> None:
-    """Time a call again and again, on sockets that are new for each batch."""
+    """Time a call repeatedly, with new sockets for each batch of calls."""
     times, end = [batch(run)], time.monotonic() + run.round
     while time.monotonic() < end:
         times.append(batch(run))

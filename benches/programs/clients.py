@@ -13,7 +13,7 @@ MANY = 20 * WINDOW
 
 
 def standard(run: Run) -> None:
-    """As a careful programmer writes it: a timeout, several attempts, and the right reply."""
+    """Send requests as a careful programmer would: with a timeout, retries, and a reply check."""
     sock = run.open()
     sock.connect(("127.0.0.1", run.port))
     sock.settimeout(0.5)

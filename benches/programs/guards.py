@@ -31,11 +31,11 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class Flood(contextlib.AbstractContextManager["Flood"]):
-    """Sends datagrams through a raw socket: each from a new source address, or all from one."""
+    """Sends datagrams over a raw socket: each from a new source address, or all from one."""
 
     def __init__(self, port: int, *, spoofs: bool = True, size: int = 64) -> None:
         self._sock = std.socket(std.AF_INET, std.SOCK_RAW, std.IPPROTO_RAW)
-        # The kernel fills in the checksum of IP; in UDP, zero stands for none.
+        # The kernel fills in the IP checksum. In UDP, a zero checksum means none.
         self._head = struct.pack("!BBHHHBBH", 0x45, 0, 28 + size, 0, 0, 64, std.IPPROTO_UDP, 0)
         udp = struct.pack("!HHHH", 5000, port, 8 + size, 0)
         self._tail = std.inet_aton("127.0.0.1") + udp + bytes(size)
@@ -44,7 +44,7 @@ class Flood(contextlib.AbstractContextManager["Flood"]):
     def send(self, count: int) -> None:
         send, head, tail = self._sock.sendto, self._head, self._tail
         for number in range(self._sent, self._sent + count):
-            # An odd factor yields each number of 24 bits once, in an order that looks random.
+            # An odd factor yields every 24-bit number once, in an order that looks random.
             host = b"\x7f" + (number * 0x9E3779B1 % (1 << 24)).to_bytes(3, "big")
             send(head + (host if self._spoofs else STRANGER) + tail, ("127.0.0.1", 0))
         self._sent += count

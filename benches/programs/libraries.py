@@ -14,16 +14,16 @@ from typing import Any
 from benches.programs.loops import start
 from benches.programs.run import Run
 
-# Receive, send, and the socket.
+# The functions that receive and send, and the socket.
 Opened = tuple[Callable[[], Any], Callable[[bytes, Any], Any], Any]
 
 
 async def open_anyio(run: Run, host: str) -> Opened:
-    from anyio.abc import UDPSocket  # noqa: PLC0415 - only where it is measured, as the others
+    from anyio.abc import UDPSocket  # noqa: PLC0415 - only where it is measured, like the others
 
     sock = run.bind(host)
     udp = await UDPSocket.from_socket(sock)
-    # sendto() would call send() with a pair, too.
+    # sendto() would call send() with a pair, which costs more.
     return udp.receive, lambda data, address: udp.send((data, address)), sock
 
 
@@ -39,7 +39,7 @@ async def open_asyncudp(run: Run, host: str) -> Opened:
     import asyncudp  # noqa: PLC0415
 
     udp = await asyncudp.create_socket(local_addr=(host, 0))
-    # It has no interface to pass a socket in, or to set an option.
+    # asyncudp has no interface to pass in a socket, or to set an option.
     sock = udp._transport.get_extra_info("socket")  # noqa: SLF001
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, run.rcvbuf)
     return udp.recvfrom, udp.sendto, sock
@@ -73,7 +73,7 @@ def send(run: Run) -> None:
     async def main() -> None:
         _, send, _ = await opened(run, "0.0.0.0")  # noqa: S104 - peers at many addresses
         pairs, counter = run.pairs(), run.counter
-        gives_way = run.library in {"anyio", "trio"}  # in each send
+        gives_way = run.library in {"anyio", "trio"}  # each send yields to the loop
         while not run.is_stopped:
             for data, address in pairs:
                 if (sending := send(data, address)) is not None:

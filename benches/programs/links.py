@@ -1,4 +1,4 @@
-"""Links between a client and a server that pass everything, maybe later: what they cost."""
+"""The cost of links between a client and a server that pass every datagram, maybe delayed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ PERIOD = 0.001
 
 
 def direct(run: Run) -> None:
-    """No link: the client talks to the server."""
+    """Use no link: the client talks to the server directly."""
     run.announce(port=run.port)
     run.wait_for_end()
 
 
 def link(run: Run) -> None:
-    """``tomada.testing.impaired`` without impairments, except the delay that is asked for."""
+    """``tomada.testing.impaired`` without impairments, except the requested delay."""
     if run.delay:
         run.use_real_time()
     with impaired(("127.0.0.1", run.port), delay=run.delay, log_size=0) as passing:
@@ -77,7 +77,7 @@ class Back(asyncio.DatagramProtocol):
 
 
 def plain(run: Run) -> None:
-    """Pass datagrams with the standard library alone."""
+    """Forward datagrams with the standard library alone."""
     if run.delay:
         run.use_real_time()
 
@@ -93,7 +93,7 @@ def plain(run: Run) -> None:
 
 
 def depart(run: Run) -> None:
-    """Send the time, once in a millisecond."""
+    """Send the current time once per millisecond."""
     run.use_real_time()
     with run.open() as sock:
         sock.connect(("127.0.0.1", run.port))
@@ -102,7 +102,7 @@ def depart(run: Run) -> None:
 
 
 def arrive(run: Run) -> None:
-    """Compare the time in each datagram, plus the delay, with the kernel's time of its arrival."""
+    """Compare the time in each datagram, plus the delay, with the kernel's arrival time."""
     sock, errors = run.bind(), list[int]()
     sock.setsockopt(socket.SOL_SOCKET, TIMESTAMPNS, 1)
     with run.receiving(sock):

@@ -35,10 +35,10 @@ def start(run: Run, main: Callable[[], Coroutine[Any, Any, None]], *, ends: bool
 
     async def until_end() -> None:
         loop, task = asyncio.get_running_loop(), asyncio.create_task(main())
-        loop.add_reader(sys.stdin.fileno(), task.cancel)  # rloop takes nothing else
+        loop.add_reader(sys.stdin.fileno(), task.cancel)  # rloop accepts only a descriptor
         await asyncio.wait([task])
         if not task.cancelled():
-            task.result()  # raises the error of a task that failed
+            task.result()  # raises the task's error, if it failed
 
     if run.loop == "tomada-auto":
         from tomada.asyncio import run as run_on  # noqa: PLC0415 - as above

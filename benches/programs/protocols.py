@@ -42,7 +42,7 @@ class Echoing(Counting):
 
 
 class Tasks(Counting):
-    """Starts a task for each datagram, which sends the datagram back after a while."""
+    """Starts a task for each datagram, which sends it back after a delay."""
 
     def __init__(self, counter: memoryview[int], wait: float = 0) -> None:
         super().__init__(counter)
@@ -75,7 +75,7 @@ class Ending(asyncio.DatagramProtocol):
 
 
 class CountingBatches(asyncio.DatagramProtocol):
-    """Counts its datagrams, a list at a time, as tomada's transport offers it."""
+    """Counts its datagrams, a list at a time, a feature of tomada's transport."""
 
     def __init__(self, counter: memoryview[int]) -> None:
         self.counter = counter
@@ -131,7 +131,7 @@ def wait_in_tasks(run: Run) -> None:
 
 
 def send(run: Run) -> None:
-    """In bursts, one in each turn of the loop: to one peer connected, to many by their address."""
+    """Send a burst per loop iteration: to one connected peer, or to many by address."""
 
     async def main() -> None:
         pairs, counter = run.pairs(), run.counter
@@ -192,7 +192,7 @@ def opening(run: Run) -> None:
 
 
 def endpoints(run: Run) -> None:
-    """Many endpoints on one loop, at as many addresses with one port."""
+    """Receive on many endpoints of one loop, each at its own address, all with one port."""
 
     async def main() -> None:
         protocol, transports = Counting(run.counter), []

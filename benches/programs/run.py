@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-# Programs that process single datagrams count this many at once, so that counting costs nothing.
+# Programs that process single datagrams count this many at once, so that counting costs little.
 CHUNK = range(64)
 # How long an async handler waits, in seconds.
 WAIT = 0.01
@@ -39,10 +39,10 @@ class Run(argparse.Namespace):
     def start(self) -> None:
         self.socket: Any = standard
         if self.module == "tomada":
-            from tomada import socket  # noqa: PLC0415 - not in the other programs' memory
+            from tomada import socket  # noqa: PLC0415 - must not use the other programs' memory
 
             self.socket = socket
-        # Ends a program that hangs.
+        # End a program that hangs.
         signal.alarm(int(self.seconds) + 1)
         memory = bytearray(8) if self.counter is None else mmap.mmap(self.counter, 8)
         self.counter = memoryview(memory).cast("Q")
@@ -51,7 +51,7 @@ class Run(argparse.Namespace):
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
 
     def use_real_time(self) -> None:
-        """Have no usual process take the core, as on a quiet machine, if that is allowed."""
+        """If allowed, use a real-time priority, so no ordinary process takes the core."""
         with contextlib.suppress(PermissionError):
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
 
@@ -69,7 +69,7 @@ class Run(argparse.Namespace):
 
     @property
     def coalescing(self) -> dict[str, float]:
-        """The option ``coalesce``, if it is given: older builds do not have it."""
+        """Return the option ``coalesce`` only if it is given, because older builds lack it."""
         return {"coalesce": self.coalesce} if self.coalesce else {}
 
     def announce_percentiles(self, values: Sequence[int], **facts: float) -> None:
@@ -94,7 +94,7 @@ class Run(argparse.Namespace):
                 raise Stopped
 
         def interrupt() -> None:
-            # A signal that arrives just before the thread sleeps does not wake it: repeat it.
+            # Repeat the signal: one that arrives just before the thread sleeps does not wake it.
             while not is_heard.wait(0.02):
                 signal.pthread_kill(main, signal.SIGTERM)
 
@@ -112,28 +112,28 @@ class Run(argparse.Namespace):
         """Set ``is_stopped`` when standard input is closed, and call a function."""
 
         def watch() -> None:
-            # Without sys.stdin, whose lock the thread would hold when the interpreter ends.
+            # Not sys.stdin: the thread would hold its lock when the interpreter exits.
             while os.read(0, 1):
                 pass
             self.is_stopped = True
             act()
 
-        # The thread sleeps until the end, so it takes no time from the measured thread.
+        # The thread sleeps until the end, so it takes no CPU time from the measured thread.
         threading.Thread(target=watch, daemon=True).start()
 
     def payloads(self, count: int) -> list[bytes]:
-        """Make datagrams, each a separate object with its own content."""
+        """Create datagrams, each a separate object with its own content."""
         return [index.to_bytes(8, "big") + bytes(self.size - 8) for index in range(count)]
 
     def targets(self) -> list[tuple[str, int]]:
-        """Return the addresses to send to: one of the drain's for each peer."""
+        """Return the addresses to send to: an address of the drain for each peer."""
         if self.peers == 1:
             return [("127.0.0.1", self.port)]
         hosts = (f"127.1.{index // 250}.{index % 250 + 1}" for index in range(self.peers))
         return [(host, self.port) for host in hosts]
 
     def pairs(self) -> list[tuple[bytes, tuple[str, int]]]:
-        """Make datagrams with addresses, the peers in turn."""
+        """Create datagrams with the peers' addresses in turn."""
         targets = self.targets()
         count = max(len(targets), len(CHUNK))
         payloads = self.payloads(count)

@@ -11,7 +11,7 @@ from typing import Any
 from benches.programs.run import CHUNK, WAIT, Run
 from tomada import Server
 
-# How long a handler computes that keeps its core busy.
+# How long a handler that keeps its core busy computes, in nanoseconds.
 WORK_NS = 100_000
 
 
@@ -81,7 +81,7 @@ def echo_in_tasks(run: Run) -> None:
 
 
 def wait_in_tasks(run: Run) -> None:
-    """Serve with an async handler that waits, as for a database."""
+    """Serve with an async handler that waits, as if for a database."""
     counter, received = run.counter, 0
 
     async def handle(data: bytes, _address: object) -> bytes:
@@ -96,7 +96,7 @@ def wait_in_tasks(run: Run) -> None:
 
 
 def work(run: Run) -> None:
-    """Workers whose handler computes for a while, on any core."""
+    """Serve with workers whose handler computes for a while, on any core."""
     run.use_all_cores()
     address = ("127.0.0.1", 0)
     several = {"workers": run.workers, "threads": run.threads}
@@ -107,7 +107,7 @@ def work(run: Run) -> None:
 
 
 def compute(_data: bytes, _address: object) -> None:
-    # By the thread's own clock, so that sharing a core does not shorten the work.
+    # Use the thread's own clock, so that sharing a core does not shorten the work.
     end = time.thread_time_ns() + WORK_NS
     while time.thread_time_ns() < end:
         pass

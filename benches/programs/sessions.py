@@ -64,7 +64,7 @@ def trio(run: Run) -> None:
 
 
 def pyopenssl(run: Run) -> None:
-    """Serve with pyOpenSSL on asyncio: a cookie first, then a session for each peer."""
+    """Serve with pyOpenSSL on asyncio: a cookie exchange, then a session for each peer."""
 
     async def main() -> None:
         sock = run.bind()
@@ -78,7 +78,7 @@ def pyopenssl(run: Run) -> None:
 
 
 class Sessions(asyncio.DatagramProtocol):
-    """The sessions of a socket, by the addresses of their peers."""
+    """The sessions of a socket, by peer address."""
 
     def __init__(self, run: Run) -> None:
         from OpenSSL import SSL  # noqa: PLC0415 - only where it is measured
@@ -110,7 +110,7 @@ class Sessions(asyncio.DatagramProtocol):
                 connection.DTLSv1_listen()
                 self._sessions[address], self._gate = connection, self._connection()
             while True:
-                connection.send(connection.recv(1 << 14))  # also continues a handshake
+                connection.send(connection.recv(1 << 14))  # recv() also continues a handshake
                 self._counter[0] += 1
         except self._ssl.WantReadError:
             pass
@@ -127,7 +127,7 @@ class Sessions(asyncio.DatagramProtocol):
 
 
 def make_context(run: Run) -> Any:
-    """Make pyOpenSSL's context."""
+    """Create pyOpenSSL's context."""
     from OpenSSL import SSL  # noqa: PLC0415 - only where it is measured
 
     context = SSL.Context(SSL.DTLS_SERVER_METHOD)

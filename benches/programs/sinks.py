@@ -1,4 +1,4 @@
-"""Programs that publish what they receive to NATS JetStream, and count what it has acknowledged."""
+"""Programs that publish received datagrams to NATS JetStream, and count what it acknowledges."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 # How often the progress of a sink is read, in seconds.
 LOOK = 0.01
-# How many messages wait for an acknowledgement.
+# How many messages may wait for an acknowledgement.
 WINDOW = 256
-# How long a program waits for the window, in seconds.
+# How long a program waits for room in the window, in seconds.
 STALL = 30
-# How many datagrams a careful program packs into a message.
+# The maximum number of datagrams that a careful program packs into a message.
 MOST = 4096
 
 
 def jetstream(run: Run) -> None:
-    """``tomada.sinks.JetStream``, with ``pack`` by ``--case``."""
+    """``tomada.sinks.JetStream``, with the value of ``pack`` from ``--case``."""
     from tomada.sinks import JetStream  # noqa: PLC0415 - only where it is measured
 
     sink = JetStream(run.url, SUBJECT, pack=run.case, window=WINDOW, linger=1.0)
@@ -51,7 +51,7 @@ def singly(run: Run) -> None:
 
 
 def packed(run: Run) -> None:
-    """Receive by hand until nothing is left, and publish record batches, with nats-py."""
+    """By hand, receive until the queue is empty, and publish record batches with nats-py."""
     from tomada._sinks.packing import record_batch  # noqa: PLC0415 - needs pyarrow
 
     async def forward(sock: std.socket, publish: Any) -> None:

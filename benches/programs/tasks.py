@@ -1,4 +1,4 @@
-"""Tasks that send requests to one server over one socket: many in flight, from one event loop."""
+"""Tasks on one event loop that send requests to one server over one socket, many in flight."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tomada.asyncio import Client, open_endpoint
 
 ATTEMPTS = 4
 PATIENCE = 1.0
-# How many requests of 64 bytes the server's receive buffer is certain to hold.
+# The number of 64-byte requests that are certain to fit into the server's receive buffer.
 FITTING = 160
 # The number of latencies to keep.
 KEPT = 200_000
@@ -27,7 +27,7 @@ SO_MEMINFO = 55
 
 
 class Multiplexer(asyncio.DatagramProtocol):
-    """As it is written by hand: a dictionary of futures, and a timer for each request."""
+    """A client written by hand: a dictionary of futures, and a timer for each request."""
 
     def __init__(self) -> None:
         self.futures: dict[bytes, asyncio.Future[bytes]] = {}
@@ -76,9 +76,9 @@ def client(run: Run) -> None:
 
 
 def futures(run: Run) -> None:
-    """Wake the tasks, and nothing else: no deadline, no second attempt, no check of the sender.
+    """Only wake the tasks: no deadline, no retry, no check of the sender.
 
-    No client of tasks takes less. A request that is lost is waited for until the end.
+    No client that serves tasks can take less time. A task waits for a lost reply until the end.
     """
 
     async def main() -> None:
@@ -125,7 +125,7 @@ def futures(run: Run) -> None:
 
 
 def endpoint(run: Run) -> None:
-    """Send requests with a match, which wait for each other."""
+    """Send requests with ``match``, which queue behind each other."""
 
     async def main() -> None:
         async with open_endpoint(remote_addr=("127.0.0.1", run.port)) as opened:

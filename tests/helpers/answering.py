@@ -10,7 +10,7 @@ import time
 
 from peer import DEADLINE
 
-# Longer than any test waits for it.
+# A delay that no test waits for.
 LONG = DEADLINE
 
 

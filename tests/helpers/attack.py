@@ -8,7 +8,7 @@ LONGEST = 65_507
 
 
 def attack(address, count=200):
-    """Send a server garbage that must not end it. Return whether source port 0 was used.
+    """Send a server garbage that must not stop it. Return whether source port 0 was used.
 
     The kernel may drop some datagrams when the server's buffer is full.
     """

@@ -36,7 +36,7 @@ def send_from_port_0(to, *payloads):
 def send_icmp_errors(sender, to, count, first=0):
     """Send ``count`` ICMP errors to the socket bound to ``sender``, about datagrams sent ``to``.
 
-    The kinds of messages take turns, starting with number ``first``.
+    The kinds of messages alternate, starting with number ``first``.
     """
     family = std.AF_INET6 if ":" in sender[0] else std.AF_INET
     inner = pack_udp(sender[1], to[1], b"sent?")

@@ -1,4 +1,4 @@
-"""Machines for load balancers.
+"""Network namespaces that act as machines, to test load balancers.
 
 Each machine is a network namespace: a client at 10.78.1.2, a balancer at 10.78.1.1 and 10.78.2.1,
 and a server at 10.78.2.2, whose network the client cannot reach.

@@ -1,4 +1,4 @@
-"""Engines that sinks publish to, as programs of their own."""
+"""Message brokers that sinks publish to, each in its own process."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ def send(serving, sock, numbers):
         eventually(lambda before=before: serving.stats().received > before)
 
 
-# At most this many datagrams have just been received and are about to be dropped.
+# The most datagrams that may have been received but not yet dropped.
 IN_HAND = 64
 
 
@@ -44,7 +44,7 @@ class NatsServer:
     """A ``nats-server`` with JetStream, which keeps its port and its store when it restarts."""
 
     def __init__(self, folder, host="127.0.0.1", before=()):
-        """Start it, by a command that other words may precede."""
+        """Start it. The words of ``before`` precede its command."""
         self._folder, self._host, self._before = folder, host, before
         self.port = -1
         self._process = None
@@ -91,7 +91,7 @@ class NatsServer:
         self.kill()
 
     def ask(self, question):
-        """Run a coroutine function on JetStream's interface, and return its result."""
+        """Call a coroutine function with JetStream's interface, and return its result."""
         import nats
 
         async def connected():
@@ -152,11 +152,11 @@ class MockKafka:
         self._tell("start")
 
     def delay(self, seconds):
-        """Answer each request after a while."""
+        """Delay the answer to each request."""
         self._tell("delay", round(seconds * 1000))
 
     def fill(self, requests):
-        """Reject this many requests to store messages, as a broker whose disk is full."""
+        """Reject this many requests to store messages, like a broker whose disk is full."""
         self._tell("fill", requests)
 
     def empty(self):
@@ -198,7 +198,7 @@ class MockKafka:
         found = []
         with self._consumer() as consumer:
 
-            def partitions_of():  # none until something was published
+            def partitions_of():  # empty until something is published
                 return consumer.list_topics(topic, timeout=DEADLINE).topics[topic].partitions
 
             def enough():
@@ -209,7 +209,7 @@ class MockKafka:
                 return len(found) == count
 
             partitions = eventually(partitions_of)
-            # Subscribing would take seconds, for a group of which this is the only member.
+            # Subscribing would take seconds, although this is the only member of its group.
             consumer.assign([TopicPartition(topic, each, OFFSET_BEGINNING) for each in partitions])
             eventually(enough)
         return found

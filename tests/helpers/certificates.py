@@ -84,8 +84,8 @@ _once = functools.cache(Certificates)
 
 
 def certificates():
-    """Return the certificates, which are made once, or skip the test."""
-    # Without the lock, each thread that is the first to ask would make its own: a cache does not
-    # wait for a call in another thread.
+    """Return the certificates, which are created only once, or skip the test."""
+    # Without the lock, several threads could create certificates at once: a cache does not wait for
+    # a call in another thread.
     with _lock:
         return _once()

@@ -1,4 +1,4 @@
-"""Receives of many datagrams, which collect if the socket coalesces; each returns the payloads."""
+"""Ways to receive many datagrams, which collect if ``coalesce`` is set; each returns payloads."""
 
 import pytest
 

@@ -31,7 +31,7 @@ def at(address):
 
 
 class OnTerminal:
-    """A command whose standard error is a terminal, and its output, too, if it is to be."""
+    """A command whose standard error, and optionally standard output, is a terminal."""
 
     def __init__(self, *arguments, output=subprocess.PIPE):
         self._screen, theirs = pty.openpty()
@@ -49,15 +49,15 @@ class OnTerminal:
         self.until_matching(re.escape(text))
 
     def until_matching(self, pattern):
-        """Wait until what the terminal has shown matches a pattern."""
+        """Wait until the text that the terminal has shown matches a pattern."""
         while not re.search(pattern, self.shown):
             assert select.select([self._screen], [], [], DEADLINE)[0], self.shown
             self.shown += os.read(self._screen, 1 << 16).decode(errors="replace")
 
     def end(self):
-        """Wait for the command's end; return its status, and everything that was shown."""
+        """Wait until the command exits; return its status, and everything that was shown."""
         status = self.process.wait(DEADLINE)
-        with contextlib.suppress(OSError):  # the terminal has no other end any longer
+        with contextlib.suppress(OSError):  # the terminal's other end is closed
             while chunk := os.read(self._screen, 1 << 16):
                 self.shown += chunk.decode(errors="replace")
         return status, self.shown
@@ -110,7 +110,7 @@ class Listening(Child):
 
     def __init__(self, *arguments, **options):
         super().__init__("-m", "tomada", "listen", *arguments, **options)
-        # The messages for people are on the other stream.
+        # Messages for people go to standard error.
         self.said = self._process.stderr.readline().decode()
         assert self.said.startswith("listening on "), self.said
         self.where = self.said.split()[2].rstrip(";")

@@ -49,8 +49,8 @@ PEERS = {
     "uvloop",
 }
 INFO = re.compile(r'(?P<language>\w*)(?: title="(?P<title>[^"]*)")?(?P<rest>[^\n]*)\n')
-# How long a program may print nothing, in seconds. In development mode, a search of hypothesis
-# takes 13 seconds of a processor.
+# How long a program may print nothing, in seconds. In development mode, a hypothesis search takes
+# 13 seconds of CPU time.
 DEADLINE = 100
 # Named namespaces are files in /run/netns.
 NETWORK = "mount -t tmpfs tmpfs /run && echo made && exec sleep infinity"
@@ -102,7 +102,7 @@ class Reader:
             ),
             "PYTHONUNBUFFERED": "1",
             "COLUMNS": "80",
-            "TMPDIR": str(folder),  # of programs that are killed
+            "TMPDIR": str(folder),  # killed programs leave their temporary files here
         }
 
     def __enter__(self):
@@ -166,7 +166,7 @@ class Reader:
 
     def _console(self, _, source):
         for line, shown in COMMAND.findall(source):
-            # The tests run under make.
+            # The tests themselves run under make.
             command = re.sub("^make ", f"make --dry-run -C {ROOT} ", line)
             if line.startswith("sudo "):
                 self._provide_sudo()
@@ -222,7 +222,7 @@ class Reader:
         unit.optionxform = str
         unit.read_string(source)
         assert unit.sections()
-        # The program is not installed there.
+        # The unit's program is not installed, so replace it by one that exists.
         source = re.sub(r"=/opt/\S+/bin/\w+", "=/bin/true", source)
         (self._folder / title).write_text(source, encoding="utf-8")
         if shutil.which("systemd-analyze"):

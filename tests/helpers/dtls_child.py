@@ -1,6 +1,6 @@
-"""A DTLS server in a process of its own, which replies in upper case and has a pre-shared key.
+"""A DTLS server in its own process, which replies in upper case and has a pre-shared key.
 
-It prints its address, and then a line with its counters and its memory for each line of input.
+It prints its address and then, for each line of input, a line with its counters and its memory.
 """
 
 import contextlib

@@ -17,7 +17,7 @@ from tomada import dtls
 
 PAGE = Path(__file__).parents[2] / "docs/reference/dtls-interop.md"
 ROLES = ("server", "client")
-# The sessions that tests have, by the names of parameters.
+# The descriptions of sessions, by the test parameters that select them.
 WHAT = {
     "rsa": "RSA certificate",
     "ecdsa": "ECDSA certificate",
@@ -44,7 +44,7 @@ def interop(peer, role, what):
 
 
 def case_of(item):
-    """Return what a test shows: a peer, what, and tomada's role; or ``None``."""
+    """Return the case that a test covers (peer, what, and tomada's role), or ``None``."""
     marker = item.get_closest_marker("interop")
     if marker is None:
         return None
@@ -56,7 +56,7 @@ def case_of(item):
 
 
 class Results:
-    """A plug-in that notes which of the tests have passed."""
+    """A plug-in that records which of the tests have passed."""
 
     def __init__(self):
         self.passed = set()
@@ -71,7 +71,7 @@ class Results:
 
 
 def page_of(cases):
-    """Return the page's table for cases, with the versions of the peers above it."""
+    """Return the page's table of cases, with the versions of the peers above it."""
     text = HEADER + versions() + "\n"
     text += line(COLUMNS) + line(["---"] * len(COLUMNS))
     for peer, what in sorted({case[:2] for case in cases}, key=str):

@@ -39,7 +39,7 @@ def trusting(ca):
 
 @contextlib.contextmanager
 def connected():
-    """Give two sockets that are connected to each other."""
+    """Yield two sockets that are connected to each other."""
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other,
@@ -54,7 +54,7 @@ def connected():
 
 @contextlib.contextmanager
 def session(client, server, server_hostname=None):
-    """Give the two wrapped sockets of a session."""
+    """Yield the two wrapped sockets of a session."""
     with connected() as (one, other):
         accepting = Call(server.wrap_socket, other, True)
         with (
@@ -90,7 +90,7 @@ def of_kind(kind):
 
 @contextlib.contextmanager
 def connected_to(address, context, server_hostname=None):
-    """Give a wrapped socket that has a session with a server."""
+    """Yield a wrapped socket that has a session with a server."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.settimeout(30)
         sock.connect(address)
@@ -100,7 +100,7 @@ def connected_to(address, context, server_hostname=None):
 
 @contextlib.contextmanager
 def beginning():
-    """Provide a client's socket during the handshake, and a plain one that receives from it."""
+    """Yield a client's socket during the handshake, and a plain one that receives from it."""
     with (
         std.socket(std.AF_INET, std.SOCK_DGRAM) as tap,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,

@@ -1,4 +1,4 @@
-"""Several clients at one address, as behind a translator of addresses, or an attacker."""
+"""Several clients at one address, as behind a NAT, or an attacker."""
 
 import contextlib
 import select
@@ -12,7 +12,7 @@ HANDSHAKE, CLIENT_HELLO, HEADER = 22, 1, 13
 
 
 class OneAddress:
-    """Passes datagrams between clients and a server, which sees all of them at one address."""
+    """Relays datagrams between clients and a server, which sees all clients at one address."""
 
     def __init__(self, address):
         self._front, self._back = (std.socket(std.AF_INET, std.SOCK_DGRAM) for _ in range(2))
@@ -21,7 +21,7 @@ class OneAddress:
         self._stack = contextlib.ExitStack()
 
     def client(self, identity, context=None):
-        """Return a client that has not begun its handshake with the relay's help yet."""
+        """Return a client that has not begun its handshake."""
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.connect(self._front.getsockname())
         sock.setblocking(False)
@@ -36,7 +36,7 @@ class OneAddress:
         return near
 
     def shake_hands(self, near, *, holds_last=False):
-        """Complete a handshake, or return the client's last flight instead of passing it on."""
+        """Complete a handshake; or hold back the client's last flight, and return it."""
         to = near.getsockname()
         while near.session is None:
             for sock in select.select([self._front, self._back], [], [], 30)[0]:
@@ -53,7 +53,7 @@ class OneAddress:
         return []
 
     def sent(self):
-        """Take what clients have sent."""
+        """Receive the datagrams that clients have sent."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 yield self._front.recv(2000, std.MSG_DONTWAIT)
@@ -64,7 +64,7 @@ class OneAddress:
             self._back.send(data)
 
     def receive(self, near):
-        """Pass a datagram of the server on to a client; return what it contains for the client."""
+        """Pass a datagram from the server on to a client; return the data that the client gets."""
         while True:
             assert select.select([self._back], [], [], 30)[0]
             self._front.sendto(self._back.recv(2000), near.getsockname())

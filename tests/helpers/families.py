@@ -10,8 +10,8 @@ from hypothesis import settings
 
 LONG = os.environ.get("TOMADA_LONG") == "1"
 
-# The number of examples for a hypothesis test that does not set it, and the factor by which the
-# long form multiplies the number of a test that does.
+# The number of examples for hypothesis tests that do not set their own, and the factor by which the
+# long form multiplies the number for those that do.
 EXAMPLES = 100
 FACTOR = 50
 

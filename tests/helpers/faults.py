@@ -18,7 +18,7 @@ from support import Child
 
 SOURCE = Path(__file__).with_name("faults.c")
 
-# In the order of the C source.
+# In the same order as in the C source.
 CALLS = (
     "socket",
     "socketpair",
@@ -31,7 +31,7 @@ CALLS = (
     "sendto",
 )
 
-# In faults.c, numbers below this one are calls with a limit.
+# In faults.c, a negative error down to -LAST_SIGNAL is a signal; a lower one is a limit.
 LAST_SIGNAL = 64
 FAULT = struct.Struct("=ii")
 ALWAYS = -1
@@ -45,7 +45,7 @@ class Faults:
             self._memory = mmap.mmap(file.fileno(), len(CALLS) * FAULT.size)
 
     def set(self, call, error, times=ALWAYS):
-        """Make a call fail with an errno, a number of times or until the number is set to 0."""
+        """Make a call fail with an errno, this many times or until the number is set to 0."""
         # The number is written last, because the library reads it first.
         place = CALLS.index(call) * FAULT.size
         self._memory[place : place + FAULT.size] = FAULT.pack(0, 0)

@@ -15,12 +15,12 @@ needs_loadgen = pytest.mark.skipif(
 
 # A receive buffer that a flood fills immediately.
 SMALL_BUFFER = 8192
-# The number of datagrams in the load generator's runs, and the kernel's limit for a run.
+# The number of datagrams in each run of the load generator, and the kernel's maximum for a run.
 RUN, LONGEST_RUN = 64, 128
 
 
 class Flood:
-    """Senders in Rust that never pause, each in its own process, and that count what they send."""
+    """Senders in Rust that never pause, each in its own process, and count their datagrams."""
 
     def __init__(self, address, *, gso=False, size=64, senders=1):
         core = min(os.sched_getaffinity(0))

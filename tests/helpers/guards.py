@@ -1,4 +1,4 @@
-"""A socket with a guard, and senders from near and far."""
+"""A socket with a guard, and senders at any local address."""
 
 import contextlib
 import socket as std
@@ -11,7 +11,7 @@ NEAR, FAR = "127.0.0.1", "127.9.8.7"
 
 @contextlib.contextmanager
 def guarded(guard=None, host="127.0.0.1", module=socket):
-    """Open a guarded socket, and provide a function that sends to it from any local address."""
+    """Open a guarded socket, and yield a function that sends to it from any local address."""
     family = std.AF_INET6 if ":" in host else std.AF_INET
     with module.socket(family, std.SOCK_DGRAM) as sock:
         sock.settimeout(DEADLINE)

@@ -2,8 +2,8 @@
 
 A side that waits for an answer sends its flight again after 1, 2, 4, … seconds, at most 60 (section
 4.2.4.1), and begins with 1 second again for its next flight. As with OpenSSL, a flight is one
-datagram when it is first sent, and one for each message when it is sent again. Nothing but these
-waits takes time.
+datagram when it is first sent, and one for each message when it is sent again. Only these waits
+take time.
 
 Where the model simplifies, its handshakes take longer than real ones: after a loss, the messages
 around a ``ChangeCipherSpec`` count only if they arrive in order, and each order is equally likely.
@@ -24,8 +24,8 @@ DONE = "done"
 class Handshakes:
     """Full handshakes with a pre-shared key, through a link that loses datagrams.
 
-    A step of a handshake is a state, which says what has arrived, and a function. For a state, the
-    function returns the states after the step's flight is sent once more, with probabilities.
+    A step of a handshake has a state (what has arrived) and a function. Given a state, the function
+    returns the possible states after the step's flight is sent once more, with probabilities.
 
     :param loss: The share of datagrams that the link loses.
     """
@@ -35,11 +35,11 @@ class Handshakes:
         self._arrival = 1 - loss
 
     def without_retransmission(self):
-        """Return the share of handshakes of which no datagram is lost."""
+        """Return the share of handshakes that lose no datagram."""
         return self._arrival**6
 
     def complete(self, end):
-        """Return, for each second up to the end, the share that is complete by then."""
+        """Return, for each second up to ``end``, the share of handshakes that are complete."""
         total = [1.0] + [0.0] * end
         for state, send in (
             (None, self._ask_for_cookie),
@@ -51,7 +51,7 @@ class Handshakes:
         return list(accumulate(total))
 
     def _ask_for_cookie(self, state, _is_first):
-        """Send a ClientHello until there is a HelloVerifyRequest."""
+        """Send a ClientHello until a HelloVerifyRequest arrives."""
         return self._end_with(self._arrival**2, state)
 
     def _return_cookie(self, state, _is_first):
@@ -59,7 +59,7 @@ class Handshakes:
         return self._end_with(self._arrival, state)
 
     def _answer(self, missing, is_first):
-        """Send the server's messages until the client, which keeps them, has all."""
+        """Send the server's messages until the client has all; it keeps those that arrive."""
         if is_first:
             return self._end_with(self._arrival, missing)
         return {
@@ -68,7 +68,7 @@ class Handshakes:
         }
 
     def _finish(self, state, is_first):
-        """Send the client's last flight until the server, which has it then, is heard."""
+        """Send the client's last flight until the server has it and its own last flight arrives."""
         at_server, at_client = state
         after = Counter()
         if is_first:
@@ -81,7 +81,7 @@ class Handshakes:
                 else:
                     after.update(self._hear(chance))
         else:
-            after[state] = self._loss  # of Finished, which makes the server repeat its own flight
+            after[state] = self._loss  # Finished is lost, so the server does not repeat its flight
             for number, chance in self._in_order(FINISH - at_client):
                 is_all = at_client + number == FINISH
                 after[DONE if is_all else (FINISH, at_client + number)] += self._arrival * chance
@@ -102,10 +102,10 @@ class Handshakes:
 
 
 def margin(samples, risk):
-    """Return how far shares of samples may be below those of their distribution, or above them.
+    """Return how far sample shares may be below those of their distribution, or above them.
 
-    All of them are within the margin, except at the given risk: this is Massart's one-sided form of
-    the inequality of Dvoretzky, Kiefer and Wolfowitz.
+    Except with probability ``risk``, all of them are within this margin: it is Massart's one-sided
+    form of the Dvoretzky-Kiefer-Wolfowitz inequality.
     """
     return sqrt(-log(risk) / (2 * samples))
 

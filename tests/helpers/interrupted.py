@@ -2,9 +2,10 @@
 
     python interrupted.py STEP PROGRAM ARGUMENT…
 
-The lines are those of the program and of tomada that the main thread runs once the program has
-printed its first line ("listening on …"): from then on, Ctrl-C must end it cleanly. In the last
-run it has fewer lines, and Ctrl-C comes while it waits. The number of runs is printed.
+Lines count if they belong to the program or to tomada, and if the main thread runs them after the
+program has printed its first line ("listening on …"): from then on, Ctrl-C must end it cleanly. In
+the last run, the program has fewer lines, and Ctrl-C arrives while it waits. At the end, the number
+of runs is printed.
 """
 
 import contextlib
@@ -50,12 +51,12 @@ class Interruption(AtLine):
         self._watcher = threading.Thread(target=self._watch, daemon=True)
 
     def _press(self):
-        """Press Ctrl-C, unless it was pressed."""
+        """Press Ctrl-C, unless it was pressed already."""
         if self._once.acquire(blocking=False):
             os.kill(os.getpid(), signal.SIGINT)
 
     def _watch(self):
-        looks = 0  # in a row at which the main thread was waiting
+        looks = 0  # how many times in a row the main thread was waiting
         while looks < LOOKS and not self.is_over:
             is_waiting = self._output.has_line and sleeps_in_the_kernel("self", MAIN)
             looks = looks + 1 if is_waiting else 0
@@ -89,7 +90,7 @@ def run(program, number):
         raise
     for address in output.addresses():
         with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
-            sock.bind(address)  # it is free
+            sock.bind(address)  # fails unless the program has freed the address
     assert threading.active_count() == 1, threading.enumerate()
     return interruption.place
 
@@ -97,8 +98,8 @@ def run(program, number):
 def main(step, program, *arguments):
     sys.argv = [program, *arguments]
     number = 1
-    # Otherwise the collector might call __del__ of a former run's objects, and Python ignores what
-    # is raised there.
+    # Otherwise the collector might call __del__ of an earlier run's objects, and Python ignores
+    # exceptions that are raised there.
     gc.disable()
     while True:
         gc.collect()

@@ -2,14 +2,14 @@
 
     python interrupting.py OPERATION WORKERS ACTION FIRST STEP
 
-OPERATION is what the main thread does: start, stop or serve. In the first round, ACTION happens
-at the FIRST line that the main thread runs in tomada, as if in a signal handler; in the following
-rounds, at every STEP-th line after it. ACTION is to `raise` an exception, `interrupt` (Ctrl-C) or
-`stop` the server; `storm` is a timer that starts later in each round, and whose handler raises
+OPERATION is what the main thread does: start, stop or serve. ACTION happens as if in a signal
+handler: in the first round, at the line with number FIRST that the main thread runs in tomada; in
+each further round, STEP lines later. ACTION is `raise` (an exception), `interrupt` (Ctrl-C), `stop`
+(the server) or `storm`: a timer that starts later in each round, and whose handler raises
 repeatedly. In the last round nothing happens, because the operation has fewer lines. The program
 prints the number of rounds.
 
-Requests that a ready server gets just before `stop` must be answered or refused.
+Requests that a ready server receives just before `stop` must be answered or refused.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ from lines import PACKAGE, AtLine
 DEADLINE = 60
 ROUNDS = 2000
 SUBREAPER = 36
-# More requests than workers, so that one has to wait for another.
+# More requests than workers, so that at least one has to wait.
 REQUESTS = 3
 
 
@@ -90,7 +90,7 @@ class Clients:
 
 
 def handle(data, _):
-    """Take long enough for other requests to be queued."""
+    """Take long enough for other requests to queue up."""
     time.sleep(0.005)
     return data
 

@@ -1,4 +1,4 @@
-"""Python libraries that speak UDP, behind one interface, to compare what they can do.
+"""Python libraries for UDP, behind one interface, to compare their features.
 
 Each has ``open(local, remote)``, which opens a socket with a local or a remote address. Each socket
 has ``send``, ``send_run``, ``recv``, ``answer`` (to the last sender), ``fileno`` and ``close``.
@@ -299,7 +299,7 @@ LIBRARIES = {
 
 
 def library(name):
-    """Make the library's adapter; raise ImportError if the library is missing."""
+    """Create the library's adapter; raise ImportError if the library is missing."""
     adapter, argument = LIBRARIES[name]
     importlib.import_module(argument.split()[0])
     return adapter(argument)

@@ -13,7 +13,7 @@ PACKAGE = str(Path(tomada.__file__).parent)
 class AtLine:
     """Calls a function at the n-th line that this thread runs in some files.
 
-    :param places: The beginnings of the names of those files.
+    :param places: The prefixes of those files' names.
     :param counts: Returns whether to count a line.
     """
 
@@ -52,9 +52,9 @@ class AtLine:
 def opens_block(frame):
     """Return whether the line opens a ``try`` or ``with`` block, where no signal handler runs.
 
-    CPython 3.11 does not pass an exception that a trace function raises at ``try:`` to the blocks
-    around. A ``with`` line is traced again when its block ends: an exception from there would skip
-    ``__exit__``, and leave a lock locked.
+    CPython 3.11 does not pass an exception that a trace function raises at ``try:`` to the
+    enclosing blocks. A ``with`` line is traced again when its block ends; an exception raised there
+    would skip ``__exit__``, and leave a lock locked.
     """
     line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
     return line == "try:" or line.startswith(("with ", "async with "))

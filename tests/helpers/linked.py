@@ -17,7 +17,7 @@ def plain(family=std.AF_INET, address=("127.0.0.1", 0)):
 
 
 def until(condition):
-    """Wait until a condition holds, which happens soon."""
+    """Wait until a condition holds, which should happen soon."""
     end = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < end
@@ -25,6 +25,6 @@ def until(condition):
 
 
 def assert_balanced(stats):
-    """Check that each datagram is in a counter."""
+    """Check that the counters account for each datagram."""
     for path in (stats.to_server, stats.to_client):
         assert path.received + path.duplicated == path.sent + path.dropped + path.queued

@@ -38,12 +38,12 @@ class Namespace:
 
     @staticmethod
     def _make():
-        # Only for the calling thread, which ends here.
+        # This affects only the calling thread, which ends afterwards.
         _checked(_libc.unshare(CLONE_NEWNET))
         return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
     def run(self, function, *arguments):
-        """Call a function in a thread that is in the namespace; sockets opened there stay in it."""
+        """Call a function in a thread in the namespace; sockets opened there stay in it."""
 
         def enter():
             _checked(_libc.setns(self._fd, CLONE_NEWNET))
@@ -84,15 +84,15 @@ class Namespace:
         return sock
 
     def join(self, device, other, other_device, addresses, other_addresses):
-        """Connect to another namespace by a pair of devices with these addresses."""
+        """Connect to another namespace with a pair of devices that have these addresses."""
         there = f"/proc/{os.getpid()}/fd/{other._fd}"  # noqa: SLF001 - the same class
         pair = (device, "type", "veth", "peer", "name", other_device, "netns", there)
         self.command("ip", "link", "add", *pair)
         ends = ((self, device, addresses), (other, other_device, other_addresses))
         for namespace, name, own in ends:
             namespace._set_up(name, own)  # noqa: SLF001
-        # Datagrams sent before that are dropped, and a neighbour solicitation is repeated only
-        # after a second.
+        # Wait until the devices are ready: datagrams sent earlier are dropped, and a neighbour
+        # solicitation is repeated only after a second.
         for namespace, name, own in ends:
             eventually(functools.partial(namespace.is_ready, name, own))
 
@@ -148,7 +148,7 @@ class Network:
 
     @staticmethod
     def find(left, right, there):
-        """Make the neighbours resolve each other's addresses, so that this costs no datagrams."""
+        """Have both neighbours resolve each other's addresses, so that no test datagram waits."""
         here = there.rpartition(":" if ":" in there else ".")[0]
         here = f"{here}{':' if ':' in there else '.'}1"
         with left.bound(std, (here, 0)) as sock, right.bound(std, (there, 0)) as other:
@@ -158,7 +158,7 @@ class Network:
 
 
 def why_not():
-    """Return why namespaces cannot be made here, or None if they can."""
+    """Return why namespaces cannot be created here, or None if they can."""
     if os.geteuid() != 0:
         return f"{skips.NO_ROOT} make network namespaces"
     if tools.find("ip") is None:

@@ -1,7 +1,8 @@
-"""The brokers that librdkafka simulates for its tests, in a process of their own.
+"""The brokers that librdkafka simulates for its tests, in their own process.
 
-It prints their addresses, and obeys the lines of its standard input until that ends: ``kill``,
-``start``, ``delay MILLISECONDS``, ``fill REQUESTS`` and ``empty``. It answers each with ``done``.
+The program prints their addresses, and executes the commands on its standard input until that ends:
+``kill``, ``start``, ``delay MILLISECONDS``, ``fill REQUESTS`` and ``empty``. It answers each with
+``done``.
 """
 
 import ctypes
@@ -16,7 +17,7 @@ STORAGE_ERROR = 56  # the error of a broker whose disk is full or broken
 
 POINTER, TEXT, INT = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
 SIZE, BROKER, KIND = ctypes.c_size_t, ctypes.c_int32, ctypes.c_int16
-# Functions, each with the type of its result and of its arguments: see rdkafka.h, rdkafka_mock.h.
+# Functions with the types of their results and arguments: see rdkafka.h and rdkafka_mock.h.
 FUNCTIONS = {
     "conf_new": (POINTER,),
     "conf_set": (INT, POINTER, TEXT, TEXT, TEXT, SIZE),

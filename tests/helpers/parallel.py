@@ -2,8 +2,8 @@
 
 New tests of this kind are marked ``@pytest.mark.thread_unsafe(reason=…)`` instead.
 
-The plugin runs a test in several threads with the same fixtures. It detects by itself the tests
-that patch modules, capture output or warnings, or collect garbage.
+The plugin runs a test in several threads with the same fixtures. By itself, it detects tests that
+patch modules, capture output or warnings, or collect garbage.
 """
 
 import inspect

@@ -51,7 +51,7 @@ class Side:
 
 
 def fresh(family):
-    """Make an address where no socket is bound."""
+    """Return an address to which no socket is bound."""
     if family == std.AF_UNIX:
         return b"\0tomada parity %d %d" % (os.getpid(), next(_names))
     return ("127.0.0.1" if family == std.AF_INET else "::1", 0)
@@ -61,7 +61,7 @@ def outcome(module, case):
     """Run a case, and describe what it returns or raises.
 
     The messages of an OSError must be the same on both sides: programs print them, and some search
-    them. Messages of other exceptions are for programmers, and each module has its own.
+    them. The messages of other exceptions are for programmers, so they may differ.
     """
     try:
         with Side(module) as side:
@@ -76,7 +76,7 @@ def outcome(module, case):
 
 
 def assert_same(case, raises=None):
-    """Check that both modules have the same outcome, and raise the expected exception."""
+    """Check that both modules have the same outcome and, if given, raise the expected exception."""
     expected = outcome(std, case)
     assert expected[0] == ("returns" if raises is None else "raises"), expected
     assert raises is None or issubclass(expected[1], raises), expected

@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 
-# Long, for a busy machine. A test that fails sooner closes the input.
+# Long enough for a busy machine, in seconds. If a test fails sooner, it closes the input.
 DEADLINE = 30
 
 

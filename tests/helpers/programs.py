@@ -30,7 +30,7 @@ class Program:
         """Wait until the program has printed a text."""
 
         def is_there():
-            # In this order: what it printed at its end is there when it has ended.
+            # Check this first: once the program has ended, all of its output is there.
             has_ended = not self._reading.is_alive()
             return text in self.output or has_ended
 
@@ -54,7 +54,7 @@ class Program:
 
 
 def free_port(following=0):
-    """Return a UDP port of 127.0.0.1 that nobody uses, and whose followers are free as well."""
+    """Return a free UDP port of 127.0.0.1 that is followed by ``following`` free ports."""
     while True:
         with contextlib.ExitStack() as stack:
             first = stack.enter_context(std.socket(std.AF_INET, std.SOCK_DGRAM))

@@ -1,4 +1,4 @@
-"""PROXY protocol headers, as the specification describes them."""
+"""PROXY protocol headers, built as the specification describes them."""
 
 import ipaddress
 import struct
@@ -8,7 +8,7 @@ DATAGRAM, LOCAL, PROXY = 2, 0x20, 0x21
 
 
 def headed(source, payload=b"", *, command=PROXY, kind=DATAGRAM, fields=b""):
-    """Put a header in front of a payload."""
+    """Prepend a header to a payload."""
     host, port = source
     address = ipaddress.ip_address(host)
     family = 1 if address.version == 4 else 2

@@ -1,4 +1,4 @@
-"""Requests over a bad link, and a count of what became of them.
+"""Requests over a bad link, and a count of their results.
 
 The long form makes 100,000 requests with each kind of client, and prints their results.
 """
@@ -12,25 +12,25 @@ from families import LONG, length
 from support import Child
 from tomada.testing import impaired
 
-# The number of requests of a test: with one in flight in each thread, with many in flight, and of
-# tests in which most requests wait for one another.
+# The number of requests in a test: with one in flight in each thread, with many in flight, and in
+# tests where most requests wait for one another.
 SINGLE = length(250, 100_000)
 MANY = length(1000, 100_000)
 FEW = length(250, 8000)
-# The number of requests of a call of request_many, which waits for its last ones.
+# The number of requests in a call of request_many, which waits for its last replies.
 CALL = length(500, 10_000)
 
-# The jitter also reorders.
+# The jitter also reorders datagrams.
 IMPAIRMENTS = {"loss": 0.05, "duplicate": 0.02, "delay": 0.002, "jitter": 0.002}
 
 # Longer than the delay of a late datagram, and short enough to wait for in a test.
 TIMEOUT = 0.6
 
-# How much a deadline may be missed by, in seconds, because a busy machine delays threads.
+# How late a timeout may be, in seconds, because a busy machine delays threads.
 LATENESS = 10.0
 
-# The server is a process: a thread would wait for the interpreter's lock, which the client holds.
-# It ends by itself if its parent has died.
+# The server is a process, because a thread would wait for the interpreter's lock, which the client
+# holds. It ends by itself if its parent dies.
 SERVER = """
 import socket
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -50,23 +50,23 @@ def answers(request, reply):
 
 
 def number(data):
-    """Return the key of a question and of its reply."""
+    """Return the key that a question and its reply share."""
     return data.removeprefix(b"reply to ")
 
 
 @contextlib.contextmanager
 def bad_link():
-    """Provide a lossy link to a server that replies with the request's data."""
+    """Yield a lossy link to a server that replies with the request's data."""
     with Child("-I", "-S", "-c", SERVER) as server:
         address = ("127.0.0.1", int(server.line()))
         with impaired(address, seed=12, log_size=0, **IMPAIRMENTS) as link:
             yield link
             path = link.stats.to_server
-            assert path.lost or path.received < 200  # which all pass once in 28,000 times
+            assert path.lost or path.received < 200  # 200 datagrams all pass once in 28,000 times
 
 
 def waited(error):
-    """Return how long a request took, as its exception says: in flight, and behind others."""
+    """Return how long a request took according to its exception: in flight, and queued."""
     return sum(map(float, re.findall(r"(\d+\.\d+) s\b", str(error))))
 
 
@@ -99,7 +99,7 @@ class Tally:
             )
         assert self.wrong == 0
         assert self.answered + self.timed_out == total
-        # It is rare that all four attempts are lost.
+        # All four attempts of a request are rarely lost.
         assert self.answered > total / 2
 
 

@@ -35,7 +35,7 @@ def ask(address, data=b"ping", timeout=DEADLINE):
 
 
 def refused(sock):
-    """Return whether no socket receives what a connected socket sends."""
+    """Return whether datagrams from a connected socket are refused."""
     try:
         sock.send(b"is anybody there")
         sock.recv(100)
@@ -64,12 +64,12 @@ def until_refused(sock):
 
 
 def server(handler, address=("127.0.0.1", 0), **options):
-    """Make a server, and start it with ``with``."""
+    """Create a server; a ``with`` block starts it."""
     return tomada.Server(address, handler, **options)
 
 
 class Load:
-    """Plain clients, each with one request at a time, until they are stopped or refused.
+    """Plain clients that send one request at a time each, until they are stopped or refused.
 
     Every request is counted as ``answered``, ``refused`` or, if neither happens in time, ``lost``.
     """
@@ -100,7 +100,7 @@ class Load:
         self.join()
 
     def join(self):
-        """Wait until all clients have stopped, which they do when they are refused."""
+        """Wait until all clients have stopped: once they are refused, or after :meth:`stop`."""
         for thread in self._threads:
             thread.join(2 * DEADLINE)
             assert not thread.is_alive(), "a client hangs"
@@ -137,7 +137,7 @@ class Load:
 
 
 class Gate:
-    """Lets calls of an async handler wait until a test opens it: all of them in one turn."""
+    """Blocks calls of an async handler until a test opens it, which releases all at once."""
 
     def __init__(self):
         self._loop = None

@@ -88,7 +88,7 @@ class Allowed(NamedTuple):
     """A regular expression that the reason matches from its start."""
     holds: Callable[[], bool]
     why: str
-    """The reason why it cannot be changed."""
+    """Why the condition cannot be avoided."""
 
 
 ALLOWED = [

@@ -19,7 +19,7 @@ from peer import DEADLINE, dumps, loads
 HELPERS = Path(__file__).parent
 PEER = HELPERS / "peer.py"
 
-# The environment of a program in development mode that asyncio does not call slow.
+# The environment for development mode, without asyncio's warnings about slow callbacks.
 DEVELOPMENT = {
     "PYTHONDEVMODE": "1",
     "PYTHONPATH": os.pathsep.join(
@@ -36,7 +36,7 @@ def has_lock():
     return getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
-# Whether threads run at the same time here, as far as there are cores.
+# Whether threads can run Python code at the same time.
 FREE = not has_lock()
 
 # How often to run a race. Without the global lock, more can go wrong.
@@ -89,16 +89,16 @@ RECEIVE = {
 def sleeps_in_the_kernel(pid, thread):
     """Return whether a thread waits in a system call, other than for a lock.
 
-    A thread that waits for a lock of the kernel, in mmap(2) or a page fault for example, sleeps
-    uninterruptibly: its state is not ``S``, but ``D``.
+    A thread that waits for a lock in the kernel, in mmap(2) or a page fault for example, sleeps
+    uninterruptibly: its state is ``D``, not ``S``.
     """
     task = Path(f"/proc/{pid}/task/{thread}")
     call = system_call(task)
     try:
         state = (task / "stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
-        return False  # it has ended
-    # Two looks: between them, the thread may have gone from one call to another.
+        return False  # the thread has exited
+    # Read the call twice: in between, the thread may have moved from one call to another.
     return state == "S" and call not in {"running", "-1", FUTEX} and system_call(task) == call
 
 
@@ -172,7 +172,7 @@ def together(*functions):
     sys.setswitchinterval(1e-5)  # with a global lock, switch threads often
     try:
         calls = [Call(call, function) for function in functions]
-        # The first failure explains why the other calls may wait for ever.
+        # The first failure explains why other calls may wait forever.
         eventually(lambda: all(call.is_over() for call in calls))
         return [call.result() for call in calls]
     finally:
@@ -190,7 +190,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
-            # A process group, for the processes that it starts.
+            # A process group of its own, which includes the processes that it starts.
             process_group=0,
         )
         self._rest = b""
@@ -226,7 +226,7 @@ class Child:
         self._process.send_signal(number)
 
     def end(self, deadline=DEADLINE):
-        """Wait for the program's end; return its status, the rest of its output, and its errors."""
+        """Wait until the program exits; return its status, remaining output, and errors."""
         output, errors = self._process.communicate(timeout=deadline)
         return self._process.returncode, (self._rest + output).decode(), errors.decode()
 
@@ -279,7 +279,7 @@ class Kind:
         self._folder = folder
 
     def address(self):
-        """Make an address where no socket is bound."""
+        """Return an address to which no socket is bound."""
         if self.name == "path":
             return str(self._folder / str(next(_numbers)))
         if self.name == "abstract":

@@ -1,8 +1,8 @@
-"""A machine whose first process is systemd, with a network, processes and files of its own.
+"""A container whose first process is systemd, with its own network, processes and files.
 
-The real machine is out of its reach: its root is an empty file system in memory, where programs and
+It cannot reach the real machine: its root is an empty file system in memory, where programs and
 libraries are mounted read-only, and the only units are those of the test. So no unit of the
-distribution, which could clean or mount something, can ever start.
+distribution, which could clean up or mount something, can ever start.
 """
 
 import contextlib
@@ -15,10 +15,11 @@ from pathlib import Path
 import tools
 from support import DEADLINE, Child, eventually
 
-# The units that services and sockets depend on. The distribution's would start its services.
+# The targets that services and sockets depend on. The distribution's targets would start its
+# services.
 TARGETS = ("basic", "sysinit", "sockets", "shutdown", "local-fs", "multi-user")
 
-# Joins a control group of its own, which it removes at the end.
+# Joins its own control group, which it removes at the end.
 OUTER = """
 mount -t tmpfs tmpfs "$folder/root"
 mkdir "$folder/root/groups"
@@ -86,9 +87,10 @@ def shown():
 
 
 class Machine:
-    """Start it in a network namespace.
+    """Starts the machine in a network namespace.
 
-    :param folder: Its folders ``units`` and ``shout`` are ``/units`` and ``/opt/shout`` there.
+    :param folder: Contains ``units`` and ``shout``, which the machine sees as ``/units`` and
+        ``/opt/shout``.
     """
 
     def __init__(self, network, folder):

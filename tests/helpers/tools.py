@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 
-# The package of each program.
+# The package that contains each program.
 PACKAGES = {
     "cc": "gcc",
     "coap-client-gnutls": "libcoap3-bin",

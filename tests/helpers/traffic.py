@@ -11,7 +11,7 @@ LO = std.if_nametoindex("lo")
 
 
 def numbered(count, size=8):
-    """Make datagrams of one size, each with its number in it."""
+    """Create datagrams of one size, each of which contains its number."""
     return [b"%0*d" % (size, number) for number in range(count)]
 
 
@@ -46,7 +46,7 @@ def from_batch(sock, count):
     return [(bytes(data), address) for data, address in batch]
 
 
-# Each receives some datagrams, at least one, with their senders.
+# Each function receives one or more datagrams, with their senders.
 RECEIVE_SOME = {
     "recvfrom": lambda sock, _: [sock.recvfrom(1 << 17)],
     "recv_many": lambda sock, count: sock.recv_many(count),
@@ -82,7 +82,7 @@ def by_send_batch(sock, pairs):
 
 
 def by_run(sock, pairs):
-    """Send consecutive datagrams of one size to one peer as a run, as plain sockets can too."""
+    """Send consecutive datagrams of one size to one peer as a run; plain sockets can, too."""
     for (size, to), run in itertools.groupby(pairs, lambda pair: (len(pair[0]), pair[1])):
         data = [item for item, _ in run]
         most = max(1, min(64, 65_507 // max(size, 1)))

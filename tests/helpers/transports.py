@@ -28,7 +28,7 @@ class Recorder(asyncio.DatagramProtocol):
     def __init__(self):
         self.datagrams = []
         self.errors = []
-        # The other calls, in order.
+        # The names of all other calls, in order.
         self.calls = []
         self._changed = asyncio.Event()
 
@@ -78,7 +78,7 @@ class Recorder(asyncio.DatagramProtocol):
 
 
 class Batches(Recorder):
-    """A recorder that takes whole batches."""
+    """A recorder that receives whole batches."""
 
     def __init__(self):
         super().__init__()
@@ -94,12 +94,12 @@ class Batches(Recorder):
 
 
 def recorder(**methods):
-    """Make a class of recorders with some methods replaced."""
+    """Return a class of recorders with some methods replaced."""
     return type("Special", (Recorder,), methods)
 
 
 def echo(self, data, addr):
-    """Reply to a datagram, as a ``datagram_received``."""
+    """Echo a datagram, as a protocol's ``datagram_received`` method."""
     self.transport.sendto(data, addr)
 
 
@@ -109,7 +109,7 @@ async def hear(sock, count=1):
 
 
 async def open_first(endpoint):
-    """Open an endpoint and close it: a loop keeps what its first one has opened for all of them."""
+    """Open and close an endpoint: a loop's first one opens descriptors that all share."""
     transport, protocol = await endpoint()
     transport.close()
     await protocol.lost()
@@ -123,12 +123,12 @@ async def turns(count=1):
 
 
 def given(address):
-    """Make an address in the form that endpoints take."""
+    """Return an address in the form that endpoints accept."""
     if isinstance(address, bytes):
         return address.decode()
     return address if isinstance(address, str) else address[:2]
 
 
 def local(kind):
-    """Make the arguments of an endpoint with a free address."""
+    """Return the arguments for an endpoint with a free address."""
     return {"local_addr": given(kind.address()), "family": kind.family}

@@ -1,1 +1,1 @@
-"""A soak: all kinds of traffic at once, for long, with every datagram accounted for."""
+"""A soak test: all kinds of traffic at once, for hours, with every datagram accounted for."""

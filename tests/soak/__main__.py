@@ -30,7 +30,7 @@ from tests.soak import report
 from tests.soak.account import Account
 from tests.soak.watch import SELF, Growth, Sample, growth
 
-# This process needs nats-server, and the clients of NATS and Kafka.
+# The process that needs nats-server and the client libraries of NATS and Kafka.
 SINKS = "sinks"
 # The kind of traffic in each of these processes.
 PROGRAMS = {
@@ -63,12 +63,12 @@ class Soak:
         self._lock = threading.Lock()
 
     def listen(self, program: str, child: Child, patience: float, over: threading.Event) -> None:
-        """Take a process's lines until it ends."""
+        """Process a child's lines until it exits."""
         try:
             while True:
                 self._take(program, child.line(patience))
         except ChildFailed as failure:
-            # Its output ends when it is told to end.
+            # If the child was told to end, the end of its output is not a failure.
             if not over.is_set():
                 self.failures.append(f"{program} {failure}")
                 over.set()
@@ -84,7 +84,7 @@ class Soak:
                 self.samples[program, sample.process, sample.pid].append(sample)
 
     def received(self) -> int:
-        """Return how many datagrams went through servers and asyncio."""
+        """Return how many datagrams servers and asyncio received."""
         shares = self.shares()
         return shares["server"] + shares["asyncio"]
 
@@ -105,7 +105,7 @@ class Soak:
             return {name: asdict(self.lanes[name]) for name in sorted(self.lanes)}
 
     def growths(self) -> list[Growth]:
-        """Return the growth of each process; for several workers, that of the largest growth."""
+        """Return the growth of each process; of several workers, the one that grew most."""
         found: dict[str, Growth] = {}
         with self._lock:
             for (program, process, _), samples in self.samples.items():

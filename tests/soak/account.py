@@ -1,14 +1,14 @@
-"""How many datagrams the public counters explain, and how many stay unexplained."""
+"""How many datagrams the public counters explain, and how many remain unexplained."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-# The most datagrams that the kernel drops as one.
+# The maximum number of datagrams that the kernel counts as one drop.
 LONGEST_RUN = 128
-# The most datagrams that a worker may have received without counting them: 64 messages of up to 64
-# datagrams, as the load generator sends them.
+# The maximum number of datagrams that a worker may have received but not counted yet: 64 messages
+# of up to 64 datagrams, as the load generator sends them.
 IN_HAND = 64 * 64
 COUNTERS = ("received", "refused", "kernel_drops", "filter_drops")
 
@@ -32,18 +32,18 @@ def counts(stats: Any, before: Any = None) -> dict[str, int]:
 
 @dataclass
 class Account:
-    """Counters of the datagrams that were sent to one receiver: the senders' and the receiver's."""
+    """The senders' and the receiver's counters of datagrams sent to one receiver."""
 
     sent: int = 0
-    # How many of these were sent in runs, one send for each run (UDP_SEGMENT).
+    # How many of these were sent one by one, not in runs (UDP_SEGMENT).
     singly: int = 0
     received: int = 0
     refused: int = 0
     kernel_drops: int = 0
     filter_drops: int = 0
     lost_with_killed: int = 0
-    # Missing without a reason, counted twice, or received and never handed to the program. The
-    # deviations of all rounds are added up, whether too many or too few.
+    # Datagrams that are missing without a reason, counted twice, or received but never delivered to
+    # the program. The deviations of all rounds are added up, whether too many or too few.
     unexplained: int = 0
 
     @classmethod
@@ -73,7 +73,7 @@ class Account:
         return cls(sent, singly, *found.values(), lost_with_killed, unexplained)
 
     def compare(self, delivered: int) -> Self:
-        """Compare the number of received datagrams with the number that the program got."""
+        """Compare the number of received datagrams with the number delivered to the program."""
         self.unexplained += abs(self.received - delivered)
         return self
 

@@ -33,15 +33,15 @@ class Lane(ABC):
 
     def __init__(self, name: str, *loads: Load, run: int | None = 1) -> None:
         self.name, self.loads, self.run = name, loads, run
-        # How often a lane did something other than sending and receiving.
+        # The number of actions of each kind, other than sending and receiving.
         self.deeds: Counter[str] = Counter()
 
     @abstractmethod
     def round(self, seconds: float) -> Any:
-        """Have traffic for a number of seconds, and return accounts of it."""
+        """Run traffic for a number of seconds, and return the accounts of it."""
 
     def close(self) -> None:  # noqa: B027 - most have nothing to close
-        """Close what was open from round to round."""
+        """Close anything that stays open between rounds."""
 
     def accounts(
         self, sent: Sent, stats: Any, before: Any = None, *, killed: int = 0, replies: int = 0
@@ -69,7 +69,7 @@ class Drained:
 
 
 class Served(Lane):
-    """A server that is opened for each round, and closed after it."""
+    """A server that is started for each round, and stopped after it."""
 
     def __init__(
         self,
@@ -108,9 +108,9 @@ class Served(Lane):
 
 
 class Kept(Served):
-    """A server that stays open, and whose workers are replaced under load.
+    """A server that keeps running, and whose workers are replaced under load.
 
-    Each worker lives for several rounds, so that its growth shows.
+    Each worker lives for several rounds, so that its growth can be measured.
     """
 
     LIFE = 20
@@ -138,7 +138,7 @@ class Kept(Served):
 
 
 class Killed(Served):
-    """A server of which one worker is killed in each round."""
+    """A server that loses one worker to SIGKILL in each round."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -152,7 +152,7 @@ class Killed(Served):
 
     def pass_time(self, _server: tomada.Server, seconds: float) -> None:
         time.sleep(seconds / 2)
-        # The last number in the pipe: the others may be of former rounds.
+        # Use the last PID in the pipe: the others may be from earlier rounds.
         os.kill(int(os.read(self._reader, 1 << 16).split()[-1]), signal.SIGKILL)
         self.deeds["workers killed"] += 1
         time.sleep(seconds / 2)

@@ -12,9 +12,9 @@ from typing import Any
 
 from benches.children import Child
 
-# How long counters may stand still before missing datagrams count as lost.
+# How long counters may stay unchanged before missing datagrams count as lost, in seconds.
 PATIENCE = 3.0
-# How long a load may take to end on a busy machine.
+# How long a load may take to end on a busy machine, in seconds.
 END = 30.0
 
 _turns = itertools.count()
@@ -40,7 +40,7 @@ def blast(rate: int, *, size: int = 64, gso: bool = False, source: str = "127.0.
 
 def ask(*, clients: int = 8, window: int = 16, size: int = 64, gso: bool = False) -> Load:
     """Keep ``window`` requests in flight in each client."""
-    # A request without a reply within the timeout was lost.
+    # A request without a reply within the timeout counts as lost.
     options = {"clients": clients, "window": window, "size": size, "gso": gso, "timeout": 5}
     return Load("load", {**options, "sleep": True})
 
@@ -84,7 +84,7 @@ def running(loads: tuple[Load, ...], port: int, seconds: float) -> Iterator[Call
 
 
 def settling(total: Callable[[], int], sent: int) -> Iterator[None]:
-    """Yield until the counters explain all datagrams, or have stood still for too long."""
+    """Yield until the counters explain all datagrams, or stay unchanged for too long."""
     last, since = -1, time.monotonic()
     while (now := total()) < sent and time.monotonic() - since <= PATIENCE:
         if now != last:

@@ -60,7 +60,7 @@ class AsyncLane(Lane):
     async def loaded(
         self, sock: Any, seconds: float, stats: Callable[[], Any], delivered: Callable[[], int]
     ) -> Sent:
-        """Run the loads on a socket, and wait until the program has all that is not dropped."""
+        """Run the loads on a socket; wait until the program has all datagrams but the dropped."""
         enlarge(sock)
         with running(self.loads, sock.getsockname()[1], seconds) as end:
             await asyncio.sleep(seconds)
@@ -120,7 +120,7 @@ class Endpoint(AsyncLane):
             await asyncio.wait(takers)
             for taker in takers:
                 if not taker.cancelled():
-                    taker.result()  # raises the error of a task that failed
+                    taker.result()  # raises the task's error, if it failed
             accounts = self.accounts(sent, endpoint.stats())
         accounts[self.name].compare(self._delivered)
         return accounts
@@ -137,7 +137,7 @@ class Endpoint(AsyncLane):
 
 
 class Asking(AsyncLane):
-    """Endpoints that send requests to slow, dead and silent peers, and datagrams too long."""
+    """Endpoints that send requests to slow, dead and silent peers, and overlong datagrams."""
 
     async def round(self, seconds: float) -> Accounts:
         loop = asyncio.get_running_loop()

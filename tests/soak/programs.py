@@ -29,7 +29,7 @@ from tests.soak.lanes import (
 from tests.soak.loads import ask, blast
 from tests.soak.watch import look_around
 
-# How many datagrams the load generator sends as one run.
+# The number of datagrams that the load generator sends as one run.
 RUN = 64
 # The source of the datagrams that the kernel's filter drops.
 DENIED = "127.0.0.9"
@@ -61,23 +61,23 @@ def servers(run: Run) -> None:
 def workers(run: Run) -> None:
     """Two workers, replaced one by one, of a server that is never closed."""
     loads = ask(clients=4), ask(clients=4), blast(50_000, size=512, gso=True)
-    # Each worker gets datagrams of every kind, so it has warmed up after a round.
+    # Each worker gets datagrams of every kind, so it is warmed up after one round.
     options: dict[str, Any] = {"workers": 2, "steering": "random"}
     in_threads(run, Kept("server, workers replaced", echo_short, *loads, run=None, **options))
 
 
 def killed(run: Run) -> None:
-    """Servers that lose one of two workers."""
+    """Servers that lose one of their two workers."""
     in_threads(run, Killed("server, a worker killed", echo, ask(clients=4), workers=2))
 
 
 def sinks(run: Run) -> None:
-    """Servers that publish to engines, which are restarted in each round."""
-    from tests.soak.sinks import Brokers, Nats  # they need the engines' clients
+    """Servers that publish to brokers, which are restarted in each round."""
+    from tests.soak.sinks import Brokers, Nats  # these need the brokers' client libraries
 
     in_threads(
         run,
-        # Its engine is down for longer than the sink has room.
+        # The broker is down for so long that the sink's queue fills up.
         Nats("sink, JetStream", blast(1000), capacity=500),
         Nats("sink, JetStream, packed", blast(50_000, gso=True), run=RUN, pack="arrow"),
         Brokers("sink, Kafka", blast(3000), capacity=2000),
@@ -86,7 +86,7 @@ def sinks(run: Run) -> None:
 
 def endpoints(run: Run) -> None:
     """Transports and endpoints on one loop."""
-    # GRO is on from the start: the kernel counts a dropped run as one datagram only with it.
+    # GRO is on from the start, because only then does the kernel count a dropped run as one.
     runs: dict[str, Any] = {"gro": True, "run": RUN}
     lanes = (
         loops.Transport("transport, runs", loops.Sink, blast(100_000, gso=True), **runs),
@@ -120,11 +120,11 @@ def plain(run: Run) -> None:
 
 
 def in_threads(run: Run, *lanes: Lane) -> None:
-    """Run rounds of all lanes at once, until told to end."""
+    """Run the rounds of all lanes at the same time, until told to end."""
     prepare(run)
     while not run.is_stopped:
         if len(lanes) == 1:
-            tell(lanes, [lanes[0].round(run.round)])  # may fork: best before threads start
+            tell(lanes, [lanes[0].round(run.round)])  # may fork, so run it without other threads
             continue
         with ThreadPoolExecutor(len(lanes)) as pool:
             rounds = list(pool.map(lambda lane: lane.round(run.round), lanes))
@@ -135,7 +135,7 @@ def in_threads(run: Run, *lanes: Lane) -> None:
 
 async def on_loop(run: Run, lanes: Sequence[loops.AsyncLane]) -> None:
     prepare(run)
-    # Few enough for the first round to use all of them.
+    # So few threads that the first round starts all of them, and later rounds show no growth.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
     while not run.is_stopped:
         tell(lanes, await asyncio.gather(*(lane.round(run.round) for lane in lanes)))

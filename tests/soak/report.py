@@ -1,4 +1,4 @@
-"""The tables of the soak: for the terminal, and for the page that they are part of."""
+"""The tables of the soak, for the terminal and for the documentation page."""
 
 from __future__ import annotations
 

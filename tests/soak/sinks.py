@@ -1,4 +1,4 @@
-"""Lanes of sinks: servers that publish to an engine, which is restarted in each round."""
+"""Lanes of sinks: servers that publish to a broker, which is restarted in each round."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tomada.sinks import JetStream, Kafka, Sink
 
 
 class Published(Served):
-    """A server with a sink. The engine is down for a third of each round.
+    """A server with a sink. The broker is down for a third of each round.
 
-    :param engine: Has the methods ``start`` and ``kill``.
+    :param engine: The broker, which has the methods ``start`` and ``kill``.
     """
 
-    has_supervisors = False  # but engines
+    has_supervisors = False  # but brokers
 
-    # Ends the engine.
+    # Ends the broker.
     _stack: contextlib.ExitStack
 
     def __init__(self, name: str, engine: Any, sink: Sink, *loads: Load, **options: Any) -> None:
@@ -50,7 +50,7 @@ class Published(Served):
         with running(self.loads, server.address[1], seconds) as end:
             self.pass_time(server, seconds)
             sent = end()
-        # A sink that waits for its engine leaves datagrams in the queue, which the drain receives.
+        # A sink that waits for its broker leaves datagrams in the queue; draining receives them.
         server.stop()
         return self.accounts(sent, server.stats(), before, killed=killed)
 
@@ -63,7 +63,7 @@ class Published(Served):
         self._look(seconds / 3)
 
     def _look(self, seconds: float) -> None:
-        """Check the equation for a while."""
+        """Check for a while that the sink's counters add up."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             stats = self._sink.stats()

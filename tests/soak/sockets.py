@@ -17,7 +17,7 @@ from tests.soak.loads import END, Load, running, settle
 from tests.soak.loops import enlarge
 from tomada import socket
 
-# The timeout of a receive.
+# The timeout of a receive, in seconds.
 PATIENCE = 0.02
 
 
@@ -31,7 +31,7 @@ def bound() -> Any:
 class Receiver(Lane):
     """A socket that receives in several ways in turn.
 
-    :param ways: Each receives something, and returns the number of datagrams.
+    :param ways: Functions that receive something, and return the number of datagrams.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class Churn(Lane):
 
 
 class Asking(Lane):
-    """Clients of a server that replies to some requests, and clients without a server."""
+    """Clients of a server that replies to only some requests, and clients without a server."""
 
     def round(self, seconds: float) -> Accounts:
         heard = 0

@@ -41,7 +41,7 @@ def sample(process: str, pid: int) -> Sample:
         found["Rss"],
         found["Pss"],
         found["Private_Clean"] + found["Private_Dirty"],
-        # Reading the folder takes a descriptor itself.
+        # Reading the folder itself takes a descriptor.
         sum(1 for _ in (folder / "fd").iterdir()) - (process == SELF),
         sum(1 for _ in (folder / "task").iterdir()),
     )

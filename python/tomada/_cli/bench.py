@@ -178,7 +178,7 @@ def report(result: Result) -> Iterator[str]:
 
 @contextlib.contextmanager
 def progress_bar(what: str, total: float) -> Iterator[Callable[[float], None]]:
-    """Show progress: a bar if rich is installed, otherwise a line; nothing in a pipe."""
+    """Show progress: a bar if rich is installed, otherwise a line; nothing without a terminal."""
     terminal = console()
     if terminal is not None:
         from rich.progress import Progress

@@ -22,7 +22,7 @@ Address = tuple[str, int] | str
 
 
 class CommandError(Exception):
-    """A command failed; the message says why, in one line for the user."""
+    """A command failed; the message says why, in one line, for the user."""
 
     status = FAILURE
 
@@ -126,24 +126,24 @@ def described(data: bytes) -> dict[str, Any]:
 
 
 def put_json(item: dict[str, Any]) -> None:
-    """Print an object on a line of its own, and flush it for a reader of the pipe."""
+    """Print an object on one line, and flush it for the reader of a pipe."""
     print(json.dumps(item), flush=True)
 
 
 def note(line: str) -> None:
-    """Print a line for the user, separately from the results, as far as that is possible."""
-    with contextlib.suppress(OSError):  # on a full disk, the work goes on
+    """Print a line for the user to standard error, apart from the results; ignore failures."""
+    with contextlib.suppress(OSError):  # a full disk must not end the command
         put_line(line, sys.stderr)
 
 
 def put_line(line: str, file: Any) -> None:
-    """Write a line in one piece, which those of other threads and processes do not interrupt."""
+    """Write a line in one call, so that other threads and processes cannot split it."""
     file.write(f"{line}\n")
     file.flush()
 
 
 def console() -> Any:
-    """Return rich's console for the terminal, or ``None`` without a terminal or without rich."""
+    """Return rich's console; ``None`` if there is no terminal, or rich is not installed."""
     if not sys.stderr.isatty():
         return None
     try:

@@ -34,7 +34,7 @@ _KEY = Option(
     parameter="keyfile",
 )
 
-#: Of a server.
+#: The options of a server.
 SERVER_DTLS = (
     Option(
         "dtls-cert",
@@ -63,7 +63,7 @@ SERVER_DTLS = (
     ),
 )
 
-#: Of a client. Each of them switches encryption on.
+#: The options of a client. Each of them turns on encryption.
 CLIENT_DTLS = (
     Option(
         "dtls",
@@ -139,7 +139,7 @@ def server_context(settings: Settings) -> Context | None:
 
 
 def client_context(arguments: argparse.Namespace) -> Secured | None:
-    """Return the context of a client and the name of its server, or ``None`` without encryption."""
+    """Return a client's context and its server's name, or ``None`` if it does not encrypt."""
     settings = resolve(CLIENT_DTLS, vars(arguments), {})
     options = settings.of(CLIENT_DTLS, "dtls")
     if not options:
@@ -163,7 +163,7 @@ def client_context(arguments: argparse.Namespace) -> Secured | None:
 
 
 def secure(sock: socket, secured: Secured | None, timeout: float) -> socket:
-    """Begin a session on a connected socket, and return it, or the same socket without encryption.
+    """Wrap a connected socket in a new session; without encryption, return the socket itself.
 
     :param timeout: How long the handshake may take, in seconds.
     """
@@ -187,7 +187,7 @@ def _check_needs(settings: Settings, needs: dict[str, str]) -> None:
 
 
 def _imported(settings: Settings, options: Iterable[Option]) -> ModuleType:
-    """Return ``tomada.dtls``; name an option in the error of a build without it."""
+    """Import ``tomada.dtls``; if the build lacks it, name the option that needs it."""
     try:
         from tomada import dtls
     except ImportError as error:
@@ -204,7 +204,7 @@ def _load_certificate(context: Context, settings: Settings, options: dict[str, A
 
 @contextlib.contextmanager
 def _read_for(name: str, settings: Settings) -> Iterator[None]:
-    """Name the option in the error for a file that cannot be used."""
+    """Name the option in the error if its file cannot be used."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -214,7 +214,7 @@ def _read_for(name: str, settings: Settings) -> Iterator[None]:
 def keys_in(path: str) -> dict[str, bytes]:
     """Read pre-shared keys by identity, in the format of GnuTLS's ``psktool``.
 
-    An identity after ``#`` is in hexadecimal digits.
+    An identity that begins with ``#`` is in hexadecimal.
 
     :raises OSError: The file cannot be read.
     :raises ValueError: A line has another format.

@@ -159,7 +159,7 @@ def run(arguments: argparse.Namespace) -> int:
             writer = pcap.Writer(file)
         with advised(arguments.listen, OF_BINDING):
             link.start()
-        stack.callback(drain_capture, link, writer)  # the rest, after the link was closed
+        stack.callback(drain_capture, link, writer)  # the rest, after the link is closed
         stack.push(link)
         to = format_address(arguments.upstream)
         note(f"impairing {format_address(link.address)} → {to} (seed {link.seed}); Ctrl-C ends it")
@@ -180,9 +180,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def ending_put_off() -> Iterator[Callable[[float], bool]]:
-    """Defer Ctrl-C and SIGTERM; provide a function that waits for them, for at most some seconds.
+    """Defer Ctrl-C and SIGTERM; yield a function that waits for them, with a timeout in seconds.
 
-    So they do not interrupt the writing of a capture, nor any thread that the block starts.
+    Then they cannot interrupt a write to the capture file, nor a thread that the block starts.
     """
     numbers = {number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
@@ -223,7 +223,7 @@ def link_of(arguments: argparse.Namespace) -> Link:
 
 
 def options_of(arguments: argparse.Namespace, side: str) -> dict[str, Any]:
-    """Return the impairments of a side that were given."""
+    """Return the impairments that the arguments give for a side."""
     given = {}
     for name in (option.replace("-", "_") for option in OPTIONS):
         value = getattr(arguments, side + name)

@@ -32,7 +32,7 @@ LIMITS = {
 PACKAGES = ("rich", "prometheus-client", "uvloop")
 
 GOOD_RMEM_MAX = 8 << 20
-# The receive buffer space for a small datagram, in bytes, and the kernel's factor for buffer sizes.
+# The receive buffer space that a small datagram takes, in bytes, with the kernel's bookkeeping.
 SMALL_DATAGRAM = 768
 FEW_DESCRIPTORS = 4096
 
@@ -115,7 +115,7 @@ def works(feature: Any) -> bool:
 
 
 def pair() -> Any:
-    """Open a socket, and another one that is connected to it, on the loopback interface."""
+    """Open a socket on the loopback interface, and another one that is connected to it."""
     from tomada import socket
 
     receiver: Any = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -162,7 +162,7 @@ def coalesces() -> bool:
 
 
 def received() -> Any:
-    """Return a received datagram with all metadata."""
+    """Send a datagram over loopback, and return it as received with all metadata."""
     receiver, sender = pair()
     with receiver, sender:
         receiver.setblocking(False)
@@ -216,7 +216,7 @@ def devices() -> dict[str, str]:
     try:
         disciplines = _devices.queueing_disciplines()
     except OSError:
-        return {}  # the system does not let this process ask
+        return {}  # the system does not allow this process to ask
     return {name: device(name, kinds) for name, kinds in disciplines.items()}
 
 
@@ -231,7 +231,7 @@ def device(name: str, disciplines: list[str]) -> str:
     try:
         can = _devices.timestamping(name)
     except OSError:
-        return "; ".join(told)  # it has gone meanwhile
+        return "; ".join(told)  # the device has been removed
     for where, sent, received in (
         ("software", can.transmit_software, can.receive_software),
         ("hardware", can.transmit_hardware, can.receive_hardware),

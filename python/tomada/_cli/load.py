@@ -26,7 +26,7 @@ NANOSECONDS = 10**9
 
 
 class Histogram:
-    """Counts times in nanoseconds, in constant memory, so that a run may have any length."""
+    """Counts durations in nanoseconds. Its memory is constant, so a run may have any length."""
 
     def __init__(self) -> None:
         self._counts: dict[int, int] = {}
@@ -39,7 +39,7 @@ class Histogram:
         self.total += 1
 
     def quantile(self, share: float) -> int | None:
-        """Return the time that the given share of all times does not exceed, or ``None`` if empty.
+        """Return the time that a share of all times does not exceed; ``None`` if there are none.
 
         :param share: 0.5 for the median; 0 for the minimum, 1 for the maximum.
         """
@@ -51,7 +51,7 @@ class Histogram:
         return None
 
     def doubling(self) -> list[tuple[int, int]]:
-        """Return the number of times between each power of two and the next, in order."""
+        """Return how many durations lie between each power of two and the next, in order."""
         powers: dict[int, int] = {}
         for value, times in self._counts.items():
             power = 1 << value.bit_length() - 1 if value else 0
@@ -88,7 +88,7 @@ class Result:
 
 
 class Line:
-    """One socket of the load, and its datagrams in flight by number, oldest first."""
+    """One socket of the load, and its datagrams in flight, by number, oldest first."""
 
     def __init__(self, sock: Any) -> None:
         self.sock = sock
@@ -101,9 +101,9 @@ class Load:
     :param clients: The number of sockets.
     :param window: The number of datagrams in flight on each socket.
     :param size: The length of each datagram in bytes, at least 16.
-    :param timeout: When a datagram counts as lost and is replaced by another one, in seconds; with
-        encryption, also how long a handshake may take.
-    :param secured: The context of the sockets' sessions and the name of the server, to encrypt.
+    :param timeout: The time in seconds after which a datagram counts as lost and is replaced by
+        another one; with encryption, also how long a handshake may take.
+    :param secured: To encrypt: the context of the sockets' sessions, and the server's name.
     """
 
     def __init__(  # noqa: PLR0913 - the options of a load
@@ -230,7 +230,7 @@ class Load:
                 self._ask(line, answered)
 
     def _expire(self, line: Line, now: int, *, is_open: bool) -> None:
-        """Count requests that have waited too long as lost, and send others in their place."""
+        """Count requests that have waited too long as lost, and send new ones in their place."""
         lost = [number for number, when in line.asked.items() if now - when > self._timeout_ns]
         for number in lost:
             del line.asked[number]

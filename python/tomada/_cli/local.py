@@ -186,7 +186,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: rich's on a terminal that has it, else plain text."""
+    """Print a table: rich's on a terminal if rich is installed, otherwise plain text."""
     terminal = console() if sys.stdout.isatty() else None
     if terminal is not None:
         from rich.console import Console
@@ -209,7 +209,7 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def main(server: str) -> None:
-    """Run a server until the process that started it is gone."""
+    """Run a server until the process that started it exits."""
     end_with_parent()
     with contextlib.suppress(KeyboardInterrupt):
         SERVERS[server]()

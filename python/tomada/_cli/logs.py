@@ -8,12 +8,12 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-# Moves to the start of the line and erases it, so that a status line does not remain in front.
+# Moves to the start of the line and erases it, so that no status line remains before the text.
 ERASE = "\r\x1b[K"
 
 
 class Console(logging.Formatter):
-    """Lines for people, which say what program they are from."""
+    """Lines for people, which begin with the program's name."""
 
     def __init__(self, *, erases: bool) -> None:
         super().__init__("tomada serve: %(message)s")
@@ -37,7 +37,7 @@ class Text(logging.Formatter):
 
 
 class Json(logging.Formatter):
-    """A JSON object per line, with the fields of the record if it has some."""
+    """A JSON object per line, with the record's own fields, if any."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record."""

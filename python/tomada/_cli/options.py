@@ -32,7 +32,7 @@ SOCKET = "socket"
 GUARD = "guard"
 OBSERVATION = "observation"
 DEVELOPMENT = "development"
-# Of options that exclude each other.
+# The names of groups of options that exclude each other.
 ONE_HANDLER, ONE_SOCKET = "handler", "socket"
 
 FUNCTION = text("a function, as MODULE:FUNCTION", "MODULE:FUNCTION")
@@ -329,7 +329,10 @@ BY_NAME = {option.name: option for option in OPTIONS}
 
 
 def add_options(parser: argparse.ArgumentParser, table: Iterable[Option] = OPTIONS) -> None:
-    """Add options to the command line, as texts: they are checked with the other sources."""
+    """Add options to the command line as plain strings, which are validated later.
+
+    The environment and the file give strings too, and all are validated together.
+    """
     for section, options in groupby(table, lambda option: option.section):
         group = parser.add_argument_group(section)
         rivals: dict[str, Any] = {}
@@ -366,7 +369,7 @@ def _default(option: Option) -> str:
 
 
 def as_markdown() -> str:
-    """Return the table for the documentation."""
+    """Return the table of options for the documentation."""
     return "\n".join(_lines())
 
 

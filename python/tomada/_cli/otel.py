@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Exporter:
-    """Sends metrics from the process that has started the workers, by OTLP over HTTP.
+    """Sends metrics from the process that started the workers, using OTLP over HTTP.
 
     :raises CommandError: OpenTelemetry is not installed.
     """
@@ -28,7 +28,7 @@ class Exporter:
         self._provider: MeterProvider | None = None
 
     def start(self, server: Server) -> None:
-        """Begin to send; this starts a thread, so the workers must be forked."""
+        """Begin to send. This starts a thread, so call it after the workers are forked."""
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
         from opentelemetry.sdk.metrics import MeterProvider
         from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
@@ -40,6 +40,6 @@ class Exporter:
         instrument(server, self._provider)
 
     def end(self) -> None:
-        """Send the last values."""
+        """Send the last values, and stop."""
         if self._provider is not None:
             self._provider.shutdown()

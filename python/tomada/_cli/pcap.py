@@ -36,7 +36,7 @@ class Writer:
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
-        self._size = 0  # of the complete packets
+        self._size = 0  # the size of the complete packets in the file
         self._unwritten = [
             FILE_HEADER.pack(MAGIC_NANOSECONDS, *VERSION, 0, 0, LONGEST, LINKTYPE_RAW)
         ]
@@ -86,13 +86,13 @@ def packet_of(
     :param destination: The destination's address and port, of the same family.
     """
     ttl, tos = ttl or DEFAULT_TTL, tos or 0
-    # A scope is local to this machine, and not part of the packet.
+    # The scope (after %) is local to this machine, and not part of the packet.
     ours, theirs = (ip_address(host.partition("%")[0]) for host, _ in (source, destination))
     length = UDP_HEADER.size + len(data)
     ends = ours.packed + theirs.packed
     pseudo = ends + struct.pack("!II", length, IPPROTO_UDP)
     ports = source[1], destination[1]
-    # 0 would mean that the checksum is missing.
+    # A checksum of 0 would mean that there is none.
     check = checksum(pseudo + UDP_HEADER.pack(*ports, length, 0) + data) or 0xFFFF
     udp = UDP_HEADER.pack(*ports, length, check) + data
     if isinstance(ours, IPv4Address) and isinstance(theirs, IPv4Address):

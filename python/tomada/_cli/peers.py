@@ -27,7 +27,7 @@ def started(module: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 def interrupts_put_off() -> Iterator[None]:
     """Defer Ctrl-C during the block.
 
-    During the start of a process it would leave the process running without a reference to it.
+    While a process starts, Ctrl-C could leave it running without a reference to it.
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield

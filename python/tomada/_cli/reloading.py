@@ -12,7 +12,7 @@ from tomada._cli.common import CommandError
 if TYPE_CHECKING:
     from tomada import Server
 
-# How often the watching ends and begins again, in milliseconds. The first end says that it works.
+# How often the watcher yields, in milliseconds. The first time shows that watching works.
 INTERVAL = 200
 
 logger = logging.getLogger("tomada")
@@ -43,7 +43,7 @@ class Reloading:
         self._thread: threading.Thread | None = None
 
     def start(self, server: Server) -> None:
-        """Replace the workers of a server at each change after this has returned.
+        """Replace a server's workers at each change after this method has returned.
 
         :raises CommandError: The directory cannot be watched.
         """

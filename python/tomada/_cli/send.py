@@ -151,7 +151,7 @@ def paced(datagrams: Iterator[bytes], per_second: float | None) -> Iterator[byte
 
 
 def proxy_header(client: Any, server: Any) -> bytes:
-    """Return what to send in front of each datagram."""
+    """Return the PROXY header to prepend to each datagram."""
     from tomada._proxy_header import header_for
 
     if client is None:

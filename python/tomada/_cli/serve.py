@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class Service:
-    """The server, and what is around it."""
+    """The server, and the parts that run beside it."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -115,7 +115,7 @@ class Service:
             try:
                 server = self._make(stack)
                 server.serve_forever()
-            except Exception as error:  # noqa: BLE001 - of the user's code, too
+            except Exception as error:  # noqa: BLE001 - may come from the user's code
                 self._end_status()
                 return self._fail(error)
             finally:
@@ -127,7 +127,7 @@ class Service:
             self._status.end()
 
     def _fail(self, error: Exception) -> int:
-        """Say why the server could not start or go on; return the exit status."""
+        """Report why the server could not start or continue; return the exit status."""
         explained, code = _explained(error)
         if self._style == "console":
             if code:
@@ -146,7 +146,7 @@ class Service:
             stack.callback(companion.end)
 
         class Announced(Server):
-            """Says that it has started, once signals are handled and the workers are forked."""
+            """Prints that it has started, once signals are handled and the workers are forked."""
 
             def start(self) -> None:
                 super().start()
@@ -170,7 +170,7 @@ class Service:
             server = Announced(address, handler, **options)
         except (TypeError, ValueError, OverflowError) as error:
             raise UsageError(f"{error}{_sources_in(str(error), settings)}") from None
-        server._is_forking = is_forking  # noqa: SLF001 - one worker can be replaced, too
+        server._is_forking = is_forking  # noqa: SLF001 - so that even one worker can be replaced
         return server
 
     def _announce(self, server: Server) -> None:
@@ -187,7 +187,7 @@ class Service:
     def _conclude(self, server: Server) -> int:
         try:
             said = summary(server, time.monotonic() - self._started)
-        except RuntimeError:  # it was stopped before it had a socket
+        except RuntimeError:  # it was stopped before it opened a socket
             return SUCCESS
         found = counters(server)
         if self._settings.get("json"):
@@ -232,7 +232,7 @@ def _is_forking(settings: Settings) -> bool:
 
 
 def _companions(settings: Settings) -> Iterator[Any]:
-    """Create what works beside the server, with the methods `start` and `end`."""
+    """Create the parts that run beside the server, which have the methods `start` and `end`."""
     if settings.get("reload"):
         from tomada._cli.reloading import Reloading
 
@@ -254,7 +254,7 @@ def _check(settings: Settings) -> None:
 
 
 def _address(settings: Settings, address: Any) -> Any:
-    """Return what to serve: what was asked for, what systemd passes, or the default."""
+    """Return the address to serve; ``None`` means the sockets of systemd or of ``fd``."""
     from tomada._server.listeners import is_passed
 
     if is_passed():
@@ -285,7 +285,7 @@ def _sink(settings: Settings) -> Sink:
 
 
 def _sources_in(message: str, settings: Settings) -> str:
-    """Return where the options that an error names come from, in parentheses."""
+    """Return, in parentheses, where the options that an error names were set."""
     named = (
         option
         for option in OPTIONS
@@ -309,9 +309,9 @@ def _guard(settings: Settings) -> Guard | None:
 
 @contextlib.contextmanager
 def _shared_metrics(settings: Settings) -> Iterator[None]:
-    """Have prometheus-client share the metrics of all workers, in a directory of this server.
+    """Have prometheus-client share the metrics of all workers in a temporary directory.
 
-    It looks for the directory when it is imported.
+    It reads the directory's name when it is imported, so this must come first.
     """
     import importlib.util
     import tempfile
@@ -327,7 +327,7 @@ def _shared_metrics(settings: Settings) -> Iterator[None]:
 
 
 def _explained(error: Exception) -> tuple[Exception, str]:
-    """Return the exception to raise, and the traceback if the user's code has failed."""
+    """Return the exception to report, and the traceback if the user's code failed."""
     from tomada._server.app import AppError
 
     if isinstance(error, CommandError):
@@ -349,7 +349,7 @@ def _explained(error: Exception) -> tuple[Exception, str]:
 
 
 def _is_of_user(error: Exception) -> bool:
-    """Return whether code that is neither ours nor the standard library's has raised an error."""
+    """Return whether an error was raised outside of this package and the standard library."""
     ours, standard = str(Path(__file__).parents[1]), sysconfig.get_path("stdlib")
     packages = str(Path(standard, "site-packages"))
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -369,7 +369,7 @@ def discard(_data: bytes, _address: Any) -> None:
 
 
 class Printer:
-    """A handler that prints each datagram on a line of its own, without replying.
+    """A handler that prints each datagram on its own line, without replying.
 
     :param erases: Whether there is a status line on the terminal.
     """

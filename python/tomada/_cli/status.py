@@ -30,7 +30,7 @@ TROUBLES = (
 )
 
 
-# The same for the counters of a sink, and what to call them.
+# The same for the counters of a sink, with the texts to show.
 OF_SINK = {"dropped": "dropped by the sink", "in_flight": "not acknowledged yet"}
 
 
@@ -57,7 +57,7 @@ def troubles(stats: Any) -> Iterator[str]:
 
 
 def of_sink(server: Server) -> Iterator[str]:
-    """Describe what has become of the datagrams that a sink has received."""
+    """Describe what happened to the datagrams that a sink received."""
     if server.sink is not None:
         stats = server.sink.stats()
         yield f"{stats.published:,} published"
@@ -67,7 +67,7 @@ def of_sink(server: Server) -> Iterator[str]:
 
 
 def summary(server: Server, seconds: float) -> str:
-    """Say what a server has done."""
+    """Summarize what a server has done."""
     stats = server.stats()
     parts = [f"{stats.received:,} received", f"{stats.sent:,} sent"]
     parts += [*of_sink(server), *troubles(stats)]
@@ -87,8 +87,8 @@ def _duration(seconds: float) -> str:
 class StatusLine:
     """A line on the terminal that shows once per second what a server is doing.
 
-    Everything else that is written to the terminal erases it first (:data:`ERASE`), in whatever
-    process, and it is drawn again below that.
+    Any process that writes something else to the terminal erases the line first (:data:`ERASE`);
+    the line is then drawn again below.
     """
 
     def __init__(self) -> None:

@@ -14,9 +14,9 @@ logger = logging.getLogger("tomada.access")
 
 
 def sampled(handler: Callable[..., Any], takes: str, every: int) -> Callable[..., Any]:
-    """Return a handler that logs one in `every` datagrams that the given one is called with.
+    """Wrap a handler so that it logs one in `every` datagrams.
 
-    A call that is not logged costs a decrement more.
+    A call that is not logged costs one extra decrement.
     """
     left = every
     if takes in ("batch", "timed"):
@@ -84,18 +84,18 @@ async def _awaited(reply: Any, line: _Line) -> Any:
 
 
 class _Line:
-    """A line of the log; its time begins with it."""
+    """The log line of one call, whose duration counts from the creation of this object."""
 
     def __init__(self, peer: str, size: int, datagrams: int | None) -> None:
         self._peer, self._size, self._datagrams = peer, size, datagrams
         self._started = time.perf_counter()
 
     def failed(self, error: BaseException) -> None:
-        """Log that the handler has raised an exception."""
+        """Log that the handler raised an exception."""
         self._log(f"failed: {type(error).__name__}")
 
     def returned(self, reply: Any) -> None:
-        """Log what the handler has returned."""
+        """Log what the handler returned."""
         if reply is None:
             self._log("no reply")
         elif self._datagrams is None and isinstance(reply, bytes | bytearray | memoryview):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class AppError(ValueError):
-    """Says why a name does not lead to a handler, in one line for the user."""
+    """Says in one line, for the user, why a name does not refer to a handler."""
 
 
 class App:
@@ -98,7 +98,7 @@ class App:
         return handler
 
     def _made_by(self, factory: Callable[[], Any]) -> Any:
-        """Call the factory of the handler."""
+        """Call the factory that creates the handler."""
         if not _takes_nothing(factory):
             raise self._error(f"{self._name} needs arguments, which a factory is called without")
         found = factory()
@@ -116,18 +116,18 @@ class App:
 
 
 def _takes_nothing(function: Callable[..., Any]) -> bool:
-    """Return whether a function can be called without arguments, as far as it can be known."""
+    """Return whether a function can be called without arguments; true if that is unknown."""
     try:
         inspect.signature(function).bind()
     except TypeError:
         return False
-    except ValueError:  # it is not written in Python
+    except ValueError:  # not written in Python, so it has no signature to inspect
         pass
     return True
 
 
 def _how_to_write(path: Path, handler: str) -> str:
-    """Say how to name a handler in a file."""
+    """Say how to write the name of a handler that is in a file."""
     path = path.resolve().with_suffix("")
     if path.is_relative_to(Path.cwd()):
         return f"write {'.'.join(path.relative_to(Path.cwd()).parts)}:{handler}"
@@ -135,7 +135,7 @@ def _how_to_write(path: Path, handler: str) -> str:
 
 
 def check_handler(function: Any, what: str = "the handler") -> None:
-    """Raise :class:`TypeError` if a server cannot call a function with datagrams."""
+    """Raise :class:`TypeError` if a function cannot be a server's handler."""
     if not callable(function):
         raise TypeError(f"{what} must be callable, not {type(function).__name__}")
     if _is_any(function, inspect.isasyncgenfunction):
@@ -143,7 +143,7 @@ def check_handler(function: Any, what: str = "the handler") -> None:
 
 
 def check_callback(function: Any, what: str) -> None:
-    """Raise :class:`TypeError` if a server cannot call ``init`` or ``exit``."""
+    """Raise :class:`TypeError` if a function cannot be a server's ``init`` or ``exit``."""
     if not (callable(function) or function is None):
         raise TypeError(f"{what} must be callable or None, not {type(function).__name__}")
     if is_async(function) or _is_any(function, inspect.isasyncgenfunction):
@@ -156,7 +156,7 @@ def is_async(function: Any) -> bool:
 
 
 def _is_any(function: Any, is_kind: Callable[[Any], bool]) -> bool:
-    """Return whether a function, or the method that calls an object, is of a kind."""
+    """Return whether a predicate holds for a function, or for an object's ``__call__``."""
     while isinstance(function, functools.partial):
         function = function.func
     call = getattr(type(function), "__call__", None)  # noqa: B004 - the function itself is needed

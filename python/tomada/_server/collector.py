@@ -26,16 +26,16 @@ from tomada._core import ServerCounters
 if TYPE_CHECKING:
     from tomada.server import Server
 
-# Names that differ, after Prometheus's conventions: the unit is part of the name.
+# Names that differ from the counter's: by Prometheus's conventions, they include the unit.
 NAMES = {"handler_time": "handler_seconds"}
-# The metric of each counter, the counter, and its description. Prometheus counts the batches in a
-# histogram, so calls are not counters of their own.
+# The metric of each counter, the counter, and its description. The histogram of batch sizes already
+# counts the calls, so they have no counters of their own.
 COUNTERS = [
     (f"tomada_server_{NAMES.get(name, name)}", name, text)
     for name, text in ServerCounters.descriptions().items()
     if name not in ("receive_calls", "send_calls")
 ]
-# The name in version 0.1, until 0.3.
+# The name that version 0.1 used, kept until 0.3.
 COUNTERS.append(
     (
         "tomada_server_handler_time",
@@ -43,7 +43,7 @@ COUNTERS.append(
         "Deprecated, and removed in 0.3: use tomada_server_handler_seconds_total.",
     )
 )
-# Why a guard refuses: the counters of GuardStats.
+# The reasons why a guard refuses datagrams: the names of counters in GuardStats.
 REASONS = ("denied", "oversized", "over_rate", "over_ceiling", "over_amplification")
 GUARD = "tomada_guard_refused", "Datagrams that the guard refused, by reason."
 STATES = ("created", "starting", "running", "draining", "stopped")
@@ -52,9 +52,10 @@ SINK = {
 }
 IN_FLIGHT = "tomada_sink_in_flight", "Datagrams that the sink has neither published nor dropped."
 STATE = "tomada_server_state", "The state of the server: 1 for the current one."
-# How often to read the metrics of workers, and how long to wait in between, in seconds.
+# How many times to try to read the workers' metrics, and the wait between attempts, in seconds.
 ATTEMPTS, RETRY = 100, 0.01
-# Where prometheus-client shares the metrics of several processes, and its file for live ones.
+# The variable that names the directory in which prometheus-client shares the metrics of several
+# processes, and the names of its files for the gauges of live ones.
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 OF_LIVE = re.compile(r"gauge_live\w*_(\d+)\.db")
 
@@ -130,7 +131,7 @@ class ServerCollector(Collector):
         yield histogram
 
     def _of_sink(self, labels: list[str]) -> Iterator[Metric]:
-        """Return the metrics of the sink, if there is one, from one look at its counters."""
+        """Return the metrics of the sink, if any, from one snapshot of its counters."""
         if self._server.sink is None:
             return
         stats = self._server.sink.stats()
@@ -144,7 +145,7 @@ class ServerCollector(Collector):
 
 
 class _Everything(Collector):
-    """The metrics of a server, and those that its handlers have made."""
+    """The metrics of a server, and those that its handlers created."""
 
     def __init__(self, server: Server, others: CollectorRegistry) -> None:
         self._server, self._others = server, others
@@ -155,12 +156,12 @@ class _Everything(Collector):
             names.add(metric.name)
             yield metric
         for metric in ServerCollector(self._server, None).collect():
-            if metric.name not in names:  # the program has registered a collector, too
+            if metric.name not in names:  # unless the program has registered a collector
                 yield metric
 
 
 def _all_of(registry: CollectorRegistry) -> list[Metric]:
-    """Return the metrics of a registry, also if a worker is just making its file of them."""
+    """Return the metrics of a registry; retry while a worker is still creating its file."""
     for _ in range(ATTEMPTS - 1):
         try:
             return list(registry.collect())
@@ -170,9 +171,9 @@ def _all_of(registry: CollectorRegistry) -> list[Metric]:
 
 
 def exposition(server: Server) -> str:
-    """Return what Prometheus scrapes: a server's metrics, and those of its handlers.
+    """Return the text that Prometheus scrapes: the metrics of a server and of its handlers.
 
-    Handlers in several processes share theirs through ``PROMETHEUS_MULTIPROC_DIR``.
+    Handlers in several processes share their metrics through ``PROMETHEUS_MULTIPROC_DIR``.
     """
     others = REGISTRY
     directory = os.environ.get(DIRECTORY)
@@ -186,7 +187,7 @@ def exposition(server: Server) -> str:
 
 
 def _forget_dead(directory: str) -> None:
-    """Drop the gauges of processes that have ended, where they count only while one lives."""
+    """Drop the live gauges of processes that have exited."""
     for name in os.listdir(directory):  # noqa: PTH208 - names are enough
         found = OF_LIVE.fullmatch(name)
         if found is not None and not Path(f"/proc/{found[1]}").exists():

@@ -46,7 +46,7 @@ class Context:
     supervisor: int = 0
     # The values of the lifespans that this process has entered, by worker.
     states: dict[int, object] = field(default_factory=dict)
-    # The worker that each thread of this process is.
+    # The number of the worker that each thread of this process runs.
     threads: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class Context:
         self.counters = _core.ServerCounters(self.settings.cores + 1)
 
     def load_handler(self) -> Callable[..., Any]:
-        """Return the handler. An app is imported here."""
+        """Return the handler; if it is an app, import it first."""
         handler = self.settings.handler
         return handler.load() if isinstance(handler, App) else handler
 
@@ -84,7 +84,7 @@ class Context:
         """
         states = self.states.copy()
         number = self.threads.get(threading.get_ident())
-        if number is None and len(states) == 1:  # in another thread, such as to_thread()'s
+        if number is None and len(states) == 1:  # in another thread, such as one of to_thread()
             (number,) = states
         if number not in states:
             raise RuntimeError(
@@ -93,7 +93,7 @@ class Context:
         return states[number]
 
     def run_exit(self, log: Logger = logger) -> None:
-        """Call ``exit``, and log its exception; raise one that ends the program, too."""
+        """Call ``exit`` and log its exception; also raise it if it ends the program."""
         if self.settings.exit is not None:
             try:
                 self.settings.exit()
@@ -109,7 +109,7 @@ class Context:
 
     @property
     def too_slow(self) -> str:
-        """Why datagrams are left unanswered where nothing has cut the draining short."""
+        """The reason to log for unanswered datagrams when nothing else cut draining short."""
         return f"draining took longer than {self.settings.drain:g} seconds (drain=)"
 
     def log_unanswered(

@@ -1,4 +1,4 @@
-"""Log lines of threads that other threads wait for."""
+"""Logging from threads that other threads wait for."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ PATIENCE = 1.0
 
 
 class DeferredLog:
-    """Logs in threads of its own, which nobody has to wait for.
+    """Logs in threads of its own, so that the caller never blocks on a log handler.
 
-    A signal handler that stops a server may have interrupted its thread inside ``logging``, which
-    then holds the lock of a log handler until the signal handler returns. A thread that the stop
-    waits for must not wait for that lock, nor for any other that is not the server's own.
+    A signal handler that stops a server may have interrupted its thread inside ``logging``. That
+    thread then holds the lock of a log handler until the signal handler returns. The threads that
+    the stop waits for must therefore not wait for that lock, nor for any lock that does not belong
+    to the server.
     """
 
     def __init__(self) -> None:
         self._lines: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._turn = _thread.allocate_lock()
-        # Of the lines that may not be written yet.
+        # The latches of the lines that may not be written yet.
         self._written: deque[Latch] = deque(maxlen=100)
 
     def warning(self, text: str, *arguments: Any) -> None:
@@ -46,7 +47,7 @@ class DeferredLog:
         self._log(logging.ERROR, text, arguments, None)
 
     def exception(self, text: str, *arguments: Any) -> None:
-        """Log an error, with the exception that is being handled."""
+        """Log an error with the exception that is being handled."""
         self._log(logging.ERROR, text, arguments, sys.exception())
 
     def _log(
@@ -71,20 +72,20 @@ class DeferredLog:
                 self._lines.get_nowait()()
 
     def flush(self) -> None:
-        """Wait until what was logged is written, for a short time at most."""
+        """Wait until all log lines are written, at most for a short time."""
         end = time.monotonic() + PATIENCE
         for written in self._written.copy():
             if not written.wait(max(0.0, end - time.monotonic())):
                 return
-            # Another call may do so at the same time.
+            # A concurrent call may already have removed it.
             with contextlib.suppress(ValueError, IndexError):
                 self._written.remove(written)
 
 
 def _start(function: Callable[[], object]) -> bool:
-    """Start a thread, and say whether there is one left to start.
+    """Start a thread; return false if the process cannot have another one.
 
-    ``Thread.start()`` takes a lock of the module, so that is called in a thread, too.
+    ``Thread.start()`` takes a lock of the ``threading`` module, so it runs in a new thread itself.
     """
     thread = threading.Thread(target=function, name="tomada.Server-log", daemon=True)
     try:
@@ -97,5 +98,5 @@ def _start(function: Callable[[], object]) -> bool:
 def _start_thread(thread: threading.Thread, function: Callable[[], object]) -> None:
     try:
         thread.start()
-    except RuntimeError:  # this is the last one
+    except RuntimeError:  # the limit of threads is reached: use this one
         function()

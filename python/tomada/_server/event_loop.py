@@ -1,4 +1,4 @@
-"""A worker on an event loop, which runs the calls of an async handler as tasks."""
+"""A worker on an event loop, which runs the calls to an async handler as tasks."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 # The results of ServerCore.receive_once(): see its documentation.
 WAIT, POLL, AGAIN, FULL, PAUSE, END = range(6)
 
-# How often to look for drops and errors, in seconds.
+# How often to check for drops and errors, in seconds.
 TICK = 1.0
 # How long to wait after consecutive errors, in seconds.
 ERROR_PAUSE = 0.01
-# How often replies that found no room are retried, in seconds.
+# How often to retry replies that found the send buffer full, in seconds.
 RETRY = 0.001
-# If a socket that refuses new datagrams has not received any for this long, none are on their way.
+# If a socket that refuses new datagrams has received none for this long, none are in transit.
 SETTLE = 0.002
-# The longest time that timers of all loops accept, in seconds.
+# The longest time that the timers of every loop accept, in seconds.
 LONGEST_TIMER = 1e6
 # How long cancelled tasks may take to end, in seconds.
 CANCELLING = GRACE / 2
@@ -42,15 +42,15 @@ CANCELLING = GRACE / 2
 class EventLoopWorker:
     """Serves on an event loop of its own, until the core is told to stop.
 
-    The core receives when the loop reports that the socket is readable, or when a call of the
-    handler has ended that others had to wait for. While as many calls are under way as are allowed,
-    the loop does not watch the socket.
+    The core receives when the loop reports that the socket is readable, or when a handler call
+    ends that blocked further ones. While the maximum number of calls is under way, the loop does
+    not watch the socket.
 
-    :param begin: Called when the lifespan was entered; returns whether to serve.
+    :param begin: Called once the lifespan is entered; returns whether to serve.
     :param end: Called before the lifespan is left, with the number of received datagrams that were
-        not handled, and why, if it is not because draining took too long.
-    :param on_exit: Called with each exception of a handler that ends the program. It has the core
-        end.
+        not handled, and the reason, or ``None`` if draining took too long.
+    :param on_exit: Called with each exception of a handler that ends the program. It must make the
+        core end.
     :param wakeup: Becomes readable when a signal arrives.
     """
 
@@ -71,21 +71,21 @@ class EventLoopWorker:
         self._loop: asyncio.AbstractEventLoop
         self._watch: ReadWatch | WindowWatch
         self._is_watched = False
-        self._is_full = False  # and a call that ends makes room
+        self._is_full = False  # receive again when a call ends
         self._is_stopping = self._is_overdue = False
-        self._is_quiet = False  # while stopping: the last receive has found nothing
+        self._is_quiet = False  # while stopping: the last receive found nothing
         self._is_received = False  # there is nothing left to receive
         self._timers: dict[str, asyncio.Handle] = {}
-        self._sessions_due = math.inf  # when a message of a handshake is sent again
+        self._sessions_due = math.inf  # when to retransmit a handshake message
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
-        self._cause: str | None = None  # of what is left unanswered, unless it is the time
+        self._cause: str | None = None  # why datagrams are unanswered; None: not enough time
 
     def run(self) -> None:
-        """Serve, and raise the exception that has ended it.
+        """Serve, and raise the exception that ended the worker, if any.
 
-        An exception that ends the program, such as :class:`SystemExit` in a handler, ends the
-        serving in order: the other datagrams are handled, and their calls are completed.
+        An exception that ends the program, such as :class:`SystemExit` in a handler, stops the
+        worker in order: it handles the other datagrams, and completes their calls.
         """
         with asyncio.Runner(loop_factory=loop_factory(self._context.settings.loop)) as runner:
             self._loop = loop = runner.get_loop()
@@ -110,8 +110,8 @@ class EventLoopWorker:
         options: dict[str, Any] = {"loop": loop}
         if sys.version_info >= (3, 12):
             options["eager_start"] = True
-        # The core asks for both in the context of a task or of another thread, but calls of the
-        # handler start there.
+        # The core calls both in the context of a task or of another thread, but they start handler
+        # calls, which need the worker's own context.
         scope = contextvars.copy_context()
         tell_reply = functools.partial(loop.call_soon, self._end_turn, context=scope)
         take_stop = functools.partial(scope.run, self._take_stop)
@@ -134,12 +134,12 @@ class EventLoopWorker:
             self._detach()
 
     async def _until_over(self) -> None:
-        """Wait until the server has stopped, and all calls of the handler have ended."""
+        """Wait until the server has stopped and all handler calls have ended."""
         cancelled = None
         while not (self._is_overdue or (self._is_received and self._core.under_way == 0)):
             try:
                 await self._next_change()
-            except asyncio.CancelledError as error:  # by a task group of the lifespan
+            except asyncio.CancelledError as error:  # from a task group of the lifespan
                 if cancelled is not None:
                     raise
                 cancelled = error
@@ -161,7 +161,7 @@ class EventLoopWorker:
     def _detach(self) -> None:
         try:
             unanswered = self._core.detach()
-        except Exception as error:  # noqa: BLE001 - it is raised at the end
+        except Exception as error:  # noqa: BLE001 - run() raises it
             self._fail(error)
         else:
             self._end(unanswered, self._cause)
@@ -169,16 +169,16 @@ class EventLoopWorker:
     # Callbacks of the loop
 
     def _receive(self) -> None:
-        """Receive once, and arrange for the next time."""
+        """Receive once, and schedule the next receive."""
         if self._is_received:
             return
         if (planned := self._timers.pop("receive", None)) is not None:
-            planned.cancel()  # or each turn would receive once more than the last
+            planned.cancel()  # otherwise, each turn would receive once more than the last
         try:
             result = self._core.receive_once()
             if self._context.settings.dtls is not None:
                 self._set_session_timer()
-        except BaseException as error:  # noqa: BLE001 - it is raised at the end
+        except BaseException as error:  # noqa: BLE001 - run() raises it
             self._fail(error)
             if self._is_received:
                 return
@@ -203,10 +203,10 @@ class EventLoopWorker:
         self._changed.set()
 
     def _end_turn(self) -> None:
-        """Send the replies of this turn, and continue to receive if others had to wait."""
+        """Send the replies of this turn; receive again if there were too many calls to do so."""
         try:
             has_waiting = self._core.end_turn()
-        except BaseException as error:  # noqa: BLE001 - it is raised at the end
+        except BaseException as error:  # noqa: BLE001 - run() raises it
             self._fail(error)
             return
         if has_waiting:
@@ -218,14 +218,14 @@ class EventLoopWorker:
     def _tick(self) -> None:
         try:
             self._core.tick()
-        except BaseException as error:  # noqa: BLE001 - it is raised at the end
+        except BaseException as error:  # noqa: BLE001 - run() raises it
             self._fail(error)
         if self._core.is_stopping and not self._is_stopping:
             self._take_stop()
         self._call_later("tick", TICK, self._tick)
 
     def _set_session_timer(self) -> None:
-        """Have messages of handshakes retransmitted, which a receive may have sent."""
+        """Schedule the next retransmission, because a receive may have sent handshake messages."""
         due = self._core.tick_sessions()
         if due is not None and (when := self._loop.time() + due) < self._sessions_due:
             self._sessions_due = when
@@ -235,16 +235,16 @@ class EventLoopWorker:
         self._sessions_due = math.inf
         try:
             self._set_session_timer()
-        except BaseException as error:  # noqa: BLE001 - it is raised at the end
+        except BaseException as error:  # noqa: BLE001 - run() raises it
             self._fail(error)
 
     def _take_stop(self) -> None:
-        """Set the end of draining, and continue with receiving what is left."""
+        """Set the deadline for draining, and keep receiving until nothing is left."""
         self._is_stopping = True
         left = self._core.time_left
         if left is not None:
             self._call_later("deadline", min(left, LONGEST_TIMER), self._expire)
-        self._is_quiet = False  # the pause has not passed
+        self._is_quiet = False  # so that the socket must be quiet for SETTLE seconds from now on
         self._receive()
 
     def _expire(self) -> None:
@@ -252,9 +252,9 @@ class EventLoopWorker:
         self._changed.set()
 
     def _fail(self, error: BaseException) -> None:
-        """End with an exception, which :meth:`run` raises.
+        """Record an exception for :meth:`run` to raise, and stop receiving.
 
-        If a handler has ended the program, this worker continues until the core is told to end.
+        If a handler ended the program, the worker continues until the core is told to end.
         """
         if self._error is None:
             self._error = error
@@ -274,7 +274,7 @@ class EventLoopWorker:
         self._is_watched = is_watched
 
     def _call_later(self, what: str, seconds: float, callback: Callable[[], object]) -> None:
-        """Set one of the timers, instead of its previous time."""
+        """Set a timer, and cancel the previous one of this name."""
         if (previous := self._timers.get(what)) is not None:
             previous.cancel()
         self._timers[what] = self._loop.call_later(seconds, callback)

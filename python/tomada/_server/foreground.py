@@ -1,4 +1,4 @@
-"""A server in the foreground: its signals, and the service manager that has started it."""
+"""A server in the foreground: its signals, and the service manager that started it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def serve_in_foreground(server: Server, life: Lifecycle, current: Callable[[], Run | None]) -> None:
     """Serve until the server is stopped or a signal arrives; start it first if needed.
 
-    :param current: Returns the run of the server, if it has begun.
+    :param current: Returns the server's run, or ``None`` before it begins.
     """
     requests: list[int] = []
 
@@ -36,7 +36,8 @@ def serve_in_foreground(server: Server, life: Lifecycle, current: Callable[[], R
 
     manager = Manager()
     handlers: dict[int, Callable[..., Any]] = {signal.SIGINT: ask, signal.SIGTERM: ask}
-    # With one worker there is nothing to replace, and it must not end the program either.
+    # Handled with a single worker too, although there is nothing to replace: by default, SIGHUP
+    # would end the program.
     handlers[signal.SIGHUP] = replace
     wakeup = Wakeup()
     signals = Signals(handlers, wakeup)
@@ -72,7 +73,7 @@ def _serve(
         return
     except RuntimeError:
         if current() is None and life.state == "stopped" and life.error is None:
-            return  # another thread has stopped it before it started
+            return  # another thread stopped it before it started
         raise
     run = current()
     if run is not None and life.state == "running":

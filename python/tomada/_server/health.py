@@ -1,4 +1,4 @@
-"""Answers of a server to probes: whether it lives, and whether it is ready."""
+"""A server's answers to probes: whether it is live, and whether it is ready."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from tomada._server.context import Context
     from tomada._server.lifecycle import Lifecycle
 
-# A server is stuck if datagrams wait and it has received none for this long, in seconds.
+# A server is stuck if it has received none of the queued datagrams for this long, in seconds.
 STUCK = 30.0
-# The counters of which one rises with each receive, whatever becomes of the datagrams.
+# Each receive increments at least one of these counters, whatever happens to the datagrams.
 PROGRESS = ("receive_calls", "refused", "proxy_untrusted", "proxy_malformed", "receive_errors")
 
 Answer: TypeAlias = tuple[int, str, str]
@@ -24,7 +24,7 @@ TEXT = "text/plain; charset=utf-8"
 
 
 class Health:
-    """Whether a server lives and is ready, from what the process that started it can see."""
+    """Whether a server is live and ready, as seen by the process that started it."""
 
     def __init__(self, context: Context, life: Lifecycle) -> None:
         self._context, self._life = context, life
@@ -35,18 +35,18 @@ class Health:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the server is running: not starting, and not draining either."""
+        """Whether the server is running: neither starting nor draining."""
         return self._life.state == "running"
 
     @property
     def is_live(self) -> bool:
-        """Whether datagrams that wait are received."""
+        """Whether the server receives the datagrams that are queued."""
         with self._lock:
             stats = self._context.counters.stats(0, 0)
             seen = sum(getattr(stats, name) for name in PROGRESS)
             now = time.monotonic()
             is_waiting = self._has_waiting()
-            # Nobody knows when the first one arrived, so it waits only since it was seen.
+            # The time when the first datagram was queued is unknown: count from when it was seen.
             if seen != self._seen or not (is_waiting and self._was_waiting):
                 self._seen, self._since = seen, now
             self._was_waiting = is_waiting
@@ -55,7 +55,7 @@ class Health:
     def _has_waiting(self) -> bool:
         poll = select.poll()
         for sock in self._context.listeners.sockets:
-            with contextlib.suppress(OSError, ValueError):  # it is being closed
+            with contextlib.suppress(OSError, ValueError):  # the socket is being closed
                 poll.register(sock.fileno(), select.POLLIN)
         return any(events & select.POLLIN for _, events in poll.poll(0))
 
@@ -73,11 +73,11 @@ class Health:
     def metrics(self) -> Answer:
         """Answer a request for the server's metrics."""
         try:
-            from tomada._server.collector import exposition  # noqa: PLC0415 - of an extra
+            from tomada._server.collector import exposition  # noqa: PLC0415 - needs an extra
         except ImportError:
             return 501, TEXT, "install tomada[metrics]\n"
         return 200, "text/plain; version=0.0.4; charset=utf-8", exposition(self._context.server)
 
     def routes(self) -> dict[str, Callable[[], Answer]]:
-        """Return the functions that answer, by path."""
+        """Return the function that answers each path."""
         return {"/live": self.live, "/ready": self.ready, "/metrics": self.metrics}

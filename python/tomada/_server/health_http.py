@@ -1,4 +1,4 @@
-"""A small HTTP server for probes, in threads of its own."""
+"""A small HTTP server for probes, in its own threads."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from tomada._reports import LogLimiter, logger
 from tomada._server.health import TEXT, Answer
 from tomada._server.wakeup import Wakeup
 
-# How many connections the server has at once, and how long each may take, in seconds.
+# The maximum number of connections, and how long each may take, in seconds.
 CONNECTIONS, PATIENCE = 16, 5.0
 LOOK = 1.0
-# How long to wait before the next connection if one could not be accepted, in seconds.
+# How long to wait after a connection could not be accepted, in seconds.
 RETRY = 0.1
 
 
 class HealthServer:
-    """A small HTTP server in threads of its own, which no client can occupy.
+    """A small HTTP server in its own threads, which no client can block.
 
     It binds its address at once, and answers after :meth:`start`. If there are too many
-    connections, it closes the oldest; it closes each one that takes too long.
+    connections, it closes the oldest. It also closes each connection that takes too long.
 
-    :param routes: The functions that answer, by path.
+    :param routes: The function that answers each path.
     """
 
     def __init__(self, address: Any, routes: dict[str, Callable[[], Answer]]) -> None:
@@ -44,7 +44,7 @@ class HealthServer:
         self.address: Any = self._http.socket.getsockname()
 
     def start(self) -> None:
-        """Start to answer."""
+        """Start to answer requests."""
         start_thread(self._thread)
 
     def _run(self) -> None:
@@ -54,7 +54,7 @@ class HealthServer:
             self._http.end_overdue()
 
     def forget(self) -> None:
-        """Give the socket up in a forked process, so that the port is free when this one ends."""
+        """Close the socket in a forked process, so that the port is free when this one exits."""
         self._http.socket.close()
 
     def close(self) -> None:
@@ -79,20 +79,20 @@ class _Http(HTTPServer):
         self.routes = routes
         self.limiter = LogLimiter()
         self._lock = threading.Lock()
-        # The connections and when they have begun, the oldest first.
+        # The connections and when they began, the oldest first.
         self._begun: dict[_std.socket, float] = {}
         address_of_any_family: Any = name
         super().__init__(address_of_any_family, _Request)
         self.socket.setblocking(False)
 
     def server_bind(self) -> None:
-        """Bind the address, without looking up the name of this machine as the base class does."""
+        """Bind the address. Unlike the base class, do not look up the name of this machine."""
         self.socket.setsockopt(_std.SOL_SOCKET, _std.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_name, self.server_port = "tomada", self.socket.getsockname()[1]
 
     def get_request(self) -> tuple[Any, Any]:
-        """Accept a connection. Without a free descriptor, do not try again at once."""
+        """Accept a connection. If there is no free descriptor, wait before the next attempt."""
         try:
             return super().get_request()
         except BlockingIOError:
@@ -121,7 +121,7 @@ class _Http(HTTPServer):
     def _answer(self, request: Any, client_address: Any) -> None:
         try:
             self.finish_request(request, client_address)
-        except Exception:  # noqa: BLE001 - it concerns one client
+        except Exception:  # noqa: BLE001 - it affects one client only
             self.handle_error(request, client_address)
         finally:
             self._forget(request)
@@ -139,13 +139,13 @@ class _Http(HTTPServer):
                 self._end(request)
 
     def _end(self, request: _std.socket) -> None:
-        """End a connection, so that its thread ends."""
+        """Shut down a connection, so that its thread ends."""
         del self._begun[request]
         with contextlib.suppress(OSError):
             request.shutdown(_std.SHUT_RDWR)
 
     def handle_error(self, _request: Any, client_address: Any) -> None:
-        """Log an error, except that a client has gone."""
+        """Log an error of a request, at a limited rate."""
         suffix = self.limiter.suffix("health")
         if suffix is not None:
             logger.debug("a health request of %s failed%s", client_address, suffix, exc_info=True)
@@ -158,7 +158,7 @@ class _Request(BaseHTTPRequestHandler):
     timeout = PATIENCE
 
     def do_GET(self) -> None:  # the base class calls it
-        """Answer."""
+        """Answer a request."""
         self.close_connection = True
         status, kind, body = self._answer()
         data = body.encode()
@@ -179,7 +179,7 @@ class _Request(BaseHTTPRequestHandler):
             return 404, TEXT, f"there are {', '.join(self.server.routes)}\n"
         try:
             return route()
-        except Exception:  # noqa: BLE001 - the program's own metrics may do anything
+        except Exception:  # noqa: BLE001 - the program's own metrics may raise anything
             suffix = self.server.limiter.suffix("answer")
             if suffix is not None:
                 logger.exception("cannot answer %s%s", self.path, suffix)

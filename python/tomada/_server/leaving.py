@@ -41,7 +41,7 @@ READERS = (io.BufferedReader, io.FileIO)
 class _Inherited:
     """Files and log handlers that the child must not close."""
 
-    # Files by their id(), without those that the child may flush.
+    # Files by their id(), except those that the child may flush.
     files: dict[int, weakref.ref[Any]] = {}  # noqa: RUF012 - there is one process
     handlers: list[Any] = []  # noqa: RUF012 - as above; weak references
 
@@ -66,7 +66,7 @@ def flush_before_fork() -> None:
 
 
 def _attempt_to_flush(flush: Callable[[Any], object], target: Any) -> None:
-    """Flush something and ignore its errors, but not an exception of a signal handler."""
+    """Flush something and ignore its errors, but not an exception from a signal handler."""
     try:
         flush(target)
     except Exception as error:
@@ -77,7 +77,7 @@ def _attempt_to_flush(flush: Callable[[Any], object], target: Any) -> None:
 
 
 def _is_raised_here(error: Exception) -> bool:
-    """Return whether a C function raised an exception that this module has called."""
+    """Return whether a C function that this module called raised an exception."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return frames[-1].f_globals is globals()
 
@@ -94,8 +94,9 @@ def _flush_regular(file: Any) -> None:
 
 
 def _flush_own(handler: Any) -> None:
-    """Flush a log handler with a `flush` of its own, unless another thread is using it."""
-    # The others write each record at once, or forget_records() discards the records in the child.
+    """Flush a log handler that overrides `flush`, unless another thread is using it."""
+    # The other handlers write each record at once, or forget_records() discards their records in
+    # the child.
     known = [logging.Handler.flush, logging.StreamHandler.flush]
     if "logging.handlers" in sys.modules:
         handlers = sys.modules["logging.handlers"]
@@ -123,7 +124,7 @@ def forget_parent() -> None:
     _handler_list().clear()  # logging.shutdown() would close them
     forget_records()
     atexit._clear()  # noqa: SLF001 - as multiprocessing does
-    # TemporaryDirectory, for example, removes its directory in this way.
+    # TemporaryDirectory, for example, uses a finalizer to remove its directory.
     for finalizer in list(getattr(weakref.finalize, "_registry", ())):
         finalizer.atexit = False
     # Each module registers its function only once, on import.
@@ -132,7 +133,8 @@ def forget_parent() -> None:
         finalize: Any = weakref.finalize
         atexit.register(finalize._exitfunc)  # noqa: SLF001 - the class does so itself
     if "multiprocessing.util" in sys.modules:
-        # The function would terminate the parent's processes. It ignores the parent's finalizers.
+        # Otherwise, the exit function would terminate the parent's child processes. It ignores the
+        # parent's finalizers by itself.
         sys.modules["multiprocessing.process"]._children.clear()  # noqa: SLF001 - as above
         atexit.register(sys.modules["multiprocessing.util"]._exit_function)  # noqa: SLF001
 
@@ -147,13 +149,13 @@ def forget_records() -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """End a forked process after flushing its output, without any other exit step."""
+    """Exit a forked process after flushing its output, without any other exit step."""
     flush_streams()
     os._exit(status)
 
 
 def limit_time(seconds: float) -> None:
-    """Have the kernel end this process after some seconds, unless a timer is already running."""
+    """Have the kernel kill this process after some seconds, unless a timer is already running."""
     if signal.getitimer(signal.ITIMER_REAL)[0] == 0:
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
@@ -191,8 +193,8 @@ def _write_buffered() -> None:
     """Flush or close files and log handlers, as the interpreter does when it exits."""
     files = [file for file in _files() if not _is_inherited(file)]
     plain = [file.flush for file in files if type(file) in WRITERS]
-    # For example a GzipFile, whose close() writes to another file. A raw file has no buffer, and
-    # may belong to one of the others, which still writes to it.
+    # An example is a GzipFile, whose close() writes to another file. Raw files are left out: they
+    # have no buffer, and another file may still write to them.
     others = [
         file.close
         for file in reversed(files)
@@ -240,7 +242,7 @@ def _discard(file: Any) -> bool:
 def _files() -> list[Any]:
     """Return the file objects of this process."""
     objects = gc.get_objects()
-    # By type, because some objects run code when asked for their class.
+    # By type, because some objects run code when their class is read.
     kinds = map(issubclass, map(type, objects), itertools.repeat(_io._IOBase))  # noqa: SLF001 - io.IOBase asks ABCMeta
     return list(itertools.compress(objects, kinds))
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 State: TypeAlias = Literal["created", "starting", "running", "draining", "stopped"]
 
-# How long a call waits for the end of a server that it has aborted, and how much longer than the
-# drain timeout for one that it has stopped, in seconds.
+# How long a call waits for a server that it has aborted to end, in seconds. For a server that it
+# has stopped, this is added to the drain timeout.
 PATIENCE = 10.0
 # How long an abandoned start waits for the thread that began it, in seconds.
 ABANDON = 1.0
@@ -30,7 +30,7 @@ LOOK = 0.05
 
 
 class Claim:
-    """The call that controls the server: one of :meth:`Lifecycle.start`, or else of ``stop``."""
+    """A claim to control the server: that of a call of ``start``, or :data:`STOPPED`."""
 
     def __init__(self) -> None:
         self.process, self.thread = os.getpid(), threading.get_ident()
@@ -63,25 +63,25 @@ class Lifecycle:
     nothing can interrupt: the first claim, the requests, and three latches. There is no lock that
     an interrupted call could hold.
 
-    No call waits for ever for the keeper, and the keeper does not wait for locks of other code,
-    such as those of ``logging``: the thread that calls may hold one, with a signal handler on top.
+    No call waits forever for the keeper, and the keeper does not wait for locks of other code, such
+    as those of ``logging``: the calling thread may hold one while a signal handler runs in it.
 
-    :param keep: The keeper's work: it opens, calls :meth:`launch_by_starter` and
+    :param keep: The keeper's work: it opens the sockets, calls :meth:`launch_by_starter` and
         :meth:`set_ready`, returns when :attr:`is_stopping`, and leaves nothing open. It logs to
         :attr:`log`.
-    :param drain: How many seconds the keeper may take for the end, besides a few.
+    :param drain: How many seconds the keeper may take to end, plus a few.
     """
 
     def __init__(self, keep: Callable[[], None], drain: float) -> None:
         self._keep, self._drain = keep, drain
         self.log = DeferredLog()
-        self._claims: list[Claim] = []  # the first has the server
+        self._claims: list[Claim] = []  # the first one controls the server
         self._is_stopping = self._is_aborted = False
         self._prepared, self._settled = Latch(), Latch()
         self._keeper: threading.Thread | None = None
         self._is_begun = False
         self._launch: Callable[[], None] | None = None
-        # Whether the starting thread has called it; false if that thread has skipped it.
+        # Whether the starting thread has called `_launch`; false if that thread skipped it.
         self._is_launched: bool | None = None
         # SimpleQueue.put() is reentrant: it may interrupt itself and every other method.
         self._notes: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -89,7 +89,7 @@ class Lifecycle:
         self.wakeups: list[Wakeup] = []
         """Wake-ups to signal, besides the keeper's, after a change."""
         self.replacements = 0
-        """How often all workers were replaced, or were to be."""
+        """How many replacements of all workers have finished, whether they succeeded or not."""
         self.ready = Latch()
         self.closed = Latch()
         self.error: BaseException | None = None
@@ -165,7 +165,7 @@ class Lifecycle:
         self.notify()
         self._await_unless_stopped(self._settled)
         self.log.flush()
-        # Decided once: an exception aborts a server that has not closed yet.
+        # These are read only once. If an exception arrives later, start() aborts the server.
         if self.error is None and not self.is_stopping:
             return
         self._await_closed(self._drain + PATIENCE)
@@ -173,12 +173,12 @@ class Lifecycle:
         raise self.error or StoppedWhileStartingError()
 
     def request_stop(self) -> None:
-        """Request an orderly end, and return at once."""
+        """Request an orderly stop, and return at once."""
         self._is_stopping = True
         self.notify()
 
     def stop(self) -> None:
-        """Have the keeper drain and end the server, and wait for the end.
+        """Have the keeper drain and end the server, and wait for that.
 
         This does not wait where waiting would deadlock: in the server's own threads, and in a
         signal handler that has interrupted :meth:`start`, which continues afterwards and raises.
@@ -195,7 +195,7 @@ class Lifecycle:
             raise
 
     def abort(self) -> None:
-        """Have the keeper end the server at once, and wait for the end."""
+        """Have the keeper end the server at once, and wait for that."""
         if self.is_elsewhere or self._is_unstarted():
             return
         self._is_aborted = True
@@ -220,7 +220,7 @@ class Lifecycle:
         self._await_closed(timeout)
         keeper = self._keeper
         if keeper is not None and keeper.ident is not None:
-            keeper.join(ABANDON)  # which has nothing more to do
+            keeper.join(ABANDON)  # after closing, it has nothing more to do
         self.log.flush()
 
     def _await_unless_stopped(self, latch: Latch) -> None:
@@ -289,7 +289,7 @@ class Lifecycle:
         patience = round(ABANDON / LOOK)
         while self._is_launched is None and self._claims[0].gate.locked() and patience:
             self.wait(LOOK)
-            # The starting thread may be in a signal handler that waits for the server's end.
+            # The starting thread may be in a signal handler that waits for the server to end.
             patience -= self.is_stopping
         return self._is_launched is True
 
@@ -314,7 +314,7 @@ class Lifecycle:
             pass
 
     def notify(self) -> None:
-        """Wake the keeper and everything else that waits for the server."""
+        """Wake the keeper, and signal the other wake-ups."""
         self._notes.put(None)
         for wakeup in self.wakeups.copy():
             wakeup.notify()

@@ -17,10 +17,10 @@ FAILED = "lifespan failed at the end of a worker"
 class Lifespan:
     """A server's lifespan in one of its workers.
 
-    It is left as at the end of a ``with`` block, however the worker ends, so a generator that
-    lacks ``try`` and ``finally`` runs to its end, too. Only the cancellation by a task group of its
-    own is passed on: the task group needs it. An exception at the end is logged; those that end the
-    program are raised, too.
+    However the worker ends, the lifespan is left as if its ``with`` block had succeeded, so the
+    code after the ``yield`` of a generator runs even without ``try`` and ``finally``. Only a
+    cancellation by the lifespan's own task group is passed to it, because the task group needs it.
+    An exception raised while leaving is logged; one that ends the program is also raised.
 
     :param context: The server context; its ``lifespan`` is called here.
     :param worker: The worker's number.
@@ -45,7 +45,7 @@ class Lifespan:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Enter and leave it, without an event loop."""
+        """Enter and leave the lifespan, without an event loop."""
         state = self._manager.__enter__()
         try:
             with self._holding(state):
@@ -60,7 +60,7 @@ class Lifespan:
 
     @contextlib.asynccontextmanager
     async def entered_on_loop(self) -> AsyncIterator[None]:
-        """Enter and leave it, on an event loop."""
+        """Enter and leave the lifespan, on an event loop."""
         if not self.is_async:
             with self.entered():
                 yield

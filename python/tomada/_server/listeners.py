@@ -28,9 +28,9 @@ DISCARD = 9
 class Listeners:
     """The sockets of one server: one for all its workers, or one for each.
 
-    They are opened before any worker exists. The process that starts the workers keeps them open
-    until the server ends. Therefore an occupied port is reported at once; datagrams queued for a
-    worker that dies wait for its replacement; and the reuseport group (``SO_REUSEPORT``) never
+    They are opened before any worker exists, and the process that starts the workers keeps them
+    open until the server ends. Therefore an occupied port is reported at once; datagrams queued for
+    a worker that dies wait for its replacement; and the reuseport group (``SO_REUSEPORT``) never
     changes, so each peer stays with its worker and no queue is lost with a closed socket.
     """
 
@@ -38,7 +38,7 @@ class Listeners:
         self.sockets = list(sockets)
         self.address: Any = self.sockets[0].getsockname()
         self.is_own = is_own
-        """Whether they were opened here, so that nobody receives from them afterwards."""
+        """Whether the server opened the sockets itself, so nothing receives from them later."""
         # Adopted sockets may have dropped datagrams before.
         self._before = self._all_drops()
         self._path = _identity(self.address) if is_own else None
@@ -48,7 +48,7 @@ class Listeners:
         return self.sockets[worker % len(self.sockets)]
 
     def check(self, settings: Settings) -> None:
-        """Raise :class:`ValueError` if an option needs other sockets."""
+        """Raise :class:`ValueError` if an option does not work with these sockets."""
         if settings.cores > 1 and settings.steering != "hash":
             if len(self.sockets) == 1:
                 raise ValueError("there is nothing to steer: the workers share one socket")
@@ -60,9 +60,9 @@ class Listeners:
     def refuse(self) -> None:
         """Refuse new datagrams, while queued ones can still be received and answered.
 
-        The kernel refuses new datagrams as if the server were gone, by ICMP or, on ``AF_UNIX``,
-        with ``EPIPE``, so no datagram is lost silently. Sockets that were given to the server stay
-        unchanged, because another program may continue to use them.
+        The kernel refuses new datagrams as if the server were gone (with an ICMP message or, on
+        ``AF_UNIX``, with ``EPIPE``), so no datagram is lost silently. Sockets that were passed to
+        the server stay unchanged, because another program may continue to use them.
         """
         if not self.is_own:
             return
@@ -74,7 +74,7 @@ class Listeners:
                     _connect_to_nobody(sock)
 
     def disable_gro(self) -> None:
-        """Stop coalescing of datagrams on sockets that were given to the server.
+        """Turn off coalescing on sockets that were passed to the server.
 
         The program that uses them next may not expect coalesced datagrams. The kernel delivers
         those that are already coalesced to the calling process, which must receive and handle them.
@@ -85,10 +85,10 @@ class Listeners:
                     sock.gro = False
 
     def drops(self) -> tuple[int, int]:
-        """Return how many datagrams the kernel has dropped (until the sockets were closed).
+        """Return how many datagrams the kernel dropped before the sockets were closed.
 
-        The first number counts datagrams dropped because the buffer was full, the second those
-        dropped by a kernel filter.
+        The first number counts datagrams that found the buffer full, the second those that a
+        kernel filter dropped.
         """
         (dropped, filtered), (dropped_before, filtered_before) = self._all_drops(), self._before
         return dropped - dropped_before, filtered - filtered_before
@@ -100,7 +100,7 @@ class Listeners:
     def close(self) -> None:
         """Close the sockets, and remove the ``AF_UNIX`` path that binding created."""
         if any(_has_gro(sock) for sock in self.sockets):
-            self.disable_gro()  # a worker that was killed did not do so
+            self.disable_gro()  # a worker that was killed did not do this
         for sock in self.sockets:
             sock.close()
         if self._path is not None and self._path == _identity(self.address):
@@ -109,7 +109,7 @@ class Listeners:
 
 
 def open_listeners(settings: Settings) -> Listeners:
-    """Open the sockets of a server, or adopt those that it was given.
+    """Open the sockets of a server, or adopt those that were passed to it.
 
     :raises ValueError: There are none, or they do not fit the server's options.
     """
@@ -154,8 +154,8 @@ def listen(
 ) -> Listeners:
     """Open the sockets for ``count`` workers.
 
-    All workers share one socket if the kernel cannot share a port between several sockets (as on
-    ``AF_UNIX``), and if several sockets would each get a copy (as in a multicast group).
+    All workers share one socket if several sockets cannot share the address (``AF_UNIX``), or if
+    each of them would receive a copy of every datagram (a multicast group).
     """
     family, name = resolve(address)
     if family == socket.AF_UNIX or options.groups:
@@ -171,8 +171,8 @@ def listen(
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             _bind(sock, name)
             if count > 1 and len(sockets) == 1:
-                # Set the option only now: bound without it, the first socket detects an occupied
-                # port, even if another server's workers share it.
+                # Set the option only after binding: without it, the first bind fails if the port is
+                # occupied, even by a server whose workers share the port.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 name = sock.getsockname()
             options.apply(sock)
@@ -285,7 +285,7 @@ def _is_stale(path: Any) -> bool:
 
 
 def _identity(path: Any) -> tuple[int, int] | None:
-    """Return an identity that distinguishes a socket's path from a later one of the same name."""
+    """Return an identity that distinguishes a socket's path from a later file at that path."""
     if not isinstance(path, str | bytes) or not path or path[:1] in ("\0", b"\0"):
         return None
     try:
@@ -309,11 +309,11 @@ def _is_connected(sock: socket.socket) -> bool:
 
 
 def _connect_to_nobody(sock: socket.socket) -> None:
-    """Make a socket receive no new datagram. Sending to an explicit address still works.
+    """Make a socket receive no new datagrams. Sending to an explicit address still works.
 
-    A connected socket receives from its peer only. The peer is a port on which no program is
-    expected to send (discard, RFC 863), at a loopback address, which the kernel does not accept as
-    a source from other machines.
+    A connected socket receives only from its peer. The peer is a port that no program is expected
+    to send from (discard, RFC 863), at a loopback address, which the kernel does not accept as a
+    source from other machines.
     """
     name = sock.getsockname()
     host = "::1" if sock.family == socket.AF_INET6 else "127.0.0.1"

@@ -1,4 +1,4 @@
-"""The event loops that a server can run on. asyncio itself is not imported before one runs."""
+"""The event loops that a server can run on. asyncio is imported only when one of them runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
     from collections.abc import Callable
 
-# The loops that have a name: a module, and its function or class that makes one.
+# The loops that have a name: a module, and its function or class that creates one.
 LOOPS = {
     "tomada": ("tomada.asyncio", "EventLoop"),
     "asyncio": ("asyncio", "SelectorEventLoop"),
@@ -19,9 +19,9 @@ LOOPS = {
 
 
 def check_loop(loop: Any) -> None:
-    """Raise an exception if a server cannot make its event loop.
+    """Raise an exception if a server cannot create its event loop from this option.
 
-    :raises TypeError: It is an event loop, or another object.
+    :raises TypeError: It is an event loop, or any other object that is not a factory.
     :raises ValueError: It is an unknown name.
     :raises ModuleNotFoundError: The loop's package is not installed.
     """
@@ -44,7 +44,7 @@ def check_loop(loop: Any) -> None:
 
 
 def loop_factory(loop: Any) -> Callable[[], AbstractEventLoop]:
-    """Return the function that makes a server's event loop."""
+    """Return the function that creates a server's event loop."""
     if not callable(loop):
         module, name = LOOPS["tomada" if loop is None else loop]
         loop = getattr(importlib.import_module(module), name)

@@ -1,7 +1,7 @@
 """Messages between workers and their supervisor, as text: exceptions may not be picklable.
 
-A message is one line of JSON. For an exception it has the type's name, the text, the errno and
-the traceback, truncated to the maximum size of a message.
+A message is one line of JSON. For an exception, it contains the type's name, the text, the errno
+and the traceback, truncated to the maximum size of a message.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """Describe an exception, whatever its methods do."""
+        """Describe an exception, even if its own methods raise exceptions."""
         number = _errno(error)
         strerror, filename, filename2 = (
             None if number is None else _plain(error, name)
@@ -65,14 +65,14 @@ class Failure:
 
     @property
     def is_for_users(self) -> bool:
-        """Whether the message says everything, so that a traceback would not help."""
+        """Whether the message says everything, so that a traceback would not add anything."""
         return self.name == "AppError" and self.module.startswith("tomada.")
 
     def exception(self) -> BaseException:
         """Create an exception to raise in this process.
 
-        It has the original type if that is a built-in type or one of this package that takes a
-        text; otherwise it is a RuntimeError that names the type.
+        It has the original type if that is built in or from this package, and can be created from
+        a text. Otherwise it is a RuntimeError that names the type.
         """
         error = self._same() or RuntimeError(str(self))
         if self.traceback:
@@ -100,7 +100,7 @@ class Failure:
                 error = found(
                     self.errno, self.strerror, *names[: 1 if self.filename2 is None else 3]
                 )
-        except Exception:  # noqa: BLE001 - one that takes other arguments, such as UnicodeError's
+        except Exception:  # noqa: BLE001 - the type takes other arguments, like UnicodeDecodeError
             return None
         return error
 
@@ -115,7 +115,7 @@ def pack(what: str, failure: Failure | None = None, **more: Any) -> bytes:
         texts = {name: text for name, text in fields["failure"].items() if isinstance(text, str)}
         longest = max(texts, key=lambda name: len(texts[name]))
         text, half = texts[longest], len(texts[longest]) // 2
-        # The end of a traceback is the most useful part; of other texts, the beginning.
+        # The most useful part of a traceback is its end; of other texts, the beginning.
         fields["failure"][longest] = text[-half:] if longest == "traceback" else text[:half]
         message = _dump(fields)
     return message
@@ -133,16 +133,16 @@ def _dump(fields: dict[str, Any]) -> bytes:
 
 
 def _attempt(make: Callable[[], str | None]) -> str | None:
-    """Call what runs methods of an exception, or of its parts, which may raise anything."""
+    """Call a function that runs an exception's own methods, which may raise anything."""
     try:
         return make()
-    except BaseException:  # noqa: BLE001 - SystemExit too: it is not the process that ends
+    except BaseException:  # noqa: BLE001 - even SystemExit must not end the process here
         return UNKNOWN
 
 
 def _text(error: BaseException) -> str:
     def make() -> str | None:
-        # A KeyError's own text is that of the key with quotes around it.
+        # str() of a KeyError is the repr of its key, with quotes.
         if type(error) is KeyError and len(error.args) == 1 and type(error.args[0]) is str:
             return _exact(error.args[0])
         return _exact(str(error))
@@ -156,7 +156,7 @@ def _traceback(error: BaseException) -> str:
 
 
 def _errno(error: BaseException) -> int | None:
-    """Return the errno, where there is one that the kernel could have."""
+    """Return the errno, if there is one in the kernel's range."""
     try:
         if isinstance(error, OSError) and isinstance(error.errno, int):
             number = int.__index__(error.errno)
@@ -179,5 +179,5 @@ def _plain(owner: object, name: str) -> str | None:
 
 
 def _exact(text: str) -> str:
-    """Return a str that is of no subclass, and not longer than a message."""
+    """Return an exact ``str``, not a subclass, truncated to the length of a message."""
     return str.__str__(text)[:LARGEST_MESSAGE]

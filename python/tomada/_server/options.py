@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Reply: TypeAlias = "ReadableBuffer | None"
 Replies: TypeAlias = "Iterable[ReadableBuffer | None] | None"
 
-# A handler, by its `takes`.
+# The type of a handler, for each value of `takes`.
 DataHandler: TypeAlias = "Callable[[bytes, Any], Reply | Coroutine[Any, Any, Reply]]"
 DatagramHandler: TypeAlias = "Callable[[Datagram], Reply | Coroutine[Any, Any, Reply]]"
 BatchHandler: TypeAlias = (

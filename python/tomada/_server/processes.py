@@ -24,12 +24,13 @@ from tomada._server.wakeup import Wakeup
 if TYPE_CHECKING:
     from tomada._server.lifecycle import Lifecycle
 
-# The C function runs in one step; the one in `signal` is a Python function that wraps it.
+# The C function runs in one step; the one in `signal` is a Python wrapper, which a signal handler
+# can interrupt.
 SET_MASK: Any = importlib.import_module("_signal").pthread_sigmask
 
 
 class _Fork:
-    """Allows one fork at a time: a concurrent one would keep this one's channel end open."""
+    """Allows one fork at a time: a concurrent child would keep a copy of this one's channel end."""
 
     # Reentrant, because a signal handler may start a server while it interrupts another start.
     lock = threading.RLock()
@@ -46,16 +47,16 @@ os.register_at_fork(after_in_child=_Fork.renew)
 class Processes:
     """A supervisor, which :meth:`launch` forks, and its workers.
 
-    The supervisor has one thread however many this process has, so workers are forked from a
-    single-threaded process. When this process ends, so do the supervisor and its workers.
+    The supervisor has one thread, no matter how many this process has, so workers are forked from a
+    single-threaded process. When this process exits, so do the supervisor and its workers.
     """
 
     def __init__(self, context: Context, life: Lifecycle) -> None:
         self._context, self._life = context, life
         context.add_sender()
         self._pid = 0
-        # A pidfd of the supervisor, readable after its end. The channel alone is not enough: if
-        # another thread forks during launch(), that child keeps a copy of the supervisor's end.
+        # A pidfd of the supervisor, readable once it has exited. The channel alone is not enough:
+        # if another thread forks during launch(), that child keeps a copy of the supervisor's end.
         self._process: int | None = None
         self._channel: socket | None = None
         self._supervisors_end: socket | None = None
@@ -67,8 +68,8 @@ class Processes:
     def launch(self) -> None:
         """Fork the supervisor.
 
-        A signal handler may raise an exception at any line. The keeper then ends what was started,
-        through the channel, on which the supervisor sends its process ID.
+        A signal handler may raise an exception at any line. The keeper then ends the supervisor
+        through the channel, over which the supervisor sends its process ID.
         """
         flush_before_fork()
         with advised(self._context.listeners.address, OF_OPENING), _Fork.lock:
@@ -79,7 +80,7 @@ class Processes:
                 self._fork(mask)
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             except BaseException:
-                # The C function: no signal handler can run before it has finished.
+                # The C function, because no signal handler can run before it has finished.
                 SET_MASK(signal.SIG_SETMASK, mask)
                 raise
             finally:
@@ -122,7 +123,7 @@ class Processes:
         if self._channel is None:
             self._is_given_up = True
             return
-        self._close_supervisors_end()  # in case an exception has skipped it
+        self._close_supervisors_end()  # in case an exception skipped it in launch()
         with Wakeup() as wakeup:
             self._life.wakeups.append(wakeup)
             try:
@@ -166,7 +167,8 @@ class Processes:
             if not self._take_messages(channel) or has_ended:
                 return
             if self._process is None and self._pid:
-                # Without it (before Linux 5.3, or after another wait() call) the channel remains.
+                # If there is none (before Linux 5.3, or another wait() call has reaped the
+                # process), rely on the channel.
                 with contextlib.suppress(OSError, AttributeError):
                     self._process = os.pidfd_open(self._pid)
             others = () if self._process is None else (self._process,)
@@ -214,9 +216,9 @@ class Processes:
         self._tell(signal.SIGHUP)
 
     def _tell(self, number: int) -> None:
-        """Tell the supervisor what to do, as a signal number with the same meaning."""
+        """Send the supervisor a command: the number of the signal with the same meaning."""
         if self._channel is not None:
-            with contextlib.suppress(OSError):  # it has ended, or its queue is full
+            with contextlib.suppress(OSError):  # it has exited, or its queue is full
                 self._channel.send(number.to_bytes(1, "big"), MSG_DONTWAIT)
 
     def _reap(self) -> int:
@@ -224,7 +226,7 @@ class Processes:
             return 0
         try:
             _, status = os.waitpid(self._pid, 0)
-        except ChildProcessError:  # another thread or library has waited for it
+        except ChildProcessError:  # another thread or library has already reaped it
             return 0
         return os.waitstatus_to_exitcode(status)
 
@@ -243,7 +245,7 @@ def _is_readable(descriptor: int, milliseconds: int = 0) -> bool:
 
 def _kill(pid: int) -> None:
     """Kill a process that is not a child, and wait until it has closed its sockets."""
-    # The process has ended, or the kernel is older than Linux 5.3.
+    # Errors mean that the process has exited, or that the kernel is older than Linux 5.3.
     with contextlib.suppress(OSError, AttributeError):
         descriptor = os.pidfd_open(pid)
         try:

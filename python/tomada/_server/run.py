@@ -1,4 +1,4 @@
-"""The run of a server that was started: its context, its health and its workers."""
+"""One run of a server: its context, its health and its workers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """Serves on sockets that are open. Only the keeper creates it and calls :meth:`serve`."""
+    """Serves on open sockets. Only the keeper creates a run and calls :meth:`serve`."""
 
     def __init__(self, context: Context, life: Lifecycle, *, is_forking: bool) -> None:
         self.context, self._life = context, life
         self.health = Health(context, life)
         with ExitStack() as stack:
             if context.settings.health is not None:
-                # It imports modules that other servers do not need.
+                # Imported here because it imports modules that other servers do not need.
                 from tomada._server.health_http import HealthServer  # noqa: PLC0415
 
                 context.http = HealthServer(context.settings.health, self.health.routes())

@@ -27,16 +27,17 @@ def serve_datagrams(  # noqa: PLR0913 - the parts of a worker
 ) -> None:
     """Enter the lifespan, serve until the core is told to stop, and leave the lifespan.
 
-    A handler that raises :class:`SystemExit` or :class:`KeyboardInterrupt` ends the serving in
-    order: other datagrams are handled first, and then this raises the first such exception.
+    If a handler raises :class:`SystemExit` or :class:`KeyboardInterrupt`, the worker stops in
+    order: it handles the other datagrams first, and then raises the first such exception.
 
-    There is an event loop if the handler or the lifespan is async, or if the server was given one.
+    The worker runs an event loop if the handler or the lifespan is async, or if the server has a
+    ``loop``.
 
-    :param begin: Called when the lifespan was entered; returns whether to serve.
+    :param begin: Called once the lifespan is entered; returns whether to serve.
     :param end: Called before the lifespan is left, with the number of received datagrams that were
-        not handled, and why, if it is not because draining took too long.
-    :param on_exit: Called with each exception of a handler that ends the program, inside the
-        handler's thread. It has the core end.
+        not handled, and the reason, or ``None`` if draining took too long.
+    :param on_exit: Called with each exception of a handler that ends the program, in the handler's
+        thread. It must make the core end.
     :param wakeup: Becomes readable when a signal arrives.
     """
     lifespan = Lifespan(context, core.worker, log)

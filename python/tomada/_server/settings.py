@@ -1,4 +1,4 @@
-"""The arguments of a server, checked."""
+"""The validated arguments of a server."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from tomada._server.options import Handler, Lifespan, Loop
     from tomada._server.steering import Steering
 
-# The longest drain that can be limited, in seconds: all timers accept it. A longer one is
-# unlimited.
+# The longest drain timeout, in seconds: all timers accept it. A longer one counts as unlimited.
 LONGEST_DRAIN = 1e9
 
 
@@ -111,7 +110,7 @@ class Settings:
         for name, limit in (("max_requests", self.max_requests), ("max_age", self.max_age)):
             if limit is None:
                 continue
-            if not limit > 0:  # or it is not a number
+            if not limit > 0:  # also true for NaN
                 raise ValueError(f"{name} must be positive, not {limit}")
             if self.workers == 1:
                 raise ValueError(f"{name} replaces worker processes: pass workers=2 or more")

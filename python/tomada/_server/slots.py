@@ -1,4 +1,4 @@
-"""The worker processes of a supervisor, and what it knows of each."""
+"""The worker processes of a supervisor, and their state."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ class Worker:
     channel: socket | None  # until the worker has sent its message
     started: float
     generation: int
-    # When to replace it: at a time, and at a number of datagrams that its slot has received.
+    # When to replace it: at this time, or once its slot has received this number of datagrams.
     last_time: float = math.inf
     last_received: float = math.inf
-    ready: bool = False  # and told to serve
+    ready: bool = False  # and the supervisor has told it to serve
     message: bytes = b""
     failure: Failure | None = None
     kill_at: float | None = None
-    is_slow: bool = False  # which is logged
+    is_slow: bool = False  # whether a slow start was logged
 
     def read(self) -> None:
         """Read the worker's only message: that it is ready, or why it cannot start.
 
-        A worker that is ready receives nothing before it is told to. So a worker that is not ready
-        here can be killed, and loses nothing.
+        A worker receives nothing until the supervisor answers this message. So a worker that is not
+        ``ready`` yet can be killed without losing datagrams.
         """
         if self.channel is None:
             return
@@ -48,7 +48,7 @@ class Worker:
         except BlockingIOError:
             return
         except OSError:
-            pass  # it has been killed; its status says so
+            pass  # the worker was killed; its exit status says so
         self.close()
 
     def close(self) -> None:
@@ -58,7 +58,7 @@ class Worker:
             self.channel = None
 
     def reap(self) -> int | None:
-        """Return a finished process's exit code, which is negative for a signal, or None."""
+        """Return the exit code (negative for a signal), or None while the process runs."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if pid == 0:
             return None
@@ -66,7 +66,7 @@ class Worker:
         return os.waitstatus_to_exitcode(status)
 
     def cause(self, status: int) -> str:
-        """Return what ended the process, for the log."""
+        """Return why the process exited, for the log."""
         if self.failure is not None:
             return f"could not start: {self.failure}"
         if status < 0:
@@ -82,7 +82,7 @@ class Slot:
         self.worker: Worker | None = None
         self.successor: Worker | None = None
         self.retired: list[Worker] = []
-        self.deaths = 0  # without a long life between them
+        self.deaths = 0  # in a row, without a long life in between
         self.failed_starts = 0  # in a row
         self.start_at: float | None = None
 

@@ -19,8 +19,8 @@ LAST_OFFSET = 65_535
 class Key:
     """The position of a peer's identifier in the payload.
 
-    Called with a payload and an address, it returns the identifier, like the ``key`` of a
-    :class:`tomada.sinks.Sink`.
+    A call with a payload and an address returns the identifier, as the ``key`` function of a
+    :class:`tomada.sinks.Sink` does.
     """
 
     offset: int
@@ -37,7 +37,7 @@ class Key:
                 raise ValueError(f"{name} must be from {least} to {most} bytes, not {value}")
 
     def __call__(self, data: bytes, _address: object = None) -> bytes:
-        """Return the identifier, or the part of it that the payload has."""
+        """Return the identifier, or the part of it that the payload contains."""
         return data[self.offset : self.offset + self.length]
 
 
@@ -69,7 +69,7 @@ def key(offset: int, length: int) -> Key:
 
 
 def check_steering(steering: Any) -> None:
-    """Raise :class:`ValueError` unless this is a way to choose workers."""
+    """Raise :class:`ValueError` unless this is a valid ``steering`` option."""
     if not isinstance(steering, Key) and steering not in NAMES:
         raise ValueError(
             f"steering must be 'hash', 'cpu', 'random' or tomada.key(…), not {steering!r}"
@@ -77,7 +77,7 @@ def check_steering(steering: Any) -> None:
 
 
 def steer(sock: socket, steering: Steering, sockets: int, *, has_proxies: bool) -> None:
-    """Steer datagrams within a socket's reuseport group, which has ``sockets`` sockets."""
+    """Configure how the kernel steers datagrams among a reuseport group's ``sockets`` sockets."""
     core: Any = sock
     if isinstance(steering, Key):
         _core.steer_by_key(core, (steering.offset, steering.length), sockets, has_proxies)

@@ -23,39 +23,39 @@ from tomada._server.worker import SIGNALS, work_and_exit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# The delay before a worker is restarted, in seconds: it doubles with each death, up to a maximum.
-# After a worker has lived long enough, it starts from the first delay again.
+# The first and the longest delay before a worker is restarted, in seconds: the delay doubles with
+# each death. It is reset when a worker dies after at least the third number of seconds.
 FIRST_DELAY, LAST_DELAY, LONG_LIFE = 0.1, 5.0, 10.0
-# The highest number of deaths to count: the delay has reached its maximum long before.
+# The highest number of deaths to count: the delay reaches its maximum long before.
 MOST_DEATHS = 16
 # A worker that fails to start this many times in a row ends the server.
 ATTEMPTS = 5
-# How long the supervisor waits for an order that it has asked its parent for, in seconds.
+# How long the supervisor waits for its parent to stop the server after asking it to, in seconds.
 PATIENCE = 5.0
-# A worker that takes longer than this to become ready is logged, in seconds.
+# Log a worker that takes longer than this to become ready, in seconds.
 SLOW = 10.0
 # How often the supervisor checks whether its parent has died, and whether a worker has reached one
 # of its limits, in seconds.
 LOOK = 1.0
-# A worker's limits are at least this share of `max_requests` and `max_age`, at random.
+# Each worker's limits are a random share of `max_requests` and `max_age`, at least this one, so
+# that workers do not reach them at the same time.
 LEAST_SHARE = 0.8
-# If a worker that has reached its limit cannot be replaced, try again after this time in seconds.
+# If a worker that has reached a limit cannot be replaced, try again after this time, in seconds.
 LATER = 10.0
 
 
 class Supervisor:
-    """Keeps a worker in every place, on sockets that it holds open and never reads.
+    """Keeps a worker in every slot, on sockets that it holds open and never reads.
 
-    Each worker is of the generation that was wanted when it was forked. SIGHUP asks for the next
-    one, and workers are replaced, one by one, until each is of the generation that is wanted, or
-    until one of it cannot start. A worker that reaches `max_requests` or `max_age` is replaced in
-    the same way.
+    A worker has the generation that was current when it was forked. SIGHUP begins the next
+    generation: workers are replaced, one by one, until all of them have it, or until a new one
+    cannot start. A worker that reaches `max_requests` or `max_age` is replaced in the same way.
     """
 
     def __init__(self, context: Context, channel: socket, mask: set[Any]) -> None:
         self._context = context
         self._channel = channel
-        # The signals that the parent had blocked before it blocked all for the fork.
+        # The signals that the parent had blocked before it blocked all of them for the fork.
         self._mask = mask
         self._parent = os.getppid()
         self._slots = [Slot(number) for number in range(context.settings.cores)]
@@ -125,7 +125,7 @@ class Supervisor:
             self._asked.append(number)
 
     def _ask_parent_to_stop(self) -> None:
-        """Have the parent stop the server: it must not look ready when datagrams are refused."""
+        """Ask the parent to stop the server, so that it never looks ready while it refuses."""
         if self._stop_at is None and not self._stopping:
             self._stop_at = time.monotonic() + (PATIENCE if self._has_parent else 0.0)
             self._tell("stop", flags=MSG_DONTWAIT)
@@ -164,7 +164,7 @@ class Supervisor:
             successor = slot.successor
             if successor is not None:
                 successor.read()
-                if not successor.ready:  # it may have read the code that is out of date now
+                if not successor.ready:  # it may have loaded code that is now out of date
                     slot.successor = None
                     slot.retired.append(successor)
                     self._end(successor, signal.SIGHUP)
@@ -185,10 +185,10 @@ class Supervisor:
             slot.start_at = None
 
     def _end(self, worker: Worker, number: signal.Signals) -> None:
-        """Ask a worker to finish what it has begun, or kill it if it has begun nothing.
+        """Ask a worker to finish, or kill it if it has not begun anything.
 
-        A worker in `init` cannot react to a signal: it could take arbitrarily long. One that is not
-        ready may have entered its lifespan, which it leaves.
+        A worker that is not ready is killed, because `init` may take arbitrarily long. If there is
+        a lifespan, the worker may have entered it, so it gets the chance to leave it.
         """
         if not (worker.ready or self._context.settings.lifespan is not None):
             number = signal.SIGKILL
@@ -197,7 +197,7 @@ class Supervisor:
         os.kill(worker.pid, number)
 
     def _tell(self, what: str, failure: Failure | None = None, *, flags: int = 0) -> None:
-        with contextlib.suppress(OSError):  # the parent has ended, or does not read
+        with contextlib.suppress(OSError):  # the parent has exited, or does not read
             self._channel.send(pack(what, failure), flags)
 
     # Workers
@@ -209,7 +209,7 @@ class Supervisor:
         times = [slot.start_at for slot in self._slots]
         times.append(self._stop_at)
         times += [worker.kill_at for worker in self._workers()]
-        # A limit that has been reached waits for the successor of another worker.
+        # While a successor starts, no other worker is replaced, so reached limits do not count.
         if not (self._stopping or any(slot.successor for slot in self._slots)):
             workers = [slot.worker for slot in self._slots]
             times += [worker.last_time for worker in workers if worker and worker.ready]
@@ -227,7 +227,7 @@ class Supervisor:
             status = worker.reap()
             if status is not None:
                 if status == -signal.SIGALRM and worker.kill_at is not None:
-                    self._log_overdue(slot, worker)  # its own timer has killed it
+                    self._log_overdue(slot, worker)  # its own timer killed it
                 self._bury(slot, worker, status)
         self._log_slow(slot, now)
         if slot.worker is not None and slot.worker.ready:
@@ -266,7 +266,7 @@ class Supervisor:
             )
 
     def _bury(self, slot: Slot, worker: Worker, status: int) -> None:
-        """Record the end of a worker, and schedule its replacement."""
+        """Record that a worker has exited, and schedule its replacement."""
         worker.close()
         if worker in slot.retired:
             slot.retired.remove(worker)
@@ -299,7 +299,7 @@ class Supervisor:
             self._retry(slot, failure, what)
 
     def _retry(self, slot: Slot, failure: Failure, what: str) -> None:
-        """After a failed start, schedule another; after too many, end the server.
+        """After a failed start, schedule another one; after too many, end the server.
 
         A temporary shortage of memory or descriptors does not count as a failed start.
         """
@@ -315,7 +315,7 @@ class Supervisor:
             self._restart(slot, what)
 
     def _log_traceback(self, slot: Slot, failure: Failure | None) -> None:
-        """Log why a worker could not start, unless the log's last traceback says the same."""
+        """Log why a worker could not start, unless the last logged traceback is the same."""
         if failure is None or failure.is_for_users or failure.traceback in ("", self._shown):
             return
         self._shown = failure.traceback
@@ -323,7 +323,7 @@ class Supervisor:
 
     def _restart(self, slot: Slot, what: str) -> None:
         delay = min(LAST_DELAY, FIRST_DELAY * 2**slot.deaths)
-        # Keep the power small enough to be converted to a float.
+        # Limited, so that the power can be converted to a float.
         slot.deaths = min(slot.deaths + 1, MOST_DEATHS)
         slot.start_at = time.monotonic() + delay
         logger.error("%s; restarting it in %g seconds", what, delay)
@@ -331,7 +331,7 @@ class Supervisor:
     def _replace_next(self) -> None:
         """Start one successor at a time.
 
-        A worker that is not ready gets one as well: it may hang in code that is out of date.
+        A worker that is not ready is replaced, too: it may hang in code that is out of date.
         """
         if not self._is_replacing or any(slot.successor for slot in self._slots):
             return
@@ -350,7 +350,7 @@ class Supervisor:
         self._tell("replaced", flags=MSG_DONTWAIT)
 
     def _replace_used_up(self) -> None:
-        """Start the successor of a worker that has reached one of its limits, one at a time."""
+        """Start the successor of a worker that has reached a limit, one at a time."""
         if self._stopping or any(slot.successor for slot in self._slots):
             return
         now = time.monotonic()
@@ -411,7 +411,7 @@ class Supervisor:
 
 
 def _share() -> float:
-    return random.uniform(LEAST_SHARE, 1.0)  # noqa: S311 - no secret
+    return random.uniform(LEAST_SHARE, 1.0)  # noqa: S311 - not a secret
 
 
 def _is_shortage(failure: Failure) -> bool:

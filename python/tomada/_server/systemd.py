@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from tomada._server.health import Health
     from tomada.server import Server
 
-# How often the status is renewed, in seconds.
+# How often the status is updated, in seconds.
 STATUS = 10.0
 
 
 class Manager:
-    """The service manager, if there is one (``NOTIFY_SOCKET``). Otherwise this does nothing.
+    """Notifies the service manager. Does nothing if there is none (``NOTIFY_SOCKET``).
 
-    It gets ``READY``, ``RELOADING``, ``STOPPING`` and ``STATUS``. If it has asked for it
-    (``WATCHDOG_USEC``), it gets ``WATCHDOG`` twice in that time, as long as the server lives.
+    Sends ``READY``, ``RELOADING``, ``STOPPING`` and ``STATUS``. If the manager has a watchdog
+    (``WATCHDOG_USEC``), also sends ``WATCHDOG`` twice per interval, as long as the server is live.
     """
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
@@ -35,26 +35,26 @@ class Manager:
         self._pinged = self._told = -STATUS
         self._last: tuple[float, int, int] | None = None
         self._replacements = 0
-        if self._path[:1] in ("/", "@"):  # not over vsock
+        if self._path[:1] in ("/", "@"):  # vsock is not supported
             self._socket = _std.socket(_std.AF_UNIX, _std.SOCK_DGRAM)
             self._socket.setblocking(False)
 
     def ready(self, server: Server) -> None:
-        """Say that the server has started."""
+        """Report that the server has started."""
         if self._socket is not None:
             self._tell("READY=1", f"STATUS={self._status(server)}")
 
     def reloading(self) -> None:
-        """Say that the workers are being replaced. A signal handler may call it."""
+        """Report that the workers are being replaced. A signal handler may call this."""
         microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._tell("RELOADING=1", f"MONOTONIC_USEC={microseconds}")
 
     def stopping(self) -> None:
-        """Say that the server is draining."""
+        """Report that the server is draining."""
         self._tell("STOPPING=1", "STATUS=handling the queued datagrams")
 
     def tick(self, server: Server, health: Health, replacements: int) -> float | None:
-        """Say what is to be said now; return for how many seconds there is nothing more."""
+        """Send the messages that are due; return the number of seconds until the next one."""
         if self._socket is None:
             return None
         now = time.monotonic()
@@ -99,7 +99,7 @@ class Manager:
 
 
 def _watchdog(environment: Mapping[str, str]) -> float | None:
-    """Return how often the manager wants to hear from this process, in seconds."""
+    """Return the interval between watchdog messages, in seconds; None if they are not needed."""
     microseconds = environment.get("WATCHDOG_USEC", "")
     pid = environment.get("WATCHDOG_PID", str(os.getpid()))
     if not (microseconds.isdecimal() and int(microseconds)) or pid != str(os.getpid()):

@@ -13,7 +13,7 @@ from tomada._server.serving import serve_datagrams
 if TYPE_CHECKING:
     from tomada._server.lifecycle import Lifecycle
 
-# How long threads may take to end when the server is aborted or stopped while starting, in seconds.
+# How long threads may take to end if the server is aborted, or stopped while starting, in seconds.
 BRIEF = 0.2
 
 
@@ -35,7 +35,7 @@ class Threads:
         self._has_drained = [False for _ in workers]
         self._is_over = [False for _ in workers]
         self._error: BaseException | None = None
-        self._exit: BaseException | None = None  # an exception of a handler that ends the program
+        self._exit: BaseException | None = None  # raised by a handler to end the program
         self._cause = context.too_slow
 
     def launch(self) -> None:
@@ -71,7 +71,7 @@ class Threads:
             def begin() -> bool:
                 self._is_ready[worker] = True
                 life.notify()
-                # If `init` took longer than the start, the sockets may be closed.
+                # If the server stopped while `init` ran, the sockets may be closed.
                 return life.ready.is_set() or not life.is_stopping
 
             def end(unanswered: int, cause: str | None) -> None:
@@ -84,7 +84,7 @@ class Threads:
                 context.run_exit(life.log)
         except BaseException as error:
             self._error = error
-            # A program that does not wait for the server has only the log.
+            # A program that does not wait for the server sees only the log.
             if self._is_ready[worker] and not life.is_stopping:
                 life.log.exception("a worker has failed: the server stops")
         finally:
@@ -103,13 +103,13 @@ class Threads:
         """Do nothing: the sockets are closed by the code that opened them."""
 
     def replace(self) -> None:
-        """Only say that it is done: replacing threads would not load new code."""
+        """Only count a replacement: new threads would not load new code."""
         self._life.count_replacement()
 
     def _stop(self, threads: list[threading.Thread]) -> None:
         """Answer queued datagrams, and end the threads.
 
-        A handler that does not return cannot be interrupted. Its thread is left running.
+        A handler that does not return cannot be interrupted, so its thread is left running.
         """
         context, life = self._context, self._life
         context.listeners.refuse()
@@ -151,7 +151,7 @@ class Threads:
                 )
 
     def _called(self, worker: int) -> str:
-        """Say for the log what a thread has called last."""
+        """Return the user's function that a thread called last, for the log."""
         if self._has_drained[worker]:
             return "the end of a worker (lifespan, exit, or a thread of its event loop)"
         if self._is_ready[worker]:

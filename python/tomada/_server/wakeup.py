@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# A signal that arrives just before a thread sleeps on a lock does not wake it. Python runs its
-# handler at the end of the current interval, which has this length in seconds.
+# A signal that arrives just before a thread sleeps on a lock does not wake the thread. So a wait is
+# split into intervals of this length, in seconds, after which Python runs the signal handler.
 SLICE = 0.1
 # The longest wait of one poll() in seconds: it accepts up to 2**31 ms. Callers wait in a loop.
 LONGEST_POLL = 1e6
@@ -27,7 +27,7 @@ class Latch(threading.Event):
 
     A signal handler can run between any two lines of the main thread, including inside
     ``Event.wait()`` while that holds the event's lock. If the handler then sets the event, it
-    deadlocks. Here every method may interrupt every other one. A latch is meant to be set once.
+    deadlocks. Here, every method may interrupt every other one. A latch is meant to be set once.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Latch(threading.Event):
             waiter.release()
 
     def clear(self) -> None:
-        """Unset it."""
+        """Reset it."""
         self._is_set = False
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -64,7 +64,8 @@ class Latch(threading.Event):
         while not self._is_set:
             left = SLICE if end is None else min(SLICE, end - time.monotonic())
             if left <= 0:
-                # The waiter may be gone, because set() is running; or others may come and go.
+                # ValueError: a concurrent set() has removed the waiter. IndexError: another thread
+                # changed the deque during the search.
                 with contextlib.suppress(ValueError, IndexError):
                     self._waiters.remove(waiter)
                 return self._is_set
@@ -74,10 +75,10 @@ class Latch(threading.Event):
 
 
 class Wakeup:
-    """Wakes a thread that waits for several things: a call in another thread, or a signal.
+    """Wakes a waiting thread when another thread calls :meth:`notify`, or when a signal arrives.
 
-    A signal that arrives just before a thread sleeps does not wake it, but the byte that the
-    interpreter then writes (:func:`signal.set_wakeup_fd`) does.
+    A signal that arrives just before the thread sleeps does not wake it by itself, but the byte
+    that the interpreter writes on its arrival (:func:`signal.set_wakeup_fd`) does.
     """
 
     def __init__(self) -> None:
@@ -86,7 +87,7 @@ class Wakeup:
         self._write.setblocking(False)
 
     def fileno(self) -> int:
-        """Return the descriptor that is readable after a wake-up."""
+        """Return the descriptor that becomes readable on a wake-up."""
         return self._read.fileno()
 
     def fileno_to_write(self) -> int:
@@ -95,7 +96,7 @@ class Wakeup:
 
     def notify(self) -> None:
         """Wake the waiting thread or, if none waits, the next one to wait."""
-        with contextlib.suppress(OSError):  # full, which also wakes; or closed
+        with contextlib.suppress(OSError):  # closed; or full, so the thread will wake anyway
             self._write.send(b"\0")
 
     def wait(self, timeout: float | None = None, others: Sequence[int] = ()) -> None:
@@ -107,7 +108,7 @@ class Wakeup:
         self.clear()
 
     def clear(self) -> None:
-        """Forget earlier wake-ups."""
+        """Discard earlier wake-ups."""
         with contextlib.suppress(BlockingIOError):
             self._read.recv(4096)
 
@@ -118,7 +119,7 @@ class Wakeup:
         self.close()
 
     def close(self) -> None:
-        """Close its descriptors."""
+        """Close the descriptors."""
         self._read.close()
         self._write.close()
 
@@ -145,9 +146,9 @@ class Signals:
                 signal.signal(number, call)
 
     def restore(self) -> None:
-        """Restore the previous handlers. Call it again if it was interrupted."""
+        """Restore the previous handlers. If the call is interrupted, repeat it."""
         if self._is_main:
             signal.set_wakeup_fd(self._fd_before)
             for number, handler in self._before.items():
-                if handler is not None:  # installed by something other than Python
+                if handler is not None:  # None: not installed from Python, cannot be restored
                     signal.signal(number, handler)

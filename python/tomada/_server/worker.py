@@ -1,4 +1,4 @@
-"""A worker process, from its fork to its end."""
+"""A worker process, from its fork to its exit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.
 
 
 def work_and_exit(context: Context, number: int, supervisor: int, channel: socket) -> NoReturn:
-    """Run a worker until told to stop, and exit the process in order."""
+    """Run a worker until it is told to stop, and exit the process in order."""
     status = 1
     forget_records()  # the supervisor's
     teller = _Teller(channel)
@@ -34,7 +34,7 @@ def work_and_exit(context: Context, number: int, supervisor: int, channel: socke
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException as error:  # noqa: BLE001 - it ends the process, as in any program
-        # If this was the start, the supervisor says so, once for all workers.
+        # If the worker was still starting, the supervisor logs the failure, once for all workers.
         if not teller.tell("error", Failure.of(error)):
             with contextlib.suppress(Exception):
                 logger.error("worker %d exits with an exception", number, exc_info=error)
@@ -50,7 +50,7 @@ class _Teller:
         self._channel: socket | None = channel
 
     def tell(self, what: str, failure: Failure | None = None) -> bool:
-        """Send the message, unless one was sent; return whether the supervisor has read it."""
+        """Send the message, unless one was sent already; return whether the supervisor read it."""
         channel, self._channel = self._channel, None
         if channel is None:
             return False
@@ -68,8 +68,8 @@ def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeu
 
     def drain(*_: object) -> None:
         if not started:
-            leave(1)  # from the middle of `init`
-        # If the handler does not return, only the kernel can end the process, by this alarm.
+            leave(1)  # the signal interrupted `init`
+        # If the handler never returns, only the kernel can end the process, with this alarm.
         signal.setitimer(signal.ITIMER_REAL, context.settings.drain + GRACE)
         context.listeners.disable_gro()
         if os.getppid() != supervisor:
@@ -94,7 +94,7 @@ def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeu
     _core.end_with_parent(signal.SIGTERM)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     if os.getppid() != supervisor:
-        return 1  # the supervisor died before its end could signal this process
+        return 1  # the supervisor exited before the kernel was told to signal its death
     core = context.add_core(number)
     core.prepare()
     if context.settings.init is not None:
@@ -110,7 +110,7 @@ def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeu
         context.log_unanswered(unanswered, cause)
 
     try:
-        # From here on, the worker stops in order, even while it enters its lifespan.
+        # From here on, a signal stops the worker in order, even while it enters its lifespan.
         started.append(core)
         on_exit = functools.partial(_retire, context, core)
         serve_datagrams(context, core, begin, end, on_exit=on_exit, log=logger, wakeup=wakeup)
@@ -121,7 +121,7 @@ def _work(context: Context, number: int, supervisor: int, teller: _Teller, wakeu
 
 
 def _retire(context: Context, core: _core.ServerCore, _error: BaseException) -> None:
-    """Handle what was received: the next process handles what is in the socket's queue."""
+    """Handle the datagrams already received; the next process handles the socket's queue."""
     limit_time(context.settings.drain + GRACE)
     core.retire(context.settings.drain)
 

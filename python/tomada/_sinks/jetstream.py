@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nats.aio.client import Client as Connection
     from nats.js import JetStreamContext
 
-# Room in a message for what nats-py adds to the payload.
+# Room in a message for the headers that nats-py adds to the payload.
 HEADER_ROOM = 1024
 # The error code of a message that exceeds the stream's max_msg_size.
 EXCEEDS_MAXIMUM = 10054
@@ -83,7 +83,7 @@ class JetStream(Sink):
     def _wake(self) -> None:
         loop = self._loop
         if loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop has just ended
+            with contextlib.suppress(RuntimeError):  # the loop has just been closed
                 loop.call_soon_threadsafe(self._news.set)
 
     def _publish(self) -> None:
@@ -95,7 +95,7 @@ class JetStream(Sink):
         work = asyncio.create_task(self._work())
         try:
             while not work.done():
-                # After the deadline, nothing is published any more.
+                # After the deadline, publish nothing more.
                 left = self._time_left
                 if left <= 0:
                     work.cancel()
@@ -138,7 +138,7 @@ class JetStream(Sink):
             await _disconnect(connection)
 
     async def _connect(self) -> Connection:
-        """Connect, however long it takes."""
+        """Connect, and retry until that succeeds."""
         import nats  # noqa: PLC0415 - an extra
 
         where = ", ".join(map(without_password, self._servers))

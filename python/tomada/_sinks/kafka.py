@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
     from confluent_kafka import Producer
 
-# How long the thread waits for reports of the broker before it looks for new datagrams, in seconds.
+# How long the thread waits for the broker's reports before it checks for new datagrams, in seconds.
 TICK = 0.05
 # The same while there is nothing to publish.
 IDLE = 1.0
-# The largest message that a broker accepts by default is 1 MB.
+# The longest message to publish, in bytes: by default, a broker accepts up to 1 MB.
 LARGEST = 900_000
 
 
@@ -63,13 +63,13 @@ class Kafka(Sink):
         self._config = {
             "bootstrap.servers": servers if isinstance(servers, str) else ",".join(servers),
             "client.id": "tomada",
-            "message.timeout.ms": 0,  # until the sink gives up
+            "message.timeout.ms": 0,  # no timeout: retry until the sink gives up
             "queue.buffering.max.messages": min(capacity, 10_000_000),
             "linger.ms": 5,
             "logger": log,
             **(config or {}),
         }
-        try:  # with the settings, but without brokers
+        try:  # check the settings, without connecting to a broker
             Producer({**self._config, "bootstrap.servers": "", "log_level": 0})
         except (KafkaException, TypeError, ValueError) as error:
             reason = error.args[0]
@@ -99,16 +99,16 @@ class Kafka(Sink):
                 elif len(producer):
                     producer.poll(TICK)
                 else:
-                    producer.poll(0)  # which reports that the brokers are down
+                    producer.poll(0)  # this reports whether the brokers are down
                     self._news.wait(TICK if self._is_closing else IDLE)
                     self._news.clear()
         finally:
-            # Their reports, which say so, count them as dropped.
+            # Each purged message is reported with an error, which counts it as dropped.
             producer.purge(in_queue=True, in_flight=True, blocking=True)
             producer.poll(0)
 
     def _produce(self, producer: Producer, message: Message) -> None:
-        """Give a message to librdkafka, whose queue may be full for a while."""
+        """Pass a message to librdkafka; retry while its queue is full."""
         from confluent_kafka import KafkaException  # noqa: PLC0415 - an extra
 
         report = functools.partial(self._report, message.datagrams)
@@ -134,7 +134,7 @@ class Kafka(Sink):
         self._dropped(message.datagrams)
 
     def _report(self, datagrams: int, error: Any, _message: Any) -> None:
-        """Count a message whose fate the broker has decided."""
+        """Count a message as published or dropped, as librdkafka reports it."""
         if error is None:
             self._published(datagrams)
         else:

@@ -1,4 +1,4 @@
-"""Turns datagrams into messages."""
+"""Packs datagrams into messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # The maximum number of datagrams in a record batch.
 MOST_ROWS = 16_384
-# Bytes of a record batch besides the payloads: the schema, and for each row the other columns.
+# Bytes of a record batch besides the payloads: for the schema, and for each row's other columns.
 OVERHEAD, ROW_OVERHEAD = 2048, 96
 
 
@@ -37,18 +37,18 @@ def check_pack(pack: Any) -> None:
     if pack not in (None, "arrow"):
         raise ValueError(f"pack must be None or 'arrow', not {pack!r}")
     if pack == "arrow":
-        import pyarrow as pa  # noqa: F401, PLC0415 - an extra, which takes a while to import
+        import pyarrow as pa  # noqa: F401, PLC0415 - an extra, and slow to import
 
 
 def host_and_port(address: Any) -> tuple[str, int]:
-    """Return a sender's host and port, of which ``AF_UNIX`` has no port."""
+    """Return a sender's host and port; the port is 0 for ``AF_UNIX``."""
     if isinstance(address, tuple):
         return address[0], address[1]
     return os.fsencode(address or b"").decode(errors="replace"), 0
 
 
 def key_of(key: KeyOf, row: Row) -> bytes:
-    """Return the key by which datagrams are sorted."""
+    """Return a datagram's key."""
     if key is None:
         return b""
     if key == "source":
@@ -70,10 +70,10 @@ def headers_of(row: Row) -> dict[str, str]:
 def messages(
     rows: list[Row], key: KeyOf, pack: Pack, largest: int, refuse: Callable[[Exception], None]
 ) -> Iterator[Message]:
-    """Turn datagrams into messages of up to ``largest`` bytes.
+    """Pack datagrams into messages of up to ``largest`` bytes.
 
-    A single datagram that is longer becomes a message that is too long. One for which ``key``
-    raises an exception is left out, and reported to ``refuse``.
+    A single datagram that is longer still becomes a message, which is then too long. If ``key``
+    raises an exception, the datagram is left out and the exception is passed to ``refuse``.
     """
     if pack is None:
         for name, row in _keyed(rows, key, refuse):
@@ -92,7 +92,7 @@ def messages(
 def _keyed(
     rows: list[Row], key: KeyOf, refuse: Callable[[Exception], None]
 ) -> Iterator[tuple[bytes, Row]]:
-    """Return each datagram with its key."""
+    """Yield each datagram with its key."""
     for row in rows:
         try:
             name = key_of(key, row)
@@ -123,7 +123,7 @@ def record_batch(rows: list[Row]) -> bytes:
 
     addresses: Sequence[Any]
     data, addresses, times = zip(*rows, strict=True)
-    # The addresses of a socket are of one family. Tuples, the usual case, cost no call each.
+    # The addresses of a socket are all of one family. Tuples, the usual case, need no call each.
     if not isinstance(addresses[0], tuple):
         addresses = [host_and_port(address) for address in addresses]
     batch = pa.record_batch(
@@ -145,7 +145,7 @@ def record_batch(rows: list[Row]) -> bytes:
 def token(key: bytes) -> str:
     """Return a key as a token of a NATS subject, in which some characters are special.
 
-    Binary keys become hexadecimal digits, so that two different ones remain different.
+    Binary keys become hexadecimal digits, so that different keys remain different.
     """
     try:
         text = key.decode()

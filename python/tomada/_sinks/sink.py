@@ -1,4 +1,4 @@
-"""The part of a sink that does not depend on the broker: its memory, its counters, its thread."""
+"""The part of a sink that does not depend on the broker: its queue, its counters, its thread."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Sink(ABC):
         self._forget()
 
     def _forget(self) -> None:
-        """Start afresh: in a process that has not used the sink yet."""
+        """Reset the state, as in a process that has not used the sink yet."""
         self._owner = os.getpid()
         self._turn = threading.RLock()  # held while the thread starts or ends
         self._lock = threading.Lock()
@@ -84,10 +84,10 @@ class Sink(ABC):
     def open(self) -> None:
         """Start publishing in this process, and retry until the broker is available."""
         if self._owner != os.getpid():
-            self._forget()  # a fork: everything belongs to the parent
+            self._forget()  # this is a fork, and the state belongs to the parent
         with self._turn, self._lock:
             self._opened += 1
-            if self._opened > 1:  # another thread of the server
+            if self._opened > 1:  # another thread of the server has opened it
                 return
             self._deadline = None
             self._thread = threading.Thread(
@@ -127,7 +127,7 @@ class Sink(ABC):
                     break
             room = max(self._capacity - self._held, 0)
             if size > room:
-                # They count as received first, so that no moment has more dropped than received.
+                # Count them as received first, so that dropped never exceeds received.
                 self._counters.add(received=size - room)
                 self._counters.add(dropped=size - room)
                 batch, size = batch[:room], room
@@ -161,7 +161,7 @@ class Sink(ABC):
             self._held -= datagrams
 
     def _refuse(self, error: Exception) -> None:
-        """Drop a datagram for which the key function has raised an exception."""
+        """Drop a datagram whose key function raised an exception."""
         self._complain(f"the key function has failed: {error!r}")
         self._dropped(1)
 
@@ -182,7 +182,7 @@ class Sink(ABC):
                 self._publish()
             except Exception:
                 log.exception("%s: publishing has failed", type(self).__name__)
-            # None is in the hands of the broker's client any more.
+            # The broker's client no longer holds any of these datagrams.
             with self._lock:
                 self._batches.clear()
                 left, self._held = self._held, 0
@@ -195,7 +195,7 @@ class Sink(ABC):
             pause = min(2 * pause, LAST_PAUSE)
 
     def _complain(self, why: object) -> None:
-        """Log why publishing fails, but not more often than every few seconds."""
+        """Log why publishing fails, at most once every few seconds."""
         now = time.monotonic()
         if now >= self._complained_at + 5.0:
             self._complained_at = now
@@ -228,7 +228,7 @@ class Sink(ABC):
 
     @abstractmethod
     def _publish(self) -> None:
-        """Publish until the sink is closing and nothing is left, or the time is up."""
+        """Publish until the sink is closing and either nothing or no time is left."""
 
     @abstractmethod
     def _wake(self) -> None:
