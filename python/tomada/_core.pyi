@@ -409,9 +409,10 @@ class Socket:
 
         With the default of 0, receives do not collect. Otherwise, a call that can return many
         datagrams (:meth:`recv_many`, :meth:`recv_datagrams`, :meth:`recv_batch`) waits for the
-        first one and then for this time, so that one wake-up returns many datagrams. This saves CPU
-        time but adds latency. Once a call is waiting, it delays no datagram by more than this, plus
-        the kernel's timer slack of up to 50 µs (``PR_SET_TIMERSLACK`` in ``prctl(2)``).
+        first one, and then for this much longer, so that one wake-up returns many datagrams. This
+        saves CPU time but adds latency. Once a call is waiting, it delays a datagram by at most
+        this time plus the kernel's timer slack of up to 50 µs (``PR_SET_TIMERSLACK`` in
+        ``prctl(2)``).
 
         A wait ends early if recent receives suggest that 64 messages have already arrived, because
         waiting longer would save nothing more. (A message is one datagram or, with :attr:`gro`,
@@ -549,9 +550,9 @@ class Socket:
     def send_datagram(self, datagram: Datagram, flags: int = 0) -> int | None:
         """Send one :class:`Datagram` with its metadata; otherwise like :meth:`send_datagrams`.
 
-        :return: With :attr:`transmit_timestamps`, the datagram's id, under which :meth:`timestamps`
-            reports when the datagram left; otherwise ``None``. Ids run from 1 to 2**32 - 1 and then
-            start again; a call that raises an exception also uses one up.
+        :return: With :attr:`transmit_timestamps`, the datagram's id, by which :meth:`timestamps`
+            identifies the datagram; otherwise ``None``. Ids run from 1 to 2**32 - 1 and then start
+            again; a call that raises an exception also uses one up.
         """
 
     @overload
@@ -879,7 +880,11 @@ class Datagram:
 
     @property
     def address(self) -> _RetAddress:
-        """The peer's address: the sender's, in the form of :meth:`Socket.recvfrom`, or as given."""
+        """The peer's address.
+
+        For a received datagram, this is the sender's address in the form that
+        :meth:`Socket.recvfrom` returns; otherwise, it is the one that you passed.
+        """
 
     @property
     def host(self) -> str | None:
@@ -1158,7 +1163,10 @@ class DtlsEndpoint:
         """Begin the session with the server."""
 
     def handshake(self, timeout: float | None = None) -> None:
-        """Wait until the handshake with the only peer is complete; 0 does not wait."""
+        """Wait until the handshake with the only peer is complete.
+
+        With a timeout of 0, do not wait.
+        """
 
     def move(self, socket: Socket) -> DtlsEndpoint:
         """Move this socket's sessions, and the data that they have received, to another socket.
@@ -1176,8 +1184,8 @@ class DtlsEndpoint:
         reason why one has ended.
         """
 
-    def status(self) -> bool | None:
-        """Return whether the handshake with the only peer is complete; ``None`` means not yet.
+    def status(self) -> Literal[True] | None:
+        """Return ``True`` once the handshake with the only peer is complete, ``None`` until then.
 
         :raises OSError: The session has ended.
         """
@@ -1293,7 +1301,7 @@ def steer_by_key(socket: Socket, key: tuple[int, int], sockets: int, has_header:
     ``key`` is the offset of these bytes and their number (at most 64), ``sockets`` is the number of
     sockets in the group, and ``has_header`` says whether a PROXY header may precede the payload.
 
-    :raises OSError: The kernel rejects the program.
+    :raises OSError: The kernel rejects the BPF program that steers the datagrams.
     """
 
 def steer(socket: Socket, how: str, sockets: int, /) -> None:
@@ -1333,11 +1341,12 @@ class ServerCore:
     ) -> int:
         """Receive, call the handler and send its replies until told to end.
 
-        :param wakeup_fd: The other end of the descriptor passed to :func:`signal.set_wakeup_fd`. It
-            must stay open until this returns.
-        :param on_exit: Called with each :class:`SystemExit` and :class:`KeyboardInterrupt` of the
-            handler, and calls :meth:`retire` or :meth:`stop`. Without it, such an exception ends
-            this call, and the other datagrams of the batch stay in the socket's backlog.
+        :param wakeup_fd: The read end of the socket pair whose write end was passed to
+            :func:`signal.set_wakeup_fd`. It must stay open until this returns.
+        :param on_exit: Called with each :class:`SystemExit` and :class:`KeyboardInterrupt` that the
+            handler raises; it must call :meth:`retire` or :meth:`stop`. Without it, such an
+            exception ends this call, and the other datagrams of the batch stay in the socket's
+            backlog.
         :return: How many received datagrams were not handled because time ran out.
         """
 
@@ -1395,7 +1404,7 @@ class ServerCore:
         """Send the queued datagrams; return whether any are still waiting for room."""
 
     def tick(self) -> None:
-        """Log drops and entries of the error queue; call it about once per second."""
+        """Log drops and error-queue entries. Call this about once per second."""
 
     def tick_sessions(self) -> float | None:
         """Retransmit the handshake messages that are due; return the seconds until the next call.
@@ -1546,7 +1555,7 @@ class ServerStats:
 
     @property
     def batch_sizes(self) -> dict[int, int]:
-        """The number of batches of each size, rounded up to a power of two."""
+        """The number of batches by size, with sizes rounded up to a power of two."""
 
 @final
 class SinkCounters:
@@ -1666,11 +1675,11 @@ class Stats:
 
         The filter is your own or belongs to a :class:`Guard` with ``allow`` or ``deny``. The kernel
         counts these datagrams together with those that did not fit into the buffer. To separate the
-        two, each call to ``stats()`` compares the network namespace's counters (``RcvbufErrors``
-        and ``InErrors`` in ``/proc/net/snmp``). While another socket in the namespace overflows,
-        some datagrams that the filter refused are counted in :attr:`kernel_drops` instead. Before
-        Linux 5.14, without ``/proc``, or if the socket is in a different namespace from the calling
-        thread, all of them are counted there.
+        two, each call to ``stats()`` compares the socket's counter with the network namespace's
+        counters (``RcvbufErrors`` and ``InErrors`` in ``/proc/net/snmp``). While another socket in
+        the namespace overflows, some datagrams that the filter refused are counted in
+        :attr:`kernel_drops` instead. Before Linux 5.14, without ``/proc``, or if the socket is in a
+        different namespace from the calling thread, all of them are counted there.
         """
 
     @property
@@ -1776,10 +1785,10 @@ class Guard:
         prefixes limits nobody.
     :param amplification: How many payload bytes may be sent to an address for each byte admitted
         from it; 3 in QUIC (:rfc:`9000#section-8`). A sender can forge its source address; the
-        victim would receive your replies. Sending more raises :class:`PermissionError`; a transport
-        calls ``error_received`` instead. Nothing can be sent to an address that has not sent
-        anything. Further datagrams from an address do not prove that it is genuine: see
-        :meth:`validate`. A connected socket's peer is not limited.
+        victim would receive your replies. Sending more than this limit raises
+        :class:`PermissionError`; a transport calls ``error_received`` instead. Nothing can be sent
+        to an address that has not sent anything. Further datagrams from an address do not prove
+        that it is genuine: see :meth:`validate`. A connected socket's peer is not limited.
     :param sources: The size of the table, 8 to 16,777,216 sources, rounded up to a power of two.
         Choose eight times the number of known peers.
     :param kernel_filter: Have the kernel drop datagrams that ``allow`` and ``deny`` refuse, before
@@ -1901,7 +1910,7 @@ class LoopCore:
         *args: *_Ts,
         context: Context | None = None,
     ) -> TimerHandle:
-        """Call a function after some seconds, like :meth:`asyncio.loop.call_later`."""
+        """Call a function after a delay in seconds, like :meth:`asyncio.loop.call_later`."""
 
     def call_at(
         self,
@@ -2033,7 +2042,7 @@ class TransportCore:
         """
 
     def restore_options(self) -> None:
-        """Restore the options of a shared socket that no other transport or server relies on."""
+        """On a shared socket, restore the options that no other transport or server relies on."""
 
     def unlink(self) -> None:
         """Drop the references to the loop, the transport and the protocol."""

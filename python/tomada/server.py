@@ -117,10 +117,11 @@ class Server:
         tasks use at most a few megabytes of memory, and each call can open a file descriptor within
         the usual limit of 1,024 per process.
     :param max_requests: Replace a worker after about this many datagrams. Each worker's limit is
-        shortened at random by up to 20 %, so that workers are not all replaced at once. The new
-        worker starts before the old one drains, as on SIGHUP. The limit is checked once per second.
-        This needs ``workers=2`` or more.
-    :param max_age: Replace a worker after this many seconds, shortened at random in the same way.
+        reduced by a random amount of up to 20 %, so that workers are not all replaced at once. The
+        new worker starts before the old one drains, as on SIGHUP. The limit is checked once per
+        second. This needs ``workers=2`` or more.
+    :param max_age: Replace a worker after this many seconds, reduced by a random amount in the same
+        way.
     :param steering: Which worker receives a datagram. ``"hash"``: always the same one for each
         peer. ``"cpu"``: the one that belongs to the CPU that received the datagram. ``"random"``:
         any. :func:`tomada.key`: always the same one for each value of an identifier in the payload.

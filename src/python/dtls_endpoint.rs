@@ -64,7 +64,7 @@ impl DtlsEndpoint {
         }
     }
 
-    /// Wait until the session with the only peer is complete.
+    /// Wait until the handshake with the only peer is complete. With a timeout of 0, do not wait.
     #[pyo3(signature = (timeout=None))]
     fn handshake(&self, py: Python<'_>, timeout: Option<f64>) -> Result<()> {
         let socket = self.socket.bind(py).get().socket()?;
@@ -132,8 +132,8 @@ impl DtlsEndpoint {
         Ok(events)
     }
 
-    /// The state of the session with the only peer: None while the handshake is under way, True when
-    /// it is complete; raises the reason if it has ended.
+    /// Return True once the handshake with the only peer is complete, None until then; raise
+    /// the reason if the session has ended.
     fn status(&self) -> Result<Option<bool>> {
         match self.inner.status() {
             Status::Handshaking => Ok(None),

@@ -66,8 +66,8 @@ class ClientStats:
     cancelled: int
     #: Requests that were sent, or are being sent.
     in_flight: int
-    #: Requests that have not been sent yet: too many are in flight, the client is pacing itself, or
-    #: the loop's iteration has not ended.
+    #: Requests that have not been sent yet, because ``max_in_flight`` requests are already in
+    #: flight, the client is pacing itself, or the current iteration of the loop has not ended.
     waiting: int
     #: Datagrams that were sent again because no reply had arrived.
     retransmissions: int

@@ -476,7 +476,7 @@ class Endpoint(Closing):
         return len(cancelled)
 
     async def aclose(self) -> None:
-        """End all waits, send the send backlog, and close the socket.
+        """End all waits, send what is left in the send backlog, and close the socket.
 
         A second call waits for the first. If it is cancelled, closing continues in the background.
         """

@@ -324,7 +324,10 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         return self._core.is_closing()
 
     def close(self) -> None:
-        """Stop delivering, send the send backlog, then call ``connection_lost(None)``."""
+        """Stop delivering, send what is left in the send backlog, and close.
+
+        Then call ``connection_lost(None)``.
+        """
         if self._core.close():
             self._read_watch.stop()
             self._core.flush()

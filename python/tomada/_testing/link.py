@@ -193,8 +193,9 @@ class Link:
         """Cut both directions, or one, until :meth:`heal`.
 
         When this returns, nothing passes through the link any longer. Datagrams that arrived
-        earlier and were due have left. Those that are still in flight (delayed, reordered, or
-        queued because of a rate) and those that arrive later are dropped, and count as ``cut``.
+        earlier and were already due to leave the link have left. Those that are still in flight
+        (delayed, reordered, or queued because of a rate) and those that arrive later are dropped,
+        and count as ``cut``.
 
         This waits for the link's thread, and so for any script function that the thread is calling.
         The function itself may also call this method, :meth:`heal`, :meth:`rebind` and
@@ -215,9 +216,9 @@ class Link:
         """Change the port from which the server sees each client, as a NAT does after a pause.
 
         When this returns, :attr:`clients` has the new ports. Datagrams that arrived earlier and
-        were due have left from the old ports; those that are still on their way to the server leave
-        from the new ones. Replies that arrive at an old port later are dropped and count as
-        ``rebound``.
+        were already due to leave the link have left from the old ports; those that are still on
+        their way to the server leave from the new ones. Replies that arrive at an old port later
+        are dropped and count as ``rebound``.
 
         :raises OSError: ``EMFILE``: there is no descriptor for another port. The clients that
             appeared last keep their ports.

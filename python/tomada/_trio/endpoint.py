@@ -57,7 +57,7 @@ class Endpoint(base.Endpoint):
         await super().drain()
 
     async def shutdown(self, timeout: float | None = None, tasks: Iterable[Any] = ()) -> int:
-        """Stop receiving, send the send backlog, and close.
+        """Stop receiving, send what is left in the send backlog, and close.
 
         In trio, tasks belong to nurseries: call :meth:`stop_receiving`, leave the nursery whose
         tasks send replies, and then call this. If this is cancelled, the endpoint closes at once.
@@ -74,7 +74,7 @@ class Endpoint(base.Endpoint):
         return 0
 
     async def aclose(self) -> None:
-        """End all waits, send the send backlog, and close the socket.
+        """End all waits, send what is left in the send backlog, and close the socket.
 
         If this is cancelled, the endpoint closes at once, and the send backlog is dropped.
         """

@@ -119,7 +119,7 @@ impl LoopCore {
         Ok(handle)
     }
 
-    /// Call a function after some seconds, like `asyncio.loop.call_later`.
+    /// Call a function after a delay in seconds, like `asyncio.loop.call_later`.
     #[pyo3(signature = (delay, callback, *args, context=None))]
     fn call_later<'py>(
         slf: &Bound<'py, Self>,

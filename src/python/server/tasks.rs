@@ -253,7 +253,7 @@ impl ServerCore {
         Ok(self.has_waiting())
     }
 
-    /// Log drops and the error queue. Called about once per second.
+    /// Log drops and error-queue entries. Call this about once per second.
     fn tick(&self, py: Python<'_>) -> Result<()> {
         let socket = self.socket.bind(py).get().socket()?;
         self.log_drops(py, socket)?;

@@ -41,7 +41,7 @@ use crate::net::{self, Deadline, Interest, KernelWait, NextReceive, Stop, Waitin
 pub(crate) struct Socket {
     /// Empty until `_open`, which a subclass with its own `__init__` may never call.
     inner: OnceLock<net::Socket>,
-    /// In nanoseconds; 0 does not wait, [`BLOCKING`] waits for ever.
+    /// In nanoseconds. With 0, calls do not wait; with [`BLOCKING`], they wait for ever.
     timeout: AtomicI64,
     /// How long to spin before sleeping, in nanoseconds.
     spin: AtomicU64,

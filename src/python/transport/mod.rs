@@ -192,7 +192,7 @@ impl TransportCore {
         self.raises_mistakes.store(true, Ordering::Relaxed);
     }
 
-    /// Undo the changes to a socket that others also use.
+    /// On a shared socket, restore the options that no other transport or server relies on.
     fn restore_options(&self, py: Python<'_>) -> Result<()> {
         Ok(self.socket.bind(py).get().socket()?.restore_options(self.options_before)?)
     }
