@@ -35,8 +35,7 @@ pub(super) fn shortest(cipher: &str) -> usize {
 /// shortest record.
 pub(super) fn readable(datagram: &[u8], shortest: usize) -> &[u8] {
     let mut at = 0;
-    while let Some(header) =
-        datagram.get(at..).and_then(|rest| rest.first_chunk::<RECORD_HEADER>())
+    while let Some(header) = datagram.get(at..).and_then(|rest| rest.first_chunk::<RECORD_HEADER>())
     {
         let &[kind, major, minor, epoch1, epoch2, _, _, _, _, _, _, high, low] = header;
         let (version, len) = ([major, minor], usize::from(u16::from_be_bytes([high, low])));
@@ -79,7 +78,9 @@ mod tests {
     fn a_header_that_openssl_drops_hides_nothing() {
         let short = record(23, DTLS_1_2, 1, b"short");
         let alert = record(ALERT, [254, 255], 1, &[0; 24]);
-        for hidden in [record(22, [254, 255], 1, &short), record(22, DTLS_1_2, 1, &[0; LONGEST + 1])] {
+        for hidden in
+            [record(22, [254, 255], 1, &short), record(22, DTLS_1_2, 1, &vec![0; LONGEST + 1])]
+        {
             let datagram = [&alert[..], &hidden, &short].concat();
             assert_eq!(readable(&datagram, GCM), alert);
         }

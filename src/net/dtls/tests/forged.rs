@@ -66,7 +66,11 @@ fn a_forged_record_of_any_length_ends_no_session() {
                     net.deliver(from, to, &hidden);
                 }
                 net.deliver(from, to, &[&true_one[..], &record].concat());
-                assert_eq!(net.take_received(), [(from, b"true".to_vec())], "{cipher}, {record:x?}");
+                assert_eq!(
+                    net.take_received(),
+                    [(from, b"true".to_vec())],
+                    "{cipher}, {record:x?}"
+                );
             }
         }
         assert!(net.wire.is_empty(), "{cipher}: forged records are answered");
