@@ -20,14 +20,17 @@ const LONGEST: usize = (1 << 14) + 256 + 64;
 
 /// The length of the shortest record of a cipher, by OpenSSL's name for it.
 pub(super) fn shortest(cipher: &str) -> usize {
-    match cipher {
-        // The tag alone, or 8 bytes of a nonce with a tag of 8 bytes (RFC 7905, RFC 6655).
-        name if name.contains("CHACHA20") || name.contains("CCM8") => 16,
-        // 8 bytes of a nonce, and a tag of 16 (RFC 5288, RFC 6655).
-        name if name.contains("GCM") || name.contains("CCM") => 24,
-        name if name.contains("NULL") => 0,
-        // CBC: a vector of 16 bytes, and blocks with a code of 20 bytes or more.
-        _ => 48,
+    let has = |part| cipher.contains(part);
+    if has("CHACHA20") || has("CCM8") {
+        16 // the tag alone, or 8 bytes of a nonce with a tag of 8 bytes (RFC 7905, RFC 6655)
+    } else if has("GCM") || has("CCM") {
+        24 // 8 bytes of a nonce, and a tag of 16 (RFC 5288, RFC 6655)
+    } else if !has("NULL") || has("SHA384") {
+        48 // CBC: a vector of 16 bytes, and blocks with a code of 20 bytes or more; or the code alone
+    } else if has("SHA256") {
+        32
+    } else {
+        20
     }
 }
 
@@ -94,7 +97,8 @@ mod tests {
             ("PSK-AES256-CCM", 24),
             ("ECDHE-PSK-CHACHA20-POLY1305", 16),
             ("ECDHE-RSA-AES256-SHA384", 48),
-            ("PSK-NULL-SHA256", 0),
+            ("PSK-NULL-SHA256", 32),
+            ("PSK-NULL-SHA", 20),
         ];
         for (cipher, len) in lengths {
             assert_eq!(shortest(cipher), len, "{cipher}");

@@ -3,7 +3,7 @@
 use super::*;
 
 /// One of each kind, with every length that its shortest record may have.
-const CIPHERS: [&str; 7] = [
+const CIPHERS: [&str; 10] = [
     "PSK-AES128-GCM-SHA256",
     "PSK-AES256-CCM",
     "PSK-AES128-CCM8",
@@ -11,6 +11,9 @@ const CIPHERS: [&str; 7] = [
     "PSK-AES128-CBC-SHA",
     "PSK-AES128-CBC-SHA256",
     "PSK-AES256-CBC-SHA384",
+    "PSK-NULL-SHA",
+    "PSK-NULL-SHA256",
+    "PSK-NULL-SHA384",
 ];
 const VERSIONS: [[u8; 2]; 3] = [[254, 253], [254, 255], [254, 252]];
 const KINDS: std::ops::RangeInclusive<u8> = 20..=24;
