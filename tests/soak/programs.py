@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import json
 from collections import Counter
@@ -31,6 +32,8 @@ from tests.soak.watch import look_around
 
 # The number of datagrams that the load generator sends as one run.
 RUN = 64
+# The option of mallopt(3).
+M_ARENA_MAX = -8
 # The source of the datagrams that the kernel's filter drops.
 DENIED = "127.0.0.9"
 SMALL_BUFFER = 16_384
@@ -75,6 +78,9 @@ def sinks(run: Run) -> None:
     """Servers that publish to brokers, which are restarted in each round."""
     from tests.soak.sinks import Brokers, Nats  # these need the brokers' client libraries
 
+    # glibc has an arena for each of several threads. The free memory between what little is in use
+    # stays in each of them. In one arena, it is used again.
+    ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
     in_threads(
         run,
         # The broker is down for so long that the sink's queue fills up.
