@@ -6,7 +6,9 @@ import socket as std
 
 import pytest
 
-from dtls_pairs import psk_client, psk_server, upper
+import skips
+from dtls_pairs import KEYS, psk_client, psk_server, upper
+from programs import Program
 from support import eventually
 from tomada import Client, Server, socket
 
@@ -101,6 +103,42 @@ def test_forged_records_of_any_length_end_no_session(cipher):
             pass
         assert relay.near.recv(2000) == b"STILL HERE"
         assert server.dtls_stats()["ended"] == 0
+
+
+@pytest.mark.thread_unsafe(reason="it runs a program")
+def test_forged_record_longer_than_the_agreed_fragment_ends_no_session():
+    # Of such a record, OpenSSL drops the header only, and takes its content for records.
+    short = bytes((23, 254, 253, 0, 1, 0, 9, 9, 9, 9, 9, 0, 5)) + bytes(5)
+    header = bytes((23, 254, 253, 0, 1, 0, 9, 9, 9, 9, 8))
+    long = [header + size.to_bytes(2, "big") + short + bytes(size - 18) for size in (832, 833, 900)]
+    key = ["-psk_identity", "tester", "-psk", KEYS["tester"].hex(), "-cipher", "PSK"]
+    with serving() as server, std.socket(std.AF_INET, std.SOCK_DGRAM) as middle:
+        middle.bind(("127.0.0.1", 0))
+        middle.settimeout(30)
+        where = "127.0.0.1:{1}".format(*middle.getsockname())
+        with Program(
+            skips.program("openssl"),
+            *("s_client", "-dtls1_2", "-maxfraglen", "512", "-connect", where, *key),
+        ) as program:
+            near = None
+
+            def pass_on():
+                nonlocal near
+                data, sender = middle.recvfrom(2000)
+                if sender == server.address:
+                    middle.sendto(data, near)
+                else:
+                    near = sender
+                    middle.sendto(data, server.address)
+
+            while server.dtls_stats()["sessions"] == 0:
+                pass_on()
+            for datagram in [*long, *(each[:200] for each in long)]:
+                middle.sendto(datagram, server.address)
+            program.write(b"still here\n")
+            while server.stats().received == 0:
+                pass_on()
+            assert server.dtls_stats()["ended"] == 0
 
 
 def records(datagram):

@@ -8,24 +8,22 @@ use std::io::{self, Read, Write};
 use std::time::Duration;
 
 use openssl::error::ErrorStack;
-use openssl::ssl::{ErrorCode, ShutdownState, Ssl, SslRef, SslStream};
+use openssl::ssl::{ErrorCode, ShutdownState, Ssl, SslCipherRef, SslRef, SslStream};
 
 use super::context::Built;
 use super::failure::{SessionError, SessionErrorKind};
 use super::hello::application_bytes;
 use super::packets::Packets;
-use super::records::{readable, shortest};
+use super::records::{LONGEST_PLAINTEXT, Lengths};
 use super::settings::ContextError;
 use crate::net::address::Address;
 use crate::net::sys::openssl::{
-    data_mtu, handle_timeout, has_pending, listen, retransmission_timeout,
+    data_mtu, handle_timeout, has_pending, listen, max_fragment_length, retransmission_timeout,
 };
 
 /// How many bytes of data may arrive before the end of a handshake that they have overtaken. OpenSSL
 /// keeps them.
 const MOST_EARLY: usize = 1 << 17;
-/// The longest plaintext of a record.
-const LONGEST_PLAINTEXT: usize = 1 << 14;
 
 /// Memory that the sessions of a thread share, because most sessions are idle.
 pub struct SessionScratch {
@@ -47,8 +45,8 @@ pub(super) struct Session {
     stream: SslStream<Pipe>,
     is_established: bool,
     limit: usize,
-    /// The length of the shortest record, once the session is established.
-    shortest: usize,
+    /// Those of its encrypted records, once the session is established.
+    lengths: Option<Lengths>,
     /// The bytes of data that have arrived during the handshake.
     early: usize,
 }
@@ -85,7 +83,7 @@ impl Session {
 
     fn new(ssl: Ssl) -> Result<Self, ErrorStack> {
         let stream = SslStream::new(ssl, Pipe::default())?;
-        Ok(Self { stream, is_established: false, limit: 0, shortest: 0, early: 0 })
+        Ok(Self { stream, is_established: false, limit: 0, lengths: None, early: 0 })
     }
 
     /// OpenSSL's session, for what users want to know about it.
@@ -129,8 +127,8 @@ impl Session {
         mut deliver: impl FnMut(&[u8]),
     ) -> Progress {
         let mut datagram = datagram;
-        if self.is_established {
-            datagram = readable(datagram, self.shortest);
+        if let Some(lengths) = self.lengths {
+            datagram = lengths.readable(datagram);
         } else {
             let early = application_bytes(datagram);
             self.early += early;
@@ -225,8 +223,10 @@ impl Session {
             Ok(()) => {
                 self.is_established = true;
                 self.limit = data_mtu(self.stream.ssl()).min(LONGEST_PLAINTEXT);
-                let cipher = self.stream.ssl().current_cipher();
-                self.shortest = cipher.map_or(0, |cipher| shortest(cipher.name()));
+                let ssl = self.stream.ssl();
+                let cipher = ssl.current_cipher().map_or("", SslCipherRef::name);
+                self.lengths =
+                    Some(Lengths::new(cipher, ssl.session().and_then(max_fragment_length)));
                 Progress::Established
             }
             Err(error) if error.code() == ErrorCode::WANT_READ => Progress::Same,

@@ -18,6 +18,7 @@ unsafe extern "C" {
     fn BIO_ADDR_free(address: *mut BioAddress);
     fn DTLSv1_listen(ssl: *mut ffi::SSL, client: *mut BioAddress) -> c_int;
     fn DTLS_get_data_mtu(ssl: *const ffi::SSL) -> usize;
+    fn SSL_SESSION_get_max_fragment_length(session: *const ffi::SSL_SESSION) -> u8;
     fn SSL_has_pending(ssl: *const ffi::SSL) -> c_int;
     fn OPENSSL_cleanse(memory: *mut c_void, len: usize);
     fn SSL_CTX_use_psk_identity_hint(context: *mut ffi::SSL_CTX, hint: *const c_char) -> c_int;
@@ -78,6 +79,16 @@ pub(in crate::net) fn handle_timeout(ssl: &SslRef) -> Result<(), ErrorStack> {
 pub(in crate::net) fn data_mtu(ssl: &SslRef) -> usize {
     // SAFETY: it only reads the session.
     unsafe { DTLS_get_data_mtu(ssl.as_ptr()) }
+}
+
+/// The most bytes of plaintext that a record may have, if the client has asked for a limit: RFC 6066,
+/// section 4.
+pub(in crate::net) fn max_fragment_length(session: &SslSessionRef) -> Option<usize> {
+    // SAFETY: this reads a field.
+    match unsafe { SSL_SESSION_get_max_fragment_length(session.as_ptr()) } {
+        mode @ 1..=4 => Some(256 << mode),
+        _ => None,
+    }
 }
 
 /// Whether OpenSSL has records, or a part of a datagram, that were not read yet:
