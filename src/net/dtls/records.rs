@@ -1,13 +1,13 @@
-//! Which records of a datagram the session may read: OpenSSL ends it because of some that anyone can
-//! forge.
+//! Keeps records from OpenSSL that would make it end a session, although anyone can forge them.
 //!
-//! By RFC 6347, section 4.1.2.7, a record that is invalid is dropped. OpenSSL does so if its
-//! authentication fails. But if an encrypted record is too short to be authenticated at all, the
-//! session ends with an `internal_error`. So a datagram ends here before such a record, and before
-//! any whose header OpenSSL drops: it would take the content for records.
+//! By RFC 6347, section 4.1.2.7, invalid records are dropped. OpenSSL drops a record whose
+//! authentication fails. But if an encrypted record is too short to be authenticated at all, OpenSSL
+//! ends the session with an `internal_error`. So only the part of a datagram before such a record is
+//! read. The same applies to a record of which OpenSSL drops only the header, because it would take
+//! the content for further records.
 //!
-//! Before the end of a handshake this would be no use: a forged alert, which is not encrypted then,
-//! ends it as well.
+//! Nothing is kept back before the end of a handshake: until then, a forged alert ends the session
+//! just as well, because alerts are not encrypted yet.
 
 use super::hello::RECORD_HEADER;
 
@@ -29,8 +29,8 @@ pub(super) struct Lengths {
 }
 
 impl Lengths {
-    /// Those with a cipher, by OpenSSL's name for it, and with the session's limit of plaintexts, if
-    /// it has one.
+    /// The lengths with a cipher, by OpenSSL's name for it, and with the session's limit for
+    /// plaintexts, if it has one.
     pub(super) fn new(cipher: &str, max_fragment: Option<usize>) -> Self {
         let longest = max_fragment.unwrap_or(LONGEST_PLAINTEXT) + OVERHEAD;
         Self { shortest: shortest(cipher), longest }
@@ -53,7 +53,7 @@ impl Lengths {
             }
             at += RECORD_HEADER + len;
         }
-        datagram // of a record that is cut short, OpenSSL drops all
+        datagram // OpenSSL drops all of a record that is incomplete
     }
 }
 

@@ -43,9 +43,8 @@ impl Default for SessionScratch {
 /// A session.
 pub(super) struct Session {
     stream: SslStream<Pipe>,
-    is_established: bool,
     limit: usize,
-    /// Those of its encrypted records, once the session is established.
+    /// The lengths of encrypted records, once the handshake is complete.
     lengths: Option<Lengths>,
     /// The bytes of data that have arrived during the handshake.
     early: usize,
@@ -83,7 +82,7 @@ impl Session {
 
     fn new(ssl: Ssl) -> Result<Self, ErrorStack> {
         let stream = SslStream::new(ssl, Pipe::default())?;
-        Ok(Self { stream, is_established: false, limit: 0, lengths: None, early: 0 })
+        Ok(Self { stream, limit: 0, lengths: None, early: 0 })
     }
 
     /// OpenSSL's session, for what users want to know about it.
@@ -93,7 +92,7 @@ impl Session {
 
     /// Whether the handshake is complete.
     pub(super) fn is_established(&self) -> bool {
-        self.is_established
+        self.lengths.is_some()
     }
 
     /// The maximum length of a plaintext.
@@ -126,21 +125,22 @@ impl Session {
         scratch: &mut SessionScratch,
         mut deliver: impl FnMut(&[u8]),
     ) -> Progress {
-        let mut datagram = datagram;
-        if let Some(lengths) = self.lengths {
-            datagram = lengths.readable(datagram);
-        } else {
-            let early = application_bytes(datagram);
-            self.early += early;
-            if early > 0 && self.early > MOST_EARLY {
-                return Progress::Same;
+        let datagram = match self.lengths {
+            Some(lengths) => lengths.readable(datagram),
+            None => {
+                let early = application_bytes(datagram);
+                self.early += early;
+                if early > 0 && self.early > MOST_EARLY {
+                    return Progress::Same;
+                }
+                datagram
             }
-        }
+        };
         self.with(datagram, scratch, |session, plaintext| {
             let mut progress = Progress::Same;
-            if !session.is_established {
+            if !session.is_established() {
                 progress = session.handshake();
-                if !session.is_established {
+                if !session.is_established() {
                     return progress;
                 }
             }
@@ -211,7 +211,7 @@ impl Session {
 
     /// Tells the peer that the session ends.
     pub(super) fn close(&mut self, scratch: &mut SessionScratch) {
-        if self.is_established && !self.stream.get_shutdown().contains(ShutdownState::SENT) {
+        if self.is_established() && !self.stream.get_shutdown().contains(ShutdownState::SENT) {
             self.with(&[], scratch, |session, _| {
                 let _ = session.stream.shutdown();
             });
@@ -221,7 +221,6 @@ impl Session {
     fn handshake(&mut self) -> Progress {
         match self.stream.do_handshake() {
             Ok(()) => {
-                self.is_established = true;
                 self.limit = data_mtu(self.stream.ssl()).min(LONGEST_PLAINTEXT);
                 let ssl = self.stream.ssl();
                 let cipher = ssl.current_cipher().map_or("", SslCipherRef::name);

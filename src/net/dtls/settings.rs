@@ -28,11 +28,12 @@ pub const DEFAULT_MTU: usize = 1400;
 pub const LEAST_MTU: usize = 228;
 /// As good as no limit.
 const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-/// The ciphers of a context whose user has not chosen any: forward secrecy, and pre-shared keys. None
-/// with CBC, which has codes of SHA-1 and SHA-2 (RFC 9325, section 4.2.1).
+/// The ciphers of a context whose user has not chosen any: forward secrecy, and pre-shared keys. The
+/// last three exclusions are CBC, as RFC 9325, section 4.2.1, recommends: no other cipher has a code of
+/// SHA-1 or SHA-2.
 const CIPHERS: &str = "DEFAULT:!aNULL:!eNULL:!3DES:!RC4:!MD5:!DSS:!SHA1:!SHA256:!SHA384";
-/// `SSL_OP_NO_ENCRYPT_THEN_MAC`. With that extension of CBC (RFC 7366), OpenSSL ends a session because
-/// of a record that is not authentic, which anyone can send.
+/// `SSL_OP_NO_ENCRYPT_THEN_MAC`. With encrypt-then-MAC (RFC 7366), which is for CBC, OpenSSL ends a
+/// session when a record is not authentic, and anyone can send one.
 const NO_ENCRYPT_THEN_MAC: SslOptions = SslOptions::from_bits_retain(1 << 19);
 /// Where Linux distributions keep the certificates that they trust. An OpenSSL that was compiled
 /// with this crate does not know.
