@@ -125,16 +125,15 @@ impl Session {
         scratch: &mut SessionScratch,
         mut deliver: impl FnMut(&[u8]),
     ) -> Progress {
-        let datagram = match self.lengths {
-            Some(lengths) => lengths.readable(datagram),
-            None => {
-                let early = application_bytes(datagram);
-                self.early += early;
-                if early > 0 && self.early > MOST_EARLY {
-                    return Progress::Same;
-                }
-                datagram
+        let datagram = if let Some(lengths) = self.lengths {
+            lengths.readable(datagram)
+        } else {
+            let early = application_bytes(datagram);
+            self.early += early;
+            if early > 0 && self.early > MOST_EARLY {
+                return Progress::Same;
             }
+            datagram
         };
         self.with(datagram, scratch, |session, plaintext| {
             let mut progress = Progress::Same;
