@@ -6,8 +6,8 @@
 //! read. The same applies to a record of which OpenSSL drops only the header, because it would take
 //! the content for further records.
 //!
-//! Nothing is kept back before the end of a handshake: until then, a forged alert ends the session
-//! just as well, because alerts are not encrypted yet.
+//! Before the end of a handshake, everything is read: until then, a forged alert ends the session just
+//! as well, because alerts are not encrypted yet.
 
 use super::hello::RECORD_HEADER;
 
