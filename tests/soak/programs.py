@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import gc
 import json
@@ -80,7 +81,8 @@ def sinks(run: Run) -> None:
 
     # glibc has an arena for each of several threads. The free memory between what little is in use
     # stays in each of them. In one arena, it is used again.
-    ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
     in_threads(
         run,
         # The broker is down for so long that the sink's queue fills up.
