@@ -173,7 +173,7 @@ class Asking(AsyncLane):
             try:
                 endpoint.send(bytes(70_000))
             except OSError:
-                self.deeds["datagrams too long"] += 1
+                self.deeds["datagrams that were too long"] += 1
 
     async def _silent(self) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:

@@ -121,14 +121,14 @@ class Churn(Lane):
             for _ in range(5):
                 with contextlib.suppress(ConnectionRefusedError):
                     sock.sendto(b"hello", there)
-            self.deeds["entries of the error queue"] += len(sock.errors())
+            self.deeds["entries in the error queue"] += len(sock.errors())
 
     def _too_long(self) -> None:
         with bound() as sock, bound() as other:
             self.deeds["sockets opened"] += 2
             data = [b"short", bytes(70_000), b"short"]
             failed = sock.send_many(data, other.getsockname(), errors="continue")
-            self.deeds["datagrams too long"] += 1
+            self.deeds["datagrams that were too long"] += 1
             if sock.stats().sent != 2 or not failed:
                 raise RuntimeError(f"of three datagrams, one too long: {sock.stats()}")
             other.gro = True
