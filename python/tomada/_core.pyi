@@ -330,10 +330,10 @@ class Socket:
         """Whether the kernel may deliver coalesced datagrams (``UDP_GRO``, ``udp(7)``).
 
         Switch it on for a socket that receives many datagrams from a few peers: a single system
-        call can then receive up to 64 datagrams of equal size from one peer. Every receiving method
-        splits them again, in order, so callers see no difference. Datagrams that a call does not
-        return wait in the socket's backlog (:attr:`pending`), which ``select``, duplicates of the
-        socket and other processes cannot see. For that reason, ``gro`` is off by default, and a
+        call can then receive up to 128 datagrams of equal size from one peer. Every receiving
+        method splits them again, in order, so callers see no difference. Datagrams that a call does
+        not return wait in the socket's backlog (:attr:`pending`), which ``select``, duplicates of
+        the socket and other processes cannot see. For that reason, ``gro`` is off by default, and a
         loop around ``select`` must check :attr:`pending` first.
 
         Switching ``gro`` off moves the datagrams in the kernel's queue into the backlog. Datagrams
@@ -719,8 +719,8 @@ class Batch:
     or sends, calls in other threads raise :class:`RuntimeError`.
 
     :param slots: The maximum number of kernel messages per receive, 1 to 4096. A message is one
-        datagram or, with :attr:`Socket.gro`, up to 64 of equal size. A slot reserves address space,
-        but uses memory only for datagrams that are actually stored.
+        datagram or, with :attr:`Socket.gro`, up to 128 of equal size. A slot reserves address
+        space, but uses memory only for datagrams that are actually stored.
     :param slot_size: The longest message in bytes. The default fits every IP datagram; a longer
         ``AF_UNIX`` datagram is truncated.
     :raises ValueError: An argument is out of range.
@@ -1104,7 +1104,7 @@ class DtlsContext:
         """
 
     def session_stats(self) -> dict[str, int]:
-        """Return OpenSSL's counters of sessions, as :meth:`ssl.SSLContext.session_stats` does.
+        """Return OpenSSL's session counters, as :meth:`ssl.SSLContext.session_stats` does.
 
         The counters restart from zero when you change one of the context's settings.
         """
@@ -1236,7 +1236,7 @@ class DtlsSession:
         """Return the peer's certificate, or ``None`` if the peer has not sent one.
 
         :param binary_form: Return the certificate in DER form, even if it was not verified.
-            Otherwise, the result is a dict, as from :meth:`ssl.SSLSocket.getpeercert`, which is
+            Otherwise, the result is a dict like that of :meth:`ssl.SSLSocket.getpeercert`; it is
             empty if the certificate was not verified.
         """
 
@@ -1822,7 +1822,7 @@ class Guard:
         """
 
     def attach(self, sock: Any, /) -> None:
-        """Attach only :attr:`kernel_filter` to a socket from any module (``SO_ATTACH_FILTER``).
+        """Attach :attr:`kernel_filter`, but not the guard, to any socket (``SO_ATTACH_FILTER``).
 
         :raises ValueError: This guard does not have a kernel filter.
         :raises OSError: ``ENOMEM``: the filter is larger than ``net.core.optmem_max`` allows.
@@ -1961,7 +1961,7 @@ class ReceiveWindow:
         """Begin the next window, or return False if the caller should wait for a datagram first."""
 
     def close(self) -> None:
-        """End without becoming readable."""
+        """End the window; the descriptor does not become readable."""
 
 @final
 class TransportCore:

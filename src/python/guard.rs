@@ -137,7 +137,7 @@ impl Guard {
         Some(PyBytes::new(py, &bytes))
     }
 
-    /// Attach only the kernel filter to a socket.
+    /// Attach the kernel filter, but not the guard, to any socket.
     #[pyo3(signature = (sock, /))]
     fn attach(&self, sock: &Bound<'_, PyAny>) -> Result<()> {
         let Some(program) = self.inner.kernel_filter() else {

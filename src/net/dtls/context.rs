@@ -94,7 +94,7 @@ impl Context {
         changed
     }
 
-    /// OpenSSL's counters of sessions, by their names in the `ssl` module. They begin anew when a
+    /// OpenSSL's session counters, by their names in the `ssl` module. They begin anew when a
     /// setting is changed.
     pub fn session_stats(&self) -> Result<Vec<(&'static str, i64)>, ContextError> {
         Ok(session_stats(&self.build()?.context))

@@ -137,7 +137,7 @@ impl DtlsContext {
         Ok(self.inner.change(|settings| settings.set_srtp(&profiles))?)
     }
 
-    /// Return OpenSSL's counters of sessions.
+    /// Return OpenSSL's session counters.
     fn session_stats<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyDict>> {
         let stats = PyDict::new(py);
         for (name, count) in self.inner.session_stats()? {
