@@ -114,7 +114,7 @@ class Client(AsyncContextManager):
     without a ``key`` or ``match`` can mistake for the reply to another request. One rule differs:
     if ``key`` or ``match`` raises an exception for a datagram from the server, this client drops
     the datagram, counts it (``stats().function_errors``), logs the exception, and keeps waiting,
-    whereas in :class:`tomada.Client`, the call ends with that exception.
+    whereas in :class:`tomada.Client`, the call raises that exception.
 
     * With a ``key``, all requests share one socket, and the client immediately finds the request
       that a reply belongs to. Do not reuse a key while a late reply with that key may still arrive:

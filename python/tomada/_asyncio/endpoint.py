@@ -343,7 +343,7 @@ class Endpoint(Closing):
         :param timeout: The deadline for the whole request, in seconds.
         :param retries: The maximum number of retransmissions within the timeout.
         :param match: A function that takes a request and a datagram, in this order, and returns
-            whether the datagram is the reply. If it raises an exception, the call ends with it.
+            whether the datagram is the reply. If it raises an exception, the call raises it too.
         :param retry_refused: Whether to retry if no program is listening on the peer's port, or to
             raise :class:`ConnectionRefusedError` at once. Other ICMP messages never end a request.
         :raises ValueError: The endpoint has no peer.
