@@ -30,8 +30,8 @@ pytestmark = pytest.mark.thread_unsafe(reason="it runs programs")
 
 # An honest client's requests, for handlers that require a certain form; others accept any text.
 QUESTIONS = {
-    "add": b"1 5",
-    "somar": b"1 5",
+    "add": b"ana 1 5",
+    "somar": b"ana 1 5",
     "somar_uma_vez": b"1 5",
     "factors": b"15",
     "docs/how-to/connections.md:handle": b"15".ljust(13),
