@@ -68,8 +68,15 @@ def server(handler, address=("127.0.0.1", 0), **options):
     return tomada.Server(address, handler, **options)
 
 
+# After so many requests, a client of a Load changes its port.
+REQUESTS_PER_PORT = 50
+
+
 class Load:
     """Plain clients that send one request at a time each, until they are stopped or refused.
+
+    A client changes its port after some requests, so that sooner or later every worker gets some:
+    the port decides which one.
 
     Every request is counted as ``answered``, ``refused`` or, if neither happens in time, ``lost``.
     """
@@ -106,20 +113,22 @@ class Load:
             assert not thread.is_alive(), "a client hangs"
 
     def _run(self, number):
-        with client(self._address, self._timeout) as sock:
-            for count in itertools.count():
-                if self._over.is_set():
-                    return
-                request = b"%d:%d" % (number, count)
-                outcome, reply = self._ask(sock, request)
-                with self._lock:
-                    setattr(self, outcome, getattr(self, outcome) + 1)
-                    if reply is not None:
-                        self.replies[reply.partition(b" ")[0]] += 1
-                        self.wrong += not self._check(request, reply)
-                if outcome == "refused":
-                    return
-                self.progress[number] += 1
+        requests = (b"%d:%d" % (number, count) for count in itertools.count())
+        while True:
+            with client(self._address, self._timeout) as sock:
+                for request in itertools.islice(requests, REQUESTS_PER_PORT):
+                    if self._over.is_set() or self._count(sock, number, request) == "refused":
+                        return
+
+    def _count(self, sock, number, request):
+        outcome, reply = self._ask(sock, request)
+        with self._lock:
+            setattr(self, outcome, getattr(self, outcome) + 1)
+            if reply is not None:
+                self.replies[reply.partition(b" ")[0]] += 1
+                self.wrong += not self._check(request, reply)
+        self.progress[number] += outcome != "refused"
+        return outcome
 
     def _ask(self, sock, request):
         end = time.monotonic() + self._timeout
