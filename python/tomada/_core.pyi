@@ -1450,6 +1450,9 @@ class ServerCounters:
     def received(self, worker: int) -> int:
         """Return how many datagrams a worker and its predecessors have received."""
 
+    def progress(self, worker: int) -> int:
+        """Return a number that grows with each receive of a worker and its predecessors."""
+
     def stats(self, kernel_drops: int, filter_drops: int) -> ServerStats:
         """Return the sums over all workers."""
 

@@ -16,6 +16,16 @@ logger = logging.getLogger("tomada")
 # log.
 SECONDS_BETWEEN = 1.0
 
+# What the first datagram refused because of its PROXY header means.
+REFUSALS = {
+    "untrusted": "%s has refused datagrams with a PROXY header from an address that is not in "
+    "proxy (%d so far): add the address if it is your load balancer's; stats().proxy_untrusted "
+    "counts further ones",
+    "malformed": "%s has refused datagrams from a trusted proxy without a valid PROXY header (%d "
+    "so far): does the load balancer send the header of version 2 in each datagram? "
+    "stats().proxy_malformed counts further ones",
+}
+
 RMEM_MAX = Path("/proc/sys/net/core/rmem_max")
 
 
@@ -58,6 +68,9 @@ class Reports:
     def __call__(self, what: str, detail: Any, address: Any) -> None:
         if what == "drops":
             self._drops(detail)
+            return
+        if what in REFUSALS:
+            logger.warning(REFUSALS[what], format_address(self._sock.getsockname()), detail)
             return
         suffix = self._limiter.suffix(what)
         if suffix is None:

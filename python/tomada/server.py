@@ -83,10 +83,10 @@ class Server:
     :param workers: The number of worker processes. With 1, a thread of this process calls the
         handler. With more, :meth:`start` forks them, each with its own socket (``SO_REUSEPORT``),
         and a supervisor watches them: a worker that dies is restarted with backoff, and its socket
-        queues datagrams in the meantime. If a worker cannot start, the server stops with the
-        worker's error: immediately if this happens during :meth:`start`, otherwise after five
-        attempts. Forking copies this process, so start such a server before you start any other
-        threads.
+        queues datagrams in the meantime. If a worker cannot start during :meth:`start`, the server
+        stops with the worker's error. Later, it is tried again every few seconds; the server stops
+        once every worker has failed five times in a row. Forking copies this process, so start such
+        a server before you start any other threads.
     :param threads: The number of threads, for free-threaded interpreters.
     :param init: Called once in each worker before it receives datagrams: in each process of
         ``workers``, or in each thread of the server.

@@ -70,7 +70,7 @@ pub use scratch::Scratch;
 pub use send_backlog::{Flushed, Payload, Refused, SendBacklog, Spare};
 pub use send_limit::Shed;
 pub use send_queue::{SendQueue, Sent};
-pub use shared_counters::{Count, ServerCounts, SharedCounters};
+pub use shared_counters::{Count, Notice, ServerCounts, SharedCounters};
 pub use sink_counters::{SharedSinkCounters, SinkCounter, SinkCounts};
 pub use socket::{
     Deadline, Drops, GroOnDemand, Interest, KernelWait, NextReceive, RecvCursor, Ring, Socket,

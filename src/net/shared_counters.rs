@@ -14,15 +14,25 @@ server_counters!(declare_counters!(
 ));
 
 const COUNTS: usize = Count::ALL.len();
-/// The index of a word that is not a counter: whether a worker has reported that the kernel drops
-/// datagrams.
-const DROPS_REPORTED: usize = COUNTS;
+/// The index of the first word that is not a counter: whether a worker has logged each notice.
+const NOTICES: usize = COUNTS;
 /// The index of the first batch-size class.
-const SIZES_START: usize = COUNTS + 1;
+const SIZES_START: usize = NOTICES + Notice::Malformed as usize + 1;
 /// The number of batch-size classes: up to 1, 2, 4, … datagrams.
 const SIZES: usize = 14;
 /// A multiple of two cache lines, so that workers do not write to each other's cache lines.
 const BLOCK: usize = (SIZES_START + SIZES).next_multiple_of(16);
+
+/// What the workers log once, by whichever of them sees it first.
+#[derive(Clone, Copy, Debug)]
+pub enum Notice {
+    /// The kernel drops datagrams.
+    Drops,
+    /// An address that is not a trusted proxy has sent a PROXY header.
+    Untrusted,
+    /// A trusted proxy has sent a datagram without a valid PROXY header.
+    Malformed,
+}
 
 /// The counters of all workers. Those of a worker that has exited keep their values.
 pub struct SharedCounters {
@@ -71,9 +81,21 @@ impl SharedCounters {
         (0..SIZES).map(|class| (1 << class, self.sum_at(SIZES_START + class)))
     }
 
-    /// Whether this is the first call, by any worker.
-    pub fn is_first_to_log_drops(&self) -> bool {
-        self.words[DROPS_REPORTED].swap(1, Ordering::Relaxed) == 0
+    /// Whether this is the first call about a notice, by any worker.
+    pub fn is_first_to_log(&self, notice: Notice) -> bool {
+        self.words[NOTICES + notice as usize].swap(1, Ordering::Relaxed) == 0
+    }
+
+    /// A number that grows with each receive of a worker, whatever happens to the datagrams.
+    pub fn progress(&self, worker: usize) -> u64 {
+        let counts = [
+            Count::ReceiveCalls,
+            Count::Refused,
+            Count::ProxyUntrusted,
+            Count::ProxyMalformed,
+            Count::ReceiveErrors,
+        ];
+        counts.iter().map(|&count| self.of(worker, count)).sum()
     }
 
     fn sum_at(&self, index: usize) -> u64 {
@@ -113,7 +135,11 @@ mod tests {
     #[test]
     fn one_worker_is_the_first() {
         let counters = SharedCounters::new(2).unwrap();
-        assert!(counters.is_first_to_log_drops());
-        assert!(!counters.is_first_to_log_drops());
+        for notice in [Notice::Drops, Notice::Untrusted, Notice::Malformed] {
+            assert!(counters.is_first_to_log(notice));
+            assert!(!counters.is_first_to_log(notice));
+        }
+        assert_eq!(counters.sums(), ServerCounts::default());
+        assert!(counters.batches().all(|(_, batches)| batches == 0));
     }
 }

@@ -219,6 +219,11 @@ impl ServerCounters {
         self.0.of(worker, Count::Received)
     }
 
+    /// A number that grows with each receive of a worker, or of the processes that took its place.
+    fn progress(&self, worker: usize) -> u64 {
+        self.0.progress(worker)
+    }
+
     /// Add up what all workers have counted.
     fn stats(&self, kernel_drops: u64, filter_drops: u64) -> ServerStats {
         let counts = ServerCounts { kernel_drops, filter_drops, ..self.0.sums() };

@@ -206,3 +206,18 @@ def test_server_checks_the_context():
         Server(("127.0.0.1", 0), handle, dtls=psk_server(), workers=2, steering="random")
     with pytest.raises(ValueError, match="proxy cannot be combined with dtls"):
         Server(("127.0.0.1", 0), handle, dtls=psk_server(), proxy=["10.0.0.0/8"])
+
+
+@pytest.mark.thread_unsafe(reason="it forks")
+def test_workers_that_share_a_socket_cannot_have_sessions():
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        serving = Server(None, lambda data, _: data, sock=sock, dtls=psk_server(), workers=2)
+        with pytest.raises(ValueError, match="dtls needs a socket for each worker"):
+            serving.start()
+        with (
+            Server(None, lambda data, _: data, sock=sock, dtls=psk_server()) as serving,
+            connect(serving.address, psk_client()) as peer,
+        ):
+            peer.send(b"one worker")
+            assert peer.recv(100) == b"one worker"

@@ -20,7 +20,7 @@ from serving import ask, client, server, until_refused
 from support import Call, Child, eventually, open_descriptors
 from tomada import _reports
 from tomada._proxy_header import header_for
-from tomada._server import health, health_http
+from tomada._server import health, health_http, supervisor
 
 pytestmark = pytest.mark.thread_unsafe(reason="it forks")
 
@@ -29,6 +29,10 @@ LOOPBACK = ("127.0.0.1", 0)
 
 def echo(data, address):
     return data
+
+
+def tell_pid(data, address):
+    return b"%d" % os.getpid()
 
 
 def probe(address, path, method="GET"):
@@ -222,6 +226,53 @@ def test_stuck_server_does_not_live(gate, monkeypatch):
         gate.open()
 
 
+def test_server_with_one_stopped_worker_does_not_live(monkeypatch):
+    monkeypatch.setattr(health, "STUCK", 0.0)
+
+    with server(tell_pid, workers=2, health=LOOPBACK) as serving:
+        at, stopped = serving.health_address, int(ask(serving.address))
+        monkeypatch.setattr(health, "STUCK", 1e-9)
+        assert probe(at, "/live")[0] == 200
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            with contextlib.ExitStack() as stack:
+                for _ in range(50):  # some of them for the stopped worker
+                    stack.enter_context(client(serving.address)).send(b"x")
+                eventually(lambda: probe(at, "/live")[0] == 503)
+                assert probe(at, "/live")[0] == 503
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        eventually(lambda: probe(at, "/live")[0] == 200)
+
+
+def test_server_without_a_running_worker_is_not_ready(monkeypatch):
+    monkeypatch.setattr(supervisor, "FIRST_DELAY", 0.01)
+    read, write = os.pipe()
+    os.write(write, b"12")
+
+    with server(tell_pid, workers=2, init=lambda: os.read(read, 1), health=LOOPBACK) as serving:
+        at = serving.health_address
+
+        def workers():
+            _, text = probe(at, "/metrics")
+            return re.search(r"^tomada_server_workers\{.*\} (.*)$", text, re.MULTILINE)[1]
+
+        assert (probe(at, "/ready"), workers()) == ((200, "ready\n"), "2.0")
+        pids = set()
+        eventually(lambda: pids.add(int(ask(serving.address))) or len(pids) == 2)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        eventually(lambda: probe(at, "/ready") == (503, "no worker is running\n"))
+        assert workers() == "0.0"
+        os.write(write, b"3")
+        eventually(lambda: probe(at, "/ready") == (200, "ready\n"))
+        assert workers() == "1.0"
+        os.write(write, b"4")
+        eventually(lambda: workers() == "2.0")
+    os.close(read)
+    os.close(write)
+
+
 @pytest.mark.parametrize(
     ("trusted", "payload"),
     [("10.0.0.0/8", header_for(("192.0.2.1", 9), LOOPBACK)), ("127.0.0.1", b"")],
@@ -229,20 +280,23 @@ def test_stuck_server_does_not_live(gate, monkeypatch):
 def test_refused_headers_are_progress(trusted, payload):
     with server(echo, proxy=[trusted]) as serving, client(serving.address) as sock:
         sock.send(payload + b"data")
-        eventually(lambda: sum(getattr(serving.stats(), name) for name in health.PROGRESS) == 1)
+        counters = serving._run.context.counters  # noqa: SLF001 - what health.py sees
+        eventually(lambda: counters.progress(0) == 1)
 
 
 def test_datagram_that_has_just_arrived_does_not_end_an_idle_server(monkeypatch):
-    now, stats = 1000.0, SimpleNamespace(**dict.fromkeys(health.PROGRESS, 0))
+    now, progress = 1000.0, [0, 0]
     monkeypatch.setattr(health, "time", SimpleNamespace(monotonic=lambda: now))
-    counters = SimpleNamespace(stats=lambda *_: stats)
+    counters = SimpleNamespace(progress=lambda worker: progress[worker])
     with (
         std.socket(std.AF_INET, std.SOCK_DGRAM) as sock,
         std.socket(std.AF_INET, std.SOCK_DGRAM) as sender,
     ):
         sock.bind(LOOPBACK)
-        listeners = SimpleNamespace(sockets=[sock])
-        context = SimpleNamespace(counters=counters, listeners=listeners)
+        listeners = SimpleNamespace(sockets=[sock], of=lambda _: sock)
+        context = SimpleNamespace(
+            counters=counters, listeners=listeners, settings=SimpleNamespace(cores=2)
+        )
         probed = health.Health(context, None)
         assert probed.is_live
         now += 2 * health.STUCK
@@ -250,8 +304,8 @@ def test_datagram_that_has_just_arrived_does_not_end_an_idle_server(monkeypatch)
         assert probed.is_live
         now += health.STUCK
         assert not probed.is_live
-        for name in health.PROGRESS:
-            setattr(stats, name, 1)
+        for worker in (0, 1):  # both receive from this socket
+            progress[worker] = 1
             assert probed.is_live
             now += health.STUCK
             assert not probed.is_live

@@ -113,6 +113,23 @@ def test_header_of_an_untrusted_address_is_refused_and_counted():
         assert (stats.received, stats.proxy_untrusted, stats.proxy_malformed) == (1, 2, 0)
 
 
+@pytest.mark.parametrize("loop", [None, "asyncio"])
+def test_first_datagram_refused_for_its_header_is_logged(loop, caplog):
+    options = {} if loop is None else {"loop": loop}
+    with (
+        server(named, proxy=["127.0.0.2"], **options) as serving,
+        client(serving.address) as sender,
+    ):
+        for _ in range(2):
+            sender.send(headed(("192.0.2.1", 9), b"x"))
+            eventually(lambda: "PROXY header from an address that is not in proxy" in caplog.text)
+    with server(named, proxy=LOCALHOST, **options) as serving, client(serving.address) as sender:
+        for _ in range(2):
+            sender.send(b"no header")
+            eventually(lambda: "from a trusted proxy without a valid PROXY header" in caplog.text)
+    assert len(caplog.records) == 2
+
+
 def test_datagram_of_a_proxy_without_a_valid_header_is_refused_and_counted():
     whole = headed(("192.0.2.1", 9))
     wrong = [b"no header", b"", whole[:-1], SIGNATURE, whole.replace(b"\x21\x12", b"\x31\x12")]

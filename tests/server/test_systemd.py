@@ -89,14 +89,21 @@ def test_manager_is_told_of_ready_reloading_and_stopping(manager, workers):
         assert server.end()[0] == 0
 
 
-def test_reload_that_fails_is_over_too(manager, app):
+FAILED = "; workers could not be replaced: see the log"
+
+
+def test_reload_that_fails_is_over_too_and_says_so(manager, app):
     arguments = ("127.0.0.1:0", "--app", "service:echo", "--workers", 2)
     with Serving(*arguments, env=manager.environment) as server:
         manager.until("READY")
         (app / "service.py").write_text("nothing = 5\n")
         server.signal(signal.SIGHUP)
         manager.until("RELOADING")
-        manager.until("READY")
+        assert manager.until("READY")["STATUS"].endswith(FAILED)
+        (app / "service.py").write_text("def echo(data, address):\n    return data\n")
+        server.signal(signal.SIGHUP)
+        manager.until("RELOADING")
+        assert not manager.until("READY")["STATUS"].endswith(FAILED)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -116,9 +123,11 @@ def test_watchdog_hears_in_time_after_an_early_wake_up(monkeypatch):
     monkeypatch.setattr(systemd, "time", SimpleNamespace(monotonic=lambda: now))
     heard = systemd.Manager({"NOTIFY_SOCKET": "/nobody", "WATCHDOG_USEC": "10000000"})
     monkeypatch.setattr(heard, "_status", lambda _: "")
-    assert heard.tick(None, live, 0) == 5
+    life = SimpleNamespace(replacements=0, has_failed_to_replace=False)
+    assert heard.tick(None, live, life) == 5
     now += 4.5
-    assert heard.tick(None, live, 1) == 0.5  # workers were replaced
+    life.replacements = 1  # workers were replaced
+    assert heard.tick(None, live, life) == 0.5
     heard.close()
 
 

@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+import tomada
+from peer import DEADLINE
 from serving import Load, ask, client, refused, server
 from support import Call, eventually, open_descriptors, run
 from tomada._server import supervisor
@@ -164,7 +166,15 @@ def test_worker_that_dies_before_it_is_ready_ends_the_server():
         server(tell_pid, workers=2, init=lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
 
 
-def test_worker_that_can_no_longer_start_ends_the_server_after_some_attempts(tmp_path):
+@pytest.fixture
+def impatient(monkeypatch):
+    """Have dead workers restarted at once."""
+    monkeypatch.setattr(supervisor, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(supervisor, "LAST_DELAY", 0.02)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_workers_that_can_no_longer_start_end_the_server_after_some_attempts(tmp_path):
     flag = tmp_path / "broken"
 
     def init():
@@ -174,11 +184,40 @@ def test_worker_that_can_no_longer_start_ends_the_server_after_some_attempts(tmp
     serving = server(tell_pid, workers=2, init=init)
     serving.start()
     forever = Call(serving.serve_forever)
+    pids = pids_of(serving)
     flag.touch()
-    os.kill(pids_of(serving).pop(), signal.SIGKILL)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
     with pytest.raises(LookupError, match="gone"):
         forever.result()
-    assert serving.stats().restarts >= 1
+    assert serving.stats().restarts == 2
+
+
+@pytest.mark.usefixtures("impatient")
+def test_worker_that_can_no_longer_start_is_tried_again_while_another_one_runs(tmp_path):
+    flag, attempts = tmp_path / "broken", tmp_path / "attempts"
+    attempts.touch()
+
+    def init():
+        if flag.exists():
+            with attempts.open("a") as file:
+                file.write("x")
+            raise LookupError("gone")
+
+    with server(tell_pid, workers=2, init=init) as serving:
+        victim, other = pids_of(serving)
+        flag.touch()
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda: len(attempts.read_text()) > 2 * supervisor.ATTEMPTS)
+        assert serving.status == "running"
+        assert serving.stats().restarts == 1
+        flag.unlink()
+        # Requests that the dead worker has not received wait for the next one.
+        with tomada.Client(serving.address, timeout=DEADLINE) as asking:
+            found = set()
+            eventually(lambda: found.add(asking.request(b"").split()[0]) or len(found) == 2)
+        assert b"%d" % other in found
+        assert b"%d" % victim not in found
 
 
 def test_handler_that_ends_its_process_counts_as_a_death():

@@ -52,6 +52,11 @@ SINK = {
 }
 IN_FLIGHT = "tomada_sink_in_flight", "Datagrams that the sink has neither published nor dropped."
 STATE = "tomada_server_state", "The state of the server: 1 for the current one."
+WORKERS = "tomada_server_workers", "Workers that are running."
+RELOADED = (
+    "tomada_server_last_reload_successful",
+    "Whether the last replacement of the workers succeeded.",
+)
 # How many times to try to read the workers' metrics, and the wait between attempts, in seconds.
 ATTEMPTS, RETRY = 100, 0.01
 # The variable that names the directory in which prometheus-client shares the metrics of several
@@ -71,7 +76,9 @@ class ServerCollector(Collector):
 
     Each metric has the label ``address``: the server's address. The counters are named
     ``tomada_server_received_total`` and so on; ``tomada_server_batch_size`` is a histogram of the
-    number of datagrams per receive; ``tomada_server_state`` has a label for each state. A guard
+    number of datagrams per receive; ``tomada_server_state`` has a label for each state;
+    ``tomada_server_workers`` is the number of workers that are running; and
+    ``tomada_server_last_reload_successful`` is 0 after workers could not be replaced. A guard
     adds ``tomada_guard_refused_total`` with the label ``reason``, and a sink
     ``tomada_sink_received_total``, ``…_published_total``, ``…_dropped_total`` and
     ``tomada_sink_in_flight``.
@@ -88,7 +95,8 @@ class ServerCollector(Collector):
         """Return the metrics without values: the server may not have been started yet."""
         for metric, _, text in COUNTERS:
             yield CounterMetricFamily(metric, text)
-        yield GaugeMetricFamily(*STATE)
+        for gauge in (STATE, WORKERS, RELOADED):
+            yield GaugeMetricFamily(*gauge)
         yield CounterMetricFamily(*GUARD)
         for name, text in SINK.items():
             yield CounterMetricFamily(f"tomada_sink_{name}", text)
@@ -112,6 +120,14 @@ class ServerCollector(Collector):
         for each in STATES:
             state.add_metric([*labels, each], each == self._server.status)
         yield state
+        life = self._server._life  # noqa: SLF001 - our own class
+        for gauge, value in (
+            (WORKERS, life.live_workers),
+            (RELOADED, not life.has_failed_to_replace),
+        ):
+            family = GaugeMetricFamily(*gauge, labels=["address"])
+            family.add_metric(labels, value)
+            yield family
         guard = self._server.guard
         if guard is not None:
             refused, why = CounterMetricFamily(*GUARD, labels=["address", "reason"]), guard.stats()

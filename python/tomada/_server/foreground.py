@@ -79,7 +79,7 @@ def _serve(
     if run is not None and life.state == "running":
         manager.ready(server)
         while life.state == "running":
-            wakeup.wait(manager.tick(server, run.health, life.replacements))
+            wakeup.wait(manager.tick(server, run.health, life))
     manager.stopping()
     server.stop()
     if life.error is not None:

@@ -6,7 +6,7 @@ import contextlib
 import select
 import threading
 import time
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 # A server is stuck if it has received none of the queued datagrams for this long, in seconds.
 STUCK = 30.0
-# Each receive increments at least one of these counters, whatever happens to the datagrams.
-PROGRESS = ("receive_calls", "refused", "proxy_untrusted", "proxy_malformed", "receive_errors")
 
 Answer: TypeAlias = tuple[int, str, str]
 TEXT = "text/plain; charset=utf-8"
@@ -29,35 +27,23 @@ class Health:
     def __init__(self, context: Context, life: Lifecycle) -> None:
         self._context, self._life = context, life
         self._lock = threading.Lock()
-        self._seen = -1
-        self._since = 0.0
-        self._was_waiting = False
+        self._queues = [_Queue() for _ in context.listeners.sockets]
 
     @property
     def is_ready(self) -> bool:
-        """Whether the server is running: neither starting nor draining."""
-        return self._life.state == "running"
+        """Whether the server is running, neither starting nor draining, and has a live worker."""
+        return self._life.state == "running" and self._life.live_workers > 0
 
     @property
     def is_live(self) -> bool:
-        """Whether the server receives the datagrams that are queued."""
+        """Whether the server receives the datagrams that are queued, on each of its sockets."""
         with self._lock:
-            stats = self._context.counters.stats(0, 0)
-            seen = sum(getattr(stats, name) for name in PROGRESS)
-            now = time.monotonic()
-            is_waiting = self._has_waiting()
-            # The time when the first datagram was queued is unknown: count from when it was seen.
-            if seen != self._seen or not (is_waiting and self._was_waiting):
-                self._seen, self._since = seen, now
-            self._was_waiting = is_waiting
-            return now - self._since < STUCK
-
-    def _has_waiting(self) -> bool:
-        poll = select.poll()
-        for sock in self._context.listeners.sockets:
-            with contextlib.suppress(OSError, ValueError):  # the socket is being closed
-                poll.register(sock.fileno(), select.POLLIN)
-        return any(events & select.POLLIN for _, events in poll.poll(0))
+            context, now = self._context, time.monotonic()
+            for number, queue in enumerate(self._queues):
+                workers = range(number, context.settings.cores, len(self._queues))
+                progress = sum(map(context.counters.progress, workers))
+                queue.look(now, progress, context.listeners.of(number))
+            return all(now - queue.since < STUCK for queue in self._queues)
 
     def live(self) -> Answer:
         """Answer a liveness probe."""
@@ -67,8 +53,10 @@ class Health:
 
     def ready(self) -> Answer:
         """Answer a readiness probe."""
+        if self.is_ready:
+            return 200, TEXT, "ready\n"
         state = self._life.state
-        return (200, TEXT, "ready\n") if state == "running" else (503, TEXT, f"{state}\n")
+        return 503, TEXT, "no worker is running\n" if state == "running" else f"{state}\n"
 
     def metrics(self) -> Answer:
         """Answer a request for the server's metrics."""
@@ -81,3 +69,27 @@ class Health:
     def routes(self) -> dict[str, Callable[[], Answer]]:
         """Return the function that answers each path."""
         return {"/live": self.live, "/ready": self.ready, "/metrics": self.metrics}
+
+
+class _Queue:
+    """The queue of one socket, and since when no worker has received from it."""
+
+    def __init__(self) -> None:
+        self._progress = -1
+        self._was_waiting = False
+        self.since = 0.0
+
+    def look(self, now: float, progress: int, sock: Any) -> None:
+        """Compare the progress of the socket's workers with what it was at the last look."""
+        is_waiting = _has_waiting(sock)
+        # The time when the first datagram was queued is unknown: count from when it was seen.
+        if progress != self._progress or not (is_waiting and self._was_waiting):
+            self._progress, self.since = progress, now
+        self._was_waiting = is_waiting
+
+
+def _has_waiting(sock: Any) -> bool:
+    poll = select.poll()
+    with contextlib.suppress(OSError, ValueError):  # the socket is being closed
+        poll.register(sock.fileno(), select.POLLIN)
+    return any(events & select.POLLIN for _, events in poll.poll(0))

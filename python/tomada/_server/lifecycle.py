@@ -90,6 +90,10 @@ class Lifecycle:
         """Wake-ups to signal, besides the keeper's, after a change."""
         self.replacements = 0
         """How many replacements of all workers have finished, whether they succeeded or not."""
+        self.has_failed_to_replace = False
+        """Whether the last of them failed, so that old workers continue."""
+        self.live_workers = 0
+        """How many workers are running."""
         self.ready = Latch()
         self.closed = Latch()
         self.error: BaseException | None = None
@@ -299,8 +303,9 @@ class Lifecycle:
             self.ready.set()
         self._settled.set()
 
-    def count_replacement(self) -> None:
-        """Record that workers were replaced, or that there are none to replace."""
+    def count_replacement(self, *, has_failed: bool = False) -> None:
+        """Record that workers were replaced or could not be, or that there are none to replace."""
+        self.has_failed_to_replace = has_failed
         self.replacements += 1
         self.notify()
 

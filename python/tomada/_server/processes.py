@@ -189,7 +189,9 @@ class Processes:
         elif what == "ready":
             self._life.set_ready()
         elif what == "replaced":
-            self._life.count_replacement()
+            self._life.count_replacement(has_failed=more["has_failed"])
+        elif what == "live":
+            self._life.live_workers = more["workers"]
         elif what == "stop":
             self._life.request_stop()
         elif failure is not None:

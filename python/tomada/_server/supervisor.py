@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FIRST_DELAY, LAST_DELAY, LONG_LIFE = 0.1, 5.0, 10.0
 # The highest number of deaths to count: the delay reaches its maximum long before.
 MOST_DEATHS = 16
-# A worker that fails to start this many times in a row ends the server.
+# If every worker fails to start this many times in a row, the server ends.
 ATTEMPTS = 5
 # How long the supervisor waits for its parent to stop the server after asking it to, in seconds.
 PATIENCE = 5.0
@@ -62,6 +62,7 @@ class Supervisor:
         self._wanted = 0
         self._is_replacing = False
         self._started = False
+        self._live = 0  # the number of running workers that the parent knows
         self._stopping = self._is_aborted = False
         self._asked: list[int] = []
         self._is_to_stop = False
@@ -112,7 +113,9 @@ class Supervisor:
                 self._replace_used_up()
                 if not self._started and all(s.worker and s.worker.ready for s in self._slots):
                     self._started = True
+                    self._tell_live()
                     self._tell("ready")
+                self._tell_live()
         if self._failure is not None:
             self._tell("error", self._failure)
 
@@ -196,9 +199,18 @@ class Supervisor:
         worker.kill_at = min(kill_at, worker.kill_at or kill_at)
         os.kill(worker.pid, number)
 
-    def _tell(self, what: str, failure: Failure | None = None, *, flags: int = 0) -> None:
+    def _tell(
+        self, what: str, failure: Failure | None = None, *, flags: int = 0, **more: Any
+    ) -> bool:
         with contextlib.suppress(OSError):  # the parent has exited, or does not read
-            self._channel.send(pack(what, failure), flags)
+            return self._channel.send(pack(what, failure, **more), flags) > 0
+        return False
+
+    def _tell_live(self) -> None:
+        """Tell the parent how many workers are running, if that has changed."""
+        live = sum(slot.worker is not None and slot.worker.ready for slot in self._slots)
+        if live != self._live and self._tell("live", flags=MSG_DONTWAIT, workers=live):
+            self._live = live
 
     # Workers
 
@@ -280,7 +292,7 @@ class Supervisor:
                     slot.number,
                     worker.cause(status),
                 )
-                self._end_replacing()
+                self._end_replacing(has_failed=True)
             return
         slot.worker, slot.successor = slot.successor, None
         if self._stopping:
@@ -299,15 +311,17 @@ class Supervisor:
             self._retry(slot, failure, what)
 
     def _retry(self, slot: Slot, failure: Failure, what: str) -> None:
-        """After a failed start, schedule another one; after too many, end the server.
+        """After a failed start, schedule another one, or end the server if all workers fail.
 
-        A temporary shortage of memory or descriptors does not count as a failed start.
+        As long as one worker runs or may still start, the others are tried again: a reload may have
+        left code that cannot start. A temporary shortage of memory or descriptors does not count as
+        a failed start.
         """
         slot.failed_starts += not _is_shortage(failure)
         if not self._started:
             self._failure = failure
             self._stop(kill_after=self._context.settings.drain + GRACE)
-        elif slot.failed_starts == ATTEMPTS:
+        elif all(each.failed_starts >= ATTEMPTS for each in self._slots):
             self._failure = failure
             self._ask_parent_to_stop()
         else:
@@ -341,13 +355,13 @@ class Supervisor:
                     slot.successor = self._fork(slot)
                 except OSError as error:
                     logger.error("worker %d keeps its process: %s", slot.number, error)
-                    self._end_replacing()
+                    self._end_replacing(has_failed=True)
                 return
         self._end_replacing()
 
-    def _end_replacing(self) -> None:
+    def _end_replacing(self, *, has_failed: bool = False) -> None:
         self._is_replacing = False
-        self._tell("replaced", flags=MSG_DONTWAIT)
+        self._tell("replaced", flags=MSG_DONTWAIT, has_failed=has_failed)
 
     def _replace_used_up(self) -> None:
         """Start the successor of a worker that has reached a limit, one at a time."""

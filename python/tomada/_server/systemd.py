@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from tomada._server.health import Health
+    from tomada._server.lifecycle import Lifecycle
     from tomada.server import Server
 
 # How often the status is updated, in seconds.
@@ -35,6 +36,7 @@ class Manager:
         self._pinged = self._told = -STATUS
         self._last: tuple[float, int, int] | None = None
         self._replacements = 0
+        self._has_failed = False
         if self._path[:1] in ("/", "@"):  # vsock is not supported
             self._socket = _std.socket(_std.AF_UNIX, _std.SOCK_DGRAM)
             self._socket.setblocking(False)
@@ -53,13 +55,14 @@ class Manager:
         """Report that the server is draining."""
         self._tell("STOPPING=1", "STATUS=handling the queued datagrams")
 
-    def tick(self, server: Server, health: Health, replacements: int) -> float | None:
+    def tick(self, server: Server, health: Health, life: Lifecycle) -> float | None:
         """Send the messages that are due; return the number of seconds until the next one."""
         if self._socket is None:
             return None
         now = time.monotonic()
-        if replacements != self._replacements:
-            self._replacements = replacements
+        if life.replacements != self._replacements:
+            self._replacements = life.replacements
+            self._has_failed = life.has_failed_to_replace
             self.ready(server)
         if self._watchdog is not None and self._pinged + self._watchdog <= now:
             self._pinged = now
@@ -84,6 +87,8 @@ class Manager:
                 f"{(stats.sent - sent) / took:,.0f} sent per second"
             )
         self._last = now, stats.received, stats.sent
+        if self._has_failed:
+            status += "; workers could not be replaced: see the log"
         return status
 
     def _tell(self, *lines: str) -> None:

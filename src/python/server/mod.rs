@@ -251,7 +251,7 @@ impl ServerCore {
             }
             if told_at.elapsed() >= TICK {
                 told_at = Instant::now();
-                this.log_drops(py, socket)?;
+                this.log_losses(py, socket)?;
                 // A wait may have taken error queue entries that no receive has reported.
                 this.report_queued_errors(py, socket, None)?;
             }

@@ -6,7 +6,7 @@ use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
 use pyo3::prelude::*;
 
 use super::ServerCore;
-use crate::net::{self, Address, Count, ErrorClass};
+use crate::net::{self, Address, Count, ErrorClass, Notice};
 use crate::python::error::Error;
 
 impl ServerCore {
@@ -35,12 +35,20 @@ impl ServerCore {
         )
     }
 
-    /// Logs, once for all workers, that the kernel drops datagrams.
-    pub(super) fn log_drops(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
-        let drops = socket.drops().unwanted;
-        if drops > 0 && self.counters.get().shared_counters().is_first_to_log_drops() {
-            let reported = self.report.call1(py, ("drops", drops, py.None()));
-            return reported.map(drop).or_else(|error| self.end_or_exit(py, error));
+    /// Logs, once for all workers, that datagrams are lost before the handler: in the kernel, or
+    /// because of their PROXY headers.
+    pub(super) fn log_losses(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
+        let counters = self.counters.get().shared_counters();
+        let notices = [
+            (Notice::Drops, "drops", socket.drops().unwanted),
+            (Notice::Untrusted, "untrusted", counters.of(self.worker, Count::ProxyUntrusted)),
+            (Notice::Malformed, "malformed", counters.of(self.worker, Count::ProxyMalformed)),
+        ];
+        for (notice, what, count) in notices {
+            if count > 0 && counters.is_first_to_log(notice) {
+                let reported = self.report.call1(py, (what, count, py.None()));
+                reported.map(drop).or_else(|error| self.end_or_exit(py, error))?;
+            }
         }
         Ok(())
     }

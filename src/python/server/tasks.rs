@@ -45,8 +45,11 @@ enum Next {
 /// The tasks of a server on an event loop.
 pub(super) struct Tasks {
     event_loop: Py<PyAny>,
-    /// `asyncio.Task`, and its keyword arguments: an eager start, if Python has it.
+    /// `asyncio.Task`, its methods that make a task, and the keyword arguments: an eager start, if
+    /// Python has it.
     task_type: Py<PyAny>,
+    new_task: Py<PyAny>,
+    init_task: Py<PyAny>,
     task_options: Py<PyDict>,
     /// Whether the loop has a task factory, which makes the tasks instead.
     has_factory: AtomicBool,
@@ -98,7 +101,7 @@ impl Tasks {
         let task = if self.has_factory.load(Ordering::Relaxed) {
             self.event_loop.bind(py).call_method1(intern!(py, "create_task"), (result,))?
         } else {
-            self.task_type.bind(py).call((result,), Some(self.task_options.bind(py)))?
+            self.start_task(py, result)?
         };
         if task.call_method0(intern!(py, "done"))?.is_truthy()? {
             return self.finish(core.get(), &task, &to); // it was started eagerly
@@ -110,6 +113,22 @@ impl Tasks {
         self.unhandled.fetch_add(datagrams, Ordering::Relaxed);
         task.call_method1(intern!(py, "add_done_callback"), (completion,))?;
         Ok(())
+    }
+
+    /// Makes a task in two steps. If it starts eagerly and its first step ends the program, there is
+    /// still the task: unless somebody retrieves its exception, asyncio logs that nobody did.
+    fn start_task<'py>(
+        &self,
+        py: Python<'py>,
+        coroutine: Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let task = self.new_task.bind(py).call1((&self.task_type,))?;
+        let options = Some(self.task_options.bind(py));
+        if let Err(error) = self.init_task.bind(py).call((&task, coroutine), options) {
+            let _ = task.call_method0(intern!(py, "exception"));
+            return Err(error);
+        }
+        Ok(task)
     }
 
     fn is_coroutine(&self, result: &Bound<'_, PyAny>) -> PyResult<bool> {
@@ -209,9 +228,12 @@ impl ServerCore {
         on_exit: Py<PyAny>,
     ) -> Result<()> {
         let asyncio = py.import("asyncio")?;
+        let task_type = asyncio.getattr("Task")?;
         let tasks = Tasks {
             event_loop,
-            task_type: asyncio.getattr("Task")?.unbind(),
+            new_task: task_type.getattr("__new__")?.unbind(),
+            init_task: task_type.getattr("__init__")?.unbind(),
+            task_type: task_type.unbind(),
             task_options,
             has_factory: AtomicBool::new(false),
             coroutine_type: py.import("types")?.getattr("CoroutineType")?.unbind(),
@@ -256,7 +278,7 @@ impl ServerCore {
     /// Log drops and error-queue entries. Call this about once per second.
     fn tick(&self, py: Python<'_>) -> Result<()> {
         let socket = self.socket.bind(py).get().socket()?;
-        self.log_drops(py, socket)?;
+        self.log_losses(py, socket)?;
         Ok(self.report_queued_errors(py, socket, None)?)
     }
 
