@@ -1557,6 +1557,21 @@ class ServerStats:
         """Workers that died and were restarted."""
 
     @property
+    def dtls_established(self) -> int:
+        """DTLS handshakes that were completed."""
+
+    @property
+    def dtls_failed(self) -> int:
+        """DTLS handshakes that have failed. The log says why, at most once per second."""
+
+    @property
+    def dtls_invalid(self) -> int:
+        """Datagrams to a DTLS server that were not DTLS, or did not belong to a session.
+
+        No other counter includes them.
+        """
+
+    @property
     def batch_sizes(self) -> dict[int, int]:
         """The number of batches by size, with sizes rounded up to a power of two."""
 

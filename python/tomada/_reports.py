@@ -16,11 +16,13 @@ logger = logging.getLogger("tomada")
 # log.
 SECONDS_BETWEEN = 1.0
 
-# What the first datagram refused because of its PROXY header means.
+# What it means if datagrams do not reach the handler, logged once.
 REFUSALS = {
     "untrusted": "%s has refused datagrams with a PROXY header from an address that is not in "
     "proxy (%d so far): add the address if it is your load balancer's; stats().proxy_untrusted "
     "counts further ones",
+    "not dtls": "%s has received datagrams that are not DTLS, or belong to no session (%d so far): "
+    "do all clients encrypt? stats().dtls_invalid counts further ones",
     "malformed": "%s has refused datagrams from a trusted proxy without a valid PROXY header (%d "
     "so far): does the load balancer send the header of version 2 in each datagram? "
     "stats().proxy_malformed counts further ones",
@@ -85,6 +87,8 @@ class Reports:
                 detail,
                 suffix,
             )
+        elif what == "handshake":
+            logger.warning("a DTLS handshake has failed: %s%s", detail, suffix)
         elif what == "send":
             logger.warning("not sent to %s: %s%s", format_address(address), detail, suffix)
         elif address is not None:

@@ -65,6 +65,10 @@ macro_rules! server_counters {
                 "Errors that receive calls returned, most of them ICMP messages about peers.",
             HandlerTime handler_time f64 "Seconds spent in the handler.", // counted in nanoseconds
             Restarts restarts u64 "Workers that died and were restarted.",
+            DtlsEstablished dtls_established u64 "DTLS handshakes that were completed.",
+            DtlsFailed dtls_failed u64 "DTLS handshakes that have failed.",
+            DtlsInvalid dtls_invalid u64
+                "Datagrams that were not DTLS, or did not belong to a session.",
         }
     };
 }

@@ -17,7 +17,7 @@ const COUNTS: usize = Count::ALL.len();
 /// The index of the first word that is not a counter: whether a worker has logged each notice.
 const NOTICES: usize = COUNTS;
 /// The index of the first batch-size class.
-const SIZES_START: usize = NOTICES + Notice::Malformed as usize + 1;
+const SIZES_START: usize = NOTICES + Notice::NotDtls as usize + 1;
 /// The number of batch-size classes: up to 1, 2, 4, … datagrams.
 const SIZES: usize = 14;
 /// A multiple of two cache lines, so that workers do not write to each other's cache lines.
@@ -32,6 +32,8 @@ pub enum Notice {
     Untrusted,
     /// A trusted proxy has sent a datagram without a valid PROXY header.
     Malformed,
+    /// A datagram to a DTLS server was not DTLS.
+    NotDtls,
 }
 
 /// The counters of all workers. Those of a worker that has exited keep their values.
@@ -135,7 +137,7 @@ mod tests {
     #[test]
     fn one_worker_is_the_first() {
         let counters = SharedCounters::new(2).unwrap();
-        for notice in [Notice::Drops, Notice::Untrusted, Notice::Malformed] {
+        for notice in [Notice::Drops, Notice::Untrusted, Notice::Malformed, Notice::NotDtls] {
             assert!(counters.is_first_to_log(notice));
             assert!(!counters.is_first_to_log(notice));
         }

@@ -8,7 +8,7 @@ import pytest
 from certificates import certificates
 from dtls_pairs import psk_client, psk_server, server_of, session, trusting
 from support import eventually
-from tomada import Client, Server, _core, dtls
+from tomada import Client, Server, _core, dtls, socket
 
 
 def fails(client_context, server_context, counter, **options):
@@ -146,3 +146,32 @@ def test_old_openssl(monkeypatch):
     module = importlib.util.module_from_spec(spec)
     with pytest.raises(ImportError, match=r"3\.0 or newer, not OpenSSL 1\.1\.1w"):
         spec.loader.exec_module(module)
+
+
+@pytest.mark.thread_unsafe(reason="it forks, and reads the log of the process")
+@pytest.mark.parametrize("options", [{}, {"loop": "asyncio"}, {"workers": 2}], ids=str)
+def test_server_counts_and_logs_handshakes_that_fail(options, caplog):
+    files = certificates()
+    echo = lambda data, _: data  # noqa: E731
+    with Server(("127.0.0.1", 0), echo, dtls=server_of(files.ecdsa), **options) as server:
+        with Client(server.address, timeout=30, dtls=trusting(files.ca)) as client:
+            assert client.request(b"hello") == b"hello"
+        with (
+            Client(server.address, timeout=30, dtls=trusting(files.self_signed[0])) as client,
+            pytest.raises(dtls.DTLSCertVerificationError),
+        ):
+            client.request(b"hello")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"not encrypted", server.address)
+
+        def counts():
+            stats = server.stats()
+            return stats.dtls_established, stats.dtls_failed, stats.dtls_invalid
+
+        eventually(lambda: counts() == (1, 1, 1))
+        if "workers" not in options:  # theirs is the log of another process
+            eventually(lambda: "a DTLS handshake has failed: " in caplog.text)
+            assert "unknown ca" in caplog.text
+            assert "(peer 127.0.0.1:" in caplog.text
+            eventually(lambda: "datagrams that are not DTLS" in caplog.text)
+    assert counts() == (1, 1, 1)

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use super::context::{Built, Context};
 use super::cookie::Cookies;
-use super::endpoint_counts::{EndpointCounters, EndpointCounts, count};
+use super::endpoint_counts::{EndpointCounters, EndpointCounts, HandshakeReport, count};
 use super::failure::{SessionError, SessionErrorKind};
 use super::hello::{ClientHello, FirstRecord};
 use super::outbox::Outbox;
@@ -89,6 +89,9 @@ struct State {
     began_with: Option<Arc<Built>>,
     /// Why the session with the only peer has ended.
     ended: Option<SessionError>,
+    /// Why the last handshake that failed has failed, and the counters, as last reported.
+    last_failure: Option<String>,
+    reported: EndpointCounts,
 }
 
 /// A child of a fork has no sessions: two processes that send records with the same numbers and keys
@@ -139,6 +142,19 @@ impl Endpoint {
     /// The counters.
     pub fn counts(&self) -> EndpointCounts {
         self.counters.read()
+    }
+
+    /// What has happened to the handshakes since this was last called.
+    pub fn take_report(&self) -> HandshakeReport {
+        let mut state = self.state();
+        let counts = self.counts();
+        let before = std::mem::replace(&mut state.reported, counts);
+        HandshakeReport {
+            established: counts.established - before.established,
+            failed: counts.failed - before.failed,
+            invalid: counts.invalid - before.invalid,
+            last_failure: state.last_failure.take(),
+        }
     }
 
     /// The number of complete sessions, and of handshakes under way.
@@ -474,6 +490,8 @@ impl Endpoint {
             let was_there = state.table.remove(link);
             if was_there && self.options.peer.is_some() {
                 state.ended = Some(failure.clone());
+            } else if was_there && !link.is_established() {
+                state.last_failure = Some(failure.text.clone());
             }
             was_there
         };

@@ -49,6 +49,19 @@ counts! {
     invalid,
 }
 
+/// What has happened to an endpoint's handshakes since the last report.
+#[derive(Debug, Default)]
+pub struct HandshakeReport {
+    /// Complete handshakes.
+    pub established: u64,
+    /// Handshakes that have failed.
+    pub failed: u64,
+    /// Datagrams that are not DTLS, or belong to no session.
+    pub invalid: u64,
+    /// Why the last of them has failed, in words.
+    pub last_failure: Option<String>,
+}
+
 /// Raises a counter by one.
 pub(super) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);

@@ -25,7 +25,7 @@ mod timers;
 
 pub use context::{ChooseContext, Context};
 pub use endpoint::{Endpoint, EndpointOptions, Incoming, SessionEvent, Status};
-pub use endpoint_counts::EndpointCounts;
+pub use endpoint_counts::{EndpointCounts, HandshakeReport};
 pub use failure::{SessionError, SessionErrorKind};
 pub use outbox::Outbox;
 pub use packets::Packets;

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use super::Socket;
 use crate::net::address::Address;
 use crate::net::dtls::{
-    Endpoint, Incoming, Outbox, Packets, SessionErrorKind, SessionScratch, SharedSession,
+    Endpoint, HandshakeReport, Incoming, Outbox, Packets, SessionErrorKind, SessionScratch,
+    SharedSession,
 };
 use crate::net::error_class::may_be_of_earlier;
 use crate::net::fork_mutex::{ForkMutex, Inherit};
@@ -169,6 +170,11 @@ impl Socket {
             endpoint.handle_timeouts(now, outbox);
             Some(endpoint.next_timeout()?.saturating_duration_since(now))
         })?
+    }
+
+    /// What has happened to the handshakes since this was last called, if there are sessions.
+    pub fn take_handshake_report(&self) -> Option<HandshakeReport> {
+        Some(self.dtls()?.take_report())
     }
 
     /// Ends all sessions, and tells the peers.

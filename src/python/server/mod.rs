@@ -251,9 +251,7 @@ impl ServerCore {
             }
             if told_at.elapsed() >= TICK {
                 told_at = Instant::now();
-                this.log_losses(py, socket)?;
-                // A wait may have taken error queue entries that no receive has reported.
-                this.report_queued_errors(py, socket, None)?;
+                this.report_all(py, socket)?;
             }
         }
         this.leave(py, &sink, &mut cursor)
@@ -270,6 +268,7 @@ impl ServerCore {
         let (socket, slots) = (sink.socket, cursor.slots());
         self.flush_last(py, socket)?;
         py.detach(|| socket.close_dtls());
+        self.report_handshakes(py, socket)?;
         let mut left = sink.discard(cursor);
         let until = Instant::now() + COUNTING;
         while self.is_overdue() && self.is_last.load(Ordering::Relaxed) && Instant::now() < until {

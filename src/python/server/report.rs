@@ -10,6 +10,47 @@ use crate::net::{self, Address, Count, ErrorClass, Notice};
 use crate::python::error::Error;
 
 impl ServerCore {
+    /// Counts and logs what has happened beside the handler. Call this about once per second.
+    pub(super) fn report_all(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
+        self.report_handshakes(py, socket)?;
+        self.log_losses(py, socket)?;
+        // A wait may have taken error queue entries that no receive has reported.
+        self.report_queued_errors(py, socket, None)
+    }
+
+    /// Counts handshakes, and logs why the last one that failed has failed.
+    #[cfg(feature = "dtls")]
+    pub(super) fn report_handshakes(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
+        let Some(report) = socket.take_handshake_report() else { return Ok(()) };
+        let counts = [
+            (Count::DtlsEstablished, report.established),
+            (Count::DtlsFailed, report.failed),
+            (Count::DtlsInvalid, report.invalid),
+        ];
+        for (count, n) in counts {
+            self.count(count, n as usize);
+        }
+        report.last_failure.map_or(Ok(()), |text| self.log(py, "handshake", text))
+    }
+
+    /// Does nothing.
+    #[cfg(not(feature = "dtls"))]
+    #[allow(clippy::unnecessary_wraps, clippy::unused_self)] // with DTLS it may fail
+    pub(super) fn report_handshakes(&self, _: Python<'_>, _: &net::Socket) -> PyResult<()> {
+        Ok(())
+    }
+
+    /// Has Python log what has happened, about no peer in particular.
+    fn log<'py>(
+        &self,
+        py: Python<'py>,
+        what: &str,
+        detail: impl IntoPyObject<'py>,
+    ) -> PyResult<()> {
+        let reported = self.report.call1(py, (what, detail, py.None()));
+        reported.map(drop).or_else(|error| self.end_or_exit(py, error))
+    }
+
     /// Counts and reports the errors in the error queue, and one that a receive has reported.
     pub(super) fn report_queued_errors(
         &self,
@@ -35,19 +76,19 @@ impl ServerCore {
         )
     }
 
-    /// Logs, once for all workers, that datagrams are lost before the handler: in the kernel, or
-    /// because of their PROXY headers.
-    pub(super) fn log_losses(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
+    /// Logs, once for all workers, that datagrams do not reach the handler: that the kernel drops
+    /// them, their PROXY headers are wrong, or they are not encrypted.
+    fn log_losses(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
         let counters = self.counters.get().shared_counters();
         let notices = [
             (Notice::Drops, "drops", socket.drops().unwanted),
             (Notice::Untrusted, "untrusted", counters.of(self.worker, Count::ProxyUntrusted)),
             (Notice::Malformed, "malformed", counters.of(self.worker, Count::ProxyMalformed)),
+            (Notice::NotDtls, "not dtls", counters.of(self.worker, Count::DtlsInvalid)),
         ];
         for (notice, what, count) in notices {
             if count > 0 && counters.is_first_to_log(notice) {
-                let reported = self.report.call1(py, (what, count, py.None()));
-                reported.map(drop).or_else(|error| self.end_or_exit(py, error))?;
+                self.log(py, what, count)?;
             }
         }
         Ok(())

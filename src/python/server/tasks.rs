@@ -278,8 +278,7 @@ impl ServerCore {
     /// Log drops and error-queue entries. Call this about once per second.
     fn tick(&self, py: Python<'_>) -> Result<()> {
         let socket = self.socket.bind(py).get().socket()?;
-        self.log_losses(py, socket)?;
-        Ok(self.report_queued_errors(py, socket, None)?)
+        Ok(self.report_all(py, socket)?)
     }
 
     /// Retransmit what handshakes wait for; return the seconds until this must be called again.
