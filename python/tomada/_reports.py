@@ -16,7 +16,7 @@ logger = logging.getLogger("tomada")
 # log.
 SECONDS_BETWEEN = 1.0
 
-# What it means if datagrams do not reach the handler, logged once.
+# The likely reasons why datagrams do not reach the handler. Each is logged once.
 REFUSALS = {
     "untrusted": "%s has refused datagrams with a PROXY header from an address that is not in "
     "proxy (%d so far): add the address if it is your load balancer's; stats().proxy_untrusted "

@@ -23,7 +23,7 @@ const SIZES: usize = 14;
 /// A multiple of two cache lines, so that workers do not write to each other's cache lines.
 const BLOCK: usize = (SIZES_START + SIZES).next_multiple_of(16);
 
-/// What the workers log once, by whichever of them sees it first.
+/// A message that the first worker with a reason for it logs, once for all workers.
 #[derive(Clone, Copy, Debug)]
 pub enum Notice {
     /// The kernel drops datagrams.

@@ -68,7 +68,7 @@ def server(handler, address=("127.0.0.1", 0), **options):
     return tomada.Server(address, handler, **options)
 
 
-# After so many requests, a client of a Load changes its port.
+# The number of requests after which a client of a Load changes its port.
 REQUESTS_PER_PORT = 50
 
 

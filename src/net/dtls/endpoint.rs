@@ -144,7 +144,7 @@ impl Endpoint {
         self.counters.read()
     }
 
-    /// What has happened to the handshakes since this was last called.
+    /// The events of handshakes since this was last called.
     pub fn take_report(&self) -> HandshakeReport {
         let mut state = self.state();
         let counts = self.counts();

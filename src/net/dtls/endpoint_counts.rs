@@ -49,7 +49,7 @@ counts! {
     invalid,
 }
 
-/// What has happened to an endpoint's handshakes since the last report.
+/// The events of an endpoint's handshakes since the last report.
 #[derive(Debug, Default)]
 pub struct HandshakeReport {
     /// Complete handshakes.

@@ -172,7 +172,7 @@ impl Socket {
         })?
     }
 
-    /// What has happened to the handshakes since this was last called, if there are sessions.
+    /// The events of handshakes since this was last called, if the socket has sessions.
     pub fn take_handshake_report(&self) -> Option<HandshakeReport> {
         Some(self.dtls()?.take_report())
     }
