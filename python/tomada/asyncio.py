@@ -28,6 +28,9 @@ from tomada._socket_options import SocketOptions, check_server_hostname
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
+    from socket import _Address, _RetAddress
+
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
     from tomada._core import DtlsContext, Guard
     from tomada._socket_options import Secured
@@ -46,6 +49,7 @@ __all__ = [
 
 
 Result = TypeVar("Result")
+ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
 
 _DEFAULTS = SocketOptions()
 
@@ -57,6 +61,15 @@ class _Options(TypedDict, total=False):
     reuse_port: bool | None
     allow_broadcast: bool | None
     sock: _std.socket | None
+
+
+class _EndpointOptions(_Options, total=False):
+    gro: bool | None
+    coalesce: float
+    guard: Guard | None
+    pacing: int | None
+    dtls: DtlsContext | None
+    server_hostname: str | None
 
 
 # The core does their work instead of the standard loop, unless a subclass overrides one of them.
@@ -83,23 +96,34 @@ class EventLoop(_core.LoopCore, asyncio.SelectorEventLoop):
             self._poll_directly(selector)
         self._sockets = LoopSockets(self)
 
-    async def create_datagram_endpoint(self, *args: Any, **kwargs: Any) -> Any:
+    # typeshed's base class still has reuse_address, which CPython removed in 3.11.
+    async def create_datagram_endpoint(  # type: ignore[override]
+        self,
+        protocol_factory: Callable[[], ProtocolT],
+        local_addr: tuple[str, int] | str | None = None,
+        remote_addr: tuple[str, int] | str | None = None,
+        **options: Unpack[_EndpointOptions],
+    ) -> tuple[DatagramTransport, ProtocolT]:
         """Create a datagram endpoint: see :func:`tomada.asyncio.create_datagram_endpoint`."""
-        return await create_datagram_endpoint(self, *args, **kwargs)
+        return await create_datagram_endpoint(
+            self, protocol_factory, local_addr, remote_addr, **options
+        )
 
-    async def sock_recvfrom(self, sock: _std.socket, bufsize: int) -> Any:
+    async def sock_recvfrom(self, sock: _std.socket, bufsize: int) -> tuple[bytes, _RetAddress]:
         """Receive a datagram, like :meth:`asyncio.loop.sock_recvfrom`. Cancelling loses nothing."""
         if not isinstance(sock, _core.Socket):
             return await super().sock_recvfrom(sock, bufsize)
         return await self._sockets.receive(sock, sock.recvfrom, bufsize)
 
-    async def sock_recvfrom_into(self, sock: _std.socket, buf: Any, nbytes: int = 0) -> Any:
+    async def sock_recvfrom_into(
+        self, sock: _std.socket, buf: WriteableBuffer, nbytes: int = 0
+    ) -> tuple[int, _RetAddress]:
         """Receive a datagram into a buffer, like :meth:`asyncio.loop.sock_recvfrom_into`."""
         if not isinstance(sock, _core.Socket):
             return await super().sock_recvfrom_into(sock, buf, nbytes)
         return await self._sockets.receive(sock, sock.recvfrom_into, buf, nbytes or len(buf))
 
-    async def sock_sendto(self, sock: _std.socket, data: Any, address: Any) -> Any:
+    async def sock_sendto(self, sock: _std.socket, data: ReadableBuffer, address: _Address) -> int:
         """Send a datagram, like :meth:`asyncio.loop.sock_sendto`."""
         if isinstance(sock, _core.Socket) and not (self.get_debug() and sock.gettimeout() != 0):
             with contextlib.suppress(BlockingIOError, InterruptedError):
@@ -169,7 +193,7 @@ def install(loop: asyncio.AbstractEventLoop) -> None:
 
 async def create_datagram_endpoint(
     loop: asyncio.AbstractEventLoop,
-    protocol_factory: Callable[[], asyncio.BaseProtocol],
+    protocol_factory: Callable[[], ProtocolT],
     local_addr: tuple[str, int] | str | None = None,
     remote_addr: tuple[str, int] | str | None = None,
     *,
@@ -180,7 +204,7 @@ async def create_datagram_endpoint(
     dtls: DtlsContext | None = None,
     server_hostname: str | None = None,
     **options: Unpack[_Options],
-) -> tuple[DatagramTransport, Any]:
+) -> tuple[DatagramTransport, ProtocolT]:
     """Create a datagram endpoint on any loop that has ``add_reader`` and ``add_writer``.
 
     The other arguments (``family``, ``proto``, ``flags``, ``reuse_port``, ``allow_broadcast``,
