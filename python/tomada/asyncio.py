@@ -140,23 +140,32 @@ def run(
     """Run a coroutine on a new event loop with tomada's transports, like :func:`asyncio.run`.
 
     :param loop: ``"asyncio"`` is an :class:`EventLoop`. ``"uvloop"`` is uvloop's loop (``pip
-        install tomada[uvloop]``) with tomada's datagram transports. ``"auto"`` is uvloop's loop if
-        uvloop is installed, and otherwise an :class:`EventLoop`.
+        install 'tomada[uvloop]'``) with tomada's datagram transports. ``"auto"`` is uvloop's loop
+        if uvloop is installed, and otherwise an :class:`EventLoop`. The event loop policy, which
+        ``uvloop.install()`` sets, has no effect.
     :raises ModuleNotFoundError: ``loop`` is ``"uvloop"``, and uvloop is not installed.
+    :raises RuntimeError: An event loop is already running in this thread.
     :raises ValueError: ``loop`` is not one of these.
+    :raises RuntimeError: An event loop is already running in this thread.
     """
     try:
         factory = _factory(loop)
     except BaseException:
-        main.close()  # without a warning that it was never awaited
+        if asyncio.iscoroutine(main):
+            main.close()  # without a warning that it was never awaited
         raise
     with asyncio.Runner(debug=debug, loop_factory=factory) as runner:
         return runner.run(main)
 
 
 def _factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    if asyncio._get_running_loop() is not None:
+        # Checked before there is a loop, because this one could not be closed again.
+        raise RuntimeError("tomada.asyncio.run() cannot be called from a running event loop")
     if name not in ("asyncio", "auto", "uvloop"):
-        raise ValueError(f'loop must be "asyncio", "auto" or "uvloop", not {name!r}')
+        raise ValueError(
+            f'loop must be "asyncio" (tomada\'s own loop), "auto" or "uvloop", not {name!r}'
+        )
     if name == "asyncio":
         return EventLoop
     try:
@@ -165,7 +174,7 @@ def _factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
         if name == "auto":
             return EventLoop
         raise ModuleNotFoundError(
-            'loop="uvloop" needs uvloop, which is not installed: pip install tomada[uvloop]',
+            "loop=\"uvloop\" needs uvloop, which is not installed: pip install 'tomada[uvloop]'",
             name="uvloop",
         ) from None
 
