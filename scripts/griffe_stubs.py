@@ -41,7 +41,7 @@ class Stubs(griffe.Extension):
         self._complete(pkg, pkg)
         _publish_socket(pkg)
         for method, function in FORWARDED.items():
-            own, _, _ = pkg[method].parameters
+            own, *_ = pkg[method].parameters
             pkg[method].parameters = griffe.Parameters(own, *list(pkg[function].parameters)[1:])
 
     def _complete(self, obj: Any, package: griffe.Module) -> None:

@@ -74,6 +74,16 @@ def advise(error: OSError, what: str, advice: dict[int, str] | None = None) -> N
     error.args = (error.errno, text)
 
 
+def without_batch(error: OSError) -> OSError:
+    """Remove a datagram's place in a batch, which the core adds, from the text of an error."""
+    if error.errno is not None:
+        text = os.strerror(error.errno)
+        if str(error.strerror).startswith(f"{text} (datagram "):
+            error.strerror = text
+            error.args = (error.errno, text)
+    return error
+
+
 def advise_on_sending(error: OSError, address: Any) -> None:
     """Add the destination and advice to an error from sending that has only the kernel's text."""
     if error.errno in OF_SENDING and error.strerror == os.strerror(error.errno):

@@ -28,6 +28,9 @@ from tomada._socket_options import SocketOptions, check_server_hostname
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
+    from socket import _Address, _RetAddress
+
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
     from tomada._core import DtlsContext, Guard
     from tomada._socket_options import Secured
@@ -46,6 +49,7 @@ __all__ = [
 
 
 Result = TypeVar("Result")
+ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
 
 _DEFAULTS = SocketOptions()
 
@@ -57,6 +61,15 @@ class _Options(TypedDict, total=False):
     reuse_port: bool | None
     allow_broadcast: bool | None
     sock: _std.socket | None
+
+
+class _EndpointOptions(_Options, total=False):
+    gro: bool | None
+    coalesce: float
+    guard: Guard | None
+    pacing: int | None
+    dtls: DtlsContext | None
+    server_hostname: str | None
 
 
 # The core does their work instead of the standard loop, unless a subclass overrides one of them.
@@ -83,23 +96,34 @@ class EventLoop(_core.LoopCore, asyncio.SelectorEventLoop):
             self._poll_directly(selector)
         self._sockets = LoopSockets(self)
 
-    async def create_datagram_endpoint(self, *args: Any, **kwargs: Any) -> Any:
+    # typeshed's base class still has reuse_address, which CPython removed in 3.11.
+    async def create_datagram_endpoint(  # type: ignore[override]
+        self,
+        protocol_factory: Callable[[], ProtocolT],
+        local_addr: tuple[str, int] | str | None = None,
+        remote_addr: tuple[str, int] | str | None = None,
+        **options: Unpack[_EndpointOptions],
+    ) -> tuple[DatagramTransport, ProtocolT]:
         """Create a datagram endpoint: see :func:`tomada.asyncio.create_datagram_endpoint`."""
-        return await create_datagram_endpoint(self, *args, **kwargs)
+        return await create_datagram_endpoint(
+            self, protocol_factory, local_addr, remote_addr, **options
+        )
 
-    async def sock_recvfrom(self, sock: _std.socket, bufsize: int) -> Any:
+    async def sock_recvfrom(self, sock: _std.socket, bufsize: int) -> tuple[bytes, _RetAddress]:
         """Receive a datagram, like :meth:`asyncio.loop.sock_recvfrom`. Cancelling loses nothing."""
         if not isinstance(sock, _core.Socket):
             return await super().sock_recvfrom(sock, bufsize)
         return await self._sockets.receive(sock, sock.recvfrom, bufsize)
 
-    async def sock_recvfrom_into(self, sock: _std.socket, buf: Any, nbytes: int = 0) -> Any:
+    async def sock_recvfrom_into(
+        self, sock: _std.socket, buf: WriteableBuffer, nbytes: int = 0
+    ) -> tuple[int, _RetAddress]:
         """Receive a datagram into a buffer, like :meth:`asyncio.loop.sock_recvfrom_into`."""
         if not isinstance(sock, _core.Socket):
             return await super().sock_recvfrom_into(sock, buf, nbytes)
         return await self._sockets.receive(sock, sock.recvfrom_into, buf, nbytes or len(buf))
 
-    async def sock_sendto(self, sock: _std.socket, data: Any, address: Any) -> Any:
+    async def sock_sendto(self, sock: _std.socket, data: ReadableBuffer, address: _Address) -> int:
         """Send a datagram, like :meth:`asyncio.loop.sock_sendto`."""
         if isinstance(sock, _core.Socket) and not (self.get_debug() and sock.gettimeout() != 0):
             with contextlib.suppress(BlockingIOError, InterruptedError):
@@ -116,23 +140,32 @@ def run(
     """Run a coroutine on a new event loop with tomada's transports, like :func:`asyncio.run`.
 
     :param loop: ``"asyncio"`` is an :class:`EventLoop`. ``"uvloop"`` is uvloop's loop (``pip
-        install tomada[uvloop]``) with tomada's datagram transports. ``"auto"`` is uvloop's loop if
-        uvloop is installed, and otherwise an :class:`EventLoop`.
+        install 'tomada[uvloop]'``) with tomada's datagram transports. ``"auto"`` is uvloop's loop
+        if uvloop is installed, and otherwise an :class:`EventLoop`. The event loop policy, which
+        ``uvloop.install()`` sets, has no effect.
     :raises ModuleNotFoundError: ``loop`` is ``"uvloop"``, and uvloop is not installed.
+    :raises RuntimeError: An event loop is already running in this thread.
     :raises ValueError: ``loop`` is not one of these.
+    :raises RuntimeError: An event loop is already running in this thread.
     """
     try:
         factory = _factory(loop)
     except BaseException:
-        main.close()  # without a warning that it was never awaited
+        if asyncio.iscoroutine(main):
+            main.close()  # without a warning that it was never awaited
         raise
     with asyncio.Runner(debug=debug, loop_factory=factory) as runner:
         return runner.run(main)
 
 
 def _factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    if asyncio._get_running_loop() is not None:
+        # Checked before there is a loop, because this one could not be closed again.
+        raise RuntimeError("tomada.asyncio.run() cannot be called from a running event loop")
     if name not in ("asyncio", "auto", "uvloop"):
-        raise ValueError(f'loop must be "asyncio", "auto" or "uvloop", not {name!r}')
+        raise ValueError(
+            f'loop must be "asyncio" (tomada\'s own loop), "auto" or "uvloop", not {name!r}'
+        )
     if name == "asyncio":
         return EventLoop
     try:
@@ -141,7 +174,7 @@ def _factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
         if name == "auto":
             return EventLoop
         raise ModuleNotFoundError(
-            'loop="uvloop" needs uvloop, which is not installed: pip install tomada[uvloop]',
+            "loop=\"uvloop\" needs uvloop, which is not installed: pip install 'tomada[uvloop]'",
             name="uvloop",
         ) from None
 
@@ -169,7 +202,7 @@ def install(loop: asyncio.AbstractEventLoop) -> None:
 
 async def create_datagram_endpoint(
     loop: asyncio.AbstractEventLoop,
-    protocol_factory: Callable[[], asyncio.BaseProtocol],
+    protocol_factory: Callable[[], ProtocolT],
     local_addr: tuple[str, int] | str | None = None,
     remote_addr: tuple[str, int] | str | None = None,
     *,
@@ -180,7 +213,7 @@ async def create_datagram_endpoint(
     dtls: DtlsContext | None = None,
     server_hostname: str | None = None,
     **options: Unpack[_Options],
-) -> tuple[DatagramTransport, Any]:
+) -> tuple[DatagramTransport, ProtocolT]:
     """Create a datagram endpoint on any loop that has ``add_reader`` and ``add_writer``.
 
     The other arguments (``family``, ``proto``, ``flags``, ``reuse_port``, ``allow_broadcast``,

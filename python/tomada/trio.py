@@ -1,4 +1,4 @@
-"""Datagram endpoints on trio: ``pip install tomada[trio]``."""
+"""Datagram endpoints on trio: ``pip install 'tomada[trio]'``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from tomada._address import check_address
-from tomada._advice import OF_BINDING, OF_OPENING, OF_SENDING, advised
+from tomada._advice import OF_BINDING, OF_OPENING, OF_SENDING, advise, advised
 from tomada._asyncio.context_managers import Opening
 from tomada._asyncio.events import Events
 from tomada._asyncio.sessions import Sessions
@@ -152,9 +152,13 @@ async def _look_up(address: Any, family: int) -> dict[int, Any]:
         await trio.lowlevel.checkpoint()
         return {_std.AF_UNIX: address}
     host, port, *scope = address
-    infos = await trio.socket.getaddrinfo(
-        host or None, port, family, _std.SOCK_DGRAM, flags=_std.AI_PASSIVE
-    )
+    try:
+        infos = await trio.socket.getaddrinfo(
+            host or None, port, family, _std.SOCK_DGRAM, flags=_std.AI_PASSIVE
+        )
+    except _std.gaierror as error:
+        advise(error, str(host))
+        raise
     found: dict[int, Any] = {}
     for each, _, _, _, resolved in infos:
         found.setdefault(each, (*resolved[:2], *scope) if scope else resolved)

@@ -2,11 +2,13 @@
 
 import asyncio
 import gc
+from operator import eq
 
 import pytest
 
 from answering import LONG, Server, echo, silence
 from support import open_descriptors
+from tomada._address import format_address
 from tomada._client.ports import PORTS
 from tomada.asyncio import Client, EventLoop
 
@@ -25,6 +27,23 @@ def questions(count, error=None):
 
 
 ERRORS = [asyncio.CancelledError("of another task"), GeneratorExit(), StopAsyncIteration()]
+
+
+# The place of a request in the batch that is sent together means nothing to callers.
+@pytest.mark.parametrize("options", [{"key": key}, {"match": eq}, {}], ids=["key", "match", "port"])
+async def test_request_that_is_too_long(runner, inet, options):  # noqa: ARG001
+    long = b"B" * 70_000
+    with Server(inet, echo) as server:
+        async with Client(server.address, timeout=LONG, **options) as client:
+            asked = [*questions(2), long]
+            outcomes = [await client.request_many(asked, errors="return")]
+            calls = (client.request(data) for data in asked)
+            outcomes.append(await asyncio.gather(*calls, return_exceptions=True))
+            for outcome in outcomes:
+                assert outcome[:2] == asked[:2]
+                assert str(outcome[2]).startswith(
+                    f"[Errno 90] Message too long: {format_address(server.address)} (split it: "
+                )
 
 
 @pytest.mark.parametrize("window", [1, 2])

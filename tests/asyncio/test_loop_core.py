@@ -1,6 +1,7 @@
 """The event loop's own turns: order, timers, exceptions, and programs that change the loop."""
 
 import asyncio
+import gc
 import os
 import random
 import selectors
@@ -331,10 +332,38 @@ def test_run_without_uvloop(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "uvloop", None)
     assert tomada.asyncio.run(main(), loop="auto") is tomada.asyncio.EventLoop
-    with pytest.raises(ModuleNotFoundError, match="pip install tomada\\[uvloop\\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'tomada\[uvloop\]'$"):
         tomada.asyncio.run(main(), loop="uvloop")
 
 
-def test_run_refuses_a_loop_that_it_does_not_know():
-    with pytest.raises(ValueError, match=r'must be "asyncio", "auto" or "uvloop", not .trio.'):
-        tomada.asyncio.run(asyncio.sleep(0), loop="trio")
+@pytest.mark.parametrize("name", ["tomada", "trio"])
+def test_run_refuses_a_loop_that_it_does_not_know(name):
+    message = rf"""must be "asyncio" \(tomada's own loop\), "auto" or "uvloop", not '{name}'$"""
+    with pytest.raises(ValueError, match=message):
+        tomada.asyncio.run(asyncio.sleep(0), loop=name)
+    with pytest.raises(ValueError, match=message):
+        tomada.asyncio.run(asyncio.sleep, loop=name)
+
+
+@pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS)
+@pytest.mark.parametrize("name", ["asyncio", "auto", "trio"])
+def test_run_in_a_running_loop(recwarn, new_loop, name):
+    async def main():
+        message = r"^tomada\.asyncio\.run\(\) cannot be called from a running event loop$"
+        with pytest.raises(RuntimeError, match=message):
+            tomada.asyncio.run(asyncio.sleep(0), loop=name)
+        return await asyncio.sleep(0, "still running")
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        assert runner.run(main()) == "still running"
+    gc.collect()
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_run_ignores_the_event_loop_policy(monkeypatch):
+    async def main():
+        return type(asyncio.get_running_loop())
+
+    monkeypatch.setattr(asyncio.get_event_loop_policy(), "new_event_loop", uvloop.new_event_loop)
+    assert tomada.asyncio.run(main()) is tomada.asyncio.EventLoop

@@ -14,7 +14,15 @@ import pytest
 import tomada.asyncio
 from support import open_descriptors
 from tomada import socket
+from tomada.asyncio import _EndpointOptions, _Options
 from transports import LOOPS, Recorder, given, hear, open_first, recorder, turns
+
+
+def test_the_loops_method_names_all_options_of_the_function():
+    parameters = inspect.signature(tomada.asyncio.create_datagram_endpoint).parameters.values()
+    own = {each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}
+    standard = _Options.__annotations__
+    assert own | {*standard} == {*_EndpointOptions.__annotations__}
 
 
 def outcome(new_loop, case):

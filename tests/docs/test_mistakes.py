@@ -11,7 +11,7 @@ import pytest
 import tomada
 from skips import NO_ROOT
 from tomada import socket
-from tomada.asyncio import open_endpoint
+from tomada.asyncio import Client, open_endpoint
 
 DISCARD = ("127.0.0.1", 9)
 
@@ -187,6 +187,30 @@ def test_endpoint_receive_before_it_is_open():
 
     with pytest.raises(TypeError, match=rf"{NOT_OPEN}.* before async for"):
         asyncio.run(main())
+
+
+def test_client_in_a_with_statement():
+    message = r"^a client needs async with: write async with Client\(\.\.\.\) as client$"
+    with pytest.raises(TypeError, match=message), Client(DISCARD):
+        pytest.fail("it is not open")
+
+
+def test_endpoint_in_a_with_statement():
+    message = r"needs async with: write async with open_endpoint\(\.\.\.\) as endpoint$"
+    with pytest.raises(TypeError, match=message), open_endpoint(("127.0.0.1", 0)):
+        pytest.fail("it is not open")
+
+
+@pytest.mark.parametrize("where", ["local_addr", "remote_addr"])
+def test_endpoint_unknown_host(where):
+    addresses = {"local_addr": ("127.0.0.1", 0)} | {where: ("no-such-host.invalid", 1234)}
+
+    async def main():
+        message = r"^\[Errno -?\d+\] [^:]+: no-such-host\.invalid$"
+        with pytest.raises(std.gaierror, match=message):
+            await open_endpoint(**addresses)
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("where", ["local_addr", "remote_addr"])

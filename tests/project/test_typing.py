@@ -85,6 +85,31 @@ async def main() -> int:
     return 0
 
 
+class Twice(asyncio.DatagramProtocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, tomada.asyncio.DatagramTransport)
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.transport.sendto(memoryview(data), addr)
+        self.transport.sendto_many([data], addr)
+        self.transport.sendto_many((data, ("::1", port, 0, 0)) for port in (8, 9))
+
+
+async def transports(own: tomada.asyncio.EventLoop) -> None:
+    pair = await tomada.asyncio.create_datagram_endpoint(
+        asyncio.get_running_loop(), Twice, ("127.0.0.1", 0), gro=True
+    )
+    assert_type(pair, tuple[tomada.asyncio.DatagramTransport, Twice])
+    made = await own.create_datagram_endpoint(
+        lambda: Twice(), remote_addr=("::1", 9), family=socket.AF_INET6, coalesce=1e-3
+    )
+    assert_type(made, tuple[tomada.asyncio.DatagramTransport, Twice])
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as sock:
+        assert_type(await own.sock_recvfrom(sock, 100), tuple[bytes, Any])
+        assert_type(await own.sock_sendto(sock, b"x", ("127.0.0.1", 9)), int)
+
+
 async def on_trio() -> None:
     async with tomada.trio.open_endpoint(("127.0.0.1", 0)) as endpoint:
         assert_type(endpoint, tomada.trio.Endpoint)
@@ -140,6 +165,8 @@ tomada.serve(None, reply, workers=2)
 """
 
 MISTAKES = """
+import asyncio
+
 import tomada.asyncio
 from tomada import socket
 
@@ -197,6 +224,34 @@ client.request_many([b"x"], errors="ignore")  # call-overload
 client.stats().replied  # attr-defined
 with client:  # attr-defined  # attr-defined
     pass
+
+
+class Counting(asyncio.DatagramProtocol):
+    count = 0
+
+
+async def transports(own: tomada.asyncio.EventLoop) -> None:
+    create = tomada.asyncio.create_datagram_endpoint
+    transport, protocol = await create(own, Counting, remote_addr=("127.0.0.1", 9))
+    protocol.counted  # attr-defined
+    transport.sendto("text")  # arg-type
+    transport.sendto(b"x", 9)  # arg-type
+    transport.sendto_many(["text"])  # arg-type
+    await create(own, Counting, coalese=1.0)  # call-arg
+    await create(own, object)  # type-var
+    await own.create_datagram_endpoint(Counting, coalese=1.0)  # call-arg
+    await own.create_datagram_endpoint(Counting, gro="yes")  # arg-type
+    _, own_protocol = await own.create_datagram_endpoint(Counting)
+    own_protocol.counted  # attr-defined
+    await own.sock_sendto(sock, "text", ("127.0.0.1", 9))  # arg-type
+
+
+async def tasks() -> None:
+    async with tomada.asyncio.open_endpoint(remote_adr=("127.0.0.1", 9)) as endpoint:  # call-arg
+        endpoint.send("text")  # arg-type
+        endpoint.send(("127.0.0.1", 9), b"x")  # arg-type
+        endpoint.send_many([b"x"], 9)  # arg-type
+        await endpoint.request("text")  # arg-type
 """
 
 
@@ -228,7 +283,7 @@ def test_mypy_accepts_a_program_that_uses_everything(check):
 
 
 def test_mypy_finds_mistakes(check):
-    assert len(marked(MISTAKES)) == 28
+    assert len(marked(MISTAKES)) == 43
     assert check(MISTAKES) == marked(MISTAKES)
 
 

@@ -267,6 +267,8 @@ async def test_arguments_are_checked(client):
     with pytest.raises(OSError, match="in use") as caught:
         await open_endpoint(client.getsockname())
     assert caught.value.errno == errno.EADDRINUSE
+    with pytest.raises(std.gaierror, match=r": no-such-host\.invalid$"):
+        await open_endpoint(remote_addr=("no-such-host.invalid", 9))
     with pytest.raises(TypeError, match="async with"), open_endpoint(("127.0.0.1", 0)):
         pass
 

@@ -13,9 +13,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, Self, overload
 
 from tomada._address import format_address
-from tomada._advice import advise, advise_on_sending
+from tomada._advice import advise_on_sending
 from tomada._asyncio.context_managers import AsyncContextManager
 from tomada._asyncio.many import Many
+from tomada._asyncio.opening import look_up
 from tomada._asyncio.requests import TaskRequests
 from tomada._client.identity import Identity
 from tomada._client.one_socket import Shared
@@ -118,7 +119,7 @@ class Client(AsyncContextManager):
 
     * With a ``key``, all requests share one socket, and the client immediately finds the request
       that a reply belongs to. Do not reuse a key while a late reply with that key may still arrive:
-      use a counter or random numbers.
+      use a counter. Random numbers collide unless they are long.
     * With a ``match``, all requests share one socket, and the client calls ``match`` for each
       request in flight until one fits. This is slow with hundreds of requests in flight.
     * With neither, each request in flight has its own port, from a pool.
@@ -159,6 +160,8 @@ class Client(AsyncContextManager):
     :raises TypeError: An argument has the wrong type.
     :raises ValueError: An argument is out of range, or both ``match`` and ``key`` are given.
     """
+
+    _advice = "a client needs async with: write async with Client(...) as client"
 
     def __init__(
         self,
@@ -363,11 +366,7 @@ class Client(AsyncContextManager):
     async def _resolve(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._question is not None:
             host, port, family, kind = self._question
-            try:
-                found = await loop.getaddrinfo(host, port, family=family, type=kind)
-            except _std.gaierror as error:
-                advise(error, str(host))
-                raise
+            found = await look_up(loop, host, port, family=family, type=kind)
             self._family, self._address = choose(found, self._address)
             self._question = None
 

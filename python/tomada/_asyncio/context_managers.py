@@ -1,4 +1,4 @@
-"""Context managers for endpoints, with errors that show how to use them."""
+"""Context managers for endpoints and clients, with errors that show how to use them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ NOT_OPEN = (
 
 
 class AsyncContextManager:
-    """Raises an error in a ``with`` statement, because an endpoint needs ``async with``."""
+    """Raises an error in a ``with`` statement, because the object needs ``async with``."""
+
+    _advice = "an endpoint needs async with: write async with open_endpoint(...) as endpoint"
 
     if not TYPE_CHECKING:  # hidden from type checkers, so they reject ``with``
 
         def __enter__(self) -> None:
-            raise TypeError(
-                "an endpoint needs async with: write async with open_endpoint(...) as endpoint"
-            )
+            raise TypeError(self._advice)
 
         def __exit__(self, *_: object) -> None:
             pass  # never called, but ``with`` looks it up before it calls __enter__

@@ -7,7 +7,7 @@ import errno
 import math
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tomada._advice import advise_on_sending
 from tomada._asyncio.context_managers import Closing
@@ -22,10 +22,15 @@ from tomada._peer_errors import PeerErrors, is_from_peer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
+    from socket import _Address
+
+    from _typeshed import ReadableBuffer
 
     from tomada._asyncio.events import Events
-    from tomada._asyncio.transport import DatagramTransport
+    from tomada._asyncio.transport import Datagrams, DatagramTransport
     from tomada._core import Batch, Datagram, DatagramError, Socket, Stats
+
+Item = TypeVar("Item")
 
 # A task that receives without waiting lets other tasks run after LONGEST_RUN seconds. It checks the
 # clock every LOOK datagrams.
@@ -94,22 +99,17 @@ class Endpoint(Closing):
 
     async def recv(self) -> tuple[bytes, Any]:
         """Receive a datagram and its sender's address. Cancelling is safe."""
-        datagram: tuple[bytes, Any] = await self._receive(self._core.recvfrom)
-        return datagram
+        return await self._receive(self._core.recvfrom)
 
     async def recv_many(self, max_datagrams: int = 64) -> list[tuple[bytes, Any]]:
         """Wait for one datagram and receive all that are queued, up to a maximum."""
         if self._socket._collects:
             await self._collect()
-        datagrams: list[tuple[bytes, Any]] = await self._receive(
-            self._core.recv_many, max_datagrams
-        )
-        return datagrams
+        return await self._receive(self._core.recv_many, max_datagrams)
 
     async def recv_datagram(self) -> Datagram:
         """Receive a datagram with metadata, like :meth:`tomada.socket.socket.recv_datagram`."""
-        datagram: Datagram = await self._receive(self._core.recv_datagram)
-        return datagram
+        return await self._receive(self._core.recv_datagram)
 
     async def recv_batch(self, batch: Batch) -> int:
         """Receive into a batch and return the number of datagrams.
@@ -121,7 +121,7 @@ class Endpoint(Closing):
         if self._socket._collects:
             batch.clear()
             await self._collect()
-        return int(await self._receive(self._core.recv_batch, batch))
+        return await self._receive(self._core.recv_batch, batch)
 
     async def __aiter__(self) -> AsyncIterator[tuple[bytes, Any]]:
         """Receive datagrams, like :meth:`recv`, until the endpoint is closed or shuts down."""
@@ -149,7 +149,7 @@ class Endpoint(Closing):
         if self._is_receiving and not self._has_ended(is_readable=False):
             await self._readiness.wait()
 
-    async def _receive(self, take: Callable[..., Any], *args: Any, is_reply: bool = False) -> Any:
+    async def _receive(self, take: Callable[..., Item], *args: Any, is_reply: bool = False) -> Item:
         self._taken += 1
         if self._taken % LOOK == 0:
             await self._look_around()
@@ -226,7 +226,7 @@ class Endpoint(Closing):
 
     # Sending
 
-    def send(self, data: Any, addr: Any = None) -> None:
+    def send(self, data: ReadableBuffer, addr: _Address | None = None) -> None:
         """Send a datagram to ``addr``, or to the peer of a connected endpoint.
 
         It is sent at once if it is the first in this iteration of the loop; further datagrams are
@@ -265,7 +265,7 @@ class Endpoint(Closing):
             self._explain(error, addr)
             raise
 
-    def send_many(self, datagrams: Iterable[Any], addr: Any = None) -> None:
+    def send_many(self, datagrams: Datagrams, addr: _Address | None = None) -> None:
         """Send many datagrams: all to ``addr`` or the peer, or ``(data, address)`` pairs.
 
         They are sent together, immediately. If the socket's buffer fills up, the rest wait, in
@@ -284,7 +284,7 @@ class Endpoint(Closing):
             self._explain(error, addr)
             raise
 
-    def _explain(self, error: OSError, addr: Any = None) -> None:
+    def _explain(self, error: OSError, addr: _Address | None = None) -> None:
         advise_on_sending(error, self.get_extra_info("peername") if addr is None else addr)
 
     async def drain(self) -> None:
@@ -309,7 +309,7 @@ class Endpoint(Closing):
 
     async def request(
         self,
-        data: Any,
+        data: ReadableBuffer,
         *,
         timeout: float = 1.0,
         retries: int = 3,
@@ -371,7 +371,7 @@ class Endpoint(Closing):
             self._explain(error)
             raise
 
-    async def _request_apart(self, data: Any, retry: Retry, peer: Any) -> bytes:
+    async def _request_apart(self, data: ReadableBuffer, retry: Retry, peer: Any) -> bytes:
         """Send a request from a separate port."""
         if self._ports is None:
             loop = self._transport._loop

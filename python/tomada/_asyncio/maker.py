@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket as _std
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tomada import _core
 from tomada._asyncio.given_socket import Given
-from tomada._asyncio.opening import open_directly
+from tomada._asyncio.opening import look_up, open_directly
 from tomada._asyncio.sessions import Sessions, connect
 from tomada._asyncio.transport import DatagramTransport
 from tomada._socket_options import SocketOptions, check_dtls, check_shared
@@ -45,7 +46,8 @@ class Maker:
         self._given: Given | None = None
         self._is_made = False
         self._debug = loop.get_debug()
-        self.getaddrinfo = loop.getaddrinfo
+        # asyncio's exception does not name the host; an endpoint's does.
+        self.getaddrinfo: Any = loop.getaddrinfo if delivers else partial(look_up, loop)
         self.create_future = loop.create_future
 
     async def sock_connect(self, sock: _std.socket, address: Any) -> None:

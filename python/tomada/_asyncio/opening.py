@@ -1,13 +1,17 @@
-"""Opens sockets at numeric addresses directly, without the standard library's general code."""
+"""Opens sockets at numeric addresses directly, and looks up the names of others."""
 
 from __future__ import annotations
 
 import contextlib
 import socket as _std
 from asyncio import base_events
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tomada._advice import advise
 from tomada._sockets import socket
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
 
 _KIND = _std.SOCK_DGRAM | _std.SOCK_NONBLOCK
 _CLASSES = (_std.socket, socket)
@@ -34,6 +38,17 @@ def open_directly(loop: Any, local_addr: Any, remote_addr: Any, family: int = 0)
         if local is not remote:  # otherwise, both are None
             return _open(family, local, remote)
     return None
+
+
+async def look_up(
+    loop: AbstractEventLoop, host: str | None, port: Any, **options: Any
+) -> list[Any]:
+    """Resolve a host name like :meth:`asyncio.loop.getaddrinfo`; an exception names the host."""
+    try:
+        return await loop.getaddrinfo(host, port, **options)
+    except _std.gaierror as error:
+        advise(error, str(host))
+        raise
 
 
 def _numeric(address: Any, family: int) -> tuple[int, Any]:

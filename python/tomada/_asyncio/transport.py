@@ -16,8 +16,13 @@ from tomada._asyncio.read_watch import RoomWatch, watch_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from socket import _Address
+
+    from _typeshed import ReadableBuffer
 
     from tomada._asyncio.sessions import Sessions
+
+    Datagrams: TypeAlias = Iterable[ReadableBuffer] | Iterable[tuple[ReadableBuffer, _Address]]
 
 _logger = logging.getLogger("asyncio")
 
@@ -218,21 +223,24 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
 
     # Writing
 
-    def sendto(self, data: Any, addr: Any = None) -> None:
-        """Send a datagram to ``addr``, or to the peer. This never waits.
+    def sendto(self, data: ReadableBuffer, addr: _Address | None = None) -> None:
+        """Send a datagram to ``addr``, or to the peer.
 
+        This never waits, unless ``addr`` has a host name: resolving the name blocks the loop.
         If the socket's buffer is full, the datagram waits in the send backlog. An error about the
         datagram, such as ``EMSGSIZE``, is reported to ``protocol.error_received``. On a transport
         that is closing, the datagram is dropped, with a warning.
 
         :param data: A bytes-like object.
-        :param addr: The destination. It may be left out only if the transport has a peer.
-        :raises TypeError: ``data`` is not a bytes-like object.
+        :param addr: The destination, preferably with a numeric host. It may be left out only if the
+            transport has a peer.
+        :raises TypeError: ``data`` is not a bytes-like object, ``addr`` is not an address, or the
+            transport has no peer and ``addr`` is missing.
         :raises ValueError: The transport has a peer, and ``addr`` is another address.
         """
         self._core.sendto(data, addr)
 
-    def sendto_many(self, datagrams: Iterable[Any], addr: Any = None) -> None:
+    def sendto_many(self, datagrams: Datagrams, addr: _Address | None = None) -> None:
         """Send many datagrams: all to ``addr`` or the peer, or ``(data, address)`` pairs.
 
         They are sent together: at once or, inside a callback that receives datagrams, when that

@@ -10,6 +10,7 @@ from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from tomada._advice import advise_on_sending
 from tomada._client.connection import SecuringError, has_no_room
 from tomada._client.exchange import Exchange, is_refusal
 
@@ -290,6 +291,7 @@ class InFlight:
         self.give_up(index)
         own = copy.copy(error)  # several requests may share the error; each needs its own index
         own.__cause__ = error.__cause__
+        advise_on_sending(own, self._address)
         self.failed(index, own)
 
     def _not_sent(self, index: int, error: OSError) -> None:

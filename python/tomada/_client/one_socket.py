@@ -6,6 +6,7 @@ import errno
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from tomada._advice import without_batch
 from tomada._client.connection import SecuringError, session_lost
 from tomada._client.exchange import is_refusal
 from tomada._client.in_flight import InFlight
@@ -51,7 +52,7 @@ class Shared(InFlight):
             if isinstance(error, SecuringError):
                 self._wait_for_session(self.connection, indices[offset])
             else:
-                self._not_sent(indices[offset], error)
+                self._not_sent(indices[offset], without_batch(error))
 
     def _send_at_last(self, connection: Connection, indices: Sequence[int]) -> None:  # noqa: ARG002 - the only one
         self._send(indices)
