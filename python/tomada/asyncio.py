@@ -146,7 +146,6 @@ def run(
     :raises ModuleNotFoundError: ``loop`` is ``"uvloop"``, and uvloop is not installed.
     :raises RuntimeError: An event loop is already running in this thread.
     :raises ValueError: ``loop`` is not one of these.
-    :raises RuntimeError: An event loop is already running in this thread.
     """
     try:
         factory = _factory(loop)
