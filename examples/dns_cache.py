@@ -98,12 +98,19 @@ async def main(listen: tuple[str, int], upstream: tuple[str, int], patience: flo
                 tasks.create_task(serve(query, address))
 
 
+def address(text: str) -> tuple[str, int]:
+    """Parse HOST or HOST:PORT; the port of DNS is 53."""
+    host, colon, port = text.rpartition(":")
+    return (host, int(port)) if colon else (text, 53)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--upstream", required=True, help="the server to ask, as HOST:PORT")
-    parser.add_argument("--listen", default="127.0.0.1:5353")
+    parser.add_argument(
+        "--upstream", type=address, required=True, help="the server to ask, as HOST or HOST:PORT"
+    )
+    parser.add_argument("--listen", type=address, default="127.0.0.1:5353")
     parser.add_argument("--timeout", type=float, default=2.0, help="seconds for the server")
     given = parser.parse_args()
-    own, above = (text.rsplit(":", 1) for text in (given.listen, given.upstream))
     with contextlib.suppress(KeyboardInterrupt):
-        tomada.asyncio.run(main((own[0], int(own[1])), (above[0], int(above[1])), given.timeout))
+        tomada.asyncio.run(main(given.listen, given.upstream, given.timeout))

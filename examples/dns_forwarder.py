@@ -55,19 +55,23 @@ class Forwarder:
         return query[:2] + bytes([query[2] | RESPONSE, SERVFAIL]) + query[4:]
 
 
+def address(text: str) -> tuple[str, int]:
+    """Parse HOST or HOST:PORT; the port of DNS is 53."""
+    host, colon, port = text.rpartition(":")
+    return (host, int(port)) if colon else (text, 53)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--listen", default="127.0.0.1:5300", metavar="HOST:PORT")
-    parser.add_argument("--upstream", default="9.9.9.9:53", metavar="HOST:PORT")
+    parser.add_argument("--listen", type=address, default="127.0.0.1:5300", metavar="HOST[:PORT]")
+    parser.add_argument("--upstream", type=address, default="9.9.9.9", metavar="HOST[:PORT]")
     parser.add_argument("--proxy", action="append", default=[], metavar="NETWORK")
     parser.add_argument("--rate", type=float, default=20.0, help="queries per second and client")
     arguments = parser.parse_args()
-    host, _, port = arguments.listen.rpartition(":")
-    upstream, _, upstream_port = arguments.upstream.rpartition(":")
-    forwarder = Forwarder((upstream, int(upstream_port)))
+    forwarder = Forwarder(arguments.upstream)
     guard = tomada.Guard(rate=arguments.rate, burst=100)
     server = tomada.Server(
-        (host, int(port)),
+        arguments.listen,
         forwarder.answer,
         takes="batch",
         proxy=arguments.proxy,

@@ -72,13 +72,18 @@ async def main(resolver: Resolver, names: list[str], kind: str) -> None:
             print(line)
 
 
+def address(text: str) -> tuple[str, int]:
+    """Parse HOST or HOST:PORT; the port of DNS is 53."""
+    host, colon, port = text.rpartition(":")
+    return (host, int(port)) if colon else (text, 53)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="+")
-    parser.add_argument("--server", required=True, help="as HOST:PORT")
+    parser.add_argument("--server", type=address, required=True, help="as HOST or HOST:PORT")
     parser.add_argument("--type", default="A")
     parser.add_argument("--timeout", type=float, default=2.0)
     given = parser.parse_args()
-    host, port = given.server.rsplit(":", 1)
-    resolver = Resolver((host, int(port)), given.timeout)
+    resolver = Resolver(given.server, given.timeout)
     tomada.asyncio.run(main(resolver, given.names, given.type))

@@ -19,7 +19,7 @@ from typing import Any
 from tomada._address import parse_address
 
 PREFIX = "TOMADA_"
-# The minimum similarity of a misspelled variable to the right one.
+# The minimum similarity of a misspelled variable or key to the right one.
 LIKELY = 0.8
 # The largest whole number that an option accepts.
 LARGEST = 2**63 - 1
@@ -294,7 +294,7 @@ def _read_file(options: Sequence[Option], path: str, settings: Settings) -> None
     for name, value in content.items():
         option = known.get(name)
         if option is None:
-            likely = difflib.get_close_matches(name.replace("_", "-"), known, 1)
+            likely = difflib.get_close_matches(name.replace("_", "-"), known, 1, LIKELY)
             advice = f"; do you mean {likely[0]!r}?" if likely else ""
             raise ConfigError(f"there is no option {name!r}{advice} ({path})")
         _set(settings, option, value, path, FILE)

@@ -119,6 +119,9 @@ def test_send_refuses_a_wrong_certificate(replies, server_has, options, text):
     assert "certificate verify failed" in errors
     assert text in errors
     assert "Traceback" not in errors
+    # The errors of the library name functions; those of a command name its options.
+    assert not re.search(r"load_verify_locations|server_hostname", errors)
+    assert "--dtls-" in errors or text == "certificate has expired"
 
 
 def test_send_dtls_trusts_the_issuers_of_the_system():
@@ -169,7 +172,7 @@ def test_an_option_that_cannot_be_used_is_named(capsys, command, options, text):
 @pytest.mark.parametrize(
     ("content", "options", "text"),
     [
-        ("", [], "has no key (--dtls-psk-file)"),
+        ("", [], "has no keys: write one on each line, as IDENTITY:HEXKEY (--dtls-psk-file)"),
         ("a:00\nb:01\n", [], "has 2 keys: choose one with --dtls-psk-identity (--dtls-psk-file)"),
         ("a:00\nb:01\n", ["--dtls-psk-identity", "c"], "has no key for 'c' (--dtls-psk-file)"),
         ("a:zz\n", [], "line 1 of "),
@@ -204,9 +207,10 @@ def test_dtls_excludes_proxy_from(capsys):
 
 
 def test_bench_measures_sessions(keys):
-    with Serving("127.0.0.1:0", "--dtls-psk-file", keys()) as server:
+    path = keys(f"tester:{'0b' * 16}\n")
+    with Serving("127.0.0.1:0", "--dtls-psk-file", path) as server:
         options = ["--clients", 3, "--window", 4, "--duration", 0.2, "--json"]
-        options += ["--dtls-psk-file", keys(), *PATIENT]
+        options += ["--dtls-psk-file", path, *PATIENT]
         status, output, errors = run("bench", at(server.address), *options)
     result = json.loads(output)
     assert (status, errors) == (0, "")

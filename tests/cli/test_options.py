@@ -220,6 +220,7 @@ WRONG = [
     ),
     ({}, [], "max_size = 5", "there is no option 'max_size'; do you mean 'max-size'? (o.toml)"),
     ({}, [], "colour = 5", "there is no option 'colour' (o.toml)"),
+    ({}, [], "bogus = 5", "there is no option 'bogus' (o.toml)"),
     ({}, [], "workers 2", "the configuration o.toml is not valid TOML: "),
     ({}, [], "workers = " + "1" * 5000, "the configuration o.toml is not valid TOML: "),
     ({}, [], "allow = " + "[" * 100_000, "the configuration o.toml is not valid TOML: "),

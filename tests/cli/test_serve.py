@@ -13,6 +13,7 @@ import pytest
 from command import OnTerminal, Serving, run
 from peer import DEADLINE
 from skips import program
+from support import eventually
 from tomada import cli
 
 pytest.importorskip("tomada.server")
@@ -56,6 +57,35 @@ def test_serve_echoes_until_interrupted(serving, client, options, end):
     status, output, errors = server.end()
     assert (status, output) == (0, "")
     assert re.search(r"\b20 received, ", errors)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_serve_discards_queued_datagrams_at_a_second_signal(
+    serving, client, tmp_path, end, workers
+):
+    slow = "import time\n\ndef handle(data, address):\n    time.sleep(0.1)\n    return data\n"
+    (tmp_path / "slow.py").write_text(slow, encoding="utf-8")
+    options = ("--app-dir", tmp_path, "--workers", workers, "--drain", 600)
+    server = serving("127.0.0.1:0", "--app", "slow:handle", *options)
+    client.connect(server.address)
+    for number in range(200):
+        client.send(b"%d" % number)
+    client.recv(100)
+    server.signal(end)
+
+    def is_draining():
+        try:
+            client.send(b"too late")
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    eventually(is_draining)
+    server.signal(end)
+    status, output, errors = server.end()
+    assert (status, output) == (130, "")
+    assert " received, " not in errors  # the summary of an orderly end
 
 
 def test_serve_prints_counters_as_json(serving, client):

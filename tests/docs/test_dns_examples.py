@@ -262,3 +262,12 @@ def test_dns_over_tls_says_that_its_server_cannot_be_reached(start):
             sock.sendto(b"\x12\x34\1\0" + bytes(8), ("127.0.0.1", port))
             assert sock.recv(100) == b"\x12\x34\x81\2" + bytes(8)
         end(child)
+
+
+@pytest.mark.parametrize("name", ["dns_cache.py", "dns_forwarder.py", "dns_lookup.py"])
+def test_dns_examples_take_a_server_without_a_port(name):
+    if name != "dns_forwarder.py":
+        pytest.importorskip("dns")
+    address = runpy.run_path(str(EXAMPLES / name))["address"]
+    assert address("9.9.9.9") == ("9.9.9.9", 53)
+    assert address("localhost:5353") == ("localhost", 5353)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tomada._address import format_address
 from tomada._cli.common import CommandError, UsageError
 from tomada._config import PATH, SWITCH, Option, Settings, resolve, text
+from tomada._dtls_errors import DTLSError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -23,6 +24,20 @@ if TYPE_CHECKING:
     Secured: TypeAlias = tuple[Context, str | None]
 
 DTLS = "DTLS"
+# The shortest key that a server accepts, in bytes: shorter ones can be guessed from a recorded
+# handshake.
+SHORTEST_KEY = 16
+# The library's errors name its functions. These are the options that do the same.
+IN_OPTIONS = {
+    "pass the issuer to load_verify_locations()": "pass the issuer as --dtls-ca",
+    "pass the name in the certificate as server_hostname": (
+        "pass the name in the certificate as --dtls-server-hostname"
+    ),
+    "is encrypted: pass its password": (
+        "is encrypted: decrypt the file, for example with openssl pkey; there is no option for its "
+        "password"
+    ),
+}
 
 _KEY = Option(
     "dtls-key",
@@ -134,7 +149,7 @@ def server_context(settings: Settings) -> Context | None:
         context.verify_mode = dtls.CERT_REQUIRED
     if "pskfile" in options:
         with _read_for("dtls-psk-file", settings):
-            context.set_psk_server_callback(keys_in(options["pskfile"]).get)
+            context.set_psk_server_callback(keys_in(options["pskfile"], SHORTEST_KEY).get)
     return context
 
 
@@ -175,9 +190,29 @@ def secure(sock: socket, secured: Secured | None, timeout: float) -> socket:
     where = format_address(sock.getpeername())
     sock.settimeout(timeout)
     try:
-        return wrap_socket(sock, context, server_hostname=name)
+        with naming_options():
+            return wrap_socket(sock, context, server_hostname=name)
     except ConnectionRefusedError:
         raise CommandError(f"no program is listening on {where}") from None
+
+
+@contextlib.contextmanager
+def naming_options() -> Iterator[None]:
+    """Name options, not functions, in the error of a session that cannot be opened."""
+    try:
+        yield
+    except DTLSError as error:
+        if isinstance(error, TimeoutError):
+            raise
+        raise CommandError(_in_options(error)) from None
+
+
+def _in_options(error: Exception) -> str:
+    """Return an error's text with the names of options instead of functions."""
+    text = str(error)
+    for function, option in IN_OPTIONS.items():
+        text = text.replace(function, option)
+    return text
 
 
 def _check_needs(settings: Settings, needs: dict[str, str]) -> None:
@@ -198,28 +233,40 @@ def _imported(settings: Settings, options: Iterable[Option]) -> ModuleType:
 
 def _load_certificate(context: Context, settings: Settings, options: dict[str, Any]) -> None:
     if "certfile" in options:
-        with _read_for("dtls-cert", settings):
-            context.load_cert_chain(options["certfile"], options.get("keyfile"))
+        key = options.get("keyfile")
+        with _read_for("dtls-cert", settings, {"dtls-key": key} if key else {}):
+            context.load_cert_chain(options["certfile"], key)
 
 
 @contextlib.contextmanager
-def _read_for(name: str, settings: Settings) -> Iterator[None]:
-    """Name the option in the error if its file cannot be used."""
+def _read_for(
+    name: str, settings: Settings, others: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """Name the option in the error if its file cannot be used.
+
+    :param others: The files of other options, which the error may be about instead.
+    """
     try:
         yield
     except (OSError, ValueError) as error:
-        raise UsageError(f"{name}: {error} ({settings.source(name)})") from None
+        text = _in_options(error)
+        named = [other for other, path in (others or {}).items() if path in text]
+        name = next(iter(named), name)
+        raise UsageError(f"{name}: {text} ({settings.source(name)})") from None
 
 
-def keys_in(path: str) -> dict[str, bytes]:
+def keys_in(path: str, shortest: int = 1) -> dict[str, bytes]:
     """Read pre-shared keys by identity, in the format of GnuTLS's ``psktool``.
 
-    An identity that begins with ``#`` is in hexadecimal.
+    An identity that begins with ``#`` is in hexadecimal, so there are no comments.
 
+    :param shortest: The minimum length of a key, in bytes.
     :raises OSError: The file cannot be read.
-    :raises ValueError: A line has another format.
+    :raises ValueError: The file has no keys, a line has another format, an identity occurs twice,
+        or a key is too short.
     """
-    keys = {}
+    keys: dict[str, bytes] = {}
+    lines: dict[str, int] = {}
     with Path(path).open(encoding="utf-8", errors="surrogateescape") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -233,7 +280,19 @@ def keys_in(path: str) -> dict[str, bytes]:
                 key = b""
             if not (colon and key):
                 raise ValueError(f"line {number} of {path} is not IDENTITY:HEXKEY")
-            keys[identity] = key
+            if identity in keys:
+                raise ValueError(
+                    f"line {number} of {path} has the same identity as line {lines[identity]}: "
+                    "delete one of them"
+                )
+            if len(key) < shortest:
+                raise ValueError(
+                    f"the key in line {number} of {path} has {len(key)} bytes: use at least "
+                    f"{shortest} random bytes, for example from openssl rand -hex {shortest}"
+                )
+            keys[identity], lines[identity] = key, number
+    if not keys:
+        raise ValueError(f"{path} has no keys: write one on each line, as IDENTITY:HEXKEY")
     return keys
 
 
@@ -245,7 +304,7 @@ def _key_in(path: str, identity: str | None) -> tuple[str, bytes]:
     keys = keys_in(path)
     if identity is None and len(keys) > 1:
         raise ValueError(f"{path} has {len(keys)} keys: choose one with --dtls-psk-identity")
-    if not keys or identity not in {None, *keys}:
-        raise ValueError(f"{path} has no key" + (f" for {identity!r}" if identity else ""))
+    if identity not in {None, *keys}:
+        raise ValueError(f"{path} has no key for {identity!r}")
     identity = identity or next(iter(keys))
     return identity, keys[identity]

@@ -235,7 +235,13 @@ OPTIONS = (
         "refuse datagrams from this network; may be repeated",
         into="guard",
     ),
-    Option("max-size", SIZE, GUARD, "refuse longer payloads", into="guard"),
+    Option(
+        "max-size",
+        SIZE,
+        GUARD,
+        "refuse longer payloads (with DTLS, longer encrypted ones, also during handshakes)",
+        into="guard",
+    ),
     Option("rate", RATE, GUARD, "maximum datagrams per second from one source", into="guard"),
     Option(
         "burst",
@@ -272,7 +278,7 @@ OPTIONS = (
         "kernel-filter",
         SWITCH,
         GUARD,
-        "have the kernel drop datagrams that --allow and --deny refuse",
+        "have the kernel drop datagrams that --allow and --deny refuse; not used with --proxy",
         True,
         into="guard",
     ),

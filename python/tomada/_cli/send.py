@@ -29,7 +29,7 @@ from tomada._cli.common import (
     seconds,
     shown,
 )
-from tomada._cli.dtls import CLIENT_DTLS, client_context, secure
+from tomada._cli.dtls import CLIENT_DTLS, client_context, naming_options, secure
 from tomada._cli.options import add_options
 
 if TYPE_CHECKING:
@@ -204,7 +204,8 @@ def ask(arguments: argparse.Namespace, datagrams: Iterator[bytes], secured: Secu
             sent += 1
             started = time.perf_counter()
             try:
-                reply = client.request(data)
+                with naming_options():
+                    reply = client.request(data)
             except TimeoutError as error:
                 lost += 1
                 cause = f" ({error.__cause__})" if error.__cause__ else ""

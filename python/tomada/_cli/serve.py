@@ -54,15 +54,17 @@ TOMADA_ADDRESS) or a key in the file (max-size = 1200). The command line takes p
 environment, and the environment over the file. In a variable, separate several values with commas.
 
 signals:
-  SIGINT, SIGTERM  handle all queued datagrams, then exit
+  SIGINT, SIGTERM  handle all queued datagrams, then exit. A second one meanwhile discards the
+                   datagrams that are still queued, and exits at once
   SIGHUP           with several workers, replace them one by one, without losing a datagram. The
                    new workers import the current code of --app. If that fails, the log says why,
-                   and the old workers continue
+                   and the old workers continue. The configuration file is not read again
 
 exit status:
-  0  stopped by a signal
-  1  the server or its workers could not start
-  2  an option is wrong
+  0    stopped by a signal
+  1    the server or its workers could not start
+  2    an option is wrong
+  130  a second signal ended it before it had handled all queued datagrams
 """
 
 logger = logging.getLogger("tomada")
