@@ -1451,7 +1451,7 @@ class ServerCounters:
         """Return how many datagrams a worker and its predecessors have received."""
 
     def progress(self, worker: int) -> int:
-        """Return a number that grows with each receive of a worker and its predecessors."""
+        """Return a number that grows as a worker and its predecessors receive."""
 
     def stats(self, kernel_drops: int, filter_drops: int) -> ServerStats:
         """Return the sums over all workers."""
@@ -1562,7 +1562,20 @@ class ServerStats:
 
     @property
     def dtls_failed(self) -> int:
-        """DTLS handshakes that have failed. The log says why, at most once per second."""
+        """DTLS handshakes that have failed.
+
+        The log (level ``INFO``) says why, at most once per second.
+
+        This and the other counters of DTLS are up to a second late.
+        """
+
+    @property
+    def dtls_evicted(self) -> int:
+        """DTLS sessions and handshakes that made room for others, or were idle for too long."""
+
+    @property
+    def dtls_cookies_sent(self) -> int:
+        """Cookies sent to DTLS clients whose addresses were not verified yet."""
 
     @property
     def dtls_invalid(self) -> int:

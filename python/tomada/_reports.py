@@ -88,7 +88,9 @@ class Reports:
                 suffix,
             )
         elif what == "handshake":
-            logger.warning("a DTLS handshake has failed: %s%s", detail, suffix)
+            text, others = detail
+            more = f" ({others:,} others have failed, too)" if others else ""
+            logger.info("a DTLS handshake has failed: %s%s%s", text, more, suffix)
         elif what == "send":
             logger.warning("not sent to %s: %s%s", format_address(address), detail, suffix)
         elif address is not None:

@@ -84,9 +84,10 @@ class Server:
         handler. With more, :meth:`start` forks them, each with its own socket (``SO_REUSEPORT``),
         and a supervisor watches them: a worker that dies is restarted with backoff, and its socket
         queues datagrams in the meantime. If a worker cannot start during :meth:`start`, the server
-        stops with the worker's error. Later, it is tried again every few seconds; the server stops
-        once every worker has failed five times in a row. Forking copies this process, so start such
-        a server before you start any other threads.
+        stops with the worker's error. Later, it is tried again every few seconds, and the other
+        workers continue; the server stops once every worker has failed five times in a row, or
+        hangs while it starts. Forking copies this process, so start such a server before you start
+        any other threads.
     :param threads: The number of threads, for free-threaded interpreters.
     :param init: Called once in each worker before it receives datagrams: in each process of
         ``workers``, or in each thread of the server.
@@ -146,8 +147,9 @@ class Server:
     :param health: ``(host, port)`` at which to answer HTTP probes: ``/live``, ``/ready`` (status
         503 until the server has started, and again once :meth:`stop` is called, before any datagram
         is refused) and ``/metrics`` for Prometheus (``tomada[metrics]``). The HTTP server answers
-        anyone, so make sure that outsiders cannot reach this address. ``/live`` returns status 503
-        if datagrams are waiting but none has been received for 30 seconds.
+        anyone, so make sure that outsiders cannot reach this address. ``/ready`` also returns
+        status 503 if no worker is running, and ``/live`` if datagrams are waiting for a running
+        worker that has received none for 30 seconds.
     :param access_log: Log one in every ``access_log`` datagrams that a worker receives, to the
         logger ``tomada.access``: the peer, the number of bytes, the time in the handler, and the
         outcome. 0 logs none.

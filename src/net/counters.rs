@@ -67,6 +67,10 @@ macro_rules! server_counters {
             Restarts restarts u64 "Workers that died and were restarted.",
             DtlsEstablished dtls_established u64 "DTLS handshakes that were completed.",
             DtlsFailed dtls_failed u64 "DTLS handshakes that have failed.",
+            DtlsEvicted dtls_evicted u64
+                "DTLS sessions and handshakes that made room for others, or were idle for too long.",
+            DtlsCookiesSent dtls_cookies_sent u64
+                "Cookies sent to DTLS clients whose addresses were not verified yet.",
             DtlsInvalid dtls_invalid u64
                 "Datagrams that were not DTLS, or did not belong to a session.",
         }

@@ -88,7 +88,8 @@ impl SharedCounters {
         self.words[NOTICES + notice as usize].swap(1, Ordering::Relaxed) == 0
     }
 
-    /// A number that grows with each receive of a worker, whatever happens to the datagrams.
+    /// A number that grows as a worker receives, whatever happens to the datagrams: with each receive
+    /// or, if they only belong to handshakes, within about a second.
     pub fn progress(&self, worker: usize) -> u64 {
         let counts = [
             Count::ReceiveCalls,
@@ -96,6 +97,10 @@ impl SharedCounters {
             Count::ProxyUntrusted,
             Count::ProxyMalformed,
             Count::ReceiveErrors,
+            Count::DtlsEstablished,
+            Count::DtlsFailed,
+            Count::DtlsCookiesSent,
+            Count::DtlsInvalid,
         ];
         counts.iter().map(|&count| self.of(worker, count)).sum()
     }

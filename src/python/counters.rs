@@ -219,7 +219,7 @@ impl ServerCounters {
         self.0.of(worker, Count::Received)
     }
 
-    /// A number that grows with each receive of a worker, or of the processes that took its place.
+    /// A number that grows as a worker, or the processes that took its place, receive.
     fn progress(&self, worker: usize) -> u64 {
         self.0.progress(worker)
     }

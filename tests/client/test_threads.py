@@ -84,9 +84,10 @@ def test_request_that_waited_for_its_socket_keeps_its_deadline(inet, monkeypatch
     waits = []
     with Server(inet, silence) as server, tomada.Client(server.address, TIMEOUT, 0) as client:
         stop = Stop(monkeypatch, "__init__")
-        started = monotonic()
         call = Call(client.request, b"x")
-        eventually(lambda: monotonic() > started + TIMEOUT)
+        assert stop.is_stopped.wait(DEADLINE)
+        begun = monotonic()  # after the request
+        eventually(lambda: monotonic() > begun + TIMEOUT)
         set_wait = Connection.set_wait
         monkeypatch.setattr(
             Connection, "set_wait", lambda own, wait: (waits.append(wait), set_wait(own, wait))

@@ -10,6 +10,7 @@ import socket as std
 import pytest
 
 import tomada.asyncio
+import tomada.testing
 from certificates import certificates
 from dtls_pairs import (
     KEYS,
@@ -248,6 +249,35 @@ def test_a_small_mtu_splits_the_handshake():
     with session(client, server, "localhost") as (near, far):
         near.send(b"hello")
         assert far.recv(100) == b"hello"
+
+
+def connected_to(address):
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(30)
+    sock.connect(address)
+    return sock
+
+
+# At some of these values, little room is left in a datagram after one of the handshake's messages.
+@pytest.mark.parametrize("mtu", [280, 300, 354, 360, 530, 690, 708, 1028, 1400])
+def test_no_datagram_of_a_handshake_exceeds_the_mtu(mtu):
+    files = certificates()
+    client, server = trusting(files.ca), server_of(files.ecdsa)
+    client.load_cert_chain(*files.ecdsa)
+    server.verify_mode = dtls.CERT_REQUIRED
+    server.load_verify_locations(files.ca)
+    client.mtu = server.mtu = mtu
+    headers = 28  # of IPv4 and UDP
+    with (
+        Server(("127.0.0.1", 0), lambda data, _: data, dtls=server) as serving,
+        tomada.testing.impaired(serving.address, mtu=mtu + headers) as link,
+        connected_to(link.address) as sock,
+        client.wrap_socket(sock, server_hostname="localhost") as near,
+    ):
+        most = b"x" * near.session.max_datagram_size
+        near.send(most)
+        assert near.recv(2000) == most
+        assert (link.stats.to_server.too_long, link.stats.to_client.too_long) == (0, 0)
 
 
 @pytest.mark.thread_unsafe(reason="it forks")

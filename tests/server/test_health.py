@@ -267,6 +267,13 @@ def test_server_without_a_running_worker_is_not_ready(monkeypatch):
         os.write(write, b"3")
         eventually(lambda: probe(at, "/ready") == (200, "ready\n"))
         assert workers() == "1.0"
+        # The worker that does not start yet must not get the other one restarted.
+        with contextlib.ExitStack() as stack:
+            for _ in range(50):  # some of them for the missing worker
+                stack.enter_context(client(serving.address)).send(b"x")
+            monkeypatch.setattr(health, "STUCK", 1e-9)
+            eventually(lambda: probe(at, "/live")[0] == 200)
+            assert [probe(at, "/live")[0] for _ in range(3)] == [200] * 3
         os.write(write, b"4")
         eventually(lambda: workers() == "2.0")
     os.close(read)
@@ -297,7 +304,8 @@ def test_datagram_that_has_just_arrived_does_not_end_an_idle_server(monkeypatch)
         context = SimpleNamespace(
             counters=counters, listeners=listeners, settings=SimpleNamespace(cores=2)
         )
-        probed = health.Health(context, None)
+        life = SimpleNamespace(live_workers=frozenset({0, 1}))
+        probed = health.Health(context, life)
         assert probed.is_live
         now += 2 * health.STUCK
         sender.sendto(b"x", sock.getsockname())

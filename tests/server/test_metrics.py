@@ -90,7 +90,7 @@ def test_every_counter_is_documented(scraped):
         ServerCollector(serving, registry)
         text = read()
     names = re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)
-    assert len(names) == 24
+    assert len(names) == 26
     for name in names:
         assert re.search(rf"^# HELP {name} \S", text, re.MULTILINE)
 

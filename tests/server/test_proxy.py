@@ -13,6 +13,7 @@ import tomada
 from proxied import LOCAL, SIGNATURE, headed
 from serving import client, server
 from support import DEADLINE, Call, eventually
+from tomada import _reports
 from traffic import send_run
 
 LOCALHOST = ["127.0.0.0/8"]
@@ -445,3 +446,19 @@ def test_adopted_socket_reads_headers():
         ):
             proxy.send(headed(("192.0.2.1", 9), b"x"))
             assert proxy.recv(200) == repr((b"x", ("192.0.2.1", 9))).encode()
+
+
+def test_notice_that_cannot_be_logged_does_not_stop_the_server(monkeypatch):
+    failures = []
+    monkeypatch.setattr("sys.unraisablehook", failures.append)
+
+    def fail(*_):
+        raise MemoryError("no room for a line")
+
+    monkeypatch.setattr(_reports.logger, "warning", fail)
+    with server(named, proxy=LOCALHOST) as serving, client(serving.address) as proxy:
+        proxy.send(b"no header")
+        eventually(lambda: proxy.send(b"no header") and failures)
+        proxy.send(headed(("192.0.2.1", 9), b"x"))
+        assert proxy.recv(200) == repr((b"x", ("192.0.2.1", 9))).encode()
+    assert isinstance(failures[0].exc_value, MemoryError)

@@ -379,3 +379,42 @@ def test_restart_delay_never_exceeds_its_maximum():
     for _ in range(2000):
         restarting._restart(slot, "it has died")
         assert slot.start_at <= time.monotonic() + supervisor.LAST_DELAY
+
+
+@pytest.mark.usefixtures("impatient")
+def test_reload_with_repaired_code_starts_dead_workers_and_succeeds(tmp_path):
+    flag = tmp_path / "broken"
+
+    def init():
+        if flag.exists():
+            raise LookupError("gone")
+
+    with server(tell_pid, workers=2, init=init) as serving:
+        life = serving._life  # noqa: SLF001 - what systemd and the metrics are told
+        flag.touch()
+        os.kill(pids_of(serving).pop(), signal.SIGKILL)
+        eventually(lambda: len(life.live_workers) == 1)
+        serving.replace_workers()
+        eventually(lambda: life.replacements == 1)
+        assert life.has_failed_to_replace
+        flag.unlink()
+        serving.replace_workers()
+        eventually(lambda: life.replacements == 2)
+        assert not life.has_failed_to_replace
+        assert life.live_workers == {0, 1}
+
+
+@pytest.mark.usefixtures("impatient")
+def test_worker_that_reaches_a_limit_and_cannot_be_replaced_is_no_failed_reload(tmp_path):
+    flag, attempts = tmp_path / "broken", tmp_path / "attempts"
+
+    def init():
+        if flag.exists():
+            attempts.touch()
+            raise LookupError("gone")
+
+    with server(tell_pid, workers=2, init=init, max_requests=1) as serving:
+        flag.touch()
+        eventually(lambda: ask(serving.address) and attempts.exists())
+        eventually(lambda: ask(serving.address) and len(serving._life.live_workers) == 2)  # noqa: SLF001
+        assert not serving._life.has_failed_to_replace  # noqa: SLF001

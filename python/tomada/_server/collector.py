@@ -122,7 +122,7 @@ class ServerCollector(Collector):
         yield state
         life = self._server._life  # noqa: SLF001 - our own class
         for gauge, value in (
-            (WORKERS, life.live_workers),
+            (WORKERS, len(life.live_workers)),
             (RELOADED, not life.has_failed_to_replace),
         ):
             family = GaugeMetricFamily(*gauge, labels=["address"])

@@ -32,17 +32,24 @@ class Health:
     @property
     def is_ready(self) -> bool:
         """Whether the server is running, neither starting nor draining, and has a live worker."""
-        return self._life.state == "running" and self._life.live_workers > 0
+        return self._life.state == "running" and bool(self._life.live_workers)
 
     @property
     def is_live(self) -> bool:
-        """Whether the server receives the datagrams that are queued, on each of its sockets."""
+        """Whether the server receives the datagrams that are queued, on each of its sockets.
+
+        A socket whose worker has died, and may not be able to start again, does not count while
+        other workers run: a restart of the server would stop them.
+        """
+        live = self._life.live_workers
         with self._lock:
             context, now = self._context, time.monotonic()
             for number, queue in enumerate(self._queues):
                 workers = range(number, context.settings.cores, len(self._queues))
                 progress = sum(map(context.counters.progress, workers))
                 queue.look(now, progress, context.listeners.of(number))
+                if live and live.isdisjoint(workers):
+                    queue.since = now
             return all(now - queue.since < STUCK for queue in self._queues)
 
     def live(self) -> Answer:

@@ -92,8 +92,8 @@ class Lifecycle:
         """How many replacements of all workers have finished, whether they succeeded or not."""
         self.has_failed_to_replace = False
         """Whether the last of them failed, so that old workers continue."""
-        self.live_workers = 0
-        """How many workers are running."""
+        self.live_workers: frozenset[int] = frozenset()
+        """The numbers of the workers that are running."""
         self.ready = Latch()
         self.closed = Latch()
         self.error: BaseException | None = None

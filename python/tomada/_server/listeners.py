@@ -54,14 +54,13 @@ class Listeners:
                 raise ValueError("there is nothing to steer: the workers share one socket")
             if not self.is_own:
                 raise ValueError("cannot steer sockets that were given to the server")
-        if len(self.sockets) < settings.workers:
-            if settings.socket.proxy_flows is not None:
-                raise ValueError("proxy_flows needs a socket for each worker, but they share one")
-            if settings.dtls is not None:
-                raise ValueError(
-                    "dtls needs a socket for each worker, because a session belongs to one worker, "
-                    "but they share one: pass an address, or use one worker"
-                )
+        if settings.socket.proxy_flows is not None and len(self.sockets) < settings.workers:
+            raise ValueError("proxy_flows needs a socket for each worker, but they share one")
+        if settings.dtls is not None and len(self.sockets) < settings.cores:
+            raise ValueError(
+                "dtls needs a socket for each worker, because a session belongs to one worker, but "
+                "some would share one: pass an address, or use one worker"
+            )
 
     def refuse(self) -> None:
         """Refuse new datagrams, while queued ones can still be received and answered.

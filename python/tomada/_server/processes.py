@@ -129,6 +129,7 @@ class Processes:
             try:
                 self._watch(self._channel, wakeup)
             finally:
+                self._life.live_workers = frozenset()
                 self._life.wakeups.remove(wakeup)
                 if self._process is not None:
                     os.close(self._process)
@@ -191,7 +192,7 @@ class Processes:
         elif what == "replaced":
             self._life.count_replacement(has_failed=more["has_failed"])
         elif what == "live":
-            self._life.live_workers = more["workers"]
+            self._life.live_workers = frozenset(more["workers"])
         elif what == "stop":
             self._life.request_stop()
         elif failure is not None:

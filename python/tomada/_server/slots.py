@@ -86,6 +86,11 @@ class Slot:
         self.failed_starts = 0  # in a row
         self.start_at: float | None = None
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is a worker that receives."""
+        return self.worker is not None and self.worker.ready
+
     def workers(self) -> list[Worker]:
         """Return every process of this slot."""
         current = [worker for worker in (self.worker, self.successor) if worker is not None]

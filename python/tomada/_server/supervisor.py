@@ -62,7 +62,7 @@ class Supervisor:
         self._wanted = 0
         self._is_replacing = False
         self._started = False
-        self._live = 0  # the number of running workers that the parent knows
+        self._live: list[int] = []  # the slots whose workers run, as the parent knows them
         self._stopping = self._is_aborted = False
         self._asked: list[int] = []
         self._is_to_stop = False
@@ -111,7 +111,7 @@ class Supervisor:
                     self._look_after(slot)
                 self._replace_next()
                 self._replace_used_up()
-                if not self._started and all(s.worker and s.worker.ready for s in self._slots):
+                if not self._started and all(slot.is_ready for slot in self._slots):
                     self._started = True
                     self._tell_live()
                     self._tell("ready")
@@ -164,6 +164,10 @@ class Supervisor:
         self._wanted += 1
         self._is_replacing = True
         for slot in self._slots:
+            # The new code may be able to start.
+            slot.failed_starts = slot.deaths = 0
+            if slot.start_at is not None:
+                slot.start_at = time.monotonic()
             successor = slot.successor
             if successor is not None:
                 successor.read()
@@ -207,8 +211,8 @@ class Supervisor:
         return False
 
     def _tell_live(self) -> None:
-        """Tell the parent how many workers are running, if that has changed."""
-        live = sum(slot.worker is not None and slot.worker.ready for slot in self._slots)
+        """Tell the parent which workers are running, if that has changed."""
+        live = [slot.number for slot in self._slots if slot.is_ready]
         if live != self._live and self._tell("live", flags=MSG_DONTWAIT, workers=live):
             self._live = live
 
@@ -292,7 +296,8 @@ class Supervisor:
                     slot.number,
                     worker.cause(status),
                 )
-                self._end_replacing(has_failed=True)
+                if self._is_replacing:
+                    self._end_replacing(has_failed=True)
             return
         slot.worker, slot.successor = slot.successor, None
         if self._stopping:
@@ -301,7 +306,7 @@ class Supervisor:
         if slot.worker is not None:
             logger.error("%s; its successor takes over", what)
             return
-        if time.monotonic() - worker.started >= LONG_LIFE:
+        if worker.ready and time.monotonic() - worker.started >= LONG_LIFE:
             slot.deaths = 0
         if worker.ready:
             self._context.counters.add_restart(slot.number)
@@ -313,20 +318,23 @@ class Supervisor:
     def _retry(self, slot: Slot, failure: Failure, what: str) -> None:
         """After a failed start, schedule another one, or end the server if all workers fail.
 
-        As long as one worker runs or may still start, the others are tried again: a reload may have
-        left code that cannot start. A temporary shortage of memory or descriptors does not count as
-        a failed start.
+        As long as one worker runs or may still start, the others are tried again, without end: a
+        reload may have left code that cannot start. A temporary shortage of memory or descriptors
+        does not count as a failed start.
         """
         slot.failed_starts += not _is_shortage(failure)
         if not self._started:
             self._failure = failure
             self._stop(kill_after=self._context.settings.drain + GRACE)
-        elif all(each.failed_starts >= ATTEMPTS for each in self._slots):
+        elif all(_is_hopeless(each) for each in self._slots):
             self._failure = failure
             self._ask_parent_to_stop()
         else:
-            self._log_traceback(slot, failure)
+            if slot.failed_starts < ATTEMPTS:
+                self._log_traceback(slot, failure)
             self._restart(slot, what)
+            if self._is_replacing:
+                self._end_replacing(has_failed=True)
 
     def _log_traceback(self, slot: Slot, failure: Failure | None) -> None:
         """Log why a worker could not start, unless the last logged traceback is the same."""
@@ -357,7 +365,8 @@ class Supervisor:
                     logger.error("worker %d keeps its process: %s", slot.number, error)
                     self._end_replacing(has_failed=True)
                 return
-        self._end_replacing()
+        if all(slot.is_ready for slot in self._slots):
+            self._end_replacing()
 
     def _end_replacing(self, *, has_failed: bool = False) -> None:
         self._is_replacing = False
@@ -426,6 +435,12 @@ class Supervisor:
 
 def _share() -> float:
     return random.uniform(LEAST_SHARE, 1.0)  # noqa: S311 - not a secret
+
+
+def _is_hopeless(slot: Slot) -> bool:
+    """Whether a slot will probably not get a worker: it fails again and again, or it hangs."""
+    hangs = slot.worker is not None and slot.worker.is_slow and not slot.is_ready
+    return hangs or slot.failed_starts >= ATTEMPTS
 
 
 def _is_shortage(failure: Failure) -> bool:

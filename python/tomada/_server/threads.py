@@ -50,12 +50,12 @@ class Threads:
                 started += 1
             while not (self._life.is_stopping or self._error or any(self._is_over)):
                 if all(self._is_ready):
-                    self._life.live_workers = started
+                    self._life.live_workers = frozenset(range(started))
                     self._life.set_ready()
                 self._life.wait()
         finally:
             self._stop(self._threads[:started])
-            self._life.live_workers = 0
+            self._life.live_workers = frozenset()
         error = self._error or self._exit
         if error is not None:
             raise error

@@ -190,10 +190,15 @@ impl Built {
         }
     }
 
+    /// The settings that the context was built with.
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// Begins a session; a client's is with the server of that name.
     pub(super) fn start(&self, server_name: Option<&str>) -> Result<Ssl, ContextError> {
         let mut ssl = Ssl::new(&self.context)?;
-        ssl.set_mtu(self.settings.mtu as u32)?;
+        ssl.set_mtu(self.settings.handshake_mtu() as u32)?;
         if self.role == Role::Server {
             ssl.set_accept_state();
             return Ok(ssl);

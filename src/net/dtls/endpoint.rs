@@ -4,13 +4,14 @@
 //! an [`Outbox`].
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use super::context::{Built, Context};
 use super::cookie::Cookies;
 use super::endpoint_counts::{EndpointCounters, EndpointCounts, HandshakeReport, count};
+use super::events::{SessionEvent, Status};
 use super::failure::{SessionError, SessionErrorKind};
 use super::hello::{ClientHello, FirstRecord};
 use super::outbox::Outbox;
@@ -46,28 +47,6 @@ pub struct EndpointOptions {
     pub server_name: Option<String>,
     /// Whether a receive fails once the session with the only peer has ended.
     pub reports_end: bool,
-}
-
-/// A change of a peer's session.
-#[derive(Clone, Debug)]
-pub enum SessionEvent {
-    /// A session has begun. If it has ended since, it may be gone.
-    Established(Weak<SharedSession>),
-    /// A complete session has ended.
-    Lost(Address, SessionError),
-    /// A handshake has failed.
-    Failed(Address, SessionError),
-}
-
-/// The state of the session with the peer of a connected socket.
-#[derive(Clone, Debug)]
-pub enum Status {
-    /// The handshake is under way.
-    Handshaking,
-    /// The session is complete.
-    Established,
-    /// It has ended, or could not begin.
-    Ended(SessionError),
 }
 
 /// The sessions of a socket.
@@ -152,6 +131,8 @@ impl Endpoint {
         HandshakeReport {
             established: counts.established - before.established,
             failed: counts.failed - before.failed,
+            evicted: counts.evicted - before.evicted,
+            cookies_sent: counts.cookies_sent - before.cookies_sent,
             invalid: counts.invalid - before.invalid,
             last_failure: state.last_failure.take(),
         }
@@ -268,8 +249,13 @@ impl Endpoint {
                 session.receive(payload, scratch, |_| {})
             });
         }
-        let session = self.context.build().and_then(|context| Session::server(&context));
-        let Ok(session) = session else { return count(&self.counters.failed) };
+        let session = match self.context.build().and_then(|context| Session::server(&context)) {
+            Ok(session) => session,
+            Err(error) => {
+                self.state().last_failure = Some(format!("the context is of no use: {error}"));
+                return count(&self.counters.failed);
+            }
+        };
         let (link, replaced, surplus) = {
             let mut state = self.state();
             state.ended = None;
@@ -277,6 +263,9 @@ impl Endpoint {
             let surplus = state.table.surplus_handshake(self.limits.handshakes);
             if let Some(surplus) = &surplus {
                 state.table.remove(surplus);
+            }
+            if replaced.is_some() {
+                state.last_failure = Some("the client has begun another one".to_owned());
             }
             (link, replaced, surplus)
         };

@@ -56,9 +56,13 @@ pub struct HandshakeReport {
     pub established: u64,
     /// Handshakes that have failed.
     pub failed: u64,
+    /// Sessions and handshakes that made room for others, or were idle for too long.
+    pub evicted: u64,
+    /// Requests for a cookie that were sent to clients.
+    pub cookies_sent: u64,
     /// Datagrams that are not DTLS, or belong to no session.
     pub invalid: u64,
-    /// Why the last of them has failed, in words.
+    /// Why the last handshake that failed has failed, in words.
     pub last_failure: Option<String>,
 }
 

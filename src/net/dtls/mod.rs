@@ -10,6 +10,7 @@ mod context;
 mod cookie;
 mod endpoint;
 mod endpoint_counts;
+mod events;
 mod failure;
 mod hello;
 mod outbox;
@@ -24,8 +25,9 @@ mod tests;
 mod timers;
 
 pub use context::{ChooseContext, Context};
-pub use endpoint::{Endpoint, EndpointOptions, Incoming, SessionEvent, Status};
+pub use endpoint::{Endpoint, EndpointOptions, Incoming};
 pub use endpoint_counts::{EndpointCounts, HandshakeReport};
+pub use events::{SessionEvent, Status};
 pub use failure::{SessionError, SessionErrorKind};
 pub use outbox::Outbox;
 pub use packets::Packets;

@@ -19,6 +19,7 @@ use super::settings::ContextError;
 use crate::net::address::Address;
 use crate::net::sys::openssl::{
     data_mtu, handle_timeout, has_pending, listen, max_fragment_length, retransmission_timeout,
+    set_mtu,
 };
 
 /// How many bytes of data may arrive before the end of a handshake that they have overtaken. OpenSSL
@@ -43,6 +44,8 @@ impl Default for SessionScratch {
 /// A session.
 pub(super) struct Session {
     stream: SslStream<Pipe>,
+    /// The MTU that OpenSSL is told, and the one for data.
+    mtus: (usize, usize),
     limit: usize,
     /// The lengths of encrypted records, once the handshake is complete.
     lengths: Option<Lengths>,
@@ -71,18 +74,20 @@ impl Session {
         peer: Address,
         server_name: Option<&str>,
     ) -> Result<Self, ContextError> {
-        Ok(Self::new(context.start_client(peer, server_name)?)?)
+        Ok(Self::new(context, context.start_client(peer, server_name)?)?)
     }
 
     /// Begins a session with a client, whose cookie was found to be valid. The `ClientHello` is
     /// passed to [`listen`](Self::listen).
     pub(super) fn server(context: &Built) -> Result<Self, ContextError> {
-        Ok(Self::new(context.start(None)?)?)
+        Ok(Self::new(context, context.start(None)?)?)
     }
 
-    fn new(ssl: Ssl) -> Result<Self, ErrorStack> {
+    fn new(context: &Built, ssl: Ssl) -> Result<Self, ErrorStack> {
         let stream = SslStream::new(ssl, Pipe::default())?;
-        Ok(Self { stream, limit: 0, lengths: None, early: 0 })
+        let settings = context.settings();
+        let mtus = (settings.handshake_mtu(), settings.mtu);
+        Ok(Self { stream, mtus, limit: 0, lengths: None, early: 0 })
     }
 
     /// OpenSSL's session, for what users want to know about it.
@@ -220,8 +225,10 @@ impl Session {
     fn handshake(&mut self) -> Progress {
         match self.stream.do_handshake() {
             Ok(()) => {
-                self.limit = data_mtu(self.stream.ssl()).min(LONGEST_PLAINTEXT);
                 let ssl = self.stream.ssl();
+                set_mtu(ssl, self.mtus.1);
+                self.limit = data_mtu(ssl).min(LONGEST_PLAINTEXT);
+                set_mtu(ssl, self.mtus.0); // for messages of the handshake that get lost
                 let cipher = ssl.current_cipher().map_or("", SslCipherRef::name);
                 self.lengths =
                     Some(Lengths::new(cipher, ssl.session().and_then(max_fragment_length)));

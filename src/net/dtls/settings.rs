@@ -1,6 +1,7 @@
 //! The settings of sessions: certificates, keys and rules.
 
 use std::ffi::CString;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -24,8 +25,11 @@ use crate::net::sys::openssl::{add_chain_certificate, set_psk_identity_hint};
 
 /// The default of [`Settings::mtu`]: what fits through tunnels over Ethernet.
 pub const DEFAULT_MTU: usize = 1400;
-/// The least [`Settings::mtu`]: OpenSSL needs 256 bytes of IP for a handshake.
-pub const LEAST_MTU: usize = 228;
+/// By how much OpenSSL exceeds its MTU in a handshake: it forgets the nonce and the tag of the first
+/// encrypted record (8 and 16 bytes), and the record before that (`ChangeCipherSpec`, 14 bytes).
+const EXCESS: usize = 24;
+/// The least [`Settings::mtu`]: with less than 256 bytes, OpenSSL ends the session.
+pub const LEAST_MTU: usize = 256 + EXCESS;
 /// As good as no limit.
 const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// The ciphers of a context whose user has not chosen any: forward secrecy, and pre-shared keys. The
@@ -118,6 +122,16 @@ pub enum ContextError {
     OpenSsl(ErrorStack),
 }
 
+impl fmt::Display for ContextError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path, error) => write!(f, "{}: {error}", path.display()),
+            Self::Invalid(text) => f.write_str(text),
+            Self::OpenSsl(stack) => fmt::Display::fmt(stack, f),
+        }
+    }
+}
+
 impl From<ErrorStack> for ContextError {
     fn from(error: ErrorStack) -> Self {
         Self::OpenSsl(error)
@@ -125,6 +139,11 @@ impl From<ErrorStack> for ContextError {
 }
 
 impl Settings {
+    /// The MTU with which OpenSSL does not exceed [`mtu`](Self::mtu) in a handshake.
+    pub(super) fn handshake_mtu(&self) -> usize {
+        self.mtu - EXCESS
+    }
+
     pub(super) fn new(role: Role) -> Self {
         let is_client = role == Role::Client;
         Self {

@@ -74,6 +74,12 @@ pub(in crate::net) fn handle_timeout(ssl: &SslRef) -> Result<(), ErrorStack> {
     if handled < 0 { Err(ErrorStack::get()) } else { Ok(()) }
 }
 
+/// Sets the MTU, which must be one that OpenSSL accepts: `SSL_set_mtu(3)`.
+pub(in crate::net) fn set_mtu(ssl: &SslRef, mtu: usize) {
+    // SAFETY: it only writes a number to the session.
+    unsafe { ffi::SSL_set_mtu(ssl.as_ptr(), mtu as c_long) };
+}
+
 /// The maximum length of a record's plaintext, if its datagram may have the session's MTU:
 /// `DTLS_get_data_mtu(3)`. 0 before the end of the handshake.
 pub(in crate::net) fn data_mtu(ssl: &SslRef) -> usize {

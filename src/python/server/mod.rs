@@ -268,7 +268,6 @@ impl ServerCore {
         let (socket, slots) = (sink.socket, cursor.slots());
         self.flush_last(py, socket)?;
         py.detach(|| socket.close_dtls());
-        self.report_handshakes(py, socket)?;
         let mut left = sink.discard(cursor);
         let until = Instant::now() + COUNTING;
         while self.is_overdue() && self.is_last.load(Ordering::Relaxed) && Instant::now() < until {
@@ -277,6 +276,7 @@ impl ServerCore {
             sink.count(&filled);
             left += sink.discard(cursor);
         }
+        self.report_handshakes(py, socket)?;
         Ok(left)
     }
 

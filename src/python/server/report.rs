@@ -25,12 +25,15 @@ impl ServerCore {
         let counts = [
             (Count::DtlsEstablished, report.established),
             (Count::DtlsFailed, report.failed),
+            (Count::DtlsEvicted, report.evicted),
+            (Count::DtlsCookiesSent, report.cookies_sent),
             (Count::DtlsInvalid, report.invalid),
         ];
         for (count, n) in counts {
             self.count(count, n as usize);
         }
-        report.last_failure.map_or(Ok(()), |text| self.log(py, "handshake", text))
+        let Some(text) = report.last_failure else { return Ok(()) };
+        self.log(py, "handshake", (text, report.failed.saturating_sub(1)))
     }
 
     /// Does nothing.
@@ -40,15 +43,27 @@ impl ServerCore {
         Ok(())
     }
 
-    /// Has Python log what has happened, about no peer in particular.
+    /// Has Python log something about no peer in particular.
     fn log<'py>(
         &self,
         py: Python<'py>,
         what: &str,
         detail: impl IntoPyObject<'py>,
     ) -> PyResult<()> {
-        let reported = self.report.call1(py, (what, detail, py.None()));
-        reported.map(drop).or_else(|error| self.end_or_exit(py, error))
+        self.survive(py, self.report.call1(py, (what, detail, py.None())))
+    }
+
+    /// Ends the program if logging has raised an exception that ends it. Another, such as a lack of
+    /// memory for a log line, must not stop the server.
+    fn survive(&self, py: Python<'_>, logged: PyResult<Py<PyAny>>) -> PyResult<()> {
+        match logged {
+            Err(error) if ends_program(py, &error) => self.end_or_exit(py, error),
+            Err(error) => {
+                error.write_unraisable(py, Some(self.report.bind(py)));
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+        }
     }
 
     /// Counts and reports the errors in the error queue, and one that a receive has reported.
@@ -121,15 +136,7 @@ impl ServerCore {
         }
         let addresses = self.socket.bind(py).get().addresses();
         let address = peer.and_then(|peer| addresses.object(py, peer).ok());
-        match self.report.call1(py, (what, error, address)) {
-            Err(error) if ends_program(py, &error) => self.end_or_exit(py, error),
-            // A lack of memory for a log line must not stop the server either.
-            Err(error) => {
-                error.write_unraisable(py, Some(self.report.bind(py)));
-                Ok(())
-            }
-            Ok(_) => Ok(()),
-        }
+        self.survive(py, self.report.call1(py, (what, error, address)))
     }
 }
 
