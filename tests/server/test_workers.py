@@ -21,6 +21,24 @@ def tell_pid(data, address):
     return b"%d %s" % (os.getpid(), data)
 
 
+class Breakable:
+    """An ``init`` that fails while the file ``broken`` exists."""
+
+    def __init__(self, folder):
+        self.broken, self._failed = folder / "broken", folder / "failed"
+        self._failed.touch()
+
+    def __call__(self):
+        if self.broken.exists():
+            with self._failed.open("a") as file:
+                file.write("x")
+            raise LookupError("gone")
+
+    def failures(self):
+        """Return how often it has failed, in all processes."""
+        return self._failed.stat().st_size
+
+
 def is_gone(pid):
     try:
         os.kill(pid, 0)
@@ -124,15 +142,10 @@ def test_stopping_under_load_replies_to_or_refuses_every_request():
 
 
 def test_successor_that_cannot_start_leaves_the_old_worker_running(tmp_path):
-    flag = tmp_path / "broken"
-
-    def init():
-        if flag.exists():
-            raise RuntimeError("the new configuration is wrong")
-
+    init = Breakable(tmp_path)
     with server(tell_pid, workers=2, init=init) as serving:
         pids = pids_of(serving)
-        flag.touch()
+        init.broken.touch()
         serving.replace_workers()
         Call(lambda: [ask(serving.address) for _ in range(50)]).result()
         assert pids_of(serving) == pids
@@ -175,17 +188,12 @@ def impatient(monkeypatch):
 
 @pytest.mark.usefixtures("impatient")
 def test_workers_that_can_no_longer_start_end_the_server_after_some_attempts(tmp_path):
-    flag = tmp_path / "broken"
-
-    def init():
-        if flag.exists():
-            raise LookupError("gone")
-
+    init = Breakable(tmp_path)
     serving = server(tell_pid, workers=2, init=init)
     serving.start()
     forever = Call(serving.serve_forever)
     pids = pids_of(serving)
-    flag.touch()
+    init.broken.touch()
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     with pytest.raises(LookupError, match="gone"):
@@ -195,23 +203,15 @@ def test_workers_that_can_no_longer_start_end_the_server_after_some_attempts(tmp
 
 @pytest.mark.usefixtures("impatient")
 def test_worker_that_can_no_longer_start_is_tried_again_while_another_one_runs(tmp_path):
-    flag, attempts = tmp_path / "broken", tmp_path / "attempts"
-    attempts.touch()
-
-    def init():
-        if flag.exists():
-            with attempts.open("a") as file:
-                file.write("x")
-            raise LookupError("gone")
-
+    init = Breakable(tmp_path)
     with server(tell_pid, workers=2, init=init) as serving:
         victim, other = pids_of(serving)
-        flag.touch()
+        init.broken.touch()
         os.kill(victim, signal.SIGKILL)
-        eventually(lambda: len(attempts.read_text()) > 2 * supervisor.ATTEMPTS)
+        eventually(lambda: init.failures() > 2 * supervisor.ATTEMPTS)
         assert serving.status == "running"
         assert serving.stats().restarts == 1
-        flag.unlink()
+        init.broken.unlink()
         # Requests that the dead worker has not received wait for the next one.
         with tomada.Client(serving.address, timeout=DEADLINE) as asking:
             found = set()
@@ -383,21 +383,16 @@ def test_restart_delay_never_exceeds_its_maximum():
 
 @pytest.mark.usefixtures("impatient")
 def test_reload_with_repaired_code_starts_dead_workers_and_succeeds(tmp_path):
-    flag = tmp_path / "broken"
-
-    def init():
-        if flag.exists():
-            raise LookupError("gone")
-
+    init = Breakable(tmp_path)
     with server(tell_pid, workers=2, init=init) as serving:
         life = serving._life  # noqa: SLF001 - what systemd and the metrics are told
-        flag.touch()
+        init.broken.touch()
         os.kill(pids_of(serving).pop(), signal.SIGKILL)
         eventually(lambda: len(life.live_workers) == 1)
         serving.replace_workers()
         eventually(lambda: life.replacements == 1)
         assert life.has_failed_to_replace
-        flag.unlink()
+        init.broken.unlink()
         serving.replace_workers()
         eventually(lambda: life.replacements == 2)
         assert not life.has_failed_to_replace
@@ -406,15 +401,9 @@ def test_reload_with_repaired_code_starts_dead_workers_and_succeeds(tmp_path):
 
 @pytest.mark.usefixtures("impatient")
 def test_worker_that_reaches_a_limit_and_cannot_be_replaced_is_no_failed_reload(tmp_path):
-    flag, attempts = tmp_path / "broken", tmp_path / "attempts"
-
-    def init():
-        if flag.exists():
-            attempts.touch()
-            raise LookupError("gone")
-
+    init = Breakable(tmp_path)
     with server(tell_pid, workers=2, init=init, max_requests=1) as serving:
-        flag.touch()
-        eventually(lambda: ask(serving.address) and attempts.exists())
+        init.broken.touch()
+        eventually(lambda: ask(serving.address) and init.failures())
         eventually(lambda: ask(serving.address) and len(serving._life.live_workers) == 2)  # noqa: SLF001
         assert not serving._life.has_failed_to_replace  # noqa: SLF001
