@@ -235,7 +235,7 @@ async def transports(own: tomada.asyncio.EventLoop) -> None:
     transport, protocol = await create(own, Counting, remote_addr=("127.0.0.1", 9))
     protocol.counted  # attr-defined
     transport.sendto("text")  # arg-type
-    transport.sendto(b"x", 9)  # arg-type
+    transport.sendto(b"x", 0.9)  # arg-type
     transport.sendto_many(["text"])  # arg-type
     await create(own, Counting, coalese=1.0)  # call-arg
     await create(own, object)  # type-var
@@ -250,7 +250,7 @@ async def tasks() -> None:
     async with tomada.asyncio.open_endpoint(remote_adr=("127.0.0.1", 9)) as endpoint:  # call-arg
         endpoint.send("text")  # arg-type
         endpoint.send(("127.0.0.1", 9), b"x")  # arg-type
-        endpoint.send_many([b"x"], 9)  # arg-type
+        endpoint.send_many([b"x"], 0.9)  # arg-type
         await endpoint.request("text")  # arg-type
 """
 
