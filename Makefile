@@ -272,7 +272,7 @@ $(stamps)/build: $(sources) $(stamps)/group-build
 $(stamps)/wheel: $(sources) $(shell find python -name '*.py') $(stamps)/group-build
 	@echo "building the extension for memcheck"
 	@rm -rf target/memcheck
-	@$(bin)/maturin build --quiet --profile valgrind --strip false $(all_features) --out target/memcheck \
+	@$(bin)/maturin build --quiet --profile valgrind --auditwheel skip --strip false $(all_features) --out target/memcheck \
 		--interpreter $(bin)/python
 	@$(bin)/python -m pip install --quiet --force-reinstall target/memcheck/*.whl
 	@touch $@
