@@ -1404,7 +1404,7 @@ class ServerCore:
         """Send the queued datagrams; return whether any are still waiting for room."""
 
     def tick(self) -> None:
-        """Log drops and error-queue entries. Call this about once per second."""
+        """Count and log drops, handshakes and error-queue entries, about once per second."""
 
     def tick_sessions(self) -> float | None:
         """Retransmit the handshake messages that are due; return the seconds until the next call.

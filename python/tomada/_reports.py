@@ -89,7 +89,7 @@ class Reports:
             )
         elif what == "handshake":
             text, others = detail
-            more = f" ({others:,} others have failed, too)" if others else ""
+            more = f" (and {others:,} more since the last report)" if others else ""
             logger.info("a DTLS handshake has failed: %s%s%s", text, more, suffix)
         elif what == "send":
             logger.warning("not sent to %s: %s%s", format_address(address), detail, suffix)

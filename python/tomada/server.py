@@ -170,7 +170,8 @@ class Server:
     :param dtls: A :class:`tomada.dtls.Context` of ``PROTOCOL_DTLS_SERVER``. The handler then gets
         decrypted datagrams, from peers with a session, and its replies are encrypted. Sending a
         datagram to a peer without a session is an error. Each worker holds the sessions of its own
-        peers, so several workers need ``steering="hash"``. Cannot be combined with ``proxy``.
+        peers, so several workers need ``steering="hash"`` and a socket each, which they do not have
+        with ``sock``, ``fd`` or ``groups``. Cannot be combined with ``proxy``.
     :param sock: A bound socket to use instead of an address. The caller keeps ownership.
     :param fd: The file descriptor of a bound socket. The server takes ownership of it.
 

@@ -34,8 +34,8 @@ IN_OPTIONS = {
         "pass the name in the certificate as --dtls-server-hostname"
     ),
     "is encrypted: pass its password": (
-        "is encrypted: decrypt the file, for example with openssl pkey; there is no option for its "
-        "password"
+        "is encrypted: decrypt the file, for example with openssl pkey, because the command line "
+        "does not accept passwords"
     ),
 }
 
@@ -258,7 +258,7 @@ def _read_for(
 def keys_in(path: str, shortest: int = 1) -> dict[str, bytes]:
     """Read pre-shared keys by identity, in the format of GnuTLS's ``psktool``.
 
-    An identity that begins with ``#`` is in hexadecimal, so there are no comments.
+    An identity that begins with ``#`` is in hexadecimal, so the file cannot contain comments.
 
     :param shortest: The minimum length of a key, in bytes.
     :raises OSError: The file cannot be read.

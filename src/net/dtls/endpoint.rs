@@ -252,7 +252,8 @@ impl Endpoint {
         let session = match self.context.build().and_then(|context| Session::server(&context)) {
             Ok(session) => session,
             Err(error) => {
-                self.state().last_failure = Some(format!("the context is of no use: {error}"));
+                self.state().last_failure =
+                    Some(format!("the server's context cannot be used: {error}"));
                 return count(&self.counters.failed);
             }
         };
@@ -264,8 +265,10 @@ impl Endpoint {
             if let Some(surplus) = &surplus {
                 state.table.remove(surplus);
             }
-            if replaced.is_some() {
-                state.last_failure = Some("the client has begun another one".to_owned());
+            if replaced.is_some()
+                && let Some(peer) = from.ip()
+            {
+                state.last_failure = Some(format!("the client has begun another (peer {peer})"));
             }
             (link, replaced, surplus)
         };

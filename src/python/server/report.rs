@@ -10,7 +10,8 @@ use crate::net::{self, Address, Count, ErrorClass, Notice};
 use crate::python::error::Error;
 
 impl ServerCore {
-    /// Counts and logs what has happened beside the handler. Call this about once per second.
+    /// Counts and logs drops, handshakes and entries of the error queue. Call this about once per
+    /// second.
     pub(super) fn report_all(&self, py: Python<'_>, socket: &net::Socket) -> PyResult<()> {
         self.report_handshakes(py, socket)?;
         self.log_losses(py, socket)?;

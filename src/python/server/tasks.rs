@@ -275,7 +275,7 @@ impl ServerCore {
         Ok(self.has_waiting())
     }
 
-    /// Log drops and error-queue entries. Call this about once per second.
+    /// Count and log drops, handshakes and error-queue entries. Call this about once per second.
     fn tick(&self, py: Python<'_>) -> Result<()> {
         let socket = self.socket.bind(py).get().socket()?;
         Ok(self.report_all(py, socket)?)
