@@ -1156,7 +1156,7 @@ class DtlsEndpoint:
         socket: Socket,
         *,
         server_hostname: str | None = None,
-        reports_end: bool = False,
+        on_end: Literal["wait", "empty", "fail"] = "wait",
         keeps_events: bool = False,
     ) -> Self: ...
     def begin(self) -> None:

@@ -335,7 +335,7 @@ class DTLSSocket(socket):
 
     def _attach(self, context: Context, server_side: bool, server_hostname: str | None) -> None:
         self._endpoint = DtlsEndpoint(
-            context, self, server_hostname=server_hostname, reports_end=True
+            context, self, server_hostname=server_hostname, on_end="empty"
         )
         self.context = context
         self.server_side = server_side

@@ -274,13 +274,45 @@ impl Default for AddressCache {
 }
 
 struct CachedAddress {
-    raw: [u8; IP_ADDRESS_LEN],
-    len: u8,
+    key: AddressKey,
     object: Py<PyAny>,
 }
 
-/// Only IP addresses are cached: `sockaddr_in6` is the longest.
-const IP_ADDRESS_LEN: usize = size_of::<libc::sockaddr_in6>();
+/// The bytes of an IP address, which are cheap to compare. Other addresses are not cached.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AddressKey {
+    /// With zeroes at the end.
+    bytes: [u8; 32],
+    len: u8,
+}
+
+impl AddressKey {
+    #[inline]
+    pub(crate) fn of(address: &[u8]) -> Option<Self> {
+        const V4: usize = size_of::<libc::sockaddr_in>();
+        const V6: usize = size_of::<libc::sockaddr_in6>();
+        let mut bytes = [0; 32];
+        // Copying a constant number of bytes needs no call.
+        match address.len() {
+            V4 => bytes[..V4].copy_from_slice(&address[..V4]),
+            V6 => bytes[..V6].copy_from_slice(&address[..V6]),
+            _ => return None,
+        }
+        Some(Self { bytes, len: address.len() as u8 })
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+
+    /// Family and port are in the first four bytes, an IPv4 host in the next four, and the varying
+    /// end of an IPv6 host further on.
+    fn hash(&self) -> u64 {
+        let (words, _) = self.bytes.as_chunks();
+        let [first, second, third, _] = [0, 1, 2, 3].map(|at| u64::from_ne_bytes(words[at]));
+        first ^ second.rotate_left(17) ^ third.rotate_left(31)
+    }
+}
 
 impl AddressCache {
     /// Forgets all addresses, and frees the tables.
@@ -298,19 +330,28 @@ impl AddressCache {
         py: Python<'py>,
         address: &[u8],
     ) -> PyResult<Bound<'py, PyAny>> {
-        if address.is_empty() || address.len() > IP_ADDRESS_LEN {
-            return to_python(py, address);
+        match AddressKey::of(address) {
+            Some(key) => self.object_of(py, &key),
+            None => to_python(py, address),
         }
-        let hash = hash(address);
+    }
+
+    /// As [`to_python`], for the address with a key.
+    pub(crate) fn object_of<'py>(
+        &self,
+        py: Python<'py>,
+        key: &AddressKey,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let hash = key.hash();
         if let Ok(table) = self.received.try_lock()
-            && let Some(entry) = table.get(hash, |entry| entry.raw() == address)
+            && let Some(entry) = table.get(hash, |entry| entry.key == *key)
         {
             return Ok(entry.object.bind(py).clone());
         }
         // The lock is free while Python allocates, because a finalizer may run and call this.
-        let object = to_python(py, address)?;
+        let object = to_python(py, key.as_bytes())?;
         if let Ok(mut table) = self.received.try_lock() {
-            table.insert(hash, CachedAddress::new(address, &object));
+            table.insert(hash, CachedAddress { key: *key, object: object.clone().unbind() });
         }
         Ok(object)
     }
@@ -327,14 +368,14 @@ impl AddressCache {
         if let Ok(table) = self.sent.try_lock()
             && let Some(entry) = table.get(hash, |entry| entry.object.is(object))
         {
-            return Ok(Address::from_bytes(entry.raw()));
+            return Ok(Address::from_bytes(entry.key.as_bytes()));
         }
         let address = parse(family, object, caller, mapping)?;
         if is_constant(family, object)
-            && address.as_bytes().len() <= IP_ADDRESS_LEN
+            && let Some(key) = AddressKey::of(address.as_bytes())
             && let Ok(mut table) = self.sent.try_lock()
         {
-            table.insert(hash, CachedAddress::new(address.as_bytes(), object));
+            table.insert(hash, CachedAddress { key, object: object.clone().unbind() });
         }
         Ok(address)
     }
@@ -356,33 +397,4 @@ fn is_constant(family: c_int, object: &Bound<'_, PyAny>) -> bool {
             _ => item.cast_exact::<PyInt>().is_ok(),
         })
     })
-}
-
-impl CachedAddress {
-    fn new(raw: &[u8], object: &Bound<'_, PyAny>) -> Self {
-        let mut entry = Self {
-            raw: [0; IP_ADDRESS_LEN],
-            len: raw.len() as u8,
-            object: object.clone().unbind(),
-        };
-        entry.raw[..raw.len()].copy_from_slice(raw);
-        entry
-    }
-
-    fn raw(&self) -> &[u8] {
-        &self.raw[..usize::from(self.len)]
-    }
-}
-
-/// Hashes an address: family and port are in the first four bytes, an IPv4 host in the next four,
-/// and the varying end of an IPv6 host further on.
-fn hash(address: &[u8]) -> u64 {
-    let word = |at: usize| {
-        address.get(at..at + 8).map_or(0, |bytes| {
-            u64::from_ne_bytes([
-                bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7],
-            ])
-        })
-    };
-    word(0) ^ word(8).rotate_left(17) ^ word(16).rotate_left(31)
 }

@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple, PyType};
 
-use crate::net::dtls::{Endpoint, EndpointOptions, Role, SessionEvent, Status};
+use crate::net::dtls::{Endpoint, EndpointOptions, OnEnd, Role, SessionEvent, Status};
 use crate::net::{self, Address, Deadline, Interest, RecvCursor, Stop, Waiting};
 use crate::python::dtls::{DtlsContext, DtlsSession};
 use crate::python::error::{self, Error, Result};
@@ -30,15 +30,21 @@ pub(crate) struct DtlsEndpoint {
 impl DtlsEndpoint {
     #[new]
     #[pyo3(signature = (
-        context, socket, *, server_hostname=None, reports_end=false, keeps_events=false
+        context, socket, *, server_hostname=None, on_end="wait", keeps_events=false
     ))]
     fn new(
         context: &Bound<'_, DtlsContext>,
         socket: &Bound<'_, Socket>,
         server_hostname: Option<String>,
-        reports_end: bool,
+        on_end: &str,
         keeps_events: bool,
     ) -> Result<Self> {
+        let on_end = match on_end {
+            "wait" => OnEnd::Wait,
+            "empty" => OnEnd::Empty,
+            "fail" => OnEnd::Fail,
+            _ => return Err(PyValueError::new_err("on_end must be wait, empty or fail").into()),
+        };
         let inner = socket.get().socket()?;
         let peer = inner.peer_address().ok();
         let context = Arc::clone(context.get().inner());
@@ -46,7 +52,7 @@ impl DtlsEndpoint {
             let message = "a DTLS client needs a connected socket: call connect() first";
             return Err(PyValueError::new_err(message).into());
         }
-        let options = EndpointOptions { peer, server_name: server_hostname, reports_end };
+        let options = EndpointOptions { peer, server_name: server_hostname, on_end };
         let endpoint = Arc::new(Endpoint::new(context, options)?);
         if keeps_events {
             endpoint.keep_events();

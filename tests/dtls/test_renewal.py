@@ -1,14 +1,17 @@
 """Certificates that workers read again, and the room that a guard must leave for handshakes."""
 
+import asyncio
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
 from certificates import certificates
 from dtls_pairs import server_of, trusting
-from support import eventually
+from support import Call, eventually
 from tomada import Client, Guard, Server, dtls
+from tomada.asyncio import Client as AsyncClient
 
 pytestmark = pytest.mark.thread_unsafe(reason="it starts workers")
 
@@ -31,11 +34,10 @@ def test_workers_read_a_renewed_certificate_in_init(tmp_path):
 
     def presents(name):
         options = {"dtls": trusting(files.ca), "server_hostname": name}
-        # Soon over if the worker is replaced during the handshake.
-        with Client(server.address, timeout=5, **options) as client:
+        with Client(server.address, **options) as client:
             try:
                 return client.request(b"hello") == b"HELLO"
-            except (dtls.DTLSCertVerificationError, TimeoutError):
+            except dtls.DTLSCertVerificationError:
                 return False
 
     install(files.ecdsa)
@@ -48,6 +50,66 @@ def test_workers_read_a_renewed_certificate_in_init(tmp_path):
         server.replace_workers()
         # Each session is from another port, so both workers are tried.
         eventually(lambda: all(presents("elsewhere.example") for _ in range(10)))
+
+
+def request(address, options):
+    with Client(address, **options) as client:
+        return [client.request(b"hello")]
+
+
+def request_many(address, options):
+    with Client(address, **options) as client:
+        return client.request_many([b"hello"] * 3)
+
+
+def request_from_one_port(address, options):
+    options["match"] = lambda request, reply: reply == request.upper()
+    with Client(address, **options) as client:
+        return client.request_many([b"hello"] * 3)
+
+
+def request_with_asyncio(address, options):
+    async def run():
+        async with AsyncClient(address, **options) as client:
+            return [await client.request(b"hello")]
+
+    return asyncio.run(run())
+
+
+# How often workers are replaced.
+TIMES = 5
+# Fewer would use up a request's attempts.
+REQUESTS_BETWEEN = 3
+# A client repeats what a handshake has lost after a second. Here, nothing may be lost.
+BEFORE_REPETITION = 0.9
+
+
+@pytest.mark.parametrize(
+    "ask", [request, request_many, request_from_one_port, request_with_asyncio]
+)
+def test_sessions_begin_while_workers_are_replaced(ask, tmp_path):
+    context, started = server_of(certificates().ecdsa), tmp_path / "started"
+    options = {"dtls": trusting(certificates().ca), "server_hostname": "localhost"}
+    answered, is_over = [], threading.Event()
+
+    def init():
+        with started.open("a") as file:
+            file.write(".")
+
+    def replace():
+        for times in range(1, TIMES + 1):
+            seen = len(answered)
+            server.replace_workers()
+            eventually(lambda: len(started.read_text()) == 2 * (times + 1))  # noqa: B023 - called here
+            eventually(lambda: len(answered) > seen + REQUESTS_BETWEEN)  # noqa: B023
+        is_over.set()
+
+    with Server(("127.0.0.1", 0), upper, dtls=context, workers=2, init=init) as server:
+        replacing = Call(replace)
+        while not is_over.is_set():
+            answered += ask(server.address, {**options, "timeout": BEFORE_REPETITION})
+        replacing.result()
+    assert set(answered) == {b"HELLO"}
 
 
 @pytest.mark.parametrize(("limit", "is_possible"), [(600, False), (1472, True)])

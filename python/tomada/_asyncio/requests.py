@@ -257,6 +257,8 @@ class TaskRequests:
             self._fail_all(error)
         if self._batches or self.in_flight.has_unsent:
             self._flush()
+        elif self.in_flight.next_due() < self._timer_due:
+            self._set_timer(monotonic())  # the end of a session makes the next attempt due
 
     def _answer(self, index: int, reply: bytes) -> None:
         outcome = self._outcomes.pop(index)

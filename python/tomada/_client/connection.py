@@ -11,8 +11,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from tomada import _core
-from tomada._client.exchange import is_refusal
+from tomada._client.exchange import is_end_of_session, is_refusal
 from tomada._client.ports import PORTS, late_for, unique_name
+from tomada._dtls_errors import DTLSZeroReturnError
 from tomada._peer_errors import is_from_peer
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ class Connection(socket):
             self.wait_until(until)
             self._send_after_reports(data)
         except OSError as error:
-            if is_refusal(error):
+            if is_refusal(error) or is_end_of_session(error):
                 raise RefusedError(error) from None
             raise
 
@@ -249,7 +250,7 @@ class Connection(socket):
             if self.dtls is not None:
                 context, name = self.dtls
                 self._sessions = _core.DtlsEndpoint(
-                    context, self, server_hostname=name, reports_end=True
+                    context, self, server_hostname=name, on_end="fail"
                 )
                 self._sessions.begin()
         except BaseException:
@@ -274,18 +275,19 @@ class Connection(socket):
         return self._sessions.status() is None
 
     def has_lost_session(self) -> bool:
-        """Return whether there was a session with the server that has ended."""
-        return (
-            self._sessions is not None
-            and self._failure() is not None
-            and self._sessions.stats()["established"] > 0
-        )
+        """Return whether a session with the server has ended, or the server ended the handshake."""
+        failure = self._failure()
+        if self._sessions is None or failure is None:
+            return False
+        is_closed = isinstance(failure, DTLSZeroReturnError)
+        return is_closed or self._sessions.stats()["established"] > 0
 
     def secure(self, until: float) -> None:
         """If requests are encrypted, wait until a given time for the end of the handshake.
 
         :raises SecuringError: It takes longer.
-        :raises OSError: The handshake failed. The next :meth:`ask` begins another one.
+        :raises OSError: The handshake failed; as from :func:`session_lost`, if the server ended it.
+            The next :meth:`ask` begins another one.
         """
         if self._sessions is None:
             return
@@ -295,6 +297,8 @@ class Connection(socket):
             if self._is_securing() and isinstance(error, TimeoutError | BlockingIOError):
                 raise SecuringError(*error.args) from None
             self.peer = None
+            if self.has_lost_session():
+                raise session_lost() from None
             raise
 
     def tick(self) -> float:

@@ -17,12 +17,17 @@ if TYPE_CHECKING:
     from tomada._client.retry import Retry
     from tomada._client.round_trip import RoundTrip
 
-__all__ = ["Exchange", "is_refusal"]
+__all__ = ["Exchange", "is_end_of_session", "is_refusal"]
 
 
 def is_refusal(error: OSError) -> bool:
     """Return whether an error means that there is no server. ``AF_UNIX`` has both kinds."""
     return isinstance(error, ConnectionRefusedError | FileNotFoundError)
+
+
+def is_end_of_session(error: OSError) -> bool:
+    """Return whether an error means that the server has ended the session, or the handshake."""
+    return error.errno == errno.ESHUTDOWN
 
 
 class Exchange:
@@ -174,7 +179,7 @@ class Exchange:
         if not self._retry.retry_refused and is_refusal(error):
             raise error from None
         self.refusal = error
-        has_session_ended = error.errno == errno.ESHUTDOWN
+        has_session_ended = is_end_of_session(error)
         if not (has_session_ended or error.errno == errno.EMSGSIZE) or self._resumed is not None:
             return
         if self.attempts < self._retry.count:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tomada._advice import advise_on_sending
 from tomada._client.connection import SecuringError, has_no_room
-from tomada._client.exchange import Exchange, is_refusal
+from tomada._client.exchange import Exchange, is_end_of_session, is_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -300,7 +300,7 @@ class InFlight:
             # Move it behind the requests that were sent: if one of those is equal, a reply is to
             # that one.
             self.requests[index] = self.requests.pop(index)
-        elif is_refusal(error):
+        elif is_refusal(error) or is_end_of_session(error):
             self._refused([index], error)
         else:
             self._fail(index, error)

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use openssl::error::ErrorStack;
 use openssl::ssl::{
@@ -11,6 +12,7 @@ use openssl::ssl::{
 };
 use openssl::x509::verify::X509CheckFlags;
 
+use super::cookie::{CookieRoot, Cookies};
 use super::settings::{ContextError, Role, Settings, Verify};
 use crate::net::address::Address;
 use crate::net::fork_mutex::{ForkMutex, Inherit, leave_to_parent};
@@ -32,6 +34,8 @@ pub struct Context {
     settings: ForkMutex<Arc<Settings>>,
     /// OpenSSL's context, made from the settings when a session needs it.
     built: ForkMutex<Option<Arc<Built>>>,
+    /// A server's, as soon as it is prepared.
+    cookie_root: ForkMutex<Option<Arc<CookieRoot>>>,
 }
 
 /// A context as its sessions use it: later changes of the settings do not concern them.
@@ -59,6 +63,11 @@ impl Inherit for Option<Arc<Built>> {
     fn inherit(&mut self) {}
 }
 
+/// As above.
+impl Inherit for Option<Arc<CookieRoot>> {
+    fn inherit(&mut self) {}
+}
+
 /// A thread of the parent may have been adding a session.
 impl Inherit for Resumable {
     fn inherit(&mut self) {
@@ -70,7 +79,7 @@ impl Context {
     /// Creates a context with safe settings: a client verifies certificates and host names.
     pub fn new(role: Role) -> Self {
         let settings = ForkMutex::new(Arc::new(Settings::new(role)));
-        Self { role, settings, built: ForkMutex::default() }
+        Self { role, settings, built: ForkMutex::default(), cookie_root: ForkMutex::default() }
     }
 
     /// Which side of its sessions a context is for.
@@ -128,9 +137,22 @@ impl Context {
     }
 
     /// Prepares for sessions, so that processes which are forked later share what the context
-    /// generates, such as the keys of tickets.
+    /// generates, such as the keys of tickets and the secrets of cookies.
     pub fn prepare(&self) -> Result<(), ContextError> {
-        self.build().map(drop)
+        self.build()?;
+        self.cookies().map(drop)
+    }
+
+    /// The cookies of a server.
+    pub(super) fn cookies(&self) -> Result<Option<Cookies>, ContextError> {
+        if self.role == Role::Client {
+            return Ok(None);
+        }
+        let (mut root, now) = (self.cookie_root.lock(), Instant::now());
+        if root.is_none() {
+            *root = Some(Arc::new(CookieRoot::random(now)?));
+        }
+        Ok(root.clone().map(|root| Cookies::new(root, now)))
     }
 }
 

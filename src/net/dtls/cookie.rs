@@ -1,5 +1,6 @@
 //! Cookies, which prove that a client receives what is sent to its address (RFC 6347, section 4.2.1).
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use openssl::memcmp;
@@ -14,17 +15,47 @@ const ROTATION: Duration = Duration::from_secs(60);
 /// The block length of SHA-256.
 const BLOCK: usize = 64;
 
+/// The origin of the secrets. Processes that are forked later share it: a client may get a cookie
+/// from one worker of a server, and repeat it to the worker that has replaced that one.
+pub(super) struct CookieRoot {
+    hmac: Hmac,
+    began: Instant,
+}
+
+impl CookieRoot {
+    /// Fails if the system's random numbers are not available.
+    pub(super) fn random(began: Instant) -> Result<Self, openssl::error::ErrorStack> {
+        let mut key = [0; BLOCK];
+        rand_bytes(&mut key)?;
+        Ok(Self { hmac: Hmac::new(&key), began })
+    }
+
+    /// The number of the secret that makes cookies at a time.
+    fn number(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.began).as_secs() / ROTATION.as_secs()
+    }
+
+    fn secret(&self, number: u64) -> Hmac {
+        let mut key = [0; BLOCK];
+        key[..COOKIE].copy_from_slice(&self.hmac.sign(&[&number.to_be_bytes()]));
+        Hmac::new(&key)
+    }
+}
+
 /// Makes and checks cookies. Nothing is stored for a client.
 pub(super) struct Cookies {
+    root: Arc<CookieRoot>,
+    number: u64,
     current: Hmac,
     previous: Option<Hmac>,
-    rotated_at: Instant,
 }
 
 impl Cookies {
-    /// Chooses the first secret. Fails if the system's random numbers are not available.
-    pub(super) fn new(now: Instant) -> Result<Self, openssl::error::ErrorStack> {
-        Ok(Self { current: Hmac::random()?, previous: None, rotated_at: now })
+    pub(super) fn new(root: Arc<CookieRoot>, now: Instant) -> Self {
+        let number = root.number(now);
+        let current = root.secret(number);
+        let previous = number.checked_sub(1).map(|number| root.secret(number));
+        Self { root, number, current, previous }
     }
 
     /// The cookie for a client, bound to its address and port and to what it asks for.
@@ -48,17 +79,9 @@ impl Cookies {
         is_of(&self.current) || self.previous.as_ref().is_some_and(is_of)
     }
 
-    /// Replaces the secret if its time is over, and forgets one that is no longer accepted. Neither
-    /// lasts longer after a pause without clients.
     fn rotate(&mut self, now: Instant) {
-        let age = now.saturating_duration_since(self.rotated_at);
-        if age >= ROTATION
-            && let Ok(next) = Hmac::random()
-        {
-            let last = std::mem::replace(&mut self.current, next);
-            let is_recent = age < 2 * ROTATION;
-            self.previous = is_recent.then_some(last);
-            self.rotated_at = if is_recent { self.rotated_at + ROTATION } else { now };
+        if self.root.number(now) != self.number {
+            *self = Self::new(Arc::clone(&self.root), now);
         }
     }
 }
@@ -70,12 +93,6 @@ struct Hmac {
 }
 
 impl Hmac {
-    fn random() -> Result<Self, openssl::error::ErrorStack> {
-        let mut key = [0; BLOCK];
-        rand_bytes(&mut key)?;
-        Ok(Self::new(&key))
-    }
-
     fn new(key: &[u8; BLOCK]) -> Self {
         let hash = |pad: u8| {
             let mut hash = Sha256::new();
@@ -117,6 +134,10 @@ mod tests {
     use super::super::hello::tests::client_hello;
     use super::*;
 
+    fn cookies(now: Instant) -> Cookies {
+        Cookies::new(Arc::new(CookieRoot::random(now).unwrap()), now)
+    }
+
     fn address(text: &str) -> Address {
         text.parse::<SocketAddr>().unwrap().into()
     }
@@ -139,7 +160,7 @@ mod tests {
             ("192.0.2.1:5", ["192.0.2.1:6", "192.0.2.2:5"]),
             ("[2001:db8::1]:5", ["[2001:db8::1]:6", "[2001:db8::2]:5"]),
         ] {
-            let mut cookies = Cookies::new(now).unwrap();
+            let mut cookies = cookies(now);
             let cookie = make(&mut cookies, &address(peer), now);
             let datagram = client_hello(1, 1, &cookie);
             assert!(check(&mut cookies, &address(peer), &datagram, now));
@@ -148,14 +169,14 @@ mod tests {
             }
             let of_another_attempt = client_hello(1, 2, &cookie);
             assert!(!check(&mut cookies, &address(peer), &of_another_attempt, now));
-            assert!(!check(&mut Cookies::new(now).unwrap(), &address(peer), &datagram, now));
+            assert!(!check(&mut self::cookies(now), &address(peer), &datagram, now));
         }
     }
 
     #[test]
     fn a_cookie_outlives_one_rotation_of_the_secret() {
         let (start, peer) = (Instant::now(), address("192.0.2.1:5"));
-        let mut cookies = Cookies::new(start).unwrap();
+        let mut cookies = cookies(start);
         let datagram = client_hello(1, 1, &make(&mut cookies, &peer, start));
         assert!(check(&mut cookies, &peer, &datagram, start + ROTATION));
         assert!(!check(&mut cookies, &peer, &datagram, start + 2 * ROTATION));
@@ -164,7 +185,7 @@ mod tests {
     #[test]
     fn a_cookie_is_invalid_after_a_long_pause() {
         let (start, peer) = (Instant::now(), address("192.0.2.1:5"));
-        let mut cookies = Cookies::new(start).unwrap();
+        let mut cookies = cookies(start);
         let datagram = client_hello(1, 1, &make(&mut cookies, &peer, start));
         assert!(!check(&mut cookies, &peer, &datagram, start + 3 * ROTATION));
     }
@@ -172,16 +193,29 @@ mod tests {
     #[test]
     fn a_late_rotation_does_not_make_cookies_last_longer() {
         let (start, peer) = (Instant::now(), address("192.0.2.1:5"));
-        let mut cookies = Cookies::new(start).unwrap();
+        let mut cookies = cookies(start);
         let datagram = client_hello(1, 1, &make(&mut cookies, &peer, start));
         assert!(check(&mut cookies, &peer, &datagram, start + ROTATION * 9 / 5));
         assert!(!check(&mut cookies, &peer, &datagram, start + 2 * ROTATION));
     }
 
     #[test]
+    fn cookies_of_one_root_are_valid_whoever_makes_them() {
+        let (start, peer) = (Instant::now(), address("192.0.2.1:5"));
+        let root = Arc::new(CookieRoot::random(start).unwrap());
+        let mut first = Cookies::new(Arc::clone(&root), start);
+        let datagram = client_hello(1, 1, &make(&mut first, &peer, start));
+        for (age, is_valid) in [(0, true), (59, true), (119, true), (120, false), (3600, false)] {
+            let now = start + Duration::from_secs(age);
+            let mut second = Cookies::new(Arc::clone(&root), now);
+            assert_eq!(check(&mut second, &peer, &datagram, now), is_valid, "{age}");
+        }
+    }
+
+    #[test]
     fn no_cookie_and_one_of_another_length_are_invalid() {
         let (now, peer) = (Instant::now(), address("192.0.2.1:5"));
-        let mut cookies = Cookies::new(now).unwrap();
+        let mut cookies = cookies(now);
         let cookie = make(&mut cookies, &peer, now);
         for wrong in [&b""[..], &cookie[..31], &[&cookie[..], b"x"].concat(), &[0; COOKIE]] {
             assert!(!check(&mut cookies, &peer, &client_hello(1, 1, wrong), now));

@@ -45,8 +45,20 @@ pub struct EndpointOptions {
     pub peer: Option<Address>,
     /// The name that the server's certificate must be for.
     pub server_name: Option<String>,
-    /// Whether a receive fails once the session with the only peer has ended.
-    pub reports_end: bool,
+    /// How a receive ends once the session with the only peer has ended.
+    pub on_end: OnEnd,
+}
+
+/// How a receive ends after the session with the only peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnEnd {
+    /// It does not end: the program is told in another way.
+    #[default]
+    Wait,
+    /// With no bytes, like that of a stream, or with an error if the session did not end in order.
+    Empty,
+    /// With an error.
+    Fail,
 }
 
 /// The sessions of a socket.
@@ -87,7 +99,7 @@ impl Endpoint {
     pub fn new(context: Arc<Context>, options: EndpointOptions) -> Result<Self, ContextError> {
         context.prepare()?;
         let limits = context.read(|settings| settings.limits);
-        let cookies = Some(Cookies::new(Instant::now())?);
+        let cookies = context.cookies()?;
         let state = ForkMutex::new(State { cookies, ..State::default() });
         let (counters, keeps_events) = (EndpointCounters::default(), AtomicBool::new(false));
         Ok(Self { context, options, limits, state, counters, keeps_events })
@@ -103,9 +115,9 @@ impl Endpoint {
         self.options.peer.is_some()
     }
 
-    /// Whether a receive fails once the session with the only peer has ended.
-    pub fn reports_end(&self) -> bool {
-        self.options.reports_end
+    /// How a receive ends after the session with the only peer.
+    pub fn on_end(&self) -> OnEnd {
+        self.options.on_end
     }
 
     /// Keeps events until they are [taken](Self::take_event).
@@ -350,11 +362,20 @@ impl Endpoint {
         true
     }
 
-    /// Ends all sessions, and tells the peers.
+    /// Ends all sessions and handshakes, and tells the peers.
     pub fn close_all(&self, outbox: &mut Outbox) {
-        let (links, mut scratch) = (self.state().table.all_live(), SessionScratch::default());
-        for link in links {
-            self.close_link(&link, &mut scratch, outbox);
+        self.close_each(outbox, |_| true);
+    }
+
+    /// Ends all handshakes under way, and tells the peers.
+    pub fn close_handshakes(&self, outbox: &mut Outbox) {
+        self.close_each(outbox, |link| !link.is_established());
+    }
+
+    fn close_each(&self, outbox: &mut Outbox, is_chosen: impl Fn(&SharedSession) -> bool) {
+        let (links, mut scratch) = (self.state().table.all(), SessionScratch::default());
+        for link in links.iter().filter(|link| is_chosen(link)) {
+            self.close_link(link, &mut scratch, outbox);
         }
     }
 
@@ -364,9 +385,10 @@ impl Endpoint {
         scratch: &mut SessionScratch,
         outbox: &mut Outbox,
     ) {
-        self.say_goodbye(link, scratch, outbox);
-        let text = "this side has closed the session";
-        self.end(link, SessionError::new(SessionErrorKind::Closed, text));
+        if self.say_goodbye(link, scratch, outbox) {
+            let text = "this side has closed the session";
+            self.end(link, SessionError::new(SessionErrorKind::Closed, text));
+        }
     }
 
     /// Runs a step of a session, and does what follows from it.
@@ -447,10 +469,21 @@ impl Endpoint {
         self.end(link, SessionError::new(SessionErrorKind::Evicted, text));
     }
 
-    fn say_goodbye(&self, link: &SharedSession, scratch: &mut SessionScratch, outbox: &mut Outbox) {
-        link.session().close(scratch);
+    /// Tells a peer that its session ends. Returns false if another thread is in the middle of a
+    /// handshake, which then goes on.
+    fn say_goodbye(
+        &self,
+        link: &SharedSession,
+        scratch: &mut SessionScratch,
+        outbox: &mut Outbox,
+    ) -> bool {
+        match link.enter() {
+            Some(mut session) => session.close(scratch),
+            None => return false,
+        }
         let source = self.state().table.source(&link.peer);
         outbox.take(scratch, link.peer, source);
+        true
     }
 
     /// The failure of a handshake that the peer does not go on with.

@@ -1,14 +1,20 @@
 //! Parses a datagram of the first flight without OpenSSL: the header of its first record and, of a
 //! `ClientHello`, the fields up to the cookie (RFC 6347, sections 4.1, 4.2.1 and 4.2.2).
 
+/// A record's content type: an alert.
+pub(super) const ALERT: u8 = 21;
 /// A record's content type: a handshake message.
 const HANDSHAKE: u8 = 22;
 /// A record's content type: data of the application.
 const APPLICATION_DATA: u8 = 23;
 /// A handshake message's type: the client's first message.
 const CLIENT_HELLO: u8 = 1;
+/// A handshake message's type: the server's first message.
+const SERVER_HELLO: u8 = 2;
 /// A handshake message's type: the answer that carries a cookie.
 const HELLO_VERIFY_REQUEST: u8 = 3;
+/// The version in the header of a record of DTLS 1.2.
+pub(super) const DTLS_1_2: [u8; 2] = [254, 253];
 /// DTLS 1.0, which a `HelloVerifyRequest` names whatever version is negotiated later.
 const DTLS_1_0: [u8; 2] = [254, 255];
 
@@ -44,7 +50,9 @@ pub(super) struct ClientHello<'a> {
     /// The record's epoch and sequence number, which the answer repeats.
     sequence: [u8; 8],
     message_sequence: [u8; 2],
-    /// The fields that the cookie vouches for: version, random and session identifier.
+    /// The fields that the cookie vouches for: version and random. The session identifier is not one
+    /// of them: OpenSSL leaves it out of a client's second message if another session with the same
+    /// identifier has failed meanwhile.
     pub(super) parameters: &'a [u8],
     /// Distinguishes this attempt of a client from others.
     pub(super) random: [u8; RANDOM],
@@ -83,10 +91,10 @@ impl<'a> FirstRecord<'a> {
         let start = body.0;
         let [_major, _minor] = body.array()?;
         let random = body.array()?;
+        let parameters = &start[..start.len() - body.0.len()];
         if body.block8()?.len() > LONGEST_SESSION_ID {
             return None;
         }
-        let parameters = &start[..start.len() - body.0.len()];
         let cookie = body.block8()?;
         Some(Self::ClientHello(ClientHello {
             sequence,
@@ -126,6 +134,36 @@ impl ClientHello<'_> {
         put(&cookie);
         answer
     }
+}
+
+/// A record that ends a handshake in an orderly way: an alert, which is not encrypted yet (RFC 5246,
+/// section 7.2.1).
+pub(super) fn plain_close_notify(is_1_2: bool) -> [u8; RECORD_HEADER + 2] {
+    const WARNING: u8 = 1;
+    const CLOSE_NOTIFY: u8 = 0;
+    last_record(ALERT, is_1_2, [WARNING, CLOSE_NOTIFY])
+}
+
+/// A record for a server that resumes a session and waits for the client's `Finished`: an empty
+/// `ServerHello` in its place, for which the server ends the handshake with an alert.
+pub(super) fn out_of_place(is_1_2: bool) -> [u8; RECORD_HEADER + MESSAGE_HEADER] {
+    // The third message, after the first one with and without a cookie.
+    last_record(HANDSHAKE, is_1_2, [SERVER_HELLO, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0])
+}
+
+/// A record that is not encrypted. Its number is the highest, so no other record has it.
+fn last_record<const LEN: usize, const ALL: usize>(
+    kind: u8,
+    is_1_2: bool,
+    content: [u8; LEN],
+) -> [u8; ALL] {
+    const { assert!(ALL == RECORD_HEADER + LEN) };
+    let [major, minor] = if is_1_2 { DTLS_1_2 } else { DTLS_1_0 };
+    let mut record = [255; ALL];
+    record[..5].copy_from_slice(&[kind, major, minor, 0, 0]);
+    record[RECORD_HEADER - 2..RECORD_HEADER].copy_from_slice(&(LEN as u16).to_be_bytes());
+    record[RECORD_HEADER..].copy_from_slice(&content);
+    record
 }
 
 /// The number of bytes in a datagram's records with data of the application.
@@ -191,7 +229,7 @@ pub(super) mod tests {
         let datagram = client_hello(1, 7, b"crumbs");
         let FirstRecord::ClientHello(hello) = FirstRecord::parse(&datagram) else { panic!() };
         assert_eq!((hello.random, hello.cookie), ([7; 32], &b"crumbs"[..]));
-        assert_eq!(hello.parameters, &datagram[25..60]);
+        assert_eq!(hello.parameters, &datagram[25..59]);
         assert!(hello.is_second());
     }
 
@@ -264,7 +302,7 @@ pub(super) mod tests {
                 datagram[at] = byte;
             }
             if let FirstRecord::ClientHello(hello) = FirstRecord::parse(&datagram) {
-                prop_assert!(hello.parameters.len() <= 2 + RANDOM + 1 + LONGEST_SESSION_ID);
+                prop_assert_eq!(hello.parameters.len(), 2 + RANDOM);
             }
         }
     }

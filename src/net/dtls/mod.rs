@@ -25,7 +25,7 @@ mod tests;
 mod timers;
 
 pub use context::{ChooseContext, Context};
-pub use endpoint::{Endpoint, EndpointOptions, Incoming};
+pub use endpoint::{Endpoint, EndpointOptions, Incoming, OnEnd};
 pub use endpoint_counts::{EndpointCounts, HandshakeReport};
 pub use events::{SessionEvent, Status};
 pub use failure::{SessionError, SessionErrorKind};

@@ -9,12 +9,8 @@
 //! Before the end of a handshake, everything is read: until then, a forged alert ends the session just
 //! as well, because alerts are not encrypted yet.
 
-use super::hello::RECORD_HEADER;
+use super::hello::{ALERT, DTLS_1_2, RECORD_HEADER};
 
-/// A record's content type: an alert.
-const ALERT: u8 = 21;
-/// The version in the header of a record of DTLS 1.2.
-const DTLS_1_2: [u8; 2] = [254, 253];
 /// The longest plaintext of a record.
 pub(super) const LONGEST_PLAINTEXT: usize = 1 << 14;
 /// `SSL3_RT_MAX_ENCRYPTED_OVERHEAD`: by how much a record may be longer than its plaintext.

@@ -8,11 +8,11 @@ use std::io::{self, Read, Write};
 use std::time::Duration;
 
 use openssl::error::ErrorStack;
-use openssl::ssl::{ErrorCode, ShutdownState, Ssl, SslCipherRef, SslRef, SslStream};
+use openssl::ssl::{ErrorCode, ShutdownState, Ssl, SslCipherRef, SslRef, SslStream, SslVersion};
 
 use super::context::Built;
 use super::failure::{SessionError, SessionErrorKind};
-use super::hello::application_bytes;
+use super::hello::{application_bytes, out_of_place, plain_close_notify};
 use super::packets::Packets;
 use super::records::{LONGEST_PLAINTEXT, Lengths};
 use super::settings::ContextError;
@@ -213,12 +213,26 @@ impl Session {
         })
     }
 
-    /// Tells the peer that the session ends.
+    /// Tells the peer that the session ends. A server also tells the client of a handshake under way,
+    /// which may begin another one with the server's successor, and would otherwise repeat its
+    /// messages in vain.
     pub(super) fn close(&mut self, scratch: &mut SessionScratch) {
-        if self.is_established() && !self.stream.get_shutdown().contains(ShutdownState::SENT) {
+        if self.stream.get_shutdown().contains(ShutdownState::SENT) {
+            return;
+        }
+        if self.is_established() {
             self.with(&[], scratch, |session, _| {
                 let _ = session.stream.shutdown();
             });
+        } else if self.ssl().is_server() {
+            // OpenSSL does not shut a session down in the middle of a handshake.
+            let is_1_2 = self.ssl().version2() == Some(SslVersion::DTLS1_2);
+            if self.ssl().session_reused() {
+                // By now, the client expects encrypted alerts only, which OpenSSL must make.
+                self.with(&out_of_place(is_1_2), scratch, |session, _| session.handshake());
+            } else {
+                scratch.outgoing.push(&plain_close_notify(is_1_2));
+            }
         }
     }
 

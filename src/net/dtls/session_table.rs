@@ -340,8 +340,9 @@ impl SessionTable {
         None
     }
 
-    /// All complete sessions.
-    pub(super) fn all_live(&self) -> Vec<Arc<SharedSession>> {
-        self.entries.values().filter_map(|entry| entry.live.clone()).collect()
+    /// All sessions: those that are complete, and handshakes under way.
+    pub(super) fn all(&self) -> Vec<Arc<SharedSession>> {
+        let both = |entry: &PeerSessions| [entry.live.clone(), entry.candidate.clone()];
+        self.entries.values().flat_map(both).flatten().collect()
     }
 }

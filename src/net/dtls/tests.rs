@@ -72,11 +72,15 @@ impl Network {
 
     /// Begins a session at an address, whose earlier client is forgotten.
     fn begin(&mut self, at: &str, key: &'static [u8]) -> Address {
-        let (at, to) = (address(at), address(SERVER));
         let context = context(Role::Client, key);
         if let Some(ciphers) = &self.ciphers {
             context.change(|settings| settings.set_ciphers(ciphers)).unwrap();
         }
+        self.begin_with(at, context)
+    }
+
+    fn begin_with(&mut self, at: &str, context: Arc<Context>) -> Address {
+        let (at, to) = (address(at), address(SERVER));
         let options = EndpointOptions { peer: Some(to), ..EndpointOptions::default() };
         let client = Endpoint::new(context, options).unwrap();
         let mut outbox = Outbox::default();
@@ -313,6 +317,40 @@ fn a_session_ends_with_close_notify() {
         assert_eq!(net.server.sessions(), (0, 0));
         let Status::Ended(failure) = net.clients[&client].status() else { panic!() };
         assert_eq!(failure.kind, SessionErrorKind::Closed);
+    }
+}
+
+#[test]
+fn a_server_that_closes_ends_handshakes_in_every_state() {
+    for is_resumed in [false, true] {
+        for steps in 3.. {
+            let (mut net, to) = (Network::new(), address(SERVER));
+            let context = context(Role::Client, b"secret");
+            if is_resumed {
+                net.begin_with("198.51.100.2:1000", Arc::clone(&context));
+                net.run();
+                net.server.close_all(&mut Outbox::default());
+            }
+            let client = net.begin_with("198.51.100.1:1000", context);
+            for _ in 0..steps {
+                let Some((from, to, datagram)) = net.wire.pop_front() else { break };
+                net.deliver(from, to, &datagram);
+            }
+            if net.server.sessions() == (1, 0) {
+                assert!(steps > 3);
+                break;
+            }
+            assert_eq!(net.server.sessions(), (0, 1));
+            let mut outbox = Outbox::default();
+            net.server.close_handshakes(&mut outbox);
+            assert_eq!((net.server.sessions(), net.server.counts().failed), ((0, 0), 1));
+            net.post(to, &outbox);
+            net.run();
+            let Status::Ended(failure) = net.clients[&client].status() else { panic!("{steps}") };
+            let is_fatal = matches!(failure.kind, SessionErrorKind::Protocol);
+            assert!(is_fatal == is_resumed, "{:?}", failure.kind);
+            assert!(is_fatal || matches!(failure.kind, SessionErrorKind::Closed));
+        }
     }
 }
 

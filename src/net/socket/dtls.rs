@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::Socket;
 use crate::net::address::Address;
 use crate::net::dtls::{
-    Endpoint, HandshakeReport, Incoming, Outbox, Packets, SessionErrorKind, SessionScratch,
+    Endpoint, HandshakeReport, Incoming, OnEnd, Outbox, Packets, SessionErrorKind, SessionScratch,
     SharedSession,
 };
 use crate::net::error_class::may_be_of_earlier;
@@ -177,10 +177,17 @@ impl Socket {
         Some(self.dtls()?.take_report())
     }
 
-    /// Ends all sessions, and tells the peers.
+    /// Ends all sessions and handshakes, and tells the peers.
     pub fn close_dtls(&self) {
         if self.has_dtls() {
             self.with_dtls(Endpoint::close_all);
+        }
+    }
+
+    /// Ends all handshakes under way, and tells the peers.
+    pub fn close_handshakes(&self) {
+        if self.has_dtls() {
+            self.with_dtls(Endpoint::close_handshakes);
         }
     }
 
@@ -269,20 +276,19 @@ impl Socket {
     }
 
     /// The error of a receive that found nothing, if nothing can come because the only session has
-    /// ended: `ESHUTDOWN` after an orderly end.
+    /// ended: `ESHUTDOWN` if the receive is to return no bytes.
     pub(super) fn end_of_session(&self) -> io::Result<()> {
-        let Some(endpoint) = self.dtls().filter(|endpoint| endpoint.reports_end()) else {
+        let Some(endpoint) = self.dtls().filter(|endpoint| endpoint.on_end() != OnEnd::Wait) else {
             return Ok(());
         };
-        match endpoint.end_of_session() {
-            None => Ok(()),
-            Some(failure) => Err(match failure.kind {
-                SessionErrorKind::Closed | SessionErrorKind::Evicted => {
-                    io::Error::from_raw_os_error(libc::ESHUTDOWN)
-                }
-                _ => failure.into(),
-            }),
-        }
+        let Some(failure) = endpoint.end_of_session() else { return Ok(()) };
+        let is_orderly =
+            matches!(failure.kind, SessionErrorKind::Closed | SessionErrorKind::Evicted);
+        Err(if is_orderly && endpoint.on_end() == OnEnd::Empty {
+            io::Error::from_raw_os_error(libc::ESHUTDOWN)
+        } else {
+            failure.into()
+        })
     }
 
     /// Sends the sessions' own datagrams. Those that cannot leave are lost: sessions retransmit.

@@ -21,6 +21,9 @@ impl Socket {
     pub fn close_dtls(&self) {}
 
     /// Does nothing.
+    pub fn close_handshakes(&self) {}
+
+    /// Does nothing.
     #[allow(clippy::unnecessary_wraps, clippy::unused_self)] // with DTLS it may fail
     pub(super) fn end_of_session(&self) -> io::Result<()> {
         Ok(())

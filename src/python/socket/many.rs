@@ -11,8 +11,8 @@ use pyo3::types::{PyBytes, PyList, PyTuple};
 
 use super::Socket;
 use super::sending::{ATTACHED, ItemKind, Sending};
-use crate::net::{Address, Datagrams, Filled, Interest, Received, RecvCursor};
-use crate::python::address::AddressCache;
+use crate::net::{Datagrams, Filled, Interest, Received, RecvCursor};
+use crate::python::address::{AddressCache, AddressKey, to_python};
 use crate::python::buffer::{is_one_datagram, new_bytes, new_list, push};
 use crate::python::error::{Error, Result};
 
@@ -242,7 +242,7 @@ pub(super) fn refuse_peeking(flags: c_int) -> Result<()> {
 /// The addresses of one call's senders. Often several datagrams come from one sender.
 pub(crate) struct Senders<'a, 'py> {
     addresses: &'a AddressCache,
-    last: Option<(Address, Bound<'py, PyAny>)>,
+    last: Option<(AddressKey, Bound<'py, PyAny>)>,
 }
 
 impl<'a, 'py> Senders<'a, 'py> {
@@ -251,13 +251,14 @@ impl<'a, 'py> Senders<'a, 'py> {
     }
 
     pub(crate) fn object(&mut self, py: Python<'py>, from: &[u8]) -> PyResult<Bound<'py, PyAny>> {
-        if let Some((address, object)) = &self.last
-            && address.as_bytes() == from
+        let Some(key) = AddressKey::of(from) else { return to_python(py, from) };
+        if let Some((last, object)) = &self.last
+            && *last == key
         {
             return Ok(object.clone());
         }
-        let object = self.addresses.object(py, from)?;
-        self.last = Some((Address::from_bytes(from), object.clone()));
+        let object = self.addresses.object_of(py, &key)?;
+        self.last = Some((key, object.clone()));
         Ok(object)
     }
 }

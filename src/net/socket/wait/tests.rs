@@ -300,12 +300,12 @@ fn a_deferred_error_ends_the_wait() {
 #[cfg(feature = "dtls")]
 #[test]
 fn the_end_of_a_session_ends_the_wait() {
-    use crate::net::dtls::{Context, Endpoint, EndpointOptions, Outbox, Role};
+    use crate::net::dtls::{Context, Endpoint, EndpointOptions, OnEnd, Outbox, Role};
     let (receiver, sender) = pair();
     let options = EndpointOptions {
         peer: Some(sender.local_addr().unwrap().into()),
         server_name: Some("peer.example".to_owned()),
-        reports_end: true,
+        on_end: OnEnd::Fail,
     };
     let endpoint = Arc::new(Endpoint::new(Arc::new(Context::new(Role::Client)), options).unwrap());
     endpoint.begin(&mut Outbox::default()).unwrap();
