@@ -16,9 +16,8 @@ from tomada._client.connection import (
     RefusedError,
     SecuringError,
     has_no_room,
-    session_lost,
 )
-from tomada._client.exchange import Exchange
+from tomada._client.exchange import Exchange, is_end_of_session
 from tomada._client.identity import Identity
 from tomada._client.pipeline import Pipeline
 from tomada._client.pool import Pool, resolve
@@ -169,6 +168,8 @@ class Client:
             :class:`ConnectionRefusedError` if there was no server.
         :raises ConnectionRefusedError: There is no server, and ``retry_refused`` is false; with
             ``AF_UNIX``, it may be a :class:`FileNotFoundError`.
+        :raises tomada.dtls.DTLSError: The handshake failed, or the server has ended the session
+            after each attempt (:exc:`tomada.dtls.DTLSZeroReturnError`).
         :raises OSError: ``EMSGSIZE``: the request is longer than a datagram can be;
             ``EADDRNOTAVAIL``: every free port may still get a late reply; or another error that
             prevents this machine from sending, such as ``ENETUNREACH``.
@@ -198,7 +199,7 @@ class Client:
         # code as possible between them and the kernel. An idle connection already has the
         # timeout of a first attempt. It receives only from the server: datagrams queued before
         # it was connected are discarded together with late ones.
-        refusal = None
+        refusal: OSError | None = None
         try:
             if connection.wait != wait:
                 connection.set_wait(wait)
@@ -206,8 +207,8 @@ class Client:
         except TimeoutError:
             pass
         except OSError as error:
-            if connection.has_lost_session():
-                refusal = session_lost()
+            if (lost := connection.session_lost()) is not None:
+                refusal = lost
             elif is_from_peer(error):
                 refusal = error
             else:
@@ -294,7 +295,8 @@ class Client:
         try:
             connection.ask(data, exchange.due)
         except RefusedError as refused:
-            exchange.refuse(refused.args[0])
+            error = refused.args[0]
+            exchange.refuse(error, was_sent=not is_end_of_session(error))
         except SecuringError:
             exchange.unsent += 1
         except OSError as error:

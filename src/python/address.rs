@@ -278,7 +278,7 @@ struct CachedAddress {
     object: Py<PyAny>,
 }
 
-/// The bytes of an IP address, which are cheap to compare. Other addresses are not cached.
+/// The bytes of an address of IP's lengths, which are cheap to compare. Others are not cached.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct AddressKey {
     /// With zeroes at the end.

@@ -13,8 +13,8 @@ import pytest
 
 from dtls_pairs import psk_client, psk_server
 from dtls_relay import OneAddress
-from support import eventually
-from tomada import Server
+from support import Call, eventually
+from tomada import Client, Server
 
 
 class Held:
@@ -126,3 +126,28 @@ def test_reply_is_not_sent_in_a_later_session():
         second.send(b"mine")
         relay.pass_on()
         assert relay.receive(second) == b"reply to mine"
+
+
+def test_stop_handles_what_a_client_has_sent_at_the_end_of_its_handshake():
+    handler, context = Held(), psk_client("tester")
+    with (
+        serving(handler) as server,
+        OneAddress(server.address) as relay,
+        Client(server.address, dtls=psk_client("other"), timeout=60) as client,
+    ):
+        relay.connect("tester", context).close()
+        relay.pass_on()
+        resumed = relay.client("tester", context)
+        relay.shake_hands(resumed)
+        assert resumed.session.session_reused
+        blocked = Call(client.request, b"stop")
+        assert handler.stopped.wait(60)
+        resumed.send(b"last words")
+        relay.pass_on()  # together with the end of the handshake
+        stopping = Call(server.stop)
+        eventually(lambda: server.status == "draining")
+        handler.release.set()
+        assert relay.receive(resumed) == b"for tester"
+        stopping.result()
+        assert blocked.result() == b"for other"
+        assert handler.heard[-1] == ("tester", b"last words")

@@ -223,7 +223,8 @@ class Client(AsyncContextManager):
             ICMP message reported, or that ``match`` or ``key`` raised for a datagram.
         :raises ConnectionRefusedError: There is no server, and ``retry_refused`` is false; with
             ``AF_UNIX``, it may be a :class:`FileNotFoundError`.
-        :raises tomada.dtls.DTLSError: The handshake failed.
+        :raises tomada.dtls.DTLSError: The handshake failed, or the server has ended the session
+            after each attempt (:exc:`tomada.dtls.DTLSZeroReturnError`).
         :raises ValueError: Another request in flight has the same key. The request is not counted.
         :raises Exception: ``key`` raised it for this request, which is not sent and not counted. An
             exception that ``key`` or ``match`` raises for a datagram from the server does not end

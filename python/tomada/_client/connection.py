@@ -157,7 +157,7 @@ class Connection(socket):
                 except OSError as error:
                     if error.errno in _UNROUTED and self.family != AF_UNIX:
                         self._leave()
-                    elif error.errno not in _UNASKED and not self.has_lost_session():
+                    elif error.errno not in _UNASKED and self.session_lost() is None:
                         raise
                 else:
                     return
@@ -197,7 +197,7 @@ class Connection(socket):
         if not failed:
             return failed
         unsure = _UNASKED if self.family == AF_UNIX else _UNASKED | _UNROUTED
-        is_lost = self.peer is None or self.has_lost_session()
+        is_lost = self.peer is None or self.session_lost() is not None
         again = [index for index, error in failed if is_lost or error.errno in unsure]
         if again:
             is_unrouted = any(error.errno in _UNROUTED for _, error in failed)
@@ -274,20 +274,26 @@ class Connection(socket):
             return False
         return self._sessions.status() is None
 
-    def has_lost_session(self) -> bool:
-        """Return whether a session with the server has ended, or the server ended the handshake."""
+    def session_lost(self) -> DTLSZeroReturnError | None:
+        """Return the error if a session has ended, or the server has ended the handshake."""
         failure = self._failure()
         if self._sessions is None or failure is None:
-            return False
-        is_closed = isinstance(failure, DTLSZeroReturnError)
-        return is_closed or self._sessions.stats()["established"] > 0
+            return None
+        if isinstance(failure, DTLSZeroReturnError):
+            return failure
+        if not self._sessions.stats()["established"]:
+            return None
+        # Such as a server's that ends while it resumes a session.
+        return DTLSZeroReturnError(
+            errno.ECONNRESET, f"the session has ended: {failure.strerror or failure}"
+        )
 
     def secure(self, until: float) -> None:
         """If requests are encrypted, wait until a given time for the end of the handshake.
 
         :raises SecuringError: It takes longer.
-        :raises OSError: The handshake failed; as from :func:`session_lost`, if the server ended it.
-            The next :meth:`ask` begins another one.
+        :raises OSError: The handshake failed; see :meth:`session_lost`. The next
+            :meth:`ask` begins another one.
         """
         if self._sessions is None:
             return
@@ -297,9 +303,7 @@ class Connection(socket):
             if self._is_securing() and isinstance(error, TimeoutError | BlockingIOError):
                 raise SecuringError(*error.args) from None
             self.peer = None
-            if self.has_lost_session():
-                raise session_lost() from None
-            raise
+            raise self.session_lost() or error from None
 
     def tick(self) -> float:
         """Make a handshake's due retransmissions; return the seconds until the next call."""
@@ -344,8 +348,10 @@ class Connection(socket):
             except (TimeoutError, BlockingIOError):
                 return None
             except OSError as error:
-                if self.has_lost_session():
-                    raise RefusedError(session_lost()) from None
+                if (lost := self.session_lost()) is not None:
+                    if self.peer is None:  # the handshake has ended, as secure() has reported
+                        continue
+                    raise RefusedError(lost) from None
                 if is_from_peer(error) and self._failure() is None:
                     raise RefusedError(error) from None
                 self.peer = None if self._failure() is not None else self.peer
@@ -366,7 +372,7 @@ class Connection(socket):
             except BlockingIOError:
                 return
             except OSError as error:
-                if self.has_lost_session():
+                if self.session_lost() is not None:
                     return  # the next request begins another
                 if not is_from_peer(error):
                     raise
@@ -382,11 +388,6 @@ def close_all(connections: Sequence[Connection]) -> None:
         with contextlib.suppress(OSError):  # closed already
             connection.end_session()
     socket._close_all(connections)  # noqa: SLF001 - made for this purpose
-
-
-def session_lost() -> OSError:
-    """Return the error of an attempt whose session the server has ended."""
-    return OSError(errno.ESHUTDOWN, "the server has ended the session")
 
 
 def has_no_room(error: OSError) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tomada._address import format_address
 from tomada._advice import OF_SECURING
 from tomada._client.retry import SHORTEST_WAIT
+from tomada._dtls_errors import DTLSZeroReturnError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +28,7 @@ def is_refusal(error: OSError) -> bool:
 
 def is_end_of_session(error: OSError) -> bool:
     """Return whether an error means that the server has ended the session, or the handshake."""
-    return error.errno == errno.ESHUTDOWN
+    return isinstance(error, DTLSZeroReturnError)
 
 
 class Exchange:
@@ -58,6 +59,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_begins_anew",
         "_is_answer",
         "_is_last",
         "_planned",
@@ -96,6 +98,8 @@ class Exchange:
         self.first_wait = round_trip.first_wait(retry)
         self._share = retry.later_share(self.first_wait)
         self._is_last = False
+        # Whether an attempt was repeated because the server had ended the handshake.
+        self._begins_anew = False
         # When the next attempt was due, before an extra one was inserted.
         self._resumed: float | None = None
         #: When the whole request times out, in seconds of the clock.
@@ -147,7 +151,7 @@ class Exchange:
         if now >= self.deadline:
             return False
         self.attempts += 1
-        if self.attempts >= self._retry.count:
+        if self.attempts - self.unsent >= self._retry.count:
             self._is_last = True
             self.due = self.deadline
         return True
@@ -166,13 +170,15 @@ class Exchange:
             if self.attempts == 1 and now >= self._round_trip.sample_due:
                 self._round_trip.sample(now - self._started, now)
 
-    def refuse(self, error: OSError) -> None:
+    def refuse(self, error: OSError, *, was_sent: bool = True) -> None:
         """Record that an attempt is lost: there is no server now, or an ICMP message has arrived.
 
         Anyone can send ICMP messages, and a reply may arrive anyway, so the wait continues. But if
         a router dropped a request that is too long for its link, the kernel now knows the limit,
         and the next attempt is due at once. The same applies if the session has ended.
 
+        :param was_sent: False if the server has ended the handshake. The attempt is then repeated,
+            at once for the first time: as alerts are not encrypted yet, anyone can send them.
         :raises OSError: `error` itself, if there is no server and ``retry_refused`` is false, or if
             the session has ended and no attempt is left.
         """
@@ -180,12 +186,17 @@ class Exchange:
             raise error from None
         self.refusal = error
         has_session_ended = is_end_of_session(error)
+        if was_sent:
+            may_repeat = self.attempts < self._retry.count
+        else:
+            self.unsent += 1
+            may_repeat, self._begins_anew = not self._begins_anew, True
         if not (has_session_ended or error.errno == errno.EMSGSIZE) or self._resumed is not None:
             return
-        if self.attempts < self._retry.count:
+        if may_repeat:
             self._resumed = self.due
             self.due = self._started
-        elif has_session_ended:
+        elif has_session_ended and was_sent:
             raise error from None
 
     @property

@@ -89,6 +89,8 @@ class InFlight:
         self._unsent: dict[int, None] = {}
         #: The connections whose handshakes are under way, each with the requests that wait for it.
         self.securing: dict[Connection, dict[int, None]] = {}
+        # The requests that were not sent, because the server has ended the handshake.
+        self._unsecured: set[int] = set()
         # When the next of these handshakes has to retransmit.
         self._securing_due = math.inf
         #: The last error from an ICMP message or the user's function, since the last reply.
@@ -174,6 +176,7 @@ class InFlight:
             group = self._groups.pop(index)
             group.left -= 1
             self._discharge(group, 1)
+            self._unsecured.discard(index)
         self._stop_expecting(index)
 
     def fileno(self) -> int:
@@ -204,7 +207,7 @@ class InFlight:
         for index in group.indices:
             exchange.refusal = self.refusal
             exchange.rejected = self.rejected - group.rejected
-            had_session = index not in securing
+            had_session = index not in securing and index not in self._unsecured
             error = exchange.timed_out(self._address, monotonic(), had_session=had_session)
             self._fail(index, error)
 
@@ -258,17 +261,19 @@ class InFlight:
         if self.pace is not None and group.exchange.attempts == 1:
             self.pace.answered(replies, length, now - group.sent_at, now)
 
-    def _refused(self, indices: Sequence[int], error: OSError) -> None:
+    def _refused(self, indices: Sequence[int], error: OSError, *, was_sent: bool = True) -> None:
         """Record that attempts are lost, as :meth:`Exchange.refuse` does."""
         if is_refusal(error):
             for index in indices:
                 if not self._groups[index].exchange.retries_refused:
                     self._fail(index, error)
         self.refusal = error
-        if error.errno in {errno.EMSGSIZE, errno.ESHUTDOWN}:
-            self._send_ahead(indices, error)
+        if not was_sent:
+            self._unsecured.update(indices)
+        if error.errno == errno.EMSGSIZE or is_end_of_session(error):
+            self._send_ahead(indices, error, was_sent)
 
-    def _send_ahead(self, indices: Sequence[int], error: OSError) -> None:
+    def _send_ahead(self, indices: Sequence[int], error: OSError, was_sent: bool) -> None:
         """Make the next attempt of some requests at once, apart from the rest of their groups."""
         together: dict[Group, list[int]] = {}
         for index in indices:
@@ -277,7 +282,7 @@ class InFlight:
             apart = Group(copy.copy(group.exchange), own, group.rejected)
             apart.cost, apart.sent_at = group.cost, group.sent_at
             try:
-                apart.exchange.refuse(error)
+                apart.exchange.refuse(error, was_sent=was_sent)
             except OSError:  # there is no further attempt
                 for index in own:
                     self._fail(index, error)
@@ -300,8 +305,10 @@ class InFlight:
             # Move it behind the requests that were sent: if one of those is equal, a reply is to
             # that one.
             self.requests[index] = self.requests.pop(index)
-        elif is_refusal(error) or is_end_of_session(error):
+        elif is_refusal(error):
             self._refused([index], error)
+        elif is_end_of_session(error):
+            self._refused([index], error, was_sent=False)
         else:
             self._fail(index, error)
 
@@ -328,7 +335,10 @@ class InFlight:
             error = failure
         waiting = [index for index in self.securing.pop(connection) if index in self.requests]
         if error is None:
+            self._unsecured.difference_update(waiting)
             self._send_at_last(connection, waiting)
+        elif is_end_of_session(error):
+            self._refused(waiting, error, was_sent=False)
         else:
             for index in waiting:
                 self._not_sent(index, error)

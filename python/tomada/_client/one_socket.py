@@ -7,8 +7,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from tomada._advice import without_batch
-from tomada._client.connection import SecuringError, session_lost
-from tomada._client.exchange import is_refusal
+from tomada._client.connection import SecuringError
+from tomada._client.exchange import is_end_of_session, is_refusal
 from tomada._client.in_flight import InFlight
 from tomada._peer_errors import is_from_peer
 
@@ -48,11 +48,17 @@ class Shared(InFlight):
     def _send(self, indices: Sequence[int]) -> None:
         requests = self.requests
         failed = self.connection.ask_many([requests[index] for index in indices])
+        unsecured, end = [], None
         for offset, error in failed:
             if isinstance(error, SecuringError):
                 self._wait_for_session(self.connection, indices[offset])
+            elif is_end_of_session(error):
+                unsecured.append(indices[offset])
+                end = error
             else:
                 self._not_sent(indices[offset], without_batch(error))
+        if end is not None:
+            self._refused(unsecured, end, was_sent=False)
 
     def _send_at_last(self, connection: Connection, indices: Sequence[int]) -> None:  # noqa: ARG002 - the only one
         self._send(indices)
@@ -106,8 +112,9 @@ class Shared(InFlight):
 
         :raises OSError: The error is local, not about the server.
         """
-        if self.connection.has_lost_session():
-            self._refused(list(self.requests), session_lost())
+        if (lost := self.connection.session_lost()) is not None:
+            if self.connection.peer is not None:  # otherwise, the handshake ended: see _secure()
+                self._refused(list(self.requests), lost)
             return
         if not is_from_peer(error):
             raise error

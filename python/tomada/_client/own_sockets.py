@@ -16,7 +16,6 @@ from tomada._client.connection import (
     Connection,
     RefusedError,
     SecuringError,
-    session_lost,
 )
 from tomada._client.in_flight import InFlight
 from tomada._client.pool import LEAST_IDLE, MOST_IDLE, Pool
@@ -148,7 +147,7 @@ class Separate(InFlight):
         try:
             connection.ask(self.requests[index], 0.0)
         except RefusedError as refused:
-            self._refused([index], refused.args[0])
+            self._not_sent(index, refused.args[0])
         except SecuringError:
             self._wait_for_session(connection, index)
         except OSError as error:
@@ -182,8 +181,8 @@ class Separate(InFlight):
             except BlockingIOError:
                 continue
             except OSError as error:
-                if connection.has_lost_session():
-                    self._refused([index], session_lost())
+                if (lost := connection.session_lost()) is not None:
+                    self._refused([index], lost)
                 elif is_from_peer(error):
                     self._refused([index], error)
                 else:

@@ -57,7 +57,7 @@ pub enum OnEnd {
     Wait,
     /// With no bytes, like that of a stream, or with an error if the session did not end in order.
     Empty,
-    /// With an error.
+    /// With an error, once.
     Fail,
 }
 
@@ -80,6 +80,8 @@ struct State {
     began_with: Option<Arc<Built>>,
     /// Why the session with the only peer has ended.
     ended: Option<SessionError>,
+    /// Whether a receive has failed with that.
+    is_end_told: bool,
     /// Why the last handshake that failed has failed, and the counters, as last reported.
     last_failure: Option<String>,
     reported: EndpointCounts,
@@ -169,6 +171,21 @@ impl Endpoint {
     pub fn end_of_session(&self) -> Option<SessionError> {
         let state = self.state();
         state.ended.as_ref().filter(|_| !self.has_live(&state)).cloned()
+    }
+
+    /// As above, if a receive is to end with it.
+    pub fn end_of_receive(&self) -> Option<SessionError> {
+        let is_wanted = match self.options.on_end {
+            OnEnd::Wait => false,
+            OnEnd::Empty => true,
+            OnEnd::Fail => !self.state().is_end_told,
+        };
+        if is_wanted { self.end_of_session() } else { None }
+    }
+
+    /// Records that a receive has failed with the end of the session.
+    pub fn note_end_told(&self) {
+        self.state().is_end_told = true;
     }
 
     fn has_live(&self, state: &State) -> bool {
@@ -362,7 +379,7 @@ impl Endpoint {
         true
     }
 
-    /// Ends all sessions and handshakes, and tells the peers.
+    /// Ends all sessions, and handshakes under way, which have not failed then; tells the peers.
     pub fn close_all(&self, outbox: &mut Outbox) {
         self.close_each(outbox, |_| true);
     }
@@ -379,16 +396,25 @@ impl Endpoint {
         }
     }
 
+    /// Ends a session and tells its peer, unless another thread is in the middle of its handshake.
     fn close_link(
         &self,
         link: &Arc<SharedSession>,
         scratch: &mut SessionScratch,
         outbox: &mut Outbox,
     ) {
-        if self.say_goodbye(link, scratch, outbox) {
-            let text = "this side has closed the session";
-            self.end(link, SessionError::new(SessionErrorKind::Closed, text));
+        let Some(mut session) = link.enter() else { return };
+        session.close(scratch);
+        let text = "this side has closed the session";
+        let failure = SessionError::new(SessionErrorKind::Closed, text);
+        // Still locked, so that no other thread completes the handshake after its end.
+        if link.is_established() {
+            self.end(link, failure);
+        } else {
+            self.remove(link, &failure);
         }
+        drop(session);
+        self.take_goodbye(link, scratch, outbox);
     }
 
     /// Runs a step of a session, and does what follows from it.
@@ -464,26 +490,20 @@ impl Endpoint {
 
     fn evict(&self, link: &Arc<SharedSession>, scratch: &mut SessionScratch, outbox: &mut Outbox) {
         count(&self.counters.evicted);
-        self.say_goodbye(link, scratch, outbox);
+        link.session().close(scratch);
+        self.take_goodbye(link, scratch, outbox);
         let text = "the session was idle for too long, or made room for another one";
         self.end(link, SessionError::new(SessionErrorKind::Evicted, text));
     }
 
-    /// Tells a peer that its session ends. Returns false if another thread is in the middle of a
-    /// handshake, which then goes on.
-    fn say_goodbye(
+    fn take_goodbye(
         &self,
         link: &SharedSession,
         scratch: &mut SessionScratch,
         outbox: &mut Outbox,
-    ) -> bool {
-        match link.enter() {
-            Some(mut session) => session.close(scratch),
-            None => return false,
-        }
+    ) {
         let source = self.state().table.source(&link.peer);
         outbox.take(scratch, link.peer, source);
-        true
     }
 
     /// The failure of a handshake that the peer does not go on with.
@@ -510,22 +530,15 @@ impl Endpoint {
             };
             failure.text = format!("{} (peer {peer}{wanted})", failure.text);
         }
-        let was_there = {
-            let mut state = self.state();
-            let was_there = state.table.remove(link);
-            if was_there && self.options.peer.is_some() {
-                state.ended = Some(failure.clone());
-            } else if was_there && !link.is_established() {
-                state.last_failure = Some(failure.text.clone());
-            }
-            was_there
-        };
-        if !was_there {
+        if !self.remove(link, &failure) {
             return;
         }
         let (counter, event) = if link.is_established() {
             (&self.counters.ended, SessionEvent::Lost(link.peer, failure))
         } else {
+            if self.options.peer.is_none() {
+                self.state().last_failure = Some(failure.text.clone());
+            }
             count(match failure.kind {
                 SessionErrorKind::Certificate(_) => &self.counters.failed_certificate,
                 SessionErrorKind::TimedOut => &self.counters.failed_timeout,
@@ -535,6 +548,17 @@ impl Endpoint {
         };
         count(counter);
         self.note(event);
+    }
+
+    /// Removes a session from the table; returns whether it was there.
+    fn remove(&self, link: &SharedSession, failure: &SessionError) -> bool {
+        let mut state = self.state();
+        let was_there = state.table.remove(link);
+        if was_there && self.options.peer.is_some() {
+            state.ended = Some(failure.clone());
+            state.is_end_told = false;
+        }
+        was_there
     }
 
     fn note(&self, event: SessionEvent) {

@@ -278,16 +278,23 @@ impl Socket {
     /// The error of a receive that found nothing, if nothing can come because the only session has
     /// ended: `ESHUTDOWN` if the receive is to return no bytes.
     pub(super) fn end_of_session(&self) -> io::Result<()> {
-        let Some(endpoint) = self.dtls().filter(|endpoint| endpoint.on_end() != OnEnd::Wait) else {
-            return Ok(());
-        };
-        let Some(failure) = endpoint.end_of_session() else { return Ok(()) };
+        let Some(endpoint) = self.dtls() else { return Ok(()) };
+        let Some(failure) = endpoint.end_of_receive() else { return Ok(()) };
         let is_orderly =
             matches!(failure.kind, SessionErrorKind::Closed | SessionErrorKind::Evicted);
         Err(if is_orderly && endpoint.on_end() == OnEnd::Empty {
             io::Error::from_raw_os_error(libc::ESHUTDOWN)
         } else {
             failure.into()
+        })
+    }
+
+    /// As above, for a receive that fails with it.
+    pub(super) fn raise_end_of_session(&self) -> io::Result<()> {
+        self.end_of_session().inspect_err(|_| {
+            if let Some(endpoint) = self.dtls() {
+                endpoint.note_end_told();
+            }
         })
     }
 

@@ -151,7 +151,7 @@ impl Socket {
         }
         let mut filled = match ring.receive(fd, count, flags, self.is_ip()) {
             Err(error) => {
-                self.end_of_session()?;
+                self.raise_end_of_session()?;
                 return Err(error);
             }
             Ok(filled) => filled,

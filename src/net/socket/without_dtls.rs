@@ -31,6 +31,12 @@ impl Socket {
 
     /// Does nothing.
     #[allow(clippy::unnecessary_wraps, clippy::unused_self)] // with DTLS it may fail
+    pub(super) fn raise_end_of_session(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Does nothing.
+    #[allow(clippy::unnecessary_wraps, clippy::unused_self)] // with DTLS it may fail
     pub(super) fn check_not_opening(&self) -> io::Result<()> {
         Ok(())
     }

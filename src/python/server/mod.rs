@@ -171,6 +171,10 @@ impl ServerCore {
                 self.state.fetch_max(RETIRING, Ordering::Release);
             }
         }
+        if let Ok(socket) = self.socket.bind(py).get().socket() {
+            // Their clients' next datagrams reach another worker, which cannot go on with them.
+            py.detach(|| socket.close_handshakes());
+        }
         self.tell_stop(py);
     }
 
@@ -306,8 +310,6 @@ impl ServerCore {
     fn tell_stop(&self, py: Python<'_>) {
         if let Ok(socket) = self.socket.bind(py).get().socket() {
             socket.set_coalesce(Duration::ZERO); // wakes it, and the rest is received at once
-            // Their clients' next datagrams reach another worker, which cannot go on with them.
-            py.detach(|| socket.close_handshakes());
         }
         if let Some(tasks) = self.tasks.get() {
             tasks.tell_stop(py);

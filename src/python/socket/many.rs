@@ -11,7 +11,7 @@ use pyo3::types::{PyBytes, PyList, PyTuple};
 
 use super::Socket;
 use super::sending::{ATTACHED, ItemKind, Sending};
-use crate::net::{Datagrams, Filled, Interest, Received, RecvCursor};
+use crate::net::{Address, Datagrams, Filled, Interest, Received, RecvCursor};
 use crate::python::address::{AddressCache, AddressKey, to_python};
 use crate::python::buffer::{is_one_datagram, new_bytes, new_list, push};
 use crate::python::error::{Error, Result};
@@ -243,15 +243,17 @@ pub(super) fn refuse_peeking(flags: c_int) -> Result<()> {
 pub(crate) struct Senders<'a, 'py> {
     addresses: &'a AddressCache,
     last: Option<(AddressKey, Bound<'py, PyAny>)>,
+    /// The last one that has no key.
+    last_other: Option<(Address, Bound<'py, PyAny>)>,
 }
 
 impl<'a, 'py> Senders<'a, 'py> {
     pub(crate) fn new(addresses: &'a AddressCache) -> Self {
-        Self { addresses, last: None }
+        Self { addresses, last: None, last_other: None }
     }
 
     pub(crate) fn object(&mut self, py: Python<'py>, from: &[u8]) -> PyResult<Bound<'py, PyAny>> {
-        let Some(key) = AddressKey::of(from) else { return to_python(py, from) };
+        let Some(key) = AddressKey::of(from) else { return self.other(py, from) };
         if let Some((last, object)) = &self.last
             && *last == key
         {
@@ -259,6 +261,17 @@ impl<'a, 'py> Senders<'a, 'py> {
         }
         let object = self.addresses.object_of(py, &key)?;
         self.last = Some((key, object.clone()));
+        Ok(object)
+    }
+
+    fn other(&mut self, py: Python<'py>, from: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+        if let Some((address, object)) = &self.last_other
+            && address.as_bytes() == from
+        {
+            return Ok(object.clone());
+        }
+        let object = to_python(py, from)?;
+        self.last_other = Some((Address::from_bytes(from), object.clone()));
         Ok(object)
     }
 }
