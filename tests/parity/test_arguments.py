@@ -1,12 +1,11 @@
 """Wrong arguments to every method: the same results as with the standard class."""
 
 import socket as std
-import sys
 from unittest import mock
 
 import pytest
 
-from parity import outcome
+from parity import hides_exceptions, outcome
 from tomada import socket as ours
 
 # Valid arguments to each method of a connected socket.
@@ -128,11 +127,6 @@ def is_about_memory(method, position, name):
     return (
         method in {"recv", "recvfrom", "recvmsg"} and position == 0 and name in {"2**31", "2**32"}
     )
-
-
-def hides_exceptions(method, position):
-    """Return whether the standard class replaces the argument's exception with a ``TypeError``."""
-    return (method, position) == ("sendmsg", 1) and sys.version_info >= (3, 14)
 
 
 @every_family

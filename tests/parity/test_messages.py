@@ -8,7 +8,7 @@ import socket as std
 
 import pytest
 
-from parity import assert_same, assert_same_outcome, outcome
+from parity import assert_same, assert_same_outcome, hides_exceptions, outcome
 from tomada import socket as ours
 
 FAMILIES = (std.AF_INET, std.AF_INET6, std.AF_UNIX)
@@ -192,7 +192,10 @@ def test_payloads_of_every_kind(data):
     assert_same_outcome(case(lambda sock, _: sock.sendall(data)))
     assert_same_outcome(case(lambda sock, to: sock.sendto(data, to)))
     assert_same_outcome(case(lambda sock, _: sock.sendmsg([b"<", data, b">"])))
-    assert_same_outcome(case(lambda sock, _: sock.sendmsg(data)))
+    # A view with several dimensions cannot be iterated over.
+    is_hidden = getattr(data, "ndim", 1) > 1 and hides_exceptions("sendmsg", 0)
+    hidden = NotImplementedError if is_hidden else None
+    assert_same_outcome(case(lambda sock, _: sock.sendmsg(data)), hidden)
 
 
 def failing_iterator():
@@ -232,7 +235,8 @@ def test_sendmsg_buffers_of_every_kind(make):
         sock, peer = side.connected()
         return sock.sendmsg(make()), peer.recv(1 << 17)
 
-    assert_same_outcome(case)
+    is_hidden = make is failing_iterator and hides_exceptions("sendmsg", 0)
+    assert_same_outcome(case, ZeroDivisionError if is_hidden else None)
 
 
 @pytest.mark.parametrize(
