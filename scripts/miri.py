@@ -45,7 +45,7 @@ def outcome(command, name):
         started.communicate()
         return "took too long", ""
     if started.returncode == 0:
-        return "passed", ""
+        return ("ignored" if "1 ignored" in output else "passed"), ""
     return ("unsupported" if UNSUPPORTED in output else "failed"), output
 
 

@@ -195,6 +195,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "Miri takes longer than a datagram may wait")]
     fn the_oldest_are_dropped_beyond_the_limit_and_the_last_of_them_are_described() {
         let datagrams: Vec<_> = (1..=5000).map(|port| (port, 0)).collect();
         let mut backlog = backlog(&datagrams);
@@ -267,6 +268,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "Miri takes longer than a datagram may wait")]
     fn a_flush_finally_drops_datagrams_beyond_the_limit() {
         for has_one_queue in [true, false] {
             let mut datagrams = vec![(9, 0); 5001];
