@@ -165,7 +165,7 @@ class Client:
 
         :raises TimeoutError: No reply arrived; the message says after how many attempts.
             ``__cause__`` is the last error that an ICMP message reported, such as a
-            :class:`ConnectionRefusedError` if there was no server.
+            :class:`ConnectionRefusedError` if there was no server, or the end of a handshake.
         :raises ConnectionRefusedError: There is no server, and ``retry_refused`` is false; with
             ``AF_UNIX``, it may be a :class:`FileNotFoundError`.
         :raises tomada.dtls.DTLSError: The handshake failed, or the server has ended the session
@@ -263,10 +263,9 @@ class Client:
             if refusal is not None:
                 exchange.refuse(refusal)
             while True:
-                if not is_sent:
-                    self._ask(connection, data, exchange)
+                was_sent = is_sent or self._ask(connection, data, exchange)
                 is_sent = False
-                reply = self._answer(connection, exchange)
+                reply = self._answer(connection, exchange, was_sent)
                 if reply is not None:
                     exchange.complete(monotonic())
                     return reply
@@ -291,21 +290,26 @@ class Client:
             raise
 
     @staticmethod
-    def _ask(connection: Connection, data: ReadableBuffer, exchange: Exchange) -> None:
+    def _ask(connection: Connection, data: ReadableBuffer, exchange: Exchange) -> bool:
+        """Send a request; return false if there is no session yet, or the handshake has ended."""
+        was_sent = True
         try:
             connection.ask(data, exchange.due)
         except RefusedError as refused:
             error = refused.args[0]
-            exchange.refuse(error, was_sent=not is_end_of_session(error))
+            was_sent = not is_end_of_session(error)
+            exchange.refuse(error, was_sent=was_sent)
         except SecuringError:
-            exchange.unsent += 1
+            was_sent = False
         except OSError as error:
             if not has_no_room(error):
                 raise
             # Treat it as a datagram that was lost in the network.
+        exchange.unsent += not was_sent
+        return was_sent
 
     @staticmethod
-    def _answer(connection: Connection, exchange: Exchange) -> bytes | None:
+    def _answer(connection: Connection, exchange: Exchange, was_sent: bool) -> bytes | None:
         # After a refusal the server may be available again at the next attempt, and an ICMP message
         # may be forged. Until then, a reply to the previous attempt is also valid.
         late = 0
@@ -313,7 +317,8 @@ class Client:
             try:
                 return connection.answer(exchange.due, exchange.accepts)
             except RefusedError as refused:
-                exchange.refuse(refused.args[0])
+                error = refused.args[0]
+                exchange.refuse(error, was_sent=was_sent or not is_end_of_session(error))
                 late += exchange.due <= monotonic()
         return None
 
@@ -377,7 +382,7 @@ class Client:
         """Improve the text of an error that a failed send or a closed client caused."""
         if not isinstance(error, OSError):
             return
-        if error.errno == errno.EBADF:
+        if error.errno == errno.EBADF or is_end_of_session(error):
             self._opened()
         advise_on_sending(error, self._address)
 

@@ -221,3 +221,15 @@ def test_workers_that_share_a_socket_cannot_have_sessions():
         ):
             peer.send(b"one worker")
             assert peer.recv(100) == b"one worker"
+
+
+def test_clients_are_told_of_the_end_from_the_address_that_they_have_sent_to():
+    everywhere = "0.0.0.0", 0  # noqa: S104 - any address of this machine
+    with (
+        Server(everywhere, lambda data, _: data.upper(), dtls=psk_server()) as server,
+        connect(("127.0.0.2", server.address[1]), psk_client()) as near,
+    ):
+        near.send(b"hello")
+        assert near.recv(100) == b"HELLO"
+        server.stop()
+        assert near.recv(100) == b""

@@ -220,7 +220,8 @@ class Client(AsyncContextManager):
 
         :raises TimeoutError: No reply arrived in time, or the request was not even sent because
             others were in flight; the message says which. ``__cause__`` is the last error that an
-            ICMP message reported, or that ``match`` or ``key`` raised for a datagram.
+            ICMP message reported, that ended a handshake, or that ``match`` or ``key`` raised for a
+            datagram.
         :raises ConnectionRefusedError: There is no server, and ``retry_refused`` is false; with
             ``AF_UNIX``, it may be a :class:`FileNotFoundError`.
         :raises tomada.dtls.DTLSError: The handshake failed, or the server has ended the session

@@ -77,6 +77,7 @@ class Connection(socket):
     """A socket that is connected to the server and returns only the server's datagrams."""
 
     __slots__ = (
+        "_is_closing",
         "_local",
         "_sessions",
         "_to",
@@ -101,6 +102,7 @@ class Connection(socket):
         #: ``None``.
         self.dtls: tuple[DtlsContext, str | None] | None = None
         self._sessions: DtlsEndpoint | None = None
+        self._is_closing = False
         # The local address without a port, or None if the kernel may choose any port.
         self._local = local
         #: When its last request was answered.
@@ -277,7 +279,7 @@ class Connection(socket):
     def session_lost(self) -> DTLSZeroReturnError | None:
         """Return the error if a session has ended, or the server has ended the handshake."""
         failure = self._failure()
-        if self._sessions is None or failure is None:
+        if self._sessions is None or failure is None or self._is_closing:
             return None
         if isinstance(failure, DTLSZeroReturnError):
             return failure
@@ -287,6 +289,11 @@ class Connection(socket):
         return DTLSZeroReturnError(
             errno.ECONNRESET, f"the session has ended: {failure.strerror or failure}"
         )
+
+    def is_unsecured(self, error: OSError) -> bool:
+        """Return whether a receive has failed because of a handshake whose end was reported."""
+        is_about_server = is_end_of_session(error) or is_from_peer(error)
+        return self.dtls is not None and self.peer is None and is_about_server
 
     def secure(self, until: float) -> None:
         """If requests are encrypted, wait until a given time for the end of the handshake.
@@ -348,10 +355,12 @@ class Connection(socket):
             except (TimeoutError, BlockingIOError):
                 return None
             except OSError as error:
-                if (lost := self.session_lost()) is not None:
-                    if self.peer is None:  # the handshake has ended, as secure() has reported
-                        continue
+                lost = self.session_lost()
+                if lost is not None and self.peer is not None:
                     raise RefusedError(lost) from None
+                if self.is_unsecured(error):
+                    held_up += not self.wait_until(until)
+                    continue
                 if is_from_peer(error) and self._failure() is None:
                     raise RefusedError(error) from None
                 self.peer = None if self._failure() is not None else self.peer
@@ -385,6 +394,7 @@ def close_all(connections: Sequence[Connection]) -> None:
     lock, it may get the lock back late, and a request that has ended waits for this.
     """
     for connection in connections:
+        connection._is_closing = True  # noqa: SLF001 - of this module
         with contextlib.suppress(OSError):  # closed already
             connection.end_session()
     socket._close_all(connections)  # noqa: SLF001 - made for this purpose

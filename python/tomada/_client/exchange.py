@@ -98,7 +98,8 @@ class Exchange:
         self.first_wait = round_trip.first_wait(retry)
         self._share = retry.later_share(self.first_wait)
         self._is_last = False
-        # Whether an attempt was repeated because the server had ended the handshake.
+        # Whether an attempt was repeated because the server had ended the handshake. The repeated
+        # one does not count.
         self._begins_anew = False
         # When the next attempt was due, before an extra one was inserted.
         self._resumed: float | None = None
@@ -134,7 +135,7 @@ class Exchange:
         planned = self._planned + wait
         # Skip an attempt that cannot be answered before the deadline.
         left = self.deadline - planned
-        if self.attempts >= self._retry.count or left <= self._round_trip.smoothed:
+        if not self._has_attempts or left <= self._round_trip.smoothed:
             self._is_last = True
             self.due = self.deadline
             return True
@@ -151,10 +152,15 @@ class Exchange:
         if now >= self.deadline:
             return False
         self.attempts += 1
-        if self.attempts - self.unsent >= self._retry.count:
+        if not self._has_attempts:
             self._is_last = True
             self.due = self.deadline
         return True
+
+    @property
+    def _has_attempts(self) -> bool:
+        """Whether there may be another attempt."""
+        return self.attempts - self._begins_anew < self._retry.count
 
     def accepts(self, data: bytes) -> bool:
         """Return whether a datagram from the server is the reply."""
@@ -187,9 +193,8 @@ class Exchange:
         self.refusal = error
         has_session_ended = is_end_of_session(error)
         if was_sent:
-            may_repeat = self.attempts < self._retry.count
+            may_repeat = self._has_attempts
         else:
-            self.unsent += 1
             may_repeat, self._begins_anew = not self._begins_anew, True
         if not (has_session_ended or error.errno == errno.EMSGSIZE) or self._resumed is not None:
             return

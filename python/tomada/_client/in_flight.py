@@ -89,8 +89,6 @@ class InFlight:
         self._unsent: dict[int, None] = {}
         #: The connections whose handshakes are under way, each with the requests that wait for it.
         self.securing: dict[Connection, dict[int, None]] = {}
-        # The requests that were not sent, because the server has ended the handshake.
-        self._unsecured: set[int] = set()
         # When the next of these handshakes has to retransmit.
         self._securing_due = math.inf
         #: The last error from an ICMP message or the user's function, since the last reply.
@@ -176,7 +174,6 @@ class InFlight:
             group = self._groups.pop(index)
             group.left -= 1
             self._discharge(group, 1)
-            self._unsecured.discard(index)
         self._stop_expecting(index)
 
     def fileno(self) -> int:
@@ -207,9 +204,16 @@ class InFlight:
         for index in group.indices:
             exchange.refusal = self.refusal
             exchange.rejected = self.rejected - group.rejected
-            had_session = index not in securing and index not in self._unsecured
+            connection = self._connection_of(index)
+            had_session = index not in securing and (
+                connection is None or connection.dtls is None or connection.peer is not None
+            )
             error = exchange.timed_out(self._address, monotonic(), had_session=had_session)
             self._fail(index, error)
+
+    def _connection_of(self, index: int) -> Connection | None:
+        """Return the connection that a request was last sent on, or for which it waits."""
+        raise NotImplementedError
 
     def _schedule(self, group: Group, moment: float) -> None:
         heapq.heappush(self._due, (moment, next(self._numbers), group))
@@ -268,8 +272,6 @@ class InFlight:
                 if not self._groups[index].exchange.retries_refused:
                     self._fail(index, error)
         self.refusal = error
-        if not was_sent:
-            self._unsecured.update(indices)
         if error.errno == errno.EMSGSIZE or is_end_of_session(error):
             self._send_ahead(indices, error, was_sent)
 
@@ -335,7 +337,6 @@ class InFlight:
             error = failure
         waiting = [index for index in self.securing.pop(connection) if index in self.requests]
         if error is None:
-            self._unsecured.difference_update(waiting)
             self._send_at_last(connection, waiting)
         elif is_end_of_session(error):
             self._refused(waiting, error, was_sent=False)

@@ -99,7 +99,21 @@ class Shared(InFlight):
                 replies += 1
         if group is not None:
             self._adapt(replies, group, len(data), now)
+        self._has_lost_session()  # a receive reports only what it finds after the last reply
         return True
+
+    def _has_lost_session(self) -> bool:
+        """Return whether the session has ended; if so, make the next attempts at once."""
+        connection = self.connection
+        if connection.dtls is None or connection.peer is None:
+            return False
+        lost = connection.session_lost()
+        if lost is not None:
+            self._refused(list(self.requests), lost)
+        return lost is not None
+
+    def _connection_of(self, index: int) -> Connection | None:  # noqa: ARG002 - the only one
+        return self.connection
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when there is something to receive."""
@@ -112,9 +126,7 @@ class Shared(InFlight):
 
         :raises OSError: The error is local, not about the server.
         """
-        if (lost := self.connection.session_lost()) is not None:
-            if self.connection.peer is not None:  # otherwise, the handshake ended: see _secure()
-                self._refused(list(self.requests), lost)
+        if self._has_lost_session() or self.connection.is_unsecured(error):
             return
         if not is_from_peer(error):
             raise error

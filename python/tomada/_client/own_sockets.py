@@ -146,6 +146,7 @@ class Separate(InFlight):
         """Send a request alone, because its connection is new or its batched send failed."""
         try:
             connection.ask(self.requests[index], 0.0)
+            self.securing.pop(connection, None)  # or it would be sent again
         except RefusedError as refused:
             self._not_sent(index, refused.args[0])
         except SecuringError:
@@ -153,11 +154,25 @@ class Separate(InFlight):
         except OSError as error:
             self._not_sent(index, error)
 
+    def _lost(self, connection: Connection, index: int, error: OSError) -> None:
+        """Handle the end of a session, or another error of a receive."""
+        if connection.is_unsecured(error):
+            return
+        if (lost := connection.session_lost()) is not None:
+            self._refused([index], lost)
+        elif is_from_peer(error):
+            self._refused([index], error)
+        else:
+            self._fail(index, error)
+
+    def _connection_of(self, index: int) -> Connection | None:
+        return self._own.get(index)
+
     def _send_at_last(self, connection: Connection, indices: Sequence[int]) -> None:
         for index in indices:
             self._send_slowly(connection, index)
 
-    def receive(self, until: float) -> bool:  # noqa: C901 - one place for all kinds of events
+    def receive(self, until: float) -> bool:
         """Wait for datagrams until a given time; return whether any arrived."""
         events = self._epoll.poll(max(until - monotonic(), 0.0), MANY)
         if self.pool.sample_due != self.pool.round_trip.sample_due:
@@ -181,12 +196,7 @@ class Separate(InFlight):
             except BlockingIOError:
                 continue
             except OSError as error:
-                if (lost := connection.session_lost()) is not None:
-                    self._refused([index], lost)
-                elif is_from_peer(error):
-                    self._refused([index], error)
-                else:
-                    self._fail(index, error)
+                self._lost(connection, index, error)
                 continue
             if connection.peer is not None:  # connected, so the server sent it
                 connection.used_at = now

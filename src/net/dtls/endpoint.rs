@@ -405,6 +405,7 @@ impl Endpoint {
     ) {
         let Some(mut session) = link.enter() else { return };
         session.close(scratch);
+        self.take_goodbye(link, scratch, outbox);
         let text = "this side has closed the session";
         let failure = SessionError::new(SessionErrorKind::Closed, text);
         // Still locked, so that no other thread completes the handshake after its end.
@@ -413,8 +414,6 @@ impl Endpoint {
         } else {
             self.remove(link, &failure);
         }
-        drop(session);
-        self.take_goodbye(link, scratch, outbox);
     }
 
     /// Runs a step of a session, and does what follows from it.
@@ -496,6 +495,7 @@ impl Endpoint {
         self.end(link, SessionError::new(SessionErrorKind::Evicted, text));
     }
 
+    /// Takes a session's last datagrams, while it is still known where they leave from.
     fn take_goodbye(
         &self,
         link: &SharedSession,

@@ -164,14 +164,16 @@ impl ServerCore {
     /// End `run` once the datagrams received so far are handled, or after `limit` seconds. This
     /// changes nothing if `run` has already been told to end.
     fn retire(&self, py: Python<'_>, limit: f64) {
-        {
+        let begins = {
             let mut deadline = self.deadline();
-            if self.state() == RUNNING {
+            let is_running = self.state() == RUNNING;
+            if is_running {
                 *deadline = end_of(limit);
                 self.state.fetch_max(RETIRING, Ordering::Release);
             }
-        }
-        if let Ok(socket) = self.socket.bind(py).get().socket() {
+            is_running
+        };
+        if let (true, Ok(socket)) = (begins, self.socket.bind(py).get().socket()) {
             // Their clients' next datagrams reach another worker, which cannot go on with them.
             py.detach(|| socket.close_handshakes());
         }
