@@ -396,12 +396,12 @@ def test_summary_shows_the_figures_of_the_pages(tmp_path):
         # Another version of the plotting library may place them differently.
         new, old = (texts(directory / name) for directory in (tmp_path, summary.DIRECTORY))
         assert new == old
-        assert {"587 k", "tomada.Server", summary.TITLE} < set(new)
+        assert {"303 k", "tomada.Server", summary.TITLE} < set(new)
     page = tmp_path / "echo.md"
-    page.write_text(page.read_text().replace("tomada: Server | 587 k", "tomada: Server | 1 M"))
+    page.write_text(page.read_text().replace("tomada: Server | 303 k", "tomada: Server | 1 M"))
     summary.write(tmp_path)
     assert "tomada.Server 1 M" in (tmp_path / "summary-dark.svg").read_text()
-    assert "`Server` | 53.2 k | 313 k | 364 k | 1 M |" in (tmp_path / "README.md").read_text()
+    assert "`Server` | 40.1 k | 156 k | 178 k | 1 M |" in (tmp_path / "README.md").read_text()
 
 
 def test_summary_is_left_out_without_its_pages(tmp_path):
