@@ -164,8 +164,9 @@ class Client:
         If another thread closes the client, this raises :class:`OSError`.
 
         :raises TimeoutError: No reply arrived; the message says after how many attempts.
-            ``__cause__`` is the last error that an ICMP message reported, such as a
-            :class:`ConnectionRefusedError` if there was no server, or the end of a handshake.
+            ``__cause__`` is the last error that cost an attempt: one that an ICMP message reported,
+            such as a :class:`ConnectionRefusedError` if there was no server, or one that ended a
+            handshake.
         :raises ConnectionRefusedError: There is no server, and ``retry_refused`` is false; with
             ``AF_UNIX``, it may be a :class:`FileNotFoundError`.
         :raises tomada.dtls.DTLSError: The handshake failed, or the server has ended the session
@@ -291,7 +292,7 @@ class Client:
 
     @staticmethod
     def _ask(connection: Connection, data: ReadableBuffer, exchange: Exchange) -> bool:
-        """Send a request; return false if there is no session yet, or the handshake has ended."""
+        """Send a request; return false if it was not sent, because there is no session yet."""
         was_sent = True
         try:
             connection.ask(data, exchange.due)

@@ -94,7 +94,6 @@ class Refusing:
         self._sock = std.socket(std.AF_INET, std.SOCK_DGRAM)
         self._sock.bind(("127.0.0.1", 0))
         self.address = self._sock.getsockname()
-        self._peers = {}
         self._relaying = Call(self._relay)
 
     def _relay(self):

@@ -77,11 +77,11 @@ class Connection(socket):
     """A socket that is connected to the server and returns only the server's datagrams."""
 
     __slots__ = (
-        "_is_closing",
         "_local",
         "_sessions",
         "_to",
         "dtls",
+        "is_closing",
         "number",
         "peer",
         "request_timeout",
@@ -102,7 +102,8 @@ class Connection(socket):
         #: ``None``.
         self.dtls: tuple[DtlsContext, str | None] | None = None
         self._sessions: DtlsEndpoint | None = None
-        self._is_closing = False
+        #: Whether this side is ending the session, to close the connection.
+        self.is_closing = False
         # The local address without a port, or None if the kernel may choose any port.
         self._local = local
         #: When its last request was answered.
@@ -279,7 +280,7 @@ class Connection(socket):
     def session_lost(self) -> DTLSZeroReturnError | None:
         """Return the error if a session has ended, or the server has ended the handshake."""
         failure = self._failure()
-        if self._sessions is None or failure is None or self._is_closing:
+        if self._sessions is None or failure is None or self.is_closing:
             return None
         if isinstance(failure, DTLSZeroReturnError):
             return failure
@@ -394,7 +395,7 @@ def close_all(connections: Sequence[Connection]) -> None:
     lock, it may get the lock back late, and a request that has ended waits for this.
     """
     for connection in connections:
-        connection._is_closing = True  # noqa: SLF001 - of this module
+        connection.is_closing = True
         with contextlib.suppress(OSError):  # closed already
             connection.end_session()
     socket._close_all(connections)  # noqa: SLF001 - made for this purpose

@@ -3,6 +3,8 @@
 //! It does no input or output of its own. The sessions put the datagrams that they want to send into
 //! an [`Outbox`].
 
+mod ending;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +20,7 @@ use super::outbox::Outbox;
 use super::packets::Packets;
 use super::session::{Progress, Session, SessionScratch};
 use super::session_table::{SessionTable, SharedSession, TableLimits};
-use super::settings::{ContextError, Role, Settings};
+use super::settings::{ContextError, Role};
 use crate::net::address::Address;
 use crate::net::fork_mutex::{ForkMutex, ForkMutexGuard, Inherit, leave_to_parent};
 use crate::net::meta::Source;
@@ -99,7 +101,7 @@ impl Inherit for State {
 impl Endpoint {
     /// Creates an endpoint of a context's role. With a peer, it has sessions with no other.
     pub fn new(context: Arc<Context>, options: EndpointOptions) -> Result<Self, ContextError> {
-        context.prepare()?;
+        context.build()?;
         let limits = context.read(|settings| settings.limits);
         let cookies = context.cookies()?;
         let state = ForkMutex::new(State { cookies, ..State::default() });
@@ -371,51 +373,6 @@ impl Endpoint {
         }
     }
 
-    /// Ends the session with a peer, or with the only one, and tells it; returns whether there was
-    /// one.
-    pub fn close(&self, peer: Option<&Address>, outbox: &mut Outbox) -> bool {
-        let Some(link) = self.live(peer) else { return false };
-        self.close_link(&link, &mut SessionScratch::default(), outbox);
-        true
-    }
-
-    /// Ends all sessions, and handshakes under way, which have not failed then; tells the peers.
-    pub fn close_all(&self, outbox: &mut Outbox) {
-        self.close_each(outbox, |_| true);
-    }
-
-    /// Ends all handshakes under way, and tells the peers.
-    pub fn close_handshakes(&self, outbox: &mut Outbox) {
-        self.close_each(outbox, |link| !link.is_established());
-    }
-
-    fn close_each(&self, outbox: &mut Outbox, is_chosen: impl Fn(&SharedSession) -> bool) {
-        let (links, mut scratch) = (self.state().table.all(), SessionScratch::default());
-        for link in links.iter().filter(|link| is_chosen(link)) {
-            self.close_link(link, &mut scratch, outbox);
-        }
-    }
-
-    /// Ends a session and tells its peer, unless another thread is in the middle of its handshake.
-    fn close_link(
-        &self,
-        link: &Arc<SharedSession>,
-        scratch: &mut SessionScratch,
-        outbox: &mut Outbox,
-    ) {
-        let Some(mut session) = link.enter() else { return };
-        session.close(scratch);
-        self.take_goodbye(link, scratch, outbox);
-        let text = "this side has closed the session";
-        let failure = SessionError::new(SessionErrorKind::Closed, text);
-        // Still locked, so that no other thread completes the handshake after its end.
-        if link.is_established() {
-            self.end(link, failure);
-        } else {
-            self.remove(link, &failure);
-        }
-    }
-
     /// Runs a step of a session, and does what follows from it.
     fn advance(
         &self,
@@ -485,80 +442,6 @@ impl Endpoint {
         if let Some(surplus) = surplus {
             self.evict(&surplus, scratch, outbox);
         }
-    }
-
-    fn evict(&self, link: &Arc<SharedSession>, scratch: &mut SessionScratch, outbox: &mut Outbox) {
-        count(&self.counters.evicted);
-        link.session().close(scratch);
-        self.take_goodbye(link, scratch, outbox);
-        let text = "the session was idle for too long, or made room for another one";
-        self.end(link, SessionError::new(SessionErrorKind::Evicted, text));
-    }
-
-    /// Takes a session's last datagrams, while it is still known where they leave from.
-    fn take_goodbye(
-        &self,
-        link: &SharedSession,
-        scratch: &mut SessionScratch,
-        outbox: &mut Outbox,
-    ) {
-        let source = self.state().table.source(&link.peer);
-        outbox.take(scratch, link.peer, source);
-    }
-
-    /// The failure of a handshake that the peer does not go on with.
-    fn timed_out(&self) -> SessionError {
-        let uses_keys =
-            |settings: &Settings| settings.psk_client.is_some() || settings.psk_server.is_some();
-        let text = if self.context.read(uses_keys) {
-            "the handshake timed out: the peer did not answer with DTLS, or uses a different \
-             pre-shared key"
-        } else {
-            "the handshake timed out: the peer did not answer with DTLS"
-        };
-        SessionError::new(SessionErrorKind::TimedOut, text)
-    }
-
-    /// Removes a session that has ended.
-    fn end(&self, link: &SharedSession, mut failure: SessionError) {
-        if let Some(peer) = link.peer.ip()
-            && !link.is_established()
-        {
-            let wanted = match (&failure.kind, &self.options.server_name) {
-                (SessionErrorKind::Certificate(_), Some(name)) => format!(", as {name}"),
-                _ => String::new(),
-            };
-            failure.text = format!("{} (peer {peer}{wanted})", failure.text);
-        }
-        if !self.remove(link, &failure) {
-            return;
-        }
-        let (counter, event) = if link.is_established() {
-            (&self.counters.ended, SessionEvent::Lost(link.peer, failure))
-        } else {
-            if self.options.peer.is_none() {
-                self.state().last_failure = Some(failure.text.clone());
-            }
-            count(match failure.kind {
-                SessionErrorKind::Certificate(_) => &self.counters.failed_certificate,
-                SessionErrorKind::TimedOut => &self.counters.failed_timeout,
-                _ => &self.counters.failed_protocol,
-            });
-            (&self.counters.failed, SessionEvent::Failed(link.peer, failure))
-        };
-        count(counter);
-        self.note(event);
-    }
-
-    /// Removes a session from the table; returns whether it was there.
-    fn remove(&self, link: &SharedSession, failure: &SessionError) -> bool {
-        let mut state = self.state();
-        let was_there = state.table.remove(link);
-        if was_there && self.options.peer.is_some() {
-            state.ended = Some(failure.clone());
-            state.is_end_told = false;
-        }
-        was_there
     }
 
     fn note(&self, event: SessionEvent) {
