@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
@@ -45,15 +45,18 @@ class Child:
     :param program: ``loadgen`` and a command, or a module of ``benches.programs`` and a function.
     :param python: The interpreter for a module, which imports the tomada installed there.
     :param namespace: The name of the network namespace to run it in.
+    :param environment: Further environment variables.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the ways to run a program
         self,
         program: str,
         core: int,
         seconds: float,
         python: str | None = None,
         namespace: str | None = None,
+        *,
+        environment: Mapping[str, str] | None = None,
         **options: object,
     ) -> None:
         words = program.split()
@@ -81,6 +84,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             pass_fds=[counter],
+            env={**os.environ, **(environment or {})},
             # Ctrl-C must reach only the driver, which ends its children.
             process_group=0,
         )

@@ -14,9 +14,10 @@ import skips
 from benches.children import ROOT
 from floods import needs_loadgen
 from tests.soak import report
+from tests.soak.__main__ import memory_growths
 from tests.soak.account import IN_HAND, LONGEST_RUN, Account
 from tests.soak.loads import blast
-from tests.soak.watch import Sample, growth
+from tests.soak.watch import Sample, growth, in_use
 
 
 def counted(received, refused=0, kernel_drops=0, filter_drops=0):
@@ -70,6 +71,26 @@ def test_growth_excludes_the_warm_up():
     assert growth("x", samples(10, 30, 20, 20, 20, 30, 30, 31)).rss_growth == 1
     assert growth("x", samples(10, 30, 30, 20, 20, 20, 20, 20)).rss_growth == 0
     assert growth("x", samples(10)).rss_growth == 0
+
+
+def test_memory_in_use_counts_what_is_held_and_not_what_is_free():
+    before = in_use()
+    if before is None:
+        pytest.skip("only glibc says how much memory is in use")
+    held = bytearray(8 << 20)
+    assert in_use() - before >= len(held)
+    del held
+    assert in_use() - before < 4 << 20
+
+
+@pytest.mark.parametrize(
+    ("process", "grown"), [("plain", ["memory in use", "memory"]), ("sinks", ["memory in use"])]
+)
+def test_resident_memory_of_sinks_alone_has_no_limit(process, grown):
+    found = growth(process, [Sample("itself", 1, 9, 9, 9, 5, 1, 9)])
+    assert [what for what, _ in memory_growths(found)] == grown
+    found = growth(process, [Sample("itself", 1, 9, 9, 9, 5, 1)])
+    assert [what for what, _ in memory_growths(found)] == ["memory"]
 
 
 @needs_loadgen

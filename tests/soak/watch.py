@@ -20,7 +20,8 @@ class Sample:
     """The resources of a process at one moment; memory in bytes.
 
     ``rss`` is resident memory; ``pss`` divides shared pages among their processes; ``uss`` leaves
-    them out.
+    them out. ``in_use`` is what ``malloc`` has handed out, without the free memory between; of
+    other processes, it is not known.
     """
 
     process: str
@@ -30,6 +31,7 @@ class Sample:
     uss: int
     descriptors: int
     threads: int
+    in_use: int | None = None
 
 
 def sample(process: str, pid: int) -> Sample:
@@ -44,7 +46,31 @@ def sample(process: str, pid: int) -> Sample:
         # Reading the folder itself takes a descriptor.
         sum(1 for _ in (folder / "fd").iterdir()) - (process == SELF),
         sum(1 for _ in (folder / "task").iterdir()),
+        in_use() if process == SELF else None,
     )
+
+
+class _Mallinfo2(ctypes.Structure):
+    """The result of mallinfo2(3)."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+def in_use() -> int | None:
+    """Return how many bytes ``malloc`` has handed out to this process, or None if it cannot say."""
+    try:
+        mallinfo2 = ctypes.CDLL(None).mallinfo2
+    except AttributeError:  # only glibc has it
+        return None
+    mallinfo2.restype = _Mallinfo2
+    found = mallinfo2()
+    return int(found.uordblks + found.hblkhd)
 
 
 def children(pid: int) -> Iterator[int]:
@@ -85,6 +111,7 @@ class Growth:
     descriptors_growth: int
     threads: int
     threads_growth: int
+    in_use_growth: int | None
 
 
 def growth(process: str, samples: list[Sample]) -> Growth:
@@ -106,4 +133,5 @@ def growth(process: str, samples: list[Sample]) -> Growth:
         more("descriptors"),
         last.threads,
         more("threads"),
+        None if last.in_use is None else more("in_use"),
     )
