@@ -33,9 +33,8 @@ LAYERS = {
         "link",
         "batch",
         "socket",
-        "send_backlog dtls_endpoint",
+        "send_backlog dtls_endpoint event_loop",
         "server transport proxy_protocol",
-        "event_loop",
     ],
 }
 

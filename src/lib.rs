@@ -43,7 +43,7 @@ mod _core {
     #[pymodule_export]
     use crate::python::socket::{Socket, kind_of};
     #[pymodule_export]
-    use crate::python::transport::{TransportCore, Turn};
+    use crate::python::transport::TransportCore;
 
     use pyo3::prelude::*;
 

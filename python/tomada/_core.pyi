@@ -34,7 +34,6 @@ __all__ = [
     "Socket",
     "Stats",
     "TransportCore",
-    "Turn",
     "__version__",
     "end_with_parent",
     "kind_of",
@@ -1911,10 +1910,6 @@ class GuardStats:
 
     def __eq__(self, other: object, /) -> bool: ...
 
-@final
-class Turn:
-    """A counter of an event loop's iterations."""
-
 class LoopCore:
     """The internals of :class:`tomada.asyncio.EventLoop`. Not a public interface.
 
@@ -1923,8 +1918,6 @@ class LoopCore:
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Self: ...
     def _poll_directly(self, selector: Any) -> None: ...
-    @property
-    def _turn(self) -> Turn: ...
     def _run_once(self) -> None: ...
     def call_soon(
         self,
@@ -1954,7 +1947,6 @@ class LoopCore:
 
     def _add_reader(self, fd: Any, callback: Callable[..., object], *args: Any) -> Handle: ...
     def _remove_reader(self, fd: Any) -> bool: ...
-    def _spare_time(self, uncounted: int = 0) -> float: ...
 
 @final
 class ReadHub:
@@ -2008,7 +2000,6 @@ class TransportCore:
         delivers: bool,
         peer: Any,
         is_connected: bool,
-        turn: Turn | None,
         is_shared: bool,
         gro: bool | None,
     ) -> TransportCore: ...

@@ -3,7 +3,9 @@
 import asyncio
 import contextvars
 import gc
+import itertools
 import logging
+import math
 import socket as std
 import sys
 import weakref
@@ -76,24 +78,40 @@ def test_transport_in_a_reference_cycle_with_its_socket_is_collected(new_loop):
 
 def test_interrupt_while_the_loop_reads_its_clock_ends_it():
     class Interrupted(tomada.asyncio.EventLoop):
-        asked = 0
+        reads_left = math.inf
 
-        def _spare_time(self):
-            self.asked += 1
-            if self.asked == 1:
+        def time(self):
+            self.reads_left -= 1
+            if self.reads_left == 0:
                 raise KeyboardInterrupt
-            return super()._spare_time()
+            return super().time()
+
+        def turn(self):
+            self.call_soon(self.stop)
+            self.run_forever()
 
     loop = Interrupted()
     try:
         transport, protocol = loop.run_until_complete(
             loop.create_datagram_endpoint(Recorder, local_addr=("127.0.0.1", 0))
         )
-        transport.sendto(b"x", transport.get_extra_info("sockname"))
-        with pytest.raises(KeyboardInterrupt):
-            loop.run_until_complete(protocol.received(1))
-        # It has cost no datagram.
-        assert loop.run_until_complete(protocol.received(1)) == [b"x"]
+        # The next timer is the reason to read the clock, also before datagrams are delivered.
+        loop.call_later(1000, print)
+        for reads in itertools.count(1):
+            transport.sendto(b"%d" % reads, transport.get_extra_info("sockname"))
+            loop.reads_left = reads
+            try:
+                while len(protocol.payloads) < reads:
+                    loop.turn()
+                break
+            except KeyboardInterrupt:
+                loop.reads_left = math.inf
+            # It has cost no datagram.
+            while len(protocol.payloads) < reads:
+                loop.turn()
+        assert reads > 2
+        assert protocol.payloads == [b"%d" % number for number in range(1, reads + 1)]
+        loop.reads_left = math.inf
         transport.close()
         loop.run_until_complete(protocol.lost())
     finally:

@@ -18,7 +18,7 @@ from tomada.socket import socket
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tomada._core import DtlsEndpoint, Turn
+    from tomada._core import DtlsEndpoint
     from tomada._socket_options import Secured
 
 _standard_endpoint: Any = asyncio.BaseEventLoop.create_datagram_endpoint
@@ -159,7 +159,6 @@ class Maker:
                 address,
                 waiter,
                 shown=shown,
-                turn=_turn(self._loop),
                 delivers=self._delivers,
                 restore=restore,
                 gro=self._options.gro,
@@ -199,7 +198,3 @@ def _adopt(sock: _std.socket, is_users: bool) -> tuple[_core.Socket, _std.socket
         shown = sock
     ours.setblocking(False)
     return ours, shown
-
-
-def _turn(loop: asyncio.AbstractEventLoop) -> Turn | None:
-    return loop._turn if isinstance(loop, _core.LoopCore) else None

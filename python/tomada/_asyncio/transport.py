@@ -83,7 +83,6 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         extra: dict[str, Any] | None = None,
         *,
         shown: Any = None,
-        turn: _core.Turn | None = None,
         delivers: bool = True,
         restore: Callable[[], None] | None = None,
         gro: bool | None = None,
@@ -115,7 +114,6 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             delivers=delivers,
             peer=address or peername,
             is_connected=peername is not None,
-            turn=turn,
             is_shared=restore is not None,
             gro=gro,
         )

@@ -1,6 +1,7 @@
 //! The fast part of an event loop: its turns, and callbacks that are scheduled. It works on the
 //! standard loop's own queues, handles and selector, so everything else remains the standard loop's.
 
+mod attributes;
 mod heap;
 mod hub;
 mod standard;
@@ -9,25 +10,27 @@ mod window;
 use std::ffi::c_int;
 use std::io;
 use std::os::fd::RawFd;
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
 
 use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError, PySystemExit};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyInt, PyList, PyTuple};
+use pyo3::types::{PyBool, PyDict, PyInt, PyList, PyString, PyTuple};
 
+use self::attributes::Attributes;
 pub(crate) use self::hub::ReadHub;
 use self::standard::Standard;
 pub(crate) use self::window::ReceiveWindow;
 use super::error::Error;
-use super::transport::Turn;
-use crate::net::{Ready, ReadyEvents, hang_if_ended};
+use crate::net::{Ready, ReadyEvents, Turns, hang_if_ended};
 
 /// The base class of tomada's event loop.
 #[pyclass(frozen, subclass, module = "tomada._core")]
 pub(crate) struct LoopCore {
-    turn: Py<Turn>,
+    turns: Arc<Turns>,
+    attributes: Attributes,
     polled: Mutex<Option<Polled>>,
     /// Reused to avoid allocations.
     events: Mutex<ReadyEvents>,
@@ -49,10 +52,10 @@ const MANY_TIMERS: usize = 100;
 const LONGEST_WAIT: f64 = 24.0 * 3600.0;
 /// At most this many descriptors are handled in one turn; others in the next one.
 const MOST_EVENTS: usize = 1024;
-/// How long transports may deliver in a turn, in seconds: while no other callback is waiting, and
-/// when a timer is due.
-const LONGEST_DRAIN: f64 = 200e-6;
-const SOON: f64 = 1e-6;
+/// How long transports may deliver in a turn: while no other callback is waiting, and when a timer is
+/// due.
+const LONGEST_DRAIN: Duration = Duration::from_micros(200);
+const SOON: Duration = Duration::from_micros(1);
 // As in `selectors`.
 const EVENT_READ: c_int = 1;
 const EVENT_WRITE: c_int = 2;
@@ -61,16 +64,13 @@ const EVENT_WRITE: c_int = 2;
 impl LoopCore {
     #[new]
     #[pyo3(signature = (*_args, **_kwargs))]
-    fn new(
-        py: Python<'_>,
-        _args: &Bound<'_, PyTuple>,
-        _kwargs: Option<&Bound<'_, PyDict>>,
-    ) -> PyResult<Self> {
-        Ok(Self {
-            turn: Py::new(py, Turn::default())?,
+    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
+        Self {
+            turns: Arc::default(),
+            attributes: Attributes::default(),
             polled: Mutex::default(),
             events: Mutex::default(),
-        })
+        }
     }
 
     /// Poll a selector of the class `selectors.EpollSelector` without calling it.
@@ -86,15 +86,9 @@ impl LoopCore {
         Ok(())
     }
 
-    /// The counter of the loop's turns.
-    #[getter]
-    fn _turn(&self, py: Python<'_>) -> Py<Turn> {
-        self.turn.clone_ref(py)
-    }
-
     /// Run one turn of the loop.
     fn _run_once(slf: &Bound<'_, Self>) -> PyResult<()> {
-        slf.get().turn.get().advance();
+        slf.get().turns.advance();
         hang_if_ended(|| match Self::queues(slf)? {
             Some(queues) => Self::turn(slf, &queues),
             None => Standard::get(slf.py())?.run_once.bind(slf.py()).call1((slf,)).map(drop),
@@ -115,7 +109,8 @@ impl LoopCore {
             return slowly(standard.call_soon.bind(py), &[slf, callback], args, context);
         }
         let handle = standard.handle(&standard.handle_class, slf, callback, args, context)?;
-        slf.getattr(intern!(py, "_ready"))?.call_method1(intern!(py, "append"), (&handle,))?;
+        let ready = Self::attribute(slf, intern!(py, "_ready"))?;
+        ready.call_method1(intern!(py, "append"), (&handle,))?;
         Ok(handle)
     }
 
@@ -148,7 +143,7 @@ impl LoopCore {
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
         let standard = Standard::get(py)?;
-        let scheduled = slf.getattr(intern!(py, "_scheduled"))?;
+        let scheduled = Self::attribute(slf, intern!(py, "_scheduled"))?;
         let (false, Ok(seconds), Ok(scheduled)) =
             (Self::is_checked(slf)?, when.extract::<f64>(), scheduled.cast::<PyList>())
         else {
@@ -212,24 +207,8 @@ impl LoopCore {
         Standard::get(py)?.remove_reader.bind(py).call1((slf, fd))
     }
 
-    /// Return how long transports may deliver datagrams before other callbacks must run.
-    ///
-    /// Up to `uncounted` callbacks may be waiting: they are the transports' own.
-    #[pyo3(signature = (uncounted=0))]
-    fn _spare_time(slf: &Bound<'_, Self>, uncounted: usize) -> PyResult<f64> {
-        let py = slf.py();
-        if slf.getattr(intern!(py, "_ready"))?.len()? > uncounted {
-            return Ok(0.0);
-        }
-        let scheduled = slf.getattr(intern!(py, "_scheduled"))?;
-        if scheduled.len()? == 0 {
-            return Ok(LONGEST_DRAIN);
-        }
-        let until = when(&scheduled.get_item(0)?)? - time(slf)?;
-        Ok(until.clamp(SOON, LONGEST_DRAIN))
-    }
-
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.attributes.traverse(&visit)?;
         let polled = match self.polled.try_lock() {
             Ok(polled) => polled,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -259,6 +238,36 @@ struct Queues<'py> {
 }
 
 impl LoopCore {
+    /// The counter of the loop's turns.
+    pub(super) fn turns(&self) -> &Arc<Turns> {
+        &self.turns
+    }
+
+    /// How long transports may deliver datagrams before other callbacks must run.
+    ///
+    /// Up to `uncounted` callbacks may be waiting: they are the transports' own.
+    pub(super) fn spare_time(slf: &Bound<'_, Self>, uncounted: usize) -> PyResult<Duration> {
+        let py = slf.py();
+        if Self::attribute(slf, intern!(py, "_ready"))?.len()? > uncounted {
+            return Ok(Duration::ZERO);
+        }
+        let scheduled = Self::attribute(slf, intern!(py, "_scheduled"))?;
+        if scheduled.len()? == 0 {
+            return Ok(LONGEST_DRAIN);
+        }
+        let until = when(&scheduled.get_item(0)?)? - time(slf)?;
+        let until = Duration::try_from_secs_f64(until.max(0.0)).unwrap_or(LONGEST_DRAIN);
+        Ok(until.clamp(SOON, LONGEST_DRAIN))
+    }
+
+    /// An attribute that the standard loop keeps in the object.
+    fn attribute<'py>(
+        slf: &Bound<'py, Self>,
+        name: &Bound<'py, PyString>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        slf.get().attributes.get(slf, name)
+    }
+
     fn polled(&self) -> MutexGuard<'_, Option<Polled>> {
         self.polled.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -266,8 +275,8 @@ impl LoopCore {
     /// Whether the loop is in debug mode, or closed: then the standard loop's code has more to do.
     fn is_checked(slf: &Bound<'_, Self>) -> PyResult<bool> {
         let py = slf.py();
-        Ok(slf.getattr(intern!(py, "_debug"))?.is_truthy()?
-            || slf.getattr(intern!(py, "_closed"))?.is_truthy()?)
+        Ok(Self::attribute(slf, intern!(py, "_debug"))?.is_truthy()?
+            || Self::attribute(slf, intern!(py, "_closed"))?.is_truthy()?)
     }
 
     /// The epoll and the keys of the loop's selector, if the selector need not be called.
@@ -275,7 +284,7 @@ impl LoopCore {
         slf: &Bound<'py, Self>,
     ) -> PyResult<Option<(Bound<'py, PyAny>, Bound<'py, PyDict>)>> {
         let py = slf.py();
-        let selector = slf.getattr(intern!(py, "_selector"))?;
+        let selector = Self::attribute(slf, intern!(py, "_selector"))?;
         let (attributes, epoll, keys) = {
             let polled = slf.get().polled();
             let Some(polled) = polled.as_ref().filter(|polled| polled.selector.is(&selector))
@@ -296,9 +305,8 @@ impl LoopCore {
         if Self::is_checked(slf)? || !Standard::get(py)?.is_unchanged(py)? {
             return Ok(None);
         }
-        let Ok(scheduled) = slf.getattr(intern!(py, "_scheduled"))?.cast_into::<PyList>() else {
-            return Ok(None);
-        };
+        let scheduled = Self::attribute(slf, intern!(py, "_scheduled"))?;
+        let Ok(scheduled) = scheduled.cast_into::<PyList>() else { return Ok(None) };
         let cancelled = intern!(py, "_timer_cancelled_count");
         if scheduled.len() > MANY_TIMERS && slf.getattr(cancelled)?.gt(scheduled.len() / 2)? {
             return Ok(None);
@@ -306,7 +314,7 @@ impl LoopCore {
         Ok(Some(Queues {
             epoll: epoll.call_method0(intern!(py, "fileno"))?.extract()?,
             keys,
-            ready: slf.getattr(intern!(py, "_ready"))?,
+            ready: Self::attribute(slf, intern!(py, "_ready"))?,
             scheduled,
         }))
     }
@@ -344,7 +352,8 @@ impl LoopCore {
     /// How long to wait for a descriptor, in milliseconds; -1 for ever.
     fn patience(slf: &Bound<'_, Self>, queues: &Queues<'_>) -> PyResult<c_int> {
         let Queues { ready, scheduled, .. } = queues;
-        if ready.len()? > 0 || slf.getattr(intern!(slf.py(), "_stopping"))?.is_truthy()? {
+        let stopping = intern!(slf.py(), "_stopping");
+        if ready.len()? > 0 || Self::attribute(slf, stopping)?.is_truthy()? {
             return Ok(0);
         }
         if scheduled.is_empty() {
@@ -406,7 +415,7 @@ impl LoopCore {
             return Ok(());
         }
         let py = slf.py();
-        let resolution: f64 = slf.getattr(intern!(py, "_clock_resolution"))?.extract()?;
+        let resolution: f64 = Self::attribute(slf, intern!(py, "_clock_resolution"))?.extract()?;
         let end = time(slf)? + resolution;
         while !scheduled.is_empty() && when(&scheduled.get_item(0)?)? < end {
             let timer = heap::pop(scheduled)?;

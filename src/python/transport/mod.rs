@@ -4,11 +4,10 @@ mod errors;
 mod life;
 mod read;
 mod take;
-mod turn;
 mod write;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::Instant;
 
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
@@ -19,14 +18,14 @@ use pyo3::types::PyDict;
 
 use super::datagram::Datagram;
 use super::error::Result;
+use super::event_loop::LoopCore;
 use super::socket::Socket;
 use crate::net::{
-    Address, AtomicPhase, Costs, GroOnDemand, Phase, ReplySources, ThreadRing, TurnSkipping,
+    Address, AtomicPhase, Costs, GroOnDemand, Phase, ReplySources, ThreadRing, TurnSkipping, Turns,
     hang_if_ended,
 };
 
 use life::SendState;
-pub(crate) use turn::Turn;
 
 /// The core of a datagram transport.
 #[pyclass(frozen, module = "tomada._core")]
@@ -52,7 +51,8 @@ pub(crate) struct TransportCore {
     peer: Option<Py<PyAny>>,
     /// That address in the kernel's format, if the socket is not connected to it.
     default_address: Option<Box<Address>>,
-    turn: Option<Py<Turn>>,
+    /// The turns of the loop, if it counts them.
+    turns: Option<Arc<Turns>>,
     /// The turn of the last datagram that was sent immediately; on a loop that does not count its
     /// turns, the time, in nanoseconds since this was created.
     last_turn: AtomicU64,
@@ -66,8 +66,6 @@ pub(crate) struct TransportCore {
     /// How many receives there were since the kernel's error queue was last emptied between
     /// datagrams.
     receives: AtomicU32,
-    /// Whether the loop can say how long it can go without a turn.
-    tells_spare_time: bool,
     /// Whether the protocol wants each datagram's metadata.
     tells_metadata: AtomicBool,
     /// Whether `sendto` raises the caller's own mistakes. If not, the protocol is told of them.
@@ -103,7 +101,6 @@ impl TransportCore {
         delivers,
         peer,
         is_connected,
-        turn,
         is_shared,
         gro,
     ))]
@@ -115,7 +112,6 @@ impl TransportCore {
         delivers: bool,
         peer: Option<Py<PyAny>>,
         is_connected: bool,
-        turn: Option<Py<Turn>>,
         is_shared: bool,
         gro: Option<bool>,
     ) -> Result<Self> {
@@ -128,7 +124,8 @@ impl TransportCore {
         };
         // Otherwise each read would fail to allocate memory, with no caller to report it to.
         drop(ThreadRing::take(socket.get().socket()?.slot_kind())?);
-        let tells_spare_time = event_loop.bind(py).hasattr(intern!(py, "_spare_time"))?;
+        let turns = event_loop.bind(py).cast::<LoopCore>().ok();
+        let turns = turns.map(|event_loop| event_loop.get().turns().clone());
         let options_before = socket.get().socket()?.held_options();
         let may_be_referred_to = socket.hasattr(intern!(py, "__dict__"))?;
         let links = Links { event_loop, transport, act, protocol: py.None() };
@@ -154,14 +151,13 @@ impl TransportCore {
             send_state: Mutex::default(),
             peer,
             default_address,
-            turn,
+            turns,
             last_turn: AtomicU64::new(0),
             created: Instant::now(),
             flush_scheduled: AtomicBool::new(false),
             reply_sources,
             errors_scheduled: AtomicBool::new(false),
             receives: AtomicU32::new(0),
-            tells_spare_time,
             tells_metadata: AtomicBool::new(false),
             raises_mistakes: AtomicBool::new(false),
             current: Mutex::new(None),

@@ -18,13 +18,12 @@ use crate::net::{
 use crate::python::buffer::{new_bytes, push};
 use crate::python::datagram::Datagram;
 use crate::python::error::{Error, Result, is_shortage};
+use crate::python::event_loop::LoopCore;
 use crate::python::socket::{Senders, Socket, pair};
 
 /// The maximum time of a drain on a loop that cannot report its spare time. Other callbacks wait
 /// meanwhile.
 const BUDGET: Duration = Duration::from_micros(100);
-/// The maximum time of a drain on any loop.
-const LONGEST_DRAIN: Duration = Duration::from_secs(1);
 /// A drain ends after this many consecutive errors.
 const ERRORS: usize = 16;
 /// After this many receives the kernel's error queue is emptied, even if there are datagrams: it
@@ -55,7 +54,7 @@ impl TransportCore {
         if !this.is_delivering() {
             return Ok(());
         }
-        let turns = this.turn.as_ref().map(|turn| &turn.bind(py).get().0);
+        let turns = this.turns.as_deref();
         let turn = turns.map_or(1, Turns::count);
         let time = match turns {
             Some(turns) => turns.share(|uncounted| this.ask_spare_time(py, uncounted))?,
@@ -175,19 +174,10 @@ impl TransportCore {
 
     /// Asks the loop how long it can go without a turn, if `uncounted` callbacks do not count.
     fn ask_spare_time(&self, py: Python<'_>, uncounted: u32) -> Result<Duration> {
-        let asked = if self.tells_spare_time { self.event_loop(py) } else { None };
-        let Some(event_loop) = asked else { return Ok(BUDGET) };
-        let name = intern!(py, "_spare_time");
-        let answer = match uncounted {
-            0 => event_loop.call_method0(name),
-            _ => event_loop.call_method1(name, (uncounted,)),
-        };
-        match answer {
-            Ok(seconds) => Ok(seconds
-                .extract()
-                .ok()
-                .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-                .map_or(BUDGET, |time| time.min(LONGEST_DRAIN))),
+        let Some(event_loop) = self.event_loop(py) else { return Ok(BUDGET) };
+        let Ok(event_loop) = event_loop.cast::<LoopCore>() else { return Ok(BUDGET) };
+        match LoopCore::spare_time(event_loop, uncounted as usize) {
+            Ok(time) => Ok(time),
             Err(error) if error.is_instance_of::<PyException>(py) => Ok(BUDGET),
             Err(error) => Err(error.into()), // such as Ctrl-C
         }

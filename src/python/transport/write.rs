@@ -284,8 +284,8 @@ impl TransportCore {
         if !this.is_loop_running_here(slf.py())? {
             return Ok(true); // the end of a turn is not signalled
         }
-        if let Some(turn) = &this.turn {
-            let turn = turn.bind(slf.py()).get().count();
+        if let Some(turns) = &this.turns {
+            let turn = turns.count();
             return Ok(this.last_turn.swap(turn, Ordering::Relaxed) != turn);
         }
         let now = TURN + this.created.elapsed().as_nanos() as u64;
