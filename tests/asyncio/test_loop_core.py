@@ -9,6 +9,7 @@ import signal
 import socket as std
 import subprocess
 import sys
+import weakref
 
 import pytest
 import uvloop
@@ -361,6 +362,17 @@ def test_run_in_a_running_loop(recwarn, new_loop, name):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_closed_loop_that_refers_to_itself_is_collected():
+    loop = tomada.asyncio.EventLoop()
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    loop.itself = loop
+    known = weakref.ref(loop)
+    del loop
+    gc.collect()
+    assert known() is None
+
+
 def test_run_ignores_the_event_loop_policy(monkeypatch):
     async def main():
         return type(asyncio.get_running_loop())
