@@ -1945,7 +1945,9 @@ class LoopCore:
     ) -> TimerHandle:
         """Call a function at a given time, like :meth:`asyncio.loop.call_at`."""
 
-    def _add_reader(self, fd: Any, callback: Callable[..., object], *args: Any) -> Handle: ...
+    def _add_reader(
+        self, fd: Any, callback: Callable[..., object], *args: Any, **options: Any
+    ) -> Handle: ...
     def _remove_reader(self, fd: Any) -> bool: ...
 
 @final

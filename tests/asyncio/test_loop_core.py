@@ -1,6 +1,7 @@
 """The event loop's own turns: order, timers, exceptions, and programs that change the loop."""
 
 import asyncio
+import contextvars
 import gc
 import os
 import random
@@ -10,6 +11,7 @@ import socket as std
 import subprocess
 import sys
 import weakref
+from functools import partial
 
 import pytest
 import uvloop
@@ -252,6 +254,36 @@ def test_call_from_another_thread_wakes_the_loop(loop):
         assert await asyncio.wait_for(woken, DEADLINE) == 1
 
     loop.run_until_complete(wait())
+
+
+def test_reader_runs_in_the_given_context(loop):
+    number, called = contextvars.ContextVar("number"), []
+    context = contextvars.copy_context()
+    context.run(number.set, 1)
+    first, second = std.socketpair()
+    with first, second:
+        second.send(b"x")
+        # The standard library's streams call it, since CPython 3.15 with a context.
+        watch = partial(loop._add_reader, first.fileno())  # noqa: SLF001
+        watch(lambda: called.append(number.get()), context=context)
+        run_for(loop, lambda: called)
+        loop.remove_reader(first)
+        with pytest.raises(TypeError, match="nonsense"):
+            watch(print, nonsense=1)
+    assert set(called) == {1}
+
+
+def test_timer_is_due_even_if_the_clocks_value_is_huge():
+    class Frozen(tomada.asyncio.EventLoop):
+        def time(self):
+            return 2.0**40
+
+    called, loop = [], Frozen()
+    loop.call_at(loop.time(), called.append, 1)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.close()
+    assert called == [1]
 
 
 def test_reader_that_removes_itself_is_not_called_again(loop):

@@ -156,22 +156,32 @@ impl LoopCore {
         Ok(timer)
     }
 
-    /// Call a function whenever a descriptor is readable, like the standard loop's method.
-    #[pyo3(signature = (fd, callback, *args))]
+    /// Call a function whenever a descriptor is readable, like the standard loop's method, which takes
+    /// a `context` since Python 3.15.
+    #[pyo3(signature = (fd, callback, *args, **options))]
     fn _add_reader<'py>(
         slf: &Bound<'py, Self>,
         fd: &Bound<'py, PyAny>,
         callback: &Bound<'py, PyAny>,
         args: &Bound<'py, PyTuple>,
+        options: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
         let standard = Standard::get(py)?;
-        if !Self::is_checked(slf)?
+        let context = match options {
+            Some(options) => options.get_item(intern!(py, "context"))?,
+            None => None,
+        };
+        let others = options.map_or(0, PyDictMethods::len) - usize::from(context.is_some());
+        let context = context.filter(|context| !context.is_none());
+        if others == 0
+            && !Self::is_checked(slf)?
             && fd.is_exact_instance_of::<PyInt>()
             && let Some((epoll, keys)) = Self::polling(slf)?
             && !keys.contains(fd)?
         {
-            let handle = standard.handle(&standard.handle_class, slf, callback, args, None)?;
+            let class = &standard.handle_class;
+            let handle = standard.handle(class, slf, callback, args, context.as_ref())?;
             let key = standard.selector_key.bind(py);
             let key = key.call1((fd, fd, EVENT_READ, (&handle, py.None())))?;
             epoll.call_method1(intern!(py, "register"), (fd, libc::EPOLLIN))?;
@@ -179,7 +189,7 @@ impl LoopCore {
             return Ok(handle);
         }
         let all: Vec<_> = [slf, fd, callback].into_iter().chain(args.as_slice()).collect();
-        standard.add_reader.bind(py).call1(PyTuple::new(py, all)?)
+        standard.add_reader.bind(py).call(PyTuple::new(py, all)?, options)
     }
 
     /// Stop watching a descriptor for data; return whether it was watched.
@@ -416,7 +426,9 @@ impl LoopCore {
         }
         let py = slf.py();
         let resolution: f64 = Self::attribute(slf, intern!(py, "_clock_resolution"))?.extract()?;
-        let end = time(slf)? + resolution;
+        let now = time(slf)?;
+        // The clock's value may be so large that adding its resolution changes nothing.
+        let end = now + resolution.max(now.next_up() - now);
         while !scheduled.is_empty() && when(&scheduled.get_item(0)?)? < end {
             let timer = heap::pop(scheduled)?;
             timer.setattr(intern!(py, "_scheduled"), false)?;
