@@ -256,8 +256,9 @@ def test_call_from_another_thread_wakes_the_loop(loop):
     loop.run_until_complete(wait())
 
 
-def test_reader_runs_in_the_given_context(loop):
-    number, called = contextvars.ContextVar("number"), []
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_reader_runs_in_the_given_context(loop, is_watched):
+    number, called = contextvars.ContextVar("number", default=0), []
     context = contextvars.copy_context()
     context.run(number.set, 1)
     first, second = std.socketpair()
@@ -265,6 +266,8 @@ def test_reader_runs_in_the_given_context(loop):
         second.send(b"x")
         # The standard library's streams call it, since CPython 3.15 with a context.
         watch = partial(loop._add_reader, first.fileno())  # noqa: SLF001
+        if is_watched and sys.version_info >= (3, 15):
+            watch(print)
         watch(lambda: called.append(number.get()), context=context)
         run_for(loop, lambda: called)
         loop.remove_reader(first)
@@ -393,7 +396,6 @@ def test_run_in_a_running_loop(recwarn, new_loop, name):
     assert [str(warning.message) for warning in recwarn] == []
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_closed_loop_that_refers_to_itself_is_collected():
     loop = tomada.asyncio.EventLoop()
     loop.run_until_complete(asyncio.sleep(0))
@@ -405,6 +407,7 @@ def test_closed_loop_that_refers_to_itself_is_collected():
     assert known() is None
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_run_ignores_the_event_loop_policy(monkeypatch):
     async def main():
         return type(asyncio.get_running_loop())

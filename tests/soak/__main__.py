@@ -29,7 +29,7 @@ from benches import suite
 from benches.children import Child, ChildFailed
 from tests.soak import report
 from tests.soak.account import Account
-from tests.soak.watch import SELF, Growth, Sample, growth
+from tests.soak.watch import IS_FREE_THREADED, SELF, Growth, Sample, growth
 
 # The process that needs nats-server and the client libraries of NATS and Kafka.
 SINKS = "sinks"
@@ -42,8 +42,9 @@ PROGRAMS = {
     "plain": "socket",
     SINKS: "server",
 }
-# CPython's own allocator does not say how much of its memory is in use.
-ENVIRONMENTS = {SINKS: {"PYTHONMALLOC": "malloc"}}
+# CPython's own allocator does not say how much of its memory is in use. Without the global lock,
+# there is no other one.
+ENVIRONMENTS = {} if IS_FREE_THREADED else {SINKS: {"PYTHONMALLOC": "malloc"}}
 # How long a process may be silent, beyond the length of a round.
 SILENCE = 120.0
 # A process with fewer samples is too young to judge its growth.

@@ -92,11 +92,14 @@ load generator received.
 {markdown(PROCESSES, processes(results["processes"]))}
 Samples are taken between two rounds, when no traffic is in flight. The first quarter of the samples
 is the warm-up. Growth is the maximum after the warm-up minus the maximum during it; for descriptors
-and threads, it is in parentheses. Private memory is not shared with other processes. Memory in use
-is what `malloc` has handed out. The sinks keep many small objects while their broker is down; the
-free memory between those that stay cannot all go back to the system, so resident memory varies by
-several MiB. In that process, which takes all memory from `malloc`, only the memory in use must not
-grow. For several processes of one kind, the table shows the one that grew most.
+and threads, it is in parentheses. Private memory is not shared with other processes. For several
+processes of one kind, the table shows the one that grew most.
+
+Memory in use is what `malloc` has handed out. It is not known of workers and their supervisors, and
+except in the sinks, it does not include Python's small objects. Neither it nor resident memory may
+grow. Only the sinks' resident memory may: they keep many small objects while their broker is down,
+and the free memory between those that stay cannot all go back to the system. That varies by several
+MiB.
 """
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from benches.children import memory
 
+IS_FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 # The share of a process's samples that count as its warm-up.
 WARM_UP = 0.25
 
@@ -20,8 +22,8 @@ class Sample:
     """The resources of a process at one moment; memory in bytes.
 
     ``rss`` is resident memory; ``pss`` divides shared pages among their processes; ``uss`` leaves
-    them out. ``in_use`` is what ``malloc`` has handed out, without the free memory between; of
-    other processes, it is not known.
+    them out. ``in_use`` is what ``malloc`` has handed out, without the free memory between; it is
+    known only of the process that looks.
     """
 
     process: str
@@ -63,7 +65,12 @@ class _Mallinfo2(ctypes.Structure):
 
 
 def in_use() -> int | None:
-    """Return how many bytes ``malloc`` has handed out to this process, or None if it cannot say."""
+    """Return how many bytes ``malloc`` has handed out to this process, or None if it cannot say.
+
+    CPython takes the memory of small objects from it only if ``PYTHONMALLOC`` is ``malloc``.
+    """
+    if IS_FREE_THREADED:  # all objects are in mimalloc's memory
+        return None
     try:
         mallinfo2 = ctypes.CDLL(None).mallinfo2
     except AttributeError:  # only glibc has it

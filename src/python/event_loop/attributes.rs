@@ -7,13 +7,14 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
-/// The dictionary of an object, in which a lookup takes half the time of `getattr`, because it does not
-/// search the object's classes first.
+/// The dictionary of an object, in which a lookup takes half the time of `getattr`, because it does
+/// not search the object's classes first. No class may have a property of the same name.
 #[derive(Default)]
 pub(super) struct Attributes(OnceLock<Py<PyDict>>);
 
 impl Attributes {
-    /// An attribute that the object itself usually has. `owner` must always be the same object.
+    /// An attribute that the object itself usually has. `owner` must always be the same object, and
+    /// nothing may replace its dictionary.
     pub(super) fn get<'py>(
         &self,
         owner: &Bound<'py, PyAny>,
