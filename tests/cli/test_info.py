@@ -113,5 +113,8 @@ def test_info_gives_no_advice_without_problems():
     assert info.recommendations(GOOD) == []
     unknown = {**GOOD, "limits": {**GOOD["limits"], "net.core.rmem_max": None}}
     assert info.recommendations(unknown) == []
-    endless = {**GOOD, "limits": {**GOOD["limits"], "open files (ulimit -n)": -1}}
+    endless = {
+        **GOOD,
+        "limits": {**GOOD["limits"], "open files (ulimit -n)": resource.RLIM_INFINITY},
+    }
     assert info.recommendations(endless) == []
