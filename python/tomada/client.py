@@ -292,7 +292,7 @@ class Client:
 
     @staticmethod
     def _ask(connection: Connection, data: ReadableBuffer, exchange: Exchange) -> bool:
-        """Send a request; return false if it was not sent, because there is no session yet."""
+        """Send a request; return false if it must first wait for a session."""
         was_sent = True
         try:
             connection.ask(data, exchange.due)

@@ -10,7 +10,7 @@ import pytest
 
 import tomada
 from serving import server
-from support import DEADLINE
+from support import DEADLINE, FORKS
 from tomada import socket
 from tomada.asyncio import open_endpoint
 from traffic import numbered, send_run
@@ -324,6 +324,7 @@ def run_in_child(function):
     return os.waitpid(child, 0)[1]
 
 
+@pytest.mark.filterwarnings(FORKS)
 async def test_forked_child_leaves_its_parents_options(endpoint, shared):
     sock, other = shared
     guard = tomada.Guard(deny=["192.0.2.0/24"])

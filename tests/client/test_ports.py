@@ -15,7 +15,7 @@ import pytest
 import tomada
 from answering import LONG, Server, echo, same, silence
 from links import Namespace
-from support import eventually, open_descriptors, together
+from support import FORKS, eventually, open_descriptors, together
 from tomada._client import pool, ports
 from tomada._client.own_sockets import Separate
 from tomada.asyncio import open_endpoint
@@ -284,6 +284,7 @@ def fork(function, *args):
         os._exit(1)
 
 
+@pytest.mark.filterwarnings(FORKS)
 @pytest.mark.parametrize("is_closed", [True, False], ids=["closed before", "closed after"])
 def test_child_process_avoids_the_ports_of_its_parent(narrow, silent, is_closed):
     client = tomada.Client(silent.address, 0.01, 0)

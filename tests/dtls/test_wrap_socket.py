@@ -22,7 +22,7 @@ from dtls_pairs import (
     session,
     trusting,
 )
-from support import Call, eventually, open_descriptors
+from support import FORKS, Call, eventually, open_descriptors
 from tomada import Server, dtls, socket
 
 
@@ -281,6 +281,7 @@ def test_no_datagram_of_a_handshake_exceeds_the_mtu(mtu):
 
 
 @pytest.mark.thread_unsafe(reason="it forks")
+@pytest.mark.filterwarnings(FORKS)
 def test_a_child_of_a_fork_has_no_session():
     with session(psk_client(), psk_server()) as (near, far):
         pid = os.fork()

@@ -8,7 +8,7 @@ import pytest
 import tomada
 from floods import accounted
 from serving import ask, client, server
-from support import eventually
+from support import FORKS, eventually
 from tomada import socket
 
 pytestmark = pytest.mark.thread_unsafe(reason="it forks")
@@ -94,6 +94,7 @@ def test_guard_shared_by_two_servers_and_a_socket_counts_for_all(inet):
         eventually(lambda: counts(guard) == (3, 0))
 
 
+@pytest.mark.filterwarnings(FORKS)
 def test_guard_in_a_child_counts_for_its_parent_too(inet):
     with inet.bound(socket) as sock, inet.open(socket) as sender:
         sock.guard = guard = tomada.Guard(max_size=10)

@@ -19,6 +19,10 @@ from peer import DEADLINE, dumps, loads
 HELPERS = Path(__file__).parent
 PEER = HELPERS / "peer.py"
 
+# The filter of tests that fork while other threads run. Since CPython 3.15, os.fork() raises the
+# warning if it is an error, but after the fork.
+FORKS = "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"
+
 # The environment for development mode, without asyncio's warnings about slow callbacks.
 DEVELOPMENT = {
     "PYTHONDEVMODE": "1",

@@ -97,9 +97,8 @@ processes of one kind, the table shows the one that grew most.
 
 Memory in use is what `malloc` has handed out. It is not known of workers and their supervisors, and
 except in the sinks, it does not include Python's small objects. Neither it nor resident memory may
-grow. Only the sinks' resident memory may: they keep many small objects while their broker is down,
-and the free memory between those that stay cannot all go back to the system. That varies by several
-MiB.
+grow. If only resident memory grows, it is free memory that `malloc` cannot return to the system,
+because it lies between objects in use.
 """
 
 

@@ -14,7 +14,6 @@ import skips
 from benches.children import ROOT
 from floods import needs_loadgen
 from tests.soak import report
-from tests.soak.__main__ import memory_growths
 from tests.soak.account import IN_HAND, LONGEST_RUN, Account
 from tests.soak.loads import blast
 from tests.soak.watch import Sample, growth, in_use
@@ -73,6 +72,14 @@ def test_growth_excludes_the_warm_up():
     assert growth("x", samples(10)).rss_growth == 0
 
 
+def test_growth_of_memory_in_use_is_known_where_the_samples_have_it():
+    def samples(*in_use):
+        return [Sample("itself", 1, 9, 9, 9, 5, 1, size) for size in in_use]
+
+    assert growth("x", samples(10, 10, 10, 12)).in_use_growth == 2
+    assert growth("x", samples(None, None)).in_use_growth is None
+
+
 @pytest.mark.thread_unsafe(reason="it measures the memory of the process")
 def test_memory_in_use_counts_what_is_held_and_not_what_is_free():
     before = in_use()
@@ -82,16 +89,6 @@ def test_memory_in_use_counts_what_is_held_and_not_what_is_free():
     assert in_use() - before >= len(held)
     del held
     assert in_use() - before < 4 << 20
-
-
-@pytest.mark.parametrize(
-    ("process", "grown"), [("plain", ["memory in use", "memory"]), ("sinks", ["memory in use"])]
-)
-def test_resident_memory_of_sinks_alone_has_no_limit(process, grown):
-    found = growth(process, [Sample("itself", 1, 9, 9, 9, 5, 1, 9)])
-    assert [what for what, _ in memory_growths(found)] == grown
-    found = growth(process, [Sample("itself", 1, 9, 9, 9, 5, 1)])
-    assert [what for what, _ in memory_growths(found)] == ["memory"]
 
 
 @needs_loadgen

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from linked import assert_balanced, plain, until
+from support import FORKS
 from tomada._testing.link import _resolve
 from tomada.asyncio import open_endpoint
 from tomada.testing import Arrival, GilbertElliott, Impairments, impaired, network
@@ -417,6 +418,7 @@ def test_a_program_ends_although_a_link_still_calls_its_function():
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "end\n", "")
 
 
+@pytest.mark.filterwarnings(FORKS)
 def test_a_forked_child_closes_its_copy_and_the_link_continues(server, client):
     with impaired(server.getsockname()) as link:
         client.sendto(b"before", link.address)
@@ -432,6 +434,7 @@ def test_a_forked_child_closes_its_copy_and_the_link_continues(server, client):
         assert server.recv(100) == b"after"
 
 
+@pytest.mark.filterwarnings(FORKS)
 def test_the_link_of_a_parent_leaves_those_of_a_child_alone(server, client):
     link = impaired(server.getsockname())
     link.start()

@@ -7,8 +7,8 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
-/// The dictionary of an object, in which a lookup takes half the time of `getattr`, because it does
-/// not search the object's classes first. No class may have a property of the same name.
+/// The dictionary of an object. A lookup in it is faster than `getattr`, because it does not search
+/// the object's classes first. None of them may have a property of the same name.
 #[derive(Default)]
 pub(super) struct Attributes(OnceLock<Py<PyDict>>);
 
