@@ -138,7 +138,7 @@ SOAK_DIRECTORY ?= docs
 soak: $(stamps)/build $(stamps)/group-bench $(loadgen) ## all kinds of traffic at once, every datagram accounted for; SOAK_SECONDS=n
 	$(bin)/python -m tests.soak --seconds $(SOAK_SECONDS) --datagrams $(SOAK_DATAGRAMS) \
 		$(if $(SOAK_DIRECTORY),--directory $(SOAK_DIRECTORY) --command \
-			"make soak SOAK_SECONDS=$(SOAK_SECONDS) SOAK_DATAGRAMS=$(SOAK_DATAGRAMS)") $(SOAK_ARGS)
+			"make soak SOAK_SECONDS=$(SOAK_SECONDS) SOAK_DATAGRAMS=$(SOAK_DATAGRAMS)$(if $(SOAK_ARGS), SOAK_ARGS=$(SOAK_ARGS))") $(SOAK_ARGS)
 
 # What memcheck says of our own code is an error; of the interpreter, a suppression of ours.
 memcheck := valgrind --quiet --error-exitcode=99 --num-callers=30 --leak-check=full \

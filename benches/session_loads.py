@@ -50,7 +50,7 @@ class Sessions(Load):
                     sample = watch(server, clients, window)
                     found = clients.stop()
                 server.stop()
-        return sample | {"lost": share_lost(found["losses"] + found["replies"], found["replies"])}
+        return sample | {"lost": share_lost(found["sent"], found["received"])}
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,6 @@ MTU = 1400
 def server(run: Run) -> None:
     """``tomada.Server``."""
     counter, received = run.counter, 0
-    context = dtls.Context(dtls.PROTOCOL_DTLS_SERVER)
-    context.load_cert_chain(run.certificate)
 
     def handle(data: bytes, _address: object) -> bytes:
         nonlocal received
@@ -29,16 +27,28 @@ def server(run: Run) -> None:
             counter[0] = received
         return data
 
-    serve_handler(run, handle, dtls=context)
+    serve_handler(run, handle, dtls=server_context(run.certificate))
+
+
+def server_context(certificate: str) -> dtls.Context:
+    """Create a server's context, with the certificate and the key in a file."""
+    context = dtls.Context(dtls.PROTOCOL_DTLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context
 
 
 def client(run: Run) -> None:
     """``tomada.Client``."""
+    with Client(("127.0.0.1", run.port), dtls=client_context()) as client:
+        ask_each(run, client.request)
+
+
+def client_context() -> dtls.Context:
+    """Create a client's context, which accepts any certificate."""
     context = dtls.Context(dtls.PROTOCOL_DTLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = dtls.CERT_NONE
-    with Client(("127.0.0.1", run.port), dtls=context) as client:
-        ask_each(run, client.request)
+    return context
 
 
 def trio(run: Run) -> None:

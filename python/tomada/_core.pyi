@@ -1120,6 +1120,8 @@ class DtlsContext:
             returns the identity and the key. If it raises an exception, the handshake fails, and
             :func:`sys.unraisablehook` reports the exception. The callback cannot close the socket
             that is performing the handshake: closing it raises :class:`OSError` with ``EDEADLK``.
+            The context keeps the callback. If the callback also refers to the context, as a method
+            of the context's owner does, neither is freed.
         """
 
     def set_psk_server_callback(

@@ -1,12 +1,12 @@
 //! Converts addresses between Python's tuples and the kernel's bytes.
 
-use std::ffi::{CString, OsStr, c_int, c_ulong};
+use std::ffi::{CString, OsStr, c_int};
 use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Mutex;
 
-use pyo3::exceptions::{PyOSError, PyOverflowError, PyTypeError};
+use pyo3::exceptions::{PyDeprecationWarning, PyOSError, PyOverflowError, PyTypeError};
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -175,14 +175,23 @@ fn bad_port(caller: &str) -> Error {
     PyOverflowError::new_err(format!("{caller}(): port must be 0-65535.")).into()
 }
 
-/// Reads an `unsigned int` like the standard module: the low 32 bits of any integer.
+/// Reads an `unsigned int` like the standard module: the low 32 bits of any integer. From Python
+/// 3.15 on, that warns of integers that have more.
 pub(super) fn masked_word(object: &Bound<'_, PyAny>) -> Result<u32> {
-    // SAFETY: attached, with an object.
-    let word = unsafe { ffi::PyLong_AsUnsignedLongMask(object.as_ptr()) };
-    match PyErr::take(object.py()) {
-        Some(error) if word == c_ulong::MAX => Err(error.into()),
-        _ => Ok(word as u32),
+    let py = object.py();
+    // SAFETY: attached, with an object; the result is a new reference or an exception.
+    let int = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyNumber_Index(object.as_ptr()))? };
+    if let Ok(value) = int.extract::<i64>()
+        && (i64::from(i32::MIN)..=i64::from(u32::MAX)).contains(&value)
+    {
+        return Ok(value as u32);
     }
+    if py.version_info() >= (3, 15) {
+        let category = py.get_type::<PyDeprecationWarning>();
+        PyErr::warn(py, &category, c"integer value out of range", 1)?;
+    }
+    // SAFETY: attached, with an int, for which this cannot fail.
+    Ok(unsafe { ffi::PyLong_AsUnsignedLongMask(int.as_ptr()) } as u32)
 }
 
 /// The IP address of a host, with the port zero.

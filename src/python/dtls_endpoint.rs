@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyValueError;
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple, PyType};
@@ -59,6 +60,11 @@ impl DtlsEndpoint {
         }
         inner.set_dtls(Some(Arc::clone(&endpoint)))?;
         Ok(Self { socket: socket.clone().unbind(), inner: endpoint })
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
+        // A socket of a subclass may refer to this object. Clearing its `dict` breaks the cycle.
+        visit.call(&self.socket)
     }
 
     /// Begin the session with the server.

@@ -5,6 +5,7 @@ import contextlib
 import mmap
 import os
 import socket as std
+import sys
 
 import pytest
 
@@ -103,10 +104,12 @@ def test_receive_flags_of_every_kind(family, sent, flags):
         lambda sock: sock.recv(20, flags),
         lambda sock: sock.recvfrom(20, flags),
         lambda sock: sock.recvmsg(20, 0, flags),
-        lambda sock: sock.recvmsg(4, 0, flags),
         lambda sock: sock.recvmsg_into([bytearray(2), bytearray(2)], 0, flags),
     ):
         assert_same_outcome(receiving(receive, family, sent))
+    # With MSG_TRUNC, the standard class of CPython 3.15 returns more than it had room for.
+    if sys.version_info < (3, 15) or not flags & std.MSG_TRUNC:
+        assert_same_outcome(receiving(lambda sock: sock.recvmsg(4, 0, flags), family, sent))
 
 
 @every_family

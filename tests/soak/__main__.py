@@ -39,6 +39,7 @@ PROGRAMS = {
     "killed": "server",
     "endpoints": "asyncio",
     "plain": "socket",
+    "links": "server",
     SINKS: "server",
 }
 # So that the memory in use includes Python's small objects. Free-threaded Python cannot take their
@@ -46,6 +47,8 @@ PROGRAMS = {
 ENVIRONMENTS = {} if IS_FREE_THREADED else {SINKS: {"PYTHONMALLOC": "malloc"}}
 # How long a process may be silent, beyond the length of a round.
 SILENCE = 120.0
+# How much longer the run may take to reach the number of datagrams, in seconds.
+OVERTIME = 2 * SILENCE
 # A process with fewer samples is too young to judge its growth.
 FEW = 8
 # How many samples of a process are kept.
@@ -130,7 +133,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
                 Child(
                     f"tests.soak.programs {program}",
                     0,
-                    options.seconds + SILENCE * 4,
+                    options.seconds + OVERTIME + SILENCE * 2,
                     environment=ENVIRONMENTS.get(program, {}),
                     round=options.round,
                 )
@@ -161,7 +164,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def watch(soak: Soak, over: threading.Event, until: float, wanted: int, console: Console) -> None:
-    """Show progress until the time is up and enough datagrams have been sent."""
+    """Show progress until the time is up and enough datagrams have been received."""
 
     def table() -> Any:
         return report.rich_table("traffic", report.TRAFFIC, report.traffic(soak.counts()))
@@ -170,7 +173,8 @@ def watch(soak: Soak, over: threading.Event, until: float, wanted: int, console:
         while not over.wait(1):
             if console.is_terminal:
                 live.update(table(), refresh=True)
-            if time.monotonic() > until and soak.received() >= wanted:
+            late = time.monotonic() - until
+            if late > OVERTIME or (late > 0 and soak.received() >= wanted):
                 return
 
 
@@ -178,6 +182,8 @@ def results(soak: Soak, options: argparse.Namespace, seconds: float) -> dict[str
     counts, growths = soak.counts(), soak.growths()
     machine = suite.machine()
     missed = list(dict.fromkeys(soak.failures))
+    if (received := soak.received()) < options.datagrams:
+        missed.append(f"only {received:,} of {options.datagrams:,} datagrams")
     missed += [
         f"{name}: {found['unexplained']:,} datagrams unexplained"
         for name, found in counts.items()

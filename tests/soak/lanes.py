@@ -53,6 +53,9 @@ class Lane(ABC):
             )
         }
         if replies and any(load.is_closed for load in self.loads):
+            if any(load.is_secured for load in self.loads):
+                # `sent` also counts handshakes. There is one reply to each request.
+                replies = found[self.name].received
             # The load generator receives the replies.
             found[f"{self.name}: replies"] = Account.of(replies, Drained(*sent.results), run=None)
         return found

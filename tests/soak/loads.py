@@ -30,7 +30,12 @@ class Load:
     @property
     def is_closed(self) -> bool:
         """Whether it waits for replies."""
-        return self.program == "load"
+        return self.program in {"load", "dtls-load"}
+
+    @property
+    def is_secured(self) -> bool:
+        """Whether it sends through DTLS."""
+        return self.program == "dtls-load"
 
 
 def blast(rate: int, *, size: int = 64, gso: bool = False, source: str = "127.0.0.1") -> Load:
@@ -43,6 +48,12 @@ def ask(*, clients: int = 8, window: int = 16, size: int = 64, gso: bool = False
     # A request without a reply within the timeout counts as lost.
     options = {"clients": clients, "window": window, "size": size, "gso": gso, "timeout": 5}
     return Load("load", {**options, "sleep": True})
+
+
+def ask_in_sessions(*, clients: int = 8) -> Load:
+    """Keep a request in flight in each of several DTLS sessions."""
+    options = {"clients": clients, "window": clients, "timeout": 5}
+    return Load("dtls-load", {**options, "gso": False, "sleep": True})
 
 
 @dataclass(frozen=True)

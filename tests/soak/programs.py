@@ -28,8 +28,10 @@ from tests.soak.lanes import (
     echo,
     echo_short,
 )
-from tests.soak.loads import ask, blast
+from tests.soak.links import Linked
+from tests.soak.loads import ask, ask_in_sessions, blast
 from tests.soak.watch import look_around
+from tomada import _core
 
 # The number of datagrams that the load generator sends as one run.
 RUN = 64
@@ -38,6 +40,7 @@ M_ARENA_MAX = -8
 # The source of the datagrams that the kernel's filter drops.
 DENIED = "127.0.0.9"
 SMALL_BUFFER = 16_384
+HAS_DTLS = hasattr(_core, "DtlsContext")
 
 
 def servers(run: Run) -> None:
@@ -75,6 +78,20 @@ def killed(run: Run) -> None:
     in_threads(run, Killed("server, a worker killed", echo, ask(clients=4), workers=2))
 
 
+def links(run: Run) -> None:
+    """Links, and DTLS sessions with and without them."""
+    lanes: list[Lane] = [Linked("server behind a link", blast(20_000))]
+    if HAS_DTLS:
+        from tests.soak import sessions
+
+        context = sessions.new_server_context()
+        lanes += [
+            Served("server, DTLS", echo, ask_in_sessions(), dtls=context),
+            sessions.Asking("DTLS clients behind a link"),
+        ]
+    in_threads(run, *lanes)
+
+
 def sinks(run: Run) -> None:
     """Servers that publish to brokers, which are restarted in each round."""
     from tests.soak.sinks import Brokers, Nats  # these need the brokers' client libraries
@@ -96,7 +113,7 @@ def endpoints(run: Run) -> None:
     """Transports and endpoints on one loop."""
     # GRO is on from the start, because only then does the kernel count a dropped run as one.
     runs: dict[str, Any] = {"gro": True, "run": RUN}
-    lanes = (
+    lanes: list[loops.AsyncLane] = [
         loops.Transport("transport, runs", loops.Sink, blast(100_000, gso=True), **runs),
         loops.Transport(
             "transport, batches of runs", loops.Batches, blast(150_000, gso=True), **runs
@@ -107,7 +124,14 @@ def endpoints(run: Run) -> None:
         ),
         loops.Endpoint("endpoint, cancelled", blast(30_000)),
         loops.Asking("endpoints that ask"),
-    )
+    ]
+    if HAS_DTLS:
+        from tests.soak.sessions import new_server_context
+
+        context = new_server_context()
+        lanes.append(
+            loops.Transport("transport, DTLS", loops.Echo, ask_in_sessions(), dtls=context)
+        )
     tomada.asyncio.run(on_loop(run, lanes))
 
 

@@ -15,7 +15,7 @@ use crate::sys::{self, Clock};
 const HEADER: usize = 2 * size_of::<u64>();
 
 /// How long to sleep when there is nothing to do.
-const IDLE: Duration = Duration::from_micros(100);
+pub(crate) const IDLE: Duration = Duration::from_micros(100);
 
 /// `load`: a closed loop of clients. Each reply makes room for the next request. A request without
 /// a reply before the timeout is counted as lost and replaced.

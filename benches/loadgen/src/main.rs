@@ -44,7 +44,7 @@ With the feature `dtls`:
 
   dtls-echo       --certificate FILE [--rcvbuf BYTES]
                                                  send back the data of every record
-  dtls-load       --port P [--clients N] [--window N]
+  dtls-load       --port P [--clients N] [--window N] [--sleep] [--timeout S]
                                                  keep requests of many sessions in flight
   dtls-handshakes --port P [--window N]          handshakes and nothing else
   dtls-pingpong   --port P                       one request at a time

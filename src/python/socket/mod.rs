@@ -23,14 +23,13 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{
-    PyOSError, PyOverflowError, PyRuntimeError, PyTypeError, PyValueError, PyWarning,
-};
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyTypeError, PyValueError, PyWarning};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyFloat, PyTuple};
 
 use self::guard::GivenGuard;
+use self::options::parse_timeout;
 use super::address::AddressCache;
 use super::audit;
 use super::error::{Error, Result};
@@ -473,27 +472,4 @@ fn explain_deadlock(error: io::Error) -> Error {
     }
     let text = "a callback cannot close the socket of its own handshake: close it later";
     PyOSError::new_err((libc::EDEADLK, text)).into()
-}
-
-/// Reads a timeout like the standard module: `None`, or non-negative seconds, rounded away from
-/// zero to a nanosecond.
-fn parse_timeout(timeout: Option<&Bound<'_, PyAny>>) -> Result<i64> {
-    let Some(timeout) = timeout else { return Ok(BLOCKING) };
-    let nanoseconds = match timeout.cast::<PyFloat>() {
-        Ok(seconds) if seconds.value().is_nan() => {
-            return Err(PyValueError::new_err("Invalid value NaN (not a number)").into());
-        }
-        // A number outside the range of i64 becomes the nearest one in range.
-        Ok(seconds) if seconds.value() < 0.0 => (seconds.value() * 1e9).floor() as i64,
-        Ok(seconds) => (seconds.value() * 1e9).ceil() as i64,
-        Err(_) => timeout.extract::<i64>()?.saturating_mul(1_000_000_000),
-    };
-    if nanoseconds == i64::MAX || nanoseconds == i64::MIN {
-        let message = "timestamp too large to convert to C PyTime_t";
-        return Err(PyOverflowError::new_err(message).into());
-    }
-    if nanoseconds < 0 {
-        return Err(PyValueError::new_err("Timeout value out of range").into());
-    }
-    Ok(nanoseconds)
 }

@@ -1,11 +1,13 @@
-//! Socket options.
+//! Socket options and timeouts.
 
 use std::ffi::{CString, c_int};
 
-use pyo3::exceptions::{PyOSError, PyRuntimeWarning, PyTypeError};
+use pyo3::exceptions::{PyOSError, PyOverflowError, PyRuntimeWarning, PyTypeError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::types::{PyFloat, PyInt};
 
-use super::Socket;
+use super::{BLOCKING, Socket};
 use crate::python::address::masked_word;
 use crate::python::buffer::{Readable, new_bytes};
 use crate::python::error::Result;
@@ -58,6 +60,7 @@ impl Socket {
         let socket = self.socket()?;
         match value.extract::<c_int>() {
             Ok(value) => socket.set_int_option(level, optname, value)?,
+            Err(error) if is_told(&error, value.py()) => return Err(error.into()),
             Err(_) => socket.set_option(level, optname, &Readable::new(value)?.copy()?)?,
         }
         socket.option_was_set(level, optname);
@@ -83,8 +86,8 @@ impl<'py> FromPyObject<'_, 'py> for Given<'py> {
 }
 
 impl Socket {
-    /// Sets an option to a null value with a length. The standard class tries one form of the call
-    /// after the other and raises `TypeError` for any wrong argument.
+    /// Sets an option to a null value with a length. Before Python 3.15, the standard class tries
+    /// one form of the call after the other and raises `TypeError` for any wrong argument.
     fn set_null_option(
         &self,
         level: &Bound<'_, PyAny>,
@@ -92,13 +95,18 @@ impl Socket {
         value: &Bound<'_, PyAny>,
         optlen: &Bound<'_, PyAny>,
     ) -> Result<()> {
-        let (Ok(level), Ok(optname), true, Ok(optlen)) =
-            (level.extract(), optname.extract(), value.is_none(), masked_word(optlen))
-        else {
-            let message = "with a length, setsockopt() takes (int, int, None, int)";
-            return Err(PyTypeError::new_err(message).into());
-        };
-        Ok(self.socket()?.set_option_len(level, optname, optlen)?)
+        let parse =
+            || -> Result<_> { Ok((level.extract()?, optname.extract()?, masked_word(optlen)?)) };
+        match parse() {
+            Ok((level, optname, optlen)) if value.is_none() => {
+                Ok(self.socket()?.set_option_len(level, optname, optlen)?)
+            }
+            Err(error) if value.py().version_info() >= (3, 15) => Err(error),
+            _ => {
+                let message = "with a length, setsockopt() takes (int, int, None, int)";
+                Err(PyTypeError::new_err(message).into())
+            }
+        }
     }
 
     /// Warns if the kernel has silently given a smaller buffer than requested. It reports twice the
@@ -119,4 +127,45 @@ impl Socket {
         let text = CString::new(text).unwrap_or_default();
         Ok(PyErr::warn(py, &py.get_type::<PyRuntimeWarning>(), &text, 1)?)
     }
+}
+
+/// Whether the value of an option, which is not a C int, is an int nevertheless. From Python 3.15
+/// on, the standard class says what is wrong with it; before, it tries it as bytes.
+fn is_told(error: &PyErr, py: Python<'_>) -> bool {
+    py.version_info() >= (3, 15) && !error.is_instance_of::<PyTypeError>(py)
+}
+
+/// Reads a timeout like the standard module: `None`, or non-negative seconds, rounded away from
+/// zero to a nanosecond.
+pub(super) fn parse_timeout(timeout: Option<&Bound<'_, PyAny>>) -> Result<i64> {
+    let Some(timeout) = timeout else { return Ok(BLOCKING) };
+    let nanoseconds = match fraction(timeout)? {
+        Some(seconds) if seconds.is_nan() => {
+            return Err(PyValueError::new_err("Invalid value NaN (not a number)").into());
+        }
+        // A number outside the range of i64 becomes the nearest one in range.
+        Some(seconds) if seconds < 0.0 => (seconds * 1e9).floor() as i64,
+        Some(seconds) => (seconds * 1e9).ceil() as i64,
+        None => timeout.extract::<i64>()?.saturating_mul(1_000_000_000),
+    };
+    if nanoseconds == i64::MAX || nanoseconds == i64::MIN {
+        let message = "timestamp too large to convert to C PyTime_t";
+        return Err(PyOverflowError::new_err(message).into());
+    }
+    if nanoseconds < 0 {
+        return Err(PyValueError::new_err("Timeout value out of range").into());
+    }
+    Ok(nanoseconds)
+}
+
+/// The value of a float or, from Python 3.15 on, of any number that is not an integer.
+fn fraction(number: &Bound<'_, PyAny>) -> PyResult<Option<f64>> {
+    let py = number.py();
+    if let Ok(float) = number.cast::<PyFloat>() {
+        return Ok(Some(float.value()));
+    }
+    let is_integer = number.is_instance_of::<PyInt>()
+        || py.version_info() < (3, 15)
+        || number.hasattr(intern!(py, "__index__"))?;
+    if is_integer { Ok(None) } else { number.extract().map(Some) }
 }

@@ -7,16 +7,20 @@ use std::time::{Duration, Instant};
 use super::{Client, PATIENCE, client_context};
 use crate::args::{Args, Result};
 use crate::json::{self, Line};
-
-/// How long a request may take until it counts as lost.
-const TIMEOUT: Duration = Duration::from_millis(500);
+use crate::load::IDLE;
 
 /// `dtls-load`: clients with a session each, which take turns so that a number of them wait for a
-/// reply. A line says when all handshakes are complete.
+/// reply. A line says when all handshakes are complete. A request without a reply before the timeout
+/// is counted as lost and replaced; with `--sleep`, the clients sleep briefly when there is nothing
+/// to do.
+///
+/// At the end it waits for the outstanding replies, so the result accounts for every request and
+/// every reply.
 pub(crate) fn load(args: &mut Args) -> Result<Line> {
-    let peer = args.peer()?;
+    let (peer, sleeps) = (args.peer()?, args.flag("sleep"));
     let clients = args.optional("clients")?.unwrap_or(1000);
     let window = args.optional("window")?.unwrap_or(256).min(clients);
+    let timeout = Duration::try_from_secs_f64(args.optional("timeout")?.unwrap_or(0.5))?;
     let mut common = args.start()?;
     let context = client_context()?;
     let mut clients =
@@ -28,8 +32,8 @@ pub(crate) fn load(args: &mut Args) -> Result<Line> {
     let (mut request, mut reply) = (vec![0; common.size.max(size_of::<u64>())], vec![0; 1 << 14]);
     let mut in_flight = VecDeque::new();
     let (mut next, mut lost) = (0_usize, 0_u64);
-    while !common.stop.is_due() {
-        while in_flight.len() < window {
+    loop {
+        while in_flight.len() < window && !common.stop.is_due() {
             let index = next % clients.len();
             request[..8].copy_from_slice(&(next as u64).to_ne_bytes());
             clients[index].send(&request)?;
@@ -37,19 +41,25 @@ pub(crate) fn load(args: &mut Args) -> Result<Line> {
             next += 1;
         }
         // Replies arrive in the order of the requests, so the first one is the next to arrive.
-        let &(index, id, sent_at) = in_flight.front().ok_or("no window")?;
+        let Some(&(index, id, sent_at)) = in_flight.front() else { break };
         match clients[index].receive(&mut reply)? {
             Some(reply) if reply.len() == request.len() && reply.starts_with(&id) => {
                 common.counter.add(1);
             }
             // Late: it was counted as lost.
             Some(_) => continue,
-            None if sent_at.elapsed() < TIMEOUT => continue,
+            None if sent_at.elapsed() < timeout => {
+                if sleeps {
+                    thread::sleep(IDLE);
+                }
+                continue;
+            }
             None => lost += 1,
         }
         in_flight.pop_front();
     }
-    Ok(Line::default().with("replies", common.counter.total()).with("losses", lost))
+    let received = common.counter.total();
+    Ok(Line::default().with("sent", next as u64).with("received", received).with("losses", lost))
 }
 
 /// `dtls-handshakes`: full handshakes, a number of them at a time, each from a port of its own. Each

@@ -1,0 +1,49 @@
+"""Lanes of DTLS: clients of a server, behind a link that impairs the network between them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import tomada
+from benches.programs.sessions import client_context, server_context
+from benches.session_loads import identity
+from tests.soak.lanes import HERE, Accounts, Lane, echo
+from tomada import testing
+
+# The impairments of a network that is worse than most.
+POOR: dict[str, Any] = {"loss": 0.05, "duplicate": 0.05, "reorder": 0.05, "log_size": 0}
+MANY = [b"%d" % number for number in range(100)]
+
+
+def new_server_context() -> Any:
+    """Return a server's context, with a certificate of its own."""
+    with identity() as certificate:
+        return server_context(certificate)
+
+
+class Asking(Lane):
+    """Clients that make a session each, lose records, and send them again."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._contexts = new_server_context(), client_context()
+
+    def round(self, seconds: float) -> Accounts:
+        until = time.monotonic() + seconds
+        server_side, client_side = self._contexts
+        with tomada.Server(HERE, echo, dtls=server_side) as server:
+            while time.monotonic() < until:
+                self._ask(server, client_side)
+        return {}
+
+    def _ask(self, server: tomada.Server, context: Any) -> None:
+        patient: dict[str, Any] = {"timeout": 60, "retries": 1000, "backoff": 1.0}
+        with (
+            testing.impaired(server, **POOR) as link,
+            tomada.Client(link.address, dtls=context, **patient) as client,
+        ):
+            if list(client.request_many(MANY)) != MANY:
+                raise RuntimeError("a reply to another request")
+        self.deeds["sessions behind a link"] += 1
+        self.deeds["requests answered in sessions"] += len(MANY)
