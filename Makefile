@@ -131,14 +131,14 @@ families: $(stamps)/build $(stamps)/group-test $(PEERS) $(loadgen) ## the long f
 	$(bin)/python -m pytest -m family --timeout 7200 $(PYTEST_ARGS)
 
 SOAK_SECONDS ?= 900
-SOAK_DATAGRAMS ?= 200000000
+SOAK_DATAGRAMS ?= 500000000
 # Where reliability.md is, which gets the figures; SOAK_DIRECTORY= leaves it alone.
 SOAK_DIRECTORY ?= docs
 
 soak: $(stamps)/build $(stamps)/group-bench $(loadgen) ## all kinds of traffic at once, every datagram accounted for; SOAK_SECONDS=n
 	$(bin)/python -m tests.soak --seconds $(SOAK_SECONDS) --datagrams $(SOAK_DATAGRAMS) \
 		$(if $(SOAK_DIRECTORY),--directory $(SOAK_DIRECTORY) --command \
-			"make soak SOAK_SECONDS=$(SOAK_SECONDS) SOAK_DATAGRAMS=$(SOAK_DATAGRAMS)$(if $(SOAK_ARGS), SOAK_ARGS=$(SOAK_ARGS))") $(SOAK_ARGS)
+			"make soak SOAK_SECONDS=$(SOAK_SECONDS) SOAK_DATAGRAMS=$(SOAK_DATAGRAMS)$(if $(SOAK_ARGS), SOAK_ARGS='$(SOAK_ARGS)')") $(SOAK_ARGS)
 
 # What memcheck says of our own code is an error; of the interpreter, a suppression of ours.
 memcheck := valgrind --quiet --error-exitcode=99 --num-callers=30 --leak-check=full \

@@ -50,7 +50,7 @@ class Sessions(Load):
                     sample = watch(server, clients, window)
                     found = clients.stop()
                 server.stop()
-        return sample | {"lost": share_lost(found["sent"], found["received"])}
+        return sample | {"lost": share_lost(found["sent"], found["sent"] - found["losses"])}
 
 
 @dataclass(frozen=True)

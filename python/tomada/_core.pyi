@@ -1120,8 +1120,8 @@ class DtlsContext:
             returns the identity and the key. If it raises an exception, the handshake fails, and
             :func:`sys.unraisablehook` reports the exception. The callback cannot close the socket
             that is performing the handshake: closing it raises :class:`OSError` with ``EDEADLK``.
-            The context keeps the callback. If the callback also refers to the context, as a method
-            of the context's owner does, neither is freed.
+            If the callback refers to the context (for example, a bound method of the object that
+            holds the context), neither is ever freed.
         """
 
     def set_psk_server_callback(
@@ -1134,7 +1134,8 @@ class DtlsContext:
 
         :param callback: Called during a handshake with the client's identity. It returns the key,
             or ``None`` or ``b""`` for an unknown identity. Bytes in the identity that are not UTF-8
-            become lone surrogates. Exceptions are handled as in :meth:`set_psk_client_callback`.
+            become lone surrogates. Exceptions, and callbacks that refer to the context, are handled
+            as in :meth:`set_psk_client_callback`.
         :param identity_hint: At most 128 bytes that tell clients which identity to use.
         """
 

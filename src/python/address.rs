@@ -176,7 +176,7 @@ fn bad_port(caller: &str) -> Error {
 }
 
 /// Reads an `unsigned int` like the standard module: the low 32 bits of any integer. From Python
-/// 3.15 on, that warns of integers that have more.
+/// 3.15 on, that module warns if the integer does not fit.
 pub(super) fn masked_word(object: &Bound<'_, PyAny>) -> Result<u32> {
     let py = object.py();
     // SAFETY: attached, with an object; the result is a new reference or an exception.
@@ -390,8 +390,8 @@ impl AddressCache {
     }
 }
 
-/// Whether an address object always has the same meaning: a tuple of `int`s and a host that is
-/// numeric in the family. (A name may resolve to something else tomorrow, a bytearray may change,
+/// Whether an address object always has the same meaning: a tuple of a host that is numeric in the
+/// family, and of `int`s that fit, so that no call warns of them. (A name may resolve to something else tomorrow, a bytearray may change,
 /// and only some methods of an IPv6 socket accept an IPv4 address.)
 fn is_constant(family: c_int, object: &Bound<'_, PyAny>) -> bool {
     let is_numeric = |host: &str| match family {
@@ -403,7 +403,7 @@ fn is_constant(family: c_int, object: &Bound<'_, PyAny>) -> bool {
             0 => {
                 item.cast_exact::<PyString>().is_ok_and(|host| host.to_str().is_ok_and(&is_numeric))
             }
-            _ => item.cast_exact::<PyInt>().is_ok(),
+            _ => item.cast_exact::<PyInt>().is_ok_and(|number| number.extract::<u32>().is_ok()),
         })
     })
 }

@@ -63,7 +63,7 @@ impl DtlsEndpoint {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
-        // A socket of a subclass may refer to this object. Clearing its `dict` breaks the cycle.
+        // A socket of a subclass may refer to this object. Clearing its attributes breaks the cycle.
         visit.call(&self.socket)
     }
 

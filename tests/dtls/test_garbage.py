@@ -40,6 +40,8 @@ def test_closed_clients_leave_no_connection():
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, tomada.asyncio.EventLoop])
 def test_closed_endpoints_are_freed(new_loop):
+    before = connections()
+
     async def main(address):
         endpoint = await tomada.asyncio.open_endpoint(remote_addr=address, dtls=psk_client())
         assert await endpoint.request(b"a") == b"A"
@@ -52,6 +54,7 @@ def test_closed_endpoints_are_freed(new_loop):
         watched = runner.run(main(server.address))
     gc.collect()
     assert [watch() for watch in watched] == [None] * 3
+    assert connections() == before
 
 
 def test_endpoint_keeps_the_context_for_its_sni_callback():

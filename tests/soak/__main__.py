@@ -12,12 +12,13 @@ import argparse
 import contextlib
 import datetime as dt
 import json
+import shutil
 import sys
 import threading
 import time
 from collections import Counter, defaultdict
 from dataclasses import asdict
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from rich.live import Live
 from benches import suite
 from benches.children import Child, ChildFailed
 from tests.soak import report
-from tests.soak.account import Account
+from tests.soak.account import AT_LINK, REPLIES, Account
 from tests.soak.watch import IS_FREE_THREADED, SELF, Growth, Sample, growth
 
 # The process that needs nats-server and the client libraries of NATS and Kafka.
@@ -89,17 +90,12 @@ class Soak:
                 sample = Sample(**found)
                 self.samples[program, sample.process, sample.pid].append(sample)
 
-    def received(self) -> int:
-        """Return how many datagrams servers and asyncio received."""
-        shares = self.shares()
-        return shares["server"] + shares["asyncio"]
-
     def shares(self) -> Counter[str]:
         """Return how many datagrams each kind received, and how many were sent one by one."""
         shares = Counter(dict.fromkeys([*PROGRAMS.values(), "all", "singly"], 0))
         with self._lock:
             for name, account in self.lanes.items():
-                if name.endswith(": replies"):
+                if name.endswith((REPLIES, AT_LINK)):
                     continue
                 shares[PROGRAMS[self.programs[name]]] += account.received
                 shares["all"] += account.sent
@@ -164,7 +160,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def watch(soak: Soak, over: threading.Event, until: float, wanted: int, console: Console) -> None:
-    """Show progress until the time is up and enough datagrams have been received."""
+    """Show progress until the time is up and enough datagrams have been sent."""
 
     def table() -> Any:
         return report.rich_table("traffic", report.TRAFFIC, report.traffic(soak.counts()))
@@ -174,7 +170,7 @@ def watch(soak: Soak, over: threading.Event, until: float, wanted: int, console:
             if console.is_terminal:
                 live.update(table(), refresh=True)
             late = time.monotonic() - until
-            if late > OVERTIME or (late > 0 and soak.received() >= wanted):
+            if late > OVERTIME or (late > 0 and soak.shares()["all"] >= wanted):
                 return
 
 
@@ -182,8 +178,8 @@ def results(soak: Soak, options: argparse.Namespace, seconds: float) -> dict[str
     counts, growths = soak.counts(), soak.growths()
     machine = suite.machine()
     missed = list(dict.fromkeys(soak.failures))
-    if (received := soak.received()) < options.datagrams:
-        missed.append(f"only {received:,} of {options.datagrams:,} datagrams")
+    if (sent := soak.shares()["all"]) < options.datagrams:
+        missed.append(f"only {sent:,} of {options.datagrams:,} datagrams were sent")
     missed += [
         f"{name}: {found['unexplained']:,} datagrams unexplained"
         for name, found in counts.items()
@@ -229,8 +225,9 @@ def main() -> int:
     found = run(options, console)
     report.show(found, console)
     shares = found["shares"]
-    through = shares["server"] + shares["asyncio"]
-    console.print(f"{through:,} datagrams through servers and asyncio in {found['seconds']} s")
+    console.print(f"{shares['all']:,} datagrams in {found['seconds']} s")
+    if not options.sinks:
+        console.print("without sinks, which need nats-server, nats-py and confluent-kafka")
     for reason in found["missed"]:
         console.print(f"missed: {reason}")
     options.results.parent.mkdir(parents=True, exist_ok=True)
@@ -242,6 +239,12 @@ def main() -> int:
     return bool(found["missed"])
 
 
+def has_engines() -> bool:
+    """Return whether the programs and libraries that the sinks need are installed."""
+    libraries = map(util.find_spec, ("nats", "confluent_kafka"))
+    return shutil.which("nats-server") is not None and all(libraries)
+
+
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60, help="the minimum duration in seconds")
@@ -249,11 +252,16 @@ def parser() -> argparse.ArgumentParser:
         "--datagrams",
         type=int,
         default=0,
-        help="the minimum number of datagrams through servers and asyncio",
+        help="the minimum number of datagrams that are sent",
     )
     parser.add_argument("--round", type=float, default=4, help="the duration of a round in seconds")
     parser.add_argument("--memory", type=int, default=MEMORY, help="the allowed growth in bytes")
-    parser.add_argument("--sinks", action="store_true", help="with sinks, whose engines restart")
+    parser.add_argument(
+        "--sinks",
+        action=argparse.BooleanOptionalAction,
+        default=has_engines(),
+        help="with sinks, whose engines restart; by default, if these are installed",
+    )
     parser.add_argument("--directory", type=Path, help="the folder of its page")
     parser.add_argument("--results", type=Path, default=Path("target/soak.json"))
     parser.add_argument("--command", default="make soak", help="the command line for the page")

@@ -10,6 +10,8 @@ LONGEST_RUN = 128
 # The maximum number of datagrams that a worker may have received but not counted yet: 64 messages
 # of up to 64 datagrams, as the load generator sends them.
 IN_HAND = 64 * 64
+# The ends of the names of rows that count the same traffic as another row does.
+REPLIES, AT_LINK = ": replies", ": link"
 COUNTERS = ("received", "refused", "kernel_drops", "filter_drops")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tomada
-from tests.soak.account import Account, explained
+from tests.soak.account import REPLIES, Account, explained
 from tests.soak.loads import Load, Sent, running, settle
 
 HERE = ("127.0.0.1", 0)
@@ -54,10 +54,10 @@ class Lane(ABC):
         }
         if replies and any(load.is_closed for load in self.loads):
             if any(load.is_secured for load in self.loads):
-                # `sent` also counts handshakes. There is one reply to each request.
+                # The counter `sent` includes handshakes. There is one reply to each request.
                 replies = found[self.name].received
             # The load generator receives the replies.
-            found[f"{self.name}: replies"] = Account.of(replies, Drained(*sent.results), run=None)
+            found[f"{self.name}{REPLIES}"] = Account.of(replies, Drained(*sent.results), run=None)
         return found
 
 

@@ -85,7 +85,8 @@ asyncio {digits(shares["asyncio"])} and sockets {digits(shares["socket"])}.
 {markdown(TRAFFIC, traffic(results["lanes"]))}
 *Dropped* is `kernel_drops` and *filtered* `filter_drops`; both count a run as one. *Killed* counts
 datagrams lost in workers that the test killed. The rows marked *replies* count the replies that the
-load generator received.
+load generator received, and those marked *link* what arrived at a link, which loses and duplicates
+some of it on the way to the server.
 
 {fill(f"The run also included: {deeds(results['deeds'])}.", 100)}
 

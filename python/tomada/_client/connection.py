@@ -265,26 +265,27 @@ class Connection(socket):
     def _failure(self) -> OSError | None:
         """Return the error that ended the session or prevented it, or ``None``."""
         try:
-            if self._sessions is not None:
-                self._sessions.status()
+            if (sessions := self._sessions) is not None:
+                sessions.status()
         except OSError as error:
             return error
         return None
 
     def _is_securing(self) -> bool:
         """Return whether a handshake is under way that an earlier attempt has begun."""
-        if self._sessions is None or self._failure() is not None:
+        sessions = self._sessions
+        if sessions is None or self._failure() is not None:
             return False
-        return self._sessions.status() is None
+        return sessions.status() is None
 
     def session_lost(self) -> DTLSZeroReturnError | None:
         """Return the error if a session has ended, or the server has ended the handshake."""
-        failure = self._failure()
-        if self._sessions is None or failure is None or self.is_closing:
+        sessions, failure = self._sessions, self._failure()
+        if sessions is None or failure is None or self.is_closing:
             return None
         if isinstance(failure, DTLSZeroReturnError):
             return failure
-        if not self._sessions.stats()["established"]:
+        if not sessions.stats()["established"]:
             return None
         # Such as a server's that ends while it resumes a session.
         return DTLSZeroReturnError(
@@ -303,10 +304,10 @@ class Connection(socket):
         :raises OSError: The handshake failed; see :meth:`session_lost`. The next
             :meth:`ask` begins another one.
         """
-        if self._sessions is None:
+        if (sessions := self._sessions) is None:
             return
         try:
-            self._sessions.handshake(max(until - monotonic(), 0.0))
+            sessions.handshake(max(until - monotonic(), 0.0))
         except OSError as error:
             if self._is_securing() and isinstance(error, TimeoutError | BlockingIOError):
                 raise SecuringError(*error.args) from None
@@ -315,13 +316,17 @@ class Connection(socket):
 
     def tick(self) -> float:
         """Make a handshake's due retransmissions; return the seconds until the next call."""
-        due = None if self._sessions is None else self._sessions.tick()
+        due = None if (sessions := self._sessions) is None else sessions.tick()
         return math.inf if due is None else due
 
     def end_session(self) -> None:
         """End a session in which the server no longer answers; the next request begins another."""
-        if self._sessions is not None:
-            self._sessions.close()
+        if (sessions := self._sessions) is not None:
+            sessions.close()
+
+    def forget_session(self) -> None:
+        """Free the memory of the session without waiting for the garbage collector."""
+        self._sessions = None  # it refers to this object
 
     def _leave(self) -> None:
         """Give up the local address, which may no longer belong to this machine."""
@@ -399,6 +404,8 @@ def close_all(connections: Sequence[Connection]) -> None:
         with contextlib.suppress(OSError):  # closed already
             connection.end_session()
     socket._close_all(connections)  # noqa: SLF001 - made for this purpose
+    for connection in connections:
+        connection.forget_session()
 
 
 def has_no_room(error: OSError) -> bool:

@@ -3,9 +3,9 @@
 use std::ffi::{CString, c_int};
 
 use pyo3::exceptions::{PyOSError, PyOverflowError, PyRuntimeWarning, PyTypeError, PyValueError};
-use pyo3::intern;
+use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyFloat, PyInt};
+use pyo3::types::PyFloat;
 
 use super::{BLOCKING, Socket};
 use crate::python::address::masked_word;
@@ -60,7 +60,10 @@ impl Socket {
         let socket = self.socket()?;
         match value.extract::<c_int>() {
             Ok(value) => socket.set_int_option(level, optname, value)?,
-            Err(error) if is_told(&error, value.py()) => return Err(error.into()),
+            // From Python 3.15 on, the standard class does not try an integer as bytes.
+            Err(error) if value.py().version_info() >= (3, 15) && is_integer(value) => {
+                return Err(error.into());
+            }
             Err(_) => socket.set_option(level, optname, &Readable::new(value)?.copy()?)?,
         }
         socket.option_was_set(level, optname);
@@ -129,10 +132,10 @@ impl Socket {
     }
 }
 
-/// Whether the value of an option, which is not a C int, is an int nevertheless. From Python 3.15
-/// on, the standard class says what is wrong with it; before, it tries it as bytes.
-fn is_told(error: &PyErr, py: Python<'_>) -> bool {
-    py.version_info() >= (3, 15) && !error.is_instance_of::<PyTypeError>(py)
+/// Whether an object has an `__index__`, even if that fails.
+fn is_integer(object: &Bound<'_, PyAny>) -> bool {
+    // SAFETY: attached, with an object.
+    unsafe { ffi::PyIndex_Check(object.as_ptr()) != 0 }
 }
 
 /// Reads a timeout like the standard module: `None`, or non-negative seconds, rounded away from
@@ -158,14 +161,15 @@ pub(super) fn parse_timeout(timeout: Option<&Bound<'_, PyAny>>) -> Result<i64> {
     Ok(nanoseconds)
 }
 
-/// The value of a float or, from Python 3.15 on, of any number that is not an integer.
+/// The value of a number that is read as a float: before Python 3.15, only floats are.
 fn fraction(number: &Bound<'_, PyAny>) -> PyResult<Option<f64>> {
-    let py = number.py();
-    if let Ok(float) = number.cast::<PyFloat>() {
-        return Ok(Some(float.value()));
+    if let Ok(float) = number.cast_exact::<PyFloat>() {
+        return Ok(Some(float.value())); // the usual case
     }
-    let is_integer = number.is_instance_of::<PyInt>()
-        || py.version_info() < (3, 15)
-        || number.hasattr(intern!(py, "__index__"))?;
-    if is_integer { Ok(None) } else { number.extract().map(Some) }
+    let is_fraction = if number.py().version_info() >= (3, 15) {
+        !is_integer(number)
+    } else {
+        number.is_instance_of::<PyFloat>()
+    };
+    is_fraction.then(|| number.extract()).transpose()
 }

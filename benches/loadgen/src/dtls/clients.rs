@@ -14,14 +14,17 @@ use crate::load::IDLE;
 /// is counted as lost and replaced; with `--sleep`, the clients sleep briefly when there is nothing
 /// to do.
 ///
-/// At the end it waits for the outstanding replies, so the result accounts for every request and
-/// every reply.
+/// At the end it waits for the outstanding replies, so the result accounts for every request. The
+/// number of received replies includes those that were late, or not expected at all.
 pub(crate) fn load(args: &mut Args) -> Result<Line> {
     let (peer, sleeps) = (args.peer()?, args.flag("sleep"));
     let clients = args.optional("clients")?.unwrap_or(1000);
     let window = args.optional("window")?.unwrap_or(256).min(clients);
     let timeout = Duration::try_from_secs_f64(args.optional("timeout")?.unwrap_or(0.5))?;
     let mut common = args.start()?;
+    if window == 0 {
+        return Err("no client, or no request in flight, is not possible".into());
+    }
     let context = client_context()?;
     let mut clients =
         (0..clients).map(|_| Client::connect(&context, peer)).collect::<Result<Vec<_>>>()?;
@@ -31,7 +34,7 @@ pub(crate) fn load(args: &mut Args) -> Result<Line> {
     json::announce(peer.port());
     let (mut request, mut reply) = (vec![0; common.size.max(size_of::<u64>())], vec![0; 1 << 14]);
     let mut in_flight = VecDeque::new();
-    let (mut next, mut lost) = (0_usize, 0_u64);
+    let (mut next, mut lost, mut late) = (0_usize, 0_u64, 0_u64);
     loop {
         while in_flight.len() < window && !common.stop.is_due() {
             let index = next % clients.len();
@@ -46,8 +49,11 @@ pub(crate) fn load(args: &mut Args) -> Result<Line> {
             Some(reply) if reply.len() == request.len() && reply.starts_with(&id) => {
                 common.counter.add(1);
             }
-            // Late: it was counted as lost.
-            Some(_) => continue,
+            // It was counted as lost.
+            Some(_) => {
+                late += 1;
+                continue;
+            }
             None if sent_at.elapsed() < timeout => {
                 if sleeps {
                     thread::sleep(IDLE);
@@ -58,8 +64,11 @@ pub(crate) fn load(args: &mut Args) -> Result<Line> {
         }
         in_flight.pop_front();
     }
-    let received = common.counter.total();
-    Ok(Line::default().with("sent", next as u64).with("received", received).with("losses", lost))
+    Ok(Line::default()
+        .with("sent", next as u64)
+        .with("received", common.counter.total() + late)
+        .with("losses", lost)
+        .with("late", late))
 }
 
 /// `dtls-handshakes`: full handshakes, a number of them at a time, each from a port of its own. Each

@@ -24,7 +24,7 @@ const GROUPS: &str = "X25519:P-256";
 /// The longest datagram of a session.
 const MTU: usize = 1400;
 /// How long a client waits for an answer to its handshake.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The bytes that OpenSSL has yet to read, and those that it has written.
 #[derive(Default)]
