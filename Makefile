@@ -154,7 +154,7 @@ memcheck_runner := ["$(subst $() ,"$(comma)",$(memcheck))"]
 valgrind: ## memcheck over the Rust unit tests and a run of everything from Python; takes minutes
 	@command -v valgrind >/dev/null || { \
 		echo "make valgrind needs valgrind: install the package of that name"; exit 1; }
-	PROPTEST_CASES=16 cargo test --quiet --no-default-features --lib --profile valgrind \
+	PROPTEST_CASES=16 cargo test --quiet $(engine_features) --lib --profile valgrind \
 		--config 'target."cfg(all())".runner = $(memcheck_runner)' -- $(memcheck_skip)
 	@$(MAKE) --no-print-directory VENV=.venv-valgrind .venv-valgrind/stamps/wheel
 	PYTHONMALLOC=malloc $(memcheck) .venv-valgrind/bin/python tests/valgrind/exercise.py
@@ -170,12 +170,15 @@ endif
 # A test asks for more memory than there can be.
 sanitizer_options := allocator_may_return_null=1
 sanitized = RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=$(1)" PROPTEST_CASES=16 cargo $(toolchain) test \
-	--quiet --no-default-features --lib --target $(fuzz_host) --target-dir target/sanitize/$(1)
+	--quiet $(2) --lib --target $(fuzz_host) --target-dir target/sanitize/$(1)
 unavailable = @echo "not run: $(1)"
 
+# Only AddressSanitizer runs the tests of DTLS: ThreadSanitizer needs an OpenSSL that was compiled for
+# it, and Miri cannot call C.
 sanitize: ## AddressSanitizer, ThreadSanitizer and Miri over the Rust unit tests, as far as installed
-	ASAN_OPTIONS=$(sanitizer_options) $(call sanitized,address)
-	$(if $(has_source),TSAN_OPTIONS=$(sanitizer_options) $(call sanitized,thread) -Zbuild-std,\
+	ASAN_OPTIONS=$(sanitizer_options) $(call sanitized,address,$(engine_features))
+	$(if $(has_source),TSAN_OPTIONS=$(sanitizer_options) \
+		$(call sanitized,thread,--no-default-features) -Zbuild-std,\
 		$(call unavailable,ThreadSanitizer (rustup component add rust-src)))
 	$(if $(has_miri),MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=4 $(PYTHON) scripts/miri.py \
 		cargo $(toolchain) miri test --quiet --no-default-features --lib --target-dir target/sanitize/miri,\

@@ -14,10 +14,16 @@ import warnings
 
 import tomada
 import tomada.asyncio
-from tomada import socket
+from tomada import socket, testing
+
+try:
+    from tomada import dtls
+except ImportError:  # a build without DTLS
+    dtls = None
 
 DEADLINE = 120
 TEXT = b"a datagram"
+KEY = b"a key of thirty-two bytes or so."
 
 
 def bound(family=socket.AF_INET):
@@ -274,11 +280,66 @@ def servers():
             assert repr(server.stats())
 
 
+def proxied():
+    """Take requests from a proxy, and handle them in tasks."""
+
+    async def handle(data, address):
+        await asyncio.sleep(0)
+        assert address == ("192.0.2.1", 1234)
+        return data.upper()
+
+    with (
+        tomada.Server(("127.0.0.1", 0), handle, proxy=["127.0.0.0/8"]) as server,
+        tomada.Client(server.address, timeout=DEADLINE, proxy_from=("192.0.2.1", 1234)) as client,
+    ):
+        assert client.request(TEXT) == TEXT.upper()
+
+
+def linked():
+    """Send requests through a link that impairs the network, encrypted and not."""
+    sides = [(None, None)]
+    if dtls is not None:
+        near, far = (
+            dtls.Context(side) for side in (dtls.PROTOCOL_DTLS_CLIENT, dtls.PROTOCOL_DTLS_SERVER)
+        )
+        near.set_psk_client_callback(lambda _hint: ("exercise", KEY))
+        far.set_psk_server_callback({"exercise": KEY}.get)
+        sides.append((near, far))
+    requests = [b"%d" % number for number in range(10)]
+    for near, far in sides:
+        with tomada.Server(("127.0.0.1", 0), lambda data, _: data, dtls=far) as server:
+            with (
+                testing.impaired(server, duplicate=0.2, reorder=0.2, delay=0.001) as link,
+                tomada.Client(link.address, timeout=DEADLINE, dtls=near) as client,
+            ):
+                assert list(client.request_many(requests)) == requests
+            asyncio.run(asking(server.address, near))
+            if near is not None:
+                wrapped(server.address, near)
+
+
+async def asking(address, near):
+    async with tomada.asyncio.Client(address, timeout=DEADLINE, dtls=near) as client:
+        replies = await asyncio.gather(*(client.request(TEXT) for _ in range(5)))
+        assert replies == [TEXT] * 5
+    async with tomada.asyncio.open_endpoint(remote_addr=address, dtls=near) as endpoint:
+        assert await endpoint.request(TEXT, timeout=DEADLINE) == TEXT
+
+
+def wrapped(address, near):
+    with bound() as sock:
+        sock.connect(address)
+        with near.wrap_socket(sock) as wrapped:
+            wrapped.send(TEXT)
+            assert wrapped.recv(100) == TEXT
+            assert wrapped.cipher()
+
+
 def main():
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         unix(folder)
-    for part in (single, many, metadata, guarded, closing, servers):
+    for part in (single, many, metadata, guarded, closing, servers, proxied, linked):
         part()
         print(part.__name__, flush=True)
     tomada.asyncio.run(transports())

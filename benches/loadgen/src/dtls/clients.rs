@@ -15,7 +15,8 @@ use crate::load::IDLE;
 /// to do.
 ///
 /// At the end it waits for the outstanding replies, so the result accounts for every request. The
-/// number of received replies includes those that were late, or not expected at all.
+/// number of received replies includes those that were late, or not expected at all. Then it ends the
+/// sessions.
 pub(crate) fn load(args: &mut Args) -> Result<Line> {
     let (peer, sleeps) = (args.peer()?, args.flag("sleep"));
     let clients = args.optional("clients")?.unwrap_or(1000);
@@ -63,6 +64,9 @@ pub(crate) fn load(args: &mut Args) -> Result<Line> {
             None => lost += 1,
         }
         in_flight.pop_front();
+    }
+    for client in clients {
+        client.part()?;
     }
     Ok(Line::default()
         .with("sent", next as u64)

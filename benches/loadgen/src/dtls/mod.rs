@@ -179,6 +179,19 @@ impl Client {
         }
     }
 
+    /// Ends the session, and waits for the server's answer: otherwise, that would arrive at the next
+    /// socket with this port.
+    fn part(mut self) -> Result<()> {
+        self.socket.set_nonblocking(false)?;
+        self.socket.set_read_timeout(Some(PATIENCE))?;
+        self.stream.shutdown()?;
+        self.flush()?;
+        let mut rest = vec![0; 2 * MTU];
+        // Once the session has ended, a receive fails.
+        while let Ok(Some(_)) = self.receive(&mut rest) {}
+        Ok(())
+    }
+
     /// Tells the server that the session ends.
     fn close(mut self) -> Result<()> {
         self.stream.shutdown()?;
